@@ -1,0 +1,1 @@
+"""kleiber: a Lightning + Hydra laboratory for language-model science."""

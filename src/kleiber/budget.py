@@ -1,0 +1,77 @@
+"""How long to train: tokens, FLOPs, tokens per parameter, or steps, turned into optimizer steps.
+
+Exactly one of the four is set; none means 20 tokens per active parameter (Hoffmann et al. 2022, arXiv:2203.15556).
+It knows neither model nor data: the caller hands over two numbers of the model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+
+SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+NUMBER = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)([kKMBGT]?)")
+DEFAULT_RATIO = 20.0
+
+
+def quantity(value: int | float | str) -> float:
+    """A number, or text such as `20M`, `1.5B`, `2e7`, as a float.
+
+    Raises ValueError for text of another form and for what is not finite and positive.
+    """
+    number = float(value) if isinstance(value, int | float) else _parse(value)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{value!r} is not a positive quantity: write a number such as 20000000, 2e7, 20M or 1.5B")
+    return number
+
+
+def _parse(text: str) -> float:
+    found = NUMBER.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is not a quantity: write a number such as 20000000, 2e7, 20M or 1.5B")
+    return float(found[1].replace("_", "")) * SUFFIXES[found[2]]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A training budget; at most one field is set.
+
+    tokens  training tokens, repeats included
+    flops   training FLOPs of the model (forward and backward, without recomputation)
+    ratio   training tokens per active parameter
+    steps   optimizer steps
+    """
+
+    tokens: int | float | str | None = None
+    flops: int | float | str | None = None
+    ratio: int | float | str | None = None
+    steps: int | float | str | None = None
+
+    def __post_init__(self) -> None:
+        given = self.given()
+        if len(given) > 1:
+            names = " and ".join(f"budget.{name}={value}" for name, value in given.items())
+            raise ValueError(f"{names} are both set: keep one")
+        for name, value in given.items():
+            try:
+                quantity(value)
+            except ValueError as error:
+                raise ValueError(f"budget.{name}: {error}") from None
+
+    def given(self) -> dict[str, int | float | str]:
+        """The fields that are set."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def num_steps(self, *, batch_tokens: int, active_params: int, flops_per_token: float) -> int:
+        """Optimizer steps, rounded to the nearest and at least one."""
+        if self.steps is not None:
+            return max(1, round(quantity(self.steps)))
+        if self.tokens is not None:
+            tokens = quantity(self.tokens)
+        elif self.flops is not None:
+            tokens = quantity(self.flops) / flops_per_token
+        else:
+            tokens = quantity(DEFAULT_RATIO if self.ratio is None else self.ratio) * active_params
+        return max(1, round(tokens / batch_tokens))

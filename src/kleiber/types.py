@@ -1,0 +1,190 @@
+"""The contracts of the house on one screen: what flows between data, model, objective, router and retention method.
+
+Axes are spelled one way everywhere: batch time dim heads head_dim hidden experts k vocab tokens (= batch * time).
+Nothing here computes, and nothing here imports another module of kleiber.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+@dataclass
+class Batch:
+    """Samples of one micro-batch. `None` stands for the obvious: every token real, every target of weight one.
+
+    tokens    token ids; for next-token prediction a row is one longer than the context
+    real      False on padding
+    weights   weight of each token *as a target* (0 leaves it out of the loss)
+    segments  number of the document within a packed row; attention stays inside a segment
+    labels    class ids, scores or other per-sample targets
+    samples   number of each sample in the data set: the seed of its masks, whatever rank or micro-batch it fell to
+    """
+
+    tokens: Int[Tensor, "batch time"]
+    real: Bool[Tensor, "batch time"] | None = None
+    weights: Float[Tensor, "batch time"] | None = None
+    segments: Int[Tensor, "batch time"] | None = None
+    labels: Tensor | None = None
+    samples: Int[Tensor, "batch"] | None = None
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with `fn` applied to every tensor that is there: a device move, a slice of rows."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: None if value is None else fn(value) for name, value in values.items()})
+
+    def to(self, device: torch.device | str) -> Batch:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def split(self, rows: int) -> list[Batch]:
+        """Micro-batches of at most `rows` samples, in order."""
+        return [self.map(lambda t, i=i: t[i : i + rows]) for i in range(0, len(self), rows)]
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+
+@dataclass
+class Output:
+    """What a backbone returns. `aux` holds what its layers want to say beside the hidden states:
+
+    "loss"             auxiliary losses, weighted by their coefficients, *summed* over real tokens; absent in dense models
+    "balance/<layer>"  a load-balancing loss, unweighted, summed over real tokens (so the mean is 1 when uniform)
+    "z/<layer>"        a router z-loss, unweighted, summed over real tokens
+    "load/<layer>"     assignments per expert, a vector of counts over real tokens
+    """
+
+    hidden: Float[Tensor, "batch time dim"]
+    aux: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Loss:
+    """A sum over tokens and the number it is a sum over: additive, so any split into micro-batches and ranks agrees.
+
+    total    what is differentiated, summed over `tokens`
+    tokens   the weight that the optimizer step divides by, after summing over micro-batches and ranks
+    metrics  detached sums (divided by `tokens` when reported) and, under "load/", vectors of counts; "ce" is always there
+    """
+
+    total: Float[Tensor, ""]
+    tokens: Float[Tensor, ""]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Routing:
+    """Where a router sends each token.
+
+    weights  combination weights of the chosen experts
+    experts  the chosen experts
+    scores   the router's probabilities over all experts, from which balance losses and routing statistics are computed
+    logits   the router's logits in fp32, for the z-loss
+    """
+
+    weights: Float[Tensor, "tokens k"]
+    experts: Int[Tensor, "tokens k"]
+    scores: Float[Tensor, "tokens experts"]
+    logits: Float[Tensor, "tokens experts"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a parameter is to the optimizer: its kind sets weight decay and learning-rate scale, `fan_in` the muP scale.
+
+    kind  "embedding" (lookup tables), "hidden" (matrices inside blocks; stacks of matrices for experts),
+          "output" (head and router), "vector" (norm gains, biases)
+    """
+
+    kind: Literal["embedding", "hidden", "output", "vector"]
+    fan_in: int
+
+
+class Model(Protocol):
+    """A backbone with a head. Causal or not is its own business."""
+
+    def __call__(self, batch: Batch) -> Output: ...
+    def head(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocab"]: ...
+    def roles(self) -> dict[str, Role]: ...
+
+
+class Head(Protocol):
+    """The output layer as a loss sees it: logits = cap(multiplier * hidden @ weight.T), cap(x) = soft_cap tanh(x / soft_cap)."""
+
+    weight: Float[Tensor, "vocab dim"]
+    multiplier: float
+    soft_cap: float | None
+
+
+class Objective(Protocol):
+    """One loss. It receives the model; it never imports one."""
+
+    def __call__(self, model: Any, batch: Batch) -> Loss: ...
+
+
+class Router(Protocol):
+    def __call__(self, x: Float[Tensor, "tokens dim"]) -> Routing: ...
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. `token_bytes[i]` is how many bytes of text token i stands for (0 for specials)."""
+
+    name: str
+    vocab_size: int
+    eos: int
+    mask: int
+    hash: str
+    token_bytes: Int[np.ndarray, "vocab"]
+
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A finite, indexable set of samples; `num_bytes` is the text behind `num_tokens` targets, for bits per byte."""
+
+    num_tokens: int
+    num_bytes: int
+
+    def __len__(self) -> int: ...
+    def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch: ...
+
+
+class Corpus(Protocol):
+    """Prepared data of one stage: training samples, and validation samples by domain."""
+
+    name: str
+    config: str
+    hash: str
+    tokenizer: Tokenizer
+    train: Samples
+    validation: dict[str, Samples]
+
+
+class Retention(nn.Module):
+    """A method against forgetting: hooks around a stage, with no-op defaults; state lives in its state_dict."""
+
+    def begin_stage(self, model: nn.Module, tasks: dict[str, Samples]) -> None: ...
+
+    def data(self, train: Samples) -> Samples:
+        return train
+
+    def penalty(self, model: nn.Module, batch: Batch, step: int) -> Loss | None:
+        return None
+
+    def gradients(self, model: nn.Module, batch: Batch) -> None: ...
+
+    def end_stage(self, model: nn.Module, tasks: dict[str, Samples]) -> dict[str, Path]:
+        return {}
+
+
+BatchStream = Iterator[Batch]
