@@ -56,7 +56,7 @@ class Batch:
 class Output:
     """What a backbone returns. `aux` holds what its layers want to say beside the hidden states:
 
-    "loss"             auxiliary losses, weighted by their coefficients, *summed* over real tokens; absent in dense models
+    "loss"             auxiliary losses, weighted by their coefficients, *summed* over real tokens; absent when dense
     "balance/<layer>"  a load-balancing loss, unweighted, summed over real tokens (so the mean is 1 when uniform)
     "z/<layer>"        a router z-loss, unweighted, summed over real tokens
     "load/<layer>"     assignments per expert, a vector of counts over real tokens
@@ -72,7 +72,7 @@ class Loss:
 
     total    what is differentiated, summed over `tokens`
     tokens   the weight that the optimizer step divides by, after summing over micro-batches and ranks
-    metrics  detached sums (divided by `tokens` when reported) and, under "load/", vectors of counts; "ce" is always there
+    metrics  detached sums (divided by `tokens` when reported), and vectors of counts under "load/"; "ce" is always there
     """
 
     total: Float[Tensor, ""]
@@ -117,7 +117,10 @@ class Model(Protocol):
 
 
 class Head(Protocol):
-    """The output layer as a loss sees it: logits = cap(multiplier * hidden @ weight.T), cap(x) = soft_cap tanh(x / soft_cap)."""
+    """The output layer as a loss sees it: logits = cap(multiplier * hidden @ weight.T).
+
+    cap(x) = soft_cap tanh(x / soft_cap), or x where `soft_cap` is None.
+    """
 
     weight: Float[Tensor, "vocab dim"]
     multiplier: float
