@@ -1,0 +1,138 @@
+"""Fit a law: starts by variable projection, a batch of descents, one polish; the same table gives the same fit.
+
+What the fit is worth is judged elsewhere (`bootstrap`, `profile`, `backtest`,
+`verdicts`); this module refuses to print a parameter's uncertainty.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kleiber.studies.law import Array, Law, find
+from kleiber.studies.solve import LOSSES, SPACES, Problem, descend, polish
+from kleiber.studies.starts import candidates, columns_of
+
+NEGLIGIBLE = 1e-6  # a term below this share of every prediction is not in the data
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law: `theta` in solver coordinates, `value` the unscaled objective, residuals on the fit's scale."""
+
+    problem: Problem
+    theta: Array
+    value: float
+
+    @property
+    def law(self) -> Law:
+        return self.problem.law
+
+    @property
+    def values(self) -> Array:
+        """Natural parameters (1, params); a dropped term is 0."""
+        return self.problem.values(self.theta[None])
+
+    @property
+    def params(self) -> dict[str, float]:
+        return dict(zip(self.law.params, self.values[0].tolist(), strict=True))
+
+    @property
+    def residuals(self) -> Array:
+        """s(L_hat) - s(L) by row, s the space of the fit."""
+        return self.problem.predict(self.theta[None])[0] - self.problem.observed
+
+    @property
+    def noise(self) -> float:
+        """Residual standard deviation sqrt(RSS/(n - p)) on the fit's scale; nan without degrees of freedom."""
+        spare = self.problem.num_rows - self.problem.num_params
+        return float(np.sqrt((self.residuals**2).sum() / spare)) if spare > 0 else float("nan")
+
+    @property
+    def dropped(self) -> list[str]:
+        """Linear terms the data put at 0."""
+        return [name for name, on in zip(self.law.params, self.problem.active, strict=True) if not on]
+
+    def covariance(self) -> tuple[Array, float]:
+        """Delta-method covariance s^2 (J'J)^-1 of the solver coordinates, and the condition number of J'J."""
+        jacobian = self.problem.jacobian(self.theta[None])[0]
+        centred = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
+        condition = float(np.linalg.cond(centred.T @ centred))
+        spread = self.noise if np.isfinite(self.noise) else 0.0
+        return spread**2 * np.linalg.pinv(jacobian.T @ jacobian), condition
+
+    def predict(self, inputs: Mapping[str, Array]) -> Array:
+        """The target in its own units at new inputs, (rows,)."""
+        return self.law.predict(inputs, self.values)[0]
+
+
+def fit(
+    law: Law | str, inputs: Mapping[str, Array], target: Array, loss_fn: str | None = None,
+    delta: float = 1e-3, space: str | None = None,
+) -> Fit:  # fmt: skip
+    """Minimise sum_i rho(s(L_hat_i) - s(L_i)) over the law's parameters; `loss_fn` and `space` default to its source's.
+
+    A linear term that ends at 0 is dropped (`Fit.dropped`) and the rest refitted. Errors: ValueError for an input that
+    the law needs and lacks, for fewer rows than parameters, and for values the space cannot take.
+    """
+    law = find(law) if isinstance(law, str) else law
+    problem = pose(law, inputs, target, loss_fn, delta, space)
+    seed = fit(law.start, inputs, target, loss_fn, delta, space).params if law.start else {}
+    for _ in range(1 + len(law.linear)):
+        starts = candidates(problem, seed)
+        theta, value = descend(problem, starts)
+        if not np.isfinite(value).any():
+            raise ValueError(f"law {law.name!r} is not finite on these {problem.num_rows} rows from any start")
+        best, least = polish(problem, theta[np.argmin(value)])
+        weak = _negligible(problem, best)
+        if weak is None:
+            return Fit(problem, best, least)
+        active = problem.active.copy()
+        active[weak] = False
+        problem = replace(problem, active=active)
+    raise ValueError(f"law {law.name!r}: every linear term fits to 0; the target has the wrong sign or scale")
+
+
+def refit(found: Fit, keep: Array) -> Fit:
+    """The same law and objective on some rows, from scratch."""
+    part = found.problem.rows(keep)
+    return fit(found.law, part.inputs, part.target, part.loss_fn, part.delta, part.space)
+
+
+def pose(
+    law: Law, inputs: Mapping[str, Array], target: Array, loss_fn: str | None, delta: float, space: str | None
+) -> Problem:
+    """The checked problem, everything float64 (6ND overflows int64 at real sizes)."""
+    loss_fn, space = loss_fn or law.loss_fn, space or law.space
+    if loss_fn not in LOSSES:
+        raise ValueError(f"loss-fn {loss_fn!r}: one of {', '.join(LOSSES)}")
+    if space not in SPACES:
+        raise ValueError(f"space {space!r}: one of {', '.join(SPACES)}")
+    if loss_fn == "huber" and not delta > 0:
+        raise ValueError(f"delta {delta}: must be > 0; for the limit of 0 use loss-fn lad")
+    missing = [name for name in law.inputs if name not in inputs]
+    if missing:
+        raise ValueError(f"law {law.name!r} needs inputs {', '.join(law.inputs)}; {', '.join(missing)} not given")
+    columns = {name: np.asarray(inputs[name], dtype=np.float64) for name in inputs}
+    target = np.asarray(target, dtype=np.float64)
+    for name, column in {**columns, "target": target}.items():
+        if not np.isfinite(column).all():
+            raise ValueError(f"{name}: row {int(np.argmin(np.isfinite(column)))} is not finite; exclude it first")
+    if space != "linear" and (target <= 0).any():
+        raise ValueError(f"target {target.min():g} in space {space!r}: must be > 0; use space linear")
+    if len(target) < len(law.params):
+        raise ValueError(f"law {law.name!r} has {len(law.params)} parameters, the table {len(target)} rows")
+    return Problem(law, columns, target, loss_fn, delta, space, np.ones(len(law.params), dtype=bool))
+
+
+def _negligible(problem: Problem, theta: Array) -> int | None:
+    """Position of the weakest non-negative linear term when it is below `NEGLIGIBLE` of every prediction."""
+    law, values = problem.law, problem.values(theta[None])
+    names = list(law.params.values())
+    watch = [k for k, j in enumerate(law.linear) if problem.active[j] and not getattr(names[j], "signed", True)]
+    if law.returns == "log10" or not watch:
+        return None
+    terms = np.abs(columns_of(problem, values)[0] * values[0, law.linear])
+    share = (terms / np.maximum(np.abs(law.evaluate(problem.inputs, values)[0]), 1e-300)[:, None]).max(0)
+    weakest = min(watch, key=lambda k: share[k])
+    return law.linear[weakest] if share[weakest] < NEGLIGIBLE else None

@@ -1,0 +1,169 @@
+"""Tables of runs: csv, jsonl, parquet or a folder of runs, read into the float64 columns a law takes.
+
+Roles are the law's symbols (N, D, C, L, ...); `--map N=COL` says which column plays which. It refuses to guess a column,
+to drop a row without recording the rule, and to let 6 N D overflow: everything becomes float64 on load.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kleiber.studies import where
+from kleiber.studies.law import Array, Law
+
+DERIVED = {
+    "C": (("N", "D"), lambda N, D: 6 * N * D),
+    "D": (("C", "N"), lambda C, N: C / (6 * N)),
+    "M": (("D", "N"), lambda D, N: D / N),
+}
+
+
+@dataclass
+class Table:
+    """Rows ready for a fit: `columns` by role, `frame` the original rows beside them, `excluded` (row, rule) pairs."""
+
+    frame: pd.DataFrame
+    columns: dict[str, Array]
+    roles: dict[str, str]
+    excluded: list[dict[str, object]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def target(self) -> Array:
+        return self.columns["L"]
+
+    def inputs(self, law: Law) -> dict[str, Array]:
+        """The law's inputs; ValueError names the roles that no column and no derivation supplies."""
+        missing = [name for name in law.inputs if name not in self.columns]
+        if missing:
+            maps = ",".join(f"{name}=COL" for name in missing)
+            raise ValueError(
+                f"law {law.name!r} needs {', '.join(law.inputs)}; add --map {maps}. Columns: {', '.join(map(str, self.frame.columns))}"
+            )
+        return {name: self.columns[name] for name in law.inputs}
+
+    def drop(self, rows: Array, rule: str) -> "Table":
+        """The table without the rows where the mask `rows` is true, each recorded under `rule`."""
+        gone = [{"row": _label(i), "rule": rule} for i in self.frame.index[rows]]
+        kept = {name: column[~rows] for name, column in self.columns.items()}
+        return Table(self.frame[~rows], kept, self.roles, [*self.excluded, *gone])
+
+    def split(self, column: str) -> dict[str, "Table"]:
+        """One table per value of a column, in order of the values."""
+        name = where.column_of(self.frame, column, "--by")
+        groups: dict[str, Table] = {}
+        for value in sorted(self.frame[name].unique(), key=lambda v: (isinstance(v, str), v)):
+            mask = (self.frame[name] == value).to_numpy(dtype=bool)
+            kept = {role: values[mask] for role, values in self.columns.items()}
+            groups[str(value)] = Table(self.frame[mask], kept, self.roles, list(self.excluded))
+        return groups
+
+    def hash(self) -> str:
+        """sha256 over the columns the fit read, by role: the same rows give the same hash."""
+        digest = hashlib.sha256()
+        for role in sorted(self.columns):
+            digest.update(role.encode() + np.ascontiguousarray(self.columns[role]).tobytes())
+        return digest.hexdigest()
+
+
+def _label(index: object) -> object:
+    return int(index) if isinstance(index, (int, np.integer)) else str(index)
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """The raw rows of a csv, jsonl or parquet file, or of a folder of runs; ValueError when it cannot be read."""
+    path = Path(path)
+    if path.is_dir():
+        from kleiber import catalog
+
+        frame = catalog.frame(catalog.load(path))
+        if not len(frame):
+            raise ValueError(f"{path}: no runs in this folder (a run has a summary.json)")
+        return frame
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder")
+    readers = {
+        ".csv": pd.read_csv,
+        ".jsonl": lambda p: pd.read_json(p, lines=True),
+        ".parquet": pd.read_parquet,
+    }
+    if path.suffix not in readers:
+        raise ValueError(
+            f"{path}: a table is .csv, .jsonl, .parquet or a folder of runs, not {path.suffix or 'without suffix'!r}"
+        )
+    try:
+        frame = readers[path.suffix](path)
+    except (ValueError, OSError, pd.errors.ParserError) as error:
+        raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
+    if not len(frame):
+        raise ValueError(f"{path}: the table has no rows")
+    return frame
+
+
+def parse_map(text: str | None, extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """`N=params,D=tokens` (and the synonyms --params, --data, --loss, --compute) as a dict role -> column."""
+    roles = {role: column for role, column in (extra or {}).items() if column}
+    for item in filter(None, (text or "").split(",")):
+        role, found, column = item.partition("=")
+        if not found or not role.strip() or not column.strip():
+            raise ValueError(f"--map {item!r}: write ROLE=COLUMN, such as N=params,D=tokens,L=loss")
+        if roles.get(role.strip(), column.strip()) != column.strip():
+            raise ValueError(f"--map {item!r}: {role.strip()} is already {roles[role.strip()]!r}")
+        roles[role.strip()] = column.strip()
+    return roles
+
+
+def load(
+    frame: pd.DataFrame, roles: Mapping[str, str], filters: Sequence[str] = (), needed: Iterable[str] = ()
+) -> Table:
+    """Apply the roles and filters; a role of `needed` without a mapping is read from a column of its own name.
+
+    Rows that a filter or a missing number removes are recorded with the rule. Errors: ValueError for an absent column
+    (with the nearest), for a value that is no number (with its row) and when no row is left.
+    """
+    frame = frame.reset_index(drop=True)
+    named = dict(roles)
+    for role in (*needed, "N", "D", "C", "L"):
+        if role not in named and role in frame.columns:
+            named[role] = role
+    if "L" not in named:
+        named["L"] = where.column_of(frame, "loss", "no loss mapped: add --map L=COL")
+    columns = {
+        role: _numbers(frame, where.column_of(frame, name, f"--map {role}={name}")) for role, name in named.items()
+    }
+    for role, (parts, rule) in DERIVED.items():
+        if role not in columns and all(part in columns for part in parts):
+            columns[role] = rule(*(columns[part] for part in parts))
+    table = Table(frame, columns, named)
+    gone = np.zeros(len(frame), dtype=bool)
+    for text in filters:
+        out = ~where.keep(frame, text, named)
+        table.excluded += [{"row": _label(i), "rule": f"where: {text}"} for i in frame.index[out & ~gone]]
+        gone |= out
+    kept = Table(frame[~gone], {role: column[~gone] for role, column in columns.items()}, named, table.excluded)
+    for role in ("L", *needed):
+        if role in kept.columns:
+            kept = kept.drop(~np.isfinite(kept.columns[role]), f"not finite: {role} ({named.get(role, 'derived')})")
+    if not len(kept):
+        raise ValueError(
+            f"no rows left of {len(frame)} after {', '.join(map(repr, filters)) or 'dropping missing numbers'}"
+        )
+    return kept
+
+
+def _numbers(frame: pd.DataFrame, name: str) -> Array:
+    column = frame[name]
+    if not pd.api.types.is_numeric_dtype(column):
+        read = pd.to_numeric(column, errors="coerce")
+        bad = (read.isna() & column.notna()).to_numpy(dtype=bool)
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(f"column {name!r}, row {row}: {column.iloc[row]!r} is not a number")
+        column = read
+    return column.to_numpy(dtype=np.float64, na_value=np.nan)
