@@ -1,0 +1,143 @@
+"""Backtests: fit below a compute cut, predict above it, beside two predictors that know no law.
+
+The naive predictors are the last rung's loss and the straight log-log line through the two largest rungs. A law that
+does not beat both is no law. It refuses in-sample scores: every number here is on rows the fit has not seen.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kleiber.studies.bootstrap import bootstrap, interval, strata_of
+from kleiber.studies.fit import Fit, fit, refit
+from kleiber.studies.law import Array, Law
+from kleiber.studies.solve import Problem
+
+BELOW, ABOVE = 0.85, 1.2  # a guard band around the cut: budgets that are nominally equal scatter
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """Errors above one cut: mean absolute relative error, mean relative error, coverage of the level-interval of a run."""
+
+    cut: float
+    n_train: int
+    n_test: int
+    mare: float
+    bias: float
+    coverage: float
+    naive: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def beats_naive(self) -> bool:
+        return all(self.mare < error for error in self.naive.values())
+
+
+def default_cuts(compute: Array, num_params: int, count: int = 3) -> list[float]:
+    """Up to `count` cuts at which both sides are large enough: about 1/2, 2/3 and 5/6 of the rows below."""
+    ordered = np.sort(compute)
+    found = []
+    for share in np.linspace(0.5, 0.85, count):
+        cut = float(ordered[min(int(share * len(ordered)), len(ordered) - 1)] / BELOW * 0.999)
+        if (compute < BELOW * cut).sum() >= num_params + 2 and (compute > ABOVE * cut).any():
+            found.append(cut)
+    return sorted({float(f"{cut:.3g}") for cut in found})
+
+
+def backtests(
+    found: Fit, compute: Array, cuts: Sequence[float], level: float = 0.9, draws: int = 200, seed: int = 0,
+    clusters: Array | None = None,
+) -> list[Backtest]:  # fmt: skip
+    """One Backtest per cut: trained on C < 0.85 cut, tested on C > 1.2 cut; ValueError when a side is too small."""
+    done = []
+    for cut in cuts:
+        train, test = compute < BELOW * cut, compute > ABOVE * cut
+        if train.sum() <= found.problem.num_params or not test.any():
+            raise ValueError(
+                f"backtest {cut:g}: {train.sum()} rows below, {test.sum()} above, {found.problem.num_params} parameters; "
+                f"C spans {compute.min():.3g} to {compute.max():.3g}"
+            )
+        part = refit(found, train)
+        groups = None if clusters is None else clusters[train]
+        strata = strata_of(part.problem.inputs["N"]) if "N" in part.problem.inputs else None
+        sample = bootstrap(part, draws, seed, strata, groups)
+        tested = found.problem.rows(test)
+        lo, hi = interval(sample.predict_runs(tested.inputs, seed), level)
+        error = part.predict(tested.inputs) / tested.target - 1
+        naive = {
+            name: float(np.mean(np.abs(guess / tested.target - 1)))
+            for name, guess in naive_predictions(part.problem, tested, compute[train], compute[test]).items()
+        }
+        covered = float(np.mean((lo <= tested.target) & (tested.target <= hi)))
+        mare, bias = float(np.mean(np.abs(error))), float(np.mean(error))
+        done.append(Backtest(cut, int(train.sum()), int(test.sum()), mare, bias, covered, naive))
+    return done
+
+
+def naive_predictions(train: Problem, test: Problem, c_train: Array, c_test: Array) -> dict[str, Array]:
+    """`last_rung` and `line` for each test row: along N at the row's D, else along D at its N, else along compute.
+
+    Rungs share all inputs but one (within 5 %); along compute a rung is a step of the lower envelope of losses.
+    """
+    last, line = np.empty(len(test.target)), np.empty(len(test.target))
+    envelope = _envelope(c_train, train.target)
+    for i in range(len(test.target)):
+        row = {name: column[i] for name, column in test.inputs.items()}
+        rungs = _ladder(train, row, "N") or _ladder(train, row, "D")
+        x, y = rungs if rungs else envelope
+        at = row[_varied(train, row)] if rungs else c_test[i]
+        last[i] = y[-1]
+        slope = np.log(y[-1] / y[-2]) / np.log(x[-1] / x[-2]) if len(x) > 1 and (y[-2:] > 0).all() else 0.0
+        line[i] = y[-1] * (at / x[-1]) ** slope
+    return {"last_rung": last, "line": line}
+
+
+def _varied(train: Problem, row: Mapping[str, float]) -> str:
+    return "N" if _ladder(train, row, "N") else "D"
+
+
+def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array, Array] | None:
+    """Mean loss by rung of `along`, in rising order, at the row's other inputs; None with fewer than two rungs."""
+    if along not in train.inputs:
+        return None
+    same = np.ones(train.num_rows, dtype=bool)
+    for name in train.law.inputs:
+        if name != along:
+            same &= np.abs(train.inputs[name] - row[name]) <= 0.05 * np.abs(row[name])
+    same &= train.inputs[along] < row[along] * 0.999
+    x = np.unique(train.inputs[along][same])
+    if len(x) < 2:
+        return None
+    return x, np.array([train.target[same & (train.inputs[along] == rung)].mean() for rung in x])
+
+
+def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
+    order = np.argsort(compute, kind="stable")
+    best = np.minimum.accumulate(loss[order])
+    step = np.flatnonzero(np.diff(best, prepend=np.inf) < 0)
+    return compute[order][step], best[step]
+
+
+def rank(laws: Sequence[Law], found: Fit, compute: Array, share: float = 0.2) -> list[dict[str, float | str | int]]:
+    """Laws by their error on the largest compute left out (the top `share` of rows), best first, with AIC beside it.
+
+    AIC = n log(RSS/n) + 2 p on the rows of the fit; it is shown but does not decide, since extrapolation is the claim.
+    """
+    problem = found.problem
+    cut = np.quantile(compute, 1 - share)
+    train, test = compute <= cut, compute > cut
+    table: list[dict[str, float | str | int]] = []
+    for law in laws:
+        if any(name not in problem.inputs for name in law.inputs) or train.sum() <= len(law.params) or not test.any():
+            continue
+        whole, part = problem.rows(train), problem.rows(test)
+        space = problem.space if law.returns == "linear" else law.space
+        seen = fit(law, whole.inputs, whole.target, problem.loss_fn, problem.delta, space)
+        error = seen.predict(part.inputs) / part.target - 1
+        rss = float((seen.residuals**2).sum())
+        aic = float(train.sum() * np.log(max(rss, 1e-300) / train.sum()) + 2 * len(law.params))
+        table.append(
+            {"law": law.name, "mare": float(np.abs(error).mean()), "bias": float(error.mean()), "aic": aic, "n_test": int(test.sum())}
+        )
+    return sorted(table, key=lambda entry: float(entry["mare"]))

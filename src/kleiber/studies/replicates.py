@@ -1,0 +1,82 @@
+"""Replicates: the same cell trained again with another seed. They measure noise apart from the law's misfit.
+
+It refuses to call residuals noise: without replicates the seed noise is "not measured", whatever the fit's rms.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import fdtrc
+
+from kleiber.studies.fit import Fit
+from kleiber.studies.law import Array
+
+
+@dataclass(frozen=True)
+class LackOfFit:
+    """F = (SS_lof/df_lof) / (SS_pure/df_pure) on the fit's scale, its p-value, and the seed sd with its df."""
+
+    seed_noise: float
+    pure_df: int
+    statistic: float
+    lof_df: int
+    p_value: float
+
+
+def cells(inputs: Mapping[str, Array]) -> NDArray[np.intp]:
+    """A cell number per row: rows with the same inputs (to 1e-9) are replicates of one cell."""
+    stacked = np.column_stack([np.round(column / 10.0 ** (_magnitude(column) - 9)) for column in inputs.values()])
+    _, member = np.unique(stacked, axis=0, return_inverse=True)
+    return member.reshape(-1)
+
+
+def _magnitude(column: Array) -> Array:
+    with np.errstate(divide="ignore"):
+        return np.where(column != 0, np.floor(np.log10(np.abs(np.where(column == 0, 1, column)))), 0)
+
+
+def lack_of_fit(fit: Fit) -> LackOfFit | None:
+    """The classical lack-of-fit test from replicates; None without any, or with no cell to spare over the parameters."""
+    member = cells({name: fit.problem.inputs[name] for name in fit.law.inputs})
+    sizes = np.bincount(member)
+    pure_df, lof_df = len(member) - len(sizes), len(sizes) - fit.problem.num_params
+    if pure_df < 1 or lof_df < 1:
+        return None
+    residuals = fit.residuals
+    means = np.bincount(member, residuals) / sizes
+    pure = float(((residuals - means[member]) ** 2).sum())
+    misfit = float((sizes * means**2).sum())
+    statistic = (misfit / lof_df) / max(pure / pure_df, 1e-300)
+    return LackOfFit(float(np.sqrt(pure / pure_df)), pure_df, statistic, lof_df, float(fdtrc(lof_df, pure_df, statistic)))
+
+
+def two_way_means(
+    inputs: Mapping[str, Array], loss: Array, clusters: Array, along: str = "D"
+) -> tuple[dict[str, Array], Array, Array]:
+    """Average seeds within a size before fitting: ln L = a_D + u_seed, the mean over seeds of a_D + u_seed.
+
+    A seed that reached only some D would otherwise drag those D along with its own offset. Rows of one size are those
+    that agree in every input but `along`. Returns the averaged inputs, losses, and the size number of each row, which
+    is the cluster that remains: the D values of one size share their trunks' noise.
+    """
+    others = {name: column for name, column in inputs.items() if name != along}
+    size = cells(others) if others else np.zeros(len(loss), dtype=int)
+    kept: dict[str, list[float]] = {name: [] for name in inputs}
+    means: list[float] = []
+    groups: list[int] = []
+    for number in np.unique(size):
+        rows = np.flatnonzero(size == number)
+        _, first, at = np.unique(cells({along: inputs[along][rows]}), return_index=True, return_inverse=True)
+        _, seed = np.unique(clusters[rows], return_inverse=True)
+        num_d, num_seeds = len(first), int(seed.max()) + 1
+        design = np.zeros((len(rows), num_d + num_seeds))
+        design[np.arange(len(rows)), at] = 1.0
+        design[np.arange(len(rows)), num_d + seed] = 1.0
+        effects = np.linalg.lstsq(design, np.log(loss[rows]), rcond=None)[0]
+        means += list(effects[:num_d] + effects[num_d:].mean())
+        groups += [int(number)] * num_d
+        for name in inputs:
+            kept[name] += list(inputs[name][rows][first])
+    return {name: np.array(column) for name, column in kept.items()}, np.exp(np.array(means)), np.array(groups)
