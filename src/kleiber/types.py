@@ -6,15 +6,14 @@ Nothing here computes, and nothing here imports another module of kleiber.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass
@@ -72,7 +71,7 @@ class Loss:
 
     total    what is differentiated, summed over `tokens`
     tokens   the weight that the optimizer step divides by, after summing over micro-batches and ranks
-    metrics  detached sums (divided by `tokens` when reported), and vectors of counts under "load/"; "ce" is always there
+    metrics  detached sums (divided by `tokens` when reported), vectors of counts under "load/"; "ce" is always there
     """
 
     total: Float[Tensor, ""]
@@ -171,23 +170,3 @@ class Corpus(Protocol):
     tokenizer: Tokenizer
     train: Samples
     validation: dict[str, Samples]
-
-
-class Retention(nn.Module):
-    """A method against forgetting: hooks around a stage, with no-op defaults; state lives in its state_dict."""
-
-    def begin_stage(self, model: nn.Module, tasks: dict[str, Samples]) -> None: ...
-
-    def data(self, train: Samples) -> Samples:
-        return train
-
-    def penalty(self, model: nn.Module, batch: Batch, step: int) -> Loss | None:
-        return None
-
-    def gradients(self, model: nn.Module, batch: Batch) -> None: ...
-
-    def end_stage(self, model: nn.Module, tasks: dict[str, Samples]) -> dict[str, Path]:
-        return {}
-
-
-BatchStream = Iterator[Batch]

@@ -1,0 +1,52 @@
+"""Writes checkpoints at optimizer steps and after the last one, and keeps the newest ones. What is in one: `checkpoint`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from kleiber import checkpoint
+
+
+class Checkpoints(Callback):
+    """Every `every` optimizer steps (None: ten times a run, at least every 1000 steps; 0: only after the last step).
+
+    A write that fails for want of space ends the run with status failed; the checkpoint before stays good.
+    """
+
+    def __init__(self, folder: Path, config_hash: str, every: int | None = None, keep: int = 2) -> None:
+        if keep < 1 or (every is not None and every < 0):
+            raise ValueError(f"callbacks.checkpoints: keep={keep} must be at least 1, every={every} at least 0 or null")
+        self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.every is None:
+            self.every = max(1, min(1000, trainer.max_steps // 10))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step == trainer.max_steps or (self.every and step % self.every == 0):
+            self.save(trainer, pl_module)
+
+    def save(self, trainer: Trainer, pl_module: Any) -> None:
+        """Writes the state after the latest step: rank 0 writes, the others wait for it."""
+        if trainer.is_global_zero:
+            optimizer = pl_module.optimizers(use_pl_optimizer=False)
+            state = {
+                "optimizer": checkpoint.optimizer_state(optimizer),
+                "callbacks": {c.state_key: s for c in trainer.callbacks if (s := c.state_dict())},  # type: ignore[attr-defined]
+            }
+            checkpoint.save(self.folder, trainer.global_step, pl_module.model, state, self.config_hash)
+            checkpoint.tidy(self.folder, self.keep)
+        if torch.distributed.is_initialized():
+            trainer.strategy.barrier()
+
+
+def restore_callbacks(callbacks: list[Callback], state: dict[str, Any]) -> None:
+    """Hands each callback the state that it saved."""
+    for callback in callbacks:
+        if callback.state_key in state:
+            callback.load_state_dict(state[callback.state_key])

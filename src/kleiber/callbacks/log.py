@@ -1,0 +1,49 @@
+"""Logs the training metrics of single optimizer steps. Nothing is averaged between rows, so nothing has to be resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Log(Callback):
+    """Every `every` optimizer steps: train/loss (cross-entropy, nats per token), train/total (with auxiliary losses),
+    train/grad_norm (before clipping), train/lr, train/tokens (cumulative), and for MoE moe/balance/<layer>,
+    moe/z/<layer>, moe/load_entropy/<layer> (1 when uniform), moe/max_load/<layer> (share of the busiest expert).
+    """
+
+    def __init__(self, batch_tokens: int, every: int = 10) -> None:
+        if every < 1:
+            raise ValueError(f"callbacks.log.every={every}: give a number of optimizer steps, at least 1")
+        self.batch_tokens, self.every = batch_tokens, every
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step % self.every and step != trainer.max_steps:
+            return
+        row = {"train/tokens": float(step * self.batch_tokens), **training_metrics(pl_module.last)}
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step)
+
+
+def training_metrics(last: dict[str, Any]) -> dict[str, float]:
+    """The means of a step under the names that they are logged by."""
+    row: dict[str, float] = {}
+    for name, value in last.items():
+        kind, _, layer = name.partition("/")
+        if kind == "load":
+            share = value.float() / value.sum()
+            row[f"moe/load_entropy/{layer}"] = load_entropy(share)
+            row[f"moe/max_load/{layer}"] = share.max().item()
+        elif layer:
+            row[f"moe/{name}"] = float(value)
+        elif name not in ("tokens", "loss"):
+            row[f"train/{'loss' if name == 'ce' else name}"] = float(value)
+    return row
+
+
+def load_entropy(share: torch.Tensor) -> float:
+    """Entropy of the expert shares over its maximum: 1 when uniform, 0 when one expert takes all."""
+    return (-(share * share.clamp_min(1e-12).log()).sum() / torch.tensor(float(len(share))).log()).item()

@@ -1,0 +1,150 @@
+"""A checkpoint is a directory per step, written whole or not at all, and read only when every byte verifies.
+
+    step-00001000/  model.safetensors   weights under the model's own names
+                    state.pt            optimizer state by parameter name, counters; loaded with weights_only=True
+                    meta.json           sha256 of the other two, step, config hash; written last
+
+The directory is filled under a name with `.part-`, every file is flushed to the disk, then it is renamed. It never
+unpickles code: a foreign state.pt is refused, and no message here suggests otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+SCHEMA = "kleiber.checkpoint/1"
+
+
+class Damaged(RuntimeError):
+    """A checkpoint whose files are missing, cut, or not those that its meta.json describes."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.meta["step"]
+
+    def load_model(self, model: nn.Module) -> None:
+        """Weights into `model`. Raises ValueError when names or shapes differ."""
+        try:
+            load_model(model, self.path / "model.safetensors")
+        except RuntimeError as error:
+            raise ValueError(f"{self.path} holds another model: {error}") from None
+
+    def load_state(self) -> dict[str, Any]:
+        return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
+
+
+def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any], config_hash: str) -> Checkpoint:
+    """Writes `folder/step-<step>`; raises OSError with the folder named when the disk refuses, leaving no bad file."""
+    final = folder / f"step-{step:08d}"
+    part = folder / f"{final.name}.part-{os.getpid()}"
+    try:
+        part.mkdir(parents=True)
+        save_model(model, str(part / "model.safetensors"))
+        torch.save(state, part / "state.pt")
+        sha256 = {name: _digest(part / name) for name in ("model.safetensors", "state.pt")}
+        meta = {"schema": SCHEMA, "step": step, "config_hash": config_hash, "sha256": sha256}
+        (part / "meta.json").write_text(json.dumps(meta, indent=1))
+        for file in part.iterdir():
+            _sync(file)
+        if final.exists():
+            shutil.rmtree(final)
+        _commit(part, final)
+    except (OSError, RuntimeError) as error:  # torch.save on a full disk raises RuntimeError
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(f"cannot write the checkpoint {final} ({error}); the one before it is untouched") from error
+    return Checkpoint(final, meta)
+
+
+def _commit(part: Path, final: Path) -> None:
+    os.replace(part, final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, verified. Raises Damaged, naming the file."""
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path / 'meta.json'}: {error}") from None
+    for name, expected in meta["sha256"].items():
+        if not (path / name).is_file():
+            raise Damaged(f"{path / name} is missing")
+        if _digest(path / name) != expected:
+            raise Damaged(f"{path / name} is not the file that was written: its sha256 differs")
+    return Checkpoint(path, meta)
+
+
+def steps(folder: Path) -> list[Path]:
+    """Checkpoint directories under final names, newest first."""
+    return sorted(folder.glob("step-????????"), reverse=True)
+
+
+def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and what is wrong with each newer one."""
+    complaints: list[str] = []
+    for path in steps(folder):
+        try:
+            return read(path), complaints
+        except Damaged as error:
+            complaints.append(str(error))
+    return None, complaints
+
+
+def tidy(folder: Path, keep: int = 2, protected: Iterable[Path] = ()) -> None:
+    """Removes all but the newest `keep` checkpoints and the protected ones, and what killed writers left behind."""
+    for path in [*steps(folder)[keep:], *folder.glob("step-*.part-*")]:
+        if path not in set(protected):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state by parameter name, independent of how parameters are grouped."""
+    return {
+        name: optimizer.state[parameter]
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        if parameter in optimizer.state
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Puts state by parameter name back. Raises ValueError when names differ."""
+    own = {n: p for group in optimizer.param_groups for n, p in zip(group["names"], group["params"], strict=True)}
+    if state and state.keys() != own.keys():
+        raise ValueError(f"optimizer state is for other parameters: {sorted(state.keys() ^ own.keys())[:5]}")
+    for name, values in state.items():
+        # Adam's step count lives on the parameter's device only when fused or capturable, which is how it was saved.
+        moved = {k: v.to(own[name].device) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+        optimizer.state[own[name]] = moved

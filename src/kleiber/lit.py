@@ -1,0 +1,85 @@
+"""LitLM: the one LightningModule. Pre-training, fine-tuning and MoE differ in what it is given, not in what it does.
+
+It owns the optimizer step (manual optimisation: `global_step` counts optimizer steps) and nothing else: data order,
+evaluation, logging and checkpoints live beside it. It never calls `self.log`, which costs more than a small step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from kleiber import checkpoint
+from kleiber.optim import AdamW
+from kleiber.step import Diverged, accumulate, normalise
+from kleiber.types import Batch, Objective
+
+
+class LitLM(LightningModule):
+    """A model, an objective, an optimizer and a schedule.
+
+    model         a backbone with a head (types.Model) that knows its roles and its parametrisation
+    schedule      f(step, total_steps) -> factor of every learning rate
+    total_steps   the horizon of the schedule
+    micro_batch   rows per forward and backward; memory, not mathematics
+    seed          of everything random inside a step, together with the step's number
+    restored      optimizer state by parameter name, from a checkpoint
+
+    `last` holds the means of the latest step ("ce", "total", ...), its "grad_norm" and "lr".
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        optimizer: AdamW,
+        schedule: Callable[[int, int], float],
+        *,
+        total_steps: int,
+        micro_batch: int,
+        seed: int = 0,
+        restored: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.objective = model, objective
+        self.optimizer, self.schedule, self.total_steps = optimizer, schedule, total_steps
+        self.micro_batch, self.seed, self.restored = micro_batch, seed, restored
+        self.last: dict[str, Tensor | float] = {}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        built = self.optimizer.build(self.model, self.model.roles(), self.model.parametrization.lr_scale)
+        if self.restored is not None:
+            checkpoint.load_optimizer(built, self.restored)
+        return built
+
+    def on_fit_start(self) -> None:
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        # Lightning can believe in ranks that were never made; half of the data would then be seen by nobody.
+        assert self.trainer.world_size == ranks, f"Lightning counts {self.trainer.world_size} ranks, there are {ranks}"
+
+    def training_step(self, batch: Batch, index: int) -> None:
+        step = self.global_step
+        # Noise inside a step is a function of (seed, step, rank): a resumed run draws what the unbroken one drew.
+        torch.manual_seed(hash((self.seed, step, self.global_rank)) % 2**63)
+        optimizer: Any = self.optimizers()
+        no_sync = self.trainer.strategy.block_backward_sync
+        batches = batch.split(self.micro_batch)
+        sums = accumulate(self.model, self.objective, batches, self.manual_backward, no_sync).reduce()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        clip, ranks = self.optimizer.clip, self.trainer.world_size
+        try:
+            norm = normalise(parameters, sums.values["tokens"].item(), ranks, clip)
+        except Diverged as error:
+            samples = "" if batch.samples is None else f", samples {batch.samples[:4].tolist()}..."
+            raise Diverged(f"step {step + 1}: {error}, loss {sums.means()['ce'].item():g}{samples}") from None
+        factor = self.schedule(step, self.total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = self.optimizer.lr * group["lr_scale"] * factor
+        optimizer.step()
+        optimizer.zero_grad()
+        self.last = {**sums.means(), "grad_norm": norm, "lr": self.optimizer.lr * factor}

@@ -1,0 +1,58 @@
+"""Causal language modelling: the next token from all before it. It refuses rows that leave nothing to predict."""
+
+from __future__ import annotations
+
+import torch
+
+from kleiber.nn.loss import cross_entropy
+from kleiber.types import Batch, Loss, Model
+
+
+class CLM:
+    """Next-token cross-entropy, sum_t w_t (-log p(x_t | x_<t)), in nats; Radford et al. 2019.
+
+    z_loss  coefficient of w_t log(Z_t)^2, which keeps the log-normaliser near 0 (Chowdhery et al. 2022, arXiv:2204.02311,
+            section 5); it enters `total` but not the metric "ce"
+    """
+
+    likelihood = True
+
+    def __init__(self, z_loss: float = 0.0) -> None:
+        if z_loss < 0:
+            raise ValueError(
+                f"objective.z_loss={z_loss} is negative: give 0 or a small positive coefficient such as 1e-4"
+            )
+        self.z_loss = z_loss
+
+    def __call__(self, model: Model, batch: Batch) -> Loss:
+        if batch.tokens.shape[1] < 2:
+            raise ValueError("a row of one token has no next token: give rows of at least two")
+        output = model(inputs(batch))
+        targets = batch.tokens[:, 1:]
+        weights = target_weights(batch)
+        total, cross = cross_entropy(output.hidden, model.head, targets, weights, z_loss=self.z_loss)
+        tokens = weights.sum() if weights is not None else torch.tensor(float(targets.numel()), device=targets.device)
+        metrics = {"ce": cross.detach(), **{name: value.detach() for name, value in output.aux.items()}}
+        return Loss(total + output.aux["loss"] if "loss" in output.aux else total, tokens, metrics)
+
+
+def inputs(batch: Batch) -> Batch:
+    """All tokens but the last: what the model reads when the targets are all tokens but the first."""
+    return Batch(
+        tokens=batch.tokens[:, :-1],
+        real=None if batch.real is None else batch.real[:, :-1],
+        segments=None if batch.segments is None else batch.segments[:, :-1],
+        samples=batch.samples,
+    )
+
+
+def target_weights(batch: Batch) -> torch.Tensor | None:
+    """Weight of every target; a token that opens a new segment is predicted from another document, so it counts 0."""
+    weights = None if batch.weights is None else batch.weights[:, 1:]
+    if batch.segments is not None:
+        same = (batch.segments[:, 1:] == batch.segments[:, :-1]).to(torch.float32)
+        weights = same if weights is None else weights * same
+    if batch.real is not None:
+        real = batch.real[:, 1:].to(torch.float32)
+        weights = real if weights is None else weights * real
+    return weights

@@ -1,0 +1,66 @@
+"""Masked language modelling: recover the tokens that were hidden, from both sides. It refuses to look at a causal model."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kleiber.nn.loss import cross_entropy
+from kleiber.types import Batch, Loss, Model, Tokenizer
+
+
+class MLM:
+    """Cross-entropy on a random share of tokens: 80 % become the mask, 10 % a random token, 10 % stay as they are.
+
+    Which tokens are hidden is a pure function of (seed, sample, position): the same on any rank and in any micro-batch,
+    and the same for every evaluation of a validation sample. Devlin et al. 2018, arXiv:1810.04805, section 3.1; the
+    share is per token there per sequence, here a Bernoulli draw per token.
+
+    mask_share  probability that a token is a target
+    """
+
+    likelihood = False
+
+    def __init__(self, tokenizer: Tokenizer, mask_share: float = 0.15, seed: int = 0) -> None:
+        if not 0 < mask_share < 1:
+            raise ValueError(f"objective.mask_share={mask_share} must lie between 0 and 1; BERT uses 0.15")
+        self.mask_share, self.seed = mask_share, seed
+        self.mask, self.vocab_size = tokenizer.mask, tokenizer.vocab_size
+
+    def __call__(self, model: Model, batch: Batch) -> Loss:
+        hidden, targets = self.corrupt(batch)
+        output = model(Batch(tokens=hidden, real=batch.real, segments=batch.segments, samples=batch.samples))
+        chosen = targets.flatten()
+        total = cross_entropy(output.hidden.flatten(0, 1)[chosen], model.head, batch.tokens.flatten()[chosen])
+        # Auxiliary losses are sums over all tokens, the loss is one over a share of them: this keeps their proportion.
+        aux = {
+            name: value if name.startswith("load/") else value * self.mask_share for name, value in output.aux.items()
+        }
+        metrics = {"ce": total.detach(), **{name: value.detach() for name, value in aux.items()}}
+        return Loss(total + aux["loss"] if "loss" in aux else total, chosen.sum().float(), metrics)
+
+    def corrupt(self, batch: Batch) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
+        """The tokens the model reads, and which positions it has to predict."""
+        assert batch.samples is not None, "masks are drawn from the sample numbers"
+        draw, kind, other = (uniform(batch.samples, batch.tokens.shape[1], self.seed, stream) for stream in range(3))
+        targets = draw < self.mask_share
+        if batch.real is not None:
+            targets = targets & batch.real
+        if batch.weights is not None:
+            targets = targets & (batch.weights > 0)
+        random = (other * self.vocab_size).long().clamp_(max=self.vocab_size - 1)
+        replaced = torch.where(kind < 0.8, self.mask, torch.where(kind < 0.9, random, batch.tokens))
+        return torch.where(targets, replaced, batch.tokens), targets
+
+
+def uniform(samples: Int[Tensor, "batch"], time: int, seed: int, stream: int) -> Float[Tensor, "batch time"]:
+    """Numbers in [0, 1) from (seed, stream, sample, position) alone, by the SplitMix64 finaliser (Steele et al. 2014)."""
+    position = torch.arange(time, device=samples.device)
+    x = (samples[:, None] * 0x9E3779B1 + position) * 4 + stream + seed * 0x632BE59BD9B4E019 % 2**62
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+        # int64 shifts copy the sign bit; the mask makes them the unsigned shifts of the definition.
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return ((x >> 11) & ((1 << 53) - 1)).double().div(2**53).float().clamp_(max=math.nextafter(1.0, 0.0))

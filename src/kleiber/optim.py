@@ -1,0 +1,139 @@
+"""Optimizers over parameter groups that add up, and learning-rate schedules that are pure functions of the step.
+
+A parameter's learning rate is the base rate times the scale that its parametrisation gives to its role; decay is
+decoupled and divided by that scale, so that lr x wd is the same at every width. No scheduler object: nothing to resume.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from kleiber.types import Role
+
+
+def parameter_groups(
+    model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float], lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups of trainable parameters that share a learning rate and a decay; every one is in exactly one group.
+
+    Embeddings, gains and biases are not decayed. Each group carries "lr_scale", and "names" in the order of its
+    parameters, by which a checkpoint finds its optimizer state again.
+    """
+    groups: dict[tuple[float, float], list[str]] = defaultdict(list)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name in parameters:
+        role = roles[name]
+        scale = lr_scale(role)
+        groups[scale, weight_decay / scale if role.kind in ("hidden", "output") else 0.0].append(name)
+    assert sorted(n for names in groups.values() for n in names) == sorted(parameters), "every parameter in one group"
+    return [
+        {
+            "params": [parameters[n] for n in names],
+            "names": names,
+            "lr": lr * scale,
+            "lr_scale": scale,
+            "weight_decay": wd,
+        }
+        for (scale, wd), names in groups.items()
+    ]
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW with decoupled decay (Loshchilov & Hutter 2017, arXiv:1711.05101), fused.
+
+    lr    base learning rate: that of parameters whose scale is 1
+    clip  largest global gradient norm, or None
+    """
+
+    lr: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
+            raise ValueError(
+                f"optimizer.lr={self.lr} and clip={self.clip} must be positive, weight_decay={self.weight_decay} not negative"
+            )
+
+    def build(
+        self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
+    ) -> torch.optim.Optimizer:
+        groups = parameter_groups(model, roles, lr_scale, self.lr, self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+def warmup_factor(step: int, total: int, warmup: float, warmup_steps: int) -> float:
+    """Linear rise from 0 over max(warmup * total, warmup_steps) steps, at most a fifth of the run; 1 afterwards.
+
+    The floor in steps matters for short runs (Porian et al. 2024, arXiv:2406.19146, section 3.2), the cap for tiny ones.
+    """
+    length = min(max(warmup * total, warmup_steps), 0.2 * total)
+    return min(1.0, (step + 1) / max(1.0, length))
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"schedule.{name}={value} is a share of the run: give a number between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Warm-up, then a constant rate."""
+
+    warmup: float = 0.04
+    warmup_steps: int = 100
+
+    def __post_init__(self) -> None:
+        _check_share("warmup", self.warmup)
+
+    def __call__(self, step: int, total: int) -> float:
+        return warmup_factor(step, total, self.warmup, self.warmup_steps)
+
+
+@dataclass(frozen=True)
+class WSD:
+    """Warm-up, stable, decay: linear to `final` over the last `decay` share of the run (Hu et al. 2024, arXiv:2404.06395).
+
+    A linear fall in place of their exponential one: Hägele et al. 2024, arXiv:2405.18392, find it at least as good.
+    """
+
+    warmup: float = 0.04
+    warmup_steps: int = 100
+    decay: float = 0.2
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "decay", "final"):
+            _check_share(name, getattr(self, name))
+
+    def __call__(self, step: int, total: int) -> float:
+        rise = warmup_factor(step, total, self.warmup, self.warmup_steps)
+        left = (total - step) / max(1.0, self.decay * total)
+        return rise * (self.final + (1 - self.final) * min(1.0, left))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Warm-up, then half a cosine to `final` at the last step; honest only when `total` is the real horizon."""
+
+    warmup: float = 0.04
+    warmup_steps: int = 100
+    final: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "final"):
+            _check_share(name, getattr(self, name))
+
+    def __call__(self, step: int, total: int) -> float:
+        rise = warmup_factor(step, total, self.warmup, self.warmup_steps)
+        return rise * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * step / total)))

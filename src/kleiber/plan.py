@@ -1,0 +1,139 @@
+"""What a stage is going to do, before it does it: data, model, number of steps, size of micro-batches, cost.
+
+A dry run stops here and prints the plan. Nothing is written and nothing is trained.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from kleiber.budget import Budget, quantity
+from kleiber.build import build
+from kleiber.data.sampler import stream
+from kleiber.models.counting import Parameters, count_parameters, flops_per_token
+from kleiber.step import accumulate
+from kleiber.types import Corpus, Objective
+
+
+@dataclass
+class Plan:
+    """One stage, ready to start. `rows` is the number of samples in the global batch of an optimizer step."""
+
+    corpus: Corpus
+    model: Any
+    objective: Objective
+    optimizer: Any
+    schedule: Any
+    parameters: Parameters
+    context: int
+    rows: int
+    micro_batch: int
+    steps: int
+    stop_step: int
+    flops_per_token: float
+    world_size: int
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.rows * self.context
+
+    @property
+    def tokens(self) -> int:
+        return self.stop_step * self.batch_tokens
+
+
+def make_plan(cfg: DictConfig, hardware: Any) -> Plan:
+    """Prepares the data and builds the model of a run. Raises ValueError where batch and context do not fit."""
+    context: int = cfg.model.context
+    corpus: Corpus = build(cfg.data).prepare(context)
+    torch.manual_seed(cfg.seed)
+    model = build(cfg.model, vocab_size=corpus.tokenizer.vocab_size)
+    parameters = count_parameters(model)
+    flops = flops_per_token(model, context)
+    rows = round(quantity(cfg.batch.tokens)) // context
+    budget = Budget(**cfg.budget)
+    steps = budget.num_steps(batch_tokens=rows * context, active_params=parameters.active, flops_per_token=flops)
+    share = -(-rows // hardware.world_size)
+    micro = micro_batch(cfg.batch.micro, share, context, model, hardware)
+    return Plan(
+        corpus=corpus,
+        model=model,
+        objective=build(cfg.objective, tokenizer=corpus.tokenizer),
+        optimizer=build(cfg.optimizer),
+        schedule=build(cfg.schedule),
+        parameters=parameters,
+        context=context,
+        rows=rows,
+        micro_batch=micro,
+        steps=steps,
+        stop_step=min(steps, hardware.max_steps or steps),
+        flops_per_token=flops,
+        world_size=hardware.world_size,
+    )
+
+
+def micro_batch(asked: int | str, rows: int, context: int, model: Any, hardware: Any) -> int:
+    """Rows per forward and backward: as asked, or the most that half of the free memory holds."""
+    if asked != "auto":
+        return min(int(asked), rows)
+    fits = int(0.5 * free_memory_bytes(hardware.accelerator) // activation_bytes(model, context))
+    return max(1, min(rows, fits))
+
+
+def activation_bytes(model: Any, context: int) -> int:
+    """Rough bytes that one row keeps for its backward: about 20 vectors of the width and 5 of the MLP per token and layer,
+    in fp32. An estimate for choosing a micro-batch, not a measurement."""
+    per_token = model.depth * (20 * model.width + 5 * model.mlp_hidden)
+    return 4 * context * per_token
+
+
+def free_memory_bytes(accelerator: str) -> int:
+    if accelerator == "gpu":
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def describe(plan: Plan) -> str:
+    """The plan in words: parameters, FLOPs, memory, steps, time by a measured step, and the learning-rate curve."""
+    p = plan.parameters
+    seconds = measured_step(plan)
+    state = 4 * 4 * p.total + plan.micro_batch * activation_bytes(plan.model, plan.context)
+    total_flops = plan.flops_per_token * plan.tokens
+    unique = plan.corpus.train.num_tokens
+    lines = [
+        f"parameters   {p.total:,} total, {p.active:,} active, {p.non_embedding:,} outside embeddings",
+        f"data         {plan.corpus.name}: {unique:,} unique training tokens, {plan.tokens / unique:.2f} epochs",
+        f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens in micro-batches of {plan.micro_batch} rows: "
+        f"{plan.tokens:,} tokens ({plan.tokens / p.active:.1f} per active parameter)",
+        f"compute      {total_flops:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND says {6 * p.active * plan.tokens:.3g})",
+        f"memory       about {state / 2**20:,.0f} MiB for weights, gradients, optimizer and activations",
+        f"time         {seconds * 1e3:,.0f} ms a step measured: {seconds * plan.stop_step / 60:,.1f} minutes of training",
+        f"lr           peak {plan.optimizer.lr:g}; over the run:  {sparkline(plan)}",
+    ]
+    return "\n".join(lines)
+
+
+def measured_step(plan: Plan, repeats: int = 3) -> float:
+    """Seconds of a forward and backward over one global batch, the median of `repeats` after a warm-up."""
+    batch = next(stream(plan.corpus.train, seed=0, batch_samples=plan.rows))
+    taken = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        accumulate(plan.model, plan.objective, batch.split(plan.micro_batch), torch.Tensor.backward)
+        taken.append(time.perf_counter() - began)
+    plan.model.zero_grad()
+    return sorted(taken[1:])[repeats // 2]
+
+
+def sparkline(plan: Plan, width: int = 60) -> str:
+    """The schedule as a row of bars."""
+    bars = " ▁▂▃▄▅▆▇█"
+    places = [math.floor(i * (plan.steps - 1) / (width - 1)) for i in range(width)]
+    return "".join(bars[math.ceil(plan.schedule(step, plan.steps) * (len(bars) - 1))] for step in places)

@@ -1,0 +1,57 @@
+"""One optimizer step over micro-batches: a function of (model, objective, batches), whatever the loop around it.
+
+Losses are sums. Gradients of sums are accumulated, summed over ranks, and divided once by the number of target tokens
+in the global batch, so any split of it into micro-batches and ranks gives the same step. It knows no learning rate, no
+schedule and no logging.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kleiber.sums import Sums
+from kleiber.types import Batch, Objective
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient of a step is not finite. The weights are those from before the step."""
+
+
+def accumulate(
+    model: Any,
+    objective: Objective,
+    batches: Sequence[Batch],
+    backward: Callable[[Tensor], None],
+    no_sync: Callable[[], AbstractContextManager] = nullcontext,
+) -> Sums:
+    """Forward and backward over micro-batches; gradients are synchronised in the last. Returns this rank's sums."""
+    sums = Sums()
+    for number, batch in enumerate(batches, start=1):
+        with nullcontext() if number == len(batches) else no_sync():
+            loss = objective(model, batch)
+            backward(loss.total)
+        sums.add(loss)
+    return sums
+
+
+def normalise(parameters: Sequence[nn.Parameter], tokens: float, world_size: int, clip: float | None) -> float:
+    """Divides the gradients by the token count, clips their global norm, and returns the norm before clipping.
+
+    `world_size` undoes the mean that DistributedDataParallel takes over ranks. Raises Diverged when the norm is not
+    finite.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    scale = world_size / tokens
+    norm = torch.nn.utils.get_total_norm(gradients).item() * scale
+    if not math.isfinite(norm):
+        raise Diverged(f"gradient norm {norm}")
+    if clip is not None and norm > clip:
+        scale *= clip / norm
+    torch._foreach_mul_(gradients, scale)
+    return norm

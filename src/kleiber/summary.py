@@ -1,0 +1,107 @@
+"""summary.json: what a run was, how it ended and what it measured. Written atomically, at every change of state.
+
+The schema stands in summary.schema.json; analyses read nothing else. It imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "kleiber.run/1"
+PACKAGES = (
+    "torch",
+    "lightning",
+    "hydra-core",
+    "torchmetrics",
+    "wandb",
+    "datasets",
+    "transformers",
+    "tokenizers",
+    "numpy",
+)
+
+
+class Summary:
+    """The summary of one run folder; `update` writes it whole. A second start continues the stages of the first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "summary.json"
+        self.values: dict[str, Any] = read(self.path) or {}
+        self._before = float(self.values.get("seconds") or 0.0)
+        self._began = time.monotonic()
+
+    def start(self, **facts: Any) -> None:
+        """Marks the run as running; facts are run_id, name, study, config_hash, overrides, seed, machine."""
+        first = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "stages": [], "R": None}
+        fixed = {"schema": SCHEMA, "status": "running", "error": None, "versions": versions(), **commit()}
+        self.values = {**first, **self.values, **fixed, **facts}
+        self.update()
+
+    def update(self, **values: Any) -> None:
+        self.values.update(values)
+        self.values["seconds"] = round(self._before + time.monotonic() - self._began, 3)
+        write_json(self.path, self.values)
+
+    def put_stage(self, stage: dict[str, Any]) -> None:
+        """Adds a stage, or replaces the one of the same name, and writes."""
+        others = [s for s in self.values["stages"] if s["name"] != stage["name"]]
+        self.update(stages=[*others, stage])
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A summary, or None where there is none or what is there is no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes beside the target and renames; numbers that are not finite become null, since JSON has none."""
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    part.write_text(json.dumps(_finite(values), indent=1))
+    os.replace(part, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> dict[str, Any]:
+    """The commit of the code, and whether it was changed since; nulls where the code is no git checkout."""
+    unknown = {"commit": None, "dirty": None}
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # installed: a repository further up would be somebody else's
+        return unknown
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
+    try:
+        head = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return unknown
+    if head.returncode:
+        return unknown
+    name = head.stdout.strip()
+    return {"commit": name.removesuffix("-dirty"), "dirty": name.endswith("-dirty")}

@@ -1,0 +1,103 @@
+"""How a stage meets the hardware: a Lightning Trainer with everything turned off that this project does beside it.
+
+Ranks are made by the launcher alone; the Trainer only ever finds them. It refuses an accelerator that is not there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
+
+
+@dataclass(frozen=True)
+class Local:
+    """One device in one process.
+
+    accelerator    cpu or gpu
+    precision      32, bf16 (autocast, fp32 weights) or 64 (for tests of exactness)
+    threads        CPU threads; None leaves PyTorch's choice, one per core
+    compile        torch.compile the model, in place
+    deterministic  only deterministic kernels, an error where there is none
+    max_steps      a cap on optimizer steps, for a quick look; the budget keeps its horizon
+    """
+
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    devices: int = 1
+    precision: Literal[32, 64, "bf16"] = 32
+    threads: int | None = None
+    compile: bool = False
+    deterministic: bool = False
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ValueError("trainer.accelerator=gpu, but PyTorch sees no GPU here: set trainer.accelerator=cpu")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"trainer.max_steps={self.max_steps}: give a number of at least 1, or null for no cap")
+        self._check_devices()
+
+    def _check_devices(self) -> None:
+        if self.devices != 1:
+            raise ValueError(f"trainer.devices={self.devices} needs a distributed trainer: set trainer=ddp")
+
+    @property
+    def world_size(self) -> int:
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    @property
+    def rank(self) -> int:
+        return int(os.environ.get("RANK", "0"))
+
+    def prepare(self) -> None:
+        """Process-wide settings: threads, TF32 for the matrix products of mixed precision."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        if self.accelerator == "gpu":
+            torch.set_float32_matmul_precision("high")
+
+    def strategy(self) -> Any:
+        return "auto"
+
+    def trainer(self, callbacks: list[pl.Callback], loggers: list[Any], max_steps: int) -> pl.Trainer:
+        """A Trainer for at most `max_steps` optimizer steps over an endless stream of batches."""
+        return pl.Trainer(
+            accelerator=self.accelerator,
+            devices=self.devices,
+            num_nodes=1,
+            strategy=self.strategy(),
+            precision=PRECISIONS[str(self.precision)],
+            max_steps=max_steps,
+            max_epochs=-1,
+            callbacks=callbacks,
+            logger=loggers,
+            deterministic=self.deterministic,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_autolog_hparams=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        )
+
+
+@dataclass(frozen=True)
+class DDP(Local):
+    """One process per device, each with the whole model; gloo on CPUs, NCCL on GPUs."""
+
+    devices: int = 2
+
+    def _check_devices(self) -> None:
+        if self.devices < 1:
+            raise ValueError(f"trainer.devices={self.devices}: give a number of at least 1")
+
+    def strategy(self) -> Any:
+        # Buffers are constants (rotary tables); broadcasting them at every forward would only cost time.
+        backend = "nccl" if self.accelerator == "gpu" else "gloo"
+        return DDPStrategy(process_group_backend=backend, broadcast_buffers=False, gradient_as_bucket_view=True)
