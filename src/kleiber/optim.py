@@ -62,7 +62,7 @@ class AdamW:
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
             raise ValueError(
-                f"optimizer.lr={self.lr} and clip={self.clip} must be positive, weight_decay={self.weight_decay} not negative"
+                f"optimizer: lr={self.lr} and clip={self.clip} must be positive, weight_decay={self.weight_decay} not negative"
             )
 
     def build(
@@ -75,7 +75,7 @@ class AdamW:
 def warmup_factor(step: int, total: int, warmup: float, warmup_steps: int) -> float:
     """Linear rise from 0 over max(warmup * total, warmup_steps) steps, at most a fifth of the run; 1 afterwards.
 
-    The floor in steps matters for short runs (Porian et al. 2024, arXiv:2406.19146, section 3.2), the cap for tiny ones.
+    The floor matters for short runs (Porian et al. 2024, arXiv:2406.19146, section 3.2), the cap for tiny ones.
     """
     length = min(max(warmup * total, warmup_steps), 0.2 * total)
     return min(1.0, (step + 1) / max(1.0, length))
@@ -102,9 +102,9 @@ class Constant:
 
 @dataclass(frozen=True)
 class WSD:
-    """Warm-up, stable, decay: linear to `final` over the last `decay` share of the run (Hu et al. 2024, arXiv:2404.06395).
+    """Warm-up, stable, decay: linear to `final` over the last `decay` share of the run.
 
-    A linear fall in place of their exponential one: Hägele et al. 2024, arXiv:2405.18392, find it at least as good.
+    Hu et al. 2024, arXiv:2404.06395; a linear fall in place of their exponential one: Hägele et al. 2024, arXiv:2405.18392, find it at least as good.
     """
 
     warmup: float = 0.04

@@ -88,8 +88,10 @@ def micro_batch(asked: int | str, rows: int, context: int, model: Any, hardware:
 
 
 def activation_bytes(model: Any, context: int) -> int:
-    """Rough bytes that one row keeps for its backward: about 20 vectors of the width and 5 of the MLP per token and layer,
-    in fp32. An estimate for choosing a micro-batch, not a measurement."""
+    """Rough bytes that one row keeps for its backward: per token and layer 20 vectors of the width and 5 of the MLP, fp32.
+
+    An estimate for choosing a micro-batch, not a measurement.
+    """
     per_token = model.depth * (20 * model.width + 5 * model.mlp_hidden)
     return 4 * context * per_token
 
@@ -110,9 +112,10 @@ def describe(plan: Plan) -> str:
     lines = [
         f"parameters   {p.total:,} total, {p.active:,} active, {p.non_embedding:,} outside embeddings",
         f"data         {plan.corpus.name}: {unique:,} unique training tokens, {plan.tokens / unique:.2f} epochs",
-        f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens in micro-batches of {plan.micro_batch} rows: "
+        f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
         f"{plan.tokens:,} tokens ({plan.tokens / p.active:.1f} per active parameter)",
-        f"compute      {total_flops:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND says {6 * p.active * plan.tokens:.3g})",
+        f"compute      {total_flops:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; "
+        f"6ND says {6 * p.active * plan.tokens:.3g})",
         f"memory       about {state / 2**20:,.0f} MiB for weights, gradients, optimizer and activations",
         f"time         {seconds * 1e3:,.0f} ms a step measured: {seconds * plan.stop_step / 60:,.1f} minutes of training",
         f"lr           peak {plan.optimizer.lr:g}; over the run:  {sparkline(plan)}",

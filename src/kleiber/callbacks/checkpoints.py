@@ -1,4 +1,4 @@
-"""Writes checkpoints at optimizer steps and after the last one, and keeps the newest ones. What is in one: `checkpoint`."""
+"""Writes checkpoints at optimizer steps and after the last one, and keeps the newest. What is in one: `checkpoint`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs the training metrics of single optimizer steps. Nothing is averaged between rows, so nothing has to be resumed."""
+"""Logs the training metrics of single optimizer steps. Rows are not averages, so nothing has to be resumed."""
 
 from __future__ import annotations
 

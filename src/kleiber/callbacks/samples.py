@@ -31,7 +31,7 @@ class Samples(Callback):
     ) -> None:
         if num < 1 or length < 1 or temperature <= 0:
             raise ValueError(
-                f"callbacks.samples: num={num} and length={length} must be at least 1, temperature={temperature} positive"
+                f"callbacks.samples: num={num}, length={length} must be at least 1, temperature={temperature} positive"
             )
         self.path, self.corpus = folder / "samples.txt", corpus
         self.num, self.length, self.temperature, self.prompt, self.seed = num, length, temperature, prompt, seed

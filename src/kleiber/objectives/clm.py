@@ -11,8 +11,8 @@ from kleiber.types import Batch, Loss, Model
 class CLM:
     """Next-token cross-entropy, sum_t w_t (-log p(x_t | x_<t)), in nats; Radford et al. 2019.
 
-    z_loss  coefficient of w_t log(Z_t)^2, which keeps the log-normaliser near 0 (Chowdhery et al. 2022, arXiv:2204.02311,
-            section 5); it enters `total` but not the metric "ce"
+    z_loss  coefficient of w_t log(Z_t)^2, which keeps the log-normaliser near 0 (Chowdhery et al. 2022,
+            arXiv:2204.02311, section 5); it enters `total` but not the metric "ce"
     """
 
     likelihood = True

@@ -1,4 +1,4 @@
-"""Masked language modelling: recover the tokens that were hidden, from both sides. It refuses to look at a causal model."""
+"""Masked language modelling: recover the tokens that were hidden, from what stands on both sides of them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class MLM:
 
 
 def uniform(samples: Int[Tensor, "batch"], time: int, seed: int, stream: int) -> Float[Tensor, "batch time"]:
-    """Numbers in [0, 1) from (seed, stream, sample, position) alone, by the SplitMix64 finaliser (Steele et al. 2014)."""
+    """Numbers in [0, 1) from (seed, stream, sample, position) alone, by SplitMix64 (Steele et al. 2014)."""
     position = torch.arange(time, device=samples.device)
     x = (samples[:, None] * 0x9E3779B1 + position) * 4 + stream + seed * 0x632BE59BD9B4E019 % 2**62
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):

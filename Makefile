@@ -1,0 +1,30 @@
+# Two commands for everybody, two more for who changes things. Each creates .venv when it is missing.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: train test test-all check
+
+train: .venv/installed
+	$(BIN)/python train.py model=moe $(ARGS)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: .venv/installed-dev
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@ .venv/installed

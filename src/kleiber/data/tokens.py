@@ -1,0 +1,112 @@
+"""Token files: each split of a source, encoded once, one flat file of ids that is mapped into memory.
+
+`eos` stands before every document, so that every byte of text is a target and a split's bits per byte are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from kleiber.data.cache import cached
+from kleiber.data.tokenizer import chunks, encode_many
+from kleiber.types import Tokenizer
+
+FORMAT = 1  # part of every identity: raise it when the meaning of a token file changes
+SPLITS = ("train", "validation", "test")
+BATCH = 1 << 20  # characters handed to the tokenizer at once
+
+Document = Iterable[str]  # pieces of text that follow one another without a gap
+
+
+class Source(Protocol):
+    """Text in splits. `identity` is cheap, JSON-able and decides the content; `documents` is read only on a miss."""
+
+    name: str
+
+    def identity(self) -> dict[str, Any]: ...
+    def documents(self, root: Path) -> dict[str, Iterable[Document]]: ...
+    def notes(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """One split: its ids, the bytes of its text, and the bytes its ids account for (equal unless a tokenizer is lossy)."""
+
+    ids: Int[np.ndarray, "time"]
+    num_bytes: int
+    counted_bytes: int
+    sha256: str
+
+
+def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[str, TokenFile], dict[str, Any]]:
+    """The splits of `source` under `tokenizer`, from the cache or built, and their manifest.
+
+    Raises ValueError for a source without text and for a tokenizer that gives ids outside its vocabulary.
+    """
+    identity = {"format": FORMAT, "source": source.identity(), "tokenizer": tokenizer.hash}
+
+    def build(folder: Path) -> dict[str, Any]:
+        documents = source.documents(root)
+        counts = {split: _write(folder / f"{split}.bin", documents.get(split, ()), tokenizer) for split in SPLITS}
+        if counts["train"]["tokens"] == 0:
+            raise ValueError(f"{source.name} has no text to train on")
+        return {"splits": counts, **source.notes()}
+
+    folder, manifest = cached(root, f"{source.name}-{tokenizer.name}", identity, build)
+    return {split: _open(folder, split, manifest, tokenizer) for split in SPLITS}, manifest
+
+
+def dtype(vocab_size: int) -> np.dtype:
+    """The narrowest unsigned type of a token file that holds every id."""
+    if vocab_size > 1 << 32:
+        raise ValueError(f"a vocabulary of {vocab_size} does not fit 32-bit token ids")
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def _open(folder: Path, split: str, manifest: dict[str, Any], tokenizer: Tokenizer) -> TokenFile:
+    path, count = folder / f"{split}.bin", manifest["splits"][split]
+    kind = dtype(tokenizer.vocab_size)
+    ids = np.memmap(path, dtype=kind, mode="r") if count["tokens"] else np.empty(0, kind)  # an empty file has no map
+    return TokenFile(ids, count["bytes"], count["counted_bytes"], manifest["files"][path.name]["sha256"])
+
+
+def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> dict[str, int]:
+    count = {"documents": 0, "tokens": 0, "bytes": 0, "counted_bytes": 0}
+    kind, eos = dtype(tokenizer.vocab_size), np.array([tokenizer.eos], dtype(tokenizer.vocab_size))
+    with open(path, "wb") as file:
+        for batch in _batches(documents):
+            for (begins, text), ids in zip(batch, encode_many(tokenizer, [t for _, t in batch]), strict=True):
+                _check(ids, tokenizer)
+                if begins:
+                    file.write(eos.tobytes())
+                file.write(ids.astype(kind).tobytes())
+                count["documents"] += begins
+                count["tokens"] += len(ids) + begins
+                count["bytes"] += len(text.encode("utf-8", "replace"))
+                count["counted_bytes"] += int(tokenizer.token_bytes[ids].sum())
+    return count
+
+
+def _check(ids: Int[np.ndarray, "time"], tokenizer: Tokenizer) -> None:
+    if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
+        raise ValueError(f"{tokenizer.name} gives id {int(ids.max())}, its vocabulary ends at {tokenizer.vocab_size - 1}")
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[bool, str]]]:
+    """(begins a document, text) in batches of about a million characters; documents without text are left out."""
+    batch, held = [], 0
+    for document in documents:
+        for i, text in enumerate(chunks(document)):
+            batch.append((i == 0, text))
+            held += len(text)
+            if held >= BATCH:
+                yield batch
+                batch, held = [], 0
+    if batch:
+        yield batch

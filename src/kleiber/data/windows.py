@@ -1,0 +1,87 @@
+"""Samples of a token file: windows of context + 1 ids, gathered by one vectorised read of the memory map.
+
+Training windows are cut at another place in every epoch. Validation windows never move, never overlap, and hold every
+target exactly once, so that a sum over them is a property of the text and not of the batches.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from kleiber.data.tokens import TokenFile
+from kleiber.types import Batch, Tokenizer
+
+GOLDEN = 0.6180339887498949
+
+
+class TrainWindows:
+    """Windows of context + 1 ids, `context` apart; in epoch e all are moved by frac(e * golden ratio) * context.
+
+    num_tokens and num_bytes are of one epoch: the unique text. `samples` counts on through the epochs (epoch * number of
+    windows + index), so that masks differ between epochs. Raises ValueError for a text shorter than one window.
+    """
+
+    def __init__(self, file: TokenFile, context: int, name: str = "the text") -> None:
+        if len(file.ids) < context + 1:
+            raise ValueError(
+                f"{name} has {len(file.ids)} tokens to train on, fewer than one window of model.context={context} and its "
+                f"target: give more text or set model.context={max(1, len(file.ids) - 1)} or less"
+            )
+        self.context = context
+        self._windows = np.lib.stride_tricks.sliding_window_view(file.ids, context + 1)
+        self._count = (len(file.ids) - 1) // context
+        self.num_tokens = self._count * context
+        self.num_bytes = round(file.num_bytes * self.num_tokens / (len(file.ids) - 1))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        shift = int(epoch * GOLDEN % 1 * self.context)
+        starts = np.minimum(index * self.context + shift, len(self._windows) - 1)
+        tokens = torch.from_numpy(self._windows[starts].astype(np.int64))
+        return Batch(tokens=tokens, samples=torch.from_numpy(index + epoch * self._count))
+
+
+class ValidationWindows:
+    """Consecutive windows: window i predicts targets i * context + 1 to (i + 1) * context; the last one may be short.
+
+    A short window is padded with eos of weight 0 and `real` False. `num_tokens` targets stand for exactly `num_bytes`
+    bytes of text. A tokenizer that is lossy is scaled to the bytes of the whole split.
+    """
+
+    def __init__(self, file: TokenFile, context: int, tokenizer: Tokenizer, targets: int | None = None) -> None:
+        self.context = context
+        self._file, self._tokenizer = file, tokenizer
+        everything = max(0, len(file.ids) - 1)
+        self.num_tokens = everything if targets is None else min(targets, everything)
+        self._count = -(-self.num_tokens // context)
+        self.num_bytes = file.num_bytes if self.num_tokens == everything else self._bytes()
+
+    def _bytes(self) -> int:
+        counted = int(self._tokenizer.token_bytes[self._file.ids[1 : self.num_tokens + 1]].sum())
+        return round(counted * self._file.num_bytes / self._file.counted_bytes)
+
+    def first(self, tokens: int | None) -> ValidationWindows:
+        """The first `tokens` targets (all for None), in whole windows: the fixed set that every evaluation scores."""
+        if tokens is None or tokens >= self.num_tokens:
+            return self
+        targets = max(1, tokens // self.context) * self.context
+        return ValidationWindows(self._file, self.context, self._tokenizer, targets)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        assert epoch == 0, "validation text is read once"
+        places = index[:, None] * self.context + np.arange(self.context + 1)
+        real = places <= self.num_tokens
+        ids = self._file.ids[np.minimum(places, self.num_tokens)].astype(np.int64)
+        batch = Batch(tokens=torch.from_numpy(ids), samples=torch.from_numpy(np.asarray(index, np.int64)))
+        if not real.all():
+            batch.real = torch.from_numpy(real)
+            batch.weights = batch.real.float()
+            batch.tokens = batch.tokens.where(batch.real, self._tokenizer.eos)
+        return batch

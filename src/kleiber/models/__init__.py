@@ -1,0 +1,1 @@
+"""Backbones with a head, and what one asks of them: counts, samples, a Hugging Face twin."""

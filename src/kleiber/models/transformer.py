@@ -1,0 +1,126 @@
+"""One Transformer: pre-norm blocks of attention and an MLP, causal or not, dense or with experts by the MLP's factory.
+
+It refuses to compute a loss, to hold a tokenizer or to know how it is trained: tokens in, hidden states out.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kleiber.models.heads import LMHead
+from kleiber.nn.attention import Cache, Full, RMSNorm
+from kleiber.nn.mlp import SwiGLU
+from kleiber.nn.parametrization import Factory, MuP, Parametrization, Site
+from kleiber.nn.rope import Rope
+from kleiber.types import Batch, Output, Role
+
+
+class Transformer(nn.Module):
+    """x += r attention(norm(x)); x += r mlp(norm(x)); RMSNorm before the head. Touvron et al. 2023, arXiv:2302.13971.
+
+    depth, width     blocks, and channels of the stream; width null: aspect * depth
+    context          longest row, in tokens
+    mlp, attention   factories, called once a layer with its `Site`
+    parametrization  initial scales, multipliers and learning-rate factors
+    tied             the head uses the embedding's matrix
+    soft_cap         bound of the logits, or null
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        depth: int = 2,
+        width: int | None = None,
+        aspect: int = 64,
+        context: int = 256,
+        num_heads: int | None = None,
+        num_kv_heads: int | None = None,
+        mlp: Factory = SwiGLU,
+        attention: Factory = Full,
+        parametrization: Parametrization = MuP(),  # noqa: B008 (frozen)
+        tied: bool = True,
+        causal: bool = True,
+        qk_norm: bool = True,
+        soft_cap: float | None = None,
+        rope_theta: float = 10000.0,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        width = aspect * depth if width is None else width
+        for name, value in {"vocab_size": vocab_size, "depth": depth, "width": width, "context": context}.items():
+            if value < 1:
+                raise ValueError(f"model.{name}={value} must be at least 1")
+        self.vocab_size, self.width, self.context, self.causal, self.tied = vocab_size, width, context, causal, tied
+        self.parametrization = parametrization
+        std, self.embedding_multiplier = parametrization.embedding(tied)
+        self.embedding = nn.Embedding(vocab_size, width, _weight=torch.randn(vocab_size, width) * std)
+        sites = [Site(width, depth, layer, parametrization) for layer in range(depth)]
+        options = {
+            "num_heads": num_heads, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm, "causal": causal, "norm_eps": norm_eps
+        }
+        self.blocks = nn.ModuleList(Block(site, attention(site, **options), mlp(site), norm_eps) for site in sites)
+        self.norm = RMSNorm(width, norm_eps)
+        self.rope = Rope(self.blocks[0].attention.head_dim, context, rope_theta)
+        std, multiplier = parametrization.output(width)
+        weight = self.embedding.weight if tied else nn.Parameter(torch.randn(vocab_size, width) * std)
+        self.head = LMHead(weight, multiplier, soft_cap)
+
+    def forward(self, batch: Batch, caches: list[Cache] | None = None) -> Output:
+        """Hidden states after the final norm, and the layers' auxiliary sums. `caches` (one a layer) grow in place."""
+        time, past = batch.tokens.shape[1], len(caches[0]) if caches is not None else 0
+        if past + time > self.context:
+            raise ValueError(f"{past + time} tokens in a row exceed model.context={self.context}")
+        x = F.embedding(batch.tokens, self.embedding.weight)
+        if self.embedding_multiplier != 1:
+            x = x * self.embedding_multiplier
+        mask = self.blocks[0].attention.mask(time, past, x.device, batch.real, batch.segments)
+        rope = self.rope(past, past + time)
+        aux: dict[str, Tensor] = {}
+        for layer, block in enumerate(self.blocks):
+            x, more = block(x, rope, mask, batch.real, caches[layer] if caches is not None else None)
+            for name, value in more.items():
+                aux[name if name == "loss" else f"{name}/{layer}"] = value + aux["loss"] if name in aux else value
+        return Output(self.norm(x), aux)
+
+    def roles(self) -> dict[str, Role]:
+        """The role of every parameter, a tied matrix once and as the embedding."""
+        return roles(self)
+
+
+class Block(nn.Module):
+    """One layer; r, the weight of its two branches, is the parametrisation's."""
+
+    def __init__(self, site: Site, attention: nn.Module, mlp: nn.Module, norm_eps: float) -> None:
+        super().__init__()
+        self.residual = site.parametrization.residual(site.depth)
+        self.attention_norm, self.attention = RMSNorm(site.width, norm_eps), attention
+        self.mlp_norm, self.mlp = RMSNorm(site.width, norm_eps), mlp
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, real: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        x = torch.add(x, self.attention(self.attention_norm(x), rope, mask, cache), alpha=self.residual)
+        y, aux = self.mlp(self.mlp_norm(x), real)
+        return torch.add(x, y, alpha=self.residual), aux
+
+
+def roles(model: nn.Module) -> dict[str, Role]:
+    """Roles by the module that owns each parameter: its own `roles()`, else linear and embedding layers by their kind."""
+    found: dict[str, Role] = {}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            found.setdefault(names[id(parameter)], _role(module, name))
+    return {name: found[name] for name in names.values()}
+
+
+def _role(module: nn.Module, name: str) -> Role:
+    own = getattr(module, "roles", None)
+    if own is not None and not isinstance(module, Transformer):
+        return own()[name]
+    if isinstance(module, nn.Linear):
+        return Role("hidden", module.in_features) if name == "weight" else Role("vector", 1)
+    assert isinstance(module, nn.Embedding), f"{type(module).__name__}.{name} has no role: give its class a roles()"
+    return Role("embedding", 1)

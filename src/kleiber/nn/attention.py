@@ -1,0 +1,235 @@
+"""Mixing across positions: full attention, a sliding window, or none. Each is a class with the same call.
+
+A module makes its own mask, once per forward pass for all layers, and only when the plain causal path cannot say it.
+It refuses to drop out, to return attention maps, or to hold state: a `Cache` is the caller's.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from kleiber.nn.parametrization import Site
+from kleiber.nn.rope import rotate
+from kleiber.types import Role
+
+
+class Cache:
+    """Keys and values of the positions that one layer has seen, for decoding."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            self.keys, self.values = keys, values
+        else:
+            self.keys, self.values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+        return self.keys, self.values
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * gain. Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def roles(self) -> dict[str, Role]:
+        return {"weight": Role("vector", 1)}
+
+
+class Full(nn.Module):
+    """Softmax attention over all positions of the segment, or over those before: softmax(scale q k^T) v.
+
+    num_heads     null: heads of 64 channels, or two heads below width 128
+    num_kv_heads  null: num_heads; fewer share keys and values between query heads (Ainslie et al. 2023, arXiv:2305.13245)
+    qk_norm       RMSNorm of queries and keys per head, which bounds the logits (Dehghani et al. 2023, arXiv:2302.05442)
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        num_heads: int | None = None,
+        num_kv_heads: int | None = None,
+        qk_norm: bool = True,
+        causal: bool = True,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = heads(site.width, num_heads, num_kv_heads)
+        self.causal = causal
+        self.scale = site.parametrization.attention(self.head_dim)
+        self.qkv = site.hidden(site.width, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim)
+        self.out = site.projection(self.num_heads * self.head_dim)
+        self.q_norm = RMSNorm(self.head_dim, norm_eps) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, norm_eps) if qk_norm else None
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        rope: tuple[Tensor, Tensor],
+        mask: Bool[Tensor, "batch 1 time keys"] | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "batch time dim"]:
+        batch, time, _ = x.shape
+        past = len(cache) if cache is not None else 0
+        q, k, v = self._heads(x, rope)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and self.causal and past == 0,
+            scale=self.scale,
+            enable_gqa=self.num_kv_heads != self.num_heads,
+        )
+        return self.out(y.transpose(1, 2).reshape(batch, time, -1))
+
+    def _heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as (batch, heads, time, head_dim), normalised and rotated."""
+        batch, time, _ = x.shape
+        q, k, v = (
+            self.qkv(x)
+            .view(batch, time, -1, self.head_dim)
+            .split([self.num_heads, self.num_kv_heads, self.num_kv_heads], 2)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        return q.transpose(1, 2), k.transpose(1, 2).to(v.dtype), v.transpose(1, 2)
+
+    def mask(
+        self,
+        time: int,
+        past: int,
+        device: torch.device,
+        real: Bool[Tensor, "batch time"] | None = None,
+        segments: Int[Tensor, "batch time"] | None = None,
+    ) -> Bool[Tensor, "batch 1 time keys"] | None:
+        """Which keys each query may read; None where causal or nothing says it all (a single cached query included)."""
+        banded = self._band(time, past, device)
+        if real is None and segments is None:
+            if banded is None and past > 0 and time > 1 and self.causal:
+                return _causal(time, past, device)[None, None]
+            return None if banded is None else banded[None, None]
+        if past > 0:
+            raise ValueError("a cache holds one document without padding: pass neither `real` nor `segments` with it")
+        allowed = banded if banded is not None else _causal(time, 0, device) if self.causal else None
+        allowed = torch.ones(time, time, dtype=torch.bool, device=device) if allowed is None else allowed
+        allowed = allowed[None]
+        if segments is not None:
+            allowed = allowed & (segments[:, :, None] == segments[:, None, :])
+        if real is not None:
+            allowed = allowed & real[:, None, :]
+        # A padded query reads itself: softmax over nothing is NaN, which would poison every gradient.
+        return (allowed | torch.eye(time, dtype=torch.bool, device=device))[:, None]
+
+    def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
+        """The mask that this kind of attention adds beyond causality: none."""
+        return None
+
+    def flops(self, time: int) -> float:
+        """Forward FLOPs per token of scores and mixing: 4 channels a (query, key) pair, causal pairs counted once."""
+        return 4 * self.num_heads * self.head_dim * ((time + 1) / 2 if self.causal else time)
+
+
+class Window(Full):
+    """Attention to the last `window` positions (to `window` - 1 on either side where it is not causal).
+
+    Child et al. 2019, arXiv:1904.10509; as in Mistral (Jiang et al. 2023, arXiv:2310.06825), the query counts itself.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        num_heads: int | None = None,
+        num_kv_heads: int | None = None,
+        qk_norm: bool = True,
+        causal: bool = True,
+        norm_eps: float = 1e-5,
+        window: int = 64,
+    ) -> None:
+        super().__init__(site, num_heads, num_kv_heads, qk_norm, causal, norm_eps)
+        if window < 1:
+            raise ValueError(f"window={window} must be at least 1: a query reads itself")
+        self.window = window
+
+    def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
+        if past + time <= self.window:
+            return None
+        distance = _distance(time, past, device)
+        near = distance.abs() < self.window
+        return near & (distance >= 0) if self.causal else near
+
+    def flops(self, time: int) -> float:
+        pairs = sum(min(i + 1, self.window) for i in range(time))
+        if not self.causal:
+            pairs = 2 * pairs - time
+        return 4 * self.num_heads * self.head_dim * pairs / time
+
+
+class NoMixing(nn.Module):
+    """No mixing across positions: out(value(x)), attention in which every position reads itself alone.
+
+    The control for what context is worth. It takes no options of attention: there are no queries, keys or positions.
+    """
+
+    def __init__(self, site: Site, causal: bool = True) -> None:
+        super().__init__()
+        self.causal = causal
+        self.value = site.hidden(site.width, site.width)
+        self.out = site.projection(site.width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "batch time dim"]:
+        if cache is not None:
+            cache.extend(x.new_empty(x.shape[0], 1, x.shape[1], 0), x.new_empty(x.shape[0], 1, x.shape[1], 0))
+        return self.out(self.value(x))
+
+    def mask(self, time: int, past: int, device: torch.device, real: Tensor | None = None, segments: Tensor | None = None) -> None:
+        return None
+
+    def flops(self, time: int) -> float:
+        return 0.0
+
+
+def heads(width: int, num_heads: int | None, num_kv_heads: int | None) -> tuple[int, int, int]:
+    """Numbers of query and key heads and the channels of one; heads of 64 by default, two heads below width 128."""
+    if num_heads is None:
+        num_heads = 2 if width < 128 else width // 64
+        if width % num_heads or (width >= 128 and width % 64):
+            raise ValueError(f"width={width} has no heads of 64: set num_heads to a divisor, or take a multiple of 64")
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads={num_heads} does not divide width={width}")
+    num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}")
+    return num_heads, num_kv_heads, width // num_heads
+
+
+def _distance(time: int, past: int, device: torch.device) -> Int[Tensor, "time keys"]:
+    return torch.arange(past, past + time, device=device)[:, None] - torch.arange(past + time, device=device)
+
+
+def _causal(time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"]:
+    return cast(Tensor, _distance(time, past, device) >= 0)

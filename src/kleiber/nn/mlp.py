@@ -1,0 +1,57 @@
+"""Dense feed-forward layers. Each returns its output and an empty dict, where a mixture returns its auxiliary sums."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from kleiber.nn.parametrization import Site
+
+Aux = dict[str, Tensor]
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x), of 8/3 width hidden units unless told, so that it costs what a GELU MLP of 4 width does.
+
+    Shazeer 2020, arXiv:2002.05202, eq. 6. Gate and up are one matrix: one product, half the launches.
+    """
+
+    def __init__(self, site: Site, hidden: int | None = None) -> None:
+        super().__init__()
+        self.hidden = gated_hidden(site.width) if hidden is None else hidden
+        _check(self.hidden)
+        self.gate_up = site.hidden(site.width, 2 * self.hidden)
+        self.down = site.projection(self.hidden)
+
+    def forward(
+        self, x: Float[Tensor, "batch time dim"], real: Bool[Tensor, "batch time"] | None = None
+    ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up), {}
+
+
+class GELU(nn.Module):
+    """down(gelu(up x)), of 4 width hidden units unless told. Hendrycks and Gimpel 2016, arXiv:1606.08415."""
+
+    def __init__(self, site: Site, hidden: int | None = None) -> None:
+        super().__init__()
+        self.hidden = 4 * site.width if hidden is None else hidden
+        _check(self.hidden)
+        self.up = site.hidden(site.width, self.hidden)
+        self.down = site.projection(self.hidden)
+
+    def forward(
+        self, x: Float[Tensor, "batch time dim"], real: Bool[Tensor, "batch time"] | None = None
+    ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
+        return self.down(F.gelu(self.up(x))), {}
+
+
+def gated_hidden(width: int) -> int:
+    """8/3 width, rounded up to a multiple of 16: the hidden units at which three matrices cost what two of 4 width do."""
+    return -(-8 * width // 48) * 16
+
+
+def _check(hidden: int) -> None:
+    if hidden < 1:
+        raise ValueError(f"hidden={hidden} must be at least 1; leave it null for the usual multiple of the width")

@@ -1,0 +1,51 @@
+"""How counting moves the exponent: the same runs under 6 N D and exact FLOPs, with and without embeddings.
+
+It only relabels the axes of one table and refits; it refuses to recommend a convention.
+Source: Porian et al. 2024, arXiv:2406.19146 (Kaplan's .73-.88 against Chinchilla's .5)
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kleiber.studies.approaches import compare
+from kleiber.studies.bootstrap import bootstrap, strata_of
+from kleiber.studies.fit import Fit, fit
+from kleiber.studies.law import Array
+
+
+def conventions(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+    """(N, C) by convention, for the columns at hand: N total, `Nnoemb` without embeddings, `Cexact` counted FLOPs."""
+    N, D = columns["N"], columns["D"]
+    found = {"6ND": (N, 6 * N * D)}
+    if "Nnoemb" in columns:
+        found["6ND without embeddings"] = (columns["Nnoemb"], 6 * columns["Nnoemb"] * D)
+    if "Cexact" in columns:
+        found["exact FLOPs"] = (N, columns["Cexact"])
+        found["N = exact FLOPs / 6D"] = (columns["Cexact"] / (6 * D), columns["Cexact"])
+        if "Nnoemb" in columns:
+            found["exact FLOPs, N without embeddings"] = (columns["Nnoemb"], columns["Cexact"])
+    return found
+
+
+def accounting(found: Fit, columns: Mapping[str, Array], draws: int = 200, seed: int = 0, level: float = 0.9) -> list[dict]:
+    """One row per convention and approach: {convention, approach, a, lo, hi, shift}, shift against 6ND.
+
+    Approach 3 is refitted in the convention's N; its a_opt assumes C = 6 N D in that N. Empty with 6ND alone.
+    """
+    choices = conventions(columns)
+    if len(choices) < 2:
+        return []
+    rows, base = [], {}
+    for name, (N, C) in choices.items():
+        problem = found.problem
+        inputs = {**problem.inputs, "N": N}
+        refitted = fit(found.law, inputs, problem.target, problem.loss_fn, problem.delta, problem.space)
+        sample = bootstrap(refitted, draws, seed, strata_of(N)) if np.isfinite(refitted.noise) else None
+        for exponent in compare(N, columns["D"], C, problem.target, sample, level):
+            base.setdefault(exponent.approach, exponent.a)
+            shift = exponent.a - base[exponent.approach]
+            rows.append(
+                {"convention": name, "approach": exponent.approach, "a": exponent.a, "lo": exponent.lo, "hi": exponent.hi, "shift": shift}
+            )
+    return rows
