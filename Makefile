@@ -1,5 +1,5 @@
 # Two commands for everybody, two more for who changes things. Each creates .venv when it is missing.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: train test test-all check

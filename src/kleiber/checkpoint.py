@@ -98,6 +98,8 @@ def read(path: Path) -> Checkpoint:
         meta = json.loads((path / "meta.json").read_text())
     except (OSError, ValueError) as error:
         raise Damaged(f"{path / 'meta.json'}: {error}") from None
+    if f"step-{meta['step']:08d}" != path.name:
+        raise Damaged(f"{path / 'meta.json'} is of step {meta['step']}")
     for name, expected in meta["sha256"].items():
         if not (path / name).is_file():
             raise Damaged(f"{path / name} is missing")

@@ -62,7 +62,7 @@ class AdamW:
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
             raise ValueError(
-                f"optimizer: lr={self.lr} and clip={self.clip} must be positive, weight_decay={self.weight_decay} not negative"
+                f"optimizer: lr={self.lr}, clip={self.clip} must be positive, weight_decay={self.weight_decay} not negative"
             )
 
     def build(
@@ -104,7 +104,8 @@ class Constant:
 class WSD:
     """Warm-up, stable, decay: linear to `final` over the last `decay` share of the run.
 
-    Hu et al. 2024, arXiv:2404.06395; a linear fall in place of their exponential one: Hägele et al. 2024, arXiv:2405.18392, find it at least as good.
+    Hu et al. 2024, arXiv:2404.06395; a linear fall in place of their exponential one: Hägele et al. 2024,
+    arXiv:2405.18392, find it at least as good.
     """
 
     warmup: float = 0.04

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,9 +89,9 @@ def micro_batch(asked: int | str, rows: int, context: int, model: Any, hardware:
 
 
 def activation_bytes(model: Any, context: int) -> int:
-    """Rough bytes that one row keeps for its backward: per token and layer 20 vectors of the width and 5 of the MLP, fp32.
+    """Bytes that one row keeps for its backward: 20 vectors of the width and 5 of the MLP per token and layer, in fp32.
 
-    An estimate for choosing a micro-batch, not a measurement.
+    A rough estimate for choosing a micro-batch, not a measurement.
     """
     per_token = model.depth * (20 * model.width + 5 * model.mlp_hidden)
     return 4 * context * per_token
@@ -99,7 +100,11 @@ def activation_bytes(model: Any, context: int) -> int:
 def free_memory_bytes(accelerator: str) -> int:
     if accelerator == "gpu":
         return torch.cuda.mem_get_info()[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:  # what the kernel can free counts too, and only Linux says how much that is
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def describe(plan: Plan) -> str:
@@ -117,7 +122,7 @@ def describe(plan: Plan) -> str:
         f"compute      {total_flops:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; "
         f"6ND says {6 * p.active * plan.tokens:.3g})",
         f"memory       about {state / 2**20:,.0f} MiB for weights, gradients, optimizer and activations",
-        f"time         {seconds * 1e3:,.0f} ms a step measured: {seconds * plan.stop_step / 60:,.1f} minutes of training",
+        f"time         {seconds * 1e3:,.0f} ms a measured step: {seconds * plan.stop_step / 60:,.1f} minutes of training",
         f"lr           peak {plan.optimizer.lr:g}; over the run:  {sparkline(plan)}",
     ]
     return "\n".join(lines)

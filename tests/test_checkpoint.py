@@ -1,0 +1,116 @@
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from kleiber import checkpoint
+
+
+def tied() -> nn.Module:
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    net[1].weight = net[0].weight
+    return net
+
+
+def write(folder, step=1, net=None):
+    return checkpoint.save(folder, step, net or tied(), {"optimizer": {}, "callbacks": {}}, "hash")
+
+
+def test_weights_come_back_and_stay_tied(tmp_path):
+    net, other = tied(), tied()
+    write(tmp_path, net=net).load_model(other)
+    assert torch.equal(net[0].weight, other[0].weight)
+    assert other[0].weight is other[1].weight
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "meta.json"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "gone"])
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(tmp_path, name, damage):
+    write(tmp_path, 1)
+    victim = write(tmp_path, 2).path / name
+    content = bytearray(victim.read_bytes())
+    if damage == "gone":
+        victim.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        victim.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "flip": content}[damage])
+    found, complaints = checkpoint.latest(tmp_path)
+    assert found is not None and found.step == 1
+    assert "step-00000002" in complaints[0]
+    if (name, damage) != ("meta.json", "flip"):  # a flipped digest accuses the file that it is of
+        assert name in complaints[0]
+
+
+def test_a_kill_during_the_write_leaves_the_one_before_and_a_stray_that_is_cleaned(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+
+    class Killed(BaseException):
+        pass
+
+    def die(part, final):
+        raise Killed
+
+    monkeypatch.setattr(checkpoint, "_commit", die)
+    with pytest.raises(Killed):
+        write(tmp_path, 2)
+    assert len(list(tmp_path.iterdir())) == 2  # the stray part is there: nothing ran after the kill
+    found, complaints = checkpoint.latest(tmp_path)
+    assert found is not None and found.step == 1 and complaints == []
+    checkpoint.tidy(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_full_disk_says_so_and_leaves_no_bad_file(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"step-00000002.*No space left"):
+        write(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_the_newest_are_kept_and_the_protected_ones(tmp_path):
+    first = write(tmp_path, 1).path
+    for step in (2, 3, 4):
+        write(tmp_path, step)
+    checkpoint.tidy(tmp_path, keep=2, protected=[first])
+    assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["1", "3", "4"]
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    found = checkpoint.save(tmp_path / "c", 1, tied(), {"optimizer": Evil()}, "hash")
+    with pytest.raises(Exception, match="weights_only"):
+        found.load_state()
+    assert not (tmp_path / "owned").exists()
+
+
+def test_another_model_is_refused_with_the_folder_named(tmp_path):
+    found = write(tmp_path)
+    with pytest.raises(ValueError, match=r"step-00000001 holds another model"):
+        found.load_model(nn.Linear(3, 3))
+
+
+def test_optimizer_state_goes_by_name_not_by_place():
+    def build(order):
+        net = nn.ModuleDict({n: nn.Linear(2, 2, bias=False) for n in "ab"})
+        groups = [{"params": [net[n].weight], "names": [f"{n}.weight"]} for n in order]
+        return net, torch.optim.AdamW(groups, fused=True)
+
+    net, optimizer = build("ab")
+    for number, p in enumerate(net.parameters()):
+        p.grad = torch.full((2, 2), float(number + 1))
+    optimizer.step()
+    other, fresh = build("ba")
+    checkpoint.load_optimizer(fresh, checkpoint.optimizer_state(optimizer))
+    for name in "ab":
+        assert torch.equal(fresh.state[other[name].weight]["exp_avg"], optimizer.state[net[name].weight]["exp_avg"])
+    with pytest.raises(ValueError, match="other parameters"):
+        checkpoint.load_optimizer(fresh, {"c.weight": {}})
