@@ -39,7 +39,9 @@ def cache_root(given: Path | str | None = None) -> Path:
         if not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write in {root}")
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"the cache folder cannot be used ({error}): set KLEIBER_CACHE=DIR to a writable folder") from None
+        raise ValueError(
+            f"the cache folder cannot be used ({error}): set KLEIBER_CACHE=DIR to a writable folder"
+        ) from None
     return root
 
 

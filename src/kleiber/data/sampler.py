@@ -6,13 +6,12 @@ There is no state: a run resumes by saying which step comes next. No workers: on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Int
 
+from kleiber.data.windows import interleave
 from kleiber.types import Batch, Samples
 
 Ids = Int[np.ndarray, "batch"]
@@ -100,18 +99,6 @@ def gather(samples: Samples, ids: Ids, epochs: Ids) -> Batch:
     rows = [np.flatnonzero(epochs == epoch) for epoch in groups]
     parts = [samples.gather(ids[r], int(epoch)) for r, epoch in zip(rows, groups, strict=True)]
     return interleave(parts, rows)
-
-
-def interleave(parts: list[Batch], rows: list[Ids]) -> Batch:
-    """One batch out of several: row i of part p becomes row rows[p][i]."""
-    back = torch.from_numpy(np.argsort(np.concatenate(rows), kind="stable"))
-    joined = {}
-    for field in fields(Batch):
-        values = [getattr(part, field.name) for part in parts]
-        missing = [value is None for value in values]
-        assert all(missing) or not any(missing), f"some parts of a batch have no {field.name}"
-        joined[field.name] = None if all(missing) else torch.cat(values)[back]
-    return Batch(**joined)
 
 
 def evaluation_batches(

@@ -95,7 +95,9 @@ def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> d
 
 def _check(ids: Int[np.ndarray, "time"], tokenizer: Tokenizer) -> None:
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
-        raise ValueError(f"{tokenizer.name} gives id {int(ids.max())}, its vocabulary ends at {tokenizer.vocab_size - 1}")
+        raise ValueError(
+            f"{tokenizer.name} gives id {int(ids.max())}, its vocabulary ends at {tokenizer.vocab_size - 1}"
+        )
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[bool, str]]]:

@@ -6,12 +6,14 @@ target exactly once, so that a sum over them is a property of the text and not o
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import torch
 from jaxtyping import Int
 
 from kleiber.data.tokens import TokenFile
-from kleiber.types import Batch, Tokenizer
+from kleiber.types import Batch, Samples, Tokenizer
 
 GOLDEN = 0.6180339887498949
 
@@ -85,3 +87,39 @@ class ValidationWindows:
             batch.weights = batch.real.float()
             batch.tokens = batch.tokens.where(batch.real, self._tokenizer.eos)
         return batch
+
+
+class Joined:
+    """Several sets of samples end to end, as one: sample i of the second follows the last of the first."""
+
+    def __init__(self, parts: list[Samples]) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+        self.num_tokens = sum(part.num_tokens for part in parts)
+        self.num_bytes = sum(part.num_bytes for part in parts)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        owner = np.searchsorted(self.starts, index, side="right") - 1
+        owners = np.unique(owner)
+        rows = [np.flatnonzero(owner == part) for part in owners]
+        places = [(self.parts[p], index[r] - self.starts[p]) for p, r in zip(owners, rows, strict=True)]
+        batch = interleave([part.gather(place, epoch) for part, place in places], rows)
+        batch.samples = torch.from_numpy(np.asarray(index + epoch * len(self), np.int64))  # one numbering for all parts
+        return batch
+
+
+def interleave(parts: list[Batch], rows: list[Int[np.ndarray, "rows"]]) -> Batch:
+    """One batch out of several: row i of part p becomes row rows[p][i]."""
+    if len(parts) == 1:
+        return parts[0]
+    back = torch.from_numpy(np.argsort(np.concatenate(rows), kind="stable"))
+    joined = {}
+    for field in fields(Batch):
+        values = [getattr(part, field.name) for part in parts]
+        missing = [value is None for value in values]
+        assert all(missing) or not any(missing), f"some parts of a batch have no {field.name}"
+        joined[field.name] = None if all(missing) else torch.cat(values)[back]
+    return Batch(**joined)
