@@ -28,7 +28,9 @@ def conventions(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
     return found
 
 
-def accounting(found: Fit, columns: Mapping[str, Array], draws: int = 200, seed: int = 0, level: float = 0.9) -> list[dict]:
+def accounting(
+    found: Fit, columns: Mapping[str, Array], draws: int = 200, seed: int = 0, level: float = 0.9
+) -> list[dict]:
     """One row per convention and approach: {convention, approach, a, lo, hi, shift}, shift against 6ND.
 
     Approach 3 is refitted in the convention's N; its a_opt assumes C = 6 N D in that N. Empty with 6ND alone.
@@ -46,6 +48,13 @@ def accounting(found: Fit, columns: Mapping[str, Array], draws: int = 200, seed:
             base.setdefault(exponent.approach, exponent.a)
             shift = exponent.a - base[exponent.approach]
             rows.append(
-                {"convention": name, "approach": exponent.approach, "a": exponent.a, "lo": exponent.lo, "hi": exponent.hi, "shift": shift}
+                {
+                    "convention": name,
+                    "approach": exponent.approach,
+                    "a": exponent.a,
+                    "lo": exponent.lo,
+                    "hi": exponent.hi,
+                    "shift": shift,
+                }
             )
     return rows

@@ -138,6 +138,12 @@ def rank(laws: Sequence[Law], found: Fit, compute: Array, share: float = 0.2) ->
         rss = float((seen.residuals**2).sum())
         aic = float(train.sum() * np.log(max(rss, 1e-300) / train.sum()) + 2 * len(law.params))
         table.append(
-            {"law": law.name, "mare": float(np.abs(error).mean()), "bias": float(error.mean()), "aic": aic, "n_test": int(test.sum())}
+            {
+                "law": law.name,
+                "mare": float(np.abs(error).mean()),
+                "bias": float(error.mean()),
+                "aic": aic,
+                "n_test": int(test.sum()),
+            }
         )
     return sorted(table, key=lambda entry: float(entry["mare"]))

@@ -71,11 +71,15 @@ def bootstrap(
     noise, correlation = np.full(count, fit.noise), 0.0
     if kind == "parametric":
         if not np.isfinite(fit.noise):
-            raise ValueError(f"{num_rows} rows for {fit.problem.num_params} parameters leave no residual to measure noise by")
+            raise ValueError(
+                f"{num_rows} rows for {fit.problem.num_params} parameters leave no residual to measure noise by"
+            )
         correlation = 0.0 if clusters is None else within_cluster(fit.residuals, clusters)
         spare = num_rows - fit.problem.num_params
         spread = fit.noise * np.sqrt(spare / rng.chisquare(spare, count))  # the sd is itself uncertain: t, not normal
-        targets = (fit.residuals + fit.problem.observed)[None] + spread[:, None] * _noise(rng, count, num_rows, clusters, correlation)
+        targets = (fit.residuals + fit.problem.observed)[None] + spread[:, None] * _noise(
+            rng, count, num_rows, clusters, correlation
+        )
         noise = spread
     elif kind == "pairs":
         weights = _counts(rng, count, np.zeros(num_rows) if strata is None else strata)

@@ -49,7 +49,9 @@ def lack_of_fit(fit: Fit) -> LackOfFit | None:
     pure = float(((residuals - means[member]) ** 2).sum())
     misfit = float((sizes * means**2).sum())
     statistic = (misfit / lof_df) / max(pure / pure_df, 1e-300)
-    return LackOfFit(float(np.sqrt(pure / pure_df)), pure_df, statistic, lof_df, float(fdtrc(lof_df, pure_df, statistic)))
+    return LackOfFit(
+        float(np.sqrt(pure / pure_df)), pure_df, statistic, lof_df, float(fdtrc(lof_df, pure_df, statistic))
+    )
 
 
 def two_way_means(

@@ -1,0 +1,168 @@
+"""Is the ladder on the power law yet? Steepening slopes, transients at the small rungs, a floor that wants to be negative.
+
+Small runs pass a transient before the power law (induction heads, warm-up). A law fitted through it fits well and
+extrapolates badly, so the tests look for structure in the residuals, not for a large error. It refuses to say
+"asymptotic" as more than "no sign of a transient in these rows".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import fdtrc, stdtr
+
+from kleiber.studies.fit import Fit, fit
+from kleiber.studies.law import Array, Linear
+from kleiber.studies.replicates import cells
+from kleiber.studies.solve import descend
+from kleiber.studies.starts import columns_of
+
+ALPHA = 0.01  # level of the slope and of the floor test; the transient test has 3 %: a clean ladder passes 19 in 20
+SIZEABLE = 0.01  # relative size at the lowest rung below which a transient is no reason to refuse
+NULL_DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Transient:
+    """The best-fitting transient: along which input, its scale, relative size at the lowest rung, and p-value."""
+
+    along: str
+    scale: float
+    size: float
+    p_value: float
+
+
+def signs(found: Fit) -> list[str]:
+    """Reasons to call the ladder pre-asymptotic; empty means no sign of it in these rows.
+
+    Steepening: mean change of local slope d log L / d log D (or N) < 0, one-sided t over ladders, each rung tested
+    apart (Bonferroni). Transient: `transient`, at 3 % and at least 1 % in size. Negative floor: a fit with E of either
+    sign is significantly better than E >= 0, and wants E < 0.
+    """
+    if "L" in found.law.inputs or found.law.returns != "linear" or not {"N", "D", "C"} & set(found.law.inputs):
+        return []
+    least = _squared(found)
+    reasons = [_steepening(found), _negative_floor(found, least)]
+    sign = transient(least)
+    if sign is not None and sign.p_value < 3 * ALPHA and abs(sign.size) > SIZEABLE:
+        reasons.append(
+            f"a transient exp(-{sign.along}/{sign.scale:.2g}) is in the residuals (p = {sign.p_value:.2g}), "
+            f"{sign.size:+.1%} at the smallest {sign.along}"
+        )
+    return [reason for reason in reasons if reason]
+
+
+def transient(least: Fit) -> Transient | None:
+    """The score test for an added term T exp(-x/x0), x = D, N or C, x0 on a grid over the lower half of the rungs.
+
+    Residuals of the least-squares fit are regressed on each transient after projecting out the law's own gradient; the
+    largest |t| is compared with its distribution under Gaussian noise (4000 draws), so the search over x0 is paid for.
+    """
+    problem = least.problem
+    jacobian = _tangent(least)
+    basis = np.linalg.svd(jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300), full_matrices=False)
+    basis = basis[0][:, basis[1] > 1e-9]
+    spare = problem.num_rows - basis.shape[1] - 1
+    if spare < 3:
+        return None
+    predicted = least.predict(problem.inputs)
+    choices, tried = [], []
+    for along in (name for name in ("D", "N", "C") if name in least.law.inputs):
+        x = problem.inputs[along]
+        rungs = np.unique(x)
+        if len(rungs) < 4:
+            continue
+        for scale in np.geomspace(rungs[0] / 2, np.sqrt(rungs[0] * rungs[-1]), 8):
+            z = np.exp(-x / scale)
+            tried.append(z / predicted if problem.space != "linear" else z)
+            choices.append((along, float(scale), float(z.max())))
+    if not tried:
+        return None
+    raw = np.array(tried)
+    z = raw - (raw @ basis) @ basis.T
+    usable = np.linalg.norm(z, axis=1) > 1e-3 * np.linalg.norm(raw, axis=1)
+    if not usable.any():
+        return None
+    direction = z[usable] / np.linalg.norm(z[usable], axis=1, keepdims=True)
+    noise = np.random.default_rng(0).normal(size=(NULL_DRAWS, problem.num_rows))
+    noise -= (noise @ basis) @ basis.T
+    null = _student(noise, direction, spare).max(1)
+    residual = -least.residuals - (-least.residuals @ basis) @ basis.T
+    score = _student(residual[None], direction, spare)[0]
+    best = int(np.argmax(score))
+    along, scale, _ = [c for c, ok in zip(choices, usable, strict=True) if ok][best]
+    height = float(direction[best] @ residual) / float(np.linalg.norm(z[usable][best]))
+    size = height * float(np.abs(raw[usable][best]).max())
+    return Transient(along, scale, size, float((1 + (null >= score[best]).sum()) / (1 + NULL_DRAWS)))
+
+
+def _student(residuals: Array, direction: Array, spare: int) -> Array:
+    """|t| of each direction in each residual vector, (vectors, directions)."""
+    part = residuals @ direction.T
+    rest = np.maximum((residuals**2).sum(1, keepdims=True) - part**2, 1e-300)
+    return np.abs(part) / np.sqrt(rest / spare)
+
+
+def _squared(found: Fit) -> Fit:
+    """The same law by least squares, from where the robust fit ended."""
+    problem = replace(found.problem, loss_fn="squared")
+    theta, value = descend(problem, found.theta[None], rounds=100, tolerance=1e-10)
+    return Fit(problem, theta[0], float(value[0]))
+
+
+def _tangent(least: Fit) -> Array:
+    """The law's gradient by row, dropped linear terms included: a floor at 0 must not read as a transient."""
+    jacobian = least.problem.jacobian(least.theta[None])[0]
+    if not least.dropped:
+        return jacobian
+    columns = columns_of(least.problem, least.values)[0]
+    if least.problem.space != "linear":
+        columns = columns / least.predict(least.problem.inputs)[:, None]
+    lost = [k for k, j in enumerate(least.law.linear) if not least.problem.active[j]]
+    return np.column_stack([jacobian, columns[:, lost]])
+
+
+def _steepening(found: Fit) -> str:
+    problem = found.problem
+    for along in ("D", "N", "C"):
+        if along not in found.law.inputs:
+            continue
+        others = [name for name in found.law.inputs if name != along]
+        bends = _bends(problem.inputs, np.log(problem.target), along, others)
+        for rung, values in sorted(bends.items()):
+            if len(values) < 3:
+                continue
+            sample = np.array(values)
+            t = sample.mean() / max(sample.std(ddof=1) / np.sqrt(len(sample)), 1e-12)
+            if stdtr(len(sample) - 1, t) < ALPHA / len(bends) and sample.mean() < -0.01:
+                return f"log L against log {along} steepens near {along} = {rung:.3g} (bend {sample.mean():.3f}, {len(sample)} ladders)"
+    return ""
+
+
+def _bends(inputs: Mapping[str, Array], log_loss: Array, along: str, others: list[str]) -> dict[float, list[float]]:
+    """Changes of local slope d log L / d log x at each inner rung, one per ladder (rows equal in all other inputs)."""
+    ladder = cells({name: inputs[name] for name in others}) if others else np.zeros(len(log_loss), dtype=int)
+    bends: dict[float, list[float]] = {}
+    for number in np.unique(ladder):
+        rows = ladder == number
+        x = np.unique(inputs[along][rows])
+        y = [log_loss[rows & (inputs[along] == value)].mean() for value in x]
+        slopes = np.diff(y) / np.diff(np.log(x))
+        for k in range(1, len(x) - 1):
+            bends.setdefault(float(x[k]), []).append(float(slopes[k] - slopes[k - 1]))
+    return bends
+
+
+def _negative_floor(found: Fit, least: Fit) -> str:
+    law, problem = found.law, found.problem
+    if not isinstance(law.params.get("E"), Linear) or found.params["E"] > 1e-3 * problem.target.min():
+        return ""
+    spare = problem.num_rows - len(law.params)
+    if spare < 3:
+        return ""
+    either = replace(law, params={**law.params, "E": Linear(signed=True)}, start=None)
+    free = fit(either, problem.inputs, problem.target, "squared", space=problem.space)
+    statistic = (least.value - free.value) / max(free.value / spare, 1e-300)
+    if free.params["E"] < 0 and fdtrc(1, spare, max(statistic, 0.0)) < 2 * ALPHA:
+        return f"E sits at 0 and would be {free.params['E']:.3g} if it could"
+    return ""
