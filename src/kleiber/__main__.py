@@ -1,0 +1,8 @@
+"""`python -m kleiber` is the `kleiber` command."""
+
+import sys
+
+from kleiber.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""From a command line to a composed config, through Hydra, with errors a person can act on.
+
+Hydra is asked leniently and the result is checked strictly (`kleiber.check`): every `key=value` becomes `++key=value`, so an
+argument that a class takes can be set without standing in any YAML, and a `+` in front changes nothing. Groups and their
+choices are checked here, before Hydra composes. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from kleiber.errors import ConfigError, did_you_mean
+from kleiber.settings import TOP_LEVEL
+
+BUDGET = ("tokens", "flops", "ratio", "steps")
+OURS_TO_SET = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
+
+
+def conf_dir() -> Path:
+    """The folder of train.yaml: the repository's where there is one, else the wheel's (an editable install has a stale copy)."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent.parent / "conf", package / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(f"no conf/train.yaml beside {package}: reinstall kleiber")
+
+
+class Composer:
+    """Hydra over our conf folder and, in front of it, the user's `--config-dir`."""
+
+    def __init__(self, config_name: str = "train", config_dir: str | None = None) -> None:
+        self.config_name = config_name
+        search = create_config_search_path(str(conf_dir()))
+        if config_dir is not None:
+            extra = Path(config_dir).absolute()
+            if not extra.is_dir():
+                raise ConfigError(f"--config-dir {config_dir}: no such folder")
+            search.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
+        GlobalHydra.instance().clear()
+        self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=search)
+        self.loader: Any = self.hydra.config_loader
+
+    def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN, validate_sweeps: bool = True) -> DictConfig:
+        """The composed config, `hydra` included; `overrides` as the user wrote them."""
+        prepared = self.prepare(overrides)
+        try:
+            return self.hydra.compose_config(
+                self.config_name, prepared, mode, with_log_configuration=False, validate_sweep_overrides=validate_sweeps
+            )
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(readable(error)) from error
+
+    def parse(self, overrides: list[str]) -> list[Override]:
+        try:
+            return OverridesParser.create(config_loader=self.loader).parse_overrides(overrides)
+        except HydraException as error:
+            raise ConfigError(readable(error)) from error
+
+    def prepare(self, overrides: list[str]) -> list[str]:
+        """The overrides Hydra gets. Idempotent.
+
+        A budget key on the command line clears the budget keys that came from files, so it brings `null` for the others.
+        """
+        given = self.parse(overrides)
+        prepared = [self._prepare(override) for override in given]
+        return [*prepared, *budget_nulls(given)]
+
+    def _prepare(self, override: Override) -> str:
+        key, line = override.key_or_group, str(override.input_line)
+        if key in OURS_TO_SET:
+            raise ConfigError(f"{key}: the folder of a run follows from its config; set root= or name= instead")
+        if key.split(".")[0].split("/")[0] == "hydra":
+            return line
+        if self.choices(key):
+            self._check_choice(override)
+            return line.lstrip("+")
+        if override.package is not None or "/" in key:
+            groups = list(self.groups())
+            raise ConfigError(f"{key}: no such group.{did_you_mean(key, groups)} Groups: {', '.join(groups)}")
+        self._check_key(override)
+        return line if override.is_delete() else "++" + line.lstrip("+")
+
+    def _check_key(self, override: Override) -> None:
+        key = override.key_or_group
+        top = key.split(".")[0]
+        if top not in TOP_LEVEL:
+            raise ConfigError(f"{key}: no such key.{did_you_mean(top, TOP_LEVEL)} Keys: {', '.join(TOP_LEVEL)}")
+        options, value = self.choices(key.replace(".", "/")), override.value()
+        if isinstance(value, str) and value in options:
+            raise ConfigError(f"{key} is a group: write {key.replace('.', '/')}={value}")
+
+    def _check_choice(self, override: Override) -> None:
+        group, options = override.key_or_group, self.choices(override.key_or_group)
+        for choice in chosen(override):
+            if choice not in options:
+                near = did_you_mean(choice, options)
+                raise ConfigError(f"{group}={choice}: no such choice.{near} Choices of {group}: {', '.join(options)}")
+
+    def choices(self, group: str) -> list[str]:
+        """Choices of a group, those of nested groups as `glue/sst2`; empty when there is no such group."""
+        if not group or ".." in group or not self.loader.repository.group_exists(group):
+            return []
+        nested = [f"{sub}/{name}" for sub in self.loader.list_groups(group) for name in self.choices(f"{group}/{sub}")]
+        own = list(self.loader.get_group_options(group))
+        # A nested folder with a group of its own in the defaults list (model/mlp) is no choice of its parent.
+        return own + [name for name in nested if name.split("/")[0] not in self.own_groups(group)]
+
+    def own_groups(self, group: str) -> set[str]:
+        """Nested groups that are chosen for themselves, as model/mlp is, rather than as part of a name, as glue/sst2."""
+        return set(self.loader.list_groups(group)) if group == "model" else set()
+
+    def groups(self, parent: str = "") -> Iterator[str]:
+        """All groups but Hydra's own."""
+        for name in self.loader.list_groups(parent):
+            path = f"{parent}/{name}" if parent else name
+            if path != "hydra":
+                if self.loader.get_group_options(path):
+                    yield path
+                if not parent or path.split("/")[0] == "model":
+                    yield from self.groups(path)
+
+
+def chosen(override: Override) -> Iterator[str]:
+    """Every choice that a group override names: of a sweep, of a list, or the one; null is none."""
+    if override.is_delete():
+        return
+    if override.is_sweep_override():
+        if override.is_discrete_sweep():
+            yield from (value.strip("'\"") for value in override.sweep_string_iterator() if value[:1] != "[")
+        return
+    value = override.value()
+    for item in value if isinstance(value, list) else [value]:
+        if item is not None:
+            yield str(item)
+
+
+def budget_nulls(overrides: list[Override]) -> list[str]:
+    """`++budget.x=null` for the budget keys that the command line leaves, when it sets one; two are refused."""
+    lines = {o.key_or_group: str(o.input_line) for o in overrides if o.key_or_group.startswith("budget.")}
+    given = {key: line for key, line in lines.items() if line.split("=", 1)[1] not in ("null", "~")}
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given.values())} are both set: keep one")
+    if not given:
+        return []
+    return [f"++budget.{name}=null" for name in BUDGET if f"budget.{name}" not in lines]
+
+
+def readable(error: Exception) -> str:
+    """Hydra's own message without its advice to write `+key` and without the list of search paths."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    drop = (
+        "To append to your config",
+        "Set the environment variable",
+        "Config search path",
+        "provider=",
+        "object_type=",
+    )
+    kept = [line for line in lines if not line.startswith(drop)]
+    return " ".join(kept) or type(error).__name__

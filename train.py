@@ -1,0 +1,8 @@
+"""Train one model, or a sweep of them: `python train.py --help`."""
+
+import sys
+
+from kleiber.launch import main
+
+if __name__ == "__main__":
+    sys.exit(main())
