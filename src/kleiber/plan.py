@@ -121,7 +121,7 @@ def describe(plan: Plan) -> str:
         f"compute      {total_flops:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; "
         f"6ND says {6 * p.active * plan.tokens:.3g})",
         f"memory       about {state / 2**20:,.0f} MiB for weights, gradients, optimizer and activations",
-        f"time         {seconds * 1e3:,.0f} ms a measured step: {seconds * plan.stop_step / 60:,.1f} minutes of training",
+        f"time         {seconds * 1e3:,.0f} ms a measured step, {seconds * plan.stop_step / 60:,.1f} minutes in all",
         f"lr           peak {plan.optimizer.lr:g}; over the run:  {sparkline(plan)}",
     ]
     return "\n".join(lines)
