@@ -13,7 +13,6 @@ from kleiber.models.heads import LMHead
 from kleiber.nn.attention import Cache, Full, RMSNorm
 from kleiber.nn.mlp import SwiGLU
 from kleiber.nn.parametrization import Factory, MuP, Parametrization, Site
-from kleiber.nn.rope import Rope
 from kleiber.types import Batch, Output, Role
 
 
@@ -23,6 +22,7 @@ class Transformer(nn.Module):
     depth, width     blocks, and channels of the stream; width null: aspect * depth
     context          longest row, in tokens
     mlp, attention   factories, called once a layer with its `Site`
+    num_heads, num_kv_heads, qk_norm, rope_theta  handed to the attention where set; null leaves its own default
     parametrization  initial scales, multipliers and learning-rate factors
     tied             the head uses the embedding's matrix
     soft_cap         bound of the logits, or null
@@ -42,9 +42,9 @@ class Transformer(nn.Module):
         parametrization: Parametrization = MuP(),  # noqa: B008 (frozen)
         tied: bool = True,
         causal: bool = True,
-        qk_norm: bool = True,
+        qk_norm: bool | None = None,
         soft_cap: float | None = None,
-        rope_theta: float = 10000.0,
+        rope_theta: float | None = None,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -56,13 +56,11 @@ class Transformer(nn.Module):
         self.parametrization = parametrization
         std, self.embedding_multiplier = parametrization.embedding(tied)
         self.embedding = nn.Embedding(vocab_size, width, _weight=torch.randn(vocab_size, width) * std)
-        sites = [Site(width, depth, layer, parametrization) for layer in range(depth)]
-        options = {
-            "num_heads": num_heads, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm, "causal": causal, "norm_eps": norm_eps
-        }
-        self.blocks = nn.ModuleList(Block(site, attention(site, **options), mlp(site), norm_eps) for site in sites)
+        sites = [Site(width, depth, layer, parametrization, context, causal, norm_eps) for layer in range(depth)]
+        options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm, "rope_theta": rope_theta}
+        options = {name: value for name, value in options.items() if value is not None}
+        self.blocks = nn.ModuleList(Block(site, attention(site, **options), mlp(site)) for site in sites)
         self.norm = RMSNorm(width, norm_eps)
-        self.rope = Rope(self.blocks[0].attention.head_dim, context, rope_theta)
         std, multiplier = parametrization.output(width)
         weight = self.embedding.weight if tied else nn.Parameter(torch.randn(vocab_size, width) * std)
         self.head = LMHead(weight, multiplier, soft_cap)
@@ -76,10 +74,9 @@ class Transformer(nn.Module):
         if self.embedding_multiplier != 1:
             x = x * self.embedding_multiplier
         mask = self.blocks[0].attention.mask(time, past, x.device, batch.real, batch.segments)
-        rope = self.rope(past, past + time)
         aux: dict[str, Tensor] = {}
         for layer, block in enumerate(self.blocks):
-            x, more = block(x, rope, mask, batch.real, caches[layer] if caches is not None else None)
+            x, more = block(x, mask, batch.real, caches[layer] if caches is not None else None)
             for name, value in more.items():
                 aux[name if name == "loss" else f"{name}/{layer}"] = value + aux["loss"] if name in aux else value
         return Output(self.norm(x), aux)
@@ -92,16 +89,16 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """One layer; r, the weight of its two branches, is the parametrisation's."""
 
-    def __init__(self, site: Site, attention: nn.Module, mlp: nn.Module, norm_eps: float) -> None:
+    def __init__(self, site: Site, attention: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
         self.residual = site.parametrization.residual(site.depth)
-        self.attention_norm, self.attention = RMSNorm(site.width, norm_eps), attention
-        self.mlp_norm, self.mlp = RMSNorm(site.width, norm_eps), mlp
+        self.attention_norm, self.attention = RMSNorm(site.width, site.norm_eps), attention
+        self.mlp_norm, self.mlp = RMSNorm(site.width, site.norm_eps), mlp
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, real: Tensor | None, cache: Cache | None
+        self, x: Tensor, mask: Tensor | None, real: Tensor | None, cache: Cache | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        x = torch.add(x, self.attention(self.attention_norm(x), rope, mask, cache), alpha=self.residual)
+        x = torch.add(x, self.attention(self.attention_norm(x), mask, cache), alpha=self.residual)
         y, aux = self.mlp(self.mlp_norm(x), real)
         return torch.add(x, y, alpha=self.residual), aux
 

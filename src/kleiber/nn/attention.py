@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kleiber.nn.parametrization import Site
-from kleiber.nn.rope import rotate
+from kleiber.nn.rope import Rope
 from kleiber.types import Role
 
 
@@ -65,28 +65,27 @@ class Full(nn.Module):
         num_heads: int | None = None,
         num_kv_heads: int | None = None,
         qk_norm: bool = True,
-        causal: bool = True,
-        norm_eps: float = 1e-5,
+        rope_theta: float = 10000.0,
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = heads(site.width, num_heads, num_kv_heads)
-        self.causal = causal
+        self.causal = site.causal
         self.scale = site.parametrization.attention(self.head_dim)
         self.qkv = site.hidden(site.width, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim)
         self.out = site.projection(self.num_heads * self.head_dim)
-        self.q_norm = RMSNorm(self.head_dim, norm_eps) if qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, norm_eps) if qk_norm else None
+        self.q_norm = RMSNorm(self.head_dim, site.norm_eps) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, site.norm_eps) if qk_norm else None
+        self.rope = Rope(self.head_dim, site.context, rope_theta)
 
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
-        rope: tuple[Tensor, Tensor],
         mask: Bool[Tensor, "batch 1 time keys"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch time dim"]:
         batch, time, _ = x.shape
         past = len(cache) if cache is not None else 0
-        q, k, v = self._heads(x, rope)
+        q, k, v = self._heads(x, past)
         if cache is not None:
             k, v = cache.extend(k, v)
         y = F.scaled_dot_product_attention(
@@ -100,7 +99,7 @@ class Full(nn.Module):
         )
         return self.out(y.transpose(1, 2).reshape(batch, time, -1))
 
-    def _heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x: Tensor, past: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values as (batch, heads, time, head_dim), normalised and rotated."""
         batch, time, _ = x.shape
         q, k, v = (
@@ -110,8 +109,8 @@ class Full(nn.Module):
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *rope), rotate(k, *rope)
-        return q.transpose(1, 2), k.transpose(1, 2).to(v.dtype), v.transpose(1, 2)
+        q, k = self.rope(q, past), self.rope(k, past)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def mask(
         self,
@@ -160,11 +159,10 @@ class Window(Full):
         num_heads: int | None = None,
         num_kv_heads: int | None = None,
         qk_norm: bool = True,
-        causal: bool = True,
-        norm_eps: float = 1e-5,
+        rope_theta: float = 10000.0,
         window: int = 64,
     ) -> None:
-        super().__init__(site, num_heads, num_kv_heads, qk_norm, causal, norm_eps)
+        super().__init__(site, num_heads, num_kv_heads, qk_norm, rope_theta)
         if window < 1:
             raise ValueError(f"window={window} must be at least 1: a query reads itself")
         self.window = window
@@ -186,19 +184,28 @@ class Window(Full):
 class NoMixing(nn.Module):
     """No mixing across positions: out(value(x)), attention in which every position reads itself alone.
 
-    The control for what context is worth. It takes no options of attention: there are no queries, keys or positions.
+    The control for what context is worth. It refuses the options of attention: there are no queries, keys or positions.
     """
 
-    def __init__(self, site: Site, causal: bool = True) -> None:
+    def __init__(
+        self,
+        site: Site,
+        num_heads: int | None = None,
+        num_kv_heads: int | None = None,
+        qk_norm: bool | None = None,
+        rope_theta: float | None = None,
+    ) -> None:
         super().__init__()
-        self.causal = causal
+        if any(option is not None for option in (num_heads, num_kv_heads, qk_norm, rope_theta)):
+            raise ValueError(
+                f"model/attention=none has no queries or keys: remove {num_heads=}, {num_kv_heads=}, {qk_norm=}, {rope_theta=}"
+            )
         self.value = site.hidden(site.width, site.width)
         self.out = site.projection(site.width)
 
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
-        rope: tuple[Tensor, Tensor] | None,
         mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch time dim"]:
@@ -206,7 +213,9 @@ class NoMixing(nn.Module):
             cache.extend(x.new_empty(x.shape[0], 1, x.shape[1], 0), x.new_empty(x.shape[0], 1, x.shape[1], 0))
         return self.out(self.value(x))
 
-    def mask(self, time: int, past: int, device: torch.device, real: Tensor | None = None, segments: Tensor | None = None) -> None:
+    def mask(
+        self, time: int, past: int, device: torch.device, real: Tensor | None = None, segments: Tensor | None = None
+    ) -> None:
         return None
 
     def flops(self, time: int) -> float:

@@ -78,9 +78,7 @@ class Experts(nn.Module):
         p = site.parametrization
         self.k = k
         self.gate_up = nn.Parameter(torch.randn(num_experts, site.width, 2 * hidden) * p.hidden_std(site.width))
-        self.down = nn.Parameter(
-            torch.randn(num_experts, hidden, site.width) * p.projection_std(hidden, site.depth)
-        )
+        self.down = nn.Parameter(torch.randn(num_experts, hidden, site.width) * p.projection_std(hidden, site.depth))
 
     def forward(self, x: Float[Tensor, "tokens dim"], routing: Routing) -> Float[Tensor, "tokens dim"]:
         flat = routing.experts.flatten()
@@ -177,7 +175,7 @@ def interleaved(
     balance: float = 0.01,
     z: float = 1e-3,
 ) -> MoE | SwiGLU:
-    """A mixture on every `every`-th layer, the last of each group first to be one, and a dense SwiGLU on the others."""
+    """A mixture on layers every, 2 every, ... (counted from 1), and a dense SwiGLU on the others."""
     if not 1 <= every <= site.depth:
         raise ValueError(f"model.mlp.every={every} leaves no mixture in {site.depth} layers: 1 <= every <= depth")
     if (site.layer + 1) % every:

@@ -126,6 +126,9 @@ class Site:
     depth: int = 1
     layer: int = 0
     parametrization: Parametrization = field(default_factory=MuP)
+    context: int = 256
+    causal: bool = True
+    norm_eps: float = 1e-5
 
     def hidden(self, fan_in: int, fan_out: int) -> nn.Linear:
         """A bias-free matrix inside a block."""

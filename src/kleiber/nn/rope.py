@@ -27,14 +27,10 @@ class Rope(nn.Module):
         self.register_buffer("cos", torch.cat([angle.cos(), angle.cos()], 1).float(), persistent=False)
         self.register_buffer("sin", torch.cat([-angle.sin(), angle.sin()], 1).float(), persistent=False)
 
-    def forward(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Tables for the positions start..stop, to be shared by all layers."""
-        return self.cos[start:stop, None], self.sin[start:stop, None]
-
-
-def rotate(
-    x: Float[Tensor, "batch time heads head_dim"], cos: Float[Tensor, "time 1 head_dim"], sin: Float[Tensor, "time 1 head_dim"]
-) -> Float[Tensor, "batch time heads head_dim"]:
-    """x rotated by the tables of `Rope`, in the precision of x."""
-    half = x.shape[-1] // 2
-    return x * cos.to(x.dtype) + torch.cat([x[..., half:], x[..., :half]], -1) * sin.to(x.dtype)
+    def forward(
+        self, x: Float[Tensor, "batch time heads head_dim"], start: int = 0
+    ) -> Float[Tensor, "batch time heads head_dim"]:
+        """x, whose first position is `start`, rotated; in the precision of x."""
+        stop, half = start + x.shape[1], x.shape[-1] // 2
+        cos, sin = (table[start:stop, None].to(x.dtype) for table in (self.cos, self.sin))
+        return x * cos + torch.cat([x[..., half:], x[..., :half]], -1) * sin

@@ -1,0 +1,199 @@
+"""Cross-entropy and log-probabilities of an output layer, a chunk of rows at a time: never all logits at once.
+
+The head is a matrix, a multiplier and a soft-cap (`types.Head`), so that the product, the softmax and both gradients
+are done while a chunk's logits are in cache. It refuses second derivatives, and label smoothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kleiber.types import Head
+
+
+class CrossEntropy(NamedTuple):
+    """Sums over rows: what is differentiated (z-loss included), and the cross-entropy alone, detached, in nats."""
+
+    total: Tensor
+    ce: Tensor
+
+
+def cross_entropy(
+    hidden: Float[Tensor, "*axes dim"],
+    head: Head,
+    targets: Int[Tensor, "*axes"],
+    weights: Float[Tensor, "*axes"] | None = None,
+    z_loss: float = 0.0,
+    chunk: int = 256,
+) -> CrossEntropy:
+    """sum_t w_t (-log p(target_t) + z_loss log(Z_t)^2), log Z_t the log-normaliser of the (capped) logits.
+
+    The gradient is made in the forward pass, chunk by chunk, and scaled in the backward pass; where gradients are off
+    none is made. Rows of weight 0 are left out before any product (on a GPU this waits for the count once).
+    The z-loss is that of Chowdhery et al. 2022, arXiv:2204.02311, section 5. Raises ValueError if shapes disagree.
+    """
+    rows, labels = _rows(hidden, targets, chunk)
+    scale = None
+    if weights is not None:
+        kept = weights.flatten().nonzero().squeeze(1)
+        if len(kept) < len(rows):
+            rows, labels, weights = rows[kept], labels[kept], weights.flatten()[kept]
+        scale = weights.flatten().detach().to(torch.promote_types(rows.dtype, torch.float32))
+    return CrossEntropy(*_CrossEntropy.apply(rows, head.weight, labels, scale, z_loss, chunk, *_plan(rows, head)))
+
+
+def log_probs(
+    hidden: Float[Tensor, "*axes dim"], head: Head, targets: Int[Tensor, "*axes"], chunk: int = 256
+) -> Float[Tensor, "*axes"]:
+    """log p(target_t) of every row. The logits are made again in the backward pass. Raises ValueError as above."""
+    rows, labels = _rows(hidden, targets, chunk)
+    return _LogProbs.apply(rows, head.weight, labels, chunk, *_plan(rows, head)).view(targets.shape)
+
+
+def _rows(hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    if hidden.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"hidden states {tuple(hidden.shape)} and targets {tuple(targets.shape)} do not belong together"
+        )
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} must be at least one row")
+    return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+
+
+class _Chunk(NamedTuple):
+    """How logits are made: in `dtype` products, times `multiplier`, capped; gradients for what asks for them."""
+
+    multiplier: float
+    soft_cap: float | None
+    dtype: torch.dtype
+    grad_hidden: bool
+    grad_weight: bool
+
+    def logits(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits in at least fp32, and tanh of the raw ones over the cap, from which the cap's derivative follows."""
+        raw = (rows @ weight.T).to(torch.promote_types(self.dtype, torch.float32))
+        if self.multiplier != 1:
+            raw *= self.multiplier
+        if self.soft_cap is None:
+            return raw, None
+        bent = raw.div_(self.soft_cap).tanh_()
+        return bent * self.soft_cap, bent
+
+    def to_raw(self, grad: Tensor, bent: Tensor | None) -> Tensor:
+        """The gradient of rows @ weight.T from the gradient of the logits, in place."""
+        if bent is not None:
+            grad.mul_(1 - bent.square())
+        if self.multiplier != 1:
+            grad.mul_(self.multiplier)
+        return grad.to(self.dtype)
+
+
+def _plan(rows: Tensor, head: Head) -> tuple[_Chunk]:
+    device, dtype = rows.device.type, torch.promote_types(rows.dtype, head.weight.dtype)
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    on = torch.is_grad_enabled()
+    return (_Chunk(head.multiplier, head.soft_cap, dtype, on and rows.requires_grad, on and head.weight.requires_grad),)
+
+
+class _Gradients:
+    """Accumulates the gradients of the rows and of the weight over chunks, in the precision of each."""
+
+    def __init__(self, rows: Tensor, weight: Tensor, plan: _Chunk) -> None:
+        self.rows = torch.empty_like(rows) if plan.grad_hidden else None
+        self.weight = torch.zeros_like(weight) if plan.grad_weight else None
+
+    def add(self, at: slice, raw: Tensor, rows: Tensor, weight: Tensor) -> None:
+        if self.rows is not None:
+            if self.rows.dtype == raw.dtype:
+                torch.mm(raw, weight, out=self.rows[at])
+            else:
+                self.rows[at] = raw @ weight
+        if self.weight is not None:
+            if self.weight.dtype == raw.dtype:
+                self.weight.addmm_(raw.T, rows)
+            else:
+                self.weight += raw.T @ rows
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: Tensor | None,
+        z_loss: float,
+        chunk: int,
+        plan: _Chunk,
+    ) -> tuple[Tensor, Tensor]:
+        wants = plan.grad_hidden or plan.grad_weight
+        total = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
+        ce = torch.zeros_like(total)
+        with torch.autocast(rows.device.type, enabled=False):
+            grads, matrix = _Gradients(rows, weight, plan), weight.to(plan.dtype)
+            for start in range(0, len(rows), chunk):
+                at = slice(start, start + chunk)
+                part, w = rows[at].to(plan.dtype), None if scale is None else scale[at, None]
+                logits, bent = plan.logits(part, matrix)
+                norm = logits.logsumexp(-1, keepdim=True)
+                nll, squares = norm - logits.gather(1, targets[at, None]), norm.square()
+                ce += (nll if w is None else nll * w).sum()
+                if z_loss:
+                    total += z_loss * (squares if w is None else squares * w).sum()
+                if wants:
+                    grads.add(at, plan.to_raw(_nll_gradient(logits, norm, targets[at], w, z_loss), bent), part, matrix)
+        ctx.save_for_backward(grads.rows, grads.weight)
+        ctx.mark_non_differentiable(ce)
+        return total + ce, ce
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = (None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors)
+        return rows, weight, None, None, None, None, None
+
+
+def _nll_gradient(logits: Tensor, norm: Tensor, targets: Tensor, w: Tensor | None, z_loss: float) -> Tensor:
+    """d/dlogits of w (norm - logit[target] + z_loss norm^2) = w (p (1 + 2 z_loss norm) - onehot); overwrites `logits`."""
+    p = logits.sub_(norm).exp_()
+    if z_loss:
+        p.mul_(1 + 2 * z_loss * norm)
+    p.scatter_add_(1, targets[:, None], p.new_full((len(p), 1), -1.0))
+    return p if w is None else p.mul_(w)
+
+
+class _LogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, chunk: int, plan: _Chunk) -> Tensor:
+        found, norms = [], []
+        with torch.autocast(rows.device.type, enabled=False):
+            matrix = weight.to(plan.dtype)
+            for part, labels in zip(rows.split(chunk), targets.split(chunk), strict=True):
+                logits, _ = plan.logits(part.to(plan.dtype), matrix)
+                norms.append(logits.logsumexp(-1, keepdim=True))
+                found.append(logits.gather(1, labels[:, None]) - norms[-1])
+        ctx.save_for_backward(rows, weight, targets, torch.cat(norms))
+        ctx.chunk, ctx.plan = chunk, plan
+        return torch.cat(found).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, targets, norms = ctx.saved_tensors
+        plan: _Chunk = ctx.plan
+        with torch.autocast(rows.device.type, enabled=False):
+            grads, matrix = _Gradients(rows, weight, plan), weight.to(plan.dtype)
+            for start in range(0, len(rows), ctx.chunk):
+                at = slice(start, start + ctx.chunk)
+                part = rows[at].to(plan.dtype)
+                logits, bent = plan.logits(part, matrix)
+                raw = plan.to_raw(_nll_gradient(logits, norms[at], targets[at], -grad[at, None], 0.0), bent)
+                grads.add(at, raw, part, matrix)
+        return grads.rows, grads.weight, None, None, None
