@@ -1,1 +1,1 @@
-"""Analyses that turn a table of finished runs into laws, with intervals and limits. Never imports torch or lightning."""
+"""Analyses that turn a table of finished runs into laws, with intervals and limits; never imports torch."""

@@ -38,7 +38,7 @@ class Vertex:
 
 
 def compare(N: Array, D: Array, C: Array, loss: Array, draws: Draws | None, level: float = 0.9) -> list[Exponent]:
-    """Every approach that the rows allow: 1 and 2 need at least three usable budgets, 3 a fitted law with alpha, beta."""
+    """Every approach that the rows allow: 1 and 2 need three usable budgets, 3 a law with a_opt."""
     found = []
     for approach, points in (("1 envelope", envelope(N, C, loss)), ("2 isoflop", vertices(N, D, C, loss))):
         exponent = regress(approach, points, level)
@@ -74,7 +74,7 @@ def envelope(N: Array, C: Array, loss: Array, num_budgets: int = 24) -> list[Ver
 def vertices(N: Array, D: Array, C: Array, loss: Array, span: float = 0.15, max_sizes: float = 8.0) -> list[Vertex]:
     """Approach 2: per budget L = c0 + c1 x + c2 x^2, x = log N; N_opt = exp(-c1/2c2), kept if c2 > 0 and inside.
 
-    Budgets are groups of rows within `span` in log C with at least four sizes; a size x data grid without such groups is
+    Budgets are groups of rows within `span` in log C with at least four sizes; a size x data grid without them is
     cut at common budgets by interpolating each size's curve in log C. The parabola is local (arXiv:2603.22339): sizes
     further than a factor `max_sizes` from the least loss are left out.
     """
@@ -121,11 +121,19 @@ def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent
     spare = len(x) - 2
     scatter = float((weight * (design @ [intercept, a] - y) ** 2).sum()) / spare
     half = float(stdtrit(spare, 0.5 + level / 2)) * float(np.sqrt(scatter * covariance[1, 1]))
-    bars = [
-        {"C": p.compute, "N": float(np.exp(p.log_n)), "lo": float(np.exp(p.log_n - 1.645 * p.se)), "hi": float(np.exp(p.log_n + 1.645 * p.se))}
-        for p in points
-    ] if not approach.startswith("1") else [{"C": p.compute, "N": float(np.exp(p.log_n))} for p in points]  # fmt: skip
+    bars = [_bar(point, with_interval=not approach.startswith("1")) for point in points]
     return Exponent(approach, float(a), float(a - half), float(a + half), float(intercept - a * centre), bars)
+
+
+def _bar(point: Vertex, with_interval: bool) -> dict[str, float]:
+    """One point behind the line, with its 90 % normal interval where a vertex has a standard error."""
+    bar = {"C": point.compute, "N": float(np.exp(point.log_n))}
+    if with_interval:
+        bar |= {
+            "lo": float(np.exp(point.log_n - 1.645 * point.se)),
+            "hi": float(np.exp(point.log_n + 1.645 * point.se)),
+        }
+    return bar
 
 
 def disagreement(found: list[Exponent], tolerance: float = 0.1) -> str | None:
@@ -184,7 +192,7 @@ def _at(curve: tuple[Array, Array], budget: float) -> float:
 
 
 def _budgets(N: Array, C: Array, loss: Array, span: float) -> list[tuple[float, Array, Array]]:
-    """Groups of rows at one budget: sorted by C, a new group starts where a row is further than `span` from the first."""
+    """Groups of rows at one budget: a new group starts further than `span` from the first row's log C."""
     order = np.argsort(C, kind="stable")
     groups: list[list[int]] = []
     for i in order:

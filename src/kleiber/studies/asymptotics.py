@@ -1,4 +1,4 @@
-"""Is the ladder on the power law yet? Steepening slopes, transients at the small rungs, a floor that wants to be negative.
+"""Is the ladder on the power law yet? Steepening slopes, transients, a floor that wants to be negative.
 
 Small runs pass a transient before the power law (induction heads, warm-up). A law fitted through it fits well and
 extrapolates badly, so the tests look for structure in the residuals, not for a large error. It refuses to say
@@ -135,7 +135,8 @@ def _steepening(found: Fit) -> str:
             sample = np.array(values)
             t = sample.mean() / max(sample.std(ddof=1) / np.sqrt(len(sample)), 1e-12)
             if stdtr(len(sample) - 1, t) < ALPHA / len(bends) and sample.mean() < -0.01:
-                return f"log L against log {along} steepens near {along} = {rung:.3g} (bend {sample.mean():.3f}, {len(sample)} ladders)"
+                bend = f"bend {sample.mean():.3f}, {len(sample)} ladders"
+                return f"log L against log {along} steepens near {along} = {rung:.3g} ({bend})"
     return ""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kleiber.studies.bootstrap import bootstrap, interval, strata_of
 from kleiber.studies.fit import Fit, fit, refit
@@ -19,7 +20,7 @@ BELOW, ABOVE = 0.85, 1.2  # a guard band around the cut: budgets that are nomina
 
 @dataclass(frozen=True)
 class Backtest:
-    """Errors above one cut: mean absolute relative error, mean relative error, coverage of the level-interval of a run."""
+    """Errors above one cut: mean absolute and mean relative error, coverage of a run's interval."""
 
     cut: float
     n_train: int
@@ -47,7 +48,7 @@ def default_cuts(compute: Array, num_params: int, count: int = 3) -> list[float]
 
 def backtests(
     found: Fit, compute: Array, cuts: Sequence[float], level: float = 0.9, draws: int = 200, seed: int = 0,
-    clusters: Array | None = None,
+    clusters: NDArray | None = None,
 ) -> list[Backtest]:  # fmt: skip
     """One Backtest per cut: trained on C < 0.85 cut, tested on C > 1.2 cut; ValueError when a side is too small."""
     done = []
@@ -55,7 +56,8 @@ def backtests(
         train, test = compute < BELOW * cut, compute > ABOVE * cut
         if train.sum() <= found.problem.num_params or not test.any():
             raise ValueError(
-                f"backtest {cut:g}: {train.sum()} rows below, {test.sum()} above, {found.problem.num_params} parameters; "
+                f"backtest {cut:g}: {train.sum()} rows below, {test.sum()} above "
+                f"for {found.problem.num_params} parameters; "
                 f"C spans {compute.min():.3g} to {compute.max():.3g}"
             )
         part = refit(found, train)

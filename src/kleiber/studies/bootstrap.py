@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kleiber.studies.fit import Fit
 from kleiber.studies.law import Array
@@ -52,7 +53,7 @@ def interval(samples: Array, level: float = 0.9) -> tuple[Array, Array]:
 
 
 def bootstrap(
-    fit: Fit, count: int = 1000, seed: int = 0, strata: Array | None = None, clusters: Array | None = None,
+    fit: Fit, count: int = 1000, seed: int = 0, strata: NDArray | None = None, clusters: NDArray | None = None,
     kind: str | None = None,
 ) -> Draws:  # fmt: skip
     """Refit `count` resamples; the same seed gives the same draws.
@@ -94,7 +95,7 @@ def bootstrap(
     return Draws(fit, fit.problem.values(theta[good]), label, noise[good], correlation)
 
 
-def within_cluster(residuals: Array, clusters: Array) -> float:
+def within_cluster(residuals: Array, clusters: NDArray) -> float:
     """Intraclass correlation of the residuals, (MSB - MSW) / (MSB + (m - 1) MSW), clipped to [0, .95].
 
     The one-way ANOVA estimator with m the mean cluster size adjusted for imbalance.
@@ -110,13 +111,13 @@ def within_cluster(residuals: Array, clusters: Array) -> float:
     return float(np.clip((between - inside) / max(between + (m - 1) * inside, 1e-300), 0.0, 0.95))
 
 
-def strata_of(sizes: Array) -> Array:
+def strata_of(sizes: Array) -> NDArray:
     """Strata for pairs: rows of one size, where sizes repeat at least three times on average; else one stratum."""
     _, member = np.unique(np.round(np.log(sizes), 3), return_inverse=True)
     return member if len(sizes) >= 3 * (member.max() + 1) else np.zeros(len(sizes), dtype=int)
 
 
-def _counts(rng: np.random.Generator, count: int, strata: Array) -> Array:
+def _counts(rng: np.random.Generator, count: int, strata: NDArray) -> Array:
     """How often each row is drawn when every stratum is resampled to its own size, (count, rows)."""
     weights = np.zeros((count, len(strata)))
     for name in np.unique(strata):
@@ -125,7 +126,7 @@ def _counts(rng: np.random.Generator, count: int, strata: Array) -> Array:
     return weights
 
 
-def _noise(rng: np.random.Generator, count: int, rows: int, clusters: Array | None, correlation: float) -> Array:
+def _noise(rng: np.random.Generator, count: int, rows: int, clusters: NDArray | None, correlation: float) -> Array:
     """Unit noise, of which a share `correlation` of the variance is common to a cluster."""
     own = rng.normal(size=(count, rows))
     if clusters is None or not correlation:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kleiber.studies.law import Array, Law, find
 from kleiber.studies.solve import LOSSES, SPACES, Problem, descend, polish
@@ -93,7 +94,7 @@ def fit(
     raise ValueError(f"law {law.name!r}: every linear term fits to 0; the target has the wrong sign or scale")
 
 
-def refit(found: Fit, keep: Array) -> Fit:
+def refit(found: Fit, keep: NDArray) -> Fit:
     """The same law and objective on some rows, from scratch."""
     part = found.problem.rows(keep)
     return fit(found.law, part.inputs, part.target, part.loss_fn, part.delta, part.space)

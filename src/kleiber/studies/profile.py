@@ -5,6 +5,7 @@ the data do not say: the parameter is "not identified", however sharp its point 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.special import fdtri
@@ -19,7 +20,7 @@ FAR = np.log(1e3)  # a factor of 1000 on either side, for parameters searched on
 
 @dataclass(frozen=True)
 class Profile:
-    """One parameter's profile: values tried, the likelihood-ratio statistic at each, interval, and why not identified."""
+    """One parameter's profile: values tried, the statistic at each, its interval, why not identified."""
 
     name: str
     values: Array
@@ -84,7 +85,7 @@ def _profile(fit: Fit, j: int, name: str, spread: Array, spare: int, power: floa
 def _crossing(theta: Array, stat: Array, threshold: float, centre: float, sign: int) -> float:
     """Where the profile first exceeds the threshold on one side, by interpolating its square root; inf if never."""
     side = [i for i in np.argsort(sign * theta) if sign * (theta[i] - centre) >= 0]
-    for a, b in zip(side[:-1], side[1:], strict=True):
+    for a, b in pairwise(side):
         if stat[b] > threshold:
             low, high = np.sqrt(stat[a]), np.sqrt(min(stat[b], 1e12))
             share = (np.sqrt(threshold) - low) / max(high - low, 1e-300)

@@ -38,7 +38,7 @@ def _magnitude(column: Array) -> Array:
 
 
 def lack_of_fit(fit: Fit) -> LackOfFit | None:
-    """The classical lack-of-fit test from replicates; None without any, or with no cell to spare over the parameters."""
+    """The classical lack-of-fit test from replicates; None without any, or with too few cells."""
     member = cells({name: fit.problem.inputs[name] for name in fit.law.inputs})
     sizes = np.bincount(member)
     pure_df, lof_df = len(member) - len(sizes), len(sizes) - fit.problem.num_params
@@ -55,8 +55,8 @@ def lack_of_fit(fit: Fit) -> LackOfFit | None:
 
 
 def two_way_means(
-    inputs: Mapping[str, Array], loss: Array, clusters: Array, along: str = "D"
-) -> tuple[dict[str, Array], Array, Array]:
+    inputs: Mapping[str, Array], loss: Array, clusters: NDArray, along: str = "D"
+) -> tuple[dict[str, Array], Array, NDArray]:
     """Average seeds within a size before fitting: ln L = a_D + u_seed, the mean over seeds of a_D + u_seed.
 
     A seed that reached only some D would otherwise drag those D along with its own offset. Rows of one size are those

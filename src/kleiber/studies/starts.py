@@ -1,7 +1,7 @@
 """Where a fit starts: variable projection over a grid of shapes, non-negative linear parts solved exactly.
 
 For given exponents a law is linear in the rest, so nothing is guessed and nothing is random: the same table gives the
-same starts. Prior art: variable projection for scaling laws (Open-Athena's VPNLS). It refuses to decide which start won.
+same starts. Prior art: variable projection for scaling laws (Open-Athena's VPNLS). It refuses to choose a winner.
 """
 
 from collections.abc import Mapping
@@ -104,7 +104,7 @@ def columns_of(problem: Problem, values: Array) -> Array:
     return np.nan_to_num(np.stack(columns, axis=2), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _nonnegative(design: Array, goal: Array, pull: Array, law: Law, active: Array) -> Array:
+def _nonnegative(design: Array, goal: Array, pull: Array, law: Law, active: NDArray) -> Array:
     """Weighted least squares with the unsigned parts >= 0, by trying every subset of them."""
     kinds = [law.params[name] for name in law.params if isinstance(law.params[name], Linear)]
     on = [bool(active[j]) for j in law.linear]

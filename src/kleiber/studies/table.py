@@ -1,7 +1,7 @@
 """Tables of runs: csv, jsonl, parquet or a folder of runs, read into the float64 columns a law takes.
 
-Roles are the law's symbols (N, D, C, L, ...); `--map N=COL` says which column plays which. It refuses to guess a column,
-to drop a row without recording the rule, and to let 6 N D overflow: everything becomes float64 on load.
+Roles are the law's symbols (N, D, C, L, ...); `--map N=COL` says which column plays which. It refuses to guess a
+column, to drop a row without recording the rule, and to let 6 N D overflow: everything becomes float64 on load.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from kleiber.studies import where
 from kleiber.studies.law import Array, Law
@@ -43,16 +44,15 @@ class Table:
         missing = [name for name in law.inputs if name not in self.columns]
         if missing:
             maps = ",".join(f"{name}=COL" for name in missing)
-            raise ValueError(
-                f"law {law.name!r} needs {', '.join(law.inputs)}; add --map {maps}. Columns: {', '.join(map(str, self.frame.columns))}"
-            )
+            names = ", ".join(map(str, self.frame.columns))
+            raise ValueError(f"law {law.name!r} needs {', '.join(law.inputs)}; add --map {maps}. Columns: {names}")
         return {name: self.columns[name] for name in law.inputs}
 
-    def drop(self, rows: Array, rule: str) -> "Table":
+    def drop(self, rows: NDArray, rule: str) -> "Table":
         """The table without the rows where the mask `rows` is true, each recorded under `rule`."""
         gone = [{"row": _label(i), "rule": rule} for i in self.frame.index[rows]]
         kept = {name: column[~rows] for name, column in self.columns.items()}
-        return Table(self.frame[~rows], kept, self.roles, [*self.excluded, *gone])
+        return Table(self.frame.loc[~rows], kept, self.roles, [*self.excluded, *gone])
 
     def split(self, column: str) -> dict[str, "Table"]:
         """One table per value of a column, in order of the values."""
@@ -61,7 +61,7 @@ class Table:
         for value in sorted(self.frame[name].unique(), key=lambda v: (isinstance(v, str), v)):
             mask = (self.frame[name] == value).to_numpy(dtype=bool)
             kept = {role: values[mask] for role, values in self.columns.items()}
-            groups[str(value)] = Table(self.frame[mask], kept, self.roles, list(self.excluded))
+            groups[str(value)] = Table(self.frame.loc[mask], kept, self.roles, list(self.excluded))
         return groups
 
     def hash(self) -> str:
@@ -146,7 +146,7 @@ def load(
         out = ~where.keep(frame, text, named)
         table.excluded += [{"row": _label(i), "rule": f"where: {text}"} for i in frame.index[out & ~gone]]
         gone |= out
-    kept = Table(frame[~gone], {role: column[~gone] for role, column in columns.items()}, named, table.excluded)
+    kept = Table(frame.loc[~gone], {role: column[~gone] for role, column in columns.items()}, named, table.excluded)
     for role in ("L", *needed):
         if role in kept.columns:
             kept = kept.drop(~np.isfinite(kept.columns[role]), f"not finite: {role} ({named.get(role, 'derived')})")
@@ -158,9 +158,9 @@ def load(
 
 
 def _numbers(frame: pd.DataFrame, name: str) -> Array:
-    column = frame[name]
+    column = pd.Series(frame[name])
     if not pd.api.types.is_numeric_dtype(column):
-        read = pd.to_numeric(column, errors="coerce")
+        read = pd.Series(pd.to_numeric(column, errors="coerce"))
         bad = (read.isna() & column.notna()).to_numpy(dtype=bool)
         if bad.any():
             row = int(np.argmax(bad))

@@ -75,7 +75,8 @@ def replicates(found: Fit, level: float = 0.05) -> list[Verdict]:
                 "no cell was trained twice: seed noise is not measured, residuals mix it with misfit",
             )
         ]
-    text = f"seed sd {test.seed_noise:.2g} ({test.pure_df} df), lack of fit F = {test.statistic:.2f}, p = {test.p_value:.2g}"
+    text = f"seed sd {test.seed_noise:.2g} ({test.pure_df} df), "
+    text += f"lack of fit F = {test.statistic:.2f}, p = {test.p_value:.2g}"
     if test.p_value < level:
         return [
             Verdict(
@@ -88,7 +89,7 @@ def replicates(found: Fit, level: float = 0.05) -> list[Verdict]:
 
 
 def backtest_verdicts(tests: list[Backtest], level: float = 0.9) -> list[Verdict]:
-    """No law when the naive predictors do as well over all test rows; a warning for one-sided errors or bad coverage."""
+    """No law when the naive predictors do as well over all test rows; a warning for bias or bad coverage."""
     if not tests:
         return [
             Verdict("no_backtest", "warn", "no compute cut leaves enough rows on both sides: extrapolation is untested")

@@ -114,9 +114,9 @@ class _Reader:
         return mask
 
     def compare(self, name: str, op: str, value: str) -> Mask:
-        column, limit = self.table[name], number(value)
+        column, limit = pd.Series(self.table[name]), number(value)
         if pd.api.types.is_bool_dtype(column):
-            column = column.map({True: "true", False: "false"})
+            column = column.astype(str).str.lower()
             value = value.lower()
         numeric = pd.api.types.is_numeric_dtype(column)
         if numeric and limit is None:

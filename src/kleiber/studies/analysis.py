@@ -1,0 +1,239 @@
+"""From a table to laws.json: exclude by rule, fit, resample, profile, backtest, judge. The order is the method.
+
+One call of `analyse` holds every step, so that no number leaves without its interval and no law without its verdicts.
+It refuses to print and to write files (`command`, `record`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kleiber.studies import approaches, verdicts
+from kleiber.studies.accounting import accounting
+from kleiber.studies.backtest import backtests, default_cuts, rank
+from kleiber.studies.bootstrap import Draws, bootstrap, interval, strata_of
+from kleiber.studies.exclusion import RULES, exclude, with_and_without
+from kleiber.studies.fit import Fit, fit
+from kleiber.studies.law import LAWS, Array, Law
+from kleiber.studies.profile import profiles
+from kleiber.studies.replicates import cells, two_way_means
+from kleiber.studies.table import DERIVED, Table
+
+MAX_DECADES = 3.0  # the farthest published extrapolation that held (2.6 decades, arXiv:2403.08540)
+RANKED = ("no_floor", "chinchilla_tied", "chinchilla", "kaplan", "interaction")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to fit and judge; None means the law's own convention (loss_fn, space) or the default cuts (backtest)."""
+
+    loss_fn: str | None = None
+    delta: float = 1e-3
+    space: str | None = None
+    bootstrap: int = 1000
+    cluster: str | None = None
+    seed: int = 0
+    level: float = 0.9
+    backtest: Sequence[float] | None = None
+    predict: Sequence[Mapping[str, float]] = field(default_factory=tuple)
+    exclude: tuple[str, ...] = RULES
+    max_decades: float = MAX_DECADES
+    rank: bool = False
+
+
+def analyse(table: Table, law: Law, options: Options) -> dict:
+    """The record of one law on one table, as laws.json holds it (law.schema.json); ValueError for unusable rows."""
+    every, table = table, exclude(table, law, options.exclude, options.space)
+    found, clusters, compute = _fit(table, law, options)
+    draws = _draws(found, clusters, options)
+    profiled = profiles(found, options.level)
+    judged = [*verdicts.identifiability(found, profiled), *verdicts.pre_asymptotic(found)]
+    judged += verdicts.replicates(_on_rows(found, table))
+    tests = []
+    if compute is not None:
+        cuts = default_cuts(compute, found.problem.num_params) if options.backtest is None else options.backtest
+        tests = backtests(found, compute, cuts, options.level, min(options.bootstrap, 200), options.seed, clusters)
+    judged += verdicts.backtest_verdicts(tests, options.level)
+    record = {
+        "schema": "kleiber.law/1", "law": law.name, "formula": law.formula, "source": law.source,
+        "n": found.problem.num_rows, "excluded": table.excluded,
+        "objective": _objective(found),
+        "params": _params(found, profiled), "cov": found.covariance()[0].tolist(), "cov_of": _coordinates(found),
+        "level": options.level, "derived": _derived(found, draws, options.level),
+        "residual_rms": float(np.sqrt(np.mean(found.residuals**2))),
+        "bootstrap": {"kind": draws.kind, "draws": len(draws.values)} if draws else None,
+        "backtests": [{**asdict(test), "beats_naive": test.beats_naive} for test in tests],
+        "domain": {name: [float(column.min()), float(column.max())] for name, column in _domain(table, found).items()},
+        "runs_hash": table.hash(),
+    }  # fmt: skip
+    _allocate(record, judged, found, draws, table, compute, options)
+    if options.rank and compute is not None:
+        record["ranking"] = rank([LAWS[name] for name in RANKED], found, compute)
+    if len(table) < len(every):
+        record["with_without"] = with_and_without(_on_rows(found, table) if clusters is None else found, every, law)
+    record["draws"] = draws.values[:400].tolist() if draws else []
+    record["noise"] = found.noise if np.isfinite(found.noise) else None
+    record["predictions"] = [predict(record, law, at, options.max_decades) for at in options.predict]
+    record["verdicts"] = [asdict(verdict) for verdict in judged]
+    return record
+
+
+def identified(record: Mapping) -> bool:
+    """Whether every parameter of a record is identified: exit code 3 when not."""
+    return all(entry["identified"] for entry in record["params"].values())
+
+
+def _fit(table: Table, law: Law, options: Options) -> tuple[Fit, NDArray | None, Array | None]:
+    """The fit, the clusters of its rows and their compute; with trunks named, seeds are averaged first."""
+    inputs, loss, clusters = table.inputs(law), table.target, None
+    extra = {name: table.columns[name] for name in ("C",) if name in table.columns and name not in inputs}
+    if options.cluster:
+        from kleiber.studies.where import column_of
+
+        names = table.frame[column_of(table.frame, options.cluster, "--cluster")]
+        _, clusters = np.unique(names.astype(str).to_numpy(), return_inverse=True)
+        if "D" in inputs and len(np.unique(cells(inputs))) < len(loss) and (loss > 0).all():
+            averaged, loss, clusters = two_way_means(inputs, loss, clusters)
+            inputs = averaged
+            extra = {"C": DERIVED["C"][1](inputs["N"], inputs["D"])} if "N" in inputs else {}
+    found = fit(law, inputs, loss, options.loss_fn, options.delta, options.space)
+    compute = {**inputs, **extra}.get("C")
+    return found, clusters, compute if compute is not None and np.isfinite(compute).all() else None
+
+
+def _on_rows(found: Fit, table: Table) -> Fit:
+    """The fitted parameters on the table's own rows, where replicates are still apart."""
+    problem = replace(found.problem, inputs=table.inputs(found.law), target=table.target)
+    return replace(found, problem=problem)
+
+
+def _draws(found: Fit, clusters: NDArray | None, options: Options) -> Draws | None:
+    if options.bootstrap < 1 or not np.isfinite(found.noise):
+        return None
+    strata = strata_of(found.problem.inputs["N"]) if "N" in found.problem.inputs else None
+    return bootstrap(found, options.bootstrap, options.seed, strata, clusters)
+
+
+def _domain(table: Table, found: Fit) -> dict[str, Array]:
+    names = {*found.law.inputs, *({"C"} & set(table.columns))}
+    return {name: table.columns[name] for name in sorted(names)}
+
+
+def _coordinates(found: Fit) -> list[str]:
+    names = [name for name, on in zip(found.law.params, found.problem.active, strict=True) if on]
+    return [f"log {name}" if found.law.params[name].log else name for name in names]
+
+
+def _objective(found: Fit) -> dict:
+    """What was minimised; delta is null where the loss has none. The value is the unscaled sum over rows."""
+    problem = found.problem
+    delta = problem.delta if problem.loss_fn == "huber" else None
+    return {"kind": problem.loss_fn, "delta": delta, "space": problem.space, "value": found.value}
+
+
+def _params(found: Fit, profiled: Mapping) -> dict[str, dict]:
+    """Value, profile interval and identifiability by parameter; an open end of an interval is null."""
+    entries = {}
+    for name, value in found.params.items():
+        profile = profiled.get(name)
+        if profile is None:
+            entries[name] = {"value": 0.0, "lo": 0.0, "hi": None, "identified": False, "reason": "dropped at 0"}
+            continue
+        lo, hi = (end if np.isfinite(end) else None for end in (profile.lo, profile.hi))
+        entries[name] = {"value": value, "lo": lo, "hi": hi, "identified": profile.identified, "reason": profile.reason}
+    return entries
+
+
+def _derived(found: Fit, draws: Draws | None, level: float) -> dict[str, dict]:
+    entries = {}
+    sampled = draws.derive() if draws else {}
+    for name, value in found.law.derive(found.values).items():
+        lo, hi = interval(sampled[name], level) if name in sampled else (np.nan, np.nan)
+        known = bool(np.isfinite([lo, hi, value[0]]).all()) and not found.dropped
+        entries[name] = {
+            "value": float(value[0]) if np.isfinite(value[0]) else None,
+            "lo": float(lo) if known else None, "hi": float(hi) if known else None, "identified": known,
+        }  # fmt: skip
+    return entries
+
+
+def _allocate(
+    record: dict, judged: list, found: Fit, draws: Draws | None, table: Table, compute: Array | None, options: Options
+) -> None:
+    """Approaches, accounting and allocation, for tables of N and D; a disagreement becomes a verdict."""
+    record["approaches"], record["accounting"], record["allocation"] = [], [], []
+    if set(found.law.inputs) != {"N", "D"} or compute is None:
+        return
+    inputs = found.problem.inputs
+    compared = approaches.compare(inputs["N"], inputs["D"], compute, found.problem.target, draws, options.level)
+    record["approaches"] = [{k: v for k, v in asdict(one).items() if k != "log_k"} for one in compared]
+    apart = approaches.disagreement(compared)
+    if apart:
+        judged.append(verdicts.Verdict("approaches_disagree", "warn", apart))
+    if len(table) == found.problem.num_rows:
+        record["accounting"] = accounting(found, table.columns, seed=options.seed, level=options.level)
+    if draws:
+        budgets = 10.0 ** np.arange(np.floor(np.log10(compute.min())), np.log10(compute.max()) + 2)
+        record["allocation"] = approaches.allocation(draws, budgets, options.level)
+
+
+def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: float = MAX_DECADES) -> dict:
+    """One prediction: value, the law's interval (lo, hi), one new run's (run_lo, run_hi), decades outside the rows.
+
+    Beyond `max_decades` in any input or in C the value is null and `refused` says so. The intervals hold the sampling
+    error only: misfit shows in the backtests.
+    """
+    full = complete(at)
+    missing = [name for name in law.inputs if name not in full]
+    if missing:
+        raise ValueError(
+            f"predict {dict(at)}: law {law.name!r} needs {', '.join(law.inputs)}; {', '.join(missing)} missing"
+        )
+    decades = outside(record["domain"], full)
+    answer: dict = {"at": dict(at), "value": None, "lo": None, "hi": None, "decades": decades}
+    if decades > max_decades:
+        return answer | {"refused": f"{decades:.1f} decades beyond the rows, more than {max_decades:g}"}
+    inputs = {name: np.array([full[name]]) for name in law.inputs}
+    values = np.array([[entry["value"] for entry in record["params"].values()]])
+    answer["value"] = float(law.predict(inputs, values)[0, 0])
+    draws = np.array(record["draws"])
+    if len(draws):
+        lo, hi = interval(law.predict(inputs, draws)[:, 0], record["level"])
+        found = _empty_fit(law, inputs, record, values)
+        noisy = Draws(found, draws, "", np.full(len(draws), record["noise"] or 0.0)).predict_runs(inputs)[:, 0]
+        run_lo, run_hi = interval(noisy, record["level"])
+        answer |= {"lo": float(lo), "hi": float(hi), "run_lo": float(run_lo), "run_hi": float(run_hi)}
+    return answer
+
+
+def _empty_fit(law: Law, inputs: Mapping[str, Array], record: Mapping, values: Array) -> Fit:
+    """A fit without rows: what a record remembers of one, enough to add noise on the right scale."""
+    from kleiber.studies.solve import Problem
+
+    objective = record["objective"]
+    active = np.ones(len(law.params), dtype=bool)
+    problem = Problem(
+        law, inputs, np.ones(1), objective["kind"], objective["delta"] or 1e-3, objective["space"], active
+    )
+    return Fit(problem, values[0], objective["value"])
+
+
+def complete(at: Mapping[str, float]) -> dict[str, float]:
+    """A point with the inputs that follow from the others: C = 6 N D, D = C/(6 N), M = D/N."""
+    full = {name: float(value) for name, value in at.items()}
+    for role, (parts, rule) in DERIVED.items():
+        if role not in full and all(part in full for part in parts):
+            full[role] = rule(*(full[part] for part in parts))
+    return full
+
+
+def outside(domain: Mapping[str, Sequence[float]], at: Mapping[str, float]) -> float:
+    """Decades by which a point lies outside the fitted rows, the largest over inputs and compute; 0 inside."""
+    far = 0.0
+    for name, (lo, hi) in domain.items():
+        value = at.get(name)
+        if value is not None and value > 0 and lo > 0:
+            far = max(far, float(np.log10(value / hi)), float(np.log10(lo / value)))
+    return far

@@ -1,0 +1,192 @@
+"""`kleiber fit` and `kleiber predict`: read the command line, call the analysis, print a table, choose the exit code.
+
+Exit codes: 0 done, 2 bad input, 3 fitted but not identified. It computes nothing itself and refuses to print a number
+without an interval or the words "not identified".
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from kleiber.studies import analysis, record, table, where
+from kleiber.studies import law as laws
+
+Column = Annotated[str | None, typer.Option(help="column, a synonym of --map", show_default=False)]
+
+
+def fit(
+    source: Annotated[Path, typer.Argument(metavar="TABLE", help="csv, jsonl, parquet, or a folder of runs")],
+    law: Annotated[str, typer.Option(help="a shipped law or FILE.py:FN")] = "chinchilla",
+    map: Annotated[str | None, typer.Option(help="N=COL,D=COL,L=COL[,C=COL,X=COL]")] = None,
+    params: Column = None,
+    data: Column = None,
+    loss: Column = None,
+    compute: Column = None,
+    loss_fn: Annotated[str | None, typer.Option(help="huber, lad or squared; default: the law's source's")] = None,
+    delta: Annotated[float, typer.Option(help="where Huber turns linear, on the scale of --space")] = 1e-3,
+    space: Annotated[str | None, typer.Option(help="log, linear or log10; default: the law's source's")] = None,
+    where: Annotated[list[str] | None, typer.Option(help='"loss < 4 and N >= 1e8"; repeat to narrow')] = None,
+    by: Annotated[str | None, typer.Option(help="one fit per value of this column")] = None,
+    bootstrap: Annotated[int, typer.Option(min=0)] = 1000,
+    cluster: Annotated[str | None, typer.Option(help="column naming the trunk whose branches share noise")] = None,
+    seed: int = 0,
+    backtest: Annotated[str | None, typer.Option(help="compute cuts, 1e20,1e21; default: three of them")] = None,
+    predict: Annotated[list[str] | None, typer.Option(help="N=..,D=..; repeat for more")] = None,
+    exclude: Annotated[str, typer.Option(help="rules, or none")] = "diverged,undertuned",
+    rank: Annotated[bool, typer.Option("--rank", help="rank laws by leave-largest-compute-out error")] = False,
+    max_decades: Annotated[
+        float, typer.Option(help="refuse predictions farther outside than this")
+    ] = analysis.MAX_DECADES,
+    force: Annotated[bool, typer.Option("--force", help="predict beyond --max-decades")] = False,
+    json: Annotated[Path | None, typer.Option(help="write laws.json here")] = None,
+) -> None:
+    """Fit a law to a table of runs: parameters with intervals, backtests, verdicts."""
+    try:
+        form = laws.find(law)
+        named = table.parse_map(map, {"N": params, "D": data, "L": loss, "C": compute})
+        rows = table.load(table.read(source), named, where or (), form.inputs)
+        options = analysis.Options(
+            loss_fn, delta, space, bootstrap, cluster, seed,
+            backtest=None if backtest is None else _numbers(backtest, "--backtest"),
+            predict=[_point(text) for text in predict or ()],
+            exclude=() if exclude == "none" else tuple(filter(None, exclude.split(","))),
+            max_decades=float("inf") if force else max_decades, rank=rank,
+        )  # fmt: skip
+        found = {
+            group: _one(part, form, law, options, by, group)
+            for group, part in (rows.split(by) if by else {"": rows}).items()
+        }
+        if json:
+            record.write({"schema": "kleiber.laws/1", "by": by, "laws": found} if by else found[""], json)
+    except ValueError as error:
+        _refuse(error)
+    for group, entry in found.items():
+        typer.echo("\n".join(([f"\n{by} = {group}"] if by else []) + lines(entry)))
+    if not all(analysis.identified(entry) for entry in found.values()):
+        raise typer.Exit(3)
+
+
+def predict(
+    laws_json: Annotated[Path, typer.Argument(metavar="LAWS.json")],
+    at: Annotated[list[str], typer.Argument(metavar="N=.. D=..", help="and COLUMN=VALUE for a file made with --by")],
+    max_decades: float = analysis.MAX_DECADES,
+    force: Annotated[bool, typer.Option("--force", help="predict beyond --max-decades")] = False,
+) -> None:
+    """Predict from a fitted law: value, the law's interval, one new run's interval."""
+    try:
+        entry, words = record.read(laws_json), list(at)
+        if entry["schema"] == "kleiber.laws/1":
+            entry, words = _group(entry, words)
+        point = _point(",".join(words))
+        answer = analysis.predict(entry, laws.find(entry["law"]), point, float("inf") if force else max_decades)
+        if "refused" in answer:
+            raise ValueError(f"{' '.join(words)}: {answer['refused']}; --force predicts all the same")
+    except ValueError as error:
+        _refuse(error)
+    typer.echo(_prediction(answer, entry["level"]))
+
+
+def _one(
+    part: table.Table, form: laws.Law, name: str, options: analysis.Options, by: str | None, group: str
+) -> dict[str, Any]:
+    """One record; a user law is recorded under the FILE.py:FN it was called by, and errors name their group."""
+    try:
+        found = analysis.analyse(part, replace(form, name=name) if ".py:" in name else form, options)
+    except ValueError as error:
+        raise ValueError(f"{by} = {group}: {error}" if by else str(error)) from error
+    return record.finite(found)
+
+
+def _group(collection: Mapping[str, Any], words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    by, found = collection["by"], collection["laws"]
+    chosen = [word.partition("=")[2] for word in words if word.partition("=")[0] == by]
+    if len(chosen) != 1 or chosen[0] not in found:
+        raise ValueError(f"this file holds one law per {by}: add {by}=VALUE, one of {', '.join(found)}")
+    return found[chosen[0]], [word for word in words if word.partition("=")[0] != by]
+
+
+def _point(text: str) -> dict[str, float]:
+    """`N=7B,D=140B` as numbers; ValueError with the part that is none."""
+    point = {}
+    for item in filter(None, text.replace(" ", ",").split(",")):
+        name, found, value = item.partition("=")
+        read = where.number(value) if found else None
+        if read is None:
+            raise ValueError(f"predict {item!r}: write NAME=NUMBER, such as N=1e9 or D=20B")
+        point[name.strip()] = read
+    if not point:
+        raise ValueError("predict: no point given; write N=1e9 D=20e9")
+    return point
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    read = [where.number(item) for item in text.split(",")]
+    if any(value is None for value in read):
+        raise ValueError(f"{option} {text!r}: write numbers separated by commas, such as 1e20,1e21")
+    return [value for value in read if value is not None]
+
+
+def _refuse(error: ValueError) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(2) from error
+
+
+def lines(entry: Mapping[str, Any]) -> list[str]:
+    """The printed form of a record: one line per parameter, backtest, prediction and verdict."""
+    level, goal = f"{entry['level']:.0%}", entry["objective"]
+    delta = f", delta {goal['delta']:g}" if goal["delta"] else ""
+    out = [f"{entry['law']}: {entry['formula']}   ({entry['source']})"]
+    out.append(
+        f"{entry['n']} rows, {len(entry['excluded'])} excluded; "
+        f"{goal['kind']}{delta} in {goal['space']}: {goal['value']:.6g}"
+    )
+    out += [
+        f"  {name:<10} {_estimate(value, level)}" for name, value in {**entry["params"], **entry["derived"]}.items()
+    ]
+    out.append(f"residual rms {entry['residual_rms']:.3g} ({goal['space']}); intervals {_kind(entry)}")
+    for one in entry["approaches"]:
+        out.append(f"  approach {one['approach']}: a = {one['a']:.4f}, {level} [{one['lo']:.4f}, {one['hi']:.4f}]")
+    for one in entry["accounting"]:
+        text = f"a = {one['a']:.4f}, {level} [{one['lo']:.4f}, {one['hi']:.4f}], shift {one['shift']:+.4f}"
+        out.append(f"  {one['convention']}, approach {one['approach']}: {text}")
+    for test in entry["backtests"]:
+        naive = ", ".join(f"{name} {value:.2%}" for name, value in test["naive"].items())
+        out.append(
+            f"  backtest C = {test['cut']:.3g}: {test['n_train']} -> {test['n_test']} rows, error {test['mare']:.2%}, "
+            f"bias {test['bias']:+.2%}, {level} interval covers {test['coverage']:.0%}; naive: {naive}"
+        )
+    for one in entry.get("ranking", ()):
+        out.append(
+            f"  ranked {one['law']}: error {one['mare']:.2%} on the {one['n_test']} largest, AIC {one['aic']:.1f}"
+        )
+    for one in entry.get("with_without", ()):
+        numbers = ", ".join(f"{k} {v:.4g}" for k, v in one.items() if isinstance(v, float))
+        out.append(f"  {one['excluded_rows']} the excluded rows (n = {one['n']}), points of the table above: {numbers}")
+    out += [f"  {_prediction(one, entry['level'])}" for one in entry["predictions"]]
+    return out + [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
+
+
+def _estimate(value: Mapping[str, Any], level: str) -> str:
+    point = "-" if value["value"] is None else f"{value['value']:.6g}"
+    if not value["identified"]:
+        return f"not identified ({value.get('reason') or 'no interval'}; least objective at {point})"
+    return f"{point}   {level} [{value['lo']:.5g}, {value['hi']:.5g}]"
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    used = entry["bootstrap"]
+    return f"by profile and {used['kind']} bootstrap ({used['draws']} draws)" if used else "by profile"
+
+
+def _prediction(one: Mapping[str, Any], level: float) -> str:
+    at = ", ".join(f"{name}={value:g}" for name, value in one["at"].items())
+    if "refused" in one:
+        return f"{at}: refused, {one['refused']}"
+    far = f"{one['decades']:.2f} decades outside the rows"
+    if one["lo"] is None:
+        return f"{at}: {one['value']:.6g}, interval not identified, {far}"
+    run = f"one run [{one['run_lo']:.5g}, {one['run_hi']:.5g}]"
+    return f"{at}: {one['value']:.6g}   {level:.0%} [{one['lo']:.5g}, {one['hi']:.5g}], {run}, {far}"
