@@ -11,7 +11,7 @@ from kleiber.types import Role
 
 
 class LMHead(nn.Module):
-    """logits = cap(multiplier * hidden @ weight.T), cap(x) = soft_cap tanh(x / soft_cap) (Gemma 2, arXiv:2408.00118)."""
+    """logits = cap(multiplier hidden @ weight.T), cap(x) = soft_cap tanh(x / soft_cap); Gemma 2, arXiv:2408.00118."""
 
     def __init__(self, weight: nn.Parameter, multiplier: float = 1.0, soft_cap: float | None = None) -> None:
         super().__init__()

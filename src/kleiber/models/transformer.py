@@ -62,7 +62,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(site, attention(site, **options), mlp(site)) for site in sites)
         self.norm = RMSNorm(width, norm_eps)
         std, multiplier = parametrization.output(width)
-        weight = self.embedding.weight if tied else nn.Parameter(torch.randn(vocab_size, width) * std)
+        weight = nn.Parameter(torch.randn(vocab_size, width) * std) if not tied else self.embedding.weight
         self.head = LMHead(weight, multiplier, soft_cap)
 
     def forward(self, batch: Batch, caches: list[Cache] | None = None) -> Output:
@@ -104,7 +104,7 @@ class Block(nn.Module):
 
 
 def roles(model: nn.Module) -> dict[str, Role]:
-    """Roles by the module that owns each parameter: its own `roles()`, else linear and embedding layers by their kind."""
+    """Role of each parameter by the module that owns it: its own `roles()`, else linear or embedding."""
     found: dict[str, Role] = {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for module in model.modules():

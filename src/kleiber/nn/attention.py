@@ -55,7 +55,7 @@ class Full(nn.Module):
     """Softmax attention over all positions of the segment, or over those before: softmax(scale q k^T) v.
 
     num_heads     null: heads of 64 channels, or two heads below width 128
-    num_kv_heads  null: num_heads; fewer share keys and values between query heads (Ainslie et al. 2023, arXiv:2305.13245)
+    num_kv_heads  null: num_heads; fewer share keys and values (Ainslie et al. 2023, arXiv:2305.13245)
     qk_norm       RMSNorm of queries and keys per head, which bounds the logits (Dehghani et al. 2023, arXiv:2302.05442)
     """
 
@@ -198,7 +198,8 @@ class NoMixing(nn.Module):
         super().__init__()
         if any(option is not None for option in (num_heads, num_kv_heads, qk_norm, rope_theta)):
             raise ValueError(
-                f"model/attention=none has no queries or keys: remove {num_heads=}, {num_kv_heads=}, {qk_norm=}, {rope_theta=}"
+                "model/attention=none has no queries, keys or positions: remove "
+                f"{num_heads=}, {num_kv_heads=}, {qk_norm=}, {rope_theta=}"
             )
         self.value = site.hidden(site.width, site.width)
         self.out = site.projection(site.width)

@@ -161,7 +161,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _nll_gradient(logits: Tensor, norm: Tensor, targets: Tensor, w: Tensor | None, z_loss: float) -> Tensor:
-    """d/dlogits of w (norm - logit[target] + z_loss norm^2) = w (p (1 + 2 z_loss norm) - onehot); overwrites `logits`."""
+    """d/dlogits of w (norm - logit[target] + z_loss norm^2) = w (p (1 + 2 z_loss norm) - onehot), over `logits`."""
     p = logits.sub_(norm).exp_()
     if z_loss:
         p.mul_(1 + 2 * z_loss * norm)

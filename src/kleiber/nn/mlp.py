@@ -12,7 +12,7 @@ Aux = dict[str, Tensor]
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x), of 8/3 width hidden units unless told, so that it costs what a GELU MLP of 4 width does.
+    """down(silu(gate x) * up x), of 8/3 width hidden units unless told: it costs what a GELU MLP of 4 width does.
 
     Shazeer 2020, arXiv:2002.05202, eq. 6. Gate and up are one matrix: one product, half the launches.
     """
@@ -48,7 +48,7 @@ class GELU(nn.Module):
 
 
 def gated_hidden(width: int) -> int:
-    """8/3 width, rounded up to a multiple of 16: the hidden units at which three matrices cost what two of 4 width do."""
+    """8/3 width, rounded up to a multiple of 16: where three matrices cost what two of 4 width do."""
     return -(-8 * width // 48) * 16
 
 

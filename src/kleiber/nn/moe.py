@@ -71,7 +71,7 @@ class MoE(nn.Module):
 
 
 class Experts(nn.Module):
-    """Stacked SwiGLU experts: gate and up in one stack (experts, dim, 2 hidden), down in another (experts, hidden, dim)."""
+    """Stacked SwiGLU experts: `gate_up` (experts, dim, 2 hidden) and `down` (experts, hidden, dim)."""
 
     def __init__(self, site: Site, num_experts: int, hidden: int, k: int) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Experts(nn.Module):
 
 
 class Spread(torch.autograd.Function):
-    """rows[i] = x[order[i] // k], with the gradient by the inverse permutation: gathers only, no atomic or serial adds."""
+    """rows[i] = x[order[i] // k], its gradient by the inverse permutation: gathers only, no atomic or serial adds."""
 
     @staticmethod
     def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor, k: int) -> Tensor:
@@ -122,7 +122,7 @@ class Spread(torch.autograd.Function):
 def grouped_mm(
     rows: Float[Tensor, "rows in"], weight: Float[Tensor, "experts in out"], counts: Int[Tensor, "experts"]
 ) -> Float[Tensor, "rows out"]:
-    """Rows of expert e, which stand together, times weight[e]. An expert without rows gets a zero gradient, not None."""
+    """Rows of expert e, one after another, times weight[e]. Without rows its gradient is 0, not None."""
     if _grouped_is_legal(rows, weight):
         return F.grouped_mm(rows, weight, offs=counts.cumsum(0, dtype=torch.int32))
     parts = rows.split(counts.tolist())
@@ -160,7 +160,7 @@ def balance_loss(
 
 
 def expert_hidden(width: int, active: int) -> int:
-    """Hidden units at which `active` experts cost one dense SwiGLU, rounded up to a multiple of 8 (grouped_mm's rows)."""
+    """Hidden units at which `active` experts cost one dense SwiGLU, up to the next multiple of 8 (see grouped_mm)."""
     return -(-gated_hidden(width) // (8 * active)) * 8
 
 

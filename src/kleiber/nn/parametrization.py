@@ -41,7 +41,7 @@ class MuP:
     which is 1/sqrt(head_dim) at the base model's head of 16; each residual branch counts sqrt(base_depth/depth);
     output logits are multiplied by base_width/width. The stream starts at RMS 1. Differs from the paper's table 8 in
     what is measured: multipliers and factors are all 1 at (base_width, base_depth), so one learning rate reads the
-    same at the base in both parametrisations. Yang et al. 2022, arXiv:2203.03466; depth: Yang et al. 2023, arXiv:2310.02244.
+    same at the base in both parametrisations. Yang et al. 2022, arXiv:2203.03466; for depth 2023, arXiv:2310.02244.
     """
 
     base_width: int = 32

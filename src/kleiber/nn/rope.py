@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class Rope(nn.Module):
     """Rotates channel pairs (i, i + head_dim/2) by position * theta^(-2i/head_dim), so that q.k depends on distance.
 
-    The halves are paired, as in Hugging Face's Llama, not the neighbours of the paper. Su et al. 2021, arXiv:2104.09864,
-    eq. 34. The tables are not saved: they follow from (head_dim, context, theta).
+    The halves are paired, as in Hugging Face's Llama, not the neighbours of the paper. Su et al. 2021,
+    arXiv:2104.09864, eq. 34. The tables are not saved: they follow from (head_dim, context, theta).
     """
 
     cos: Float[Tensor, "context head_dim"]
@@ -21,6 +21,7 @@ class Rope(nn.Module):
         super().__init__()
         if head_dim % 2:
             raise ValueError(f"heads of {head_dim} channels cannot be rotated in pairs: choose an even width/num_heads")
+        self.theta = theta
         frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
         angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)
         # The first half of sin carries the minus of the rotation, so that applying it is one roll and two products.

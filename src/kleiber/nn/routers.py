@@ -25,7 +25,8 @@ class TopK(nn.Module):
         _check(num_experts, k)
         if k == 1:
             raise ValueError(
-                "model.mlp.k=1 gives TopK nothing to learn from (the one weight is always 1): take model/router=switch, or k >= 2"
+                "model.mlp.k=1 gives router=topk nothing to learn from (its one weight is always 1): "
+                "take model/router=switch, or k >= 2"
             )
         self.k = k
         self.linear = Logits(site, num_experts)
