@@ -89,7 +89,7 @@ def wandb(
     run_id: str,
     run_name: str,
     group: str,
-    config: dict[str, Any],
+    run_config: dict[str, Any],
     mode: Literal["auto", "online", "offline", "disabled"] = "auto",
     project: str = "kleiber",
     entity: str | None = None,
@@ -114,7 +114,7 @@ def wandb(
     settings = client.Settings(init_timeout=30, console="off", x_disable_stats=True, silent=True)
     logger = WandbLogger(
         save_dir=folder, id=run_id, name=run_name, group=group, project=project, entity=entity, tags=tags,
-        job_type="train", offline=offline, resume="allow", settings=settings, config=config,
+        job_type="train", offline=offline, resume="allow", settings=settings, config=run_config,
     )  # fmt: skip
     with contextlib.suppress(AttributeError):
         logger.experiment.define_metric("*", step_metric="trainer/global_step")

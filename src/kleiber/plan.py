@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from kleiber.budget import Budget, quantity
 from kleiber.build import build
 from kleiber.data.sampler import stream
-from kleiber.models.counting import Parameters, count_parameters, flops_per_token
+from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.step import accumulate
 from kleiber.types import Corpus, Objective
 
@@ -57,7 +57,7 @@ def make_plan(cfg: DictConfig, hardware: Any) -> Plan:
     torch.manual_seed(cfg.seed)
     model = build(cfg.model, vocab_size=corpus.tokenizer.vocab_size)
     parameters = count_parameters(model)
-    flops = flops_per_token(model, context)
+    flops = training_flops(model, context)
     rows = round(quantity(cfg.batch.tokens)) // context
     budget = Budget(**cfg.budget)
     steps = budget.num_steps(batch_tokens=rows * context, active_params=parameters.active, flops_per_token=flops)
@@ -66,7 +66,7 @@ def make_plan(cfg: DictConfig, hardware: Any) -> Plan:
     return Plan(
         corpus=corpus,
         model=model,
-        objective=build(cfg.objective, tokenizer=corpus.tokenizer),
+        objective=build(cfg.objective, vocabulary=corpus.tokenizer),
         optimizer=build(cfg.optimizer),
         schedule=build(cfg.schedule),
         parameters=parameters,

@@ -58,8 +58,6 @@ class Chief:
 
         plan = make_plan(self.cfg, self.hardware)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(OmegaConf.to_yaml(self.cfg, resolve=True))
-        (self.folder / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(self.overrides)))
         self.summary.start(**self.facts())
         code = FAILED
         try:
@@ -126,7 +124,7 @@ class Chief:
             "run_id": values["run_id"],
             "run_name": self.folder.name,
             "group": self.cfg.name,
-            "config": OmegaConf.to_container(self.cfg, resolve=True),
+            "run_config": OmegaConf.to_container(self.cfg, resolve=True),
         }
         chosen = [build(node, **available) for node in (self.cfg.logger or {}).values()]
         return [Rows(self.folder), *(logger for logger in chosen if logger is not None)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def record(
             "name": corpus.name, "config": corpus.config, "hash": corpus.hash, "tokenizer_hash": corpus.tokenizer.hash,
             "tokens": corpus.train.num_tokens, "bytes": corpus.train.num_bytes,
         },
-        "params": plan.parameters.as_dict(),
+        "params": dataclasses.asdict(plan.parameters),
         "tokens": tokens, "unique_tokens": min(tokens, corpus.train.num_tokens),
         "samples": plan.stop_step * plan.rows, "steps": plan.stop_step, "batch_tokens": plan.batch_tokens,
         "lr": plan.optimizer.lr,

@@ -24,17 +24,17 @@ class MLM:
 
     likelihood = False
 
-    def __init__(self, tokenizer: Tokenizer, mask_share: float = 0.15, seed: int = 0) -> None:
+    def __init__(self, vocabulary: Tokenizer, mask_share: float = 0.15, seed: int = 0) -> None:
         if not 0 < mask_share < 1:
             raise ValueError(f"objective.mask_share={mask_share} must lie between 0 and 1; BERT uses 0.15")
         self.mask_share, self.seed = mask_share, seed
-        self.mask, self.vocab_size = tokenizer.mask, tokenizer.vocab_size
+        self.mask, self.vocab_size = vocabulary.mask, vocabulary.vocab_size
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
         hidden, targets = self.corrupt(batch)
         output = model(Batch(tokens=hidden, real=batch.real, segments=batch.segments, samples=batch.samples))
         chosen = targets.flatten()
-        total = cross_entropy(output.hidden.flatten(0, 1)[chosen], model.head, batch.tokens.flatten()[chosen])
+        total, _ = cross_entropy(output.hidden.flatten(0, 1)[chosen], model.head, batch.tokens.flatten()[chosen])
         # Auxiliary losses are sums over all tokens, the loss is one over a share of them: this keeps their proportion.
         aux = {
             name: value if name.startswith("load/") else value * self.mask_share for name, value in output.aux.items()
