@@ -1,1 +1,1 @@
-"""Data: sources of text, tokenizers, the token cache, samples and their order. Lightning and models are unknown here."""
+"""Data: sources of text, tokenizers, the token cache, samples and their order. It knows no model."""

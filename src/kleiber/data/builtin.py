@@ -17,7 +17,8 @@ import os
 import platform
 import sysconfig
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,14 +26,17 @@ from typing import Any, Literal
 from kleiber.data.corpus import TextCorpus, as_bytes, prepare
 from kleiber.data.docstrings import read_all, source
 from kleiber.data.near import split
-from kleiber.data.tokens import SPLITS, Document, Source
+from kleiber.data.tokens import SPLITS, Document, Kept, Reading, Source
 
 log = logging.getLogger(__name__)
 
-PACKAGES = tuple(
-    "torch transformers scipy numpy pandas sympy networkx lightning wandb torchmetrics huggingface_hub datasets "
-    "pyarrow pydantic hydra-core omegaconf tokenizers rich typer click jinja2 fsspec aiohttp".split()
+# fmt: off
+PACKAGES = (
+    "torch", "transformers", "scipy", "numpy", "pandas", "sympy", "networkx", "lightning", "wandb", "torchmetrics",
+    "huggingface_hub", "datasets", "pyarrow", "pydantic", "hydra-core", "omegaconf", "tokenizers", "rich", "typer",
+    "click", "jinja2", "fsspec", "aiohttp",
 )
+# fmt: on
 SKIPPED = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}
 CODE_BYTES = 64_000_000
 FEW_BYTES = 2_000_000  # below this a worker process costs more than it saves
@@ -52,7 +56,8 @@ class Builtin:
         if self.domain not in ("docs", "code", "all"):
             raise ValueError(f"data.domain={self.domain} is not one of docs, code, all")
         domains: dict[str, Source] = {"docs": Docs(limit), "code": Code(min(limit or CODE_BYTES, CODE_BYTES))}
-        return list(domains.values()) if self.domain == "all" else [domains[self.domain]]
+        chosen = list(domains.values()) if self.domain == "all" else [domains[self.domain]]
+        return chosen if self.tokenizer == "bytes" else [Kept(source) for source in chosen]
 
     def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
         return prepare("builtin", self.domain, self.sources(), self.tokenizer, self.vocab_size, context, cache)
@@ -69,19 +74,17 @@ class _Installed:
     def identity(self) -> dict[str, Any]:
         return {"name": self.name, "max_bytes": self.max_bytes, "skipped": sorted(SKIPPED), "versions": versions()}
 
-    def notes(self) -> dict[str, Any]:
-        return {"versions": versions()}
-
     def texts(self, paths: list[str]) -> Iterator[list[str]]:
         """The texts of each file."""
         raise NotImplementedError
 
-    def documents(self, root: Path) -> dict[str, Iterable[Document]]:
+    @contextmanager
+    def reading(self, root: Path) -> Iterator[Reading]:
         texts = list(_limited(self.texts(files()), self.max_bytes, self.name))
         parts: dict[str, list[Document]] = {name: [] for name in SPLITS}
         for text, name in zip(texts, split(texts), strict=True):
             parts[name].append([text])
-        return dict(parts)
+        yield Reading(parts, {"versions": versions()})
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,8 @@ def read_all(paths: list[str], workers: int) -> Iterator[list[str]]:
     pool = [_start(paths[k::workers]) for k in range(workers)]
     try:
         for i, path in enumerate(paths):
-            assert (out := pool[i % workers].stdout) is not None
+            out = pool[i % workers].stdout
+            assert out is not None
             if not (line := out.readline()):
                 raise RuntimeError(f"the reader of docstrings ended at {path}")
             yield json.loads(line)

@@ -51,7 +51,7 @@ def _root(parent: list[int], i: int) -> int:
 
 
 def split(texts: list[str], share: float = 0.04) -> Iterator[str]:
-    """The split of each text: "validation" and "test" get `share` of the groups each, by the hash of a group's first text.
+    """The split of each text: "validation" and "test" get `share` of the groups each, by the hash of the first text.
 
     A group of more than a hundredth of all the text goes to train, as it would outweigh everything else in its split.
     """

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,29 +16,37 @@ import numpy as np
 from jaxtyping import Int
 
 from kleiber.data.cache import cached
-from kleiber.data.tokenizer import chunks, encode_many
+from kleiber.data.tokenizer import Bytes, chunks, encode_many
 from kleiber.types import Tokenizer
 
 FORMAT = 1  # part of every identity: raise it when the meaning of a token file changes
 SPLITS = ("train", "validation", "test")
+OURS = ("schema", "identity", "splits", "files")  # of a manifest; the rest is a source's notes
 BATCH = 1 << 20  # characters handed to the tokenizer at once
 
 Document = Iterable[str]  # pieces of text that follow one another without a gap
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Text being read: the documents of each split, each to be read once, and what the manifest should say of it."""
+
+    documents: Mapping[str, Iterable[Document]]
+    notes: dict[str, Any]
+
+
 class Source(Protocol):
-    """Text in splits. `identity` is cheap, JSON-able and decides the content; `documents` is read only on a miss."""
+    """Text in splits. `identity` is cheap, JSON-able and decides the content; `reading` is entered only on a miss."""
 
-    name: str
-
+    @property
+    def name(self) -> str: ...
     def identity(self) -> dict[str, Any]: ...
-    def documents(self, root: Path) -> dict[str, Iterable[Document]]: ...
-    def notes(self) -> dict[str, Any]: ...
+    def reading(self, root: Path) -> AbstractContextManager[Reading]: ...
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """One split: its ids, the bytes of its text, and the bytes its ids account for (equal unless a tokenizer is lossy)."""
+    """One split: its ids, the bytes of its text, and the bytes its ids account for (fewer if it is lossy)."""
 
     ids: Int[np.ndarray, "time"]
     num_bytes: int
@@ -52,14 +62,37 @@ def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[
     identity = {"format": FORMAT, "source": source.identity(), "tokenizer": tokenizer.hash}
 
     def build(folder: Path) -> dict[str, Any]:
-        documents = source.documents(root)
-        counts = {split: _write(folder / f"{split}.bin", documents.get(split, ()), tokenizer) for split in SPLITS}
+        with source.reading(root) as text:
+            documents = text.documents
+            counts = {split: _write(folder / f"{split}.bin", documents.get(split, ()), tokenizer) for split in SPLITS}
         if counts["train"]["tokens"] == 0:
             raise ValueError(f"{source.name} has no text to train on")
-        return {"splits": counts, **source.notes()}
+        return {"splits": counts, **text.notes}
 
     folder, manifest = cached(root, f"{source.name}-{tokenizer.name}", identity, build)
     return {split: _open(folder, split, manifest, tokenizer) for split in SPLITS}, manifest
+
+
+class Kept:
+    """A source whose text is costly to get: read from its token file of bytes, whatever the tokenizer."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.name = source, source.name
+
+    def identity(self) -> dict[str, Any]:
+        return self.source.identity()
+
+    @contextmanager
+    def reading(self, root: Path) -> Iterator[Reading]:
+        splits, manifest = token_files(self.source, Bytes(), root)
+        notes = {key: value for key, value in manifest.items() if key not in OURS}
+        yield Reading({name: _documents(file.ids) for name, file in splits.items()}, notes)
+
+
+def _documents(ids: Int[np.ndarray, "time"]) -> Iterator[Document]:
+    begins = np.flatnonzero(ids == Bytes.eos)
+    for begin, end in itertools.pairwise([*begins.tolist(), len(ids)]):
+        yield [ids[begin + 1 : end].astype(np.uint8).tobytes().decode()]
 
 
 def dtype(vocab_size: int) -> np.dtype:

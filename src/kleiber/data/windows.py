@@ -21,15 +21,15 @@ GOLDEN = 0.6180339887498949
 class TrainWindows:
     """Windows of context + 1 ids, `context` apart; in epoch e all are moved by frac(e * golden ratio) * context.
 
-    num_tokens and num_bytes are of one epoch: the unique text. `samples` counts on through the epochs (epoch * number of
-    windows + index), so that masks differ between epochs. Raises ValueError for a text shorter than one window.
+    num_tokens and num_bytes are of one epoch: the unique text. `samples` counts on through the epochs (index + epoch *
+    number of windows), so that masks differ between epochs. Raises ValueError for a text shorter than one window.
     """
 
     def __init__(self, file: TokenFile, context: int, name: str = "the text") -> None:
         if len(file.ids) < context + 1:
             raise ValueError(
-                f"{name} has {len(file.ids)} tokens to train on, fewer than one window of model.context={context} and its "
-                f"target: give more text or set model.context={max(1, len(file.ids) - 1)} or less"
+                f"{name} has {len(file.ids)} tokens to train on, fewer than one window of model.context={context} and "
+                f"its target: give more text or set model.context={max(1, len(file.ids) - 1)} or less"
             )
         self.context = context
         self._windows = np.lib.stride_tricks.sliding_window_view(file.ids, context + 1)
