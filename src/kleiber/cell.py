@@ -1,12 +1,14 @@
 """One run, from a composed config and its folder to an exit code; `python -m kleiber.cell FOLDER` is a rank or a cell.
 
-A process that kleiber starts reads the resolved config that its parent checked and wrote, so nothing is composed twice and
-a study file that asks for a sweep cannot sweep again. Exit codes: 0 done, 1 failed, 2 bad input, 75 preempted, 130 Ctrl-C.
+A process that kleiber starts reads the resolved config that its parent checked and wrote, so nothing is composed twice
+and a study file that asks for a sweep cannot sweep again. Exit codes: 0 done, 1 failed, 2 bad input, 75 preempted,
+130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,8 @@ from omegaconf import OmegaConf
 
 from kleiber.errors import ConfigError
 from kleiber.folder import locked, read_config, read_overrides
+from kleiber.ranks import CELL, join_parent, rank, record_failure, silence
+from kleiber.summary import Summary
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 PACKAGE = str(Path(__file__).resolve().parent)
@@ -25,17 +29,34 @@ PACKAGE = str(Path(__file__).resolve().parent)
 
 def run(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> int:
     """Trains and returns the exit code. Every rank comes here; rank 0 alone holds the folder."""
-    holds = int(os.environ.get("RANK", "0")) == 0 and not config["dry_run"]
+    writes = rank() == 0 and not config["dry_run"]
     try:
-        with locked(folder) if holds else nullcontext():
-            from kleiber.run import train
-
-            return train(OmegaConf.create(dict(config)), folder, list(overrides))
+        with locked(folder) if writes else nullcontext():
+            try:
+                code = _train(config, folder, overrides)
+            except Exception as error:
+                if writes and not isinstance(error, ConfigError):
+                    Summary(folder).update(status="failed", error=f"{type(error).__name__}: {error}")
+                raise
     except KeyboardInterrupt:
         print(f"interrupted; {folder} keeps what was finished, and the same command goes on", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        return report(error)
+        code = report(error)
+        record_failure(code, error)
+        return code
+    if code:
+        record_failure(code, None)
+    return code
+
+
+def _train(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> int:
+    from kleiber.imports import import_lightning
+
+    import_lightning()
+    from kleiber.run import train
+
+    return train(OmegaConf.create(dict(config)), folder, list(overrides))
 
 
 def report(error: Exception) -> int:
@@ -44,11 +65,11 @@ def report(error: Exception) -> int:
         print(f"kleiber: {error}", file=sys.stderr)
         return BAD_INPUT
     traceback.print_exception(error)
-    return FAILED
+    return BAD_INPUT if is_users(error) else FAILED
 
 
 def is_users(error: Exception) -> bool:
-    """Whether we raised it for a user to read: a ValueError or a missing file or server, from a line of kleiber itself."""
+    """Whether we raised it for a user to read: a ValueError, or a missing file or server, from a line of ours."""
     if isinstance(error, ConfigError):
         return True
     frames = traceback.extract_tb(error.__traceback__)
@@ -58,6 +79,9 @@ def is_users(error: Exception) -> bool:
 
 def main(argv: list[str]) -> int:
     folder = Path(argv[0])
+    if CELL in os.environ:
+        join_parent(signal.SIGKILL)
+    silence(folder)
     return run(read_config(folder), folder, read_overrides(folder))
 
 

@@ -1,8 +1,8 @@
 """From a command line to a composed config, through Hydra, with errors a person can act on.
 
-Hydra is asked leniently and the result is checked strictly (`kleiber.check`): every `key=value` becomes `++key=value`, so an
-argument that a class takes can be set without standing in any YAML, and a `+` in front changes nothing. Groups and their
-choices are checked here, before Hydra composes. Nothing here imports torch.
+Hydra is asked leniently and the result is checked strictly (`kleiber.check`): every `key=value` becomes `++key=value`,
+so an argument that a class takes can be set without standing in any YAML, and a `+` in front changes nothing. Groups
+and their choices are checked here, before Hydra composes. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from kleiber.errors import ConfigError, did_you_mean
-from kleiber.settings import TOP_LEVEL
+from kleiber.settings import NODES, TOP_LEVEL
 
 BUDGET = ("tokens", "flops", "ratio", "steps")
 OURS_TO_SET = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 
 
 def conf_dir() -> Path:
-    """The folder of train.yaml: the repository's where there is one, else the wheel's (an editable install has a stale copy)."""
+    """The folder of train.yaml: the repository's where there is one, since an editable install copies a stale one."""
     package = Path(__file__).resolve().parent
     for folder in (package.parent.parent / "conf", package / "conf"):
         if (folder / "train.yaml").is_file():
@@ -63,6 +63,18 @@ class Composer:
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(readable(error)) from error
 
+    def is_sweep(self, overrides: list[str]) -> bool:
+        """Whether a file among those chosen asks for a sweep by `hydra.mode: MULTIRUN`."""
+        return self.hydra.get_mode(self.config_name, self.prepare(overrides)) == RunMode.MULTIRUN
+
+    def multirun(self, overrides: list[str], task: Any) -> None:
+        """Hands the cells of a sweep to `task` through Hydra's sweeper and our launcher."""
+        prepared = [*self.prepare(overrides), "hydra.mode=MULTIRUN"]
+        try:
+            self.hydra.multirun(self.config_name, task, prepared, with_log_configuration=False)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(readable(error)) from error
+
     def parse(self, overrides: list[str]) -> list[Override]:
         try:
             return OverridesParser.create(config_loader=self.loader).parse_overrides(overrides)
@@ -72,13 +84,13 @@ class Composer:
     def prepare(self, overrides: list[str]) -> list[str]:
         """The overrides Hydra gets. Idempotent.
 
-        A budget key on the command line clears the budget keys that came from files, so it brings `null` for the others.
+        A budget key on the command line clears the budget keys of files, so it brings `null` for the others.
         """
         given = self.parse(overrides)
-        prepared = [self._prepare(override) for override in given]
+        prepared = [line for override in given if (line := self._prepare(override)) is not None]
         return [*prepared, *budget_nulls(given)]
 
-    def _prepare(self, override: Override) -> str:
+    def _prepare(self, override: Override) -> str | None:
         key, line = override.key_or_group, str(override.input_line)
         if key in OURS_TO_SET:
             raise ConfigError(f"{key}: the folder of a run follows from its config; set root= or name= instead")
@@ -86,12 +98,18 @@ class Composer:
             return line
         if self.choices(key):
             self._check_choice(override)
-            return line.lstrip("+")
+            return self._choose(key, line.lstrip("+"), override)
         if override.package is not None or "/" in key:
             groups = list(self.groups())
             raise ConfigError(f"{key}: no such group.{did_you_mean(key, groups)} Groups: {', '.join(groups)}")
         self._check_key(override)
         return line if override.is_delete() else "++" + line.lstrip("+")
+
+    def _choose(self, group: str, line: str, override: Override) -> str | None:
+        """Hydra cannot choose null where the default is a choice: then the group is left out."""
+        if override.is_delete() or override.is_sweep_override() or override.value() is not None:
+            return line
+        return f"~{group}" if group in NODES else None
 
     def _check_key(self, override: Override) -> None:
         key = override.key_or_group
@@ -119,7 +137,7 @@ class Composer:
         return own + [name for name in nested if name.split("/")[0] not in self.own_groups(group)]
 
     def own_groups(self, group: str) -> set[str]:
-        """Nested groups that are chosen for themselves, as model/mlp is, rather than as part of a name, as glue/sst2."""
+        """Nested groups chosen for themselves, as model/mlp is, rather than as part of a name, as glue/sst2."""
         return set(self.loader.list_groups(group)) if group == "model" else set()
 
     def groups(self, parent: str = "") -> Iterator[str]:
@@ -168,5 +186,8 @@ def readable(error: Exception) -> str:
         "provider=",
         "object_type=",
     )
+    if any("No match in the defaults list" in line for line in lines):
+        group = lines[0].split("'")[1]
+        return f"{group}: nothing in this config takes that choice (model/router, for one, belongs to model=moe)"
     kept = [line for line in lines if not line.startswith(drop)]
     return " ".join(kept) or type(error).__name__

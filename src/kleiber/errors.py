@@ -1,4 +1,4 @@
-"""What a user did wrong, as one message: `main` prints it and exits with 2. It formats nothing else and catches nothing."""
+"""What a user did wrong, as one message: `main` prints it and exits with 2. It catches nothing."""
 
 from __future__ import annotations
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -27,15 +28,28 @@ def locked(folder: Path) -> Iterator[None]:
     """Holds the folder against a second process. The lock dies with its process, so a stale file is harmless."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ConfigError(f"{folder} is in use by process {file.read().strip()}: wait for it, or end it") from None
+        if not _lock(file):
+            raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait for it, or end it")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _lock(file: IO[str], tries: int = 5) -> bool:
+    """Takes the lock; tries again, since `is_locked` of somebody else holds it for an instant."""
+    for _ in range(tries):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False
+
+
+def holder(folder: Path) -> str:
+    """The number of the process that holds the folder."""
+    return (folder / ".lock").read_text().strip() or "unknown"
 
 
 def is_locked(folder: Path) -> bool:

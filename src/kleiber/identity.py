@@ -1,6 +1,6 @@
 """What a run is called: `<readable>-<hash8>`, the hash over everything in the config that can change its result.
 
-So a repeated command is a resume, a changed config another folder, and a single run the same folder as the sweep's cell.
+So a repeated command is a resume, a changed config another folder, and a single run the same as the sweep's cell.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def cell_name(config: Mapping[str, Any], overrides: Iterable[str], model: str) -
 
 
 def cell_folder(config: Mapping[str, Any], overrides: Iterable[str], model: str) -> Path:
-    """`root/name/<cell>`; a folder that already ends in the same hash is the same run, however its command was worded."""
+    """`root/name/<cell>`; a folder that ends in the same hash is the same run, however its command was worded."""
     home = study_folder(config)
     existing = sorted(home.glob(f"*-{config_hash(config)[:8]}"))
     return existing[0] if existing else home / cell_name(config, overrides, model)

@@ -1,4 +1,4 @@
-"""`main()`: a command line becomes a checked config, a folder and one run, or a sweep of them. Imports neither torch nor lightning.
+"""`main()`: a command line becomes a checked config, a folder and one run, or a sweep. Imports no torch, no lightning.
 
 Flags may stand anywhere. `--help` is ours; `--cfg`, `--info` and the like are Hydra's. `outputs/` is never made.
 """
@@ -15,10 +15,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from kleiber import cell, folder
+from kleiber import cell, folder, ranks
+from kleiber.check import check
 from kleiber.compose import Composer, readable
 from kleiber.errors import ConfigError
 from kleiber.identity import cell_folder
+from kleiber.settings import NODES
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return cell.INTERRUPTED
     except ConfigError as error:
-        return cell.report(error)
+        if ranks.rank() == 0 or not any(name in os.environ for name in ranks.LAUNCHERS):
+            return cell.report(error)
+        return cell.BAD_INPUT
 
 
 def command(argv: list[str]) -> int:
@@ -41,6 +45,7 @@ def command(argv: list[str]) -> int:
         return 0
     if args.cfg or args.info or args.hydra_help or args.shell_completion:
         return hydras_own(composer, args)
+    ranks.launched()
     if args.multirun:
         return sweep(composer, args.overrides)
     return single(composer, args.overrides)
@@ -77,14 +82,36 @@ def hydras_own(composer: Composer, args: argparse.Namespace) -> int:
 
 
 def single(composer: Composer, overrides: list[str]) -> int:
-    cfg = composer.compose(overrides)
+    try:
+        cfg = composer.compose(overrides)
+    except ConfigError:
+        if composer.is_sweep(overrides):
+            return sweep(composer, overrides)
+        raise
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return sweep(composer, overrides)
     config, model = resolved(cfg)
+    is_rank = ranks.launched()
+    if is_rank:
+        take_devices(config, overrides)
+    check(config)
     where = prepare_folder(config, overrides, model)
     if where is None:
         return 0
+    if is_rank:
+        ranks.silence(where)
+    elif config["trainer"].get("devices", 1) > 1 and not config["dry_run"]:
+        return ranks.run_fresh(where, config["trainer"]["devices"])
     return cell.run(config, where, overrides)
+
+
+def take_devices(config: dict[str, Any], overrides: list[str]) -> None:
+    """Under torchrun its number of processes is the number of devices."""
+    world = int(os.environ["WORLD_SIZE"])
+    told = config["trainer"].get("devices", 1)
+    if told != world and any(text.lstrip("+").startswith("trainer.devices=") for text in overrides):
+        raise ConfigError(f"trainer.devices={told}, but the launcher started {world} processes: leave one of them out")
+    config["trainer"]["devices"] = world
 
 
 def resolved(cfg: DictConfig) -> tuple[dict[str, Any], str]:
@@ -97,22 +124,30 @@ def resolved(cfg: DictConfig) -> tuple[dict[str, Any], str]:
     except OmegaConfBaseException as error:
         raise ConfigError(readable(error)) from error
     assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}, model
+    return {**dict.fromkeys(NODES), **{str(key): value for key, value in config.items()}}, model
 
 
 def prepare_folder(config: dict[str, Any], overrides: list[str], model: str) -> Path | None:
-    """The folder to run in, its config written; None when it holds a finished run."""
+    """The folder to run in, its config written; None when it holds a finished run, whose table is printed."""
     where = cell_folder(config, overrides, model)
+    if config["dry_run"]:
+        return where
     resume = config["resume"]
-    if resume == "never":
-        folder.set_aside(where)
-    elif resume != "auto":
+    if resume not in ("auto", "never"):
         where = Path(resume)
         folder.check_same(where, config)
-    if folder.status(where) == "finished" and not config["dry_run"]:
-        print(f"{where} is finished; resume=never trains it anew")
+    if ranks.rank() == 0 and folder.is_locked(where):
+        raise ConfigError(f"{where} is in use by process {folder.holder(where)}: wait for it, or end it")
+    if resume == "never" and ranks.rank() == 0:
+        folder.set_aside(where)
+    elif folder.status(where) == "finished":
+        if ranks.rank() == 0:
+            from kleiber.report import closing_table
+
+            print(f"{where} is finished already; resume=never trains it anew")
+            closing_table(where)
         return None
-    if not config["dry_run"] and int(os.environ.get("RANK", "0")) == 0:
+    if ranks.rank() == 0:
         folder.write_config(where, config, overrides)
     return where
 

@@ -43,32 +43,6 @@ class Evaluation:
             quantity(self.tokens)
 
 
-@dataclass(frozen=True)
-class Trainer:
-    """Hardware and precision. It changes neither the data nor, beyond rounding, the result.
-
-    devices       processes, one device each
-    strategy      how ranks share the work; None means ddp when there is more than one
-    threads       CPU threads of one process; None means the cores at hand, shared by the ranks
-    max_steps     a cap on the optimizer steps of a stage; not a budget
-    """
-
-    accelerator: Literal["cpu", "gpu"] = "cpu"
-    devices: int = 1
-    strategy: Literal["ddp", "fsdp"] | None = None
-    precision: int | str = 32
-    threads: int | None = None
-    compile: bool = False
-    max_steps: int | None = None
-    deterministic: bool = False
-
-    def __post_init__(self) -> None:
-        if self.devices < 1:
-            raise ValueError(f"trainer.devices={self.devices}: write a number from 1")
-        if str(self.precision) not in ("32", "bf16", "64"):
-            raise ValueError(f"trainer.precision={self.precision}: write 32, bf16 or 64")
-
-
 PLAIN: dict[str, Any] = {
     "name": str,
     "root": str,
@@ -78,8 +52,7 @@ PLAIN: dict[str, Any] = {
     "batch": BatchSize,
     "budget": Budget,
     "eval": Evaluation,
-    "trainer": Trainer,
 }
-NODES = ("model", "data", "objective", "optimizer", "schedule", "callbacks", "logger", "launcher")
+NODES = ("model", "data", "objective", "trainer", "optimizer", "schedule", "callbacks", "logger", "launcher")
 OPTIONAL = ("init", "retention", "adapter", "stages", "design", "study", "experiment")
 TOP_LEVEL = (*NODES, *PLAIN, *OPTIONAL)

@@ -1,4 +1,5 @@
-"""hydra/launcher=kleiber: composes the cells of a sweep and hands them to the task function, which is a `kleiber.sweep.Sweep`.
+"""hydra/launcher=kleiber: composes the cells of a sweep and hands them to the task function, a
+`kleiber.sweep.Sweep`.
 
 How cells are run is chosen by the ordinary group `launcher`, so that `launcher=basic` works like any other choice.
 """

@@ -1,0 +1,148 @@
+"""Refuses a composed config that cannot be right, naming key and cure, before torch is imported or data touched.
+
+Names and types of every `_target_` come from its signature, those of plain nodes from `kleiber.settings`. A number
+in quotes is not a number and `true` is not 1. What depends on two keys is in `kleiber.fit_together`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from kleiber.build import SUPPLIED
+from kleiber.errors import ConfigError, did_you_mean
+from kleiber.fit_together import fit_together
+from kleiber.settings import NODES, OPTIONAL, PLAIN, TOP_LEVEL
+from kleiber.signatures import Parameter, Signature, of_dataclass, signature
+
+SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError for the first thing in a resolved config that no run could mean."""
+    for key in config:
+        if key not in TOP_LEVEL:
+            raise ConfigError(f"{key}: no such key.{did_you_mean(key, TOP_LEVEL)} Keys: {', '.join(TOP_LEVEL)}")
+    for key, kind in PLAIN.items():
+        if key not in config:
+            raise ConfigError(f"{key} is missing: it must not be deleted")
+        _check_plain(key, kind, config[key])
+    for key in NODES:
+        if key in ("callbacks", "logger"):
+            _check_named(key, config.get(key))
+        else:
+            _check_chosen(key, config.get(key))
+    for key in OPTIONAL:
+        _check_optional(key, config.get(key))
+    fit_together(config)
+
+
+def _check_plain(key: str, kind: Any, value: Any) -> None:
+    if not hasattr(kind, "__dataclass_fields__"):
+        return _check_type(key, kind, value)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}={value}: it has keys of its own: {', '.join(kind.__dataclass_fields__)}")
+    _check_arguments(key, of_dataclass(kind), value)
+    try:
+        kind(**value)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _check_chosen(key: str, value: Any) -> None:
+    if not isinstance(value, Mapping) or "_target_" not in value:
+        raise ConfigError(f"{key} is {value}: choose one with {key}=NAME (see --help)")
+    _check_node(key, value)
+
+
+def _check_optional(key: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}={value}: no such choice of {key}")
+    if "_target_" in value:
+        return _check_node(key, value)
+    _check_named(key, value)
+
+
+def _check_named(key: str, value: Any) -> None:
+    """A node of nodes, each under a name of its own: callbacks, logger."""
+    if value is None:
+        return
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}={value}: no such choice of {key}")
+    known = [name for name, node in value.items() if isinstance(node, Mapping) and "_target_" in node]
+    for name, node in value.items():
+        if name in known:
+            _check_node(f"{key}.{name}", node)
+        elif node is not None:
+            raise ConfigError(f"{key}.{name}: nothing of that name is here.{did_you_mean(name, known)} Here: {known}")
+
+
+def _check_node(path: str, node: Mapping[str, Any]) -> None:
+    try:
+        known = signature(str(node["_target_"]))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    arguments = {name: value for name, value in node.items() if name not in SPECIAL}
+    _check_arguments(path, known, arguments)
+    if not node.get("_partial_") and "_args_" not in node:
+        for name, parameter in known.parameters.items():
+            if parameter.required and name not in arguments and name not in SUPPLIED:
+                raise ConfigError(f"{path} needs {name}: set {path}.{name}=")
+
+
+def _check_arguments(path: str, known: Signature, arguments: Mapping[str, Any]) -> None:
+    for name, value in arguments.items():
+        parameter = known.parameters.get(name)
+        if parameter is None and not known.open:
+            raise ConfigError(f"{path}.{name}: {unknown(known, name, value)}")
+        if name in SUPPLIED and not path.startswith("data"):
+            raise ConfigError(f"{path}.{name}: the run itself supplies {name}; it cannot be set")
+        _check_value(f"{path}.{name}", parameter or Parameter(), value)
+
+
+def unknown(known: Signature, name: str, value: Any) -> str:
+    """What to say of an argument that a target does not take."""
+    takes = [argument for argument in known.parameters if argument not in SUPPLIED]
+    told = f"{known.name} has no argument {name!r}"
+    if isinstance(value, Mapping) and "_target_" in value:
+        return f"{told}, so the choice of a {name} is used by nothing.{did_you_mean(name, takes)}"
+    return f"{told}.{did_you_mean(name, takes)} It takes: {', '.join(takes) or 'nothing'}"
+
+
+def _check_value(path: str, parameter: Parameter, value: Any) -> None:
+    """A node is checked for itself and not against the type of the argument, of which its class is an instance."""
+    if not _check_nodes_within(path, value):
+        _check_type(path, parameter.annotation, value)
+
+
+def _check_nodes_within(path: str, value: Any) -> bool:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            _check_node(path, value)
+            return True
+        nodes = [_check_nodes_within(f"{path}.{name}", item) for name, item in value.items()]
+        return any(nodes)
+    if isinstance(value, list):
+        nodes = [_check_nodes_within(f"{path}[{i}]", item) for i, item in enumerate(value)]
+        return any(nodes)
+    return False
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+
+
+def _check_type(path: str, annotation: Any, value: Any) -> None:
+    """Strict JSON: a list serves as a tuple and text as a path, but text is no number and a bool no int."""
+    try:
+        _adapter(annotation).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        wanted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors(include_url=False))
+        raise ConfigError(f"{path}={value}: it should be {' or '.join(wanted)} (got {type(value).__name__})") from None

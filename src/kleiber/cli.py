@@ -1,0 +1,70 @@
+"""The `kleiber` command: looks at what runs wrote. Training is train.py's.
+
+Each command imports what it needs when it is called; a command of a part that is not there is not offered.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kleiber.errors import did_you_mean
+
+BAD_INPUT, INTERRUPTED = 2, 130
+STATUSES = ("running", "finished", "failed", "diverged", "preempted", "killed", "missing")
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.callback()
+def commands() -> None:
+    """Looks at what runs wrote: tables of runs, laws fitted to them."""
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="a study or a single run, such as multirun/first")],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON list of rows instead of a table")] = False,
+    status: Annotated[str | None, typer.Option(help=f"only runs with this status: {', '.join(STATUSES)}")] = None,
+) -> None:
+    """List the runs in a folder: status, loss, bits per byte, parameters, tokens, seconds."""
+    from kleiber.catalog import read_runs, table
+
+    if status is not None and status not in STATUSES:
+        raise ValueError(f"--status {status}: no such status.{did_you_mean(status, STATUSES)} One of {STATUSES}")
+    found = [run for run in read_runs(folder) if status in (None, run.status)]
+    if as_json:
+        typer.echo(json.dumps([{**run.row(), "folder": str(run.folder)} for run in found], indent=1))
+    else:
+        table(found)
+
+
+def register_studies() -> None:
+    """Adds `fit` and `predict`, which live with the laws."""
+    if importlib.util.find_spec("kleiber.studies.command") is None:
+        return
+    command = importlib.import_module("kleiber.studies.command")
+    for name in ("fit", "predict"):
+        app.command(name)(getattr(command, name))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; returns its exit code (0, 2 for bad input, 3 for a law that is not identified)."""
+    register_studies()
+    try:
+        told = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"kleiber: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except Exception as error:
+        show = getattr(error, "show", None)  # an error of the command line, which knows how to show itself
+        if show is None:
+            raise
+        show()
+        return BAD_INPUT
+    return told if isinstance(told, int) else 0

@@ -1,0 +1,99 @@
+"""Pairs of keys that must fit, by arithmetic on the config alone: each error names both keys. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kleiber.budget import quantity
+from kleiber.errors import ConfigError
+from kleiber.signatures import signature
+
+
+def fit_together(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError for keys that are each right and together wrong."""
+    _sizes(config["model"])
+    _heads(config["model"])
+    _experts(config["model"])
+    _batch(config)
+    _devices(config["trainer"])
+
+
+def argument(node: Mapping[str, Any], name: str) -> Any:
+    """The value of an argument: as set, or its default."""
+    parameter = signature(str(node["_target_"])).parameters.get(name)
+    return node.get(name, parameter.default if parameter else None)
+
+
+def _sizes(model: Mapping[str, Any]) -> None:
+    for name in ("depth", "width", "aspect", "context", "num_heads", "num_kv_heads"):
+        value = argument(model, name)
+        if isinstance(value, int) and value < 1:
+            raise ConfigError(f"model.{name}={value}: write a number from 1")
+
+
+def _heads(model: Mapping[str, Any]) -> None:
+    heads, width = argument(model, "num_heads"), argument(model, "width")
+    told = f"model.width={width}"
+    if width is None and argument(model, "aspect") and argument(model, "depth"):
+        width = argument(model, "aspect") * argument(model, "depth")
+        told = f"width {width} (model.aspect x model.depth)"
+    if heads and width and width % heads:
+        raise ConfigError(f"model.num_heads={heads} does not divide {told}: choose heads that do")
+    shared = argument(model, "num_kv_heads")
+    if heads and shared and heads % shared:
+        raise ConfigError(f"model.num_kv_heads={shared} does not divide model.num_heads={heads}: choose one that does")
+
+
+def _experts(model: Mapping[str, Any]) -> None:
+    mlp = model.get("mlp")
+    if not isinstance(mlp, Mapping) or "_target_" not in mlp:
+        return
+    k, experts = argument(mlp, "k"), argument(mlp, "num_experts")
+    if k is not None and experts is not None and not 1 <= k <= experts:
+        raise ConfigError(f"model.mlp.k={k} of model.mlp.num_experts={experts}: a token goes to 1..{experts} experts")
+
+
+def _batch(config: Mapping[str, Any]) -> None:
+    tokens, context = quantity(config["batch"]["tokens"]), argument(config["model"], "context")
+    devices = argument(config["trainer"], "devices") or 1
+    if context is None:
+        return
+    if tokens % context:
+        near = max(1, round(tokens / context)) * context
+        raise ConfigError(
+            f"batch.tokens={config['batch']['tokens']} is no multiple of model.context={context}: take {near}"
+        )
+    rows = int(tokens // context)
+    if rows % devices:
+        near = -(-rows // devices) * devices * context
+        raise ConfigError(
+            f"batch.tokens={config['batch']['tokens']} is {rows} sequences, which trainer.devices={devices} cannot "
+            f"share equally: take {near}"
+        )
+
+
+def _devices(trainer: Mapping[str, Any]) -> None:
+    devices = argument(trainer, "devices")
+    if trainer["_target_"] == "kleiber.trainer.Local" and devices != 1:
+        raise ConfigError(f"trainer.devices={devices} needs a distributed trainer: set trainer=ddp")
+    if devices is not None and devices < 1:
+        raise ConfigError(f"trainer.devices={devices}: write a number from 1")
+    if argument(trainer, "accelerator") == "gpu" and not _has_gpu():
+        raise ConfigError("trainer.accelerator=gpu, but there is no GPU here: set trainer.accelerator=cpu")
+
+
+def _has_gpu() -> bool:
+    """Device files say yes cheaply; where there are none, PyTorch has the last word."""
+    if (
+        sys.platform == "linux"
+        and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+        and any(Path("/dev").glob("nvidia[0-9]*"))
+    ):
+        return True
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,171 @@
+"""Processes for the cells of a sweep: as many at once as there are cores or GPUs, each cell's output in its log.txt.
+
+Ctrl-C ends the children, and what is finished stays finished. The parent computes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kleiber import cell, folder
+from kleiber.errors import ConfigError
+from kleiber.ranks import cores, join_parent, run_fresh
+from kleiber.summary import Summary, read
+
+if TYPE_CHECKING:
+    from kleiber.sweep import Cell
+
+GRACE = 10  # seconds between asking a child to end and ending it
+
+
+@dataclass
+class Job:
+    """A cell at work: its process, since when, on which of the slots."""
+
+    cell: Cell
+    process: Any
+    began: float
+    slots: list[str]
+    attempt: int
+
+
+class Pool:
+    """Runs cells in order as slots get free. A slot is a core or a GPU."""
+
+    def __init__(self, cells: Sequence[Cell], workers: int | None, retries: int, stop_after: int | None) -> None:
+        self.pending = deque((one, 0) for one in cells)
+        self.total, self.retries, self.stop_after = len(cells), retries, stop_after
+        self.free = {"cpu": [f"core {i}" for i in range(workers or cores())], "gpu": gpus(workers)}
+        self.size = {kind: len(slots) for kind, slots in self.free.items()}
+        self.live: dict[int, Job] = {}
+        self.codes: dict[Path, int] = {}
+        for one in cells:
+            if one.accelerator == "gpu" and one.devices > self.size["gpu"]:
+                raise ConfigError(
+                    f"trainer.devices={one.devices}, but there are {self.size['gpu']} GPUs for this sweep"
+                )
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["kleiber.preload"])
+
+    def run(self) -> dict[Path, int]:
+        try:
+            while self.pending or self.live:
+                self._start_what_fits()
+                for sentinel in wait(list(self.live)):
+                    self._finish(self.live.pop(int(sentinel)))  # type: ignore[arg-type]
+        except BaseException:
+            self._end_all()
+            raise
+        return self.codes
+
+    def _start_what_fits(self) -> None:
+        while self.pending and not self._stopped():
+            one, attempt = self.pending[0]
+            need = self._need(one)
+            slots = self.free[one.accelerator]
+            if need > len(slots):
+                return
+            self.pending.popleft()
+            taken, self.free[one.accelerator] = slots[:need], slots[need:]
+            visible = ",".join(taken) if one.accelerator == "gpu" else None
+            process = self.context.Process(target=work, args=(one.folder, fresh(one), one.devices, visible))
+            process.start()
+            self.live[process.sentinel] = Job(one, process, time.monotonic(), taken, attempt)
+        if self._stopped():
+            self.pending.clear()
+
+    def _need(self, one: Cell) -> int:
+        wanted = one.devices * (1 if one.accelerator == "gpu" else one.threads or 1)
+        return min(wanted, self.size[one.accelerator])
+
+    def _stopped(self) -> bool:
+        failed = sum(map(bool, self.codes.values()))
+        return self.stop_after is not None and failed >= self.stop_after
+
+    def _finish(self, job: Job) -> None:
+        job.process.join()
+        code = job.process.exitcode
+        self.free[job.cell.accelerator] += job.slots
+        settle(job.cell.folder, code)
+        seconds = time.monotonic() - job.began
+        again = code != 0 and job.attempt < self.retries
+        if again:
+            self.pending.append((job.cell, job.attempt + 1))
+        else:
+            self.codes[job.cell.folder] = code
+        told = "again   " if again else f"{folder.status(job.cell.folder):8}"
+        done = len(self.codes)
+        print(f"[{done}/{self.total}] {told} {job.cell.folder.name}  {seconds:.1f} s{result(job, code)}", flush=True)
+
+    def _end_all(self) -> None:
+        """Asks every child to end as Ctrl-C does, then more firmly; each cell keeps its checkpoints."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            for job in self.live.values():
+                if job.process.is_alive():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(job.process.pid, number)
+            until = time.monotonic() + GRACE
+            for job in self.live.values():
+                job.process.join(max(0.0, until - time.monotonic()))
+
+
+def fresh(one: Cell) -> bool:
+    """Whether a cell needs processes of its own kind: more devices or threads than one, or a GPU."""
+    return one.devices > 1 or one.accelerator != "cpu" or (one.threads or 1) > 1
+
+
+def work(where: Path, is_fresh: bool, devices: int, visible: str | None) -> None:
+    """The body of a child: output to log.txt, one thread, one cell."""
+    join_parent(signal.SIGTERM)
+    with open(where / "log.txt", "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if is_fresh:
+        os.environ.pop("OMP_NUM_THREADS", None)
+        sys.exit(run_fresh(where, devices, visible))
+    import torch
+
+    torch.set_num_threads(1)
+    sys.exit(cell.run(folder.read_config(where), where, folder.read_overrides(where)))
+
+
+def settle(where: Path, code: int) -> None:
+    """Marks a cell whose process ended without a word, so that no summary is missing after a sweep."""
+    told = folder.status(where)
+    if code and told in ("missing", "killed"):
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        status = "killed" if code < 0 or code == cell.INTERRUPTED else "failed"
+        Summary(where).update(status=status, error=f"ended with {how}; see log.txt")
+
+
+def result(job: Job, code: int) -> str:
+    """The loss of a finished cell, or the first line of what went wrong."""
+    summary = read(job.cell.folder / "summary.json") or {}
+    if code:
+        return f"  {(summary.get('error') or '').splitlines()[0]}" if summary.get("error") else ""
+    metrics = (summary.get("stages") or [{}])[-1].get("metrics", {})
+    losses = [f"{value:.4f}" for key, value in metrics.items() if key.endswith("/loss")]
+    return f"  loss {' '.join(losses)}" if losses else ""
+
+
+def gpus(workers: int | None) -> list[str]:
+    """Ids of the GPUs a sweep may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        ids = [name for name in visible.split(",") if name]
+    else:
+        ids = sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    return ids[:workers] if workers else ids

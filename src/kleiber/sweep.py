@@ -1,0 +1,181 @@
+"""Many runs: which cells a sweep has, and the launchers that run them. The other cells go on when one fails.
+
+`Process` gives every cell a process of its own. CPU cells of one device are forked from a server that has imported
+torch and lightning and never computes, so the first step comes at once; they have one thread each. Cells of several
+devices, of several threads or on a GPU are fresh processes. Nothing here trains, and the parent imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from kleiber import cell, folder
+from kleiber.check import check
+from kleiber.errors import ConfigError
+from kleiber.identity import cell_folder
+from kleiber.ranks import CELL, launched
+
+PARTLY_FAILED = 4
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep, composed and checked."""
+
+    folder: Path
+    config: dict[str, Any]
+    overrides: list[str]
+
+    @property
+    def devices(self) -> int:
+        return self.config["trainer"].get("devices", 1)
+
+    @property
+    def accelerator(self) -> str:
+        return self.config["trainer"].get("accelerator", "cpu")
+
+    @property
+    def threads(self) -> int | None:
+        return self.config["trainer"].get("threads")
+
+
+class Launcher(Protocol):
+    def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
+        """Runs the cells; exit codes by folder. A cell that was not started is absent."""
+        ...
+
+
+class Basic:
+    """One cell after another in this process, its output on the console."""
+
+    def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
+        for one in cells:
+            if one.devices > 1:
+                raise ConfigError(
+                    f"launcher=basic runs cells in one process, but trainer.devices={one.devices}: "
+                    "set launcher=process or trainer.devices=1"
+                )
+        codes = {}
+        for number, one in enumerate(cells, 1):
+            print(f"[{number}/{len(cells)}] {one.folder.name}", flush=True)
+            codes[one.folder] = cell.run(one.config, one.folder, one.overrides)
+            if codes[one.folder] == cell.INTERRUPTED:
+                raise KeyboardInterrupt
+        return codes
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process per cell.
+
+    workers     cells at once; None means one per core
+    retries     how often a failed cell is started again
+    stop_after  start no more cells once so many have failed; None means go on
+    """
+
+    workers: int | None = None
+    retries: int = 0
+    stop_after: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("retries", 0), ("stop_after", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"launcher.{name}={value}: write a number from {least}")
+
+    def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
+        from kleiber.pool import Pool
+
+        return Pool(cells, self.workers, self.retries, self.stop_after).run()
+
+
+class Sweep:
+    """The task function that Hydra's sweeper and launcher call back; `start` is what the command line calls."""
+
+    def __init__(self, composer: Any) -> None:
+        self.composer = composer
+        self.codes: list[int] = []
+        self.home: Path | None = None
+
+    def start(self, overrides: list[str]) -> int:
+        """Runs the sweep and returns 0, or 4 when some cells have failed."""
+        if CELL in os.environ:
+            raise ConfigError("a sweep inside a cell: a process that kleiber started must not sweep again")
+        if launched():
+            raise ConfigError(
+                "-m under torchrun: start the sweep without it; cells of several devices get ranks of their own"
+            )
+        self.composer.multirun(overrides, self)
+        if self.home is not None and any(self.codes):
+            print(f"{sum(map(bool, self.codes))} of {len(self.codes)} cells failed; their log.txt says why")
+        return PARTLY_FAILED if any(self.codes) else 0
+
+    def __call__(self, cfg: DictConfig) -> int:
+        raise ConfigError("hydra/launcher: kleiber's own is needed here; choose how cells run with launcher=")
+
+    def prepare(self, overrides: list[str]) -> list[str]:
+        return self.composer.prepare(overrides)
+
+    def run(self, composed: Sequence[tuple[DictConfig, list[str]]]) -> list[int]:
+        """Exit codes of the composed cells, in order."""
+        cells = [self._cell(cfg, overrides) for cfg, overrides in composed]
+        launcher: Launcher = instantiate(cells[0].config["launcher"])
+        dry = cells[0].config["dry_run"]
+        todo = self._unfinished(cells) if not dry else list(unique(cells).values())
+        codes = (Basic() if dry else launcher).run(todo) if todo else {}
+        told = [codes.get(one.folder, 1 if one in todo else 0) for one in cells]
+        self.codes += told
+        self.home = cells[0].folder.parent
+        if not dry:
+            self._show()
+        return told
+
+    def _cell(self, cfg: DictConfig, overrides: list[str]) -> Cell:
+        from kleiber.launch import resolved
+
+        config, model = resolved(cfg)
+        check(config)
+        if config["resume"] not in ("auto", "never"):
+            raise ConfigError(
+                f"resume={config['resume']}: a sweep resumes each cell where it lies; write auto or never"
+            )
+        told = [text.lstrip("+") for text in overrides if not text.startswith("hydra.")]
+        told = [text for text in told if not (text.startswith("budget.") and text.endswith("=null"))]
+        return Cell(cell_folder(config, told, model), config, told)
+
+    def _unfinished(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Cells that are to run, each with its folder and config written: what never starts reads as missing."""
+        todo = []
+        for one in unique(cells).values():
+            if one.config["resume"] == "never":
+                folder.set_aside(one.folder)
+            if folder.status(one.folder) != "finished":
+                todo.append(one)
+                folder.write_config(one.folder, one.config, one.overrides)
+        done = len(unique(cells)) - len(todo)
+        if done:
+            print(f"{done} of {len(unique(cells))} cells are finished already")
+        return todo
+
+    def _show(self) -> None:
+        from kleiber.catalog import read_runs, table
+
+        assert self.home is not None
+        table(read_runs(self.home))
+
+
+def unique(cells: Sequence[Cell]) -> dict[Path, Cell]:
+    """Cells by folder; two with one identity are one run, and that is said."""
+    found: dict[Path, Cell] = {}
+    for one in cells:
+        if one.folder in found:
+            print(f"the same run twice: {' '.join(one.overrides)} is {' '.join(found[one.folder].overrides)}")
+        found.setdefault(one.folder, one)
+    return found
