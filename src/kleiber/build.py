@@ -25,4 +25,6 @@ def build(node: DictConfig, **available: Any) -> Any:
     """Instantiates a node, with those of the `available` values that its target's signature names."""
     assert available.keys() <= SUPPLIED, f"not declared as supplied: {sorted(available.keys() - SUPPLIED)}"
     wanted = inspect.signature(get_object(node._target_)).parameters
-    return instantiate(node, **{name: value for name, value in available.items() if name in wanted}, _convert_="all")
+    # Supplied objects go to the target itself: inside a config, OmegaConf would take dataclasses apart.
+    target = instantiate(node, _convert_="all", _partial_=True)
+    return target(**{name: value for name, value in available.items() if name in wanted})

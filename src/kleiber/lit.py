@@ -7,6 +7,7 @@ evaluation, logging and checkpoints live beside it. It never calls `self.log`, w
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class LitLM(LightningModule):
         # Noise inside a step is a function of (seed, step, rank): a resumed run draws what the unbroken one drew.
         torch.manual_seed(hash((self.seed, step, self.global_rank)) % 2**63)
         optimizer: Any = self.optimizers()
-        no_sync = self.trainer.strategy.block_backward_sync
+        no_sync = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
         batches = batch.split(self.micro_batch)
         sums = accumulate(self.model, self.objective, batches, self.manual_backward, no_sync).reduce()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -112,13 +112,14 @@ def wandb(
     from lightning.pytorch.loggers import WandbLogger
 
     settings = client.Settings(init_timeout=30, console="off", x_disable_stats=True, silent=True)
-    logger = WandbLogger(
-        save_dir=folder, id=run_id, name=run_name, group=group, project=project, entity=entity, tags=tags,
-        job_type="train", offline=offline, resume="allow", settings=settings, config=run_config,
+    # Not through WandbLogger's own init, which passes settings that this client warns of.
+    run = client.init(
+        dir=folder, id=run_id, name=run_name, group=group, project=project, entity=entity, tags=tags, config=run_config,
+        job_type="train", mode="offline" if offline else "online", resume="allow", settings=settings,
     )  # fmt: skip
-    with contextlib.suppress(AttributeError):
-        logger.experiment.define_metric("*", step_metric="trainer/global_step")
-    return logger
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step")
+    return WandbLogger(experiment=run)
 
 
 def _key() -> bool:

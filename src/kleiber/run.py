@@ -6,11 +6,9 @@ no folder: the launcher does.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,6 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
 
     Raises ValueError for what a user can mend (bad data, a setting that does not fit), before any training.
     """
-    quiet()
     from kleiber.build import build
     from kleiber.plan import describe, make_plan
 
@@ -148,16 +145,3 @@ def threads() -> int:
     import torch
 
     return torch.get_num_threads()
-
-
-def quiet() -> None:
-    """Silences what Lightning says about choices that are made here on purpose; anything else still shows."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r"The `srun` command is available on your system but is not used",
-        r".*does not have many workers which may be a bottleneck",
-        r".*GPU available but not used",
-        r".*isinstance\(treespec, LeafSpec\)` is deprecated",
-    ):
-        warnings.filterwarnings("ignore", message=message)

@@ -5,7 +5,9 @@ Ranks are made by the launcher alone; the Trainer only ever finds them. It refus
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,7 +58,8 @@ class Local:
         return int(os.environ.get("RANK", "0"))
 
     def prepare(self) -> None:
-        """Process-wide settings: threads, TF32 for the matrix products of mixed precision."""
+        """Process-wide settings: threads, TF32 for the matrix products of mixed precision, a quiet Lightning."""
+        quiet()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.accelerator == "gpu":
@@ -101,3 +104,16 @@ class DDP(Local):
         # Buffers are constants (rotary tables); broadcasting them at every forward would only cost time.
         backend = "nccl" if self.accelerator == "gpu" else "gloo"
         return DDPStrategy(process_group_backend=backend, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def quiet() -> None:
+    """Silences what Lightning says about choices that are made here on purpose; anything else still shows."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r"The `srun` command is available on your system but is not used",
+        r".*does not have many workers which may be a bottleneck",
+        r".*GPU available but not used",
+        r".*isinstance\(treespec, LeafSpec\)` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=message)
