@@ -107,6 +107,7 @@ class Role:
     fan_in: int
 
 
+@runtime_checkable
 class Model(Protocol):
     """A backbone with a head. Causal or not is its own business."""
 
@@ -115,6 +116,7 @@ class Model(Protocol):
     def roles(self) -> dict[str, Role]: ...
 
 
+@runtime_checkable
 class Head(Protocol):
     """The output layer as a loss sees it: logits = cap(multiplier * hidden @ weight.T).
 
@@ -126,16 +128,19 @@ class Head(Protocol):
     soft_cap: float | None
 
 
+@runtime_checkable
 class Objective(Protocol):
     """One loss. It receives the model; it never imports one."""
 
     def __call__(self, model: Any, batch: Batch) -> Loss: ...
 
 
+@runtime_checkable
 class Router(Protocol):
     def __call__(self, x: Float[Tensor, "tokens dim"]) -> Routing: ...
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to ids and back. `token_bytes[i]` is how many bytes of text token i stands for (0 for specials)."""
 
@@ -161,6 +166,14 @@ class Samples(Protocol):
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch: ...
 
 
+@runtime_checkable
+class HeldOut(Samples, Protocol):
+    """Samples that are scored, in a fixed order: `first(tokens)` is always the same set and knows its bytes."""
+
+    def first(self, tokens: int | None) -> HeldOut: ...
+
+
+@runtime_checkable
 class Corpus(Protocol):
     """Prepared data of one stage: training samples, and validation samples by domain."""
 
@@ -169,4 +182,4 @@ class Corpus(Protocol):
     hash: str
     tokenizer: Tokenizer
     train: Samples
-    validation: dict[str, Samples]
+    validation: dict[str, HeldOut]

@@ -30,6 +30,8 @@ from kleiber.data.tokens import SPLITS, Document, Kept, Reading, Source
 
 log = logging.getLogger(__name__)
 
+Domain = Literal["docs", "code", "all"]
+
 # fmt: off
 PACKAGES = (
     "torch", "transformers", "scipy", "numpy", "pandas", "sympy", "networkx", "lightning", "wandb", "torchmetrics",
@@ -46,7 +48,7 @@ FEW_BYTES = 2_000_000  # below this a worker process costs more than it saves
 class Builtin:
     """The built-in corpus. `max_bytes` stops reading after that much text of a domain, all splits together."""
 
-    domain: Literal["docs", "code", "all"] = "docs"
+    domain: Domain = "docs"
     tokenizer: str = "bytes"
     vocab_size: int | None = None
     max_bytes: int | float | str | None = None

@@ -15,7 +15,7 @@ from kleiber.data.cache import cache_root, digest
 from kleiber.data.tokenizer import Bytes
 from kleiber.data.tokens import Source, TokenFile, token_files
 from kleiber.data.windows import Joined, TrainWindows, ValidationWindows
-from kleiber.types import Samples, Tokenizer
+from kleiber.types import HeldOut, Samples, Tokenizer
 
 Blend = Callable[[list[Samples]], Samples]
 
@@ -29,11 +29,16 @@ class TextCorpus:
     hash: str
     tokenizer: Tokenizer
     train: Samples
-    validation: dict[str, Samples]
-    test: dict[str, Samples] = field(default_factory=dict)
+    validation: dict[str, HeldOut]
+    test: dict[str, HeldOut] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
     num_tokens: int = 0
     num_bytes: int = 0
+
+
+def end_to_end(windows: list[Samples]) -> Samples:
+    """All samples of all sources, each once an epoch."""
+    return windows[0] if len(windows) == 1 else Joined(windows)
 
 
 def prepare(
@@ -44,7 +49,7 @@ def prepare(
     vocab_size: int | None,
     context: int,
     cache: Path | None,
-    blend: Blend = Joined,
+    blend: Blend = end_to_end,
 ) -> TextCorpus:
     """Tokenise what is not in the cache, and cut it into samples of `context` + 1 tokens."""
     if context < 1:
@@ -60,7 +65,7 @@ def prepare(
         config=config,
         hash=digest([chosen.hash, [[file.sha256 for file in splits.values()] for splits in files.values()]]),
         tokenizer=chosen,
-        train=windows[0] if len(windows) == 1 else blend(windows),
+        train=blend(windows),
         validation=_scored(files, "validation", context, chosen),
         test=_scored(files, "test", context, chosen),
         manifest={domain: manifest for domain, (_, manifest) in read.items()},
@@ -71,8 +76,10 @@ def prepare(
 
 def _scored(
     files: dict[str, dict[str, TokenFile]], split: str, context: int, tokenizer: Tokenizer
-) -> dict[str, Samples]:
-    scored = {domain: ValidationWindows(splits[split], context, tokenizer) for domain, splits in files.items()}
+) -> dict[str, HeldOut]:
+    scored: dict[str, HeldOut] = {
+        domain: ValidationWindows(splits[split], context, tokenizer) for domain, splits in files.items()
+    }
     return {domain: windows for domain, windows in scored.items() if len(windows)}
 
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 SHINGLE, BANDS, ROWS = 5, 8, 3
 WORD = re.compile(r"\w+")
@@ -19,7 +19,7 @@ PRIMES = np.array([1, 0x100000001B3, 0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D], np.uin
 MULTIPLIERS = (np.arange(1, BANDS * ROWS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
 
 
-def signature(text: str) -> Int[np.ndarray, "bands"] | None:
+def signature(text: str) -> Integer[np.ndarray, "bands"] | None:
     """One 64-bit value a band; None for a text of fewer than five words, which is like nothing else."""
     words = np.fromiter((zlib.crc32(word.encode()) for word in WORD.findall(text.lower())), np.uint64)
     if len(words) < SHINGLE:
@@ -30,7 +30,7 @@ def signature(text: str) -> Int[np.ndarray, "bands"] | None:
     return least[:, 0] + least[:, 1] * PRIMES[1] + least[:, 2] * PRIMES[2]
 
 
-def groups(signatures: Iterable[Int[np.ndarray, "bands"] | None]) -> list[int]:
+def groups(signatures: Iterable[Integer[np.ndarray, "bands"] | None]) -> list[int]:
     """For each text the number of the first text of its group (union-find over shared bands)."""
     parent: list[int] = []
     seen: dict[tuple[int, int], int] = {}

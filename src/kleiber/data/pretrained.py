@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from kleiber.data import hub
 from kleiber.data.bpe import ALPHABET, as_bytes
@@ -62,7 +62,7 @@ class Pretrained:
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([i for i in ids if i < self.num_tokens], skip_special_tokens=True)
 
-    def encode_many(self, texts: list[str]) -> list[Int[np.ndarray, "time"]]:
+    def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "time"]]:
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(one.ids, np.int64) for one in encoded]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from kleiber.data.windows import interleave
 from kleiber.types import Batch, Samples
@@ -17,7 +17,7 @@ from kleiber.types import Batch, Samples
 Ids = Int[np.ndarray, "batch"]
 
 
-def scramble(value: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
+def scramble(value: Integer[np.ndarray, "*shape"]) -> Integer[np.ndarray, "*shape"]:
     """splitmix64 (Steele et al. 2014): a fixed, well mixing bijection of 64-bit integers, the same on every machine."""
     x = value.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

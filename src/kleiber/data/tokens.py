@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from kleiber.data.cache import cached
 from kleiber.data.tokenizer import Bytes, chunks, encode_many
@@ -35,6 +35,7 @@ class Reading:
     notes: dict[str, Any]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Text in splits. `identity` is cheap, JSON-able and decides the content; `reading` is entered only on a miss."""
 
@@ -48,7 +49,7 @@ class Source(Protocol):
 class TokenFile:
     """One split: its ids, the bytes of its text, and the bytes its ids account for (fewer if it is lossy)."""
 
-    ids: Int[np.ndarray, "time"]
+    ids: Integer[np.ndarray, "time"]
     num_bytes: int
     counted_bytes: int
     sha256: str
@@ -89,7 +90,7 @@ class Kept:
         yield Reading({name: _documents(file.ids) for name, file in splits.items()}, notes)
 
 
-def _documents(ids: Int[np.ndarray, "time"]) -> Iterator[Document]:
+def _documents(ids: Integer[np.ndarray, "time"]) -> Iterator[Document]:
     begins = np.flatnonzero(ids == Bytes.eos)
     for begin, end in itertools.pairwise([*begins.tolist(), len(ids)]):
         yield [ids[begin + 1 : end].astype(np.uint8).tobytes().decode()]
@@ -126,7 +127,7 @@ def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> d
     return count
 
 
-def _check(ids: Int[np.ndarray, "time"], tokenizer: Tokenizer) -> None:
+def _check(ids: Integer[np.ndarray, "time"], tokenizer: Tokenizer) -> None:
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
         raise ValueError(
             f"{tokenizer.name} gives id {int(ids.max())}, its vocabulary ends at {tokenizer.vocab_size - 1}"

@@ -6,6 +6,7 @@ target exactly once, so that a sum over them is a property of the text and not o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -92,7 +93,7 @@ class ValidationWindows:
 class Joined:
     """Several sets of samples end to end, as one: sample i of the second follows the last of the first."""
 
-    def __init__(self, parts: list[Samples]) -> None:
+    def __init__(self, parts: Sequence[Samples]) -> None:
         self.parts = parts
         self.starts = np.cumsum([0, *(len(part) for part in parts)])
         self.num_tokens = sum(part.num_tokens for part in parts)

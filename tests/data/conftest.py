@@ -1,0 +1,19 @@
+"""A cache of its own for every test of the data, and no hub copies unless a test asks for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("KLEIBER_DATA", raising=False)
+    monkeypatch.setenv("KLEIBER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tiny() -> str:
+    return str(Path(__file__).with_name("tiny.txt"))

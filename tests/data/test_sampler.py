@@ -1,0 +1,82 @@
+"""The order of samples is a function of (seed, step), and everything else follows from that."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from kleiber.data.sampler import Order, evaluation_batches, permutation, stream
+from kleiber.data.tokens import TokenFile
+from kleiber.data.windows import TrainWindows
+
+
+def windows(count: int = 1000, context: int = 8) -> TrainWindows:
+    return TrainWindows(TokenFile(np.arange(count, dtype=np.uint16), count, count, "x"), context)
+
+
+def take(steps: int, **options: int) -> list[torch.Tensor]:
+    return [batch.tokens for batch in itertools.islice(stream(windows(), seed=3, **options), steps)]
+
+
+def test_every_epoch_holds_every_sample_once_in_a_new_order() -> None:
+    order = Order(10, seed=1)
+    ids = np.concatenate([order.at(step, 4)[0] for step in range(5)])
+    epochs = np.concatenate([order.at(step, 4)[1] for step in range(5)])
+    assert sorted(ids[:10]) == sorted(ids[10:]) == list(range(10))
+    assert list(ids[:10]) != list(ids[10:])
+    assert list(epochs) == [0] * 10 + [1] * 10
+
+
+def test_a_step_is_the_same_whatever_was_asked_before() -> None:
+    order = Order(17, seed=5)
+    forward = [order.at(step, 6)[0] for step in range(20)]
+    for step in (19, 0, 7, 7, 3):
+        assert (Order(17, seed=5).at(step, 6)[0] == forward[step]).all()
+        assert (order.at(step, 6)[0] == forward[step]).all()
+
+
+def test_seeds_give_different_orders_that_are_uniform() -> None:
+    assert list(permutation(50, 0, 0)) != list(permutation(50, 1, 0))
+    first = np.array([permutation(8, seed, 0)[0] for seed in range(4000)])
+    counts = np.bincount(first, minlength=8)
+    assert abs(counts - 500).max() < 5 * np.sqrt(500)
+
+
+def test_the_order_is_pinned() -> None:
+    """A changed order would silently change every run that is resumed."""
+    assert list(permutation(8, 42, 3)) == PINNED
+
+
+PINNED = [0, 1, 5, 7, 3, 4, 2, 6]
+
+
+def test_a_stream_resumes_at_any_step() -> None:
+    unbroken = take(40, batch_samples=7)
+    for start in (1, 17, 33):
+        for step, batch in enumerate(take(3, batch_samples=7, start_step=start)):
+            assert torch.equal(batch, unbroken[start + step])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_global_batch_in_order(world: int) -> None:
+    whole = take(30, batch_samples=8)
+    ranks = [take(30, batch_samples=8, rank=rank, world=world) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        assert torch.equal(torch.cat([rank[step] for rank in ranks]), batch)
+
+
+def test_fewer_samples_than_ranks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch\.tokens"):
+        next(stream(windows(), seed=0, batch_samples=1, world=2))
+
+
+def test_evaluation_batches_cover_a_fixed_set_whatever_the_rows_and_ranks() -> None:
+    samples = windows(900)
+    whole = torch.cat([batch.tokens for batch in evaluation_batches(samples, rows=7)])
+    assert len(whole) == len(samples)
+    for rows, world in ((1, 2), (64, 3)):
+        parts = [evaluation_batches(samples, rows, rank=rank, world=world) for rank in range(world)]
+        assert torch.equal(torch.cat([batch.tokens for part in parts for batch in part]), whole)
