@@ -135,14 +135,15 @@ def _objective(found: Fit) -> dict:
 
 def _params(found: Fit, profiled: Mapping) -> dict[str, dict]:
     """Value, profile interval and identifiability by parameter; an open end of an interval is null."""
-    entries = {}
+    entries, tight = {}, verdicts.narrow(found)
     for name, value in found.params.items():
         profile = profiled.get(name)
         if profile is None:
             entries[name] = {"value": 0.0, "lo": 0.0, "hi": None, "identified": False, "reason": "dropped at 0"}
             continue
         lo, hi = (end if np.isfinite(end) else None for end in (profile.lo, profile.hi))
-        entries[name] = {"value": value, "lo": lo, "hi": hi, "identified": profile.identified, "reason": profile.reason}
+        reason = profile.reason or (tight if name == "E" else "")
+        entries[name] = {"value": value, "lo": lo, "hi": hi, "identified": not reason, "reason": reason}
     return entries
 
 

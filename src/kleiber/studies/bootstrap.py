@@ -49,7 +49,7 @@ def interval(samples: Array, level: float = 0.9) -> tuple[Array, Array]:
     """Central percentile interval along the first axis; nan draws count as failed and are left out."""
     with np.errstate(all="ignore"):
         lo, hi = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return lo, hi
+    return np.asarray(lo), np.asarray(hi)
 
 
 def bootstrap(

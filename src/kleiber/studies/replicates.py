@@ -27,7 +27,8 @@ class LackOfFit:
 
 def cells(inputs: Mapping[str, Array]) -> NDArray[np.intp]:
     """A cell number per row: rows with the same inputs (to 1e-9) are replicates of one cell."""
-    stacked = np.column_stack([np.round(column / 10.0 ** (_magnitude(column) - 9)) for column in inputs.values()])
+    units = {name: 10.0 ** (_magnitude(column) - 9) for name, column in inputs.items()}
+    stacked = np.column_stack([np.round(column / units[name]) * units[name] for name, column in inputs.items()])
     _, member = np.unique(stacked, axis=0, return_inverse=True)
     return member.reshape(-1)
 

@@ -41,11 +41,11 @@ def identifiability(found: Fit, profiled: dict[str, Profile]) -> list[Verdict]:
         for name, profile in profiled.items()
         if profile.reason
     ]
-    for name in narrow(found):
-        decades = float(np.log10(np.ptp(found.problem.inputs[name]) / found.problem.inputs[name].min() + 1))
-        out.append(
-            Verdict("narrow_input", "warn", f"{name} spans {decades:.2f} decades, less than one: E is an extrapolation")
-        )
+    tight = narrow(found)
+    if tight:
+        out.append(Verdict("narrow_input", "warn", tight))
+        if "E" not in found.dropped and not (profiled.get("E") and profiled["E"].reason):
+            out.append(Verdict("not_identified", "warn", f"E is not identified: {tight}"))
     condition = found.covariance()[1]
     if condition > 1e8:
         out.append(
@@ -56,12 +56,16 @@ def identifiability(found: Fit, profiled: dict[str, Profile]) -> list[Verdict]:
     return out
 
 
-def narrow(found: Fit) -> list[str]:
-    """Inputs among N, D, C that span less than a decade in a law with a floor E."""
+def narrow(found: Fit) -> str:
+    """Why a floor E is an extrapolation, whatever its profile: N, D or C spans less than a decade; "" when none does."""
     if "E" not in found.law.params:
-        return []
-    span = {name: found.problem.inputs[name] for name in ("N", "D", "C") if name in found.law.inputs}
-    return [name for name, column in span.items() if column.max() < 10 * column.min()]
+        return ""
+    for name in (name for name in ("N", "D", "C") if name in found.law.inputs):
+        column = found.problem.inputs[name]
+        decades = float(np.log10(column.max() / column.min()))
+        if decades < 1:
+            return f"{name} spans {decades:.2f} decades, less than one, so that E is an extrapolation"
+    return ""
 
 
 def replicates(found: Fit, level: float = 0.05) -> list[Verdict]:

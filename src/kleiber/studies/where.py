@@ -157,5 +157,5 @@ class _Reader:
         return False
 
     def confused(self, wanted: str) -> ValueError:
-        found = self.peek()[1] or "the end"
-        return ValueError(f"--where {self.text!r}: expected {wanted}, found {found!r}")
+        found = repr(self.peek()[1]) if self.peek()[1] else "the end"
+        return ValueError(f"--where {self.text!r}: expected {wanted}, found {found}")

@@ -1,0 +1,30 @@
+"""Synthetic tables for the studies' tests: a known law, a known noise, a known seed."""
+
+import numpy as np
+
+TRUE = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+A_OPT = TRUE["beta"] / (TRUE["alpha"] + TRUE["beta"])
+
+
+def loss(N, D, E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28):
+    return E + A * N**-alpha + B * D**-beta
+
+
+def twenty():
+    """5 sizes x 4 token ratios: N 1e7..1e9, D/N 5..80."""
+    N = np.repeat(np.geomspace(1e7, 1e9, 5), 4)
+    return {"N": N, "D": N * np.tile(np.geomspace(5, 80, 4), 5)}
+
+
+def small():
+    """A CPU ladder: 6 sizes x 5 token counts, N 2.5e4..2.7e6, D 1..16M."""
+    N = np.repeat(np.geomspace(2.5e4, 2.7e6, 6), 5)
+    return {"N": N, "D": np.tile(1e6 * 2.0 ** np.arange(5), 6)}
+
+
+def small_loss(N, D):
+    return loss(N, D, 1.2, 30.0, 40.0, 0.3, 0.25)
+
+
+def noisy(values, seed, sd=0.005):
+    return values * np.exp(np.random.default_rng(seed).normal(0, sd, len(values)))

@@ -1,0 +1,80 @@
+"""Approaches 1, 2, 3: they find the exponent a law implies, and say so when they disagree."""
+
+import numpy as np
+import pytest
+
+from kleiber.studies.accounting import accounting
+from kleiber.studies.approaches import Exponent, allocation, compare, disagreement, optimum, vertices
+from kleiber.studies.bootstrap import bootstrap
+from kleiber.studies.fit import fit
+
+from . import ladders
+
+TIED = {"E": 1.7, "A": 400.0, "B": 1200.0, "alpha": 0.32, "beta": 0.32}
+
+
+def isoflop(spread=3.0, centre=1.0):
+    """Six budgets x 7 sizes around each budget's optimum, exponents tied so that the parabola is unbiased."""
+    law = {k: np.array([v]) for k, v in TIED.items()}
+    budgets = np.geomspace(1e18, 1e21, 6)
+    N = np.concatenate([optimum(law, C)[0] * centre * np.geomspace(1 / spread, spread, 7) for C in budgets])
+    C = np.repeat(budgets, 7)
+    return N, C / (6 * N), C
+
+
+def test_optimum_is_the_least_loss_at_fixed_compute():
+    values = {k: np.array([v]) for k, v in ladders.TRUE.items()}
+    N, D = optimum(values, 1e20)
+    assert pytest.approx(1e20) == 6 * N * D
+    sizes = N * np.geomspace(0.5, 2, 2001)
+    assert sizes[np.argmin(ladders.loss(sizes, 1e20 / 6 / sizes))] == pytest.approx(N[0], rel=2e-3)
+
+
+def test_three_approaches_agree_on_one_law():
+    N, D, C = isoflop()
+    L = ladders.noisy(ladders.loss(N, D, **TIED), 0, 0.0003)
+    found = fit("chinchilla", {"N": N, "D": D}, L)
+    compared = compare(N, D, C, L, bootstrap(found, 100))
+    by_name = {one.approach[0]: one for one in compared}
+    assert by_name["2"].a == pytest.approx(0.5, abs=0.03) and by_name["3"].a == pytest.approx(0.5, abs=0.03)
+    assert by_name["3"].lo < 0.5 < by_name["3"].hi and len(by_name["2"].points) == 6
+
+
+def test_envelope_on_a_grid_of_sizes():
+    N = np.repeat(np.geomspace(1e7, 1e10, 25), 25)
+    D = np.tile(np.geomspace(3e8, 3e11, 25), 25)
+    L = ladders.loss(N, D, **TIED)
+    one = next(e for e in compare(N, D, 6 * N * D, L, None) if e.approach.startswith("1"))
+    assert one.a == pytest.approx(0.5, abs=0.05)
+
+
+def test_an_edge_minimum_is_no_minimum():
+    N, D, _ = isoflop(centre=12.0)
+    assert vertices(N, D, 6 * N * D, ladders.loss(N, D, **TIED)) == []
+
+
+def test_disagreement_is_a_sentence():
+    close = [Exponent("1 envelope", 0.5, 0.4, 0.6, 0.0), Exponent("3 parametric", 0.52, 0.45, 0.6, 0.0)]
+    assert disagreement(close) is None
+    apart = [close[0], Exponent("3 parametric", 0.65, 0.55, 0.7, 0.0)]
+    assert "0.500" in str(disagreement(apart)) and "0.650" in str(disagreement(apart))
+
+
+def test_allocation_bands_hold_the_truth_and_spend_the_budget():
+    table = ladders.twenty()
+    sample = bootstrap(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0, 0.002)), 200)
+    row = allocation(sample, np.array([1e20]))[0]
+    true_n = optimum({k: np.array([v]) for k, v in ladders.TRUE.items()}, 1e20)[0][0]
+    assert row["N_lo"] < true_n < row["N_hi"] and 6 * row["N"] * row["D"] == pytest.approx(1e20)
+
+
+def test_leaving_embeddings_out_moves_the_exponent_up():
+    """Nnoemb = N - vocabulary part: small models look smaller than they are, so N_opt grows faster (Porian)."""
+    N, D, C = isoflop()
+    N_noemb = N - 40.0 * N**0.7
+    L = ladders.loss(N, D, **TIED)
+    found = fit("chinchilla", {"N": N, "D": D}, ladders.noisy(L, 0, 0.0003))
+    table = accounting(found, {"N": N, "D": D, "C": C, "Nnoemb": N_noemb}, draws=20)
+    shift = {(row["convention"], row["approach"][0]): row["shift"] for row in table}
+    assert shift["6ND", "3"] == 0 and shift["6ND without embeddings", "3"] > 0.005
+    assert accounting(found, {"N": N, "D": D}) == []

@@ -1,0 +1,63 @@
+"""Backtests: the cut rule, the naive predictors, and a law that must lose to them."""
+
+import numpy as np
+import pytest
+
+from kleiber.studies.backtest import backtests, default_cuts, naive_predictions, rank
+from kleiber.studies.fit import fit
+from kleiber.studies.law import find
+from kleiber.studies.verdicts import backtest_verdicts
+
+from . import ladders
+
+
+def fitted(L=None, seed=0):
+    table = ladders.twenty()
+    L = ladders.noisy(ladders.loss(**table), seed) if L is None else L
+    return fit("chinchilla", table, L), 6 * table["N"] * table["D"]
+
+
+def test_the_cut_leaves_a_guard_band():
+    found, C = fitted()
+    cut = 1e19
+    test = backtests(found, C, [cut], draws=50)[0]
+    assert (test.n_train, test.n_test) == ((0.85 * cut > C).sum(), (1.2 * cut < C).sum())
+    with pytest.raises(ValueError, match="0 above"):
+        backtests(found, C, [1e30])
+    assert all((0.85 * cut > C).sum() >= 7 and (1.2 * cut < C).any() for cut in default_cuts(C, 5))
+
+
+def test_a_true_law_beats_the_naive_and_has_no_bias():
+    found, C = fitted()
+    tests = backtests(found, C, [1e19, 5e19], draws=100)
+    assert all(test.beats_naive and test.mare < 0.02 for test in tests)
+    assert "no_law" not in {verdict.code for verdict in backtest_verdicts(tests)}
+
+
+def test_naive_predictors_by_hand():
+    """On L = N^-.1 the straight line is exact and the last rung is off by the step."""
+    N, D = np.array([1e7, 1e8, 1e9]), np.full(3, 1e10)
+    train = fit("power_floor", {"C": N, "N": N, "D": D}, N**-0.1).problem
+    both = {"N": np.r_[N, N], "D": np.r_[D, 2 * D]}
+    train = fit("no_floor", both, np.r_[N, N] ** -0.1).problem
+    test = train.rows(np.array([0]))
+    test.inputs["N"][:] = 1e10
+    guess = naive_predictions(train, test, 6 * both["N"] * both["D"], np.array([6e20]))
+    assert guess["line"][0] == pytest.approx(1e10**-0.1) and guess["last_rung"][0] == pytest.approx(1e9**-0.1)
+
+
+def test_a_wrong_law_that_loses_to_the_line_is_no_law():
+    """A law with a floor, fitted to an unbroken power law with a dip, predicts worse than the line."""
+    table = ladders.twenty()
+    N, D = table["N"], table["D"]
+    broken = np.where(N < 2e8, 4 * N**-0.02, 4 * 2e8**-0.02 * (N / 2e8) ** -0.3)
+    found, C = fitted(broken * (D / 1e9) ** -0.05)
+    verdicts = backtest_verdicts(backtests(found, C, [2e19], draws=50))
+    assert "no_law" in {v.code for v in verdicts} and next(v for v in verdicts if v.code == "no_law").level == "refuse"
+    assert [v.code for v in backtest_verdicts([])] == ["no_backtest"]
+
+
+def test_ranking_puts_the_true_form_before_the_floorless():
+    found, C = fitted()
+    table = rank([find("no_floor"), find("chinchilla"), find("overtraining")], found, C)
+    assert [entry["law"] for entry in table] == ["chinchilla", "no_floor"]

@@ -1,0 +1,104 @@
+"""The fitter: recovery, convergence to one optimum, speed, dropped terms, refusals."""
+
+import time
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from kleiber.studies.bootstrap import bootstrap
+from kleiber.studies.fit import fit
+from kleiber.studies.solve import rho
+
+from . import ladders
+
+
+def random_law(rng):
+    return {
+        "E": rng.uniform(0.5, 2.5), "A": 10 ** rng.uniform(1.5, 3.2), "B": 10 ** rng.uniform(1.5, 3.5),
+        "alpha": rng.uniform(0.2, 0.5), "beta": rng.uniform(0.2, 0.5),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [6, pytest.param(30, marks=pytest.mark.slow)])
+def test_random_laws_are_recovered(count):
+    rng = np.random.default_rng(5)
+    for _ in range(count):
+        truth = random_law(rng)
+        N, D = 10 ** rng.uniform(7, 10, 60), 10 ** rng.uniform(8.5, 11.5, 60)
+        clean = fit("chinchilla", {"N": N, "D": D}, ladders.loss(N, D, **truth))
+        for name in ("E", "alpha", "beta"):
+            assert clean.params[name] == pytest.approx(truth[name], rel=2e-3), (name, truth)
+        noisy = fit("chinchilla", {"N": N, "D": D}, ladders.noisy(ladders.loss(N, D, **truth), 1, 0.002))
+        at = {"N": np.array([2e10]), "D": np.array([6e11])}
+        assert noisy.predict(at)[0] == pytest.approx(ladders.loss(2e10, 6e11, **truth), rel=0.01), truth
+
+
+@pytest.mark.parametrize("loss_fn", ["huber", "squared", "lad"])
+def test_no_other_start_finds_a_lower_objective(loss_fn):
+    """Nelder-Mead from the truth, restarted: an optimiser that shares nothing with ours must not do better."""
+    table = ladders.twenty()
+    L = ladders.noisy(ladders.loss(**table), 2)
+    found = fit("chinchilla", table, L, loss_fn)
+
+    def cost(t):
+        guess = np.exp(t[0]) + np.exp(t[1]) * table["N"] ** -t[3] + np.exp(t[2]) * table["D"] ** -t[4]
+        return rho(np.log(guess) - np.log(L), loss_fn, 1e-3).sum()
+
+    at = np.array([np.log(1.69), np.log(406.4), np.log(410.7), 0.34, 0.28])
+    for _ in range(4):
+        at = minimize(cost, at, method="Nelder-Mead", options={"maxfev": 4000, "xatol": 1e-9, "fatol": 1e-14}).x
+    assert found.value <= cost(at) * (1 + 1e-6)
+    assert found.value == pytest.approx(
+        cost(np.r_[np.log([found.params[k] for k in "EAB"]), found.params["alpha"], found.params["beta"]])
+    )
+
+
+def test_objective_is_the_unscaled_sum():
+    table = ladders.twenty()
+    L = ladders.noisy(ladders.loss(**table), 0)
+    once = fit("chinchilla", table, L).value
+    twice = fit("chinchilla", {k: np.tile(v, 2) for k, v in table.items()}, np.tile(L, 2)).value
+    assert twice == pytest.approx(2 * once, rel=1e-6)
+
+
+def test_a_floor_the_data_put_at_zero_is_dropped():
+    table = ladders.twenty()
+    N, D = table["N"], table["D"]
+    found = fit("chinchilla", table, 20 * N**-0.1 + 15 * D**-0.1 - 0.6)
+    assert found.dropped == ["E"] and found.params["E"] == 0.0
+
+
+def test_the_same_table_gives_the_same_bits():
+    table = ladders.twenty()
+    L = ladders.noisy(ladders.loss(**table), 4)
+    assert fit("chinchilla", table, L).theta.tobytes() == fit("chinchilla", table, L).theta.tobytes()
+
+
+def test_refusals_name_the_value():
+    table = ladders.twenty()
+    L = ladders.loss(**table)
+    with pytest.raises(ValueError, match="D not given"):
+        fit("chinchilla", {"N": table["N"]}, L)
+    with pytest.raises(ValueError, match="5 parameters, the table 4 rows"):
+        fit("chinchilla", {k: v[:4] for k, v in table.items()}, L[:4])
+    with pytest.raises(ValueError, match="row 3 is not finite"):
+        fit("chinchilla", table, np.where(np.arange(20) == 3, np.nan, L))
+    with pytest.raises(ValueError, match="-1 in space 'log'"):
+        fit("chinchilla", table, np.where(np.arange(20) == 3, -1.0, L))
+    with pytest.raises(ValueError, match="loss-fn 'mse'"):
+        fit("chinchilla", table, L, "mse")
+
+
+@pytest.mark.slow
+def test_speed_of_a_fit_and_of_a_thousand_refits():
+    """Goals on one idle core: .5 s for 240 rows, 30 s for 1000 refits; CPU time, so that neighbours do not count."""
+    rng = np.random.default_rng(0)
+    N, D = 10 ** rng.uniform(7.5, 10, 240), 10 ** rng.uniform(9, 11.5, 240)
+    L = ladders.noisy(ladders.loss(N, D), 0)
+    start = time.process_time()
+    found = fit("chinchilla", {"N": N, "D": D}, L)
+    fitted = time.process_time()
+    bootstrap(found, 1000)
+    done = time.process_time()
+    assert fitted - start <= 0.5 and done - fitted <= 30, (fitted - start, done - fitted)

@@ -1,0 +1,117 @@
+"""Every shipped law is recovered from its own noiseless values: the fitter reaches it and the signature is right."""
+
+import numpy as np
+import pytest
+
+from kleiber.studies import law as law_module
+from kleiber.studies.fit import fit
+from kleiber.studies.law import LAWS, find
+
+find("chinchilla")  # enters the shipped laws
+
+CHINCHILLA = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
+TRUTH = {
+    "chinchilla": CHINCHILLA,
+    "chinchilla_tied": {"E": 1.8, "A": 300.0, "B": 500.0, "alpha": 0.3},
+    "no_floor": {"A": 20.0, "B": 15.0, "alpha": 0.1, "beta": 0.09},
+    "interaction": {"E": 1.7, "A": 400.0, "B": 410.0, "F": 2e4, "alpha": 0.34, "beta": 0.28},
+    "kaplan": {"Nc": 8.8e13, "Dc": 5.4e13, "aN": 0.076, "aD": 0.095},
+    "power": {"k": 0.09, "a": 0.5},
+    "power_floor": {"E": 1.7, "k": 1e3, "a": 0.15},
+    "overtraining": {"E": 1.8, "a": 200.0, "b": 350.0, "eta": 0.136},
+    "data_constrained": {**CHINCHILLA, "RN": 5.3, "RD": 15.4},
+    "routed": {"a": -0.087, "b": -0.136, "c": 0.012, "d": 1.157, "E_start": 4.2, "E_max": 478.0},
+    "granularity": {"c": 0.5, "g": 4.0, "a": 18.0, "b": 30.0, "alpha": 0.115, "beta": 0.147, "gamma": 0.58},
+    "joint_moe": {**CHINCHILLA, "delta": -0.1, "gamma": 0.005, "omega": 0.05, "zeta": -0.004},
+    "sparsity": {
+        "e": 0.9, "a": 400.0, "b": 410.0, "c": 0.1, "d": 5.0,
+        "alpha": 0.34, "beta": 0.28, "lam": -0.3, "delta": 0.2, "gamma": 0.12,
+    },
+    "forgetting": {"E": 0.01, "A": 8.0, "B": 300.0, "alpha": 0.4, "beta": 0.25},
+    "transfer": {"E": 1.2, "A": 300.0, "alpha": 0.2, "beta": 0.15},
+    "forgetting_power": {"c": 0.3, "a": 0.1, "b": 0.3, "P0": 1e6, "t0": 50.0},
+    "forgetting_line": {"s": 2.0, "c": 0.6},
+    "replay_curve": {"F0": 0.4, "c": 0.05, "B": 60.0},
+    "task_metric": {"e": 0.9, "k": 2.0, "gamma": 0.7},
+    "loss_to_loss": {"E": 0.4, "k": 1.1, "Ex": 1.2, "kappa": 0.9},
+}  # fmt: skip
+
+
+def inputs(rows: int = 60) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    N, D = 10 ** rng.uniform(7, 10, rows), 10 ** rng.uniform(9, 12, rows)
+    return {
+        "N": N, "D": D, "C": 6 * N * D, "M": D / N, "U": D / 2 ** rng.uniform(-1, 6, rows), "X": 2.0 ** rng.integers(0, 10, rows),
+        "G": 2.0 ** rng.integers(0, 6, rows), "S": 1 - 2.0 ** -rng.uniform(0, 6, rows), "p": rng.uniform(0, 0.3, rows),
+        "L0": 2 + 1e3 * N**-0.4, "P": 10 ** rng.uniform(5, 9, rows), "t": 10 ** rng.uniform(0, 4, rows),
+        "Lx": rng.uniform(2, 5, rows),
+    }  # fmt: skip
+
+
+def test_every_law_is_covered():
+    assert set(TRUTH) == set(LAWS)
+
+
+@pytest.mark.parametrize("name", sorted(TRUTH))
+def test_law_is_recovered_without_noise(name):
+    law = LAWS[name]
+    at = inputs()
+    columns = {role: at[role] for role in law.inputs}
+    target = law.predict(columns, np.array([[TRUTH[name][p] for p in law.params]]))[0]
+    found = fit(law, columns, target)
+    np.testing.assert_allclose(found.predict(columns), target, rtol=2e-3, atol=2e-3 * np.abs(target).max())
+
+
+@pytest.mark.parametrize("name", sorted(TRUTH))
+def test_docstring_gives_formula_and_source(name):
+    law = LAWS[name]
+    assert "=" in law.formula and (law.source.startswith("ours") or "arXiv:" in law.source)
+
+
+def test_sizes_beyond_int64_do_not_overflow():
+    N = np.array([1439795200] * 8, dtype=np.int64)
+    D = np.array([921468928000 * k for k in range(1, 9)], dtype=np.int64)
+    found = fit("power", {"C": 6.0 * N * D.astype(float)}, np.asarray(2.0 * (6.0 * N * D.astype(float)) ** -0.05))
+    assert found.params["a"] == pytest.approx(-0.05, abs=1e-6)
+
+
+def test_routed_law_has_the_published_ends():
+    """Xhat runs from start at one expert to end at infinitely many (Clark et al. 2022, the saturating count)."""
+    from kleiber.studies.laws import saturated
+
+    ends = saturated(np.array([1.0, 1e12]), np.array(4.2), np.array(478.0))
+    np.testing.assert_allclose(ends, [4.2, 478.0], rtol=1e-6)
+
+
+def test_user_law_from_a_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from kleiber.studies.law import Array, Exponent, Part\n"
+        "def floor_only(N: Array, *, E: Part, A: Part, alpha: Exponent):\n"
+        '    """Mine: L = E + A N^-alpha."""\n'
+        "    return E + A * N**-alpha\n"
+        "def bare(N, *, a: float):\n    return a * N\n"
+    )
+    law = find(f"{path}:floor_only")
+    N = np.geomspace(1e6, 1e9, 9)
+    assert fit(law, {"N": N}, 2 + 50 * N**-0.3).params["alpha"] == pytest.approx(0.3, abs=1e-4)
+    assert law.formula == "L = E + A N^-alpha"
+    with pytest.raises(ValueError, match=r"'a' does not say how it is searched"):
+        find(f"{path}:bare")
+    with pytest.raises(ValueError, match="it has floor_only, bare"):
+        find(f"{path}:other")
+
+
+def test_unknown_law_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'chinchilla'"):
+        find("chinchila")
+
+
+@pytest.mark.process
+def test_studies_import_neither_torch_nor_lightning():
+    import subprocess
+    import sys
+
+    code = "import sys, kleiber.studies.command; assert not {'torch', 'lightning', 'hydra'} & set(sys.modules), 'heavy'"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": "src"}, check=False).returncode == 0
+    assert law_module.LAWS

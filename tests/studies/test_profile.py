@@ -1,0 +1,44 @@
+"""Profiles: their interval against brute force, and parameters the data cannot know."""
+
+import numpy as np
+import pytest
+
+from kleiber.studies.fit import fit
+from kleiber.studies.profile import profiles
+
+from . import ladders
+
+
+def test_interval_of_a_straight_line_is_the_t_interval():
+    """On a law linear in logs the profile interval is exactly estimate +- t se."""
+    C = np.geomspace(1e18, 1e21, 12)
+    y = ladders.noisy(0.1 * C**0.5, 3, 0.05)
+    profile = profiles(fit("power", {"C": C}, y))["a"]
+    x = np.log(C) - np.log(C).mean()
+    slope = (x @ np.log(y)) / (x @ x)
+    rest = np.log(y) - np.log(y).mean() - slope * x
+    half = 1.8124611 * np.sqrt((rest @ rest) / 10 / (x @ x))  # t quantile .95, 10 df
+    assert (profile.lo, profile.hi) == (pytest.approx(slope - half, abs=2e-4), pytest.approx(slope + half, abs=2e-4))
+
+
+def test_a_good_ladder_identifies_every_parameter():
+    table = ladders.twenty()
+    found = profiles(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 1, 0.002)))
+    assert all(profile.identified for profile in found.values())
+
+
+def test_repeats_that_never_hurt_leave_their_decay_unidentified():
+    """R_D* is unknown when no run repeats enough: the profile is flat upwards, whatever the point value."""
+    rng = np.random.default_rng(0)
+    N, U = 10 ** rng.uniform(7, 9, 60), 10 ** rng.uniform(9, 10, 60)
+    D = U * rng.choice([1.0, 1.5, 2.0], 60)
+    L = ladders.noisy(ladders.loss(N, D), 0, 0.003)
+    found = profiles(fit("data_constrained", {"N": N, "D": D, "U": U}, L))
+    assert not found["RD"].identified and "flat profile" in found["RD"].reason
+    assert found["beta"].identified
+
+
+def test_no_spare_rows_identify_nothing():
+    table = {k: v[[0, 3, 9, 16, 19]] for k, v in ladders.twenty().items()}
+    found = profiles(fit("chinchilla", table, ladders.loss(**table)))
+    assert all("5 rows for 5 parameters" in profile.reason for profile in found.values())

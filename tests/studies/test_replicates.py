@@ -1,0 +1,41 @@
+"""Replicates: seed noise, the lack-of-fit test in both directions, two-way means on unbalanced seeds."""
+
+import numpy as np
+import pytest
+
+from kleiber.studies.fit import fit
+from kleiber.studies.replicates import cells, lack_of_fit, two_way_means
+
+from . import ladders
+
+
+def seeds(count=3, bend=0.0):
+    table = {k: np.repeat(v, count) for k, v in ladders.twenty().items()}
+    L = ladders.loss(**table) * (1 + bend * np.sin(3 * np.log(table["N"])))
+    return fit("chinchilla", table, ladders.noisy(L, 6, 0.002), "squared")
+
+
+def test_seed_noise_is_measured_and_a_true_law_passes():
+    test = lack_of_fit(seeds())
+    assert test is not None and test.pure_df == 40 and test.seed_noise == pytest.approx(0.002, rel=0.3)
+    assert test.p_value > 0.01
+
+
+def test_a_bent_law_fails():
+    test = lack_of_fit(seeds(bend=0.01))
+    assert test is not None and test.p_value < 1e-4
+
+
+def test_without_replicates_nothing_is_claimed():
+    assert lack_of_fit(seeds(count=1)) is None
+    assert cells({"N": np.array([1.0, 1.0 + 1e-12, 2.0])}).tolist() == [0, 0, 1]
+
+
+def test_two_way_means_remove_an_unbalanced_seeds_offset():
+    """Seed 1 is 2 % worse and stops early: plain means would put a step in the curve, two-way means do not."""
+    D = np.array([1e6, 2e6, 4e6, 8e6, 1e6, 2e6])
+    curve = D**-0.2
+    L = curve * np.where(np.arange(6) >= 4, 1.02, 1.0)
+    inputs, mean, size = two_way_means({"N": np.full(6, 1e5), "D": D}, L, np.array([0, 0, 0, 0, 1, 1]))
+    assert inputs["D"].tolist() == [1e6, 2e6, 4e6, 8e6] and size.tolist() == [0] * 4
+    np.testing.assert_allclose(mean, np.sqrt(1.02) * inputs["D"] ** -0.2, rtol=1e-9)

@@ -1,0 +1,64 @@
+"""Tables: float64 columns, derived roles, recorded exclusions, refusals with the column or the row."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kleiber.studies.law import find
+from kleiber.studies.table import load, parse_map, read
+
+FRAME = pd.DataFrame(
+    {"params": [1439795200] * 3, "tokens": [921468928000] * 3, "loss": [2.0, 3.0, np.nan], "seed": [0, 1, 0]}
+)
+ROLES = {"N": "params", "D": "tokens", "L": "loss"}
+
+
+def test_compute_does_not_overflow_int64():
+    table = load(FRAME, ROLES)
+    assert table.columns["C"][0] == pytest.approx(6 * 1439795200.0 * 921468928000.0, rel=1e-12)
+    assert table.columns["M"][0] == pytest.approx(640.0, rel=1e-3)
+
+
+def test_exclusions_are_recorded_with_row_and_rule():
+    table = load(FRAME, ROLES, ["loss < 2.5 or seed = 0"])
+    assert table.excluded == [
+        {"row": 1, "rule": "where: loss < 2.5 or seed = 0"},
+        {"row": 2, "rule": "not finite: L (loss)"},
+    ]
+    assert table.target.tolist() == [2.0]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_formats_read_alike(tmp_path, suffix):
+    path = tmp_path / f"t.{suffix}"
+    {"csv": lambda: FRAME.to_csv(path, index=False), "jsonl": lambda: FRAME.to_json(path, orient="records", lines=True),
+     "parquet": lambda: FRAME.to_parquet(path)}[suffix]()  # fmt: skip
+    assert load(read(path), ROLES).hash() == load(FRAME, ROLES).hash()
+
+
+def test_hash_follows_the_rows():
+    other = FRAME.assign(loss=[2.0, 3.1, np.nan])
+    assert load(other, ROLES).hash() != load(FRAME, ROLES).hash()
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ValueError, match="no column 'param'; did you mean 'params'"):
+        load(FRAME, {"N": "param"})
+    with pytest.raises(ValueError, match="column 'loss', row 1: 'oops' is not a number"):
+        load(FRAME.assign(loss=["2", "oops", "3"]), ROLES)
+    with pytest.raises(ValueError, match=r"needs N, D; add --map D=COL"):
+        load(FRAME, {"N": "params", "L": "loss"}).inputs(find("chinchilla"))
+    with pytest.raises(ValueError, match="no rows left of 3"):
+        load(FRAME, ROLES, ["loss > 9"])
+    with pytest.raises(ValueError, match="write ROLE=COLUMN"):
+        parse_map("N")
+    with pytest.raises(ValueError, match="already 'params'"):
+        parse_map("N=other", {"N": "params"})
+    (tmp_path / "t.xlsx").write_text("")
+    with pytest.raises(ValueError, match=r"not '\.xlsx'"):
+        read(tmp_path / "t.xlsx")
+
+
+def test_split_by_a_column():
+    parts = load(FRAME, ROLES).split("seed")
+    assert {name: len(part) for name, part in parts.items()} == {"0": 1, "1": 1}

@@ -1,0 +1,44 @@
+"""Verdicts on identifiability: narrow inputs, dropped terms, no replicates."""
+
+import numpy as np
+
+from kleiber.studies import verdicts
+from kleiber.studies.fit import fit
+from kleiber.studies.profile import profiles
+
+from . import ladders
+
+
+def codes(found):
+    return {verdict.code for verdict in verdicts.identifiability(found, profiles(found))}
+
+
+def test_a_wide_ladder_raises_nothing():
+    table = ladders.twenty()
+    assert codes(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 1, 0.002))) == set()
+
+
+def test_sizes_within_a_decade_are_named():
+    N = np.repeat(np.geomspace(1e8, 8e8, 5), 4)
+    table = {"N": N, "D": N * np.tile(np.geomspace(5, 80, 4), 5)}
+    found = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))
+    assert {"narrow_input", "not_identified"} <= codes(found)
+    assert any("N spans 0.90 decades" in v.text for v in verdicts.identifiability(found, {}))
+
+
+def test_a_dropped_floor_is_not_identified():
+    table = ladders.twenty()
+    found = fit("chinchilla", table, 20 * table["N"] ** -0.1 + 15 * table["D"] ** -0.1 - 0.6)
+    texts = [v.text for v in verdicts.identifiability(found, {})]
+    assert any(text.startswith("E is not identified: the data put this term at 0") for text in texts)
+
+
+def test_lack_of_fit_speaks_only_with_replicates():
+    table = ladders.twenty()
+    found = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))
+    assert [v.code for v in verdicts.replicates(found)] == ["no_replicates"]
+    twice = {k: np.tile(v, 2) for k, v in table.items()}
+    bent = ladders.loss(**twice) * (1 + 0.01 * np.sin(3 * np.log(twice["N"])))
+    assert [v.code for v in verdicts.replicates(fit("chinchilla", twice, ladders.noisy(bent, 0, 0.001)))] == [
+        "lack_of_fit"
+    ]

@@ -1,0 +1,48 @@
+"""Row filters: precedence, lists, quoting, units, and messages that name the column."""
+
+import pandas as pd
+import pytest
+
+from kleiber.studies.where import keep, number
+
+TABLE = pd.DataFrame({"loss": [1.0, 2.0, 3.0, 4.0], "params": [1e6, 1e7, 1e8, 1e9], "family": ["a", "b", "d=1 x", "b"]})
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("loss < 3", [0, 1]),
+        ("loss <= 3 and N >= 1e7", [1, 2]),
+        ("loss = 1 or loss > 3 and family == b", [0, 3]),
+        ("(loss = 1 or loss > 3) and family == b", [3]),
+        ("not loss < 3", [2, 3]),
+        ("not (loss < 3 or family = b)", [2]),
+        ("family in [a, 'd=1 x']", [0, 2]),
+        ("loss not in [1, 2]", [2, 3]),
+        ("params >= 10M and params < 1B", [1, 2]),
+        ("family != b", [0, 2]),
+    ],
+)
+def test_rows_kept(text, rows):
+    assert keep(TABLE, text, {"N": "params"}).nonzero()[0].tolist() == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("los < 3", "no column 'los'; did you mean 'loss'"),
+        ("loss < three", "'three' is not one"),
+        ("family < b", "needs numbers"),
+        ("loss <", "expected a number or a word, found the end"),
+        ("(loss < 3", r"expected \), found the end"),
+        ("loss < 3 loss > 1", "expected end or and/or, found 'loss'"),
+        ("__import__('os').system('true')", "no column '__import__'"),
+    ],
+)
+def test_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        keep(TABLE, text)
+
+
+def test_numbers_take_units():
+    assert [number(text) for text in ("20M", "1.5B", "2e7", "-3", "x", "1e")] == [20e6, 1.5e9, 2e7, -3.0, None, None]
