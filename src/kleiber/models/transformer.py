@@ -5,8 +5,9 @@ It refuses to compute a loss, to hold a tokenizer or to know how it is trained: 
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kleiber.models.heads import LMHead
@@ -62,7 +63,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(site, attention(site, **options), mlp(site)) for site in sites)
         self.norm = RMSNorm(width, norm_eps)
         std, multiplier = parametrization.output(width)
-        weight = nn.Parameter(torch.randn(vocab_size, width) * std) if not tied else self.embedding.weight
+        shared = cast(nn.Parameter, self.embedding.weight)
+        weight = shared if tied else nn.Parameter(torch.randn(vocab_size, width) * std)
         self.head = LMHead(weight, multiplier, soft_cap)
 
     def forward(self, batch: Batch, caches: list[Cache] | None = None) -> Output:
@@ -70,15 +72,17 @@ class Transformer(nn.Module):
         time, past = batch.tokens.shape[1], len(caches[0]) if caches is not None else 0
         if past + time > self.context:
             raise ValueError(f"{past + time} tokens in a row exceed model.context={self.context}")
-        x = F.embedding(batch.tokens, self.embedding.weight)
+        x = self.embedding(batch.tokens)
         if self.embedding_multiplier != 1:
             x = x * self.embedding_multiplier
-        mask = self.blocks[0].attention.mask(time, past, x.device, batch.real, batch.segments)
+        mask = cast(Block, self.blocks[0]).attention.mask(time, past, x.device, batch.real, batch.segments)
         aux: dict[str, Tensor] = {}
         for layer, block in enumerate(self.blocks):
             x, more = block(x, mask, batch.real, caches[layer] if caches is not None else None)
-            for name, value in more.items():
-                aux[name if name == "loss" else f"{name}/{layer}"] = value + aux["loss"] if name in aux else value
+            if "loss" in more:
+                loss = more.pop("loss")
+                aux["loss"] = aux["loss"] + loss if "loss" in aux else loss
+            aux |= {f"{name}/{layer}": value for name, value in more.items()}
         return Output(self.norm(x), aux)
 
     def roles(self) -> dict[str, Role]:
@@ -89,8 +93,10 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """One layer; r, the weight of its two branches, is the parametrisation's."""
 
-    def __init__(self, site: Site, attention: nn.Module, mlp: nn.Module) -> None:
+    def __init__(self, site: Site, attention: Any, mlp: Any) -> None:
         super().__init__()
+        self.attention: Any
+        self.mlp: Any
         self.residual = site.parametrization.residual(site.depth)
         self.attention_norm, self.attention = RMSNorm(site.width, site.norm_eps), attention
         self.mlp_norm, self.mlp = RMSNorm(site.width, site.norm_eps), mlp

@@ -45,7 +45,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
     def roles(self) -> dict[str, Role]:
         return {"weight": Role("vector", 1)}
@@ -80,7 +80,7 @@ class Full(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
-        mask: Bool[Tensor, "batch 1 time keys"] | None = None,
+        mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch time dim"]:
         batch, time, _ = x.shape
@@ -119,7 +119,7 @@ class Full(nn.Module):
         device: torch.device,
         real: Bool[Tensor, "batch time"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
-    ) -> Bool[Tensor, "batch 1 time keys"] | None:
+    ) -> Bool[Tensor, "#batch 1 time keys"] | None:
         """Which keys each query may read; None where causal or nothing says it all (a single cached query included)."""
         banded = self._band(time, past, device)
         if real is None and segments is None:

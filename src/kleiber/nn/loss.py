@@ -35,7 +35,7 @@ def cross_entropy(
 
     The gradient is made in the forward pass, chunk by chunk, and scaled in the backward pass; where gradients are off
     none is made. Rows of weight 0 are left out before any product (on a GPU this waits for the count once).
-    The z-loss is that of Chowdhery et al. 2022, arXiv:2204.02311, section 5. Raises ValueError if shapes disagree.
+    The z-loss is that of Chowdhery et al. 2022, arXiv:2204.02311, section 5.
     """
     rows, labels = _rows(hidden, targets, chunk)
     scale = None
@@ -50,16 +50,13 @@ def cross_entropy(
 def log_probs(
     hidden: Float[Tensor, "*axes dim"], head: Head, targets: Int[Tensor, "*axes"], chunk: int = 256
 ) -> Float[Tensor, "*axes"]:
-    """log p(target_t) of every row. The logits are made again in the backward pass. Raises ValueError as above."""
+    """log p(target_t) of every row. The logits are made again in the backward pass."""
     rows, labels = _rows(hidden, targets, chunk)
     return _LogProbs.apply(rows, head.weight, labels, chunk, *_plan(rows, head)).view(targets.shape)
 
 
 def _rows(hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    if hidden.shape[:-1] != targets.shape:
-        raise ValueError(
-            f"hidden states {tuple(hidden.shape)} and targets {tuple(targets.shape)} do not belong together"
-        )
+    assert hidden.shape[:-1] == targets.shape, f"hidden {tuple(hidden.shape)}, targets {tuple(targets.shape)}"
     if chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least one row")
     return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from torch import nn
 
@@ -22,6 +22,7 @@ class Scale(NamedTuple):
     multiplier: float
 
 
+@runtime_checkable
 class Parametrization(Protocol):
     def embedding(self, tied: bool) -> Scale: ...
     def hidden_std(self, fan_in: int) -> float: ...

@@ -1,0 +1,136 @@
+"""Who reads whom, shown by gradients; the fast attention against the slow one; caches against no cache."""
+
+import math
+
+import pytest
+import torch
+
+from kleiber.nn.attention import Cache, Full, NoMixing, Window, heads
+from kleiber.nn.parametrization import Site, Standard
+
+TIME, WIDTH = 12, 16
+KINDS = {
+    "full": (Full, {}, lambda i, j: j <= i),
+    "window": (Window, {"window": 4}, lambda i, j: i - 4 < j <= i),
+    "none": (NoMixing, {}, lambda i, j: i == j),
+}
+
+
+def reads(module, real=None, segments=None) -> torch.Tensor:
+    """reads[i, j]: whether output i depends on input j, by gradient."""
+    x = torch.randn(1, TIME, WIDTH, requires_grad=True)
+    y = module(x, module.mask(TIME, 0, x.device, real, segments))
+    rows = [torch.autograd.grad(y[0, i].square().sum(), x, retain_graph=True)[0][0].norm(dim=-1) for i in range(TIME)]
+    return torch.stack(rows) > 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_output_depends_on_exactly_the_inputs_that_the_kind_allows(kind):
+    make, options, allowed = KINDS[kind]
+    expected = torch.tensor([[allowed(i, j) for j in range(TIME)] for i in range(TIME)])
+    assert torch.equal(reads(make(Site(WIDTH), **options)), expected)
+
+
+@pytest.mark.parametrize("make, options, far", [(Full, {}, TIME), (Window, {"window": 3}, 3)])
+def test_without_causality_both_sides_are_read(make, options, far):
+    expected = torch.tensor([[abs(i - j) < far for j in range(TIME)] for i in range(TIME)])
+    assert torch.equal(reads(make(Site(WIDTH, causal=False), **options)), expected)
+
+
+def test_padding_is_read_by_nobody_and_segments_do_not_mix():
+    real = torch.ones(1, TIME, dtype=torch.bool)
+    real[:, 9:] = False
+    segments = torch.tensor([[0] * 5 + [1] * 7])
+    seen = reads(Full(Site(WIDTH)), real, segments)
+    for i in range(9):
+        for j in range(TIME):
+            assert seen[i, j] == (j <= i and (i < 5) == (j < 5)), (i, j)
+    assert torch.equal(seen[9:], torch.eye(TIME, dtype=torch.bool)[9:] | seen[9:])
+
+
+def slow(module: Full, x: torch.Tensor) -> torch.Tensor:
+    """Attention one head, one query at a time, rotations as complex numbers."""
+    (_, time, _), size = x.shape, module.head_dim
+    q, k, v = module.qkv(x).split([n * size for n in (module.num_heads, module.num_kv_heads, module.num_kv_heads)], -1)
+    turn = torch.polar(
+        torch.ones(time, size // 2, dtype=torch.float64),
+        torch.outer(torch.arange(time), 10000.0 ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)),
+    )
+
+    def prepare(z, norm):
+        if norm is not None:
+            z = z / (z.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
+        turned = torch.complex(z[..., : size // 2], z[..., size // 2 :]) * turn
+        return torch.cat([turned.real, turned.imag], -1)
+
+    outputs = []
+    for head in range(module.num_heads):
+        shared = head // (module.num_heads // module.num_kv_heads)
+        at, kv = slice(head * size, (head + 1) * size), slice(shared * size, (shared + 1) * size)
+        queries, keys = prepare(q[..., at], module.q_norm), prepare(k[..., kv], module.k_norm)
+        rows = [
+            (queries[:, i, None] @ keys[:, : i + 1].transpose(1, 2) * module.scale).softmax(-1) @ v[:, : i + 1, kv]
+            for i in range(time)
+        ]
+        outputs.append(torch.cat(rows, 1))
+    return module.out(torch.cat(outputs, -1))
+
+
+@pytest.mark.parametrize("kv", [4, 2, 1])
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_fast_attention_equals_the_slow_one(kv, qk_norm):
+    module = Full(Site(32), num_heads=4, num_kv_heads=kv, qk_norm=qk_norm).double()
+    module.rope.double()
+    for norm in (module.q_norm, module.k_norm):
+        if norm is not None:
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    x = torch.randn(2, 9, 32, dtype=torch.float64)
+    # The tables of the fast one are made in fp32.
+    torch.testing.assert_close(module(x), slow(module, x), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reading_in_pieces_through_a_cache_equals_reading_at_once(kind):
+    make, options, _ = KINDS[kind]
+    module, x, cache, pieces = make(Site(WIDTH), **options), torch.randn(2, TIME, WIDTH), Cache(), []
+    for part in x.split([5, 1, 1, 3, 2], 1):
+        mask = module.mask(part.shape[1], len(cache), x.device)
+        pieces.append(module(part, mask, cache))
+    torch.testing.assert_close(torch.cat(pieces, 1), module(x, module.mask(TIME, 0, x.device)), atol=1e-6, rtol=1e-5)
+    assert len(cache) == TIME
+
+
+def test_the_mask_is_made_only_when_causality_does_not_say_it_all():
+    device = torch.device("cpu")
+    assert Full(Site(WIDTH)).mask(TIME, 0, device) is None
+    assert Full(Site(WIDTH)).mask(1, 5, device) is None
+    assert Window(Site(WIDTH), window=TIME).mask(TIME, 0, device) is None
+    assert Window(Site(WIDTH), window=TIME - 1).mask(TIME, 0, device) is not None
+
+
+def test_scale_follows_the_parametrization():
+    assert Full(Site(256)).scale == 4 / 64
+    assert Full(Site(256, parametrization=Standard())).scale == 1 / math.sqrt(64)
+
+
+def test_heads_are_of_64_channels_or_two_below_width_128():
+    assert heads(256, None, None) == (4, 4, 64)
+    assert heads(64, None, None) == (2, 2, 32)
+    assert heads(96, 6, 2) == (6, 2, 16)
+
+
+@pytest.mark.parametrize(
+    "width, num_heads, num_kv_heads", [(160, None, None), (64, 3, None), (64, 4, 3), (64, 0, None)]
+)
+def test_heads_that_do_not_divide_are_refused(width, num_heads, num_kv_heads):
+    with pytest.raises(ValueError, match="heads"):
+        heads(width, num_heads, num_kv_heads)
+
+
+def test_no_mixing_refuses_options_of_attention():
+    with pytest.raises(ValueError, match="num_heads=4"):
+        NoMixing(Site(64), num_heads=4)
+    with pytest.raises(ValueError, match="window=0"):
+        Window(Site(64), window=0)
+    with pytest.raises(ValueError, match="even"):
+        Full(Site(9), num_heads=3)

@@ -1,0 +1,91 @@
+"""The numbers of the two parametrisations, and what they are for: activations that do not move with width."""
+
+import pytest
+import torch
+
+from kleiber.nn.parametrization import MuP, Standard
+from kleiber.types import Role
+
+
+def test_both_agree_with_plain_attention_at_the_base_head_and_all_is_one_at_the_base():
+    mup = MuP()
+    assert mup.attention(16) == Standard().attention(16)
+    assert mup.residual(2) == mup.output(32).multiplier == mup.router(32).multiplier == 1
+    assert mup.lr_scale(Role("hidden", 32)) == 1
+
+
+def test_hidden_learning_rates_fall_with_fan_in_and_nothing_else_does():
+    mup = MuP(base_width=64)
+    assert mup.lr_scale(Role("hidden", 256)) == 0.25
+    for kind in ("embedding", "output", "vector"):
+        assert mup.lr_scale(Role(kind, 256)) == 1
+    assert {Standard().lr_scale(Role(kind, 512)) for kind in ("embedding", "hidden", "output", "vector")} == {1.0}
+
+
+def test_initial_scales():
+    mup, standard = MuP(), Standard()
+    assert mup.hidden_std(64) == mup.projection_std(64, 9) == 1 / 8
+    assert mup.output(64).std == 0 and mup.embedding(False) == (1, 1)
+    assert mup.embedding(True).std * mup.embedding(True).multiplier == pytest.approx(1)
+    assert mup.residual(8) == 0.5
+    assert (
+        standard.projection_std(64, 8) == 0.02 / 4
+        and standard.residual(8) == 1
+        and standard.embedding(True) == (0.02, 1)
+    )
+
+
+def test_bad_bases_are_refused():
+    with pytest.raises(ValueError, match="base_width=0"):
+        MuP(base_width=0)
+    with pytest.raises(ValueError, match=r"std=0\.0"):
+        Standard(std=0.0)
+
+
+def rms_after_steps(width: int, parametrization, mixture: bool, steps: int = 5, seeds: int = 2) -> dict[str, float]:
+    """RMS of each block's output, the final logits and the first loss' change, after a few Adam steps on one batch."""
+    from kleiber.models.transformer import Transformer
+    from kleiber.nn.loss import cross_entropy
+    from kleiber.nn.moe import interleaved
+    from kleiber.types import Batch
+
+    found: dict[str, float] = {}
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        options = {"mlp": interleaved} if mixture else {}
+        model = Transformer(64, 3, width, context=32, parametrization=parametrization, num_heads=2, **options)
+        roles = model.roles()
+        groups = [{"params": [p], "lr": 0.01 * parametrization.lr_scale(roles[n])} for n, p in model.named_parameters()]
+        optimizer = torch.optim.Adam(groups)
+        tokens = torch.randint(64, (16, 33), generator=torch.Generator().manual_seed(seed))
+        batch, targets = Batch(tokens[:, :-1]), tokens[:, 1:]
+        for _ in range(steps):
+            output = model(batch)
+            total = cross_entropy(output.hidden, model.head, targets).total / targets.numel()
+            total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        seen: dict[str, torch.Tensor] = {}
+        for i, block in enumerate(model.blocks):
+            block.register_forward_hook(lambda _m, _i, out, i=i: seen.__setitem__(f"block {i}", out[0]))
+        with torch.no_grad():
+            seen["logits"] = model.head(model(batch).hidden)
+        for name, value in seen.items():
+            found[name] = found.get(name, 0.0) + float(value.square().mean().sqrt()) / seeds
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixture", [False, True])
+def test_coordinate_check_activations_do_not_move_with_width(mixture):
+    table = [rms_after_steps(width, MuP(), mixture) for width in (32, 64, 128, 256)]
+    for name in table[0]:
+        values = [row[name] for row in table]
+        assert max(values) / min(values) < 1.2 / 0.8, (name, values)
+        assert max(abs(v / values[1] - 1) for v in values[1:]) < 0.2, (name, values)
+
+
+@pytest.mark.slow
+def test_coordinate_check_sees_standard_parametrisation_grow():
+    small, large = (rms_after_steps(width, Standard(), False)["block 2"] for width in (32, 256))
+    assert large / small > 1.5
