@@ -105,8 +105,7 @@ def table(runs: Sequence[Run]) -> None:
             values(run.metrics, "bits_per_byte"),
             *(f"{row[name]:,.0f}" if row[name] is not None else "" for name in ("params", "tokens", "seconds")),
         )
-    console = Console()
-    console.print(shown, width=max(console.width, 110))
+    Console(width=max(Console().width, 130)).print(shown)
 
 
 def values(metrics: dict[str, float], what: str) -> str:

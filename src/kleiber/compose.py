@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from kleiber.errors import ConfigError, did_you_mean
@@ -49,6 +49,7 @@ class Composer:
             if not extra.is_dir():
                 raise ConfigError(f"--config-dir {config_dir}: no such folder")
             search.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
+        self._choices: dict[str, list[str]] = {}
         GlobalHydra.instance().clear()
         self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=search)
         self.loader: Any = self.hydra.config_loader
@@ -129,6 +130,11 @@ class Composer:
 
     def choices(self, group: str) -> list[str]:
         """Choices of a group, those of nested groups as `glue/sst2`; empty when there is no such group."""
+        if group not in self._choices:  # Hydra loads a config for each look
+            self._choices[group] = self._look_up(group)
+        return self._choices[group]
+
+    def _look_up(self, group: str) -> list[str]:
         if not group or ".." in group or not self.loader.repository.group_exists(group):
             return []
         nested = [f"{sub}/{name}" for sub in self.loader.list_groups(group) for name in self.choices(f"{group}/{sub}")]
@@ -149,6 +155,19 @@ class Composer:
                     yield path
                 if not parent or path.split("/")[0] == "model":
                     yield from self.groups(path)
+
+
+def resolved(cfg: DictConfig) -> tuple[dict[str, Any], str]:
+    """The config as plain data, less `hydra`, and the name of the chosen model."""
+    model = str(cfg.hydra.runtime.choices.get("model", "run")).split("/")[-1]
+    with open_dict(cfg):
+        job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    try:
+        config = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(readable(error)) from error
+    assert isinstance(config, dict)
+    return {**dict.fromkeys(NODES), **{str(key): value for key, value in config.items()}}, model
 
 
 def chosen(override: Override) -> Iterator[str]:

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from kleiber import cell, folder, ranks
 from kleiber.check import check
-from kleiber.compose import Composer, readable
+from kleiber.compose import Composer, resolved
 from kleiber.errors import ConfigError
 from kleiber.identity import cell_folder
-from kleiber.settings import NODES
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,19 +109,6 @@ def take_devices(config: dict[str, Any], overrides: list[str]) -> None:
     if told != world and any(text.lstrip("+").startswith("trainer.devices=") for text in overrides):
         raise ConfigError(f"trainer.devices={told}, but the launcher started {world} processes: leave one of them out")
     config["trainer"]["devices"] = world
-
-
-def resolved(cfg: DictConfig) -> tuple[dict[str, Any], str]:
-    """The config as plain data, less `hydra`, and the name of the chosen model."""
-    model = str(cfg.hydra.runtime.choices.get("model", "run")).split("/")[-1]
-    with open_dict(cfg):
-        job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    try:
-        config = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(readable(error)) from error
-    assert isinstance(config, dict)
-    return {**dict.fromkeys(NODES), **{str(key): value for key, value in config.items()}}, model
 
 
 def prepare_folder(config: dict[str, Any], overrides: list[str], model: str) -> Path | None:

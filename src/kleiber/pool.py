@@ -29,6 +29,18 @@ if TYPE_CHECKING:
 GRACE = 10  # seconds between asking a child to end and ending it
 
 
+def context(start: bool = False) -> Any:
+    """The fork server's; `start` lets it import now, while this process does something else."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["kleiber.preload"])
+    if start:
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+    return made
+
+
 @dataclass
 class Job:
     """A cell at work: its process, since when, on which of the slots."""
@@ -55,9 +67,7 @@ class Pool:
                 raise ConfigError(
                     f"trainer.devices={one.devices}, but there are {self.size['gpu']} GPUs for this sweep"
                 )
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["kleiber.preload"])
+        self.context = context()
 
     def run(self) -> dict[Path, int]:
         try:

@@ -8,7 +8,7 @@ devices, of several threads or on a GPU are fresh processes. Nothing here trains
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from kleiber import cell, folder
 from kleiber.check import check
+from kleiber.compose import resolved
 from kleiber.errors import ConfigError
 from kleiber.identity import cell_folder
 from kleiber.ranks import CELL, launched
@@ -90,6 +91,12 @@ class Process:
             if value is not None and value < least:
                 raise ConfigError(f"launcher.{name}={value}: write a number from {least}")
 
+    def warm_up(self) -> None:
+        """Lets the fork server import while the cells are composed."""
+        from kleiber.pool import context
+
+        context(start=True)
+
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
         from kleiber.pool import Pool
 
@@ -120,27 +127,25 @@ class Sweep:
     def __call__(self, cfg: DictConfig) -> int:
         raise ConfigError("hydra/launcher: kleiber's own is needed here; choose how cells run with launcher=")
 
-    def prepare(self, overrides: list[str]) -> list[str]:
-        return self.composer.prepare(overrides)
-
-    def run(self, composed: Sequence[tuple[DictConfig, list[str]]]) -> list[int]:
-        """Exit codes of the composed cells, in order."""
-        cells = [self._cell(cfg, overrides) for cfg, overrides in composed]
-        launcher: Launcher = instantiate(cells[0].config["launcher"])
-        dry = cells[0].config["dry_run"]
+    def run(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
+        """Exit codes of the cells, in order. All are composed and checked before one runs."""
+        first = self._cell(overrides[0], compose)
+        launcher: Launcher = instantiate(first.config["launcher"])
+        dry = first.config["dry_run"]
+        if isinstance(launcher, Process) and not dry:
+            launcher.warm_up()
+        cells = [first, *(self._cell(given, compose) for given in overrides[1:])]
         todo = self._unfinished(cells) if not dry else list(unique(cells).values())
         codes = (Basic() if dry else launcher).run(todo) if todo else {}
-        told = [codes.get(one.folder, 1 if one in todo else 0) for one in cells]
+        told = [codes.get(one.folder, cell.FAILED if one in todo else 0) for one in cells]
         self.codes += told
         self.home = cells[0].folder.parent
         if not dry:
             self._show()
         return told
 
-    def _cell(self, cfg: DictConfig, overrides: list[str]) -> Cell:
-        from kleiber.launch import resolved
-
-        config, model = resolved(cfg)
+    def _cell(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
+        config, model = resolved(compose(self.composer.prepare(overrides)))
         check(config)
         if config["resume"] not in ("auto", "never"):
             raise ConfigError(

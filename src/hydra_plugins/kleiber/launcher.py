@@ -1,5 +1,4 @@
-"""hydra/launcher=kleiber: composes the cells of a sweep and hands them to the task function, a
-`kleiber.sweep.Sweep`.
+"""hydra/launcher=kleiber: hands the cells of a sweep to the task function, a `kleiber.sweep.Sweep`.
 
 How cells are run is chosen by the ordinary group `launcher`, so that `launcher=basic` works like any other choice.
 """
@@ -24,19 +23,19 @@ ConfigStore.instance().store(group="hydra/launcher", name="kleiber", node=Launch
 
 
 class KleiberLauncher(Launcher):
-    """Runs every cell, whatever becomes of the others; a cell's return value is its exit code."""
+    """Every cell is run, whatever becomes of the others; its return value is its exit code."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.sweep, self.config = hydra_context, task_function, config
+        self.context, self.config = hydra_context, config
+        self.sweep: Any = task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        sweep: Any = self.sweep
-        composed = [self._compose(sweep.prepare(list(overrides))) for overrides in job_overrides]
-        codes = sweep.run([(cfg, list(overrides)) for cfg, overrides in zip(composed, job_overrides, strict=True)])
+        codes = self.sweep.run([list(overrides) for overrides in job_overrides], self.compose)
         return [
-            JobReturn(overrides=overrides, cfg=cfg, status=JobStatus.COMPLETED, _return_value=code)
-            for cfg, overrides, code in zip(composed, job_overrides, codes, strict=True)
+            JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=code)
+            for overrides, code in zip(job_overrides, codes, strict=True)
         ]
 
-    def _compose(self, overrides: list[str]) -> DictConfig:
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """The config of one cell, `hydra` included."""
         return self.context.config_loader.load_sweep_config(self.config, overrides)
