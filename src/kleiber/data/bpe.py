@@ -60,7 +60,7 @@ class BPE:
         """Text of the ids; specials and padding stand for nothing."""
         return self._encoding.decode([i for i in ids if self.token_bytes[i]])
 
-    def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "time"]]:
+    def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
         threads = len(os.sched_getaffinity(0))
         return [np.asarray(ids, np.int64) for ids in self._encoding.encode_ordinary_batch(texts, num_threads=threads)]
 

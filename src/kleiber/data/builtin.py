@@ -10,6 +10,7 @@ and corpora of two machines are the same when their hashes are.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -110,6 +111,7 @@ class Code(_Installed):
         return ([text] if (text := source(path)) else [] for path in paths)
 
 
+@functools.cache  # what is installed does not change while we run
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that are there."""
     found = {"python": platform.python_version()}
@@ -121,6 +123,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def files() -> list[str]:
     """Paths of all source files, in the order of the hash of their names: any prefix is a fair sample."""
     named: dict[str, str] = {}

@@ -62,7 +62,7 @@ class Pretrained:
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([i for i in ids if i < self.num_tokens], skip_special_tokens=True)
 
-    def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "time"]]:
+    def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(one.ids, np.int64) for one in encoded]
 

@@ -99,10 +99,10 @@ class TextSource:
 
     def _cut(self, read: Callable[[], Iterator[str]], one: bool, test: bool) -> dict[str, Iterable[Document]]:
         parts = ("validation", "test") if test else ("validation",)
-        if one:
+        marks = np.unique(np.fromiter((_mark(text) for text in read()), np.uint64)) if not one else np.empty(0)
+        if len(marks) <= len(parts):  # one document, or so few that a split would be left without any
             return _by_position(read, parts)
-        marks = np.fromiter((_mark(text) for text in read()), np.uint64)
-        log.info("%s: no validation split: %s cut from %d documents by their hash", self.name, parts, len(marks))
+        log.info("%s: %s cut from %d different documents by their hash", self.name, " and ".join(parts), len(marks))
         cuts = _thresholds(marks, len(parts))
 
         def chosen(part: int) -> Iterator[Document]:
@@ -154,15 +154,14 @@ def _mark(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.strip().encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def _thresholds(marks: np.ndarray, parts: int) -> np.ndarray:
-    """The largest mark of each part: 5 % of the documents, at least one; equal documents fall into one part."""
-    count = max(1, round(SHARE * len(marks)))
-    ordered = np.sort(marks)
-    return ordered[[min(len(ordered) - 1, count * (part + 1) - 1) for part in range(parts)]]
+def _thresholds(ordered: np.ndarray, parts: int) -> np.ndarray:
+    """The largest mark of each part: 5 % of the different documents, at least one; equal documents have equal marks."""
+    count = max(1, round(SHARE * len(ordered)))
+    return ordered[[count * (part + 1) - 1 for part in range(parts)]]
 
 
 def _by_position(read: Callable[[], Iterator[str]], parts: tuple[str, ...]) -> dict[str, Iterable[Document]]:
-    """One document: its end is held out, the last characters for the test."""
+    """The end of the text is held out, its last characters for the test."""
     total = sum(len(piece) for piece in read())
     names = ("train", *parts)
     held = int(SHARE * total)

@@ -45,11 +45,11 @@ class Bytes:
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
-    def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "time"]]:
+    def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
         return [np.frombuffer(text.encode("utf-8", "replace"), np.uint8) for text in texts]
 
 
-def encode_many(tokenizer: Tokenizer, texts: list[str]) -> list[Integer[np.ndarray, "time"]]:
+def encode_many(tokenizer: Tokenizer, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
     """Ids of several texts: by the tokenizer's own batch method where it has one, one by one otherwise."""
     batched = getattr(tokenizer, "encode_many", None)
     return batched(texts) if batched is not None else [np.asarray(tokenizer.encode(text), np.int64) for text in texts]

@@ -32,7 +32,7 @@ class TrainWindows:
                 f"{name} has {len(file.ids)} tokens to train on, fewer than one window of model.context={context} and "
                 f"its target: give more text or set model.context={max(1, len(file.ids) - 1)} or less"
             )
-        self.context = context
+        self.context, self.file = context, file
         self._windows = np.lib.stride_tricks.sliding_window_view(file.ids, context + 1)
         self._count = (len(file.ids) - 1) // context
         self.num_tokens = self._count * context
@@ -56,23 +56,23 @@ class ValidationWindows:
     """
 
     def __init__(self, file: TokenFile, context: int, tokenizer: Tokenizer, targets: int | None = None) -> None:
-        self.context = context
-        self._file, self._tokenizer = file, tokenizer
+        self.context, self.file = context, file
+        self._tokenizer = tokenizer
         everything = max(0, len(file.ids) - 1)
         self.num_tokens = everything if targets is None else min(targets, everything)
         self._count = -(-self.num_tokens // context)
         self.num_bytes = file.num_bytes if self.num_tokens == everything else self._bytes()
 
     def _bytes(self) -> int:
-        counted = int(self._tokenizer.token_bytes[self._file.ids[1 : self.num_tokens + 1]].sum())
-        return round(counted * self._file.num_bytes / self._file.counted_bytes)
+        counted = int(self._tokenizer.token_bytes[self.file.ids[1 : self.num_tokens + 1]].sum())
+        return round(counted * self.file.num_bytes / self.file.counted_bytes)
 
     def first(self, tokens: int | None) -> ValidationWindows:
         """The first `tokens` targets (all for None), in whole windows: the fixed set that every evaluation scores."""
         if tokens is None or tokens >= self.num_tokens:
             return self
         targets = max(1, tokens // self.context) * self.context
-        return ValidationWindows(self._file, self.context, self._tokenizer, targets)
+        return ValidationWindows(self.file, self.context, self._tokenizer, targets)
 
     def __len__(self) -> int:
         return self._count
@@ -81,7 +81,7 @@ class ValidationWindows:
         assert epoch == 0, "validation text is read once"
         places = index[:, None] * self.context + np.arange(self.context + 1)
         real = places <= self.num_tokens
-        ids = self._file.ids[np.minimum(places, self.num_tokens)].astype(np.int64)
+        ids = self.file.ids[np.minimum(places, self.num_tokens)].astype(np.int64)
         batch = Batch(tokens=torch.from_numpy(ids), samples=torch.from_numpy(np.asarray(index, np.int64)))
         if not real.all():
             batch.real = torch.from_numpy(real)
@@ -112,7 +112,7 @@ class Joined:
         return batch
 
 
-def interleave(parts: list[Batch], rows: list[Int[np.ndarray, "rows"]]) -> Batch:
+def interleave(parts: list[Batch], rows: list[Int[np.ndarray, "_"]]) -> Batch:
     """One batch out of several: row i of part p becomes row rows[p][i]."""
     if len(parts) == 1:
         return parts[0]

@@ -1,0 +1,79 @@
+"""The built-in corpus: read and not imported, without duplicates, near duplicates on one side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kleiber.data.builtin import Builtin, files
+from kleiber.data.docstrings import docstrings, read_all
+from kleiber.data.near import groups, signature, split
+
+LONG = "A sentence about number {0} that is long enough to be kept, since it has more than eighty characters, {0}."
+
+
+def test_docstrings_are_read_and_nothing_runs(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        f'"""{LONG.format(1)}"""\nraise SystemExit\nif True:\n    class A:\n        """short"""\n'
+        f'        async def f(self):\n            r"""{LONG.format(2)}\n\n            Indented."""\n'
+    )
+    assert docstrings(str(path)) == [LONG.format(1), LONG.format(2) + "\n\nIndented."]
+    path.write_text("def broken(:\n" + '"""' * 2)
+    assert docstrings(str(path)) == []
+    path.write_bytes(b'"""\xff\xfe' + b"x" * 100 + b'"""')
+    assert docstrings(str(path)) == []
+
+
+def test_the_topics_of_pydoc_are_there() -> None:
+    topics = next(path for path in files() if path.endswith("pydoc_data/topics.py"))
+    texts = docstrings(topics)
+    assert len(texts) > 50 and any(text.startswith('The "assert" statement') for text in texts)
+
+
+@pytest.mark.process
+def test_workers_read_what_one_process_reads() -> None:
+    paths = files()[:40]
+    assert list(read_all(paths, workers=2)) == [docstrings(path) for path in paths]
+
+
+def test_near_duplicates_are_one_group() -> None:
+    texts = [" ".join(f"word{(i * 37 + k * k) % 1009}" for k in range(80)) for i in range(0, 4000, 1009)]
+    texts += [texts[0].replace("word5 ", "other "), texts[0] + " and a last remark", "short"]
+    found = groups(signature(text) for text in texts)
+    assert found[4] == found[5] == found[0] == 0 or found[-2] == found[-3] == 0
+    assert found[-1] == len(texts) - 1
+
+
+def test_splits_keep_groups_together_and_are_not_empty() -> None:
+    texts = [" ".join(f"w{(i * 7919 + k * (i + 3)) % 5003}" for k in range(40)) for i in range(600)]
+    copies = [text + " with an ending of its own" for text in texts]
+    names = list(split(texts + copies))
+    assert names[:600] == names[600:]
+    assert 0.01 < names.count("validation") / 1200 < 0.08 and 0.01 < names.count("test") / 1200 < 0.08
+    assert set(split(["one", "two", "three"])) == {"train", "validation", "test"}
+
+
+def test_few_bytes_are_read_quickly_and_the_same_every_time(cache: Path, tmp_path: Path) -> None:
+    corpus = Builtin(domain="all", max_bytes="100k").prepare(32)
+    assert set(corpus.validation) == {"builtin/docs", "builtin/code"}
+    for manifest in corpus.manifest.values():
+        assert sum(count["bytes"] for count in manifest["splits"].values()) <= 100_000
+        assert "python" in manifest["versions"] and "torch" in manifest["versions"]
+    assert Builtin(domain="all", max_bytes=100_000).prepare(32, tmp_path / "other").hash == corpus.hash
+    assert Builtin(domain="docs", max_bytes=100_000).prepare(32).hash != corpus.hash
+
+
+def test_another_tokenizer_reads_the_same_text(cache: Path) -> None:
+    plain = Builtin(max_bytes="60k").prepare(16)
+    bpe = Builtin(max_bytes="60k", tokenizer="bpe", vocab_size=300).prepare(16)
+    assert bpe.num_bytes == plain.num_bytes and bpe.num_tokens < plain.num_tokens
+    assert bpe.validation["builtin/docs"].num_bytes == plain.validation["builtin/docs"].num_bytes
+
+
+def test_an_unknown_domain_is_refused() -> None:
+    builtin = Builtin()
+    object.__setattr__(builtin, "domain", "dogs")  # past the type checker that runs under pytest
+    with pytest.raises(ValueError, match=r"data\.domain=dogs"):
+        builtin.sources()

@@ -1,0 +1,81 @@
+"""Fractions hold exactly in every block, and a position says which sample it is."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kleiber.data.mixture import Mixture, MixtureCorpus, shares
+from kleiber.data.sampler import stream
+from kleiber.data.tokens import TokenFile
+from kleiber.data.windows import TrainWindows
+from kleiber.types import Samples
+
+
+def parts() -> list[Samples]:
+    sizes = ((0, 500), (1000, 100))  # the second part has few samples: it repeats
+    files = [TokenFile(np.arange(start, start + size, dtype=np.uint16), size, size, "x") for start, size in sizes]
+    return [TrainWindows(file, 4) for file in files]
+
+
+@pytest.mark.parametrize(
+    ("fractions", "expected"),
+    [([0.9, 0.1], [18, 2]), ([0.25, 0.75], [5, 15]), ([0.95, 0.04, 0.01], [95, 4, 1]), ([1.0], [20])],
+)
+def test_the_shortest_block_that_holds_the_fractions(fractions: list[float], expected: list[int]) -> None:
+    assert shares(fractions) == expected
+
+
+def test_fractions_that_no_block_holds_are_rounded_to_a_thousandth() -> None:
+    assert shares([1 / 3, 2 / 3]) == [7, 14]
+    assert shares([0.12345, 0.87655]) in ([123, 877], [124, 876])
+
+
+def test_every_block_holds_the_fractions_exactly() -> None:
+    order = Mixture(parts(), [0.9, 0.1]).order(seed=4)
+    for block in range(30):
+        ids, _ = order.positions(np.arange(20 * block, 20 * block + 20))
+        assert (ids >= 124).sum() == 2
+
+
+def test_each_part_is_read_epoch_after_epoch() -> None:
+    mixture = Mixture(parts(), [0.5, 0.5])
+    ids, epochs = mixture.order(seed=0).positions(np.arange(2 * 24 * 5))
+    small = ids >= 124
+    for epoch in range(5):
+        assert sorted(ids[small & (epochs == epoch)]) == list(range(124, 148))
+
+
+def test_a_mixture_streams_and_resumes_like_any_other_samples() -> None:
+    mixture = Mixture(parts(), [0.9, 0.1])
+    unbroken = list(itertools.islice(stream(mixture, seed=1, batch_samples=6), 40))
+    resumed = next(stream(mixture, seed=1, start_step=33, batch_samples=6))
+    assert torch.equal(resumed.tokens, unbroken[33].tokens)
+    halves = [next(stream(mixture, 1, 33, 6, rank, 2)).tokens for rank in range(2)]
+    assert torch.equal(torch.cat(halves), resumed.tokens)
+    assert sum((batch.tokens[:, 0] >= 1000).sum().item() for batch in unbroken) == 24
+
+
+@pytest.mark.parametrize("fractions", [[0.9, 0.2], [1.5, -0.5], [0.9999, 0.0001]])
+def test_fractions_that_make_no_sense_are_refused(fractions: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"data\.parts"):
+        Mixture(parts(), fractions)
+
+
+def test_a_mixture_of_files(tmp_path: Path, cache: Path, tiny: str) -> None:
+    other = tmp_path / "letters.txt"
+    other.write_text("abcdefghij" * 500)
+    corpus = MixtureCorpus({tiny: 0.75, str(other): 0.25}).prepare(16)
+    assert set(corpus.validation) == {"tiny", "letters"}
+    batch = next(stream(corpus.train, 0, 0, 20))
+    assert sum("abc" in corpus.tokenizer.decode(row.tolist()) for row in batch.tokens) == 5
+
+
+@pytest.mark.parametrize("name", ["builtin/dogs", "builtin", "no/such/file.txt"])
+def test_an_unknown_part_is_refused(name: str, cache: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\."):
+        MixtureCorpus({name: 1.0}).prepare(16)

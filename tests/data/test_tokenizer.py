@@ -1,0 +1,122 @@
+"""Text goes through every tokenizer unchanged, and its bytes are counted exactly."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kleiber.data.bpe import BPE, trained
+from kleiber.data.pretrained import pretrained
+from kleiber.data.text import Text
+from kleiber.data.tokenizer import Bytes, chunks
+
+ODD = [
+    "hé 🙂 你好",
+    "",
+    " ",
+    "\n\n  \t x",
+    "x" * 70,
+    "don't  we'll\r\n12345 6",
+    "<|endoftext|>",
+    "def f(x):\n        return x**2\n",
+]
+
+
+def noise(count: int) -> list[str]:
+    pick = random.Random(0)
+    pools = ["abc XYZ", " \n\t", "0123456789", "!?#[]{}'\"", "éüßñ", "你好世界", "🙂🚀", "\u200b\u0301\ufeff"]
+    return ["".join(pick.choice(pick.choice(pools)) for _ in range(pick.randint(1, 60))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> BPE:
+    source = Text(str(Path(__file__).with_name("tiny.txt"))).source()
+    return trained([source], 400, tmp_path_factory.mktemp("bpe"))
+
+
+def test_bytes_are_exact() -> None:
+    tokenizer = Bytes()
+    for text in ODD + noise(100):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.token_bytes[tokenizer.encode(text)].sum() == len(text.encode())
+    assert tokenizer.vocab_size == 272
+
+
+def test_bpe_is_exact_and_counts_bytes(bpe: BPE) -> None:
+    for text in ODD + noise(200):
+        ids = bpe.encode(text)
+        assert bpe.decode(ids) == text
+        assert bpe.token_bytes[ids].sum() == len(text.encode())
+        assert not {bpe.eos, bpe.mask} & set(ids)
+    assert bpe.num_tokens == 400 and bpe.vocab_size == 400
+
+
+def test_tiktoken_gives_the_ids_of_tokenizers(bpe: BPE, tiny: str) -> None:
+    from tokenizers import Tokenizer
+
+    slow = Tokenizer.from_file(str(bpe.path))
+    texts = [text for text in ODD if "<|" not in text] + noise(300) + [Path(tiny).read_text(), "y" * 1000, " " * 100]
+    for text, ids in zip(texts, bpe.encode_many(texts), strict=True):
+        assert slow.encode(text).ids == ids.tolist(), text
+
+
+def test_chunks_are_the_text_and_their_ids_those_of_the_whole(bpe: BPE, tiny: str) -> None:
+    text = Path(tiny).read_text()
+    pieces = list(chunks([text[:7000], text[7000:]], size=1000))
+    assert "".join(pieces) == text and max(map(len, pieces)) <= 1000
+    assert np.concatenate(bpe.encode_many(pieces)).tolist() == bpe.encode(text)
+    assert [len(piece) for piece in chunks(["x" * 2500], size=1000)] == [1000, 1000, 500]
+
+
+def test_bpe_is_the_same_when_trained_again(bpe: BPE, tmp_path: Path, tiny: str) -> None:
+    again = trained([Text(tiny).source()], 400, tmp_path)
+    assert again.hash == bpe.hash
+    assert trained([Text(tiny).source()], 300, tmp_path).hash != bpe.hash
+
+
+def test_a_vocabulary_too_small_for_the_bytes_is_refused(tmp_path: Path, tiny: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.vocab_size=100"):
+        trained([Text(tiny).source()], 100, tmp_path)
+
+
+def test_a_vocabulary_size_that_nothing_uses_is_refused(cache: Path, tiny: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.vocab_size=512 means nothing to data\.tokenizer=bytes"):
+        Text(tiny, vocab_size=512).prepare(16)
+
+
+def test_gpt2_is_read_from_its_folder(shared: Path) -> None:
+    gpt2 = pretrained(str(shared / "data" / "tokenizers" / "gpt2"))
+    assert gpt2.encode("Hello world") == [15496, 995]
+    assert (gpt2.eos, gpt2.mask, gpt2.vocab_size) == (50256, 50257, 50272)
+    for text in [text for text in ODD if "<|" not in text] + noise(50):
+        assert gpt2.decode(gpt2.encode(text)) == text
+        assert gpt2.token_bytes[gpt2.encode(text)].sum() == len(text.encode())
+
+
+def test_bert_and_llama_tokenizers_end_texts_their_own_way(shared: Path) -> None:
+    bert = pretrained(str(shared / "data" / "tokenizers" / "bert-base-uncased"))
+    assert (bert.eos, bert.mask) == (102, 103)
+    assert bert.decode(bert.encode("unaffable mice")) == "unaffable mice"
+    llama = pretrained(str(shared / "data" / "models" / "stories260K"))
+    assert llama.decode(llama.encode("Once upon a time")) == "Once upon a time"
+
+
+def test_a_copy_below_kleiber_data_is_found(tmp_path: Path, bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "someone" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_bytes(bpe.path.read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
+    monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
+    found = pretrained("someone/mine")
+    assert found.encode("The keeper weighed") == bpe.encode("The keeper weighed")
+
+
+def test_a_tokenizer_that_is_nowhere_says_the_ways_out(cache: Path) -> None:
+    with pytest.raises(ValueError, match=r"hub cannot be reached.*KLEIBER_DATA.*bpe or bytes"):
+        pretrained("no-one/nothing")
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        pretrained(str(Path(__file__).parent))
