@@ -59,9 +59,9 @@ def training_flops(model: nn.Module, time: int) -> float:
 
 def _forward(module: nn.Module, time: int) -> float:
     if isinstance(module, nn.Linear):
-        return 2 * module.weight.numel()
+        return 2.0 * module.weight.numel()
     own = getattr(module, "flops", None)
-    return 0.0 if own is None else own(time)
+    return 0.0 if own is None else float(own(time))
 
 
 def six_nd(parameters: Parameters) -> float:

@@ -27,4 +27,4 @@ class LMHead(nn.Module):
         return {"weight": Role("output", self.weight.shape[1])}
 
     def flops(self, time: int) -> float:
-        return 2 * self.weight.numel()
+        return 2.0 * self.weight.numel()

@@ -70,7 +70,7 @@ def from_hf(twin: Any, context: int | None = None) -> Transformer:
         parametrization=Standard(),
         tied=config.tie_word_embeddings,
         qk_norm=qk_norm,
-        rope_theta=config.rope_parameters["rope_theta"],
+        rope_theta=float(config.rope_parameters["rope_theta"]),
         norm_eps=config.rms_norm_eps,
     )
     state = {name: value.detach() for name, value in twin.state_dict().items()}

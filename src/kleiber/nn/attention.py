@@ -144,7 +144,7 @@ class Full(nn.Module):
 
     def flops(self, time: int) -> float:
         """Forward FLOPs per token of scores and mixing: 4 channels a (query, key) pair, causal pairs counted once."""
-        return 4 * self.num_heads * self.head_dim * ((time + 1) / 2 if self.causal else time)
+        return 4.0 * self.num_heads * self.head_dim * ((time + 1) / 2 if self.causal else time)
 
 
 class Window(Full):
@@ -178,7 +178,7 @@ class Window(Full):
         pairs = sum(min(i + 1, self.window) for i in range(time))
         if not self.causal:
             pairs = 2 * pairs - time
-        return 4 * self.num_heads * self.head_dim * pairs / time
+        return 4.0 * self.num_heads * self.head_dim * pairs / time
 
 
 class NoMixing(nn.Module):

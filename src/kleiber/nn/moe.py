@@ -100,7 +100,7 @@ class Experts(nn.Module):
         }
 
     def flops(self, time: int) -> float:
-        return 2 * self.k * (self.gate_up[0].numel() + self.down[0].numel())
+        return 2.0 * self.k * (self.gate_up[0].numel() + self.down[0].numel())
 
 
 class Spread(torch.autograd.Function):

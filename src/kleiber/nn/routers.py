@@ -73,7 +73,7 @@ class Logits(nn.Module):
         return {"weight": Role("output", self.weight.shape[1])}
 
     def flops(self, time: int) -> float:
-        return 2 * self.weight.numel()
+        return 2.0 * self.weight.numel()
 
 
 def _check(num_experts: int, k: int) -> None:

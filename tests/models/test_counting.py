@@ -1,0 +1,107 @@
+"""Counts against sums by hand, and FLOPs against PyTorch's counter on a real forward and backward pass."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from kleiber.models.counting import count_parameters, six_nd, training_flops
+from kleiber.models.transformer import Transformer
+from kleiber.nn.attention import NoMixing, Window
+from kleiber.nn.mlp import GELU
+from kleiber.nn.moe import interleaved
+from kleiber.types import Batch
+
+TIME = 32
+
+
+def _sdpa(q, k, v, *args, out_shape=None, **kwargs):
+    return sdpa_flop_count(q, (q[0], q[1], *k[2:]), (q[0], q[1], *v[2:]))
+
+
+def _sdpa_backward(grad, q, k, v, *args, out_shape=None, **kwargs):
+    return 2 * _sdpa(q, k, v)
+
+
+def _grouped(a, b, *args, out_shape=None, **kwargs):
+    # (rows, in) @ (experts, in, out) visits one expert a row; (in, rows) @ (rows, out) splits the rows.
+    return 2 * a[-2] * a[-1] * b[-1]
+
+
+ATEN = torch.ops.aten
+# The counter takes 0 for these on a CPU.
+FORMULAS = {
+    ATEN._scaled_dot_product_flash_attention_for_cpu: _sdpa,
+    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
+    ATEN._grouped_mm: _grouped,
+}
+
+
+def measured(model: Transformer, sequences: int = 2) -> tuple[float, float]:
+    """FLOPs per token by the counter: all but attention, and attention, which it counts as the whole square."""
+    batch = Batch(torch.randint(model.vocab_size, (sequences, TIME)))
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        output = model(batch)
+        (model.head(output.hidden).square().sum() + output.aux.get("loss", 0)).backward()
+    counts = counter.get_flop_counts()["Global"]
+    attention = sum(n for op, n in counts.items() if "scaled_dot_product" in str(op))
+    return (sum(counts.values()) - attention) / (sequences * TIME), attention / (sequences * TIME)
+
+
+CASES = {
+    "gpt": {},
+    "gqa": {"num_heads": 4, "num_kv_heads": 2},
+    "untied gelu": {"tied": False, "mlp": GELU},
+    "bert": {"causal": False},
+    "moe": {"mlp": partial(interleaved, num_experts=4, k=2)},
+    "shared": {"mlp": partial(interleaved, num_experts=4, k=3, num_shared=1, every=2)},
+    "none": {"attention": NoMixing},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_flops_agree_with_the_counter_to_one_percent(case):
+    model = Transformer(96, width=64, context=TIME, **CASES[case])
+    other, attention = measured(model)
+    pairs = (TIME + 1) / 2 / TIME if model.causal else 1
+    assert training_flops(model, TIME) == pytest.approx(other + pairs * attention, rel=0.01)
+    assert case == "none" or attention > 0
+
+
+def test_flops_of_a_window_count_the_pairs_inside_it():
+    for causal in (True, False):
+        window = Transformer(96, width=64, context=TIME, attention=partial(Window, window=5), causal=causal)
+        none = Transformer(96, width=64, context=TIME, attention=partial(Window, window=1), causal=causal)
+        i = torch.arange(TIME)
+        near = (i[:, None] - i).abs() < 5
+        pairs = int((near & (i[:, None] >= i) if causal else near).sum())
+        extra = 3 * 2 * 4 * 64 * (pairs - TIME) / TIME
+        assert training_flops(window, TIME) - training_flops(none, TIME) == pytest.approx(extra)
+
+
+def test_parameters_of_a_dense_model_by_hand():
+    counts = count_parameters(Transformer(96, depth=2, width=64, qk_norm=False))
+    blocks = 2 * (4 * 64 * 64 + 3 * 64 * 176 + 2 * 64) + 64
+    assert (counts.non_embedding, counts.embedding) == (blocks, 96 * 64)
+    assert counts.total == counts.active == counts.trainable == blocks + 96 * 64
+    assert count_parameters(Transformer(96, width=64, tied=False)).embedding == 2 * 96 * 64
+
+
+def test_active_parameters_leave_out_the_experts_not_visited():
+    model = Transformer(96, width=64, mlp=partial(interleaved, num_experts=8, k=2, num_shared=1))
+    counts = count_parameters(model)
+    assert counts.total - counts.active == 2 * 6 * 3 * 64 * model.blocks[0].mlp.hidden
+    assert six_nd(counts) == 6 * counts.active
+
+
+def test_frozen_parameters_are_not_trainable():
+    model = Transformer(96, width=64)
+    model.embedding.requires_grad_(False)
+    counts = count_parameters(model)
+    assert counts.trainable == counts.total - 96 * 64
+
+
+def test_equal_active_flops_dense_and_mixture():
+    dense, mixture = Transformer(256, width=128), Transformer(256, width=128, mlp=interleaved)
+    assert training_flops(mixture, 256) == pytest.approx(training_flops(dense, 256), rel=0.02)

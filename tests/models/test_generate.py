@@ -1,0 +1,79 @@
+"""Sampling: cached equals uncached, the window slides, the knobs do what they say."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from kleiber.models.generate import generate, sample
+from kleiber.models.transformer import Transformer
+from kleiber.nn.attention import Cache, NoMixing, Window
+from kleiber.nn.moe import interleaved
+from kleiber.types import Batch
+
+CASES = {
+    "gpt": {},
+    "moe": {"mlp": interleaved},
+    "gqa": {"num_heads": 2, "num_kv_heads": 1, "qk_norm": False},
+    "window": {"attention": partial(Window, window=3)},
+    "none": {"attention": NoMixing},
+}
+
+
+def build(**options) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(40, **{"width": 32, "context": 12} | options)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cached_logits_equal_uncached_ones(case):
+    model, ids = build(**CASES[case]), torch.randint(40, (2, 12))
+    caches = [Cache() for _ in model.blocks]
+    parts = [model(Batch(part), caches).hidden for part in ids.split([4, 1, 1, 2, 4], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), model(Batch(ids)).hidden, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_decoding_equals_reading_everything_anew(case):
+    model, prompt = build(**CASES[case]), torch.randint(40, (3, 4))
+    ids = prompt
+    for _ in range(8):
+        ids = torch.cat([ids, model.head(model(Batch(ids)).hidden[:, -1:]).argmax(-1)], 1)
+    assert torch.equal(generate(model, prompt, 8, temperature=0.0), ids)
+
+
+def test_beyond_the_context_it_goes_on_from_the_last_half():
+    model, prompt = build(), torch.randint(40, (1, 20))
+    ids = generate(model, prompt, 30, temperature=0.0)
+    assert ids.shape == (1, 50) and torch.equal(ids[:, :20], prompt)
+    # The first token reads the last 12 of the prompt; the second starts over from the last 6.
+    first = model.head(model(Batch(prompt[:, -12:])).hidden[:, -1]).argmax(-1)
+    second = model.head(model(Batch(ids[:, 15:21])).hidden[:, -1]).argmax(-1)
+    assert (ids[0, 20], ids[0, 21]) == (first[0], second[0])
+
+
+def test_the_generator_decides_and_the_mode_is_restored():
+    model, prompt = build().train(), torch.zeros(2, 1, dtype=torch.long)
+    draws = [generate(model, prompt, 10, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2]) and model.training
+
+
+def test_top_k_and_top_p_cut_what_they_say():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, 4)
+    assert set(sample(logits, top_k=2).tolist()) == {0, 1}
+    assert set(sample(logits, top_p=0.4).tolist()) == {0}
+    assert set(sample(logits, top_p=0.6).tolist()) == {0, 1}
+    assert set(sample(logits).tolist()) == {0, 1, 2, 3}
+    share = (sample(logits, temperature=0.5) == 0).float().mean()
+    assert float(share) == pytest.approx(0.25 / (0.25 + 0.09 + 0.0225 + 0.0025), abs=0.04)
+
+
+def test_senseless_requests_are_refused():
+    model, prompt = build(), torch.zeros(1, 1, dtype=torch.long)
+    with pytest.raises(ValueError, match="bidirectional"):
+        generate(build(causal=False), prompt, 1)
+    for options in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            generate(model, prompt, 1, **options)
+    with pytest.raises(ValueError, match="empty"):
+        generate(model, prompt[:, :0], 1)
