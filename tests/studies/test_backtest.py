@@ -61,3 +61,12 @@ def test_ranking_puts_the_true_form_before_the_floorless():
     found, C = fitted()
     table = rank([find("no_floor"), find("chinchilla"), find("overtraining")], found, C)
     assert [entry["law"] for entry in table] == ["chinchilla", "no_floor"]
+
+
+@pytest.mark.parametrize("exponent", [-0.1, 0.5])
+def test_along_compute_the_line_is_exact_on_a_power_of_either_sign(exponent):
+    C = np.geomspace(1e17, 1e20, 8)
+    problem = fit("power", {"C": C}, 3 * C**exponent).problem
+    guess = naive_predictions(problem.rows(np.arange(6)), problem.rows(np.arange(6, 8)), C[:6], C[6:])
+    np.testing.assert_allclose(guess["line"], 3 * C[6:] ** exponent)
+    np.testing.assert_allclose(guess["last_rung"], 3 * C[5] ** exponent)

@@ -130,3 +130,12 @@ def test_excluded_rows_show_the_fit_with_and_without(csv, tmp_path):
     assert (
         valid(out)["excluded"] == [{"row": 18, "rule": "diverged"}] and "with the excluded rows (n = 20)" in done.output
     )
+
+
+def test_the_stated_limit_of_extrapolation_is_the_analysis_limit():
+    import inspect
+
+    from kleiber.studies.analysis import MAX_DECADES
+
+    for one in (command.fit, command.predict):
+        assert inspect.signature(one).parameters["max_decades"].default == MAX_DECADES

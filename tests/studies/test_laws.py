@@ -41,7 +41,8 @@ def inputs(rows: int = 60) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(3)
     N, D = 10 ** rng.uniform(7, 10, rows), 10 ** rng.uniform(9, 12, rows)
     return {
-        "N": N, "D": D, "C": 6 * N * D, "M": D / N, "U": D / 2 ** rng.uniform(-1, 6, rows), "X": 2.0 ** rng.integers(0, 10, rows),
+        "N": N, "D": D, "C": 6 * N * D, "M": D / N, "U": D / 2 ** rng.uniform(-1, 6, rows),
+        "X": 2.0 ** rng.integers(0, 10, rows),
         "G": 2.0 ** rng.integers(0, 6, rows), "S": 1 - 2.0 ** -rng.uniform(0, 6, rows), "p": rng.uniform(0, 0.3, rows),
         "L0": 2 + 1e3 * N**-0.4, "P": 10 ** rng.uniform(5, 9, rows), "t": 10 ** rng.uniform(0, 4, rows),
         "Lx": rng.uniform(2, 5, rows),

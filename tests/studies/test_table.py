@@ -62,3 +62,18 @@ def test_refusals(tmp_path):
 def test_split_by_a_column():
     parts = load(FRAME, ROLES).split("seed")
     assert {name: len(part) for name, part in parts.items()} == {"0": 1, "1": 1}
+
+
+def test_a_folder_of_runs_goes_through_the_catalog(tmp_path):
+    import json
+
+    for i in range(3):
+        (tmp_path / f"cell-{i}").mkdir()
+        stage = {"params": {"total": 10**6 * (i + 1)}, "tokens": 10**9, "metrics": {"val/builtin/loss": 3.0 - 0.1 * i}}
+        text = {"schema": "kleiber.run/1", "status": "finished", "stages": [stage]}
+        (tmp_path / f"cell-{i}" / "summary.json").write_text(json.dumps(text))
+    table = load(read(tmp_path), {"N": "params", "D": "tokens", "L": "val/builtin/loss"})
+    assert table.columns["N"].tolist() == [1e6, 2e6, 3e6] and table.target.tolist() == pytest.approx([3.0, 2.9, 2.8])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no runs in this folder"):
+        read(tmp_path / "empty")

@@ -21,6 +21,7 @@ from kleiber.studies.profile import profiles
 from kleiber.studies.replicates import cells, two_way_means
 from kleiber.studies.table import DERIVED, Table
 
+# Also the default in `command`, which imports nothing heavy.
 MAX_DECADES = 3.0  # the farthest published extrapolation that held (2.6 decades, arXiv:2403.08540)
 RANKED = ("no_floor", "chinchilla_tied", "chinchilla", "kaplan", "interaction")
 

@@ -115,10 +115,13 @@ def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array
 
 
 def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
+    """Steps of the lower envelope; of the upper one for a target that rises with compute, such as N_opt."""
     order = np.argsort(compute, kind="stable")
-    best = np.minimum.accumulate(loss[order])
+    half = len(order) // 2
+    sign = 1.0 if loss[order][half:].mean() <= loss[order][:half].mean() else -1.0
+    best = np.minimum.accumulate(sign * loss[order])
     step = np.flatnonzero(np.diff(best, prepend=np.inf) < 0)
-    return compute[order][step], best[step]
+    return compute[order][step], sign * best[step]
 
 
 def rank(laws: Sequence[Law], found: Fit, compute: Array, share: float = 0.2) -> list[dict[str, float | str | int]]:

@@ -1,7 +1,7 @@
 """`kleiber fit` and `kleiber predict`: read the command line, call the analysis, print a table, choose the exit code.
 
 Exit codes: 0 done, 2 bad input, 3 fitted but not identified. It computes nothing itself and refuses to print a number
-without an interval or the words "not identified".
+without an interval or the words "not identified". numpy is imported when a command runs, not when it is listed.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-
-from kleiber.studies import analysis, record, table, where
-from kleiber.studies import law as laws
 
 Column = Annotated[str | None, typer.Option(help="column, a synonym of --map", show_default=False)]
 
@@ -37,13 +34,14 @@ def fit(
     predict: Annotated[list[str] | None, typer.Option(help="N=..,D=..; repeat for more")] = None,
     exclude: Annotated[str, typer.Option(help="rules, or none")] = "diverged,undertuned",
     rank: Annotated[bool, typer.Option("--rank", help="rank laws by leave-largest-compute-out error")] = False,
-    max_decades: Annotated[
-        float, typer.Option(help="refuse predictions farther outside than this")
-    ] = analysis.MAX_DECADES,
+    max_decades: Annotated[float, typer.Option(help="refuse predictions farther outside than this")] = 3.0,
     force: Annotated[bool, typer.Option("--force", help="predict beyond --max-decades")] = False,
     json: Annotated[Path | None, typer.Option(help="write laws.json here")] = None,
 ) -> None:
     """Fit a law to a table of runs: parameters with intervals, backtests, verdicts."""
+    from kleiber.studies import analysis, record, table
+    from kleiber.studies import law as laws
+
     try:
         form = laws.find(law)
         named = table.parse_map(map, {"N": params, "D": data, "L": loss, "C": compute})
@@ -72,10 +70,13 @@ def fit(
 def predict(
     laws_json: Annotated[Path, typer.Argument(metavar="LAWS.json")],
     at: Annotated[list[str], typer.Argument(metavar="N=.. D=..", help="and COLUMN=VALUE for a file made with --by")],
-    max_decades: float = analysis.MAX_DECADES,
+    max_decades: float = 3.0,
     force: Annotated[bool, typer.Option("--force", help="predict beyond --max-decades")] = False,
 ) -> None:
     """Predict from a fitted law: value, the law's interval, one new run's interval."""
+    from kleiber.studies import analysis, record
+    from kleiber.studies import law as laws
+
     try:
         entry, words = record.read(laws_json), list(at)
         if entry["schema"] == "kleiber.laws/1":
@@ -89,10 +90,10 @@ def predict(
     typer.echo(_prediction(answer, entry["level"]))
 
 
-def _one(
-    part: table.Table, form: laws.Law, name: str, options: analysis.Options, by: str | None, group: str
-) -> dict[str, Any]:
+def _one(part: Any, form: Any, name: str, options: Any, by: str | None, group: str) -> dict[str, Any]:
     """One record; a user law is recorded under the FILE.py:FN it was called by, and errors name their group."""
+    from kleiber.studies import analysis, record
+
     try:
         found = analysis.analyse(part, replace(form, name=name) if ".py:" in name else form, options)
     except ValueError as error:
@@ -110,10 +111,12 @@ def _group(collection: Mapping[str, Any], words: list[str]) -> tuple[dict[str, A
 
 def _point(text: str) -> dict[str, float]:
     """`N=7B,D=140B` as numbers; ValueError with the part that is none."""
+    from kleiber.studies.where import number
+
     point = {}
     for item in filter(None, text.replace(" ", ",").split(",")):
         name, found, value = item.partition("=")
-        read = where.number(value) if found else None
+        read = number(value) if found else None
         if read is None:
             raise ValueError(f"predict {item!r}: write NAME=NUMBER, such as N=1e9 or D=20B")
         point[name.strip()] = read
@@ -123,7 +126,9 @@ def _point(text: str) -> dict[str, float]:
 
 
 def _numbers(text: str, option: str) -> list[float]:
-    read = [where.number(item) for item in text.split(",")]
+    from kleiber.studies.where import number
+
+    read = [number(item) for item in text.split(",")]
     if any(value is None for value in read):
         raise ValueError(f"{option} {text!r}: write numbers separated by commas, such as 1e20,1e21")
     return [value for value in read if value is not None]

@@ -36,7 +36,7 @@ def diverged(table: Table, law: Law) -> Mask:
 
 
 def undertuned(table: Table, law: Law, **options) -> Mask:
-    """Runs more than 6 robust sd and 2 % above a least-absolute fit of all rows, when there are 12 or more of them.
+    """Runs more than 6 robust sd and 2 % above a Huber fit (delta 1e-3) of all rows, when there are 12 or more of them.
 
     Above only: a badly set learning rate raises the loss. If more than 15 % of the rows qualify the law is wrong, not
     the runs, and none is excluded.
@@ -44,7 +44,7 @@ def undertuned(table: Table, law: Law, **options) -> Mask:
     none = np.zeros(len(table), dtype=bool)
     if len(table) < max(MIN_ROWS, 2 * len(law.params)):
         return none
-    robust = fit(law, table.inputs(law), table.target, "lad", space=options.get("space"))
+    robust = fit(law, table.inputs(law), table.target, "huber", space=options.get("space"))
     residuals = -robust.residuals  # observed above the law is positive
     spread = 1.4826 * float(np.median(np.abs(residuals - np.median(residuals))))
     relative = table.target / robust.predict(table.inputs(law)) - 1

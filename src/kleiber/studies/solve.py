@@ -16,7 +16,8 @@ from kleiber.studies.law import Array, Law
 
 LOSSES = ("huber", "lad", "squared")
 SPACES = ("log", "linear", "log10")
-BATCH = 40_000  # elements (problems x rows) evaluated together: fits the caches
+BATCH = 100_000  # elements (problems x rows) evaluated together: fits the caches
+TOGETHER = 20_000  # elements below which all coordinates of a Jacobian go in one call
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,15 @@ class Problem:
     def jacobian(self, theta: Array, inputs: Mapping[str, Array] | None = None) -> Array:
         """d prediction / d coordinate by central differences, (draws, rows, active params)."""
         draws, params = theta.shape
-        size = 6e-6 * np.maximum(1.0, np.abs(theta))
-        steps = np.eye(params)[:, None, :] * size[None]  # (coordinate, draw, coordinate): one call for all of them
-        both = np.concatenate([theta + steps, theta - steps]).reshape(-1, params)
-        ahead, behind = self.predict(both, inputs).reshape(2, params, draws, -1)
-        return np.moveaxis((ahead - behind) / (2 * size.T[:, :, None]), 0, 2)
+        steps = np.eye(params)[:, None, :] * (6e-6 * np.maximum(1.0, np.abs(theta)))[None]
+        together = params if draws * self.num_rows * params <= TOGETHER else 1
+        parts = []
+        for j in range(0, params, together):
+            step = steps[j : j + together]
+            both = np.concatenate([theta + step, theta - step]).reshape(-1, params)
+            ahead, behind = self.predict(both, inputs).reshape(2, len(step), draws, -1)
+            parts.append((ahead - behind) / (2 * step.sum(2)[:, :, None]))
+        return np.moveaxis(np.concatenate(parts), 0, 2)
 
 
 def to_space(loss: Array, space: str) -> Array:
@@ -212,7 +217,7 @@ def polish(problem: Problem, theta: Array) -> tuple[Array, float]:
             value = float(rho(r, loss_fn, delta).sum())
             return (value if np.isfinite(value) else 1e300) / size, slope / size
 
-        found = minimize(cost, np.zeros(len(theta)), jac=True, method="BFGS", options={"gtol": 1e-10, "maxiter": 400})
+        found = minimize(cost, np.zeros(len(theta)), jac=True, method="BFGS", options={"gtol": 1e-8, "maxiter": 400})
         theta = theta + whiten @ found.x
     values = [
         float(rho(problem.predict(t[None])[0] - observed, problem.loss_fn, problem.delta).sum()) for t in (start, theta)

@@ -82,7 +82,7 @@ def read(path: str | Path) -> pd.DataFrame:
     if path.is_dir():
         from kleiber import catalog
 
-        frame = catalog.frame(catalog.load(path))
+        frame = catalog.frame(catalog.read_runs(path))
         if not len(frame):
             raise ValueError(f"{path}: no runs in this folder (a run has a summary.json)")
         return frame

@@ -57,7 +57,7 @@ def identifiability(found: Fit, profiled: dict[str, Profile]) -> list[Verdict]:
 
 
 def narrow(found: Fit) -> str:
-    """Why a floor E is an extrapolation, whatever its profile: N, D or C spans less than a decade; "" when none does."""
+    """Why a floor E is an extrapolation, whatever its profile: N, D or C spans under a decade; "" if none."""
     if "E" not in found.law.params:
         return ""
     for name in (name for name in ("N", "D", "C") if name in found.law.inputs):
