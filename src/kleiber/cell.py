@@ -10,18 +10,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from kleiber.console import logged
 from kleiber.errors import ConfigError
 from kleiber.folder import locked, read_config, read_overrides
 from kleiber.ranks import CELL, join_parent, rank, record_failure, silence
-from kleiber.summary import Summary
+from kleiber.settle import settle
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 PACKAGE = str(Path(__file__).resolve().parent)
@@ -30,24 +32,52 @@ PACKAGE = str(Path(__file__).resolve().parent)
 def run(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> int:
     """Trains and returns the exit code. Every rank comes here; rank 0 alone holds the folder."""
     writes = rank() == 0 and not config["dry_run"]
+    code, error = FAILED, None
     try:
-        with locked(folder) if writes else nullcontext():
-            try:
-                code = _train(config, folder, overrides)
-            except Exception as error:
-                if writes and not isinstance(error, ConfigError):
-                    Summary(folder).update(status="failed", error=f"{type(error).__name__}: {error}")
-                raise
-    except KeyboardInterrupt:
-        print(f"interrupted; {folder} keeps what was finished, and the same command goes on", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        code = report(error)
-        record_failure(code, error)
-        return code
+        with locked(folder) if writes else nullcontext(), logged(folder) if writes else nullcontext():
+            code, error = _outcome(config, folder, overrides)
+            if writes and code == INTERRUPTED:
+                settle(folder, "killed", "interrupted (Ctrl-C)")
+            elif writes and error is not None:
+                settle(folder, "failed", f"{type(error).__name__}: {error}")
+    except ConfigError as refused:  # the folder is in use
+        return report(refused)
     if code:
-        record_failure(code, None)
+        record_failure(code, error)
     return code
+
+
+def _outcome(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> tuple[int, Exception | None]:
+    """The exit code, and the error behind it. Lightning turns Ctrl-C into SystemExit, so the signal itself is noted."""
+    with noting_interrupt() as interrupted:
+        try:
+            return _train(config, folder, overrides), None
+        except Exception as error:
+            return report(error), error
+        except BaseException:
+            if not interrupted:
+                raise
+            print(f"interrupted; {folder} keeps what was finished, and the same command goes on", file=sys.stderr)
+            return INTERRUPTED, None
+
+
+@contextmanager
+def noting_interrupt() -> Iterator[list[int]]:
+    """A list that is no longer empty once SIGINT has come; KeyboardInterrupt is raised as ever."""
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _train(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> int:

@@ -64,13 +64,15 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def status(folder: Path) -> str:
-    """`missing` without a summary; `running` without a live lock reads as `killed`."""
+def status(folder: Path, held: bool | None = None) -> str:
+    """`missing` without a summary; `running` without a live lock reads as `killed`. `held`: whether it is, if known."""
     try:
         told = json.loads((folder / "summary.json").read_text())["status"]
     except (OSError, ValueError, KeyError, TypeError):
         return "missing"
-    return "killed" if told == "running" and not is_locked(folder) else told
+    if told != "running":
+        return told
+    return "running" if (is_locked(folder) if held is None else held) else "killed"
 
 
 def write_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:

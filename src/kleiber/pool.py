@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from kleiber import cell, folder
 from kleiber.errors import ConfigError
 from kleiber.ranks import cores, join_parent, run_fresh
-from kleiber.summary import Summary, read
+from kleiber.settle import settle
+from kleiber.summary import read
 
 if TYPE_CHECKING:
     from kleiber.sweep import Cell
@@ -108,7 +109,7 @@ class Pool:
         job.process.join()
         code = job.process.exitcode
         self.free[job.cell.accelerator] += job.slots
-        settle(job.cell.folder, code)
+        self._settle(job, code)
         seconds = time.monotonic() - job.began
         again = code != 0 and job.attempt < self.retries
         if again:
@@ -118,6 +119,12 @@ class Pool:
         told = "again   " if again else f"{folder.status(job.cell.folder):8}"
         done = len(self.codes)
         print(f"[{done}/{self.total}] {told} {job.cell.folder.name}  {seconds:.1f} s{result(job, code)}", flush=True)
+
+    def _settle(self, job: Job, code: int) -> None:
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if code:
+            ended = code < 0 or code == cell.INTERRUPTED
+            settle(job.cell.folder, "killed" if ended else "failed", f"ended with {how}; see log.txt")
 
     def _end_all(self) -> None:
         """Asks every child to end as Ctrl-C does, then more firmly; each cell keeps its checkpoints."""
@@ -129,6 +136,8 @@ class Pool:
             until = time.monotonic() + GRACE
             for job in self.live.values():
                 job.process.join(max(0.0, until - time.monotonic()))
+        for job in self.live.values():
+            self._settle(job, cell.INTERRUPTED)
 
 
 def fresh(one: Cell) -> bool:
@@ -150,15 +159,6 @@ def work(where: Path, is_fresh: bool, devices: int, visible: str | None) -> None
 
     torch.set_num_threads(1)
     sys.exit(cell.run(folder.read_config(where), where, folder.read_overrides(where)))
-
-
-def settle(where: Path, code: int) -> None:
-    """Marks a cell whose process ended without a word, so that no summary is missing after a sweep."""
-    told = folder.status(where)
-    if code and told in ("missing", "killed"):
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        status = "killed" if code < 0 or code == cell.INTERRUPTED else "failed"
-        Summary(where).update(status=status, error=f"ended with {how}; see log.txt")
 
 
 def result(job: Job, code: int) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kleiber.errors import ConfigError
+from kleiber.settle import settle
 
 VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 FROM_OUTSIDE = (*VARIABLES, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED", "WANDB_RUN_ID")
@@ -59,29 +60,41 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
             env["CUDA_VISIBLE_DEVICES"] = visible
         module = ["kleiber.cell", str(folder)] if devices == 1 else ["kleiber.ranks", str(folder), str(devices)]
         process = subprocess.Popen([sys.executable, "-m", *module], env=env)
-        with ends(process):
-            code = process.wait()
-        return 0 if code == 0 else first_cause(Path(failures)) or (code if code > 0 else 1)
+        try:
+            with ends(process):
+                code = process.wait()
+        except KeyboardInterrupt:
+            settle(folder, "killed", "interrupted (Ctrl-C)")
+            raise
+        if code == 0:
+            return 0
+        code, error = first_cause(Path(failures)) or (code if code > 0 else 1, f"its processes ended with {code}")
+    settle(folder, "failed", error)
+    return code
 
 
 @contextlib.contextmanager
 def ends(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hands SIGTERM on, and leaves no process behind however this one is left."""
+    """Hands SIGTERM and Ctrl-C on, and leaves no process behind however this one is left."""
     before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    farewell = signal.SIGTERM
     try:
         yield
+    except KeyboardInterrupt:
+        farewell = signal.SIGINT
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         if process.poll() is None:
-            process.terminate()
+            process.send_signal(farewell)
             try:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
 
 
-def first_cause(failures: Path) -> int | None:
-    """The exit code of the rank that failed first; says which it was unless rank 0 has said the same itself."""
+def first_cause(failures: Path) -> tuple[int, str] | None:
+    """Exit code and error of the rank that failed first; says which it was unless rank 0 has said the same itself."""
     told = sorted((json.loads(file.read_text()) for file in failures.glob("*.json")), key=lambda one: one["time"])
     if not told:
         return None
@@ -89,7 +102,7 @@ def first_cause(failures: Path) -> int | None:
     said = any(one["rank"] == 0 and one["error"] == first["error"] for one in told)
     if not said:
         print(f"rank {first['rank']} failed first:\n{first['trace'] or first['error']}", file=sys.stderr)
-    return first["code"]
+    return first["code"], f"rank {first['rank']}: {first['error']}"
 
 
 def record_failure(code: int, error: BaseException | None) -> None:
@@ -128,12 +141,13 @@ def agent(folder: str, devices: str) -> int:
 
     join_parent(signal.SIGTERM)
     from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     try:
         run.main(["--standalone", f"--nproc-per-node={devices}", "-m", "kleiber.cell", folder])
-    except ChildFailedError:
+    except (ChildFailedError, SignalException):
         return 1
     return 0
 

@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from kleiber import cell, folder
+from kleiber.catalog import read_runs, table
 from kleiber.check import check
 from kleiber.compose import resolved
 from kleiber.errors import ConfigError
@@ -109,7 +110,6 @@ class Sweep:
     def __init__(self, composer: Any) -> None:
         self.composer = composer
         self.codes: list[int] = []
-        self.home: Path | None = None
 
     def start(self, overrides: list[str]) -> int:
         """Runs the sweep and returns 0, or 4 when some cells have failed."""
@@ -120,7 +120,7 @@ class Sweep:
                 "-m under torchrun: start the sweep without it; cells of several devices get ranks of their own"
             )
         self.composer.multirun(overrides, self)
-        if self.home is not None and any(self.codes):
+        if any(self.codes):
             print(f"{sum(map(bool, self.codes))} of {len(self.codes)} cells failed; their log.txt says why")
         return PARTLY_FAILED if any(self.codes) else 0
 
@@ -136,12 +136,13 @@ class Sweep:
             launcher.warm_up()
         cells = [first, *(self._cell(given, compose) for given in overrides[1:])]
         todo = self._unfinished(cells) if not dry else list(unique(cells).values())
-        codes = (Basic() if dry else launcher).run(todo) if todo else {}
+        try:
+            codes = (Basic() if dry else launcher).run(todo) if todo else {}
+        finally:
+            if not dry:
+                table(read_runs(first.folder.parent))
         told = [codes.get(one.folder, cell.FAILED if one in todo else 0) for one in cells]
         self.codes += told
-        self.home = cells[0].folder.parent
-        if not dry:
-            self._show()
         return told
 
     def _cell(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
@@ -168,12 +169,6 @@ class Sweep:
         if done:
             print(f"{done} of {len(unique(cells))} cells are finished already")
         return todo
-
-    def _show(self) -> None:
-        from kleiber.catalog import read_runs, table
-
-        assert self.home is not None
-        table(read_runs(self.home))
 
 
 def unique(cells: Sequence[Cell]) -> dict[Path, Cell]:

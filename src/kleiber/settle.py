@@ -1,0 +1,42 @@
+"""The last word on a run that could not write its own: no run that was started is left without a summary."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any, Literal
+
+from kleiber.folder import read_config, read_overrides, status
+from kleiber.summary import Summary
+
+
+def settle(folder: Path, verdict: Literal["failed", "killed"], error: str) -> None:
+    """Writes status and error, unless the run has written how it ended."""
+    if status(folder, held=False) not in ("missing", "killed"):
+        return
+    summary = Summary(folder)
+    if "run_id" not in summary.values:
+        summary.start(**facts(folder))
+    if summary.values["status"] == "running":
+        summary.update(status=verdict, error=error)
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What the config alone tells of a run that never came to tell it."""
+    config = read_config(folder)
+    trainer = config["trainer"]
+    return {
+        "run_id": os.urandom(6).hex(),
+        "name": config["name"],
+        "study": None,
+        "config_hash": folder.name.rsplit("-", 1)[-1],
+        "overrides": read_overrides(folder),
+        "seed": config["seed"],
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "threads": trainer.get("threads") or 1,
+            "device": trainer.get("accelerator", "cpu"),
+            "world_size": trainer.get("devices", 1),
+        },
+    }
