@@ -100,6 +100,7 @@ def test_gpt2_is_read_from_its_folder(shared: Path) -> None:
 def test_bert_and_llama_tokenizers_end_texts_their_own_way(shared: Path) -> None:
     bert = pretrained(str(shared / "data" / "tokenizers" / "bert-base-uncased"))
     assert (bert.eos, bert.mask) == (102, 103)
+    assert not {101, 102} & set(bert.encode("unaffable mice"))
     assert bert.decode(bert.encode("unaffable mice")) == "unaffable mice"
     llama = pretrained(str(shared / "data" / "models" / "stories260K"))
     assert llama.decode(llama.encode("Once upon a time")) == "Once upon a time"
