@@ -38,7 +38,8 @@ class Batch:
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with `fn` applied to every tensor that is there: a device move, a slice of rows."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: None if value is None else fn(value) for name, value in values.items()})
+        mapped: dict[str, Any] = {name: None if value is None else fn(value) for name, value in values.items()}
+        return Batch(**mapped)
 
     def to(self, device: torch.device | str) -> Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
