@@ -8,8 +8,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("kleiber", "beartype.beartype")
+# Where tensors flow; the launcher's types are pydantic's business.
+TENSORS = [f"kleiber.{name}" for name in ("nn", "models", "objectives", "data", "evals", "step", "sums", "types")]
+hook = install_import_hook(TENSORS, "beartype.beartype")
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,3 +30,44 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the shared data beside the checkout")
     return folder
+
+
+REPOSITORY = Path(__file__).parents[1]
+TINY = [
+    "trainer=smoke", "data=text", f"data.path={REPOSITORY / 'tests/data/tiny.txt'}", "trainer.threads=1",
+    "logger=csv", "callbacks.samples.length=8",
+]  # fmt: skip
+
+
+@pytest.fixture
+def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A token cache that all runs of a test session share."""
+    folder = tmp_path_factory.getbasetemp() / "token-cache"
+    monkeypatch.setenv("KLEIBER_CACHE", str(folder))
+    monkeypatch.delenv("KLEIBER_DATA", raising=False)
+    return folder
+
+
+@pytest.fixture
+def launch(tmp_path: Path, cache_dir: Path) -> Callable[..., Path]:
+    """Runs a tiny training in this process, as train.py would, and returns its folder; the exit code must be 0."""
+    from kleiber.launch import main
+
+    def run(*overrides: str, root: str = "runs", code: int = 0) -> Path:
+        before = set((tmp_path / root).glob("*/*"))
+        assert main([*TINY, f"root={tmp_path / root}", *overrides]) == code
+        made = set((tmp_path / root).glob("*/*"))
+        return next(iter(made - before or made))
+
+    return run
+
+
+@pytest.fixture
+def process(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.Popen]:
+    """Starts train.py as a user would, in a process of its own."""
+
+    def start(*overrides: str, root: str = "runs") -> subprocess.Popen:
+        command = [sys.executable, str(REPOSITORY / "train.py"), *TINY, f"root={tmp_path / root}", *overrides]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start

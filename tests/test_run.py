@@ -1,0 +1,182 @@
+"""The main job in one process: what it leaves, what it prints, how it ends when it goes wrong."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from safetensors.torch import load_file
+from wandb_records import read
+
+import kleiber
+from kleiber import step
+from kleiber.launch import main
+
+SCHEMA = json.loads((Path(kleiber.__file__).parent / "summary.schema.json").read_text())
+
+
+def summary(folder: Path) -> dict:
+    found = json.loads((folder / "summary.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    return found
+
+
+def losses(folder: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+@pytest.mark.parametrize("model", ["gpt", "moe"])
+def test_a_run_leaves_what_the_forms_pin_and_learns(launch, model, capsys):
+    folder = launch(f"model={model}", "callbacks.log.every=1")
+    found = summary(folder)
+    stage = found["stages"][0]
+    assert found["status"] == "finished"
+    assert stage["steps"] == 20 and stage["tokens"] == 20 * 4096
+    assert stage["params"]["active"] <= stage["params"]["total"]
+    assert (stage["params"]["active"] < stage["params"]["total"]) == (model == "moe")
+    for name in ("config.yaml", "overrides.yaml", "metrics.jsonl", "metrics.csv", "samples.txt"):
+        assert (folder / name).stat().st_size > 0
+    assert (folder / stage["checkpoint"] / "model.safetensors").is_file()
+    curve = losses(folder)
+    assert sorted(curve) == list(range(1, 21))
+    assert curve[20] < curve[1] - 0.5
+    assert (folder / "samples.txt").read_text().count("--- ") == 3
+    out = capsys.readouterr()
+    assert "bits/byte" in out.out and "continuations" in out.out and "tokens/s" in out.out
+    assert "arning" not in out.out + out.err
+
+
+def test_the_same_command_again_trains_nothing_and_shows_the_table(launch, capsys):
+    folder = launch("model=gpt")
+    written = (folder / "summary.json").read_text()
+    capsys.readouterr()
+    assert launch("model=gpt") == folder
+    assert (folder / "summary.json").read_text() == written
+    assert "bits/byte" in capsys.readouterr().out
+
+
+def test_two_seeds_are_two_runs(launch):
+    one, two = launch("seed=0", "callbacks.log.every=1"), launch("seed=1", "callbacks.log.every=1")
+    assert one != two
+    assert losses(one)[20] != losses(two)[20]
+
+
+def test_micro_batches_do_not_change_the_result(launch):
+    """In fp64, 20 steps, dense and MoE: the balance loss is per sequence, so it adds up however the batch is cut."""
+    for model in ("gpt", "moe"):
+        runs = [
+            launch(f"model={model}", "trainer.precision=64", f"batch.micro={micro}", "callbacks.log.every=1")
+            for micro in ("auto", 8, 1)
+        ]
+        first, *others = [load_file(run / summary(run)["stages"][0]["checkpoint"] / "model.safetensors") for run in runs]
+        for other in others:
+            for name, value in first.items():
+                torch.testing.assert_close(other[name], value, rtol=0, atol=1e-9)
+
+
+def test_masked_prediction_trains_on_a_bidirectional_model(launch):
+    folder = launch("model=bert", "objective=mlm", "callbacks.log.every=1")
+    curve = losses(folder)
+    assert curve[20] < curve[1] - 0.3
+    keys = summary(folder)["stages"][0]["metrics"]
+    assert [key.rsplit("/", 1)[1] for key in keys] == ["loss"], "a masked loss is no likelihood of the text"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(launch, monkeypatch, capsys):
+    accumulate, calls = step.accumulate, []
+
+    def poisoned(model, *arguments):
+        calls.append(1)
+        if len(calls) == 7:
+            with torch.no_grad():
+                model.norm.weight[0] = float("nan")
+        return accumulate(model, *arguments)
+
+    monkeypatch.setattr("kleiber.lit.accumulate", poisoned)
+    folder = launch("model=gpt", "callbacks.checkpoints.every=2", code=1)
+    found = summary(folder)
+    assert found["status"] == "diverged"
+    assert found["error"].startswith("step 7: ") and "samples [" in found["error"]
+    assert "diverged at step 7" in capsys.readouterr().err
+    assert sorted(p.name for p in (folder / "stages/main/checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+
+
+def test_a_full_disk_fails_the_run_and_keeps_the_checkpoint_before(launch, monkeypatch):
+    save, calls = torch.save, []
+
+    def full(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        return save(*arguments, **keywords)
+
+    monkeypatch.setattr(torch, "save", full)
+    folder = launch("model=gpt", "callbacks.checkpoints.every=2", code=1)
+    assert summary(folder)["status"] == "failed"
+    assert "No space left" in summary(folder)["error"]
+    assert sorted(p.name for p in (folder / "stages/main/checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+
+
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(launch, tmp_path, cache_dir, capsys):
+    with pytest.raises(StopIteration):
+        launch("model=moe", "dry_run=true")
+    out = capsys.readouterr().out
+    for word in ("parameters", "FLOPs", "MiB", "steps", "minutes", "lr"):
+        assert word in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_wandb_records_hold_the_run(launch):
+    folder = launch("model=moe", "logger=wandb", "logger.wandb.mode=offline", "name=group-a", "callbacks.log.every=5")
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    found, own = read(path), summary(folder)
+    assert found["run"] == {"id": own["run_id"], "group": "group-a", "name": folder.name, "type": "train"}
+    assert found["exit_code"] == 0
+    assert found["config"]["model"]["mlp"]["num_experts"] == 8, "the config keeps its nesting"
+    steps = {row["trainer/global_step"]: row for row in found["history"] if "train/loss" in row}
+    assert sorted(steps) == [5, 10, 15, 20]
+    assert steps[20]["train/loss"] == pytest.approx(losses(folder)[20])
+    assert any("samples" in row for row in found["history"])
+    key, value = next(iter(own["stages"][0]["metrics"].items()))
+    assert found["summary"][key] == pytest.approx(value)
+    assert found["summary"]["checkpoint"] == own["stages"][0]["checkpoint"]
+
+
+def test_a_failed_run_is_marked_in_wandb(launch, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("kleiber.lit.accumulate", broken)
+    folder = launch("logger=wandb", "logger.wandb.mode=offline", code=1)
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    assert read(path)["exit_code"] == 1
+    assert summary(folder)["status"] == "failed" and "a defect" in summary(folder)["error"]
+
+
+def test_a_resumed_run_keeps_its_wandb_id(launch, monkeypatch):
+    save, calls = torch.save, []
+
+    def interrupted(*arguments, **keywords):
+        save(*arguments, **keywords)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    options = ("logger=wandb", "logger.wandb.mode=offline", "callbacks.checkpoints.every=5")
+    folder = launch(*options, code=130)
+    first = summary(folder)
+    assert first["status"] == "killed"
+    assert launch(*options) == folder
+    assert summary(folder)["run_id"] == first["run_id"]
+    ids = {read(path)["run"]["id"] for path in folder.glob("wandb/offline-run-*/run-*.wandb")}
+    assert ids == {first["run_id"]}
+
+
+def test_text_of_three_tokens_is_refused_before_training(tmp_path, cache_dir, capsys):
+    (tmp_path / "short.txt").write_text("abc")
+    code = main(["data=text", f"data.path={tmp_path / 'short.txt'}", f"root={tmp_path / 'runs'}", "logger=csv"])
+    assert code == 2
+    assert "fewer than one window" in capsys.readouterr().err
