@@ -151,8 +151,8 @@ def balance_loss(
     """
     batch, time, experts = scores.shape
     k = chosen.shape[-1]
-    hits = torch.ones(batch, time, device=scores.device) if real is None else real.float()
-    counts = torch.zeros(batch, experts, device=scores.device)
+    hits = scores.new_ones(batch, time) if real is None else real.to(scores.dtype)
+    counts = scores.new_zeros(batch, experts)
     counts = counts.scatter_add(1, chosen.flatten(1), hits.repeat_interleave(k, 1))
     mass = (scores if real is None else scores * real.unsqueeze(-1)).sum(1)
     tokens = hits.sum(1).clamp(min=1)
