@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kleiber.data import builtin
 from kleiber.data.builtin import Builtin, files
 from kleiber.data.docstrings import docstrings, read_all
 from kleiber.data.near import groups, signature, split
@@ -65,15 +66,18 @@ def test_few_bytes_are_read_quickly_and_the_same_every_time(cache: Path, tmp_pat
     assert Builtin(domain="docs", max_bytes=100_000).prepare(32).hash != corpus.hash
 
 
-def test_another_tokenizer_reads_the_same_text(cache: Path) -> None:
+def test_another_tokenizer_reads_the_same_text_without_reading_the_files(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = Builtin(max_bytes="60k").prepare(16)
+    monkeypatch.setattr(builtin, "files", lambda: pytest.fail("the files are read again"))
     bpe = Builtin(max_bytes="60k", tokenizer="bpe", vocab_size=300).prepare(16)
     assert bpe.num_bytes == plain.num_bytes and bpe.num_tokens < plain.num_tokens
     assert bpe.validation["builtin/docs"].num_bytes == plain.validation["builtin/docs"].num_bytes
 
 
 def test_an_unknown_domain_is_refused() -> None:
-    builtin = Builtin()
-    object.__setattr__(builtin, "domain", "dogs")  # past the type checker that runs under pytest
+    corpus = Builtin()
+    object.__setattr__(corpus, "domain", "dogs")  # past the type checker that runs under pytest
     with pytest.raises(ValueError, match=r"data\.domain=dogs"):
-        builtin.sources()
+        corpus.sources()

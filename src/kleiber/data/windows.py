@@ -116,11 +116,11 @@ def interleave(parts: list[Batch], rows: list[Int[np.ndarray, "_"]]) -> Batch:
     """One batch out of several: row i of part p becomes row rows[p][i]."""
     if len(parts) == 1:
         return parts[0]
-    back = torch.from_numpy(np.argsort(np.concatenate(rows), kind="stable"))
+    back = np.argsort(np.concatenate(rows), kind="stable")
     joined = {}
     for field in fields(Batch):
         values = [getattr(part, field.name) for part in parts]
         missing = [value is None for value in values]
         assert all(missing) or not any(missing), f"some parts of a batch have no {field.name}"
-        joined[field.name] = None if all(missing) else torch.cat(values)[back]
+        joined[field.name] = None if all(missing) else torch.from_numpy(np.concatenate(values)[back])  # no thread pool
     return Batch(**joined)
