@@ -1,0 +1,52 @@
+"""The batched solver: gradients, descents that do not see each other, a polish that reaches ten digits."""
+
+import numpy as np
+import pytest
+
+from kleiber.studies.fit import fit
+from kleiber.studies.solve import descend, polish
+
+from . import ladders
+
+
+def problem(loss_fn="huber"):
+    table = ladders.twenty()
+    return fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 2), loss_fn)
+
+
+def test_jacobian_equals_the_derivative_by_hand():
+    """d log L / d (log E, log A, log B, log alpha, log beta) of Chinchilla, in closed form."""
+    found = problem()
+    p, N, D = found.params, found.problem.inputs["N"], found.problem.inputs["D"]
+    size, scarce = p["A"] * N ** -p["alpha"], p["B"] * D ** -p["beta"]
+    columns = [p["E"] + 0 * N, size, scarce, -size * np.log(N) * p["alpha"], -scarce * np.log(D) * p["beta"]]
+    hand = np.column_stack(columns) / (p["E"] + size + scarce)[:, None]
+    for draws in (1, 400):  # all coordinates in one call, and one at a time
+        theta = np.repeat(found.theta[None], draws, axis=0)
+        np.testing.assert_allclose(found.problem.jacobian(theta)[-1], hand, rtol=1e-6, atol=1e-9)
+
+
+def test_a_batch_equals_its_problems_one_by_one():
+    found = problem("squared")
+    weights = np.random.default_rng(0).multinomial(20, np.full(20, 0.05), size=4).astype(float)
+    starts = np.repeat(found.theta[None], 4, axis=0)
+    together, _ = descend(found.problem, starts, weights=weights)
+    for i in range(4):
+        alone, _ = descend(found.problem, starts[:1], weights=weights[i : i + 1])
+        np.testing.assert_allclose(together[i], alone[0], rtol=1e-7)
+
+
+def test_a_fixed_coordinate_stays_and_the_others_move():
+    found = problem("squared")
+    start = found.theta[None] + 0.1
+    theta, value = descend(found.problem, start, fixed=3)
+    assert theta[0, 3] == start[0, 3] and not np.isclose(theta[0, 0], start[0, 0]) and value[0] > found.value
+
+
+@pytest.mark.parametrize("loss_fn", ["huber", "squared", "lad"])
+def test_polish_reaches_the_same_value_from_nearby(loss_fn):
+    found = problem(loss_fn)
+    theta, value = polish(found.problem, found.theta + 0.003)
+    tolerance = 1e-4 if loss_fn == "lad" else 1e-9  # lad is the limit of smooth problems
+    assert value == pytest.approx(found.value, rel=tolerance)
+    assert not np.allclose(theta, found.theta + 0.003, atol=1e-4)
