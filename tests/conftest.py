@@ -1,4 +1,4 @@
-"""Shape strings are executed in tests and free in training; one thread, so that results do not depend on the machine."""
+"""Shape strings are executed in tests and free in training; one thread, so that a result is the same on any machine."""
 
 import os
 
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_run import REPOSITORY, TINY
 
 torch.set_num_threads(1)
 
@@ -30,13 +31,6 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the shared data beside the checkout")
     return folder
-
-
-REPOSITORY = Path(__file__).parents[1]
-TINY = [
-    "trainer=smoke", "data=text", f"data.path={REPOSITORY / 'tests/data/tiny.txt'}", "trainer.threads=1",
-    "logger=csv", "callbacks.samples.length=8",
-]  # fmt: skip
 
 
 @pytest.fixture

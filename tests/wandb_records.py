@@ -36,7 +36,12 @@ def read(path: Path) -> dict[str, Any]:
         match record.WhichOneof("record_type"):
             case "run":
                 run = record.run
-                found["run"] = {"id": run.run_id, "group": run.run_group, "name": run.display_name, "type": run.job_type}
+                found["run"] = {
+                    "id": run.run_id,
+                    "group": run.run_group,
+                    "name": run.display_name,
+                    "type": run.job_type,
+                }
                 found["config"].update(items(run.config.update))
             case "config":
                 found["config"].update(items(record.config.update))

@@ -25,9 +25,9 @@ TWINS = {(False, False): "Llama", (True, False): "Qwen3", (False, True): "Mixtra
 
 
 def build(**options) -> Transformer:
-    """Random weights, gains away from 1, logits of order 1."""
+    """Random weights, gains away from 1, logits of order 1; no multiplier is 1 at this width and depth under MuP."""
     torch.manual_seed(0)
-    model = Transformer(50, **{"depth": 3, "width": 32, "context": 16, "num_heads": 2} | options)
+    model = Transformer(50, **{"depth": 3, "width": 64, "context": 16, "num_heads": 2} | options)
     for parameter in model.parameters():
         if parameter.ndim == 1:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)

@@ -1,0 +1,51 @@
+"""Kills that hit where they are aimed: a child forked from the test (torch is imported already) kills itself there."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import TINY
+
+import kleiber.stage  # noqa: F401 (before the fork, so that a child has its imports at once)
+
+
+@pytest.fixture
+def child(tmp_path: Path, cache_dir: Path) -> Callable[..., int]:
+    """Runs a tiny training in a forked child; returns its exit code, or minus the signal that ended it.
+
+    `at=(target, n)` makes the n-th call of `target` ("module.function") a SIGKILL.
+    """
+
+    def run(*overrides: str, root: str, at: tuple[str, int] | None = None) -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                if at is not None:
+                    aim(*at)
+                from kleiber.launch import main
+
+                os._exit(main([*TINY, f"root={tmp_path / root}", *overrides]))
+            finally:
+                os._exit(99)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    return run
+
+
+def aim(target: str, number: int) -> None:
+    import importlib
+
+    module, name = target.rsplit(".", 1)
+    owner = importlib.import_module(module)
+    original, calls = getattr(owner, name), []
+
+    def deadly(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **keywords)
+
+    setattr(owner, name, deadly)

@@ -1,0 +1,53 @@
+"""SIGKILL anywhere, then the same command: bit-identical weights, losses and files. FAULTS 1, 2, 4, 5."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+KILLED = -signal.SIGKILL
+STEPS = ["budget.steps=30", "trainer.max_steps=30", "callbacks.log.every=1", "callbacks.checkpoints.every=4"]
+STEPS += ["eval.every_steps=7", "batch.micro=3"]
+KILLS = [
+    ("kleiber.lit.accumulate", 7),
+    ("kleiber.checkpoint._commit", 2),
+    ("kleiber.callbacks.evaluate.held_out_loss", 2),
+    ("kleiber.checkpoint._sync", 5),
+    ("kleiber.lit.normalise", 6),
+]
+
+
+def facts(root: Path) -> tuple[str, list[dict], dict]:
+    """Digest of the final weights, logged rows without times, and what the summary measured."""
+    (folder,) = root.glob("*/*")
+    last = folder / "stages/main/checkpoints/step-00000030"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows]
+    stage = json.loads((folder / "summary.json").read_text())["stages"][0]
+    meta = json.loads((last / "meta.json").read_text())["sha256"]
+    kept = {k: stage[k] for k in ("metrics", "curve", "tokens", "steps")}
+    return meta["model.safetensors"], rows, kept
+
+
+@pytest.mark.parametrize("model", ["gpt", "moe"])
+def test_five_kills_and_the_result_is_that_of_the_unbroken_run(child, tmp_path, model):
+    options = [f"model={model}", *STEPS]
+    assert child(*options, root="unbroken") == 0
+    for at in KILLS:
+        assert child(*options, root="killed", at=at) == KILLED, at
+    assert child(*options, root="killed") == 0
+    assert facts(tmp_path / "killed") == facts(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+def test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same(child, launch, tmp_path, capsys, damage):
+    assert child(*STEPS, root="unbroken") == 0
+    assert child(*STEPS, root="killed", at=("kleiber.lit.accumulate", 30)) == KILLED
+    newest = max(tmp_path.glob("killed/*/*/stages/main/checkpoints/step-*")) / "model.safetensors"
+    content = newest.read_bytes()
+    newest.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    launch(*STEPS, root="killed")
+    told = capsys.readouterr().err
+    assert str(newest) in told and "resuming at step" in told
+    assert facts(tmp_path / "killed") == facts(tmp_path / "unbroken")

@@ -1,0 +1,62 @@
+"""Runs are read from what they wrote, in whatever state they were left, and shown by the command."""
+
+import json
+
+import pytest
+
+from kleiber.catalog import frame, read_runs
+from kleiber.cli import main
+from kleiber.folder import locked
+
+
+def leave(folder, status, loss=None, error=None):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("{}")
+    if status == "missing":
+        return
+    metrics = {} if loss is None else {"val/docs/loss": loss, "val/docs/bits_per_byte": loss / 2}
+    params = {"total": 2000, "active": 1000, "non_embedding": 500}
+    stage = {"name": "main", "params": params, "tokens": 4096, "flops": {"model": 1e9}, "metrics": metrics}
+    told = {"status": status, "error": error, "seed": 0, "overrides": ["seed=0"], "seconds": 3.5, "stages": [stage]}
+    (folder / "summary.json").write_text(json.dumps(told))
+
+
+@pytest.fixture
+def study(tmp_path):
+    leave(tmp_path / "first" / "a", "finished", 2.5)
+    leave(tmp_path / "first" / "b", "failed", error="ValueError: no")
+    leave(tmp_path / "first" / "c", "running")
+    leave(tmp_path / "first" / "d", "missing")
+    return tmp_path / "first"
+
+
+def test_states_are_read_from_summary_and_lock(study):
+    assert [run.status for run in read_runs(study)] == ["finished", "failed", "killed", "missing"]
+    with locked(study / "c"):
+        assert read_runs(study / "c")[0].status == "running"
+
+
+def test_a_frame_has_one_row_a_run_with_its_metrics(study):
+    table = frame(read_runs(study))
+    assert list(table["run"]) == ["a", "b", "c", "d"]
+    assert table.loc[0, "val/docs/loss"] == 2.5 and table.loc[0, "active"] == 1000
+
+
+def test_the_command_prints_a_table(study, capsys):
+    assert main(["runs", str(study)]) == 0
+    told = capsys.readouterr().out
+    assert "1 failed, 1 finished, 1 killed, 1 missing" in told and "2.5000" in told and "1.2500" in told
+
+
+def test_the_command_prints_json_of_one_status(study, capsys):
+    assert main(["runs", str(study), "--json", "--status", "failed"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["run"], row["error"]) == ("b", "ValueError: no")
+
+
+def test_what_is_not_there_is_2_with_a_suggestion(study, capsys):
+    assert main(["runs", str(study / "nope")]) == 2
+    assert main(["runs", str(study), "--status", "fialed"]) == 2
+    assert "Did you mean 'failed'" in capsys.readouterr().err
+    assert main(["rnus"]) == 2
+    assert "Did you mean 'runs'" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""A config that cannot be right is refused with the key and the cure, and every config we ship is not."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+from hydra.utils import get_object
+
+from kleiber.check import check
+from kleiber.compose import Composer, resolved
+from kleiber.errors import ConfigError
+from kleiber.signatures import signature
+
+COMPOSER = Composer()
+NEEDS = {"data=text": ["data.path=x"], "data=mixture": ["data.parts={builtin/docs:0.5,builtin/code:0.5}"]}
+
+
+def composed(*overrides: str) -> dict:
+    return resolved(COMPOSER.compose(list(overrides)))[0]
+
+
+REFUSED = [
+    ("modl=moe", ["modl", "model"]),
+    ("model=gptt", ["'gpt'", "bert, gpt, moe"]),
+    ("model/mlp=swiglx", ["'swiglu'", "gelu, moe, swiglu"]),
+    ("model/mlpp=moe", ["model/mlpp", "model/mlp"]),
+    ("model.dpeth=3", ["model.dpeth", "'depth'"]),
+    ("+model.dpeth=3", ["model.dpeth", "'depth'"]),
+    ("callbacks.sampels.num=3", ["callbacks.sampels", "'samples'"]),
+    ("experiment=e9", ["experiment=e9"]),
+    ("study=scalling", ["study=scalling"]),
+    ("model=../data/c4", ["no such choice"]),
+    ("model.mlp=moe", ["model/mlp=moe"]),
+    ("model.depth=abc", ["model.depth=abc", "integer"]),
+    ("model.depth='3'", ["model.depth=3", "integer", "str"]),
+    ("model.depth=2.0", ["model.depth", "integer"]),
+    ("seed=true", ["seed=True", "integer"]),
+    ("optimizer.betas=[a,2]", ["optimizer.betas", "number"]),
+    ("logger.wandb.mode=onlin", ["logger.wandb.mode", "'offline'"]),
+    ("model.vocab_size=3", ["model.vocab_size", "supplies"]),
+    ("budget.tokens=20Q", ["budget.tokens", "20M"]),
+    ("budget=3", ["budget", "tokens"]),
+    ("eval.every_steps=0", ["eval.every_steps=0"]),
+    ("batch.micro=0", ["batch.micro=0"]),
+    ("batch.tokens=4000", ["batch.tokens=4000", "model.context=256"]),
+    ("model.num_heads=3", ["model.num_heads=3", "width"]),
+    ("model.depth=0", ["model.depth=0"]),
+    ("trainer.devices=2", ["trainer.devices=2", "trainer=ddp"]),
+    ("model=null", ["model"]),
+    ("model._target_=os.system", ["os.system", "not allowed"]),
+    ("model._target_=torch.hub.load", ["torch.hub.load", "not allowed"]),
+    ("model._target_=kleiber.trainer.torch.load", ["kleiber.trainer.torch"]),
+    ("model._target_=kleiber.trainer.DDPStrategy", ["DDPStrategy"]),
+    ("optimizer._target_=torch.optim.lr_scheduler.bisect_right", ["not allowed"]),
+    ("hydra.run.dir=../x", ["hydra.run.dir", "root="]),
+    ("'a b'", []),
+]
+
+
+@pytest.mark.parametrize(("override", "words"), REFUSED, ids=[override for override, _ in REFUSED])
+def test_what_cannot_be_right_is_refused_with_the_key_and_the_cure(override, words):
+    with pytest.raises(ConfigError) as caught:
+        check(composed(override))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_pairs_of_keys_are_both_named():
+    for overrides, words in (
+        (["model=moe", "model.mlp.k=9"], ["model.mlp.k=9", "model.mlp.num_experts=8"]),
+        (["model.num_heads=4", "model.num_kv_heads=3"], ["model.num_kv_heads=3", "model.num_heads=4"]),
+        (["trainer=ddp", "trainer.devices=3"], ["batch.tokens=4096", "trainer.devices=3"]),
+        (["budget.tokens=1M", "budget.steps=3"], ["budget.tokens=1M", "budget.steps=3"]),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check(composed(*overrides))
+        assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_choice_that_nothing_consumes_is_refused():
+    with pytest.raises(ConfigError, match="used by nothing"):
+        check(composed("+model/router=topk"))
+
+
+def test_a_key_that_only_the_signature_knows_can_be_set():
+    assert "norm_eps" not in composed()["model"]
+    config = composed("model.norm_eps=1e-6")
+    check(config)
+    assert config["model"]["norm_eps"] == 1e-6
+
+
+@pytest.mark.parametrize("group", sorted(set(COMPOSER.groups()) - {"model/router"}))
+def test_every_choice_that_we_ship_passes(group):
+    for choice in COMPOSER.choices(group):
+        override = f"{group}={choice}"
+        if override == "trainer=gpu":  # refused without a GPU
+            continue
+        check(composed(override, *NEEDS.get(override, [])))
+
+
+def targets(node):
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"]
+        for value in node.values():
+            yield from targets(value)
+
+
+def test_signatures_read_from_source_are_those_of_the_objects():
+    found = {
+        target
+        for group in set(COMPOSER.groups()) - {"model/router"}
+        for choice in COMPOSER.choices(group)
+        for target in targets(composed(f"{group}={choice}", *NEEDS.get(f"{group}={choice}", [])))
+    }
+    assert len(found) > 15
+    for target in sorted(found):
+        real = {
+            name: p
+            for name, p in inspect.signature(get_object(target)).parameters.items()
+            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        }
+        read = signature(target).parameters
+        assert list(read) == list(real), target
+        for name, parameter in real.items():
+            assert read[name].required == (parameter.default is parameter.empty), (target, name)
+
+
+def test_a_budget_key_on_the_command_line_clears_those_of_files(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "long.yaml").write_text("# @package _global_\nbudget: {tokens: 1B}\n")
+    (tmp_path / "experiment" / "two.yaml").write_text("# @package _global_\nbudget: {tokens: 1B, steps: 3}\n")
+    composer = Composer(config_dir=str(tmp_path))
+
+    def budget(*overrides):
+        config, _ = resolved(composer.compose(list(overrides)))
+        check(config)
+        return {key: value for key, value in config["budget"].items() if value is not None}
+
+    assert budget("experiment=long") == {"tokens": "1B"}
+    assert budget("experiment=long", "budget.steps=5") == {"steps": 5}
+    assert budget("budget.tokens=null", "budget.steps=5") == {"steps": 5}
+    with pytest.raises(ConfigError, match=r"budget\.tokens=1B and budget\.steps=3"):
+        budget("experiment=two")
+
+
+@pytest.mark.process
+def test_a_wrong_key_costs_no_import_of_torch():
+    code = (
+        "import sys; from kleiber.launch import main; code = main(['model.depth=abc'])\n"
+        "print(sorted({'torch', 'lightning', 'wandb', 'pandas'} & set(sys.modules))); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout.strip() == "[]"
+    assert done.stderr.startswith("kleiber: model.depth=abc")

@@ -1,0 +1,136 @@
+"""Sweeps: every cell runs whatever becomes of the others, and a second start runs only what is missing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kleiber.run
+from kleiber.catalog import read_runs
+from kleiber.launch import main
+from kleiber.ranks import FAILURES, first_cause, record_failure
+from kleiber.summary import Summary
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def seeds(monkeypatch, tmp_path):
+    """Runs cells in this process with a trainer that fails on seed 1; the seeds that were trained."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "KLEIBER_CELL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KLEIBER_ROOT", str(tmp_path / "root"))
+    monkeypatch.chdir(tmp_path)
+    trained = []
+
+    def train(cfg, folder, overrides):
+        trained.append(cfg.seed)
+        if cfg.seed == 1:
+            raise RuntimeError("unlucky")
+        Summary(folder).update(status="finished", name=cfg.name, stages=[])
+        return 0
+
+    monkeypatch.setattr(kleiber.run, "train", train)
+    return trained
+
+
+SWEEP = ["-m", "name=first", "launcher=basic"]
+
+
+def test_a_failing_cell_stops_no_other_and_a_second_start_runs_only_what_is_missing(seeds, tmp_path):
+    assert main([*SWEEP, "seed=0,1,2"]) == 4
+    assert seeds == [0, 1, 2]
+    found = {run.summary["status"] for run in read_runs(tmp_path / "root" / "first")}
+    assert found == {"finished", "failed"}
+    seeds.clear()
+    assert main([*SWEEP, "seed=0,1,2,3"]) == 4
+    assert seeds == [1, 3]
+    assert main([*SWEEP, "seed=0,2,3"]) == 0
+
+
+def test_a_single_run_is_the_cell_of_the_sweep(seeds, tmp_path):
+    assert main([*SWEEP, "seed=0,2", "budget.steps=7"]) == 0
+    seeds.clear()
+    assert main(["budget.steps=7", "name=first", "seed=2", "logger=csv"]) == 0
+    assert seeds == []
+
+
+def test_cells_are_refused_before_any_of_them_runs(seeds, capsys):
+    assert main([*SWEEP, "seed=0,1", "model.depth=2,abc"]) == 2
+    assert "model.depth=abc" in capsys.readouterr().err
+    assert seeds == []
+
+
+def test_the_same_run_twice_runs_once_and_is_said(seeds, capsys):
+    assert main([*SWEEP, "seed=0", "logger=csv,wandb"]) == 0
+    assert seeds == [0]
+    assert "the same run twice" in capsys.readouterr().out
+
+
+def test_one_process_is_refused_for_several_devices(seeds, capsys):
+    assert main([*SWEEP, "seed=0,2", "trainer=ddp"]) == 2
+    assert "launcher=basic" in capsys.readouterr().err and seeds == []
+
+
+def test_a_sweep_inside_a_cell_is_refused(seeds, monkeypatch, capsys):
+    monkeypatch.setenv("KLEIBER_CELL", "1")
+    assert main([*SWEEP, "seed=0,2"]) == 2
+    assert "inside a cell" in capsys.readouterr().err
+
+
+def test_a_file_may_ask_for_a_sweep(seeds, tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nname: asked\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {seed: '0,2'}\n"
+    (tmp_path / "conf" / "experiment" / "e.yaml").write_text(text)
+    assert main(["--config-dir", "conf", "experiment=e", "launcher=basic", "model.depth=1,2"]) == 0
+    assert seeds == [0, 0, 2, 2]
+    assert len(read_runs(tmp_path / "root" / "asked")) == 4
+
+
+def test_a_dry_sweep_leaves_nothing(seeds, monkeypatch, tmp_path):
+    monkeypatch.setattr(kleiber.run, "train", lambda *_: 0)
+    assert main([*SWEEP, "seed=0,2", "dry_run=true"]) == 0
+    assert not (tmp_path / "root").exists()
+
+
+def test_the_rank_that_failed_first_is_named_and_gives_the_code(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv(FAILURES, str(tmp_path))
+    for rank, code, error in (("1", 3, RuntimeError("boom")), ("0", 1, RuntimeError("Connection closed by peer"))):
+        monkeypatch.setenv("RANK", rank)
+        record_failure(code, error)
+    assert first_cause(tmp_path) == (3, "rank 1: RuntimeError('boom')")
+    assert "rank 1 failed first" in capsys.readouterr().err
+
+
+ARGUMENTS = [
+    "trainer=smoke", "trainer.max_steps=3", "logger=csv", "eval.tokens=64", "data=text", "callbacks=null",
+    f"data.path={ROOT / 'tests/data/tiny.txt'}",
+]  # fmt: skip
+
+
+@pytest.mark.process
+def test_cells_in_forked_processes(tmp_path):
+    sweep = ["-m", "name=s", f"root={tmp_path}", "seed=0,1", "optimizer.lr=0.01,-1", *ARGUMENTS]
+    done = subprocess.run([sys.executable, "train.py", *sweep], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    runs = read_runs(tmp_path / "s")
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert sorted(run.status for run in runs) == ["failed", "failed", "finished", "finished"]
+    assert all((run.folder / "log.txt").exists() for run in runs)
+    assert all(run.summary["machine"]["threads"] == 1 for run in runs)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_job_of_two_ranks_is_one_run_with_the_losses_of_one_process(tmp_path):
+    losses = []
+    for name, extra in (("one", []), ("two", ["trainer._target_=kleiber.trainer.DDP", "trainer.devices=2"])):
+        command = [sys.executable, "train.py", f"name={name}", f"root={tmp_path}", *ARGUMENTS, *extra]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        (summary,) = (tmp_path / name).rglob("summary.json")
+        losses.append(json.loads(summary.read_text())["stages"][0]["metrics"])
+    assert losses[0].keys() == losses[1].keys()
+    for key, value in losses[0].items():
+        assert losses[1][key] == pytest.approx(value, rel=1e-4)
