@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from kleiber.errors import ConfigError, did_you_mean
 from kleiber.settings import NODES, TOP_LEVEL
@@ -164,10 +164,15 @@ def resolved(cfg: DictConfig) -> tuple[dict[str, Any], str]:
         job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     try:
         config = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} must be set: there is no default for it") from error
     except OmegaConfBaseException as error:
         raise ConfigError(readable(error)) from error
     assert isinstance(config, dict)
-    return {**dict.fromkeys(NODES), **{str(key): value for key, value in config.items()}}, model
+    found = {**dict.fromkeys(NODES), **{str(key): value for key, value in config.items()}}
+    for key in ("callbacks", "logger"):  # none of them, as `callbacks=null` says
+        found[key] = found[key] or {}
+    return found, model
 
 
 def chosen(override: Override) -> Iterator[str]:

@@ -10,22 +10,21 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kleiber import cell, folder
 from kleiber.errors import ConfigError
-from kleiber.ranks import cores, join_parent, run_fresh
+from kleiber.ranks import cores, run_fresh
 from kleiber.settle import settle
 from kleiber.summary import read
-
-if TYPE_CHECKING:
-    from kleiber.sweep import Cell
+from kleiber.sweep import Cell
 
 GRACE = 10  # seconds between asking a child to end and ending it
 
@@ -147,7 +146,7 @@ def fresh(one: Cell) -> bool:
 
 def work(where: Path, is_fresh: bool, devices: int, visible: str | None) -> None:
     """The body of a child: output to log.txt, one thread, one cell."""
-    join_parent(signal.SIGTERM)
+    threading.Thread(target=follow_parent, args=(is_fresh,), daemon=True).start()
     with open(where / "log.txt", "a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -159,6 +158,14 @@ def work(where: Path, is_fresh: bool, devices: int, visible: str | None) -> None
 
     torch.set_num_threads(1)
     sys.exit(cell.run(folder.read_config(where), where, folder.read_overrides(where)))
+
+
+def follow_parent(is_fresh: bool) -> None:
+    """Ends this process when the sweep is gone, however it went: the fork server lives as long as its children do."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM if is_fresh else signal.SIGKILL)
 
 
 def result(job: Job, code: int) -> str:
