@@ -21,8 +21,12 @@ CASES = {
 
 
 def build(**options) -> Transformer:
+    """A model whose likeliest token hangs on all it reads: a fresh tied one would only repeat the last."""
     torch.manual_seed(0)
-    return Transformer(40, **{"width": 32, "context": 12} | options)
+    model = Transformer(40, **{"width": 32, "context": 12, "tied": False} | options)
+    torch.nn.init.normal_(model.embedding.weight, std=0.1)
+    torch.nn.init.normal_(model.head.weight)
+    return model
 
 
 @pytest.mark.parametrize("case", CASES)
