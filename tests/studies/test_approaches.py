@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.accounting import accounting
-from kleiber.studies.approaches import Exponent, allocation, compare, disagreement, optimum, vertices
+from kleiber.studies.accounting import accounting, conventions
+from kleiber.studies.approaches import Exponent, allocation, compare, disagreement, envelope, optimum, vertices
 from kleiber.studies.bootstrap import bootstrap
 from kleiber.studies.fit import fit
 
@@ -48,9 +48,20 @@ def test_envelope_on_a_grid_of_sizes():
     assert one.a == pytest.approx(0.5, abs=0.05)
 
 
-def test_an_edge_minimum_is_no_minimum():
-    N, D, _ = isoflop(centre=12.0)
-    assert vertices(N, D, 6 * N * D, ladders.loss(N, D, **TIED)) == []
+@pytest.mark.parametrize("centre", [12.0, 1 / 12])
+def test_an_edge_minimum_is_no_minimum(centre):
+    N, D, C = isoflop(centre=centre)
+    assert vertices(N, D, C, ladders.loss(N, D, **TIED)) == []
+    sizes = np.repeat(np.array([1.0, 1.1, 1.2]) * centre * 1e9, 6)  # the best of these is always the outermost
+    tokens = np.tile(np.geomspace(1e9, 1.1e9, 6), 3)
+    assert envelope(sizes, 6 * sizes * tokens, ladders.loss(sizes, tokens, **TIED)) == []
+
+
+def test_a_vertex_is_where_the_loss_is_least_on_a_grid_off_centre():
+    N, D, C = isoflop(spread=2.0, centre=1.4)
+    found = vertices(N, D, C, ladders.loss(N, D, **TIED))
+    best = [optimum({k: np.array([v]) for k, v in TIED.items()}, one.compute)[0][0] for one in found]
+    assert len(found) == 6 and np.exp([one.log_n for one in found]) == pytest.approx(best, rel=0.1)
 
 
 def test_disagreement_is_a_sentence():
@@ -78,3 +89,7 @@ def test_leaving_embeddings_out_moves_the_exponent_up():
     shift = {(row["convention"], row["approach"][0]): row["shift"] for row in table}
     assert shift["6ND", "3"] == 0 and shift["6ND without embeddings", "3"] > 0.005
     assert accounting(found, {"N": N, "D": D}) == []
+    columns = {"N": N, "D": D, "Nnoemb": N_noemb, "Cexact": 2 * C}
+    by_name = conventions(columns)
+    np.testing.assert_allclose(by_name["6ND without embeddings"], [N_noemb, 6 * N_noemb * D])
+    np.testing.assert_allclose(by_name["N = exact FLOPs / 6D"], [2 * N, 2 * C])

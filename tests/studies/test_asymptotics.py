@@ -48,6 +48,12 @@ def test_steepening_slopes_are_named():
     assert [v.level for v in verdicts] == ["refuse"] and "steepens near D" in verdicts[0].text
 
 
+def test_an_exponent_that_moves_with_the_least_d_is_named():
+    table = ladders.small()
+    L = ladders.small_loss(**table) + 0.5 * np.exp(-table["D"] / 2e6)
+    assert any("beta moves from" in r for r in signs(fit("chinchilla", table, ladders.noisy(L, 0, 0.002))))
+
+
 def test_a_floor_that_wants_to_be_negative_is_named():
     table = ladders.small()
     found = fit("chinchilla", table, ladders.noisy(floorless(**table) - 0.8, 0, 0.001))

@@ -19,9 +19,10 @@ def fitted(L=None, seed=0):
 
 def test_the_cut_leaves_a_guard_band():
     found, C = fitted()
-    cut = 1e19
+    cut = float(np.sort(C)[12])  # a row sits in the band
     test = backtests(found, C, [cut], draws=50)[0]
     assert (test.n_train, test.n_test) == ((0.85 * cut > C).sum(), (1.2 * cut < C).sum())
+    assert test.n_train + test.n_test < len(C)
     with pytest.raises(ValueError, match="0 above"):
         backtests(found, C, [1e30])
     assert all((0.85 * cut > C).sum() >= 7 and (1.2 * cut < C).any() for cut in default_cuts(C, 5))

@@ -19,6 +19,7 @@ from kleiber.studies.starts import columns_of
 
 ALPHA = 0.01  # level of the slope and of the floor test; the transient test has 3 %: a clean ladder passes 19 in 20
 SIZEABLE = 0.01  # relative size at the lowest rung below which a transient is no reason to refuse
+MOVED = 0.1  # change of beta on doubling the least D that forbids the word law
 NULL_DRAWS = 4000
 
 
@@ -37,12 +38,13 @@ def signs(found: Fit) -> list[str]:
 
     Steepening: mean change of local slope d log L / d log D (or N) < 0, one-sided t over ladders, each rung tested
     apart (Bonferroni). Transient: `transient`, at 3 % and at least 1 % in size. Negative floor: a fit with E of either
-    sign is significantly better than E >= 0, and wants E < 0.
+    sign is significantly better than E >= 0, and wants E < 0. Moving: beta changes by more than .1, and three standard
+    errors of the change, when D below twice its least is left out.
     """
     if "L" in found.law.inputs or found.law.returns != "linear" or not {"N", "D", "C"} & set(found.law.inputs):
         return []
     least = _squared(found)
-    reasons = [_steepening(found), _negative_floor(found, least)]
+    reasons = [_steepening(found), _moving(least), _negative_floor(found, least)]
     sign = transient(least)
     if sign is not None and sign.p_value < 3 * ALPHA and abs(sign.size) > SIZEABLE:
         reasons.append(
@@ -152,6 +154,27 @@ def _bends(inputs: Mapping[str, Array], log_loss: Array, along: str, others: lis
         for k in range(1, len(x) - 1):
             bends.setdefault(float(x[k]), []).append(float(slopes[k] - slopes[k - 1]))
     return bends
+
+
+def _moving(least: Fit) -> str:
+    """beta with and without the lowest D; the variance of the change is that of the smaller table less that of all."""
+    problem, names = least.problem, [n for n, on in zip(least.law.params, least.problem.active, strict=True) if on]
+    if "beta" not in names or "D" not in least.law.inputs:
+        return ""
+    high = problem.inputs["D"] >= 1.999 * problem.inputs["D"].min()
+    if high.all() or high.sum() < problem.num_params + 3:
+        return ""
+    rest, j = problem.rows(high), names.index("beta")
+    theta, value = descend(rest, least.theta[None], rounds=100, tolerance=1e-10)
+    late = Fit(rest, theta[0], float(value[0]))
+    if not late.noise > 0 or not least.noise > 0:
+        return ""
+    gained = late.covariance()[0][j, j] / late.noise**2 - least.covariance()[0][j, j] / least.noise**2
+    sd = late.noise * np.sqrt(max(gained, 1e-12))
+    moved = late.params["beta"] - least.params["beta"]
+    if abs(moved) <= MOVED or abs(late.theta[j] - least.theta[j]) <= 3 * sd:
+        return ""
+    return f"beta moves from {least.params['beta']:.2f} to {late.params['beta']:.2f} on doubling the least D"
 
 
 def _negative_floor(found: Fit, least: Fit) -> str:
