@@ -79,6 +79,8 @@ def test_by_fits_each_group(csv, tmp_path):
 def test_an_unidentified_fit_exits_3_and_says_so(csv):
     done = fit(csv, "--where", "params > 9e7 and params < 4e8")
     assert done.exit_code == 3 and "not identified" in done.output
+    line = next(line for line in done.output.splitlines() if line.split()[:1] == ["E"])
+    assert "not identified" in line and "90%" not in line
 
 
 def test_no_number_stands_without_interval_or_the_words(csv):

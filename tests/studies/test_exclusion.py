@@ -38,7 +38,7 @@ def test_status_excludes_and_a_better_run_does_not():
 
 
 def test_many_bad_rows_are_the_laws_fault():
-    assert not undertuned(table(dict.fromkeys(range(0, 20, 4), 1.05)), LAW).any()
+    assert not undertuned(table(dict.fromkeys((0, 6, 9, 15), 1.05)), LAW).any()
 
 
 def test_rules_can_be_switched_off_and_unknown_ones_are_refused():
