@@ -52,7 +52,7 @@ def test_envelope_on_a_grid_of_sizes():
 def test_an_edge_minimum_is_no_minimum(centre):
     N, D, C = isoflop(centre=centre)
     assert vertices(N, D, C, ladders.loss(N, D, **TIED)) == []
-    sizes = np.repeat(np.array([1.0, 1.1, 1.2]) * centre * 1e9, 6)  # the best of these is always the outermost
+    sizes = np.repeat(np.array([1.0, 1.1, 1.2]) * centre**2 * 1e9, 6)  # the best of these is always the outermost
     tokens = np.tile(np.geomspace(1e9, 4e9, 6), 3)
     assert envelope(sizes, 6 * sizes * tokens, ladders.loss(sizes, tokens, **TIED)) == []
 
