@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kleiber.catalog import frame, read_runs
+from kleiber.catalog import frame, read_runs, values
 from kleiber.cli import main
 from kleiber.folder import locked
 
@@ -40,6 +40,11 @@ def test_a_frame_has_one_row_a_run_with_its_metrics(study):
     table = frame(read_runs(study))
     assert list(table["run"]) == ["a", "b", "c", "d"]
     assert table.loc[0, "val/docs/loss"] == 2.5 and table.loc[0, "active"] == 1000
+
+
+def test_only_validation_values_of_the_kind_are_shown():
+    metrics = {"val/docs/loss": 2.5, "val/code/loss": 1.5, "val/docs/bits_per_byte": 1.0, "train/loss": 9.0}
+    assert values(metrics, "loss") == "2.5000 1.5000"
 
 
 def test_the_command_prints_a_table(study, capsys):

@@ -65,6 +65,13 @@ def test_what_cannot_be_right_is_refused_with_the_key_and_the_cure(override, wor
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_a_target_that_is_not_allowed_is_not_even_imported():
+    sys.modules.pop("this", None)
+    with pytest.raises(ConfigError, match="not allowed"):
+        signature("this.s")
+    assert "this" not in sys.modules
+
+
 def test_pairs_of_keys_are_both_named():
     for overrides, words in (
         (["model=moe", "model.mlp.k=9"], ["model.mlp.k=9", "model.mlp.num_experts=8"]),

@@ -87,11 +87,16 @@ def test_a_file_may_ask_for_a_sweep(seeds, tmp_path):
     assert main(["--config-dir", "conf", "experiment=e", "launcher=basic", "model.depth=1,2"]) == 0
     assert seeds == [0, 0, 2, 2]
     assert len(read_runs(tmp_path / "root" / "asked")) == 4
+    seeds.clear()
+    assert main(["--config-dir", "conf", "experiment=e", "launcher=basic", "model.depth=3"]) == 0
+    assert seeds == [0, 2]
 
 
 def test_a_dry_sweep_leaves_nothing(seeds, monkeypatch, tmp_path):
-    monkeypatch.setattr(kleiber.run, "train", lambda *_: 0)
-    assert main([*SWEEP, "seed=0,2", "dry_run=true"]) == 0
+    called = []
+    monkeypatch.setattr(kleiber.run, "train", lambda *_: called.append(1) or 0)
+    assert main(["-m", "name=first", "launcher=process", "seed=0,2", "dry_run=true"]) == 0
+    assert called == [1, 1]  # in this process, where its plan can be read
     assert not (tmp_path / "root").exists()
 
 
