@@ -73,7 +73,9 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
     if options.rank and compute is not None:
         record["ranking"] = rank([LAWS[name] for name in RANKED], found, compute)
     if len(table) < len(every):
-        record["with_without"] = with_and_without(_on_rows(found, table) if clusters is None else found, every, law)
+        record["with_without"] = with_and_without(
+            _on_rows(found, table) if clusters is None else found, every, law, options.level
+        )
     record["draws"] = draws.values[:400].tolist() if draws else []
     record["noise"] = found.noise if np.isfinite(found.noise) else None
     record["predictions"] = [predict(record, law, at, options.max_decades) for at in options.predict]

@@ -168,8 +168,8 @@ def lines(entry: Mapping[str, Any]) -> list[str]:
             f"  ranked {one['law']}: error {one['mare']:.2%} on the {one['n_test']} largest, AIC {one['aic']:.1f}"
         )
     for one in entry.get("with_without", ()):
-        numbers = ", ".join(f"{k} {v:.4g}" for k, v in one.items() if isinstance(v, float))
-        out.append(f"  {one['excluded_rows']} the excluded rows (n = {one['n']}), points of the table above: {numbers}")
+        numbers = ", ".join(f"{name} {_short(value)}" for name, value in one.items() if isinstance(value, Mapping))
+        out.append(f"  {one['excluded_rows']} the excluded rows (n = {one['n']}), {level}: {numbers}")
     out += [f"  {_prediction(one, entry['level'])}" for one in entry["predictions"]]
     return out + [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
 
@@ -179,6 +179,12 @@ def _estimate(value: Mapping[str, Any], level: str) -> str:
     if not value["identified"]:
         return f"not identified ({value.get('reason') or 'no interval'}; least objective at {point})"
     return f"{point}   {level} [{value['lo']:.5g}, {value['hi']:.5g}]"
+
+
+def _short(value: Mapping[str, Any]) -> str:
+    if value["lo"] is None:
+        return f"not identified (least objective at {value['value']:.4g})"
+    return f"{value['value']:.4g} [{value['lo']:.4g}, {value['hi']:.4g}]"
 
 
 def _kind(entry: Mapping[str, Any]) -> str:

@@ -7,8 +7,9 @@ shown with and without. It refuses to exclude a run for being better than the la
 import numpy as np
 from numpy.typing import NDArray
 
+from kleiber.studies.bootstrap import bootstrap, interval
 from kleiber.studies.fit import Fit, fit
-from kleiber.studies.law import Law
+from kleiber.studies.law import Array, Law
 from kleiber.studies.table import Table
 
 RULES = ("diverged", "undertuned")
@@ -64,12 +65,29 @@ def exclude(table: Table, law: Law, rules: tuple[str, ...] = RULES, space: str |
     return table
 
 
-def with_and_without(kept: Fit, table: Table, law: Law) -> list[dict[str, object]]:
-    """The with/without table: parameters, derived quantities and n, fitted on all usable rows and on the kept ones."""
+def with_and_without(
+    kept: Fit, table: Table, law: Law, level: float = 0.9, draws: int = 200, seed: int = 0
+) -> list[dict[str, object]]:
+    """The with/without table: parameters and derived quantities as {value, lo, hi}, on all rows and on the kept.
+
+    Bootstrap intervals, null where no residual is left to measure noise by.
+    """
     problem = kept.problem
     every = fit(law, table.inputs(law), table.target, problem.loss_fn, problem.delta, problem.space)
     rows: list[dict[str, object]] = []
     for label, found in (("with", every), ("without", kept)):
-        derived = {name: float(value[0]) for name, value in law.derive(found.values).items()}
-        rows.append({"excluded_rows": label, "n": found.problem.num_rows, **found.params, **derived})
+        points = {**found.params, **{name: float(value[0]) for name, value in law.derive(found.values).items()}}
+        spread: dict[str, Array] = {}
+        if np.isfinite(found.noise):
+            sample = bootstrap(found, draws, seed)
+            spread = {**dict(zip(law.params, sample.values.T, strict=True)), **sample.derive()}
+        row: dict[str, object] = {"excluded_rows": label, "n": found.problem.num_rows}
+        for name, value in points.items():
+            lo, hi = interval(spread[name], level) if name in spread else (None, None)
+            row[name] = {
+                "value": value,
+                "lo": None if lo is None else float(lo),
+                "hi": None if hi is None else float(hi),
+            }
+        rows.append(row)
     return rows
