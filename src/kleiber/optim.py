@@ -53,7 +53,7 @@ class AdamW:
     clip  largest global gradient norm, or None
     """
 
-    lr: float = 0.01
+    lr: float = 0.02
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     eps: float = 1e-8
