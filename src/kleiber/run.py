@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kleiber.identity import config_hash
 from kleiber.summary import Summary
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
@@ -73,7 +74,7 @@ class Chief:
             "run_id": self.summary.values.get("run_id") or hashlib.sha256(identity.encode()).hexdigest()[:12],
             "name": self.cfg.name,
             "study": None,
-            "config_hash": self.folder.name.rsplit("-", 1)[-1],
+            "config_hash": config_hash(OmegaConf.to_container(self.cfg, resolve=True))[:8],  # type: ignore[arg-type]
             "overrides": self.overrides,
             "seed": self.cfg.seed,
             "machine": {

@@ -74,7 +74,10 @@ def fit(lit: LitLM, callbacks: list[Any], plan: Plan, hardware: Any, loggers: li
     # The one number of a resumed position: Lightning counts optimizer steps of manual optimisation here.
     progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
     progress.ready = progress.completed = start
-    trainer.fit(lit, train_dataloaders=Stream(plan, seed, start, hardware.rank))
+    try:
+        trainer.fit(lit, train_dataloaders=Stream(plan, seed, start, hardware.rank))
+    except SystemExit as error:
+        raise KeyboardInterrupt from error  # which Lightning has turned into an exit
 
 
 def make_callbacks(cfg: DictConfig, plan: Plan, place: Path, folder: Path) -> list[Any]:

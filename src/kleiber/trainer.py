@@ -59,7 +59,7 @@ class Local:
 
     def prepare(self) -> None:
         """Process-wide settings: threads, TF32 for the matrix products of mixed precision, a quiet Lightning."""
-        quiet()
+        quiet(chief=self.rank == 0)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.accelerator == "gpu":
@@ -101,13 +101,17 @@ class DDP(Local):
             raise ValueError(f"trainer.devices={self.devices}: give a number of at least 1")
 
     def strategy(self) -> Any:
-        # Buffers are constants (rotary tables); broadcasting them at every forward would only cost time.
         backend = "nccl" if self.accelerator == "gpu" else "gloo"
-        return DDPStrategy(process_group_backend=backend, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
 
 
-def quiet() -> None:
-    """Silences what Lightning says about choices that are made here on purpose; anything else still shows."""
+def quiet(chief: bool) -> None:
+    """Silences what Lightning says about choices that are made here on purpose, and lets kleiber speak on rank 0."""
+    ours = logging.getLogger("kleiber")
+    if not ours.handlers:
+        ours.addHandler(logging.StreamHandler())
+    ours.setLevel(logging.INFO if chief else logging.ERROR)
+    ours.propagate = False
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

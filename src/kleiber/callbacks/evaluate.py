@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.perplexity import bits_per_byte, held_out_loss
-from kleiber.types import Samples
+from kleiber.types import HeldOut
 
 
 class Evaluate(Callback):
@@ -23,7 +23,7 @@ class Evaluate(Callback):
     """
 
     def __init__(
-        self, validation: dict[str, Samples], every: int, tokens: int | None, rows: int, likelihood: bool = True
+        self, validation: dict[str, HeldOut], every: int, tokens: int | None, rows: int, likelihood: bool = True
     ) -> None:
         self.validation, self.every, self.tokens, self.rows = validation, every, tokens, rows
         self.likelihood = likelihood
@@ -48,12 +48,16 @@ class Evaluate(Callback):
         """The metrics of the model as it is now, the same on every rank."""
         found: dict[str, float] = {}
         for domain, samples in self.validation.items():
-            batches = evaluation_batches(samples, self.rows, self.tokens, trainer.global_rank, trainer.world_size)
+            chosen = samples.first(self.tokens)
+            # Ranks that share a sum need a sample each; of fewer samples every rank scores all.
+            share = (trainer.global_rank, trainer.world_size) if len(chosen) >= trainer.world_size else (0, 1)
+            batches = evaluation_batches(chosen, self.rows, None, *share)
             with trainer.precision_plugin.val_step_context():
                 sums = held_out_loss(pl_module.model, pl_module.objective, batches, pl_module.device)
-            found[f"val/{domain}/loss"] = nats = sums.reduce().means()["ce"].item()
+            if share[1] > 1:
+                sums.reduce()
+            found[f"val/{domain}/loss"] = nats = sums.means()["ce"].item()
             if self.likelihood:
-                chosen = samples.first(self.tokens)
                 density = chosen.num_bytes / chosen.num_tokens
                 found[f"val/{domain}/bits_per_byte"] = bits_per_byte(nats, density)
         return found
