@@ -31,6 +31,8 @@ class MLM:
         self.mask, self.vocab_size = vocabulary.mask, vocabulary.vocab_size
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
+        # A row holds one token more than the context, for next-token targets; neighbouring rows share it.
+        batch = batch.map(lambda t: t[:, :-1] if t.dim() == 2 else t)
         hidden, targets = self.corrupt(batch)
         output = model(Batch(tokens=hidden, real=batch.real, segments=batch.segments, samples=batch.samples))
         chosen = targets.flatten()

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from kleiber.data.tokenizer import Bytes
+from kleiber.objectives.mlm import MLM, uniform
+from kleiber.types import Batch
+
+
+def batch(rows: int = 64, time: int = 257, start: int = 0) -> Batch:
+    return Batch(tokens=torch.randint(0, 256, (rows, time)), samples=torch.arange(start, start + rows))
+
+
+def test_eighty_ten_ten_of_fifteen_percent():
+    rows = batch(400)
+    hidden, targets = MLM(Bytes()).corrupt(rows)
+    n = targets.sum().item()
+    assert n / targets.numel() == pytest.approx(0.15, abs=0.005)
+    masked = (hidden == Bytes.mask) & targets
+    same = (hidden == rows.tokens) & targets
+    assert masked.sum().item() / n == pytest.approx(0.8, abs=0.015)
+    assert same.sum().item() / n == pytest.approx(0.1, abs=0.015)
+    assert torch.equal(hidden[~targets], rows.tokens[~targets])
+
+
+def test_masks_belong_to_the_sample_and_not_to_the_batch():
+    rows, objective = batch(8), MLM(Bytes())
+    _, whole = objective.corrupt(rows)
+    parts = [objective.corrupt(part)[1] for part in rows.split(3)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.equal(whole, MLM(Bytes(), seed=1).corrupt(rows)[1])
+    assert not torch.equal(whole, objective.corrupt(batch(8, start=8))[1])
+
+
+def test_padding_and_tokens_without_weight_are_never_targets():
+    rows = batch(16)
+    rows.real = torch.ones_like(rows.tokens, dtype=torch.bool)
+    rows.real[:, 100:] = False
+    rows.weights = torch.ones(rows.tokens.shape)
+    rows.weights[:, :50] = 0
+    _, targets = MLM(Bytes(), mask_share=0.9).corrupt(rows)
+    assert not targets[:, 100:].any() and not targets[:, :50].any() and targets[:, 50:100].any()
+
+
+def test_uniform_numbers_are_uniform_and_streams_are_independent():
+    samples = torch.arange(2000)
+    a, b = uniform(samples, 100, 3, 0).flatten(), uniform(samples, 100, 3, 1).flatten()
+    assert 0 <= a.min() and a.max() < 1
+    assert a.mean().item() == pytest.approx(0.5, abs=0.003)
+    assert a.var().item() == pytest.approx(1 / 12, abs=0.001)
+    for x, y in ((a, b), (a[:-1], a[1:]), (a[:-100], a[100:])):
+        assert abs(torch.corrcoef(torch.stack([x, y]))[0, 1].item()) < 0.01
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
+def test_a_share_outside_zero_and_one_is_refused(share):
+    with pytest.raises(ValueError, match="mask_share"):
+        MLM(Bytes(), mask_share=share)

@@ -1,0 +1,126 @@
+"""Every choice of every group composes, passes the check and trains; every leaf changes the hash, and what is built."""
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from small_run import REPOSITORY, TINY
+
+from kleiber.check import check
+from kleiber.compose import Composer, resolved
+from kleiber.identity import NOT_IDENTITY, config_hash
+
+CONF = REPOSITORY / "conf"
+NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"], "model/router/switch": ["model=moe"]}
+NEEDS |= {"model/router/topk": ["model=moe"], "model/mlp/moe": ["model=moe"]}
+NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
+ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
+ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
+CHOICES = [
+    str(path.relative_to(CONF).with_suffix("")) for path in sorted(CONF.rglob("*.yaml")) if path.name != "train.yaml"
+]
+
+
+def compose(*overrides: str) -> dict:
+    config, _ = resolved(Composer("train").compose([*TINY, "root=r", *overrides]))
+    return config
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_passes_the_check(choice):
+    group, name = choice.rsplit("/", 1)
+    if choice == "trainer/gpu":
+        pytest.skip("the check refuses a GPU that is not there")
+    plain = [
+        o for o in TINY if group != "data" or name == "text" or not o.startswith("data")
+    ]  # another data set has other keys
+    config, _ = resolved(Composer("train").compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
+    check(config)
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c not in ELSEWHERE])
+def test_every_choice_trains_a_step(launch, choice):
+    group, name = choice.rsplit("/", 1)
+    folder = launch(*NEEDS.get(choice, []), f"{group}={name}", "trainer.max_steps=1")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+
+
+def leaves(node: dict, path: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in node.items():
+        where = f"{path}.{key}" if path else str(key)
+        found |= leaves(value, where) if isinstance(value, dict) else {where: value}
+    return found
+
+
+OTHER = {  # another valid value, where doubling a number or turning a switch gives none
+    "model.width": 128, "model.mlp.hidden": 48, "budget.tokens": 4096, "budget.flops": 1e9, "budget.ratio": 1,
+    "budget.steps": 7, "batch.tokens": 1024, "batch.micro": 3, "eval.every_steps": 2, "eval.tokens": 256,
+    "data.vocab_size": 512, "data.max_bytes": 9000, "data.tokenizer": "bpe", "data.config": "default", "seed": 1,
+    "trainer.precision": 64, "trainer.max_steps": 2, "trainer.compile": True, "trainer.accelerator": "gpu",
+    "optimizer.betas": [0.8, 0.9], "schedule.warmup": 0.3, "schedule.decay": 0.9, "schedule.final": 0.5,
+    "model.mlp.k": 4, "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
+}  # fmt: skip
+NO_EFFECT = {
+    "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
+    "trainer.compile": "the same numbers, faster",
+    "trainer.deterministic": "all CPU kernels used here are deterministic already",
+    "trainer.accelerator": "needs a GPU",
+    "data.path": "another text: tests/data",
+    "data.text": "a column of a table: tests/data",
+    "data.rows": "documents or stream: tests/data",
+    "data.config": "a configuration of a data set: tests/data",
+    "data.vocab_size": "of bpe alone: tests/data",
+    "budget.flops": "test_budget.py", "budget.ratio": "test_budget.py", "budget.tokens": "test_budget.py",
+}  # fmt: skip
+CONFIG = compose("model=moe")
+
+
+def outside(leaf: str) -> bool:
+    return any(leaf == key or leaf.startswith(f"{key}.") for key in NOT_IDENTITY)
+
+
+@pytest.mark.parametrize("leaf", sorted(leaves(CONFIG)))
+def test_every_leaf_changes_the_hash_or_is_outside_it_by_name(leaf):
+    changed = OmegaConf.create(CONFIG)
+    OmegaConf.update(changed, leaf, "another", force_add=True)
+    other = OmegaConf.to_container(changed)
+    assert isinstance(other, dict)
+    assert (config_hash(other) == config_hash(CONFIG)) == outside(leaf)
+
+
+def with_effect() -> list[str]:
+    return [k for k in leaves(CONFIG) if not outside(k) and k not in NO_EFFECT and "_target_" not in k]
+
+
+def another(leaf: str) -> object:
+    value = leaves(CONFIG)[leaf]
+    if leaf in OTHER:
+        return OTHER[leaf]
+    if isinstance(value, bool):
+        return not value
+    assert isinstance(value, int | float), f"{leaf}={value!r}: give another value in OTHER, or a reason in NO_EFFECT"
+    return value * 2
+
+
+def outcome(folder: Path) -> list:
+    """All that a run computed: logged rows without times, the curve, and what the summary counts."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows]
+    (stage,) = json.loads((folder / "summary.json").read_text())["stages"]
+    return [rows, *(stage[k] for k in ("metrics", "curve", "params", "tokens", "steps", "data", "flops"))]
+
+
+@pytest.mark.slow
+def test_every_leaf_has_an_effect(launch):
+    base = ("model=moe", "callbacks.log.every=1", "trainer.max_steps=4")
+    plain = outcome(launch(*base))
+    idle = []
+    for leaf in with_effect():
+        given = another(leaf)
+        text = json.dumps(given) if isinstance(given, list) else str(given)
+        clear = ["budget.steps=null"] if leaf.startswith("budget.") and leaf != "budget.steps" else []
+        if outcome(launch(*base, f"{leaf}={text}", *clear)) == plain:
+            idle.append(leaf)
+    assert idle == []
