@@ -101,6 +101,8 @@ class DDP(Local):
             raise ValueError(f"trainer.devices={self.devices}: give a number of at least 1")
 
     def strategy(self) -> Any:
+        if self.devices == 1:  # Lightning would leave rank variables in the environment
+            return "auto"
         backend = "nccl" if self.accelerator == "gpu" else "gloo"
         return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
 
