@@ -140,7 +140,7 @@ def test_wandb_records_hold_the_run(launch):
     steps = {row["trainer/global_step"]: row for row in found["history"] if "train/loss" in row}
     assert sorted(steps) == [5, 10, 15, 20]
     assert steps[20]["train/loss"] == pytest.approx(losses(folder)[20])
-    assert any("samples" in row for row in found["history"])
+    assert any(key.startswith("samples") for row in found["history"] for key in row)
     key, value = next(iter(own["stages"][0]["metrics"].items()))
     assert found["summary"][key] == pytest.approx(value)
     assert found["summary"]["checkpoint"] == own["stages"][0]["checkpoint"]

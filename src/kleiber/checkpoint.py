@@ -57,6 +57,7 @@ def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any], confi
     final = folder / f"step-{step:08d}"
     part = folder / f"{final.name}.part-{os.getpid()}"
     try:
+        shutil.rmtree(part, ignore_errors=True)  # of a killed writer; in containers process ids come again
         part.mkdir(parents=True)
         save_model(model, str(part / "model.safetensors"))
         torch.save(state, part / "state.pt")
