@@ -62,10 +62,14 @@ class Bare(nn.Module):
 class TiedHead:
     """The head as kleiber's chunked loss wants to see it."""
 
-    multiplier, soft_cap = 1.0, None
+    multiplier: float = 1.0
+    soft_cap: float | None = None
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden @ self.weight.T
 
 
 def main() -> None:
@@ -89,7 +93,7 @@ def main() -> None:
         if a.chunked:
             from kleiber.nn.loss import cross_entropy
 
-            loss = cross_entropy(hidden, TiedHead(model.embed.weight), targets) / targets.numel()
+            loss = cross_entropy(hidden, TiedHead(model.embed.weight), targets).total / targets.numel()
         else:
             loss = F.cross_entropy((hidden @ model.embed.weight.T).flatten(0, 1), targets.flatten())
         loss.backward()

@@ -35,7 +35,7 @@ def bare(shape: dict[str, int], steps: int, variant: str) -> dict[str, float]:
 
 
 def ours(shape: dict[str, int], steps: int, model: str, extra: list[str]) -> dict[str, float]:
-    """train.py as a user starts it, less checkpoints; seconds per step by its own summary, first step excluded in both."""
+    """train.py as a user starts it, less checkpoints; seconds per step by its own summary, without the first step."""
     with tempfile.TemporaryDirectory() as root:
         command = [
             sys.executable, HERE.parent / "train.py", f"model={model}", f"root={root}", "logger=csv",

@@ -62,7 +62,7 @@ class AdamW:
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
             raise ValueError(
-                f"optimizer: lr={self.lr}, clip={self.clip} must be positive; weight_decay={self.weight_decay} at least 0"
+                f"optimizer: lr={self.lr}, clip={self.clip} must be positive, weight_decay={self.weight_decay} >= 0"
             )
 
     def build(

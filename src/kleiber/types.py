@@ -109,15 +109,6 @@ class Role:
 
 
 @runtime_checkable
-class Model(Protocol):
-    """A backbone with a head. Causal or not is its own business."""
-
-    def __call__(self, batch: Batch) -> Output: ...
-    def head(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocab"]: ...
-    def roles(self) -> dict[str, Role]: ...
-
-
-@runtime_checkable
 class Head(Protocol):
     """The output layer as a loss sees it: logits = cap(multiplier * hidden @ weight.T).
 
@@ -128,10 +119,24 @@ class Head(Protocol):
     multiplier: float
     soft_cap: float | None
 
+    def __call__(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocab"]: ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A backbone with a head. Causal or not is its own business."""
+
+    @property
+    def head(self) -> Head: ...
+    def __call__(self, batch: Batch) -> Output: ...
+    def roles(self) -> dict[str, Role]: ...
+
 
 @runtime_checkable
 class Objective(Protocol):
-    """One loss. It receives the model; it never imports one."""
+    """One loss. It receives the model; it never imports one. `likelihood`: whether its mean is that of a text."""
+
+    likelihood: bool
 
     def __call__(self, model: Any, batch: Batch) -> Loss: ...
 

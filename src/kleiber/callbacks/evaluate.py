@@ -44,7 +44,7 @@ class Evaluate(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(self.latest, step)
 
-    def score(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    def score(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:
         """The metrics of the model as it is now, the same on every rank."""
         found: dict[str, float] = {}
         for domain, samples in self.validation.items():

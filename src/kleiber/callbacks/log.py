@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 
 class Log(Callback):
@@ -19,7 +19,7 @@ class Log(Callback):
             raise ValueError(f"callbacks.log.every={every}: give a number of optimizer steps, at least 1")
         self.batch_tokens, self.every = batch_tokens, every
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         step = trainer.global_step
         if step % self.every and step != trainer.max_steps:
             return
