@@ -1,11 +1,13 @@
 # Two commands for everybody, two more for who changes things. Each creates .venv when it is missing.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Overrides for the training; the default keeps the first run to a few minutes.
+TRAIN := budget.tokens=3M
 
 .PHONY: train test test-all check
 
 train: .venv/installed
-	$(BIN)/python train.py model=moe $(ARGS)
+	$(BIN)/python train.py model=moe $(or $(ARGS),$(TRAIN))
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,0 +1,42 @@
+"""The README's commands work: each is run as it stands, with the cap of the smoke trainer behind it."""
+
+import re
+import shlex
+
+import pytest
+from small_run import REPOSITORY, TINY
+
+from kleiber.launch import main
+
+BLOCKS = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line and not line.startswith("#")]
+TRAIN = [line for line in COMMANDS if line.startswith("python train.py")]
+
+
+def test_there_are_commands_and_all_are_known():
+    assert len(TRAIN) >= 5
+    assert all(line.startswith(("python train.py", "kleiber ")) for line in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [line for line in TRAIN if " -m " not in line and "devices=2" not in line])
+def test_single_runs(command, tmp_path, cache_dir):
+    words = [w for w in shlex.split(command)[2:] if not w.startswith("data=") and w != "trainer=ddp"]
+    assert main([*TINY, *words, f"root={tmp_path}"]) == 0
+
+
+def test_a_law_from_a_table(tmp_path, monkeypatch):
+    import numpy as np
+    from typer.testing import CliRunner
+
+    from kleiber.cli import app
+
+    (line,) = [line for line in COMMANDS if line.startswith("kleiber fit")]
+    random = np.random.default_rng(0)
+    n, d = np.meshgrid([1e6, 4e6, 16e6, 64e6], [2e7, 1e8, 5e8, 2e9, 1e10])
+    loss = (1.7 + 400 / n**0.34 + 410 / d**0.28) * np.exp(0.002 * random.standard_normal(n.shape))
+    rows = [f"{a},{b},{c}" for a, b, c in zip(n.flat, d.flat, loss.flat, strict=True)]
+    (tmp_path / "runs.csv").write_text("\n".join(["params,tokens,loss", *rows]))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, shlex.split(line.replace("--bootstrap 1000", "--bootstrap 50"))[1:])
+    assert done.exit_code in (0, 3), done.output
+    assert "alpha" in done.output
