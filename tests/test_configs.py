@@ -55,7 +55,7 @@ def leaves(node: dict, path: str = "") -> dict[str, object]:
 
 
 OTHER = {  # another valid value, where doubling a number or turning a switch gives none
-    "model.width": 128, "model.mlp.hidden": 48, "budget.tokens": 4096, "budget.flops": 1e9, "budget.ratio": 1,
+    "model.width": 192, "model.mlp.hidden": 48, "budget.tokens": 4096, "budget.flops": 1e9, "budget.ratio": 1,
     "budget.steps": 7, "batch.tokens": 1024, "batch.micro": 3, "eval.every_steps": 2, "eval.tokens": 256,
     "data.vocab_size": 512, "data.max_bytes": 9000, "data.tokenizer": "bpe", "data.config": "default", "seed": 1,
     "trainer.precision": 64, "trainer.max_steps": 2, "trainer.compile": True, "trainer.accelerator": "gpu",
@@ -72,8 +72,11 @@ NO_EFFECT = {
     "data.rows": "documents or stream: tests/data",
     "data.config": "a configuration of a data set: tests/data",
     "data.vocab_size": "of bpe alone: tests/data",
+    **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice yet: a value is refused"),
+    "schedule.warmup": "of so short a run a fifth is warm-up whatever it says: test_optim.py",
     "budget.flops": "test_budget.py", "budget.ratio": "test_budget.py", "budget.tokens": "test_budget.py",
 }  # fmt: skip
+SPECIAL = ("_target_", "_partial_")  # how a node is built, not what
 CONFIG = compose("model=moe")
 
 
@@ -91,7 +94,7 @@ def test_every_leaf_changes_the_hash_or_is_outside_it_by_name(leaf):
 
 
 def with_effect() -> list[str]:
-    return [k for k in leaves(CONFIG) if not outside(k) and k not in NO_EFFECT and "_target_" not in k]
+    return [k for k in leaves(CONFIG) if not outside(k) and k not in NO_EFFECT and k.split(".")[-1] not in SPECIAL]
 
 
 def another(leaf: str) -> object:
@@ -114,7 +117,7 @@ def outcome(folder: Path) -> list:
 
 @pytest.mark.slow
 def test_every_leaf_has_an_effect(launch):
-    base = ("model=moe", "callbacks.log.every=1", "trainer.max_steps=4")
+    base = ("model=moe", "model.depth=2", "callbacks.log.every=1", "budget.steps=6")
     plain = outcome(launch(*base))
     idle = []
     for leaf in with_effect():

@@ -62,6 +62,7 @@ def test_schedules_rise_to_one_and_stay_positive(schedule, total):
 
 def test_wsd_is_flat_and_then_falls_in_a_line():
     values = [WSD(decay=0.25, warmup_steps=0, warmup=0.1)(step, 1000) for step in range(1000)]
+    assert values[98] < 1 and values[49] == pytest.approx(0.5)
     assert set(values[100:750]) == {1.0}
     falls = {round(a - b, 9) for a, b in itertools.pairwise(values[751:])}
     assert falls == {0.004}
