@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from kleiber.nn.parametrization import Site
 
@@ -27,8 +31,7 @@ class SwiGLU(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch time dim"], real: Bool[Tensor, "batch time"] | None = None
     ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up), {}
+        return self.down(gated(self.gate_up(x))), {}
 
 
 class GELU(nn.Module):
@@ -45,6 +48,32 @@ class GELU(nn.Module):
         self, x: Float[Tensor, "batch time dim"], real: Bool[Tensor, "batch time"] | None = None
     ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
         return self.down(F.gelu(self.up(x))), {}
+
+
+def gated(gate_up: Float[Tensor, "*axes twice"]) -> Float[Tensor, "*axes hidden"]:
+    """silu(gate) * up, of the two halves of the last axis."""
+    return Gated.apply(gate_up)
+
+
+class Gated(torch.autograd.Function):
+    """Its gradient is written into both halves of one tensor: autograd would make each and join copies of them."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        both = torch.empty_like(gate_up)
+        to_gate, to_up = both.chunk(2, -1)
+        torch.mul(grad, F.silu(gate), out=to_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=to_gate)
+        return both
 
 
 def gated_hidden(width: int) -> int:

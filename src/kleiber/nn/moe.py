@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from kleiber.nn.mlp import Aux, SwiGLU, gated_hidden
+from kleiber.nn.mlp import Aux, SwiGLU, gated, gated_hidden
 from kleiber.nn.parametrization import Factory, Site
 from kleiber.nn.routers import TopK
 from kleiber.types import Role, Routing
@@ -88,8 +88,8 @@ class Experts(nn.Module):
         counts = counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         rows = Spread.apply(x.to(dtype), order, inverse, self.k)
-        gate, up = grouped_mm(rows, self.gate_up.to(dtype), counts).chunk(2, -1)
-        y = grouped_mm(F.silu(gate) * up, self.down.to(dtype), counts)
+        hidden = gated(grouped_mm(rows, self.gate_up.to(dtype), counts))
+        y = grouped_mm(hidden, self.down.to(dtype), counts)
         y = Spread.apply(y, inverse, order, 1).unflatten(0, (-1, self.k))
         return (y * routing.weights.to(dtype).unsqueeze(-1)).sum(1)
 
