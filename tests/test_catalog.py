@@ -16,7 +16,14 @@ def leave(folder, status, loss=None, error=None):
         return
     metrics = {} if loss is None else {"val/docs/loss": loss, "val/docs/bits_per_byte": loss / 2}
     params = {"total": 2000, "active": 1000, "non_embedding": 500}
-    stage = {"name": "main", "params": params, "tokens": 4096, "flops": {"model": 1e9}, "metrics": metrics}
+    stage = {
+        "name": "main",
+        "parent": None,
+        "params": params,
+        "tokens": 4096,
+        "flops": {"model": 1e9},
+        "metrics": metrics,
+    }
     told = {"status": status, "error": error, "seed": 0, "overrides": ["seed=0"], "seconds": 3.5, "stages": [stage]}
     (folder / "summary.json").write_text(json.dumps(told))
 
@@ -40,6 +47,20 @@ def test_a_frame_has_one_row_a_run_with_its_metrics(study):
     table = frame(read_runs(study))
     assert list(table["run"]) == ["a", "b", "c", "d"]
     assert table.loc[0, "val/docs/loss"] == 2.5 and table.loc[0, "active"] == 1000
+
+
+def test_a_tree_has_a_row_for_each_branch_and_they_share_a_trunk(tmp_path):
+    leave(tmp_path / "a", "finished", 2.5)
+    told = json.loads((tmp_path / "a/summary.json").read_text())
+    (stage,) = told["stages"]
+    branches = [{**stage, "name": name, "parent": "trunk", "trunk": "trunk"} for name in ("1M", "2M")]
+    leave(tmp_path / "b", "killed", 2.5)
+    for run, stages in (("a", [{**stage, "name": "trunk"}, *branches]), ("b", [{**stage, "name": "trunk"}])):
+        (tmp_path / run / "summary.json").write_text(json.dumps({**told, "stages": stages}))
+    table = frame(read_runs(tmp_path))
+    assert table["run"].tolist() == ["a", "a", "b"] and table["stage"].tolist()[:2] == ["1M", "2M"]
+    assert table["trunk"].tolist() == ["a/trunk", "a/trunk", "b"]
+    assert table["loss"].tolist()[:2] == [2.5, 2.5] and table["loss"].isna()[2]
 
 
 def test_only_validation_values_of_the_kind_are_shown():

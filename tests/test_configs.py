@@ -59,7 +59,7 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "budget.steps": 7, "batch.tokens": 1024, "batch.micro": 3, "eval.every_steps": 2, "eval.tokens": 256,
     "data.vocab_size": 512, "data.max_bytes": 9000, "data.tokenizer": "bpe", "data.config": "default", "seed": 1,
     "trainer.precision": 64, "trainer.max_steps": 2, "trainer.compile": True, "trainer.accelerator": "gpu",
-    "optimizer.betas": [0.8, 0.9], "schedule.warmup": 0.3, "schedule.decay": 0.9, "schedule.final": 0.5,
+    "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
     "model.mlp.k": 4, "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
 }  # fmt: skip
 NO_EFFECT = {
@@ -73,7 +73,7 @@ NO_EFFECT = {
     "data.config": "a configuration of a data set: tests/data",
     "data.vocab_size": "of bpe alone: tests/data",
     **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice yet: a value is refused"),
-    "schedule.warmup": "of so short a run a fifth is warm-up whatever it says: test_optim.py",
+    "schedule.warmup_steps": "of so short a run a fifth is warm-up whatever it says: test_optim.py",
     "budget.flops": "test_budget.py", "budget.ratio": "test_budget.py", "budget.tokens": "test_budget.py",
 }  # fmt: skip
 SPECIAL = ("_target_", "_partial_")  # how a node is built, not what

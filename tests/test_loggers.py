@@ -16,8 +16,22 @@ def test_rows_after_the_checkpoint_and_a_cut_last_row_are_forgotten(tmp_path, lo
     unbroken.log_metrics({"train/loss": 9.0}, 3)
     with open(unbroken.path, "a") as file:
         file.write('{"step": 4, "train')
-    unbroken.cut(2)
+    unbroken.begin(None, 2)
     assert unbroken.path.read_text() == expected
+
+
+@pytest.mark.parametrize("logger", [Rows, Csv])
+def test_a_stage_that_begins_again_forgets_its_own_rows_alone(tmp_path, logger):
+    rows = logger(tmp_path)
+    for stage, steps in (("trunk", (1, 2, 3)), ("2M", (2, 3))):
+        rows.begin(stage, 0 if stage == "trunk" else 1)
+        for step in steps:
+            rows.log_metrics({"train/loss": 1.0 / step}, step)
+    whole = rows.path.read_text()
+    rows.log_metrics({"train/loss": 9.0}, 4)
+    rows.begin("2M", 3)
+    assert rows.path.read_text() == whole
+    assert "trunk" in whole and "2M" in whole
 
 
 def test_rows_are_json_objects_with_their_step(tmp_path):

@@ -61,7 +61,7 @@ def test_schedules_rise_to_one_and_stay_positive(schedule, total):
 
 
 def test_wsd_is_flat_and_then_falls_in_a_line():
-    values = [WSD(decay=0.25, warmup_steps=0, warmup=0.1)(step, 1000) for step in range(1000)]
+    values = [WSD(decay=0.25, warmup_steps=100)(step, 1000) for step in range(1000)]
     assert values[98] < 1 and values[49] == pytest.approx(0.5)
     assert set(values[100:750]) == {1.0}
     falls = {round(a - b, 9) for a, b in itertools.pairwise(values[751:])}
@@ -71,3 +71,12 @@ def test_wsd_is_flat_and_then_falls_in_a_line():
 def test_a_share_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"schedule.decay=20"):
         WSD(decay=20.0)
+
+
+@pytest.mark.parametrize("total", [10, 333, 4000])
+@pytest.mark.parametrize("decay", [0.1, 0.2, 1 / 3])
+def test_wsd_does_not_depend_on_the_total_before_its_branch_step(total, decay):
+    schedule = WSD(warmup_steps=2, decay=decay)
+    branch = schedule.branch_step(total)
+    assert all(schedule(step, total) == schedule(step, 100 * total) for step in range(branch))
+    assert schedule(branch + 1, total) < schedule(branch + 1, 100 * total)

@@ -1,6 +1,7 @@
 """The main job in one process: what it leaves, what it prints, how it ends when it goes wrong."""
 
 import json
+import time
 from pathlib import Path
 
 import jsonschema
@@ -144,6 +145,20 @@ def test_wandb_records_hold_the_run(launch):
     key, value = next(iter(own["stages"][0]["metrics"].items()))
     assert found["summary"][key] == pytest.approx(value)
     assert found["summary"]["checkpoint"] == own["stages"][0]["checkpoint"]
+
+
+def test_the_time_of_evaluation_is_no_time_of_training(launch, monkeypatch):
+    from kleiber.callbacks import evaluate
+
+    score = evaluate.held_out_loss
+
+    def slow(*arguments):
+        time.sleep(0.5)
+        return score(*arguments)
+
+    monkeypatch.setattr(evaluate, "held_out_loss", slow)
+    stage = summary(launch("eval.every_steps=2"))["stages"][0]
+    assert stage["seconds"] < 4 and stage["tokens_per_s"] > 512 * 20 / 4  # ten evaluations took five seconds
 
 
 def test_a_failed_run_is_marked_in_wandb(launch, monkeypatch):

@@ -33,10 +33,23 @@ class Run:
         return self.folder.name
 
     @property
+    def stages(self) -> list[dict[str, Any]]:
+        return self.summary.get("stages") or []
+
+    @property
     def stage(self) -> dict[str, Any]:
         """The last stage that the run wrote down, or an empty one."""
-        stages = self.summary.get("stages") or []
-        return stages[-1] if stages else {}
+        return self.stages[-1] if self.stages else {}
+
+    @property
+    def leaves(self) -> list[dict[str, Any]]:
+        """The stages that no other stage goes on from: one of an ordinary run, the branches of a trunk.
+
+        A trunk whose branches have not come yet is none: its loss is not that of a finished schedule.
+        """
+        parents = {stage["parent"] for stage in self.stages}
+        ends = [stage for stage in self.stages if stage["name"] not in parents]
+        return [stage for stage in ends if stage["parent"] or stage["name"] == "main"]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -44,9 +57,20 @@ class Run:
 
     def row(self) -> dict[str, Any]:
         """One flat row: what identifies the run, its size, its cost and every metric of its last stage."""
-        params, flops = self.stage.get("params") or {}, self.stage.get("flops") or {}
+        return self.point(self.stage)
+
+    def points(self) -> list[dict[str, Any]]:
+        """A row for each leaf; of a tree whose trunk alone is there, or of a run that failed, one row all the same."""
+        return [self.point(stage) for stage in self.leaves or [{}]]
+
+    def point(self, stage: dict[str, Any]) -> dict[str, Any]:
+        """One flat row of a stage. Branches of one trunk share their "trunk", and are no independent samples."""
+        params, flops, metrics = (stage.get(key) or {} for key in ("params", "flops", "metrics"))
+        losses = [value for key, value in metrics.items() if key.startswith("val/") and key.endswith("/loss")]
         return {
             "run": self.name,
+            "stage": stage.get("name"),
+            "trunk": f"{self.name}/{stage['trunk']}" if stage.get("trunk") else self.name,
             "status": self.status,
             "error": self.summary.get("error"),
             "seed": self.summary.get("seed"),
@@ -54,10 +78,12 @@ class Run:
             "params": params.get("total"),
             "active": params.get("active"),
             "non_embedding": params.get("non_embedding"),
-            "tokens": self.stage.get("tokens"),
+            "tokens": stage.get("tokens"),
             "flops": flops.get("model"),
+            "lr": stage.get("lr"),
             "seconds": self.summary.get("seconds"),
-            **self.metrics,
+            "loss": losses[0] if len(losses) == 1 else None,
+            **metrics,
         }
 
 
@@ -74,10 +100,10 @@ def read_run(folder: Path) -> Run:
 
 
 def frame(runs: Iterable[Run]) -> pandas.DataFrame:
-    """One row a run."""
+    """One row a leaf of a run's tree of stages: one of an ordinary run, one of each branch."""
     import pandas
 
-    return pandas.DataFrame([run.row() for run in runs])
+    return pandas.DataFrame([row for run in runs for row in run.points()])
 
 
 def counts(runs: Sequence[Run]) -> str:

@@ -52,16 +52,20 @@ class Checkpoint:
         return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
 
 
+def name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any], config_hash: str) -> Checkpoint:
     """Writes `folder/step-<step>`; raises OSError with the folder named when the disk refuses, leaving no bad file."""
-    final = folder / f"step-{step:08d}"
+    final = folder / name(step)
     part = folder / f"{final.name}.part-{os.getpid()}"
     try:
         shutil.rmtree(part, ignore_errors=True)  # of a killed writer; in containers process ids come again
         part.mkdir(parents=True)
         save_model(model, str(part / "model.safetensors"))
         torch.save(state, part / "state.pt")
-        sha256 = {name: _digest(part / name) for name in ("model.safetensors", "state.pt")}
+        sha256 = {file: _digest(part / file) for file in ("model.safetensors", "state.pt")}
         meta = {"schema": SCHEMA, "step": step, "config_hash": config_hash, "sha256": sha256}
         (part / "meta.json").write_text(json.dumps(meta, indent=1))
         for file in part.iterdir():
@@ -99,13 +103,13 @@ def read(path: Path) -> Checkpoint:
         meta = json.loads((path / "meta.json").read_text())
     except (OSError, ValueError) as error:
         raise Damaged(f"{path / 'meta.json'}: {error}") from None
-    if f"step-{meta['step']:08d}" != path.name:
+    if name(meta["step"]) != path.name:
         raise Damaged(f"{path / 'meta.json'} is of step {meta['step']}")
-    for name, expected in meta["sha256"].items():
-        if not (path / name).is_file():
-            raise Damaged(f"{path / name} is missing")
-        if _digest(path / name) != expected:
-            raise Damaged(f"{path / name} is not the file that was written: its sha256 differs")
+    for file, expected in meta["sha256"].items():
+        if not (path / file).is_file():
+            raise Damaged(f"{path / file} is missing")
+        if _digest(path / file) != expected:
+            raise Damaged(f"{path / file} is not the file that was written: its sha256 differs")
     return Checkpoint(path, meta)
 
 

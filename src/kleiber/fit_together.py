@@ -20,6 +20,7 @@ def fit_together(config: Mapping[str, Any]) -> None:
     _experts(config["model"])
     _batch(config)
     _devices(config["trainer"])
+    _stages(config)
 
 
 def argument(node: Mapping[str, Any], name: str) -> Any:
@@ -84,6 +85,13 @@ def _devices(trainer: Mapping[str, Any]) -> None:
         raise ConfigError(f"trainer.devices={devices}: write a number from 1")
     if argument(trainer, "accelerator") == "gpu" and not _has_gpu():
         raise ConfigError("trainer.accelerator=gpu, but there is no GPU here: set trainer.accelerator=cpu")
+
+
+def _stages(config: Mapping[str, Any]) -> None:
+    branches = (config["stages"] or {}).get("branches")
+    for name, value in config["budget"].items():
+        if branches and value is not None:
+            raise ConfigError(f"budget.{name}={value} and stages.branches={branches} both say how long: keep one")
 
 
 def _has_gpu() -> bool:

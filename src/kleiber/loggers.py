@@ -22,11 +22,15 @@ NOT_LATER = 1.5  # seconds that a server may take to answer before a run goes on
 
 
 class Rows(Logger):
-    """metrics.jsonl: one object a row, {"step": 10, "train/loss": 3.2, ...}; the source of every analysis."""
+    """metrics.jsonl: one object a row, {"step": 10, "train/loss": 3.2, ...}; the source of every analysis.
+
+    In a run of several stages each row names its "stage".
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.path = folder / "metrics.jsonl"
+        self.stage: str | None = None
 
     @property
     def name(self) -> str:
@@ -41,18 +45,20 @@ class Rows(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        of = {} if self.stage is None else {"stage": self.stage}
         with open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(json.dumps({**of, "step": step, **metrics}) + "\n")
 
-    def cut(self, step: int) -> None:
-        """Forgets rows after `step`, and a last row that a kill cut short."""
+    def begin(self, stage: str | None, step: int) -> None:
+        """Rows to come are of `stage`; forgets its rows after `step`, and a last row that a kill cut short."""
+        self.stage = stage
         if self.path.exists():
-            kept = [row for row in read_rows(self.path) if row["step"] <= step]
+            kept = [row for row in read_rows(self.path) if row.get("stage") != stage or row["step"] <= step]
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
 class Csv(Rows):
-    """metrics.csv: long form, step,metric,value; opens in any spreadsheet."""
+    """metrics.csv: long form, step,metric,value; opens in any spreadsheet. A stage's metrics begin with its name."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -68,13 +74,22 @@ class Csv(Rows):
         with open(self.path, "a") as file:
             if new:
                 file.write("step,metric,value\n")
-            file.writelines(f"{step},{name},{value!r}\n" for name, value in metrics.items())
+            file.writelines(f"{step},{prefixed(self.stage, name)},{value!r}\n" for name, value in metrics.items())
 
-    def cut(self, step: int) -> None:
+    def begin(self, stage: str | None, step: int) -> None:
+        self.stage = stage
         if self.path.exists():
             head, *rows = self.path.read_text().splitlines(keepends=True)
-            kept = [r for r in rows if r.endswith("\n") and int(r.split(",")[0]) <= step]
-            self.path.write_text("".join([head, *kept]))
+            self.path.write_text("".join([head, *(r for r in rows if r.endswith("\n") and self._stands(r, step))]))
+
+    def _stands(self, row: str, step: int) -> bool:
+        at, metric, _ = row.split(",")
+        return not metric.startswith(prefixed(self.stage, "")) or int(at) <= step
+
+
+def prefixed(stage: str | None, metric: str) -> str:
+    """The metric's name where rows cannot say their stage: `1M/val/docs/loss`; alone in a run of one stage."""
+    return metric if stage is None else f"{stage}/{metric}"
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -119,7 +134,19 @@ def wandb(
     )  # fmt: skip
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step")
-    return WandbLogger(experiment=run)
+
+    class Mirror(WandbLogger):
+        """Every metric of a stage under the stage's name, where a run has several: steps there begin again."""
+
+        stage: str | None = None
+
+        def begin(self, stage: str | None, step: int) -> None:
+            self.stage = stage
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            super().log_metrics({prefixed(self.stage, name): value for name, value in metrics.items()}, step)
+
+    return Mirror(experiment=run)
 
 
 def _key() -> bool:

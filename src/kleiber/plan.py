@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Plan:
     stop_step: int
     flops_per_token: float
     world_size: int
+    max_steps: int | None = None
 
     @property
     def batch_tokens(self) -> int:
@@ -54,8 +56,7 @@ def make_plan(cfg: DictConfig, hardware: Any) -> Plan:
     """Prepares the data and builds the model of a run. Raises ValueError where batch and context do not fit."""
     context: int = cfg.model.context
     corpus: Corpus = build(cfg.data).prepare(context)
-    torch.manual_seed(cfg.seed)
-    model = build(cfg.model, vocab_size=corpus.tokenizer.vocab_size)
+    model = build_model(cfg, corpus)
     parameters = count_parameters(model)
     flops = training_flops(model, context)
     rows = round(quantity(cfg.batch.tokens)) // context
@@ -77,7 +78,14 @@ def make_plan(cfg: DictConfig, hardware: Any) -> Plan:
         stop_step=min(steps, hardware.max_steps or steps),
         flops_per_token=flops,
         world_size=hardware.world_size,
+        max_steps=hardware.max_steps,
     )
+
+
+def build_model(cfg: DictConfig, corpus: Corpus) -> Any:
+    """The model as it is before any training: a function of the config and its seed."""
+    torch.manual_seed(cfg.seed)
+    return build(cfg.model, vocab_size=corpus.tokenizer.vocab_size)
 
 
 def micro_batch(asked: int | str, rows: int, context: int, model: Any, hardware: Any) -> int:
@@ -106,24 +114,37 @@ def free_memory_bytes(accelerator: str) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def describe(plan: Plan) -> str:
-    """The plan in words: parameters, FLOPs, memory, steps, time by a measured step, and the learning-rate curve."""
-    p = plan.parameters
+def describe(plan: Plan, stages: Sequence[Any]) -> str:
+    """The plan in words: parameters, FLOPs, memory, steps, time by a measured step, and the learning-rate curve.
+
+    `stages` (of `tree.Stage`) say how far training goes, and where a run of several leaves one for another.
+    """
+    p, last = plan.parameters, stages[-1]
+    plan = replace(plan, steps=last.total_steps, stop_step=last.stop_step, schedule=last.schedule)
+    trained = sum(stage.stop_step - stage.branch_step for stage in stages)
     seconds = measured_step(plan)
     state = 4 * 4 * p.total + plan.micro_batch * activation_bytes(plan.model, plan.context)
-    total_flops = plan.flops_per_token * plan.tokens
+    total_flops = plan.flops_per_token * trained * plan.batch_tokens
     unique = plan.corpus.train.num_tokens
     lines = [
         f"parameters   {p.total:,} total, {p.active:,} active, {p.non_embedding:,} outside embeddings",
         f"data         {plan.corpus.name}: {unique:,} unique training tokens, {plan.tokens / unique:.2f} epochs",
         f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
         f"{plan.tokens:,} tokens ({plan.tokens / p.active:.1f} per active parameter)",
-        f"compute      {total_flops:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; "
-        f"6ND says {6 * p.active * plan.tokens:.3g})",
+        f"compute      {total_flops:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND says "
+        f"{6 * p.active * trained * plan.batch_tokens:.3g})",
         f"memory       about {state / 2**20:,.0f} MiB for weights, gradients, optimizer and activations",
-        f"time         {seconds * 1e3:,.0f} ms a measured step, {seconds * plan.stop_step / 60:,.1f} minutes in all",
+        f"time         {seconds * 1e3:,.0f} ms a measured step, {seconds * trained / 60:,.1f} minutes in all",
         f"lr           peak {plan.optimizer.lr:g}; over the run:  {sparkline(plan)}",
     ]
+    for stage in stages if len(stages) > 1 else ():
+        origin = f"from {stage.parent}" if stage.parent else "from the start"
+        lines.append(f"stage        {stage.name}: {origin}, steps {stage.branch_step:,} to {stage.stop_step:,}")
+    if len(stages) > 1:
+        apart = sum(stage.stop_step for stage in stages if stage.parent)
+        lines.append(
+            f"saving       {1 - trained / apart:.0%}: {trained:,} steps; a run for each branch would take {apart:,}"
+        )
     return "\n".join(lines)
 
 

@@ -75,8 +75,9 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
 
 @contextlib.contextmanager
 def ends(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hands SIGTERM and Ctrl-C on, and leaves no process behind however this one is left."""
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    """Hands SIGTERM, SIGUSR1 (as SIGTERM) and Ctrl-C on, and leaves no process behind however this one is left."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(number, lambda *_: process.terminate()) for number in numbers]
     farewell = signal.SIGTERM
     try:
         yield
@@ -84,7 +85,8 @@ def ends(process: subprocess.Popen[bytes]) -> Iterator[None]:
         farewell = signal.SIGINT
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
         if process.poll() is None:
             process.send_signal(farewell)
             try:

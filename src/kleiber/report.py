@@ -19,9 +19,9 @@ def closing_table(folder: Path) -> None:
     )
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for stage in summary["stages"]:
-        for row in stage_rows(stage):
-            table.add_row(*row)
+    stages = summary["stages"]
+    for row in stage_rows(stages[-1]) if len(stages) == 1 else tree_rows(stages):
+        table.add_row(*row)
     table.add_row("folder", str(folder))
     console = Console(width=110)
     console.print(table)
@@ -36,9 +36,7 @@ def stage_rows(stage: dict) -> list[tuple[str, str]]:
     p, flops = stage["params"], stage["flops"]
     rows = []
     for key, value in stage["metrics"].items():
-        _, domain, what = key.split("/")[0], "/".join(key.split("/")[1:-1]), key.split("/")[-1]
-        unit = {"loss": "nats/token", "bits_per_byte": "bits/byte"}.get(what, what)
-        rows.append((f"validation {domain}", f"{value:.4f} {unit}"))
+        rows.append(measured(key, value))
     rows += [
         ("parameters", f"{p['total']:,} total, {p['active']:,} active, {p['non_embedding']:,} outside embeddings"),
         ("tokens", f"{stage['tokens']:,} ({stage['tokens'] / p['active']:.1f} per active parameter)"),
@@ -50,3 +48,39 @@ def stage_rows(stage: dict) -> list[tuple[str, str]]:
     rows.append(("memory", f"{stage['peak_memory_bytes'] / 2**20:,.0f} MiB peak"))
     rows.append(("checkpoint", stage["checkpoint"] or "none"))
     return rows
+
+
+def measured(key: str, value: float) -> tuple[str, str]:
+    """`val/docs/loss` and its value, in words."""
+    _, *domain, what = key.split("/")
+    unit = {"loss": "nats/token", "bits_per_byte": "bits/byte"}.get(what, what)
+    return f"validation {'/'.join(domain)}", f"{value:.4f} {unit}"
+
+
+def tree_rows(stages: list[dict]) -> list[tuple[str, str]]:
+    """One line a stage of a tree, and what sharing a trunk saved against a run for each branch."""
+    rows = []
+    for stage in stages:
+        origin = f"from {stage['parent']} at step {stage['branch_step']:,}, " if stage["parent"] else ""
+        scores = ", ".join(measured(key, value)[1] for key, value in stage["metrics"].items())
+        rows.append((stage["name"], f"{origin}{stage['tokens']:,} tokens: {scores}"))
+    own, apart = costs(stages)
+    seconds = sum(stage["seconds"] or 0 for stage in stages)
+    rows.append(
+        ("cost", f"{own:.3g} FLOPs in {seconds:,.0f} s of training; a run for each branch would take {apart:.3g}")
+    )
+    rows.append(("saving", f"{1 - own / apart:.0%}"))
+    rows.append(("checkpoints", "stages/<stage>/checkpoints"))
+    return rows
+
+
+def costs(stages: list[dict]) -> tuple[float, float]:
+    """FLOPs that the tree took, and those of a run of its own for each of its leaves."""
+    by_name = {stage["name"]: stage for stage in stages}
+    own = 0.0
+    for stage in stages:
+        parent = by_name.get(stage["parent"])
+        shared = parent["flops"]["executed"] * stage["branch_step"] / parent["steps"] if parent else 0.0
+        own += stage["flops"]["executed"] - shared
+    parents = {stage["parent"] for stage in stages}
+    return own, sum(stage["flops"]["executed"] for stage in stages if stage["name"] not in parents)

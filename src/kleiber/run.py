@@ -10,18 +10,22 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.identity import config_hash
 from kleiber.summary import Summary
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+if TYPE_CHECKING:
+    from kleiber.plan import Plan
+    from kleiber.tree import Stage
+
+DONE, FAILED, PREEMPTED, INTERRUPTED = 0, 1, 75, 130
 
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> int:
-    """Runs `cfg` in `folder`; returns the exit code: 0 finished, 1 failed or diverged, 130 interrupted.
+    """Runs `cfg` in `folder`; returns the exit code: 0 finished, 1 failed or diverged, 75 preempted, 130 interrupted.
 
     Raises ValueError for what a user can mend (bad data, a setting that does not fit), before any training.
     """
@@ -30,17 +34,34 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
 
     hardware = build(cfg.trainer)
     hardware.prepare()
+    plan = make_plan(cfg, hardware)
+    stages = lay_out(cfg, plan)
     if cfg.dry_run:
-        plan = make_plan(cfg, hardware)
         if hardware.rank == 0:
-            print(describe(plan))
+            print(describe(plan, stages))
         return DONE
     if hardware.rank != 0:
-        from kleiber.stage import run_stage
+        from kleiber.callbacks.preempt import Preempted
+        from kleiber.stage import run_tree
 
-        run_stage(cfg, make_plan(cfg, hardware), hardware, folder, loggers=[])
+        try:
+            run_tree(cfg, plan, stages, hardware, folder, [], Summary(folder).finished(), lambda _: None)
+        except Preempted:
+            return PREEMPTED
         return DONE
-    return Chief(cfg, folder, hardware, overrides or []).run()
+    return Chief(cfg, folder, hardware, overrides or []).run(plan, stages)
+
+
+def lay_out(cfg: DictConfig, plan: Plan) -> list[Stage]:
+    """The stages of the run, as the `stages` group has them. Raises ValueError where they do not fit the plan."""
+    from kleiber.build import build
+    from kleiber.tree import Single
+
+    if cfg.stages is None:
+        return Single().stages(plan)
+    if cfg.callbacks is None or cfg.callbacks.checkpoints is None:
+        raise ValueError("stages hand state over by checkpoint: callbacks.checkpoints=null leaves none, so remove it")
+    return build(cfg.stages).stages(plan)
 
 
 class Chief:
@@ -51,15 +72,12 @@ class Chief:
         self.summary = Summary(folder)
         self.loggers: list[Any] = []
 
-    def run(self) -> int:
-        from kleiber.plan import make_plan
-
-        plan = make_plan(self.cfg, self.hardware)
+    def run(self, plan: Plan, stages: list[Stage]) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.summary.start(**self.facts())
         code = FAILED
         try:
-            code = self._train(plan)
+            code = self._train(plan, stages)
         finally:
             self._finish_wandb(code)
         return code
@@ -85,20 +103,25 @@ class Chief:
             },
         }
 
-    def _train(self, plan: Any) -> int:
-        from kleiber.stage import run_stage
+    def _train(self, plan: Plan, stages: list[Stage]) -> int:
+        from kleiber.callbacks.preempt import Preempted
+        from kleiber.stage import run_tree
         from kleiber.step import Diverged
 
         try:
             self.loggers = self._make_loggers()
-            stage = run_stage(self.cfg, plan, self.hardware, self.folder, self.loggers)
-            self.summary.put_stage(stage)
+            finished = self.summary.finished()
+            run_tree(self.cfg, plan, stages, self.hardware, self.folder, self.loggers, finished, self._put)
             self.summary.update(status="finished")
-            self._mirror(stage)
+            self._mirror()
         except Diverged as error:
             self.summary.update(status="diverged", error=str(error))
             print(f"diverged at {error}; the last good checkpoint is kept in {self.folder}", file=sys.stderr)
             return FAILED
+        except Preempted as reason:
+            self.summary.update(status="preempted", error=str(reason))
+            print(f"preempted by {reason}; the same command continues {self.folder}", file=sys.stderr)
+            return PREEMPTED
         except KeyboardInterrupt:
             self.summary.update(status="killed", error="interrupted (Ctrl-C)")
             print(f"interrupted; the same command continues {self.folder}", file=sys.stderr)
@@ -127,10 +150,20 @@ class Chief:
         chosen = [build(node, **available) for node in (self.cfg.logger or {}).values()]
         return [Rows(self.folder), *(logger for logger in chosen if logger is not None)]
 
-    def _mirror(self, stage: dict[str, Any]) -> None:
+    def _put(self, stage: dict[str, Any]) -> None:
+        from kleiber.loggers import prefixed
+        from kleiber.tree import ONLY
+
+        self.summary.put_stage(stage)
+        name = None if stage["name"] == ONLY else stage["name"]
         for run in self._wandb_runs():
-            run.summary.update({"status": "finished", **stage["metrics"], "checkpoint": stage["checkpoint"]})
-            run.summary.update({f"params/{name}": count for name, count in stage["params"].items()})
+            run.summary.update({prefixed(name, key): value for key, value in stage["metrics"].items()})
+
+    def _mirror(self) -> None:
+        last = self.summary.values["stages"][-1]
+        for run in self._wandb_runs():
+            run.summary.update({"status": "finished", "checkpoint": last["checkpoint"]})
+            run.summary.update({f"params/{name}": count for name, count in last["params"].items()})
 
     def _wandb_runs(self) -> list[Any]:
         from lightning.pytorch.loggers import WandbLogger

@@ -1,9 +1,13 @@
-"""Fits one stage of a run with a Trainer built afresh, from its newest good checkpoint where there is one."""
+"""Runs the stages of a tree, each with a Trainer built afresh, from its newest good checkpoint or its parent's.
+
+State passes between stages by checkpoint path, never as a live object: so a killed run resumes in any of them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,14 @@ from omegaconf import DictConfig
 from kleiber import checkpoint
 from kleiber.budget import quantity
 from kleiber.build import build
-from kleiber.callbacks.checkpoints import restore_callbacks
+from kleiber.callbacks.checkpoints import Checkpoints, restore_callbacks
 from kleiber.callbacks.evaluate import Evaluate
+from kleiber.callbacks.preempt import Preempt
 from kleiber.callbacks.throughput import Throughput, peak_flops, peak_memory_bytes
 from kleiber.data.sampler import stream
 from kleiber.lit import LitLM
-from kleiber.plan import Plan
+from kleiber.plan import Plan, build_model
+from kleiber.tree import Stage, branch_steps
 
 
 class Stream:
@@ -31,25 +37,65 @@ class Stream:
         return stream(*self.arguments)
 
 
+def run_tree(
+    cfg: DictConfig,
+    base: Plan,
+    stages: list[Stage],
+    hardware: Any,
+    folder: Path,
+    loggers: list[Any],
+    finished: Container[str],
+    put: Callable[[dict[str, Any]], None],
+) -> None:
+    """Runs the stages that are not `finished`, parents first, and hands each one's record to `put`."""
+    model = base.model  # built for the plan; every further stage gets one of its own
+    for number, stage in enumerate(stages, start=1):
+        if stage.name in finished:
+            continue
+        if hardware.rank == 0 and len(stages) > 1:
+            origin = f" from {stage.parent} at step {stage.branch_step:,}" if stage.parent else ""
+            print(f"stage {number} of {len(stages)}: {stage.name}{origin}", file=sys.stderr)
+        plan = stage.plan(base, build_model(cfg, base.corpus) if model is None else model)
+        model = None
+        put(run_stage(cfg, plan, stage, stages, hardware, folder, loggers))
+        if hardware.rank == 0 and stage.parent is not None and cfg.callbacks.checkpoints is not None:
+            forget_branch(folder, stage, stages[number:], cfg.callbacks.checkpoints.keep)
+
+
+def checkpoints_of(folder: Path, name: str) -> Path:
+    return folder / "stages" / name / "checkpoints"
+
+
+def forget_branch(folder: Path, done: Stage, still_open: list[Stage], keep: int) -> None:
+    """Removes the parent's checkpoints that only finished children needed."""
+    assert done.parent is not None
+    place = checkpoints_of(folder, done.parent)
+    checkpoint.tidy(place, keep, [place / checkpoint.name(step) for step in branch_steps(still_open, done.parent)])
+
+
 def run_stage(
-    cfg: DictConfig, plan: Plan, hardware: Any, folder: Path, loggers: list[Any], name: str = "main"
+    cfg: DictConfig, plan: Plan, stage: Stage, stages: list[Stage], hardware: Any, folder: Path, loggers: list[Any]
 ) -> dict[str, Any]:
-    """Trains to the plan's last step, evaluates, and returns the stage's entry of summary.json."""
-    place = folder / "stages" / name / "checkpoints"
+    """Trains to the stage's last step, evaluates, and returns the stage's entry of summary.json."""
+    place = checkpoints_of(folder, stage.name)
+    callbacks = make_callbacks(cfg, plan, place, folder, branch_steps(stages, stage.name))
     found, complaints = checkpoint.latest(place)
-    state = found.load_state() if found else None
-    callbacks = make_callbacks(cfg, plan, place, folder)
+    resumed = found is not None
+    if found is None and stage.parent is not None:
+        found = checkpoint.read(checkpoints_of(folder, stage.parent) / checkpoint.name(stage.branch_step))
+    start = found.step if found else 0
     if hardware.rank == 0:
         for complaint in complaints:
             print(f"damaged checkpoint passed over: {complaint}", file=sys.stderr)
+        if found and resumed:
+            print(f"resuming at step {start:,} from {found.path}", file=sys.stderr)
         for logger in loggers:
-            if hasattr(logger, "cut"):
-                logger.cut(found.step if found else 0)
+            if hasattr(logger, "begin"):
+                logger.begin(stage.name if len(stages) > 1 else None, start)
+    state = found.load_state() if found else None
     if found and state:
         found.load_model(plan.model)
-        restore_callbacks(callbacks, state["callbacks"])
-        if hardware.rank == 0:
-            print(f"resuming at step {found.step:,} from {found.path}", file=sys.stderr)
+        restore_callbacks(callbacks, state["callbacks"], own=resumed)
     lit = LitLM(
         plan.model,
         plan.objective,
@@ -62,8 +108,8 @@ def run_stage(
     )
     if hardware.compile:
         lit.model.compile()
-    fit(lit, callbacks, plan, hardware, loggers, cfg.seed, start=found.step if found else 0)
-    return record(cfg, plan, lit, callbacks, place, folder, name)
+    fit(lit, callbacks, plan, hardware, loggers, cfg.seed, start)
+    return record(cfg, plan, stage, lit, callbacks, place, folder)
 
 
 def fit(lit: LitLM, callbacks: list[Any], plan: Plan, hardware: Any, loggers: list[Any], seed: int, start: int) -> None:
@@ -80,23 +126,29 @@ def fit(lit: LitLM, callbacks: list[Any], plan: Plan, hardware: Any, loggers: li
         raise KeyboardInterrupt from error  # which Lightning has turned into an exit
 
 
-def make_callbacks(cfg: DictConfig, plan: Plan, place: Path, folder: Path) -> list[Any]:
-    """The configured callbacks, with evaluation first, so that a checkpoint holds the score of its own step."""
+def make_callbacks(cfg: DictConfig, plan: Plan, place: Path, folder: Path, branches: list[int]) -> list[Any]:
+    """The configured callbacks in the order in which a step's end concerns them.
+
+    The clock stops before evaluation begins, and a checkpoint holds the score of its own step.
+    """
     tokens = None if cfg.eval.tokens is None else round(quantity(cfg.eval.tokens))
     every = cfg.eval.every_steps or max(1, plan.steps // 4)
     evaluate = Evaluate(plan.corpus.validation, every, tokens, max(1, plan.rows), plan.objective.likelihood)
     available = {
         "batch_tokens": plan.batch_tokens,
+        "branch_steps": branches,
         "corpus": plan.corpus,
         "config_hash": folder.name.rsplit("-", 1)[-1],
     }
     nodes = {key: node for key, node in cfg.callbacks.items() if node is not None}
     built = [build(node, **available, folder=place if key == "checkpoints" else folder) for key, node in nodes.items()]
-    return [evaluate, *built]
+    writer = next((c for c in built if isinstance(c, Checkpoints)), None)
+    clocks = [c for c in built if isinstance(c, Throughput)]
+    return [*clocks, evaluate, *(c for c in built if c not in clocks), Preempt(writer)]
 
 
 def record(
-    cfg: DictConfig, plan: Plan, lit: LitLM, callbacks: list[Any], place: Path, folder: Path, name: str
+    cfg: DictConfig, plan: Plan, stage: Stage, lit: LitLM, callbacks: list[Any], place: Path, folder: Path
 ) -> dict[str, Any]:
     """The stage's entry of summary.json."""
     clock = next((c for c in callbacks if isinstance(c, Throughput)), None)
@@ -107,7 +159,8 @@ def record(
     corpus, tokens = plan.corpus, plan.tokens
     last = checkpoint.steps(place)
     return {
-        "name": name, "parent": None, "branch_step": None, "trunk": None, "status": "finished",
+        "name": stage.name, "parent": stage.parent, "trunk": stage.parent, "status": "finished",
+        "branch_step": stage.branch_step if stage.parent else None,
         "objective": type(plan.objective).__name__.lower(),
         "data": {
             "name": corpus.name, "config": corpus.config, "hash": corpus.hash, "tokenizer_hash": corpus.tokenizer.hash,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,36 @@ from kleiber import checkpoint
 class Checkpoints(Callback):
     """Every `every` optimizer steps (None: ten times a run, at least every 1000 steps; 0: only after the last step).
 
+    Also at the `branch_steps` where children of the stage begin, and those are kept beside the newest `keep`.
+
     A write that fails for want of space ends the run with status failed; the checkpoint before stays good.
     """
 
-    def __init__(self, folder: Path, config_hash: str, every: int | None = None, keep: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config_hash: str,
+        every: int | None = None,
+        keep: int = 2,
+        branch_steps: Sequence[int] = (),
+    ) -> None:
         if keep < 1 or (every is not None and every < 0):
             raise ValueError(f"callbacks.checkpoints: keep={keep} must be at least 1, every={every} at least 0 or null")
         self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
+        self.branch_steps = frozenset(branch_steps)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.every is None:
             self.every = max(1, min(1000, trainer.max_steps // 10))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        if step == trainer.max_steps or (self.every and step % self.every == 0):
+        if self.due(trainer):
             self.save(trainer, pl_module)
+
+    def due(self, trainer: Trainer) -> bool:
+        """Whether a checkpoint is written after the step that has just been made."""
+        step = trainer.global_step
+        return step == trainer.max_steps or step in self.branch_steps or bool(self.every and step % self.every == 0)
 
     def save(self, trainer: Trainer, pl_module: Any) -> None:
         """Writes the state after the latest step: rank 0 writes, the others wait for it."""
@@ -40,13 +55,13 @@ class Checkpoints(Callback):
                 "callbacks": {c.state_key: s for c in trainer.callbacks if (s := c.state_dict())},  # type: ignore[attr-defined]
             }
             checkpoint.save(self.folder, trainer.global_step, pl_module.model, state, self.config_hash)
-            checkpoint.tidy(self.folder, self.keep)
+            checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(s) for s in self.branch_steps])
         if torch.distributed.is_initialized():
             trainer.strategy.barrier()
 
 
-def restore_callbacks(callbacks: list[Callback], state: dict[str, Any]) -> None:
-    """Hands each callback the state that it saved."""
+def restore_callbacks(callbacks: list[Callback], state: dict[str, Any], own: bool = True) -> None:
+    """Hands each callback the state that it saved; one that counts for a stage alone leaves out that of a parent."""
     for callback in callbacks:
-        if callback.state_key in state:
+        if callback.state_key in state and (own or not getattr(callback, "of_one_stage", False)):
             callback.load_state_dict(state[callback.state_key])

@@ -11,10 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Throughput(Callback):
-    """Logs, every `every` steps, speed/tokens_per_s and speed/seconds (training only, cumulative over resumes).
+    """Logs, every `every` steps, speed/tokens_per_s and speed/seconds (training only, of this stage, over its resumes).
 
     The first step of a process is left out of the speed (it pays for allocation and compilation), not of the seconds.
     """
+
+    of_one_stage = True
 
     def __init__(self, batch_tokens: int, every: int = 10) -> None:
         self.batch_tokens, self.every = batch_tokens, every

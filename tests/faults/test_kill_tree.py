@@ -1,0 +1,36 @@
+"""SIGKILL in a tree of stages: in the trunk, in a branch, between two, and the end is that of the unbroken tree."""
+
+import json
+import signal
+from pathlib import Path
+
+STAGES = ("trunk", "5120", "10240", "15360")
+TREE = ["stages=trunk_and_cooldowns", "stages.branches=[5120,10240,15360]", "trainer.max_steps=30"]
+TREE += ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "eval.every_steps=7"]
+KILLS = [
+    ("kleiber.lit.accumulate", 11),  # in the trunk
+    ("kleiber.checkpoint._commit", 4),
+    ("kleiber.callbacks.evaluate.held_out_loss", 3),
+    ("kleiber.stage.forget_branch", 1),  # between stages
+    ("kleiber.lit.accumulate", 2),  # in a branch, before its first checkpoint
+    ("kleiber.checkpoint._sync", 3),
+]
+
+
+def test_a_tree_killed_in_trunk_branch_and_between_ends_bit_identical(child, tmp_path):
+    assert child(*TREE, root="unbroken") == 0
+    for at in KILLS:
+        assert child(*TREE, root="killed", at=at) == -signal.SIGKILL, at
+    assert child(*TREE, root="killed") == 0
+    assert facts(tmp_path / "killed") == facts(tmp_path / "unbroken")
+
+
+def facts(root: Path) -> tuple[list[str], list[dict], list[dict]]:
+    """Digests of each stage's last weights, logged rows without times, and what the summary measured."""
+    (folder,) = root.glob("*/*")
+    last = [max((folder / "stages" / stage / "checkpoints").glob("step-*")) for stage in STAGES]
+    digests = [json.loads((path / "meta.json").read_text())["sha256"]["model.safetensors"] for path in last]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows]
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    return digests, rows, [{k: stage[k] for k in ("name", "metrics", "curve", "tokens")} for stage in stages]

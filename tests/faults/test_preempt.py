@@ -1,0 +1,59 @@
+"""SIGTERM and SIGUSR1 save, say so, and leave with 75; the same command continues. FAULTS 9, 10, 11."""
+
+import json
+import os
+import signal
+
+import pytest
+from test_kill import STEPS, facts
+
+from kleiber.step import accumulate
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """Sends this process a signal in its n-th step."""
+
+    def at(step: int, number: signal.Signals) -> None:
+        calls = []
+
+        def asks(*arguments):
+            calls.append(1)
+            if len(calls) == step:
+                os.kill(os.getpid(), number)
+            return accumulate(*arguments)
+
+        monkeypatch.setattr("kleiber.lit.accumulate", asks)
+
+    return at
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_same_command_ends_bit_identical(launch, signalled, tmp_path, capsys, number):
+    launch(*STEPS, root="unbroken")
+    before = signal.getsignal(number)
+    signalled(11, number)
+    folder = launch(*STEPS, root="killed", code=75)
+    assert signal.getsignal(number) == before
+    found = json.loads((folder / "summary.json").read_text())
+    assert found["status"] == "preempted" and f"{number.name} at step 11" in found["error"]
+    assert (folder / "stages/main/checkpoints/step-00000011/meta.json").is_file()
+    assert f"preempted by {number.name}" in capsys.readouterr().err
+    launch(*STEPS, root="killed")
+    assert "resuming at step 11" in capsys.readouterr().err
+    assert facts(tmp_path / "killed") == facts(tmp_path / "unbroken")
+
+
+def test_a_signal_in_the_last_step_interrupts_nothing(launch, signalled):
+    signalled(20, signal.SIGTERM)
+    folder = launch()
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+
+
+def test_wandb_is_told_of_the_preemption(launch, signalled):
+    from wandb_records import read
+
+    signalled(5, signal.SIGTERM)
+    folder = launch("logger=wandb", "logger.wandb.mode=offline", code=75)
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    assert read(path)["exit_code"] == 75

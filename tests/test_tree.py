@@ -1,0 +1,113 @@
+"""A trunk and its cooldowns: each branch is the run of that many tokens, bit by bit."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import kleiber
+from kleiber.optim import WSD, Constant, Cosine
+from kleiber.tree import TrunkAndCooldowns, label
+
+SCHEMA = json.loads((Path(kleiber.__file__).parent / "summary.schema.json").read_text())
+TREE = ["stages=trunk_and_cooldowns", "stages.branches=[5120,10240,15360]", "trainer.max_steps=30"]
+OFTEN = ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "eval.every_steps=7"]
+
+
+def weights(folder: Path, stage: str) -> str:
+    """Digest of the last weights of a stage."""
+    last = max((folder / "stages" / stage / "checkpoints").glob("step-*"))
+    return json.loads((last / "meta.json").read_text())["sha256"]["model.safetensors"]
+
+
+def rows(folder: Path) -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in found]
+
+
+def summary(folder: Path) -> dict:
+    found = json.loads((folder / "summary.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    return found
+
+
+@pytest.fixture
+def tree(launch) -> Path:
+    return launch(*TREE, *OFTEN, root="tree")
+
+
+@pytest.mark.parametrize(("branch", "steps"), [("5120", 10), ("15360", 30)])
+def test_a_branch_is_the_uninterrupted_run(launch, tree, branch, steps):
+    alone = launch(f"budget.steps={steps}", "schedule.warmup_steps=2", "trainer.max_steps=30", *OFTEN, root="alone")
+    assert weights(tree, branch) == weights(alone, "main")
+    stage = next(s for s in summary(tree)["stages"] if s["name"] == branch)
+    assert stage["metrics"] == summary(alone)["stages"][0]["metrics"]
+    assert stage["tokens"] == 512 * steps == summary(alone)["stages"][0]["tokens"]
+    after = [row for row in rows(tree) if row["stage"] == branch]
+    expected = [row for row in rows(alone) if row["step"] > stage["branch_step"]]
+    assert [{k: v for k, v in row.items() if k != "stage"} for row in after] == expected
+
+
+def test_the_summary_names_trunk_parent_and_branch_step(tree, capsys):
+    stages = summary(tree)["stages"]
+    assert [s["name"] for s in stages] == ["trunk", "5120", "10240", "15360"]
+    assert [s["parent"] for s in stages] == [None, "trunk", "trunk", "trunk"]
+    assert [s["trunk"] for s in stages] == [None, "trunk", "trunk", "trunk"]
+    assert [s["branch_step"] for s in stages] == [None, 8, 16, 24]
+    assert [s["steps"] for s in stages] == [24, 10, 20, 30]
+    kept = {path.name for path in (tree / "stages/trunk/checkpoints").iterdir()}
+    assert "step-00000024" in kept and "step-00000008" not in kept  # its child is finished
+
+
+def test_the_table_tells_what_sharing_the_trunk_saved(launch, capsys):
+    launch(*TREE, root="tree")
+    out = capsys.readouterr().out
+    assert "40%" in out  # 24 + 2 + 4 + 6 = 36 steps, and 10 + 20 + 30 = 60 apart
+    assert "from trunk at step 16" in out
+
+
+class Plan:
+    """What a tree asks of a plan."""
+
+    batch_tokens, max_steps = 1000, None
+
+    def __init__(self, schedule, max_steps=None):
+        self.schedule, self.max_steps = schedule, max_steps
+
+
+def test_all_branches_share_the_warm_up_of_the_shortest():
+    stages = TrunkAndCooldowns(["1M", "20k"]).stages(Plan(WSD(warmup_steps=100)))
+    assert [stage.name for stage in stages] == ["trunk", "20k", "1M"]
+    assert {stage.schedule.warmup_steps for stage in stages} == {4}
+
+
+def test_a_cap_on_steps_shrinks_the_whole_tree():
+    stages = TrunkAndCooldowns(["1M", "2M", "4M"]).stages(Plan(WSD(), max_steps=20))
+    assert [(stage.name, stage.stop_step) for stage in stages] == [("trunk", 16), ("1M", 5), ("2M", 10), ("4M", 20)]
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Constant()])
+def test_a_schedule_without_a_place_to_leave_is_refused(schedule):
+    with pytest.raises(ValueError, match="set schedule=wsd"):
+        TrunkAndCooldowns(["1M"]).stages(Plan(schedule))
+
+
+@pytest.mark.parametrize("branches", [[], ["1M", 1e6], ["1M", "x"]])
+def test_branches_that_are_none_twice_or_no_number_are_refused(branches):
+    with pytest.raises(ValueError, match=r"branches|not a quantity"):
+        TrunkAndCooldowns(branches)
+
+
+def test_a_budget_beside_branches_is_refused_with_both_names(launch, capsys):
+    from small_run import TINY
+
+    from kleiber.launch import main
+
+    assert main([*TINY, "stages=trunk_and_cooldowns", "budget.tokens=1M"]) == 2
+    told = capsys.readouterr().err
+    assert "budget.tokens" in told and "stages.branches" in told
+
+
+def test_branches_are_called_as_they_were_written():
+    assert [label(tokens) for tokens in ("1M", 2_000_000, 512, 2.5e6)] == ["1M", "2M", "512", "2.5M"]
