@@ -41,7 +41,7 @@ REFUSED = [
     ("model.vocab_size=3", ["model.vocab_size", "supplies"]),
     ("budget.tokens=20Q", ["budget.tokens", "20M"]),
     ("budget=3", ["budget", "tokens"]),
-    ("eval.every_steps=0", ["eval.every_steps=0"]),
+    ("eval.every_steps=-1", ["eval.every_steps=-1"]),
     ("batch.micro=0", ["batch.micro=0"]),
     ("batch.tokens=4000", ["batch.tokens=4000", "model.context=256"]),
     ("model.num_heads=3", ["model.num_heads=3", "width"]),

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from wandb_records import read
 
 OPTIONS = [
     "trainer=ddp", "trainer.precision=64", "model.depth=1", "model.context=64", "data.max_bytes=20000",
@@ -20,7 +22,8 @@ def rows(folder: Path) -> list[dict]:
 @pytest.mark.parametrize("model", ["gpt", "moe"])
 def test_two_ranks_give_the_numbers_of_one_process(launch, process, tmp_path, model):
     alone = launch(f"model={model}", *OPTIONS, "trainer.devices=1", root="alone")
-    pair = process(f"model={model}", *OPTIONS, "trainer.devices=2", root="pair")
+    mirror = ["logger=wandb", "logger.wandb.mode=offline"]
+    pair = process(f"model={model}", *OPTIONS, "trainer.devices=2", *mirror, root="pair")
     out, err = pair.communicate(timeout=150)
     assert pair.returncode == 0, err
     (folder,) = (tmp_path / "pair").glob("*/*")
@@ -34,3 +37,31 @@ def test_two_ranks_give_the_numbers_of_one_process(launch, process, tmp_path, mo
         assert two == pytest.approx(one, abs=1e-9)
     validation = json.loads((alone / "summary.json").read_text())["stages"][0]["metrics"]
     assert summary["stages"][0]["metrics"] == pytest.approx(validation, abs=1e-9)
+    (record,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    mirrored = read(record)
+    assert mirrored["exit_code"] == 0 and mirrored["run"]["id"] == summary["run_id"]
+    losses = [row["train/loss"] for row in mirrored["history"] if "train/loss" in row]
+    assert losses == pytest.approx([row["train/loss"] for row in expected if "train/loss" in row], abs=1e-9)
+
+
+@pytest.mark.process
+def test_a_run_goes_on_with_another_number_of_ranks(launch, process, tmp_path, monkeypatch):
+    """FAULTS 45: the position is the number of optimizer steps, and the order of samples knows no ranks."""
+    alone = launch(*OPTIONS, "trainer.devices=1", root="alone")
+    save, calls = torch.save, []
+
+    def interrupted(*arguments, **keywords):
+        save(*arguments, **keywords)
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", interrupted)
+        launch(*OPTIONS, "trainer.devices=1", root="pair", code=130)
+    pair = process(*OPTIONS, "trainer.devices=2", root="pair")
+    _, err = pair.communicate(timeout=150)
+    assert pair.returncode == 0 and "resuming at step" in err, err
+    (folder,) = (tmp_path / "pair").glob("*/*")
+    for one, two in zip(rows(alone), rows(folder), strict=True):
+        assert two == pytest.approx(one, abs=1e-9)

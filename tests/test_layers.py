@@ -14,7 +14,7 @@ FLOORS = {
     2: ["models"],
     3: ["objectives", "data", "evals"],
     4: ["optim", "step", "checkpoint", "callbacks", "lit", "loggers", "trainer"],
-    5: ["plan", "stage", "report", "identity", "folder", "console", "settle", "fit_together", "check"],
+    5: ["plan", "tree", "stage", "report", "identity", "folder", "console", "settle", "fit_together", "check"],
     6: ["run", "compose", "usage", "cell", "ranks", "pool", "preload", "sweep", "launch", "catalog", "studies", "cli"],
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -140,3 +140,22 @@ def test_a_job_of_two_ranks_is_one_run_with_the_losses_of_one_process(tmp_path):
     assert losses[0].keys() == losses[1].keys()
     for key, value in losses[0].items():
         assert losses[1][key] == pytest.approx(value, rel=1e-4)
+
+
+def test_a_design_is_multiplied_by_the_sweep_and_yields_to_its_keys(seeds, tmp_path):
+    design = ["design=grid", "design.widths=[32,64]", "design.seeds=1"]
+    assert main([*SWEEP, *design, "budget.steps=3,4"]) == 0
+    found = {tuple(run.summary["name"] for run in read_runs(tmp_path / "root" / "first"))}
+    assert found == {("first",) * 4}
+    assert seeds == [0] * 4
+    seeds.clear()
+    assert main([*SWEEP, *design, "seed=2,3", "budget.steps=5"]) == 0
+    assert seeds == [2, 3, 2, 3]
+
+
+def test_a_study_sweeps_by_itself_and_is_analysed_at_the_end(seeds, tmp_path, monkeypatch):
+    analysed = []
+    monkeypatch.setattr("kleiber.sweep.report", analysed.append)
+    assert main(["study=scaling", "launcher=basic", "design.widths=[32,64]", "design.seeds=1"]) == 0
+    assert seeds == [0, 0]
+    assert analysed == [tmp_path / "root" / "scaling"]

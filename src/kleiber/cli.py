@@ -45,11 +45,11 @@ def runs(
 
 
 def register_studies() -> None:
-    """Adds `fit` and `predict`, which live with the laws."""
+    """Adds `fit`, `predict` and `report`, which live with the laws."""
     if importlib.util.find_spec("kleiber.studies.command") is None:
         return
     command = importlib.import_module("kleiber.studies.command")
-    for name in ("fit", "predict"):
+    for name in ("fit", "predict", "report"):
         app.command(name)(getattr(command, name))
 
 

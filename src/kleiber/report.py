@@ -20,7 +20,7 @@ def closing_table(folder: Path) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     stages = summary["stages"]
-    for row in stage_rows(stages[-1]) if len(stages) == 1 else tree_rows(stages):
+    for row in tree_rows(stages) if len(stages) > 1 else [row for stage in stages for row in stage_rows(stage)]:
         table.add_row(*row)
     table.add_row("folder", str(folder))
     console = Console(width=110)

@@ -31,14 +31,14 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """When to validate, and on how much: `every_steps` None means at the end of a stage only."""
+    """When to validate, and on how much: `every_steps` None means four times a stage, 0 after its last step only."""
 
     every_steps: int | None = None
     tokens: int | float | str | None = "1M"
 
     def __post_init__(self) -> None:
-        if self.every_steps is not None and self.every_steps < 1:
-            raise ValueError(f"eval.every_steps={self.every_steps}: write null, or a number of steps from 1")
+        if self.every_steps is not None and self.every_steps < 0:
+            raise ValueError(f"eval.every_steps={self.every_steps}: write null, 0, or a number of steps from 1")
         if self.tokens is not None:
             quantity(self.tokens)
 

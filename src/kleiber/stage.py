@@ -132,7 +132,7 @@ def make_callbacks(cfg: DictConfig, plan: Plan, place: Path, folder: Path, branc
     The clock stops before evaluation begins, and a checkpoint holds the score of its own step.
     """
     tokens = None if cfg.eval.tokens is None else round(quantity(cfg.eval.tokens))
-    every = cfg.eval.every_steps or max(1, plan.steps // 4)
+    every = max(1, plan.steps // 4) if cfg.eval.every_steps is None else cfg.eval.every_steps
     evaluate = Evaluate(plan.corpus.validation, every, tokens, max(1, plan.rows), plan.objective.likelihood)
     available = {
         "batch_tokens": plan.batch_tokens,

@@ -110,6 +110,7 @@ class Sweep:
     def __init__(self, composer: Any) -> None:
         self.composer = composer
         self.codes: list[int] = []
+        self.studied: Path | None = None
 
     def start(self, overrides: list[str]) -> int:
         """Runs the sweep and returns 0, or 4 when some cells have failed."""
@@ -120,6 +121,8 @@ class Sweep:
                 "-m under torchrun: start the sweep without it; cells of several devices get ranks of their own"
             )
         self.composer.multirun(overrides, self)
+        if self.studied is not None:
+            report(self.studied)
         if any(self.codes):
             print(f"{sum(map(bool, self.codes))} of {len(self.codes)} cells failed; their log.txt says why")
         return PARTLY_FAILED if any(self.codes) else 0
@@ -130,6 +133,7 @@ class Sweep:
     def run(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
         """Exit codes of the cells, in order. All are composed and checked before one runs."""
         first = self._cell(overrides[0], compose)
+        self.studied = first.folder.parent if first.config["study"] and not first.config["dry_run"] else None
         launcher: Launcher = instantiate(first.config["launcher"])
         dry = first.config["dry_run"]
         if isinstance(launcher, Process) and not dry:
@@ -179,3 +183,10 @@ def unique(cells: Sequence[Cell]) -> dict[Path, Cell]:
             print(f"the same run twice: {' '.join(one.overrides)} is {' '.join(found[one.folder].overrides)}")
         found.setdefault(one.folder, one)
     return found
+
+
+def report(folder: Path) -> None:
+    """The analysis of a study, over what is finished; without the extra it says how to have it."""
+    from kleiber.cli import main
+
+    main(["report", str(folder)])

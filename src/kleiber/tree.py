@@ -69,8 +69,8 @@ class TrunkAndCooldowns:
         if not hasattr(plan.schedule, "branch_step"):
             kind = type(plan.schedule).__name__.lower()
             raise ValueError(
-                f"stages=trunk_and_cooldowns has nowhere to leave schedule={kind}, whose rates all depend on the horizon "
-                "or never fall: set schedule=wsd"
+                f"stages=trunk_and_cooldowns has nowhere to leave schedule={kind}, whose rates all depend on the "
+                "horizon or never fall: set schedule=wsd"
             )
         totals = {name: max(2, round(tokens / plan.batch_tokens)) for name, tokens in self.branches}
         if plan.max_steps is not None and max(totals.values()) > plan.max_steps:  # the whole tree, in small

@@ -12,7 +12,7 @@ from kleiber.types import HeldOut
 
 
 class Evaluate(Callback):
-    """Every `every` optimizer steps and after the last one, for each domain d: val/<d>/loss (nats per token) and, for
+    """Every `every` optimizer steps (0: never else) and after the last one, for each domain d: val/<d>/loss (nats per token) and, for
     likelihoods of text, val/<d>/bits_per_byte.
 
     tokens     targets scored per domain, the same ones every time; None for all
@@ -38,7 +38,7 @@ class Evaluate(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
-        if step % self.every == 0 or step == trainer.max_steps:
+        if step == trainer.max_steps or (self.every and step % self.every == 0):
             self.latest = self.score(trainer, pl_module)
             self.curve.append({"step": step, **self.latest})
             for logger in trainer.loggers:

@@ -1,4 +1,4 @@
-"""`kleiber fit` and `kleiber predict`: read the command line, call the analysis, print a table, choose the exit code.
+"""`kleiber fit`, `predict` and `report`: read the command line, call the analysis, print a table, choose the exit code.
 
 Exit codes: 0 done, 2 bad input, 3 fitted but not identified. It computes nothing itself and refuses to print a number
 without an interval or the words "not identified". numpy is imported when a command runs, not when it is listed.
@@ -88,6 +88,24 @@ def predict(
     except ValueError as error:
         _refuse(error)
     typer.echo(_prediction(answer, entry["level"]))
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder of a study or of a sweep")],
+    out: Annotated[Path | None, typer.Option(help="where the page goes; default: DIR/report.html")] = None,
+) -> None:
+    """Analyse the runs of a folder again: laws.json, findings.json, figures and one HTML page."""
+    try:
+        from kleiber.studies.report import report as write
+
+        found = write(folder, out)
+    except ImportError as error:
+        _refuse(ValueError(f"{error.name} is not installed: a report needs the extra, pip install 'kleiber[report]'"))
+    except (ValueError, FileNotFoundError) as error:
+        _refuse(ValueError(str(error)))
+    typer.echo(found["headline"])
+    typer.echo(f"{found['runs']}" + (f"; missing: {', '.join(found['missing'])}" if found["missing"] else ""))
+    typer.echo(f"report: {out or folder / 'report.html'}")
 
 
 def _one(part: Any, form: Any, name: str, options: Any, by: str | None, group: str) -> dict[str, Any]:

@@ -1,0 +1,90 @@
+"""A study's report from runs on disk: what it writes, that it can be made again, and that it says what is missing."""
+
+import json
+
+import numpy as np
+import pytest
+from .ladders import noisy, small_loss
+
+from kleiber.cli import main
+from kleiber.studies.scaling import Scaling
+
+WIDTHS = {32: 25_000, 64: 100_000, 128: 400_000, 256: 1_600_000}
+
+
+def write_run(folder, seed, num_params, status="finished"):
+    """What a trunk with four branches leaves, its losses from a known law with .2 % noise."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("study: {_target_: kleiber.studies.scaling.Scaling, bootstrap: 60}\n")
+    trunk = {"name": "trunk", "parent": None, "trunk": None, "metrics": {}}
+    tokens = 1e6 * 2.0 ** np.arange(4)
+    losses = noisy(small_loss(num_params, tokens), [seed, num_params], 0.002)
+    branches = [
+        {
+            "name": f"{n / 1e6:g}M", "parent": "trunk", "trunk": "trunk", "lr": 0.01, "tokens": n,
+            "params": {"total": num_params, "active": num_params, "non_embedding": num_params - 8192},
+            "flops": {"model": 6.0 * num_params * n}, "metrics": {"val/docs/loss": loss},
+        }
+        for n, loss in zip(tokens.tolist(), losses.tolist(), strict=True)
+    ]  # fmt: skip
+    told = {"status": status, "seed": seed, "seconds": 10.0, "stages": [trunk, *branches]}
+    (folder / "summary.json").write_text(json.dumps(told))
+
+
+@pytest.fixture
+def study(tmp_path):
+    for width, num_params in WIDTHS.items():
+        for seed in range(2):
+            write_run(tmp_path / "scaling" / f"width{width}-seed{seed}", seed, num_params)
+    return tmp_path / "scaling"
+
+
+@pytest.fixture
+def report(study, capsys):
+    assert main(["report", str(study)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_report_leaves_law_findings_figures_and_a_page_without_network(study, report):
+    law = json.loads((study / "laws.json").read_text())
+    assert law["n"] == 12, "seeds are averaged and D < 2M is left out"
+    assert law["domain"]["D"] == [2e6, 8e6]
+    assert [entry["min_tokens"] for entry in law["from_least_tokens"]] == [1e6, 2e6, 4e6]
+    for name in ("ladder", "frontier", "residuals", "exponents", "backtests"):
+        assert (study / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert "<svg" in (study / "figures" / f"{name}.svg").read_text()
+    page = (study / "report.html").read_text()
+    assert "width32-seed0" in page and "vegaEmbed" in page
+    assert 'src="http' not in page and 'href="http' not in page
+    assert json.loads((study / "findings.json").read_text())["headline"] in report
+
+
+def test_a_second_report_gives_the_same_law(study, report):
+    first = (study / "laws.json").read_text()
+    assert main(["report", str(study)]) == 0
+    assert (study / "laws.json").read_text() == first
+
+
+def test_cells_that_did_not_finish_are_named_and_left_out(study, capsys):
+    write_run(study / "width512-seed0", 0, 6_400_000, status="failed")
+    assert main(["report", str(study)]) == 0
+    assert "missing: width512-seed0 (failed)" in capsys.readouterr().out
+    law = json.loads((study / "laws.json").read_text())
+    assert law["domain"]["N"][1] == 1_600_000
+    assert {"row": "width512-seed0", "rule": "status failed"} in law["excluded"]
+
+
+def test_branches_of_one_trunk_count_as_one_sample_of_noise(study, report):
+    assert "parametric" in json.loads((study / "laws.json").read_text())["bootstrap"]["kind"]
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path, capsys):
+    write_run(tmp_path / "s" / "a", 0, 1000, status="failed")
+    assert main(["report", str(tmp_path / "s")]) == 2
+    assert "no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{"law": "power"}, {"law": "none"}, {"size": "big"}, {"min_tokens": "x"}])
+def test_options_that_cannot_be_are_refused(options):
+    with pytest.raises(ValueError, match=r"study\.|quantity|no law"):
+        Scaling(**options)
