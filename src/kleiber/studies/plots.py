@@ -33,7 +33,7 @@ def ladder(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
     )
     color = alt.Color("size:N", sort=sizes, scale=alt.Scale(scheme=PALETTE), legend=None)
     x = log_axis("D", "training tokens D", rows["D"], every=2)
-    y = alt.Y("loss:Q", title="validation loss (nats per token)", scale=alt.Scale(type="log", zero=False, nice=False))
+    y = loss_axis()
     base = alt.Chart(lines).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=color)
     points = (
         alt.Chart(shown)
@@ -56,14 +56,13 @@ def frontier(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
     best["beyond"] = best["C"] > rows["C"].max()
     sizes = [human(n) for n in sorted(rows["N"].unique())]
     shown = rows.assign(size=[human(n) for n in rows["N"]])
-    x = log_axis("C", "training compute C (FLOPs)", budgets)
-    y = alt.Y("loss:Q", title="validation loss (nats per token)", scale=alt.Scale(type="log", zero=False, nice=False))
+    x, y = log_axis("C", "training compute C (FLOPs)", budgets), loss_axis()
     layers = []
     if "lo" in best:
         band = alt.Chart(best).mark_area(opacity=0.25, color="#555")
-        layers.append(band.encode(x=x, y=alt.Y("lo:Q", title=y.title, scale=y.scale), y2="hi:Q"))
+        layers.append(band.encode(x=x, y=loss_axis("lo"), y2="hi:Q"))
     for beyond, dash in ((False, [1, 0]), (True, [5, 4])):
-        part = best[best["beyond"] == beyond]
+        part = best[best["beyond"] == beyond] if not beyond else best[best["beyond"] | best["beyond"].shift(-1, fill_value=True)]
         layers.append(alt.Chart(part).mark_line(color="black", strokeDash=dash).encode(x=x, y=y))
     color = alt.Color("size:N", sort=sizes, scale=alt.Scale(scheme=PALETTE), title="parameters N")
     points = alt.Chart(shown).mark_point(filled=True, size=36, opacity=0.9)
@@ -98,25 +97,40 @@ def exponents(record: Mapping[str, Any]) -> Any:
     """The allocation exponent a, N_opt ~ C^a, by approach, each with its interval."""
     found = pd.DataFrame(record["approaches"])[["approach", "a", "lo", "hi"]]
     y = alt.Y("approach:N", title=None, sort=list(found["approach"]))
-    x = alt.X("a:Q", title="allocation exponent a (N_opt ~ C^a)", scale=alt.Scale(zero=False))
-    bars = alt.Chart(found).mark_rule(strokeWidth=2).encode(y=y, x=alt.X("lo:Q", title=x.title, scale=x.scale), x2="hi")
+    x, low = (
+        alt.X(
+            f"{name}:Q",
+            title="allocation exponent a (N_opt ~ C^a)",
+            scale=alt.Scale(zero=False, padding=12),
+            axis=alt.Axis(tickCount=6),
+        )
+        for name in ("a", "lo")
+    )
+    bars = alt.Chart(found).mark_rule(strokeWidth=2).encode(y=y, x=low, x2="hi")
     dots = alt.Chart(found).mark_point(filled=True, size=60, color="black").encode(y=y, x=x, tooltip=["a", "lo", "hi"])
-    return sized(bars + dots, f"Allocation by three approaches, {record['level']:.0%} intervals", height=120)
+    return sized(bars + dots, f"Allocation by approach, {record['level']:.0%} intervals", height=120)
 
 
 def backtests(record: Mapping[str, Any]) -> Any:
     """Error above each compute cut: the law beside predictors that know no law."""
     found = [
-        {"cut": f"{test['cut']:.2g}", "who": who, "error": 100 * error}
+        {"cut": f"{test['cut']:.2g}", "who": who.replace("_", " "), "error": 100 * error}
         for test in record["backtests"]
         for who, error in {"the law": test["mare"], **test["naive"]}.items()
     ]
     chart = alt.Chart(pd.DataFrame(found)).mark_point(filled=True, size=70)
     y = alt.Y("error:Q", title="mean error above the cut (%)", scale=alt.Scale(zero=True))
-    shape = alt.Shape("who:N", title=None)
-    color = alt.Color("who:N", title=None, scale=alt.Scale(range=["#000000", "#7a7a7a", "#3b73af"]))
+    who = list(dict.fromkeys(row["who"] for row in found))  # the law first, in black
+    shape = alt.Shape("who:N", title=None, sort=who)
+    color = alt.Color("who:N", title=None, sort=who, scale=alt.Scale(range=["#000000", "#3b73af", "#9a9a9a"]))
     tip = ["who:N", "cut:N", alt.Tooltip("error:Q", format=".2f")]
-    chart = chart.encode(x=alt.X("cut:N", title="compute cut (FLOPs)"), y=y, shape=shape, color=color, tooltip=tip)
+    chart = chart.encode(
+        x=alt.X("cut:N", title="compute cut (FLOPs)", axis=alt.Axis(labelAngle=0)),
+        y=y,
+        shape=shape,
+        color=color,
+        tooltip=tip,
+    )
     return sized(chart, "Backtests: trained below the cut, tested above", height=200)
 
 
@@ -154,6 +168,11 @@ def log_axis(name: str, title: str, data: Sequence[float] | pd.Series | np.ndarr
     text = "datum.value >= 1e9 ? format(datum.value, '.0e') : format(datum.value, '~s')"
     scale = alt.Scale(type="log", domain=[low / 1.15, high * (1.6 if every else 1.15)], nice=False)
     return alt.X(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, labelExpr=text))
+
+
+def loss_axis(name: str = "loss") -> alt.Y:
+    scale = alt.Scale(type="log", zero=False, nice=False, padding=10)
+    return alt.Y(f"{name}:Q", title="validation loss (nats per token)", scale=scale)
 
 
 def human(number: float) -> str:
