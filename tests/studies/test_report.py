@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from .ladders import noisy, small_loss
 
 from kleiber.cli import main
 from kleiber.studies.scaling import Scaling
+
+from .ladders import noisy, small_loss
 
 WIDTHS = {32: 25_000, 64: 100_000, 128: 400_000, 256: 1_600_000}
 

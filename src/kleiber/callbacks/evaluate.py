@@ -12,8 +12,8 @@ from kleiber.types import HeldOut
 
 
 class Evaluate(Callback):
-    """Every `every` optimizer steps (0: never else) and after the last one, for each domain d: val/<d>/loss (nats per token) and, for
-    likelihoods of text, val/<d>/bits_per_byte.
+    """Every `every` optimizer steps (0: never else) and after the last one, for each domain d: val/<d>/loss (nats per
+    token) and, for likelihoods of text, val/<d>/bits_per_byte.
 
     tokens     targets scored per domain, the same ones every time; None for all
     rows       samples per forward pass

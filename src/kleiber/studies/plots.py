@@ -6,7 +6,7 @@ drawn. What lies beyond the rows is dashed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
@@ -32,7 +32,7 @@ def ladder(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
         for n in sorted(rows["N"].unique())
     )
     color = alt.Color("size:N", sort=sizes, scale=alt.Scale(scheme=PALETTE), legend=None)
-    x = log_axis("D", "training tokens D", rows["D"], every=2)
+    x = log_axis("D", "training tokens D", np.array(rows["D"]), every=2)
     y = loss_axis()
     base = alt.Chart(lines).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=color)
     points = (
@@ -61,8 +61,8 @@ def frontier(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
     if "lo" in best:
         band = alt.Chart(best).mark_area(opacity=0.25, color="#555")
         layers.append(band.encode(x=x, y=loss_axis("lo"), y2="hi:Q"))
-    for beyond, dash in ((False, [1, 0]), (True, [5, 4])):
-        part = best[best["beyond"] == beyond] if not beyond else best[best["beyond"] | best["beyond"].shift(-1, fill_value=True)]
+    meets = best["beyond"] | best["beyond"].shift(-1, fill_value=True)  # the dashes begin where the line ends
+    for part, dash in ((best[~best["beyond"]], [1, 0]), (best[meets], [5, 4])):
         layers.append(alt.Chart(part).mark_line(color="black", strokeDash=dash).encode(x=x, y=y))
     color = alt.Color("size:N", sort=sizes, scale=alt.Scale(scheme=PALETTE), title="parameters N")
     points = alt.Chart(shown).mark_point(filled=True, size=36, opacity=0.9)
@@ -73,17 +73,17 @@ def frontier(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
 
 def residuals(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
     """What the law leaves, in percent of the loss, against compute: structure here is misfit."""
-    fitted = rows[rows["D"] >= 0.999 * record["domain"]["D"][0]]
-    predicted = curve(law, record, N=fitted["N"].to_numpy(), D=fitted["D"].to_numpy())
+    fitted = pd.DataFrame(rows[rows["D"] >= 0.999 * record["domain"]["D"][0]])
+    predicted = curve(law, record, N=np.array(fitted["N"]), D=np.array(fitted["D"]))
     sizes = [human(n) for n in sorted(rows["N"].unique())]
     shown = fitted.assign(
-        percent=100 * np.log(fitted["loss"].to_numpy() / predicted), size=[human(n) for n in fitted["N"]]
+        percent=100 * np.log(np.array(fitted["loss"]) / predicted), size=[human(n) for n in fitted["N"]]
     )
     points = (
         alt.Chart(shown)
         .mark_point(filled=True, size=36)
         .encode(
-            x=log_axis("C", "training compute C (FLOPs)", fitted["C"]),
+            x=log_axis("C", "training compute C (FLOPs)", np.array(fitted["C"])),
             y=alt.Y("percent:Q", title="observed above the law (%)"),
             color=alt.Color("size:N", sort=sizes, scale=alt.Scale(scheme=PALETTE), title="parameters N"),
             tooltip=["run:N", "stage:N", "seed:O", "size:N", alt.Tooltip("percent:Q", format="+.2f")],
@@ -121,8 +121,8 @@ def backtests(record: Mapping[str, Any]) -> Any:
     chart = alt.Chart(pd.DataFrame(found)).mark_point(filled=True, size=70)
     y = alt.Y("error:Q", title="mean error above the cut (%)", scale=alt.Scale(zero=True))
     who = list(dict.fromkeys(row["who"] for row in found))  # the law first, in black
-    shape = alt.Shape("who:N", title=None, sort=who)
-    color = alt.Color("who:N", title=None, sort=who, scale=alt.Scale(range=["#000000", "#3b73af", "#9a9a9a"]))
+    shape = alt.Shape("who:N", title=None, scale=alt.Scale(domain=who))
+    color = alt.Color("who:N", title=None, scale=alt.Scale(domain=who, range=["#000000", "#3b73af", "#9a9a9a"]))
     tip = ["who:N", "cut:N", alt.Tooltip("error:Q", format=".2f")]
     chart = chart.encode(
         x=alt.X("cut:N", title="compute cut (FLOPs)", axis=alt.Axis(labelAngle=0)),
@@ -158,7 +158,7 @@ def optimum(law: Law, record: Mapping[str, Any], budgets: np.ndarray) -> pd.Data
     return pd.DataFrame(found)
 
 
-def log_axis(name: str, title: str, data: Sequence[float] | pd.Series | np.ndarray, every: int | None = None) -> alt.X:
+def log_axis(name: str, title: str, data: np.ndarray, every: int | None = None) -> alt.X:
     """A logarithmic axis with a tick at each power of ten, or at each doubling where there are few of those."""
     low, high = float(np.min(data)), float(np.max(data))
     if every:

@@ -45,14 +45,14 @@ class Scaling:
     def analyse(self, runs: Sequence[Run]) -> dict:
         """laws.json of the rows with D >= min_tokens, and beside it ("all") the fit of every row."""
         rows = points(runs)
-        late = rows[rows["tokens"] >= 0.999 * quantity(self.min_tokens)]
+        late = at_least(rows, quantity(self.min_tokens))
         record = self.fit(late)
         record["excluded"] = [*record["excluded"], *left_out(runs)]
         if len(late) < len(rows):
             record["from_least_tokens"] = [
                 {"min_tokens": float(least), "params": found["params"], "derived": found["derived"], "n": found["n"]}
                 for least in sorted(rows["tokens"].unique())[:3]
-                if (found := self.fit(rows[rows["tokens"] >= least], bootstrap=200))
+                if (found := self.fit(at_least(rows, least), bootstrap=200))
             ]
         return record
 
@@ -74,9 +74,14 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
     if not finished:
         raise ValueError("no finished run here: nothing to fit")
     rows = frame(finished)
-    if rows["loss"].isna().any():
+    if bool(rows["loss"].isna().any()):
         raise ValueError("runs with no validation loss, or with several: a law of this study is of one data set")
     return rows.sort_values(["active", "seed", "tokens"], ignore_index=True)
+
+
+def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:
+    """Rows of that many training tokens and more; a run's tokens are whole batches, so a little less will do."""
+    return pd.DataFrame(rows[rows["tokens"] >= 0.999 * tokens])
 
 
 def left_out(runs: Sequence[Run]) -> list[dict]:
