@@ -16,6 +16,7 @@ NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"], "mode
 NEEDS |= {"model/router/topk": ["model=moe"], "model/mlp/moe": ["model=moe"]}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
+ELSEWHERE |= {"study/scaling": "test_sweep.py starts it", "design/grid": "plans a sweep: test_sweep.py"}
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 CHOICES = [
     str(path.relative_to(CONF).with_suffix("")) for path in sorted(CONF.rglob("*.yaml")) if path.name != "train.yaml"
@@ -40,9 +41,9 @@ def test_every_choice_composes_and_passes_the_check(choice):
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c not in ELSEWHERE])
-def test_every_choice_trains_a_step(launch, choice):
+def test_every_choice_trains_two_steps(launch, choice):
     group, name = choice.rsplit("/", 1)
-    folder = launch(*NEEDS.get(choice, []), f"{group}={name}", "trainer.max_steps=1")
+    folder = launch(*NEEDS.get(choice, []), f"{group}={name}", "trainer.max_steps=2")
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
 
 

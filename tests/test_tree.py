@@ -87,6 +87,11 @@ def test_a_cap_on_steps_shrinks_the_whole_tree():
     assert [(stage.name, stage.stop_step) for stage in stages] == [("trunk", 16), ("1M", 5), ("2M", 10), ("4M", 20)]
 
 
+def test_a_cap_that_holds_no_tree_is_refused():
+    with pytest.raises(ValueError, match="at least 2"):
+        TrunkAndCooldowns(["1M"]).stages(Plan(WSD(), max_steps=1))
+
+
 @pytest.mark.parametrize("schedule", [Cosine(), Constant()])
 def test_a_schedule_without_a_place_to_leave_is_refused(schedule):
     with pytest.raises(ValueError, match="set schedule=wsd"):

@@ -73,6 +73,8 @@ class TrunkAndCooldowns:
                 "horizon or never fall: set schedule=wsd"
             )
         totals = {name: max(2, round(tokens / plan.batch_tokens)) for name, tokens in self.branches}
+        if plan.max_steps == 1:
+            raise ValueError("trainer.max_steps=1 leaves no step for a cooldown: a tree needs at least 2")
         if plan.max_steps is not None and max(totals.values()) > plan.max_steps:  # the whole tree, in small
             shrink = plan.max_steps / max(totals.values())
             totals = {name: max(2, round(total * shrink)) for name, total in totals.items()}
