@@ -61,7 +61,8 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "data.vocab_size": 512, "data.max_bytes": 9000, "data.tokenizer": "bpe", "data.config": "default", "seed": 1,
     "trainer.precision": 64, "trainer.max_steps": 2, "trainer.compile": True, "trainer.accelerator": "gpu",
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
-    "model.mlp.k": 4, "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
+    "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
+    "model.mlp.k": 4, "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
 }  # fmt: skip
 NO_EFFECT = {
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
@@ -94,12 +95,41 @@ def test_every_leaf_changes_the_hash_or_is_outside_it_by_name(leaf):
     assert (config_hash(other) == config_hash(CONFIG)) == outside(leaf)
 
 
-def with_effect() -> list[str]:
-    return [k for k in leaves(CONFIG) if not outside(k) and k not in NO_EFFECT and k.split(".")[-1] not in SPECIAL]
+BASES = {  # together they choose every class that has leaves of its own
+    "moe": ["model=moe"],
+    "switch": ["model=moe", "model/router=switch", "model.mlp.k=1"],
+    "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
+    "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
+    "standard": ["model/parametrization=standard", "model/attention=none"],
+    "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],
+}
 
 
-def another(leaf: str) -> object:
-    value = leaves(CONFIG)[leaf]
+def owned(base: str) -> dict[tuple[str, str], object]:
+    """Leaves by (target of the node they stand in, key): the same argument of the same class needs one look."""
+
+    def walk(node: dict, path: str, owner: str) -> dict[tuple[str, str], object]:
+        owner, found = node.get("_target_", owner), {}
+        for name, value in node.items():
+            where = f"{path}.{name}" if path else str(name)
+            found |= walk(value, where, owner) if isinstance(value, dict) else {(owner, where): value}
+        return found
+
+    return walk(compose(*BASES[base]), "", "")
+
+
+def with_effect(base: str) -> dict[str, object]:
+    """The leaves of a base that none before it has, less those that are to have no effect."""
+    earlier = [owned(one) for one in list(BASES)[: list(BASES).index(base)]]
+    new = {key: value for key, value in owned(base).items() if not any(key in one for one in earlier)}
+    return {
+        leaf: value
+        for (_, leaf), value in new.items()
+        if not outside(leaf) and leaf not in NO_EFFECT and leaf.split(".")[-1] not in SPECIAL
+    }
+
+
+def another(leaf: str, value: object) -> object:
     if leaf in OTHER:
         return OTHER[leaf]
     if isinstance(value, bool):
@@ -112,19 +142,30 @@ def outcome(folder: Path) -> list:
     """All that a run computed: logged rows without times, the curve, and what the summary counts."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rows = [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows]
-    (stage,) = json.loads((folder / "summary.json").read_text())["stages"]
-    return [rows, *(stage[k] for k in ("metrics", "curve", "params", "tokens", "steps", "data", "flops"))]
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    kept = ("metrics", "curve", "params", "tokens", "steps", "data", "flops")
+    return [rows, *([stage[k] for k in kept] for stage in stages)]
 
 
 @pytest.mark.slow
-def test_every_leaf_has_an_effect(launch):
-    base = ("model=moe", "model.depth=2", "callbacks.log.every=1", "budget.steps=6")
-    plain = outcome(launch(*base))
+@pytest.mark.parametrize("base", BASES)
+def test_every_leaf_has_an_effect(launch, base):
+    options = [*BASES[base], "model.depth=2", "callbacks.log.every=1"]
+    options += [] if base == "tree" else ["budget.steps=6"]
+    plain = outcome(launch(*options))
     idle = []
-    for leaf in with_effect():
-        given = another(leaf)
+    for leaf, value in with_effect(base).items():
+        given = another(leaf, value)
         text = json.dumps(given) if isinstance(given, list) else str(given)
         clear = ["budget.steps=null"] if leaf.startswith("budget.") and leaf != "budget.steps" else []
-        if outcome(launch(*base, f"{leaf}={text}", *clear)) == plain:
+        if outcome(launch(*options, f"{leaf}={text}", *clear)) == plain:
             idle.append(leaf)
     assert idle == []
+
+
+def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
+    chosen = {target for base in BASES for target, _ in owned(base)}
+    lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
+    named = {words[1] for words in lines if words[:1] == ["_target_:"]}
+    elsewhere = ("kleiber.data.", "kleiber.trainer.", "kleiber.studies.", "kleiber.sweep.", "kleiber.loggers.")
+    assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()
