@@ -161,3 +161,13 @@ def test_other_ranks_write_nothing_into_the_folder(trainer, monkeypatch):
     monkeypatch.setattr(kleiber.run, "train", lambda *_: 0)
     assert main(["trainer=ddp"]) == 0
     assert not list(Path("root").rglob("*"))
+
+
+@pytest.mark.parametrize("place", ["file/below", "/proc/below"])
+def test_a_root_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch, capsys, place):
+    """FAULTS 46."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main([f"root={place}"]) == 2
+    told = capsys.readouterr().err
+    assert "cannot be written" in told and "KLEIBER_ROOT" in told and len(told.splitlines()) == 1

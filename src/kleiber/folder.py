@@ -76,12 +76,15 @@ def status(folder: Path, held: bool | None = None) -> str:
 
 
 def write_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """config.yaml, fully resolved, and overrides.yaml as the user wrote them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("config.yaml", dict(config)), ("overrides.yaml", list(overrides))):
-        part = folder / f".{name}.part-{os.getpid()}"
-        part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-        part.replace(folder / name)
+    """config.yaml, fully resolved, and overrides.yaml as the user wrote them. Raises ConfigError where it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in (("config.yaml", dict(config)), ("overrides.yaml", list(overrides))):
+            part = folder / f".{name}.part-{os.getpid()}"
+            part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+            part.replace(folder / name)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}): set root= or KLEIBER_ROOT") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
