@@ -18,10 +18,26 @@ def test_there_are_commands_and_all_are_known():
     assert all(line.startswith(("python train.py", "kleiber ")) for line in COMMANDS)
 
 
-@pytest.mark.parametrize("command", [line for line in TRAIN if " -m " not in line and "devices=2" not in line])
+@pytest.mark.parametrize(
+    "command", [line for line in TRAIN if not {"-m", "trainer.devices=2", "study=scaling"} & {*line.split()}]
+)
 def test_single_runs(command, tmp_path, cache_dir):
     words = [w for w in shlex.split(command)[2:] if not w.startswith("data=") and w != "trainer=ddp"]
     assert main([*TINY, *words, f"root={tmp_path}"]) == 0
+
+
+@pytest.mark.slow
+def test_a_study_and_its_report(tmp_path, cache_dir, capsys):
+    """In small: eight cells of a tree each. Twenty steps are no ladder, so what it says of a law is not asked here."""
+    from kleiber import cli
+
+    (line,) = [line for line in TRAIN if "study=" in line]
+    tiny = [word for word in TINY if not word.startswith("callbacks.samples")]
+    design = ["design.widths=[32,48,64,96]", "design.seeds=2", "study.min_tokens=1k", "launcher=basic"]
+    assert main([*tiny, *shlex.split(line)[2:], *design, f"root={tmp_path}"]) == 0
+    assert "8 finished" in capsys.readouterr().out
+    assert cli.main(["report", str(tmp_path / "scaling")]) == 0
+    assert (tmp_path / "scaling/report.html").is_file()
 
 
 def test_a_law_from_a_table(tmp_path, monkeypatch, capsys):

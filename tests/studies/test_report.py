@@ -85,6 +85,14 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path, capsys):
     assert "no finished run" in capsys.readouterr().err
 
 
+def test_runs_too_short_for_the_study_are_refused_with_both_numbers(study, capsys):
+    for config in study.glob("*/config.yaml"):
+        config.write_text("study: {_target_: kleiber.studies.scaling.Scaling, min_tokens: 1G}\n")
+    assert main(["report", str(study)]) == 2
+    told = capsys.readouterr().err
+    assert "min_tokens=1G" in told and "8,000,000" in told
+
+
 @pytest.mark.parametrize("options", [{"law": "power"}, {"law": "none"}, {"size": "big"}, {"min_tokens": "x"}])
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(ValueError, match=r"study\.|quantity|no law"):

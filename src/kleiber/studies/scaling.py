@@ -46,6 +46,11 @@ class Scaling:
         """laws.json of the rows with D >= min_tokens, and beside it ("all") the fit of every row."""
         rows = points(runs)
         late = at_least(rows, quantity(self.min_tokens))
+        if not len(late):
+            most = float(rows["tokens"].max())
+            raise ValueError(
+                f"study.min_tokens={self.min_tokens} leaves no row: the longest run here has {most:,.0f} tokens"
+            )
         record = self.fit(late)
         record["excluded"] = [*record["excluded"], *left_out(runs)]
         if len(late) < len(rows):
