@@ -126,6 +126,19 @@ def test_cells_in_forked_processes(tmp_path):
     assert all(run.summary["machine"]["threads"] == 1 for run in runs)
 
 
+@pytest.mark.process
+def test_a_failing_cell_is_tried_again_and_a_sweep_may_stop(tmp_path):
+    (tmp_path / "short.txt").write_text("abc")
+    cells = ["seed=0,1", "data=text", f"data.path={tmp_path / 'short.txt'}", "trainer=smoke", "logger=csv"]
+    options = ["launcher.workers=1", "launcher.retries=1", "launcher.stop_after=1"]
+    sweep = ["-m", "name=s", f"root={tmp_path / 'root'}", *cells, *options]
+    done = subprocess.run([sys.executable, "train.py", *sweep], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("[")] == ["again", "again", "failed"]
+    errors = [run.summary["error"] for run in read_runs(tmp_path / "root" / "s")]
+    assert len(errors) == 2 and all("fewer than one window" in error for error in errors)
+
+
 @pytest.mark.slow
 @pytest.mark.process
 def test_a_job_of_two_ranks_is_one_run_with_the_losses_of_one_process(tmp_path):

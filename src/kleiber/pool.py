@@ -71,10 +71,11 @@ class Pool:
 
     def run(self) -> dict[Path, int]:
         try:
-            while self.pending or self.live:
-                self._start_what_fits()
+            self._start_what_fits()
+            while self.live:
                 for sentinel in wait(list(self.live)):
                     self._finish(self.live.pop(int(sentinel)))  # type: ignore[arg-type]
+                self._start_what_fits()
         except BaseException:
             self._end_all()
             raise

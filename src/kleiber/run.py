@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.identity import config_hash
-from kleiber.summary import Summary
+from kleiber.summary import Summary, cpu_name
 
 if TYPE_CHECKING:
     from kleiber.plan import Plan
@@ -84,7 +84,6 @@ class Chief:
 
     def facts(self) -> dict[str, Any]:
         import hashlib
-        import platform
 
         started = self.summary.values.get("started") or ""
         identity = f"{self.cfg.name}/{self.folder.name}/{started or os.urandom(8).hex()}"
@@ -96,7 +95,7 @@ class Chief:
             "overrides": self.overrides,
             "seed": self.cfg.seed,
             "machine": {
-                "cpu": platform.processor() or platform.machine(),
+                "cpu": cpu_name(),
                 "threads": threads(),
                 "device": self.hardware.accelerator,
                 "world_size": self.hardware.world_size,

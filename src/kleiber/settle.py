@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 from pathlib import Path
 from typing import Any, Literal
 
 from kleiber.folder import read_config, read_overrides, status
-from kleiber.summary import Summary
+from kleiber.summary import Summary, cpu_name
 
 
 def settle(folder: Path, verdict: Literal["failed", "killed"], error: str) -> None:
@@ -34,7 +33,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "overrides": read_overrides(folder),
         "seed": config["seed"],
         "machine": {
-            "cpu": platform.processor() or platform.machine(),
+            "cpu": cpu_name(),
             "threads": trainer.get("threads") or 1,
             "device": trainer.get("accelerator", "cpu"),
             "world_size": trainer.get("devices", 1),
