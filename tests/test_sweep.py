@@ -134,7 +134,8 @@ def test_a_failing_cell_is_tried_again_and_a_sweep_may_stop(tmp_path):
     sweep = ["-m", "name=s", f"root={tmp_path / 'root'}", *cells, *options]
     done = subprocess.run([sys.executable, "train.py", *sweep], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 4, done.stdout + done.stderr
-    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("[")] == ["again", "again", "failed"]
+    told = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("[")]
+    assert told == ["again", "again", "failed"]
     errors = [run.summary["error"] for run in read_runs(tmp_path / "root" / "s")]
     assert len(errors) == 2 and all("fewer than one window" in error for error in errors)
 

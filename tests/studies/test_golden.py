@@ -1,0 +1,56 @@
+"""The recorded ladder: its law can be rebuilt to the last digits, and its smallest cell trained again to its loss."""
+
+import json
+import shutil
+
+import pytest
+from small_run import REPOSITORY
+
+from kleiber.catalog import read_runs
+from kleiber.folder import read_config
+
+GOLDEN = REPOSITORY / "multirun" / "golden"
+
+
+def numbers(node, path=""):
+    """Every number of a JSON tree by its path."""
+    if isinstance(node, dict):
+        return {k: v for name, item in node.items() for k, v in numbers(item, f"{path}/{name}").items()}
+    if isinstance(node, list):
+        return {k: v for i, item in enumerate(node) for k, v in numbers(item, f"{path}/{i}").items()}
+    return {path: node} if isinstance(node, int | float) else {}
+
+
+def test_the_recorded_law_is_rebuilt_from_the_recorded_runs(tmp_path):
+    from kleiber.cli import main
+
+    copy = tmp_path / "golden"
+    shutil.copytree(GOLDEN, copy)
+    (copy / "laws.json").unlink()
+    assert main(["report", str(copy)]) == 0
+    recorded = numbers(json.loads((GOLDEN / "laws.json").read_text()))
+    rebuilt = numbers(json.loads((copy / "laws.json").read_text()))
+    assert rebuilt == pytest.approx(recorded, rel=1e-9, abs=1e-9)
+    assert len(recorded) > 100
+
+
+@pytest.mark.slow
+def test_the_smallest_cell_trains_to_its_recorded_loss(tmp_path):
+    """Its branch of 1M tokens, as the uninterrupted run that it is."""
+    from kleiber.launch import main
+
+    run = min(read_runs(GOLDEN), key=lambda run: (run.stage["params"]["total"], run.summary["seed"]))
+    recorded = next(stage for stage in run.stages if stage["name"] == "1M")
+    model, config = read_config(run.folder)["model"], read_config(run.folder)
+    options = [
+        *(f"model.{key}={model[key]}" for key in ("depth", "width", "context", "num_heads")),
+        f"batch.tokens={config['batch']['tokens']}", f"optimizer.lr={config['optimizer']['lr']}",
+        f"optimizer.betas={json.dumps(config['optimizer']['betas'])}", f"seed={config['seed']}",
+        f"eval.tokens={config['eval']['tokens']}", "eval.every_steps=0", "budget.tokens=1M", "logger=csv",
+        "callbacks.samples=null", "trainer.threads=1",
+    ]  # fmt: skip
+    assert main([*options, f"root={tmp_path}"]) == 0
+    (again,) = read_runs(tmp_path)
+    if again.stage["data"]["hash"] != recorded["data"]["hash"]:
+        pytest.skip("the built-in corpus of this machine is another one: other versions of the packages it is made of")
+    assert again.stage["metrics"] == pytest.approx(recorded["metrics"], abs=1e-4)
