@@ -58,7 +58,7 @@ def run_tree(
         plan = stage.plan(base, build_model(cfg, base.corpus) if model is None else model)
         model = None
         put(run_stage(cfg, plan, stage, stages, hardware, folder, loggers))
-        if hardware.rank == 0 and stage.parent is not None and cfg.callbacks.checkpoints is not None:
+        if hardware.rank == 0 and stage.parent is not None:
             forget_branch(folder, stage, stages[number:], cfg.callbacks.checkpoints.keep)
 
 
