@@ -50,13 +50,14 @@ def ladder(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
 
 
 def frontier(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
-    """Loss against compute, and the law's best loss at each compute with its interval, dashed beyond the runs."""
+    """Loss against 6 N D, and the law's best loss at each with its interval, dashed beyond the runs."""
+    rows = rows.assign(C=6 * rows["N"] * rows["D"])  # the allocation's convention, which the frontier follows
     budgets = np.geomspace(rows["C"].min(), BEYOND * rows["C"].max(), 60)
     best = optimum(law, record, budgets)
     best["beyond"] = best["C"] > rows["C"].max()
     sizes = [human(n) for n in sorted(rows["N"].unique())]
     shown = rows.assign(size=[human(n) for n in rows["N"]])
-    x, y = log_axis("C", "training compute C (FLOPs)", budgets), loss_axis()
+    x, y = log_axis("C", "training compute 6 N D (FLOPs)", budgets), loss_axis()
     layers = []
     if "lo" in best:
         band = alt.Chart(best).mark_area(opacity=0.25, color="#555")
@@ -165,7 +166,7 @@ def log_axis(name: str, title: str, data: np.ndarray, every: int | None = None) 
         ticks = [low * every**k for k in range(int(np.log(high / low) / np.log(every) + 1.01))]
     else:
         ticks = [10.0**k for k in range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)]
-    text = "datum.value >= 1e9 ? format(datum.value, '.0e') : format(datum.value, '~s')"
+    text = "datum.value >= 1e9 ? format(datum.value, '.0e') : format(datum.value, '.3~s')"
     scale = alt.Scale(type="log", domain=[low / 1.15, high * (1.6 if every else 1.15)], nice=False)
     return alt.X(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, labelExpr=text))
 
