@@ -165,6 +165,7 @@ def test_a_design_is_multiplied_by_the_sweep_and_yields_to_its_keys(seeds, tmp_p
     seeds.clear()
     assert main([*SWEEP, *design, "seed=2,3", "budget.steps=5"]) == 0
     assert seeds == [2, 3, 2, 3]
+    assert not [run.name for run in read_runs(tmp_path / "root" / "first") if run.name.count("seed") > 1]
 
 
 def test_a_study_sweeps_by_itself_and_is_analysed_at_the_end(seeds, tmp_path, monkeypatch):
