@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Overrides for the training; the default keeps the first run to a few minutes.
-TRAIN := budget.tokens=1.5M
+TRAIN := budget.tokens=1.5M eval.every_steps=0
 
 .PHONY: train test test-all check
 

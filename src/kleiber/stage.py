@@ -94,7 +94,7 @@ def run_stage(
                 logger.begin(stage.name if len(stages) > 1 else None, start)
     state = found.load_state() if found else None
     if found and state:
-        found.load_model(plan.model)
+        found.load_model(plan.model.to(hardware.dtype))
         restore_callbacks(callbacks, state["callbacks"], own=resumed)
     lit = LitLM(
         plan.model,

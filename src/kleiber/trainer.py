@@ -57,6 +57,11 @@ class Local:
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights: a checkpoint is read into a model that has it already, or it would be rounded."""
+        return torch.float64 if str(self.precision) == "64" else torch.float32
+
+    @property
     def rank(self) -> int:
         return int(os.environ.get("RANK", "0"))
 
