@@ -47,9 +47,9 @@ class Run:
 
         A trunk whose branches have not come yet is none: its loss is not that of a finished schedule.
         """
-        parents = {stage["parent"] for stage in self.stages}
-        ends = [stage for stage in self.stages if stage["name"] not in parents]
-        return [stage for stage in ends if stage["parent"] or stage["name"] == "main"]
+        parents = {stage.get("parent") for stage in self.stages}
+        ends = [stage for stage in self.stages if stage.get("name", "main") not in parents]
+        return [stage for stage in ends if stage.get("parent") or stage.get("name", "main") == "main"]
 
     @property
     def metrics(self) -> dict[str, float]:

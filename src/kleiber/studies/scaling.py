@@ -47,7 +47,7 @@ class Scaling:
         rows = points(runs)
         late = at_least(rows, quantity(self.min_tokens))
         if not len(late):
-            most = float(rows["tokens"].max())
+            most = max(rows["tokens"].tolist())
             raise ValueError(
                 f"study.min_tokens={self.min_tokens} leaves no row: the longest run here has {most:,.0f} tokens"
             )
