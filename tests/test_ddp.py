@@ -19,7 +19,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("model", ["gpt", "moe"])
+@pytest.mark.parametrize("model", [pytest.param("gpt", marks=pytest.mark.slow), "moe"])
 def test_two_ranks_give_the_numbers_of_one_process(launch, process, tmp_path, model):
     alone = launch(f"model={model}", *OPTIONS, "trainer.devices=1", root="alone")
     mirror = ["logger=wandb", "logger.wandb.mode=offline"]
@@ -44,6 +44,7 @@ def test_two_ranks_give_the_numbers_of_one_process(launch, process, tmp_path, mo
     assert losses == pytest.approx([row["train/loss"] for row in expected if "train/loss" in row], abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_run_goes_on_with_another_number_of_ranks(launch, process, tmp_path, monkeypatch):
     """FAULTS 45: the position is the number of optimizer steps, and the order of samples knows no ranks."""

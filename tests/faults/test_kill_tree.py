@@ -4,6 +4,8 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
 STAGES = ("trunk", "5120", "10240", "15360")
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[5120,10240,15360]", "trainer.max_steps=30"]
 TREE += ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "eval.every_steps=7"]
@@ -17,6 +19,7 @@ KILLS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_tree_killed_in_trunk_branch_and_between_ends_bit_identical(child, tmp_path):
     assert child(*TREE, root="unbroken") == 0
     for at in KILLS:

@@ -28,7 +28,7 @@ def signalled(monkeypatch):
     return at
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_ends_bit_identical(launch, signalled, tmp_path, capsys, number):
     launch(*STEPS, root="unbroken")
     before = signal.getsignal(number)
