@@ -126,6 +126,7 @@ def test_cells_in_forked_processes(tmp_path):
     assert all(run.summary["machine"]["threads"] == 1 for run in runs)
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_failing_cell_is_tried_again_and_a_sweep_may_stop(tmp_path):
     (tmp_path / "short.txt").write_text("abc")

@@ -40,7 +40,7 @@ def test_five_kills_and_the_result_is_that_of_the_unbroken_run(child, tmp_path, 
     assert facts(tmp_path / "killed") == facts(tmp_path / "unbroken")
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty"])
+@pytest.mark.parametrize("damage", ["cut", pytest.param("empty", marks=pytest.mark.slow)])
 def test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same(child, launch, tmp_path, capsys, damage):
     assert child(*STEPS, root="unbroken") == 0
     assert child(*STEPS, root="killed", at=("kleiber.lit.accumulate", 30)) == KILLED
