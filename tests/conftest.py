@@ -14,8 +14,10 @@ hook = install_import_hook(TENSORS, "beartype.beartype")
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +56,27 @@ def launch(tmp_path: Path, cache_dir: Path) -> Callable[..., Path]:
         return next(iter(made - before or made))
 
     return run
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager]:
+    """`with interrupted(n):` Ctrl-C comes right after the n-th checkpoint has its state."""
+
+    @contextmanager
+    def after(number: int) -> Iterator[None]:
+        save, calls = torch.save, []
+
+        def then_stop(*arguments: Any, **keywords: Any) -> None:
+            save(*arguments, **keywords)
+            calls.append(1)
+            if len(calls) == number:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "save", then_stop)
+            yield
+
+    return after
 
 
 @pytest.fixture

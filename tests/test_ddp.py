@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from wandb_records import read
 
 OPTIONS = [
@@ -46,19 +45,10 @@ def test_two_ranks_give_the_numbers_of_one_process(launch, process, tmp_path, mo
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_a_run_goes_on_with_another_number_of_ranks(launch, process, tmp_path, monkeypatch):
+def test_a_run_goes_on_with_another_number_of_ranks(launch, process, interrupted, tmp_path):
     """FAULTS 45: the position is the number of optimizer steps, and the order of samples knows no ranks."""
     alone = launch(*OPTIONS, "trainer.devices=1", root="alone")
-    save, calls = torch.save, []
-
-    def interrupted(*arguments, **keywords):
-        save(*arguments, **keywords)
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", interrupted)
+    with interrupted(4):
         launch(*OPTIONS, "trainer.devices=1", root="pair", code=130)
     pair = process(*OPTIONS, "trainer.devices=2", root="pair")
     _, err = pair.communicate(timeout=150)

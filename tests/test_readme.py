@@ -6,6 +6,7 @@ import shlex
 import pytest
 from small_run import REPOSITORY, TINY
 
+from kleiber.catalog import read_runs
 from kleiber.launch import main
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
@@ -36,6 +37,7 @@ def test_a_study_and_its_report(tmp_path, cache_dir, capsys):
     design = ["design.widths=[32,48,64,96]", "design.seeds=2", "study.min_tokens=1k", "launcher=basic"]
     assert main([*tiny, *shlex.split(line)[2:], *design, f"root={tmp_path}"]) == 0
     assert "8 finished" in capsys.readouterr().out
+    assert {run.summary["study"] for run in read_runs(tmp_path / "scaling")} == {"scaling"}
     assert cli.main(["report", str(tmp_path / "scaling")]) == 0
     assert (tmp_path / "scaling/report.html").is_file()
 

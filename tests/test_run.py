@@ -172,18 +172,10 @@ def test_a_failed_run_is_marked_in_wandb(launch, monkeypatch):
     assert summary(folder)["status"] == "failed" and "a defect" in summary(folder)["error"]
 
 
-def test_a_resumed_run_keeps_its_wandb_id(launch, monkeypatch):
-    save, calls = torch.save, []
-
-    def interrupted(*arguments, **keywords):
-        save(*arguments, **keywords)
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch, "save", interrupted)
+def test_a_resumed_run_keeps_its_wandb_id(launch, interrupted):
     options = ("logger=wandb", "logger.wandb.mode=offline", "callbacks.checkpoints.every=5")
-    folder = launch(*options, code=130)
+    with interrupted(2):
+        folder = launch(*options, code=130)
     first = summary(folder)
     assert first["status"] == "killed"
     assert launch(*options) == folder

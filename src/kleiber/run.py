@@ -55,13 +55,14 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
 def lay_out(cfg: DictConfig, plan: Plan) -> list[Stage]:
     """The stages of the run, as the `stages` group has them. Raises ValueError where they do not fit the plan."""
     from kleiber.build import build
-    from kleiber.tree import Single
+    from kleiber.tree import Single, Tree
 
     if cfg.stages is None:
         return Single().stages(plan)
     if cfg.callbacks is None or cfg.callbacks.checkpoints is None:
         raise ValueError("stages hand state over by checkpoint: callbacks.checkpoints=null leaves none, so remove it")
-    return build(cfg.stages).stages(plan)
+    tree: Tree = build(cfg.stages)
+    return tree.stages(plan)
 
 
 class Chief:
@@ -90,7 +91,7 @@ class Chief:
         return {
             "run_id": self.summary.values.get("run_id") or hashlib.sha256(identity.encode()).hexdigest()[:12],
             "name": self.cfg.name,
-            "study": None,
+            "study": self.cfg.name if self.cfg.study is not None else None,
             "config_hash": config_hash(OmegaConf.to_container(self.cfg, resolve=True))[:8],  # type: ignore[arg-type]
             "overrides": self.overrides,
             "seed": self.cfg.seed,

@@ -28,7 +28,7 @@ def facts(folder: Path) -> dict[str, Any]:
     return {
         "run_id": os.urandom(6).hex(),
         "name": config["name"],
-        "study": None,
+        "study": config["name"] if config.get("study") else None,
         "config_hash": folder.name.rsplit("-", 1)[-1],
         "overrides": read_overrides(folder),
         "seed": config["seed"],

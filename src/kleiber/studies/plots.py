@@ -17,7 +17,7 @@ from kleiber.studies.bootstrap import interval
 from kleiber.studies.law import Law
 
 WIDTH, HEIGHT = 420, 300
-BEYOND = 10.0  # how far the frontier is drawn past the largest run, in compute
+BEYOND = 4.0  # how far the frontier is drawn past the largest run, in compute: 2x in N and in D
 PALETTE = "viridis"
 
 
@@ -116,7 +116,7 @@ def backtests(record: Mapping[str, Any]) -> Any:
     """Error above each compute cut: the law beside predictors that know no law."""
     found = [
         {"cut": f"{test['cut']:.2g}", "who": who.replace("_", " "), "error": 100 * error}
-        for test in record["backtests"]
+        for test in sorted(record["backtests"], key=lambda test: test["cut"])
         for who, error in {"the law": test["mare"], **test["naive"]}.items()
     ]
     chart = alt.Chart(pd.DataFrame(found)).mark_point(filled=True, size=70)
@@ -126,7 +126,7 @@ def backtests(record: Mapping[str, Any]) -> Any:
     color = alt.Color("who:N", title=None, scale=alt.Scale(domain=who, range=["#000000", "#3b73af", "#9a9a9a"]))
     tip = ["who:N", "cut:N", alt.Tooltip("error:Q", format=".2f")]
     chart = chart.encode(
-        x=alt.X("cut:N", title="compute cut (FLOPs)", axis=alt.Axis(labelAngle=0)),
+        x=alt.X("cut:N", title="compute cut (FLOPs)", sort=None, axis=alt.Axis(labelAngle=0)),
         y=y,
         shape=shape,
         color=color,
