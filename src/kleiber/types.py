@@ -6,14 +6,15 @@ Nothing here computes, and nothing here imports another module of kleiber.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -134,11 +135,70 @@ class Model(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """One loss. It receives the model; it never imports one. `likelihood`: whether its mean is that of a text."""
+    """One loss. It receives the model; it never imports one. `likelihood`: whether its mean is that of a text.
+
+    An objective that needs an output layer of its own says so in `outputs` (name of the head: number of outputs); the
+    run gives it to the model, which holds it as `model.heads[name]`. One whose score is more than a mean loss has
+    `scorer()`, a new `Scorer` for one pass over held-out samples.
+    """
 
     likelihood: bool
 
     def __call__(self, model: Any, batch: Batch) -> Loss: ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Collects what a metric needs over one pass: `add` returns the loss of a batch, `compute` the named metrics.
+
+    `compute` adds up over ranks itself, and gives the same numbers on each.
+    """
+
+    def add(self, model: Any, batch: Batch) -> Loss: ...
+    def compute(self) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is scored on, and trained on earlier: held-out samples under an objective. R has a column a task.
+
+    train  the samples that a retention method may read again; None where only scores are to be had
+    """
+
+    name: str
+    objective: Objective
+    held_out: HeldOut
+    train: Samples | None = None
+
+
+class Retention(nn.Module):
+    """A way not to forget earlier tasks while a stage trains on a new one. Every hook does nothing until overridden.
+
+    What it has to remember (anchors, Fisher information, an old model) stands in its `state_dict`, which goes into
+    every checkpoint: `begin_stage` is called once, when a stage begins, and not when it resumes. Hooks are pure
+    functions of that state, their arguments and the seed.
+    """
+
+    def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
+        """Sees the model as it is before the stage's first step, and the tasks of all stages before."""
+
+    def data(self, train: Samples, tasks: Sequence[Task]) -> Samples:
+        """The samples that the stage trains on; called at every start of the stage, resumed or not."""
+        return train
+
+    def penalty(self, model: Any, batch: Batch, step: int) -> Loss | None:
+        """Added to the loss of a micro-batch: a sum over its target tokens, as every Loss."""
+        return None
+
+    def gradients(self, model: Any, step: int) -> None:
+        """Changes the gradients of the mean loss in place, after all micro-batches and ranks, before clipping."""
+
+    def after_step(self, model: Any, step: int, lr: float) -> None:
+        """Changes the weights after the optimizer's step, for what Adam must not rescale."""
+
+    def end_stage(self, model: Any, folder: Path) -> dict[str, Path]:
+        """Writes further checkpoints into `folder`, by name (an interpolation, an average)."""
+        return {}
 
 
 @runtime_checkable

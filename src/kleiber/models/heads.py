@@ -1,4 +1,4 @@
-"""The output layer of a language model. It holds the matrix, or borrows the embedding's when tied."""
+"""Output layers: a language model's, whose matrix may be the embedding's, and those of tasks with their own outputs."""
 
 from __future__ import annotations
 
@@ -28,3 +28,24 @@ class LMHead(nn.Module):
 
     def flops(self, time: int) -> float:
         return 2.0 * self.weight.numel()
+
+
+class TaskHead(nn.Module):
+    """scores = multiplier hidden @ weight.T + bias, from pooled hidden states; it starts at 0, so at no preference."""
+
+    def __init__(self, width: int, outputs: int, multiplier: float = 1.0) -> None:
+        super().__init__()
+        if outputs < 1:
+            raise ValueError(f"a head of {outputs} outputs predicts nothing: give at least one class")
+        self.multiplier = multiplier
+        self.weight = nn.Parameter(torch.zeros(outputs, width))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, pooled: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes outputs"]:
+        return F.linear(pooled, self.weight) * self.multiplier + self.bias
+
+    def roles(self) -> dict[str, Role]:
+        return {"weight": Role("output", self.weight.shape[1]), "bias": Role("vector", 1)}
+
+    def flops(self, time: int) -> float:
+        return 2.0 * self.weight.numel() / time

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from kleiber.models.heads import LMHead
+from kleiber.models.heads import LMHead, TaskHead
 from kleiber.nn.attention import Cache, Full, RMSNorm
 from kleiber.nn.mlp import SwiGLU
 from kleiber.nn.parametrization import Factory, MuP, Parametrization, Site
@@ -66,6 +66,7 @@ class Transformer(nn.Module):
         shared = cast(nn.Parameter, self.embedding.weight)
         weight = shared if tied else nn.Parameter(torch.randn(vocab_size, width) * std)
         self.head = LMHead(weight, multiplier, soft_cap)
+        self.heads = nn.ModuleDict()
 
     def forward(self, batch: Batch, caches: list[Cache] | None = None) -> Output:
         """Hidden states after the final norm, and the layers' auxiliary sums. `caches` (one a layer) grow in place."""
@@ -84,6 +85,11 @@ class Transformer(nn.Module):
                 aux["loss"] = aux["loss"] + loss if "loss" in aux else loss
             aux |= {f"{name}/{layer}": value for name, value in more.items()}
         return Output(self.norm(x), aux)
+
+    def add_head(self, name: str, outputs: int) -> None:
+        """Gives the model an output layer of its own for a task, as `heads[name]`, where it has none of that name."""
+        if name not in self.heads:
+            self.heads[name] = TaskHead(self.width, outputs, self.parametrization.output(self.width).multiplier)
 
     def roles(self) -> dict[str, Role]:
         """The role of every parameter, a tied matrix once and as the embedding."""
