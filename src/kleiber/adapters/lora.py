@@ -42,9 +42,11 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.rank < 1 or (self.alpha is not None and self.alpha <= 0):
-            raise ValueError(f"adapter.rank={self.rank} must be at least 1, adapter.alpha={self.alpha} positive or null")
+            raise ValueError(
+                f"adapter.rank={self.rank} must be at least 1, adapter.alpha={self.alpha} positive or null"
+            )
         wrong = [target for target in self.targets or () if target not in TARGETS]
-        if wrong or self.targets is not None and not self.targets:
+        if wrong or (self.targets is not None and not self.targets):
             raise ValueError(f"adapter.targets={self.targets}: give some of {', '.join(TARGETS)}")
 
     @property

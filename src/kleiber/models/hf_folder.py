@@ -1,4 +1,4 @@
-"""What a Hugging Face folder holds, told from its config.json alone: our `model` node for it, its vocabulary, its place.
+"""What a Hugging Face folder holds, told from its config.json alone: our `model` node for it, its vocabulary.
 
 It imports no torch, so that a config is made before torch is there. It refuses what our model cannot say exactly.
 """
@@ -17,7 +17,7 @@ FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
 def model_folder(name: str, key: str = "model.path") -> Path:
-    """The folder of a model: `name` itself, its copy below $KLEIBER_DATA, or what the hub has; safetensors and JSON only.
+    """The folder of a model: `name` itself, its copy below $KLEIBER_DATA, or the hub's, without pickles.
 
     Raises ValueError where there is none, within ten seconds.
     """
@@ -127,7 +127,8 @@ def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["model_type"] == "mixtral":
         node |= {"num_experts": config["num_local_experts"], "hidden": config["intermediate_size"]}
     else:
-        node |= {"num_experts": config["num_experts"], "hidden": config["moe_intermediate_size"]}
+        number = config["num_experts"] if "num_experts" in config else config["num_local_experts"]
+        node |= {"num_experts": number, "hidden": config["moe_intermediate_size"]}
         router, every = "TopK" if config.get("norm_topk_prob") else "Switch", _every(config)
     node |= {"k": config["num_experts_per_tok"], "every": every}
     return node | {"router": {"_target_": f"kleiber.nn.routers.{router}", "_partial_": True}}

@@ -49,13 +49,16 @@ class NoHead:
     def weight(self) -> Tensor:
         raise ValueError(self.why)
 
+    def features(self, hidden: Tensor) -> Tensor:
+        raise ValueError(self.why)
+
     def __call__(self, hidden: Tensor) -> Tensor:
         raise ValueError(self.why)
 
 
-def find_head(inner: Any, auto: str, trained: bool, path: str) -> Any:
+def find_head(inner: Any, whole: bool, path: str) -> Any:
     """The output layer of a language model, or a `NoHead` that says why there is none."""
-    if auto == "" or not trained:
+    if not whole:
         return NoHead(
             f"model.path={path} holds no output layer for tokens, so it has no language-model loss: "
             "objective=classify trains heads of its own, weights=random starts from nothing"
@@ -67,7 +70,9 @@ def find_head(inner: Any, auto: str, trained: bool, path: str) -> Any:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"model.path={path} with this model.config does not run: {error}") from None
     if not right:
-        return NoHead(f"model.path={path} is a {inner.config.model_type}, whose output layer is of a form not known here")
+        return NoHead(
+            f"model.path={path} is a {inner.config.model_type}, whose output layer is of a form not known here"
+        )
     return head
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from kleiber.errors import did_you_mean
 from kleiber.models.heads import TaskHead
 from kleiber.models.hf_folder import model_folder, read_config
-from kleiber.models.hf_head import HFHead, find_head
+from kleiber.models.hf_head import HFHead, NoHead, find_head
+from kleiber.nn.attention import Remembered
 from kleiber.nn.parametrization import Standard
 from kleiber.types import Batch, Output, Role
 
@@ -68,11 +69,13 @@ class HFModel(nn.Module):
         self.vocab_size, self.width = rows, int(settings.hidden_size)
         self.parametrization = Standard()
         self.heads = nn.ModuleDict()
-        trained = not any("position_ids" not in name for name in missing)
+        whole = auto != "" and self._only_tied(missing)
+        if not whole:  # an output layer that came without weights is none
+            self.inner = self.inner.base_model
         self.tied = any(matrix is self.embedding.weight for matrix in self.vocabulary()[1:])
         takes = inspect.signature(self.backbone.forward).parameters
         self._cache_argument = "cache" if "cache" in takes else "past_key_values"  # renamed in the course of version 5
-        self._head = find_head(self.inner, auto, trained or self._only_tied(missing), path)
+        self._head = find_head(self.inner, whole, path)
 
     def _only_tied(self, missing: list[str]) -> bool:
         """Whether the folder lacks nothing but names of matrices that are another one's."""
@@ -96,26 +99,28 @@ class HFModel(nn.Module):
         return lists[0]
 
     @property
-    def head(self) -> HFHead:
+    def head(self) -> HFHead | NoHead:
         return self._head
 
     def forward(self, batch: Batch, caches: Any = None) -> Output:
-        """Hidden states as the model's own output layer reads them. `caches` is a transformers cache, which grows."""
+        """Hidden states as the model's own output layer reads them. `caches` is one of `new_caches`, which grows."""
         if batch.segments is not None:
-            raise ValueError("model=hf attends over the whole row: data that packs documents by segments needs model=gpt")
-        past = 0 if caches is None else caches.get_seq_length()
+            raise ValueError(
+                "model=hf attends over the whole row: data that packs documents by segments needs model=gpt"
+            )
+        past = 0 if caches is None else len(caches)
         if past + batch.tokens.shape[1] > self.context:
             raise ValueError(f"{past + batch.tokens.shape[1]} tokens in a row exceed model.context={self.context}")
         options: dict[str, Any] = {}
-        if batch.real is not None:
-            options["attention_mask"] = batch.real.long()
+        real = batch.real if caches is None else caches.remember(batch.real, batch.tokens)
+        if real is not None:
+            options["attention_mask"] = real.long()
             if self.causal:  # a row may be padded on its left, and its first real token is position 0 all the same
-                position = (batch.real.long().cumsum(1) - 1).clamp(min=0)
-                options["position_ids"] = position[:, past:]
+                options["position_ids"] = (real.long().cumsum(1) - 1).clamp(min=0)[:, past:]
         if self.causal:
             options["use_cache"] = caches is not None
         if caches is not None:
-            options[self._cache_argument] = caches
+            options[self._cache_argument] = caches.inner
         return Output(self.backbone(input_ids=batch.tokens, **options).last_hidden_state)
 
     def add_head(self, name: str, outputs: int) -> None:
@@ -145,7 +150,9 @@ class HFModel(nn.Module):
         """
         roles = self.roles()
         met = sum(
-            p.numel() * self._share(n) for n, p in self.named_parameters() if p.ndim > 1 and roles[n].kind != "embedding"
+            p.numel() * self._share(n)
+            for n, p in self.named_parameters()
+            if p.ndim > 1 and roles[n].kind != "embedding"
         )
         if self.tied:
             met += self.embedding.weight.numel()
@@ -160,11 +167,22 @@ class HFModel(nn.Module):
         total = getattr(self.config, "num_local_experts", None) or getattr(self.config, "num_experts", 1)
         return getattr(self.config, "num_experts_per_tok", total) / total
 
-    def new_caches(self, rows: int, length: int) -> Any:
-        """An empty cache for decoding."""
+    def new_caches(self, length: int) -> HFCache:
+        """An empty cache for decoding rows of up to `length` tokens."""
+        return HFCache(self.config)
+
+
+class HFCache(Remembered):
+    """A cache of transformers' own, and which of its positions are real."""
+
+    def __init__(self, config: Any) -> None:
         from transformers import DynamicCache
 
-        return DynamicCache(config=self.config)
+        super().__init__()
+        self.inner = DynamicCache(config=config)
+
+    def __len__(self) -> int:
+        return self.inner.get_seq_length()
 
 
 def _role(name: str, parameter: Tensor, lookup: bool, output: bool) -> Role:
@@ -187,7 +205,9 @@ def _configuration(path: str, weights: str, changes: Mapping[str, Any]) -> tuple
     told = {"model_type": path} if folder is None else read_config(folder)
     kind = told.get("model_type")
     if kind not in CONFIG_MAPPING:
-        raise ValueError(f"model.path={path} is of model_type={kind}, which transformers does not know itself: no code is run")
+        raise ValueError(
+            f"model.path={path} is of model_type={kind}, which transformers does not know itself: no code is run"
+        )
     plain = CONFIG_MAPPING[kind]()
     known = plain.to_dict().keys() | plain.attribute_map.keys()
     for name in changes:
@@ -256,5 +276,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
-
-

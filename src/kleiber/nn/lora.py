@@ -24,7 +24,7 @@ def adapt(module: nn.Module, name: str, rank: int, scale: float, generator: torc
     """Gives the matrix, or the stack of matrices, `name` of `module` an update of `rank`, which is 0 until trained.
 
     A matrix is (out, in) with A (rank, in) and B (out, rank); a stack is (experts, in, out) with A (experts, in, rank)
-    and B (experts, rank, out). A is uniform within 1/sqrt(in) and B is 0. Hu et al. 2021, arXiv:2106.09685, section 4.1.
+    and B (experts, rank, out). A is uniform within 1/sqrt(in), B is 0. Hu et al. 2021, arXiv:2106.09685, section 4.1.
     """
     weight = module._parameters[name]
     assert weight is not None and weight.ndim in (2, 3), f"{name} is no matrix and no stack of matrices"
