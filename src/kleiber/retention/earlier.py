@@ -27,7 +27,7 @@ class Written:
     """Rows of one length held in memory, as samples; `num_bytes` is the text that they decode to."""
 
     def __init__(self, tokens: Int[Tensor, "samples time"], token_bytes: Int[np.ndarray, "vocab"]) -> None:
-        self.tokens = tokens.cpu().long()
+        self.tokens, self._token_bytes = tokens.cpu().long(), token_bytes
         self.num_tokens = self.tokens[:, 1:].numel()
         self.num_bytes = int(token_bytes[self.tokens[:, 1:].numpy()].sum())
 
@@ -36,6 +36,10 @@ class Written:
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
         return Batch(self.tokens[torch.from_numpy(index)], samples=torch.from_numpy(index + epoch * len(self)))
+
+    def first(self, tokens: int | None) -> Written:
+        rows = len(self) if tokens is None else max(1, tokens // (self.tokens.shape[1] - 1))
+        return Written(self.tokens[:rows], self._token_bytes)
 
 
 def write(
@@ -74,7 +78,7 @@ def generated(tasks: Sequence[Task], text: Tensor | None, vocabulary: Tokenizer 
     if objective is None:
         raise ValueError(f"retention.{name}.source=generated: no earlier task was one of text; write source=real")
     written = Written(text, vocabulary.token_bytes)
-    return [Task("generated", objective, None, written)]  # type: ignore[arg-type]  (trained on, never scored)
+    return [Task("generated", objective, written, written)]
 
 
 def alike(one: Objective, other: Objective) -> bool:

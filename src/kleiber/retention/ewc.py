@@ -28,7 +28,7 @@ class EWC(Retention):
     each task, so that strengths compare across tasks and models. After several stages F <- gamma F + F_new, with one
     anchor: online EWC, Schwarz et al. 2018, arXiv:1805.06370, section 3.2; gamma 1 forgets no task.
 
-    strength  of the penalty, in nats for a mean squared displacement of 2 / parameters
+    strength  of the penalty
     samples   sequences of each earlier task from which F is estimated, one backward pass each
     gamma     weight of the older F
     """
