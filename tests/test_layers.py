@@ -9,10 +9,10 @@ import kleiber
 
 ROOT = Path(kleiber.__file__).parent
 FLOORS = {
-    0: ["types", "budget", "sums", "errors", "settings", "signatures", "summary", "build", "imports"],
+    0: ["types", "budget", "sums", "errors", "settings", "signatures", "summary", "build", "imports", "hub"],
     1: ["nn"],
     2: ["models"],
-    3: ["objectives", "data", "evals"],
+    3: ["objectives", "data", "evals", "adapters"],
     4: ["optim", "step", "checkpoint", "callbacks", "lit", "loggers", "trainer"],
     5: ["plan", "tree", "stage", "chain", "origin", "matrix", "report", "identity", "folder", "console", "settle"],
     6: [
@@ -30,10 +30,12 @@ FLOORS = {
         "catalog",
         "studies",
         "cli",
+        "opened",
+        "interchange",
     ],
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
-SIBLINGS = {"objectives", "data", "evals"}
+SIBLINGS = {"objectives", "data", "evals", "adapters"}
 MODULES = [p for p in sorted(ROOT.rglob("*.py")) if p.parent != ROOT or p.name not in ("__init__.py", "__main__.py")]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kleiber.models.hf_folder import KINDS
+from kleiber.models.hf_config import KINDS
 from kleiber.models.transformer import Block, Transformer
 from kleiber.nn.attention import Full
 from kleiber.nn.mlp import SwiGLU
@@ -80,7 +80,7 @@ def from_hf(twin: Any, context: int | None = None) -> Transformer:
 
 
 def load_hf(model: Transformer, folder: Path) -> None:
-    """Puts the safetensors weights of a Hugging Face folder into `model`, which `hf_folder.hf_model_node` describes.
+    """Puts the safetensors weights of a Hugging Face folder into `model`, which `hf_config.hf_model_node` describes.
 
     Raises ValueError where shapes differ, or where the model has multipliers that the weights do not know of.
     """

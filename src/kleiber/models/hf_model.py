@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kleiber.errors import did_you_mean
 from kleiber.models.heads import TaskHead
-from kleiber.models.hf_folder import model_folder, read_config
+from kleiber.models.hf_config import model_folder, read_config
 from kleiber.models.hf_head import HFHead, NoHead, find_head
 from kleiber.nn.attention import Remembered
 from kleiber.nn.parametrization import Standard

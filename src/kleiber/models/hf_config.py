@@ -63,6 +63,9 @@ def hf_model_node(folder: Path, context: int | None = None) -> dict[str, Any]:
 
     context  longest row; null: the model's own. The vocabulary is the run's to supply: see `hf_vocab_size`.
     """
+    folder = folder.expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: there is no config.json of a Hugging Face model")
     config = read_config(folder)
     kind = config.get("model_type")
     if kind not in KINDS:
