@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from kleiber import checkpoint
 from kleiber.budget import quantity
-from kleiber.chain import ONLY, stage_configs
 from kleiber.build import build
+from kleiber.chain import ONLY, stage_configs
 from kleiber.origin import Origin, domains
 from kleiber.plan import Plan
 from kleiber.types import Task

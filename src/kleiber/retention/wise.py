@@ -26,7 +26,7 @@ class WiSE(Retention):
         super().__init__()
         if not alphas or min(alphas) < 0 or max(alphas) > 1 or len(set(alphas)) < len(alphas):
             raise ValueError(f"retention.wise.alphas={list(alphas)}: give different numbers from 0 to 1, such as [.5]")
-        self.alphas = list(alphas)
+        self.alphas = [float(alpha) for alpha in alphas]
 
     def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
         self.memory = {"start": {name: tensor.detach().clone() for name, tensor in moving(model).items()}}
