@@ -122,8 +122,8 @@ class Labelled:
             hash=digest([tokenizer.hash, parts, told["labels"], [f["sha256"] for f in told["files"].values()]]),
             tokenizer=tokenizer,
             train=samples["train"],
-            validation={table.name: held.pop("validation")},
-            test={table.name: test for test in held.values()},
+            validation={table.name: held["validation"]},
+            test={table.name: held["test"]} if "test" in held else {},
             manifest={table.name: told},
             num_tokens=samples["train"].num_tokens,
             num_bytes=samples["train"].num_bytes,
@@ -180,9 +180,7 @@ def shortened(lengths: Int[np.ndarray, "rows parts"], room: int) -> Int[np.ndarr
     return kept
 
 
-def _encode(
-    folder: Path, splits: dict[str, Dataset], table: Table, label: str, tokenizer: Tokenizer
-) -> dict[str, Any]:
+def _encode(folder: Path, splits: dict[str, Dataset], table: Table, label: str, tokenizer: Tokenizer) -> dict[str, Any]:
     labels = labels_of(splits, label)
     counts: dict[str, dict[str, Any]] = {}
     for name in (split for split in SPLITS if split in splits):

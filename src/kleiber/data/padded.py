@@ -41,7 +41,9 @@ def numbers(index: Int[np.ndarray, "batch"], epoch: int, count: int) -> Int[Tens
     return torch.from_numpy(np.asarray(index + epoch * count, np.int64))
 
 
-def sizes(starts: Int[np.ndarray, "_"], kept: Int[np.ndarray, "_"], flat: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+def sizes(
+    starts: Int[np.ndarray, "rows"], kept: Int[np.ndarray, "rows"], flat: np.ndarray, tokenizer: Tokenizer
+) -> Int[np.ndarray, "rows"]:
     """Bytes of text behind the first `kept` ids of each row that begins at `starts`."""
     total = np.concatenate([[0], np.cumsum(tokenizer.token_bytes[flat], dtype=np.int64)])
     return total[starts + kept] - total[starts]
@@ -59,7 +61,7 @@ class Measured(Protocol):
 
 
 class Held:
-    """Samples that are scored, in a fixed mixed order, so that the first ones of a sorted table are not of one class."""
+    """Samples that are scored, in a fixed mixed order: the first ones of a sorted table would be of one class."""
 
     def __init__(self, samples: Measured, count: int | None = None) -> None:
         self.samples = samples

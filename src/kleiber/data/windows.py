@@ -148,8 +148,10 @@ def _alike(parts: list[Batch]) -> list[Batch]:
 
 
 def _written(part: Batch, name: str) -> Tensor:
-    given = getattr(part, name)
-    return torch.ones_like(part.tokens, dtype=torch.bool if name == "real" else torch.float32) if given is None else given
+    given: Tensor | None = getattr(part, name)
+    if given is not None:
+        return given
+    return torch.ones_like(part.tokens, dtype=torch.bool if name == "real" else torch.float32)
 
 
 def _widened(part: Batch, width: int) -> Batch:

@@ -44,7 +44,7 @@ class Classify:
         self.center, self.scale = corpus.center, corpus.scale
         self.head = corpus.name.replace(".", "_")
         self.outputs = {self.head: corpus.num_classes}
-        self.metric: str = corpus.metric
+        self.metric: tuple[str, bool] = (corpus.metric, corpus.metric != "rmse")
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
         return self.scored(model, batch)[1]

@@ -23,7 +23,7 @@ class Collected:
 
     def whole(self) -> dict[str, Tensor]:
         mine: Any = (self.samples, self.columns)
-        parts = [mine]
+        parts: list[Any] = [mine]
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             parts = [None] * dist.get_world_size()
             dist.all_gather_object(parts, mine)
