@@ -160,6 +160,16 @@ class Conversations:
         at, length = int(self.chosen[i]), int(self.lengths[i])
         return self.ids[at][:length].astype(np.int64), self.marks[at][:length].astype(np.int64)
 
+    def asked(self, i: int) -> tuple[list[int], list[int]]:
+        """Ids of sample i up to its last answer, and those of that answer without the end of text, uncut."""
+        at = int(self.chosen[i])
+        ids, marks = self.ids[at].tolist(), self.marks[at].tolist()
+        end = len(ids) - 1 - marks[::-1].index(1)
+        begin = end
+        while begin > 0 and marks[begin - 1]:
+            begin -= 1
+        return ids[:begin], ids[begin:end]
+
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
         ids, marks = zip(*(self.row(int(i)) for i in index), strict=True)
         tokens, real = pad(ids, self.context + 1, self.eos, ahead=1)

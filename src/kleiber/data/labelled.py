@@ -142,7 +142,8 @@ class LabelledRows:
         self.pieces = ragged.read(folder / split, dtype(tokenizer.vocab_size))
         self.labels: Shaped[np.ndarray, "rows *classes"] = np.load(folder / f"{split}.labels.npy")
         self.parts, self.context = parts, context
-        self.eos, self.begin = tokenizer.eos, getattr(tokenizer, "cls", None) or tokenizer.eos
+        self.eos, begin = tokenizer.eos, getattr(tokenizer, "cls", -1)
+        self.begin = begin if begin >= 0 else tokenizer.eos
         lengths = self.pieces.lengths.reshape(-1, parts)
         self.kept = shortened(lengths, context - 1 - parts)
         self.truncated = int((self.kept < lengths).any(1).sum())
