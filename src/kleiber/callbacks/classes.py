@@ -64,7 +64,7 @@ class Classes(Callback):
 
 
 def figure(names: list[str], confusion: list[list[int]]) -> Any | None:
-    """The confusion matrix as a heat map, shares of the true class in colour and counts as text; None without altair."""
+    """The confusion matrix, shares of the true class in colour and counts as text; None without altair."""
     try:
         import altair
     except ImportError:

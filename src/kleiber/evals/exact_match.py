@@ -43,7 +43,7 @@ def final_number(text: str) -> Decimal | None:
 
     Thousands separators are left out, so that 1,000 is 1000 and 1000.00.
     """
-    before, mark, after = text.rpartition(MARK)
+    _, mark, after = text.rpartition(MARK)
     found = NUMBER.findall(after)
     if not found:
         return None
