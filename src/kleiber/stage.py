@@ -80,6 +80,8 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
     elif tree.origin is not None:
         tree.origin.load(model)
     use_heads(model, plan.objective)
+    if hasattr(plan.objective, "begin"):
+        plan.objective.begin(model, plan.corpus, tree.place(stage.name).parent)
     tasks = tree.around(stage)
     callbacks = make_callbacks(tree, stage, plan, tasks)
     state = found.load_state() if found else None
