@@ -30,7 +30,7 @@ class LitLM(LightningModule):
     micro_batch   rows per forward and backward; memory, not mathematics
     seed          of everything random inside a step, together with the step's number
     restored      optimizer state by parameter name, from a checkpoint
-    retention     ways not to forget, each with its memory; without any, a step is what it would be without this argument
+    retention     ways not to forget, each with its memory
 
     `last` holds the means of the latest step ("ce", "total", ...), its "grad_norm" and "lr".
     """
