@@ -130,8 +130,8 @@ def use_heads(model: Any, objective: Any) -> None:
     own = getattr(objective, "outputs", {})
     for name, head in model.heads.items():
         head.requires_grad_(name in own)
-    if own and not model.tied:
-        model.head.weight.requires_grad_(False)
+    if own:
+        model.leave_out_head()
 
 
 def fit(lit: LitLM, callbacks: list[Any], plan: Plan, batches: Stream, tree: Tree, start: int) -> None:

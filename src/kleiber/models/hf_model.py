@@ -34,7 +34,8 @@ class HFModel(nn.Module):
     vocab_size  ids of the corpus's tokenizer: rows of a random model's embedding, at most those of a trained one
     path        a folder, a name on the hub, or with random weights also a model type (bert, gpt2, llama ...)
     weights     pretrained, or random, drawn as transformers does for a model from scratch
-    config      values that replace those of the model's own config, such as {num_hidden_layers: 2}
+    config      values that replace those of the model's own config, such as {hidden_size: 128}
+    depth       layers; of a trained model the first ones; null: the model's own number
     context     longest row, in tokens
     """
 
@@ -44,11 +45,13 @@ class HFModel(nn.Module):
         path: str,
         weights: Literal["pretrained", "random"] = "pretrained",
         config: dict[str, Any] | None = None,
+        depth: int | None = None,
         context: int = 256,
     ) -> None:
         super().__init__()
         self.inner: Any
-        settings, folder = _configuration(path, weights, config or {})
+        changes = dict(config or {}) | ({} if depth is None else {"num_hidden_layers": depth})
+        settings, folder = _configuration(path, weights, changes)
         if weights == "random":
             settings.vocab_size = vocab_size
             for name in SPECIALS:  # ids of another vocabulary; padding is told by the mask
@@ -127,6 +130,13 @@ class HFModel(nn.Module):
         """Gives the model an output layer of its own for a task, as `heads[name]`, where it has none of that name."""
         if name not in self.heads:
             self.heads[name] = TaskHead(self.width, outputs)
+
+    def leave_out_head(self) -> None:
+        """Stops training what lies outside of the backbone, for an objective that does not read the output layer."""
+        inside = {id(parameter) for parameter in self.backbone.parameters()}
+        for parameter in self.inner.parameters():
+            if id(parameter) not in inside:
+                parameter.requires_grad_(False)
 
     def roles(self) -> dict[str, Role]:
         """The role of every parameter. Standard parametrisation gives all the same rate; decay follows the kind."""
