@@ -169,7 +169,9 @@ def test_what_cannot_be_is_refused_by_key(tmp_path):
     model = build("bert")
     model.inner.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"48 token ids.*data\.tokenizer"):
-        HFModel(VOCAB + 1, str(tmp_path))
+        HFModel(VOCAB + 1, str(tmp_path), context=16)
+    with pytest.raises(ValueError, match=r"48 token ids.*data\.tokenizer"):
+        HFModel(VOCAB - 1, str(tmp_path), context=16)
     with pytest.raises(ValueError, match="segments"):
         model(Batch(torch.zeros(1, 2, dtype=torch.long), segments=torch.zeros(1, 2, dtype=torch.long)))
     torch.save(model.inner.state_dict(), tmp_path / "pytorch_model.bin")

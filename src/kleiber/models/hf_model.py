@@ -31,7 +31,7 @@ SPECIALS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep
 class HFModel(nn.Module):
     """`inner` is the model as transformers builds it, `heads` holds output layers of tasks, standard parametrisation.
 
-    vocab_size  ids of the corpus's tokenizer: rows of a random model's embedding, at most those of a trained one
+    vocab_size  ids of the corpus's tokenizer: rows of a random model's embedding, and what a trained one must have
     path        a folder, a name on the hub, or with random weights also a model type (bert, gpt2, llama ...)
     weights     pretrained, or random, drawn as transformers does for a model from scratch
     config      values that replace those of the model's own config, such as {hidden_size: 128}
@@ -64,9 +64,10 @@ class HFModel(nn.Module):
         if longest is not None and context > longest:
             raise ValueError(f"model.context={context} exceeds the {longest} positions of model.path={path}")
         rows = self.embedding.weight.shape[0]
-        if vocab_size > rows:
+        if vocab_size != rows:
             raise ValueError(
-                f"model.path={path} has {rows} token ids, and the corpus {vocab_size}: set data.tokenizer={path}"
+                f"model.path={path} has {rows} token ids, and the corpus {vocab_size}: leave data.tokenizer out, or set "
+                f"data.tokenizer={path}"
             )
         self.config, self.context, self.causal = settings, context, auto == "CausalLM"
         self.vocab_size, self.width = rows, int(settings.hidden_size)
