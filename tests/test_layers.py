@@ -9,26 +9,14 @@ import kleiber
 
 ROOT = Path(kleiber.__file__).parent
 FLOORS = {
-    0: ["types", "budget", "sums", "errors", "settings", "signatures", "summary", "build", "imports", "hub"],
+    0: ["types", "budget", "sums", "errors", "settings", "signatures", "summary", "build", "imports", "hub", "console"],
     1: ["nn"],
     2: ["models"],
     3: ["objectives", "data", "evals", "adapters"],
     4: ["retention", "optim", "step", "checkpoint", "callbacks", "lit", "loggers", "trainer", "score"],
-    5: [
-        "plan",
-        "tree",
-        "stage",
-        "chain",
-        "origin",
-        "retain",
-        "matrix",
-        "report",
-        "identity",
-        "folder",
-        "console",
-        "settle",
-    ],
+    5: ["identity", "folder", "chain", "opened", "origin", "plan", "tree", "retain", "matrix", "stage", "report"],
     6: [
+        "settle",
         "fit_together",
         "check",
         "run",
@@ -39,13 +27,9 @@ FLOORS = {
         "pool",
         "preload",
         "sweep",
-        "launch",
         "catalog",
-        "studies",
-        "cli",
-        "opened",
-        "interchange",
     ],
+    7: ["launch", "studies", "interchange", "cli"],
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 SIBLINGS = {"objectives", "data", "evals", "adapters"}

@@ -64,6 +64,13 @@ class Local:
         return torch.float64 if str(self.precision) == "64" else torch.float32
 
     @property
+    def device(self) -> torch.device:
+        """Of this rank."""
+        if self.accelerator == "gpu":
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cpu")
+
+    @property
     def place(self) -> Place:
         return Place(self.rank, self.world_size, autocast=str(self.precision) == "bf16")
 

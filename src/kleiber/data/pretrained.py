@@ -28,9 +28,9 @@ class Pretrained:
     """A tokenizer.json. `token_bytes` is exact for byte-level vocabularies; for others it is the length of the token.
 
     eos is the config's `eos_token`, else `sep_token`, else a usual name; a vocabulary without a mask gets an id of its
-    own, past the last one. In the folder of a model the vocabulary is as large as its embedding, and has no mask (-1)
-    where there is no row for one. The hash is one of the file's content.
-    `cls` is the token that stands for a whole text, -1 where there is none.
+    own, past the last one; in the folder of a model the vocabulary is as large as its embedding, and has no mask (-1)
+    where there is no row for one. `cls` is the token that stands for a whole text, -1 where there is none. The hash is
+    one of the file's content.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
