@@ -174,7 +174,16 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, tasks: Around) -> list[
     known = tree.done[stage.parent]["metrics"] if stage.parent and not stage.continues else None
     watched = round(quantity(cfg.eval.watch_tokens))
     evaluate = Evaluate(
-        tasks.own, every, tokens, max(1, plan.rows), tree.hardware.place, tasks.earlier, tasks.later, known, watched
+        tasks.own,
+        every,
+        tokens,
+        max(1, plan.rows),
+        tree.hardware.place,
+        tasks.earlier,
+        tasks.later,
+        from_weights=tree.from_weights,
+        start=known,
+        watched=watched,
     )
     available = {
         "batch_tokens": plan.batch_tokens,
