@@ -21,13 +21,13 @@ from kleiber.types import Role
 def parameter_groups(
     model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float], lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Groups of trainable parameters that share a learning rate and a decay; every one is in exactly one group.
+    """Groups of the trainable parameters in `roles` that share a rate and a decay; every one is in exactly one group.
 
     Embeddings, gains and biases are not decayed. Each group carries "lr_scale", and "names" in the order of its
     parameters, by which a checkpoint finds its optimizer state again.
     """
     groups: dict[tuple[float, float], list[str]] = defaultdict(list)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad and name in roles}
     for name in parameters:
         role = roles[name]
         scale = lr_scale(role)
@@ -45,6 +45,12 @@ def parameter_groups(
     ]
 
 
+def check_settings(lr: float, weight_decay: float, clip: float | None) -> None:
+    """Raises ValueError for what no optimizer could mean."""
+    if lr <= 0 or weight_decay < 0 or (clip is not None and clip <= 0):
+        raise ValueError(f"optimizer: lr={lr}, clip={clip} must be positive, weight_decay={weight_decay} >= 0")
+
+
 @dataclass(frozen=True)
 class AdamW:
     """AdamW with decoupled decay (Loshchilov & Hutter 2017, arXiv:1711.05101), fused.
@@ -60,10 +66,7 @@ class AdamW:
     clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
-            raise ValueError(
-                f"optimizer: lr={self.lr}, clip={self.clip} must be positive, weight_decay={self.weight_decay} >= 0"
-            )
+        check_settings(self.lr, self.weight_decay, self.clip)
 
     def build(
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]

@@ -106,8 +106,7 @@ def run_stage(
         seed=cfg.seed,
         restored=state["optimizer"] if state else None,
     )
-    if hardware.compile:
-        lit.model.compile()
+    hardware.fit_out(lit.model)
     fit(lit, callbacks, plan, hardware, loggers, cfg.seed, start)
     return record(cfg, plan, stage, lit, callbacks, place, folder)
 

@@ -11,6 +11,7 @@ from kleiber.nn.attention import Cache
 from kleiber.types import Batch
 
 
+@torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again for every length
 @torch.no_grad()
 def generate(
     model: Transformer,
