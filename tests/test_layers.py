@@ -13,7 +13,7 @@ FLOORS = {
     1: ["nn"],
     2: ["models"],
     3: ["objectives", "data", "evals"],
-    4: ["optim", "step", "checkpoint", "callbacks", "lit", "loggers", "trainer"],
+    4: ["optim", "optimizers", "step", "checkpoint", "callbacks", "lit", "loggers", "trainer"],
     5: ["plan", "tree", "stage", "report", "identity", "folder", "console", "settle", "fit_together", "check"],
     6: ["run", "compose", "usage", "cell", "ranks", "pool", "preload", "sweep", "launch", "catalog", "studies", "cli"],
 }

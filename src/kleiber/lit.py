@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from kleiber import checkpoint
-from kleiber.optim import AdamW
+from kleiber.optim import Optimizer
 from kleiber.step import Diverged, accumulate, normalise
 from kleiber.types import Batch, Objective
 
@@ -37,7 +37,7 @@ class LitLM(LightningModule):
         self,
         model: Any,
         objective: Objective,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         schedule: Callable[[int, int], float],
         *,
         total_steps: int,

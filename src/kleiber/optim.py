@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,16 +18,37 @@ from torch import nn
 from kleiber.types import Role
 
 
+class Optimizer(Protocol):
+    """What a config's `optimizer` builds: settings, and from a model the torch optimizer over its groups."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def clip(self) -> float | None: ...
+    def build(
+        self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
+    ) -> torch.optim.Optimizer: ...
+
+
 def parameter_groups(
-    model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float], lr: float, weight_decay: float
+    model: nn.Module,
+    roles: dict[str, Role],
+    lr_scale: Callable[[Role], float],
+    lr: float,
+    weight_decay: float,
+    only: Container[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups of the trainable parameters in `roles` that share a rate and a decay; every one is in exactly one group.
+    """Groups of trainable parameters that share a learning rate and a decay; every one is in exactly one group.
+
+    `only` narrows them to some names, for an optimizer that treats others in another way.
 
     Embeddings, gains and biases are not decayed. Each group carries "lr_scale", and "names" in the order of its
     parameters, by which a checkpoint finds its optimizer state again.
     """
     groups: dict[tuple[float, float], list[str]] = defaultdict(list)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad and name in roles}
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if only is not None:
+        parameters = {name: p for name, p in parameters.items() if name in only}
     for name in parameters:
         role = roles[name]
         scale = lr_scale(role)

@@ -57,11 +57,11 @@ class Muon:
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
     ) -> torch.optim.Optimizer:
         dims = {name: p.dim() for name, p in model.named_parameters()}
-        parts: dict[int, list[str]] = {0: [], 2: [], 3: []}
-        for name, role in roles.items():
-            parts[dims[name] if role.kind == "hidden" and dims[name] in (2, 3) else 0].append(name)
+        kinds: dict[int, set[str]] = {0: set(), 2: set(), 3: set()}
+        for name, dim in dims.items():
+            kinds[dim if roles[name].kind == "hidden" and dim in (2, 3) else 0].add(name)
         matrices, stacks, rest = (
-            parameter_groups(model, {n: roles[n] for n in parts[kind]}, scale, self.lr, self.weight_decay)
+            parameter_groups(model, roles, scale, self.lr, self.weight_decay, only=kinds[kind])
             for kind, scale in ((2, root(lr_scale)), (3, root(lr_scale)), (0, lr_scale))
         )
         built: list[torch.optim.Optimizer] = []
