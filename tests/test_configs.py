@@ -16,7 +16,7 @@ NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"], "mode
 NEEDS |= {"model/router/topk": ["model=moe"], "model/mlp/moe": ["model=moe"]}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
-ELSEWHERE |= {"study/scaling": "test_sweep.py starts it", "design/grid": "plans a sweep: test_sweep.py"}
+ELSEWHERE |= {"study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such", "study/scaling": "test_sweep.py starts it", "design/grid": "plans a sweep: test_sweep.py"}
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 CHOICES = [
     str(path.relative_to(CONF).with_suffix("")) for path in sorted(CONF.rglob("*.yaml")) if path.name != "train.yaml"
