@@ -22,6 +22,11 @@ ELSEWHERE |= {
     f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in ("checkpoint", "hf", "upcycle")
 }
 ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
+ELSEWHERE |= {
+    "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
+    "study/scaling": "test_sweep.py starts it",
+    "design/grid": "plans a sweep: test_sweep.py",
+}
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 CHOICES = [
     str(path.relative_to(CONF).with_suffix("")) for path in sorted(CONF.rglob("*.yaml")) if path.name != "train.yaml"
@@ -69,6 +74,7 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
     "model.mlp.k": 4, "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
+    "optimizer.momentum": 0.5,
 }  # fmt: skip
 NO_EFFECT = {
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
@@ -108,6 +114,8 @@ BASES = {  # together they choose every class that has leaves of its own
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
+    "muon": ["model=moe", "optimizer=muon"],
+    "lion": ["optimizer=lion"],
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],
 }
 

@@ -98,8 +98,7 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
         retention=methods,
         partial=cfg.adapter is not None,
     )
-    if hardware.compile:
-        lit.model.compile()
+    hardware.fit_out(lit.model)
     fit(lit, callbacks, plan, Stream(samples, plan, cfg.seed, start, hardware.rank), tree, start)
     end_retention(methods, tree, stage, model, next(c for c in callbacks if isinstance(c, Evaluate)))
     return record(tree, stage, lit, callbacks)
