@@ -168,4 +168,5 @@ def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {words[1] for words in lines if words[:1] == ["_target_:"]}
     elsewhere = ("kleiber.data.", "kleiber.trainer.", "kleiber.studies.", "kleiber.sweep.", "kleiber.loggers.")
+    elsewhere += ("kleiber.slurm.", "kleiber.rays.")
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()

@@ -9,13 +9,14 @@ import kleiber
 
 ROOT = Path(kleiber.__file__).parent
 FLOORS = {
-    0: ["types", "budget", "sums", "errors", "settings", "signatures", "summary", "build", "imports"],
+    0: ["types", "budget", "sums", "errors", "settings", "signatures", "summary", "build", "imports", "preemption"],
     1: ["nn"],
     2: ["models"],
     3: ["objectives", "data", "evals"],
     4: ["optim", "step", "checkpoint", "callbacks", "lit", "loggers", "trainer"],
     5: ["plan", "tree", "stage", "report", "identity", "folder", "console", "settle", "fit_together", "check"],
     6: ["run", "compose", "usage", "cell", "ranks", "pool", "preload", "sweep", "launch", "catalog", "studies", "cli"],
+    7: ["task", "slurm", "rays"],
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 SIBLINGS = {"objectives", "data", "evals"}
