@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,10 +38,23 @@ class Task:
         if folder.status(self.where) == "finished":
             return 0
         log_to(self.where)
-        for name in [name for name in os.environ if name.startswith(SCHEDULERS)]:
-            del os.environ[name]  # Lightning would take a job of one task for ranks that SLURM makes
-        os.environ["OMP_NUM_THREADS"] = str(self.threads)
-        return run_fresh(self.where, self.devices)
+        with environment(self.threads):
+            return run_fresh(self.where, self.devices)
+
+
+@contextmanager
+def environment(threads: int) -> Iterator[None]:
+    """No variables of a scheduler: Lightning would take a job of one task for ranks that SLURM makes."""
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(SCHEDULERS):
+            del os.environ[name]
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def task(one: Cell, cpus: int | None) -> Task:

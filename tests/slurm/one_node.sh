@@ -10,11 +10,10 @@ set -euo pipefail
 command=$1 dir=$2
 
 stop() {
-    local file=$dir/$1.pid
-    if [ -f "$file" ] && kill "$(cat "$file")" 2>/dev/null; then
-        for _ in $(seq 50); do kill -0 "$(cat "$file")" 2>/dev/null || break; sleep 0.1; done
-    fi
-    rm -f "$file"
+    local file=$dir/$1.pid pid
+    pid=$(cat "$file" 2> /dev/null) || return 0
+    kill "$pid" 2> /dev/null || return 0
+    for _ in $(seq 50); do [ -f "$file" ] || break; sleep 0.1; done  # which a daemon removes as it ends
 }
 
 up() {
