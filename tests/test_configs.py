@@ -12,8 +12,10 @@ from kleiber.compose import Composer, resolved
 from kleiber.identity import NOT_IDENTITY, config_hash
 
 CONF = REPOSITORY / "conf"
+SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 64}"
 NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"], "model/router/switch": ["model=moe"]}
 NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in ("checkpoint", "hf", "upcycle")}
+NEEDS |= {"model/hf": ["model.path=llama", "model.weights=random", "model.context=64", f"model.config={SHAPE}"]}
 NEEDS |= {"model/router/topk": ["model=moe"], "model/mlp/moe": ["model=moe"]}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
@@ -182,6 +184,6 @@ def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
     chosen = {target for base in BASES for target, _ in owned(base)}
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {words[1] for words in lines if words[:1] == ["_target_:"]}
-    elsewhere = "data. trainer. origin. tree.Chain studies. sweep. loggers. slurm. rays.".split()
+    elsewhere = "data. trainer. origin. tree.Chain studies. sweep. loggers. slurm. rays. adapters. models.hf_model.".split()
     elsewhere = tuple(f"kleiber.{name}" for name in elsewhere)
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()
