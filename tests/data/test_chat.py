@@ -7,7 +7,13 @@ import pytest
 from kleiber.data.chat import Turn, conversation, encoded, prompt, recognised, turns
 from kleiber.data.tokenizer import Bytes
 
-CHAT = [Turn("system", "be brief"), Turn("user", "hi é"), Turn("assistant", "yo"), Turn("user", "?"), Turn("assistant", "!")]
+CHAT = [
+    Turn("system", "be brief"),
+    Turn("user", "hi é"),
+    Turn("assistant", "yo"),
+    Turn("user", "?"),
+    Turn("assistant", "!"),
+]
 
 
 def text(ids: list[int]) -> str:

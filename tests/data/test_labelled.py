@@ -37,7 +37,9 @@ def test_rows_say_what_the_table_says(tmp_path: Path, cache: Path) -> None:
     corpus = Labelled(folder(tmp_path / "t", train=table, validation=table[:7])).prepare(64)
     rows = corpus.train
     assert isinstance(rows, LabelledRows) and (corpus.kind, corpus.num_classes, corpus.name) == ("single", 2, "t")
-    assert [(said(rows, i), int(rows.labels[i])) for i in range(len(rows))] == [([r["text"]], r["label"]) for r in table]
+    assert [(said(rows, i), int(rows.labels[i])) for i in range(len(rows))] == [
+        ([r["text"]], r["label"]) for r in table
+    ]
     assert corpus.num_bytes == sum(len(r["text"].encode()) for r in table)
     assert corpus.num_tokens == corpus.num_bytes + 2 * len(table)
     assert len(corpus.validation["t"]) == 7
@@ -173,7 +175,9 @@ def test_a_batch_may_straddle_epochs_of_rows_of_any_length(tmp_path: Path, cache
 
 def test_a_vocabulary_is_trained_on_the_texts(tmp_path: Path, cache: Path) -> None:
     table = [{"text": "the same words " * 3, "label": i % 2} for i in range(30)]
-    corpus = Labelled(folder(tmp_path / "t", train=table, validation=table), tokenizer="bpe", vocab_size=270).prepare(64)
+    corpus = Labelled(folder(tmp_path / "t", train=table, validation=table), tokenizer="bpe", vocab_size=270).prepare(
+        64
+    )
     assert corpus.tokenizer.name == "bpe" and corpus.num_tokens < 0.8 * corpus.num_bytes
 
 

@@ -15,7 +15,9 @@ from kleiber.data.preference import PairRows, Preference, pair, transcript
 
 
 def pairs(count: int = 12) -> list[dict]:
-    return [{"prompt": f"say {i}", "chosen": "yes" * (i % 3 + 1), "rejected": "no " * (i % 2 + 1)} for i in range(count)]
+    return [
+        {"prompt": f"say {i}", "chosen": "yes" * (i % 3 + 1), "rejected": "no " * (i % 2 + 1)} for i in range(count)
+    ]
 
 
 def marked(ids, weights) -> bytes:
@@ -77,7 +79,9 @@ def test_pairs_that_teach_nothing_are_left_out(tmp_path: Path, cache: Path, capl
     with caplog.at_level(logging.INFO):
         corpus = Preference(folder(tmp_path / "p", train=pairs() + useless, validation=pairs(4))).prepare(64)
     assert len(corpus.train) == 12
-    assert "12 pairs; 2 rows without two different answers left out; the longer answer was chosen in 66.7%" in caplog.text
+    assert (
+        "12 pairs; 2 rows without two different answers left out; the longer answer was chosen in 66.7%" in caplog.text
+    )
     with pytest.raises(ValueError, match=r"=rejected: .* has no such column; it has prompt, chosen"):
         table = [{"prompt": "p", "chosen": "c"}] * 5
         Preference(folder(tmp_path / "q", train=table, validation=table)).prepare(64)
