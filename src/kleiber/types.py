@@ -210,7 +210,7 @@ class Retention(nn.Module):
         return train
 
     def penalty(self, model: Any, batch: Batch, step: int) -> Loss | None:
-        """Its mean over its own tokens is added to the mean loss of a micro-batch. Each rank must name the same metrics."""
+        """Its mean over its own tokens is added to the mean loss of a micro-batch; all ranks name the same metrics."""
         return None
 
     def gradients(self, model: Any, step: int) -> dict[str, Tensor]:
