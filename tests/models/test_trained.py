@@ -49,7 +49,7 @@ def test_damaged_weights_are_passed_over(saved: Transformer, tmp_path: Path) -> 
     earlier = trained(str(tmp_path), "path").model
     assert not torch.equal(whole.embedding.weight, earlier.embedding.weight)
     (place / "step-00000005/meta.json").unlink()
-    with pytest.raises(ValueError, match="path=.*: no good checkpoint in"):
+    with pytest.raises(ValueError, match=r"path=.*: no good checkpoint in"):
         trained(str(tmp_path), "path")
 
 
