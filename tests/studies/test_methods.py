@@ -64,6 +64,16 @@ def test_arms_are_no_bases_and_two_candidates_are_refused(tmp_path):
         trained(read_runs(tmp_path), base)
 
 
+def test_a_key_that_the_command_line_took_over_is_looked_past(tmp_path):
+    from kleiber.catalog import read_runs
+
+    finish(tmp_path / "one", ["data.domain=code", "seed=0"])
+    found = trained(read_runs(tmp_path), ["data.domain=docs", "seed=0"])
+    assert found is not None and found.name == "one"
+    finish(tmp_path / "two", ["data.domain=docs", "seed=0"], "failed")
+    assert trained(read_runs(tmp_path), ["data.domain=docs", "seed=0"]) is None, "its own run is there, and failed"
+
+
 def test_at_equal_target_tokens_replay_comes_on_top():
     told = [line for cell in design(tokens="1M", equal="target").continuations() for line in cell if "budget" in line]
     assert set(told) == {"budget.tokens=1M", f"budget.tokens={round(1e6 / 0.9)}", "budget.tokens=2000000"}

@@ -118,16 +118,26 @@ def written(value: Any) -> str:
 
 
 def trained(runs: Sequence[Run], base: Sequence[str]) -> Run | None:
-    """The finished run that was made by these overrides; one with further ones beside them (of the command line) if
-    that is the only one. ValueError where several could be meant."""
-    wanted = set(base)
-    found = []
-    for run in runs:
-        if run.status == "finished":
-            told = {line for line in read_overrides(run.folder) if not line.startswith("hydra.")}
-            if wanted <= told and not any(line.startswith(("init=", "init.")) for line in told):
-                found.append(run)
+    """The finished run that was planned by these overrides. Where the command line took over one of their keys, the run
+    that has it. ValueError where several could be meant.
+    """
+    planned = [(run, lines) for run in runs if not any(map(is_start, lines := planned_by(run)))]
+    exact = [run for run, lines in planned if set(base) <= lines]
+    loose = [run for run, lines in planned if set(map(key, base)) <= set(map(key, lines))]
+    found = [run for run in exact or loose if run.status == "finished"]
     if len(found) > 1:
         names = ", ".join(run.name for run in found)
         raise ValueError(f"several runs could be the base {' '.join(base)}: {names}; give the study a name= of its own")
     return found[0] if found else None
+
+
+def planned_by(run: Run) -> set[str]:
+    return {line for line in read_overrides(run.folder) if not line.startswith("hydra.")}
+
+
+def is_start(line: str) -> bool:
+    return line.startswith(("init=", "init."))
+
+
+def key(line: str) -> str:
+    return line.partition("=")[0]

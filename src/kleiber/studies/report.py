@@ -33,7 +33,7 @@ pre { font-size: 12px; background: #f6f6f6; padding: 1em; overflow: auto }
 """
 
 
-def study_of(runs: Sequence[Run]) -> Scaling:
+def study_of(runs: Sequence[Run]) -> Any:
     """The study that the runs were made for, as their config says; a plain sweep is read as a ladder."""
     from omegaconf import OmegaConf
 
@@ -47,6 +47,8 @@ def report(folder: Path, out: Path | None = None) -> dict[str, Any]:
     """Analyses the runs of a folder and writes everything beside them; returns findings.json's content."""
     runs = read_runs(folder)
     study = study_of(runs)
+    if not isinstance(study, Scaling):
+        return study.report(folder, runs, out)
     law = records.finite(study.analyse(runs))
     rows = points(runs).rename(columns={SIZES[study.size]: "N", "tokens": "D", "flops": "C"})
     records.write(law, folder / "laws.json")
