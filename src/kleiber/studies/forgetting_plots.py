@@ -22,8 +22,13 @@ def methods_of(points: pd.DataFrame) -> list[str]:
     return [PLAIN, *sorted(set(points["method"]) - {PLAIN})]
 
 
+def colors(names: list[str], shown: list[str]) -> list[str]:
+    """The colours of some methods, as they are among all."""
+    return [("#000000", *COLORS)[names.index(name) % (1 + len(COLORS))] for name in shown]
+
+
 def palette(names: list[str]) -> dict[str, Any]:
-    scale = alt.Scale(domain=names, range=["#000000", *COLORS][: len(names)])
+    scale = alt.Scale(domain=names, range=colors(names, names))
     return {
         "color": alt.Color("method:N", title=None, scale=scale),
         "shape": alt.Shape("method:N", title=None, scale=alt.Scale(domain=names)),
@@ -32,22 +37,24 @@ def palette(names: list[str]) -> dict[str, Any]:
 
 def pareto(points: pd.DataFrame, at: float) -> Any:
     """F against target loss, a point a setting with its seeds' sd, a line through each method's best; the rule is where
-    methods are compared. Settings that learn far too little are cut off."""
-    names = methods_of(points)
-    reach = at + 4 * max(at - points["target"].min(), 0.01 * at)
-    shown = points[points["target"] <= reach]
-    shown = shown.assign(low=shown["F"] - shown["F_sd"].fillna(0), high=shown["F"] + shown["F_sd"].fillna(0))
-    dress = palette(names)
-    x = alt.X("target:Q", title="target loss (nats per token)", scale=alt.Scale(zero=False, padding=12))
-    y = alt.Y("F:Q", title="forgetting F (nats per token)", scale=alt.Scale(zero=False, padding=10))
-    tip = ["method:N", "setting:N", "lr:Q", "n:Q", alt.Tooltip("F:Q", format=".4f"), alt.Tooltip("target:Q", format=".4f")]
-    marks = alt.Chart(shown).mark_point(size=46, filled=True, opacity=0.85).encode(x=x, y=y, tooltip=tip, **dress)
-    bars = alt.Chart(shown).mark_rule(opacity=0.5).encode(x=x, y=alt.Y("low:Q", title="forgetting F (nats per token)"), y2="high:Q", color=dress["color"])
-    lines = (
-        alt.Chart(shown[shown["best"]])
-        .mark_line(strokeWidth=1.2, opacity=0.7)
-        .encode(x=x, y=y, color=dress["color"], order="target:Q")
-    )
+    methods are compared. The axis ends where settings learn far too little."""
+    least = points["target"].min()
+    reach = at + 6 * max(at - least, 0.01 * at)
+    shown = points.assign(low=points["F"] - points["F_sd"].fillna(0), high=points["F"] + points["F_sd"].fillna(0))
+    inside = shown[shown["target"] <= reach]
+    dress, title = palette(methods_of(points)), "forgetting F (nats per token)"
+    edge, rim = 0.03 * (reach - least), 0.05 * (inside["high"].max() - inside["low"].min() or 1.0)
+    across = alt.Scale(domain=[least - edge, reach], nice=False)
+    up = alt.Scale(domain=[inside["low"].min() - rim, inside["high"].max() + rim], nice=False)
+    x = alt.X("target:Q", title="target loss (nats per token)", scale=across)
+    y, low = (alt.Y(f"{name}:Q", title=title, scale=up) for name in ("F", "low"))
+    numbers = [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("F", "target")]
+    tip = ["method:N", "setting:N", "lr:Q", "n:Q", *numbers]
+    base, best = alt.Chart(shown), alt.Chart(shown[shown["best"]])
+    marks = base.mark_point(size=46, filled=True, opacity=0.85, clip=True).encode(x=x, y=y, tooltip=tip, **dress)
+    bars = base.mark_rule(opacity=0.5, clip=True).encode(x=x, y=low, y2="high:Q", color=dress["color"])
+    line = best.mark_line(strokeWidth=1.2, opacity=0.7, clip=True)
+    lines = line.encode(x=x, y=y, color=dress["color"], order="target:Q")
     rule = alt.Chart(pd.DataFrame({"target": [at]})).mark_rule(strokeDash=[5, 4], color="#888").encode(x=x)
     return sized(rule + bars + lines + marks, "Forgetting against target loss")
 
@@ -71,12 +78,15 @@ def matched(record: Mapping[str, Any]) -> Any:
 
 def trajectory(paths: pd.DataFrame, names: list[str]) -> Any:
     """F by optimizer step, the mean of seeds, each method at its chosen setting; the axis starts at step 1."""
+    shown = [name for name in names if name in set(paths["method"])]
     means = paths[paths["step"] > 0].groupby(["method", "step"], as_index=False)["F"].mean()
-    x = alt.X("step:Q", title="optimizer step", scale=alt.Scale(type="log", nice=False), axis=alt.Axis(tickCount=6, format="~s"))
+    axis = alt.Axis(tickCount=6, format="~s")
+    x = alt.X("step:Q", title="optimizer step", scale=alt.Scale(type="log", nice=False), axis=axis)
     y = alt.Y("F:Q", title="forgetting F (nats per token)")
     tip = ["method:N", "step:Q", alt.Tooltip("F:Q", format=".4f")]
     chart = alt.Chart(means).mark_line(point=alt.OverlayMarkDef(size=14), strokeWidth=1.5)
-    return sized(chart.encode(x=x, y=y, color=palette(names)["color"], tooltip=tip), "Forgetting while training goes on")
+    color = alt.Color("method:N", title=None, scale=alt.Scale(domain=shown, range=colors(names, shown)))
+    return sized(chart.encode(x=x, y=y, color=color, tooltip=tip), "Forgetting while training goes on")
 
 
 def heat(scores: pd.DataFrame) -> Any:
@@ -86,7 +96,8 @@ def heat(scores: pd.DataFrame) -> Any:
     limit = float(scores["change"].abs().max()) or 1.0
     scale = alt.Scale(scheme="blueorange", domain=[-limit, limit])
     base = alt.Chart(scores)
-    cells = base.mark_rect().encode(x=x, y=y, color=alt.Color("change:Q", title="change (nats)", scale=scale))
-    text = base.mark_text(fontSize=11).encode(x=x, y=y, text=alt.Text("loss:Q", format=".3f"))
+    cells = base.mark_rect(stroke="white", strokeWidth=2).encode(x=x, y=y, color=alt.Color("change:Q", title="change (nats)", scale=scale))
+    dark = alt.condition(f"abs(datum.change) > {0.6 * limit}", alt.value("white"), alt.value("black"))
+    text = base.mark_text(fontSize=11).encode(x=x, y=y, text=alt.Text("loss:Q", format=".3f"), color=dark)
     rows = scores["method"].nunique()
     return sized(cells + text, "Loss by task before and after (R)", height=26 * rows)
