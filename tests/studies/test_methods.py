@@ -83,6 +83,9 @@ def test_at_equal_target_tokens_replay_comes_on_top():
 
 def test_the_plan_counts_all_cells():
     assert len(design().cells()) == 2 + 2 * 7
+    sized = Methods({"model.width": [32, 64]}, ARMS, lrs=[0.01], seeds=1).cells()
+    assert [cell[0] for cell in sized[2:]] == ["model.width=32"] * 4 + ["model.width=64"] * 4
+    assert len(Methods({}, {**ARMS, "replay": None}, lrs=[0.01]).cells()) == 2 + 2 * 2
     assert len(design(seeds=3, lrs=[0.01], tokens=[1000, 2000]).cells()) == 3 + 3 * 2 * 4
 
 

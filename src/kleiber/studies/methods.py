@@ -29,7 +29,8 @@ class Methods:
     """For each seed and each base one base run, and from it every arm at every one of its settings and learning rates.
 
     base    overrides of a base run, a list a key for several bases: {data.domain: docs, model.width: [32, 64]}
-    arms    by name, overrides of what goes on from it; a list is every value: {ewc: {retention: ewc, ...: [1, 10]}}
+    arms    by name, overrides of what goes on from it; a list is every value: {ewc: {retention: ewc, ...: [1, 10]}};
+            null leaves one out
     lrs     learning rates of every arm that names none itself (`optimizer.lr`)
     tokens  of each arm; null: what the config says. A list is every value
     equal   "compute": replayed tokens are part of the budget; "target": they come on top, so that each arm reads the
@@ -40,22 +41,23 @@ class Methods:
     def __init__(
         self,
         base: Mapping[str, Values],
-        arms: Mapping[str, Mapping[str, Values]],
+        arms: Mapping[str, Mapping[str, Values] | None],
         lrs: Sequence[float] = (),
         tokens: int | float | str | Sequence[int | float | str] | None = None,
         equal: str = "compute",
         seeds: int = 2,
     ) -> None:
-        if not arms or seeds < 1:
-            raise ValueError(f"design.arms={list(arms)} and design.seeds={seeds}: give at least one arm and one seed")
+        kept = {name: dict(arm) for name, arm in arms.items() if arm is not None}
+        if not kept or seeds < 1:
+            raise ValueError(f"design.arms={list(kept)} and design.seeds={seeds}: give at least one arm and one seed")
         if equal not in ("compute", "target"):
             raise ValueError(f"design.equal={equal}: write compute or target")
         if equal == "target" and tokens is None:
             raise ValueError("design.equal=target needs design.tokens, the new text that each arm reads")
         for name in ("seed", "init", "init.path"):
-            if name in base or any(name in arm for arm in arms.values()):
+            if name in base or any(name in arm for arm in kept.values()):
                 raise ValueError(f"design: {name} follows from the plan, so no base and no arm may set it")
-        self.base, self.arms, self.lrs, self.seeds = dict(base), dict(arms), list(lrs), seeds
+        self.base, self.arms, self.lrs, self.seeds = dict(base), kept, list(lrs), seeds
         self.tokens, self.equal = tokens, equal
 
     def bases(self) -> list[list[str]]:
@@ -99,9 +101,11 @@ class Methods:
         yield [self._arm(one, base, run.folder) for base, run in found for one in self.continuations()]
 
     def _arm(self, one: Sequence[str], base: Sequence[str], folder: Path | None) -> list[str]:
+        """An arm's overrides; one whose base is yet to come is planned with the base's model, which it will take over."""
         (seed,) = (line for line in base if line.startswith("seed="))
-        start = [] if folder is None else ["init=checkpoint", f"init.path={folder}"]
-        return [*one, seed, *start]
+        if folder is None:
+            return [*(line for line in base if line.startswith("model")), *one, seed]
+        return [*one, seed, "init=checkpoint", f"init.path={folder}"]
 
 
 def product(varied: Mapping[str, Values]) -> list[list[str]]:
