@@ -111,6 +111,7 @@ REFUSED = {
     "no stage": (["init=checkpoint", "init.path={base}/mian"], "'main'"),
     "another width": (["init=checkpoint", "init.path={base}", "model.width=32"], "holds another model"),
     "another tokenizer": (["init=checkpoint", "init.path={base}", "data.tokenizer=bpe"], "tokenizer"),
+    "nothing to retain": (["retention=ewc"], "retention=['ewc'] has nothing to retain"),
     "one stage": (["stages=chain", "stages.chain={one:{}}"], "at least two stages"),
     "no such key": (["stages=chain", "stages.chain={one:{},two:{mdel:{}}}"], "stages.chain.two.mdel"),
     "its own model": (["stages=chain", "stages.chain={one:{},two:{model:{depth:3}}}"], "no model of its own"),
@@ -139,3 +140,25 @@ def test_a_stage_is_the_run_with_its_own_nodes_in_place():
     assert code["data"] == {**config["data"], "domain": "code", "max_bytes": "1M"}
     assert code["budget"] == {"tokens": "1M", "flops": None, "ratio": None, "steps": None}
     assert docs["model"] == code["model"] == config["model"] and code["stages"] is None
+
+
+def test_retention_works_on_later_stages_alone_and_resumes_to_the_bit(launch, chain, interrupted):
+    plain = launch(*chain, root="plain")
+    methods = ["retention=[replay,ewc,l2sp,lwf,agem]", "retention.ewc.samples=4", "retention.replay.fraction=0.25"]
+    whole = launch(*chain, *methods, root="whole")
+    with interrupted(5):  # in the middle of the second stage
+        launch(*chain, *methods, code=130)
+    again = launch(*chain, *methods)
+    for name, value in weights(whole, "one").items():
+        assert torch.equal(weights(plain, "one")[name], value)
+        assert torch.equal(weights(again, "two")[name], weights(whole, "two")[name])
+    forgotten = [summary(folder)["R"]["matrix"][1][0] for folder in (plain, whole)]
+    assert forgotten[1] < forgotten[0]
+
+
+def test_the_line_between_start_and_end_is_scored_beside_the_end(launch, chain):
+    one, two = summary(launch(*chain, "retention=wise", "retention.wise.alphas=[0,0.5,1]"))["stages"]
+    for task in ("tiny", "other"):
+        assert two["metrics"][f"wise/0/{task}/loss"] == one["metrics"][f"val/{task}/loss"]
+        assert two["metrics"][f"wise/1/{task}/loss"] == two["metrics"][f"val/{task}/loss"]
+    assert two["metrics"]["wise/0.5/tiny/loss"] < two["metrics"]["val/tiny/loss"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kleiber.evals.score import main_metric
+from kleiber.score import main_metric
 from kleiber.types import Task
 
 

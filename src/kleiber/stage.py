@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +22,11 @@ from kleiber.callbacks.throughput import Throughput, peak_flops, peak_memory_byt
 from kleiber.data.sampler import stream
 from kleiber.lit import LitLM
 from kleiber.models.counting import count_parameters
-from kleiber.origin import Origin, domains, load_stage
+from kleiber.origin import begin_with
 from kleiber.plan import Plan, build_model
-from kleiber.tree import Stage, branch_steps
-from kleiber.types import Samples, Task
+from kleiber.retain import end_retention, retain, retention_methods
+from kleiber.tree import Around, Stage, Tree, branch_steps
+from kleiber.types import Samples
 
 
 class Stream:
@@ -38,59 +37,6 @@ class Stream:
 
     def __iter__(self) -> Any:
         return stream(*self.arguments)
-
-
-@dataclasses.dataclass
-class Tree:
-    """A run's stages, where they are run, and what is known of those that are done (their records, by name)."""
-
-    stages: list[Stage]
-    folder: Path
-    hardware: Any
-    loggers: list[Any]
-    done: dict[str, dict[str, Any]]
-
-    def place(self, name: str) -> Path:
-        """Where the checkpoints of a stage lie."""
-        return self.folder / "stages" / name / "checkpoints"
-
-    @cached_property
-    def origin(self) -> Origin | None:
-        node = self.stages[0].config.init
-        return None if node is None else build(node)
-
-    def verify(self) -> None:
-        """Raises ValueError where the start point does not fit the model, before anything is written or trained."""
-        first = self.stages[0]
-        if self.origin is not None and first.name not in self.done and not checkpoint.steps(self.place(first.name)):
-            self.origin.load(first.plan.model.to(self.hardware.dtype))
-
-    @cached_property
-    def tasks(self) -> list[Task]:
-        """All tasks in the order in which they were or will be trained on: those of the start point come first."""
-        first = self.stages[0]
-        known = [] if self.origin is None else self.origin.tasks(first.config, first.plan.corpus)
-        own = [task for stage in self.stages for task in domains(stage.plan.corpus, stage.plan.objective)]
-        return list({task.name: task for task in reversed([*known, *own])}.values())[::-1]
-
-    def around(self, stage: Stage) -> Around:
-        """The stage's own tasks, those of stages before it (the start point's among them) and those of later ones."""
-        own = {task.name for task in domains(stage.plan.corpus, stage.plan.objective)}
-        later: set[str] = set()
-        if not stage.continues:
-            after = self.stages[self.stages.index(stage) + 1 :]
-            later = {task.name for one in after for task in domains(one.plan.corpus, one.plan.objective)} - own
-        before = {task.name for task in self.tasks} - own - later
-        return Around(*([task for task in self.tasks if task.name in names] for names in (own, before, later)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Around:
-    """The tasks of a stage, of those before it and of those after it."""
-
-    own: list[Task]
-    earlier: list[Task]
-    later: list[Task]
 
 
 def run_tree(tree: Tree, put: Callable[[dict[str, Any]], None]) -> None:
@@ -126,19 +72,17 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
     cfg, plan, hardware = stage.config, dataclasses.replace(stage.plan, model=model), tree.hardware
     found, resumed = newest(tree, stage)
     start = found.step if found else 0
-    model.to(hardware.dtype)
-    if found:
-        found.load_model(model)
-    elif stage.parent is not None:
-        load_stage(model, tree.folder, stage.parent)
-    elif tree.origin is not None:
-        tree.origin.load(model)
-    use_heads(model, plan.objective)
+    give_weights(tree, stage, model, found)
+    begin = getattr(plan.objective, "begin", None)
+    if begin is not None:
+        begin(model, plan.corpus, tree.place(stage.name).parent)
     tasks = tree.around(stage)
     callbacks = make_callbacks(tree, stage, plan, tasks)
     state = found.load_state() if found else None
     if state:
         restore_callbacks(callbacks, state["callbacks"], own=resumed)
+    methods = retention_methods(tree, stage, plan)
+    samples = retain(methods, tree, stage, model, tasks, state["retention"] if state and resumed else None)
     for logger in tree.loggers:
         if hasattr(logger, "begin"):
             logger.begin(stage.name if len(tree.stages) > 1 else None, start)
@@ -151,10 +95,13 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
         micro_batch=plan.micro_batch,
         seed=cfg.seed,
         restored=state["optimizer"] if state else None,
+        retention=methods,
+        partial=cfg.adapter is not None,
     )
     if hardware.compile:
         lit.model.compile()
-    fit(lit, callbacks, plan, Stream(plan.corpus.train, plan, cfg.seed, start, hardware.rank), tree, start)
+    fit(lit, callbacks, plan, Stream(samples, plan, cfg.seed, start, hardware.rank), tree, start)
+    end_retention(methods, tree, stage, model, next(c for c in callbacks if isinstance(c, Evaluate)))
     return record(tree, stage, lit, callbacks)
 
 
@@ -173,11 +120,31 @@ def newest(tree: Tree, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool
     return found, found is not None
 
 
-def use_heads(model: Any, objective: Any) -> None:
+def give_weights(tree: Tree, stage: Stage, model: Any, found: checkpoint.Checkpoint | None) -> None:
+    """Loads what the stage begins or goes on with, and marks what it trains.
+
+    Where an adapter is at work, a checkpoint holds what it trained alone, beside the weights that it began with.
+    """
+    model.to(tree.hardware.device, tree.hardware.dtype)
+    if found is None or found.names is not None:
+        if stage.parent is not None and not stage.continues:
+            begin_with(model, tree.folder, stage.parent)
+        elif tree.origin is not None:
+            tree.origin.load(model)
+    adapted = stage.config.adapter is not None
+    if adapted:
+        build(stage.config.adapter).apply(model, stage.config.seed)
+    leave_heads(model, stage.plan.objective)
+    if found:
+        found.load_model(model, checkpoint.trained(model) if adapted else None)
+
+
+def leave_heads(model: Any, objective: Any) -> None:
     """Leaves out of training the output layers that this objective does not read: they would get no gradient."""
     own = getattr(objective, "outputs", {})
     for name, head in model.heads.items():
-        head.requires_grad_(name in own)
+        if name not in own:
+            head.requires_grad_(False)
     if own and not model.tied:
         model.head.weight.requires_grad_(False)
 
@@ -207,7 +174,7 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, tasks: Around) -> list[
     known = tree.done[stage.parent]["metrics"] if stage.parent and not stage.continues else None
     watched = round(quantity(cfg.eval.watch_tokens))
     evaluate = Evaluate(
-        tasks.own, every, tokens, max(1, plan.rows), tasks.earlier, tasks.later, start=known, watched=watched
+        tasks.own, every, tokens, max(1, plan.rows), tree.hardware.place, tasks.earlier, tasks.later, known, watched
     )
     available = {
         "batch_tokens": plan.batch_tokens,

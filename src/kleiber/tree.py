@@ -1,4 +1,4 @@
-"""Which stages a run has, and where each begins: a small tree, laid out before anything is trained.
+"""Which stages a run has, where each begins and what it may forget: a small tree, laid out before anything is trained.
 
 An ordinary run has one stage. `stages=trunk_and_cooldowns` has a trunk at a constant rate and branches that leave it to
 decay; a chain has one stage after another, each on data of its own. It plans and does not train: `stage` does, and
@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
+from kleiber import checkpoint
 from kleiber.budget import quantity
+from kleiber.build import build
 from kleiber.chain import ONLY, stage_configs
+from kleiber.origin import Origin, domains
 from kleiber.plan import Plan
+from kleiber.types import Task
 
 Planner = Callable[[DictConfig, Any], Plan]
 
@@ -136,3 +142,56 @@ def label(tokens: int | float | str) -> str:
 def branch_steps(stages: Sequence[Stage], name: str) -> list[int]:
     """Where children leave the stage `name`."""
     return sorted({stage.branch_step for stage in stages if stage.parent == name})
+
+
+@dataclass(frozen=True)
+class Around:
+    """The tasks of a stage, of those before it and of those after it."""
+
+    own: list[Task]
+    earlier: list[Task]
+    later: list[Task]
+
+
+@dataclass
+class Tree:
+    """A run's stages, where they are run, and what is known of those that are done (their records, by name)."""
+
+    stages: list[Stage]
+    folder: Path
+    hardware: Any
+    loggers: list[Any]
+    done: dict[str, dict[str, Any]]
+
+    def place(self, name: str) -> Path:
+        """Where the checkpoints of a stage lie."""
+        return self.folder / "stages" / name / "checkpoints"
+
+    @cached_property
+    def origin(self) -> Origin | None:
+        node = self.stages[0].config.init
+        return None if node is None else build(node)
+
+    def verify(self) -> None:
+        """Raises ValueError where the start point does not fit the model, before anything is written or trained."""
+        first = self.stages[0]
+        if self.origin is not None and first.name not in self.done and not checkpoint.steps(self.place(first.name)):
+            self.origin.load(first.plan.model.to(self.hardware.dtype))
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """All tasks in the order in which they were or will be trained on: those of the start point come first."""
+        first = self.stages[0]
+        known = [] if self.origin is None else self.origin.tasks(first.config, first.plan.corpus)
+        own = [task for stage in self.stages for task in domains(stage.plan.corpus, stage.plan.objective)]
+        return list({task.name: task for task in reversed([*known, *own])}.values())[::-1]
+
+    def around(self, stage: Stage) -> Around:
+        """The stage's own tasks, those of stages before it (the start point's among them) and those of later ones."""
+        own = {task.name for task in domains(stage.plan.corpus, stage.plan.objective)}
+        later: set[str] = set()
+        if not stage.continues:
+            after = self.stages[self.stages.index(stage) + 1 :]
+            later = {task.name for one in after for task in domains(one.plan.corpus, one.plan.objective)} - own
+        before = {task.name for task in self.tasks} - own - later
+        return Around(*([task for task in self.tasks if task.name in names] for names in (own, before, later)))

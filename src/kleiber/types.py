@@ -27,6 +27,8 @@ class Batch:
     segments  number of the document within a packed row; attention stays inside a segment
     labels    class ids, scores or other per-sample targets
     samples   number of each sample in the data set: the seed of its masks, whatever rank or micro-batch it fell to
+    against   the rows that these are compared with, one for each (the rejected answers of preference data)
+    reference what a frozen model said of each sample before training: for pairs, log-probabilities of both answers
     """
 
     tokens: Int[Tensor, "batch time"]
@@ -35,11 +37,14 @@ class Batch:
     segments: Int[Tensor, "batch time"] | None = None
     labels: Tensor | None = None
     samples: Int[Tensor, "batch"] | None = None
+    against: Batch | None = None
+    reference: Float[Tensor, "batch values"] | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with `fn` applied to every tensor that is there: a device move, a slice of rows."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        mapped: dict[str, Any] = {name: None if value is None else fn(value) for name, value in values.items()}
+        mapped: dict[str, Any] = {}
+        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
+            mapped[name] = value.map(fn) if isinstance(value, Batch) else None if value is None else fn(value)
         return Batch(**mapped)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -205,7 +210,7 @@ class Retention(nn.Module):
         return train
 
     def penalty(self, model: Any, batch: Batch, step: int) -> Loss | None:
-        """Its mean over its own tokens is added to the mean loss of a micro-batch. Each rank must name the same metrics."""
+        """Its mean over its own tokens is added to the mean loss of a micro-batch; all ranks name the same metrics."""
         return None
 
     def gradients(self, model: Any, step: int) -> dict[str, Tensor]:

@@ -115,5 +115,3 @@ def test_an_objective_that_predicts_no_outcomes_is_refused():
 
     with pytest.raises(ValueError, match="old was trained by Preferences"):
         EWC().begin_stage(model(), [Task("old", Preferences(), OLD, OLD)], 0)
-
-

@@ -13,8 +13,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kleiber.data.sampler import evaluation_batches
-from kleiber.evals.score import score
+from kleiber.score import Place, scores
 from kleiber.types import Task
 
 
@@ -29,6 +28,7 @@ class Evaluate(Callback):
     tokens   targets scored per task, the same ones every time; None for all
     watched  targets scored per earlier task while the stage goes on, as watch/<t>/loss
     rows     samples per forward pass
+    place    the ranks that share the work
 
     `latest`, `start` and `curve` (rows of step and metrics) hold the results; all are resumed.
     """
@@ -39,6 +39,7 @@ class Evaluate(Callback):
         every: int,
         tokens: int | None,
         rows: int,
+        place: Place = Place(),  # noqa: B008 (frozen)
         earlier: Sequence[Task] = (),
         later: Sequence[Task] = (),
         start: dict[str, float] | None = None,
@@ -47,6 +48,7 @@ class Evaluate(Callback):
         self.own, self.earlier = list(own), list(earlier)
         self.all = [*own, *earlier, *later]
         self.every, self.tokens, self.rows, self.watched = every, tokens, rows, watched
+        self.place = place
         self.start: dict[str, float] = start or {}
         self.latest: dict[str, float] = {}
         self.curve: list[dict[str, float]] = []
@@ -63,39 +65,29 @@ class Evaluate(Callback):
         if len(self.all) == len(self.own) or trainer.global_step:
             return
         if not self.start:
-            self.start = self.scores(trainer, pl_module, self.all, self.tokens, "val")
-        self.put(trainer, self.start | self.watch(trainer, pl_module))
+            self.start = self.scores(pl_module.model, self.all, self.tokens, "val")
+        self.put(trainer, self.start | self.watch(pl_module.model))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
         last, due = step == trainer.max_steps, bool(self.every and step % self.every == 0)
         if last or due:
-            self.latest = self.scores(trainer, pl_module, self.all if last else self.own, self.tokens, "val")
-            self.put(trainer, self.latest | self.watch(trainer, pl_module))
+            self.latest = self.scores(pl_module.model, self.all if last else self.own, self.tokens, "val")
+            self.put(trainer, self.latest | self.watch(pl_module.model))
         elif self.earlier and step & (step - 1) == 0:
-            self.put(trainer, self.watch(trainer, pl_module))
+            self.put(trainer, self.watch(pl_module.model))
 
-    def watch(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:
-        return self.scores(trainer, pl_module, self.earlier, self.watched, "watch")
+    def watch(self, model: Any) -> dict[str, float]:
+        return self.scores(model, self.earlier, self.watched, "watch")
 
     def put(self, trainer: Trainer, found: dict[str, float]) -> None:
         self.curve.append({"step": trainer.global_step, **found})
         for logger in trainer.loggers:
             logger.log_metrics(found, trainer.global_step)
 
-    def scores(
-        self, trainer: Trainer, pl_module: Any, tasks: Sequence[Task], tokens: int | None, split: str
-    ) -> dict[str, float]:
-        """The metrics of the model as it is now, the same on every rank."""
+    def scores(self, model: Any, tasks: Sequence[Task], tokens: int | None, prefix: str) -> dict[str, float]:
+        """The metrics of the model as it is now; the time that they take is counted."""
         began = time.perf_counter()
-        found: dict[str, float] = {}
-        for task in tasks:
-            chosen = task.held_out.first(tokens)
-            # Ranks that share a sum need a sample each; of fewer samples every rank scores all.
-            share = (trainer.global_rank, trainer.world_size) if len(chosen) >= trainer.world_size else (0, 1)
-            batches = evaluation_batches(chosen, self.rows, None, *share)
-            precision = trainer.precision_plugin.val_step_context()
-            scores = score(task, chosen, pl_module.model, batches, pl_module.device, precision, share[1] > 1)
-            found |= {f"{split}/{task.name}/{name}": value for name, value in scores.items()}
+        found = scores(model, tasks, tokens, self.rows, self.place, prefix)
         self.seconds += time.perf_counter() - began
         return found

@@ -42,9 +42,7 @@ class Written:
         return Written(self.tokens[:rows], self._token_bytes)
 
 
-def write(
-    model: Any, eos: int, num_tokens: int, seed: int, temperature: float = 1.0
-) -> Int[Tensor, "samples time"]:
+def write(model: Any, eos: int, num_tokens: int, seed: int, temperature: float = 1.0) -> Int[Tensor, "samples time"]:
     """Samples of the model's own text, each from a document's beginning and context + 1 tokens long.
 
     A function of the model, the seed and nothing else. Raises ValueError for a model that predicts no next token.

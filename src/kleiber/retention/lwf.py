@@ -68,9 +68,7 @@ class LwF(Retention):
             with torch.no_grad():
                 before = task.objective.predictions(old, asked)  # type: ignore[attr-defined]  (checked in data)
             after = task.objective.predictions(model, asked)  # type: ignore[attr-defined]
-            apart = kl_divergence(
-                before.hidden, before.head, after.hidden, after.head, after.weights, self.temperature
-            )
+            apart = kl_divergence(before.hidden, before.head, after.hidden, after.head, after.weights, self.temperature)
             total = total + apart / after.weights.sum().clamp_min(1.0)
         return Loss(self.strength * total, torch.ones_like(total), {"lwf": total.detach()})
 
@@ -91,4 +89,3 @@ def one_of_a_kind(tasks: Sequence[Task]) -> list[Task]:
         if not any(alike(task.objective, other.objective) for other in found):
             found.append(task)
     return found
-

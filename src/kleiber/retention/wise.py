@@ -22,11 +22,11 @@ class WiSE(Retention):
     (a router's balancing bias) moves along the line too; integers are those of the end.
     """
 
-    def __init__(self, alphas: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)) -> None:
+    def __init__(self, alphas: Sequence[int | float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)) -> None:
         super().__init__()
         if not alphas or min(alphas) < 0 or max(alphas) > 1 or len(set(alphas)) < len(alphas):
             raise ValueError(f"retention.wise.alphas={list(alphas)}: give different numbers from 0 to 1, such as [.5]")
-        self.alphas = list(alphas)
+        self.alphas = [float(alpha) for alpha in alphas]
 
     def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
         self.memory = {"start": {name: tensor.detach().clone() for name, tensor in moving(model).items()}}
