@@ -67,11 +67,13 @@ def test_arms_are_no_bases_and_two_candidates_are_refused(tmp_path):
 def test_a_key_that_the_command_line_took_over_is_looked_past(tmp_path):
     from kleiber.catalog import read_runs
 
+    bases = [["data.domain=docs", "seed=0"], ["data.domain=docs", "seed=1"]]
     finish(tmp_path / "one", ["data.domain=code", "seed=0"])
-    found = trained(read_runs(tmp_path), ["data.domain=docs", "seed=0"])
+    found = trained(read_runs(tmp_path), bases[0], bases)
     assert found is not None and found.name == "one"
-    finish(tmp_path / "two", ["data.domain=docs", "seed=0"], "failed")
-    assert trained(read_runs(tmp_path), ["data.domain=docs", "seed=0"]) is None, "its own run is there, and failed"
+    assert trained(read_runs(tmp_path), bases[1], bases) is None, "seeds were not taken over: that one is missing"
+    finish(tmp_path / "two", bases[0], "failed")
+    assert trained(read_runs(tmp_path), bases[0], bases) is None, "its own run is there, and failed"
 
 
 def test_at_equal_target_tokens_replay_comes_on_top():
@@ -81,12 +83,31 @@ def test_at_equal_target_tokens_replay_comes_on_top():
     assert set(told) == {"budget.tokens=1M"}
 
 
+def count(plan):
+    return len(plan.bases()) * (1 + len(plan.continuations()))
+
+
 def test_the_plan_counts_all_cells():
-    assert len(design().cells()) == 2 + 2 * 7
-    sized = Methods({"model.width": [32, 64]}, ARMS, lrs=[0.01], seeds=1).cells()
-    assert [cell[0] for cell in sized[2:]] == ["model.width=32"] * 4 + ["model.width=64"] * 4
-    assert len(Methods({}, {**ARMS, "replay": None}, lrs=[0.01]).cells()) == 2 + 2 * 2
-    assert len(design(seeds=3, lrs=[0.01], tokens=[1000, 2000]).cells()) == 3 + 3 * 2 * 4
+    assert count(design()) == 2 + 2 * 7
+    assert count(Methods({"model.width": [32, 64]}, {**ARMS, "replay": None}, lrs=[0.01])) == 4 + 4 * 2
+    assert count(design(seeds=3, lrs=[0.01], tokens=[1000, 2000])) == 3 + 3 * 2 * 4
+
+
+def test_a_dry_run_plans_what_is_known(tmp_path, capsys):
+    ground = SimpleNamespace(folder=tmp_path / "none")
+    assert design().cells(ground) == design().bases()
+    assert "its 7 runs are left out" in capsys.readouterr().out
+    finish(tmp_path / "none" / "base0", design().bases()[0])
+    assert len(design().cells(ground)) == 2 + 7
+
+
+def test_the_shipped_studies_have_the_size_they_tell():
+    from kleiber.compose import Composer, resolved
+
+    for study, cells in (("forgetting", 60), ("forgetting_law", 156)):
+        node = dict(resolved(Composer("train").compose([f"study={study}", "root=r"]))[0]["design"])
+        assert node.pop("_target_") == "kleiber.studies.methods.Methods"
+        assert count(Methods(**node)) == cells
 
 
 @pytest.mark.parametrize(

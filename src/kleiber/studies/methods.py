@@ -84,28 +84,27 @@ class Methods:
         shares = [float(line.partition("=")[2]) for line in arm if line.startswith(f"{REPLAYED}=")]
         return round(quantity(tokens) / (1 - sum(shares))) if shares else tokens
 
-    def cells(self, ground: Ground | None = None) -> list[list[str]]:
-        """Base runs and what goes on from each, as a plan: the start point of an arm is known when its base is."""
-        return [*self.bases(), *(self._arm(one, base, None) for base in self.bases() for one in self.continuations())]
+    def cells(self, ground: Ground) -> list[list[str]]:
+        """What can be planned now: base runs, and the arms of those that have run."""
+        return [*self.bases(), *self.arms_of(ground)]
 
     def rounds(self, ground: Ground) -> Iterator[list[list[str]]]:
-        """The base runs; when they have run, every arm of those that finished."""
+        """The base runs; when they have run, the arms."""
         yield self.bases()
-        runs, found = read_runs(ground.folder), []
-        for base in self.bases():
-            run = trained(runs, base)
-            if run is None:
-                print(f"no finished base {' '.join(base)}: its arms are left out", flush=True)
-            else:
-                found.append((base, run))
-        yield [self._arm(one, base, run.folder) for base, run in found for one in self.continuations()]
+        yield self.arms_of(ground)
 
-    def _arm(self, one: Sequence[str], base: Sequence[str], folder: Path | None) -> list[str]:
-        """An arm's overrides; one whose base is yet to come is planned with the base's model, which it will take over."""
-        (seed,) = (line for line in base if line.startswith("seed="))
-        if folder is None:
-            return [*(line for line in base if line.startswith("model")), *one, seed]
-        return [*one, seed, "init=checkpoint", f"init.path={folder}"]
+    def arms_of(self, ground: Ground) -> list[list[str]]:
+        """Every arm of every base that has finished; the others are named."""
+        runs, found = (read_runs(ground.folder) if ground.folder.is_dir() else []), []
+        for base in self.bases():
+            run = trained(runs, base, self.bases())
+            if run is None:
+                print(f"no finished base {' '.join(base)}: its {len(self.continuations())} runs are left out", flush=True)
+                continue
+            (seed,) = (line for line in base if line.startswith("seed="))
+            start = [seed, "init=checkpoint", f"init.path={run.folder}"]
+            found += [[*one, *start] for one in self.continuations()]
+        return found
 
 
 def product(varied: Mapping[str, Values]) -> list[list[str]]:
@@ -121,14 +120,17 @@ def written(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def trained(runs: Sequence[Run], base: Sequence[str]) -> Run | None:
-    """The finished run that was planned by these overrides. Where the command line took over one of their keys, the run
-    that has it. ValueError where several could be meant.
+def trained(runs: Sequence[Run], base: Sequence[str], bases: Sequence[Sequence[str]] = ()) -> Run | None:
+    """The finished run that was planned by these overrides, among those of all `bases`.
+
+    A key none of whose planned values any run has was taken over by the command line, and is looked past. ValueError
+    where several runs could be meant.
     """
     planned = [(run, lines) for run in runs if not any(map(is_start, lines := planned_by(run)))]
-    exact = [run for run, lines in planned if set(base) <= lines]
-    loose = [run for run, lines in planned if set(map(key, base)) <= set(map(key, lines))]
-    found = [run for run in exact or loose if run.status == "finished"]
+    there = {line for _, lines in planned for line in lines}
+    ours = {key(line) for one in (base, *bases) for line in one if line in there}
+    wanted = {line for line in base if key(line) in ours}
+    found = [run for run, lines in planned if run.status == "finished" and wanted and wanted <= lines]
     if len(found) > 1:
         names = ", ".join(run.name for run in found)
         raise ValueError(f"several runs could be the base {' '.join(base)}: {names}; give the study a name= of its own")

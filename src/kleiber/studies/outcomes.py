@@ -7,6 +7,7 @@ had nothing to forget, and are the bases.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,13 @@ PLAIN = "none"
 
 
 def outcomes(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row each: method, setting, lr, seed, base; F, peak (nats of the earlier tasks' mean loss), target (mean loss of
+    """A row each: method, setting, lr, seed, base, pretrained; F, peak (nats of the earlier tasks' mean loss), target (mean loss of
     the new ones), start and every task's loss; tokens, target_tokens, seconds, memory.
 
     F is `nan` where the earlier tasks were not scored. Errors: ValueError when no finished run started from another.
     """
-    found = [row for run in runs if run.status == "finished" and continued(run) for row in rows_of(run)]
+    known = {str(run.folder.absolute()): run for run in runs}
+    found = [row for run in runs if run.status == "finished" and continued(run) for row in rows_of(run, known)]
     if not found:
         raise ValueError("no finished run here started from another one: nothing could be forgotten")
     order = ["method", "setting", "lr", "tokens", "seed", "run"]
@@ -42,7 +44,7 @@ def earlier_tasks(run: Run) -> list[str]:
     return [task for task in (run.summary.get("R") or {}).get("tasks", []) if task not in own]
 
 
-def rows_of(run: Run) -> list[dict[str, Any]]:
+def rows_of(run: Run, known: Mapping[str, Run]) -> list[dict[str, Any]]:
     stage, config = run.stage, read_config(run.folder)
     method, setting = described(config)
     share = replayed(config)
@@ -50,7 +52,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     common = {
         "run": run.name, "seed": run.summary.get("seed"), "lr": stage.get("lr"), "base": base_of(config),
         "N": (stage.get("params") or {}).get("active"), "tuned": (stage.get("params") or {}).get("trainable"),
-        "pretrained": (stage.get("tokens") or 0) - spent, "tokens": spent, "target_tokens": spent * (1 - share),
+        "pretrained": pretrained(stage, spent, base_of(config), known), "tokens": spent, "target_tokens": spent * (1 - share),
         "replayed": share, "steps": stage["steps"], "seconds": stage.get("seconds"),
         "memory": stage.get("peak_memory_bytes"),
     }  # fmt: skip
@@ -112,6 +114,22 @@ def replayed(config: Mapping[str, Any]) -> float:
 
 def base_of(config: Mapping[str, Any]) -> str:
     return str((config.get("init") or {}).get("path", ""))
+
+
+def pretrained(stage: Mapping[str, Any], spent: float, base: str, known: Mapping[str, Run]) -> float:
+    """Tokens before the stage: those of the run's own earlier stages, and of the run that it started from.
+
+    nan where that run is not among the ones read.
+    """
+    before = float(stage.get("tokens") or 0) - spent
+    if not base:
+        return before
+    path = Path(base).expanduser().absolute()
+    run, name = (known.get(str(path)), None) if str(path) in known else (known.get(str(path.parent)), path.name)
+    if run is None:
+        return before if before else float("nan")
+    ends = [one for one in run.stages if name in (None, one.get("name"))]
+    return before + (float(ends[-1].get("tokens") or 0) if ends else float("nan"))
 
 
 def points_of_line(metrics: Mapping[str, float]) -> list[str]:
