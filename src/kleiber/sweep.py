@@ -139,6 +139,8 @@ class Sweep:
         if isinstance(launcher, Process) and not dry:
             launcher.warm_up()
         cells = [first, *(self._cell(given, compose) for given in overrides[1:])]
+        if dry and first.config["design"]:
+            return self._priced(list(unique(cells).values()), len(overrides))
         todo = self._unfinished(cells) if not dry else list(unique(cells).values())
         try:
             codes = (Basic() if dry else launcher).run(todo) if todo else {}
@@ -148,6 +150,14 @@ class Sweep:
         told = [codes.get(one.folder, cell.FAILED if one in todo else 0) for one in cells]
         self.codes += told
         return told
+
+    def _priced(self, cells: Sequence[Cell], count: int) -> list[int]:
+        """What a designed sweep would cost and tell; nothing is started."""
+        from kleiber.quote import quote
+
+        finished = sum(folder.status(one.folder) == "finished" for one in cells)
+        print(quote([one.config for one in cells], finished))
+        return [0] * count
 
     def _cell(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         config, model = resolved(compose(self.composer.prepare(overrides)))
