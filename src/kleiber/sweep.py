@@ -196,7 +196,8 @@ def unique(cells: Sequence[Cell]) -> dict[Path, Cell]:
 
 
 def report(folder: Path) -> None:
-    """The analysis of a study, over what is finished; without the extra it says how to have it."""
+    """The analysis of a study, over what is finished, mirrored where its runs are; without the extra it says so."""
     from kleiber.cli import main
 
-    main(["report", str(folder)])
+    mirrored = any(folder.glob("*/wandb/*run-*"))
+    main(["report", str(folder), *(["--wandb"] if mirrored else [])])
