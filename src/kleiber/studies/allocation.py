@@ -15,6 +15,9 @@ from kleiber.studies.side_by_side import compare
 from kleiber.studies.verdicts import Verdict
 
 
+FARTHEST = 4.0  # compute over that of the largest run, up to which an allocation is told
+
+
 def allocate(posed: Posed, draws: Draws | None, judged: list[Verdict], level: float, seed: int) -> dict[str, list]:
     """The record's approaches, accounting and allocation; a disagreement is added to `judged`."""
     found: dict[str, list] = {"approaches": [], "accounting": [], "allocation": []}
@@ -28,6 +31,6 @@ def allocate(posed: Posed, draws: Draws | None, judged: list[Verdict], level: fl
         judged.append(Verdict("approaches_disagree", "warn", apart))
     found["accounting"] = accounting(posed, seed=seed, level=level)
     if draws:
-        budgets = 10.0 ** np.arange(np.floor(np.log10(compute.min())), np.log10(compute.max()) + 2)
+        budgets = np.geomspace(compute.min(), FARTHEST * compute.max(), 13)
         found["allocation"] = approaches.allocation(draws, budgets, level)
     return found

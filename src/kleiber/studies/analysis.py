@@ -91,6 +91,14 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
     return record
 
 
+def brief(table: Table, law: Law, options: Options) -> dict:
+    """n, params and derived alone: the fit beside others, without backtests and verdicts."""
+    posed = pose(table, law, options.loss_fn, options.delta, options.space, options.cluster)
+    draws = posed.draws(options.bootstrap, options.seed)
+    params = _params(posed.fit, profiles(posed.fit, options.level))
+    return {"n": posed.fit.problem.num_rows, "params": params, "derived": _derived(posed.fit, draws, options.level)}
+
+
 def identified(record: Mapping) -> bool:
     """Whether every parameter of a record is identified: exit code 3 when not."""
     return all(entry["identified"] for entry in record["params"].values())

@@ -67,9 +67,9 @@ def cuts(found: list[Curve], least: int = 3) -> list[Vertex]:
 
     At most BUDGETS budgets, evenly over those that allow it; a vertex outside its sizes is no minimum and is left out.
     """
-    low, high = min(c.low for c in found), max(c.high for c in found)
-    held = []
-    for budget in np.linspace(low, high, 48):
+    ends = np.unique([end for curve in found for end in (curve.low, curve.high)])
+    held = []  # between two ends the same sizes have a curve, however narrow the window
+    for budget in np.unique([*np.linspace(ends[0], ends[-1], 48), *(ends[1:] + ends[:-1]) / 2]):
         here = [curve for curve in found if curve.low <= budget <= curve.high]
         if len(here) < least:
             continue

@@ -64,27 +64,24 @@ class Scaling(Options):
             raise ValueError(
                 f"study.min_tokens={self.min_tokens} leaves no row: the longest run here has {most:,.0f} tokens"
             )
-        record = self.fit(late)
+        record = analysis.analyse(self.loaded(late), find(self.law), self.options())
         record["excluded"] = [*record["excluded"], *left_out(runs)]
         if len(late) < len(rows):
             record["from_least_tokens"] = [
-                {"min_tokens": float(least), "params": found["params"], "derived": found["derived"], "n": found["n"]}
+                {"min_tokens": float(least), **analysis.brief(self.loaded(part), find(self.law), self.options(200))}
                 for least in sorted(rows["tokens"].unique())[:3]
-                if (found := self.fit(at_least(rows, least), bootstrap=200))
+                if len(part := at_least(rows, least))
             ]
         return record
 
-    def fit(self, rows: pd.DataFrame, bootstrap: int | None = None) -> dict:
-        roles = {"N": SIZES[self.size], "D": "tokens", "L": "loss", "C": "flops", "Nnoemb": "non_embedding"}
-        roles["Cexact"] = "flops"
-        loaded = table.load(rows, roles, (), ("N", "D"))
-        options = analysis.Options(
-            bootstrap=self.bootstrap if bootstrap is None else bootstrap,
-            cluster="trunk",
-            predict=self.predict,
-            rank=bootstrap is None,
-        )
-        return analysis.analyse(loaded, find(self.law), options)
+    def loaded(self, rows: pd.DataFrame) -> table.Table:
+        """The rows with their roles: C and Cexact are counted FLOPs."""
+        roles = {"N": SIZES[self.size], "D": "tokens", "L": "loss", "C": "flops", "Cexact": "flops"}
+        return table.load(rows, {**roles, "Nnoemb": "non_embedding"}, (), ("N", "D"))
+
+    def options(self, bootstrap: int | None = None) -> analysis.Options:
+        draws = self.bootstrap if bootstrap is None else bootstrap
+        return analysis.Options(bootstrap=draws, cluster="trunk", predict=self.predict, rank=bootstrap is None)
 
 
 def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:
