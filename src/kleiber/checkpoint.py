@@ -48,6 +48,17 @@ class Checkpoint:
         except RuntimeError as error:
             raise ValueError(f"{self.path} holds another model: {error}") from None
 
+    def load_weights(self, model: nn.Module) -> None:
+        """Weights into a model that may have other heads of tasks. Raises ValueError when anything else differs."""
+        try:
+            missing, unexpected = load_model(model, self.path / "model.safetensors", strict=False)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise ValueError(f"{self.path} holds another model: {first}") from None
+        other = sorted(name for name in (*missing, *unexpected) if not name.startswith("heads."))
+        if other:
+            raise ValueError(f"{self.path} holds another model: {', '.join(other[:5])} stand in only one of the two")
+
     def load_state(self) -> dict[str, Any]:
         return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
 

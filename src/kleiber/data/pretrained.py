@@ -29,6 +29,7 @@ class Pretrained:
 
     eos is the config's `eos_token`, else `sep_token`, else a usual name; a vocabulary without a mask gets an id of its
     own, past the last one. The hash is one of the file's content.
+    `cls` is the token that stands for a whole text, -1 where there is none.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -42,6 +43,7 @@ class Pretrained:
         self._tokenizer.no_truncation()
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        self.cls = _special(vocab, config, ("cls_token",), ())
         self.num_tokens = 1 + max(vocab.values())
         self.eos = _special(vocab, config, ("eos_token", "sep_token"), EOS_NAMES)
         self.mask = _special(vocab, config, ("mask_token",), MASK_NAMES)
