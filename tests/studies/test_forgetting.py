@@ -10,7 +10,7 @@ from kleiber.cli import main
 from kleiber.studies import frontier, outcomes
 from kleiber.studies.forgetting import Forgetting
 
-from .comparisons import START, truth, write_arm, write_base, write_study
+from .comparisons import truth, write_arm, write_base, write_study
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def record(study):
-    return Forgetting().analyse(read_runs(study))
+    return Forgetting().compare(read_runs(study))
 
 
 def test_runs_are_read_as_forgetting_and_target_loss(study):
@@ -75,17 +75,18 @@ def test_a_method_that_learns_less_is_not_ranked_by_what_it_forgets(tmp_path):
         write_arm(tmp_path / "s" / f"strong{seed}", "l2sp", 5.0, 0.003, seed)
     for path in (tmp_path / "s").glob("l2sp*"):
         (path / "summary.json").unlink()
-    found = Forgetting().analyse(read_runs(tmp_path / "s"))["matched"]
+    found = Forgetting().compare(read_runs(tmp_path / "s"))["matched"]
     assert found[-1]["method"] == "l2sp" and found[-1]["reached"] == 0
 
 
 def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
     write_study(tmp_path / "s", seeds=1)
     assert main(["report", str(tmp_path / "s")]) == 0
-    record = json.loads((tmp_path / "s" / "forgetting.json").read_text())
-    assert {one["lo"] for one in record["matched"] if one["reached"]} == {None}
-    assert {claim["holds"] for claim in record["claims"]} == {None}
-    assert "without replicates" in json.loads((tmp_path / "s" / "findings.json").read_text())["headline"]
+    found = json.loads((tmp_path / "s" / "findings.json").read_text())
+    told = {row["90%"] for row in found["tables"]["At equal target loss"] if isinstance(row["F at equal target"], float)}
+    assert told == {"no interval"}
+    assert {claim["holds"] for claim in found["verdicts"]} == {None}
+    assert "without replicates" in found["headline"]
 
 
 def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
@@ -105,17 +106,13 @@ def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
 def test_without_anything_to_compare_it_says_so(tmp_path):
     write_base(tmp_path / "s" / "base0", 0)
     with pytest.raises(ValueError, match="nothing could be forgotten"):
-        Forgetting().analyse(read_runs(tmp_path / "s"))
+        Forgetting().compare(read_runs(tmp_path / "s"))
     write_arm(tmp_path / "s" / "one", "replay", 0.1, 0.01, 0)
     with pytest.raises(ValueError, match="plain fine-tuning"):
-        Forgetting().analyse(read_runs(tmp_path / "s"))
+        Forgetting().compare(read_runs(tmp_path / "s"))
 
 
 @pytest.mark.parametrize("options", [{"tolerance": -0.1}, {"level": 1.0}, {"max_cells": 0}, {"seeds": 0}])
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(ValueError, match="study"):
         Forgetting(**options)
-
-
-def test_the_start_is_the_bases_loss(record):
-    assert record["start"] == START["docs"]

@@ -46,7 +46,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def record(study):
-    return ForgettingLaw(tolerate=0.1, bootstrap=60).analyse(read_runs(study))
+    return ForgettingLaw(tolerate=0.1, bootstrap=60).fitted(read_runs(study))
 
 
 def test_seeds_are_averaged_into_cells(study):
@@ -97,7 +97,7 @@ def test_without_enough_replay_nothing_is_claimed(tmp_path):
 
 def test_a_share_far_beyond_those_tried_is_not_told(tmp_path):
     write_grid(tmp_path / "t", shares=(0.0, 0.001, 0.002), sizes=SIZES[:1], ratios=RATIOS[:1])
-    found = ForgettingLaw(tolerate=0.02, bootstrap=60).analyse(read_runs(tmp_path / "t"))
+    found = ForgettingLaw(tolerate=0.02, bootstrap=60).fitted(read_runs(tmp_path / "t"))
     assert "no more than 0.20% was tried" in found["critical"]["why_not"] and "not identified" in headline(found)
 
 

@@ -5,42 +5,48 @@ It compares methods where they have learned equally much, and refuses a ranking 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from kleiber.catalog import Run, counts
-from kleiber.studies import claims, frontier, outcomes
-from kleiber.studies import record as records
+import pandas as pd
+
+from kleiber.catalog import Run
+from kleiber.studies import claims, forgetting_tables, frontier, outcomes
+from kleiber.studies.findings import Findings, Options
 from kleiber.studies.outcomes import PLAIN
-from kleiber.summary import write_json
 
 
 @dataclass(frozen=True)
-class Forgetting:
+class Forgetting(Options):
     """How to compare.
 
     tolerance  methods are compared at (1 + tolerance) times the best target loss of plain fine-tuning
     level      of the intervals
-    max_cells  cells of the sweep, base runs included; those beyond it are left out (read by the sweeper)
-    seeds      of every cell, in place of the design's (read by the sweeper)
     """
 
     tolerance: float = 0.02
     level: float = 0.9
-    max_cells: int | None = None
-    seeds: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.tolerance >= 0 and 0 < self.level < 1):
             raise ValueError(f"study: tolerance={self.tolerance} must be at least 0, level={self.level} in (0, 1)")
-        for name in ("max_cells", "seeds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"study.{name}={value}: write a number from 1, or null")
 
-    def analyse(self, runs: Sequence[Run]) -> dict[str, Any]:
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        record = self.compare(runs)
+        return Findings(
+            headline=headline(record),
+            verdicts=record["claims"],
+            tables={
+                "At equal target loss": forgetting_tables.matched(record),
+                "Settings": forgetting_tables.settings(record),
+            },
+            figures=figures(runs, record),
+            methods=forgetting_tables.method(record),
+        )
+
+    def compare(self, runs: Sequence[Run]) -> dict[str, Any]:
         """Points, frontier, methods at matched target loss, claims. ValueError where nothing can be compared."""
         rows = outcomes.outcomes(runs)
         at = frontier.reference(rows, self.tolerance)
@@ -48,7 +54,6 @@ class Forgetting:
         found = frontier.matched(rows, at, self.level)
         noise = frontier.seed_noise(rows, "F")
         return {
-            "schema": "kleiber.forgetting/1",
             "matched_target": at,
             "tolerance": self.tolerance,
             "level": self.level,
@@ -57,35 +62,23 @@ class Forgetting:
             "chosen": frontier.chosen(points, at).to_dict("records"),
             "points": points.to_dict("records"),
             "claims": [claim.verdict() for claim in claims.claims(rows, found, self.level)],
-            "start": float(rows["start"].mean()),
         }
 
-    def report(self, folder: Path, runs: Sequence[Run], out: Path | None = None) -> dict[str, Any]:
-        """Writes forgetting.json, findings.json, figures and the page; returns the findings."""
-        from kleiber.studies import forgetting_page
 
-        record = records.finite(self.analyse(runs))
-        write_json(folder / "forgetting.json", record)
-        found = findings(folder, runs, record)
-        charts = forgetting_page.figures(runs, record)
-        forgetting_page.save(folder, charts)
-        write_json(folder / "findings.json", found)
-        (out or folder / "report.html").write_text(forgetting_page.page(found, record, charts))
-        return found
+def figures(runs: Sequence[Run], record: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """The figures that the runs allow, by name."""
+    from kleiber.studies import forgetting_plots as plots
 
-
-def findings(folder: Path, runs: Sequence[Run], record: dict[str, Any]) -> dict[str, Any]:
-    missing = [f"{run.name} ({run.status})" for run in runs if run.status != "finished"]
-    return {
-        "schema": "kleiber.findings/1",
-        "study": folder.name,
-        "headline": headline(record),
-        "runs": counts(runs),
-        "missing": missing,
-        "seconds": sum(run.summary.get("seconds") or 0 for run in runs),
-        "verdicts": record["claims"],
-        "laws": None,
-    }
+    points, chosen = pd.DataFrame(record["points"]), pd.DataFrame(record["chosen"])
+    made: dict[str, Callable[[], Any]] = {"pareto": lambda: plots.pareto(points, record["matched_target"])}
+    if any(one["reached"] for one in record["matched"]):
+        made["matched"] = lambda: plots.matched(record)
+    paths, keys = outcomes.trajectories(runs), ["method", "setting", "lr"]
+    paths = paths.merge(chosen[keys], on=keys) if len(paths) else paths
+    if len(paths):
+        made["trajectory"] = lambda: plots.trajectory(paths, plots.methods_of(points))
+    made["matrix"] = lambda: plots.heat(forgetting_tables.scores(outcomes.outcomes(runs), chosen, runs))
+    return made
 
 
 def headline(record: dict[str, Any]) -> str:
@@ -100,7 +93,7 @@ def headline(record: dict[str, Any]) -> str:
     if len(reached) == 1:
         return f"{where} only {told(reached[0])} can be compared."
     best = next(one for one in reached if one["method"] != PLAIN)
-    if None in (best["lo"], best["hi"], plain["lo"], plain["hi"]):
+    if not best["hi"] - best["lo"] < float("inf"):
         return f"{where} {told(best)}, {told(plain)}: without replicates nothing says whether they differ."
     claim = next((one for one in record["claims"] if one["code"] == f"matched_{best['method']}"), None)
     word = {True: "forgets least", False: "is best and yet worse than none", None: "is best, within noise"}
@@ -108,6 +101,6 @@ def headline(record: dict[str, Any]) -> str:
 
 
 def told(one: dict[str, Any]) -> str:
-    if one["lo"] is None:
+    if not one["hi"] - one["lo"] < float("inf"):
         return f"{one['method']} (F {one['F']:.4f} nats)"
     return f"{one['method']} (F {one['F']:.4f} [{one['lo']:.4f}, {one['hi']:.4f}] nats)"

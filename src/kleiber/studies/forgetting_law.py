@@ -6,23 +6,20 @@ not identify it. It refuses to take logarithms of forgetting: what is within noi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kleiber.catalog import Run, counts
+from kleiber.catalog import Run
 from kleiber.studies import analysis, outcomes, table
-from kleiber.studies import record as records
 from kleiber.studies.bootstrap import interval
-from kleiber.studies.forgetting import Forgetting
+from kleiber.studies.findings import Findings, Options
 from kleiber.studies.frontier import Noise, pooled
 from kleiber.studies.law import find
 from kleiber.studies.outcomes import PLAIN
-from kleiber.summary import write_json
 
 GRID = ["N", "M", "steps", "p"]  # of one cell; steps stand for D, which replay makes a little smaller
 CENSORED_SD = 3.0
@@ -30,32 +27,43 @@ FARTHEST = 2.0  # a critical share beyond so many times the largest one that was
 
 
 @dataclass(frozen=True)
-class ForgettingLaw:
+class ForgettingLaw(Options):
     """What to fit to a grid of sizes, pre-training ratios, new tokens and replayed shares.
 
     tolerate   forgetting in nats for which the critical share is asked
     at         where: {N, D, M}; what is not given is the largest of the grid
     bootstrap  resamples
     level      of the intervals
-    max_cells, seeds  of the sweep (read by the sweeper)
     """
 
     tolerate: float = 0.05
     at: Mapping[str, float] | None = None
     bootstrap: int = 1000
     level: float = 0.9
-    max_cells: int | None = None
-    seeds: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tolerate <= 0:
             raise ValueError(f"study.tolerate={self.tolerate}: write the nats of forgetting that you accept, above 0")
         unknown = set(self.at or {}) - {"N", "D", "M"}
         if unknown:
             raise ValueError(f"study.at: {', '.join(sorted(unknown))} is none of N, D, M")
-        Forgetting(level=self.level, max_cells=self.max_cells, seeds=self.seeds)
+        if not 0 < self.level < 1:
+            raise ValueError(f"study.level={self.level} must lie in (0, 1)")
 
-    def analyse(self, runs: Sequence[Run]) -> dict[str, Any]:
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        record = self.fitted(runs)
+        return Findings(
+            headline=headline(record),
+            verdicts=record["main"]["verdicts"],
+            tables={"The grid": grid_table(record), "Published laws": beside_table(record)},
+            figures=figures(record),
+            law=record["main"],
+            text=printed(record),
+            methods=METHODS.format(level=self.level, **record["seed_noise"]),
+        )
+
+    def fitted(self, runs: Sequence[Run]) -> dict[str, Any]:
         """The replay law (main), the published laws beside it, and the critical share."""
         rows, noise = grid(runs)
         main = self.fit(rows, replay_form(rows))
@@ -74,7 +82,7 @@ class ForgettingLaw:
             except ValueError as error:
                 beside[name] = {"law": name, "refused": str(error)}
         return {
-            "schema": "kleiber.forgetting_law/1", "main": main, "beside": beside,
+            "main": main, "beside": beside,
             "seed_noise": {"F": noise.sd, "df": noise.df},
             "critical": self.critical(main, rows), "rows": rows.to_dict("records"), "level": self.level,
         }  # fmt: skip
@@ -102,20 +110,6 @@ class ForgettingLaw:
             lo, hi = interval(shares, self.level)
             told |= {"lo": float(lo), "hi": float(hi)}
         return told | {"why_not": doubt(told, main, most)}
-
-    def report(self, folder: Path, runs: Sequence[Run], out: Path | None = None) -> dict[str, Any]:
-        """Writes laws.json (the replay law), forgetting.json, findings.json, figures and the page."""
-        from kleiber.studies import forgetting_law_page, forgetting_page
-
-        record = records.finite(self.analyse(runs))
-        records.write(record["main"], folder / "laws.json")
-        write_json(folder / "forgetting.json", {k: v for k, v in record.items() if k != "main"})
-        found = findings(folder, runs, record)
-        charts = forgetting_law_page.figures(record)
-        forgetting_page.save(folder, charts)
-        write_json(folder / "findings.json", found)
-        (out or folder / "report.html").write_text(forgetting_law_page.page(found, record, charts))
-        return found
 
 
 def grid(runs: Sequence[Run]) -> tuple[pd.DataFrame, Noise]:
@@ -188,10 +182,56 @@ def headline(record: Mapping[str, Any]) -> str:
     return f"{asked}: {one['value']:.1%} of the tokens, {record['level']:.0%} [{one['lo']:.1%}, {one['hi']:.1%}]."
 
 
-def findings(folder: Path, runs: Sequence[Run], record: Mapping[str, Any]) -> dict[str, Any]:
+def figures(record: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
+    from kleiber.studies import forgetting_law_plots as plots
+
+    rows = plots.named(record)
     return {
-        "schema": "kleiber.findings/1", "study": folder.name, "headline": headline(record), "runs": counts(runs),
-        "missing": [f"{run.name} ({run.status})" for run in runs if run.status != "finished"],
-        "seconds": sum(run.summary.get("seconds") or 0 for run in runs), "verdicts": record["main"]["verdicts"],
-        "laws": "laws.json",
-    }  # fmt: skip
+        "replay": lambda: plots.replay(rows, record),
+        "tokens": lambda: plots.tokens(rows),
+        "fit": lambda: plots.observed(rows, record),
+    }
+
+
+def grid_table(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "N": one["N"], "tokens per parameter": one["M"], "new tokens": one["D"], "replayed": one["p"],
+            "seeds": one["n"], "F": one["F"], "peak F": one["peak"], "target loss": one["target"],
+        }
+        for one in record["rows"]
+    ]  # fmt: skip
+
+
+def beside_table(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The published forms on the same runs, in short; what could not be fitted says why."""
+    rows = []
+    for name, one in record["beside"].items():
+        if "refused" in one:
+            rows.append({"law": name, "formula": find(name).formula, "parameters": one["refused"]})
+            continue
+        told = [
+            f"{key} {value['value']:.3g}" + ("" if value["identified"] else " (not identified)")
+            for key, value in one["params"].items()
+        ]
+        rows.append({
+            "law": name, "formula": one["formula"], "rows": one["n"], "residual rms": one["residual_rms"],
+            "parameters": ", ".join(told), "source": one["source"],
+        })  # fmt: skip
+    return rows
+
+
+def printed(record: Mapping[str, Any]) -> list[str]:
+    from kleiber.studies.command import lines
+
+    return lines(record["main"])
+
+
+METHODS = (
+    "Every run went on from a base of its seed; F is the rise of the earlier tasks' mean held-out loss. Seeds were averaged "
+    "into cells of equal N, pre-training tokens per parameter M, new tokens D and replayed share p, at the learning rate "
+    "that learned best without replay. The law was fitted to F itself by least squares, since F may be within noise of 0 or "
+    "below it; laws that cannot be there were fitted without the cells below three seed standard deviations ({F:.2g} nats, "
+    "{df} degrees of freedom). The critical share solves the fitted law for p, its {level:.0%} interval is that of the "
+    "bootstrap, and it is not told where it leaves the shares that were tried by more than a factor of two."
+)

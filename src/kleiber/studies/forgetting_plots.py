@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
+from kleiber.studies.dress import sized
 from kleiber.studies.outcomes import PLAIN
-from kleiber.studies.plots import sized
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#7b4173", "#31a354")
 
@@ -61,7 +62,7 @@ def pareto(points: pd.DataFrame, at: float) -> Any:
 
 def matched(record: Mapping[str, Any]) -> Any:
     """F of every method that reaches the common target loss, with intervals."""
-    found = pd.DataFrame([one for one in record["matched"] if one["reached"]])
+    found = pd.DataFrame([one for one in record["matched"] if one["reached"]]).replace([np.inf, -np.inf], np.nan)
     y = alt.Y("method:N", title=None, sort=list(found["method"]))
     scale = alt.Scale(zero=False, padding=12)
     title = f"forgetting F at target loss {record['matched_target']:.4f} (nats per token)"

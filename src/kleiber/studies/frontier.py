@@ -23,7 +23,8 @@ def averaged(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a setting: mean and sd over seeds of F, peak and target, their number n, and whether it is on its method's
     frontier."""
     found = rows.groupby(CELL, as_index=False, dropna=False).agg(
-        n=("seed", "size"), F=("F", "mean"), F_sd=("F", "std"), peak=("peak", "mean"), target=("target", "mean"),
+        n=("seed", "size"), F=("F", "mean"), F_sd=("F", "std"), peak=("peak", "mean"),
+        relative=("relative", "mean"), target=("target", "mean"),
         target_sd=("target", "std"), target_tokens=("target_tokens", "mean"), seconds=("seconds", "mean"),
         memory=("memory", "mean"), steps=("steps", "mean"), replayed=("replayed", "mean"),
     )  # fmt: skip

@@ -21,7 +21,7 @@ PLAIN = "none"
 
 
 def outcomes(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row each: method, setting, lr, seed, base, pretrained; F, peak (nats of the earlier tasks' mean loss), target (mean loss of
+    """A row each: method, setting, lr, seed, base, pretrained; F, relative, peak (nats of the earlier tasks' mean loss), target (mean loss of
     the new ones), start and every task's loss; tokens, target_tokens, seconds, memory.
 
     F is `nan` where the earlier tasks were not scored. Errors: ValueError when no finished run started from another.
@@ -64,6 +64,7 @@ def rows_of(run: Run, known: Mapping[str, Run]) -> list[dict[str, Any]]:
     for prefix, (name, told) in ends.items():
         scored = {task: stage["metrics"].get(f"{prefix}val/{task}/loss") for task in (*own, *before)}
         row = {**common, "method": name, "setting": told, **losses(stage, scored, own, before)}
+        row["relative"] = row["F"] / (untrained(run, before) - row["start"])
         if prefix:
             row["peak"] = float("nan")  # the line is walked after training: there is no trajectory of it
         found.append(row)
@@ -81,6 +82,14 @@ def losses(
     peak = upstream(watched, watched[0]).peak if watched else float("nan")
     told = {f"loss/{task}": float("nan") if value is None else value for task, value in scored.items()}
     return {"F": end - start, "peak": peak, "start": start, "target": mean([scored[task] for task in own]), **told}
+
+
+def untrained(run: Run, before: Sequence[str]) -> float:
+    """The earlier tasks' mean loss before any training: known where the run itself trained them, else nan."""
+    told = run.summary.get("R") or {}
+    if not run.stage.get("parent") or not told.get("baseline"):
+        return float("nan")
+    return mean([told["baseline"][told["tasks"].index(task)] for task in before])
 
 
 def mean(values: Sequence[float | None]) -> float:
