@@ -13,7 +13,9 @@ NAMES = {"prefill_tokens_per_s", "decode_tokens_per_s", "decode_p50_ms", "decode
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
 def test_every_batch_size_has_every_number_and_memory_grows_by_the_cache_alone(kind):
     small = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
-    model = Transformer(40, width=32, context=24) if kind == "ours" else HFModel(40, "gpt2", "random", small, context=24)
+    model = (
+        Transformer(40, width=32, context=24) if kind == "ours" else HFModel(40, "gpt2", "random", small, context=24)
+    )
     told = latency(model, batches=(1, 4), prompt=8, new=4, repeats=1)
     assert set(told) == {f"{name}/{rows}" for name in NAMES for rows in (1, 4)}
     assert all(value > 0 for value in told.values()) and told["decode_p50_ms/1"] <= told["decode_p95_ms/1"]
