@@ -12,8 +12,10 @@ from kleiber.compose import Composer, resolved
 from kleiber.identity import NOT_IDENTITY, config_hash
 
 CONF = REPOSITORY / "conf"
-NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"], "model/router/switch": ["model=moe"]}
-NEEDS |= {"model/router/topk": ["model=moe"], "model/mlp/moe": ["model=moe"]}
+NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"]}
+ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "sinkhorn", "switch", "topk")
+NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", "mlp/dropping", *(f"router/{r}" for r in ROUTERS))}
+NEEDS |= {"model/router/expert_choice": ["model=bert", "objective=mlm", "model/mlp=moe"]}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
 ELSEWHERE |= {"study/scaling": "test_sweep.py starts it", "design/grid": "plans a sweep: test_sweep.py"}
@@ -62,10 +64,12 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "trainer.precision": 64, "trainer.max_steps": 2, "trainer.compile": True, "trainer.accelerator": "gpu",
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
-    "model.mlp.k": 4, "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
+    "model.mlp.k": 4, "model.mlp.dense_first": 1, "model.mlp.balance.scope": "global", "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
 }  # fmt: skip
 NO_EFFECT = {
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
+    "model.mlp.backend": "the same numbers to 1e-5: test_dispatch.py",
+    "model.mlp.router.acknowledge_leak": "refused without it: test_routers.py",
     "trainer.compile": "the same numbers, faster",
     "trainer.deterministic": "all CPU kernels used here are deterministic already",
     "trainer.accelerator": "needs a GPU",
@@ -98,6 +102,9 @@ def test_every_leaf_changes_the_hash_or_is_outside_it_by_name(leaf):
 BASES = {  # together they choose every class that has leaves of its own
     "moe": ["model=moe"],
     "switch": ["model=moe", "model/router=switch", "model.mlp.k=1"],
+    **{name: ["model=moe", f"model/router={name}"] for name in ROUTERS if name not in ("topk", "switch")},
+    "dropping": ["model=moe", "model/mlp=dropping"],
+    "expert choice": ["model=bert", "objective=mlm", "model/mlp=moe", "model/router=expert_choice"],
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
     "standard": ["model/parametrization=standard", "model/attention=none"],

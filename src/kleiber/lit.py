@@ -83,4 +83,6 @@ class LitLM(LightningModule):
             group["lr"] = self.optimizer.lr * group["lr_scale"] * factor
         optimizer.step()
         optimizer.zero_grad()
+        if hasattr(self.model, "rebalance"):
+            self.model.rebalance(sums.values)
         self.last = {**sums.means(), "grad_norm": norm, "lr": self.optimizer.lr * factor}

@@ -60,7 +60,10 @@ class Output:
     "loss"             auxiliary losses, weighted by their coefficients, *summed* over real tokens; absent when dense
     "balance/<layer>"  a load-balancing loss, unweighted, summed over real tokens (so the mean is 1 when uniform)
     "z/<layer>"        a router z-loss, unweighted, summed over real tokens
-    "load/<layer>"     assignments per expert, a vector of counts over real tokens
+    "load/<layer>"     assignments per expert, a vector of counts over real tokens, before any is dropped
+    "margin/<layer>"   score of the last chosen expert less that of the first left out, summed over real tokens
+    "drop/<layer>"     assignments that found their expert full, over k, summed over real tokens (so the mean is the
+                       share that was dropped); absent where no expert has a capacity
     """
 
     hidden: Float[Tensor, "batch time dim"]
@@ -87,14 +90,18 @@ class Routing:
 
     weights  combination weights of the chosen experts
     experts  the chosen experts
-    scores   the router's probabilities over all experts, from which balance losses and routing statistics are computed
-    logits   the router's logits in fp32, for the z-loss
+    scores   the router's distribution over all experts, from which balance losses and statistics are computed
+    logits   the router's logits in fp32, for the z-loss; None where nothing is learned
+    margin   score of the k-th expert less that of the next; None where there is none
+    kept     False for an assignment that is not served: an expert that is full, or that chose otherwise
     """
 
     weights: Float[Tensor, "tokens k"]
     experts: Int[Tensor, "tokens k"]
     scores: Float[Tensor, "tokens experts"]
-    logits: Float[Tensor, "tokens experts"]
+    logits: Float[Tensor, "tokens experts"] | None = None
+    margin: Float[Tensor, "tokens"] | None = None
+    kept: Bool[Tensor, "tokens k"] | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +210,16 @@ class Retention(nn.Module):
 
 @runtime_checkable
 class Router(Protocol):
-    def __call__(self, x: Float[Tensor, "tokens dim"]) -> Routing: ...
+    """`batch` says what the tokens are (ids, rows, padding); most routers look at x alone.
+
+    sums_to_one    whether the weights of a token add up to 1
+    needs_balance  whether only a balance loss keeps its experts alive
+    """
+
+    sums_to_one: bool
+    needs_balance: bool
+
+    def __call__(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing: ...
 
 
 @runtime_checkable
