@@ -64,7 +64,9 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "trainer.precision": 64, "trainer.max_steps": 2, "trainer.compile": True, "trainer.accelerator": "gpu",
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
-    "model.mlp.k": 4, "model.mlp.dense_first": 1, "model.mlp.balance.scope": "global", "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
+    "model.mlp.k": 4, "model.mlp.dense_first": 1,
+    "model.mlp.balance.scope": "global", "model.mlp.router.iterations": 1,
+    "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
 }  # fmt: skip
 NO_EFFECT = {
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
@@ -104,8 +106,8 @@ BASES = {  # together they choose every class that has leaves of its own
     "switch": ["model=moe", "model/router=switch", "model.mlp.k=1"],
     **{name: ["model=moe", f"model/router={name}"] for name in ROUTERS if name not in ("topk", "switch")},
     "dropping": ["model=moe", "model/mlp=dropping"],
-    "expert choice": ["model=bert", "objective=mlm", "model/mlp=moe", "model/router=expert_choice"],
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
+    "expert choice": ["model=bert", "objective=mlm", "model/mlp=moe", "model/router=expert_choice"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],

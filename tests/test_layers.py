@@ -14,8 +14,22 @@ FLOORS = {
     2: ["models"],
     3: ["objectives", "data", "evals"],
     4: ["optim", "step", "checkpoint", "callbacks", "lit", "loggers", "trainer"],
-    5: ["plan", "tree", "stage", "report", "identity", "folder", "console", "settle", "fit_together", "check"],
-    6: ["run", "compose", "usage", "cell", "ranks", "pool", "preload", "sweep", "launch", "catalog", "studies", "cli"],
+    5: ["plan", "tree", "stage", "report", "identity", "folder", "console", "settle", "fit_together", "check", "load"],
+    6: [
+        "run",
+        "compose",
+        "usage",
+        "cell",
+        "ranks",
+        "pool",
+        "preload",
+        "sweep",
+        "launch",
+        "catalog",
+        "studies",
+        "cli",
+        "assess",
+    ],
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 SIBLINGS = {"objectives", "data", "evals"}

@@ -1,4 +1,4 @@
-"""The three back-ends against the slow form written here: forward, backward, with what is not kept, compiled, in bf16."""
+"""The three back-ends against the slow form written here: forward, backward, what is not kept, compiled, in bf16."""
 
 import pytest
 import torch
@@ -44,7 +44,9 @@ def gradients(y, parts, weights):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("k, kept, idle", [(1, False, ()), (2, False, ()), (2, True, ()), (3, False, (0, 5)), (3, True, (2,))])
+@pytest.mark.parametrize(
+    "k, kept, idle", [(1, False, ()), (2, False, ()), (2, True, ()), (3, False, (0, 5)), (3, True, (2,))]
+)
 @pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_back_ends_agree_with_one_token_at_a_time(backend, k, kept, idle, dtype, atol):
     parts, weights, routing = case(dtype, k, kept, idle)

@@ -1,4 +1,4 @@
-"""The whole layer: dispatch by every back-end, capacity, sums over real tokens, and independence of order and batching."""
+"""The whole layer: every back-end, capacity, sums over real tokens, and independence of order and batching."""
 
 from functools import partial
 

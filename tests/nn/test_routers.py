@@ -6,7 +6,16 @@ import torch.nn.functional as F
 
 from kleiber.nn.parametrization import Site, Standard
 from kleiber.nn.routers import (
-    ExpertChoice, GroupLimited, Hash, LossFree, Noisy, Random, Sigmoid, Sinkhorn, Switch, TopK,
+    ExpertChoice,
+    GroupLimited,
+    Hash,
+    LossFree,
+    Noisy,
+    Random,
+    Sigmoid,
+    Sinkhorn,
+    Switch,
+    TopK,
 )  # fmt: skip
 from kleiber.types import Batch
 

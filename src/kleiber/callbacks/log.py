@@ -39,4 +39,3 @@ def training_metrics(last: dict[str, Any]) -> dict[str, float]:
         elif name not in ("tokens", "loss"):
             row[f"train/{'loss' if name == 'ce' else name}"] = float(value)
     return row
-

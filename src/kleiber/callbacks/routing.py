@@ -1,15 +1,15 @@
-"""Watches how a mixture routes, from the loads that every step reports: numbers for the curves, words for what is wrong.
+"""Watches how a mixture routes, from the loads that every step reports: numbers for curves, words for what is wrong.
 
 It changes nothing about training and looks at no activation. A dense model has no loads, and then it does nothing.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
@@ -134,7 +134,7 @@ class RoutingHealth(Callback):
 def statistics(share: Tensor) -> dict[str, float]:
     """How uneven the shares of the experts are."""
     experts = len(share)
-    entropy = -(share * share.clamp_min(1e-12).log()).sum() / torch.tensor(float(experts)).log()
+    entropy = -(share * share.clamp_min(1e-12).log()).sum() / math.log(experts)
     return {
         "load_entropy": float(entropy),
         "cv": float(share.std(correction=0) * experts),

@@ -102,8 +102,8 @@ class Transformer(nn.Module):
             if hasattr(router, "rebalance"):
                 if f"load/{layer}" not in sums:
                     raise ValueError(
-                        f"router {type(router).__name__} balances by the load of each step, and this objective does not "
-                        "report it: choose another model/router"
+                        f"router {type(router).__name__} balances by the load of each step, which this objective "
+                        "does not report: choose another model/router"
                     )
                 cast(Any, router).rebalance(sums[f"load/{layer}"])
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 @runtime_checkable
 class Balance(Protocol):
-    """A balance loss and its coefficient. The loss is a sum over real tokens whose mean is 1 when routing is uniform."""
+    """A balance loss and its coefficient. The loss is a sum over real tokens, of mean 1 when routing is uniform."""
 
-    coefficient: float
-
+    @property
+    def coefficient(self) -> float: ...
     def __call__(
         self, scores: Float[Tensor, "batch time experts"], hits: Float[Tensor, "batch experts"], real: Tensor | None
     ) -> Float[Tensor, ""]: ...
@@ -80,7 +80,10 @@ def scoped(scope: Literal["sequence", "global"] = "sequence", coefficient: float
 
 
 def assignments(
-    experts: Int[Tensor, "batch time k"], num_experts: int, counted: Bool[Tensor, "batch time k"] | None, dtype: torch.dtype
+    experts: Int[Tensor, "batch time k"],
+    num_experts: int,
+    counted: Bool[Tensor, "batch time k"] | None,
+    dtype: torch.dtype,
 ) -> Float[Tensor, "batch experts"]:
     """Assignments per sequence and expert, of those that are counted."""
     ones = torch.ones_like(experts, dtype=dtype) if counted is None else counted.to(dtype)

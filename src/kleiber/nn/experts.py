@@ -20,8 +20,9 @@ class Experts(nn.Module):
 
     def __init__(self, site: Site, num_experts: int, hidden: int, k: int, backend: Backend = "grouped") -> None:
         super().__init__()
+        self.backend: Backend = backend
         p = site.parametrization
-        self.k, self.backend = k, backend
+        self.k = k
         self.gate_up = nn.Parameter(torch.randn(num_experts, site.width, 2 * hidden) * p.hidden_std(site.width))
         self.down = nn.Parameter(torch.randn(num_experts, hidden, site.width) * p.projection_std(hidden, site.depth))
 
@@ -44,7 +45,7 @@ def expert_hidden(width: int, active: int) -> int:
 
 
 def sizes(width: int, k: int, num_shared: int, granularity: int, hidden: int | None) -> int:
-    """Hidden units of one expert: of equal active FLOPs where `hidden` is null, else `hidden` cut into `granularity`."""
+    """Hidden units of one expert: of equal active FLOPs where `hidden` is null, else that cut into `granularity`."""
     if granularity < 1:
         raise ValueError(f"model.mlp.granularity={granularity}: into how many an expert is cut, at least 1")
     if hidden is None:

@@ -123,7 +123,7 @@ class Dropping(MoE):
             raise ValueError(f"model.mlp.capacity_factor={capacity_factor} must be positive; 1.25 is usual")
         if not hasattr(self.router, "route"):
             raise ValueError(
-                f"model/mlp=dropping with router {type(self.router).__name__}: it has no capacity to add; use model/mlp=moe"
+                f"model/mlp=dropping: the experts of {type(self.router).__name__} cannot be full; use model/mlp=moe"
             )
         self.capacity = -int(-capacity_factor * self.k * site.context // self.num_experts)
 
@@ -183,9 +183,7 @@ def dropping(
     """As `interleaved`, with experts that drop what exceeds their capacity."""
     if is_dense(site, every, dense_first):
         return SwiGLU(site)
-    return Dropping(
-        site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend, capacity_factor
-    )
+    return Dropping(site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend, capacity_factor)
 
 
 def is_dense(site: Site, every: int, dense_first: int) -> bool:

@@ -34,9 +34,7 @@ class TokenChoice(nn.Module):
     def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
         return self.route(self.linear(x))
 
-    def route(
-        self, logits: Float[Tensor, "tokens experts"], experts: Int[Tensor, "tokens k"] | None = None
-    ) -> Routing:
+    def route(self, logits: Float[Tensor, "tokens experts"], experts: Int[Tensor, "tokens k"] | None = None) -> Routing:
         """The routing that these logits ask for; `experts` keeps an earlier choice, whatever the logits say now."""
         scores = self.scores(logits)
         with torch.no_grad():
