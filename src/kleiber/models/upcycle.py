@@ -61,8 +61,8 @@ def refuse(moe: MoE, state: dict[str, Tensor], prefix: str) -> None:
         )
     if not moe.router.sums_to_one:
         raise ValueError(
-            f"init=upcycle: the weights of router {type(moe.router).__name__} do not sum to 1, so copies would not add up "
-            "to the dense model: choose topk, noisy, sigmoid, lossfree, group_limited, hash or random"
+            f"init=upcycle: the weights of {type(moe.router).__name__} do not sum to 1, so copies would not "
+            "add up to the dense model: choose topk, noisy, sigmoid, lossfree, group_limited, hash or random"
         )
     if moe.shared is not None:
         raise ValueError("init=upcycle: shared experts would add to the dense model: set model.mlp.num_shared=0")

@@ -23,7 +23,7 @@ def settled(subject: Subject, last: Record, tokens: int) -> dict[str, Any]:
     for step, model in subject.earlier():
         steps.append(step)
         records.append(read(subject, model.to(subject.device), tokens))
-    following = [*records[1:], last]
+    following = [*records[1:], last] if records else []
     return {
         "steps": steps,
         "saturation": {layer: [overlap(r.experts[layer], x) for r in records] for layer, x in last.experts.items()},
