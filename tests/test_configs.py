@@ -16,9 +16,14 @@ NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"]}
 ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "sinkhorn", "switch", "topk")
 NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", "mlp/dropping", *(f"router/{r}" for r in ROUTERS))}
 NEEDS |= {"model/router/expert_choice": ["model=bert", "objective=mlm", "model/mlp=moe"]}
+NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in ("checkpoint", "hf", "upcycle")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
 ELSEWHERE |= {"study/scaling": "test_sweep.py starts it", "design/grid": "plans a sweep: test_sweep.py"}
+ELSEWHERE |= {
+    f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in ("checkpoint", "hf", "upcycle")
+}
+ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 CHOICES = [
     str(path.relative_to(CONF).with_suffix("")) for path in sorted(CONF.rglob("*.yaml")) if path.name != "train.yaml"
@@ -36,7 +41,8 @@ def test_every_choice_composes_and_passes_the_check(choice):
     if choice == "trainer/gpu":
         pytest.skip("the check refuses a GPU that is not there")
     # Another data set has other keys, and a study writes no samples.
-    gone = {"data": "data", "study": "callbacks.samples"}.get(group if name != "text" else "", "none")
+    gone = {"data": "data", "study": "callbacks.samples", "docs_then_code": "data"}
+    gone = next((gone[key] for key in (name, group) if key in gone and name != "text"), "none")
     plain = [override for override in TINY if not override.startswith(gone)]
     config, _ = resolved(Composer("train").compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
     check(config)
@@ -80,7 +86,8 @@ NO_EFFECT = {
     "data.rows": "documents or stream: tests/data",
     "data.config": "a configuration of a data set: tests/data",
     "data.vocab_size": "of bpe alone: tests/data",
-    **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice yet: a value is refused"),
+    **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice here"),
+    "eval.watch_tokens": "where there is an earlier task: tests/test_chain.py",
     "schedule.warmup_steps": "of so short a run a fifth is warm-up whatever it says: test_optim.py",
     "budget.flops": "test_budget.py", "budget.ratio": "test_budget.py", "budget.tokens": "test_budget.py",
 }  # fmt: skip
@@ -176,5 +183,13 @@ def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
     chosen = {target for base in BASES for target, _ in owned(base)}
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {words[1] for words in lines if words[:1] == ["_target_:"]}
-    elsewhere = ("kleiber.data.", "kleiber.trainer.", "kleiber.studies.", "kleiber.sweep.", "kleiber.loggers.")
+    elsewhere = (
+        "kleiber.data.",
+        "kleiber.trainer.",
+        "kleiber.origin.",
+        "kleiber.tree.Chain",
+        "kleiber.studies.",
+        "kleiber.sweep.",
+        "kleiber.loggers.",
+    )
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()

@@ -31,8 +31,9 @@ def available() -> list[str]:
 
 
 def defines_evaluate(path: Path) -> bool:
-    body = ast.parse(path.read_text()).body
-    return any(isinstance(node, ast.FunctionDef) and node.name == "evaluate" for node in body)
+    """Whether the file has a function `evaluate(subject)`."""
+    found = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return any(f.name == "evaluate" and [arg.arg for arg in f.args.args] == ["subject"] for f in found)
 
 
 def chosen(text: str) -> list[str]:
@@ -89,24 +90,36 @@ def open_subject(path: Path, stage: str | None, data: Sequence[str], tokens: int
 
 
 def of_hf(path: Path, data: Sequence[str], tokens: int | None) -> Subject:
-    """The model of a Hugging Face folder as ours, on built-in text unless `data` says otherwise."""
+    """The model of a Hugging Face folder, on built-in text in its own tokens unless `data` says otherwise."""
     from omegaconf import OmegaConf
-    from transformers import AutoModelForCausalLM
 
     from kleiber.build import build
     from kleiber.compose import Composer, resolved
-    from kleiber.models.hf import from_hf
+    from kleiber.opened import open_hf
 
-    model = from_hf(AutoModelForCausalLM.from_pretrained(path, local_files_only=True)).eval()
+    model = ours(path) or open_hf(path).model
     config, _ = resolved(Composer("train").compose(["data=builtin", *data, f"data.tokenizer={path.absolute()}"]))
     cfg: Any = OmegaConf.create(config)
-    corpus = build(cfg.data).prepare(model.context)
+    corpus = build(cfg.data).prepare(min(model.context, cfg.model.context))
     if corpus.tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
             f"{path}: its tokenizer has {corpus.tokenizer.vocab_size} tokens, its model {model.vocab_size}: "
             "they do not belong together"
         )
-    return on_device(Subject(model, corpus, build(cfg.objective, vocabulary=corpus.tokenizer), tokens))
+    objective = build(cfg.objective, vocabulary=corpus.tokenizer, corpus=corpus)
+    return on_device(Subject(model, corpus, objective, tokens))
+
+
+def ours(path: Path) -> Any:
+    """The model as one of ours, whose layers an evaluation can look into; None for an architecture that is none."""
+    from transformers import AutoModelForCausalLM
+
+    from kleiber.models.hf import from_hf
+
+    try:
+        return from_hf(AutoModelForCausalLM.from_pretrained(path, local_files_only=True)).eval()
+    except ValueError:
+        return None
 
 
 def on_device(subject: Subject) -> Subject:

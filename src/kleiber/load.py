@@ -1,6 +1,7 @@
-"""A finished or unfinished run, opened again: its config, its model with the weights of a checkpoint, its data.
+"""A finished run (or a finished stage of one), opened again as it was trained: its config, its model with the weights of a checkpoint,
+its data and its objective.
 
-It reads what the run wrote and writes nothing. It refuses a folder without a good checkpoint.
+It reads what the run wrote and writes nothing. It refuses a folder without a good checkpoint of it.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kleiber import checkpoint
 from kleiber.build import build
+from kleiber.chain import locate, stage_configs
+from kleiber.errors import ConfigError
 from kleiber.folder import read_config
-from kleiber.plan import build_model
-from kleiber.summary import read
+from kleiber.opened import add_saved_heads, load_trained, new_model
 from kleiber.types import Corpus, Objective
 
 
@@ -30,50 +31,45 @@ class Loaded(NamedTuple):
 def load_run(path: Path, stage: str | None = None) -> Loaded:
     """The run at `path` (RUN, or RUN/STAGE) with the newest good checkpoint of `stage`, by default its last.
 
-    The model is on the CPU, in the run's precision, in evaluation mode. Raises ValueError where there is no checkpoint.
+    The model is on the CPU, in fp32, in evaluation mode. Raises ValueError where there is no such checkpoint.
     """
     home, stage = place(path, stage)
-    cfg = OmegaConf.create(read_config(home))
-    found, complaints = checkpoint.latest(checkpoints_of(home, stage))
-    if found is None:
-        told = f" ({'; '.join(complaints)})" if complaints else ""
-        raise ValueError(f"{home}: stage {stage} has no checkpoint{told}")
-    corpus = build(cfg.data).prepare(cfg.model.context)
-    model = build_model(cfg, corpus).to(precision(cfg))
-    found.load_model(model)
-    return Loaded(cfg, model.eval(), corpus, build(cfg.objective, vocabulary=corpus.tokenizer))
+    cfg = config_of(home, stage)
+    corpus: Corpus = build(cfg.data).prepare(cfg.model.context)
+    model = new_model(cfg, corpus.tokenizer)
+    try:
+        load_trained(model, home, stage)
+    except checkpoint.Damaged as error:
+        raise ValueError(str(error)) from None
+    return Loaded(cfg, model.eval(), corpus, build(cfg.objective, vocabulary=corpus.tokenizer, corpus=corpus))
 
 
 def place(path: Path, stage: str | None = None) -> tuple[Path, str]:
-    """The folder of the run and the stage that are meant."""
-    home = path
-    if stage is None and not (path / "config.yaml").exists() and (path.parent / "config.yaml").exists():
-        home, stage = path.parent, path.name
-    told = [entry["name"] for entry in (read(home / "summary.json") or {}).get("stages") or []]
-    there = sorted(folder.name for folder in (home / "stages").glob("*") if checkpoint.steps(folder / "checkpoints"))
-    if stage is None:
-        return home, next((str(name) for name in reversed(told) if name in there), there[-1] if there else "main")
-    if stage not in there:
-        raise ValueError(f"{home}: no stage {stage} with a checkpoint; there are: {', '.join(there) or 'none'}")
-    return home, stage
+    """The folder of the run and the stage that are meant. Raises ValueError where there is no such stage."""
+    try:
+        return locate(str(path if stage is None else path / stage))
+    except ConfigError as error:
+        raise ValueError(str(error).replace("init.path=", "")) from None
+
+
+def config_of(home: Path, stage: str) -> DictConfig:
+    config = read_config(home)
+    return DictConfig(stage_configs(config).get(stage) or config)
 
 
 def earlier(path: Path, stage: str | None = None) -> Iterator[tuple[int, Any]]:
-    """(step, model) of every checkpoint of the stage but the newest, oldest first; one model, loaded anew each time."""
+    """(step, model) of every checkpoint of the stage but the newest, oldest first; one model, loaded anew each time.
+
+    Those of an adapter hold no weights of their own, and are left out.
+    """
     home, stage = place(path, stage)
-    cfg = OmegaConf.create(read_config(home))
-    model: Any = None
-    for folder in reversed(checkpoint.steps(checkpoints_of(home, stage))[1:]):
-        if model is None:
-            model = build_model(cfg, build(cfg.data).prepare(cfg.model.context)).to(precision(cfg)).eval()
+    cfg = config_of(home, stage)
+    folders = checkpoint.steps(home / "stages" / stage / "checkpoints")[1:]
+    if cfg.get("adapter") or not folders:
+        return
+    model = new_model(cfg, build(cfg.data).prepare(cfg.model.context).tokenizer)
+    for folder in reversed(folders):
         found = checkpoint.read(folder)
-        found.load_model(model)
-        yield found.step, model
-
-
-def checkpoints_of(home: Path, stage: str) -> Path:
-    return home / "stages" / stage / "checkpoints"
-
-
-def precision(cfg: DictConfig) -> torch.dtype:
-    return torch.float64 if str(cfg.trainer.precision) == "64" else torch.float32
+        add_saved_heads(model, found)
+        found.load_weights(model)
+        yield found.step, model.eval()

@@ -17,6 +17,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from kleiber.score import Place
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
 
@@ -60,6 +62,17 @@ class Local:
     def dtype(self) -> torch.dtype:
         """Of the weights: a checkpoint is read into a model that has it already, or it would be rounded."""
         return torch.float64 if str(self.precision) == "64" else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Of this rank."""
+        if self.accelerator == "gpu":
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cpu")
+
+    @property
+    def place(self) -> Place:
+        return Place(self.rank, self.world_size, autocast=str(self.precision) == "bf16")
 
     @property
     def rank(self) -> int:

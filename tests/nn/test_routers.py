@@ -92,9 +92,9 @@ def test_noise_is_of_the_generator_off_in_evaluation_and_learned():
     torch.manual_seed(3)
     assert torch.equal(router(x).logits, one.logits) and not torch.equal(one.logits, two.logits)
     noise = one.logits - router.linear(x)
-    assert float(noise.std()) == pytest.approx(float(F.softplus(torch.zeros(()))), rel=0.1)
+    assert noise.std().item() == pytest.approx(float(F.softplus(torch.zeros(()))), rel=0.1)
     one.weights[:, 0].sum().backward()
-    assert float(router.noise.weight.grad.abs().max()) > 0
+    assert router.noise.weight.grad.abs().max().item() > 0
     router.eval()
     assert torch.equal(router(x).logits, router.linear(x))
 

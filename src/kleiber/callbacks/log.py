@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, Trainer
 class Log(Callback):
     """Every `every` optimizer steps: train/loss (cross-entropy, nats per token), train/total (with auxiliary losses),
     train/grad_norm (before clipping), train/lr, train/tokens (cumulative), and for MoE moe/balance/<layer>,
-    moe/z/<layer>, moe/margin/<layer> and moe/drop/<layer>, as types.Output has them; loads are `RoutingHealth`'s.
+    moe/z/<layer>, moe/margin/<layer> and moe/drop/<layer>, as types.Output has them (loads are `RoutingHealth`'s),
+    and what retention methods tell of themselves as train/retention/<what>.
     """
 
     def __init__(self, batch_tokens: int, every: int = 10) -> None:
@@ -34,7 +35,9 @@ def training_metrics(last: dict[str, Any]) -> dict[str, float]:
         kind, _, layer = name.partition("/")
         if kind == "load":
             continue
-        if layer:
+        if kind == "retention":
+            row[f"train/{name}"] = float(value)
+        elif layer:
             row[f"moe/{name}"] = float(value)
         elif name not in ("tokens", "loss"):
             row[f"train/{'loss' if name == 'ce' else name}"] = float(value)

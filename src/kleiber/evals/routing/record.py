@@ -51,7 +51,7 @@ class Record:
 
 def mixtures(model: Any) -> dict[int, Any]:
     """The layers with experts, by their number."""
-    return {i: block.mlp for i, block in enumerate(model.blocks) if hasattr(block.mlp, "router")}
+    return {i: block.mlp for i, block in enumerate(getattr(model, "blocks", ())) if hasattr(block.mlp, "router")}
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def test_hash_is_all_of_the_token_and_random_is_none():
     by_hash, at_random = (specialisation(read(s := subject(router=r, **off), s.model, 99)) for r in (Hash, Random))
     for layer in (0, 1):
         assert by_hash["token"][layer] > 0.35 > 0.1 > abs(by_hash["next_token"][layer])
-        assert by_hash["domain"][layer] > 0.03, "the two domains share no token"
+        assert by_hash["domain"][layer] > 10 * abs(at_random["domain"][layer])
         assert abs(at_random["token"][layer]) < 0.06 and at_random["domain"][layer] < 0.02
 
 
