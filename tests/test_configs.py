@@ -13,10 +13,12 @@ from kleiber.identity import NOT_IDENTITY, config_hash
 
 CONF = REPOSITORY / "conf"
 SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 64}"
-NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"], "model/router/switch": ["model=moe"]}
+NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"]}
+ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "sinkhorn", "switch", "topk")
+NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", "mlp/dropping", *(f"router/{r}" for r in ROUTERS))}
+NEEDS |= {"model/router/expert_choice": ["model=bert", "objective=mlm", "model/mlp=moe"]}
 NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in ("checkpoint", "hf", "upcycle")}
 NEEDS |= {"model/hf": ["model.path=llama", "model.weights=random", "model.context=64", f"model.config={SHAPE}"]}
-NEEDS |= {"model/router/topk": ["model=moe"], "model/mlp/moe": ["model=moe"]}
 TABLES = {
     name: [f"data={name}", f"data.path={REPOSITORY / 'tests/data'}/{name}.jsonl"]
     for name in ("labelled", "instruct", "preference")
@@ -94,11 +96,15 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
     "objective.pooling": "last", "data.name": "other",
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
-    "model.mlp.k": 4, "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
+    "model.mlp.k": 4, "model.mlp.dense_first": 1,
+    "model.mlp.balance.scope": "global", "model.mlp.router.iterations": 1,
+    "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
     "optimizer.momentum": 0.5,
 }  # fmt: skip
 NO_EFFECT = {
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
+    "model.mlp.backend": "the same numbers to 1e-5: test_dispatch.py",
+    "model.mlp.router.acknowledge_leak": "refused without it: test_routers.py",
     "trainer.compile": "the same numbers, faster",
     "trainer.deterministic": "all CPU kernels used here are deterministic already",
     "trainer.accelerator": "needs a GPU",
@@ -134,7 +140,10 @@ def test_every_leaf_changes_the_hash_or_is_outside_it_by_name(leaf):
 BASES = {  # together they choose every class that has leaves of its own
     "moe": ["model=moe"],
     "switch": ["model=moe", "model/router=switch", "model.mlp.k=1"],
+    **{name: ["model=moe", f"model/router={name}"] for name in ROUTERS if name not in ("topk", "switch")},
+    "dropping": ["model=moe", "model/mlp=dropping"],
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
+    "expert choice": ["model=bert", "objective=mlm", "model/mlp=moe", "model/router=expert_choice"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
