@@ -62,7 +62,7 @@ def test_an_array_of_cells_two_of_them_preempted_ends_as_unbroken_runs_do(slurm,
             (cell,) = [path for path in cells if seed_of(path) == seed]
             wait_for(lambda cell=cell: list(cell.glob("stages/main/checkpoints/step-????????")))
             (job,) = [job for job in jobs() if job.endswith(f"_{seed}")]
-            subprocess.run(command(job), check=True)
+            subprocess.run(command(job))  # scancel fails all the same when the job has left before it looks again
         out, err = sweep.communicate(timeout=240)
     finally:
         sweep.terminate()
