@@ -13,10 +13,20 @@ from kleiber.identity import NOT_IDENTITY, config_hash
 
 CONF = REPOSITORY / "conf"
 NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"], "model/router/switch": ["model=moe"]}
+NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in ("checkpoint", "hf", "upcycle")}
 NEEDS |= {"model/router/topk": ["model=moe"], "model/mlp/moe": ["model=moe"]}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
 ELSEWHERE |= {"study/scaling": "test_sweep.py starts it", "design/grid": "plans a sweep: test_sweep.py"}
+ELSEWHERE |= {
+    f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in ("checkpoint", "hf", "upcycle")
+}
+ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
+ELSEWHERE |= {
+    "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
+    "study/scaling": "test_sweep.py starts it",
+    "design/grid": "plans a sweep: test_sweep.py",
+}
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 CHOICES = [
     str(path.relative_to(CONF).with_suffix("")) for path in sorted(CONF.rglob("*.yaml")) if path.name != "train.yaml"
@@ -34,7 +44,8 @@ def test_every_choice_composes_and_passes_the_check(choice):
     if choice == "trainer/gpu":
         pytest.skip("the check refuses a GPU that is not there")
     # Another data set has other keys, and a study writes no samples.
-    gone = {"data": "data", "study": "callbacks.samples"}.get(group if name != "text" else "", "none")
+    gone = {"data": "data", "study": "callbacks.samples", "docs_then_code": "data"}
+    gone = next((gone[key] for key in (name, group) if key in gone and name != "text"), "none")
     plain = [override for override in TINY if not override.startswith(gone)]
     config, _ = resolved(Composer("train").compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
     check(config)
@@ -63,6 +74,7 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
     "model.mlp.k": 4, "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
+    "optimizer.momentum": 0.5,
 }  # fmt: skip
 NO_EFFECT = {
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
@@ -74,7 +86,8 @@ NO_EFFECT = {
     "data.rows": "documents or stream: tests/data",
     "data.config": "a configuration of a data set: tests/data",
     "data.vocab_size": "of bpe alone: tests/data",
-    **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice yet: a value is refused"),
+    **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice here"),
+    "eval.watch_tokens": "where there is an earlier task: tests/test_chain.py",
     "schedule.warmup_steps": "of so short a run a fifth is warm-up whatever it says: test_optim.py",
     "budget.flops": "test_budget.py", "budget.ratio": "test_budget.py", "budget.tokens": "test_budget.py",
 }  # fmt: skip
@@ -101,6 +114,8 @@ BASES = {  # together they choose every class that has leaves of its own
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
+    "muon": ["model=moe", "optimizer=muon"],
+    "lion": ["optimizer=lion"],
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],
 }
 
@@ -167,6 +182,15 @@ def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
     chosen = {target for base in BASES for target, _ in owned(base)}
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {words[1] for words in lines if words[:1] == ["_target_:"]}
-    elsewhere = ("kleiber.data.", "kleiber.trainer.", "kleiber.studies.", "kleiber.sweep.", "kleiber.loggers.")
-    elsewhere += ("kleiber.slurm.", "kleiber.rays.")
+    elsewhere = (
+        "kleiber.data.",
+        "kleiber.trainer.",
+        "kleiber.origin.",
+        "kleiber.tree.Chain",
+        "kleiber.studies.",
+        "kleiber.sweep.",
+        "kleiber.slurm.",
+        "kleiber.rays.",
+        "kleiber.loggers.",
+    )
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()

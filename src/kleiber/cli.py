@@ -44,6 +44,30 @@ def runs(
         table(found)
 
 
+@app.command("export")
+def export_run(
+    run: Annotated[str, typer.Argument(help="a run, or RUN/STAGE")],
+    out: Annotated[Path, typer.Argument(help="the folder to write, which must not be there")],
+) -> None:
+    """Write a run as a Hugging Face folder: config, safetensors, tokenizer, and a card that says where it came from."""
+    from kleiber.interchange import export
+
+    export(run, out)
+    typer.echo(f"{out}: load it with AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained")
+
+
+@app.command("import")
+def import_folder(
+    folder: Annotated[Path, typer.Argument(help="a Llama, Qwen3, Mixtral or Qwen3-MoE folder with safetensors")],
+    out: Annotated[Path, typer.Argument(help="the folder to write, which must not be there")],
+) -> None:
+    """Read a Hugging Face folder into a run of no steps, from which others start."""
+    from kleiber.interchange import import_hf
+
+    import_hf(folder, out)
+    typer.echo(f"{out}: start from it with init=checkpoint init.path={out}")
+
+
 def register_studies() -> None:
     """Adds `fit`, `predict` and `report`, which live with the laws."""
     if importlib.util.find_spec("kleiber.studies.command") is None:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from kleiber import cell, folder
 from kleiber.catalog import read_runs, table
+from kleiber.chain import adopt
 from kleiber.check import check
 from kleiber.compose import resolved
 from kleiber.errors import ConfigError
@@ -162,6 +163,7 @@ class Sweep:
 
     def _cell(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         config, model = resolved(compose(self.composer.prepare(overrides)))
+        config = adopt(config, overrides)
         check(config)
         if config["resume"] not in ("auto", "never"):
             raise ConfigError(

@@ -11,7 +11,8 @@ from lightning.pytorch import Callback, Trainer
 class Log(Callback):
     """Every `every` optimizer steps: train/loss (cross-entropy, nats per token), train/total (with auxiliary losses),
     train/grad_norm (before clipping), train/lr, train/tokens (cumulative), and for MoE moe/balance/<layer>,
-    moe/z/<layer>, moe/load_entropy/<layer> (1 when uniform), moe/max_load/<layer> (share of the busiest expert).
+    moe/z/<layer>, moe/load_entropy/<layer> (1 when uniform), moe/max_load/<layer> (share of the busiest expert), and
+    what retention methods tell of themselves as train/retention/<what>.
     """
 
     def __init__(self, batch_tokens: int, every: int = 10) -> None:
@@ -37,6 +38,8 @@ def training_metrics(last: dict[str, Any]) -> dict[str, float]:
             share = value.float() / value.sum()
             row[f"moe/load_entropy/{layer}"] = load_entropy(share)
             row[f"moe/max_load/{layer}"] = share.max().item()
+        elif kind == "retention":
+            row[f"train/{name}"] = float(value)
         elif layer:
             row[f"moe/{name}"] = float(value)
         elif name not in ("tokens", "loss"):

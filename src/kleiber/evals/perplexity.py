@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from kleiber.sums import Sums
-from kleiber.types import Batch, Objective
+from kleiber.types import Batch, Loss
 
 
+@torch.compiler.set_stance("force_eager")  # only training is compiled: a graph for each odd batch would cost more
 @torch.no_grad()
-def held_out_loss(model: Any, objective: Objective, batches: Iterable[Batch], device: torch.device) -> Sums:
+def held_out_loss(
+    model: Any, objective: Callable[[Any, Batch], Loss], batches: Iterable[Batch], device: torch.device
+) -> Sums:
     """Sums of the objective over `batches` on this rank, without dropout; the caller reduces over ranks."""
     training = model.training
     model.eval()

@@ -76,7 +76,8 @@ class Transformer(nn.Module):
         x = self.embedding(batch.tokens)
         if self.embedding_multiplier != 1:
             x = x * self.embedding_multiplier
-        mask = cast(Block, self.blocks[0]).attention.mask(time, past, x.device, batch.real, batch.segments)
+        real = batch.real if caches is None else caches[0].remember(batch.real, batch.tokens)
+        mask = cast(Block, self.blocks[0]).attention.mask(time, past, x.device, real, batch.segments)
         aux: dict[str, Tensor] = {}
         for layer, block in enumerate(self.blocks):
             x, more = block(x, mask, batch.real, caches[layer] if caches is not None else None)
@@ -85,6 +86,10 @@ class Transformer(nn.Module):
                 aux["loss"] = aux["loss"] + loss if "loss" in aux else loss
             aux |= {f"{name}/{layer}": value for name, value in more.items()}
         return Output(self.norm(x), aux)
+
+    def new_caches(self, length: int) -> list[Cache]:
+        """Empty caches, one a layer, for decoding rows of up to `length` tokens."""
+        return [Cache(length) for _ in self.blocks]
 
     def add_head(self, name: str, outputs: int) -> None:
         """Gives the model an output layer of its own for a task, as `heads[name]`, where it has none of that name."""

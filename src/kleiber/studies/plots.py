@@ -189,7 +189,12 @@ def human_tip(name: str) -> Any:
 
 
 def sized(chart: Any, title: str, height: int = HEIGHT) -> Any:
-    """A chart in the house's dress."""
+    """A chart in the house's size and dress."""
+    return dressed(chart.properties(width=WIDTH, height=height, title=title))
+
+
+def dressed(chart: Any) -> Any:
+    """A chart, or several side by side, in the house's dress."""
     quiet = {
         "gridColor": "#eee",
         "domainColor": "#999",
@@ -198,8 +203,7 @@ def sized(chart: Any, title: str, height: int = HEIGHT) -> Any:
         "titleColor": "#333",
     }
     return (
-        chart.properties(width=WIDTH, height=height, title=title)
-        .configure_view(stroke=None)
+        chart.configure_view(stroke=None)
         .configure_axis(titleFontWeight="normal", **quiet)
         .configure_title(anchor="start", fontSize=13, fontWeight="bold")
         .configure_legend(titleFontWeight="normal", symbolOpacity=1)

@@ -33,32 +33,58 @@ pre { font-size: 12px; background: #f6f6f6; padding: 1em; overflow: auto }
 """
 
 
-def study_of(runs: Sequence[Run]) -> Scaling:
-    """The study that the runs were made for, as their config says; a plain sweep is read as a ladder."""
+def study_of(runs: Sequence[Run], name: str | None = None) -> Any:
+    """The study `name`, else the one that the runs were made for; a plain sweep is read as a ladder."""
     from omegaconf import OmegaConf
 
     from kleiber.build import build
 
+    if name is not None:
+        return build(named(name))
     nodes = [node for run in runs if (node := read_config(run.folder).get("study"))]
     return build(OmegaConf.create(dict(nodes[0]))) if nodes else Scaling()
 
 
-def report(folder: Path, out: Path | None = None) -> dict[str, Any]:
-    """Analyses the runs of a folder and writes everything beside them; returns findings.json's content."""
-    runs = read_runs(folder)
-    study = study_of(runs)
+def named(name: str) -> Any:
+    """The `study` node of conf/study/<name>.yaml. Raises ValueError for a name that is none."""
+    from omegaconf import OmegaConf
+
+    from kleiber.compose import conf_dir
+    from kleiber.errors import did_you_mean
+
+    known = [path.stem for path in sorted((conf_dir() / "study").glob("*.yaml"))]
+    if name not in known:
+        raise ValueError(f"--study {name}: no such study.{did_you_mean(name, known)} One of {', '.join(known)}")
+    return OmegaConf.load(conf_dir() / "study" / f"{name}.yaml").study  # type: ignore[union-attr]
+
+
+def report(
+    folder: Path, out: Path | None = None, study_name: str | None = None, also: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Analyses the runs of a folder, with those of `also`, and writes everything into the first; returns findings.json.
+
+    A study whose findings are no law has `report(folder, runs, out)`, and writes them itself.
+    """
+    runs = [run for place in (folder, *also) for run in read_runs(place)]
+    study = study_of(runs, study_name)
+    if not isinstance(study, Scaling):
+        return study.report(folder, runs, out)
     law = records.finite(study.analyse(runs))
     rows = points(runs).rename(columns={SIZES[study.size]: "N", "tokens": "D", "flops": "C"})
     records.write(law, folder / "laws.json")
     charts = figures(rows, law)
-    (folder / "figures").mkdir(exist_ok=True)
-    for name, chart in charts.items():
-        chart.save(folder / "figures" / f"{name}.png", scale_factor=2)
-        chart.save(folder / "figures" / f"{name}.svg")
+    save_figures(folder, charts)
     found = findings(folder, runs, law)
     write_json(folder / "findings.json", found)
     (out or folder / "report.html").write_text(page(found, law, charts, rows))
     return found
+
+
+def save_figures(folder: Path, charts: Mapping[str, Any]) -> None:
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, chart in charts.items():
+        chart.save(folder / "figures" / f"{name}.png", scale_factor=2)
+        chart.save(folder / "figures" / f"{name}.svg")
 
 
 def figures(rows: pd.DataFrame, law: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,22 +148,28 @@ def methods(law: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def page(found: Mapping[str, Any], law: Mapping[str, Any], charts: Mapping[str, Any], rows: pd.DataFrame) -> str:
+    text = html.escape("\n".join(lines(law)))
+    methods_text = html.escape(methods(law, found))
+    body = f"<h2>The fit</h2><pre>{text}</pre><h2>Methods</h2><p>{methods_text}</p><h2>Runs</h2>{table(rows)}"
+    return sheet(found, charts, body)
+
+
+def sheet(found: Mapping[str, Any], charts: Mapping[str, Any], body: str) -> str:
+    """The page of any study: headline, what is missing, verdicts, charts, and a body of its own."""
     specs = json.dumps({name: chart.to_dict() for name, chart in charts.items()}).replace("</", "<\\/")
     places = "".join(f'<div id="{name}"></div>' for name in charts)
     draw = f"const specs = {specs}; for (const [id, spec] of Object.entries(specs)) vegaEmbed('#' + id, spec, "
     draw += "{renderer: 'svg', actions: false});"
     told = "".join(
         f'<div class="verdict {one["level"]}">{html.escape(one["level"])}: {html.escape(one["text"])}</div>'
-        for one in law["verdicts"]
+        for one in found["verdicts"]
     )
     missing = f"<p>Missing: {html.escape(', '.join(found['missing']))}</p>" if found["missing"] else ""
-    text = html.escape("\n".join(lines(law)))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(found["study"])}</title>'
         f"<style>{STYLE}</style><h1>{html.escape(found['study'])}</h1><p><b>{html.escape(found['headline'])}</b></p>"
         f"<p>{html.escape(found['runs'])}, {found['seconds'] / 60:.0f} minutes of processes.</p>{missing}{told}"
-        f'<div class="charts">{places}</div><h2>The fit</h2><pre>{text}</pre>'
-        f"<h2>Methods</h2><p>{html.escape(methods(law, found))}</p><h2>Runs</h2>{table(rows)}"
+        f'<div class="charts">{places}</div>{body}'
         f'<script type="module">{scripts()}\n{draw}</script></html>'
     )
 
