@@ -67,12 +67,12 @@ class Child:
     def _instrument(self, aim: str, target: str, number: int) -> None:
         self._mark("kleiber.lit.accumulate", 1)
         self._mark("kleiber.checkpoint.save", 2)
-        self._mark("kleiber.callbacks.evaluate.held_out_loss", 3)
+        self._mark("kleiber.score.held_out_loss", 3)
         wrap("kleiber.stage.run_stage", self._enter)
         if aim == "checkpoint":
             wrap(target, deadly(number, lambda: self.shared[0] == 2))
         elif aim == "validation":
-            wrap("kleiber.callbacks.evaluate.held_out_loss", deadly(number, lambda: True))
+            wrap("kleiber.score.held_out_loss", deadly(number, lambda: True))
         elif aim == "branch":
             wrap("kleiber.lit.accumulate", deadly(number, lambda: self.shared[1] > 1))
 

@@ -12,7 +12,7 @@ STEPS += ["eval.every_steps=7", "batch.micro=3"]
 KILLS = [
     ("kleiber.lit.accumulate", 7),
     ("kleiber.checkpoint._commit", 2),
-    ("kleiber.callbacks.evaluate.held_out_loss", 2),
+    ("kleiber.score.held_out_loss", 2),
     ("kleiber.checkpoint._sync", 5),
     ("kleiber.lit.normalise", 6),
 ]
