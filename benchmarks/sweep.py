@@ -57,8 +57,9 @@ def basic(root: str, runs: int, options: list[str]) -> None:
     script = Path(root, "basic.py")
     script.write_text(BASIC.format(conf=str(REPOSITORY / "conf")))
     seeds = ",".join(map(str, range(runs)))
-    own = ["hydra/launcher=basic", "hydra/sweeper=basic", f"hydra.sweep.dir={root}", "hydra.mode=MULTIRUN"]
-    call([sys.executable, str(script), *own, f"root={root}", f"seed={seeds}", *options], runs, root)
+    own = ["-m", "hydra/launcher=basic", "hydra/sweeper=basic", f"hydra.sweep.dir={root}"]
+    given = [text if "." not in text.partition("=")[0] else f"++{text}" for text in options]
+    call([sys.executable, str(script), *own, f"root={root}", f"seed={seeds}", *given], runs, root)
 
 
 def fresh(root: str, runs: int, options: list[str]) -> None:
