@@ -107,6 +107,14 @@ def test_a_file_may_ask_for_a_sweep(seeds, tmp_path):
     assert seeds == [0, 2]
 
 
+def test_a_file_may_choose_how_cells_run(seeds, tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults: [override /launcher: basic]\nname: asked\n"
+    (tmp_path / "conf" / "experiment" / "e.yaml").write_text(text)
+    assert main(["-m", "--config-dir", "conf", "experiment=e", "seed=0,2"]) == 0
+    assert seeds == [0, 2], "in this process, as `basic` does"
+
+
 def test_a_dry_sweep_leaves_nothing(seeds, monkeypatch, tmp_path):
     called = []
     monkeypatch.setattr(kleiber.run, "train", lambda *_: called.append(1) or 0)

@@ -1,8 +1,8 @@
 """The list of faults a run or a sweep has to survive, and for each the tests that inject it.
 
 A fault is what the environment, the user or the hardware does; the words are short for what is wanted. `REASONS` has
-those that nothing injects, because the code leaves no place for them. `test_rows.py` checks that every test named here
-is there.
+those that nothing injects, because the code leaves no place for them. `COMPLAINTS` does the same for what users of
+other projects complain about in launching and resuming. `test_rows.py` checks that every test named here is there.
 """
 
 FAULTS = {
@@ -77,4 +77,30 @@ TESTS: dict[int, list[str]] = {
 REASONS = {
     36: "the vocabulary is the tokenizer's; `model.vocab_size` is refused (test_check.py), so none can be smaller",
     37: "`model.context` is the length of a window as well: no second key could be longer",
+}
+COMPLAINTS: dict[str, list[str]] = {
+    "ranks start the sweep again, hang it or kill it": [RANKS_IN_SWEEP],
+    "ranks write to different folders": [
+        RANKS_IN_SWEEP,
+        "test_launch.py::test_other_ranks_write_nothing_into_the_folder",
+    ],
+    "the runs of a sweep become one run in W&B": [RANKS_IN_SWEEP],
+    "every rank makes a W&B run": [RANKS_IN_SWEEP, "test_ddp.py::test_two_ranks_give_the_numbers_of_one_process"],
+    "one crash ends the sweep, or all cells fail of one defect": [
+        "test_sweep.py::test_a_failing_cell_stops_no_other_and_a_second_start_runs_only_what_is_missing",
+        "test_sweep.py::test_a_failing_cell_is_tried_again_and_a_sweep_may_stop",
+    ],
+    "memory and its peaks leak from cell to cell": ["test_sweep.py::test_cells_in_forked_processes"],
+    "two cells take the same GPU": ["test_pool.py::test_cells_at_once_have_gpus_of_their_own"],
+    "a launcher chosen in a file comes too late": ["test_sweep.py::test_a_file_may_choose_how_cells_run"],
+    "errors of composition name neither file nor cure": [CHECKED],
+    "resuming starts a new W&B run": ["test_run.py::test_a_resumed_run_keeps_its_wandb_id"],
+    "a requeued SLURM job loses its folder": [
+        "slurm/test_one_node.py::test_an_array_of_cells_two_of_them_preempted_ends_as_unbroken_runs_do"
+    ],
+    "resuming in an epoch repeats data": [KILLS],
+    "accumulation weights batches of unequal length wrongly": [
+        "test_run.py::test_micro_batches_do_not_change_the_result"
+    ],
+    "another number of devices gives another loss": ["test_ddp.py::test_two_ranks_give_the_numbers_of_one_process"],
 }
