@@ -11,8 +11,10 @@ from processes import alive, wait_for
 
 import kleiber.run
 from kleiber.catalog import read_runs
+from kleiber.folder import write_config
 from kleiber.launch import main
 from kleiber.ranks import FAILURES, first_cause, record_failure
+from kleiber.settle import settle
 from kleiber.summary import Summary
 
 ROOT = Path(__file__).parents[1]
@@ -227,3 +229,12 @@ def test_a_sweep_that_is_ended_ends_its_cells_in_good_order(process, tmp_path, n
             if run.status == "preempted":
                 assert list(run.folder.glob("stages/main/checkpoints/step-????????"))
     assert not alive(tmp_path)
+
+
+def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tmp_path):
+    write_config(tmp_path, {"name": "s", "seed": 0, "trainer": {}}, [])
+    Summary(tmp_path).update(status="preempted", run_id="x", error="SIGTERM at step 3")
+    settle(tmp_path, "failed", "rank 0: too late")
+    assert Summary(tmp_path).values["status"] == "preempted"
+    settle(tmp_path, "failed", "rank 1: boom", over="preempted")
+    assert Summary(tmp_path).values["status"] == "failed" and "boom" in Summary(tmp_path).values["error"]
