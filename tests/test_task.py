@@ -1,6 +1,7 @@
 """Jobs of somebody else's scheduler: what a cell needs, what it is started in, and what is told when it has ended."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_cells_of_equal_needs_share_an_array(tmp_path):
 def test_a_task_starts_without_the_schedulers_variables_and_leaves_them_there(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    monkeypatch.setattr(task, "log_to", lambda where: None)
+    monkeypatch.setattr(task, "logged", lambda where: nullcontext())
     monkeypatch.setattr(task, "run_fresh", lambda where, devices: seen.update(os.environ) or 3)
     assert task.Task(tmp_path, 1, 2)() == 3
     assert "SLURM_NTASKS" not in seen and seen["OMP_NUM_THREADS"] == "2"
@@ -44,6 +45,14 @@ def test_a_finished_run_is_not_started_again(tmp_path, monkeypatch):
     Summary(tmp_path).update(status="finished")
     monkeypatch.setattr(task, "run_fresh", lambda *_: pytest.fail("started"))
     assert task.Task(tmp_path, 1, 1)() == 0
+
+
+def test_a_worker_that_runs_several_cells_does_not_mix_their_logs(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(task, "run_fresh", lambda *_: os.write(1, b"of the cell\n") and 0)
+    assert task.Task(tmp_path, 1, 1)() == 0
+    os.write(1, b"of the worker\n")
+    assert (tmp_path / "log.txt").read_text() == "of the cell\n"
+    assert capfd.readouterr().out == "of the worker\n"
 
 
 class Fake:

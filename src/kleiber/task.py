@@ -38,9 +38,21 @@ class Task:
     def __call__(self) -> int:
         if folder.status(self.where) == "finished":
             return 0
-        log_to(self.where)
-        with environment(self.threads):
+        with logged(self.where), environment(self.threads):
             return run_fresh(self.where, self.devices)
+
+
+@contextmanager
+def logged(where: Path) -> Iterator[None]:
+    """Output to the cell's log.txt; then to where it went before, since a worker of a scheduler may run other cells."""
+    before = os.dup(1), os.dup(2)
+    log_to(where)
+    try:
+        yield
+    finally:
+        for number, file in enumerate(before, start=1):
+            os.dup2(file, number)
+            os.close(file)
 
 
 @contextmanager
