@@ -103,4 +103,6 @@ class LitLM(LightningModule):
             for method in methods:
                 method.after_step(self.model, step, self.optimizer.lr * factor)
         optimizer.zero_grad()
+        if hasattr(self.model, "rebalance"):
+            self.model.rebalance(sums.values)
         self.last = {**sums.means(), **told, "grad_norm": norm, "lr": self.optimizer.lr * factor}

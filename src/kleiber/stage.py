@@ -144,8 +144,8 @@ def leave_heads(model: Any, objective: Any) -> None:
     for name, head in model.heads.items():
         if name not in own:
             head.requires_grad_(False)
-    if own and not model.tied:
-        model.head.weight.requires_grad_(False)
+    if own:
+        model.leave_out_head()
 
 
 def fit(lit: LitLM, callbacks: list[Any], plan: Plan, batches: Stream, tree: Tree, start: int) -> None:

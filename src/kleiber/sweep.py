@@ -151,6 +151,8 @@ class Sweep:
         if isinstance(launcher, Process) and not dry:
             launcher.warm_up()
         cells = [first, *(self._cell(given, compose) for given in overrides[1:])]
+        if dry and first.config["design"]:
+            return self._priced(list(unique(cells).values()), len(overrides))
         todo = self._unfinished(cells) if not dry else list(unique(cells).values())
         try:
             codes = (Basic() if dry else launcher).run(todo) if todo else {}
@@ -160,6 +162,14 @@ class Sweep:
         told = [codes.get(one.folder, cell.FAILED if one in todo else 0) for one in cells]
         self.codes += told
         return told
+
+    def _priced(self, cells: Sequence[Cell], count: int) -> list[int]:
+        """What a designed sweep would cost and tell; nothing is started."""
+        from kleiber.quote import quote
+
+        finished = sum(folder.status(one.folder) == "finished" for one in cells)
+        print(quote([one.config for one in cells], finished))
+        return [0] * count
 
     def _cell(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         config, model = resolved(compose(self.composer.prepare(overrides)))
@@ -209,7 +219,8 @@ def unique(cells: Sequence[Cell]) -> dict[Path, Cell]:
 
 
 def report(folder: Path) -> None:
-    """The analysis of a study, over what is finished; without the extra it says how to have it."""
+    """The analysis of a study, over what is finished, mirrored where its runs are; without the extra it says so."""
     from kleiber.cli import main
 
-    main(["report", str(folder)])
+    mirrored = any(folder.glob("*/wandb/*run-*"))
+    main(["report", str(folder), *(["--wandb"] if mirrored else [])])

@@ -97,12 +97,13 @@ def report(
         str | None, typer.Option(help="read the runs as this study's; default: as their config says")
     ] = None,
     also: Annotated[list[Path] | None, typer.Option(help="runs of a further folder; repeat for more")] = None,
+    wandb: Annotated[bool, typer.Option("--wandb", help="mirror it to W&B, as the runs were")] = False,
 ) -> None:
     """Analyse the runs of a folder again: laws.json, findings.json, figures and one HTML page."""
     try:
         from kleiber.studies.report import report as write
 
-        found = write(folder, out, study, also or ())
+        found = write(folder, out, study, also or (), wandb)
     except ImportError as error:
         _refuse(ValueError(f"{error.name} is not installed: a report needs the extra, pip install 'kleiber[report]'"))
     except (ValueError, FileNotFoundError) as error:
