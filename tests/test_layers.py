@@ -15,7 +15,7 @@ FLOORS = {
     3: ["objectives", "data", "evals"],
     4: ["optim", "optimizers", "step", "checkpoint", "callbacks", "lit", "loggers", "trainer"],
     5: ["plan", "tree", "stage", "report", "identity", "folder", "console", "settle", "fit_together", "check"],
-    6: ["run", "compose", "usage", "cell", "ranks", "pool", "preload", "sweep", "launch", "catalog", "studies", "cli"],
+    6: ["run", "compose", "usage", "cell", "ranks", "pool", "preload", "sweep", "launch", "catalog", "studies", "coordinates", "cli"],
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 SIBLINGS = {"objectives", "data", "evals"}
