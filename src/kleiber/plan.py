@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from kleiber.budget import Budget, quantity
 from kleiber.build import build
 from kleiber.data.sampler import stream
-from kleiber.models.counting import Parameters, count_parameters, training_flops
+from kleiber.models.counting import Parameters, count_parameters, executed_flops, training_flops
 from kleiber.step import accumulate
 from kleiber.types import Corpus, Objective
 
@@ -40,6 +40,7 @@ class Plan:
     steps: int
     stop_step: int
     flops_per_token: float
+    executed_per_token: float
     world_size: int
     max_steps: int | None = None
 
@@ -77,6 +78,7 @@ def make_plan(cfg: DictConfig, hardware: Any) -> Plan:
         steps=steps,
         stop_step=min(steps, hardware.max_steps or steps),
         flops_per_token=flops,
+        executed_per_token=executed_flops(model, context, hardware.checkpoint_activations),
         world_size=hardware.world_size,
         max_steps=hardware.max_steps,
     )

@@ -170,7 +170,7 @@ def record(
         "samples": plan.stop_step * plan.rows, "steps": plan.stop_step, "batch_tokens": plan.batch_tokens,
         "lr": plan.optimizer.lr,
         "flops": {
-            "model": plan.flops_per_token * tokens, "executed": plan.flops_per_token * tokens,
+            "model": plan.flops_per_token * tokens, "executed": plan.executed_per_token * tokens,
             "six_nd": 6.0 * plan.parameters.active * tokens,
         },
         "seconds": clock.seconds if clock else None,
