@@ -9,7 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from jaxtyping import install_import_hook
 
 # Where tensors flow; the launcher's types are pydantic's business.
-TENSORS = [f"kleiber.{name}" for name in ("nn", "models", "objectives", "data", "evals", "step", "sums", "types")]
+FLOWS = ("nn", "models", "objectives", "retention", "data", "evals", "step", "sums", "types")
+TENSORS = [f"kleiber.{name}" for name in FLOWS]
 hook = install_import_hook(TENSORS, "beartype.beartype")
 
 import subprocess

@@ -9,16 +9,17 @@ import kleiber
 
 ROOT = Path(kleiber.__file__).parent
 FLOORS = {
-    0: ["types", "budget", "sums", "errors", "settings", "signatures", "summary", "build", "imports"],
-    1: ["nn"],
-    2: ["models"],
-    3: ["objectives", "data", "evals"],
-    4: ["optim", "optimizers", "step", "checkpoint", "callbacks", "lit", "loggers", "trainer"],
-    5: ["plan", "tree", "stage", "report", "identity", "folder", "console", "settle", "fit_together", "check"],
-    6: ["run", "compose", "usage", "cell", "ranks", "pool", "preload", "sweep", "launch", "catalog", "studies", "coordinates", "cli"],
+    0: "types budget sums errors settings signatures summary build imports hub console preemption",
+    1: "nn",
+    2: "models",
+    3: "objectives data evals adapters",
+    4: "retention optim optimizers step checkpoint callbacks lit loggers trainer score",
+    5: "identity folder chain opened origin plan tree retain matrix stage report load",
+    6: "settle fit_together check run compose usage cell ranks pool preload sweep launch catalog studies cli interchange assess quote probe coordinates",
+    7: "task slurm rays",
 }
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
-SIBLINGS = {"objectives", "data", "evals"}
+FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
+SIBLINGS = {"objectives", "data", "evals", "adapters"}
 MODULES = [p for p in sorted(ROOT.rglob("*.py")) if p.parent != ROOT or p.name not in ("__init__.py", "__main__.py")]
 
 

@@ -148,7 +148,7 @@ def test_wandb_records_hold_the_run(launch):
 
 
 def test_the_time_of_evaluation_is_no_time_of_training(launch, monkeypatch):
-    from kleiber.callbacks import evaluate
+    from kleiber import score as evaluate
 
     score = evaluate.held_out_loss
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import jsonschema
@@ -9,7 +10,7 @@ import pytest
 
 import kleiber
 from kleiber.optim import WSD, Constant, Cosine
-from kleiber.tree import TrunkAndCooldowns, label
+from kleiber.tree import Stage, TrunkAndCooldowns, label
 
 SCHEMA = json.loads((Path(kleiber.__file__).parent / "summary.schema.json").read_text())
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[5120,10240,15360]", "trainer.max_steps=30"]
@@ -68,35 +69,46 @@ def test_the_table_tells_what_sharing_the_trunk_saved(launch, capsys):
     assert "from trunk at step 16" in out
 
 
+@dataclass(frozen=True)
 class Plan:
     """What a tree asks of a plan."""
 
-    batch_tokens, max_steps = 1000, None
+    schedule: object
+    max_steps: int | None = None
+    batch_tokens: int = 1000
+    steps: int = 0
+    stop_step: int = 0
 
-    def __init__(self, schedule, max_steps=None):
-        self.schedule, self.max_steps = schedule, max_steps
+
+def laid_out(branches, plan: Plan) -> list[Stage]:
+    return TrunkAndCooldowns(branches).stages(None, lambda *_: plan)
 
 
 def test_all_branches_share_the_warm_up_of_the_shortest():
-    stages = TrunkAndCooldowns(["1M", "20k"]).stages(Plan(WSD(warmup_steps=100)))
+    stages = laid_out(["1M", "20k"], Plan(WSD(warmup_steps=100)))
     assert [stage.name for stage in stages] == ["trunk", "20k", "1M"]
-    assert {stage.schedule.warmup_steps for stage in stages} == {4}
+    assert {stage.plan.schedule.warmup_steps for stage in stages} == {4}
 
 
 def test_a_cap_on_steps_shrinks_the_whole_tree():
-    stages = TrunkAndCooldowns(["1M", "2M", "4M"]).stages(Plan(WSD(), max_steps=20))
-    assert [(stage.name, stage.stop_step) for stage in stages] == [("trunk", 16), ("1M", 5), ("2M", 10), ("4M", 20)]
+    stages = laid_out(["1M", "2M", "4M"], Plan(WSD(), max_steps=20))
+    assert [(stage.name, stage.plan.stop_step) for stage in stages] == [
+        ("trunk", 16),
+        ("1M", 5),
+        ("2M", 10),
+        ("4M", 20),
+    ]
 
 
 def test_a_cap_that_holds_no_tree_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
-        TrunkAndCooldowns(["1M"]).stages(Plan(WSD(), max_steps=1))
+        laid_out(["1M"], Plan(WSD(), max_steps=1))
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), Constant()])
 def test_a_schedule_without_a_place_to_leave_is_refused(schedule):
     with pytest.raises(ValueError, match="set schedule=wsd"):
-        TrunkAndCooldowns(["1M"]).stages(Plan(schedule))
+        laid_out(["1M"], Plan(schedule))
 
 
 @pytest.mark.parametrize("branches", [[], ["1M", 1e6], ["1M", "x"]])

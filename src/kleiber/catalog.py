@@ -66,7 +66,12 @@ class Run:
     def point(self, stage: dict[str, Any]) -> dict[str, Any]:
         """One flat row of a stage. Branches of one trunk share their "trunk", and are no independent samples."""
         params, flops, metrics = (stage.get(key) or {} for key in ("params", "flops", "metrics"))
-        losses = [value for key, value in metrics.items() if key.startswith("val/") and key.endswith("/loss")]
+        own = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
+        losses = [
+            value
+            for key, value in metrics.items()
+            if (key in own if own else key.startswith("val/") and key.endswith("/loss"))
+        ]
         return {
             "run": self.name,
             "stage": stage.get("name"),

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kleiber.build import SUPPLIED
+from kleiber.chain import from_weights, is_chain, stage_configs
 from kleiber.errors import ConfigError, did_you_mean
 from kleiber.fit_together import fit_together
 from kleiber.settings import NODES, OPTIONAL, PLAIN, TOP_LEVEL
@@ -22,8 +23,11 @@ from kleiber.signatures import Parameter, Signature, of_dataclass, signature
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError for the first thing in a resolved config that no run could mean."""
+def check(config: Mapping[str, Any], follows: bool = False) -> None:
+    """Raises ConfigError for the first thing in a resolved config that no run could mean.
+
+    follows  whether it is the config of a stage that begins with the weights of another
+    """
     for key in config:
         if key not in TOP_LEVEL:
             raise ConfigError(f"{key}: no such key.{did_you_mean(key, TOP_LEVEL)} Keys: {', '.join(TOP_LEVEL)}")
@@ -39,6 +43,22 @@ def check(config: Mapping[str, Any]) -> None:
     for key in OPTIONAL:
         _check_optional(key, config.get(key))
     fit_together(config)
+    if is_chain(config):
+        _check_chain(config)
+    elif config.get("retention") and not (follows or from_weights(config)):
+        raise ConfigError(
+            f"retention={list(config['retention'])} has nothing to retain: start from weights "
+            "(init=checkpoint init.path=RUN), or train a chain (stages=docs_then_code)"
+        )
+
+
+def _check_chain(config: Mapping[str, Any]) -> None:
+    """Every stage, as the run that it would be alone."""
+    for number, (name, one) in enumerate(stage_configs(config).items()):
+        try:
+            check(one, follows=number > 0)
+        except ConfigError as error:
+            raise ConfigError(f"stages.chain.{name}: {error}") from None
 
 
 def _check_plain(key: str, kind: Any, value: Any) -> None:

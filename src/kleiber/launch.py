@@ -14,6 +14,7 @@ from typing import Any
 from hydra.types import RunMode
 
 from kleiber import cell, folder, ranks
+from kleiber.chain import adopt
 from kleiber.check import check
 from kleiber.compose import Composer, resolved
 from kleiber.errors import ConfigError
@@ -88,6 +89,7 @@ def single(composer: Composer, overrides: list[str]) -> int:
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return sweep(composer, overrides)
     config, model = resolved(cfg)
+    config = adopt(config, overrides)
     is_rank = ranks.launched()
     if is_rank:
         take_devices(config, overrides)

@@ -6,18 +6,19 @@ evaluation, logging and checkpoints live beside it. It never calls `self.log`, w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from kleiber import checkpoint
 from kleiber.optim import Optimizer
 from kleiber.step import Diverged, accumulate, normalise
-from kleiber.types import Batch, Objective
+from kleiber.types import Batch, Objective, Retention
 
 
 class LitLM(LightningModule):
@@ -29,6 +30,8 @@ class LitLM(LightningModule):
     micro_batch   rows per forward and backward; memory, not mathematics
     seed          of everything random inside a step, together with the step's number
     restored      optimizer state by parameter name, from a checkpoint
+    retention     ways not to forget, each with its memory
+    partial       whether a checkpoint holds what is trained alone: an adapter's weights and not those that it adapts
 
     `last` holds the means of the latest step ("ce", "total", ...), its "grad_norm" and "lr".
     """
@@ -44,12 +47,16 @@ class LitLM(LightningModule):
         micro_batch: int,
         seed: int = 0,
         restored: dict[str, Any] | None = None,
+        retention: Sequence[Retention] = (),
+        partial: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model, self.objective = model, objective
         self.optimizer, self.schedule, self.total_steps = optimizer, schedule, total_steps
         self.micro_batch, self.seed, self.restored = micro_batch, seed, restored
+        self.retention = nn.ModuleList(retention)
+        self.partial = partial
         self.last: dict[str, Tensor | float] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -70,11 +77,21 @@ class LitLM(LightningModule):
         optimizer: Any = self.optimizers()
         no_sync = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
         batches = batch.split(self.micro_batch)
-        sums = accumulate(self.model, self.objective, batches, self.manual_backward, no_sync).reduce()
+        methods: list[Any] = list(self.retention)
+        penalties = [functools.partial(method.penalty, step=step) for method in methods]
+        backward = self.manual_backward
+        sums = accumulate(self.model, self.objective, batches, backward, no_sync, penalties).reduce()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        clip, ranks = self.optimizer.clip, self.trainer.world_size
+        told: dict[str, Tensor] = {}
+
+        def change() -> None:
+            for method in methods:
+                found = method.gradients(self.model, step)
+                told.update({f"retention/{name}": value for name, value in found.items()})
+
+        tokens, clip, ranks = sums.values["tokens"].item(), self.optimizer.clip, self.trainer.world_size
         try:
-            norm = normalise(parameters, sums.values["tokens"].item(), ranks, clip)
+            norm = normalise(parameters, tokens, ranks, clip, change if methods else None)
         except Diverged as error:
             samples = "" if batch.samples is None else f", samples {batch.samples[:4].tolist()}..."
             raise Diverged(f"step {step + 1}: {error}, loss {sums.means()['ce'].item():g}{samples}") from None
@@ -82,5 +99,10 @@ class LitLM(LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.optimizer.lr * group["lr_scale"] * factor
         optimizer.step()
+        with torch.no_grad():
+            for method in methods:
+                method.after_step(self.model, step, self.optimizer.lr * factor)
         optimizer.zero_grad()
-        self.last = {**sums.means(), "grad_norm": norm, "lr": self.optimizer.lr * factor}
+        if hasattr(self.model, "rebalance"):
+            self.model.rebalance(sums.values)
+        self.last = {**sums.means(), **told, "grad_norm": norm, "lr": self.optimizer.lr * factor}

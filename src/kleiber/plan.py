@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,19 @@ from omegaconf import DictConfig
 from kleiber.budget import Budget, quantity
 from kleiber.build import build
 from kleiber.data.sampler import stream
-from kleiber.models.counting import Parameters, count_parameters, executed_flops, training_flops
+from kleiber.models.counting import Parameters, count_parameters, training_flops
+from kleiber.origin import same_tokenizer
 from kleiber.step import accumulate
 from kleiber.types import Corpus, Objective
 
 
 @dataclass
 class Plan:
-    """One stage, ready to start. `rows` is the number of samples in the global batch of an optimizer step."""
+    """One stage, ready to start.
+
+    rows     samples in the global batch of an optimizer step
+    outputs  heads of tasks that the model has, with their numbers of outputs
+    """
 
     corpus: Corpus
     model: Any
@@ -40,9 +45,9 @@ class Plan:
     steps: int
     stop_step: int
     flops_per_token: float
-    executed_per_token: float
     world_size: int
     max_steps: int | None = None
+    outputs: dict[str, int] = field(default_factory=dict)
 
     @property
     def batch_tokens(self) -> int:
@@ -53,41 +58,55 @@ class Plan:
         return self.stop_step * self.batch_tokens
 
 
-def make_plan(cfg: DictConfig, hardware: Any) -> Plan:
-    """Prepares the data and builds the model of a run. Raises ValueError where batch and context do not fit."""
+def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Plan:
+    """Prepares the data and builds the model of a run, or takes the model of the stage `before`.
+
+    Raises ValueError where batch, context or vocabulary do not fit.
+    """
     context: int = cfg.model.context
     corpus: Corpus = build(cfg.data).prepare(context)
-    model = build_model(cfg, corpus)
+    objective = build(cfg.objective, vocabulary=corpus.tokenizer, corpus=corpus)
+    outputs = {**(before.outputs if before else {}), **getattr(objective, "outputs", {})}
+    if before is not None:
+        same_tokenizer(before.corpus, corpus, "stages.chain")
+    model = before.model if before is not None else build_model(cfg, corpus, {})
+    add_heads(model, outputs)
     parameters = count_parameters(model)
     flops = training_flops(model, context)
     rows = round(quantity(cfg.batch.tokens)) // context
     budget = Budget(**cfg.budget)
     steps = budget.num_steps(batch_tokens=rows * context, active_params=parameters.active, flops_per_token=flops)
     share = -(-rows // hardware.world_size)
-    micro = micro_batch(cfg.batch.micro, share, context, model, hardware)
     return Plan(
         corpus=corpus,
         model=model,
-        objective=build(cfg.objective, vocabulary=corpus.tokenizer),
+        objective=objective,
         optimizer=build(cfg.optimizer),
         schedule=build(cfg.schedule),
         parameters=parameters,
         context=context,
         rows=rows,
-        micro_batch=micro,
+        micro_batch=micro_batch(cfg.batch.micro, share, context, model, hardware),
         steps=steps,
         stop_step=min(steps, hardware.max_steps or steps),
         flops_per_token=flops,
-        executed_per_token=executed_flops(model, context, hardware.checkpoint_activations),
         world_size=hardware.world_size,
         max_steps=hardware.max_steps,
+        outputs=outputs,
     )
 
 
-def build_model(cfg: DictConfig, corpus: Corpus) -> Any:
-    """The model as it is before any training: a function of the config and its seed."""
+def build_model(cfg: DictConfig, corpus: Corpus, outputs: dict[str, int]) -> Any:
+    """The model as it is before any training: a function of the config and its seed. Heads begin at 0."""
     torch.manual_seed(cfg.seed)
-    return build(cfg.model, vocab_size=corpus.tokenizer.vocab_size)
+    model = build(cfg.model, vocab_size=corpus.tokenizer.vocab_size)
+    add_heads(model, outputs)
+    return model
+
+
+def add_heads(model: Any, outputs: dict[str, int]) -> None:
+    for name, count in outputs.items():
+        model.add_head(name, count)
 
 
 def micro_batch(asked: int | str, rows: int, context: int, model: Any, hardware: Any) -> int:
@@ -116,38 +135,55 @@ def free_memory_bytes(accelerator: str) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def describe(plan: Plan, stages: Sequence[Any]) -> str:
-    """The plan in words: parameters, FLOPs, memory, steps, time by a measured step, and the learning-rate curve.
+def describe(stages: Sequence[Any]) -> str:
+    """The stages (of `tree.Stage`) in words: data, parameters, FLOPs, memory, steps, measured time, learning rate."""
+    told, seconds = [], 0.0
+    chain = len(stages) > 1 and not any(stage.continues for stage in stages)
+    for stage in stages if chain else stages[-1:]:
+        own = [stage] if chain else stages
+        lines, spent = _one(stage.plan, sum(part.steps for part in own))
+        seconds += spent
+        told += ([f"stage {stage.name}"] if chain else []) + lines
+    if len(stages) > 1:
+        told += [*_origins(stages), *([] if chain else [_saving(stages)])]
+    if chain:
+        told.append(f"time         {seconds / 60:,.1f} minutes in all")
+    return "\n".join(told)
 
-    `stages` (of `tree.Stage`) say how far training goes, and where a run of several leaves one for another.
-    """
-    p, last = plan.parameters, stages[-1]
-    plan = replace(plan, steps=last.total_steps, stop_step=last.stop_step, schedule=last.schedule)
-    trained = sum(stage.stop_step - stage.branch_step for stage in stages)
-    seconds = measured_step(plan)
+
+def _one(plan: Plan, steps: int) -> tuple[list[str], float]:
+    """The plan of `steps` optimizer steps in words, and the seconds that they take."""
+    p, seconds = plan.parameters, measured_step(plan)
     state = 4 * 4 * p.total + plan.micro_batch * activation_bytes(plan.model, plan.context)
-    total_flops = plan.flops_per_token * trained * plan.batch_tokens
     unique = plan.corpus.train.num_tokens
+    trained = steps * plan.batch_tokens
     lines = [
         f"parameters   {p.total:,} total, {p.active:,} active, {p.non_embedding:,} outside embeddings",
         f"data         {plan.corpus.name}: {unique:,} unique training tokens, {plan.tokens / unique:.2f} epochs",
         f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
         f"{plan.tokens:,} tokens ({plan.tokens / p.active:.1f} per active parameter)",
-        f"compute      {total_flops:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND says "
-        f"{6 * p.active * trained * plan.batch_tokens:.3g})",
+        f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND says "
+        f"{6 * p.active * trained:.3g})",
         f"memory       about {state / 2**20:,.0f} MiB for weights, gradients, optimizer and activations",
-        f"time         {seconds * 1e3:,.0f} ms a measured step, {seconds * trained / 60:,.1f} minutes in all",
+        f"time         {seconds * 1e3:,.0f} ms a measured step, {seconds * steps / 60:,.1f} minutes in all",
         f"lr           peak {plan.optimizer.lr:g}; over the run:  {sparkline(plan)}",
     ]
-    for stage in stages if len(stages) > 1 else ():
+    return lines, seconds * steps
+
+
+def _origins(stages: Sequence[Any]) -> list[str]:
+    lines = []
+    for stage in stages:
         origin = f"from {stage.parent}" if stage.parent else "from the start"
-        lines.append(f"stage        {stage.name}: {origin}, steps {stage.branch_step:,} to {stage.stop_step:,}")
-    if len(stages) > 1:
-        apart = sum(stage.stop_step for stage in stages if stage.parent)
-        lines.append(
-            f"saving       {1 - trained / apart:.0%}: {trained:,} steps; a run for each branch would take {apart:,}"
-        )
-    return "\n".join(lines)
+        first = stage.branch_step if stage.continues else 0
+        lines.append(f"stage        {stage.name}: {origin}, steps {first:,} to {stage.plan.stop_step:,}")
+    return lines
+
+
+def _saving(stages: Sequence[Any]) -> str:
+    trained = sum(stage.steps for stage in stages)
+    apart = sum(stage.plan.stop_step for stage in stages if stage.parent)
+    return f"saving       {1 - trained / apart:.0%}: {trained:,} steps; a run for each branch would take {apart:,}"
 
 
 def measured_step(plan: Plan, repeats: int = 3) -> float:

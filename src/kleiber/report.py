@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from kleiber.summary import read
 
@@ -20,23 +21,48 @@ def closing_table(folder: Path) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     stages = summary["stages"]
-    for row in tree_rows(stages) if len(stages) > 1 else [row for stage in stages for row in stage_rows(stage)]:
+    is_tree = any(stage["trunk"] for stage in stages)
+    for row in (
+        tree_rows(stages) if is_tree else [row for stage in stages for row in stage_rows(stage, len(stages) > 1)]
+    ):
         table.add_row(*row)
     table.add_row("folder", str(folder))
     console = Console(width=110)
     console.print(table)
+    if summary.get("R"):
+        console.print(matrix_table(summary["R"]))
     samples = folder / "samples.txt"
     if samples.exists():
         console.print("[bold]continuations[/bold] (prompt>>>model)")
         console.print(Text(samples.read_text()))
 
 
-def stage_rows(stage: dict) -> list[tuple[str, str]]:
+def matrix_table(found: dict) -> Any:
+    """R for a person: the main metric of every task before the first step and after every stage."""
+    from rich.table import Table
+
+    units = {key.rsplit("/", 1)[-1] for key in found["metric"].values()}
+    title = "after each stage" + (f" ({units.pop()})" if len(units) == 1 else "")
+    table = Table(title=title, title_justify="left")
+    table.add_column("stage", style="bold")
+    for task in found["tasks"]:
+        name = found["metric"][task].removeprefix("val/")
+        table.add_column(name.rsplit("/", 1)[0] if not units and title != "after each stage" else name, justify="right")
+    for name, row in zip(["start", *found["stages"]], [found["baseline"], *found["matrix"]], strict=True):
+        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in row))
+    return table
+
+
+def stage_rows(stage: dict, of_several: bool = False) -> list[tuple[str, str]]:
     """Labelled lines for one stage."""
     p, flops = stage["params"], stage["flops"]
-    rows = [(f"validation {domain}", scores) for domain, scores in measured(stage["metrics"]).items()]
+    own = stage.get("tasks")
+    scores = measured(stage["metrics"]).items()
+    rows = [("stage", stage["name"])] if of_several else []
+    rows += [(f"validation {domain}", told) for domain, told in scores if own is None or domain in own]
     rows += [
         ("parameters", f"{p['total']:,} total, {p['active']:,} active, {p['non_embedding']:,} outside embeddings"),
+        *([("trained", f"{p['trainable']:,} parameters")] if p["trainable"] < p["total"] else []),
         ("tokens", f"{stage['tokens']:,} ({stage['tokens'] / p['active']:.1f} per active parameter)"),
         ("compute", f"{flops['model']:.3g} FLOPs"),
     ]

@@ -18,7 +18,7 @@ from kleiber.identity import config_hash
 from kleiber.summary import Summary, cpu_name
 
 if TYPE_CHECKING:
-    from kleiber.plan import Plan
+    from kleiber.stage import Tree
     from kleiber.tree import Stage
 
 DONE, FAILED, PREEMPTED, INTERRUPTED = 0, 1, 75, 130
@@ -30,55 +30,62 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
     Raises ValueError for what a user can mend (bad data, a setting that does not fit), before any training.
     """
     from kleiber.build import build
-    from kleiber.plan import describe, make_plan
+    from kleiber.plan import describe
 
     hardware = build(cfg.trainer)
     hardware.prepare()
-    plan = make_plan(cfg, hardware)
-    stages = lay_out(cfg, plan)
+    stages = lay_out(cfg, hardware)
     if cfg.dry_run:
         if hardware.rank == 0:
-            print(describe(plan, stages))
+            print(describe(stages))
         return DONE
+    from kleiber.stage import Tree, run_tree
+
+    tree = Tree(stages, folder, hardware, [], Summary(folder).done())
+    tree.verify()
     if hardware.rank != 0:
         from kleiber.callbacks.preempt import Preempted
-        from kleiber.stage import run_tree
 
         try:
-            run_tree(cfg, plan, stages, hardware, folder, [], Summary(folder).finished(), lambda _: None)
+            run_tree(tree, lambda _: None)
         except Preempted:
             return PREEMPTED
         return DONE
-    return Chief(cfg, folder, hardware, overrides or []).run(plan, stages)
+    return Chief(cfg, tree, overrides or []).run()
 
 
-def lay_out(cfg: DictConfig, plan: Plan) -> list[Stage]:
+def lay_out(cfg: DictConfig, hardware: Any) -> list[Stage]:
     """The stages of the run, as the `stages` group has them. Raises ValueError where they do not fit the plan."""
     from kleiber.build import build
-    from kleiber.tree import Single, Tree
+    from kleiber.plan import make_plan
+    from kleiber.tree import Layout, Single
+
+    def plan(config: DictConfig, before: Any) -> Any:
+        return make_plan(config, hardware, before)
 
     if cfg.stages is None:
-        return Single().stages(plan)
+        return Single().stages(cfg, plan)
     if cfg.callbacks is None or cfg.callbacks.checkpoints is None:
         raise ValueError("stages hand state over by checkpoint: callbacks.checkpoints=null leaves none, so remove it")
-    tree: Tree = build(cfg.stages)
-    return tree.stages(plan)
+    layout: Layout = build(cfg.stages)
+    return layout.stages(cfg, plan)
 
 
 class Chief:
     """Rank 0 of a run: the only one that writes the summary, talks to W&B and prints."""
 
-    def __init__(self, cfg: DictConfig, folder: Path, hardware: Any, overrides: list[str]) -> None:
-        self.cfg, self.folder, self.hardware, self.overrides = cfg, folder, hardware, overrides
-        self.summary = Summary(folder)
+    def __init__(self, cfg: DictConfig, tree: Tree, overrides: list[str]) -> None:
+        self.cfg, self.tree, self.overrides = cfg, tree, overrides
+        self.folder, self.hardware = tree.folder, tree.hardware
+        self.summary = Summary(self.folder)
         self.loggers: list[Any] = []
 
-    def run(self, plan: Plan, stages: list[Stage]) -> int:
+    def run(self) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.summary.start(**self.facts())
         code = FAILED
         try:
-            code = self._train(plan, stages)
+            code = self._train()
         finally:
             self._finish_wandb(code)
         return code
@@ -103,15 +110,16 @@ class Chief:
             },
         }
 
-    def _train(self, plan: Plan, stages: list[Stage]) -> int:
+    def _train(self) -> int:
         from kleiber.callbacks.preempt import Preempted
         from kleiber.stage import run_tree
         from kleiber.step import Diverged
 
         try:
             self.loggers = self._make_loggers()
-            finished = self.summary.finished()
-            run_tree(self.cfg, plan, stages, self.hardware, self.folder, self.loggers, finished, self._put)
+            self.tree.loggers = self.loggers
+            keep_tokenizer(self.tree.stages[0].plan.corpus.tokenizer, self.folder)
+            run_tree(self.tree, self._put)
             self.summary.update(status="finished")
             self._mirror()
         except Diverged as error:
@@ -151,10 +159,13 @@ class Chief:
         return [Rows(self.folder), *(logger for logger in chosen if logger is not None)]
 
     def _put(self, stage: dict[str, Any]) -> None:
+        from kleiber.chain import ONLY
         from kleiber.loggers import prefixed
-        from kleiber.tree import ONLY
+        from kleiber.matrix import matrix
 
         self.summary.put_stage(stage)
+        if stage["start_metrics"]:
+            self.summary.update(R=matrix(self.tree.tasks, self.summary.values["stages"]))
         name = None if stage["name"] == ONLY else stage["name"]
         for run in self._wandb_runs():
             run.summary.update({prefixed(name, key): value for key, value in stage["metrics"].items()})
@@ -173,6 +184,22 @@ class Chief:
     def _finish_wandb(self, code: int) -> None:
         for run in self._wandb_runs():
             run.finish(exit_code=code)
+
+
+def keep_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Copies a tokenizer that was trained here into the run, where what starts from the run finds it."""
+    import json
+    import shutil
+
+    from kleiber.chain import TOKENIZER
+    from kleiber.data.pretrained import CONFIG, FILE
+    from kleiber.data.tokenizer import EOS, MASK
+
+    if getattr(tokenizer, "path", None) is None:
+        return
+    (folder / TOKENIZER).mkdir(exist_ok=True)
+    shutil.copy(tokenizer.path, folder / TOKENIZER / FILE)
+    (folder / TOKENIZER / CONFIG).write_text(json.dumps({"eos_token": EOS, "mask_token": MASK}))
 
 
 def threads() -> int:

@@ -31,16 +31,23 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """When to validate, and on how much: `every_steps` None means four times a stage, 0 after its last step only."""
+    """When to validate, and on how much.
+
+    every_steps   None means four times a stage, 0 after its last step only
+    tokens        targets of each task
+    watch_tokens  targets of each earlier task, which are scored at steps 1, 2, 4, 8, ... of a later stage too
+    """
 
     every_steps: int | None = None
     tokens: int | float | str | None = "1M"
+    watch_tokens: int | float | str = 32768
 
     def __post_init__(self) -> None:
         if self.every_steps is not None and self.every_steps < 0:
             raise ValueError(f"eval.every_steps={self.every_steps}: write null, 0, or a number of steps from 1")
         if self.tokens is not None:
             quantity(self.tokens)
+        quantity(self.watch_tokens)
 
 
 PLAIN: dict[str, Any] = {

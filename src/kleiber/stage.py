@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Container
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
 from kleiber import checkpoint
 from kleiber.budget import quantity
@@ -23,81 +21,73 @@ from kleiber.callbacks.preempt import Preempt
 from kleiber.callbacks.throughput import Throughput, peak_flops, peak_memory_bytes
 from kleiber.data.sampler import stream
 from kleiber.lit import LitLM
+from kleiber.models.counting import count_parameters, executed_flops, training_flops
+from kleiber.origin import begin_with
 from kleiber.plan import Plan, build_model
-from kleiber.tree import Stage, branch_steps
+from kleiber.retain import end_retention, retain, retention_methods
+from kleiber.tree import Around, Stage, Tree, branch_steps
+from kleiber.types import Samples
 
 
 class Stream:
     """The endless batches of this rank, from the step that a run has reached."""
 
-    def __init__(self, plan: Plan, seed: int, start: int, rank: int) -> None:
-        self.arguments = (plan.corpus.train, seed, start, plan.rows, rank, plan.world_size)
+    def __init__(self, samples: Samples, plan: Plan, seed: int, start: int, rank: int) -> None:
+        self.arguments = (samples, seed, start, plan.rows, rank, plan.world_size)
 
     def __iter__(self) -> Any:
         return stream(*self.arguments)
 
 
-def run_tree(
-    cfg: DictConfig,
-    base: Plan,
-    stages: list[Stage],
-    hardware: Any,
-    folder: Path,
-    loggers: list[Any],
-    finished: Container[str],
-    put: Callable[[dict[str, Any]], None],
-) -> None:
-    """Runs the stages that are not `finished`, parents first, and hands each one's record to `put`."""
-    model = base.model  # built for the plan; every further stage gets one of its own
-    for number, stage in enumerate(stages, start=1):
-        if stage.name in finished:
+def run_tree(tree: Tree, put: Callable[[dict[str, Any]], None]) -> None:
+    """Runs the stages that are not done, parents first, and hands each one's record to `put`."""
+    model = tree.stages[0].plan.model  # built for the plan; every further stage gets one of its own
+    for number, stage in enumerate(tree.stages, start=1):
+        if stage.name in tree.done:
             continue
-        if hardware.rank == 0 and len(stages) > 1:
-            origin = f" from {stage.parent} at step {stage.branch_step:,}" if stage.parent else ""
-            print(f"stage {number} of {len(stages)}: {stage.name}{origin}", file=sys.stderr)
-        plan = stage.plan(base, build_model(cfg, base.corpus) if model is None else model)
+        if tree.hardware.rank == 0 and len(tree.stages) > 1:
+            at = f" at step {stage.branch_step:,}" if stage.continues else ""
+            origin = f" from {stage.parent}{at}" if stage.parent else ""
+            print(f"stage {number} of {len(tree.stages)}: {stage.name}{origin}", file=sys.stderr)
+        if model is None:
+            model = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
+        told = run_stage(tree, stage, model)
         model = None
-        put(run_stage(cfg, plan, stage, stages, hardware, folder, loggers))
-        if hardware.rank == 0 and stage.parent is not None:
-            forget_branch(folder, stage, stages[number:], cfg.callbacks.checkpoints.keep)
+        tree.done[stage.name] = told
+        put(told)
+        if tree.hardware.rank == 0 and stage.continues:
+            forget_branch(tree, stage, tree.stages[number:])
 
 
-def checkpoints_of(folder: Path, name: str) -> Path:
-    return folder / "stages" / name / "checkpoints"
-
-
-def forget_branch(folder: Path, done: Stage, still_open: list[Stage], keep: int) -> None:
+def forget_branch(tree: Tree, done: Stage, still_open: list[Stage]) -> None:
     """Removes the parent's checkpoints that only finished children needed."""
     assert done.parent is not None
-    place = checkpoints_of(folder, done.parent)
-    checkpoint.tidy(place, keep, [place / checkpoint.name(step) for step in branch_steps(still_open, done.parent)])
+    place = tree.place(done.parent)
+    needed = [place / checkpoint.name(step) for step in branch_steps(still_open, done.parent)]
+    checkpoint.tidy(place, done.config.callbacks.checkpoints.keep, needed)
 
 
-def run_stage(
-    cfg: DictConfig, plan: Plan, stage: Stage, stages: list[Stage], hardware: Any, folder: Path, loggers: list[Any]
-) -> dict[str, Any]:
+def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
     """Trains to the stage's last step, evaluates, and returns the stage's entry of summary.json."""
-    place = checkpoints_of(folder, stage.name)
-    callbacks = make_callbacks(cfg, plan, place, folder, branch_steps(stages, stage.name))
-    found, complaints = checkpoint.latest(place)
-    resumed = found is not None
-    if found is None and stage.parent is not None:
-        found = checkpoint.read(checkpoints_of(folder, stage.parent) / checkpoint.name(stage.branch_step))
+    cfg, plan, hardware = stage.config, dataclasses.replace(stage.plan, model=model), tree.hardware
+    found, resumed = newest(tree, stage)
     start = found.step if found else 0
-    if hardware.rank == 0:
-        for complaint in complaints:
-            print(f"damaged checkpoint passed over: {complaint}", file=sys.stderr)
-        if found and resumed:
-            print(f"resuming at step {start:,} from {found.path}", file=sys.stderr)
-        for logger in loggers:
-            if hasattr(logger, "begin"):
-                logger.begin(stage.name if len(stages) > 1 else None, start)
+    give_weights(tree, stage, model, found)
+    begin = getattr(plan.objective, "begin", None)
+    if begin is not None:
+        begin(model, plan.corpus, tree.place(stage.name).parent)
+    tasks = tree.around(stage)
+    callbacks = make_callbacks(tree, stage, plan, tasks)
     state = found.load_state() if found else None
-    if found and state:
-        found.load_model(plan.model.to(hardware.dtype))
+    if state:
         restore_callbacks(callbacks, state["callbacks"], own=resumed)
+    methods = retention_methods(tree, stage, plan)
+    samples = retain(methods, tree, stage, model, tasks, state["retention"] if state and resumed else None)
+    for logger in tree.loggers:
+        if hasattr(logger, "begin"):
+            logger.begin(stage.name if len(tree.stages) > 1 else None, start)
     lit = LitLM(
-        plan.model,
+        model,
         plan.objective,
         plan.optimizer,
         plan.schedule,
@@ -105,40 +95,102 @@ def run_stage(
         micro_batch=plan.micro_batch,
         seed=cfg.seed,
         restored=state["optimizer"] if state else None,
+        retention=methods,
+        partial=cfg.adapter is not None,
     )
     hardware.fit_out(lit.model)
-    fit(lit, callbacks, plan, hardware, loggers, cfg.seed, start)
-    return record(cfg, plan, stage, lit, callbacks, place, folder)
+    fit(lit, callbacks, plan, Stream(samples, plan, cfg.seed, start, hardware.rank), tree, start)
+    end_retention(methods, tree, stage, model, next(c for c in callbacks if isinstance(c, Evaluate)))
+    return record(tree, stage, lit, callbacks)
 
 
-def fit(lit: LitLM, callbacks: list[Any], plan: Plan, hardware: Any, loggers: list[Any], seed: int, start: int) -> None:
+def newest(tree: Tree, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:
+    """The checkpoint whose full state the stage goes on from, and whether it is its own; a branch begins with its
+    parent's."""
+    found, complaints = checkpoint.latest(tree.place(stage.name))
+    if tree.hardware.rank == 0:
+        for complaint in complaints:
+            print(f"damaged checkpoint passed over: {complaint}", file=sys.stderr)
+        if found:
+            print(f"resuming at step {found.step:,} from {found.path}", file=sys.stderr)
+    if found is None and stage.continues:
+        assert stage.parent is not None
+        return checkpoint.read(tree.place(stage.parent) / checkpoint.name(stage.branch_step)), False
+    return found, found is not None
+
+
+def give_weights(tree: Tree, stage: Stage, model: Any, found: checkpoint.Checkpoint | None) -> None:
+    """Loads what the stage begins or goes on with, and marks what it trains.
+
+    Where an adapter is at work, a checkpoint holds what it trained alone, beside the weights that it began with.
+    """
+    model.to(tree.hardware.device, tree.hardware.dtype)
+    if found is None or found.names is not None:
+        if stage.parent is not None and not stage.continues:
+            begin_with(model, tree.folder, stage.parent)
+        elif tree.origin is not None:
+            tree.origin.load(model)
+    adapted = stage.config.adapter is not None
+    if adapted:
+        build(stage.config.adapter).apply(model, stage.config.seed)
+    leave_heads(model, stage.plan.objective)
+    if found:
+        found.load_model(model, checkpoint.trained(model) if adapted else None)
+
+
+def leave_heads(model: Any, objective: Any) -> None:
+    """Leaves out of training the output layers that this objective does not read: they would get no gradient."""
+    own = getattr(objective, "outputs", {})
+    for name, head in model.heads.items():
+        if name not in own:
+            head.requires_grad_(False)
+    if own:
+        model.leave_out_head()
+
+
+def fit(lit: LitLM, callbacks: list[Any], plan: Plan, batches: Stream, tree: Tree, start: int) -> None:
     """Steps `start` to the last one; nothing when that was reached before."""
     if start >= plan.stop_step:
         return
-    trainer = hardware.trainer(callbacks, loggers, plan.stop_step)
+    trainer = tree.hardware.trainer(callbacks, tree.loggers, plan.stop_step)
     # The one number of a resumed position: Lightning counts optimizer steps of manual optimisation here.
     progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
     progress.ready = progress.completed = start
     try:
-        trainer.fit(lit, train_dataloaders=Stream(plan, seed, start, hardware.rank))
+        trainer.fit(lit, train_dataloaders=batches)
     except SystemExit as error:
         raise KeyboardInterrupt from error  # which Lightning has turned into an exit
 
 
-def make_callbacks(cfg: DictConfig, plan: Plan, place: Path, folder: Path, branches: list[int]) -> list[Any]:
+def make_callbacks(tree: Tree, stage: Stage, plan: Plan, tasks: Around) -> list[Any]:
     """The configured callbacks in the order in which a step's end concerns them.
 
     The clock stops before evaluation begins, and a checkpoint holds the score of its own step.
     """
+    cfg, folder = stage.config, tree.folder
     tokens = None if cfg.eval.tokens is None else round(quantity(cfg.eval.tokens))
     every = max(1, plan.steps // 4) if cfg.eval.every_steps is None else cfg.eval.every_steps
-    evaluate = Evaluate(plan.corpus.validation, every, tokens, max(1, plan.rows), plan.objective.likelihood)
+    known = tree.done[stage.parent]["metrics"] if stage.parent and not stage.continues else None
+    watched = round(quantity(cfg.eval.watch_tokens))
+    evaluate = Evaluate(
+        tasks.own,
+        every,
+        tokens,
+        max(1, plan.rows),
+        tree.hardware.place,
+        tasks.earlier,
+        tasks.later,
+        from_weights=tree.from_weights,
+        start=known,
+        watched=watched,
+    )
     available = {
         "batch_tokens": plan.batch_tokens,
-        "branch_steps": branches,
+        "branch_steps": branch_steps(tree.stages, stage.name),
         "corpus": plan.corpus,
         "config_hash": folder.name.rsplit("-", 1)[-1],
     }
+    place = tree.place(stage.name)
     nodes = {key: node for key, node in cfg.callbacks.items() if node is not None}
     built = [build(node, **available, folder=place if key == "checkpoints" else folder) for key, node in nodes.items()]
     writer = next((c for c in built if isinstance(c, Checkpoints)), None)
@@ -146,38 +198,44 @@ def make_callbacks(cfg: DictConfig, plan: Plan, place: Path, folder: Path, branc
     return [*clocks, evaluate, *(c for c in built if c not in clocks), Preempt(writer)]
 
 
-def record(
-    cfg: DictConfig, plan: Plan, stage: Stage, lit: LitLM, callbacks: list[Any], place: Path, folder: Path
-) -> dict[str, Any]:
-    """The stage's entry of summary.json."""
+def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any]) -> dict[str, Any]:
+    """The stage's entry of summary.json; tokens and FLOPs are those since the root of the tree."""
+    plan, cfg, before = stage.plan, stage.config, tree.done.get(stage.parent or "", {})
     clock = next((c for c in callbacks if isinstance(c, Throughput)), None)
     evaluate = next(c for c in callbacks if isinstance(c, Evaluate))
     speed = clock.tokens_per_s if clock else None
     device = torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
     peak = peak_flops(device) if speed else None
-    corpus, tokens = plan.corpus, plan.tokens
-    last = checkpoint.steps(place)
+    corpus, parameters = plan.corpus, count_parameters(lit.model)
+    past = {"tokens": 0, "samples": 0, "model": 0.0, "executed": 0.0, "six_nd": 0.0}
+    if before and not stage.continues:
+        past |= {"tokens": before["tokens"], "samples": before["samples"], **before["flops"]}
+    tokens, flops = plan.tokens, training_flops(lit.model, plan.context)  # of what is trained: an adapter's is cheaper
+    executed = executed_flops(lit.model, plan.context, tree.hardware.checkpoint_activations)
+    last = checkpoint.steps(tree.place(stage.name))
     return {
-        "name": stage.name, "parent": stage.parent, "trunk": stage.parent, "status": "finished",
-        "branch_step": stage.branch_step if stage.parent else None,
-        "objective": type(plan.objective).__name__.lower(),
+        "name": stage.name, "parent": stage.parent, "trunk": stage.parent if stage.continues else None,
+        "status": "finished", "branch_step": stage.branch_step if stage.parent else None,
+        "objective": type(plan.objective).__name__.lower(), "tasks": [task.name for task in evaluate.own],
         "data": {
             "name": corpus.name, "config": corpus.config, "hash": corpus.hash, "tokenizer_hash": corpus.tokenizer.hash,
             "tokens": corpus.train.num_tokens, "bytes": corpus.train.num_bytes,
         },
-        "params": dataclasses.asdict(plan.parameters),
-        "tokens": tokens, "unique_tokens": min(tokens, corpus.train.num_tokens),
-        "samples": plan.stop_step * plan.rows, "steps": plan.stop_step, "batch_tokens": plan.batch_tokens,
-        "lr": plan.optimizer.lr,
+        "params": dataclasses.asdict(parameters),
+        "tokens": past["tokens"] + tokens, "unique_tokens": min(tokens, corpus.train.num_tokens),
+        "samples": past["samples"] + plan.stop_step * plan.rows, "steps": plan.stop_step,
+        "batch_tokens": plan.batch_tokens, "lr": plan.optimizer.lr,
         "flops": {
-            "model": plan.flops_per_token * tokens, "executed": plan.executed_per_token * tokens,
-            "six_nd": 6.0 * plan.parameters.active * tokens,
+            "model": past["model"] + flops * tokens,
+            "executed": past["executed"] + executed * tokens,
+            "six_nd": past["six_nd"] + 6.0 * plan.parameters.active * tokens,
         },
         "seconds": clock.seconds if clock else None,
         "device_seconds": clock.seconds * plan.world_size if clock else None,
+        "evaluation_seconds": evaluate.seconds,
         "tokens_per_s": speed,
-        "mfu": speed * plan.flops_per_token / (peak * plan.world_size) if speed and peak else None,
+        "mfu": speed * flops / (peak * plan.world_size) if speed and peak else None,
         "peak_memory_bytes": peak_memory_bytes(device),
-        "metrics": evaluate.latest, "start_metrics": {}, "curve": evaluate.curve,
-        "checkpoint": str(last[0].relative_to(folder)) if last else None,
+        "metrics": evaluate.latest, "start_metrics": evaluate.start, "curve": evaluate.curve,
+        "checkpoint": str(last[0].relative_to(tree.folder)) if last else None,
     }  # fmt: skip

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.sums import Sums
-from kleiber.types import Batch, Objective
+from kleiber.types import Batch, Loss, Objective
+
+Penalty = Callable[[Any, Batch], "Loss | None"]
 
 
 class Diverged(RuntimeError):
@@ -29,29 +31,52 @@ def accumulate(
     batches: Sequence[Batch],
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
+    penalties: Sequence[Penalty] = (),
 ) -> Sums:
     """Forward and backward over micro-batches; gradients are synchronised in the last. Returns this rank's sums."""
     sums = Sums()
     for number, batch in enumerate(batches, start=1):
         with nullcontext() if number == len(batches) else no_sync():
             loss = objective(model, batch)
+            for penalty in penalties:
+                loss = added(loss, penalty(model, batch))
             backward(loss.total)
         sums.add(loss)
     return sums
 
 
-def normalise(parameters: Sequence[nn.Parameter], tokens: float, world_size: int, clip: float | None) -> float:
+def added(loss: Loss, penalty: Loss | None) -> Loss:
+    """The loss with the mean of a penalty added to its own mean; the penalty's metrics go under "retention/"."""
+    if penalty is None:
+        return loss
+    share = (loss.tokens / penalty.tokens).detach()
+    told = {f"retention/{name}": value * share for name, value in penalty.metrics.items()}
+    return Loss(loss.total + share * penalty.total, loss.tokens, {**loss.metrics, **told})
+
+
+def normalise(
+    parameters: Sequence[nn.Parameter],
+    tokens: float,
+    world_size: int,
+    clip: float | None,
+    change: Callable[[], None] | None = None,
+) -> float:
     """Divides the gradients by the token count, clips their global norm, and returns the norm before clipping.
 
-    `world_size` undoes the mean that DistributedDataParallel takes over ranks. Raises Diverged when the norm is not
-    finite.
+    `world_size` undoes the mean that DistributedDataParallel takes over ranks. `change` sees the gradients of the mean
+    loss before their norm is taken. Raises Diverged when the norm is not finite.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     scale = world_size / tokens
+    if change is not None:
+        torch._foreach_mul_(gradients, scale)
+        change()
+        scale = 1.0
     norm = torch.nn.utils.get_total_norm(gradients).item() * scale
     if not math.isfinite(norm):
         raise Diverged(f"gradient norm {norm}")
     if clip is not None and norm > clip:
         scale *= clip / norm
-    torch._foreach_mul_(gradients, scale)
+    if scale != 1.0:
+        torch._foreach_mul_(gradients, scale)
     return norm

@@ -51,9 +51,9 @@ class Summary:
         self.values["seconds"] = round(self._before + time.monotonic() - self._began, 3)
         write_json(self.path, self.values)
 
-    def finished(self) -> frozenset[str]:
-        """The names of the stages that are done."""
-        return frozenset(s["name"] for s in self.values.get("stages") or [] if s["status"] == "finished")
+    def done(self) -> dict[str, dict[str, Any]]:
+        """The stages that are finished, by name."""
+        return {s["name"]: s for s in self.values.get("stages") or [] if s["status"] == "finished"}
 
     def put_stage(self, stage: dict[str, Any]) -> None:
         """Adds a stage, or replaces the one of the same name, and writes."""

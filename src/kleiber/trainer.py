@@ -23,6 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from kleiber.data.cache import cache_root
 
+from kleiber.score import Place
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
 
@@ -69,6 +71,17 @@ class Local:
     def dtype(self) -> torch.dtype:
         """Of the weights: a checkpoint is read into a model that has it already, or it would be rounded."""
         return torch.float64 if str(self.precision) == "64" else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Of this rank."""
+        if self.accelerator == "gpu":
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cpu")
+
+    @property
+    def place(self) -> Place:
+        return Place(self.rank, self.world_size, autocast=str(self.precision) == "bf16")
 
     @property
     def rank(self) -> int:
@@ -151,10 +164,10 @@ def checkpoint_activations(model: Any) -> None:
         block.forward = partial(_recomputed, block.forward)
 
 
-def _recomputed(forward: Callable[..., Any], *arguments: Any) -> Any:
+def _recomputed(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():  # nothing will ask again, and a cache of keys must not grow twice
-        return forward(*arguments)
-    return checkpoint(forward, *arguments, use_reentrant=False)
+        return forward(*arguments, **named)
+    return checkpoint(forward, *arguments, use_reentrant=False, **named)
 
 
 def keep_freed_memory() -> None:

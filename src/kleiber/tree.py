@@ -1,51 +1,64 @@
-"""Which stages a run has, and where each begins: a small tree, laid out before anything is trained.
+"""Which stages a run has, where each begins and what it may forget: a small tree, laid out before anything is trained.
 
 An ordinary run has one stage. `stages=trunk_and_cooldowns` has a trunk at a constant rate and branches that leave it to
-decay. It plans and does not train: `stage` does, and hands state over by checkpoint path alone.
+decay; a chain has one stage after another, each on data of its own. It plans and does not train: `stage` does, and
+hands state over by checkpoint path alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
-from kleiber.budget import quantity
-from kleiber.plan import Plan
+from omegaconf import DictConfig, OmegaConf
 
-ONLY = "main"  # the name of the one stage of an ordinary run
+from kleiber import checkpoint
+from kleiber.budget import quantity
+from kleiber.build import build
+from kleiber.chain import ONLY, from_weights, stage_configs
+from kleiber.origin import Origin, domains
+from kleiber.plan import Plan
+from kleiber.types import Task
+
+Planner = Callable[[DictConfig, Any], Plan]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: the optimizer steps from `branch_step` of its parent (0 without one) to `stop_step`.
+    """A stage: the optimizer steps of its plan up to `plan.stop_step`, and the config that they follow.
 
-    total_steps  the horizon of its schedule, counted from the root of the tree as all steps are
+    parent     the stage whose weights it begins with; None at the root
+    continues  whether it goes on with its parent's steps and optimizer, from `branch_step`; otherwise it takes the
+               parent's last weights and counts its own steps from 0
     """
 
     name: str
-    total_steps: int
-    stop_step: int
-    schedule: Any
+    plan: Plan
+    config: DictConfig
     parent: str | None = None
+    continues: bool = False
     branch_step: int = 0
 
-    def plan(self, base: Plan, model: Any) -> Plan:
-        """The plan of the run with what is this stage's own in it."""
-        return replace(base, model=model, schedule=self.schedule, steps=self.total_steps, stop_step=self.stop_step)
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of its own."""
+        return self.plan.stop_step - (self.branch_step if self.continues else 0)
 
 
-class Tree(Protocol):
+class Layout(Protocol):
     """Lays out the stages of a run; parents come before their children."""
 
-    def stages(self, plan: Plan) -> list[Stage]: ...
+    def stages(self, cfg: DictConfig, plan: Planner) -> list[Stage]: ...
 
 
 class Single:
     """The tree of an ordinary run."""
 
-    def stages(self, plan: Plan) -> list[Stage]:
-        return [Stage(ONLY, plan.steps, plan.stop_step, plan.schedule)]
+    def stages(self, cfg: DictConfig, plan: Planner) -> list[Stage]:
+        return [Stage(ONLY, plan(cfg, None), cfg)]
 
 
 class TrunkAndCooldowns:
@@ -65,24 +78,58 @@ class TrunkAndCooldowns:
         if len({tokens for _, tokens in self.branches}) < len(branches):
             raise ValueError(f"stages.branches={list(branches)} names a number of tokens twice")
 
-    def stages(self, plan: Plan) -> list[Stage]:
-        if not hasattr(plan.schedule, "branch_step"):
-            kind = type(plan.schedule).__name__.lower()
+    def stages(self, cfg: DictConfig, plan: Planner) -> list[Stage]:
+        base = plan(cfg, None)
+        if not hasattr(base.schedule, "branch_step"):
+            kind = type(base.schedule).__name__.lower()
             raise ValueError(
                 f"stages=trunk_and_cooldowns has nowhere to leave schedule={kind}, whose rates all depend on the "
                 "horizon or never fall: set schedule=wsd"
             )
-        totals = {name: max(2, round(tokens / plan.batch_tokens)) for name, tokens in self.branches}
-        if plan.max_steps == 1:
+        totals = {name: max(2, round(tokens / base.batch_tokens)) for name, tokens in self.branches}
+        if base.max_steps == 1:
             raise ValueError("trainer.max_steps=1 leaves no step for a cooldown: a tree needs at least 2")
-        if plan.max_steps is not None and max(totals.values()) > plan.max_steps:  # the whole tree, in small
-            shrink = plan.max_steps / max(totals.values())
+        if base.max_steps is not None and max(totals.values()) > base.max_steps:  # the whole tree, in small
+            shrink = base.max_steps / max(totals.values())
             totals = {name: max(2, round(total * shrink)) for name, total in totals.items()}
         shortest, longest = min(totals.values()), max(totals.values())
         # All share the warm-up of the shortest, which has a fifth of its own steps for it.
-        schedule = replace(plan.schedule, warmup_steps=min(plan.schedule.warmup_steps, shortest // 5))
-        trunk = Stage("trunk", longest, schedule.branch_step(longest), schedule)
-        return [trunk, *(Stage(n, t, t, schedule, "trunk", schedule.branch_step(t)) for n, t in totals.items())]
+        schedule = replace(base.schedule, warmup_steps=min(base.schedule.warmup_steps, shortest // 5))
+        leave = schedule.branch_step
+        trunk = replace(base, schedule=schedule, steps=longest, stop_step=leave(longest))
+        return [
+            Stage("trunk", trunk, cfg),
+            *(
+                Stage(name, replace(trunk, steps=total, stop_step=total), cfg, "trunk", True, leave(total))
+                for name, total in totals.items()
+            ),
+        ]
+
+
+class Chain:
+    """One stage after another on one model: every stage begins with the last weights of the one before.
+
+    chain  the stages in order; each says what differs from the run: data, objective, budget, schedule, optimizer,
+           batch, retention, adapter. The run's own `retention` and `adapter` are for all stages but the first.
+
+    Heads of all tasks are there from the start, so that every stage can be scored on every task.
+    """
+
+    def __init__(self, chain: Mapping[str, Any]) -> None:
+        if len(chain) < 2:
+            raise ValueError(f"stages.chain={list(chain)}: a chain has at least two stages")
+        self.chain = chain
+
+    def stages(self, cfg: DictConfig, plan: Planner) -> list[Stage]:
+        found: list[Stage] = []
+        for name, one in stage_configs(OmegaConf.to_container(cfg, resolve=True)).items():  # type: ignore[arg-type]
+            before = found[-1] if found else None
+            config = OmegaConf.create(one)
+            made = plan(config, before.plan if before else None)
+            step = before.plan.stop_step if before else 0
+            found.append(Stage(name, made, config, before.name if before else None, False, step))
+        outputs = {head: count for stage in found for head, count in stage.plan.outputs.items()}
+        return [replace(stage, plan=replace(stage.plan, outputs=outputs)) for stage in found]
 
 
 def label(tokens: int | float | str) -> str:
@@ -95,3 +142,62 @@ def label(tokens: int | float | str) -> str:
 def branch_steps(stages: Sequence[Stage], name: str) -> list[int]:
     """Where children leave the stage `name`."""
     return sorted({stage.branch_step for stage in stages if stage.parent == name})
+
+
+@dataclass(frozen=True)
+class Around:
+    """The tasks of a stage, of those before it and of those after it."""
+
+    own: list[Task]
+    earlier: list[Task]
+    later: list[Task]
+
+
+@dataclass
+class Tree:
+    """A run's stages, where they are run, and what is known of those that are done (their records, by name)."""
+
+    stages: list[Stage]
+    folder: Path
+    hardware: Any
+    loggers: list[Any]
+    done: dict[str, dict[str, Any]]
+
+    def place(self, name: str) -> Path:
+        """Where the checkpoints of a stage lie."""
+        return self.folder / "stages" / name / "checkpoints"
+
+    @cached_property
+    def origin(self) -> Origin | None:
+        node = self.stages[0].config.init
+        return None if node is None else build(node)
+
+    def verify(self) -> None:
+        """Raises ValueError where the start point does not fit the model, before anything is written or trained."""
+        first = self.stages[0]
+        if self.origin is not None and first.name not in self.done and not checkpoint.steps(self.place(first.name)):
+            self.origin.load(first.plan.model.to(self.hardware.dtype))
+
+    @property
+    def from_weights(self) -> bool:
+        """Whether any stage begins with weights that were trained for something: a start point, or a stage before."""
+        after_another = any(stage.parent and not stage.continues for stage in self.stages)
+        return after_another or from_weights(OmegaConf.to_container(self.stages[0].config))  # type: ignore[arg-type]
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """All tasks in the order in which they were or will be trained on: those of the start point come first."""
+        first = self.stages[0]
+        known = [] if self.origin is None else self.origin.tasks(first.config, first.plan.corpus)
+        own = [task for stage in self.stages for task in domains(stage.plan.corpus, stage.plan.objective)]
+        return list({task.name: task for task in reversed([*known, *own])}.values())[::-1]
+
+    def around(self, stage: Stage) -> Around:
+        """The stage's own tasks, those of stages before it (the start point's among them) and those of later ones."""
+        own = {task.name for task in domains(stage.plan.corpus, stage.plan.objective)}
+        later: set[str] = set()
+        if not stage.continues:
+            after = self.stages[self.stages.index(stage) + 1 :]
+            later = {task.name for one in after for task in domains(one.plan.corpus, one.plan.objective)} - own
+        before = {task.name for task in self.tasks} - own - later
+        return Around(*([task for task in self.tasks if task.name in names] for names in (own, before, later)))

@@ -27,6 +27,8 @@ class Batch:
     segments  number of the document within a packed row; attention stays inside a segment
     labels    class ids, scores or other per-sample targets
     samples   number of each sample in the data set: the seed of its masks, whatever rank or micro-batch it fell to
+    against   the rows that these are compared with, one for each (the rejected answers of preference data)
+    reference what a frozen model said of each sample before training: for pairs, log-probabilities of both answers
     """
 
     tokens: Int[Tensor, "batch time"]
@@ -35,11 +37,14 @@ class Batch:
     segments: Int[Tensor, "batch time"] | None = None
     labels: Tensor | None = None
     samples: Int[Tensor, "batch"] | None = None
+    against: Batch | None = None
+    reference: Float[Tensor, "batch values"] | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with `fn` applied to every tensor that is there: a device move, a slice of rows."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        mapped: dict[str, Any] = {name: None if value is None else fn(value) for name, value in values.items()}
+        mapped: dict[str, Any] = {}
+        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
+            mapped[name] = value.map(fn) if isinstance(value, Batch) else None if value is None else fn(value)
         return Batch(**mapped)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -60,7 +65,9 @@ class Output:
     "loss"             auxiliary losses, weighted by their coefficients, *summed* over real tokens; absent when dense
     "balance/<layer>"  a load-balancing loss, unweighted, summed over real tokens (so the mean is 1 when uniform)
     "z/<layer>"        a router z-loss, unweighted, summed over real tokens
-    "load/<layer>"     assignments per expert, a vector of counts over real tokens
+    "load/<layer>"     assignments per expert, a vector of counts over real tokens, before any is dropped
+    "margin/<layer>", "drop/<layer>"  how far the k-th score is above the next, and the share of a token's assignments
+                       that found their expert full, summed over real tokens
     """
 
     hidden: Float[Tensor, "batch time dim"]
@@ -85,16 +92,19 @@ class Loss:
 class Routing:
     """Where a router sends each token.
 
-    weights  combination weights of the chosen experts
-    experts  the chosen experts
-    scores   the router's probabilities over all experts, from which balance losses and routing statistics are computed
-    logits   the router's logits in fp32, for the z-loss
+    weights, experts  the chosen experts, and with what weight they are combined
+    scores   the router's distribution over all experts, from which balance losses and statistics are computed
+    logits   in fp32, for the z-loss; None where nothing is learned
+    margin   score of the k-th expert less that of the next
+    kept     False for an assignment that is not served; None where all are
     """
 
     weights: Float[Tensor, "tokens k"]
     experts: Int[Tensor, "tokens k"]
     scores: Float[Tensor, "tokens experts"]
-    logits: Float[Tensor, "tokens experts"]
+    logits: Float[Tensor, "tokens experts"] | None = None
+    margin: Float[Tensor, "tokens"] | None = None
+    kept: Bool[Tensor, "tokens k"] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,13 +143,26 @@ class Model(Protocol):
     def roles(self) -> dict[str, Role]: ...
 
 
+@dataclass
+class Predictions:
+    """The distributions that an objective scores, softmax of head(hidden) at each row, and the weight of each row.
+
+    `head` is a Head or any other output layer that gives logits over outcomes.
+    """
+
+    hidden: Float[Tensor, "*axes dim"]
+    head: Callable[[Tensor], Tensor]
+    weights: Float[Tensor, "*axes"]
+
+
 @runtime_checkable
 class Objective(Protocol):
     """One loss. It receives the model; it never imports one. `likelihood`: whether its mean is that of a text.
 
     An objective that needs an output layer of its own says so in `outputs` (name of the head: number of outputs); the
     run gives it to the model, which holds it as `model.heads[name]`. One whose score is more than a mean loss has
-    `scorer()`, a new `Scorer` for one pass over held-out samples.
+    `scorer()`, a new `Scorer` for one pass over held-out samples. One whose loss is the likelihood of discrete outcomes
+    has `predictions(model, batch) -> Predictions`, from which divergences and Fisher information are computed.
     """
 
     likelihood: bool
@@ -174,36 +197,62 @@ class Task:
 class Retention(nn.Module):
     """A way not to forget earlier tasks while a stage trains on a new one. Every hook does nothing until overridden.
 
-    What it has to remember (anchors, Fisher information, an old model) stands in its `state_dict`, which goes into
-    every checkpoint: `begin_stage` is called once, when a stage begins, and not when it resumes. Hooks are pure
-    functions of that state, their arguments and the seed.
+    What it has to remember (anchors, Fisher information, an old model) stands in `memory`, plain containers of tensors
+    and numbers, which is its `state_dict` and goes into every checkpoint. A stage that begins loads the memory that its
+    parent's methods of the same name ended with, if there is one, and calls `begin_stage`; a resumed stage loads its
+    own and does not. Then both call `data`. Hooks are pure functions of the memory, their arguments and the seed.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: dict[str, Any] = {}
 
     def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
         """Sees the model as it is before the stage's first step, and the tasks of all stages before."""
 
-    def data(self, train: Samples, tasks: Sequence[Task]) -> Samples:
-        """The samples that the stage trains on; called at every start of the stage, resumed or not."""
+    def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
+        """The samples that the stage trains on under `objective`; called at every start of it, resumed or not."""
         return train
 
     def penalty(self, model: Any, batch: Batch, step: int) -> Loss | None:
-        """Added to the loss of a micro-batch: a sum over its target tokens, as every Loss."""
+        """Its mean over its own tokens is added to the mean loss of a micro-batch; all ranks name the same metrics."""
         return None
 
-    def gradients(self, model: Any, step: int) -> None:
-        """Changes the gradients of the mean loss in place, after all micro-batches and ranks, before clipping."""
+    def gradients(self, model: Any, step: int) -> dict[str, Tensor]:
+        """Changes the gradients of the mean loss in place, after all micro-batches and ranks, before clipping.
+
+        Returns what is worth logging. The gradients are the same on every rank, and must stay so.
+        """
+        return {}
 
     def after_step(self, model: Any, step: int, lr: float) -> None:
         """Changes the weights after the optimizer's step, for what Adam must not rescale."""
 
     def end_stage(self, model: Any, folder: Path) -> dict[str, Path]:
-        """Writes further checkpoints into `folder`, by name (an interpolation, an average)."""
+        """Writes further checkpoints under `folder`, by the prefix of their metrics (`wise/0.5`)."""
         return {}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.memory
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.memory = state
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Retention:
+        """A move to a device or precision moves what is remembered too."""
+        self.memory = _mapped(self.memory, fn)
+        return super()._apply(fn, recurse)
+
+
+def _mapped(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value)
+    return {name: _mapped(item, fn) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 @runtime_checkable
 class Router(Protocol):
-    def __call__(self, x: Float[Tensor, "tokens dim"]) -> Routing: ...
+    def __call__(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing: ...
 
 
 @runtime_checkable

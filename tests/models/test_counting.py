@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from kleiber.adapters.lora import LoRA
 from kleiber.models.counting import count_parameters, executed_flops, six_nd, training_flops
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import NoMixing, Window
@@ -92,6 +93,17 @@ def test_frozen_weights_make_the_backward_pass_cheaper_exactly(case, kept):
     other, attention = measured(model)
     expected = other + (TIME + 1) / 2 / TIME * attention
     assert training_flops(model, TIME) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("case", ["untied gelu", "shared"])
+def test_an_adapters_backward_pass_is_counted_as_it_is(case):
+    model = Transformer(96, width=64, context=TIME, **{**CASES[case], "tied": False})
+    LoRA(rank=4, targets=["attention", "mlp"] + ["experts"] * (case == "shared")).apply(model, seed=0)
+    other, attention = measured(model, sequences=32)
+    expected = other + (TIME + 1) / 2 / TIME * attention
+    # Products of A and B alone are made once a step for stacks of experts, however many tokens there are.
+    assert training_flops(model, TIME) == pytest.approx(expected, rel=0.01 if case == "untied gelu" else 0.03)
+    assert training_flops(model, TIME) < 3 * training_flops(Transformer(96, width=64, context=TIME, **CASES[case]), TIME) / 3
 
 
 def test_a_recomputed_block_and_the_whole_square_under_a_mask_are_executed_and_not_counted():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kleiber.cli import main
-from kleiber.studies.mup_transfer import MupTransfer
+from kleiber.studies.mup_transfer import MupTransfer, verdicts
 
 RATES = [0.0025 * 2**k for k in range(7)]
 
@@ -24,8 +24,13 @@ def rows(optima: dict[int, float], seed: int = 0, noise: float = 0.003, name: st
     )  # fmt: skip
 
 
+def analysed(made: pd.DataFrame) -> dict:
+    optima, drift = MupTransfer().optima(made)
+    return {"optima": optima, "drift": drift, "verdicts": verdicts(optima, drift)}
+
+
 def test_without_noise_the_optimum_is_found_between_the_rates_and_seeds_may_differ():
-    found = MupTransfer().analyse(rows({32: 0.015, 64: 0.03}, noise=0.0))
+    found = analysed(rows({32: 0.015, 64: 0.03}, noise=0.0))
     assert [one["lr"] for one in found["optima"]] == pytest.approx([0.015, 0.03])
     assert [one["wider"] for one in found["optima"]] == pytest.approx([0.015, 0.03])
     assert found["drift"][0]["per_doubling"] == pytest.approx(1.0)
@@ -34,7 +39,7 @@ def test_without_noise_the_optimum_is_found_between_the_rates_and_seeds_may_diff
 def test_ninety_percent_intervals_hold_the_optimum_and_the_drift_in_about_nine_of_ten():
     held, still = [], []
     for seed in range(60):
-        found = MupTransfer().analyse(rows({32: 0.018, 64: 0.018, 128: 0.018}, seed))
+        found = analysed(rows({32: 0.018, 64: 0.018, 128: 0.018}, seed))
         held += [one["lo"] <= 0.018 <= one["hi"] for one in found["optima"]]
         still.append(found["drift"][0]["lo"] <= 0 <= found["drift"][0]["hi"])
     assert 0.83 <= np.mean(held) <= 0.97
@@ -42,14 +47,14 @@ def test_ninety_percent_intervals_hold_the_optimum_and_the_drift_in_about_nine_o
 
 
 def test_a_rate_that_falls_with_the_width_is_said_to_move():
-    found = MupTransfer().analyse(rows({32: 0.04, 64: 0.02, 128: 0.01}, name="Standard"))
+    found = analysed(rows({32: 0.04, 64: 0.02, 128: 0.01}, name="Standard"))
     (verdict,) = found["verdicts"]
     assert verdict["code"] == "moves" and "-1.0" in verdict["text"]
     assert found["drift"][0]["cost"] == pytest.approx(0.03 * 4, rel=0.2)
 
 
 def test_an_optimum_at_the_edge_is_none():
-    found = MupTransfer().analyse(rows({32: 0.001, 64: 0.02}))
+    found = analysed(rows({32: 0.001, 64: 0.02}))
     edge, inside = found["optima"]
     assert (edge["place"], edge["lr"], edge["lo"]) == ("edge", None, None)
     assert inside["place"] == "interior" and found["drift"] == []
@@ -59,7 +64,7 @@ def test_an_optimum_at_the_edge_is_none():
 def test_a_rate_that_diverged_bounds_the_optimum_and_enters_no_parabola():
     made = rows({32: 0.02})
     made.loc[made["lr"] > 0.05, "loss"] = np.inf
-    (one,) = MupTransfer().analyse(made)["optima"]
+    (one,) = analysed(made)["optima"]
     assert one["place"] == "interior" and one["lr"] == pytest.approx(0.02, rel=0.15)
 
 
@@ -83,7 +88,7 @@ def test_a_plain_sweep_is_read_as_this_study_when_asked_and_two_folders_as_one(t
     assert main(command) == 0
     found = json.loads((tmp_path / "mup" / "findings.json").read_text())
     assert found["headline"] in capsys.readouterr().out and found["missing"] == ["run0 (missing)"]
-    assert {one["parametrization"] for one in found["optima"]} == {"MuP", "Standard"}
+    assert {one["parametrization"] for one in found["tables"]["Optima"]} == {"MuP", "Standard"}
     assert (tmp_path / "mup" / "figures" / "transfer.png").read_bytes()[:4] == b"\x89PNG"
     assert "vegaEmbed" in (tmp_path / "mup" / "report.html").read_text()
 

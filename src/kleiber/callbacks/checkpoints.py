@@ -52,12 +52,20 @@ class Checkpoints(Callback):
             optimizer = pl_module.optimizers(use_pl_optimizer=False)
             state = {
                 "optimizer": checkpoint.optimizer_state(optimizer),
+                "retention": {name_of(method): method.state_dict() for method in pl_module.retention},
                 "callbacks": {c.state_key: s for c in trainer.callbacks if (s := c.state_dict())},  # type: ignore[attr-defined]
             }
-            checkpoint.save(self.folder, trainer.global_step, pl_module.model, state, self.config_hash)
+            model = pl_module.model
+            names = checkpoint.trained(model) if pl_module.partial else None
+            checkpoint.save(self.folder, trainer.global_step, model, state, self.config_hash, names)
             checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(s) for s in self.branch_steps])
         if torch.distributed.is_initialized():
             trainer.strategy.barrier()
+
+
+def name_of(method: Any) -> str:
+    """What a retention method is called in a config and in a checkpoint."""
+    return type(method).__name__.lower()
 
 
 def restore_callbacks(callbacks: list[Callback], state: dict[str, Any], own: bool = True) -> None:

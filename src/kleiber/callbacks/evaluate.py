@@ -1,63 +1,95 @@
-"""Scores the validation domains on a fixed set of tokens while training; its seconds are not the training's."""
+"""Scores tasks on fixed sets of samples while training; its seconds are not the training's.
+
+The stage's own tasks are scored as often as asked. Where there is something to forget, every task of the run and of
+its start point is scored before the first and after the last step (the rows of R), and the earlier ones are watched in
+between, on fewer tokens, at steps 1, 2, 4, 8, ... as well: what is lost in the first steps is often regained.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kleiber.data.sampler import evaluation_batches
-from kleiber.evals.perplexity import bits_per_byte, held_out_loss
-from kleiber.types import HeldOut
+from kleiber.score import Place, scores
+from kleiber.types import Task
 
 
 class Evaluate(Callback):
-    """Every `every` optimizer steps (0: never else) and after the last one, for each domain d: val/<d>/loss (nats per
-    token) and, for likelihoods of text, val/<d>/bits_per_byte.
+    """Every `every` optimizer steps (0: never else) and after the last one, for each own task t: val/<t>/loss (nats per
+    token), val/<t>/bits_per_byte for likelihoods of text, and what its scorer says.
 
-    tokens     targets scored per domain, the same ones every time; None for all
-    rows       samples per forward pass
-    likelihood whether the objective's loss is a likelihood of the text (masked prediction is none)
+    own           tasks that the stage trains on
+    earlier       tasks that it may forget
+    later         tasks that stages after it will train on
+    from_weights  whether there is something to forget or to build on, so that the start is scored too
+    start         scores before the first step, where they are known already
+    tokens        targets scored per task, the same ones every time; None for all
+    watched       targets scored per earlier task while the stage goes on, as watch/<t>/loss
+    rows          samples per forward pass
+    place         the ranks that share the work
 
-    `latest` and `curve` (rows of step and metrics) hold the results; both are resumed.
+    `latest`, `start` and `curve` (rows of step and metrics) hold the results; all are resumed.
     """
 
     def __init__(
-        self, validation: dict[str, HeldOut], every: int, tokens: int | None, rows: int, likelihood: bool = True
+        self,
+        own: Sequence[Task],
+        every: int,
+        tokens: int | None,
+        rows: int,
+        place: Place = Place(),  # noqa: B008 (frozen)
+        earlier: Sequence[Task] = (),
+        later: Sequence[Task] = (),
+        from_weights: bool = False,
+        start: dict[str, float] | None = None,
+        watched: int = 32768,
     ) -> None:
-        self.validation, self.every, self.tokens, self.rows = validation, every, tokens, rows
-        self.likelihood = likelihood
+        self.own, self.earlier = list(own), list(earlier)
+        self.all = [*own, *earlier, *later]
+        self.every, self.tokens, self.rows, self.watched = every, tokens, rows, watched
+        self.place, self.from_weights = place, from_weights
+        self.start: dict[str, float] = start or {}
         self.latest: dict[str, float] = {}
         self.curve: list[dict[str, float]] = []
+        self.seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"latest": self.latest, "curve": self.curve}
+        return {"latest": self.latest, "curve": self.curve, "start": self.start, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.latest, self.curve = state_dict["latest"], state_dict["curve"]
+        self.latest, self.curve, self.start = state_dict["latest"], state_dict["curve"], state_dict["start"]
+        self.seconds = state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if not self.from_weights or trainer.global_step:
+            return
+        if not self.start:
+            self.start = self.scores(pl_module.model, self.all, self.tokens, "val")
+        self.put(trainer, self.start | self.watch(pl_module.model))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
-        if step == trainer.max_steps or (self.every and step % self.every == 0):
-            self.latest = self.score(trainer, pl_module)
-            self.curve.append({"step": step, **self.latest})
-            for logger in trainer.loggers:
-                logger.log_metrics(self.latest, step)
+        last, due = step == trainer.max_steps, bool(self.every and step % self.every == 0)
+        if last or due:
+            self.latest = self.scores(pl_module.model, self.all if last else self.own, self.tokens, "val")
+            self.put(trainer, self.latest | self.watch(pl_module.model))
+        elif self.earlier and step & (step - 1) == 0:
+            self.put(trainer, self.watch(pl_module.model))
 
-    def score(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:
-        """The metrics of the model as it is now, the same on every rank."""
-        found: dict[str, float] = {}
-        for domain, samples in self.validation.items():
-            chosen = samples.first(self.tokens)
-            # Ranks that share a sum need a sample each; of fewer samples every rank scores all.
-            share = (trainer.global_rank, trainer.world_size) if len(chosen) >= trainer.world_size else (0, 1)
-            batches = evaluation_batches(chosen, self.rows, None, *share)
-            with trainer.precision_plugin.val_step_context():
-                sums = held_out_loss(pl_module.model, pl_module.objective, batches, pl_module.device)
-            if share[1] > 1:
-                sums.reduce()
-            found[f"val/{domain}/loss"] = nats = sums.means()["ce"].item()
-            if self.likelihood:
-                density = chosen.num_bytes / chosen.num_tokens
-                found[f"val/{domain}/bits_per_byte"] = bits_per_byte(nats, density)
+    def watch(self, model: Any) -> dict[str, float]:
+        return self.scores(model, self.earlier, self.watched, "watch")
+
+    def put(self, trainer: Trainer, found: dict[str, float]) -> None:
+        self.curve.append({"step": trainer.global_step, **found})
+        for logger in trainer.loggers:
+            logger.log_metrics(found, trainer.global_step)
+
+    def scores(self, model: Any, tasks: Sequence[Task], tokens: int | None, prefix: str) -> dict[str, float]:
+        """The metrics of the model as it is now; the time that they take is counted."""
+        began = time.perf_counter()
+        found = scores(model, tasks, tokens, self.rows, self.place, prefix)
+        self.seconds += time.perf_counter() - began
         return found

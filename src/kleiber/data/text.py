@@ -84,7 +84,7 @@ class TextSource:
     @contextmanager
     def reading(self, root: Path) -> Iterator[Reading]:
         with opened(self.place, self.config, root) as (found, config):
-            splits = _known(found, self.place.name)
+            splits = known_splits(found, self.place.name)
             rows = {name: len(split) for name, split in splits.items()}
             texts = {name: _column(split, self.columns, self.place.name) for name, split in splits.items()}
             whole = self.stream or self.place.kind == "text"
@@ -99,14 +99,14 @@ class TextSource:
 
     def _cut(self, read: Callable[[], Iterator[str]], one: bool, test: bool) -> dict[str, Iterable[Document]]:
         parts = ("validation", "test") if test else ("validation",)
-        marks = np.unique(np.fromiter((_mark(text) for text in read()), np.uint64)) if not one else np.empty(0)
+        marks = np.unique(np.fromiter((mark(text) for text in read()), np.uint64)) if not one else np.empty(0)
         if len(marks) <= len(parts):  # one document, or so few that a split would be left without any
             return _by_position(read, parts)
         log.info("%s: %s cut from %d different documents by their hash", self.name, " and ".join(parts), len(marks))
-        cuts = _thresholds(marks, len(parts))
+        cuts = thresholds(marks, len(parts))
 
         def chosen(part: int) -> Iterator[Document]:
-            return ([text] for text in read() if int(np.searchsorted(cuts, np.uint64(_mark(text)), "left")) == part)
+            return ([text] for text in read() if int(np.searchsorted(cuts, np.uint64(mark(text)), "left")) == part)
 
         return {name: chosen(part) for part, name in enumerate((*parts, "train"))}
 
@@ -121,7 +121,7 @@ class _Again:
         return self.read()
 
 
-def _known(found: dict[str, Dataset], name: str) -> dict[str, Dataset]:
+def known_splits(found: dict[str, Dataset], name: str) -> dict[str, Dataset]:
     """The splits under our names; a lone split of another name is taken as training text."""
     splits = {ours: found[name] for ours, names in NAMES.items() for name in names if name in found}
     if "train" not in splits:
@@ -150,11 +150,11 @@ def _column(split: Dataset, columns: tuple[str, ...], name: str) -> Callable[[],
     return read
 
 
-def _mark(text: str) -> int:
+def mark(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.strip().encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def _thresholds(ordered: np.ndarray, parts: int) -> np.ndarray:
+def thresholds(ordered: np.ndarray, parts: int) -> np.ndarray:
     """The largest mark of each part: 5 % of the different documents, at least one; equal documents have equal marks."""
     count = max(1, round(SHARE * len(ordered)))
     return ordered[[count * (part + 1) - 1 for part in range(parts)]]

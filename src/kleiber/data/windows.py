@@ -7,11 +7,13 @@ target exactly once, so that a sum over them is a property of the text and not o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
+from torch import Tensor
 
 from kleiber.data.tokens import TokenFile
 from kleiber.types import Batch, Samples, Tokenizer
@@ -113,14 +115,50 @@ class Joined:
 
 
 def interleave(parts: list[Batch], rows: list[Int[np.ndarray, "_"]]) -> Batch:
-    """One batch out of several: row i of part p becomes row rows[p][i]."""
+    """One batch out of several: row i of part p becomes row rows[p][i]. Shorter rows are padded to the longest."""
     if len(parts) == 1:
         return parts[0]
     back = np.argsort(np.concatenate(rows), kind="stable")
-    joined = {}
+    parts = _alike(parts)
+    joined: dict[str, Any] = {}
     for field in fields(Batch):
         values = [getattr(part, field.name) for part in parts]
         missing = [value is None for value in values]
         assert all(missing) or not any(missing), f"some parts of a batch have no {field.name}"
-        joined[field.name] = None if all(missing) else torch.from_numpy(np.concatenate(values)[back])  # no thread pool
+        if all(missing):
+            joined[field.name] = None
+        elif isinstance(values[0], Batch):
+            joined[field.name] = interleave(values, rows)
+        else:
+            joined[field.name] = torch.from_numpy(np.concatenate(values)[back])  # no thread pool
     return Batch(**joined)
+
+
+def _alike(parts: list[Batch]) -> list[Batch]:
+    """The parts in one width, with `real` and `weights` written out where only some have them."""
+    widths = [part.tokens.shape[1] for part in parts]
+    uneven = len(set(widths)) > 1
+    names = [name for name in ("real", "weights") if any(getattr(part, name) is not None for part in parts)]
+    if uneven and "real" not in names:
+        names.append("real")
+    if not names:
+        return parts
+    filled = [replace(part, **{name: _written(part, name) for name in names}) for part in parts]
+    return [_widened(part, max(widths)) for part in filled] if uneven else filled
+
+
+def _written(part: Batch, name: str) -> Tensor:
+    given: Tensor | None = getattr(part, name)
+    if given is not None:
+        return given
+    return torch.ones_like(part.tokens, dtype=torch.bool if name == "real" else torch.float32)
+
+
+def _widened(part: Batch, width: int) -> Batch:
+    time = part.tokens.shape[1]
+    grown = {}
+    for name in ("tokens", "real", "weights", "segments"):
+        value = getattr(part, name)
+        if value is not None:
+            grown[name] = torch.from_numpy(np.pad(value.numpy(), ((0, 0), (0, width - time))))
+    return replace(part, **grown)

@@ -1,6 +1,7 @@
 """How large a model is and what a token costs, by walking its modules. It measures nothing and times nothing.
 
-A module whose cost is not that of its `nn.Linear` parts says so itself: `flops(time)`, forward FLOPs per token.
+A module whose cost is not that of its `nn.Linear` parts says so itself: `flops(time)`, forward FLOPs per token. A model
+of Hugging Face's is counted by its config, approximately.
 Elementwise work, norms and the lookup count as 0, as everywhere in the literature.
 """
 
@@ -11,6 +12,8 @@ from functools import partial
 
 from torch import nn
 
+from kleiber.models.hf_model import HFModel
+from kleiber.nn.lora import A, B
 from kleiber.nn.moe import Experts, MoE
 
 
@@ -36,8 +39,11 @@ def count_parameters(model: nn.Module) -> Parameters:
     """Parameters of a model with `embedding.weight` and `head.weight`."""
     sizes = {id(p): p.numel() for p in model.parameters()}
     total = sum(sizes.values())
-    idle = sum(_idle(module) for module in model.modules() if isinstance(module, Experts))
-    matrices = [getattr(model, name).weight for name in ("embedding", "head")]
+    if isinstance(model, HFModel):
+        idle, matrices = model.idle(), model.vocabulary()
+    else:
+        idle = sum(_idle(module) for module in model.modules() if isinstance(module, Experts))
+        matrices = [getattr(model, name).weight for name in ("embedding", "head")]
     vocabulary = sum({id(matrix): matrix.numel() for matrix in matrices}.values())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Parameters(total, total - idle, total - vocabulary, vocabulary, trainable)
@@ -57,6 +63,8 @@ def training_flops(model: nn.Module, time: int) -> float:
     the forward pass when all is trained, and less with frozen weights or LoRA. Without recomputation or optimizer
     (Hoffmann et al. 2022, appendix F, counts the whole causal square and the lookup as a product).
     """
+    if isinstance(model, HFModel):
+        return 3 * model.forward_flops(time)
     forward, backward = _cost(model, time, entered=False)
     return forward + backward
 
@@ -67,6 +75,8 @@ def executed_flops(model: nn.Module, time: int, recomputed: bool = False) -> flo
     A module that does more than its `flops` says how much in `executed_flops(time)`, of its forward pass. `recomputed`:
     blocks are computed again in the backward pass (trainer.checkpoint_activations).
     """
+    if isinstance(model, HFModel):
+        return training_flops(model, time) + recomputed * model.forward_flops(time)
     extra = 0.0
     for module in model.modules():
         own = getattr(module, "executed_flops", None)
@@ -89,13 +99,20 @@ def _cost(module: nn.Module, time: int, entered: bool) -> tuple[float, float]:
     Children are taken one after another, as they were made; those of a mixture stand side by side, and an output
     matrix `out` comes after what the module does itself.
     """
+    own = dict(module.named_parameters(recurse=False))
+    matrices = {name: p for name, p in own.items() if p.dim() > 1 and not name.endswith((A, B))}
     if isinstance(module, nn.Linear):
-        return _matrices([module.weight], 2.0 * module.weight.numel(), entered)
-    own = getattr(module, "flops", None)
-    flops = 0.0 if own is None else float(own(time))
-    weights = [p for p in module.parameters(recurse=False) if p.dim() > 1]
-    if flops and weights:
-        return _matrices(weights, flops, entered)
+        forward, backward = _matrices([(p.numel(), p.requires_grad) for p in matrices.values()], 1.0, entered)
+        low = [(own[name].numel(), own[name].requires_grad) for name in ("weight" + A, "weight" + B) if name in own]
+        update = _matrices(low, 1.0, entered)
+        return forward + update[0], backward + update[1]
+    count = getattr(module, "flops", None)
+    flops = 0.0 if count is None else float(count(time))
+    if flops and matrices:
+        # What adds a low-rank update to the matrix itself has the gradient of the whole matrix made for it.
+        trained = {n: any(own[n + s].requires_grad for s in ("", A, B) if n + s in own) for n in matrices}
+        sizes = [(p.numel(), trained[name]) for name, p in matrices.items()]
+        return _matrices(sizes, flops / (2.0 * sum(size for size, _ in sizes)), entered)
     children = [child for child in module.children() if child is not getattr(module, "out", None)]
     forward = backward = 0.0
     reached = entered
@@ -109,14 +126,14 @@ def _cost(module: nn.Module, time: int, entered: bool) -> tuple[float, float]:
     return forward, backward
 
 
-def _matrices(weights: list[nn.Parameter], flops: float, entered: bool) -> tuple[float, float]:
-    """Products one after another that together cost `flops`, each by its size."""
-    whole, backward = sum(weight.numel() for weight in weights), 0.0
-    for weight in weights:
-        share = flops * weight.numel() / whole
-        backward += share * (weight.requires_grad + entered)
-        entered = entered or weight.requires_grad
-    return flops, backward
+def _matrices(sizes: list[tuple[int, bool]], share: float, entered: bool) -> tuple[float, float]:
+    """Products one after another: of each matrix its size, and whether it is trained; a token meets `share` of it."""
+    forward = backward = 0.0
+    for size, trained in sizes:
+        forward += 2.0 * share * size
+        backward += 2.0 * share * size * (trained + entered)
+        entered = entered or trained
+    return forward, backward
 
 
 def _below(module: nn.Module, entered: bool) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kleiber.nn.loss import cross_entropy
-from kleiber.types import Batch, Loss, Model
+from kleiber.types import Batch, Loss, Model, Predictions
 
 
 class CLM:
@@ -34,6 +34,12 @@ class CLM:
         tokens = weights.sum() if weights is not None else torch.tensor(float(targets.numel()), device=targets.device)
         metrics = {"ce": cross.detach(), **{name: value.detach() for name, value in output.aux.items()}}
         return Loss(total + output.aux["loss"] if "loss" in output.aux else total, tokens, metrics)
+
+    def predictions(self, model: Model, batch: Batch) -> Predictions:
+        """The next token's distribution at every target."""
+        weights = target_weights(batch)
+        hidden = model(inputs(batch)).hidden
+        return Predictions(hidden, model.head, hidden.new_ones(hidden.shape[:2]) if weights is None else weights)
 
 
 def inputs(batch: Batch) -> Batch:

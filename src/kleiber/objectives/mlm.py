@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.nn.loss import cross_entropy
-from kleiber.types import Batch, Loss, Model, Tokenizer
+from kleiber.types import Batch, Loss, Model, Predictions, Tokenizer
 
 
 class MLM:
@@ -27,12 +27,15 @@ class MLM:
     def __init__(self, vocabulary: Tokenizer, mask_share: float = 0.15, seed: int = 0) -> None:
         if not 0 < mask_share < 1:
             raise ValueError(f"objective.mask_share={mask_share} must lie between 0 and 1; BERT uses 0.15")
+        if vocabulary.mask < 0:
+            raise ValueError(
+                f"data.tokenizer={vocabulary.name} has no mask and its model no row for one: objective=clm"
+            )
         self.mask_share, self.seed = mask_share, seed
         self.mask, self.vocab_size = vocabulary.mask, vocabulary.vocab_size
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
-        # A row holds one token more than the context, for next-token targets; neighbouring rows share it.
-        batch = batch.map(lambda t: t[:, :-1] if t.dim() == 2 else t)
+        batch = within_context(batch)
         hidden, targets = self.corrupt(batch)
         output = model(Batch(tokens=hidden, real=batch.real, segments=batch.segments, samples=batch.samples))
         chosen = targets.flatten()
@@ -43,6 +46,13 @@ class MLM:
         }
         metrics = {"ce": total.detach(), **{name: value.detach() for name, value in aux.items()}}
         return Loss(total + aux["loss"] if "loss" in aux else total, chosen.sum().float(), metrics)
+
+    def predictions(self, model: Model, batch: Batch) -> Predictions:
+        """The distribution of every hidden token; the others have weight 0."""
+        batch = within_context(batch)
+        hidden, targets = self.corrupt(batch)
+        output = model(Batch(tokens=hidden, real=batch.real, segments=batch.segments, samples=batch.samples))
+        return Predictions(output.hidden, model.head, targets.float())
 
     def corrupt(self, batch: Batch) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
         """The tokens the model reads, and which positions it has to predict."""
@@ -56,6 +66,11 @@ class MLM:
         random = (other * self.vocab_size).long().clamp_(max=self.vocab_size - 1)
         replaced = torch.where(kind < 0.8, self.mask, torch.where(kind < 0.9, random, batch.tokens))
         return torch.where(targets, replaced, batch.tokens), targets
+
+
+def within_context(batch: Batch) -> Batch:
+    """A row holds one token more than the context, for next-token targets; neighbouring rows share it."""
+    return batch.map(lambda t: t[:, :-1] if t.dim() == 2 else t)
 
 
 def uniform(samples: Int[Tensor, "batch"], time: int, seed: int, stream: int) -> Float[Tensor, "batch time"]:

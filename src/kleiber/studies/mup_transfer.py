@@ -1,25 +1,23 @@
 """The study `mup_transfer`: where the best learning rate lies at each width, and whether it moves with the width.
 
 A parabola in log2 of the rate through the points around the least loss, one level a seed (seeds are paired over rates),
-gives the optimum and, by the delta method, its interval. It reads what runs wrote, and refuses an optimum at the edge of
-the grid: there the loss may be lower where nobody looked.
+gives the optimum and, by the delta method, its interval. It reads what runs wrote, and refuses an optimum at the edge
+of the grid: there the loss may be lower where nobody looked.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from kleiber.catalog import Run, counts
+from kleiber.catalog import Run
 from kleiber.folder import read_config
-from kleiber.summary import write_json
+from kleiber.studies.findings import Findings, Options
 
 
 class Parabola(NamedTuple):
@@ -46,8 +44,8 @@ class Parabola(NamedTuple):
         return float(np.sqrt(noise * jacobian @ self.unit @ jacobian))
 
 
-@dataclass(frozen=True)
-class MupTransfer:
+@dataclass(frozen=True, kw_only=True)
+class MupTransfer(Options):
     """The optimal learning rate by width and parametrisation, its drift, and a figure.
 
     around  rates on each side of the least that enter the parabola; a second one with `around` + 1 stands beside it,
@@ -59,37 +57,27 @@ class MupTransfer:
     level: float = 0.9
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.around < 1 or not 0 < self.level < 1:
             raise ValueError(f"study.around={self.around} must be at least 1, study.level={self.level} in (0, 1)")
 
-    def report(self, folder: Path, runs: Sequence[Run], out: Path | None = None) -> dict[str, Any]:
-        """Writes findings.json, figures and report.html; returns findings.json's content."""
-        from kleiber.studies.report import save_figures, sheet
-
+    def analyse(self, runs: Sequence[Run]) -> Findings:
         rows = points(runs)
-        found = {
-            "schema": "kleiber.findings/1", "study": folder.name, **self.analyse(rows), "runs": counts(runs),
-            "missing": [f"{run.name} ({run.status})" for run in runs if run.status != "finished"],
-            "seconds": sum(run.summary.get("seconds") or 0 for run in runs),
-        }  # fmt: skip
-        charts = {"transfer": figure(rows, found["optima"])}
-        save_figures(folder, charts)
-        write_json(folder / "findings.json", found)
-        body = f"<h2>Optima</h2>{table(found['optima'])}<h2>Methods</h2><p>{html.escape(self.methods())}</p>"
-        (out or folder / "report.html").write_text(sheet(found, charts, body))
-        return found
+        optima, drifts = self.optima(rows)
+        headline = "; ".join(moved(one)["text"] for one in drifts) or "No optimum at two widths: nothing to compare."
+        tables = {"Optima": optima, "Drift of the optimum": [{**one, "widths": str(one["widths"])} for one in drifts]}
+        figures = {"transfer": lambda: figure(rows, optima)}
+        return Findings(headline, verdicts(optima, drifts), tables, figures, methods=self.methods())
 
-    def analyse(self, rows: pd.DataFrame) -> dict[str, Any]:
-        """The optima by parametrisation and width, the drift by parametrisation, and what may be said of them."""
+    def optima(self, rows: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The optima by parametrisation and width, and the drift by parametrisation."""
         optima: list[dict[str, Any]] = []
         drifts: list[dict[str, Any]] = []
         for name, part in rows.groupby("parametrization"):
             found, drift = self._parametrization(str(name), pd.DataFrame(part))
             optima += found
             drifts += drift
-        verdicts = [verdict for one in optima if (verdict := told(one))] + [moved(one) for one in drifts]
-        headline = "; ".join(one["text"] for one in map(moved, drifts)) or "No optimum at two widths: nothing to compare."
-        return {"headline": headline, "optima": optima, "drift": drifts, "verdicts": verdicts, "level": self.level}
+        return optima, drifts
 
     def _parametrization(self, name: str, rows: pd.DataFrame) -> tuple[list[dict], list[dict]]:
         optima, fits = [], {}
@@ -138,7 +126,7 @@ class MupTransfer:
 
 
 def points(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row a finished run: parametrisation, width, rate, seed, loss. A run that diverged has a loss above all others."""
+    """A row a finished run: parametrisation, width, rate, seed, loss. One that diverged has a loss above all others."""
     rows = []
     for run in runs:
         if run.status not in ("finished", "diverged"):
@@ -204,13 +192,17 @@ def drift(name: str, fits: dict[int, Parabola], noise: float, reach: float) -> d
     }  # fmt: skip
 
 
+def verdicts(optima: Sequence[dict[str, Any]], drifts: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    return [verdict for one in optima if (verdict := told(one))] + [moved(one) for one in drifts]
+
+
 def moved(one: dict[str, Any]) -> dict[str, str]:
     """The drift in words: within half a grid step per doubling of the width it may be called transfer."""
     narrow, wide = one["widths"][0], one["widths"][-1]
     text = (
         f"{one['parametrization']}: from width {narrow} to {wide} the best rate moves by {one['per_doubling']:+.2f} "
-        f"[{one['lo']:+.2f}, {one['hi']:+.2f}] doublings per doubling of the width; training {wide} at the best rate of "
-        f"{narrow} costs {one['cost']:.4f} nats"
+        f"[{one['lo']:+.2f}, {one['hi']:+.2f}] doublings per doubling of the width; training {wide} at the best rate "
+        f"of {narrow} costs {one['cost']:.4f} nats"
     )
     if max(abs(one["lo"]), abs(one["hi"])) <= 0.5:
         return {"code": "transfers", "level": "note", "text": text}
@@ -226,38 +218,30 @@ def told(one: dict[str, Any]) -> dict[str, str] | None:
         text = f"{where}: the least loss is at the edge of the grid, lr = {one['least_at']:g}: widen the grid"
         return {"code": "edge", "level": "warn", "text": text}
     if one["place"] == "flat":
-        text = f"{where}: no parabola opens upwards around lr = {one['least_at']:g}, or no point is left to judge noise by"
+        text = (
+            f"{where}: no parabola opens upwards around lr = {one['least_at']:g}, or no point is left to judge noise by"
+        )
         return {"code": "flat", "level": "warn", "text": text}
     return None
-
-
-def table(optima: Sequence[dict[str, Any]]) -> str:
-    names = ("parametrization", "width", "place", "lr", "lo", "hi", "wider", "least_at", "loss", "seeds", "rates")
-    cells = "".join(
-        "<tr>" + "".join(f"<td>{cell(one[name])}</td>" for name in names) + "</tr>" for one in optima
-    )
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{cells}</table>"
-
-
-def cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
 
 
 def figure(rows: pd.DataFrame, optima: Sequence[dict[str, Any]]) -> Any:
     """Loss against learning rate, a line a width and a panel a parametrisation; rules mark the optima."""
     import altair as alt
 
-    from kleiber.studies.plots import PALETTE, dressed
+    from kleiber.studies.dress import dressed, shades
 
     shown = pd.DataFrame(rows[np.isfinite(rows["loss"])])
     widths = sorted(int(width) for width in shown["width"].unique())
-    color = alt.Color("width:O", sort=widths, scale=alt.Scale(scheme=PALETTE), title="width")
+    color = alt.Color("width:O", sort=widths, scale=alt.Scale(range=shades(len(widths))), title="width")
     rates = sorted(float(rate) for rate in shown["lr"].unique())
     x = alt.X("lr:Q", title="learning rate", scale=alt.Scale(type="log", base=2, nice=False, padding=10))
     x = x.axis(alt.Axis(values=rates, format="~g", labelAngle=-40))
     y = alt.Y("loss:Q", title="validation loss (nats per token)", scale=alt.Scale(zero=False))
     base = alt.Chart(shown)
-    lines = base.mark_line(strokeWidth=1.5).encode(x=x, y=alt.Y("mean(loss):Q", scale=alt.Scale(zero=False)), color=color)
+    lines = base.mark_line(strokeWidth=1.5).encode(
+        x=x, y=alt.Y("mean(loss):Q", scale=alt.Scale(zero=False)), color=color
+    )
     tip = ["run:N", "width:O", "lr:Q", "seed:O", alt.Tooltip("loss:Q", format=".4f")]
     dots = base.mark_point(filled=True, size=28).encode(x=x, y=y, color=color, tooltip=tip)
     panels = []

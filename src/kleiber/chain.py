@@ -1,0 +1,150 @@
+"""The configs of a run's stages, and what a run that starts from another takes over from it: data in, data out.
+
+A stage of a chain is written as what differs from the run (its data, objective, budget, ...). Nothing here imports
+torch, so a config is complete, and can be checked and hashed, before anything is built.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kleiber.errors import ConfigError, did_you_mean
+from kleiber.folder import read_config, status
+from kleiber.signatures import signature
+from kleiber.summary import read
+
+ONLY = "main"  # the name of the one stage of an ordinary run
+OWN = ("data", "objective", "budget", "schedule", "optimizer", "retention", "adapter", "batch")
+RETAINING = ("retention", "adapter")  # of the run: for every stage that comes after another
+WHOLE = ("budget", *RETAINING)  # replaced and never merged: their keys exclude one another, or are nodes of their own
+TOKENIZER = "tokenizer"  # folder of a run
+
+
+def is_chain(config: Mapping[str, Any]) -> bool:
+    return bool((config.get("stages") or {}).get("chain"))
+
+
+def from_weights(config: Mapping[str, Any]) -> bool:
+    """Whether the run's first stage begins with weights that have been trained."""
+    target = str((config.get("init") or {}).get("_target_", "Scratch"))
+    return not target.endswith("Scratch")
+
+
+def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The whole config of every stage by name, in order; of a run without a chain, its own as `main`.
+
+    A node with a `_target_` replaces that of the run, one without is merged into it; budgets replace each other whole.
+    """
+    if not is_chain(config):
+        return {ONLY: dict(config)}
+    found: dict[str, dict[str, Any]] = {}
+    for name, own in config["stages"]["chain"].items():
+        one = copy.deepcopy({key: value for key, value in config.items() if key != "stages"}) | {"stages": None}
+        if not found:
+            one |= dict.fromkeys(RETAINING)
+        for key, value in (own or {}).items():
+            if key not in OWN:
+                near = did_you_mean(str(key), OWN)
+                raise ConfigError(f"stages.chain.{name}.{key}: a stage has no {key} of its own.{near} {', '.join(OWN)}")
+            one[key] = value if key in WHOLE else merged(one.get(key), value)
+        if own and "budget" in own:
+            one["budget"] = dict.fromkeys(config["budget"]) | dict(own["budget"])
+        found[name] = one
+    return found
+
+
+def merged(old: Any, new: Any) -> Any:
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or "_target_" in new:
+        return new
+    return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
+
+
+def locate(path: str) -> tuple[Path, str]:
+    """Folder and stage of `RUN` or `RUN/STAGE`; of a run alone, its last finished stage.
+
+    Raises ConfigError where there is no such run, or nothing in it is finished.
+    """
+    told = Path(path).expanduser()
+    folder, stage = (told, None) if (told / "config.yaml").is_file() else (told.parent, told.name)
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"init.path={path}: no run is there (neither it nor its parent has a config.yaml)")
+    finished = [s["name"] for s in (read(folder / "summary.json") or {}).get("stages", []) if s["status"] == "finished"]
+    if not finished:
+        raise ConfigError(f"init.path={path}: no stage of that run is finished (it is {status(folder)})")
+    if stage is not None and stage not in finished:
+        raise ConfigError(f"init.path={path}: no finished stage {stage!r}.{did_you_mean(stage, finished)} {finished}")
+    return folder.absolute(), stage or finished[-1]
+
+
+def adopt(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The config with what its start point decides: the model and the tokenizer, unless the command line names them."""
+    config = _wrapped(config, {override.lstrip("+~").partition("=")[0] for override in overrides})
+    init = config.get("init")
+    if not isinstance(init, Mapping) or "_target_" not in init:
+        return config
+    kind = str(init["_target_"]).rsplit(".", 1)[-1]
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    if kind == "Scratch" or not init.get("path"):
+        return config
+    if kind == "HF":
+        from kleiber.models.hf_config import hf_model_node
+
+        if config["model"]["_target_"].rsplit(".", 1)[-1] != "Transformer":
+            return config
+        config = _with_model(config, hf_model_node(Path(str(init["path"]))), given)
+        return _with_tokenizer(config, str(Path(str(init["path"])).expanduser().absolute()), None, given)
+    folder, stage = locate(str(init["path"]))
+    old = read_config(folder)
+    init = {**init, "path": str(folder / stage)}
+    config = {**config, "init": init}
+    if kind == "Checkpoint":
+        config = _with_model(config, old["model"], given)
+    own = old["data"]
+    saved = folder / TOKENIZER
+    return _with_tokenizer(config, str(saved) if saved.is_dir() else own.get("tokenizer", "bytes"), None, given)
+
+
+def _wrapped(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """A trained model of Hugging Face's, wrapped as it is, reads the ids of its own tokenizer."""
+    model = config["model"]
+    if not model["_target_"].endswith(".HFModel") or model.get("weights", "pretrained") == "random":
+        return config
+    from kleiber.models.hf_config import hf_tokenizer, model_folder
+
+    if "data.tokenizer" in given or "tokenizer" not in signature(str(config["data"]["_target_"])).parameters:
+        return config
+    return _with_tokenizer(config, hf_tokenizer(model_folder(str(model["path"])).absolute()), None, given)
+
+
+def _with_model(config: dict[str, Any], model: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
+    if any(key == "model" or key.startswith("model/") for key in given):
+        return config
+    adopted = copy.deepcopy(dict(model))
+    for key in given:
+        if key.startswith("model."):
+            _set(adopted, key.split(".")[1:], _get(config, key.split(".")))
+    return {**config, "model": adopted}
+
+
+def _with_tokenizer(config: dict[str, Any], name: str, size: int | None, given: set[str]) -> dict[str, Any]:
+    if "data.tokenizer" in given or "tokenizer" not in signature(str(config["data"]["_target_"])).parameters:
+        return config
+    return {**config, "data": {**config["data"], "tokenizer": name, "vocab_size": size}}
+
+
+def _get(node: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        node = node[key]
+    return json.loads(json.dumps(node))
+
+
+def _set(node: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        if not isinstance(node.get(key), dict):
+            node[key] = {}
+        node = node[key]
+    node[keys[-1]] = value

@@ -1,0 +1,120 @@
+"""Conversations: rows recognised as turns, and turns as token ids, with a mark on what a model should learn to say.
+
+The template, for every tokenizer (<eos> is its end-of-text id, the markers are plain text unless its vocabulary has
+them as tokens):
+
+    <eos><|system|>\n CONTENT \n<|user|>\n CONTENT \n<|assistant|>\n ANSWER <eos> <|user|>\n ...
+
+Answers and the <eos> that ends each are marked; all else is only read. Content is taken as it is, so a user's text that
+holds a marker reads like one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from kleiber.data.tokenizer import encode_many
+from kleiber.types import Tokenizer
+
+ROLES = {
+    "system": "system", "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant",
+}  # fmt: skip
+PAIRS = (("prompt", "response"), ("prompt", "completion"), ("question", "answer"))
+ALPACA = ("instruction", "input", "output")
+FORMS = "messages; prompt, response; prompt, completion; instruction, input, output; question, answer"
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: str  # system, user or assistant
+    content: str
+
+
+Conversation = list[Turn]
+
+
+def turns(messages: Iterable[Mapping[str, Any]], where: str = "messages") -> Conversation:
+    """Messages of role and content (or from and value). Raises ValueError for a role that nobody here plays."""
+    found = []
+    for message in messages:
+        said = message.get("role", message.get("from"))
+        role = ROLES.get(str(said).lower())
+        if role is None:
+            raise ValueError(f"{where}: role {said!r} is not one of {', '.join(ROLES)}")
+        found.append(Turn(role, message.get("content", message.get("value")) or ""))
+    return found
+
+
+def conversation(row: Mapping[str, Any]) -> Conversation:
+    """The turns of a row, by the columns it has; the first form of FORMS that fits. Raises ValueError for none."""
+    for name in ("messages", "conversations"):
+        if name in row:
+            return turns(row[name] or (), name)
+    if {"instruction", "output"} <= row.keys():
+        asked, given = row["instruction"] or "", row.get("input") or ""
+        prompt = f"{asked}\n\n{given}" if given.strip() else asked
+        return [Turn("user", prompt), Turn("assistant", row["output"] or "")]
+    for prompt, answer in PAIRS:
+        if {prompt, answer} <= row.keys():
+            return [*_side(row[prompt], "user"), *_side(row[answer], "assistant")]
+    raise ValueError(f"no form of conversation in the columns {', '.join(row)}: they are read as {FORMS}")
+
+
+def recognised(columns: Sequence[str]) -> bool:
+    names = set(columns)
+    return bool(names & {"messages", "conversations"}) or any(
+        set(form) <= names for form in (*PAIRS, ("instruction", "output"))
+    )
+
+
+def _side(value: Any, role: str) -> Conversation:
+    return [Turn(role, value or "")] if value is None or isinstance(value, str) else turns(value)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of a conversation, and which of them are answers (and thus targets)."""
+
+    ids: Int[np.ndarray, "time"]
+    answers: Bool[np.ndarray, "time"]
+
+
+def encoded(conversations: Sequence[Conversation], tokenizer: Tokenizer, last_only: bool = False) -> list[Encoded]:
+    """The conversations by the template. `last_only`: of several answers only the last is marked."""
+    texts = [text for one in conversations for turn in one for text in _texts(turn)]
+    ids = iter(encode_many(tokenizer, texts))
+    return [_joined(one, ids, tokenizer.eos, last_only) for one in conversations]
+
+
+def prompt(one: Conversation, tokenizer: Tokenizer) -> list[int]:
+    """Ids up to where the next answer begins: what a model is given to answer."""
+    before = encoded([one], tokenizer)[0].ids.tolist()
+    return [*before, *tokenizer.encode(_texts(Turn("assistant", ""))[0])]
+
+
+def _texts(turn: Turn) -> tuple[str, ...]:
+    """What is encoded by itself, so that an answer's tokens do not depend on what stands around it."""
+    if turn.role == "assistant":
+        return ("<|assistant|>\n", turn.content)
+    return (f"<|{turn.role}|>\n{turn.content}\n",)
+
+
+def _joined(one: Conversation, ids: Any, eos: int, last_only: bool) -> Encoded:
+    parts: list[Any] = [[eos]]
+    marks = [np.zeros(1, bool)]
+    last = max((i for i, turn in enumerate(one) if turn.role == "assistant"), default=-1)
+    for i, turn in enumerate(one):
+        opening = next(ids)
+        parts.append(opening)
+        marks.append(np.zeros(len(opening), bool))
+        if turn.role == "assistant":
+            answer = next(ids)
+            parts += [answer, [eos]]
+            marks.append(np.full(len(answer) + 1, i == last or not last_only))
+    return Encoded(np.concatenate(parts).astype(np.int64), np.concatenate(marks))

@@ -1,0 +1,70 @@
+"""What a column of labels holds: classes by number or by name, several classes a row, or a quantity.
+
+The kind follows from the column's type: whole numbers, text and truth values are classes, lists are several classes a
+row (numbers or names), fractions are quantities. A label is missing where it is empty or, for classes, negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Kind = Literal["single", "multi", "regression"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """`values` are the classes in order, as the column spells them; `names` say them to a person."""
+
+    kind: Kind
+    names: list[str]
+    values: list[Any]
+
+    def encoded(self, column: Iterable[Any]) -> tuple[Shaped[np.ndarray, "rows *classes"], Bool[np.ndarray, "rows"]]:
+        """Class numbers (int64), rows of 0 and 1 (float32) or quantities (float32), and which rows have a label."""
+        given = list(column)
+        if self.kind == "regression":
+            values = np.array([np.nan if value is None else value for value in given], np.float32)
+            # GLUE hides the labels of a test split behind -1; elsewhere -1 is a quantity like others.
+            hidden = len(values) > 0 and bool((values == -1).all())
+            return values, np.isfinite(values) & (not hidden)
+        place = {value: i for i, value in enumerate(self.values)}
+        if self.kind == "single":
+            numbers = np.array([-1 if absent(value) else place[value] for value in given], np.int64)
+            return numbers, numbers >= 0
+        rows = np.zeros((len(given), len(self.values)), np.float32)
+        for row, classes in zip(rows, given, strict=True):
+            row[[place[value] for value in classes or ()]] = 1
+        return rows, np.array([classes is not None for classes in given], bool)
+
+
+def absent(value: Any) -> bool:
+    """Whether a class is missing: none, an empty name, a negative number."""
+    return value is None or value == "" or (isinstance(value, int | float) and not value >= 0)
+
+
+def labels_of(tables: dict[str, Dataset], column: str) -> Labels:
+    """The kind of the column and its classes, over all splits. Raises ValueError for a column without labels."""
+    feature: Any = tables["train"].features[column]
+    inner = getattr(feature, "feature", None)
+    if inner is None and str(getattr(feature, "dtype", "")).startswith(("float", "double")):
+        return Labels("regression", ["value"], [])
+    several = inner is not None
+    found: set[Any] = set()
+    for table in tables.values():
+        for value in table[column]:
+            found.update(value or ()) if several else found.add(value)
+    values = sorted(value for value in found if not absent(value))
+    named = getattr(inner if several else feature, "names", None)
+    if named:
+        values = list(range(len(named)))
+    if len(values) < (1 if several else 2):
+        raise ValueError(f"data.label={column}: there are {len(values)} classes ({values}), nothing to tell apart")
+    return Labels("multi" if several else "single", list(named or map(str, values)), values)

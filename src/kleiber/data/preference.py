@@ -1,0 +1,227 @@
+"""Pairs of answers to one prompt, of which one was preferred: prompt, chosen, rejected, or two whole transcripts.
+
+A sample is a pair: `tokens` hold the chosen conversation, `against` the rejected one. Both keep the same end of the
+prompt where model.context is short, and answers are cut at their end. Pairs that differ nowhere, or where an answer is
+missing, teach nothing and are left out; they are counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Integer
+
+from kleiber.data import ragged
+from kleiber.data.cache import cache_root, cached, digest
+from kleiber.data.chat import Conversation, Encoded, Turn, encoded, turns
+from kleiber.data.corpus import TextCorpus, as_bytes, choose_tokenizer
+from kleiber.data.instruct import TEMPLATE
+from kleiber.data.padded import Held, numbers, pad, sizes
+from kleiber.data.rows import locate
+from kleiber.data.table import Row, Table, batches, must_have, table_name
+from kleiber.data.tokens import SPLITS, dtype
+from kleiber.types import Batch, Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+SPOKEN = re.compile(r"\n\n(Human|Assistant): ?")
+
+
+def transcript(text: str) -> Conversation:
+    """Turns of a transcript of `\\n\\nHuman: ...` and `\\n\\nAssistant: ...` (Bai et al. 2022, arXiv:2204.05862)."""
+    pieces = SPOKEN.split(text)
+    if len(pieces) < 3:
+        raise ValueError(f"no turns of Human and Assistant in the transcript {text[:60]!r}")
+    return [
+        Turn("user" if who == "Human" else "assistant", said)
+        for who, said in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
+
+
+def pair(row: Row) -> tuple[Conversation, Conversation]:
+    """The chosen and the rejected conversation of a row, each up to its last answer."""
+    sides = []
+    for name in ("chosen", "rejected"):
+        value = row[name] or ""
+        if "prompt" in row:
+            asked, said = row["prompt"] or "", value
+            before = [Turn("user", asked)] if isinstance(asked, str) else turns(asked, "prompt")
+            answer = [Turn("assistant", said)] if isinstance(said, str) else turns(said, name)
+            # Some tables repeat the prompt's messages in front of each answer.
+            sides.append(answer if answer[: len(before)] == before else [*before, *answer])
+        else:
+            sides.append(transcript(value) if isinstance(value, str) else turns(value, name))
+    return sides[0], sides[1]
+
+
+@dataclass
+class PreferenceCorpus(TextCorpus):
+    """Pairs. num_tokens are those of both sides; `folder` is where what frozen models say of them is kept."""
+
+    folder: Path = Path()
+
+    def kept(self, key: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Arrays by name, computed once for `key` and this data; of several processes one computes."""
+
+        def build(folder: Path) -> dict[str, Any]:
+            for name, values in compute().items():
+                np.save(folder / f"{name}.npy", values)
+            return {}
+
+        folder, _ = cached(self.folder, f"{self.name}-reference", {"key": key, "corpus": self.hash}, build)
+        return {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))}
+
+    def pairs(self) -> dict[str, PairRows]:
+        """Every pair by split, held-out ones in the order of the table."""
+        held = {"validation": self.validation, "test": self.test}
+        found: dict[str, Any] = {"train": self.train}
+        found |= {split: one.samples for split, by_name in held.items() for one in by_name.values()}  # type: ignore
+        return found
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Pairs at `path`: columns prompt, chosen, rejected (text or messages), or chosen and rejected transcripts.
+
+    max_bytes  at most that much text of each split
+    """
+
+    path: str
+    config: str | None = None
+    name: str | None = None
+    tokenizer: str = "bytes"
+    vocab_size: int | None = None
+    max_bytes: int | float | str | None = None
+
+    def table(self) -> Table:
+        place = locate(self.path)
+
+        def checked(table: Dataset) -> None:
+            must_have(table, [("a pair needs", "chosen"), ("a pair needs", "rejected")], place.name)
+
+        def texts(row: Row) -> list[str]:
+            chosen, rejected = pair(row)
+            return [turn.content for turn in [*chosen, *rejected[-1:]]]
+
+        name = self.name or table_name(place, self.config)
+        return Table(place, self.config, name, texts, checked, ["preference", TEMPLATE], as_bytes(self.max_bytes))
+
+    def prepare(self, context: int, cache: Path | None = None) -> PreferenceCorpus:
+        table, root = self.table(), cache_root(cache)
+        tokenizer = choose_tokenizer(self.tokenizer, self.vocab_size, [table], root)
+        folder, told = table.kept(tokenizer, root, lambda f, splits: _encode(f, splits, tokenizer))
+        samples = {name: PairRows(folder / name, context, tokenizer) for name in told["splits"]}
+        for name, split in samples.items():
+            log.info("%s %s: %s", table.name, name, split.described(told["splits"][name]))
+            if name != "test" and len(split) == 0:
+                raise ValueError(f"data.path={self.path}: the {name} split has no pair of two different answers")
+        held = {name: Held(split) for name, split in samples.items() if name != "train" and len(split)}
+        files = [file["sha256"] for file in told["files"].values()]
+        return PreferenceCorpus(
+            name=table.name,
+            config=told["config"],
+            hash=digest([tokenizer.hash, TEMPLATE, context, files]),
+            tokenizer=tokenizer,
+            train=samples["train"],
+            validation={table.name: held["validation"]},
+            test={table.name: held["test"]} if "test" in held else {},
+            manifest={table.name: told},
+            num_tokens=samples["train"].num_tokens,
+            num_bytes=samples["train"].num_bytes,
+            folder=root,
+        )
+
+
+def _encode(folder: Path, splits: dict[str, Dataset], tokenizer: Tokenizer) -> dict[str, Any]:
+    counts, kind = {}, dtype(tokenizer.vocab_size)
+    for name in (split for split in SPLITS if split in splits):
+        useless = 0
+        sides: list[Encoded] = []
+        longer: list[float] = []
+        for batch in batches(splits[name]):
+            told = [pair(row) for row in batch]
+            good = [both for both in told if _teaches(*both)]
+            useless += len(told) - len(good)
+            sides += encoded([side for both in good for side in both], tokenizer, last_only=True)
+            lengths = [tuple(len(side[-1].content) for side in both) for both in good]
+            longer += [1.0 if chosen > rejected else 0.5 * (chosen == rejected) for chosen, rejected in lengths]
+        ragged.write(folder / name, (side.ids for side in sides), kind)
+        # Answers stand at the end of a side: their lengths say where.
+        np.save(folder / f"{name}.answers.npy", np.array([side.answers.sum() for side in sides], np.int64))
+        np.save(folder / f"{name}.longer.npy", np.array(longer, np.float32))
+        counts[name] = {"rows": len(longer), "useless": useless, "longer": float(np.mean(longer)) if longer else None}
+    return {"splits": counts}
+
+
+def _teaches(chosen: Conversation, rejected: Conversation) -> bool:
+    answers = [side[-1] if side else Turn("user", "") for side in (chosen, rejected)]
+    return all(turn.role == "assistant" and turn.content for turn in answers) and chosen != rejected
+
+
+class PairRows:
+    """Pairs of one split. `labels` are 1 where the chosen answer is the longer one, 1/2 where both are as long.
+
+    reference  log-probabilities of both answers under a frozen model, once somebody has set them
+    """
+
+    def __init__(self, path: Path, context: int, tokenizer: Tokenizer) -> None:
+        self.context, self.eos = context, tokenizer.eos
+        self.ids = ragged.read(path, dtype(tokenizer.vocab_size))
+        self.longer = np.load(path.with_suffix(".longer.npy"))
+        answers = np.load(path.with_suffix(".answers.npy"))
+        prompts = self.ids.lengths - answers
+        # The longer answer of a pair decides how much of the prompt there is room for: at least half a row.
+        longest = answers.reshape(-1, 2).max(1, initial=0).repeat(2)
+        room = np.maximum(context + 1 - longest, (context + 1) // 2)
+        self.skipped = np.maximum(prompts - room, 0)
+        self.prompts = prompts - self.skipped
+        self.answers = np.minimum(answers, context + 1 - self.prompts)
+        kept = self.prompts + self.answers
+        self.truncated = int(((self.skipped > 0) | (self.answers < answers)).reshape(-1, 2).any(1).sum())
+        self.lengths = kept.reshape(-1, 2).sum(1)
+        begin = self.ids.starts[:-1] + self.skipped
+        self.sizes = sizes(begin, kept, self.ids.flat, tokenizer).reshape(-1, 2).sum(1)
+        self.num_tokens, self.num_bytes = int(self.lengths.sum()), int(self.sizes.sum())
+        self.reference: Float[np.ndarray, "pairs 2"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.longer)
+
+    def side(self, i: int) -> tuple[Integer[np.ndarray, "time"], Integer[np.ndarray, "time"]]:
+        """Ids and marks of side i: pair i // 2, chosen where i is even."""
+        prompt, answer, skipped = int(self.prompts[i]), int(self.answers[i]), int(self.skipped[i])
+        ids = self.ids[i][skipped : skipped + prompt + answer].astype(np.int64)
+        return ids, np.repeat(np.array([0, 1]), [prompt, answer])
+
+    def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        chosen, rejected = self._rows(2 * index), self._rows(2 * index + 1)
+        chosen.against = rejected
+        chosen.labels = torch.from_numpy(self.longer[index])
+        chosen.samples = numbers(index, epoch, len(self))
+        if self.reference is not None:
+            chosen.reference = torch.from_numpy(self.reference[index])
+        return chosen
+
+    def _rows(self, sides: Int[np.ndarray, "batch"]) -> Batch:
+        ids, marks = zip(*(self.side(int(i)) for i in sides), strict=True)
+        tokens, real = pad(ids, self.context + 1, self.eos, ahead=1)
+        weights, _ = pad(marks, self.context + 1, 0, ahead=1)
+        return Batch(tokens=tokens, real=real, weights=weights.float())
+
+    def described(self, count: dict[str, Any]) -> str:
+        return (
+            f"{len(self):,} pairs"
+            + (f"; {count['useless']:,} rows without two different answers left out" if count["useless"] else "")
+            + (f"; {self.truncated:,} cut to model.context={self.context}" if self.truncated else "")
+            + (f"; the longer answer was chosen in {count['longer']:.1%}" if count["longer"] is not None else "")
+        )

@@ -1,0 +1,83 @@
+"""Exact match of the final answer: the model continues a question greedily, and the last number it names is compared.
+
+For chains of thought as in GSM8K, whose answers end in `#### number`. Words around the number are not judged.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import torch
+
+from kleiber.models.generate import generate
+from kleiber.types import Tokenizer
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+MARK = "####"
+
+
+@dataclass(frozen=True)
+class ExactMatch:
+    """`right` of `total` questions; `texts` are the answers that the model gave."""
+
+    right: int
+    total: int
+    texts: list[str]
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.total
+
+    @property
+    def standard_error(self) -> float:
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.total)
+
+
+def final_number(text: str) -> Decimal | None:
+    """The first number after the last `####`, or without that mark the last number; None where there is none.
+
+    Thousands separators are left out, so that 1,000 is 1000 and 1000.00.
+    """
+    _, mark, after = text.rpartition(MARK)
+    found = NUMBER.findall(after)
+    if not found:
+        return None
+    return Decimal((found[0] if mark else found[-1]).replace(",", ""))
+
+
+def exact_match(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[list[int]],
+    answers: Sequence[str],
+    max_new_tokens: int = 256,
+    rows: int = 16,
+) -> ExactMatch:
+    """Greedy continuations of the prompts, cut at the end of text, against the final numbers of `answers`.
+
+    Prompts of equal length are continued together, `rows` at once. Raises ValueError for no prompt at all, and for an
+    answer without a number.
+    """
+    wanted = [final_number(answer) for answer in answers]
+    if not prompts or None in wanted:
+        raise ValueError(f"{len(prompts)} questions, {wanted.count(None)} of whose answers name no number")
+    texts = [""] * len(prompts)
+    device = next(model.parameters()).device
+    by_length: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(i)
+    for length, members in by_length.items():
+        for at in range(0, len(members), rows):
+            chosen = members[at : at + rows]
+            ids = torch.tensor([prompts[i] for i in chosen], device=device)
+            made = generate(model, ids, max_new_tokens, temperature=0.0)[:, length:].tolist()
+            for i, row in zip(chosen, made, strict=True):
+                end = row.index(tokenizer.eos) if tokenizer.eos in row else len(row)
+                texts[i] = tokenizer.decode(row[:end])
+    right = sum(final_number(text) == number for text, number in zip(texts, wanted, strict=True))
+    return ExactMatch(right, len(prompts), texts)

@@ -1,0 +1,61 @@
+"""Distillation: a model learns another's distribution over the next token beside the token itself.
+
+The teacher is the model of a finished run. It stands outside the trained parameters and outside checkpoints, so a
+student's run needs the teacher's folder as long as it trains. It refuses a teacher of another vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kleiber.models.trained import trained
+from kleiber.nn.divergence import kl_divergence
+from kleiber.nn.loss import cross_entropy
+from kleiber.objectives.clm import inputs, target_weights
+from kleiber.types import Batch, Loss
+
+
+class Distill:
+    """(1 - mix) cross-entropy + mix T^2 KL(teacher_T || student_T), summed over targets, in nats.
+
+    Hinton et al. 2015, arXiv:1503.02531, section 2. "ce" is the student's cross-entropy alone, "kd" the second term
+    without its weight.
+
+    teacher      RUN or RUN/STAGE
+    temperature  T, by which both sets of logits are divided
+    mix          weight of the teacher; 1 leaves the text's own tokens out
+    """
+
+    likelihood = True
+
+    def __init__(self, corpus: Any, teacher: str, temperature: float = 2.0, mix: float = 0.5) -> None:
+        if temperature <= 0:
+            raise ValueError(f"objective.temperature={temperature} must be positive; 1 to 4 is usual")
+        if not 0 < mix <= 1:
+            raise ValueError(f"objective.mix={mix} must lie in (0, 1]: without the teacher it is objective=clm")
+        found = trained(teacher, "objective.teacher")
+        if found.tokenizer_hash != corpus.tokenizer.hash:
+            raise ValueError(
+                f"objective.teacher={teacher} reads ids of {found.tokenizer_hash}, the data is in those of "
+                f"{corpus.tokenizer.hash}: set data.tokenizer to the teacher's"
+            )
+        self.teacher, self.temperature, self.mix = found.model, temperature, mix
+
+    def __call__(self, model: Any, batch: Batch) -> Loss:
+        rows, targets, weights = inputs(batch), batch.tokens[:, 1:], target_weights(batch)
+        if weights is None:
+            weights = torch.ones(targets.shape, device=targets.device)
+        if rows.tokens.shape[1] > self.teacher.context:
+            raise ValueError(f"the teacher reads {self.teacher.context} tokens at most: set model.context to that")
+        self.teacher.to(rows.tokens.device)
+        with torch.no_grad():
+            taught = self.teacher(rows).hidden
+        output = model(rows)
+        total, cross = cross_entropy(output.hidden, model.head, targets, weights)
+        learnt = kl_divergence(taught, self.teacher.head, output.hidden, model.head, weights, self.temperature)
+        total = (1 - self.mix) * total + self.mix * learnt
+        metrics = {"ce": cross.detach(), "kd": learnt.detach()}
+        metrics |= {name: value.detach() for name, value in output.aux.items()}
+        return Loss(total + output.aux["loss"] if "loss" in output.aux else total, weights.sum(), metrics)

@@ -1,0 +1,222 @@
+"""Learning from preferences without a reward model: DPO and what it became, on log-probabilities of whole answers.
+
+The frozen reference is the model as it was when the stage began. It is asked once for every pair and then forgotten:
+its answers are kept with the data, under the hash of weights, data and tokenizer, and in the stage's folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kleiber.nn.loss import log_probs
+from kleiber.objectives.auxiliary import rescaled
+from kleiber.objectives.clm import inputs
+from kleiber.objectives.gathered import Collected
+from kleiber.objectives.reference import reference
+from kleiber.types import Batch, Loss, Output
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 50  # forward passes with gradients after which a loss that is still ln 2 is told of
+ROWS = 16  # pairs that the reference is asked for at once
+
+
+class DPO:
+    """-log sigmoid(beta d), d = log pi(c)/ref(c) - log pi(r)/ref(r) for answers c preferred to r, summed over pairs.
+
+    A pair counts one; log-probabilities are sums over the answer's tokens, its end of text included. Rafailov et al.
+    2023, arXiv:2305.18290, eq. 7. It begins at ln 2.
+
+    beta  how dear it is to leave the reference
+    """
+
+    likelihood = False
+    metric = ("accuracy", True)
+
+    def __init__(self, corpus: Any, beta: float = 0.1) -> None:
+        if not hasattr(corpus, "pairs"):
+            raise ValueError(
+                f"objective=dpo compares answers, and data={corpus.name} has no pairs: take data=preference"
+            )
+        if beta <= 0:
+            raise ValueError(f"objective.beta={beta} must be positive; 0.1 is usual")
+        self.beta = beta
+        self._passes, self._moved = 0, False
+
+    def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
+        """The loss of each pair from the log-ratios of both answers to the reference, and their lengths in tokens."""
+        return -F.logsigmoid(self.beta * (ratios[:, 0] - ratios[:, 1]))
+
+    def __call__(self, model: Any, batch: Batch) -> Loss:
+        return self.compared(model, batch)[1]
+
+    def compared(self, model: Any, batch: Batch) -> tuple[Float[Tensor, "pairs 2"], Loss]:
+        """Log-probabilities of both answers under the model, and the loss against the reference's.
+
+        "ce" is the loss itself, "accuracy" the share of pairs with d > 0 (1/2 for ties), "margin" beta d.
+        """
+        answers, lengths, output, rows = answer_log_probs(model, batch)
+        ratio = answers - self._reference(batch, answers)
+        difference = ratio[:, 0] - ratio[:, 1]
+        aux = rescaled(output, rows, len(batch))
+        total = self.preference(ratio, lengths).sum()
+        with torch.no_grad():
+            metrics = {
+                "ce": total.detach(),
+                "accuracy": won(difference).sum(),
+                "margin": self.beta * difference.sum(),
+                "reward_chosen": self.beta * ratio[:, 0].sum(),
+                "reward_rejected": self.beta * ratio[:, 1].sum(),
+                **{name: value.detach() for name, value in aux.items()},
+            }
+        self._watch(difference)
+        count = torch.tensor(float(len(batch)), device=total.device)
+        return answers, Loss(total + aux["loss"] if "loss" in aux else total, count, metrics)
+
+    def _reference(self, batch: Batch, answers: Tensor) -> Tensor:
+        """Where no stage has begun, a model that is scored is its own reference, and a step has none: its loss is NaN,
+        so that its time can be measured and it cannot be taken."""
+        if batch.reference is not None:
+            return batch.reference.to(answers)
+        return torch.full_like(answers, torch.nan) if torch.is_grad_enabled() else answers.detach()
+
+    def begin(self, model: Any, corpus: Any, folder: Path) -> None:
+        """Sets the reference of every pair: what `model` says, or said when the stage of `folder` began."""
+        pairs = corpus.pairs()
+        values = reference(
+            model, corpus, folder, lambda: {name: asked_for(model, rows) for name, rows in pairs.items()}
+        )
+        for name, rows in pairs.items():
+            rows.reference = values[name]
+
+    def scorer(self) -> PreferenceScorer:
+        return PreferenceScorer(self)
+
+    def _watch(self, difference: Tensor) -> None:
+        if not torch.is_grad_enabled() or self._moved or self._passes > PATIENCE:
+            return
+        self._passes += 1
+        if self._passes == PATIENCE:
+            self._moved = bool((difference.abs() * self.beta > 1e-4).any())
+            if not self._moved:
+                log.warning(
+                    "after %d passes every pair's loss is still %.4f, its value at the start: the model has not moved "
+                    "from its reference; look at optimizer.lr, the warm-up, and what adapter=freeze leaves to train",
+                    PATIENCE,
+                    float(self.preference(torch.zeros(1, 2), torch.ones(1, 2))),
+                )
+
+
+class CDPO(DPO):
+    """DPO where a preference is wrong with probability `noise`: (1 - noise) loss(d) + noise loss(-d).
+
+    Mitchell 2023, "A note on DPO with noisy preferences"; its least value is at a finite margin.
+    """
+
+    def __init__(self, corpus: Any, beta: float = 0.1, noise: float = 0.1) -> None:
+        super().__init__(corpus, beta)
+        if not 0 <= noise < 0.5:
+            raise ValueError(f"objective.noise={noise}: a share of wrong preferences lies in [0, 0.5)")
+        self.noise = noise
+
+    def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
+        right, wrong = super().preference(ratios, lengths), super().preference(-ratios, lengths)
+        return (1 - self.noise) * right + self.noise * wrong
+
+
+class IPO(DPO):
+    """(d - 1 / (2 beta))^2: the margin is to be 1 / (2 beta) and no more. Azar et al. 2023, arXiv:2310.12036, eq. 17.
+
+    Here log-ratios are means over an answer's tokens, not sums as the equation reads: so the loss does not grow with
+    length. Other libraries do the same.
+    """
+
+    def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
+        means = ratios / lengths
+        return (means[:, 0] - means[:, 1] - 1 / (2 * self.beta)).square()
+
+
+class PreferenceScorer:
+    """Over held-out pairs: reward_accuracy (d > 0), accuracy (the model alone finds the chosen answer likelier),
+    longer_accuracy (the longer answer was chosen: what knows nothing scores), margin (mean beta d); ties count 1/2.
+    """
+
+    def __init__(self, objective: DPO) -> None:
+        self.objective, self.collected = objective, Collected()
+
+    def add(self, model: Any, batch: Batch) -> Loss:
+        answers, loss = self.objective.compared(model, batch)
+        assert batch.labels is not None
+        asked = answers if batch.reference is None else batch.reference
+        self.collected.add(batch.samples, answers=answers, reference=asked, longer=batch.labels)
+        return loss
+
+    def compute(self) -> dict[str, float]:
+        whole = {name: value.double() for name, value in self.collected.whole().items()}
+        ratio = whole["answers"] - whole["reference"]
+        difference = ratio[:, 0] - ratio[:, 1]
+        return {
+            "reward_accuracy": won(difference).mean().item(),
+            "accuracy": won(whole["answers"][:, 0] - whole["answers"][:, 1]).mean().item(),
+            "longer_accuracy": whole["longer"].mean().item(),
+            "margin": self.objective.beta * difference.mean().item(),
+        }
+
+
+def won(difference: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:
+    """1 where positive, 1/2 where 0."""
+    return (difference.sign() + 1) / 2
+
+
+def answer_log_probs(
+    model: Any, batch: Batch
+) -> tuple[Float[Tensor, "pairs 2"], Float[Tensor, "pairs 2"], Output, Batch]:
+    """log pi of both answers of each pair and their lengths in tokens, from one forward pass; its output and the rows
+    that it read come with them.
+    """
+    if batch.against is None:
+        raise ValueError("objective=dpo was given rows without rejected answers: take data=preference")
+    if not getattr(model, "causal", True):
+        raise ValueError("objective=dpo with a bidirectional model, which would read the answer: set model=gpt")
+    both = stacked(batch, batch.against)
+    assert both.weights is not None
+    rows = inputs(both)
+    output = model(rows)
+    marked = both.weights[:, 1:] > 0
+    found = log_probs(output.hidden[marked], model.head, both.tokens[:, 1:][marked])
+    row = marked.nonzero()[:, 0]
+    sums = found.new_zeros(len(both)).index_add(0, row, found)
+    return sums.view(2, -1).T, marked.sum(1).view(2, -1).T.to(sums.dtype), output, rows
+
+
+def stacked(chosen: Batch, rejected: Batch) -> Batch:
+    """The rows of both, those of `chosen` first, in one width."""
+    width = max(chosen.tokens.shape[1], rejected.tokens.shape[1])
+
+    def both(name: str) -> Tensor:
+        sides = [getattr(side, name) for side in (chosen, rejected)]
+        return torch.cat([F.pad(side, (0, width - side.shape[1])) for side in sides])
+
+    return Batch(tokens=both("tokens"), real=both("real"), weights=both("weights"))
+
+
+@torch.no_grad()
+def asked_for(model: Any, samples: Any) -> Float[np.ndarray, "pairs 2"]:
+    """log pi of both answers of every pair, in fp32, as the model is now."""
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        index = np.arange(len(samples))
+        batches = (samples.gather(index[at : at + ROWS]) for at in range(0, len(index), ROWS))
+        found = [answer_log_probs(model, batch.to(device))[0].float().cpu() for batch in batches]
+    finally:
+        model.train(training)
+    return torch.cat(found).numpy() if found else np.empty((0, 2), np.float32)

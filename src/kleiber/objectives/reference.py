@@ -1,0 +1,75 @@
+"""What a frozen model said before training, kept where a resumed stage finds it: asked once, then read.
+
+The values stand in the stage's folder with the hashes of the data and of the weights that were asked, and in the data's
+cache under the same hashes, so that other runs from the same weights do not ask again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+NAME = "reference"  # .npz and .json in the stage's folder
+
+Values = dict[str, np.ndarray]  # by split
+
+
+def reference(model: torch.nn.Module, corpus: Any, folder: Path, ask: Callable[[], Values]) -> Values:
+    """The values for `corpus` of the model as it was when the stage began: from `folder`, the cache, or `ask`.
+
+    A stage with checkpoints keeps what stands in its folder. Before the first one, weights other than those that were
+    asked (a start point trained anew) are asked again. Raises ValueError for a begun stage whose values are gone.
+    """
+    data = {"corpus": corpus.hash, "tokenizer": corpus.tokenizer.hash}
+    found = _read(folder, data)
+    if any((folder / "checkpoints").glob("step-*")):
+        if found is None:
+            raise ValueError(
+                f"{folder} has checkpoints but no {NAME}.npz for this data, and the weights it began with are gone: "
+                "start it anew with resume=never"
+            )
+        return found[1]
+    weights = fingerprint(model)
+    if found is not None and found[0]["weights"] == weights:
+        return found[1]
+    values = corpus.kept(weights, ask)
+    _write(folder, {**data, "weights": weights}, values)
+    return values
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of all weights by name, and of their precision."""
+    sums = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        sums.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sums.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sums.hexdigest()[:32]
+
+
+def _read(folder: Path, asked: dict[str, str]) -> tuple[dict[str, str], Values] | None:
+    """What the stage's folder holds for this data; None where that is nothing, or damaged."""
+    try:
+        told = json.loads((folder / f"{NAME}.json").read_text())
+        with np.load(folder / f"{NAME}.npz", allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError):
+        return None
+    return (told, values) if all(told.get(name) == value for name, value in asked.items()) else None
+
+
+def _write(folder: Path, told: dict[str, Any], values: Values) -> None:
+    """Each file whole or not at all, the one that says what the other holds last; ranks write the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{NAME}-{os.getpid()}"
+    with open(part, "wb") as file:
+        np.savez(file, **values)  # type: ignore[arg-type]
+    os.replace(part, folder / f"{NAME}.npz")
+    part.write_text(json.dumps(told))
+    os.replace(part, folder / f"{NAME}.json")

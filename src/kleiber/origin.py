@@ -1,0 +1,141 @@
+"""Where a stage's weights come from: nowhere, a stage of a kleiber run, a Hugging Face folder, or a dense run upcycled.
+
+What a start point decides of the config (model, tokenizer) is settled before, in `chain.adopt`. Weights are read as
+data: no pickle is opened and no code of a checkpoint is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from omegaconf import DictConfig
+
+from kleiber.build import build
+from kleiber.chain import is_chain, locate, stage_configs
+from kleiber.data.mixture import MixtureCorpus
+from kleiber.folder import read_config
+from kleiber.opened import load_trained
+from kleiber.types import Corpus, Task
+
+
+class Origin(Protocol):
+    """A start point: puts weights into a model, and names the tasks that the weights were trained for."""
+
+    def load(self, model: Any) -> None: ...
+    def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]: ...
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Random weights."""
+
+    def load(self, model: Any) -> None:
+        return None
+
+    def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
+        return []
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a finished stage of a run: `path` is RUN or RUN/STAGE (without one, the last finished stage)."""
+
+    path: str
+
+    def load(self, model: Any) -> None:
+        begin_with(model, *locate(self.path))
+
+    def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
+        folder, stage = locate(self.path)
+        return [task for one in lineage(folder, stage) for task in tasks_of(DictConfig(one), corpus)]
+
+
+@dataclass(frozen=True)
+class HF:
+    """A Hugging Face folder with safetensors, of a Llama, Qwen3, Mixtral or Qwen3-MoE, read into the native model.
+
+    upstream  what the weights are known to be good at, as texts to be watched: names as in data.parts
+    """
+
+    path: str
+    upstream: Sequence[str] = field(default_factory=tuple)
+
+    def load(self, model: Any) -> None:
+        from kleiber.models.hf import load_hf
+
+        load_hf(model, Path(self.path).expanduser())
+
+    def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
+        if not self.upstream:
+            return []
+        parts = {name: 1 / len(self.upstream) for name in self.upstream}
+        texts = MixtureCorpus(parts, tokenizer=config.data.tokenizer).prepare(config.model.context)
+        same_tokenizer(corpus, texts, "init.upstream")
+        objective = build(DictConfig({"_target_": "kleiber.objectives.clm.CLM"}))
+        return [Task(name, objective, held_out, texts.train) for name, held_out in texts.validation.items()]
+
+
+@dataclass(frozen=True)
+class Upcycle(Checkpoint):
+    """A dense run as a mixture of experts, each a copy of its MLP (Komatsuzaki et al. 2022, arXiv:2212.05055).
+
+    noise  relative standard deviation of what is added to the copies
+    """
+
+    noise: float = 0.0
+
+    def load(self, model: Any) -> None:
+        from kleiber.models.upcycle import upcycle
+
+        folder, stage = locate(self.path)
+        dense = build(DictConfig(lineage(folder, stage)[-1]["model"]), vocab_size=model.vocab_size)
+        begin_with(dense, folder, stage)
+        upcycle(dense.state_dict(), model, noise=self.noise)
+
+
+def lineage(folder: Path, stage: str) -> list[dict[str, Any]]:
+    """The configs of the stages that led to `stage` of a run, itself last; a branch has that of the run."""
+    config = read_config(folder)
+    if not is_chain(config):
+        return [config]
+    configs = stage_configs(config)
+    return [configs[name] for name in list(configs)[: list(configs).index(stage) + 1]]
+
+
+def begin_with(model: Any, folder: Path, stage: str) -> None:
+    """The final weights of a stage, into a model that may have heads which the stage did not have, or lack some.
+
+    Raises ValueError for another model, and Damaged where no checkpoint verifies.
+    """
+    own = set(model.heads)
+    load_trained(model, folder, stage)
+    for name in set(model.heads) - own:
+        del model.heads[name]
+
+
+def tasks_of(config: DictConfig, corpus: Corpus) -> list[Task]:
+    """The tasks that a stage with this config trains on: its validation domains under its objective."""
+    own: Corpus = build(config.data).prepare(config.model.context)
+    same_tokenizer(corpus, own, "init.path")
+    return domains(own, build(config.objective, vocabulary=own.tokenizer, corpus=own))
+
+
+def domains(corpus: Corpus, objective: Any) -> list[Task]:
+    return [Task(name, objective, held_out, corpus.train) for name, held_out in corpus.validation.items()]
+
+
+def same_tokenizer(one: Corpus, other: Corpus, key: str) -> None:
+    if vocabulary(one) != vocabulary(other):
+        raise ValueError(
+            f"{key}: {other.name} is in tokens of {other.tokenizer.hash} and {one.name} in those of "
+            f"{one.tokenizer.hash}: one model reads one vocabulary, so set data.tokenizer alike"
+        )
+
+
+def vocabulary(corpus: Corpus) -> tuple[int, int, bytes]:
+    """What makes two tokenizers the same to a model, whatever they are called."""
+    tokenizer = corpus.tokenizer
+    return tokenizer.vocab_size, tokenizer.eos, tokenizer.token_bytes.tobytes()

@@ -1,0 +1,49 @@
+"""What retention methods do around a stage: they get their memory before it, and what they leave after it is scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kleiber import checkpoint
+from kleiber.build import build
+from kleiber.callbacks.checkpoints import name_of
+from kleiber.callbacks.evaluate import Evaluate
+from kleiber.plan import Plan
+from kleiber.tree import Around, Stage, Tree
+from kleiber.types import Retention, Samples
+
+
+def retention_methods(tree: Tree, stage: Stage, plan: Plan) -> list[Retention]:
+    """The methods that the stage's config names; the check of the config has seen that there is something to keep."""
+    nodes = stage.config.retention or {}
+    return [build(node, vocabulary=plan.corpus.tokenizer) for node in nodes.values() if node is not None]
+
+
+def retain(
+    methods: list[Retention], tree: Tree, stage: Stage, model: Any, tasks: Around, own: dict[str, Any] | None
+) -> Samples:
+    """Gives the methods their memory (their `own` of a resumed stage) and returns what the stage trains on."""
+    memory = own or {}
+    if own is None and methods and stage.parent is not None:
+        last, _ = checkpoint.latest(tree.place(stage.parent))
+        memory = last.load_state()["retention"] if last else {}
+    samples: Samples = stage.plan.corpus.train
+    for method in methods:
+        if name_of(method) in memory:
+            method.load_state_dict(memory[name_of(method)])
+        if own is None:
+            method.begin_stage(model, tasks.earlier, stage.config.seed)
+        samples = method.data(samples, tasks.earlier, stage.plan.objective)
+    return samples
+
+
+def end_retention(methods: list[Retention], tree: Tree, stage: Stage, model: Any, evaluate: Evaluate) -> None:
+    """Scores what methods make of a finished stage, beside its own scores and under their names."""
+    for method in methods:
+        points = method.end_stage(model, tree.folder / "stages" / stage.name)
+        if points:
+            end = {name: value.clone() for name, value in model.state_dict().items()}
+            for name, path in points.items():
+                checkpoint.read(path).load_model(model)
+                evaluate.latest |= evaluate.scores(model, evaluate.all, evaluate.tokens, name)
+            model.load_state_dict(end)

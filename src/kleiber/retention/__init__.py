@@ -1,0 +1,1 @@
+"""Ways not to forget: one method each, around any objective, adapter and model."""

@@ -1,0 +1,71 @@
+"""A-GEM: a step may not raise the loss on earlier samples, to first order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kleiber.retention.anchors import device_of, ranks, summed, trainable
+from kleiber.retention.earlier import draws, real
+from kleiber.types import Objective, Retention, Samples, Task
+
+
+class AGEM(Retention):
+    """g <- g - (g.r / r.r) r where g.r < 0, r the gradient on `rows` samples of earlier tasks.
+
+    Chaudhry et al. 2018, arXiv:1812.00420, eq. 11. The promise is about g itself: an optimizer that rescales
+    coordinates (Adam) or remembers (momentum) can still raise the reference loss. Which samples is a function of (seed,
+    step). One more forward and backward of `rows` samples a step, and one more gradient in memory.
+
+    rows  reference samples of a step, over all ranks, shared equally by the earlier tasks
+    """
+
+    def __init__(self, rows: int = 8) -> None:
+        super().__init__()
+        if rows < 1:
+            raise ValueError(f"retention.agem.rows={rows}: give a number of reference samples from 1")
+        self.rows = rows
+        self.tasks: list[Task] = []
+
+    def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
+        self.memory = {"seed": seed}
+
+    def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
+        self.tasks = real(tasks, "agem")
+        return train
+
+    def gradients(self, model: Any, step: int) -> dict[str, Tensor]:
+        parameters = [parameter for parameter in trainable(model).values() if parameter.grad is not None]
+        reference = self.reference(model, parameters, step)
+        own = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        along = sum((g * r).sum() for g, r in zip(own, reference, strict=True))
+        size = sum(r.square().sum() for r in reference)
+        assert isinstance(along, Tensor) and isinstance(size, Tensor)
+        if along < 0:
+            for g, r in zip(own, reference, strict=True):
+                g.sub_(r * (along / size))
+        return {"agem": (along < 0).float()}
+
+    def reference(self, model: Any, parameters: list[nn.Parameter], step: int) -> list[Tensor]:
+        """Gradient of the mean, over the earlier tasks, of their mean losses on this step's reference samples."""
+        device, (rank, world) = device_of(model), ranks()
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        each = max(1, self.rows // len(self.tasks))
+        for number, task in enumerate(self.tasks):
+            assert task.train is not None
+            found = draws(np.arange(each), self.memory["seed"], step, number) % np.uint64(len(task.train))
+            mine = found.astype(np.int64)[rank::world]
+            part, tokens = [torch.zeros_like(parameter) for parameter in parameters], torch.zeros(1, device=device)
+            if len(mine):
+                loss = task.objective(model, task.train.gather(mine).to(device))
+                # Not through .grad: nothing is added to the step's own gradient, and no rank waits for another.
+                gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
+                part = [z if g is None else g for z, g in zip(part, gradients, strict=True)]
+                tokens += loss.tokens
+            *part, tokens = summed([*part, tokens])
+            torch._foreach_addcdiv_(total, part, [tokens.clamp_min(1.0) * len(self.tasks)] * len(part))
+        return total

@@ -1,0 +1,91 @@
+"""Replay: earlier text in the batch, a fraction of its tokens. It refuses a fraction that no block of samples holds.
+
+Samples of one kind (same objective, same length) are mixed into the stage's own, exactly in every block; a task of
+another objective is replayed beside the batch under its own, at the same rate in samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kleiber.budget import quantity
+from kleiber.data.mixture import LARGEST_BLOCK, Mixture
+from kleiber.retention.earlier import Source, Text, alike, partners
+from kleiber.types import Batch, Loss, Objective, Retention, Samples, Task, Tokenizer
+
+
+class Replay(Retention):
+    """p of the tokens of every block are of earlier tasks, shared equally among them: Robins 1995, Connection Science 7.
+
+    At a fixed budget the new text gets (1 - p) of the tokens; equal target tokens cost 1 / (1 - p) of the compute.
+    Self-generated replay (Shin et al. 2017, arXiv:1705.08690) needs no earlier data.
+
+    fraction          p
+    source            "real": the earlier tasks' own training samples; "generated": text that the start model writes
+    generated_tokens  how much it writes, once, when the stage begins
+    temperature       at which it writes
+    """
+
+    def __init__(
+        self,
+        fraction: float = 0.05,
+        source: Source = "real",
+        generated_tokens: int | float | str = "64K",
+        temperature: float = 1.0,
+        vocabulary: Tokenizer | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 / LARGEST_BLOCK <= fraction < 1:
+            raise ValueError(
+                f"retention.replay.fraction={fraction}: give a share of the tokens from {1 / LARGEST_BLOCK:g} to "
+                "below 1, or leave replay out"
+            )
+        self.fraction = fraction
+        self.text = Text("replay", source, round(quantity(generated_tokens)), temperature, vocabulary)
+        self.apart: list[tuple[Task, float]] = []
+
+    def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
+        self.memory = {"seed": seed, **self.text.written(model, seed)}
+
+    def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
+        replayed = self.text.tasks(tasks, self.memory)
+        share = self.fraction / len(replayed)
+        mixed = [task for task in replayed if alike(task.objective, objective) and same_form(task.train, train)]
+        self.apart = [(task, share / (1 - self.fraction)) for task in replayed if task not in mixed]
+        return blend(train, [task.train for task in mixed if task.train is not None], share) if mixed else train
+
+    def penalty(self, model: Any, batch: Batch, step: int) -> Loss | None:
+        """Each drawn sample of another objective counts as one sample of the batch."""
+        if not self.apart:
+            return None
+        total: Tensor | float = 0.0
+        for stream, (task, rate) in enumerate(self.apart):
+            drawn = partners(task, batch, self.memory["seed"], step, stream, rate)
+            if drawn is not None:
+                loss = task.objective(model, drawn)
+                total = total + loss.total / loss.tokens * (len(drawn) / len(batch))
+        one = torch.ones((), device=batch.tokens.device)
+        total = total * one
+        return Loss(total, one, {"replay": total.detach()})
+
+
+def same_form(one: Samples | None, other: Samples) -> bool:
+    """Whether two sets of samples can stand in one batch: the same fields, rows of the same length."""
+    assert one is not None
+    first, second = (samples.gather(np.array([0])) for samples in (one, other))
+    filled = [[getattr(batch, field.name) is None for field in fields(Batch)] for batch in (first, second)]
+    return filled[0] == filled[1] and first.tokens.shape == second.tokens.shape
+
+
+def blend(train: Samples, replayed: Sequence[Samples], share: float) -> Mixture:
+    """A mixture of `share` of each replayed part and the stage's samples, whose own fractions stay in proportion."""
+    left = 1 - share * len(replayed)
+    own, weights = ([*train.parts], train.shares) if isinstance(train, Mixture) else ([train], [1])
+    fractions = [left * weight / sum(weights) for weight in weights] + [share] * len(replayed)
+    return Mixture([*own, *replayed], fractions)

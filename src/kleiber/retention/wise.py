@@ -1,0 +1,61 @@
+"""WiSE-FT: the straight line between the weights before and after a stage, for the price of evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kleiber import checkpoint
+from kleiber.retention.anchors import ranks
+from kleiber.types import Retention, Task
+
+
+class WiSE(Retention):
+    """theta = (1 - a) theta_start + a theta_end for each a of `alphas`; 0 and 1 are the start and the end exactly.
+
+    Wortsman et al. 2021, arXiv:2109.01903, section 3. Training is left alone. When the stage ends, each point is
+    written as a checkpoint `wise-<a>`, and its scores stand in the stage's metrics as `wise/<a>/...`. What is no weight
+    (a router's balancing bias) moves along the line too; integers are those of the end.
+    """
+
+    def __init__(self, alphas: Sequence[int | float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)) -> None:
+        super().__init__()
+        if not alphas or min(alphas) < 0 or max(alphas) > 1 or len(set(alphas)) < len(alphas):
+            raise ValueError(f"retention.wise.alphas={list(alphas)}: give different numbers from 0 to 1, such as [.5]")
+        self.alphas = [float(alpha) for alpha in alphas]
+
+    def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
+        self.memory = {"start": {name: tensor.detach().clone() for name, tensor in moving(model).items()}}
+
+    def end_stage(self, model: Any, folder: Path) -> dict[str, Path]:
+        end = {name: tensor.detach().clone() for name, tensor in moving(model).items()}
+        found = {}
+        try:
+            for alpha in self.alphas:
+                place = folder / f"wise-{alpha:g}"
+                interpolate(model, self.memory["start"], end, alpha)
+                if ranks()[0] == 0:
+                    checkpoint.save(place, 0, model, {}, "")
+                found[f"wise/{alpha:g}"] = place / checkpoint.name(0)
+        finally:
+            interpolate(model, end, end, 1.0)
+        if ranks()[1] > 1:
+            torch.distributed.barrier()
+        return found
+
+
+def moving(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of floating point, a tied one once."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+@torch.no_grad()
+def interpolate(model: nn.Module, start: dict[str, Tensor], end: dict[str, Tensor], alpha: float) -> None:
+    """Puts (1 - alpha) start + alpha end into the model; what has no start (a new output layer) is that of the end."""
+    for name, tensor in moving(model).items():
+        tensor.copy_(torch.lerp(start[name], end[name], alpha) if name in start else end[name])

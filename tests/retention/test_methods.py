@@ -1,0 +1,120 @@
+"""What every method owes: bit-identical resume from its state_dict, an effect, and less forgetting of a language."""
+
+import io
+
+import pytest
+import torch
+
+from kleiber.retention.agem import AGEM
+from kleiber.retention.ewc import EWC
+from kleiber.retention.l2sp import L2SP
+from kleiber.retention.lwf import LwF
+from kleiber.retention.replay import Replay
+from kleiber.retention.wise import WiSE
+
+from .toys import NEW, OLD, TASKS, Letters, adam, learned, loss, train
+
+METHODS = {
+    "replay": lambda: Replay(0.25),
+    "replay-generated": lambda: Replay(0.25, "generated", 3000, vocabulary=Letters()),
+    "ewc": lambda: EWC(3.0, samples=32),
+    "l2sp": lambda: L2SP(2.0),
+    "lwf": lambda: LwF(3.0, source="real"),
+    "lwf-new": lambda: LwF(3.0),
+    "lwf-generated": lambda: LwF(3.0, source="generated", generated_tokens=3000, vocabulary=Letters()),
+    "agem": lambda: AGEM(8),
+    "wise": lambda: WiSE([0.5]),
+}
+
+
+def begun(name, net):
+    method = METHODS[name]()
+    method.begin_stage(net, TASKS, seed=3)
+    return method, method.data(NEW, TASKS, TASKS[0].objective)
+
+
+def saved(value):
+    """As a checkpoint keeps it: loaded with weights_only."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_resumed_stage_ends_with_the_same_bits(name):
+    net = learned()
+    method, data = begun(name, net)
+    train(net, data, 8, [method])
+
+    half = learned()
+    method, data = begun(name, half)
+    optimizer = adam(half)
+    train(half, data, 4, [method], optimizer=optimizer)
+    kept = saved({"model": half.state_dict(), "optimizer": optimizer.state_dict(), "method": method.state_dict()})
+
+    again = learned()
+    again.load_state_dict(kept["model"])
+    optimizer = adam(again)
+    optimizer.load_state_dict(kept["optimizer"])
+    method = METHODS[name]()
+    method.load_state_dict(kept["method"])
+    data = method.data(NEW, TASKS, TASKS[0].objective)
+    train(again, data, 8, [method], start=4, optimizer=optimizer)
+    for one, two in zip(net.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.fixture(scope="module")
+def forgetful():
+    net = learned()
+    train(net, NEW, 40)
+    return loss(net, OLD)
+
+
+SLOW = ("lwf", "lwf-generated", "replay-generated")
+KEEPING = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in METHODS if n not in ("wise", "lwf-new")]
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_less_is_forgotten_than_without(name, forgetful):
+    kept = learned()
+    assert forgetful - loss(kept, OLD) > 0.3, "there is something to forget"
+    method, data = begun(name, kept)
+    train(kept, data, 40, [method])
+    assert loss(kept, OLD) < forgetful - 0.03
+    assert loss(kept, NEW) < loss(learned(), NEW), "and something is learned"
+
+
+def test_methods_compose():
+    net = learned()
+    pairs = [begun(name, net) for name in ("replay", "l2sp", "lwf-new", "ewc")]
+    told = train(net, pairs[0][1], 20, [method for method, _ in pairs])
+    assert told["ewc"] > 0 and told["retention/lwf"] > 0
+
+
+@pytest.mark.parametrize("name", ["replay", "ewc", "agem", "lwf"])
+def test_a_method_that_needs_earlier_text_refuses_to_do_without(name):
+    with pytest.raises(ValueError, match=f"retention.{name} needs training samples of earlier tasks"):
+        method = METHODS[name]()
+        method.begin_stage(learned(), [], 0)
+        method.data(NEW, [], TASKS[0].objective)
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: Replay(0.0), "fraction=0.0"),
+        (lambda: Replay(1.0), "fraction=1.0"),
+        (lambda: EWC(0.0), "strength=0.0"),
+        (lambda: EWC(gamma=1.5), "gamma=1.5"),
+        (lambda: L2SP(-1.0), "strength=-1.0"),
+        (lambda: LwF(temperature=0.0), "temperature=0.0"),
+        (lambda: AGEM(0), "rows=0"),
+        (lambda: WiSE([0.5, 1.5]), "alphas=.*1.5"),
+        (lambda: WiSE([]), "alphas="),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(make, key):
+    with pytest.raises(ValueError, match=f"retention.*{key}"):
+        make()

@@ -1,0 +1,102 @@
+"""Replay is exact in tokens, deterministic, and never puts two objectives into one batch."""
+
+import numpy as np
+import pytest
+import torch
+
+from kleiber.data.mixture import Mixture
+from kleiber.objectives.clm import CLM
+from kleiber.retention.earlier import Written, partners, write
+from kleiber.retention.replay import Replay
+from kleiber.types import Batch, Loss, Task
+
+from .toys import CONTEXT, NEW, OLD, TASKS, Language, Letters, learned, model
+
+MIDDLE = Language(3, rows=70)
+
+
+def replayed(data, parts, positions):
+    """How many of the samples at these places come from the last `parts` parts."""
+    ids, _ = data.order(0).positions(positions)
+    return int((ids >= data.starts[-1 - parts]).sum())
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.3, 0.01])
+def test_every_block_has_exactly_its_fraction_of_earlier_tokens(fraction):
+    data = Replay(fraction).data(NEW, TASKS, CLM())
+    block = data.order(0).block
+    for b in range(12):
+        assert replayed(data, 1, np.arange(b * block, (b + 1) * block)) == round(fraction * block) > 0
+
+
+def test_earlier_tasks_share_the_fraction_and_a_mixture_keeps_its_proportions():
+    tasks = [*TASKS, Task("middle", CLM(), MIDDLE, MIDDLE)]
+    data = Replay(0.2).data(Mixture([NEW, Language(4)], [0.75, 0.25]), tasks, CLM())
+    assert [share / sum(data.shares) for share in data.shares] == [0.6, 0.2, 0.1, 0.1]
+
+
+def test_without_blocks_that_hold_it_the_fraction_is_refused():
+    with pytest.raises(ValueError, match="retention.replay.fraction"):
+        Replay(0.0001)
+
+
+def test_generated_text_is_a_function_of_model_and_seed():
+    net = learned()
+    one, two, other = (write(net, 0, 320, seed) for seed in (1, 1, 2))
+    assert one.shape == (20, CONTEXT + 1) and bool((one[:, 0] == Letters.eos).all())
+    assert torch.equal(one, two) and not torch.equal(one, other)
+    assert not torch.equal(one, write(model(), 0, 320, 1))
+
+
+def test_generated_replay_reads_no_earlier_text():
+    method = Replay(0.5, "generated", 320, vocabulary=Letters())
+    method.begin_stage(learned(), [Task("old", CLM(), OLD)], 0)
+    data = method.data(NEW, [Task("old", CLM(), OLD)], CLM())
+    batch = data.parts[1].gather(np.arange(20))
+    assert torch.equal(batch.tokens, method.memory["text"].long())
+    assert data.parts[1].num_bytes == data.parts[1].num_tokens == 320
+
+
+class Labels:
+    """An objective with an output layer of its own: the mean of the hidden states predicts a label."""
+
+    likelihood = False
+    outputs = {"labels": 2}
+
+    def __call__(self, net, batch):
+        total = net(Batch(batch.tokens[:, :-1])).hidden.square().sum()
+        return Loss(total, torch.tensor(float(len(batch))), {"ce": total.detach()})
+
+
+def test_a_task_of_another_objective_is_replayed_beside_the_batch_under_its_own():
+    net, method = learned(), Replay(0.5)
+    tasks = [Task("labels", Labels(), OLD, OLD)]
+    method.begin_stage(net, tasks, 0)
+    assert method.data(NEW, tasks, CLM()) is NEW, "nothing of it may enter a batch of text"
+    batch = NEW.gather(np.arange(64))
+    drawn = partners(tasks[0], batch, 0, 5, 0, 1.0)
+    assert drawn is not None and len(drawn) == 64, "as many samples as the batch has at one half"
+    expected = Labels()(net, drawn)
+    found = method.penalty(net, batch, 5)
+    assert found is not None and found.total.item() == pytest.approx(expected.total.item() / 64)
+
+
+def test_reference_samples_do_not_depend_on_how_the_batch_is_split():
+    batch = NEW.gather(np.arange(40))
+    whole = partners(TASKS[0], batch, 1, 2, 0, 0.7)
+    parts = [partners(TASKS[0], part, 1, 2, 0, 0.7) for part in batch.split(7)]
+    rows = torch.cat([part.tokens for part in parts if part is not None])
+    assert whole is not None and torch.equal(whole.tokens, rows)
+    counts = [len(p.tokens) for step in range(60) if (p := partners(TASKS[0], batch, 1, step, 0, 0.7)) is not None]
+    assert np.mean(counts) == pytest.approx(28, abs=2)
+
+
+def test_written_rows_count_the_bytes_of_their_targets():
+    token_bytes = np.array([0, 1, 3, *[1] * 9])
+    rows = Written(torch.tensor([[0, 1, 2], [2, 2, 0]]), token_bytes)
+    assert (rows.num_tokens, rows.num_bytes, len(rows)) == (4, 1 + 3 + 3 + 0, 2)
+    assert (rows.first(3).num_bytes, len(rows.first(None))) == (4, 2)
+
+
+def test_domains_of_one_corpus_are_one_text_to_replay():
+    assert len(Replay(0.2).data(NEW, [*TASKS, Task("same", CLM(), MIDDLE, OLD)], CLM()).parts) == 2

@@ -1,0 +1,42 @@
+"""The line between start and end has exactly those ends, and the model stands at its end when it was walked."""
+
+import torch
+
+from kleiber import checkpoint
+from kleiber.retention.wise import WiSE
+
+from .toys import NEW, learned, train
+
+
+def test_zero_and_one_are_start_and_end_bit_by_bit_and_the_middle_is_the_mean(tmp_path):
+    net, method = learned(), WiSE([0.0, 0.5, 1.0])
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    method.begin_stage(net, [], 0)
+    train(net, NEW, 10, [method])
+    end = {name: value.clone() for name, value in net.state_dict().items()}
+    found = method.end_stage(net, tmp_path)
+    assert list(found) == ["wise/0", "wise/0.5", "wise/1"]
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, end[name]), "the model is left at its end"
+    expected = {"wise/0": start, "wise/1": end, "wise/0.5": {n: (start[n] + end[n]) / 2 for n in end}}
+    for place, path in found.items():
+        other = learned(1)
+        checkpoint.read(path).load_model(other)
+        for name, value in other.state_dict().items():
+            exact = place != "wise/0.5"
+            same = torch.equal(value, expected[place][name])
+            assert same if exact else torch.allclose(value, expected[place][name], atol=1e-7)
+    assert not torch.equal(start["embedding.weight"], end["embedding.weight"])
+
+
+def test_an_output_layer_that_has_no_start_is_that_of_the_end(tmp_path):
+    net, method = learned(), WiSE([0.0])
+    method.begin_stage(net, [], 0)
+    net.add_head("new", 2)
+    with torch.no_grad():
+        net.heads["new"].weight += 1.0
+    (path,) = method.end_stage(net, tmp_path).values()
+    other = learned()
+    other.add_head("new", 2)
+    checkpoint.read(path).load_model(other)
+    assert bool((other.heads["new"].weight == 1).all())

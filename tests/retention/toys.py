@@ -1,0 +1,104 @@
+"""Two languages that a tiny model can learn in seconds, and the step that kleiber makes, without Lightning."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from kleiber.data.sampler import stream
+from kleiber.models.transformer import Transformer
+from kleiber.objectives.clm import CLM
+from kleiber.step import accumulate, normalise
+from kleiber.types import Batch, Task
+
+VOCAB, CONTEXT = 12, 16
+
+
+class Language:
+    """Rows of a Markov chain of its own seed: sharp transitions, so that a wrong model pays for it."""
+
+    def __init__(self, seed: int, rows: int = 200) -> None:
+        rng = np.random.default_rng(seed)
+        chain = rng.dirichlet(np.full(VOCAB, 0.15), size=VOCAB)
+        tokens = np.zeros((rows, CONTEXT + 1), np.int64)
+        tokens[:, 0] = rng.integers(VOCAB, size=rows)
+        for t in range(CONTEXT):
+            tokens[:, t + 1] = [rng.choice(VOCAB, p=chain[last]) for last in tokens[:, t]]
+        self.tokens = torch.from_numpy(tokens)
+        self.num_tokens, self.num_bytes = rows * CONTEXT, rows * CONTEXT
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def gather(self, index, epoch: int = 0) -> Batch:
+        return Batch(self.tokens[torch.from_numpy(index)], samples=torch.from_numpy(index + epoch * len(self)))
+
+    def first(self, tokens):
+        return self
+
+
+class Letters:
+    """A tokenizer as a retention method sees it."""
+
+    name, vocab_size, eos, mask, hash = "letters", VOCAB, 0, 0, ""
+    token_bytes = np.ones(VOCAB, np.int64)
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % VOCAB for letter in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+def model(seed: int = 0) -> Transformer:
+    torch.manual_seed(seed)
+    return Transformer(VOCAB, depth=1, width=16, context=CONTEXT, num_heads=2)
+
+
+OLD, NEW = Language(1), Language(2)
+TASKS = [Task("old", CLM(), OLD, OLD)]
+
+
+def adam(net) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.0)
+
+
+def train(net, samples, steps, methods=(), start=0, optimizer=None, rows=8):
+    """Optimizer steps `start` to `steps`, as LitLM makes them; returns the logged values of the last."""
+    optimizer = optimizer or adam(net)
+    batches, told = stream(samples, 0, start, rows), {}
+    for step in range(start, steps):
+        batch = next(batches)
+        penalties = [lambda m, b, step=step, one=one: one.penalty(m, b, step) for one in methods]
+        sums = accumulate(net, CLM(), batch.split(4), torch.Tensor.backward, penalties=penalties)
+
+        def change(step=step) -> None:
+            for one in methods:
+                told.update(one.gradients(net, step))
+
+        normalise(list(net.parameters()), sums.values["tokens"].item(), 1, 1.0, change if methods else None)
+        optimizer.step()
+        for one in methods:
+            one.after_step(net, step, 0.01)
+        optimizer.zero_grad()
+        told |= sums.means()
+    return told
+
+
+def loss(net, samples) -> float:
+    with torch.no_grad():
+        found = CLM()(net, samples.gather(np.arange(len(samples))))
+    return (found.total / found.tokens).item()
+
+
+_LEARNED: dict[int, dict] = {}
+
+
+def learned(seed: int = 0) -> Transformer:
+    """A model that has learned the old language."""
+    net = model(seed)
+    if seed not in _LEARNED:
+        train(net, OLD, 150)
+        _LEARNED[seed] = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    net.load_state_dict(_LEARNED[seed])
+    return net

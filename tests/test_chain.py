@@ -1,0 +1,176 @@
+"""Stages in a chain, and start points: what is handed over, what is scored, what is counted, what is refused."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import REPOSITORY, TINY
+
+import kleiber
+from kleiber.catalog import frame, read_run
+from kleiber.chain import stage_configs
+from kleiber.compose import Composer, resolved
+from kleiber.launch import main
+
+SCHEMA = json.loads((Path(kleiber.__file__).parent / "summary.schema.json").read_text())
+OFTEN = ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "callbacks.samples=null"]
+
+
+@pytest.fixture
+def other(tmp_path) -> Path:
+    """Text that is unlike the first one's."""
+    text = tmp_path / "other.txt"
+    text.write_text((REPOSITORY / "src/kleiber/nn/attention.py").read_text())
+    return text
+
+
+@pytest.fixture
+def chain(other) -> list[str]:
+    second = f"two:{{data:{{path:{other}}},budget:{{steps:9}},optimizer:{{lr:0.01}}}}"
+    return ["stages=chain", f"stages.chain={{one:{{budget:{{steps:12}}}},{second}}}", *OFTEN]
+
+
+def summary(folder: Path) -> dict:
+    found = json.loads((folder / "summary.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    return found
+
+
+def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
+    return load_file(max((folder / "stages" / stage / "checkpoints").glob("step-*")) / "model.safetensors")
+
+
+def test_a_chain_hands_its_weights_on_and_scores_every_task_after_every_stage(launch, chain, capsys):
+    folder = launch(*chain)
+    found = summary(folder)
+    one, two = found["stages"]
+    assert (one["parent"], two["parent"]) == (None, "one")
+    assert (one["tasks"], two["tasks"]) == (["tiny"], ["other"])
+    assert [stage["lr"] for stage in (one, two)] == [0.02, 0.01]
+    assert two["tokens"] == 512 * (12 + 9) and two["steps"] == 9
+    assert two["flops"]["model"] == pytest.approx(one["flops"]["model"] / 12 * 21)
+    assert two["start_metrics"] == one["metrics"]
+    told = found["R"]
+    assert (told["tasks"], told["stages"]) == (["tiny", "other"], ["one", "two"])
+    (a, b), (c, d) = told["matrix"]
+    assert a < c and d < b, "the second stage learns its task and forgets the first"
+    assert a < told["baseline"][0] and [c, d] == [two["metrics"][f"val/{t}/loss"] for t in ("tiny", "other")]
+    watched = {row["step"] for row in two["curve"] if "watch/tiny/loss" in row}
+    assert watched >= {0, 1, 2, 4, 8, 9}
+    assert two["evaluation_seconds"] > 0
+    assert "after each stage (loss)" in capsys.readouterr().out
+    (row,) = frame([read_run(folder)]).to_dict("records")
+    assert row["loss"] == d and row["trunk"] == folder.name, "one point: the end of the chain, of its own task"
+
+
+def test_the_first_stage_of_a_chain_is_the_run_of_that_config(launch, chain):
+    """So F is measured against the very model that an ordinary run gives."""
+    alone = launch("budget.steps=12", *OFTEN, root="alone")
+    folder = launch(*chain)
+    for name, value in weights(alone, "main").items():
+        assert torch.equal(weights(folder, "one")[name], value)
+
+
+def test_a_chain_and_a_run_from_its_checkpoint_are_the_same(launch, chain, other):
+    folder = launch(*chain)
+    start = ["init=checkpoint", f"init.path={folder}/one", f"data.path={other}", "budget.steps=9", "optimizer.lr=0.01"]
+    alone = launch(*start, *OFTEN, root="alone")
+    for name, value in weights(folder, "two").items():
+        assert torch.equal(weights(alone, "main")[name], value)
+    told, chained = summary(alone)["R"], summary(folder)["R"]
+    assert told["matrix"][0] == chained["matrix"][1] and told["baseline"] == chained["matrix"][0]
+
+
+@pytest.mark.parametrize("checkpoints", [1, 2, 4])
+def test_a_chain_that_is_stopped_anywhere_ends_the_same(launch, chain, interrupted, checkpoints):
+    whole = summary(launch(*chain, root="whole"))
+    with interrupted(checkpoints):
+        launch(*chain, code=130)
+    again = launch(*chain)
+    assert summary(again)["R"] == whole["R"]
+    kept = ("metrics", "start_metrics", "curve", "tokens", "flops")
+    for first, second in zip(summary(again)["stages"], whole["stages"], strict=True):
+        assert [first[k] for k in kept] == [second[k] for k in kept]
+
+
+def test_the_model_and_the_tokenizer_come_with_the_weights(launch, other, tmp_path):
+    base = launch("model.width=32", "data.tokenizer=bpe", "data.vocab_size=300", *OFTEN, root="base")
+    assert (base / "tokenizer/tokenizer.json").is_file()
+    tuned = launch("init=checkpoint", f"init.path={base}", f"data.path={other}", *OFTEN, root="tuned")
+    config = read_run(tuned).summary
+    assert summary(base)["stages"][0]["params"]["total"] == config["stages"][0]["params"]["total"]
+    assert config["R"]["tasks"] == ["tiny", "other"]
+    assert config["R"]["baseline"][0] == pytest.approx(summary(base)["stages"][0]["metrics"]["val/tiny/loss"])
+
+
+REFUSED = {
+    "no run": (["init=checkpoint", "init.path=/nowhere"], "no run is there"),
+    "no stage": (["init=checkpoint", "init.path={base}/mian"], "'main'"),
+    "another width": (["init=checkpoint", "init.path={base}", "model.width=32"], "holds another model"),
+    "another tokenizer": (["init=checkpoint", "init.path={base}", "data.tokenizer=bpe"], "tokenizer"),
+    "nothing to retain": (["retention=ewc"], "retention=['ewc'] has nothing to retain"),
+    "one stage": (["stages=chain", "stages.chain={one:{}}"], "at least two stages"),
+    "no such key": (["stages=chain", "stages.chain={one:{},two:{mdel:{}}}"], "stages.chain.two.mdel"),
+    "its own model": (["stages=chain", "stages.chain={one:{},two:{model:{depth:3}}}"], "no model of its own"),
+    "a wrong value": (
+        ["stages=chain", "stages.chain={one:{},two:{optimizer:{lr:x}}}"],
+        "stages.chain.two: optimizer.lr",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_before_training(launch, tmp_path, case, capsys):
+    base = launch("trainer.max_steps=2", root="base")
+    words, told = REFUSED[case]
+    words = [word.replace("{base}", str(base)) for word in words]
+    assert main([*TINY, f"root={tmp_path / 'runs'}", *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*/*/stages"))
+
+
+def test_a_stage_is_the_run_with_its_own_nodes_in_place():
+    words = ["root=r", "stages=docs_then_code", "budget.steps=5", "stages.chain.code.data.max_bytes=1M"]
+    config, _ = resolved(Composer("train").compose(words))
+    docs, code = stage_configs(config).values()
+    assert docs["data"] == {**config["data"], "domain": "docs"}
+    assert code["data"] == {**config["data"], "domain": "code", "max_bytes": "1M"}
+    assert code["budget"] == {"tokens": "1M", "flops": None, "ratio": None, "steps": None}
+    assert docs["model"] == code["model"] == config["model"] and code["stages"] is None
+
+
+def test_retention_works_on_later_stages_alone_and_resumes_to_the_bit(launch, chain, interrupted):
+    plain = launch(*chain, root="plain")
+    methods = ["retention=[replay,ewc,l2sp,lwf,agem]", "retention.ewc.samples=4", "retention.replay.fraction=0.25"]
+    whole = launch(*chain, *methods, root="whole")
+    with interrupted(5):  # in the middle of the second stage
+        launch(*chain, *methods, code=130)
+    again = launch(*chain, *methods)
+    for name, value in weights(whole, "one").items():
+        assert torch.equal(weights(plain, "one")[name], value)
+        assert torch.equal(weights(again, "two")[name], weights(whole, "two")[name])
+    forgotten = [summary(folder)["R"]["matrix"][1][0] for folder in (plain, whole)]
+    assert forgotten[1] < forgotten[0]
+
+
+def test_the_line_between_start_and_end_is_scored_beside_the_end(launch, chain):
+    one, two = summary(launch(*chain, "retention=wise", "retention.wise.alphas=[0,0.5,1]"))["stages"]
+    for task in ("tiny", "other"):
+        assert two["metrics"][f"wise/0/{task}/loss"] == one["metrics"][f"val/{task}/loss"]
+        assert two["metrics"][f"wise/1/{task}/loss"] == two["metrics"][f"val/{task}/loss"]
+    assert two["metrics"]["wise/0.5/tiny/loss"] < two["metrics"]["val/tiny/loss"]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_a_chain_as_one_process_does(launch, chain):
+    methods = ["retention=[replay,ewc,l2sp,lwf,agem]", "retention.ewc.samples=4", "retention.replay.fraction=0.25"]
+    exact = [*chain, *methods, "trainer=ddp", "trainer.precision=64"]
+    alone = launch(*exact, "trainer.devices=1", root="alone")
+    pair = launch(*exact, "trainer.devices=2", root="pair")
+    for name, value in weights(alone, "two").items():
+        torch.testing.assert_close(weights(pair, "two")[name], value, rtol=0, atol=1e-9)
+    for one, two in zip(summary(alone)["R"]["matrix"], summary(pair)["R"]["matrix"], strict=True):
+        assert two == pytest.approx(one, abs=1e-9)

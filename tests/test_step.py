@@ -1,0 +1,50 @@
+"""A penalty adds its mean to the mean loss, whatever the micro-batches; a change of gradients comes before clipping."""
+
+import numpy as np
+import pytest
+import torch
+from retention.toys import NEW, model
+
+from kleiber.objectives.clm import CLM
+from kleiber.step import accumulate, added, normalise
+from kleiber.types import Loss
+
+
+def half_square(net, batch):
+    """1/2 |w|^2 of one parameter, told as a sum over three tokens of its own."""
+    total = 1.5 * net.norm.weight.square().sum()
+    return Loss(total, torch.tensor(3.0), {"half": total.detach()})
+
+
+@pytest.mark.parametrize("rows", [8, 3])
+def test_a_penalty_adds_its_mean_to_the_mean_loss(rows):
+    batch = NEW.gather(np.arange(8))
+    found = []
+    for penalties in ([], [half_square]):
+        net = model()
+        sums = accumulate(net, CLM(), batch.split(rows), torch.Tensor.backward, penalties=penalties)
+        tokens = sums.values["tokens"].item()
+        found.append((net.norm.weight.grad / tokens, {k: v.item() for k, v in sums.means().items()}))
+    (plain, before), (pulled, after) = found
+    assert torch.allclose(pulled - plain, net.norm.weight, atol=1e-5)
+    exact = 0.5 * net.norm.weight.square().sum().item()
+    assert after["total"] - before["total"] == pytest.approx(exact, rel=1e-4)
+    assert after["retention/half"] == pytest.approx(exact, rel=1e-4) and after["ce"] == before["ce"]
+
+
+def test_no_penalty_is_the_same_loss():
+    loss = Loss(torch.tensor(1.0), torch.tensor(2.0))
+    assert added(loss, None) is loss
+
+
+def test_a_change_sees_the_mean_gradient_and_is_clipped():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    seen = []
+
+    def change():
+        seen.append(weight.grad.clone())
+        weight.grad += torch.tensor([0.0, 4.0])
+
+    weight.grad = torch.tensor([30.0, 0.0])
+    assert normalise([weight], 10.0, 1, 1.0, change) == pytest.approx(5.0)
+    assert seen[0].tolist() == [3.0, 0.0] and weight.grad.tolist() == pytest.approx([0.6, 0.8])
