@@ -21,6 +21,7 @@ def test_mup_keeps_sizes_and_the_standard_parametrisation_does_not():
     assert worst("standard", AdamW(lr=0.02)) > 3
 
 
+@pytest.mark.slow
 def test_without_the_scale_of_the_learning_rate_mup_fails(monkeypatch):
     monkeypatch.setattr(MuP, "lr_scale", lambda self, role: 1.0)
     assert worst("mup", AdamW(lr=0.02)) > 1.5
@@ -41,7 +42,7 @@ def test_what_is_measured_is_the_size_of_what_the_layers_give():
     assert coordinates.measured(model, batch)["mlp 0"] == pytest.approx(3 * sizes["mlp 0"], rel=1e-5)
 
 
-@pytest.mark.parametrize("scale, code", [(1.0, 0), (1000.0, 1)])
+@pytest.mark.parametrize("scale, code", [pytest.param(1.0, 0, marks=pytest.mark.slow), (1000.0, 1)])
 def test_the_command_draws_and_answers_by_its_exit_code(monkeypatch, tmp_path, capsys, scale, code):
     def made_up(name, *arguments):
         return [

@@ -36,6 +36,7 @@ def test_the_average_is_its_formula_from_its_start_and_training_is_left_alone(la
     assert scored == [5, 10]
 
 
+@pytest.mark.slow
 def test_it_is_scored_as_what_it_is_and_resumed_bit_by_bit(launch, interrupted):
     folder = launch(*OPTIONS)
     metrics = stage(folder)["metrics"]

@@ -108,6 +108,7 @@ def bad(launch, monkeypatch):
                 loss = objective(model, batch)
                 return Loss(loss.total * factor, loss.tokens, {**loss.metrics, "ce": loss.metrics["ce"] * factor})
 
+            scaled.likelihood = True
             chosen = scaled if int(batches[0].samples[0]) == order[position] else objective
             return accumulate(model, chosen, batches, *rest)
 
@@ -120,6 +121,7 @@ def weights(folder) -> dict:
     return load_file(max(folder.glob("stages/main/checkpoints/*/model.safetensors")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor, policy", [(1e4, "policy"), (float("nan"), "nonfinite")])
 def test_a_skipped_step_changes_nothing_but_the_position_and_is_resumed(launch, bad, interrupted, factor, policy):
     options = [*OPTIONS, f"callbacks.stability.{policy}=skip", "callbacks.checkpoints.every=1"]
@@ -138,6 +140,7 @@ def test_a_skipped_step_changes_nothing_but_the_position_and_is_resumed(launch, 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_halts_by_default(launch, bad):
     bad(30, float("nan"))
     folder = launch(*OPTIONS, code=1)

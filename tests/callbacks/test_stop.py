@@ -29,6 +29,7 @@ def test_the_first_scores_below_it_end_training(launch):
     assert stage(launch(*OPTIONS, f"budget.stop_at_loss={target}"))["steps"] == 8
 
 
+@pytest.mark.slow
 def test_one_that_is_not_reached_changes_nothing(launch):
     found = stage(launch(*OPTIONS, "budget.stop_at_loss=0.001"))
     assert (found["steps"], found["stopped_at_loss"]) == (20, None)
