@@ -57,6 +57,8 @@ def test_the_command_draws_and_answers_by_its_exit_code(monkeypatch, tmp_path, c
     assert "vega" in (tmp_path / "coordinates.html").read_text()
 
 
-@pytest.mark.parametrize("words", [["nup"], ["mup", "--widths", "16"], ["mup", "--widths", "a"], ["mup", "--optimizer", "x"]])
+@pytest.mark.parametrize(
+    "words", [["nup"], ["mup", "--widths", "16"], ["mup", "--widths", "a"], ["mup", "--optimizer", "x"]]
+)
 def test_what_cannot_be_checked_is_refused(words):
     assert main(["check", *words]) == 2

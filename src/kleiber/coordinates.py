@@ -121,9 +121,7 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {layer: max(values) / max(min(values), 1e-12) for layer, values in sizes.items()}
 
 
-def check_mup(
-    widths: Sequence[int], steps: int, seeds: int, optimizer: str, lr: float, folder: Path
-) -> bool:
+def check_mup(widths: Sequence[int], steps: int, seeds: int, optimizer: str, lr: float, folder: Path) -> bool:
     """Prints the ratio of each layer for muP and, beside it, the standard parametrisation; whether muP's are all small.
 
     Draws the sizes into `folder` where the extra `report` is installed.

@@ -26,7 +26,7 @@ class Diverged(RuntimeError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a smaller batch would have gone through; the CPU's allocator says so in words alone."""
+    """Whether an error says that a smaller batch would do; the CPU's allocator says so in words alone."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 

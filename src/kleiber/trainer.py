@@ -22,7 +22,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.checkpoint import checkpoint
 
 from kleiber.data.cache import cache_root
-
 from kleiber.score import Place
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
@@ -151,7 +150,7 @@ class DDP(Local):
 def keep_compiled() -> None:
     """Compiled code goes to the cache folder, unless told elsewhere.
 
-    PyTorch's own place, which it writes into the environment when imported, is a temporary folder that a restart empties.
+    PyTorch's own place, which it writes into the environment at import, is a temporary folder that a restart empties.
     """
     place = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if place is None or Path(place).name.startswith("torchinductor_"):

@@ -76,7 +76,9 @@ FROZEN = {  # what stays trainable, by the beginning or the inside of its name
     "the upper half": lambda name: not name.startswith(LOWER) and not name.startswith("head"),
     "norms alone": lambda name: "norm" in name,
     "the head alone": lambda name: name.startswith("head"),
-    "one matrix in the middle": lambda name: name == "blocks.1.mlp.down.weight" or name == "blocks.1.attention.out.weight",
+    "one matrix in the middle": lambda name: (
+        name == "blocks.1.mlp.down.weight" or name == "blocks.1.attention.out.weight"
+    ),
     "the table alone": lambda name: name.startswith("embedding"),
     "routers alone": lambda name: "router" in name or name == "norm.weight",
 }
@@ -103,7 +105,10 @@ def test_an_adapters_backward_pass_is_counted_as_it_is(case):
     expected = other + (TIME + 1) / 2 / TIME * attention
     # Products of A and B alone are made once a step for stacks of experts, however many tokens there are.
     assert training_flops(model, TIME) == pytest.approx(expected, rel=0.01 if case == "untied gelu" else 0.03)
-    assert training_flops(model, TIME) < 3 * training_flops(Transformer(96, width=64, context=TIME, **CASES[case]), TIME) / 3
+    assert (
+        training_flops(model, TIME)
+        < 3 * training_flops(Transformer(96, width=64, context=TIME, **CASES[case]), TIME) / 3
+    )
 
 
 def test_a_recomputed_block_and_the_whole_square_under_a_mask_are_executed_and_not_counted():

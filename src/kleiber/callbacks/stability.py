@@ -50,7 +50,9 @@ class Stability(Callback):
                 f"least={least} positive, norms={norms} above 1"
             )
         if policy not in ("tell", "skip") or nonfinite not in ("halt", "skip"):
-            raise ValueError(f"callbacks.stability: policy={policy} is tell or skip, nonfinite={nonfinite} halt or skip")
+            raise ValueError(
+                f"callbacks.stability: policy={policy} is tell or skip, nonfinite={nonfinite} halt or skip"
+            )
         self.window, self.deviations, self.least, self.norms = window, deviations, least, norms
         self.policy, self.nonfinite = policy, nonfinite
         self.recent: deque[float] = deque(maxlen=window)

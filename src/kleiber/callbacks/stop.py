@@ -10,7 +10,7 @@ from kleiber.callbacks.evaluate import Evaluate
 
 
 class StopAtLoss(Callback):
-    """Comes after `evaluate`; the step whose scores reach `loss` becomes the last one, with all that is done after it."""
+    """After `evaluate`: the step whose scores reach `loss` becomes the last one, with all that is done after it."""
 
     def __init__(self, loss: float, evaluate: Evaluate) -> None:
         self.loss, self.evaluate = loss, evaluate
