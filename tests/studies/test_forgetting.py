@@ -64,7 +64,9 @@ def test_claims_are_judged_with_intervals(record):
     told = {claim["code"]: claim for claim in record["claims"]}
     assert told["replay_monotone"]["holds"] is True and told["fast_forgets"]["holds"] is True
     assert told["replay_cheap"]["holds"] is True and told["replay_cheap"]["value"] == pytest.approx(0.0025, abs=0.004)
-    assert told["averaging_F"]["value"] == pytest.approx(0.25 * np.mean([truth("none", 0, lr)[0] for lr in (0.003, 0.01, 0.03)]), abs=0.01)
+    assert told["averaging_F"]["value"] == pytest.approx(
+        0.25 * np.mean([truth("none", 0, lr)[0] for lr in (0.003, 0.01, 0.03)]), abs=0.01
+    )
     assert told["matched_replay"]["holds"] is True
     assert all(claim["text"].split(":")[0] in ("holds", "does not hold", "undecided") for claim in told.values())
 
@@ -83,7 +85,9 @@ def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
     write_study(tmp_path / "s", seeds=1)
     assert main(["report", str(tmp_path / "s")]) == 0
     found = json.loads((tmp_path / "s" / "findings.json").read_text())
-    told = {row["90%"] for row in found["tables"]["At equal target loss"] if isinstance(row["F at equal target"], float)}
+    told = {
+        row["90%"] for row in found["tables"]["At equal target loss"] if isinstance(row["F at equal target"], float)
+    }
     assert told == {"no interval"}
     assert {claim["holds"] for claim in found["verdicts"]} == {None}
     assert "without replicates" in found["headline"]

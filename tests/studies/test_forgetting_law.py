@@ -78,7 +78,9 @@ def test_what_is_within_noise_is_kept_from_laws_that_cannot_be_there(record):
     gone = record["beside"]["forgetting"]["excluded"]
     assert gone and all("3 seed sd" in one["rule"] for one in gone)
     low = {one["row"] for one in gone}
-    assert all((row["F"] < 0.015) == (i in low) for i, row in enumerate(record["rows"]) if abs(row["F"] - 0.012) > 0.004)
+    assert all(
+        (row["F"] < 0.015) == (i in low) for i, row in enumerate(record["rows"]) if abs(row["F"] - 0.012) > 0.004
+    )
     assert record["main"]["n"] == len(record["rows"]), "the law with an offset keeps every cell"
 
 
@@ -119,7 +121,9 @@ def test_the_report_answers_first_how_much_replay_is_needed(study, capsys):
 
 def test_the_best_learning_rate_is_chosen_without_looking_at_forgetting(tmp_path):
     write_grid(tmp_path / "s", shares=(0.0, 0.05, 0.2), seeds=1, sizes=SIZES[:1], ratios=(20,))
-    write_arm(tmp_path / "s" / "slow", "none", 0.0, 0.001, 0, F=0.0, tokens=1e6, params=36_000, pretrained=20 * 36_000.0)
+    write_arm(
+        tmp_path / "s" / "slow", "none", 0.0, 0.001, 0, F=0.0, tokens=1e6, params=36_000, pretrained=20 * 36_000.0
+    )
     rows, _ = grid(read_runs(tmp_path / "s"))
     assert len(rows) == 9 and rows["F"].iloc[-1] > -0.05
     plain = rows[(rows["p"] == 0) & (rows["steps"] == 1000)]["F"].item()
@@ -130,5 +134,3 @@ def test_the_best_learning_rate_is_chosen_without_looking_at_forgetting(tmp_path
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(ValueError, match="study"):
         ForgettingLaw(**options)
-
-

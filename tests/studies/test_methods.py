@@ -34,7 +34,13 @@ def test_every_base_comes_before_every_arm_and_arms_start_from_the_base_of_their
         finish(tmp_path / f"base{number}", [*overrides, "batch.tokens=512"])
     second = next(rounds)
     assert len(second) == 2 * (2 + 4 + 1) and next(rounds, None) is None
-    assert ["retention=null", "optimizer.lr=0.01", "seed=0", "init=checkpoint", f"init.path={tmp_path / 'base0'}"] in second
+    assert [
+        "retention=null",
+        "optimizer.lr=0.01",
+        "seed=0",
+        "init=checkpoint",
+        f"init.path={tmp_path / 'base0'}",
+    ] in second
     for cell in second:
         seed = next(line for line in cell if line.startswith("seed="))[-1]
         assert cell[-1] == f"init.path={tmp_path / f'base{seed}'}"
@@ -119,3 +125,5 @@ def test_plans_that_cannot_be_are_refused(options, key):
         design(**options)
     with pytest.raises(ValueError, match="seed follows from the plan"):
         Methods({"seed": 1}, ARMS)
+    with pytest.raises(ValueError, match=r"is no value; write the whole key, such as retention.KEY"):
+        Methods({}, {"replay": {"retention": {"replay": {"fraction": 0.1}}}}).continuations()

@@ -99,7 +99,8 @@ def fast_forgets(rows: pd.DataFrame, noise: Noise, level: float) -> list[Claim]:
         return []
     low, high = plain.iloc[0], plain.iloc[-1]
     more, half = high["mean"] - low["mean"], noise.half_width(level, 1 / low["size"] + 1 / high["size"])
-    text = f"a high learning rate forgets more: {more:+.4f} +- {half:.4f} nats from {plain.index[0]:g} to {plain.index[-1]:g}"
+    rates = f"{plain.index[0]:g} to {plain.index[-1]:g}"
+    text = f"a high learning rate forgets more: {more:+.4f} +- {half:.4f} nats from {rates}"
     return [above("fast_forgets", text, more, half)]
 
 
@@ -135,5 +136,3 @@ def against_plain(found: Sequence[Matched]) -> list[Claim]:
             text = f"{name} forgets less than plain fine-tuning at equal target loss: by {less:+.4f} +- {half:.4f} nats"
             made.append(above(f"matched_{name}", text, less, half))
     return made
-
-

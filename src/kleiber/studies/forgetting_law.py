@@ -228,10 +228,11 @@ def printed(record: Mapping[str, Any]) -> list[str]:
 
 
 METHODS = (
-    "Every run went on from a base of its seed; F is the rise of the earlier tasks' mean held-out loss. Seeds were averaged "
-    "into cells of equal N, pre-training tokens per parameter M, new tokens D and replayed share p, at the learning rate "
-    "that learned best without replay. The law was fitted to F itself by least squares, since F may be within noise of 0 or "
-    "below it; laws that cannot be there were fitted without the cells below three seed standard deviations ({F:.2g} nats, "
-    "{df} degrees of freedom). The critical share solves the fitted law for p, its {level:.0%} interval is that of the "
-    "bootstrap, and it is not told where it leaves the shares that were tried by more than a factor of two."
+    "Every run went on from a base of its seed; F is the rise of the earlier tasks' mean held-out loss. Seeds were "
+    "averaged into cells of equal N, pre-training tokens per parameter M, new tokens D and replayed share p, at the "
+    "learning rate that learned best without replay. The law was fitted to F itself by least squares, since F may be "
+    "within noise of 0 or below it; laws that cannot be there were fitted without the cells below three seed standard "
+    "deviations ({F:.2g} nats, {df} degrees of freedom). The critical share solves the fitted law for p, its "
+    "{level:.0%} interval is that of the bootstrap, and it is not told where it leaves the shares that were tried by "
+    "more than a factor of two."
 )

@@ -60,7 +60,9 @@ def tokens(rows: pd.DataFrame) -> Any:
     x = alt.X("D:Q", title="tokens of new text", scale=scale, axis=axis)
     color = series_color(rows)
     tip = ["series:N", "D:Q", alt.Tooltip("F:Q", format=".4f")]
-    chart = alt.Chart(plain).mark_line(point=True).encode(x=x, y=alt.Y("F:Q", title=FORGETTING), color=color, tooltip=tip)
+    chart = (
+        alt.Chart(plain).mark_line(point=True).encode(x=x, y=alt.Y("F:Q", title=FORGETTING), color=color, tooltip=tip)
+    )
     return sized(chart, "Forgetting against new text, no replay")
 
 

@@ -54,7 +54,11 @@ def matrix(told: Mapping[str, Any], own: Sequence[int | None] | None = None) -> 
     baseline = told.get("baseline") or [None] * len(tasks)
     diagonal = [j if j < len(stages) else None for j in range(len(tasks))]
     return Matrix(
-        tasks, stages, scores * sign, np.array(baseline, dtype=np.float64) * sign, tuple(diagonal if own is None else own)
+        tasks,
+        stages,
+        scores * sign,
+        np.array(baseline, dtype=np.float64) * sign,
+        tuple(diagonal if own is None else own),
     )
 
 

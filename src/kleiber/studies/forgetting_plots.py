@@ -97,7 +97,9 @@ def heat(scores: pd.DataFrame) -> Any:
     limit = float(scores["change"].abs().max()) or 1.0
     scale = alt.Scale(scheme="blueorange", domain=[-limit, limit])
     base = alt.Chart(scores)
-    cells = base.mark_rect(stroke="white", strokeWidth=2).encode(x=x, y=y, color=alt.Color("change:Q", title="change (nats)", scale=scale))
+    cells = base.mark_rect(stroke="white", strokeWidth=2).encode(
+        x=x, y=y, color=alt.Color("change:Q", title="change (nats)", scale=scale)
+    )
     dark = alt.condition(f"abs(datum.change) > {0.6 * limit}", alt.value("white"), alt.value("black"))
     text = base.mark_text(fontSize=11).encode(x=x, y=y, text=alt.Text("loss:Q", format=".3f"), color=dark)
     rows = scores["method"].nunique()

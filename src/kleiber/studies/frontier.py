@@ -20,8 +20,9 @@ CELL = ["method", "setting", "lr", "tokens"]
 
 
 def averaged(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a setting: mean and sd over seeds of F, peak and target, their number n, and whether it is on its method's
-    frontier."""
+    """One row a setting: means over seeds, sd of F and target, the number n of seeds, and whether it is on its method's
+    frontier ("best").
+    """
     found = rows.groupby(CELL, as_index=False, dropna=False).agg(
         n=("seed", "size"), F=("F", "mean"), F_sd=("F", "std"), peak=("peak", "mean"),
         relative=("relative", "mean"), target=("target", "mean"),
