@@ -48,7 +48,9 @@ class KleiberSweeper(BasicSweeper):
             planned = multiplied(plan, cells)
             left = self._study("max_cells")
             if left is not None and len(done) + len(planned) > left:
-                print(f"study.max_cells={left}: {len(done) + len(planned) - left} planned cells are left out", flush=True)
+                print(
+                    f"study.max_cells={left}: {len(done) + len(planned) - left} planned cells are left out", flush=True
+                )
                 planned = planned[: left - len(done)]
             if planned:
                 done += self.launcher.launch(planned, initial_job_idx=len(done))

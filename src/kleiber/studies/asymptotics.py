@@ -41,7 +41,11 @@ def signs(found: Fit) -> list[str]:
     sign is significantly better than E >= 0, and wants E < 0. Moving: beta changes by more than .1, and at 1 % from 0,
     when D below twice its least is left out; `move` says more of it, and `detectable` what these rows cannot show.
     """
-    if {"L", "p"} & set(found.law.inputs) or found.law.returns != "linear" or not {"N", "D", "C"} & set(found.law.inputs):
+    if (
+        {"L", "p"} & set(found.law.inputs)
+        or found.law.returns != "linear"
+        or not {"N", "D", "C"} & set(found.law.inputs)
+    ):
         return []  # a law of replay is one of a second training, which begins on no transient of the first
     least = _squared(found)
     reasons = [_steepening(found), _moving(found), _negative_floor(found, least)]
@@ -107,7 +111,9 @@ def _candidates(
     """
     problem = least.problem
     jacobian = _tangent(least)
-    basis, sizes, _ = np.linalg.svd(jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300), full_matrices=False)
+    basis, sizes, _ = np.linalg.svd(
+        jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300), full_matrices=False
+    )
     basis = basis[:, sizes > 1e-9]
     spare = problem.num_rows - basis.shape[1] - 1
     predicted = least.predict(problem.inputs)

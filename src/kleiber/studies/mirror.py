@@ -16,7 +16,9 @@ from kleiber.folder import read_config
 from kleiber.studies.findings import Findings
 
 
-def send(folder: Path, told: Mapping[str, Any], found: Findings, charts: Mapping[str, Any], runs: Sequence[Run]) -> None:
+def send(
+    folder: Path, told: Mapping[str, Any], found: Findings, charts: Mapping[str, Any], runs: Sequence[Run]
+) -> None:
     """One W&B run for the study; a second report continues it."""
     import wandb
 

@@ -138,7 +138,11 @@ def allocation(record: Mapping[str, Any]) -> Any:
     )
     every = [*rows["C"], *(marks["C"] if len(marks) else ())] if len(rows) else list(marks["C"])
     x, layers = log_axis("C", "training compute C (FLOPs)", every), []
-    held = [*(rows["N_lo"] if len(rows) else ()), *(rows["N_hi"] if len(rows) else ()), *(marks["N"] if len(marks) else ())]
+    held = [
+        *(rows["N_lo"] if len(rows) else ()),
+        *(rows["N_hi"] if len(rows) else ()),
+        *(marks["N"] if len(marks) else ()),
+    ]
     at, low = (log_axis(name, "compute-optimal parameters N", held, kind=alt.Y) for name in ("N", "N_lo"))
     if len(rows):
         base, beyond = alt.Chart(rows).encode(x=x), rows["C"] > 1.001 * record["domain"]["C"][1]
@@ -151,7 +155,9 @@ def allocation(record: Mapping[str, Any]) -> Any:
         shape = alt.Shape("approach:N", title=None, scale=alt.Scale(domain=kinds))
         points = alt.Chart(marks).mark_point(filled=True, size=60, opacity=1)
         tip = ["approach:N", human_tip("C"), human_tip("N")]
-        layers.append(alt.Chart(marks).mark_rule(opacity=0.35).encode(x=x, y=low_of(marks, held), y2="hi:Q", color=color))
+        layers.append(
+            alt.Chart(marks).mark_rule(opacity=0.35).encode(x=x, y=low_of(marks, held), y2="hi:Q", color=color)
+        )
         layers.append(points.encode(x=x, y=at, color=color, shape=shape, tooltip=tip))
     told = f"line and band: the parametric law (C = 6 N D), {record['level']:.0%}"
     return sized(alt.layer(*layers), "How large a model, by compute", subtitle=told)
