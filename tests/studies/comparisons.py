@@ -45,8 +45,8 @@ def write_arm(
     }
     metrics = {"val/docs/loss": START["docs"] + F, "val/code/loss": target}
     for alpha in (0, 0.5, 1) if wise else ():
-        metrics[f"wise/{alpha}/val/docs/loss"] = START["docs"] + F * alpha**2
-        metrics[f"wise/{alpha}/val/code/loss"] = START["code"] + (target - START["code"]) * (1 - (1 - alpha) ** 2)
+        metrics[f"wise/{alpha}/docs/loss"] = START["docs"] + F * alpha**2
+        metrics[f"wise/{alpha}/code/loss"] = START["code"] + (target - START["code"]) * (1 - (1 - alpha) ** 2)
     curve = [
         {"step": s, "watch/docs/loss": 2.1 + F * g} for s, g in ((0, 0), (1, 0.1), (8, 0.9), (64, 1.3), (1000, 1.0))
     ]

@@ -49,7 +49,7 @@ def read_off(x: NDArray, y: NDArray, at: float) -> float:
     """y of the frontier at x = `at`: between two points by a straight line, nan where no point has so little x."""
     order = nondominated(x, y)
     xs, ys = x[order], y[order]
-    return float("nan") if at < xs[0] else float(np.interp(at, xs, ys))
+    return float("nan") if not len(xs) or at < xs[0] else float(np.interp(at, xs, ys))
 
 
 @dataclass(frozen=True)

@@ -58,15 +58,15 @@ def rows_of(run: Run, known: Mapping[str, Run]) -> list[dict[str, Any]]:
         "memory": stage.get("peak_memory_bytes"),
     }  # fmt: skip
     own, before = list(stage["tasks"]), earlier_tasks(run)
-    ends = {"": (method, setting)}
+    ends = {"val/": (method, setting)}
     for alpha in points_of_line(stage["metrics"]):
         ends[f"wise/{alpha}/"] = ("wise" if method == PLAIN else f"{method}+wise", f"{setting} a={alpha}".strip())
     found = []
     for prefix, (name, told) in ends.items():
-        scored = {task: stage["metrics"].get(f"{prefix}val/{task}/loss") for task in (*own, *before)}
+        scored = {task: stage["metrics"].get(f"{prefix}{task}/loss") for task in (*own, *before)}
         row = {**common, "method": name, "setting": told, **losses(stage, scored, own, before)}
         row["relative"] = row["F"] / (untrained(run, before) - row["start"])
-        if prefix:
+        if prefix != "val/":
             row["peak"] = float("nan")  # the line is walked after training: there is no trajectory of it
         found.append(row)
     return found
