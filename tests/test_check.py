@@ -13,7 +13,9 @@ from kleiber.errors import ConfigError
 from kleiber.signatures import signature
 
 COMPOSER = Composer()
-NEEDS = {"data=text": ["data.path=x"], "data=mixture": ["data.parts={builtin/docs:0.5,builtin/code:0.5}"]}
+METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
+NEEDS = {f"retention={name}": ["stages=docs_then_code"] for name in METHODS}
+NEEDS |= {"data=text": ["data.path=x"], "data=mixture": ["data.parts={builtin/docs:0.5,builtin/code:0.5}"]}
 
 
 def composed(*overrides: str) -> dict:
