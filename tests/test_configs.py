@@ -18,6 +18,12 @@ NEEDS |= {"model/router/topk": ["model=moe"], "model/mlp/moe": ["model=moe"]}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
 ELSEWHERE |= {"study/scaling": "test_sweep.py starts it", "design/grid": "plans a sweep: test_sweep.py"}
+ELSEWHERE |= {f"design/{name}": "plans a sweep: test_sweep.py" for name in ("ladder", "isoflop", "optimal")}
+ELSEWHERE |= {
+    f"study/{name}": "plans a sweep; tests/studies/test_studies.py reads its runs"
+    for name in ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
+}
+ELSEWHERE |= {"data/repeat": "tests/data/test_recall.py"}
 ELSEWHERE |= {
     f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in ("checkpoint", "hf", "upcycle")
 }
@@ -106,7 +112,13 @@ BASES = {  # together they choose every class that has leaves of its own
     "moe": ["model=moe"],
     "switch": ["model=moe", "model/router=switch", "model.mlp.k=1"],
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
-    "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
+    "plain": [
+        "callbacks=positions",
+        "model/attention=window",
+        "model.attention.window=16",
+        "model/mlp=gelu",
+        "schedule=constant",
+    ],
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],
 }

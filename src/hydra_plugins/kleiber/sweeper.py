@@ -48,7 +48,9 @@ class KleiberSweeper(BasicSweeper):
             planned = multiplied(plan, cells)
             left = self._study("max_cells")
             if left is not None and len(done) + len(planned) > left:
-                print(f"study.max_cells={left}: {len(done) + len(planned) - left} planned cells are left out", flush=True)
+                print(
+                    f"study.max_cells={left}: {len(done) + len(planned) - left} planned cells are left out", flush=True
+                )
                 planned = planned[: left - len(done)]
             if planned:
                 done += self.launcher.launch(planned, initial_job_idx=len(done))
@@ -61,7 +63,7 @@ class KleiberSweeper(BasicSweeper):
             yield [[]]
             return
         assert self.config is not None
-        from kleiber.studies.design import Grid, Sequential
+        from kleiber.studies.design import Cases, Grid, Sequential
 
         node = OmegaConf.to_container(node, resolve=True)
         assert isinstance(node, dict)
@@ -70,8 +72,8 @@ class KleiberSweeper(BasicSweeper):
                 raise ConfigError(f"study.seeds: design {node['_target_']} chooses its seeds itself, so leave it out")
             node["seeds"] = self._study("seeds")
         try:
-            design = instantiate(node, _convert_="all")
-            ground = None if isinstance(design, Grid) else self._ground(first, design)
+            design: Any = instantiate(node, _convert_="all")
+            ground = None if isinstance(design, Grid | Cases) else self._ground(first, design)
             if isinstance(design, Sequential) and not self.config.dry_run:
                 yield from design.rounds(ground)  # pyright: ignore[reportArgumentType]  (a grid has no rounds)
             else:
@@ -94,7 +96,7 @@ class KleiberSweeper(BasicSweeper):
         config, _ = resolved(launcher.compose(launcher.sweep.composer.prepare(first)))
 
         def speed(widths: Sequence[int]) -> list[float]:
-            shaped = [sized(config, width, design.head_dim) for width in widths]
+            shaped = [sized(config, width, getattr(design, "head_dim", 16)) for width in widths]
             costs = [ground.size(width).flops_per_token for width in widths]
             return [c / s for c, s in zip(costs, seconds_per_token(shaped), strict=True)]
 

@@ -101,13 +101,16 @@ def detectable(found: Fit) -> tuple[float, float, float] | None:
 def _candidates(
     least: Fit, scales: Mapping[str, Array] | None = None
 ) -> tuple[list[tuple[str, float]], Array, Array, Array, int] | None:
-    """Transients to look for: (input, scale) of each, its rows, the same less what the law absorbs, and the law's basis.
+    """Transients to look for: (input, scale) of each, its rows, the same less what the law absorbs, and the law's
+    basis.
 
     None when no degree of freedom is left, or no input has four rungs.
     """
     problem = least.problem
     jacobian = _tangent(least)
-    basis, sizes, _ = np.linalg.svd(jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300), full_matrices=False)
+    basis, sizes, _ = np.linalg.svd(
+        jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300), full_matrices=False
+    )
     basis = basis[:, sizes > 1e-9]
     spare = problem.num_rows - basis.shape[1] - 1
     predicted = least.predict(problem.inputs)
@@ -208,7 +211,7 @@ class Move:
     @property
     def settled(self) -> bool:
         """Whether a move of more than .1 is excluded."""
-        return -MOVED < self.lo and self.hi < MOVED
+        return self.lo > -MOVED and self.hi < MOVED
 
 
 def move(found: Fit, level: float = 0.9) -> Move | None:

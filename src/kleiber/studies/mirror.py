@@ -16,7 +16,9 @@ from kleiber.folder import read_config
 from kleiber.studies.findings import Findings
 
 
-def send(folder: Path, told: Mapping[str, Any], found: Findings, charts: Mapping[str, Any], runs: Sequence[Run]) -> None:
+def send(
+    folder: Path, told: Mapping[str, Any], found: Findings, charts: Mapping[str, Any], runs: Sequence[Run]
+) -> None:
     """One W&B run for the study; a second report continues it."""
     import wandb
 
@@ -35,7 +37,9 @@ def send(folder: Path, told: Mapping[str, Any], found: Findings, charts: Mapping
         for title, rows in told["tables"].items():
             if rows:
                 names = list(dict.fromkeys(name for row in rows for name in row))
-                logged[title] = wandb.Table(columns=names, data=[[row.get(name) for name in names] for row in rows])
+                logged[title] = wandb.Table(
+                    columns=names, data=[tuple(row.get(name) for name in names) for row in rows]
+                )
         texts = [[one["level"], one["code"], one["text"]] for one in told["verdicts"]]
         run.log({**logged, "verdicts": wandb.Table(columns=["level", "code", "text"], data=texts)})
         artifact = wandb.Artifact(f"{folder.name}-study", type="study")

@@ -154,9 +154,7 @@ class Optimal:
                 possible[width] = sorted({ground.whole(low * 2 ** (k / 2)) for k in range(min(count, DENSE))})
         chosen = np.unique(np.geomspace(1, max(len(possible), 1), DENSE).round().astype(int)) - 1
         widths = [width for place, width in enumerate(sorted(possible)) if place in chosen]
-        return [
-            Trunk(width, used.get(width, 0) + k, tuple(possible[width])) for width in widths for k in range(2)
-        ]
+        return [Trunk(width, used.get(width, 0) + k, tuple(possible[width])) for width in widths for k in range(2)]
 
     def key(self, ground: Ground) -> str:
         """What a recorded plan must have been made for to be continued."""
@@ -174,4 +172,3 @@ class Optimal:
         text = f"{len(new)} trunks, {sum(len(one.branches) for one in new)} points, {flops:.3g} FLOPs; {told}; "
         text += f"expected 90% interval of the loss at {self.target(budget):.3g} FLOPs +-{width:.2%} (assumed law)"
         return {"trunks": [vars(one) for one in new], "flops": flops, "law": dict(law), "told": text}
-

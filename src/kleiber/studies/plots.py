@@ -48,7 +48,7 @@ def ladder(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
     )  # fmt: skip
     ends = lines[lines["D"] == tokens[-1]]
     names = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11).encode(x=x, y=y, text="size:N", color=color)
-    open_points = "open points are left out of the fit" if (~shown["fitted"]).any() else ""
+    open_points = "open points are left out of the fit" if not all(shown["fitted"]) else ""
     return sized(early + base + points + names, "Loss against tokens, by parameters N", subtitle=open_points)
 
 
@@ -84,10 +84,11 @@ def frontier(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
 def fan(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> pd.DataFrame:
     """The law's curve of each size over the tokens that it was trained for."""
     parts = []
-    for n, one in rows.groupby("N"):
+    for n in sorted(rows["N"].unique().tolist()):
+        one = rows[rows["N"] == n]
         tokens = np.geomspace(one["D"].min(), one["D"].max(), 30)
         loss = curve(law, record, N=np.full(30, n), D=tokens)
-        parts.append(pd.DataFrame({"C": 6 * n * tokens, "loss": loss, "size": human(float(n))}))
+        parts.append(pd.DataFrame({"C": 6 * n * tokens, "loss": loss, "size": human(n)}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -138,7 +139,11 @@ def allocation(record: Mapping[str, Any]) -> Any:
     )
     every = [*rows["C"], *(marks["C"] if len(marks) else ())] if len(rows) else list(marks["C"])
     x, layers = log_axis("C", "training compute C (FLOPs)", every), []
-    held = [*(rows["N_lo"] if len(rows) else ()), *(rows["N_hi"] if len(rows) else ()), *(marks["N"] if len(marks) else ())]
+    held = [
+        *(rows["N_lo"] if len(rows) else ()),
+        *(rows["N_hi"] if len(rows) else ()),
+        *(marks["N"] if len(marks) else ()),
+    ]
     at, low = (log_axis(name, "compute-optimal parameters N", held, kind=alt.Y) for name in ("N", "N_lo"))
     if len(rows):
         base, beyond = alt.Chart(rows).encode(x=x), rows["C"] > 1.001 * record["domain"]["C"][1]
@@ -151,7 +156,9 @@ def allocation(record: Mapping[str, Any]) -> Any:
         shape = alt.Shape("approach:N", title=None, scale=alt.Scale(domain=kinds))
         points = alt.Chart(marks).mark_point(filled=True, size=60, opacity=1)
         tip = ["approach:N", human_tip("C"), human_tip("N")]
-        layers.append(alt.Chart(marks).mark_rule(opacity=0.35).encode(x=x, y=low_of(marks, held), y2="hi:Q", color=color))
+        layers.append(
+            alt.Chart(marks).mark_rule(opacity=0.35).encode(x=x, y=low_of(marks, held), y2="hi:Q", color=color)
+        )
         layers.append(points.encode(x=x, y=at, color=color, shape=shape, tooltip=tip))
     told = f"line and band: the parametric law (C = 6 N D), {record['level']:.0%}"
     return sized(alt.layer(*layers), "How large a model, by compute", subtitle=told)

@@ -53,9 +53,7 @@ class Posed:
         return refit(self.fit, rows)
 
 
-def pose(
-    table: Table, law: Law, loss_fn: str | None, delta: float, space: str | None, cluster: str | None
-) -> Posed:
+def pose(table: Table, law: Law, loss_fn: str | None, delta: float, space: str | None, cluster: str | None) -> Posed:
     """Fit the table; with a column naming the trunk of each row, its seeds are averaged within a size first."""
     inputs, loss, clusters = table.inputs(law), table.target, None
     columns = {name: table.columns[name] for name in EXTRA if name in table.columns}

@@ -21,6 +21,7 @@ from kleiber.studies.law import find
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
 GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # errors that a ladder may make
 
+
 @dataclass(frozen=True)
 class Scaling(Options):
     """What to fit to a ladder.
@@ -51,9 +52,7 @@ class Scaling(Options):
         law = record.finite(self.law_of(runs))
         rows = points(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
         tables = {"Goals": goals(law), "Approaches and conventions": conventions(law), "Least tokens": least(law)}
-        return Findings(
-            headline(law), law["verdicts"], tables, figures(rows, law), law, lines(law), methods(law, runs)
-        )
+        return Findings(headline(law), law["verdicts"], tables, figures(rows, law), law, lines(law), methods(law, runs))
 
     def law_of(self, runs: Sequence[Run]) -> dict:
         """laws.json of the rows with D >= min_tokens, and beside it ("all") the fit of every row."""
@@ -134,8 +133,8 @@ def goals(law: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What was left out and predicted, beside what a ladder is asked for."""
     rows = [
         {
-            "left out": one["name"], "fitted": one["n_train"], "predicted": one["n_test"], "error": f"{one['mare']:.2%}",
-            "goal": f"<= {GOALS[one['name']]:.1%}", "bias": f"{one['bias']:+.2%}",
+            "left out": one["name"], "fitted": one["n_train"], "predicted": one["n_test"],
+            "error": f"{one['mare']:.2%}", "goal": f"<= {GOALS[one['name']]:.1%}", "bias": f"{one['bias']:+.2%}",
             "in the 90 % interval": f"{one['coverage']:.0%}",
             "naive": ", ".join(f"{error:.2%}" for error in one["naive"].values()),
             "met": one["mare"] <= GOALS[one["name"]] and one["beats_naive"] and one["coverage"] == 1,

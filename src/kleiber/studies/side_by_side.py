@@ -22,7 +22,10 @@ def compare(posed: Posed, draws: Draws | None, level: float = 0.9) -> list[Expon
         own = posed.fit.noise if np.isfinite(posed.fit.noise) else 0.0
         found = branched.exponents(N, C, loss, own, shared, posed.clusters, level)
     else:
-        both = (regress("1 envelope", envelope(N, C, loss), level), regress("2 isoflop", vertices(N, D, C, loss), level))
+        both = (
+            regress("1 envelope", envelope(N, C, loss), level),
+            regress("2 isoflop", vertices(N, D, C, loss), level),
+        )
         found = [one for one in both if one is not None]
     if draws is not None and "a_opt" in draws.fit.law.derived:
         value = float(draws.fit.law.derive(draws.fit.values)["a_opt"][0])
