@@ -114,3 +114,30 @@ def test_optimizer_state_goes_by_name_not_by_place():
         assert torch.equal(fresh.state[other[name].weight]["exp_avg"], optimizer.state[net[name].weight]["exp_avg"])
     with pytest.raises(ValueError, match="other parameters"):
         checkpoint.load_optimizer(fresh, {"c.weight": {}})
+
+
+def test_a_part_of_a_model_is_read_by_exactly_its_names_and_nothing_else(tmp_path):
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    part = checkpoint.save(tmp_path, 1, net, {}, "hash", names={"1.weight"})
+    whole = checkpoint.save(tmp_path, 2, net, {}, "hash")
+    other = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    before = other[0].weight.clone(), other[1].bias.clone()
+    checkpoint.read(part.path).load_model(other, {"1.weight"})
+    assert torch.equal(other[1].weight, net[1].weight)
+    assert torch.equal(other[0].weight, before[0]) and torch.equal(other[1].bias, before[1])
+    with pytest.raises(ValueError, match=r"other weights: \['1\.bias'\]"):
+        part.load_model(other, {"1.weight", "1.bias"})
+    for load in (part.load_model, part.load_weights):
+        with pytest.raises(ValueError, match="not a whole model"):
+            load(other)
+    with pytest.raises(ValueError, match="a whole model"):
+        whole.load_model(other, {"1.weight"})
+    with pytest.raises(ValueError, match="another model"):
+        part.load_model(nn.Sequential(nn.Linear(3, 3), nn.Linear(4, 4)), {"1.weight"})
+
+
+def test_what_a_stage_can_change_is_what_trains_and_the_buffers_that_are_saved():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    net[0].requires_grad_(False)
+    buffers = {f"1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert checkpoint.trained(net) == {"1.weight", "1.bias"} | buffers

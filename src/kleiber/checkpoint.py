@@ -4,6 +4,9 @@
                     state.pt            optimizer state by parameter name, counters; loaded with weights_only=True
                     meta.json           sha256 of the other two, step, config hash; written last
 
+A stage that trains a part of a model writes that part alone: `names`, said in meta.json. Such a checkpoint is read into
+a model that has the rest already, and only by a caller that expects exactly those names.
+
 The directory is filled under a name with `.part-`, every file is flushed to the disk, then it is renamed. It never
 unpickles code: a foreign state.pt is refused, and no message here suggests otherwise.
 """
@@ -14,14 +17,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
 
 SCHEMA = "kleiber.checkpoint/1"
 
@@ -41,15 +44,47 @@ class Checkpoint:
     def step(self) -> int:
         return self.meta["step"]
 
-    def load_model(self, model: nn.Module) -> None:
-        """Weights into `model`. Raises ValueError when names or shapes differ."""
-        try:
-            load_model(model, self.path / "model.safetensors")
-        except RuntimeError as error:
-            raise ValueError(f"{self.path} holds another model: {error}") from None
+    @property
+    def names(self) -> frozenset[str] | None:
+        """The weights that a partial checkpoint holds; None for one of a whole model."""
+        told = self.meta.get("names")
+        return None if told is None else frozenset(told)
+
+    def load_model(self, model: nn.Module, names: Collection[str] | None = None) -> None:
+        """Weights into `model`: all of them, or exactly `names` and nothing else, as `save` was told.
+
+        Raises ValueError when names or shapes differ, and where a whole model is asked of a part or a part of a whole.
+        """
+        held = self.names
+        if names is None:
+            self._refuse_part()
+            try:
+                load_model(model, self.path / "model.safetensors")
+            except RuntimeError as error:
+                raise ValueError(f"{self.path} holds another model: {error}") from None
+            return
+        if held != frozenset(names):
+            told = "a whole model" if held is None else f"other weights: {sorted(held ^ frozenset(names))[:5]}"
+            raise ValueError(f"{self.path} holds {told}; {len(frozenset(names))} weights by name were asked of it")
+        own = model.state_dict(keep_vars=True)
+        found = load_file(self.path / "model.safetensors")
+        wrong = [n for n, value in found.items() if n not in own or own[n].shape != value.shape]
+        if wrong or found.keys() != held:
+            raise ValueError(f"{self.path} is of another model: {(wrong or sorted(found.keys() ^ held))[:5]}")
+        with torch.no_grad():
+            for name, value in found.items():
+                own[name].copy_(value)
+
+    def _refuse_part(self) -> None:
+        if self.names is not None:
+            raise ValueError(
+                f"{self.path} holds {len(self.names)} weights that an adapter trained, not a whole model: "
+                "load the model it started from first (init.path of its run), then these by name"
+            )
 
     def load_weights(self, model: nn.Module) -> None:
         """Weights into a model that may have other heads of tasks. Raises ValueError when anything else differs."""
+        self._refuse_part()
         try:
             missing, unexpected = load_model(model, self.path / "model.safetensors", strict=False)
         except RuntimeError as error:
@@ -67,17 +102,38 @@ def name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any], config_hash: str) -> Checkpoint:
-    """Writes `folder/step-<step>`; raises OSError with the folder named when the disk refuses, leaving no bad file."""
+def trained(model: nn.Module) -> frozenset[str]:
+    """What a stage can have changed: the parameters that require a gradient, and every buffer that is saved."""
+    parameters = {name for name, p in model.named_parameters() if p.requires_grad}
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return frozenset(parameters | (model.state_dict().keys() - every))
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    state: dict[str, Any],
+    config_hash: str,
+    names: Collection[str] | None = None,
+) -> Checkpoint:
+    """Writes `folder/step-<step>`, the whole model or the weights `names` of it (see `trained`).
+
+    Raises OSError with the folder named when the disk refuses, leaving no bad file.
+    """
     final = folder / name(step)
     part = folder / f"{final.name}.part-{os.getpid()}"
     try:
         shutil.rmtree(part, ignore_errors=True)  # of a killed writer; in containers process ids come again
         part.mkdir(parents=True)
-        save_model(model, str(part / "model.safetensors"))
+        if names is None:
+            save_model(model, str(part / "model.safetensors"))
+        else:
+            save_file(_chosen(model, names), part / "model.safetensors")
         torch.save(state, part / "state.pt")
         sha256 = {file: _digest(part / file) for file in ("model.safetensors", "state.pt")}
         meta = {"schema": SCHEMA, "step": step, "config_hash": config_hash, "sha256": sha256}
+        meta |= {} if names is None else {"names": sorted(names)}
         (part / "meta.json").write_text(json.dumps(meta, indent=1))
         for file in part.iterdir():
             _sync(file)
@@ -88,6 +144,12 @@ def save(folder: Path, step: int, model: nn.Module, state: dict[str, Any], confi
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(f"cannot write the checkpoint {final} ({error}); the one before it is untouched") from error
     return Checkpoint(final, meta)
+
+
+def _chosen(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
+    own = model.state_dict()
+    assert names and own.keys() >= set(names), f"no weights of this model: {sorted(set(names) - own.keys())[:5]}"
+    return {name: own[name].contiguous() for name in sorted(names)}
 
 
 def _commit(part: Path, final: Path) -> None:

@@ -23,7 +23,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 @app.callback()
 def commands() -> None:
-    """Looks at what runs wrote: tables of runs, laws fitted to them."""
+    """Looks at what runs wrote: tables of runs, evaluations, laws fitted to them."""
 
 
 @app.command()
@@ -42,6 +42,47 @@ def runs(
         typer.echo(json.dumps([{**run.row(), "folder": str(run.folder)} for run in found], indent=1))
     else:
         table(found)
+
+
+@app.command("eval")
+def evaluate(
+    subject: Annotated[Path, typer.Argument(metavar="RUN|HF_FOLDER", help="a run (or RUN/STAGE), or a model's folder")],
+    evals: Annotated[str, typer.Option(help="names of evaluations: perplexity,routing")],
+    json: Annotated[Path | None, typer.Option(help="write everything here as well")] = None,
+    tokens: Annotated[str | None, typer.Option(help="targets per domain, such as 64K")] = None,
+    stage: Annotated[str | None, typer.Option(help="of the run; default: the last one")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="override of the data of a HF_FOLDER: data=wikitext")] = None,
+) -> None:
+    """Evaluate a run or a Hugging Face model; results of a run lie in RUN/evals."""
+    from kleiber.assess import assess, lines
+
+    if not subject.is_dir():
+        raise FileNotFoundError(f"{subject}: there is no such folder")
+    typer.echo("\n".join(lines(assess(subject, evals, tokens, stage, data or (), json))))
+
+
+@app.command("export")
+def export_run(
+    run: Annotated[str, typer.Argument(help="a run, or RUN/STAGE")],
+    out: Annotated[Path, typer.Argument(help="the folder to write, which must not be there")],
+) -> None:
+    """Write a run as a Hugging Face folder: config, safetensors, tokenizer, and a card that says where it came from."""
+    from kleiber.interchange import export
+
+    export(run, out)
+    typer.echo(f"{out}: load it with AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained")
+
+
+@app.command("import")
+def import_folder(
+    folder: Annotated[Path, typer.Argument(help="a Llama, Qwen3, Mixtral or Qwen3-MoE folder with safetensors")],
+    out: Annotated[Path, typer.Argument(help="the folder to write, which must not be there")],
+) -> None:
+    """Read a Hugging Face folder into a run of no steps, from which others start."""
+    from kleiber.interchange import import_hf
+
+    import_hf(folder, out)
+    typer.echo(f"{out}: start from it with init=checkpoint init.path={out}")
 
 
 def register_studies() -> None:

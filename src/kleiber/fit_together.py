@@ -56,6 +56,14 @@ def _experts(model: Mapping[str, Any]) -> None:
     k, experts = argument(mlp, "k"), argument(mlp, "num_experts")
     if k is not None and experts is not None and not 1 <= k <= experts:
         raise ConfigError(f"model.mlp.k={k} of model.mlp.num_experts={experts}: a token goes to 1..{experts} experts")
+    router = mlp.get("router")
+    if not isinstance(router, Mapping) or "acknowledge_leak" not in signature(str(router["_target_"])).parameters:
+        return
+    if argument(model, "causal") and not argument(router, "acknowledge_leak"):
+        raise ConfigError(
+            "model/router=expert_choice lets a causal model see later tokens: use model=bert with objective=mlm, "
+            "another router, or set model.mlp.router.acknowledge_leak=true"
+        )
 
 
 def _batch(config: Mapping[str, Any]) -> None:

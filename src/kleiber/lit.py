@@ -6,9 +6,9 @@ evaluation, logging and checkpoints live beside it. It never calls `self.log`, w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from kleiber import checkpoint
-from kleiber.optim import AdamW
+from kleiber.optim import Optimizer
 from kleiber.step import Diverged, accumulate, normalise
 from kleiber.types import Batch, Objective, Retention
 
@@ -31,6 +31,7 @@ class LitLM(LightningModule):
     seed          of everything random inside a step, together with the step's number
     restored      optimizer state by parameter name, from a checkpoint
     retention     ways not to forget, each with its memory
+    partial       whether a checkpoint holds what is trained alone: an adapter's weights and not those that it adapts
 
     `last` holds the means of the latest step ("ce", "total", ...), its "grad_norm" and "lr".
     """
@@ -39,7 +40,7 @@ class LitLM(LightningModule):
         self,
         model: Any,
         objective: Objective,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         schedule: Callable[[int, int], float],
         *,
         total_steps: int,
@@ -47,6 +48,7 @@ class LitLM(LightningModule):
         seed: int = 0,
         restored: dict[str, Any] | None = None,
         retention: Sequence[Retention] = (),
+        partial: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -54,6 +56,7 @@ class LitLM(LightningModule):
         self.optimizer, self.schedule, self.total_steps = optimizer, schedule, total_steps
         self.micro_batch, self.seed, self.restored = micro_batch, seed, restored
         self.retention = nn.ModuleList(retention)
+        self.partial = partial
         self.last: dict[str, Tensor | float] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -75,7 +78,7 @@ class LitLM(LightningModule):
         no_sync = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
         batches = batch.split(self.micro_batch)
         methods: list[Any] = list(self.retention)
-        penalties = [partial(method.penalty, step=step) for method in methods]
+        penalties = [functools.partial(method.penalty, step=step) for method in methods]
         backward = self.manual_backward
         sums = accumulate(self.model, self.objective, batches, backward, no_sync, penalties).reduce()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -100,4 +103,6 @@ class LitLM(LightningModule):
             for method in methods:
                 method.after_step(self.model, step, self.optimizer.lr * factor)
         optimizer.zero_grad()
+        if hasattr(self.model, "rebalance"):
+            self.model.rebalance(sums.values)
         self.last = {**sums.means(), **told, "grad_norm": norm, "lr": self.optimizer.lr * factor}

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from kleiber import checkpoint
 from kleiber.build import build
 from kleiber.chain import is_chain, locate, stage_configs
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.folder import read_config
+from kleiber.opened import load_trained
 from kleiber.types import Corpus, Task
 
 
@@ -46,7 +46,7 @@ class Checkpoint:
     path: str
 
     def load(self, model: Any) -> None:
-        load_stage(model, *locate(self.path))
+        begin_with(model, *locate(self.path))
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         folder, stage = locate(self.path)
@@ -92,7 +92,7 @@ class Upcycle(Checkpoint):
 
         folder, stage = locate(self.path)
         dense = build(DictConfig(lineage(folder, stage)[-1]["model"]), vocab_size=model.vocab_size)
-        load_stage(dense, folder, stage)
+        begin_with(dense, folder, stage)
         upcycle(dense.state_dict(), model, noise=self.noise)
 
 
@@ -105,15 +105,15 @@ def lineage(folder: Path, stage: str) -> list[dict[str, Any]]:
     return [configs[name] for name in list(configs)[: list(configs).index(stage) + 1]]
 
 
-def load_stage(model: Any, folder: Path, stage: str) -> None:
+def begin_with(model: Any, folder: Path, stage: str) -> None:
     """The final weights of a stage, into a model that may have heads which the stage did not have, or lack some.
 
     Raises ValueError for another model, and Damaged where no checkpoint verifies.
     """
-    found, complaints = checkpoint.latest(folder / "stages" / stage / "checkpoints")
-    if found is None:
-        raise checkpoint.Damaged(f"{folder / 'stages' / stage} has no good checkpoint: {'; '.join(complaints)}")
-    found.load_weights(model)
+    own = set(model.heads)
+    load_trained(model, folder, stage)
+    for name in set(model.heads) - own:
+        del model.heads[name]
 
 
 def tasks_of(config: DictConfig, corpus: Corpus) -> list[Task]:

@@ -22,7 +22,7 @@ from kleiber.callbacks.throughput import Throughput, peak_flops, peak_memory_byt
 from kleiber.data.sampler import stream
 from kleiber.lit import LitLM
 from kleiber.models.counting import count_parameters
-from kleiber.origin import load_stage
+from kleiber.origin import begin_with
 from kleiber.plan import Plan, build_model
 from kleiber.retain import end_retention, retain, retention_methods
 from kleiber.tree import Around, Stage, Tree, branch_steps
@@ -72,16 +72,10 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
     cfg, plan, hardware = stage.config, dataclasses.replace(stage.plan, model=model), tree.hardware
     found, resumed = newest(tree, stage)
     start = found.step if found else 0
-    model.to(hardware.dtype)
-    if found:
-        found.load_model(model)
-    elif stage.parent is not None:
-        load_stage(model, tree.folder, stage.parent)
-    elif tree.origin is not None:
-        tree.origin.load(model)
-    use_heads(model, plan.objective)
-    if hasattr(plan.objective, "begin"):
-        plan.objective.begin(model, plan.corpus, tree.place(stage.name).parent)
+    give_weights(tree, stage, model, found)
+    begin = getattr(plan.objective, "begin", None)
+    if begin is not None:
+        begin(model, plan.corpus, tree.place(stage.name).parent)
     tasks = tree.around(stage)
     callbacks = make_callbacks(tree, stage, plan, tasks)
     state = found.load_state() if found else None
@@ -102,9 +96,9 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
         seed=cfg.seed,
         restored=state["optimizer"] if state else None,
         retention=methods,
+        partial=cfg.adapter is not None,
     )
-    if hardware.compile:
-        lit.model.compile()
+    hardware.fit_out(lit.model)
     fit(lit, callbacks, plan, Stream(samples, plan, cfg.seed, start, hardware.rank), tree, start)
     end_retention(methods, tree, stage, model, next(c for c in callbacks if isinstance(c, Evaluate)))
     return record(tree, stage, lit, callbacks)
@@ -125,13 +119,33 @@ def newest(tree: Tree, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool
     return found, found is not None
 
 
-def use_heads(model: Any, objective: Any) -> None:
+def give_weights(tree: Tree, stage: Stage, model: Any, found: checkpoint.Checkpoint | None) -> None:
+    """Loads what the stage begins or goes on with, and marks what it trains.
+
+    Where an adapter is at work, a checkpoint holds what it trained alone, beside the weights that it began with.
+    """
+    model.to(tree.hardware.device, tree.hardware.dtype)
+    if found is None or found.names is not None:
+        if stage.parent is not None and not stage.continues:
+            begin_with(model, tree.folder, stage.parent)
+        elif tree.origin is not None:
+            tree.origin.load(model)
+    adapted = stage.config.adapter is not None
+    if adapted:
+        build(stage.config.adapter).apply(model, stage.config.seed)
+    leave_heads(model, stage.plan.objective)
+    if found:
+        found.load_model(model, checkpoint.trained(model) if adapted else None)
+
+
+def leave_heads(model: Any, objective: Any) -> None:
     """Leaves out of training the output layers that this objective does not read: they would get no gradient."""
     own = getattr(objective, "outputs", {})
     for name, head in model.heads.items():
-        head.requires_grad_(name in own)
-    if own and not model.tied:
-        model.head.weight.requires_grad_(False)
+        if name not in own:
+            head.requires_grad_(False)
+    if own:
+        model.leave_out_head()
 
 
 def fit(lit: LitLM, callbacks: list[Any], plan: Plan, batches: Stream, tree: Tree, start: int) -> None:
@@ -159,7 +173,16 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, tasks: Around) -> list[
     known = tree.done[stage.parent]["metrics"] if stage.parent and not stage.continues else None
     watched = round(quantity(cfg.eval.watch_tokens))
     evaluate = Evaluate(
-        tasks.own, every, tokens, max(1, plan.rows), tree.hardware.place, tasks.earlier, tasks.later, known, watched
+        tasks.own,
+        every,
+        tokens,
+        max(1, plan.rows),
+        tree.hardware.place,
+        tasks.earlier,
+        tasks.later,
+        from_weights=tree.from_weights,
+        start=known,
+        watched=watched,
     )
     available = {
         "batch_tokens": plan.batch_tokens,

@@ -65,7 +65,9 @@ class Output:
     "loss"             auxiliary losses, weighted by their coefficients, *summed* over real tokens; absent when dense
     "balance/<layer>"  a load-balancing loss, unweighted, summed over real tokens (so the mean is 1 when uniform)
     "z/<layer>"        a router z-loss, unweighted, summed over real tokens
-    "load/<layer>"     assignments per expert, a vector of counts over real tokens
+    "load/<layer>"     assignments per expert, a vector of counts over real tokens, before any is dropped
+    "margin/<layer>", "drop/<layer>"  how far the k-th score is above the next, and the share of a token's assignments
+                       that found their expert full, summed over real tokens
     """
 
     hidden: Float[Tensor, "batch time dim"]
@@ -90,16 +92,19 @@ class Loss:
 class Routing:
     """Where a router sends each token.
 
-    weights  combination weights of the chosen experts
-    experts  the chosen experts
-    scores   the router's probabilities over all experts, from which balance losses and routing statistics are computed
-    logits   the router's logits in fp32, for the z-loss
+    weights, experts  the chosen experts, and with what weight they are combined
+    scores   the router's distribution over all experts, from which balance losses and statistics are computed
+    logits   in fp32, for the z-loss; None where nothing is learned
+    margin   score of the k-th expert less that of the next
+    kept     False for an assignment that is not served; None where all are
     """
 
     weights: Float[Tensor, "tokens k"]
     experts: Int[Tensor, "tokens k"]
     scores: Float[Tensor, "tokens experts"]
-    logits: Float[Tensor, "tokens experts"]
+    logits: Float[Tensor, "tokens experts"] | None = None
+    margin: Float[Tensor, "tokens"] | None = None
+    kept: Bool[Tensor, "tokens k"] | None = None
 
 
 @dataclass(frozen=True)
@@ -247,7 +252,7 @@ def _mapped(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
 
 @runtime_checkable
 class Router(Protocol):
-    def __call__(self, x: Float[Tensor, "tokens dim"]) -> Routing: ...
+    def __call__(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing: ...
 
 
 @runtime_checkable

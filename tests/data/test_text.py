@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kleiber.data import hub
+from kleiber import hub
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.text import Text
 from kleiber.data.windows import ValidationWindows

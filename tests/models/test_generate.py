@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from kleiber.models.generate import generate, sample
+from kleiber.models.generate import generate, left_padded, sample
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import Cache, NoMixing, Window
 from kleiber.nn.moe import interleaved
@@ -29,10 +29,11 @@ def build(**options) -> Transformer:
     return model
 
 
+@pytest.mark.parametrize("length", [0, 12])
 @pytest.mark.parametrize("case", CASES)
-def test_cached_logits_equal_uncached_ones(case):
+def test_cached_logits_equal_uncached_ones(case, length):
     model, ids = build(**CASES[case]), torch.randint(40, (2, 12))
-    caches = [Cache() for _ in model.blocks]
+    caches = [Cache(length) for _ in model.blocks]
     parts = [model(Batch(part), caches).hidden for part in ids.split([4, 1, 1, 2, 4], 1)]
     torch.testing.assert_close(torch.cat(parts, 1), model(Batch(ids)).hidden, atol=1e-5, rtol=1e-5)
 
@@ -44,6 +45,47 @@ def test_greedy_decoding_equals_reading_everything_anew(case):
     for _ in range(8):
         ids = torch.cat([ids, model.head(model(Batch(ids)).hidden[:, -1:]).argmax(-1)], 1)
     assert torch.equal(generate(model, prompt, 8, temperature=0.0), ids)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_prompts_of_unequal_length_are_decoded_as_each_alone(case):
+    model, prompts = build(**CASES[case]), [[3], [5, 1, 7, 2], [8, 9]]
+    ids, real = left_padded(prompts)
+    logits = [model.head(model(Batch(torch.tensor([p]))).hidden[:, -1]) for p in prompts]
+    together = model.head(model(Batch(ids, real=real), model.new_caches(12)).hidden[:, -1])
+    torch.testing.assert_close(together, torch.cat(logits), atol=1e-5, rtol=1e-5)
+    made = generate(model, ids, 8, temperature=0.0, real=real)
+    for row, prompt in zip(made, prompts, strict=True):
+        alone = generate(model, torch.tensor([prompt]), 8, temperature=0.0)
+        assert row[4 - len(prompt) :].tolist() == alone[0].tolist()
+
+
+def test_a_step_writes_one_position_and_moves_none():
+    model = build()
+    caches = model.new_caches(12)
+    with torch.no_grad():
+        model(Batch(torch.randint(40, (2, 5))), caches)
+        place, held = caches[0].keys.data_ptr(), caches[0].keys[:, :, :5].clone()
+        model(Batch(torch.randint(40, (2, 1))), caches)
+    assert caches[0].keys.data_ptr() == place and caches[0].keys.shape[2] == 12 and len(caches[0]) == 6
+    assert torch.equal(caches[0].keys[:, :, :5], held)
+
+
+def test_a_row_that_has_ended_stays_ended_and_all_stop_with_the_last():
+    model, prompt = build(), torch.randint(40, (3, 4))
+    free = generate(model, prompt, 8, temperature=0.0)
+    eos = int(free[0, 5])
+    made = generate(model, prompt, 8, temperature=0.0, eos=eos)
+    for row, whole in zip(made[:, 4:].tolist(), free[:, 4:].tolist(), strict=True):
+        end = whole.index(eos) + 1 if eos in whole else len(whole)
+        assert row[:end] == whole[:end][: len(row)] and set(row[end:]) <= {eos}
+    assert generate(model, prompt[:1], 8, temperature=0.0, eos=eos).shape[1] == 4 + free[0, 4:].tolist().index(eos) + 1
+
+
+def test_what_is_made_can_enter_a_gradient():
+    model = build()
+    ids = generate(model, torch.zeros(1, 1, dtype=torch.long), 3)
+    model(Batch(ids)).hidden.sum().backward()
 
 
 def test_beyond_the_context_it_goes_on_from_the_last_half():

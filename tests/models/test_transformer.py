@@ -84,7 +84,9 @@ def test_auxiliary_sums_add_over_micro_batches_and_carry_the_layer():
     model, tokens = build(mlp=MLPS["moe"]), torch.randint(VOCAB, (4, 7))
     whole = model(Batch(tokens)).aux
     parts = [model(Batch(part)).aux for part in tokens.split([1, 3])]
-    assert set(whole) == {"loss"} | {f"{name}/{layer}" for name in ("balance", "z", "load") for layer in (0, 1)}
+    assert set(whole) == {"loss"} | {
+        f"{name}/{layer}" for name in ("balance", "z", "load", "margin") for layer in (0, 1)
+    }
     torch.testing.assert_close(whole, {name: parts[0][name] + parts[1][name] for name in whole})
     layers = [0.01 * whole[f"balance/{layer}"] + 1e-3 * whole[f"z/{layer}"] for layer in (0, 1)]
     torch.testing.assert_close(whole["loss"], layers[0] + layers[1])

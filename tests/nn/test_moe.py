@@ -1,14 +1,18 @@
-"""Dispatch against the slow dense reference, balance bounds, dead experts, and independence of order and batching."""
+"""The whole layer: every back-end, capacity, sums over real tokens, and independence of order and batching."""
+
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.nn import moe as module
+from kleiber.nn.balance import Global, PerSequence
+from kleiber.nn.experts import expert_hidden
 from kleiber.nn.mlp import SwiGLU, gated_hidden
-from kleiber.nn.moe import MoE, balance_loss, expert_hidden, interleaved
+from kleiber.nn.moe import Dropping, MoE, dropping, interleaved
 from kleiber.nn.parametrization import Site
-from kleiber.nn.routers import Switch, TopK
+from kleiber.nn.routers import ExpertChoice, Hash, LossFree, Sigmoid, Switch, TopK
+from kleiber.types import Batch
 
 SITE = Site(width=16)
 
@@ -27,12 +31,16 @@ def slow(moe: MoE, x: torch.Tensor) -> torch.Tensor:
     return y.view_as(x)
 
 
-@pytest.mark.parametrize("k, router", [(1, Switch), (2, TopK), (2, Switch), (3, TopK), (8, TopK)])
+def padded(x: torch.Tensor, real: torch.Tensor | None = None) -> Batch:
+    return Batch(torch.zeros(x.shape[:2], dtype=torch.long), real=real)
+
+
+@pytest.mark.parametrize("k, router", [(1, Switch), (2, TopK), (2, Sigmoid), (3, TopK), (8, TopK)])
 @pytest.mark.parametrize("num_shared", [0, 1])
+@pytest.mark.parametrize("backend", ["grouped", "loop", "dense"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dispatch_equals_every_expert_on_every_token(k, router, num_shared, dtype):
-    # fp32 takes the grouped product, fp64 the loop.
-    moe = MoE(SITE, 8, k, num_shared, router=router).to(dtype)
+def test_a_layer_equals_every_expert_on_every_token(k, router, num_shared, backend, dtype):
+    moe = MoE(SITE, 8, k, num_shared, router=router, backend=backend).to(dtype)
     x = torch.randn(3, 7, 16, dtype=dtype, requires_grad=True)
     ours, expected, grad = moe(x)[0], slow(moe, x), torch.randn(3, 7, 16, dtype=dtype)
     wanted = (x, *moe.parameters())
@@ -40,18 +48,6 @@ def test_dispatch_equals_every_expert_on_every_token(k, router, num_shared, dtyp
     torch.testing.assert_close(ours, expected, **tolerance)
     both = [torch.autograd.grad(y, wanted, grad, materialize_grads=True) for y in (ours, expected)]
     torch.testing.assert_close(*both, **tolerance)
-
-
-def test_grouped_product_and_loop_are_both_taken(monkeypatch):
-    taken = []
-    real = F.grouped_mm
-    monkeypatch.setattr(module.F, "grouped_mm", lambda *a, **kw: taken.append(1) or real(*a, **kw))
-    x = torch.randn(1, 5, 16)
-    MoE(SITE, hidden=8)(x)
-    assert len(taken) == 2
-    MoE(SITE, hidden=9)(x)  # 36 bytes a row: no kernel for `down`, and 72 for `gate_up`
-    MoE(SITE, hidden=8).double()(x.double())
-    assert len(taken) == 2
 
 
 def test_under_bf16_autocast_the_router_stays_fp32():
@@ -90,37 +86,14 @@ def test_an_expert_without_tokens_gets_a_zero_gradient_not_none(dtype):
         assert stack.grad is not None and stack.grad[2:].abs().max() == 0 and stack.grad[:2].abs().max() > 0
 
 
-@pytest.mark.parametrize("k", [1, 2, 4])
-def test_balance_is_one_a_token_when_uniform_and_experts_over_k_at_worst(k):
-    batch, time, experts = 2, 8, 4
-    uniform = torch.full((batch, time, experts), 1 / experts)
-    turns = (torch.arange(time)[:, None] + torch.arange(k)) % experts
-    value, load = balance_loss(uniform, turns.expand(batch, time, k))
-    assert float(value) == pytest.approx(batch * time) and load.tolist() == [batch * time * k / experts] * experts
-    first = torch.arange(k).expand(batch, time, k)
-    collapsed = F.one_hot(torch.zeros(batch, time, dtype=torch.long), experts).float()
-    assert float(balance_loss(collapsed, first)[0]) == pytest.approx(batch * time * experts / k)
-
-
-def test_balance_counts_real_tokens_only_and_adds_over_sequences():
-    scores, chosen = (
-        torch.randn(3, 6, 4).softmax(-1),
-        torch.stack([torch.randperm(4)[:2] for _ in range(18)]).view(3, 6, 2),
-    )
-    real = torch.arange(6) < torch.tensor([[6], [4], [0]])
-    whole, load = balance_loss(scores, chosen, real)
-    cut = [balance_loss(scores[i : i + 1, :n], chosen[i : i + 1, :n]) for i, n in ((0, 6), (1, 4))]
-    torch.testing.assert_close(whole, sum(value for value, _ in cut))
-    assert torch.equal(load, cut[0][1] + cut[1][1]) and load.sum() == 2 * 10
-
-
 def test_what_padding_holds_changes_no_auxiliary_sum():
     moe, real = MoE(SITE), torch.arange(6)[None] < torch.tensor([[6], [3]])
     x = torch.randn(2, 6, 16)
     other = torch.where(real[..., None], x, torch.randn(2, 6, 16))
-    torch.testing.assert_close(moe(x, real)[1], moe(other, real)[1])
-    weighted = moe(x, real)[1]
-    torch.testing.assert_close(weighted["loss"], 0.01 * weighted["balance"] + 1e-3 * weighted["z"])
+    one, two = moe(x, padded(x, real))[1], moe(other, padded(x, real))[1]
+    torch.testing.assert_close(one, two)
+    assert one["load"].sum() == 2 * 9 and {"loss", "balance", "z", "load", "margin"} == one.keys()
+    torch.testing.assert_close(one["loss"], 0.01 * one["balance"] + 1e-3 * one["z"])
 
 
 def test_z_is_the_sum_of_squared_log_normalisers():
@@ -141,11 +114,118 @@ def test_experts_stand_on_every_second_layer():
     assert kinds == [SwiGLU, MoE, SwiGLU, MoE]
 
 
-def test_bad_sizes_are_refused_and_a_balance_of_zero_is_said():
-    for options in ({"k": 9}, {"num_experts": 1}, {"num_shared": -1}, {"hidden": 0}, {"k": 1}, {"balance": -1.0}):
+def test_a_mixture_after_the_first_dense_layers():
+    factory = partial(interleaved, every=2, dense_first=2)
+    kinds = [type(factory(Site(16, depth=5, layer=layer))) for layer in range(5)]
+    assert kinds == [SwiGLU, SwiGLU, SwiGLU, MoE, SwiGLU]
+    assert type(dropping(SITE)) is Dropping and type(dropping(Site(16, 2), every=2)) is SwiGLU
+
+
+@pytest.mark.parametrize("num_shared", [0, 1])
+def test_granularity_keeps_parameters_and_active_flops(num_shared):
+    coarse, fine = (MoE(Site(96), 4, 2, num_shared, granularity=g) for g in (1, 4))
+    assert (fine.num_experts, fine.k) == (16, 8)
+    assert fine.experts.flops(1) == pytest.approx(coarse.experts.flops(1), rel=0.3), "rounded up to 8 hidden units"
+    assert 0 <= fine.experts.flops(1) - coarse.experts.flops(1) <= 2 * 8 * 8 * 3 * 96
+    told = MoE(Site(96), 4, 2, num_shared, hidden=128, granularity=4)
+    assert told.hidden == 32 and told.experts.flops(1) == MoE(Site(96), 4, 2, num_shared, hidden=128).experts.flops(1)
+    assert told.experts.down.numel() == 4 * 128 * 96
+
+
+def test_capacity_serves_who_comes_first_in_each_sequence_and_counts_the_rest():
+    moe = Dropping(Site(16, context=8), 4, 2, capacity_factor=0.5)
+    assert moe.capacity == 2
+    x = torch.randn(2, 8, 16)
+    routing = moe.router(x.flatten(0, 1))
+    served, seen = torch.zeros(2, 8, 2, dtype=torch.bool), torch.zeros(2, 4)
+    for s in range(2):
+        for t in range(8):
+            for slot in range(2):
+                e = int(routing.experts[8 * s + t, slot])
+                served[s, t, slot] = seen[s, e] < 2
+                seen[s, e] += 1
+    y, aux = moe(x)
+    assert float(aux["drop"]) == float((~served).sum()) / 2 > 0
+    assert aux["load"].sum() == 32, "the load is what was asked for"
+    lost = (~served).all(-1)
+    assert bool(lost.any()) and y[lost].count_nonzero() == 0
+    routing.kept = served.view(16, 2)
+    torch.testing.assert_close(y, moe.experts(x.flatten(0, 1), routing).view_as(x))
+
+
+def test_a_drop_depends_on_no_later_token_and_no_other_sequence():
+    moe, x = Dropping(Site(16, context=8), 4, 2, capacity_factor=0.5), torch.randn(2, 8, 16)
+    other = x.clone()
+    other[0, 5:], other[1] = torch.randn(3, 16), torch.randn(8, 16)
+    torch.testing.assert_close(moe(x)[0][0, :5], moe(other)[0][0, :5])
+
+
+def test_in_evaluation_nothing_is_dropped_and_padding_takes_no_place():
+    moe, x = Dropping(Site(16, context=8), 4, 2, capacity_factor=0.5), torch.randn(1, 8, 16)
+    plain = MoE(Site(16, context=8), 4, 2)
+    plain.load_state_dict(moe.state_dict())
+    moe.eval()
+    torch.testing.assert_close(moe(x)[0], plain(x)[0])
+    assert "drop" not in moe(x)[1]
+    moe.train()
+    late = torch.arange(8)[None] >= 4
+    torch.testing.assert_close(moe(x, padded(x, late))[0][:, 4:], moe(x[:, 4:])[0])
+
+
+@pytest.mark.parametrize("backend", ["grouped", "loop", "dense"])
+def test_experts_that_choose_serve_the_same_by_every_back_end(backend):
+    torch.manual_seed(5)
+    moe = MoE(Site(16, causal=False), 4, 2, router=ExpertChoice, backend=backend)
+    x = torch.randn(2, 8, 16)
+    y, aux = moe(x, padded(x))
+    routing = moe.router(x.flatten(0, 1), padded(x))
+    torch.testing.assert_close(y.flatten(0, 1), sum_of_experts(moe, x.flatten(0, 1), routing), atol=1e-5, rtol=1e-4)
+    assert aux["load"].tolist() == [8.0] * 4
+
+
+def sum_of_experts(moe, flat, routing):
+    y = torch.zeros_like(flat)
+    for e in range(moe.num_experts):
+        gate, up = (flat @ moe.experts.gate_up[e]).chunk(2, -1)
+        y = y + (routing.weights[:, e] * routing.kept[:, e])[:, None] * ((F.silu(gate) * up) @ moe.experts.down[e])
+    return y
+
+
+def test_global_scope_and_coefficient_reach_the_loss():
+    x = torch.randn(4, 6, 16)
+    moe = MoE(SITE, balance=Global(0.5), z=0.0)
+    one = moe(x)[1]
+    torch.testing.assert_close(one["loss"], 0.5 * one["balance"])
+    moe.balance = PerSequence()
+    assert moe(x)[1]["balance"].item() != pytest.approx(one["balance"].item())
+
+
+def test_a_router_without_logits_has_no_z_and_gives_the_experts_all_gradients():
+    moe = MoE(SITE, router=Hash, balance=PerSequence(0.0))
+    x = torch.randn(2, 6, 16)
+    y, aux = moe(x, Batch(torch.randint(50, (2, 6))))
+    assert "z" not in aux and "margin" not in aux and float(aux["loss"]) == 0
+    y.square().sum().backward()
+    assert all(p.grad is not None for p in moe.parameters())
+
+
+def test_bad_sizes_are_refused_and_a_coefficient_of_zero_is_said():
+    bad = [{"k": 9}, {"num_experts": 1}, {"num_shared": -1}, {"hidden": 0}, {"k": 1}, {"z": -1.0}, {"granularity": 0}]
+    for options in [*bad, {"hidden": 9, "granularity": 2}]:
         with pytest.raises(ValueError, match=next(iter(options))):
             MoE(SITE, **options)
     with pytest.raises(ValueError, match="every=3"):
         interleaved(Site(16, depth=2), every=3)
-    with pytest.warns(UserWarning, match="balance"):
-        MoE(SITE, balance=0.0)
+    with pytest.raises(ValueError, match="dense_first=2"):
+        interleaved(Site(16, depth=3), every=2, dense_first=2)
+    with pytest.raises(ValueError, match="capacity_factor"):
+        Dropping(SITE, capacity_factor=0.0)
+    with pytest.raises(ValueError, match="ExpertChoice"):
+        Dropping(Site(16, causal=False), router=ExpertChoice)
+    with pytest.warns(UserWarning, match="coefficient=0"):
+        MoE(SITE, balance=PerSequence(0.0))
+
+
+def test_a_coefficient_of_zero_is_no_matter_where_the_router_balances_itself(recwarn):
+    MoE(SITE, router=LossFree, balance=PerSequence(0.0))
+    assert not recwarn.list

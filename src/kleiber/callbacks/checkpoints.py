@@ -55,7 +55,9 @@ class Checkpoints(Callback):
                 "retention": {name_of(method): method.state_dict() for method in pl_module.retention},
                 "callbacks": {c.state_key: s for c in trainer.callbacks if (s := c.state_dict())},  # type: ignore[attr-defined]
             }
-            checkpoint.save(self.folder, trainer.global_step, pl_module.model, state, self.config_hash)
+            model = pl_module.model
+            names = checkpoint.trained(model) if pl_module.partial else None
+            checkpoint.save(self.folder, trainer.global_step, model, state, self.config_hash, names)
             checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(s) for s in self.branch_steps])
         if torch.distributed.is_initialized():
             trainer.strategy.barrier()

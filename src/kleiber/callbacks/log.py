@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 
 
 class Log(Callback):
     """Every `every` optimizer steps: train/loss (cross-entropy, nats per token), train/total (with auxiliary losses),
     train/grad_norm (before clipping), train/lr, train/tokens (cumulative), and for MoE moe/balance/<layer>,
-    moe/z/<layer>, moe/load_entropy/<layer> (1 when uniform), moe/max_load/<layer> (share of the busiest expert), and
-    what retention methods tell of themselves as train/retention/<what>.
+    moe/z/<layer>, moe/margin/<layer> and moe/drop/<layer>, as types.Output has them (loads are `RoutingHealth`'s),
+    and what retention methods tell of themselves as train/retention/<what>.
     """
 
     def __init__(self, batch_tokens: int, every: int = 10) -> None:
@@ -35,18 +34,11 @@ def training_metrics(last: dict[str, Any]) -> dict[str, float]:
     for name, value in last.items():
         kind, _, layer = name.partition("/")
         if kind == "load":
-            share = value.float() / value.sum()
-            row[f"moe/load_entropy/{layer}"] = load_entropy(share)
-            row[f"moe/max_load/{layer}"] = share.max().item()
-        elif kind == "retention":
+            continue
+        if kind == "retention":
             row[f"train/{name}"] = float(value)
         elif layer:
             row[f"moe/{name}"] = float(value)
         elif name not in ("tokens", "loss"):
             row[f"train/{'loss' if name == 'ce' else name}"] = float(value)
     return row
-
-
-def load_entropy(share: torch.Tensor) -> float:
-    """Entropy of the expert shares over its maximum: 1 when uniform, 0 when one expert takes all."""
-    return (-(share * share.clamp_min(1e-12).log()).sum() / torch.tensor(float(len(share))).log()).item()

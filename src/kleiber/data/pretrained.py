@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Integer
 
-from kleiber.data import hub
+from kleiber import hub
 from kleiber.data.bpe import ALPHABET, as_bytes
 from kleiber.data.tokenizer import padded
 
-FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+FILE, CONFIG, MODEL = "tokenizer.json", "tokenizer_config.json", "config.json"
 EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<eos>", "<|end_of_text|>", "<|im_end|>")
 MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
 
@@ -28,8 +28,9 @@ class Pretrained:
     """A tokenizer.json. `token_bytes` is exact for byte-level vocabularies; for others it is the length of the token.
 
     eos is the config's `eos_token`, else `sep_token`, else a usual name; a vocabulary without a mask gets an id of its
-    own, past the last one. The hash is one of the file's content.
-    `cls` is the token that stands for a whole text, -1 where there is none.
+    own, past the last one; in the folder of a model the vocabulary is as large as its embedding, and has no mask (-1)
+    where there is no row for one. `cls` is the token that stands for a whole text, -1 where there is none. The hash is
+    one of the file's content.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -49,9 +50,13 @@ class Pretrained:
         self.mask = _special(vocab, config, ("mask_token",), MASK_NAMES)
         if self.eos < 0:
             raise ValueError(f"data.tokenizer={name} names no end of text: its {CONFIG} needs an eos_token")
-        if self.mask < 0:
+        rows = _rows_of_model(folder)
+        if self.mask < 0 and (rows is None or rows > self.num_tokens):
             self.mask, self.num_tokens = self.num_tokens, self.num_tokens + 1
-        self.vocab_size = padded(self.num_tokens)
+        self.vocab_size = padded(self.num_tokens) if rows is None else max(rows, self.num_tokens)
+        self.folder = folder
+        bos = _special(vocab, config, ("bos_token",), ())
+        self.bos = None if bos < 0 else bos
         self.hash = f"{self.name}/{hashlib.sha256(saved).hexdigest()[:16]}-{self.eos}-{self.mask}"
         self.token_bytes: Int[np.ndarray, "vocab"] = np.zeros(self.vocab_size, np.int64)
         length = _byte_level if all(set(t) <= ALPHABET.keys() for t in vocab if t not in added) else _length
@@ -61,12 +66,23 @@ class Pretrained:
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_for_model(self, text: str) -> list[int]:
+        """Ids with the special tokens that the tokenizer's own files put around a text."""
+        return self._tokenizer.encode(text, add_special_tokens=True).ids
+
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([i for i in ids if i < self.num_tokens], skip_special_tokens=True)
 
     def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(one.ids, np.int64) for one in encoded]
+
+
+def _rows_of_model(folder: Path) -> int | None:
+    """Rows of the embedding of the model that lies in the same folder, if one does."""
+    if not (folder / MODEL).is_file():
+        return None
+    return json.loads((folder / MODEL).read_text(encoding="utf-8")).get("vocab_size")
 
 
 def pretrained(name: str) -> Pretrained:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from kleiber.data import hub
+from kleiber import hub
 
 if TYPE_CHECKING:
     from datasets import Dataset

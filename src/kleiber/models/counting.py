@@ -1,6 +1,7 @@
 """How large a model is and what a token costs, by walking its modules. It measures nothing and times nothing.
 
-A module whose cost is not that of its `nn.Linear` parts says so itself: `flops(time)`, forward FLOPs per token.
+A module whose cost is not that of its `nn.Linear` parts says so itself: `flops(time)`, forward FLOPs per token. A model
+of Hugging Face's is counted by its config, approximately.
 Elementwise work, norms and the lookup count as 0, as everywhere in the literature.
 """
 
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from kleiber.models.hf_model import HFModel
 from kleiber.nn.moe import Experts
 
 
@@ -35,8 +37,11 @@ def count_parameters(model: nn.Module) -> Parameters:
     """Parameters of a model with `embedding.weight` and `head.weight`."""
     sizes = {id(p): p.numel() for p in model.parameters()}
     total = sum(sizes.values())
-    idle = sum(_idle(module) for module in model.modules() if isinstance(module, Experts))
-    matrices = [getattr(model, name).weight for name in ("embedding", "head")]
+    if isinstance(model, HFModel):
+        idle, matrices = model.idle(), model.vocabulary()
+    else:
+        idle = sum(_idle(module) for module in model.modules() if isinstance(module, Experts))
+        matrices = [getattr(model, name).weight for name in ("embedding", "head")]
     vocabulary = sum({id(matrix): matrix.numel() for matrix in matrices}.values())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Parameters(total, total - idle, total - vocabulary, vocabulary, trainable)
@@ -54,6 +59,8 @@ def training_flops(model: nn.Module, time: int) -> float:
     the mask allows, so half of a causal square. Without recomputation or optimizer (Hoffmann et al. 2022, appendix F,
     counts the whole causal square and the lookup as a product).
     """
+    if isinstance(model, HFModel):
+        return 3 * model.forward_flops(time)
     return 3 * sum(_forward(module, time) for module in model.modules())
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kleiber.models.hf_config import KINDS
 from kleiber.models.transformer import Block, Transformer
 from kleiber.nn.attention import Full
 from kleiber.nn.mlp import SwiGLU
@@ -25,7 +27,6 @@ from kleiber.nn.parametrization import Standard
 from kleiber.nn.routers import Switch, TopK
 
 State = dict[str, Tensor]
-KINDS = {"llama": (False, False), "qwen3": (True, False), "mixtral": (False, True), "qwen3_moe": (True, True)}
 
 
 def to_hf(model: Transformer, bos: int | None = None, eos: int | None = None, pad: int | None = None) -> Any:
@@ -76,6 +77,23 @@ def from_hf(twin: Any, context: int | None = None) -> Transformer:
     state = {name: value.detach() for name, value in twin.state_dict().items()}
     model.to(twin.dtype).load_state_dict(_import(state, model), strict=True)
     return model
+
+
+def load_hf(model: Transformer, folder: Path) -> None:
+    """Puts the safetensors weights of a Hugging Face folder into `model`, which `hf_config.hf_model_node` describes.
+
+    Raises ValueError where shapes differ, or where the model has multipliers that the weights do not know of.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if not isinstance(model.parametrization, Standard):
+        raise ValueError("weights of Hugging Face fit model/parametrization=standard alone: its multipliers are all 1")
+    try:
+        options: Any = {"use_safetensors": True, "trust_remote_code": False, "dtype": model.embedding.weight.dtype}
+        state = AutoModelForCausalLM.from_pretrained(folder, **options).state_dict()
+        model.load_state_dict(_import(state, model), strict=True)
+    except (KeyError, RuntimeError, OSError) as error:
+        raise ValueError(f"the weights in {folder} are not those of this model: {error}") from None
 
 
 def _attention(model: Transformer) -> Full:

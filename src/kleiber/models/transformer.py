@@ -5,6 +5,7 @@ It refuses to compute a loss, to hold a tokenizer or to know how it is trained: 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -76,20 +77,45 @@ class Transformer(nn.Module):
         x = self.embedding(batch.tokens)
         if self.embedding_multiplier != 1:
             x = x * self.embedding_multiplier
-        mask = cast(Block, self.blocks[0]).attention.mask(time, past, x.device, batch.real, batch.segments)
+        real = batch.real if caches is None else caches[0].remember(batch.real, batch.tokens)
+        mask = cast(Block, self.blocks[0]).attention.mask(time, past, x.device, real, batch.segments)
         aux: dict[str, Tensor] = {}
         for layer, block in enumerate(self.blocks):
-            x, more = block(x, mask, batch.real, caches[layer] if caches is not None else None)
+            x, more = block(x, mask, batch, caches[layer] if caches is not None else None)
             if "loss" in more:
                 loss = more.pop("loss")
                 aux["loss"] = aux["loss"] + loss if "loss" in aux else loss
             aux |= {f"{name}/{layer}": value for name, value in more.items()}
         return Output(self.norm(x), aux)
 
+    def new_caches(self, length: int) -> list[Cache]:
+        """Empty caches, one a layer, for decoding rows of up to `length` tokens."""
+        return [Cache(length) for _ in self.blocks]
+
     def add_head(self, name: str, outputs: int) -> None:
         """Gives the model an output layer of its own for a task, as `heads[name]`, where it has none of that name."""
         if name not in self.heads:
             self.heads[name] = TaskHead(self.width, outputs, self.parametrization.output(self.width).multiplier)
+
+    def leave_out_head(self) -> None:
+        """Stops training the output layer of tokens, for an objective that does not read it; not a tied one's table."""
+        if not self.tied:
+            self.head.weight.requires_grad_(False)
+
+    def rebalance(self, sums: Mapping[str, Tensor]) -> None:
+        """Once after an optimizer step: hands the loads of its global batch to the routers that balance by them.
+
+        Raises ValueError where an objective does not report them, since such a router would silently stand still.
+        """
+        for layer, block in enumerate(self.blocks):
+            router = getattr(block.mlp, "router", None)
+            if hasattr(router, "rebalance"):
+                if f"load/{layer}" not in sums:
+                    raise ValueError(
+                        f"router {type(router).__name__} balances by the load of each step, which this objective "
+                        "does not report: choose another model/router"
+                    )
+                cast(Any, router).rebalance(sums[f"load/{layer}"])
 
     def roles(self) -> dict[str, Role]:
         """The role of every parameter, a tied matrix once and as the embedding."""
@@ -108,10 +134,10 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = RMSNorm(site.width, site.norm_eps), mlp
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, real: Tensor | None, cache: Cache | None
+        self, x: Tensor, mask: Tensor | None, batch: Batch, cache: Cache | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x = torch.add(x, self.attention(self.attention_norm(x), mask, cache), alpha=self.residual)
-        y, aux = self.mlp(self.mlp_norm(x), real)
+        y, aux = self.mlp(self.mlp_norm(x), batch)
         return torch.add(x, y, alpha=self.residual), aux
 
 

@@ -18,22 +18,62 @@ from kleiber.nn.rope import Rope
 from kleiber.types import Role
 
 
-class Cache:
-    """Keys and values of the positions that one layer has seen, for decoding."""
+class Remembered:
+    """Which of the positions that a cache holds are real: prompts of unequal length are padded on the left."""
 
     def __init__(self) -> None:
+        self.real: Bool[Tensor, "batch keys"] | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def remember(
+        self, real: Bool[Tensor, "batch time"] | None, tokens: Int[Tensor, "batch time"]
+    ) -> Bool[Tensor, "batch keys"] | None:
+        """Adds what is about to be read and returns what is real of all of it; None where all of it is."""
+        if self.real is None and real is None:
+            return None
+        rows, time = tokens.shape
+        ones = torch.ones(rows, len(self), dtype=torch.bool, device=tokens.device)
+        new = torch.ones(rows, time, dtype=torch.bool, device=tokens.device) if real is None else real
+        self.real = torch.cat([ones if self.real is None else self.real, new], 1)
+        return self.real
+
+
+class Cache(Remembered):
+    """Keys and values of the positions that one layer has seen, for decoding, in room for `length` of them.
+
+    A step writes its own position and copies none of the others. Without a length, or beyond it, the room is doubled.
+    """
+
+    def __init__(self, length: int = 0) -> None:
+        super().__init__()
+        self.room, self.used = length, 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
     def __len__(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[2]
+        return self.used
 
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.keys is None or self.values is None:
-            self.keys, self.values = keys, values
-        else:
-            self.keys, self.values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
-        return self.keys, self.values
+    def extend(
+        self, keys: Float[Tensor, "batch heads time head_dim"], values: Float[Tensor, "batch heads time head_dim"]
+    ) -> tuple[Float[Tensor, "batch heads keys head_dim"], Float[Tensor, "batch heads keys head_dim"]]:
+        """All keys and values, those of this step included, as views of the room."""
+        start, self.used = self.used, self.used + keys.shape[2]
+        if self.keys is None or self.values is None or self.used > self.room:
+            self._make_room(keys, start)
+        assert self.keys is not None and self.values is not None
+        self.keys[:, :, start : self.used] = keys
+        self.values[:, :, start : self.used] = values
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
+
+    def _make_room(self, like: Tensor, held: int) -> None:
+        self.room = max(self.room, self.used if self.keys is None else 2 * self.used)
+        old, shape = (self.keys, self.values), (*like.shape[:2], self.room, like.shape[3])
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        for new, before in zip((self.keys, self.values), old, strict=True):
+            if before is not None:
+                new[:, :, :held] = before[:, :, :held]
 
 
 class RMSNorm(nn.Module):
@@ -117,26 +157,29 @@ class Full(nn.Module):
         time: int,
         past: int,
         device: torch.device,
-        real: Bool[Tensor, "batch time"] | None = None,
+        real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
     ) -> Bool[Tensor, "#batch 1 time keys"] | None:
-        """Which keys each query may read; None where causal or nothing says it all (a single cached query included)."""
+        """Which keys each query may read; None where causal or nothing says it all (a single cached query included).
+
+        `real` is of all keys, those of the cache included; segments go without a cache.
+        """
         banded = self._band(time, past, device)
         if real is None and segments is None:
             if banded is None and past > 0 and time > 1 and self.causal:
                 return _causal(time, past, device)[None, None]
             return None if banded is None else banded[None, None]
-        if past > 0:
-            raise ValueError("a cache holds one document without padding: pass neither `real` nor `segments` with it")
-        allowed = banded if banded is not None else _causal(time, 0, device) if self.causal else None
-        allowed = torch.ones(time, time, dtype=torch.bool, device=device) if allowed is None else allowed
+        if past > 0 and segments is not None:
+            raise ValueError("a cache holds one document a row: pass no `segments` with it")
+        allowed = banded if banded is not None else _causal(time, past, device) if self.causal else None
+        allowed = torch.ones(time, past + time, dtype=torch.bool, device=device) if allowed is None else allowed
         allowed = allowed[None]
         if segments is not None:
             allowed = allowed & (segments[:, :, None] == segments[:, None, :])
         if real is not None:
             allowed = allowed & real[:, None, :]
         # A padded query reads itself: softmax over nothing is NaN, which would poison every gradient.
-        return (allowed | torch.eye(time, dtype=torch.bool, device=device))[:, None]
+        return (allowed | (_distance(time, past, device) == 0))[:, None]
 
     def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
         """The mask that this kind of attention adds beyond causality: none."""
@@ -211,7 +254,8 @@ class NoMixing(nn.Module):
         cache: Cache | None = None,
     ) -> Float[Tensor, "batch time dim"]:
         if cache is not None:
-            cache.extend(x.new_empty(x.shape[0], 1, x.shape[1], 0), x.new_empty(x.shape[0], 1, x.shape[1], 0))
+            nothing = x.new_empty(x.shape[0], 1, x.shape[1], 0)
+            cache.extend(nothing, nothing)
         return self.out(self.value(x))
 
     def mask(

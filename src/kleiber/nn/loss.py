@@ -37,22 +37,29 @@ def cross_entropy(
     none is made. Rows of weight 0 are left out before any product (on a GPU this waits for the count once).
     The z-loss is that of Chowdhery et al. 2022, arXiv:2204.02311, section 5.
     """
-    rows, labels = _rows(hidden, targets, chunk)
-    scale = None
+    rows, labels = _rows(_features(hidden, head), targets, chunk)
+    weight, scale = head.weight, None
     if weights is not None:
         kept = weights.flatten().nonzero().squeeze(1)
         if len(kept) < len(rows):
             rows, labels, weights = rows[kept], labels[kept], weights.flatten()[kept]
         scale = weights.flatten().detach().to(torch.promote_types(rows.dtype, torch.float32))
-    return CrossEntropy(*_CrossEntropy.apply(rows, head.weight, labels, scale, z_loss, chunk, *_plan(rows, head)))
+    return CrossEntropy(*_CrossEntropy.apply(rows, weight, labels, scale, z_loss, chunk, _plan(rows, weight, head)))
 
 
 def log_probs(
     hidden: Float[Tensor, "*axes dim"], head: Head, targets: Int[Tensor, "*axes"], chunk: int = 256
 ) -> Float[Tensor, "*axes"]:
     """log p(target_t) of every row. The logits are made again in the backward pass."""
-    rows, labels = _rows(hidden, targets, chunk)
-    return _LogProbs.apply(rows, head.weight, labels, chunk, *_plan(rows, head)).view(targets.shape)
+    rows, labels = _rows(_features(hidden, head), targets, chunk)
+    weight = head.weight  # once: an adapted head makes it when it is asked for
+    return _LogProbs.apply(rows, weight, labels, chunk, _plan(rows, weight, head)).view(targets.shape)
+
+
+def _features(hidden: Tensor, head: Head) -> Tensor:
+    """What the matrix is applied to: the hidden states, or what a head of another library makes of them first."""
+    features = getattr(head, "features", None)
+    return hidden if features is None else features(hidden)
 
 
 def _rows(hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -90,12 +97,12 @@ class _Chunk(NamedTuple):
         return grad.to(self.dtype)
 
 
-def _plan(rows: Tensor, head: Head) -> tuple[_Chunk]:
-    device, dtype = rows.device.type, torch.promote_types(rows.dtype, head.weight.dtype)
+def _plan(rows: Tensor, weight: Tensor, head: Head) -> _Chunk:
+    device, dtype = rows.device.type, torch.promote_types(rows.dtype, weight.dtype)
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     on = torch.is_grad_enabled()
-    return (_Chunk(head.multiplier, head.soft_cap, dtype, on and rows.requires_grad, on and head.weight.requires_grad),)
+    return _Chunk(head.multiplier, head.soft_cap, dtype, on and rows.requires_grad, on and weight.requires_grad)
 
 
 class _Gradients:

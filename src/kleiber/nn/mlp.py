@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kleiber.nn.parametrization import Site
+from kleiber.types import Batch
 
 Aux = dict[str, Tensor]
 
@@ -29,7 +30,7 @@ class SwiGLU(nn.Module):
         self.down = site.projection(self.hidden)
 
     def forward(
-        self, x: Float[Tensor, "batch time dim"], real: Bool[Tensor, "batch time"] | None = None
+        self, x: Float[Tensor, "batch time dim"], batch: Batch | None = None
     ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
         return self.down(gated(self.gate_up(x))), {}
 
@@ -45,13 +46,16 @@ class GELU(nn.Module):
         self.down = site.projection(self.hidden)
 
     def forward(
-        self, x: Float[Tensor, "batch time dim"], real: Bool[Tensor, "batch time"] | None = None
+        self, x: Float[Tensor, "batch time dim"], batch: Batch | None = None
     ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
         return self.down(F.gelu(self.up(x))), {}
 
 
 def gated(gate_up: Float[Tensor, "*axes twice"]) -> Float[Tensor, "*axes hidden"]:
     """silu(gate) * up, of the two halves of the last axis."""
+    if torch.compiler.is_compiling():  # inductor fuses the plain form, and would break the graph at the other
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
     return Gated.apply(gate_up)
 
 

@@ -1,31 +1,38 @@
-"""A mixture of experts in place of an MLP: route, sort by expert, one grouped product, put back, weigh.
+"""A mixture of experts in place of an MLP: a router, experts, and sums that say how evenly they were used.
 
-No token is dropped and no expert is padded: what a step costs is what it computes. It refuses to keep statistics;
-losses and loads leave through the returned dict. Expert parallelism across devices is not here.
+It refuses to keep statistics; losses and loads leave through the returned dict. How tokens reach their experts is in
+`dispatch`.
 """
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from kleiber.nn.mlp import Aux, SwiGLU, gated, gated_hidden
+from kleiber.nn.balance import Balance, PerSequence, assignments
+from kleiber.nn.dispatch import Backend
+from kleiber.nn.experts import Experts, sizes
+from kleiber.nn.mlp import Aux, SwiGLU
 from kleiber.nn.parametrization import Factory, Site
 from kleiber.nn.routers import TopK
-from kleiber.types import Role, Routing
+from kleiber.types import Batch, Routing
 
 
 class MoE(nn.Module):
     """sum_i w_i expert_i(x) over the k experts that the router chooses, plus experts that every token passes.
 
-    num_shared  experts that every token passes, without a weight (Dai et al. 2024, arXiv:2401.06066)
-    hidden      hidden units of one expert; null: so that the active experts together cost what the dense SwiGLU does
-    balance     coefficient of the balance loss (1 when uniform, per sequence)
-    z           coefficient of the router z-loss, logsumexp(logits)^2 (Zoph et al. 2022, arXiv:2202.08906, eq. 5)
+    num_experts, k  experts, and those a token visits; both times `granularity`
+    num_shared   experts that every token passes, without a weight (Dai et al. 2024, arXiv:2401.06066)
+    hidden       hidden units of one expert; null: so that the active experts together cost what the dense SwiGLU does
+    balance      the balance loss and its coefficient
+    z            coefficient of the router z-loss, logsumexp(logits)^2 (Zoph et al. 2022, arXiv:2202.08906, eq. 5)
+    granularity  how many experts each is cut into, k with them: equal FLOPs and parameters, more combinations
+                 (Krajewski et al. 2024, arXiv:2402.07871)
+    backend      see `dispatch`
     """
 
     def __init__(
@@ -36,132 +43,106 @@ class MoE(nn.Module):
         num_shared: int = 0,
         hidden: int | None = None,
         router: Factory = TopK,
-        balance: float = 0.01,
+        balance: Balance = PerSequence(),  # noqa: B008 (frozen)
         z: float = 1e-3,
+        granularity: int = 1,
+        backend: Backend = "grouped",
     ) -> None:
         super().__init__()
-        if num_shared < 0 or balance < 0 or z < 0:
-            raise ValueError(f"num_shared={num_shared}, balance={balance}, z={z}: none of them can be negative")
-        if balance == 0:
-            warnings.warn("the balance loss of the experts is off (model.mlp.balance=0): experts may die", stacklevel=2)
-        self.hidden = expert_hidden(site.width, k + num_shared) if hidden is None else hidden
-        if self.hidden < 1:
-            raise ValueError(f"hidden={self.hidden} must be at least 1; leave it null for equal active FLOPs")
-        self.num_experts, self.k, self.balance, self.z = num_experts, k, balance, z
-        self.router = router(site, num_experts=num_experts, k=k)
-        self.experts = Experts(site, num_experts, self.hidden, k)
-        self.shared = SwiGLU(site, num_shared * self.hidden) if num_shared else None
+        if num_shared < 0 or z < 0:
+            raise ValueError(f"model.mlp: num_shared={num_shared} and z={z} cannot be negative")
+        self.hidden = sizes(site.width, k, num_shared, granularity, hidden)
+        self.num_experts, self.k, self.balance, self.z = num_experts * granularity, k * granularity, balance, z
+        self.router = router(site, num_experts=self.num_experts, k=self.k)
+        if balance.coefficient == 0 and self.router.needs_balance:
+            told = "the balance loss of the experts is off (model.mlp.balance.coefficient=0): experts may die"
+            warnings.warn(told, stacklevel=2)
+        self.experts = Experts(site, self.num_experts, self.hidden, self.k, backend)
+        self.shared = SwiGLU(site, num_shared * granularity * self.hidden) if num_shared else None
 
     def forward(
-        self, x: Float[Tensor, "batch time dim"], real: Bool[Tensor, "batch time"] | None = None
+        self, x: Float[Tensor, "batch time dim"], batch: Batch | None = None
     ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
-        flat = x.flatten(0, 1)
-        routing: Routing = self.router(flat)
-        y = self.experts(flat, routing).view_as(x)
+        flat, real = x.flatten(0, 1), None if batch is None else batch.real
+        routing: Routing = self.router(flat, batch)
+        served = self.admit(routing, x.shape[:2], real)
+        y = self.experts(flat, served).view_as(x)
         if self.shared is not None:
             y = y + self.shared(x)[0]
-        return y, self._aux(routing, x.shape[:2], real)
+        return y, self._aux(routing, served, x.shape[:2], real)
 
-    def _aux(self, routing: Routing, shape: torch.Size, real: Tensor | None) -> Aux:
-        """Sums over real tokens: "balance", "z", their weighted "loss", and the assignments per expert "load"."""
-        balance, load = balance_loss(routing.scores.view(*shape, -1), routing.experts.view(*shape, -1), real)
-        squares = routing.logits.logsumexp(-1).square().view(shape)
-        z = (squares if real is None else squares * real).sum()
-        return {"loss": self.balance * balance + self.z * z, "balance": balance, "z": z, "load": load}
+    def admit(self, routing: Routing, shape: torch.Size, real: Bool[Tensor, "batch time"] | None) -> Routing:
+        """The routing that the experts serve: all of it."""
+        return routing
 
-
-class Experts(nn.Module):
-    """Stacked SwiGLU experts: `gate_up` (experts, dim, 2 hidden) and `down` (experts, hidden, dim)."""
-
-    def __init__(self, site: Site, num_experts: int, hidden: int, k: int) -> None:
-        super().__init__()
-        p = site.parametrization
-        self.k = k
-        self.gate_up = nn.Parameter(torch.randn(num_experts, site.width, 2 * hidden) * p.hidden_std(site.width))
-        self.down = nn.Parameter(torch.randn(num_experts, hidden, site.width) * p.projection_std(hidden, site.depth))
-
-    def forward(self, x: Float[Tensor, "tokens dim"], routing: Routing) -> Float[Tensor, "tokens dim"]:
-        flat = routing.experts.flatten()
-        order = flat.argsort(stable=True)
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        counts = torch.zeros(len(self.down), dtype=torch.int32, device=x.device)
-        counts = counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        rows = Spread.apply(x.to(dtype), order, inverse, self.k)
-        hidden = gated(grouped_mm(rows, self.gate_up.to(dtype), counts))
-        y = grouped_mm(hidden, self.down.to(dtype), counts)
-        y = Spread.apply(y, inverse, order, 1).unflatten(0, (-1, self.k))
-        return (y * routing.weights.to(dtype).unsqueeze(-1)).sum(1)
-
-    def roles(self) -> dict[str, Role]:
-        return {
-            "gate_up": Role("hidden", self.gate_up.shape[1]),
-            "down": Role("hidden", self.down.shape[1]),
-        }
-
-    def flops(self, time: int) -> float:
-        return 2.0 * self.k * (self.gate_up[0].numel() + self.down[0].numel())
+    def _aux(self, routing: Routing, served: Routing, shape: torch.Size, real: Tensor | None) -> Aux:
+        """Sums over real tokens, as `types.Output` names them, and the weighted "loss"."""
+        experts, scores = routing.experts.view(*shape, -1), routing.scores.view(*shape, -1)
+        counted = None if routing.kept is None else routing.kept.view_as(experts)
+        if real is not None:
+            mask = real.unsqueeze(-1).expand_as(experts)
+            counted = mask if counted is None else counted & mask
+        hits = assignments(experts, self.num_experts, counted, scores.dtype)
+        balance = self.balance(scores, hits, real)
+        aux = {"loss": self.balance.coefficient * balance, "balance": balance, "load": hits.sum(0)}
+        if routing.logits is not None:
+            aux["z"] = over(routing.logits.logsumexp(-1).square(), real)
+            aux["loss"] = aux["loss"] + self.z * aux["z"]
+        if routing.margin is not None:
+            aux["margin"] = over(routing.margin, real)
+        if served is not routing and served.kept is not None:
+            aux["drop"] = over((~served.kept).to(scores.dtype).mean(-1), real)
+        return aux
 
 
-class Spread(torch.autograd.Function):
-    """rows[i] = x[order[i] // k], its gradient by the inverse permutation: gathers only, no atomic or serial adds."""
+class Dropping(MoE):
+    """A mixture whose experts take at most ceil(capacity_factor k context / experts) tokens of a sequence.
 
-    @staticmethod
-    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor, k: int) -> Tensor:
-        ctx.save_for_backward(inverse)
-        ctx.k = k
-        return x.index_select(0, order if k == 1 else order // k)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (inverse,) = ctx.saved_tensors
-        rows = grad.index_select(0, inverse)
-        return rows if ctx.k == 1 else rows.unflatten(0, (-1, ctx.k)).sum(1), None, None, None
-
-
-def grouped_mm(
-    rows: Float[Tensor, "rows in"], weight: Float[Tensor, "experts in out"], counts: Int[Tensor, "experts"]
-) -> Float[Tensor, "rows out"]:
-    """Rows of expert e, one after another, times weight[e]. Without rows its gradient is 0, not None."""
-    if _grouped_is_legal(rows, weight):
-        return F.grouped_mm(rows, weight, offs=counts.cumsum(0, dtype=torch.int32))
-    parts = rows.split(counts.tolist())
-    return torch.cat([part @ matrix for part, matrix in zip(parts, weight.unbind(0), strict=True)])
-
-
-def _grouped_is_legal(rows: Tensor, weight: Tensor) -> bool:
-    """Rows of both operands must be multiples of 16 bytes; fp64 has no kernel, and fp32 none under torch.compile."""
-    if rows.dtype not in (torch.float32, torch.bfloat16):
-        return False
-    aligned = all(size * rows.element_size() % 16 == 0 for size in weight.shape[1:])
-    return aligned and (rows.dtype == torch.bfloat16 or not torch.compiler.is_compiling())
-
-
-def balance_loss(
-    scores: Float[Tensor, "batch time experts"],
-    chosen: Int[Tensor, "batch time k"],
-    real: Bool[Tensor, "batch time"] | None = None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "experts"]]:
-    """Load-balancing loss, sum_s n_s (experts * sum_e f_se p_se), and the assignments per expert, over real tokens.
-
-    f_se is the share of the (token, slot) assignments of sequence s that went to expert e, p_se the mean probability
-    there, n_s its real tokens; so the mean per token is 1 when routing is uniform, for any k, and sums over sequences
-    do not depend on how they were batched. Differentiable through p only. Fedus et al. 2021, arXiv:2101.03961, eq. 4
-    (k = 1 and one mean over the batch there).
+    Who comes first is served, in the order of the text, so a drop depends on no later token and on no other sequence;
+    a token that is dropped passes through the residual alone. In training only: in evaluation nothing is dropped, since
+    a model that generates token by token does not know who came before. Switch (Fedus et al. 2021, arXiv:2101.03961,
+    section 2.2) counts over a device's whole batch instead.
     """
-    batch, time, experts = scores.shape
-    k = chosen.shape[-1]
-    hits = scores.new_ones(batch, time) if real is None else real.to(scores.dtype)
-    counts = scores.new_zeros(batch, experts)
-    counts = counts.scatter_add(1, chosen.flatten(1), hits.repeat_interleave(k, 1))
-    mass = (scores if real is None else scores * real.unsqueeze(-1)).sum(1)
-    tokens = hits.sum(1).clamp(min=1)
-    return experts * (counts * mass / (k * tokens).unsqueeze(-1)).sum(), counts.sum(0)
+
+    def __init__(
+        self,
+        site: Site,
+        num_experts: int = 8,
+        k: int = 2,
+        num_shared: int = 0,
+        hidden: int | None = None,
+        router: Factory = TopK,
+        balance: Balance = PerSequence(),  # noqa: B008 (frozen)
+        z: float = 1e-3,
+        granularity: int = 1,
+        backend: Backend = "grouped",
+        capacity_factor: float = 1.25,
+    ) -> None:
+        super().__init__(site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend)
+        if capacity_factor <= 0:
+            raise ValueError(f"model.mlp.capacity_factor={capacity_factor} must be positive; 1.25 is usual")
+        if not hasattr(self.router, "route"):
+            raise ValueError(
+                f"model/mlp=dropping: the experts of {type(self.router).__name__} cannot be full; use model/mlp=moe"
+            )
+        self.capacity = -int(-capacity_factor * self.k * site.context // self.num_experts)
+
+    def admit(self, routing: Routing, shape: torch.Size, real: Bool[Tensor, "batch time"] | None) -> Routing:
+        if not self.training:
+            return routing
+        assert routing.kept is None, "experts that choose have a capacity already"
+        chosen = routing.experts.view(shape[0], -1)
+        asked = torch.zeros(*chosen.shape, self.num_experts, dtype=torch.int32, device=chosen.device)
+        asked.scatter_(2, chosen.unsqueeze(-1), 1)
+        if real is not None:
+            asked *= real.repeat_interleave(routing.experts.shape[1], 1).unsqueeze(-1)
+        place = asked.cumsum(1).gather(2, chosen.unsqueeze(-1)).squeeze(-1)
+        return replace(routing, kept=(place <= self.capacity).view_as(routing.experts))
 
 
-def expert_hidden(width: int, active: int) -> int:
-    """Hidden units at which `active` experts cost one dense SwiGLU, up to the next multiple of 8 (see grouped_mm)."""
-    return -(-gated_hidden(width) // (8 * active)) * 8
+def over(values: Float[Tensor, "tokens"], real: Bool[Tensor, "batch time"] | None) -> Float[Tensor, ""]:
+    """The sum over real tokens."""
+    return values.sum() if real is None else (values * real.flatten()).sum()
 
 
 def interleaved(
@@ -172,12 +153,43 @@ def interleaved(
     every: int = 1,
     hidden: int | None = None,
     router: Factory = TopK,
-    balance: float = 0.01,
+    balance: Balance = PerSequence(),  # noqa: B008 (frozen)
     z: float = 1e-3,
+    granularity: int = 1,
+    backend: Backend = "grouped",
+    dense_first: int = 0,
 ) -> MoE | SwiGLU:
-    """A mixture on layers every, 2 every, ... (counted from 1), and a dense SwiGLU on the others."""
+    """A mixture on layers every, 2 every, ... (counted from 1) after the first `dense_first`; SwiGLU on the others."""
+    if is_dense(site, every, dense_first):
+        return SwiGLU(site)
+    return MoE(site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend)
+
+
+def dropping(
+    site: Site,
+    num_experts: int = 8,
+    k: int = 2,
+    num_shared: int = 0,
+    every: int = 1,
+    hidden: int | None = None,
+    router: Factory = TopK,
+    balance: Balance = PerSequence(),  # noqa: B008 (frozen)
+    z: float = 1e-3,
+    granularity: int = 1,
+    backend: Backend = "grouped",
+    dense_first: int = 0,
+    capacity_factor: float = 1.25,
+) -> MoE | SwiGLU:
+    """As `interleaved`, with experts that drop what exceeds their capacity."""
+    if is_dense(site, every, dense_first):
+        return SwiGLU(site)
+    return Dropping(site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend, capacity_factor)
+
+
+def is_dense(site: Site, every: int, dense_first: int) -> bool:
+    """Whether this layer has no mixture. Raises ValueError where none of the model's layers would have one."""
     if not 1 <= every <= site.depth:
         raise ValueError(f"model.mlp.every={every} leaves no mixture in {site.depth} layers: 1 <= every <= depth")
-    if (site.layer + 1) % every:
-        return SwiGLU(site)
-    return MoE(site, num_experts, k, num_shared, hidden, router, balance, z)
+    if not 0 <= dense_first < site.depth // every * every:
+        raise ValueError(f"model.mlp.dense_first={dense_first} leaves no mixture in {site.depth} layers: make it less")
+    return site.layer < dense_first or (site.layer + 1) % every != 0

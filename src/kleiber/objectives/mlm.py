@@ -27,6 +27,10 @@ class MLM:
     def __init__(self, vocabulary: Tokenizer, mask_share: float = 0.15, seed: int = 0) -> None:
         if not 0 < mask_share < 1:
             raise ValueError(f"objective.mask_share={mask_share} must lie between 0 and 1; BERT uses 0.15")
+        if vocabulary.mask < 0:
+            raise ValueError(
+                f"data.tokenizer={vocabulary.name} has no mask and its model no row for one: objective=clm"
+            )
         self.mask_share, self.seed = mask_share, seed
         self.mask, self.vocab_size = vocabulary.mask, vocabulary.vocab_size
 

@@ -41,8 +41,12 @@ def signs(found: Fit) -> list[str]:
     sign is significantly better than E >= 0, and wants E < 0. Moving: beta changes by more than .1, and at 1 % from 0,
     when D below twice its least is left out; `move` says more of it, and `detectable` what these rows cannot show.
     """
-    if "L" in found.law.inputs or found.law.returns != "linear" or not {"N", "D", "C"} & set(found.law.inputs):
-        return []
+    if (
+        {"L", "p"} & set(found.law.inputs)
+        or found.law.returns != "linear"
+        or not {"N", "D", "C"} & set(found.law.inputs)
+    ):
+        return []  # a law of replay is one of a second training, which begins on no transient of the first
     least = _squared(found)
     reasons = [_steepening(found), _moving(found), _negative_floor(found, least)]
     sign = transient(least)

@@ -90,12 +90,16 @@ def human_tip(name: str, title: str | None = None) -> Any:
 
 
 def sized(chart: Any, title: str, height: int = HEIGHT, subtitle: str = "") -> Any:
-    """A chart in the house's dress."""
-    quiet = {"gridColor": "#ececec", "domainColor": "#999", "tickColor": "#999", "labelColor": "#333"}
+    """A chart in the house's size and dress."""
     heading = alt.TitleParams(title, subtitle=subtitle) if subtitle else title
+    return dressed(chart.properties(width=WIDTH, height=height, title=heading))
+
+
+def dressed(chart: Any) -> Any:
+    """A chart, or several side by side, in the house's dress."""
+    quiet = {"gridColor": "#ececec", "domainColor": "#999", "tickColor": "#999", "labelColor": "#333"}
     return (
-        chart.properties(width=WIDTH, height=height, title=heading)
-        .configure_view(stroke=None)
+        chart.configure_view(stroke=None)
         .configure_axis(titleFontWeight="normal", titleColor="#333", titlePadding=8, labelFontSize=11, **quiet)
         .configure_title(
             anchor="start", fontSize=13, fontWeight="bold", offset=10, subtitleColor="#555", subtitleFontSize=11

@@ -76,8 +76,10 @@ class Experts(Options):
 
 METHODS = (
     "Mixtures of E experts, k active, were trained at equal active width as trunks with cooldowns (Hägele et al. 2024, "
-    "arXiv:2405.18392), with X = E/k from 1 (all active) upwards. The joint law of active parameters, tokens and X is that "
-    "of Ludziejewski et al. 2025 (arXiv:2502.05172) without its saturation of X. Gains are differences of losses of the same "
+    "arXiv:2405.18392), with X = E/k from 1 (all active) upwards. The joint law of active parameters, tokens "
+    "and X is that "
+    "of Ludziejewski et al. 2025 (arXiv:2502.05172) without its saturation of X. Gains are differences of "
+    "losses of the same "
     "seed, size and tokens; FLOPs are equal up to the router, wall-clock time is not and has to be read beside them."
 )
 

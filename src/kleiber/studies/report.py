@@ -33,23 +33,41 @@ summary { font-weight: 600; cursor: pointer }
 """
 
 
-def study_of(runs: Sequence[Run]) -> Any:
-    """The study that the runs were made for, as their config says; a plain sweep is read as a ladder."""
+def study_of(runs: Sequence[Run], name: str | None = None) -> Any:
+    """The study `name`, else the one that the runs were made for; a plain sweep is read as a ladder."""
     from omegaconf import OmegaConf
 
     from kleiber.build import build
 
+    if name is not None:
+        return build(named(name))
     nodes = [node for run in runs if (node := read_config(run.folder).get("study"))]
     return build(OmegaConf.create(dict(nodes[0]))) if nodes else Scaling()
 
 
-def report(folder: Path, out: Path | None = None, mirror: bool = False) -> dict[str, Any]:
-    """Analyses the runs of a folder and writes everything beside them; returns findings.json's content.
+def named(name: str) -> Any:
+    """The `study` node of conf/study/<name>.yaml. Raises ValueError for a name that is none."""
+    from omegaconf import OmegaConf
 
-    `mirror` also sends it to W&B, as the runs themselves were (`studies.mirror`).
+    from kleiber.compose import conf_dir
+    from kleiber.errors import did_you_mean
+
+    known = [path.stem for path in sorted((conf_dir() / "study").glob("*.yaml"))]
+    if name not in known:
+        raise ValueError(f"--study {name}: no such study.{did_you_mean(name, known)} One of {', '.join(known)}")
+    return OmegaConf.load(conf_dir() / "study" / f"{name}.yaml").study  # type: ignore[union-attr]
+
+
+def report(
+    folder: Path, out: Path | None = None, name: str | None = None, also: Sequence[Path] = (), mirror: bool = False
+) -> dict[str, Any]:
+    """Analyses the runs of a folder, with those of `also`, and writes everything into the first.
+
+    Returns findings.json's content. `name` reads the runs as that study's; `mirror` also sends it to W&B, as the runs
+    themselves were (`studies.mirror`).
     """
-    runs = read_runs(folder)
-    study: Study = study_of(runs)
+    runs = [run for place in (folder, *also) for run in read_runs(place)]
+    study: Study = study_of(runs, name)
     found = study.analyse(runs)
     if found.law is not None:
         records.write(found.law, folder / "laws.json")

@@ -197,9 +197,11 @@ def methods(law: Mapping[str, Any], runs: Sequence[Run]) -> str:
     )
     return (
         f"We trained {len([run for run in runs if run.status == 'finished'])} runs ({hours:.2f} hours of processes), "
-        f"{trained}. {law['formula']} ({law['source']}) was fitted to {law['n']} points ({spans}), seeds averaged within "
+        f"{trained}. {law['formula']} ({law['source']}) was fitted to {law['n']} points ({spans}), seeds "
+        f"averaged within "
         f"a size, by variable projection and a {goal['kind']} loss in {goal['space']} space.{shared} Intervals are at "
-        f"{law['level']:.0%}, by profile likelihood{drawn}. The allocation exponent is also read from ties and vertices "
+        f"{law['level']:.0%}, by profile likelihood{drawn}. The allocation exponent is also read from ties and "
+        f"vertices "
         "at interpolated budgets (Hoffmann et al. 2022, arXiv:2203.15556). Extrapolation was tested by leaving out the "
         "largest compute, beside two predictors that know no law."
     )

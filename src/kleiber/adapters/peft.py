@@ -1,0 +1,56 @@
+"""LoRA of a Hugging Face model by the `peft` package, which is an optional extra and is imported here alone.
+
+The updates live inside the wrapped model under peft's own names; merging gives back the modules that were there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def apply_peft(model: Any, names: list[str], rank: int, scale: float, seed: int) -> None:
+    """Injects updates of the parameters `names`. Raises ValueError where peft is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError("adapter=lora with model=hf needs the package peft: pip install 'kleiber[peft]'")
+    from peft import LoraConfig, inject_adapter_in_model  # pyright: ignore[reportMissingImports]
+
+    inner = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
+    plain = {name: module for name, module in inner.items() if _is_linear(module)}
+    # `scale` is s itself: alpha = s r gives peft's alpha / r.
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=scale * rank,  # type: ignore[arg-type]
+        lora_dropout=0.0,
+        target_modules=[_inside(name).rpartition(".")[0] for name in plain],
+        target_parameters=[_inside(name) for name in names if name not in plain] or None,
+        fan_in_fan_out=any(not isinstance(module, nn.Linear) for module in plain.values()),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model.inner)
+
+
+def merge_peft(model: Any) -> None:
+    """Merges every layer of peft's and puts its base layer back in its place, outermost first until none is left."""
+    if importlib.util.find_spec("peft") is None:
+        return
+    from peft.tuners.lora import LoraLayer  # pyright: ignore[reportMissingImports]
+
+    while found := [(name, m) for name, m in model.inner.named_modules() if isinstance(m, LoraLayer)]:
+        name, layer = found[0]
+        layer.merge()  # type: ignore[operator]
+        owner, _, last = name.rpartition(".")
+        setattr(model.inner.get_submodule(owner), last, layer.base_layer)  # type: ignore[union-attr]
+
+
+def _inside(name: str) -> str:
+    """The name within the wrapped model of a parameter of the wrapper."""
+    return name.removeprefix("inner.")
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"

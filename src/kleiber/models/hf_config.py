@@ -1,0 +1,151 @@
+"""What a Hugging Face folder holds, told from its config.json alone: our `model` node for it, its vocabulary.
+
+It imports no torch, so that a config is made before torch is there. It refuses what our model cannot say exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kleiber import hub
+
+KINDS = {"llama": (False, False), "qwen3": (True, False), "mixtral": (False, True), "qwen3_moe": (True, True)}
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+def model_folder(name: str, key: str = "model.path") -> Path:
+    """The folder of a model: `name` itself, its copy below $KLEIBER_DATA, or the hub's, without pickles.
+
+    Raises ValueError where there is none, within ten seconds.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = (hub.local_copy(name) if hub.is_name(name) else None) or _downloaded(name, key)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{key}={name}: there is no config.json in {folder}")
+    return folder
+
+
+def _downloaded(name: str, key: str) -> Path:
+    if not hub.is_name(name):
+        raise ValueError(f"{key}={name}: there is no such folder, and it is no name on the hub")
+    from huggingface_hub import snapshot_download
+
+    online = hub.reachable()
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=not online))
+    except Exception as error:  # many kinds, of several libraries
+        why = str(error).splitlines()[0] if online else "the hub cannot be reached, and there is no copy here"
+        raise ValueError(f"{key}={name}: {why}; a local folder serves as well: {key}=FOLDER") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def hf_vocab_size(folder: Path) -> int:
+    """Rows of the folder's embedding: the vocabulary's size of a model that its weights fit."""
+    return int(read_config(folder)["vocab_size"])
+
+
+def hf_tokenizer(folder: Path) -> str:
+    """What `data.tokenizer` has to be for the ids to be the model's. Raises ValueError where it came without one."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} holds no tokenizer.json: name the model's tokenizer with data.tokenizer=")
+    return str(folder)
+
+
+def hf_model_node(folder: Path, context: int | None = None) -> dict[str, Any]:
+    """Our `model` node for a Llama, Qwen3, Mixtral or Qwen3-MoE folder, in standard parametrisation.
+
+    context  longest row; null: the model's own. The vocabulary is the run's to supply: see `hf_vocab_size`.
+    """
+    folder = folder.expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: there is no config.json of a Hugging Face model")
+    config = read_config(folder)
+    kind = config.get("model_type")
+    if kind not in KINDS:
+        raise ValueError(
+            f"{folder} is of model_type={kind}, which our model cannot be: it can be {', '.join(KINDS)}; "
+            "any other is wrapped as it is by model=hf"
+        )
+    _refuse(config)
+    qk_norm, experts = KINDS[kind]
+    dense = {"_target_": "kleiber.nn.mlp.SwiGLU", "_partial_": True, "hidden": config["intermediate_size"]}
+    longest = config["max_position_embeddings"]
+    if context is not None and context > longest:
+        raise ValueError(f"model.context={context} exceeds the {longest} positions of {folder}: take at most that")
+    return {
+        "_target_": "kleiber.models.transformer.Transformer",
+        "depth": config["num_hidden_layers"],
+        "width": config["hidden_size"],
+        "context": context or longest,
+        "num_heads": config["num_attention_heads"],
+        "num_kv_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
+        "mlp": _experts(config) if experts else dense,
+        "attention": {"_target_": "kleiber.nn.attention.Full", "_partial_": True},
+        "parametrization": {"_target_": "kleiber.nn.parametrization.Standard"},
+        "tied": bool(config.get("tie_word_embeddings", False)),
+        "qk_norm": qk_norm,
+        "rope_theta": float(_rope(config).get("rope_theta", 10000.0)),
+        "norm_eps": config.get("rms_norm_eps", 1e-6),
+    }
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary settings, as version 5 of transformers writes them or as earlier ones did."""
+    given = config.get("rope_parameters")
+    if given is not None:
+        return dict(given)
+    scaling = config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    return {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": kind}
+
+
+def _refuse(config: Mapping[str, Any]) -> None:
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    windowed = config.get("use_sliding_window", True) and config.get("sliding_window") is not None
+    wrong = {
+        "hidden_act": config.get("hidden_act", "silu") != "silu",
+        "attention_bias": bool(config.get("attention_bias")),
+        "mlp_bias": bool(config.get("mlp_bias")),
+        "head_dim": (config.get("head_dim") or width // heads) * heads != width,
+        "rope_parameters": _rope(config).get("rope_type", "default") != "default",
+        "sliding_window": windowed,
+    }
+    for name, bad in wrong.items():
+        if bad:
+            told = _rope(config) if name == "rope_parameters" else config.get(name)
+            raise ValueError(f"{config['model_type']} with {name}={told!r} cannot be read exactly: take model=hf")
+
+
+def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The factory's node: experts on every layer, or on every n-th between dense ones of our own usual size."""
+    node = {"_target_": "kleiber.nn.moe.interleaved", "_partial_": True, "num_shared": 0}
+    router, every = "TopK", 1
+    if config["model_type"] == "mixtral":
+        node |= {"num_experts": config["num_local_experts"], "hidden": config["intermediate_size"]}
+    else:
+        number = config["num_experts"] if "num_experts" in config else config["num_local_experts"]
+        node |= {"num_experts": number, "hidden": config["moe_intermediate_size"]}
+        router, every = "TopK" if config.get("norm_topk_prob") else "Switch", _every(config)
+    node |= {"k": config["num_experts_per_tok"], "every": every}
+    return node | {"router": {"_target_": f"kleiber.nn.routers.{router}", "_partial_": True}}
+
+
+def _every(config: Mapping[str, Any]) -> int:
+    depth, step = config["num_hidden_layers"], config.get("decoder_sparse_step", 1)
+    dense = set(config.get("mlp_only_layers") or ())
+    sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(depth)]
+    every = next((n for n in range(1, depth + 1) if sparse == [(i + 1) % n == 0 for i in range(depth)]), None)
+    usual = -(-8 * config["hidden_size"] // 48) * 16  # nn.mlp.gated_hidden, without torch
+    if every is None or (every > 1 and config["intermediate_size"] != usual):
+        raise ValueError(
+            f"mlp_only_layers={sorted(dense)} and decoder_sparse_step={step} with intermediate_size="
+            f"{config['intermediate_size']} cannot be read as experts on every n-th layer: take model=hf"
+        )
+    return every

@@ -1,0 +1,98 @@
+"""The output layer of a Hugging Face model as a loss sees it: one matrix, whatever stands before it and beside it.
+
+What an encoder does between its hidden states and the matrix is `features`; a bias becomes one more column of the
+matrix, read by a constant 1. Both are exact, and that they are all there is, is tried on two tokens when it is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class HFHead:
+    """logits = cap(features(hidden) @ weight.T). It holds no parameters: they are the model's own."""
+
+    multiplier = 1.0
+
+    def __init__(self, linear: nn.Linear, transform: nn.Module | None, soft_cap: float | None) -> None:
+        self.linear, self.transform, self.soft_cap = linear, transform, soft_cap
+
+    @property
+    def weight(self) -> Float[Tensor, "vocab dim"]:
+        weight = self.linear.weight
+        return weight if self.linear.bias is None else torch.cat([weight, self.linear.bias[:, None]], 1)
+
+    def features(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes features"]:
+        """What the matrix is applied to, from the model's hidden states."""
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+        return hidden if self.linear.bias is None else torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1)
+
+    def __call__(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes vocab"]:
+        logits = self.linear(hidden if self.transform is None else self.transform(hidden))
+        return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
+
+
+class NoHead:
+    """In place of the output layer of a model that has none: a loss that asks for one is told so."""
+
+    multiplier, soft_cap = 1.0, None
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    @property
+    def weight(self) -> Tensor:
+        raise ValueError(self.why)
+
+    def features(self, hidden: Tensor) -> Tensor:
+        raise ValueError(self.why)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        raise ValueError(self.why)
+
+
+def find_head(inner: Any, whole: bool, path: str) -> Any:
+    """The output layer of a language model, or a `NoHead` that says why there is none."""
+    if not whole:
+        return NoHead(
+            f"model.path={path} holds no output layer for tokens, so it has no language-model loss: "
+            "objective=classify trains heads of its own, weights=random starts from nothing"
+        )
+    linear = inner.get_output_embeddings()
+    head = HFHead(linear, _transform(inner), getattr(inner.config, "final_logit_softcapping", None))
+    try:
+        right = _is_right(inner, head)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"model.path={path} with this model.config does not run: {error}") from None
+    if not right:
+        return NoHead(
+            f"model.path={path} is a {inner.config.model_type}, whose output layer is of a form not known here"
+        )
+    return head
+
+
+def _transform(inner: Any) -> nn.Module | None:
+    """What BERT and ModernBERT apply before the matrix; None where the hidden states are read as they are."""
+    predictions = getattr(getattr(inner, "cls", None), "predictions", None)
+    if predictions is not None:
+        return predictions.transform
+    head = getattr(inner, "head", None)
+    return head if isinstance(head, nn.Module) and hasattr(inner, "decoder") else None
+
+
+@torch.no_grad()
+def _is_right(inner: Any, head: HFHead) -> bool:
+    """Whether the view gives the model's own logits, on two tokens."""
+    training = inner.training
+    inner.eval()
+    try:
+        ids = torch.zeros(1, 2, dtype=torch.long, device=head.linear.weight.device)
+        hidden = inner.base_model(input_ids=ids).last_hidden_state
+        return torch.allclose(head(hidden), inner(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+    finally:
+        inner.train(training)

@@ -1,0 +1,60 @@
+"""Expert choice: experts choose tokens. Perfectly balanced, and not causal: whether an expert takes a token depends on
+the tokens after it. So it is refused where the model is causal, unless the leak is acknowledged.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kleiber.nn.parametrization import Site
+from kleiber.nn.routers.choice import Logits, check_sizes
+from kleiber.types import Batch, Routing
+
+
+class ExpertChoice(nn.Module):
+    """Each expert takes the ceil(k T / experts) tokens of a sequence of T that score highest with it.
+
+    A token may meet no expert or all of them, k on average; its weights are its softmax scores. Within a sequence, not
+    a batch, so that the choice does not depend on how sequences were batched. Zhou et al. 2022, arXiv:2202.09368.
+
+    acknowledge_leak  allow it in a causal model, whose loss then is no likelihood of a text
+    """
+
+    sums_to_one: ClassVar[bool] = False
+    needs_balance: ClassVar[bool] = False
+
+    def __init__(self, site: Site, num_experts: int, k: int, acknowledge_leak: bool = False) -> None:
+        super().__init__()
+        check_sizes(num_experts, k)
+        if site.causal and not acknowledge_leak:
+            raise ValueError(
+                "model/router=expert_choice lets a causal model see later tokens: use model=bert with objective=mlm, "
+                "another router, or model.mlp.router.acknowledge_leak=true"
+            )
+        self.k, self.linear = k, Logits(site, num_experts)
+
+    def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
+        logits = self.linear(x)
+        scores = logits.softmax(-1)
+        rows, time = (1, len(x)) if batch is None else batch.tokens.shape
+        real = None if batch is None else batch.real
+        kept = self.taken(scores.detach().view(rows, time, -1), real).flatten(0, 1)
+        experts = torch.arange(scores.shape[-1], device=x.device).expand_as(scores)
+        return Routing(scores, experts, scores, logits, kept=kept)
+
+    def taken(self, scores: Float[Tensor, "batch time experts"], real: Tensor | None) -> Tensor:
+        """Which expert takes which token; padding is taken last, and does not count into T."""
+        _, time, experts = scores.shape
+        if real is None:
+            count = torch.full((1, 1, 1), time, device=scores.device)
+        else:
+            scores = scores.masked_fill(~real.unsqueeze(-1), -1.0)
+            count = real.sum(1)[:, None, None]
+        order = torch.argsort(scores, dim=1, descending=True, stable=True)
+        ranks = torch.arange(time, device=scores.device)[None, :, None].expand_as(order)
+        rank = torch.empty_like(order).scatter_(1, order, ranks)
+        return rank < (self.k * count + experts - 1) // experts

@@ -1,0 +1,132 @@
+"""A run, or a Hugging Face folder, opened for use: its model with its final weights, and its tokenizer.
+
+What an adapter trained is merged into the weights that it began with. Nothing is trained or written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from safetensors import safe_open
+
+from kleiber import checkpoint
+from kleiber.build import build
+from kleiber.chain import TOKENIZER, locate, stage_configs
+from kleiber.data.tokenizer import Bytes
+from kleiber.errors import ConfigError
+from kleiber.folder import read_config
+from kleiber.signatures import signature
+from kleiber.summary import read
+from kleiber.types import Tokenizer
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model in fp32 in evaluation mode, its tokenizer, and for a run where it came from.
+
+    config   of the stage, `{}` for a Hugging Face folder
+    summary  of the run, `{}` for a Hugging Face folder
+    """
+
+    name: str
+    model: Any
+    tokenizer: Tokenizer
+    config: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    stage: str | None = None
+    step: int = 0
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The stage's entry of summary.json."""
+        return next((s for s in self.summary.get("stages", []) if s["name"] == self.stage), {})
+
+
+def open_model(path: str) -> Opened:
+    """RUN, RUN/STAGE or a Hugging Face folder. Raises ValueError where neither is there."""
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file():
+        return open_hf(folder)
+    try:
+        folder, stage = locate(path)
+    except ConfigError as error:
+        raise ValueError(str(error).replace("init.path=", "")) from None
+    config = stage_configs(read_config(folder)).get(stage) or read_config(folder)
+    tokenizer = tokenizer_of(folder, config)
+    model = new_model(config, tokenizer)
+    found = load_trained(model, folder, stage)
+    summary = read(folder / "summary.json") or {}
+    return Opened(folder.name, model.eval(), tokenizer, config, summary, stage, found.step)
+
+
+def open_hf(folder: Path) -> Opened:
+    """A Hugging Face folder, wrapped as it is."""
+    from kleiber.data.pretrained import pretrained
+    from kleiber.models.hf_config import hf_tokenizer, read_config
+    from kleiber.models.hf_model import HFModel
+
+    tokenizer = pretrained(hf_tokenizer(folder))
+    longest = read_config(folder).get("max_position_embeddings", 1024)
+    return Opened(folder.name, HFModel(tokenizer.vocab_size, str(folder), context=longest).eval(), tokenizer)
+
+
+def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a run: what it keeps, or what its data names."""
+    from kleiber.data.pretrained import pretrained
+
+    if (folder / TOKENIZER).is_dir():
+        return pretrained(str(folder / TOKENIZER))
+    data = config["data"]
+    default = signature(str(data["_target_"])).parameters.get("tokenizer")
+    name = data.get("tokenizer", default.default if default else None)
+    if name == "bytes":
+        return Bytes()
+    if name is None or name == "bpe":
+        return build(DictConfig(data)).prepare(config["model"]["context"]).tokenizer
+    return pretrained(name)
+
+
+def new_model(config: Mapping[str, Any], tokenizer: Tokenizer) -> Any:
+    """The model as a run builds it, before any weights are loaded."""
+    torch.manual_seed(config["seed"])
+    return build(DictConfig(config["model"]), vocab_size=tokenizer.vocab_size)
+
+
+def load_trained(model: Any, folder: Path, stage: str) -> checkpoint.Checkpoint:
+    """The final weights of a stage, with the heads that it had; an adapter's are merged into those it began with."""
+    configs = stage_configs(read_config(folder))
+    config = configs.get(stage) or read_config(folder)
+    place = folder / "stages" / stage / "checkpoints"
+    found, complaints = checkpoint.latest(place)
+    if found is None:
+        raise checkpoint.Damaged(f"{place} has no good checkpoint: {'; '.join(complaints)}")
+    add_saved_heads(model, found)
+    if not config.get("adapter"):
+        found.load_weights(model)
+        return found
+    before = list(configs)[: list(configs).index(stage)] if stage in configs else []
+    if before:
+        load_trained(model, folder, before[-1])
+    elif config.get("init"):
+        build(DictConfig(config["init"])).load(model)
+    adapter = build(DictConfig(config["adapter"]))
+    adapter.apply(model, config["seed"])
+    if found.names is None:
+        found.load_weights(model)
+    else:
+        found.load_model(model, found.names)
+    adapter.merge(model)
+    return found
+
+
+def add_saved_heads(model: Any, found: checkpoint.Checkpoint) -> None:
+    """Gives the model the heads of tasks that a checkpoint holds weights for."""
+    with safe_open(found.path / "model.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            if name.startswith("heads.") and name.endswith(".weight"):
+                model.add_head(name.split(".")[1], file.get_slice(name).get_shape()[0])

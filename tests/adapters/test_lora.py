@@ -1,0 +1,212 @@
+"""LoRA: nothing changes until it is trained, merging gives plain weights, and what is trained is what was asked."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from kleiber import checkpoint
+from kleiber.adapters.lora import LoRA
+from kleiber.models.transformer import Transformer
+from kleiber.nn.moe import interleaved
+from kleiber.optim import AdamW
+from kleiber.types import Batch, Role
+
+VOCAB = 23
+MOE = partial(interleaved, num_experts=4, num_shared=1)
+ALL = ["attention", "mlp", "experts", "router", "head"]
+
+
+def build(dtype=torch.float64, **options) -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(VOCAB, **{"depth": 2, "width": 32, "context": 16, "tied": False, "mlp": MOE} | options)
+    torch.nn.init.normal_(model.head.weight)
+    return model.to(dtype)
+
+
+def logits(model, tokens) -> torch.Tensor:
+    return model.head(model(Batch(tokens)).hidden)
+
+
+def shaken(model: Transformer, std: float = 0.1) -> Transformer:
+    """As if trained: both factors of every update away from 0."""
+    torch.manual_seed(7)
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter, std=std)
+    return model
+
+
+TOKENS = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_starts_at_the_model_and_merging_untrained_is_exact_to_the_bit(dtype):
+    plain, model, adapter = build(dtype), build(dtype), LoRA(rank=2, targets=ALL)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapter.apply(model, seed=1)
+    torch.testing.assert_close(logits(model, TOKENS), logits(plain, TOKENS))
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    adapter.merge(model)
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("target", ALL)
+def test_merged_equals_unmerged_and_every_target_changes_the_output(target, rslora):
+    model, adapter = build(), LoRA(rank=2, alpha=3.0, rslora=rslora, targets=[target])
+    start = logits(model, TOKENS)
+    adapter.apply(model, seed=1)
+    unmerged = logits(shaken(model, 0.5), TOKENS)
+    assert float((unmerged - start).detach().abs().max()) > 1e-3
+    adapter.merge(model)
+    torch.testing.assert_close(logits(model, TOKENS), unmerged, atol=1e-6, rtol=1e-6)
+
+
+def test_the_update_is_alpha_over_rank_or_over_its_root_times_b_a():
+    for rslora, scale in ((False, 3 / 4), (True, 3 / 2)):
+        model, adapter = build(), LoRA(rank=4, alpha=3.0, rslora=rslora, targets=["attention", "experts"])
+        linear, experts = model.blocks[0].attention.qkv, model.blocks[1].mlp.experts
+        old = linear.weight.detach().clone(), experts.down.detach().clone()
+        adapter.apply(model, seed=0)
+        shaken(model)
+        a, b = linear.weight_lora_a.detach().clone(), linear.weight_lora_b.detach().clone()
+        stack = torch.einsum("eir,ero->eio", experts.down_lora_a, experts.down_lora_b).detach()
+        adapter.merge(model)
+        torch.testing.assert_close(linear.weight.detach(), old[0] + scale * b @ a)
+        torch.testing.assert_close(experts.down.detach(), old[1] + scale * stack)
+    assert LoRA(rank=4).scale == 2.0
+
+
+def test_gradients_are_those_of_the_merged_weights_through_the_update():
+    """d/dA of L(W + s B A) = s B^T dL/dW, with dL/dW from the merged model."""
+    model, merged, adapter = build(), build(), LoRA(rank=2, targets=ALL)
+    for one in (model, merged):
+        adapter.apply(one, seed=1)
+        shaken(one)
+    factors = {n: p.detach().clone() for n, p in model.named_parameters() if "lora" in n}
+    adapter.merge(merged)
+    for one in (model, merged):
+        logits(one, TOKENS).sin().sum().backward()
+    wanted = dict(merged.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name.endswith("_lora_a"):
+            weight = wanted[name.removesuffix("_lora_a")].grad
+            b = factors[name.replace("_lora_a", "_lora_b")]
+            grad = b.mT @ weight if b.ndim == 2 else weight @ b.mT
+            torch.testing.assert_close(parameter.grad, adapter.scale * grad)
+
+
+def test_only_updates_and_heads_of_tasks_train_and_each_gets_a_gradient():
+    model = build(tied=True)
+    for name in ("task", "other"):
+        model.add_head(name, 3)
+    model.heads["other"].requires_grad_(False)
+    LoRA(rank=2).apply(model.double(), seed=1)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if "lora" in n or n.startswith("heads.task.")}
+    assert any("experts.gate_up_lora_a" in n for n in trained) and not any("router" in n for n in trained)
+    hidden = model(Batch(TOKENS)).hidden
+    (model.head(hidden).sin().sum() + model.heads["task"](hidden).sum()).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+
+
+def test_the_seed_alone_decides_and_the_random_numbers_are_left_alone():
+    state, models = torch.random.get_rng_state(), []
+    for seed in (1, 1, 2):
+        model = build()
+        torch.random.set_rng_state(state)
+        LoRA().apply(model, seed)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        models.append(model.blocks[0].attention.qkv.weight_lora_a)
+    assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
+
+
+def test_roles_give_a_the_rate_of_a_hidden_matrix_and_b_the_full_one():
+    model = build()
+    LoRA(rank=2, targets=ALL).apply(model, seed=1)
+    roles, scale = model.roles(), model.parametrization.lr_scale
+    assert list(roles) == [name for name, _ in model.named_parameters()]
+    assert roles["blocks.0.attention.qkv.weight_lora_a"] == Role("hidden", 32)
+    assert roles["blocks.0.mlp.experts.down_lora_a"].fan_in == model.blocks[0].mlp.hidden
+    assert scale(roles["blocks.0.mlp.experts.down_lora_a"]) == 32 / model.blocks[0].mlp.hidden
+    assert all(scale(role) == 1 for name, role in roles.items() if name.endswith("_lora_b"))
+    groups = AdamW(weight_decay=0.1).build(model, roles, scale).param_groups
+    assert all("lora" in name and group["weight_decay"] > 0 for group in groups for name in group["names"])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_compiled_it_gives_the_same_output_and_gradients():
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        model = build(torch.float32, depth=1)
+        LoRA(rank=2, targets=ALL).apply(model, seed=1)
+        shaken(model)
+        parameters = [p for p in model.parameters() if p.requires_grad and p is not model.head.weight_lora_a]
+        plain = model(Batch(TOKENS)).hidden
+        model.compile(backend="aot_eager")
+        fast = model(Batch(TOKENS)).hidden
+        both = [torch.autograd.grad(h.sin().sum(), parameters, allow_unused=True) for h in (plain, fast)]
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    torch.testing.assert_close(fast, plain)
+    for one, other in zip(*both, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_bf16_autocast_does_not_round_the_weights_of_experts():
+    model = build(torch.float32)
+    LoRA(rank=2, targets=["experts"]).apply(model, seed=1)
+    experts = model.blocks[0].mlp.experts
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(experts.gate_up, experts._parameters["gate_up"])
+
+
+def test_what_cannot_be_adapted_is_refused_by_key():
+    for options, message in (({"rank": 0}, "rank=0"), ({"alpha": -1.0}, "alpha=-1"), ({"targets": ["qkv"]}, "qkv")):
+        with pytest.raises(ValueError, match=message):
+            LoRA(**options)
+    with pytest.raises(ValueError, match="tied"):
+        LoRA(targets=["head"]).apply(build(tied=True), 0)
+    from kleiber.nn.mlp import SwiGLU
+
+    with pytest.raises(ValueError, match=r"adapter\.targets: experts.*there are"):
+        LoRA(targets=["experts"]).apply(build(mlp=SwiGLU), 0)
+
+
+def steps(model, optimizer, first: int, last: int) -> None:
+    for step in range(first, last):
+        tokens = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(step))
+        logits(model, tokens).sin().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def adapted(seed: int = 1):
+    model = build(torch.float32)
+    LoRA(rank=2, targets=ALL).apply(model, seed)
+    return model, AdamW().build(model, model.roles(), model.parametrization.lr_scale)
+
+
+def test_an_adapter_alone_is_saved_and_resumes_to_the_bit(tmp_path):
+    straight, optimizer = adapted()
+    steps(straight, optimizer, 0, 3)
+    names = checkpoint.trained(straight)
+    saved = checkpoint.save(tmp_path, 3, straight, {"optimizer": checkpoint.optimizer_state(optimizer)}, "h", names)
+    whole = checkpoint.save(tmp_path / "whole", 3, straight, {}, "h")
+    sizes = [(c.path / "model.safetensors").stat().st_size for c in (saved, whole)]
+    assert sizes[0] < sizes[1] / 2 and saved.names == names and all("lora" in name for name in names)
+    steps(straight, optimizer, 3, 6)
+    resumed, again = adapted(seed=9)  # other first factors: the checkpoint must bring its own
+    found = checkpoint.read(saved.path)
+    found.load_model(resumed, checkpoint.trained(resumed))
+    checkpoint.load_optimizer(again, found.load_state()["optimizer"])
+    steps(resumed, again, 3, 6)
+    assert all(torch.equal(p, dict(resumed.named_parameters())[n]) for n, p in straight.named_parameters())

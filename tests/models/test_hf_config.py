@@ -1,0 +1,106 @@
+"""A Hugging Face folder as our own model: the node alone rebuilds it, its weights give its logits and its loss."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from kleiber.build import build
+from kleiber.check import _check_node
+from kleiber.models.hf import load_hf, to_hf
+from kleiber.models.hf_config import hf_model_node, hf_tokenizer, hf_vocab_size
+from kleiber.models.transformer import Transformer
+from kleiber.nn.moe import interleaved
+from kleiber.nn.parametrization import MuP
+from kleiber.nn.routers import Switch
+from kleiber.objectives.clm import CLM
+from kleiber.types import Batch
+
+CASES = {
+    "llama": {"qk_norm": False, "num_kv_heads": 1},
+    "qwen3": {"tied": False, "rope_theta": 5000.0},
+    "mixtral": {"qk_norm": False, "mlp": partial(interleaved, num_experts=4, k=3)},
+    "qwen3_moe": {"mlp": partial(interleaved, num_experts=4, k=2, every=2)},
+    "qwen3_moe switch": {"mlp": partial(interleaved, num_experts=4, k=1, router=Switch)},
+}
+
+
+def imported(folder, **options) -> Transformer:
+    node = hf_model_node(folder, **options)
+    _check_node("model", node)
+    model = build(OmegaConf.create(node), vocab_size=hf_vocab_size(folder))
+    load_hf(model, folder)
+    return model
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_node_and_the_weights_of_a_folder_give_its_logits(case, tmp_path):
+    torch.manual_seed(0)
+    model = Transformer(50, **{"depth": 4, "width": 64, "context": 16, "num_heads": 2} | CASES[case])
+    torch.nn.init.normal_(model.head.weight, std=0.2)
+    to_hf(model).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == case.split()[0]
+    ids = torch.randint(50, (2, 12))
+    ours, again = (m.head(m(Batch(ids)).hidden) for m in (model, imported(tmp_path)))
+    torch.testing.assert_close(again, ours, atol=1e-5, rtol=1e-5)
+    assert imported(tmp_path, context=8).context == 8
+
+
+def test_stories260k_imported_gives_the_logits_of_transformers_and_its_known_loss(shared):
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM
+
+    from kleiber.data.pretrained import pretrained
+
+    folder = shared / "data" / "models" / "stories260K"
+    model, exact = imported(folder).eval(), imported(folder).double()
+    twin = AutoModelForCausalLM.from_pretrained(folder).double().eval()
+    tokenizer = pretrained(hf_tokenizer(folder))
+    assert tokenizer.vocab_size == hf_vocab_size(folder) == 512 and tokenizer.mask == -1
+    texts = load_dataset(str(shared / "data" / "tinystories"), "v1-sample", split="validation")["text"][:20]
+    nats, count = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([[1, *tokenizer.encode(text)][:512]])
+        with torch.no_grad():
+            loss = CLM()(model, Batch(ids))
+            # Logits reach 18, so fp32 rounds at 1e-5; and transformers rounds its angles, more so with time.
+            near = exact.head(exact(Batch(ids[:, :64])).hidden), twin(ids[:, :64]).logits
+            torch.testing.assert_close(*near, atol=1e-5, rtol=1e-5)
+        nats, count = nats + float(loss.total), count + int(loss.tokens)
+    assert nats / count == pytest.approx(1.52, abs=0.02)
+    assert np.all(np.asarray(tokenizer.encode(texts[0])) < 512)
+
+
+def test_what_our_model_cannot_be_is_refused_with_the_way_out(tmp_path):
+    def write(**changes):
+        config = {
+            "model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 9,
+            "intermediate_size": 32, "max_position_embeddings": 8, "rms_norm_eps": 1e-5,
+        }  # fmt: skip
+        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+
+    write()
+    assert hf_model_node(tmp_path)["rope_theta"] == 10000.0 and hf_model_node(tmp_path)["num_kv_heads"] == 4
+    write(rope_theta=500.0)
+    assert hf_model_node(tmp_path)["rope_theta"] == 500.0
+    for changes, name in (
+        ({"model_type": "gpt2"}, "model_type=gpt2"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_parameters"),
+        ({"head_dim": 32}, "head_dim"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"model_type": "mixtral", "sliding_window": 4}, "sliding_window"),
+    ):
+        write(**changes)
+        with pytest.raises(ValueError, match=rf"{name}.*model=hf"):
+            hf_model_node(tmp_path)
+    write()
+    with pytest.raises(ValueError, match="9 exceeds the 8"):
+        hf_model_node(tmp_path, context=9)
+    with pytest.raises(ValueError, match=r"data\.tokenizer"):
+        hf_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="parametrization=standard"):
+        load_hf(Transformer(9, parametrization=MuP()), tmp_path)

@@ -1,0 +1,94 @@
+"""A dense model and the mixture made of it compute the same, for every router that can; the others are refused."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from kleiber.models.transformer import Transformer
+from kleiber.models.upcycle import upcycle
+from kleiber.nn.mlp import GELU
+from kleiber.nn.moe import dropping, interleaved
+from kleiber.nn.routers import (
+    GroupLimited,
+    Hash,
+    LossFree,
+    Noisy,
+    Random,
+    Sigmoid,
+    Sinkhorn,
+    Switch,
+    TopK,
+)  # fmt: skip
+from kleiber.types import Batch
+
+HIDDEN = 96
+SIZES = {"depth": 3, "width": 32, "context": 16, "num_heads": 2}
+
+
+def dense() -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(50, **SIZES)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
+
+
+def mixture(factory=interleaved, **options) -> Transformer:
+    torch.manual_seed(1)
+    return Transformer(50, **SIZES, mlp=partial(factory, **{"num_experts": 4, "hidden": HIDDEN} | options))
+
+
+def logits(model: Transformer) -> torch.Tensor:
+    torch.manual_seed(2)
+    return model.head(model(Batch(torch.arange(24).view(2, 12))).hidden)
+
+
+@pytest.mark.parametrize("router", [TopK, Noisy, Sigmoid, LossFree, partial(GroupLimited, groups=2), Hash, Random])
+@pytest.mark.parametrize("every", [1, 2])
+def test_at_step_0_it_is_the_dense_model(router, every):
+    old, new = dense(), mixture(router=router, every=every)
+    assert not torch.allclose(logits(new), logits(old), atol=1e-2)
+    upcycle(old.state_dict(), new)
+    torch.testing.assert_close(logits(new), logits(old), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("option", ["noise", "reset"])
+def test_noise_and_reset_tell_experts_apart_and_change_the_function_a_little(option):
+    old, new = dense(), mixture()
+    upcycle(old.state_dict(), new, **{option: 0.1})
+    experts = new.blocks[0].mlp.experts
+    assert not torch.equal(experts.gate_up[0], experts.gate_up[1])
+    with torch.no_grad():
+        change = (experts.gate_up[0] - old.blocks[0].mlp.gate_up.weight.T) / old.blocks[0].mlp.gate_up.weight.std()
+    moved = float((change != 0).any(0).double().mean())
+    assert moved == (1.0 if option == "noise" else pytest.approx(0.1, abs=0.01))
+    assert float(change.std()) == pytest.approx(0.1 if option == "noise" else (0.2) ** 0.5, rel=0.2)
+    assert (logits(new) - logits(old)).abs().max().item() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "new, told",
+    [
+        (partial(mixture, router=Switch), "topk"), (partial(mixture, router=Sinkhorn), "topk"),
+        (partial(mixture, num_shared=1), "num_shared=0"), (partial(mixture, hidden=48), "hidden=96"),
+        (partial(mixture, dropping), "dropping"), (partial(mixture, granularity=2), "granularity=1"),
+        (dense, "model=moe"),
+    ],
+)  # fmt: skip
+def test_what_would_be_another_function_is_refused_and_nothing_is_changed(new, told):
+    model = new()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=told):
+        upcycle(Transformer(50, **SIZES).state_dict(), model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_another_dense_model_is_refused():
+    with pytest.raises(ValueError, match="embedding"):
+        upcycle(Transformer(60, **SIZES).state_dict(), mixture())
+    with pytest.raises(ValueError, match="swiglu"):
+        upcycle(Transformer(50, **SIZES, mlp=GELU).state_dict(), mixture())
+    with pytest.raises(ValueError, match="noise"):
+        upcycle(dense().state_dict(), mixture(), noise=-1.0)

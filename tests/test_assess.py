@@ -1,0 +1,83 @@
+"""`kleiber eval`: a run is opened as it ended, evaluations are found by name, and what they find is written."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from small_run import TINY
+
+from kleiber.assess import available, chosen
+from kleiber.cli import main
+from kleiber.load import earlier, load_run
+
+RUN = [
+    "model=moe",
+    "model.width=32",
+    "model.num_heads=2",
+    "callbacks.checkpoints.every=5",
+    "callbacks.checkpoints.keep=3",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from kleiber.launch import main as train
+
+    root = tmp_path_factory.mktemp("assess")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KLEIBER_CACHE", str(tmp_path_factory.getbasetemp() / "token-cache"))
+        assert train([*TINY, *RUN, f"root={root}", "eval.tokens=null"]) == 0
+    return next(root.glob("*/*"))
+
+
+def test_scores_are_those_the_run_ended_with(run, cache_dir, tmp_path, capsys):
+    out = tmp_path / "all.json"
+    assert main(["eval", str(run), "--evals", "perplexity", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["schema"] == "kleiber.eval/1"
+    ended = json.loads((run / "summary.json").read_text())["stages"][-1]["metrics"]
+    scores = found["evals"]["perplexity"]["tiny"]
+    assert scores["loss"] == pytest.approx(ended["val/tiny/loss"], abs=1e-5)
+    assert scores["bits_per_byte"] == pytest.approx(ended["val/tiny/bits_per_byte"], abs=1e-5)
+    assert json.loads((run / "evals/perplexity.json").read_text()) == found["evals"]["perplexity"]
+    assert "perplexity/tiny/loss" in capsys.readouterr().out
+
+
+def test_the_routing_of_a_run_with_its_checkpoints_and_figures(run, cache_dir, capsys):
+    assert main(["eval", str(run), "--evals", "routing", "--tokens", "512"]) == 0
+    found = json.loads((run / "evals/routing.json").read_text())
+    assert found["settled"]["steps"] == [10, 15] and found["tokens"] == 512
+    names = {path.stem for path in (run / "evals/figures").glob("*.png")}
+    assert {"load", "removal", "sensitivity", "saturation", "load_over_time", "specialisation", "similarity"} <= names
+    assert "routing/sensitivity/noise/0.01/flips" in capsys.readouterr().out
+
+
+def test_checkpoints_come_oldest_first_and_differ(run, cache_dir):
+    steps, weights = [], []
+    for step, model in earlier(run):
+        steps.append(step)
+        weights.append(model.norm.weight.clone())
+    assert steps == [10, 15] and not torch.equal(*weights)
+    last = load_run(run / "main")
+    assert last.model.training is False and not torch.equal(last.model.norm.weight, weights[-1])
+
+
+def test_what_cannot_be_evaluated_is_refused(run, cache_dir, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copy(run / "config.yaml", empty)
+    for arguments, told in (
+        ([str(run), "--evals", "perplexitie"], "did you mean"), ([str(run), "--evals", ","], "perplexity"),
+        ([str(empty), "--evals", "perplexity"], "no stage of that run is finished"),
+        ([str(tmp_path / "x"), "--evals", "routing"], "there is no such folder"),
+        ([str(run), "--evals", "routing", "--stage", "trunk"], "no finished stage"),
+        ([str(run), "--evals", "routing", "--data", "data=builtin"], "its own data"),
+    ):  # fmt: skip
+        assert main(["eval", *arguments]) == 2
+        assert told in capsys.readouterr().err.lower()
+
+
+def test_evaluations_are_the_modules_that_evaluate():
+    assert {"perplexity", "routing"} <= set(available()) and "subject" not in available()
+    assert chosen("routing, perplexity") == ["routing", "perplexity"]

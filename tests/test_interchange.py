@@ -1,0 +1,127 @@
+"""Out and back: an exported run says the same in transformers, and an imported folder is a run to start from."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kleiber.cli import main
+from kleiber.data.tokenizer import Bytes
+from kleiber.folder import read_config
+from kleiber.interchange import export, import_hf
+from kleiber.opened import open_model
+from kleiber.types import Batch
+
+TEXT = "The keeper weighed 1,234 mice: naïve, 東京 🙂\n\tand  more"
+
+
+def loaded(folder: Path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@torch.no_grad()
+def same_logits(run: Path, folder: Path, text: str = TEXT) -> None:
+    """The run read by us and the folder read by transformers, ids and logits."""
+    opened, (twin, tokenizer) = open_model(str(run)), loaded(folder)
+    ids = opened.tokenizer.encode(text)
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+    rows = torch.tensor([ids[:48]])
+    ours = opened.model.head(opened.model(Batch(rows)).hidden)
+    torch.testing.assert_close(twin(rows).logits, ours, atol=1e-5, rtol=1e-5)
+    assert float(ours.std()) > 0.01
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model=gpt", "data.tokenizer=bytes"],
+        ["model=moe", "data.tokenizer=bpe", "data.vocab_size=300"],
+    ],
+    ids=["dense bytes", "moe bpe"],
+)
+def test_an_exported_run_gives_its_ids_and_logits_in_transformers(launch, tmp_path, options, capsys):
+    run, out = launch(*options, "trainer.max_steps=4"), tmp_path / "out"
+    assert main(["export", str(run), str(out)]) == 0
+    same_logits(run, out)
+    names = {path.name for path in out.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
+    assert not any(name.endswith((".bin", ".py")) for name in names)
+    summary = json.loads((run / "summary.json").read_text())
+    card = (out / "README.md").read_text()
+    stage = summary["stages"][0]
+    for fact in (summary["config_hash"], summary["commit"], stage["data"]["hash"], f"{stage['tokens']:,}"):
+        assert str(fact) in card
+    assert f"| val/{stage['data']['name']}/loss | {next(iter(stage['metrics'].values()))} |" in card
+    _, tokenizer = loaded(out)
+    assert tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT and tokenizer.eos_token == "<|endoftext|>"
+    assert main(["export", str(run), str(out)]) == 2 and "is there already" in capsys.readouterr().err
+
+
+def test_bytes_as_a_hugging_face_tokenizer_has_our_ids(tmp_path):
+    from transformers import AutoTokenizer
+
+    from kleiber.data.pretrained import pretrained
+    from kleiber.interchange import save_tokenizer
+
+    save_tokenizer(Bytes(), tmp_path, 64)
+    tokenizer, ours = AutoTokenizer.from_pretrained(tmp_path), Bytes()
+    every = "".join(chr(i) for i in range(1, 0x250)) + TEXT
+    assert tokenizer(every, add_special_tokens=False)["input_ids"] == ours.encode(every)
+    assert tokenizer.decode(ours.encode(every)) == every
+    assert (tokenizer.eos_token_id, tokenizer.mask_token_id) == (256, 257)
+    again = pretrained(str(tmp_path))
+    assert again.encode(every) == ours.encode(every) and again.token_bytes.tolist() == ours.token_bytes.tolist()
+
+
+def test_stories260k_imported_starts_a_run_and_is_exported_again(shared, launch, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    source, out, back = shared / "data" / "models" / "stories260K", tmp_path / "run", tmp_path / "back"
+    assert main(["import", str(source), str(out)]) == 0
+    opened = open_model(str(out))
+    assert opened.tokenizer.vocab_size == opened.model.vocab_size == 512 and opened.step == 0
+    export(str(out), back)
+    ids = torch.tensor([opened.tokenizer.encode("Once upon a time, there was a little girl")])
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(source)(ids).logits
+        torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(back)(ids).logits, wanted)
+    run = launch("init=checkpoint", f"init.path={out}", "model.context=64", "trainer.max_steps=2", "optimizer.lr=1e-9")
+    start = open_model(str(run))
+    assert start.tokenizer.vocab_size == 512 and start.model.context == 64
+    with torch.no_grad():
+        after = start.model.head(start.model(Batch(ids)).hidden)
+    torch.testing.assert_close(after, wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_a_wrapped_model_is_opened_from_its_folder_and_nothing_is_written_for_what_cannot_be_read(shared, tmp_path):
+    source = shared / "data" / "models" / "stories260K"
+    opened = open_model(str(source))
+    assert type(opened.model).__name__ == "HFModel" and opened.model.context == 512 and opened.config == {}
+    with pytest.raises(ValueError, match=r"no run is there"):
+        open_model(str(tmp_path / "nowhere"))
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="model_type=gpt2"):
+        import_hf(tmp_path / "gpt2", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrapped_model_trains_on_its_own_tokenizer_and_is_exported_as_what_it_was(shared, launch, tmp_path):
+    source = shared / "data" / "models" / "stories260K"
+    run = launch("model=hf", f"model.path={source}", "model.depth=5", "trainer.max_steps=2", "optimizer.lr=1e-9")
+    config = read_config(run)
+    assert config["data"]["tokenizer"] == str(source)
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    same_logits(run, tmp_path / "out", "Once upon a time, there was a little girl")
+    (twin, _), ids = loaded(tmp_path / "out"), torch.tensor([[1, 403, 407]])
+    with torch.no_grad():
+        torch.testing.assert_close(twin(ids).logits, loaded(source)[0](ids).logits, atol=1e-3, rtol=1e-3)
+
+
+def test_a_model_without_a_twin_is_refused_by_name(launch, tmp_path, capsys):
+    run = launch("model/attention=window", "trainer.max_steps=2")
+    assert main(["export", str(run), str(tmp_path / "out")]) == 2
+    assert "Window attention has no Hugging Face twin" in capsys.readouterr().err and not (tmp_path / "out").exists()
