@@ -22,7 +22,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.checkpoint import checkpoint
 
 from kleiber.data.cache import cache_root
-
 from kleiber.score import Place
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h

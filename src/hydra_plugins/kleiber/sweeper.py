@@ -29,7 +29,8 @@ ConfigStore.instance().store(group="hydra/sweeper", name="kleiber", node=Sweeper
 
 
 class KleiberSweeper(BasicSweeper):
-    """`params` are sweeps that stand in a file, as `optimizer.lr: 1e-3,1e-2`; the command line's multiply them.
+    """`params` are sweeps that stand in a file, as `optimizer.lr: 1e-3,1e-2`; the command line's multiply them, and a key
+    that it names is taken from there.
 
     So do the cells of a `design`. A key that the command line sweeps is taken from there, whatever the design says. A
     design in rounds gets its next round's cells planned when those of the round before have run.
@@ -41,7 +42,9 @@ class KleiberSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         assert self.hydra_context is not None and self.launcher is not None and self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        given: Any = parser.parse_overrides([*self._parse_config(), *arguments])
+        told = set(map(key, arguments))
+        own = [line for line in self._parse_config() if key(line) not in told]
+        given: Any = parser.parse_overrides([*own, *arguments])
         (cells,) = self.split_arguments(given, max_batch_size=None)
         done: list[JobReturn] = []
         for plan in self._rounds(list(cells[0])):

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 
 from kleiber.data.cache import digest
-from kleiber.data.corpus import TextCorpus
+from kleiber.data.corpus import TextCorpus, as_bytes
 from kleiber.data.sampler import scramble
 from kleiber.data.tokenizer import Bytes
 from kleiber.types import Batch
@@ -33,6 +33,7 @@ class Recall:
     keys    to choose from, without repetition in a row; at most 128
     values  to choose from; a guess costs ln(values) nats; at most 128
     rows    training rows of one epoch, none of which comes again in another
+    max_bytes  of one epoch, a row being context + 1 of them; null: as many as there are rows
     """
 
     pairs: int | None = None
@@ -40,6 +41,7 @@ class Recall:
     values: int = 64
     rows: int = 100_000
     seed: int = 0
+    max_bytes: int | float | str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("keys", self.keys), ("values", self.values)):
@@ -56,9 +58,11 @@ class Recall:
                 f"data.pairs={pairs} with data.keys={self.keys} and model.context={context}: a row holds one pair at "
                 f"least, {(context + 1) // 4} at most, and no key twice"
             )
-        train = Rows(self, context, pairs, self.rows, 0)
-        held_out = Rows(self, context, pairs, max(1, self.rows // 10), HELD_OUT)
-        name = digest(["recall", 1, context, pairs, self.keys, self.values, self.rows, self.seed])
+        limit = as_bytes(self.max_bytes)
+        rows = self.rows if limit is None else max(1, min(self.rows, limit // (context + 1)))
+        train = Rows(self, context, pairs, rows, 0)
+        held_out = Rows(self, context, pairs, max(1, rows // 10), HELD_OUT)
+        name = digest(["recall", 1, context, pairs, self.keys, self.values, rows, self.seed])
         return TextCorpus("recall", f"{pairs} pairs", name, Bytes(), train, {"recall": held_out})
 
 

@@ -23,14 +23,17 @@ class Repeated:
     """`data` with its first `unique` training tokens alone (null: all of them); a longer budget reads them again.
 
     From the second epoch on windows begin elsewhere (`windows.TrainWindows`), so at most one more window is read.
+    `max_bytes` is handed to `data`, where set.
     """
 
     data: Any
     unique: int | float | str | None = None
+    max_bytes: int | float | str | None = None
 
     def prepare(self, context: int, cache: Path | None = None) -> Any:
         """Raises ValueError when the data set has fewer tokens."""
-        corpus = self.data.prepare(context, cache)
+        data = self.data if self.max_bytes is None else replace(self.data, max_bytes=self.max_bytes)
+        corpus = data.prepare(context, cache)
         if self.unique is None:
             return corpus
         count = max(1, round(quantity(self.unique)) // context)

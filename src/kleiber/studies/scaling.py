@@ -105,6 +105,7 @@ def figures(rows: pd.DataFrame, law: Mapping[str, Any]) -> dict[str, Callable[[]
     }
     if law["approaches"]:
         made["exponents"] = lambda: plots.exponents(law)
+    if law["allocation"] or any(one["points"] for one in law["approaches"]):
         made["allocation"] = lambda: plots.allocation(law)
     if law["backtests"]:
         made["backtests"] = lambda: plots.backtests(law)
