@@ -235,7 +235,6 @@ def test_a_designed_dry_run_prices_the_cells_and_starts_none(seeds, tmp_path, mo
     for design in (
         ["design.widths=[32,64]", "design.seeds=1"],
         ["design=isoflop", "design.flops=1e14"],
-        ["design=optimal", "design.flops=1e14"],
     ):
         assert main(["study=scaling", *design, "dry_run=true"]) == 0
         out = capsys.readouterr().out
@@ -245,6 +244,7 @@ def test_a_designed_dry_run_prices_the_cells_and_starts_none(seeds, tmp_path, mo
     assert "design.flops or design.hours" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_optimal_design_runs_in_rounds_and_writes_its_plan(seeds, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("kleiber.sweep.report", lambda folder: None)
     assert main(["study=scaling", "launcher=basic", "design=optimal", "design.flops=1e14"]) == 4  # seed 1

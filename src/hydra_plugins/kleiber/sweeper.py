@@ -77,10 +77,8 @@ class KleiberSweeper(BasicSweeper):
         try:
             design: Any = instantiate(node, _convert_="all")
             ground = None if isinstance(design, Grid | Cases) else self._ground(first, design)
-            if isinstance(design, Sequential) and not self.config.dry_run:
-                yield from design.rounds(ground)  # pyright: ignore[reportArgumentType]  (a grid has no rounds)
-            else:
-                yield design.cells(ground)
+            learns = isinstance(design, Sequential) and not self.config.dry_run
+            yield from design.rounds(ground) if learns else [design.cells(ground)]
         except InstantiationException as error:
             if not isinstance(error.__cause__, ValueError):
                 raise
