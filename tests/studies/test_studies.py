@@ -78,7 +78,7 @@ def test_repetition_finds_the_cost_of_epochs_against_fresh_text(tmp_path):
     assert worst["epochs"] == 16 and worst["excess (nats)"] == pytest.approx(0.15, abs=0.01)
     assert found.law is not None and found.law["law"] == "data_constrained"
     assert any(one["code"] == "few_epochs" and "does not hold" in one["text"] for one in found.verdicts)
-    part = Repetition().analyse(read_runs(tmp_path / "u5e+05"))
+    part = Repetition().analyse(read_runs(tmp_path / "u500000"))
     assert "nothing to compare" in part.headline and not part.tables["Excess over fresh text of the same length"]
 
 

@@ -29,8 +29,8 @@ ConfigStore.instance().store(group="hydra/sweeper", name="kleiber", node=Sweeper
 
 
 class KleiberSweeper(BasicSweeper):
-    """`params` are sweeps that stand in a file, as `optimizer.lr: 1e-3,1e-2`; the command line's multiply them, and a key
-    that it names is taken from there.
+    """`params` are sweeps that stand in a file, as `optimizer.lr: 1e-3,1e-2`; the command line's multiply them, and a
+    key that it names is taken from there.
 
     So do the cells of a `design`. A key that the command line sweeps is taken from there, whatever the design says. A
     design in rounds gets its next round's cells planned when those of the round before have run.
@@ -77,8 +77,9 @@ class KleiberSweeper(BasicSweeper):
         try:
             design: Any = instantiate(node, _convert_="all")
             ground = None if isinstance(design, Grid | Cases) else self._ground(first, design)
+            planner: Any = design
             learns = isinstance(design, Sequential) and not self.config.dry_run
-            yield from design.rounds(ground) if learns else [design.cells(ground)]
+            yield from planner.rounds(ground) if learns else [planner.cells(ground)]
         except InstantiationException as error:
             if not isinstance(error.__cause__, ValueError):
                 raise
