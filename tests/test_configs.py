@@ -29,6 +29,12 @@ NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data 
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"]}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
+ELSEWHERE |= {f"design/{name}": "plans a sweep: test_sweep.py" for name in ("ladder", "isoflop", "optimal")}
+ELSEWHERE |= {
+    f"study/{name}": "plans a sweep; tests/studies/test_studies.py reads its runs"
+    for name in ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
+}
+ELSEWHERE |= {"data/repeat": "tests/data/test_recall.py"}
 ELSEWHERE |= {
     f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in ("checkpoint", "hf", "upcycle")
 }
@@ -151,6 +157,7 @@ BASES = {  # together they choose every class that has leaves of its own
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
     "expert choice": ["model=bert", "objective=mlm", "model/mlp=moe", "model/router=expert_choice"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
+    "positions": ["callbacks=positions"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
     "lion": ["optimizer=lion"],
@@ -221,9 +228,8 @@ def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
     chosen = {target for base in BASES for target, _ in owned(base)}
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {words[1] for words in lines if words[:1] == ["_target_:"]}
-    elsewhere = (
-        "data. trainer. origin. tree.Chain studies. sweep. loggers. slurm. rays. adapters. models.hf_model.".split()
-    )
-    elsewhere += ["objectives.distill.", "retention."]  # tests/retention asks each setting for its effect
+    elsewhere = ["data.", "trainer.", "origin.", "tree.Chain", "studies.", "sweep.", "loggers.", "slurm.", "rays."]
+    # tests/retention asks each setting of a method for its effect
+    elsewhere += ["adapters.", "models.hf_model.", "objectives.distill.", "retention."]
     elsewhere = tuple(f"kleiber.{name}" for name in elsewhere)
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()
