@@ -162,3 +162,15 @@ def test_the_line_between_start_and_end_is_scored_beside_the_end(launch, chain):
         assert two["metrics"][f"wise/0/{task}/loss"] == one["metrics"][f"val/{task}/loss"]
         assert two["metrics"][f"wise/1/{task}/loss"] == two["metrics"][f"val/{task}/loss"]
     assert two["metrics"]["wise/0.5/tiny/loss"] < two["metrics"]["val/tiny/loss"]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_a_chain_as_one_process_does(launch, chain):
+    methods = ["retention=[replay,ewc,l2sp,lwf,agem]", "retention.ewc.samples=4", "retention.replay.fraction=0.25"]
+    exact = [*chain, *methods, "trainer=ddp", "trainer.precision=64"]
+    alone = launch(*exact, "trainer.devices=1", root="alone")
+    pair = launch(*exact, "trainer.devices=2", root="pair")
+    for name, value in weights(alone, "two").items():
+        torch.testing.assert_close(weights(pair, "two")[name], value, rtol=0, atol=1e-9)
+    for one, two in zip(summary(alone)["R"]["matrix"], summary(pair)["R"]["matrix"], strict=True):
+        assert two == pytest.approx(one, abs=1e-9)

@@ -127,8 +127,9 @@ def test_a_part_of_a_model_is_read_by_exactly_its_names_and_nothing_else(tmp_pat
     assert torch.equal(other[0].weight, before[0]) and torch.equal(other[1].bias, before[1])
     with pytest.raises(ValueError, match=r"other weights: \['1\.bias'\]"):
         part.load_model(other, {"1.weight", "1.bias"})
-    with pytest.raises(ValueError, match="not a whole model"):
-        part.load_model(other)
+    for load in (part.load_model, part.load_weights):
+        with pytest.raises(ValueError, match="not a whole model"):
+            load(other)
     with pytest.raises(ValueError, match="a whole model"):
         whole.load_model(other, {"1.weight"})
     with pytest.raises(ValueError, match="another model"):

@@ -12,22 +12,47 @@ from kleiber.compose import Composer, resolved
 from kleiber.identity import NOT_IDENTITY, config_hash
 
 CONF = REPOSITORY / "conf"
+SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 64}"
 NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"]}
 ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "sinkhorn", "switch", "topk")
 NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", "mlp/dropping", *(f"router/{r}" for r in ROUTERS))}
 NEEDS |= {"model/router/expert_choice": ["model=bert", "objective=mlm", "model/mlp=moe"]}
 NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in ("checkpoint", "hf", "upcycle")}
+NEEDS |= {"model/hf": ["model.path=llama", "model.weights=random", "model.context=64", f"model.config={SHAPE}"]}
+TABLES = {
+    name: [f"data={name}", f"data.path={REPOSITORY / 'tests/data'}/{name}.jsonl"]
+    for name in ("labelled", "instruct", "preference")
+}
+LEARNT = {"classify": "labelled", "sft": "instruct", "dpo": "preference", "cdpo": "preference", "ipo": "preference"}
+NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
+NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
+NEEDS |= {"objective/distill": ["objective.teacher=RUN"]}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
-ELSEWHERE |= {"study/scaling": "test_sweep.py starts it", "design/grid": "plans a sweep: test_sweep.py"}
 ELSEWHERE |= {
     f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in ("checkpoint", "hf", "upcycle")
 }
 ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
+ELSEWHERE |= {
+    "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
+    "study/scaling": "test_sweep.py starts it",
+    "design/grid": "plans a sweep: test_sweep.py",
+}
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
+ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_distill.py"}
+TASKS = [
+    f"data/{p.parent.name}/{p.stem}" for group in ("glue", "superglue", "topic") for p in CONF.glob(f"data/{group}/*")
+]
+ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
 CHOICES = [
     str(path.relative_to(CONF).with_suffix("")) for path in sorted(CONF.rglob("*.yaml")) if path.name != "train.yaml"
 ]
+
+
+def split(choice: str) -> tuple[str, str]:
+    """A group and a choice of it; tasks are choices of data with a name in two parts."""
+    group, name = choice.split("/", 1) if choice.startswith("data/") else choice.rsplit("/", 1)
+    return group, name
 
 
 def compose(*overrides: str) -> dict:
@@ -37,7 +62,7 @@ def compose(*overrides: str) -> dict:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_passes_the_check(choice):
-    group, name = choice.rsplit("/", 1)
+    group, name = split(choice)
     if choice == "trainer/gpu":
         pytest.skip("the check refuses a GPU that is not there")
     # Another data set has other keys, and a study writes no samples.
@@ -50,7 +75,7 @@ def test_every_choice_composes_and_passes_the_check(choice):
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c not in ELSEWHERE])
 def test_every_choice_trains_two_steps(launch, choice):
-    group, name = choice.rsplit("/", 1)
+    group, name = split(choice)
     folder = launch(*NEEDS.get(choice, []), f"{group}={name}", "trainer.max_steps=2")
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
 
@@ -66,13 +91,15 @@ def leaves(node: dict, path: str = "") -> dict[str, object]:
 OTHER = {  # another valid value, where doubling a number or turning a switch gives none
     "model.width": 192, "model.mlp.hidden": 48, "budget.tokens": 4096, "budget.flops": 1e9, "budget.ratio": 1,
     "budget.steps": 7, "batch.tokens": 1024, "batch.micro": 3, "eval.every_steps": 2, "eval.tokens": 256,
-    "data.vocab_size": 512, "data.max_bytes": 9000, "data.tokenizer": "bpe", "data.config": "default", "seed": 1,
+    "data.vocab_size": 512, "data.max_bytes": 2500, "data.tokenizer": "bpe", "data.config": "default", "seed": 1,
     "trainer.precision": 64, "trainer.max_steps": 2, "trainer.compile": True, "trainer.accelerator": "gpu",
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
+    "objective.pooling": "last", "data.name": "other",
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
     "model.mlp.k": 4, "model.mlp.dense_first": 1,
     "model.mlp.balance.scope": "global", "model.mlp.router.iterations": 1,
     "stages.branches": [2048, 3072], "optimizer.clip": 0.1, "optimizer.weight_decay": 10.0,
+    "optimizer.momentum": 0.5,
 }  # fmt: skip
 NO_EFFECT = {
     "batch.micro": "memory, not mathematics: test_run.py shows the same weights",
@@ -83,6 +110,8 @@ NO_EFFECT = {
     "trainer.accelerator": "needs a GPU",
     "data.path": "another text: tests/data",
     "data.text": "a column of a table: tests/data",
+    **dict.fromkeys(("data.label", "data.prompt", "data.response"), "a column of a table: tests/data"),
+    "data.metric": "the score that stands for the task in R: tests/data/test_labelled.py",
     "data.rows": "documents or stream: tests/data",
     "data.config": "a configuration of a data set: tests/data",
     "data.vocab_size": "of bpe alone: tests/data",
@@ -117,6 +146,9 @@ BASES = {  # together they choose every class that has leaves of its own
     "expert choice": ["model=bert", "objective=mlm", "model/mlp=moe", "model/router=expert_choice"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
+    "muon": ["model=moe", "optimizer=muon"],
+    "lion": ["optimizer=lion"],
+    **{name: [f"objective={name}", *TABLES[data]] for name, data in LEARNT.items()},
     "tree": ["stages=trunk_and_cooldowns", "stages.branches=[1024,3072]"],
 }
 
@@ -184,12 +216,8 @@ def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {words[1] for words in lines if words[:1] == ["_target_:"]}
     elsewhere = (
-        "kleiber.data.",
-        "kleiber.trainer.",
-        "kleiber.origin.",
-        "kleiber.tree.Chain",
-        "kleiber.studies.",
-        "kleiber.sweep.",
-        "kleiber.loggers.",
+        "data. trainer. origin. tree.Chain studies. sweep. loggers. slurm. rays. adapters. models.hf_model.".split()
     )
+    elsewhere += ["objectives.distill."]
+    elsewhere = tuple(f"kleiber.{name}" for name in elsewhere)
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()

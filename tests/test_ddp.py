@@ -1,9 +1,16 @@
 """Two ranks are one run: one folder, one console, and in fp64 the losses of one process."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from processes import alive, rank_of, wait_for
+from small_run import REPOSITORY, TINY
 from wandb_records import read
 
 OPTIONS = [
@@ -56,3 +63,107 @@ def test_a_run_goes_on_with_another_number_of_ranks(launch, process, interrupted
     (folder,) = (tmp_path / "pair").glob("*/*")
     for one, two in zip(rows(alone), rows(folder), strict=True):
         assert two == pytest.approx(one, abs=1e-9)
+
+
+POISON = """
+import importlib.abc, os, sys
+with open({log!r}, "a") as file:
+    file.write(" ".join(sys.orig_argv[1:]) + f" RANK={{os.environ.get('RANK')}}\\n")
+class Poison(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "kleiber.lit":
+            raise RuntimeError("poisoned")
+if os.environ.get("RANK") == "1" and "seed1" in " ".join(sys.orig_argv):
+    sys.meta_path.insert(0, Poison())
+"""
+STUDY = """# @package _global_
+defaults: [override /trainer: ddp]
+name: s
+hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1,2'}}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_sweep_of_two_rank_cells_one_failing_on_rank_1(launch, monkeypatch, cache_dir, tmp_path):
+    """FAULTS 13, 14, 16; USERS 1-6: a study file that asks for the sweep itself, so a child could start it again."""
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    (tmp_path / "conf/experiment/s.yaml").write_text(STUDY)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(POISON.format(log=str(tmp_path / "started")))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    options = [*TINY, *[text for text in OPTIONS if text != "trainer=ddp"], "logger=wandb", "logger.wandb.mode=offline"]
+    command = [sys.executable, "train.py", "--config-dir", tmp_path / "conf", "experiment=s", "trainer.devices=2"]
+    command += [*options, f"root={tmp_path / 'runs'}", "launcher.workers=2"]
+    done = subprocess.run([*map(str, command)], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 4, done.stdout + done.stderr
+    monkeypatch.undo()
+    cells = {yaml.safe_load(path.read_text())["seed"]: path.parent for path in tmp_path.glob("runs/s/*/config.yaml")}
+    assert sorted(cells) == [0, 1, 2]
+    told = {seed: json.loads((cell / "summary.json").read_text()) for seed, cell in cells.items()}
+    assert [told[seed]["status"] for seed in (0, 1, 2)] == ["finished", "failed", "finished"]
+    assert "rank 1" in told[1]["error"] and "poisoned" in told[1]["error"]
+    assert alive(tmp_path / "runs") == {}
+    started = [line for line in (tmp_path / "started").read_text().splitlines() if str(tmp_path / "runs") in line]
+    assert sum("train.py" in line for line in started) == 1
+    assert sum("-m kleiber.ranks" in line for line in started) == 3
+    ranks = [line.split("RANK=")[1] for line in started if "kleiber.cell" in line and "kleiber.ranks" not in line]
+    assert sorted(ranks) == ["0", "0", "0", "1", "1", "1"]
+    ids = {read(path)["run"]["id"] for path in tmp_path.glob("runs/s/*/wandb/offline-run-*/run-*.wandb")}
+    assert ids >= {told[0]["run_id"], told[2]["run_id"]} and len(ids) <= 3
+    for seed in (0, 2):
+        alone = launch(*OPTIONS, "trainer.devices=1", f"seed={seed}", root="alone")
+        for one, two in zip(rows(alone), rows(cells[seed]), strict=True):
+            assert two == pytest.approx(one, abs=1e-9)
+
+
+TREE = ["trainer=ddp", "trainer.devices=2", "stages=trunk_and_cooldowns", "stages.branches=[10240,25600]"]
+TREE += ["trainer.max_steps=50", "callbacks.checkpoints.every=4", "eval.tokens=1024"]
+
+
+def ends(root: Path) -> dict[str, str]:
+    """Digest of the last weights of each stage."""
+    last = {path.parent.name: max(path.glob("step-????????")) for path in root.glob("*/*/stages/*/checkpoints")}
+    return {name: json.loads((path / "meta.json").read_text())["sha256"]["model.safetensors"]
+            for name, path in last.items()}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_tree_of_two_ranks_killed_in_either_ends_bit_identical(process, tmp_path):
+    """FAULTS 3, 16: the death of one rank ends the other, and the same command goes on."""
+    unbroken = process(*TREE, root="unbroken")
+    assert unbroken.wait(timeout=200) == 0, unbroken.communicate()
+    for rank, stage in (("1", "trunk"), ("0", "25600")):
+        run = process(*TREE, root="killed")
+        try:
+            wait_for(lambda stage=stage: list(tmp_path.glob(f"killed/*/*/stages/{stage}/checkpoints/step-????????")))
+            (pid,) = [pid for pid, line in alive(tmp_path / "killed").items()
+                      if "kleiber.cell" in line and "kleiber.ranks" not in line and rank_of(pid) == rank]  # fmt: skip
+            os.kill(pid, signal.SIGKILL)
+            out, err = run.communicate(timeout=100)
+        finally:
+            run.kill()
+        assert run.returncode == 1, out + err
+        assert alive(tmp_path / "killed") == {}
+        (summary,) = tmp_path.glob("killed/*/*/summary.json")
+        assert json.loads(summary.read_text())["status"] in ("failed", "killed")
+    again = process(*TREE, root="killed")
+    out, err = again.communicate(timeout=200)
+    assert again.returncode == 0 and "resuming at step" in err, out + err
+    assert ends(tmp_path / "killed") == ends(tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_two_ranks_that_are_asked_to_end_save_once_and_say_so(process, tmp_path):
+    """FAULTS 9 under ranks: one signal to the command, one checkpoint, exit code 75."""
+    run = process("trainer=ddp", "trainer.devices=2", "budget.steps=5000", "trainer.max_steps=5000")
+    wait_for(lambda: list(tmp_path.glob("runs/*/*/metrics.jsonl")))
+    run.terminate()
+    out, err = run.communicate(timeout=100)
+    assert run.returncode == 75, out + err
+    (summary,) = tmp_path.glob("runs/*/*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "preempted"
+    assert list(tmp_path.glob("runs/*/*/stages/main/checkpoints/step-????????/meta.json"))
+    assert alive(tmp_path / "runs") == {}

@@ -1,4 +1,4 @@
-"""Out and back: an exported run says the same in transformers, and an imported folder is a run that others start from."""
+"""Out and back: an exported run says the same in transformers, and an imported folder is a run to start from."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 
 from kleiber.cli import main
 from kleiber.data.tokenizer import Bytes
+from kleiber.folder import read_config
 from kleiber.interchange import export, import_hf
 from kleiber.opened import open_model
 from kleiber.types import Batch
@@ -106,6 +107,18 @@ def test_a_wrapped_model_is_opened_from_its_folder_and_nothing_is_written_for_wh
     with pytest.raises(ValueError, match="model_type=gpt2"):
         import_hf(tmp_path / "gpt2", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_wrapped_model_trains_on_its_own_tokenizer_and_is_exported_as_what_it_was(shared, launch, tmp_path):
+    source = shared / "data" / "models" / "stories260K"
+    run = launch("model=hf", f"model.path={source}", "model.depth=5", "trainer.max_steps=2", "optimizer.lr=1e-9")
+    config = read_config(run)
+    assert config["data"]["tokenizer"] == str(source)
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    same_logits(run, tmp_path / "out", "Once upon a time, there was a little girl")
+    (twin, _), ids = loaded(tmp_path / "out"), torch.tensor([[1, 403, 407]])
+    with torch.no_grad():
+        torch.testing.assert_close(twin(ids).logits, loaded(source)[0](ids).logits, atol=1e-3, rtol=1e-3)
 
 
 def test_a_model_without_a_twin_is_refused_by_name(launch, tmp_path, capsys):

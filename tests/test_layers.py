@@ -9,42 +9,16 @@ import kleiber
 
 ROOT = Path(kleiber.__file__).parent
 FLOORS = {
-    0: ["types", "budget", "sums", "errors", "settings", "signatures", "summary", "build", "imports", "hub", "console"],
-    1: ["nn"],
-    2: ["models"],
-    3: ["objectives", "data", "evals", "adapters"],
-    4: ["retention", "optim", "step", "checkpoint", "callbacks", "lit", "loggers", "trainer", "score"],
-    5: [
-        "identity",
-        "folder",
-        "chain",
-        "opened",
-        "origin",
-        "plan",
-        "tree",
-        "retain",
-        "matrix",
-        "stage",
-        "report",
-        "load",
-    ],
-    6: [
-        "settle",
-        "fit_together",
-        "check",
-        "run",
-        "compose",
-        "usage",
-        "cell",
-        "ranks",
-        "pool",
-        "preload",
-        "sweep",
-        "catalog",
-    ],
-    7: ["launch", "studies", "interchange", "cli", "assess"],
+    0: "types budget sums errors settings signatures summary build imports hub console preemption",
+    1: "nn",
+    2: "models",
+    3: "objectives data evals adapters",
+    4: "retention optim optimizers step checkpoint callbacks lit loggers trainer score",
+    5: "identity folder chain opened origin plan tree retain matrix stage report load",
+    6: "settle fit_together check run compose usage cell ranks pool preload sweep launch catalog studies cli interchange assess quote probe",
+    7: "task slurm rays",
 }
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
+FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 SIBLINGS = {"objectives", "data", "evals", "adapters"}
 MODULES = [p for p in sorted(ROOT.rglob("*.py")) if p.parent != ROOT or p.name not in ("__init__.py", "__main__.py")]
 

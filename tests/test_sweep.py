@@ -1,11 +1,13 @@
 """Sweeps: every cell runs whatever becomes of the others, and a second start runs only what is missing."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import alive, wait_for
 
 import kleiber.run
 from kleiber.catalog import read_runs
@@ -67,6 +69,19 @@ def test_the_same_run_twice_runs_once_and_is_said(seeds, capsys):
     assert main([*SWEEP, "seed=0", "logger=csv,wandb"]) == 0
     assert seeds == [0]
     assert "the same run twice" in capsys.readouterr().out
+
+
+def test_the_number_of_devices_makes_no_other_run_of_it_and_that_is_said(seeds, capsys):
+    """FAULTS 15: it is no part of a run's identity, so the same losses would come twice."""
+    assert main([*SWEEP, "seed=0", "trainer=ddp", "trainer.devices=1,2"]) == 0
+    assert seeds == [0]
+    assert "the same run twice: " in (told := capsys.readouterr().out) and "trainer.devices=2" in told
+
+
+def test_a_cell_that_is_preempted_in_one_process_ends_the_sweep(seeds, monkeypatch):
+    monkeypatch.setattr(kleiber.run, "train", lambda *_: seeds.append(7) or 75)
+    assert main([*SWEEP, "seed=0,2"]) == 75
+    assert seeds == [7]
 
 
 def test_one_process_is_refused_for_several_devices(seeds, capsys):
@@ -175,3 +190,32 @@ def test_a_study_sweeps_by_itself_and_is_analysed_at_the_end(seeds, tmp_path, mo
     assert main(["study=scaling", "launcher=basic", "design.widths=[32,64]", "design.seeds=1"]) == 0
     assert seeds == [0, 0]
     assert analysed == [tmp_path / "root" / "scaling"]
+
+
+LONG = ["budget.steps=5000", "trainer.max_steps=5000", "callbacks.checkpoints.every=20", "eval.every_steps=0"]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("number", "code", "becomes"),
+    [(signal.SIGTERM, 75, "preempted"), pytest.param(signal.SIGINT, 130, "killed", marks=pytest.mark.slow)],
+)
+def test_a_sweep_that_is_ended_ends_its_cells_in_good_order(process, tmp_path, number, code, becomes):
+    """FAULTS 12: and what has not begun stays missing, what is finished stays finished."""
+    sweep = process("-m", "name=s", "seed=0,1,2", "budget.steps=3,5000", *LONG[1:], "launcher.workers=2")
+    try:
+        assert "finished" in next(line for line in sweep.stdout if line.startswith("[1/6]"))
+        wait_for(lambda: list(tmp_path.glob("runs/s/*/stages/main/checkpoints/step-00000020")))
+        sweep.send_signal(number)
+        out, err = sweep.communicate(timeout=60)
+    finally:
+        sweep.kill()
+    assert sweep.returncode == code, out + err
+    told = {run.name: run.status for run in read_runs(tmp_path / "runs/s")}
+    assert becomes in told.values() and "running" not in told.values(), told
+    assert "finished" in told.values() and "missing" in told.values(), out + err
+    if becomes == "preempted":
+        for run in read_runs(tmp_path / "runs/s"):
+            if run.status == "preempted":
+                assert list(run.folder.glob("stages/main/checkpoints/step-????????"))
+    assert not alive(tmp_path)

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from kleiber.console import logged
 from kleiber.errors import ConfigError
 from kleiber.folder import locked, read_config, read_overrides
+from kleiber.preemption import PREEMPTED, Preempted, heeding
 from kleiber.ranks import CELL, join_parent, rank, record_failure, silence
 from kleiber.settle import settle
 
@@ -38,22 +39,32 @@ def run(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> in
             code, error = _outcome(config, folder, overrides)
             if writes and code == INTERRUPTED:
                 settle(folder, "killed", "interrupted (Ctrl-C)")
+            elif writes and code == PREEMPTED:
+                settle(folder, "preempted", str(error))
             elif writes and error is not None:
                 settle(folder, "failed", f"{type(error).__name__}: {error}")
     except ConfigError as refused:  # the folder is in use
         return report(refused)
+    except Preempted:  # by a signal that came when the run had had its last word
+        return PREEMPTED
     if code:
         record_failure(code, error)
     return code
 
 
-def _outcome(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> tuple[int, Exception | None]:
-    """The exit code, and the error behind it. Lightning turns Ctrl-C into SystemExit, so the signal itself is noted."""
-    with noting_interrupt() as interrupted:
+def _outcome(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> tuple[int, BaseException | None]:
+    """The exit code, and the error behind it. Lightning turns Ctrl-C into SystemExit, so the signal itself is noted.
+
+    A signal that asks for room is heeded here wherever no step is being trained: `Preempt` heeds it there.
+    """
+    with noting_interrupt() as interrupted, heeding(make_room):
         try:
             return _train(config, folder, overrides), None
         except Exception as error:
             return report(error), error
+        except Preempted as reason:
+            print(f"preempted by {reason}; the same command goes on in {folder}", file=sys.stderr)
+            return PREEMPTED, reason
         except BaseException:
             if not interrupted:
                 raise
@@ -78,6 +89,10 @@ def noting_interrupt() -> Iterator[list[int]]:
         yield came
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def make_room(name: str) -> None:
+    raise Preempted(f"{name} outside of training: what was saved before stays")
 
 
 def _train(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> int:

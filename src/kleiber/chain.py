@@ -82,6 +82,7 @@ def locate(path: str) -> tuple[Path, str]:
 
 def adopt(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The config with what its start point decides: the model and the tokenizer, unless the command line names them."""
+    config = _wrapped(config, {override.lstrip("+~").partition("=")[0] for override in overrides})
     init = config.get("init")
     if not isinstance(init, Mapping) or "_target_" not in init:
         return config
@@ -105,6 +106,18 @@ def adopt(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     own = old["data"]
     saved = folder / TOKENIZER
     return _with_tokenizer(config, str(saved) if saved.is_dir() else own.get("tokenizer", "bytes"), None, given)
+
+
+def _wrapped(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """A trained model of Hugging Face's, wrapped as it is, reads the ids of its own tokenizer."""
+    model = config["model"]
+    if not model["_target_"].endswith(".HFModel") or model.get("weights", "pretrained") == "random":
+        return config
+    from kleiber.models.hf_config import hf_tokenizer, model_folder
+
+    if "data.tokenizer" in given or "tokenizer" not in signature(str(config["data"]["_target_"])).parameters:
+        return config
+    return _with_tokenizer(config, hf_tokenizer(model_folder(str(model["path"])).absolute()), None, given)
 
 
 def _with_model(config: dict[str, Any], model: Mapping[str, Any], given: set[str]) -> dict[str, Any]:

@@ -57,11 +57,7 @@ class Checkpoint:
         """
         held = self.names
         if names is None:
-            if held is not None:
-                raise ValueError(
-                    f"{self.path} holds {len(held)} weights that an adapter trained, not a whole model: "
-                    "load the model it started from first (init.path of its run), then these by name"
-                )
+            self._refuse_part()
             try:
                 load_model(model, self.path / "model.safetensors")
             except RuntimeError as error:
@@ -79,8 +75,16 @@ class Checkpoint:
             for name, value in found.items():
                 own[name].copy_(value)
 
+    def _refuse_part(self) -> None:
+        if self.names is not None:
+            raise ValueError(
+                f"{self.path} holds {len(self.names)} weights that an adapter trained, not a whole model: "
+                "load the model it started from first (init.path of its run), then these by name"
+            )
+
     def load_weights(self, model: nn.Module) -> None:
         """Weights into a model that may have other heads of tasks. Raises ValueError when anything else differs."""
+        self._refuse_part()
         try:
             missing, unexpected = load_model(model, self.path / "model.safetensors", strict=False)
         except RuntimeError as error:

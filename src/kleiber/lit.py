@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from kleiber import checkpoint
-from kleiber.optim import AdamW
+from kleiber.optim import Optimizer
 from kleiber.step import Diverged, accumulate, normalise
 from kleiber.types import Batch, Objective, Retention
 
@@ -40,7 +40,7 @@ class LitLM(LightningModule):
         self,
         model: Any,
         objective: Objective,
-        optimizer: AdamW,
+        optimizer: Optimizer,
         schedule: Callable[[int, int], float],
         *,
         total_steps: int,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,16 +18,37 @@ from torch import nn
 from kleiber.types import Role
 
 
+class Optimizer(Protocol):
+    """What a config's `optimizer` builds: settings, and from a model the torch optimizer over its groups."""
+
+    @property
+    def lr(self) -> float: ...
+    @property
+    def clip(self) -> float | None: ...
+    def build(
+        self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
+    ) -> torch.optim.Optimizer: ...
+
+
 def parameter_groups(
-    model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float], lr: float, weight_decay: float
+    model: nn.Module,
+    roles: dict[str, Role],
+    lr_scale: Callable[[Role], float],
+    lr: float,
+    weight_decay: float,
+    only: Container[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups of trainable parameters that share a learning rate and a decay; every one is in exactly one group.
+
+    `only` narrows them to some names, for an optimizer that treats others in another way.
 
     Embeddings, gains and biases are not decayed. Each group carries "lr_scale", and "names" in the order of its
     parameters, by which a checkpoint finds its optimizer state again.
     """
     groups: dict[tuple[float, float], list[str]] = defaultdict(list)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if only is not None:
+        parameters = {name: p for name, p in parameters.items() if name in only}
     for name in parameters:
         role = roles[name]
         scale = lr_scale(role)
@@ -45,6 +66,12 @@ def parameter_groups(
     ]
 
 
+def check_settings(lr: float, weight_decay: float, clip: float | None) -> None:
+    """Raises ValueError for what no optimizer could mean."""
+    if lr <= 0 or weight_decay < 0 or (clip is not None and clip <= 0):
+        raise ValueError(f"optimizer: lr={lr}, clip={clip} must be positive, weight_decay={weight_decay} >= 0")
+
+
 @dataclass(frozen=True)
 class AdamW:
     """AdamW with decoupled decay (Loshchilov & Hutter 2017, arXiv:1711.05101), fused.
@@ -60,10 +87,7 @@ class AdamW:
     clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.weight_decay < 0 or (self.clip is not None and self.clip <= 0):
-            raise ValueError(
-                f"optimizer: lr={self.lr}, clip={self.clip} must be positive, weight_decay={self.weight_decay} >= 0"
-            )
+        check_settings(self.lr, self.weight_decay, self.clip)
 
     def build(
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]

@@ -1,6 +1,7 @@
 """Processes for the cells of a sweep: as many at once as there are cores or GPUs, each cell's output in its log.txt.
 
-Ctrl-C ends the children, and what is finished stays finished. The parent computes nothing.
+Ctrl-C ends the children, and what is finished stays finished. SIGTERM and SIGUSR1 are handed to them: each saves and
+leaves, and no further cell is started. The parent computes nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any
 
 from kleiber import cell, folder
 from kleiber.errors import ConfigError
+from kleiber.preemption import PREEMPTED, Preempted, heeding
 from kleiber.ranks import cores, run_fresh
 from kleiber.settle import settle
-from kleiber.summary import read
-from kleiber.sweep import Cell
+from kleiber.sweep import Cell, line
 
 GRACE = 10  # seconds between asking a child to end and ending it
 
@@ -62,6 +63,7 @@ class Pool:
         self.size = {kind: len(slots) for kind, slots in self.free.items()}
         self.live: dict[int, Job] = {}
         self.codes: dict[Path, int] = {}
+        self.asked: list[str] = []
         for one in cells:
             if one.accelerator == "gpu" and one.devices > self.size["gpu"]:
                 raise ConfigError(
@@ -71,15 +73,23 @@ class Pool:
 
     def run(self) -> dict[Path, int]:
         try:
-            self._start_what_fits()
-            while self.live:
-                for sentinel in wait(list(self.live)):
-                    self._finish(self.live.pop(int(sentinel)))  # type: ignore[arg-type]
+            with heeding(self._hand_on) as self.asked:
                 self._start_what_fits()
+                while self.live:
+                    for sentinel in wait(list(self.live)):
+                        self._finish(self.live.pop(int(sentinel)))  # type: ignore[arg-type]
+                    self._start_what_fits()
         except BaseException:
             self._end_all()
             raise
+        if self.asked:
+            raise Preempted(self.asked[0])
         return self.codes
+
+    def _hand_on(self, name: str) -> None:
+        print(f"{name}: the cells save and leave; the same command goes on", flush=True)
+        for job in self.live.values():
+            tell(job.process, signal.SIGTERM)
 
     def _start_what_fits(self) -> None:
         while self.pending and not self._stopped():
@@ -94,6 +104,8 @@ class Pool:
             process = self.context.Process(target=work, args=(one.folder, fresh(one), one.devices, visible))
             process.start()
             self.live[process.sentinel] = Job(one, process, time.monotonic(), taken, attempt)
+            if self.asked:  # while it was being started
+                tell(process, signal.SIGTERM)
         if self._stopped():
             self.pending.clear()
 
@@ -103,7 +115,7 @@ class Pool:
 
     def _stopped(self) -> bool:
         failed = sum(map(bool, self.codes.values()))
-        return self.stop_after is not None and failed >= self.stop_after
+        return bool(self.asked) or (self.stop_after is not None and failed >= self.stop_after)
 
     def _finish(self, job: Job) -> None:
         job.process.join()
@@ -111,18 +123,18 @@ class Pool:
         self.free[job.cell.accelerator] += job.slots
         self._settle(job, code)
         seconds = time.monotonic() - job.began
-        again = code != 0 and job.attempt < self.retries
+        again = code != 0 and job.attempt < self.retries and not self.asked
         if again:
             self.pending.append((job.cell, job.attempt + 1))
         else:
             self.codes[job.cell.folder] = code
-        told = "again   " if again else f"{folder.status(job.cell.folder):8}"
-        done = len(self.codes)
-        print(f"[{done}/{self.total}] {told} {job.cell.folder.name}  {seconds:.1f} s{result(job, code)}", flush=True)
+        print(line(len(self.codes), self.total, job.cell.folder, code, seconds, "again" if again else None), flush=True)
 
     def _settle(self, job: Job, code: int) -> None:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        if code:
+        if code == PREEMPTED or (self.asked and code == -signal.SIGTERM):
+            settle(job.cell.folder, "preempted", f"ended with {how}")
+        elif code:
             ended = code < 0 or code == cell.INTERRUPTED
             settle(job.cell.folder, "killed" if ended else "failed", f"ended with {how}; see log.txt")
 
@@ -131,13 +143,17 @@ class Pool:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             for job in self.live.values():
                 if job.process.is_alive():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(job.process.pid, number)
+                    tell(job.process, number)
             until = time.monotonic() + GRACE
             for job in self.live.values():
                 job.process.join(max(0.0, until - time.monotonic()))
         for job in self.live.values():
             self._settle(job, cell.INTERRUPTED)
+
+
+def tell(process: Any, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, number)
 
 
 def fresh(one: Cell) -> bool:
@@ -148,10 +164,7 @@ def fresh(one: Cell) -> bool:
 def work(where: Path, is_fresh: bool, devices: int, visible: str | None) -> None:
     """The body of a child: output to log.txt, one thread, one cell."""
     threading.Thread(target=follow_parent, args=(is_fresh,), daemon=True).start()
-    with open(where / "log.txt", "a") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    log_to(where)
     if is_fresh:
         os.environ.pop("OMP_NUM_THREADS", None)
         sys.exit(run_fresh(where, devices, visible))
@@ -161,22 +174,20 @@ def work(where: Path, is_fresh: bool, devices: int, visible: str | None) -> None
     sys.exit(cell.run(folder.read_config(where), where, folder.read_overrides(where)))
 
 
+def log_to(where: Path) -> None:
+    """Sends all that this process and its children print to the log.txt of a cell."""
+    with open(where / "log.txt", "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
 def follow_parent(is_fresh: bool) -> None:
     """Ends this process when the sweep is gone, however it went: the fork server lives as long as its children do."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM if is_fresh else signal.SIGKILL)
-
-
-def result(job: Job, code: int) -> str:
-    """The loss of a finished cell, or the first line of what went wrong."""
-    summary = read(job.cell.folder / "summary.json") or {}
-    if code:
-        return f"  {(summary.get('error') or '').splitlines()[0]}" if summary.get("error") else ""
-    metrics = (summary.get("stages") or [{}])[-1].get("metrics", {})
-    losses = [f"{value:.4f}" for key, value in metrics.items() if key.endswith("/loss")]
-    return f"  loss {' '.join(losses)}" if losses else ""
 
 
 def gpus(workers: int | None) -> list[str]:

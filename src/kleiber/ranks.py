@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from kleiber.errors import ConfigError
+from kleiber.folder import status
+from kleiber.preemption import PREEMPTED, heeding
 from kleiber.settle import settle
 
 VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
@@ -61,7 +63,7 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
         module = ["kleiber.cell", str(folder)] if devices == 1 else ["kleiber.ranks", str(folder), str(devices)]
         process = subprocess.Popen([sys.executable, "-m", *module], env=env)
         try:
-            with ends(process):
+            with ends(process) as asked:
                 code = process.wait()
         except KeyboardInterrupt:
             settle(folder, "killed", "interrupted (Ctrl-C)")
@@ -69,24 +71,23 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
         if code == 0:
             return 0
         code, error = first_cause(Path(failures)) or (code if code > 0 else 1, f"its processes ended with {code}")
-    settle(folder, "failed", error)
+        if asked and status(folder) in ("missing", "killed", "preempted"):  # some heeded it, others had not begun to
+            code, error = PREEMPTED, f"{asked[0]}: what was saved before stays"
+    settle(folder, "preempted" if code == PREEMPTED else "failed", error)
     return code
 
 
 @contextlib.contextmanager
-def ends(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def ends(process: subprocess.Popen[bytes]) -> Iterator[list[str]]:
     """Hands SIGTERM, SIGUSR1 (as SIGTERM) and Ctrl-C on, and leaves no process behind however this one is left."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.signal(number, lambda *_: process.terminate()) for number in numbers]
     farewell = signal.SIGTERM
     try:
-        yield
+        with heeding(lambda _: process.terminate()) as asked:
+            yield asked
     except KeyboardInterrupt:
         farewell = signal.SIGINT
         raise
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
         if process.poll() is None:
             process.send_signal(farewell)
             try:
@@ -102,7 +103,7 @@ def first_cause(failures: Path) -> tuple[int, str] | None:
         return None
     first = told[0]
     said = any(one["rank"] == 0 and one["error"] == first["error"] for one in told)
-    if not said:
+    if not said and first["code"] != PREEMPTED:
         print(f"rank {first['rank']} failed first:\n{first['trace'] or first['error']}", file=sys.stderr)
     return first["code"], f"rank {first['rank']}: {first['error']}"
 

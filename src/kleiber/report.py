@@ -62,6 +62,7 @@ def stage_rows(stage: dict, of_several: bool = False) -> list[tuple[str, str]]:
     rows += [(f"validation {domain}", told) for domain, told in scores if own is None or domain in own]
     rows += [
         ("parameters", f"{p['total']:,} total, {p['active']:,} active, {p['non_embedding']:,} outside embeddings"),
+        *([("trained", f"{p['trainable']:,} parameters")] if p["trainable"] < p["total"] else []),
         ("tokens", f"{stage['tokens']:,} ({stage['tokens'] / p['active']:.1f} per active parameter)"),
         ("compute", f"{flops['model']:.3g} FLOPs"),
     ]

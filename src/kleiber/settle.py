@@ -10,7 +10,7 @@ from kleiber.folder import read_config, read_overrides, status
 from kleiber.summary import Summary, cpu_name
 
 
-def settle(folder: Path, verdict: Literal["failed", "killed"], error: str) -> None:
+def settle(folder: Path, verdict: Literal["failed", "killed", "preempted"], error: str) -> None:
     """Writes status and error, unless the run has written how it ended."""
     if status(folder, held=False) not in ("missing", "killed"):
         return

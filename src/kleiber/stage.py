@@ -98,8 +98,7 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
         retention=methods,
         partial=cfg.adapter is not None,
     )
-    if hardware.compile:
-        lit.model.compile()
+    hardware.fit_out(lit.model)
     fit(lit, callbacks, plan, Stream(samples, plan, cfg.seed, start, hardware.rank), tree, start)
     end_retention(methods, tree, stage, model, next(c for c in callbacks if isinstance(c, Evaluate)))
     return record(tree, stage, lit, callbacks)
@@ -145,8 +144,8 @@ def leave_heads(model: Any, objective: Any) -> None:
     for name, head in model.heads.items():
         if name not in own:
             head.requires_grad_(False)
-    if own and not model.tied:
-        model.head.weight.requires_grad_(False)
+    if own:
+        model.leave_out_head()
 
 
 def fit(lit: LitLM, callbacks: list[Any], plan: Plan, batches: Stream, tree: Tree, start: int) -> None:
@@ -174,7 +173,16 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, tasks: Around) -> list[
     known = tree.done[stage.parent]["metrics"] if stage.parent and not stage.continues else None
     watched = round(quantity(cfg.eval.watch_tokens))
     evaluate = Evaluate(
-        tasks.own, every, tokens, max(1, plan.rows), tree.hardware.place, tasks.earlier, tasks.later, known, watched
+        tasks.own,
+        every,
+        tokens,
+        max(1, plan.rows),
+        tree.hardware.place,
+        tasks.earlier,
+        tasks.later,
+        from_weights=tree.from_weights,
+        start=known,
+        watched=watched,
     )
     available = {
         "batch_tokens": plan.batch_tokens,

@@ -23,7 +23,9 @@ from kleiber.check import check
 from kleiber.compose import resolved
 from kleiber.errors import ConfigError
 from kleiber.identity import cell_folder
+from kleiber.preemption import PREEMPTED, Preempted
 from kleiber.ranks import CELL, launched
+from kleiber.summary import read
 
 PARTLY_FAILED = 4
 
@@ -51,7 +53,10 @@ class Cell:
 
 class Launcher(Protocol):
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
-        """Runs the cells; exit codes by folder. A cell that was not started is absent."""
+        """Runs the cells; exit codes by folder. A cell that was not started is absent.
+
+        Raises Preempted when the sweep itself was asked to end, once all that it had started have.
+        """
         ...
 
 
@@ -71,6 +76,8 @@ class Basic:
             codes[one.folder] = cell.run(one.config, one.folder, one.overrides)
             if codes[one.folder] == cell.INTERRUPTED:
                 raise KeyboardInterrupt
+            if codes[one.folder] == PREEMPTED:
+                raise Preempted(f"cell {number} of {len(cells)}")
         return codes
 
 
@@ -114,18 +121,22 @@ class Sweep:
         self.studied: Path | None = None
 
     def start(self, overrides: list[str]) -> int:
-        """Runs the sweep and returns 0, or 4 when some cells have failed."""
+        """Runs the sweep and returns 0, 4 when some cells have failed, or 75 when it was asked to end."""
         if CELL in os.environ:
             raise ConfigError("a sweep inside a cell: a process that kleiber started must not sweep again")
         if launched():
             raise ConfigError(
                 "-m under torchrun: start the sweep without it; cells of several devices get ranks of their own"
             )
-        self.composer.multirun(overrides, self)
+        try:
+            self.composer.multirun(overrides, self)
+        except Preempted as reason:
+            print(f"preempted by {reason}: the same command goes on with what is missing")
+            return PREEMPTED
         if self.studied is not None:
             report(self.studied)
         if any(self.codes):
-            print(f"{sum(map(bool, self.codes))} of {len(self.codes)} cells failed; their log.txt says why")
+            print(f"{sum(map(bool, self.codes))} of {len(self.codes)} cells did not finish; their log.txt says why")
         return PARTLY_FAILED if any(self.codes) else 0
 
     def __call__(self, cfg: DictConfig) -> int:
@@ -140,6 +151,8 @@ class Sweep:
         if isinstance(launcher, Process) and not dry:
             launcher.warm_up()
         cells = [first, *(self._cell(given, compose) for given in overrides[1:])]
+        if dry and first.config["design"]:
+            return self._priced(list(unique(cells).values()), len(overrides))
         todo = self._unfinished(cells) if not dry else list(unique(cells).values())
         try:
             codes = (Basic() if dry else launcher).run(todo) if todo else {}
@@ -149,6 +162,14 @@ class Sweep:
         told = [codes.get(one.folder, cell.FAILED if one in todo else 0) for one in cells]
         self.codes += told
         return told
+
+    def _priced(self, cells: Sequence[Cell], count: int) -> list[int]:
+        """What a designed sweep would cost and tell; nothing is started."""
+        from kleiber.quote import quote
+
+        finished = sum(folder.status(one.folder) == "finished" for one in cells)
+        print(quote([one.config for one in cells], finished))
+        return [0] * count
 
     def _cell(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         config, model = resolved(compose(self.composer.prepare(overrides)))
@@ -177,6 +198,16 @@ class Sweep:
         return todo
 
 
+def line(done: int, total: int, where: Path, code: int, seconds: float, status: str | None = None) -> str:
+    """What a launcher prints when a cell has ended: its loss, or the first line of what went wrong."""
+    summary = read(where / "summary.json") or {}
+    metrics = (summary.get("stages") or [{}])[-1].get("metrics", {})
+    losses = [f"{value:.4f}" for key, value in metrics.items() if key.endswith("/loss")]
+    error = (summary.get("error") or "").partition("\n")[0]
+    told = error if code else f"loss {' '.join(losses)}" if losses else ""
+    return f"[{done}/{total}] {status or folder.status(where):8} {where.name}  {seconds:.1f} s  {told}".rstrip()
+
+
 def unique(cells: Sequence[Cell]) -> dict[Path, Cell]:
     """Cells by folder; two with one identity are one run, and that is said."""
     found: dict[Path, Cell] = {}
@@ -188,7 +219,8 @@ def unique(cells: Sequence[Cell]) -> dict[Path, Cell]:
 
 
 def report(folder: Path) -> None:
-    """The analysis of a study, over what is finished; without the extra it says how to have it."""
+    """The analysis of a study, over what is finished, mirrored where its runs are; without the extra it says so."""
     from kleiber.cli import main
 
-    main(["report", str(folder)])
+    mirrored = any(folder.glob("*/wandb/*run-*"))
+    main(["report", str(folder), *(["--wandb"] if mirrored else [])])

@@ -10,12 +10,18 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.checkpoint import checkpoint
+
+from kleiber.data.cache import cache_root
 
 from kleiber.score import Place
 
@@ -30,7 +36,9 @@ class Local:
     accelerator    cpu or gpu
     precision      32, bf16 (autocast, fp32 weights) or 64 (for tests of exactness)
     threads        CPU threads; None leaves PyTorch's choice, one per core
-    compile        torch.compile the model, in place
+    compile        torch.compile the model's training passes, in place; what is compiled is kept in the cache folder
+    checkpoint_activations  keep what enters a block and compute the block again in the backward pass: less memory,
+                   one more forward pass of the blocks (Chen et al. 2016, arXiv:1604.06174)
     deterministic  only deterministic kernels, an error where there is none
     max_steps      a cap on optimizer steps, for a quick look; the budget keeps its horizon
     """
@@ -40,6 +48,7 @@ class Local:
     precision: Literal[32, 64, "bf16"] = 32
     threads: int | None = None
     compile: bool = False
+    checkpoint_activations: bool = False
     deterministic: bool = False
     max_steps: int | None = None
 
@@ -88,6 +97,15 @@ class Local:
         if self.accelerator == "gpu":
             torch.set_float32_matmul_precision("high")
 
+    def fit_out(self, model: Any) -> None:
+        """Activation checkpoints and compilation, in place: the names of parameters stay."""
+        if self.checkpoint_activations:
+            checkpoint_activations(model)
+        if self.compile:
+            keep_compiled()
+            # A graph a shape: with a symbolic one, what a step computes would depend on which shapes came before it.
+            model.compile(dynamic=False)
+
     def strategy(self) -> Any:
         return "auto"
 
@@ -128,6 +146,28 @@ class DDP(Local):
             return "auto"
         backend = "nccl" if self.accelerator == "gpu" else "gloo"
         return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
+
+
+def keep_compiled() -> None:
+    """Compiled code goes to the cache folder, unless told elsewhere.
+
+    PyTorch's own place, which it writes into the environment when imported, is a temporary folder that a restart empties.
+    """
+    place = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if place is None or Path(place).name.startswith("torchinductor_"):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "inductor")
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Wraps every block's forward pass so that its activations are computed again when the backward pass needs them."""
+    for block in model.blocks:
+        block.forward = partial(_recomputed, block.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *arguments: Any) -> Any:
+    if not torch.is_grad_enabled():  # nothing will ask again, and a cache of keys must not grow twice
+        return forward(*arguments)
+    return checkpoint(forward, *arguments, use_reentrant=False)
 
 
 def keep_freed_memory() -> None:

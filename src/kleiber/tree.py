@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from kleiber import checkpoint
 from kleiber.budget import quantity
 from kleiber.build import build
-from kleiber.chain import ONLY, stage_configs
+from kleiber.chain import ONLY, from_weights, stage_configs
 from kleiber.origin import Origin, domains
 from kleiber.plan import Plan
 from kleiber.types import Task
@@ -177,6 +177,12 @@ class Tree:
         first = self.stages[0]
         if self.origin is not None and first.name not in self.done and not checkpoint.steps(self.place(first.name)):
             self.origin.load(first.plan.model.to(self.hardware.dtype))
+
+    @property
+    def from_weights(self) -> bool:
+        """Whether any stage begins with weights that were trained for something: a start point, or a stage before."""
+        after_another = any(stage.parent and not stage.continues for stage in self.stages)
+        return after_another or from_weights(OmegaConf.to_container(self.stages[0].config))  # type: ignore[arg-type]
 
     @cached_property
     def tasks(self) -> list[Task]:

@@ -36,6 +36,7 @@ def test_a_part_can_be_frozen_or_trained_alone(selector):
     model, of = build(), parts(build())
     Freeze(freeze=[selector]).apply(model, 0)
     assert trained(model) == {name for name, part in of.items() if part != selector}
+    model = build()
     Freeze(train=[selector], freeze=[]).apply(model, 0)
     assert trained(model) == {name for name, part in of.items() if part == selector}
 
@@ -45,6 +46,7 @@ def test_layers_are_counted_from_0_and_ranges_hold_both_ends():
     Freeze(freeze=["layers.0-1", "embedding"]).apply(model, 0)
     assert {name.split(".")[1] for name in trained(model) if name.startswith("blocks.")} == {"2"}
     assert "embedding.weight" not in trained(model) and "head.weight" in trained(model)
+    model = build()
     Freeze(train=["layers.1"], freeze=["router"]).apply(model, 0)
     assert {name.split(".")[1] for name in trained(model)} == {"1"} and not any("router" in n for n in trained(model))
 
@@ -60,6 +62,14 @@ def test_heads_of_tasks_train_unless_they_are_named_and_merging_frees_all():
     assert not any(n.startswith("heads.") for n in trained(model))
     adapter.merge(model)
     assert trained(model) == set(before) and all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_what_did_not_train_before_does_not_train_now():
+    model = build()
+    model.add_head("task", 2)
+    model.leave_out_head()
+    Freeze(freeze=["router"]).apply(model, 0)
+    assert "head.weight" not in trained(model) and "heads.task.weight" in trained(model)
 
 
 def test_what_means_nothing_here_is_refused_with_what_there_is():

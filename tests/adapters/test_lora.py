@@ -102,10 +102,12 @@ def test_gradients_are_those_of_the_merged_weights_through_the_update():
 
 def test_only_updates_and_heads_of_tasks_train_and_each_gets_a_gradient():
     model = build(tied=True)
-    model.add_head("task", 3)
+    for name in ("task", "other"):
+        model.add_head(name, 3)
+    model.heads["other"].requires_grad_(False)
     LoRA(rank=2).apply(model.double(), seed=1)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert trained == {n for n, _ in model.named_parameters() if "lora" in n or n.startswith("heads.")}
+    assert trained == {n for n, _ in model.named_parameters() if "lora" in n or n.startswith("heads.task.")}
     assert any("experts.gate_up_lora_a" in n for n in trained) and not any("router" in n for n in trained)
     hidden = model(Batch(TOKENS)).hidden
     (model.head(hidden).sin().sum() + model.heads["task"](hidden).sum()).backward()

@@ -68,7 +68,7 @@ def test_stories260k_imported_gives_the_logits_of_transformers_and_its_known_los
             loss = CLM()(model, Batch(ids))
             # Logits reach 18, so fp32 rounds at 1e-5; and transformers rounds its angles, more so with time.
             near = exact.head(exact(Batch(ids[:, :64])).hidden), twin(ids[:, :64]).logits
-            torch.testing.assert_close(*near, atol=1e-5, rtol=0)
+            torch.testing.assert_close(*near, atol=1e-5, rtol=1e-5)
         nats, count = nats + float(loss.total), count + int(loss.tokens)
     assert nats / count == pytest.approx(1.52, abs=0.02)
     assert np.all(np.asarray(tokenizer.encode(texts[0])) < 512)

@@ -129,6 +129,17 @@ def test_weights_saved_and_loaded_say_the_same(kind, tmp_path):
     checkpoint.save(tmp_path, 1, model, {}, "hash").load_model(loaded)
 
 
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "gpt2", "llama"])
+def test_a_loss_that_reads_no_output_layer_leaves_no_trained_parameter_without_a_gradient(kind):
+    model = build(kind)
+    model.add_head("task", 2)
+    model.leave_out_head()
+    torch.nn.init.normal_(model.heads["task"].weight)
+    model.heads["task"](model(Batch(torch.randint(VOCAB, (2, 6)))).hidden).sin().sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    assert model.embedding.weight.requires_grad
+
+
 def test_the_seed_decides_random_weights_and_the_config_their_shape():
     first, second = (HFModel(VOCAB, "bert", "random", KINDS["bert"]) for _ in range(2))
     assert not torch.equal(first.embedding.weight, second.embedding.weight)
@@ -137,6 +148,15 @@ def test_the_seed_decides_random_weights_and_the_config_their_shape():
     torch.manual_seed(5)
     assert torch.equal(third.embedding.weight, HFModel(VOCAB, "bert", "random", KINDS["bert"]).embedding.weight)
     assert len(third.blocks) == 2 and third.vocab_size == VOCAB and third.training
+
+
+def test_depth_keeps_the_first_layers(tmp_path):
+    model, ids = build("llama"), torch.randint(VOCAB, (1, 5))
+    model.inner.save_pretrained(tmp_path)
+    cut = HFModel(VOCAB, str(tmp_path), depth=1, context=16).eval()
+    assert len(cut.blocks) == 1
+    model.inner.model.layers = model.inner.model.layers[:1]
+    torch.testing.assert_close(cut(Batch(ids)).hidden, model(Batch(ids)).hidden)
 
 
 def test_what_cannot_be_is_refused_by_key(tmp_path):
@@ -149,7 +169,9 @@ def test_what_cannot_be_is_refused_by_key(tmp_path):
     model = build("bert")
     model.inner.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"48 token ids.*data\.tokenizer"):
-        HFModel(VOCAB + 1, str(tmp_path))
+        HFModel(VOCAB + 1, str(tmp_path), context=16)
+    with pytest.raises(ValueError, match=r"48 token ids.*data\.tokenizer"):
+        HFModel(VOCAB - 1, str(tmp_path), context=16)
     with pytest.raises(ValueError, match="segments"):
         model(Batch(torch.zeros(1, 2, dtype=torch.long), segments=torch.zeros(1, 2, dtype=torch.long)))
     torch.save(model.inner.state_dict(), tmp_path / "pytorch_model.bin")

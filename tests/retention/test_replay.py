@@ -96,3 +96,7 @@ def test_written_rows_count_the_bytes_of_their_targets():
     rows = Written(torch.tensor([[0, 1, 2], [2, 2, 0]]), token_bytes)
     assert (rows.num_tokens, rows.num_bytes, len(rows)) == (4, 1 + 3 + 3 + 0, 2)
     assert (rows.first(3).num_bytes, len(rows.first(None))) == (4, 2)
+
+
+def test_domains_of_one_corpus_are_one_text_to_replay():
+    assert len(Replay(0.2).data(NEW, [*TASKS, Task("same", CLM(), MIDDLE, OLD)], CLM()).parts) == 2

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from kleiber.studies.accounting import accounting, conventions
-from kleiber.studies.approaches import Exponent, allocation, compare, disagreement, envelope, optimum, vertices
+from kleiber.studies.approaches import Exponent, allocation, disagreement, envelope, optimum, vertices
 from kleiber.studies.bootstrap import bootstrap
+from kleiber.studies.branched import exponents
 from kleiber.studies.fit import fit
+from kleiber.studies.pose import Posed
+from kleiber.studies.side_by_side import compare
 
 from . import ladders
 
@@ -34,7 +37,7 @@ def test_three_approaches_agree_on_one_law():
     N, D, C = isoflop()
     L = ladders.noisy(ladders.loss(N, D, **TIED), 0, 0.0003)
     found = fit("chinchilla", {"N": N, "D": D}, L)
-    compared = compare(N, D, C, L, bootstrap(found, 100))
+    compared = compare(Posed(found, columns={"C": C}), bootstrap(found, 100))
     by_name = {one.approach[0]: one for one in compared}
     assert by_name["2"].a == pytest.approx(0.5, abs=0.03) and by_name["3"].a == pytest.approx(0.5, abs=0.03)
     assert by_name["3"].lo < 0.5 < by_name["3"].hi and len(by_name["2"].points) == 6
@@ -44,7 +47,8 @@ def test_envelope_on_a_grid_of_sizes():
     N = np.repeat(np.geomspace(1e7, 1e10, 25), 25)
     D = np.tile(np.geomspace(3e8, 3e11, 25), 25)
     L = ladders.loss(N, D, **TIED)
-    one = next(e for e in compare(N, D, 6 * N * D, L, None) if e.approach.startswith("1"))
+    posed = Posed(fit("chinchilla", {"N": N, "D": D}, L), columns={"C": 6 * N * D})
+    one = next(e for e in compare(posed, None) if e.approach.startswith("1"))
     assert one.a == pytest.approx(0.5, abs=0.05)
 
 
@@ -62,6 +66,21 @@ def test_a_vertex_is_where_the_loss_is_least_on_a_grid_off_centre():
     found = vertices(N, D, C, ladders.loss(N, D, **TIED))
     best = [optimum({k: np.array([v]) for k, v in TIED.items()}, one.compute)[0][0] for one in found]
     assert len(found) == 6 and np.exp([one.log_n for one in found]) == pytest.approx(best, rel=0.1)
+
+
+def test_a_ladder_of_branches_has_all_approaches_by_interpolation():
+    """D on a grid of doublings, no two sizes at one budget: the truth is found, and shared noise widens the interval."""
+    N = np.repeat(np.geomspace(3e4, 1e6, 6), 5)
+    D = np.tile(1e6 * 2.0 ** np.arange(5), 6)
+    law = {"E": 1.0, "A": 85.0, "B": 85.0 * 30**0.5, "alpha": 0.5, "beta": 0.5}
+    loss, trunks = ladders.loss(N, D, **law), np.repeat(np.arange(6), 5)
+    calm = exponents(N, 6 * N * D, loss, 1e-4, np.zeros(30), trunks, 0.9)
+    assert [one.approach[0] for one in calm] == ["1", "2"]
+    for one in calm:
+        assert one.a == pytest.approx(0.5, abs=0.04) and len(one.points) >= 3
+    own, shared = (exponents(N, 6 * N * D, loss, *noise, trunks, 0.9) for noise in ((0.004, 0.0), (0.001, 0.004)))
+    assert all(a.lo < 0.5 < a.hi for a in (*own, *shared))
+    assert min(b.hi - b.lo for b in shared) > 3 * max(c.hi - c.lo for c in calm)
 
 
 def test_disagreement_is_a_sentence():
@@ -85,10 +104,10 @@ def test_leaving_embeddings_out_moves_the_exponent_up():
     N_noemb = N - 40.0 * N**0.7
     L = ladders.loss(N, D, **TIED)
     found = fit("chinchilla", {"N": N, "D": D}, ladders.noisy(L, 0, 0.0003))
-    table = accounting(found, {"N": N, "D": D, "C": C, "Nnoemb": N_noemb}, draws=20)
+    table = accounting(Posed(found, columns={"C": C, "Nnoemb": N_noemb}), draws=20)
     shift = {(row["convention"], row["approach"][0]): row["shift"] for row in table}
     assert shift["6ND", "3"] == 0 and shift["6ND without embeddings", "3"] > 0.005
-    assert accounting(found, {"N": N, "D": D}) == []
+    assert accounting(Posed(found, columns={"C": C})) == []
     columns = {"N": N, "D": D, "Nnoemb": N_noemb, "Cexact": 2 * C}
     by_name = conventions(columns)
     np.testing.assert_allclose(by_name["6ND without embeddings"], [N_noemb, 6 * N_noemb * D])

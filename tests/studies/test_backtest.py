@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.backtest import backtests, default_cuts, naive_predictions, rank
+from kleiber.studies.backtest import backtests, default_cuts, holdouts, naive_predictions, rank
 from kleiber.studies.fit import fit
 from kleiber.studies.law import find
+from kleiber.studies.pose import Posed
 from kleiber.studies.verdicts import backtest_verdicts
 
 from . import ladders
@@ -14,23 +15,24 @@ from . import ladders
 def fitted(L=None, seed=0):
     table = ladders.twenty()
     L = ladders.noisy(ladders.loss(**table), seed) if L is None else L
-    return fit("chinchilla", table, L), 6 * table["N"] * table["D"]
+    found, C = fit("chinchilla", table, L), 6 * table["N"] * table["D"]
+    return Posed(found, columns={"C": C}), C
 
 
 def test_the_cut_leaves_a_guard_band():
     found, C = fitted()
     cut = 1.1 * float(np.sort(C)[12])  # a row sits in the band, below the cut
-    test = backtests(found, C, [cut], draws=50)[0]
+    test = backtests(found, [cut], draws=50)[0]
     assert (test.n_train, test.n_test) == ((0.85 * cut > C).sum(), (1.2 * cut < C).sum())
     assert test.n_train + test.n_test < len(C)
     with pytest.raises(ValueError, match="0 above"):
-        backtests(found, C, [1e30])
+        backtests(found, [1e30])
     assert all((0.85 * cut > C).sum() >= 7 and (1.2 * cut < C).any() for cut in default_cuts(C, 5))
 
 
 def test_a_true_law_beats_the_naive_and_has_no_bias():
     found, C = fitted()
-    tests = backtests(found, C, [1e19, 5e19], draws=100)
+    tests = backtests(found, [1e19, 5e19], draws=100)
     assert all(test.beats_naive and test.mare < 0.02 for test in tests)
     assert "no_law" not in {verdict.code for verdict in backtest_verdicts(tests)}
 
@@ -53,14 +55,14 @@ def test_a_wrong_law_that_loses_to_the_line_is_no_law():
     N, D = table["N"], table["D"]
     broken = np.where(N < 2e8, 4 * N**-0.02, 4 * 2e8**-0.02 * (N / 2e8) ** -0.3)
     found, C = fitted(broken * (D / 1e9) ** -0.05)
-    verdicts = backtest_verdicts(backtests(found, C, [2e19], draws=50))
+    verdicts = backtest_verdicts(backtests(found, [2e19], draws=50))
     assert "no_law" in {v.code for v in verdicts} and next(v for v in verdicts if v.code == "no_law").level == "refuse"
     assert [v.code for v in backtest_verdicts([])] == ["no_backtest"]
 
 
 def test_ranking_puts_the_true_form_before_the_floorless():
     found, C = fitted()
-    table = rank([find("no_floor"), find("chinchilla"), find("overtraining")], found, C)
+    table = rank([find("no_floor"), find("chinchilla"), find("overtraining")], found.fit, C)
     assert [entry["law"] for entry in table] == ["chinchilla", "no_floor"]
 
 
@@ -71,3 +73,13 @@ def test_along_compute_the_line_is_exact_on_a_power_of_either_sign(exponent):
     guess = naive_predictions(problem.rows(np.arange(6)), problem.rows(np.arange(6, 8)), C[:6], C[6:])
     np.testing.assert_allclose(guess["line"], 3 * C[6:] ** exponent)
     np.testing.assert_allclose(guess["last_rung"], 3 * C[5] ** exponent)
+
+
+def test_each_holdout_leaves_out_what_it_says():
+    found, C = fitted()
+    N = found.fit.problem.inputs["N"]
+    told = {entry["name"]: entry for entry in holdouts(found, draws=50)}
+    assert told["largest size"]["n_test"] == (N.max() == N).sum()
+    assert told["two largest sizes"]["n_test"] == (np.unique(N)[-2] <= N).sum()
+    assert told["top 4x of compute"]["n_train"] == (C <= C.max() / 4).sum()
+    assert all(entry["mare"] < 0.03 for entry in told.values())

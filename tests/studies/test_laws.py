@@ -34,6 +34,8 @@ TRUTH = {
     "forgetting_power": {"c": 0.3, "a": 0.1, "b": 0.3, "P0": 1e6, "t0": 50.0},
     "forgetting_line": {"s": 2.0, "c": 0.6},
     "replay_curve": {"F0": 0.4, "c": 0.05, "B": 60.0},
+    "replay_grid": {"A": 0.02, "c": 0.05, "B": 60.0, "alpha": 0.2, "beta": 0.3},
+    "replay_grid_ratio": {"A": 0.02, "c": 0.05, "B": 60.0, "alpha": 0.2, "beta": 0.3, "gamma": 0.15},
     "task_metric": {"e": 0.9, "k": 2.0, "gamma": 0.7},
     "loss_to_loss": {"E": 0.4, "k": 1.1, "Ex": 1.2, "kappa": 0.9},
 }  # fmt: skip
@@ -102,6 +104,10 @@ def by_hand(name, p, x):
         "forgetting_power": lambda c, a, b, P0, t0: c * (x["P"] / P0) ** a * (1 + x["t"] / t0) ** b - c,
         "forgetting_line": lambda s, c: s - c * x["Lx"],
         "replay_curve": lambda F0, c, B: (F0 + c) / (1 + B * x["p"]) - c,
+        "replay_grid": lambda A, c, B, alpha, beta: (A * d**beta / n**alpha + c) / (1 + B * x["p"]) - c,
+        "replay_grid_ratio": lambda A, c, B, alpha, beta, gamma: (
+            (A * d**beta / n**alpha * x["M"] ** gamma + c) / (1 + B * x["p"]) - c
+        ),
         "task_metric": lambda e, k, gamma: e - k * math.exp(-gamma * x["Lx"]),
         "loss_to_loss": lambda E, k, Ex, kappa: E + k * (x["Lx"] - Ex) ** kappa,
     }

@@ -4,7 +4,7 @@ Hydra's basic sweeper composes every cell only to see whether it can, which doub
 starts; our launcher composes and checks them all anyway before it runs one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from kleiber.errors import ConfigError
 
 
 @dataclass
@@ -27,29 +31,97 @@ ConfigStore.instance().store(group="hydra/sweeper", name="kleiber", node=Sweeper
 class KleiberSweeper(BasicSweeper):
     """`params` are sweeps that stand in a file, as `optimizer.lr: 1e-3,1e-2`; the command line's multiply them.
 
-    So do the cells of a `design`. A key that the command line sweeps is taken from there, whatever the design says.
+    So do the cells of a `design`. A key that the command line sweeps is taken from there, whatever the design says. A
+    design in rounds gets its next round's cells planned when those of the round before have run.
     """
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=None, params=params)
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        assert self.hydra_context is not None and self.launcher is not None
+        assert self.hydra_context is not None and self.launcher is not None and self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given: Any = parser.parse_overrides([*self._parse_config(), *arguments])
         (cells,) = self.split_arguments(given, max_batch_size=None)
-        return self.launcher.launch(self._planned(cells), initial_job_idx=0)
+        done: list[JobReturn] = []
+        for plan in self._rounds(list(cells[0])):
+            planned = multiplied(plan, cells)
+            left = self._study("max_cells")
+            if left is not None and len(done) + len(planned) > left:
+                print(
+                    f"study.max_cells={left}: {len(done) + len(planned) - left} planned cells are left out", flush=True
+                )
+                planned = planned[: left - len(done)]
+            if planned:
+                done += self.launcher.launch(planned, initial_job_idx=len(done))
+        return done
 
-    def _planned(self, cells: Sequence[Sequence[str]]) -> list[list[str]]:
-        """The product of the design's cells, where there is a design, and those given."""
+    def _rounds(self, first: list[str]) -> Iterator[list[list[str]]]:
+        """The design's cells, round by round; one empty cell where there is no design. A dry run has one round."""
         node = self.config.design if self.config is not None else None
         if node is None:
-            return [list(cell) for cell in cells]
-        return [
-            [*(line for line in plan if key(line) not in map(key, cell)), *cell]
-            for plan in instantiate(node).cells()
-            for cell in cells
-        ]
+            yield [[]]
+            return
+        assert self.config is not None
+        from kleiber.studies.design import Grid, Sequential
+
+        node = OmegaConf.to_container(node, resolve=True)
+        assert isinstance(node, dict)
+        if self._study("seeds") is not None:
+            if "seeds" not in node:
+                raise ConfigError(f"study.seeds: design {node['_target_']} chooses its seeds itself, so leave it out")
+            node["seeds"] = self._study("seeds")
+        try:
+            design = instantiate(node, _convert_="all")
+            ground = None if isinstance(design, Grid) else self._ground(first, design)
+            if isinstance(design, Sequential) and not self.config.dry_run:
+                yield from design.rounds(ground)  # pyright: ignore[reportArgumentType]  (a grid has no rounds)
+            else:
+                yield design.cells(ground)
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, ValueError):
+                raise
+            raise ConfigError(str(error.__cause__)) from error
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def _ground(self, first: list[str], design: Any) -> Any:
+        """The config of the first cell as the design sees it; the machine's speed is measured only when asked for."""
+        from kleiber.compose import resolved
+        from kleiber.identity import study_folder
+        from kleiber.probe import seconds_per_token
+        from kleiber.studies.planning import ground_of
+
+        launcher: Any = self.launcher
+        config, _ = resolved(launcher.compose(launcher.sweep.composer.prepare(first)))
+
+        def speed(widths: Sequence[int]) -> list[float]:
+            shaped = [sized(config, width, design.head_dim) for width in widths]
+            costs = [ground.size(width).flops_per_token for width in widths]
+            return [c / s for c, s in zip(costs, seconds_per_token(shaped), strict=True)]
+
+        ground = ground_of(config, study_folder(config), speed)
+        return ground
+
+    def _study(self, key: str) -> int | None:
+        """`study.max_cells` or `study.seeds`, which are about the sweep and not about its analysis."""
+        node = self.config.study if self.config is not None else None
+        return None if node is None else node.get(key)
+
+
+def multiplied(plan: Sequence[Sequence[str]], cells: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The product of the design's cells and those given; a key that is given is taken from there."""
+    return [
+        [*(line for line in planned if key(line) not in map(key, cell)), *cell] for planned in plan for cell in cells
+    ]
+
+
+def sized(config: dict[str, Any], width: int, head_dim: int) -> dict[str, Any]:
+    """The config with a model of another width."""
+    model = {**config["model"], "width": width}
+    if not str((model.get("attention") or {}).get("_target_", "")).endswith("NoMixing"):
+        model["num_heads"] = width // head_dim
+    return {**config, "model": model, "stages": None}
 
 
 def key(override: str) -> str:

@@ -21,7 +21,7 @@ class Freeze:
         self.train, self.freeze = train if train is None else list(train), list(freeze)
 
     def apply(self, model: Any, seed: int) -> None:
-        """Sets `requires_grad` of every parameter; the seed is not used. Raises ValueError where none would train."""
+        """Stops training what is not to train; the seed is not used. Raises ValueError where nothing would be left."""
         everything = {name for name, _ in model.named_parameters()}
         kept = everything if self.train is None else select(model, self.train, "adapter.train")
         kept = kept | {name for name in everything if name.startswith("heads.")}
@@ -29,7 +29,8 @@ class Freeze:
         if not kept:
             raise ValueError(f"adapter.train={self.train}, adapter.freeze={self.freeze} leave nothing to train")
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in kept)
+            if name not in kept:
+                parameter.requires_grad_(False)
 
     def merge(self, model: Any) -> None:
         """Nothing was added; every parameter is an ordinary one again."""

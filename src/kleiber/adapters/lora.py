@@ -55,9 +55,11 @@ class LoRA:
         return alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def apply(self, model: Any, seed: int) -> None:
-        """Adds updates that are 0, drawn from `seed` alone, and leaves only them (and heads of tasks) to train."""
+        """Adds updates that are 0, drawn from `seed` alone, and leaves only them to train, with the heads that did before."""
         names = self.matrices(model)
-        model.requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            if not name.startswith("heads."):
+                parameter.requires_grad_(False)
         if isinstance(model, HFModel):
             apply_peft(model, names, self.rank, self.scale, seed)
         else:
@@ -67,8 +69,8 @@ class LoRA:
                 owner, _, last = name.rpartition(".")
                 adapt(model.get_submodule(owner), last, self.rank, self.scale, generator)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-        model.heads.requires_grad_(True)
+            if "lora_" in name:
+                parameter.requires_grad_(True)
 
     def merge(self, model: Any) -> None:
         """Adds the updates to the weights: plain modules under their plain names, every parameter an ordinary one."""

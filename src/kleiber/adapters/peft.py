@@ -16,7 +16,7 @@ def apply_peft(model: Any, names: list[str], rank: int, scale: float, seed: int)
     """Injects updates of the parameters `names`. Raises ValueError where peft is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise ValueError("adapter=lora with model=hf needs the package peft: pip install 'kleiber[peft]'")
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import LoraConfig, inject_adapter_in_model  # pyright: ignore[reportMissingImports]
 
     inner = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
     plain = {name: module for name, module in inner.items() if _is_linear(module)}
@@ -38,7 +38,7 @@ def merge_peft(model: Any) -> None:
     """Merges every layer of peft's and puts its base layer back in its place, outermost first until none is left."""
     if importlib.util.find_spec("peft") is None:
         return
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import LoraLayer  # pyright: ignore[reportMissingImports]
 
     while found := [(name, m) for name, m in model.inner.named_modules() if isinstance(m, LoraLayer)]:
         name, layer = found[0]

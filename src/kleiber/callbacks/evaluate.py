@@ -21,14 +21,15 @@ class Evaluate(Callback):
     """Every `every` optimizer steps (0: never else) and after the last one, for each own task t: val/<t>/loss (nats per
     token), val/<t>/bits_per_byte for likelihoods of text, and what its scorer says.
 
-    own      tasks that the stage trains on
-    earlier  tasks that it may forget
-    later    tasks that stages after it will train on
-    start    scores before the first step, where they are known already
-    tokens   targets scored per task, the same ones every time; None for all
-    watched  targets scored per earlier task while the stage goes on, as watch/<t>/loss
-    rows     samples per forward pass
-    place    the ranks that share the work
+    own           tasks that the stage trains on
+    earlier       tasks that it may forget
+    later         tasks that stages after it will train on
+    from_weights  whether there is something to forget or to build on, so that the start is scored too
+    start         scores before the first step, where they are known already
+    tokens        targets scored per task, the same ones every time; None for all
+    watched       targets scored per earlier task while the stage goes on, as watch/<t>/loss
+    rows          samples per forward pass
+    place         the ranks that share the work
 
     `latest`, `start` and `curve` (rows of step and metrics) hold the results; all are resumed.
     """
@@ -42,13 +43,14 @@ class Evaluate(Callback):
         place: Place = Place(),  # noqa: B008 (frozen)
         earlier: Sequence[Task] = (),
         later: Sequence[Task] = (),
+        from_weights: bool = False,
         start: dict[str, float] | None = None,
         watched: int = 32768,
     ) -> None:
         self.own, self.earlier = list(own), list(earlier)
         self.all = [*own, *earlier, *later]
         self.every, self.tokens, self.rows, self.watched = every, tokens, rows, watched
-        self.place = place
+        self.place, self.from_weights = place, from_weights
         self.start: dict[str, float] = start or {}
         self.latest: dict[str, float] = {}
         self.curve: list[dict[str, float]] = []
@@ -62,7 +64,7 @@ class Evaluate(Callback):
         self.seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if len(self.all) == len(self.own) or trainer.global_step:
+        if not self.from_weights or trainer.global_step:
             return
         if not self.start:
             self.start = self.scores(pl_module.model, self.all, self.tokens, "val")

@@ -13,12 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from kleiber.callbacks.checkpoints import Checkpoints
-
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-
-
-class Preempted(Exception):
-    """The run was asked to make room. Everything up to its latest step is in a checkpoint, if it writes any."""
+from kleiber.preemption import SIGNALS, Preempted
 
 
 class Preempt(Callback):

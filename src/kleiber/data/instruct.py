@@ -124,7 +124,7 @@ class Instruct:
                 unanswered += len(told) - len(full)
                 for one in encoded(full, tokenizer):
                     ids.append(one.ids.astype(dtype(tokenizer.vocab_size)))
-                    marks.append(one.answers)
+                    marks.append(one.answers.astype(np.uint8))
             ragged.write(folder / name, ids, dtype(tokenizer.vocab_size))
             ragged.write(folder / f"{name}-answers", marks, np.dtype(np.uint8))
             counts[name] = {"rows": len(ids), "unanswered": unanswered}

@@ -55,6 +55,8 @@ class Pretrained:
             self.mask, self.num_tokens = self.num_tokens, self.num_tokens + 1
         self.vocab_size = padded(self.num_tokens) if rows is None else max(rows, self.num_tokens)
         self.folder = folder
+        bos = _special(vocab, config, ("bos_token",), ())
+        self.bos = None if bos < 0 else bos
         self.hash = f"{self.name}/{hashlib.sha256(saved).hexdigest()[:16]}-{self.eos}-{self.mask}"
         self.token_bytes: Int[np.ndarray, "vocab"] = np.zeros(self.vocab_size, np.int64)
         length = _byte_level if all(set(t) <= ALPHABET.keys() for t in vocab if t not in added) else _length
@@ -63,6 +65,10 @@ class Pretrained:
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_for_model(self, text: str) -> list[int]:
+        """Ids with the special tokens that the tokenizer's own files put around a text."""
+        return self._tokenizer.encode(text, add_special_tokens=True).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([i for i in ids if i < self.num_tokens], skip_special_tokens=True)

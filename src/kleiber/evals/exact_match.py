@@ -75,7 +75,7 @@ def exact_match(
         for at in range(0, len(members), rows):
             chosen = members[at : at + rows]
             ids = torch.tensor([prompts[i] for i in chosen], device=device)
-            made = generate(model, ids, max_new_tokens, temperature=0)[:, length:].tolist()
+            made = generate(model, ids, max_new_tokens, temperature=0.0)[:, length:].tolist()
             for i, row in zip(chosen, made, strict=True):
                 end = row.index(tokenizer.eos) if tokenizer.eos in row else len(row)
                 texts[i] = tokenizer.decode(row[:end])

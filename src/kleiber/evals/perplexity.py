@@ -13,6 +13,7 @@ from kleiber.sums import Sums
 from kleiber.types import Batch, Loss
 
 
+@torch.compiler.set_stance("force_eager")  # only training is compiled: a graph for each odd batch would cost more
 @torch.no_grad()
 def held_out_loss(
     model: Any, objective: Callable[[Any, Batch], Loss], batches: Iterable[Batch], device: torch.device | str

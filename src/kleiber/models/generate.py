@@ -13,6 +13,7 @@ from kleiber.nn.attention import Remembered
 from kleiber.types import Batch
 
 
+@torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again for every length
 def generate(
     model: Any,
     prompt_ids: Int[Tensor, "batch time"],

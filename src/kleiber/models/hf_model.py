@@ -31,10 +31,11 @@ SPECIALS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep
 class HFModel(nn.Module):
     """`inner` is the model as transformers builds it, `heads` holds output layers of tasks, standard parametrisation.
 
-    vocab_size  ids of the corpus's tokenizer: rows of a random model's embedding, at most those of a trained one
+    vocab_size  ids of the corpus's tokenizer: rows of a random model's embedding, and what a trained one must have
     path        a folder, a name on the hub, or with random weights also a model type (bert, gpt2, llama ...)
     weights     pretrained, or random, drawn as transformers does for a model from scratch
-    config      values that replace those of the model's own config, such as {num_hidden_layers: 2}
+    config      values that replace those of the model's own config, such as {hidden_size: 128}
+    depth       layers; of a trained model the first ones; null: the model's own number
     context     longest row, in tokens
     """
 
@@ -44,11 +45,13 @@ class HFModel(nn.Module):
         path: str,
         weights: Literal["pretrained", "random"] = "pretrained",
         config: dict[str, Any] | None = None,
+        depth: int | None = None,
         context: int = 256,
     ) -> None:
         super().__init__()
         self.inner: Any
-        settings, folder = _configuration(path, weights, config or {})
+        changes = dict(config or {}) | ({} if depth is None else {"num_hidden_layers": depth})
+        settings, folder = _configuration(path, weights, changes)
         if weights == "random":
             settings.vocab_size = vocab_size
             for name in SPECIALS:  # ids of another vocabulary; padding is told by the mask
@@ -61,9 +64,10 @@ class HFModel(nn.Module):
         if longest is not None and context > longest:
             raise ValueError(f"model.context={context} exceeds the {longest} positions of model.path={path}")
         rows = self.embedding.weight.shape[0]
-        if vocab_size > rows:
+        if vocab_size != rows:
             raise ValueError(
-                f"model.path={path} has {rows} token ids, and the corpus {vocab_size}: set data.tokenizer={path}"
+                f"model.path={path} has {rows} token ids, and the corpus {vocab_size}: leave data.tokenizer out, or set "
+                f"data.tokenizer={path}"
             )
         self.config, self.context, self.causal = settings, context, auto == "CausalLM"
         self.vocab_size, self.width = rows, int(settings.hidden_size)
@@ -127,6 +131,13 @@ class HFModel(nn.Module):
         """Gives the model an output layer of its own for a task, as `heads[name]`, where it has none of that name."""
         if name not in self.heads:
             self.heads[name] = TaskHead(self.width, outputs)
+
+    def leave_out_head(self) -> None:
+        """Stops training what lies outside of the backbone, for an objective that does not read the output layer."""
+        inside = {id(parameter) for parameter in self.backbone.parameters()}
+        for parameter in self.inner.parameters():
+            if id(parameter) not in inside:
+                parameter.requires_grad_(False)
 
     def roles(self) -> dict[str, Role]:
         """The role of every parameter. Standard parametrisation gives all the same rate; decay follows the kind."""

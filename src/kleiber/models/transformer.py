@@ -97,6 +97,11 @@ class Transformer(nn.Module):
         if name not in self.heads:
             self.heads[name] = TaskHead(self.width, outputs, self.parametrization.output(self.width).multiplier)
 
+    def leave_out_head(self) -> None:
+        """Stops training the output layer of tokens, for an objective that does not read it; not a tied one's table."""
+        if not self.tied:
+            self.head.weight.requires_grad_(False)
+
     def rebalance(self, sums: Mapping[str, Tensor]) -> None:
         """Once after an optimizer step: hands the loads of its global batch to the routers that balance by them.
 

@@ -53,6 +53,9 @@ class GELU(nn.Module):
 
 def gated(gate_up: Float[Tensor, "*axes twice"]) -> Float[Tensor, "*axes hidden"]:
     """silu(gate) * up, of the two halves of the last axis."""
+    if torch.compiler.is_compiling():  # inductor fuses the plain form, and would break the graph at the other
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
     return Gated.apply(gate_up)
 
 

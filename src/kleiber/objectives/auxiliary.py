@@ -8,7 +8,7 @@ from torch import Tensor
 from kleiber.types import Batch, Output
 
 
-def rescaled(output: Output, batch: Batch, count: float | Tensor) -> dict[str, Tensor]:
+def rescaled(output: Output, batch: Batch, count: int | Tensor) -> dict[str, Tensor]:
     """The aux sums of `output` over the real tokens of `batch`, times count / tokens.
 
     Divided by `count`, the number that the objective's own sum is over, they are means per token again, so that a

@@ -36,8 +36,6 @@ class Classify:
                 f"objective=classify needs labels, which data={corpus.name} has none of: take data=glue/sst2, "
                 "topic/ag_news or another such task, or data=labelled with data.path, data.text and data.label"
             )
-        if pooling not in ("class-token", "last", "mean"):
-            raise ValueError(f"objective.pooling={pooling} is not one of class-token, last, mean")
         self.pooling: Pooling = pooling
         self.kind: str = corpus.kind
         self.names: list[str] = corpus.label_names

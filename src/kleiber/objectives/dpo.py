@@ -51,9 +51,9 @@ class DPO:
         self.beta = beta
         self._passes, self._moved = 0, False
 
-    def preference(self, difference: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:
-        """The loss of each pair from d."""
-        return -F.logsigmoid(self.beta * difference)
+    def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
+        """The loss of each pair from the log-ratios of both answers to the reference, and their lengths in tokens."""
+        return -F.logsigmoid(self.beta * (ratios[:, 0] - ratios[:, 1]))
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
         return self.compared(model, batch)[1]
@@ -63,11 +63,11 @@ class DPO:
 
         "ce" is the loss itself, "accuracy" the share of pairs with d > 0 (1/2 for ties), "margin" beta d.
         """
-        answers, output, rows = answer_log_probs(model, batch)
+        answers, lengths, output, rows = answer_log_probs(model, batch)
         ratio = answers - self._reference(batch, answers)
         difference = ratio[:, 0] - ratio[:, 1]
         aux = rescaled(output, rows, len(batch))
-        total = self.preference(difference).sum()
+        total = self.preference(ratio, lengths).sum()
         with torch.no_grad():
             metrics = {
                 "ce": total.detach(),
@@ -111,7 +111,7 @@ class DPO:
                     "after %d passes every pair's loss is still %.4f, its value at the start: the model has not moved "
                     "from its reference; look at optimizer.lr, the warm-up, and what adapter=freeze leaves to train",
                     PATIENCE,
-                    float(self.preference(torch.zeros(1))),
+                    float(self.preference(torch.zeros(1, 2), torch.ones(1, 2))),
                 )
 
 
@@ -127,19 +127,21 @@ class CDPO(DPO):
             raise ValueError(f"objective.noise={noise}: a share of wrong preferences lies in [0, 0.5)")
         self.noise = noise
 
-    def preference(self, difference: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:
-        right, wrong = super().preference(difference), super().preference(-difference)
+    def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
+        right, wrong = super().preference(ratios, lengths), super().preference(-ratios, lengths)
         return (1 - self.noise) * right + self.noise * wrong
 
 
 class IPO(DPO):
     """(d - 1 / (2 beta))^2: the margin is to be 1 / (2 beta) and no more. Azar et al. 2023, arXiv:2310.12036, eq. 17.
 
-    d is of sums over tokens, as in the paper; some libraries divide each log-probability by its answer's length.
+    Here log-ratios are means over an answer's tokens, not sums as the equation reads: so the loss does not grow with
+    length. Other libraries do the same.
     """
 
-    def preference(self, difference: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:
-        return (difference - 1 / (2 * self.beta)).square()
+    def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
+        means = ratios / lengths
+        return (means[:, 0] - means[:, 1] - 1 / (2 * self.beta)).square()
 
 
 class PreferenceScorer:
@@ -174,8 +176,12 @@ def won(difference: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:
     return (difference.sign() + 1) / 2
 
 
-def answer_log_probs(model: Any, batch: Batch) -> tuple[Float[Tensor, "pairs 2"], Output, Batch]:
-    """log pi of both answers of each pair, from one forward pass; its output and the rows it read come with it."""
+def answer_log_probs(
+    model: Any, batch: Batch
+) -> tuple[Float[Tensor, "pairs 2"], Float[Tensor, "pairs 2"], Output, Batch]:
+    """log pi of both answers of each pair and their lengths in tokens, from one forward pass; its output and the rows
+    that it read come with them.
+    """
     if batch.against is None:
         raise ValueError("objective=dpo was given rows without rejected answers: take data=preference")
     if not getattr(model, "causal", True):
@@ -188,7 +194,7 @@ def answer_log_probs(model: Any, batch: Batch) -> tuple[Float[Tensor, "pairs 2"]
     found = log_probs(output.hidden[marked], model.head, both.tokens[:, 1:][marked])
     row = marked.nonzero()[:, 0]
     sums = found.new_zeros(len(both)).index_add(0, row, found)
-    return sums.view(2, -1).T, output, rows
+    return sums.view(2, -1).T, marked.sum(1).view(2, -1).T.to(sums.dtype), output, rows
 
 
 def stacked(chosen: Batch, rejected: Batch) -> Batch:

@@ -59,7 +59,8 @@ def write(model: Any, eos: int, num_tokens: int, seed: int, temperature: float =
 
 def real(tasks: Sequence[Task], name: str) -> list[Task]:
     """The earlier tasks whose training samples can be read again; ValueError where there are none."""
-    found = [task for task in tasks if task.train is not None]
+    # Domains of one corpus are scored apart and were trained on together.
+    found = list({id(task.train): task for task in reversed(tasks) if task.train is not None}.values())[::-1]
     if not found:
         told = f"the earlier tasks ({', '.join(t.name for t in tasks)})" if tasks else "there is no earlier task, which"
         raise ValueError(

@@ -5,13 +5,12 @@ Source: Porian et al. 2024, arXiv:2406.19146 (Kaplan's .73-.88 against Chinchill
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-import numpy as np
-
-from kleiber.studies.approaches import compare
-from kleiber.studies.bootstrap import bootstrap, strata_of
-from kleiber.studies.fit import Fit, fit
+from kleiber.studies.fit import fit
 from kleiber.studies.law import Array
+from kleiber.studies.pose import Posed
+from kleiber.studies.side_by_side import compare
 
 
 def conventions(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
@@ -28,23 +27,21 @@ def conventions(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
     return found
 
 
-def accounting(
-    found: Fit, columns: Mapping[str, Array], draws: int = 200, seed: int = 0, level: float = 0.9
-) -> list[dict]:
+def accounting(posed: Posed, draws: int = 200, seed: int = 0, level: float = 0.9) -> list[dict]:
     """One row per convention and approach: {convention, approach, a, lo, hi, shift}, shift against 6ND.
 
     Approach 3 is refitted in the convention's N; its a_opt assumes C = 6 N D in that N. Empty with 6ND alone.
     """
-    choices = conventions(columns)
+    problem = posed.fit.problem
+    choices = conventions({**posed.columns, **problem.inputs})
     if len(choices) < 2:
         return []
     rows, base = [], {}
     for name, (N, C) in choices.items():
-        problem = found.problem
         inputs = {**problem.inputs, "N": N}
-        refitted = fit(found.law, inputs, problem.target, problem.loss_fn, problem.delta, problem.space)
-        sample = bootstrap(refitted, draws, seed, strata_of(N)) if np.isfinite(refitted.noise) else None
-        for exponent in compare(N, columns["D"], C, problem.target, sample, level):
+        refitted = fit(problem.law, inputs, problem.target, problem.loss_fn, problem.delta, problem.space)
+        told = replace(posed, fit=refitted, columns={"C": C})
+        for exponent in compare(told, told.draws(draws, seed), level):
             base.setdefault(exponent.approach, exponent.a)
             shift = exponent.a - base[exponent.approach]
             rows.append(

@@ -8,17 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kleiber.studies import approaches, verdicts
-from kleiber.studies.accounting import accounting
-from kleiber.studies.backtest import backtests, default_cuts, rank
-from kleiber.studies.bootstrap import Draws, bootstrap, interval, strata_of
+from kleiber.studies import verdicts
+from kleiber.studies.allocation import allocate
+from kleiber.studies.backtest import backtests, default_cuts, holdouts, rank
+from kleiber.studies.bootstrap import Draws, interval
 from kleiber.studies.exclusion import RULES, exclude, with_and_without
-from kleiber.studies.fit import Fit, fit
+from kleiber.studies.fit import Fit
 from kleiber.studies.law import LAWS, Array, Law
+from kleiber.studies.pose import pose
 from kleiber.studies.profile import profiles
-from kleiber.studies.replicates import cells, two_way_means
 from kleiber.studies.table import DERIVED, Table
 
 # Also the default in `command`, which imports nothing heavy.
@@ -47,15 +46,17 @@ class Options:
 def analyse(table: Table, law: Law, options: Options) -> dict:
     """The record of one law on one table, as laws.json holds it (law.schema.json); ValueError for unusable rows."""
     every, table = table, exclude(table, law, options.exclude, options.space)
-    found, clusters, compute = _fit(table, law, options)
-    draws = _draws(found, clusters, options)
+    posed = pose(table, law, options.loss_fn, options.delta, options.space, options.cluster)
+    found, compute = posed.fit, posed.compute
+    draws = posed.draws(options.bootstrap, options.seed)
     profiled = profiles(found, options.level)
     judged = [*verdicts.identifiability(found, profiled), *verdicts.pre_asymptotic(found)]
+    judged += verdicts.settled(found, options.level)
     judged += verdicts.replicates(_on_rows(found, table))
     tests = []
     if compute is not None:
         cuts = default_cuts(compute, found.problem.num_params) if options.backtest is None else options.backtest
-        tests = backtests(found, compute, cuts, options.level, min(options.bootstrap, 200), options.seed, clusters)
+        tests = backtests(posed, cuts, options.level, min(options.bootstrap, 200), options.seed)
     judged += verdicts.backtest_verdicts(tests, options.level)
     record = {
         "schema": "kleiber.law/1", "law": law.name, "formula": law.formula, "source": law.source,
@@ -69,13 +70,20 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
         "domain": {name: [float(column.min()), float(column.max())] for name, column in _domain(table, found).items()},
         "runs_hash": table.hash(),
     }  # fmt: skip
-    _allocate(record, judged, found, draws, table, compute, options)
+    record |= allocate(posed, draws, judged, options.level, options.seed)
+    if posed.noise is not None:
+        record["trunk_noise"] = {**asdict(posed.noise), "correlation": posed.noise.correlation}
     if options.rank and compute is not None:
         record["ranking"] = rank([LAWS[name] for name in RANKED], found, compute)
+        record["holdouts"] = holdouts(posed, options.level, min(max(options.bootstrap, 1), 200), options.seed)
     if len(table) < len(every):
         record["with_without"] = with_and_without(
-            _on_rows(found, table) if clusters is None else found, every, law, options.level
+            _on_rows(found, table) if posed.clusters is None else found, every, law, options.level
         )
+    if "E" in profiled:
+        shape = profiled["E"]
+        told = {"values": shape.values.tolist(), "statistic": shape.statistic.tolist(), "threshold": shape.threshold}
+        record["profiles"] = {"E": told}
     record["draws"] = draws.values[:400].tolist() if draws else []
     record["noise"] = found.noise if np.isfinite(found.noise) else None
     record["predictions"] = [predict(record, law, at, options.max_decades) for at in options.predict]
@@ -83,40 +91,23 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
     return record
 
 
+def brief(table: Table, law: Law, options: Options) -> dict:
+    """n, params and derived alone: the fit beside others, without backtests and verdicts."""
+    posed = pose(table, law, options.loss_fn, options.delta, options.space, options.cluster)
+    draws = posed.draws(options.bootstrap, options.seed)
+    params = _params(posed.fit, profiles(posed.fit, options.level))
+    return {"n": posed.fit.problem.num_rows, "params": params, "derived": _derived(posed.fit, draws, options.level)}
+
+
 def identified(record: Mapping) -> bool:
     """Whether every parameter of a record is identified: exit code 3 when not."""
     return all(entry["identified"] for entry in record["params"].values())
-
-
-def _fit(table: Table, law: Law, options: Options) -> tuple[Fit, NDArray | None, Array | None]:
-    """The fit, the clusters of its rows and their compute; with trunks named, seeds are averaged first."""
-    inputs, loss, clusters = table.inputs(law), table.target, None
-    extra = {name: table.columns[name] for name in ("C",) if name in table.columns and name not in inputs}
-    if options.cluster:
-        from kleiber.studies.where import column_of
-
-        names = table.frame[column_of(table.frame, options.cluster, "--cluster")]
-        _, clusters = np.unique(names.astype(str).to_numpy(), return_inverse=True)
-        if "D" in inputs and len(np.unique(cells(inputs))) < len(loss) and (loss > 0).all():
-            averaged, loss, clusters = two_way_means(inputs, loss, clusters)
-            inputs = averaged
-            extra = {"C": DERIVED["C"][1](inputs["N"], inputs["D"])} if "N" in inputs else {}
-    found = fit(law, inputs, loss, options.loss_fn, options.delta, options.space)
-    compute = {**inputs, **extra}.get("C")
-    return found, clusters, compute if compute is not None and np.isfinite(compute).all() else None
 
 
 def _on_rows(found: Fit, table: Table) -> Fit:
     """The fitted parameters on the table's own rows, where replicates are still apart."""
     problem = replace(found.problem, inputs=table.inputs(found.law), target=table.target)
     return replace(found, problem=problem)
-
-
-def _draws(found: Fit, clusters: NDArray | None, options: Options) -> Draws | None:
-    if options.bootstrap < 1 or not np.isfinite(found.noise):
-        return None
-    strata = strata_of(found.problem.inputs["N"]) if "N" in found.problem.inputs else None
-    return bootstrap(found, options.bootstrap, options.seed, strata, clusters)
 
 
 def _domain(table: Table, found: Fit) -> dict[str, Array]:
@@ -161,26 +152,6 @@ def _derived(found: Fit, draws: Draws | None, level: float) -> dict[str, dict]:
             "lo": float(lo) if known else None, "hi": float(hi) if known else None, "identified": known,
         }  # fmt: skip
     return entries
-
-
-def _allocate(
-    record: dict, judged: list, found: Fit, draws: Draws | None, table: Table, compute: Array | None, options: Options
-) -> None:
-    """Approaches, accounting and allocation, for tables of N and D; a disagreement becomes a verdict."""
-    record["approaches"], record["accounting"], record["allocation"] = [], [], []
-    if set(found.law.inputs) != {"N", "D"} or compute is None:
-        return
-    inputs = found.problem.inputs
-    compared = approaches.compare(inputs["N"], inputs["D"], compute, found.problem.target, draws, options.level)
-    record["approaches"] = [{k: v for k, v in asdict(one).items() if k != "log_k"} for one in compared]
-    apart = approaches.disagreement(compared)
-    if apart:
-        judged.append(verdicts.Verdict("approaches_disagree", "warn", apart))
-    if len(table) == found.problem.num_rows:
-        record["accounting"] = accounting(found, table.columns, seed=options.seed, level=options.level)
-    if draws:
-        budgets = 10.0 ** np.arange(np.floor(np.log10(compute.min())), np.log10(compute.max()) + 2)
-        record["allocation"] = approaches.allocation(draws, budgets, options.level)
 
 
 def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: float = MAX_DECADES) -> dict:

@@ -37,20 +37,6 @@ class Vertex:
     num_sizes: int
 
 
-def compare(N: Array, D: Array, C: Array, loss: Array, draws: Draws | None, level: float = 0.9) -> list[Exponent]:
-    """Every approach that the rows allow: 1 and 2 need three usable budgets, 3 a law with a_opt."""
-    found = []
-    for approach, points in (("1 envelope", envelope(N, C, loss)), ("2 isoflop", vertices(N, D, C, loss))):
-        exponent = regress(approach, points, level)
-        if exponent is not None:
-            found.append(exponent)
-    if draws is not None and "a_opt" in draws.fit.law.derived:
-        value = float(draws.fit.law.derive(draws.fit.values)["a_opt"][0])
-        lo, hi = interval(draws.derive()["a_opt"], level)
-        found.append(Exponent("3 parametric", value, float(lo), float(hi), float("nan")))
-    return found
-
-
 def envelope(N: Array, C: Array, loss: Array, num_budgets: int = 24) -> list[Vertex]:
     """Approach 1: at each compute on a log grid, the size whose interpolated curve of final losses is least.
 

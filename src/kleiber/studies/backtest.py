@@ -6,13 +6,15 @@ does not beat both is no law. It refuses in-sample scores: every number here is 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kleiber.studies.bootstrap import bootstrap, interval, strata_of
-from kleiber.studies.fit import Fit, fit, refit
+from kleiber.studies.bootstrap import interval
+from kleiber.studies.fit import Fit, fit
 from kleiber.studies.law import Array, Law
+from kleiber.studies.pose import Posed
 from kleiber.studies.solve import Problem
 
 BELOW, ABOVE = 0.85, 1.2  # a guard band around the cut: budgets that are nominally equal scatter
@@ -47,34 +49,64 @@ def default_cuts(compute: Array, num_params: int, count: int = 3) -> list[float]
 
 
 def backtests(
-    found: Fit, compute: Array, cuts: Sequence[float], level: float = 0.9, draws: int = 200, seed: int = 0,
-    clusters: NDArray | None = None,
-) -> list[Backtest]:  # fmt: skip
+    posed: Posed, cuts: Sequence[float], level: float = 0.9, draws: int = 200, seed: int = 0
+) -> list[Backtest]:
     """One Backtest per cut: trained on C < 0.85 cut, tested on C > 1.2 cut; ValueError when a side is too small."""
+    compute = posed.compute
+    assert compute is not None
     done = []
     for cut in cuts:
         train, test = compute < BELOW * cut, compute > ABOVE * cut
-        if train.sum() <= found.problem.num_params or not test.any():
+        if train.sum() <= posed.fit.problem.num_params or not test.any():
             raise ValueError(
                 f"backtest {cut:g}: {train.sum()} rows below, {test.sum()} above "
-                f"for {found.problem.num_params} parameters; "
+                f"for {posed.fit.problem.num_params} parameters; "
                 f"C spans {compute.min():.3g} to {compute.max():.3g}"
             )
-        part = refit(found, train)
-        groups = None if clusters is None else clusters[train]
-        strata = strata_of(part.problem.inputs["N"]) if "N" in part.problem.inputs else None
-        sample = bootstrap(part, draws, seed, strata, groups)
-        tested = found.problem.rows(test)
-        lo, hi = interval(sample.predict_runs(tested.inputs, seed), level)
-        error = part.predict(tested.inputs) / tested.target - 1
-        naive = {
-            name: float(np.mean(np.abs(guess / tested.target - 1)))
-            for name, guess in naive_predictions(part.problem, tested, compute[train], compute[test]).items()
-        }
-        covered = float(np.mean((lo <= tested.target) & (tested.target <= hi)))
-        mare, bias = float(np.mean(np.abs(error))), float(np.mean(error))
-        done.append(Backtest(cut, int(train.sum()), int(test.sum()), mare, bias, covered, naive))
+        done.append(Backtest(cut, **score(posed, train, test, level, draws, seed)))
     return done
+
+
+def score(
+    posed: Posed, train: NDArray, test: NDArray, level: float = 0.9, draws: int = 200, seed: int = 0
+) -> dict[str, Any]:
+    """Errors of a fit of the rows `train` on the rows `test`, and those of the naive predictors."""
+    problem, compute = posed.fit.problem, posed.compute
+    assert compute is not None
+    part, tested = posed.on(train), problem.rows(test)
+    sample = posed.draws(draws, seed, part, train)
+    lo = hi = np.full(tested.num_rows, np.nan)
+    if sample is not None:
+        lo, hi = interval(sample.predict_runs(tested.inputs, seed), level)
+    error = part.predict(tested.inputs) / tested.target - 1
+    naive = {
+        name: float(np.mean(np.abs(guess / tested.target - 1)))
+        for name, guess in naive_predictions(part.problem, tested, compute[train], compute[test]).items()
+    }
+    return {
+        "n_train": int(train.sum()), "n_test": int(test.sum()), "mare": float(np.mean(np.abs(error))),
+        "bias": float(np.mean(error)), "coverage": float(np.mean((lo <= tested.target) & (tested.target <= hi))),
+        "naive": naive,
+    }  # fmt: skip
+
+
+def holdouts(posed: Posed, level: float = 0.9, draws: int = 200, seed: int = 0) -> list[dict[str, Any]]:
+    """What a ladder is asked to predict: its largest size, its top 4x of compute, its two largest sizes.
+
+    Each is left out in turn, on laws of N and D; one is passed over when too few rows are left to fit.
+    """
+    problem, compute = posed.fit.problem, posed.compute
+    if set(problem.law.inputs) != {"N", "D"} or compute is None:
+        return []
+    sizes = np.unique(problem.inputs["N"])
+    left_out = {"largest size": problem.inputs["N"] >= sizes[-1], "top 4x of compute": compute > compute.max() / 4}
+    if len(sizes) > 4:
+        left_out["two largest sizes"] = problem.inputs["N"] >= sizes[-2]
+    return [
+        {"name": name, **found, "beats_naive": all(found["mare"] < error for error in found["naive"].values())}
+        for name, test in left_out.items()
+        if (~test).sum() > problem.num_params + 1 and (found := score(posed, ~test, test, level, draws, seed))
+    ]
 
 
 def naive_predictions(train: Problem, test: Problem, c_train: Array, c_test: Array) -> dict[str, Array]:

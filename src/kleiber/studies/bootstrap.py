@@ -54,13 +54,15 @@ def interval(samples: Array, level: float = 0.9) -> tuple[Array, Array]:
 
 def bootstrap(
     fit: Fit, count: int = 1000, seed: int = 0, strata: NDArray | None = None, clusters: NDArray | None = None,
-    kind: str | None = None,
+    kind: str | None = None, trunk_sd: Array | None = None,
 ) -> Draws:  # fmt: skip
     """Refit `count` resamples; the same seed gives the same draws.
 
     `kind`: pairs (rows, within `strata`, when there are 25 or more), parametric (Gaussian noise of the residuals' sd
     sqrt(RSS/(n-p)) added to the fit, whose intervals then follow the t spread), clusters (whole trunks, from 20 of
-    them). With fewer `clusters` the parametric noise is correlated within each by the residuals' own correlation.
+    them). With fewer `clusters` the parametric noise is correlated within each by the residuals' own correlation; with
+    `trunk_sd` (by row) measured between seeds, that much is added, alike within a cluster: a fit's size term absorbs what
+    the branches of a trunk share, so residuals do not show it.
     """
     num_rows = fit.problem.num_rows
     if kind is None:
@@ -75,13 +77,18 @@ def bootstrap(
             raise ValueError(
                 f"{num_rows} rows for {fit.problem.num_params} parameters leave no residual to measure noise by"
             )
-        correlation = 0.0 if clusters is None else within_cluster(fit.residuals, clusters)
+        measured = trunk_sd is not None and clusters is not None
+        correlation = 0.0 if clusters is None or measured else within_cluster(fit.residuals, clusters)
         spare = num_rows - fit.problem.num_params
         spread = fit.noise * np.sqrt(spare / rng.chisquare(spare, count))  # the sd is itself uncertain: t, not normal
-        targets = (fit.residuals + fit.problem.observed)[None] + spread[:, None] * _noise(
+        targets = (fit.residuals + fit.problem.observed)[None] + spread[:, None] * shared_noise(
             rng, count, num_rows, clusters, correlation
         )
         noise = spread
+        if trunk_sd is not None and clusters is not None:
+            targets = targets + trunk_sd * shared_noise(rng, count, num_rows, clusters, 1.0)
+            noise = np.sqrt(spread**2 + float(np.mean(trunk_sd**2)))
+            correlation = float(np.mean(trunk_sd**2) / (np.mean(trunk_sd**2) + fit.noise**2))
     elif kind == "pairs":
         weights = _counts(rng, count, np.zeros(num_rows) if strata is None else strata)
     elif kind == "clusters" and clusters is not None:
@@ -126,7 +133,9 @@ def _counts(rng: np.random.Generator, count: int, strata: NDArray) -> Array:
     return weights
 
 
-def _noise(rng: np.random.Generator, count: int, rows: int, clusters: NDArray | None, correlation: float) -> Array:
+def shared_noise(
+    rng: np.random.Generator, count: int, rows: int, clusters: NDArray | None, correlation: float
+) -> Array:
     """Unit noise, of which a share `correlation` of the variance is common to a cluster."""
     own = rng.normal(size=(count, rows))
     if clusters is None or not correlation:

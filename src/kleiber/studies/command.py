@@ -93,12 +93,17 @@ def predict(
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder of a study or of a sweep")],
     out: Annotated[Path | None, typer.Option(help="where the page goes; default: DIR/report.html")] = None,
+    study: Annotated[
+        str | None, typer.Option(help="read the runs as this study's; default: as their config says")
+    ] = None,
+    also: Annotated[list[Path] | None, typer.Option(help="runs of a further folder; repeat for more")] = None,
+    wandb: Annotated[bool, typer.Option("--wandb", help="mirror it to W&B, as the runs were")] = False,
 ) -> None:
     """Analyse the runs of a folder again: laws.json, findings.json, figures and one HTML page."""
     try:
         from kleiber.studies.report import report as write
 
-        found = write(folder, out)
+        found = write(folder, out, study, also or (), wandb)
     except ImportError as error:
         _refuse(ValueError(f"{error.name} is not installed: a report needs the extra, pip install 'kleiber[report]'"))
     except (ValueError, FileNotFoundError) as error:

@@ -5,13 +5,25 @@ A design plans; it refuses to train, to read results, or to know how cells are l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from kleiber.studies.planning import Ground
 
 
 class Design(Protocol):
-    def cells(self) -> list[list[str]]:
-        """Overrides by cell, small and cheap ones first."""
+    def cells(self, ground: Ground) -> list[list[str]]:
+        """Overrides by cell, small and cheap ones first; of all rounds, as far as they are known beforehand."""
+        ...
+
+
+@runtime_checkable
+class Sequential(Protocol):
+    """A design that learns on the way."""
+
+    def rounds(self, ground: Ground) -> Iterator[list[list[str]]]:
+        """Cells of each round; the next one is asked for when the cells of the one before have run."""
         ...
 
 
@@ -34,7 +46,7 @@ class Grid:
                 raise ValueError(f"design.head_dim={head_dim} does not divide design.widths={width}")
         self.widths, self.seeds, self.head_dim = list(widths), each, head_dim
 
-    def cells(self) -> list[list[str]]:
+    def cells(self, ground: Ground | None = None) -> list[list[str]]:
         planned = []
         for width, seeds in sorted(zip(self.widths, self.seeds, strict=True)):
             size = [f"model.width={width}"]

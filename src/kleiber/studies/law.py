@@ -149,7 +149,7 @@ def law(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def find(name: str) -> Law:
     """The shipped law called `name` (or an alias), or the function FN of `FILE.py:FN`; ValueError otherwise."""
-    from kleiber.studies import laws  # noqa: F401  (entering the laws is the import's effect)
+    from kleiber.studies import forgetting_laws, laws  # noqa: F401  (entering the laws is the import's effect)
 
     if ".py:" in name:
         return from_file(name)

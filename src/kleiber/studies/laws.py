@@ -1,7 +1,7 @@
 """The shipped laws: one function, one docstring with its source each. Nothing here fits, reads or prints.
 
 Symbols: N parameters, D training tokens, C training FLOPs, M = D/N tokens per parameter, U unique tokens, X experts,
-G granularity, S sparsity, p replayed share, P tuned parameters, t steps, L loss in nats per token, Lx another loss.
+G granularity, S sparsity, L loss in nats per token, Lx another loss. Those of forgetting are in `forgetting_laws`.
 To add a law, add a function (module `law` says how its signature is read) and a test that recovers it.
 """
 
@@ -208,57 +208,6 @@ def sparsity(
     """
     dense = 1 - S
     return e + a * N**-alpha + b * D**-beta + c * dense**-lam + d * dense**-delta * N**-gamma
-
-
-@law(aliases=("bethune",))
-def forgetting(
-    N: Array, D: Array, p: Array, L0: Array, *, E: Signed, A: Part, B: Annotated[Array, Shape(0.1, 1e4)],
-    alpha: Exponent, beta: Exponent,
-):  # fmt: skip
-    """Upstream loss after fine-tuning: L = L0 + E + A D^beta ((1 + B p) N)^-alpha.
-
-    L0 upstream loss before, D unique target tokens, p share of replayed tokens; B is what one unit of p is worth in N.
-    Source: Bethune et al. 2025, eq. 2, arXiv:2502.06042
-    """
-    return L0 + E + A * D**beta * ((1 + B * p) * N) ** -alpha
-
-
-@law()
-def transfer(N: Array, D: Array, *, E: Part, A: Part, alpha: Exponent, beta: Exponent):
-    """Target loss after fine-tuning: L = E + A N^-alpha D^-beta, D unique target tokens.
-
-    Source: Bethune et al. 2025, eq. 1, arXiv:2502.06042
-    """
-    return E + A * N**-alpha * D**-beta
-
-
-@law(aliases=("kalajdzievski",), space="linear", loss_fn="squared")
-def forgetting_power(P: Array, t: Array, *, c: Part, a: Real, b: Exponent, P0: Scale, t0: Scale):
-    """Forgetting by tuned parameters and steps: F = c (P/P0)^a (1 + t/t0)^b - c.
-
-    F in nats (mapped to L), P tuned parameters, t steps. c, P0 and a trade off: expect "not identified" on one P.
-    Source: Kalajdzievski 2024, eq. 5, arXiv:2401.05605
-    """
-    return c * ((P / P0) ** a * (1 + t / t0) ** b - 1)
-
-
-@law(space="linear", loss_fn="squared")
-def forgetting_line(Lx: Array, *, s: Signed, c: Signed):
-    """Forgetting against the fine-tuning loss Lx: F = s - c Lx.
-
-    Source: Kalajdzievski 2024, eq. 4, arXiv:2401.05605
-    """
-    return s - c * Lx
-
-
-@law(space="linear", loss_fn="squared")
-def replay_curve(p: Array, *, F0: Part, c: Part, B: Annotated[Array, Shape(0.1, 1e4)]):
-    """Forgetting against the replayed share p: F = (F0 + c)/(1 + B p) - c.
-
-    F may end below 0, since replay also goes on training the old domain: c is that gain at p -> infinity.
-    Source: ours; Bethune et al. 2025 (arXiv:2502.06042, eq. 2) with alpha = 1 and an offset
-    """
-    return (F0 + c) / (1 + B * p) - c
 
 
 @law(space="linear", loss_fn="squared")

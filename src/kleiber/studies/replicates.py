@@ -55,6 +55,50 @@ def lack_of_fit(fit: Fit) -> LackOfFit | None:
     )
 
 
+@dataclass(frozen=True)
+class TrunkNoise:
+    """Sd of ln L between the trunks of a size, and within one trunk over D; `df` trunks measured it."""
+
+    between: float
+    within: float
+    df: int
+
+    @property
+    def correlation(self) -> float:
+        """Of two D values of one trunk."""
+        return self.between**2 / max(self.between**2 + self.within**2, 1e-300)
+
+
+def trunk_noise(inputs: Mapping[str, Array], loss: Array, clusters: NDArray, along: str = "D") -> TrunkNoise | None:
+    """Variance components of ln L = a_D + u_trunk + e within a size, pooled over sizes; None without two seeds of one.
+
+    Mean squares of the balanced part (the D values that all trunks of a size reached): E[MS_trunk] = m var_u + var_e.
+    """
+    others = {name: column for name, column in inputs.items() if name != along}
+    size = cells(others) if others else np.zeros(len(loss), dtype=int)
+    between = within = lengths = 0.0
+    df = spare = 0
+    for number in np.unique(size):
+        rows = np.flatnonzero(size == number)
+        _, trunk = np.unique(clusters[rows], return_inverse=True)
+        _, length = np.unique(cells({along: inputs[along][rows]}), return_inverse=True)
+        table = np.full((trunk.max() + 1, length.max() + 1), np.nan)
+        table[trunk, length] = np.log(loss[rows])
+        table = table[:, np.isfinite(table).all(0)]
+        trunks, num = table.shape
+        if trunks < 2 or num < 2:
+            continue
+        means = table.mean(1, keepdims=True) - table.mean()
+        rest = table - table.mean(0) - means
+        between += num * float((means**2).sum())
+        within += float((rest**2).sum())
+        df, spare, lengths = df + trunks - 1, spare + (trunks - 1) * (num - 1), lengths + num * (trunks - 1)
+    if df < 1:
+        return None
+    error = within / spare
+    return TrunkNoise(float(np.sqrt(max(between / df - error, 0.0) / (lengths / df))), float(np.sqrt(error)), df)
+
+
 def two_way_means(
     inputs: Mapping[str, Array], loss: Array, clusters: NDArray, along: str = "D"
 ) -> tuple[dict[str, Array], Array, NDArray]:

@@ -5,21 +5,25 @@ It reads what runs wrote and refuses to rank a run that did not finish. Branches
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
 from kleiber.budget import quantity
-from kleiber.catalog import Run, frame
-from kleiber.studies import analysis, table
+from kleiber.catalog import Run
+from kleiber.studies import analysis, record, table
+from kleiber.studies.command import lines
+from kleiber.studies.findings import Findings, Options, points
 from kleiber.studies.law import find
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
+GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # errors that a ladder may make
 
 
 @dataclass(frozen=True)
-class Scaling:
+class Scaling(Options):
     """What to fit to a ladder.
 
     law         a shipped law of N and D
@@ -36,13 +40,21 @@ class Scaling:
     predict: Sequence[dict[str, float]] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if set(find(self.law).inputs) != {"N", "D"}:
             raise ValueError(f"study.law={self.law} is no law of N and D, such as chinchilla")
         if self.size not in SIZES:
             raise ValueError(f"study.size={self.size}: one of {', '.join(SIZES)}")
         quantity(self.min_tokens)
 
-    def analyse(self, runs: Sequence[Run]) -> dict:
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        """The law of a ladder with what may be said of it."""
+        law = record.finite(self.law_of(runs))
+        rows = points(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
+        tables = {"Goals": goals(law), "Approaches and conventions": conventions(law), "Least tokens": least(law)}
+        return Findings(headline(law), law["verdicts"], tables, figures(rows, law), law, lines(law), methods(law, runs))
+
+    def law_of(self, runs: Sequence[Run]) -> dict:
         """laws.json of the rows with D >= min_tokens, and beside it ("all") the fit of every row."""
         rows = points(runs)
         late = at_least(rows, quantity(self.min_tokens))
@@ -51,37 +63,24 @@ class Scaling:
             raise ValueError(
                 f"study.min_tokens={self.min_tokens} leaves no row: the longest run here has {most:,.0f} tokens"
             )
-        record = self.fit(late)
+        record = analysis.analyse(self.loaded(late), find(self.law), self.options())
         record["excluded"] = [*record["excluded"], *left_out(runs)]
         if len(late) < len(rows):
             record["from_least_tokens"] = [
-                {"min_tokens": float(least), "params": found["params"], "derived": found["derived"], "n": found["n"]}
+                {"min_tokens": float(least), **analysis.brief(self.loaded(part), find(self.law), self.options(200))}
                 for least in sorted(rows["tokens"].unique())[:3]
-                if (found := self.fit(at_least(rows, least), bootstrap=200))
+                if len(part := at_least(rows, least))
             ]
         return record
 
-    def fit(self, rows: pd.DataFrame, bootstrap: int | None = None) -> dict:
-        roles = {"N": SIZES[self.size], "D": "tokens", "L": "loss", "C": "flops"}
-        loaded = table.load(rows, roles, (), ("N", "D"))
-        options = analysis.Options(
-            bootstrap=self.bootstrap if bootstrap is None else bootstrap,
-            cluster="trunk",
-            predict=self.predict,
-            rank=bootstrap is None,
-        )
-        return analysis.analyse(loaded, find(self.law), options)
+    def loaded(self, rows: pd.DataFrame) -> table.Table:
+        """The rows with their roles: C and Cexact are counted FLOPs."""
+        roles = {"N": SIZES[self.size], "D": "tokens", "L": "loss", "C": "flops", "Cexact": "flops"}
+        return table.load(rows, {**roles, "Nnoemb": "non_embedding"}, (), ("N", "D"))
 
-
-def points(runs: Sequence[Run]) -> pd.DataFrame:
-    """The finished leaves, in an order that does not depend on the names of folders."""
-    finished = [run for run in runs if run.status == "finished"]
-    if not finished:
-        raise ValueError("no finished run here: nothing to fit")
-    rows = frame(finished)
-    if bool(rows["loss"].isna().any()):
-        raise ValueError("runs with no validation loss, or with several: a law of this study is of one data set")
-    return rows.sort_values(["active", "seed", "tokens"], ignore_index=True)
+    def options(self, bootstrap: int | None = None) -> analysis.Options:
+        draws = self.bootstrap if bootstrap is None else bootstrap
+        return analysis.Options(bootstrap=draws, cluster="trunk", predict=self.predict, rank=bootstrap is None)
 
 
 def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:
@@ -92,3 +91,115 @@ def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:
 def left_out(runs: Sequence[Run]) -> list[dict]:
     """Cells without an end, each with the rule that keeps it out."""
     return [{"row": run.name, "rule": f"status {run.status}"} for run in runs if run.status != "finished"]
+
+
+def figures(rows: pd.DataFrame, law: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
+    """The figures that a record allows, by name."""
+    from kleiber.studies import plots
+
+    form = find(law["law"])
+    made: dict[str, Callable[[], Any]] = {
+        "frontier": lambda: plots.frontier(rows, form, law),
+        "ladder": lambda: plots.ladder(rows, form, law),
+        "residuals": lambda: plots.residuals(rows, form, law),
+    }
+    if law["approaches"]:
+        made["exponents"] = lambda: plots.exponents(law)
+        made["allocation"] = lambda: plots.allocation(law)
+    if law["backtests"]:
+        made["backtests"] = lambda: plots.backtests(law)
+    if law.get("profiles"):
+        made["profile"] = lambda: plots.profile(law)
+    return made
+
+
+def headline(law: Mapping[str, Any]) -> str:
+    """What a prediction of this law is worth, in words; a refusal comes first."""
+    refused = [verdict["text"] for verdict in law["verdicts"] if verdict["level"] == "refuse"]
+    if refused:
+        return "This is no law beyond its rows: " + refused[0]
+    if not law["backtests"]:
+        return f"{law['formula']} fits {law['n']} points to {law['residual_rms']:.2%} rms; no backtest was possible."
+    test = max(law["backtests"], key=lambda test: test["cut"])
+    naive = min(test["naive"].values())
+    many = f"{test['n_test']} larger points" if test["n_test"] > 1 else "largest point"
+    return (
+        f"Fitted below {test['cut']:.2g} FLOPs, the law predicts the {many} to "
+        f"{test['mare']:.2%} (best naive predictor {naive:.2%}), bias {test['bias']:+.2%}."
+    )
+
+
+def goals(law: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was left out and predicted, beside what a ladder is asked for."""
+    rows = [
+        {
+            "left out": one["name"], "fitted": one["n_train"], "predicted": one["n_test"], "error": f"{one['mare']:.2%}",
+            "goal": f"<= {GOALS[one['name']]:.1%}", "bias": f"{one['bias']:+.2%}",
+            "in the 90 % interval": f"{one['coverage']:.0%}",
+            "naive": ", ".join(f"{error:.2%}" for error in one["naive"].values()),
+            "met": one["mare"] <= GOALS[one["name"]] and one["beats_naive"] and one["coverage"] == 1,
+        }
+        for one in law.get("holdouts", ())
+    ]  # fmt: skip
+    rms = {"left out": "nothing: fit rms", "fitted": law["n"], "error": f"{law['residual_rms']:.2%}", "goal": "<= 0.6%"}
+    rows.append({**rms, "met": law["residual_rms"] <= 0.006})
+    a = law["derived"].get("a_opt")
+    if a and a["identified"]:
+        half = (a["hi"] - a["lo"]) / 2
+        told = {"left out": "nothing: 90 % half-width of a", "fitted": law["n"], "error": f"{half:.3f}"}
+        rows.append({**told, "goal": "<= 0.08", "met": half <= 0.08})
+    return rows
+
+
+def conventions(law: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The allocation exponent by approach and way of counting; the plain record where there is one way only."""
+    found = law["accounting"] or [{"convention": "as fitted", **one, "shift": 0.0} for one in law["approaches"]]
+    return [
+        {
+            "counting": one["convention"], "approach": one["approach"], "a": f"{one['a']:.3f}",
+            "90 %": f"[{one['lo']:.3f}, {one['hi']:.3f}]", "shift": f"{one['shift']:+.3f}",
+        }
+        for one in found
+    ]  # fmt: skip
+
+
+def least(law: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """beta and a as the least D that enters rises."""
+    rows = []
+    for one in law.get("from_least_tokens", ()):
+        row: dict[str, Any] = {"D from": one["min_tokens"], "points": one["n"]}
+        for name, value in {**one["params"], **one["derived"]}.items():
+            if name in ("alpha", "beta", "a_opt"):
+                ends = None if value["lo"] is None or value["hi"] is None else (value["lo"], value["hi"])
+                row[name] = f"{value['value']:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "not identified"
+        rows.append(row)
+    return rows
+
+
+def methods(law: Mapping[str, Any], runs: Sequence[Run]) -> str:
+    """A paragraph for a paper, with its sources."""
+    goal, boot, noise = law["objective"], law["bootstrap"], law.get("trunk_noise")
+    spans = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in sorted(law["domain"].items()))
+    drawn = f" and {boot['draws']} {boot['kind']} resamples" if boot else ""
+    hours = sum(run.summary.get("seconds") or 0 for run in runs) / 3600
+    branched = any(stage.get("trunk") for run in runs for stage in run.stages)
+    trained = (
+        "each a trunk at a constant learning rate with cooldowns to every number of tokens (Hägele et al. 2024, "
+        "arXiv:2405.18392), under muP (Yang et al. 2022, arXiv:2203.03466)"
+        if branched
+        else "each with a schedule of its own length, under muP (Yang et al. 2022, arXiv:2203.03466)"
+    )
+    shared = (
+        f" Between trunks of one size the log loss has a standard deviation of {noise['between']:.2%} ({noise['df']} "
+        f"degrees of freedom), correlated {noise['correlation']:.2f} over tokens; that enters every interval."
+        if noise
+        else ""
+    )
+    return (
+        f"We trained {len([run for run in runs if run.status == 'finished'])} runs ({hours:.2f} hours of processes), "
+        f"{trained}. {law['formula']} ({law['source']}) was fitted to {law['n']} points ({spans}), seeds averaged within "
+        f"a size, by variable projection and a {goal['kind']} loss in {goal['space']} space.{shared} Intervals are at "
+        f"{law['level']:.0%}, by profile likelihood{drawn}. The allocation exponent is also read from ties and vertices "
+        "at interpolated budgets (Hoffmann et al. 2022, arXiv:2203.15556). Extrapolation was tested by leaving out the "
+        "largest compute, beside two predictors that know no law."
+    )

@@ -1,0 +1,70 @@
+"""Prefill and decode speed, dense and mixture, against Hugging Face's own model with the same weights.
+
+    python benchmarks/latency.py [--width 128] [--depth 4] [--batches 1 8 64] [--json FILE]
+
+One process, the four models in turn for every batch size; the twins run with their own DynamicCache and compute the
+logits of the last position alone, as ours do. Ratios are ours over theirs: above 1 we are faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kleiber.evals.latency import Step, latency, measure
+from kleiber.models.hf import to_hf
+from kleiber.models.transformer import Transformer
+from kleiber.nn.moe import interleaved
+
+
+def twin_speed(model: Transformer, rows: int, prompt: int, new: int, repeats: int) -> dict[str, float]:
+    from transformers import DynamicCache
+
+    twin: Any = to_hf(model)
+
+    def start() -> Step:
+        cache = DynamicCache(config=twin.config)
+        return lambda ids: twin(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+    return measure(start, model.vocab_size, rows, prompt, new, repeats, torch.device("cpu"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"width": 128, "depth": 4, "vocab": 4096, "prompt": 128, "new": 64, "repeats": 3}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--json", type=Path, default=None)
+    told = parser.parse_args()
+    if told.threads:
+        torch.set_num_threads(told.threads)
+    context = told.prompt + told.new
+    shape: dict[str, Any] = {"depth": told.depth, "width": told.width, "context": context, "qk_norm": False}
+    rows = []
+    for kind, mlp in {"dense": {}, "moe": {"mlp": partial(interleaved, num_experts=8, k=2)}}.items():
+        model = Transformer(told.vocab, **shape, **mlp).eval()
+        for batch in told.batches:
+            found = latency(model, [batch], told.prompt, told.new, told.repeats)
+            ours = {name.split("/")[0]: value for name, value in found.items()}
+            theirs = twin_speed(model, batch, told.prompt, told.new, told.repeats)
+            rows.append({"model": kind, "batch": batch, "ours": ours, "hugging_face": theirs})
+            line = "  ".join(
+                f"{name} {ours[f'{name}_tokens_per_s']:>9,.0f} / {theirs[f'{name}_tokens_per_s']:>9,.0f} tok/s "
+                f"({ours[f'{name}_tokens_per_s'] / theirs[f'{name}_tokens_per_s']:.2f}x)"
+                for name in ("prefill", "decode")
+            )
+            steps = f"p50/p95 {ours['decode_p50_ms']:.2f}/{ours['decode_p95_ms']:.2f} ms"
+            steps += f" against {theirs['decode_p50_ms']:.2f}/{theirs['decode_p95_ms']:.2f}"
+            print(f"{kind:5} batch {batch:3}  {line}  {steps}  {ours['memory_bytes'] / 2**20:.1f} MiB", flush=True)
+    if told.json:
+        told.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

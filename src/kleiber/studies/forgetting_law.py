@@ -1,0 +1,237 @@
+"""The study `forgetting_law`: how forgetting grows with new text and pre-training and falls with size and replay.
+
+Its first line answers how much must be replayed for a tolerated forgetting, with an interval, or says that the runs do
+not identify it. It refuses to take logarithms of forgetting: what is within noise of 0 would decide the fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kleiber.catalog import Run
+from kleiber.studies import analysis, outcomes, table
+from kleiber.studies.bootstrap import interval
+from kleiber.studies.findings import Findings, Options
+from kleiber.studies.frontier import Noise, pooled
+from kleiber.studies.law import find
+from kleiber.studies.outcomes import PLAIN
+
+GRID = ["N", "M", "steps", "p"]  # of one cell; steps stand for D, which replay makes a little smaller
+CENSORED_SD = 3.0
+FARTHEST = 2.0  # a critical share beyond so many times the largest one that was tried is not told
+
+
+@dataclass(frozen=True)
+class ForgettingLaw(Options):
+    """What to fit to a grid of sizes, pre-training ratios, new tokens and replayed shares.
+
+    tolerate   forgetting in nats for which the critical share is asked
+    at         where: {N, D, M}; what is not given is the largest of the grid
+    bootstrap  resamples
+    level      of the intervals
+    """
+
+    tolerate: float = 0.05
+    at: Mapping[str, float] | None = None
+    bootstrap: int = 1000
+    level: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tolerate <= 0:
+            raise ValueError(f"study.tolerate={self.tolerate}: write the nats of forgetting that you accept, above 0")
+        unknown = set(self.at or {}) - {"N", "D", "M"}
+        if unknown:
+            raise ValueError(f"study.at: {', '.join(sorted(unknown))} is none of N, D, M")
+        if not 0 < self.level < 1:
+            raise ValueError(f"study.level={self.level} must lie in (0, 1)")
+
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        record = self.fitted(runs)
+        return Findings(
+            headline=headline(record),
+            verdicts=record["main"]["verdicts"],
+            tables={"The grid": grid_table(record), "Published laws": beside_table(record)},
+            figures=figures(record),
+            law=record["main"],
+            text=printed(record),
+            methods=METHODS.format(level=self.level, **record["seed_noise"]),
+        )
+
+    def fitted(self, runs: Sequence[Run]) -> dict[str, Any]:
+        """The replay law (main), the published laws beside it, and the critical share."""
+        rows, noise = grid(runs)
+        main = self.fit(rows, replay_form(rows))
+        low = rows["F"] < CENSORED_SD * noise.sd if noise.df else rows["F"] <= 0
+        gone = [{"row": int(i), "rule": f"censored: F below {CENSORED_SD:g} seed sd"} for i in rows.index[low]]
+        beside = {}
+        for name, part, target in (
+            ("forgetting", rows[~low], "L"),
+            ("transfer", rows[rows["p"] == 0], "target"),
+            ("forgetting_power", rows[(rows["p"] == 0) & ~low], "F"),
+            ("forgetting_line", rows[rows["p"] == 0], "F"),
+        ):
+            try:
+                beside[name] = self.fit(pd.DataFrame(part), name, target)
+                beside[name]["excluded"] += gone if name in ("forgetting", "forgetting_power") else []
+            except ValueError as error:
+                beside[name] = {"law": name, "refused": str(error)}
+        return {
+            "main": main, "beside": beside,
+            "seed_noise": {"F": noise.sd, "df": noise.df},
+            "critical": self.critical(main, rows), "rows": rows.to_dict("records"), "level": self.level,
+        }  # fmt: skip
+
+    def fit(self, rows: pd.DataFrame, name: str, target: str = "F") -> dict[str, Any]:
+        law = find(name)
+        columns = {role: role for role in law.inputs} | {"L": target}
+        named = rows.drop(columns=[c for c in ("C", "L") if c in rows and c != target])
+        loaded = table.load(named.reset_index(drop=True), columns, (), law.inputs)
+        # No backtest over compute: 6 N D of the new text is not what forgetting grows with.
+        options = analysis.Options(bootstrap=self.bootstrap, level=self.level, exclude=("diverged",), backtest=())
+        return analysis.analyse(loaded, law, options)
+
+    def critical(self, main: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
+        """The least replayed share that keeps F at `tolerate`, with the percentiles of the draws."""
+        law = find(main["law"])
+        at = {name: float((self.at or {}).get(name, rows[name].max())) for name in ("N", "D", "M")}
+        inputs = {name: np.array([at[name]]) for name in law.inputs if name != "p"}
+        best = np.array([[entry["value"] for entry in main["params"].values()]])
+        draws = np.array(main["draws"]).reshape(-1, best.shape[1])
+        shares, most = share(law, inputs, draws, self.tolerate), float(rows["p"].max())
+        value = float(share(law, inputs, best, self.tolerate)[0])
+        told: dict[str, Any] = {"tolerate": self.tolerate, "at": at, "value": value, "lo": None, "hi": None}
+        if len(shares):
+            lo, hi = interval(shares, self.level)
+            told |= {"lo": float(lo), "hi": float(hi)}
+        return told | {"why_not": doubt(told, main, most)}
+
+
+def grid(runs: Sequence[Run]) -> tuple[pd.DataFrame, Noise]:
+    """A row a cell of the grid, seeds averaged, at the learning rate that learns best without replay; and seed noise.
+
+    Only plain fine-tuning and replay of real text are in the grid. Errors: ValueError without them.
+    """
+    rows = outcomes.outcomes(runs)
+    kept = rows["method"].isin([PLAIN, "replay"]) & ~rows["setting"].str.contains("generated")
+    rows = pd.DataFrame(rows[kept]).dropna(subset=["F", "N"])
+    if not (rows["method"] == PLAIN).any():
+        raise ValueError("no plain fine-tuning among the finished runs: there is no F without replay to begin from")
+    rows = rows.rename(columns={"replayed": "p", "target_tokens": "D", "tuned": "P"})
+    rows["M"] = (rows["pretrained"] / rows["N"]).round(1)
+    rows["L0"], rows["L"] = rows["start"], rows["start"] + rows["F"]
+    rows = at_best_rate(rows)
+    noise = pooled([one["F"].to_numpy() for _, one in rows.groupby(GRID)])
+    names = ["F", "L", "L0", "target", "D", "P", "peak"]
+    found = rows.groupby(GRID, as_index=False)[names].mean()
+    found["n"] = rows.groupby(GRID).size().to_numpy()
+    return found.assign(t=found["steps"].astype(float), Lx=found["target"]), noise
+
+
+def at_best_rate(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the learning rate whose plain runs have the least target loss, one rate for each (N, M, steps)."""
+    where = ["N", "M", "steps"]
+    means = rows[rows["method"] == PLAIN].groupby([*where, "lr"], as_index=False)["target"].mean()
+    best = means.loc[means.groupby(where)["target"].idxmin(), [*where, "lr"]]
+    return rows.merge(best, on=[*where, "lr"])
+
+
+def replay_form(rows: pd.DataFrame) -> str:
+    """The fullest law of replay whose inputs the grid varies."""
+    varied = {name for name in ("N", "M", "steps") if rows[name].nunique() > 1}
+    if varied == {"N", "M", "steps"}:
+        return "replay_grid_ratio"
+    return "replay_grid" if {"N", "steps"} <= varied else "replay_curve"
+
+
+def share(law: Any, inputs: Mapping[str, np.ndarray], values: np.ndarray, tolerate: float) -> np.ndarray:
+    """p at which F = tolerate, by the law's own form: ((F(0) + c)/(tolerate + c) - 1)/B, at least 0."""
+    names = list(law.params)
+    c, B = values[:, names.index("c")], values[:, names.index("B")]
+    plain = law.predict({**inputs, "p": np.array([0.0])}, values)[:, 0]
+    return np.maximum(0.0, ((plain + c) / (tolerate + c) - 1) / B)
+
+
+def doubt(told: Mapping[str, Any], main: Mapping[str, Any], most: float) -> str | None:
+    """Why the critical share is not identified, or None."""
+    if told["lo"] is None or not np.isfinite([told["lo"], told["hi"]]).all():
+        return "no interval could be computed"
+    if most == 0:
+        return "nothing was replayed in these runs"
+    if told["hi"] > FARTHEST * most:
+        reach = f"reaches {told['hi']:.2%}" if told["hi"] < 1 else "has no upper end"
+        return f"the interval {reach}, and no more than {most:.2%} was tried"
+    B = main["params"]["B"]
+    return None if B["identified"] else f"B is not identified: {B.get('reason') or 'no interval'}"
+
+
+def headline(record: Mapping[str, Any]) -> str:
+    """How much replay do I need?"""
+    one, at = record["critical"], record["critical"]["at"]
+    where = f"at N = {at['N']:.3g}, {at['D']:.3g} new tokens and {at['M']:.3g} pre-training tokens per parameter"
+    asked = f"Replay needed for at most {one['tolerate']:g} nats of forgetting, {where}"
+    if one["why_not"]:
+        return f"{asked}: not identified ({one['why_not']})."
+    if one["hi"] == 0:
+        return f"{asked}: none."
+    return f"{asked}: {one['value']:.1%} of the tokens, {record['level']:.0%} [{one['lo']:.1%}, {one['hi']:.1%}]."
+
+
+def figures(record: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
+    from kleiber.studies import forgetting_law_plots as plots
+
+    rows = plots.named(record)
+    return {
+        "replay": lambda: plots.replay(rows, record),
+        "tokens": lambda: plots.tokens(rows),
+        "fit": lambda: plots.observed(rows, record),
+    }
+
+
+def grid_table(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "N": one["N"], "tokens per parameter": one["M"], "new tokens": one["D"], "replayed": one["p"],
+            "seeds": one["n"], "F": one["F"], "peak F": one["peak"], "target loss": one["target"],
+        }
+        for one in record["rows"]
+    ]  # fmt: skip
+
+
+def beside_table(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The published forms on the same runs, in short; what could not be fitted says why."""
+    rows = []
+    for name, one in record["beside"].items():
+        if "refused" in one:
+            rows.append({"law": name, "formula": find(name).formula, "parameters": one["refused"]})
+            continue
+        told = [
+            f"{key} {value['value']:.3g}" + ("" if value["identified"] else " (not identified)")
+            for key, value in one["params"].items()
+        ]
+        rows.append({
+            "law": name, "formula": one["formula"], "rows": one["n"], "residual rms": one["residual_rms"],
+            "parameters": ", ".join(told), "source": one["source"],
+        })  # fmt: skip
+    return rows
+
+
+def printed(record: Mapping[str, Any]) -> list[str]:
+    from kleiber.studies.command import lines
+
+    return lines(record["main"])
+
+
+METHODS = (
+    "Every run went on from a base of its seed; F is the rise of the earlier tasks' mean held-out loss. Seeds were averaged "
+    "into cells of equal N, pre-training tokens per parameter M, new tokens D and replayed share p, at the learning rate "
+    "that learned best without replay. The law was fitted to F itself by least squares, since F may be within noise of 0 or "
+    "below it; laws that cannot be there were fitted without the cells below three seed standard deviations ({F:.2g} nats, "
+    "{df} degrees of freedom). The critical share solves the fitted law for p, its {level:.0%} interval is that of the "
+    "bootstrap, and it is not told where it leaves the shares that were tried by more than a factor of two."
+)

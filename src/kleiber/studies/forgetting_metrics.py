@@ -1,0 +1,166 @@
+"""Numbers of forgetting from one matrix: R[i][j], the score of task j after stage i. Nothing here reads a run.
+
+Scores of any direction become gains (higher is better) first, so a positive BWT is always an improvement; forgetting
+is always positive where something was lost. A score that was never taken is nan and makes what depends on it nan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Scores by stage and task. Stage `own[j]` is the one that trained task j, None where it was never trained.
+
+    gains     R with the sign of its task, so that higher is better
+    baseline  the same of the model before any training
+    """
+
+    tasks: tuple[str, ...]
+    stages: tuple[str, ...]
+    gains: Array
+    baseline: Array
+    own: tuple[int | None, ...]
+
+    @property
+    def learned(self) -> list[int]:
+        """Tasks that a stage trained."""
+        return [j for j, stage in enumerate(self.own) if stage is not None]
+
+    @property
+    def earlier(self) -> list[int]:
+        """Learned tasks that a later stage could make the model forget."""
+        return [j for j in self.learned if (self.own[j] or 0) < len(self.stages) - 1]
+
+
+def matrix(told: Mapping[str, Any], own: Sequence[int | None] | None = None) -> Matrix:
+    """The `R` of a summary. `own`: the stage of each task; None reads stage i as the one of task i.
+
+    Errors: ValueError for a matrix whose shape is not stages x tasks.
+    """
+    tasks, stages = tuple(told["tasks"]), tuple(told["stages"])
+    scores = np.array(told["matrix"], dtype=np.float64).reshape(len(stages), -1)
+    if scores.shape != (len(stages), len(tasks)):
+        raise ValueError(f"R has {scores.shape} entries for {len(stages)} stages and {len(tasks)} tasks")
+    sign = np.array([1.0 if told["higher_is_better"][task] else -1.0 for task in tasks])
+    baseline = told.get("baseline") or [None] * len(tasks)
+    diagonal = [j if j < len(stages) else None for j in range(len(tasks))]
+    return Matrix(
+        tasks,
+        stages,
+        scores * sign,
+        np.array(baseline, dtype=np.float64) * sign,
+        tuple(diagonal if own is None else own),
+    )
+
+
+def when_learned(r: Matrix) -> Array:
+    """R[own stage of j][j] by task, nan where it was never trained."""
+    return np.array([np.nan if i is None else r.gains[i, j] for j, i in enumerate(r.own)])
+
+
+def average(r: Matrix) -> float:
+    """ACC = mean_j R[T][j] over the learned tasks; Lopez-Paz & Ranzato 2017, arXiv:1706.08840, eq. 2."""
+    return float(r.gains[-1, r.learned].mean())
+
+
+def learning_average(r: Matrix) -> float:
+    """LA = mean_j R[j][j]: how well each task was learned at its time."""
+    return float(when_learned(r)[r.learned].mean())
+
+
+def backward_transfer(r: Matrix) -> float:
+    """BWT = mean over all tasks but the last of R[T][j] - R[j][j]; Lopez-Paz & Ranzato 2017, eq. 3."""
+    return float(-forgetting_by_task(r)[r.earlier].mean()) if r.earlier else float("nan")
+
+
+def forward_transfer(r: Matrix) -> float:
+    """FWT = mean over all tasks but the first of R[j-1][j] - b_j; Lopez-Paz & Ranzato 2017, eq. 4."""
+    found = [r.gains[i - 1, j] - r.baseline[j] for j, i in enumerate(r.own) if i]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def forgetting_by_task(r: Matrix) -> Array:
+    """First minus last: R[own stage][j] - R[T][j], 0 for the task learned last."""
+    return when_learned(r) - r.gains[-1]
+
+
+def max_forgetting_by_task(r: Matrix) -> Array:
+    """Max minus last: the best score since the task was learned and before the end, less the last.
+
+    Chaudhry et al. 2018, arXiv:1801.10112, eq. 2. Of the task learned last 0.
+    """
+    found = np.full(len(r.tasks), np.nan)
+    for j in r.learned:
+        since = r.gains[r.own[j] : -1, j] if j in r.earlier else r.gains[-1:, j]
+        found[j] = since.max() - r.gains[-1, j]
+    return found
+
+
+def intransigence(r: Matrix, joint: Sequence[float]) -> Array:
+    """a*_j - R[j][j], `joint` the scores of a model trained on everything at once, in the matrix's own direction.
+
+    Chaudhry et al. 2018, arXiv:1801.10112, eq. 3; `joint` in the units of the task, its sign as in `gains`.
+    """
+    return np.array(joint, dtype=np.float64) - when_learned(r)
+
+
+def summary(r: Matrix) -> dict[str, float]:
+    """All of one matrix that needs no further run."""
+    return {
+        "ACC": average(r),
+        "LA": learning_average(r),
+        "BWT": backward_transfer(r),
+        "FWT": forward_transfer(r),
+        "forgetting": float(forgetting_by_task(r)[r.earlier].mean()) if r.earlier else float("nan"),
+        "max_forgetting": float(max_forgetting_by_task(r)[r.earlier].mean()) if r.earlier else float("nan"),
+    }
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Forgetting of one domain during one stage, from its losses in nats: positive where the domain got worse.
+
+    end       L(end) - L(start)
+    peak      max over the stage of L - L(start), what a look at the end alone would miss
+    relative  end / (L(untrained) - L(start)): the share of what had been learned; nan without the untrained loss
+    """
+
+    end: float
+    peak: float
+    relative: float
+
+
+def upstream(losses: Sequence[float], start: float, untrained: float | None = None) -> Upstream:
+    """From the losses at the evaluations of a stage, in order, and the loss that it began with."""
+    away = np.asarray(losses, dtype=np.float64) - start
+    learned = np.nan if untrained is None else untrained - start
+    return Upstream(float(away[-1]), float(max(away.max(), 0.0)), float(away[-1] / learned))
+
+
+def savings(relearning: Mapping[float, float], level: float, scratch: Mapping[float, float]) -> float:
+    """1 - steps to come back to a loss / steps to reach it from scratch: 1 nothing was erased, 0 all of it was.
+
+    Both are curves, loss by step; crossings are interpolated linearly. nan where the relearning never gets there or
+    the scratch run never did. Ebbinghaus's measure (1885): it tells erased from misaligned.
+    """
+    return 1 - steps_to(relearning, level) / steps_to(scratch, level)
+
+
+def steps_to(curve: Mapping[float, float], level: float) -> float:
+    """The first step at which the loss is `level` or less, between evaluations by a straight line; nan for never."""
+    steps = sorted(curve)
+    for before, after in zip([None, *steps], steps, strict=False):
+        if curve[after] <= level:
+            if before is None:
+                return float(after)
+            return before + (after - before) * (curve[before] - level) / (curve[before] - curve[after])
+    return float("nan")

@@ -1,0 +1,151 @@
+"""The design of a comparison on common ground: base runs first, then every way to go on from them.
+
+It plans in two rounds. The second knows the folders of the bases that the first has trained, since a run's start point
+is the path of another run. It refuses to guess a base: one that did not finish leaves out the cells that need it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from kleiber.catalog import Run, read_runs
+from kleiber.folder import read_overrides
+
+Values = Any  # a value, or a list of them
+REPLAYED = "retention.replay.fraction"
+
+
+class Ground(Protocol):
+    """What a design knows of the sweep that asks: the folder where its cells land."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+class Methods:
+    """For each seed and each base one base run, and from it every arm at every one of its settings and learning rates.
+
+    base    overrides of a base run, a list a key for several bases: {data.domain: docs, model.width: [32, 64]}
+    arms    by name, overrides of what goes on from it; a list is every value: {ewc: {retention: ewc, ...: [1, 10]}};
+            null leaves one out
+    lrs     learning rates of every arm that names none itself (`optimizer.lr`)
+    tokens  of each arm; null: what the config says. A list is every value
+    equal   "compute": replayed tokens are part of the budget; "target": they come on top, so that each arm reads the
+            same new text
+    seeds   of base and arm alike
+    """
+
+    def __init__(
+        self,
+        base: Mapping[str, Values],
+        arms: Mapping[str, Mapping[str, Values] | None],
+        lrs: Sequence[float] = (),
+        tokens: int | float | str | Sequence[int | float | str] | None = None,
+        equal: str = "compute",
+        seeds: int = 2,
+    ) -> None:
+        kept = {name: dict(arm) for name, arm in arms.items() if arm is not None}
+        if not kept or seeds < 1:
+            raise ValueError(f"design.arms={list(kept)} and design.seeds={seeds}: give at least one arm and one seed")
+        if equal not in ("compute", "target"):
+            raise ValueError(f"design.equal={equal}: write compute or target")
+        if equal == "target" and tokens is None:
+            raise ValueError("design.equal=target needs design.tokens, the new text that each arm reads")
+        for name in ("seed", "init", "init.path"):
+            if name in base or any(name in arm for arm in kept.values()):
+                raise ValueError(f"design: {name} follows from the plan, so no base and no arm may set it")
+        self.base, self.arms, self.lrs, self.seeds = dict(base), kept, list(lrs), seeds
+        self.tokens, self.equal = tokens, equal
+
+    def bases(self) -> list[list[str]]:
+        """Overrides of the base runs."""
+        return [[*one, f"seed={seed}"] for one in product(self.base) for seed in range(self.seeds)]
+
+    def continuations(self) -> list[list[str]]:
+        """Overrides of all arms, without base and seed, the same for each; the costly ones last."""
+        found = []
+        for arm in self.arms.values():
+            varied = dict(arm)
+            if self.lrs:
+                varied.setdefault("optimizer.lr", self.lrs)
+            for tokens in self.tokens if isinstance(self.tokens, list | tuple) else [self.tokens]:
+                for one in product(varied):
+                    found.append(one if tokens is None else [*one, f"budget.tokens={self._budget(one, tokens)}"])
+        return found
+
+    def _budget(self, arm: Sequence[str], tokens: int | float | str) -> int | float | str:
+        if self.equal == "compute":
+            return tokens
+        from kleiber.budget import quantity
+
+        shares = [float(line.partition("=")[2]) for line in arm if line.startswith(f"{REPLAYED}=")]
+        return round(quantity(tokens) / (1 - sum(shares))) if shares else tokens
+
+    def cells(self, ground: Ground) -> list[list[str]]:
+        """What can be planned now: base runs, and the arms of those that have run."""
+        return [*self.bases(), *self.arms_of(ground)]
+
+    def rounds(self, ground: Ground) -> Iterator[list[list[str]]]:
+        """The base runs; when they have run, the arms."""
+        yield self.bases()
+        yield self.arms_of(ground)
+
+    def arms_of(self, ground: Ground) -> list[list[str]]:
+        """Every arm of every base that has finished; the others are named."""
+        runs, found = (read_runs(ground.folder) if ground.folder.is_dir() else []), []
+        for base in self.bases():
+            run = trained(runs, base, self.bases())
+            if run is None:
+                print(
+                    f"no finished base {' '.join(base)}: its {len(self.continuations())} runs are left out", flush=True
+                )
+                continue
+            (seed,) = (line for line in base if line.startswith("seed="))
+            start = [seed, "init=checkpoint", f"init.path={run.folder}"]
+            found += [[*one, *start] for one in self.continuations()]
+        return found
+
+
+def product(varied: Mapping[str, Values]) -> list[list[str]]:
+    """Every combination of values, as overrides."""
+    choices = [
+        [f"{name}={written(value)}" for value in (values if isinstance(values, list | tuple) else [values])]
+        for name, values in varied.items()
+    ]
+    return [list(one) for one in itertools.product(*choices)]
+
+
+def written(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def trained(runs: Sequence[Run], base: Sequence[str], bases: Sequence[Sequence[str]] = ()) -> Run | None:
+    """The finished run that was planned by these overrides, among those of all `bases`.
+
+    A key none of whose planned values any run has was taken over by the command line, and is looked past. ValueError
+    where several runs could be meant.
+    """
+    planned = [(run, lines) for run in runs if not any(map(is_start, lines := planned_by(run)))]
+    there = {line for _, lines in planned for line in lines}
+    ours = {key(line) for one in (base, *bases) for line in one if line in there}
+    wanted = {line for line in base if key(line) in ours}
+    found = [run for run, lines in planned if run.status == "finished" and wanted and wanted <= lines]
+    if len(found) > 1:
+        names = ", ".join(run.name for run in found)
+        raise ValueError(f"several runs could be the base {' '.join(base)}: {names}; give the study a name= of its own")
+    return found[0] if found else None
+
+
+def planned_by(run: Run) -> set[str]:
+    return {line for line in read_overrides(run.folder) if not line.startswith("hydra.")}
+
+
+def is_start(line: str) -> bool:
+    return line.startswith(("init=", "init."))
+
+
+def key(line: str) -> str:
+    return line.partition("=")[0]

@@ -1,0 +1,256 @@
+"""The study `mup_transfer`: where the best learning rate lies at each width, and whether it moves with the width.
+
+A parabola in log2 of the rate through the points around the least loss, one level a seed (seeds are paired over rates),
+gives the optimum and, by the delta method, its interval. It reads what runs wrote, and refuses an optimum at the edge
+of the grid: there the loss may be lower where nobody looked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from kleiber.catalog import Run
+from kleiber.folder import read_config
+from kleiber.studies.findings import Findings, Options
+
+
+class Parabola(NamedTuple):
+    """loss = level of the seed + slope x + curvature x^2 around x = log2 of the rate at the least loss.
+
+    `unit` is the covariance of (slope, curvature) for a noise of variance 1; `squares` and `df` estimate that variance.
+    """
+
+    center: float
+    slope: float
+    curvature: float
+    unit: np.ndarray
+    squares: float
+    df: int
+    num_points: int
+
+    @property
+    def optimum(self) -> float:
+        return self.center - self.slope / (2 * self.curvature)
+
+    def spread(self, noise: float) -> float:
+        """Standard deviation of the optimum by the delta method, for a noise of that variance."""
+        jacobian = np.array([-1 / (2 * self.curvature), self.slope / (2 * self.curvature**2)])
+        return float(np.sqrt(noise * jacobian @ self.unit @ jacobian))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MupTransfer(Options):
+    """The optimal learning rate by width and parametrisation, its drift, and a figure.
+
+    around  rates on each side of the least that enter the parabola; a second one with `around` + 1 stands beside it,
+            since losses rise more steeply on one side than on the other
+    level   of the intervals
+    """
+
+    around: int = 1
+    level: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.around < 1 or not 0 < self.level < 1:
+            raise ValueError(f"study.around={self.around} must be at least 1, study.level={self.level} in (0, 1)")
+
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        rows = points(runs)
+        optima, drifts = self.optima(rows)
+        headline = "; ".join(moved(one)["text"] for one in drifts) or "No optimum at two widths: nothing to compare."
+        tables = {"Optima": optima, "Drift of the optimum": [{**one, "widths": str(one["widths"])} for one in drifts]}
+        figures = {"transfer": lambda: figure(rows, optima)}
+        return Findings(headline, verdicts(optima, drifts), tables, figures, methods=self.methods())
+
+    def optima(self, rows: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The optima by parametrisation and width, and the drift by parametrisation."""
+        optima: list[dict[str, Any]] = []
+        drifts: list[dict[str, Any]] = []
+        for name, part in rows.groupby("parametrization"):
+            found, drift = self._parametrization(str(name), pd.DataFrame(part))
+            optima += found
+            drifts += drift
+        return optima, drifts
+
+    def _parametrization(self, name: str, rows: pd.DataFrame) -> tuple[list[dict], list[dict]]:
+        optima, fits = [], {}
+        for width, part in sorted(rows.groupby("width"), key=lambda group: group[0]):  # pyright: ignore[reportCallIssue]
+            entry, fit = self._width(part)
+            optima.append({"parametrization": name, "width": int(width), **entry})  # pyright: ignore[reportArgumentType]
+            if fit is not None:
+                fits[int(width)] = fit  # pyright: ignore[reportArgumentType]
+        df = sum(fit.df for fit in fits.values())
+        if not df:
+            return optima, []
+        # Noise is taken to be the same at every width: two seeds alone would leave an interval as wide as the grid.
+        noise = sum(fit.squares for fit in fits.values()) / df
+        reach = float(stdtrit(df, 0.5 + self.level / 2))
+        for entry in optima:
+            if entry["width"] in fits:
+                fit = fits[entry["width"]]
+                half = reach * fit.spread(noise)
+                entry |= {"lo": 2 ** (fit.optimum - half), "hi": 2 ** (fit.optimum + half)}
+        return optima, [drift(name, fits, noise, reach)] if len(fits) > 1 else []
+
+    def _width(self, rows: pd.DataFrame) -> tuple[dict[str, Any], Parabola | None]:
+        """The entry of one width; no parabola where the least is at the edge or the curve does not bend upwards."""
+        levels = by_rate(rows)
+        at = int(np.argmin(levels.to_numpy()))
+        entry: dict[str, Any] = {
+            "lr": None, "lo": None, "hi": None, "least_at": float(levels.index[at]), "loss": float(levels.iloc[at]),
+            "place": "interior", "wider": None, "seeds": int(rows["seed"].nunique()), "rates": len(levels),
+        }  # fmt: skip
+        if at in (0, len(levels) - 1):
+            return {**entry, "place": "edge"}, None
+        fit = parabola(rows, levels.index[max(0, at - self.around) : at + self.around + 1], levels.index[at])
+        wider = parabola(rows, levels.index[max(0, at - self.around - 1) : at + self.around + 2], levels.index[at])
+        if fit is None:
+            return {**entry, "place": "flat"}, None
+        return {**entry, "lr": 2**fit.optimum, "wider": 2**wider.optimum if wider else None}, fit
+
+    def methods(self) -> str:
+        return (
+            f"Loss against log2 of the learning rate was fitted by a parabola through the {2 * self.around + 1} rates "
+            "around the least mean, with a level of its own for each seed; seeds run over the same rates. Noise is "
+            "pooled over the widths of a parametrisation, intervals of an optimum and of the drift (weighted least "
+            f"squares of log2 optimum on log2 width) are at {self.level:.0%} by the delta method and Student's t. "
+            "Under muP (Yang et al. 2022, arXiv:2203.03466) the drift should be 0."
+        )
+
+
+def points(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row a finished run: parametrisation, width, rate, seed, loss. One that diverged has a loss above all others."""
+    rows = []
+    for run in runs:
+        if run.status not in ("finished", "diverged"):
+            continue
+        config, row = read_config(run.folder), run.row()
+        model = config["model"]
+        width = model.get("width") or model["aspect"] * model["depth"]
+        scaled = str((model.get("parametrization") or {}).get("_target_", "MuP")).rsplit(".", 1)[-1]
+        loss = float("inf") if run.status == "diverged" else row["loss"]
+        rows.append(
+            {"parametrization": scaled, "width": width, "lr": config["optimizer"]["lr"], "seed": config["seed"],
+             "loss": loss, "run": run.name}
+        )  # fmt: skip
+    found = pd.DataFrame(rows)
+    if not len(found) or bool(found["loss"].isna().any()):
+        raise ValueError("no finished run with one validation loss here: nothing to compare")
+    return found.sort_values(["parametrization", "width", "lr", "seed"], ignore_index=True)
+
+
+def by_rate(rows: pd.DataFrame) -> pd.Series:
+    """Mean loss at each rate that every seed has run; at all rates where no rate has every seed."""
+    pivot = rows.pivot_table(index="lr", columns="seed", values="loss")
+    whole = pivot.dropna()
+    return (whole if len(whole) else pivot).mean(axis=1)
+
+
+def parabola(rows: pd.DataFrame, rates: pd.Index, center: float) -> Parabola | None:
+    """Least squares over the given rates; None unless it bends upwards and points are left to judge the noise by."""
+    chosen = rows[rows["lr"].isin(rates) & np.isfinite(rows["loss"])]
+    seeds = sorted(chosen["seed"].unique())
+    x = np.log2(chosen["lr"].to_numpy() / center)
+    levels = np.array([[float(seed == one) for one in seeds] for seed in chosen["seed"]])
+    design = np.column_stack([levels, x, x**2])
+    df = len(x) - design.shape[1]
+    if df < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
+        return None
+    losses = chosen["loss"].to_numpy()
+    solved, *_ = np.linalg.lstsq(design, losses, rcond=None)
+    if solved[-1] <= 0:
+        return None
+    squares = float(((losses - design @ solved) ** 2).sum())
+    unit = np.linalg.inv(design.T @ design)[-2:, -2:]
+    return Parabola(float(np.log2(center)), float(solved[-2]), float(solved[-1]), unit, squares, df, len(x))
+
+
+def drift(name: str, fits: dict[int, Parabola], noise: float, reach: float) -> dict[str, Any]:
+    """Slope of log2 optimum on log2 width, doublings of the rate per doubling of the width, and what ignoring it costs.
+
+    `cost` is the loss, by the parabola, of training the widest model at the narrowest one's optimum.
+    """
+    x = np.log2(np.array(list(fits), dtype=float))
+    y = np.array([fit.optimum for fit in fits.values()])
+    # A noise of exactly 0, as in made-up rows, would weigh nothing against nothing.
+    weights = 1 / np.array([max(fit.spread(noise), 1e-9) for fit in fits.values()]) ** 2
+    middle = (weights * x).sum() / weights.sum()
+    across = (weights * (x - middle) ** 2).sum()
+    slope = float((weights * (x - middle) * y).sum() / across)
+    half = reach * float(across**-0.5)
+    narrow, wide = fits[min(fits)], fits[max(fits)]
+    return {
+        "parametrization": name, "per_doubling": slope, "lo": slope - half, "hi": slope + half,
+        "widths": list(fits), "cost": wide.curvature * (narrow.optimum - wide.optimum) ** 2,
+    }  # fmt: skip
+
+
+def verdicts(optima: Sequence[dict[str, Any]], drifts: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    return [verdict for one in optima if (verdict := told(one))] + [moved(one) for one in drifts]
+
+
+def moved(one: dict[str, Any]) -> dict[str, str]:
+    """The drift in words: within half a grid step per doubling of the width it may be called transfer."""
+    narrow, wide = one["widths"][0], one["widths"][-1]
+    text = (
+        f"{one['parametrization']}: from width {narrow} to {wide} the best rate moves by {one['per_doubling']:+.2f} "
+        f"[{one['lo']:+.2f}, {one['hi']:+.2f}] doublings per doubling of the width; training {wide} at the best rate "
+        f"of {narrow} costs {one['cost']:.4f} nats"
+    )
+    if max(abs(one["lo"]), abs(one["hi"])) <= 0.5:
+        return {"code": "transfers", "level": "note", "text": text}
+    if one["lo"] <= 0 <= one["hi"]:
+        return {"code": "unsettled", "level": "warn", "text": f"{text}; too wide to say whether it moves"}
+    return {"code": "moves", "level": "warn", "text": text}
+
+
+def told(one: dict[str, Any]) -> dict[str, str] | None:
+    """A warning for an optimum that is none."""
+    where = f"{one['parametrization']}, width {one['width']}"
+    if one["place"] == "edge":
+        text = f"{where}: the least loss is at the edge of the grid, lr = {one['least_at']:g}: widen the grid"
+        return {"code": "edge", "level": "warn", "text": text}
+    if one["place"] == "flat":
+        text = (
+            f"{where}: no parabola opens upwards around lr = {one['least_at']:g}, or no point is left to judge noise by"
+        )
+        return {"code": "flat", "level": "warn", "text": text}
+    return None
+
+
+def figure(rows: pd.DataFrame, optima: Sequence[dict[str, Any]]) -> Any:
+    """Loss against learning rate, a line a width and a panel a parametrisation; rules mark the optima."""
+    import altair as alt
+
+    from kleiber.studies.dress import dressed, shades
+
+    shown = pd.DataFrame(rows[np.isfinite(rows["loss"])])
+    widths = sorted(int(width) for width in shown["width"].unique())
+    color = alt.Color("width:O", sort=widths, scale=alt.Scale(range=shades(len(widths))), title="width")
+    rates = sorted(float(rate) for rate in shown["lr"].unique())
+    x = alt.X("lr:Q", title="learning rate", scale=alt.Scale(type="log", base=2, nice=False, padding=10))
+    x = x.axis(alt.Axis(values=rates, format="~g", labelAngle=-40))
+    y = alt.Y("loss:Q", title="validation loss (nats per token)", scale=alt.Scale(zero=False))
+    base = alt.Chart(shown)
+    lines = base.mark_line(strokeWidth=1.5).encode(
+        x=x, y=alt.Y("mean(loss):Q", scale=alt.Scale(zero=False)), color=color
+    )
+    tip = ["run:N", "width:O", "lr:Q", "seed:O", alt.Tooltip("loss:Q", format=".4f")]
+    dots = base.mark_point(filled=True, size=28).encode(x=x, y=y, color=color, tooltip=tip)
+    panels = []
+    for name in sorted(shown["parametrization"].unique()):
+        own = alt.datum.parametrization == name
+        layers = [lines.transform_filter(own), dots.transform_filter(own)]
+        bars = pd.DataFrame([one for one in optima if one["parametrization"] == name and one["lo"]])
+        if len(bars):
+            rules = alt.Chart(bars[["width", "lr", "lo", "hi"]])
+            layers.append(rules.mark_rule(strokeDash=[4, 3]).encode(x="lr:Q", color=color))
+        panels.append(alt.layer(*layers).properties(width=360, height=300, title=name))
+    return dressed(alt.hconcat(*panels))

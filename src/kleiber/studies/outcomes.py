@@ -1,0 +1,160 @@
+"""What each run of a comparison of retention methods cost and kept, as rows: read from summaries and configs alone.
+
+A row is one run, or one point of its line between start and end (WiSE). It refuses runs that started from nothing: they
+had nothing to forget, and are the bases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kleiber.catalog import Run
+from kleiber.folder import read_config
+from kleiber.studies.forgetting_metrics import upstream
+
+PLAIN = "none"
+
+
+def outcomes(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row each: method, setting, lr, seed, base, pretrained; F, relative, peak (nats of the earlier tasks' mean loss), target (mean loss of
+    the new ones), start and every task's loss; tokens, target_tokens, seconds, memory.
+
+    F is `nan` where the earlier tasks were not scored. Errors: ValueError when no finished run started from another.
+    """
+    known = {str(run.folder.absolute()): run for run in runs}
+    found = [row for run in runs if run.status == "finished" and continued(run) for row in rows_of(run, known)]
+    if not found:
+        raise ValueError("no finished run here started from another one: nothing could be forgotten")
+    order = ["method", "setting", "lr", "tokens", "seed", "run"]
+    return pd.DataFrame(found).sort_values(order, ignore_index=True)
+
+
+def continued(run: Run) -> bool:
+    """Whether the run's last stage began with what it could forget."""
+    return bool(run.stage.get("start_metrics")) and bool(earlier_tasks(run))
+
+
+def earlier_tasks(run: Run) -> list[str]:
+    own = set(run.stage.get("tasks") or [])
+    return [task for task in (run.summary.get("R") or {}).get("tasks", []) if task not in own]
+
+
+def rows_of(run: Run, known: Mapping[str, Run]) -> list[dict[str, Any]]:
+    stage, config = run.stage, read_config(run.folder)
+    method, setting = described(config)
+    share = replayed(config)
+    spent = stage["steps"] * stage["batch_tokens"]
+    common = {
+        "run": run.name, "seed": run.summary.get("seed"), "lr": stage.get("lr"), "base": base_of(config),
+        "N": (stage.get("params") or {}).get("active"), "tuned": (stage.get("params") or {}).get("trainable"),
+        "pretrained": pretrained(stage, spent, base_of(config), known), "tokens": spent, "target_tokens": spent * (1 - share),
+        "replayed": share, "steps": stage["steps"], "seconds": stage.get("seconds"),
+        "memory": stage.get("peak_memory_bytes"),
+    }  # fmt: skip
+    own, before = list(stage["tasks"]), earlier_tasks(run)
+    ends = {"": (method, setting)}
+    for alpha in points_of_line(stage["metrics"]):
+        ends[f"wise/{alpha}/"] = ("wise" if method == PLAIN else f"{method}+wise", f"{setting} a={alpha}".strip())
+    found = []
+    for prefix, (name, told) in ends.items():
+        scored = {task: stage["metrics"].get(f"{prefix}val/{task}/loss") for task in (*own, *before)}
+        row = {**common, "method": name, "setting": told, **losses(stage, scored, own, before)}
+        row["relative"] = row["F"] / (untrained(run, before) - row["start"])
+        if prefix:
+            row["peak"] = float("nan")  # the line is walked after training: there is no trajectory of it
+        found.append(row)
+    return found
+
+
+def losses(
+    stage: Mapping[str, Any], scored: Mapping[str, float | None], own: Sequence[str], before: Sequence[str]
+) -> dict[str, float]:
+    """Forgetting and target loss from the scores of one set of weights."""
+    start = mean([stage["start_metrics"].get(f"val/{task}/loss") for task in before])
+    watched = [mean([row.get(f"watch/{task}/loss") for task in before]) for row in stage.get("curve") or []]
+    watched = [value for value in watched if np.isfinite(value)]
+    end = mean([scored[task] for task in before])
+    peak = upstream(watched, watched[0]).peak if watched else float("nan")
+    told = {f"loss/{task}": float("nan") if value is None else value for task, value in scored.items()}
+    return {"F": end - start, "peak": peak, "start": start, "target": mean([scored[task] for task in own]), **told}
+
+
+def untrained(run: Run, before: Sequence[str]) -> float:
+    """The earlier tasks' mean loss before any training: known where the run itself trained them, else nan."""
+    told = run.summary.get("R") or {}
+    if not run.stage.get("parent") or not told.get("baseline"):
+        return float("nan")
+    return mean([told["baseline"][told["tasks"].index(task)] for task in before])
+
+
+def mean(values: Sequence[float | None]) -> float:
+    """The mean, nan where one is missing."""
+    return float(np.mean([float("nan") if value is None else value for value in values])) if values else float("nan")
+
+
+def described(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The method and its settings: the names of retention methods and adapter, and the numbers of their nodes.
+
+    WiSE changes no training, so a run with it alone is plain fine-tuning and, beside that, the points of its line.
+    """
+    nodes = {name: node for name, node in (config.get("retention") or {}).items() if node}
+    names = [name for name in nodes if name != "wise"]
+    told = [f"{key}={value}" for name in names for key, value in nodes[name].items() if is_setting(key, value)]
+    adapter = config.get("adapter")
+    if adapter:
+        names.insert(0, str(adapter["_target_"]).rsplit(".", 1)[-1].lower())
+        told = [f"{key}={value}" for key, value in adapter.items() if is_setting(key, value)] + told
+    return "+".join(names) or PLAIN, " ".join(told)
+
+
+def is_setting(key: str, value: Any) -> bool:
+    return not key.startswith("_") and isinstance(value, int | float | str) and value != "real"
+
+
+def replayed(config: Mapping[str, Any]) -> float:
+    """The share of the stage's tokens that are of earlier tasks."""
+    return float(((config.get("retention") or {}).get("replay") or {}).get("fraction", 0.0))
+
+
+def base_of(config: Mapping[str, Any]) -> str:
+    return str((config.get("init") or {}).get("path", ""))
+
+
+def pretrained(stage: Mapping[str, Any], spent: float, base: str, known: Mapping[str, Run]) -> float:
+    """Tokens before the stage: those of the run's own earlier stages, and of the run that it started from.
+
+    nan where that run is not among the ones read.
+    """
+    before = float(stage.get("tokens") or 0) - spent
+    if not base:
+        return before
+    path = Path(base).expanduser().absolute()
+    run, name = (known.get(str(path)), None) if str(path) in known else (known.get(str(path.parent)), path.name)
+    if run is None:
+        return before if before else float("nan")
+    ends = [one for one in run.stages if name in (None, one.get("name"))]
+    return before + (float(ends[-1].get("tokens") or 0) if ends else float("nan"))
+
+
+def points_of_line(metrics: Mapping[str, float]) -> list[str]:
+    """The alphas of `wise/<alpha>/...`, in order."""
+    return sorted({key.split("/")[1] for key in metrics if key.startswith("wise/")}, key=float)
+
+
+def trajectories(runs: Sequence[Run]) -> pd.DataFrame:
+    """F by step of every run, from what was watched of the earlier tasks: method, setting, lr, seed, step, F."""
+    found = []
+    for run in runs:
+        if run.status == "finished" and continued(run):
+            method, setting = described(read_config(run.folder))
+            before = earlier_tasks(run)
+            curve = [(row["step"], mean([row.get(f"watch/{t}/loss") for t in before])) for row in run.stage["curve"]]
+            curve = [(step, value) for step, value in curve if np.isfinite(value)]
+            same = {"method": method, "setting": setting, "lr": run.stage.get("lr"), "seed": run.summary.get("seed")}
+            found += [{**same, "run": run.name, "step": step, "F": value - curve[0][1]} for step, value in curve]
+    return pd.DataFrame(found)

@@ -1,0 +1,34 @@
+"""The approaches on one fit, side by side: those that its rows allow, each with an interval.
+
+A ladder of trunks goes by interpolation and simulated noise (`branched`), a plain table by its own budgets
+(`approaches`). It refuses an exponent whose points it cannot give an interval.
+"""
+
+import numpy as np
+
+from kleiber.studies import branched
+from kleiber.studies.approaches import Exponent, envelope, regress, vertices
+from kleiber.studies.bootstrap import Draws, interval
+from kleiber.studies.pose import Posed
+
+
+def compare(posed: Posed, draws: Draws | None, level: float = 0.9) -> list[Exponent]:
+    """Every approach that the rows allow: 1 and 2 need three usable budgets, 3 a law with a_opt."""
+    problem, C = posed.fit.problem, posed.compute
+    assert C is not None
+    N, D, loss = problem.inputs["N"], problem.inputs["D"], problem.target
+    if posed.averaged and posed.clusters is not None:
+        shared = posed.trunk_sd if posed.trunk_sd is not None else np.zeros(len(loss))
+        own = posed.fit.noise if np.isfinite(posed.fit.noise) else 0.0
+        found = branched.exponents(N, C, loss, own, shared, posed.clusters, level)
+    else:
+        both = (
+            regress("1 envelope", envelope(N, C, loss), level),
+            regress("2 isoflop", vertices(N, D, C, loss), level),
+        )
+        found = [one for one in both if one is not None]
+    if draws is not None and "a_opt" in draws.fit.law.derived:
+        value = float(draws.fit.law.derive(draws.fit.values)["a_opt"][0])
+        lo, hi = interval(draws.derive()["a_opt"], level)
+        found.append(Exponent("3 parametric", value, float(lo), float(hi), float("nan")))
+    return found

@@ -1,0 +1,43 @@
+"""A table with a row a class and a figure, after training, for single labels alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tables import folder
+
+from kleiber.callbacks.classes import Classes, figure
+
+
+def test_a_run_leaves_its_table_and_its_figure(launch, tmp_path: Path) -> None:
+    table = [{"text": f"{'good' if i % 3 else 'bad'} {i}", "label": ("bad", "good")[i % 3 > 0]} for i in range(60)]
+    path = folder(tmp_path / "t", train=table, validation=table[:20])
+    made = launch("data=labelled", f"data.path={path}", "objective=classify")
+    told = json.loads((made / "classes/t.json").read_text())
+    assert [row["name"] for row in told["classes"]] == ["bad", "good"]
+    assert [row["support"] for row in told["classes"]] == [sum(row) for row in told["confusion"]] == [7, 13]
+    metrics = json.loads((made / "summary.json").read_text())["stages"][0]["metrics"]
+    right = told["confusion"][0][0] + told["confusion"][1][1]
+    assert metrics["val/t/accuracy"] == pytest.approx(right / 20)
+    pytest.importorskip("altair")
+    assert "vega" in (made / "classes/t.html").read_text()
+
+
+def test_a_figure_shows_counts_and_shares() -> None:
+    pytest.importorskip("altair")
+    chart = figure(["a", "b"], [[3, 1], [0, 0]])
+    assert chart is not None
+    cells = chart.to_dict()["data"]["values"]
+    assert cells[1] == {"true": "a", "predicted": "b", "count": 1, "share": 0.25}
+    assert cells[3]["share"] == 0
+
+
+def test_it_leaves_other_objectives_alone_and_refuses_no_rows(tmp_path: Path) -> None:
+    trainer = SimpleNamespace(global_step=5, max_steps=5)
+    Classes(tmp_path, SimpleNamespace()).on_train_end(trainer, SimpleNamespace(objective=object()))  # type: ignore
+    assert not (tmp_path / "classes").exists()
+    with pytest.raises(ValueError, match=r"callbacks.classes.rows=0"):
+        Classes(tmp_path, SimpleNamespace(), rows=0)  # type: ignore[arg-type]

@@ -1,0 +1,76 @@
+"""Conversations: every form of table becomes the same turns, and exactly the answers are marked."""
+
+from __future__ import annotations
+
+import pytest
+
+from kleiber.data.chat import Turn, conversation, encoded, prompt, recognised, turns
+from kleiber.data.tokenizer import Bytes
+
+CHAT = [
+    Turn("system", "be brief"),
+    Turn("user", "hi é"),
+    Turn("assistant", "yo"),
+    Turn("user", "?"),
+    Turn("assistant", "!"),
+]
+
+
+def text(ids: list[int]) -> str:
+    """Bytes as text, ends of text as `$`."""
+    return "".join("$" if i == 256 else chr(i) for i in ids).encode("latin1").decode()
+
+
+def test_the_template_to_the_letter() -> None:
+    (one,) = encoded([CHAT], Bytes())
+    assert text(one.ids.tolist()) == (
+        "$<|system|>\nbe brief\n<|user|>\nhi é\n<|assistant|>\nyo$<|user|>\n?\n<|assistant|>\n!$"
+    )
+    assert text(one.ids[one.answers].tolist()) == "yo$!$"
+    (last,) = encoded([CHAT], Bytes(), last_only=True)
+    assert text(last.ids[last.answers].tolist()) == "!$"
+    assert text(prompt(CHAT[:2], Bytes())) == "$<|system|>\nbe brief\n<|user|>\nhi é\n<|assistant|>\n"
+
+
+def test_what_is_asked_is_how_the_answered_begins() -> None:
+    (one,) = encoded([CHAT], Bytes())
+    begin = prompt(CHAT[:4], Bytes())
+    assert one.ids[: len(begin)].tolist() == begin and one.answers[len(begin)]
+
+
+def test_many_at_once_are_as_one_by_one() -> None:
+    several = [CHAT, CHAT[1:3], CHAT[:4]]
+    for one, alone in zip(encoded(several, Bytes()), (encoded([c], Bytes())[0] for c in several), strict=True):
+        assert one.ids.tolist() == alone.ids.tolist() and one.answers.tolist() == alone.answers.tolist()
+
+
+ASKED = [Turn("user", "2+2?"), Turn("assistant", "4")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "2+2?", "response": "4"},
+        {"prompt": "2+2?", "completion": "4", "id": 3},
+        {"question": "2+2?", "answer": "4"},
+        {"instruction": "2+2?", "input": "", "output": "4", "text": "all of it"},
+        {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]},
+        {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
+        {"prompt": [{"role": "user", "content": "2+2?"}], "completion": [{"role": "assistant", "content": "4"}]},
+    ],
+)
+def test_forms_of_the_same_conversation(row: dict) -> None:
+    assert recognised(list(row)) and conversation(row) == ASKED
+
+
+def test_the_input_of_an_instruction_follows_it() -> None:
+    row = {"instruction": "Add.", "input": "1, 2", "output": "3"}
+    assert conversation(row) == [Turn("user", "Add.\n\n1, 2"), Turn("assistant", "3")]
+
+
+def test_unknown_forms_and_roles_are_named() -> None:
+    assert not recognised(["text", "label"])
+    with pytest.raises(ValueError, match="columns text, label: they are read as messages"):
+        conversation({"text": "a", "label": 1})
+    with pytest.raises(ValueError, match="role 'narrator' is not one of system, user"):
+        turns([{"role": "narrator", "content": "once"}])

@@ -1,0 +1,84 @@
+"""Conversations in rows: packed or not, the same samples with the same targets, and what is lost is counted."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tables import folder
+
+from kleiber.data.instruct import Conversations, Instruct, Packed
+from kleiber.data.padded import Held
+
+
+def sums(count: int = 30) -> list[dict]:
+    return [{"question": f"{i}+{i}?", "answer": "so " * (i % 5) + f"#### {2 * i}"} for i in range(count)]
+
+
+def corpus(tmp_path: Path, context: int = 128, **options):
+    return Instruct(folder(tmp_path / "sums", train=sums(), validation=sums(5)), **options).prepare(context)
+
+
+def test_packed_rows_hold_every_sample_once_and_the_same_targets(tmp_path: Path, cache: Path) -> None:
+    loose, tight = corpus(tmp_path, pack=False).train, corpus(tmp_path).train
+    assert isinstance(loose, Conversations) and isinstance(tight, Packed)
+    assert len(tight) < len(loose) == 30
+    found = []
+    batch = tight.gather(np.arange(len(tight)))
+    assert batch.segments is not None and batch.weights is not None and batch.real is not None
+    assert (batch.segments == -1).equal(~batch.real)
+    for ids, segments, weights in zip(batch.tokens, batch.segments, batch.weights, strict=True):
+        for segment in range(int(segments.max()) + 1):
+            here = segments == segment
+            found.append((ids[here].tolist(), weights[here].tolist()))
+    wanted = [tuple(part.tolist() for part in loose.row(i)) for i in range(30)]
+    assert sorted(found) == sorted((ids, [float(m) for m in marks]) for ids, marks in wanted)
+    assert tight.num_tokens == loose.num_tokens == int(batch.real.sum())
+    assert tight.samples.num_answers == int(batch.weights.sum())
+
+
+def test_targets_are_the_answers(tmp_path: Path, cache: Path) -> None:
+    loose = corpus(tmp_path, pack=False)
+    batch = loose.train.gather(np.array([7]))
+    assert batch.weights is not None and batch.real is not None
+    assert loose.tokenizer.decode(batch.tokens[0].tolist()) == "<|user|>\n7+7?\n<|assistant|>\nso so #### 14"
+    assert batch.tokens[0][batch.weights[0] > 0].tolist() == [*b"so so #### 14", 256]
+    assert isinstance(loose.train, Conversations)
+    asked, answer = loose.train.asked(7)
+    assert (loose.tokenizer.decode(asked), bytes(answer)) == ("<|user|>\n7+7?\n<|assistant|>\n", b"so so #### 14")
+
+
+def test_what_does_not_fit_is_cut_or_left_out_and_counted(tmp_path: Path, cache: Path, caplog) -> None:
+    table = [*sums(10), {"question": "?", "answer": ""}, {"question": "x" * 90, "answer": "never read"}]
+    with caplog.at_level(logging.INFO):
+        train = Instruct(folder(tmp_path / "t", train=table, validation=sums(5)), pack=False).prepare(44).train
+    assert isinstance(train, Conversations)
+    assert len(train) == 10 and train.gather(np.arange(10)).tokens.shape[1] == 45
+    assert "1 rows without an answer left out; 1 cut to model.context=44; 1 left out, since all" in caplog.text
+    with pytest.raises(ValueError, match=r"no answer of the train split fits model.context=8"):
+        Instruct(folder(tmp_path / "t", train=table, validation=sums(5))).prepare(8)
+
+
+def test_other_columns_are_named_and_can_be_given(tmp_path: Path, cache: Path) -> None:
+    table = [{"ask": row["question"], "say": row["answer"]} for row in sums()]
+    path = folder(tmp_path / "t", train=table, validation=table)
+    with pytest.raises(ValueError, match=r"has the columns ask, say: conversations are read from messages"):
+        Instruct(path).prepare(64)
+    with pytest.raises(ValueError, match=r"data.response=sigh: .* it has ask, say"):
+        Instruct(path, prompt="ask", response="sigh").prepare(64)
+    with pytest.raises(ValueError, match="name both columns or none"):
+        Instruct(path, prompt="ask").prepare(64)
+    given, known = Instruct(path, prompt="ask", response="say").prepare(64), corpus(tmp_path, 64)
+    assert np.array_equal(given.train.gather(np.array([0])).tokens, known.train.gather(np.array([0])).tokens)
+
+
+def test_known_tables(shared: Path, cache: Path) -> None:
+    alpaca = Instruct(str(shared / "data/alpaca"), "sample").prepare(512)
+    held = alpaca.validation["alpaca-sample"]
+    assert isinstance(held, Held) and isinstance(alpaca.train, Packed)
+    assert len(held) + len(alpaca.train.samples) > 980
+    assert alpaca.num_tokens / (len(alpaca.train) * 513) > 0.9  # of the rows is text, not padding
+    dolly = Instruct(str(shared / "data/dolly_hhrlhf")).prepare(512)
+    assert 100 > len(dolly.validation["dolly_hhrlhf"]) > 50

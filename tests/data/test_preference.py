@@ -1,0 +1,97 @@
+"""Pairs of answers: one prompt for both sides, only the last answers marked, the longer one known."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tables import folder
+
+from kleiber.data.chat import Turn
+from kleiber.data.padded import Held
+from kleiber.data.preference import PairRows, Preference, pair, transcript
+
+
+def pairs(count: int = 12) -> list[dict]:
+    return [
+        {"prompt": f"say {i}", "chosen": "yes" * (i % 3 + 1), "rejected": "no " * (i % 2 + 1)} for i in range(count)
+    ]
+
+
+def marked(ids, weights) -> bytes:
+    kept = ids[weights > 0].tolist()
+    assert kept[-1] == 256
+    return bytes(kept[:-1])
+
+
+def test_both_sides_share_the_prompt_and_mark_their_answers(tmp_path: Path, cache: Path) -> None:
+    table = pairs()
+    train = Preference(folder(tmp_path / "p", train=table, validation=table)).prepare(64).train
+    batch = train.gather(np.arange(12))
+    other = batch.against
+    assert other is not None and batch.weights is not None and other.weights is not None
+    for i, row in enumerate(table):
+        assert marked(batch.tokens[i], batch.weights[i]) == row["chosen"].encode()
+        assert marked(other.tokens[i], other.weights[i]) == row["rejected"].encode()
+        ends = [int((side.weights[i] > 0).nonzero()[0]) for side in (batch, other)]  # type: ignore[index]
+        assert batch.tokens[i, : ends[0]].tolist() == other.tokens[i, : ends[1]].tolist()
+    assert batch.labels is not None
+    lengths = [(len(row["chosen"]), len(row["rejected"])) for row in table]
+    assert batch.labels.tolist() == [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in lengths]
+
+
+def test_forms_of_the_same_pair() -> None:
+    asked = [Turn("user", "hi"), Turn("assistant", "yo"), Turn("user", "how?")]
+    wanted = ([*asked, Turn("assistant", "fine")], [*asked, Turn("assistant", "bad")])
+    begin = "\n\nHuman: hi\n\nAssistant: yo\n\nHuman: how?\n\nAssistant: "
+    assert pair({"chosen": f"{begin}fine", "rejected": f"{begin}bad"}) == wanted
+    messages = [{"role": turn.role, "content": turn.content} for turn in asked]
+    fine, bad = ([{"role": "assistant", "content": word}] for word in ("fine", "bad"))
+    assert pair({"prompt": messages, "chosen": fine, "rejected": bad}) == wanted
+    assert pair({"prompt": messages, "chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
+    assert pair({"chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
+    with pytest.raises(ValueError, match="no turns of Human and Assistant"):
+        transcript("just a text")
+
+
+def test_a_prompt_too_long_keeps_its_end_on_both_sides(tmp_path: Path, cache: Path) -> None:
+    table = [{"prompt": "".join(chr(97 + i % 26) for i in range(200)), "chosen": "A" * 8, "rejected": "B" * 20}] * 4
+    train = Preference(folder(tmp_path / "p", train=table, validation=table)).prepare(63).train
+    assert isinstance(train, PairRows) and train.truncated == 4
+    (chosen, good), (rejected, bad) = train.side(0), train.side(1)
+    assert len(rejected) == 64 and bytes(chosen[good == 1][:-1].tolist()) == b"A" * 8
+    assert chosen[good == 0].tolist() == rejected[bad == 0].tolist()
+    assert bytes(chosen[good == 0].tolist()).endswith(b"opqr\n<|assistant|>\n")
+
+
+def test_an_answer_too_long_leaves_half_a_row_to_the_prompt(tmp_path: Path, cache: Path) -> None:
+    table = [{"prompt": "p" * 100, "chosen": "A" * 300, "rejected": "B"}] * 4
+    train = Preference(folder(tmp_path / "p", train=table, validation=table)).prepare(63).train
+    assert isinstance(train, PairRows)
+    ids, marks = train.side(0)
+    assert (len(ids), int(marks.sum())) == (64, 32)
+
+
+def test_pairs_that_teach_nothing_are_left_out(tmp_path: Path, cache: Path, caplog) -> None:
+    useless = [{"prompt": "p", "chosen": "same", "rejected": "same"}, {"prompt": "p", "chosen": "", "rejected": "b"}]
+    with caplog.at_level(logging.INFO):
+        corpus = Preference(folder(tmp_path / "p", train=pairs() + useless, validation=pairs(4))).prepare(64)
+    assert len(corpus.train) == 12
+    assert (
+        "12 pairs; 2 rows without two different answers left out; the longer answer was chosen in 66.7%" in caplog.text
+    )
+    with pytest.raises(ValueError, match=r"=rejected: .* has no such column; it has prompt, chosen"):
+        table = [{"prompt": "p", "chosen": "c"}] * 5
+        Preference(folder(tmp_path / "q", train=table, validation=table)).prepare(64)
+
+
+def test_known_tables(shared: Path, cache: Path) -> None:
+    corpus = Preference(str(shared / "data/hh_rlhf")).prepare(256)
+    held = corpus.validation["hh_rlhf"]
+    assert isinstance(held, Held) and isinstance(held.samples, PairRows)
+    assert len(corpus.train) > 1480 and len(held) > 245
+    assert 0.3 < held.samples.longer.mean() < 0.6
+    conversational = Preference(str(shared / "data/dpo_en_sample")).prepare(256)
+    assert len(conversational.train) + len(conversational.validation["dpo_en_sample"]) == 300

@@ -1,0 +1,209 @@
+"""Classes from pooled hidden states: padding has no say, a sample counts one, and scores equal their definitions."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from kleiber.models.transformer import Transformer
+from kleiber.nn.moe import MoE
+from kleiber.objectives import gathered
+from kleiber.objectives.classification import confusion_matrix, multi_label, per_class, quantity, single_label
+from kleiber.objectives.classify import Classify, pooled
+from kleiber.types import Batch
+
+
+def corpus(kind: str = "single", classes: int = 3, **more) -> SimpleNamespace:
+    names = [f"c{i}" for i in range(classes)]
+    told = {"name": "toy", "kind": kind, "label_names": names, "num_classes": classes, "metric": "accuracy"}
+    return SimpleNamespace(**{**told, "center": 0.0, "scale": 1.0, **more})
+
+
+def samples(rows: int = 6, time: int = 12, classes: int = 3) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(3, time + 1, (rows,), generator=generator)
+    tokens = torch.randint(0, 50, (rows, time), generator=generator)
+    labels = torch.randint(0, classes, (rows,), generator=generator)
+    return Batch(tokens, torch.arange(time) < lengths[:, None], labels=labels, samples=torch.arange(rows))
+
+
+def model(objective: Classify, causal: bool = True, **options) -> Transformer:
+    torch.manual_seed(0)
+    made = Transformer(64, depth=2, width=32, context=32, causal=causal, **options)
+    for name, count in objective.outputs.items():
+        made.add_head(name, count)
+        torch.nn.init.normal_(made.heads[name].weight)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("pooling", "causal"), [("mean", True), ("last", True), ("mean", False), ("class-token", False)]
+)
+def test_padding_has_no_say(pooling, causal) -> None:
+    objective = Classify(corpus(), pooling)
+    net, batch = model(objective, causal), samples()
+    scores, _ = objective.scored(net, batch)
+    assert batch.real is not None and batch.labels is not None
+    for i, length in enumerate(batch.real.sum(1).tolist()):
+        alone = Batch(batch.tokens[i : i + 1, :length], labels=batch.labels[i : i + 1])
+        assert torch.allclose(objective.scored(net, alone)[0], scores[i], atol=1e-5)
+    changed = Batch(batch.tokens.where(batch.real, 7), batch.real, labels=batch.labels)
+    assert torch.allclose(objective.scored(net, changed)[0], scores, atol=1e-6)
+
+
+def test_poolings_pool_what_they_say() -> None:
+    hidden = torch.arange(24.0).view(2, 4, 3)
+    real = torch.tensor([[True, True, False, False], [True] * 4])
+    assert pooled(hidden, real, "class-token").tolist() == hidden[:, 0].tolist()
+    assert pooled(hidden, real, "last").tolist() == [hidden[0, 1].tolist(), hidden[1, 3].tolist()]
+    assert pooled(hidden, real, "mean").tolist() == [hidden[0, :2].mean(0).tolist(), hidden[1].mean(0).tolist()]
+    assert pooled(hidden, None, "last").tolist() == hidden[:, 3].tolist()
+
+
+def test_a_class_token_of_a_causal_model_and_data_without_labels_are_refused() -> None:
+    objective = Classify(corpus(), "class-token")
+    with pytest.raises(ValueError, match="has read nothing else"):
+        objective(model(objective), samples())
+    with pytest.raises(ValueError, match="needs labels, which data=wikitext has none of"):
+        Classify(SimpleNamespace(name="wikitext"))
+
+
+def test_an_untrained_head_prefers_no_class() -> None:
+    objective = Classify(corpus())
+    net = model(objective)
+    torch.nn.init.zeros_(net.heads["toy"].weight)
+    loss = objective(net, samples())
+    assert (loss.total / loss.tokens).item() == pytest.approx(np.log(3), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["single", "multi", "regression"])
+def test_losses_are_sums_over_samples_by_their_definitions(kind) -> None:
+    classes = 1 if kind == "regression" else 3
+    objective = Classify(corpus(kind, classes, center=1.0, scale=2.0))
+    net, batch = model(objective), samples()
+    batch.labels = {"single": batch.labels, "multi": torch.tensor([[1.0, 0, 1]] * 6)}.get(kind, torch.arange(6.0))
+    scores, loss = objective.scored(net, batch)
+    assert batch.labels is not None
+    if kind == "single":
+        wanted = -sum(scores[i].log_softmax(0)[label] for i, label in enumerate(batch.labels.tolist()))
+    elif kind == "multi":
+        p = scores.sigmoid()
+        wanted = -(batch.labels * p.log() + (1 - batch.labels) * (1 - p).log()).sum() / 3
+    else:
+        wanted = ((1.0 + 2.0 * scores[:, 0] - batch.labels) ** 2).sum() / 4.0
+    assert torch.allclose(loss.total, torch.as_tensor(wanted), atol=1e-4)
+    assert loss.tokens == 6
+    parts = [objective(net, part) for part in batch.split(4)]
+    assert torch.allclose(sum(part.total for part in parts), loss.total, atol=1e-4)  # type: ignore[arg-type]
+
+
+def test_an_auxiliary_loss_weighs_per_token_as_in_pretraining() -> None:
+    objective = Classify(corpus())
+    net = model(objective, mlp=lambda site: MoE(site, num_experts=4, k=2))
+    batch = samples()
+    aux = net(Batch(batch.tokens, batch.real)).aux["loss"]
+    loss = objective(net, batch)
+    assert batch.real is not None
+    per_token = aux / batch.real.sum()
+    assert torch.allclose((loss.total - loss.metrics["ce"]) / loss.tokens, per_token, atol=1e-6)
+    assert per_token > 0
+
+
+def predictions(rows: int = 400, classes: int = 4):
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, classes, (rows,), generator=generator)
+    logits = torch.randn(rows, classes, generator=generator) + 1.5 * torch.eye(classes)[labels]
+    return logits, labels
+
+
+def test_scores_of_classes_equal_their_definitions() -> None:
+    logits, labels = predictions()
+    found = single_label(logits, labels)
+    guess, table = logits.argmax(1), confusion_matrix(logits.argmax(1), labels, 4).double()
+    assert table[1, 2] == ((labels == 1) & (guess == 2)).sum()
+    rows = per_class(table.long(), list("abcd"))
+    assert found["accuracy"] == pytest.approx((table.trace() / table.sum()).item())
+    assert found["macro_f1"] == pytest.approx(sum(row.f1 for row in rows) / 4, abs=1e-6)
+    assert rows[2].recall == pytest.approx((table[2, 2] / table[2].sum()).item())
+    assert rows[2].support == int((labels == 2).sum())
+    # Gorodkin's correlation of one-hot truth and guess.
+    one, two = torch.eye(4, dtype=torch.float64)[labels], torch.eye(4, dtype=torch.float64)[guess]
+    cov = lambda a, b: ((a - a.mean(0)) * (b - b.mean(0))).sum()  # noqa: E731
+    assert found["mcc"] == pytest.approx((cov(one, two) / (cov(one, one) * cov(two, two)).sqrt()).item(), abs=1e-5)
+    assert "f1" not in found and single_label(logits[:, :2], labels % 2)["f1"] > 0
+
+
+def test_calibration_error_by_bins() -> None:
+    logits, labels = predictions()
+    confidence, guess = logits.softmax(1).max(1)
+    error = 0.0
+    for b in range(15):
+        here = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        if here.any():
+            gap = (guess[here] == labels[here]).double().mean() - confidence[here].double().mean()
+            error += here.double().mean().item() * abs(gap.item())
+    assert single_label(logits, labels)["ece"] == pytest.approx(error, abs=1e-5)
+
+
+def test_constant_predictions_score_nothing() -> None:
+    _, labels = predictions()
+    assert single_label(torch.tensor([[1.0, 0, 0, 0]] * 400), labels)["mcc"] == 0
+    assert quantity(torch.full((9,), 2.5), torch.arange(9.0))["pearson"] == 0
+    assert quantity(torch.arange(9.0), torch.full((9,), 2.0))["spearman"] == 0
+
+
+def test_scores_of_quantities_and_of_several_classes() -> None:
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.randint(0, 11, (200,), generator=generator) / 2
+    values = labels + torch.randn(200, generator=generator)
+    found = quantity(values, labels)
+    assert found["pearson"] == pytest.approx(scipy.stats.pearsonr(values, labels).statistic, abs=1e-6)
+    assert found["spearman"] == pytest.approx(scipy.stats.spearmanr(values, labels).statistic, abs=1e-6)
+    assert found["rmse"] == pytest.approx(float(((values - labels) ** 2).mean().sqrt()))
+    truth = torch.tensor([[1.0, 0], [1, 1], [0, 0], [1, 0]])
+    logits = torch.tensor([[1.0, 1], [1, -1], [-1, -1], [-1, -1]])
+    found = multi_label(logits, truth)
+    assert found["accuracy"] == pytest.approx(5 / 8)
+    assert found["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 2))
+    assert found["macro_f1"] == pytest.approx((0.8 + 0.0) / 2)
+
+
+def test_a_scorer_sees_every_sample_once_in_one_order_whoever_scored_it(monkeypatch) -> None:
+    objective = Classify(corpus())
+    net, batch = model(objective), samples(9)
+    whole, shares = objective.scorer(), [objective.scorer() for _ in range(2)]
+    whole.add(net, batch)
+    for scorer, rows in zip(shares, (slice(5, 9), slice(0, 6)), strict=True):  # a rank's share, one sample in both
+        scorer.add(net, batch.map(lambda t, rows=rows: t[rows]))
+    collected = [(scorer.collected.samples, scorer.collected.columns) for scorer in shares]
+
+    def gather(parts, mine) -> None:
+        parts[:] = collected
+
+    fake = SimpleNamespace(
+        is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: 2, all_gather_object=gather
+    )
+    monkeypatch.setattr(gathered, "dist", fake)
+    together = [scorer.compute() for scorer in shares]
+    monkeypatch.undo()
+    assert together[0] == together[1] == pytest.approx(whole.compute(), abs=1e-6)
+    assert whole.report()[0].name == "c0" and int(whole.confusion().sum()) == 9  # type: ignore[union-attr]
+
+
+def test_it_learns_what_the_first_token_says() -> None:
+    torch.manual_seed(0)
+    objective = Classify(corpus(), "class-token")
+    net = model(objective, causal=False)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for step in range(30):
+        tokens = torch.randint(0, 6, (32, 8), generator=torch.Generator().manual_seed(step))
+        batch = Batch(tokens, labels=tokens[:, 0] % 3, samples=torch.arange(32))
+        loss = objective(net, batch)
+        optimizer.zero_grad()
+        (loss.total / loss.tokens).backward()
+        optimizer.step()
+    assert loss.metrics["accuracy"] / loss.tokens > 0.8

@@ -1,0 +1,203 @@
+"""Preferences: the loss begins at ln 2, its gradient is the paper's, and the reference is asked once and kept."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tables import folder
+
+from kleiber.data.preference import Preference, PreferenceCorpus
+from kleiber.models.transformer import Transformer
+from kleiber.objectives import dpo
+from kleiber.objectives.dpo import CDPO, DPO, IPO, won
+from kleiber.objectives.reference import fingerprint
+from kleiber.types import Batch
+
+LN2 = math.log(2)
+
+
+def model(seed: int = 0, **options) -> Transformer:
+    torch.manual_seed(seed)
+    return Transformer(272, depth=2, width=32, context=64, **options)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch) -> PreferenceCorpus:
+    monkeypatch.setenv("KLEIBER_CACHE", str(tmp_path / "cache"))
+    table = [{"prompt": f"{i}", "chosen": "good" * (i % 3 + 1), "rejected": "bad" * (i % 2 + 1)} for i in range(10)]
+    return Preference(folder(tmp_path / "t", train=table, validation=table[:4])).prepare(64)
+
+
+def by_hand(net, side: Batch) -> torch.Tensor:
+    """log pi(answer) of each row, a row and a token at a time."""
+    sums = []
+    assert side.real is not None and side.weights is not None
+    for ids, real, weights in zip(side.tokens, side.real, side.weights, strict=True):
+        ids, marks = ids[real], weights[real]
+        logits = net.head(net(Batch(ids[None, :-1])).hidden)[0].log_softmax(-1)
+        sums.append(sum(logits[t, ids[t + 1]] for t in range(len(ids) - 1) if marks[t + 1] > 0))
+    return torch.stack(sums)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [DPO, CDPO])
+def test_it_begins_at_ln_2(corpus, tmp_path, kind) -> None:
+    objective, net = kind(corpus), model()
+    objective.begin(net, corpus, tmp_path / "stage")
+    for samples in (corpus.train, corpus.validation["t"]):
+        loss = objective(net, samples.gather(np.arange(len(samples))))
+        assert (loss.total / loss.tokens).item() == pytest.approx(LN2, abs=1e-6)
+        assert loss.tokens == len(samples)
+
+
+@pytest.mark.parametrize("kind", [DPO, CDPO, IPO])
+def test_loss_and_gradient_are_those_of_a_direct_reference(corpus, tmp_path, kind) -> None:
+    objective, old, net = kind(corpus, beta=0.3), model(0), model(1)
+    objective.begin(old, corpus, tmp_path / "stage")
+    batch = corpus.train.gather(np.arange(6))
+    loss = objective(net, batch)
+    loss.total.backward()
+    twin = copy.deepcopy(net)
+    twin.zero_grad()
+    ratios, lengths = [], []
+    for side in (batch, batch.against):
+        with torch.no_grad():
+            before = by_hand(old, side)
+        ratios.append(by_hand(twin, side) - before)
+        lengths.append(side.weights.sum(1))
+    d = ratios[0] - ratios[1]
+    if kind is DPO:
+        wanted = -torch.log(1 / (1 + torch.exp(-0.3 * d)))
+    elif kind is CDPO:
+        wanted = -0.9 * F.logsigmoid(0.3 * d) - 0.1 * F.logsigmoid(-0.3 * d)
+    else:
+        wanted = (ratios[0] / lengths[0] - ratios[1] / lengths[1] - 1 / 0.6) ** 2
+    wanted.sum().backward()
+    assert torch.allclose(loss.total, wanted.sum(), rtol=1e-5)
+    assert loss.metrics["margin"].item() == pytest.approx(0.3 * d.sum().item(), abs=1e-4)
+    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_losses_equal_those_of_trl() -> None:
+    """What trl 1.16.0 gives (DPOTrainer._compute_loss) for the same log-ratios, answers of 5, 3 and 5 tokens."""
+    ratios = torch.tensor(
+        [[-2.135085924, 1.200123005], [-2.058463331, -0.24074958], [1.669809843, -3.193854533]], dtype=torch.float64
+    )
+    lengths = torch.tensor([[5.0, 5.0], [3.0, 3.0], [5.0, 5.0]], dtype=torch.float64)
+    toy = SimpleNamespace(name="toy", pairs=dict)
+    for objective, wanted in (
+        (DPO(toy, 0.1), 0.713717184), (DPO(toy, 0.5), 1.057383040), (CDPO(toy, 0.1, 0.1), 0.712752989),
+        (IPO(toy, 0.1), 26.586803100),
+    ):  # fmt: skip
+        assert objective.preference(ratios, lengths).mean().item() == pytest.approx(wanted, abs=1e-7)
+
+
+def test_any_split_into_micro_batches_gives_the_same_sum(corpus, tmp_path) -> None:
+    objective, net = DPO(corpus), model(1)
+    objective.begin(model(0), corpus, tmp_path / "stage")
+    batch = corpus.train.gather(np.arange(9))
+    whole, parts = objective(net, batch), [objective(net, part) for part in batch.split(2)]
+    assert torch.allclose(sum(part.total for part in parts), whole.total, rtol=1e-5)  # type: ignore[arg-type]
+    assert sum(int(part.tokens) for part in parts) == 9
+
+
+def test_the_reference_is_asked_once_for_the_same_weights_and_data(corpus, tmp_path, monkeypatch) -> None:
+    asked, ask = [], dpo.asked_for
+    monkeypatch.setattr(dpo, "asked_for", lambda net, rows: (asked.append(len(rows)), ask(net, rows))[1])
+    DPO(corpus).begin(model(), corpus, tmp_path / "a")
+    assert asked == [10, 4]
+    DPO(corpus).begin(model(), corpus, tmp_path / "a")  # again
+    DPO(corpus, beta=0.5).begin(model(), corpus, tmp_path / "b")  # another run from the same weights
+    assert asked == [10, 4]
+    DPO(corpus).begin(model(1), corpus, tmp_path / "a")  # the start point was trained anew
+    assert asked == [10, 4, 10, 4]
+
+
+def test_a_stage_that_goes_on_keeps_the_reference_it_began_with(corpus, tmp_path) -> None:
+    stage = tmp_path / "stage"
+    DPO(corpus).begin(model(0), corpus, stage)
+    began = corpus.train.reference.copy()
+    (stage / "checkpoints/step-00000005").mkdir(parents=True)
+    corpus.train.reference = None
+    DPO(corpus).begin(model(1), corpus, stage)
+    assert np.array_equal(corpus.train.reference, began)
+    (stage / "reference.npz").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"has checkpoints but no reference.npz .* resume=never"):
+        DPO(corpus).begin(model(1), corpus, stage)
+
+
+def test_asking_changes_nothing(corpus, tmp_path) -> None:
+    net = model().train()
+    before = fingerprint(net)
+    DPO(corpus).begin(net, corpus, tmp_path / "stage")
+    assert fingerprint(net) == before and net.training
+    assert fingerprint(model(1)) != before
+    with torch.no_grad():
+        wanted = torch.stack([by_hand(net, corpus.train.gather(np.arange(10)))])
+    assert np.allclose(corpus.train.reference[:, 0], wanted.numpy(), atol=1e-4)
+
+
+def test_without_a_reference_a_step_cannot_be_taken_and_a_score_can(corpus) -> None:
+    objective, net = DPO(corpus), model()
+    batch = corpus.train.gather(np.arange(4))
+    assert objective(net, batch).total.isnan()
+    scorer = objective.scorer()
+    with torch.no_grad():
+        loss = scorer.add(net, batch)
+    assert (loss.total / 4).item() == pytest.approx(LN2)
+    assert scorer.compute()["reward_accuracy"] == 0.5
+
+
+def test_scores_of_pairs(corpus, tmp_path) -> None:
+    objective, net = DPO(corpus, beta=0.2), model(1)
+    objective.begin(model(0), corpus, tmp_path / "stage")
+    scorer = objective.scorer()
+    with torch.no_grad():
+        for rows in (np.arange(4, 10), np.arange(4)):
+            scorer.add(net, corpus.train.gather(rows))
+        batch = corpus.train.gather(np.arange(10))
+        now = torch.stack([by_hand(net, batch), by_hand(net, batch.against)], 1)
+    found, ratios = scorer.compute(), now - batch.reference
+    assert found["accuracy"] == (now[:, 0] > now[:, 1]).double().mean()
+    assert found["reward_accuracy"] == (ratios[:, 0] > ratios[:, 1]).double().mean()
+    assert found["margin"] == pytest.approx(0.2 * (ratios[:, 0] - ratios[:, 1]).mean().item(), abs=1e-4)
+    assert found["longer_accuracy"] == pytest.approx(batch.labels.mean().item())
+    assert won(torch.tensor([-1.0, 0.0, 2.0])).tolist() == [0, 0.5, 1]
+
+
+def test_it_warns_when_the_loss_stays_at_ln_2(corpus, tmp_path, caplog) -> None:
+    batch, net = None, model()
+    for lr, told in ((0.0, True), (0.1, False)):
+        objective = DPO(corpus)
+        objective.begin(model(), corpus, tmp_path / "stage")
+        batch = corpus.train.gather(np.arange(4))
+        optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            for _ in range(dpo.PATIENCE + 5):
+                objective(net, batch).total.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert ("every pair's loss is still 0.6931" in caplog.text) == told
+        assert caplog.text.count("still") <= 1
+
+
+def test_what_has_no_pairs_and_what_means_nothing_is_refused(corpus) -> None:
+    with pytest.raises(ValueError, match="data=wikitext has no pairs"):
+        DPO(SimpleNamespace(name="wikitext"))
+    with pytest.raises(ValueError, match=r"objective.beta=-0.1"):
+        DPO(corpus, beta=-0.1)
+    with pytest.raises(ValueError, match=r"objective.noise=0.5"):
+        CDPO(corpus, noise=0.5)
+    with pytest.raises(ValueError, match="would read the answer"):
+        DPO(corpus)(model(causal=False), corpus.train.gather(np.array([0])))
+    with pytest.raises(ValueError, match="without rejected answers"):
+        DPO(corpus)(model(), Batch(torch.zeros(1, 8, dtype=torch.long)))

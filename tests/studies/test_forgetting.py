@@ -1,0 +1,122 @@
+"""A comparison with known forgetting: read, matched, judged and reported, with what is missing said."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kleiber.catalog import read_runs
+from kleiber.cli import main
+from kleiber.studies import frontier, outcomes
+from kleiber.studies.forgetting import Forgetting
+
+from .comparisons import truth, write_arm, write_base, write_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs") / "forgetting"
+    write_study(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def record(study):
+    return Forgetting().compare(read_runs(study))
+
+
+def test_runs_are_read_as_forgetting_and_target_loss(study):
+    rows = outcomes.outcomes(read_runs(study))
+    one = rows[(rows["method"] == "replay") & (rows["replayed"] == 0.05) & (rows["lr"] == 0.01)].iloc[0]
+    F, target = truth("replay", 0.05, 0.01)
+    assert (one["F"], one["target"]) == pytest.approx((F, target), abs=0.02)
+    assert one["peak"] == pytest.approx(1.3 * one["F"]), "the trajectory peaks before its end"
+    assert one["setting"] == "fraction=0.05" and one["target_tokens"] == pytest.approx(0.95e6)
+    assert one["pretrained"] == 4e6
+    line = rows[(rows["method"] == "wise") & (rows["run"] == "none-0.01-0")]
+    assert list(line["setting"]) == ["a=0", "a=0.5", "a=1"] and line["F"].iloc[0] == pytest.approx(0)
+    assert not any(rows["run"].str.startswith("base")), "a base had nothing to forget"
+
+
+def test_frontiers_hold_no_point_that_another_beats():
+    x, y = np.array([1.0, 2.0, 3.0, 2.5]), np.array([3.0, 1.0, 0.5, 2.0])
+    assert frontier.nondominated(x, y).tolist() == [0, 1, 2]
+    assert frontier.read_off(x, y, 1.5) == pytest.approx(2.0)
+    assert np.isnan(frontier.read_off(x, y, 0.9)) and frontier.read_off(x, y, 9.0) == 0.5
+
+
+def test_methods_are_compared_where_they_learned_equally_much(record):
+    best = truth("none", 0, 0.03)[1]
+    assert record["matched_target"] == pytest.approx(1.02 * best, abs=0.01)
+    order = [one["method"] for one in record["matched"]]
+    assert order[0] == "replay"
+    found = {one["method"]: one for one in record["matched"]}
+    assert found["replay"]["hi"] < found["none"]["lo"] and found["replay"]["reached"] == 3
+    exact = frontier.read_off(
+        *map(np.array, zip(*[truth("none", 0, lr)[::-1] for lr in (0.003, 0.01, 0.03)], strict=True)),
+        record["matched_target"],
+    )
+    assert found["none"]["lo"] < exact < found["none"]["hi"]
+    assert record["seed_noise"]["F"] == pytest.approx(0.004, rel=0.3)
+
+
+def test_claims_are_judged_with_intervals(record):
+    told = {claim["code"]: claim for claim in record["claims"]}
+    assert told["replay_monotone"]["holds"] is True and told["fast_forgets"]["holds"] is True
+    assert told["replay_cheap"]["holds"] is True and told["replay_cheap"]["value"] == pytest.approx(0.0025, abs=0.004)
+    assert told["averaging_F"]["value"] == pytest.approx(
+        0.25 * np.mean([truth("none", 0, lr)[0] for lr in (0.003, 0.01, 0.03)]), abs=0.01
+    )
+    assert told["matched_replay"]["holds"] is True
+    assert all(claim["text"].split(":")[0] in ("holds", "does not hold", "undecided") for claim in told.values())
+
+
+def test_a_method_that_learns_less_is_not_ranked_by_what_it_forgets(tmp_path):
+    write_study(tmp_path / "s", seeds=2)
+    for seed in range(2):
+        write_arm(tmp_path / "s" / f"strong{seed}", "l2sp", 5.0, 0.003, seed)
+    for path in (tmp_path / "s").glob("l2sp*"):
+        (path / "summary.json").unlink()
+    found = Forgetting().compare(read_runs(tmp_path / "s"))["matched"]
+    assert found[-1]["method"] == "l2sp" and found[-1]["reached"] == 0
+
+
+def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
+    write_study(tmp_path / "s", seeds=1)
+    assert main(["report", str(tmp_path / "s")]) == 0
+    found = json.loads((tmp_path / "s" / "findings.json").read_text())
+    told = {
+        row["90%"] for row in found["tables"]["At equal target loss"] if isinstance(row["F at equal target"], float)
+    }
+    assert told == {"no interval"}
+    assert {claim["holds"] for claim in found["verdicts"]} == {None}
+    assert "without replicates" in found["headline"]
+
+
+def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
+    write_study(tmp_path / "s", seeds=2)
+    write_arm(tmp_path / "s" / "unlucky", "l2sp", 0.7, 0.01, 0, status="failed")
+    assert main(["report", str(tmp_path / "s")]) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "s" / "findings.json").read_text())
+    assert found["headline"] in said and "replay (F " in found["headline"] and "forgets least" in found["headline"]
+    assert found["missing"] == ["unlucky (failed)"] and "unlucky (failed)" in said
+    for name in ("pareto", "matched", "trajectory", "matrix"):
+        assert (tmp_path / "s" / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "fraction=0.05" in page and "at equal tokens" in page and 'src="http' not in page
+
+
+def test_without_anything_to_compare_it_says_so(tmp_path):
+    write_base(tmp_path / "s" / "base0", 0)
+    with pytest.raises(ValueError, match="nothing could be forgotten"):
+        Forgetting().compare(read_runs(tmp_path / "s"))
+    write_arm(tmp_path / "s" / "one", "replay", 0.1, 0.01, 0)
+    with pytest.raises(ValueError, match="plain fine-tuning"):
+        Forgetting().compare(read_runs(tmp_path / "s"))
+
+
+@pytest.mark.parametrize("options", [{"tolerance": -0.1}, {"level": 1.0}, {"max_cells": 0}, {"seeds": 0}])
+def test_options_that_cannot_be_are_refused(options):
+    with pytest.raises(ValueError, match="study"):
+        Forgetting(**options)

@@ -1,0 +1,136 @@
+"""A grid of runs from a known law: it is found again, and the critical share with it, or the doubt is said."""
+
+import json
+
+import pytest
+import yaml
+
+from kleiber.catalog import read_runs
+from kleiber.cli import main
+from kleiber.studies.forgetting_law import ForgettingLaw, grid, headline
+
+from .comparisons import write_arm
+
+TRUTH = {"A": 0.013, "c": 0.03, "B": 40.0, "alpha": 0.25, "beta": 0.4, "gamma": 0.2}
+SIZES, RATIOS, TOKENS = (36_000, 90_000, 200_000), (20, 80), (2.5e5, 5e5, 1e6)
+SHARES = (0.0, 0.01, 0.05, 0.2)
+STUDY = {"_target_": "kleiber.studies.forgetting_law.ForgettingLaw", "bootstrap": 60, "tolerate": 0.1}
+
+
+def forgetting(N, D, M, p):
+    top = TRUTH["A"] * D ** TRUTH["beta"] * N ** -TRUTH["alpha"] * M ** TRUTH["gamma"]
+    return (top + TRUTH["c"]) / (1 + TRUTH["B"] * p) - TRUTH["c"]
+
+
+def write_grid(home, shares=SHARES, noise=0.004, seeds=2, sizes=SIZES, ratios=RATIOS):
+    for N in sizes:
+        for M in ratios:
+            for D in TOKENS:
+                for p in shares:
+                    for seed in range(seeds):
+                        method = "replay" if p else "none"
+                        F = forgetting(N, (1 - p) * D, M, p)
+                        folder = home / f"{N}-{M}-{D:g}-{p}-{seed}"
+                        extra = {"noise": noise, "pretrained": float(M * N), "tokens": D, "params": N, "F": F}
+                        write_arm(folder, method, p, 0.01, seed, **extra)
+                        config = yaml.safe_load((folder / "config.yaml").read_text())
+                        (folder / "config.yaml").write_text(yaml.safe_dump({**config, "study": STUDY}))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs") / "law"
+    write_grid(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def record(study):
+    return ForgettingLaw(tolerate=0.1, bootstrap=60).fitted(read_runs(study))
+
+
+def test_seeds_are_averaged_into_cells(study):
+    rows, noise = grid(read_runs(study))
+    assert len(rows) == 3 * 2 * 3 * 4 and set(rows["n"]) == {2}
+    assert noise.sd == pytest.approx(0.004, rel=0.25) and noise.df == len(rows)
+    assert sorted(rows["M"].unique()) == [20, 80]
+
+
+def test_the_law_is_found_again(record):
+    assert record["main"]["law"] == "replay_grid_ratio"
+    for name, value in TRUTH.items():
+        found = record["main"]["params"][name]
+        if name != "A":
+            assert found["identified"] and found["lo"] < value < found["hi"], name
+    assert record["main"]["residual_rms"] < 0.004
+
+
+def test_the_critical_share_is_the_laws_own(record):
+    at = {"N": SIZES[-1], "D": TOKENS[-1], "M": RATIOS[-1]}
+    exact = ((forgetting(**at, p=0) + TRUTH["c"]) / (0.1 + TRUTH["c"]) - 1) / TRUTH["B"]
+    found = record["critical"]
+    assert found["at"] == at and found["why_not"] is None
+    assert found["lo"] < exact < found["hi"] and found["value"] == pytest.approx(exact, rel=0.1)
+    assert forgetting(**at, p=found["value"]) == pytest.approx(0.1, abs=0.01)
+
+
+def test_what_is_within_noise_is_kept_from_laws_that_cannot_be_there(record):
+    gone = record["beside"]["forgetting"]["excluded"]
+    assert gone and all("3 seed sd" in one["rule"] for one in gone)
+    low = {one["row"] for one in gone}
+    assert all(
+        (row["F"] < 0.015) == (i in low) for i, row in enumerate(record["rows"]) if abs(row["F"] - 0.012) > 0.004
+    )
+    assert record["main"]["n"] == len(record["rows"]), "the law with an offset keeps every cell"
+
+
+def test_published_laws_stand_beside_it(record):
+    assert set(record["beside"]) == {"forgetting", "transfer", "forgetting_power", "forgetting_line"}
+    assert record["beside"]["forgetting"]["n"] < record["main"]["n"]
+    assert record["beside"]["transfer"]["n"] == record["beside"]["forgetting_line"]["n"] == 3 * 2 * 3, "without replay"
+    assert "Bethune" in record["beside"]["forgetting"]["source"]
+
+
+def test_without_enough_replay_nothing_is_claimed(tmp_path):
+    write_grid(tmp_path / "s", shares=(0.0,), seeds=1)
+    assert main(["report", str(tmp_path / "s")]) == 0
+    assert "not identified (nothing was replayed in these runs)" in findings(tmp_path / "s")["headline"]
+
+
+def test_a_share_far_beyond_those_tried_is_not_told(tmp_path):
+    write_grid(tmp_path / "t", shares=(0.0, 0.001, 0.002), sizes=SIZES[:1], ratios=RATIOS[:1])
+    found = ForgettingLaw(tolerate=0.02, bootstrap=60).fitted(read_runs(tmp_path / "t"))
+    assert "no more than 0.20% was tried" in found["critical"]["why_not"] and "not identified" in headline(found)
+
+
+def findings(folder):
+    return json.loads((folder / "findings.json").read_text())
+
+
+def test_the_report_answers_first_how_much_replay_is_needed(study, capsys):
+    assert main(["report", str(study)]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("Replay needed for at most 0.1 nats of forgetting, at N = 2e+05, 1e+06 new tokens")
+    assert "% of the tokens, 90% [" in first
+    law = json.loads((study / "laws.json").read_text())
+    assert law["schema"] == "kleiber.law/1" and law["law"] == "replay_grid_ratio"
+    for name in ("replay", "tokens", "fit"):
+        assert (study / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert "Bethune et al. 2025" in (study / "report.html").read_text()
+
+
+def test_the_best_learning_rate_is_chosen_without_looking_at_forgetting(tmp_path):
+    write_grid(tmp_path / "s", shares=(0.0, 0.05, 0.2), seeds=1, sizes=SIZES[:1], ratios=(20,))
+    write_arm(
+        tmp_path / "s" / "slow", "none", 0.0, 0.001, 0, F=0.0, tokens=1e6, params=36_000, pretrained=20 * 36_000.0
+    )
+    rows, _ = grid(read_runs(tmp_path / "s"))
+    assert len(rows) == 9 and rows["F"].iloc[-1] > -0.05
+    plain = rows[(rows["p"] == 0) & (rows["steps"] == 1000)]["F"].item()
+    assert plain == pytest.approx(forgetting(36_000, 1e6, 20, 0), abs=0.02)
+
+
+@pytest.mark.parametrize("options", [{"tolerate": 0.0}, {"at": {"X": 1.0}}, {"level": 2.0}, {"seeds": 0}])
+def test_options_that_cannot_be_are_refused(options):
+    with pytest.raises(ValueError, match="study"):
+        ForgettingLaw(**options)

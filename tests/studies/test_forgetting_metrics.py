@@ -1,0 +1,85 @@
+"""Metrics against matrices worked out by hand, and against numbers that Avalanche 0.6 gave for the same matrix."""
+
+import math
+
+import numpy as np
+import pytest
+
+from kleiber.studies import forgetting_metrics as metrics
+
+SCORES = [[0.9, 0.2, 0.1], [0.7, 0.8, 0.15], [0.5, 0.7, 0.85]]
+NAMES = ["a", "b", "c"]
+
+
+def told(scores=SCORES, higher=True, baseline=(0.1, 0.1, 0.1)):
+    return {
+        "tasks": NAMES, "stages": ["one", "two", "three"], "matrix": scores, "baseline": list(baseline),
+        "metric": {}, "higher_is_better": dict.fromkeys(NAMES, higher),
+    }  # fmt: skip
+
+
+def test_a_matrix_worked_out_by_hand():
+    found = metrics.summary(metrics.matrix(told()))
+    assert found["ACC"] == pytest.approx((0.5 + 0.7 + 0.85) / 3)
+    assert found["LA"] == pytest.approx((0.9 + 0.8 + 0.85) / 3)
+    assert found["BWT"] == pytest.approx(((0.5 - 0.9) + (0.7 - 0.8)) / 2)
+    assert found["FWT"] == pytest.approx(((0.2 - 0.1) + (0.15 - 0.1)) / 2)
+    assert found["max_forgetting"] == pytest.approx(((0.9 - 0.5) + (0.8 - 0.7)) / 2)
+
+
+def test_the_numbers_that_avalanche_gave():
+    """One a task, the last one counted: BWT -.4, -.1, 0; Forgetting .4, .1, 0; FWT of tasks 1 and 2 .1, .05."""
+    r = metrics.matrix(told())
+    assert metrics.forgetting_by_task(r).tolist() == pytest.approx([0.4, 0.1, 0.0])
+    assert (-metrics.forgetting_by_task(r)).mean() == pytest.approx(-0.5 / 3), "Avalanche's mean divides by T"
+    assert metrics.backward_transfer(r) == pytest.approx(-0.25), "GEM's divides by T - 1"
+    assert metrics.forward_transfer(r) == pytest.approx(np.mean([0.1, 0.05]))
+
+
+def test_losses_are_turned_round():
+    scores = (-np.array(SCORES)).tolist()
+    assert metrics.summary(metrics.matrix(told(scores, False, (-0.1,) * 3))) == pytest.approx(
+        metrics.summary(metrics.matrix(told()))
+    )
+
+
+def test_the_best_score_need_not_be_the_first():
+    scores = [[0.9, 0, 0], [0.95, 0.8, 0], [0.5, 0.7, 0.85]]
+    r = metrics.matrix(told(scores))
+    assert metrics.forgetting_by_task(r)[0] == pytest.approx(0.4)
+    assert metrics.max_forgetting_by_task(r).tolist() == pytest.approx([0.45, 0.1, 0.0])
+
+
+def test_tasks_that_no_stage_trained_are_scored_and_not_averaged():
+    r = metrics.matrix({**told([[0.9, 0.2, 0.1], [0.7, 0.8, 0.15]]), "stages": ["one", "two"]}, own=[0, 1, None])
+    assert metrics.average(r) == pytest.approx(0.75) and metrics.backward_transfer(r) == pytest.approx(-0.2)
+    assert math.isnan(metrics.max_forgetting_by_task(r)[2])
+
+
+def test_unknown_scores_stay_unknown():
+    r = metrics.matrix(told([[0.9, None, None], [0.7, 0.8, None], [0.5, 0.7, 0.85]], baseline=(None,) * 3))
+    assert math.isnan(metrics.forward_transfer(r)) and metrics.backward_transfer(r) == pytest.approx(-0.25)
+
+
+def test_intransigence_is_what_a_joint_model_knows_better():
+    assert metrics.intransigence(metrics.matrix(told()), [0.95, 0.8, 0.8]).tolist() == pytest.approx([0.05, 0, -0.05])
+
+
+def test_a_matrix_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="3 stages and 3 tasks"):
+        metrics.matrix(told([[0.9, 0.2], [0.7, 0.8], [0.5, 0.7]]))
+
+
+def test_upstream_forgetting_tells_the_peak_from_the_end():
+    found = metrics.upstream([2.3, 2.9, 2.5], start=2.0, untrained=5.0)
+    assert (found.end, found.peak, found.relative) == pytest.approx((0.5, 0.9, 0.5 / 3))
+    assert math.isnan(metrics.upstream([2.3], 2.0).relative)
+    assert metrics.upstream([1.9, 1.8], 2.0).peak == 0 and metrics.upstream([1.9], 2.0).end == pytest.approx(-0.1)
+
+
+def test_savings_compare_relearning_with_learning():
+    scratch, again = {0: 5.0, 100: 3.0, 200: 2.0}, {0: 4.0, 20: 2.5}
+    assert metrics.steps_to(scratch, 2.5) == pytest.approx(150)
+    assert metrics.savings(again, 2.5, scratch) == pytest.approx(1 - 20 / 150)
+    assert metrics.savings({0: 2.0}, 2.5, scratch) == 1.0, "nothing was erased"
+    assert math.isnan(metrics.savings({0: 4.0}, 2.5, scratch))

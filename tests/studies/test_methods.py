@@ -1,0 +1,127 @@
+"""Base runs come first, and what goes on from them is told where they lie."""
+
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from kleiber.studies.methods import Methods, trained
+from kleiber.summary import Summary
+
+ARMS = {
+    "none": {"retention": None},
+    "replay": {"retention": "[replay]", "retention.replay.fraction": [0.1, 0.5]},
+    "lora": {"adapter": "lora", "optimizer.lr": [0.1]},
+}
+
+
+def design(**options):
+    return Methods({"data.domain": "docs"}, ARMS, **{"lrs": [0.01, 0.02], "seeds": 2, **options})
+
+
+def finish(folder, overrides, status="finished"):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n")
+    (folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    Summary(folder).update(status=status, stages=[])
+
+
+def test_every_base_comes_before_every_arm_and_arms_start_from_the_base_of_their_seed(tmp_path):
+    rounds = design().rounds(SimpleNamespace(folder=tmp_path))
+    first = next(rounds)
+    assert first == [["data.domain=docs", "seed=0"], ["data.domain=docs", "seed=1"]]
+    for number, overrides in enumerate(first):
+        finish(tmp_path / f"base{number}", [*overrides, "batch.tokens=512"])
+    second = next(rounds)
+    assert len(second) == 2 * (2 + 4 + 1) and next(rounds, None) is None
+    assert [
+        "retention=null",
+        "optimizer.lr=0.01",
+        "seed=0",
+        "init=checkpoint",
+        f"init.path={tmp_path / 'base0'}",
+    ] in second
+    for cell in second:
+        seed = next(line for line in cell if line.startswith("seed="))[-1]
+        assert cell[-1] == f"init.path={tmp_path / f'base{seed}'}"
+    assert sum("adapter=lora" in cell for cell in second) == 2, "an arm's own learning rates replace the common ones"
+
+
+def test_a_base_that_failed_leaves_out_its_arms_and_says_so(tmp_path, capsys):
+    rounds = design().rounds(SimpleNamespace(folder=tmp_path))
+    first = next(rounds)
+    finish(tmp_path / "base0", first[0], "failed")
+    finish(tmp_path / "base1", first[1])
+    assert {line for cell in next(rounds) for line in cell if "seed" in line} == {"seed=1"}
+    assert "no finished base data.domain=docs seed=0" in capsys.readouterr().out
+
+
+def test_arms_are_no_bases_and_two_candidates_are_refused(tmp_path):
+    from kleiber.catalog import read_runs
+
+    base = ["data.domain=docs", "seed=0"]
+    finish(tmp_path / "arm", [*base, "init=checkpoint", "init.path=x"])
+    assert trained(read_runs(tmp_path), base) is None
+    finish(tmp_path / "one", base)
+    found = trained(read_runs(tmp_path), base)
+    assert found is not None and found.name == "one"
+    finish(tmp_path / "two", [*base, "optimizer.lr=1"])
+    with pytest.raises(ValueError, match="one, two"):
+        trained(read_runs(tmp_path), base)
+
+
+def test_a_key_that_the_command_line_took_over_is_looked_past(tmp_path):
+    from kleiber.catalog import read_runs
+
+    bases = [["data.domain=docs", "seed=0"], ["data.domain=docs", "seed=1"]]
+    finish(tmp_path / "one", ["data.domain=code", "seed=0"])
+    found = trained(read_runs(tmp_path), bases[0], bases)
+    assert found is not None and found.name == "one"
+    assert trained(read_runs(tmp_path), bases[1], bases) is None, "seeds were not taken over: that one is missing"
+    finish(tmp_path / "two", bases[0], "failed")
+    assert trained(read_runs(tmp_path), bases[0], bases) is None, "its own run is there, and failed"
+
+
+def test_at_equal_target_tokens_replay_comes_on_top():
+    told = [line for cell in design(tokens="1M", equal="target").continuations() for line in cell if "budget" in line]
+    assert set(told) == {"budget.tokens=1M", f"budget.tokens={round(1e6 / 0.9)}", "budget.tokens=2000000"}
+    told = [line for cell in design(tokens="1M").continuations() for line in cell if "budget" in line]
+    assert set(told) == {"budget.tokens=1M"}
+
+
+def count(plan):
+    return len(plan.bases()) * (1 + len(plan.continuations()))
+
+
+def test_the_plan_counts_all_cells():
+    assert count(design()) == 2 + 2 * 7
+    assert count(Methods({"model.width": [32, 64]}, {**ARMS, "replay": None}, lrs=[0.01])) == 4 + 4 * 2
+    assert count(design(seeds=3, lrs=[0.01], tokens=[1000, 2000])) == 3 + 3 * 2 * 4
+
+
+def test_a_dry_run_plans_what_is_known(tmp_path, capsys):
+    ground = SimpleNamespace(folder=tmp_path / "none")
+    assert design().cells(ground) == design().bases()
+    assert "its 7 runs are left out" in capsys.readouterr().out
+    finish(tmp_path / "none" / "base0", design().bases()[0])
+    assert len(design().cells(ground)) == 2 + 7
+
+
+def test_the_shipped_studies_have_the_size_they_tell():
+    from kleiber.compose import Composer, resolved
+
+    for study, cells in (("forgetting", 60), ("forgetting_law", 156)):
+        node = dict(resolved(Composer("train").compose([f"study={study}", "root=r"]))[0]["design"])
+        assert node.pop("_target_") == "kleiber.studies.methods.Methods"
+        assert count(Methods(**node)) == cells
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [({"seeds": 0}, "seeds=0"), ({"equal": "time"}, "equal=time"), ({"equal": "target"}, "design.tokens")],
+)
+def test_plans_that_cannot_be_are_refused(options, key):
+    with pytest.raises(ValueError, match=key):
+        design(**options)
+    with pytest.raises(ValueError, match="seed follows from the plan"):
+        Methods({"seed": 1}, ARMS)

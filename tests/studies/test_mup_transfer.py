@@ -1,0 +1,99 @@
+"""Optima from losses whose optimum is known, with intervals that hold it; what is no optimum is said to be none."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kleiber.cli import main
+from kleiber.studies.mup_transfer import MupTransfer, verdicts
+
+RATES = [0.0025 * 2**k for k in range(7)]
+
+
+def rows(optima: dict[int, float], seed: int = 0, noise: float = 0.003, name: str = "MuP") -> pd.DataFrame:
+    """Parabolas in log2 of the rate, a level a seed, and noise."""
+    draw = np.random.default_rng(seed)
+    return pd.DataFrame(
+        [
+            {"parametrization": name, "width": width, "lr": lr, "seed": one, "run": f"{width}-{lr}-{one}",
+             "loss": 2 + 0.1 * one + 0.03 * np.log2(lr / best) ** 2 + noise * draw.standard_normal()}
+            for width, best in optima.items() for lr in RATES for one in (0, 1)
+        ]
+    )  # fmt: skip
+
+
+def analysed(made: pd.DataFrame) -> dict:
+    optima, drift = MupTransfer().optima(made)
+    return {"optima": optima, "drift": drift, "verdicts": verdicts(optima, drift)}
+
+
+def test_without_noise_the_optimum_is_found_between_the_rates_and_seeds_may_differ():
+    found = analysed(rows({32: 0.015, 64: 0.03}, noise=0.0))
+    assert [one["lr"] for one in found["optima"]] == pytest.approx([0.015, 0.03])
+    assert [one["wider"] for one in found["optima"]] == pytest.approx([0.015, 0.03])
+    assert found["drift"][0]["per_doubling"] == pytest.approx(1.0)
+
+
+def test_ninety_percent_intervals_hold_the_optimum_and_the_drift_in_about_nine_of_ten():
+    held, still = [], []
+    for seed in range(60):
+        found = analysed(rows({32: 0.018, 64: 0.018, 128: 0.018}, seed))
+        held += [one["lo"] <= 0.018 <= one["hi"] for one in found["optima"]]
+        still.append(found["drift"][0]["lo"] <= 0 <= found["drift"][0]["hi"])
+    assert 0.83 <= np.mean(held) <= 0.97
+    assert 0.8 <= np.mean(still) <= 0.98
+
+
+def test_a_rate_that_falls_with_the_width_is_said_to_move():
+    found = analysed(rows({32: 0.04, 64: 0.02, 128: 0.01}, name="Standard"))
+    (verdict,) = found["verdicts"]
+    assert verdict["code"] == "moves" and "-1.0" in verdict["text"]
+    assert found["drift"][0]["cost"] == pytest.approx(0.03 * 4, rel=0.2)
+
+
+def test_an_optimum_at_the_edge_is_none():
+    found = analysed(rows({32: 0.001, 64: 0.02}))
+    edge, inside = found["optima"]
+    assert (edge["place"], edge["lr"], edge["lo"]) == ("edge", None, None)
+    assert inside["place"] == "interior" and found["drift"] == []
+    assert found["verdicts"][0]["code"] == "edge"
+
+
+def test_a_rate_that_diverged_bounds_the_optimum_and_enters_no_parabola():
+    made = rows({32: 0.02})
+    made.loc[made["lr"] > 0.05, "loss"] = np.inf
+    (one,) = analysed(made)["optima"]
+    assert one["place"] == "interior" and one["lr"] == pytest.approx(0.02, rel=0.15)
+
+
+def write_runs(folder, name, optimum):
+    for number, row in enumerate(rows({32: optimum, 64: optimum}).to_dict("records")):
+        home = folder / f"run{number}"
+        home.mkdir(parents=True)
+        model = {"width": row["width"], "parametrization": {"_target_": f"kleiber.nn.parametrization.{name}"}}
+        config = {"model": model, "optimizer": {"lr": row["lr"]}, "seed": row["seed"], "study": None}
+        (home / "config.yaml").write_text(json.dumps(config))
+        stage = {"name": "main", "parent": None, "metrics": {"val/docs/loss": row["loss"]}}
+        told = {"status": "finished", "seed": row["seed"], "seconds": 1.0, "stages": [stage]}
+        (home / "summary.json").write_text(json.dumps(told))
+
+
+def test_a_plain_sweep_is_read_as_this_study_when_asked_and_two_folders_as_one(tmp_path, capsys):
+    write_runs(tmp_path / "mup", "MuP", 0.02)
+    write_runs(tmp_path / "sp", "Standard", 0.01)
+    (tmp_path / "mup" / "run0" / "summary.json").unlink()
+    command = ["report", str(tmp_path / "mup"), "--study", "mup_transfer", "--also", str(tmp_path / "sp")]
+    assert main(command) == 0
+    found = json.loads((tmp_path / "mup" / "findings.json").read_text())
+    assert found["headline"] in capsys.readouterr().out and found["missing"] == ["run0 (missing)"]
+    assert {one["parametrization"] for one in found["tables"]["Optima"]} == {"MuP", "Standard"}
+    assert (tmp_path / "mup" / "figures" / "transfer.png").read_bytes()[:4] == b"\x89PNG"
+    assert "vegaEmbed" in (tmp_path / "mup" / "report.html").read_text()
+
+
+def test_another_name_is_answered_with_the_nearest(tmp_path, capsys):
+    write_runs(tmp_path / "mup", "MuP", 0.02)
+    assert main(["report", str(tmp_path / "mup"), "--study", "mup_transfr"]) == 2
+    assert "mup_transfer" in capsys.readouterr().err

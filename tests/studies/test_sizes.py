@@ -1,0 +1,34 @@
+"""The formulas of sizes are the counts of real models: parameters to the last one, FLOPs to rounding."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from kleiber.build import build
+from kleiber.compose import Composer, resolved
+from kleiber.models.counting import count_parameters, training_flops
+from kleiber.studies.sizes import BYTES_VOCABULARY, size, vocabulary_of
+
+CHOICES = [
+    [], ["model.depth=3", "model.width=96", "model.num_heads=6"], ["model/mlp=gelu"], ["model/attention=none"],
+    ["model/attention=window"], ["model.tied=false"], ["model.num_heads=4", "model.num_kv_heads=2"],
+    ["model=bert", "objective=mlm"], ["model=moe"], ["model=moe", "model.mlp.every=2", "model.mlp.num_shared=1"],
+    ["model.qk_norm=false"], ["model=bert", "objective=mlm", "model/attention=window"],
+]  # fmt: skip
+COMPOSER = Composer()
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
+def test_a_size_is_that_of_the_model(choice):
+    node = resolved(COMPOSER.compose(["model.context=128", *choice]))[0]["model"]
+    model = build(OmegaConf.create(node), vocab_size=BYTES_VOCABULARY)
+    real, known = count_parameters(model), size(node, BYTES_VOCABULARY)
+    assert (known.total, known.active, known.non_embedding) == (real.total, real.active, real.non_embedding)
+    assert known.flops_per_token == pytest.approx(training_flops(model, 128), rel=1e-12)
+
+
+def test_what_has_no_formula_is_refused():
+    with pytest.raises(ValueError, match="no formula"):
+        size({"mlp": {"_target_": "kleiber.nn.other.Thing"}}, 272)
+    with pytest.raises(ValueError, match="tokenizer"):
+        vocabulary_of({"tokenizer": "gpt2"})
+    assert vocabulary_of({"tokenizer": "bpe", "vocab_size": 1000}) == 1008

@@ -1,0 +1,146 @@
+"""What the hardware's options do: compiled without a break, less memory kept, other kernels, and never other names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kleiber.models.generate import generate
+from kleiber.models.transformer import Transformer
+from kleiber.nn.moe import interleaved
+from kleiber.objectives.clm import CLM
+from kleiber.trainer import Local, checkpoint_activations, quiet
+from kleiber.types import Batch
+
+
+def small(**options) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(96, width=64, depth=2, context=32, **options)
+
+
+def gradients(model: Transformer, rows: int = 2) -> dict[str, torch.Tensor]:
+    batch = Batch(torch.randint(96, (rows, 33), generator=torch.Generator().manual_seed(1)))
+    CLM()(model, batch).total.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+# In a process of its own: the checks of shapes that pytest installs are no code that can be compiled.
+ONE_GRAPH = """
+import torch
+from functools import partial
+from kleiber.models.transformer import Transformer
+from kleiber.nn.attention import NoMixing, Window
+from kleiber.nn.mlp import GELU
+from kleiber.objectives.clm import CLM
+from kleiber.types import Batch
+
+def gradients(prepare, **options):
+    torch.manual_seed(0)
+    model = Transformer(96, width=64, depth=2, context=32, **options)
+    prepare(model)
+    CLM()(model, Batch(torch.randint(96, (2, 33)))).total.backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+for options in (
+    dict(num_kv_heads=1), dict(attention=partial(Window, window=5)), dict(mlp=GELU, causal=False, qk_norm=False),
+    dict(attention=NoMixing, tied=False, soft_cap=30.0),
+):
+    plain = gradients(lambda model: None, **options)
+    for name, found in gradients(lambda model: model.compile(backend="aot_eager", fullgraph=True), **options).items():
+        torch.testing.assert_close(found, plain[name], rtol=1e-4, atol=1e-5)
+print("one graph each")
+"""
+
+
+def test_a_dense_model_is_one_graph_with_the_same_gradients():
+    done = subprocess.run([sys.executable, "-c", ONE_GRAPH], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "one graph each\n", done.stderr
+
+
+def kept_bytes(model: Transformer) -> int:
+    """Bytes of the distinct storages that a forward pass keeps for the backward pass, weights left out."""
+    weights, seen = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(Batch(torch.zeros(2, 32, dtype=torch.long)))
+    total = sum(seen.values())
+    del output
+    return total
+
+
+@pytest.mark.parametrize("options", [{}, {"mlp": partial(interleaved, num_experts=4, k=2)}], ids=["gpt", "moe"])
+def test_checkpointed_activations_give_the_same_gradients_from_less_memory(options):
+    plain, light = small(**options), small(**options)
+    checkpoint_activations(light)
+    assert list(light.state_dict()) == list(plain.state_dict())
+    assert kept_bytes(light) < 0.25 * kept_bytes(plain)
+    found = gradients(light)
+    for name, expected in gradients(plain).items():
+        assert torch.equal(found[name], expected)
+
+
+def test_a_model_with_checkpointed_activations_still_decodes_from_a_cache():
+    plain, light = small(), small()
+    checkpoint_activations(light)
+    prompt = torch.arange(10)[None]
+    assert torch.equal(generate(plain, prompt, 6, temperature=0.0), generate(light, prompt, 6, temperature=0.0))
+
+
+def test_deterministic_refuses_kernels_that_are_not():
+    try:
+        quiet(chief=True)
+        Local(deterministic=True).trainer([], [], 1)
+        with pytest.raises(RuntimeError, match="deterministic"):
+            torch.zeros(4).put_(torch.tensor([0]), torch.tensor([1.0]))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.zeros(4).put_(torch.tensor([0]), torch.tensor([1.0]))
+
+
+def loss(folder: Path) -> float:
+    metrics = json.loads((folder / "summary.json").read_text())["stages"][0]["metrics"]
+    (found,) = (value for name, value in metrics.items() if name.endswith("/loss"))
+    return found
+
+
+def test_bf16_is_another_arithmetic_with_the_same_weights_on_disk(launch):
+    options = ["budget.steps=4", "trainer.max_steps=4"]
+    full, half = launch(*options), launch(*options, "trainer.precision=bf16")
+    assert 0 < abs(loss(half) - loss(full)) < 0.05
+    for folder in (full, half):
+        (weights,) = folder.glob("stages/main/checkpoints/step-00000004/model.safetensors")
+        assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_compiled_run_is_the_plain_one_and_keeps_what_it_compiled(launch, process, monkeypatch, tmp_path):
+    monkeypatch.setenv("KLEIBER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    options = ["budget.steps=6", "trainer.max_steps=6", "batch.micro=3"]
+
+    def compiled(root: str) -> tuple[Path, set[Path]]:
+        _, err = (done := process(*options, "trainer.compile=true", root=root)).communicate(timeout=240)
+        assert done.returncode == 0, err
+        graphs = tmp_path / "cache" / "inductor" / "fxgraph"
+        return next((tmp_path / root).glob("*/*")), {path for path in graphs.rglob("*") if path.is_file()}
+
+    plain, (first, graphs), (second, later) = launch(*options), compiled("first"), compiled("second")
+    assert graphs and graphs == later
+    assert loss(first) == pytest.approx(loss(plain), rel=1e-4)
+    assert loss(second) == loss(first)
+    names = [load_file(next(f.glob("**/step-00000006/model.safetensors"))).keys() for f in (plain, first)]
+    assert names[0] == names[1]
