@@ -30,7 +30,9 @@ def tuning(arms: Mapping[str, Arm]) -> Any:
     y = alt.Y("loss:Q", title=LOSS, scale=alt.Scale(zero=False))
     color = alt.Color("arm:N", sort=list(arms))
     base = alt.Chart(rows).encode(x=x, color=color)
-    points = base.mark_point(size=20).encode(y=y, tooltip=["arm:N", "lr:Q", "seed:O", alt.Tooltip("loss:Q", format=".4f")])
+    points = base.mark_point(size=20).encode(
+        y=y, tooltip=["arm:N", "lr:Q", "seed:O", alt.Tooltip("loss:Q", format=".4f")]
+    )
     mean = alt.Y("mean(loss):Q", title=LOSS, scale=alt.Scale(zero=False))
     return sized(points + base.mark_line().encode(y=mean), "Every arm at every learning rate")
 
@@ -50,7 +52,9 @@ def side_by_side(arms: Mapping[str, Arm]) -> Any:
         chart.encode(
             x=alt.X("loss:Q", title=LOSS, scale=alt.Scale(zero=False)),
             y=alt.Y("arm:N", sort=list(arms), title=None),
-            shape=alt.Shape("tuned:N", title=None, scale=alt.Scale(domain=["tuned", "untuned"], range=["circle", "cross"])),
+            shape=alt.Shape(
+                "tuned:N", title=None, scale=alt.Scale(domain=["tuned", "untuned"], range=["circle", "cross"])
+            ),
             tooltip=["arm:N", "seed:O", alt.Tooltip("loss:Q", format=".4f")],
         ),
         "Loss of the arms at their best learning rate",

@@ -44,7 +44,9 @@ class Arms:
             raise ValueError(f"design.seeds={seeds}: at least 1, and {SEEDS} for an interval")
         for name, values in (fill or {}).items():
             if len(values) < seeds:
-                raise ValueError(f"design.fill.{name} has {len(values)} values for design.seeds={seeds}: give one a seed")
+                raise ValueError(
+                    f"design.fill.{name} has {len(values)} values for design.seeds={seeds}: give one a seed"
+                )
         same = {}
         for name, overrides in arms.items():
             if (twin := same.setdefault(frozenset(overrides), name)) != name:
@@ -131,14 +133,16 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
             more = {"memory": memory_bytes(config["model"], stage), "speed": stage.get("tokens_per_s")}
             core = (stage.get("params") or {}).get("embedding")
             more["core"] = None if core is None else row["active"] - core
-            rows.append({**row, **more, "arm": arm, "lr": lr, "loss": loss, "seed": config["seed"], "folder": run.folder})
+            rows.append(
+                {**row, **more, "arm": arm, "lr": lr, "loss": loss, "seed": config["seed"], "folder": run.folder}
+            )
     if not rows:
         raise ValueError("no run here belongs to an arm: this study reads cells that its own design made")
     return pd.DataFrame(rows)
 
 
 def memory_bytes(model: Mapping[str, Any], stage: Mapping[str, Any]) -> float | None:
-    """Bytes to hold the weights and the keys and values of one full context, in fp32: what inference at batch 1 needs."""
+    """Bytes of the weights and of the keys and values of one full context, in fp32: inference at batch 1."""
     if not stage.get("params"):
         return None
     width = model.get("width") or model["aspect"] * model["depth"]

@@ -52,22 +52,25 @@ class Routers(Options):
         order = sorted(rows, key=lambda row: row["loss"])
         head = " < ".join(f"{row['arm']} {row['loss']:.4f}" for row in order if row["tuned"])
         text = f"Loss by router: {head}." if head else "No router is tuned: see the verdicts."
-        return Findings(text, verdicts, {"Against the learned router": gaps, "Routers": rows}, self.drawn(arms, gaps, rows))
+        return Findings(
+            text, verdicts, {"Against the learned router": gaps, "Routers": rows}, self.drawn(arms, gaps, rows)
+        )
 
     def balance_claims(self, arms: Mapping[str, Arm], loads: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]:
         found = []
         if self.lossfree in arms and self.learned in arms:
             free, lost = loads[self.lossfree].get("max violation"), loads[self.learned].get("max violation")
             gap = paired(arms[self.lossfree].at_best, arms[self.learned].at_best)
-            if free is not None and lost is not None and gap["value"] is not None:
-                even, no_worse = free <= lost, gap["hi"] is not None and gap["lo"] <= 0
+            if free is not None and lost is not None and gap["lo"] is not None:
                 text = f"maximal violation {free:.2f} against {lost:.2f} with the loss, {told(gap)}"
-                found.append(claim("loss-free balance is as even at no worse loss", even and no_worse, text))
+                against = free > lost or gap["lo"] > 0
+                both = [arms[self.lossfree], arms[self.learned]]
+                found.append(claim("loss-free balance is as even at no worse loss", both, not against, against, text))
         if self.unbalanced in arms:
             dead = loads[self.unbalanced].get("dead")
             if dead is not None:
                 text = f"{dead:.1f} dead experts a layer"
-                found.append(claim("without balance experts die", dead >= 1, text))
+                found.append(claim("without balance experts die", [arms[self.unbalanced]], dead >= 1, dead == 0, text))
         return found
 
     def drawn(self, arms: Mapping[str, Arm], gaps: Sequence[Any], rows: Sequence[Any]) -> dict[str, Any]:
@@ -89,15 +92,18 @@ class Routers(Options):
 def learned_beats(arms: Mapping[str, Arm], learned: str, hashed: str) -> list[dict[str, str]]:
     if learned not in arms or hashed not in arms:
         return []
-    gap = paired(arms[learned].at_best, arms[hashed].at_best)
-    if gap["value"] is None:
+    both = [arms[learned], arms[hashed]]
+    gap = paired(both[0].at_best, both[1].at_best)
+    if gap["lo"] is None:
         return []
-    return [claim("a learned router beats hashing", gap["hi"] is not None and gap["hi"] < 0, told(gap), gap["value"] > 0)]
+    return [claim("a learned router beats hashing", both, gap["hi"] < 0, gap["lo"] > 0, told(gap))]
 
 
-def claim(what: str, shown: bool, text: str, contradicted: bool = False) -> dict[str, str]:
+def claim(what: str, arms: Sequence[Arm], shown: bool, contradicted: bool, text: str) -> dict[str, str]:
+    """A verdict on a claim: of untuned arms it is not tested, whatever the numbers say."""
     word = "shown" if shown else "contradicted" if contradicted else "not shown"
-    return {"code": "claim", "level": "note" if shown else "warn", "text": f"{what}: {word} here ({text})"}
+    word = "not tested, for want of tuned arms," if any(arm.wrong for arm in arms) else word
+    return {"code": "claim", "level": "note" if word == "shown" else "warn", "text": f"{what}: {word} here ({text})"}
 
 
 def health(runs: Sequence[Run], arm: Arm) -> dict[str, float]:

@@ -74,9 +74,7 @@ METHODS = (
 )
 
 
-def compare(
-    arms: Mapping[str, Arm], one: Mapping[str, str], verdicts: list[dict[str, str]]
-) -> dict[str, Any] | None:
+def compare(arms: Mapping[str, Arm], one: Mapping[str, str], verdicts: list[dict[str, str]]) -> dict[str, Any] | None:
     """One comparison as a row, or None where an arm has no run."""
     if one["arm"] not in arms or one["against"] not in arms:
         return None
@@ -85,7 +83,12 @@ def compare(
     ratio = ours.facts[one["equal"]] / theirs.facts[one["equal"]]
     if abs(math.log(ratio)) > SLACK:
         verdicts.append({"code": "unequal", "level": "warn", "text": f"{what}: they differ by a factor of {ratio:.2f}"})
-    return {"what": what, **paired(ours.at_best, theirs.at_best), "ratio": ratio, "tuned": not (ours.wrong or theirs.wrong)}
+    return {
+        "what": what,
+        **paired(ours.at_best, theirs.at_best),
+        "ratio": ratio,
+        "tuned": not (ours.wrong or theirs.wrong),
+    }
 
 
 def at_equal_time(
@@ -99,7 +102,7 @@ def at_equal_time(
     ladder = sorted((read_at(runs, dense, tokens) for tokens in budgets), key=lambda arm: arm.facts["train_s"])
     seconds = ours.facts["train_s"]
     below = [arm for arm in ladder if arm.facts["train_s"] <= seconds]
-    above = [arm for arm in ladder if arm.facts["train_s"] > seconds]
+    above = [arm for arm in ladder if arm.facts["train_s"] >= seconds]
     what = f"{mixture} - {dense} at equal training time"
     if not below or not above:
         span = ", ".join(f"{arm.facts['train_s']:.0f}" for arm in ladder)
@@ -108,7 +111,7 @@ def at_equal_time(
         return None
     low, high = below[-1], above[0]
     begin, end = math.log(low.facts["train_s"]), math.log(high.facts["train_s"])
-    share = (math.log(seconds) - begin) / (end - begin)
+    share = (math.log(seconds) - begin) / (end - begin) if end > begin else 0.0
     both = set(low.at_best) & set(high.at_best)
     theirs = {seed: (1 - share) * low.at_best[seed] + share * high.at_best[seed] for seed in both}
     tuned = not (ours.wrong or low.wrong or high.wrong)
@@ -196,4 +199,8 @@ def figures(arms: Mapping[str, Arm], gaps: Sequence[Mapping[str, Any]], sizes: S
             return arm_plots.scatter(rows, "params", "loss", "Loss against total parameters")
         return {"tuning": arm_plots.tuning, "arms": arm_plots.side_by_side}[name](arms)
 
-    return {name: partial(draw, name) for name in ("differences", "arms", "tuning", "sizes") if gaps or name != "differences"}
+    return {
+        name: partial(draw, name)
+        for name in ("differences", "arms", "tuning", "sizes")
+        if gaps or name != "differences"
+    }
