@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from step import SHAPES, bare, ours, quartiles
 
@@ -51,12 +52,13 @@ def loop(shape: dict[str, int], steps: int, experts: str) -> None:
 
     torch.manual_seed(0)
     hidden = -(-shape["hidden"] // (8 * ACTIVE)) * 8
+    implementations: dict[str, Any] = {"attn_implementation": "sdpa", "experts_implementation": experts}
     config = transformers.MixtralConfig(
         vocab_size=shape["vocab"], hidden_size=shape["width"], intermediate_size=hidden,
         num_hidden_layers=shape["depth"], num_attention_heads=shape["heads"], num_key_value_heads=shape["heads"],
         num_local_experts=EXPERTS, num_experts_per_tok=ACTIVE, max_position_embeddings=shape["context"],
         tie_word_embeddings=True, output_router_logits=True, router_aux_loss_coef=0.01, sliding_window=None,
-        attn_implementation="sdpa", experts_implementation=experts,
+        **implementations,
     )  # fmt: skip
     model = transformers.MixtralForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True)

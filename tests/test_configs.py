@@ -38,9 +38,9 @@ ELSEWHERE |= {
     "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
     "study/scaling": "test_sweep.py starts it",
     "design/grid": "plans a sweep: test_sweep.py",
-    **{name: "tests/studies/test_arms.py" for name in ("design/arms", "study/routers", "study/sparsity")},
-    "study/upcycling": "tests/studies/test_arms.py",
+    "design/arms": "tests/studies/test_arms.py",
 }
+ELSEWHERE |= dict.fromkeys(("study/routers", "study/sparsity", "study/upcycling"), "tests/studies/test_arms.py")
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_distill.py"}
 TASKS = [

@@ -71,7 +71,7 @@ def differences(gaps: Sequence[Mapping[str, Any]], title: str) -> Any:
     marks = base.mark_point(filled=True, size=50, color="black").encode(x=axis)
     zero = alt.Chart(pd.DataFrame([{"value": 0.0}])).mark_rule(strokeDash=[4, 4]).encode(x="value:Q")
     layers = [zero, marks]
-    if rows["lo"].notna().any():
+    if any(gap["lo"] is not None for gap in gaps):
         layers.insert(0, base.mark_rule(strokeWidth=2, color="#777").encode(x=alt.X("lo:Q", title=""), x2="hi:Q"))
     return sized(alt.layer(*layers), title, height=40 + 26 * len(rows))
 

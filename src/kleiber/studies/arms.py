@@ -8,11 +8,10 @@ the largest tried, or of fewer than `LRS`, is untuned, and no headline is made o
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import pandas as pd
 
 from kleiber.catalog import Run
 from kleiber.folder import read_config
@@ -103,22 +102,20 @@ def read(runs: Sequence[Run], tokens: float | None = None) -> dict[str, Arm]:
     """The arms that the runs belong to, at about `tokens` training tokens (None: the most that each arm has)."""
     rows = points(runs)
     arms = {}
-    for name in rows["arm"].unique():
-        part = rows[rows["arm"] == name]
-        ended = part[part["loss"].notna()]
-        if not len(ended):
-            continue
-        wanted = ended["tokens"].max() if tokens is None else tokens
-        near = part[part["loss"].isna() | ((part["tokens"] / wanted).sub(1).abs() < 0.02)]
-        if near["loss"].notna().any():
-            arms[str(name)] = one(str(name), pd.DataFrame(near))
+    for name in dict.fromkeys(row["arm"] for row in rows):
+        part = [row for row in rows if row["arm"] == name]
+        lengths = [row["tokens"] for row in part if row["loss"] is not None]
+        wanted = max(lengths, default=0) if tokens is None else tokens
+        near = [row for row in part if row["loss"] is None or abs(row["tokens"] / wanted - 1) < 0.02]
+        if any(row["loss"] is not None for row in near):
+            arms[name] = one(name, near)
     if not arms:
         at = "" if tokens is None else f" at {tokens:,.0f} tokens"
         raise ValueError(f"no finished run of any arm{at}: this study reads cells that its own design made")
     return arms
 
 
-def points(runs: Sequence[Run]) -> pd.DataFrame:
+def points(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each leaf of each run that has an arm; of a run that diverged one without a loss."""
     rows = []
     for run in runs:
@@ -138,7 +135,7 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
             )
     if not rows:
         raise ValueError("no run here belongs to an arm: this study reads cells that its own design made")
-    return pd.DataFrame(rows)
+    return rows
 
 
 def memory_bytes(model: Mapping[str, Any], stage: Mapping[str, Any]) -> float | None:
@@ -152,20 +149,19 @@ def memory_bytes(model: Mapping[str, Any], stage: Mapping[str, Any]) -> float | 
     return 4.0 * (stage["params"]["total"] + 2 * model["depth"] * model["context"] * width * share)
 
 
-def one(name: str, rows: pd.DataFrame) -> Arm:
+def one(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:
     losses: dict[float, dict[int, float]] = {}
-    for row in rows.to_dict("records"):
-        value = row["loss"] if row["loss"] is not None and not math.isnan(row["loss"]) else math.inf
-        losses.setdefault(float(row["lr"]), {})[int(row["seed"])] = float(value)
+    for row in rows:
+        losses.setdefault(row["lr"], {})[row["seed"]] = math.inf if row["loss"] is None else row["loss"]
     most = max(len(by_seed) for by_seed in losses.values())
     means = {lr: sum(each.values()) / len(each) for lr, each in losses.items() if len(each) == most}
     best = min(means, key=lambda lr: means[lr])
-    ended = rows[rows["loss"].notna()]
-    facts = {
-        key: float(ended[key].median())
-        for key in ("active", "core", "params", "tokens", "flops", "memory", "speed")
-        if ended[key].notna().any()
-    }
+    ended = [row for row in rows if row["loss"] is not None]
+    facts = {}
+    for key in ("active", "core", "params", "tokens", "flops", "memory", "speed"):
+        known = [row[key] for row in ended if row[key] is not None]
+        if known:
+            facts[key] = float(statistics.median(known))
     if "speed" in facts:
         facts["train_s"] = facts["tokens"] / facts["speed"]
     return Arm(name, losses, best, untuned(sorted(losses), best, most), facts)

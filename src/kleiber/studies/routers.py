@@ -108,11 +108,10 @@ def claim(what: str, arms: Sequence[Arm], shown: bool, contradicted: bool, text:
 
 def health(runs: Sequence[Run], arm: Arm) -> dict[str, float]:
     """Means over layers and seeds, at the arm's best learning rate, of what the last tenth of a run logged."""
-    rows = points(runs)
-    mine = rows[(rows["arm"] == arm.name) & (rows["lr"] == arm.best_lr) & rows["loss"].notna()]
+    rows = [row for row in points(runs) if row["arm"] == arm.name and row["lr"] == arm.best_lr]
     found: dict[str, list[float]] = {}
-    for folder in sorted(set(mine["folder"])):
-        for name, values in late(Path(folder)).items():
+    for folder in sorted({row["folder"] for row in rows if row["loss"] is not None}):
+        for name, values in late(folder).items():
             found.setdefault(name, []).extend(values)
     return {name: statistics.fmean(values) for name, values in sorted(found.items())}
 

@@ -120,8 +120,7 @@ def at_equal_time(
 
 
 def tokens_of(runs: Sequence[Run], name: str) -> list[float]:
-    rows = points(runs)
-    return [float(value) for value in rows[(rows["arm"] == name) & rows["loss"].notna()]["tokens"]]
+    return [float(row["tokens"]) for row in points(runs) if row["arm"] == name and row["loss"] is not None]
 
 
 def read_at(runs: Sequence[Run], name: str, tokens: float) -> Arm:
