@@ -27,6 +27,7 @@ LEARNT = {"classify": "labelled", "sft": "instruct", "dpo": "preference", "cdpo"
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"]}
+NEEDS |= {"design/arms": ['design.arms={a:["model=moe"]}']}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: test_sweep.py" for name in ("ladder", "isoflop", "optimal")}
@@ -43,7 +44,9 @@ ELSEWHERE |= {
     "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
     "study/scaling": "test_sweep.py starts it",
     "design/grid": "plans a sweep: test_sweep.py",
+    "design/arms": "tests/studies/test_arms.py",
 }
+ELSEWHERE |= dict.fromkeys(("study/routers", "study/sparsity", "study/upcycling"), "tests/studies/test_arms.py")
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_distill.py"}
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
