@@ -75,18 +75,20 @@ def numbers(text: str) -> list[int]:
 @app.command("eval")
 def evaluate(
     subject: Annotated[Path, typer.Argument(metavar="RUN|HF_FOLDER", help="a run (or RUN/STAGE), or a model's folder")],
-    evals: Annotated[str, typer.Option(help="names of evaluations: perplexity,routing")],
+    evals: Annotated[str, typer.Option(help="names of evaluations: perplexity,routing,latency,harness")],
     json: Annotated[Path | None, typer.Option(help="write everything here as well")] = None,
     tokens: Annotated[str | None, typer.Option(help="targets per domain, such as 64K")] = None,
     stage: Annotated[str | None, typer.Option(help="of the run; default: the last one")] = None,
     data: Annotated[list[str] | None, typer.Option(help="override of the data of a HF_FOLDER: data=wikitext")] = None,
+    tasks: Annotated[str | None, typer.Option(help="of --evals harness: names of lm-eval's tasks")] = None,
+    task_files: Annotated[Path | None, typer.Option(help="of --evals harness: a folder of task files")] = None,
 ) -> None:
     """Evaluate a run or a Hugging Face model; results of a run lie in RUN/evals."""
     from kleiber.assess import assess, lines
 
     if not subject.is_dir():
         raise FileNotFoundError(f"{subject}: there is no such folder")
-    typer.echo("\n".join(lines(assess(subject, evals, tokens, stage, data or (), json))))
+    typer.echo("\n".join(lines(assess(subject, evals, tokens, stage, data or (), json, tasks, task_files))))
 
 
 @app.command("export")

@@ -153,7 +153,7 @@ class Composer:
             if path != "hydra":
                 if self.loader.get_group_options(path):
                     yield path
-                if not parent or path.split("/")[0] == "model":
+                if path.split("/")[0] == "model":  # elsewhere a nested folder holds choices, as data/glue does
                     yield from self.groups(path)
 
 
