@@ -14,6 +14,11 @@ from kleiber.signatures import signature
 
 COMPOSER = Composer()
 NEEDS = {"data=text": ["data.path=x"], "data=mixture": ["data.parts={builtin/docs:0.5,builtin/code:0.5}"]}
+NEEDS |= {"model=hf": ["model.path=llama", "model.weights=random"]}
+NEEDS |= {f"data={name}": ["data.path=x"] for name in ("labelled", "instruct", "preference")}
+NEEDS |= {"objective=distill": ["objective.teacher=RUN"]}
+METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
+NEEDS |= {f"retention={name}": ["stages=docs_then_code"] for name in METHODS}
 
 
 def composed(*overrides: str) -> dict:
@@ -22,7 +27,7 @@ def composed(*overrides: str) -> dict:
 
 REFUSED = [
     ("modl=moe", ["modl", "model"]),
-    ("model=gptt", ["'gpt'", "bert, gpt, moe"]),
+    ("model=gptt", ["'gpt'", "bert, gpt, hf, moe"]),
     ("model/mlp=swiglx", ["'swiglu'", "gelu, moe, swiglu"]),
     ("model/mlpp=moe", ["model/mlpp", "model/mlp"]),
     ("model.dpeth=3", ["model.dpeth", "'depth'"]),

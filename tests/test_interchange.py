@@ -38,7 +38,7 @@ def same_logits(run: Path, folder: Path, text: str = TEXT) -> None:
     "options",
     [
         ["model=gpt", "data.tokenizer=bytes"],
-        ["model=moe", "data.tokenizer=bpe", "data.vocab_size=300"],
+        pytest.param(["model=moe", "data.tokenizer=bpe", "data.vocab_size=300"], marks=pytest.mark.slow),
     ],
     ids=["dense bytes", "moe bpe"],
 )
@@ -109,6 +109,7 @@ def test_a_wrapped_model_is_opened_from_its_folder_and_nothing_is_written_for_wh
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_wrapped_model_trains_on_its_own_tokenizer_and_is_exported_as_what_it_was(shared, launch, tmp_path):
     source = shared / "data" / "models" / "stories260K"
     run = launch("model=hf", f"model.path={source}", "model.depth=5", "trainer.max_steps=2", "optimizer.lr=1e-9")
@@ -121,6 +122,7 @@ def test_a_wrapped_model_trains_on_its_own_tokenizer_and_is_exported_as_what_it_
         torch.testing.assert_close(twin(ids).logits, loaded(source)[0](ids).logits, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_twin_is_refused_by_name(launch, tmp_path, capsys):
     run = launch("model/attention=window", "trainer.max_steps=2")
     assert main(["export", str(run), str(tmp_path / "out")]) == 2

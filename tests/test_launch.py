@@ -171,3 +171,11 @@ def test_a_root_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch
     assert main([f"root={place}"]) == 2
     told = capsys.readouterr().err
     assert "cannot be written" in told and "KLEIBER_ROOT" in told and len(told.splitlines()) == 1
+
+
+def test_a_gpu_that_is_not_there_is_said_in_one_line(trainer, monkeypatch, capsys):
+    """FAULTS 31."""
+    monkeypatch.setattr("kleiber.fit_together._has_gpu", lambda: False)
+    assert main(["trainer=gpu"]) == 2
+    told = capsys.readouterr().err
+    assert "set trainer.accelerator=cpu" in told and len(told.splitlines()) == 1

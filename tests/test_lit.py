@@ -1,81 +1,65 @@
-"""LitLM calls each hook of each retention method once a step, in order, and without any changes no bit."""
+"""A step that does not fit into memory is made again with half the rows, and is then the step of that micro-batch."""
 
-import logging
-import warnings
+import json
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from retention.toys import NEW, TASKS, learned
+from safetensors.torch import load_file
 
-from kleiber.data.sampler import stream
-from kleiber.lit import LitLM
-from kleiber.objectives.clm import CLM
-from kleiber.optim import AdamW, Constant
-from kleiber.retention.ewc import EWC
-from kleiber.retention.l2sp import L2SP
-from kleiber.types import Retention
+from kleiber.step import accumulate, out_of_memory
+
+OPTIONS = ["budget.steps=6", "callbacks.checkpoints.every=2"]
+CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to ...")
+ERRORS = [pytest.param(torch.OutOfMemoryError("CUDA out of memory"), marks=pytest.mark.slow), CPU]
+ERRORS += [pytest.param(MemoryError(), marks=pytest.mark.slow)]
 
 
-class Endless:
-    def __iter__(self):
-        return stream(NEW, 0, 0, 8)
+@pytest.fixture
+def memory(monkeypatch):
+    """Room for some rows: more of them fail in the second micro-batch, when gradients of the first are there."""
+
+    def of(rows: int, error: Exception) -> list[int]:
+        tried = []
+
+        def limited(model, objective, batches, *rest):
+            tried.append(len(batches[0]))
+            if len(batches[0]) > rows:
+                accumulate(model, objective, batches[:1], *rest)
+                raise error
+            return accumulate(model, objective, batches, *rest)
+
+        monkeypatch.setattr("kleiber.lit.accumulate", limited)
+        return tried
+
+    return of
 
 
-def fitted(methods, steps=3):
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    net = learned()
-    lit = LitLM(net, CLM(), AdamW(), Constant(0), total_steps=steps, micro_batch=4, retention=methods)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = Trainer(
-            max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False,
-        )  # fmt: skip
-        trainer.fit(lit, train_dataloaders=Endless())
-    return lit
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(max(folder.glob("stages/main/checkpoints/*/model.safetensors")))
 
 
-class Watch(Retention):
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def penalty(self, model, batch, step):
-        self.calls.append(("penalty", step, len(batch)))
-
-    def gradients(self, model, step):
-        self.calls.append(("gradients", step))
-        return {}
-
-    def after_step(self, model, step, lr):
-        self.calls.append(("after", step, round(lr, 6)))
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_out_of_memory_halves_the_micro_batch_and_gives_the_result_of_the_small_one(launch, memory, capsys, error):
+    small = launch(*OPTIONS, "batch.micro=2", root="small")
+    tried = memory(3, error)
+    folder = launch(*OPTIONS, root="large")
+    assert tried == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert "on with 4" in (told := capsys.readouterr().err) and "on with 2" in told
+    expected = weights(small)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(folder).items())
 
 
-def test_hooks_come_once_a_step_in_order_and_cost_no_bit():
-    watch = Watch()
-    plain, watched = fitted([]), fitted([watch])
-    expected = []
-    for step in range(3):
-        expected += [("penalty", step, 4)] * 2 + [("gradients", step), ("after", step, 0.02)]
-    assert watch.calls == expected
-    for one, two in zip(plain.model.state_dict().values(), watched.model.state_dict().values(), strict=True):
-        assert torch.allclose(one, two, atol=1e-6), "hooks that do nothing change nothing"
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_with_the_rows_that_it_had(launch, memory, interrupted):
+    tried = memory(3, MemoryError())
+    with interrupted(2):  # the first one, of step 2, is whole
+        launch(*OPTIONS, code=130)
+    launch(*OPTIONS)
+    assert tried == [8, 4] + 8 * [2], "steps 1 to 4, and 3 to 6"
 
 
-def test_what_a_method_tells_is_logged_beside_the_loss():
-    methods = [EWC(5.0, samples=8), L2SP(5.0)]
-    for method in methods:
-        method.begin_stage(learned(), TASKS, 0)
-    lit = fitted(methods)
-    assert lit.last["retention/ewc"] > 0 and set(fitted([]).last) == set(lit.last) - {"retention/ewc"}
-    assert [name for name, _ in lit.named_parameters() if name.startswith("retention")] == []
-
-
-@pytest.mark.parametrize("kind", [torch.float64])
-def test_what_is_remembered_moves_with_the_module(kind):
-    method = L2SP()
-    method.begin_stage(learned(), TASKS, 0)
-    method.memory["seed"] = 3
-    method.to(kind)
-    assert {value.dtype for value in method.memory["start"].values()} == {kind} and method.memory["seed"] == 3
+def test_a_row_that_does_not_fit_and_any_other_error_end_the_run(launch, memory):
+    memory(0, MemoryError())
+    folder = launch(*OPTIONS, code=1)
+    assert "MemoryError" in json.loads((folder / "summary.json").read_text())["error"]
+    assert not out_of_memory(RuntimeError("shapes differ"))

@@ -11,8 +11,10 @@ from processes import alive, wait_for
 
 import kleiber.run
 from kleiber.catalog import read_runs
+from kleiber.folder import write_config
 from kleiber.launch import main
 from kleiber.ranks import FAILURES, first_cause, record_failure
+from kleiber.settle import settle
 from kleiber.summary import Summary
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +107,14 @@ def test_a_file_may_ask_for_a_sweep(seeds, tmp_path):
     seeds.clear()
     assert main(["--config-dir", "conf", "experiment=e", "launcher=basic", "model.depth=3"]) == 0
     assert seeds == [0, 2]
+
+
+def test_a_file_may_choose_how_cells_run(seeds, tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults: [override /launcher: basic]\nname: asked\n"
+    (tmp_path / "conf" / "experiment" / "e.yaml").write_text(text)
+    assert main(["-m", "--config-dir", "conf", "experiment=e", "seed=0,2"]) == 0
+    assert seeds == [0, 2], "in this process, as `basic` does"
 
 
 def test_a_dry_sweep_leaves_nothing(seeds, monkeypatch, tmp_path):
@@ -219,6 +229,15 @@ def test_a_sweep_that_is_ended_ends_its_cells_in_good_order(process, tmp_path, n
             if run.status == "preempted":
                 assert list(run.folder.glob("stages/main/checkpoints/step-????????"))
     assert not alive(tmp_path)
+
+
+def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tmp_path):
+    write_config(tmp_path, {"name": "s", "seed": 0, "trainer": {}}, [])
+    Summary(tmp_path).update(status="preempted", run_id="x", error="SIGTERM at step 3")
+    settle(tmp_path, "failed", "rank 0: too late")
+    assert Summary(tmp_path).values["status"] == "preempted"
+    settle(tmp_path, "failed", "rank 1: boom", over="preempted")
+    assert Summary(tmp_path).values["status"] == "failed" and "boom" in Summary(tmp_path).values["error"]
 
 
 def test_max_cells_and_seeds_of_a_study_are_about_the_sweep(seeds, tmp_path, monkeypatch, capsys):

@@ -116,6 +116,7 @@ def loss(folder: Path) -> float:
     return found
 
 
+@pytest.mark.slow
 def test_bf16_is_another_arithmetic_with_the_same_weights_on_disk(launch):
     options = ["budget.steps=4", "trainer.max_steps=4"]
     full, half = launch(*options), launch(*options, "trainer.precision=bf16")

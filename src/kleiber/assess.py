@@ -10,6 +10,7 @@ import ast
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,16 @@ def assess(
     stage: str | None = None,
     data: Sequence[str] = (),
     json: Path | None = None,
+    tasks: str | None = None,
+    task_files: Path | None = None,
 ) -> dict[str, Any]:
     """Runs the evaluations one after another; returns and writes what they found."""
     names = chosen(evals)
+    if "harness" not in names and (tasks or task_files):
+        raise ValueError(f"--tasks {tasks} and --task-files {task_files} are read by --evals harness alone")
     subject = open_subject(path, stage, data, None if tokens is None else round(quantity(tokens)))
+    asked = tuple(name for name in (tasks or "").split(",") if name)
+    subject = replace(subject, tasks=asked, task_files=task_files)
     found = {}
     for name in names:
         module = importlib.import_module(f"kleiber.evals.{name}")
@@ -124,8 +131,6 @@ def ours(path: Path) -> Any:
 
 def on_device(subject: Subject) -> Subject:
     """The subject on a GPU where there is one."""
-    from dataclasses import replace
-
     import torch
 
     if not torch.cuda.is_available():

@@ -41,12 +41,16 @@ class Budget:
     flops   training FLOPs of the model (forward and backward, without recomputation)
     ratio   training tokens per active parameter
     steps   optimizer steps
+
+    stop_at_loss (nats per token) comes beside any of them: training ends early when every validation loss of its own
+    tasks has reached it. The schedule keeps the budget's horizon.
     """
 
     tokens: int | float | str | None = None
     flops: int | float | str | None = None
     ratio: int | float | str | None = None
     steps: int | float | str | None = None
+    stop_at_loss: int | float | None = None
 
     def __post_init__(self) -> None:
         given = self.given()
@@ -58,10 +62,12 @@ class Budget:
                 quantity(value)
             except ValueError as error:
                 raise ValueError(f"budget.{name}: {error}") from None
+        if self.stop_at_loss is not None and self.stop_at_loss <= 0:
+            raise ValueError(f"budget.stop_at_loss={self.stop_at_loss} is never reached: give nats per token above 0")
 
     def given(self) -> dict[str, int | float | str]:
-        """The fields that are set."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        """What says how long to train at most, where it is set."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "stop_at_loss"}
         return {name: value for name, value in values.items() if value is not None}
 
     def num_steps(self, *, batch_tokens: int, active_params: int, flops_per_token: float) -> int:

@@ -63,7 +63,7 @@ class Checkpoint:
             except RuntimeError as error:
                 raise ValueError(f"{self.path} holds another model: {error}") from None
             return
-        if held != frozenset(names):
+        if held is None or held != frozenset(names):
             told = "a whole model" if held is None else f"other weights: {sorted(held ^ frozenset(names))[:5]}"
             raise ValueError(f"{self.path} holds {told}; {len(frozenset(names))} weights by name were asked of it")
         own = model.state_dict(keep_vars=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 @app.callback()
 def commands() -> None:
-    """Looks at what runs wrote: tables of runs, evaluations, laws fitted to them."""
+    """Looks at what runs wrote: tables of runs, evaluations, laws fitted to them; and checks the parametrisation."""
 
 
 @app.command()
@@ -44,21 +45,50 @@ def runs(
         table(found)
 
 
+@app.command()
+def check(
+    what: Annotated[str, typer.Argument(help="mup: the coordinate check of the parametrisation")],
+    widths: Annotated[str, typer.Option(help="channels of the stream, multiples of 16")] = "64,128,256",
+    steps: Annotated[int, typer.Option(min=1, help="optimizer steps before the sizes are compared")] = 8,
+    seeds: Annotated[int, typer.Option(min=1, help="models a width, averaged")] = 3,
+    optimizer: Annotated[str, typer.Option(help="adamw, muon or lion")] = "adamw",
+    lr: Annotated[float, typer.Option(help="base learning rate")] = 0.02,
+    out: Annotated[Path | None, typer.Option(help="folder of the figure; default: multirun/check-mup")] = None,
+) -> None:
+    """Train small models of several widths for a few steps: exit 0 when activations keep their size, 1 when not."""
+    if what != "mup":
+        raise ValueError(f"kleiber check {what}: no such check.{did_you_mean(what, ['mup'])} There is: mup")
+    from kleiber.coordinates import check_mup
+
+    folder = out or Path(os.environ.get("KLEIBER_ROOT", "multirun")) / "check-mup"
+    if not check_mup(numbers(widths), steps, seeds, optimizer, lr, folder):
+        raise typer.Exit(1)
+
+
+def numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--widths {text}: write whole numbers separated by commas, such as 64,128,256") from None
+
+
 @app.command("eval")
 def evaluate(
     subject: Annotated[Path, typer.Argument(metavar="RUN|HF_FOLDER", help="a run (or RUN/STAGE), or a model's folder")],
-    evals: Annotated[str, typer.Option(help="names of evaluations: perplexity,routing")],
+    evals: Annotated[str, typer.Option(help="names of evaluations: perplexity,routing,latency,harness")],
     json: Annotated[Path | None, typer.Option(help="write everything here as well")] = None,
     tokens: Annotated[str | None, typer.Option(help="targets per domain, such as 64K")] = None,
     stage: Annotated[str | None, typer.Option(help="of the run; default: the last one")] = None,
     data: Annotated[list[str] | None, typer.Option(help="override of the data of a HF_FOLDER: data=wikitext")] = None,
+    tasks: Annotated[str | None, typer.Option(help="of --evals harness: names of lm-eval's tasks")] = None,
+    task_files: Annotated[Path | None, typer.Option(help="of --evals harness: a folder of task files")] = None,
 ) -> None:
     """Evaluate a run or a Hugging Face model; results of a run lie in RUN/evals."""
     from kleiber.assess import assess, lines
 
     if not subject.is_dir():
         raise FileNotFoundError(f"{subject}: there is no such folder")
-    typer.echo("\n".join(lines(assess(subject, evals, tokens, stage, data or (), json))))
+    typer.echo("\n".join(lines(assess(subject, evals, tokens, stage, data or (), json, tasks, task_files))))
 
 
 @app.command("export")

@@ -153,7 +153,7 @@ class Composer:
             if path != "hydra":
                 if self.loader.get_group_options(path):
                     yield path
-                if not parent or path.split("/")[0] == "model":
+                if path.split("/")[0] == "model":  # elsewhere a nested folder holds choices, as data/glue does
                     yield from self.groups(path)
 
 
@@ -191,7 +191,8 @@ def chosen(override: Override) -> Iterator[str]:
 
 def budget_nulls(overrides: list[Override]) -> list[str]:
     """`++budget.x=null` for the budget keys that the command line leaves, when it sets one; two are refused."""
-    lines = {o.key_or_group: str(o.input_line) for o in overrides if o.key_or_group.startswith("budget.")}
+    names = {f"budget.{name}" for name in BUDGET}
+    lines = {o.key_or_group: str(o.input_line) for o in overrides if o.key_or_group in names}
     given = {key: line for key, line in lines.items() if line.split("=", 1)[1] not in ("null", "~")}
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given.values())} are both set: keep one")

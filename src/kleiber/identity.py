@@ -43,6 +43,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             node = node.get(parent) or {}
         node.pop(last, None)
+    stability = (config.get("callbacks") or {}).get("stability") or {}
+    if "skip" in (stability.get("policy"), stability.get("nonfinite")):  # the one callback that can change the weights
+        kept["stability"] = json.loads(json.dumps(stability, sort_keys=True))
     return kept
 
 

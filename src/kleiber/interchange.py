@@ -106,7 +106,7 @@ def save_tokenizer(tokenizer: Any, out: Path, context: int) -> None:
     (out / CONFIG).write_text(json.dumps(config | {"model_max_length": context}, indent=1, ensure_ascii=False))
 
 
-def _token(tokenizer: Pretrained, number: int) -> str:
+def _token(tokenizer: Pretrained, number: int) -> str | None:
     return tokenizer._tokenizer.id_to_token(number)
 
 

@@ -7,6 +7,8 @@ evaluation, logging and checkpoints live beside it. It never calls `self.log`, w
 from __future__ import annotations
 
 import functools
+import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 
 from kleiber import checkpoint
 from kleiber.optim import Optimizer
-from kleiber.step import Diverged, accumulate, normalise
+from kleiber.step import Diverged, Penalty, accumulate, normalise, out_of_memory
+from kleiber.sums import Sums
 from kleiber.types import Batch, Objective, Retention
 
 
@@ -33,7 +36,9 @@ class LitLM(LightningModule):
     retention     ways not to forget, each with its memory
     partial       whether a checkpoint holds what is trained alone: an adapter's weights and not those that it adapts
 
-    `last` holds the means of the latest step ("ce", "total", ...), its "grad_norm" and "lr".
+    `last` holds the means of the latest step ("ce", "total", ...), its "grad_norm" and "lr". `guard` (a callback) may
+    refuse a step before it changes a weight; the position moves on all the same. Where memory ends, `micro_batch` is
+    halved and the step is made again.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class LitLM(LightningModule):
         self.retention = nn.ModuleList(retention)
         self.partial = partial
         self.last: dict[str, Tensor | float] = {}
+        self.guard: Any = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         built = self.optimizer.build(self.model, self.model.roles(), self.model.parametrization.lr_scale)
@@ -72,15 +78,10 @@ class LitLM(LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> None:
         step = self.global_step
-        # Noise inside a step is a function of (seed, step, rank): a resumed run draws what the unbroken one drew.
-        torch.manual_seed(hash((self.seed, step, self.global_rank)) % 2**63)
         optimizer: Any = self.optimizers()
-        no_sync = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
-        batches = batch.split(self.micro_batch)
         methods: list[Any] = list(self.retention)
         penalties = [functools.partial(method.penalty, step=step) for method in methods]
-        backward = self.manual_backward
-        sums = accumulate(self.model, self.objective, batches, backward, no_sync, penalties).reduce()
+        sums = self.backward_pass(batch, step, penalties).reduce()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         told: dict[str, Tensor] = {}
 
@@ -90,11 +91,16 @@ class LitLM(LightningModule):
                 told.update({f"retention/{name}": value for name, value in found.items()})
 
         tokens, clip, ranks = sums.values["tokens"].item(), self.optimizer.clip, self.trainer.world_size
+        loss, failure, norm = sums.means()["ce"].item(), None, math.nan
         try:
             norm = normalise(parameters, tokens, ranks, clip, change if methods else None)
         except Diverged as error:
+            failure = error
+        if self.guard is not None and self.guard.refuses(loss, norm):
+            return self.pass_over(optimizer, {**sums.means(), "grad_norm": norm, "lr": 0.0})
+        if failure is not None:
             samples = "" if batch.samples is None else f", samples {batch.samples[:4].tolist()}..."
-            raise Diverged(f"step {step + 1}: {error}, loss {sums.means()['ce'].item():g}{samples}") from None
+            raise Diverged(f"step {step + 1}: {failure}, loss {loss:g}{samples}")
         factor = self.schedule(step, self.total_steps)
         for group in optimizer.param_groups:
             group["lr"] = self.optimizer.lr * group["lr_scale"] * factor
@@ -106,3 +112,34 @@ class LitLM(LightningModule):
         if hasattr(self.model, "rebalance"):
             self.model.rebalance(sums.values)
         self.last = {**sums.means(), **told, "grad_norm": norm, "lr": self.optimizer.lr * factor}
+
+    def backward_pass(self, batch: Batch, step: int, penalties: Sequence[Penalty]) -> Sums:
+        """This rank's sums over the batch, with the gradients accumulated."""
+        no_sync = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
+        while True:
+            # Noise inside a step is a function of (seed, step, rank): a resumed run draws what the unbroken one drew.
+            torch.manual_seed(hash((self.seed, step, self.global_rank)) % 2**63)
+            rows = min(self.micro_batch, len(batch))
+            try:
+                batches = batch.split(self.micro_batch)
+                return accumulate(self.model, self.objective, batches, self.manual_backward, no_sync, penalties)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or rows == 1:
+                    raise
+                if self.trainer.world_size > 1:  # the others wait in a collective, where nobody can call them back
+                    told = f"out of memory with micro-batches of {rows} rows: set batch.micro={-(-rows // 2)}"
+                    raise MemoryError(told) from error
+            # Outside of `except`, whose traceback would keep the activations alive.
+            self.micro_batch = -(-rows // 2)
+            self.model.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            print(f"out of memory with micro-batches of {rows} rows: on with {self.micro_batch}", file=sys.stderr)
+
+    def pass_over(self, optimizer: Any, told: dict[str, Tensor | float]) -> None:
+        """Leaves weights and moments as they are; the position, which Lightning counts in optimizer steps, moves on."""
+        optimizer.zero_grad()
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
+        self.last = told

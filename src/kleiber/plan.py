@@ -22,7 +22,7 @@ from kleiber.data.sampler import stream
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.origin import same_tokenizer
 from kleiber.step import accumulate
-from kleiber.types import Corpus, Objective
+from kleiber.types import Batch, Corpus, Objective
 
 
 @dataclass
@@ -113,16 +113,33 @@ def micro_batch(asked: int | str, rows: int, context: int, model: Any, hardware:
     """Rows per forward and backward: as asked, or the most that half of the free memory holds."""
     if asked != "auto":
         return min(int(asked), rows)
-    fits = int(0.5 * free_memory_bytes(hardware.accelerator) // activation_bytes(model, context))
+    row = activation_bytes(model, context)
+    if hardware.checkpoint_activations:  # what enters each block, and the inside of one
+        row = row // len(model.blocks) + 4 * context * model.width * len(model.blocks)
+    fits = int(0.5 * free_memory_bytes(hardware.accelerator) // row)
     return max(1, min(rows, fits))
 
 
 def activation_bytes(model: Any, context: int) -> int:
-    """Bytes that one row keeps for its backward: about 34 vectors of the width per token and layer, in fp32.
+    """Bytes that one row of `context` tokens keeps for its backward, by a forward pass of two rows and one of one."""
+    with torch.random.fork_rng(devices=[]):
+        return max(1, _kept_bytes(model, 2, context) - _kept_bytes(model, 1, context))
 
-    20 around attention and the norms and 14 in an MLP of 8/3 the width: an estimate for choosing a micro-batch.
-    """
-    return 4 * context * 34 * model.width * len(model.blocks)
+
+def _kept_bytes(model: Any, rows: int, context: int) -> int:
+    """Bytes of the distinct storages that a forward pass keeps, weights left out."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that none is freed and its address given to another
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(Batch(torch.zeros(rows, context, dtype=torch.long, device=next(model.parameters()).device)))
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def free_memory_bytes(accelerator: str) -> int:

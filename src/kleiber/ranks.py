@@ -73,7 +73,10 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
         code, error = first_cause(Path(failures)) or (code if code > 0 else 1, f"its processes ended with {code}")
         if asked and status(folder) in ("missing", "killed", "preempted"):  # some heeded it, others had not begun to
             code, error = PREEMPTED, f"{asked[0]}: what was saved before stays"
-    settle(folder, "preempted" if code == PREEMPTED else "failed", error)
+    if code == PREEMPTED:
+        settle(folder, "preempted", error)
+    else:  # which ends the other ranks by SIGTERM: rank 0 has then said that it was preempted
+        settle(folder, "failed", error, over="preempted")
     return code
 
 

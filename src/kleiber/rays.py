@@ -35,7 +35,7 @@ class Ray:
 
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
         try:
-            import ray
+            import ray  # type: ignore[import-not-found]
         except ImportError:
             raise ConfigError("launcher=ray needs a package: pip install 'kleiber[ray]'") from None
         try:

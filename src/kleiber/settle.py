@@ -10,14 +10,14 @@ from kleiber.folder import read_config, read_overrides, status
 from kleiber.summary import Summary, cpu_name
 
 
-def settle(folder: Path, verdict: Literal["failed", "killed", "preempted"], error: str) -> None:
-    """Writes status and error, unless the run has written how it ended."""
-    if status(folder, held=False) not in ("missing", "killed"):
+def settle(folder: Path, verdict: Literal["failed", "killed", "preempted"], error: str, over: str = "") -> None:
+    """Writes status and error, unless the run has written how it ended, and that was not `over`."""
+    if status(folder, held=False) not in ("missing", "killed", over):
         return
     summary = Summary(folder)
     if "run_id" not in summary.values:
         summary.start(**facts(folder))
-    if summary.values["status"] == "running":
+    if summary.values["status"] in ("running", over):
         summary.update(status=verdict, error=error)
 
 

@@ -176,7 +176,7 @@ def state(job: str) -> str:
 
 def imported() -> Any:
     try:
-        import submitit
+        import submitit  # type: ignore[import-not-found]
     except ImportError:
         raise ConfigError("launcher=submitit needs a package: pip install 'kleiber[launch]'") from None
     return submitit

@@ -18,10 +18,11 @@ from kleiber.build import build
 from kleiber.callbacks.checkpoints import Checkpoints, restore_callbacks
 from kleiber.callbacks.evaluate import Evaluate
 from kleiber.callbacks.preempt import Preempt
+from kleiber.callbacks.stop import StopAtLoss
 from kleiber.callbacks.throughput import Throughput, peak_flops, peak_memory_bytes
 from kleiber.data.sampler import stream
 from kleiber.lit import LitLM
-from kleiber.models.counting import count_parameters
+from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.origin import begin_with
 from kleiber.plan import Plan, build_model
 from kleiber.retain import end_retention, retain, retention_methods
@@ -92,16 +93,18 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
         plan.optimizer,
         plan.schedule,
         total_steps=plan.steps,
-        micro_batch=plan.micro_batch,
+        # What a stage has come to for want of memory it goes on with, or its sums would be in another order.
+        micro_batch=state.get("micro_batch", plan.micro_batch) if state and resumed else plan.micro_batch,
         seed=cfg.seed,
         restored=state["optimizer"] if state else None,
         retention=methods,
         partial=cfg.adapter is not None,
     )
     hardware.fit_out(lit.model)
-    fit(lit, callbacks, plan, Stream(samples, plan, cfg.seed, start, hardware.rank), tree, start)
+    reached = fit(lit, callbacks, plan, Stream(samples, plan, cfg.seed, start, hardware.rank), tree, start)
+    stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=reached))
     end_retention(methods, tree, stage, model, next(c for c in callbacks if isinstance(c, Evaluate)))
-    return record(tree, stage, lit, callbacks)
+    return record(tree, stage, lit, callbacks, planned=plan.stop_step)
 
 
 def newest(tree: Tree, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:
@@ -148,10 +151,11 @@ def leave_heads(model: Any, objective: Any) -> None:
         model.leave_out_head()
 
 
-def fit(lit: LitLM, callbacks: list[Any], plan: Plan, batches: Stream, tree: Tree, start: int) -> None:
-    """Steps `start` to the last one; nothing when that was reached before."""
-    if start >= plan.stop_step:
-        return
+def fit(lit: LitLM, callbacks: list[Any], plan: Plan, batches: Stream, tree: Tree, start: int) -> int:
+    """Steps `start` to the last one, which is returned; nothing when that was reached before."""
+    stop = next((c for c in callbacks if isinstance(c, StopAtLoss)), None)
+    if start >= plan.stop_step or (stop is not None and start and stop.reached(start)):
+        return start
     trainer = tree.hardware.trainer(callbacks, tree.loggers, plan.stop_step)
     # The one number of a resumed position: Lightning counts optimizer steps of manual optimisation here.
     progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
@@ -160,6 +164,7 @@ def fit(lit: LitLM, callbacks: list[Any], plan: Plan, batches: Stream, tree: Tre
         trainer.fit(lit, train_dataloaders=batches)
     except SystemExit as error:
         raise KeyboardInterrupt from error  # which Lightning has turned into an exit
+    return trainer.global_step
 
 
 def make_callbacks(tree: Tree, stage: Stage, plan: Plan, tasks: Around) -> list[Any]:
@@ -192,13 +197,17 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, tasks: Around) -> list[
     }
     place = tree.place(stage.name)
     nodes = {key: node for key, node in cfg.callbacks.items() if node is not None}
-    built = [build(node, **available, folder=place if key == "checkpoints" else folder) for key, node in nodes.items()]
-    writer = next((c for c in built if isinstance(c, Checkpoints)), None)
+    own = ("checkpoints", "ema")  # the stage's and not the run's
+    built = [build(node, **available, folder=place if key in own else folder) for key, node in nodes.items()]
+    writers = [c for c in built if isinstance(c, Checkpoints)]
     clocks = [c for c in built if isinstance(c, Throughput)]
-    return [*clocks, evaluate, *(c for c in built if c not in clocks), Preempt(writer)]
+    stop = cfg.budget.get("stop_at_loss")
+    stops = [] if stop is None else [StopAtLoss(stop, evaluate)]
+    others = [c for c in built if c not in clocks and c not in writers]
+    return [*clocks, evaluate, *stops, *others, *writers, Preempt(writers[0] if writers else None)]
 
 
-def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any]) -> dict[str, Any]:
+def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any], planned: int) -> dict[str, Any]:
     """The stage's entry of summary.json; tokens and FLOPs are those since the root of the tree."""
     plan, cfg, before = stage.plan, stage.config, tree.done.get(stage.parent or "", {})
     clock = next((c for c in callbacks if isinstance(c, Throughput)), None)
@@ -210,7 +219,8 @@ def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any]) -> dict[s
     past = {"tokens": 0, "samples": 0, "model": 0.0, "executed": 0.0, "six_nd": 0.0}
     if before and not stage.continues:
         past |= {"tokens": before["tokens"], "samples": before["samples"], **before["flops"]}
-    tokens = plan.tokens
+    tokens, flops = plan.tokens, training_flops(lit.model, plan.context)  # of what is trained: an adapter's is cheaper
+    executed = executed_flops(lit.model, plan.context, tree.hardware.checkpoint_activations)
     last = checkpoint.steps(tree.place(stage.name))
     return {
         "name": stage.name, "parent": stage.parent, "trunk": stage.parent if stage.continues else None,
@@ -224,16 +234,17 @@ def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any]) -> dict[s
         "tokens": past["tokens"] + tokens, "unique_tokens": min(tokens, corpus.train.num_tokens),
         "samples": past["samples"] + plan.stop_step * plan.rows, "steps": plan.stop_step,
         "batch_tokens": plan.batch_tokens, "lr": plan.optimizer.lr,
+        "stopped_at_loss": cfg.budget.get("stop_at_loss") if plan.stop_step < planned else None,
         "flops": {
-            "model": past["model"] + plan.flops_per_token * tokens,
-            "executed": past["executed"] + plan.flops_per_token * tokens,
+            "model": past["model"] + flops * tokens,
+            "executed": past["executed"] + executed * tokens,
             "six_nd": past["six_nd"] + 6.0 * plan.parameters.active * tokens,
         },
         "seconds": clock.seconds if clock else None,
         "device_seconds": clock.seconds * plan.world_size if clock else None,
         "evaluation_seconds": evaluate.seconds,
         "tokens_per_s": speed,
-        "mfu": speed * plan.flops_per_token / (peak * plan.world_size) if speed and peak else None,
+        "mfu": speed * flops / (peak * plan.world_size) if speed and peak else None,
         "peak_memory_bytes": peak_memory_bytes(device),
         "metrics": evaluate.latest, "start_metrics": evaluate.start, "curve": evaluate.curve,
         "checkpoint": str(last[0].relative_to(tree.folder)) if last else None,

@@ -25,6 +25,11 @@ class Diverged(RuntimeError):
     """The loss or the gradient of a step is not finite. The weights are those from before the step."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a smaller batch would do; the CPU's allocator says so in words alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def accumulate(
     model: Any,
     objective: Objective,

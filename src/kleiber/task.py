@@ -6,6 +6,7 @@ where both see it. Which of them it is it does not know: SLURM's own part, going
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -37,9 +38,21 @@ class Task:
     def __call__(self) -> int:
         if folder.status(self.where) == "finished":
             return 0
-        log_to(self.where)
-        with environment(self.threads):
+        with logged(self.where), environment(self.threads):
             return run_fresh(self.where, self.devices)
+
+
+@contextmanager
+def logged(where: Path) -> Iterator[None]:
+    """Output to the cell's log.txt; then to where it went before, since a worker of a scheduler may run other cells."""
+    before = os.dup(1), os.dup(2)
+    log_to(where)
+    try:
+        yield
+    finally:
+        for number, file in enumerate(before, start=1):
+            os.dup2(file, number)
+            os.close(file)
 
 
 @contextmanager
@@ -93,27 +106,29 @@ class Watch:
     def __init__(self, cells: Sequence[Cell], jobs: Jobs) -> None:
         self.open, self.total, self.jobs = [one.folder for one in cells], len(cells), jobs
         self.codes: dict[Path, int] = {}
-        self.began = time.monotonic()
+        self.began, self.until = time.monotonic(), math.inf
 
     def run(self) -> dict[Path, int]:
         try:
             with heeding(self._end) as asked:
-                while self.open:
-                    self._look()
-                    time.sleep(POLL if self.open else 0)
+                self._wait()
         except BaseException:
             self._end("the sweep")
-            until = time.monotonic() + PATIENCE
-            while self.open and time.monotonic() < until:
-                self._look()
-                time.sleep(POLL if self.open else 0)
+            self._wait()
             raise
         if asked:
             raise Preempted(asked[0])
         return self.codes
 
+    def _wait(self) -> None:
+        """Until all jobs have ended, or those that were cancelled have had time enough to."""
+        while self.open and time.monotonic() < self.until:
+            self._look()
+            time.sleep(POLL if self.open else 0)
+
     def _end(self, name: str) -> None:
         print(f"{name} ends: the jobs save and leave; the same command goes on", flush=True)
+        self.until = time.monotonic() + PATIENCE
         self.jobs.cancel()
 
     def _look(self) -> None:

@@ -150,7 +150,7 @@ class DDP(Local):
 def keep_compiled() -> None:
     """Compiled code goes to the cache folder, unless told elsewhere.
 
-    PyTorch's own place, which it writes into the environment when imported, is a temporary folder that a restart empties.
+    PyTorch's own place, which it writes into the environment at import, is a temporary folder that a restart empties.
     """
     place = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if place is None or Path(place).name.startswith("torchinductor_"):
@@ -163,10 +163,10 @@ def checkpoint_activations(model: Any) -> None:
         block.forward = partial(_recomputed, block.forward)
 
 
-def _recomputed(forward: Callable[..., Any], *arguments: Any) -> Any:
+def _recomputed(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():  # nothing will ask again, and a cache of keys must not grow twice
-        return forward(*arguments)
-    return checkpoint(forward, *arguments, use_reentrant=False)
+        return forward(*arguments, **named)
+    return checkpoint(forward, *arguments, use_reentrant=False, **named)
 
 
 def keep_freed_memory() -> None:

@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from kleiber.callbacks.stability import Stability
-from kleiber.step import accumulate
+from kleiber.identity import config_hash
+from kleiber.step import Diverged, accumulate
+from kleiber.types import Loss
 
 OPTIONS = ["trainer.max_steps=40", "budget.steps=40", "callbacks.stability.window=20"]
 
@@ -60,3 +64,91 @@ def test_what_is_usual_is_resumed():
 def test_what_would_never_or_always_speak_is_refused(options):
     with pytest.raises(ValueError, match=r"callbacks\.stability"):
         Stability(**options)
+
+
+@pytest.mark.parametrize("options", [{"policy": "roll"}, {"nonfinite": "go"}, {"norms": 1.0}])
+def test_a_policy_that_is_none_is_refused(options):
+    with pytest.raises(ValueError, match=r"callbacks\.stability"):
+        Stability(**options)
+
+
+def test_a_gradient_of_ten_times_the_usual_norm_is_a_spike_too():
+    watch = Stability(window=10, policy="skip")
+    assert not any(watch.refuses(2.0, 1.0 + 0.01 * step) for step in range(6))
+    assert watch.refuses(2.0, 11.0) and not watch.refuses(2.0, 9.0)
+    assert (watch.spikes, watch.skipped) == (1, 1)
+
+
+def test_a_loss_that_has_moved_and_not_leapt_ends_the_run():
+    watch = Stability(window=10, policy="skip")
+    for _ in range(6):
+        watch.refuses(2.0, 1.0)
+    with pytest.raises(Diverged, match="in a row"):
+        for _ in range(11):
+            watch.refuses(4.0, 1.0)
+
+
+@pytest.fixture
+def bad(launch, monkeypatch):
+    """`bad(position, factor)` scales the loss of one batch, by its samples, wherever and in whatever run it comes."""
+
+    def at(position: int, factor: float) -> None:
+        order: list[int] = []
+
+        def note(model, objective, batches, *rest):
+            order.append(int(batches[0].samples[0]))
+            return accumulate(model, objective, batches, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("kleiber.lit.accumulate", note)
+            launch(*OPTIONS, root="order")
+
+        def spoil(model, objective, batches, *rest):
+            def scaled(model, batch):
+                loss = objective(model, batch)
+                return Loss(loss.total * factor, loss.tokens, {**loss.metrics, "ce": loss.metrics["ce"] * factor})
+
+            scaled.likelihood = True
+            chosen = scaled if int(batches[0].samples[0]) == order[position] else objective
+            return accumulate(model, chosen, batches, *rest)
+
+        monkeypatch.setattr("kleiber.lit.accumulate", spoil)
+
+    return at
+
+
+def weights(folder) -> dict:
+    return load_file(max(folder.glob("stages/main/checkpoints/*/model.safetensors")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor, policy", [(1e4, "policy"), (float("nan"), "nonfinite")])
+def test_a_skipped_step_changes_nothing_but_the_position_and_is_resumed(launch, bad, interrupted, factor, policy):
+    options = [*OPTIONS, f"callbacks.stability.{policy}=skip", "callbacks.checkpoints.every=1"]
+    options += ["callbacks.checkpoints.keep=40"]
+    bad(30, factor)
+    folder = launch(*options, root="whole")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["train/skipped"] for row in rows if "train/skipped" in row] == [1.0]
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+    with interrupted(28):
+        launch(*options, root="broken", code=130)
+    again = launch(*options, root="broken")
+    whole, resumed = weights(folder), weights(again)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    before, after = (load_file(folder / f"stages/main/checkpoints/step-000000{n}/model.safetensors") for n in (30, 31))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_halts_by_default(launch, bad):
+    bad(30, float("nan"))
+    folder = launch(*OPTIONS, code=1)
+    assert json.loads((folder / "summary.json").read_text())["status"] == "diverged"
+
+
+def test_a_policy_that_changes_weights_is_part_of_a_runs_identity():
+    plain = {"callbacks": {"stability": {"window": 50}}, "seed": 0}
+    told = {"callbacks": {"stability": {"window": 20, "policy": "tell"}}, "seed": 0}
+    skips = {"callbacks": {"stability": {"window": 50, "policy": "skip"}}, "seed": 0}
+    assert config_hash(plain) == config_hash(told) != config_hash(skips)

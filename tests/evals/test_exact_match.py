@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 import torch
+from tables import folder
 
+from kleiber.data.instruct import Instruct
 from kleiber.data.tokenizer import Bytes
-from kleiber.evals.exact_match import exact_match, final_number
+from kleiber.evals import exact_match as exact_match_module
+from kleiber.evals.exact_match import evaluate, exact_match, final_number
+from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.sft import SFT
 from kleiber.types import Batch
@@ -47,3 +52,29 @@ def test_a_model_that_learnt_two_answers_matches_those_and_no_third() -> None:
     assert found.standard_error == pytest.approx((2 / 3 * 1 / 3 / 3) ** 0.5)
     with pytest.raises(ValueError, match="1 of whose answers name no number"):
         exact_match(net, tokenizer, prompts[:1], ["no"])
+
+
+def test_a_run_is_asked_its_held_out_questions(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("KLEIBER_CACHE", str(tmp_path / "cache"))
+    table = [{"question": f"{i}?", "answer": f"#### {i}" if i else "nothing"} for i in range(4)]
+    corpus = Instruct(folder(tmp_path / "t", train=table, validation=table)).prepare(64)
+    torch.manual_seed(0)
+    net = Transformer(272, depth=1, width=32, context=64)
+    found = evaluate(Subject(net, corpus, SFT(corpus)))
+    assert (found["t"]["questions"], found["t"]["right"]) == (3, 0)
+    monkeypatch.setattr(exact_match_module, "generate", answers_right(corpus))
+    assert evaluate(Subject(net, corpus, SFT(corpus)))["t"]["accuracy"] == 1
+    text = type("Text", (), {"first": lambda self, tokens: self})
+    corpus.validation = {"text": text()}
+    with pytest.raises(ValueError, match="asks questions, and text has none"):
+        evaluate(Subject(net, corpus, SFT(corpus)))
+
+
+def answers_right(corpus):
+    """In place of a model: the digits of the question, after some thought."""
+
+    def generate(net, ids, length, temperature):
+        said = [[*b"so #### ", *(i for i in row if 48 <= i < 58), 256, 55] for row in ids.tolist()]
+        return torch.cat([ids, torch.tensor(said)], 1)
+
+    return generate

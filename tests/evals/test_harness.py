@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from kleiber.cli import main
 from kleiber.data.tokenizer import Bytes
-from kleiber.evals.harness import evaluate
+from kleiber.evals.harness import score_tasks
 from kleiber.models.generate import generate
 from kleiber.models.transformer import Transformer
 from kleiber.types import Batch
@@ -92,7 +93,7 @@ def test_scores_are_those_of_one_item_at_a_time(tasks, batch_size):
     found = lm._loglikelihood_tokens(pairs)
     flat = [value for row in wanted for value in row]
     assert [logp for logp, _ in found] == pytest.approx(flat, abs=1e-4)
-    told = evaluate(model, Bytes(), ["own"], tasks, batch_size)
+    told = score_tasks(model, Bytes(), ["own"], tasks, batch_size)
     right = sum(row.index(max(row)) == item["answer"] for row, item in zip(wanted, ITEMS, strict=True))
     assert told["own/acc"] == pytest.approx(right / len(ITEMS)) and "own/acc_stderr" in told
 
@@ -139,7 +140,7 @@ def test_it_equals_lm_evals_own_model_on_the_exported_folder(tasks, tmp_path):
     told = lm_eval.simple_evaluate(
         model=theirs, tasks=["own", "rolling"], task_manager=manager, bootstrap_iters=0, log_samples=True
     )
-    ours = evaluate(model, Bytes(), ["own", "rolling"], tasks)
+    ours = score_tasks(model, Bytes(), ["own", "rolling"], tasks)
     assert ours["own/acc"] == told["results"]["own"]["acc,none"]
     assert ours["rolling/byte_perplexity"] == pytest.approx(
         told["results"]["rolling"]["byte_perplexity,none"], rel=1e-5
@@ -153,15 +154,26 @@ def test_it_equals_lm_evals_own_model_on_the_exported_folder(tasks, tmp_path):
 @needs
 def test_unknown_tasks_and_bidirectional_models_are_refused(tasks):
     with pytest.raises(ValueError, match="no such tasks: hellaswga"):
-        evaluate(build(), Bytes(), ["hellaswga"], tasks)
+        score_tasks(build(), Bytes(), ["hellaswga"], tasks)
     with pytest.raises(ValueError, match="causal"):
-        evaluate(build(causal=False), Bytes(), ["own"], tasks)
+        score_tasks(build(causal=False), Bytes(), ["own"], tasks)
+
+
+@needs
+def test_a_run_is_scored_from_the_command_line(launch, tasks, tmp_path, capsys):
+    run, out = launch("trainer.max_steps=2"), tmp_path / "told.json"
+    told = ["--evals", "harness", "--tasks", "own", "--task-files", str(tasks), "--json", str(out)]
+    assert main(["eval", str(run), *told]) == 0
+    found = json.loads(out.read_text())["evals"]["harness"]
+    assert 0 <= found["own/acc"] <= 1 and "harness/own/acc " in capsys.readouterr().out
+    assert main(["eval", str(run), "--evals", "perplexity", "--tasks", "own"]) == 2
+    assert "--tasks" in capsys.readouterr().err
 
 
 def test_without_lm_eval_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"kleiber\[eval\]"):
-        evaluate(build(), Bytes(), ["own"])
+        score_tasks(build(), Bytes(), ["own"])
 
 
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")

@@ -1,8 +1,11 @@
 """Latency: what is timed is decoding as it is done elsewhere, and the memory is that of weights and a full cache."""
 
+import json
+
 import pytest
 import torch
 
+from kleiber.cli import main
 from kleiber.evals.latency import cache_bytes, latency, measure
 from kleiber.models.hf_model import HFModel
 from kleiber.models.transformer import Transformer
@@ -13,9 +16,10 @@ NAMES = {"prefill_tokens_per_s", "decode_tokens_per_s", "decode_p50_ms", "decode
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
 def test_every_batch_size_has_every_number_and_memory_grows_by_the_cache_alone(kind):
     small = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
-    model = (
-        Transformer(40, width=32, context=24) if kind == "ours" else HFModel(40, "gpt2", "random", small, context=24)
-    )
+    if kind == "ours":
+        model = Transformer(40, width=32, context=24)
+    else:
+        model = HFModel(40, "gpt2", "random", small, context=24)
     told = latency(model, batches=(1, 4), prompt=8, new=4, repeats=1)
     assert set(told) == {f"{name}/{rows}" for name in NAMES for rows in (1, 4)}
     assert all(value > 0 for value in told.values()) and told["decode_p50_ms/1"] <= told["decode_p95_ms/1"]
@@ -42,3 +46,11 @@ def test_what_does_not_fit_is_refused():
         latency(Transformer(40, width=32, context=12), prompt=8, new=5)
     with pytest.raises(ValueError, match="bidirectional"):
         latency(Transformer(40, width=32, context=12, causal=False))
+
+
+@pytest.mark.slow
+def test_a_run_is_timed_from_the_command_line(launch, tmp_path):
+    run, out = launch("trainer.max_steps=2"), tmp_path / "told.json"
+    assert main(["eval", str(run), "--evals", "latency", "--json", str(out)]) == 0
+    told = json.loads(out.read_text())["evals"]["latency"]
+    assert set(told) == {f"{name}/{rows}" for name in NAMES for rows in (1, 8, 64)}

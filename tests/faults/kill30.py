@@ -34,16 +34,19 @@ PLACES = ("start or end", "step", "checkpoint", "validation")
 
 
 class Child:
-    """One start of the tree in a fork; where it is can be read from outside, also after its death."""
+    """One start of the tree in a fork; where it is can be read from outside, also after its death.
+
+    `seconds` are those from the start of its first stage to its end; a kill at a random time falls between the two.
+    """
 
     def __init__(self, root: Path, aim: str, rng: random.Random, typical_s: float) -> None:
         self.shared = mmap.mmap(-1, 2)  # place, stage
-        self.after_s = rng.uniform(0.1, 1.2) * typical_s if aim == "anywhere" else None
-        target, number = rng.choice(WRITING), rng.randint(1, 12)
+        self.after_s = rng.uniform(0, typical_s) if aim == "anywhere" else None
+        target, number, branch = rng.choice(WRITING), rng.randint(1, 12), rng.randint(2, 4)
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                self._instrument(aim, target, number if aim == "checkpoint" else 1 + number % 4)
+                self._instrument(aim, target, number if aim == "checkpoint" else 1 + number % 2, branch)
                 os.close(1)
                 os.close(2)
                 os.open(os.devnull, os.O_WRONLY)
@@ -56,25 +59,30 @@ class Child:
 
     def end(self) -> int:
         """The exit code, or minus the signal that ended it."""
+        while not self.shared[1] and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.001)
+        began = time.monotonic()
         if self.after_s is not None:
             time.sleep(self.after_s)
             os.kill(self.pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.seconds = time.monotonic() - began
+        return code
 
     def where(self) -> tuple[str, str]:
         return PLACES[self.shared[0]], "no stage" if not self.shared[1] else STAGES[self.shared[1] - 1]
 
-    def _instrument(self, aim: str, target: str, number: int) -> None:
-        self._mark("kleiber.lit.accumulate", 1)
-        self._mark("kleiber.checkpoint.save", 2)
-        self._mark("kleiber.callbacks.evaluate.held_out_loss", 3)
-        wrap("kleiber.stage.run_stage", self._enter)
+    def _instrument(self, aim: str, target: str, number: int, branch: int) -> None:
         if aim == "checkpoint":
             wrap(target, deadly(number, lambda: self.shared[0] == 2))
         elif aim == "validation":
-            wrap("kleiber.callbacks.evaluate.held_out_loss", deadly(number, lambda: True))
+            wrap("kleiber.score.held_out_loss", deadly(number, lambda: True))
         elif aim == "branch":
-            wrap("kleiber.lit.accumulate", deadly(number, lambda: self.shared[1] > 1))
+            wrap("kleiber.lit.accumulate", deadly(number, lambda: self.shared[1] == branch))
+        self._mark("kleiber.lit.accumulate", 1)
+        self._mark("kleiber.checkpoint.save", 2)
+        self._mark("kleiber.score.held_out_loss", 3)
+        wrap("kleiber.stage.run_stage", self._enter)
 
     def _enter(self, original: Callable, *arguments: Any, **keywords: Any) -> Any:
         stage = next(one for one in arguments if hasattr(one, "branch_step"))
@@ -137,9 +145,9 @@ def campaign(home: Path, kills: int = 30, seed: int = 0) -> Counter:
 
     rng = random.Random(seed)
     Child(home / "warm", "none", rng, 0).end()  # builds the token cache
-    began = time.monotonic()
-    assert Child(home / "unbroken", "none", rng, 0).end() == 0
-    typical_s, expected = time.monotonic() - began, facts(home / "unbroken")
+    unbroken = Child(home / "unbroken", "none", rng, 0)
+    assert unbroken.end() == 0
+    typical_s, expected = unbroken.seconds, facts(home / "unbroken")
     aims = ["checkpoint"] * (kills // 3) + ["validation"] * (kills // 6) + ["branch"] * (kills // 6)
     aims += ["anywhere"] * (kills - len(aims))
     rng.shuffle(aims)

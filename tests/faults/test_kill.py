@@ -5,14 +5,17 @@ import signal
 from pathlib import Path
 
 import pytest
+from wandb_records import read
+
+from kleiber.catalog import read_run
 
 KILLED = -signal.SIGKILL
 STEPS = ["budget.steps=30", "trainer.max_steps=30", "callbacks.log.every=1", "callbacks.checkpoints.every=4"]
-STEPS += ["eval.every_steps=7", "batch.micro=3"]
+STEPS += ["eval.every_steps=7", "batch.micro=3", "data.max_bytes=8000"]  # two epochs and a bit
 KILLS = [
     ("kleiber.lit.accumulate", 7),
     ("kleiber.checkpoint._commit", 2),
-    ("kleiber.callbacks.evaluate.held_out_loss", 2),
+    ("kleiber.score.held_out_loss", 2),
     ("kleiber.checkpoint._sync", 5),
     ("kleiber.lit.normalise", 6),
 ]
@@ -51,3 +54,16 @@ def test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same(child,
     told = capsys.readouterr().err
     assert str(newest) in told and "resuming at step" in told
     assert facts(tmp_path / "killed") == facts(tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+def test_the_mirror_of_a_killed_run_is_read_to_its_last_row_and_has_no_end(child, tmp_path):
+    """FAULTS 47: no exit record means that nobody was there to write one."""
+    mirror = ["logger=wandb", "logger.wandb.mode=offline"]
+    assert child(*STEPS, *mirror, root="killed", at=("kleiber.lit.accumulate", 20)) == KILLED
+    (folder,) = tmp_path.glob("killed/*/*")
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    found = read(path)
+    assert found["exit_code"] is None and read_run(folder).status == "killed"
+    steps = [row["trainer/global_step"] for row in found["history"] if "train/loss" in row]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 10

@@ -12,7 +12,7 @@ TREE += ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "eval.every_s
 KILLS = [
     ("kleiber.lit.accumulate", 11),  # in the trunk
     ("kleiber.checkpoint._commit", 4),
-    ("kleiber.callbacks.evaluate.held_out_loss", 3),
+    ("kleiber.score.held_out_loss", 3),
     ("kleiber.stage.forget_branch", 1),  # between stages
     ("kleiber.lit.accumulate", 2),  # in a branch, before its first checkpoint
     ("kleiber.checkpoint._sync", 3),

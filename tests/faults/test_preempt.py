@@ -57,3 +57,23 @@ def test_wandb_is_told_of_the_preemption(launch, signalled):
     folder = launch("logger=wandb", "logger.wandb.mode=offline", code=75)
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     assert read(path)["exit_code"] == 75
+
+
+@pytest.mark.parametrize("place", ["kleiber.plan.make_plan", "kleiber.score.held_out_loss"])
+def test_a_signal_where_no_step_is_trained_is_heeded_too(launch, monkeypatch, place):
+    """While data are prepared and while the last score is taken, when Lightning's own handlers are not there."""
+    import importlib
+
+    module, name = place.rsplit(".", 1)
+    owner = importlib.import_module(module)
+    original = getattr(owner, name)
+
+    def asked(*arguments, **keywords):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, asked)
+        folder = launch(code=75) if name == "make_plan" else launch("eval.every_steps=5", code=75)
+    assert json.loads((folder / "summary.json").read_text())["status"] == "preempted"
+    launch()

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from kleiber.models.counting import count_parameters, six_nd, training_flops
+from kleiber.adapters.lora import LoRA
+from kleiber.models.counting import count_parameters, executed_flops, six_nd, training_flops
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import NoMixing, Window
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved
+from kleiber.trainer import checkpoint_activations
 from kleiber.types import Batch
 
 TIME = 32
@@ -67,6 +69,65 @@ def test_flops_agree_with_the_counter_exactly(case):
     pairs = (TIME + 1) / 2 / TIME if model.causal else 1
     assert training_flops(model, TIME) == pytest.approx(other + pairs * attention, rel=1e-6)
     assert case == "none" or attention > 0
+
+
+LOWER = ("embedding", "blocks.0.")
+FROZEN = {  # what stays trainable, by the beginning or the inside of its name
+    "the upper half": lambda name: not name.startswith(LOWER) and not name.startswith("head"),
+    "norms alone": lambda name: "norm" in name,
+    "the head alone": lambda name: name.startswith("head"),
+    "one matrix in the middle": lambda name: (
+        name == "blocks.1.mlp.down.weight" or name == "blocks.1.attention.out.weight"
+    ),
+    "the table alone": lambda name: name.startswith("embedding"),
+    "routers alone": lambda name: "router" in name or name == "norm.weight",
+}
+
+
+@pytest.mark.parametrize("case", ["gpt", "gqa", "moe", "shared", "none"])
+@pytest.mark.parametrize("kept", FROZEN)
+def test_frozen_weights_make_the_backward_pass_cheaper_exactly(case, kept):
+    model = Transformer(96, width=64, context=TIME, depth=3, **{"tied": False, **CASES[case]})
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(FROZEN[kept](name))
+    if not any(p.requires_grad for p in model.parameters()):
+        pytest.skip("nothing of that kind here")
+    other, attention = measured(model)
+    expected = other + (TIME + 1) / 2 / TIME * attention
+    assert training_flops(model, TIME) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("case", ["untied gelu", "shared"])
+def test_an_adapters_backward_pass_is_counted_as_it_is(case):
+    model = Transformer(96, width=64, context=TIME, **{**CASES[case], "tied": False})
+    LoRA(rank=4, targets=["attention", "mlp"] + ["experts"] * (case == "shared")).apply(model, seed=0)
+    other, attention = measured(model, sequences=32)
+    expected = other + (TIME + 1) / 2 / TIME * attention
+    # Products of A and B alone are made once a step for stacks of experts, however many tokens there are.
+    assert training_flops(model, TIME) == pytest.approx(expected, rel=0.01 if case == "untied gelu" else 0.03)
+    assert (
+        training_flops(model, TIME)
+        < 3 * training_flops(Transformer(96, width=64, context=TIME, **CASES[case]), TIME) / 3
+    )
+
+
+def test_a_recomputed_block_and_the_whole_square_under_a_mask_are_executed_and_not_counted():
+    plain = Transformer(96, width=64, context=TIME)
+    assert executed_flops(plain, TIME) == training_flops(plain, TIME)
+    blocks = training_flops(plain, TIME) / 3 - plain.head.flops(TIME) - 2 * 2 * plain.blocks[0].mlp.down.weight.numel()
+    assert executed_flops(plain, TIME, recomputed=True) == pytest.approx(training_flops(plain, TIME) + blocks)
+    window = Transformer(96, width=64, context=TIME, attention=partial(Window, window=5))
+    other, attention = measured(window)
+    assert executed_flops(window, TIME) == pytest.approx(other + attention, rel=1e-6)
+    assert training_flops(window, TIME) < executed_flops(window, TIME)
+
+
+def test_recomputation_is_what_the_counter_sees():
+    model = Transformer(96, width=64, context=TIME)
+    checkpoint_activations(model)
+    other, attention = measured(model)
+    expected = other + (TIME + 1) / 2 / TIME * attention
+    assert executed_flops(model, TIME, recomputed=True) == pytest.approx(expected, rel=1e-6)
 
 
 def test_flops_of_a_window_count_the_pairs_inside_it():

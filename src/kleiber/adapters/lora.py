@@ -55,7 +55,7 @@ class LoRA:
         return alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def apply(self, model: Any, seed: int) -> None:
-        """Adds updates that are 0, drawn from `seed` alone, and leaves only them to train, with the heads that did before."""
+        """Adds updates that are 0, drawn from `seed` alone; only they train from here on, and the heads that did."""
         names = self.matrices(model)
         for name, parameter in model.named_parameters():
             if not name.startswith("heads."):

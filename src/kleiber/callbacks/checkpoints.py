@@ -53,6 +53,7 @@ class Checkpoints(Callback):
             state = {
                 "optimizer": checkpoint.optimizer_state(optimizer),
                 "retention": {name_of(method): method.state_dict() for method in pl_module.retention},
+                "micro_batch": pl_module.micro_batch,
                 "callbacks": {c.state_key: s for c in trainer.callbacks if (s := c.state_dict())},  # type: ignore[attr-defined]
             }
             model = pl_module.model

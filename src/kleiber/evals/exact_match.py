@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from kleiber.evals.subject import Subject
 from kleiber.models.generate import generate
 from kleiber.types import Tokenizer
 
@@ -36,6 +37,32 @@ class ExactMatch:
     @property
     def standard_error(self) -> float:
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.total)
+
+
+def evaluate(subject: Subject) -> dict[str, Any]:
+    """accuracy, standard_error, right and questions of each domain, over its held-out conversations (the first ones of
+    `subject.tokens` tokens together) whose last answer names a number.
+
+    Raises ValueError for data that is no conversation, and for conversations of which no answer names a number.
+    """
+    found = {}
+    tokenizer = subject.corpus.tokenizer
+    for domain, samples in subject.corpus.validation.items():
+        held: Any = samples.first(subject.tokens)
+        if not hasattr(getattr(held, "samples", None), "asked"):
+            raise ValueError(f"exact_match asks questions, and {domain} has none: take a run of data=instruct")
+        told = [held.samples.asked(int(i)) for i in held.order]
+        asked = [(prompt, tokenizer.decode(answer)) for prompt, answer in told]
+        asked = [(prompt, answer) for prompt, answer in asked if final_number(answer) is not None]
+        prompts, answers = [prompt for prompt, _ in asked], [answer for _, answer in asked]
+        match = exact_match(subject.model, tokenizer, prompts, answers, rows=subject.rows)
+        found[domain] = {
+            "accuracy": match.accuracy,
+            "standard_error": match.standard_error,
+            "right": match.right,
+            "questions": match.total,
+        }
+    return found
 
 
 def final_number(text: str) -> Decimal | None:

@@ -11,8 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kleiber.evals.subject import Subject
 
-def evaluate(
+
+def evaluate(subject: Subject) -> dict[str, float]:
+    """The tasks of `kleiber eval --evals harness --tasks a,b [--task-files DIR]`."""
+    return score_tasks(subject.model, subject.corpus.tokenizer, subject.tasks, subject.task_files)
+
+
+def score_tasks(
     model: Any,
     tokenizer: Any,
     tasks: Sequence[str],

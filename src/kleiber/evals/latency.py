@@ -13,9 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kleiber.evals.subject import Subject
 from kleiber.types import Batch
 
 Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the last position (batch, vocab)
+
+
+def evaluate(subject: Subject) -> dict[str, float]:
+    """Latency of the model at half of its context, at most 128 tokens of prompt and 64 new ones."""
+    half = subject.model.context // 2
+    return latency(subject.model, prompt=min(128, half), new=min(64, half))
 
 
 def latency(

@@ -6,7 +6,7 @@ may name a module that draws it, `FIGURES = "kleiber.studies.x"`, with `figures(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Subject:
     rows     samples per forward pass
     folder   of the run, where it is one
     earlier  yields (step, model) of the run's earlier checkpoints, oldest first
+    tasks    of lm-eval, by name, and the folder of task files of one's own
     """
 
     model: Any
@@ -39,6 +40,8 @@ class Subject:
     device: torch.device | str = "cpu"
     folder: Path | None = None
     earlier: Callable[[], Iterator[tuple[int, Any]]] = none_earlier
+    tasks: Sequence[str] = ()
+    task_files: Path | None = None
 
     @property
     def domains(self) -> list[str]:

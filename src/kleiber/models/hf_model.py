@@ -66,8 +66,8 @@ class HFModel(nn.Module):
         rows = self.embedding.weight.shape[0]
         if vocab_size != rows:
             raise ValueError(
-                f"model.path={path} has {rows} token ids, and the corpus {vocab_size}: leave data.tokenizer out, or set "
-                f"data.tokenizer={path}"
+                f"model.path={path} has {rows} token ids, and the corpus {vocab_size}: leave data.tokenizer out, or "
+                f"set data.tokenizer={path}"
             )
         self.config, self.context, self.causal = settings, context, auto == "CausalLM"
         self.vocab_size, self.width = rows, int(settings.hidden_size)
@@ -214,7 +214,7 @@ def _configuration(path: str, weights: str, changes: Mapping[str, Any]) -> tuple
         raise ValueError(f"model.weights={weights}: write pretrained or random")
     folder = None if weights == "random" and path in CONFIG_MAPPING else model_folder(path)
     told = {"model_type": path} if folder is None else read_config(folder)
-    kind = told.get("model_type")
+    kind = str(told.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise ValueError(
             f"model.path={path} is of model_type={kind}, which transformers does not know itself: no code is run"

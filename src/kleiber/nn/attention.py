@@ -223,6 +223,10 @@ class Window(Full):
             pairs = 2 * pairs - time
         return 4.0 * self.num_heads * self.head_dim * pairs / time
 
+    def executed_flops(self, time: int) -> float:
+        """The mask is a dense one where rows are longer than the window: every pair is computed."""
+        return super().flops(time) if time <= self.window else 4.0 * self.num_heads * self.head_dim * time
+
 
 class NoMixing(nn.Module):
     """No mixing across positions: out(value(x)), attention in which every position reads itself alone.

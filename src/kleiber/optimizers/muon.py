@@ -80,7 +80,7 @@ def root(lr_scale: Callable[[Role], float]) -> Callable[[Role], float]:
 
 
 class Together(torch.optim.Optimizer):
-    """Several optimizers as one: its groups are theirs, and its state, by parameter, is the one that all of them use."""
+    """Several optimizers as one: its groups are theirs, and its state, by parameter, is that of all of them."""
 
     def __init__(self, model: nn.Module, parts: list[torch.optim.Optimizer]) -> None:
         super().__init__([group for part in parts for group in part.param_groups], {})

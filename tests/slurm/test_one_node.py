@@ -51,6 +51,7 @@ def weights(folder: Path) -> str:
 def test_an_array_of_cells_two_of_them_preempted_ends_as_unbroken_runs_do(slurm, launch, process, tmp_path):
     array = ["launcher=submitit", "launcher.timeout_min=10", "launcher.array_parallelism=2"]
     sweep = process("-m", "name=s", "seed=0,1,2,3", *STEPS, *array, root="slurm")
+    told: list[subprocess.Popen] = []
     try:
         cells = wait_for(lambda: len(f := sorted((tmp_path / "slurm/s").glob("gpt-*/overrides.yaml"))) == 4 and f)
         cells = [path.parent for path in cells]
@@ -62,10 +63,12 @@ def test_an_array_of_cells_two_of_them_preempted_ends_as_unbroken_runs_do(slurm,
             (cell,) = [path for path in cells if seed_of(path) == seed]
             wait_for(lambda cell=cell: list(cell.glob("stages/main/checkpoints/step-????????")))
             (job,) = [job for job in jobs() if job.endswith(f"_{seed}")]
-            subprocess.run(command(job), check=True)
-        out, err = sweep.communicate(timeout=240)
+            told.append(subprocess.Popen(command(job)))  # scancel looks again and again until the job is where it was
+        out, err = sweep.communicate(timeout=400)
     finally:
-        sweep.terminate()
+        for one in [*told, sweep]:
+            one.kill()
+            one.wait()
     assert sweep.returncode == 0, out + err
     for cell in cells:
         summary = json.loads((cell / "summary.json").read_text())

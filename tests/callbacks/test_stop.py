@@ -1,0 +1,41 @@
+"""budget.stop_at_loss: training ends with the scores that reach it, is recorded so, and stays ended after a kill."""
+
+import json
+
+import pytest
+
+from kleiber.budget import Budget
+
+OPTIONS = ["budget.steps=20", "eval.every_steps=4", "callbacks.checkpoints.every=0"]
+
+
+def stage(folder) -> dict:
+    return json.loads((folder / "summary.json").read_text())["stages"][0]
+
+
+def loss(row: dict) -> float:
+    return next(value for key, value in row.items() if key.startswith("val/") and key.endswith("/loss"))
+
+
+def test_the_first_scores_below_it_end_training(launch):
+    whole = stage(launch(*OPTIONS))
+    target = loss(whole["curve"][1]) + 1e-6
+    folder = launch(*OPTIONS, f"budget.stop_at_loss={target}")
+    early = stage(folder)
+    assert (early["steps"], early["tokens"], early["stopped_at_loss"]) == (8, 8 * 512, target)
+    assert early["curve"] == whole["curve"][:2] and whole["stopped_at_loss"] is None
+    assert early["checkpoint"].endswith("step-00000008") and (folder / "samples.txt").exists()
+    (folder / "summary.json").unlink()  # killed between the last step and the summary
+    assert stage(launch(*OPTIONS, f"budget.stop_at_loss={target}"))["steps"] == 8
+
+
+@pytest.mark.slow
+def test_one_that_is_not_reached_changes_nothing(launch):
+    found = stage(launch(*OPTIONS, "budget.stop_at_loss=0.001"))
+    assert (found["steps"], found["stopped_at_loss"]) == (20, None)
+
+
+def test_it_stands_beside_a_budget_and_must_be_positive():
+    assert Budget(steps=5, stop_at_loss=1.0).given() == {"steps": 5}
+    with pytest.raises(ValueError, match=r"budget.stop_at_loss=-1"):
+        Budget(stop_at_loss=-1)

@@ -1,0 +1,19 @@
+"""Rows of unequal length come back as they went, empty ones and none at all included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kleiber.data import ragged
+
+
+@pytest.mark.parametrize("rows", [[[1, 2, 3], [], [70000], [5]], [[]], []])
+def test_there_and_back(tmp_path: Path, rows: list[list[int]]) -> None:
+    kind = np.dtype(np.uint32)
+    ragged.write(tmp_path / "rows", (np.array(row, np.int64) for row in rows), kind)
+    found = ragged.read(tmp_path / "rows", kind)
+    assert [found[i].tolist() for i in range(len(found))] == rows
+    assert found.lengths.tolist() == [len(row) for row in rows]

@@ -1,0 +1,22 @@
+import ast
+from pathlib import Path
+
+from rows import COMPLAINTS, FAULTS, REASONS, TESTS
+
+HERE = Path(__file__).parents[1]
+
+
+def test_every_fault_has_a_test_or_a_reason():
+    assert sorted(FAULTS) == list(range(1, 49))
+    assert TESTS.keys() | REASONS.keys() == FAULTS.keys() and not TESTS.keys() & REASONS.keys()
+
+
+def test_every_test_that_is_named_is_there():
+    named = {name for names in (*TESTS.values(), *COMPLAINTS.values()) for name in names}
+    there = {
+        f"{path.relative_to(HERE)}::{node.name}"
+        for path in {HERE / name.split("::")[0] for name in named}
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert named - there == set()

@@ -1,0 +1,58 @@
+"""Whole runs of fine-tuning: what ranks and interruptions must not change."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_run import REPOSITORY
+
+DATA = REPOSITORY / "tests/data"
+PAIRS = ["data=preference", f"data.path={DATA}/preference.jsonl", "objective=dpo", "optimizer.lr=0.05"]
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "summary.json").read_text())["stages"][0]["metrics"]
+
+
+def test_an_interrupted_dpo_ends_as_the_unbroken_one(launch, interrupted):
+    options = [*PAIRS, "callbacks.checkpoints.every=5", "callbacks.log.every=1"]
+    whole = launch(*options, root="whole")
+    with interrupted(2):
+        broken = launch(*options, root="broken", code=130)
+    before = np.load(broken / "stages/main/reference.npz")["train"]
+    launch(*options, root="broken")
+    assert np.array_equal(np.load(broken / "stages/main/reference.npz")["train"], before)
+    assert metrics(broken) == metrics(whole)
+    assert metrics(whole)["val/preference/reward_accuracy"] > 0.9  # the words alone say which is preferred
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-6) and losses[-1] < 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize("name,data", [("classify", "labelled"), ("sft", "instruct"), ("dpo", "preference")])
+def test_two_ranks_score_as_one(launch, process, tmp_path, name, data):
+    options = [
+        f"data={data}", f"data.path={DATA}/{data}.jsonl", f"objective={name}", "trainer=ddp", "trainer.precision=64",
+        "model.depth=1", "model.context=64", "data.max_bytes=20000", "trainer.max_steps=8", "batch.micro=3",
+        "callbacks.log.every=1",
+    ]  # fmt: skip
+    alone = launch(*options, "trainer.devices=1", root="alone")
+    pair = process(*options, "trainer.devices=2", root="pair")
+    _, err = pair.communicate(timeout=150)
+    assert pair.returncode == 0, err
+    (folder,) = (tmp_path / "pair").glob("*/*")
+    found = metrics(folder)
+    assert found == pytest.approx(metrics(alone), abs=1e-6)
+    if name == "classify":
+        assert found["val/labelled/accuracy"] == metrics(alone)["val/labelled/accuracy"]
+        same = [(f / "classes/labelled.json").read_text() for f in (alone, folder)]
+        assert same[0] == same[1]
+
+
+def test_data_and_objective_that_do_not_belong_together_are_told(launch, capsys):
+    for objective, told in (("classify", "needs labels"), ("sft", "marks none"), ("dpo", "has no pairs")):
+        launch(f"objective={objective}", code=2)
+        assert told in capsys.readouterr().err

@@ -1,0 +1,43 @@
+"""The estimate behind batch.micro=auto against what the allocator really holds after a forward pass."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.profiler import profile
+
+from kleiber import plan
+from kleiber.models.transformer import Transformer
+from kleiber.nn.mlp import GELU
+from kleiber.nn.moe import interleaved
+from kleiber.types import Batch
+
+CASES = {"gpt": {}, "gelu": {"mlp": GELU}, "moe": {"mlp": partial(interleaved, num_experts=4, k=2)}}
+
+
+def held_bytes(model: Transformer, rows: int) -> int:
+    """What a forward pass has allocated and not freed while its graph is alive, by PyTorch's profiler."""
+    with profile(profile_memory=True) as watched:
+        output = model(Batch(torch.zeros(rows, 64, dtype=torch.long)))
+    assert output.hidden.requires_grad
+    return sum(event.self_cpu_memory_usage for event in watched.key_averages())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_row_holds_what_the_estimate_says(case):
+    model = Transformer(96, width=64, context=64, depth=3, **CASES[case])
+    held_bytes(model, 1)
+    measured = held_bytes(model, 6) - held_bytes(model, 5)
+    assert plan.activation_bytes(model, 64) == pytest.approx(measured, rel=0.15)
+
+
+def test_micro_batches_fill_half_of_the_free_memory_and_more_with_checkpoints(monkeypatch):
+    model = Transformer(96, width=64, context=64, depth=4)
+    row = plan.activation_bytes(model, 64)
+    monkeypatch.setattr(plan, "free_memory_bytes", lambda accelerator: 2 * 10 * row)
+    plain, light = (SimpleNamespace(accelerator="cpu", checkpoint_activations=on) for on in (False, True))
+    assert plan.micro_batch("auto", 1000, 64, model, plain) == 10
+    assert plan.micro_batch("auto", 7, 64, model, plain) == 7
+    assert plan.micro_batch("auto", 1000, 64, model, light) > 20
+    assert plan.micro_batch(3, 1000, 64, model, plain) == 3

@@ -1,0 +1,61 @@
+"""Which slots the cells of a sweep get, with processes that end at once and do nothing."""
+
+import os
+
+import pytest
+from test_task import cell
+
+from kleiber import pool
+from kleiber.errors import ConfigError
+from kleiber.pool import Pool
+from kleiber.summary import Summary
+
+
+class Ended:
+    """A process that is over as soon as it has been started."""
+
+    exitcode = 0
+
+    def __init__(self, target, args):
+        self.args = args
+
+    def start(self):
+        self.sentinel, end = os.pipe()
+        os.close(end)
+        Summary(self.args[0]).update(status="finished")
+        STARTED.append(self.args)
+
+    def join(self):
+        os.close(self.sentinel)
+
+
+STARTED: list[tuple] = []
+
+
+@pytest.fixture
+def started(monkeypatch):
+    STARTED.clear()
+    monkeypatch.setattr(pool, "context", lambda: type("Context", (), {"Process": Ended}))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    return STARTED
+
+
+def test_cells_at_once_have_gpus_of_their_own(started, tmp_path):
+    needs = [2, 1, 3, 1]
+    cells = [cell(tmp_path / str(i), devices=n, accelerator="gpu") for i, n in enumerate(needs)]
+    codes = Pool(cells, workers=None, retries=0, stop_after=None).run()
+    assert list(codes.values()) == [0] * 4
+    visible = [arguments[-1].split(",") for arguments in started]
+    assert [len(ids) for ids in visible] == needs
+    assert sorted(visible[0] + visible[1]) == ["4", "5", "6"], "the first two run at once"
+
+
+def test_more_gpus_than_there_are_is_refused(started, tmp_path):
+    with pytest.raises(ConfigError, match=r"trainer\.devices=4, but there are 3 GPUs"):
+        Pool([cell(tmp_path, devices=4, accelerator="gpu")], None, 0, None)
+
+
+def test_cells_of_one_device_and_thread_are_forked_and_others_are_fresh(started, tmp_path):
+    cells = [cell(tmp_path / "a"), cell(tmp_path / "b", threads=2), cell(tmp_path / "c", devices=2)]
+    Pool(cells, workers=4, retries=0, stop_after=None).run()
+    assert [arguments[1] for arguments in started] == [False, True, True]
