@@ -35,7 +35,7 @@ ELSEWHERE |= {
     f"study/{name}": "plans a sweep; tests/studies/test_studies.py reads its runs"
     for name in ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
 }
-ELSEWHERE |= {"data/repeat": "tests/data/test_recall.py"}
+ELSEWHERE |= {f"data/{name}": "tests/data/test_recall.py" for name in ("recall", "repeat")}
 ELSEWHERE |= {
     f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in ("checkpoint", "hf", "upcycle")
 }
