@@ -216,7 +216,8 @@ def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {words[1] for words in lines if words[:1] == ["_target_:"]}
     elsewhere = (
-        "data. trainer. origin. tree.Chain studies. sweep. loggers. slurm. rays. adapters. models.hf_model. callbacks.ema.".split()
+        "data. trainer. origin. tree.Chain studies. sweep. loggers. slurm. rays. adapters. models.hf_model."
+        " callbacks.ema.".split()
     )
     elsewhere += ["objectives.distill."]
     elsewhere = tuple(f"kleiber.{name}" for name in elsewhere)
