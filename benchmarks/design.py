@@ -1,9 +1,9 @@
 """What a design saves: interval efficiency under the assumed law, in a simulation that trains nothing.
 
-The baseline is a 7 x 7 IsoFLOP grid from scratch. Every other design is cut down until its 90 % interval for the loss at
-the compute-optimal point of C* is the baseline's, and its cost is told as a share of the baseline's. These are
-statements about intervals if the law and the covariance are right, not about accuracy: misfit is not made smaller by any
-design (python benchmarks/design.py; about ten seconds of numpy).
+The baseline is a 7 x 7 IsoFLOP grid from scratch. Every other design is cut down until its 90 % interval for the loss
+at the compute-optimal point of C* is the baseline's, and its cost is told as a share of the baseline's. These are
+statements about intervals if the law and the covariance are right, not about accuracy: misfit is not made smaller by
+any design (python benchmarks/design.py; about ten seconds of numpy).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def optimal(
     base = within(isoflop(shared=False), base_ratio)
     goal, price = log_variance(base, LAW, flops, noise), float((6 * base.N * base.D).sum())
     grid = candidates(shared, least, ratio, 2 if rules.replicates else 1)
-    points, cost = reduced(grid.keep(6 * grid.N * grid.D <= cap * C_MAX * 1.001), goal, flops, noise, rules)
+    points, cost = reduced(grid.keep(cap * C_MAX * 1.001 >= 6 * grid.N * grid.D), goal, flops, noise, rules)
     return line(points, cost / price, float(np.exp(0.5 * (log_variance(points, LAW, flops, noise) - goal))))
 
 

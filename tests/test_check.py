@@ -17,6 +17,8 @@ NEEDS = {"data=text": ["data.path=x"], "data=mixture": ["data.parts={builtin/doc
 NEEDS |= {"model=hf": ["model.path=llama", "model.weights=random"]}
 NEEDS |= {f"data={name}": ["data.path=x"] for name in ("labelled", "instruct", "preference")}
 NEEDS |= {"objective=distill": ["objective.teacher=RUN"]}
+METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
+NEEDS |= {f"retention={name}": ["stages=docs_then_code"] for name in METHODS}
 
 
 def composed(*overrides: str) -> dict:

@@ -27,8 +27,15 @@ LEARNT = {"classify": "labelled", "sft": "instruct", "dpo": "preference", "cdpo"
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"]}
+NEEDS |= {"design/arms": ['design.arms={a:["model=moe"]}']}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
+ELSEWHERE |= {f"design/{name}": "plans a sweep: test_sweep.py" for name in ("ladder", "isoflop", "optimal")}
+ELSEWHERE |= {
+    f"study/{name}": "plans a sweep; tests/studies/test_studies.py reads its runs"
+    for name in ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
+}
+ELSEWHERE |= {f"data/{name}": "tests/data/test_recall.py" for name in ("recall", "repeat")}
 ELSEWHERE |= {
     f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in ("checkpoint", "hf", "upcycle")
 }
@@ -37,9 +44,16 @@ ELSEWHERE |= {
     "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
     "study/scaling": "test_sweep.py starts it",
     "design/grid": "plans a sweep: test_sweep.py",
+    "design/arms": "tests/studies/test_arms.py",
 }
+ELSEWHERE |= dict.fromkeys(("study/routers", "study/sparsity", "study/upcycling"), "tests/studies/test_arms.py")
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_distill.py"}
+METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
+NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={one:{},two:{}}"] for name in METHODS}
+ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
+ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in ("forgetting", "forgetting_law")}
+ELSEWHERE |= {"design/methods": "plans a sweep: tests/studies/test_methods.py"}
 TASKS = [
     f"data/{p.parent.name}/{p.stem}" for group in ("glue", "superglue", "topic") for p in CONF.glob(f"data/{group}/*")
 ]
@@ -67,6 +81,7 @@ def test_every_choice_composes_and_passes_the_check(choice):
         pytest.skip("the check refuses a GPU that is not there")
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": "data", "study": "callbacks.samples", "docs_then_code": "data"}
+    gone |= dict.fromkeys(("forgetting", "forgetting_law"), ("callbacks.samples", "data"))
     gone = next((gone[key] for key in (name, group) if key in gone and name != "text"), "none")
     plain = [override for override in TINY if not override.startswith(gone)]
     config, _ = resolved(Composer("train").compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
@@ -145,6 +160,7 @@ BASES = {  # together they choose every class that has leaves of its own
     "bert": ["model=bert", "objective=mlm", "schedule=cosine"],
     "expert choice": ["model=bert", "objective=mlm", "model/mlp=moe", "model/router=expert_choice"],
     "plain": ["model/attention=window", "model.attention.window=16", "model/mlp=gelu", "schedule=constant"],
+    "positions": ["callbacks=positions"],
     "standard": ["model/parametrization=standard", "model/attention=none"],
     "muon": ["model=moe", "optimizer=muon"],
     "lion": ["optimizer=lion"],
@@ -215,10 +231,8 @@ def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
     chosen = {target for base in BASES for target, _ in owned(base)}
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {words[1] for words in lines if words[:1] == ["_target_:"]}
-    elsewhere = (
-        "data. trainer. origin. tree.Chain studies. sweep. loggers. slurm. rays. adapters. models.hf_model."
-        " callbacks.ema.".split()
-    )
-    elsewhere += ["objectives.distill."]
+    elsewhere = ["data.", "trainer.", "origin.", "tree.Chain", "studies.", "sweep.", "loggers.", "slurm.", "rays."]
+    # tests/retention asks each setting of a method for its effect
+    elsewhere += ["adapters.", "models.hf_model.", "objectives.distill.", "retention.", "callbacks.ema."]
     elsewhere = tuple(f"kleiber.{name}" for name in elsewhere)
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()

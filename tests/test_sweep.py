@@ -225,9 +225,8 @@ def test_a_sweep_that_is_ended_ends_its_cells_in_good_order(process, tmp_path, n
     assert becomes in told.values() and "running" not in told.values(), told
     assert "finished" in told.values() and "missing" in told.values(), out + err
     if becomes == "preempted":
-        for run in read_runs(tmp_path / "runs/s"):
-            if run.status == "preempted":
-                assert list(run.folder.glob("stages/main/checkpoints/step-????????"))
+        ended = [run.folder for run in read_runs(tmp_path / "runs/s") if run.status == becomes]
+        assert any(list(where.glob("stages/main/checkpoints/step-????????")) for where in ended)
     assert not alive(tmp_path)
 
 
@@ -238,3 +237,35 @@ def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tm
     assert Summary(tmp_path).values["status"] == "preempted"
     settle(tmp_path, "failed", "rank 1: boom", over="preempted")
     assert Summary(tmp_path).values["status"] == "failed" and "boom" in Summary(tmp_path).values["error"]
+
+
+def test_max_cells_and_seeds_of_a_study_are_about_the_sweep(seeds, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("kleiber.sweep.report", lambda folder: None)
+    told = ["study=scaling", "launcher=basic", "design.widths=[32,64]"]
+    assert main([*told, "study.seeds=2", "study.max_cells=3"]) == 4  # seed 1 fails here
+    assert seeds == [0, 1, 0] and "1 planned cells are left out" in capsys.readouterr().out
+    assert main(["study=scaling", "study.seeds=2", "design=optimal", "design.flops=1e14"]) == 2
+    assert "study.seeds" in capsys.readouterr().err
+
+
+def test_a_designed_dry_run_prices_the_cells_and_starts_none(seeds, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("kleiber.quote.seconds_per_token", lambda configs: [1e-5] * len(configs))
+    for design in (
+        ["design.widths=[32,64]", "design.seeds=1"],
+        ["design=isoflop", "design.flops=1e14"],
+    ):
+        assert main(["study=scaling", *design, "dry_run=true"]) == 0
+        out = capsys.readouterr().out
+        assert "no cell was started" in out and "FLOPs" in out and "hours" in out and "interval" in out
+    assert seeds == [] and not (tmp_path / "root" / "scaling").exists()
+    assert main(["study=scaling", "design=optimal", "dry_run=true"]) == 2
+    assert "design.flops or design.hours" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_optimal_design_runs_in_rounds_and_writes_its_plan(seeds, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("kleiber.sweep.report", lambda folder: None)
+    assert main(["study=scaling", "launcher=basic", "design=optimal", "design.flops=1e14"]) == 4  # seed 1
+    plan = json.loads((tmp_path / "root" / "scaling" / "design.json").read_text())
+    assert len(plan["rounds"]) == 3 and sum(len(one["trunks"]) for one in plan["rounds"]) == len(seeds)
+    assert capsys.readouterr().out.count("design, round") == 3

@@ -1,5 +1,5 @@
-"""A finished run (or a finished stage of one), opened again as it was trained: its config, its model with the weights of a checkpoint,
-its data and its objective.
+"""A finished stage of a run, opened again as it was trained: its config, its model with the weights of its last
+checkpoint, its data and its objective.
 
 It reads what the run wrote and writes nothing. It refuses a folder without a good checkpoint of it.
 """

@@ -1,12 +1,15 @@
-"""How fast this machine trains models of given configs, by a few steps of each; a process of its own, since it imports torch.
+"""How fast this machine trains models of given configs, by a few steps of each; a process of its own, since it imports
+torch.
 
-`python -m kleiber.probe` reads a list of resolved configs from standard input and prints seconds per token, one each. The
-text is a small part of the data, so that nothing long is prepared only to be timed. It writes nothing and keeps nothing.
+`python -m kleiber.probe` reads a list of resolved configs from standard input and prints seconds per token, one each.
+The text is a small part of the data, so that nothing long is prepared only to be timed. It writes nothing and keeps
+nothing.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,9 +21,11 @@ SMALL = 200_000  # bytes of text
 
 def seconds_per_token(configs: Sequence[Mapping[str, Any]]) -> list[float]:
     """Measured in a fresh process. Raises ValueError with its last line when it fails."""
+    threads = configs[0]["trainer"].get("threads") or 1  # cells of a sweep have one each
     done = subprocess.run(
-        [sys.executable, "-m", "kleiber.probe"], input=json.dumps(list(configs)), capture_output=True, text=True
-    )
+        [sys.executable, "-m", "kleiber.probe"], input=json.dumps(list(configs)), capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+    )  # fmt: skip
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(f"the speed of this machine could not be measured: {last}")

@@ -1,7 +1,8 @@
 """What a planned sweep would cost and tell, before a cell of it starts: runs, FLOPs, hours here, the expected interval.
 
-FLOPs are exact by formula; hours come from a probe of the smallest, a middle and the largest model, without compilation.
-The interval is that of the design's mathematics under an assumed law (`studies.information`), not a promise.
+FLOPs are exact by formula; hours come from a probe of the smallest, a middle and the largest model, without
+compilation. The interval is that of the design's mathematics under an assumed law (`studies.information`), not a
+promise.
 """
 
 from __future__ import annotations
@@ -18,11 +19,22 @@ from kleiber.studies.information import Noise, Points, half_width
 from kleiber.studies.planning import planning_laws
 from kleiber.studies.sizes import Size, size, vocabulary_of
 
+NONE = "no cell was started (dry_run=true)"
 FARTHER = 10.0  # target compute over the largest point's, where the design names none
 
 
 def quote(configs: Sequence[Mapping[str, Any]], finished: int = 0) -> str:
-    """The plan in words. `finished` cells are already there; their cost is not asked for again."""
+    """The plan in words; `finished` cells are there already.
+
+    Cells without a formula for their cost are counted only.
+    """
+    try:
+        return priced(configs, finished)
+    except ValueError as error:
+        return f"runs         {len(configs)}, {finished} of them finished already\nnot priced   {error}\n{NONE}"
+
+
+def priced(configs: Sequence[Mapping[str, Any]], finished: int) -> str:
     sizes = [size(config["model"], vocabulary_of(config["data"])) for config in configs]
     tokens = [lengths(config, one) for config, one in zip(configs, sizes, strict=True)]
     costs = [cost(config, one, n) for config, one, n in zip(configs, sizes, tokens, strict=True)]
@@ -39,14 +51,16 @@ def quote(configs: Sequence[Mapping[str, Any]], finished: int = 0) -> str:
         f"with {workers} at once (measured without compilation; evaluation comes on top)"
     )
     lines.append(f"interval     {expected(configs, sizes, tokens)}")
-    return "\n".join([*lines, "no cell was started (dry_run=true)"])
+    return "\n".join([*lines, NONE])
 
 
 def lengths(config: Mapping[str, Any], one: Size) -> list[float]:
     """Training tokens of each end of a cell: its branches, or what its budget buys."""
     batch = round(quantity(config["batch"]["tokens"]))
     stages = config["stages"]
-    if stages is not None and "branches" in stages:
+    if stages is not None and "branches" not in stages:
+        raise ValueError("stages other than trunk_and_cooldowns have lengths of their own")
+    if stages is not None:
         return [max(2, round(quantity(n) / batch)) * batch for n in stages["branches"]]
     steps = Budget(**config["budget"]).num_steps(
         batch_tokens=batch, active_params=one.active, flops_per_token=one.flops_per_token

@@ -118,3 +118,35 @@ def test_a_method_that_needs_earlier_text_refuses_to_do_without(name):
 def test_settings_that_cannot_be_are_refused_by_name(make, key):
     with pytest.raises(ValueError, match=f"retention.*{key}"):
         make()
+
+
+KNOBS = {
+    "replay-fraction": (lambda: Replay(0.25), lambda: Replay(0.5)),
+    "replay-source": (lambda: Replay(0.25), METHODS["replay-generated"]),
+    "replay-tokens": (METHODS["replay-generated"], lambda: Replay(0.25, "generated", 2000, vocabulary=Letters())),
+    "replay-temperature": (
+        METHODS["replay-generated"], lambda: Replay(0.25, "generated", 3000, temperature=0.5, vocabulary=Letters())
+    ),
+    "ewc-strength": (lambda: EWC(3.0, 8), lambda: EWC(1.0, 8)),
+    "ewc-samples": (lambda: EWC(3.0, 8), lambda: EWC(3.0, 16)),
+    "l2sp-strength": (lambda: L2SP(2.0), lambda: L2SP(1.0)),
+    "lwf-strength": (METHODS["lwf"], lambda: LwF(1.0, source="real")),
+    "lwf-temperature": (METHODS["lwf"], lambda: LwF(3.0, 2.0, source="real")),
+    "lwf-source": (METHODS["lwf"], METHODS["lwf-new"]),
+    "lwf-tokens": (
+        METHODS["lwf-generated"], lambda: LwF(3.0, source="generated", generated_tokens=800, vocabulary=Letters())
+    ),
+    "agem-rows": (lambda: AGEM(2), lambda: AGEM(16)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_every_setting_has_an_effect(knob):
+    """Beside these, gamma of ewc in test_ewc.py and alphas of wise in test_wise.py."""
+    found = []
+    for make in KNOBS[knob]:
+        net, method = learned(), make()
+        method.begin_stage(net, TASKS, 3)
+        train(net, method.data(NEW, TASKS, TASKS[0].objective), 6, [method])
+        found.append(torch.cat([parameter.detach().flatten() for parameter in net.parameters()]))
+    assert not torch.equal(*found)

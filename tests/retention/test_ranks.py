@@ -1,10 +1,9 @@
 """Two ranks compute what one process does: Fisher information, reference gradients, penalties."""
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-
-import pytest
 
 from kleiber.objectives.clm import CLM
 from kleiber.retention.agem import AGEM

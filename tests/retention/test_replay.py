@@ -1,5 +1,7 @@
 """Replay is exact in tokens, deterministic, and never puts two objectives into one batch."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,7 @@ def test_earlier_tasks_share_the_fraction_and_a_mixture_keeps_its_proportions():
 
 
 def test_without_blocks_that_hold_it_the_fraction_is_refused():
-    with pytest.raises(ValueError, match="retention.replay.fraction"):
+    with pytest.raises(ValueError, match=r"retention.replay.fraction"):
         Replay(0.0001)
 
 
@@ -61,7 +63,7 @@ class Labels:
     """An objective with an output layer of its own: the mean of the hidden states predicts a label."""
 
     likelihood = False
-    outputs = {"labels": 2}
+    outputs = MappingProxyType({"labels": 2})
 
     def __call__(self, net, batch):
         total = net(Batch(batch.tokens[:, :-1])).hidden.square().sum()

@@ -9,13 +9,13 @@ from .toys import NEW, learned, train
 
 
 def test_zero_and_one_are_start_and_end_bit_by_bit_and_the_middle_is_the_mean(tmp_path):
-    net, method = learned(), WiSE([0.0, 0.5, 1.0])
+    net, method = learned(), WiSE([0.0, 1.0, 0.5])
     start = {name: value.clone() for name, value in net.state_dict().items()}
     method.begin_stage(net, [], 0)
     train(net, NEW, 10, [method])
     end = {name: value.clone() for name, value in net.state_dict().items()}
     found = method.end_stage(net, tmp_path)
-    assert list(found) == ["wise/0", "wise/0.5", "wise/1"]
+    assert list(found) == ["wise/0", "wise/1", "wise/0.5"]
     for name, value in net.state_dict().items():
         assert torch.equal(value, end[name]), "the model is left at its end"
     expected = {"wise/0": start, "wise/1": end, "wise/0.5": {n: (start[n] + end[n]) / 2 for n in end}}

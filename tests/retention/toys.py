@@ -72,7 +72,7 @@ def train(net, samples, steps, methods=(), start=0, optimizer=None, rows=8):
         penalties = [lambda m, b, step=step, one=one: one.penalty(m, b, step) for one in methods]
         sums = accumulate(net, CLM(), batch.split(4), torch.Tensor.backward, penalties=penalties)
 
-        def change(step=step) -> None:
+        def change(step=step, told=told) -> None:
             for one in methods:
                 told.update(one.gradients(net, step))
 

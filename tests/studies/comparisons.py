@@ -1,4 +1,4 @@
-"""What a comparison of retention methods leaves on disk, with known forgetting: summaries and configs without training."""
+"""What a comparison of retention methods leaves on disk, with known forgetting: no training behind it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def truth(method: str, strength: float, lr: float) -> tuple[float, float]:
 
 def write_arm(
     folder: Path, method: str, strength: float, lr: float, seed: int, *, noise: float = 0.004, pretrained: float = 4e6,
-    tokens: float = 1e6, params: int = 40_000, F: float | None = None, base: Path | None = None, wise: bool = False, status: str = "finished",
+    tokens: float = 1e6, params: int = 40_000, F: float | None = None, base: Path | None = None,
+    wise: bool = False, status: str = "finished",
 ) -> None:  # fmt: skip
     rng = np.random.default_rng([seed, round(1e4 * strength), round(1e5 * lr), round(tokens) % 97, params % 89])
     exact, target = truth(method, strength, lr)
@@ -44,15 +45,16 @@ def write_arm(
     }
     metrics = {"val/docs/loss": START["docs"] + F, "val/code/loss": target}
     for alpha in (0, 0.5, 1) if wise else ():
-        metrics[f"wise/{alpha}/val/docs/loss"] = START["docs"] + F * alpha**2
-        metrics[f"wise/{alpha}/val/code/loss"] = START["code"] + (target - START["code"]) * (1 - (1 - alpha) ** 2)
+        metrics[f"wise/{alpha}/docs/loss"] = START["docs"] + F * alpha**2
+        metrics[f"wise/{alpha}/code/loss"] = START["code"] + (target - START["code"]) * (1 - (1 - alpha) ** 2)
     curve = [
         {"step": s, "watch/docs/loss": 2.1 + F * g} for s, g in ((0, 0), (1, 0.1), (8, 0.9), (64, 1.3), (1000, 1.0))
     ]
     stage = {
         "name": "main", "tasks": ["code"], "metrics": metrics, "lr": lr, "curve": curve,
         "start_metrics": {f"val/{name}/loss": value for name, value in START.items()}, "steps": round(tokens / 1000),
-        "batch_tokens": 1000, "tokens": tokens if base else pretrained + tokens, "seconds": 10.0, "peak_memory_bytes": 2**28,
+        "batch_tokens": 1000, "tokens": tokens if base else pretrained + tokens,
+        "seconds": 10.0, "peak_memory_bytes": 2**28,
         "params": {"total": params, "active": params, "trainable": params},
     }  # fmt: skip
     told = {"status": status, "seed": seed, "seconds": 12.0, "stages": [stage], "R": {"tasks": ["docs", "code"]}}

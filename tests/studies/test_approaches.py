@@ -69,7 +69,10 @@ def test_a_vertex_is_where_the_loss_is_least_on_a_grid_off_centre():
 
 
 def test_a_ladder_of_branches_has_all_approaches_by_interpolation():
-    """D on a grid of doublings, no two sizes at one budget: the truth is found, and shared noise widens the interval."""
+    """D on a grid of doublings, no two sizes at one budget: the truth is found.
+
+    And shared noise widens the interval.
+    """
     N = np.repeat(np.geomspace(3e4, 1e6, 6), 5)
     D = np.tile(1e6 * 2.0 ** np.arange(5), 6)
     law = {"E": 1.0, "A": 85.0, "B": 85.0 * 30**0.5, "alpha": 0.5, "beta": 0.5}

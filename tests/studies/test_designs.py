@@ -99,10 +99,12 @@ def test_each_third_is_planned_from_what_was_trained_and_a_second_start_repeats_
     assert len(first) == 3 and "planned with the given law" in told and "points so far" in told
     assert run(Optimal(flops=3e14), False) == first
     whole = Optimal(flops=3e14, rounds=1)
-    assert sum(map(len, first)) > 3 and sum(first, []) != next(
+    assert sum(map(len, first)) > 3 and [cell for part in first for cell in part] != next(
         whole.rounds(replace(ground, folder=ground.folder / "b"))
     )
-    names = [tuple(line for line in cell if "branches" not in line) for cell in sum(first, [])]
+    names = [
+        tuple(line for line in cell if "branches" not in line) for cell in [cell for part in first for cell in part]
+    ]
     assert len(set(names)) == len(names), "a width never trains a seed twice"
 
 

@@ -83,14 +83,11 @@ def test_a_method_that_learns_less_is_not_ranked_by_what_it_forgets(tmp_path):
 
 def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
     write_study(tmp_path / "s", seeds=1)
-    assert main(["report", str(tmp_path / "s")]) == 0
-    found = json.loads((tmp_path / "s" / "findings.json").read_text())
-    told = {
-        row["90%"] for row in found["tables"]["At equal target loss"] if isinstance(row["F at equal target"], float)
-    }
-    assert told == {"no interval"}
-    assert {claim["holds"] for claim in found["verdicts"]} == {None}
-    assert "without replicates" in found["headline"]
+    found = Forgetting().analyse(read_runs(tmp_path / "s"))
+    rows = found.tables["At equal target loss"]
+    assert {row["90%"] for row in rows if isinstance(row["F at equal target"], float)} == {"no interval"}
+    assert {claim["holds"] for claim in found.verdicts} == {None}
+    assert "without replicates" in found.headline
 
 
 def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):

@@ -125,3 +125,5 @@ def test_plans_that_cannot_be_are_refused(options, key):
         design(**options)
     with pytest.raises(ValueError, match="seed follows from the plan"):
         Methods({"seed": 1}, ARMS)
+    with pytest.raises(ValueError, match=r"is no value; write the whole key, such as retention.KEY"):
+        Methods({}, {"replay": {"retention": {"replay": {"fraction": 0.1}}}}).continuations()

@@ -1,6 +1,8 @@
 """A study's report from runs on disk: what it writes, that it can be made again, and that it says what is missing."""
 
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -84,3 +86,28 @@ def test_runs_too_short_for_the_study_are_refused_with_both_numbers(study, capsy
 def test_options_that_cannot_be_are_refused(options):
     with pytest.raises(ValueError, match=r"study\.|quantity|no law"):
         Scaling(**options)
+
+
+@pytest.mark.slow
+def test_the_page_opens_in_a_browser_without_network(study):
+    """Headless Chromium, where there is one: every figure is drawn, and nothing is written to the console."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium here")
+    assert main(["report", str(study)]) == 0
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    page = f"file://{study / 'report.html'}"
+    done = subprocess.run(
+        [browser, *options, "--virtual-time-budget=8000", "--dump-dom", page],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.count("<svg") >= 6 and "Uncaught" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_study_is_mirrored_offline_as_a_run_of_its_own(study, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main(["report", str(study), "--wandb"]) == 0
+    assert len(list((study / "wandb").glob("offline-run-*-study-scaling"))) == 1

@@ -29,7 +29,8 @@ ConfigStore.instance().store(group="hydra/sweeper", name="kleiber", node=Sweeper
 
 
 class KleiberSweeper(BasicSweeper):
-    """`params` are sweeps that stand in a file, as `optimizer.lr: 1e-3,1e-2`; the command line's multiply them.
+    """`params` are sweeps that stand in a file, as `optimizer.lr: 1e-3,1e-2`; the command line's multiply them, and a
+    key that it names is taken from there.
 
     So do the cells of a `design`. A key that the command line sweeps is taken from there, whatever the design says. A
     design in rounds gets its next round's cells planned when those of the round before have run.
@@ -41,7 +42,9 @@ class KleiberSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         assert self.hydra_context is not None and self.launcher is not None and self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        given: Any = parser.parse_overrides([*self._parse_config(), *arguments])
+        told = set(map(key, arguments))
+        own = [line for line in self._parse_config() if key(line) not in told]
+        given: Any = parser.parse_overrides([*own, *arguments])
         (cells,) = self.split_arguments(given, max_batch_size=None)
         done: list[JobReturn] = []
         for plan in self._rounds(list(cells[0])):
@@ -63,7 +66,7 @@ class KleiberSweeper(BasicSweeper):
             yield [[]]
             return
         assert self.config is not None
-        from kleiber.studies.design import Grid, Sequential
+        from kleiber.studies.design import Cases, Grid, Sequential
 
         node = OmegaConf.to_container(node, resolve=True)
         assert isinstance(node, dict)
@@ -72,12 +75,11 @@ class KleiberSweeper(BasicSweeper):
                 raise ConfigError(f"study.seeds: design {node['_target_']} chooses its seeds itself, so leave it out")
             node["seeds"] = self._study("seeds")
         try:
-            design = instantiate(node, _convert_="all")
-            ground = None if isinstance(design, Grid) else self._ground(first, design)
-            if isinstance(design, Sequential) and not self.config.dry_run:
-                yield from design.rounds(ground)  # pyright: ignore[reportArgumentType]  (a grid has no rounds)
-            else:
-                yield design.cells(ground)
+            design: Any = instantiate(node, _convert_="all")
+            ground = None if isinstance(design, Grid | Cases) else self._ground(first, design)
+            planner: Any = design
+            learns = isinstance(design, Sequential) and not self.config.dry_run
+            yield from planner.rounds(ground) if learns else [planner.cells(ground)]
         except InstantiationException as error:
             if not isinstance(error.__cause__, ValueError):
                 raise
@@ -96,7 +98,7 @@ class KleiberSweeper(BasicSweeper):
         config, _ = resolved(launcher.compose(launcher.sweep.composer.prepare(first)))
 
         def speed(widths: Sequence[int]) -> list[float]:
-            shaped = [sized(config, width, design.head_dim) for width in widths]
+            shaped = [sized(config, width, getattr(design, "head_dim", 16)) for width in widths]
             costs = [ground.size(width).flops_per_token for width in widths]
             return [c / s for c, s in zip(costs, seconds_per_token(shaped), strict=True)]
 

@@ -21,7 +21,7 @@ from kleiber.types import Batch, Loss, Objective, Retention, Samples, Task, Toke
 
 
 class Replay(Retention):
-    """p of the tokens of every block are of earlier tasks, shared equally among them: Robins 1995, Connection Science 7.
+    """p of the tokens of every block are of earlier tasks, shared equally by them: Robins 1995, Connection Science 7.
 
     At a fixed budget the new text gets (1 - p) of the tokens; equal target tokens cost 1 / (1 - p) of the compute.
     Self-generated replay (Shin et al. 2017, arXiv:1705.08690) needs no earlier data.

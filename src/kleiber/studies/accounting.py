@@ -27,7 +27,7 @@ def conventions(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
     return found
 
 
-def accounting(posed: Posed, draws: int = 200, seed: int = 0, level: float = 0.9) -> list[dict]:
+def accounting(posed: Posed, draws: int = 100, seed: int = 0, level: float = 0.9) -> list[dict]:
     """One row per convention and approach: {convention, approach, a, lo, hi, shift}, shift against 6ND.
 
     Approach 3 is refitted in the convention's N; its a_opt assumes C = 6 N D in that N. Empty with 6ND alone.

@@ -14,7 +14,6 @@ from kleiber.studies.pose import Posed
 from kleiber.studies.side_by_side import compare
 from kleiber.studies.verdicts import Verdict
 
-
 FARTHEST = 4.0  # compute over that of the largest run, up to which an allocation is told
 
 

@@ -105,7 +105,8 @@ def detectable(found: Fit) -> tuple[float, float, float] | None:
 def _candidates(
     least: Fit, scales: Mapping[str, Array] | None = None
 ) -> tuple[list[tuple[str, float]], Array, Array, Array, int] | None:
-    """Transients to look for: (input, scale) of each, its rows, the same less what the law absorbs, and the law's basis.
+    """Transients to look for: (input, scale) of each, its rows, the same less what the law absorbs, and the law's
+    basis.
 
     None when no degree of freedom is left, or no input has four rungs.
     """
@@ -214,7 +215,7 @@ class Move:
     @property
     def settled(self) -> bool:
         """Whether a move of more than .1 is excluded."""
-        return -MOVED < self.lo and self.hi < MOVED
+        return self.lo > -MOVED and self.hi < MOVED
 
 
 def move(found: Fit, level: float = 0.9) -> Move | None:

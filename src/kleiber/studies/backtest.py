@@ -148,6 +148,11 @@ def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array
 
 def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
     """Steps of the lower envelope; of the upper one for a target that rises with compute, such as N_opt."""
+    budgets = np.unique(compute)
+    if len(budgets) < len(compute):  # of runs at one compute the best is the rung
+        rises = np.polyfit(np.argsort(np.argsort(compute)), loss, 1)[0] > 0
+        loss = np.array([(loss[compute == c].max if rises else loss[compute == c].min)() for c in budgets])
+        compute = budgets
     order = np.argsort(compute, kind="stable")
     half = len(order) // 2
     sign = 1.0 if loss[order][half:].mean() <= loss[order][:half].mean() else -1.0

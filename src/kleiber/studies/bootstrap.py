@@ -61,8 +61,8 @@ def bootstrap(
     `kind`: pairs (rows, within `strata`, when there are 25 or more), parametric (Gaussian noise of the residuals' sd
     sqrt(RSS/(n-p)) added to the fit, whose intervals then follow the t spread), clusters (whole trunks, from 20 of
     them). With fewer `clusters` the parametric noise is correlated within each by the residuals' own correlation; with
-    `trunk_sd` (by row) measured between seeds, that much is added, alike within a cluster: a fit's size term absorbs what
-    the branches of a trunk share, so residuals do not show it.
+    `trunk_sd` (by row) measured between seeds, that much is added, alike within a cluster: a fit's size term absorbs
+    what the branches of a trunk share, so residuals do not show it.
     """
     num_rows = fit.problem.num_rows
     if kind is None:

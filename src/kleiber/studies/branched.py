@@ -1,8 +1,9 @@
 """Approaches 1 and 2 on a ladder of trunks: branch points lie on a grid of tokens, so budgets are met by interpolation.
 
-A size's final losses are smooth in log C, a parabola through its branches. Approach 1 asks where two sizes tie, which is
-where the envelope goes from one to the other; approach 2 cuts the curves at common budgets. Intervals are simulated with
-noise that branches of a trunk share: interpolated budgets are no independent points. It refuses to extrapolate a curve.
+A size's final losses are smooth in log C, a parabola through its branches. Approach 1 asks where two sizes tie, which
+is where the envelope goes from one to the other; approach 2 cuts the curves at common budgets. Intervals are simulated
+with noise that branches of a trunk share: interpolated budgets are no independent points. It refuses to extrapolate a
+curve.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from kleiber.studies.law import Array
 
 NEAR = 8.0  # ties of sizes farther apart than this factor say where neither is best
 BUDGETS = 9
-DRAWS = 200
+DRAWS = 120
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Curve:
     coefficients: Array
 
     def at(self, log_c: Array) -> Array:
-        return np.polyval(self.coefficients, log_c)
+        return np.asarray(np.polyval(self.coefficients, log_c), dtype=np.float64)
 
 
 def curves(N: Array, C: Array, loss: Array) -> list[Curve]:
     """A curve for each size with two budgets or more; replicates enter as they are."""
     found = []
     for size in np.unique(N):
-        x, y = np.log(C[N == size]), np.log(loss[N == size])
+        x, y = np.log(C[size == N]), np.log(loss[size == N])
         distinct = len(np.unique(np.round(x, 6)))
         if distinct >= 2:
             fitted = np.polyfit(x, y, min(2, distinct - 1))

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pandas as pd
-
 from kleiber.studies.frontier import Matched, Noise, seed_noise
 from kleiber.studies.outcomes import PLAIN
 
@@ -40,7 +38,7 @@ def above(code: str, text: str, value: float, half: float, least: float = 0.0) -
     return Claim(code, text, value, lo, hi, True if lo > least else False if hi < least else None)
 
 
-def claims(rows: pd.DataFrame, found: Sequence[Matched], level: float) -> list[Claim]:
+def claims(rows: Any, found: Sequence[Matched], level: float) -> list[Claim]:
     noise = {name: seed_noise(rows, name) for name in ("F", "target")}
     made = [
         *replay_is_monotone(rows, noise["F"], level),
@@ -52,9 +50,9 @@ def claims(rows: pd.DataFrame, found: Sequence[Matched], level: float) -> list[C
     return [claim for claim in made if claim is not None]
 
 
-def replay_is_monotone(rows: pd.DataFrame, noise: Noise, level: float) -> list[Claim]:
+def replay_is_monotone(rows: Any, noise: Noise, level: float) -> list[Claim]:
     """F falls from each replayed share to the next, at each learning rate; the smallest fall is told."""
-    falls = []
+    falls: list[tuple[float, float, str]] = []
     part = real_replay(rows)
     for lr, one in part.groupby("lr"):
         means = one.groupby("replayed")["F"].agg(["mean", "size"]).sort_index()
@@ -68,7 +66,7 @@ def replay_is_monotone(rows: pd.DataFrame, noise: Noise, level: float) -> list[C
     return [above("replay_monotone", text, fall, half)]
 
 
-def replay_is_cheap(rows: pd.DataFrame, noise: Noise, level: float) -> list[Claim]:
+def replay_is_cheap(rows: Any, noise: Noise, level: float) -> list[Claim]:
     """5 % replay costs less than 2 % of the target loss at equal compute, where plain fine-tuning learns best."""
     plain = rows[rows["method"] == PLAIN].groupby("lr")["target"].agg(["mean", "size"])
     some = real_replay(rows)
@@ -86,24 +84,25 @@ def replay_is_cheap(rows: pd.DataFrame, noise: Noise, level: float) -> list[Clai
     return [Claim("replay_cheap", text, cost, cost - half, cost + half, holds)]
 
 
-def real_replay(rows: pd.DataFrame) -> pd.DataFrame:
+def real_replay(rows: Any) -> Any:
     """Plain fine-tuning and replay of the earlier tasks' own text."""
     kept = rows["method"].isin([PLAIN, "replay"]) & ~rows["setting"].str.contains("generated")
-    return pd.DataFrame(rows[kept])
+    return rows[kept]
 
 
-def fast_forgets(rows: pd.DataFrame, noise: Noise, level: float) -> list[Claim]:
+def fast_forgets(rows: Any, noise: Noise, level: float) -> list[Claim]:
     """Plain fine-tuning forgets more at its highest learning rate than at its lowest."""
     plain = rows[rows["method"] == PLAIN].groupby("lr")["F"].agg(["mean", "size"]).sort_index()
     if len(plain) < 2:
         return []
     low, high = plain.iloc[0], plain.iloc[-1]
     more, half = high["mean"] - low["mean"], noise.half_width(level, 1 / low["size"] + 1 / high["size"])
-    text = f"a high learning rate forgets more: {more:+.4f} +- {half:.4f} nats from {plain.index[0]:g} to {plain.index[-1]:g}"
+    rates = f"{plain.index[0]:g} to {plain.index[-1]:g}"
+    text = f"a high learning rate forgets more: {more:+.4f} +- {half:.4f} nats from {rates}"
     return [above("fast_forgets", text, more, half)]
 
 
-def averaging(rows: pd.DataFrame, noise: dict[str, Noise], level: float) -> list[Claim]:
+def averaging(rows: Any, noise: dict[str, Noise], level: float) -> list[Claim]:
     """On the line between start and end both losses lie below their chord: the mean of weights is better than the mean
     of losses. The chord's ends are the same run, so only the middle has noise of its own.
     """

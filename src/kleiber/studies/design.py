@@ -5,7 +5,7 @@ A design plans; it refuses to train, to read results, or to know how cells are l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -54,3 +54,25 @@ class Grid:
                 size.append(f"model.num_heads={width // self.head_dim}")
             planned += [[*size, f"seed={seed}"] for seed in range(seeds)]
         return planned
+
+
+class Cases:
+    """Named cases of several overrides each, with every width and every seed: for what a product of sweeps cannot pair.
+
+    cases   overrides by name: {clm: [model=gpt], mlm: [model=bert, objective=mlm]}
+    widths, seeds, head_dim  as in `Grid`; widths null leaves the model as it is
+    """
+
+    def __init__(
+        self, cases: Mapping[str, Sequence[str]], widths: Sequence[int] | None = None, seeds: int = 2,
+        head_dim: int | None = 16,
+    ) -> None:  # fmt: skip
+        if not cases or seeds < 1:
+            raise ValueError(f"design.cases={dict(cases)} and design.seeds={seeds}: give a case and a seed at least")
+        self.cases, self.seeds = {name: list(told) for name, told in cases.items()}, seeds
+        self.grid = None if widths is None else Grid(widths, seeds, head_dim)
+
+    def cells(self, ground: Ground | None = None) -> list[list[str]]:
+        plain = [[f"seed={seed}"] for seed in range(self.seeds)]
+        shapes = plain if self.grid is None else self.grid.cells(ground)
+        return [[*told, *shape] for shape in shapes for told in self.cases.values()]

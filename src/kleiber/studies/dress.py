@@ -1,4 +1,5 @@
-"""How figures look: axes with few and sensible ticks, colours that survive grey print and colour blindness, quiet frames.
+"""How figures look: axes with few and sensible ticks, colours that survive grey print and colour blindness, quiet
+frames.
 
 One place for what every figure shares. It draws no data.
 """
@@ -21,7 +22,8 @@ SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def log_axis(name: str, title: str, data: Any, every: int | None = None, room: float = 1.15, kind: Any = alt.X) -> Any:
     """A logarithmic axis from the data's least to its most, `room` to spare at the far end.
 
-    Ticks at powers of ten, with 2 and 5 between them under two and a half decades, or at each factor of `every` from the least.
+    Ticks at powers of ten, with 2 and 5 between them under two and a half decades, or at each factor of `every` from
+    the least.
     """
     low, high = float(np.min(data)), float(np.max(data))
     scale = alt.Scale(type="log", domain=[low / 1.15, high * room], nice=False)

@@ -41,12 +41,12 @@ class Elimination:
 
     def __init__(
         self, points: Points, laws: Sequence[Mapping[str, float]], flops: float, noise: Noise, decay: float,
-        rules: Rules = Rules(), fixed: Mask | None = None,  # noqa: B008 (frozen)
+        rules: Rules = Rules(), fixed: Mask | None = None,
     ) -> None:  # fmt: skip
         self.points, self.decay, self.rules = points, decay, rules
         self.fixed = np.zeros(len(points), dtype=bool) if fixed is None else fixed
         self.alive = np.ones(len(points), dtype=bool)
-        precision = np.linalg.inv(noise.covariance(points))
+        precision = np.asarray(np.linalg.inv(noise.covariance(points)), dtype=np.float64)
         states = [_state(precision, gradient(law, points.N, points.D), target(law, flops)) for law in laws]
         self.projected = np.stack([state[0] for state in states])
         self.weights = np.stack([state[1] for state in states])

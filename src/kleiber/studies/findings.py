@@ -36,7 +36,10 @@ class Findings:
 
 
 class Study(Protocol):
-    """What `study=` names. `max_cells` and `seeds` are for the sweeper, which plans; an analysis takes what is there."""
+    """What `study=` names.
+
+    `max_cells` and `seeds` are for the sweeper, which plans; an analysis takes what is there.
+    """
 
     max_cells: int | None
     seeds: int | None

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from kleiber.catalog import Run
 from kleiber.studies import analysis, outcomes, table
@@ -77,7 +76,7 @@ class ForgettingLaw(Options):
             ("forgetting_line", rows[rows["p"] == 0], "F"),
         ):
             try:
-                beside[name] = self.fit(pd.DataFrame(part), name, target)
+                beside[name] = self.fit(part, name, target)
                 beside[name]["excluded"] += gone if name in ("forgetting", "forgetting_power") else []
             except ValueError as error:
                 beside[name] = {"law": name, "refused": str(error)}
@@ -87,7 +86,7 @@ class ForgettingLaw(Options):
             "critical": self.critical(main, rows), "rows": rows.to_dict("records"), "level": self.level,
         }  # fmt: skip
 
-    def fit(self, rows: pd.DataFrame, name: str, target: str = "F") -> dict[str, Any]:
+    def fit(self, rows: Any, name: str, target: str = "F") -> dict[str, Any]:
         law = find(name)
         columns = {role: role for role in law.inputs} | {"L": target}
         named = rows.drop(columns=[c for c in ("C", "L") if c in rows and c != target])
@@ -96,7 +95,7 @@ class ForgettingLaw(Options):
         options = analysis.Options(bootstrap=self.bootstrap, level=self.level, exclude=("diverged",), backtest=())
         return analysis.analyse(loaded, law, options)
 
-    def critical(self, main: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
+    def critical(self, main: Mapping[str, Any], rows: Any) -> dict[str, Any]:
         """The least replayed share that keeps F at `tolerate`, with the percentiles of the draws."""
         law = find(main["law"])
         at = {name: float((self.at or {}).get(name, rows[name].max())) for name in ("N", "D", "M")}
@@ -112,14 +111,14 @@ class ForgettingLaw(Options):
         return told | {"why_not": doubt(told, main, most)}
 
 
-def grid(runs: Sequence[Run]) -> tuple[pd.DataFrame, Noise]:
+def grid(runs: Sequence[Run]) -> tuple[Any, Noise]:
     """A row a cell of the grid, seeds averaged, at the learning rate that learns best without replay; and seed noise.
 
     Only plain fine-tuning and replay of real text are in the grid. Errors: ValueError without them.
     """
-    rows = outcomes.outcomes(runs)
+    rows: Any = outcomes.outcomes(runs)
     kept = rows["method"].isin([PLAIN, "replay"]) & ~rows["setting"].str.contains("generated")
-    rows = pd.DataFrame(rows[kept]).dropna(subset=["F", "N"])
+    rows = rows[kept].dropna(subset=["F", "N"])
     if not (rows["method"] == PLAIN).any():
         raise ValueError("no plain fine-tuning among the finished runs: there is no F without replay to begin from")
     rows = rows.rename(columns={"replayed": "p", "target_tokens": "D", "tuned": "P"})
@@ -133,7 +132,7 @@ def grid(runs: Sequence[Run]) -> tuple[pd.DataFrame, Noise]:
     return found.assign(t=found["steps"].astype(float), Lx=found["target"]), noise
 
 
-def at_best_rate(rows: pd.DataFrame) -> pd.DataFrame:
+def at_best_rate(rows: Any) -> Any:
     """The rows at the learning rate whose plain runs have the least target loss, one rate for each (N, M, steps)."""
     where = ["N", "M", "steps"]
     means = rows[rows["method"] == PLAIN].groupby([*where, "lr"], as_index=False)["target"].mean()
@@ -141,7 +140,7 @@ def at_best_rate(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.merge(best, on=[*where, "lr"])
 
 
-def replay_form(rows: pd.DataFrame) -> str:
+def replay_form(rows: Any) -> str:
     """The fullest law of replay whose inputs the grid varies."""
     varied = {name for name in ("N", "M", "steps") if rows[name].nunique() > 1}
     if varied == {"N", "M", "steps"}:
@@ -228,10 +227,11 @@ def printed(record: Mapping[str, Any]) -> list[str]:
 
 
 METHODS = (
-    "Every run went on from a base of its seed; F is the rise of the earlier tasks' mean held-out loss. Seeds were averaged "
-    "into cells of equal N, pre-training tokens per parameter M, new tokens D and replayed share p, at the learning rate "
-    "that learned best without replay. The law was fitted to F itself by least squares, since F may be within noise of 0 or "
-    "below it; laws that cannot be there were fitted without the cells below three seed standard deviations ({F:.2g} nats, "
-    "{df} degrees of freedom). The critical share solves the fitted law for p, its {level:.0%} interval is that of the "
-    "bootstrap, and it is not told where it leaves the shares that were tried by more than a factor of two."
+    "Every run went on from a base of its seed; F is the rise of the earlier tasks' mean held-out loss. Seeds were "
+    "averaged into cells of equal N, pre-training tokens per parameter M, new tokens D and replayed share p, at the "
+    "learning rate that learned best without replay. The law was fitted to F itself by least squares, since F may be "
+    "within noise of 0 or below it; laws that cannot be there were fitted without the cells below three seed standard "
+    "deviations ({F:.2g} nats, {df} degrees of freedom). The critical share solves the fitted law for p, its "
+    "{level:.0%} interval is that of the bootstrap, and it is not told where it leaves the shares that were tried by "
+    "more than a factor of two."
 )

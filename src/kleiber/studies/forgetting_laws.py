@@ -1,8 +1,8 @@
 """The shipped laws of forgetting and transfer: one function, one docstring with its source each, as in `laws`.
 
-Symbols: N parameters, D tokens of the new text, M pre-training tokens per parameter, p share of replayed tokens, P tuned
-parameters, t steps, L loss in nats per token, L0 the upstream loss before, Lx the fine-tuning loss, F the rise of the
-upstream loss (mapped to L where a law is one of F).
+Symbols: N parameters, D tokens of the new text, M pre-training tokens per parameter, p share of replayed tokens, P
+tuned parameters, t steps, L loss in nats per token, L0 the upstream loss before, Lx the fine-tuning loss, F the rise of
+the upstream loss (mapped to L where a law is one of F).
 """
 
 from typing import Annotated

@@ -61,13 +61,14 @@ def method(record: Mapping[str, Any]) -> str:
     noise = record["seed_noise"]
     spread = "not measured" if not noise["df"] else f"{noise['F']:.4f} nats ({noise['df']} degrees of freedom)"
     return (
-        "All methods go on from the same base run of their seed. F is the rise of the earlier tasks' mean held-out loss "
-        "between the first and the last step, peak F its largest rise on a subset while training went on. Every method "
-        "was tuned over its settings and learning rates; F is read off its own frontier (straight lines between its "
-        f"undominated points, seed by seed) at a target loss of {record['matched_target']:.4f}, which is the best of "
-        f"plain fine-tuning and {record['tolerance']:.0%} more. Intervals are Student's at {record['level']:.0%} with the "
-        f"seed noise pooled over settings: {spread}. The choice among settings is made on the same runs, which favours "
-        "methods with more of them. Replayed tokens count as tokens of the budget unless the design says otherwise."
+        "All methods go on from the same base run of their seed. F is the rise of the earlier tasks' mean held-out "
+        "loss between the first and the last step, peak F its largest rise on a subset while training went on. Every "
+        "method was tuned over its settings and learning rates; F is read off its own frontier (straight lines between "
+        f"its undominated points, seed by seed) at a target loss of {record['matched_target']:.4f}, which is the best "
+        f"of plain fine-tuning and {record['tolerance']:.0%} more. Intervals are Student's at {record['level']:.0%} "
+        f"with the seed noise pooled over settings: {spread}. The choice among settings is made on the same runs, "
+        "which favours methods with more of them. Replayed tokens count as tokens of the budget unless the design "
+        "says otherwise."
     )
 
 

@@ -20,8 +20,9 @@ CELL = ["method", "setting", "lr", "tokens"]
 
 
 def averaged(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a setting: mean and sd over seeds of F, peak and target, their number n, and whether it is on its method's
-    frontier."""
+    """One row a setting: means over seeds, sd of F and target, the number n of seeds, and whether it is on its method's
+    frontier ("best").
+    """
     found = rows.groupby(CELL, as_index=False, dropna=False).agg(
         n=("seed", "size"), F=("F", "mean"), F_sd=("F", "std"), peak=("peak", "mean"),
         relative=("relative", "mean"), target=("target", "mean"),
@@ -48,7 +49,7 @@ def read_off(x: NDArray, y: NDArray, at: float) -> float:
     """y of the frontier at x = `at`: between two points by a straight line, nan where no point has so little x."""
     order = nondominated(x, y)
     xs, ys = x[order], y[order]
-    return float("nan") if at < xs[0] else float(np.interp(at, xs, ys))
+    return float("nan") if not len(xs) or at < xs[0] else float(np.interp(at, xs, ys))
 
 
 @dataclass(frozen=True)

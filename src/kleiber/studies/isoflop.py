@@ -100,7 +100,8 @@ class IsoFLOP:
                 if abs(flops / budgets[k] - 1) > MATCHED:
                     raise ValueError(
                         f"design=isoflop: width {trunk.width} meets {budgets[k]:.3g} FLOPs only to "
-                        f"{abs(flops / budgets[k] - 1):.1%} in whole batches: give more design.flops or fewer batch.tokens"
+                        f"{abs(flops / budgets[k] - 1):.1%} in whole batches: give more design.flops or fewer "
+                        f"batch.tokens"
                     )
         if min(held.values()) < LEAST:
             raise ValueError(

@@ -105,7 +105,7 @@ def overtraining(M: Array, C: Array, *, E: Part, a: Part, b: Part, eta: Eta):
 
     Chinchilla with alpha = beta = 2 eta at C = 6 N D, M = D/N; least squares on the loss itself, as in the paper.
     M_opt = (b/a)^(1/(2 eta)) tokens per parameter is the least-loss ratio.
-    Source: Gadre et al. 2024, eq. 4, arXiv:2403.08540
+    Source: Gadre et al. 2024, arXiv:2403.08540
     """
     return E + (a * M**eta + b * M**-eta) * C**-eta
 
@@ -122,7 +122,7 @@ def data_constrained(
 
     N' = U_N + U_N RN (1 - e^(-R_N/RN)), U_N = min(N, N_opt(U)), R_N = N/U_N - 1; U is unique tokens, RN and RD are the
     repeats after which worth has decayed by 1/e. All seven are fitted together (the paper fixes the first five).
-    Source: Muennighoff et al. 2023, eqs. 5-6, arXiv:2305.16264
+    Source: Muennighoff et al. 2023, arXiv:2305.16264
     """
     unique = np.minimum(D, U)
     G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
@@ -153,7 +153,7 @@ def routed(N: Array, X: Array, *, a: Signed, b: Signed, c: Signed, d: Signed, E_
 
     N is the dense model's parameters, X the experts, dense rows have X = 1. N_cutoff = 10^(-b/c) is where routing stops
     helping. Squared error in log10 L, as in the paper. Biased low above the fitted sizes: read the backtest.
-    Source: Clark et al. 2022, eqs. 5-7, arXiv:2202.01169
+    Source: Clark et al. 2022, arXiv:2202.01169
     """
     n, h = np.log10(N), np.log10(saturated(X, E_start, E_max))
     return a * n + b * h + c * n * h + d
@@ -176,7 +176,7 @@ def granularity(
     """Fine-grained experts: L = c + (g G^-gamma + a) N^-alpha + b D^-beta.
 
     G = d_ff / d_expert; N is active non-embedding parameters without the router; the number of experts is fixed.
-    Source: Krajewski et al. 2024, eq. 9, arXiv:2402.07871
+    Source: Krajewski et al. 2024, arXiv:2402.07871
     """
     return c + (g * G**-gamma + a) * N**-alpha + b * D**-beta
 
@@ -190,7 +190,7 @@ def joint_moe(
 
     N active parameters, X experts (dense is X = 1, where it is Chinchilla). The paper saturates X as `saturated` does
     and writes the exponents with the other sign; X below 64 cannot tell the saturation, so it is left out.
-    Source: Ludziejewski et al. 2025, eq. 5, arXiv:2502.05172
+    Source: Ludziejewski et al. 2025, arXiv:2502.05172
     """
     h = np.log(X)
     return E + A * X**delta * N ** (-alpha + gamma * h) + B * X**omega * D ** (-beta + zeta * h)
@@ -204,7 +204,7 @@ def sparsity(
     """Sparsity: L = e + a N^-alpha + b D^-beta + c (1-S)^-lam + d (1-S)^-delta N^-gamma.
 
     N total parameters, S = 1 - k/experts. Exponents are positive here, negative in the paper.
-    Source: Abnar et al. 2025, eq. 5, arXiv:2501.12370
+    Source: Abnar et al. 2025, arXiv:2501.12370
     """
     dense = 1 - S
     return e + a * N**-alpha + b * D**-beta + c * dense**-lam + d * dense**-delta * N**-gamma
@@ -214,7 +214,7 @@ def sparsity(
 def task_metric(Lx: Array, *, e: Part, k: Part, gamma: Annotated[Array, Shape(0.1, 10.0)]):
     """Task error against loss Lx: error = e - k exp(-gamma Lx), e the chance level.
 
-    Source: Gadre et al. 2024, eq. 5, arXiv:2403.08540
+    Source: Gadre et al. 2024, arXiv:2403.08540
     """
     return e - k * np.exp(-gamma * Lx)
 
@@ -225,6 +225,6 @@ def loss_to_loss(
 ):
     """One loss against another: L = E + k (Lx - Ex)^kappa; Lx - Ex is clipped at 1e-9, where the law ends.
 
-    Source: Brandfonbrener et al. 2024, eq. 2, arXiv:2411.12925
+    Source: Brandfonbrener et al. 2024, arXiv:2411.12925
     """
     return E + k * np.maximum(Lx - Ex, 1e-9) ** kappa

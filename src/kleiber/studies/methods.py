@@ -110,7 +110,12 @@ class Methods:
 
 
 def product(varied: Mapping[str, Values]) -> list[list[str]]:
-    """Every combination of values, as overrides."""
+    """Every combination of values, as overrides. ValueError for nested values, which are no override."""
+    for name, values in varied.items():
+        if isinstance(values, Mapping):
+            raise ValueError(
+                f"design: {name}={dict(values)} is no value; write the whole key, such as {name}.KEY: VALUE"
+            )
     choices = [
         [f"{name}={written(value)}" for value in (values if isinstance(values, list | tuple) else [values])]
         for name, values in varied.items()

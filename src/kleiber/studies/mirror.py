@@ -37,8 +37,10 @@ def send(
         for title, rows in told["tables"].items():
             if rows:
                 names = list(dict.fromkeys(name for row in rows for name in row))
-                logged[title] = wandb.Table(columns=names, data=[[row.get(name) for name in names] for row in rows])
-        texts = [[one["level"], one["code"], one["text"]] for one in told["verdicts"]]
+                logged[title] = wandb.Table(
+                    columns=names, data=[tuple(row.get(name) for name in names) for row in rows]
+                )
+        texts: Any = [(one["level"], one["code"], one["text"]) for one in told["verdicts"]]
         run.log({**logged, "verdicts": wandb.Table(columns=["level", "code", "text"], data=texts)})
         artifact = wandb.Artifact(f"{folder.name}-study", type="study")
         for name in ("laws.json", "findings.json", "report.html"):

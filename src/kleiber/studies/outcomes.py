@@ -21,8 +21,8 @@ PLAIN = "none"
 
 
 def outcomes(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row each: method, setting, lr, seed, base, pretrained; F, relative, peak (nats of the earlier tasks' mean loss), target (mean loss of
-    the new ones), start and every task's loss; tokens, target_tokens, seconds, memory.
+    """A row each: method, setting, lr, seed, base, pretrained; F, relative, peak (nats of the earlier tasks' mean
+    loss), target (mean loss of the new ones), start and every task's loss; tokens, target_tokens, seconds, memory.
 
     F is `nan` where the earlier tasks were not scored. Errors: ValueError when no finished run started from another.
     """
@@ -52,20 +52,21 @@ def rows_of(run: Run, known: Mapping[str, Run]) -> list[dict[str, Any]]:
     common = {
         "run": run.name, "seed": run.summary.get("seed"), "lr": stage.get("lr"), "base": base_of(config),
         "N": (stage.get("params") or {}).get("active"), "tuned": (stage.get("params") or {}).get("trainable"),
-        "pretrained": pretrained(stage, spent, base_of(config), known), "tokens": spent, "target_tokens": spent * (1 - share),
+        "pretrained": pretrained(stage, spent, base_of(config), known),
+        "tokens": spent, "target_tokens": spent * (1 - share),
         "replayed": share, "steps": stage["steps"], "seconds": stage.get("seconds"),
         "memory": stage.get("peak_memory_bytes"),
     }  # fmt: skip
     own, before = list(stage["tasks"]), earlier_tasks(run)
-    ends = {"": (method, setting)}
+    ends = {"val/": (method, setting)}
     for alpha in points_of_line(stage["metrics"]):
         ends[f"wise/{alpha}/"] = ("wise" if method == PLAIN else f"{method}+wise", f"{setting} a={alpha}".strip())
     found = []
     for prefix, (name, told) in ends.items():
-        scored = {task: stage["metrics"].get(f"{prefix}val/{task}/loss") for task in (*own, *before)}
+        scored = {task: stage["metrics"].get(f"{prefix}{task}/loss") for task in (*own, *before)}
         row = {**common, "method": name, "setting": told, **losses(stage, scored, own, before)}
         row["relative"] = row["F"] / (untrained(run, before) - row["start"])
-        if prefix:
+        if prefix != "val/":
             row["peak"] = float("nan")  # the line is walked after training: there is no trajectory of it
         found.append(row)
     return found

@@ -1,7 +1,7 @@
 """What a design stands on: the config it plans for, the law it believes meanwhile, and the form of a plan.
 
-A plan is a list of trunks, each a width, a seed and the tokens of its branches. It becomes cells (overrides) by `cells`,
-and points for the mathematics by `points`. Nothing here trains or launches.
+A plan is a list of trunks, each a width, a seed and the tokens of its branches. It becomes cells (overrides) by
+`cells`, and points for the mathematics by `points`. Nothing here trains or launches.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Ground:
     branched             whether stages=trunk_and_cooldowns, so that one trunk serves many numbers of tokens
     folder               where its cells land
     speed                FLOPs per second of this machine by width, measured when asked
+    refusal              why sizes of this config cannot be told, or None
     """
 
     model: Mapping[str, Any]
@@ -43,8 +44,11 @@ class Ground:
     branched: bool
     folder: Path
     speed: Callable[[Sequence[int]], list[float]]
+    refusal: str | None = None
 
     def size(self, width: int) -> Size:
+        if self.refusal is not None:
+            raise ValueError(self.refusal)
         return size(self.model, self.vocab_size, width)
 
     def whole(self, tokens: float) -> int:
@@ -66,13 +70,17 @@ class Trunk:
 
 
 def ground_of(config: Mapping[str, Any], folder: Path, speed: Callable[[Sequence[int]], list[float]]) -> Ground:
-    """From a resolved config. Errors: ValueError for a model or tokenizer without a formula."""
-    stages = config.get("stages")
+    """From a resolved config; what has no formula is refused when a size is asked for, since not every design asks."""
+    stages, refusal, vocabulary = config.get("stages"), None, 0
     if stages is not None and "branches" not in stages:
-        raise ValueError("stages: a design knows ordinary runs and stages=trunk_and_cooldowns; use design=grid")
+        refusal = "stages: a design of sizes knows ordinary runs and stages=trunk_and_cooldowns; use design=grid"
+    try:
+        vocabulary = vocabulary_of(config["data"])
+    except ValueError as error:
+        refusal = str(error)
     decay = float((config.get("schedule") or {}).get("decay", 0.2))
     tokens = round(quantity(config["batch"]["tokens"]))
-    return Ground(config["model"], vocabulary_of(config["data"]), tokens, decay, stages is not None, folder, speed)
+    return Ground(config["model"], vocabulary, tokens, decay, stages is not None, folder, speed, refusal)
 
 
 def cells(plan: Sequence[Trunk], ground: Ground, head_dim: int | None) -> list[list[str]]:
@@ -147,7 +155,10 @@ def best_width(law: Law, flops: float, ground: Ground, step: int) -> int:
 def budget_flops(
     flops: float | str | None, hours: float | None, ground: Ground, widths: Sequence[int], workers: int
 ) -> float:
-    """A budget in FLOPs; `hours` of this machine by its measured speed at those widths. ValueError unless one is set."""
+    """A budget in FLOPs; `hours` of this machine by its measured speed at those widths.
+
+    ValueError unless one is set.
+    """
     if (flops is None) == (hours is None):
         raise ValueError("design.flops or design.hours: set one of them, the budget of the whole design")
     if flops is not None:

@@ -48,7 +48,7 @@ def ladder(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
     )  # fmt: skip
     ends = lines[lines["D"] == tokens[-1]]
     names = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11).encode(x=x, y=y, text="size:N", color=color)
-    open_points = "open points are left out of the fit" if (~shown["fitted"]).any() else ""
+    open_points = "open points are left out of the fit" if not all(shown["fitted"]) else ""
     return sized(early + base + points + names, "Loss against tokens, by parameters N", subtitle=open_points)
 
 
@@ -84,10 +84,11 @@ def frontier(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
 def fan(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> pd.DataFrame:
     """The law's curve of each size over the tokens that it was trained for."""
     parts = []
-    for n, one in rows.groupby("N"):
+    for n in sorted(rows["N"].unique().tolist()):
+        one = rows[rows["N"] == n]
         tokens = np.geomspace(one["D"].min(), one["D"].max(), 30)
         loss = curve(law, record, N=np.full(30, n), D=tokens)
-        parts.append(pd.DataFrame({"C": 6 * n * tokens, "loss": loss, "size": human(float(n))}))
+        parts.append(pd.DataFrame({"C": 6 * n * tokens, "loss": loss, "size": human(n)}))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -7,6 +7,7 @@ fewer rows than the law has parameters with some to spare: then the planning law
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +29,12 @@ def laws_of_runs(done: Sequence[Trunk], ground: Ground, before: Sequence[Law]) -
         for trunk in done
         for tokens in trunk.branches
     }
-    rows = frame([run for run in read_runs(ground.folder) if run.status == "finished"])
+    rows: Any = frame([run for run in read_runs(ground.folder) if run.status == "finished"])
+    rows = rows.dropna(subset=["loss", "tokens", "active"]) if len(rows) else rows
     if not len(rows):
         return before, "no run of the earlier rounds has finished: planned with the given law"
     keys = zip(rows["active"], rows["seed"], (rows["tokens"] // ground.batch_tokens).astype(int), strict=True)
-    mine = rows[[key in wanted for key in keys]].dropna(subset=["loss"])
+    mine = rows[[key in wanted for key in keys]]
     mine = mine.sort_values(["active", "seed", "tokens"])
     if len(mine) > len(wanted):
         return before, "several runs at one point (the command line sweeps too): planned with the given law"
@@ -44,11 +46,11 @@ def laws_of_runs(done: Sequence[Trunk], ground: Ground, before: Sequence[Law]) -
     if found.dropped or not np.isfinite(found.noise):
         return before, f"{len(mine)} points do not identify the law yet: planned with the given law"
     draws = bootstrap(found, DRAWS, seed=0, kind="parametric").values
-    laws = [_named(found.law.params, row) for row in np.vstack([found.values, draws])]
+    laws = [_named(list(found.law.params), row) for row in np.vstack([found.values, draws])]
     usable = [law for law in laws if 0.05 < law["alpha"] < 1.5 and 0.05 < law["beta"] < 1.5 and law["A"] * law["B"] > 0]
     return usable or before, f"planned from {len(mine)} points so far"
 
 
-def _named(names: Sequence[str] | dict, row: np.ndarray) -> Law:
+def _named(names: Sequence[str], row: np.ndarray) -> Law:
     law = dict(zip(names, row.tolist(), strict=True))
     return {"beta": law["alpha"], **law}

@@ -121,7 +121,7 @@ def scripts() -> str:
 
 def ends(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each leaf of each run."""
-    rows = frame(runs)
+    rows: Any = frame(runs)
     kept = ["run", "stage", "status", "seed", "params", "active", "tokens", "flops", "loss"]
     return rows[[name for name in kept if name in rows]].to_dict("records")
 

@@ -10,7 +10,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from kleiber.studies.plots import PALETTE, sized
+from kleiber.studies.dress import PALETTE, sized
 
 
 def figures(found: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:

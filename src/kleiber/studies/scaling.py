@@ -105,6 +105,7 @@ def figures(rows: pd.DataFrame, law: Mapping[str, Any]) -> dict[str, Callable[[]
     }
     if law["approaches"]:
         made["exponents"] = lambda: plots.exponents(law)
+    if law["allocation"] or any(one["points"] for one in law["approaches"]):
         made["allocation"] = lambda: plots.allocation(law)
     if law["backtests"]:
         made["backtests"] = lambda: plots.backtests(law)
@@ -133,8 +134,8 @@ def goals(law: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What was left out and predicted, beside what a ladder is asked for."""
     rows = [
         {
-            "left out": one["name"], "fitted": one["n_train"], "predicted": one["n_test"], "error": f"{one['mare']:.2%}",
-            "goal": f"<= {GOALS[one['name']]:.1%}", "bias": f"{one['bias']:+.2%}",
+            "left out": one["name"], "fitted": one["n_train"], "predicted": one["n_test"],
+            "error": f"{one['mare']:.2%}", "goal": f"<= {GOALS[one['name']]:.1%}", "bias": f"{one['bias']:+.2%}",
             "in the 90 % interval": f"{one['coverage']:.0%}",
             "naive": ", ".join(f"{error:.2%}" for error in one["naive"].values()),
             "met": one["mare"] <= GOALS[one["name"]] and one["beats_naive"] and one["coverage"] == 1,
@@ -197,9 +198,11 @@ def methods(law: Mapping[str, Any], runs: Sequence[Run]) -> str:
     )
     return (
         f"We trained {len([run for run in runs if run.status == 'finished'])} runs ({hours:.2f} hours of processes), "
-        f"{trained}. {law['formula']} ({law['source']}) was fitted to {law['n']} points ({spans}), seeds averaged within "
+        f"{trained}. {law['formula']} ({law['source']}) was fitted to {law['n']} points ({spans}), seeds "
+        f"averaged within "
         f"a size, by variable projection and a {goal['kind']} loss in {goal['space']} space.{shared} Intervals are at "
-        f"{law['level']:.0%}, by profile likelihood{drawn}. The allocation exponent is also read from ties and vertices "
+        f"{law['level']:.0%}, by profile likelihood{drawn}. The allocation exponent is also read from ties and "
+        f"vertices "
         "at interpolated budgets (Hoffmann et al. 2022, arXiv:2203.15556). Extrapolation was tested by leaving out the "
         "largest compute, beside two predictors that know no law."
     )

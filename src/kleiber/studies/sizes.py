@@ -51,6 +51,8 @@ def size(model: Mapping[str, Any], vocab_size: int, width: int | None = None) ->
 
 def vocabulary_of(data: Mapping[str, Any]) -> int:
     """Entries of the tokenizer that a `data` node names; ValueError for one that only its files know."""
+    if isinstance(data.get("data"), Mapping):  # a data set around another one
+        return vocabulary_of(data["data"])
     tokenizer = data.get("tokenizer", "bytes")
     if tokenizer == "bytes":
         return BYTES_VOCABULARY
@@ -75,7 +77,7 @@ def _attention(model: Mapping[str, Any], width: int) -> tuple[int, float]:
         raise ValueError(f"model.attention={kind}: a design has no formula for its cost; use design=grid")
     if kind.endswith("NoMixing"):
         return 2 * width * width, 0.0
-    queries, keys, head_dim = _heads(model, width)
+    queries, _, head_dim = _heads(model, width)
     flags = [value for value in (model.get("qk_norm"), node.get("qk_norm")) if value is not None]
     norms = 2 * head_dim if all(flags) else 0
     pairs = (time + 1) / 2 if causal else float(time)
@@ -107,7 +109,7 @@ def _mlp(model: Mapping[str, Any], width: int, layer: int) -> tuple[int, int, in
         return count, count, count
     if kind.endswith("SwiGLU") or (layer + 1) % int(node.get("every") or 1):
         hidden = int(node.get("hidden") or gated) if kind.endswith("SwiGLU") else gated
-        return (3 * width * hidden,) * 3
+        return 3 * width * hidden, 3 * width * hidden, 3 * width * hidden
     experts, k, shared = (int(node.get(key, usual)) for key, usual in (("num_experts", 8), ("k", 2), ("num_shared", 0)))
     hidden = int(node.get("hidden") or -(-gated // (8 * (k + shared))) * 8)
     one = 3 * width * hidden

@@ -1,0 +1,130 @@
+"""The study `context`: what reading farther back is worth, by length of context, kind of attention and position.
+
+On text the loss falls slowly with position; on associative recall it falls to nothing or not at all. Both are told by
+position, since a mean over a row mixes near and far. It refuses to compare cells of different width or budget.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kleiber.catalog import Run
+from kleiber.folder import read_config
+from kleiber.studies.findings import Findings, Options
+from kleiber.studies.seeds import Rows, difference, seed_means, told
+
+KINDS = {"Full": "full", "Window": "window", "NoMixing": "none"}
+POSITION = re.compile(r"val/([^/]+)/position/(\d+)")
+
+
+@dataclass(frozen=True)
+class Context(Options):
+    """level  of the intervals, from seeds pooled over all settings"""
+
+    level: float = 0.9
+
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        rows, places = scored(runs)
+        same_budget(rows)
+        means = seed_means(rows, ("data", "attention", "context"), "loss", self.level)
+        by_place = seed_means(places, ("data", "attention", "context", "position"), "loss", self.level)
+        gains = [gain for data in sorted(rows["data"].unique()) for gain in worth(means, data)]
+        tables = {"Loss by context": listed(means), "What context is worth": gains}
+        for data, part in by_place.groupby("data"):
+            longest = part[part["context"] == part["context"].max()]
+            tables[f"Loss by position, {data}, context {int(longest['context'].max())}"] = listed(longest)
+        notes = [{"code": "context", "level": "note", "text": one["in words"]} for one in gains]
+        return Findings(headline(gains), notes, tables, figures(means, by_place), methods=METHODS)
+
+
+METHODS = (
+    "Models of one width and one number of training tokens were trained at contexts of different length with "
+    "full causal "
+    "attention, attention to a sliding window, and none (each position reads itself alone), on text and on made-up "
+    "associative recall (Arora et al. 2023, arXiv:2312.04927). Held-out loss was averaged over the positions of "
+    "a row and "
+    "told by position in bins that double. Intervals are t intervals of means over seeds, their noise pooled "
+    "over settings."
+)
+
+
+def scored(runs: Sequence[Run]) -> tuple[Rows, Rows]:
+    """A row a finished run, and a row a run and bin of positions. ValueError when none has finished."""
+    rows, places = [], []
+    for run in (run for run in runs if run.status == "finished"):
+        model = read_config(run.folder)["model"]
+        kind = str(model["attention"]["_target_"]).rpartition(".")[2]
+        told_of = {
+            "run": run.name, "seed": run.summary.get("seed"), "attention": KINDS.get(kind, kind),
+            "context": int(model["context"]), "width": model.get("width"), "tokens": run.stage.get("tokens"),
+        }  # fmt: skip
+        for key, value in run.metrics.items():
+            if key.startswith("val/") and key.endswith("/loss"):
+                rows.append({**told_of, "data": key.split("/")[1], "loss": value})
+            elif found := POSITION.fullmatch(key):
+                places.append({**told_of, "data": found[1], "position": int(found[2]), "loss": value})
+    if not rows:
+        raise ValueError("no finished run here: nothing to compare")
+    columns = ["data", "attention", "context", "position", "loss"]
+    return pd.DataFrame(rows), pd.DataFrame(places, columns=None if places else pd.Index(columns))
+
+
+def same_budget(rows: Rows) -> None:
+    for name in ("width", "tokens"):
+        values = rows[name].dropna()
+        if len(values) and values.max() > 1.02 * values.min():
+            raise ValueError(
+                f"runs of different {name} ({values.min():g} to {values.max():g}) in one study of context: give the "
+                "others a name= of their own"
+            )
+
+
+def worth(means: Rows, data: str) -> list[dict[str, Any]]:
+    """For each kind of attention, the loss at the longest context less that at the shortest."""
+    out = []
+    for kind, part in means[means["data"] == data].groupby("attention"):
+        part = part.sort_values("context")
+        short, long = part.iloc[0], part.iloc[-1]
+        if short["context"] == long["context"]:
+            continue
+        gain, half = difference(short, long)
+        words = f"{data}: {kind} attention gains {told(gain, half)} nats per token from context {short['context']} to "
+        words += f"{long['context']}"
+        out.append({"data": data, "attention": kind, "from": int(short["context"]), "to": int(long["context"]),
+                    "gain": gain, "half": half, "in words": words})  # fmt: skip
+    return out
+
+
+def headline(gains: Sequence[dict[str, Any]]) -> str:
+    if not gains:
+        return "One length of context only: what more of it is worth cannot be said."
+    best = max(gains, key=lambda one: one["gain"] if one["data"] != "recall" else -np.inf)
+    return best["in words"][0].upper() + best["in words"][1:] + "."
+
+
+def listed(means: Rows) -> list[dict[str, Any]]:
+    kept = [name for name in means.columns if name not in ("half",)]
+    return means[kept].rename(columns={"mean": "loss"}).to_dict("records")
+
+
+def figures(means: Rows, places: Rows) -> dict[str, Callable[[], Any]]:
+    from kleiber.studies import comparisons
+
+    made: dict[str, Callable[[], Any]] = {}
+    for data, part in means.groupby("data"):
+        made[f"context_{data}"] = lambda part=part, data=data: comparisons.lines(
+            part, "context", "context (tokens)", "attention", f"Loss against context: {data}", every=2
+        )
+    for data, part in places.groupby("data"):
+        longest = part[part["context"] == part["context"].max()]
+        made[f"position_{data}"] = lambda part=longest, data=data: comparisons.lines(
+            part, "position", "position of the target (up to)", "attention",
+            f"Loss by position: {data}, context {int(part['context'].max())}", every=2,
+        )  # fmt: skip
+    return made

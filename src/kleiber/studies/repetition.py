@@ -1,0 +1,129 @@
+"""The study `data_repeat`: what reading text again is worth, against fresh text of the same length.
+
+Each cell's excess is its loss less that of a run of the same size, seed and tokens whose text was all new, so seed
+noise cancels. With sizes enough the data-constrained law is fitted, and the decay of repeats R_D told as a profile: it
+has been printed where the data did not identify it. It refuses excesses without a fresh run to compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kleiber.catalog import Run
+from kleiber.studies import analysis, record, table
+from kleiber.studies.command import lines
+from kleiber.studies.findings import Findings, Options
+from kleiber.studies.law import find
+from kleiber.studies.seeds import Rows, seed_means, told
+
+FEW = 4.0  # epochs that are said to be nearly free
+NEAR = 0.02  # nats that nearly free means
+
+
+@dataclass(frozen=True)
+class Repetition(Options):
+    """bootstrap  resamples of the law; level  of every interval"""
+
+    bootstrap: int = 300
+    level: float = 0.9
+
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        rows = epochs(runs)
+        paired = excess(rows)
+        means = seed_means(paired, ("tokens", "epochs"), "excess", self.level)
+        claims = [self._few(means)] if len(means) else []
+        law, more = self._law(rows)
+        shown = means.rename(columns={"mean": "excess (nats)"}).drop(columns="half").to_dict("records")
+        found = {"Excess over fresh text of the same length": shown}
+        return Findings(self._headline(means), [*claims, *more], found, figures(means), law,
+                        lines(law) if law else (), METHODS)  # fmt: skip
+
+    def _few(self, means: Rows) -> dict[str, Any]:
+        part = means[means["epochs"] <= FEW * 1.01]
+        if not len(part):
+            return {
+                "code": "few_epochs",
+                "level": "warn",
+                "text": f"no cell of 2 to {FEW:g} epochs: nothing to say of them",
+            }
+        worst = part.loc[part["mean"].idxmax()]
+        holds = "holds" if worst["hi"] < NEAR else "does not hold" if worst["lo"] > NEAR else "undecided"
+        text = f"{holds}: up to {FEW:g} epochs cost less than {NEAR} nats; the worst is "
+        text += f"{told(worst['mean'], worst['half'])} at {worst['epochs']:.1f} epochs of {worst['tokens']:,.0f} tokens"
+        return {"code": "few_epochs", "level": "note", "text": text}
+
+    def _headline(self, means: Rows) -> str:
+        if not len(means):
+            return "No cell has both a fresh and a repeated run of the same length: nothing to compare yet."
+        most = means.loc[means["epochs"].idxmax()]
+        return (
+            f"{most['epochs']:.0f} epochs of one text cost {told(most['mean'], most['half'])} nats per token more than "
+            f"fresh text of the same {most['tokens']:,.0f} tokens."
+        )
+
+    def _law(self, rows: Rows) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """The data-constrained law, and its verdicts; None with fewer than two sizes or too few rows."""
+        form = find("data_constrained")
+        if rows["N"].nunique() < 2 or len(rows) < len(form.params) + 3:
+            text = f"{len(rows)} points of {rows['N'].nunique()} sizes do not determine the data-constrained law"
+            return None, [{"code": "no_law", "level": "note", "text": text}]
+        loaded = table.load(rows, {"N": "N", "D": "tokens", "U": "unique", "L": "loss"}, (), form.inputs)
+        options = analysis.Options(bootstrap=self.bootstrap, level=self.level, exclude=("undertuned",))
+        try:
+            law = record.finite(analysis.analyse(loaded, form, options))
+        except ValueError as error:
+            return None, [{"code": "no_law", "level": "warn", "text": f"no fit of the data-constrained law: {error}"}]
+        return law, law["verdicts"]
+
+
+METHODS = (
+    "Models were trained on the first U tokens of one text for D tokens in all, D/U epochs, and compared with "
+    "models of the "
+    "same size, seed and D whose text was all new. The data-constrained law is that of Muennighoff et al. 2023 "
+    "(arXiv:2305.16264), its seven parameters fitted together; parameters with a flat profile are called not "
+    "identified."
+)
+
+
+def epochs(runs: Sequence[Run]) -> Rows:
+    """A row a finished end: N, seed, tokens, unique, epochs, loss."""
+    rows = []
+    for run in (run for run in runs if run.status == "finished"):
+        for stage in run.leaves:
+            losses = [v for k, v in stage["metrics"].items() if k.startswith("val/") and k.endswith("/loss")]
+            unique = stage["data"]["tokens"]
+            if len(losses) == 1:
+                rows.append({"run": run.name, "seed": run.summary.get("seed"), "N": stage["params"]["active"],
+                             "tokens": stage["tokens"], "unique": min(unique, stage["tokens"]),
+                             "epochs": max(1.0, stage["tokens"] / unique), "loss": losses[0]})  # fmt: skip
+    if not rows:
+        raise ValueError("no finished run with one validation loss: nothing to compare")
+    return pd.DataFrame(rows).sort_values(["N", "tokens", "unique", "seed"], ignore_index=True)
+
+
+def excess(rows: Rows) -> Rows:
+    """Repeated runs with their loss less that of the fresh run of the same N, tokens and seed."""
+    keys = ["N", "tokens", "seed"]
+    fresh = rows[rows["epochs"] <= 1.0].groupby(keys)["loss"].mean().rename("fresh")
+    paired = rows[rows["epochs"] > 1.0].join(fresh, on=keys).dropna(subset=["fresh"])
+    return paired.assign(excess=paired["loss"] - paired["fresh"], epochs=np.round(paired["epochs"], 1))
+
+
+def figures(means: Rows) -> dict[str, Any]:
+    from kleiber.studies import comparisons
+    from kleiber.studies.dress import human
+
+    if not len(means):
+        return {}
+    named = means.assign(length=[f"{human(tokens)} tokens" for tokens in means["tokens"]])
+    return {
+        "repetition": lambda: comparisons.lines(
+            named, "epochs", "epochs", "length", "What repeating costs", every=2, value="loss above fresh text (nats)",
+            zero=True, subtitle="same size, seed and number of tokens",
+        )
+    }  # fmt: skip

@@ -1,0 +1,41 @@
+"""Means over seeds with intervals, for comparisons that fit no law: the noise is pooled over all settings.
+
+Two or three seeds say little of one setting's noise and enough of that of all settings together. It refuses an interval
+where nothing was trained twice: then the half-width is nan, and `told` says "one seed".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+Rows = Any  # a DataFrame, whose stubs know little of what indexing gives
+
+
+def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) -> Rows:
+    """One row a setting: the columns `by`, mean, seeds, half (half-width of the mean), lo, hi."""
+    grouped = rows.groupby(list(by), sort=True)[value]
+    table = grouped.agg(["mean", "size"]).rename(columns={"size": "seeds"}).reset_index()
+    spare = int((table["seeds"] - 1).sum())
+    if spare:
+        within = float(((rows[value] - grouped.transform("mean")) ** 2).sum())
+        sd, factor = np.sqrt(within / spare), float(stdtrit(spare, 0.5 + level / 2))
+        table["half"] = factor * sd / np.sqrt(table["seeds"])
+    else:
+        table["half"] = np.nan
+    return table.assign(lo=table["mean"] - table["half"], hi=table["mean"] + table["half"])
+
+
+def told(value: float, half: float, digits: int = 4) -> str:
+    """`1.234 +- 0.005`, or the value with why it has no interval."""
+    if not np.isfinite(half):
+        return f"{value:.{digits}f} (one seed, no interval)"
+    return f"{value:.{digits}f} +- {half:.{digits}f}"
+
+
+def difference(one: Any, other: Any) -> tuple[float, float]:
+    """one - other of two rows of `seed_means`, and its half-width."""
+    return float(one["mean"] - other["mean"]), float(np.hypot(one["half"], other["half"]))

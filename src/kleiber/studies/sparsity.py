@@ -1,0 +1,205 @@
+"""The study `sparsity`: a mixture of experts against dense models at equal active FLOPs, parameters, memory and time.
+
+It reads cells of the design `arms` and refuses a headline from arms that are not tuned. What "equal" is worth is
+checked: a comparison whose arms differ by more than 5 % in what was to be equal is told as such.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from kleiber.budget import quantity
+from kleiber.catalog import Run
+from kleiber.studies.arms import Arm, complaints, interval, paired, points, read, told
+from kleiber.studies.findings import Findings, Options
+
+EQUAL = {"flops": "training FLOPs", "params": "total parameters", "memory": "bytes of weights and one context's cache"}
+SLACK = 0.05
+
+
+@dataclass(frozen=True)
+class Sparsity(Options):
+    """Which arms are compared, and at what.
+
+    arm          of a cell: set by the design
+    tokens       training tokens of the headline
+    mixture, dense  the arms of equal active FLOPs
+    comparisons  further ones: {arm, against, equal: flops|params|memory}
+    sizes        dense arms of several sizes, for the effective parameter multiplier
+    """
+
+    arm: str | None = None
+    tokens: int | float | str = "4M"
+    mixture: str = "moe"
+    dense: str = "dense"
+    comparisons: Sequence[dict[str, str]] = field(default_factory=tuple)
+    sizes: Sequence[str] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        quantity(self.tokens)
+        for one in self.comparisons:
+            if set(one) != {"arm", "against", "equal"} or one["equal"] not in EQUAL:
+                raise ValueError(f"study.comparisons: {one}: give arm, against and equal, one of {', '.join(EQUAL)}")
+
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        arms = read(runs, quantity(self.tokens))
+        verdicts = complaints(arms)
+        first = {"arm": self.mixture, "against": self.dense, "equal": "flops"}
+        gaps = [gap for one in (first, *self.comparisons) if (gap := compare(arms, one, verdicts))]
+        if (clock := at_equal_time(arms, runs, self.mixture, self.dense, verdicts)) is not None:
+            gaps.append(clock)
+        times = multiplier(arms, self.mixture, self.sizes, verdicts)
+        trend = over_tokens(runs, self.mixture, self.dense)
+        tables: dict[str, list[dict[str, Any]]] = {
+            "Comparisons": gaps,
+            "Effective parameter multiplier": [times] if times else [],
+            "Gain by training tokens": trend,
+            "Arms": [arm.row() for arm in arms.values()],
+        }
+        return Findings(headline(arms, gaps, times), verdicts, tables, figures(arms, gaps, self.sizes), methods=METHODS)
+
+
+METHODS = (
+    "Every arm was trained at every learning rate with every seed; cells of a seed see the same samples in the same "
+    "order. An arm enters at the learning rate of least mean loss, which must not be the least or the largest tried. "
+    "Differences are paired by seed, with Student's 90 % interval. At equal wall-clock, the dense loss is interpolated "
+    "in the logarithm of its training time between its budgets. The effective parameter multiplier is the size at "
+    "which a line through the dense losses over log N (parameters outside the embeddings) meets the mixture's loss, "
+    "over the mixture's active parameters outside the embeddings (after Clark et al. 2022, arXiv:2202.01169)."
+)
+
+
+def compare(arms: Mapping[str, Arm], one: Mapping[str, str], verdicts: list[dict[str, str]]) -> dict[str, Any] | None:
+    """One comparison as a row, or None where an arm has no run."""
+    if one["arm"] not in arms or one["against"] not in arms:
+        return None
+    ours, theirs = arms[one["arm"]], arms[one["against"]]
+    what = f"{ours.name} - {theirs.name} at equal {EQUAL[one['equal']]}"
+    ratio = ours.facts[one["equal"]] / theirs.facts[one["equal"]]
+    if abs(math.log(ratio)) > SLACK:
+        verdicts.append({"code": "unequal", "level": "warn", "text": f"{what}: they differ by a factor of {ratio:.2f}"})
+    return {
+        "what": what,
+        **paired(ours.at_best, theirs.at_best),
+        "ratio": ratio,
+        "tuned": not (ours.wrong or theirs.wrong),
+    }
+
+
+def at_equal_time(
+    arms: Mapping[str, Arm], runs: Sequence[Run], mixture: str, dense: str, verdicts: list[dict[str, str]]
+) -> dict[str, Any] | None:
+    """The mixture against a dense model that trains as long: its loss between two of its budgets."""
+    if mixture not in arms or dense not in arms or "train_s" not in arms[mixture].facts:
+        return None
+    ours = arms[mixture]
+    budgets = sorted(set(tokens_of(runs, dense)))
+    ladder = sorted((read_at(runs, dense, tokens) for tokens in budgets), key=lambda arm: arm.facts["train_s"])
+    seconds = ours.facts["train_s"]
+    below = [arm for arm in ladder if arm.facts["train_s"] <= seconds]
+    above = [arm for arm in ladder if arm.facts["train_s"] >= seconds]
+    what = f"{mixture} - {dense} at equal training time"
+    if not below or not above:
+        span = ", ".join(f"{arm.facts['train_s']:.0f}" for arm in ladder)
+        text = f"{what}: the mixture took {seconds:.0f} s and the dense budgets {span} s, so it is not covered"
+        verdicts.append({"code": "uncovered", "level": "warn", "text": text})
+        return None
+    low, high = below[-1], above[0]
+    begin, end = math.log(low.facts["train_s"]), math.log(high.facts["train_s"])
+    share = (math.log(seconds) - begin) / (end - begin) if end > begin else 0.0
+    both = set(low.at_best) & set(high.at_best)
+    theirs = {seed: (1 - share) * low.at_best[seed] + share * high.at_best[seed] for seed in both}
+    tuned = not (ours.wrong or low.wrong or high.wrong)
+    ratio = seconds / arms[dense].facts["train_s"]
+    return {"what": what, **paired(ours.at_best, theirs), "ratio": ratio, "tuned": tuned}
+
+
+def tokens_of(runs: Sequence[Run], name: str) -> list[float]:
+    return [float(row["tokens"]) for row in points(runs) if row["arm"] == name and row["loss"] is not None]
+
+
+def read_at(runs: Sequence[Run], name: str, tokens: float) -> Arm:
+    return read(runs, tokens)[name]
+
+
+def multiplier(
+    arms: Mapping[str, Arm], mixture: str, sizes: Sequence[str], verdicts: list[dict[str, str]]
+) -> dict[str, Any] | None:
+    """Size of the dense model with the mixture's loss, over the mixture's active size; seed by seed, on a log scale."""
+    dense = [arms[name] for name in sizes if name in arms]
+    if mixture not in arms or len(dense) < 2:
+        return None
+    ours = arms[mixture]
+    xs = [math.log(arm.facts["core"]) for arm in dense]
+    found = []
+    for seed, loss in sorted(ours.at_best.items()):
+        if all(seed in arm.at_best for arm in dense):
+            slope, at_zero = line(xs, [arm.at_best[seed] for arm in dense])
+            if slope < 0:
+                found.append((loss - at_zero) / slope - math.log(ours.facts["core"]))
+    if not found:
+        text = "the multiplier is not identified: dense loss does not fall with size here"
+        verdicts.append({"code": "multiplier", "level": "warn", "text": text})
+        return None
+    low, high = interval(found)
+    value = math.exp(sum(found) / len(found))
+    size = value * ours.facts["core"]
+    if not min(map(math.exp, xs)) <= size <= max(map(math.exp, xs)):
+        text = f"the multiplier {value:.2f} lies outside the dense sizes, which end at {max(map(math.exp, xs)):,.0f}"
+        verdicts.append({"code": "multiplier", "level": "warn", "text": text})
+    tuned = not (ours.wrong or any(arm.wrong for arm in dense))
+    ends = {"lo": None if low is None else math.exp(low), "hi": None if high is None else math.exp(high)}
+    return {"what": "effective parameter multiplier", "value": value, **ends, "seeds": len(found), "tuned": tuned}
+
+
+def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
+    """Slope and intercept of the least-squares line."""
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
+    slope /= sum((x - mean_x) ** 2 for x in xs)
+    return slope, mean_y - slope * mean_x
+
+
+def over_tokens(runs: Sequence[Run], mixture: str, dense: str) -> list[dict[str, Any]]:
+    """The gain at every number of tokens that both arms have."""
+    shared = sorted(set(tokens_of(runs, mixture)) & set(tokens_of(runs, dense)))
+    rows = []
+    for tokens in shared:
+        at = read(runs, tokens)
+        rows.append({"tokens": tokens, **paired(at[mixture].at_best, at[dense].at_best)})
+    return rows
+
+
+def headline(arms: Mapping[str, Arm], gaps: Sequence[Mapping[str, Any]], times: Mapping[str, Any] | None) -> str:
+    """The first tuned comparison, with the multiplier where it is known; else what is missing."""
+    tuned = [gap for gap in gaps if gap["tuned"]]
+    if not tuned:
+        return "No comparison of tuned arms: " + (next((a.wrong for a in arms.values() if a.wrong), "arms are missing"))
+    gap = tuned[0]
+    text = f"{gap['what']}: {told(gap)}, better on {gap['better on']} of {gap['seeds']} seeds"
+    if times and times["tuned"] and times["lo"] is not None:
+        text += f"; worth a dense model of {times['value']:.2f} [{times['lo']:.2f}, {times['hi']:.2f}] times the size"
+    return text + "."
+
+
+def figures(arms: Mapping[str, Arm], gaps: Sequence[Mapping[str, Any]], sizes: Sequence[str]) -> dict[str, Any]:
+    def draw(name: str) -> Any:
+        from kleiber.studies import arm_plots
+
+        if name == "differences":
+            return arm_plots.differences(gaps, "Mixture less dense: left of 0 the mixture is better")
+        if name == "sizes":
+            rows = [arm.row() for arm in arms.values()]
+            return arm_plots.scatter(rows, "params", "loss", "Loss against total parameters")
+        return {"tuning": arm_plots.tuning, "arms": arm_plots.side_by_side}[name](arms)
+
+    return {
+        name: partial(draw, name)
+        for name in ("differences", "arms", "tuning", "sizes")
+        if gaps or name != "differences"
+    }

@@ -1,0 +1,35 @@
+"""The study `isoflop`: the optimum of each compute budget from its own parabola, the law beside it and not before it.
+
+It is the analysis of a ladder (`scaling`) told from approach 2. It refuses a headline from fewer than three vertices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kleiber.catalog import Run
+from kleiber.studies.findings import Findings
+from kleiber.studies.scaling import Scaling
+
+
+@dataclass(frozen=True)
+class Vertices(Scaling):
+    """The options of `Scaling`; every budget counts, so min_tokens is low."""
+
+    min_tokens: int | float | str = 1
+
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        found = super().analyse(runs)
+        assert found.law is not None
+        mine = [one for one in found.law["approaches"] if one["approach"].startswith("2")]
+        rows = [
+            {"C": p["C"], "N_opt": p["N"], "lo": p.get("lo"), "hi": p.get("hi")} for one in mine for p in one["points"]
+        ]
+        if not mine:
+            head = "Fewer than three budgets have a minimum inside their sizes: no exponent by parabolas yet."
+        else:
+            one = mine[0]
+            head = f"By parabolas at {len(one['points'])} budgets, N_opt ~ C^{one['a']:.3f}, {found.law['level']:.0%} "
+            head += f"interval [{one['lo']:.3f}, {one['hi']:.3f}]."
+        return replace(found, headline=head, tables={"Vertices": rows, **found.tables})

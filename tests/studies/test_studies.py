@@ -1,0 +1,146 @@
+"""Each study on runs of a known truth: it finds the truth, reports a part of its cells, and names what is missing."""
+
+import numpy as np
+import pytest
+
+from kleiber.catalog import read_runs
+from kleiber.studies.context import Context
+from kleiber.studies.counting import Accounting
+from kleiber.studies.experts import Experts
+from kleiber.studies.findings import content
+from kleiber.studies.objectives import Objectives
+from kleiber.studies.repetition import Repetition
+from kleiber.studies.report import table
+from kleiber.studies.scaling import Scaling
+from kleiber.studies.seeds import seed_means
+from kleiber.studies.vertices import Vertices
+
+from .ladders import loss, noisy, write_tree
+
+LAW = {"E": 1.0, "A": 85.0, "B": 170.0, "alpha": 0.5, "beta": 0.43}
+SIZES = np.array([36_000, 69_000, 118_000, 248_000, 437_000])
+
+
+def trees(folder, sizes, tokens, seeds=1, shift=lambda **_: 0.0, **extra):
+    """A run a size and seed whose losses follow LAW, `shift` added, with .1 % noise of the trunk."""
+    for n in sizes:
+        for seed in range(seeds):
+            clean = loss(np.full(len(tokens), float(n)), np.array(tokens, float), **LAW)
+            moved = clean + np.array([shift(N=n, D=d, seed=seed) for d in tokens])
+            told = noisy(moved, [int(n), seed], 0.001)
+            write_tree(folder / f"n{n}-s{seed}{extra.get('tag', '')}", seed, int(n), 6.6 * n,
+                       dict(zip(tokens, told.tolist(), strict=True)), config=extra.get("config"))  # fmt: skip
+
+
+def stages_of(folder, **values):
+    """The same summaries with `values` in every stage."""
+    import json
+
+    for path in folder.glob("*/summary.json"):
+        told = json.loads(path.read_text())
+        for stage in told["stages"]:
+            stage.update({key: value for key, value in values.items() if key not in stage})
+        path.write_text(json.dumps(told))
+
+
+def test_context_tells_what_each_attention_gains(tmp_path):
+    kinds = {"Full": -0.1, "Window": -0.04, "NoMixing": 0.0}
+    for kind, slope in kinds.items():
+        for context in (32, 128, 512):
+            for seed in range(2):
+                model = {"context": context, "width": 64, "attention": {"_target_": f"kleiber.nn.attention.{kind}"}}
+                value = 2.0 + slope * np.log2(context / 32) + 0.001 * seed
+                where = tmp_path / f"{kind}-{context}-{seed}"
+                write_tree(where, seed, 100_000, 6e5, {1e6: value}, config={"model": model})
+    for path in tmp_path.glob("*/summary.json"):
+        text = path.read_text().replace('"val/docs/loss"', '"val/docs/position/32": 1.9, "val/docs/loss"')
+        path.write_text(text)
+    found = Context().analyse(read_runs(tmp_path))
+    gains = {row["attention"]: row for row in found.tables["What context is worth"]}
+    assert gains["full"]["gain"] == pytest.approx(0.4) and gains["window"]["gain"] == pytest.approx(0.16)
+    assert abs(gains["none"]["gain"]) < 1e-9 and gains["full"]["half"] > 0
+    assert "full attention gains 0.4000 +- " in found.headline
+    assert found.tables["Loss by position, docs, context 512"][0]["position"] == 32
+    write_tree(tmp_path / "other", 0, 1, 1, {2e6: 1.0}, config={"model": {**model, "width": 64}})
+    with pytest.raises(ValueError, match="tokens"):
+        Context().analyse(read_runs(tmp_path))
+
+
+def test_repetition_finds_the_cost_of_epochs_against_fresh_text(tmp_path):
+    tokens = [1e6, 2e6, 4e6, 8e6]
+    for unique in (5e5, 2e6, 1e9):
+        place = tmp_path / f"u{unique:g}"
+        trees(place, SIZES[:2], tokens, 2, lambda N, D, seed, u=unique: 0.01 * max(0.0, D / u - 1))
+        stages_of(place, data={"tokens": unique})
+    found = Repetition(bootstrap=20).analyse(read_runs(tmp_path))
+    rows = found.tables["Excess over fresh text of the same length"]
+    worst = max(rows, key=lambda row: row["epochs"])
+    assert worst["epochs"] == 16 and worst["excess (nats)"] == pytest.approx(0.15, abs=0.01)
+    assert found.law is not None and found.law["law"] == "data_constrained"
+    assert any(one["code"] == "few_epochs" and "does not hold" in one["text"] for one in found.verdicts)
+    part = Repetition().analyse(read_runs(tmp_path / "u500000"))
+    assert "nothing to compare" in part.headline and not part.tables["Excess over fresh text of the same length"]
+
+
+def test_objectives_compare_slopes_and_not_levels(tmp_path):
+    for kind, level in (("clm", 0.0), ("mlm", 3.0)):
+        place = tmp_path / kind
+        trees(place, SIZES[:3], [1e6, 2e6, 4e6], 2, tag=kind, shift=lambda D, level=level, **_: level)
+        stages_of(place, objective=kind)
+    found = Objectives().analyse(read_runs(tmp_path))
+    gap = {row["along"]: row for row in found.tables["Difference"]}
+    assert gap["N"]["difference"] < 0 and "less steeply" in gap["N"]["in words"], "a floor of 3 nats flattens logs"
+    assert all(row["lo"] < row["exponent"] < row["hi"] for row in found.tables["Local exponents"])
+    part = Objectives().analyse(read_runs(tmp_path / "clm"))
+    assert "no comparison yet" in part.headline
+
+
+def test_experts_are_compared_at_equal_active_size_and_seed(tmp_path):
+    for experts in (2, 4, 8, 16):
+        place, X = tmp_path / f"e{experts}", experts / 2
+        model = {"mlp": {"num_experts": experts, "k": 2}}
+        trees(place, SIZES[:3] + 32 * experts, [1e6, 2e6, 4e6], 1, lambda X=X, **_: -0.02 * np.log2(X),
+              config={"model": model})  # fmt: skip
+    found = Experts(bootstrap=20).analyse(read_runs(tmp_path))
+    assert "X = 8 gains 0.0" in found.headline and found.law is not None and found.law["law"] == "joint_moe"
+    gains = [row["gain (nats)"] for row in found.tables["Gain over X = 1 at equal active size"] if row["X"] == 8]
+    assert np.mean(gains) == pytest.approx(0.06, abs=0.01)
+    assert "cannot be said" in Experts().analyse(read_runs(tmp_path / "e8")).headline
+
+
+@pytest.fixture
+def ladder(tmp_path):
+    trees(tmp_path / "l", SIZES, [2e6, 4e6, 8e6, 16e6], 2)
+    return tmp_path / "l"
+
+
+@pytest.mark.slow
+def test_the_same_runs_told_from_counting_and_from_vertices(ladder):
+    runs = read_runs(ladder)
+    counted = Accounting(bootstrap=60).analyse(runs)
+    assert "moves the allocation exponent from" in counted.headline
+    assert "N_opt ~ C^" in Vertices(bootstrap=60).analyse(runs).headline
+
+
+def test_a_ladder_says_whether_its_goals_are_met(ladder):
+    runs = read_runs(ladder)
+    found = Scaling(bootstrap=60).analyse(runs)
+    rows = {row["left out"]: row for row in found.tables["Goals"]}
+    assert rows["largest size"]["met"] and set(rows) >= {"top 4x of compute", "two largest sizes"}
+    assert {one["approach"][0] for one in found.law["approaches"]} >= {"2", "3"}
+    write_tree(ladder / "gone", 0, 1_000_000, 6e6, {2e6: 1.0}, status="failed")
+    assert content(found, "l", read_runs(ladder))["missing"] == ["gone (failed)"]
+
+
+def test_means_over_seeds_have_an_interval_only_where_something_was_trained_twice():
+    import pandas as pd
+
+    rows = pd.DataFrame({"a": [1, 1, 2, 2], "v": [1.0, 1.2, 3.0, 3.2]})
+    found = seed_means(rows, ["a"], "v")
+    assert found["mean"].tolist() == pytest.approx([1.1, 3.1]) and (found["half"] > 0.1).all()
+    assert seed_means(rows.iloc[[0, 2]], ["a"], "v")["half"].isna().all()
+
+
+def test_a_table_escapes_text_and_leaves_unknown_numbers_empty():
+    page = table([{"a": "<b>", "n": 12_000.0}, {"a": None, "m": True, "n": float("nan")}])
+    assert "&lt;b&gt;" in page and "12,000" in page and "<td></td>" in page and "yes" in page
