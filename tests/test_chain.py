@@ -61,6 +61,11 @@ def test_a_chain_hands_its_weights_on_and_scores_every_task_after_every_stage(la
     watched = {row["step"] for row in two["curve"] if "watch/tiny/loss" in row}
     assert watched >= {0, 1, 2, 4, 8, 9}
     assert two["evaluation_seconds"] > 0
+    before, after = weights(folder, "one"), weights(folder, "two")
+    far = sum((after[name] - before[name]).double().square().sum() for name in before).sqrt()
+    size = sum(before[name].double().square().sum() for name in before).sqrt()
+    assert two["metrics"]["drift/weights"] == pytest.approx(float(far / size), rel=1e-6)
+    assert two["metrics"]["drift/tiny/kl"] > 0 and not [key for key in one["metrics"] if key.startswith("drift")]
     assert "after each stage (loss)" in capsys.readouterr().out
     (row,) = frame([read_run(folder)]).to_dict("records")
     assert row["loss"] == d and row["trunk"] == folder.name, "one point: the end of the chain, of its own task"

@@ -35,7 +35,7 @@ ELSEWHERE |= {
     f"study/{name}": "plans a sweep; tests/studies/test_studies.py reads its runs"
     for name in ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
 }
-ELSEWHERE |= {"data/repeat": "tests/data/test_recall.py"}
+ELSEWHERE |= {f"data/{name}": "tests/data/test_recall.py" for name in ("recall", "repeat")}
 ELSEWHERE |= {
     f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in ("checkpoint", "hf", "upcycle")
 }
@@ -233,6 +233,6 @@ def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
     named = {words[1] for words in lines if words[:1] == ["_target_:"]}
     elsewhere = ["data.", "trainer.", "origin.", "tree.Chain", "studies.", "sweep.", "loggers.", "slurm.", "rays."]
     # tests/retention asks each setting of a method for its effect
-    elsewhere += ["adapters.", "models.hf_model.", "objectives.distill.", "retention."]
+    elsewhere += ["adapters.", "models.hf_model.", "objectives.distill.", "retention.", "callbacks.ema."]
     elsewhere = tuple(f"kleiber.{name}" for name in elsewhere)
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()

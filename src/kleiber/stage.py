@@ -21,6 +21,7 @@ from kleiber.callbacks.preempt import Preempt
 from kleiber.callbacks.stop import StopAtLoss
 from kleiber.callbacks.throughput import Throughput, peak_flops, peak_memory_bytes
 from kleiber.data.sampler import stream
+from kleiber.drift import drift, merged
 from kleiber.lit import LitLM
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.origin import begin_with
@@ -103,7 +104,9 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
     hardware.fit_out(lit.model)
     reached = fit(lit, callbacks, plan, Stream(samples, plan, cfg.seed, start, hardware.rank), tree, start)
     stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=reached))
-    end_retention(methods, tree, stage, model, next(c for c in callbacks if isinstance(c, Evaluate)))
+    evaluate = next(c for c in callbacks if isinstance(c, Evaluate))
+    end_retention(methods, tree, stage, model, evaluate)
+    evaluate.latest |= moved(tree, stage, model, tasks)
     return record(tree, stage, lit, callbacks, planned=plan.stop_step)
 
 
@@ -129,16 +132,37 @@ def give_weights(tree: Tree, stage: Stage, model: Any, found: checkpoint.Checkpo
     """
     model.to(tree.hardware.device, tree.hardware.dtype)
     if found is None or found.names is not None:
-        if stage.parent is not None and not stage.continues:
-            begin_with(model, tree.folder, stage.parent)
-        elif tree.origin is not None:
-            tree.origin.load(model)
+        begin_from(tree, stage, model)
     adapted = stage.config.adapter is not None
     if adapted:
         build(stage.config.adapter).apply(model, stage.config.seed)
     leave_heads(model, stage.plan.objective)
     if found:
         found.load_model(model, checkpoint.trained(model) if adapted else None)
+
+
+def begin_from(tree: Tree, stage: Stage, model: Any) -> bool:
+    """Loads the trained weights that a stage begins with, and says whether there are any."""
+    if stage.parent is not None and not stage.continues:
+        begin_with(model, tree.folder, stage.parent)
+        return True
+    if tree.origin is not None:
+        tree.origin.load(model)
+    return tree.from_weights and stage.parent is None and tree.origin is not None
+
+
+def moved(tree: Tree, stage: Stage, model: Any, tasks: Around) -> dict[str, float]:
+    """How far the stage has moved the model from the trained weights that it began with; nothing of a new model."""
+    if stage.continues or not tree.from_weights:
+        return {}
+    start = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
+    start.to(tree.hardware.device, tree.hardware.dtype)
+    if not begin_from(tree, stage, start):
+        return {}
+    adapter = stage.config.adapter
+    after = merged(model, None if adapter is None else build(adapter).merge)
+    tokens = round(quantity(stage.config.eval.watch_tokens))
+    return drift(start, after, tasks.earlier, tokens, max(1, stage.plan.rows), tree.hardware.place)
 
 
 def leave_heads(model: Any, objective: Any) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from kleiber.callbacks.ema import EMA
 
-OPTIONS = ["callbacks=[default,ema]", "callbacks.ema.decay=0.8", "callbacks.checkpoints.every=1"]
+OPTIONS = ["callbacks=ema", "callbacks.ema.decay=0.8", "callbacks.checkpoints.every=1"]
 OPTIONS += ["callbacks.checkpoints.keep=20", "budget.steps=10", "eval.every_steps=5"]
 
 

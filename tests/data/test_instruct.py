@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_cut_or_left_out_and_counted(tmp_path: Path, cache:
         train = Instruct(folder(tmp_path / "t", train=table, validation=sums(5)), pack=False).prepare(44).train
     assert isinstance(train, Conversations)
     assert len(train) == 10 and train.gather(np.arange(10)).tokens.shape[1] == 45
-    assert "1 rows without an answer left out; 1 cut to model.context=44; 1 left out, since all" in caplog.text
+    assert "1 rows without an answer left out; 3 cut to model.context=44; 1 left out, since all" in caplog.text
     with pytest.raises(ValueError, match=r"no answer of the train split fits model.context=8"):
         Instruct(folder(tmp_path / "t", train=table, validation=sums(5))).prepare(8)
 

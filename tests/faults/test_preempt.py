@@ -5,6 +5,7 @@ import os
 import signal
 
 import pytest
+from processes import wait_for
 from test_kill import STEPS, facts
 
 from kleiber.step import accumulate
@@ -56,7 +57,7 @@ def test_wandb_is_told_of_the_preemption(launch, signalled):
     signalled(5, signal.SIGTERM)
     folder = launch("logger=wandb", "logger.wandb.mode=offline", code=75)
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    assert read(path)["exit_code"] == 75
+    wait_for(lambda: read(path)["exit_code"] == 75, 10)  # the client returns before its file is whole
 
 
 @pytest.mark.parametrize("place", ["kleiber.plan.make_plan", "kleiber.score.held_out_loss"])

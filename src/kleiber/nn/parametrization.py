@@ -43,8 +43,8 @@ class MuP:
     output logits are multiplied by base_width/width. The stream starts at RMS 1. Differs from the paper's table 8 in
     what is measured: multipliers and factors are all 1 at (base_width, base_depth), so one learning rate reads the
     same at the base in both parametrisations. Heads of one size are meant at every width: at width 128, two of 64 were
-    .05 nats worse than eight of 16, and a scale of 1/8 in place of 4/64 won back .02 of it (400 steps, two seeds): fewer
-    heads cost more than their scale does. Yang et al. 2022, arXiv:2203.03466; for depth 2023, arXiv:2310.02244.
+    .05 nats worse than eight of 16, and a scale of 1/8 in place of 4/64 won back .02 of it (400 steps, two seeds), so
+    fewer heads cost more than their scale does. Yang et al. 2022, arXiv:2203.03466; for depth 2023, arXiv:2310.02244.
     """
 
     base_width: int = 32

@@ -12,7 +12,7 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     import altair as alt
     import pandas as pd
 
-    from kleiber.studies.plots import PALETTE, dressed
+    from kleiber.studies.dress import PALETTE, dressed
 
     folder.mkdir(parents=True, exist_ok=True)
     shown = pd.DataFrame(rows)
