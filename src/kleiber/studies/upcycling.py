@@ -36,6 +36,9 @@ class Upcycling(Options):
             if ours is not None and name in arms:
                 tuned = not (ours.wrong or arms[name].wrong)
                 ratio = ours.facts["flops"] / arms[name].facts["flops"]
+                if not 0.95 < ratio < 1.05:
+                    text = f"{ours.name} and {name} differ in FLOPs by a factor of {ratio:.2f}"
+                    verdicts.append({"code": "unequal", "level": "warn", "text": text})
                 gap = paired(ours.at_best, arms[name].at_best)
                 gaps.append({"what": f"{ours.name} - {name}", **gap, "FLOPs ratio": ratio, "tuned": tuned})
         tuned = [f"{gap['what']} {told(gap)}" for gap in gaps if gap["tuned"]]
