@@ -98,7 +98,8 @@ class ForgettingLaw(Options):
     def critical(self, main: Mapping[str, Any], rows: Any) -> dict[str, Any]:
         """The least replayed share that keeps F at `tolerate`, with the percentiles of the draws."""
         law = find(main["law"])
-        at = {name: float((self.at or {}).get(name, rows[name].max())) for name in ("N", "D", "M")}
+        largest = {name: rows[name].max() for name in ("N", "D", "M")}
+        at = {name: float(value) for name, value in (largest | dict(self.at or {})).items()}
         inputs = {name: np.array([at[name]]) for name in law.inputs if name != "p"}
         best = np.array([[entry["value"] for entry in main["params"].values()]])
         draws = np.array(main["draws"]).reshape(-1, best.shape[1])

@@ -21,7 +21,7 @@ def scores(rows: pd.DataFrame, chosen: pd.DataFrame, runs: Sequence[Run]) -> pd.
     for one in chosen.to_dict("records"):
         mine = rows[(rows[CELL] == pd.Series({name: one[name] for name in CELL})).all(axis=1)]
         for task in tasks:
-            loss = float(mine[task].mean())
+            loss = float(pd.Series(mine[task]).mean())
             found.append({"method": one["method"], "task": task[5:], "loss": loss, "change": loss - first[task]})
     return pd.DataFrame(found)
 

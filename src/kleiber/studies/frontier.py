@@ -96,7 +96,7 @@ def reference(rows: pd.DataFrame, tolerance: float) -> float:
     plain = rows[rows["method"] == PLAIN]
     if not len(plain):
         raise ValueError(f"no run with method {PLAIN!r}: plain fine-tuning says how well the target can be learned")
-    return (1 + tolerance) * float(plain.groupby(CELL, dropna=False)["target"].mean().min())
+    return (1 + tolerance) * float(pd.Series(averaged(pd.DataFrame(plain))["target"]).min())
 
 
 def matched(rows: pd.DataFrame, at: float, level: float) -> list[Matched]:
@@ -121,6 +121,6 @@ def chosen(points: pd.DataFrame, at: float) -> pd.DataFrame:
     learner."""
     found = []
     for _, one in points.groupby("method"):
-        enough = one[one["target"] <= at]
+        enough = pd.DataFrame(one[one["target"] <= at])
         found.append(enough.loc[enough["F"].idxmin()] if len(enough) else one.loc[one["target"].idxmin()])
     return pd.DataFrame(found).sort_values("F", ignore_index=True)

@@ -81,11 +81,11 @@ class MupTransfer(Options):
 
     def _parametrization(self, name: str, rows: pd.DataFrame) -> tuple[list[dict], list[dict]]:
         optima, fits = [], {}
-        for width, part in sorted(rows.groupby("width"), key=lambda group: group[0]):  # pyright: ignore[reportCallIssue]
-            entry, fit = self._width(part)
-            optima.append({"parametrization": name, "width": int(width), **entry})  # pyright: ignore[reportArgumentType]
+        for width in np.unique(rows["width"].to_numpy()):
+            entry, fit = self._width(pd.DataFrame(rows[rows["width"] == width]))
+            optima.append({"parametrization": name, "width": int(width), **entry})
             if fit is not None:
-                fits[int(width)] = fit  # pyright: ignore[reportArgumentType]
+                fits[int(width)] = fit
         df = sum(fit.df for fit in fits.values())
         if not df:
             return optima, []
@@ -105,7 +105,7 @@ class MupTransfer(Options):
         at = int(np.argmin(levels.to_numpy()))
         entry: dict[str, Any] = {
             "lr": None, "lo": None, "hi": None, "least_at": float(levels.index[at]), "loss": float(levels.iloc[at]),
-            "place": "interior", "wider": None, "seeds": int(rows["seed"].nunique()), "rates": len(levels),
+            "place": "interior", "wider": None, "seeds": len(np.unique(rows["seed"])), "rates": len(levels),
         }  # fmt: skip
         if at in (0, len(levels) - 1):
             return {**entry, "place": "edge"}, None
@@ -155,8 +155,8 @@ def by_rate(rows: pd.DataFrame) -> pd.Series:
 
 def parabola(rows: pd.DataFrame, rates: pd.Index, center: float) -> Parabola | None:
     """Least squares over the given rates; None unless it bends upwards and points are left to judge the noise by."""
-    chosen = rows[rows["lr"].isin(rates) & np.isfinite(rows["loss"])]
-    seeds = sorted(chosen["seed"].unique())
+    chosen = pd.DataFrame(rows[rows["lr"].isin(list(rates)) & np.isfinite(rows["loss"])])
+    seeds = np.unique(chosen["seed"].to_numpy())
     x = np.log2(chosen["lr"].to_numpy() / center)
     levels = np.array([[float(seed == one) for one in seeds] for seed in chosen["seed"]])
     design = np.column_stack([levels, x, x**2])
