@@ -9,14 +9,14 @@ import kleiber
 
 ROOT = Path(kleiber.__file__).parent
 FLOORS = {
-    0: "types budget sums errors settings signatures summary build imports hub console preemption",
+    0: "types budget sums errors settings signatures summary build imports hub console preemption metrics",
     1: "nn",
     2: "models",
     3: "objectives data evals adapters",
     4: "retention optim optimizers step checkpoint callbacks lit loggers trainer score",
     5: "identity folder chain opened origin plan tree retain matrix drift stage report load",
-    6: "settle fit_together check run compose usage cell ranks pool preload sweep launch catalog studies cli interchange "
-    "assess quote probe coordinates",
+    6: "settle fit_together check run compose usage cell ranks pool preload sweep launch catalog studies cli "
+    "interchange assess quote probe coordinates",
     7: "task slurm rays",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

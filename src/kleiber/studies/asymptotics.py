@@ -16,6 +16,7 @@ from kleiber.studies.law import Array, Linear
 from kleiber.studies.replicates import cells
 from kleiber.studies.solve import descend
 from kleiber.studies.starts import columns_of
+from kleiber.studies.student import reach
 
 ALPHA = 0.01  # level of the slope and of the floor test; the transient test has 5 %: a clean ladder passes 9 in 10
 SIZEABLE = 0.01  # relative size at the lowest rung below which a transient is no reason to refuse
@@ -237,7 +238,7 @@ def move(found: Fit, level: float = 0.9) -> Move | None:
         return None
     gained = late.covariance()[0][j, j] / late.noise**2 - least.covariance()[0][j, j] / least.noise**2
     sd = max(late.noise, least.noise) * float(np.sqrt(max(gained, 1e-12)))
-    change, half = late.theta[j] - least.theta[j], float(stdtrit(rest.num_rows - rest.num_params, 0.5 + level / 2)) * sd
+    change, half = late.theta[j] - least.theta[j], reach(rest.num_rows - rest.num_params, level) * sd
     early = least.params["beta"]
     ends = [early * float(np.exp(change + side * half)) - early for side in (-1, 1)]
     return Move(early, late.params["beta"], ends[0], ends[1], float(problem.inputs["D"].min()))

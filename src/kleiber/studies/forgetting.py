@@ -93,7 +93,7 @@ def headline(record: dict[str, Any]) -> str:
     if len(reached) == 1:
         return f"{where} only {told(reached[0])} can be compared."
     best = next(one for one in reached if one["method"] != PLAIN)
-    if not best["hi"] - best["lo"] < float("inf"):
+    if not forgetting_tables.bounded(best):
         return f"{where} {told(best)}, {told(plain)}: without replicates nothing says whether they differ."
     claim = next((one for one in record["claims"] if one["code"] == f"matched_{best['method']}"), None)
     word = {True: "forgets least", False: "is best and yet worse than none", None: "is best, within noise"}
@@ -101,6 +101,5 @@ def headline(record: dict[str, Any]) -> str:
 
 
 def told(one: dict[str, Any]) -> str:
-    if not one["hi"] - one["lo"] < float("inf"):
-        return f"{one['method']} (F {one['F']:.4f} nats)"
-    return f"{one['method']} (F {one['F']:.4f} [{one['lo']:.4f}, {one['hi']:.4f}] nats)"
+    interval = f" {forgetting_tables.span(one)}" if forgetting_tables.bounded(one) else ""
+    return f"{one['method']} (F {one['F']:.4f}{interval} nats)"

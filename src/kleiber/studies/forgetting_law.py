@@ -118,8 +118,7 @@ def grid(runs: Sequence[Run]) -> tuple[Any, Noise]:
     Only plain fine-tuning and replay of real text are in the grid. Errors: ValueError without them.
     """
     rows: Any = outcomes.outcomes(runs)
-    kept = rows["method"].isin([PLAIN, "replay"]) & ~rows["setting"].str.contains("generated")
-    rows = rows[kept].dropna(subset=["F", "N"])
+    rows = outcomes.real_replay(rows).dropna(subset=["F", "N"])
     if not (rows["method"] == PLAIN).any():
         raise ValueError("no plain fine-tuning among the finished runs: there is no F without replay to begin from")
     rows = rows.rename(columns={"replayed": "p", "target_tokens": "D", "tuned": "P"})

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from kleiber.studies.outcomes import PLAIN
+from kleiber.studies.student import reach
 
 CELL = ["method", "setting", "lr", "tokens"]
 
@@ -61,7 +61,7 @@ class Noise:
 
     def half_width(self, level: float, terms: float) -> float:
         """Of the interval of a sum whose variance is `terms` times that of one run; infinite without replicates."""
-        return float(stdtrit(self.df, 0.5 + level / 2) * self.sd * np.sqrt(terms)) if self.df else float("inf")
+        return float(reach(self.df, level) * self.sd * np.sqrt(terms)) if self.df else float("inf")
 
 
 def pooled(groups: Sequence[NDArray]) -> Noise:

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from kleiber.catalog import Run
 from kleiber.folder import read_config
+from kleiber.studies import student
+from kleiber.studies.arms import width_of
 from kleiber.studies.findings import Findings, Options
 
 
@@ -91,7 +92,7 @@ class MupTransfer(Options):
             return optima, []
         # Noise is taken to be the same at every width: two seeds alone would leave an interval as wide as the grid.
         noise = sum(fit.squares for fit in fits.values()) / df
-        reach = float(stdtrit(df, 0.5 + self.level / 2))
+        reach = student.reach(df, self.level)
         for entry in optima:
             if entry["width"] in fits:
                 fit = fits[entry["width"]]
@@ -133,12 +134,11 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
             continue
         config, row = read_config(run.folder), run.row()
         model = config["model"]
-        width = model.get("width") or model["aspect"] * model["depth"]
         scaled = str((model.get("parametrization") or {}).get("_target_", "MuP")).rsplit(".", 1)[-1]
         loss = float("inf") if run.status == "diverged" else row["loss"]
         rows.append(
-            {"parametrization": scaled, "width": width, "lr": config["optimizer"]["lr"], "seed": config["seed"],
-             "loss": loss, "run": run.name}
+            {"parametrization": scaled, "width": width_of(model), "lr": config["optimizer"]["lr"],
+             "seed": config["seed"], "loss": loss, "run": run.name}
         )  # fmt: skip
     found = pd.DataFrame(rows)
     if not len(found) or bool(found["loss"].isna().any()):
