@@ -15,8 +15,8 @@ FLOORS = {
     3: "objectives data evals adapters",
     4: "retention optim optimizers step checkpoint callbacks lit loggers trainer score",
     5: "identity folder chain opened origin plan tree retain matrix drift stage report load",
-    6: "settle fit_together check run compose usage cell ranks pool preload sweep launch catalog studies cli "
-    "interchange assess quote probe coordinates",
+    6: "settle fit_together check run compose usage cell ranks pool preload sweep launch catalog studies cli assess "
+    "interchange quote probe coordinates",
     7: "task slurm rays",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

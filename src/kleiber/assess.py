@@ -102,7 +102,7 @@ def of_hf(path: Path, data: Sequence[str], tokens: int | None) -> Subject:
 
     from kleiber.build import build
     from kleiber.compose import Composer, resolved
-    from kleiber.opened import open_hf
+    from kleiber.opened import objective_of, open_hf
 
     model = ours(path) or open_hf(path).model
     config, _ = resolved(Composer("train").compose(["data=builtin", *data, f"data.tokenizer={path.absolute()}"]))
@@ -113,7 +113,7 @@ def of_hf(path: Path, data: Sequence[str], tokens: int | None) -> Subject:
             f"{path}: its tokenizer has {corpus.tokenizer.vocab_size} tokens, its model {model.vocab_size}: "
             "they do not belong together"
         )
-    objective = build(cfg.objective, vocabulary=corpus.tokenizer, corpus=corpus)
+    objective = objective_of(cfg, corpus)
     return on_device(Subject(model, corpus, objective, tokens))
 
 

@@ -17,7 +17,7 @@ from kleiber.build import build
 from kleiber.chain import locate, stage_configs
 from kleiber.errors import ConfigError
 from kleiber.folder import read_config
-from kleiber.opened import add_saved_heads, load_trained, new_model
+from kleiber.opened import add_saved_heads, load_trained, new_model, objective_of
 from kleiber.types import Corpus, Objective
 
 
@@ -41,7 +41,7 @@ def load_run(path: Path, stage: str | None = None) -> Loaded:
         load_trained(model, home, stage)
     except checkpoint.Damaged as error:
         raise ValueError(str(error)) from None
-    return Loaded(cfg, model.eval(), corpus, build(cfg.objective, vocabulary=corpus.tokenizer, corpus=corpus))
+    return Loaded(cfg, model.eval(), corpus, objective_of(cfg, corpus))
 
 
 def place(path: Path, stage: str | None = None) -> tuple[Path, str]:

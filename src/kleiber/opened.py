@@ -22,7 +22,7 @@ from kleiber.errors import ConfigError
 from kleiber.folder import read_config
 from kleiber.signatures import signature
 from kleiber.summary import read
-from kleiber.types import Tokenizer
+from kleiber.types import Corpus, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ def open_model(path: str) -> Opened:
     found = load_trained(model, folder, stage)
     summary = read(folder / "summary.json") or {}
     return Opened(folder.name, model.eval(), tokenizer, config, summary, stage, found.step)
+
+
+def objective_of(config: DictConfig, corpus: Corpus) -> Any:
+    """The objective of a stage's config on a corpus; one that learns from another run opens it."""
+    return build(config.objective, vocabulary=corpus.tokenizer, corpus=corpus, open_model=open_model)
 
 
 def open_hf(folder: Path) -> Opened:

@@ -17,7 +17,7 @@ from kleiber.build import build
 from kleiber.chain import is_chain, locate, stage_configs
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.folder import read_config
-from kleiber.opened import load_trained
+from kleiber.opened import load_trained, objective_of
 from kleiber.types import Corpus, Task
 
 
@@ -120,7 +120,7 @@ def tasks_of(config: DictConfig, corpus: Corpus) -> list[Task]:
     """The tasks that a stage with this config trains on: its validation domains under its objective."""
     own: Corpus = build(config.data).prepare(config.model.context)
     same_tokenizer(corpus, own, "init.path")
-    return domains(own, build(config.objective, vocabulary=own.tokenizer, corpus=own))
+    return domains(own, objective_of(config, own))
 
 
 def domains(corpus: Corpus, objective: Any) -> list[Task]:

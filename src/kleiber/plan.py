@@ -20,6 +20,7 @@ from kleiber.budget import Budget, quantity
 from kleiber.build import build
 from kleiber.data.sampler import stream
 from kleiber.models.counting import Parameters, count_parameters, training_flops
+from kleiber.opened import objective_of
 from kleiber.origin import same_tokenizer
 from kleiber.step import accumulate
 from kleiber.types import Batch, Corpus, Objective
@@ -65,7 +66,7 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
     """
     context: int = cfg.model.context
     corpus: Corpus = build(cfg.data).prepare(context)
-    objective = build(cfg.objective, vocabulary=corpus.tokenizer, corpus=corpus)
+    objective = objective_of(cfg, corpus)
     outputs = {**(before.outputs if before else {}), **getattr(objective, "outputs", {})}
     if before is not None:
         same_tokenizer(before.corpus, corpus, "stages.chain")

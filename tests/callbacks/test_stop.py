@@ -26,7 +26,8 @@ def test_the_first_scores_below_it_end_training(launch):
     assert early["curve"] == whole["curve"][:2] and whole["stopped_at_loss"] is None
     assert early["checkpoint"].endswith("step-00000008") and (folder / "samples.txt").exists()
     (folder / "summary.json").unlink()  # killed between the last step and the summary
-    assert stage(launch(*OPTIONS, f"budget.stop_at_loss={target}"))["steps"] == 8
+    launch(*OPTIONS, f"budget.stop_at_loss={target}")
+    assert stage(folder)["steps"] == 8 and stage(folder)["stopped_at_loss"] == target
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from kleiber.data.tokenizer import Bytes
-from kleiber.models.trained import trained
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.distill import Distill
 from kleiber.types import Batch
@@ -18,23 +17,16 @@ from kleiber.types import Batch
 TOY = SimpleNamespace(name="toy", tokenizer=Bytes())
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """The folder of a run as the trainer leaves it, with a teacher that was never trained."""
-    import json
-
-    from kleiber import checkpoint
-
-    folder = tmp_path_factory.mktemp("run")
+def teacher() -> Transformer:
     torch.manual_seed(1)
-    teacher = Transformer(272, depth=1, width=32, context=32)
-    teacher.add_head("task", 3)
-    checkpoint.save(folder / "stages/main/checkpoints", 7, teacher, {}, "hash")
-    config = "model: {_target_: kleiber.models.transformer.Transformer, depth: 1, width: 32, context: 32}\n"
-    (folder / "config.yaml").write_text(config)
-    record = {"name": "main", "data": {"tokenizer_hash": "bytes/1"}}
-    (folder / "summary.json").write_text(json.dumps({"stages": [record]}))
-    return folder
+    return Transformer(272, depth=1, width=32, context=32).eval()
+
+
+def opens(path: str) -> SimpleNamespace:
+    """What the run hands over: a teacher that was never trained, under the path `RUN`."""
+    if path != "RUN":
+        raise ValueError(f"{path}: no run is there")
+    return SimpleNamespace(model=teacher(), tokenizer=Bytes())
 
 
 def student() -> Transformer:
@@ -48,13 +40,13 @@ def rows() -> Batch:
 
 
 @pytest.mark.parametrize(("temperature", "mix"), [(1.0, 1.0), (2.0, 0.5), (4.0, 0.9)])
-def test_loss_and_gradient_equal_the_formula(run: Path, temperature: float, mix: float) -> None:
-    objective, net, twin, batch = Distill(TOY, str(run), temperature, mix), student(), student(), rows()
+def test_loss_and_gradient_equal_the_formula(temperature: float, mix: float) -> None:
+    objective, net, twin, batch = Distill(TOY, opens, "RUN", temperature, mix), student(), student(), rows()
     loss = objective(net, batch)
     loss.total.backward()
-    teacher, kept = trained(str(run), "path").model, batch.weights[:, 1:] > 0  # type: ignore[index]
+    taught, kept = teacher(), batch.weights[:, 1:] > 0  # type: ignore[index]
     read = Batch(batch.tokens[:, :-1])
-    old = teacher.head(teacher(read).hidden)[kept] / temperature
+    old = taught.head(taught(read).hidden)[kept] / temperature
     new = twin.head(twin(read).hidden)[kept]
     ce = F.cross_entropy(new, batch.tokens[:, 1:][kept], reduction="sum")
     kl = F.kl_div((new / temperature).log_softmax(-1), old.log_softmax(-1), log_target=True, reduction="sum")
@@ -66,35 +58,40 @@ def test_loss_and_gradient_equal_the_formula(run: Path, temperature: float, mix:
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-4)  # type: ignore[arg-type]
 
 
-def test_the_teacher_is_frozen_and_outside(run: Path) -> None:
-    objective, net = Distill(TOY, str(run)), student()
+def test_the_teacher_is_frozen_and_outside() -> None:
+    objective, net = Distill(TOY, opens, "RUN"), student()
     objective(net, rows()).total.backward()
     assert all(p.grad is None and not p.requires_grad for p in objective.teacher.parameters())
     assert not isinstance(objective, torch.nn.Module)  # so no module that holds it has the teacher's parameters
     assert not objective.teacher.training
 
 
-def test_a_student_that_is_the_teacher_has_nothing_to_learn(run: Path) -> None:
-    objective = Distill(TOY, str(run), mix=1.0)
-    twin = trained(str(run), "path").model.requires_grad_(True)
+def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
+    objective = Distill(TOY, opens, "RUN", mix=1.0)
+    twin = teacher()
     loss = objective(twin, rows())
     loss.total.backward()
     assert loss.total.item() == pytest.approx(0, abs=1e-5)
     assert max(p.grad.abs().max() for p in twin.parameters() if p.grad is not None) < 1e-5
 
 
-def test_what_cannot_teach_is_refused(run: Path, tmp_path: Path) -> None:
+def test_what_cannot_teach_is_refused() -> None:
     with pytest.raises(ValueError, match=r"objective.mix=0.0"):
-        Distill(TOY, str(run), mix=0.0)
+        Distill(TOY, opens, "RUN", mix=0.0)
     with pytest.raises(ValueError, match=r"objective.temperature=-1.0"):
-        Distill(TOY, str(run), temperature=-1.0)
+        Distill(TOY, opens, "RUN", temperature=-1.0)
     other = SimpleNamespace(name="toy", tokenizer=SimpleNamespace(hash="bpe/other"))
     with pytest.raises(ValueError, match="reads ids of bytes/1, the data is in those of bpe/other"):
-        Distill(other, str(run))
-    with pytest.raises(ValueError, match="there is no run"):
-        Distill(TOY, str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="no such finished stage; finished are main"):
-        Distill(TOY, str(run / "second"))
+        Distill(other, opens, "RUN")
+    with pytest.raises(ValueError, match=r"objective.teacher: nowhere: no run is there"):
+        Distill(TOY, opens, "nowhere")
     long = Batch(torch.zeros(1, 60, dtype=torch.long))
     with pytest.raises(ValueError, match="the teacher reads 32 tokens at most"):
-        Distill(TOY, str(run))(student(), long)
+        Distill(TOY, opens, "RUN")(student(), long)
+
+
+def test_a_run_learns_from_a_run(launch) -> None:
+    teaching = launch("budget.steps=20", root="teaching")
+    options = ["objective=distill", f"objective.teacher={teaching}", "objective.mix=1.0", "model.width=32"]
+    summary = json.loads((launch(*options, "callbacks.log.every=1", root="taught") / "summary.json").read_text())
+    assert summary["stages"][0]["objective"] == "distill" and summary["status"] == "finished"

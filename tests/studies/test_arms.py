@@ -179,7 +179,9 @@ def test_upcycling_compares_at_equal_flops(tmp_path):
         write(tmp_path, study, arm, loss)
     found = Upcycling().analyse(read_runs(tmp_path))
     assert [gap["value"] for gap in found.tables["Comparisons"]] == pytest.approx([-0.1, -0.3])
-    assert "continued -0.1000" in found.headline
+    assert "continued -0.1000" in found.headline and not found.verdicts
+    write(tmp_path, study, "larger", 2.8, core=200_000)
+    assert "0.50" in Upcycling(against=["larger"]).analyse(read_runs(tmp_path)).verdicts[0]["text"]
 
 
 def test_a_folder_without_arms_is_refused(tmp_path):

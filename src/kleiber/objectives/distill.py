@@ -1,16 +1,17 @@
 """Distillation: a model learns another's distribution over the next token beside the token itself.
 
-The teacher is the model of a finished run. It stands outside the trained parameters and outside checkpoints, so a
-student's run needs the teacher's folder as long as it trains. It refuses a teacher of another vocabulary.
+The teacher is the model of a finished run, or a Hugging Face folder. It stands outside the trained parameters and
+outside checkpoints, so a student's run needs the teacher's folder as long as it trains. It refuses a teacher of another
+vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from kleiber.models.trained import trained
 from kleiber.nn.divergence import kl_divergence
 from kleiber.nn.loss import cross_entropy
 from kleiber.objectives.clm import inputs, target_weights
@@ -23,25 +24,30 @@ class Distill:
     Hinton et al. 2015, arXiv:1503.02531, section 2. "ce" is the student's cross-entropy alone, "kd" the second term
     without its weight.
 
-    teacher      RUN or RUN/STAGE
+    teacher      RUN, RUN/STAGE or a Hugging Face folder
     temperature  T, by which both sets of logits are divided
     mix          weight of the teacher; 1 leaves the text's own tokens out
     """
 
     likelihood = True
 
-    def __init__(self, corpus: Any, teacher: str, temperature: float = 2.0, mix: float = 0.5) -> None:
+    def __init__(
+        self, corpus: Any, open_model: Callable[[str], Any], teacher: str, temperature: float = 2.0, mix: float = 0.5
+    ) -> None:
         if temperature <= 0:
             raise ValueError(f"objective.temperature={temperature} must be positive; 1 to 4 is usual")
         if not 0 < mix <= 1:
             raise ValueError(f"objective.mix={mix} must lie in (0, 1]: without the teacher it is objective=clm")
-        found = trained(teacher, "objective.teacher")
-        if found.tokenizer_hash != corpus.tokenizer.hash:
+        try:
+            found = open_model(teacher)
+        except ValueError as error:
+            raise ValueError(f"objective.teacher: {error}") from None
+        if found.tokenizer.hash != corpus.tokenizer.hash:
             raise ValueError(
-                f"objective.teacher={teacher} reads ids of {found.tokenizer_hash}, the data is in those of "
+                f"objective.teacher={teacher} reads ids of {found.tokenizer.hash}, the data is in those of "
                 f"{corpus.tokenizer.hash}: set data.tokenizer to the teacher's"
             )
-        self.teacher, self.temperature, self.mix = found.model, temperature, mix
+        self.teacher, self.temperature, self.mix = found.model.requires_grad_(False), temperature, mix
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
         rows, targets, weights = inputs(batch), batch.tokens[:, 1:], target_weights(batch)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from kleiber.catalog import Run
 from kleiber.studies import claims, forgetting_tables, frontier, outcomes
-from kleiber.studies.findings import Findings, Options
+from kleiber.studies.findings import Findings, Options, check_level
 from kleiber.studies.outcomes import PLAIN
 
 
@@ -30,8 +30,9 @@ class Forgetting(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.tolerance >= 0 and 0 < self.level < 1):
-            raise ValueError(f"study: tolerance={self.tolerance} must be at least 0, level={self.level} in (0, 1)")
+        check_level(self.level)
+        if not self.tolerance >= 0:
+            raise ValueError(f"study.tolerance={self.tolerance} must be at least 0")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         record = self.compare(runs)

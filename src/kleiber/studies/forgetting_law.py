@@ -15,7 +15,7 @@ import numpy as np
 from kleiber.catalog import Run
 from kleiber.studies import analysis, outcomes, table
 from kleiber.studies.bootstrap import interval
-from kleiber.studies.findings import Findings, Options
+from kleiber.studies.findings import Findings, Options, check_level
 from kleiber.studies.frontier import Noise, pooled
 from kleiber.studies.law import find
 from kleiber.studies.outcomes import PLAIN
@@ -47,8 +47,7 @@ class ForgettingLaw(Options):
         unknown = set(self.at or {}) - {"N", "D", "M"}
         if unknown:
             raise ValueError(f"study.at: {', '.join(sorted(unknown))} is none of N, D, M")
-        if not 0 < self.level < 1:
-            raise ValueError(f"study.level={self.level} must lie in (0, 1)")
+        check_level(self.level)
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         record = self.fitted(runs)

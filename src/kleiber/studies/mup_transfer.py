@@ -18,7 +18,7 @@ from kleiber.catalog import Run
 from kleiber.folder import read_config
 from kleiber.studies import student
 from kleiber.studies.arms import width_of
-from kleiber.studies.findings import Findings, Options
+from kleiber.studies.findings import Findings, Options, check_level
 
 
 class Parabola(NamedTuple):
@@ -59,8 +59,9 @@ class MupTransfer(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.around < 1 or not 0 < self.level < 1:
-            raise ValueError(f"study.around={self.around} must be at least 1, study.level={self.level} in (0, 1)")
+        check_level(self.level)
+        if self.around < 1:
+            raise ValueError(f"study.around={self.around} must be at least 1")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         rows = points(runs)
@@ -82,11 +83,11 @@ class MupTransfer(Options):
 
     def _parametrization(self, name: str, rows: pd.DataFrame) -> tuple[list[dict], list[dict]]:
         optima, fits = [], {}
-        for width in np.unique(rows["width"].to_numpy()):
+        for width in sorted(int(width) for width in rows["width"].unique()):
             entry, fit = self._width(pd.DataFrame(rows[rows["width"] == width]))
-            optima.append({"parametrization": name, "width": int(width), **entry})
+            optima.append({"parametrization": name, "width": width, **entry})
             if fit is not None:
-                fits[int(width)] = fit
+                fits[width] = fit
         df = sum(fit.df for fit in fits.values())
         if not df:
             return optima, []
@@ -106,7 +107,7 @@ class MupTransfer(Options):
         at = int(np.argmin(levels.to_numpy()))
         entry: dict[str, Any] = {
             "lr": None, "lo": None, "hi": None, "least_at": float(levels.index[at]), "loss": float(levels.iloc[at]),
-            "place": "interior", "wider": None, "seeds": len(np.unique(rows["seed"])), "rates": len(levels),
+            "place": "interior", "wider": None, "seeds": len(set(rows["seed"])), "rates": len(levels),
         }  # fmt: skip
         if at in (0, len(levels) - 1):
             return {**entry, "place": "edge"}, None
@@ -156,7 +157,7 @@ def by_rate(rows: pd.DataFrame) -> pd.Series:
 def parabola(rows: pd.DataFrame, rates: pd.Index, center: float) -> Parabola | None:
     """Least squares over the given rates; None unless it bends upwards and points are left to judge the noise by."""
     chosen = pd.DataFrame(rows[rows["lr"].isin(list(rates)) & np.isfinite(rows["loss"])])
-    seeds = np.unique(chosen["seed"].to_numpy())
+    seeds = sorted(chosen["seed"].unique())
     x = np.log2(chosen["lr"].to_numpy() / center)
     levels = np.array([[float(seed == one) for one in seeds] for seed in chosen["seed"]])
     design = np.column_stack([levels, x, x**2])

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.catalog import Run
-from kleiber.studies.findings import Findings, Options, points
+from kleiber.studies.findings import Findings, Options, check_level, points
 from kleiber.studies.law import Array
 from kleiber.studies.replicates import trunk_noise
 from kleiber.studies.student import reach
@@ -28,6 +28,10 @@ class Objectives(Options):
 
     level: float = 0.9
     min_tokens: float | int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_level(self.level)
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         rows = points(runs)

@@ -34,9 +34,12 @@ class Upcycling(Options):
         gaps = []
         for theirs in (arms[name] for name in self.against if name in arms):
             if ours is not None:
-                more = {"FLOPs ratio": ours.facts["flops"] / theirs.facts["flops"], "tuned": all_tuned(ours, theirs)}
-                gap = paired(ours.at_best, theirs.at_best)
-                gaps.append({"what": f"{ours.name} - {theirs.name}", **gap, **more})
+                ratio, what = ours.facts["flops"] / theirs.facts["flops"], (ours.name, theirs.name)
+                if not 0.95 < ratio < 1.05:
+                    text = f"{' and '.join(what)} differ in FLOPs by a factor of {ratio:.2f}"
+                    verdicts.append({"code": "unequal", "level": "warn", "text": text})
+                gap = {"what": " - ".join(what), **paired(ours.at_best, theirs.at_best), "FLOPs ratio": ratio}
+                gaps.append({**gap, "tuned": all_tuned(ours, theirs)})
         tuned = [f"{gap['what']} {told(gap)}" for gap in gaps if gap["tuned"]]
         text = "At equal extra FLOPs: " + "; ".join(tuned) + "." if tuned else "No comparison of tuned arms."
         tables: dict[str, Any] = {"Comparisons": gaps, "Arms": [arm.row() for arm in arms.values()]}
