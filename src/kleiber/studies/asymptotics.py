@@ -16,6 +16,7 @@ from kleiber.studies.law import Array, Linear
 from kleiber.studies.replicates import cells
 from kleiber.studies.solve import descend
 from kleiber.studies.starts import columns_of
+from kleiber.studies.student import reach
 
 ALPHA = 0.01  # level of the slope and of the floor test; the transient test has 5 %: a clean ladder passes 9 in 10
 SIZEABLE = 0.01  # relative size at the lowest rung below which a transient is no reason to refuse
@@ -246,7 +247,7 @@ def move(found: Fit, level: float = 0.9) -> Move | None:
     if not gained > 0:  # more rows tell more, unless the fits are not of one law
         return untold
     sd = max(late.noise, least.noise) * float(np.sqrt(gained))
-    change, half = late.theta[j] - least.theta[j], float(stdtrit(rest.num_rows - rest.num_params, 0.5 + level / 2)) * sd
+    change, half = late.theta[j] - least.theta[j], reach(rest.num_rows - rest.num_params, level) * sd
     ends = [early * float(np.exp(change + side * half)) - early for side in (-1, 1)]
     return Move(early, late.params["beta"], ends[0], ends[1], lowest)
 
