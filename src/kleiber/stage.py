@@ -243,8 +243,9 @@ def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any], planned: 
     past = {"tokens": 0, "samples": 0, "model": 0.0, "executed": 0.0, "six_nd": 0.0}
     if before and not stage.continues:
         past |= {"tokens": before["tokens"], "samples": before["samples"], **before["flops"]}
-    tokens, flops = plan.tokens, training_flops(lit.model, plan.context)  # of what is trained: an adapter's is cheaper
-    executed = executed_flops(lit.model, plan.context, tree.hardware.checkpoint_activations)
+    read = getattr(plan.objective, "outputs", {})
+    tokens, flops = plan.tokens, training_flops(lit.model, plan.context, read)  # of what is trained: an adapter's is cheaper
+    executed = executed_flops(lit.model, plan.context, tree.hardware.checkpoint_activations, read)
     last = checkpoint.steps(tree.place(stage.name))
     return {
         "name": stage.name, "parent": stage.parent, "trunk": stage.parent if stage.continues else None,
@@ -255,7 +256,7 @@ def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any], planned: 
             "tokens": corpus.train.num_tokens, "bytes": corpus.train.num_bytes,
         },
         "params": dataclasses.asdict(parameters),
-        "tokens": past["tokens"] + tokens, "unique_tokens": min(tokens, corpus.train.num_tokens),
+        "tokens": past["tokens"] + tokens, "unique_tokens": plan.unique_tokens,
         "samples": past["samples"] + plan.stop_step * plan.rows, "steps": plan.stop_step,
         "batch_tokens": plan.batch_tokens, "lr": plan.optimizer.lr,
         "stopped_at_loss": cfg.budget.get("stop_at_loss") if plan.stop_step < planned else None,
