@@ -23,7 +23,7 @@ from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.opened import objective_of
 from kleiber.origin import same_tokenizer
 from kleiber.step import accumulate
-from kleiber.types import Batch, Corpus, Objective
+from kleiber.types import Batch, Corpus, Objective, Task
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Plan:
     rows     samples in the global batch of an optimizer step
     sides    rows of up to `context` tokens in a sample: 2 of a pair
     outputs  heads of tasks that the model has, with their numbers of outputs
+    known    tasks that the start point was trained for
     """
 
     corpus: Corpus
@@ -51,6 +52,7 @@ class Plan:
     max_steps: int | None = None
     outputs: dict[str, int] = field(default_factory=dict)
     sides: int = 1
+    known: list[Task] = field(default_factory=list)
 
     @property
     def batch_tokens(self) -> int:
@@ -80,7 +82,10 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
     context: int = cfg.model.context
     corpus: Corpus = build(cfg.data).prepare(context)
     objective = objective_of(cfg, corpus)
-    outputs = {**(before.outputs if before else {}), **getattr(objective, "outputs", {})}
+    known: list[Task] = [] if before or cfg.init is None else build(cfg.init).tasks(cfg, corpus)
+    outputs = dict(before.outputs) if before else {}
+    for one in (*(task.objective for task in known), objective):
+        outputs |= getattr(one, "outputs", {})
     if before is not None:
         same_tokenizer(before.corpus, corpus, "stages.chain")
     model = before.model if before is not None else build_model(cfg, corpus, {})
@@ -109,6 +114,7 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
         max_steps=hardware.max_steps,
         outputs=outputs,
         sides=sides,
+        known=known,
     )
 
 
