@@ -29,7 +29,7 @@ from torch import Tensor, nn
 SCHEMA = "kleiber.checkpoint/1"
 
 
-class Damaged(RuntimeError):
+class Damaged(ValueError):
     """A checkpoint whose files are missing, cut, or not those that its meta.json describes."""
 
 

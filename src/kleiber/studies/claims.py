@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from kleiber.studies.frontier import Matched, Noise, pooled, within_seeds
-from kleiber.studies.outcomes import PLAIN
+from kleiber.studies.outcomes import PLAIN, real_replay
 
 LEARNED = 0.02  # the loss of target quality, relative, that replay is said to stay below
 
@@ -92,7 +92,7 @@ def replay_is_cheap(rows: Any, noise: Noise, level: float) -> list[Claim]:
 
 def by_rate(rows: Any) -> Any:
     """Plain fine-tuning and replay of the earlier tasks' own text, by learning rate."""
-    return rows[rows["method"].isin([PLAIN, "replay"])].groupby("lr")
+    return real_replay(rows).groupby("lr")
 
 
 def fast_forgets(rows: Any, noise: Noise, level: float) -> list[Claim]:

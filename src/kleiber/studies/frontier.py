@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from kleiber.studies.outcomes import PLAIN
+from kleiber.studies.student import reach
 
 CELL = ["method", "setting", "lr", "tokens"]
+Rows = Any  # a DataFrame or a column, whose stubs know little of what indexing gives
 
 
 def averaged(rows: pd.DataFrame) -> pd.DataFrame:
@@ -63,7 +65,7 @@ class Noise:
 
     def half_width(self, level: float, terms: float) -> float:
         """Of the interval of a sum whose variance is `terms` times that of one run; infinite without replicates."""
-        return float(stdtrit(self.df, 0.5 + level / 2) * self.sd * np.sqrt(terms)) if self.df else float("inf")
+        return float(reach(self.df, level) * self.sd * np.sqrt(terms)) if self.df else float("inf")
 
 
 def pooled(groups: Sequence[NDArray]) -> Noise:
@@ -74,12 +76,12 @@ def pooled(groups: Sequence[NDArray]) -> Noise:
     return Noise(float(np.sqrt(squares / df)) if df else float("nan"), df)
 
 
-def trained(rows: pd.DataFrame) -> pd.DataFrame:
+def trained(rows: Rows) -> Rows:
     """The rows of trained models: points of a line come from the same runs and have no noise of their own."""
     return rows[~on_line(rows["method"])]
 
 
-def on_line(methods: pd.Series | pd.Index) -> NDArray[np.bool_]:
+def on_line(methods: Rows) -> NDArray[np.bool_]:
     return np.array(methods.astype(str).str.contains(r"(?:^|\+)wise$"), dtype=bool)
 
 
@@ -88,7 +90,7 @@ def seed_noise(rows: pd.DataFrame, column: str) -> Noise:
     return pooled([one[column].to_numpy() for _, one in trained(rows).groupby(CELL, dropna=False)])
 
 
-def blocked(table: pd.DataFrame) -> Noise:
+def blocked(table: Rows) -> Noise:
     """What is left of seeds x settings after a level of each seed and of each setting: the noise of a difference within
     seeds (randomised blocks). Missing entries are left out; df = entries - seeds - settings + 1 where they connect.
     """
@@ -105,7 +107,7 @@ def blocked(table: pd.DataFrame) -> Noise:
     return Noise(float(np.sqrt(left / df)) if df else float("nan"), df)
 
 
-def within_seeds(rows: pd.DataFrame, column: str) -> Noise:
+def within_seeds(rows: Rows, column: str) -> Noise:
     """Of one run, less what all runs of its seed have in common."""
     settings = trained(rows).groupby(CELL, dropna=False).ngroup()
     return blocked(trained(rows).assign(cell=settings).pivot_table(index="seed", columns="cell", values=column))
@@ -138,10 +140,10 @@ def reference(rows: pd.DataFrame, tolerance: float) -> float:
     plain = rows[rows["method"] == PLAIN]
     if not len(plain):
         raise ValueError(f"no run with method {PLAIN!r}: plain fine-tuning says how well the target can be learned")
-    return (1 + tolerance) * float(plain.groupby(CELL, dropna=False)["target"].mean().min())
+    return (1 + tolerance) * float(pd.Series(averaged(pd.DataFrame(plain))["target"]).min())
 
 
-def matched(rows: pd.DataFrame, at: float, level: float) -> list[Matched]:
+def matched(rows: Rows, at: float, level: float) -> list[Matched]:
     """Every method at the same target loss, the least forgetful first; those that do not reach it come last."""
     table = at_target(rows, at)
     seeds = rows.groupby("method")["seed"].nunique()
@@ -163,9 +165,9 @@ def matched(rows: pd.DataFrame, at: float, level: float) -> list[Matched]:
     return sorted(made, key=lambda one: (not one.reached, one.F))
 
 
-def at_target(rows: pd.DataFrame, at: float) -> pd.DataFrame:
+def at_target(rows: Rows, at: float) -> Rows:
     """F at one target loss, seeds x methods; nan where a method does not reach it."""
-    found = {
+    found: dict[tuple[Any, Any], float] = {
         (seed, method): read_off(one["target"].to_numpy(), one["F"].to_numpy(), at)
         for (seed, method), one in rows.groupby(["seed", "method"])
     }
@@ -177,6 +179,6 @@ def chosen(points: pd.DataFrame, at: float) -> pd.DataFrame:
     learner."""
     found = []
     for _, one in points.groupby("method"):
-        enough = one[one["target"] <= at]
+        enough = pd.DataFrame(one[one["target"] <= at])
         found.append(enough.loc[enough["F"].idxmin()] if len(enough) else one.loc[one["target"].idxmin()])
     return pd.DataFrame(found).sort_values("F", ignore_index=True)
