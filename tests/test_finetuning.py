@@ -56,3 +56,18 @@ def test_data_and_objective_that_do_not_belong_together_are_told(launch, capsys)
     for objective, told in (("classify", "needs labels"), ("sft", "marks none"), ("dpo", "has no pairs")):
         launch(f"objective={objective}", code=2)
         assert told in capsys.readouterr().err
+
+
+def stage(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())["stages"][0]
+
+
+def test_a_pair_is_two_rows_of_the_batch_and_an_epoch_is_of_samples(launch):
+    """Both answers are read: what a step of pairs costs is what batch.tokens says, and no more."""
+    options = ["batch.tokens=512", "model.context=64", "budget.steps=3", "data.max_bytes=20000"]
+    pairs = stage(launch(*PAIRS, *options))
+    assert (pairs["tokens"], pairs["samples"], pairs["batch_tokens"]) == (3 * 512, 3 * 4, 512)
+    labelled = ["data=labelled", f"data.path={DATA}/labelled.jsonl", "objective=classify"]
+    one = stage(launch(*labelled, *options))
+    assert one["samples"] == 24
+    assert one["unique_tokens"] < min(one["tokens"], one["data"]["tokens"]), "rows are shorter than model.context"

@@ -103,7 +103,7 @@ def adopt(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     config = {**config, "init": init}
     if kind == "Checkpoint":
         config = _with_model(config, old["model"], given)
-    own = old["data"]
+    own = (stage_configs(old).get(stage) or old)["data"]
     saved = folder / TOKENIZER
     return _with_tokenizer(config, str(saved) if saved.is_dir() else own.get("tokenizer", "bytes"), None, given)
 

@@ -31,7 +31,7 @@ from kleiber.sharding import placed
 SCHEMA = "kleiber.checkpoint/1"
 
 
-class Damaged(RuntimeError):
+class Damaged(ValueError):
     """A checkpoint whose files are missing, cut, or not those that its meta.json describes."""
 
 

@@ -37,10 +37,7 @@ def load_run(path: Path, stage: str | None = None) -> Loaded:
     cfg = config_of(home, stage)
     corpus: Corpus = build(cfg.data).prepare(cfg.model.context)
     model = new_model(cfg, corpus.tokenizer)
-    try:
-        load_trained(model, home, stage)
-    except checkpoint.Damaged as error:
-        raise ValueError(str(error)) from None
+    load_trained(model, home, stage)
     return Loaded(cfg, model.eval(), corpus, objective_of(cfg, corpus))
 
 

@@ -92,6 +92,8 @@ class Upcycle(Checkpoint):
 
         folder, stage = locate(self.path)
         dense = build(DictConfig(lineage(folder, stage)[-1]["model"]), vocab_size=model.vocab_size)
+        for name, head in model.heads.items():
+            dense.add_head(name, len(head.weight))
         begin_with(dense, folder, stage)
         upcycle(dense.state_dict(), model, noise=self.noise)
 

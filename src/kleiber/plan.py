@@ -23,7 +23,7 @@ from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.opened import objective_of
 from kleiber.origin import same_tokenizer
 from kleiber.step import accumulate
-from kleiber.types import Batch, Corpus, Objective
+from kleiber.types import Batch, Corpus, Objective, Task
 
 
 @dataclass
@@ -31,7 +31,9 @@ class Plan:
     """One stage, ready to start.
 
     rows     samples in the global batch of an optimizer step
+    sides    rows of up to `context` tokens in a sample: 2 of a pair
     outputs  heads of tasks that the model has, with their numbers of outputs
+    known    tasks that the start point was trained for
     """
 
     corpus: Corpus
@@ -49,14 +51,27 @@ class Plan:
     world_size: int
     max_steps: int | None = None
     outputs: dict[str, int] = field(default_factory=dict)
+    sides: int = 1
+    known: list[Task] = field(default_factory=list)
 
     @property
     def batch_tokens(self) -> int:
-        return self.rows * self.context
+        """Positions of a step's rows at their longest; samples that are shorter have fewer."""
+        return self.rows * self.sides * self.context
 
     @property
     def tokens(self) -> int:
         return self.stop_step * self.batch_tokens
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training samples."""
+        return self.stop_step * self.rows / len(self.corpus.train)
+
+    @property
+    def unique_tokens(self) -> int:
+        """Tokens of the samples that are seen at least once."""
+        return round(self.corpus.train.num_tokens * min(1.0, self.epochs))
 
 
 def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Plan:
@@ -67,16 +82,22 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
     context: int = cfg.model.context
     corpus: Corpus = build(cfg.data).prepare(context)
     objective = objective_of(cfg, corpus)
-    outputs = {**(before.outputs if before else {}), **getattr(objective, "outputs", {})}
+    known: list[Task] = [] if before or cfg.init is None else build(cfg.init).tasks(cfg, corpus)
+    outputs = dict(before.outputs) if before else {}
+    for one in (*(task.objective for task in known), objective):
+        outputs |= getattr(one, "outputs", {})
     if before is not None:
         same_tokenizer(before.corpus, corpus, "stages.chain")
     model = before.model if before is not None else build_model(cfg, corpus, {})
     add_heads(model, outputs)
     parameters = count_parameters(model)
-    flops = training_flops(model, context)
-    rows = round(quantity(cfg.batch.tokens)) // context
+    flops = training_flops(model, context, getattr(objective, "outputs", {}))
+    sides = getattr(corpus.train, "sides", 1)
+    rows = max(1, round(quantity(cfg.batch.tokens)) // (context * sides))
     budget = Budget(**cfg.budget)
-    steps = budget.num_steps(batch_tokens=rows * context, active_params=parameters.active, flops_per_token=flops)
+    steps = budget.num_steps(
+        batch_tokens=rows * sides * context, active_params=parameters.active, flops_per_token=flops
+    )
     share = -(-rows // hardware.world_size)
     return Plan(
         corpus=corpus,
@@ -87,13 +108,15 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
         parameters=parameters,
         context=context,
         rows=rows,
-        micro_batch=micro_batch(cfg.batch.micro, share, context, model, hardware),
+        micro_batch=micro_batch(cfg.batch.micro, share, context, model, hardware, sides),
         steps=steps,
         stop_step=min(steps, hardware.max_steps or steps),
         flops_per_token=flops,
         world_size=hardware.world_size,
         max_steps=hardware.max_steps,
         outputs=outputs,
+        sides=sides,
+        known=known,
     )
 
 
@@ -110,13 +133,13 @@ def add_heads(model: Any, outputs: dict[str, int]) -> None:
         model.add_head(name, count)
 
 
-def micro_batch(asked: int | str, rows: int, context: int, model: Any, hardware: Any) -> int:
-    """Rows per forward and backward: as asked, or the most that half of the free memory holds."""
+def micro_batch(asked: int | str, rows: int, context: int, model: Any, hardware: Any, sides: int = 1) -> int:
+    """Samples per forward and backward: as asked, or the most that half of the free memory holds."""
     if asked != "auto":
         return min(int(asked), rows)
-    row = activation_bytes(model, context)
+    row = sides * activation_bytes(model, context)
     if hardware.checkpoint_activations:  # what enters each block, and the inside of one
-        row = row // len(model.blocks) + 4 * context * model.width * len(model.blocks)
+        row = row // len(model.blocks) + 4 * sides * context * model.width * len(model.blocks)
     fits = int(0.5 * free_memory_bytes(hardware.accelerator) // row)
     return max(1, min(rows, fits))
 
@@ -172,12 +195,12 @@ def describe(stages: Sequence[Any]) -> str:
 def _one(plan: Plan, steps: int) -> tuple[list[str], float]:
     """The plan of `steps` optimizer steps in words, and the seconds that they take."""
     p, seconds = plan.parameters, measured_step(plan)
-    state = 4 * 4 * p.total + plan.micro_batch * activation_bytes(plan.model, plan.context)
+    state = 4 * 4 * p.total + plan.micro_batch * plan.sides * activation_bytes(plan.model, plan.context)
     unique = plan.corpus.train.num_tokens
     trained = steps * plan.batch_tokens
     lines = [
         f"parameters   {p.total:,} total, {p.active:,} active, {p.non_embedding:,} outside embeddings",
-        f"data         {plan.corpus.name}: {unique:,} unique training tokens, {plan.tokens / unique:.2f} epochs",
+        f"data         {plan.corpus.name}: {unique:,} unique training tokens, {plan.epochs:.2f} epochs",
         f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
         f"{plan.tokens:,} tokens ({plan.tokens / p.active:.1f} per active parameter)",
         f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND says "

@@ -7,6 +7,8 @@ from typing import Any
 
 from kleiber.summary import read
 
+OF_SAMPLES = ("classify", "dpo", "cdpo", "ipo")  # objectives whose loss is a mean over samples
+
 
 def closing_table(folder: Path) -> None:
     """Prints losses, speed, cost, places and the continuations of a finished run."""
@@ -57,7 +59,7 @@ def stage_rows(stage: dict, of_several: bool = False) -> list[tuple[str, str]]:
     """Labelled lines for one stage."""
     p, flops = stage["params"], stage["flops"]
     own = stage.get("tasks")
-    scores = measured(stage["metrics"]).items()
+    scores = measured(stage["metrics"], stage["objective"]).items()
     rows = [("stage", stage["name"])] if of_several else []
     rows += [(f"validation {domain}", told) for domain, told in scores if own is None or domain in own]
     rows += [
@@ -74,12 +76,15 @@ def stage_rows(stage: dict, of_several: bool = False) -> list[tuple[str, str]]:
     return rows
 
 
-def measured(metrics: dict[str, float]) -> dict[str, str]:
-    """Scores in words by domain: `{docs: 1.4023 nats/token, 2.0231 bits/byte}`."""
+def measured(metrics: dict[str, float], objective: str) -> dict[str, str]:
+    """Scores of the weights themselves in words by domain: `{docs: 1.4023 nats/token, 2.0231 bits/byte}`."""
     scores: dict[str, list[str]] = {}
+    units = {"loss": "loss/sample" if objective in OF_SAMPLES else "nats/token", "bits_per_byte": "bits/byte"}
     for key, value in metrics.items():
-        _, *domain, what = key.split("/")
-        unit = {"loss": "nats/token", "bits_per_byte": "bits/byte"}.get(what, what)
+        kind, *domain, what = key.split("/")
+        if kind != "val":
+            continue
+        unit = units.get(what, what)
         scores.setdefault("/".join(domain), []).append(f"{value:.4f} {unit}")
     return {domain: ", ".join(found) for domain, found in scores.items()}
 
@@ -89,7 +94,7 @@ def tree_rows(stages: list[dict]) -> list[tuple[str, str]]:
     rows = []
     for stage in stages:
         origin = f"from {stage['parent']} at step {stage['branch_step']:,}, " if stage["parent"] else ""
-        found = measured(stage["metrics"])
+        found = measured(stage["metrics"], stage["objective"])
         scores = "; ".join(f"{domain} {text}" if len(found) > 1 else text for domain, text in found.items())
         rows.append((stage["name"], f"{origin}{stage['tokens']:,} tokens: {scores}"))
     own, apart = costs(stages)

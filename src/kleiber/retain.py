@@ -8,6 +8,7 @@ from kleiber import checkpoint
 from kleiber.build import build
 from kleiber.callbacks.checkpoints import name_of
 from kleiber.callbacks.evaluate import Evaluate
+from kleiber.drift import merged
 from kleiber.plan import Plan
 from kleiber.tree import Around, Stage, Tree
 from kleiber.types import Retention, Samples
@@ -22,9 +23,13 @@ def retention_methods(tree: Tree, stage: Stage, plan: Plan) -> list[Retention]:
 def retain(
     methods: list[Retention], tree: Tree, stage: Stage, model: Any, tasks: Around, own: dict[str, Any] | None
 ) -> Samples:
-    """Gives the methods their memory (their `own` of a resumed stage) and returns what the stage trains on."""
+    """Gives the methods their memory (their `own` of a resumed stage) and returns what the stage trains on.
+
+    What an adapter's stage remembers is about its own parameters: nothing is taken over from it, nor by it.
+    """
     memory = own or {}
-    if own is None and methods and stage.parent is not None:
+    adapted = any(one.config.adapter for one in tree.stages if one.name in (stage.name, stage.parent))
+    if own is None and methods and stage.parent is not None and not adapted:
         last, _ = checkpoint.latest(tree.place(stage.parent))
         memory = last.load_state()["retention"] if last else {}
     samples: Samples = stage.plan.corpus.train
@@ -38,7 +43,12 @@ def retain(
 
 
 def end_retention(methods: list[Retention], tree: Tree, stage: Stage, model: Any, evaluate: Evaluate) -> None:
-    """Scores what methods make of a finished stage, beside its own scores and under their names."""
+    """Scores what methods make of a finished stage, beside its own scores and under their names.
+
+    They see plain weights: an adapter's updates are merged into a copy of the model first.
+    """
+    adapter = stage.config.adapter
+    model = merged(model, None if adapter is None or not methods else build(adapter).merge)
     for method in methods:
         points = method.end_stage(model, tree.folder / "stages" / stage.name)
         if points:

@@ -47,6 +47,7 @@ def run_tree(tree: Tree, put: Callable[[dict[str, Any]], None]) -> None:
     model = tree.stages[0].plan.model  # built for the plan; every further stage gets one of its own
     for number, stage in enumerate(tree.stages, start=1):
         if stage.name in tree.done:
+            begin(tree, stage, model)  # its tasks are scored again, against what it began with
             continue
         if tree.hardware.rank == 0 and len(tree.stages) > 1:
             at = f" at step {stage.branch_step:,}" if stage.continues else ""
@@ -76,9 +77,7 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
     found, resumed = newest(tree, stage)
     start = found.step if found else 0
     give_weights(tree, stage, model, found)
-    begin = getattr(plan.objective, "begin", None)
-    if begin is not None:
-        begin(model, plan.corpus, tree.place(stage.name).parent)
+    begin(tree, stage, model)
     tasks = tree.around(stage)
     callbacks = make_callbacks(tree, stage, plan, tasks)
     state = found.load_state() if found else None
@@ -110,6 +109,13 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
         end_retention(methods, tree, stage, model, evaluate)
         evaluate.latest |= moved(tree, stage, model, tasks)
         return record(tree, stage, lit, callbacks, planned=plan.stop_step)
+
+
+def begin(tree: Tree, stage: Stage, model: Any) -> None:
+    """Lets the objective ask the model that the stage begins with; of a stage with checkpoints it reads the answers."""
+    ask = getattr(stage.plan.objective, "begin", None)
+    if ask is not None:
+        ask(model, stage.plan.corpus, tree.place(stage.name).parent)
 
 
 def newest(tree: Tree, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:
@@ -201,7 +207,8 @@ def make_callbacks(tree: Tree, stage: Stage, plan: Plan, tasks: Around) -> list[
     cfg, folder = stage.config, tree.folder
     tokens = None if cfg.eval.tokens is None else round(quantity(cfg.eval.tokens))
     every = max(1, plan.steps // 4) if cfg.eval.every_steps is None else cfg.eval.every_steps
-    known = tree.done[stage.parent]["metrics"] if stage.parent and not stage.continues else None
+    handed = tree.done[stage.parent]["metrics"] if stage.parent and not stage.continues else {}
+    known = {name: value for name, value in handed.items() if name.startswith("val/")}  # and not its drift
     watched = round(quantity(cfg.eval.watch_tokens))
     evaluate = Evaluate(
         tasks.own,
@@ -245,8 +252,12 @@ def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any], planned: 
     past = {"tokens": 0, "samples": 0, "model": 0.0, "executed": 0.0, "six_nd": 0.0}
     if before and not stage.continues:
         past |= {"tokens": before["tokens"], "samples": before["samples"], **before["flops"]}
-    tokens, flops = plan.tokens, training_flops(lit.model, plan.context)  # of what is trained: an adapter's is cheaper
-    executed = executed_flops(lit.model, plan.context, tree.hardware.checkpoint_activations)
+    read = getattr(plan.objective, "outputs", {})
+    tokens, flops = (
+        plan.tokens,
+        training_flops(lit.model, plan.context, read),
+    )  # of what is trained: an adapter's is cheaper
+    executed = executed_flops(lit.model, plan.context, tree.hardware.checkpoint_activations, read)
     last = checkpoint.steps(tree.place(stage.name))
     return {
         "name": stage.name, "parent": stage.parent, "trunk": stage.parent if stage.continues else None,
@@ -257,7 +268,7 @@ def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any], planned: 
             "tokens": corpus.train.num_tokens, "bytes": corpus.train.num_bytes,
         },
         "params": dataclasses.asdict(parameters),
-        "tokens": past["tokens"] + tokens, "unique_tokens": min(tokens, corpus.train.num_tokens),
+        "tokens": past["tokens"] + tokens, "unique_tokens": plan.unique_tokens,
         "samples": past["samples"] + plan.stop_step * plan.rows, "steps": plan.stop_step,
         "batch_tokens": plan.batch_tokens, "lr": plan.optimizer.lr,
         "stopped_at_loss": cfg.budget.get("stop_at_loss") if plan.stop_step < planned else None,

@@ -186,11 +186,13 @@ class Tree:
 
     @cached_property
     def tasks(self) -> list[Task]:
-        """All tasks in the order in which they were or will be trained on: those of the start point come first."""
+        """All tasks in the order in which they were or will be trained on: those of the start point come first.
+
+        A task that comes again is scored as it was trained on last.
+        """
         first = self.stages[0]
-        known = [] if self.origin is None else self.origin.tasks(first.config, first.plan.corpus)
         own = [task for stage in self.stages for task in domains(stage.plan.corpus, stage.plan.objective)]
-        return list({task.name: task for task in reversed([*known, *own])}.values())[::-1]
+        return list({task.name: task for task in (*first.plan.known, *own)}.values())
 
     def around(self, stage: Stage) -> Around:
         """The stage's own tasks, those of stages before it (the start point's among them) and those of later ones."""

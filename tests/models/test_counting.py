@@ -166,3 +166,17 @@ def test_frozen_parameters_are_not_trainable():
 def test_equal_active_flops_dense_and_mixture():
     dense, mixture = Transformer(256, width=128), Transformer(256, width=128, mlp=interleaved)
     assert training_flops(mixture, 256) == pytest.approx(training_flops(dense, 256), rel=0.02)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_output_layer_that_the_objective_leaves_alone_costs_nothing(tied):
+    """A run without a head of tokens would cost that much; heads of other tasks add nothing to anybody."""
+    model = Transformer(96, width=64, context=TIME, tied=tied)
+    plain, head = training_flops(model, TIME), 3 * 2 * 96 * 64
+    model.add_head("topic", 5)
+    assert training_flops(model, TIME) == plain
+    if not tied:
+        model.leave_out_head()
+    own = 3 * 2 * 5 * 64 / TIME
+    assert training_flops(model, TIME, ["topic"]) == pytest.approx(plain - head + own, rel=1e-9)
+    assert executed_flops(model, TIME, read=["topic"]) == training_flops(model, TIME, ["topic"])

@@ -19,8 +19,8 @@ from kleiber.types import Task
 
 
 class Evaluate(Callback):
-    """Every `every` optimizer steps (0: never else) and after the last one, for each own task t: val/<t>/loss (nats per
-    token), val/<t>/bits_per_byte for likelihoods of text, and what its scorer says.
+    """Every `every` optimizer steps (0: never else) and after the last one, for each own task t: val/<t>/loss (the mean
+    over what it counts: nats per token, or of a sample), val/<t>/bits_per_byte for likelihoods of text, and what its scorer says.
 
     own           tasks that the stage trains on
     earlier       tasks that it may forget
@@ -48,8 +48,8 @@ class Evaluate(Callback):
         start: dict[str, float] | None = None,
         watched: int = 32768,
     ) -> None:
-        self.own, self.earlier = list(own), list(earlier)
-        self.all = [*own, *earlier, *later]
+        self.own, self.earlier, self.others = list(own), list(earlier), [*earlier, *later]
+        self.all = [*own, *self.others]
         self.every, self.tokens, self.rows, self.watched = every, tokens, rows, watched
         self.place, self.from_weights = place, from_weights
         self.start: dict[str, float] = start or {}
@@ -79,6 +79,14 @@ class Evaluate(Callback):
             self.put(trainer, self.latest | self.watch(pl_module.model))
         elif self.earlier and step & (step - 1) == 0:
             self.put(trainer, self.watch(pl_module.model))
+
+    def finish(self, trainer: Trainer, model: Any) -> None:
+        """Where a step turns out to be the last one when the own tasks are scored already: the others."""
+        found = self.scores(model, self.others, self.tokens, "val")
+        self.latest |= found
+        self.curve[-1] |= found
+        for logger in trainer.loggers:
+            logger.log_metrics(found, trainer.global_step)
 
     def watch(self, model: Any) -> dict[str, float]:
         return self.scores(model, self.earlier, self.watched, "watch")

@@ -32,6 +32,10 @@ class Positions(Callback):
         self.corpus, self.rows = corpus, rows
         self.tokens = None if tokens is None else round(quantity(tokens))
 
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if not getattr(pl_module.model, "causal", True):
+            raise ValueError("callbacks.positions scores the next token: remove it for model=bert")
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step != trainer.max_steps:
             return
@@ -40,8 +44,6 @@ class Positions(Callback):
                 self.score(trainer, pl_module)
 
     def score(self, trainer: Trainer, pl_module: Any) -> None:
-        if not getattr(pl_module.model, "causal", True):
-            raise ValueError("callbacks.positions scores the next token: remove it for model=bert")
         found: dict[str, float] = {}
         for domain, samples in self.corpus.validation.items():
             batches = evaluation_batches(samples.first(self.tokens), self.rows, None, 0, 1)

@@ -22,5 +22,6 @@ class StopAtLoss(Callback):
         return scored.get("step") == step and all(scored.get(name, float("inf")) <= self.loss for name in names)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        if self.reached(trainer.global_step):
+        if trainer.global_step < trainer.max_steps and self.reached(trainer.global_step):
+            self.evaluate.finish(trainer, pl_module.model)
             trainer.fit_loop.epoch_loop.max_steps = trainer.global_step

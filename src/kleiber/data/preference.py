@@ -174,6 +174,8 @@ class PairRows:
     reference  log-probabilities of both answers under a frozen model, once somebody has set them
     """
 
+    sides = 2  # rows of the batch that a sample fills
+
     def __init__(self, path: Path, context: int, tokenizer: Tokenizer) -> None:
         self.context, self.eos = context, tokenizer.eos
         self.ids = ragged.read(path, dtype(tokenizer.vocab_size))

@@ -7,6 +7,7 @@ Elementwise work, norms and the lookup count as 0, as everywhere in the literatu
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,8 +55,11 @@ def _idle(experts: Experts) -> int:
     return sum((len(stack) - experts.k) * stack[0].numel() for stack in (experts.gate_up, experts.down))
 
 
-def training_flops(model: nn.Module, time: int) -> float:
+def training_flops(model: nn.Module, time: int, read: Collection[str] = ()) -> float:
     """FLOPs per token of a forward and a backward pass over rows of `time` tokens.
+
+    `read` names the heads of tasks that the objective reads, where it does so in place of the head of tokens; output
+    layers that it leaves alone cost nothing.
 
     Forward: matrices 2 per weight, experts k of them, router and head included; attention 4 channels per (query, key)
     pair that the mask allows, so half of a causal square. Backward: as much for the gradient of each trainable matrix,
@@ -64,19 +68,25 @@ def training_flops(model: nn.Module, time: int) -> float:
     (Hoffmann et al. 2022, appendix F, counts the whole causal square and the lookup as a product).
     """
     if isinstance(model, HFModel):
-        return 3 * model.forward_flops(time)
-    forward, backward = _cost(model, time, entered=False)
+        return 3 * model.forward_flops(time, read)
+    forward, backward = _cost(model, time, entered=False, idle=_unread(model, read))
     return forward + backward
 
 
-def executed_flops(model: nn.Module, time: int, recomputed: bool = False) -> float:
+def _unread(model: nn.Module, read: Collection[str]) -> frozenset[int]:
+    """Ids of the output layers that are not asked."""
+    heads = {id(head) for name, head in model.heads.items() if name not in read}  # type: ignore[union-attr, operator]
+    return frozenset(heads | {id(model.head)} if read else heads)
+
+
+def executed_flops(model: nn.Module, time: int, recomputed: bool = False, read: Collection[str] = ()) -> float:
     """FLOPs per token that the device does for `training_flops`: with what masks leave out, padding and recomputation.
 
     A module that does more than its `flops` says how much in `executed_flops(time)`, of its forward pass. `recomputed`:
     blocks are computed again in the backward pass (trainer.checkpoint_activations).
     """
     if isinstance(model, HFModel):
-        return training_flops(model, time) + recomputed * model.forward_flops(time)
+        return training_flops(model, time, read) + recomputed * model.forward_flops(time, read)
     extra = 0.0
     for module in model.modules():
         own = getattr(module, "executed_flops", None)
@@ -84,7 +94,7 @@ def executed_flops(model: nn.Module, time: int, recomputed: bool = False) -> flo
             trained = _below(module, entered=True)
             extra += (3.0 if trained else 1.0) * (float(own(time)) - float(module.flops(time)))  # type: ignore[operator]
     again = sum(map(partial(_again, time=time), model.blocks)) if recomputed else 0.0  # type: ignore[arg-type]
-    return training_flops(model, time) + extra + again
+    return training_flops(model, time, read) + extra + again
 
 
 def _again(block: nn.Module, time: int) -> float:
@@ -93,8 +103,8 @@ def _again(block: nn.Module, time: int) -> float:
     return _cost(block, time, entered=True)[0] - (2.0 * last.weight.numel() if isinstance(last, nn.Linear) else 0.0)
 
 
-def _cost(module: nn.Module, time: int, entered: bool) -> tuple[float, float]:
-    """Forward and backward FLOPs of a module; `entered`: what enters it needs a gradient.
+def _cost(module: nn.Module, time: int, entered: bool, idle: Collection[int] = ()) -> tuple[float, float]:
+    """Forward and backward FLOPs of a module less its `idle` parts; `entered`: what enters it needs a gradient.
 
     Children are taken one after another, as they were made; those of a mixture stand side by side, and an output
     matrix `out` comes after what the module does itself.
@@ -113,11 +123,11 @@ def _cost(module: nn.Module, time: int, entered: bool) -> tuple[float, float]:
         trained = {n: any(own[n + s].requires_grad for s in ("", A, B) if n + s in own) for n in matrices}
         sizes = [(p.numel(), trained[name]) for name, p in matrices.items()]
         return _matrices(sizes, flops / (2.0 * sum(size for size, _ in sizes)), entered)
-    children = [child for child in module.children() if child is not getattr(module, "out", None)]
+    children = [c for c in module.children() if c is not getattr(module, "out", None) and id(c) not in idle]
     forward = backward = 0.0
     reached = entered
     for child in children:
-        one, two = _cost(child, time, entered if isinstance(module, MoE) else reached)
+        one, two = _cost(child, time, entered if isinstance(module, MoE) else reached, idle)
         forward, backward, reached = forward + one, backward + two, _below(child, reached)
     forward, backward = forward + flops, backward + 2 * flops * reached  # products of activations have two gradients
     if isinstance(out := getattr(module, "out", None), nn.Module):

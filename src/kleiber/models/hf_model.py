@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -154,22 +154,26 @@ class HFModel(nn.Module):
         """Parameters of the experts that a token does not visit."""
         return round(sum(p.numel() * (1 - self._share(n)) for n, p in self.inner.named_parameters()))
 
-    def forward_flops(self, time: int) -> float:
+    def forward_flops(self, time: int, read: Collection[str] = ()) -> float:
         """Approximate forward FLOPs per token: 2 a weight that a token meets, 4 channels a pair in every layer.
+
+        `read`: heads of tasks that are read in place of what lies outside of the backbone.
 
         From the config: windows of attention and what lies outside of matrices are not told apart.
         """
-        roles = self.roles()
+        roles, inside = self.roles(), {id(parameter) for parameter in self.backbone.parameters()}
         met = sum(
             p.numel() * self._share(n)
             for n, p in self.named_parameters()
-            if p.ndim > 1 and roles[n].kind != "embedding"
+            if p.ndim > 1 and roles[n].kind != "embedding" and (id(p) in inside if read else not n.startswith("heads."))
         )
-        if self.tied:
+        if self.tied and not read:
             met += self.embedding.weight.numel()
         size = getattr(self.config, "head_dim", None) or self.width // self.config.num_attention_heads
         pairs = (time + 1) / 2 if self.causal else time
-        return 2.0 * met + 4.0 * self.config.num_attention_heads * size * pairs * self.config.num_hidden_layers
+        heads = sum(head.flops(time) for name, head in self.heads.items() if name in read)  # type: ignore[operator]
+        attention = 4.0 * self.config.num_attention_heads * size * pairs * self.config.num_hidden_layers
+        return 2.0 * met + heads + attention
 
     def _share(self, name: str) -> float:
         """The share of a parameter that one token meets: k of the experts, all of anything else."""

@@ -6,6 +6,7 @@ nothing has been read there yet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from kleiber.objectives.auxiliary import rescaled
 from kleiber.objectives.classification import ClassRow, confusion_matrix, multi_label, per_class, quantity, single_label
 from kleiber.objectives.gathered import Collected
-from kleiber.types import Batch, Loss
+from kleiber.types import Batch, Loss, Output, Predictions
 
 Pooling = Literal["class-token", "last", "mean"]
 
@@ -49,12 +50,10 @@ class Classify:
 
     def scored(self, model: Any, batch: Batch) -> tuple[Float[Tensor, "batch outputs"], Loss]:
         """The outputs for each sample, in fp32, and their loss."""
-        if self.pooling == "class-token" and model.causal:
-            raise ValueError("objective.pooling=class-token with a causal model: its first token has read nothing else")
         if batch.labels is None:
             raise ValueError("objective=classify was given samples without labels: take a labelled data set")
-        output = model(Batch(tokens=batch.tokens, real=batch.real, segments=batch.segments, samples=batch.samples))
-        scores = model.heads[self.head](pooled(output.hidden, batch.real, self.pooling)).float()
+        texts, output = self._read(model, batch)
+        scores = model.heads[self.head](texts).float()
         per_sample, right = self._losses(scores, batch.labels)
         aux = rescaled(output, batch, len(batch))
         total = per_sample.sum()
@@ -63,6 +62,27 @@ class Classify:
             metrics["accuracy"] = right.float().sum()
         count = torch.tensor(float(len(batch)), device=total.device)
         return scores, Loss(total + aux["loss"] if "loss" in aux else total, count, metrics)
+
+    @property
+    def predictions(self) -> Callable[[Any, Batch], Predictions]:
+        """The distribution over single classes of each text, cut to the context; each counts one.
+
+        Several classes and quantities are no draws from one distribution: for those there is no such attribute.
+        """
+        if self.kind != "single":
+            raise AttributeError(f"{self.kind} labels have no distribution over outcomes")
+        return self._predictions
+
+    def _predictions(self, model: Any, batch: Batch) -> Predictions:
+        texts, _ = self._read(model, batch.map(lambda t: t[:, : model.context] if t.dim() == 2 else t))
+        return Predictions(texts, model.heads[self.head], texts.new_ones(len(texts)))
+
+    def _read(self, model: Any, batch: Batch) -> tuple[Float[Tensor, "batch dim"], Output]:
+        """One vector for each text."""
+        if self.pooling == "class-token" and model.causal:
+            raise ValueError("objective.pooling=class-token with a causal model: its first token has read nothing else")
+        output = model(Batch(tokens=batch.tokens, real=batch.real, segments=batch.segments, samples=batch.samples))
+        return pooled(output.hidden, batch.real, self.pooling), output
 
     def _losses(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.kind == "single":
