@@ -13,16 +13,6 @@ from kleiber.errors import ConfigError
 from kleiber.signatures import signature
 
 COMPOSER = Composer()
-<<<<<<< HEAD
-=======
-NEEDS = {"data=text": ["data.path=x"], "data=mixture": ["data.parts={builtin/docs:0.5,builtin/code:0.5}"]}
-NEEDS |= {f"init={name}": ["init.path=RUN"] for name in ("checkpoint", "hf", "upcycle")}
-NEEDS |= {"model=hf": ["model.path=llama", "model.weights=random"]}
-NEEDS |= {f"data={name}": ["data.path=x"] for name in ("labelled", "instruct", "preference")}
-NEEDS |= {"objective=distill": ["objective.teacher=RUN"], "design=arms": ['design.arms={a:["model=moe"]}']}
-METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
-NEEDS |= {f"retention={name}": ["stages=docs_then_code"] for name in METHODS}
->>>>>>> review1
 
 
 def composed(*overrides: str) -> dict:
