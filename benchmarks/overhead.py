@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from step import quartiles
 
@@ -63,7 +64,7 @@ def loop(shape: dict[str, int]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     corpus = Builtin("docs").prepare(shape["context"])
-    model = Transformer(corpus.tokenizer.vocab_size, shape["depth"], shape["width"], context=shape["context"])
+    model: Any = Transformer(corpus.tokenizer.vocab_size, shape["depth"], shape["width"], context=shape["context"])
     settings, schedule, objective = AdamW(), WSD(), CLM()
     optimizer = settings.build(model, model.roles(), model.parametrization.lr_scale)
     batches = stream(corpus.train, 0, 0, shape["batch"] // shape["context"])
@@ -71,7 +72,8 @@ def loop(shape: dict[str, int]) -> None:
     for step in range(shape["steps"]):
         loss = objective(model, next(batches))
         loss.total.backward()
-        torch._foreach_div_([p.grad for p in parameters], loss.tokens.item())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_div_(gradients, loss.tokens.item())
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * group["lr_scale"] * schedule(step, shape["steps"])
