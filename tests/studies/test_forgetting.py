@@ -72,7 +72,10 @@ def test_what_the_runs_of_a_seed_share_widens_no_difference_between_methods(stud
     for before, after in zip(plain, moved, strict=True):
         assert (after.less, after.half) == pytest.approx((before.less, before.half), abs=1e-9)
     told = {one.method: one for one in moved}["replay"]
-    assert told.hi - told.lo > 0.5, "F itself is known no better than the three bases"
+    # Student's t of two degrees of freedom, 2.92, times the bases' sd over the root of three, twice
+    assert told.hi - told.lo == pytest.approx(2 * 2.92 * 0.2517 / 3**0.5, rel=0.05), (
+        "known no better than by three bases"
+    )
 
 
 def test_noise_is_that_of_runs_and_not_of_points_between_them(study):
