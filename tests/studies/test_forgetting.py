@@ -143,7 +143,7 @@ def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
     assert main(["report", str(tmp_path / "s")]) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "s" / "findings.json").read_text())
-    assert found["headline"] in said and "replay (F " in found["headline"] and "forgets least" in found["headline"]
+    assert found["headline"] in said and "replay (F " in found["headline"] and "more than noise" in found["headline"]
     assert found["missing"] == ["unlucky (failed)"] and "unlucky (failed)" in said
     for name in ("pareto", "matched", "trajectory", "matrix"):
         assert (tmp_path / "s" / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
