@@ -71,3 +71,31 @@ def test_a_pair_is_two_rows_of_the_batch_and_an_epoch_is_of_samples(launch):
     one = stage(launch(*labelled, *options))
     assert one["samples"] == 24
     assert one["unique_tokens"] < min(one["tokens"], one["data"]["tokens"]), "rows are shorter than model.context"
+
+
+SMALL = ["batch.tokens=512", "model.context=64", "data.max_bytes=20000"]
+
+
+@pytest.mark.parametrize("name,data", [("classify", "labelled"), ("sft", "instruct"), ("dpo", "preference")])
+def test_what_starts_from_a_tuned_run_is_scored_on_its_task(launch, name, data):
+    """The task's data and its own output layer come with the weights, so forgetting it is measured."""
+    table = [f"data={data}", f"data.path={DATA}/{data}.jsonl", f"objective={name}"]
+    tuned = launch(*table, *SMALL, "budget.steps=4", "optimizer.lr=0.05", root="tuned")
+    start = ["init=checkpoint", f"init.path={tuned}", "batch.tokens=512", "budget.steps=2"]
+    found = json.loads((launch(*start, root="after") / "summary.json").read_text())
+    assert found["R"]["tasks"] == [data, "tiny"]
+    assert found["R"]["baseline"][0] == pytest.approx(metrics(tuned)[found["R"]["metric"][data]], abs=1e-6)
+    assert found["R"]["matrix"][0][0] is not None
+
+
+def test_a_chain_stopped_after_its_pairs_scores_them_against_what_they_began_with(launch, interrupted):
+    tuned = "{_target_:kleiber.data.preference.Preference,path:" + f"{DATA}/preference.jsonl,max_bytes:20000}}"
+    pairs = f"pairs:{{data:{tuned},objective:{{_target_:kleiber.objectives.dpo.DPO}},budget:{{steps:4}}}}"
+    chain = ["stages=chain", f"stages.chain={{{pairs},text:{{budget:{{steps:4}}}}}}", "batch.tokens=512"]
+    options = [*chain, "model.context=64", "optimizer.lr=0.05", "callbacks.checkpoints.every=2"]
+    whole = launch(*options, root="whole")
+    with interrupted(3):
+        launch(*options, root="broken", code=130)
+    broken = launch(*options, root="broken")
+    one, other = (json.loads((f / "summary.json").read_text())["stages"][1]["metrics"] for f in (whole, broken))
+    assert one == other and one["val/preference/loss"] != pytest.approx(np.log(2), abs=1e-4)

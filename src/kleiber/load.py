@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from kleiber import checkpoint
 from kleiber.build import build
-from kleiber.chain import locate, stage_configs
+from kleiber.chain import locate, stage_config
 from kleiber.errors import ConfigError
 from kleiber.folder import read_config
 from kleiber.opened import add_saved_heads, load_trained, new_model, objective_of
@@ -50,8 +50,7 @@ def place(path: Path, stage: str | None = None) -> tuple[Path, str]:
 
 
 def config_of(home: Path, stage: str) -> DictConfig:
-    config = read_config(home)
-    return DictConfig(stage_configs(config).get(stage) or config)
+    return DictConfig(stage_config(read_config(home), stage))
 
 
 def earlier(path: Path, stage: str | None = None) -> Iterator[tuple[int, Any]]:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from kleiber import checkpoint
 from kleiber.build import build
-from kleiber.chain import TOKENIZER, locate, stage_configs
+from kleiber.chain import TOKENIZER, locate, stage_config, stage_configs
 from kleiber.data.tokenizer import Bytes
 from kleiber.errors import ConfigError
 from kleiber.folder import read_config
@@ -56,7 +56,7 @@ def open_model(path: str) -> Opened:
         folder, stage = locate(path)
     except ConfigError as error:
         raise ValueError(str(error).replace("init.path=", "")) from None
-    config = stage_configs(read_config(folder)).get(stage) or read_config(folder)
+    config = stage_config(read_config(folder), stage)
     tokenizer = tokenizer_of(folder, config)
     model = new_model(config, tokenizer)
     found = load_trained(model, folder, stage)
@@ -105,7 +105,7 @@ def new_model(config: Mapping[str, Any], tokenizer: Tokenizer) -> Any:
 def load_trained(model: Any, folder: Path, stage: str) -> checkpoint.Checkpoint:
     """The final weights of a stage, with the heads that it had; an adapter's are merged into those it began with."""
     configs = stage_configs(read_config(folder))
-    config = configs.get(stage) or read_config(folder)
+    config = stage_config(read_config(folder), stage)
     place = folder / "stages" / stage / "checkpoints"
     found, complaints = checkpoint.latest(place)
     if found is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from omegaconf import DictConfig
 
 from kleiber.build import build
@@ -83,9 +84,11 @@ class Upcycle(Checkpoint):
     """A dense run as a mixture of experts, each a copy of its MLP (Komatsuzaki et al. 2022, arXiv:2212.05055).
 
     noise  relative standard deviation of what is added to the copies
+    seed   of the noise
     """
 
     noise: float = 0.0
+    seed: int = 0
 
     def load(self, model: Any) -> None:
         from kleiber.models.upcycle import upcycle
@@ -95,7 +98,9 @@ class Upcycle(Checkpoint):
         for name, head in model.heads.items():
             dense.add_head(name, len(head.weight))
         begin_with(dense, folder, stage)
-        upcycle(dense.state_dict(), model, noise=self.noise)
+        with torch.random.fork_rng(devices=[]):  # the same noise however often the start is asked for
+            torch.manual_seed(self.seed)
+            upcycle(dense.state_dict(), model, noise=self.noise)
 
 
 def lineage(folder: Path, stage: str) -> list[dict[str, Any]]:

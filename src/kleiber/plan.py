@@ -95,7 +95,9 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
     sides = getattr(corpus.train, "sides", 1)
     rows = max(1, round(quantity(cfg.batch.tokens)) // (context * sides))
     budget = Budget(**cfg.budget)
-    steps = budget.num_steps(batch_tokens=rows * sides * context, active_params=parameters.active, flops_per_token=flops)
+    steps = budget.num_steps(
+        batch_tokens=rows * sides * context, active_params=parameters.active, flops_per_token=flops
+    )
     share = -(-rows // hardware.world_size)
     return Plan(
         corpus=corpus,

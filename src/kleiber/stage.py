@@ -251,7 +251,10 @@ def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any], planned: 
     if before and not stage.continues:
         past |= {"tokens": before["tokens"], "samples": before["samples"], **before["flops"]}
     read = getattr(plan.objective, "outputs", {})
-    tokens, flops = plan.tokens, training_flops(lit.model, plan.context, read)  # of what is trained: an adapter's is cheaper
+    tokens, flops = (
+        plan.tokens,
+        training_flops(lit.model, plan.context, read),
+    )  # of what is trained: an adapter's is cheaper
     executed = executed_flops(lit.model, plan.context, tree.hardware.checkpoint_activations, read)
     last = checkpoint.steps(tree.place(stage.name))
     return {
