@@ -99,3 +99,9 @@ def test_a_chain_stopped_after_its_pairs_scores_them_against_what_they_began_wit
     broken = launch(*options, root="broken")
     one, other = (json.loads((f / "summary.json").read_text())["stages"][1]["metrics"] for f in (whole, broken))
     assert one == other and one["val/preference/loss"] != pytest.approx(np.log(2), abs=1e-4)
+
+
+def test_a_branch_learns_against_the_reference_of_its_trunk(launch):
+    tree = ["stages=trunk_and_cooldowns", "stages.branches=[2048,4096]", "batch.tokens=512", "model.context=64"]
+    folder = launch(*PAIRS, *tree, "data.max_bytes=20000")
+    assert [file.parent.name for file in folder.glob("stages/*/reference.npz")] == ["trunk"]
