@@ -59,6 +59,44 @@ def launch(tmp_path: Path, cache_dir: Path) -> Callable[..., Path]:
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def looked_up_once() -> Iterator[None]:
+    """What our own config folder holds does not change in a session; Hydra takes half a composition to look it up."""
+    from kleiber.compose import Composer
+
+    known: dict[str, list[str]] = {}
+    build = Composer.__init__
+
+    def with_known(self: Composer, config_name: str = "train", config_dir: str | None = None) -> None:
+        build(self, config_name, config_dir)
+        if config_dir is None:
+            self._choices = known
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Composer, "__init__", with_known)
+        yield
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """As `launch`, one training a session for the same overrides, alone in its root: for runs that are only read."""
+    from kleiber.launch import main
+
+    made: dict[tuple[str, ...], Path] = {}
+
+    def run(*overrides: str) -> Path:
+        if overrides not in made:
+            root = tmp_path_factory.mktemp("once")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("KLEIBER_CACHE", str(tmp_path_factory.getbasetemp() / "token-cache"))
+                patch.delenv("KLEIBER_DATA", raising=False)
+                assert main([*TINY, f"root={root}", *overrides]) == 0
+            (made[overrides],) = root.glob("*/*")
+        return made[overrides]
+
+    return run
+
+
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager]:
     """`with interrupted(n):` Ctrl-C comes right after the n-th checkpoint has its state."""

@@ -19,15 +19,15 @@ SCHEMA = json.loads((Path(kleiber.__file__).parent / "summary.schema.json").read
 OFTEN = ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "callbacks.samples=null"]
 
 
-@pytest.fixture
-def other(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
     """Text that is unlike the first one's."""
-    text = tmp_path / "other.txt"
+    text = tmp_path_factory.mktemp("text") / "other.txt"
     text.write_text((REPOSITORY / "src/kleiber/nn/attention.py").read_text())
     return text
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def chain(other) -> list[str]:
     second = f"two:{{data:{{path:{other}}},budget:{{steps:9}},optimizer:{{lr:0.01}}}}"
     return ["stages=chain", f"stages.chain={{one:{{budget:{{steps:12}}}},{second}}}", *OFTEN]
@@ -71,16 +71,16 @@ def test_a_chain_hands_its_weights_on_and_scores_every_task_after_every_stage(la
     assert row["loss"] == d and row["trunk"] == folder.name, "one point: the end of the chain, of its own task"
 
 
-def test_the_first_stage_of_a_chain_is_the_run_of_that_config(launch, chain):
+def test_the_first_stage_of_a_chain_is_the_run_of_that_config(launch, once, chain):
     """So F is measured against the very model that an ordinary run gives."""
     alone = launch("budget.steps=12", *OFTEN, root="alone")
-    folder = launch(*chain)
+    folder = once(*chain)
     for name, value in weights(alone, "main").items():
         assert torch.equal(weights(folder, "one")[name], value)
 
 
-def test_a_chain_and_a_run_from_its_checkpoint_are_the_same(launch, chain, other):
-    folder = launch(*chain)
+def test_a_chain_and_a_run_from_its_checkpoint_are_the_same(launch, once, chain, other):
+    folder = once(*chain)
     start = ["init=checkpoint", f"init.path={folder}/one", f"data.path={other}", "budget.steps=9", "optimizer.lr=0.01"]
     alone = launch(*start, *OFTEN, root="alone")
     for name, value in weights(folder, "two").items():
@@ -89,9 +89,9 @@ def test_a_chain_and_a_run_from_its_checkpoint_are_the_same(launch, chain, other
     assert told["matrix"][0] == chained["matrix"][1] and told["baseline"] == chained["matrix"][0]
 
 
-@pytest.mark.parametrize("checkpoints", [1, 2, 4])
-def test_a_chain_that_is_stopped_anywhere_ends_the_same(launch, chain, interrupted, checkpoints):
-    whole = summary(launch(*chain, root="whole"))
+@pytest.mark.parametrize("checkpoints", [pytest.param(1, marks=pytest.mark.slow), 2, 4])
+def test_a_chain_that_is_stopped_anywhere_ends_the_same(launch, once, chain, interrupted, checkpoints):
+    whole = summary(once(*chain))
     with interrupted(checkpoints):
         launch(*chain, code=130)
     again = launch(*chain)
@@ -147,8 +147,8 @@ def test_a_stage_is_the_run_with_its_own_nodes_in_place():
     assert docs["model"] == code["model"] == config["model"] and code["stages"] is None
 
 
-def test_retention_works_on_later_stages_alone_and_resumes_to_the_bit(launch, chain, interrupted):
-    plain = launch(*chain, root="plain")
+def test_retention_works_on_later_stages_alone_and_resumes_to_the_bit(launch, once, chain, interrupted):
+    plain = once(*chain)
     methods = ["retention=[replay,ewc,l2sp,lwf,agem]", "retention.ewc.samples=4", "retention.replay.fraction=0.25"]
     whole = launch(*chain, *methods, root="whole")
     with interrupted(5):  # in the middle of the second stage

@@ -8,18 +8,11 @@ import pytest
 from hydra.utils import get_object
 
 from kleiber.check import check
-from kleiber.compose import Composer, resolved
+from kleiber.compose import Composer, conf_dir, resolved
 from kleiber.errors import ConfigError
 from kleiber.signatures import signature
 
 COMPOSER = Composer()
-NEEDS = {"data=text": ["data.path=x"], "data=mixture": ["data.parts={builtin/docs:0.5,builtin/code:0.5}"]}
-NEEDS |= {f"init={name}": ["init.path=RUN"] for name in ("checkpoint", "hf", "upcycle")}
-NEEDS |= {"model=hf": ["model.path=llama", "model.weights=random"]}
-NEEDS |= {f"data={name}": ["data.path=x"] for name in ("labelled", "instruct", "preference")}
-NEEDS |= {"objective=distill": ["objective.teacher=RUN"], "design=arms": ['design.arms={a:["model=moe"]}']}
-METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
-NEEDS |= {f"retention={name}": ["stages=docs_then_code"] for name in METHODS}
 
 
 def composed(*overrides: str) -> dict:
@@ -86,7 +79,14 @@ def test_pairs_of_keys_are_both_named():
         (["budget.tokens=1M", "budget.steps=3"], ["budget.tokens=1M", "budget.steps=3"]),
         (["callbacks=positions", "model=bert", "objective=mlm"], ["callbacks=positions", "model.causal=false"]),
         (
-            [*NEEDS["model=hf"], "model=hf", "adapter=lora", "retention=wise", "stages=docs_then_code"],
+            [
+                "model=hf",
+                "model.path=llama",
+                "model.weights=random",
+                "adapter=lora",
+                "retention=wise",
+                "stages=docs_then_code",
+            ],
             ["retention=wise", "adapter=lora", "model=hf"],
         ),
     ):
@@ -107,31 +107,10 @@ def test_a_key_that_only_the_signature_knows_can_be_set():
     assert config["model"]["norm_eps"] == 1e-6
 
 
-@pytest.mark.parametrize("group", sorted(set(COMPOSER.groups()) - {"model/router"}))
-def test_every_choice_that_we_ship_passes(group):
-    for choice in COMPOSER.choices(group):
-        override = f"{group}={choice}"
-        if override == "trainer=gpu":  # refused without a GPU
-            continue
-        check(composed(override, *NEEDS.get(override, [])))
-
-
-def targets(node):
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node["_target_"]
-        for value in node.values():
-            yield from targets(value)
-
-
 def test_signatures_read_from_source_are_those_of_the_objects():
-    found = {
-        target
-        for group in set(COMPOSER.groups()) - {"model/router"}
-        for choice in COMPOSER.choices(group)
-        for target in targets(composed(f"{group}={choice}", *NEEDS.get(f"{group}={choice}", [])))
-    }
-    assert len(found) > 15
+    words = [line.split() for path in conf_dir().rglob("*.yaml") for line in path.read_text().splitlines()]
+    found = {line[1] for line in words if line[:1] == ["_target_:"]}
+    assert len(found) > 60
     for target in sorted(found):
         real = {
             name: p
@@ -139,7 +118,7 @@ def test_signatures_read_from_source_are_those_of_the_objects():
             if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
         }
         read = signature(target).parameters
-        assert list(read) == list(real), target
+        assert set(read) == set(real), target  # configs name them, so their order says nothing
         for name, parameter in real.items():
             assert read[name].required == (parameter.default is parameter.empty), (target, name)
 

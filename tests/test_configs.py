@@ -1,6 +1,7 @@
 """Every choice of every group composes, passes the check and trains; every leaf changes the hash, and what is built."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,20 @@ TASKS = [
     f"data/{p.parent.name}/{p.stem}" for group in ("glue", "superglue", "topic") for p in CONF.glob(f"data/{group}/*")
 ]
 ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
+SAME = {  # choices that are the same run as another one, by the hash of their configs
+    **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
+    **dict.fromkeys(("mlp/moe", "router/topk"), "moe"),
+}
+SAME = {f"model/{name}": f"model/{twin}" for name, twin in SAME.items()}
+DEFAULTS = ("optimizer/adamw", "schedule/wsd", "callbacks/default", "data/text", "logger/csv", "objective/clm")
+SAME |= dict.fromkeys(
+    (*DEFAULTS, *(f"launcher/{name}" for name in ("basic", "process", "ray", "submitit"))), "model/gpt"
+)
+SAME |= {f"data/{data}": f"objective/{name}" for name, data in (("classify", "labelled"), ("sft", "instruct"))}
+SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
+# Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
+SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
+SLOW += ["objective/cdpo", "objective/dpo", "trainer/ddp", "init/scratch"]
 CHOICES = [
     str(path.relative_to(CONF).with_suffix("")) for path in sorted(CONF.rglob("*.yaml")) if path.name != "train.yaml"
 ]
@@ -69,12 +84,20 @@ def split(choice: str) -> tuple[str, str]:
     return group, name
 
 
+@cache
+def composer() -> Composer:
+    return Composer("train")
+
+
 def compose(*overrides: str) -> dict:
-    config, _ = resolved(Composer("train").compose([*TINY, "root=r", *overrides]))
+    config, _ = resolved(composer().compose([*TINY, "root=r", *overrides]))
     return config
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+TRAINED = [choice for choice in CHOICES if choice not in ELSEWHERE and choice not in SAME]
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c not in TRAINED or c in SLOW])
 def test_every_choice_composes_and_passes_the_check(choice):
     group, name = split(choice)
     if choice == "trainer/gpu":
@@ -84,12 +107,16 @@ def test_every_choice_composes_and_passes_the_check(choice):
     gone |= dict.fromkeys(("forgetting", "forgetting_law"), ("callbacks.samples", "data"))
     gone = next((gone[key] for key in (name, group) if key in gone and name != "text"), "none")
     plain = [override for override in TINY if not override.startswith(gone)]
-    config, _ = resolved(Composer("train").compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
+    config, _ = resolved(composer().compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
     check(config)
+    if choice in SAME:
+        group, name = split(twin := SAME[choice])
+        assert config_hash(config) == config_hash(compose(*NEEDS.get(twin, []), f"{group}={name}"))
 
 
-@pytest.mark.parametrize("choice", [c for c in CHOICES if c not in ELSEWHERE])
+@pytest.mark.parametrize("choice", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in TRAINED])
 def test_every_choice_trains_two_steps(launch, choice):
+    """It is composed and checked on the way."""
     group, name = split(choice)
     folder = launch(*NEEDS.get(choice, []), f"{group}={name}", "trainer.max_steps=2")
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"

@@ -35,8 +35,8 @@ def summary(folder: Path) -> dict:
 
 
 @pytest.fixture
-def tree(launch) -> Path:
-    return launch(*TREE, *OFTEN, root="tree")
+def tree(once) -> Path:
+    return once(*TREE, *OFTEN)
 
 
 @pytest.mark.parametrize(("branch", "steps"), [("5120", 10), ("15360", 30)])

@@ -10,13 +10,14 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from kleiber.metrics import NAME, read_rows
 
 NOT_LATER = 1.5  # seconds that a server may take to answer before a run goes on without it
 
@@ -29,7 +30,7 @@ class Rows(Logger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / NAME
         self.stage: str | None = None
 
     @property
@@ -53,7 +54,7 @@ class Rows(Logger):
         """Rows to come are of `stage`; forgets its rows after `step`, and a last row that a kill cut short."""
         self.stage = stage
         if self.path.exists():
-            kept = [row for row in read_rows(self.path) if row.get("stage") != stage or row["step"] <= step]
+            kept = [row for row in read_rows(self.path.parent) if row.get("stage") != stage or row["step"] <= step]
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
@@ -90,13 +91,6 @@ class Csv(Rows):
 def prefixed(stage: str | None, metric: str) -> str:
     """The metric's name where rows cannot say their stage: `1M/val/docs/loss`; alone in a run of one stage."""
     return metric if stage is None else f"{stage}/{metric}"
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line without its end is left out."""
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
 
 
 def wandb(

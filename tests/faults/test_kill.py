@@ -33,19 +33,21 @@ def facts(root: Path) -> tuple[str, list[dict], dict]:
     return meta["model.safetensors"], rows, kept
 
 
-@pytest.mark.parametrize("model", ["gpt", "moe"])
-def test_five_kills_and_the_result_is_that_of_the_unbroken_run(child, tmp_path, model):
+@pytest.mark.parametrize("model", [pytest.param("gpt", marks=pytest.mark.slow), "moe"])
+def test_five_kills_and_the_result_is_that_of_the_unbroken_run(child, once, tmp_path, model):
     options = [f"model={model}", *STEPS]
-    assert child(*options, root="unbroken") == 0
+    unbroken = once(*options).parents[1]
     for at in KILLS:
         assert child(*options, root="killed", at=at) == KILLED, at
     assert child(*options, root="killed") == 0
-    assert facts(tmp_path / "killed") == facts(tmp_path / "unbroken")
+    assert facts(tmp_path / "killed") == facts(unbroken)
 
 
 @pytest.mark.parametrize("damage", ["cut", pytest.param("empty", marks=pytest.mark.slow)])
-def test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same(child, launch, tmp_path, capsys, damage):
-    assert child(*STEPS, root="unbroken") == 0
+def test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same(
+    child, launch, once, tmp_path, capsys, damage
+):
+    unbroken = once(*STEPS).parents[1]
     assert child(*STEPS, root="killed", at=("kleiber.lit.accumulate", 30)) == KILLED
     newest = max(tmp_path.glob("killed/*/*/stages/main/checkpoints/step-*")) / "model.safetensors"
     content = newest.read_bytes()
@@ -53,7 +55,7 @@ def test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same(child,
     launch(*STEPS, root="killed")
     told = capsys.readouterr().err
     assert str(newest) in told and "resuming at step" in told
-    assert facts(tmp_path / "killed") == facts(tmp_path / "unbroken")
+    assert facts(tmp_path / "killed") == facts(unbroken)
 
 
 @pytest.mark.slow

@@ -30,8 +30,8 @@ def signalled(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_the_same_command_ends_bit_identical(launch, signalled, tmp_path, capsys, number):
-    launch(*STEPS, root="unbroken")
+def test_a_signal_saves_and_the_same_command_ends_bit_identical(launch, once, signalled, tmp_path, capsys, number):
+    unbroken = once(*STEPS).parents[1]
     before = signal.getsignal(number)
     signalled(11, number)
     folder = launch(*STEPS, root="killed", code=75)
@@ -42,7 +42,7 @@ def test_a_signal_saves_and_the_same_command_ends_bit_identical(launch, signalle
     assert f"preempted by {number.name}" in capsys.readouterr().err
     launch(*STEPS, root="killed")
     assert "resuming at step 11" in capsys.readouterr().err
-    assert facts(tmp_path / "killed") == facts(tmp_path / "unbroken")
+    assert facts(tmp_path / "killed") == facts(unbroken)
 
 
 def test_a_signal_in_the_last_step_interrupts_nothing(launch, signalled):

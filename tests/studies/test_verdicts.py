@@ -33,6 +33,26 @@ def test_a_dropped_floor_is_not_identified():
     assert any(text.startswith("E is not identified: the data put this term at 0") for text in texts)
 
 
+def settling(table, seed=0, sd=0.0002):
+    found = fit("chinchilla", table, ladders.noisy(ladders.small_loss(**table), seed, sd))
+    return [v for v in verdicts.settled(found) if "settled" in v.code]
+
+
+def test_beta_has_settled_only_where_a_move_is_excluded():
+    table = ladders.small()
+    (verdict,) = settling(table)
+    assert verdict.code == "settled"
+    (verdict,) = settling(table, sd=0.01)
+    assert verdict.code == "not_settled" and "is not excluded" in verdict.text
+
+
+def test_two_values_of_d_above_the_least_tell_no_beta_of_their_own():
+    table = ladders.small()
+    few = table["D"] <= 4e6
+    (verdict,) = settling({name: values[few] for name, values in table.items()})
+    assert verdict.code == "not_settled" and "tell none of their own" in verdict.text
+
+
 def test_lack_of_fit_speaks_only_with_replicates():
     table = ladders.twenty()
     found = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import stdtrit
 
 from kleiber.studies.bootstrap import Draws, interval
 from kleiber.studies.law import Array
+from kleiber.studies.student import reach
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent
     intercept, a = covariance @ design.T @ (weight * y)
     spare = len(x) - 2
     scatter = float((weight * (design @ [intercept, a] - y) ** 2).sum()) / spare
-    half = float(stdtrit(spare, 0.5 + level / 2)) * float(np.sqrt(scatter * covariance[1, 1]))
+    half = reach(spare, level) * float(np.sqrt(scatter * covariance[1, 1]))
     bars = [_bar(point, with_interval=not approach.startswith("1")) for point in points]
     return Exponent(approach, float(a), float(a - half), float(a + half), float(intercept - a * centre), bars)
 

@@ -142,11 +142,16 @@ def memory_bytes(model: Mapping[str, Any], stage: Mapping[str, Any]) -> float | 
     """Bytes of the weights and of the keys and values of one full context, in fp32: inference at batch 1."""
     if not stage.get("params"):
         return None
-    width = model.get("width") or model["aspect"] * model["depth"]
+    width = width_of(model)
     share = 1.0
     if model.get("num_heads") and model.get("num_kv_heads"):
         share = model["num_kv_heads"] / model["num_heads"]
     return 4.0 * (stage["params"]["total"] + 2 * model["depth"] * model["context"] * width * share)
+
+
+def width_of(model: Mapping[str, Any]) -> int:
+    """The width that a model's config means: its own, or aspect x depth."""
+    return model.get("width") or model["aspect"] * model["depth"]
 
 
 def one(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:
@@ -175,6 +180,10 @@ def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
     return "" if seeds >= SEEDS else f"{seeds} seeds, and {SEEDS} are needed"
 
 
+def all_tuned(*arms: Arm) -> bool:
+    return not any(arm.wrong for arm in arms)
+
+
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float], level: float = LEVEL) -> dict[str, Any]:
     """Mean of ours - theirs over the seeds of both, with Student's interval; none of fewer than two seeds."""
     seeds = sorted(set(ours) & set(theirs))
@@ -186,15 +195,15 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], level: float 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float | None, float | None]:
     """Student's interval of a mean."""
-    from scipy import stats
+    from kleiber.studies.student import reach
 
     n = len(values)
     if n < 2 or not all(map(math.isfinite, values)):
         return None, None
     mean = sum(values) / n
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    reach = float(stats.t.ppf((1 + level) / 2, n - 1)) * spread
-    return mean - reach, mean + reach
+    half = reach(n - 1, level) * spread
+    return mean - half, mean + half
 
 
 def told(gap: Mapping[str, Any], unit: str = "nats") -> str:

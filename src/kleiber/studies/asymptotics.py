@@ -16,6 +16,7 @@ from kleiber.studies.law import Array, Linear
 from kleiber.studies.replicates import cells
 from kleiber.studies.solve import descend
 from kleiber.studies.starts import columns_of
+from kleiber.studies.student import reach
 
 ALPHA = 0.01  # level of the slope and of the floor test; the transient test has 5 %: a clean ladder passes 9 in 10
 SIZEABLE = 0.01  # relative size at the lowest rung below which a transient is no reason to refuse
@@ -199,7 +200,10 @@ def _bends(inputs: Mapping[str, Array], log_loss: Array, along: str, others: lis
 
 @dataclass(frozen=True)
 class Move:
-    """beta over all rows and over those of twice the least D, and the interval of the change."""
+    """beta over all rows and over those of twice the least D, and the interval of the change.
+
+    The interval is without bounds, and `late` nan, where the rows above cannot tell a beta of their own.
+    """
 
     early: float
     late: float
@@ -230,17 +234,22 @@ def move(found: Fit, level: float = 0.9) -> Move | None:
     high = problem.inputs["D"] >= 1.999 * problem.inputs["D"].min()
     if high.all() or high.sum() < problem.num_params + 3:
         return None
+    early, lowest = least.params["beta"], float(problem.inputs["D"].min())
+    untold = Move(early, float("nan"), -float("inf"), float("inf"), lowest)
+    if len(np.unique(problem.inputs["D"][high])) < 3:  # E, B and beta are three
+        return untold
     rest, j = problem.rows(high), names.index("beta")
     theta, value = descend(rest, least.theta[None], rounds=100, tolerance=1e-10)
     late = Fit(rest, theta[0], float(value[0]))
     if not late.noise > 0 or not least.noise > 0:
         return None
     gained = late.covariance()[0][j, j] / late.noise**2 - least.covariance()[0][j, j] / least.noise**2
-    sd = max(late.noise, least.noise) * float(np.sqrt(max(gained, 1e-12)))
-    change, half = late.theta[j] - least.theta[j], float(stdtrit(rest.num_rows - rest.num_params, 0.5 + level / 2)) * sd
-    early = least.params["beta"]
+    if not gained > 0:  # more rows tell more, unless the fits are not of one law
+        return untold
+    sd = max(late.noise, least.noise) * float(np.sqrt(gained))
+    change, half = late.theta[j] - least.theta[j], reach(rest.num_rows - rest.num_params, level) * sd
     ends = [early * float(np.exp(change + side * half)) - early for side in (-1, 1)]
-    return Move(early, late.params["beta"], ends[0], ends[1], float(problem.inputs["D"].min()))
+    return Move(early, late.params["beta"], ends[0], ends[1], lowest)
 
 
 def _moving(found: Fit) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kleiber.studies.frontier import Matched, Noise, seed_noise
-from kleiber.studies.outcomes import PLAIN
+from kleiber.studies.outcomes import PLAIN, real_replay
 
 LEARNED = 0.02  # the loss of target quality, relative, that replay is said to stay below
 
@@ -82,12 +82,6 @@ def replay_is_cheap(rows: Any, noise: Noise, level: float) -> list[Claim]:
     text = f"5 % replay costs less than {LEARNED:.0%} of the target loss: {cost:+.2%} +- {half:.2%} at equal tokens"
     holds = True if cost + half < LEARNED else False if cost - half > LEARNED else None
     return [Claim("replay_cheap", text, cost, cost - half, cost + half, holds)]
-
-
-def real_replay(rows: Any) -> Any:
-    """Plain fine-tuning and replay of the earlier tasks' own text."""
-    kept = rows["method"].isin([PLAIN, "replay"]) & ~rows["setting"].str.contains("generated")
-    return rows[kept]
 
 
 def fast_forgets(rows: Any, noise: Noise, level: float) -> list[Claim]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from kleiber.catalog import Run
 from kleiber.folder import read_config
-from kleiber.studies.findings import Findings, Options
+from kleiber.studies.findings import Findings, Options, check_level
 from kleiber.studies.seeds import Rows, difference, seed_means, told
 
 KINDS = {"Full": "full", "Window": "window", "NoMixing": "none"}
@@ -28,6 +28,10 @@ class Context(Options):
     """level  of the intervals, from seeds pooled over all settings"""
 
     level: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_level(self.level)
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         rows, places = scored(runs)

@@ -17,7 +17,7 @@ from kleiber.catalog import Run
 from kleiber.folder import read_config
 from kleiber.studies import analysis, record, table
 from kleiber.studies.command import lines
-from kleiber.studies.findings import Findings, Options, points
+from kleiber.studies.findings import Findings, Options, check_level, points
 from kleiber.studies.law import find
 from kleiber.studies.seeds import Rows, seed_means, told
 
@@ -34,6 +34,7 @@ class Experts(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_level(self.level)
         if set(find(self.law).inputs) != {"N", "D", "X"}:
             raise ValueError(f"study.law={self.law} is no law of N, D and X, such as joint_moe")
 

@@ -65,6 +65,12 @@ class Options:
                 raise ValueError(f"study.{name}={value}: write a number from 1")
 
 
+def check_level(level: float) -> None:
+    """Raises ValueError for the level of no interval."""
+    if not 0 < level < 1:
+        raise ValueError(f"study.level={level} must lie in (0, 1)")
+
+
 def points(runs: Sequence[Run]) -> pd.DataFrame:
     """The finished leaves, in an order that does not depend on the names of folders."""
     finished = [run for run in runs if run.status == "finished"]

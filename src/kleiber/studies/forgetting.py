@@ -13,7 +13,7 @@ import pandas as pd
 
 from kleiber.catalog import Run
 from kleiber.studies import claims, forgetting_tables, frontier, outcomes
-from kleiber.studies.findings import Findings, Options
+from kleiber.studies.findings import Findings, Options, check_level
 from kleiber.studies.outcomes import PLAIN
 
 
@@ -30,8 +30,9 @@ class Forgetting(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.tolerance >= 0 and 0 < self.level < 1):
-            raise ValueError(f"study: tolerance={self.tolerance} must be at least 0, level={self.level} in (0, 1)")
+        check_level(self.level)
+        if not self.tolerance >= 0:
+            raise ValueError(f"study.tolerance={self.tolerance} must be at least 0")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         record = self.compare(runs)
@@ -93,7 +94,7 @@ def headline(record: dict[str, Any]) -> str:
     if len(reached) == 1:
         return f"{where} only {told(reached[0])} can be compared."
     best = next(one for one in reached if one["method"] != PLAIN)
-    if not best["hi"] - best["lo"] < float("inf"):
+    if not forgetting_tables.bounded(best):
         return f"{where} {told(best)}, {told(plain)}: without replicates nothing says whether they differ."
     claim = next((one for one in record["claims"] if one["code"] == f"matched_{best['method']}"), None)
     word = {True: "forgets least", False: "is best and yet worse than none", None: "is best, within noise"}
@@ -101,6 +102,5 @@ def headline(record: dict[str, Any]) -> str:
 
 
 def told(one: dict[str, Any]) -> str:
-    if not one["hi"] - one["lo"] < float("inf"):
-        return f"{one['method']} (F {one['F']:.4f} nats)"
-    return f"{one['method']} (F {one['F']:.4f} [{one['lo']:.4f}, {one['hi']:.4f}] nats)"
+    interval = f" {forgetting_tables.span(one)}" if forgetting_tables.bounded(one) else ""
+    return f"{one['method']} (F {one['F']:.4f}{interval} nats)"

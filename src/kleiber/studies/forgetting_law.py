@@ -15,7 +15,7 @@ import numpy as np
 from kleiber.catalog import Run
 from kleiber.studies import analysis, outcomes, table
 from kleiber.studies.bootstrap import interval
-from kleiber.studies.findings import Findings, Options
+from kleiber.studies.findings import Findings, Options, check_level
 from kleiber.studies.frontier import Noise, pooled
 from kleiber.studies.law import find
 from kleiber.studies.outcomes import PLAIN
@@ -47,8 +47,7 @@ class ForgettingLaw(Options):
         unknown = set(self.at or {}) - {"N", "D", "M"}
         if unknown:
             raise ValueError(f"study.at: {', '.join(sorted(unknown))} is none of N, D, M")
-        if not 0 < self.level < 1:
-            raise ValueError(f"study.level={self.level} must lie in (0, 1)")
+        check_level(self.level)
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         record = self.fitted(runs)
@@ -98,7 +97,8 @@ class ForgettingLaw(Options):
     def critical(self, main: Mapping[str, Any], rows: Any) -> dict[str, Any]:
         """The least replayed share that keeps F at `tolerate`, with the percentiles of the draws."""
         law = find(main["law"])
-        at = {name: float((self.at or {}).get(name, rows[name].max())) for name in ("N", "D", "M")}
+        largest = {name: rows[name].max() for name in ("N", "D", "M")}
+        at = {name: float(value) for name, value in (largest | dict(self.at or {})).items()}
         inputs = {name: np.array([at[name]]) for name in law.inputs if name != "p"}
         best = np.array([[entry["value"] for entry in main["params"].values()]])
         draws = np.array(main["draws"]).reshape(-1, best.shape[1])
@@ -117,8 +117,7 @@ def grid(runs: Sequence[Run]) -> tuple[Any, Noise]:
     Only plain fine-tuning and replay of real text are in the grid. Errors: ValueError without them.
     """
     rows: Any = outcomes.outcomes(runs)
-    kept = rows["method"].isin([PLAIN, "replay"]) & ~rows["setting"].str.contains("generated")
-    rows = rows[kept].dropna(subset=["F", "N"])
+    rows = outcomes.real_replay(rows).dropna(subset=["F", "N"])
     if not (rows["method"] == PLAIN).any():
         raise ValueError("no plain fine-tuning among the finished runs: there is no F without replay to begin from")
     rows = rows.rename(columns={"replayed": "p", "target_tokens": "D", "tuned": "P"})

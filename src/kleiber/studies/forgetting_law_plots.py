@@ -53,8 +53,8 @@ def replay(rows: pd.DataFrame, record: Mapping[str, Any]) -> Any:
 
 def tokens(rows: pd.DataFrame) -> Any:
     """F against the tokens of new text, without replay."""
-    plain = rows[rows["p"] == 0]
-    ticks = sorted(plain["D"].unique())
+    plain = pd.DataFrame(rows[rows["p"] == 0])
+    ticks = np.unique(plain["D"].to_numpy()).tolist()
     text = "datum.value >= 1e9 ? format(datum.value, '.0e') : format(datum.value, '.3~s')"
     axis, scale = alt.Axis(values=ticks, labelExpr=text), alt.Scale(type="log", nice=False, padding=14)
     x = alt.X("D:Q", title="tokens of new text", scale=scale, axis=axis)

@@ -39,14 +39,15 @@ def palette(names: list[str]) -> dict[str, Any]:
 def pareto(points: pd.DataFrame, at: float) -> Any:
     """F against target loss, a point a setting with its seeds' sd, a line through each method's best; the rule is where
     methods are compared. The axis ends where settings learn far too little."""
-    least = points["target"].min()
+    least = float(pd.Series(points["target"]).min())
     reach = at + 6 * max(at - least, 0.01 * at)
     shown = points.assign(low=points["F"] - points["F_sd"].fillna(0), high=points["F"] + points["F_sd"].fillna(0))
-    inside = shown[shown["target"] <= reach]
+    inside = pd.DataFrame(shown[shown["target"] <= reach])
+    lowest, highest = float(pd.Series(inside["low"]).min()), float(pd.Series(inside["high"]).max())
     dress, title = palette(methods_of(points)), "forgetting F (nats per token)"
-    edge, rim = 0.03 * (reach - least), 0.05 * (inside["high"].max() - inside["low"].min() or 1.0)
+    edge, rim = 0.03 * (reach - least), 0.05 * (highest - lowest or 1.0)
     across = alt.Scale(domain=[least - edge, reach], nice=False)
-    up = alt.Scale(domain=[inside["low"].min() - rim, inside["high"].max() + rim], nice=False)
+    up = alt.Scale(domain=[lowest - rim, highest + rim], nice=False)
     x = alt.X("target:Q", title="target loss (nats per token)", scale=across)
     y, low = (alt.Y(f"{name}:Q", title=title, scale=up) for name in ("F", "low"))
     numbers = [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("F", "target")]
@@ -94,7 +95,7 @@ def heat(scores: pd.DataFrame) -> Any:
     """Every task's loss before (the base) and after each method, as its change in nats, the value written in."""
     x = alt.X("task:N", title=None, axis=alt.Axis(labelAngle=0))
     y = alt.Y("method:N", title=None, sort=list(dict.fromkeys(scores["method"])))
-    limit = float(scores["change"].abs().max()) or 1.0
+    limit = float(pd.Series(scores["change"]).abs().max()) or 1.0
     scale = alt.Scale(scheme="blueorange", domain=[-limit, limit])
     base = alt.Chart(scores)
     cells = base.mark_rect(stroke="white", strokeWidth=2).encode(
@@ -102,5 +103,4 @@ def heat(scores: pd.DataFrame) -> Any:
     )
     dark = alt.condition(f"abs(datum.change) > {0.6 * limit}", alt.value("white"), alt.value("black"))
     text = base.mark_text(fontSize=11).encode(x=x, y=y, text=alt.Text("loss:Q", format=".3f"), color=dark)
-    rows = scores["method"].nunique()
-    return sized(cells + text, "Loss by task before and after (R)", height=26 * rows)
+    return sized(cells + text, "Loss by task before and after (R)", height=26 * len(set(scores["method"])))

@@ -21,7 +21,7 @@ def scores(rows: pd.DataFrame, chosen: pd.DataFrame, runs: Sequence[Run]) -> pd.
     for one in chosen.to_dict("records"):
         mine = rows[(rows[CELL] == pd.Series({name: one[name] for name in CELL})).all(axis=1)]
         for task in tasks:
-            loss = float(mine[task].mean())
+            loss = float(pd.Series(mine[task]).mean())
             found.append({"method": one["method"], "task": task[5:], "loss": loss, "change": loss - first[task]})
     return pd.DataFrame(found)
 
@@ -73,7 +73,12 @@ def method(record: Mapping[str, Any]) -> str:
 
 
 def span(one: Mapping[str, Any]) -> str:
-    return f"[{one['lo']:.4f}, {one['hi']:.4f}]" if one["hi"] - one["lo"] < float("inf") else "no interval"
+    return f"[{one['lo']:.4f}, {one['hi']:.4f}]" if bounded(one) else "no interval"
+
+
+def bounded(one: Mapping[str, Any]) -> bool:
+    """Whether there is an interval: without replicates its ends are infinite or nan."""
+    return one["hi"] - one["lo"] < float("inf")
 
 
 def per(setting: Mapping[str, Any], what: str, scale: float) -> float | None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from kleiber.studies.outcomes import PLAIN
+from kleiber.studies.student import reach
 
 CELL = ["method", "setting", "lr", "tokens"]
 
@@ -61,7 +61,7 @@ class Noise:
 
     def half_width(self, level: float, terms: float) -> float:
         """Of the interval of a sum whose variance is `terms` times that of one run; infinite without replicates."""
-        return float(stdtrit(self.df, 0.5 + level / 2) * self.sd * np.sqrt(terms)) if self.df else float("inf")
+        return float(reach(self.df, level) * self.sd * np.sqrt(terms)) if self.df else float("inf")
 
 
 def pooled(groups: Sequence[NDArray]) -> Noise:
@@ -96,7 +96,7 @@ def reference(rows: pd.DataFrame, tolerance: float) -> float:
     plain = rows[rows["method"] == PLAIN]
     if not len(plain):
         raise ValueError(f"no run with method {PLAIN!r}: plain fine-tuning says how well the target can be learned")
-    return (1 + tolerance) * float(plain.groupby(CELL, dropna=False)["target"].mean().min())
+    return (1 + tolerance) * float(pd.Series(averaged(pd.DataFrame(plain))["target"]).min())
 
 
 def matched(rows: pd.DataFrame, at: float, level: float) -> list[Matched]:
@@ -121,6 +121,6 @@ def chosen(points: pd.DataFrame, at: float) -> pd.DataFrame:
     learner."""
     found = []
     for _, one in points.groupby("method"):
-        enough = one[one["target"] <= at]
+        enough = pd.DataFrame(one[one["target"] <= at])
         found.append(enough.loc[enough["F"].idxmin()] if len(enough) else one.loc[one["target"].idxmin()])
     return pd.DataFrame(found).sort_values("F", ignore_index=True)

@@ -71,7 +71,7 @@ class Methods:
             varied = dict(arm)
             if self.lrs:
                 varied.setdefault("optimizer.lr", self.lrs)
-            for tokens in self.tokens if isinstance(self.tokens, list | tuple) else [self.tokens]:
+            for tokens in listed(self.tokens):
                 for one in product(varied):
                     found.append(one if tokens is None else [*one, f"budget.tokens={self._budget(one, tokens)}"])
         return found
@@ -116,11 +116,13 @@ def product(varied: Mapping[str, Values]) -> list[list[str]]:
             raise ValueError(
                 f"design: {name}={dict(values)} is no value; write the whole key, such as {name}.KEY: VALUE"
             )
-    choices = [
-        [f"{name}={written(value)}" for value in (values if isinstance(values, list | tuple) else [values])]
-        for name, values in varied.items()
-    ]
+    choices = [[f"{name}={written(value)}" for value in listed(values)] for name, values in varied.items()]
     return [list(one) for one in itertools.product(*choices)]
+
+
+def listed(values: Values) -> Sequence[Any]:
+    """A list of values as it is, one value as a list of it."""
+    return values if isinstance(values, list | tuple) else [values]
 
 
 def written(value: Any) -> str:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from kleiber.catalog import Run
 from kleiber.folder import read_config
-from kleiber.studies.findings import Findings, Options
+from kleiber.studies import student
+from kleiber.studies.arms import width_of
+from kleiber.studies.findings import Findings, Options, check_level
 
 
 class Parabola(NamedTuple):
@@ -58,8 +59,9 @@ class MupTransfer(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.around < 1 or not 0 < self.level < 1:
-            raise ValueError(f"study.around={self.around} must be at least 1, study.level={self.level} in (0, 1)")
+        check_level(self.level)
+        if self.around < 1:
+            raise ValueError(f"study.around={self.around} must be at least 1")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         rows = points(runs)
@@ -91,7 +93,7 @@ class MupTransfer(Options):
             return optima, []
         # Noise is taken to be the same at every width: two seeds alone would leave an interval as wide as the grid.
         noise = sum(fit.squares for fit in fits.values()) / df
-        reach = float(stdtrit(df, 0.5 + self.level / 2))
+        reach = student.reach(df, self.level)
         for entry in optima:
             if entry["width"] in fits:
                 fit = fits[entry["width"]]
@@ -133,12 +135,11 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
             continue
         config, row = read_config(run.folder), run.row()
         model = config["model"]
-        width = model.get("width") or model["aspect"] * model["depth"]
         scaled = str((model.get("parametrization") or {}).get("_target_", "MuP")).rsplit(".", 1)[-1]
         loss = float("inf") if run.status == "diverged" else row["loss"]
         rows.append(
-            {"parametrization": scaled, "width": width, "lr": config["optimizer"]["lr"], "seed": config["seed"],
-             "loss": loss, "run": run.name}
+            {"parametrization": scaled, "width": width_of(model), "lr": config["optimizer"]["lr"],
+             "seed": config["seed"], "loss": loss, "run": run.name}
         )  # fmt: skip
     found = pd.DataFrame(rows)
     if not len(found) or bool(found["loss"].isna().any()):

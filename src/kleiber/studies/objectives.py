@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from kleiber.catalog import Run
-from kleiber.studies.findings import Findings, Options, points
+from kleiber.studies.findings import Findings, Options, check_level, points
 from kleiber.studies.law import Array
 from kleiber.studies.replicates import trunk_noise
+from kleiber.studies.student import reach
 
 NAMES = ("N", "D")
 
@@ -28,6 +28,10 @@ class Objectives(Options):
 
     level: float = 0.9
     min_tokens: float | int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_level(self.level)
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         rows = points(runs)
@@ -66,7 +70,7 @@ def exponents(kind: str, rows: Rows, level: float) -> list[dict[str, Any]]:
     noise = trunk_noise({"N": N, "D": D}, loss, trunk)
     share = noise.correlation if noise else 0.5  # one seed a size measures nothing: half, as the designs assume
     value, covariance, spare = generalised(design, np.log(loss), trunk, share)
-    half = stdtrit(spare, 0.5 + level / 2) * np.sqrt(np.diag(covariance))
+    half = reach(spare, level) * np.sqrt(np.diag(covariance))
     return [
         {"objective": kind, "along": name, "exponent": -float(value[j]), "lo": -float(value[j] + half[j]),
          "hi": -float(value[j] - half[j]), "points": len(N), "trunks": int(trunk.max() + 1)}

@@ -77,12 +77,17 @@ def losses(
 ) -> dict[str, float]:
     """Forgetting and target loss from the scores of one set of weights."""
     start = mean([stage["start_metrics"].get(f"val/{task}/loss") for task in before])
-    watched = [mean([row.get(f"watch/{task}/loss") for task in before]) for row in stage.get("curve") or []]
-    watched = [value for value in watched if np.isfinite(value)]
+    seen = [value for _, value in watched(stage, before)]
     end = mean([scored[task] for task in before])
-    peak = upstream(watched, watched[0]).peak if watched else float("nan")
+    peak = upstream(seen, seen[0]).peak if seen else float("nan")
     told = {f"loss/{task}": float("nan") if value is None else value for task, value in scored.items()}
     return {"F": end - start, "peak": peak, "start": start, "target": mean([scored[task] for task in own]), **told}
+
+
+def watched(stage: Mapping[str, Any], before: Sequence[str]) -> list[tuple[int, float]]:
+    """(step, mean loss of the earlier tasks) as they were watched during the stage, where all of them were."""
+    told = [(row["step"], mean([row.get(f"watch/{task}/loss") for task in before])) for row in stage.get("curve") or []]
+    return [(step, value) for step, value in told if np.isfinite(value)]
 
 
 def untrained(run: Run, before: Sequence[str]) -> float:
@@ -147,15 +152,19 @@ def points_of_line(metrics: Mapping[str, float]) -> list[str]:
     return sorted({key.split("/")[1] for key in metrics if key.startswith("wise/")}, key=float)
 
 
+def real_replay(rows: pd.DataFrame) -> pd.DataFrame:
+    """Plain fine-tuning and replay of the earlier tasks' own text."""
+    kept = rows["method"].isin([PLAIN, "replay"]) & ~rows["setting"].str.contains("generated")
+    return pd.DataFrame(rows[kept])
+
+
 def trajectories(runs: Sequence[Run]) -> pd.DataFrame:
     """F by step of every run, from what was watched of the earlier tasks: method, setting, lr, seed, step, F."""
     found = []
     for run in runs:
         if run.status == "finished" and continued(run):
             method, setting = described(read_config(run.folder))
-            before = earlier_tasks(run)
-            curve = [(row["step"], mean([row.get(f"watch/{t}/loss") for t in before])) for row in run.stage["curve"]]
-            curve = [(step, value) for step, value in curve if np.isfinite(value)]
+            curve = watched(run.stage, earlier_tasks(run))
             same = {"method": method, "setting": setting, "lr": run.stage.get("lr"), "seed": run.summary.get("seed")}
             found += [{**same, "run": run.name, "step": step, "F": value - curve[0][1]} for step, value in curve]
     return pd.DataFrame(found)

@@ -17,7 +17,7 @@ import pandas as pd
 from kleiber.catalog import Run
 from kleiber.studies import analysis, record, table
 from kleiber.studies.command import lines
-from kleiber.studies.findings import Findings, Options
+from kleiber.studies.findings import Findings, Options, check_level
 from kleiber.studies.law import find
 from kleiber.studies.seeds import Rows, seed_means, told
 
@@ -31,6 +31,10 @@ class Repetition(Options):
 
     bootstrap: int = 300
     level: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_level(self.level)
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         rows = epochs(runs)

@@ -6,18 +6,18 @@ to the test; each is shown, not shown, or contradicted here, and never assumed.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kleiber.budget import quantity
 from kleiber.catalog import Run
-from kleiber.studies.arms import Arm, complaints, paired, points, read, told
+from kleiber.metrics import having, read_rows
+from kleiber.studies import arm_figures
+from kleiber.studies.arms import Arm, all_tuned, complaints, paired, points, read, told
 from kleiber.studies.findings import Findings, Options
 
 
@@ -53,7 +53,7 @@ class Routers(Options):
         head = " < ".join(f"{row['arm']} {row['loss']:.4f}" for row in order if row["tuned"])
         text = f"Loss by router: {head}." if head else "No router is tuned: see the verdicts."
         return Findings(
-            text, verdicts, {"Against the learned router": gaps, "Routers": rows}, self.drawn(arms, gaps, rows)
+            text, verdicts, {"Against the learned router": gaps, "Routers": rows}, self.figures(arms, gaps, rows)
         )
 
     def balance_claims(self, arms: Mapping[str, Arm], loads: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]:
@@ -73,20 +73,14 @@ class Routers(Options):
                 found.append(claim("without balance experts die", [arms[self.unbalanced]], dead >= 1, dead == 0, text))
         return found
 
-    def drawn(self, arms: Mapping[str, Arm], gaps: Sequence[Any], rows: Sequence[Any]) -> dict[str, Any]:
-        def draw(name: str) -> Any:
-            from kleiber.studies import arm_plots
-
-            if name == "differences":
-                return arm_plots.differences(gaps, f"Routers less {self.learned}: left of 0 they are better")
-            if name == "balance":
-                seen = [row for row in rows if row.get("max violation") is not None]
-                return arm_plots.scatter(seen, "max violation", "loss", "Loss against the load of the busiest expert")
-            return {"tuning": arm_plots.tuning, "arms": arm_plots.side_by_side}[name](arms)
-
-        some = any(row.get("max violation") is not None for row in rows)
-        wanted = {"differences": bool(gaps), "balance": some, "arms": True, "tuning": True}
-        return {name: partial(draw, name) for name, there in wanted.items() if there}
+    def figures(self, arms: Mapping[str, Arm], gaps: Sequence[Any], rows: Sequence[Any]) -> arm_figures.Figures:
+        seen = [row for row in rows if row.get("max violation") is not None]
+        title = "Loss against the load of the busiest expert"
+        return {
+            **arm_figures.differences(gaps, f"Routers less {self.learned}: left of 0 they are better"),
+            **arm_figures.against_loss("balance", seen, "max violation", title),
+            **arm_figures.each_arm(arms),
+        }
 
 
 def learned_beats(arms: Mapping[str, Arm], learned: str, hashed: str) -> list[dict[str, str]]:
@@ -102,7 +96,7 @@ def learned_beats(arms: Mapping[str, Arm], learned: str, hashed: str) -> list[di
 def claim(what: str, arms: Sequence[Arm], shown: bool, contradicted: bool, text: str) -> dict[str, str]:
     """A verdict on a claim: of untuned arms it is not tested, whatever the numbers say."""
     word = "shown" if shown else "contradicted" if contradicted else "not shown"
-    word = "not tested, for want of tuned arms," if any(arm.wrong for arm in arms) else word
+    word = word if all_tuned(*arms) else "not tested, for want of tuned arms,"
     return {"code": "claim", "level": "note" if word == "shown" else "warn", "text": f"{what}: {word} here ({text})"}
 
 
@@ -117,17 +111,14 @@ def health(runs: Sequence[Run], arm: Arm) -> dict[str, float]:
 
 
 def late(folder: Path) -> dict[str, list[float]]:
-    """max violation, load entropy, margin and drop of the last tenth of the rows, and the last count of the dead."""
-    path = folder / "metrics.jsonl"
-    rows = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    rows = [row for row in rows if any(key.startswith("moe/load_entropy/") for key in row)]
+    """max violation and load entropy of the last tenth of the rows, and the last count of the dead."""
+    rows = having(read_rows(folder), "moe/load_entropy/")
     found: dict[str, list[float]] = {}
     for row in rows[-max(1, len(rows) // 10) :]:
         for key, value in row.items():
             kind = key.split("/")[1] if key.startswith("moe/") else ""
             if kind in ("max_violation", "load_entropy") and math.isfinite(value):
                 found.setdefault(kind.replace("_", " "), []).append(value)
-    counted = [row for row in rows if any(key.startswith("moe/dead/") for key in row)]
-    if counted:
+    if counted := having(rows, "moe/dead/"):
         found["dead"] = [value for key, value in counted[-1].items() if key.startswith("moe/dead/")]
     return found

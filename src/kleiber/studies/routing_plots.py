@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from kleiber.metrics import having, read_rows
 from kleiber.studies.dress import PALETTE, sized
 
 
@@ -136,9 +136,7 @@ def saturation(found: Mapping[str, Any]) -> Any:
 
 def history(folder: Path) -> pd.DataFrame:
     """Shares of the experts by step, as the run logged them; of a run of several stages, of the last."""
-    path = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    rows = [row for row in rows if any(key.startswith("moe/load/") for key in row)]
+    rows = having(read_rows(folder), "moe/load/")
     rows = [row for row in rows if row.get("stage") == rows[-1].get("stage")]
     return pd.DataFrame(
         [

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
+
+from kleiber.studies.student import reach
 
 Rows = Any  # a DataFrame, whose stubs know little of what indexing gives
 
@@ -22,7 +23,7 @@ def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) ->
     spare = int((table["seeds"] - 1).sum())
     if spare:
         within = float(((rows[value] - grouped.transform("mean")) ** 2).sum())
-        sd, factor = np.sqrt(within / spare), float(stdtrit(spare, 0.5 + level / 2))
+        sd, factor = np.sqrt(within / spare), reach(spare, level)
         table["half"] = factor * sd / np.sqrt(table["seeds"])
     else:
         table["half"] = np.nan

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from kleiber.budget import quantity
 from kleiber.catalog import Run
-from kleiber.studies.arms import Arm, complaints, interval, paired, points, read, told
+from kleiber.studies import arm_figures
+from kleiber.studies.arms import Arm, all_tuned, complaints, interval, paired, points, read, told
 from kleiber.studies.findings import Findings, Options
 
 EQUAL = {"flops": "training FLOPs", "params": "total parameters", "memory": "bytes of weights and one context's cache"}
@@ -61,7 +61,7 @@ class Sparsity(Options):
             "Gain by training tokens": trend,
             "Arms": [arm.row() for arm in arms.values()],
         }
-        return Findings(headline(arms, gaps, times), verdicts, tables, figures(arms, gaps, self.sizes), methods=METHODS)
+        return Findings(headline(arms, gaps, times), verdicts, tables, figures(arms, gaps), methods=METHODS)
 
 
 METHODS = (
@@ -87,7 +87,7 @@ def compare(arms: Mapping[str, Arm], one: Mapping[str, str], verdicts: list[dict
         "what": what,
         **paired(ours.at_best, theirs.at_best),
         "ratio": ratio,
-        "tuned": not (ours.wrong or theirs.wrong),
+        "tuned": all_tuned(ours, theirs),
     }
 
 
@@ -114,7 +114,7 @@ def at_equal_time(
     share = (math.log(seconds) - begin) / (end - begin) if end > begin else 0.0
     both = set(low.at_best) & set(high.at_best)
     theirs = {seed: (1 - share) * low.at_best[seed] + share * high.at_best[seed] for seed in both}
-    tuned = not (ours.wrong or low.wrong or high.wrong)
+    tuned = all_tuned(ours, low, high)
     ratio = seconds / arms[dense].facts["train_s"]
     return {"what": what, **paired(ours.at_best, theirs), "ratio": ratio, "tuned": tuned}
 
@@ -152,7 +152,7 @@ def multiplier(
     if not min(map(math.exp, xs)) <= size <= max(map(math.exp, xs)):
         text = f"the multiplier {value:.2f} lies outside the dense sizes, which end at {max(map(math.exp, xs)):,.0f}"
         verdicts.append({"code": "multiplier", "level": "warn", "text": text})
-    tuned = not (ours.wrong or any(arm.wrong for arm in dense))
+    tuned = all_tuned(ours, *dense)
     ends = {"lo": None if low is None else math.exp(low), "hi": None if high is None else math.exp(high)}
     return {"what": "effective parameter multiplier", "value": value, **ends, "seeds": len(found), "tuned": tuned}
 
@@ -187,19 +187,10 @@ def headline(arms: Mapping[str, Arm], gaps: Sequence[Mapping[str, Any]], times: 
     return text + "."
 
 
-def figures(arms: Mapping[str, Arm], gaps: Sequence[Mapping[str, Any]], sizes: Sequence[str]) -> dict[str, Any]:
-    def draw(name: str) -> Any:
-        from kleiber.studies import arm_plots
-
-        if name == "differences":
-            return arm_plots.differences(gaps, "Mixture less dense: left of 0 the mixture is better")
-        if name == "sizes":
-            rows = [arm.row() for arm in arms.values()]
-            return arm_plots.scatter(rows, "params", "loss", "Loss against total parameters")
-        return {"tuning": arm_plots.tuning, "arms": arm_plots.side_by_side}[name](arms)
-
+def figures(arms: Mapping[str, Arm], gaps: Sequence[Mapping[str, Any]]) -> arm_figures.Figures:
+    rows = [arm.row() for arm in arms.values()]
     return {
-        name: partial(draw, name)
-        for name in ("differences", "arms", "tuning", "sizes")
-        if gaps or name != "differences"
+        **arm_figures.differences(gaps, "Mixture less dense: left of 0 the mixture is better"),
+        **arm_figures.each_arm(arms),
+        **arm_figures.against_loss("sizes", rows, "params", "Loss against total parameters"),
     }

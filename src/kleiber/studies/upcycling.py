@@ -6,13 +6,13 @@ It reads cells of the design `arms`. The dense runs themselves are trained befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from kleiber.catalog import Run
-from kleiber.studies.arms import Arm, complaints, paired, read, told
+from kleiber.studies import arm_figures
+from kleiber.studies.arms import all_tuned, complaints, paired, read, told
 from kleiber.studies.findings import Findings, Options
 
 
@@ -32,28 +32,16 @@ class Upcycling(Options):
         verdicts = complaints(arms)
         ours = arms.get(self.upcycled)
         gaps = []
-        for name in self.against:
-            if ours is not None and name in arms:
-                tuned = not (ours.wrong or arms[name].wrong)
-                ratio = ours.facts["flops"] / arms[name].facts["flops"]
+        for theirs in (arms[name] for name in self.against if name in arms):
+            if ours is not None:
+                ratio, what = ours.facts["flops"] / theirs.facts["flops"], (ours.name, theirs.name)
                 if not 0.95 < ratio < 1.05:
-                    text = f"{ours.name} and {name} differ in FLOPs by a factor of {ratio:.2f}"
+                    text = f"{' and '.join(what)} differ in FLOPs by a factor of {ratio:.2f}"
                     verdicts.append({"code": "unequal", "level": "warn", "text": text})
-                gap = paired(ours.at_best, arms[name].at_best)
-                gaps.append({"what": f"{ours.name} - {name}", **gap, "FLOPs ratio": ratio, "tuned": tuned})
+                gap = {"what": " - ".join(what), **paired(ours.at_best, theirs.at_best), "FLOPs ratio": ratio}
+                gaps.append({**gap, "tuned": all_tuned(ours, theirs)})
         tuned = [f"{gap['what']} {told(gap)}" for gap in gaps if gap["tuned"]]
         text = "At equal extra FLOPs: " + "; ".join(tuned) + "." if tuned else "No comparison of tuned arms."
         tables: dict[str, Any] = {"Comparisons": gaps, "Arms": [arm.row() for arm in arms.values()]}
-        return Findings(text, verdicts, tables, drawn(arms, gaps))
-
-
-def drawn(arms: Mapping[str, Arm], gaps: Sequence[Any]) -> dict[str, Any]:
-    def draw(name: str) -> Any:
-        from kleiber.studies import arm_plots
-
-        if name == "differences":
-            return arm_plots.differences(gaps, "Upcycling less the others: left of 0 it is better")
-        return {"tuning": arm_plots.tuning, "arms": arm_plots.side_by_side}[name](arms)
-
-    wanted = {"differences": bool(gaps), "arms": True, "tuning": True}
-    return {name: partial(draw, name) for name, there in wanted.items() if there}
+        differences = arm_figures.differences(gaps, "Upcycling less the others: left of 0 it is better")
+        return Findings(text, verdicts, tables, {**differences, **arm_figures.each_arm(arms)})

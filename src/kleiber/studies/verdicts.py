@@ -33,7 +33,12 @@ def pre_asymptotic(found: Fit) -> list[Verdict]:
 def settled(found: Fit, level: float = 0.9) -> list[Verdict]:
     """Whether beta has settled on doubling the least D, and how large a transient these rows could hide."""
     out, change = [], move(found, level)
-    if change is not None and not change.moved:
+    if change is not None and not np.isfinite(change.hi):
+        text = (
+            f"beta is {change.early:.2f} over all rows, and the rows from twice the least D on tell none of their own"
+        )
+        out.append(Verdict("not_settled", "warn", f"{text}: not settled"))
+    elif change is not None and not change.moved:
         text = (
             f"beta is {change.early:.2f} over all rows and {change.late:.2f} from twice the least D on, "
             f"{level:.0%} interval of the change [{change.lo:+.2f}, {change.hi:+.2f}]"
