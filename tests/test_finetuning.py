@@ -62,15 +62,20 @@ def stage(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())["stages"][0]
 
 
-def test_a_pair_is_two_rows_of_the_batch_and_an_epoch_is_of_samples(launch):
-    """Both answers are read: what a step of pairs costs is what batch.tokens says, and no more."""
+def test_a_pair_is_two_rows_of_the_batch_and_padding_is_no_token(launch, capsys):
+    """batch.tokens is the room for rows of model.context tokens; what is counted is what stands in them."""
     options = ["batch.tokens=512", "model.context=64", "budget.steps=3", "data.max_bytes=20000"]
-    pairs = stage(launch(*PAIRS, *options))
-    assert (pairs["tokens"], pairs["samples"], pairs["batch_tokens"]) == (3 * 512, 3 * 4, 512)
+    folder = launch(*PAIRS, *options)
+    pairs, known = stage(folder), len(np.load(folder / "stages/main/reference.npz")["train"])
+    assert pairs["samples"] == 3 * 512 // (2 * 64)
+    assert pairs["batch_tokens"] == round(4 * pairs["data"]["tokens"] / known) < 512
+    assert pairs["tokens"] == 3 * pairs["batch_tokens"]
+    launch(*PAIRS, "batch.tokens=192", "model.context=64", code=2)
+    assert "batch.tokens=192 is no number of samples" in capsys.readouterr().err
     labelled = ["data=labelled", f"data.path={DATA}/labelled.jsonl", "objective=classify"]
     one = stage(launch(*labelled, *options))
-    assert one["samples"] == 24
-    assert one["unique_tokens"] < min(one["tokens"], one["data"]["tokens"]), "rows are shorter than model.context"
+    assert one["samples"] == 24 and one["tokens"] < 3 * 512
+    assert one["unique_tokens"] == pytest.approx(one["tokens"], rel=0.01), "less than an epoch"
 
 
 SMALL = ["batch.tokens=512", "model.context=64", "data.max_bytes=20000"]
@@ -86,6 +91,8 @@ def test_what_starts_from_a_tuned_run_is_scored_on_its_task(launch, name, data):
     assert found["R"]["tasks"] == [data, "tiny"]
     assert found["R"]["baseline"][0] == pytest.approx(metrics(tuned)[found["R"]["metric"][data]], abs=1e-6)
     assert found["R"]["matrix"][0][0] is not None
+    told = found["stages"][0]["start_metrics"][f"val/{data}/loss"]
+    assert told == pytest.approx(metrics(tuned)[f"val/{data}/loss"], abs=1e-6), "pairs against their first reference"
 
 
 def test_a_chain_stopped_after_its_pairs_scores_them_against_what_they_began_with(launch, interrupted):

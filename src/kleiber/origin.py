@@ -18,6 +18,7 @@ from kleiber.build import build
 from kleiber.chain import is_chain, locate, stage_configs
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.folder import read_config
+from kleiber.objectives.reference import NAME
 from kleiber.opened import load_trained, objective_of
 from kleiber.types import Corpus, Task
 
@@ -51,7 +52,8 @@ class Checkpoint:
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         folder, stage = locate(self.path)
-        return [task for one in lineage(folder, stage) for task in tasks_of(DictConfig(one), corpus)]
+        led = lineage(folder, stage).items()
+        return [task for name, one in led for task in tasks_of(DictConfig(one), corpus, folder / "stages" / name)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Upcycle(Checkpoint):
         from kleiber.models.upcycle import upcycle
 
         folder, stage = locate(self.path)
-        dense = build(DictConfig(lineage(folder, stage)[-1]["model"]), vocab_size=model.vocab_size)
+        dense = build(DictConfig(read_config(folder)["model"]), vocab_size=model.vocab_size)
         for name, head in model.heads.items():
             dense.add_head(name, len(head.weight))
         begin_with(dense, folder, stage)
@@ -103,13 +105,13 @@ class Upcycle(Checkpoint):
             upcycle(dense.state_dict(), model, noise=self.noise)
 
 
-def lineage(folder: Path, stage: str) -> list[dict[str, Any]]:
+def lineage(folder: Path, stage: str) -> dict[str, dict[str, Any]]:
     """The configs of the stages that led to `stage` of a run, itself last; a branch has that of the run."""
     config = read_config(folder)
     if not is_chain(config):
-        return [config]
+        return {stage: config}
     configs = stage_configs(config)
-    return [configs[name] for name in list(configs)[: list(configs).index(stage) + 1]]
+    return {name: configs[name] for name in list(configs)[: list(configs).index(stage) + 1]}
 
 
 def begin_with(model: Any, folder: Path, stage: str) -> None:
@@ -123,11 +125,18 @@ def begin_with(model: Any, folder: Path, stage: str) -> None:
         del model.heads[name]
 
 
-def tasks_of(config: DictConfig, corpus: Corpus) -> list[Task]:
-    """The tasks that a stage with this config trains on: its validation domains under its objective."""
+def tasks_of(config: DictConfig, corpus: Corpus, place: Path) -> list[Task]:
+    """The tasks that a stage with this config trained on in `place`: its validation domains under its objective.
+
+    What the objective asked the model of when the stage began is read where it was kept.
+    """
     own: Corpus = build(config.data).prepare(config.model.context)
     same_tokenizer(corpus, own, "init.path")
-    return domains(own, objective_of(config, own))
+    objective = objective_of(config, own)
+    kept = [home for home in (place, place.with_name("trunk")) if (home / f"{NAME}.npz").is_file()]
+    if kept and hasattr(objective, "begin"):
+        objective.begin(None, own, kept[0])
+    return domains(own, objective)
 
 
 def domains(corpus: Corpus, objective: Any) -> list[Task]:

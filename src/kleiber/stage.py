@@ -256,8 +256,8 @@ def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any], planned: 
         past |= {"tokens": before["tokens"], "samples": before["samples"], **before["flops"]}
     read = getattr(plan.objective, "outputs", {})
     # Of what is trained: an adapter's step is cheaper.
-    tokens, flops = plan.tokens, training_flops(lit.model, plan.context, read)
-    executed = executed_flops(lit.model, plan.context, tree.hardware.checkpoint_activations, read)
+    tokens, flops = plan.tokens, training_flops(lit.model, plan.row_tokens, read)
+    executed = executed_flops(lit.model, plan.row_tokens, tree.hardware.checkpoint_activations, read)
     last = checkpoint.steps(tree.place(stage.name))
     return {
         "name": stage.name, "parent": stage.parent, "trunk": stage.parent if stage.continues else None,
