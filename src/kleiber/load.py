@@ -17,7 +17,7 @@ from kleiber.build import build
 from kleiber.chain import locate, stage_config
 from kleiber.errors import ConfigError
 from kleiber.folder import read_config
-from kleiber.opened import add_saved_heads, load_trained, new_model, objective_of
+from kleiber.opened import add_saved_heads, load_trained, new_model, objective_at
 from kleiber.types import Corpus, Objective
 
 
@@ -38,7 +38,7 @@ def load_run(path: Path, stage: str | None = None) -> Loaded:
     corpus: Corpus = build(cfg.data).prepare(cfg.model.context)
     model = new_model(cfg, corpus.tokenizer)
     load_trained(model, home, stage)
-    return Loaded(cfg, model.eval(), corpus, objective_of(cfg, corpus))
+    return Loaded(cfg, model.eval(), corpus, objective_at(cfg, corpus, home / "stages" / stage))
 
 
 def place(path: Path, stage: str | None = None) -> tuple[Path, str]:

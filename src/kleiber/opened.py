@@ -20,6 +20,7 @@ from kleiber.chain import TOKENIZER, locate, stage_config, stage_configs
 from kleiber.data.tokenizer import Bytes
 from kleiber.errors import ConfigError
 from kleiber.folder import read_config
+from kleiber.objectives.reference import NAME
 from kleiber.signatures import signature
 from kleiber.summary import read
 from kleiber.types import Corpus, Tokenizer
@@ -67,6 +68,15 @@ def open_model(path: str) -> Opened:
 def objective_of(config: DictConfig, corpus: Corpus) -> Any:
     """The objective of a stage's config on a corpus; one that learns from another run opens it."""
     return build(config.objective, vocabulary=corpus.tokenizer, corpus=corpus, open_model=open_model)
+
+
+def objective_at(config: DictConfig, corpus: Corpus, place: Path) -> Any:
+    """The objective of a stage that was trained in `place`, where what it asked the model at first is read again."""
+    objective = objective_of(config, corpus)
+    kept = [home for home in (place, place.with_name("trunk")) if (home / f"{NAME}.npz").is_file()]
+    if kept and hasattr(objective, "begin"):
+        objective.begin(None, corpus, kept[0])
+    return objective
 
 
 def open_hf(folder: Path) -> Opened:

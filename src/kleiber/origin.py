@@ -18,8 +18,7 @@ from kleiber.build import build
 from kleiber.chain import is_chain, locate, stage_configs
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.folder import read_config
-from kleiber.objectives.reference import NAME
-from kleiber.opened import load_trained, objective_of
+from kleiber.opened import load_trained, objective_at
 from kleiber.types import Corpus, Task
 
 
@@ -126,17 +125,10 @@ def begin_with(model: Any, folder: Path, stage: str) -> None:
 
 
 def tasks_of(config: DictConfig, corpus: Corpus, place: Path) -> list[Task]:
-    """The tasks that a stage with this config trained on in `place`: its validation domains under its objective.
-
-    What the objective asked the model of when the stage began is read where it was kept.
-    """
+    """The tasks that a stage with this config trained on in `place`: its validation domains under its objective."""
     own: Corpus = build(config.data).prepare(config.model.context)
     same_tokenizer(corpus, own, "init.path")
-    objective = objective_of(config, own)
-    kept = [home for home in (place, place.with_name("trunk")) if (home / f"{NAME}.npz").is_file()]
-    if kept and hasattr(objective, "begin"):
-        objective.begin(None, own, kept[0])
-    return domains(own, objective)
+    return domains(own, objective_at(config, own, place))
 
 
 def domains(corpus: Corpus, objective: Any) -> list[Task]:
