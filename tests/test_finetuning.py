@@ -119,3 +119,18 @@ def test_a_branch_learns_against_the_reference_of_its_trunk(launch):
     tree = ["stages=trunk_and_cooldowns", "stages.branches=[2048,4096]", "batch.tokens=512", "model.context=64"]
     folder = launch(*PAIRS, *tree, "data.max_bytes=20000")
     assert [file.parent.name for file in folder.glob("stages/*/reference.npz")] == ["trunk"]
+
+
+def test_what_is_known_of_classes_can_be_held(launch):
+    """Fisher information and the old model's answers, on the task's own output layer; text has longer rows than it."""
+    labelled = "{_target_:kleiber.data.labelled.Labelled,path:" + f"{DATA}/labelled.jsonl,max_bytes:20000}}"
+    first = (
+        f"classes:{{data:{labelled},objective:{{_target_:kleiber.objectives.classify.Classify}},budget:{{steps:4}}}}"
+    )
+    chain = ["stages=chain", f"stages.chain={{{first},text:{{budget:{{steps:3}}}}}}", "retention=[ewc,lwf]"]
+    folder = launch(*chain, "retention.ewc.samples=4", "batch.tokens=512", "model.context=64", "callbacks.log.every=1")
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    assert stages[1]["metrics"]["drift/labelled/kl"] > 0
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for name in ("ewc", "lwf"):
+        assert any(value > 0 for row in rows for key, value in row.items() if key.endswith(f"train/retention/{name}"))
