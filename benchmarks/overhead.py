@@ -1,20 +1,21 @@
-"""What Lightning, callbacks and logging add to a step: wall time of the whole train.py against a bare loop around the
-same model, loss, batches and optimizer.
+"""What Lightning, callbacks and logging add to a step: processor time of the whole train.py against a bare loop around
+the same model, loss, batches and optimizer.
 
 A step is the difference between a run of 2 n steps and one of n steps, divided by n: start-up and the closing
 evaluation cancel, everything that happens between two steps counts. One thread, fresh processes in turn; ratios are
-taken pair by pair, and their median and quartiles printed. Run it on an idle machine:
+taken pair by pair, and their median and quartiles printed:
 
     python benchmarks/overhead.py --shape 5ms --pairs 5
 """
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 from step import quartiles
 
@@ -36,16 +37,19 @@ def options(shape: dict[str, int]) -> list[str]:
 def ours(shape: dict[str, int], steps: int) -> float:
     with tempfile.TemporaryDirectory() as root:
         command = [sys.executable, HERE.parent / "train.py", f"root={root}", f"budget.steps={steps}", *options(shape)]
-        began = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        return time.perf_counter() - began
+        return processor_seconds(command)
 
 
 def bare(shape: dict[str, int], steps: int) -> float:
     flags = [f"--{name}={value}" for name, value in {**shape, "steps": steps}.items()]
-    began = time.perf_counter()
-    subprocess.run([sys.executable, __file__, "--loop", *flags], check=True, capture_output=True)
-    return time.perf_counter() - began
+    return processor_seconds([sys.executable, __file__, "--loop", *flags])
+
+
+def processor_seconds(command: list[str | Path]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def loop(shape: dict[str, int]) -> None:
@@ -63,7 +67,7 @@ def loop(shape: dict[str, int]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     corpus = Builtin("docs").prepare(shape["context"])
-    model = Transformer(corpus.tokenizer.vocab_size, shape["depth"], shape["width"], context=shape["context"])
+    model: Any = Transformer(corpus.tokenizer.vocab_size, shape["depth"], shape["width"], context=shape["context"])
     settings, schedule, objective = AdamW(), WSD(), CLM()
     optimizer = settings.build(model, model.roles(), model.parametrization.lr_scale)
     batches = stream(corpus.train, 0, 0, shape["batch"] // shape["context"])
@@ -71,7 +75,8 @@ def loop(shape: dict[str, int]) -> None:
     for step in range(shape["steps"]):
         loss = objective(model, next(batches))
         loss.total.backward()
-        torch._foreach_div_([p.grad for p in parameters], loss.tokens.item())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._foreach_div_(gradients, loss.tokens.item())
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * group["lr_scale"] * schedule(step, shape["steps"])

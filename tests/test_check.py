@@ -46,6 +46,12 @@ REFUSED = [
     ("model.num_heads=3", ["model.num_heads=3", "width"]),
     ("model.depth=0", ["model.depth=0"]),
     ("trainer.devices=2", ["trainer.devices=2", "trainer=ddp"]),
+    ("trainer=fsdp trainer.devices=1", ["trainer.devices=1", "trainer=fsdp"]),
+    ("trainer=fsdp trainer.compile=true", ["trainer.compile=true", "trainer=fsdp"]),
+    ("trainer=fsdp optimizer=muon", ["optimizer=muon", "trainer=fsdp"]),
+    ("trainer=fsdp stages=docs_then_code retention=[replay,ewc]", ["retention", "trainer=fsdp"]),
+    ("trainer=fsdp adapter=lora", ["adapter", "trainer=fsdp"]),
+    ("trainer=fsdp callbacks=[default,ema]", ["callbacks.ema", "trainer=fsdp"]),
     ("model=null", ["model"]),
     ("model._target_=os.system", ["os.system", "not allowed"]),
     ("model._target_=torch.hub.load", ["torch.hub.load", "not allowed"]),
@@ -60,7 +66,7 @@ REFUSED = [
 @pytest.mark.parametrize(("override", "words"), REFUSED, ids=[override for override, _ in REFUSED])
 def test_what_cannot_be_right_is_refused_with_the_key_and_the_cure(override, words):
     with pytest.raises(ConfigError) as caught:
-        check(composed(override))
+        check(composed(*override.split()))
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 

@@ -31,6 +31,7 @@ NEEDS |= {"objective/distill": ["objective.teacher=RUN"]}
 NEEDS |= {"design/arms": ['design.arms={a:["model=moe"]}']}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
+ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: test_sweep.py" for name in ("ladder", "isoflop", "optimal")}
 ELSEWHERE |= {
     f"study/{name}": "plans a sweep; tests/studies/test_studies.py reads its runs"
@@ -258,7 +259,8 @@ def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
     chosen = {target for base in BASES for target, _ in owned(base)}
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {words[1] for words in lines if words[:1] == ["_target_:"]}
-    elsewhere = ["data.", "trainer.", "origin.", "tree.Chain", "studies.", "sweep.", "loggers.", "slurm.", "rays."]
+    elsewhere = ["data.", "trainer.", "fsdp.", "origin.", "tree.Chain", "studies.", "sweep.", "loggers."]
+    elsewhere += ["slurm.", "rays."]
     # tests/retention asks each setting of a method for its effect
     elsewhere += ["adapters.", "models.hf_model.", "objectives.distill.", "retention.", "callbacks.ema."]
     elsewhere = tuple(f"kleiber.{name}" for name in elsewhere)

@@ -12,6 +12,8 @@ from kleiber.budget import quantity
 from kleiber.errors import ConfigError
 from kleiber.signatures import signature
 
+SHARDED = "kleiber.fsdp.FSDP"
+
 
 def fit_together(config: Mapping[str, Any]) -> None:
     """Raises ConfigError for keys that are each right and together wrong."""
@@ -20,6 +22,7 @@ def fit_together(config: Mapping[str, Any]) -> None:
     _experts(config["model"])
     _batch(config)
     _devices(config["trainer"])
+    _shards(config)
     _stages(config)
     _positions(config)
     _line(config)
@@ -95,6 +98,27 @@ def _devices(trainer: Mapping[str, Any]) -> None:
         raise ConfigError(f"trainer.devices={devices}: write a number from 1")
     if argument(trainer, "accelerator") == "gpu" and not _has_gpu():
         raise ConfigError("trainer.accelerator=gpu, but there is no GPU here: set trainer.accelerator=cpu")
+
+
+def _shards(config: Mapping[str, Any]) -> None:
+    """What cannot work on a share of every parameter, or runs the model on one rank and not on another."""
+    trainer = config["trainer"]
+    if trainer["_target_"] != SHARDED:
+        return
+    devices = argument(trainer, "devices")
+    if devices < 2:
+        raise ConfigError(f"trainer.devices={devices} is nothing to shard over: trainer=fsdp needs 2 or more")
+    ema = (config.get("callbacks") or {}).get("ema")
+    refused = {
+        "trainer.compile=true": argument(trainer, "compile"),
+        "optimizer=muon": config["optimizer"]["_target_"].endswith(".Muon"),
+        f"retention={'+'.join(config.get('retention') or {})}": any((config.get("retention") or {}).values()),
+        "adapter": config.get("adapter"),
+        "callbacks.ema": ema,
+    }
+    for key, chosen in refused.items():
+        if chosen:
+            raise ConfigError(f"{key} does not work on the shards of trainer=fsdp: remove it, or set trainer=ddp")
 
 
 def _stages(config: Mapping[str, Any]) -> None:

@@ -65,6 +65,11 @@ class LitLM(LightningModule):
         self.last: dict[str, Tensor | float] = {}
         self.guard: Any = None
 
+    def configure_model(self) -> None:
+        shard = getattr(self.trainer.strategy, "shard", None)
+        if shard is not None:
+            shard(self.model)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         built = self.optimizer.build(self.model, self.model.roles(), self.model.parametrization.lr_scale)
         if self.restored is not None:

@@ -27,6 +27,7 @@ from kleiber.models.counting import count_parameters, executed_flops, training_f
 from kleiber.origin import begin_with
 from kleiber.plan import Plan, build_model
 from kleiber.retain import end_retention, retain, retention_methods
+from kleiber.sharding import whole
 from kleiber.tree import Around, Stage, Tree, branch_steps
 from kleiber.types import Samples
 
@@ -104,9 +105,10 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
     reached = fit(lit, callbacks, plan, Stream(samples, plan, cfg.seed, start, hardware.rank), tree, start)
     stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=reached))
     evaluate = next(c for c in callbacks if isinstance(c, Evaluate))
-    end_retention(methods, tree, stage, model, evaluate)
-    evaluate.latest |= moved(tree, stage, model, tasks)
-    return record(tree, stage, lit, callbacks, planned=plan.stop_step)
+    with whole(model):
+        end_retention(methods, tree, stage, model, evaluate)
+        evaluate.latest |= moved(tree, stage, model, tasks)
+        return record(tree, stage, lit, callbacks, planned=plan.stop_step)
 
 
 def begin(tree: Tree, stage: Stage, model: Any) -> None:

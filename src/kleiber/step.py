@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kleiber.sharding import scalar
 from kleiber.sums import Sums
 from kleiber.types import Batch, Loss, Objective
 
@@ -77,7 +78,7 @@ def normalise(
         torch._foreach_mul_(gradients, scale)
         change()
         scale = 1.0
-    norm = torch.nn.utils.get_total_norm(gradients).item() * scale
+    norm = scalar(torch.nn.utils.get_total_norm(gradients)) * scale
     if not math.isfinite(norm):
         raise Diverged(f"gradient norm {norm}")
     if clip is not None and norm > clip:

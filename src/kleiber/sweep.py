@@ -199,10 +199,11 @@ class Sweep:
 
 
 def line(done: int, total: int, where: Path, code: int, seconds: float, status: str | None = None) -> str:
-    """What a launcher prints when a cell has ended: its loss, or the first line of what went wrong."""
+    """What a launcher prints when a cell has ended: the loss on its own task, or the first line of what went wrong."""
     summary = read(where / "summary.json") or {}
-    metrics = (summary.get("stages") or [{}])[-1].get("metrics", {})
-    losses = [f"{value:.4f}" for key, value in metrics.items() if key[:4] == "val/" and key[-5:] == "/loss"]
+    stage = (summary.get("stages") or [{}])[-1]
+    own = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
+    losses = [f"{value:.4f}" for key, value in (stage.get("metrics") or {}).items() if key in own]
     error = (summary.get("error") or "").partition("\n")[0]
     told = error if code else f"loss {' '.join(losses)}" if losses else ""
     return f"[{done}/{total}] {status or folder.status(where):8} {where.name}  {seconds:.1f} s  {told}".rstrip()

@@ -108,6 +108,10 @@ class Local:
     def strategy(self) -> Any:
         return "auto"
 
+    def arithmetic(self) -> dict[str, Any]:
+        """How the Trainer is told the precision."""
+        return {"precision": PRECISIONS[str(self.precision)]}
+
     def trainer(self, callbacks: list[pl.Callback], loggers: list[Any], max_steps: int) -> pl.Trainer:
         """A Trainer for at most `max_steps` optimizer steps over an endless stream of batches."""
         return pl.Trainer(
@@ -115,7 +119,7 @@ class Local:
             devices=self.devices,
             num_nodes=1,
             strategy=self.strategy(),
-            precision=PRECISIONS[str(self.precision)],
+            **self.arithmetic(),
             max_steps=max_steps,
             max_epochs=-1,
             callbacks=callbacks,

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kleiber import checkpoint
+from kleiber.sharding import gathered, whole
 
 
 class Checkpoints(Callback):
@@ -47,21 +48,26 @@ class Checkpoints(Callback):
         return step == trainer.max_steps or step in self.branch_steps or bool(self.every and step % self.every == 0)
 
     def save(self, trainer: Trainer, pl_module: Any) -> None:
-        """Writes the state after the latest step: rank 0 writes, the others wait for it."""
-        if trainer.is_global_zero:
-            optimizer = pl_module.optimizers(use_pl_optimizer=False)
-            state = {
-                "optimizer": checkpoint.optimizer_state(optimizer),
-                "retention": {name_of(method): method.state_dict() for method in pl_module.retention},
-                "micro_batch": pl_module.micro_batch,
-                "callbacks": {c.state_key: s for c in trainer.callbacks if (s := c.state_dict())},  # type: ignore[attr-defined]
-            }
-            model = pl_module.model
-            names = checkpoint.trained(model) if pl_module.partial else None
-            checkpoint.save(self.folder, trainer.global_step, model, state, self.config_hash, names)
-            checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(s) for s in self.branch_steps])
+        """Writes the state after the latest step: rank 0 writes, the others hand it what they hold and wait for it."""
+        optimizer = checkpoint.optimizer_state(pl_module.optimizers(use_pl_optimizer=False))
+        optimizer = gathered(optimizer, keep=trainer.is_global_zero)
+        with whole(pl_module.model):
+            if trainer.is_global_zero:
+                self.write(trainer, pl_module, optimizer)
         if torch.distributed.is_initialized():
             trainer.strategy.barrier()
+
+    def write(self, trainer: Trainer, pl_module: Any, optimizer: dict[str, Any]) -> None:
+        state = {
+            "optimizer": optimizer,
+            "retention": {name_of(method): method.state_dict() for method in pl_module.retention},
+            "micro_batch": pl_module.micro_batch,
+            "callbacks": {c.state_key: s for c in trainer.callbacks if (s := c.state_dict())},  # type: ignore[attr-defined]
+        }
+        model = pl_module.model
+        names = checkpoint.trained(model) if pl_module.partial else None
+        checkpoint.save(self.folder, trainer.global_step, model, state, self.config_hash, names)
+        checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(s) for s in self.branch_steps])
 
 
 def name_of(method: Any) -> str:

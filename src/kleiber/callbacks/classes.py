@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kleiber.data.sampler import evaluation_batches
+from kleiber.sharding import whole
 from kleiber.types import Corpus
 
 MOST = 50  # classes that a figure can show
@@ -36,7 +37,7 @@ class Classes(Callback):
             return
         for task, samples in self.corpus.validation.items():
             scorer = make()
-            with trainer.precision_plugin.val_step_context():
+            with trainer.precision_plugin.val_step_context(), whole(pl_module.model):  # type: ignore[arg-type]
                 self.pass_over(pl_module, scorer, samples, trainer.global_rank, trainer.world_size)
             confusion, report = scorer.confusion(), scorer.report()  # every rank: they gather
             if confusion is not None and trainer.is_global_zero:

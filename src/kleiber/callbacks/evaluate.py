@@ -14,6 +14,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kleiber.score import Place, scores
+from kleiber.sharding import whole
 from kleiber.types import Task
 
 
@@ -98,6 +99,7 @@ class Evaluate(Callback):
     def scores(self, model: Any, tasks: Sequence[Task], tokens: int | None, prefix: str) -> dict[str, float]:
         """The metrics of the model as it is now; the time that they take is counted."""
         began = time.perf_counter()
-        found = scores(model, tasks, tokens, self.rows, self.place, prefix)
+        with whole(model):
+            found = scores(model, tasks, tokens, self.rows, self.place, prefix)
         self.seconds += time.perf_counter() - began
         return found

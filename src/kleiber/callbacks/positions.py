@@ -13,6 +13,7 @@ from kleiber.budget import quantity
 from kleiber.callbacks.evaluate import Evaluate
 from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.position import binned, loss_by_position
+from kleiber.sharding import whole
 from kleiber.types import Corpus
 
 
@@ -36,8 +37,13 @@ class Positions(Callback):
             raise ValueError("callbacks.positions scores the next token: remove it for model=bert")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        if trainer.global_step != trainer.max_steps or trainer.global_rank:
+        if trainer.global_step != trainer.max_steps:
             return
+        with whole(pl_module.model):
+            if trainer.is_global_zero:
+                self.score(trainer, pl_module)
+
+    def score(self, trainer: Trainer, pl_module: Any) -> None:
         found: dict[str, float] = {}
         for domain, samples in self.corpus.validation.items():
             batches = evaluation_batches(samples.first(self.tokens), self.rows, None, 0, 1)

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kleiber.models.generate import generate
+from kleiber.sharding import whole
 from kleiber.types import Corpus
 
 
@@ -38,8 +39,11 @@ class Samples(Callback):
         self.texts: list[str] = []
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and trainer.global_step == trainer.max_steps:
-            self.write(pl_module.model, trainer.loggers)
+        if trainer.global_step != trainer.max_steps:
+            return
+        with whole(pl_module.model):  # type: ignore[arg-type]
+            if trainer.is_global_zero:
+                self.write(pl_module.model, trainer.loggers)
 
     def write(self, model: Any, loggers: list[Any]) -> None:
         """Generates, writes and shows. A bidirectional model has no continuation, so it is left alone."""

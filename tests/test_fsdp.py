@@ -1,0 +1,126 @@
+"""Two ranks that share the weights give the numbers of two that each have all, and their checkpoints are the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import alive, rank_of, wait_for
+from safetensors.torch import load_file
+from small_run import REPOSITORY, TINY
+from test_ddp import ends, rows
+
+OPTIONS = [
+    "trainer.precision=64", "model.depth=2", "model.context=64", "data.max_bytes=20000", "budget.steps=8",
+    "eval.tokens=1024", "callbacks.log.every=1", "batch.micro=3", "callbacks.checkpoints.every=2",
+]  # fmt: skip
+PAIR = [*OPTIONS, "trainer.devices=2"]
+ALONE = [*OPTIONS, "trainer=cpu"]
+
+
+def last(root: Path) -> dict:
+    """The last weights of a run."""
+    return load_file(max(root.glob("*/*/stages/main/checkpoints/step-????????")) / "model.safetensors")
+
+
+def assert_same(one: dict, two: dict) -> None:
+    assert one.keys() == two.keys()
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-9
+
+
+def done(run: subprocess.Popen) -> None:
+    out, err = run.communicate(timeout=150)
+    assert run.returncode == 0, out + err
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize("model", ["gpt", "moe"])
+def test_sharded_ranks_give_the_numbers_of_ddp(process, tmp_path, model):
+    """Losses, norms of gradients, scores and weights, over micro-batches and in fp64."""
+    for trainer in ("ddp", "fsdp"):
+        done(process(f"trainer={trainer}", f"model={model}", *PAIR, root=trainer))
+    expected, found = (rows(next((tmp_path / name).glob("*/*"))) for name in ("ddp", "fsdp"))
+    assert len(expected) == len(found) >= 8
+    assert {"train/loss", "train/grad_norm"} <= found[0].keys()
+    for one, two in zip(expected, found, strict=True):
+        assert two == pytest.approx(one, abs=1e-9)
+    assert_same(last(tmp_path / "ddp"), last(tmp_path / "fsdp"))
+
+
+LOOK = """
+import json, os, sys
+from kleiber.lit import LitLM
+from kleiber.launch import main
+step = LitLM.training_step
+def look(self, batch, index):
+    step(self, batch, index)
+    state = self.optimizers(use_pl_optimizer=False).state
+    told = {n: [p.numel(), p.to_local().numel(), state[p]["exp_avg"].to_local().numel()]
+            for n, p in self.model.named_parameters()}
+    with open(sys.argv[1] + os.environ["RANK"], "w") as file:
+        json.dump(told, file)
+LitLM.training_step = look
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_each_rank_holds_its_share_alone(cache_dir, tmp_path):
+    (tmp_path / "look.py").write_text(LOOK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(tmp_path / "look.py"), str(tmp_path / "rank"), *TINY, "trainer=fsdp", *PAIR, "budget.steps=2"]
+    told = subprocess.run([*command, f"root={tmp_path / 'runs'}"], cwd=REPOSITORY, capture_output=True, timeout=150)
+    assert told.returncode == 0, told.stdout + told.stderr
+    first, second = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1))
+    assert first.keys() == second.keys() and len(first) > 10
+    for name, (total, local, moments) in first.items():
+        assert local + second[name][1] == total and moments == local
+        assert local == pytest.approx(total / 2, rel=0.05), name
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_killed_sharded_run_ends_bit_identical(process, tmp_path):
+    options = ["trainer=fsdp", *PAIR, "budget.steps=30"]
+    done(process(*options, root="unbroken"))
+    run = process(*options, root="killed")
+    try:
+        wait_for(lambda: list(tmp_path.glob("killed/*/*/stages/main/checkpoints/step-????????")))
+        (pid,) = [pid for pid, line in alive(tmp_path / "killed").items()
+                  if "kleiber.cell" in line and "kleiber.ranks" not in line and rank_of(pid) == "1"]  # fmt: skip
+        os.kill(pid, signal.SIGKILL)
+        out, err = run.communicate(timeout=100)
+    finally:
+        run.kill()
+    assert run.returncode == 1, out + err
+    again = process(*options, root="killed")
+    out, err = again.communicate(timeout=150)
+    assert again.returncode == 0 and "resuming at step" in err, out + err
+    assert ends(tmp_path / "killed") == ends(tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_one_process_and_sharded_ranks_go_on_from_each_other(launch, process, interrupted, tmp_path):
+    """Weights and optimizer state: a moment that was lost would show in the next step."""
+    launch(*ALONE, "budget.steps=30", root="alone")
+    pair = process("trainer=fsdp", *PAIR, "budget.steps=30", root="pair")
+    wait_for(lambda: list(tmp_path.glob("pair/*/*/stages/main/checkpoints/step-????????")))
+    pair.terminate()
+    out, err = pair.communicate(timeout=100)
+    assert pair.returncode == 75, out + err
+    (folder,) = (tmp_path / "pair").glob("*/*")
+    launch(*ALONE, "budget.steps=30", f"resume={folder}", root="pair")
+    assert_same(last(tmp_path / "alone"), last(tmp_path / "pair"))
+    with interrupted(4):
+        launch(*ALONE, "budget.steps=30", root="other", code=130)
+    (folder,) = (tmp_path / "other").glob("*/*")
+    other = process("trainer=fsdp", *PAIR, "budget.steps=30", f"resume={folder}", root="other")
+    out, err = other.communicate(timeout=150)
+    assert other.returncode == 0 and "resuming at step" in err, out + err
+    assert_same(last(tmp_path / "alone"), last(tmp_path / "other"))

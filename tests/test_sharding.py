@@ -1,0 +1,73 @@
+"""What reads the weights of a sharded model finds them whole; a group of one rank shards as a larger one does."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from kleiber import checkpoint
+from kleiber.sharding import gathered, placed, whole
+
+
+@pytest.fixture
+def net():
+    """Two layers and a root with a tied matrix, each a unit."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    model = tied()
+    fully_shard(model[0])
+    yield fully_shard(model, reshard_after_forward=False)
+    dist.destroy_process_group()
+
+
+def tied() -> nn.Sequential:
+    inner = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 5, bias=False))
+    inner[2].weight = inner[0].weight
+    return nn.Sequential(inner)
+
+
+def test_inside_of_whole_a_model_is_plain_and_is_saved_with_its_ties(net, tmp_path):
+    before = {name: value.full_tensor() for name, value in net.state_dict().items()}
+    with whole(net):
+        inside = net.state_dict()
+        assert not any(isinstance(value, DTensor) for value in inside.values())
+        net(torch.tensor([[1, 2]]))  # after which a unit shards itself, at other times
+        assert not any(isinstance(parameter, DTensor) for parameter in net.parameters())
+        saved = checkpoint.save(tmp_path, 1, net, {}, "hash")
+    assert all(isinstance(value, DTensor) for value in [*net.state_dict().values(), *net.parameters()])
+    other = tied()
+    saved.load_model(other)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_a_unit_shards_itself_again_after_whole(net):
+    with whole(net):
+        pass
+    net(torch.tensor([[1, 2]]))
+    assert all(isinstance(parameter, DTensor) for parameter in net.parameters())
+
+
+def test_optimizer_state_is_gathered_whole_and_placed_in_shares(net):
+    parameters = dict(net.named_parameters())
+    optimizer = torch.optim.AdamW([{"params": list(parameters.values()), "names": list(parameters)}], fused=True)
+    net(torch.tensor([[1, 2]])).square().sum().backward()
+    optimizer.step()
+    state = checkpoint.optimizer_state(optimizer)
+    told = gathered(state, keep=True)
+    assert not any(isinstance(value, DTensor) for values in told.values() for value in values.values())
+    assert gathered(state, keep=False) == {}
+    assert gathered(told, keep=False) is told
+    for name, values in told.items():
+        for key, value in values.items():
+            back = placed(value, parameters[name])
+            assert isinstance(back, DTensor) == (key != "step")
+            assert torch.equal(back.full_tensor() if key != "step" else back, value)
+
+
+def test_a_plain_model_is_left_alone():
+    net = nn.Linear(2, 2)
+    with whole(net):
+        assert net(torch.ones(1, 2)).shape == (1, 2)
+    state = {"weight": {"step": torch.ones(())}}
+    assert gathered(state, keep=False) is state
