@@ -169,6 +169,56 @@ def test_the_line_between_start_and_end_is_scored_beside_the_end(launch, chain):
     assert two["metrics"]["wise/0.5/tiny/loss"] < two["metrics"]["val/tiny/loss"]
 
 
+def test_an_adapted_stage_remembers_its_own_parameters_and_ends_on_a_line_of_weights(launch, other):
+    """Low-rank factors of two stages have the same names and nothing else in common."""
+    steps = "budget:{steps:4},optimizer:{lr:0.01}"
+    stages = f"{{one:{{{steps}}},two:{{data:{{path:{other}}},{steps}}},three:{{{steps}}}}}"
+    methods = ["retention=[ewc,wise]", "retention.ewc.samples=4", "retention.wise.alphas=[0,0.5,1]", "adapter=lora"]
+    folder = launch("stages=chain", f"stages.chain={stages}", *methods, *OFTEN, "callbacks.ema=null")
+    one, two, three = summary(folder)["stages"]
+    assert set(three["start_metrics"]) == {key for key in two["metrics"] if key.startswith("val/")}
+    for task in ("tiny", "other"):
+        assert two["metrics"][f"wise/0/{task}/loss"] == pytest.approx(one["metrics"][f"val/{task}/loss"], rel=1e-6)
+        assert two["metrics"][f"wise/1/{task}/loss"] == pytest.approx(two["metrics"][f"val/{task}/loss"], rel=1e-5)
+    start, half, end = (
+        load_file(folder / f"stages/two/wise-{alpha}/step-00000000/model.safetensors") for alpha in ("0", "0.5", "1")
+    )
+    assert start.keys() == weights(folder, "one").keys(), "a plain model"
+    for name, value in half.items():
+        torch.testing.assert_close(value, (start[name] + end[name]) / 2)
+    state = torch.load(max(folder.glob("stages/three/checkpoints/step-*")) / "state.pt", weights_only=True)
+    fisher = state["retention"]["ewc"]["_extra_state"]["fisher"]
+    mean = sum(value.sum() for value in fisher.values()) / sum(value.numel() for value in fisher.values())
+    assert float(mean) == pytest.approx(1, rel=1e-4), "of this stage's parameters alone"
+
+
+def test_a_damaged_start_is_told_in_a_line(launch, tmp_path, capsys):
+    base = launch("trainer.max_steps=2", root="base")
+    for file in base.glob("stages/main/checkpoints/*/model.safetensors"):
+        file.write_bytes(b"cut")
+    assert main([*TINY, f"root={tmp_path / 'runs'}", "init=checkpoint", f"init.path={base}"]) == 2
+    told = capsys.readouterr().err
+    assert "has no good checkpoint" in told and "Traceback" not in told
+
+
+def test_a_task_that_comes_again_is_scored_as_it_is_now(launch):
+    """And not on that part of the text which the start point was scored on."""
+    base = launch("data.max_bytes=2500", "budget.steps=2", *OFTEN, root="base")
+    again = launch("init=checkpoint", f"init.path={base}", "budget.steps=1", "optimizer.lr=1e-12", *OFTEN, root="again")
+    before, now = (summary(folder)["stages"][0]["metrics"]["val/tiny/loss"] for folder in (base, again))
+    assert before != pytest.approx(now, abs=1e-4) and summary(again)["R"]["tasks"] == ["tiny"]
+
+
+def test_noise_of_an_upcycled_start_is_the_same_however_often_it_is_drawn(launch):
+    base = launch("trainer.max_steps=1", "model.width=32", *OFTEN, root="base")
+    experts = ["model=moe", "model.width=32", "model.mlp.granularity=1", "init=upcycle", f"init.path={base}"]
+    hidden = load_file(max(base.glob("stages/main/checkpoints/step-*")) / "model.safetensors")
+    size = hidden["blocks.0.mlp.gate_up.weight"].shape[0] // 2
+    made = [*experts, f"model.mlp.hidden={size}", "init.noise=0.5", "trainer.max_steps=1", "optimizer.lr=1e-12"]
+    found = summary(launch(*made, *OFTEN, root="made"))["stages"][0]
+    assert found["metrics"]["drift/weights"] < 1e-6
+
+
 @pytest.mark.slow
 def test_two_ranks_train_a_chain_as_one_process_does(launch, chain):
     methods = ["retention=[replay,ewc,l2sp,lwf,agem]", "retention.ewc.samples=4", "retention.replay.fraction=0.25"]

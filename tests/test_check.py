@@ -83,6 +83,18 @@ def test_pairs_of_keys_are_both_named():
         (["model.num_heads=4", "model.num_kv_heads=3"], ["model.num_kv_heads=3", "model.num_heads=4"]),
         (["trainer=ddp", "trainer.devices=3"], ["batch.tokens=4096", "trainer.devices=3"]),
         (["budget.tokens=1M", "budget.steps=3"], ["budget.tokens=1M", "budget.steps=3"]),
+        (["callbacks=positions", "model=bert", "objective=mlm"], ["callbacks=positions", "model.causal=false"]),
+        (
+            [
+                "model=hf",
+                "model.path=llama",
+                "model.weights=random",
+                "adapter=lora",
+                "retention=wise",
+                "stages=docs_then_code",
+            ],
+            ["retention=wise", "adapter=lora", "model=hf"],
+        ),
     ):
         with pytest.raises(ConfigError) as caught:
             check(composed(*overrides))

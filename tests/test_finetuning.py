@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 from small_run import REPOSITORY
 
+from kleiber.load import load_run
+from kleiber.score import Place, score
+from kleiber.types import Task
+
 DATA = REPOSITORY / "tests/data"
 PAIRS = ["data=preference", f"data.path={DATA}/preference.jsonl", "objective=dpo", "optimizer.lr=0.05"]
 
@@ -62,12 +66,71 @@ def stage(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())["stages"][0]
 
 
-def test_a_pair_is_two_rows_of_the_batch_and_an_epoch_is_of_samples(launch):
-    """Both answers are read: what a step of pairs costs is what batch.tokens says, and no more."""
+def test_a_pair_is_two_rows_of_the_batch_and_padding_is_no_token(launch, capsys):
+    """batch.tokens is the room for rows of model.context tokens; what is counted is what stands in them."""
     options = ["batch.tokens=512", "model.context=64", "budget.steps=3", "data.max_bytes=20000"]
-    pairs = stage(launch(*PAIRS, *options))
-    assert (pairs["tokens"], pairs["samples"], pairs["batch_tokens"]) == (3 * 512, 3 * 4, 512)
+    folder = launch(*PAIRS, *options)
+    pairs, known = stage(folder), len(np.load(folder / "stages/main/reference.npz")["train"])
+    assert pairs["samples"] == 3 * 512 // (2 * 64)
+    assert pairs["batch_tokens"] == round(4 * pairs["data"]["tokens"] / known) < 512
+    assert pairs["tokens"] == 3 * pairs["batch_tokens"]
+    launch(*PAIRS, "batch.tokens=192", "model.context=64", code=2)
+    assert "batch.tokens=192 is no number of samples" in capsys.readouterr().err
     labelled = ["data=labelled", f"data.path={DATA}/labelled.jsonl", "objective=classify"]
     one = stage(launch(*labelled, *options))
-    assert one["samples"] == 24
-    assert one["unique_tokens"] < min(one["tokens"], one["data"]["tokens"]), "rows are shorter than model.context"
+    assert one["samples"] == 24 and one["tokens"] < 3 * 512
+    assert one["unique_tokens"] == pytest.approx(one["tokens"], rel=0.01), "less than an epoch"
+
+
+SMALL = ["batch.tokens=512", "model.context=64", "data.max_bytes=20000"]
+
+
+@pytest.mark.parametrize("name,data", [("classify", "labelled"), ("sft", "instruct"), ("dpo", "preference")])
+def test_what_starts_from_a_tuned_run_is_scored_on_its_task(launch, name, data):
+    """The task's data and its own output layer come with the weights, so forgetting it is measured."""
+    table = [f"data={data}", f"data.path={DATA}/{data}.jsonl", f"objective={name}"]
+    tuned = launch(*table, *SMALL, "budget.steps=4", "optimizer.lr=0.05", root="tuned")
+    start = ["init=checkpoint", f"init.path={tuned}", "batch.tokens=512", "budget.steps=2"]
+    found = json.loads((launch(*start, root="after") / "summary.json").read_text())
+    assert found["R"]["tasks"] == [data, "tiny"]
+    assert found["R"]["baseline"][0] == pytest.approx(metrics(tuned)[found["R"]["metric"][data]], abs=1e-6)
+    assert found["R"]["matrix"][0][0] is not None
+    told = found["stages"][0]["start_metrics"][f"val/{data}/loss"]
+    assert told == pytest.approx(metrics(tuned)[f"val/{data}/loss"], abs=1e-6), "pairs against their first reference"
+    _, model, corpus, objective = load_run(tuned)
+    task = Task(data, objective, corpus.validation[data])
+    assert score(model, task, None, 16, Place())["loss"] == pytest.approx(told, abs=1e-5), "opened for kleiber eval"
+
+
+def test_a_chain_stopped_after_its_pairs_scores_them_against_what_they_began_with(launch, interrupted):
+    tuned = "{_target_:kleiber.data.preference.Preference,path:" + f"{DATA}/preference.jsonl,max_bytes:20000}}"
+    pairs = f"pairs:{{data:{tuned},objective:{{_target_:kleiber.objectives.dpo.DPO}},budget:{{steps:4}}}}"
+    chain = ["stages=chain", f"stages.chain={{{pairs},text:{{budget:{{steps:4}}}}}}", "batch.tokens=512"]
+    options = [*chain, "model.context=64", "optimizer.lr=0.05", "callbacks.checkpoints.every=2"]
+    whole = launch(*options, root="whole")
+    with interrupted(3):
+        launch(*options, root="broken", code=130)
+    broken = launch(*options, root="broken")
+    one, other = (json.loads((f / "summary.json").read_text())["stages"][1]["metrics"] for f in (whole, broken))
+    assert one == other and one["val/preference/loss"] != pytest.approx(np.log(2), abs=1e-4)
+
+
+def test_a_branch_learns_against_the_reference_of_its_trunk(launch):
+    tree = ["stages=trunk_and_cooldowns", "stages.branches=[2048,4096]", "batch.tokens=512", "model.context=64"]
+    folder = launch(*PAIRS, *tree, "data.max_bytes=20000")
+    assert [file.parent.name for file in folder.glob("stages/*/reference.npz")] == ["trunk"]
+
+
+def test_what_is_known_of_classes_can_be_held(launch):
+    """Fisher information and the old model's answers, on the task's own output layer; text has longer rows than it."""
+    labelled = "{_target_:kleiber.data.labelled.Labelled,path:" + f"{DATA}/labelled.jsonl,max_bytes:20000}}"
+    first = (
+        f"classes:{{data:{labelled},objective:{{_target_:kleiber.objectives.classify.Classify}},budget:{{steps:4}}}}"
+    )
+    chain = ["stages=chain", f"stages.chain={{{first},text:{{budget:{{steps:3}}}}}}", "retention=[ewc,lwf]"]
+    folder = launch(*chain, "retention.ewc.samples=4", "batch.tokens=512", "model.context=64", "callbacks.log.every=1")
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    assert stages[1]["metrics"]["drift/labelled/kl"] > 0
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for name in ("ewc", "lwf"):
+        assert any(value > 0 for row in rows for key, value in row.items() if key.endswith(f"train/retention/{name}"))

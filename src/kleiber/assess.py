@@ -123,9 +123,9 @@ def ours(path: Path) -> Any:
 
     from kleiber.models.hf import from_hf
 
-    try:
-        return from_hf(AutoModelForCausalLM.from_pretrained(path, local_files_only=True)).eval()
-    except ValueError:
+    try:  # without safetensors it is an OSError: no pickle is opened
+        return from_hf(AutoModelForCausalLM.from_pretrained(path, local_files_only=True, use_safetensors=True)).eval()
+    except (OSError, ValueError):
         return None
 
 

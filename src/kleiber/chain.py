@@ -57,6 +57,11 @@ def stage_configs(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def stage_config(config: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The config of one stage; a branch of a tree has that of the run."""
+    return stage_configs(config).get(stage) or dict(config)
+
+
 def merged(old: Any, new: Any) -> Any:
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or "_target_" in new:
         return new
@@ -82,12 +87,12 @@ def locate(path: str) -> tuple[Path, str]:
 
 def adopt(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The config with what its start point decides: the model and the tokenizer, unless the command line names them."""
-    config = _wrapped(config, {override.lstrip("+~").partition("=")[0] for override in overrides})
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    config = _wrapped(config, given)
     init = config.get("init")
     if not isinstance(init, Mapping) or "_target_" not in init:
         return config
     kind = str(init["_target_"]).rsplit(".", 1)[-1]
-    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
     if kind == "Scratch" or not init.get("path"):
         return config
     if kind == "HF":
@@ -96,16 +101,15 @@ def adopt(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         if config["model"]["_target_"].rsplit(".", 1)[-1] != "Transformer":
             return config
         config = _with_model(config, hf_model_node(Path(str(init["path"]))), given)
-        return _with_tokenizer(config, str(Path(str(init["path"])).expanduser().absolute()), None, given)
+        return _with_tokenizer(config, str(Path(str(init["path"])).expanduser().absolute()), given)
     folder, stage = locate(str(init["path"]))
     old = read_config(folder)
     init = {**init, "path": str(folder / stage)}
     config = {**config, "init": init}
     if kind == "Checkpoint":
         config = _with_model(config, old["model"], given)
-    own = (stage_configs(old).get(stage) or old)["data"]
-    saved = folder / TOKENIZER
-    return _with_tokenizer(config, str(saved) if saved.is_dir() else own.get("tokenizer", "bytes"), None, given)
+    own, saved = stage_config(old, stage)["data"], folder / TOKENIZER
+    return _with_tokenizer(config, str(saved) if saved.is_dir() else own.get("tokenizer", "bytes"), given)
 
 
 def _wrapped(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def _wrapped(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
 
     if "data.tokenizer" in given or "tokenizer" not in signature(str(config["data"]["_target_"])).parameters:
         return config
-    return _with_tokenizer(config, hf_tokenizer(model_folder(str(model["path"])).absolute()), None, given)
+    return _with_tokenizer(config, hf_tokenizer(model_folder(str(model["path"])).absolute()), given)
 
 
 def _with_model(config: dict[str, Any], model: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
@@ -130,10 +134,10 @@ def _with_model(config: dict[str, Any], model: Mapping[str, Any], given: set[str
     return {**config, "model": adopted}
 
 
-def _with_tokenizer(config: dict[str, Any], name: str, size: int | None, given: set[str]) -> dict[str, Any]:
+def _with_tokenizer(config: dict[str, Any], name: str, given: set[str]) -> dict[str, Any]:
     if "data.tokenizer" in given or "tokenizer" not in signature(str(config["data"]["_target_"])).parameters:
         return config
-    return {**config, "data": {**config["data"], "tokenizer": name, "vocab_size": size}}
+    return {**config, "data": {**config["data"], "tokenizer": name, "vocab_size": None}}
 
 
 def _get(node: Any, keys: Sequence[str]) -> Any:

@@ -24,6 +24,8 @@ def fit_together(config: Mapping[str, Any]) -> None:
     _devices(config["trainer"])
     _shards(config)
     _stages(config)
+    _positions(config)
+    _line(config)
 
 
 def argument(node: Mapping[str, Any], name: str) -> Any:
@@ -124,6 +126,24 @@ def _stages(config: Mapping[str, Any]) -> None:
     for name, value in config["budget"].items():
         if branches and value is not None:
             raise ConfigError(f"budget.{name}={value} and stages.branches={branches} both say how long: keep one")
+
+
+def _positions(config: Mapping[str, Any]) -> None:
+    nodes = (config["callbacks"] or {}).values()
+    if argument(config["model"], "causal") is False and any(_is(node, "Positions") for node in nodes):
+        raise ConfigError("callbacks=positions scores the next token, and model.causal=false reads it: remove one")
+
+
+def _line(config: Mapping[str, Any]) -> None:
+    """Weights of a wrapped model have other names beside an adapter than merged, so there is no line between them."""
+    nodes = (config.get("retention") or {}).values()
+    wrapped = _is(config["model"], "HFModel") and _is(config.get("adapter"), "LoRA")
+    if wrapped and any(_is(node, "WiSE") for node in nodes):
+        raise ConfigError("retention=wise with adapter=lora needs a model of ours, not model=hf: take adapter=freeze")
+
+
+def _is(node: Any, kind: str) -> bool:
+    return isinstance(node, Mapping) and str(node.get("_target_", "")).endswith(f".{kind}")
 
 
 def _has_gpu() -> bool:

@@ -14,10 +14,10 @@ from omegaconf import DictConfig
 
 from kleiber import checkpoint
 from kleiber.build import build
-from kleiber.chain import locate, stage_configs
+from kleiber.chain import locate, stage_config
 from kleiber.errors import ConfigError
 from kleiber.folder import read_config
-from kleiber.opened import add_saved_heads, load_trained, new_model, objective_of
+from kleiber.opened import add_saved_heads, load_trained, new_model, objective_at
 from kleiber.types import Corpus, Objective
 
 
@@ -38,7 +38,7 @@ def load_run(path: Path, stage: str | None = None) -> Loaded:
     corpus: Corpus = build(cfg.data).prepare(cfg.model.context)
     model = new_model(cfg, corpus.tokenizer)
     load_trained(model, home, stage)
-    return Loaded(cfg, model.eval(), corpus, objective_of(cfg, corpus))
+    return Loaded(cfg, model.eval(), corpus, objective_at(cfg, corpus, home / "stages" / stage))
 
 
 def place(path: Path, stage: str | None = None) -> tuple[Path, str]:
@@ -50,8 +50,7 @@ def place(path: Path, stage: str | None = None) -> tuple[Path, str]:
 
 
 def config_of(home: Path, stage: str) -> DictConfig:
-    config = read_config(home)
-    return DictConfig(stage_configs(config).get(stage) or config)
+    return DictConfig(stage_config(read_config(home), stage))
 
 
 def earlier(path: Path, stage: str | None = None) -> Iterator[tuple[int, Any]]:

@@ -16,10 +16,11 @@ from safetensors import safe_open
 
 from kleiber import checkpoint
 from kleiber.build import build
-from kleiber.chain import TOKENIZER, locate, stage_configs
+from kleiber.chain import TOKENIZER, locate, stage_config, stage_configs
 from kleiber.data.tokenizer import Bytes
 from kleiber.errors import ConfigError
 from kleiber.folder import read_config
+from kleiber.objectives.reference import NAME
 from kleiber.signatures import signature
 from kleiber.summary import read
 from kleiber.types import Corpus, Tokenizer
@@ -56,7 +57,7 @@ def open_model(path: str) -> Opened:
         folder, stage = locate(path)
     except ConfigError as error:
         raise ValueError(str(error).replace("init.path=", "")) from None
-    config = stage_configs(read_config(folder)).get(stage) or read_config(folder)
+    config = stage_config(read_config(folder), stage)
     tokenizer = tokenizer_of(folder, config)
     model = new_model(config, tokenizer)
     found = load_trained(model, folder, stage)
@@ -67,6 +68,15 @@ def open_model(path: str) -> Opened:
 def objective_of(config: DictConfig, corpus: Corpus) -> Any:
     """The objective of a stage's config on a corpus; one that learns from another run opens it."""
     return build(config.objective, vocabulary=corpus.tokenizer, corpus=corpus, open_model=open_model)
+
+
+def objective_at(config: DictConfig, corpus: Corpus, place: Path) -> Any:
+    """The objective of a stage that was trained in `place`, where what it asked the model at first is read again."""
+    objective = objective_of(config, corpus)
+    kept = [home for home in (place, place.with_name("trunk")) if (home / f"{NAME}.npz").is_file()]
+    if kept and hasattr(objective, "begin"):
+        objective.begin(None, corpus, kept[0])
+    return objective
 
 
 def open_hf(folder: Path) -> Opened:
@@ -105,7 +115,7 @@ def new_model(config: Mapping[str, Any], tokenizer: Tokenizer) -> Any:
 def load_trained(model: Any, folder: Path, stage: str) -> checkpoint.Checkpoint:
     """The final weights of a stage, with the heads that it had; an adapter's are merged into those it began with."""
     configs = stage_configs(read_config(folder))
-    config = configs.get(stage) or read_config(folder)
+    config = stage_config(read_config(folder), stage)
     place = folder / "stages" / stage / "checkpoints"
     found, complaints = checkpoint.latest(place)
     if found is None:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from omegaconf import DictConfig
 
 from kleiber.build import build
 from kleiber.chain import is_chain, locate, stage_configs
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.folder import read_config
-from kleiber.opened import load_trained, objective_of
+from kleiber.opened import load_trained, objective_at
 from kleiber.types import Corpus, Task
 
 
@@ -50,7 +51,8 @@ class Checkpoint:
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         folder, stage = locate(self.path)
-        return [task for one in lineage(folder, stage) for task in tasks_of(DictConfig(one), corpus)]
+        led = lineage(folder, stage).items()
+        return [task for name, one in led for task in tasks_of(DictConfig(one), corpus, folder / "stages" / name)]
 
 
 @dataclass(frozen=True)
@@ -83,28 +85,32 @@ class Upcycle(Checkpoint):
     """A dense run as a mixture of experts, each a copy of its MLP (Komatsuzaki et al. 2022, arXiv:2212.05055).
 
     noise  relative standard deviation of what is added to the copies
+    seed   of the noise
     """
 
     noise: float = 0.0
+    seed: int = 0
 
     def load(self, model: Any) -> None:
         from kleiber.models.upcycle import upcycle
 
         folder, stage = locate(self.path)
-        dense = build(DictConfig(lineage(folder, stage)[-1]["model"]), vocab_size=model.vocab_size)
+        dense = build(DictConfig(read_config(folder)["model"]), vocab_size=model.vocab_size)
         for name, head in model.heads.items():
             dense.add_head(name, len(head.weight))
         begin_with(dense, folder, stage)
-        upcycle(dense.state_dict(), model, noise=self.noise)
+        with torch.random.fork_rng(devices=[]):  # the same noise however often the start is asked for
+            torch.manual_seed(self.seed)
+            upcycle(dense.state_dict(), model, noise=self.noise)
 
 
-def lineage(folder: Path, stage: str) -> list[dict[str, Any]]:
+def lineage(folder: Path, stage: str) -> dict[str, dict[str, Any]]:
     """The configs of the stages that led to `stage` of a run, itself last; a branch has that of the run."""
     config = read_config(folder)
     if not is_chain(config):
-        return [config]
+        return {stage: config}
     configs = stage_configs(config)
-    return [configs[name] for name in list(configs)[: list(configs).index(stage) + 1]]
+    return {name: configs[name] for name in list(configs)[: list(configs).index(stage) + 1]}
 
 
 def begin_with(model: Any, folder: Path, stage: str) -> None:
@@ -118,11 +124,11 @@ def begin_with(model: Any, folder: Path, stage: str) -> None:
         del model.heads[name]
 
 
-def tasks_of(config: DictConfig, corpus: Corpus) -> list[Task]:
-    """The tasks that a stage with this config trains on: its validation domains under its objective."""
+def tasks_of(config: DictConfig, corpus: Corpus, place: Path) -> list[Task]:
+    """The tasks that a stage with this config trained on in `place`: its validation domains under its objective."""
     own: Corpus = build(config.data).prepare(config.model.context)
     same_tokenizer(corpus, own, "init.path")
-    return domains(own, objective_of(config, own))
+    return domains(own, objective_at(config, own, place))
 
 
 def domains(corpus: Corpus, objective: Any) -> list[Task]:

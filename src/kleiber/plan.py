@@ -23,7 +23,7 @@ from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.opened import objective_of
 from kleiber.origin import same_tokenizer
 from kleiber.step import accumulate
-from kleiber.types import Batch, Corpus, Objective, Task
+from kleiber.types import Batch, Corpus, Objective, Samples, Task
 
 
 @dataclass
@@ -56,8 +56,13 @@ class Plan:
 
     @property
     def batch_tokens(self) -> int:
-        """Positions of a step's rows at their longest; samples that are shorter have fewer."""
-        return self.rows * self.sides * self.context
+        """Tokens of a step: on average, where samples are of unequal length; padding is none."""
+        return step_tokens(self.corpus.train, self.rows)
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row, on average: `context`, where rows are full."""
+        return row_tokens(self.corpus.train, self.sides)
 
     @property
     def tokens(self) -> int:
@@ -91,13 +96,11 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
     model = before.model if before is not None else build_model(cfg, corpus, {})
     add_heads(model, outputs)
     parameters = count_parameters(model)
-    flops = training_flops(model, context, getattr(objective, "outputs", {}))
     sides = getattr(corpus.train, "sides", 1)
-    rows = max(1, round(quantity(cfg.batch.tokens)) // (context * sides))
-    budget = Budget(**cfg.budget)
-    steps = budget.num_steps(
-        batch_tokens=rows * sides * context, active_params=parameters.active, flops_per_token=flops
-    )
+    rows = samples_of(cfg.batch.tokens, context * sides, hardware.world_size)
+    flops = training_flops(model, row_tokens(corpus.train, sides), getattr(objective, "outputs", {}))
+    batch = step_tokens(corpus.train, rows)
+    steps = Budget(**cfg.budget).num_steps(batch_tokens=batch, active_params=parameters.active, flops_per_token=flops)
     share = -(-rows // hardware.world_size)
     return Plan(
         corpus=corpus,
@@ -118,6 +121,28 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
         sides=sides,
         known=known,
     )
+
+
+def samples_of(tokens: int | float | str, longest: int, world_size: int) -> int:
+    """Samples of a batch that has room for `tokens`. Raises ValueError where it is not filled, or a rank gets none."""
+    samples, left = divmod(round(quantity(tokens)), longest)
+    if left or samples < world_size:
+        near = max(world_size, round(quantity(tokens) / longest)) * longest
+        raise ValueError(
+            f"batch.tokens={tokens} is no number of samples of up to {longest} tokens, one at least for each of "
+            f"trainer.devices={world_size}: take {near}"
+        )
+    return samples
+
+
+def step_tokens(samples: Samples, count: int) -> int:
+    """Tokens of `count` samples, on average."""
+    return max(1, round(count * samples.num_tokens / len(samples)))
+
+
+def row_tokens(samples: Samples, sides: int) -> int:
+    """Tokens of one of the `sides` rows of a sample, on average."""
+    return max(1, round(samples.num_tokens / (len(samples) * sides)))
 
 
 def build_model(cfg: DictConfig, corpus: Corpus, outputs: dict[str, int]) -> Any:

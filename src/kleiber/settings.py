@@ -15,7 +15,7 @@ from kleiber.budget import Budget, quantity
 class BatchSize:
     """The batch of one optimizer step.
 
-    tokens  target tokens of one optimizer step, over all ranks
+    tokens  of one optimizer step over all ranks, where its rows are full; a pair has two rows
     micro   sequences at once on one device; "auto" finds what fits
     """
 

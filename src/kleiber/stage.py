@@ -112,10 +112,14 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
 
 
 def begin(tree: Tree, stage: Stage, model: Any) -> None:
-    """Lets the objective ask the model that the stage begins with; of a stage with checkpoints it reads the answers."""
+    """Lets the objective ask the model that the stage begins with, a branch that of its trunk.
+
+    Of a stage with checkpoints it reads what was answered then.
+    """
     ask = getattr(stage.plan.objective, "begin", None)
     if ask is not None:
-        ask(model, stage.plan.corpus, tree.place(stage.name).parent)
+        first = stage.parent if stage.continues and stage.parent else stage.name
+        ask(model, stage.plan.corpus, tree.place(first).parent)
 
 
 def newest(tree: Tree, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:
@@ -253,11 +257,9 @@ def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any], planned: 
     if before and not stage.continues:
         past |= {"tokens": before["tokens"], "samples": before["samples"], **before["flops"]}
     read = getattr(plan.objective, "outputs", {})
-    tokens, flops = (
-        plan.tokens,
-        training_flops(lit.model, plan.context, read),
-    )  # of what is trained: an adapter's is cheaper
-    executed = executed_flops(lit.model, plan.context, tree.hardware.checkpoint_activations, read)
+    # Of what is trained: an adapter's step is cheaper.
+    tokens, flops = plan.tokens, training_flops(lit.model, plan.row_tokens, read)
+    executed = executed_flops(lit.model, plan.row_tokens, tree.hardware.checkpoint_activations, read)
     last = checkpoint.steps(tree.place(stage.name))
     return {
         "name": stage.name, "parent": stage.parent, "trunk": stage.parent if stage.continues else None,

@@ -40,3 +40,13 @@ def test_it_stands_beside_a_budget_and_must_be_positive():
     assert Budget(steps=5, stop_at_loss=1.0).given() == {"steps": 5}
     with pytest.raises(ValueError, match=r"budget.stop_at_loss=-1"):
         Budget(stop_at_loss=-1)
+
+
+def test_a_stage_of_a_chain_that_stops_early_has_its_whole_row_of_scores(launch, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("a line of another kind, again and again. " * 400)
+    two = f"two:{{data:{{path:{other}}},budget:{{steps:20,stop_at_loss:100}}}}"
+    chain = ["stages=chain", f"stages.chain={{one:{{budget:{{steps:2}}}},{two}}}", "eval.every_steps=2"]
+    found = json.loads((launch(*chain, "callbacks.samples=null") / "summary.json").read_text())
+    assert found["stages"][1]["steps"] == 2
+    assert all(value is not None for row in found["R"]["matrix"] for value in row)

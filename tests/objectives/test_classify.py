@@ -207,3 +207,21 @@ def test_it_learns_what_the_first_token_says() -> None:
         (loss.total / loss.tokens).backward()
         optimizer.step()
     assert loss.metrics["accuracy"] / loss.tokens > 0.8
+
+
+def test_the_distribution_over_classes_is_the_one_that_the_loss_is_of() -> None:
+    objective, batch = Classify(corpus()), samples()
+    net = model(objective)
+    told = objective.predictions(net, batch)
+    loss = torch.nn.functional.cross_entropy(told.head(told.hidden), batch.labels, reduction="sum")
+    assert float(loss) == pytest.approx(float(objective(net, batch).total), rel=1e-5)
+    assert told.weights.tolist() == [1.0] * len(batch)
+    for kind in ("multi", "regression"):
+        assert not hasattr(Classify(corpus(kind)), "predictions"), "no draw from one distribution"
+
+
+def test_text_of_another_task_is_read_as_far_as_the_context_goes() -> None:
+    objective = Classify(corpus())
+    net, rows = model(objective), torch.randint(0, 50, (2, 33))
+    long, cut = (objective.predictions(net, Batch(tokens)).hidden for tokens in (rows, rows[:, :32]))
+    assert torch.equal(long, cut)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +17,10 @@ from tables import folder
 
 from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.models.transformer import Transformer
+from kleiber.nn.moe import MoE
+from kleiber.nn.routers import Random
 from kleiber.objectives import dpo
-from kleiber.objectives.dpo import CDPO, DPO, IPO, won
+from kleiber.objectives.dpo import CDPO, DPO, IPO, answer_log_probs, won
 from kleiber.objectives.reference import fingerprint
 from kleiber.types import Batch
 
@@ -107,6 +110,14 @@ def test_any_split_into_micro_batches_gives_the_same_sum(corpus, tmp_path) -> No
     whole, parts = objective(net, batch), [objective(net, part) for part in batch.split(2)]
     assert torch.allclose(sum(part.total for part in parts), whole.total, rtol=1e-5)  # type: ignore[arg-type]
     assert sum(int(part.tokens) for part in parts) == 9
+
+
+def test_what_is_drawn_for_a_sample_is_drawn_alike_in_any_micro_batch(corpus) -> None:
+    net = model(1, mlp=partial(MoE, num_experts=4, k=2, router=Random))
+    batch = corpus.train.gather(np.arange(9))
+    with torch.no_grad():
+        whole, parts = (torch.cat([answer_log_probs(net, p)[0] for p in batch.split(rows)]) for rows in (9, 2))
+    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-5)
 
 
 def test_the_reference_is_asked_once_for_the_same_weights_and_data(corpus, tmp_path, monkeypatch) -> None:

@@ -19,9 +19,8 @@ from kleiber.types import Task
 
 
 class Evaluate(Callback):
-    """Every `every` optimizer steps (0: never else) and after the last one, for each own task t: val/<t>/loss (the mean
-    over what it counts: nats per token, or of a sample), val/<t>/bits_per_byte for likelihoods of text, and what its
-    scorer says.
+    """Every `every` optimizer steps (0: never else) and after the last one, for each own task t: val/<t>/loss (nats per
+    token, or the mean over samples), val/<t>/bits_per_byte for likelihoods of text, and what its scorer says.
 
     own           tasks that the stage trains on
     earlier       tasks that it may forget

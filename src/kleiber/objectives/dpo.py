@@ -205,7 +205,8 @@ def stacked(chosen: Batch, rejected: Batch) -> Batch:
         sides = [getattr(side, name) for side in (chosen, rejected)]
         return torch.cat([F.pad(side, (0, width - side.shape[1])) for side in sides])
 
-    return Batch(tokens=both("tokens"), real=both("real"), weights=both("weights"))
+    samples = None if chosen.samples is None else chosen.samples.repeat(2)  # what is drawn for a sample is for both
+    return Batch(tokens=both("tokens"), real=both("real"), weights=both("weights"), samples=samples)
 
 
 @torch.no_grad()
