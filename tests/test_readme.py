@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from small_run import REPOSITORY, TINY
@@ -24,6 +25,10 @@ def test_there_are_commands_and_all_are_known():
 )
 def test_single_runs(command, tmp_path, cache_dir):
     words = [w for w in shlex.split(command)[2:] if not w.startswith("data=") and w != "trainer=ddp"]
+    if "stages=docs_then_code" in words:  # two small texts in place of the domains of the built-in one
+        (tmp_path / "other.txt").write_text(Path(__file__).read_text())
+        words += ["~stages.chain.docs.data", "~stages.chain.code.data.domain"]
+        words += [f"stages.chain.code.data.path={tmp_path}/other.txt"]
     assert main([*TINY, *words, f"root={tmp_path}"]) == 0
 
 

@@ -91,6 +91,14 @@ def test_a_rate_that_diverged_cannot_be_the_best(tmp_path):
     assert arm.best_lr == 0.02 and arm.wrong == "" and math.isinf(arm.losses[0.04][0])
 
 
+def test_a_rate_that_not_every_seed_has_run_is_no_neighbour_of_the_best(tmp_path):
+    write(tmp_path, SPARSITY, "a", 3.0)
+    for lr in LRS[3:]:
+        (tmp_path / f"a-lr{lr:g}-seed2/summary.json").unlink()
+    arm = read(read_runs(tmp_path), 4e6)["a"]
+    assert arm.best_lr == 0.02 and "3 learning rates" in arm.wrong
+
+
 def test_pairing_takes_out_what_seeds_share():
     ours, theirs = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.1, 1: 2.1, 2: 3.13}
     gap = paired(ours, theirs)
@@ -166,11 +174,38 @@ def test_routers_are_ranked_and_claims_are_shown_contradicted_or_not_tested(tmp_
     texts = [v["text"] for v in found.verdicts if v["code"] == "claim"]
     assert "beats hashing: shown" in texts[0] and "no worse loss: contradicted" in texts[1]
     assert "experts die: shown" in texts[2] and "2.0 dead" in texts[2]
-    assert found.headline.startswith("Loss by router: topk 3.00")
+    assert found.headline.startswith("Loss less that of topk: unbalanced +0.0000 nats, 90% [")
+    assert "hash +0.1000 nats" in found.headline
     assert found.tables["Routers"][0]["max violation"] == pytest.approx(0.4)
     write(tmp_path, study, "hash2", 3.1, seeds=2)
     other = Routers(tokens="4M", hashed="hash2").analyse(read_runs(tmp_path))
     assert any("not tested" in v["text"] for v in other.verdicts)
+
+
+def test_balance_is_shown_by_intervals_and_not_by_points(tmp_path):
+    """A router that is worse on one seed of three by far is neither shown to be as good nor contradicted."""
+    study = {"_target_": "kleiber.studies.routers.Routers"}
+    write(tmp_path, study, "topk", 3.0)
+    write(tmp_path, study, "lossfree", 3.0)
+
+    def verdict():
+        (told,) = [
+            v["text"] for v in Routers(tokens="4M").analyse(read_runs(tmp_path)).verdicts if v["code"] == "claim"
+        ]
+        return told
+
+    assert "no worse loss: shown" in verdict()
+    home = tmp_path / "lossfree-lr0.02-seed1"
+    path = home / "summary.json"
+    told = json.loads(path.read_text())
+    for stage in told["stages"][1:]:
+        stage["metrics"]["val/docs/loss"] += 0.03
+    path.write_text(json.dumps(told))
+    assert "no worse loss: not shown" in verdict()
+    for arm, violation in (("topk", 0.4), ("lossfree", 0.9)):
+        for path in tmp_path.glob(f"{arm}-*/metrics.jsonl"):
+            path.write_text(json.dumps({"moe/load_entropy/0": 0.9, "moe/max_violation/0": violation}) + "\n")
+    assert "no worse loss: contradicted" in verdict()
 
 
 def test_upcycling_compares_at_equal_flops(tmp_path):

@@ -60,6 +60,53 @@ def test_methods_are_compared_where_they_learned_equally_much(record):
     assert record["seed_noise"]["F"] == pytest.approx(0.004, rel=0.3)
 
 
+def shifted(rows, by):
+    """The same rows with all of a seed's forgetting moved, as a base run of its own would."""
+    return rows.assign(F=rows["F"] + rows["seed"].map(by))
+
+
+def test_what_the_runs_of_a_seed_share_widens_no_difference_between_methods(study):
+    rows = outcomes.outcomes(read_runs(study))
+    at = frontier.reference(rows, 0.02)
+    plain, moved = (frontier.matched(one, at, 0.9) for one in (rows, shifted(rows, {0: 0.0, 1: 0.3, 2: -0.2})))
+    for before, after in zip(plain, moved, strict=True):
+        assert (after.less, after.half) == pytest.approx((before.less, before.half), abs=1e-9)
+    told = {one.method: one for one in moved}["replay"]
+    # Student's t of two degrees of freedom, 2.92, times the bases' sd over the root of three, twice
+    assert told.hi - told.lo == pytest.approx(2 * 2.92 * 0.2517 / 3**0.5, rel=0.05), (
+        "known no better than by three bases"
+    )
+
+
+def test_noise_is_that_of_runs_and_not_of_points_between_them(study):
+    rows = outcomes.outcomes(read_runs(study))
+    runs = rows[rows["method"] != "wise"]
+    assert frontier.seed_noise(rows, "F") == frontier.seed_noise(runs, "F")
+    left = frontier.within_seeds(rows, "F")
+    assert left.df == (3 - 1) * (18 - 1) and left.sd == pytest.approx(0.004, rel=0.3)
+    part = rows[~((rows["seed"] == 2) & (rows["method"] == "replay"))]
+    assert frontier.within_seeds(part, "F").df == left.df - 9, "a missing run is a missing degree of freedom"
+
+
+def test_many_methods_widen_each_comparison(study):
+    rows = outcomes.outcomes(read_runs(study))
+    at = frontier.reference(rows, 0.02)
+    few = rows[rows["method"].isin(["none", "replay"])]
+    (one,) = (m for m in frontier.matched(few.assign(F=few["F"]), at, 0.9) if m.method == "replay")
+    table = frontier.at_target(few, at)
+    noise = frontier.blocked(table)
+    assert noise.df == 2 and one.half == pytest.approx(noise.half_width(0.9, 2 / 3))
+    (more,) = (m for m in frontier.matched(rows, at, 0.9) if m.method == "replay")
+    models = frontier.at_target(rows, at)[["none", "replay", "l2sp"]].dropna(axis=1, how="all")
+    assert more.half == pytest.approx(frontier.blocked(models).half_width(1 - 0.1 / (len(models.columns)), 2 / 3))
+
+
+def test_text_that_the_model_wrote_is_a_method_of_its_own():
+    node = {"_target_": "x", "fraction": 0.2, "source": "generated"}
+    assert outcomes.described({"retention": {"replay": node}}) == ("generated", "fraction=0.2 source=generated")
+    assert outcomes.described({"retention": {"replay": {**node, "source": "real"}}}) == ("replay", "fraction=0.2")
+
+
 def test_claims_are_judged_with_intervals(record):
     told = {claim["code"]: claim for claim in record["claims"]}
     assert told["replay_monotone"]["holds"] is True and told["fast_forgets"]["holds"] is True
@@ -96,7 +143,7 @@ def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
     assert main(["report", str(tmp_path / "s")]) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "s" / "findings.json").read_text())
-    assert found["headline"] in said and "replay (F " in found["headline"] and "forgets least" in found["headline"]
+    assert found["headline"] in said and "replay (F " in found["headline"] and "more than noise" in found["headline"]
     assert found["missing"] == ["unlucky (failed)"] and "unlucky (failed)" in said
     for name in ("pareto", "matched", "trajectory", "matrix"):
         assert (tmp_path / "s" / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"

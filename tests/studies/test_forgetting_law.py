@@ -84,6 +84,17 @@ def test_what_is_within_noise_is_kept_from_laws_that_cannot_be_there(record):
     assert record["main"]["n"] == len(record["rows"]), "the law with an offset keeps every cell"
 
 
+def test_cells_of_the_same_bases_are_no_independent_samples(study):
+    """What a base gives to all of its cells, and the law cannot know, is drawn once a base."""
+    rows, _ = grid(read_runs(study))
+    base = {key: 0.02 * (-1) ** n for n, key in enumerate(sorted(set(zip(rows["N"], rows["M"], strict=True))))}
+    moved = rows.assign(
+        F=[F + base[key] for F, key in zip(rows["F"], zip(rows["N"], rows["M"], strict=True), strict=True)]
+    )
+    told = ForgettingLaw(bootstrap=20).fit(moved, "replay_grid_ratio")
+    assert "correlation 0." in told["bootstrap"]["kind"] and "within clusters" in told["bootstrap"]["kind"]
+
+
 def test_published_laws_stand_beside_it(record):
     assert set(record["beside"]) == {"forgetting", "transfer", "forgetting_power", "forgetting_line"}
     assert record["beside"]["forgetting"]["n"] < record["main"]["n"]

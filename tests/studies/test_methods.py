@@ -108,12 +108,20 @@ def test_a_dry_run_plans_what_is_known(tmp_path, capsys):
 
 
 def test_the_shipped_studies_have_the_size_they_tell():
-    from kleiber.compose import Composer, resolved
+    """As the line `Cost` of their files has it; and every retention method is tried at the same learning rates."""
+    from kleiber.compose import Composer, conf_dir, resolved
+    from kleiber.studies.arms import Arms
 
-    for study, cells in (("forgetting", 60), ("forgetting_law", 156)):
+    sizes = {"forgetting": (102, "102 runs"), "forgetting_law": (156, "12 base runs and 144 that")}
+    sizes |= {"routers": (90, "90 cells"), "sparsity": (105, "105 cells")}
+    for study, (cells, told) in sizes.items():
         node = dict(resolved(Composer("train").compose([f"study={study}", "root=r"]))[0]["design"])
-        assert node.pop("_target_") == "kleiber.studies.methods.Methods"
-        assert count(Methods(**node)) == cells
+        kind = Methods if node.pop("_target_").endswith("methods.Methods") else Arms
+        made = kind(**node)
+        assert (count(made) if isinstance(made, Methods) else len(made.cells())) == cells
+        assert told in (conf_dir() / "study" / f"{study}.yaml").read_text()
+        if study == "forgetting":
+            assert not any("optimizer.lr" in arm for arm in made.arms.values())
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ def test_a_rate_that_falls_with_the_width_is_said_to_move():
     found = analysed(rows({32: 0.04, 64: 0.02, 128: 0.01}, name="Standard"))
     (verdict,) = found["verdicts"]
     assert verdict["code"] == "moves" and "-1.0" in verdict["text"]
-    assert found["drift"][0]["cost"] == pytest.approx(0.03 * 4, rel=0.2)
+    (drift,) = found["drift"]
+    assert drift["cost"] == pytest.approx(0.03 * 4, rel=0.2) and drift["cost_lo"] < 0.03 * 4 < drift["cost_hi"]
 
 
 def test_an_optimum_at_the_edge_is_none():

@@ -1,6 +1,7 @@
 """Each study on runs of a known truth: it finds the truth, reports a part of its cells, and names what is missing."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from kleiber.catalog import read_runs
@@ -77,6 +78,7 @@ def test_repetition_finds_the_cost_of_epochs_against_fresh_text(tmp_path):
     worst = max(rows, key=lambda row: row["epochs"])
     assert worst["epochs"] == 16 and worst["excess (nats)"] == pytest.approx(0.15, abs=0.01)
     assert found.law is not None and found.law["law"] == "data_constrained"
+    assert "cluster" in found.law["bootstrap"]["kind"], "branches share the noise of their trunk"
     assert any(one["code"] == "few_epochs" and "does not hold" in one["text"] for one in found.verdicts)
     part = Repetition().analyse(read_runs(tmp_path / "u500000"))
     assert "nothing to compare" in part.headline and not part.tables["Excess over fresh text of the same length"]
@@ -133,12 +135,17 @@ def test_a_ladder_says_whether_its_goals_are_met(ladder):
 
 
 def test_means_over_seeds_have_an_interval_only_where_something_was_trained_twice():
-    import pandas as pd
-
     rows = pd.DataFrame({"a": [1, 1, 2, 2], "v": [1.0, 1.2, 3.0, 3.2]})
     found = seed_means(rows, ["a"], "v")
     assert found["mean"].tolist() == pytest.approx([1.1, 3.1]) and (found["half"] > 0.1).all()
     assert seed_means(rows.iloc[[0, 2]], ["a"], "v")["half"].isna().all()
+
+
+def test_branches_of_a_trunk_are_no_seeds_of_their_own():
+    """Two trunks of four branches each: one degree of freedom, whatever the number of branches."""
+    rows = pd.DataFrame([{"run": run, "D": d, "v": d + 0.1 * run} for run in range(2) for d in range(4)])
+    found, apart = (seed_means(one, ["D"], "v") for one in (rows, rows.drop(columns="run")))
+    assert (found["half"] / apart["half"]).to_numpy() == pytest.approx(6.3138 / 2.1318, rel=1e-3)
 
 
 def test_a_table_escapes_text_and_leaves_unknown_numbers_empty():

@@ -74,7 +74,7 @@ class Arm:
 
     losses   by learning rate and seed; a cell that diverged counts as infinite
     best_lr  least mean loss over seeds, among the rates that every seed finished
-    wrong    why it is untuned; empty when it is tuned
+    wrong    why it is untuned, by those rates; empty when it is tuned
     facts    what its runs share: parameters, tokens, FLOPs, and medians of speed and memory
     """
 
@@ -169,7 +169,7 @@ def one(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:
             facts[key] = float(statistics.median(known))
     if "speed" in facts:
         facts["train_s"] = facts["tokens"] / facts["speed"]
-    return Arm(name, losses, best, untuned(sorted(losses), best, most), facts)
+    return Arm(name, losses, best, untuned(sorted(means), best, most), facts)
 
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:

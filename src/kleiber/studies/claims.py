@@ -1,15 +1,17 @@
 """What is often said of forgetting, each asked of the runs at hand: an estimate, an interval, and yes, no or undecided.
 
-A claim whose runs are not there is not made. Intervals come from seed noise pooled over all settings.
+A claim whose runs are not there is not made. Differences are taken within seeds, whose runs share a base; their noise
+is pooled over all settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
-from kleiber.studies.frontier import Matched, Noise, seed_noise
+from kleiber.studies.frontier import Matched, Noise, pooled, within_seeds
 from kleiber.studies.outcomes import PLAIN, real_replay
 
 LEARNED = 0.02  # the loss of target quality, relative, that replay is said to stay below
@@ -39,26 +41,33 @@ def above(code: str, text: str, value: float, half: float, least: float = 0.0) -
 
 
 def claims(rows: Any, found: Sequence[Matched], level: float) -> list[Claim]:
-    noise = {name: seed_noise(rows, name) for name in ("F", "target")}
-    made = [
+    noise = {name: within_seeds(rows, name) for name in ("F", "target")}
+    return [
         *replay_is_monotone(rows, noise["F"], level),
         *replay_is_cheap(rows, noise["target"], level),
         *fast_forgets(rows, noise["F"], level),
-        *averaging(rows, noise, level),
+        *averaging(rows, level),
         *against_plain(found),
     ]
-    return [claim for claim in made if claim is not None]
+
+
+def contrast(table: Any, one: Any, other: Any, noise: Noise, level: float) -> tuple[float, float]:
+    """Mean of one - other over the seeds of both, columns of a table by seed, and its half-width; nan without any."""
+    gaps = (table[one] - table[other]).dropna()
+    return (float(gaps.mean()), noise.half_width(level, 2 / len(gaps))) if len(gaps) else (float("nan"), float("nan"))
 
 
 def replay_is_monotone(rows: Any, noise: Noise, level: float) -> list[Claim]:
-    """F falls from each replayed share to the next, at each learning rate; the smallest fall is told."""
+    """F falls from each replayed share to the next, at each learning rate; the smallest fall is told, with an interval
+    that holds for all of them at once (Bonferroni).
+    """
+    tables = {lr: part.pivot_table(index="seed", columns="replayed", values="F") for lr, part in by_rate(rows)}
+    steps = [(lr, p, q) for lr, table in tables.items() for p, q in pairwise(sorted(table))]
     falls: list[tuple[float, float, str]] = []
-    part = real_replay(rows)
-    for lr, one in part.groupby("lr"):
-        means = one.groupby("replayed")["F"].agg(["mean", "size"]).sort_index()
-        for (p, a), (q, b) in zip(means.iloc[:-1].iterrows(), means.iloc[1:].iterrows(), strict=True):
-            half = noise.half_width(level, 1 / a["size"] + 1 / b["size"])
-            falls.append((a["mean"] - b["mean"], half, f"{p:g} to {q:g} at learning rate {lr:g}"))
+    for lr, p, q in steps:
+        fall, half = contrast(tables[lr], p, q, noise, 1 - (1 - level) / len(steps))
+        if fall == fall:
+            falls.append((fall, half, f"{p:g} to {q:g} at learning rate {lr:g}"))
     if not falls:
         return []
     fall, half, where = min(falls)
@@ -68,48 +77,52 @@ def replay_is_monotone(rows: Any, noise: Noise, level: float) -> list[Claim]:
 
 def replay_is_cheap(rows: Any, noise: Noise, level: float) -> list[Claim]:
     """5 % replay costs less than 2 % of the target loss at equal compute, where plain fine-tuning learns best."""
-    plain = rows[rows["method"] == PLAIN].groupby("lr")["target"].agg(["mean", "size"])
-    some = real_replay(rows)
-    some = some[abs(some["replayed"] - 0.05) < 1e-9]
-    some = some.groupby("lr")["target"].agg(["mean", "size"])
-    shared = plain.index.intersection(some.index)
-    if not len(shared):
+    tables = {lr: part.pivot_table(index="seed", columns="replayed", values="target") for lr, part in by_rate(rows)}
+    both = {lr: table[[0.0, 0.05]].dropna() for lr, table in tables.items() if {0.0, 0.05} <= set(table)}
+    both = {lr: table for lr, table in both.items() if len(table)}
+    if not both:
         return []
-    lr = plain.loc[shared, "mean"].idxmin()
-    base, other = plain.loc[lr], some.loc[lr]
-    cost = other["mean"] / base["mean"] - 1
-    half = noise.half_width(level, 1 / base["size"] + 1 / other["size"]) / base["mean"]
+    table = min(both.values(), key=lambda table: table[0.0].mean())
+    base = float(table[0.0].mean())
+    cost, half = (value / base for value in contrast(table, 0.05, 0.0, noise, level))
     text = f"5 % replay costs less than {LEARNED:.0%} of the target loss: {cost:+.2%} +- {half:.2%} at equal tokens"
     holds = True if cost + half < LEARNED else False if cost - half > LEARNED else None
     return [Claim("replay_cheap", text, cost, cost - half, cost + half, holds)]
 
 
+def by_rate(rows: Any) -> Any:
+    """Plain fine-tuning and replay of the earlier tasks' own text, by learning rate."""
+    return real_replay(rows).groupby("lr")
+
+
 def fast_forgets(rows: Any, noise: Noise, level: float) -> list[Claim]:
     """Plain fine-tuning forgets more at its highest learning rate than at its lowest."""
-    plain = rows[rows["method"] == PLAIN].groupby("lr")["F"].agg(["mean", "size"]).sort_index()
-    if len(plain) < 2:
+    plain = rows[rows["method"] == PLAIN].pivot_table(index="seed", columns="lr", values="F")
+    if len(plain.columns) < 2:
         return []
-    low, high = plain.iloc[0], plain.iloc[-1]
-    more, half = high["mean"] - low["mean"], noise.half_width(level, 1 / low["size"] + 1 / high["size"])
-    rates = f"{plain.index[0]:g} to {plain.index[-1]:g}"
+    low, high = min(plain), max(plain)
+    more, half = contrast(plain, high, low, noise, level)
+    if more != more:
+        return []
+    rates = f"{low:g} to {high:g}"
     text = f"a high learning rate forgets more: {more:+.4f} +- {half:.4f} nats from {rates}"
     return [above("fast_forgets", text, more, half)]
 
 
-def averaging(rows: Any, noise: dict[str, Noise], level: float) -> list[Claim]:
+def averaging(rows: Any, level: float) -> list[Claim]:
     """On the line between start and end both losses lie below their chord: the mean of weights is better than the mean
-    of losses. The chord's ends are the same run, so only the middle has noise of its own.
+    of losses. Middle and ends are one run, so a run has one gain; those of a seed share a base and are averaged.
     """
     line = rows[rows["method"] == "wise"]
     alpha = line["setting"].str.extract(r"a=([0-9.]+)$")[0].astype(float)
-    keyed = line.assign(alpha=alpha).pivot_table(index="run", columns="alpha", values=["F", "target"])
+    keyed = line.assign(alpha=alpha).pivot_table(index=["seed", "run"], columns="alpha", values=["F", "target"])
     wanted = [("F", 0.0), ("F", 0.5), ("F", 1.0), ("target", 0.0), ("target", 0.5), ("target", 1.0)]
     if not len(line) or not set(wanted) <= set(keyed.columns):
         return []
     made = []
     for name, what in (("F", "forgetting"), ("target", "target loss")):
-        gain = (keyed[name, 0.0] + keyed[name, 1.0]) / 2 - keyed[name, 0.5]
-        half = noise[name].half_width(level, 1.5 / len(gain))
+        gain = ((keyed[name, 0.0] + keyed[name, 1.0]) / 2 - keyed[name, 0.5]).groupby("seed").mean().dropna()
+        half = pooled([gain.to_numpy()]).half_width(level, 1 / max(len(gain), 1))
         text = f"half-way between start and end the {what} is below the chord: by {gain.mean():+.4f} +- {half:.4f} nats"
         made.append(above(f"averaging_{name}", text, float(gain.mean()), half))
     return made
@@ -117,14 +130,10 @@ def averaging(rows: Any, noise: dict[str, Noise], level: float) -> list[Claim]:
 
 def against_plain(found: Sequence[Matched]) -> list[Claim]:
     """Each method forgets less than plain fine-tuning with a lower learning rate, at the same target loss."""
-    named = {one.method: one for one in found if one.reached}
-    if PLAIN not in named:
-        return []
-    plain, made = named[PLAIN], []
-    for name, one in named.items():
-        if name != PLAIN:
-            less = plain.F - one.F
-            half = float(((one.hi - one.F) ** 2 + (plain.hi - plain.F) ** 2) ** 0.5)
-            text = f"{name} forgets less than plain fine-tuning at equal target loss: by {less:+.4f} +- {half:.4f} nats"
-            made.append(above(f"matched_{name}", text, less, half))
+    made = []
+    for one in found:
+        if one.method != PLAIN and one.pairs:
+            by = f"{one.less:+.4f} +- {one.half:.4f} nats"
+            text = f"{one.method} forgets less than plain fine-tuning at equal target loss: by {by}"
+            made.append(above(f"matched_{one.method}", text, one.less, one.half))
     return made

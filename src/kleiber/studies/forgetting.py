@@ -96,9 +96,13 @@ def headline(record: dict[str, Any]) -> str:
     best = next(one for one in reached if one["method"] != PLAIN)
     if not forgetting_tables.bounded(best):
         return f"{where} {told(best)}, {told(plain)}: without replicates nothing says whether they differ."
+    if not best["pairs"]:
+        return f"{where} {told(best)}, {told(plain)}: no seed has both, so nothing says whether they differ."
     claim = next((one for one in record["claims"] if one["code"] == f"matched_{best['method']}"), None)
-    word = {True: "forgets least", False: "is best and yet worse than none", None: "is best, within noise"}
-    return f"{where} {told(best)} {word[claim['holds'] if claim else None]}; plain fine-tuning: {told(plain)}."
+    holds = claim["holds"] if claim else None
+    word = {True: "more than noise", False: "which is worse than none", None: "within noise"}[holds]
+    gap = f"{best['less']:+.4f} +- {best['half']:.4f} nats below plain fine-tuning, {word}"
+    return f"{where} {told(best)} has the least forgetting measured, {gap}; plain fine-tuning: {told(plain)}."
 
 
 def told(one: dict[str, Any]) -> str:

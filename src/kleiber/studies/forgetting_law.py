@@ -89,9 +89,16 @@ class ForgettingLaw(Options):
         law = find(name)
         columns = {role: role for role in law.inputs} | {"L": target}
         named = rows.drop(columns=[c for c in ("C", "L") if c in rows and c != target])
+        # Cells of one size and ratio go on from the same bases, whose noise they share. A law that does not tell all
+        # cells apart would have them averaged.
+        named = named.assign(bases=[f"{N:g} {M:g}" for N, M in zip(named["N"], named["M"], strict=True)])
+        apart = named["bases"].nunique() > 1 and not named.duplicated(list(law.inputs)).any()
+        cluster = "bases" if apart else None
         loaded = table.load(named.reset_index(drop=True), columns, (), law.inputs)
         # No backtest over compute: 6 N D of the new text is not what forgetting grows with.
-        options = analysis.Options(bootstrap=self.bootstrap, level=self.level, exclude=("diverged",), backtest=())
+        options = analysis.Options(
+            bootstrap=self.bootstrap, level=self.level, cluster=cluster, exclude=("diverged",), backtest=()
+        )
         return analysis.analyse(loaded, law, options)
 
     def critical(self, main: Mapping[str, Any], rows: Any) -> dict[str, Any]:
@@ -231,6 +238,6 @@ METHODS = (
     "learning rate that learned best without replay. The law was fitted to F itself by least squares, since F may be "
     "within noise of 0 or below it; laws that cannot be there were fitted without the cells below three seed standard "
     "deviations ({F:.2g} nats, {df} degrees of freedom). The critical share solves the fitted law for p, its "
-    "{level:.0%} interval is that of the bootstrap, and it is not told where it leaves the shares that were tried by "
-    "more than a factor of two."
+    "{level:.0%} interval is that of the bootstrap, whose noise is correlated among cells of the same "
+    "bases, and it is not told where it leaves the shares that were tried by more than a factor of two."
 )

@@ -65,10 +65,12 @@ def method(record: Mapping[str, Any]) -> str:
         "loss between the first and the last step, peak F its largest rise on a subset while training went on. Every "
         "method was tuned over its settings and learning rates; F is read off its own frontier (straight lines between "
         f"its undominated points, seed by seed) at a target loss of {record['matched_target']:.4f}, which is the best "
-        f"of plain fine-tuning and {record['tolerance']:.0%} more. Intervals are Student's at {record['level']:.0%} "
-        f"with the seed noise pooled over settings: {spread}. The choice among settings is made on the same runs, "
-        "which favours methods with more of them. Replayed tokens count as tokens of the budget unless the design "
-        "says otherwise."
+        f"of plain fine-tuning and {record['tolerance']:.0%} more. Intervals are Student's at {record['level']:.0%}: "
+        "of F with as many degrees of freedom as there are bases less one, of differences within seeds with the noise "
+        "left after seeds and methods, for all methods at once (Bonferroni). Seed noise of a run: "
+        f"{spread}. The choice among settings is made on the same runs, which favours methods with more of them; the "
+        "line of WiSE contains the ends of plain fine-tuning, so it cannot come out behind it. Replayed tokens count "
+        "as tokens of the budget unless the design says otherwise."
     )
 
 

@@ -1,13 +1,16 @@
 """Pareto frontiers of two losses, and methods compared where they have learned equally much.
 
 A method that learns less forgets less, so its forgetting at one learning rate says nothing. Here every method is read
-off its own frontier at one target loss. The noise of seeds is pooled over all settings, since each has only a few.
+off its own frontier at one target loss. Methods of a seed go on from one base run, so they are compared within seeds;
+the noise that is left is pooled over all settings, since each has only a few. It refuses to count points of a line
+between two models (WiSE) as replicates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +20,7 @@ from kleiber.studies.outcomes import PLAIN
 from kleiber.studies.student import reach
 
 CELL = ["method", "setting", "lr", "tokens"]
+Rows = Any  # a DataFrame or a column, whose stubs know little of what indexing gives
 
 
 def averaged(rows: pd.DataFrame) -> pd.DataFrame:
@@ -72,13 +76,50 @@ def pooled(groups: Sequence[NDArray]) -> Noise:
     return Noise(float(np.sqrt(squares / df)) if df else float("nan"), df)
 
 
+def trained(rows: Rows) -> Rows:
+    """The rows of trained models: points of a line come from the same runs and have no noise of their own."""
+    return rows[~on_line(rows["method"])]
+
+
+def on_line(methods: Rows) -> NDArray[np.bool_]:
+    return np.array(methods.astype(str).str.contains(r"(?:^|\+)wise$"), dtype=bool)
+
+
 def seed_noise(rows: pd.DataFrame, column: str) -> Noise:
-    return pooled([one[column].to_numpy() for _, one in rows.groupby(CELL, dropna=False)])
+    """Of one run, its base run's share included."""
+    return pooled([one[column].to_numpy() for _, one in trained(rows).groupby(CELL, dropna=False)])
+
+
+def blocked(table: Rows) -> Noise:
+    """What is left of seeds x settings after a level of each seed and of each setting: the noise of a difference within
+    seeds (randomised blocks). Missing entries are left out; df = entries - seeds - settings + 1 where they connect.
+    """
+    told = table.stack().dropna()
+    if not len(told):
+        return Noise(float("nan"), 0)
+    seeds = np.asarray(told.index.get_level_values(0))[:, None] == table.index.to_numpy()
+    codes = pd.MultiIndex.from_tuples([key[1:] for key in told.index]).factorize()[0]
+    design = np.column_stack([seeds, codes[:, None] == np.arange(codes.max() + 1)]).astype(float)
+    values = told.to_numpy(dtype=float)
+    solved, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
+    df = len(values) - int(rank)
+    left = float(((values - design @ solved) ** 2).sum())
+    return Noise(float(np.sqrt(left / df)) if df else float("nan"), df)
+
+
+def within_seeds(rows: Rows, column: str) -> Noise:
+    """Of one run, less what all runs of its seed have in common."""
+    settings = trained(rows).groupby(CELL, dropna=False).ngroup()
+    return blocked(trained(rows).assign(cell=settings).pivot_table(index="seed", columns="cell", values=column))
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Forgetting of a method at one target loss: mean over the seeds that reach it, with an interval."""
+    """Forgetting of a method at one target loss: mean over the seeds that reach it, with an interval.
+
+    less  F of plain fine-tuning less that of the method, over the `pairs` seeds where both reach the loss; `half` is of
+          its interval, simultaneous over the methods (Bonferroni)
+    """
 
     method: str
     F: float
@@ -86,6 +127,9 @@ class Matched:
     hi: float
     reached: int
     seeds: int
+    less: float = float("nan")
+    half: float = float("nan")
+    pairs: int = 0
 
 
 def reference(rows: pd.DataFrame, tolerance: float) -> float:
@@ -99,21 +143,35 @@ def reference(rows: pd.DataFrame, tolerance: float) -> float:
     return (1 + tolerance) * float(pd.Series(averaged(pd.DataFrame(plain))["target"]).min())
 
 
-def matched(rows: pd.DataFrame, at: float, level: float) -> list[Matched]:
+def matched(rows: Rows, at: float, level: float) -> list[Matched]:
     """Every method at the same target loss, the least forgetful first; those that do not reach it come last."""
-    values: dict[str, NDArray] = {}
-    seeds: dict[str, int] = {}
-    for name, one in rows.groupby("method"):
-        by_seed = [read_off(s["target"].to_numpy(), s["F"].to_numpy(), at) for _, s in one.groupby("seed")]
-        found = np.array(by_seed)
-        values[str(name)], seeds[str(name)] = found[np.isfinite(found)], len(found)
-    noise = pooled(list(values.values()))
+    table = at_target(rows, at)
+    seeds = rows.groupby("method")["seed"].nunique()
+    models = table.loc[:, ~on_line(table.columns)]
+    spread = pooled([models[name].dropna().to_numpy() for name in models])
+    # Bases are common to all methods, so a mean is known by as many of them as there are seeds, not by methods x seeds.
+    noise = Noise(spread.sd, min(spread.df, max(int(models.count().max()) - 1, 0)))
+    others = max(sum(name != PLAIN and table[name].notna().any() for name in table), 1)
     made = []
-    for name, found in values.items():
+    for name in map(str, table):
+        found = table[name].dropna().to_numpy()
         mean = float(found.mean()) if len(found) else float("nan")
         half = noise.half_width(level, 1 / len(found)) if len(found) else float("nan")
-        made.append(Matched(name, mean, mean - half, mean + half, len(found), seeds[name]))
+        gaps = (table[PLAIN] - table[name]).dropna() if PLAIN in table else table[name].iloc[:0]
+        wide = blocked(models).half_width(1 - (1 - level) / others, 2 / len(gaps)) if len(gaps) else float("nan")
+        less = float(gaps.mean()) if len(gaps) else float("nan")
+        ends = mean - half, mean + half, len(found), int(seeds[name])
+        made.append(Matched(name, mean, *ends, less, wide, len(gaps)))
     return sorted(made, key=lambda one: (not one.reached, one.F))
+
+
+def at_target(rows: Rows, at: float) -> Rows:
+    """F at one target loss, seeds x methods; nan where a method does not reach it."""
+    found: dict[tuple[Any, Any], float] = {
+        (seed, method): read_off(one["target"].to_numpy(), one["F"].to_numpy(), at)
+        for (seed, method), one in rows.groupby(["seed", "method"])
+    }
+    return pd.Series(found).unstack()
 
 
 def chosen(points: pd.DataFrame, at: float) -> pd.DataFrame:

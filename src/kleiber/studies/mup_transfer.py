@@ -176,7 +176,8 @@ def parabola(rows: pd.DataFrame, rates: pd.Index, center: float) -> Parabola | N
 def drift(name: str, fits: dict[int, Parabola], noise: float, reach: float) -> dict[str, Any]:
     """Slope of log2 optimum on log2 width, doublings of the rate per doubling of the width, and what ignoring it costs.
 
-    `cost` is the loss, by the parabola, of training the widest model at the narrowest one's optimum.
+    `cost` is the loss, by the parabola, of training the widest model at the narrowest one's optimum; its interval is
+    that of the distance between the two optima, for the widest parabola as fitted.
     """
     x = np.log2(np.array(list(fits), dtype=float))
     y = np.array([fit.optimum for fit in fits.values()])
@@ -187,9 +188,12 @@ def drift(name: str, fits: dict[int, Parabola], noise: float, reach: float) -> d
     slope = float((weights * (x - middle) * y).sum() / across)
     half = reach * float(across**-0.5)
     narrow, wide = fits[min(fits)], fits[max(fits)]
+    apart = abs(narrow.optimum - wide.optimum)
+    off = reach * float(np.hypot(narrow.spread(noise), wide.spread(noise)))
+    cost, least, most = (wide.curvature * max(d, 0.0) ** 2 for d in (apart, apart - off, apart + off))
     return {
         "parametrization": name, "per_doubling": slope, "lo": slope - half, "hi": slope + half,
-        "widths": list(fits), "cost": wide.curvature * (narrow.optimum - wide.optimum) ** 2,
+        "widths": list(fits), "cost": cost, "cost_lo": least, "cost_hi": most,
     }  # fmt: skip
 
 
@@ -203,7 +207,7 @@ def moved(one: dict[str, Any]) -> dict[str, str]:
     text = (
         f"{one['parametrization']}: from width {narrow} to {wide} the best rate moves by {one['per_doubling']:+.2f} "
         f"[{one['lo']:+.2f}, {one['hi']:+.2f}] doublings per doubling of the width; training {wide} at the best rate "
-        f"of {narrow} costs {one['cost']:.4f} nats"
+        f"of {narrow} costs {one['cost']:.4f} [{one['cost_lo']:.4f}, {one['cost_hi']:.4f}] nats"
     )
     if max(abs(one["lo"]), abs(one["hi"])) <= 0.5:
         return {"code": "transfers", "level": "note", "text": text}

@@ -107,10 +107,12 @@ def described(config: Mapping[str, Any]) -> tuple[str, str]:
     """The method and its settings: the names of retention methods and adapter, and the numbers of their nodes.
 
     WiSE changes no training, so a run with it alone is plain fine-tuning and, beside that, the points of its line.
+    Replay of text that the model wrote needs none of the old text: a method of its own, "generated".
     """
     nodes = {name: node for name, node in (config.get("retention") or {}).items() if node}
     names = [name for name in nodes if name != "wise"]
     told = [f"{key}={value}" for name in names for key, value in nodes[name].items() if is_setting(key, value)]
+    names = ["generated" if name == "replay" and nodes[name].get("source") == "generated" else name for name in names]
     adapter = config.get("adapter")
     if adapter:
         names.insert(0, str(adapter["_target_"]).rsplit(".", 1)[-1].lower())
@@ -154,8 +156,7 @@ def points_of_line(metrics: Mapping[str, float]) -> list[str]:
 
 def real_replay(rows: pd.DataFrame) -> pd.DataFrame:
     """Plain fine-tuning and replay of the earlier tasks' own text."""
-    kept = rows["method"].isin([PLAIN, "replay"]) & ~rows["setting"].str.contains("generated")
-    return pd.DataFrame(rows[kept])
+    return pd.DataFrame(rows[rows["method"].isin([PLAIN, "replay"])])
 
 
 def trajectories(runs: Sequence[Run]) -> pd.DataFrame:

@@ -77,7 +77,7 @@ class Repetition(Options):
             text = f"{len(rows)} points of {rows['N'].nunique()} sizes do not determine the data-constrained law"
             return None, [{"code": "no_law", "level": "note", "text": text}]
         loaded = table.load(rows, {"N": "N", "D": "tokens", "U": "unique", "L": "loss"}, (), form.inputs)
-        options = analysis.Options(bootstrap=self.bootstrap, level=self.level, exclude=("undertuned",))
+        options = analysis.Options(bootstrap=self.bootstrap, cluster="run", level=self.level, exclude=("undertuned",))
         try:
             law = record.finite(analysis.analyse(loaded, form, options))
         except ValueError as error:

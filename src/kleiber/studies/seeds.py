@@ -17,17 +17,30 @@ Rows = Any  # a DataFrame, whose stubs know little of what indexing gives
 
 
 def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) -> Rows:
-    """One row a setting: the columns `by`, mean, seeds, half (half-width of the mean), lo, hi."""
+    """One row a setting: the columns `by`, mean, seeds, half (half-width of the mean), lo, hi.
+
+    Branches of a trunk, or positions of a row, are rows of one run and share its noise: with a column `run` the degrees
+    of freedom are of runs that were in the same settings, not of rows.
+    """
     grouped = rows.groupby(list(by), sort=True)[value]
     table = grouped.agg(["mean", "size"]).rename(columns={"size": "seeds"}).reset_index()
     spare = int((table["seeds"] - 1).sum())
     if spare:
         within = float(((rows[value] - grouped.transform("mean")) ** 2).sum())
-        sd, factor = np.sqrt(within / spare), reach(spare, level)
+        sd, factor = np.sqrt(within / spare), reach(min(spare, repeated(rows, by)), level)
         table["half"] = factor * sd / np.sqrt(table["seeds"])
     else:
         table["half"] = np.nan
     return table.assign(lo=table["mean"] - table["half"], hi=table["mean"] + table["half"])
+
+
+def repeated(rows: Rows, by: Sequence[str]) -> int:
+    """Runs beyond the first in the same settings, at least 1; rows are counted where no run is named."""
+    if "run" not in rows:
+        return len(rows)
+    settings = rows.assign(setting=rows.groupby(list(by)).ngroup()).groupby("run")["setting"]
+    kinds = settings.agg(lambda own: tuple(sorted(own)))
+    return max(1, len(kinds) - kinds.nunique())
 
 
 def told(value: float, half: float, digits: int = 4) -> str:
