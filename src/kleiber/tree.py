@@ -196,10 +196,9 @@ class Tree:
 
     def around(self, stage: Stage) -> Around:
         """The stage's own tasks, those of stages before it (the start point's among them) and those of later ones."""
+        passed = self.stages[: self.stages.index(stage)]
         own = {task.name for task in domains(stage.plan.corpus, stage.plan.objective)}
-        later: set[str] = set()
-        if not stage.continues:
-            after = self.stages[self.stages.index(stage) + 1 :]
-            later = {task.name for one in after for task in domains(one.plan.corpus, one.plan.objective)} - own
-        before = {task.name for task in self.tasks} - own - later
+        before = {task.name for one in passed for task in domains(one.plan.corpus, one.plan.objective)}
+        before = (before | {task.name for task in self.stages[0].plan.known}) - own
+        later = {task.name for task in self.tasks} - own - before
         return Around(*([task for task in self.tasks if task.name in names] for names in (own, before, later)))

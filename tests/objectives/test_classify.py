@@ -214,7 +214,7 @@ def test_the_distribution_over_classes_is_the_one_that_the_loss_is_of() -> None:
     net = model(objective)
     told = objective.predictions(net, batch)
     loss = torch.nn.functional.cross_entropy(told.head(told.hidden), batch.labels, reduction="sum")
-    assert float(loss) == pytest.approx(float(objective(net, batch).total), rel=1e-5)
+    assert loss.item() == pytest.approx(objective(net, batch).total.item(), rel=1e-5)
     assert told.weights.tolist() == [1.0] * len(batch)
     for kind in ("multi", "regression"):
         assert not hasattr(Classify(corpus(kind)), "predictions"), "no draw from one distribution"

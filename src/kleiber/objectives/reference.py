@@ -21,7 +21,7 @@ NAME = "reference"  # .npz and .json in the stage's folder
 Values = dict[str, np.ndarray]  # by split
 
 
-def reference(model: torch.nn.Module, corpus: Any, folder: Path, ask: Callable[[], Values]) -> Values:
+def reference(model: torch.nn.Module | None, corpus: Any, folder: Path, ask: Callable[[], Values]) -> Values:
     """The values for `corpus` of the model as it was when the stage began: from `folder`, the cache, or `ask`.
 
     A stage with checkpoints keeps what stands in its folder. Before the first one, weights other than those that were
@@ -36,6 +36,7 @@ def reference(model: torch.nn.Module, corpus: Any, folder: Path, ask: Callable[[
                 "start it anew with resume=never"
             )
         return found[1]
+    assert model is not None, "only what was asked before is known without a model"
     weights = fingerprint(model)
     if found is not None and found[0]["weights"] == weights:
         return found[1]
