@@ -100,7 +100,7 @@ def test_flags_may_stand_anywhere(trainer, capsys):
 def test_help_lists_groups_with_their_choices(trainer, capsys):
     assert main(["--help"]) == 0
     told = capsys.readouterr().out
-    assert "bert, gpt, moe" in told and "budget.tokens=20M" in told
+    assert "bert, gpt, hf, moe" in told and "budget.tokens=20M" in told
 
 
 def test_a_crash_is_1_with_a_traceback_and_a_verdict(trainer, capsys):
