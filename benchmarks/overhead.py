@@ -21,8 +21,8 @@ from step import quartiles
 
 HERE = Path(__file__).parent
 SHAPES = {  # named after the time of a step on the machine that the numbers in the README are from
-    "5ms": {"width": 32, "depth": 2, "context": 128, "batch": 512, "steps": 600},
-    "25ms": {"width": 64, "depth": 2, "context": 128, "batch": 2048, "steps": 200},
+    "5ms": {"width": 32, "depth": 2, "context": 128, "batch": 512, "steps": 2000},
+    "25ms": {"width": 64, "depth": 2, "context": 128, "batch": 2048, "steps": 500},
 }
 
 
