@@ -1,8 +1,11 @@
 """Which slots the cells of a sweep get, with processes that end at once and do nothing."""
 
 import os
+import subprocess
+import sys
 
 import pytest
+from small_run import TINY
 from test_task import cell
 
 from kleiber import pool
@@ -59,3 +62,19 @@ def test_cells_of_one_device_and_thread_are_forked_and_others_are_fresh(started,
     cells = [cell(tmp_path / "a"), cell(tmp_path / "b", threads=2), cell(tmp_path / "c", devices=2)]
     Pool(cells, workers=4, retries=0, stop_after=None).run()
     assert [arguments[1] for arguments in started] == [False, True, True]
+
+
+@pytest.mark.slow
+def test_a_forked_cell_has_nothing_left_to_import(tmp_path):
+    """What the server has not imported every cell imports anew; what is not frozen every cell copies."""
+    overrides = [*TINY, f"root={tmp_path}", "budget.steps=2"]
+    told = f"""
+import gc, sys
+import kleiber.preload
+frozen, before = gc.get_freeze_count(), set(sys.modules)
+from kleiber.launch import main
+assert main({overrides!r}) == 0
+print(frozen > 100_000, sorted(name for name in set(sys.modules) - before if name.startswith(("kleiber", "lightning"))))
+"""
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True []"

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import time
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+@cache
 def cpu_name() -> str:
     """The processor as its maker calls it, where the system says so; else its architecture."""
     try:
@@ -94,6 +96,7 @@ def cpu_name() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
+@cache
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -104,8 +107,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def commit() -> dict[str, Any]:
-    """The commit of the code, and whether it was changed since; nulls where the code is no git checkout."""
+    """The commit of the code, and whether it was changed since; nulls where the code is no git checkout.
+
+    Asked once a process: what is imported does not change with the checkout.
+    """
     unknown = {"commit": None, "dirty": None}
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():  # installed: a repository further up would be somebody else's

@@ -79,9 +79,8 @@ class Stability(Watch):
     def refuses(self, loss: float, norm: float) -> bool:
         """Judges a step before it changes a weight, by numbers that are the same on every rank."""
         finite = math.isfinite(loss) and math.isfinite(norm)
-        above = [loss > line for line in (self.line(),) if line is not None]
-        above += [norm > self.norms * usual for usual in (median(self.recent_norms, self.window),) if usual is not None]
-        leaps = not finite or any(above)
+        usual = median(self.recent_norms, self.window)
+        leaps = not finite or self.above(loss) or (usual is not None and norm > self.norms * usual)
         self.began = leaps and not self.inside
         self.spikes += self.began
         self.inside = leaps
@@ -100,6 +99,14 @@ class Stability(Watch):
             self._tell(trainer, float(pl_module.last["ce"]), batch)
         elif self.in_a_row:
             self._log(trainer)
+
+    def above(self, loss: float) -> bool:
+        """Whether a step with that loss is a spike. Of most steps the median alone says no: the line takes longer."""
+        usual = median(self.recent, self.window)
+        if usual is None or loss <= usual + self.least:
+            return False
+        line = self.line()
+        return line is not None and loss > line
 
     def line(self) -> float | None:
         """The loss above which a step is a spike; None until half a window has been seen."""

@@ -67,11 +67,12 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((peak for key, peak in DENSE_BF16_PEAK.items() if key in name), None)
-    size, best = 1536, float("inf")
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    for _ in range(6):
+    # As large as keeps all threads busy, and no larger: beyond that a product is no faster, only longer.
+    size, best = round(512 * max(1.0, torch.get_num_threads() / 2) ** 0.5), float("inf")
+    a, b, product = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
+    for _ in range(16):
         started = time.perf_counter()
-        torch.mm(a, b)
+        torch.mm(a, b, out=product)
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
 
