@@ -45,7 +45,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Any:
     if name is not None:
         return build(named(name))
     if (asked := folder / "study.yaml").is_file():
-        return build(OmegaConf.create(yaml.safe_load(asked.read_text())))
+        return build(OmegaConf.create(dict(yaml.safe_load(asked.read_text()))))
     nodes = [node for run in runs if (node := read_config(run.folder).get("study"))]
     return build(OmegaConf.create(dict(nodes[0]))) if nodes else Scaling()
 
