@@ -82,5 +82,6 @@ def test_a_pair_that_is_not_there_is_named_and_bad_pairs_are_refused(runs):
 def test_the_report_draws_the_gain_and_asks_what_was_asked_last(runs):
     assert len(report(runs)["tables"]["Gain"]) == 6
     (runs / "study.yaml").write_text(yaml.safe_dump({**STUDY, "pairs": PAIRS[1:]}))
+    (runs / "figures/stale.png").touch()
     assert [row["what"] for row in report(runs)["tables"]["Gain"]] == ["moe_96 - dense_96"] * 3
-    assert (runs / "figures/gain.png").read_bytes()[:4] == b"\x89PNG"
+    assert (runs / "figures/gain.png").read_bytes()[:4] == b"\x89PNG" and not (runs / "figures/stale.png").exists()

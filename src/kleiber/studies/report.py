@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def report(
     told = records.finite(content(found, folder.name, runs))
     write_json(folder / "findings.json", told)
     charts = {name: make() for name, make in found.figures.items()}
-    (folder / "figures").mkdir(exist_ok=True)
+    shutil.rmtree(folder / "figures", ignore_errors=True)  # those of an earlier question answer another one
+    (folder / "figures").mkdir()
     for name, chart in charts.items():
         chart.save(folder / "figures" / f"{name}.png", scale_factor=2)
         chart.save(folder / "figures" / f"{name}.svg")
