@@ -56,9 +56,14 @@ METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={one:{},two:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
 ELSEWHERE |= {
-    f"study/{name}": "tests/studies reads such" for name in ("forgetting", "forgetting_law", "moe_forgetting")
+    f"study/{name}": "tests/studies reads such"
+    for name in ("forgetting", "forgetting_law", "moe_forgetting", "continual")
 }
 ELSEWHERE |= {"design/methods": "plans a sweep: tests/studies/test_methods.py"}
+ELSEWHERE |= {
+    f"design/{name}_sequence": "plans a sweep: tests/studies/test_sequences.py"
+    for name in ("builtin", "domain", "topic")
+}
 TASKS = [
     f"data/{p.parent.name}/{p.stem}" for group in ("glue", "superglue", "topic") for p in CONF.glob(f"data/{group}/*")
 ]
