@@ -37,7 +37,7 @@ def bars(rows: Rows, metrics: Sequence[str], level: float, of: str) -> Any:
 
 def panel(rows: Rows, title: str, names: list[str]) -> Any:
     y = alt.Y("method:N", title=None, sort=names, axis=alt.Axis(ticks=False))
-    scale, axis = alt.Scale(zero=False, padding=8), alt.Axis(tickCount=4)
+    scale, axis = alt.Scale(zero=False, padding=8), alt.Axis(tickCount=3, labelOverlap=True)
     color = alt.Color("method:N", legend=None, scale=alt.Scale(domain=names, range=colors(names, names)))
     base = alt.Chart(rows).encode(y=y, color=color)
     tip = ["method:N", *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("mean", "lo", "hi"))]
