@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import yaml
 
 from kleiber.catalog import read_runs
 from kleiber.studies.gain import Gain
@@ -78,6 +79,8 @@ def test_a_pair_that_is_not_there_is_named_and_bad_pairs_are_refused(runs):
         Gain(pairs=[{"moe": "a", "dense": "b"}])
 
 
-def test_the_report_draws_the_gain(runs):
-    report(runs)
+def test_the_report_draws_the_gain_and_asks_what_was_asked_last(runs):
+    assert len(report(runs)["tables"]["Gain"]) == 6
+    (runs / "study.yaml").write_text(yaml.safe_dump({**STUDY, "pairs": PAIRS[1:]}))
+    assert [row["what"] for row in report(runs)["tables"]["Gain"]] == ["moe_96 - dense_96"] * 3
     assert (runs / "figures/gain.png").read_bytes()[:4] == b"\x89PNG"
