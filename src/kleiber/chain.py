@@ -135,9 +135,27 @@ def _with_model(config: dict[str, Any], model: Mapping[str, Any], given: set[str
 
 
 def _with_tokenizer(config: dict[str, Any], name: str, given: set[str]) -> dict[str, Any]:
-    if "data.tokenizer" in given or "tokenizer" not in signature(str(config["data"]["_target_"])).parameters:
+    if "data.tokenizer" in given:
         return config
-    return {**config, "data": {**config["data"], "tokenizer": name, "vocab_size": None}}
+    config = {**config, "data": _reading(config["data"], name)}
+    if not is_chain(config):
+        return config
+    chain = {stage: _stage_reading(own, name) for stage, own in config["stages"]["chain"].items()}
+    return {**config, "stages": {**config["stages"], "chain": chain}}
+
+
+def _stage_reading(own: Mapping[str, Any] | None, name: str) -> Any:
+    """A stage whose data is a node of its own reads the start's tokenizer too, unless it names one."""
+    data = (own or {}).get("data")
+    if own is None or not isinstance(data, Mapping) or "_target_" not in data or "tokenizer" in data:
+        return own
+    return {**own, "data": _reading(data, name)}
+
+
+def _reading(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    if "tokenizer" not in signature(str(data["_target_"])).parameters:
+        return data
+    return {**data, "tokenizer": name, **({"vocab_size": None} if "vocab_size" in data else {})}
 
 
 def _get(node: Any, keys: Sequence[str]) -> Any:
