@@ -106,7 +106,7 @@ def verdicts(gaps: Sequence[Mapping[str, Any]], level: float) -> list[dict[str, 
         than = "the same model from nothing" if one["against"] == SCRATCH else one["against"]
         ours = f"{one['kind']} from {one['start']}"
         text = f"{word}: on {one['task']}{labels} {ours} scores above {than}, by {spread(one)}"
-        code = "_".join(str(one[key]) for key in ("kind", "start", "against", "task", "share"))
+        code = "_".join([*(one[key] for key in ("kind", "start", "against", "task")), f"{one['share']:g}"])
         told = {"code": code, "level": "note", "text": f"{text} ({level:.0%}, {one['seeds']} seeds)"}
         holds = {"holds": True, "does not hold": False, "undecided": None}[word]
         made.append({**told, "value": one["gap"], "lo": one["lo"], "hi": one["hi"], "holds": holds})

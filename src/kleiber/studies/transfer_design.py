@@ -97,7 +97,8 @@ class Pretraining:
         texts = itertools.product(self.chosen.items(), self.sources.items(), self.sizes)
         for (name, kind), (source, lines), size in texts:
             base = [*kind.model, *kind.pretrain, *lines, f"data.max_bytes={size}", *self.pretrain]
-            new.append(Start(name, f"{source}/{size}", base))
+            start = f"{source}/{size}"  # told to the run, since one text's overrides can be a part of another's
+            new.append(Start(name, start, [*base, f"study.kind={name}", f"study.start={start}"]))
         return new
 
     def bases(self) -> list[list[str]]:
