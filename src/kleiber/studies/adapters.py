@@ -83,11 +83,12 @@ class Adapters(Options):
         return (table[FULL] - table[rank]).dropna()
 
     def verdicts(self, found: dict[str, dict[str, Claim]]) -> list[dict[str, Any]]:
+        own = "than full fine-tuning, each at its best rate: by {} nats of"
         words = {
-            "learns_less": "LoRA of {} learns less than full fine-tuning, each at its best rate: target loss {} nats",
-            "forgets_less": "LoRA of {} forgets less than full fine-tuning, each at its best rate: F lower by {} nats",
-            "matched": f"the frontiers of {{}} and full overlap at equal target loss (within {self.margin:g} nats): "
-            "F lower by {} nats",
+            "learns_less": f"LoRA of {{}} learns less {own} target loss",
+            "forgets_less": f"LoRA of {{}} forgets less {own} F",
+            "matched": f"at equal target loss the frontiers of {{}} and full lie within {self.margin:g} nats: "
+            "F of full is above that of LoRA by {} nats",
         }
         made = []
         for kind, each in found.items():
@@ -170,7 +171,7 @@ def headline(found: dict[str, dict[str, Claim]], ranks: Sequence[str], level: fl
         if more is None or less is None:
             continue
         at = f", at equal target loss by {spread(equal)}" if equal else ", and no seed reaches an equal target loss"
-        told.append(f"{rank} ends {spread(more)} nats above on the target and forgets less by {spread(less)}{at}")
+        told.append(f"{rank} learns less by {spread(more)} nats, forgets less by {spread(less)}{at}")
     return f"Against full fine-tuning ({level:.0%} intervals): " + "; ".join(told) + "."
 
 

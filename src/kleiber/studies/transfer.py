@@ -102,7 +102,7 @@ def verdicts(gaps: Sequence[Mapping[str, Any]], level: float) -> list[dict[str, 
         if one["lo"] is None:
             continue
         word = "holds" if one["lo"] > 0 else "does not hold" if one["hi"] < 0 else "undecided"
-        labels = "" if one["share"] == 1 else f" with {one['share']:.3g} of the labels"
+        labels = "" if one["share"] == 1 else f" with {100 * one['share']:g} % of the labels"
         than = "the same model from nothing" if one["against"] == SCRATCH else one["against"]
         ours = f"{one['kind']} from {one['start']}"
         text = f"{word}: on {one['task']}{labels} {ours} scores above {than}, by {spread(one)}"
