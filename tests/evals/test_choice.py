@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kleiber.data.tokenizer import Bytes
-from kleiber.evals.choice import Question, choose, ending_log_probs, evaluate
+from kleiber.evals.choice import Question, choose, ending_log_probs, evaluate, question
 from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
@@ -73,6 +73,12 @@ def test_files_of_questions_are_scored_by_their_columns(tmp_path) -> None:
     pairs = [{"sentence_good": f"who {i}", "sentence_bad": f"{i} whoever", "pair_id": i} for i in range(4)]
     home = asked(tmp_path, about=about, pairs=pairs)
     found = evaluate(subject(model, home))
+    first = question(about[0], tokenizer, home)
+    assert first.endings == [tokenizer.encode(text) for text in (" a b", " cdef", " g")] and first.num_bytes == [
+        4,
+        5,
+        2,
+    ]
     right = 0
     with torch.no_grad():
         for row in about:
