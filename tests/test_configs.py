@@ -49,6 +49,7 @@ ELSEWHERE |= {
     "design/arms": "tests/studies/test_arms.py",
 }
 ELSEWHERE |= dict.fromkeys(("study/routers", "study/sparsity", "study/upcycling"), "tests/studies/test_arms.py")
+ELSEWHERE |= {"study/moe_gain": "12 cells to 8M tokens: tests/studies/test_gain.py reads such"}
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_distill.py"}
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
