@@ -57,9 +57,10 @@ NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={one:{},two:{}}"] 
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
 ELSEWHERE |= {
     f"study/{name}": "tests/studies reads such"
-    for name in ("forgetting", "forgetting_law", "moe_forgetting", "continual")
+    for name in ("forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer")
 }
 ELSEWHERE |= {"design/methods": "plans a sweep: tests/studies/test_methods.py"}
+ELSEWHERE |= {"design/pretraining": "plans a sweep: tests/studies/test_transfer.py"}
 ELSEWHERE |= {
     f"design/{name}_sequence": "plans a sweep: tests/studies/test_sequences.py"
     for name in ("builtin", "domain", "topic")
@@ -113,7 +114,8 @@ def test_every_choice_composes_and_passes_the_check(choice):
         pytest.skip("the check refuses a GPU that is not there")
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": "data", "study": "callbacks.samples", "docs_then_code": "data"}
-    gone |= dict.fromkeys(("forgetting", "forgetting_law", "moe_forgetting"), ("callbacks.samples", "data"))
+    own = ("forgetting", "forgetting_law", "moe_forgetting", "adapters")
+    gone |= dict.fromkeys(own, ("callbacks.samples", "data"))
     gone = next((gone[key] for key in (name, group) if key in gone and name != "text"), "none")
     plain = [override for override in TINY if not override.startswith(gone)]
     config, _ = resolved(composer().compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
