@@ -9,7 +9,7 @@ import kleiber
 
 ROOT = Path(kleiber.__file__).parent
 FLOORS = {
-    0: "types budget sums errors settings signatures summary build imports hub console preemption metrics",
+    0: "types budget sums errors settings signatures summary build imports hub console preemption metrics hooks",
     1: "nn",
     2: "models",
     3: "objectives data evals adapters",

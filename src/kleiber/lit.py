@@ -7,6 +7,7 @@ evaluation, logging and checkpoints live beside it. It never calls `self.log`, w
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -18,13 +19,14 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from kleiber import checkpoint
+from kleiber.hooks import Unasked
 from kleiber.optim import Optimizer
-from kleiber.step import Diverged, Penalty, accumulate, micro_batches, normalise, out_of_memory
+from kleiber.step import Diverged, Penalty, accumulate, micro_batches, normalise, out_of_memory, seed_generators
 from kleiber.sums import Sums
 from kleiber.types import Batch, Objective, Retention
 
 
-class LitLM(LightningModule):
+class LitLM(Unasked, LightningModule):
     """A model, an objective, an optimizer and a schedule.
 
     model         a backbone with a head (types.Model) that knows its roles and its parametrisation
@@ -65,6 +67,16 @@ class LitLM(LightningModule):
         self.last: dict[str, Tensor | float] = {}
         self.guard: Any = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the hook that it is in twice for every hook, and a Module first asks whether that is a weight.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
     def configure_model(self) -> None:
         shard = getattr(self.trainer.strategy, "shard", None)
         if shard is not None:
@@ -95,14 +107,15 @@ class LitLM(LightningModule):
                 found = method.gradients(self.model, step)
                 told.update({f"retention/{name}": value for name, value in found.items()})
 
-        tokens, clip, ranks = sums.values["tokens"].item(), self.optimizer.clip, self.trainer.world_size
-        loss, failure, norm = sums.means()["ce"].item(), None, math.nan
+        means, tokens = sums.means(), sums.values["tokens"].item()
+        clip, ranks = self.optimizer.clip, self.trainer.world_size
+        loss, failure, norm = means["ce"].item(), None, math.nan
         try:
             norm = normalise(parameters, tokens, ranks, clip, change if methods else None)
         except Diverged as error:
             failure = error
         if self.guard is not None and self.guard.refuses(loss, norm):
-            return self.pass_over(optimizer, {**sums.means(), "grad_norm": norm, "lr": 0.0})
+            return self.pass_over(optimizer, {**means, "grad_norm": norm, "lr": 0.0})
         if failure is not None:
             samples = "" if batch.samples is None else f", samples {batch.samples[:4].tolist()}..."
             raise Diverged(f"step {step + 1}: {failure}, loss {loss:g}{samples}")
@@ -116,14 +129,14 @@ class LitLM(LightningModule):
         optimizer.zero_grad()
         if hasattr(self.model, "rebalance"):
             self.model.rebalance(sums.values)
-        self.last = {**sums.means(), **told, "grad_norm": norm, "lr": self.optimizer.lr * factor}
+        self.last = {**means, **told, "grad_norm": norm, "lr": self.optimizer.lr * factor}
 
     def backward_pass(self, batch: Batch, step: int, penalties: Sequence[Penalty]) -> Sums:
         """This rank's sums over the batch, with the gradients accumulated."""
         no_sync = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
         while True:
             # Noise inside a step is a function of (seed, step, rank): a resumed run draws what the unbroken one drew.
-            torch.manual_seed(hash((self.seed, step, self.global_rank)) % 2**63)
+            seed_generators(hash((self.seed, step, self.global_rank)) % 2**63)
             rows = min(self.micro_batch, len(batch))
             try:
                 batches = micro_batches(batch, self.micro_batch)
@@ -148,3 +161,7 @@ class LitLM(LightningModule):
         progress.increment_ready()
         progress.increment_completed()
         self.last = told
+
+
+# Lightning asks for it at every step, and to work it out anew took 2 % of a small one.
+setattr(LitLM.training_step, "__signature__", inspect.signature(LitLM.training_step))  # noqa: B010 (no attribute of a function)

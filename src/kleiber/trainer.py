@@ -22,6 +22,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.checkpoint import checkpoint
 
 from kleiber.data.cache import cache_root
+from kleiber.hooks import Unprofiled
 from kleiber.score import Place
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
@@ -124,6 +125,7 @@ class Local:
             max_epochs=-1,
             callbacks=callbacks,
             logger=loggers,
+            profiler=Unprofiled(),
             deterministic=self.deterministic,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -7,7 +7,7 @@ Nothing here computes, and nothing here imports another module of kleiber.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -42,17 +42,17 @@ class Batch:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with `fn` applied to every tensor that is there: a device move, a slice of rows."""
-        mapped: dict[str, Any] = {}
-        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
-            mapped[name] = value.map(fn) if isinstance(value, Batch) else None if value is None else fn(value)
-        return Batch(**mapped)
+        there = {name: value for name, value in vars(self).items() if value is not None}
+        made: Any = {name: v.map(fn) if isinstance(v, Batch) else fn(v) for name, v in there.items()}
+        return Batch(**made)
 
     def to(self, device: torch.device | str) -> Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def split(self, rows: int) -> list[Batch]:
-        """Micro-batches of at most `rows` samples, in order."""
-        return [self.map(lambda t, i=i: t[i : i + rows]) for i in range(0, len(self), rows)]
+        """Micro-batches of at most `rows` samples, in order; the batch itself where one is enough."""
+        starts = range(0, len(self), rows)
+        return [self.map(lambda t, i=i: t[i : i + rows]) for i in starts] if len(starts) > 1 else [self]
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

@@ -10,10 +10,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kleiber import checkpoint
+from kleiber.hooks import Watch
 from kleiber.sharding import gathered, whole
 
 
-class Checkpoints(Callback):
+class Checkpoints(Watch):
     """Every `every` optimizer steps (None: ten times a run, at least every 1000 steps; 0: only after the last step).
 
     Also at the `branch_steps` where children of the stage begin, and those are kept beside the newest `keep`.

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from kleiber.data.sampler import evaluation_batches
+from kleiber.hooks import Watch
 from kleiber.sharding import whole
 from kleiber.types import Corpus
 
 MOST = 50  # classes that a figure can show
 
 
-class Classes(Callback):
+class Classes(Watch):
     """Writes classes/<task>.json (precision, recall, F1 and support of each class, and the confusion matrix: rows are
     true classes) and, with the extra `report`, classes/<task>.html, after the last step, over all held-out samples.
 

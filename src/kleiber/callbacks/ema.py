@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from kleiber import checkpoint
 from kleiber.callbacks.evaluate import Evaluate
+from kleiber.hooks import Watch
 
 
-class EMA(Callback):
+class EMA(Watch):
     """average = decay average + (1 - decay) weights after every step from `start` on, where it begins as the weights.
 
     Training is left alone. Whenever the weights are scored so is the average, as val_ema/<task>/...; after the last

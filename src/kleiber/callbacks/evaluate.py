@@ -11,14 +11,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from kleiber.hooks import Watch
 from kleiber.score import Place, scores
 from kleiber.sharding import whole
 from kleiber.types import Task
 
 
-class Evaluate(Callback):
+class Evaluate(Watch):
     """Every `every` optimizer steps (0: never else) and after the last one, for each own task t: val/<t>/loss (nats per
     token, or the mean over samples), val/<t>/bits_per_byte for likelihoods of text, and what its scorer says.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
+
+from kleiber.hooks import Watch
 
 
-class Log(Callback):
+class Log(Watch):
     """Every `every` optimizer steps: train/loss (cross-entropy, nats per token), train/total (with auxiliary losses),
     train/grad_norm (before clipping), train/lr, train/tokens (cumulative), and for MoE moe/balance/<layer>,
     moe/z/<layer>, moe/margin/<layer> and moe/drop/<layer>, as types.Output has them (loads are `RoutingHealth`'s),

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from kleiber.budget import quantity
 from kleiber.callbacks.evaluate import Evaluate
 from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.position import binned, loss_by_position
+from kleiber.hooks import Watch
 from kleiber.sharding import whole
 from kleiber.types import Corpus
 
 
-class Positions(Callback):
+class Positions(Watch):
     """Logs val/<domain>/position/<t> (nats per target): mean loss of targets up to position t and beyond t/2.
 
     tokens  targets scored per domain, from the first on; None for all

@@ -10,13 +10,14 @@ import threading
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from kleiber.callbacks.checkpoints import Checkpoints
+from kleiber.hooks import Watch
 from kleiber.preemption import SIGNALS, Preempted
 
 
-class Preempt(Callback):
+class Preempt(Watch):
     """Raises Preempted after the step in which any rank got a signal; comes after `checkpoints`, which it makes save.
 
     Steps are counted alike on all ranks, so all of them leave after the same one.

@@ -6,10 +6,12 @@ import sys
 import time
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+
+from kleiber.hooks import Watch
 
 
-class Progress(Callback):
+class Progress(Watch):
     """Step, loss, learning rate, tokens/s and time left, every `seconds` in a log and twice a second in a terminal."""
 
     def __init__(self, batch_tokens: int, seconds: float = 10.0) -> None:

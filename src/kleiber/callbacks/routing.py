@@ -10,13 +10,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
+
+from kleiber.hooks import Watch
 
 DEAD = 0.1  # of the uniform share: what an expert has to get, over a window, to count as alive
 
 
-class RoutingHealth(Callback):
+class RoutingHealth(Watch):
     """Every `every` optimizer steps, for each layer with experts, from the loads since the row before:
 
     moe/load_entropy/<layer>  entropy of the shares over its maximum: 1 when uniform, 0 when one expert takes all

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from kleiber.hooks import Watch
 from kleiber.models.generate import generate
 from kleiber.sharding import whole
 from kleiber.types import Corpus
 
 
-class Samples(Callback):
+class Samples(Watch):
     """Writes `num` continuations of `length` tokens after the last step, to samples.txt and to W&B as a table.
 
     prompt       None takes the start of a validation text

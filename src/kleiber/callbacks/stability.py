@@ -13,15 +13,16 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
+from kleiber.hooks import Watch
 from kleiber.step import Diverged
 
 SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 IN_A_ROW = 10  # refused steps after which the loss has not leapt but moved
 
 
-class Stability(Callback):
+class Stability(Watch):
     """Logs train/spikes and train/skipped (so far) when a step leaps above the usual of the last `window` steps.
 
     A spike is a step whose cross-entropy is above median + max(`deviations` robust standard deviations, `least` nats),

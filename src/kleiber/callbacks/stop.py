@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from kleiber.callbacks.evaluate import Evaluate
+from kleiber.hooks import Watch
 
 
-class StopAtLoss(Callback):
+class StopAtLoss(Watch):
     """After `evaluate`: the step whose scores reach `loss` becomes the last one, with all that is done after it."""
 
     def __init__(self, loss: float, evaluate: Evaluate) -> None:

@@ -7,10 +7,12 @@ import time
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+
+from kleiber.hooks import Watch
 
 
-class Throughput(Callback):
+class Throughput(Watch):
     """Logs, every `every` steps, speed/tokens_per_s and speed/seconds (training only, of this stage, over its resumes).
 
     The first step of a process is left out of the speed (it pays for allocation and compilation), not of the seconds.
