@@ -1,0 +1,79 @@
+"""What Lightning is kept from doing at every step, and that it still does all that a callback or the model asks for."""
+
+import inspect
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from kleiber import step
+from kleiber.hooks import Unasked, Watch
+from kleiber.lit import LitLM
+from kleiber.trainer import Local
+
+EVERY_BATCH = [name for name in vars(Unasked) if name.startswith("on_")]
+
+
+class One(Watch):
+    """Counts the only hook that it has."""
+
+    calls = 0
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.calls += 1
+
+
+class Foreign(pl.Callback):
+    """A callback of somebody else, with a hook that none of ours has."""
+
+    calls = 0
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.calls += 1
+
+
+class Linear(Unasked, pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def training_step(self, batch, index):
+        optimizer = self.optimizers()
+        self.manual_backward((self.weight * batch).sum())
+        optimizer.step()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([self.weight], lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*may be a bottleneck")
+def test_a_hook_is_called_where_a_callback_has_it_and_nowhere_else():
+    one, foreign = One(), Foreign()
+    trainer = Local().trainer([one, foreign, Watch()], [], max_steps=3)
+    trainer.fit(Linear(), torch.utils.data.DataLoader(torch.ones(5, 2)))
+    assert one.calls == foreign.calls == trainer.global_step == 3
+
+
+def test_what_is_passed_over_is_a_hook_of_lightning_that_does_nothing():
+    """A hook that Lightning renames or gives a meaning has to be looked at again."""
+    for owner in (pl.Callback, pl.LightningModule):
+        for name in EVERY_BATCH:
+            body = inspect.getsource(getattr(owner, name)).rpartition('"""')[2]
+            assert body.strip() in ("", "pass"), f"{owner.__name__}.{name} does something: {body}"
+    assert not callable(LitLM.on_train_batch_end)
+
+
+def test_a_seed_gives_the_numbers_of_manual_seed():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    step.seed_generators(3)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_seeding_keeps_no_trace_of_the_stack(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a stack was formatted, which takes longer than the rest of a small step's bookkeeping")
+
+    monkeypatch.setattr("traceback.format_stack", refuse)
+    step.seed_generators(3)
