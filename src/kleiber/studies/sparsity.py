@@ -18,7 +18,7 @@ from kleiber.studies.arms import Arm, all_tuned, complaints, interval, paired, p
 from kleiber.studies.clock import loss_after, spent
 from kleiber.studies.findings import Findings, Options
 
-EQUAL = {"flops": "training FLOPs", "params": "total parameters", "memory": "bytes of weights and one context's cache"}
+EQUAL = {"flops": "training FLOPs", "params": "total parameters", "memory": "inference memory"}
 SLACK = 0.05
 
 
@@ -67,7 +67,7 @@ class Sparsity(Options):
 
 METHODS = (
     "Every arm was trained at every learning rate with every seed; cells of a seed see the same samples in the same "
-    "order. An arm enters at the learning rate of least mean loss, which must not be the least or the largest tried. "
+    "order. Inference memory is that of the weights and one context's keys and values in fp32. An arm enters at the learning rate of least mean loss, which must not be the least or the largest tried. "
     "Differences are paired by seed, with Student's 90 % interval. At equal wall-clock, the dense loss is interpolated "
     "in the logarithm of its training time between its budgets. The effective parameter multiplier is the size at "
     "which a line through the dense losses over log N (parameters outside the embeddings) meets the mixture's loss, "
