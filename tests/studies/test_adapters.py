@@ -65,7 +65,7 @@ def test_each_arm_is_compared_at_its_own_best_rate_and_at_equal_target_loss(runs
     assert told["matched_rank1"]["holds"] is False and told["matched_rank1"]["value"] == pytest.approx(-0.1, abs=0.01)
     rows = found.tables["Each arm at its own best learning rate"]
     assert [(row["arm"], row["lr"]) for row in rows] == [("full", 0.01), ("rank 1", 0.03), ("rank 16", 0.03)]
-    assert "rank 1 ends +0.1" in found.headline and "[" in found.headline
+    assert "rank 1 learns less by +0.1" in found.headline and "[" in found.headline
 
 
 def test_what_is_missing_is_said(runs):

@@ -67,11 +67,12 @@ class Sparsity(Options):
 
 METHODS = (
     "Every arm was trained at every learning rate with every seed; cells of a seed see the same samples in the same "
-    "order. Inference memory is that of the weights and one context's keys and values in fp32. An arm enters at the learning rate of least mean loss, which must not be the least or the largest tried. "
-    "Differences are paired by seed, with Student's 90 % interval. At equal wall-clock, the dense loss is interpolated "
-    "in the logarithm of its training time between its budgets. The effective parameter multiplier is the size at "
-    "which a line through the dense losses over log N (parameters outside the embeddings) meets the mixture's loss, "
-    "over the mixture's active parameters outside the embeddings (after Clark et al. 2022, arXiv:2202.01169)."
+    "order. Inference memory is that of the weights and one context's keys and values in fp32. An arm enters at the "
+    "learning rate of least mean loss, which must not be the least or the largest tried. Differences are paired by "
+    "seed, with Student's 90 % interval. At equal wall-clock, the dense loss is interpolated in the logarithm of its "
+    "training time between its budgets. The effective parameter multiplier is the size at which a line through the "
+    "dense losses over log N (parameters outside the embeddings) meets the mixture's loss, over the mixture's active "
+    "parameters outside the embeddings (after Clark et al. 2022, arXiv:2202.01169)."
 )
 
 
