@@ -83,6 +83,10 @@ def test_pairs_of_keys_are_both_named():
         (["model.num_heads=4", "model.num_kv_heads=3"], ["model.num_kv_heads=3", "model.num_heads=4"]),
         (["trainer=ddp", "trainer.devices=3"], ["batch.tokens=4096", "trainer.devices=3"]),
         (["budget.tokens=1M", "budget.steps=3"], ["budget.tokens=1M", "budget.steps=3"]),
+        (
+            ["objective=dpo", "data=preference", "data.path=x", "objective.reference=adapter_off", "adapter=freeze"],
+            ["objective.reference=adapter_off", "adapter=lora"],
+        ),
         (["callbacks=positions", "model=bert", "objective=mlm"], ["callbacks=positions", "model.causal=false"]),
         (
             [

@@ -49,13 +49,22 @@ ELSEWHERE |= {
     "design/arms": "tests/studies/test_arms.py",
 }
 ELSEWHERE |= dict.fromkeys(("study/routers", "study/sparsity", "study/upcycling"), "tests/studies/test_arms.py")
+ELSEWHERE |= {"study/moe_gain": "12 cells to 8M tokens: tests/studies/test_gain.py reads such"}
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_distill.py"}
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={one:{},two:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
-ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in ("forgetting", "forgetting_law")}
+ELSEWHERE |= {
+    f"study/{name}": "tests/studies reads such"
+    for name in ("forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer")
+}
 ELSEWHERE |= {"design/methods": "plans a sweep: tests/studies/test_methods.py"}
+ELSEWHERE |= {"design/pretraining": "plans a sweep: tests/studies/test_transfer.py"}
+ELSEWHERE |= {
+    f"design/{name}_sequence": "plans a sweep: tests/studies/test_sequences.py"
+    for name in ("builtin", "domain", "topic")
+}
 TASKS = [
     f"data/{p.parent.name}/{p.stem}" for group in ("glue", "superglue", "topic") for p in CONF.glob(f"data/{group}/*")
 ]
@@ -105,7 +114,8 @@ def test_every_choice_composes_and_passes_the_check(choice):
         pytest.skip("the check refuses a GPU that is not there")
     # Another data set has other keys, and a study writes no samples.
     gone = {"data": "data", "study": "callbacks.samples", "docs_then_code": "data"}
-    gone |= dict.fromkeys(("forgetting", "forgetting_law"), ("callbacks.samples", "data"))
+    own = ("forgetting", "forgetting_law", "moe_forgetting", "adapters")
+    gone |= dict.fromkeys(own, ("callbacks.samples", "data"))
     gone = next((gone[key] for key in (name, group) if key in gone and name != "text"), "none")
     plain = [override for override in TINY if not override.startswith(gone)]
     config, _ = resolved(composer().compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))

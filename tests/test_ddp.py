@@ -52,6 +52,23 @@ def test_two_ranks_give_the_numbers_of_one_process(launch, process, tmp_path, mo
 
 @pytest.mark.slow
 @pytest.mark.process
+def test_shares_over_the_global_batch_are_those_of_all_ranks(launch, process, tmp_path):
+    """4 rows on each of two ranks are 8 rows in one process: their counts are added up before they are shares."""
+    options = [*OPTIONS, "model=moe", "model.mlp.balance.scope=global", "model.mlp.balance.coefficient=1.0"]
+    alone = rows(launch(*options, "batch.micro=8", "trainer.devices=1", root="alone"))
+    pair = process(*options, "batch.micro=4", "trainer.devices=2", root="pair")
+    _, err = pair.communicate(timeout=150)
+    assert pair.returncode == 0, err
+    (folder,) = (tmp_path / "pair").glob("*/*")
+    for one, two in zip(alone, rows(folder), strict=True):
+        assert two == pytest.approx(one, abs=1e-9)
+    halves = rows(launch(*options, "batch.micro=4", "trainer.devices=1", root="halves"))
+    last, other = ([row["train/loss"] for row in found if "train/loss" in row][-1] for found in (alone, halves))
+    assert last != pytest.approx(other, abs=1e-6), "one process that counts 4 rows at a time has another loss"
+
+
+@pytest.mark.slow
+@pytest.mark.process
 def test_a_run_goes_on_with_another_number_of_ranks(launch, process, interrupted, tmp_path):
     """FAULTS 45: the position is the number of optimizer steps, and the order of samples knows no ranks."""
     alone = launch(*OPTIONS, "trainer.devices=1", root="alone")

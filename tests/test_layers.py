@@ -14,7 +14,7 @@ FLOORS = {
     2: "models",
     3: "objectives data evals adapters",
     4: "retention optim optimizers step checkpoint callbacks lit loggers trainer score sharding fsdp",
-    5: "identity folder chain opened origin plan tree retain matrix drift stage report load",
+    5: "identity folder rate chain opened origin plan tree retain matrix drift stage report load",
     6: "settle fit_together check run compose usage cell ranks pool preload sweep launch catalog studies cli assess "
     "interchange quote probe coordinates",
     7: "task slurm rays",

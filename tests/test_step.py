@@ -1,13 +1,15 @@
 """A penalty adds its mean to the mean loss, whatever the micro-batches; a change of gradients comes before clipping."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from retention.toys import NEW, model
 
 from kleiber.objectives.clm import CLM
-from kleiber.step import accumulate, added, normalise
-from kleiber.types import Loss
+from kleiber.step import accumulate, added, micro_batches, normalise
+from kleiber.types import Batch, Loss
 
 
 def half_square(net, batch):
@@ -48,3 +50,23 @@ def test_a_change_sees_the_mean_gradient_and_is_clipped():
     weight.grad = torch.tensor([30.0, 0.0])
     assert normalise([weight], 10.0, 1, 1.0, change) == pytest.approx(5.0)
     assert seen[0].tolist() == [3.0, 0.0] and weight.grad.tolist() == pytest.approx([0.6, 0.8])
+
+
+@pytest.mark.parametrize("rows", [3, 4, 12])
+def test_padded_rows_in_parts_of_like_length_make_the_same_step(rows):
+    lengths = torch.tensor([3, 16, 5, 16, 2, 9, 4, 7, 16, 2, 3, 6])
+    tokens = torch.randint(11, (12, 16), generator=torch.Generator().manual_seed(0))
+    real = torch.arange(16) < lengths[:, None]
+    batch = Batch(tokens, real=real, weights=real.float(), samples=torch.arange(12))
+    parts = micro_batches(batch, rows)
+    assert sum(part.tokens.numel() for part in parts) < (1 if rows < 12 else 1.01) * tokens.numel()
+    seen = {int(i): row[keep].tolist() for p in parts for i, row, keep in zip(p.samples, p.tokens, p.real, strict=True)}
+    assert seen == {i: tokens[i, : lengths[i]].tolist() for i in range(12)}
+    found = []
+    for split in ([batch], parts):
+        net = model()
+        sums = accumulate(net, CLM(), split, torch.Tensor.backward)
+        found.append((net.norm.weight.grad, sums.means()["ce"].item()))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-4) and found[0][1] == pytest.approx(found[1][1], abs=1e-5)
+    left = dataclasses.replace(batch, real=real.flip(1), tokens=tokens.flip(1))
+    assert all(part.tokens.shape[1] == 16 for part in micro_batches(left, 3)), "padding in front is left alone"

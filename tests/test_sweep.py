@@ -196,10 +196,15 @@ def test_a_design_is_multiplied_by_the_sweep_and_yields_to_its_keys(seeds, tmp_p
 
 def test_a_study_sweeps_by_itself_and_is_analysed_at_the_end(seeds, tmp_path, monkeypatch):
     analysed = []
-    monkeypatch.setattr("kleiber.sweep.report", analysed.append)
-    assert main(["study=scaling", "launcher=basic", "design.widths=[32,64]", "design.seeds=1"]) == 0
+    monkeypatch.setattr("kleiber.sweep.report", lambda *told: analysed.append(told))
+    command = ["study=scaling", "launcher=basic", "design.widths=[32,64]", "design.seeds=1"]
+    assert main(command) == 0
     assert seeds == [0, 0]
-    assert analysed == [tmp_path / "root" / "scaling"]
+    assert main([*command, "study.min_tokens=3k"]) == 0
+    assert seeds == [0, 0], "another question to the same cells"
+    (first, asked), (again, other) = analysed
+    assert first == again == tmp_path / "root" / "scaling"
+    assert asked["min_tokens"] != other["min_tokens"] == "3k" and asked["_target_"] == other["_target_"]
 
 
 LONG = ["budget.steps=5000", "trainer.max_steps=5000", "callbacks.checkpoints.every=20", "eval.every_steps=0"]
@@ -240,7 +245,7 @@ def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tm
 
 
 def test_max_cells_and_seeds_of_a_study_are_about_the_sweep(seeds, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kleiber.sweep.report", lambda folder: None)
+    monkeypatch.setattr("kleiber.sweep.report", lambda *_: None)
     told = ["study=scaling", "launcher=basic", "design.widths=[32,64]"]
     assert main([*told, "study.seeds=2", "study.max_cells=3"]) == 4  # seed 1 fails here
     assert seeds == [0, 1, 0] and "1 planned cells are left out" in capsys.readouterr().out
@@ -264,7 +269,7 @@ def test_a_designed_dry_run_prices_the_cells_and_starts_none(seeds, tmp_path, mo
 
 @pytest.mark.slow
 def test_an_optimal_design_runs_in_rounds_and_writes_its_plan(seeds, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kleiber.sweep.report", lambda folder: None)
+    monkeypatch.setattr("kleiber.sweep.report", lambda *_: None)
     assert main(["study=scaling", "launcher=basic", "design=optimal", "design.flops=1e14"]) == 4  # seed 1
     plan = json.loads((tmp_path / "root" / "scaling" / "design.json").read_text())
     assert len(plan["rounds"]) == 3 and sum(len(one["trunks"]) for one in plan["rounds"]) == len(seeds)

@@ -62,8 +62,10 @@ def assess(
 ) -> dict[str, Any]:
     """Runs the evaluations one after another; returns and writes what they found."""
     names = chosen(evals)
-    if "harness" not in names and (tasks or task_files):
-        raise ValueError(f"--tasks {tasks} and --task-files {task_files} are read by --evals harness alone")
+    if "harness" not in names and (tasks or (task_files and "choice" not in names)):
+        raise ValueError(
+            f"--tasks {tasks} is read by --evals harness alone, --task-files {task_files} by harness and choice"
+        )
     subject = open_subject(path, stage, data, None if tokens is None else round(quantity(tokens)))
     asked = tuple(name for name in (tasks or "").split(",") if name)
     subject = replace(subject, tasks=asked, task_files=task_files)

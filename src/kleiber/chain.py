@@ -14,6 +14,7 @@ from typing import Any
 
 from kleiber.errors import ConfigError, did_you_mean
 from kleiber.folder import read_config, status
+from kleiber.rate import usual_rate
 from kleiber.signatures import signature
 from kleiber.summary import read
 
@@ -86,9 +87,14 @@ def locate(path: str) -> tuple[Path, str]:
 
 
 def adopt(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The config with what its start point decides: the model and the tokenizer, unless the command line names them."""
+    """The config with what its start point decides: the model, the tokenizer and, in the standard parametrisation, the
+    learning rate, unless the command line names them."""
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    config = _wrapped(config, given)
+    config = _started(_wrapped(config, given), given)
+    return config if "optimizer.lr" in given else _with_rate(config)
+
+
+def _started(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
     init = config.get("init")
     if not isinstance(init, Mapping) or "_target_" not in init:
         return config
@@ -110,6 +116,13 @@ def adopt(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         config = _with_model(config, old["model"], given)
     own, saved = stage_config(old, stage)["data"], folder / TOKENIZER
     return _with_tokenizer(config, str(saved) if saved.is_dir() else own.get("tokenizer", "bytes"), given)
+
+
+def _with_rate(config: dict[str, Any]) -> dict[str, Any]:
+    model = config["model"]
+    pretrained = model["_target_"].endswith(".HFModel") and model.get("weights", "pretrained") == "pretrained"
+    rate = usual_rate(config, trained=pretrained or from_weights(config))
+    return config if rate is None else {**config, "optimizer": {**config["optimizer"], "lr": rate}}
 
 
 def _wrapped(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
@@ -135,9 +148,27 @@ def _with_model(config: dict[str, Any], model: Mapping[str, Any], given: set[str
 
 
 def _with_tokenizer(config: dict[str, Any], name: str, given: set[str]) -> dict[str, Any]:
-    if "data.tokenizer" in given or "tokenizer" not in signature(str(config["data"]["_target_"])).parameters:
+    if "data.tokenizer" in given:
         return config
-    return {**config, "data": {**config["data"], "tokenizer": name, "vocab_size": None}}
+    config = {**config, "data": _reading(config["data"], name)}
+    if not is_chain(config):
+        return config
+    chain = {stage: _stage_reading(own, name) for stage, own in config["stages"]["chain"].items()}
+    return {**config, "stages": {**config["stages"], "chain": chain}}
+
+
+def _stage_reading(own: Mapping[str, Any] | None, name: str) -> Any:
+    """A stage whose data is a node of its own reads the start's tokenizer too, unless it names one."""
+    data = (own or {}).get("data")
+    if own is None or not isinstance(data, Mapping) or "_target_" not in data or "tokenizer" in data:
+        return own
+    return {**own, "data": _reading(data, name)}
+
+
+def _reading(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    if "tokenizer" not in signature(str(data["_target_"])).parameters:
+        return data
+    return {**data, "tokenizer": name, **({"vocab_size": None} if "vocab_size" in data else {})}
 
 
 def _get(node: Any, keys: Sequence[str]) -> Any:

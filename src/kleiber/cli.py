@@ -81,7 +81,9 @@ def evaluate(
     stage: Annotated[str | None, typer.Option(help="of the run; default: the last one")] = None,
     data: Annotated[list[str] | None, typer.Option(help="override of the data of a HF_FOLDER: data=wikitext")] = None,
     tasks: Annotated[str | None, typer.Option(help="of --evals harness: names of lm-eval's tasks")] = None,
-    task_files: Annotated[Path | None, typer.Option(help="of --evals harness: a folder of task files")] = None,
+    task_files: Annotated[
+        Path | None, typer.Option(help="of --evals harness: a folder of task files; of choice: questions")
+    ] = None,
 ) -> None:
     """Evaluate a run or a Hugging Face model; results of a run lie in RUN/evals."""
     from kleiber.assess import assess, lines

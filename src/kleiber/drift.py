@@ -1,37 +1,99 @@
-"""How far a finished stage has moved its model from where it began: in its weights, and in what it predicts of earlier
-text. It needs the start's weights again, and so is asked once, when the stage is over."""
+"""How far a finished stage has moved its model from where it began: in its weights, in what it predicts of earlier
+text, and in which experts text goes to. It needs the start's weights again, and so is asked once, when the stage is
+over."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.distance import distance, divergence
+from kleiber.evals.perplexity import held_out_loss
+from kleiber.evals.routing.record import mixtures
 from kleiber.score import Place
-from kleiber.types import Task
+from kleiber.sums import Sums
+from kleiber.types import Batch, Task
+
+Pass = Callable[[Iterable[Batch]], Sums]
 
 
-def drift(start: Any, model: Any, tasks: Sequence[Task], tokens: int, rows: int, place: Place) -> dict[str, float]:
+def drift(
+    start: Any, model: Any, earlier: Sequence[Task], own: Sequence[Task], tokens: int, rows: int, place: Place
+) -> dict[str, float]:
     """drift/weights, |theta - theta_start| / |theta_start|, and drift/<task>/kl of the earlier tasks that are
-    likelihoods of outcomes: KL(start || model) in nats per target, on the first `tokens` targets."""
+    likelihoods of outcomes: KL(start || model) in nats per target, on the first `tokens` targets. Of a mixture of
+    experts also what `shifts` says."""
     found = {"drift/weights": distance(start, model)["relative"]}
     device = next(model.parameters()).device
-    for task in tasks:
-        if not hasattr(task.objective, "predictions"):
-            continue
-        chosen = task.held_out.first(tokens)
-        rank, world = (place.rank, place.world_size) if len(chosen) >= place.world_size else (0, 1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=place.autocast):
-            batches = evaluation_batches(chosen, rows, None, rank, world)
-            sums = divergence(start, model, task.objective, batches, device)
-        if world > 1:
-            sums.reduce()
-        found[f"drift/{task.name}/kl"] = sums.means()["kl"].item()
+    for task in earlier:
+        if hasattr(task.objective, "predictions"):
+            apart = passed(
+                task,
+                tokens,
+                rows,
+                place,
+                device.type,
+                lambda b, t=task: divergence(start, model, t.objective, b, device),
+            )
+            found[f"drift/{task.name}/kl"] = apart.means()["kl"].item()
+    if mixtures(model):
+        before, after = (
+            {task.name: loads(one, task, tokens, rows, place) for task in (*earlier, *own)} for one in (start, model)
+        )
+        found |= shifts(before, after, [task.name for task in earlier], [task.name for task in own])
     return found
+
+
+def passed(task: Task, tokens: int, rows: int, place: Place, device: str, make: Pass) -> Sums:
+    """What one pass over the first `tokens` targets of a task adds up to, over all ranks."""
+    chosen = task.held_out.first(tokens)
+    rank, world = (place.rank, place.world_size) if len(chosen) >= place.world_size else (0, 1)
+    with torch.autocast(device, torch.bfloat16, enabled=place.autocast):
+        sums = make(evaluation_batches(chosen, rows, None, rank, world))
+    return sums.reduce() if world > 1 else sums
+
+
+def loads(model: Any, task: Task, tokens: int, rows: int, place: Place) -> dict[str, Tensor]:
+    """By layer, the share of the assignments that each expert gets on the text of a task."""
+    device = next(model.parameters()).device
+    sums = passed(task, tokens, rows, place, device.type, lambda b: held_out_loss(model, task.objective, b, device))
+    counts = {name.removeprefix("load/"): value for name, value in sums.values.items() if name.startswith("load/")}
+    return {layer: count.double() / count.sum() for layer, count in counts.items()}
+
+
+def shifts(
+    before: Mapping[str, Mapping[str, Tensor]],
+    after: Mapping[str, Mapping[str, Tensor]],
+    earlier: Sequence[str],
+    own: Sequence[str],
+) -> dict[str, float]:
+    """Total variation distances of expert loads, each 0 (the same) to 1 (no expert in common), by layer:
+
+    drift/<task>/load_shift/<layer>        of a task's text, between the model before and after the stage
+    drift/<task>/load_gap_before/<layer>   between an earlier task's text and the stage's own, before it; _after: after
+
+    `before`, `after`: shares by task, layer and expert. Several own tasks count equally.
+    """
+    found = {}
+    for task in (*earlier, *own):
+        for layer, share in after[task].items():
+            found[f"drift/{task}/load_shift/{layer}"] = variation(before[task][layer], share)
+    for name, told in (("before", before), ("after", after)):
+        for task in earlier if own else ():
+            for layer, share in told[task].items():
+                theirs = torch.stack([told[one][layer] for one in own]).mean(0)
+                found[f"drift/{task}/load_gap_{name}/{layer}"] = variation(share, theirs)
+    return found
+
+
+def variation(one: Tensor, other: Tensor) -> float:
+    """Total variation distance of two distributions: half the sum of their absolute differences."""
+    return 0.5 * float((one - other).abs().sum())
 
 
 def merged(model: Any, merge: Callable[[Any], None] | None) -> Any:

@@ -26,6 +26,7 @@ def fit_together(config: Mapping[str, Any]) -> None:
     _stages(config)
     _positions(config)
     _line(config)
+    _reference(config)
 
 
 def argument(node: Mapping[str, Any], name: str) -> Any:
@@ -140,6 +141,14 @@ def _line(config: Mapping[str, Any]) -> None:
     wrapped = _is(config["model"], "HFModel") and _is(config.get("adapter"), "LoRA")
     if wrapped and any(_is(node, "WiSE") for node in nodes):
         raise ConfigError("retention=wise with adapter=lora needs a model of ours, not model=hf: take adapter=freeze")
+
+
+def _reference(config: Mapping[str, Any]) -> None:
+    if config["objective"].get("reference") == "adapter_off" and not _is(config.get("adapter"), "LoRA"):
+        raise ConfigError(
+            "objective.reference=adapter_off asks the model without its adapter, and there is none to leave out: set "
+            "adapter=lora, or objective.reference=start"
+        )
 
 
 def _is(node: Any, kind: str) -> bool:

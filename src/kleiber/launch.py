@@ -89,7 +89,10 @@ def single(composer: Composer, overrides: list[str]) -> int:
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return sweep(composer, overrides)
     config, model = resolved(cfg)
-    config = adopt(config, overrides)
+    config = adopt(written := config, overrides)
+    if config["optimizer"] != written["optimizer"] and ranks.rank() == 0:
+        rate = config["optimizer"]["lr"]
+        print(f"optimizer.lr={rate:g}, by the width of a model in the standard parametrisation", file=sys.stderr)
     is_rank = ranks.launched()
     if is_rank:
         take_devices(config, overrides)

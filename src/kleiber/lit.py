@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kleiber import checkpoint
 from kleiber.hooks import Unasked
 from kleiber.optim import Optimizer
-from kleiber.step import Diverged, Penalty, accumulate, normalise, out_of_memory, seed_generators
+from kleiber.step import Diverged, Penalty, accumulate, micro_batches, normalise, out_of_memory, seed_generators
 from kleiber.sums import Sums
 from kleiber.types import Batch, Objective, Retention
 
@@ -139,7 +139,7 @@ class LitLM(Unasked, LightningModule):
             seed_generators(hash((self.seed, step, self.global_rank)) % 2**63)
             rows = min(self.micro_batch, len(batch))
             try:
-                batches = batch.split(self.micro_batch)
+                batches = micro_batches(batch, self.micro_batch)
                 return accumulate(self.model, self.objective, batches, self.manual_backward, no_sync, penalties)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or rows == 1:

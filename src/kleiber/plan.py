@@ -22,7 +22,7 @@ from kleiber.data.sampler import stream
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.opened import objective_of
 from kleiber.origin import same_tokenizer
-from kleiber.step import accumulate
+from kleiber.step import accumulate, micro_batches
 from kleiber.types import Batch, Corpus, Objective, Samples, Task
 
 
@@ -232,7 +232,8 @@ def _one(plan: Plan, steps: int) -> tuple[list[str], float]:
         f"{6 * p.active * trained:.3g})",
         f"memory       about {state / 2**20:,.0f} MiB for weights, gradients, optimizer and activations",
         f"time         {seconds * 1e3:,.0f} ms a measured step, {seconds * steps / 60:,.1f} minutes in all",
-        f"lr           peak {plan.optimizer.lr:g}; over the run:  {sparkline(plan)}",
+        f"lr           peak {plan.optimizer.lr:g} ({type(plan.model.parametrization).__name__}); over the run:  "
+        f"{sparkline(plan)}",
     ]
     return lines, seconds * steps
 
@@ -258,7 +259,7 @@ def measured_step(plan: Plan, repeats: int = 3) -> float:
     taken = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        accumulate(plan.model, plan.objective, batch.split(plan.micro_batch), torch.Tensor.backward)
+        accumulate(plan.model, plan.objective, micro_batches(batch, plan.micro_batch), torch.Tensor.backward)
         taken.append(time.perf_counter() - began)
     plan.model.zero_grad()
     return sorted(taken[1:])[repeats // 2]

@@ -174,7 +174,7 @@ def moved(tree: Tree, stage: Stage, model: Any, tasks: Around) -> dict[str, floa
     adapter = stage.config.adapter
     after = merged(model, None if adapter is None else build(adapter).merge)
     tokens = round(quantity(stage.config.eval.watch_tokens))
-    return drift(start, after, tasks.earlier, tokens, max(1, stage.plan.rows), tree.hardware.place)
+    return drift(start, after, tasks.earlier, tasks.own, tokens, max(1, stage.plan.rows), tree.hardware.place)
 
 
 def leave_heads(model: Any, objective: Any) -> None:

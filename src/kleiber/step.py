@@ -7,6 +7,7 @@ schedule and no logging.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +30,27 @@ class Diverged(RuntimeError):
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a smaller batch would do; the CPU's allocator says so in words alone."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def micro_batches(batch: Batch, rows: int) -> list[Batch]:
+    """Parts of at most `rows` samples. Padded rows of like length come together, each part as wide as its longest row:
+    short ones then cost what they hold. A batch in one part stays as it is.
+    """
+    if len(batch) <= rows or batch.real is None or batch.segments is not None or batch.against is not None:
+        return batch.split(rows)
+    lengths = batch.real.sum(1)
+    order = lengths.argsort(descending=True, stable=True)
+    parts = batch.map(lambda tensor: tensor[order]).split(rows)
+    return [narrowed(part, int(length)) for part, length in zip(parts, lengths[order][::rows], strict=True)]
+
+
+def narrowed(batch: Batch, width: int) -> Batch:
+    """Without the columns from `width` on, which are padding in every row."""
+    assert batch.real is not None
+    if bool(batch.real[:, width:].any()):  # padded elsewhere than at the end
+        return batch
+    cut = {name: getattr(batch, name) for name in ("tokens", "real", "weights")}
+    return dataclasses.replace(batch, **{name: v[:, :width] for name, v in cut.items() if v is not None})
 
 
 def seed_generators(seed: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -28,6 +29,7 @@ from kleiber.ranks import CELL, launched
 from kleiber.summary import read
 
 PARTLY_FAILED = 4
+OF_A_CELL = ("arm",)  # what a design writes into a cell's study, and no analysis reads
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Sweep:
         self.composer = composer
         self.codes: list[int] = []
         self.studied: Path | None = None
+        self.asked: dict[str, Any] = {}  # the study, as this start has it
 
     def start(self, overrides: list[str]) -> int:
         """Runs the sweep and returns 0, 4 when some cells have failed, or 75 when it was asked to end."""
@@ -134,7 +137,7 @@ class Sweep:
             print(f"preempted by {reason}: the same command goes on with what is missing")
             return PREEMPTED
         if self.studied is not None:
-            report(self.studied)
+            report(self.studied, self.asked)
         if any(self.codes):
             print(f"{sum(map(bool, self.codes))} of {len(self.codes)} cells did not finish; their log.txt says why")
         return PARTLY_FAILED if any(self.codes) else 0
@@ -145,7 +148,9 @@ class Sweep:
     def run(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
         """Exit codes of the cells, in order. All are composed and checked before one runs."""
         first = self._cell(overrides[0], compose)
-        self.studied = first.folder.parent if first.config["study"] and not first.config["dry_run"] else None
+        if first.config["study"] and not first.config["dry_run"]:
+            self.studied = first.folder.parent
+            self.asked = {key: value for key, value in first.config["study"].items() if key not in OF_A_CELL}
         launcher: Launcher = instantiate(first.config["launcher"])
         dry = first.config["dry_run"]
         if isinstance(launcher, Process) and not dry:
@@ -219,9 +224,14 @@ def unique(cells: Sequence[Cell]) -> dict[Path, Cell]:
     return found
 
 
-def report(folder: Path) -> None:
-    """The analysis of a study, over what is finished, mirrored where its runs are; without the extra it says so."""
+def report(folder: Path, asked: dict[str, Any]) -> None:
+    """The analysis of a study, over what is finished, mirrored where its runs are; without the extra it says so.
+
+    How the study was asked for this time stays in study.yaml: its cells may have been trained for an earlier asking.
+    """
     from kleiber.cli import main
 
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
     mirrored = any(folder.glob("*/wandb/*run-*"))
     main(["report", str(folder), *(["--wandb"] if mirrored else [])])

@@ -45,6 +45,25 @@ def test_rows_say_what_the_table_says(tmp_path: Path, cache: Path) -> None:
     assert len(corpus.validation["t"]) == 7
 
 
+def test_a_share_of_the_training_rows_is_drawn_and_smaller_shares_lie_within_larger_ones(tmp_path, cache) -> None:
+    table, path = reviews(), folder(tmp_path / "t", train=reviews(), validation=reviews(7))
+
+    def kept(share: float, seed: int = 0):
+        corpus = Labelled(path, share=share, seed=seed).prepare(64)
+        rows = corpus.train
+        found = {said(rows, i)[0]: int(rows.labels[i]) for i in range(len(rows))}
+        assert len(corpus.validation["t"]) == 7
+        assert corpus.num_tokens == rows.num_tokens == sum(len(text.encode()) + 2 for text in found)
+        assert all(found[r["text"]] == r["label"] for r in table if r["text"] in found)
+        return corpus.hash, set(found)
+
+    (whole, _), (tenth, few), (half, some) = kept(1.0), kept(0.1), kept(0.5)
+    assert len(few) == 4 and len(some) == 20 and few < some and len({whole, tenth, half}) == 3
+    assert kept(0.1, seed=1)[1] != few and kept(0.001)[1] < few and len(kept(0.001)[1]) == 1
+    with pytest.raises(ValueError, match=r"data\.share=0"):
+        Labelled(path, share=0.0)
+
+
 def test_padding_goes_to_a_multiple_of_eight_and_never_past_the_context(tmp_path: Path, cache: Path) -> None:
     rows = Labelled(folder(tmp_path / "t", train=reviews(), validation=reviews(4))).prepare(20).train
     batch = rows.gather(np.array([0, 1]))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from kleiber.evals.choice import Question, choose, ending_log_probs
+from kleiber.data.tokenizer import Bytes
+from kleiber.evals.choice import Question, choose, ending_log_probs, evaluate, question
+from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
+from kleiber.objectives.clm import CLM
 from kleiber.types import Batch
 
 
@@ -44,3 +51,59 @@ def test_both_scores(net) -> None:
     net.train()
     assert choose(net, questions, rows=5) == {"accuracy": plain / 12, "accuracy_per_byte": per_byte / 12}
     assert net.training
+
+
+def subject(model: Transformer, home: Path | None) -> Subject:
+    names = ("name", "config", "hash", "train", "validation")
+    corpus: object = SimpleNamespace(tokenizer=Bytes(), **dict.fromkeys(names))
+    return Subject(model, corpus, CLM(), task_files=home)  # type: ignore[arg-type]
+
+
+def asked(tmp_path: Path, **files: list[dict]) -> Path:
+    tmp_path.mkdir(exist_ok=True)
+    for name, rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return tmp_path
+
+
+def test_files_of_questions_are_scored_by_their_columns(tmp_path) -> None:
+    torch.manual_seed(0)
+    tokenizer, model = Bytes(), Transformer(Bytes().vocab_size, depth=1, width=32, context=24)
+    about = [{"ctx": f"the {i} ", "endings": ["a b", "cdef", "g"], "label": str(i % 3)} for i in range(6)]
+    pairs = [{"sentence_good": f"who {i}", "sentence_bad": f"{i} whoever", "pair_id": i} for i in range(4)]
+    home = asked(tmp_path, about=about, pairs=pairs)
+    found = evaluate(subject(model, home))
+    first = question(about[0], tokenizer, home)
+    assert first.endings == [tokenizer.encode(text) for text in (" a b", " cdef", " g")] and first.num_bytes == [
+        4,
+        5,
+        2,
+    ]
+    right = 0
+    with torch.no_grad():
+        for row in about:
+            context = [tokenizer.eos, *tokenizer.encode(row["ctx"].rstrip())]
+            scores = [slow(model, context, tokenizer.encode(f" {ending}")) for ending in row["endings"]]
+            right += scores.index(max(scores)) == int(row["label"])
+        good = [
+            [slow(model, [tokenizer.eos], tokenizer.encode(r[k])) for k in ("sentence_good", "sentence_bad")]
+            for r in pairs
+        ]
+    assert found["about"]["accuracy"] == right / 6 and found["about"]["chance"] == pytest.approx(1 / 3)
+    assert found["pairs"]["accuracy"] == sum(a > b for a, b in good) / 4 and found["pairs"]["questions"] == 4
+    one = evaluate(subject(model, home / "pairs.jsonl"))
+    assert one == {"pairs": found["pairs"]}
+
+
+def test_what_is_no_question_is_refused_by_its_columns(tmp_path) -> None:
+    model = Transformer(Bytes().vocab_size, depth=1, width=32, context=24)
+    for home, words in (
+        (None, "--task-files"),
+        (asked(tmp_path / "a", odd=[{"text": "a"}]), "no columns context.*it has text"),
+        (asked(tmp_path / "b", odd=[{"ctx": "a", "endings": ["b"], "label": 1}]), "label 1 is none of the 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            evaluate(subject(model, home))
+    both = Transformer(Bytes().vocab_size, depth=1, width=32, context=24, causal=False)
+    with pytest.raises(ValueError, match="reads both ways"):
+        evaluate(subject(both, tmp_path))

@@ -15,6 +15,7 @@ from kleiber.adapters.parts import parts
 from kleiber.models.counting import count_parameters, training_flops
 from kleiber.models.generate import generate, left_padded
 from kleiber.models.hf_model import HFModel
+from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import cross_entropy
 from kleiber.types import Batch
 
@@ -213,6 +214,9 @@ def test_lora_by_peft_starts_at_the_model_trains_alone_and_merges(kind):
             torch.nn.init.normal_(parameter, std=0.3)
     unmerged = model(Batch(ids)).hidden
     assert float((unmerged - start).detach().abs().max()) > 1e-3
+    with torch.no_grad(), without_updates(model):
+        torch.testing.assert_close(model(Batch(ids)).hidden, start.detach())
+    assert all(p.requires_grad for _, p in trained) and torch.equal(model(Batch(ids)).hidden, unmerged)
     adapter.merge(model)
     assert list(model.state_dict()) == before
     torch.testing.assert_close(model(Batch(ids)).hidden, unmerged, atol=1e-5, rtol=1e-5)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from tables import folder
 
+from kleiber.adapters.lora import LoRA
 from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
@@ -87,6 +88,45 @@ def test_loss_and_gradient_are_those_of_a_direct_reference(corpus, tmp_path, kin
     assert loss.metrics["margin"].item() == pytest.approx(0.3 * d.sum().item(), abs=1e-4)
     for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-5)  # type: ignore[arg-type]
+
+
+ADAPTED = {
+    "dense": (model, LoRA(rank=2)),
+    "experts": (
+        partial(model, mlp=partial(MoE, num_experts=4)),
+        LoRA(rank=2, targets=["attention", "experts", "router"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_without_its_adapter_a_model_is_the_frozen_start_to_the_bit(corpus, tmp_path, kind) -> None:
+    """And so are loss and gradients those of a reference that was asked before."""
+    make, adapter = ADAPTED[kind]
+    start, net = make(), make()
+    adapter.apply(net, 0)
+    for name, parameter in net.named_parameters():
+        if "lora_b" in name:  # 0 until trained
+            torch.nn.init.normal_(parameter, std=0.1)
+    off, before = DPO(corpus, reference="adapter_off"), DPO(corpus)
+    off.begin(start, corpus, tmp_path / "off")
+    assert corpus.train.reference is None and corpus.validation["t"].samples.reference is not None
+    batch = corpus.train.gather(np.arange(6))
+    with torch.no_grad():
+        wanted = answer_log_probs(start, batch)[0]
+        assert not torch.equal(answer_log_probs(net, batch)[0], wanted)
+        assert torch.equal(off._reference(net, batch, wanted), wanted)
+    found = off(net, batch)
+    found.total.backward()
+    trained = {name: p.grad.clone() for name, p in net.named_parameters() if p.requires_grad}
+    assert trained and all("lora" in name for name in trained)
+    net.zero_grad()
+    before.begin(start, corpus, tmp_path / "start")
+    expected = before(net, corpus.train.gather(np.arange(6)))
+    expected.total.backward()
+    assert found.total.item() == pytest.approx(expected.total.item(), rel=1e-5)
+    for name, gradient in trained.items():
+        assert torch.allclose(gradient, net.get_parameter(name).grad, atol=1e-5), name
 
 
 def test_losses_equal_those_of_trl() -> None:

@@ -83,3 +83,4 @@ def test_savings_compare_relearning_with_learning():
     assert metrics.savings(again, 2.5, scratch) == pytest.approx(1 - 20 / 150)
     assert metrics.savings({0: 2.0}, 2.5, scratch) == 1.0, "nothing was erased"
     assert math.isnan(metrics.savings({0: 4.0}, 2.5, scratch))
+    assert math.isnan(metrics.savings({0: 2.0}, 5.5, scratch)), "nothing was to be learned"

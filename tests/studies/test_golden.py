@@ -25,7 +25,7 @@ def numbers(node, path=""):
 def test_the_recorded_law_is_rebuilt_from_the_recorded_runs():
     runs = read_runs(GOLDEN)
     recorded = numbers(json.loads((GOLDEN / "laws.json").read_text()))
-    rebuilt = numbers(finite(study_of(runs).law_of(runs)))
+    rebuilt = numbers(finite(study_of(GOLDEN, runs).law_of(runs)))
     assert rebuilt == pytest.approx(recorded, rel=1e-9, abs=1e-9)
     assert len(recorded) > 100
 

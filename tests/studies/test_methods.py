@@ -90,13 +90,27 @@ def test_at_equal_target_tokens_replay_comes_on_top():
 
 
 def count(plan):
-    return len(plan.bases()) * (1 + len(plan.continuations()))
+    return sum(1 + len(plan.continuations(base)) for base in plan.bases())
 
 
 def test_the_plan_counts_all_cells():
     assert count(design()) == 2 + 2 * 7
     assert count(Methods({"model.width": [32, 64]}, {**ARMS, "replay": None}, lrs=[0.01])) == 4 + 4 * 2
     assert count(design(seeds=3, lrs=[0.01], tokens=[1000, 2000])) == 3 + 3 * 2 * 4
+
+
+def test_an_arm_may_go_on_from_some_bases_alone(tmp_path):
+    frozen = {"free": {"adapter": None}, "frozen": {"adapter": "freeze"}}
+    plan = Methods({"model": ["gpt", "moe"]}, frozen, lrs=[0.01], seeds=1, only={"frozen": ["model=moe"]})
+    for number, base in enumerate(plan.bases()):
+        finish(tmp_path / f"base{number}", base)
+    arms = plan.arms_of(SimpleNamespace(folder=tmp_path))
+    assert [cell[0] for cell in arms] == ["adapter=null", "adapter=null", "adapter=freeze"]
+    assert arms[-1][-1] == f"init.path={tmp_path / 'base1'}"
+    with pytest.raises(ValueError, match=r"design.only.frozen=\['model=bert'\]: no base"):
+        Methods({"model": ["gpt", "moe"]}, frozen, only={"frozen": ["model=bert"]})
+    with pytest.raises(ValueError, match=r"design.only.cold: no such arm"):
+        Methods({}, frozen, only={"cold": []})
 
 
 def test_a_dry_run_plans_what_is_known(tmp_path, capsys):
@@ -112,8 +126,12 @@ def test_the_shipped_studies_have_the_size_they_tell():
     from kleiber.compose import Composer, conf_dir, resolved
     from kleiber.studies.arms import Arms
 
-    sizes = {"forgetting": (102, "102 runs"), "forgetting_law": (156, "12 base runs and 144 that")}
-    sizes |= {"routers": (90, "90 cells"), "sparsity": (105, "105 cells")}
+    sizes = {
+        "forgetting": (102, "102 runs"),
+        "forgetting_law": (156, "12 base runs and 144 that"),
+        "moe_forgetting": (42, "42 runs"),
+    }
+    sizes |= {"routers": (90, "90 cells"), "sparsity": (60, "60 cells")}
     for study, (cells, told) in sizes.items():
         node = dict(resolved(Composer("train").compose([f"study={study}", "root=r"]))[0]["design"])
         kind = Methods if node.pop("_target_").endswith("methods.Methods") else Arms

@@ -69,6 +69,7 @@ class Labelled:
     metric     the score it is known by: accuracy, f1 (of class 1), macro_f1, mcc; micro_f1; pearson, spearman, rmse;
                null: accuracy, micro_f1 or pearson, by the kind of label
     max_bytes  at most that much text of each split
+    share      of the training rows, for curves over the number of labels; `seed` draws which
     """
 
     path: str
@@ -80,6 +81,12 @@ class Labelled:
     tokenizer: str = "bytes"
     vocab_size: int | None = None
     max_bytes: int | float | str | None = None
+    share: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"data.share={self.share} is a share of the training rows: give a number in (0, 1]")
 
     @property
     def columns(self) -> list[str]:
@@ -113,13 +120,20 @@ class Labelled:
         if context < 1 + 2 * parts:
             raise ValueError(f"model.context={context} leaves no room for {parts} texts and their separators")
         samples = {name: LabelledRows(folder, name, parts, context, tokenizer) for name in told["splits"]}
+        labels, drawn = dict(told["labels"]), []
+        if self.share < 1:
+            drawn = [self.share, self.seed]
+            samples["train"].keep(self.share, self.seed)
+            if labels["kind"] == "regression":
+                left = samples["train"].labels
+                labels |= {"center": float(left.mean()), "scale": float(left.std()) or 1.0}
         held = {name: Held(rows) for name, rows in samples.items() if name != "train" and len(rows)}
         if len(samples["train"]) == 0 or "validation" not in held:
             raise ValueError(f"data.path={self.path}: no labelled rows to {'score' if held else 'train'} on")
         corpus = LabelledCorpus(
             name=table.name,
             config=told["config"],
-            hash=digest([tokenizer.hash, parts, told["labels"], [f["sha256"] for f in told["files"].values()]]),
+            hash=digest([tokenizer.hash, parts, labels, [f["sha256"] for f in told["files"].values()], *drawn]),
             tokenizer=tokenizer,
             train=samples["train"],
             validation={table.name: held["validation"]},
@@ -127,8 +141,8 @@ class Labelled:
             manifest={table.name: told},
             num_tokens=samples["train"].num_tokens,
             num_bytes=samples["train"].num_bytes,
-            metric=_metric(self.metric, told["labels"]["kind"]),
-            **told["labels"],
+            metric=_metric(self.metric, labels["kind"]),
+            **labels,
         )
         for line in _described(corpus, samples, told):
             log.info("%s", line)
@@ -150,6 +164,14 @@ class LabelledRows:
         self.lengths = self.kept.sum(1) + 1 + parts
         flat = sizes(self.pieces.starts[:-1], self.kept.reshape(-1), self.pieces.flat, tokenizer)
         self.sizes = flat.reshape(-1, parts).sum(1)
+        self.place: Int[np.ndarray, "rows"] = np.arange(len(self.labels))
+        self.num_tokens, self.num_bytes = int(self.lengths.sum()), int(self.sizes.sum())
+
+    def keep(self, share: float, seed: int) -> None:
+        """Leaves a share of the rows, one at least; a larger share of the same seed has those of a smaller one."""
+        chosen = np.random.default_rng(seed).permutation(len(self))[: max(1, round(share * len(self)))]
+        self.labels, self.lengths, self.sizes = self.labels[chosen], self.lengths[chosen], self.sizes[chosen]
+        self.kept, self.place = self.kept[chosen], self.place[chosen]
         self.num_tokens, self.num_bytes = int(self.lengths.sum()), int(self.sizes.sum())
 
     def __len__(self) -> int:
@@ -158,7 +180,7 @@ class LabelledRows:
     def row(self, i: int) -> Integer[np.ndarray, "time"]:
         ids: list[Any] = [[self.begin]]
         for part in range(self.parts):
-            ids += [self.pieces[i * self.parts + part][: self.kept[i, part]], [self.eos]]
+            ids += [self.pieces[int(self.place[i]) * self.parts + part][: self.kept[i, part]], [self.eos]]
         return np.concatenate(ids).astype(np.int64)
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
@@ -225,7 +247,8 @@ def _described(corpus: LabelledCorpus, samples: dict[str, LabelledRows], told: d
         left = f", {count['without_label']:,} without a label left out" if count["without_label"] else ""
         empty = f", {count['without_text']:,} without text" if count["without_text"] else ""
         cut = f", {rows_.truncated:,} cut to model.context={rows_.context}" if rows_.truncated else ""
-        yield f"{corpus.name} {name}: {count['rows']:,} rows{left}{empty}{cut}"
+        kept = f", {len(rows_):,} of them kept" if len(rows_) < count["rows"] else ""
+        yield f"{corpus.name} {name}: {count['rows']:,} rows{left}{empty}{cut}{kept}"
         if "of_class" in count and count["rows"]:
             shares = [number / count["rows"] for number in count["of_class"]]
             listed = ", ".join(f"{n} {s:.1%}" for n, s in list(zip(corpus.label_names, shares, strict=True))[:20])

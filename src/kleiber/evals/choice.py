@@ -1,20 +1,27 @@
 """Multiple choice by likelihood: of several endings of one context the model takes the one it finds likeliest.
 
 Two scores, as they differ: the plain log-probability, and that over the bytes of the ending, which does not favour
-short ones (Brown et al. 2020, arXiv:2005.14165, section 2.4, divides by tokens). Nothing is generated.
+short ones (Brown et al. 2020, arXiv:2005.14165, section 2.4, divides by tokens). Nothing is generated. Questions are
+files of rows with context (or ctx), endings, label, as HellaSwag has them, or sentence_good, sentence_bad, as BLiMP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kleiber.evals.subject import Subject
 from kleiber.nn.loss import log_probs
-from kleiber.types import Batch
+from kleiber.types import Batch, Tokenizer
+
+KINDS = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,61 @@ class Question:
     endings: list[list[int]]
     num_bytes: list[int]
     right: int
+
+
+def evaluate(subject: Subject) -> dict[str, Any]:
+    """accuracy, accuracy_per_byte, the standard error of the first, what chance scores, and questions, by file.
+
+    Raises ValueError without `subject.task_files` (a .jsonl or .parquet file, or a folder of them), for a bidirectional
+    model, and for rows of other columns, naming those that are there.
+    """
+    home = subject.task_files
+    if home is None or not home.exists():
+        raise ValueError(f"choice asks the questions of --task-files FILE or DIR ({', '.join(KINDS)}); got {home}")
+    if not getattr(subject.model, "causal", True):
+        raise ValueError("choice needs next-token probabilities, and this model reads both ways: take a causal one")
+    files = [home] if home.is_file() else sorted(path for kind in KINDS for path in home.rglob(f"*{kind}"))
+    files = [path for path in files if path.suffix in KINDS]
+    if not files:
+        raise ValueError(f"--task-files {home} holds no {' and no '.join(KINDS)} file")
+    found = {}
+    for path in files:
+        name = path.stem if home.is_file() else str(path.relative_to(home).with_suffix(""))
+        questions = [question(row, subject.corpus.tokenizer, path) for row in rows_of(path)]
+        if not questions:
+            raise ValueError(f"{path} holds no row")
+        scores = choose(subject.model, questions, subject.rows)
+        p, total = scores["accuracy"], len(questions)
+        chance = sum(1 / len(one.endings) for one in questions) / total
+        found[name] = {**scores, "standard_error": math.sqrt(p * (1 - p) / total), "chance": chance, "questions": total}
+    return found
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+def question(row: Mapping[str, Any], tokenizer: Tokenizer, path: Path) -> Question:
+    """A row as token ids; the space between a context and its endings belongs to the ending."""
+    if {"sentence_good", "sentence_bad"} <= row.keys():
+        before, endings, right = "", [row["sentence_good"], row["sentence_bad"]], 0
+    else:
+        text = row.get("context", row.get("ctx"))
+        if text is None or not {"endings", "label"} <= row.keys():
+            raise ValueError(
+                f"{path} has no columns context (or ctx), endings, label, nor sentence_good, sentence_bad; it has "
+                f"{', '.join(row)}"
+            )
+        before, endings, right = text.rstrip(), [" " + one.strip() for one in row["endings"]], int(row["label"])
+    if not 0 <= right < len(endings):
+        raise ValueError(f"{path}: label {row.get('label')} is none of the {len(endings)} endings")
+    begin = getattr(tokenizer, "bos", None)
+    context = [tokenizer.eos if begin is None else begin, *tokenizer.encode(before)]
+    return Question(context, [tokenizer.encode(one) for one in endings], [len(one.encode()) for one in endings], right)
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ module (a stack of experts, a router, a head) reads W + s B A wherever its code 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -54,6 +56,24 @@ def merged(module: nn.Module) -> None:
     module.__class__ = plain
 
 
+@contextmanager
+def without_updates(model: nn.Module) -> Iterator[None]:
+    """The model as it was before it was adapted, to the bit: ours and peft's updates are passed over inside."""
+    ours = [module for module in model.modules() if hasattr(module, "lora_scales")]
+    theirs: list[Any] = [m for m in model.modules() if hasattr(m, "base_layer") and hasattr(m, "enable_adapters")]
+    for module in ours:
+        module.lora_off = True  # type: ignore[assignment]
+    for layer in theirs:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in ours:
+            del module.lora_off
+        for layer in theirs:
+            layer.enable_adapters(True)
+
+
 def _shapes(weight: Tensor, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if weight.ndim == 2:
         return (rank, weight.shape[1]), (weight.shape[0], rank)
@@ -65,6 +85,8 @@ def _effective(module: nn.Module, name: str, scale: float) -> Tensor:
     """W + s B A in the precision of W, whatever autocast says: what is rounded here is the weight itself."""
     weight, a, b = (module._parameters[name + suffix] for suffix in ("", A, B))
     assert weight is not None and a is not None and b is not None
+    if hasattr(module, "lora_off"):
+        return weight
     with torch.autocast(weight.device.type, enabled=False):
         return weight + scale * (b @ a if weight.ndim == 2 else a @ b)
 
@@ -86,6 +108,8 @@ def _reader(name: str) -> property:
 
 def _linear(self: Any, x: Float[Tensor, "*axes in"]) -> Float[Tensor, "*axes out"]:
     y = F.linear(x, self.weight, self.bias)
+    if hasattr(self, "lora_off"):
+        return y
     return torch.add(y, F.linear(F.linear(x, self.weight_lora_a), self.weight_lora_b), alpha=self.lora_scales["weight"])
 
 

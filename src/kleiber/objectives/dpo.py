@@ -1,14 +1,15 @@
 """Learning from preferences without a reward model: DPO and what it became, on log-probabilities of whole answers.
 
 The frozen reference is the model as it was when the stage began. It is asked once for every pair and then forgotten:
-its answers are kept with the data, under the hash of weights, data and tokenizer, and in the stage's folder.
+its answers are kept with the data, under the hash of weights, data and tokenizer, and in the stage's folder. Beside a
+LoRA adapter the model without its updates is that reference too, and can be asked at each step instead.
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import log_probs
 from kleiber.objectives.auxiliary import rescaled
 from kleiber.objectives.clm import inputs
@@ -35,20 +37,24 @@ class DPO:
     A pair counts one; log-probabilities are sums over the answer's tokens, its end of text included. Rafailov et al.
     2023, arXiv:2305.18290, eq. 7. It begins at ln 2.
 
-    beta  how dear it is to leave the reference
+    beta       how dear it is to leave the reference
+    reference  start: asked before training, of every pair. adapter_off: training pairs are asked at each step, of the
+               model without its low-rank updates, at the price of a forward pass; only held-out pairs are asked before
     """
 
     likelihood = False
     metric = ("accuracy", True)
 
-    def __init__(self, corpus: Any, beta: float = 0.1) -> None:
+    def __init__(self, corpus: Any, beta: float = 0.1, reference: Literal["start", "adapter_off"] = "start") -> None:
         if not hasattr(corpus, "pairs"):
             raise ValueError(
                 f"objective=dpo compares answers, and data={corpus.name} has no pairs: take data=preference"
             )
         if beta <= 0:
             raise ValueError(f"objective.beta={beta} must be positive; 0.1 is usual")
-        self.beta = beta
+        if reference not in ("start", "adapter_off"):
+            raise ValueError(f"objective.reference={reference}: write start or adapter_off")
+        self.beta, self.adapter_off = beta, reference == "adapter_off"
         self._passes, self._moved = 0, False
 
     def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
@@ -64,7 +70,7 @@ class DPO:
         "ce" is the loss itself, "accuracy" the share of pairs with d > 0 (1/2 for ties), "margin" beta d.
         """
         answers, lengths, output, rows = answer_log_probs(model, batch)
-        ratio = answers - self._reference(batch, answers)
+        ratio = answers - self._reference(model, batch, answers)
         difference = ratio[:, 0] - ratio[:, 1]
         aux = rescaled(output, rows, len(batch))
         total = self.preference(ratio, lengths).sum()
@@ -81,19 +87,25 @@ class DPO:
         count = torch.tensor(float(len(batch)), device=total.device)
         return answers, Loss(total + aux["loss"] if "loss" in aux else total, count, metrics)
 
-    def _reference(self, batch: Batch, answers: Tensor) -> Tensor:
+    def _reference(self, model: Any, batch: Batch, answers: Tensor) -> Tensor:
         """Where no stage has begun, a model that is scored is its own reference, and a step has none: its loss is NaN,
         so that its time can be measured and it cannot be taken."""
         if batch.reference is not None:
             return batch.reference.to(answers)
+        if self.adapter_off:
+            with torch.no_grad(), without_updates(model):
+                return answer_log_probs(model, batch)[0]
         return torch.full_like(answers, torch.nan) if torch.is_grad_enabled() else answers.detach()
 
     def begin(self, model: Any, corpus: Any, folder: Path) -> None:
-        """Sets the reference of every pair: what `model` says, or said when the stage of `folder` began."""
-        pairs = corpus.pairs()
-        values = reference(
-            model, corpus, folder, lambda: {name: asked_for(model, rows) for name, rows in pairs.items()}
-        )
+        """Sets the reference of every pair that is not asked at each step: what `model` says, or said when the stage of
+        `folder` began."""
+        pairs = {name: rows for name, rows in corpus.pairs().items() if not (self.adapter_off and name == "train")}
+
+        def ask() -> dict[str, np.ndarray]:
+            return {name: asked_for(model, rows) for name, rows in pairs.items()}
+
+        values = reference(model, corpus, folder, ask, "held out" if self.adapter_off else "")
         for name, rows in pairs.items():
             rows.reference = values[name]
 
@@ -121,8 +133,10 @@ class CDPO(DPO):
     Mitchell 2023, "A note on DPO with noisy preferences"; its least value is at a finite margin.
     """
 
-    def __init__(self, corpus: Any, beta: float = 0.1, noise: float = 0.1) -> None:
-        super().__init__(corpus, beta)
+    def __init__(
+        self, corpus: Any, beta: float = 0.1, noise: float = 0.1, reference: Literal["start", "adapter_off"] = "start"
+    ) -> None:
+        super().__init__(corpus, beta, reference)
         if not 0 <= noise < 0.5:
             raise ValueError(f"objective.noise={noise}: a share of wrong preferences lies in [0, 0.5)")
         self.noise = noise

@@ -21,13 +21,16 @@ NAME = "reference"  # .npz and .json in the stage's folder
 Values = dict[str, np.ndarray]  # by split
 
 
-def reference(model: torch.nn.Module | None, corpus: Any, folder: Path, ask: Callable[[], Values]) -> Values:
+def reference(
+    model: torch.nn.Module | None, corpus: Any, folder: Path, ask: Callable[[], Values], part: str = ""
+) -> Values:
     """The values for `corpus` of the model as it was when the stage began: from `folder`, the cache, or `ask`.
+    `part` names what `ask` is about where that is not all of it.
 
     A stage with checkpoints keeps what stands in its folder. Before the first one, weights other than those that were
     asked (a start point trained anew) are asked again. Raises ValueError for a begun stage whose values are gone.
     """
-    data = {"corpus": corpus.hash, "tokenizer": corpus.tokenizer.hash}
+    data = {"corpus": corpus.hash, "tokenizer": corpus.tokenizer.hash} | ({"part": part} if part else {})
     found = _read(folder, data)
     if any((folder / "checkpoints").glob("step-*")):
         if found is None:
@@ -40,7 +43,7 @@ def reference(model: torch.nn.Module | None, corpus: Any, folder: Path, ask: Cal
     weights = fingerprint(model)
     if found is not None and found[0]["weights"] == weights:
         return found[1]
-    values = corpus.kept(weights, ask)
+    values = corpus.kept(f"{weights} {part}".strip(), ask)
     _write(folder, {**data, "weights": weights}, values)
     return values
 

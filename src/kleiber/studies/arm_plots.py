@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from kleiber.studies.arms import Arm
-from kleiber.studies.plots import sized
+from kleiber.studies.dress import kinds_color, log_axis, sized
 
 LOSS = "validation loss (nats per token)"
 
@@ -26,15 +27,30 @@ def tuning(arms: Mapping[str, Arm]) -> Any:
             if math.isfinite(loss)
         ]
     )
-    x = alt.X("lr:Q", title="learning rate", scale=alt.Scale(type="log"))
+    x = log_axis("lr", "learning rate", rows["lr"], every=2, room=1.8)
     y = alt.Y("loss:Q", title=LOSS, scale=alt.Scale(zero=False))
-    color = alt.Color("arm:N", sort=list(arms))
+    color = kinds_color(list(arms), "arm")
     base = alt.Chart(rows).encode(x=x, color=color)
-    points = base.mark_point(size=20).encode(
-        y=y, tooltip=["arm:N", "lr:Q", "seed:O", alt.Tooltip("loss:Q", format=".4f")]
-    )
+    tips = ["arm:N", "lr:Q", "seed:O", alt.Tooltip("loss:Q", format=".4f")]
+    points = base.mark_point(size=20).encode(y=y, tooltip=tips)
     mean = alt.Y("mean(loss):Q", title=LOSS, scale=alt.Scale(zero=False))
-    return sized(points + base.mark_line().encode(y=mean), "Every arm at every learning rate")
+    last = rows[rows["lr"] == rows["lr"].max()]
+    ends = pd.DataFrame(last.groupby(["arm", "lr"], as_index=False)["loss"].mean())
+    lines = base.mark_line().encode(y=mean)
+    return sized(points + lines + named(ends, "lr", "loss", x, color), "Every arm at every learning rate")
+
+
+def named(places: pd.DataFrame, name: str, y: str, x: Any, color: Any = alt.Undefined, near: float = 0.045) -> Any:
+    """The arm's name beside each place; names that would lie on one another are moved up by `near` of the height."""
+    places = places.sort_values(y).reset_index(drop=True)
+    xs, ys = np.array(places[name], dtype=float), np.array(places[y], dtype=float)
+    room, wide = near * max(float(np.ptp(ys)), 1e-12), 0.25 * np.ptp(xs)
+    heights: list[float] = []
+    for at, value in zip(xs, ys, strict=True):
+        beside = [height + room for height, other in zip(heights, xs, strict=False) if abs(other - at) <= wide]
+        heights.append(max([value, *beside]))
+    text = alt.Chart(places.assign(at=heights)).mark_text(align="left", dx=8, fontSize=10)
+    return text.encode(x=x, y=alt.Y("at:Q", title="", scale=alt.Scale(zero=False)), text="arm:N", color=color)
 
 
 def side_by_side(arms: Mapping[str, Arm]) -> Any:
@@ -79,8 +95,7 @@ def differences(gaps: Sequence[Mapping[str, Any]], title: str) -> Any:
 def scatter(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> Any:
     """Arms by two of their numbers, each named."""
     frame = pd.DataFrame(rows)
-    places = alt.Chart(frame).encode(
-        x=alt.X(f"{x}:Q", scale=alt.Scale(zero=False, padding=20)), y=alt.Y(f"{y}:Q", scale=alt.Scale(zero=False))
-    )
-    named = places.mark_text(align="left", dx=7, fontSize=10).encode(text="arm:N")
-    return sized(places.mark_point(filled=True, size=40) + named, title)
+    across = alt.X(f"{x}:Q", scale=alt.Scale(zero=False, padding=50), title=x)
+    dots = alt.Chart(frame).mark_point(filled=True, size=40)
+    dots = dots.encode(x=across, y=alt.Y(f"{y}:Q", title=LOSS, scale=alt.Scale(zero=False)))
+    return sized(dots + named(frame, x, y, across), title)

@@ -75,7 +75,7 @@ class Arm:
     losses   by learning rate and seed; a cell that diverged counts as infinite
     best_lr  least mean loss over seeds, among the rates that every seed finished
     wrong    why it is untuned, by those rates; empty when it is tuned
-    facts    what its runs share: parameters, tokens, FLOPs, and medians of speed and memory
+    facts    what its runs share: parameters, tokens, FLOPs and memory, and the speed of the fastest
     """
 
     name: str
@@ -168,6 +168,8 @@ def one(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:
         if known:
             facts[key] = float(statistics.median(known))
     if "speed" in facts:
+        # Other work on the machine only slows a run, so the fastest one tells what the arm takes.
+        facts["speed"] = max(float(row["speed"]) for row in ended if row["speed"] is not None)
         facts["train_s"] = facts["tokens"] / facts["speed"]
     return Arm(name, losses, best, untuned(sorted(means), best, most), facts)
 

@@ -150,9 +150,11 @@ def savings(relearning: Mapping[float, float], level: float, scratch: Mapping[fl
     """1 - steps to come back to a loss / steps to reach it from scratch: 1 nothing was erased, 0 all of it was.
 
     Both are curves, loss by step; crossings are interpolated linearly. nan where the relearning never gets there or
-    the scratch run never did. Ebbinghaus's measure (1885): it tells erased from misaligned.
+    the scratch run never did, or began there and had nothing to learn. Ebbinghaus's measure (1885): it tells erased
+    from misaligned.
     """
-    return 1 - steps_to(relearning, level) / steps_to(scratch, level)
+    learned = steps_to(scratch, level)
+    return 1 - steps_to(relearning, level) / learned if learned else float("nan")
 
 
 def steps_to(curve: Mapping[float, float], level: float) -> float:

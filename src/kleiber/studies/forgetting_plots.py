@@ -19,8 +19,9 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c
 
 
 def methods_of(points: pd.DataFrame) -> list[str]:
-    """Plain fine-tuning first, the others by name: the order of colours."""
-    return [PLAIN, *sorted(set(points["method"]) - {PLAIN})]
+    """Plain fine-tuning first, where it is among them, the others by name: the order of colours."""
+    names = set(points["method"])
+    return [*({PLAIN} & names), *sorted(names - {PLAIN})]
 
 
 def colors(names: list[str], shown: list[str]) -> list[str]:
@@ -39,8 +40,8 @@ def palette(names: list[str]) -> dict[str, Any]:
 def pareto(points: pd.DataFrame, at: float) -> Any:
     """F against target loss, a point a setting with its seeds' sd, a line through each method's best; the rule is where
     methods are compared. The axis ends where settings learn far too little."""
-    least = float(pd.Series(points["target"]).min())
-    reach = at + 6 * max(at - least, 0.01 * at)
+    least, most = float(pd.Series(points["target"]).min()), float(pd.Series(points["target"]).max())
+    reach = min(at + 6 * max(at - least, 0.01 * at), max(at, most) + 0.03 * (max(at, most) - least))
     shown = points.assign(low=points["F"] - points["F_sd"].fillna(0), high=points["F"] + points["F_sd"].fillna(0))
     inside = pd.DataFrame(shown[shown["target"] <= reach])
     lowest, highest = float(pd.Series(inside["low"]).min()), float(pd.Series(inside["high"]).max())
@@ -48,7 +49,7 @@ def pareto(points: pd.DataFrame, at: float) -> Any:
     edge, rim = 0.03 * (reach - least), 0.05 * (highest - lowest or 1.0)
     across = alt.Scale(domain=[least - edge, reach], nice=False)
     up = alt.Scale(domain=[lowest - rim, highest + rim], nice=False)
-    x = alt.X("target:Q", title="target loss (nats per token)", scale=across)
+    x = alt.X("target:Q", title="target loss (nats per token)", scale=across, axis=alt.Axis(tickCount=6))
     y, low = (alt.Y(f"{name}:Q", title=title, scale=up) for name in ("F", "low"))
     numbers = [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("F", "target")]
     tip = ["method:N", "setting:N", "lr:Q", "n:Q", *numbers]

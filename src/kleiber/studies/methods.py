@@ -36,6 +36,7 @@ class Methods:
     equal   "compute": replayed tokens are part of the budget; "target": they come on top, so that each arm reads the
             same new text
     seeds   of base and arm alike
+    only    by arm, overrides of the bases that it goes on from, where it does not from all: {frozen: [model=moe]}
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Methods:
         tokens: int | float | str | Sequence[int | float | str] | None = None,
         equal: str = "compute",
         seeds: int = 2,
+        only: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         kept = {name: dict(arm) for name, arm in arms.items() if arm is not None}
         if not kept or seeds < 1:
@@ -59,15 +61,24 @@ class Methods:
                 raise ValueError(f"design: {name} follows from the plan, so no base and no arm may set it")
         self.base, self.arms, self.lrs, self.seeds = dict(base), kept, list(lrs), seeds
         self.tokens, self.equal = tokens, equal
+        self.only = {name: list(lines) for name, lines in (only or {}).items() if arms.get(name) is not None}
+        for name in only or {}:
+            if name not in arms:
+                raise ValueError(f"design.only.{name}: no such arm; design.arms has {', '.join(arms)}")
+        for name, lines in self.only.items():
+            if not any(set(lines) <= set(one) for one in self.bases()):
+                raise ValueError(f"design.only.{name}={lines}: no base has all of these overrides")
 
     def bases(self) -> list[list[str]]:
         """Overrides of the base runs."""
         return [[*one, f"seed={seed}"] for one in product(self.base) for seed in range(self.seeds)]
 
-    def continuations(self) -> list[list[str]]:
-        """Overrides of all arms, without base and seed, the same for each; the costly ones last."""
+    def continuations(self, base: Sequence[str] | None = None) -> list[list[str]]:
+        """Overrides of all arms, or of those that go on from `base`, without base and seed."""
         found = []
-        for arm in self.arms.values():
+        for name, arm in self.arms.items():
+            if base is not None and not set(self.only.get(name, ())) <= set(base):
+                continue
             varied = dict(arm)
             if self.lrs:
                 varied.setdefault("optimizer.lr", self.lrs)
@@ -100,12 +111,13 @@ class Methods:
             run = trained(runs, base, self.bases())
             if run is None:
                 print(
-                    f"no finished base {' '.join(base)}: its {len(self.continuations())} runs are left out", flush=True
+                    f"no finished base {' '.join(base)}: its {len(self.continuations(base))} runs are left out",
+                    flush=True,
                 )
                 continue
             (seed,) = (line for line in base if line.startswith("seed="))
             start = [seed, "init=checkpoint", f"init.path={run.folder}"]
-            found += [[*one, *start] for one in self.continuations()]
+            found += [[*one, *start] for one in self.continuations(base)]
         return found
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from kleiber.catalog import Run, frame, read_runs
 from kleiber.folder import read_config
@@ -33,14 +36,17 @@ summary { font-weight: 600; cursor: pointer }
 """
 
 
-def study_of(runs: Sequence[Run], name: str | None = None) -> Any:
-    """The study `name`, else the one that the runs were made for; a plain sweep is read as a ladder."""
+def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Any:
+    """The study `name`, else the one that was last asked for here, else the one that the runs were made for; a plain
+    sweep is read as a ladder."""
     from omegaconf import OmegaConf
 
     from kleiber.build import build
 
     if name is not None:
         return build(named(name))
+    if (asked := folder / "study.yaml").is_file():
+        return build(OmegaConf.create(dict(yaml.safe_load(asked.read_text()))))
     nodes = [node for run in runs if (node := read_config(run.folder).get("study"))]
     return build(OmegaConf.create(dict(nodes[0]))) if nodes else Scaling()
 
@@ -67,14 +73,15 @@ def report(
     themselves were (`studies.mirror`).
     """
     runs = [run for place in (folder, *also) for run in read_runs(place)]
-    study: Study = study_of(runs, name)
+    study: Study = study_of(folder, runs, name)
     found = study.analyse(runs)
     if found.law is not None:
         records.write(found.law, folder / "laws.json")
     told = records.finite(content(found, folder.name, runs))
     write_json(folder / "findings.json", told)
     charts = {name: make() for name, make in found.figures.items()}
-    (folder / "figures").mkdir(exist_ok=True)
+    shutil.rmtree(folder / "figures", ignore_errors=True)  # those of an earlier question answer another one
+    (folder / "figures").mkdir()
     for name, chart in charts.items():
         chart.save(folder / "figures" / f"{name}.png", scale_factor=2)
         chart.save(folder / "figures" / f"{name}.svg")

@@ -10,7 +10,8 @@ import altair as alt
 import pandas as pd
 
 from kleiber.metrics import having, read_rows
-from kleiber.studies.dress import PALETTE, sized
+from kleiber.studies.dress import PALETTE, WIDTH, dressed, kinds_color, log_axis, sized
+from kleiber.summary import read
 
 
 def figures(found: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
@@ -98,26 +99,32 @@ def similarity(found: Mapping[str, Any]) -> Any:
 
 
 def sensitivity(found: Mapping[str, Any]) -> Any:
-    """Flips above, loss change below, against the noise; rounding as points at the size of its error."""
-    kinds = (("free", "routing free"), ("frozen", "choice frozen"))
-    rows, flips = [], []
-    for eps, entry in found["sensitivity"]["noise"].items():
-        for draw in entry["draws"]:
-            rows += [{"eps": float(eps), "routing": name, "nats": draw[key]} for key, name in kinds]
-            flips.append({"eps": float(eps), "flips": draw["flips"]})
-    x = alt.X("eps:Q", title="relative noise on the router's weights", scale=alt.Scale(type="log"))
-    one = alt.Chart(pd.DataFrame(flips)).encode(x=x, y=alt.Y("flips:Q", title="tokens with other experts"))
-    top = one.mark_point() + one.mark_line().encode(y=alt.Y("mean(flips):Q", title="tokens with other experts"))
-    two = alt.Chart(pd.DataFrame(rows)).encode(x=x, color=alt.Color("routing:N", title=None))
-    title = "loss change (nats per token)"
-    low = two.mark_point().encode(y=alt.Y("nats:Q", title=title)) + two.mark_line().encode(
-        y=alt.Y("mean(nats):Q", title=title)
-    )
-    return sized_parts(alt.vconcat(top.properties(width=420, height=150), low.properties(width=420, height=200)))
+    """Flips above and the change of the loss below, against the noise; what rounding flips as dashed lines."""
+    kinds = {"free": "routing free", "frozen": "choice frozen"}
+    draws = [(float(eps), draw) for eps, entry in found["sensitivity"]["noise"].items() for draw in entry["draws"]]
+    flips = pd.DataFrame([{"eps": eps, "flips": draw["flips"]} for eps, draw in draws])
+    nats = pd.DataFrame([{"eps": e, "kind": kinds[key], "nats": d[key]} for e, d in draws for key in kinds])
+    x = log_axis("eps", "relative noise on the router's weights", flips["eps"], room=2.4)
+    share = alt.Axis(format=".1%", tickCount=5)
+    above = alt.Chart(flips).encode(x=x, y=alt.Y("flips:Q", title="choices that change", axis=share))
+    top = above.mark_point(filled=True, size=30) + above.mark_line().encode(y="mean(flips):Q")
+    color = kinds_color(list(kinds.values()))
+    title = "change of the loss (nats per token)"
+    below = alt.Chart(nats).encode(x=x, color=color, y=alt.Y("nats:Q", title=title, axis=alt.Axis(tickCount=5)))
+    ends = alt.Chart(nats[nats["eps"] == nats["eps"].max()]).encode(x=x, color=color, y="mean(nats):Q", text="kind:N")
+    low = below.mark_point(filled=True, size=30) + below.mark_line().encode(y="mean(nats):Q")
+    low += ends.mark_text(align="left", dx=8, fontSize=11)
+    top += rounded(found["sensitivity"]["rounding"], x)
+    parts = (top.properties(height=150), low.properties(height=200))
+    return dressed(alt.vconcat(*(part.properties(width=WIDTH) for part in parts), title="Gating sensitivity"))
 
 
-def sized_parts(chart: Any) -> Any:
-    return chart.properties(title="Gating sensitivity").configure_view(stroke=None).configure_title(anchor="start")
+def rounded(rounding: Mapping[str, Any], x: Any) -> Any:
+    """A dashed line for each way of rounding the router's weights, named."""
+    lines = pd.DataFrame([{"kind": kind, "flips": entry["flips"]} for kind, entry in rounding.items()])
+    base = alt.Chart(lines).encode(y="flips:Q")
+    names = base.mark_text(align="left", dx=4, dy=-6, fontSize=10).encode(x=alt.value(4), text="kind:N")
+    return base.mark_rule(strokeDash=[4, 3], color="#777") + names
 
 
 def saturation(found: Mapping[str, Any]) -> Any:
@@ -135,13 +142,17 @@ def saturation(found: Mapping[str, Any]) -> Any:
 
 
 def history(folder: Path) -> pd.DataFrame:
-    """Shares of the experts by step, as the run logged them; of a run of several stages, of the last."""
+    """Shares of the experts by step, as the run logged them; of several stages, of the last and the trunk under it."""
     rows = having(read_rows(folder), "moe/load/")
-    rows = [row for row in rows if row.get("stage") == rows[-1].get("stage")]
+    last = rows[-1].get("stage") if rows else None
+    own = [row for row in rows if row.get("stage") == last]
+    stages = (read(folder / "summary.json") or {}).get("stages", [])
+    trunk = next((stage.get("trunk") for stage in stages if stage["name"] == last), None)
+    before = [row for row in rows if trunk and row.get("stage") == trunk and row["step"] < own[0]["step"]]
     return pd.DataFrame(
         [
             {"step": row["step"], "layer": int(key.split("/")[2]), "expert": int(key.split("/")[3]), "share": value}
-            for row in rows
+            for row in [*before, *own]
             for key, value in row.items()
             if key.startswith("moe/load/")
         ]
@@ -149,14 +160,10 @@ def history(folder: Path) -> pd.DataFrame:
 
 
 def load_over_time(rows: pd.DataFrame) -> Any:
-    chart = alt.Chart(rows).mark_line(strokeWidth=1).encode(
-        x=alt.X("step:Q", title="optimizer step"),
-        y=alt.Y("share:Q", title="share of the load"),
+    lines = alt.Chart(rows).mark_line(strokeWidth=1).encode(
+        x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickCount=6)),
+        y=alt.Y("share:Q", title="share of the load", axis=alt.Axis(tickCount=5, format=".0%")),
         color=alt.Color("expert:O", scale=alt.Scale(scheme="tableau20")),
     )  # fmt: skip
-    return (
-        chart.properties(width=420, height=110)
-        .facet(row=alt.Row("layer:O", title="layer"))
-        .properties(title="Load of each expert over training")
-        .configure_view(stroke=None)
-    )
+    panels = lines.properties(width=WIDTH, height=110).facet(row=alt.Row("layer:O", title="layer"))
+    return dressed(panels.properties(title="Load of each expert over training"))

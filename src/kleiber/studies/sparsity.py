@@ -15,9 +15,10 @@ from kleiber.budget import quantity
 from kleiber.catalog import Run
 from kleiber.studies import arm_figures
 from kleiber.studies.arms import Arm, all_tuned, complaints, interval, paired, points, read, told
+from kleiber.studies.clock import loss_after, spent
 from kleiber.studies.findings import Findings, Options
 
-EQUAL = {"flops": "training FLOPs", "params": "total parameters", "memory": "bytes of weights and one context's cache"}
+EQUAL = {"flops": "training FLOPs", "params": "total parameters", "memory": "inference memory"}
 SLACK = 0.05
 
 
@@ -66,11 +67,12 @@ class Sparsity(Options):
 
 METHODS = (
     "Every arm was trained at every learning rate with every seed; cells of a seed see the same samples in the same "
-    "order. An arm enters at the learning rate of least mean loss, which must not be the least or the largest tried. "
-    "Differences are paired by seed, with Student's 90 % interval. At equal wall-clock, the dense loss is interpolated "
-    "in the logarithm of its training time between its budgets. The effective parameter multiplier is the size at "
-    "which a line through the dense losses over log N (parameters outside the embeddings) meets the mixture's loss, "
-    "over the mixture's active parameters outside the embeddings (after Clark et al. 2022, arXiv:2202.01169)."
+    "order. Inference memory is that of the weights and one context's keys and values in fp32. An arm enters at the "
+    "learning rate of least mean loss, which must not be the least or the largest tried. Differences are paired by "
+    "seed, with Student's 90 % interval. At equal wall-clock, the dense loss is interpolated in the logarithm of its "
+    "training time between its budgets. The effective parameter multiplier is the size at which a line through the "
+    "dense losses over log N (parameters outside the embeddings) meets the mixture's loss, over the mixture's active "
+    "parameters outside the embeddings (after Clark et al. 2022, arXiv:2202.01169)."
 )
 
 
@@ -98,25 +100,16 @@ def at_equal_time(
     if mixture not in arms or dense not in arms or "train_s" not in arms[mixture].facts:
         return None
     ours = arms[mixture]
-    budgets = sorted(set(tokens_of(runs, dense)))
-    ladder = sorted((read_at(runs, dense, tokens) for tokens in budgets), key=lambda arm: arm.facts["train_s"])
-    seconds = ours.facts["train_s"]
-    below = [arm for arm in ladder if arm.facts["train_s"] <= seconds]
-    above = [arm for arm in ladder if arm.facts["train_s"] >= seconds]
+    ladder = [read_at(runs, dense, tokens) for tokens in sorted(set(tokens_of(runs, dense)))]
+    seconds = spent(ours)
     what = f"{mixture} - {dense} at equal training time"
-    if not below or not above:
-        span = ", ".join(f"{arm.facts['train_s']:.0f}" for arm in ladder)
+    if (theirs := loss_after(seconds, ladder)) is None:
+        span = ", ".join(f"{seconds:.0f}" for seconds in sorted(map(spent, ladder)))
         text = f"{what}: the mixture took {seconds:.0f} s and the dense budgets {span} s, so it is not covered"
         verdicts.append({"code": "uncovered", "level": "warn", "text": text})
         return None
-    low, high = below[-1], above[0]
-    begin, end = math.log(low.facts["train_s"]), math.log(high.facts["train_s"])
-    share = (math.log(seconds) - begin) / (end - begin) if end > begin else 0.0
-    both = set(low.at_best) & set(high.at_best)
-    theirs = {seed: (1 - share) * low.at_best[seed] + share * high.at_best[seed] for seed in both}
-    tuned = all_tuned(ours, low, high)
-    ratio = seconds / arms[dense].facts["train_s"]
-    return {"what": what, **paired(ours.at_best, theirs), "ratio": ratio, "tuned": tuned}
+    tuned = all_tuned(ours, *ladder)
+    return {"what": what, **paired(ours.at_best, theirs), "ratio": seconds / spent(arms[dense]), "tuned": tuned}
 
 
 def tokens_of(runs: Sequence[Run], name: str) -> list[float]:

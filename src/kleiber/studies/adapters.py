@@ -1,0 +1,243 @@
+"""The study `adapters`: low-rank updates of several ranks against full fine-tuning from common bases.
+
+An arm is compared twice: each at its own best learning rate, which is how LoRA is used, and at one target loss, since
+what learns less forgets less. Gaps are taken within seeds, whose arms share a base. It refuses to compare what was
+never fully fine-tuned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kleiber.catalog import Run
+from kleiber.folder import read_config
+from kleiber.studies import frontier, outcomes
+from kleiber.studies.arms import untuned
+from kleiber.studies.claims import Claim, above
+from kleiber.studies.findings import Findings, Options, check_level
+
+FULL = "full"
+Rows = Any  # a DataFrame or a column, whose stubs know little of what indexing gives
+METHODS = (
+    "All arms of a seed go on from one base run. F is the rise of the base's held-out loss on its own text. `At its "
+    "own best rate`: each arm at the learning rate with the least mean target loss. `At equal target loss`: both read "
+    "off their frontiers of F against target loss, seed by seed, at the least loss that both reach and "
+    "{tolerance:.1%} more. Intervals are Student's at {level:.0%} for all ranks at once (Bonferroni), from the spread "
+    "of the gaps over seeds, pooled over ranks. Frontiers overlap where the whole interval lies within {margin:g} "
+    "nats. After Biderman et al. 2024, arXiv:2405.09673."
+)
+
+
+@dataclass(frozen=True)
+class Adapters(Options):
+    """How to compare.
+
+    tolerance  arms are matched at (1 + tolerance) times the best target loss of the weaker of the two
+    margin     nats of F within which two frontiers are said to overlap
+    level      of the intervals
+    """
+
+    tolerance: float = 0.005
+    margin: float = 0.01
+    level: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_level(self.level)
+        if self.tolerance < 0 or self.margin <= 0:
+            raise ValueError(f"study.tolerance={self.tolerance} must be at least 0, study.margin={self.margin} above 0")
+
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        rows = named(runs)
+        best = {arm: best_rate(part) for arm, part in rows.groupby("method")}
+        if FULL not in best:
+            raise ValueError("no run without an adapter: full fine-tuning is what the others are compared with")
+        ranks = sorted((arm for arm in best if arm != FULL), key=rank_of)
+        if not ranks:
+            raise ValueError("no run with an adapter: nothing to compare full fine-tuning with")
+        kinds = {
+            "learns_less": gaps(at_best(rows, best, "target"), ranks, sign=1),
+            "forgets_less": gaps(at_best(rows, best, "F"), ranks, sign=-1),
+            "matched": {rank: self.matched(rows, best, rank) for rank in ranks},
+        }
+        found = {kind: estimates(each, self.level) for kind, each in kinds.items()}
+        points = frontier.averaged(rows)
+        return Findings(
+            headline(found, ranks, self.level),
+            [*self.verdicts(found), *complaints(rows, best)],
+            {
+                "Each arm at its own best learning rate": own_best(rows, best, found),
+                "At equal target loss": equal_target(rows, best, found, self.tolerance),
+                "Settings": settings(points),
+            },
+            figures(points, rows, best, found),
+            methods=METHODS.format(tolerance=self.tolerance, level=self.level, margin=self.margin),
+        )
+
+    def matched(self, rows: Rows, best: dict[str, float], rank: str) -> Rows:
+        """F of full fine-tuning less that of a rank at one target loss, by seed."""
+        at = target_for(rows, best, rank, self.tolerance)
+        table = frontier.at_target(rows[rows["method"].isin([FULL, rank])], at)
+        return (table[FULL] - table[rank]).dropna()
+
+    def verdicts(self, found: dict[str, dict[str, Claim]]) -> list[dict[str, Any]]:
+        own = "than full fine-tuning, each at its best rate: by {} nats of"
+        words = {
+            "learns_less": f"LoRA of {{}} learns less {own} target loss",
+            "forgets_less": f"LoRA of {{}} forgets less {own} F",
+            "matched": f"at equal target loss the frontiers of {{}} and full lie within {self.margin:g} nats: "
+            "F of full is above that of LoRA by {} nats",
+        }
+        made = []
+        for kind, each in found.items():
+            for rank, one in each.items():
+                text = words[kind].format(rank, spread(one))
+                code = f"{kind}_{rank.replace(' ', '')}"
+                if kind != "matched":
+                    made.append(above(code, text, one.value, one.hi - one.value).verdict())
+                    continue
+                inside = -self.margin < one.lo and one.hi < self.margin
+                outside = one.lo > self.margin or one.hi < -self.margin
+                holds = True if inside else False if outside else None
+                made.append(Claim(code, text, one.value, one.lo, one.hi, holds).verdict())
+        return made
+
+
+def named(runs: Sequence[Run]) -> Rows:
+    """The outcomes with the arm as `method`: `full`, `rank r`, or what else the run trained with."""
+    rows = outcomes.outcomes(runs)
+    adapters = {run.name: read_config(run.folder).get("adapter") or {} for run in runs}
+
+    def arm(row: Any) -> str:
+        if row["method"] == outcomes.PLAIN:
+            return FULL
+        return (
+            f"rank {adapters[row['run']]['rank']}" if row["method"] == "lora" else f"{row['method']} {row['setting']}"
+        )
+
+    return rows.assign(method=rows.apply(arm, axis=1), setting="")
+
+
+def rank_of(arm: str) -> tuple[int, str]:
+    return (int(arm.split()[1]), "") if arm.startswith("rank ") else (10**9, arm)
+
+
+def best_rate(rows: Rows) -> float:
+    """The learning rate with the least mean target loss, among those that the most seeds finished."""
+    by_rate = rows.groupby("lr")["target"].agg(["mean", "size"])
+    return float(by_rate[by_rate["size"] == by_rate["size"].max()]["mean"].idxmin())
+
+
+def at_best(rows: Rows, best: dict[str, float], column: str) -> Rows:
+    """A column of each arm at its best rate, seeds x arms."""
+    kept = rows[rows["lr"] == rows["method"].map(best)]
+    return kept.pivot_table(index="seed", columns="method", values=column)
+
+
+def gaps(table: Rows, ranks: Sequence[str], sign: int) -> dict[str, Rows]:
+    """sign (rank - full) by seed."""
+    return {rank: sign * (table[rank] - table[FULL]).dropna() for rank in ranks}
+
+
+def target_for(rows: Rows, best: dict[str, float], rank: str, tolerance: float) -> float:
+    """The target loss that the weaker of full and a rank reaches, and `tolerance` more."""
+    means = at_best(rows, best, "target").mean()
+    return (1 + tolerance) * float(max(means[FULL], means[rank]))
+
+
+def estimates(each: dict[str, Rows], level: float) -> dict[str, Claim]:
+    """Mean gap by rank with its interval, for all ranks at once; ranks without a pair are left out."""
+    told = {rank: one for rank, one in each.items() if len(one)}
+    noise = frontier.pooled([one.to_numpy() for one in told.values()])
+    made = {}
+    for rank, one in told.items():
+        value, half = float(one.mean()), noise.half_width(1 - (1 - level) / len(told), 1 / len(one))
+        made[rank] = Claim(rank, "", value, value - half, value + half, None)
+    return made
+
+
+def spread(one: Claim) -> str:
+    bounded = one.hi - one.lo < float("inf")
+    return f"{one.value:+.4f}" + (f" [{one.lo:+.4f}, {one.hi:+.4f}]" if bounded else " (no interval: one seed)")
+
+
+def headline(found: dict[str, dict[str, Claim]], ranks: Sequence[str], level: float) -> str:
+    """The lowest and the highest rank against full fine-tuning."""
+    told = []
+    for rank in dict.fromkeys((ranks[0], ranks[-1])):
+        more, less, equal = (found[kind].get(rank) for kind in ("learns_less", "forgets_less", "matched"))
+        if more is None or less is None:
+            continue
+        at = f", at equal target loss by {spread(equal)}" if equal else ", and no seed reaches an equal target loss"
+        told.append(f"{rank} learns less by {spread(more)} nats, forgets less by {spread(less)}{at}")
+    return f"Against full fine-tuning ({level:.0%} intervals): " + "; ".join(told) + "."
+
+
+def complaints(rows: Rows, best: dict[str, float]) -> list[dict[str, str]]:
+    """A verdict for each arm whose best rate is at an end, or that has too few rates or seeds."""
+    made = []
+    for arm, part in rows.groupby("method"):
+        wrong = untuned(sorted(set(part["lr"])), best[str(arm)], part["seed"].nunique())
+        if wrong:
+            made.append({"code": "untuned", "level": "warn", "text": f"{arm} is not tuned: {wrong}"})
+    return made
+
+
+def own_best(rows: Rows, best: dict[str, float], found: dict[str, dict[str, Claim]]) -> list[dict[str, Any]]:
+    kept = rows[rows["lr"] == rows["method"].map(best)].groupby("method")
+    means = kept[["target", "F", "tuned", "seconds"]].mean()
+    lines = []
+    for arm in sorted(best, key=lambda arm: (arm != FULL, rank_of(arm))):
+        line = {
+            "arm": arm,
+            "trained parameters": means.loc[arm, "tuned"],
+            "lr": best[arm],
+            "seeds": len(kept.groups[arm]),
+        }
+        line |= {"target loss": means.loc[arm, "target"], "F": means.loc[arm, "F"]}
+        for kind, title in (("learns_less", "target loss above full"), ("forgets_less", "F below full")):
+            line[title] = spread(found[kind][arm]) if arm in found[kind] else None
+        lines.append(line | {"seconds": means.loc[arm, "seconds"]})
+    return lines
+
+
+def equal_target(
+    rows: Rows, best: dict[str, float], found: dict[str, dict[str, Claim]], tolerance: float
+) -> list[dict[str, Any]]:
+    lines = []
+    for rank, one in found["matched"].items():
+        at = target_for(rows, best, rank, tolerance)
+        table = frontier.at_target(rows[rows["method"].isin([FULL, rank])], at)[[FULL, rank]].dropna()
+        lines.append(
+            {
+                "arm": rank, "target loss": at, "seeds": len(table), "F": table[rank].mean(),
+                "F of full": table[FULL].mean(), "F below full": spread(one),
+            }
+        )  # fmt: skip
+    return lines
+
+
+def settings(points: Rows) -> list[dict[str, Any]]:
+    ordered = sorted(
+        points.to_dict("records"), key=lambda one: (one["method"] != FULL, rank_of(one["method"]), one["lr"])
+    )
+    return [
+        {"arm": one["method"], "lr": one["lr"], "seeds": one["n"], "target loss": one["target"], "sd": one["target_sd"],
+         "F": one["F"], "sd of F": one["F_sd"], "peak F": one["peak"], "on the frontier": bool(one["best"])}
+        for one in ordered
+    ]  # fmt: skip
+
+
+def figures(
+    points: Rows, rows: Rows, best: dict[str, float], found: dict[str, dict[str, Claim]]
+) -> dict[str, Callable[[], Any]]:
+    from kleiber.studies import adapter_plots as plots
+
+    order = sorted(best, key=lambda arm: (arm != FULL, rank_of(arm)))
+    return {
+        "frontier": lambda: plots.frontier(points, order),
+        "ranks": lambda: plots.ranks(found, order[1:]),
+        "tuning": lambda: plots.tuning(rows, order),
+    }

@@ -1,0 +1,235 @@
+"""The study `continual`: tasks one after another, by every retention method: what is learned, kept and carried over.
+
+Every method stands at its best setting, and is compared with plain training within order and seed. It refuses to rank
+methods by how little they forget alone: who learns nothing forgets nothing, so final score and learning stand beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kleiber.catalog import Run
+from kleiber.studies import forgetting_metrics as metrics
+from kleiber.studies.arms import interval
+from kleiber.studies.findings import Findings, Options, check_level
+from kleiber.studies.outcomes import PLAIN
+from kleiber.studies.sequence_outcomes import CELL, LOWER, METRICS, averaged, by_position, chosen, outcomes
+
+Rows = Any  # a DataFrame, whose stubs know little of what indexing gives
+TOLD = {
+    "ACC": "has a higher final score", "LA": "learns each task better",
+    "forgetting": "forgets less", "savings": "relearns the first task faster",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Continual(Options):
+    """How to compare.
+
+    start      of a cell: set by the design
+    tolerance  the first task counts as regained at (1 + tolerance) times the loss that it was left with
+    level      of the intervals
+    """
+
+    start: str | None = None
+    tolerance: float = 0.02
+    level: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_level(self.level)
+        if not self.tolerance >= 0:
+            raise ValueError(f"study.tolerance={self.tolerance} must be at least 0")
+
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        record = self.compare(runs)
+        best: Rows = record["best"]
+        return Findings(
+            headline=headline(record),
+            verdicts=[*complaints(record), *record["claims"]],
+            tables={
+                "Methods": method_table(best, self.level),
+                "Against plain training": record["gaps"],
+                "Forgetting by task": task_table(best, self.level),
+                "Settings": averaged(record["rows"]).to_dict("records"),
+            },
+            figures=figures(record, self.level),
+            methods=METHODS_TEXT.format(level=self.level, tolerance=self.tolerance),
+        )
+
+    def compare(self, runs: Sequence[Run]) -> dict[str, Any]:
+        """Rows, those at each method's best setting, differences from plain training and what they say."""
+        rows = outcomes(runs, self.tolerance)
+        best = chosen(rows)
+        found = [gap for _, one in best.groupby("start", sort=False) for gap in gaps(one, self.level)]
+        return {"rows": rows, "best": best, "gaps": found, "claims": claims(found), "level": self.level}
+
+
+def gaps(rows: Rows, level: float) -> list[dict[str, Any]]:
+    """Each method less plain training by metric, within order and seed; simultaneous over methods (Bonferroni)."""
+    names = [name for name in dict.fromkeys(rows["method"]) if name != PLAIN]
+    each, made = 1 - (1 - level) / max(len(names), 1), []
+    if PLAIN not in set(rows["method"]):
+        return []
+    for name in names:
+        for metric in METRICS:
+            table = rows.pivot_table(index=["order", "seed"], columns="method", values=metric)
+            if not {name, PLAIN} <= set(table):
+                continue
+            apart = (table[name] - table[PLAIN]).dropna().tolist()
+            if apart:
+                lo, hi = interval(apart, each)
+                told = {"start": rows["start"].iloc[0], "method": name, "metric": metric}
+                made.append({**told, "difference": float(np.mean(apart)), "lo": lo, "hi": hi, "pairs": len(apart)})
+    return made
+
+
+def claims(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What is often asked of a method, each answered by its interval."""
+    made = []
+    for gap in found:
+        if gap["metric"] not in TOLD:
+            continue
+        sign = -1 if gap["metric"] in LOWER else 1
+        ends = None if gap["lo"] is None else sorted((sign * gap["lo"], sign * gap["hi"]))
+        holds = None if ends is None else True if ends[0] > 0 else False if ends[1] < 0 else None
+        word = {True: "holds", False: "does not hold", None: "undecided"}[holds]
+        by = "no interval" if ends is None else f"[{ends[0]:+.4f}, {ends[1]:+.4f}]"
+        what = f"from {gap['start']}, {gap['method']} {TOLD[gap['metric']]} than plain training"
+        text = f"{word}: {what}: by {sign * gap['difference']:+.4f} {by}, {gap['pairs']} pairs"
+        code = f"{gap['metric']}_{gap['method']}".lower()
+        made.append({"code": code, "level": "note", "text": text, "holds": holds, "start": gap["start"]})
+    return made
+
+
+def complaints(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What makes the comparison weaker than it looks, and what was not measured."""
+    rows, made = record["rows"], []
+    for start, one in rows.groupby("start", sort=False):
+        untuned = [str(name) for name, part in one.groupby("method") if part["lr"].nunique() < 2]
+        if untuned:
+            text = f"from {start}: {', '.join(untuned)} at one learning rate, so a tuned one may be better"
+            made.append({"code": "untuned", "level": "warn", "text": text})
+        counts = record["best"][record["best"]["start"] == start].groupby("method").size()
+        if counts.nunique() > 1:
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            text = f"from {start}: methods have unequal numbers of runs ({told}); differences are of those in common"
+            made.append({"code": "partial", "level": "warn", "text": text})
+        if one["intransigence"].isna().any():
+            text = f"from {start}: a task has no run of its own, so intransigence is not told of every sequence"
+            made.append({"code": "alone", "level": "warn", "text": text})
+        lost = int(one["savings"].isna().sum())
+        if lost:
+            text = f"from {start}: in {lost} of {len(one)} sequences the first task was not regained, or not tried"
+            made.append({"code": "regained", "level": "warn", "text": text})
+    return made
+
+
+def method_table(best: Rows, level: float) -> list[dict[str, Any]]:
+    """Every metric as mean and interval over orders and seeds, methods by their final score."""
+    made = []
+    for (start, method, setting, lr), one in best.groupby(CELL, sort=False):
+        row = {"start": start, "method": method, "setting chosen": f"{setting} lr={lr:g}".strip(), "runs": len(one)}
+        for metric in METRICS:
+            known = one[metric].dropna().tolist()
+            if known:
+                lo, hi = interval(known, level)
+                row[metric] = f"{np.mean(known):.4f}" + (" (no interval)" if lo is None else f" [{lo:.4f}, {hi:.4f}]")
+        made.append((start, -one["ACC"].mean(), {**row, "minutes": one["seconds"].astype(float).mean() / 60}))
+    return [row for *_, row in sorted(made, key=lambda item: item[:2])]
+
+
+def task_table(best: Rows, level: float) -> list[dict[str, Any]]:
+    """R[own stage][task] - R[last stage][task], in the task's unit, positive where it got worse; mean of all runs whose
+    order has a stage after the task."""
+    made = []
+    for (start, method), one in best.groupby(["start", "method"], sort=False):
+        found: dict[str, list[float]] = {}
+        for r in one["matrix"]:
+            for j in r.earlier:
+                found.setdefault(r.tasks[j], []).append(float(metrics.forgetting_by_task(r)[j]))
+            for j in set(range(len(r.tasks))) - set(r.learned):
+                found.setdefault(f"{r.tasks[j]} (upstream)", []).append(float(r.baseline[j] - r.gains[-1, j]))
+        for task, values in sorted(found.items()):
+            lo, hi = interval(values, level)
+            told = {"start": start, "method": method, "task": task, "forgetting": float(np.mean(values))}
+            made.append({**told, "lo": lo, "hi": hi, "runs": len(values)})
+    return made
+
+
+def figures(record: Mapping[str, Any], level: float) -> dict[str, Callable[[], Any]]:
+    """Three for every start; with several starts its name stands behind theirs."""
+    from kleiber.studies import continual_plots as plots
+
+    best, made = record["best"], {}
+    starts = list(dict.fromkeys(best["start"]))
+    for start in starts:
+        rows = best[best["start"] == start]
+        tail, of = (f"-{start}", f", from {start}") if len(starts) > 1 else ("", "")
+        made[f"metrics{tail}"] = lambda rows=rows, of=of: plots.bars(rows, METRICS, level, of)
+        made[f"matrix{tail}"] = lambda rows=rows, of=of: plots.heat(matrices(rows), of)
+        made[f"first_task{tail}"] = lambda rows=rows, of=of: plots.first_task(rows, of)
+    return made
+
+
+def matrices(rows: Rows) -> pd.DataFrame:
+    """Mean R by method, stage and place of the task in the order, scores as the tasks have them; `change` against when
+    the task was learned, higher is better, nan before."""
+    sign = -1.0 if rows["kind"].iloc[0] == "loss" else 1.0
+    made = []
+    for method, one in rows.groupby("method", sort=False):
+        mean = by_position(one["matrix"].tolist())
+        for i, j in np.ndindex(*mean.shape):
+            change = mean[i, j] - mean[j, j] if i >= j else float("nan")
+            told = {"method": method, "stage": i + 1, "task": j + 1, "score": sign * mean[i, j]}
+            made.append({**told, "change": change, "kind": rows["kind"].iloc[0]})
+    return pd.DataFrame(made)
+
+
+def headline(record: Mapping[str, Any]) -> str:
+    """Who ends with the best score, against plain training, from each start."""
+    told, best = [], record["best"]
+    for start, one in best.groupby("start", sort=False):
+        means = one.groupby("method")["ACC"].mean().sort_values(ascending=False)
+        kind = one["kind"].iloc[0]
+        sign, unit = (-1.0, "nats") if kind == "loss" else (1.0, kind)
+        orders, seeds, tasks = one["order"].nunique(), one["seed"].nunique(), len(one["matrix"].iloc[0].learned)
+        where = f"From {start}, {tasks} tasks in {orders} orders with {seeds} seeds"
+        if PLAIN not in means or len(means) == 1:
+            told.append(f"{where}: {means.index[0]} ends at a mean of {sign * means.iloc[0]:.4f} {unit}, no comparison")
+            continue
+        name = next(name for name in means.index if name != PLAIN)
+        gap = next((g for g in record["gaps"] if (g["start"], g["method"], g["metric"]) == (start, name, "ACC")), None)
+        ends = f"{name} ends at {sign * means[name]:.4f} {unit} and plain training at {sign * means[PLAIN]:.4f}"
+        told.append(f"{where}: {ends}, {said(gap)}")
+    return "; ".join(told) + "."
+
+
+def said(gap: Mapping[str, Any] | None) -> str:
+    if gap is None:
+        return "on no order and seed in common"
+    if gap["lo"] is None:
+        return f"better by {gap['difference']:+.4f}, no interval of one pair"
+    word = "more than noise" if gap["lo"] > 0 else "worse than plain" if gap["hi"] < 0 else "within noise"
+    return f"better by {gap['difference']:+.4f} [{gap['lo']:+.4f}, {gap['hi']:+.4f}], {word}"
+
+
+METHODS_TEXT = (
+    "R[i][j] is the held-out score of task j after stage i; losses count negative, so that higher is better in ACC, "
+    "LA, BWT and FWT. ACC is the mean of the last row over the tasks trained, LA of the diagonal, BWT of last row less "
+    "diagonal (Lopez-Paz and Ranzato 2017, arXiv:1706.08840), FWT of the score before a task's own stage less that of "
+    "the start; it is left out where tasks have heads of their own, which nothing trained before. Maximal forgetting "
+    "and intransigence after Chaudhry et al. 2018 (arXiv:1801.10112), with a model trained from the same start on the "
+    "one task, at its best learning rate, in place of one trained on all at once. Savings (Ebbinghaus 1885): 1 less "
+    "steps to regain the first task over steps to learn it, both to {tolerance:.0%} above the loss that its own stage "
+    "ended with, in a last stage without any method; where it was not regained there is none. Upstream is what the "
+    "tasks of the start point lost. The first stage has no method, so it is the same for all. Each method stands at "
+    "its setting of best mean ACC, chosen on the same runs, which favours methods with more settings. Student's "
+    "{level:.0%} intervals take each order and seed as one sample: they say nothing of other start points. Differences "
+    "are within order and seed, for all methods at once (Bonferroni)."
+)

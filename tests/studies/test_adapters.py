@@ -1,0 +1,92 @@
+"""LoRA against full fine-tuning with known gaps: read, compared at its own best rate and at equal target loss, told."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from kleiber.catalog import read_runs
+from kleiber.studies.adapters import Adapters
+
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+BEST = {None: 2, 1: 3, 16: 3}  # place of the rate that learns best
+
+
+def truth(rank: int | None, lr: float) -> tuple[float, float]:
+    """F and target loss on one frontier for full and rank 16; rank 1 learns less and lies above it."""
+    away = abs(RATES.index(lr) - BEST[rank])
+    target = {None: 1.70, 1: 1.80, 16: 1.72}[rank] + 0.05 * away
+    return (2.0 - target) + (0.1 if rank == 1 else 0.0), target
+
+
+def write(folder, rank: int | None, lr: float, seed: int) -> None:
+    rng = np.random.default_rng([seed, rank or 0, RATES.index(lr)])
+    shift = 0.05 * seed  # of the base, common to all arms of a seed
+    (F, target), noise = truth(rank, lr), 0.001
+    F, target = F + shift + noise * rng.normal(), target + noise * rng.normal()
+    adapter = None if rank is None else {"_target_": "kleiber.adapters.lora.LoRA", "rank": rank, "rslora": False}
+    config = {"adapter": adapter, "retention": None, "init": {"path": f"base{seed}"}, "seed": seed}
+    stage = {
+        "name": "main", "tasks": ["code"], "metrics": {"val/docs/loss": 2.0 + F, "val/code/loss": target}, "lr": lr,
+        "start_metrics": {"val/docs/loss": 2.0, "val/code/loss": 3.0}, "curve": [], "steps": 500, "batch_tokens": 1000,
+        "tokens": 5e5, "seconds": 9.0, "peak_memory_bytes": 2**28, "params": {"active": 9, "trainable": rank or 100},
+    }  # fmt: skip
+    told = {"status": "finished", "seed": seed, "stages": [stage], "R": {"tasks": ["docs", "code"]}}
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "summary.json").write_text(json.dumps(told))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs")
+    for rank in (None, 1, 16):
+        for lr in RATES:
+            for seed in range(3):
+                write(home / f"{rank}-{lr}-{seed}", rank, lr, seed)
+    return read_runs(home)
+
+
+def test_each_arm_is_compared_at_its_own_best_rate_and_at_equal_target_loss(runs):
+    found = Adapters().analyse(runs)
+    told = {one["code"]: one for one in found.verdicts}
+    assert not any(code == "untuned" for code in told)
+    for rank, gap in ((1, 0.10), (16, 0.02)):
+        one = told[f"learns_less_rank{rank}"]
+        assert one["holds"] is True and one["lo"] < gap < one["hi"] and one["hi"] - one["lo"] < 0.02, (
+            "what the runs of a seed share widens no gap"
+        )
+    assert told["forgets_less_rank16"]["holds"] is True and told["forgets_less_rank16"]["value"] == pytest.approx(
+        0.02, abs=0.003
+    )
+    assert told["forgets_less_rank1"]["value"] == pytest.approx(0.0, abs=0.003)
+    assert told["matched_rank16"]["holds"] is True and abs(told["matched_rank16"]["value"]) < 0.004
+    assert told["matched_rank1"]["holds"] is False and told["matched_rank1"]["value"] == pytest.approx(-0.1, abs=0.01)
+    rows = found.tables["Each arm at its own best learning rate"]
+    assert [(row["arm"], row["lr"]) for row in rows] == [("full", 0.01), ("rank 1", 0.03), ("rank 16", 0.03)]
+    assert "rank 1 learns less by +0.1" in found.headline and "[" in found.headline
+
+
+def test_what_is_missing_is_said(runs):
+    rank1 = [run for run in runs if run.name.startswith(("None-0.01-", "1-"))]
+    few = Adapters().analyse([run for run in rank1 if run.name.endswith("-0")])
+    assert "no interval: one seed" in few.headline
+    assert {one["text"].split(":")[0] for one in few.verdicts if one["code"] == "untuned"} == {
+        "full is not tuned", "rank 1 is not tuned"
+    }  # fmt: skip
+    assert all(one["holds"] is None for one in few.verdicts if one["code"] != "untuned")
+    with pytest.raises(ValueError, match="no run without an adapter"):
+        Adapters().analyse([run for run in runs if run.name.startswith("1-")])
+    with pytest.raises(ValueError, match="no run with an adapter"):
+        Adapters().analyse([run for run in runs if run.name.startswith("None")])
+    with pytest.raises(ValueError, match=r"study\.margin=0"):
+        Adapters(margin=0)
+
+
+def test_figures_hold_every_arm(runs):
+    pytest.importorskip("altair")
+    for name, make in Adapters().analyse(runs).figures.items():
+        drawn = json.dumps(make().to_dict())
+        assert "rank 16" in drawn, name
+        assert "full" in drawn or name == "ranks"

@@ -1,0 +1,164 @@
+"""A mixture and a dense model with known forgetting: compared at one target loss, with what their experts' load did."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kleiber.catalog import read_runs
+from kleiber.launch import main as launch
+from kleiber.studies import moe_forgetting
+from kleiber.studies.moe_forgetting import DENSE, FREE, FROZEN, MoEForgetting
+
+from .comparisons import START, write_arm, write_base
+
+STUDY = {"_target_": "kleiber.studies.moe_forgetting.MoEForgetting"}
+SHIFT = {FREE: 0.30, FROZEN: 0.10}
+
+
+def write(folder: Path, arm: str, lr: float, seed: int, less: float = 0.0, **extra) -> None:
+    """One run; the mixture learns .1 nats more at every rate and forgets `less` less."""
+    write_arm(folder, "none", 0.0, lr, seed, **extra)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config |= {"study": STUDY, "model": {"mlp": {"_target_": "x"} if arm == DENSE else {"num_experts": 8, "k": 2}}}
+    config["adapter"] = {"_target_": "y.Freeze", "train": None, "freeze": ["router"]} if arm == FROZEN else None
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    told = json.loads((folder / "summary.json").read_text())
+    metrics = told["stages"][0]["metrics"]
+    if arm != DENSE:
+        metrics["val/docs/loss"] -= less
+        metrics["val/code/loss"] -= 0.1
+        for layer in (0, 1):
+            metrics[f"drift/docs/load_shift/{layer}"] = SHIFT[arm] + 0.02 * layer + 0.001 * seed
+            metrics[f"drift/code/load_shift/{layer}"] = 0.5
+            metrics[f"drift/docs/load_gap_before/{layer}"] = 0.2
+            metrics[f"drift/docs/load_gap_after/{layer}"] = 0.25
+    (folder / "summary.json").write_text(json.dumps(told))
+
+
+def write_study(home: Path, seeds: int = 3, less: float = 0.08, arms=(DENSE, FREE, FROZEN)) -> None:
+    for seed in range(seeds):
+        for name in ("gpt", "moe"):
+            write_base(home / f"base-{name}-{seed}", seed)
+        for arm in arms:
+            for lr in (0.003, 0.01, 0.03):
+                own = less + 0.05 if arm == FROZEN else less
+                write(home / f"{arm.replace(', ', '-')}-{lr}-{seed}", arm, lr, seed, own, noise=0.002)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs") / "moe_forgetting"
+    write_study(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def record(study):
+    return MoEForgetting().compare(read_runs(study))
+
+
+def test_arms_are_told_apart_by_model_and_adapter():
+    moe = {"model": {"mlp": {"num_experts": 8}}}
+    assert moe_forgetting.arm_of({"model": {"mlp": {"_target_": "x"}}}) == DENSE
+    assert moe_forgetting.arm_of(moe) == FREE
+    frozen = {"_target_": "kleiber.adapters.freeze.Freeze", "train": None, "freeze": ["router"]}
+    assert moe_forgetting.arm_of({**moe, "adapter": frozen}) == FROZEN
+    assert moe_forgetting.arm_of({**moe, "adapter": {**frozen, "freeze": ["router", "experts"]}}) == "moe + freeze"
+    replay = {"replay": {"_target_": "x", "fraction": 0.05}}
+    assert moe_forgetting.arm_of({**moe, "retention": replay}) == "moe + replay fraction=0.05"
+
+
+def test_every_arm_is_read_off_at_a_loss_that_all_of_them_reach(record):
+    dense = START["code"] - 1.0  # at the largest rate, where it learns best
+    assert record["matched_target"] == pytest.approx(1.02 * dense, abs=0.01)
+    assert {one["method"]: one["reached"] for one in record["matched"]} == {DENSE: 3, FREE: 3, FROZEN: 3}
+
+
+def test_the_questions_are_answered_with_intervals(record):
+    told = {one["code"]: one for one in record["claims"]}
+    assert told["moe_less"]["holds"] is True and told["frozen_less"]["holds"] is True
+    assert told["frozen_less"]["value"] == pytest.approx(0.05, abs=0.006)
+    assert told["frozen_less"]["lo"] < 0.05 < told["frozen_less"]["hi"]
+    assert abs(told["frozen_cost"]["value"]) < 0.005
+    assert told["moe_less_at_best"]["value"] == pytest.approx(0.08, abs=0.006)
+    assert told["frozen_load"]["value"] == pytest.approx(0.2) and told["frozen_load"]["holds"] is True
+    assert "the mixture forgets less than a dense model" in moe_forgetting.headline(record)
+
+
+def test_a_mixture_that_forgets_more_is_said_to(tmp_path):
+    write_study(tmp_path / "s", less=-0.6)
+    record = MoEForgetting().compare(read_runs(tmp_path / "s"))
+    assert next(one for one in record["claims"] if one["code"] == "moe_less")["holds"] is False
+    assert "the mixture forgets more than a dense model" in moe_forgetting.headline(record)
+
+
+def test_load_shifts_are_told_by_text_layer_and_arm(record):
+    rows = {(row["arm"], row["text"], row["distance"], row["layer"]): row for row in record["loads"]}
+    one = rows[FROZEN, "docs", "before to after", 1]
+    assert one["total variation"] == pytest.approx(0.121) and one["lo"] < 0.121 < one["hi"] and one["seeds"] == 3
+    assert rows[FREE, "docs", "to the new text, after", 0]["total variation"] == pytest.approx(0.25)
+    assert len(rows) == 2 * 2 * 4, "the dense model has no experts"
+
+
+def test_shifts_of_a_task_with_a_slash_in_its_name_are_read():
+    from kleiber.catalog import Run
+
+    metrics = {"drift/builtin/docs/load_shift/1": 0.5, "drift/weights": 1.0, "drift/builtin/docs/kl": 0.1}
+    run = Run(Path(), "finished", {"stages": [{"metrics": metrics}]})
+    assert moe_forgetting.shifts(run) == {("load_shift", "builtin/docs", 1): 0.5}
+
+
+def test_a_part_of_the_runs_says_what_it_cannot(tmp_path):
+    write_study(tmp_path / "s", seeds=1, arms=(DENSE,))
+    found = MoEForgetting().analyse(read_runs(tmp_path / "s"))
+    assert "cannot be compared yet: there is dense" in found.headline
+    write_study(tmp_path / "t", seeds=1)
+    found = MoEForgetting().analyse(read_runs(tmp_path / "t"))
+    assert "no interval without replicates" in found.headline
+    assert {one["holds"] for one in found.verdicts if "holds" in one} == {None}
+
+
+def test_what_weakens_the_comparison_is_said(record, tmp_path):
+    assert "edge" in {one["code"] for one in record["complaints"]}
+    home = tmp_path / "s"
+    write_study(home, seeds=2)
+    for path in home.glob("moe-0.003*/summary.json"):
+        path.unlink()
+    for path in home.glob("moe-0.01*/summary.json"):
+        path.unlink()
+    for path in home.glob("moe-0.03*"):  # and one more rate, which learns as much
+        write(home / f"{path.name}-again", FREE, 0.04, int(path.name[-1]), params=60_000)
+    codes = {one["code"]: one["text"] for one in MoEForgetting().compare(read_runs(home))["complaints"]}
+    assert "at most what is told" in codes["bound"] and codes["bound"].startswith("moe learns more")
+    assert "50,000 active parameters and the dense model 40,000" in codes["unequal"]
+
+
+def test_its_figures_are_drawn_and_name_the_arms(study):
+    found = MoEForgetting().analyse(read_runs(study))
+    made = {name: json.dumps(make().to_dict()) for name, make in found.figures.items()}
+    assert set(made) == {"pareto", "matched", "trajectory", "loads"}
+    assert all(FROZEN in told for told in made.values())
+    assert DENSE in made["trajectory"] and "layer 1" in made["loads"]
+
+
+@pytest.mark.parametrize("options", [{"tolerance": -0.1}, {"level": 1.0}, {"max_cells": 0}])
+def test_options_that_cannot_be_are_refused(options):
+    with pytest.raises(ValueError, match="study"):
+        MoEForgetting(**options)
+
+
+@pytest.mark.slow
+def test_it_trains_bases_and_arms_small_and_continues(tmp_path, cache_dir, capsys):
+    small = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]
+    plan = ["eval.watch_tokens=2048", "batch.tokens=512", "design.seeds=1", "design.lrs=[0.01]"]
+    command = ["study=moe_forgetting", *small, *plan, f"root={tmp_path}"]
+    assert launch(command) == 0, capsys.readouterr().err
+    runs = read_runs(tmp_path / "moe_forgetting")
+    assert len(runs) == 5 and {run.status for run in runs} == {"finished"}
+    arms = {one["method"] for one in MoEForgetting().compare(runs)["matched"]}
+    assert arms == {DENSE, FREE, FROZEN} and MoEForgetting().compare(runs)["loads"]
+    capsys.readouterr()
+    assert launch(command) == 0
+    assert "3 of 3 cells are finished already" in capsys.readouterr().out

@@ -1,0 +1,109 @@
+"""Sequences of tasks are planned in balanced orders, as chains and as runs of one task alone."""
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from kleiber.chain import adopt, stage_configs
+from kleiber.check import check
+from kleiber.compose import Composer, conf_dir, resolved
+from kleiber.studies.sequences import AGAIN, Sequences, grammar, orders_of, stage, williams
+
+TASKS = {"docs": {"data.domain": "docs"}, "trec": {"data": "topic/trec", "objective": "classify", "data.path": "x y"}}
+ARMS = {"none": {}, "replay": {"retention": "replay", "retention.replay.fraction": [0.1, 0.2]}}
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
+def test_orders_are_balanced_for_place_and_for_what_came_before(n):
+    rows = williams(n)
+    assert rows[0] == list(range(n)) and len(rows) == (n if n % 2 == 0 else 2 * n)
+    assert set(Counter((place, row[place]) for row in rows for place in range(n)).values()) == {len(rows) // n}
+    followed = Counter(pair for row in rows for pair in pairwise(row))
+    assert len(followed) == n * (n - 1) and len(set(followed.values())) == 1
+
+
+def test_every_seed_has_every_task_alone_and_every_order_by_every_arm():
+    plan = Sequences(TASKS, ARMS, lrs=[0.01, 0.03], seeds=2, starts={"scratch": {}, "base": {"init.path": "r/{seed}"}})
+    cells = plan.cells()
+    assert len(cells) == 2 * 2 * (2 * 2 + 2 * 3 * 2)
+    alone = [cell for cell in cells if "stages=chain" not in cell]
+    assert ["data=topic/trec", "objective=classify", "data.path=x y", "optimizer.lr=0.01", "seed=0",
+            "study.start=scratch"] in alone  # fmt: skip
+    assert [line for line in cells[-1] if "init" in line] == ["init.path=r/1"]
+    assert len(Sequences(TASKS, ARMS, orders=1, seeds=1, alone=False).cells()) == 3
+    both = Sequences(TASKS, {"none": {"optimizer.lr": 1}}, orders=1, seeds=1, starts={"hf": {"optimizer.lr": 2}})
+    assert all("optimizer.lr=2" in cell for cell in both.cells()[2:]), "a start's own rate is for what starts there"
+
+
+def test_a_cell_is_a_config_that_passes_the_check(tmp_path):
+    """The last stage trains the first task again, without a method; the others after the first have the arm's."""
+    plan = Sequences(TASKS, ARMS, orders=[["trec", "docs"]], seeds=1)
+    cell = next(cell for cell in plan.cells() if "retention=replay" in cell)
+    lines = [line for line in cell if not line.startswith("study.")]
+    config, _ = resolved(Composer("train").compose(["root=r", *lines]))
+    check(config)
+    stages = stage_configs(config)
+    assert list(stages) == ["trec", "docs", AGAIN]
+    assert [bool(one["retention"]) for one in stages.values()] == [False, True, False]
+    assert stages[AGAIN]["data"] == stages["trec"]["data"] and stages["trec"]["data"]["path"] == "x y"
+    assert stages["docs"]["data"]["domain"] == "docs" and "Labelled" in stages["trec"]["data"]["_target_"]
+
+
+def test_a_stage_with_data_of_its_own_reads_the_tokenizer_of_the_start():
+    chain = {"one": {"data": {"domain": "docs"}}, "two": {"data": stage("two", TASKS["trec"])["data"]},
+             "three": {"data": {**stage("t", TASKS["trec"])["data"], "tokenizer": "bpe"}}}  # fmt: skip
+    plain, _ = resolved(Composer("train").compose(["root=r", "stages=chain", f"stages.chain={grammar(chain)}"]))
+    assert "tokenizer" not in plain["stages"]["chain"]["two"]["data"]
+    from kleiber.chain import _with_tokenizer
+
+    found = _with_tokenizer(plain, "hub/name", set())
+    told = {name: one["data"].get("tokenizer") for name, one in stage_configs(found).items()}
+    assert told == {"one": "hub/name", "two": "hub/name", "three": "bpe"}
+    check(found)
+    assert adopt(plain, []) == plain, "without a start point nothing is taken over"
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "told"),
+    [("builtin", 28, "28 runs"), ("domain", 2 * (6 + 2 * 6), None), ("topic", 2 * (4 + 2 * 6), None)],
+)
+def test_the_shipped_sequences_have_the_size_they_tell(name, count, told):
+    lines = ["study=continual", "root=r", f"design={name}_sequence"]
+    node = dict(resolved(Composer("train").compose(lines))[0]["design"])
+    assert node.pop("_target_").endswith("Sequences") and len(Sequences(**node).cells()) == count
+    if told:
+        assert told in (conf_dir() / "study/continual.yaml").read_text()
+
+
+def test_text_is_quoted_as_hydra_reads_it():
+    value = {"a": "it's, {b}", "n": None, "t": True, "x": [1, 2.5, "4M"]}
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    assert OverridesParser.create().parse_override(f"k={grammar(value)}").value() == value
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"tasks": {"docs": {}}}, "at least two tasks"),
+        ({"tasks": {**TASKS, AGAIN: {}}}, "none of them called again"),
+        ({"tasks": {**TASKS, "x": {"datum": "y"}}}, "design.tasks.x.datum: .*Did you mean"),
+        ({"tasks": {**TASKS, "x": {"data": "topic/tree"}}}, "data=topic/tree: no such choice"),
+        ({"tasks": {**TASKS, "x": {"retention": "ewc"}}}, "design.tasks.x.retention"),
+        ({"arms": {"wise": {"retention": "wise"}}}, "retention=wise changes no stage of a sequence"),
+        ({"arms": {"none": None}}, r"design.arms=\[\]"),
+        ({"orders": 3}, "design.orders=3: from 1 to 2"),
+        ({"orders": [["docs"]]}, "is no order of docs, trec"),
+        ({"seeds": 0}, "design.seeds=0"),
+    ],
+)
+def test_plans_that_cannot_be_are_refused(told, why):
+    with pytest.raises(ValueError, match=why):
+        Sequences(**{"tasks": TASKS, "arms": ARMS, **told})
+
+
+def test_orders_may_be_named_and_each_is_there_once():
+    assert orders_of(["a", "b"], [["b", "a"]]) == [["b", "a"]]
+    with pytest.raises(ValueError, match="each once"):
+        orders_of(["a", "b"], [["b", "a"], ["b", "a"]])

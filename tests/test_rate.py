@@ -1,0 +1,92 @@
+"""The learning rate of a run that names none: muP's as it was, by the width in the standard parametrisation."""
+
+import json
+
+import pytest
+
+from kleiber.chain import adopt
+from kleiber.compose import Composer, resolved
+from kleiber.folder import read_config
+from kleiber.identity import config_hash
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300,
+    "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64,
+}  # fmt: skip
+STANDARD = "model/parametrization=standard"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def composer():
+    return Composer()
+
+
+@pytest.fixture
+def adopted(composer):
+    def config(*overrides: str) -> dict:
+        return adopt(resolved(composer.compose(list(overrides)))[0], list(overrides))
+
+    return config
+
+
+@pytest.mark.parametrize("options", [[], ["model=moe", "optimizer=lion"], ["model=bert", "optimizer=muon"]])
+def test_under_mup_the_rate_and_the_identity_are_those_of_the_files(adopted, composer, options):
+    written = resolved(composer.compose(options))[0]
+    assert config_hash(adopted(*options)) == config_hash(written)
+
+
+def test_in_the_standard_parametrisation_it_falls_with_the_width_and_with_training(adopted, folder):
+    imported, wrapped = ["init=hf", f"init.path={folder}"], ["model=hf", f"model.path={folder}"]
+    new = [*wrapped, "model.weights=random"]
+    for options, rate in (
+        ([STANDARD, "model.width=96"], 3.1e-3),
+        ([STANDARD, "model.depth=3"], 1.6e-3),  # 64 x 3 wide
+        (imported, 7.8e-4),
+        ([*imported, "adapter=lora"], 7.8e-3),
+        ([*imported, "adapter=freeze"], 7.8e-4),
+        ([*imported, "optimizer=lion"], 1.6e-4),
+        (wrapped, 7.8e-4),
+        ([*wrapped, "adapter=lora"], 7.8e-3),
+        (new, 4.7e-3),
+        ([*new, "model.config={hidden_size: 128}"], 2.3e-3),
+        (["model=hf", "model.path=gpt2", "model.weights=random", "model.config={n_embd: 96, n_head: 2}"], 3.1e-3),
+    ):
+        assert adopted(*options)["optimizer"]["lr"] == rate, options
+
+
+def test_a_rate_that_somebody_wrote_stays(adopted, folder, tmp_path):
+    imported = ["init=hf", f"init.path={folder}"]
+    assert adopted(*imported, "optimizer.lr=0.02")["optimizer"]["lr"] == 0.02
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\noptimizer: {lr: 0.005}\n")
+    mine = resolved(Composer(config_dir=str(tmp_path)).compose(["experiment=mine", *imported]))[0]
+    assert adopt(mine, ["experiment=mine", *imported])["optimizer"]["lr"] == 0.005
+
+
+def test_a_run_trains_at_the_rate_that_it_records(launch, capsys):
+    run = launch(STANDARD, "model.width=96", "trainer.max_steps=2", "callbacks.samples=null")
+    assert "optimizer.lr=0.0031" in capsys.readouterr().err
+    assert read_config(run)["optimizer"]["lr"] == 3.1e-3
+    assert json.loads((run / "summary.json").read_text())["stages"][0]["lr"] == 3.1e-3
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 < row.get("lr", row.get("train/lr")) <= 3.1e-3
+
+
+@pytest.mark.slow
+def test_an_imported_model_is_not_unlearned(shared, launch, monkeypatch):
+    """stories260K on its own kind of text: at muP's .02 twenty steps cost it more than 2 nats."""
+    monkeypatch.setenv("KLEIBER_DATA", str(shared / "data"))
+    run = launch(
+        "init=hf", f"init.path={shared}/data/models/stories260K", "model.context=64", "callbacks.samples=null",
+        "data.path=tinystories", "data.config=v2-gpt4-sample", "data.max_bytes=100K", "eval.tokens=4K",
+    )  # fmt: skip
+    stage = json.loads((run / "summary.json").read_text())["stages"][0]
+    before, after = (next(iter(stage[name].values())) for name in ("start_metrics", "metrics"))
+    assert stage["lr"] == 7.8e-4 and after < before + 0.05
