@@ -16,7 +16,7 @@ from kleiber.folder import read_config
 from kleiber.studies import frontier, outcomes
 from kleiber.studies.arms import untuned
 from kleiber.studies.claims import Claim, above
-from kleiber.studies.findings import Findings, Options, check_level
+from kleiber.studies.findings import Findings, Tolerant
 
 FULL = "full"
 Rows = Any  # a DataFrame or a column, whose stubs know little of what indexing gives
@@ -31,7 +31,7 @@ METHODS = (
 
 
 @dataclass(frozen=True)
-class Adapters(Options):
+class Adapters(Tolerant):
     """How to compare.
 
     tolerance  arms are matched at (1 + tolerance) times the best target loss of the weaker of the two
@@ -41,13 +41,11 @@ class Adapters(Options):
 
     tolerance: float = 0.005
     margin: float = 0.01
-    level: float = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_level(self.level)
-        if self.tolerance < 0 or self.margin <= 0:
-            raise ValueError(f"study.tolerance={self.tolerance} must be at least 0, study.margin={self.margin} above 0")
+        if self.margin <= 0:
+            raise ValueError(f"study.margin={self.margin} must be above 0")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         rows = named(runs)

@@ -16,7 +16,7 @@ import pandas as pd
 from kleiber.catalog import Run
 from kleiber.studies import forgetting_metrics as metrics
 from kleiber.studies.arms import interval
-from kleiber.studies.findings import Findings, Options, check_level
+from kleiber.studies.findings import Findings, Tolerant
 from kleiber.studies.outcomes import PLAIN
 from kleiber.studies.sequence_outcomes import CELL, LOWER, METRICS, averaged, by_position, chosen, outcomes
 
@@ -28,7 +28,7 @@ TOLD = {
 
 
 @dataclass(frozen=True)
-class Continual(Options):
+class Continual(Tolerant):
     """How to compare.
 
     start      of a cell: set by the design
@@ -37,14 +37,6 @@ class Continual(Options):
     """
 
     start: str | None = None
-    tolerance: float = 0.02
-    level: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_level(self.level)
-        if not self.tolerance >= 0:
-            raise ValueError(f"study.tolerance={self.tolerance} must be at least 0")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         record = self.compare(runs)

@@ -65,6 +65,24 @@ class Options:
                 raise ValueError(f"study.{name}={value}: write a number from 1")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tolerant(Options):
+    """What a study can be told that compares at a loss which all can reach.
+
+    tolerance  by which share that loss lies above the one it is taken from
+    level      of the intervals
+    """
+
+    tolerance: float = 0.02
+    level: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_level(self.level)
+        if not self.tolerance >= 0:
+            raise ValueError(f"study.tolerance={self.tolerance} must be at least 0")
+
+
 def check_level(level: float) -> None:
     """Raises ValueError for the level of no interval."""
     if not 0 < level < 1:

@@ -13,26 +13,17 @@ import pandas as pd
 
 from kleiber.catalog import Run
 from kleiber.studies import claims, forgetting_tables, frontier, outcomes
-from kleiber.studies.findings import Findings, Options, check_level
+from kleiber.studies.findings import Findings, Tolerant
 from kleiber.studies.outcomes import PLAIN
 
 
 @dataclass(frozen=True)
-class Forgetting(Options):
+class Forgetting(Tolerant):
     """How to compare.
 
     tolerance  methods are compared at (1 + tolerance) times the best target loss of plain fine-tuning
     level      of the intervals
     """
-
-    tolerance: float = 0.02
-    level: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_level(self.level)
-        if not self.tolerance >= 0:
-            raise ValueError(f"study.tolerance={self.tolerance} must be at least 0")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         record = self.compare(runs)

@@ -18,7 +18,7 @@ from kleiber.folder import read_config
 from kleiber.studies import forgetting_tables, frontier, outcomes
 from kleiber.studies.arms import interval
 from kleiber.studies.claims import above, contrast
-from kleiber.studies.findings import Findings, Options, check_level
+from kleiber.studies.findings import Findings, Tolerant
 
 DENSE, FREE, FROZEN = "dense", "moe", "moe, router frozen"
 SLACK = 0.05  # relative difference of active parameters that still counts as equal
@@ -28,21 +28,12 @@ Rows = Any  # a DataFrame, whose stubs know little of what indexing gives
 
 
 @dataclass(frozen=True)
-class MoEForgetting(Options):
+class MoEForgetting(Tolerant):
     """How to compare.
 
     tolerance  arms are compared at (1 + tolerance) times the best target loss of the arm that learns worst
     level      of the intervals
     """
-
-    tolerance: float = 0.02
-    level: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_level(self.level)
-        if not self.tolerance >= 0:
-            raise ValueError(f"study.tolerance={self.tolerance} must be at least 0")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         record = self.compare(runs)
