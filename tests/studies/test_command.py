@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from kleiber.studies import command, record
 
 from . import ladders
+from .test_golden import GOLDEN
 
 app = typer.Typer()
 app.command()(command.fit)
@@ -141,3 +142,28 @@ def test_the_stated_limit_of_extrapolation_is_the_analysis_limit():
 
     for one in (command.fit, command.predict):
         assert inspect.signature(one).parameters["max_decades"].default == MAX_DECADES
+
+
+def test_a_law_is_held_against_the_rows_of_a_table(csv, tmp_path):
+    out = tmp_path / "laws.json"
+    assert fit(csv, "--json", out, "--where", "params < 5e8").exit_code == 0
+    done = run("predict", out, "--on", csv, "--map", "N=params,D=tokens,L=loss", "--where", "params >= 5e8")
+    assert done.exit_code == 0, done.output
+    assert "cells: error" in done.output and "covers" in done.output
+    both = run("predict", out, "N=1e9", "--on", csv)
+    assert both.exit_code == 2 and "not both" in both.output
+    alone = run("predict", out, "N=1e9", "D=1e10", "--where", "C > 1")
+    assert alone.exit_code == 2 and "--on TABLE, which is missing" in alone.output
+
+
+def test_a_table_without_a_column_for_the_size_is_told_so(tmp_path):
+    path = tmp_path / "runs.csv"
+    pd.DataFrame({"size": [1.0, 2.0], "tokens": [1.0, 2.0], "loss": [3.0, 2.0]}).to_csv(path, index=False)
+    done = run("fit", path, "--data", "tokens")
+    assert done.exit_code == 2 and "--map N=COL" in done.output
+
+
+def test_a_folder_of_runs_needs_no_map_and_knows_its_trunks():
+    done = run("fit", GOLDEN, "--where", "D >= 1.9e6", "--bootstrap", 20, "--backtest", "5e12")
+    assert done.exit_code in (0, 3), done.output
+    assert "within clusters" in done.output

@@ -45,6 +45,7 @@ class Options:
 
 def analyse(table: Table, law: Law, options: Options) -> dict:
     """The record of one law on one table, as laws.json holds it (law.schema.json); ValueError for unusable rows."""
+    table.inputs(law)
     every, table = table, exclude(table, law, options.exclude, options.space)
     posed = pose(table, law, options.loss_fn, options.delta, options.space, options.cluster)
     found, compute = posed.fit, posed.compute

@@ -28,7 +28,9 @@ def fit(
     where: Annotated[list[str] | None, typer.Option(help='"loss < 4 and N >= 1e8"; repeat to narrow')] = None,
     by: Annotated[str | None, typer.Option(help="one fit per value of this column")] = None,
     bootstrap: Annotated[int, typer.Option(min=0)] = 1000,
-    cluster: Annotated[str | None, typer.Option(help="column naming the trunk whose branches share noise")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="column of the trunk whose branches share noise; trunk for runs")
+    ] = None,
     seed: int = 0,
     backtest: Annotated[str | None, typer.Option(help="compute cuts, 1e20,1e21; default: three of them")] = None,
     predict: Annotated[list[str] | None, typer.Option(help="N=..,D=..; repeat for more")] = None,
@@ -44,7 +46,8 @@ def fit(
 
     try:
         form = laws.find(law)
-        named = table.parse_map(map, {"N": params, "D": data, "L": loss, "C": compute})
+        named = _roles(source, map, {"N": params, "D": data, "L": loss, "C": compute})
+        cluster = cluster or ("trunk" if source.is_dir() else None)
         rows = table.load(table.read(source), named, where or (), form.inputs)
         options = analysis.Options(
             loss_fn, delta, space, bootstrap, cluster, seed,
@@ -69,20 +72,31 @@ def fit(
 
 def predict(
     laws_json: Annotated[Path, typer.Argument(metavar="LAWS.json")],
-    at: Annotated[list[str], typer.Argument(metavar="N=.. D=..", help="and COLUMN=VALUE for a file made with --by")],
+    at: Annotated[list[str] | None, typer.Argument(metavar="N=.. D=..", help="and COLUMN=VALUE where --by was")] = None,
+    on: Annotated[Path | None, typer.Option(metavar="TABLE", help="rows to predict instead, and to compare")] = None,
+    map: Annotated[str | None, typer.Option(help="the columns of --on: N=COL,D=COL,L=COL")] = None,
+    where: Annotated[list[str] | None, typer.Option(help='rows of --on: "C > 1e13"; repeat to narrow')] = None,
     max_decades: float = 3.0,
     force: Annotated[bool, typer.Option("--force", help="predict beyond --max-decades")] = False,
 ) -> None:
-    """Predict from a fitted law: value, the law's interval, one new run's interval."""
-    from kleiber.studies import analysis, record
+    """Predict from a fitted law, with its interval and that of one new run; or hold it against the rows of --on."""
+    from kleiber.studies import against, analysis, record, table
     from kleiber.studies import law as laws
 
     try:
-        entry, words = record.read(laws_json), list(at)
+        entry, words = record.read(laws_json), list(at or ())
         if entry["schema"] == "kleiber.laws/1":
             entry, words = _group(entry, words)
-        point = _point(",".join(words))
-        answer = analysis.predict(entry, laws.find(entry["law"]), point, float("inf") if force else max_decades)
+        form, most = laws.find(entry["law"]), float("inf") if force else max_decades
+        if on is not None:
+            if words:
+                raise ValueError(f"{' '.join(words)}: give points or --on {on}, not both")
+            rows = table.load(table.read(on), _roles(on, map), where or (), form.inputs)
+            typer.echo("\n".join(_held(against.hold(entry, form, rows, most), entry["level"])))
+            return
+        if map or where:
+            raise ValueError("--map and --where are about the rows of --on TABLE, which is missing")
+        answer = analysis.predict(entry, form, _point(",".join(words)), most)
         if "refused" in answer:
             raise ValueError(f"{' '.join(words)}: {answer['refused']}; --force predicts all the same")
     except ValueError as error:
@@ -111,6 +125,13 @@ def report(
     typer.echo(found["headline"])
     typer.echo(f"{found['runs']}" + (f"; missing: {', '.join(found['missing'])}" if found["missing"] else ""))
     typer.echo(f"report: {out or folder / 'report.html'}")
+
+
+def _roles(source: Path, map: str | None, extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """Columns by role, as asked for; a folder of runs has its own where nothing was."""
+    from kleiber.studies import table
+
+    return {**(table.OF_RUNS if source.is_dir() else {}), **table.parse_map(map, extra)}
 
 
 def _one(part: Any, form: Any, name: str, options: Any, by: str | None, group: str) -> dict[str, Any]:
@@ -213,6 +234,18 @@ def _short(value: Mapping[str, Any]) -> str:
 def _kind(entry: Mapping[str, Any]) -> str:
     used = entry["bootstrap"]
     return f"by profile and {used['kind']} bootstrap ({used['draws']} draws)" if used else "by profile"
+
+
+def _held(found: Mapping[str, Any], level: float) -> list[str]:
+    """The printed form of a law against rows: a line a cell, then the errors."""
+    out = [f"{_prediction(one, level)}; found {one['target']:.6g} ({one['runs']} runs)" for one in found["cells"]]
+    text = f"{len(out)} cells: error {found['mare']:.2%}, bias {found['bias']:+.2%}"
+    if found["coverage"] is None:
+        return [*out, f"{text}, no intervals"]
+    held = (
+        f"{level:.0%} interval of the law covers {found['coverage']:.0%}, that of one run {found['run_coverage']:.0%}"
+    )
+    return [*out, f"{text}; {held}"]
 
 
 def _prediction(one: Mapping[str, Any], level: float) -> str:

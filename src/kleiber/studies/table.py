@@ -23,6 +23,10 @@ DERIVED = {
 }
 
 
+# What the columns of a folder of runs are, as `study=scaling` reads them.
+OF_RUNS = {"N": "active", "D": "tokens", "L": "loss", "C": "flops"}
+
+
 @dataclass
 class Table:
     """Rows ready for a fit: `columns` by role, `frame` the original rows beside them, `excluded` (row, rule) pairs."""

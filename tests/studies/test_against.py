@@ -1,0 +1,47 @@
+"""A law against rows that it has not seen."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kleiber.studies import analysis, table
+from kleiber.studies.against import hold
+from kleiber.studies.law import find
+
+from . import ladders
+
+
+def rows(N, D, L):
+    return table.load(pd.DataFrame({"N": N, "D": D, "L": L}), {}, (), ("N", "D"))
+
+
+@pytest.fixture(scope="module")
+def law():
+    grid = ladders.twenty()
+    loss = ladders.noisy(ladders.loss(**grid), 1, 0.002)
+    return analysis.analyse(rows(grid["N"], grid["D"], loss), find("chinchilla"), analysis.Options(bootstrap=100))
+
+
+def test_the_law_that_made_the_rows_is_right_about_new_ones(law):
+    N, D = np.array([2e9, 1e9, 2e9]), np.array([4e10, 2e10, 4e10])
+    found = hold(law, find("chinchilla"), rows(N, D, ladders.loss(N, D)), 3.0)
+    assert [one["runs"] for one in found["cells"]] == [1, 2]  # by rising compute, seeds of a cell together
+    assert found["cells"][1]["at"] == {"N": 2e9, "D": 4e10}
+    assert found["mare"] < 0.01 and abs(found["bias"]) <= found["mare"] and found["run_coverage"] == 1.0
+
+
+def test_errors_are_those_of_each_cells_mean(law):
+    said = analysis.predict(law, find("chinchilla"), {"N": 1e9, "D": 2e10})["value"]
+    found = hold(law, find("chinchilla"), rows([1e9, 1e9], [2e10, 2e10], [said, said * 1.2]), 3.0)
+    assert found["mare"] == pytest.approx(1 - 1 / 1.1) and found["bias"] == pytest.approx(1 / 1.1 - 1)
+    assert found["coverage"] == 0.0 and found["run_coverage"] == 0.0
+
+
+def test_a_law_without_draws_has_no_coverage(law):
+    found = hold({**law, "draws": []}, find("chinchilla"), rows([1e9], [2e10], [2.5]), 3.0)
+    assert found["coverage"] is None and found["run_coverage"] is None
+
+
+def test_rows_too_far_outside_are_refused_by_name(law):
+    with pytest.raises(ValueError, match=r"N=1e\+15, D=2e\+10: .* decades beyond the rows"):
+        hold(law, find("chinchilla"), rows([1e15], [2e10], [2.5]), 3.0)
