@@ -52,14 +52,15 @@ def test_a_law_from_a_table(tmp_path, monkeypatch, capsys):
 
     from kleiber import cli
 
-    (line,) = [line for line in COMMANDS if line.startswith("kleiber fit")]
+    commands = [line for line in COMMANDS if line.startswith(("kleiber fit", "kleiber predict"))]
     random = np.random.default_rng(0)
     n, d = np.meshgrid([1e6, 4e6, 16e6, 64e6], [2e7, 1e8, 5e8, 2e9, 1e10])
     loss = (1.7 + 400 / n**0.34 + 410 / d**0.28) * np.exp(0.002 * random.standard_normal(n.shape))
     rows = [f"{a},{b},{c}" for a, b, c in zip(n.flat, d.flat, loss.flat, strict=True)]
-    (tmp_path / "runs.csv").write_text("\n".join(["params,tokens,loss", *rows]))
+    for name in ("runs.csv", "later.csv"):
+        (tmp_path / name).write_text("\n".join(["params,tokens,loss", *rows]))
     monkeypatch.chdir(tmp_path)
-    code = cli.main(shlex.split(line.replace("--bootstrap 1000", "--bootstrap 50"))[1:])
+    codes = [cli.main(shlex.split(line.replace("--bootstrap 1000", "--bootstrap 50"))[1:]) for line in commands]
     out = capsys.readouterr().out
-    assert code in (0, 3), out
-    assert "alpha" in out
+    assert codes[0] in (0, 3) and codes[1:] == [0, 0], out
+    assert "alpha" in out and "20 cells: error" in out
