@@ -174,14 +174,22 @@ class PreferenceScorer:
         return loss
 
     def compute(self) -> dict[str, float]:
+        found = self.pairs()
+        return {
+            name: found[name].mean().item() for name in ("reward_accuracy", "accuracy", "longer_accuracy", "margin")
+        }
+
+    def pairs(self) -> dict[str, Float[Tensor, "pairs"]]:
+        """What `compute` averages, pair by pair, and start_accuracy, the accuracy of the reference."""
         whole = {name: value.double() for name, value in self.collected.whole().items()}
         ratio = whole["answers"] - whole["reference"]
         difference = ratio[:, 0] - ratio[:, 1]
         return {
-            "reward_accuracy": won(difference).mean().item(),
-            "accuracy": won(whole["answers"][:, 0] - whole["answers"][:, 1]).mean().item(),
-            "longer_accuracy": whole["longer"].mean().item(),
-            "margin": self.objective.beta * difference.mean().item(),
+            "reward_accuracy": won(difference),
+            "accuracy": won(whole["answers"][:, 0] - whole["answers"][:, 1]),
+            "start_accuracy": won(whole["reference"][:, 0] - whole["reference"][:, 1]),
+            "longer_accuracy": whole["longer"],
+            "margin": self.objective.beta * difference,
         }
 
 
