@@ -27,7 +27,7 @@ def is_name(path: str) -> bool:
 
 
 def local_copy(name: str) -> Path | None:
-    """The folder of `name` below $KLEIBER_DATA: DIR/owner/name, then DIR/name, then DIR/name in lower case.
+    """The folder of `name` below $KLEIBER_DATA: DIR/owner/name, DIR/name, DIR/name in lower case, and with _ for -.
 
     Raises ValueError when $KLEIBER_DATA is set and is no folder.
     """
@@ -38,7 +38,8 @@ def local_copy(name: str) -> Path | None:
     if not root.is_dir():
         raise ValueError(f"KLEIBER_DATA={configured} is not a folder")
     last = name.rsplit("/", 1)[-1]
-    return next((root / way for way in (name, last, last.lower()) if (root / way).is_dir()), None)
+    ways = (name, last, last.lower(), last.lower().replace("-", "_"))
+    return next((root / way for way in ways if (root / way).is_dir()), None)
 
 
 def reachable() -> bool:

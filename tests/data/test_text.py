@@ -176,6 +176,15 @@ def test_a_copy_without_the_default_config_takes_its_first(
     assert (corpus.name, corpus.config) == ("tinystories", "v1-sample")
 
 
+def test_a_copy_may_be_named_as_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hh_rlhf").mkdir()
+    monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
+    assert hub.local_copy("Anthropic/hh-rlhf") == tmp_path / "hh_rlhf"
+    assert hub.local_copy("Anthropic/hh") is None
+    (tmp_path / "Anthropic" / "hh-rlhf").mkdir(parents=True)
+    assert hub.local_copy("Anthropic/hh-rlhf") == tmp_path / "Anthropic" / "hh-rlhf"
+
+
 @pytest.mark.process
 def test_a_cache_that_is_hit_imports_no_text_library(cache: Path, tiny: str) -> None:
     first = Text(tiny).prepare(16)

@@ -50,13 +50,11 @@ class Objectives(Options):
 
 
 METHODS = (
-    "The same Transformer was trained causally on next tokens and, reading both ways, on masked tokens (Devlin "
-    "et al. 2018, "
-    "arXiv:1810.04805), as trunks with cooldowns (Hägele et al. 2024, arXiv:2405.18392) at the same widths, "
-    "tokens, batches "
-    "and learning rates. log L was regressed on log N and log D for each objective by generalised least squares "
-    "with the "
-    "noise that branches of a trunk share. Levels of the two losses are not comparable and are not compared."
+    "The same Transformer was trained causally on next tokens and, reading both ways, on masked tokens (Devlin et al. "
+    "2018, arXiv:1810.04805), as trunks with cooldowns (Hägele et al. 2024, arXiv:2405.18392) at the same widths, "
+    "tokens, batches and learning rates. log L was regressed on log N and log D for each objective by generalised "
+    "least squares with the noise that branches of a trunk share. Levels of the two losses are not comparable and are "
+    "not compared."
 )
 
 
