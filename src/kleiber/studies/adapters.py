@@ -17,9 +17,9 @@ from kleiber.studies import frontier, outcomes
 from kleiber.studies.arms import untuned
 from kleiber.studies.claims import Claim, above
 from kleiber.studies.findings import Findings, Tolerant
+from kleiber.studies.seeds import Rows
 
 FULL = "full"
-Rows = Any  # a DataFrame or a column, whose stubs know little of what indexing gives
 METHODS = (
     "All arms of a seed go on from one base run. F is the rise of the base's held-out loss on its own text. `At its "
     "own best rate`: each arm at the learning rate with the least mean target loss. `At equal target loss`: both read "

@@ -18,9 +18,9 @@ from kleiber.studies import forgetting_metrics as metrics
 from kleiber.studies.arms import interval
 from kleiber.studies.findings import Findings, Tolerant
 from kleiber.studies.outcomes import PLAIN
+from kleiber.studies.seeds import Rows
 from kleiber.studies.sequence_outcomes import CELL, LOWER, METRICS, averaged, by_position, chosen, outcomes
 
-Rows = Any  # a DataFrame, whose stubs know little of what indexing gives
 TOLD = {
     "ACC": "has a higher final score", "LA": "learns each task better",
     "forgetting": "forgets less", "savings": "relearns the first task faster",

@@ -12,9 +12,8 @@ import pandas as pd
 from kleiber.studies.arms import interval
 from kleiber.studies.dress import dressed
 from kleiber.studies.forgetting_plots import colors, methods_of
+from kleiber.studies.seeds import Rows
 from kleiber.studies.sequence_outcomes import LOWER, in_order
-
-Rows = Any  # a DataFrame, whose stubs know little of what indexing gives
 
 
 def bars(rows: Rows, metrics: Sequence[str], level: float, of: str) -> Any:

@@ -17,10 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kleiber.studies.outcomes import PLAIN
+from kleiber.studies.seeds import Rows
 from kleiber.studies.student import reach
 
 CELL = ["method", "setting", "lr", "tokens"]
-Rows = Any  # a DataFrame or a column, whose stubs know little of what indexing gives
 
 
 def averaged(rows: pd.DataFrame) -> pd.DataFrame:

@@ -19,12 +19,12 @@ from kleiber.studies import forgetting_tables, frontier, outcomes
 from kleiber.studies.arms import interval
 from kleiber.studies.claims import above, contrast
 from kleiber.studies.findings import Findings, Tolerant
+from kleiber.studies.seeds import Rows
 
 DENSE, FREE, FROZEN = "dense", "moe", "moe, router frozen"
 SLACK = 0.05  # relative difference of active parameters that still counts as equal
 KINDS = {"load_shift": "before to after", "load_gap_before": "to the new text, before",
          "load_gap_after": "to the new text, after"}  # fmt: skip
-Rows = Any  # a DataFrame, whose stubs know little of what indexing gives
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from kleiber.catalog import Run
 from kleiber.studies.findings import Findings, Options, check_level, points
 from kleiber.studies.law import Array
 from kleiber.studies.replicates import trunk_noise
+from kleiber.studies.seeds import Rows
 from kleiber.studies.student import reach
 
 NAMES = ("N", "D")

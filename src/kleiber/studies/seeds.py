@@ -13,7 +13,7 @@ import numpy as np
 
 from kleiber.studies.student import reach
 
-Rows = Any  # a DataFrame, whose stubs know little of what indexing gives
+Rows = Any  # a DataFrame or a column, whose stubs know little of what indexing gives
 
 
 def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) -> Rows:

@@ -12,9 +12,9 @@ import pandas as pd
 from kleiber.catalog import Run
 from kleiber.folder import read_config
 from kleiber.studies.arms import interval
+from kleiber.studies.seeds import Rows
 
 SCRATCH = "scratch"
-Rows = Any  # a DataFrame or a column, whose stubs know little of what indexing gives
 
 
 def rows_of(runs: Sequence[Run]) -> Rows:
