@@ -44,6 +44,7 @@ def test_the_smallest_cell_trains_to_its_recorded_loss(tmp_path):
         f"optimizer.betas={json.dumps(config['optimizer']['betas'])}", f"seed={config['seed']}",
         f"eval.tokens={config['eval']['tokens']}", "eval.every_steps=0", "budget.tokens=1M", "logger=csv",
         "callbacks.samples=null", "trainer.threads=1",
+        f"trainer.compile={config['trainer']['compile']}",
     ]  # fmt: skip
     assert main([*options, f"root={tmp_path}"]) == 0
     (again,) = read_runs(tmp_path)
