@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -34,15 +35,21 @@ def bare(shape: dict[str, int], steps: int, variant: str) -> dict[str, float]:
     return json.loads(out.stdout)
 
 
+def options(shape: Mapping[str, int], steps: int) -> list[str]:
+    """Overrides for a run of this shape, less checkpoints and samples."""
+    return [
+        f"model.width={shape['width']}", f"model.depth={shape['depth']}", f"model.num_heads={shape['heads']}",
+        f"model.context={shape['context']}", f"batch.tokens={shape['rows'] * shape['context']}", "logger=csv",
+        "data.tokenizer=bpe", f"data.vocab_size={shape['vocab']}", f"budget.steps={steps}", "eval.tokens=4096",
+        "callbacks.checkpoints.every=0", "callbacks.samples=null",
+    ]  # fmt: skip
+
+
 def ours(shape: dict[str, int], steps: int, model: str, extra: list[str]) -> dict[str, float]:
     """train.py as a user starts it, less checkpoints; seconds per step by its own summary, without the first step."""
     with tempfile.TemporaryDirectory() as root:
         command = [
-            sys.executable, HERE.parent / "train.py", f"model={model}", f"root={root}", "logger=csv",
-            f"model.width={shape['width']}", f"model.depth={shape['depth']}", f"model.num_heads={shape['heads']}",
-            f"model.context={shape['context']}", f"batch.tokens={shape['rows'] * shape['context']}",
-            "data.tokenizer=bpe", f"data.vocab_size={shape['vocab']}", f"budget.steps={steps}", "eval.tokens=4096",
-            "callbacks.checkpoints.every=0", "callbacks.samples=null", *extra,
+            sys.executable, HERE.parent / "train.py", f"model={model}", f"root={root}", *options(shape, steps), *extra,
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, text=True)
         (summary,) = Path(root).glob("*/*/summary.json")
@@ -54,6 +61,8 @@ def ours(shape: dict[str, int], steps: int, model: str, extra: list[str]) -> dic
 
 
 def quartiles(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 

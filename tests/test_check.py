@@ -88,6 +88,7 @@ def test_pairs_of_keys_are_both_named():
             ["objective.reference=adapter_off", "adapter=lora"],
         ),
         (["callbacks=positions", "model=bert", "objective=mlm"], ["callbacks=positions", "model.causal=false"]),
+        (["callbacks=latency", "model=bert", "objective=mlm"], ["callbacks=latency", "model.causal=false"]),
         (
             [
                 "model=hf",

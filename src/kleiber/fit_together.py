@@ -24,7 +24,7 @@ def fit_together(config: Mapping[str, Any]) -> None:
     _devices(config["trainer"])
     _shards(config)
     _stages(config)
-    _positions(config)
+    _next_token(config)
     _line(config)
     _reference(config)
 
@@ -129,10 +129,12 @@ def _stages(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"budget.{name}={value} and stages.branches={branches} both say how long: keep one")
 
 
-def _positions(config: Mapping[str, Any]) -> None:
-    nodes = (config["callbacks"] or {}).values()
-    if argument(config["model"], "causal") is False and any(_is(node, "Positions") for node in nodes):
-        raise ConfigError("callbacks=positions scores the next token, and model.causal=false reads it: remove one")
+def _next_token(config: Mapping[str, Any]) -> None:
+    nodes = list((config["callbacks"] or {}).values())
+    for kind in ("Positions", "Latency"):
+        if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
+            name = f"callbacks={kind.lower()}"
+            raise ConfigError(f"{name} asks about the next token, and model.causal=false reads it: remove one")
 
 
 def _line(config: Mapping[str, Any]) -> None:

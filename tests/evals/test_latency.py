@@ -2,6 +2,7 @@
 
 import json
 
+import jaxtyping
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from kleiber.cli import main
 from kleiber.evals.latency import cache_bytes, latency, measure
 from kleiber.models.hf_model import HFModel
 from kleiber.models.transformer import Transformer
+from kleiber.types import Batch
 
 NAMES = {"prefill_tokens_per_s", "decode_tokens_per_s", "decode_p50_ms", "decode_p95_ms", "memory_bytes"}
 
@@ -46,6 +48,28 @@ def test_what_does_not_fit_is_refused():
         latency(Transformer(40, width=32, context=12), prompt=8, new=5)
     with pytest.raises(ValueError, match="bidirectional"):
         latency(Transformer(40, width=32, context=12, causal=False))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_a_compiled_model_is_compiled_no_further():
+    """Every step of decoding has a length of its own, and would have a graph of its own."""
+    jaxtyping.config.update("jaxtyping_disable", True)  # a hooked function under torch.compile raises falsely
+    try:
+        model, graphs = Transformer(40, width=32, context=24), []
+        model.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward, dynamic=False)
+        latency(model, batches=(1,), prompt=8, new=4, repeats=1)
+        assert graphs == []
+        model(Batch(torch.zeros(1, 8, dtype=torch.long)))
+        assert graphs, "training goes on compiled"
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_a_model_goes_on_in_the_mode_in_which_it_was_found():
+    model = Transformer(40, width=32, context=24)
+    for mode in (True, False):
+        latency(model.train(mode), batches=(1,), prompt=8, new=4, repeats=1)
+        assert model.training is mode
 
 
 @pytest.mark.slow

@@ -22,9 +22,13 @@ def bowl(lr: float, best: float = 0.02) -> float:
 
 
 def write(
-    folder, study, arm, base, lrs=LRS, seeds=3, best=0.02, total=400_000, core=100_000, speed=1e4, status="finished"
-):
-    """Runs with branches at 2M, 4M and 8M tokens: loss = base - .1 log2(D / 4M) + bowl(lr) + noise of the seed."""
+    folder, study, arm, base, lrs=LRS, seeds=3, best=0.02, total=400_000, core=100_000, speed=1e4, status="finished",
+    latency=None,
+):  # fmt: skip
+    """Runs with branches at 2M, 4M and 8M tokens: loss = base - .1 log2(D / 4M) + bowl(lr) + noise of the seed.
+
+    latency  decoded tokens/s of one row of the first run; each further run decodes slower, as if others were at work
+    """
     for lr in lrs:
         for seed in range(seeds):
             home = folder / f"{arm}-lr{lr:g}-seed{seed}"
@@ -39,13 +43,21 @@ def write(
                 stages.append({
                     "name": f"{tokens / 1e6:g}M", "parent": "trunk", "trunk": "trunk", "lr": lr, "tokens": tokens,
                     "params": params, "flops": {"model": 6.0 * core * tokens}, "tokens_per_s": speed,
-                    "metrics": {"val/docs/loss": loss},
+                    "metrics": {"val/docs/loss": loss, **({} if latency is None else served(latency / (1 + seed)))},
                 })  # fmt: skip
             told = {"status": status, "seed": seed, "seconds": 9.0, "stages": stages if status == "finished" else []}
             (home / "summary.json").write_text(json.dumps(told))
             row = {"step": 9, "moe/load_entropy/0": 0.9, "moe/max_violation/0": 0.4, "moe/dead/0": 2.0}
             (home / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     return folder
+
+
+def served(rate: float) -> dict[str, float]:
+    """What callbacks=latency tells of a model that decodes at this rate: eight rows at once take no longer than one."""
+    one = {"prefill_tokens_per_s": 10 * rate, "decode_tokens_per_s": rate, "decode_p50_ms": 1e3 / rate,
+           "decode_p95_ms": 2e3 / rate, "memory_bytes": 4e6}  # fmt: skip
+    eight = {**one, "prefill_tokens_per_s": 20 * rate, "decode_tokens_per_s": 8 * rate, "memory_bytes": 5e6}
+    return {f"latency/{name}/{rows}": value for rows, told in ((1, one), (8, eight)) for name, value in told.items()}
 
 
 SPARSITY = {"_target_": "kleiber.studies.sparsity.Sparsity", "sizes": ["dense", "large"]}
@@ -141,6 +153,49 @@ def test_sparsity_finds_the_gain_the_multiplier_and_the_loss_at_equal_time(spars
     assert times["value"] == pytest.approx(1.5) and times["lo"] <= 1.5 + 1e-9
     assert [row["tokens"] for row in found.tables["Gain by training tokens"]] == list(TOKENS)
     assert "-0.0811" in found.headline and "1.50" in found.headline
+
+
+def test_the_price_of_a_mixture_is_told_by_the_best_run_of_each_arm(tmp_path):
+    write(tmp_path, SPARSITY, "moe", 2.9, speed=5e3, total=900_000, latency=300.0)
+    write(tmp_path, SPARSITY, "dense", 3.0, latency=400.0)
+    found = STUDY.analyse(read_runs(tmp_path))
+    arms = {row["arm"]: row for row in found.tables["Arms"]}
+    assert arms["moe"]["decode tokens/s"] == 300 and arms["moe"]["prefill tokens/s"] == 3000
+    assert arms["dense"]["decode p50 (ms)"] == 2.5 and arms["dense"]["decode p95 (ms)"] == 5.0
+    assert not any(name.startswith("latency/") for row in arms.values() for name in row)
+    price = {row["what"]: row for row in found.tables["Speed and memory"]}
+    assert price["training tokens/s"]["moe / dense"] == pytest.approx(0.5)
+    assert price["decode tokens/s, 1 at once"] == {
+        "what": "decode tokens/s, 1 at once", "moe": 300, "moe / dense": pytest.approx(0.75),
+    }  # fmt: skip
+    assert price["decode tokens/s, 8 at once"]["moe"] == 2400 and price["prefill tokens/s, 8 at once"]["moe"] == 6000
+    assert price["bytes while decoding, 8 at once"]["moe / dense"] == 1
+    assert price["bytes of weights and one full context"]["moe / dense"] == pytest.approx(
+        (900_000 + 2 * 2 * 128 * 64) / (400_000 + 2 * 2 * 128 * 64)
+    )
+    assert not any(v["code"] == "latency" for v in found.verdicts)
+
+
+def test_runs_from_before_latency_are_read_and_named_and_count_as_nothing(tmp_path):
+    write(tmp_path, SPARSITY, "moe", 2.9, latency=300.0)
+    write(tmp_path, SPARSITY, "dense", 3.0)
+    write(tmp_path, SPARSITY, "large", 2.95, core=200_000, latency=200.0)
+    found = STUDY.analyse(read_runs(tmp_path))
+    (said,) = [v["text"] for v in found.verdicts if v["code"] == "latency"]
+    assert "dense" in said and "moe" not in said and "large" not in said
+    (dense,) = [row for row in found.tables["Arms"] if row["arm"] == "dense"]
+    assert not any("decode" in name for name in dense)
+    price = {row["what"]: row for row in found.tables["Speed and memory"]}
+    assert set(price["decode tokens/s, 1 at once"]) == {"what", "moe", "moe / large"}
+    assert set(price["training tokens/s"]) == {"what", "moe", "moe / dense", "moe / large"}
+    for path in tmp_path.glob("*/summary.json"):
+        told = json.loads(path.read_text())
+        for stage in told["stages"]:
+            stage["metrics"] = {k: v for k, v in stage["metrics"].items() if not k.startswith("latency/")}
+        path.write_text(json.dumps(told))
+    none = STUDY.analyse(read_runs(tmp_path))
+    assert not any("decode" in row["what"] for row in none.tables["Speed and memory"])
+    assert [gap["value"] for gap in none.tables["Comparisons"]] == [gap["value"] for gap in found.tables["Comparisons"]]
 
 
 def test_untuned_arms_make_no_headline_and_are_named(tmp_path):

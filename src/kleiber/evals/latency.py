@@ -20,11 +20,23 @@ Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the la
 
 
 def evaluate(subject: Subject) -> dict[str, float]:
-    """Latency of the model at half of its context, at most 128 tokens of prompt and 64 new ones."""
-    half = subject.model.context // 2
-    return latency(subject.model, prompt=min(128, half), new=min(64, half))
+    """Latency of the model at half of its context: see `lengths`."""
+    prompt, new = lengths(subject.model)
+    return latency(subject.model, prompt=prompt, new=new)
 
 
+def lengths(model: Any) -> tuple[int, int]:
+    """Tokens of a prompt and new ones that fit a model: half of the context each, at most 128 and 64.
+
+    Raises ValueError for a context that leaves no two new tokens.
+    """
+    half = model.context // 2
+    if half < 2:
+        raise ValueError(f"model.context={model.context} is too short for a prompt and a step of decoding: at least 4")
+    return min(128, half), min(64, half)
+
+
+@torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again for every length
 def latency(
     model: Any, batches: Sequence[int] = (1, 8, 64), prompt: int = 128, new: int = 64, repeats: int = 3
 ) -> dict[str, float]:
@@ -49,13 +61,13 @@ def latency(
         made: list[Any] = []
 
         def start(made: list[Any] = made) -> Step:
-            made.append(model.new_caches(prompt + new))
-            caches = made[-1]
+            caches = model.new_caches(prompt + new)
+            made[:] = [caches]  # no more than one at a time is held
             return lambda ids: model.head(model(Batch(ids), caches).hidden[:, -1])
 
         found = measure(start, model.vocab_size, rows, prompt, new, repeats, device)
         told |= {f"{name}/{rows}": value for name, value in found.items()}
-        told[f"memory_bytes/{rows}"] = float(weights + cache_bytes(made[-1]))
+        told[f"memory_bytes/{rows}"] = float(weights + cache_bytes(made[0]))
     model.train(was_training)
     return told
 

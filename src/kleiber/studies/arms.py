@@ -15,6 +15,7 @@ from typing import Any
 
 from kleiber.catalog import Run
 from kleiber.folder import read_config
+from kleiber.studies.price import best_latency, of_one_row
 
 LRS = 5  # learning rates that an arm needs to count as tuned
 SEEDS = 3  # and seeds, to have an interval worth the name
@@ -75,7 +76,7 @@ class Arm:
     losses   by learning rate and seed; a cell that diverged counts as infinite
     best_lr  least mean loss over seeds, among the rates that every seed finished
     wrong    why it is untuned, by those rates; empty when it is tuned
-    facts    what its runs share: parameters, tokens, FLOPs and memory, and the speed of the fastest
+    facts    what its runs share: parameters, tokens, FLOPs and memory, and the speeds of the fastest
     """
 
     name: str
@@ -95,7 +96,7 @@ class Arm:
     def row(self) -> dict[str, Any]:
         """A line of the table of arms."""
         told = {"arm": self.name, "loss": self.mean, "seeds": len(self.at_best), "best lr": self.best_lr}
-        return {**told, "tuned": not self.wrong, "why not": self.wrong, **self.facts}
+        return {**told, "tuned": not self.wrong, "why not": self.wrong, **of_one_row(self.facts)}
 
 
 def read(runs: Sequence[Run], tokens: float | None = None) -> dict[str, Arm]:
@@ -171,6 +172,7 @@ def one(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:
         # Other work on the machine only slows a run, so the fastest one tells what the arm takes.
         facts["speed"] = max(float(row["speed"]) for row in ended if row["speed"] is not None)
         facts["train_s"] = facts["tokens"] / facts["speed"]
+    facts |= best_latency(ended)
     return Arm(name, losses, best, untuned(sorted(means), best, most), facts)
 
 

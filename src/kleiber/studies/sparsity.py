@@ -17,6 +17,7 @@ from kleiber.studies import arm_figures
 from kleiber.studies.arms import Arm, all_tuned, complaints, interval, paired, points, read, told
 from kleiber.studies.clock import loss_after, spent
 from kleiber.studies.findings import Findings, Options
+from kleiber.studies.price import HOW, price, unmeasured
 
 EQUAL = {"flops": "training FLOPs", "params": "total parameters", "memory": "inference memory"}
 SLACK = 0.05
@@ -61,7 +62,9 @@ class Sparsity(Options):
             "Effective parameter multiplier": [times] if times else [],
             "Gain by training tokens": trend,
             "Arms": [arm.row() for arm in arms.values()],
+            "Speed and memory": price(arms, self.mixture),
         }
+        verdicts += unmeasured(arms)
         return Findings(headline(arms, gaps, times), verdicts, tables, figures(arms, gaps), methods=METHODS)
 
 
@@ -72,7 +75,7 @@ METHODS = (
     "seed, with Student's 90 % interval. At equal wall-clock, the dense loss is interpolated in the logarithm of its "
     "training time between its budgets. The effective parameter multiplier is the size at which a line through the "
     "dense losses over log N (parameters outside the embeddings) meets the mixture's loss, over the mixture's active "
-    "parameters outside the embeddings (after Clark et al. 2022, arXiv:2202.01169)."
+    "parameters outside the embeddings (after Clark et al. 2022, arXiv:2202.01169). " + HOW
 )
 
 

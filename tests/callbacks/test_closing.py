@@ -1,0 +1,126 @@
+"""What a run says of its own latency stands where its scores stand, and training cannot tell that it was asked."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jsonschema
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import kleiber
+from kleiber.callbacks.closing import Closing
+from kleiber.callbacks.evaluate import Evaluate
+from kleiber.callbacks.latency import Latency
+from kleiber.callbacks.positions import Positions
+
+NAMES = {"prefill_tokens_per_s", "decode_tokens_per_s", "decode_p50_ms", "decode_p95_ms", "memory_bytes"}
+TREE = ["stages=trunk_and_cooldowns", "stages.branches=[2048,4096]", "eval.tokens=512"]
+FEW = ["callbacks=latency", "callbacks.latency.batches=[1,3]", "callbacks.latency.repeats=1"]
+SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 64}"
+HF = ["model=hf", "model.path=llama", "model.weights=random", "model.context=64", f"model.config={SHAPE}"]
+
+
+def summary(folder: Path) -> dict:
+    found = json.loads((folder / "summary.json").read_text())
+    jsonschema.validate(found, json.loads((Path(kleiber.__file__).parent / "summary.schema.json").read_text()))
+    return found
+
+
+def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {str(path.relative_to(folder)): load_file(path) for path in folder.rglob("model.safetensors")}
+
+
+def apart(metrics: dict) -> tuple[dict, dict]:
+    """The latency among the metrics, and the others."""
+    kinds: tuple[dict, dict] = {}, {}
+    for name, value in metrics.items():
+        kinds[not name.startswith("latency/")][name] = value
+    return kinds
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys() and first
+    assert all(torch.equal(first[place][name], t) for place, own in second.items() for name, t in own.items())
+
+
+@pytest.mark.parametrize("model", ["moe", pytest.param("gpt", marks=pytest.mark.slow)])
+def test_branches_tell_their_latency_and_train_to_the_bit_as_without_it(launch, model):
+    options = [f"model={model}", *TREE]
+    plain, timed = launch(*options, root="plain"), launch(*options, *FEW, root="timed")
+    assert plain.name == timed.name, "who watches is not part of what a run is"
+    assert_same_weights(plain, timed)
+    stages, without = summary(timed)["stages"], summary(plain)["stages"]
+    for stage, other in zip(stages, without, strict=True):
+        told, scores = apart(stage["metrics"])
+        asked = {f"latency/{name}/{rows}" for name in NAMES for rows in (1, 3)}
+        assert set(told) == (asked if stage["parent"] else set()), "a trunk is not what is served"
+        assert all(value > 0 for value in told.values())
+        assert scores == other["metrics"] and stage["curve"] == other["curve"]
+    logged = [json.loads(line) for line in (timed / "metrics.jsonl").read_text().splitlines()]
+    assert sum("latency/memory_bytes/3" in row for row in logged) == 2
+
+
+@pytest.mark.slow
+def test_a_wrapped_model_is_measured_too(launch):
+    few = [*HF, "trainer.max_steps=2"]
+    plain, timed = launch(*few, root="plain"), launch(*few, *FEW, root="timed")
+    told, _ = apart(summary(timed)["stages"][0]["metrics"])
+    assert len(told) == 2 * len(NAMES)
+    assert_same_weights(plain, timed)
+
+
+@pytest.mark.slow
+def test_an_adapted_stage_is_measured_where_nothing_follows_it(launch):
+    base = launch("trainer.max_steps=2", root="base")
+    lora = ["init=checkpoint", f"init.path={base}", "adapter=lora", "adapter.rank=2", "trainer.max_steps=2"]
+    plain, timed = launch(*lora, root="plain"), launch(*lora, *FEW, root="timed")
+    assert len(apart(summary(timed)["stages"][0]["metrics"])[0]) == 2 * len(NAMES)
+    assert_same_weights(plain, timed)
+
+
+class Drawing(Closing):
+    """A score that draws random numbers."""
+
+    def score(self, trainer, pl_module):
+        return {"drawn": float(torch.rand(()))}
+
+
+def trainer(step: int = 5, first: bool = True) -> SimpleNamespace:
+    evaluate = Evaluate([], 0, None, 1)
+    evaluate.latest = {"val/docs/loss": 2.0}
+    return SimpleNamespace(global_step=step, max_steps=5, is_global_zero=first, callbacks=[evaluate], loggers=[])
+
+
+def module(**known) -> SimpleNamespace:
+    model = torch.nn.Linear(1, 1)
+    for name, value in known.items():
+        setattr(model, name, value)
+    return SimpleNamespace(model=model, device=torch.device("cpu"))
+
+
+def test_a_closing_score_is_taken_once_by_the_first_rank_and_moves_no_random_number():
+    trained, before = module(), torch.get_rng_state()
+    for at, scored in ((trainer(step=4), False), (trainer(first=False), False), (trainer(), True)):
+        Drawing().on_train_batch_end(at, trained)
+        assert ("drawn" in at.callbacks[0].latest) == scored
+        assert at.callbacks[0].latest["val/docs/loss"] == 2.0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("callback", [Latency(), Positions(SimpleNamespace())], ids=["latency", "positions"])  # type: ignore[arg-type]
+def test_a_model_that_sees_the_next_token_is_refused_before_training(callback):
+    name = type(callback).__name__.lower()
+    with pytest.raises(ValueError, match=rf"callbacks\.{name}.*model=bert"):
+        callback.on_fit_start(None, module(causal=False, context=64))
+    callback.on_fit_start(None, module(causal=True, context=64))
+
+
+def test_what_cannot_be_measured_is_refused_before_training():
+    with pytest.raises(ValueError, match=r"model\.context=3"):
+        Latency().on_fit_start(None, module(causal=True, context=3))  # type: ignore[arg-type]
+    for options in ({"batches": []}, {"batches": [0]}, {"repeats": 0}):
+        with pytest.raises(ValueError, match=r"callbacks\.latency"):
+            Latency(**options)
