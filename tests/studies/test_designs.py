@@ -91,12 +91,15 @@ def test_each_third_is_planned_from_what_was_trained_and_a_second_start_repeats_
                 for cell in round_cells:
                     told = dict(line.split("=") for line in cell)
                     branches = tuple(map(int, told["stages.branches"].strip("[]").split(",")))
-                    train([Trunk(int(told["model.width"]), int(told["seed"]), branches)], ground, true)
+                    heads = int(told["model.width"]) // int(told["model.num_heads"])
+                    trained = replace(ground, head_dim=heads)
+                    train([Trunk(int(told["model.width"]), int(told["seed"]), branches)], trained, true)
         return cells
 
     first = run(Optimal(flops=3e14), True)
     told = capsys.readouterr().out
-    assert len(first) == 3 and "planned with the given law" in told and "points so far" in told
+    assert len(first) == 3 and told.count("planned with the given law") == 1, "only the first round knows no run"
+    assert told.count("points so far") == 2 and "too few" not in told
     assert run(Optimal(flops=3e14), False) == first
     whole = Optimal(flops=3e14, rounds=1)
     assert sum(map(len, first)) > 3 and [cell for part in first for cell in part] != next(
@@ -115,3 +118,17 @@ def test_a_law_of_ones_own_is_planned_with(ground, tmp_path):
     assert len(planning_laws(None)) == 9
     with pytest.raises(ValueError, match=r"design\.law"):
         planning_laws({"E": 1.0})
+
+
+@pytest.mark.parametrize("kind", [IsoFLOP, Optimal])
+def test_the_models_of_a_design_are_as_large_as_it_believes(ground, kind):
+    """Heads keep their width, and their normalisations are parameters: the model's own rule would count others."""
+    from kleiber.models.transformer import Transformer
+
+    believed = replace(ground, head_dim=16)
+    for cell in kind(flops=1e14).cells(ground):
+        told = dict(line.split("=") for line in cell)
+        width, heads = int(told["model.width"]), int(told["model.num_heads"])
+        model = Transformer(272, depth=2, width=width, num_heads=heads, context=128)
+        assert sum(parameter.numel() for parameter in model.parameters()) == believed.size(width).active
+        assert heads >= 2

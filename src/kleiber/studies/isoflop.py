@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from kleiber.studies.planning import Ground, Trunk, best_width, budget_flops, cells, planning_laws
+from kleiber.studies.planning import Ground, Trunk, best_width, budget_flops, cells, planning_laws, widths_of
 
 MATCHED = 0.01  # relative difference in FLOPs within a budget
 LEAST = 4  # sizes of a budget that a parabola needs
@@ -46,7 +47,8 @@ class IsoFLOP:
         self.law = planning_laws(law, 1)[0]
 
     def cells(self, ground: Ground) -> list[list[str]]:
-        return cells(self.plan(ground), ground, self.head_dim)
+        ground = replace(ground, head_dim=self.head_dim)
+        return cells(self.plan(ground), ground)
 
     def plan(self, ground: Ground) -> list[Trunk]:
         """The trunks of the largest design of this shape that the budget pays for."""
@@ -86,8 +88,7 @@ class IsoFLOP:
         return trunks
 
     def _nearest(self, N: float, ground: Ground) -> int:
-        widths = [self.head_dim * k for k in range(1, 129)]
-        return min(widths, key=lambda width: abs(np.log(ground.size(width).active / N)))
+        return min(widths_of(self.head_dim), key=lambda width: abs(np.log(ground.size(width).active / N)))
 
     def _check(self, largest: float, trunks: Sequence[Trunk], ground: Ground) -> None:
         budgets = self.compute(largest)

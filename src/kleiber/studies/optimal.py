@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from kleiber.budget import quantity
 from kleiber.studies.elimination import Elimination, Rules
 from kleiber.studies.information import Noise, half_width
-from kleiber.studies.planning import Ground, Law, Trunk, budget_flops, cells, planning_laws, points
+from kleiber.studies.planning import Ground, Law, Trunk, budget_flops, cells, planning_laws, points, widths_of
 from kleiber.studies.replan import laws_of_runs
 from kleiber.summary import read, write_json
 
@@ -70,13 +71,15 @@ class Optimal:
 
     def cells(self, ground: Ground) -> list[list[str]]:
         """The whole plan, as it stands before anything is trained."""
-        return cells(self.plan(ground, self.budget(ground), [], self.laws), ground, self.head_dim)
+        ground = replace(ground, head_dim=self.head_dim)
+        return cells(self.plan(ground, self.budget(ground), [], self.laws), ground)
 
     def rounds(self, ground: Ground) -> Iterator[list[list[str]]]:
         """Cells of each round; a round is planned when the one before it is done, and written to design.json.
 
         A second start repeats the recorded rounds, so it continues the same design.
         """
+        ground = replace(ground, head_dim=self.head_dim)
         budget = self.budget(ground)
         found = read(ground.folder / PLAN) or {}
         kept = found.get("rounds", []) if found.get("key") == self.key(ground) else []
@@ -93,7 +96,7 @@ class Optimal:
             print(f"design, round {number + 1} of {self.num_rounds}: {kept[number]['told']}", flush=True)
             done += new
             if new:
-                yield cells(new, ground, self.head_dim)
+                yield cells(new, ground)
 
     def next(
         self, ground: Ground, budget: float, done: Sequence[Trunk], laws: Sequence[Law], number: int
@@ -145,7 +148,7 @@ class Optimal:
         for trunk in done:
             used[trunk.width] = max(used.get(trunk.width, 0), trunk.seed + 1)
         possible: dict[int, list[int]] = {}
-        for width in range(self.head_dim, 129 * self.head_dim, self.head_dim):
+        for width in widths_of(self.head_dim):
             one = ground.size(width)
             most = min(self.ratio[1] * one.active, left * LARGEST / one.flops_per_token)
             low = max(self.ratio[0] * one.active, self.least)

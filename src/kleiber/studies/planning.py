@@ -35,6 +35,7 @@ class Ground:
     folder               where its cells land
     speed                FLOPs per second of this machine by width, measured when asked
     refusal              why sizes of this config cannot be told, or None
+    head_dim             channels of a head where a design keeps them at every width; None leaves the model's own rule
     """
 
     model: Mapping[str, Any]
@@ -45,11 +46,13 @@ class Ground:
     folder: Path
     speed: Callable[[Sequence[int]], list[float]]
     refusal: str | None = None
+    head_dim: int | None = None
 
     def size(self, width: int) -> Size:
         if self.refusal is not None:
             raise ValueError(self.refusal)
-        return size(self.model, self.vocab_size, width)
+        heads = {} if self.head_dim is None else {"num_heads": width // self.head_dim}
+        return size({**self.model, **heads}, self.vocab_size, width)
 
     def whole(self, tokens: float) -> int:
         """The nearest number of whole batches, in tokens."""
@@ -83,14 +86,14 @@ def ground_of(config: Mapping[str, Any], folder: Path, speed: Callable[[Sequence
     return Ground(config["model"], vocabulary, tokens, decay, stages is not None, folder, speed, refusal)
 
 
-def cells(plan: Sequence[Trunk], ground: Ground, head_dim: int | None) -> list[list[str]]:
+def cells(plan: Sequence[Trunk], ground: Ground) -> list[list[str]]:
     """Overrides by cell, cheap ones first: a cell a trunk, or a cell a point where there are no branches."""
     made = []
     for trunk in sorted(plan, key=lambda one: one.cost(ground)):
         shape = [f"model.width={trunk.width}"]
         mixing = str((ground.model.get("attention") or {}).get("_target_", ""))
-        if head_dim is not None and not mixing.endswith("NoMixing"):
-            shape.append(f"model.num_heads={trunk.width // head_dim}")
+        if ground.head_dim is not None and not mixing.endswith("NoMixing"):
+            shape.append(f"model.num_heads={trunk.width // ground.head_dim}")
         if ground.branched:
             lengths = [f"stages.branches=[{','.join(map(str, trunk.branches))}]"]
         else:
@@ -144,9 +147,14 @@ def loss(law: Law, N: Array, D: Array) -> Array:
     return law["E"] + law["A"] * N ** -law["alpha"] + law["B"] * D ** -law["beta"]
 
 
-def best_width(law: Law, flops: float, ground: Ground, step: int) -> int:
-    """The width whose model has the least loss at `flops`, by the exact FLOPs of a token; a multiple of `step`."""
-    widths = step * np.arange(1, 129)
+def widths_of(head_dim: int) -> list[int]:
+    """Widths that a design may choose: two heads and more, since models with one fall out of the family's law."""
+    return [head_dim * heads for heads in range(2, 129)]
+
+
+def best_width(law: Law, flops: float, ground: Ground, head_dim: int) -> int:
+    """The width whose model has the least loss at `flops`, by the exact FLOPs of a token; a multiple of `head_dim`."""
+    widths = np.array(widths_of(head_dim))
     known = [ground.size(int(width)) for width in widths]
     N, per_token = (np.array([getattr(one, name) for one in known]) for name in ("active", "flops_per_token"))
     return int(widths[np.argmin(loss(law, N, flops / per_token))])
