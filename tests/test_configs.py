@@ -24,7 +24,8 @@ TABLES = {
     name: [f"data={name}", f"data.path={REPOSITORY / 'tests/data'}/{name}.jsonl"]
     for name in ("labelled", "instruct", "preference")
 }
-LEARNT = {"classify": "labelled", "sft": "instruct", "dpo": "preference", "cdpo": "preference", "ipo": "preference"}
+LEARNT = {"classify": "labelled", "sft": "instruct"}
+LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"]}
@@ -82,7 +83,7 @@ SAME |= {f"data/{data}": f"objective/{name}" for name, data in (("classify", "la
 SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
-SLOW += ["objective/cdpo", "objective/dpo", "trainer/ddp", "init/scratch"]
+SLOW += ["objective/cdpo", "objective/dpo", "objective/reward", "trainer/ddp", "init/scratch"]
 CHOICES = [
     str(path.relative_to(CONF).with_suffix("")) for path in sorted(CONF.rglob("*.yaml")) if path.name != "train.yaml"
 ]
@@ -147,7 +148,7 @@ OTHER = {  # another valid value, where doubling a number or turning a switch gi
     "data.vocab_size": 512, "data.max_bytes": 2500, "data.tokenizer": "bpe", "data.config": "default", "seed": 1,
     "trainer.precision": 64, "trainer.max_steps": 2, "trainer.compile": True, "trainer.accelerator": "gpu",
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
-    "objective.pooling": "last", "data.name": "other",
+    "objective.pooling": "last", "objective.center": 0.5, "data.name": "other",
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
     "model.mlp.k": 4, "model.mlp.dense_first": 1,
     "model.mlp.balance.scope": "global", "model.mlp.router.iterations": 1,
