@@ -83,7 +83,7 @@ SAME |= {f"data/{data}": f"objective/{name}" for name, data in (("classify", "la
 SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
-SLOW += ["objective/cdpo", "objective/dpo", "objective/reward", "trainer/ddp", "init/scratch"]
+SLOW += ["objective/cdpo", "objective/dpo", "objective/reward", "adapter/dora", "trainer/ddp", "init/scratch"]
 CHOICES = [
     str(path.relative_to(CONF).with_suffix("")) for path in sorted(CONF.rglob("*.yaml")) if path.name != "train.yaml"
 ]
