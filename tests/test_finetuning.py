@@ -13,6 +13,7 @@ from kleiber.types import Task
 
 DATA = REPOSITORY / "tests/data"
 TASKS = [("classify", "labelled"), ("sft", "instruct"), ("dpo", "preference"), ("reward", "preference")]
+TASKS += [("kto", "unpaired")]
 PAIRS = ["data=preference", f"data.path={DATA}/preference.jsonl", "objective=dpo", "optimizer.lr=0.05"]
 
 
@@ -62,7 +63,8 @@ def test_data_and_objective_that_do_not_belong_together_are_told(launch, capsys)
         ("classify", "needs labels"),
         ("sft", "marks none"),
         ("dpo", "has no pairs"),
-        ("reward", "no pairs"),
+        ("reward", "has no pairs"),
+        ("kto", "has none: take data=unpaired"),
     ):
         launch(f"objective={objective}", code=2)
         assert told in capsys.readouterr().err
