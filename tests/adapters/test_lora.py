@@ -8,6 +8,7 @@ import torch
 
 from kleiber import checkpoint
 from kleiber.adapters.lora import DoRA, LoRA
+from kleiber.adapters.peft import apply_peft
 from kleiber.models.transformer import Transformer
 from kleiber.nn.lora import adapt, decompose, merged
 from kleiber.nn.moe import interleaved
@@ -159,6 +160,15 @@ def test_of_a_linear_layer_magnitudes_are_those_of_peft(bias):
     merged(ours)
     layer.merge()
     torch.testing.assert_close(ours.weight, layer.base_layer.weight, atol=1e-5, rtol=1e-5)
+
+
+def test_stacks_of_a_wrapped_model_are_refused_by_name_since_peft_has_no_magnitudes_for_them():
+    pytest.importorskip("peft")
+    model = torch.nn.Module()
+    model.inner = torch.nn.ModuleDict({"experts": torch.nn.Module()})
+    model.inner["experts"].register_parameter("down", torch.nn.Parameter(torch.ones(2, 4, 3)))
+    with pytest.raises(ValueError, match=r"no magnitudes for inner.experts.down.*adapter=lora"):
+        apply_peft(model, ["inner.experts.down"], 2, 2.0, 0, True)
 
 
 def test_weights_of_nothing_stay_nothing():
