@@ -22,9 +22,10 @@ NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in ("checkpoint", "hf", "up
 NEEDS |= {"model/hf": ["model.path=llama", "model.weights=random", "model.context=64", f"model.config={SHAPE}"]}
 TABLES = {
     name: [f"data={name}", f"data.path={REPOSITORY / 'tests/data'}/{name}.jsonl"]
-    for name in ("labelled", "instruct", "preference")
+    for name in ("labelled", "instruct", "preference", "unpaired")
 }
-LEARNT = {"classify": "labelled", "sft": "instruct", "dpo": "preference", "cdpo": "preference", "ipo": "preference"}
+LEARNT = {"classify": "labelled", "sft": "instruct", "kto": "unpaired"}
+LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"]}
@@ -78,11 +79,22 @@ DEFAULTS = ("optimizer/adamw", "schedule/wsd", "callbacks/default", "data/text",
 SAME |= dict.fromkeys(
     (*DEFAULTS, *(f"launcher/{name}" for name in ("basic", "process", "ray", "submitit"))), "model/gpt"
 )
-SAME |= {f"data/{data}": f"objective/{name}" for name, data in (("classify", "labelled"), ("sft", "instruct"))}
+SAME |= {
+    f"data/{data}": f"objective/{name}"
+    for name, data in (("classify", "labelled"), ("sft", "instruct"), ("kto", "unpaired"))
+}
 SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
-SLOW += ["objective/cdpo", "objective/dpo", "trainer/ddp", "init/scratch"]
+SLOW += [
+    "objective/cdpo",
+    "objective/dpo",
+    "objective/reward",
+    "objective/kto",
+    "adapter/dora",
+    "trainer/ddp",
+    "init/scratch",
+]
 CHOICES = [
     str(path.relative_to(CONF).with_suffix("")) for path in sorted(CONF.rglob("*.yaml")) if path.name != "train.yaml"
 ]
@@ -144,10 +156,10 @@ def leaves(node: dict, path: str = "") -> dict[str, object]:
 OTHER = {  # another valid value, where doubling a number or turning a switch gives none
     "model.width": 192, "model.mlp.hidden": 48, "budget.tokens": 4096, "budget.flops": 1e9, "budget.ratio": 1,
     "budget.steps": 7, "batch.tokens": 1024, "batch.micro": 3, "eval.every_steps": 2, "eval.tokens": 256,
-    "data.vocab_size": 512, "data.max_bytes": 2500, "data.tokenizer": "bpe", "data.config": "default", "seed": 1,
+    "data.vocab_size": 512, "data.max_bytes": 2000, "data.tokenizer": "bpe", "data.config": "default", "seed": 1,
     "trainer.precision": 64, "trainer.max_steps": 2, "trainer.compile": True, "trainer.accelerator": "gpu",
     "optimizer.betas": [0.8, 0.9], "schedule.decay": 0.9, "schedule.final": 0.5,
-    "objective.pooling": "last", "data.name": "other",
+    "objective.pooling": "last", "objective.center": 0.5, "data.name": "other",
     "objective.seed": 5, "objective.z_loss": 0.01, "model.mlp.num_shared": 1,
     "model.mlp.k": 4, "model.mlp.dense_first": 1,
     "model.mlp.balance.scope": "global", "model.mlp.router.iterations": 1,

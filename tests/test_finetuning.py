@@ -12,6 +12,8 @@ from kleiber.score import Place, score
 from kleiber.types import Task
 
 DATA = REPOSITORY / "tests/data"
+TASKS = [("classify", "labelled"), ("sft", "instruct"), ("dpo", "preference"), ("reward", "preference")]
+TASKS += [("kto", "unpaired")]
 PAIRS = ["data=preference", f"data.path={DATA}/preference.jsonl", "objective=dpo", "optimizer.lr=0.05"]
 
 
@@ -36,7 +38,7 @@ def test_an_interrupted_dpo_ends_as_the_unbroken_one(launch, interrupted):
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.parametrize("name,data", [("classify", "labelled"), ("sft", "instruct"), ("dpo", "preference")])
+@pytest.mark.parametrize("name,data", TASKS)
 def test_two_ranks_score_as_one(launch, process, tmp_path, name, data):
     options = [
         f"data={data}", f"data.path={DATA}/{data}.jsonl", f"objective={name}", "trainer=ddp", "trainer.precision=64",
@@ -57,7 +59,13 @@ def test_two_ranks_score_as_one(launch, process, tmp_path, name, data):
 
 
 def test_data_and_objective_that_do_not_belong_together_are_told(launch, capsys):
-    for objective, told in (("classify", "needs labels"), ("sft", "marks none"), ("dpo", "has no pairs")):
+    for objective, told in (
+        ("classify", "needs labels"),
+        ("sft", "marks none"),
+        ("dpo", "has no pairs"),
+        ("reward", "has no pairs"),
+        ("kto", "has none: take data=unpaired"),
+    ):
         launch(f"objective={objective}", code=2)
         assert told in capsys.readouterr().err
 
@@ -85,7 +93,7 @@ def test_a_pair_is_two_rows_of_the_batch_and_padding_is_no_token(launch, capsys)
 SMALL = ["batch.tokens=512", "model.context=64", "data.max_bytes=20000"]
 
 
-@pytest.mark.parametrize("name,data", [("classify", "labelled"), ("sft", "instruct"), ("dpo", "preference")])
+@pytest.mark.parametrize("name,data", TASKS)
 def test_what_starts_from_a_tuned_run_is_scored_on_its_task(launch, name, data):
     """The task's data and its own output layer come with the weights, so forgetting it is measured."""
     table = [f"data={data}", f"data.path={DATA}/{data}.jsonl", f"objective={name}"]

@@ -50,6 +50,7 @@ def test_in_the_standard_parametrisation_it_falls_with_the_width_and_with_traini
         ([STANDARD, "model.depth=3"], 1.6e-3),  # 64 x 3 wide
         (imported, 7.8e-4),
         ([*imported, "adapter=lora"], 7.8e-3),
+        ([*imported, "adapter=dora"], 7.8e-3),
         ([*imported, "adapter=freeze"], 7.8e-4),
         ([*imported, "optimizer=lion"], 1.6e-4),
         (wrapped, 7.8e-4),

@@ -140,17 +140,23 @@ def _next_token(config: Mapping[str, Any]) -> None:
 def _line(config: Mapping[str, Any]) -> None:
     """Weights of a wrapped model have other names beside an adapter than merged, so there is no line between them."""
     nodes = (config.get("retention") or {}).values()
-    wrapped = _is(config["model"], "HFModel") and _is(config.get("adapter"), "LoRA")
+    wrapped = _is(config["model"], "HFModel") and _low_rank(config)
     if wrapped and any(_is(node, "WiSE") for node in nodes):
-        raise ConfigError("retention=wise with adapter=lora needs a model of ours, not model=hf: take adapter=freeze")
+        raise ConfigError(
+            "retention=wise with adapter=lora or dora needs a model of ours, not model=hf: take adapter=freeze"
+        )
 
 
 def _reference(config: Mapping[str, Any]) -> None:
-    if config["objective"].get("reference") == "adapter_off" and not _is(config.get("adapter"), "LoRA"):
+    if config["objective"].get("reference") == "adapter_off" and not _low_rank(config):
         raise ConfigError(
             "objective.reference=adapter_off asks the model without its adapter, and there is none to leave out: set "
             "adapter=lora, or objective.reference=start"
         )
+
+
+def _low_rank(config: Mapping[str, Any]) -> bool:
+    return any(_is(config.get("adapter"), kind) for kind in ("LoRA", "DoRA"))
 
 
 def _is(node: Any, kind: str) -> bool:

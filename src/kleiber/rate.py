@@ -8,7 +8,7 @@ From scratch .3 / width: within 30 % of the best at widths 32, 64 and 128 (.0072
 .05 / width: 6.5e-5 at 768 and 1.2e-5 at 4096, beside the 2e-5 to 5e-5 of BERT (Devlin et al. 2018, arXiv:1810.04805,
 A.3) and the 2e-5 of a Llama of 7B (Touvron et al. 2023, arXiv:2307.09288, 3.1). LoRA ten times as much: 6.5e-4 at 768,
 where Hu et al. 2021 (arXiv:2106.09685, table 9) took 4e-4 to 5e-4; ten times as in Biderman et al. 2024
-(arXiv:2405.09673).
+(arXiv:2405.09673). DoRA as much as LoRA.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def usual_rate(config: Mapping[str, Any], trained: bool) -> float | None:
     width = _wrapped_width(node) if wrapped else node.get("width") or node["aspect"] * node["depth"]
     if not isinstance(width, int) or width < 1:  # which the check refuses
         return None
-    lora = str((config.get("adapter") or {}).get("_target_")).endswith(".LoRA")
+    lora = str((config.get("adapter") or {}).get("_target_")).endswith((".LoRA", ".DoRA"))
     rate = (TRAINED if trained else SCRATCH) * (LORA if lora else 1.0) / width
     return float(f"{rate * usual / MUP:.1e}")
 

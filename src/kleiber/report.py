@@ -7,7 +7,7 @@ from typing import Any
 
 from kleiber.summary import read
 
-OF_SAMPLES = ("classify", "dpo", "cdpo", "ipo")  # objectives whose loss is a mean over samples
+OF_SAMPLES = ("classify", "reward", "dpo", "cdpo", "ipo", "kto")  # objectives whose loss is a mean over samples
 
 
 def closing_table(folder: Path) -> None:

@@ -159,10 +159,10 @@ class Predictions:
 class Objective(Protocol):
     """One loss. It receives the model; it never imports one. `likelihood`: whether its mean is that of a text.
 
-    An objective that needs an output layer of its own says so in `outputs` (name of the head: number of outputs); the
-    run gives it to the model, which holds it as `model.heads[name]`. One whose score is more than a mean loss has
-    `scorer()`, a new `Scorer` for one pass over held-out samples. One whose loss is the likelihood of discrete outcomes
-    has `predictions(model, batch) -> Predictions`, from which divergences and Fisher information are computed.
+    One that needs an output layer of its own says so in `outputs` (name: number of outputs); the model has it in
+    `heads`. One whose score is more than a mean loss has `scorer()`, a new `Scorer` for a pass over held-out samples;
+    one whose loss is a likelihood of discrete outcomes `predictions(model, batch)`, for divergences and Fisher
+    information; one whose loss of a sample depends on the whole step `prepared(model, micro_batches)`, what to learn.
     """
 
     likelihood: bool

@@ -1,20 +1,25 @@
-"""LoRA: nothing changes until it is trained, merging gives plain weights, and what is trained is what was asked."""
+"""LoRA and DoRA: nothing changes until they are trained, merging gives plain weights, and the asked for is trained."""
 
+import copy
 from functools import partial
 
 import pytest
 import torch
 
 from kleiber import checkpoint
-from kleiber.adapters.lora import LoRA
+from kleiber.adapters.lora import DoRA, LoRA
+from kleiber.adapters.peft import apply_peft
 from kleiber.models.transformer import Transformer
+from kleiber.nn.lora import adapt, decompose, merged
 from kleiber.nn.moe import interleaved
 from kleiber.optim import AdamW
+from kleiber.optimizers.muon import Muon
 from kleiber.types import Batch, Role
 
 VOCAB = 23
 MOE = partial(interleaved, num_experts=4, num_shared=1)
 ALL = ["attention", "mlp", "experts", "router", "head"]
+KINDS = [LoRA, DoRA]
 
 
 def build(dtype=torch.float64, **options) -> Transformer:
@@ -29,7 +34,7 @@ def logits(model, tokens) -> torch.Tensor:
 
 
 def shaken(model: Transformer, std: float = 0.1) -> Transformer:
-    """As if trained: both factors of every update away from 0."""
+    """As if trained: both factors of every update away from 0, magnitudes from the norms."""
     torch.manual_seed(7)
     for name, parameter in model.named_parameters():
         if "lora" in name:
@@ -40,12 +45,13 @@ def shaken(model: Transformer, std: float = 0.1) -> Transformer:
 TOKENS = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(3))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_it_starts_at_the_model_and_merging_untrained_is_exact_to_the_bit(dtype):
-    plain, model, adapter = build(dtype), build(dtype), LoRA(rank=2, targets=ALL)
+def test_it_starts_at_the_model_and_merging_untrained_is_exact_to_the_bit(dtype, kind):
+    plain, model, adapter = build(dtype), build(dtype), kind(rank=2, targets=ALL)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     adapter.apply(model, seed=1)
-    torch.testing.assert_close(logits(model, TOKENS), logits(plain, TOKENS))
+    assert torch.equal(logits(model, TOKENS), logits(plain, TOKENS))
     assert {p.dtype for p in model.parameters()} == {dtype}
     adapter.merge(model)
     assert list(model.state_dict()) == list(before)
@@ -54,10 +60,10 @@ def test_it_starts_at_the_model_and_merging_untrained_is_exact_to_the_bit(dtype)
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize(("kind", "rslora"), [(LoRA, False), (LoRA, True), (DoRA, False)])
 @pytest.mark.parametrize("target", ALL)
-def test_merged_equals_unmerged_and_every_target_changes_the_output(target, rslora):
-    model, adapter = build(), LoRA(rank=2, alpha=3.0, rslora=rslora, targets=[target])
+def test_merged_equals_unmerged_and_every_target_changes_the_output(target, kind, rslora):
+    model, adapter = build(), kind(rank=2, alpha=3.0, rslora=rslora, targets=[target])
     start = logits(model, TOKENS)
     adapter.apply(model, seed=1)
     unmerged = logits(shaken(model, 0.5), TOKENS)
@@ -100,12 +106,91 @@ def test_gradients_are_those_of_the_merged_weights_through_the_update():
             torch.testing.assert_close(parameter.grad, adapter.scale * grad)
 
 
-def test_only_updates_and_heads_of_tasks_train_and_each_gets_a_gradient():
+def test_magnitudes_and_updates_get_the_gradient_of_weights_whose_norm_is_a_constant():
+    """With dL/dW' from the merged model: dL/dm = sum dL/dW' V / |V|, dL/dV = m dL/dW' / |V|, V = W + s B A."""
+    model, plain, adapter = build(), build(), DoRA(rank=2, targets=ALL)
+    for one in (model, plain):
+        adapter.apply(one, seed=1)
+        shaken(one)
+    parts = {n: p.detach().clone() for n, p in model.named_parameters()}
+    adapter.merge(plain)
+    for one in (model, plain):
+        logits(one, TOKENS).sin().sum().backward()
+    wanted, found = dict(plain.named_parameters()), dict(model.named_parameters())
+    names = [name.removesuffix("_lora_m") for name in found if name.endswith("_lora_m")]
+    assert any("experts" in n for n in names) and any("router" in n for n in names) and "head.weight" in names
+    for name in names:
+        a, b, m = (parts[f"{name}_lora_{part}"] for part in "abm")
+        stack, grad = a.ndim == 3, wanted[name].grad
+        v = parts[name] + adapter.scale * (a @ b if stack else b @ a)
+        axis = 1 if stack else -1  # of what enters
+        norm = v.square().sum(axis, keepdim=True).sqrt()
+        through = adapter.scale * grad * m.unsqueeze(axis) / norm
+        torch.testing.assert_close(found[f"{name}_lora_m"].grad, (grad * v / norm).sum(axis))
+        torch.testing.assert_close(found[f"{name}_lora_a"].grad, through @ b.mT if stack else b.mT @ through)
+        torch.testing.assert_close(found[f"{name}_lora_b"].grad, a.mT @ through if stack else through @ a.mT)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_of_a_linear_layer_magnitudes_are_those_of_peft(bias):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    ours, x = torch.nn.Linear(12, 7, bias=bias), torch.randn(5, 12, requires_grad=True)
+    config = peft.LoraConfig(r=3, lora_alpha=6, lora_dropout=0.0, use_dora=True, target_modules=["0"])
+    layer = peft.inject_adapter_in_model(config, torch.nn.Sequential(copy.deepcopy(ours)))[0]
+    theirs = {
+        "a": layer.lora_A.default.weight, "b": layer.lora_B.default.weight,
+        "m": layer.lora_magnitude_vector.default.weight,
+    }  # fmt: skip
+    adapt(ours, "weight", 3, 2.0, torch.Generator().manual_seed(0))
+    decompose(ours, "weight")
+    mine = {part: ours.get_parameter(f"weight_lora_{part}") for part in "abm"}
+    torch.testing.assert_close(mine["m"], theirs["m"])
+    with torch.no_grad():
+        for part in "abm":
+            mine[part].normal_()
+            theirs[part].copy_(mine[part])
+    outputs = [net(x) for net in (ours, layer)]
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+    gradients = [
+        torch.autograd.grad(output.sin().sum(), [*parts.values(), x])
+        for output, parts in zip(outputs, (mine, theirs), strict=True)
+    ]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+    merged(ours)
+    layer.merge()
+    torch.testing.assert_close(ours.weight, layer.base_layer.weight, atol=1e-5, rtol=1e-5)
+
+
+def test_stacks_of_a_wrapped_model_are_refused_by_name_since_peft_has_no_magnitudes_for_them():
+    pytest.importorskip("peft")
+    model = torch.nn.Module()
+    model.inner = torch.nn.ModuleDict({"experts": torch.nn.Module()})
+    model.inner["experts"].register_parameter("down", torch.nn.Parameter(torch.ones(2, 4, 3)))
+    with pytest.raises(ValueError, match=r"no magnitudes for inner.experts.down.*adapter=lora"):
+        apply_peft(model, ["inner.experts.down"], 2, 2.0, 0, True)
+
+
+def test_weights_of_nothing_stay_nothing():
+    """A row of zeros has no direction: it must not turn into numbers that are none."""
+    linear = torch.nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        linear.weight[0] = 0
+    adapt(linear, "weight", 2, 1.0, torch.Generator().manual_seed(0))
+    decompose(linear, "weight")
+    y = linear(torch.ones(3, 4))
+    y.sin().sum().backward()
+    assert not y[:, 0].any() and y[:, 1].all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in linear.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_updates_and_heads_of_tasks_train_and_each_gets_a_gradient(kind):
     model = build(tied=True)
     for name in ("task", "other"):
         model.add_head(name, 3)
     model.heads["other"].requires_grad_(False)
-    LoRA(rank=2).apply(model.double(), seed=1)
+    kind(rank=2).apply(model.double(), seed=1)
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert trained == {n for n, _ in model.named_parameters() if "lora" in n or n.startswith("heads.task.")}
     assert any("experts.gate_up_lora_a" in n for n in trained) and not any("router" in n for n in trained)
@@ -138,14 +223,28 @@ def test_roles_give_a_the_rate_of_a_hidden_matrix_and_b_the_full_one():
     assert all("lora" in name and group["weight_decay"] > 0 for group in groups for name in group["names"])
 
 
+def test_magnitudes_are_not_decayed_and_learn_at_the_full_rate_each_in_one_group():
+    model = build()
+    DoRA(rank=2, targets=ALL).apply(model, seed=1)
+    roles, scale = model.roles(), model.parametrization.lr_scale
+    assert list(roles) == [name for name, _ in model.named_parameters()]
+    for optimizer in (AdamW(weight_decay=0.1), Muon(weight_decay=0.1)):
+        groups = optimizer.build(model, roles, scale).param_groups
+        held = [name for group in groups for name in group["names"]]
+        assert sorted(held) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+        own = [group for group in groups if any(name.endswith("_lora_m") for name in group["names"])]
+        assert own and all(group["weight_decay"] == 0 and group["lr_scale"] == 1 for group in own)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-def test_compiled_it_gives_the_same_output_and_gradients():
+def test_compiled_it_gives_the_same_output_and_gradients(kind):
     import jaxtyping
 
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         model = build(torch.float32, depth=1)
-        LoRA(rank=2, targets=ALL).apply(model, seed=1)
+        kind(rank=2, targets=ALL).apply(model, seed=1)
         shaken(model)
         parameters = [p for p in model.parameters() if p.requires_grad and p is not model.head.weight_lora_a]
         plain = model(Batch(TOKENS)).hidden
@@ -189,14 +288,15 @@ def steps(model, optimizer, first: int, last: int) -> None:
         optimizer.zero_grad()
 
 
-def adapted(seed: int = 1):
+def adapted(kind=LoRA, seed: int = 1):
     model = build(torch.float32)
-    LoRA(rank=2, targets=ALL).apply(model, seed)
+    kind(rank=2, targets=ALL).apply(model, seed)
     return model, AdamW().build(model, model.roles(), model.parametrization.lr_scale)
 
 
-def test_an_adapter_alone_is_saved_and_resumes_to_the_bit(tmp_path):
-    straight, optimizer = adapted()
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_alone_is_saved_and_resumes_to_the_bit(tmp_path, kind):
+    straight, optimizer = adapted(kind)
     steps(straight, optimizer, 0, 3)
     names = checkpoint.trained(straight)
     saved = checkpoint.save(tmp_path, 3, straight, {"optimizer": checkpoint.optimizer_state(optimizer)}, "h", names)
@@ -204,7 +304,7 @@ def test_an_adapter_alone_is_saved_and_resumes_to_the_bit(tmp_path):
     sizes = [(c.path / "model.safetensors").stat().st_size for c in (saved, whole)]
     assert sizes[0] < sizes[1] / 2 and saved.names == names and all("lora" in name for name in names)
     steps(straight, optimizer, 3, 6)
-    resumed, again = adapted(seed=9)  # other first factors: the checkpoint must bring its own
+    resumed, again = adapted(kind, seed=9)  # other first factors: the checkpoint must bring its own
     found = checkpoint.read(saved.path)
     found.load_model(resumed, checkpoint.trained(resumed))
     checkpoint.load_optimizer(again, found.load_state()["optimizer"])

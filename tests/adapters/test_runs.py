@@ -13,6 +13,7 @@ from kleiber.types import Batch
 
 KINDS = {
     "lora": ["adapter=lora", "adapter.rank=2"],
+    "dora": ["adapter=dora", "adapter.rank=2"],
     "freeze": ["adapter=freeze", "adapter.freeze=[embedding,experts]"],
 }
 
@@ -40,8 +41,9 @@ def test_an_adapted_run_saves_its_part_resumes_to_the_bit_and_is_opened_whole(la
     one, other = weights(straight), weights(resumed)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     before = weights(base)
-    if kind == "lora":
+    if kind != "freeze":
         assert all("lora" in name for name in one) and any("experts" in name for name in one)
+        assert any(name.endswith("_lora_m") for name in one) == (kind == "dora")
     else:
         assert one.keys() == {n for n in before if "embedding" not in n and "experts" not in n}
     opened, plain = open_model(str(straight)), open_model(str(base))
@@ -63,14 +65,16 @@ def test_an_adapted_run_saves_its_part_resumes_to_the_bit_and_is_opened_whole(la
         "init=checkpoint", f"init.path={straight}", "trainer.max_steps=1", "optimizer.lr=1e-12", root="further"
     )
     last = [json.loads((f / "summary.json").read_text())["stages"][-1]["metrics"] for f in (straight, further)]
-    assert last[1] == pytest.approx(last[0], rel=1e-5)
+    scores = [{key: value for key, value in found.items() if key.startswith("val/")} for found in last]
+    assert scores[0] and scores[1] == pytest.approx(scores[0], rel=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs the extra peft")
-def test_a_wrapped_model_trains_through_peft_and_resumes_to_the_bit(shared, launch, interrupted):
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_wrapped_model_trains_through_peft_and_resumes_to_the_bit(shared, launch, interrupted, kind):
     source = shared / "data" / "models" / "stories260K"
-    options = ["model=hf", f"model.path={source}", "adapter=lora", "adapter.rank=2", "trainer.max_steps=6"]
+    options = ["model=hf", f"model.path={source}", f"adapter={kind}", "adapter.rank=2", "trainer.max_steps=6"]
     options += ["callbacks.checkpoints.every=2", "optimizer.lr=1e-3"]
     straight = launch(*options, root="straight")
     with interrupted(2):
@@ -78,4 +82,5 @@ def test_a_wrapped_model_trains_through_peft_and_resumes_to_the_bit(shared, laun
     one, other = weights(straight), weights(launch(*options, root="stopped"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     assert one and all("lora_" in name for name in one)
+    assert any("magnitude" in name for name in one) == (kind == "dora")
     assert not any("lora" in name for name in open_model(str(straight)).model.state_dict())

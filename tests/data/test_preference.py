@@ -92,6 +92,6 @@ def test_known_tables(shared: Path, cache: Path) -> None:
     held = corpus.validation["hh_rlhf"]
     assert isinstance(held, Held) and isinstance(held.samples, PairRows)
     assert len(corpus.train) > 1480 and len(held) > 245
-    assert 0.3 < held.samples.longer.mean() < 0.6
+    assert 0.3 < held.samples.labels.mean() < 0.6
     conversational = Preference(str(shared / "data/dpo_en_sample")).prepare(256)
     assert len(conversational.train) + len(conversational.validation["dpo_en_sample"]) == 300

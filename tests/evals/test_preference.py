@@ -13,6 +13,7 @@ from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.dpo import DPO
+from kleiber.objectives.reward import Reward
 
 
 @pytest.fixture
@@ -41,6 +42,18 @@ def test_its_values_are_those_of_the_scorer_and_of_the_start(subject: Subject) -
     assert found["pairs"] == 12
     gap = found["accuracy"]["value"] - found["start_accuracy"]["value"]
     assert found["accuracy_less_start"]["value"] == pytest.approx(gap) and gap != 0
+
+
+def test_a_reward_model_stands_beside_the_longer_answer_alone(subject: Subject) -> None:
+    objective = Reward(subject.corpus)
+    subject.model.add_head(objective.head, 1)
+    torch.nn.init.normal_(subject.model.heads[objective.head].weight)
+    (found,) = evaluate(Subject(subject.model, subject.corpus, objective, rows=5)).values()
+    assert found.keys() == {"pairs", "accuracy", "longer_accuracy", "accuracy_less_longer"}
+    scorer = objective.scorer()
+    for batch in subject.batches("t"):
+        scorer.add(subject.model, batch)
+    assert found["accuracy"]["value"] == pytest.approx(scorer.compute()["accuracy"])
 
 
 def test_a_gain_on_every_pair_is_sure_and_a_coin_is_not() -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from tables import folder
 
-from kleiber.adapters.lora import LoRA
+from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
@@ -92,6 +92,7 @@ def test_loss_and_gradient_are_those_of_a_direct_reference(corpus, tmp_path, kin
 
 ADAPTED = {
     "dense": (model, LoRA(rank=2)),
+    "magnitudes": (model, DoRA(rank=2)),
     "experts": (
         partial(model, mlp=partial(MoE, num_experts=4)),
         LoRA(rank=2, targets=["attention", "experts", "router"]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from kleiber.adapters.parts import select
 from kleiber.adapters.peft import apply_peft, merge_peft
 from kleiber.models.hf_model import HFModel
 from kleiber.models.transformer import Transformer
-from kleiber.nn.lora import adapt, merged
+from kleiber.nn.lora import adapt, decompose, merged
 
 TARGETS = ("attention", "mlp", "experts", "router", "head")
 USUAL = ("attention", "mlp", "experts")
@@ -40,6 +40,8 @@ class LoRA:
     rslora: bool = False
     targets: Sequence[str] | None = None
 
+    magnitudes: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         if self.rank < 1 or (self.alpha is not None and self.alpha <= 0):
             raise ValueError(
@@ -61,13 +63,15 @@ class LoRA:
             if not name.startswith("heads."):
                 parameter.requires_grad_(False)
         if isinstance(model, HFModel):
-            apply_peft(model, names, self.rank, self.scale, seed)
+            apply_peft(model, names, self.rank, self.scale, seed, self.magnitudes)
         else:
             assert isinstance(model, Transformer), f"no way to adapt a {type(model).__name__}"
             generator = torch.Generator().manual_seed(seed)
             for name in names:
                 owner, _, last = name.rpartition(".")
                 adapt(model.get_submodule(owner), last, self.rank, self.scale, generator)
+                if self.magnitudes:
+                    decompose(model.get_submodule(owner), last)
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.requires_grad_(True)
@@ -92,6 +96,18 @@ class LoRA:
             raise ValueError("adapter.targets has head, which model=hf reads as a plain matrix: leave it out")
         chosen = select(model, list(wanted), "adapter.targets")
         return [name for name, p in model.named_parameters() if name in chosen and p.ndim >= 2]
+
+
+class DoRA(LoRA):
+    """m (W + s B A) / |W + s B A| with a norm and a magnitude m for each output: LoRA turns, m stretches.
+
+    Liu et al. 2024, arXiv:2402.09353, eq. 5. The norm is over the weights that lead to an output, as in the authors'
+    code and in peft, of each expert's matrix by itself; it is a constant to the gradient (their section 4.3). Here qkv
+    (and gate and up) have magnitudes of their own, though they share one A. A step costs more than LoRA's: W + s B A is
+    made at each pass, and a linear layer keeps its output for the gradient of m. Arguments are those of LoRA.
+    """
+
+    magnitudes: ClassVar[bool] = True
 
 
 def _has(model: nn.Module, target: str) -> bool:

@@ -12,21 +12,31 @@ import torch
 from torch import nn
 
 
-def apply_peft(model: Any, names: list[str], rank: int, scale: float, seed: int) -> None:
-    """Injects updates of the parameters `names`. Raises ValueError where peft is not installed."""
+def apply_peft(model: Any, names: list[str], rank: int, scale: float, seed: int, magnitudes: bool) -> None:
+    """Injects updates of the parameters `names`, with DoRA's magnitudes or without.
+
+    Raises ValueError where peft is not installed, and for magnitudes of stacked experts, which it does not have.
+    """
     if importlib.util.find_spec("peft") is None:
-        raise ValueError("adapter=lora with model=hf needs the package peft: pip install 'kleiber[peft]'")
+        raise ValueError("adapter=lora or dora with model=hf needs the package peft: pip install 'kleiber[peft]'")
     from peft import LoraConfig, inject_adapter_in_model  # pyright: ignore[reportMissingImports]
 
     inner = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
     plain = {name: module for name, module in inner.items() if _is_linear(module)}
+    stacked = [name for name in names if name not in plain]
+    if magnitudes and stacked:
+        raise ValueError(
+            f"adapter=dora with model=hf: peft has no magnitudes for {stacked[0]}, which is no linear layer: leave it "
+            "out of adapter.targets, or take adapter=lora"
+        )
     # `scale` is s itself: alpha = s r gives peft's alpha / r.
     config = LoraConfig(
         r=rank,
         lora_alpha=scale * rank,  # type: ignore[arg-type]
         lora_dropout=0.0,
         target_modules=[_inside(name).rpartition(".")[0] for name in plain],
-        target_parameters=[_inside(name) for name in names if name not in plain] or None,
+        target_parameters=[_inside(name) for name in stacked] or None,
+        use_dora=magnitudes,
         fan_in_fan_out=any(not isinstance(module, nn.Linear) for module in plain.values()),
     )
     with torch.random.fork_rng(devices=[]):

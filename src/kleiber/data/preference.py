@@ -50,23 +50,24 @@ def transcript(text: str) -> Conversation:
 
 def pair(row: Row) -> tuple[Conversation, Conversation]:
     """The chosen and the rejected conversation of a row, each up to its last answer."""
-    sides = []
-    for name in ("chosen", "rejected"):
-        value = row[name] or ""
-        if "prompt" in row:
-            asked, said = row["prompt"] or "", value
-            before = [Turn("user", asked)] if isinstance(asked, str) else turns(asked, "prompt")
-            answer = [Turn("assistant", said)] if isinstance(said, str) else turns(said, name)
-            # Some tables repeat the prompt's messages in front of each answer.
-            sides.append(answer if answer[: len(before)] == before else [*before, *answer])
-        else:
-            sides.append(transcript(value) if isinstance(value, str) else turns(value, name))
-    return sides[0], sides[1]
+    return side(row, "chosen"), side(row, "rejected")
+
+
+def side(row: Row, name: str) -> Conversation:
+    """The conversation that ends with the answer of column `name`, after the prompt where there is a column of it."""
+    value = row[name] or ""
+    if "prompt" not in row:
+        return transcript(value) if isinstance(value, str) else turns(value, name)
+    asked = row["prompt"] or ""
+    before = [Turn("user", asked)] if isinstance(asked, str) else turns(asked, "prompt")
+    answer = [Turn("assistant", value)] if isinstance(value, str) else turns(value, name)
+    # Some tables repeat the prompt's messages in front of each answer.
+    return answer if answer[: len(before)] == before else [*before, *answer]
 
 
 @dataclass
-class PreferenceCorpus(TextCorpus):
-    """Pairs. num_tokens are those of both sides; `folder` is where what frozen models say of them is kept."""
+class AnsweredCorpus(TextCorpus):
+    """Answers that a frozen model is asked about; `folder` is where what it says of them is kept."""
 
     folder: Path = Path()
 
@@ -81,17 +82,25 @@ class PreferenceCorpus(TextCorpus):
         folder, _ = cached(self.folder, f"{self.name}-reference", {"key": key, "corpus": self.hash}, build)
         return {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))}
 
-    def pairs(self) -> dict[str, PairRows]:
-        """Every pair by split, held-out ones in the order of the table."""
+    def rows(self) -> dict[str, Any]:
+        """All samples by split, held-out ones in the order of the table."""
         held = {"validation": self.validation, "test": self.test}
         found: dict[str, Any] = {"train": self.train}
         found |= {split: one.samples for split, by_name in held.items() for one in by_name.values()}  # type: ignore
         return found
 
 
+@dataclass
+class PreferenceCorpus(AnsweredCorpus):
+    """Pairs. num_tokens are those of both sides."""
+
+    def pairs(self) -> dict[str, PairRows]:
+        return self.rows()
+
+
 @dataclass(frozen=True)
-class Preference:
-    """Pairs at `path`: columns prompt, chosen, rejected (text or messages), or chosen and rejected transcripts.
+class Answers:
+    """A table of answers, each of which is read beside another one to the same prompt.
 
     max_bytes  at most that much text of each split
     """
@@ -104,6 +113,64 @@ class Preference:
     max_bytes: int | float | str | None = None
 
     def table(self) -> Table:
+        """The rows, and what must stand in them."""
+        raise NotImplementedError
+
+    def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float]]:
+        """Both sides and the label of each row that teaches something."""
+        raise NotImplementedError
+
+    def parts(self, context: int, cache: Path | None, kind: type[PairRows]) -> dict[str, Any]:
+        """What a corpus of samples of this kind is made of."""
+        table, root = self.table(), cache_root(cache)
+        tokenizer = choose_tokenizer(self.tokenizer, self.vocab_size, [table], root)
+        folder, told = table.kept(tokenizer, root, lambda f, splits: self.encode(f, splits, tokenizer))
+        samples = {name: kind(folder / name, context, tokenizer) for name in told["splits"]}
+        for name, split in samples.items():
+            log.info("%s %s: %s", table.name, name, split.described(told["splits"][name]))
+            if name != "test" and len(split) == 0:
+                raise ValueError(f"data.path={self.path}: the {name} split has no {kind.one}")
+        held = {name: Held(split) for name, split in samples.items() if name != "train" and len(split)}
+        files = [file["sha256"] for file in told["files"].values()]
+        return {
+            "name": table.name,
+            "config": told["config"],
+            "hash": digest([tokenizer.hash, TEMPLATE, context, files]),
+            "tokenizer": tokenizer,
+            "train": samples["train"],
+            "validation": {table.name: held["validation"]},
+            "test": {table.name: held["test"]} if "test" in held else {},
+            "manifest": {table.name: told},
+            "num_tokens": samples["train"].num_tokens,
+            "num_bytes": samples["train"].num_bytes,
+            "folder": root,
+        }
+
+    def encode(self, folder: Path, splits: dict[str, Dataset], tokenizer: Tokenizer) -> dict[str, Any]:
+        counts, kind = {}, dtype(tokenizer.vocab_size)
+        for name in (split for split in SPLITS if split in splits):
+            rows = 0
+            sides: list[Encoded] = []
+            labels: list[float] = []
+            for batch in batches(splits[name]):
+                told, found = self.read(batch)
+                rows += len(batch)
+                sides += encoded([one for both in told for one in both], tokenizer, last_only=True)
+                labels += found
+            ragged.write(folder / name, (one.ids for one in sides), kind)
+            # Answers stand at the end of a side: their lengths say where.
+            np.save(folder / f"{name}.answers.npy", np.array([one.answers.sum() for one in sides], np.int64))
+            np.save(folder / f"{name}.labels.npy", np.array(labels, np.float32))
+            share = float(np.mean(labels)) if labels else None
+            counts[name] = {"rows": len(labels), "useless": rows - len(labels), "share": share}
+        return {"splits": counts}
+
+
+@dataclass(frozen=True)
+class Preference(Answers):
+    """Pairs at `path`: columns prompt, chosen, rejected (text or messages), or chosen and rejected transcripts."""
+
+    def table(self) -> Table:
         place = locate(self.path)
 
         def checked(table: Dataset) -> None:
@@ -114,58 +181,25 @@ class Preference:
             return [turn.content for turn in [*chosen, *rejected[-1:]]]
 
         name = self.name or table_name(place, self.config)
-        return Table(place, self.config, name, texts, checked, ["preference", TEMPLATE], as_bytes(self.max_bytes))
+        meaning = ["preference", TEMPLATE, "labels"]  # the last: a file that older caches lack
+        return Table(place, self.config, name, texts, checked, meaning, as_bytes(self.max_bytes))
+
+    def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float]]:
+        told = [pair(row) for row in rows]
+        good = [both for both in told if _teaches(*both)]
+        lengths = [tuple(len(one[-1].content) for one in both) for both in good]
+        return good, [1.0 if chosen > rejected else 0.5 * (chosen == rejected) for chosen, rejected in lengths]
 
     def prepare(self, context: int, cache: Path | None = None) -> PreferenceCorpus:
-        table, root = self.table(), cache_root(cache)
-        tokenizer = choose_tokenizer(self.tokenizer, self.vocab_size, [table], root)
-        folder, told = table.kept(tokenizer, root, lambda f, splits: _encode(f, splits, tokenizer))
-        samples = {name: PairRows(folder / name, context, tokenizer) for name in told["splits"]}
-        for name, split in samples.items():
-            log.info("%s %s: %s", table.name, name, split.described(told["splits"][name]))
-            if name != "test" and len(split) == 0:
-                raise ValueError(f"data.path={self.path}: the {name} split has no pair of two different answers")
-        held = {name: Held(split) for name, split in samples.items() if name != "train" and len(split)}
-        files = [file["sha256"] for file in told["files"].values()]
-        return PreferenceCorpus(
-            name=table.name,
-            config=told["config"],
-            hash=digest([tokenizer.hash, TEMPLATE, context, files]),
-            tokenizer=tokenizer,
-            train=samples["train"],
-            validation={table.name: held["validation"]},
-            test={table.name: held["test"]} if "test" in held else {},
-            manifest={table.name: told},
-            num_tokens=samples["train"].num_tokens,
-            num_bytes=samples["train"].num_bytes,
-            folder=root,
-        )
-
-
-def _encode(folder: Path, splits: dict[str, Dataset], tokenizer: Tokenizer) -> dict[str, Any]:
-    counts, kind = {}, dtype(tokenizer.vocab_size)
-    for name in (split for split in SPLITS if split in splits):
-        useless = 0
-        sides: list[Encoded] = []
-        longer: list[float] = []
-        for batch in batches(splits[name]):
-            told = [pair(row) for row in batch]
-            good = [both for both in told if _teaches(*both)]
-            useless += len(told) - len(good)
-            sides += encoded([side for both in good for side in both], tokenizer, last_only=True)
-            lengths = [tuple(len(side[-1].content) for side in both) for both in good]
-            longer += [1.0 if chosen > rejected else 0.5 * (chosen == rejected) for chosen, rejected in lengths]
-        ragged.write(folder / name, (side.ids for side in sides), kind)
-        # Answers stand at the end of a side: their lengths say where.
-        np.save(folder / f"{name}.answers.npy", np.array([side.answers.sum() for side in sides], np.int64))
-        np.save(folder / f"{name}.longer.npy", np.array(longer, np.float32))
-        counts[name] = {"rows": len(longer), "useless": useless, "longer": float(np.mean(longer)) if longer else None}
-    return {"splits": counts}
+        return PreferenceCorpus(**self.parts(context, cache, PairRows))
 
 
 def _teaches(chosen: Conversation, rejected: Conversation) -> bool:
-    answers = [side[-1] if side else Turn("user", "") for side in (chosen, rejected)]
-    return all(turn.role == "assistant" and turn.content for turn in answers) and chosen != rejected
+    return answered(chosen) and answered(rejected) and chosen != rejected
+
+
+def answered(one: Conversation) -> bool:
+    return bool(one) and one[-1].role == "assistant" and one[-1].content != ""
 
 
 class PairRows:
@@ -175,11 +209,12 @@ class PairRows:
     """
 
     sides = 2  # rows of the batch that a sample fills
+    one = "pair of two different answers"
 
     def __init__(self, path: Path, context: int, tokenizer: Tokenizer) -> None:
         self.context, self.eos = context, tokenizer.eos
         self.ids = ragged.read(path, dtype(tokenizer.vocab_size))
-        self.longer = np.load(path.with_suffix(".longer.npy"))
+        self.labels = np.load(path.with_suffix(".labels.npy"))
         answers = np.load(path.with_suffix(".answers.npy"))
         prompts = self.ids.lengths - answers
         # The longer answer of a pair decides how much of the prompt there is room for: at least half a row.
@@ -190,14 +225,18 @@ class PairRows:
         self.answers = np.minimum(answers, context + 1 - self.prompts)
         kept = self.prompts + self.answers
         self.truncated = int(((self.skipped > 0) | (self.answers < answers)).reshape(-1, 2).any(1).sum())
-        self.lengths = kept.reshape(-1, 2).sum(1)
+        self.lengths = self.counted(kept)
         begin = self.ids.starts[:-1] + self.skipped
-        self.sizes = sizes(begin, kept, self.ids.flat, tokenizer).reshape(-1, 2).sum(1)
+        self.sizes = self.counted(sizes(begin, kept, self.ids.flat, tokenizer))
         self.num_tokens, self.num_bytes = int(self.lengths.sum()), int(self.sizes.sum())
         self.reference: Float[np.ndarray, "pairs 2"] | None = None
 
     def __len__(self) -> int:
-        return len(self.longer)
+        return len(self.labels)
+
+    def counted(self, sides: Int[np.ndarray, "sides"]) -> Int[np.ndarray, "pairs"]:
+        """What a sample counts of its two sides: both."""
+        return sides.reshape(-1, 2).sum(1)
 
     def side(self, i: int) -> tuple[Integer[np.ndarray, "time"], Integer[np.ndarray, "time"]]:
         """Ids and marks of side i: pair i // 2, chosen where i is even."""
@@ -208,7 +247,7 @@ class PairRows:
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
         chosen, rejected = self._rows(2 * index), self._rows(2 * index + 1)
         chosen.against = rejected
-        chosen.labels = torch.from_numpy(self.longer[index])
+        chosen.labels = torch.from_numpy(self.labels[index])
         chosen.samples = numbers(index, epoch, len(self))
         if self.reference is not None:
             chosen.reference = torch.from_numpy(self.reference[index])
@@ -225,5 +264,5 @@ class PairRows:
             f"{len(self):,} pairs"
             + (f"; {count['useless']:,} rows without two different answers left out" if count["useless"] else "")
             + (f"; {self.truncated:,} cut to model.context={self.context}" if self.truncated else "")
-            + (f"; the longer answer was chosen in {count['longer']:.1%}" if count["longer"] is not None else "")
+            + (f"; the longer answer was chosen in {count['share']:.1%}" if count["share"] is not None else "")
         )

@@ -28,6 +28,9 @@ DIFFERENCES = {
 def evaluate(subject: Subject) -> dict[str, Any]:
     """By domain: pairs, and {value, lo, hi} of each accuracy and difference, 90 % by a bootstrap over pairs.
 
+    A reward model has no model before it to compare with: of it there are accuracy (the chosen answer has the higher
+    reward), longer_accuracy and their difference.
+
     reward_accuracy   the chosen answer gained more over the model before training (d > 0)
     accuracy          the model finds the chosen answer likelier
     start_accuracy    the model before training found it likelier
@@ -37,7 +40,7 @@ def evaluate(subject: Subject) -> dict[str, Any]:
     if not hasattr(subject.objective, "compared"):
         raise ValueError(
             f"preference scores pairs of answers, and objective={type(subject.objective).__name__} has none: "
-            "take a run of objective=dpo data=preference"
+            "take a run of objective=dpo or objective=reward, data=preference"
         )
     objective: Any = subject.objective
     found = {}
@@ -51,8 +54,10 @@ def evaluate(subject: Subject) -> dict[str, Any]:
 
 def with_intervals(pairs: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Means over pairs and of differences between two columns, each with a percentile bootstrap interval."""
-    columns = {name: pairs[name] for name in ACCURACIES}
-    columns |= {name: pairs[ours] - pairs[theirs] for name, (ours, theirs) in DIFFERENCES.items()}
+    columns = {name: pairs[name] for name in ACCURACIES if name in pairs}
+    columns |= {
+        name: pairs[ours] - pairs[theirs] for name, (ours, theirs) in DIFFERENCES.items() if {ours, theirs} <= {*pairs}
+    }
     return {"pairs": len(pairs["accuracy"]), **{name: interval(values) for name, values in columns.items()}}
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from torch import nn
 
 from kleiber.models.hf_model import HFModel
-from kleiber.nn.lora import A, B
+from kleiber.nn.lora import A, B, M
 from kleiber.nn.moe import Experts, MoE
 
 
@@ -110,7 +110,7 @@ def _cost(module: nn.Module, time: int, entered: bool, idle: Collection[int] = (
     matrix `out` comes after what the module does itself.
     """
     own = dict(module.named_parameters(recurse=False))
-    matrices = {name: p for name, p in own.items() if p.dim() > 1 and not name.endswith((A, B))}
+    matrices = {name: p for name, p in own.items() if p.dim() > 1 and not name.endswith((A, B, M))}
     if isinstance(module, nn.Linear):
         forward, backward = _matrices([(p.numel(), p.requires_grad) for p in matrices.values()], 1.0, entered)
         low = [(own[name].numel(), own[name].requires_grad) for name in ("weight" + A, "weight" + B) if name in own]

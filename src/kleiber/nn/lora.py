@@ -1,8 +1,9 @@
 """Low-rank updates of weights in place: W + s B A, under the names that the weights already have.
 
-A module keeps its parameters and their names and gets two more beside each adapted one; only its class changes, and
-`merged` changes it back. A linear layer adds the update to its output, so that no gradient of W is ever made; any other
-module (a stack of experts, a router, a head) reads W + s B A wherever its code says W, at the price of that gradient.
+A module keeps its parameters and their names and gets two more beside each adapted one, and a third with `decompose`;
+only its class changes, and `merged` changes it back. A linear layer adds the update to its output, so that no gradient
+of W is ever made; any other module (a stack of experts, a router, a head) reads W + s B A wherever its code says W, at
+the price of that gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from kleiber.types import Role
 
-A, B = "_lora_a", "_lora_b"
+A, B, M = "_lora_a", "_lora_b", "_lora_m"
 
 
 def adapt(module: nn.Module, name: str, rank: int, scale: float, generator: torch.Generator) -> None:
@@ -30,7 +31,7 @@ def adapt(module: nn.Module, name: str, rank: int, scale: float, generator: torc
     """
     weight = module._parameters[name]
     assert weight is not None and weight.ndim in (2, 3), f"{name} is no matrix and no stack of matrices"
-    fan_in = weight.shape[-1] if weight.ndim == 2 else weight.shape[-2]
+    fan_in = weight.shape[_inputs(weight)]
     shapes = _shapes(weight, rank)
     a = (torch.rand(shapes[0], generator=generator) * 2 - 1) / fan_in**0.5
     module.register_parameter(name + A, nn.Parameter(a.to(weight)))
@@ -39,6 +40,17 @@ def adapt(module: nn.Module, name: str, rank: int, scale: float, generator: torc
     plain = getattr(type(module), "plain", type(module))
     module.lora_scales = scales  # type: ignore[assignment]
     module.__class__ = _adapted(plain, tuple(sorted(scales)))
+
+
+def decompose(module: nn.Module, name: str) -> None:
+    """Gives the adapted `name` of `module` a magnitude m for each output: m (W + s B A) / |W + s B A|, at first W.
+
+    The norm is that of an output's incoming weights, and a constant to the gradient: Liu et al. 2024, arXiv:2402.09353,
+    eq. 5 and section 4.3. Magnitudes are (out) of a matrix, (experts, out) of a stack. Weights of 0 stay 0.
+    """
+    weight = module._parameters[name]
+    assert weight is not None and name + A in module._parameters, f"{name} has no update"
+    module.register_parameter(name + M, nn.Parameter(_norms(weight)))
 
 
 def merged(module: nn.Module) -> None:
@@ -51,7 +63,8 @@ def merged(module: nn.Module) -> None:
         assert weight is not None
         with torch.no_grad():
             weight.copy_(_effective(module, name, scale))
-        del module._parameters[name + A], module._parameters[name + B]
+        for suffix in (A, B, M):
+            module._parameters.pop(name + suffix, None)
     del module.lora_scales
     module.__class__ = plain
 
@@ -81,12 +94,37 @@ def _shapes(weight: Tensor, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]
     return (experts, fan_in, rank), (experts, rank, fan_out)
 
 
+def _inputs(weight: Tensor) -> int:
+    """The axis of a matrix, or of a stack of matrices, along which what enters is summed."""
+    return -1 if weight.ndim == 2 else -2
+
+
+def _norms(weight: Tensor) -> Tensor:
+    """The norm of the weights that lead to each output, without a gradient."""
+    return torch.linalg.vector_norm(weight.detach(), dim=_inputs(weight))
+
+
+def _gain(magnitudes: Tensor, whole: Tensor) -> Tensor:
+    """What each output of W + s B A is multiplied by; exactly 1 before anything is trained."""
+    return magnitudes / _norms(whole).clamp(min=torch.finfo(whole.dtype).tiny)
+
+
 def _effective(module: nn.Module, name: str, scale: float) -> Tensor:
+    """What stands in the place of W."""
+    weight, magnitudes = module._parameters[name], module._parameters.get(name + M)
+    assert weight is not None
+    if hasattr(module, "lora_off"):
+        return weight
+    whole = _updated(module, name, scale)
+    if magnitudes is None:
+        return whole
+    return whole * _gain(magnitudes, whole).unsqueeze(_inputs(whole))
+
+
+def _updated(module: nn.Module, name: str, scale: float) -> Tensor:
     """W + s B A in the precision of W, whatever autocast says: what is rounded here is the weight itself."""
     weight, a, b = (module._parameters[name + suffix] for suffix in ("", A, B))
     assert weight is not None and a is not None and b is not None
-    if hasattr(module, "lora_off"):
-        return weight
     with torch.autocast(weight.device.type, enabled=False):
         return weight + scale * (b @ a if weight.ndim == 2 else a @ b)
 
@@ -107,10 +145,17 @@ def _reader(name: str) -> property:
 
 
 def _linear(self: Any, x: Float[Tensor, "*axes in"]) -> Float[Tensor, "*axes out"]:
-    y = F.linear(x, self.weight, self.bias)
     if hasattr(self, "lora_off"):
+        return F.linear(x, self.weight, self.bias)
+    magnitudes, scale = self._parameters.get("weight" + M), self.lora_scales["weight"]
+    y = F.linear(x, self.weight, self.bias if magnitudes is None else None)
+    y = torch.add(y, F.linear(F.linear(x, self.weight_lora_a), self.weight_lora_b), alpha=scale)
+    if magnitudes is None:
         return y
-    return torch.add(y, F.linear(F.linear(x, self.weight_lora_a), self.weight_lora_b), alpha=self.lora_scales["weight"])
+    with torch.no_grad():
+        whole = _updated(self, "weight", scale)
+    scaled = y * _gain(magnitudes, whole)  # under autocast in fp32: magnitudes move by less than bf16 resolves
+    return (scaled if self.bias is None else scaled + self.bias).to(y.dtype)
 
 
 def _roles(module: Any, plain: type) -> dict[str, Role]:
@@ -118,6 +163,7 @@ def _roles(module: Any, plain: type) -> dict[str, Role]:
 
     A reads a fan-in that grows with the width, as a hidden matrix does; B reads `rank` numbers whatever the width, so
     its rate does not fall with it. These are the rates of LoRA+ (Hayou et al. 2024, arXiv:2402.12354): 1/width and 1.
+    Magnitudes are gains: not decayed, at the full rate.
     """
     if plain is nn.Linear:
         found = {"weight": Role("hidden", module.in_features), "bias": Role("vector", 1)}
@@ -128,4 +174,6 @@ def _roles(module: Any, plain: type) -> dict[str, Role]:
         stack = a.ndim == 3
         found[name + A] = Role("hidden", a.shape[1] if stack else a.shape[-1])
         found[name + B] = Role("output", b.shape[1] if stack else b.shape[-1])
+        if name + M in module._parameters:
+            found[name + M] = Role("vector", 1)
     return found

@@ -206,17 +206,21 @@ def answer_log_probs(
     """
     if batch.against is None:
         raise ValueError("objective=dpo was given rows without rejected answers: take data=preference")
+    sums, lengths, output, rows = row_log_probs(model, stacked(batch, batch.against))
+    return sums.view(2, -1).T, lengths.view(2, -1).T, output, rows
+
+
+def row_log_probs(model: Any, batch: Batch) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"], Output, Batch]:
+    """log pi of the marked tokens of each row, and the number of them; the output, and the rows as they were read."""
     if not getattr(model, "causal", True):
-        raise ValueError("objective=dpo with a bidirectional model, which would read the answer: set model=gpt")
-    both = stacked(batch, batch.against)
-    assert both.weights is not None
-    rows = inputs(both)
+        raise ValueError("log pi(answer) of a bidirectional model, which would read the answer: set model=gpt")
+    assert batch.weights is not None
+    rows = inputs(batch)
     output = model(rows)
-    marked = both.weights[:, 1:] > 0
-    found = log_probs(output.hidden[marked], model.head, both.tokens[:, 1:][marked])
-    row = marked.nonzero()[:, 0]
-    sums = found.new_zeros(len(both)).index_add(0, row, found)
-    return sums.view(2, -1).T, marked.sum(1).view(2, -1).T.to(sums.dtype), output, rows
+    marked = batch.weights[:, 1:] > 0
+    found = log_probs(output.hidden[marked], model.head, batch.tokens[:, 1:][marked])
+    sums = found.new_zeros(len(batch)).index_add(0, marked.nonzero()[:, 0], found)
+    return sums, marked.sum(1).to(sums.dtype), output, rows
 
 
 def stacked(chosen: Batch, rejected: Batch) -> Batch:

@@ -1,0 +1,69 @@
+"""Judged answers: each beside the same prompt with another row's answer, which is always the same one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tables import folder
+
+from kleiber.data.chat import Turn
+from kleiber.data.unpaired import Unpaired, UnpairedCorpus, verdict
+
+
+def answers(count: int = 12) -> list[dict]:
+    return [{"prompt": f"say {i}", "completion": f"word{i}" * (i % 3 + 1), "label": i % 3 == 0} for i in range(count)]
+
+
+def prepared(tmp_path: Path, table: list[dict], context: int = 64) -> UnpairedCorpus:
+    corpus = Unpaired(folder(tmp_path / "p", train=table, validation=table[:4])).prepare(context)
+    assert isinstance(corpus, UnpairedCorpus)
+    return corpus
+
+
+def read(ids, marks) -> tuple[str, str]:
+    """Prompt and answer."""
+    return tuple(bytes(i for i in ids[marks == m].tolist() if i < 256).decode() for m in (0, 1))  # type: ignore
+
+
+def test_each_answer_has_its_verdict_and_one_of_another_row_to_its_prompt(tmp_path: Path, cache: Path) -> None:
+    table = answers()
+    corpus = prepared(tmp_path, table)
+    batch = corpus.train.gather(np.arange(12))
+    assert batch.labels.tolist() == [float(row["label"]) for row in table]  # type: ignore[union-attr]
+    rows = corpus.judged()["train"]
+    others = []
+    for i, row in enumerate(table):
+        (asked, said), (again, other) = (read(*rows.side(2 * i + j)) for j in (0, 1))
+        assert (asked, said) == (f"<|user|>\n{row['prompt']}\n<|assistant|>\n", row["completion"])
+        assert again == asked and other != said
+        others.append(other)
+    assert sorted(others) == sorted(row["completion"] for row in table), "each answer is another one's once"
+    assert np.array_equal(batch.tokens, corpus.train.gather(np.arange(12)).tokens)
+
+
+def test_only_what_was_judged_is_counted(tmp_path: Path, cache: Path) -> None:
+    corpus = prepared(tmp_path, answers())
+    batch = corpus.train.gather(np.arange(12))
+    assert batch.real is not None
+    assert corpus.num_tokens == int(batch.real.sum()) and corpus.train.sides == 1  # type: ignore[attr-defined]
+
+
+def test_rows_without_an_answer_are_left_out_and_messages_are_read(tmp_path: Path, cache: Path) -> None:
+    turns = [Turn("user", "hi"), Turn("assistant", "yo"), Turn("user", "how?")]
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    said = [{"role": "assistant", "content": "fine"}]
+    corpus = prepared(tmp_path, [{"prompt": messages, "completion": said, "label": 1}] * 4)
+    assert read(*corpus.judged()["train"].side(0))[1] == "fine"
+    corpus = prepared(tmp_path / "more", [*answers(), {"prompt": "p", "completion": "", "label": True}])
+    assert len(corpus.train) == 12 and corpus.manifest["p"]["splits"]["train"]["useless"] == 1
+
+
+def test_what_is_no_verdict_and_what_has_none_is_refused(tmp_path: Path, cache: Path) -> None:
+    assert [verdict(value) for value in (True, False, 1, 0)] == [1.0, 0.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match="label='good' is no verdict"):
+        verdict("good")
+    table = [{"prompt": "p", "completion": "c"}] * 4
+    with pytest.raises(ValueError, match="a judged answer needs=label"):
+        prepared(tmp_path, table)
