@@ -28,7 +28,7 @@ class IsoFLOP:
     sizes         sizes of a budget, as far as multiples of head_dim allow
     span          largest N over the optimum's, and the optimum's over the smallest
     seeds         trunks a size
-    law           laws.json, {E, A, B, alpha, beta}, or null for that of multirun/golden
+    law           laws.json, {E, A, B, alpha, beta}, or null for that of an earlier ladder
     head_dim      channels of a head; widths are its multiples
     """
 

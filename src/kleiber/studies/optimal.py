@@ -36,7 +36,7 @@ class Optimal:
     points, sizes, replicates  the least of each: points, sizes, and (N, D) cells that two trunks train
     rounds        1 plans once; 3 plans again after each third of the budget
     rho, kappa, ell, s  the assumed noise (`information.Noise`)
-    law           laws.json, {E, A, B, alpha, beta}, or null for that of multirun/golden
+    law           laws.json, {E, A, B, alpha, beta}, or null for that of an earlier ladder
     head_dim      channels of a head; widths are its multiples
     """
 
