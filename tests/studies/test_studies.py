@@ -151,3 +151,12 @@ def test_branches_of_a_trunk_are_no_seeds_of_their_own():
 def test_a_table_escapes_text_and_leaves_unknown_numbers_empty():
     page = table([{"a": "<b>", "n": 12_000.0}, {"a": None, "m": True, "n": float("nan")}])
     assert "&lt;b&gt;" in page and "12,000" in page and "<td></td>" in page and "yes" in page
+
+
+def test_names_beside_lines_do_not_lie_on_one_another():
+    from kleiber.studies.comparisons import apart
+
+    moved = apart(np.array([4.16, 2.0, 4.159, 4.158]), 0.1)
+    assert np.diff(np.sort(moved)).min() >= 0.1 - 1e-12
+    assert moved[1] == 2.0 and moved[3] == 4.158, "what has room stays where it is"
+    assert np.argsort(moved).tolist() == [1, 3, 2, 0]

@@ -10,6 +10,16 @@ import pandas as pd
 
 from kleiber.studies.dress import kinds_color, log_axis, loss_axis, sized
 
+NEAR = 0.045  # of the span of the values: names closer than that would lie on one another
+
+
+def apart(values: np.ndarray, gap: float) -> np.ndarray:
+    """The values moved up by as little as keeps each `gap` above the one below it."""
+    moved, floor = values.astype(float), -np.inf
+    for i in np.argsort(values, kind="stable"):
+        floor = moved[i] = max(moved[i], floor + gap)
+    return moved
+
 
 def lines(
     means: pd.DataFrame, x: str, title: str, kind: str, heading: str, every: int | None = None,
@@ -29,7 +39,10 @@ def lines(
     tips = ["kind:N", f"{x}:Q", alt.Tooltip("value:Q", format=".4f"), alt.Tooltip("half:Q", format=".4f"), "seeds:Q"]
     layers.append(base.mark_point(filled=True, size=56, opacity=1).encode(y=y, shape=shape, tooltip=tips))
     ends = shown.loc[shown.groupby("kind")[x].idxmax()]
-    names = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11).encode(x=across, y=y, text="kind:N", color=color)
+    ends = ends.assign(at=apart(ends["value"].to_numpy(), np.ptp(shown["value"]) * NEAR))
+    beside = loss_axis("at", value, log)
+    named = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11)
+    names = named.encode(x=across, y=beside, text="kind:N", color=color)
     if zero:
         layers.insert(0, alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color="#888").encode(y="y:Q"))
     return sized(alt.layer(*layers, names), heading, subtitle=subtitle)
