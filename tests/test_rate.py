@@ -6,6 +6,7 @@ import pytest
 
 from kleiber.chain import adopt
 from kleiber.compose import Composer, resolved
+from kleiber.errors import ConfigError
 from kleiber.folder import read_config
 from kleiber.identity import config_hash
 
@@ -91,3 +92,14 @@ def test_an_imported_model_is_not_unlearned(shared, launch, monkeypatch):
     stage = json.loads((run / "summary.json").read_text())["stages"][0]
     before, after = (next(iter(stage[name].values())) for name in ("start_metrics", "metrics"))
     assert stage["lr"] == 7.8e-4 and after < before + 0.05
+
+
+def test_a_start_point_is_found_by_its_name_and_one_that_is_nowhere_is_refused(adopted, folder, monkeypatch):
+    from kleiber import hub
+
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    monkeypatch.setenv("KLEIBER_DATA", str(folder.parent))
+    found = adopted("init=hf", f"init.path=somebody/{folder.name}")
+    assert found["init"]["path"] == str(folder) and found["data"]["tokenizer"] == str(folder)
+    with pytest.raises(ConfigError, match=r"init\.path=nowhere: .* init\.path=FOLDER"):
+        adopted("init=hf", "init.path=nowhere")

@@ -102,12 +102,17 @@ def _started(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
     if kind == "Scratch" or not init.get("path"):
         return config
     if kind == "HF":
-        from kleiber.models.hf_config import hf_model_node
+        from kleiber.models.hf_config import hf_model_node, model_folder
 
         if config["model"]["_target_"].rsplit(".", 1)[-1] != "Transformer":
             return config
-        config = _with_model(config, hf_model_node(Path(str(init["path"]))), given)
-        return _with_tokenizer(config, str(Path(str(init["path"])).expanduser().absolute()), given)
+        try:
+            folder = model_folder(str(init["path"]), "init.path")
+            node = hf_model_node(folder)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        config = _with_model({**config, "init": {**init, "path": str(folder)}}, node, given)
+        return _with_tokenizer(config, str(folder.absolute()), given)
     folder, stage = locate(str(init["path"]))
     old = read_config(folder)
     init = {**init, "path": str(folder / stage)}
