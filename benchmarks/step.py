@@ -36,12 +36,13 @@ def bare(shape: dict[str, int], steps: int, variant: str) -> dict[str, float]:
 
 
 def options(shape: Mapping[str, int], steps: int) -> list[str]:
-    """Overrides for a run of this shape, less checkpoints and samples."""
+    """Overrides for a run of this shape, less checkpoints and samples; bytes are its tokens where it has no "vocab"."""
+    words = ["data.tokenizer=bpe", f"data.vocab_size={shape['vocab']}"] if "vocab" in shape else []
     return [
         f"model.width={shape['width']}", f"model.depth={shape['depth']}", f"model.num_heads={shape['heads']}",
-        f"model.context={shape['context']}", f"batch.tokens={shape['rows'] * shape['context']}", "logger=csv",
-        "data.tokenizer=bpe", f"data.vocab_size={shape['vocab']}", f"budget.steps={steps}", "eval.tokens=4096",
-        "callbacks.checkpoints.every=0", "callbacks.samples=null",
+        f"model.context={shape['context']}", f"batch.tokens={shape['rows'] * shape['context']}", *words,
+        f"budget.steps={steps}", "logger=csv", "eval.tokens=4096", "callbacks.checkpoints.every=0",
+        "callbacks.samples=null",
     ]  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""Processor time of a step, two ways of training against each other: fresh processes in turn, steps timed in blocks.
+"""Processor time of a step, ways of training against each other: fresh processes in turn, steps timed in blocks.
 
 A step is what happens between two askings for a batch: hooks, logging and bookkeeping count, start-up and the closing
 evaluation do not. A process tells its median block, one block being long enough for each to have its share of steps
-that are logged; its first, which pays for allocation, is left out. Both ways ask `clocked` batches.
+that are logged; its first, which pays for allocation, is left out. All ways ask `clocked` batches.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Shape = dict[str, int]  # "steps" among them
+Way = Callable[[Shape], float | None]  # trains; None is for its clocked steps, a number for what it measured itself
 Times = dict[str, list[float]]  # seconds a step by way, a process each, pair by pair
 
 ASKED: list[float] = []
@@ -47,10 +48,9 @@ def train(overrides: list[str]) -> None:
         assert main([f"root={root}", *overrides]) == 0
 
 
-def tell(block: int) -> None:
-    """Prints the median block's seconds a step."""
-    blocks = [(b - a) / block for a, b in itertools.pairwise(ASKED[block::block])]
-    print(json.dumps(statistics.median(blocks)))
+def median_block(block: int) -> float:
+    """The median block's seconds a step."""
+    return statistics.median((b - a) / block for a, b in itertools.pairwise(ASKED[block::block]))
 
 
 def measured(script: str, way: str, shape: str, steps: int) -> float:
@@ -60,9 +60,9 @@ def measured(script: str, way: str, shape: str, steps: int) -> float:
 
 
 def in_turn(
-    script: str, about: str | None, shapes: Mapping[str, Shape], ways: Mapping[str, Callable[[Shape], None]], block: int
+    script: str, about: str | None, shapes: Mapping[str, Shape], ways: Mapping[str, Way], block: int
 ) -> dict[str, Times]:
-    """The times of two `ways` by shape, as the command line of `script` asks for them; none in a measured process.
+    """The times of `ways`, two or more, by shape, as the command line of `script` asks; none in a measured process.
 
     about  the text of --help
     block  steps that are timed together
@@ -73,12 +73,12 @@ def in_turn(
     parser.add_argument("--steps", type=int, help=f"of each process, in place of the shape's; at least {3 * block}")
     parser.add_argument("--way", choices=ways, help=argparse.SUPPRESS)
     a = parser.parse_args()
+    if a.way:
+        own = ways[a.way](shapes[a.shape] | {"steps": a.steps})
+        print(json.dumps(median_block(block) if own is None else own))
+        return {}
     if a.steps is not None and a.steps < 3 * block:
         parser.error(f"--steps {a.steps}: at least {3 * block}, three blocks")
-    if a.way:
-        ways[a.way](shapes[a.shape] | {"steps": a.steps})
-        tell(block)
-        return {}
     os.environ["WANDB_MODE"] = "disabled"
     os.environ["OMP_NUM_THREADS"] = "1"
     found: dict[str, Times] = {}
@@ -101,5 +101,5 @@ def pairs(script: str, ways: list[str], shape: str, steps: int, number: int) -> 
 
 def ratios(times: Times) -> list[float]:
     """The first way over the second, pair by pair."""
-    one, two = times.values()
+    one, two, *_ = times.values()
     return [a / b for a, b in zip(one, two, strict=True)]
