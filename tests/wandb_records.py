@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,19 @@ def records(path: Path):
             yield record
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Run facts, config, history rows, summary and exit code (None: the process never finished)."""
+def read(path: Path, patience: float = 10.0) -> dict[str, Any]:
+    """Run facts, config, history rows, summary and exit code (None: the process never finished).
+
+    The client's service writes a finished run a moment after `finish` has returned, at the latest when the process that
+    began it ends; inside of that process, as here, it has to be waited for.
+    """
+    until = time.monotonic() + patience
+    while (found := content(path))["exit_code"] is None and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
+
+
+def content(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "exit_code": None}
     for record in records(path):
         match record.WhichOneof("record_type"):

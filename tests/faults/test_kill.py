@@ -65,7 +65,7 @@ def test_the_mirror_of_a_killed_run_is_read_to_its_last_row_and_has_no_end(child
     assert child(*STEPS, *mirror, root="killed", at=("kleiber.lit.accumulate", 20)) == KILLED
     (folder,) = tmp_path.glob("killed/*/*")
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    found = read(path)
+    found = read(path, patience=0)
     assert found["exit_code"] is None and read_run(folder).status == "killed"
     steps = [row["trainer/global_step"] for row in found["history"] if "train/loss" in row]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 10
