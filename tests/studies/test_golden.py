@@ -32,7 +32,7 @@ def test_the_recorded_law_is_rebuilt_from_the_recorded_runs():
 
 @pytest.mark.slow
 def test_the_smallest_cell_trains_to_its_recorded_loss(tmp_path):
-    """Its branch of 1M tokens, as the uninterrupted run that it is."""
+    """Its branch of 1M tokens, as the uninterrupted run that it is; not compiled, which moves less than that."""
     from kleiber.launch import main
 
     run = min(read_runs(GOLDEN), key=lambda run: (run.stage["params"]["total"], run.summary["seed"]))
@@ -44,7 +44,6 @@ def test_the_smallest_cell_trains_to_its_recorded_loss(tmp_path):
         f"optimizer.betas={json.dumps(config['optimizer']['betas'])}", f"seed={config['seed']}",
         f"eval.tokens={config['eval']['tokens']}", "eval.every_steps=0", "budget.tokens=1M", "logger=csv",
         "callbacks.samples=null", "trainer.threads=1",
-        f"trainer.compile={config['trainer']['compile']}",
     ]  # fmt: skip
     assert main([*options, f"root={tmp_path}"]) == 0
     (again,) = read_runs(tmp_path)
