@@ -281,3 +281,12 @@ def test_a_folder_without_arms_is_refused(tmp_path):
         STUDY.analyse(read_runs(tmp_path))
     with pytest.raises(ValueError, match="comparisons"):
         Sparsity(comparisons=[{"arm": "a", "against": "b", "equal": "fun"}])
+
+
+def test_one_size_of_dense_model_gives_no_multiplier():
+    from kleiber.studies.arms import Arm
+    from kleiber.studies.sparsity import multiplier
+
+    losses = {"a": 2.0, "b": 1.9, "m": 1.8}
+    arms = {name: Arm(name, {0.02: {0: loss}}, 0.02, "", {"core": 1e5}) for name, loss in losses.items()}
+    assert multiplier(arms, "m", ["a", "b"], []) is None

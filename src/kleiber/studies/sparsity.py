@@ -128,7 +128,7 @@ def multiplier(
 ) -> dict[str, Any] | None:
     """Size of the dense model with the mixture's loss, over the mixture's active size; seed by seed, on a log scale."""
     dense = [arms[name] for name in sizes if name in arms]
-    if mixture not in arms or len(dense) < 2:
+    if mixture not in arms or len({arm.facts["core"] for arm in dense}) < 2:  # no line through one size
         return None
     ours = arms[mixture]
     xs = [math.log(arm.facts["core"]) for arm in dense]
