@@ -1,70 +1,49 @@
-"""What watching the routing costs a step: processor time of the whole train.py of a mixture with callbacks.routing, as
-it is by default, against the same without it (callbacks.routing=null; goal: less than 2 % more).
+"""What watching the routing costs a step: processor time of the whole train.py of a mixture in steps that
+callbacks.routing watches, as it does by default, against steps of the same run that it does not (goal: less than 2 %
+more).
 
-Steps are timed as in `overhead`, in blocks of 20, each with two rows of the callback, which writes one every 10 steps.
-Fresh processes in turn, one thread; ratios are taken pair by pair, and their median and quartiles printed. A third
-process of each round tells the time within the callback's own hook, which is steadier than a difference of two
-processes, and blind to what the callback does to the rest of a step. `tiny` is the shape of `benchmarks/step.py`,
-`study` the mixture of conf/study/sparsity.yaml, whose steps are so short that what is added to them shows. Run it on an
-idle machine:
+The callback is on in every other block of 20 steps, in each of which it writes two rows (one every 10 steps). `tiny` is
+the shape of `benchmarks/step.py`, `study` the mixture of conf/study/sparsity.yaml, whose steps are so short that what
+is added to them shows. One thread; run it on an idle machine:
 
-    python benchmarks/health.py --pairs 7
+    python benchmarks/health.py --processes 5
 """
 
-import statistics
-import time
 from typing import Any
 
 from step import SHAPES as SIZES
-from step import options, quartiles
-from turns import Shape, in_turn, ratios, train
+from step import options
+from turns import Blocks, Shape, compare, train
 
 SHAPES = {
-    "tiny": {**SIZES["tiny"], "steps": 120},
-    "study": {"width": 32, "depth": 2, "heads": 2, "context": 128, "rows": 8, "steps": 800},
+    "tiny": {**SIZES["tiny"], "steps": 400},
+    "study": {"width": 32, "depth": 2, "heads": 2, "context": 128, "rows": 8, "steps": 1600},
 }
 BLOCK = 20
 
 
-def on(shape: Shape, *more: str) -> None:
-    """The mixture as train.py trains it."""
-    train(["model=moe", *options(shape, shape["steps"]), "trainer.threads=1", "eval.every_steps=0", *more])
-
-
-def off(shape: Shape) -> None:
-    """The same with nobody who watches the routing."""
-    on(shape, "callbacks.routing=null")
-
-
-def inside(shape: Shape) -> float:
-    """Seconds of processor time a step within the callback's hook."""
+def measure(shape: Shape) -> tuple[Blocks, Blocks]:
+    """Blocks that the callback watched, and blocks that it did not."""
     from kleiber.imports import import_lightning
 
     import_lightning()
     from kleiber.callbacks.routing import RoutingHealth
 
-    hook, spent = RoutingHealth.on_train_batch_end, 0.0
+    hook, watching = RoutingHealth.on_train_batch_end, True
 
-    def timed(self: RoutingHealth, trainer: Any, pl_module: Any, *_: Any) -> None:
-        nonlocal spent
-        began = time.process_time()
-        hook(self, trainer, pl_module)
-        spent += time.process_time() - began
+    def switched(self: RoutingHealth, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if watching:
+            hook(self, trainer, pl_module)
 
-    RoutingHealth.on_train_batch_end = timed
-    on(shape)
-    return spent / shape["steps"]
+    def begin(number: int) -> None:
+        nonlocal watching
+        watching = number % 2 == 0
 
-
-def main() -> None:
-    rows = []
-    for shape, times in in_turn(__file__, __doc__, SHAPES, {"on": on, "off": off, "inside": inside}, BLOCK).items():
-        step, within = (statistics.median(times[way]) for way in ("off", "inside"))
-        told = f"step without {1e3 * step:.2f} ms, within the hook {1e6 * within:.0f} us ({within / step:.2%} of it)"
-        rows.append(f"{shape}: on / off {quartiles(ratios(times))}, {told}")
-    if rows:  # a measured process has told its own number
-        print(*rows, sep="\n")
+    RoutingHealth.on_train_batch_end = switched
+    run = ["model=moe", *options(shape, shape["steps"]), "trainer.threads=1", "eval.every_steps=0"]
+    blocks = train(run, BLOCK, begin)
+    return blocks[::2], blocks[1::2]
 
 
 if __name__ == "__main__":
-    main()
+    compare(__file__, __doc__, SHAPES, measure)

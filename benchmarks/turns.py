@@ -1,12 +1,12 @@
-"""Processor time of a step, ways of training against each other: fresh processes in turn, steps timed in blocks.
+"""Processor time of a step of train.py against another way of making it, both in turn within one process.
 
-A step is what happens between two askings for a batch: hooks, logging and bookkeeping count, start-up and the closing
-evaluation do not. A process tells its median block, one block being long enough for each to have its share of steps
-that are logged; its first, which pays for allocation, is left out. All ways ask `clocked` batches.
+A run's steps are timed in blocks, and what is compared stands between or alternates with them, so that both have the
+same memory, the same machine at the same time, and the same temperature: processes with equal work differ by several
+percent here, which is more than what is to be seen. A step is what happens between two askings for a batch: hooks,
+logging and bookkeeping count, start-up and the closing evaluation do not. Processor time counts every thread.
 """
 
 import argparse
-import itertools
 import json
 import os
 import statistics
@@ -17,89 +17,81 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+from scipy.stats import bootstrap
+
 Shape = dict[str, int]  # "steps" among them
-Way = Callable[[Shape], float | None]  # trains; None is for its clocked steps, a number for what it measured itself
-Times = dict[str, list[float]]  # seconds a step by way, a process each, pair by pair
-
-ASKED: list[float] = []
+Blocks = list[float]  # seconds of processor time a step
 
 
-def clocked(source: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """The same batches; when each was asked for stands in `ASKED`."""
+def in_blocks(source: Callable[..., Iterator[Any]], block: int, begin: Callable[[int], None], blocks: Blocks) -> Any:
+    """The same batches; `begin(number)` is called before each block of steps, its own time not counted."""
 
     def ask(*arguments: Any) -> Iterator[Any]:
-        for batch in source(*arguments):
+        began = None
+        for number, batch in enumerate(source(*arguments)):
+            if number % block == 0:
+                if began is not None:
+                    blocks.append((time.process_time() - began) / block)
+                begin(number // block)
+                began = time.process_time()
             yield batch
-            ASKED.append(time.process_time())
 
     return ask
 
 
-def train(overrides: list[str]) -> None:
-    """The whole train.py, its batches clocked."""
+def train(overrides: list[str], block: int, begin: Callable[[int], None]) -> Blocks:
+    """The whole train.py, timed in blocks of steps."""
     from kleiber.imports import import_lightning
 
     import_lightning()
     import kleiber.stage
     from kleiber.launch import main
 
-    kleiber.stage.stream = clocked(kleiber.stage.stream)
+    blocks: Blocks = []
+    kleiber.stage.stream = in_blocks(kleiber.stage.stream, block, begin, blocks)
     with tempfile.TemporaryDirectory() as root:
         assert main([f"root={root}", *overrides]) == 0
+    return blocks
 
 
-def median_block(block: int) -> float:
-    """The median block's seconds a step."""
-    return statistics.median((b - a) / block for a, b in itertools.pairwise(ASKED[block::block]))
-
-
-def measured(script: str, way: str, shape: str, steps: int) -> float:
-    """Seconds of processor time of a step, in a fresh process."""
-    command = [sys.executable, script, f"--way={way}", f"--shape={shape}", f"--steps={steps}"]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
-def in_turn(
-    script: str, about: str | None, shapes: Mapping[str, Shape], ways: Mapping[str, Way], block: int
-) -> dict[str, Times]:
-    """The times of `ways`, two or more, by shape, as the command line of `script` asks; none in a measured process.
+def compare(
+    script: str, about: str | None, shapes: Mapping[str, Shape], measure: Callable[[Shape], tuple[Blocks, Blocks]]
+) -> None:
+    """Runs `measure`, which gives blocks of one way and of the other, in fresh processes as the command line of
+    `script` asks, and prints the ratio of neighbouring blocks: the median, with a 95 % interval from resampling them.
 
     about  the text of --help
-    block  steps that are timed together
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=shapes, help="one of them alone")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, help=f"of each process, in place of the shape's; at least {3 * block}")
-    parser.add_argument("--way", choices=ways, help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="of each process, in place of the shape's")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     a = parser.parse_args()
-    if a.way:
-        own = ways[a.way](shapes[a.shape] | {"steps": a.steps})
-        print(json.dumps(median_block(block) if own is None else own))
-        return {}
-    if a.steps is not None and a.steps < 3 * block:
-        parser.error(f"--steps {a.steps}: at least {3 * block}, three blocks")
+    if a.measure:
+        print(json.dumps(measure(shapes[a.shape] | {"steps": a.steps})))
+        return
     os.environ["WANDB_MODE"] = "disabled"
     os.environ["OMP_NUM_THREADS"] = "1"
-    found: dict[str, Times] = {}
     for shape in [a.shape] if a.shape else shapes:
-        measured(script, next(iter(ways)), shape, 3 * block)  # builds the data cache, so that no measured run does
-        found[shape] = pairs(script, list(ways), shape, a.steps or shapes[shape]["steps"], a.pairs)
-    return found
+        steps, pairs = a.steps or shapes[shape]["steps"], []
+        for number in range(a.processes):
+            command = [sys.executable, script, "--measure", f"--shape={shape}", f"--steps={steps}"]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            own = list(zip(*json.loads(out.splitlines()[-1]), strict=False))[1:]  # the first blocks pay for allocation
+            if not own:
+                parser.error(f"--steps {steps}: too few for two blocks of each way")
+            print(f"{shape} process {number + 1}: {told(own)}", flush=True)
+            pairs += own
+        print(f"{shape}: {told(pairs)}", flush=True)
 
 
-def pairs(script: str, ways: list[str], shape: str, steps: int, number: int) -> Times:
-    """A process of each way, `number` times, every other time in the reverse order."""
-    times: Times = {way: [] for way in ways}
-    for pair in range(number):
-        for way in ways if pair % 2 == 0 else reversed(ways):
-            times[way].append(measured(script, way, shape, steps))
-        told = ", ".join(f"{way} {1e3 * values[-1]:.2f} ms" for way, values in times.items())
-        print(f"{shape} pair {pair + 1}: {told}", flush=True)
-    return times
-
-
-def ratios(times: Times) -> list[float]:
-    """The first way over the second, pair by pair."""
-    one, two, *_ = times.values()
-    return [a / b for a, b in zip(one, two, strict=True)]
+def told(pairs: list[tuple[float, float]]) -> str:
+    """Their ratio, and the time of the step that is the measure."""
+    ratios, step = [one / two for one, two in pairs], statistics.median(two for _, two in pairs)
+    middle = f"{statistics.median(ratios):.3f}"
+    if len(ratios) > 1:
+        interval = bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval
+        middle += f" [{interval.low:.3f}, {interval.high:.3f}]"
+    return f"{middle} of a step of {1e3 * step:.2f} ms, {len(pairs)} pairs of blocks"

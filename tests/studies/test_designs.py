@@ -80,6 +80,17 @@ def train(plan, ground, law):
         write_tree(folder, trunk.seed, params, one.flops_per_token, dict(zip(trunk.branches, losses, strict=True)))
 
 
+def test_where_greedy_elimination_ends_too_dear_it_begins_again_without_the_dearest(ground, monkeypatch):
+    design = Optimal(flops=2e13, target_flops=9e13)
+    ground = replace(ground, head_dim=16)
+    plan = design.plan(ground, 2e13, [], design.laws)
+    assert 0.8 * 2e13 < cost(plan, ground) <= 2e13
+    assert sum(len(trunk.branches) for trunk in plan) >= 12 and len({trunk.width for trunk in plan}) >= 6
+    monkeypatch.setattr("kleiber.studies.optimal.LARGEST", (1 / 3,))
+    with pytest.raises(ValueError, match="the cheapest found costs"):
+        design.plan(ground, 2e13, [], design.laws)
+
+
 def test_each_third_is_planned_from_what_was_trained_and_a_second_start_repeats_it(ground, capsys):
     true = {**PRIOR, "alpha": 0.40, "A": PRIOR["A"] * 1.2e5**-0.107}
 

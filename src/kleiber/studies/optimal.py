@@ -23,7 +23,7 @@ from kleiber.studies.replan import laws_of_runs
 from kleiber.summary import read, write_json
 
 PLAN = "design.json"
-LARGEST = 1 / 3  # of the budget, that one trunk may cost
+LARGEST = (1 / 3, 1 / 5, 1 / 8, 1 / 12)  # of the budget, that one trunk may cost; the next when nothing fits
 DENSE = 14  # widths and numbers of tokens in the grid of candidates, at most
 
 
@@ -115,42 +115,45 @@ class Optimal:
         return taken
 
     def plan(self, ground: Ground, left: float, done: Sequence[Trunk], laws: Sequence[Law]) -> list[Trunk]:
-        """The best use of `left` FLOPs beside the trunks that are `done`. ValueError when it is too little to begin."""
-        grid = self._candidates(ground, left, done)
-        before = points(done, ground)
-        both = before.join(points(grid, ground)) if grid else before
-        fixed = np.arange(len(both)) < len(before)
-        if not grid:
-            return [] if done else self._too_little(left)
-        flops = self.target(self.budget(ground))
-        search = Elimination(both, laws, flops, self.noise, ground.decay, self.rules, fixed)
-        while search.cost > left:
-            if not search.step():
-                return [] if done else self._too_little(left, search.cost)
-        alive, trunks, at = search.alive[len(before) :], [], 0
-        for trunk in grid:
-            kept = [n for n, on in zip(trunk.branches, alive[at : at + len(trunk.branches)], strict=True) if on]
-            at += len(trunk.branches)
-            if kept:
-                trunks.append(Trunk(trunk.width, trunk.seed, tuple(kept)))
-        return trunks
+        """The best use of `left` FLOPs beside the trunks that are `done`. ValueError when it is too little to begin.
 
-    def _too_little(self, left: float, least: float | None = None) -> list[Trunk]:
-        told = f", and the cheapest found costs {least:.3g}" if least else ""
+        Elimination is greedy and can end at a few dear points that the rules let it no longer exchange for cheap ones;
+        then it begins again without the dearest.
+        """
+        least: list[float] = []
+        for largest in LARGEST:
+            grid = self._candidates(ground, left * largest, done)
+            search = self._search(ground, grid, done, laws) if grid else None
+            while search and search.cost > left and search.step():
+                pass
+            if search and search.cost <= left:
+                return _alive(grid, search.alive[~search.fixed].tolist())
+            least += [search.cost] if search else []
+        if done:
+            return []
+        told = f", and the cheapest found costs {min(least):.3g}" if least else ""
         raise ValueError(
             f"design.flops={left:.3g} is too little for {self.rules.points} points of {self.rules.sizes} sizes from "
             f"{self.least:,.0f} tokens{told}: give more, or lower design.points, design.sizes or design.min_tokens"
         )
 
-    def _candidates(self, ground: Ground, left: float, done: Sequence[Trunk]) -> list[Trunk]:
-        """Every width with every number of tokens that the bounds allow, twice: the second trunk is a replicate."""
+    def _search(self, ground: Ground, grid: Sequence[Trunk], done: Sequence[Trunk], laws: Sequence[Law]) -> Elimination:
+        before = points(done, ground)
+        both = before.join(points(grid, ground))
+        fixed = np.arange(len(both)) < len(before)
+        return Elimination(both, laws, self.target(self.budget(ground)), self.noise, ground.decay, self.rules, fixed)
+
+    def _candidates(self, ground: Ground, largest: float, done: Sequence[Trunk]) -> list[Trunk]:
+        """Every width with every number of tokens that the bounds allow at `largest` FLOPs a trunk, twice: the second
+        trunk is a replicate.
+        """
         used: dict[int, int] = {}
         for trunk in done:
             used[trunk.width] = max(used.get(trunk.width, 0), trunk.seed + 1)
         possible: dict[int, list[int]] = {}
         for width in widths_of(self.head_dim):
             one = ground.size(width)
-            most = min(self.ratio[1] * one.active, left * LARGEST / one.flops_per_token)
+            most = min(self.ratio[1] * one.active, largest / one.flops_per_token)
             low = max(self.ratio[0] * one.active, self.least)
             if most >= low:
                 count = 1 + int(np.log(most / low) / np.log(2**0.5))
@@ -175,3 +178,10 @@ class Optimal:
         text = f"{len(new)} trunks, {sum(len(one.branches) for one in new)} points, {flops:.3g} FLOPs; {told}; "
         text += f"expected 90% interval of the loss at {self.target(budget):.3g} FLOPs +-{width:.2%} (assumed law)"
         return {"trunks": [vars(one) for one in new], "flops": flops, "law": dict(law), "told": text}
+
+
+def _alive(grid: Sequence[Trunk], alive: Sequence[bool]) -> list[Trunk]:
+    """The trunks with the branches that are left; `alive` goes over all branches in turn."""
+    left = iter(alive)
+    kept = [Trunk(one.width, one.seed, tuple(n for n in one.branches if next(left))) for one in grid]
+    return [one for one in kept if one.branches]
