@@ -113,6 +113,15 @@ def test_an_arm_may_go_on_from_some_bases_alone(tmp_path):
         Methods({}, frozen, only={"cold": []})
 
 
+def test_arms_may_go_on_from_weights_that_are_trained_already(tmp_path):
+    start = {"init": "hf", "init.path": "FOLDER", "init.upstream": ["a", "b"]}
+    (arms,) = design(start=start).rounds(SimpleNamespace(folder=tmp_path))
+    assert len(arms) == 2 * 7 and sum("seed=1" in cell for cell in arms) == 7
+    assert all(cell[-3:] == ["init=hf", "init.path=FOLDER", "init.upstream=[a,b]"] for cell in arms)
+    with pytest.raises(ValueError, match=r"design.start=\{'init': 'hf'\}: write init and init.path"):
+        design(start={"init": "hf"})
+
+
 def test_a_dry_run_plans_what_is_known(tmp_path, capsys):
     ground = SimpleNamespace(folder=tmp_path / "none")
     assert design().cells(ground) == design().bases()

@@ -29,6 +29,8 @@ class Methods:
     """For each seed and each base one base run, and from it every arm at every one of its settings and learning rates.
 
     base    overrides of a base run, a list a key for several bases: {data.domain: docs, model.width: [32, 64]}
+    start   overrides of weights that are trained already, in place of base runs: {init: hf, init.path: FOLDER,
+            init.upstream: [tinystories]}, or {init: checkpoint, init.path: RUN}
     arms    by name, overrides of what goes on from it; a list is every value: {ewc: {retention: ewc, ...: [1, 10]}};
             null leaves one out
     lrs     learning rates of every arm that names none itself (`optimizer.lr`)
@@ -48,6 +50,7 @@ class Methods:
         equal: str = "compute",
         seeds: int = 2,
         only: Mapping[str, Sequence[str]] | None = None,
+        start: Mapping[str, Values] | None = None,
     ) -> None:
         kept = {name: dict(arm) for name, arm in arms.items() if arm is not None}
         if not kept or seeds < 1:
@@ -59,7 +62,10 @@ class Methods:
         for name in ("seed", "init", "init.path"):
             if name in base or any(name in arm for arm in kept.values()):
                 raise ValueError(f"design: {name} follows from the plan, so no base and no arm may set it")
+        if start is not None and not {"init", "init.path"} <= set(start):
+            raise ValueError(f"design.start={dict(start)}: write init and init.path: {{init: hf, init.path: FOLDER}}")
         self.base, self.arms, self.lrs, self.seeds = dict(base), kept, list(lrs), seeds
+        self.start = start
         self.tokens, self.equal = tokens, equal
         self.only = {name: list(lines) for name, lines in (only or {}).items() if arms.get(name) is not None}
         for name in only or {}:
@@ -71,6 +77,8 @@ class Methods:
 
     def bases(self) -> list[list[str]]:
         """Overrides of the base runs."""
+        if self.start is not None:
+            return []
         return [[*one, f"seed={seed}"] for one in product(self.base) for seed in range(self.seeds)]
 
     def continuations(self, base: Sequence[str] | None = None) -> list[list[str]]:
@@ -101,11 +109,16 @@ class Methods:
 
     def rounds(self, ground: Ground) -> Iterator[list[list[str]]]:
         """The base runs; when they have run, the arms."""
-        yield self.bases()
+        if self.start is None:
+            yield self.bases()
         yield self.arms_of(ground)
 
     def arms_of(self, ground: Ground) -> list[list[str]]:
-        """Every arm of every base that has finished; the others are named."""
+        """Every arm of every base that has finished, the others are named; or of the weights to start from."""
+        if self.start is not None:
+            start = [f"{name}={written(value)}" for name, value in self.start.items()]
+            seeds = [f"seed={seed}" for seed in range(self.seeds)]
+            return [[*one, seed, *start] for seed in seeds for one in self.continuations()]
         runs, found = (read_runs(ground.folder) if ground.folder.is_dir() else []), []
         for base in self.bases():
             run = trained(runs, base, self.bases())
@@ -138,6 +151,8 @@ def listed(values: Values) -> Sequence[Any]:
 
 
 def written(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(written, value))}]"
     return "null" if value is None else str(value)
 
 
