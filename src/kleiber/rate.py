@@ -1,7 +1,9 @@
-"""The learning rate of a run that names none, where muP's does not serve: in the standard parametrisation.
+"""The learning rate of a run that names none, where muP's does not serve: in the standard parametrisation, and of
+preferences.
 
-There the best rate falls as the width grows, and weights that were trained elsewhere want a smaller one than new ones:
-at muP's .02 five steps unlearn an imported model. It changes no rate that anybody wrote, and imports no torch.
+In the standard parametrisation the best rate falls as the width grows, and weights that were trained elsewhere want a
+smaller one than new ones: at muP's .02 five steps unlearn an imported model. It changes no rate that anybody wrote, and
+imports no torch.
 
 From scratch .3 / width: within 30 % of the best at widths 32, 64 and 128 (.0072, .0048, .0023; study=mup_transfer), and
 3.9e-4 at width 768, where GPT-3's smallest took 6e-4 (Brown et al. 2020, arXiv:2005.14165, table 2.1). To fine-tune
@@ -9,6 +11,9 @@ From scratch .3 / width: within 30 % of the best at widths 32, 64 and 128 (.0072
 A.3) and the 2e-5 of a Llama of 7B (Touvron et al. 2023, arXiv:2307.09288, 3.1). LoRA ten times as much: 6.5e-4 at 768,
 where Hu et al. 2021 (arXiv:2106.09685, table 9) took 4e-4 to 5e-4; ten times as in Biderman et al. 2024
 (arXiv:2405.09673). DoRA as much as LoRA.
+
+DPO and its kin, which a large step tears from the reference, take a tenth of any of these, and of muP's: 1.2e-6 at 4096,
+beside the 1e-6 of Rafailov et al. 2023 (arXiv:2305.18290, appendix B).
 """
 
 from __future__ import annotations
@@ -20,27 +25,35 @@ from typing import Any
 from kleiber.signatures import signature
 
 MUP = 0.02  # AdamW's default, in whose units the numbers below are
-SCRATCH, TRAINED, LORA = 0.3, 0.05, 10.0
+SCRATCH, TRAINED, LORA, PREFERENCE = 0.3, 0.05, 10.0, 0.1
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # what config.json files call it
 
 
 def usual_rate(config: Mapping[str, Any], trained: bool) -> float | None:
-    """The rate by width of a config in the standard parametrisation; None in any other, or where one is written.
+    """The rate of a config, to two digits; None where one is written, or where the optimizer's default serves.
 
-    trained  whether the run begins with trained weights. To two digits.
+    trained  whether the run begins with trained weights
     """
     node, usual = config["model"], _default(config["optimizer"])
     if usual is None:
         return None
+    share = PREFERENCE if _of_preferences(config) else 1.0
     wrapped = str(node["_target_"]).endswith(".HFModel")
     if not wrapped and not str((node.get("parametrization") or {}).get("_target_")).endswith(".Standard"):
-        return None
+        return float(f"{usual * share:.1e}") if share < 1 else None
     width = _wrapped_width(node) if wrapped else node.get("width") or node["aspect"] * node["depth"]
     if not isinstance(width, int) or width < 1:  # which the check refuses
         return None
     lora = str((config.get("adapter") or {}).get("_target_")).endswith((".LoRA", ".DoRA"))
-    rate = (TRAINED if trained else SCRATCH) * (LORA if lora else 1.0) / width
+    rate = share * (TRAINED if trained else SCRATCH) * (LORA if lora else 1.0) / width
     return float(f"{rate * usual / MUP:.1e}")
+
+
+def _of_preferences(config: Mapping[str, Any]) -> bool:
+    """Whether the loss holds a policy against its reference."""
+    return str((config.get("objective") or {}).get("_target_")).startswith(
+        ("kleiber.objectives.dpo.", "kleiber.objectives.kto.")
+    )
 
 
 def _default(optimizer: Any) -> float | None:
