@@ -12,8 +12,8 @@ A.3) and the 2e-5 of a Llama of 7B (Touvron et al. 2023, arXiv:2307.09288, 3.1).
 where Hu et al. 2021 (arXiv:2106.09685, table 9) took 4e-4 to 5e-4; ten times as in Biderman et al. 2024
 (arXiv:2405.09673). DoRA as much as LoRA.
 
-DPO and its kin, which a large step tears from the reference, take a tenth of any of these, and of muP's: 1.2e-6 at 4096,
-beside the 1e-6 of Rafailov et al. 2023 (arXiv:2305.18290, appendix B).
+DPO and its kin, which a large step tears from the reference, take a tenth of these and of muP's: 1.2e-6 at 4096, beside
+the 1e-6 of Rafailov et al. 2023 (arXiv:2305.18290, appendix B).
 """
 
 from __future__ import annotations
