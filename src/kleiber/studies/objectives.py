@@ -45,7 +45,7 @@ class Objectives(Options):
         if len({one["objective"] for one in slopes}) < 2:
             text = f"only {', '.join(sorted(rows['objective'].unique()))} has points enough: no comparison yet"
             notes.append({"code": "missing", "level": "warn", "text": text})
-        head = apart[0]["in words"] if apart else notes[-1]["text"]
+        head = "; ".join(one["in words"] for one in apart) if apart else notes[-1]["text"]
         tables = {"Local exponents": slopes, "Difference": apart}
         return Findings(head[0].upper() + head[1:] + ".", notes, tables, figures(rows), methods=METHODS)
 
@@ -100,10 +100,12 @@ def differences(slopes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for other in here[1:]:
             gap = other["exponent"] - here[0]["exponent"]
             half = float(np.hypot(*((one["hi"] - one["lo"]) / 2 for one in (other, here[0]))))
-            verdict = "more" if gap - half > 0 else "less" if gap + half < 0 else "neither more nor less for sure"
-            words = f"with {along}, the loss of {other['objective']} falls {verdict} steeply than that of "
-            words += f"{here[0]['objective']}: exponent {other['exponent']:.3f} against {here[0]['exponent']:.3f}, "
-            words += f"difference {gap:+.3f} +- {half:.3f}"
+            verdict = (
+                "more steeply than" if gap - half > 0 else "less steeply than" if gap + half < 0 else "within noise as"
+            )
+            words = f"with {along} the loss of {other['objective']} falls {verdict} that of {here[0]['objective']} "
+            words += f"(exponent {other['exponent']:.3f} against {here[0]['exponent']:.3f}, difference "
+            words += f"{gap:+.3f} +- {half:.3f})"
             found.append({"along": along, "difference": gap, "half": half, "in words": words})
     return found
 
