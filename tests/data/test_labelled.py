@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tables import folder, jsonl
 from kleiber.data.labelled import Labelled, LabelledRows, shortened
 from kleiber.data.padded import Held
 from kleiber.data.sampler import stream
+from kleiber.data.text import known_splits
 
 
 def reviews(count: int = 40) -> list[dict]:
@@ -191,6 +193,11 @@ def test_without_validation_the_test_split_is_scored_and_else_a_twentieth_is_hel
     assert len(held) == 6 and not texts[0] & texts[1] and len(texts[0] | texts[1]) == 60
     again = Labelled(jsonl(tmp_path / "same.jsonl", twice)).prepare(64)
     assert again.hash == corpus.hash
+
+
+def test_of_mnli_the_matched_split_is_scored() -> None:
+    splits: Any = {name: name for name in ("train", "validation_matched", "validation_mismatched", "test_matched")}
+    assert known_splits(splits, "mnli") == {"train": "train", "validation": "validation_matched"}
 
 
 def test_part_of_a_sorted_table_still_has_all_classes(tmp_path: Path, cache: Path) -> None:
