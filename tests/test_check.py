@@ -87,6 +87,11 @@ def test_pairs_of_keys_are_both_named():
             ["objective=dpo", "data=preference", "data.path=x", "objective.reference=adapter_off", "adapter=freeze"],
             ["objective.reference=adapter_off", "adapter=lora"],
         ),
+        (["model=bert"], ["objective=clm", "model.causal=false"]),
+        (
+            [*(f"model{one}" for one in ("=hf", ".path=gpt2", ".weights=random")), "data=instruct", "data.path=x"],
+            ["data.pack=true", "model=hf"],
+        ),
         (["callbacks=positions", "model=bert", "objective=mlm"], ["callbacks=positions", "model.causal=false"]),
         (["callbacks=latency", "model=bert", "objective=mlm"], ["callbacks=latency", "model.causal=false"]),
         (

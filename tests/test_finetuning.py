@@ -36,6 +36,13 @@ def test_an_interrupted_dpo_ends_as_the_unbroken_one(launch, interrupted):
     assert losses[0] == pytest.approx(np.log(2), abs=1e-6) and losses[-1] < 0.6
 
 
+def test_a_run_in_bf16_begins_at_its_reference(launch):
+    folder = launch(*PAIRS, "trainer.precision=bf16", "trainer.max_steps=1", "callbacks.log.every=1", "model.depth=1")
+    (row,) = [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "train/margin" in r]
+    assert row["train/margin"] == pytest.approx(0, abs=1e-6)
+    assert row["train/loss"] == pytest.approx(np.log(2), abs=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("name,data", TASKS)

@@ -1,6 +1,7 @@
 """Out and back: an exported run says the same in transformers, and an imported folder is a run to start from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from kleiber.cli import main
 from kleiber.data.tokenizer import Bytes
 from kleiber.folder import read_config
-from kleiber.interchange import export, import_hf
-from kleiber.opened import open_model
+from kleiber.interchange import card, export, import_hf
+from kleiber.models.transformer import Transformer
+from kleiber.opened import Opened, open_model
 from kleiber.types import Batch
 
 TEXT = "The keeper weighed 1,234 mice: naïve, 東京 🙂\n\tand  more"
@@ -107,6 +109,33 @@ def test_a_wrapped_model_is_opened_from_its_folder_and_nothing_is_written_for_wh
     with pytest.raises(ValueError, match="model_type=gpt2"):
         import_hf(tmp_path / "gpt2", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    shutil.copytree(source, tmp_path / "copy")
+    more = json.loads((source / "tokenizer.json").read_text())
+    more["added_tokens"].append(more["added_tokens"][0] | {"id": 512, "content": "[PAD]"})
+    (tmp_path / "copy" / "tokenizer.json").write_text(json.dumps(more))
+    with pytest.raises(ValueError, match="its tokenizer has 513 tokens and its embedding 512 rows"):
+        import_hf(tmp_path / "copy", tmp_path / "out")
+    shutil.copy(source / "tokenizer.json", tmp_path / "copy" / "tokenizer.json")
+    (tmp_path / "copy" / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"the weights in .*copy are not those of this model"):
+        import_hf(tmp_path / "copy", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto", "use"),
+    [
+        ("GPT2LMHeadModel", "AutoModelForCausalLM", "text-generation"),
+        ("BertForMaskedLM", "AutoModelForMaskedLM", "fill-mask"),
+        ("BertModel", "AutoModel", "feature-extraction"),
+    ],
+)
+def test_a_card_loads_what_was_written_and_names_the_heads_left_out(kind, auto, use):
+    model = Transformer(16, depth=1, width=32)
+    model.add_head("sst2", 2)
+    told = card(Opened("run", model, Bytes()), kind)
+    assert f"import {auto}, AutoTokenizer" in told and f"pipeline_tag: {use}\n" in told
+    assert "| heads left out | sst2 |" in told
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ def fit_together(config: Mapping[str, Any]) -> None:
     _next_token(config)
     _line(config)
     _reference(config)
+    _packed(config)
 
 
 def argument(node: Mapping[str, Any], name: str) -> Any:
@@ -130,6 +131,12 @@ def _stages(config: Mapping[str, Any]) -> None:
 
 
 def _next_token(config: Mapping[str, Any]) -> None:
+    loss = config["objective"]
+    if argument(config["model"], "causal") is False and any(_is(loss, kind) for kind in ("CLM", "Distill")):
+        name = str(loss["_target_"]).rsplit(".", 1)[-1].lower()
+        raise ConfigError(
+            f"objective={name} asks for the next token, and model.causal=false reads it: objective=mlm, or model=gpt"
+        )
     nodes = list((config["callbacks"] or {}).values())
     for kind in ("Positions", "Latency"):
         if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
@@ -152,6 +159,14 @@ def _reference(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             "objective.reference=adapter_off asks the model without its adapter, and there is none to leave out: set "
             "adapter=lora, or objective.reference=start"
+        )
+
+
+def _packed(config: Mapping[str, Any]) -> None:
+    data = config["data"]
+    if _is(config["model"], "HFModel") and _is(data, "Instruct") and argument(data, "pack"):
+        raise ConfigError(
+            "data.pack=true puts several conversations in a row, and model=hf attends over it all: set data.pack=false"
         )
 
 

@@ -1,13 +1,15 @@
 """`kleiber export` and `kleiber import`: a run as a Hugging Face folder, and such a folder as the start of a run.
 
 What is written loads with `AutoModelForCausalLM` and `AutoTokenizer` and needs nothing of ours; multipliers are folded
-into the weights. It refuses what has no twin there, an existing folder, and weights that are pickles.
+into the weights. A wrapped model is written as what it was, heads of tasks are left out and named. It refuses what has
+no twin there, an existing folder, and weights that are pickles.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,11 @@ from kleiber.opened import Opened, new_model, open_model
 from kleiber.summary import versions, write_json
 
 FORMAT = "kleiber.import/1"
+KINDS = {  # ends of transformers' names of models: which AutoModel loads one, and what for
+    "ForCausalLM": ("ForCausalLM", "text-generation"),
+    "LMHeadModel": ("ForCausalLM", "text-generation"),
+    "ForMaskedLM": ("ForMaskedLM", "fill-mask"),
+}
 
 
 def export(run: str, out: Path) -> None:
@@ -40,15 +47,25 @@ def export(run: str, out: Path) -> None:
     twin.save_pretrained(out)
     save_tokenizer(opened.tokenizer, out, opened.model.context)
     (out / "README.md").write_text(card(opened, type(twin).__name__))
+    if opened.model.heads:
+        print(f"{out} has no heads of tasks: {', '.join(opened.model.heads)} stay in {run}", file=sys.stderr)
 
 
 def import_hf(folder: Path, out: Path) -> None:
     """Writes a Hugging Face folder as a run of no steps: `init=checkpoint init.path=OUT` starts from it.
 
-    Llama, Qwen3, Mixtral and Qwen3-MoE become our own model; any other is wrapped as it is by model=hf.
-    Raises ValueError for another architecture, weights that do not fit, or an `out` that is there.
+    Llama, Qwen3, Mixtral and Qwen3-MoE become our own model. Raises ValueError, and leaves nothing behind, for another
+    architecture (model=hf wraps those as they are), weights that do not fit, and an `out` that is there.
     """
     new_folder(out)
+    try:
+        _write_run(folder, out)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _write_run(folder: Path, out: Path) -> None:
     node, tokenizer = hf_model_node(folder), hf_tokenizer(folder)
     home = str((out / TOKENIZER).absolute())
     config = {
@@ -56,15 +73,19 @@ def import_hf(folder: Path, out: Path) -> None:
         "data": {"_target_": "kleiber.data.unknown.Unknown", "tokenizer": home},
         "objective": {"_target_": "kleiber.objectives.clm.CLM"},
     }  # fmt: skip
-    out.mkdir(parents=True)
-    (out / TOKENIZER).mkdir()
+    (out / TOKENIZER).mkdir(parents=True)
     for name in (FILE, CONFIG, "config.json"):  # the last one tells how many rows the embedding has
         if (Path(tokenizer) / name).is_file():
             shutil.copy(Path(tokenizer) / name, out / TOKENIZER / name)
     from kleiber.data.pretrained import pretrained
 
     known = pretrained(home)
-    assert known.vocab_size == hf_vocab_size(folder)
+    rows = hf_vocab_size(folder)
+    if known.vocab_size != rows:
+        raise ValueError(
+            f"{folder}: its tokenizer has {known.vocab_size} tokens and its embedding {rows} rows (vocab_size of "
+            "config.json): leave the tokens without a row out of tokenizer.json"
+        )
     model = new_model(config, known)
     load_hf(model, folder)
     import yaml
@@ -141,11 +162,13 @@ def card(opened: Opened, architecture: str) -> str:
         "learning rate": record.get("lr"),
         "seed": summary.get("seed"),
     } | dict(metrics)
+    facts |= {"heads left out": ", ".join(opened.model.heads)} if opened.model.heads else {}
+    auto, use = next((found for end, found in KINDS.items() if architecture.endswith(end)), ("", "feature-extraction"))
     rows = "".join(f"| {name} | {value if value not in (None, '') else 'unknown'} |\n" for name, value in facts.items())
     made = ", ".join(f"{name} {number}" for name, number in versions().items() if name in ("torch", "transformers"))
     return f"""---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {use}
 tags: [kleiber]
 ---
 
@@ -158,8 +181,8 @@ follows from that of the data, which this folder does not know.
 | --- | --- |
 {rows}
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = (kind.from_pretrained("FOLDER") for kind in (AutoModelForCausalLM, AutoTokenizer))
+from transformers import AutoModel{auto}, AutoTokenizer
+model, tokenizer = (kind.from_pretrained("FOLDER") for kind in (AutoModel{auto}, AutoTokenizer))
 ```
 
 Written with {made}.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,10 @@ class Place:
     rank: int = 0
     world_size: int = 1
     autocast: bool = False
+
+    def precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """In which a model is asked: that of training."""
+        return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()
 
 
 def scores(
@@ -47,7 +51,7 @@ def score(model: Any, task: Task, tokens: int | None, rows: int, place: Place) -
     device = next(model.parameters()).device
     make = getattr(task.objective, "scorer", None)
     scorer = None if make is None else make()
-    with torch.autocast(device.type, torch.bfloat16) if place.autocast else nullcontext():
+    with place.precision(device):
         batches = evaluation_batches(chosen, rows, None, rank, world)
         sums = held_out_loss(model, task.objective if scorer is None else scorer.add, batches, device)
     if world > 1:

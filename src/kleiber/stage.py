@@ -119,7 +119,8 @@ def begin(tree: Tree, stage: Stage, model: Any) -> None:
     ask = getattr(stage.plan.objective, "begin", None)
     if ask is not None:
         first = stage.parent if stage.continues and stage.parent else stage.name
-        ask(model, stage.plan.corpus, tree.place(first).parent)
+        with tree.hardware.place.precision(tree.hardware.device):  # a reference rounds as the model that trains does
+            ask(model, stage.plan.corpus, tree.place(first).parent)
 
 
 def newest(tree: Tree, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:

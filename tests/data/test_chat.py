@@ -72,5 +72,15 @@ def test_unknown_forms_and_roles_are_named() -> None:
     assert not recognised(["text", "label"])
     with pytest.raises(ValueError, match="columns text, label: they are read as messages"):
         conversation({"text": "a", "label": 1})
+    parts = [{"role": "user", "content": [{"type": "text", "text": "2"}]}]
+    for row, told in (
+        ({"question": "2+2?", "answer": 4}, "answer: 4 is neither text nor messages"),
+        ({"instruction": "2+2?", "input": "", "output": 4}, "output: 4 is no text"),
+        ({"messages": ["2?", "4"]}, r"messages: '2\?' is no message"),
+        ({"messages": "2?"}, r"messages: '2\?' is no list of messages"),
+        ({"messages": parts}, "messages: .*'text': '2'.* is no text"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            conversation(row)
     with pytest.raises(ValueError, match="role 'narrator' is not one of system, user"):
         turns([{"role": "narrator", "content": "once"}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tables import folder, jsonl
 from kleiber.data.labelled import Labelled, LabelledRows, shortened
 from kleiber.data.padded import Held
 from kleiber.data.sampler import stream
+from kleiber.data.text import known_splits
 
 
 def reviews(count: int = 40) -> list[dict]:
@@ -125,6 +127,32 @@ def test_classes_by_name_and_several_classes(tmp_path: Path, cache: Path) -> Non
     corpus = Labelled(folder(tmp_path / "s", train=several, validation=several)).prepare(16)
     assert (corpus.kind, corpus.label_names, corpus.metric) == ("multi", ["sun", "wind"], "micro_f1")
     assert isinstance(corpus.train, LabelledRows) and corpus.train.labels[:3].tolist() == [[0, 0], [1, 0], [1, 1]]
+    gaps = [{"text": "x", "label": [["sun", None], [None], None, []][i % 4]} for i in range(8)]
+    rows = Labelled(folder(tmp_path / "g", train=gaps, validation=gaps)).prepare(16).train
+    assert isinstance(rows, LabelledRows) and rows.labels.tolist() == [[1], [0]] * 2  # sun, and what has none
+
+
+def test_whole_numbers_with_gaps_are_classes_in_csv_too(tmp_path: Path, cache: Path) -> None:
+    def written(name: str, labels: list[str]) -> str:
+        (tmp_path / name).write_text("text,label\n" + "".join(f"no. {i},{one}\n" for i, one in enumerate(labels)))
+        return str(tmp_path / name)
+
+    corpus = Labelled(written("gaps.csv", ["", "2", "7"] * 20)).prepare(32)
+    assert (corpus.kind, corpus.label_names) == ("single", ["2", "7"])
+    held = corpus.validation["gaps"]
+    assert isinstance(held, Held) and len(corpus.train) + len(held) == 40
+    assert Labelled(written("scores.csv", ["", "2", "7.5"] * 20)).prepare(32).kind == "regression"
+
+
+def test_indicators_are_no_classes_and_splits_without_labels_are_named(tmp_path: Path, cache: Path) -> None:
+    hot = [{"text": "x", "label": [i % 2, 1, 0]} for i in range(6)]
+    with pytest.raises(ValueError, match=r"data.label=label: the row \[0, 1, 0\] names a class twice"):
+        Labelled(folder(tmp_path / "hot", train=hot, validation=hot)).prepare(16)
+    hidden = [{"text": "x", "label": -1}] * 4
+    for splits, told in ((("train", "validation"), "score"), (("validation", "train"), "train")):
+        path = folder(tmp_path / told, **dict(zip(splits, (reviews(4), hidden), strict=True)))
+        with pytest.raises(ValueError, match=f"no labelled rows to {told} on"):
+            Labelled(path).prepare(32)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +193,11 @@ def test_without_validation_the_test_split_is_scored_and_else_a_twentieth_is_hel
     assert len(held) == 6 and not texts[0] & texts[1] and len(texts[0] | texts[1]) == 60
     again = Labelled(jsonl(tmp_path / "same.jsonl", twice)).prepare(64)
     assert again.hash == corpus.hash
+
+
+def test_of_mnli_the_matched_split_is_scored() -> None:
+    splits: Any = {name: name for name in ("train", "validation_matched", "validation_mismatched", "test_matched")}
+    assert known_splits(splits, "mnli") == {"train": "train", "validation": "validation_matched"}
 
 
 def test_part_of_a_sorted_table_still_has_all_classes(tmp_path: Path, cache: Path) -> None:

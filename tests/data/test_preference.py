@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tables import folder
+from tables import folder, jsonl
 
 from kleiber.data.chat import Turn
 from kleiber.data.padded import Held
@@ -54,6 +54,8 @@ def test_forms_of_the_same_pair() -> None:
     assert pair({"chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
     with pytest.raises(ValueError, match="no turns of Human and Assistant"):
         transcript("just a text")
+    with pytest.raises(ValueError, match="rejected: 0 is neither text nor messages"):
+        pair({"prompt": "1-1?", "chosen": "0", "rejected": 0})
 
 
 def test_a_prompt_too_long_keeps_its_end_on_both_sides(tmp_path: Path, cache: Path) -> None:
@@ -85,6 +87,24 @@ def test_pairs_that_teach_nothing_are_left_out(tmp_path: Path, cache: Path, capl
     with pytest.raises(ValueError, match=r"=rejected: .* has no such column; it has prompt, chosen"):
         table = [{"prompt": "p", "chosen": "c"}] * 5
         Preference(folder(tmp_path / "q", train=table, validation=table)).prepare(64)
+
+
+@pytest.mark.parametrize("spoken", [False, True])
+def test_no_prompt_is_both_trained_on_and_held_out(tmp_path: Path, cache: Path, spoken: bool) -> None:
+    """Of rows that are given without a split: else the answers held out are to questions that were practised."""
+    table = [{"prompt": f"say {i // 5}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(100)]
+    if spoken:
+        before = [f"\n\nHuman: {row['prompt']}\n\nAssistant: " for row in table]
+        table = [{k: b + row[k] for k in ("chosen", "rejected")} for b, row in zip(before, table, strict=True)]
+    corpus = Preference(jsonl(tmp_path / "p.jsonl", table)).prepare(64)
+    prompts = []
+    for rows in (corpus.train, corpus.pairs()["validation"]):
+        assert isinstance(rows, PairRows)
+        sides = [rows.side(i) for i in range(2 * len(rows))]
+        prompts.append({bytes(ids[marks == 0][1:].tolist()) for ids, marks in sides})
+    assert (len(corpus.train), len(prompts[0] | prompts[1])) == (95, 20) and not prompts[0] & prompts[1]
+    alone = [{"prompt": "", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(100)]
+    assert len(Preference(jsonl(tmp_path / "q.jsonl", alone)).prepare(64).train) == 95
 
 
 def test_known_tables(shared: Path, cache: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tables import folder
+from tables import folder, jsonl
 
 from kleiber.data.chat import Turn
 from kleiber.data.unpaired import Unpaired, UnpairedCorpus, verdict
@@ -58,6 +58,10 @@ def test_rows_without_an_answer_are_left_out_and_messages_are_read(tmp_path: Pat
     assert read(*corpus.judged()["train"].side(0))[1] == "fine"
     corpus = prepared(tmp_path / "more", [*answers(), {"prompt": "p", "completion": "", "label": True}])
     assert len(corpus.train) == 12 and corpus.manifest["p"]["splits"]["train"]["useless"] == 1
+    table = [{"prompt": f"{i // 5}", "completion": f"yes {i}", "label": i % 2 == 0} for i in range(100)]
+    split = Unpaired(jsonl(tmp_path / "lone.jsonl", table)).prepare(64).judged()
+    asked = [{read(*rows.side(2 * i))[0] for i in range(len(rows))} for rows in split.values()]
+    assert len(asked[0]) == 19 and not asked[0] & asked[1], "no prompt is both trained on and held out"
 
 
 def test_what_is_no_verdict_and_what_has_none_is_refused(tmp_path: Path, cache: Path) -> None:

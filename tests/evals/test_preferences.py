@@ -70,6 +70,14 @@ def test_the_interval_of_a_coin_is_that_of_the_binomial() -> None:
     assert (found["hi"] - found["lo"]) / 2 == pytest.approx(1.645 * 0.5 / np.sqrt(400), rel=0.1)
 
 
+def test_resamples_of_many_pairs_are_not_held_at_once(monkeypatch) -> None:
+    values, held = np.tile([0.0, 1.0], 1000), []
+    whole, mean = interval(values), np.mean
+    monkeypatch.setattr(np, "mean", lambda rows, axis=None: (held.append(rows.size), mean(rows, axis=axis))[1])
+    found = interval(values)
+    assert max(held) <= 2**20 and found == whole
+
+
 def test_an_objective_without_pairs_is_refused(subject: Subject) -> None:
     with pytest.raises(ValueError, match=r"objective=CLM has none: take a run of objective=dpo"):
         evaluate(Subject(subject.model, subject.corpus, CLM()))

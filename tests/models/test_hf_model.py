@@ -167,6 +167,9 @@ def test_what_cannot_be_is_refused_by_key(tmp_path):
         HFModel(VOCAB, "/nowhere")
     with pytest.raises(ValueError, match="512 positions"):
         HFModel(VOCAB, "bert", "random", KINDS["bert"], context=513)
+    for kind in ("t5", "mamba"):
+        with pytest.raises(ValueError, match=f"model.path={kind}: {kind} is not one tower of attention"):
+            HFModel(VOCAB, kind, "random", {"num_hidden_layers": 1}, context=16)
     model = build("bert")
     model.inner.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"48 token ids.*data\.tokenizer"):
@@ -175,6 +178,9 @@ def test_what_cannot_be_is_refused_by_key(tmp_path):
         HFModel(VOCAB - 1, str(tmp_path), context=16)
     with pytest.raises(ValueError, match="segments"):
         model(Batch(torch.zeros(1, 2, dtype=torch.long), segments=torch.zeros(1, 2, dtype=torch.long)))
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"model\.path=.* cannot be loaded"):
+        HFModel(VOCAB, str(tmp_path), context=16)
     torch.save(model.inner.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="safetensors"):
@@ -194,6 +200,18 @@ def test_an_encoder_without_an_output_layer_has_heads_of_tasks_alone(tmp_path):
     model.add_head("task", 3)
     model.heads["task"](hidden[:, 0]).sum().backward()
     assert count_parameters(model).embedding == VOCAB * 32
+
+
+def test_an_output_layer_of_unknown_form_is_none_and_the_encoder_still_serves():
+    for kind, sizes in (("electra", WIDE | {"embedding_size": 16}), ("albert", WIDE | {"embedding_size": 16})):
+        model = HFModel(VOCAB, kind, "random", sizes, context=16)
+        assert model(Batch(torch.randint(VOCAB, (2, 5)))).hidden.shape == (2, 5, 32)
+        with pytest.raises(ValueError, match=f"is a {kind}, whose output layer is of a form not known here"):
+            _ = model.head.weight
+    with pytest.raises(ValueError, match="a albert has no list of 2 layers of its own"):  # they share one
+        parts(model)
+    bloom = HFModel(VOCAB, "bloom", "random", {"n_layer": 2, "hidden_size": 32, "n_head": 4}, context=16)
+    assert set(parts(bloom).values()) == {"attention", "embedding", "mlp", "norms"}
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "mixtral"])

@@ -152,6 +152,11 @@ def test_calibration_error_by_bins() -> None:
 def test_constant_predictions_score_nothing() -> None:
     _, labels = predictions()
     assert single_label(torch.tensor([[1.0, 0, 0, 0]] * 400), labels)["mcc"] == 0
+    uneven = torch.tensor([0] * 70 + [1] * 30)
+    for logits in ([[1.0, 0]] * 100, [[0, 1.0]] * 100):
+        assert single_label(torch.tensor(logits), uneven)["mcc"] == 0
+    assert single_label(torch.eye(2)[uneven], torch.zeros(100, dtype=torch.long))["mcc"] == 0
+    assert single_label(torch.eye(2)[uneven], uneven)["mcc"] == 1
     assert quantity(torch.full((9,), 2.5), torch.arange(9.0))["pearson"] == 0
     assert quantity(torch.arange(9.0), torch.full((9,), 2.0))["spearman"] == 0
 

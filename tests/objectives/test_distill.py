@@ -17,16 +17,16 @@ from kleiber.types import Batch
 TOY = SimpleNamespace(name="toy", tokenizer=Bytes())
 
 
-def teacher() -> Transformer:
+def teacher(**options) -> Transformer:
     torch.manual_seed(1)
-    return Transformer(272, depth=1, width=32, context=32).eval()
+    return Transformer(272, depth=1, width=32, context=32, **options).eval()
 
 
 def opens(path: str) -> SimpleNamespace:
     """What the run hands over: a teacher that was never trained, under the path `RUN`."""
-    if path != "RUN":
+    if path not in ("RUN", "BERT"):
         raise ValueError(f"{path}: no run is there")
-    return SimpleNamespace(model=teacher(), tokenizer=Bytes())
+    return SimpleNamespace(model=teacher(causal=path == "RUN"), tokenizer=Bytes())
 
 
 def student() -> Transformer:
@@ -85,6 +85,10 @@ def test_what_cannot_teach_is_refused() -> None:
         Distill(other, opens, "RUN")
     with pytest.raises(ValueError, match=r"objective.teacher: nowhere: no run is there"):
         Distill(TOY, opens, "nowhere")
+    with pytest.raises(ValueError, match=r"objective.teacher=BERT reads both ways"):
+        Distill(TOY, opens, "BERT")
+    with pytest.raises(ValueError, match=r"objective=distill with a bidirectional model"):
+        Distill(TOY, opens, "RUN")(teacher(causal=False), rows())
     long = Batch(torch.zeros(1, 60, dtype=torch.long))
     with pytest.raises(ValueError, match="the teacher reads 32 tokens at most"):
         Distill(TOY, opens, "RUN")(student(), long)

@@ -68,6 +68,20 @@ def test_each_arm_is_compared_at_its_own_best_rate_and_at_equal_target_loss(runs
     assert "rank 1 learns less by +0.1" in found.headline and "[" in found.headline
 
 
+def test_arms_of_one_rank_that_differ_otherwise_are_not_pooled(runs, tmp_path):
+    for seed in range(3):
+        write(tmp_path / f"full-{seed}", None, 0.01, seed)
+        for targets, lr in (("attention", 0.03), ("mlp", 0.001)):
+            folder = tmp_path / f"{targets}-{seed}"
+            write(folder, 16, lr, seed)
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config["adapter"]["targets"] = [targets]
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = Adapters().analyse(read_runs(tmp_path)).tables["Each arm at its own best learning rate"]
+    assert [row["arm"] for row in rows] == ["full", "rank 16 targets=['attention']", "rank 16 targets=['mlp']"]
+    assert [row["seeds"] for row in rows] == [3, 3, 3]
+
+
 def test_what_is_missing_is_said(runs):
     rank1 = [run for run in runs if run.name.startswith(("None-0.01-", "1-"))]
     few = Adapters().analyse([run for run in rank1 if run.name.endswith("-0")])

@@ -10,7 +10,7 @@ import yaml
 from kleiber.catalog import read_runs
 from kleiber.studies.transfer import Transfer
 from kleiber.studies.transfer_design import Pretraining, hub_name
-from kleiber.studies.transfer_runs import needed
+from kleiber.studies.transfer_runs import needed, rows_of
 
 KINDS = {
     "mlm": {"model": ["model=bert"], "pretrain": ["objective=mlm"], "lrs": [0.003, 0.01], "scratch": [0.002, 0.005]},
@@ -80,6 +80,15 @@ def test_bases_come_first_then_tuning_at_one_seed_then_every_seed_and_share_at_t
         ]
         if told["study.start"] == "code/1M":
             assert told["init.path"] == str(folders[tuple(base(told["study.kind"], "code", int(told["seed"])))])
+
+
+@pytest.mark.parametrize("score", ["accuracy", "pearson", "micro_f1"])
+def test_a_task_that_names_no_score_is_read_by_that_of_its_kind(tmp_path, score):
+    lines = ["study.kind=mlm", "study.start=docs/1M", "study.task=toy", "study.share=1", "seed=0"]
+    others = {} if score == "pearson" else {"accuracy": 0.7}
+    write(tmp_path, lines, loss=1.0, **(others | {score: 0.5}))
+    (row,) = rows_of(read_runs(tmp_path)).to_dict("records")
+    assert (row["metric"], row["score"]) == (score, 0.5)
 
 
 def test_parts_are_named_and_what_is_not_there_is_refused(tmp_path, monkeypatch):

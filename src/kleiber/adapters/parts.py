@@ -11,7 +11,7 @@ from typing import Any
 from kleiber.errors import did_you_mean
 
 PARTS = ("embedding", "attention", "mlp", "experts", "router", "norms", "head", "heads")
-ATTENTION = {"attention", "attn", "self_attn", "crossattention"}
+ATTENTION = {"attention", "attn", "self_attn", "self_attention", "crossattention"}
 ROUTER = {"router", "gate"}
 NORM = re.compile(r"norm|^ln_?\w?$|^layernorm", re.IGNORECASE)
 LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?")

@@ -39,15 +39,20 @@ class Turn:
 Conversation = list[Turn]
 
 
-def turns(messages: Iterable[Mapping[str, Any]], where: str = "messages") -> Conversation:
-    """Messages of role and content (or from and value). Raises ValueError for a role that nobody here plays."""
+def turns(messages: Any, where: str = "messages") -> Conversation:
+    """Messages of role and content (or from and value). Raises ValueError for a role that nobody here plays, and for
+    what is no message and no text."""
     found = []
+    if isinstance(messages, str):
+        raise ValueError(f"{where}: {messages!r:.80} is no list of messages of role and content")
     for message in messages:
+        if not isinstance(message, Mapping):
+            raise ValueError(f"{where}: {message!r:.80} is no message of role and content")
         said = message.get("role", message.get("from"))
         role = ROLES.get(str(said).lower())
         if role is None:
             raise ValueError(f"{where}: role {said!r} is not one of {', '.join(ROLES)}")
-        found.append(Turn(role, message.get("content", message.get("value")) or ""))
+        found.append(Turn(role, _text(message.get("content", message.get("value")), where)))
     return found
 
 
@@ -57,12 +62,12 @@ def conversation(row: Mapping[str, Any]) -> Conversation:
         if name in row:
             return turns(row[name] or (), name)
     if {"instruction", "output"} <= row.keys():
-        asked, given = row["instruction"] or "", row.get("input") or ""
+        asked, given = (_text(row.get(name), name) for name in ("instruction", "input"))
         prompt = f"{asked}\n\n{given}" if given.strip() else asked
-        return [Turn("user", prompt), Turn("assistant", row["output"] or "")]
+        return [Turn("user", prompt), Turn("assistant", _text(row["output"], "output"))]
     for prompt, answer in PAIRS:
         if {prompt, answer} <= row.keys():
-            return [*_side(row[prompt], "user"), *_side(row[answer], "assistant")]
+            return [*side(row[prompt], "user", prompt), *side(row[answer], "assistant", answer)]
     raise ValueError(f"no form of conversation in the columns {', '.join(row)}: they are read as {FORMS}")
 
 
@@ -73,8 +78,19 @@ def recognised(columns: Sequence[str]) -> bool:
     )
 
 
-def _side(value: Any, role: str) -> Conversation:
-    return [Turn(role, value or "")] if value is None or isinstance(value, str) else turns(value)
+def side(value: Any, role: str, where: str) -> Conversation:
+    """What stands in a column: a text that `role` says, or messages. Raises ValueError for anything else."""
+    if value is None or isinstance(value, str):
+        return [Turn(role, value or "")]
+    if not isinstance(value, Iterable):
+        raise ValueError(f"{where}: {value!r} is neither text nor messages: write it as text")
+    return turns(value, where)
+
+
+def _text(value: Any, where: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{where}: {value!s:.80} is no text: write it as text")
+    return value or ""
 
 
 @dataclass(frozen=True)

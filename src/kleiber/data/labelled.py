@@ -129,7 +129,9 @@ class Labelled:
                 labels |= {"center": float(left.mean()), "scale": float(left.std()) or 1.0}
         held = {name: Held(rows) for name, rows in samples.items() if name != "train" and len(rows)}
         if len(samples["train"]) == 0 or "validation" not in held:
-            raise ValueError(f"data.path={self.path}: no labelled rows to {'score' if held else 'train'} on")
+            raise ValueError(
+                f"data.path={self.path}: no labelled rows to {'train' if len(samples['train']) == 0 else 'score'} on"
+            )
         corpus = LabelledCorpus(
             name=table.name,
             config=told["config"],

@@ -1,12 +1,13 @@
 """What a column of labels holds: classes by number or by name, several classes a row, or a quantity.
 
 The kind follows from the column's type: whole numbers, text and truth values are classes, lists are several classes a
-row (numbers or names), fractions are quantities. A label is missing where it is empty or, for classes, negative.
+row (numbers or names), fractions are quantities. A label is missing where it is empty or, for classes, negative. Whole
+numbers with gaps are classes too, though a table of CSV then holds them as fractions. It refuses 0/1 indicators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,8 +42,9 @@ class Labels:
             return numbers, numbers >= 0
         rows = np.zeros((len(given), len(self.values)), np.float32)
         for row, classes in zip(rows, given, strict=True):
-            row[[place[value] for value in classes or ()]] = 1
-        return rows, np.array([classes is not None for classes in given], bool)
+            row[[place[value] for value in classes or () if not absent(value)]] = 1
+        there = [classes is not None and (not classes or not all(map(absent, classes))) for classes in given]
+        return rows, np.array(there, bool)
 
 
 def absent(value: Any) -> bool:
@@ -54,13 +56,15 @@ def labels_of(tables: dict[str, Dataset], column: str) -> Labels:
     """The kind of the column and its classes, over all splits. Raises ValueError for a column without labels."""
     feature: Any = tables["train"].features[column]
     inner = getattr(feature, "feature", None)
-    if inner is None and str(getattr(feature, "dtype", "")).startswith(("float", "double")):
-        return Labels("regression", ["value"], [])
     several = inner is not None
     found: set[Any] = set()
     for table in tables.values():
         for value in table[column]:
-            found.update(value or ()) if several else found.add(value)
+            found.update(_apart(value or (), column)) if several else found.add(value)
+    if not several and str(getattr(feature, "dtype", "")).startswith(("float", "double")):
+        if not _whole_with_gaps(found):
+            return Labels("regression", ["value"], [])
+        found = {value if value is None or np.isnan(value) else int(value) for value in found}
     values = sorted(value for value in found if not absent(value))
     named = getattr(inner if several else feature, "names", None)
     if named:
@@ -68,3 +72,18 @@ def labels_of(tables: dict[str, Dataset], column: str) -> Labels:
     if len(values) < (1 if several else 2):
         raise ValueError(f"data.label={column}: there are {len(values)} classes ({values}), nothing to tell apart")
     return Labels("multi" if several else "single", list(named or map(str, values)), values)
+
+
+def _apart(classes: Sequence[Any], column: str) -> Sequence[Any]:
+    """The classes of one row. Raises ValueError where one stands there twice."""
+    if len(set(classes)) < len(classes):
+        raise ValueError(
+            f"data.label={column}: the row {list(classes)[:20]} names a class twice; a list holds the classes that a "
+            "row has, so write [0, 2] and not the indicators [1, 0, 1]"
+        )
+    return classes
+
+
+def _whole_with_gaps(values: set[Any]) -> bool:
+    there = [value for value in values if value is not None and not np.isnan(value)]
+    return 0 < len(there) < len(values) and all(float(value).is_integer() for value in there)

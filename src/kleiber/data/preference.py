@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Integer
 
-from kleiber.data import ragged
+from kleiber.data import chat, ragged
 from kleiber.data.cache import cache_root, cached, digest
 from kleiber.data.chat import Conversation, Encoded, Turn, encoded, turns
 from kleiber.data.corpus import TextCorpus, as_bytes, choose_tokenizer
@@ -55,14 +56,17 @@ def pair(row: Row) -> tuple[Conversation, Conversation]:
 
 def side(row: Row, name: str) -> Conversation:
     """The conversation that ends with the answer of column `name`, after the prompt where there is a column of it."""
-    value = row[name] or ""
+    value = row[name]
     if "prompt" not in row:
-        return transcript(value) if isinstance(value, str) else turns(value, name)
-    asked = row["prompt"] or ""
-    before = [Turn("user", asked)] if isinstance(asked, str) else turns(asked, "prompt")
-    answer = [Turn("assistant", value)] if isinstance(value, str) else turns(value, name)
+        return transcript(value or "") if value is None or isinstance(value, str) else turns(value, name)
+    before, answer = chat.side(row["prompt"], "user", "prompt"), chat.side(value, "assistant", name)
     # Some tables repeat the prompt's messages in front of each answer.
     return answer if answer[: len(before)] == before else [*before, *answer]
+
+
+def asked(row: Row, name: str) -> list[str]:
+    """The texts before the answer of column `name`."""
+    return [turn.content for turn in side(row, name)[:-1]]
 
 
 @dataclass
@@ -181,8 +185,9 @@ class Preference(Answers):
             return [turn.content for turn in [*chosen, *rejected[-1:]]]
 
         name = self.name or table_name(place, self.config)
-        meaning = ["preference", TEMPLATE, "labels"]  # the last: a file that older caches lack
-        return Table(place, self.config, name, texts, checked, meaning, as_bytes(self.max_bytes))
+        meaning = ["preference", TEMPLATE, "labels", "by prompt"]  # what older caches lack: a file, a way to split
+        limit, prompt = as_bytes(self.max_bytes), partial(asked, name="chosen")
+        return Table(place, self.config, name, texts, checked, meaning, limit, prompt)
 
     def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float]]:
         told = [pair(row) for row in rows]

@@ -1,7 +1,8 @@
 """Tables of a data set, a row a sample: their splits, the columns they must have, and the text in them.
 
 Splits are the data set's own. Without a validation split the test split is scored, and without either the rows whose
-hash is among the lowest twentieth are held out of training: equal rows fall on the same side.
+hash is among the lowest twentieth are held out of training: equal rows fall on the same side, and so do all answers to
+one prompt.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Table:
     checked    called with the columns of each split before any row is read; raises ValueError for what is missing
     meaning    what decides the content beside the files (columns, template): part of the cache's identity
     max_bytes  at most that much text of each split, of rows in a fixed random order: a sorted table stays mixed
+    together   texts that keep the rows that share them on one side of a split; None: those of the whole row
     """
 
     place: Place
@@ -47,6 +49,7 @@ class Table:
     checked: Callable[[Dataset], None]
     meaning: Any
     max_bytes: int | None = None
+    together: Callable[[Row], list[str]] | None = None
 
     def identity(self) -> dict[str, Any]:
         options = {"config": self.config, "meaning": self.meaning, "max_bytes": self.max_bytes}
@@ -89,7 +92,7 @@ class Table:
             log.info("%s has no validation split: its test split is scored", self.name)
             return {"train": splits["train"], "validation": splits["test"]}
         table = splits["train"]
-        marks = np.fromiter((mark("\x1f".join(self.texts(row))) for row in rows(table)), np.uint64, len(table))
+        marks = np.fromiter((self._mark(row) for row in rows(table)), np.uint64, len(table))
         different = np.unique(marks)
         if len(different) < 2:
             raise ValueError(
@@ -98,6 +101,11 @@ class Table:
         held = marks <= thresholds(different, 1)[0]
         log.info("%s has no validation split: %d of %d rows held out by hash", self.name, held.sum(), len(table))
         return {"train": table.select(np.flatnonzero(~held)), "validation": table.select(np.flatnonzero(held))}
+
+    def _mark(self, row: Row) -> int:
+        """Rows of one mark are held out together; a row of an empty prompt is marked by the whole of it."""
+        shared = self.together(row) if self.together is not None else []
+        return mark("\x1f".join(shared if any(text.strip() for text in shared) else self.texts(row)))
 
     def _limited(self, table: Dataset) -> Dataset:
         if self.max_bytes is None:

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev", "validation_matched"),  # the last of MNLI
+    "test": ("test",),
+}
 SHARE = 0.05  # of the training text for each split that a data set lacks
 
 

@@ -8,6 +8,7 @@ without an answer are left out, and counted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from jaxtyping import Int
 from kleiber.data.chat import Conversation
 from kleiber.data.corpus import as_bytes
 from kleiber.data.instruct import TEMPLATE
-from kleiber.data.preference import AnsweredCorpus, Answers, PairRows, answered, side
+from kleiber.data.preference import AnsweredCorpus, Answers, PairRows, answered, asked, side
 from kleiber.data.rows import locate
 from kleiber.data.sampler import permutation
 from kleiber.data.table import Row, Table, must_have, table_name
@@ -49,7 +50,9 @@ class Unpaired(Answers):
             return [turn.content for turn in side(row, "completion")]
 
         name = self.name or table_name(place, self.config)
-        return Table(place, self.config, name, texts, checked, ["unpaired", TEMPLATE], as_bytes(self.max_bytes))
+        meaning, limit = ["unpaired", TEMPLATE, "by prompt"], as_bytes(self.max_bytes)
+        prompt = partial(asked, name="completion")
+        return Table(place, self.config, name, texts, checked, meaning, limit, prompt)
 
     def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float]]:
         told = [(side(row, "completion"), verdict(row["label"])) for row in rows]

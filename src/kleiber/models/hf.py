@@ -84,6 +84,7 @@ def load_hf(model: Transformer, folder: Path) -> None:
 
     Raises ValueError where shapes differ, or where the model has multipliers that the weights do not know of.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if not isinstance(model.parametrization, Standard):
@@ -92,7 +93,7 @@ def load_hf(model: Transformer, folder: Path) -> None:
         options: Any = {"use_safetensors": True, "trust_remote_code": False, "dtype": model.embedding.weight.dtype}
         state = AutoModelForCausalLM.from_pretrained(folder, **options).state_dict()
         model.load_state_dict(_import(state, model), strict=True)
-    except (KeyError, RuntimeError, OSError) as error:
+    except (KeyError, RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"the weights in {folder} are not those of this model: {error}") from None
 
 

@@ -64,12 +64,14 @@ def find_head(inner: Any, whole: bool, path: str) -> Any:
             "objective=classify trains heads of its own, weights=random starts from nothing"
         )
     linear = inner.get_output_embeddings()
+    if not isinstance(linear, nn.Linear):
+        return NoHead(f"model.path={path} is a {inner.config.model_type}, whose output layer is no single matrix")
     head = HFHead(linear, _transform(inner), getattr(inner.config, "final_logit_softcapping", None))
     try:
-        right = _is_right(inner, head)
-    except (RuntimeError, TypeError) as error:
+        hidden, logits = _two_tokens(inner)
+    except (RuntimeError, TypeError, IndexError) as error:
         raise ValueError(f"model.path={path} with this model.config does not run: {error}") from None
-    if not right:
+    if not _is_right(head, hidden, logits):
         return NoHead(
             f"model.path={path} is a {inner.config.model_type}, whose output layer is of a form not known here"
         )
@@ -86,13 +88,20 @@ def _transform(inner: Any) -> nn.Module | None:
 
 
 @torch.no_grad()
-def _is_right(inner: Any, head: HFHead) -> bool:
-    """Whether the view gives the model's own logits, on two tokens."""
+def _two_tokens(inner: Any) -> tuple[Tensor, Tensor]:
+    """The model's own hidden states and logits, on two tokens."""
     training = inner.training
     inner.eval()
     try:
-        ids = torch.zeros(1, 2, dtype=torch.long, device=head.linear.weight.device)
-        hidden = inner.base_model(input_ids=ids).last_hidden_state
-        return torch.allclose(head(hidden), inner(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+        ids = torch.zeros(1, 2, dtype=torch.long, device=inner.get_input_embeddings().weight.device)
+        return inner.base_model(input_ids=ids).last_hidden_state, inner(input_ids=ids).logits
     finally:
         inner.train(training)
+
+
+@torch.no_grad()
+def _is_right(head: HFHead, hidden: Tensor, logits: Tensor) -> bool:
+    """Whether the view gives the model's own logits."""
+    if hidden.shape[-1] != head.linear.in_features and head.transform is None:
+        return False
+    return torch.allclose(head(hidden), logits, atol=1e-4, rtol=1e-4)

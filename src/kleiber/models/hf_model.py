@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kleiber.errors import did_you_mean
@@ -57,6 +58,8 @@ class HFModel(nn.Module):
             for name in SPECIALS:  # ids of another vocabulary; padding is told by the mask
                 if hasattr(settings, name):
                     setattr(settings, name, None)
+        if getattr(settings, "is_encoder_decoder", False) or not hasattr(settings, "num_attention_heads"):
+            raise ValueError(f"model.path={path}: {settings.model_type} is not one tower of attention: give another")
         auto = _auto(settings)
         with _quiet():
             self.inner, missing = _build(auto, settings, folder, path)
@@ -100,6 +103,8 @@ class HFModel(nn.Module):
         """The layers, wherever the architecture keeps them."""
         depth = self.config.num_hidden_layers
         lists = [m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        if not lists:
+            raise ValueError(f"a {self.config.model_type} has no list of {depth} layers of its own: leave out adapter")
         return lists[0]
 
     @property
@@ -260,7 +265,7 @@ def _build(auto: str, settings: Any, folder: Path | None, path: str) -> tuple[An
     options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "dtype": torch.float32}
     try:
         model, told = kind.from_pretrained(folder, config=settings, output_loading_info=True, **options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"model.path={path} cannot be loaded: {str(error).splitlines()[0]}") from None
     backbone = id(model.base_model)
     lost = [name for name in told["missing_keys"] if auto and not _outside(model, name, backbone)]

@@ -16,7 +16,7 @@ BINS = 15  # of confidence, for the calibration error (Guo et al. 2017, arXiv:17
 
 
 def single_label(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "rows"]) -> dict[str, float]:
-    """accuracy, macro_f1, mcc (0 for constant predictions), f1 (of class 1, where there are two classes), and ece.
+    """accuracy, macro_f1, mcc (0 for constant predictions or labels), f1 (of class 1, if there are two), and ece.
 
     ece  expected calibration error: sum over bins of share |accuracy - mean confidence|, 15 bins of equal width
     macro_f1 is the mean over the classes that occur among labels or predictions.
@@ -27,9 +27,11 @@ def single_label(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, "row
     found: dict[str, Any] = {
         "accuracy": (guess == labels).float().mean(),
         "macro_f1": metrics.multiclass_f1_score(guess, labels, classes, average="macro"),
-        "mcc": metrics.multiclass_matthews_corrcoef(guess, labels, classes),
+        "mcc": 0.0,
         "ece": metrics.multiclass_calibration_error(logits.softmax(1), labels, classes, n_bins=BINS),
     }
+    if len(guess.unique()) > 1 and len(labels.unique()) > 1:  # of two classes torchmetrics gives constants some
+        found["mcc"] = metrics.multiclass_matthews_corrcoef(guess, labels, classes)
     if classes == 2:
         found["f1"] = metrics.binary_f1_score(guess, labels)
     return {name: float(value) for name, value in found.items()}

@@ -1,6 +1,9 @@
-"""Causal language modelling: the next token from all before it. It refuses rows that leave nothing to predict."""
+"""Causal language modelling: the next token from all before it. It refuses rows that leave nothing to predict, and
+models that read what they are to predict."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -27,6 +30,7 @@ class CLM:
     def __call__(self, model: Model, batch: Batch) -> Loss:
         if batch.tokens.shape[1] < 2:
             raise ValueError("a row of one token has no next token: give rows of at least two")
+        causal(model, "clm")
         output = model(inputs(batch))
         targets = batch.tokens[:, 1:]
         weights = target_weights(batch)
@@ -40,6 +44,12 @@ class CLM:
         weights = target_weights(batch)
         hidden = model(inputs(batch)).hidden
         return Predictions(hidden, model.head, hidden.new_ones(hidden.shape[:2]) if weights is None else weights)
+
+
+def causal(model: Any, name: str) -> None:
+    """Raises ValueError for a model that reads the tokens it is to predict."""
+    if not getattr(model, "causal", True):
+        raise ValueError(f"objective={name} with a bidirectional model, which would read the next token: objective=mlm")
 
 
 def inputs(batch: Batch) -> Batch:

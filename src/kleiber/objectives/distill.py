@@ -2,7 +2,7 @@
 
 The teacher is the model of a finished run, or a Hugging Face folder. It stands outside the trained parameters and
 outside checkpoints, so a student's run needs the teacher's folder as long as it trains. It refuses a teacher of another
-vocabulary.
+vocabulary, and models that read both ways.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from kleiber.nn.divergence import kl_divergence
 from kleiber.nn.loss import cross_entropy
-from kleiber.objectives.clm import inputs, target_weights
+from kleiber.objectives.clm import causal, inputs, target_weights
 from kleiber.types import Batch, Loss
 
 
@@ -42,6 +42,10 @@ class Distill:
             found = open_model(teacher)
         except ValueError as error:
             raise ValueError(f"objective.teacher: {error}") from None
+        if not found.model.causal:
+            raise ValueError(
+                f"objective.teacher={teacher} reads both ways and knows no next token: take a causal model"
+            )
         if found.tokenizer.hash != corpus.tokenizer.hash:
             raise ValueError(
                 f"objective.teacher={teacher} reads ids of {found.tokenizer.hash}, the data is in those of "
@@ -50,6 +54,7 @@ class Distill:
         self.teacher, self.temperature, self.mix = found.model.requires_grad_(False), temperature, mix
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
+        causal(model, "distill")
         rows, targets, weights = inputs(batch), batch.tokens[:, 1:], target_weights(batch)
         if weights is None:
             weights = torch.ones(targets.shape, device=targets.device)

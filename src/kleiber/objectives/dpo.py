@@ -8,6 +8,7 @@ LoRA adapter the model without its updates is that reference too, and can be ask
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from kleiber.types import Batch, Loss, Output
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 50  # forward passes with gradients after which a loss that is still ln 2 is told of
+PATIENCE = 50  # optimizer steps after which a loss that is still ln 2 is told of
 ROWS = 16  # pairs that the reference is asked for at once
 
 
@@ -55,7 +56,7 @@ class DPO:
         if reference not in ("start", "adapter_off"):
             raise ValueError(f"objective.reference={reference}: write start or adapter_off")
         self.beta, self.adapter_off = beta, reference == "adapter_off"
-        self._passes, self._moved = 0, False
+        self._steps, self._watched = 0, False
 
     def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
         """The loss of each pair from the log-ratios of both answers to the reference, and their lengths in tokens."""
@@ -109,22 +110,25 @@ class DPO:
         for name, rows in pairs.items():
             rows.reference = values[name]
 
+    def prepared(self, model: Any, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """The micro-batches of a step as they are: it is counted, since none of them alone moves the model."""
+        self._steps += 1
+        return batches
+
     def scorer(self) -> PreferenceScorer:
         return PreferenceScorer(self)
 
     def _watch(self, difference: Tensor) -> None:
-        if not torch.is_grad_enabled() or self._moved or self._passes > PATIENCE:
+        if not torch.is_grad_enabled() or self._watched or self._steps <= PATIENCE:
             return
-        self._passes += 1
-        if self._passes == PATIENCE:
-            self._moved = bool((difference.abs() * self.beta > 1e-4).any())
-            if not self._moved:
-                log.warning(
-                    "after %d passes every pair's loss is still %.4f, its value at the start: the model has not moved "
-                    "from its reference; look at optimizer.lr, the warm-up, and what adapter=freeze leaves to train",
-                    PATIENCE,
-                    float(self.preference(torch.zeros(1, 2), torch.ones(1, 2))),
-                )
+        self._watched = True
+        if not bool((difference.abs() * self.beta > 1e-4).any()):
+            log.warning(
+                "after %d steps every pair's loss is still %.4f, its value at the start: the model has not moved "
+                "from its reference; look at optimizer.lr, the warm-up, and what adapter=freeze leaves to train",
+                PATIENCE,
+                float(self.preference(torch.zeros(1, 2), torch.ones(1, 2))),
+            )
 
 
 class CDPO(DPO):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,11 @@ def reference(
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of all weights by name, and of their precision."""
+    """A hash of all weights by name, of their precision, and of that of products where autocast is on."""
     sums = hashlib.sha256()
+    device = next(model.parameters()).device.type
+    if torch.is_autocast_enabled(device):
+        sums.update(str(torch.get_autocast_dtype(device)).encode())
     for name, value in sorted(model.state_dict().items()):
         sums.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         sums.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -61,9 +65,9 @@ def _read(folder: Path, asked: dict[str, str]) -> tuple[dict[str, str], Values] 
     """What the stage's folder holds for this data; None where that is nothing, or damaged."""
     try:
         told = json.loads((folder / f"{NAME}.json").read_text())
-        with np.load(folder / f"{NAME}.npz", allow_pickle=False) as arrays:
+        with open(folder / f"{NAME}.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
             values = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError):
+    except (OSError, ValueError, zipfile.BadZipFile):  # a file cut short
         return None
     return (told, values) if all(told.get(name) == value for name, value in asked.items()) else None
 

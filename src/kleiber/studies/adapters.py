@@ -7,7 +7,8 @@ never fully fine-tuned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,15 +108,29 @@ def named(runs: Sequence[Run]) -> Rows:
     """The outcomes with the arm as `method`: `full`, `rank r`, or what else the run trained with."""
     rows = outcomes.outcomes(runs)
     adapters = {run.name: read_config(run.folder).get("adapter") or {} for run in runs}
+    low_rank = ranked([node for node in adapters.values() if "rank" in node])
 
     def arm(row: Any) -> str:
         if row["method"] == outcomes.PLAIN:
             return FULL
-        return (
-            f"rank {adapters[row['run']]['rank']}" if row["method"] == "lora" else f"{row['method']} {row['setting']}"
-        )
+        node = adapters[row["run"]]
+        return low_rank[settled(node)] if row["method"] == "lora" else f"{row['method']} {row['setting']}"
 
     return rows.assign(method=rows.apply(arm, axis=1), setting="")
+
+
+def ranked(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """`rank r` of every low-rank node, with what else is set where that is not the same in all of this rank."""
+    names = {}
+    for node in nodes:
+        alike = [one for one in nodes if one["rank"] == node["rank"] and one["_target_"] == node["_target_"]]
+        differ = [key for key in sorted(node) if any(one.get(key) != node[key] for one in alike)]
+        names[settled(node)] = " ".join([f"rank {node['rank']}", *(f"{key}={node[key]}" for key in differ)])
+    return names
+
+
+def settled(node: Mapping[str, Any]) -> str:
+    return json.dumps(node, sort_keys=True)
 
 
 def rank_of(arm: str) -> tuple[int, str]:

@@ -27,7 +27,8 @@ def rows_of(runs: Sequence[Run]) -> Rows:
         if run.status != "finished" or labels.get("task") is None:
             continue
         stage, (name, *_) = run.stage, run.stage["tasks"]
-        metric = config["data"].get("metric") or "accuracy"
+        usual = ("micro_f1", "accuracy", "pearson")  # of several classes, of one, of a quantity: data.metric=null
+        metric = config["data"].get("metric") or next(m for m in usual if f"val/{name}/{m}" in stage["metrics"])
         found.append(
             {
                 **{key: labels[key] for key in ("kind", "start", "task")}, "share": float(labels["share"]),
