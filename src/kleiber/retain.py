@@ -23,7 +23,7 @@ def retention_methods(tree: Tree, stage: Stage, plan: Plan) -> list[Retention]:
 def retain(
     methods: list[Retention], tree: Tree, stage: Stage, model: Any, tasks: Around, own: dict[str, Any] | None
 ) -> Samples:
-    """Gives the methods their memory (their `own` of a resumed stage) and returns what the stage trains on.
+    """Gives the methods their memory (their `own` of a stage that goes on) and returns what the stage trains on.
 
     What an adapter's stage remembers is about its own parameters: nothing is taken over from it, nor by it.
     """

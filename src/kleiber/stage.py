@@ -84,7 +84,8 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
     if state:
         restore_callbacks(callbacks, state["callbacks"], own=resumed)
     methods = retention_methods(tree, stage, plan)
-    samples = retain(methods, tree, stage, model, tasks, state["retention"] if state and resumed else None)
+    # A branch holds to what its trunk held to: it is the run of its length, and that began where the trunk did.
+    samples = retain(methods, tree, stage, model, tasks, state["retention"] if state else None)
     for logger in tree.loggers:
         if hasattr(logger, "begin"):
             logger.begin(stage.name if len(tree.stages) > 1 else None, start)
