@@ -120,6 +120,14 @@ REFUSED = {
     "one stage": (["stages=chain", "stages.chain={one:{}}"], "at least two stages"),
     "no such key": (["stages=chain", "stages.chain={one:{},two:{mdel:{}}}"], "stages.chain.two.mdel"),
     "its own model": (["stages=chain", "stages.chain={one:{},two:{model:{depth:3}}}"], "no model of its own"),
+    "a method that cannot be": (
+        ["stages=chain", "stages.chain={one:{},two:{}}", "retention=ewc", "retention.ewc.samples=0"],
+        "samples=0 at least 1",
+    ),
+    "an adapter that cannot be": (
+        ["stages=chain", "stages.chain={one:{},two:{}}", "adapter=lora", "adapter.rank=0"],
+        "adapter.rank=0",
+    ),
     "a wrong value": (
         ["stages=chain", "stages.chain={one:{},two:{optimizer:{lr:x}}}"],
         "stages.chain.two: optimizer.lr",

@@ -87,6 +87,10 @@ def test_pairs_of_keys_are_both_named():
             ["objective=dpo", "data=preference", "data.path=x", "objective.reference=adapter_off", "adapter=freeze"],
             ["objective.reference=adapter_off", "adapter=lora"],
         ),
+        (
+            ["stages=docs_then_code", "retention=l2sp", "retention.l2sp.strength=60", "optimizer.lr=0.02"],
+            ["retention.l2sp.strength=60", "optimizer.lr=0.02", "at most 50"],
+        ),
         (["callbacks=positions", "model=bert", "objective=mlm"], ["callbacks=positions", "model.causal=false"]),
         (["callbacks=latency", "model=bert", "objective=mlm"], ["callbacks=latency", "model.causal=false"]),
         (

@@ -9,15 +9,8 @@ from kleiber.build import build
 from kleiber.callbacks.checkpoints import name_of
 from kleiber.callbacks.evaluate import Evaluate
 from kleiber.drift import merged
-from kleiber.plan import Plan
 from kleiber.tree import Around, Stage, Tree
 from kleiber.types import Retention, Samples
-
-
-def retention_methods(tree: Tree, stage: Stage, plan: Plan) -> list[Retention]:
-    """The methods that the stage's config names; the check of the config has seen that there is something to keep."""
-    nodes = stage.config.retention or {}
-    return [build(node, vocabulary=plan.corpus.tokenizer) for node in nodes.values() if node is not None]
 
 
 def retain(

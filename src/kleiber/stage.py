@@ -25,8 +25,8 @@ from kleiber.drift import drift, merged
 from kleiber.lit import LitLM
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.origin import begin_with
-from kleiber.plan import Plan, build_model
-from kleiber.retain import end_retention, retain, retention_methods
+from kleiber.plan import Plan, build_model, retention_of
+from kleiber.retain import end_retention, retain
 from kleiber.sharding import whole
 from kleiber.tree import Around, Stage, Tree, branch_steps
 from kleiber.types import Samples
@@ -83,7 +83,7 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
     state = found.load_state() if found else None
     if state:
         restore_callbacks(callbacks, state["callbacks"], own=resumed)
-    methods = retention_methods(tree, stage, plan)
+    methods = retention_of(cfg, plan.corpus)
     # A branch holds to what its trunk held to: it is the run of its length, and that began where the trunk did.
     samples = retain(methods, tree, stage, model, tasks, state["retention"] if state else None)
     for logger in tree.loggers:

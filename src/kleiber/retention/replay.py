@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kleiber.budget import quantity
 from kleiber.data.mixture import LARGEST_BLOCK, Mixture
 from kleiber.retention.earlier import Source, Text, alike, partners
 from kleiber.types import Batch, Loss, Objective, Retention, Samples, Task, Tokenizer
@@ -47,7 +46,7 @@ class Replay(Retention):
                 "below 1, or leave replay out"
             )
         self.fraction = fraction
-        self.text = Text("replay", source, round(quantity(generated_tokens)), temperature, vocabulary)
+        self.text = Text("replay", source, generated_tokens, temperature, vocabulary)
         self.apart: list[tuple[Task, float]] = []
 
     def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
