@@ -107,6 +107,28 @@ def test_text_that_the_model_wrote_is_a_method_of_its_own():
     assert outcomes.described({"retention": {"replay": {**node, "source": "real"}}}) == ("replay", "fraction=0.2")
 
 
+def test_what_is_frozen_tells_arms_apart():
+    node = {"_target_": "kleiber.adapters.freeze.Freeze", "train": None}
+    found = [outcomes.described({"adapter": {**node, "freeze": parts}}) for parts in (["router"], ["mlp", "norms"])]
+    assert found == [("freeze", "freeze=router"), ("freeze", "freeze=mlp+norms")]
+
+
+def test_several_bases_of_one_seed_are_refused(tmp_path):
+    """Their runs would pass for replicates of one setting."""
+    write_study(tmp_path / "s", seeds=2)
+    for seed in range(2):
+        for lr in (0.003, 0.03):
+            larger = tmp_path / "s" / f"larger-{lr}-{seed}"
+            write_arm(larger, "none", 0.0, lr, seed, params=80_000, base=tmp_path / "s" / "other")
+            told = json.loads((larger / "summary.json").read_text())
+            told["stages"][0]["start_metrics"]["val/docs/loss"] = 1.8
+            (larger / "summary.json").write_text(json.dumps(told))
+    with pytest.raises(
+        ValueError, match=r"none with seed 0 goes on from several bases.*1\.8000 to 2\.0000.*design.base"
+    ):
+        Forgetting().compare(read_runs(tmp_path / "s"))
+
+
 def test_claims_are_judged_with_intervals(record):
     told = {claim["code"]: claim for claim in record["claims"]}
     assert told["replay_monotone"]["holds"] is True and told["fast_forgets"]["holds"] is True
