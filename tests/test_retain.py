@@ -1,6 +1,5 @@
 """What retention methods are given around a stage of a run."""
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -20,3 +19,12 @@ def test_a_branch_holds_to_what_its_trunk_held_to(launch, tmp_path):
     alone = launch(*held, "budget.steps=8", root="alone")
     for name, value in last_weights(alone, "main").items():
         assert torch.equal(last_weights(tree, "4096")[name], value)
+
+
+def test_a_method_that_lacks_what_it_needs_says_so_in_a_line(launch, capsys):
+    base = launch("model=bert", "objective=mlm", "budget.steps=1", root="base")
+    again = ["init=checkpoint", f"init.path={base}", "objective=mlm", "retention=replay", "budget.steps=1"]
+    capsys.readouterr()
+    launch(*again, "retention.replay.source=generated", root="again", code=2)
+    told = capsys.readouterr().err
+    assert "Traceback" not in told and "kleiber: " in told and "no next token" in told
