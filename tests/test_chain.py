@@ -65,6 +65,7 @@ def test_a_chain_hands_its_weights_on_and_scores_every_task_after_every_stage(la
     far = sum((after[name] - before[name]).double().square().sum() for name in before).sqrt()
     size = sum(before[name].double().square().sum() for name in before).sqrt()
     assert two["metrics"]["drift/weights"] == pytest.approx(float(far / size), rel=1e-6)
+    assert two["metrics"]["drift/tiny/untrained"] == pytest.approx(told["baseline"][0], rel=1e-5)
     assert two["metrics"]["drift/tiny/kl"] > 0 and not [key for key in one["metrics"] if key.startswith("drift")]
     assert "after each stage (loss)" in capsys.readouterr().out
     (row,) = frame([read_run(folder)]).to_dict("records")

@@ -20,8 +20,9 @@ from kleiber.callbacks.evaluate import Evaluate
 from kleiber.callbacks.preempt import Preempt
 from kleiber.callbacks.stop import StopAtLoss
 from kleiber.callbacks.throughput import Throughput, peak_flops, peak_memory_bytes
+from kleiber.chain import built_trained
 from kleiber.data.sampler import stream
-from kleiber.drift import drift, merged
+from kleiber.drift import drift, merged, untrained
 from kleiber.lit import LitLM
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.origin import begin_with
@@ -170,12 +171,13 @@ def moved(tree: Tree, stage: Stage, model: Any, tasks: Around) -> dict[str, floa
         return {}
     start = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
     start.to(tree.hardware.device, tree.hardware.dtype)
+    pass_over = round(quantity(stage.config.eval.watch_tokens)), max(1, stage.plan.rows), tree.hardware.place
+    fresh = {} if built_trained(stage.config.model) else untrained(start, tasks.earlier, *pass_over)
     if not begin_from(tree, stage, start):
         return {}
     adapter = stage.config.adapter
     after = merged(model, None if adapter is None else build(adapter).merge)
-    tokens = round(quantity(stage.config.eval.watch_tokens))
-    return drift(start, after, tasks.earlier, tasks.own, tokens, max(1, stage.plan.rows), tree.hardware.place)
+    return fresh | drift(start, after, tasks.earlier, tasks.own, *pass_over)
 
 
 def leave_heads(model: Any, objective: Any) -> None:

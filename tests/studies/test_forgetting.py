@@ -31,6 +31,7 @@ def test_runs_are_read_as_forgetting_and_target_loss(study):
     F, target = truth("replay", 0.05, 0.01)
     assert (one["F"], one["target"]) == pytest.approx((F, target), abs=0.02)
     assert one["peak"] == pytest.approx(1.3 * one["F"]), "the trajectory peaks before its end"
+    assert one["relative"] == pytest.approx(one["F"] / (5.0 - 2.0)), "a share of what the base had learned"
     assert one["setting"] == "fraction=0.05" and one["target_tokens"] == pytest.approx(0.95e6)
     assert one["pretrained"] == 4e6
     line = rows[(rows["method"] == "wise") & (rows["run"] == "none-0.01-0")]

@@ -91,11 +91,8 @@ def watched(stage: Mapping[str, Any], before: Sequence[str]) -> list[tuple[int, 
 
 
 def untrained(run: Run, before: Sequence[str]) -> float:
-    """The earlier tasks' mean loss before any training: known where the run itself trained them, else nan."""
-    told = run.summary.get("R") or {}
-    if not run.stage.get("parent") or not told.get("baseline"):
-        return float("nan")
-    return mean([told["baseline"][told["tasks"].index(task)] for task in before])
+    """The earlier tasks' mean loss before any training, nan where it was not measured."""
+    return mean([run.stage["metrics"].get(f"drift/{task}/untrained") for task in before])
 
 
 def mean(values: Sequence[float | None]) -> float:
