@@ -3,11 +3,12 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from kleiber.catalog import read_runs
 from kleiber.cli import main
-from kleiber.studies import frontier, outcomes
+from kleiber.studies import forgetting, frontier, outcomes
 from kleiber.studies.forgetting import Forgetting
 
 from .comparisons import truth, write_arm, write_base, write_study
@@ -128,6 +129,17 @@ def test_several_bases_of_one_seed_are_refused(tmp_path):
         ValueError, match=r"none with seed 0 goes on from several bases.*1\.8000 to 2\.0000.*design.base"
     ):
         Forgetting().compare(read_runs(tmp_path / "s"))
+
+
+def test_a_frontier_that_ends_before_the_target_is_said_to_bound_f(study):
+    rows = outcomes.outcomes(read_runs(study))
+    assert Forgetting().compare(read_runs(study))["complaints"] == []
+    fast = frontier.averaged(rows[rows["lr"] > 0.02])
+    slow = rows[(rows["lr"] < 0.02) & (rows["method"] == "none")].assign(F=9.0)  # beaten by every faster run
+    points = frontier.averaged(pd.concat([rows[rows["lr"] > 0.02], slow]))
+    assert "none" in frontier.bounded(fast, 2.04) and "none" in frontier.bounded(points, 2.04)
+    (told,) = forgetting.complaints(points, 2.04)
+    assert told["code"] == "bound" and "what others gain on plain fine-tuning" in told["text"]
 
 
 def test_claims_are_judged_with_intervals(record):

@@ -193,6 +193,13 @@ def at_target(rows: Rows, at: float) -> Rows:
     return pd.Series(found).unstack()
 
 
+def bounded(points: Rows, at: float) -> list[str]:
+    """Methods whose whole frontier has learned more than `at`: their F there is at most what is read off, which is that
+    of their point nearest to it. A point that another beats says nothing of that."""
+    ends = points[points["best"]].groupby("method")["target"].max()
+    return [str(method) for method, end in ends.items() if end < at]
+
+
 def chosen(points: pd.DataFrame, at: float) -> pd.DataFrame:
     """One setting a method, for tables and trajectories: the least forgetful that learns well enough, else the best
     learner."""
