@@ -220,6 +220,20 @@ def test_a_task_that_comes_again_is_scored_as_it_is_now(launch):
     assert before != pytest.approx(now, abs=1e-4) and summary(again)["R"]["tasks"] == ["tiny"]
 
 
+def test_another_text_of_the_same_name_is_another_task(launch, tmp_path, other, capsys):
+    """Scores are kept by name: the text that is forgotten must not pass for the one that is learned."""
+    (tmp_path / "tiny.txt").write_text(other.read_text())
+    base = launch("budget.steps=2", *OFTEN, root="base")
+    start = ["init=checkpoint", f"init.path={base}", f"data.path={tmp_path / 'tiny.txt'}", "budget.steps=1"]
+    told = summary(launch(*start, *OFTEN, root="again"))
+    assert told["R"]["tasks"] == ["tiny-before", "tiny"]
+    assert told["R"]["baseline"][0] == pytest.approx(summary(base)["stages"][0]["metrics"]["val/tiny/loss"])
+    capsys.readouterr()
+    stages = f"stages.chain={{one:{{}},two:{{data:{{path:{tmp_path / 'tiny.txt'}}}}}}}"
+    launch("stages=chain", stages, "budget.steps=1", root="chain", code=2)
+    assert "stages.chain.two: its text tiny is another one than that of one" in capsys.readouterr().err
+
+
 def test_noise_of_an_upcycled_start_is_the_same_however_often_it_is_drawn(launch):
     base = launch("trainer.max_steps=1", "model.width=32", *OFTEN, root="base")
     experts = ["model=moe", "model.width=32", "model.mlp.granularity=1", "init=upcycle", f"init.path={base}"]

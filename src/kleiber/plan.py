@@ -21,7 +21,7 @@ from kleiber.build import build
 from kleiber.data.sampler import stream
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.opened import objective_of
-from kleiber.origin import same_tokenizer
+from kleiber.origin import apart, same_tokenizer
 from kleiber.step import accumulate, micro_batches
 from kleiber.types import Batch, Corpus, Objective, Retention, Samples, Task
 
@@ -88,7 +88,7 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
     corpus: Corpus = build(cfg.data).prepare(context)
     objective = objective_of(cfg, corpus)
     settled(cfg, corpus)
-    known: list[Task] = [] if before or cfg.init is None else build(cfg.init).tasks(cfg, corpus)
+    known: list[Task] = [] if before or cfg.init is None else apart(build(cfg.init).tasks(cfg, corpus), corpus)
     outputs = dict(before.outputs) if before else {}
     for one in (*(task.objective for task in known), objective):
         outputs |= getattr(one, "outputs", {})
