@@ -65,6 +65,7 @@ def test_a_chain_hands_its_weights_on_and_scores_every_task_after_every_stage(la
     far = sum((after[name] - before[name]).double().square().sum() for name in before).sqrt()
     size = sum(before[name].double().square().sum() for name in before).sqrt()
     assert two["metrics"]["drift/weights"] == pytest.approx(float(far / size), rel=1e-6)
+    assert two["metrics"]["drift/tiny/untrained"] == pytest.approx(told["baseline"][0], rel=1e-5)
     assert two["metrics"]["drift/tiny/kl"] > 0 and not [key for key in one["metrics"] if key.startswith("drift")]
     assert "after each stage (loss)" in capsys.readouterr().out
     (row,) = frame([read_run(folder)]).to_dict("records")
@@ -120,6 +121,14 @@ REFUSED = {
     "one stage": (["stages=chain", "stages.chain={one:{}}"], "at least two stages"),
     "no such key": (["stages=chain", "stages.chain={one:{},two:{mdel:{}}}"], "stages.chain.two.mdel"),
     "its own model": (["stages=chain", "stages.chain={one:{},two:{model:{depth:3}}}"], "no model of its own"),
+    "a method that cannot be": (
+        ["stages=chain", "stages.chain={one:{},two:{}}", "retention=ewc", "retention.ewc.samples=0"],
+        "samples=0 at least 1",
+    ),
+    "an adapter that cannot be": (
+        ["stages=chain", "stages.chain={one:{},two:{}}", "adapter=lora", "adapter.rank=0"],
+        "adapter.rank=0",
+    ),
     "a wrong value": (
         ["stages=chain", "stages.chain={one:{},two:{optimizer:{lr:x}}}"],
         "stages.chain.two: optimizer.lr",
@@ -209,6 +218,20 @@ def test_a_task_that_comes_again_is_scored_as_it_is_now(launch):
     again = launch(*start, *OFTEN, root="again")
     before, now = (summary(folder)["stages"][0]["metrics"]["val/tiny/loss"] for folder in (base, again))
     assert before != pytest.approx(now, abs=1e-4) and summary(again)["R"]["tasks"] == ["tiny"]
+
+
+def test_another_text_of_the_same_name_is_another_task(launch, tmp_path, other, capsys):
+    """Scores are kept by name: the text that is forgotten must not pass for the one that is learned."""
+    (tmp_path / "tiny.txt").write_text(other.read_text())
+    base = launch("budget.steps=2", *OFTEN, root="base")
+    start = ["init=checkpoint", f"init.path={base}", f"data.path={tmp_path / 'tiny.txt'}", "budget.steps=1"]
+    told = summary(launch(*start, *OFTEN, root="again"))
+    assert told["R"]["tasks"] == ["tiny-before", "tiny"]
+    assert told["R"]["baseline"][0] == pytest.approx(summary(base)["stages"][0]["metrics"]["val/tiny/loss"])
+    capsys.readouterr()
+    stages = f"stages.chain={{one:{{}},two:{{data:{{path:{tmp_path / 'tiny.txt'}}}}}}}"
+    launch("stages=chain", stages, "budget.steps=1", root="chain", code=2)
+    assert "stages.chain.two: its text tiny is another one than that of one" in capsys.readouterr().err
 
 
 def test_noise_of_an_upcycled_start_is_the_same_however_often_it_is_drawn(launch):

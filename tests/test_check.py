@@ -92,6 +92,10 @@ def test_pairs_of_keys_are_both_named():
             [*(f"model{one}" for one in ("=hf", ".path=gpt2", ".weights=random")), "data=instruct", "data.path=x"],
             ["data.pack=true", "model=hf"],
         ),
+        (
+            ["stages=docs_then_code", "retention=l2sp", "retention.l2sp.strength=60", "optimizer.lr=0.02"],
+            ["retention.l2sp.strength=60", "optimizer.lr=0.02", "at most 50"],
+        ),
         (["callbacks=positions", "model=bert", "objective=mlm"], ["callbacks=positions", "model.causal=false"]),
         (["callbacks=latency", "model=bert", "objective=mlm"], ["callbacks=latency", "model.causal=false"]),
         (

@@ -123,10 +123,13 @@ def _started(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
     return _with_tokenizer(config, str(saved) if saved.is_dir() else own.get("tokenizer", "bytes"), given)
 
 
+def built_trained(model: Mapping[str, Any]) -> bool:
+    """Whether the node of a model builds one with trained weights, which a start point would only replace."""
+    return model["_target_"].endswith(".HFModel") and model.get("weights", "pretrained") == "pretrained"
+
+
 def _with_rate(config: dict[str, Any]) -> dict[str, Any]:
-    model = config["model"]
-    pretrained = model["_target_"].endswith(".HFModel") and model.get("weights", "pretrained") == "pretrained"
-    rate = usual_rate(config, trained=pretrained or from_weights(config))
+    rate = usual_rate(config, trained=built_trained(config["model"]) or from_weights(config))
     return config if rate is None else {**config, "optimizer": {**config["optimizer"], "lr": rate}}
 
 

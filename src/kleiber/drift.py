@@ -15,7 +15,7 @@ from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.distance import distance, divergence
 from kleiber.evals.perplexity import held_out_loss
 from kleiber.evals.routing.record import mixtures
-from kleiber.score import Place
+from kleiber.score import Place, score
 from kleiber.sums import Sums
 from kleiber.types import Batch, Task
 
@@ -47,6 +47,12 @@ def drift(
         )
         found |= shifts(before, after, [task.name for task in earlier], [task.name for task in own])
     return found
+
+
+def untrained(model: Any, earlier: Sequence[Task], tokens: int, rows: int, place: Place) -> dict[str, float]:
+    """drift/<task>/untrained: the loss of a model before any training, in nats per target, on the first `tokens`
+    targets. Less the loss of the start it is what the start had learned, and forgetting is told as a share of that."""
+    return {f"drift/{task.name}/untrained": score(model, task, tokens, rows, place)["loss"] for task in earlier}
 
 
 def passed(task: Task, tokens: int, rows: int, place: Place, device: str, make: Pass) -> Sums:

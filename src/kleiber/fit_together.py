@@ -26,6 +26,7 @@ def fit_together(config: Mapping[str, Any]) -> None:
     _stages(config)
     _next_token(config)
     _line(config)
+    _pull(config)
     _reference(config)
     _packed(config)
 
@@ -152,6 +153,18 @@ def _line(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             "retention=wise with adapter=lora or dora needs a model of ours, not model=hf: take adapter=freeze"
         )
+
+
+def _pull(config: Mapping[str, Any]) -> None:
+    """A step of L2-SP goes lr x strength of the way back: beyond 1 it leaps over the start."""
+    rate = argument(config["optimizer"], "lr")
+    for name, node in (config.get("retention") or {}).items():
+        strength = argument(node, "strength") if _is(node, "L2SP") else None
+        if strength and rate and rate * strength > 1:
+            raise ConfigError(
+                f"retention.{name}.strength={strength} at optimizer.lr={rate:g} would leap over the start: give at "
+                f"most {1 / rate:g}"
+            )
 
 
 def _reference(config: Mapping[str, Any]) -> None:

@@ -7,10 +7,11 @@ data: no pickle is opened and no code of a checkpoint is run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -19,7 +20,7 @@ from kleiber.chain import is_chain, locate, stage_configs
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.folder import read_config
 from kleiber.opened import load_trained, objective_at
-from kleiber.types import Corpus, Task
+from kleiber.types import Corpus, HeldOut, Task
 
 
 class Origin(Protocol):
@@ -133,6 +134,21 @@ def tasks_of(config: DictConfig, corpus: Corpus, place: Path) -> list[Task]:
 
 def domains(corpus: Corpus, objective: Any) -> list[Task]:
     return [Task(name, objective, held_out, corpus.train) for name, held_out in corpus.validation.items()]
+
+
+def apart(known: Sequence[Task], corpus: Corpus) -> list[Task]:
+    """The tasks of a start point, one that only shares its name with a text of the corpus as `<name>-before`: scores
+    are kept by name, and it would pass for what is learned now."""
+    own = corpus.validation
+    other = {t.name for t in known if t.name in own and not same_text(t.held_out, own[t.name])}
+    return [replace(task, name=f"{task.name}-before") if task.name in other else task for task in known]
+
+
+def same_text(one: HeldOut, other: HeldOut) -> bool:
+    """Whether held-out samples are of one text, whatever the context and however much is held out: they begin alike."""
+    first, second = (samples.gather(np.array([0])).tokens[0] for samples in (one, other))
+    width = min(len(first), len(second))
+    return torch.equal(first[:width], second[:width])
 
 
 def same_tokenizer(one: Corpus, other: Corpus, key: str) -> None:

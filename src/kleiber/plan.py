@@ -21,9 +21,9 @@ from kleiber.build import build
 from kleiber.data.sampler import stream
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.opened import objective_of
-from kleiber.origin import same_tokenizer
+from kleiber.origin import apart, same_tokenizer
 from kleiber.step import accumulate, micro_batches
-from kleiber.types import Batch, Corpus, Objective, Samples, Task
+from kleiber.types import Batch, Corpus, Objective, Retention, Samples, Task
 
 
 @dataclass
@@ -87,7 +87,8 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
     context: int = cfg.model.context
     corpus: Corpus = build(cfg.data).prepare(context)
     objective = objective_of(cfg, corpus)
-    known: list[Task] = [] if before or cfg.init is None else build(cfg.init).tasks(cfg, corpus)
+    settled(cfg, corpus)
+    known: list[Task] = [] if before or cfg.init is None else apart(build(cfg.init).tasks(cfg, corpus), corpus)
     outputs = dict(before.outputs) if before else {}
     for one in (*(task.objective for task in known), objective):
         outputs |= getattr(one, "outputs", {})
@@ -121,6 +122,20 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
         sides=sides,
         known=known,
     )
+
+
+def settled(cfg: DictConfig, corpus: Corpus) -> None:
+    """Raises ValueError for settings of retention and adapter that cannot be: a stage makes them when it begins, and
+    by then those before it are trained."""
+    retention_of(cfg, corpus)
+    if cfg.adapter is not None:
+        build(cfg.adapter)
+
+
+def retention_of(cfg: DictConfig, corpus: Corpus) -> list[Retention]:
+    """The methods that a stage's config names; the check of the config has seen that there is something to keep."""
+    nodes = cfg.retention or {}
+    return [build(node, vocabulary=corpus.tokenizer) for node in nodes.values() if node is not None]
 
 
 def samples_of(tokens: int | float | str, longest: int, world_size: int) -> int:

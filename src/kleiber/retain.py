@@ -9,23 +9,18 @@ from kleiber.build import build
 from kleiber.callbacks.checkpoints import name_of
 from kleiber.callbacks.evaluate import Evaluate
 from kleiber.drift import merged
-from kleiber.plan import Plan
+from kleiber.errors import ConfigError
 from kleiber.tree import Around, Stage, Tree
 from kleiber.types import Retention, Samples
-
-
-def retention_methods(tree: Tree, stage: Stage, plan: Plan) -> list[Retention]:
-    """The methods that the stage's config names; the check of the config has seen that there is something to keep."""
-    nodes = stage.config.retention or {}
-    return [build(node, vocabulary=plan.corpus.tokenizer) for node in nodes.values() if node is not None]
 
 
 def retain(
     methods: list[Retention], tree: Tree, stage: Stage, model: Any, tasks: Around, own: dict[str, Any] | None
 ) -> Samples:
-    """Gives the methods their memory (their `own` of a resumed stage) and returns what the stage trains on.
+    """Gives the methods their memory (their `own` of a stage that goes on) and returns what the stage trains on.
 
-    What an adapter's stage remembers is about its own parameters: nothing is taken over from it, nor by it.
+    What an adapter's stage remembers is about its own parameters: nothing is taken over from it, nor by it. Raises
+    ConfigError where a method finds nothing to keep, or not what it needs.
     """
     memory = own or {}
     adapted = any(one.config.adapter for one in tree.stages if one.name in (stage.name, stage.parent))
@@ -36,9 +31,13 @@ def retain(
     for method in methods:
         if name_of(method) in memory:
             method.load_state_dict(memory[name_of(method)])
-        if own is None:
-            method.begin_stage(model, tasks.earlier, stage.config.seed)
-        samples = method.data(samples, tasks.earlier, stage.plan.objective)
+        try:
+            if own is None:
+                method.begin_stage(model, tasks.earlier, stage.config.seed)
+            samples = method.data(samples, tasks.earlier, stage.plan.objective)
+        except ValueError as error:
+            where = f"stages.chain.{stage.name}: " if stage.parent else ""
+            raise ConfigError(f"{where}{error}") from error
     return samples
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kleiber.errors import ConfigError
 from kleiber.identity import config_hash
 from kleiber.summary import Summary, cpu_name
 
@@ -134,6 +135,9 @@ class Chief:
             self.summary.update(status="killed", error="interrupted (Ctrl-C)")
             print(f"interrupted; the same command continues {self.folder}", file=sys.stderr)
             return INTERRUPTED
+        except ConfigError as error:  # which whoever started the run tells in a line
+            self.summary.update(status="failed", error=str(error))
+            raise
         except Exception as error:
             self.summary.update(status="failed", error=f"{type(error).__name__}: {error}")
             traceback.print_exc()

@@ -20,13 +20,14 @@ from kleiber.callbacks.evaluate import Evaluate
 from kleiber.callbacks.preempt import Preempt
 from kleiber.callbacks.stop import StopAtLoss
 from kleiber.callbacks.throughput import Throughput, peak_flops, peak_memory_bytes
+from kleiber.chain import built_trained
 from kleiber.data.sampler import stream
-from kleiber.drift import drift, merged
+from kleiber.drift import drift, merged, untrained
 from kleiber.lit import LitLM
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.origin import begin_with
-from kleiber.plan import Plan, build_model
-from kleiber.retain import end_retention, retain, retention_methods
+from kleiber.plan import Plan, build_model, retention_of
+from kleiber.retain import end_retention, retain
 from kleiber.sharding import whole
 from kleiber.tree import Around, Stage, Tree, branch_steps
 from kleiber.types import Samples
@@ -83,8 +84,9 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
     state = found.load_state() if found else None
     if state:
         restore_callbacks(callbacks, state["callbacks"], own=resumed)
-    methods = retention_methods(tree, stage, plan)
-    samples = retain(methods, tree, stage, model, tasks, state["retention"] if state and resumed else None)
+    methods = retention_of(cfg, plan.corpus)
+    # A branch holds to what its trunk held to: it is the run of its length, and that began where the trunk did.
+    samples = retain(methods, tree, stage, model, tasks, state["retention"] if state else None)
     for logger in tree.loggers:
         if hasattr(logger, "begin"):
             logger.begin(stage.name if len(tree.stages) > 1 else None, start)
@@ -170,12 +172,13 @@ def moved(tree: Tree, stage: Stage, model: Any, tasks: Around) -> dict[str, floa
         return {}
     start = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
     start.to(tree.hardware.device, tree.hardware.dtype)
+    pass_over = round(quantity(stage.config.eval.watch_tokens)), max(1, stage.plan.rows), tree.hardware.place
+    fresh = {} if built_trained(stage.config.model) else untrained(start, tasks.earlier, *pass_over)
     if not begin_from(tree, stage, start):
         return {}
     adapter = stage.config.adapter
     after = merged(model, None if adapter is None else build(adapter).merge)
-    tokens = round(quantity(stage.config.eval.watch_tokens))
-    return drift(start, after, tasks.earlier, tasks.own, tokens, max(1, stage.plan.rows), tree.hardware.place)
+    return fresh | drift(start, after, tasks.earlier, tasks.own, *pass_over)
 
 
 def leave_heads(model: Any, objective: Any) -> None:

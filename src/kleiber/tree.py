@@ -19,9 +19,9 @@ from kleiber import checkpoint
 from kleiber.budget import quantity
 from kleiber.build import build
 from kleiber.chain import ONLY, from_weights, stage_configs
-from kleiber.origin import Origin, domains
+from kleiber.origin import Origin, domains, same_text
 from kleiber.plan import Plan
-from kleiber.types import Task
+from kleiber.types import Corpus, Task
 
 Planner = Callable[[DictConfig, Any], Plan]
 
@@ -126,10 +126,23 @@ class Chain:
             before = found[-1] if found else None
             config = OmegaConf.create(one)
             made = plan(config, before.plan if before else None)
+            _distinct(found, name, made.corpus)
             step = before.plan.stop_step if before else 0
             found.append(Stage(name, made, config, before.name if before else None, False, step))
         outputs = {head: count for stage in found for head, count in stage.plan.outputs.items()}
         return [replace(stage, plan=replace(stage.plan, outputs=outputs)) for stage in found]
+
+
+def _distinct(found: Sequence[Stage], name: str, corpus: Corpus) -> None:
+    """Raises ValueError where a stage learns another text under the name of an earlier one: scores are kept by name."""
+    known = {task.name: ("the start point", task.held_out) for stage in found[:1] for task in stage.plan.known}
+    known |= {task: (one.name, held_out) for one in found for task, held_out in one.plan.corpus.validation.items()}
+    for task, held_out in corpus.validation.items():
+        if task in known and not same_text(known[task][1], held_out):
+            raise ValueError(
+                f"stages.chain.{name}: its text {task} is another one than that of {known[task][0]}, and scores are "
+                "kept by name: copy it to a file or folder of another name"
+            )
 
 
 def label(tokens: int | float | str) -> str:

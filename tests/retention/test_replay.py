@@ -40,6 +40,9 @@ def test_earlier_tasks_share_the_fraction_and_a_mixture_keeps_its_proportions():
 def test_without_blocks_that_hold_it_the_fraction_is_refused():
     with pytest.raises(ValueError, match=r"retention.replay.fraction"):
         Replay(0.0001)
+    shared = [*TASKS, Task("middle", CLM(), MIDDLE, MIDDLE)]
+    with pytest.raises(ValueError, match=r"retention.replay.fraction=0.001 leaves each of 2.*at least 0.002"):
+        Replay(0.001).data(NEW, shared, CLM())
 
 
 def test_generated_text_is_a_function_of_model_and_seed():

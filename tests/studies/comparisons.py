@@ -43,7 +43,7 @@ def write_arm(
         "adapter": None,
         "seed": seed,
     }
-    metrics = {"val/docs/loss": START["docs"] + F, "val/code/loss": target}
+    metrics = {"val/docs/loss": START["docs"] + F, "val/code/loss": target, "drift/docs/untrained": 5.0}
     for alpha in (0, 0.5, 1) if wise else ():
         metrics[f"wise/{alpha}/docs/loss"] = START["docs"] + F * alpha**2
         metrics[f"wise/{alpha}/code/loss"] = START["code"] + (target - START["code"]) * (1 - (1 - alpha) ** 2)

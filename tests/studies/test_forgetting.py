@@ -3,11 +3,12 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from kleiber.catalog import read_runs
 from kleiber.cli import main
-from kleiber.studies import frontier, outcomes
+from kleiber.studies import forgetting, frontier, outcomes
 from kleiber.studies.forgetting import Forgetting
 
 from .comparisons import truth, write_arm, write_base, write_study
@@ -31,6 +32,7 @@ def test_runs_are_read_as_forgetting_and_target_loss(study):
     F, target = truth("replay", 0.05, 0.01)
     assert (one["F"], one["target"]) == pytest.approx((F, target), abs=0.02)
     assert one["peak"] == pytest.approx(1.3 * one["F"]), "the trajectory peaks before its end"
+    assert one["relative"] == pytest.approx(one["F"] / (5.0 - 2.0)), "a share of what the base had learned"
     assert one["setting"] == "fraction=0.05" and one["target_tokens"] == pytest.approx(0.95e6)
     assert one["pretrained"] == 4e6
     line = rows[(rows["method"] == "wise") & (rows["run"] == "none-0.01-0")]
@@ -105,6 +107,39 @@ def test_text_that_the_model_wrote_is_a_method_of_its_own():
     node = {"_target_": "x", "fraction": 0.2, "source": "generated"}
     assert outcomes.described({"retention": {"replay": node}}) == ("generated", "fraction=0.2 source=generated")
     assert outcomes.described({"retention": {"replay": {**node, "source": "real"}}}) == ("replay", "fraction=0.2")
+
+
+def test_what_is_frozen_tells_arms_apart():
+    node = {"_target_": "kleiber.adapters.freeze.Freeze", "train": None}
+    found = [outcomes.described({"adapter": {**node, "freeze": parts}}) for parts in (["router"], ["mlp", "norms"])]
+    assert found == [("freeze", "freeze=router"), ("freeze", "freeze=mlp+norms")]
+
+
+def test_several_bases_of_one_seed_are_refused(tmp_path):
+    """Their runs would pass for replicates of one setting."""
+    write_study(tmp_path / "s", seeds=2)
+    for seed in range(2):
+        for lr in (0.003, 0.03):
+            larger = tmp_path / "s" / f"larger-{lr}-{seed}"
+            write_arm(larger, "none", 0.0, lr, seed, params=80_000, base=tmp_path / "s" / "other")
+            told = json.loads((larger / "summary.json").read_text())
+            told["stages"][0]["start_metrics"]["val/docs/loss"] = 1.8
+            (larger / "summary.json").write_text(json.dumps(told))
+    with pytest.raises(
+        ValueError, match=r"none with seed 0 goes on from several bases.*1\.8000 to 2\.0000.*design.base"
+    ):
+        Forgetting().compare(read_runs(tmp_path / "s"))
+
+
+def test_a_frontier_that_ends_before_the_target_is_said_to_bound_f(study):
+    rows = outcomes.outcomes(read_runs(study))
+    assert Forgetting().compare(read_runs(study))["complaints"] == []
+    fast = frontier.averaged(rows[rows["lr"] > 0.02])
+    slow = rows[(rows["lr"] < 0.02) & (rows["method"] == "none")].assign(F=9.0)  # beaten by every faster run
+    points = frontier.averaged(pd.concat([rows[rows["lr"] > 0.02], slow]))
+    assert "none" in frontier.bounded(fast, 2.04) and "none" in frontier.bounded(points, 2.04)
+    (told,) = forgetting.complaints(points, 2.04)
+    assert told["code"] == "bound" and "what others gain on plain fine-tuning" in told["text"]
 
 
 def test_claims_are_judged_with_intervals(record):

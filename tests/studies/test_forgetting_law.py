@@ -22,16 +22,17 @@ def forgetting(N, D, M, p):
     return (top + TRUTH["c"]) / (1 + TRUTH["B"] * p) - TRUTH["c"]
 
 
-def write_grid(home, shares=SHARES, noise=0.004, seeds=2, sizes=SIZES, ratios=RATIOS):
+def write_grid(home, shares=SHARES, noise=0.004, seeds=2, sizes=SIZES, ratios=RATIOS, on_top=False):
     for N in sizes:
         for M in ratios:
             for D in TOKENS:
                 for p in shares:
                     for seed in range(seeds):
                         method = "replay" if p else "none"
-                        F = forgetting(N, (1 - p) * D, M, p)
+                        spent = D / (1 - p) if on_top else D
+                        F = forgetting(N, (1 - p) * spent, M, p)
                         folder = home / f"{N}-{M}-{D:g}-{p}-{seed}"
-                        extra = {"noise": noise, "pretrained": float(M * N), "tokens": D, "params": N, "F": F}
+                        extra = {"noise": noise, "pretrained": float(M * N), "tokens": spent, "params": N, "F": F}
                         write_arm(folder, method, p, 0.01, seed, **extra)
                         config = yaml.safe_load((folder / "config.yaml").read_text())
                         (folder / "config.yaml").write_text(yaml.safe_dump({**config, "study": STUDY}))
@@ -54,6 +55,14 @@ def test_seeds_are_averaged_into_cells(study):
     assert len(rows) == 3 * 2 * 3 * 4 and set(rows["n"]) == {2}
     assert noise.sd == pytest.approx(0.004, rel=0.25) and noise.df == len(rows)
     assert sorted(rows["M"].unique()) == [20, 80]
+
+
+def test_replay_that_comes_on_top_stands_beside_as_much_new_text(tmp_path):
+    """design.equal=target: a replayed run takes more steps than any plain one."""
+    write_grid(tmp_path / "top", sizes=SIZES[:1], ratios=RATIOS[:1], seeds=1, on_top=True)
+    rows, _ = grid(read_runs(tmp_path / "top"))
+    assert len(rows) == 3 * 4 and sorted(rows["p"].unique()) == list(SHARES)
+    assert rows.groupby(rows["D"].round(-4))["p"].nunique().tolist() == [4, 4, 4]
 
 
 def test_the_law_is_found_again(record):

@@ -158,6 +158,8 @@ def test_the_shipped_studies_have_the_size_they_tell():
 def test_plans_that_cannot_be_are_refused(options, key):
     with pytest.raises(ValueError, match=key):
         design(**options)
+    with pytest.raises(ValueError, match=r"design.arms.both replays: write its retention.replay.fraction"):
+        Methods({}, {"both": {"retention": "[replay,ewc]"}}, tokens="1M", equal="target")
     with pytest.raises(ValueError, match="seed follows from the plan"):
         Methods({"seed": 1}, ARMS)
     with pytest.raises(ValueError, match=r"is no value; write the whole key, such as retention.KEY"):

@@ -65,7 +65,10 @@ def test_arms_are_told_apart_by_model_and_adapter():
     assert moe_forgetting.arm_of(moe) == FREE
     frozen = {"_target_": "kleiber.adapters.freeze.Freeze", "train": None, "freeze": ["router"]}
     assert moe_forgetting.arm_of({**moe, "adapter": frozen}) == FROZEN
-    assert moe_forgetting.arm_of({**moe, "adapter": {**frozen, "freeze": ["router", "experts"]}}) == "moe + freeze"
+    assert (
+        moe_forgetting.arm_of({**moe, "adapter": {**frozen, "freeze": ["router", "experts"]}})
+        == "moe + freeze freeze=router+experts"
+    )
     replay = {"replay": {"_target_": "x", "fraction": 0.05}}
     assert moe_forgetting.arm_of({**moe, "retention": replay}) == "moe + replay fraction=0.05"
 

@@ -38,14 +38,16 @@ def test_every_seed_has_every_task_alone_and_every_order_by_every_arm():
 
 def test_a_cell_is_a_config_that_passes_the_check(tmp_path):
     """The last stage trains the first task again, without a method; the others after the first have the arm's."""
-    plan = Sequences(TASKS, ARMS, orders=[["trec", "docs"]], seeds=1)
-    cell = next(cell for cell in plan.cells() if "retention=replay" in cell)
+    arms = {**ARMS, "both": {"retention": "replay", "adapter": "lora"}}
+    plan = Sequences(TASKS, arms, orders=[["trec", "docs"]], seeds=1)
+    cell = next(cell for cell in plan.cells() if "adapter=lora" in cell)
     lines = [line for line in cell if not line.startswith("study.")]
     config, _ = resolved(Composer("train").compose(["root=r", *lines]))
     check(config)
     stages = stage_configs(config)
     assert list(stages) == ["trec", "docs", AGAIN]
     assert [bool(one["retention"]) for one in stages.values()] == [False, True, False]
+    assert [bool(one["adapter"]) for one in stages.values()] == [False, True, False]
     assert stages[AGAIN]["data"] == stages["trec"]["data"] and stages["trec"]["data"]["path"] == "x y"
     assert stages["docs"]["data"]["domain"] == "docs" and "Labelled" in stages["trec"]["data"]["_target_"]
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int, UInt64
 from torch import Tensor
 
+from kleiber.budget import quantity
 from kleiber.data.sampler import scramble
 from kleiber.models.generate import generate
 from kleiber.retention.anchors import device_of
@@ -114,16 +115,28 @@ class Text:
 
     name: str
     source: str
-    num_tokens: int
+    generated_tokens: int | float | str
     temperature: float
     vocabulary: Tokenizer | None
+
+    def __post_init__(self) -> None:
+        try:
+            quantity(self.generated_tokens)
+        except ValueError as error:
+            raise ValueError(f"retention.{self.name}.generated_tokens: {error}") from None
+        if self.temperature <= 0:
+            raise ValueError(
+                f"retention.{self.name}.temperature={self.temperature} must be positive: 1 writes as the model "
+                "predicts, and without chance all samples would be the same"
+            )
 
     def written(self, model: Any, seed: int) -> dict[str, Tensor]:
         """What `begin_stage` remembers of the text: nothing where it is not generated."""
         if self.source != "generated":
             return {}
         assert self.vocabulary is not None, "the run supplies the vocabulary"
-        return {"text": write(model, self.vocabulary.eos, self.num_tokens, seed, self.temperature)}
+        tokens = round(quantity(self.generated_tokens))
+        return {"text": write(model, self.vocabulary.eos, tokens, seed, self.temperature)}
 
     def tasks(self, tasks: Sequence[Task], memory: dict[str, Any]) -> list[Task]:
         if self.source == "generated":

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kleiber.budget import quantity
 from kleiber.nn.divergence import kl_divergence
 from kleiber.retention.earlier import Text, alike, partners
 from kleiber.types import Batch, Loss, Objective, Retention, Samples, Task, Tokenizer
@@ -40,7 +39,7 @@ class LwF(Retention):
         if strength <= 0 or temperature <= 0:
             raise ValueError(f"retention.lwf: strength={strength} and temperature={temperature} must be positive")
         self.strength, self.temperature = strength, temperature
-        self.text = Text("lwf", source, round(quantity(generated_tokens)), 1.0, vocabulary)
+        self.text = Text("lwf", source, generated_tokens, 1.0, vocabulary)
         self.tasks: list[Task] = []
         self._old: list[nn.Module] = []  # in a list, so that it is no part of this module's own state
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kleiber.budget import quantity
 from kleiber.data.mixture import LARGEST_BLOCK, Mixture
 from kleiber.retention.earlier import Source, Text, alike, partners
 from kleiber.types import Batch, Loss, Objective, Retention, Samples, Task, Tokenizer
@@ -47,7 +46,7 @@ class Replay(Retention):
                 "below 1, or leave replay out"
             )
         self.fraction = fraction
-        self.text = Text("replay", source, round(quantity(generated_tokens)), temperature, vocabulary)
+        self.text = Text("replay", source, generated_tokens, temperature, vocabulary)
         self.apart: list[tuple[Task, float]] = []
 
     def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
@@ -85,7 +84,13 @@ def same_form(one: Samples | None, other: Samples) -> bool:
 
 def blend(train: Samples, replayed: Sequence[Samples], share: float) -> Mixture:
     """A mixture of `share` of each replayed part and the stage's samples, whose own fractions stay in proportion."""
-    left = 1 - share * len(replayed)
+    count = len(replayed)
+    if share < 1 / LARGEST_BLOCK:
+        raise ValueError(
+            f"retention.replay.fraction={share * count:g} leaves each of {count} earlier tasks less than one sample in "
+            f"{LARGEST_BLOCK}: give at least {count / LARGEST_BLOCK:g}"
+        )
+    left = 1 - share * count
     own, weights = ([*train.parts], train.shares) if isinstance(train, Mixture) else ([train], [1])
-    fractions = [left * weight / sum(weights) for weight in weights] + [share] * len(replayed)
+    fractions = [left * weight / sum(weights) for weight in weights] + [share] * count
     return Mixture([*own, *replayed], fractions)

@@ -29,7 +29,7 @@ class Forgetting(Tolerant):
         record = self.compare(runs)
         return Findings(
             headline=headline(record),
-            verdicts=record["claims"],
+            verdicts=[*record["complaints"], *record["claims"]],
             tables={
                 "At equal target loss": forgetting_tables.matched(record),
                 "Settings": forgetting_tables.settings(record),
@@ -53,8 +53,19 @@ class Forgetting(Tolerant):
             "matched": [asdict(one) for one in found],
             "chosen": frontier.chosen(points, at).to_dict("records"),
             "points": points.to_dict("records"),
+            "complaints": complaints(points, at),
             "claims": [claim.verdict() for claim in claims.claims(rows, found, self.level)],
         }
+
+
+def complaints(points: pd.DataFrame, at: float) -> list[dict[str, str]]:
+    """What makes the comparison weaker than it looks: methods whose slowest rate still learns more than is asked."""
+    found = frontier.bounded(points, at)
+    if not found:
+        return []
+    text = f"{', '.join(found)}: all of the frontier learns more than {at:.4f}, so F there is at most what is told"
+    plain = "; so is what others gain on plain fine-tuning" if PLAIN in found else ""
+    return [{"code": "bound", "level": "warn", "text": f"{text}{plain}: try lower learning rates"}]
 
 
 def figures(runs: Sequence[Run], record: dict[str, Any]) -> dict[str, Callable[[], Any]]:

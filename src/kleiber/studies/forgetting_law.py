@@ -140,15 +140,29 @@ def grid(runs: Sequence[Run]) -> tuple[Any, Noise]:
 
 def at_best_rate(rows: Any) -> Any:
     """The rows at the learning rate whose plain runs have the least target loss, one rate for each (N, M, steps)."""
-    where = ["N", "M", "steps"]
+    where = ["N", "M", "beside"]
+    rows = rows.assign(beside=beside(rows))
     means = rows[rows["method"] == PLAIN].groupby([*where, "lr"], as_index=False)["target"].mean()
     best = means.loc[means.groupby(where)["target"].idxmin(), [*where, "lr"]]
-    return rows.merge(best, on=[*where, "lr"])
+    return rows.merge(best, on=[*where, "lr"]).drop(columns="beside")
+
+
+def beside(rows: Any) -> list[float]:
+    """The steps of the plain runs of the same base that a row stands beside: as many as its own or, where replay came
+    on top (design.equal=target), those that read as much new text. nan without plain runs."""
+    plain = {key: set(one["steps"]) for key, one in rows[rows["method"] == PLAIN].groupby(["N", "M"])}
+    found = []
+    for N, M, steps, p in zip(rows["N"], rows["M"], rows["steps"], rows["p"], strict=True):
+        there, new = plain.get((N, M), set()), steps * (1 - p)
+        near = min(there, key=lambda other, new=new: abs(other - new), default=float("nan"))
+        found.append(float(steps if steps in there else near))
+    return found
 
 
 def replay_form(rows: Any) -> str:
     """The fullest law of replay whose inputs the grid varies."""
-    varied = {name for name in ("N", "M", "steps") if rows[name].nunique() > 1}
+    plain = rows[rows["p"] == 0]  # replay that comes on top takes steps of its own, and reads no more new text
+    varied = {name for name in ("N", "M", "steps") if plain[name].nunique() > 1}
     if varied == {"N", "M", "steps"}:
         return "replay_grid_ratio"
     return "replay_grid" if {"N", "steps"} <= varied else "replay_curve"

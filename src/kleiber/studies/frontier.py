@@ -20,6 +20,7 @@ from kleiber.studies.outcomes import PLAIN
 from kleiber.studies.seeds import Rows
 from kleiber.studies.student import reach
 
+SAME = 1e-3  # nats between two scores of one model; ranks and precisions differ by less
 CELL = ["method", "setting", "lr", "tokens"]
 
 
@@ -143,8 +144,26 @@ def reference(rows: pd.DataFrame, tolerance: float) -> float:
     return (1 + tolerance) * float(pd.Series(averaged(pd.DataFrame(plain))["target"]).min())
 
 
+def one_base(rows: Rows) -> None:
+    """ValueError where runs of one method and seed went on from bases that differ in their loss of the earlier tasks.
+
+    They would pass for settings of one comparison, and their spread for noise.
+    """
+    for (method, seed), one in rows.groupby(["method", "seed"]):
+        low, high = float(one["start"].min()), float(one["start"].max())
+        if high - low > SAME:
+            raise ValueError(
+                f"{method} with seed {seed} goes on from several bases (loss of the earlier tasks {low:.4f} to "
+                f"{high:.4f}): methods are compared on one, so give every key of design.base one value"
+            )
+
+
 def matched(rows: Rows, at: float, level: float) -> list[Matched]:
-    """Every method at the same target loss, the least forgetful first; those that do not reach it come last."""
+    """Every method at the same target loss, the least forgetful first; those that do not reach it come last.
+
+    ValueError as `one_base`.
+    """
+    one_base(rows)
     table = at_target(rows, at)
     seeds = rows.groupby("method")["seed"].nunique()
     models = table.loc[:, ~on_line(table.columns)]
@@ -172,6 +191,13 @@ def at_target(rows: Rows, at: float) -> Rows:
         for (seed, method), one in rows.groupby(["seed", "method"])
     }
     return pd.Series(found).unstack()
+
+
+def bounded(points: Rows, at: float) -> list[str]:
+    """Methods whose whole frontier has learned more than `at`: their F there is at most what is read off, which is that
+    of their point nearest to it. A point that another beats says nothing of that."""
+    ends = points[points["best"]].groupby("method")["target"].max()
+    return [str(method) for method, end in ends.items() if end < at]
 
 
 def chosen(points: pd.DataFrame, at: float) -> pd.DataFrame:

@@ -59,6 +59,11 @@ class Methods:
             raise ValueError(f"design.equal={equal}: write compute or target")
         if equal == "target" and tokens is None:
             raise ValueError("design.equal=target needs design.tokens, the new text that each arm reads")
+        for name, arm in kept.items():
+            if equal == "target" and "replay" in str(arm.get("retention")) and REPLAYED not in arm:
+                raise ValueError(
+                    f"design.equal=target makes room for what design.arms.{name} replays: write its {REPLAYED}"
+                )
         for name in ("seed", "init", "init.path"):
             if name in base or any(name in arm for arm in kept.values()):
                 raise ValueError(f"design: {name} follows from the plan, so no base and no arm may set it")

@@ -160,8 +160,9 @@ def at_best_rate(rows: Rows, points: Rows, what: str) -> Rows:
 def complaints(rows: Rows, points: Rows, at: float) -> list[dict[str, str]]:
     """What makes the comparison weaker than it looks."""
     made = []
+    bounded = frontier.bounded(points, at)
     for arm, one in points.groupby("method"):
-        if len(one) > 1 and float(one["target"].max()) < at:
+        if arm in bounded and len(one) > 1:
             text = f"{arm} learns more than {at:.4f} at every rate: its F there is at most what is told; try a lower lr"
             made.append({"code": "bound", "level": "warn", "text": text})
         rates = sorted(one["lr"].unique())

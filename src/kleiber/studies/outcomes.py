@@ -91,11 +91,8 @@ def watched(stage: Mapping[str, Any], before: Sequence[str]) -> list[tuple[int, 
 
 
 def untrained(run: Run, before: Sequence[str]) -> float:
-    """The earlier tasks' mean loss before any training: known where the run itself trained them, else nan."""
-    told = run.summary.get("R") or {}
-    if not run.stage.get("parent") or not told.get("baseline"):
-        return float("nan")
-    return mean([told["baseline"][told["tasks"].index(task)] for task in before])
+    """The earlier tasks' mean loss before any training, nan where it was not measured."""
+    return mean([run.stage["metrics"].get(f"drift/{task}/untrained") for task in before])
 
 
 def mean(values: Sequence[float | None]) -> float:
@@ -111,17 +108,19 @@ def described(config: Mapping[str, Any]) -> tuple[str, str]:
     """
     nodes = {name: node for name, node in (config.get("retention") or {}).items() if node}
     names = [name for name in nodes if name != "wise"]
-    told = [f"{key}={value}" for name in names for key, value in nodes[name].items() if is_setting(key, value)]
+    told = [setting for name in names for setting in settings(nodes[name])]
     names = ["generated" if name == "replay" and nodes[name].get("source") == "generated" else name for name in names]
     adapter = config.get("adapter")
     if adapter:
         names.insert(0, str(adapter["_target_"]).rsplit(".", 1)[-1].lower())
-        told = [f"{key}={value}" for key, value in adapter.items() if is_setting(key, value)] + told
+        told = settings(adapter) + told
     return "+".join(names) or PLAIN, " ".join(told)
 
 
-def is_setting(key: str, value: Any) -> bool:
-    return not key.startswith("_") and isinstance(value, int | float | str) and value != "real"
+def settings(node: Mapping[str, Any]) -> list[str]:
+    """What tells a method or an adapter from others of its kind: `rank=8`, `freeze=router+layers.0`."""
+    told = {key: "+".join(map(str, v)) if isinstance(v, list) else v for key, v in node.items() if v != []}
+    return [f"{k}={v}" for k, v in told.items() if k[0] != "_" and isinstance(v, int | float | str) and v != "real"]
 
 
 def replayed(config: Mapping[str, Any]) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kleiber.chain import OWN
+from kleiber.chain import OWN, RETAINING
 from kleiber.compose import conf_dir
 from kleiber.errors import did_you_mean
 from kleiber.studies.arms import filled
@@ -93,7 +93,8 @@ class Sequences:
     def chain(self, order: Sequence[str]) -> dict[str, Any]:
         """The stages of one order; the last, plain one trains its first task once more."""
         stages = {name: self.tasks[name] for name in order}
-        return {**stages, AGAIN: {**stages[order[0]], "retention": None}} if self.again else stages
+        plain = dict.fromkeys(RETAINING)
+        return {**stages, AGAIN: {**stages[order[0]], **plain}} if self.again else stages
 
 
 def line(key: str, value: Any) -> str:

@@ -1,0 +1,30 @@
+"""What retention methods are given around a stage of a run."""
+
+import torch
+from safetensors.torch import load_file
+
+
+def last_weights(folder, stage):
+    return load_file(max((folder / "stages" / stage / "checkpoints").glob("step-*")) / "model.safetensors")
+
+
+def test_a_branch_holds_to_what_its_trunk_held_to(launch, tmp_path):
+    """It is the run of its length, so it pulls to where the trunk began and not to where it left the trunk."""
+    other = tmp_path / "other.txt"
+    other.write_text("".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(2000)))
+    base = launch("budget.steps=4", root="base")
+    held = ["init=checkpoint", f"init.path={base}", f"data.path={other}", "optimizer.lr=0.02", "schedule=wsd",
+            "callbacks.samples=null", "retention=[l2sp,lwf]", "retention.l2sp.strength=5.0"]  # fmt: skip
+    tree = launch(*held, "stages=trunk_and_cooldowns", "stages.branches=[4096,8192]", root="tree")
+    alone = launch(*held, "budget.steps=8", root="alone")
+    for name, value in last_weights(alone, "main").items():
+        assert torch.equal(last_weights(tree, "4096")[name], value)
+
+
+def test_a_method_that_lacks_what_it_needs_says_so_in_a_line(launch, capsys):
+    base = launch("model=bert", "objective=mlm", "budget.steps=1", root="base")
+    again = ["init=checkpoint", f"init.path={base}", "objective=mlm", "retention=replay", "budget.steps=1"]
+    capsys.readouterr()
+    launch(*again, "retention.replay.source=generated", root="again", code=2)
+    told = capsys.readouterr().err
+    assert "Traceback" not in told and "kleiber: " in told and "no next token" in told
