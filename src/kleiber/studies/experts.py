@@ -56,7 +56,7 @@ class Experts(Options):
         most = means[means["X"] == means["X"].max()]
         best = most.loc[most["tokens"].idxmax()]
         return (
-            f"At {best['tokens']:,.0f} tokens and {best['size']:,} active parameters, X = {best['X']:g} gains "
+            f"At {best['tokens']:,.0f} tokens and {best['size']:,.0f} active parameters, X = {best['X']:g} gains "
             f"{told(best['mean'], best['half'])} nats over X = 1."
         )
 
