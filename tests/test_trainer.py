@@ -49,7 +49,7 @@ def gradients(prepare, **options):
     if model.causal:
         CLM()(model, batch).total.backward()
     else:
-        (model(batch).hidden @ model.head.weight.T).square().mean().backward()
+        (model(Batch(batch.tokens[:, 1:])).hidden @ model.head.weight.T).square().mean().backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
 for options in (
