@@ -7,6 +7,7 @@ between, on fewer tokens, at steps 1, 2, 4, 8, ... as well: what is lost in the 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from kleiber.hooks import Watch
-from kleiber.score import Place, scores
+from kleiber.score import Place, main_metric, scores
 from kleiber.sharding import whole
 from kleiber.types import Task
+
+log = logging.getLogger(__name__)
 
 
 class Evaluate(Watch):
@@ -66,11 +69,22 @@ class Evaluate(Watch):
         self.seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.tell_parts()
         if not self.from_weights or trainer.global_step:
             return
         if not self.start:
             self.start = self.scores(pl_module.model, self.all, self.tokens, "val")
         self.put(trainer, self.start | self.watch(pl_module.model))
+
+    def tell_parts(self) -> None:
+        """Of rows that have a metric, such as accuracy, a part is no official score: it is said."""
+        for task in self.own:
+            some, all_ = len(task.held_out.first(self.tokens)), len(task.held_out)
+            if some < all_ and main_metric(task)[0] != "loss":
+                log.warning(
+                    "%s is scored on the first %d of %d rows: eval.tokens=%d; eval.tokens=null scores all",
+                    task.name, some, all_, self.tokens,
+                )  # fmt: skip
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
