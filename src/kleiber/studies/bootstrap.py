@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kleiber.studies.fit import Fit
 from kleiber.studies.law import Array
+from kleiber.studies.newton import finish
 from kleiber.studies.solve import convert, descend
 
 SMALL = 25  # rows below which pairs leave too few distinct rows
@@ -96,7 +97,8 @@ def bootstrap(
         weights = _counts(rng, count, np.zeros(len(names)))[:, member]
     else:
         raise ValueError(f"bootstrap kind {kind!r}: pairs, parametric, or clusters with a cluster column")
-    theta, value = descend(fit.problem, starts, targets, weights, rounds=50, tolerance=1e-6)
+    theta, _ = descend(fit.problem, starts, targets, weights, rounds=50, tolerance=1e-6)
+    theta, value = finish(fit.problem, theta, targets, weights)
     good = np.isfinite(value)
     label = f"{kind} (correlation {correlation:.2f} within clusters)" if correlation else kind
     return Draws(fit, fit.problem.values(theta[good]), label, noise[good], correlation)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kleiber.studies.law import Array, Law, find
+from kleiber.studies.newton import finish
 from kleiber.studies.solve import LOSSES, SPACES, Problem, descend, polish
 from kleiber.studies.starts import candidates, columns_of
 
@@ -84,10 +85,11 @@ def fit(
         theta, value = descend(problem, starts)
         if not np.isfinite(value).any():
             raise ValueError(f"law {law.name!r} is not finite on these {problem.num_rows} rows from any start")
-        best, least = polish(problem, theta[np.argmin(value)])
+        rest, _ = polish(problem, theta[np.argmin(value)])
+        (best,), (least,) = finish(problem, rest[None])
         weak = _negligible(problem, best)
         if weak is None:
-            return Fit(problem, best, least)
+            return Fit(problem, best, float(least))
         active = problem.active.copy()
         active[weak] = False
         problem = replace(problem, active=active)

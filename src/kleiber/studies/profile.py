@@ -12,6 +12,7 @@ from scipy.special import fdtri
 
 from kleiber.studies.fit import Fit
 from kleiber.studies.law import Array, Linear, Shape
+from kleiber.studies.newton import finish
 from kleiber.studies.solve import descend
 
 STEPS = np.array([0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 11.0, 18.0, 30.0])
@@ -67,7 +68,8 @@ def _profile(fit: Fit, j: int, name: str, spread: Array, spare: int, power: floa
     along[:, j] = offsets
     starts = np.concatenate([fit.theta + along, np.repeat(fit.theta[None], len(offsets), axis=0)])
     starts[len(offsets) :, j] += offsets
-    _, value = descend(fit.problem, starts, fixed=j, rounds=60, tolerance=1e-5)
+    theta, _ = descend(fit.problem, starts, fixed=j, rounds=60, tolerance=1e-5)
+    _, value = finish(fit.problem, theta, fixed=j)
     value = value.reshape(2, -1).min(0)
     ratio = np.maximum(value / max(fit.value, 1e-300), 1.0)
     with np.errstate(over="ignore"):

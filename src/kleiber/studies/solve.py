@@ -71,10 +71,10 @@ class Problem:
         return convert(answer, self.law.returns, self.space)
 
     @np.errstate(all="ignore")  # a wild trial step is rejected by its infinite objective
-    def jacobian(self, theta: Array, inputs: Mapping[str, Array] | None = None) -> Array:
-        """d prediction / d coordinate by central differences, (draws, rows, active params)."""
+    def jacobian(self, theta: Array, inputs: Mapping[str, Array] | None = None, apart: float = 6e-6) -> Array:
+        """d prediction / d coordinate by central differences over `apart`, (draws, rows, active params)."""
         draws, params = theta.shape
-        steps = np.eye(params)[:, None, :] * (6e-6 * np.maximum(1.0, np.abs(theta)))[None]
+        steps = np.eye(params)[:, None, :] * (apart * np.maximum(1.0, np.abs(theta)))[None]
         together = params if draws * self.num_rows * params <= TOGETHER else 1
         parts = []
         for j in range(0, params, together):
