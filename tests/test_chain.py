@@ -60,6 +60,9 @@ def test_a_chain_hands_its_weights_on_and_scores_every_task_after_every_stage(la
     assert a < told["baseline"][0] and [c, d] == [two["metrics"][f"val/{t}/loss"] for t in ("tiny", "other")]
     watched = {row["step"] for row in two["curve"] if "watch/tiny/loss" in row}
     assert watched >= {0, 1, 2, 4, 8, 9}
+    assert {row["step"] for row in two["curve"] if "watch/other/loss" in row} == {1, 2, 4, 8}, (
+        "every task, not to forget"
+    )
     assert two["evaluation_seconds"] > 0
     before, after = weights(folder, "one"), weights(folder, "two")
     far = sum((after[name] - before[name]).double().square().sum() for name in before).sqrt()

@@ -35,7 +35,7 @@ class Evaluation:
 
     every_steps   None means four times a stage, 0 after its last step only
     tokens        targets of each task
-    watch_tokens  targets of each earlier task, which are scored at steps 1, 2, 4, 8, ... of a later stage too
+    watch_tokens  targets of each task, which are scored at steps 1, 2, 4, 8, ... of a later stage too
     """
 
     every_steps: int | None = None

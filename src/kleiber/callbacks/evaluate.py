@@ -1,8 +1,8 @@
 """Scores tasks on fixed sets of samples while training; its seconds are not the training's.
 
 The stage's own tasks are scored as often as asked. Where there is something to forget, every task of the run and of
-its start point is scored before the first and after the last step (the rows of R), and the earlier ones are watched in
-between, on fewer tokens, at steps 1, 2, 4, 8, ... as well: what is lost in the first steps is often regained.
+its start point is scored before the first and after the last step (the rows of R) and, on fewer tokens, at steps 1, 2,
+4, 8, ... of it, the earlier ones whenever the own ones are: what is lost in the first steps is often regained.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Evaluate(Watch):
     from_weights  whether there is something to forget or to build on, so that the start is scored too
     start         scores before the first step, where they are known already
     tokens        targets scored per task, the same ones every time; None for all
-    watched       targets scored per earlier task while the stage goes on, as watch/<t>/loss
+    watched       targets scored per task while the stage goes on, as watch/<t>/loss
     rows          samples per forward pass
     place         the ranks that share the work
 
@@ -74,7 +74,7 @@ class Evaluate(Watch):
             return
         if not self.start:
             self.start = self.scores(pl_module.model, self.all, self.tokens, "val")
-        self.put(trainer, self.start | self.watch(pl_module.model))
+        self.put(trainer, self.start | self.watch(pl_module.model, self.earlier))
 
     def tell_parts(self) -> None:
         """Of rows that have a metric, such as accuracy, a part is no official score: it is said."""
@@ -89,11 +89,12 @@ class Evaluate(Watch):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
         last, due = step == trainer.max_steps, bool(self.every and step % self.every == 0)
+        switch = bool(self.earlier) and step & (step - 1) == 0
         if last or due:
             self.latest = self.scores(pl_module.model, self.all if last else self.own, self.tokens, "val")
-            self.put(trainer, self.latest | self.watch(pl_module.model))
-        elif self.earlier and step & (step - 1) == 0:
-            self.put(trainer, self.watch(pl_module.model))
+        if last or due or switch:
+            found = self.latest if last or due else {}
+            self.put(trainer, found | self.watch(pl_module.model, self.all if switch else self.earlier))
 
     def finish(self, trainer: Trainer, model: Any) -> None:
         """Where a step turns out to be the last one when the own tasks are scored already: the others."""
@@ -103,8 +104,8 @@ class Evaluate(Watch):
         for logger in trainer.loggers:
             logger.log_metrics(found, trainer.global_step)
 
-    def watch(self, model: Any) -> dict[str, float]:
-        return self.scores(model, self.earlier, self.watched, "watch")
+    def watch(self, model: Any, tasks: Sequence[Task]) -> dict[str, float]:
+        return self.scores(model, tasks, self.watched, "watch")
 
     def put(self, trainer: Trainer, found: dict[str, float]) -> None:
         self.curve.append({"step": trainer.global_step, **found})
