@@ -129,7 +129,10 @@ def built_trained(model: Mapping[str, Any]) -> bool:
 
 
 def _with_rate(config: dict[str, Any]) -> dict[str, Any]:
-    rate = usual_rate(config, trained=built_trained(config["model"]) or from_weights(config))
+    try:
+        rate = usual_rate(config, trained=built_trained(config["model"]) or from_weights(config))
+    except ValueError as error:  # of the model's own config, which its width is read from
+        raise ConfigError(str(error)) from error
     return config if rate is None else {**config, "optimizer": {**config["optimizer"], "lr": rate}}
 
 

@@ -1,6 +1,7 @@
 """A wrapped Hugging Face model says what it says alone: hidden states, logits, loss, decoding, and counts by hand."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,14 @@ from kleiber.models.generate import generate, left_padded
 from kleiber.models.hf_model import HFModel
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import cross_entropy
+from kleiber.rate import _wrapped_width
 from kleiber.types import Batch
 
 VOCAB = 48
+KEYS = ("path", "weights", "config")
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
 WIDE = SMALL | {"intermediate_size": 64}
+NARROW = WIDE | {"embedding_size": 16}
 KINDS = {
     "llama": WIDE | {"num_key_value_heads": 2},
     "gpt2": SMALL,
@@ -31,17 +35,24 @@ KINDS = {
     "mixtral": WIDE | {"num_key_value_heads": 2, "num_local_experts": 4},
 }
 CAUSAL = [kind for kind in KINDS if "bert" not in kind]
+ENCODERS = {  # what stands before the matrix has other names in each
+    "roberta": WIDE,
+    "distilbert": {"n_layers": 2, "dim": 32, "n_heads": 4, "hidden_dim": 64},
+    "electra": NARROW,
+    "albert": NARROW,
+    "deberta-v2": WIDE,
+}
 
 
 def build(kind: str, **changes) -> HFModel:
     torch.manual_seed(0)
-    model = HFModel(VOCAB, kind, "random", KINDS[kind] | changes, context=16).eval()
+    model = HFModel(VOCAB, kind, "random", (KINDS | ENCODERS)[kind] | changes, context=16).eval()
     for parameter in model.parameters():  # logits of order 1, biases that are not 0
         torch.nn.init.normal_(parameter, std=0.2)
     return model
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS | ENCODERS)
 def test_hidden_states_and_head_give_the_logits_and_the_loss_of_the_model(kind):
     model, ids = build(kind), torch.randint(VOCAB, (2, 10))
     hidden, wanted = model(Batch(ids)).hidden, model.inner(input_ids=ids).logits
@@ -202,8 +213,9 @@ def test_an_encoder_without_an_output_layer_has_heads_of_tasks_alone(tmp_path):
     assert count_parameters(model).embedding == VOCAB * 32
 
 
-def test_an_output_layer_of_unknown_form_is_none_and_the_encoder_still_serves():
-    for kind, sizes in (("electra", WIDE | {"embedding_size": 16}), ("albert", WIDE | {"embedding_size": 16})):
+def test_an_output_layer_of_unknown_form_is_none_and_the_encoder_still_serves(monkeypatch):
+    monkeypatch.setattr("kleiber.models.hf_head._transform", lambda inner: None)
+    for kind, sizes in (("roberta", WIDE), ("albert", NARROW)):
         model = HFModel(VOCAB, kind, "random", sizes, context=16)
         assert model(Batch(torch.randint(VOCAB, (2, 5)))).hidden.shape == (2, 5, 32)
         with pytest.raises(ValueError, match=f"is a {kind}, whose output layer is of a form not known here"):
@@ -212,6 +224,15 @@ def test_an_output_layer_of_unknown_form_is_none_and_the_encoder_still_serves():
         parts(model)
     bloom = HFModel(VOCAB, "bloom", "random", {"n_layer": 2, "hidden_size": 32, "n_head": 4}, context=16)
     assert set(parts(bloom).values()) == {"attention", "embedding", "mlp", "norms"}
+
+
+def test_a_config_that_the_architecture_cannot_have_is_refused_in_one_sentence():
+    wrong = {"hidden_size": 32, "num_attention_heads": 2}
+    for refused in (partial(HFModel, VOCAB), lambda *told: _wrapped_width(dict(zip(KEYS, told, strict=True)))):
+        with pytest.raises(ValueError, match=r"model.config=.* of model.path=xlnet: (.|\n)*d_head"):
+            refused("xlnet", "random", wrong)
+    rows = HFModel(VOCAB, "xlnet", "random", {"d_model": 32, "n_head": 2, "d_head": 16, "n_layer": 1}, context=16)
+    assert rows(Batch(torch.zeros(1, 16, dtype=torch.long))).hidden.shape == (1, 16, 32), "positions without end"
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "mixtral"])

@@ -6,11 +6,14 @@ matrix, read by a constant 1. Both are exact, and that they are all there is, is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+Transform = Callable[[Tensor], Tensor]
 
 
 class HFHead:
@@ -18,7 +21,7 @@ class HFHead:
 
     multiplier = 1.0
 
-    def __init__(self, linear: nn.Linear, transform: nn.Module | None, soft_cap: float | None) -> None:
+    def __init__(self, linear: nn.Linear, transform: Transform | None, soft_cap: float | None) -> None:
         self.linear, self.transform, self.soft_cap = linear, transform, soft_cap
 
     @property
@@ -78,13 +81,27 @@ def find_head(inner: Any, whole: bool, path: str) -> Any:
     return head
 
 
-def _transform(inner: Any) -> nn.Module | None:
-    """What BERT and ModernBERT apply before the matrix; None where the hidden states are read as they are."""
+def _transform(inner: Any) -> Transform | None:
+    """What an encoder applies before the matrix; None where the hidden states are read as they are.
+
+    BERT and its kin; ELECTRA; ModernBERT; RoBERTa's kind; DistilBERT; ALBERT: each has its own names for the same.
+    """
     predictions = getattr(getattr(inner, "cls", None), "predictions", None)
     if predictions is not None:
         return predictions.transform
-    head = getattr(inner, "head", None)
-    return head if isinstance(head, nn.Module) and hasattr(inner, "decoder") else None
+    if hasattr(inner, "generator_predictions"):
+        return inner.generator_predictions
+    if isinstance(modern := getattr(inner, "head", None), nn.Module) and hasattr(inner, "decoder"):
+        return modern
+    roberta: Any = getattr(inner, "lm_head", None)
+    if hasattr(roberta, "layer_norm"):
+        return lambda hidden: roberta.layer_norm(nn.functional.gelu(roberta.dense(hidden)))
+    if hasattr(inner, "vocab_transform"):
+        return lambda hidden: inner.vocab_layer_norm(inner.activation(inner.vocab_transform(hidden)))
+    albert: Any = getattr(inner, "predictions", None)
+    if hasattr(albert, "activation"):
+        return lambda hidden: albert.LayerNorm(albert.activation(albert.dense(hidden)))
+    return None
 
 
 @torch.no_grad()
@@ -102,6 +119,7 @@ def _two_tokens(inner: Any) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _is_right(head: HFHead, hidden: Tensor, logits: Tensor) -> bool:
     """Whether the view gives the model's own logits."""
-    if hidden.shape[-1] != head.linear.in_features and head.transform is None:
+    try:
+        return torch.allclose(head(hidden), logits, atol=1e-4, rtol=1e-4)
+    except RuntimeError:  # shapes that do not fit
         return False
-    return torch.allclose(head(hidden), logits, atol=1e-4, rtol=1e-4)

@@ -52,7 +52,7 @@ class HFModel(nn.Module):
         super().__init__()
         self.inner: Any
         changes = dict(config or {}) | ({} if depth is None else {"num_hidden_layers": depth})
-        settings, folder = _configuration(path, weights, changes)
+        settings, folder = configuration(path, weights, changes)
         if weights == "random":
             settings.vocab_size = vocab_size
             for name in SPECIALS:  # ids of another vocabulary; padding is told by the mask
@@ -64,7 +64,7 @@ class HFModel(nn.Module):
         with _quiet():
             self.inner, missing = _build(auto, settings, folder, path)
         longest = getattr(settings, "max_position_embeddings", None)
-        if longest is not None and context > longest:
+        if longest is not None and 0 < longest < context:
             raise ValueError(f"model.context={context} exceeds the {longest} positions of model.path={path}")
         rows = self.embedding.weight.shape[0]
         if vocab_size != rows:
@@ -215,7 +215,7 @@ def _role(name: str, parameter: Tensor, lookup: bool, output: bool) -> Role:
     return Role("output" if output or router or name.startswith("heads.") else "hidden", fan_in)
 
 
-def _configuration(path: str, weights: str, changes: Mapping[str, Any]) -> tuple[Any, Path | None]:
+def configuration(path: str, weights: str, changes: Mapping[str, Any]) -> tuple[Any, Path | None]:
     """The model's config with the changes in it, and the folder of its weights (None for random ones)."""
     from transformers import CONFIG_MAPPING
 
@@ -261,7 +261,14 @@ def _build(auto: str, settings: Any, folder: Path | None, path: str) -> tuple[An
 
     kind: Any = getattr(transformers, f"AutoModelFor{auto}" if auto else "AutoModel")
     if folder is None:
-        return kind.from_config(settings, trust_remote_code=False, dtype=torch.float32), []
+        try:
+            model = kind.from_config(settings, trust_remote_code=False, dtype=torch.float32)
+        except Exception as error:  # of a validator of transformers' own, which sees what we changed
+            raise ValueError(f"model.path={path} with this model.config: {error}") from None
+        for module in model.modules():  # RoBERTa's kind counts positions from the padding's id, and here is none
+            if not isinstance(module, nn.Embedding) and getattr(module, "padding_idx", 0) is None:
+                module.padding_idx = -1
+        return model, []
     options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "dtype": torch.float32}
     try:
         model, told = kind.from_pretrained(folder, config=settings, output_loading_info=True, **options)
