@@ -75,6 +75,11 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
     assert max(p.grad.abs().max() for p in twin.parameters() if p.grad is not None) < 1e-5
 
 
+def test_a_copy_of_the_tokenizer_in_another_folder_is_the_same_one() -> None:
+    copy = SimpleNamespace(name="toy", tokenizer=SimpleNamespace(hash="copy/1"))
+    assert Distill(copy, opens, "RUN").teacher is not None
+
+
 def test_what_cannot_teach_is_refused() -> None:
     with pytest.raises(ValueError, match=r"objective.mix=0.0"):
         Distill(TOY, opens, "RUN", mix=0.0)

@@ -46,7 +46,8 @@ class Distill:
             raise ValueError(
                 f"objective.teacher={teacher} reads both ways and knows no next token: take a causal model"
             )
-        if found.tokenizer.hash != corpus.tokenizer.hash:
+        read, written = (one.hash.rpartition("/")[2] for one in (found.tokenizer, corpus.tokenizer))
+        if read != written:  # of what they hold, not of what their folders are called
             raise ValueError(
                 f"objective.teacher={teacher} reads ids of {found.tokenizer.hash}, the data is in those of "
                 f"{corpus.tokenizer.hash}: set data.tokenizer to the teacher's"
