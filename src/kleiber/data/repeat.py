@@ -1,7 +1,7 @@
-"""Less text, read more often: another data set with all but the first of its training samples left out.
+"""Less text, read more often: another data set with most of its training samples left out.
 
-Validation stays that of the whole set, so losses at different amounts of unique text are of the same text. It refuses
-more text than there is.
+What is kept lies evenly over all of it and is as varied: the beginning of a text is narrower, and would cost loss without
+being read twice. Validation stays that of the whole set. It refuses more text than there is.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from kleiber.types import Batch, Samples
 
 @dataclass(frozen=True)
 class Repeated:
-    """`data` with its first `unique` training tokens alone (null: all of them); a longer budget reads them again.
+    """`data` with `unique` of its training tokens alone (null: all of them); a longer budget reads them again.
 
-    From the second epoch on windows begin elsewhere (`windows.TrainWindows`), so at most one more window is read.
-    `max_bytes` is handed to `data`, where set.
+    Every epoch has the same windows, so nothing else is ever read. `max_bytes` is handed to `data`, where set.
     """
 
     data: Any
@@ -41,12 +40,12 @@ class Repeated:
             raise ValueError(
                 f"data.unique={self.unique} is more than {corpus.name} has: {corpus.train.num_tokens:,} training tokens"
             )
-        name = digest([corpus.hash, "first", count * context])
-        return replace(corpus, train=First(corpus.train, count), config=f"{corpus.config}, first {count}", hash=name)
+        name = digest([corpus.hash, "spread", count * context])
+        return replace(corpus, train=Spread(corpus.train, count), config=f"{corpus.config}, {count} spread", hash=name)
 
 
-class First:
-    """The first `count` samples of others."""
+class Spread:
+    """`count` samples of others, at equal distances; the same in every epoch."""
 
     def __init__(self, samples: Samples, count: int) -> None:
         self.samples, self.count = samples, count
@@ -57,4 +56,7 @@ class First:
         return self.count
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
-        return self.samples.gather(index, epoch)
+        batch = self.samples.gather(np.asarray(index, np.int64) * len(self.samples) // self.count)
+        if batch.samples is None:
+            return batch
+        return replace(batch, samples=batch.samples + epoch * len(self.samples))  # read again, but masked anew

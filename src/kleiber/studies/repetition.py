@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from kleiber.catalog import Run
@@ -39,7 +39,7 @@ class Repetition(Options):
     def analyse(self, runs: Sequence[Run]) -> Findings:
         rows = epochs(runs)
         paired = excess(rows)
-        means = seed_means(paired, ("tokens", "epochs"), "excess", self.level)
+        means = seed_means(paired, ("N", "tokens", "epochs"), "excess", self.level)
         claims = [self._few(means)] if len(means) else []
         law, more = self._law(rows)
         shown = means.rename(columns={"mean": "excess (nats)"}).drop(columns="half").to_dict("records")
@@ -58,16 +58,19 @@ class Repetition(Options):
         worst = part.loc[part["mean"].idxmax()]
         holds = "holds" if worst["hi"] < NEAR else "does not hold" if worst["lo"] > NEAR else "undecided"
         text = f"{holds}: up to {FEW:g} epochs cost less than {NEAR} nats; the worst is "
-        text += f"{told(worst['mean'], worst['half'])} at {worst['epochs']:.1f} epochs of {worst['tokens']:,.0f} tokens"
+        text += (
+            f"{told(worst['mean'], worst['half'])} of {worst['tokens']:,.0f} tokens in {worst['epochs']:.1f} epochs, "
+        )
+        text += f"{worst['N']:,.0f} parameters"
         return {"code": "few_epochs", "level": "note", "text": text}
 
     def _headline(self, means: Rows) -> str:
         if not len(means):
             return "No cell has both a fresh and a repeated run of the same length: nothing to compare yet."
-        most = means.loc[means["epochs"].idxmax()]
+        most = means.sort_values(["epochs", "N"]).iloc[-1]
         return (
             f"{most['epochs']:.0f} epochs of one text cost {told(most['mean'], most['half'])} nats per token more than "
-            f"fresh text of the same {most['tokens']:,.0f} tokens."
+            f"fresh text of the same {most['tokens']:,.0f} tokens, at {most['N']:,.0f} parameters."
         )
 
     def _law(self, rows: Rows) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
@@ -86,9 +89,8 @@ class Repetition(Options):
 
 
 METHODS = (
-    "Models were trained on the first U tokens of one text for D tokens in all, D/U epochs, and compared with "
-    "models of the "
-    "same size, seed and D whose text was all new. The data-constrained law is that of Muennighoff et al. 2023 "
+    "Models were trained on U tokens, evenly from all of one text, for D tokens in all, D/U epochs, and compared with "
+    "models of the same size, seed and D whose text was all new. The data-constrained law is that of Muennighoff et al. 2023 "
     "(arXiv:2305.16264), its seven parameters fitted together; parameters with a flat profile are called not "
     "identified."
 )
@@ -113,9 +115,10 @@ def epochs(runs: Sequence[Run]) -> Rows:
 def excess(rows: Rows) -> Rows:
     """Repeated runs with their loss less that of the fresh run of the same N, tokens and seed."""
     keys = ["N", "tokens", "seed"]
-    fresh = rows[rows["epochs"] <= 1.0].groupby(keys)["loss"].mean().rename("fresh")
-    paired = rows[rows["epochs"] > 1.0].join(fresh, on=keys).dropna(subset=["fresh"])
-    return paired.assign(excess=paired["loss"] - paired["fresh"], epochs=np.round(paired["epochs"], 1))
+    again = rows["epochs"].round(1) > 1.0  # and not a last batch that begins anew
+    fresh = rows[~again].groupby(keys)["loss"].mean().rename("fresh")
+    paired = rows[again].join(fresh, on=keys).dropna(subset=["fresh"])
+    return paired.assign(excess=paired["loss"] - paired["fresh"], epochs=paired["epochs"].round(1))
 
 
 def figures(means: Rows) -> dict[str, Any]:
@@ -126,8 +129,9 @@ def figures(means: Rows) -> dict[str, Any]:
         return {}
     named = means.assign(length=[f"{human(tokens)} tokens" for tokens in means["tokens"]])
     return {
-        "repetition": lambda: comparisons.lines(
-            named, "epochs", "epochs", "length", "What repeating costs", every=2, value="loss above fresh text (nats)",
-            zero=True, subtitle="same size, seed and number of tokens",
+        f"repetition-{human(N)}": partial(
+            comparisons.lines, part, "epochs", "epochs", "length", "What repeating costs", every=2, zero=True,
+            value="loss above fresh text (nats)", subtitle=f"{human(N)} parameters, same seed and number of tokens",
         )
+        for N, part in named.groupby("N")
     }  # fmt: skip
