@@ -1,7 +1,7 @@
 """Less text, read more often: another data set with most of its training samples left out.
 
-What is kept lies evenly over all of it and is as varied: the beginning of a text is narrower, and would cost loss without
-being read twice. Validation stays that of the whole set. It refuses more text than there is.
+What is kept lies evenly over all of it and is as varied: the beginning of a text is narrower, and would cost loss
+without being read twice. Validation stays that of the whole set. It refuses more text than there is.
 """
 
 from __future__ import annotations

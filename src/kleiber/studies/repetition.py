@@ -58,10 +58,8 @@ class Repetition(Options):
         worst = part.loc[part["mean"].idxmax()]
         holds = "holds" if worst["hi"] < NEAR else "does not hold" if worst["lo"] > NEAR else "undecided"
         text = f"{holds}: up to {FEW:g} epochs cost less than {NEAR} nats; the worst is "
-        text += (
-            f"{told(worst['mean'], worst['half'])} of {worst['tokens']:,.0f} tokens in {worst['epochs']:.1f} epochs, "
-        )
-        text += f"{worst['N']:,.0f} parameters"
+        text += f"{told(worst['mean'], worst['half'])} of {worst['tokens']:,.0f} tokens in {worst['epochs']:.1f} epochs"
+        text += f" at {worst['N']:,.0f} parameters"
         return {"code": "few_epochs", "level": "note", "text": text}
 
     def _headline(self, means: Rows) -> str:
@@ -90,8 +88,8 @@ class Repetition(Options):
 
 METHODS = (
     "Models were trained on U tokens, evenly from all of one text, for D tokens in all, D/U epochs, and compared with "
-    "models of the same size, seed and D whose text was all new. The data-constrained law is that of Muennighoff et al. 2023 "
-    "(arXiv:2305.16264), its seven parameters fitted together; parameters with a flat profile are called not "
+    "models of the same size, seed and D whose text was all new. The data-constrained law is that of Muennighoff et "
+    "al. 2023 (arXiv:2305.16264), its seven parameters fitted together; parameters with a flat profile are called not "
     "identified."
 )
 
