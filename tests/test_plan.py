@@ -41,3 +41,15 @@ def test_micro_batches_fill_half_of_the_free_memory_and_more_with_checkpoints(mo
     assert plan.micro_batch("auto", 7, 64, model, plain) == 7
     assert plan.micro_batch("auto", 1000, 64, model, light) > 20
     assert plan.micro_batch(3, 1000, 64, model, plain) == 3
+
+
+def test_on_a_cpu_padded_rows_come_in_parts_of_like_length(monkeypatch):
+    model = Transformer(96, width=64, context=64, depth=1)
+    monkeypatch.setattr(plan, "free_memory_bytes", lambda accelerator: 1e12)
+    cpu, gpu = (SimpleNamespace(accelerator=kind, checkpoint_activations=False) for kind in ("cpu", "gpu"))
+    found = [plan.micro_batch("auto", rows, 64, model, cpu, padded=True) for rows in (5, 64, 200)]
+    assert found == [5, 8, 25]
+    assert (
+        plan.micro_batch("auto", 64, 64, model, cpu) == plan.micro_batch("auto", 64, 64, model, gpu, padded=True) == 64
+    )
+    assert plan.micro_batch(64, 64, 64, model, cpu, padded=True) == 64, "as asked"

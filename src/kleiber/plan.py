@@ -98,6 +98,7 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
     add_heads(model, outputs)
     parameters = count_parameters(model)
     sides = getattr(corpus.train, "sides", 1)
+    padded = hasattr(corpus.train, "lengths") and sides == 1  # a pair's two rows are of different lengths
     rows = samples_of(cfg.batch.tokens, context * sides, hardware.world_size)
     flops = training_flops(model, row_tokens(corpus.train, sides), getattr(objective, "outputs", {}))
     batch = step_tokens(corpus.train, rows)
@@ -112,7 +113,7 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
         parameters=parameters,
         context=context,
         rows=rows,
-        micro_batch=micro_batch(cfg.batch.micro, share, context, model, hardware, sides),
+        micro_batch=micro_batch(cfg.batch.micro, share, context, model, hardware, sides, padded),
         steps=steps,
         stop_step=min(steps, hardware.max_steps or steps),
         flops_per_token=flops,
@@ -173,15 +174,21 @@ def add_heads(model: Any, outputs: dict[str, int]) -> None:
         model.add_head(name, count)
 
 
-def micro_batch(asked: int | str, rows: int, context: int, model: Any, hardware: Any, sides: int = 1) -> int:
-    """Samples per forward and backward: as asked, or the most that half of the free memory holds."""
+def micro_batch(
+    asked: int | str, rows: int, context: int, model: Any, hardware: Any, sides: int = 1, padded: bool = False
+) -> int:
+    """Samples per forward and backward: as asked, or the most that half of the free memory holds.
+
+    On a CPU padded rows come in eight parts of like length, eight rows at least: a part costs what its longest row does.
+    """
     if asked != "auto":
         return min(int(asked), rows)
     row = sides * activation_bytes(model, context)
     if hardware.checkpoint_activations:  # what enters each block, and the inside of one
         row = row // len(model.blocks) + 4 * sides * context * model.width * len(model.blocks)
     fits = int(0.5 * free_memory_bytes(hardware.accelerator) // row)
-    return max(1, min(rows, fits))
+    most = max(8, -(-rows // 8)) if padded and hardware.accelerator == "cpu" else rows
+    return max(1, min(rows, most, fits))
 
 
 def activation_bytes(model: Any, context: int) -> int:
