@@ -179,7 +179,7 @@ def micro_batch(
 ) -> int:
     """Samples per forward and backward: as asked, or the most that half of the free memory holds.
 
-    On a CPU padded rows come in eight parts of like length, eight rows at least: a part costs what its longest row does.
+    On a CPU padded rows come in eight parts of like length, of eight rows or more: a part costs what its longest does.
     """
     if asked != "auto":
         return min(int(asked), rows)
