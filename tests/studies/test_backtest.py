@@ -75,6 +75,16 @@ def test_along_compute_the_line_is_exact_on_a_power_of_either_sign(exponent):
     np.testing.assert_allclose(guess["last_rung"], 3 * C[5] ** exponent)
 
 
+def test_points_of_equal_compute_to_a_percent_are_one_rung():
+    """A line through a good and a better point .3 % dearer would rise beyond all numbers."""
+    C = np.geomspace(1e17, 1e20, 8)
+    twice, loss = np.r_[C, 1.003 * C], np.r_[3.1 * C**-0.1, 3 * C**-0.1]
+    problem = fit("power", {"C": twice}, loss).problem
+    early, late = np.r_[0:6, 8:14], np.r_[6:8, 14:16]
+    guess = naive_predictions(problem.rows(early), problem.rows(late), twice[early], twice[late])
+    np.testing.assert_allclose(guess["line"], 3 * np.r_[C[6:], 1.003 * C[6:]] ** -0.1, rtol=1e-3)
+
+
 def test_each_holdout_leaves_out_what_it_says():
     found, C = fitted()
     N = found.fit.problem.inputs["N"]

@@ -139,15 +139,28 @@ def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array
     for name in train.law.inputs:
         if name != along:
             same &= np.abs(train.inputs[name] - row[name]) <= 0.05 * np.abs(row[name])
-    same &= train.inputs[along] < row[along] * 0.999
-    x = np.unique(train.inputs[along][same])
+    rungs = _rungs(train.inputs[along])
+    same &= rungs < row[along] * 0.999
+    x = np.unique(rungs[same])
     if len(x) < 2:
         return None
-    return x, np.array([train.target[same & (train.inputs[along] == rung)].mean() for rung in x])
+    return x, np.array([train.target[same & (rungs == rung)].mean() for rung in x])
+
+
+def _rungs(values: Array) -> Array:
+    """Each value as the least of those up to 5 % above it: equal compute in whole batches is equal to a percent only,
+    and a line through two such points would have any slope.
+    """
+    starts: list[float] = []
+    for value in np.unique(values):
+        if not starts or value > 1.05 * starts[-1]:
+            starts.append(value)
+    return np.array(starts)[np.searchsorted(starts, values, "right") - 1]
 
 
 def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
     """Steps of the lower envelope; of the upper one for a target that rises with compute, such as N_opt."""
+    compute = _rungs(compute)
     budgets = np.unique(compute)
     if len(budgets) < len(compute):  # of runs at one compute the best is the rung
         rises = np.polyfit(np.argsort(np.argsort(compute)), loss, 1)[0] > 0
