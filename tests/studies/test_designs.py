@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kleiber.studies.information import half_width
 from kleiber.studies.isoflop import IsoFLOP
 from kleiber.studies.optimal import Optimal
 from kleiber.studies.planning import PRIOR, Ground, Trunk, best_width, loss, planning_laws, points
@@ -80,15 +81,16 @@ def train(plan, ground, law):
         write_tree(folder, trunk.seed, params, one.flops_per_token, dict(zip(trunk.branches, losses, strict=True)))
 
 
-def test_where_greedy_elimination_ends_too_dear_it_begins_again_without_the_dearest(ground, monkeypatch):
+def test_what_greedy_elimination_leaves_too_dear_is_exchanged_for_less(ground):
+    """Elimination alone ended at 1.5 of this budget here, and without dear trunks at an interval of +-4.7 %."""
     design = Optimal(flops=2e13, target_flops=9e13)
     ground = replace(ground, head_dim=16)
     plan = design.plan(ground, 2e13, [], design.laws)
-    assert 0.8 * 2e13 < cost(plan, ground) <= 2e13
-    assert sum(len(trunk.branches) for trunk in plan) >= 12 and len({trunk.width for trunk in plan}) >= 6
-    monkeypatch.setattr("kleiber.studies.optimal.LARGEST", (1 / 3,))
-    with pytest.raises(ValueError, match="the cheapest found costs"):
-        design.plan(ground, 2e13, [], design.laws)
+    assert 0.9 * 2e13 < cost(plan, ground) <= 2e13
+    made = points(plan, ground)
+    twins = np.unique(np.column_stack([made.N, made.D]), axis=0, return_counts=True)[1]
+    assert len(made) >= 12 and len(np.unique(made.N)) >= 6 and (twins >= 2).sum() >= 2
+    assert half_width(made, design.laws[0], 9e13, design.noise) < 0.040
 
 
 def test_each_third_is_planned_from_what_was_trained_and_a_second_start_repeats_it(ground, capsys):

@@ -7,6 +7,7 @@ import pytest
 from small_run import REPOSITORY
 
 from kleiber.studies.elimination import Elimination, Rules
+from kleiber.studies.exchange import exchange
 from kleiber.studies.information import Noise, Points, gradient, half_width, log_variance
 
 LAW = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.34, "beta": 0.28}
@@ -48,6 +49,31 @@ def test_the_rules_hold_to_the_end_and_what_is_trained_stays():
     assert len(kept) >= 14 and len(np.unique(kept.N)) >= 6 and (cells >= 2).sum() >= 3
     assert left.alive[:3].all()
     assert left.cost == pytest.approx(points.keep(left.alive & ~fixed).cost(0.2))
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0, 1.5])
+def test_exchanges_better_a_design_within_its_budget_and_keep_the_rules(share):
+    """Also from a start that costs up to twice the budget; the variance told is the one computed anew."""
+    points, noise, rules, fixed = grid(), Noise(), Rules(14, 6, 2), np.arange(80) < 3
+    left = Elimination(points, [LAW], 1e18, noise, 0.2, rules, fixed)
+    while left.alive.sum() > 24 and left.step():
+        pass
+    start, budget = left.alive.copy(), share * left.cost
+    alive, variance = exchange(points, [LAW], 1e18, noise, 0.2, rules, start, fixed, budget)
+    kept = points.keep(alive)
+    cells = np.unique(np.column_stack([kept.N, kept.D]), axis=0, return_counts=True)[1]
+    assert points.keep(alive & ~fixed).cost(0.2) <= budget and alive[fixed].all()
+    assert len(kept) >= 14 and len(np.unique(kept.N)) >= 6 and (cells >= 2).sum() >= 2
+    assert variance == pytest.approx(log_variance(kept, LAW, 1e18, noise), abs=1e-6)
+    assert share < 1 or variance < left.log_variance - 0.01
+    assert (left.alive == start).all()
+
+
+def test_a_budget_that_no_exchange_meets_is_said_to_be_missed():
+    points = grid()
+    alive = np.ones(80, dtype=bool)
+    assert exchange(points, [LAW], 1e18, Noise(), 0.2, Rules(), alive, alive, 0.0)[1] < np.inf, "nothing is left to pay"
+    assert exchange(points, [LAW], 1e18, Noise(), 0.2, Rules(), alive, ~alive, 1.0)[1] == np.inf
 
 
 def test_a_trunk_is_paid_once_and_replicates_do_not_pay_for_ever():

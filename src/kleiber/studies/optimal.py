@@ -17,6 +17,7 @@ import numpy as np
 
 from kleiber.budget import quantity
 from kleiber.studies.elimination import Elimination, Rules
+from kleiber.studies.exchange import exchange
 from kleiber.studies.information import Noise, half_width
 from kleiber.studies.planning import Ground, Law, Trunk, budget_flops, cells, planning_laws, points, widths_of
 from kleiber.studies.replan import laws_of_runs
@@ -117,8 +118,8 @@ class Optimal:
     def plan(self, ground: Ground, left: float, done: Sequence[Trunk], laws: Sequence[Law]) -> list[Trunk]:
         """The best use of `left` FLOPs beside the trunks that are `done`. ValueError when it is too little to begin.
 
-        Elimination is greedy and can end at a few dear points that the rules let it no longer exchange for cheap ones;
-        then it begins again without the dearest.
+        Elimination is greedy: what it leaves is bettered by `exchange`, and where that cannot meet the budget either, it
+        begins again without the dearest.
         """
         least: list[float] = []
         for largest in LARGEST:
@@ -126,9 +127,14 @@ class Optimal:
             search = self._search(ground, grid, done, laws) if grid else None
             while search and search.cost > left and search.step():
                 pass
-            if search and search.cost <= left:
-                return _alive(grid, search.alive[~search.fixed].tolist())
-            least += [search.cost] if search else []
+            if search:
+                least.append(search.cost)
+                alive, variance = exchange(
+                    search.points, laws, self.target(self.budget(ground)), self.noise, ground.decay, self.rules,
+                    search.alive, search.fixed, left,
+                )  # fmt: skip
+                if variance < np.inf:
+                    return _alive(grid, alive[~search.fixed].tolist())
         if done:
             return []
         told = f", and the cheapest found costs {min(least):.3g}" if least else ""
