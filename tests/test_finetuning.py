@@ -149,3 +149,13 @@ def test_what_is_known_of_classes_can_be_held(launch):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for name in ("ewc", "lwf"):
         assert any(value > 0 for row in rows for key, value in row.items() if key.endswith(f"train/retention/{name}"))
+
+
+def test_a_fine_tune_of_a_wrapped_model_goes_on_from_its_run(launch):
+    sizes = "{hidden_size: 32, num_attention_heads: 2, intermediate_size: 64}"
+    wrapped = ["model=hf", "model.path=bert", "model.weights=random", f"model.config={sizes}", "model.depth=1"]
+    wrapped += ["model.context=64", "data=labelled", f"data.path={DATA}/labelled.jsonl", "objective=classify"]
+    one = launch(*wrapped, root="one")
+    two = launch(*wrapped, "init=checkpoint", f"init.path={one}", root="two")
+    stage = json.loads((two / "summary.json").read_text())["stages"][0]
+    assert stage["start_metrics"]["val/labelled/loss"] == pytest.approx(metrics(one)["val/labelled/loss"], rel=1e-6)

@@ -6,6 +6,7 @@ without an interval or the words "not identified". numpy is imported when a comm
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -39,12 +40,14 @@ def fit(
     max_decades: Annotated[float, typer.Option(help="refuse predictions farther outside than this")] = 3.0,
     force: Annotated[bool, typer.Option("--force", help="predict beyond --max-decades")] = False,
     json: Annotated[Path | None, typer.Option(help="write laws.json here")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="OUT.html", help="write a page with figures here")] = None,
 ) -> None:
     """Fit a law to a table of runs: parameters with intervals, backtests, verdicts."""
     from kleiber.studies import analysis, record, table
     from kleiber.studies import law as laws
 
     try:
+        pages = _pages() if report else None
         form = laws.find(law)
         named = _roles(source, map, {"N": params, "D": data, "L": loss, "C": compute})
         cluster = cluster or ("trunk" if source.is_dir() else None)
@@ -56,16 +59,17 @@ def fit(
             exclude=() if exclude == "none" else tuple(filter(None, exclude.split(","))),
             max_decades=float("inf") if force else max_decades, rank=rank,
         )  # fmt: skip
-        found = {
-            group: _one(part, form, law, options, by, group)
-            for group, part in (rows.split(by) if by else {"": rows}).items()
-        }
+        parts = rows.split(by) if by else {"": rows}
+        found = {group: _one(part, form, law, options, by, group) for group, part in parts.items()}
         if json:
             record.write({"schema": "kleiber.laws/1", "by": by, "laws": found} if by else found[""], json)
     except ValueError as error:
         _refuse(error)
     for group, entry in found.items():
         typer.echo("\n".join(([f"\n{by} = {group}"] if by else []) + lines(entry)))
+    if pages is not None:
+        pages.write(report, source, form, found, parts, by)
+        typer.echo(f"report: {report}")
     if not all(analysis.identified(entry) for entry in found.values()):
         raise typer.Exit(3)
 
@@ -115,16 +119,24 @@ def report(
 ) -> None:
     """Analyse the runs of a folder again: laws.json, findings.json, figures and one HTML page."""
     try:
-        from kleiber.studies.report import report as write
-
-        found = write(folder, out, study, also or (), wandb)
-    except ImportError as error:
-        _refuse(ValueError(f"{error.name} is not installed: a report needs the extra, pip install 'kleiber[report]'"))
+        found = _pages("report").report(folder, out, study, also or (), wandb)
     except (ValueError, FileNotFoundError) as error:
         _refuse(ValueError(str(error)))
     typer.echo(found["headline"])
     typer.echo(f"{found['runs']}" + (f"; missing: {', '.join(found['missing'])}" if found["missing"] else ""))
     typer.echo(f"report: {out or folder / 'report.html'}")
+
+
+def _pages(name: str = "fit_page") -> Any:
+    """The module of studies that writes a page. Raises ValueError where what it draws with is not installed."""
+    try:
+        for drawing in ("altair", "vl_convert"):
+            import_module(drawing)
+    except ImportError as error:
+        raise ValueError(
+            f"{error.name} is not installed: a report needs the extra, pip install 'kleiber[report]'"
+        ) from None
+    return import_module(f"kleiber.studies.{name}")
 
 
 def _roles(source: Path, map: str | None, extra: Mapping[str, str | None] | None = None) -> dict[str, str]:

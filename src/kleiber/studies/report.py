@@ -85,7 +85,7 @@ def report(
     for name, chart in charts.items():
         chart.save(folder / "figures" / f"{name}.png", scale_factor=2)
         chart.save(folder / "figures" / f"{name}.svg")
-    (out or folder / "report.html").write_text(page(told, found, charts, runs))
+    (out or folder / "report.html").write_text(page(told, found, charts, ends(runs)))
     if mirror:
         from kleiber.studies.mirror import send
 
@@ -93,7 +93,8 @@ def report(
     return told
 
 
-def page(told: Mapping[str, Any], found: Findings, charts: Mapping[str, Any], runs: Sequence[Run]) -> str:
+def page(told: Mapping[str, Any], found: Findings, charts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The whole page: `told` as in findings.json, text and methods of `found`, and the rows behind the figures."""
     specs = json.dumps({name: chart.to_dict() for name, chart in charts.items()}).replace("</", "<\\/")
     places = "".join(f'<div id="{name}"></div>' for name in charts)
     draw = f"const specs = {specs}; for (const [id, spec] of Object.entries(specs)) vegaEmbed('#' + id, spec, "
@@ -105,6 +106,7 @@ def page(told: Mapping[str, Any], found: Findings, charts: Mapping[str, Any], ru
     missing = f"<p>Missing: {html.escape(', '.join(told['missing']))}</p>" if told["missing"] else ""
     tables = "".join(f"<h2>{html.escape(title)}</h2>{table(rows)}" for title, rows in told["tables"].items() if rows)
     text = f"<h2>The fit</h2><pre>{html.escape(chr(10).join(found.text))}</pre>" if found.text else ""
+    took = f", {told['seconds'] / 60:.0f} minutes of processes" if told.get("seconds") else ""
     methods = f"<h2>Methods</h2><p>{html.escape(found.methods)}</p>" if found.methods else ""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -112,9 +114,9 @@ def page(told: Mapping[str, Any], found: Findings, charts: Mapping[str, Any], ru
         f"<title>{html.escape(told['study'])}</title>"
         f"<style>{STYLE}</style><h1>{html.escape(told['study'])}</h1>"
         f'<p class="lead">{html.escape(told["headline"])}</p>'
-        f'<p class="small">{html.escape(told["runs"])}, {told["seconds"] / 60:.0f} minutes of processes.</p>{missing}'
+        f'<p class="small">{html.escape(told["runs"])}{took}.</p>{missing}'
         f'<div class="charts">{places}</div><h2>What may be said</h2>{verdicts}{tables}{text}{methods}'
-        f"<details><summary>Runs</summary>{table(ends(runs))}</details>"
+        f"<details><summary>Runs</summary>{table(rows)}</details>"
         f'<script type="module">{scripts()}\n{draw}</script></html>'
     )
 

@@ -54,7 +54,7 @@ class Table:
 
     def drop(self, rows: NDArray, rule: str) -> "Table":
         """The table without the rows where the mask `rows` is true, each recorded under `rule`."""
-        gone = [{"row": _label(i), "rule": rule} for i in self.frame.index[rows]]
+        gone = [{"row": label(i), "rule": rule} for i in self.frame.index[rows]]
         kept = {name: column[~rows] for name, column in self.columns.items()}
         return Table(self.frame.loc[~rows], kept, self.roles, [*self.excluded, *gone])
 
@@ -76,7 +76,7 @@ class Table:
         return digest.hexdigest()
 
 
-def _label(index: object) -> object:
+def label(index: object) -> object:
     return int(index) if isinstance(index, (int, np.integer)) else str(index)
 
 
@@ -148,7 +148,7 @@ def load(
     gone = np.zeros(len(frame), dtype=bool)
     for text in filters:
         out = ~where.keep(frame, text, named)
-        table.excluded += [{"row": _label(i), "rule": f"where: {text}"} for i in frame.index[out & ~gone]]
+        table.excluded += [{"row": label(i), "rule": f"where: {text}"} for i in frame.index[out & ~gone]]
         gone |= out
     kept = Table(frame.loc[~gone], {role: column[~gone] for role, column in columns.items()}, named, table.excluded)
     for role in ("L", *needed):

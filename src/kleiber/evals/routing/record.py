@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.evals.subject import Subject
+from kleiber.nn.moe import MoE
 from kleiber.sums import Sums
 from kleiber.types import Routing
 
@@ -50,8 +51,9 @@ class Record:
 
 
 def mixtures(model: Any) -> dict[int, Any]:
-    """The layers with experts, by their number."""
-    return {i: block.mlp for i, block in enumerate(getattr(model, "blocks", ())) if hasattr(block.mlp, "router")}
+    """The layers with experts of our own, by their number; a wrapped model's layers have other names and parts."""
+    parts = enumerate(getattr(block, "mlp", None) for block in getattr(model, "blocks", ()))
+    return {i: part for i, part in parts if isinstance(part, MoE)}
 
 
 @contextmanager

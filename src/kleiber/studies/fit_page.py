@@ -1,0 +1,97 @@
+"""The page of `kleiber fit --report`: what a law makes of anybody's table, in one HTML file that needs no network.
+
+One fit, or one for each value of a column. It draws what any law has: found against predicted, residuals, and what the
+record holds of backtests, approaches and profiles. Frontiers by size are for ladders (`scaling`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kleiber.studies import fit_plots, plots
+from kleiber.studies.command import lines
+from kleiber.studies.findings import Findings
+from kleiber.studies.law import Law
+from kleiber.studies.report import page
+from kleiber.studies.scaling import headline
+from kleiber.studies.table import Table, label
+
+MOST_ROWS = 500  # that are listed below the figures
+
+
+def write(
+    out: Path, source: Path, form: Law, found: Mapping[str, Any], tables: Mapping[str, Table], by: str | None
+) -> None:
+    """Writes the page of the records `found` (laws.json's content by group, "" where there is one) of `tables`."""
+    charts, verdicts, told, text, kept = {}, [], {}, [], []
+    for number, (group, entry) in enumerate(found.items()):
+        name = f"{by} = {group}" if by else ""
+        rows = used(tables[group], form, entry)
+        charts |= {f"g{number}-{kind}": make() for kind, make in figures(rows, form, entry, name).items()}
+        verdicts += [{**one, "text": f"{name}: {one['text']}" if by else one["text"]} for one in entry["verdicts"]]
+        told[f"Parameters, {name}" if by else "Parameters"] = parameters(entry)
+        text += [*([name] if by else []), *lines(entry), ""]
+        kept += rows.to_dict("records")
+    items = found.items()
+    summary = {
+        "study": f"{form.name} on {source.name}",
+        "headline": "; ".join(f"{by} = {group}: {headline(one)}" if by else headline(one) for group, one in items),
+        "runs": f"{sum(one['n'] for one in found.values()):,} rows fitted, "
+        f"{sum(len(one['excluded']) for one in found.values())} excluded",
+        "verdicts": verdicts, "tables": told, "missing": [],
+    }  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(summary, Findings("", text=text, methods=methods(found)), charts, kept[:MOST_ROWS]))
+
+
+def used(rows: Table, form: Law, entry: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of the fit: their number in the table, compute where known, inputs, what was found and is predicted."""
+    gone = {one["row"] for one in entry["excluded"]}
+    keep = np.array([label(i) not in gone for i in rows.frame.index])
+    inputs = {name: column[keep] for name, column in rows.inputs(form).items()}
+    predicted = form.predict(inputs, plots.values(entry))[0]
+    names = [str(label(i)) for i, kept in zip(rows.frame.index, keep, strict=True) if kept]
+    compute = {"C": rows.columns["C"][keep]} if "C" in rows.columns else {}
+    return pd.DataFrame({"row": names, **compute, **inputs, "found": rows.target[keep], "predicted": predicted})
+
+
+def figures(rows: pd.DataFrame, form: Law, entry: Mapping[str, Any], name: str) -> dict[str, Callable[[], Any]]:
+    """What the record of one fit allows to be drawn."""
+    made: dict[str, Callable[[], Any]] = {
+        "fit": lambda: fit_plots.fitted(rows, form, name),
+        "residuals": lambda: fit_plots.residuals(rows, form, name),
+    }
+    if entry["approaches"]:
+        made["exponents"] = lambda: plots.exponents(entry)
+    if entry["allocation"] or any(one["points"] for one in entry["approaches"]):
+        made["allocation"] = lambda: plots.allocation(entry)
+    if entry["backtests"]:
+        made["backtests"] = lambda: plots.backtests(entry)
+    if "E" in (entry.get("profiles") or {}):
+        made["profile"] = lambda: plots.profile(entry)
+    return made
+
+
+def parameters(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each parameter and what is derived from them; an interval, or why there is none."""
+    told = []
+    for name, one in {**entry["params"], **entry["derived"]}.items():
+        interval = f"[{one['lo']:.5g}, {one['hi']:.5g}]" if one["identified"] else "not identified"
+        told.append({"parameter": name, "value": one["value"], f"{entry['level']:.0%} interval": interval})
+    return told
+
+
+def methods(found: Mapping[str, Any]) -> str:
+    entry = next(iter(found.values()))
+    goal, boot = entry["objective"], entry["bootstrap"]
+    drawn = f" and {boot['draws']} {boot['kind']} resamples" if boot else ""
+    return (
+        f"{entry['formula']} ({entry['source']}) was fitted by variable projection and a {goal['kind']} loss in "
+        f"{goal['space']} space. Intervals are at {entry['level']:.0%}, by profile likelihood{drawn}. Extrapolation "
+        "was tested by leaving out the largest compute, beside two predictors that know no law."
+    )
