@@ -1,0 +1,51 @@
+"""`kleiber fit --report`: one page with figures for any table, for one fit or several, and words where it cannot be."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kleiber.cli import main
+
+MAP = ["--map", "N=size,D=seen,L=loss"]
+
+
+@pytest.fixture
+def csv(tmp_path):
+    N, D = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5)))
+    noise = np.random.default_rng(0).normal(0, 0.003, 25)
+    rows = pd.DataFrame({"size": N, "seen": D, "loss": (1.7 + 400 * N**-0.34 + 400 * D**-0.28) * np.exp(noise)})
+    both = pd.concat([rows.assign(kind="a"), rows.assign(kind="b", loss=1.1 * rows["loss"])])
+    both.to_csv(tmp_path / "t.csv", index=False)
+    return str(tmp_path / "t.csv")
+
+
+def test_a_fit_leaves_a_page_with_figures_and_no_network(csv, tmp_path, capsys):
+    pytest.importorskip("altair")
+    out = tmp_path / "new" / "fit.html"
+    assert main(["fit", csv, *MAP, "--where", "kind == a", "--bootstrap", "60", "--report", str(out)]) == 0
+    page, told = out.read_text(), capsys.readouterr().out
+    assert f"report: {out}" in told.replace("\n", "")
+    assert re.search(r"\d+ rows fitted, \d+ excluded", page)
+    for words in ("chinchilla on t.csv", "Found against predicted", "Residuals", "alpha",
+                  "g0-fit", "g0-backtests", "g0-profile"):  # fmt: skip
+        assert words in page
+    assert "src=" not in page.split("<script", 1)[0] and "minutes of processes" not in page
+
+
+def test_one_page_holds_a_fit_for_each_value_and_laws_without_compute_too(csv, tmp_path):
+    pytest.importorskip("altair")
+    out = tmp_path / "fit.html"
+    assert main(["fit", csv, *MAP, "--by", "kind", "--bootstrap", "0", "--report", str(out)]) in (0, 3)
+    page = out.read_text()
+    assert all(words in page for words in ("Parameters, kind = a", "Parameters, kind = b", "g0-fit", "g1-fit"))
+    power = ["--law", "power", "--map", "C=seen,L=loss", "--where", "kind == a"]
+    assert main(["fit", csv, *power, "--bootstrap", "0", "--report", str(out)]) in (0, 3)
+    assert "power on t.csv" in out.read_text()
+
+
+def test_without_the_extra_it_says_what_to_install_before_it_fits(csv, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "altair", None)
+    assert main(["fit", csv, *MAP, "--report", str(tmp_path / "fit.html")]) == 2
+    assert "pip install 'kleiber[report]'" in capsys.readouterr().err
