@@ -118,7 +118,7 @@ class Optimal:
     def plan(self, ground: Ground, left: float, done: Sequence[Trunk], laws: Sequence[Law]) -> list[Trunk]:
         """The best use of `left` FLOPs beside the trunks that are `done`. ValueError when it is too little to begin.
 
-        Elimination is greedy: what it leaves is bettered by `exchange`, and where that cannot meet the budget either, it
+        Elimination is greedy: what it leaves is bettered by `exchange`, and where that misses the budget too, it
         begins again without the dearest.
         """
         least: list[float] = []
