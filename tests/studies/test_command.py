@@ -167,3 +167,125 @@ def test_a_folder_of_runs_needs_no_map_and_knows_its_trunks():
     done = run("fit", GOLDEN, "--where", "D >= 1.9e6", "--bootstrap", 20, "--backtest", "5e12")
     assert done.exit_code in (0, 3), done.output
     assert "within clusters" in done.output
+
+
+@pytest.mark.parametrize("sizes", [1, 2])
+def test_one_or_two_sizes_give_no_exponent_and_no_interval_at_another_size(tmp_path, sizes):
+    """Draws begin at the fit and stay near it, so their spread hides that alpha may be anything."""
+    N, D = (np.tile(one.ravel(), 2) for one in np.meshgrid(np.array([1e8, 4e8])[:sizes], np.geomspace(1e9, 3e10, 6)))
+    L = ladders.noisy(ladders.loss(N, D), 1, 0.002)
+    pd.DataFrame({"N": N, "D": D, "L": L}).to_csv(tmp_path / "few.csv", index=False)
+    out = tmp_path / "laws.json"
+    done = run("fit", tmp_path / "few.csv", "--bootstrap", 50, "--exclude", "none", "--predict", "N=1e8,D=1e10",
+               "--predict", "N=1e9,D=1e10", "--json", out)  # fmt: skip
+    assert done.exit_code == 3, done.output
+    found = valid(out)
+    inside, outside = found["predictions"]
+    assert inside["lo"] < inside["value"] < inside["hi"] and outside["lo"] is None and outside["value"] is not None
+    assert not found["derived"]["a_opt"]["identified"] and found["allocation"] == []
+    assert not [one for one in found["approaches"] if one["approach"].startswith("3")]
+    assert "interval not identified" in run("predict", out, "N=1e9", "D=1e10").output
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--bootstrap", 1), "--bootstrap 1: a 90% interval needs 20"),
+        (("--loss-fn", "squared", "--delta", 0.1), "--delta 0.1"),
+        (("--map", "Q=tokens"), "--map Q=tokens: nothing reads the role Q"),
+        (("--law", "power_floor", "--rank"), "--rank compares laws of N and D"),
+        (("--law", "{own}", "--backtest", "1e19", "--map", "L=loss"), "--backtest needs compute"),
+        (("--law", "{raises}"), "KeyError: 'boo'"),
+        (("--law", "{unknown}"), "an annotation cannot be read"),
+        (("--by", "holes"), "--by holes: row 3 has no value there"),
+    ],
+)
+def test_what_would_have_no_effect_or_no_meaning_is_refused_by_name(csv, tmp_path, words, told):
+    own = tmp_path / "my.py"
+    own.write_text(
+        "from __future__ import annotations\nfrom kleiber.studies.law import Array, Part\n"
+        "def own(n: Array, *, E: Part):\n    return E + 0 * n\n"
+        "def raises(N: Array, *, E: Part):\n    raise KeyError('boo')\n"
+        "def unknown(N: Nothing, *, E: Part):\n    return E\n"
+    )
+    frame = pd.read_csv(csv)
+    frame["holes"] = ["a", "b", "a", None] * 5
+    if "{own}" in words:
+        frame = frame.rename(columns={"params": "n"}).drop(columns="tokens")
+        words = [*words[:-1], "L=loss,n=n"]
+    frame.to_csv(csv, index=False)
+    named = [str(one).format(own=f"{own}:own", raises=f"{own}:raises", unknown=f"{own}:unknown") for one in words]
+    start = (
+        ("fit", csv, "--bootstrap", 20) if "{own}" in words else ("fit", csv, "--params", "params", "--data", "tokens")
+    )
+    done = run(*start, *named)
+    assert done.exit_code == 2 and told in done.output.replace("\n", " "), done.output
+
+
+@pytest.mark.parametrize(
+    ("point", "told"),
+    [
+        (("N=0", "D=1e10"), "predict N=0: write a finite number above 0"),
+        (("N=-1", "D=1e10"), "predict N=-1"),
+        (("N=1e400", "D=1e10"), "predict N=inf"),
+        (("N=1e9", "D=1e10", "X=8"), "predict X=8: law 'chinchilla' reads N, D"),
+        (("N=1e9", "N=1e8", "D=1e10"), "N is already 1e+09"),
+    ],
+)
+def test_a_point_that_is_none_or_is_read_in_part_is_refused(csv, tmp_path, point, told):
+    out = tmp_path / "laws.json"
+    assert run("fit", csv, "--params", "params", "--data", "tokens", "--bootstrap", 0, "--json", out).exit_code == 0
+    done = run("predict", out, *point)
+    assert done.exit_code == 2 and told in done.output, done.output
+
+
+def test_without_draws_nothing_is_covered_and_nothing_missed(csv, tmp_path):
+    out = tmp_path / "laws.json"
+    done = run("fit", csv, "--params", "params", "--data", "tokens", "--bootstrap", 0, "--json", out)
+    found = valid(out)
+    assert "no intervals; naive" in done.output and "overconfident" not in done.output
+    assert found["backtests"] and all(test["coverage"] is None for test in found["backtests"])
+
+
+def test_a_law_file_keeps_what_its_decorator_says(csv, tmp_path):
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "from kleiber.studies.law import Array, Exponent, Part, law\n"
+        "@law(space='linear', loss_fn='squared', derived={'half': lambda p: p['E'] / 2})\n"
+        "def mine(D: Array, *, E: Part, B: Part, beta: Exponent):\n    return E + B * D**-beta\n"
+    )
+    done = fit(csv, "--law", f"{own}:mine")
+    assert "squared in linear" in done.output and "  half " in done.output, done.output
+
+
+def test_each_group_tells_its_own_excluded_rows(csv, tmp_path):
+    out = tmp_path / "laws.json"
+    frame = pd.read_csv(csv)
+    frame.loc[[0, 2, 4], "loss"] = np.nan
+    frame.to_csv(csv, index=False)
+    fit(csv, "--law", "chinchilla_tied", "--by", "set", "--json", out)
+    found = json.loads(out.read_text())["laws"]
+    assert [len(found[name]["excluded"]) for name in ("a", "b")] == [3, 0]
+
+
+def test_the_interval_of_one_run_holds_what_trunks_differ_by(tmp_path):
+    """Seeds are averaged before the fit, so its residuals do not show how far a new trunk may lie."""
+    rows = [(N, D, seed) for N in np.geomspace(1e7, 1e9, 5) for D in np.geomspace(2e8, 2e10, 5) for seed in range(4)]
+    N, D, seed = np.array(rows).T
+    shift = np.random.default_rng(0).normal(size=(5, 4)) * 0.01
+    trunk = np.repeat(np.arange(5), 20)
+    L = ladders.noisy(ladders.loss(N, D), 1, 0.0005) * np.exp(shift[trunk, seed.astype(int)])
+    frame = pd.DataFrame({"N": N, "D": D, "L": L, "trunk": [f"{a}-{b:.0f}" for a, b in zip(trunk, seed, strict=True)]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    out = tmp_path / "laws.json"
+    run("fit", tmp_path / "t.csv", "--cluster", "trunk", "--bootstrap", 20, "--json", out, "--exclude", "none")
+    found = json.loads(out.read_text())
+    assert found["noise"] >= found["trunk_noise"]["between"] > 0.005
+
+
+def test_a_foreign_status_names_the_rule_that_left_no_row(csv):
+    frame = pd.read_csv(csv)
+    frame["status"] = "ok"
+    frame.to_csv(csv, index=False)
+    done = fit(csv)
+    assert done.exit_code == 2 and "20 went by the rule diverged" in done.output and "--exclude none" in done.output

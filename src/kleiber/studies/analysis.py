@@ -14,7 +14,7 @@ from kleiber.studies.allocation import allocate
 from kleiber.studies.backtest import backtests, default_cuts, holdouts, rank
 from kleiber.studies.bootstrap import Draws, interval
 from kleiber.studies.exclusion import RULES, exclude, with_and_without
-from kleiber.studies.fit import Fit
+from kleiber.studies.fit import Fit, depends
 from kleiber.studies.law import LAWS, Array, Law
 from kleiber.studies.pose import pose
 from kleiber.studies.profile import profiles
@@ -55,10 +55,12 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
     judged += verdicts.settled(found, options.level)
     judged += verdicts.replicates(_on_rows(found, table))
     tests = []
+    if compute is None and options.backtest is not None:
+        raise ValueError(f"--backtest needs compute: {_without(table)}")
     if compute is not None:
         cuts = default_cuts(compute, found.problem.num_params) if options.backtest is None else options.backtest
         tests = backtests(posed, cuts, options.level, min(options.bootstrap, 200), options.seed)
-    judged += verdicts.backtest_verdicts(tests, options.level)
+    judged += verdicts.backtest_verdicts(tests, options.level, "" if compute is not None else _without(table))
     record = {
         "schema": "kleiber.law/1", "law": law.name, "formula": law.formula, "source": law.source,
         "n": found.problem.num_rows, "excluded": table.excluded,
@@ -86,10 +88,22 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
         told = {"values": shape.values.tolist(), "statistic": shape.statistic.tolist(), "threshold": shape.threshold}
         record["profiles"] = {"E": told}
     record["draws"] = draws.values[:400].tolist() if draws else []
-    record["noise"] = found.noise if np.isfinite(found.noise) else None
+    if len(untold := found.untold()):
+        record["untold"] = untold.tolist()
+    record["noise"] = float(np.hypot(found.noise, posed.noise.between if posed.noise else 0.0))
+    if not np.isfinite(found.noise):
+        record["noise"] = None
     record["predictions"] = [predict(record, law, at, options.max_decades) for at in options.predict]
     record["verdicts"] = [asdict(verdict) for verdict in judged]
     return record
+
+
+def _without(table: Table) -> str:
+    """Why no compute is known."""
+    if "C" not in table.columns:
+        return "no column is C, and N and D do not give it; add --map C=COL"
+    row = table.frame.index[int(np.argmin(np.isfinite(table.columns["C"])))]
+    return f"C ({table.roles.get('C', 'derived')}) has no number in row {row}"
 
 
 def brief(table: Table, law: Law, options: Options) -> dict:
@@ -144,10 +158,11 @@ def _params(found: Fit, profiled: Mapping) -> dict[str, dict]:
 
 def _derived(found: Fit, draws: Draws | None, level: float) -> dict[str, dict]:
     entries = {}
-    sampled = draws.derive() if draws else {}
+    sampled, untold = draws.derive() if draws else {}, found.law.derive(found.untold())
     for name, value in found.law.derive(found.values).items():
         lo, hi = interval(sampled[name], level) if name in sampled else (np.nan, np.nan)
         known = bool(np.isfinite([lo, hi, value[0]]).all()) and not found.dropped
+        known = known and not depends(untold[name])
         entries[name] = {
             "value": float(value[0]) if np.isfinite(value[0]) else None,
             "lo": float(lo) if known else None, "hi": float(hi) if known else None, "identified": known,
@@ -158,9 +173,16 @@ def _derived(found: Fit, draws: Draws | None, level: float) -> dict[str, dict]:
 def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: float = MAX_DECADES) -> dict:
     """One prediction: value, the law's interval (lo, hi), one new run's (run_lo, run_hi), decades outside the rows.
 
-    Beyond `max_decades` in any input or in C the value is null and `refused` says so. The intervals hold the sampling
+    Beyond `max_decades` in any input or in C the value is null and `refused` says so; without intervals where the rows
+    leave the answer open, as at another size than the only one. The intervals hold the sampling
     error only: misfit shows in the backtests.
     """
+    unread = [name for name in at if name not in (*law.inputs, "N", "D", "C", "M")]
+    if unread:
+        raise ValueError(f"predict {unread[0]}={at[unread[0]]:g}: law {law.name!r} reads {', '.join(law.inputs)}")
+    wrong = [name for name in at if not (0 < at[name] < np.inf if name in "NDCM" else np.isfinite(at[name]))]
+    if wrong:
+        raise ValueError(f"predict {wrong[0]}={at[wrong[0]]:g}: write a finite number above 0")
     full = complete(at)
     missing = [name for name in law.inputs if name not in full]
     if missing:
@@ -174,8 +196,11 @@ def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: flo
     inputs = {name: np.array([full[name]]) for name in law.inputs}
     values = np.array([[entry["value"] for entry in record["params"].values()]])
     answer["value"] = float(law.predict(inputs, values)[0, 0])
+    if not np.isfinite(answer["value"]):
+        raise ValueError(f"predict {dict(at)}: law {law.name!r} has no value there")
     draws = np.array(record["draws"])
-    if len(draws):
+    untold = np.array(record.get("untold", ())).reshape(-1, len(law.params))
+    if len(draws) and not depends(law.predict(inputs, untold)[:, 0]):
         lo, hi = interval(law.predict(inputs, draws)[:, 0], record["level"])
         found = _empty_fit(law, inputs, record, values)
         noisy = Draws(found, draws, "", np.full(len(draws), record["noise"] or 0.0)).predict_runs(inputs)[:, 0]

@@ -147,7 +147,7 @@ def optimum(values: Mapping[str, Array], compute: float) -> tuple[Array, Array]:
 def allocation(draws: Draws, budgets: Array, level: float = 0.9) -> list[dict[str, float]]:
     """N_opt(C) and D_opt(C) of a law with A, B and alpha, with bands from the draws."""
     names = list(draws.fit.law.params)
-    if not {"A", "B", "alpha"} <= set(names) or draws.fit.dropped:
+    if not {"A", "B", "alpha"} <= set(names) or draws.fit.dropped or len(draws.fit.untold()):
         return []
     sampled = {name: draws.values[:, j] for j, name in enumerate(names)}
     point = {name: draws.fit.values[:, j] for j, name in enumerate(names)}

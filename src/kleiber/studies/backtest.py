@@ -75,9 +75,10 @@ def score(
     assert compute is not None
     part, tested = posed.on(train), problem.rows(test)
     sample = posed.draws(draws, seed, part, train)
-    lo = hi = np.full(tested.num_rows, np.nan)
+    coverage = float("nan")  # nothing is covered or missed without draws
     if sample is not None:
         lo, hi = interval(sample.predict_runs(tested.inputs, seed), level)
+        coverage = float(np.mean((lo <= tested.target) & (tested.target <= hi)))
     error = part.predict(tested.inputs) / tested.target - 1
     naive = {
         name: float(np.mean(np.abs(guess / tested.target - 1)))
@@ -85,7 +86,7 @@ def score(
     }
     return {
         "n_train": int(train.sum()), "n_test": int(test.sum()), "mare": float(np.mean(np.abs(error))),
-        "bias": float(np.mean(error)), "coverage": float(np.mean((lo <= tested.target) & (tested.target <= hi))),
+        "bias": float(np.mean(error)), "coverage": coverage,
         "naive": naive,
     }  # fmt: skip
 

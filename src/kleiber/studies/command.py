@@ -4,7 +4,7 @@ Exit codes: 0 done, 2 bad input, 3 fitted but not identified. It computes nothin
 without an interval or the words "not identified". numpy is imported when a command runs, not when it is listed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+FEWEST = 20  # resamples of which a 90 % interval leaves one out on either side
 Column = Annotated[str | None, typer.Option(help="column, a synonym of --map", show_default=False)]
 
 
@@ -24,20 +25,22 @@ def fit(
     loss: Column = None,
     compute: Column = None,
     loss_fn: Annotated[str | None, typer.Option(help="huber, lad or squared; default: the law's source's")] = None,
-    delta: Annotated[float, typer.Option(help="where Huber turns linear, on the scale of --space")] = 1e-3,
+    delta: Annotated[
+        float | None, typer.Option(help="where Huber turns linear, on the scale of --space; .001 without it")
+    ] = None,
     space: Annotated[str | None, typer.Option(help="log, linear or log10; default: the law's source's")] = None,
     where: Annotated[list[str] | None, typer.Option(help='"loss < 4 and N >= 1e8"; repeat to narrow')] = None,
     by: Annotated[str | None, typer.Option(help="one fit per value of this column")] = None,
-    bootstrap: Annotated[int, typer.Option(min=0)] = 1000,
+    bootstrap: Annotated[int, typer.Option(min=0, help="resamples; 0 for none, else 20 or more")] = 1000,
     cluster: Annotated[
         str | None, typer.Option(help="column of the trunk whose branches share noise; trunk for runs")
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     backtest: Annotated[str | None, typer.Option(help="compute cuts, 1e20,1e21; default: three of them")] = None,
     predict: Annotated[list[str] | None, typer.Option(help="N=..,D=..; repeat for more")] = None,
     exclude: Annotated[str, typer.Option(help="rules, or none")] = "diverged,undertuned",
     rank: Annotated[bool, typer.Option("--rank", help="rank laws by leave-largest-compute-out error")] = False,
-    max_decades: Annotated[float, typer.Option(help="refuse predictions farther outside than this")] = 3.0,
+    max_decades: Annotated[float, typer.Option(min=0, help="refuse predictions farther outside than this")] = 3.0,
     force: Annotated[bool, typer.Option("--force", help="predict beyond --max-decades")] = False,
     json: Annotated[Path | None, typer.Option(help="write laws.json here")] = None,
     report: Annotated[Path | None, typer.Option(metavar="OUT.html", help="write a page with figures here")] = None,
@@ -49,11 +52,12 @@ def fit(
     try:
         pages = _pages() if report else None
         form = laws.find(law)
-        named = _roles(source, map, {"N": params, "D": data, "L": loss, "C": compute})
+        _check(form, bootstrap, delta, loss_fn or form.loss_fn)
+        named = _roles(source, map, {"N": params, "D": data, "L": loss, "C": compute}, form.inputs)
         cluster = cluster or ("trunk" if source.is_dir() else None)
         rows = table.load(table.read(source), named, where or (), form.inputs)
         options = analysis.Options(
-            loss_fn, delta, space, bootstrap, cluster, seed,
+            loss_fn, 1e-3 if delta is None else delta, space, bootstrap, cluster, seed,
             backtest=None if backtest is None else _numbers(backtest, "--backtest"),
             predict=[_point(text) for text in predict or ()],
             exclude=() if exclude == "none" else tuple(filter(None, exclude.split(","))),
@@ -80,7 +84,7 @@ def predict(
     on: Annotated[Path | None, typer.Option(metavar="TABLE", help="rows to predict instead, and to compare")] = None,
     map: Annotated[str | None, typer.Option(help="the columns of --on: N=COL,D=COL,L=COL")] = None,
     where: Annotated[list[str] | None, typer.Option(help='rows of --on: "C > 1e13"; repeat to narrow')] = None,
-    max_decades: float = 3.0,
+    max_decades: Annotated[float, typer.Option(min=0)] = 3.0,
     force: Annotated[bool, typer.Option("--force", help="predict beyond --max-decades")] = False,
 ) -> None:
     """Predict from a fitted law, with its interval and that of one new run; or hold it against the rows of --on."""
@@ -95,7 +99,7 @@ def predict(
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)}: give points or --on {on}, not both")
-            rows = table.load(table.read(on), _roles(on, map), where or (), form.inputs)
+            rows = table.load(table.read(on), _roles(on, map, inputs=form.inputs), where or (), form.inputs)
             typer.echo("\n".join(_held(against.hold(entry, form, rows, most), entry["level"])))
             return
         if map or where:
@@ -139,11 +143,27 @@ def _pages(name: str = "fit_page") -> Any:
     return import_module(f"kleiber.studies.{name}")
 
 
-def _roles(source: Path, map: str | None, extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """Columns by role, as asked for; a folder of runs has its own where nothing was."""
-    from kleiber.studies import table
+def _check(form: Any, bootstrap: int, delta: float | None, loss_fn: str) -> None:
+    """Refuses options that would have no effect, and draws too few for an interval."""
+    if 0 < bootstrap < FEWEST:
+        raise ValueError(f"--bootstrap {bootstrap}: a 90% interval needs {FEWEST} resamples or more; 0 for none")
+    if delta is not None and loss_fn != "huber":
+        raise ValueError(
+            f"--delta {delta:g}: the loss of {form.name} is {loss_fn} here, which has none; --loss-fn huber"
+        )
 
-    return {**(table.OF_RUNS if source.is_dir() else {}), **table.parse_map(map, extra)}
+
+def _roles(
+    source: Path, map: str | None, extra: Mapping[str, str | None] | None = None, inputs: Sequence[str] = ()
+) -> dict[str, str]:
+    """Columns by role, as asked for; a folder of runs has its own where nothing was. ValueError for a role of none."""
+    from kleiber.studies import pose, table
+
+    asked, known = table.parse_map(map, extra), dict.fromkeys([*inputs, "N", "D", "C", "L", *pose.EXTRA])
+    for role, column in asked.items():
+        if role not in known:
+            raise ValueError(f"--map {role}={column}: nothing reads the role {role}; one of {', '.join(known)}")
+    return {**(table.OF_RUNS if source.is_dir() else {}), **asked}
 
 
 def _one(part: Any, form: Any, name: str, options: Any, by: str | None, group: str) -> dict[str, Any]:
@@ -154,6 +174,8 @@ def _one(part: Any, form: Any, name: str, options: Any, by: str | None, group: s
         found = analysis.analyse(part, replace(form, name=name) if ".py:" in name else form, options)
     except ValueError as error:
         raise ValueError(f"{by} = {group}: {error}" if by else str(error)) from error
+    if options.rank and not found.get("ranking"):
+        raise ValueError(f"--rank compares laws of N and D by compute: not of {name} on this table")
     return record.finite(found)
 
 
@@ -175,6 +197,8 @@ def _point(text: str) -> dict[str, float]:
         read = number(value) if found else None
         if read is None:
             raise ValueError(f"predict {item!r}: write NAME=NUMBER, such as N=1e9 or D=20B")
+        if point.get(name.strip(), read) != read:
+            raise ValueError(f"predict {item!r}: {name.strip()} is already {point[name.strip()]:g}")
         point[name.strip()] = read
     if not point:
         raise ValueError("predict: no point given; write N=1e9 D=20e9")
@@ -215,9 +239,11 @@ def lines(entry: Mapping[str, Any]) -> list[str]:
         out.append(f"  {one['convention']}, approach {one['approach']}: {text}")
     for test in entry["backtests"]:
         naive = ", ".join(f"{name} {value:.2%}" for name, value in test["naive"].items())
+        held = test["coverage"]
+        covers = "no intervals" if held is None else f"{level} interval covers {held:.0%}"
         out.append(
             f"  backtest C = {test['cut']:.3g}: {test['n_train']} -> {test['n_test']} rows, error {test['mare']:.2%}, "
-            f"bias {test['bias']:+.2%}, {level} interval covers {test['coverage']:.0%}; naive: {naive}"
+            f"bias {test['bias']:+.2%}, {covers}; naive: {naive}"
         )
     for one in entry.get("ranking", ()):
         out.append(

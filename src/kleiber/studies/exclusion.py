@@ -32,7 +32,7 @@ def diverged(table: Table, law: Law) -> Mask:
         N, D, loss = (table.columns[name] for name in ("N", "D", "L"))
         smaller = (N[None] <= N[:, None]) & (D[None] <= D[:, None])
         best = np.where(smaller, loss[None], np.inf).min(1)
-        out |= loss > (1 + WORSE) * best
+        out |= loss - best > WORSE * np.abs(best)
     return out
 
 
@@ -62,6 +62,13 @@ def exclude(table: Table, law: Law, rules: tuple[str, ...] = RULES, space: str |
         table = table.drop(diverged(table, law), "diverged")
     if "undertuned" in rules and len(table) >= len(law.params):
         table = table.drop(undertuned(table, law, space=space), "undertuned")
+    gone = [entry for entry in table.excluded if entry["rule"] in rules]
+    if len(table) < len(law.params) and gone:
+        raise ValueError(
+            f"{len(table)} rows left for the {len(law.params)} parameters of {law.name!r}: {len(gone)} went by the "
+            f"rule {gone[0]['rule']} (diverged: a status other than {GOOD[0]}, or a loss {WORSE:.0%} above that of a "
+            "smaller run); --exclude none keeps them"
+        )
     return table
 
 

@@ -15,6 +15,8 @@ from kleiber.studies.newton import finish
 from kleiber.studies.solve import LOSSES, SPACES, Problem, descend, polish
 from kleiber.studies.starts import candidates, columns_of
 
+UNTOLD = 1e-7  # of the most that a direction moves residuals, below which it moves none
+STEP = 1e-4  # in a coordinate, along directions that move no residual
 NEGLIGIBLE = 1e-6  # a term below this share of every prediction is not in the data
 
 
@@ -63,9 +65,31 @@ class Fit:
         spread = self.noise if np.isfinite(self.noise) else 0.0
         return spread**2 * np.linalg.pinv(jacobian.T @ jacobian), condition
 
+    def untold(self) -> Array:
+        """Natural parameters that the rows cannot tell from the fit, in pairs, a step to either side.
+
+        Shape (2 x ways, params): a pair for each direction in which no residual moves, such as alpha against A and E at
+        one size. Refits that begin at the fit do not walk there, so no spread of draws shows what depends on it
+        (`depends`).
+        """
+        jacobian = np.nan_to_num(self.problem.jacobian(self.theta[None])[0])
+        size = np.linalg.norm(jacobian, axis=0)
+        unit = 1 / np.where(size > 1e-9 * size.max(initial=0.0), size, 1.0)
+        _, moved, ways = np.linalg.svd(jacobian * unit, full_matrices=True)
+        told = int((moved > UNTOLD * moved.max(initial=1e-300)).sum())
+        ways = ways[told:] * unit
+        steps = STEP * ways / np.abs(ways).max(1, keepdims=True)
+        return self.problem.values(np.stack([self.theta + steps, self.theta - steps], 1).reshape(-1, len(self.theta)))
+
     def predict(self, inputs: Mapping[str, Array]) -> Array:
         """The target in its own units at new inputs, (rows,)."""
         return self.law.predict(inputs, self.values)[0]
+
+
+def depends(ends: Array) -> bool:
+    """Whether a quantity, told at the pairs of `Fit.untold`, depends on what the rows do not tell: by .1 % of STEP."""
+    one, other = ends[0::2], ends[1::2]
+    return bool((np.abs(one - other) > 1e-3 * STEP * np.maximum(np.abs(one), np.abs(other))).any())
 
 
 def fit(

@@ -11,17 +11,19 @@ import pandas as pd
 from kleiber.studies.dress import log_axis, sized
 from kleiber.studies.law import Law
 
+WIDE = 20.0  # the range from which on an axis is logarithmic
+
 
 def fitted(rows: pd.DataFrame, form: Law, name: str) -> Any:
     """Each row's target against the law's prediction; on the diagonal they agree."""
     both = rows[["found", "predicted"]].to_numpy(dtype=float)
     ends = pd.DataFrame({"predicted": [both.min(), both.max()], "found": [both.min(), both.max()]})
-    if both.min() > 0:
+    if both.min() > 0 and both.max() / both.min() > WIDE:
         x = log_axis("predicted", "predicted by the law", both)
         y = log_axis("found", "found", both, kind=alt.Y)
     else:
-        scale = alt.Scale(zero=False, padding=12)
-        x, y = alt.X("predicted:Q", title="predicted by the law", scale=scale), alt.Y("found:Q", scale=scale)
+        style = {"scale": alt.Scale(zero=False, padding=12), "axis": alt.Axis(tickCount=6)}
+        x, y = alt.X("predicted:Q", title="predicted by the law", **style), alt.Y("found:Q", title="found", **style)
     line = alt.Chart(ends).mark_line(color="#666", strokeWidth=1).encode(x=x, y=y)
     return sized(line + dots(rows, form, x, y), "Found against predicted", subtitle=name)
 

@@ -92,10 +92,18 @@ class Law:
     def evaluate(self, inputs: Mapping[str, Array], values: Array) -> Array:
         """The function's own answer (scale `returns`) for parameter rows `values` of shape (draws, params)."""
         named = {name: values[:, [j]] for j, name in enumerate(self.params)}
-        with np.errstate(all="ignore"):
-            answer = self.function(*(inputs[name] for name in self.inputs), **named)
         rows = len(next(iter(inputs.values())))
-        return np.broadcast_to(np.asarray(answer, dtype=np.float64), (len(values), rows))
+        try:
+            with np.errstate(all="ignore"):
+                answer = self.function(*(inputs[name] for name in self.inputs), **named)
+            return np.broadcast_to(np.asarray(answer, dtype=np.float64), (len(values), rows))
+        except MemoryError:
+            raise
+        except Exception as error:  # a law of the user's own may do anything
+            raise ValueError(
+                f"law {self.name!r} fails on its inputs: {type(error).__name__}: {error}; it must be elementwise "
+                f"numpy, of inputs ({rows},) and parameters ({len(values)}, 1)"
+            ) from error
 
     def predict(self, inputs: Mapping[str, Array], values: Array) -> Array:
         """The predicted target in its own units, shape (draws, rows)."""
@@ -111,7 +119,10 @@ class Law:
 
 def describe(function: Callable[..., Any], **options: Any) -> Law:
     """Read a Law off a function's signature and docstring; ValueError when a parameter has no search rule."""
-    hints = get_type_hints(function, include_extras=True)
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise ValueError(f"{function.__name__}: an annotation cannot be read: {error}") from error
     inputs, params = [], {}
     for name, argument in inspect.signature(function).parameters.items():
         if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
@@ -182,4 +193,5 @@ def from_file(name: str) -> Law:
             if inspect.isfunction(value) and value.__module__ == module.__name__
         ]
         raise ValueError(f"law {name!r}: {path} has no function {function!r}; it has {', '.join(own) or 'none'}")
-    return describe(found)
+    entered = [entry for entry in LAWS.values() if entry.function is found]
+    return entered[0] if entered else describe(found)  # @law(..) says more than the signature

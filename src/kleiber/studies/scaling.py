@@ -136,7 +136,7 @@ def goals(law: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "left out": one["name"], "fitted": one["n_train"], "predicted": one["n_test"],
             "error": f"{one['mare']:.2%}", "goal": f"<= {GOALS[one['name']]:.1%}", "bias": f"{one['bias']:+.2%}",
-            "in the 90 % interval": f"{one['coverage']:.0%}",
+            "in the 90 % interval": "-" if one["coverage"] is None else f"{one['coverage']:.0%}",
             "naive": ", ".join(f"{error:.2%}" for error in one["naive"].values()),
             "met": one["mare"] <= GOALS[one["name"]] and one["beats_naive"] and one["coverage"] == 1,
         }

@@ -9,6 +9,7 @@ import numpy as np
 from kleiber.studies import branched
 from kleiber.studies.approaches import Exponent, envelope, regress, vertices
 from kleiber.studies.bootstrap import Draws, interval
+from kleiber.studies.fit import depends
 from kleiber.studies.pose import Posed
 
 
@@ -27,7 +28,10 @@ def compare(posed: Posed, draws: Draws | None, level: float = 0.9) -> list[Expon
             regress("2 isoflop", vertices(N, D, C, loss), level),
         )
         found = [one for one in both if one is not None]
-    if draws is not None and "a_opt" in draws.fit.law.derived:
+    lost = {"A", "B"} & set(posed.fit.dropped)
+    if draws is not None and "a_opt" in draws.fit.law.derived and not lost:
+        if depends(draws.fit.law.derive(draws.fit.untold())["a_opt"]):
+            return found
         value = float(draws.fit.law.derive(draws.fit.values)["a_opt"][0])
         lo, hi = interval(draws.derive()["a_opt"], level)
         found.append(Exponent("3 parametric", value, float(lo), float(hi), float("nan")))

@@ -35,6 +35,7 @@ class Table:
     columns: dict[str, Array]
     roles: dict[str, str]
     excluded: list[dict[str, object]] = field(default_factory=list)
+    whole: pd.DataFrame | None = None  # with the excluded rows, which `split` tells by group
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -56,16 +57,24 @@ class Table:
         """The table without the rows where the mask `rows` is true, each recorded under `rule`."""
         gone = [{"row": label(i), "rule": rule} for i in self.frame.index[rows]]
         kept = {name: column[~rows] for name, column in self.columns.items()}
-        return Table(self.frame.loc[~rows], kept, self.roles, [*self.excluded, *gone])
+        return Table(self.frame.loc[~rows], kept, self.roles, [*self.excluded, *gone], self.whole)
 
     def split(self, column: str) -> dict[str, "Table"]:
-        """One table per value of a column, in order of the values."""
+        """One table per value of a column, in order of the values, each with its own excluded rows.
+
+        ValueError for a row without a value.
+        """
         name = where.column_of(self.frame, column, "--by")
+        if (empty := self.frame[name].isna().to_numpy(dtype=bool)).any():
+            row = _label(self.frame.index[int(np.argmax(empty))])
+            raise ValueError(f"--by {column}: row {row} has no value there; leave it out with --where")
+        of = (self.frame if self.whole is None else self.whole)[name]
         groups: dict[str, Table] = {}
         for value in sorted(self.frame[name].unique(), key=lambda v: (isinstance(v, str), v)):
             mask = (self.frame[name] == value).to_numpy(dtype=bool)
             kept = {role: values[mask] for role, values in self.columns.items()}
-            groups[str(value)] = Table(self.frame.loc[mask], kept, self.roles, list(self.excluded))
+            gone = [entry for entry in self.excluded if of.get(entry["row"]) == value]
+            groups[str(value)] = Table(self.frame.loc[mask], kept, self.roles, gone, self.whole)
         return groups
 
     def hash(self) -> str:
@@ -144,13 +153,14 @@ def load(
     for role, (parts, rule) in DERIVED.items():
         if role not in columns and all(part in columns for part in parts):
             columns[role] = rule(*(columns[part] for part in parts))
-    table = Table(frame, columns, named)
+    table = Table(frame, columns, named, whole=frame)
     gone = np.zeros(len(frame), dtype=bool)
     for text in filters:
         out = ~where.keep(frame, text, named)
         table.excluded += [{"row": label(i), "rule": f"where: {text}"} for i in frame.index[out & ~gone]]
         gone |= out
-    kept = Table(frame.loc[~gone], {role: column[~gone] for role, column in columns.items()}, named, table.excluded)
+    rest = {role: column[~gone] for role, column in columns.items()}
+    kept = Table(frame.loc[~gone], rest, named, table.excluded, frame)
     for role in ("L", *needed):
         if role in kept.columns:
             kept = kept.drop(~np.isfinite(kept.columns[role]), f"not finite: {role} ({named.get(role, 'derived')})")

@@ -112,7 +112,7 @@ def replicates(found: Fit, level: float = 0.05) -> list[Verdict]:
             )
         ]
     text = f"seed sd {test.seed_noise:.2g} ({test.pure_df} df), "
-    text += f"lack of fit F = {test.statistic:.2f}, p = {test.p_value:.2g}"
+    text += f"lack of fit F = {test.statistic:.3g}, p = {test.p_value:.2g}"
     if test.p_value < level:
         return [
             Verdict(
@@ -124,11 +124,15 @@ def replicates(found: Fit, level: float = 0.05) -> list[Verdict]:
     return [Verdict("fits_within_noise", "note", text)]
 
 
-def backtest_verdicts(tests: list[Backtest], level: float = 0.9) -> list[Verdict]:
+def backtest_verdicts(tests: list[Backtest], level: float = 0.9, why: str = "") -> list[Verdict]:
     """No law when the naive predictors do as well over all test rows; a warning for bias or bad coverage."""
     if not tests:
         return [
-            Verdict("no_backtest", "warn", "no compute cut leaves enough rows on both sides: extrapolation is untested")
+            Verdict(
+                "no_backtest",
+                "warn",
+                f"{why or 'no compute cut leaves enough rows on both sides'}: extrapolation is untested",
+            )
         ]
     rows = np.array([test.n_test for test in tests], dtype=np.float64)
     own = float((rows * [test.mare for test in tests]).sum() / rows.sum())
@@ -146,11 +150,12 @@ def backtest_verdicts(tests: list[Backtest], level: float = 0.9) -> list[Verdict
     largest = max(tests, key=lambda test: test.cut)
     if largest.n_test >= 3 and abs(largest.bias) > 0.9 * largest.mare and largest.mare > 0.005:
         side = "low" if largest.bias < 0 else "high"
+        which = "every prediction is" if abs(largest.bias) > 0.999999 * largest.mare else "predictions are"
         out.append(
             Verdict(
                 "biased",
                 "warn",
-                f"above C = {largest.cut:.3g} every prediction is too {side} ({largest.bias:+.2%}): misfit, not noise",
+                f"above C = {largest.cut:.3g} {which} too {side} ({largest.bias:+.2%}): misfit, not noise",
             )
         )
     coverage = float((rows * [test.coverage for test in tests]).sum() / rows.sum())
