@@ -95,3 +95,8 @@ def test_resume_of_a_changed_config_names_the_keys(tmp_path):
         folder.check_same(tmp_path, other)
     with pytest.raises(ConfigError, match="not the folder of a run"):
         folder.check_same(tmp_path / "nope", CONFIG)
+
+
+def test_an_empty_root_is_refused_and_is_not_the_folder_one_stands_in():
+    with pytest.raises(ConfigError, match="root= is empty"):
+        study_folder({"name": "runs", "root": ""})

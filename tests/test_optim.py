@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -80,3 +81,17 @@ def test_wsd_does_not_depend_on_the_total_before_its_branch_step(total, decay):
     branch = schedule.branch_step(total)
     assert all(schedule(step, total) == schedule(step, 100 * total) for step in range(branch))
     assert schedule(branch + 1, total) < schedule(branch + 1, 100 * total)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lr": math.nan}, {"lr": math.inf}, {"weight_decay": math.nan}, {"clip": math.nan}]
+)
+def test_a_setting_that_is_no_number_is_refused(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))}="):
+        AdamW(**settings)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.5), (math.nan, 0.95), (-0.1, 0.9)])
+def test_betas_outside_of_0_to_1_are_refused_with_their_key(betas):
+    with pytest.raises(ValueError, match=r"optimizer\.betas="):
+        AdamW(betas=betas)

@@ -149,3 +149,8 @@ def test_a_compiled_run_is_the_plain_one_and_keeps_what_it_compiled(launch, proc
     assert loss(second) == loss(first)
     names = [load_file(next(f.glob("**/step-00000006/model.safetensors"))).keys() for f in (plain, first)]
     assert names[0] == names[1]
+
+
+def test_no_threads_at_all_are_refused_with_their_key():
+    with pytest.raises(ValueError, match=r"trainer\.threads=0"):
+        Local(threads=0)

@@ -17,6 +17,7 @@ SHARDED = "kleiber.fsdp.FSDP"
 
 def fit_together(config: Mapping[str, Any]) -> None:
     """Raises ConfigError for keys that are each right and together wrong."""
+    _seed(config["seed"])
     _sizes(config["model"])
     _heads(config["model"])
     _experts(config["model"])
@@ -35,6 +36,12 @@ def argument(node: Mapping[str, Any], name: str) -> Any:
     """The value of an argument: as set, or its default."""
     parameter = signature(str(node["_target_"])).parameters.get(name)
     return node.get(name, parameter.default if parameter else None)
+
+
+def _seed(seed: int) -> None:
+    """PyTorch takes no integer beyond 64 bits, and the order of data multiplies it."""
+    if not -(2**31) <= seed < 2**32:
+        raise ConfigError(f"seed={seed}: write a whole number from {-(2**31)} to {2**32 - 1}")
 
 
 def _sizes(model: Mapping[str, Any]) -> None:

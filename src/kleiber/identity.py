@@ -84,4 +84,6 @@ def study_folder(config: Mapping[str, Any]) -> Path:
     name = str(config["name"])
     if not NAME.fullmatch(name) or not name.strip("."):
         raise ConfigError(f"name={name}: use letters, digits and . _ - only; root= says where the folder lies")
+    if not str(config["root"]).strip():  # which would be the folder one happens to stand in
+        raise ConfigError("root= is empty: name a folder, or leave it out for KLEIBER_ROOT or multirun")
     return Path(str(config["root"])).expanduser().absolute() / name

@@ -68,7 +68,9 @@ def parameter_groups(
 
 def check_settings(lr: float, weight_decay: float, clip: float | None) -> None:
     """Raises ValueError for what no optimizer could mean."""
-    if lr <= 0 or weight_decay < 0 or (clip is not None and clip <= 0):
+    # Written so that nan, which compares as false, is refused too.
+    fine = 0 < lr < math.inf and 0 <= weight_decay < math.inf and (clip is None or clip > 0)
+    if not fine:
         raise ValueError(f"optimizer: lr={lr}, clip={clip} must be positive, weight_decay={weight_decay} >= 0")
 
 
@@ -88,6 +90,8 @@ class AdamW:
 
     def __post_init__(self) -> None:
         check_settings(self.lr, self.weight_decay, self.clip)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas={list(self.betas)}: each must be at least 0 and below 1")
 
     def build(
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]

@@ -45,9 +45,12 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.every_steps is not None and self.every_steps < 0:
             raise ValueError(f"eval.every_steps={self.every_steps}: write null, 0, or a number of steps from 1")
-        if self.tokens is not None:
-            quantity(self.tokens)
-        quantity(self.watch_tokens)
+        for name, value in (("tokens", self.tokens), ("watch_tokens", self.watch_tokens)):
+            try:
+                if value is not None:
+                    quantity(value)
+            except ValueError as error:
+                raise ValueError(f"eval.{name}: {error}") from None
 
 
 PLAIN: dict[str, Any] = {

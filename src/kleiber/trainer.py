@@ -57,6 +57,8 @@ class Local:
             raise ValueError("trainer.accelerator=gpu, but PyTorch sees no GPU here: set trainer.accelerator=cpu")
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError(f"trainer.max_steps={self.max_steps}: give a number of at least 1, or null for no cap")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"trainer.threads={self.threads}: give a number of at least 1, or null for one per core")
         self._check_devices()
 
     def _check_devices(self) -> None:
