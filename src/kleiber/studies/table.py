@@ -66,7 +66,7 @@ class Table:
         """
         name = where.column_of(self.frame, column, "--by")
         if (empty := self.frame[name].isna().to_numpy(dtype=bool)).any():
-            row = _label(self.frame.index[int(np.argmax(empty))])
+            row = label(self.frame.index[int(np.argmax(empty))])
             raise ValueError(f"--by {column}: row {row} has no value there; leave it out with --where")
         of = (self.frame if self.whole is None else self.whole)[name]
         groups: dict[str, Table] = {}
