@@ -85,6 +85,14 @@ def test_a_folder_of_text_files_holds_a_document_a_file(tmp_path: Path, cache: P
     assert "\n\nwith two lines\n" in train_text(corpus)
 
 
+def test_a_folder_of_several_kinds_of_files_is_refused(tmp_path: Path, cache: Path) -> None:
+    """`datasets` would read the commonest and leave the others out in silence."""
+    for name in ("a.txt", "b.txt", "c.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": "some words"}) + "\n")
+    with pytest.raises(ValueError, match=r"holds 2 .txt and 1 .jsonl files, and one kind is read"):
+        Text(str(tmp_path)).prepare(16, cache)
+
+
 def test_max_bytes_cuts_every_split(cache: Path, tiny: str) -> None:
     corpus = Text(tiny, max_bytes="1k").prepare(8)
     sizes = [count["bytes"] for count in corpus.manifest["tiny"]["splits"].values()]

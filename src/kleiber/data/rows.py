@@ -108,6 +108,7 @@ def opened(place: Place, config: str | None, root: Path) -> Iterator[tuple[dict[
 def _load(place: Place, config: str | None, scratch: str | None) -> tuple[dict[str, Dataset], str]:
     from datasets import get_dataset_config_names, load_dataset
 
+    _one_kind(place)
     online = place.local is not None or hub.reachable()
     with hub.offline() if place.local is not None or not online else nullcontext():
         try:
@@ -132,6 +133,20 @@ def _named(splits: Any) -> dict[str, Dataset]:
 def _only_text(place: Place) -> bool:
     suffixes = {suffix for path in place.files() for suffix in path.suffixes}
     return ".txt" in suffixes and not suffixes & (set(KINDS) - {".txt"})
+
+
+def _one_kind(place: Place) -> None:
+    """Raises ValueError for a folder whose files are of several kinds, of which `datasets` would read the commonest.
+
+    A README says what a folder holds; without one it is somebody's own. JSON may be about the data and not of it.
+    """
+    if place.local is None or not place.local.is_dir() or (place.local / "README.md").is_file():
+        return
+    suffixes = [path.suffix for path in sorted(place.local.iterdir()) if path.suffix in set(KINDS) - {".json"}]
+    found = {suffix: suffixes.count(suffix) for suffix in dict.fromkeys(suffixes)}
+    if len({KINDS[suffix] for suffix in found}) > 1:
+        told = " and ".join(f"{count} {suffix}" for suffix, count in found.items())
+        raise ValueError(f"data.path={place.name} holds {told} files, and one kind is read: give a folder of each")
 
 
 def _explained(place: Place, config: str | None, error: Exception, online: bool) -> str:
