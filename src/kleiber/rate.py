@@ -70,7 +70,7 @@ def _wrapped_width(node: Mapping[str, Any]) -> int:
 
     own, name = node.get("config") or {}, str(node["path"])
     if node.get("weights", "pretrained") == "random" and not Path(name).expanduser().is_dir():
-        from kleiber.models.hf_model import configuration
+        from kleiber.models.hf_config import configuration
 
         own = configuration(name, "random", own)[0].to_dict()
     known = {**read_config(model_folder(name)), **own} if not any(key in own for key in WIDTHS) else own

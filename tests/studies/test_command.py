@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from kleiber.studies import command, record
+from kleiber.studies import command, law, record
 
 from . import ladders
 from .test_golden import GOLDEN
@@ -247,7 +247,8 @@ def test_without_draws_nothing_is_covered_and_nothing_missed(csv, tmp_path):
     assert found["backtests"] and all(test["coverage"] is None for test in found["backtests"])
 
 
-def test_a_law_file_keeps_what_its_decorator_says(csv, tmp_path):
+def test_a_law_file_keeps_what_its_decorator_says(csv, tmp_path, monkeypatch):
+    monkeypatch.setattr(law, "LAWS", dict(law.LAWS))  # which the file enters itself into
     own = tmp_path / "mine.py"
     own.write_text(
         "from kleiber.studies.law import Array, Exponent, Part, law\n"

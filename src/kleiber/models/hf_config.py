@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kleiber import hub
+from kleiber.errors import did_you_mean
 
 KINDS = {"llama": (False, False), "qwen3": (True, False), "mixtral": (False, True), "qwen3_moe": (True, True)}
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -149,3 +150,28 @@ def _every(config: Mapping[str, Any]) -> int:
             f"{config['intermediate_size']} cannot be read as experts on every n-th layer: take model=hf"
         )
     return every
+
+
+def configuration(path: str, weights: str, changes: Mapping[str, Any]) -> tuple[Any, Path | None]:
+    """The model's config with the changes in it, and the folder of its weights (None for random ones)."""
+    from transformers import CONFIG_MAPPING
+
+    if weights not in ("pretrained", "random"):
+        raise ValueError(f"model.weights={weights}: write pretrained or random")
+    folder = None if weights == "random" and path in CONFIG_MAPPING else model_folder(path)
+    told = {"model_type": path} if folder is None else read_config(folder)
+    kind = str(told.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(
+            f"model.path={path} is of model_type={kind}, which transformers does not know itself: no code is run"
+        )
+    plain = CONFIG_MAPPING[kind]()
+    known = plain.to_dict().keys() | plain.attribute_map.keys()
+    for name in changes:
+        if name not in known:
+            raise ValueError(f"model.config.{name}: {kind} has no such setting.{did_you_mean(name, known)}")
+    try:
+        settings = CONFIG_MAPPING[kind].from_dict({**told, **changes})
+    except Exception as error:  # of a validator of transformers' own
+        raise ValueError(f"model.config={dict(changes)} of model.path={path}: {error}") from None
+    return settings, folder if weights == "pretrained" else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +18,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from kleiber.errors import did_you_mean
 from kleiber.models.heads import TaskHead
-from kleiber.models.hf_config import model_folder, read_config
+from kleiber.models.hf_config import configuration
 from kleiber.models.hf_head import HFHead, NoHead, find_head
 from kleiber.nn.attention import Remembered
 from kleiber.nn.parametrization import Standard
@@ -213,31 +212,6 @@ def _role(name: str, parameter: Tensor, lookup: bool, output: bool) -> Role:
     fan_in = parameter.shape[-1]
     router = bool({"gate", "router"} & set(name.split("."))) and parameter.ndim == 2
     return Role("output" if output or router or name.startswith("heads.") else "hidden", fan_in)
-
-
-def configuration(path: str, weights: str, changes: Mapping[str, Any]) -> tuple[Any, Path | None]:
-    """The model's config with the changes in it, and the folder of its weights (None for random ones)."""
-    from transformers import CONFIG_MAPPING
-
-    if weights not in ("pretrained", "random"):
-        raise ValueError(f"model.weights={weights}: write pretrained or random")
-    folder = None if weights == "random" and path in CONFIG_MAPPING else model_folder(path)
-    told = {"model_type": path} if folder is None else read_config(folder)
-    kind = str(told.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        raise ValueError(
-            f"model.path={path} is of model_type={kind}, which transformers does not know itself: no code is run"
-        )
-    plain = CONFIG_MAPPING[kind]()
-    known = plain.to_dict().keys() | plain.attribute_map.keys()
-    for name in changes:
-        if name not in known:
-            raise ValueError(f"model.config.{name}: {kind} has no such setting.{did_you_mean(name, known)}")
-    try:
-        settings = CONFIG_MAPPING[kind].from_dict({**told, **changes})
-    except Exception as error:  # of a validator of transformers' own
-        raise ValueError(f"model.config={dict(changes)} of model.path={path}: {error}") from None
-    return settings, folder if weights == "pretrained" else None
 
 
 def _auto(settings: Any) -> Literal["CausalLM", "MaskedLM", ""]:

@@ -18,7 +18,7 @@ from kleiber.studies.command import lines
 from kleiber.studies.findings import Findings
 from kleiber.studies.law import Law
 from kleiber.studies.report import page
-from kleiber.studies.scaling import headline
+from kleiber.studies.scaling import headline, of_record
 from kleiber.studies.table import Table, label
 
 MOST_ROWS = 500  # that are listed below the figures
@@ -62,19 +62,11 @@ def used(rows: Table, form: Law, entry: Mapping[str, Any]) -> pd.DataFrame:
 
 def figures(rows: pd.DataFrame, form: Law, entry: Mapping[str, Any], name: str) -> dict[str, Callable[[], Any]]:
     """What the record of one fit allows to be drawn."""
-    made: dict[str, Callable[[], Any]] = {
+    return {
         "fit": lambda: fit_plots.fitted(rows, form, name),
         "residuals": lambda: fit_plots.residuals(rows, form, name),
+        **of_record(entry),
     }
-    if entry["approaches"]:
-        made["exponents"] = lambda: plots.exponents(entry)
-    if entry["allocation"] or any(one["points"] for one in entry["approaches"]):
-        made["allocation"] = lambda: plots.allocation(entry)
-    if entry["backtests"]:
-        made["backtests"] = lambda: plots.backtests(entry)
-    if "E" in (entry.get("profiles") or {}):
-        made["profile"] = lambda: plots.profile(entry)
-    return made
 
 
 def parameters(entry: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -98,18 +98,26 @@ def figures(rows: pd.DataFrame, law: Mapping[str, Any]) -> dict[str, Callable[[]
     from kleiber.studies import plots
 
     form = find(law["law"])
-    made: dict[str, Callable[[], Any]] = {
+    return {
         "frontier": lambda: plots.frontier(rows, form, law),
         "ladder": lambda: plots.ladder(rows, form, law),
         "residuals": lambda: plots.residuals(rows, form, law),
+        **of_record(law),
     }
+
+
+def of_record(law: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
+    """The figures of a record that need no rows."""
+    from kleiber.studies import plots
+
+    made: dict[str, Callable[[], Any]] = {}
     if law["approaches"]:
         made["exponents"] = lambda: plots.exponents(law)
     if law["allocation"] or any(one["points"] for one in law["approaches"]):
         made["allocation"] = lambda: plots.allocation(law)
     if law["backtests"]:
         made["backtests"] = lambda: plots.backtests(law)
-    if law.get("profiles"):
+    if "E" in (law.get("profiles") or {}):
         made["profile"] = lambda: plots.profile(law)
     return made
 
