@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 from kleiber.studies.frontier import Matched, Noise, pooled, within_seeds
@@ -128,12 +129,18 @@ def averaging(rows: Any, level: float) -> list[Claim]:
     return made
 
 
+def gap(value: float, half: float) -> str:
+    """A difference in nats with its interval, or that there is none."""
+    return f"{value:+.4f} +- {half:.4f} nats" if isfinite(half) else f"{value:+.4f} nats (no interval)"
+
+
 def against_plain(found: Sequence[Matched]) -> list[Claim]:
     """Each method forgets less than plain fine-tuning with a lower learning rate, at the same target loss."""
     made = []
     for one in found:
         if one.method != PLAIN and one.pairs:
-            by = f"{one.less:+.4f} +- {one.half:.4f} nats"
-            text = f"{one.method} forgets less than plain fine-tuning at equal target loss: by {by}"
+            text = (
+                f"{one.method} forgets less than plain fine-tuning at equal target loss: by {gap(one.less, one.half)}"
+            )
             made.append(above(f"matched_{one.method}", text, one.less, one.half))
     return made

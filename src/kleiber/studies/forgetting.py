@@ -103,8 +103,8 @@ def headline(record: dict[str, Any]) -> str:
     claim = next((one for one in record["claims"] if one["code"] == f"matched_{best['method']}"), None)
     holds = claim["holds"] if claim else None
     word = {True: "more than noise", False: "which is worse than none", None: "within noise"}[holds]
-    gap = f"{best['less']:+.4f} +- {best['half']:.4f} nats below plain fine-tuning, {word}"
-    return f"{where} {told(best)} has the least forgetting measured, {gap}; plain fine-tuning: {told(plain)}."
+    less = f"{claims.gap(best['less'], best['half'])} below plain fine-tuning, {word}"
+    return f"{where} {told(best)} forgets least of the methods, {less}; plain fine-tuning: {told(plain)}."
 
 
 def told(one: dict[str, Any]) -> str:
