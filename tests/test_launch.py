@@ -85,6 +85,13 @@ def test_resume_path_goes_on_there_with_a_longer_budget_only(trainer, capsys):
     assert trainer.calls[-1][1] == where
 
 
+@pytest.mark.parametrize("dry", ["true", "false"])
+def test_what_is_no_way_to_resume_is_refused_dry_or_not(trainer, capsys, dry):
+    assert main(["resume=always", f"dry_run={dry}"]) == 2
+    assert "resume=always: write auto, never or the folder of a run" in capsys.readouterr().err
+    assert not trainer.calls
+
+
 def test_dry_run_makes_no_folder(trainer, tmp_path):
     assert main(["dry_run=true"]) == 0
     assert trainer.calls[0][0].dry_run is True

@@ -119,12 +119,14 @@ def take_devices(config: dict[str, Any], overrides: list[str]) -> None:
 def prepare_folder(config: dict[str, Any], overrides: list[str], model: str) -> Path | None:
     """The folder to run in, its config written; None when it holds a finished run, whose table is printed."""
     where = cell_folder(config, overrides, model)
-    if config["dry_run"]:
-        return where
     resume = config["resume"]
     if resume not in ("auto", "never"):
         where = Path(resume)
+        if not (where / "config.yaml").is_file():
+            raise ConfigError(f"resume={resume}: write auto, never or the folder of a run; this holds no config.yaml")
         folder.check_same(where, config)
+    if config["dry_run"]:
+        return where
     if ranks.rank() == 0 and folder.is_locked(where):
         raise ConfigError(f"{where} is in use by process {folder.holder(where)}: wait for it, or end it")
     if resume == "never" and ranks.rank() == 0:
