@@ -16,7 +16,16 @@ TARGET, F = "target loss (nats per token)", "forgetting F (nats per token)"
 
 
 def frontier(points: Any, order: Sequence[str]) -> Any:
-    """F against target loss, a point a learning rate with its seeds' sd, a line through each arm's undominated ones."""
+    """F against target loss, a point a learning rate with its seeds' sd, a line through each arm's undominated ones.
+
+    Rates far beyond all of those, which would press the rest into a corner, are counted and not drawn.
+    """
+    best = points[points["best"]]
+    near = pd.Series(True, index=points.index)
+    for name in ("target", "F"):
+        near &= points[name] <= best[name].max() + (best[name].max() - best[name].min())
+    told = "a point a learning rate" + ("" if near.all() else f"; {int((~near).sum())} more lie beyond the axes")
+    points = points[near | points["best"]]
     shown = points.assign(low=points["F"] - points["F_sd"].fillna(0), high=points["F"] + points["F_sd"].fillna(0))
     color = kinds_color(order, "method", alt.Legend())
     shape = alt.Shape("method:N", title=None, scale=alt.Scale(domain=list(order)))
@@ -32,7 +41,7 @@ def frontier(points: Any, order: Sequence[str]) -> Any:
     bars = base.mark_rule(opacity=0.5).encode(x=x, y=low, y2="high:Q", color=color)
     marks = base.mark_point(size=46, filled=True, opacity=0.9).encode(x=x, y=y, color=color, shape=shape, tooltip=tips)
     lines = alt.Chart(shown[shown["best"]]).mark_line(strokeWidth=1.3).encode(x=x, y=y, color=color, order="target:Q")
-    return sized(bars + lines + marks, "What is forgotten against what is learned", subtitle="a point a learning rate")
+    return sized(bars + lines + marks, "What is forgotten against what is learned", subtitle=told)
 
 
 def ranks(found: Mapping[str, Mapping[str, Claim]], order: Sequence[str]) -> Any:
