@@ -77,6 +77,20 @@ def looked_up_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the checks of shapes that the hook installs, which raise falsely under torch.compile, and with nothing left
+    of what other tests have compiled: after many shapes of one function it compiles no more.
+    """
+    import jaxtyping
+    import torch
+
+    torch._dynamo.reset()
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """As `launch`, one training a session for the same overrides, alone in its root: for runs that are only read."""

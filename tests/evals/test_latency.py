@@ -2,7 +2,6 @@
 
 import json
 
-import jaxtyping
 import pytest
 import torch
 
@@ -51,18 +50,14 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-def test_a_compiled_model_is_compiled_no_further():
+def test_a_compiled_model_is_compiled_no_further(unchecked):
     """Every step of decoding has a length of its own, and would have a graph of its own."""
-    jaxtyping.config.update("jaxtyping_disable", True)  # a hooked function under torch.compile raises falsely
-    try:
-        model, graphs = Transformer(40, width=32, context=24), []
-        model.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward, dynamic=False)
-        latency(model, batches=(1,), prompt=8, new=4, repeats=1)
-        assert graphs == []
-        model(Batch(torch.zeros(1, 8, dtype=torch.long)))
-        assert graphs, "training goes on compiled"
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    model, graphs = Transformer(40, width=32, context=24), []
+    model.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward, dynamic=False)
+    latency(model, batches=(1,), prompt=8, new=4, repeats=1)
+    assert graphs == []
+    model(Batch(torch.zeros(1, 8, dtype=torch.long)))
+    assert graphs, "training goes on compiled"
 
 
 def test_a_model_goes_on_in_the_mode_in_which_it_was_found():

@@ -169,19 +169,14 @@ def test_switch_at_k_1_teaches_the_router_by_the_task():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-def test_compiled_in_place_it_gives_the_same_loss_gradient_and_names():
-    import jaxtyping
+def test_compiled_in_place_it_gives_the_same_loss_gradient_and_names(unchecked):
 
-    jaxtyping.config.update("jaxtyping_disable", True)  # a hooked function under torch.compile raises falsely
-    try:
-        model = build(depth=1).float()
-        tokens, names = torch.randint(VOCAB, (2, 8)), list(model.state_dict())
-        plain = model(Batch(tokens)).hidden
-        model.compile(backend="aot_eager")
-        fast = model(Batch(tokens)).hidden
-        assert list(model.state_dict()) == names
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    model = build(depth=1).float()
+    tokens, names = torch.randint(VOCAB, (2, 8)), list(model.state_dict())
+    plain = model(Batch(tokens)).hidden
+    model.compile(backend="aot_eager")
+    fast = model(Batch(tokens)).hidden
+    assert list(model.state_dict()) == names
     torch.testing.assert_close(fast, plain)
     both = [torch.autograd.grad(h.sin().sum(), model.blocks[0].attention.qkv.weight)[0] for h in (fast, plain)]
     torch.testing.assert_close(*both, atol=1e-5, rtol=1e-4)

@@ -114,9 +114,10 @@ def test_the_gpu_way_of_leaving_rows_out_gives_what_cutting_them_off_gives():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kept", [False, True])
-def test_compiled_it_gives_the_same(backend, kept):
+def test_compiled_it_gives_the_same(backend, kept, unchecked):
     parts, weights, routing = case(kept=kept)
     compiled = torch.compile(dispatch, backend="aot_eager")
     ours, expected = compiled(backend, *parts, routing), dispatch(backend, *parts, routing)
