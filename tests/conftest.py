@@ -79,8 +79,8 @@ def looked_up_once() -> Iterator[None]:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Without the checks of shapes that the hook installs, which raise falsely under torch.compile, and with nothing left
-    of what other tests have compiled: after many shapes of one function it compiles no more.
+    """Without the checks of shapes that the hook installs, which raise falsely under torch.compile, and without what
+    other tests have compiled: after many shapes of one function it compiles no more.
     """
     import jaxtyping
     import torch
