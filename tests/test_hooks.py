@@ -47,7 +47,7 @@ class Linear(Unasked, pl.LightningModule):
         return torch.optim.SGD([self.weight], lr=0.1)
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*may be a bottleneck")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*may be a bottleneck", "ignore:The `srun` command")
 def test_a_hook_is_called_where_a_callback_has_it_and_nowhere_else():
     one, foreign = One(), Foreign()
     trainer = Local().trainer([one, foreign, Watch()], [], max_steps=3)
