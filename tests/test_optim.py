@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from kleiber.optim import WSD, AdamW, Constant, Cosine, parameter_groups
+from kleiber.optimizers.lion import Lion
+from kleiber.optimizers.muon import Muon
 from kleiber.types import Role
 
 ROLES = {"0.weight": Role("hidden", 4), "0.bias": Role("vector", 1), "1.weight": Role("output", 8)}
@@ -92,6 +94,14 @@ def test_a_setting_that_is_no_number_is_refused(settings):
 
 
 @pytest.mark.parametrize("betas", [(0.9, 1.5), (math.nan, 0.95), (-0.1, 0.9)])
-def test_betas_outside_of_0_to_1_are_refused_with_their_key(betas):
+@pytest.mark.parametrize("optimizer", [AdamW, Lion, Muon])
+def test_betas_outside_of_0_to_1_are_refused_with_their_key(optimizer, betas):
     with pytest.raises(ValueError, match=r"optimizer\.betas="):
-        AdamW(betas=betas)
+        optimizer(betas=betas)
+
+
+@pytest.mark.parametrize("eps", [-1e-8, math.nan, math.inf])
+@pytest.mark.parametrize("optimizer", [AdamW, Muon])
+def test_an_eps_below_0_or_no_number_is_refused_with_its_key(optimizer, eps):
+    with pytest.raises(ValueError, match=r"optimizer\.eps="):
+        optimizer(eps=eps)

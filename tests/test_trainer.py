@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kleiber.fsdp import FSDP
 from kleiber.models.generate import generate
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved
 from kleiber.objectives.clm import CLM
-from kleiber.trainer import Local, checkpoint_activations, quiet
+from kleiber.trainer import DDP, Local, checkpoint_activations, quiet
 from kleiber.types import Batch
 
 
@@ -101,6 +102,14 @@ def test_a_model_with_checkpointed_activations_still_decodes_from_a_cache():
     checkpoint_activations(light)
     prompt = torch.arange(10)[None]
     assert torch.equal(generate(plain, prompt, 6, temperature=0.0), generate(light, prompt, 6, temperature=0.0))
+
+
+def test_a_number_of_devices_that_a_trainer_cannot_have_is_refused_with_what_to_write():
+    for trainer, devices, advice in (
+        (Local, 0, "write 1"), (Local, 2, "set trainer=ddp"), (DDP, 0, "at least 1"), (FSDP, 1, "2 or more"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"trainer.devices={devices}.*{advice}"):
+            trainer(devices=devices)
 
 
 def test_deterministic_refuses_kernels_that_are_not():

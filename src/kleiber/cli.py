@@ -41,6 +41,8 @@ def runs(
     found = [run for run in read_runs(folder) if status in (None, run.status)]
     if as_json:
         typer.echo(json.dumps([{**run.row(), "folder": str(run.folder)} for run in found], indent=1))
+    elif not found:
+        typer.echo(f"no runs{f' that are {status}' if status else ''} in {folder} (a run has a config.yaml)")
     else:
         table(found)
 

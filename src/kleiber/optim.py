@@ -74,6 +74,14 @@ def check_settings(lr: float, weight_decay: float, clip: float | None) -> None:
         raise ValueError(f"optimizer: lr={lr}, clip={clip} must be positive, weight_decay={weight_decay} >= 0")
 
 
+def check_moments(betas: tuple[float, float], eps: float = 0.0) -> None:
+    """Raises ValueError for averages of gradients that do not forget, or that run away."""
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"optimizer.betas={list(betas)}: each must be at least 0 and below 1")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"optimizer.eps={eps}: write a number of at least 0")
+
+
 @dataclass(frozen=True)
 class AdamW:
     """AdamW with decoupled decay (Loshchilov & Hutter 2017, arXiv:1711.05101), fused.
@@ -90,8 +98,7 @@ class AdamW:
 
     def __post_init__(self) -> None:
         check_settings(self.lr, self.weight_decay, self.clip)
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas={list(self.betas)}: each must be at least 0 and below 1")
+        check_moments(self.betas, self.eps)
 
     def build(
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]

@@ -62,7 +62,9 @@ class Local:
         self._check_devices()
 
     def _check_devices(self) -> None:
-        if self.devices != 1:
+        if self.devices < 1:
+            raise ValueError(f"trainer.devices={self.devices}: write 1, or set trainer=ddp for more")
+        if self.devices > 1:
             raise ValueError(f"trainer.devices={self.devices} needs a distributed trainer: set trainer=ddp")
 
     @property

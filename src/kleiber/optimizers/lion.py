@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kleiber.optim import check_settings, parameter_groups
+from kleiber.optim import check_moments, check_settings, parameter_groups
 from kleiber.types import Role
 
 
@@ -30,6 +30,7 @@ class Lion:
 
     def __post_init__(self) -> None:
         check_settings(self.lr, self.weight_decay, self.clip)
+        check_moments(self.betas)
 
     def build(
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]

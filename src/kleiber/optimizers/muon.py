@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kleiber.optim import check_settings, parameter_groups
+from kleiber.optim import check_moments, check_settings, parameter_groups
 from kleiber.types import Role
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic, steepest at 0; torch.optim.Muon has the same
@@ -48,6 +48,7 @@ class Muon:
 
     def __post_init__(self) -> None:
         check_settings(self.lr, self.weight_decay, self.clip)
+        check_moments(self.betas, self.eps)
         if not 0 <= self.momentum < 1 or not 1 <= self.steps < 100:
             raise ValueError(
                 f"optimizer.momentum={self.momentum} must lie in [0, 1) and optimizer.steps={self.steps} in [1, 99]"
