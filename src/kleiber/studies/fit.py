@@ -59,7 +59,7 @@ class Fit:
 
     def covariance(self) -> tuple[Array, float]:
         """Delta-method covariance s^2 (J'J)^-1 of the solver coordinates, and the condition number of J'J."""
-        jacobian = self.problem.jacobian(self.theta[None])[0]
+        jacobian = self.problem.exact_jacobian(self.theta[None])[0]
         centred = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
         condition = float(np.linalg.cond(centred.T @ centred))
         spread = self.noise if np.isfinite(self.noise) else 0.0

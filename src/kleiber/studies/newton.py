@@ -4,6 +4,9 @@ An objective tells its minimum to half of its digits only, so where a descent re
 where the gradient is zero does not. It refuses to move what does not come nearer to that.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from kleiber.studies.law import Array
@@ -37,29 +40,31 @@ def _finish(problem: Problem, theta: Array, observed: Array, weights: Array, fre
     theta = theta.copy()
     for _ in range(STEPS if free else 0):
         basis = _basis(problem, theta, observed, weights, free)
-        around = np.stack([theta, *(theta + s * basis[:, :, k] for k in range(len(free)) for s in (1, -1))], 1)
-        slopes = np.einsum("bkp,bpq->bkq", _slopes(problem, around, observed, weights), basis)
-        curvature = (slopes[:, 1::2] - slopes[:, 2::2]) / 2
+        around = np.stack([theta + s * basis[:, :, k] for k in range(len(free)) for s in (1, -1)], 1)
+        slopes = _slopes(problem, around, observed, weights, basis, partial(problem.jacobian, apart=2e-4))
+        curvature = (slopes[:, ::2] - slopes[:, 1::2]) / 2
         curvature = (curvature + curvature.transpose(0, 2, 1)) / 2
         usable = np.isfinite(curvature).all((1, 2)) & (np.linalg.cond(np.nan_to_num(curvature)) < 1e12)
         curvature[~usable] = np.eye(len(free))
-        move = np.linalg.solve(curvature, slopes[:, 0, :, None])[:, :, 0]
-        trial = theta - np.einsum("bpq,bq->bp", basis, move)
-        after = np.einsum("bp,bpq->bq", _slopes(problem, trial[:, None], observed, weights)[:, 0], basis)
-        better = usable & (np.linalg.norm(after, axis=1) < np.linalg.norm(slopes[:, 0], axis=1))
+        here = _slopes(problem, theta[:, None], observed, weights, basis, problem.exact_jacobian)[:, 0]
+        trial = theta - np.einsum("bpq,bq->bp", basis, np.linalg.solve(curvature, here[:, :, None])[:, :, 0])
+        after = _slopes(problem, trial[:, None], observed, weights, basis, problem.exact_jacobian)[:, 0]
+        better = usable & (np.linalg.norm(after, axis=1) < np.linalg.norm(here, axis=1))
         theta[better] = trial[better]
     return theta
 
 
-def _slopes(problem: Problem, around: Array, observed: Array, weights: Array) -> Array:
-    """Gradients of the objectives at (problems, points, params), in the same shape."""
+def _slopes(
+    problem: Problem, around: Array, observed: Array, weights: Array, basis: Array, rule: Callable[[Array], Array]
+) -> Array:
+    """Gradients of the objectives at (problems, points, params) along the directions of a basis; `rule` is how to
+    difference the predictions."""
     draws, points, params = around.shape
     flat = around.reshape(-1, params)
     r = problem.predict(flat).reshape(draws, points, -1) - observed[:, None]
     pull = 2 * r if problem.loss_fn == "squared" else np.clip(r, -problem.delta, problem.delta)
-    near, far = (problem.jacobian(flat, apart=apart) for apart in (2e-4, 4e-4))
-    jacobian = ((4 * near - far) / 3).reshape(draws, points, problem.num_rows, params)  # of fourth order: less rounding
-    return np.einsum("bkr,bkrp->bkp", pull * weights[:, None], jacobian)
+    jacobian = rule(flat).reshape(draws, points, problem.num_rows, params)
+    return np.einsum("bkr,bkrp,bpq->bkq", pull * weights[:, None], jacobian, basis, optimize=True)
 
 
 def _basis(problem: Problem, theta: Array, observed: Array, weights: Array, free: list[int]) -> Array:

@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 
 from kleiber.studies.law import Array, Law
 
+EIGHTH = {2e-3: 8 / 5, 4e-3: -4 / 5, 6e-3: 8 / 35, 8e-3: -1 / 35}  # weights of central differences by distance
 LOSSES = ("huber", "lad", "squared")
 SPACES = ("log", "linear", "log10")
 BATCH = 100_000  # elements (problems x rows) evaluated together: fits the caches
@@ -83,6 +84,10 @@ class Problem:
             ahead, behind = self.predict(both, inputs).reshape(2, len(step), draws, -1)
             parts.append((ahead - behind) / (2 * step.sum(2)[:, :, None]))
         return np.moveaxis(np.concatenate(parts), 0, 2)
+
+    def exact_jacobian(self, theta: Array) -> Array:
+        """The same to eighth order, over distances at which rounding is 300 times less, for four times the price."""
+        return np.sum([share * self.jacobian(theta, apart=apart) for apart, share in EIGHTH.items()], axis=0)
 
 
 def to_space(loss: Array, space: str) -> Array:
