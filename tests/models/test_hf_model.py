@@ -18,7 +18,7 @@ from kleiber.models.generate import generate, left_padded
 from kleiber.models.hf_model import HFModel
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import cross_entropy
-from kleiber.rate import _wrapped_width
+from kleiber.rate import usual_rate
 from kleiber.types import Batch
 
 VOCAB = 48
@@ -226,9 +226,15 @@ def test_an_output_layer_of_unknown_form_is_none_and_the_encoder_still_serves(mo
     assert set(parts(bloom).values()) == {"attention", "embedding", "mlp", "norms"}
 
 
+def rate_of(*told) -> float | None:
+    """What a run of this model would learn at, which is asked before the model is built."""
+    node = {"_target_": "kleiber.models.hf_model.HFModel", **dict(zip(KEYS, told, strict=True))}
+    return usual_rate({"model": node, "optimizer": {"_target_": "kleiber.optim.AdamW"}}, trained=False)
+
+
 def test_a_config_that_the_architecture_cannot_have_is_refused_in_one_sentence():
     wrong = {"hidden_size": 32, "num_attention_heads": 2}
-    for refused in (partial(HFModel, VOCAB), lambda *told: _wrapped_width(dict(zip(KEYS, told, strict=True)))):
+    for refused in (partial(HFModel, VOCAB), rate_of):
         with pytest.raises(ValueError, match=r"model.config=.* of model.path=xlnet: (.|\n)*d_head"):
             refused("xlnet", "random", wrong)
     rows = HFModel(VOCAB, "xlnet", "random", {"d_model": 32, "n_head": 2, "d_head": 16, "n_layer": 1}, context=16)

@@ -48,6 +48,10 @@ def weights(folder: Path) -> str:
     return json.loads(meta.read_text())["sha256"]["model.safetensors"]
 
 
+def status(folder: Path) -> str:
+    return json.loads((folder / "summary.json").read_text())["status"]
+
+
 def test_an_array_of_cells_two_of_them_preempted_ends_as_unbroken_runs_do(slurm, launch, process, tmp_path):
     array = ["launcher=submitit", "launcher.timeout_min=10", "launcher.array_parallelism=2"]
     sweep = process("-m", "name=s", "seed=0,1,2,3", *STEPS, *array, root="slurm")
@@ -63,7 +67,9 @@ def test_an_array_of_cells_two_of_them_preempted_ends_as_unbroken_runs_do(slurm,
             (cell,) = [path for path in cells if seed_of(path) == seed]
             wait_for(lambda cell=cell: list(cell.glob("stages/main/checkpoints/step-????????")))
             (job,) = [job for job in jobs() if job.endswith(f"_{seed}")]
-            told.append(subprocess.Popen(command(job)))  # scancel looks again and again until the job is where it was
+            told.append(subprocess.Popen(command(job)))
+            wait_for(lambda cell=cell: (cell / "summary.json").exists() and status(cell) == "preempted")
+            told[-1].kill()  # scancel repeats its signal until the job is as it was, and would reach the next start too
         out, err = sweep.communicate(timeout=400)
     finally:
         for one in [*told, sweep]:
@@ -71,8 +77,7 @@ def test_an_array_of_cells_two_of_them_preempted_ends_as_unbroken_runs_do(slurm,
             one.wait()
     assert sweep.returncode == 0, out + err
     for cell in cells:
-        summary = json.loads((cell / "summary.json").read_text())
-        assert summary["status"] == "finished", cell.name
+        assert status(cell) == "finished", cell.name
         restarts = (cell / "log.txt").read_text().count("resuming at step")
         assert restarts == (1 if seed_of(cell) in ask else 0), cell.name
         if seed_of(cell) in ask:
@@ -91,5 +96,5 @@ def test_a_sweep_that_is_ended_takes_its_jobs_with_it(slurm, process, tmp_path):
         sweep.kill()
     assert sweep.returncode == 75, out + err
     assert jobs() == {}
-    found = [json.loads(path.read_text())["status"] for path in (tmp_path / "slurm").glob("s/*/summary.json")]
+    found = [status(path.parent) for path in (tmp_path / "slurm").glob("s/*/summary.json")]
     assert found and set(found) == {"preempted"}

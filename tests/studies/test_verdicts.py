@@ -62,3 +62,13 @@ def test_lack_of_fit_speaks_only_with_replicates():
     assert [v.code for v in verdicts.replicates(fit("chinchilla", twice, ladders.noisy(bent, 0, 0.001)))] == [
         "lack_of_fit"
     ]
+
+
+def test_rows_that_repeat_another_with_its_loss_are_told_and_seeds_are_not():
+    table = ladders.twenty()
+    loss = ladders.noisy(ladders.loss(**table), 0)
+    twice = {k: np.tile(v, 2) for k, v in table.items()}
+    seeds = np.concatenate([loss, ladders.noisy(ladders.loss(**table), 1)])
+    assert verdicts.copies(fit("chinchilla", twice, seeds)) == []
+    (verdict,) = verdicts.copies(fit("chinchilla", twice, np.tile(loss, 2)))
+    assert verdict.code == "copies" and verdict.text.startswith("20 of 40 rows repeat another in N, D and loss")

@@ -53,7 +53,8 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
     profiled = profiles(found, options.level)
     judged = [*verdicts.identifiability(found, profiled), *verdicts.pre_asymptotic(found)]
     judged += verdicts.settled(found, options.level)
-    judged += verdicts.replicates(_on_rows(found, table))
+    on_rows = _on_rows(found, table)
+    judged += [*verdicts.replicates(on_rows), *verdicts.copies(on_rows)]
     tests = []
     if compute is None and options.backtest is not None:
         raise ValueError(f"--backtest needs compute: {_without(table)}")

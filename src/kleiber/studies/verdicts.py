@@ -33,14 +33,13 @@ def pre_asymptotic(found: Fit) -> list[Verdict]:
 def settled(found: Fit, level: float = 0.9) -> list[Verdict]:
     """Whether beta has settled on doubling the least D, and how large a transient these rows could hide."""
     out, change = [], move(found, level)
+    how = "" if found.problem.loss_fn == "squared" else "by least squares, "
     if change is not None and not np.isfinite(change.hi):
-        text = (
-            f"beta is {change.early:.2f} over all rows, and the rows from twice the least D on tell none of their own"
-        )
-        out.append(Verdict("not_settled", "warn", f"{text}: not settled"))
+        text = f"{how}beta is {change.early:.2f} over all rows, and the rows from twice the least D on tell none"
+        out.append(Verdict("not_settled", "warn", f"{text} of their own: not settled"))
     elif change is not None and not change.moved:
         text = (
-            f"beta is {change.early:.2f} over all rows and {change.late:.2f} from twice the least D on, "
+            f"{how}beta is {change.early:.2f} over all rows and {change.late:.2f} from twice the least D on, "
             f"{level:.0%} interval of the change [{change.lo:+.2f}, {change.hi:+.2f}]"
         )
         if change.settled:
@@ -122,6 +121,17 @@ def replicates(found: Fit, level: float = 0.05) -> list[Verdict]:
             )
         ]
     return [Verdict("fits_within_noise", "note", text)]
+
+
+def copies(found: Fit) -> list[Verdict]:
+    """Rows that repeat another in every input and in the loss, which no second seed does unless losses are rounded."""
+    rows = np.column_stack([*(found.problem.inputs[name] for name in found.law.inputs), found.problem.target])
+    more = len(rows) - len(np.unique(rows, axis=0))
+    if not more:
+        return []
+    text = f"{more} of {len(rows)} rows repeat another in {', '.join(found.law.inputs)} and loss: where they are "
+    text += "copies, and not seeds of one rounded loss, leave them out, since they make noise and intervals look small"
+    return [Verdict("copies", "warn", text)]
 
 
 def backtest_verdicts(tests: list[Backtest], level: float = 0.9, why: str = "") -> list[Verdict]:
