@@ -267,6 +267,17 @@ def test_a_designed_dry_run_prices_the_cells_and_starts_none(seeds, tmp_path, mo
     assert "design.flops or design.hours" in capsys.readouterr().err
 
 
+def test_a_dry_run_of_sequences_prices_all_stages_of_a_cell_and_asks_for_no_law(monkeypatch, capsys):
+    monkeypatch.setattr("kleiber.quote.seconds_per_token", lambda configs: [1e-5] * len(configs))
+    assert main(["study=continual", "design.seeds=1", "budget.tokens=100K", "dry_run=true"]) == 0
+    out = capsys.readouterr().out
+    chain, alone = 3 * 98 * 1024, 98 * 1024  # docs, code and the first again; 98 steps are nearest to 100K
+    assert sum(line.endswith(f" {chain:,}") for line in out.splitlines()) == 12
+    assert sum(line.endswith(f" {alone:,}") for line in out.splitlines()) == 2
+    assert f"time         {(12 * chain + 2 * alone) * 1e-5 / 3600:.2f} hours" in out
+    assert "on top: evaluation and what retention methods compute" in out and "interval" not in out
+
+
 @pytest.mark.slow
 def test_an_optimal_design_runs_in_rounds_and_writes_its_plan(seeds, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("kleiber.sweep.report", lambda *_: None)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kleiber.budget import Budget, quantity
+from kleiber.chain import is_chain, stage_configs
 from kleiber.probe import seconds_per_token
 from kleiber.studies.information import Noise, Points, half_width
 from kleiber.studies.planning import planning_laws
@@ -48,18 +49,30 @@ def priced(configs: Sequence[Mapping[str, Any]], finished: int) -> str:
     lines.append(f"compute      {sum(costs):.3g} FLOPs")
     lines.append(
         f"time         {sum(seconds) / 3600:.2f} hours of processes, about {sum(seconds) / 3600 / workers:.2f} hours "
-        f"with {workers} at once (measured without compilation; evaluation comes on top)"
+        f"with {workers} at once (measured without compilation; on top: {' and '.join(extra(configs))})"
     )
-    lines.append(f"interval     {expected(configs, sizes, tokens)}")
+    if not compares_arms(configs[0]):
+        lines.append(f"interval     {expected(configs, sizes, tokens)}")
     return "\n".join([*lines, NONE])
 
 
+def compares_arms(config: Mapping[str, Any]) -> bool:
+    """Whether the design sets arms against each other, so that no law of N and D is asked of its cells."""
+    return "arms" in (config["design"] or {})
+
+
+def extra(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the hours leave out."""
+    retained = any(one["retention"] for config in configs for one in stage_configs(config).values())
+    return ["evaluation", "what retention methods compute"] if retained else ["evaluation"]
+
+
 def lengths(config: Mapping[str, Any], one: Size) -> list[float]:
-    """Training tokens of each end of a cell: its branches, or what its budget buys."""
+    """Training tokens of each end of a cell: its branches, or what its budget buys, of a chain in all its stages."""
+    if is_chain(config):
+        return [sum(n for own in stage_configs(config).values() for n in lengths(own, one))]
     batch = round(quantity(config["batch"]["tokens"]))
     stages = config["stages"]
-    if stages is not None and "branches" not in stages:
-        raise ValueError("stages other than trunk_and_cooldowns have lengths of their own")
     if stages is not None:
         return [max(2, round(quantity(n) / batch)) * batch for n in stages["branches"]]
     steps = Budget(**config["budget"]).num_steps(
