@@ -1,8 +1,61 @@
 """What a claim says in words; whether it holds is tested with the studies that make it."""
 
-from kleiber.studies.claims import gap
+import pandas as pd
+import pytest
+
+from kleiber.studies.claims import claims, gap
 
 
 def test_a_difference_without_replicates_has_no_interval_in_words():
     assert gap(-0.0149, 0.02) == "-0.0149 +- 0.0200 nats"
     assert gap(-0.0149, float("inf")) == "-0.0149 nats (no interval)"
+
+
+def rows(points):
+    """Of (method, share, lr, seed, tokens, F, target); no line between start and end."""
+    names = ["method", "replayed", "lr", "seed", "tokens", "F", "target"]
+    made = pd.DataFrame(points, columns=names)
+    return made.assign(run=range(len(made)), setting=made["replayed"].astype(str), target_tokens=made["tokens"])
+
+
+def claim(points, code):
+    return next(one for one in claims(rows(points), [], 0.9) if one.code == code)
+
+
+def test_one_replicate_is_weaker_than_three_with_a_smaller_fall():
+    """The step 1 % to 5 % falls by less and is known; that to 20 % has one seed."""
+    base = [0.02, 0.0, -0.02]
+    wiggle = iter([0.001, -0.002, 0.0015, -0.001, 0.002, -0.0015] * 3)
+    points = []
+    for share, F, seeds in ((0.0, 0.3, 3), (0.01, 0.2, 3), (0.05, 0.18, 3), (0.2, 0.1595, 1)):
+        method = "replay" if share else "none"
+        points += [(method, share, 0.01, s, 1e6, F + base[s] + next(wiggle), 1.5) for s in range(seeds)]
+    told = claim(points, "replay_monotone")
+    assert "from 0.05 to 0.2" in told.text and told.value > 0.0197 and told.holds is True
+
+
+def test_a_step_that_rises_beyond_noise_is_the_answer_whatever_else_is_noisier():
+    wiggle = iter([0.002, -0.003, 0.003, -0.003, 0.003, -0.002] * 3)
+    points = []
+    for share, F, seeds in ((0.0, 0.3, 3), (0.01, 0.312, 3), (0.05, 0.29, 3), (0.2, 0.309, 1)):
+        method = "replay" if share else "none"
+        points += [(method, share, 0.01, s, 1e6, F + next(wiggle), 1.5) for s in range(seeds)]
+    told = claim(points, "replay_monotone")
+    assert told.holds is False and "from 0 to 0.01" in told.text, told.text
+
+
+def test_learning_rates_are_compared_at_equal_length():
+    """Of the long runs, which forget more, only those at the low rate are there yet."""
+    points = [("none", 0.0, 0.003, s, n, F + 0.001 * s, 1.5) for s in range(3) for n, F in ((1e6, 0.2), (4e6, 0.5))]
+    points += [("none", 0.0, 0.03, s, 1e6, 0.3 + 0.001 * s + 1e-4 * (s == 1), 1.5) for s in range(3)]
+    told = claim(points, "fast_forgets")
+    assert told.value == pytest.approx(0.1, abs=1e-3) and told.holds is True
+
+
+@pytest.mark.parametrize(("tokens", "words"), [(1e6, "at equal tokens"), (1e6 / 0.95, "at equal new tokens")])
+def test_what_is_equal_between_replay_and_plain_is_said(tokens, words):
+    points = [("none", 0.0, 0.01, s, 1e6, 0.3 + 0.01 * s, 1.5 + 0.01 * s) for s in range(3)]
+    points += [("replay", 0.05, 0.01, s, tokens, 0.2 + 0.011 * s, 1.51 + 0.011 * s) for s in range(3)]
+    made = rows(points).assign(target_tokens=lambda told: told["tokens"] * (1 - told["replayed"]))
+    (told,) = (one for one in claims(made, [], 0.9) if one.code == "replay_cheap")
+    assert told.text.endswith(words) and told.value == pytest.approx(0.0101 / 1.51, rel=0.2)

@@ -172,7 +172,7 @@ def test_a_part_of_the_runs_is_told_as_such(tmp_path):
     write_sequence(tmp_path / "s", again=False)
     found = Continual().analyse(read_runs(tmp_path / "s"))
     assert "none ends at a mean of 1.6333 nats, no comparison" in found.headline
-    assert {one["code"] for one in found.verdicts} == {"untuned", "alone", "regained"}
+    assert {one["code"] for one in found.verdicts} == {"untuned", "alone", "regained", "unbalanced"}
     write_sequence(tmp_path / "s", "ewc", kept=0.5)
     found = Continual().analyse(read_runs(tmp_path / "s"))
     assert "no interval of one pair" in found.headline
@@ -214,3 +214,58 @@ def test_it_trains_every_method_over_a_sequence_small_and_continues(tmp_path, ca
     capsys.readouterr()
     assert launch(command) == 0
     assert "8 of 8 cells are finished already" in capsys.readouterr().out
+
+
+def test_an_order_for_each_place_of_each_task_is_balanced(tmp_path):
+    for order in (TASKS, ["c", "a", "b"], ["b", "c", "a"]):
+        write_sequence(tmp_path / "s", order=order)
+    assert "unbalanced" not in {one["code"] for one in Continual().analyse(read_runs(tmp_path / "s")).verdicts}
+
+
+def test_who_does_not_regain_the_task_has_no_faster_savings(tmp_path):
+    """Savings of those that did are no verdict on a method."""
+    for seed in range(3):
+        write_sequence(tmp_path / "s", "none", seed=seed)
+        folder = write_sequence(tmp_path / "s", "ewc", seed=seed, kept=0.5)
+        told = json.loads((folder / "summary.json").read_text())
+        for place, row in enumerate(told["stages"][-1]["curve"]):  # back at once, or never
+            row["val/a/loss"] = 9.0 if seed == 0 else 1.0 if place else 2.0
+        (folder / "summary.json").write_text(json.dumps(told))
+    record = Continual().compare(read_runs(tmp_path / "s"))
+    (gap,) = (one for one in record["gaps"] if one["metric"] == "savings")
+    assert gap["pairs"] == 2 and gap["lost"] == 1
+    (claim,) = (one for one in record["claims"] if one["code"] == "savings_ewc")
+    assert claim["holds"] is None and "1 sequences more have none" in claim["text"]
+    assert next(one for one in record["claims"] if one["code"] == "acc_ewc")["holds"] is True
+
+
+def test_sequences_over_other_tasks_are_left_out_by_name(study, tmp_path):
+    write_study(tmp_path / "s", methods=(("none", 0.0), ("ewc", 0.5)))
+    folder = write_sequence(tmp_path / "s", "ewc", TASKS, 7, kept=0.9)
+    told = json.loads((folder / "summary.json").read_text())
+    told["stages"] = told["stages"][:2]
+    told["R"] |= {"stages": ["a", "b"], "matrix": told["R"]["matrix"][:2]}
+    (folder / "summary.json").write_text(json.dumps(told))
+    found = Continual().analyse(read_runs(tmp_path / "s"))
+    (verdict,) = (one for one in found.verdicts if one["code"] == "other_tasks")
+    assert verdict["text"].endswith(folder.name) and found.headline == Continual().analyse(read_runs(study)).headline
+
+
+def test_a_rate_of_a_task_does_not_part_the_orders(tmp_path):
+    write_study(tmp_path / "s")
+    for folder in (tmp_path / "s").glob("scratch-*-*-?"):
+        told, config = (json.loads((folder / "summary.json").read_text()), folder / "config.yaml")
+        for stage in told["stages"]:
+            stage["lr"] = {"a": 0.1}.get(stage["tasks"][0], 0.01)
+        (folder / "summary.json").write_text(json.dumps(told))
+        config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "optimizer": {"lr": 0.01}}))
+    assert Continual().compare(read_runs(tmp_path / "s"))["best"]["order"].nunique() == 2
+
+
+def test_arms_that_differ_in_their_schedule_are_two_settings(tmp_path):
+    for schedule in ("wsd", "constant"):
+        folder = write_sequence(tmp_path / schedule, "none")
+        (folder / "overrides.yaml").write_text(yaml.safe_dump([f"schedule={schedule}", "optimizer.lr=0.01", "seed=0"]))
+        folder.rename(folder.with_name(f"{folder.name}-{schedule}"))
+    rows = sequence_outcomes.outcomes(read_runs(tmp_path), 0.02)
+    assert set(rows["setting"]) == {"schedule=wsd", "schedule=constant"}

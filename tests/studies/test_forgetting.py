@@ -163,6 +163,17 @@ def test_a_method_that_learns_less_is_not_ranked_by_what_it_forgets(tmp_path):
     assert found[-1]["method"] == "l2sp" and found[-1]["reached"] == 0
 
 
+def test_a_method_that_reaches_the_loss_from_the_easiest_base_alone_is_not_first(study):
+    """Its mean F is the least because that base forgets least; within the seed it gains less than replay does."""
+    rows = shifted(outcomes.outcomes(read_runs(study)), {0: -0.4, 1: 0.0, 2: 0.4})
+    at = frontier.reference(rows, 0.02)
+    rows = rows[(rows["method"] != "l2sp") | (rows["seed"] == 0)]
+    found = [one for one in frontier.matched(rows, at, 0.9) if one.method != "wise"]
+    told = {one.method: one for one in found}
+    assert told["l2sp"].F < told["replay"].F and told["l2sp"].less < told["replay"].less
+    assert [one.method for one in found] == ["replay", "l2sp", "none"]
+
+
 def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
     write_study(tmp_path / "s", seeds=1)
     found = Forgetting().analyse(read_runs(tmp_path / "s"))

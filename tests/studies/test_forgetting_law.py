@@ -1,6 +1,7 @@
 """A grid of runs from a known law: it is found again, and the critical share with it, or the doubt is said."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -9,7 +10,7 @@ from kleiber.catalog import read_runs
 from kleiber.cli import main
 from kleiber.studies.forgetting_law import ForgettingLaw, grid, headline
 
-from .comparisons import write_arm
+from .comparisons import write_arm, write_base
 
 TRUTH = {"A": 0.013, "c": 0.03, "B": 40.0, "alpha": 0.25, "beta": 0.4, "gamma": 0.2}
 SIZES, RATIOS, TOKENS = (36_000, 90_000, 200_000), (20, 80), (2.5e5, 5e5, 1e6)
@@ -121,6 +122,50 @@ def test_a_share_far_beyond_those_tried_is_not_told(tmp_path):
     write_grid(tmp_path / "t", shares=(0.0, 0.001, 0.002), sizes=SIZES[:1], ratios=RATIOS[:1])
     found = ForgettingLaw(tolerate=0.02, bootstrap=60).fitted(read_runs(tmp_path / "t"))
     assert "no more than 0.20% was tried" in found["critical"]["why_not"] and "not identified" in headline(found)
+
+
+def exact_share(tolerate, **at):
+    return ((forgetting(**at, p=0) + TRUTH["c"]) / (tolerate + TRUTH["c"]) - 1) / TRUTH["B"]
+
+
+@pytest.mark.parametrize("D", [2.5e5, 1e6])
+def test_one_size_tells_the_share_at_each_amount_of_new_text(tmp_path, D):
+    write_grid(tmp_path / "s", sizes=SIZES[:1], ratios=RATIOS[:1], noise=0.002)
+    found = ForgettingLaw(tolerate=0.1, bootstrap=60, at={"D": D}).fitted(read_runs(tmp_path / "s"))
+    exact, told = exact_share(0.1, N=SIZES[0], M=RATIOS[0], D=D), found["critical"]
+    assert told["why_not"] is None and told["value"] == pytest.approx(exact, rel=0.1)
+
+
+def test_another_size_than_the_only_one_is_not_told(tmp_path):
+    write_grid(tmp_path / "s", sizes=SIZES[:1], ratios=RATIOS[:1])
+    found = ForgettingLaw(tolerate=0.1, bootstrap=20, at={"N": 1e6}).fitted(read_runs(tmp_path / "s"))
+    assert "the runs do not tell F there" in found["critical"]["why_not"] and "not identified" in headline(found)
+
+
+def test_decades_beyond_the_runs_are_not_told(study):
+    found = ForgettingLaw(tolerate=0.1, bootstrap=20, at={"N": 7e9, "D": 1e10}).fitted(read_runs(study))
+    assert "decades beyond the runs" in found["critical"]["why_not"]
+
+
+def test_too_few_runs_for_a_law_leave_a_report(tmp_path, capsys):
+    write_grid(tmp_path / "s", shares=(0.0, 0.05), sizes=SIZES[:1], ratios=RATIOS[:1], seeds=1)
+    for folder in (tmp_path / "s").iterdir():
+        if "-250000-" not in folder.name:
+            shutil.rmtree(folder)
+    assert main(["report", str(tmp_path / "s")]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("Replay needed for") and "not identified (law 'replay_curve' has 3 parameters" in told
+    assert (tmp_path / "s/figures/tokens.png").exists() and "The grid" in (tmp_path / "s/report.html").read_text()
+
+
+def test_bases_that_are_not_there_are_named_and_a_moved_sweep_finds_them(tmp_path):
+    base = tmp_path / "old" / "gpt-base-1234"
+    write_arm(tmp_path / "s" / "arm", "none", 0.0, 0.01, 0, base=base)
+    with pytest.raises(ValueError, match="gpt-base-1234: not among these runs"):
+        grid(read_runs(tmp_path / "s"))
+    write_base(tmp_path / "s" / base.name, 0)
+    rows, _ = grid(read_runs(tmp_path / "s"))
+    assert rows["M"].tolist() == [4e6 / 40_000]
 
 
 def test_the_report_answers_first_how_much_replay_is_needed(study, capsys):

@@ -15,6 +15,7 @@ from typing import Any
 from kleiber.studies.frontier import Matched, Noise, pooled, within_seeds
 from kleiber.studies.outcomes import PLAIN, real_replay
 
+PAIRED = ["seed", "length"]  # one base, and fine-tuning of one length
 LEARNED = 0.02  # the loss of target quality, relative, that replay is said to stay below
 
 
@@ -43,6 +44,7 @@ def above(code: str, text: str, value: float, half: float, least: float = 0.0) -
 
 def claims(rows: Any, found: Sequence[Matched], level: float) -> list[Claim]:
     noise = {name: within_seeds(rows, name) for name in ("F", "target")}
+    rows = rows.assign(length=lengths(rows))
     return [
         *replay_is_monotone(rows, noise["F"], level),
         *replay_is_cheap(rows, noise["target"], level),
@@ -52,17 +54,27 @@ def claims(rows: Any, found: Sequence[Matched], level: float) -> list[Claim]:
     ]
 
 
+def lengths(rows: Any) -> list[float]:
+    """Tokens of the plain runs that a row stands beside: as many as its own or, where replay came on top
+    (design.equal=target), those of the nearest amount of new text."""
+    plain = sorted(set(rows[rows["method"] == PLAIN]["tokens"]))
+    return [
+        tokens if tokens in plain else min(plain, key=lambda other, new=new: abs(other - new), default=tokens)
+        for tokens, new in zip(rows["tokens"], rows["target_tokens"], strict=True)
+    ]
+
+
 def contrast(table: Any, one: Any, other: Any, noise: Noise, level: float) -> tuple[float, float]:
-    """Mean of one - other over the seeds of both, columns of a table by seed, and its half-width; nan without any."""
+    """Mean of one - other where both are, columns of a table by PAIRED, and its half-width; nan without any."""
     gaps = (table[one] - table[other]).dropna()
     return (float(gaps.mean()), noise.half_width(level, 2 / len(gaps))) if len(gaps) else (float("nan"), float("nan"))
 
 
 def replay_is_monotone(rows: Any, noise: Noise, level: float) -> list[Claim]:
-    """F falls from each replayed share to the next, at each learning rate; the smallest fall is told, with an interval
-    that holds for all of them at once (Bonferroni).
+    """F falls from each replayed share to the next, at each learning rate; told is the weakest step, which is the one
+    that rises beyond noise or, where none does, whose interval ends lowest. It holds for all at once (Bonferroni).
     """
-    tables = {lr: part.pivot_table(index="seed", columns="replayed", values="F") for lr, part in by_rate(rows)}
+    tables = {lr: part.pivot_table(index=PAIRED, columns="replayed", values="F") for lr, part in by_rate(rows)}
     steps = [(lr, p, q) for lr, table in tables.items() for p, q in pairwise(sorted(table))]
     falls: list[tuple[float, float, str]] = []
     for lr, p, q in steps:
@@ -71,14 +83,14 @@ def replay_is_monotone(rows: Any, noise: Noise, level: float) -> list[Claim]:
             falls.append((fall, half, f"{p:g} to {q:g} at learning rate {lr:g}"))
     if not falls:
         return []
-    fall, half, where = min(falls)
-    text = f"F falls with every step of the replayed share: least fall {fall:.4f} +- {half:.4f} nats, from {where}"
+    fall, half, where = min([one for one in falls if one[0] + one[1] < 0] or falls, key=lambda one: one[0] - one[1])
+    text = f"F falls with every step of the replayed share: the weakest falls by {gap(fall, half)}, from {where}"
     return [above("replay_monotone", text, fall, half)]
 
 
 def replay_is_cheap(rows: Any, noise: Noise, level: float) -> list[Claim]:
-    """5 % replay costs less than 2 % of the target loss at equal compute, where plain fine-tuning learns best."""
-    tables = {lr: part.pivot_table(index="seed", columns="replayed", values="target") for lr, part in by_rate(rows)}
+    """5 % replay costs less than 2 % of the target loss, where plain fine-tuning learns best."""
+    tables = {lr: part.pivot_table(index=PAIRED, columns="replayed", values="target") for lr, part in by_rate(rows)}
     both = {lr: table[[0.0, 0.05]].dropna() for lr, table in tables.items() if {0.0, 0.05} <= set(table)}
     both = {lr: table for lr, table in both.items() if len(table)}
     if not both:
@@ -86,9 +98,17 @@ def replay_is_cheap(rows: Any, noise: Noise, level: float) -> list[Claim]:
     table = min(both.values(), key=lambda table: table[0.0].mean())
     base = float(table[0.0].mean())
     cost, half = (value / base for value in contrast(table, 0.05, 0.0, noise, level))
-    text = f"5 % replay costs less than {LEARNED:.0%} of the target loss: {cost:+.2%} +- {half:.2%} at equal tokens"
+    ends = f"+- {half:.2%}" if isfinite(half) else "(no interval)"
+    text = f"5 % replay costs less than {LEARNED:.0%} of the target loss: {cost:+.2%} {ends} at equal {equal_in(rows)}"
     holds = True if cost + half < LEARNED else False if cost - half > LEARNED else None
     return [Claim("replay_cheap", text, cost, cost - half, cost + half, holds)]
+
+
+def equal_in(rows: Any) -> str:
+    """What runs with and without replay have in common: all tokens, or those of the new text (design.equal=target)."""
+    real = real_replay(rows)
+    plain, replay = (set(one["tokens"]) for one in (real[real["replayed"] == 0], real[real["replayed"] > 0]))
+    return "tokens" if plain & replay else "new tokens"
 
 
 def by_rate(rows: Any) -> Any:
@@ -98,7 +118,7 @@ def by_rate(rows: Any) -> Any:
 
 def fast_forgets(rows: Any, noise: Noise, level: float) -> list[Claim]:
     """Plain fine-tuning forgets more at its highest learning rate than at its lowest."""
-    plain = rows[rows["method"] == PLAIN].pivot_table(index="seed", columns="lr", values="F")
+    plain = rows[rows["method"] == PLAIN].pivot_table(index=PAIRED, columns="lr", values="F")
     if len(plain.columns) < 2:
         return []
     low, high = min(plain), max(plain)
@@ -106,7 +126,7 @@ def fast_forgets(rows: Any, noise: Noise, level: float) -> list[Claim]:
     if more != more:
         return []
     rates = f"{low:g} to {high:g}"
-    text = f"a high learning rate forgets more: {more:+.4f} +- {half:.4f} nats from {rates}"
+    text = f"a high learning rate forgets more: {gap(more, half)} from {rates}"
     return [above("fast_forgets", text, more, half)]
 
 
@@ -124,7 +144,7 @@ def averaging(rows: Any, level: float) -> list[Claim]:
     for name, what in (("F", "forgetting"), ("target", "target loss")):
         gain = ((keyed[name, 0.0] + keyed[name, 1.0]) / 2 - keyed[name, 0.5]).groupby("seed").mean().dropna()
         half = pooled([gain.to_numpy()]).half_width(level, 1 / max(len(gain), 1))
-        text = f"half-way between start and end the {what} is below the chord: by {gain.mean():+.4f} +- {half:.4f} nats"
+        text = f"half-way between start and end the {what} is below the chord: by {gap(gain.mean(), half)}"
         made.append(above(f"averaging_{name}", text, float(gain.mean()), half))
     return made
 

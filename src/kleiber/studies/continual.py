@@ -17,7 +17,7 @@ from kleiber.catalog import Run
 from kleiber.studies import forgetting_metrics as metrics
 from kleiber.studies.arms import interval
 from kleiber.studies.findings import Findings, Tolerant
-from kleiber.studies.outcomes import PLAIN
+from kleiber.studies.outcomes import PLAIN, REPLAY
 from kleiber.studies.seeds import Rows
 from kleiber.studies.sequence_outcomes import CELL, LOWER, METRICS, averaged, by_position, chosen, outcomes
 
@@ -51,15 +51,25 @@ class Continual(Tolerant):
                 "Settings": averaged(record["rows"]).to_dict("records"),
             },
             figures=figures(record, self.level),
-            methods=METHODS_TEXT.format(level=self.level, tolerance=self.tolerance),
+            methods=METHODS_TEXT.format(level=self.level, tolerance=self.tolerance) + REPLAY + BESIDE,
         )
 
     def compare(self, runs: Sequence[Run]) -> dict[str, Any]:
         """Rows, those at each method's best setting, differences from plain training and what they say."""
-        rows = outcomes(runs, self.tolerance)
+        rows, others = of_same_tasks(outcomes(runs, self.tolerance))
         best = chosen(rows)
         found = [gap for _, one in best.groupby("start", sort=False) for gap in gaps(one, self.level)]
-        return {"rows": rows, "best": best, "gaps": found, "claims": claims(found), "level": self.level}
+        return {
+            "rows": rows, "best": best, "gaps": found, "claims": claims(found), "level": self.level, "others": others,
+        }  # fmt: skip
+
+
+def of_same_tasks(rows: Rows) -> tuple[Rows, list[str]]:
+    """The rows of the set of tasks that most runs share, since scores over different tasks have no mean; and the names
+    of the other runs."""
+    tasks = pd.Series([" ".join(sorted(order.split(" > "))) for order in rows["order"]], index=rows.index)
+    kept = tasks == tasks.value_counts().index[0]
+    return pd.DataFrame(rows[kept]).reset_index(drop=True), list(rows["run"][~kept])
 
 
 def gaps(rows: Rows, level: float) -> list[dict[str, Any]]:
@@ -68,6 +78,7 @@ def gaps(rows: Rows, level: float) -> list[dict[str, Any]]:
     each, made = 1 - (1 - level) / max(len(names), 1), []
     if PLAIN not in set(rows["method"]):
         return []
+    ran = {name: set(zip(one["order"], one["seed"], strict=True)) for name, one in rows.groupby("method")}
     for name in names:
         for metric in METRICS:
             table = rows.pivot_table(index=["order", "seed"], columns="method", values=metric)
@@ -76,7 +87,8 @@ def gaps(rows: Rows, level: float) -> list[dict[str, Any]]:
             apart = (table[name] - table[PLAIN]).dropna().tolist()
             if apart:
                 lo, hi = interval(apart, each)
-                told = {"start": rows["start"].iloc[0], "method": name, "metric": metric}
+                lost = len(ran[name] & ran[PLAIN]) - len(apart)
+                told = {"start": rows["start"].iloc[0], "method": name, "metric": metric, "lost": lost}
                 made.append({**told, "difference": float(np.mean(apart)), "lo": lo, "hi": hi, "pairs": len(apart)})
     return made
 
@@ -90,10 +102,13 @@ def claims(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         sign = -1 if gap["metric"] in LOWER else 1
         ends = None if gap["lo"] is None else sorted((sign * gap["lo"], sign * gap["hi"]))
         holds = None if ends is None else True if ends[0] > 0 else False if ends[1] < 0 else None
+        lost = gap["lost"] if gap["metric"] == "savings" else 0  # who does not regain the task has no savings to count
+        holds = None if lost else holds
         word = {True: "holds", False: "does not hold", None: "undecided"}[holds]
         by = "no interval" if ends is None else f"[{ends[0]:+.4f}, {ends[1]:+.4f}]"
         what = f"from {gap['start']}, {gap['method']} {TOLD[gap['metric']]} than plain training"
         text = f"{word}: {what}: by {sign * gap['difference']:+.4f} {by}, {gap['pairs']} pairs"
+        text += f"; {lost} sequences more have none, where it or plain training did not regain the task" * bool(lost)
         code = f"{gap['metric']}_{gap['method']}".lower()
         made.append({"code": code, "level": "note", "text": text, "holds": holds, "start": gap["start"]})
     return made
@@ -102,6 +117,11 @@ def claims(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def complaints(record: Mapping[str, Any]) -> list[dict[str, str]]:
     """What makes the comparison weaker than it looks, and what was not measured."""
     rows, made = record["rows"], []
+    if record["others"]:
+        text = (
+            f"{len(record['others'])} runs over other tasks than most are left out: {', '.join(record['others'][:3])}"
+        )
+        made.append({"code": "other_tasks", "level": "warn", "text": text})
     for start, one in rows.groupby("start", sort=False):
         untuned = [str(name) for name, part in one.groupby("method") if part["lr"].nunique() < 2]
         if untuned:
@@ -112,6 +132,11 @@ def complaints(record: Mapping[str, Any]) -> list[dict[str, str]]:
             told = ", ".join(f"{name} {count}" for name, count in counts.items())
             text = f"from {start}: methods have unequal numbers of runs ({told}); differences are of those in common"
             made.append({"code": "partial", "level": "warn", "text": text})
+        if not balanced(one["order"].unique().tolist()):
+            text = (
+                f"from {start}: tasks do not stand equally often at every place, so forgetting by task is also by place"
+            )
+            made.append({"code": "unbalanced", "level": "warn", "text": text})
         if one["intransigence"].isna().any():
             text = f"from {start}: a task has no run of its own, so intransigence is not told of every sequence"
             made.append({"code": "alone", "level": "warn", "text": text})
@@ -120,6 +145,13 @@ def complaints(record: Mapping[str, Any]) -> list[dict[str, str]]:
             text = f"from {start}: in {lost} of {len(one)} sequences the first task was not regained, or not tried"
             made.append({"code": "regained", "level": "warn", "text": text})
     return made
+
+
+def balanced(orders: Sequence[str]) -> bool:
+    """Whether every task stands at every place equally often."""
+    places = pd.DataFrame([order.split(" > ") for order in orders])
+    tasks = places.loc[0]
+    return len({count for at in places for count in places[at].value_counts().reindex(tasks, fill_value=0)}) == 1
 
 
 def method_table(best: Rows, level: float) -> list[dict[str, Any]]:
@@ -211,6 +243,7 @@ def said(gap: Mapping[str, Any] | None) -> str:
     return f"better by {gap['difference']:+.4f} [{gap['lo']:+.4f}, {gap['hi']:+.4f}], {word}"
 
 
+BESIDE = " Of tasks with a head of their own it is not part of the batch but comes on top, and costs as much more."
 METHODS_TEXT = (
     "R[i][j] is the held-out score of task j after stage i; losses count negative, so that higher is better in ACC, "
     "LA, BWT and FWT. ACC is the mean of the last row over the tasks trained, LA of the diagonal, BWT of last row less "

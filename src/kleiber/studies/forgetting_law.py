@@ -16,6 +16,7 @@ from kleiber.catalog import Run
 from kleiber.studies import analysis, outcomes, table
 from kleiber.studies.bootstrap import interval
 from kleiber.studies.findings import Findings, Options, check_level
+from kleiber.studies.fit import depends
 from kleiber.studies.frontier import Noise, pooled
 from kleiber.studies.law import find
 from kleiber.studies.outcomes import PLAIN
@@ -51,20 +52,21 @@ class ForgettingLaw(Options):
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         record = self.fitted(runs)
+        main, why = record["main"], record["main"].get("refused")
         return Findings(
             headline=headline(record),
-            verdicts=record["main"]["verdicts"],
+            verdicts=[{"code": "no_fit", "level": "refuse", "text": why}] if why else main["verdicts"],
             tables={"The grid": grid_table(record), "Published laws": beside_table(record)},
             figures=figures(record),
-            law=record["main"],
-            text=printed(record),
-            methods=METHODS.format(level=self.level, **record["seed_noise"]),
+            law=None if why else main,
+            text=[] if why else printed(main),
+            methods=METHODS.format(level=self.level, **record["seed_noise"]) + outcomes.REPLAY,
         )
 
     def fitted(self, runs: Sequence[Run]) -> dict[str, Any]:
         """The replay law (main), the published laws beside it, and the critical share."""
         rows, noise = grid(runs)
-        main = self.fit(rows, replay_form(rows))
+        main = self.fit_or_why(rows, replay_form(rows))
         low = rows["F"] < CENSORED_SD * noise.sd if noise.df else rows["F"] <= 0
         gone = [{"row": int(i), "rule": f"censored: F below {CENSORED_SD:g} seed sd"} for i in rows.index[low]]
         beside = {}
@@ -74,16 +76,21 @@ class ForgettingLaw(Options):
             ("forgetting_power", rows[(rows["p"] == 0) & ~low], "F"),
             ("forgetting_line", rows[rows["p"] == 0], "F"),
         ):
-            try:
-                beside[name] = self.fit(part, name, target)
-                beside[name]["excluded"] += gone if name in ("forgetting", "forgetting_power") else []
-            except ValueError as error:
-                beside[name] = {"law": name, "refused": str(error)}
+            beside[name] = self.fit_or_why(part, name, target)
+            if name in ("forgetting", "forgetting_power") and "refused" not in beside[name]:
+                beside[name]["excluded"] += gone
         return {
             "main": main, "beside": beside,
             "seed_noise": {"F": noise.sd, "df": noise.df},
             "critical": self.critical(main, rows), "rows": rows.to_dict("records"), "level": self.level,
         }  # fmt: skip
+
+    def fit_or_why(self, rows: Any, name: str, target: str = "F") -> dict[str, Any]:
+        """The record of a law; of one that these rows cannot carry, its name and `refused`."""
+        try:
+            return self.fit(rows, name, target)
+        except ValueError as error:
+            return {"law": name, "refused": str(error)}
 
     def fit(self, rows: Any, name: str, target: str = "F") -> dict[str, Any]:
         law = find(name)
@@ -106,16 +113,25 @@ class ForgettingLaw(Options):
         law = find(main["law"])
         largest = {name: rows[name].max() for name in ("N", "D", "M")}
         at = {name: float(value) for name, value in (largest | dict(self.at or {})).items()}
+        told: dict[str, Any] = {"tolerate": self.tolerate, "at": at, "value": None, "lo": None, "hi": None}
+        if "refused" in main:
+            return told | {"why_not": main["refused"]}
         inputs = {name: np.array([at[name]]) for name in law.inputs if name != "p"}
         best = np.array([[entry["value"] for entry in main["params"].values()]])
-        draws = np.array(main["draws"]).reshape(-1, best.shape[1])
-        shares, most = share(law, inputs, draws, self.tolerate), float(rows["p"].max())
-        value = float(share(law, inputs, best, self.tolerate)[0])
-        told: dict[str, Any] = {"tolerate": self.tolerate, "at": at, "value": value, "lo": None, "hi": None}
-        if len(shares):
-            lo, hi = interval(shares, self.level)
+        draws, untold = (np.array(main.get(name, ())).reshape(-1, best.shape[1]) for name in ("draws", "untold"))
+        told["value"] = float(share(law, inputs, best, self.tolerate)[0])
+        if len(draws):
+            lo, hi = interval(share(law, inputs, draws, self.tolerate), self.level)
             told |= {"lo": float(lo), "hi": float(hi)}
-        return told | {"why_not": doubt(told, main, most)}
+        # F itself is asked, since a share of 0 would depend on nothing.
+        plain = law.predict({**inputs, "p": np.array([0.0])}, untold)[:, 0]
+        away = "the runs do not tell F there: what varies alone in them is less than what is asked"
+        far = analysis.outside(main["domain"], {name: at[name] for name in inputs})
+        if far > analysis.MAX_DECADES:
+            away = f"{far:.1f} decades beyond the runs, more than {analysis.MAX_DECADES:g}"
+        elif not depends(plain):
+            away = None
+        return told | {"why_not": away or doubt(told, main, float(rows["p"].max()))}
 
 
 def grid(runs: Sequence[Run]) -> tuple[Any, Noise]:
@@ -129,6 +145,9 @@ def grid(runs: Sequence[Run]) -> tuple[Any, Noise]:
         raise ValueError("no plain fine-tuning among the finished runs: there is no F without replay to begin from")
     rows = rows.rename(columns={"replayed": "p", "target_tokens": "D", "tuned": "P"})
     rows["M"] = (rows["pretrained"] / rows["N"]).round(1)
+    if rows["M"].isna().any():
+        gone = sorted(set(rows["base"][rows["M"].isna()]))
+        raise ValueError(f"{gone[0]}: not among these runs, so how long that base was trained is unknown: read both")
     rows["L0"], rows["L"] = rows["start"], rows["start"] + rows["F"]
     rows = at_best_rate(rows)
     noise = pooled([one["F"].to_numpy() for _, one in rows.groupby(GRID)])
@@ -160,12 +179,10 @@ def beside(rows: Any) -> list[float]:
 
 
 def replay_form(rows: Any) -> str:
-    """The fullest law of replay whose inputs the grid varies."""
+    """The smallest law of replay that has all inputs which the grid varies; one that it does not vary is untold."""
     plain = rows[rows["p"] == 0]  # replay that comes on top takes steps of its own, and reads no more new text
     varied = {name for name in ("N", "M", "steps") if plain[name].nunique() > 1}
-    if varied == {"N", "M", "steps"}:
-        return "replay_grid_ratio"
-    return "replay_grid" if {"N", "steps"} <= varied else "replay_curve"
+    return "replay_grid_ratio" if "M" in varied else "replay_grid" if varied else "replay_curve"
 
 
 def share(law: Any, inputs: Mapping[str, np.ndarray], values: np.ndarray, tolerate: float) -> np.ndarray:
@@ -205,6 +222,8 @@ def figures(record: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
     from kleiber.studies import forgetting_law_plots as plots
 
     rows = plots.named(record)
+    if "refused" in record["main"]:
+        return {"tokens": lambda: plots.tokens(rows)}
     return {
         "replay": lambda: plots.replay(rows, record),
         "tokens": lambda: plots.tokens(rows),
@@ -240,10 +259,10 @@ def beside_table(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def printed(record: Mapping[str, Any]) -> list[str]:
+def printed(law: Mapping[str, Any]) -> list[str]:
     from kleiber.studies.command import lines
 
-    return lines(record["main"])
+    return lines(law)
 
 
 METHODS = (

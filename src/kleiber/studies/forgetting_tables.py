@@ -70,7 +70,7 @@ def method(record: Mapping[str, Any]) -> str:
         "left after seeds and methods, for all methods at once (Bonferroni). Seed noise of a run: "
         f"{spread}. The choice among settings is made on the same runs, which favours methods with more of them; the "
         "line of WiSE contains the ends of plain fine-tuning, so it cannot come out behind it. Replayed tokens count "
-        "as tokens of the budget unless the design says otherwise."
+        "as tokens of the budget unless the design says otherwise." + outcomes.REPLAY
     )
 
 

@@ -161,7 +161,8 @@ def one_base(rows: Rows) -> None:
 def matched(rows: Rows, at: float, level: float) -> list[Matched]:
     """Every method at the same target loss, the least forgetful first; those that do not reach it come last.
 
-    ValueError as `one_base`.
+    The order is that of the differences within seeds, since a method that reaches the loss from some bases only has a
+    mean over those. ValueError as `one_base`.
     """
     one_base(rows)
     table = at_target(rows, at)
@@ -181,7 +182,8 @@ def matched(rows: Rows, at: float, level: float) -> list[Matched]:
         less = float(gaps.mean()) if len(gaps) else float("nan")
         ends = mean - half, mean + half, len(found), int(seeds[name])
         made.append(Matched(name, mean, *ends, less, wide, len(gaps)))
-    return sorted(made, key=lambda one: (not one.reached, one.F))
+    plain = next((one.F for one in made if one.method == PLAIN and one.reached), 0.0)
+    return sorted(made, key=lambda one: (not one.reached, plain - one.less if one.pairs else one.F))
 
 
 def at_target(rows: Rows, at: float) -> Rows:

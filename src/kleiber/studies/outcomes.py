@@ -6,6 +6,7 @@ had nothing to forget, and are the bases.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ import numpy as np
 import pandas as pd
 
 from kleiber.catalog import Run
-from kleiber.folder import read_config
+from kleiber.folder import read_config, read_overrides
 from kleiber.studies.forgetting_metrics import upstream
 
 PLAIN = "none"
+REPLAY = (  # for the methods of whoever compares it
+    " Replay draws from the whole training text of the earlier tasks, most of which the stages before need not have "
+    "read: it is further training on a mixture, not a memory of what was seen."
+)
+OTHER = re.compile(r"(schedule|batch|optimizer)(\.(?!lr=).*)?=")
 
 
 def outcomes(runs: Sequence[Run]) -> pd.DataFrame:
@@ -27,7 +33,9 @@ def outcomes(runs: Sequence[Run]) -> pd.DataFrame:
     F is `nan` where the earlier tasks were not scored. Errors: ValueError when no finished run started from another.
     """
     known = {str(run.folder.absolute()): run for run in runs}
-    found = [row for run in runs if run.status == "finished" and continued(run) for row in rows_of(run, known)]
+    kept = [run for run in runs if run.status == "finished" and continued(run)]
+    more = apart(kept)
+    found = [row for run in kept for row in rows_of(run, known, more[run.name])]
     if not found:
         raise ValueError("no finished run here started from another one: nothing could be forgotten")
     order = ["method", "setting", "lr", "tokens", "seed", "run"]
@@ -44,9 +52,23 @@ def earlier_tasks(run: Run) -> list[str]:
     return [task for task in (run.summary.get("R") or {}).get("tasks", []) if task not in own]
 
 
-def rows_of(run: Run, known: Mapping[str, Run]) -> list[dict[str, Any]]:
+def apart(runs: Sequence[Run]) -> dict[str, str]:
+    """By name of run, what tells it from others beside method, learning rate and seed: the overrides of schedule,
+    optimizer and batch that not all of them have."""
+    told = {run.name: {line for line in overrides(run.folder) if OTHER.match(line)} for run in runs}
+    common = set.intersection(*told.values()) if told else set()
+    return {name: " ".join(sorted(lines - common)) for name, lines in told.items()}
+
+
+def overrides(folder: Path) -> list[str]:
+    return read_overrides(folder) if (folder / "overrides.yaml").exists() else []
+
+
+def rows_of(run: Run, known: Mapping[str, Run], more: str = "") -> list[dict[str, Any]]:
+    """`more` is part of the setting."""
     stage, config = run.stage, read_config(run.folder)
     method, setting = described(config)
+    setting = f"{setting} {more}".strip()
     share = replayed(config)
     spent = stage["steps"] * stage["batch_tokens"]
     common = {
@@ -140,12 +162,21 @@ def pretrained(stage: Mapping[str, Any], spent: float, base: str, known: Mapping
     before = float(stage.get("tokens") or 0) - spent
     if not base:
         return before
-    path = Path(base).expanduser().absolute()
-    run, name = (known.get(str(path)), None) if str(path) in known else (known.get(str(path.parent)), path.name)
+    run, name = base_run(Path(base).expanduser().absolute(), known)
     if run is None:
         return before if before else float("nan")
     ends = [one for one in run.stages if name in (None, one.get("name"))]
     return before + (float(ends[-1].get("tokens") or 0) if ends else float("nan"))
+
+
+def base_run(path: Path, known: Mapping[str, Run]) -> tuple[Run | None, str | None]:
+    """The run that RUN or RUN/STAGE names, by its path or, in a sweep that was moved since, by its name; the stage."""
+    named = {Path(folder).name: run for folder, run in known.items()}
+    for one in (path, path.parent):
+        run = known.get(str(one)) or named.get(one.name)
+        if run is not None:
+            return run, None if one == path else path.name
+    return None, None
 
 
 def points_of_line(metrics: Mapping[str, float]) -> list[str]:

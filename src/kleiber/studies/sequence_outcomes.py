@@ -15,7 +15,7 @@ import pandas as pd
 from kleiber.catalog import Run
 from kleiber.folder import read_config
 from kleiber.studies import forgetting_metrics as metrics
-from kleiber.studies.outcomes import described
+from kleiber.studies.outcomes import apart, described
 from kleiber.studies.sequences import AGAIN
 
 METRICS = ("ACC", "LA", "BWT", "FWT", "forgetting", "max_forgetting", "intransigence", "savings", "upstream")
@@ -34,7 +34,9 @@ def outcomes(runs: Sequence[Run], tolerance: float) -> pd.DataFrame:
     Errors: ValueError without a finished sequence, and where one mixes scores that have no mean.
     """
     alone = alone_scores(runs)
-    rows = [row_of(run, alone, tolerance) for run in runs if run.status == "finished" and is_sequence(run)]
+    kept = [run for run in runs if run.status == "finished" and is_sequence(run)]
+    more = apart(kept)
+    rows = [row_of(run, alone, tolerance, more[run.name]) for run in kept]
     if not rows:
         raise ValueError("no finished run over a sequence of tasks: this study reads chains that its design made")
     return pd.DataFrame(rows).sort_values([*CELL, "order", "seed"], ignore_index=True)
@@ -44,11 +46,15 @@ def is_sequence(run: Run) -> bool:
     return len(run.stages) > 1 and not any(stage.get("trunk") for stage in run.stages)
 
 
-def row_of(run: Run, alone: Alone, tolerance: float) -> dict[str, Any]:
+def row_of(run: Run, alone: Alone, tolerance: float, more: str = "") -> dict[str, Any]:
     config, stages = read_config(run.folder), [one for one in run.stages if one["name"] != AGAIN]
     r, kind = own_matrix(run)
     method, setting = described(config)
-    start, lr, seed = start_of(config), float(stages[0]["lr"]), int(run.summary["seed"])
+    setting = f"{setting} {more}".strip()
+    start, seed = start_of(config), int(run.summary["seed"])
+    lr = float(
+        (config.get("optimizer") or {}).get("lr") or stages[0]["lr"]
+    )  # the run's: a task may have one of its own
     found = metrics.summary(r)
     if any(stage["objective"] == "classify" for stage in stages):
         found["FWT"] = float("nan")  # a head that nothing has trained says nothing of what the backbone learned
