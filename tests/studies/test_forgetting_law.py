@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 
 from kleiber.catalog import read_runs
 from kleiber.cli import main
+from kleiber.studies import forgetting_law_plots as plots
 from kleiber.studies.forgetting_law import ForgettingLaw, grid, headline
 
 from .comparisons import write_arm, write_base
@@ -178,6 +180,18 @@ def test_the_report_answers_first_how_much_replay_is_needed(study, capsys):
     for name in ("replay", "tokens", "fit"):
         assert (study / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "Bethune et al. 2025" in (study / "report.html").read_text()
+
+
+@pytest.mark.parametrize("on_top", [False, True])
+def test_the_curve_of_replay_has_every_share_and_passes_through_the_points(tmp_path, on_top):
+    write_grid(tmp_path / "s", sizes=SIZES[:1], ratios=RATIOS[:1], noise=1e-4, on_top=on_top)
+    record = ForgettingLaw(tolerate=0.1, bootstrap=20).fitted(read_runs(tmp_path / "s"))
+    longest = plots.of_longest(plots.named(record))
+    assert sorted(longest["p"]) == list(SHARES)
+    drawn = plots.replay(plots.named(record), record).to_dict()
+    (line,) = (data for data in drawn["datasets"].values() if len(data) == 60)
+    found = np.interp(longest["p"], [one["p"] for one in line], [one["F"] for one in line])
+    assert found == pytest.approx(longest["F"].to_numpy(), abs=0.012)  # between two of 60 points of a hyperbola
 
 
 def test_the_best_learning_rate_is_chosen_without_looking_at_forgetting(tmp_path):
