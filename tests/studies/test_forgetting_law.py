@@ -11,6 +11,7 @@ from kleiber.catalog import read_runs
 from kleiber.cli import main
 from kleiber.studies import forgetting_law_plots as plots
 from kleiber.studies.forgetting_law import ForgettingLaw, grid, headline
+from kleiber.studies.trends import trends
 
 from .comparisons import write_arm, write_base
 
@@ -180,6 +181,37 @@ def test_the_report_answers_first_how_much_replay_is_needed(study, capsys):
     for name in ("replay", "tokens", "fit"):
         assert (study / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "Bethune et al. 2025" in (study / "report.html").read_text()
+
+
+def test_trends_are_told_without_a_law(study):
+    """Means over the cells of the true law, from end to end of each input."""
+    rows, noise = grid(read_runs(study))
+    told = {one.code: one for one in trends(rows, noise, 0.9)}
+    assert [one.holds for one in told.values()] == [True] * 5
+    D, bases = (TOKENS[0], TOKENS[-1]), [(N, M) for N in SIZES for M in RATIOS]
+    grown = np.mean([forgetting(N, D[1], M, 0) - forgetting(N, D[0], M, 0) for N, M in bases])
+    found = told["grows_with_new_text"]
+    assert found.lo < grown < found.hi and found.value == pytest.approx(grown, abs=0.005)
+    fallen = np.mean([forgetting(SIZES[0], d, M, 0) - forgetting(SIZES[-1], d, M, 0) for d in TOKENS for M in RATIOS])
+    assert told["falls_with_size"].value == pytest.approx(fallen, abs=0.006)
+
+
+def test_more_lengths_from_the_same_bases_make_no_trend_of_size_surer(study):
+    rows, noise = grid(read_runs(study))
+    few = rows[rows["steps"] == rows["steps"].max()]
+    many, one = (
+        {told.code: told.hi - told.value for told in trends(part, noise, level)}
+        for part, level in ((rows, 1 - 0.1 * 5 / 4), (few, 0.9))  # one question less, each as sure
+    )
+    assert many["falls_with_size"] == pytest.approx(one["falls_with_size"], rel=1e-6)
+    assert not {"grows_with_new_text", "power_below_1"} & set(one)
+
+
+def test_what_forgets_less_with_new_text_does_not_grow(study):
+    rows, noise = grid(read_runs(study))
+    turned = rows.assign(F=rows["F"].max() - rows["F"])
+    told = {one.code: one.holds for one in trends(turned, noise, 0.9)}
+    assert told["grows_with_new_text"] is told["falls_with_size"] is told["falls_with_replay"] is False
 
 
 @pytest.mark.parametrize("on_top", [False, True])

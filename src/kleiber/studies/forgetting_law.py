@@ -20,6 +20,7 @@ from kleiber.studies.fit import depends
 from kleiber.studies.frontier import Noise, pooled
 from kleiber.studies.law import find
 from kleiber.studies.outcomes import PLAIN
+from kleiber.studies.trends import trends
 
 GRID = ["N", "M", "steps", "p"]  # of one cell; steps stand for D, which replay makes a little smaller
 CENSORED_SD = 3.0
@@ -55,7 +56,10 @@ class ForgettingLaw(Options):
         main, why = record["main"], record["main"].get("refused")
         return Findings(
             headline=headline(record),
-            verdicts=[{"code": "no_fit", "level": "refuse", "text": why}] if why else main["verdicts"],
+            verdicts=[
+                *([{"code": "no_fit", "level": "refuse", "text": why}] if why else main["verdicts"]),
+                *record["claims"],
+            ],
             tables={"The grid": grid_table(record), "Published laws": beside_table(record)},
             figures=figures(record),
             law=None if why else main,
@@ -82,6 +86,7 @@ class ForgettingLaw(Options):
         return {
             "main": main, "beside": beside,
             "seed_noise": {"F": noise.sd, "df": noise.df},
+            "claims": [one.verdict() for one in trends(rows, noise, self.level)],
             "critical": self.critical(main, rows), "rows": rows.to_dict("records"), "level": self.level,
         }  # fmt: skip
 
