@@ -108,6 +108,17 @@ def test_cells_of_the_same_bases_are_no_independent_samples(study):
     assert "correlation 0." in told["bootstrap"]["kind"] and "within clusters" in told["bootstrap"]["kind"]
 
 
+def test_no_cell_is_left_out_for_a_base_of_less_pretraining(tmp_path):
+    """Of two sizes the larger had less of it, and a worse loss: it has not diverged."""
+    write_grid(tmp_path / "s", sizes=SIZES[:2], seeds=1)
+    for folder in [*(tmp_path / "s").glob("90000-20-*"), *(tmp_path / "s").glob("36000-80-*")]:
+        told = json.loads((folder / "summary.json").read_text())
+        told["stages"][0]["metrics"]["val/code/loss"] += 0.5 if folder.name.startswith("9") else -0.5
+        (folder / "summary.json").write_text(json.dumps(told))
+    found = ForgettingLaw(bootstrap=20).fitted(read_runs(tmp_path / "s"))
+    assert found["beside"]["transfer"]["n"] == 2 * 2 * 3 and found["main"]["n"] == 2 * 2 * 3 * 4
+
+
 def test_published_laws_stand_beside_it(record):
     assert set(record["beside"]) == {"forgetting", "transfer", "forgetting_power", "forgetting_line"}
     assert record["beside"]["forgetting"]["n"] < record["main"]["n"]
@@ -125,6 +136,11 @@ def test_a_share_far_beyond_those_tried_is_not_told(tmp_path):
     write_grid(tmp_path / "t", shares=(0.0, 0.001, 0.002), sizes=SIZES[:1], ratios=RATIOS[:1])
     found = ForgettingLaw(tolerate=0.02, bootstrap=60).fitted(read_runs(tmp_path / "t"))
     assert "no more than 0.20% was tried" in found["critical"]["why_not"] and "not identified" in headline(found)
+    rows = found["rows"]
+    there = [f"{one['F']:.3f} at {one['p']:.0%}" for one in rows if one["steps"] == max(row["steps"] for row in rows)]
+    assert headline(found).endswith(f"; the runs there forget {', '.join(there)}.") and len(there) == 3
+    elsewhere = ForgettingLaw(tolerate=0.02, bootstrap=20, at={"D": 7e5}).fitted(read_runs(tmp_path / "t"))
+    assert "the runs there" not in headline(elsewhere)
 
 
 def exact_share(tolerate, **at):
@@ -205,6 +221,15 @@ def test_more_lengths_from_the_same_bases_make_no_trend_of_size_surer(study):
     )
     assert many["falls_with_size"] == pytest.approx(one["falls_with_size"], rel=1e-6)
     assert not {"grows_with_new_text", "power_below_1"} & set(one)
+
+
+def test_an_exponent_at_its_bound_has_not_settled(study):
+    """F falls with new text here, which no exponent of the law says: nothing of it moves on doubling D."""
+    rows, _ = grid(read_runs(study))
+    plain = rows["F"] * (rows["steps"] / rows["steps"].min()) ** -1.0
+    told = ForgettingLaw(bootstrap=20).fit(rows.assign(F=plain), "replay_grid_ratio")
+    assert told["params"]["beta"]["value"] < 1e-6
+    assert not {"settled", "not_settled"} & {one["code"] for one in told["verdicts"]}
 
 
 def test_what_forgets_less_with_new_text_does_not_grow(study):

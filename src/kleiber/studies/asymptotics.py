@@ -21,6 +21,7 @@ from kleiber.studies.student import reach
 ALPHA = 0.01  # level of the slope and of the floor test; the transient test has 5 %: a clean ladder passes 9 in 10
 SIZEABLE = 0.01  # relative size at the lowest rung below which a transient is no reason to refuse
 MOVED = 0.1  # change of beta on doubling the least D that forbids the word law
+NO_POWER = 1e-6  # an exponent below is at its bound
 NULL_DRAWS = 4000
 
 
@@ -223,13 +224,14 @@ class Move:
 
 
 def move(found: Fit, level: float = 0.9) -> Move | None:
-    """What doubling the least D does to beta; None for laws without both, and with too few rows above.
+    """What doubling the least D does to beta; None for laws without both, with too few rows above, and where beta is
+    at 0: then nothing depends on D.
 
     The variance of the change is that of the smaller table less that of all (both at the smaller table's noise).
     """
     least = _squared(found)
     problem, names = least.problem, [n for n, on in zip(least.law.params, least.problem.active, strict=True) if on]
-    if "beta" not in names or "D" not in least.law.inputs:
+    if "beta" not in names or "D" not in least.law.inputs or least.params["beta"] < NO_POWER:
         return None
     high = problem.inputs["D"] >= 1.999 * problem.inputs["D"].min()
     if high.all() or high.sum() < problem.num_params + 3:

@@ -107,11 +107,13 @@ class ForgettingLaw(Options):
         apart = named["bases"].nunique() > 1 and not named.duplicated(list(law.inputs)).any()
         cluster = "bases" if apart else None
         loaded = table.load(named.reset_index(drop=True), columns, (), law.inputs)
-        # No backtest over compute: 6 N D of the new text is not what forgetting grows with.
-        options = analysis.Options(
-            bootstrap=self.bootstrap, level=self.level, cluster=cluster, exclude=("diverged",), backtest=()
-        )
-        return analysis.analyse(loaded, law, options)
+        # No backtest over compute: 6 N D of the new text is not what forgetting grows with. No row is left out for a
+        # loss above that of a smaller run: it may go on from a base of less pre-training.
+        options = analysis.Options(bootstrap=self.bootstrap, level=self.level, cluster=cluster, exclude=(), backtest=())
+        record = analysis.analyse(loaded, law, options)
+        # Seeds were averaged before: what the study says of their noise is in its methods.
+        record["verdicts"] = [one for one in record["verdicts"] if one["code"] != "no_replicates"]
+        return record
 
     def critical(self, main: Mapping[str, Any], rows: Any) -> dict[str, Any]:
         """The least replayed share that keeps F at `tolerate`, with the percentiles of the draws."""
@@ -119,6 +121,7 @@ class ForgettingLaw(Options):
         largest = {name: rows[name].max() for name in ("N", "D", "M")}
         at = {name: float(value) for name, value in (largest | dict(self.at or {})).items()}
         told: dict[str, Any] = {"tolerate": self.tolerate, "at": at, "value": None, "lo": None, "hi": None}
+        told["seen"] = seen(rows, at)
         if "refused" in main:
             return told | {"why_not": main["refused"]}
         inputs = {name: np.array([at[name]]) for name in law.inputs if name != "p"}
@@ -198,6 +201,14 @@ def share(law: Any, inputs: Mapping[str, np.ndarray], values: np.ndarray, tolera
     return np.maximum(0.0, ((plain + c) / (tolerate + c) - 1) / B)
 
 
+def seen(rows: Any, at: Mapping[str, float]) -> dict[float, float]:
+    """F by replayed share in the cells where the critical share is asked, if the grid has them."""
+    there = rows[np.isclose(rows["N"], at["N"]) & np.isclose(rows["M"], at["M"])]
+    steps = there[(there["p"] == 0) & np.isclose(there["D"], at["D"])]["steps"]
+    found = there[there["steps"].isin(steps)].sort_values("p")
+    return dict(zip(found["p"].astype(float), found["F"].astype(float), strict=True))
+
+
 def doubt(told: Mapping[str, Any], main: Mapping[str, Any], most: float) -> str | None:
     """Why the critical share is not identified, or None."""
     if told["lo"] is None or not np.isfinite([told["lo"], told["hi"]]).all():
@@ -217,7 +228,8 @@ def headline(record: Mapping[str, Any]) -> str:
     where = f"at N = {at['N']:.3g}, {at['D']:.3g} new tokens and {at['M']:.3g} pre-training tokens per parameter"
     asked = f"Replay needed for at most {one['tolerate']:g} nats of forgetting, {where}"
     if one["why_not"]:
-        return f"{asked}: not identified ({one['why_not']})."
+        there = ", ".join(f"{F:.3f} at {p:.0%}" for p, F in one["seen"].items())
+        return f"{asked}: not identified ({one['why_not']}){f'; the runs there forget {there}' if there else ''}."
     if one["hi"] == 0:
         return f"{asked}: none."
     return f"{asked}: {one['value']:.1%} of the tokens, {record['level']:.0%} [{one['lo']:.1%}, {one['hi']:.1%}]."
