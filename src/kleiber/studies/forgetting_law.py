@@ -228,7 +228,7 @@ def headline(record: Mapping[str, Any]) -> str:
     where = f"at N = {at['N']:.3g}, {at['D']:.3g} new tokens and {at['M']:.3g} pre-training tokens per parameter"
     asked = f"Replay needed for at most {one['tolerate']:g} nats of forgetting, {where}"
     if one["why_not"]:
-        there = ", ".join(f"{F:.3f} at {p:.0%}" for p, F in one["seen"].items())
+        there = ", ".join(f"{F:.3f} at {100 * p:.3g}%" for p, F in one["seen"].items())
         return f"{asked}: not identified ({one['why_not']}){f'; the runs there forget {there}' if there else ''}."
     if one["hi"] == 0:
         return f"{asked}: none."
