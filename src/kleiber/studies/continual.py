@@ -223,7 +223,8 @@ def headline(record: Mapping[str, Any]) -> str:
         kind = one["kind"].iloc[0]
         sign, unit = (-1.0, "nats") if kind == "loss" else (1.0, kind)
         orders, seeds, tasks = one["order"].nunique(), one["seed"].nunique(), len(one["matrix"].iloc[0].learned)
-        where = f"From {start}, {tasks} tasks in {orders} orders with {seeds} seeds"
+        counts = f"{orders} order{'s' * (orders > 1)} with {seeds} seed{'s' * (seeds > 1)}"
+        where = f"From {start}, {tasks} tasks in {counts}"
         if PLAIN not in means or len(means) == 1:
             told.append(f"{where}: {means.index[0]} ends at a mean of {sign * means.iloc[0]:.4f} {unit}, no comparison")
             continue
