@@ -136,8 +136,8 @@ def test_a_share_far_beyond_those_tried_is_not_told(tmp_path):
     write_grid(tmp_path / "t", shares=(0.0, 0.001, 0.002), sizes=SIZES[:1], ratios=RATIOS[:1])
     found = ForgettingLaw(tolerate=0.02, bootstrap=60).fitted(read_runs(tmp_path / "t"))
     assert "no more than 0.20% was tried" in found["critical"]["why_not"] and "not identified" in headline(found)
-    rows = found["rows"]
-    there = [f"{one['F']:.3f} at {100 * one['p']:.3g}%" for one in rows if one["steps"] == max(row["steps"] for row in rows)]
+    longest = [one for one in found["rows"] if one["steps"] == max(row["steps"] for row in found["rows"])]
+    there = [f"{one['F']:.3f} at {100 * one['p']:.3g}%" for one in longest]
     assert headline(found).endswith(f"; the runs there forget {', '.join(there)}.") and len(there) == 3
     elsewhere = ForgettingLaw(tolerate=0.02, bootstrap=20, at={"D": 7e5}).fitted(read_runs(tmp_path / "t"))
     assert "the runs there" not in headline(elsewhere)
