@@ -243,12 +243,14 @@ def test_what_forgets_less_with_new_text_does_not_grow(study):
 def test_the_curve_of_replay_has_every_share_and_passes_through_the_points(tmp_path, on_top):
     write_grid(tmp_path / "s", sizes=SIZES[:1], ratios=RATIOS[:1], noise=1e-4, on_top=on_top)
     record = ForgettingLaw(tolerate=0.1, bootstrap=20).fitted(read_runs(tmp_path / "s"))
-    longest = plots.of_longest(plots.named(record))
-    assert sorted(longest["p"]) == list(SHARES)
-    drawn = plots.replay(plots.named(record), record).to_dict()
-    (line,) = (data for data in drawn["datasets"].values() if len(data) == 60)
-    found = np.interp(longest["p"], [one["p"] for one in line], [one["F"] for one in line])
-    assert found == pytest.approx(longest["F"].to_numpy(), abs=0.012)  # between two of 60 points of a hyperbola
+    drawn = plots.replay(plots.named(record), record).to_dict()["datasets"].values()
+    (line,) = (data for data in drawn if len(data) == 60)
+    (points,) = (data for data in drawn if len(data) == len(SHARES))
+    assert sorted(one["p"] for one in points) == list(SHARES)
+    found = np.interp([one["p"] for one in points], [one["p"] for one in line], [one["F"] for one in line])
+    assert found == pytest.approx([one["F"] for one in points], abs=0.012)  # between two of 60 points of a hyperbola
+    assert len(record["critical"]["seen"]) == len(SHARES)
+    assert "over 3 cells" in next(one["text"] for one in record["claims"] if one["code"] == "falls_with_replay")
 
 
 def test_the_best_learning_rate_is_chosen_without_looking_at_forgetting(tmp_path):

@@ -13,9 +13,9 @@ from math import isfinite
 from typing import Any
 
 from kleiber.studies.frontier import Matched, Noise, pooled, within_seeds
-from kleiber.studies.outcomes import PLAIN, real_replay
+from kleiber.studies.outcomes import PLAIN, beside, real_replay
 
-PAIRED = ["seed", "length"]  # one base, and fine-tuning of one length
+PAIRED = ["seed", "beside"]  # one base, and fine-tuning of one length
 LEARNED = 0.02  # the loss of target quality, relative, that replay is said to stay below
 
 
@@ -44,23 +44,13 @@ def above(code: str, text: str, value: float, half: float, least: float = 0.0) -
 
 def claims(rows: Any, found: Sequence[Matched], level: float) -> list[Claim]:
     noise = {name: within_seeds(rows, name) for name in ("F", "target")}
-    rows = rows.assign(length=lengths(rows))
+    rows = rows.assign(beside=beside(rows))
     return [
         *replay_is_monotone(rows, noise["F"], level),
         *replay_is_cheap(rows, noise["target"], level),
         *fast_forgets(rows, noise["F"], level),
         *averaging(rows, level),
         *against_plain(found),
-    ]
-
-
-def lengths(rows: Any) -> list[float]:
-    """Tokens of the plain runs that a row stands beside: as many as its own or, where replay came on top
-    (design.equal=target), those of the nearest amount of new text."""
-    plain = sorted(set(rows[rows["method"] == PLAIN]["tokens"]))
-    return [
-        tokens if tokens in plain else min(plain, key=lambda other, new=new: abs(other - new), default=tokens)
-        for tokens, new in zip(rows["tokens"], rows["target_tokens"], strict=True)
     ]
 
 

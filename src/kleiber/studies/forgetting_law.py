@@ -151,15 +151,16 @@ def grid(runs: Sequence[Run]) -> tuple[Any, Noise]:
     rows = outcomes.real_replay(rows).dropna(subset=["F", "N"])
     if not (rows["method"] == PLAIN).any():
         raise ValueError("no plain fine-tuning among the finished runs: there is no F without replay to begin from")
-    rows = rows.rename(columns={"replayed": "p", "target_tokens": "D", "tuned": "P"})
     rows["M"] = (rows["pretrained"] / rows["N"]).round(1)
     if rows["M"].isna().any():
         gone = sorted(set(rows["base"][rows["M"].isna()]))
         raise ValueError(f"{gone[0]}: not among these runs, so how long that base was trained is unknown: read both")
+    rows["beside"] = outcomes.beside(rows, ["N", "M"])
+    rows = rows.rename(columns={"replayed": "p", "target_tokens": "D", "tuned": "P"})
     rows["L0"], rows["L"] = rows["start"], rows["start"] + rows["F"]
     rows = at_best_rate(rows)
     noise = pooled([one["F"].to_numpy() for _, one in rows.groupby(GRID)])
-    names = ["F", "L", "L0", "target", "D", "P", "peak"]
+    names = ["F", "L", "L0", "target", "D", "P", "peak", "beside"]
     found = rows.groupby(GRID, as_index=False)[names].mean()
     found["n"] = rows.groupby(GRID).size().to_numpy()
     return found.assign(t=found["steps"].astype(float), Lx=found["target"]), noise
@@ -168,22 +169,9 @@ def grid(runs: Sequence[Run]) -> tuple[Any, Noise]:
 def at_best_rate(rows: Any) -> Any:
     """The rows at the learning rate whose plain runs have the least target loss, one rate for each (N, M, steps)."""
     where = ["N", "M", "beside"]
-    rows = rows.assign(beside=beside(rows))
     means = rows[rows["method"] == PLAIN].groupby([*where, "lr"], as_index=False)["target"].mean()
     best = means.loc[means.groupby(where)["target"].idxmin(), [*where, "lr"]]
-    return rows.merge(best, on=[*where, "lr"]).drop(columns="beside")
-
-
-def beside(rows: Any) -> list[float]:
-    """The steps of the plain runs of the same base that a row stands beside: as many as its own or, where replay came
-    on top (design.equal=target), those that read as much new text. nan without plain runs."""
-    plain = {key: set(one["steps"]) for key, one in rows[rows["method"] == PLAIN].groupby(["N", "M"])}
-    found = []
-    for N, M, steps, p in zip(rows["N"], rows["M"], rows["steps"], rows["p"], strict=True):
-        there, new = plain.get((N, M), set()), steps * (1 - p)
-        near = min(there, key=lambda other, new=new: abs(other - new), default=float("nan"))
-        found.append(float(steps if steps in there else near))
-    return found
+    return rows.merge(best, on=[*where, "lr"])
 
 
 def replay_form(rows: Any) -> str:
@@ -204,8 +192,8 @@ def share(law: Any, inputs: Mapping[str, np.ndarray], values: np.ndarray, tolera
 def seen(rows: Any, at: Mapping[str, float]) -> dict[float, float]:
     """F by replayed share in the cells where the critical share is asked, if the grid has them."""
     there = rows[np.isclose(rows["N"], at["N"]) & np.isclose(rows["M"], at["M"])]
-    steps = there[(there["p"] == 0) & np.isclose(there["D"], at["D"])]["steps"]
-    found = there[there["steps"].isin(steps)].sort_values("p")
+    steps = there[(there["p"] == 0) & np.isclose(there["D"], at["D"], rtol=0.01)]["steps"]  # which are whole
+    found = there[there["beside"].isin(steps)].sort_values("p")
     return dict(zip(found["p"].astype(float), found["F"].astype(float), strict=True))
 
 

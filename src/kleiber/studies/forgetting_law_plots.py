@@ -33,16 +33,9 @@ def fitted(record: Mapping[str, Any], rows: pd.DataFrame) -> np.ndarray:
     return curve(law, record["main"], **{name: rows[name].to_numpy(dtype=float) for name in law.inputs})
 
 
-def of_longest(rows: pd.DataFrame) -> pd.DataFrame:
-    """The cells with as many steps as the longest plain ones or, where replay came on top, with as much new text."""
-    most = rows[rows["p"] == 0]["steps"].max()
-    on_top = (rows["steps"] * (1 - rows["p"]) - most).abs() < 2
-    return pd.DataFrame(rows[(rows["steps"] == most) | on_top])
-
-
 def replay(rows: pd.DataFrame, record: Mapping[str, Any]) -> Any:
     """F against the replayed share where the new text is longest, the law as lines; what is tolerated is the rule."""
-    longest = of_longest(rows)
+    longest = pd.DataFrame(rows[rows["beside"] == rows["beside"].max()])
     shares = np.linspace(0, longest["p"].max(), 60)
     parts = []
     for name, one in longest.groupby("series"):

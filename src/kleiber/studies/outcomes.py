@@ -189,6 +189,20 @@ def real_replay(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows[rows["method"].isin([PLAIN, "replay"])])
 
 
+def beside(rows: pd.DataFrame, by: Sequence[str] = ()) -> list[float]:
+    """Steps of the plain runs, alike in `by`, that a row stands beside: as many as its own or, where replay came on top
+    (design.equal=target), those that read as much new text. nan without plain runs."""
+    keys = list(zip(*(rows[name] for name in by), strict=True)) or [()] * len(rows)
+    plain: dict[tuple[Any, ...], set[float]] = {}
+    for key, steps, method in zip(keys, rows["steps"], rows["method"], strict=True):
+        plain.setdefault(key, set()).update({steps} if method == PLAIN else ())
+    found = []
+    for key, steps, share in zip(keys, rows["steps"], rows["replayed"], strict=True):
+        near = min(plain[key], key=lambda other, new=steps * (1 - share): abs(other - new), default=float("nan"))
+        found.append(float(steps if steps in plain[key] else near))
+    return found
+
+
 def trajectories(runs: Sequence[Run]) -> pd.DataFrame:
     """F by step of every run, from what was watched of the earlier tasks: method, setting, lr, seed, step, F."""
     found = []

@@ -16,7 +16,7 @@ from kleiber.studies.frontier import Noise
 
 BASE = ["N", "M"]  # cells of one size and ratio go on from the same bases, so they are no independent samples
 TRENDS = (
-    ("grows_with_new_text", "steps", 1.0, "F grows with new text"),
+    ("grows_with_new_text", "beside", 1.0, "F grows with new text"),
     ("grows_with_pretraining", "M", 1.0, "F grows with pre-training tokens per parameter"),
     ("falls_with_size", "N", -1.0, "F falls with size"),
     ("falls_with_replay", "p", -1.0, "F falls with the replayed share"),
@@ -27,7 +27,7 @@ def trends(rows: Any, noise: Noise, level: float) -> list[Claim]:
     """Claims on F from the least to the largest value of each input, replay apart from the others; all at once
     (Bonferroni). An input that does not vary makes none.
 
-    rows  the cells of a grid: N, M, steps, p, n (seeds) and F, their mean
+    rows  the cells of a grid: N, M, p, n (seeds), F, their mean, and the steps of the plain cell `beside` them
     """
     found = [(*one, list(pairs(rows, one[1]))) for one in TRENDS]
     found = [one for one in found if one[-1]]
@@ -36,8 +36,8 @@ def trends(rows: Any, noise: Noise, level: float) -> list[Claim]:
     for code, column, sign, text, ends in found:
         rises = [sign * (high["F"] - low["F"]) for low, high in ends]
         made.append(claim(code, text, column, rises, ends, noise.half_width(each, terms(ends))))
-        if column == "steps":
-            longer = ends[0][1]["steps"] / ends[0][0]["steps"]
+        if column == "beside":
+            longer = ends[0][1][column] / ends[0][0][column]
             slower = [longer * low["F"] - high["F"] for low, high in ends]
             half = noise.half_width(each, terms(ends) * (1 + longer**2) / 2)
             made.append(claim("power_below_1", "F grows more slowly than new text does", column, slower, ends, half))
@@ -48,7 +48,7 @@ def pairs(rows: Any, column: str) -> Iterator[tuple[Any, Any]]:
     """The cells at the least and at the largest value of an input, wherever both are, all else equal."""
     kept = rows if column == "p" else rows[rows["p"] == 0]
     low, high = kept[column].min(), kept[column].max()
-    others = [name for name in ("N", "M", "steps", "p") if name != column]
+    others = [name for name in ("N", "M", "beside", "p") if name != column]
     for _, one in kept.groupby(others):
         ends = [one[one[column] == value] for value in (low, high)]
         if low < high and all(map(len, ends)):
@@ -64,6 +64,6 @@ def terms(ends: list[tuple[Any, Any]]) -> float:
 def claim(code: str, text: str, column: str, values: list[float], ends: list[tuple[Any, Any]], half: float) -> Claim:
     low, high = ends[0][0][column], ends[0][1][column]
     span = f"{min(values):+.4f} to {max(values):+.4f} over {len(values)} cells"
-    unit = {"steps": " steps", "M": " tokens per parameter", "N": " parameters", "p": " of the tokens"}[column]
+    unit = {"beside": " steps", "M": " tokens per parameter", "N": " parameters", "p": " of the tokens"}[column]
     mean = float(np.mean(values))
     return above(code, f"{text}: by {gap(mean, half)} from {low:g} to {high:g}{unit}, {span}", mean, half)
