@@ -133,7 +133,7 @@ class ForgettingLaw(Options):
             told |= {"lo": float(lo), "hi": float(hi)}
         # F itself is asked, since a share of 0 would depend on nothing.
         plain = law.predict({**inputs, "p": np.array([0.0])}, untold)[:, 0]
-        away = "the runs do not tell F there: what varies alone in them is less than what is asked"
+        away = "the runs do not tell F there, since what differs was not varied on its own"
         far = analysis.outside(main["domain"], {name: at[name] for name in inputs})
         if far > analysis.MAX_DECADES:
             away = f"{far:.1f} decades beyond the runs, more than {analysis.MAX_DECADES:g}"
