@@ -6,7 +6,7 @@ import torch
 from kleiber.objectives.clm import CLM
 from kleiber.retention.agem import AGEM
 
-from .toys import NEW, OLD, TASKS, learned, train
+from .toys import CONTEXT, NEW, OLD, TASKS, learned, train
 
 
 def begun(rows=16):
@@ -62,3 +62,13 @@ def test_the_steps_own_gradient_is_untouched_where_they_agree():
     method.reference(net, list(net.parameters()), 0)
     assert torch.equal(before, flat([p.grad for p in net.parameters()]))
     assert train(learned(), NEW, 3, [begun()])["agem"] in (0.0, 1.0)
+
+
+def test_reference_samples_are_those_of_its_memory():
+    net, method = learned(), AGEM(4000, memory=10 * CONTEXT)
+    method.begin_stage(None, TASKS, 3)
+    method.data(NEW, TASKS, CLM())
+    mean_gradient(net, OLD.gather(np.arange(0, len(OLD), len(OLD) // 10)))
+    kept = flat([p.grad for p in net.parameters()])
+    found = flat(method.reference(net, list(net.parameters()), 0))
+    assert (found - kept).norm() < 0.05 * kept.norm()

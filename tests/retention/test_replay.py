@@ -45,6 +45,25 @@ def test_without_blocks_that_hold_it_the_fraction_is_refused():
         Replay(0.001).data(NEW, shared, CLM())
 
 
+def earlier_rows(method, blocks):
+    """The rows of earlier text, as tuples, that these blocks read."""
+    data = method.data(NEW, TASKS, CLM())
+    order = data.order(0)
+    ids, epochs = order.positions(np.arange(blocks * order.block))
+    old = ids >= data.starts[-2]
+    rows = zip(ids[old], epochs[old], strict=True)
+    return [tuple(data.gather(np.array([i]), int(epoch)).tokens[0].tolist()) for i, epoch in rows]
+
+
+def test_a_memory_is_all_that_is_ever_replayed_and_its_fraction_stays():
+    whole, bounded = (earlier_rows(Replay(0.2, memory=memory), 40) for memory in (None, 12 * CONTEXT))
+    assert len(bounded) == len(whole) == 160
+    assert len(set(bounded)) == 12 and len(set(whole)) > 100
+    assert set(bounded) <= {tuple(row.tolist()) for row in OLD.tokens}
+    assert set(bounded) == set(earlier_rows(Replay(0.05, memory=12 * CONTEXT), 60)), "one memory, whatever the rate"
+    assert earlier_rows(Replay(0.2, memory="1M"), 40) == whole, "a memory larger than the text holds the text"
+
+
 def test_generated_text_is_a_function_of_model_and_seed():
     net = learned()
     one, two, other = (write(net, 0, 320, seed) for seed in (1, 1, 2))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.retention.anchors import device_of, ranks, summed, trainable
-from kleiber.retention.earlier import draws, real
+from kleiber.retention.earlier import draws, memory_tokens, real
 from kleiber.types import Objective, Retention, Samples, Task
 
 
@@ -21,21 +21,23 @@ class AGEM(Retention):
     coordinates (Adam) or remembers (momentum) can still raise the reference loss. Which samples is a function of (seed,
     step). One more forward and backward of `rows` samples a step, and one more gradient in memory.
 
-    rows  reference samples of a step, over all ranks, shared equally by the earlier tasks
+    rows    reference samples of a step, over all ranks, shared equally by the earlier tasks
+    memory  at most that many tokens of each earlier task are kept to be drawn from, spread evenly over its training
+            text (the paper's episodic memory); null: all of it, whether the model has read it or not
     """
 
-    def __init__(self, rows: int = 8) -> None:
+    def __init__(self, rows: int = 8, memory: int | float | str | None = None) -> None:
         super().__init__()
         if rows < 1:
             raise ValueError(f"retention.agem.rows={rows}: give a number of reference samples from 1")
-        self.rows = rows
+        self.rows, self.kept = rows, memory_tokens("agem", memory)
         self.tasks: list[Task] = []
 
     def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
         self.memory = {"seed": seed}
 
     def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
-        self.tasks = real(tasks, "agem")
+        self.tasks = real(tasks, "agem", self.kept)
         return train
 
     def gradients(self, model: Any, step: int) -> dict[str, Tensor]:

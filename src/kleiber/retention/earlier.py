@@ -7,7 +7,7 @@ every micro-batch, on every rank and after every resume.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,10 +16,11 @@ from jaxtyping import Int, UInt64
 from torch import Tensor
 
 from kleiber.budget import quantity
+from kleiber.data.repeat import Spread
 from kleiber.data.sampler import scramble
 from kleiber.models.generate import generate
 from kleiber.retention.anchors import device_of
-from kleiber.types import Batch, Objective, Task, Tokenizer
+from kleiber.types import Batch, Objective, Samples, Task, Tokenizer
 
 Source = Literal["real", "generated"]
 
@@ -58,8 +59,19 @@ def write(model: Any, eos: int, num_tokens: int, seed: int, temperature: float =
     return torch.cat(found).int()
 
 
-def real(tasks: Sequence[Task], name: str) -> list[Task]:
-    """The earlier tasks whose training samples can be read again; ValueError where there are none."""
+def memory_tokens(name: str, memory: int | float | str | None) -> float | None:
+    """The setting `retention.<name>.memory` as a number of tokens; ValueError for what is none."""
+    try:
+        return None if memory is None else quantity(memory)
+    except ValueError as error:
+        raise ValueError(f"retention.{name}.memory: {error}") from None
+
+
+def real(tasks: Sequence[Task], name: str, memory: float | None = None) -> list[Task]:
+    """The earlier tasks whose training samples can be read again; ValueError where there are none.
+
+    memory  at most that many tokens of each, spread evenly over its training text and always the same; None: all of it
+    """
     # Domains of one corpus are scored apart and were trained on together.
     found = list({id(task.train): task for task in reversed(tasks) if task.train is not None}.values())[::-1]
     if not found:
@@ -68,7 +80,13 @@ def real(tasks: Sequence[Task], name: str) -> list[Task]:
             f"retention.{name} needs training samples of earlier tasks, and {told} left none: start from a run that "
             "names its data, or take a method that needs none (l2sp, wise, or text that the model generates)"
         )
-    return found
+    return found if memory is None else [replace(task, train=_few(task.train, memory)) for task in found]
+
+
+def _few(train: Samples | None, tokens: float) -> Samples:
+    assert train is not None
+    count = max(1, round(tokens * len(train) / train.num_tokens))
+    return train if count >= len(train) else Spread(train, count)
 
 
 def generated(tasks: Sequence[Task], text: Tensor | None, vocabulary: Tokenizer | None, name: str) -> list[Task]:
@@ -138,7 +156,8 @@ class Text:
         tokens = round(quantity(self.generated_tokens))
         return {"text": write(model, self.vocabulary.eos, tokens, seed, self.temperature)}
 
-    def tasks(self, tasks: Sequence[Task], memory: dict[str, Any]) -> list[Task]:
+    def tasks(self, tasks: Sequence[Task], memory: dict[str, Any], kept: float | None = None) -> list[Task]:
+        """`kept`: at most that many tokens of each earlier task, where its own text is read."""
         if self.source == "generated":
             return generated(tasks, memory.get("text"), self.vocabulary, self.name)
-        return real(tasks, self.name)
+        return real(tasks, self.name, kept)

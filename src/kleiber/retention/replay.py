@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kleiber.data.mixture import LARGEST_BLOCK, Mixture
-from kleiber.retention.earlier import Source, Text, alike, partners
+from kleiber.retention.earlier import Source, Text, alike, memory_tokens, partners
 from kleiber.types import Batch, Loss, Objective, Retention, Samples, Task, Tokenizer
 
 
@@ -29,6 +29,8 @@ class Replay(Retention):
     source            "real": the earlier tasks' own training samples; "generated": text that the start model writes
     generated_tokens  how much it writes, once, when the stage begins
     temperature       at which it writes
+    memory            at most that many tokens of each earlier task are kept to be replayed, spread evenly over its
+                      training text; null: all of it, whether the model has read it or not
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Replay(Retention):
         source: Source = "real",
         generated_tokens: int | float | str = "64K",
         temperature: float = 1.0,
+        memory: int | float | str | None = None,
         vocabulary: Tokenizer | None = None,
     ) -> None:
         super().__init__()
@@ -45,7 +48,11 @@ class Replay(Retention):
                 f"retention.replay.fraction={fraction}: give a share of the tokens from {1 / LARGEST_BLOCK:g} to "
                 "below 1, or leave replay out"
             )
-        self.fraction = fraction
+        if memory is not None and source == "generated":
+            raise ValueError(
+                f"retention.replay.memory={memory} is of real text: with source=generated set generated_tokens"
+            )
+        self.fraction, self.kept = fraction, memory_tokens("replay", memory)
         self.text = Text("replay", source, generated_tokens, temperature, vocabulary)
         self.apart: list[tuple[Task, float]] = []
 
@@ -53,7 +60,7 @@ class Replay(Retention):
         self.memory = {"seed": seed, **self.text.written(model, seed)}
 
     def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
-        replayed = self.text.tasks(tasks, self.memory)
+        replayed = self.text.tasks(tasks, self.memory, self.kept)
         share = self.fraction / len(replayed)
         mixed = [task for task in replayed if alike(task.objective, objective) and same_form(task.train, train)]
         self.apart = [(task, share / (1 - self.fraction)) for task in replayed if task not in mixed]

@@ -20,8 +20,8 @@ from kleiber.studies.forgetting_metrics import upstream
 
 PLAIN = "none"
 REPLAY = (  # for the methods of whoever compares it
-    " Replay draws from the whole training text of the earlier tasks, most of which the stages before need not have "
-    "read: it is further training on a mixture, not a memory of what was seen."
+    " Unless retention.replay.memory bounds it, replay draws from the whole training text of the earlier tasks, most "
+    "of which the stages before need not have read: then it is further training on a mixture, not a memory."
 )
 OTHER = re.compile(r"(schedule|batch|optimizer)(\.(?!lr=).*)?=")
 
