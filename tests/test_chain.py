@@ -234,7 +234,7 @@ def test_another_text_of_the_same_name_is_another_task(launch, tmp_path, other, 
     capsys.readouterr()
     stages = f"stages.chain={{one:{{}},two:{{data:{{path:{tmp_path / 'tiny.txt'}}}}}}}"
     launch("stages=chain", stages, "budget.steps=1", root="chain", code=2)
-    assert "stages.chain.two: its text tiny is another one than that of one" in capsys.readouterr().err
+    assert "stages.chain.two: its text tiny or its labels are others than those of one" in capsys.readouterr().err
 
 
 def test_noise_of_an_upcycled_start_is_the_same_however_often_it_is_drawn(launch):

@@ -22,6 +22,8 @@ from kleiber.folder import read_config
 from kleiber.opened import load_trained, objective_at
 from kleiber.types import Corpus, HeldOut, Task
 
+COMPARED = 100  # rows whose labels tell whether two tasks are one
+
 
 class Origin(Protocol):
     """A start point: puts weights into a model, and names the tasks that the weights were trained for."""
@@ -145,10 +147,15 @@ def apart(known: Sequence[Task], corpus: Corpus) -> list[Task]:
 
 
 def same_text(one: HeldOut, other: HeldOut) -> bool:
-    """Whether held-out samples are of one text, whatever the context and however much is held out: they begin alike."""
-    first, second = (samples.gather(np.array([0])).tokens[0] for samples in (one, other))
-    width = min(len(first), len(second))
-    return torch.equal(first[:width], second[:width])
+    """Whether held-out samples are of one text with the same labels, whatever the context and however much is held out:
+    they begin alike."""
+    first, second = (samples.gather(np.arange(min(len(one), len(other), COMPARED))) for samples in (one, other))
+    width = min(first.tokens.shape[1], second.tokens.shape[1])
+    if not torch.equal(first.tokens[0, :width], second.tokens[0, :width]):
+        return False
+    if first.labels is None or second.labels is None:
+        return first.labels is second.labels
+    return torch.equal(first.labels, second.labels)
 
 
 def same_tokenizer(one: Corpus, other: Corpus, key: str) -> None:

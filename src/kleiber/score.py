@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kleiber.data.sampler import evaluation_batches
-from kleiber.evals.perplexity import bits_per_byte, held_out_loss
+from kleiber.evals.perplexity import bits_per_byte, bytes_per_target, held_out_loss
 from kleiber.types import Task
 
 
@@ -57,8 +57,9 @@ def score(model: Any, task: Task, tokens: int | None, rows: int, place: Place) -
     if world > 1:
         sums.reduce()
     found = {"loss": sums.means()["ce"].item()}
-    if task.objective.likelihood:
-        found["bits_per_byte"] = bits_per_byte(found["loss"], chosen.num_bytes / chosen.num_tokens)
+    size = bytes_per_target(task.objective, chosen)
+    if size is not None:
+        found["bits_per_byte"] = bits_per_byte(found["loss"], size)
     return found | (scorer.compute() if scorer is not None else {})
 
 

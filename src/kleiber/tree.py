@@ -140,8 +140,8 @@ def _distinct(found: Sequence[Stage], name: str, corpus: Corpus) -> None:
     for task, held_out in corpus.validation.items():
         if task in known and not same_text(known[task][1], held_out):
             raise ValueError(
-                f"stages.chain.{name}: its text {task} is another one than that of {known[task][0]}, and scores are "
-                "kept by name: copy it to a file or folder of another name"
+                f"stages.chain.{name}: its text {task} or its labels are others than those of {known[task][0]}, and "
+                "scores are kept by name: set data.name, or copy text without labels to a file of another name"
             )
 
 

@@ -151,7 +151,7 @@ def test_indicators_are_no_classes_and_splits_without_labels_are_named(tmp_path:
     hidden = [{"text": "x", "label": -1}] * 4
     for splits, told in ((("train", "validation"), "score"), (("validation", "train"), "train")):
         path = folder(tmp_path / told, **dict(zip(splits, (reviews(4), hidden), strict=True)))
-        with pytest.raises(ValueError, match=f"no labelled rows to {told} on"):
+        with pytest.raises(ValueError, match=f"no rows to {told} on have a label"):
             Labelled(path).prepare(32)
 
 

@@ -52,7 +52,7 @@ def test_forms_of_the_same_pair() -> None:
     assert pair({"prompt": messages, "chosen": fine, "rejected": bad}) == wanted
     assert pair({"prompt": messages, "chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
     assert pair({"chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
-    with pytest.raises(ValueError, match="no turns of Human and Assistant"):
+    with pytest.raises(ValueError, match="'just a text' does not begin with Human: or Assistant:.*column called prompt"):
         transcript("just a text")
     with pytest.raises(ValueError, match="rejected: 0 is neither text nor messages"):
         pair({"prompt": "1-1?", "chosen": "0", "rejected": 0})

@@ -19,8 +19,8 @@ from kleiber.types import Batch
 
 def corpus(kind: str = "single", classes: int = 3, **more) -> SimpleNamespace:
     names = [f"c{i}" for i in range(classes)]
-    told = {"name": "toy", "kind": kind, "label_names": names, "num_classes": classes, "metric": "accuracy"}
-    return SimpleNamespace(**{**told, "center": 0.0, "scale": 1.0, **more})
+    told = {"name": "toy", "kind": kind, "label": "y", "label_names": names, "num_classes": classes}
+    return SimpleNamespace(**{**told, "metric": "accuracy", "center": 0.0, "scale": 1.0, **more})
 
 
 def samples(rows: int = 6, time: int = 12, classes: int = 3) -> Batch:
@@ -75,7 +75,7 @@ def test_a_class_token_of_a_causal_model_and_data_without_labels_are_refused() -
 def test_an_untrained_head_prefers_no_class() -> None:
     objective = Classify(corpus())
     net = model(objective)
-    torch.nn.init.zeros_(net.heads["toy"].weight)
+    torch.nn.init.zeros_(net.heads[objective.head].weight)
     loss = objective(net, samples())
     assert (loss.total / loss.tokens).item() == pytest.approx(np.log(3), abs=1e-6)
 

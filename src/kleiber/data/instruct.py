@@ -94,9 +94,9 @@ class Instruct:
         for name, split in samples.items():
             log.info("%s %s: %s", table.name, name, split.described(told["splits"][name]["unanswered"]))
             if name != "test" and len(split) == 0:
-                raise ValueError(
-                    f"data.path={self.path}: no answer of the {name} split fits model.context={context}: raise it"
-                )
+                fits = f"no answer of the {name} split fits model.context={context}: raise it"
+                nothing = f"no row of the {name} split has an answer by the assistant: there is nothing to learn"
+                raise ValueError(f"data.path={self.path}: {fits if len(split.ids) else nothing}")
         held: dict[str, HeldOut] = {n: Held(split) for n, split in samples.items() if n != "train" and len(split)}
         train: Samples = Packed(samples["train"]) if self.pack else samples["train"]
         return InstructCorpus(

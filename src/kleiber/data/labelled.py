@@ -44,11 +44,13 @@ class LabelledCorpus(TextCorpus):
     """Labelled texts. num_tokens are real ones, specials included.
 
     kind         of its labels; `num_classes` is 1 for a quantity
+    label        the column that they stand in
     metric       the name of the score that the task is known by
     center, scale  mean and standard deviation of the training labels of a quantity
     """
 
     kind: Kind = "single"
+    label: str = "label"
     label_names: list[str] = field(default_factory=list)
     metric: str = "accuracy"
     center: float = 0.0
@@ -129,8 +131,10 @@ class Labelled:
                 labels |= {"center": float(left.mean()), "scale": float(left.std()) or 1.0}
         held = {name: Held(rows) for name, rows in samples.items() if name != "train" and len(rows)}
         if len(samples["train"]) == 0 or "validation" not in held:
+            use = "train" if len(samples["train"]) == 0 else "score"
             raise ValueError(
-                f"data.path={self.path}: no labelled rows to {'train' if len(samples['train']) == 0 else 'score'} on"
+                f"data.path={self.path}: no rows to {use} on have a label: validation is scored, test where there is "
+                "none, and a share of train where there is neither"
             )
         corpus = LabelledCorpus(
             name=table.name,
@@ -143,7 +147,8 @@ class Labelled:
             manifest={table.name: told},
             num_tokens=samples["train"].num_tokens,
             num_bytes=samples["train"].num_bytes,
-            metric=_metric(self.metric, labels["kind"]),
+            label=self.label,
+            metric=_metric(self.metric, labels["kind"], len(labels["label_names"])),
             **labels,
         )
         for line in _described(corpus, samples, told):
@@ -234,12 +239,14 @@ def _encode(folder: Path, splits: dict[str, Dataset], table: Table, label: str, 
     return {"labels": said, "splits": counts}
 
 
-def _metric(asked: str | None, kind: Kind) -> str:
+def _metric(asked: str | None, kind: Kind, classes: int) -> str:
     assert kind in get_args(Kind)
     if asked is None:
         return {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}[kind]
     if asked not in METRICS[kind]:
         raise ValueError(f"data.metric={asked} does not score {kind} labels: take one of {', '.join(METRICS[kind])}")
+    if asked == "f1" and classes > 2:
+        raise ValueError(f"data.metric=f1 is that of the second of two classes, and here are {classes}: take macro_f1")
     return asked
 
 

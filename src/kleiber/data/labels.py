@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Kind = Literal["single", "multi", "regression"]
+INDICATORS = "one of indicators; a list holds the classes that a row has, so write [0, 2] and not [1, 0, 1]"
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,16 @@ def labels_of(tables: dict[str, Dataset], column: str) -> Labels:
     feature: Any = tables["train"].features[column]
     inner = getattr(feature, "feature", None)
     several = inner is not None
+    _readable(feature, inner, column)
     found: set[Any] = set()
+    lengths: set[int] = set()
     for table in tables.values():
         for value in table[column]:
             found.update(_apart(value or (), column)) if several else found.add(value)
+            if several:
+                lengths.add(len(value or ()))
+    if several and found == {0, 1} and lengths == {2}:  # each row names both, if these are classes
+        raise ValueError(f"data.label={column}: every row is {INDICATORS}")
     if not several and str(getattr(feature, "dtype", "")).startswith(("float", "double")):
         if not _whole_with_gaps(found):
             return Labels("regression", ["value"], [])
@@ -70,17 +77,31 @@ def labels_of(tables: dict[str, Dataset], column: str) -> Labels:
     if named:
         values = list(range(len(named)))
     if len(values) < (1 if several else 2):
-        raise ValueError(f"data.label={column}: there are {len(values)} classes ({values}), nothing to tell apart")
+        negative = sorted(value for value in found if isinstance(value, int) and value < 0)
+        told = f"; {negative} are negative, so they count as missing" if negative else ""
+        raise ValueError(
+            f"data.label={column}: there are {len(values)} classes ({values}), nothing to tell apart{told}"
+        )
     return Labels("multi" if several else "single", list(named or map(str, values)), values)
+
+
+def _readable(feature: Any, inner: Any, column: str) -> None:
+    """Raises ValueError for a column of structures, of lists of lists, or of lists of fractions."""
+    kind = str(getattr(feature if inner is None else inner, "dtype", "a structure"))
+    named = hasattr(feature if inner is None else inner, "names")
+    if not named and (kind.startswith(("struct", "list", "dict", "a structure")) or getattr(inner, "feature", None)):
+        raise ValueError(f"data.label={column} holds {feature}: give a column of classes, lists of classes or numbers")
+    if inner is not None and kind.startswith(("float", "double")):
+        raise ValueError(
+            f"data.label={column} holds lists of fractions: several quantities a row are not learned; give a column of "
+            "one of them, or lists of classes as whole numbers or names"
+        )
 
 
 def _apart(classes: Sequence[Any], column: str) -> Sequence[Any]:
     """The classes of one row. Raises ValueError where one stands there twice."""
     if len(set(classes)) < len(classes):
-        raise ValueError(
-            f"data.label={column}: the row {list(classes)[:20]} names a class twice; a list holds the classes that a "
-            "row has, so write [0, 2] and not the indicators [1, 0, 1]"
-        )
+        raise ValueError(f"data.label={column}: the row {list(classes)[:20]} names a class twice, or is {INDICATORS}")
     return classes
 
 

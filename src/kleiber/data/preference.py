@@ -35,14 +35,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SPOKEN = re.compile(r"\n\n(Human|Assistant): ?")
+SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
 def transcript(text: str) -> Conversation:
-    """Turns of a transcript of `\\n\\nHuman: ...` and `\\n\\nAssistant: ...` (Bai et al. 2022, arXiv:2204.05862)."""
+    """Turns of a transcript of `\\n\\nHuman: ...` and `\\n\\nAssistant: ...` (Bai et al. 2022, arXiv:2204.05862); none
+    of an empty one."""
     pieces = SPOKEN.split(text)
-    if len(pieces) < 3:
-        raise ValueError(f"no turns of Human and Assistant in the transcript {text[:60]!r}")
+    if pieces[0].strip():
+        raise ValueError(
+            f"the text {text[:60]!r} does not begin with Human: or Assistant:, as a transcript does; answers alone "
+            "need a column called prompt beside them"
+        )
     return [
         Turn("user" if who == "Human" else "assistant", said)
         for who, said in zip(pieces[1::2], pieces[2::2], strict=True)
@@ -60,8 +64,9 @@ def side(row: Row, name: str) -> Conversation:
     if "prompt" not in row:
         return transcript(value or "") if value is None or isinstance(value, str) else turns(value, name)
     before, answer = chat.side(row["prompt"], "user", "prompt"), chat.side(value, "assistant", name)
-    # Some tables repeat the prompt's messages in front of each answer.
-    return answer if answer[: len(before)] == before else [*before, *answer]
+    # Some tables repeat the prompt's messages in front of each answer, after a system's where the prompt has none.
+    first = 1 if answer and answer[0].role == "system" and before and before[0].role != "system" else 0
+    return answer if answer[first : first + len(before)] == before else [*before, *answer]
 
 
 def asked(row: Row, name: str) -> list[str]:
@@ -185,7 +190,7 @@ class Preference(Answers):
             return [turn.content for turn in [*chosen, *rejected[-1:]]]
 
         name = self.name or table_name(place, self.config)
-        meaning = ["preference", TEMPLATE, "labels", "by prompt"]  # what older caches lack: a file, a way to split
+        meaning = ["preference", TEMPLATE, "labels", "by prompt", "first turn"]  # what older caches lack
         limit, prompt = as_bytes(self.max_bytes), partial(asked, name="chosen")
         return Table(place, self.config, name, texts, checked, meaning, limit, prompt)
 

@@ -60,9 +60,18 @@ class Table:
         """The tables `train`, `validation` and, where there is one more, `test`, and the config they belong to."""
         with opened(self.place, self.config, root) as (found, config):
             splits = known_splits(found, self.place.name)
-            for split in splits.values():
+            for name, split in splits.items():
                 self.checked(split)
+                self._legible(name, split)
             yield {name: self._limited(split) for name, split in self._held_out(splits).items()}, config
+
+    def _legible(self, split: str, table: Dataset) -> None:
+        """Raises ValueError for the first row that cannot be read, with its number."""
+        for number, row in enumerate(rows(table)):
+            try:
+                self.texts(row)
+            except ValueError as error:
+                raise ValueError(f"{self.place.name}, {split} row {number}: {error}") from None
 
     @contextmanager
     def reading(self, root: Path) -> Iterator[Reading]:

@@ -47,6 +47,7 @@ class Unpaired(Answers):
             must_have(table, [("a judged answer needs", column) for column in wanted], place.name)
 
         def texts(row: Row) -> list[str]:
+            verdict(row["label"])
             return [turn.content for turn in side(row, "completion")]
 
         name = self.name or table_name(place, self.config)

@@ -64,10 +64,18 @@ def evaluate(subject: Subject) -> dict[str, Any]:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        return [_line(path, number, line) for number, line in lines if line.strip()]
     import pyarrow.parquet
 
     return pyarrow.parquet.read_table(path).to_pylist()
+
+
+def _line(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: {line[:60]!r} is no JSON ({error})") from None
 
 
 def question(row: Mapping[str, Any], tokenizer: Tokenizer, path: Path) -> Question:
@@ -81,9 +89,14 @@ def question(row: Mapping[str, Any], tokenizer: Tokenizer, path: Path) -> Questi
                 f"{path} has no columns context (or ctx), endings, label, nor sentence_good, sentence_bad; it has "
                 f"{', '.join(row)}"
             )
-        before, endings, right = text.rstrip(), [" " + one.strip() for one in row["endings"]], int(row["label"])
+        label = str(row["label"])
+        before, endings = text.rstrip(), [" " + one.strip() for one in row["endings"]]
+        right = int(label) if label.isdecimal() else -1
     if not 0 <= right < len(endings):
-        raise ValueError(f"{path}: label {row.get('label')} is none of the {len(endings)} endings")
+        raise ValueError(
+            f"{path}: label {row.get('label')!r} is none of the {len(endings)} endings, which count from 0; rows "
+            "without labels cannot be scored"
+        )
     begin = getattr(tokenizer, "bos", None)
     context = [tokenizer.eos if begin is None else begin, *tokenizer.encode(before)]
     return Question(context, [tokenizer.encode(one) for one in endings], [len(one.encode()) for one in endings], right)

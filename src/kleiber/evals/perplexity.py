@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from kleiber.data.padded import Held
 from kleiber.evals.subject import Subject
 from kleiber.sums import Sums
 from kleiber.types import Batch, Loss
@@ -35,6 +36,14 @@ def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
     return nats_per_token / (math.log(2) * bytes_per_token)
 
 
+def bytes_per_target(objective: Any, chosen: Any) -> float | None:
+    """Bytes of text behind each target of held-out samples; None where loss over bytes has no meaning: for what is no
+    likelihood of text, and for padded rows, of which begin tokens or prompts are no targets."""
+    if not objective.likelihood or isinstance(chosen, Held):
+        return None
+    return chosen.num_bytes / chosen.num_tokens
+
+
 def evaluate(subject: Subject) -> dict[str, Any]:
     """For each domain: tokens, loss in nats per token and, for likelihoods of text, bits per byte."""
     found: dict[str, Any] = {}
@@ -44,6 +53,7 @@ def evaluate(subject: Subject) -> dict[str, Any]:
         sums = held_out_loss(subject.model, subject.objective, batches, subject.device)
         nats = sums.means()["ce"].item()
         found[domain] = {"tokens": chosen.num_tokens, "loss": nats}
-        if subject.objective.likelihood:
-            found[domain]["bits_per_byte"] = bits_per_byte(nats, chosen.num_bytes / chosen.num_tokens)
+        size = bytes_per_target(subject.objective, chosen)
+        if size is not None:
+            found[domain]["bits_per_byte"] = bits_per_byte(nats, size)
     return found

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from kleiber.nn.loss import log_probs
+from kleiber.objectives.clm import target_weights
 from kleiber.types import Batch
 
 
@@ -27,7 +28,8 @@ def loss_by_position(model: Any, batches: Iterable[Batch], device: torch.device)
             read = batch.map(lambda t: t[:, :-1] if t.dim() == 2 else t)
             targets = batch.tokens[:, 1:]
             found = -log_probs(model(read).hidden, model.head, targets).double().cpu()
-            weights = torch.ones_like(found) if batch.weights is None else batch.weights[:, 1:].double().cpu()
+            told = target_weights(batch)
+            weights = torch.ones_like(found) if told is None else told.double().cpu()
             if len(losses) < found.shape[1]:
                 more = torch.zeros(found.shape[1] - len(losses), dtype=torch.float64)
                 losses, counts = torch.cat([losses, more]), torch.cat([counts, more])

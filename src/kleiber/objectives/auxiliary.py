@@ -1,10 +1,16 @@
-"""Auxiliary losses beside an objective that counts something else than tokens: they keep their weight per token."""
+"""What objectives with output layers of their own share: the layer's name, and auxiliary losses per token.
+
+Beside an objective that counts something else than tokens, auxiliary losses keep their weight per token.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kleiber.data.cache import digest
 from kleiber.types import Batch, Output
 
 
@@ -18,3 +24,9 @@ def rescaled(output: Output, batch: Batch, count: int | Tensor) -> dict[str, Ten
         return {}
     tokens = batch.tokens.numel() if batch.real is None else torch.clamp(batch.real.sum(), min=1)
     return {name: value if name.startswith("load/") else value * (count / tokens) for name, value in output.aux.items()}
+
+
+def head_name(task: str, *meaning: Any) -> str:
+    """The key of a task's output layer in a model: its name, and a digest of what the outputs stand for, so that tasks
+    whose names alone agree have layers of their own."""
+    return f"{task.replace('.', '_')}-{digest(meaning)[:8]}"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kleiber.objectives.auxiliary import rescaled
+from kleiber.objectives.auxiliary import head_name, rescaled
 from kleiber.objectives.classification import ClassRow, confusion_matrix, multi_label, per_class, quantity, single_label
 from kleiber.objectives.gathered import Collected
 from kleiber.types import Batch, Loss, Output, Predictions
@@ -41,7 +41,7 @@ class Classify:
         self.kind: str = corpus.kind
         self.names: list[str] = corpus.label_names
         self.center, self.scale = corpus.center, corpus.scale
-        self.head = corpus.name.replace(".", "_")
+        self.head = head_name(corpus.name, corpus.kind, corpus.label, corpus.label_names)
         self.outputs = {self.head: corpus.num_classes}
         self.metric: tuple[str, bool] = (corpus.metric, corpus.metric != "rmse")
 

@@ -35,7 +35,7 @@ class MLM:
         self.mask, self.vocab_size = vocabulary.mask, vocabulary.vocab_size
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
-        batch = within_context(batch)
+        batch = within_context(batch, model.context)
         hidden, targets = self.corrupt(batch)
         output = model(Batch(tokens=hidden, real=batch.real, segments=batch.segments, samples=batch.samples))
         chosen = targets.flatten()
@@ -49,7 +49,7 @@ class MLM:
 
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distribution of every hidden token; the others have weight 0."""
-        batch = within_context(batch)
+        batch = within_context(batch, model.context)
         hidden, targets = self.corrupt(batch)
         output = model(Batch(tokens=hidden, real=batch.real, segments=batch.segments, samples=batch.samples))
         return Predictions(output.hidden, model.head, targets.float())
@@ -68,9 +68,11 @@ class MLM:
         return torch.where(targets, replaced, batch.tokens), targets
 
 
-def within_context(batch: Batch) -> Batch:
-    """A row holds one token more than the context, for next-token targets; neighbouring rows share it."""
-    return batch.map(lambda t: t[:, :-1] if t.dim() == 2 else t)
+def within_context(batch: Batch, context: int) -> Batch:
+    """A full row holds one token more than the context, for next-token targets, which neighbouring rows share. A padded
+    one may be shorter, and keeps what fits."""
+    last = -1 if batch.real is None else context
+    return batch.map(lambda t: t[:, :last] if t.dim() == 2 else t)
 
 
 def uniform(samples: Int[Tensor, "batch"], time: int, seed: int, stream: int) -> Float[Tensor, "batch time"]:

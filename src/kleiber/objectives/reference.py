@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from kleiber.types import Batch
+
 NAME = "reference"  # .npz and .json in the stage's folder
 
 Values = dict[str, np.ndarray]  # by split
@@ -50,7 +52,8 @@ def reference(
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of all weights by name, of their precision, and of that of products where autocast is on."""
+    """A hash of all weights by name, of their precision, of that of products where autocast is on, and of what the
+    model makes of a row as long as its context: weights do not tell a window of attention or a cap."""
     sums = hashlib.sha256()
     device = next(model.parameters()).device.type
     if torch.is_autocast_enabled(device):
@@ -58,7 +61,20 @@ def fingerprint(model: torch.nn.Module) -> str:
     for name, value in sorted(model.state_dict().items()):
         sums.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         sums.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    sums.update(_answer(model).float().cpu().numpy().tobytes())
     return sums.hexdigest()[:32]
+
+
+@torch.no_grad()
+def _answer(model: Any) -> torch.Tensor:
+    """Logits after each of a row of tokens as they come."""
+    was, device = model.training, next(model.parameters()).device
+    model.eval()
+    row = torch.arange(model.context, device=device)[None] % model.vocab_size
+    try:
+        return model.head(model(Batch(row)).hidden)
+    finally:
+        model.train(was)
 
 
 def _read(folder: Path, asked: dict[str, str]) -> tuple[dict[str, str], Values] | None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kleiber.objectives.auxiliary import rescaled
+from kleiber.objectives.auxiliary import head_name, rescaled
 from kleiber.objectives.classify import pooled
 from kleiber.objectives.dpo import stacked, won
 from kleiber.objectives.gathered import Collected
@@ -41,7 +41,7 @@ class Reward:
         if center < 0:
             raise ValueError(f"objective.center={center} is negative: give 0 or a small positive weight such as 0.01")
         self.center = center
-        self.head = corpus.name.replace(".", "_")
+        self.head = head_name(corpus.name, "reward")
         self.outputs = {self.head: 1}
 
     def __call__(self, model: Any, batch: Batch) -> Loss:

@@ -29,11 +29,14 @@ def rows_of(runs: Sequence[Run]) -> Rows:
         stage, (name, *_) = run.stage, run.stage["tasks"]
         usual = ("micro_f1", "accuracy", "pearson")  # of several classes, of one, of a quantity: data.metric=null
         metric = config["data"].get("metric") or next(m for m in usual if f"val/{name}/{m}" in stage["metrics"])
+        score = stage["metrics"][f"val/{name}/{metric}"]
+        if metric == "rmse":  # scores rise with what is learned, here as everywhere in this study
+            metric, score = f"-{metric}", -score
         found.append(
             {
                 **{key: labels[key] for key in ("kind", "start", "task")}, "share": float(labels["share"]),
-                "seed": config["seed"], "lr": stage["lr"], "metric": metric,
-                "score": stage["metrics"][f"val/{name}/{metric}"], "loss": stage["metrics"][f"val/{name}/loss"],
+                "seed": config["seed"], "lr": stage["lr"], "metric": metric, "score": score,
+                "loss": stage["metrics"][f"val/{name}/loss"],
                 "tokens": stage["data"]["tokens"], "params": stage["params"]["total"],
                 "outside": stage["params"]["non_embedding"], "seconds": stage["seconds"],
             }

@@ -107,6 +107,13 @@ def read(subject: Subject, model: Any, tokens: int) -> Record:
                 domains.append(torch.full_like(ids[-1], number))
     model.train(was)
     mask = torch.cat(kept)
+    read_here = {sum(routing.experts.shape[0] for routing in all_said) for all_said in said.values()}
+    if read_here != {len(mask)}:
+        kind = type(subject.objective).__name__.lower()
+        raise ValueError(
+            f"--evals routing follows the tokens of rows of text, and objective={kind} reads its rows otherwise: ask a "
+            "run of clm, mlm or sft"
+        )
     return Record(
         experts={layer: torch.cat([taken(r) for r in all_said])[mask].cpu() for layer, all_said in said.items()},
         batches={layer: [r.experts for r in all_said] for layer, all_said in said.items()},
