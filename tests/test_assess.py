@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from small_run import TINY
+from small_run import REPOSITORY, TINY
 
 from kleiber.assess import available, chosen
 from kleiber.cli import main
@@ -81,3 +81,19 @@ def test_what_cannot_be_evaluated_is_refused(run, cache_dir, tmp_path, capsys):
 def test_evaluations_are_the_modules_that_evaluate():
     assert {"perplexity", "routing"} <= set(available()) and "subject" not in available()
     assert chosen("routing, perplexity") == ["routing", "perplexity"]
+
+
+def test_a_folder_is_read_whatever_its_name_and_in_full_precision(shared, cache_dir, tmp_path, capsys):
+    source, odd = shared / "data" / "models" / "stories260K", tmp_path / "my model (1), [q]=a'b"
+    shutil.copytree(source, odd)
+    text = REPOSITORY / "tests/data/tiny.txt"
+    asked = ["--evals", "perplexity", "--tokens", "512", "--data", "data=text", "--data", f"data.path={text}"]
+    (tmp_path / "perplexity.json").write_text("mine")
+    for folder in (source, odd):
+        assert main(["eval", str(folder), *asked, "--json", str(tmp_path / f"{len(str(folder))}.json")]) == 0
+    one, other = (json.loads((tmp_path / f"{len(str(f))}.json").read_text())["evals"] for f in (source, odd))
+    assert one == other and (tmp_path / "perplexity.json").read_text() == "mine"
+    capsys.readouterr()
+    for more, told in ((["--stage", "main"], "--stage main"), (["--json", str(tmp_path / "no/x.json")], "no folder")):
+        assert main(["eval", str(source), *asked, *more]) == 2
+        assert told in capsys.readouterr().err

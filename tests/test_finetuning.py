@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_run import REPOSITORY
+from tables import folder
 
 from kleiber.load import load_run
 from kleiber.score import Place, score
@@ -159,3 +160,18 @@ def test_a_fine_tune_of_a_wrapped_model_goes_on_from_its_run(launch):
     two = launch(*wrapped, "init=checkpoint", f"init.path={one}", root="two")
     stage = json.loads((two / "summary.json").read_text())["stages"][0]
     assert stage["start_metrics"]["val/labelled/loss"] == pytest.approx(metrics(one)["val/labelled/loss"], rel=1e-6)
+
+
+def test_one_text_with_other_labels_is_another_task(launch, tmp_path, capsys):
+    rows = [{"text": f"{i} {'ab'[i % 2]}", "a": i % 2, "b": (i // 2) % 3} for i in range(40)]
+    path = folder(tmp_path / "both", train=rows, validation=rows[:20])
+    common = ["objective=classify", "data=labelled", f"data.path={path}", "model.context=64"]
+    stages = "stages.chain={one:{data:{label:a}},two:{data:{label:b}}}"
+    launch("stages=chain", stages, *common, "budget.steps=1", root="chain", code=2)
+    assert "its text both or its labels are others than those of one" in capsys.readouterr().err
+    base = launch(*common, "data.label=a", "budget.steps=30", "optimizer.lr=0.02", root="base")
+    start = ["init=checkpoint", f"init.path={base}", "data.label=b", "budget.steps=1", "optimizer.lr=1e-9"]
+    told = json.loads((launch(*common, *start, root="tuned") / "summary.json").read_text())
+    learned = json.loads((base / "summary.json").read_text())["stages"][0]["metrics"]["val/both/accuracy"]
+    assert told["R"]["tasks"] == ["both-before", "both"] and told["R"]["baseline"][0] == pytest.approx(learned)
+    assert learned > 0.9

@@ -15,6 +15,7 @@ from kleiber.models.transformer import Transformer
 from kleiber.opened import Opened, open_model
 from kleiber.types import Batch
 
+INSTRUCT = Path(__file__).parent / "data" / "instruct.jsonl"
 TEXT = "The keeper weighed 1,234 mice: naïve, 東京 🙂\n\tand  more"
 
 
@@ -96,6 +97,32 @@ def test_stories260k_imported_starts_a_run_and_is_exported_again(shared, launch,
     with torch.no_grad():
         after = start.model.head(start.model(Batch(ids)).hidden)
     torch.testing.assert_close(after, wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_template_begin_and_settings_of_generation_pass_through(shared, tmp_path):
+    source, out, back = tmp_path / "source", tmp_path / "run", tmp_path / "back"
+    shutil.copytree(shared / "data" / "models" / "stories260K", source)
+    (source / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    settings = {"bos_token_id": 1, "eos_token_id": [2, 5], "do_sample": True, "top_k": 7}
+    (source / "generation_config.json").write_text(json.dumps(settings))
+    assert main(["import", str(source), str(out)]) == main(["export", str(out), str(back)]) == 0
+    twin, tokenizer = loaded(back)
+    told = twin.generation_config
+    assert (twin.config.bos_token_id, told.eos_token_id, told.do_sample, told.top_k) == (1, [2, 5], True, 7)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
+
+
+def test_conversations_are_exported_with_the_template_they_were_trained_in(launch, tmp_path):
+    from kleiber.data.chat import Turn, encoded, prompt
+
+    run, out = launch("objective=sft", "data=instruct", f"data.path={INSTRUCT}", "budget.steps=1"), tmp_path / "out"
+    assert main(["export", str(run), str(out)]) == 0
+    _, tokenizer = loaded(out)
+    said = [Turn("user", "1 + 1?"), Turn("assistant", "2"), Turn("user", "And 2 more?")]
+    rows = [{"role": turn.role, "content": turn.content} for turn in said]
+    whole = tokenizer.apply_chat_template(rows, return_dict=False)
+    assert whole == encoded([said], Bytes())[0].ids.tolist()
+    assert tokenizer.apply_chat_template(rows, add_generation_prompt=True, return_dict=False) == prompt(said, Bytes())
 
 
 def test_a_wrapped_model_is_opened_from_its_folder_and_nothing_is_written_for_what_cannot_be_read(shared, tmp_path):

@@ -68,6 +68,14 @@ def test_in_the_standard_parametrisation_it_falls_with_the_width_and_with_traini
         assert adopted(*options)["optimizer"]["lr"] == rate, options
 
 
+def test_a_start_that_the_model_cannot_take_is_refused(adopted, folder):
+    start = ["init=hf", f"init.path={folder}"]
+    with pytest.raises(ConfigError, match=r"model=hf wraps a folder as it is: leave out init"):
+        adopted(*start, "model=hf", f"model.path={folder}")
+    with pytest.raises(ConfigError, match=r"model\.context=4096 exceeds the"):
+        adopted(*start, "model.context=4096")
+
+
 def test_a_rate_that_somebody_wrote_stays(adopted, folder, tmp_path):
     imported = ["init=hf", f"init.path={folder}"]
     assert adopted(*imported, "optimizer.lr=0.02")["optimizer"]["lr"] == 0.02

@@ -62,6 +62,8 @@ def assess(
 ) -> dict[str, Any]:
     """Runs the evaluations one after another; returns and writes what they found."""
     names = chosen(evals)
+    if json is not None and not json.absolute().parent.is_dir():
+        raise ValueError(f"--json {json}: there is no folder {json.absolute().parent}")
     if "harness" not in names and (tasks or (task_files and "choice" not in names)):
         raise ValueError(
             f"--tasks {tasks} is read by --evals harness alone, --task-files {task_files} by harness and choice"
@@ -77,7 +79,8 @@ def assess(
         home = subject.folder / "evals" if subject.folder else json.parent if json else None
         if home is not None:
             home.mkdir(exist_ok=True)
-            write_json(home / f"{name}.json", found[name])
+            if subject.folder:
+                write_json(home / f"{name}.json", found[name])
             draw(module, found[name], subject.folder, home)
     record = {"schema": SCHEMA, "subject": str(path), "evals": found}
     if json is not None:
@@ -88,6 +91,8 @@ def assess(
 def open_subject(path: Path, stage: str | None, data: Sequence[str], tokens: int | None) -> Subject:
     """The model at `path`: a run (or RUN/STAGE), or a folder with a Hugging Face model and its tokenizer."""
     if (path / "config.json").is_file() and not (path / "config.yaml").is_file():
+        if stage is not None:
+            raise ValueError(f"--stage {stage}: {path} is a Hugging Face folder, which has none")
         return of_hf(path, data, tokens)
     if data:
         raise ValueError(f"--data {data[0]}: a run is scored on its own data; --data is for Hugging Face folders")
@@ -107,7 +112,8 @@ def of_hf(path: Path, data: Sequence[str], tokens: int | None) -> Subject:
     from kleiber.opened import objective_of, open_hf
 
     model = ours(path) or open_hf(path).model
-    config, _ = resolved(Composer("train").compose(["data=builtin", *data, f"data.tokenizer={path.absolute()}"]))
+    config, _ = resolved(Composer("train").compose(["data=builtin", *data]))
+    config["data"]["tokenizer"] = str(path.absolute())  # not as an override, whose grammar a path need not follow
     cfg: Any = OmegaConf.create(config)
     corpus = build(cfg.data).prepare(min(model.context, cfg.model.context))
     if corpus.tokenizer.vocab_size > model.vocab_size:

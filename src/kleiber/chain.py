@@ -105,10 +105,13 @@ def _started(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
         from kleiber.models.hf_config import hf_model_node, model_folder
 
         if config["model"]["_target_"].rsplit(".", 1)[-1] != "Transformer":
-            return config
+            raise ConfigError(
+                f"init=hf reads {init['path']} into our own model, and model=hf wraps a folder as it is: leave out "
+                "init and name the folder by model.path, or take model=gpt"
+            )
         try:
             folder = model_folder(str(init["path"]), "init.path")
-            node = hf_model_node(folder)
+            node = hf_model_node(folder, config["model"]["context"] if "model.context" in given else None)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         config = _with_model({**config, "init": {**init, "path": str(folder)}}, node, given)

@@ -15,6 +15,7 @@ from typing import Any
 
 from kleiber import checkpoint
 from kleiber.chain import ONLY, TOKENIZER
+from kleiber.data import chat
 from kleiber.data.bpe import ALPHABET, BPE
 from kleiber.data.pretrained import CONFIG, FILE, Pretrained
 from kleiber.data.tokenizer import EOS, MASK, Bytes
@@ -26,6 +27,9 @@ from kleiber.opened import Opened, new_model, open_model
 from kleiber.summary import versions, write_json
 
 FORMAT = "kleiber.import/1"
+TEMPLATE = "chat_template.jinja"
+GENERATION = "generation_config.json"
+CONVERSATIONS = tuple(f"kleiber.data.{name}." for name in ("instruct", "preference", "unpaired"))
 KINDS = {  # ends of transformers' names of models: which AutoModel loads one, and what for
     "ForCausalLM": ("ForCausalLM", "text-generation"),
     "LMHeadModel": ("ForCausalLM", "text-generation"),
@@ -40,12 +44,19 @@ def export(run: str, out: Path) -> None:
     """
     new_folder(out)
     opened = open_model(run)
-    twin = opened.model.inner if isinstance(opened.model, HFModel) else to_hf(opened.model, eos=opened.tokenizer.eos)
+    tokenizer, wrapped = opened.tokenizer, isinstance(opened.model, HFModel)
+    bos = getattr(tokenizer, "bos", None)
+    twin = opened.model.inner if wrapped else to_hf(opened.model, bos=bos, eos=tokenizer.eos)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     twin.save_pretrained(out)
-    save_tokenizer(opened.tokenizer, out, opened.model.context)
+    save_tokenizer(tokenizer, out, opened.model.context)
+    settings = Path(run).expanduser() / TOKENIZER / GENERATION
+    if settings.is_file():  # of an imported folder, handed on as it was got
+        shutil.copy(settings, out / GENERATION)
+    if str((opened.config.get("data") or {}).get("_target_")).startswith(CONVERSATIONS):
+        save_template(tokenizer, out)
     (out / "README.md").write_text(card(opened, type(twin).__name__))
     if opened.model.heads:
         print(f"{out} has no heads of tasks: {', '.join(opened.model.heads)} stay in {run}", file=sys.stderr)
@@ -74,7 +85,8 @@ def _write_run(folder: Path, out: Path) -> None:
         "objective": {"_target_": "kleiber.objectives.clm.CLM"},
     }  # fmt: skip
     (out / TOKENIZER).mkdir(parents=True)
-    for name in (FILE, CONFIG, "config.json"):  # the last one tells how many rows the embedding has
+    # config.json tells how many rows the embedding has
+    for name in (FILE, CONFIG, "config.json", TEMPLATE, GENERATION):
         if (Path(tokenizer) / name).is_file():
             shutil.copy(Path(tokenizer) / name, out / TOKENIZER / name)
     from kleiber.data.pretrained import pretrained
@@ -123,8 +135,24 @@ def save_tokenizer(tokenizer: Any, out: Path, context: int) -> None:
     config = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
     config.pop("auto_map", None)  # code that came with a tokenizer is not passed on
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": _token(tokenizer, tokenizer.eos)} | config
-    shutil.copy(tokenizer.folder / FILE, out / FILE)
+    for name in (FILE, TEMPLATE):
+        if (tokenizer.folder / name).is_file():
+            shutil.copy(tokenizer.folder / name, out / name)
     (out / CONFIG).write_text(json.dumps(config | {"model_max_length": context}, indent=1, ensure_ascii=False))
+
+
+def save_template(tokenizer: Any, out: Path) -> None:
+    """The template that conversations were trained in, in place of one that came with the tokenizer; none, which is
+    told, where transformers would make other ids of it than training did."""
+    from transformers import AutoTokenizer
+
+    (out / TEMPLATE).write_text(chat.JINJA)
+    theirs = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    turns = [chat.Turn("system", "Be brief."), chat.Turn("user", "1 + 1?"), chat.Turn("assistant", "It is 2.")]
+    said = [{"role": turn.role, "content": turn.content} for turn in turns]
+    if theirs.apply_chat_template(said, return_dict=False) != chat.encoded([turns], tokenizer)[0].ids.tolist():
+        (out / TEMPLATE).unlink()
+        print(f"{out} has no chat template: transformers reads the one of training in other ids", file=sys.stderr)
 
 
 def _token(tokenizer: Pretrained, number: int) -> str | None:

@@ -135,8 +135,10 @@ class Head(Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-    """A backbone with a head. Causal or not is its own business."""
+    """A backbone with a head, for rows of up to `context` tokens. Causal or not is its own business."""
 
+    @property
+    def context(self) -> int: ...
     @property
     def head(self) -> Head: ...
     def __call__(self, batch: Batch) -> Output: ...

@@ -82,4 +82,6 @@ def test_what_means_nothing_here_is_refused_with_what_there_is():
     with pytest.raises(ValueError, match="tied=true"):
         Freeze(train=["head"]).apply(build(tied=True), 0)
     with pytest.raises(ValueError, match="nothing to train"):
-        Freeze(train=["embedding"], freeze=["embedding"]).apply(build(), 0)
+        Freeze(train=["layers.0"], freeze=["layers.0-1"]).apply(build(), 0)
+    with pytest.raises(ValueError, match=r"both name embedding: to train it set adapter.freeze=\[head\]"):
+        Freeze(train=["embedding", "norms"], freeze=["embedding", "head"])

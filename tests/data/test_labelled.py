@@ -247,3 +247,27 @@ def test_known_tasks(shared: Path, cache: Path, path: str, options: dict, shape:
     corpus = Labelled(str(shared / "data" / path), **options).prepare(128)
     held = next(iter(corpus.validation.values()))
     assert (len(corpus.train), len(held), corpus.num_classes, corpus.kind) == shape
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([[1, 0], [0, 1]], "every row is one of indicators"),
+        ([[0.1, 0.2], [0.3, 0.4]], "lists of fractions"),
+        ([{"a": 1}, {"a": 2}], "give a column of classes"),
+        ([[[1]], [[2]]], "give a column of classes"),
+        ([1, -1], r"1 classes .*\[-1\] are negative, so they count as missing"),
+    ],
+)
+def test_columns_that_only_look_like_labels_are_refused(tmp_path: Path, cache: Path, labels, told) -> None:
+    rows = [{"text": "x", "label": labels[i % 2]} for i in range(6)]
+    with pytest.raises(ValueError, match=f"data.label=label.*{told}"):
+        Labelled(folder(tmp_path / "t", train=rows, validation=rows)).prepare(16)
+
+
+def test_the_f1_of_two_classes_is_none_of_three(tmp_path: Path, cache: Path) -> None:
+    rows = [{"text": "x", "label": i % 3} for i in range(6)]
+    path = folder(tmp_path / "t", train=rows, validation=rows)
+    with pytest.raises(ValueError, match=r"data.metric=f1 .* here are 3: take macro_f1"):
+        Labelled(path, metric="f1").prepare(16)
+    assert Labelled(path, metric="macro_f1").prepare(16).metric == "macro_f1"

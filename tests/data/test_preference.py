@@ -52,8 +52,15 @@ def test_forms_of_the_same_pair() -> None:
     assert pair({"prompt": messages, "chosen": fine, "rejected": bad}) == wanted
     assert pair({"prompt": messages, "chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
     assert pair({"chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
-    with pytest.raises(ValueError, match="'just a text' does not begin with Human: or Assistant:.*column called prompt"):
+    with pytest.raises(ValueError, match=r"'just a text' does not begin with Human.*a column called prompt"):
         transcript("just a text")
+    stripped = begin.lstrip()
+    assert pair({"chosen": f"{stripped}fine", "rejected": f"{stripped}bad"}) == wanted, "no turn is lost"
+    system = {"role": "system", "content": "be kind"}
+    for prompt in (messages, "hi"):
+        whole = [system, *(messages if prompt is messages else messages[:1]), *fine]
+        found, _ = pair({"prompt": prompt, "chosen": whole, "rejected": [*whole[:-1], *bad]})
+        assert [turn.content for turn in found] == [turn["content"] for turn in whole], "nor said twice"
     with pytest.raises(ValueError, match="rejected: 0 is neither text nor messages"):
         pair({"prompt": "1-1?", "chosen": "0", "rejected": 0})
 
@@ -115,3 +122,13 @@ def test_known_tables(shared: Path, cache: Path) -> None:
     assert 0.3 < held.samples.labels.mean() < 0.6
     conversational = Preference(str(shared / "data/dpo_en_sample")).prepare(256)
     assert len(conversational.train) + len(conversational.validation["dpo_en_sample"]) == 300
+
+
+def test_a_pair_without_an_answer_is_left_out_and_a_row_that_cannot_be_read_is_named(tmp_path, cache) -> None:
+    good = [{"chosen": f"Human: {i}\n\nAssistant: a", "rejected": f"Human: {i}\n\nAssistant: b"} for i in range(4)]
+    gap = [{**good[0], "chosen": None}]
+    corpus = Preference(folder(tmp_path / "gap", train=[*good, *gap], validation=good)).prepare(64)
+    assert len(corpus.train) == 4
+    broken = folder(tmp_path / "broken", train=[*good, {**good[0], "rejected": "b"}], validation=good)
+    with pytest.raises(ValueError, match=r"broken, train row 4: the text 'b' does not begin"):
+        Preference(broken).prepare(64)

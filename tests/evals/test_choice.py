@@ -107,3 +107,28 @@ def test_what_is_no_question_is_refused_by_its_columns(tmp_path) -> None:
     both = Transformer(Bytes().vocab_size, depth=1, width=32, context=24, causal=False)
     with pytest.raises(ValueError, match="reads both ways"):
         evaluate(subject(both, tmp_path))
+
+
+class Words(Bytes):
+    """As SentencePiece: what begins a text gets a mark of its own, and a word has its space in front."""
+
+    def encode(self, text: str) -> list[int]:
+        return [7, *super().encode(text)] if text else []
+
+
+def test_an_ending_is_read_as_it_stands_behind_its_context() -> None:
+    row = {"ctx": "a little", "endings": ["girl", "b"], "label": 0}
+    asked = question(row, Words(), Path("t"))
+    assert asked.context == [Words().eos, 7, *b"a little"] and asked.endings == [list(b" girl"), list(b" b")]
+
+
+@pytest.mark.parametrize(("label", "told"), [("", "label '' is none of the 2"), ("B", "label 'B'"), (None, "None")])
+def test_a_label_that_is_no_number_is_named(label, told) -> None:
+    with pytest.raises(ValueError, match=told):
+        question({"ctx": "a", "endings": ["b", "c"], "label": label}, Bytes(), Path("t"))
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"ctx": "a", "endings": ["b", "c"], "label": 1}\n{"ctx": \n')
+    with pytest.raises(ValueError, match=r"t.jsonl, line 2: .* is no JSON"):
+        evaluate(subject(Transformer(Bytes().vocab_size, depth=1, width=32, context=24), tmp_path))

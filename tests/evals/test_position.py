@@ -36,3 +36,11 @@ def test_each_position_has_the_loss_of_that_target(model):
 
 def test_bins_double_and_name_their_last_position():
     assert binned([1.0] * 10, [1.0] * 4 + [0.0] * 4 + [2.0] * 2) == {1: 1.0, 2: 1.0, 4: 1.0, 10: 0.5}
+
+
+def test_padding_and_the_first_token_of_a_segment_have_no_position(model):
+    batch = Recall().prepare(64).train.gather(np.arange(3))
+    batch.weights, batch.real = None, torch.arange(65) < torch.tensor([[65], [40], [10]])
+    losses, counts = loss_by_position(model, [batch], torch.device("cpu"))
+    assert sum(counts) == 64 + 39 + 9 and counts[9:39] == [2.0] * 30
+    assert sum(losses) == pytest.approx(CLM()(model, batch).total.item(), rel=1e-5)

@@ -1,5 +1,6 @@
 """What the analyses of routing say of models whose answer is known: by hash, at random, with copies of an expert."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -175,3 +176,15 @@ def test_a_dense_model_is_refused():
     plain = Transformer(VOCAB, depth=1, width=32, context=CONTEXT, num_heads=2)
     with pytest.raises(ValueError, match="no experts"):
         evaluate(Subject(plain, s.corpus, s.objective))
+
+
+def test_rows_that_are_read_otherwise_are_refused():
+    s = subject()
+
+    class Twice(CLM):
+        def __call__(self, model, batch):
+            model(batch.map(lambda t: t[:, :-1] if t.dim() == 2 else t))
+            return super().__call__(model, batch)
+
+    with pytest.raises(ValueError, match="objective=twice reads its rows otherwise"):
+        read(replace(s, objective=Twice()), s.model, 99)

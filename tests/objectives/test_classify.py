@@ -230,3 +230,14 @@ def test_text_of_another_task_is_read_as_far_as_the_context_goes() -> None:
     net, rows = model(objective), torch.randint(0, 50, (2, 33))
     long, cut = (objective.predictions(net, Batch(tokens)).hidden for tokens in (rows, rows[:, :32]))
     assert torch.equal(long, cut)
+
+
+def test_a_head_belongs_to_what_its_outputs_stand_for() -> None:
+    heads = [
+        Classify(corpus(**more)).head
+        for more in ({}, {"name": "train"}, {"label": "other"}, {"classes": 2}, {"label_names": ["a", "b", "c"]})
+    ]
+    assert len(set(heads)) == 5 and Classify(corpus()).head == heads[0]
+    for name in ("train", "eval", "values", "half", "a.b c"):  # attributes of the dictionary that holds the heads
+        objective = Classify(corpus(name=name))
+        assert objective(model(objective), samples()).total.isfinite()

@@ -19,6 +19,7 @@ from tables import folder
 from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.models.transformer import Transformer
+from kleiber.nn.attention import Window
 from kleiber.nn.moe import MoE
 from kleiber.nn.routers import Random
 from kleiber.objectives import dpo
@@ -272,3 +273,14 @@ def test_what_has_no_pairs_and_what_means_nothing_is_refused(corpus) -> None:
         DPO(corpus)(model(causal=False), corpus.train.gather(np.array([0])))
     with pytest.raises(ValueError, match="without rejected answers"):
         DPO(corpus)(model(), Batch(torch.zeros(1, 8, dtype=torch.long)))
+
+
+def test_models_of_the_same_weights_that_answer_otherwise_have_references_of_their_own(corpus, tmp_path) -> None:
+    kinds = {"plain": {}, "cap": {"soft_cap": 0.5}, "window": {"attention": partial(Window, window=4)}}
+    weights = model().state_dict()
+    for name, options in kinds.items():
+        objective, net = DPO(corpus), model(**options)
+        assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
+        objective.begin(net, corpus, tmp_path / name)
+        loss = objective(net, corpus.train.gather(np.arange(9)))
+        assert (loss.total / loss.tokens).item() == pytest.approx(LN2, abs=1e-5), name

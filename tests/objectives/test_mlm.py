@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from kleiber.data.tokenizer import Bytes
+from kleiber.models.transformer import Transformer
 from kleiber.objectives.mlm import MLM, uniform
 from kleiber.types import Batch
 
@@ -55,3 +56,23 @@ def test_uniform_numbers_are_uniform_and_streams_are_independent():
 def test_a_share_outside_zero_and_one_is_refused(share):
     with pytest.raises(ValueError, match="mask_share"):
         MLM(Bytes(), mask_share=share)
+
+
+def test_padded_rows_have_the_same_targets_in_any_micro_batch():
+    torch.manual_seed(0)
+    net = Transformer(Bytes().vocab_size, depth=1, width=16, context=32, num_heads=2, causal=False)
+    lengths = torch.tensor([9, 20, 24, 32, 5, 17])
+    rows = Batch(torch.randint(0, 256, (6, 32)), torch.arange(32) < lengths[:, None], samples=torch.arange(6))
+    objective = MLM(Bytes(), mask_share=0.5)
+    whole = objective(net, rows)
+    for size in (1, 2, 4):
+        parts = [objective(net, cut(part)) for part in rows.split(size)]
+        assert sum(float(part.tokens) for part in parts) == float(whole.tokens)
+        assert sum(part.total.item() for part in parts) == pytest.approx(whole.total.item(), rel=1e-5)
+
+
+def cut(part: Batch) -> Batch:
+    """Without the columns that are padding in all rows, as a smaller batch comes."""
+    assert part.real is not None
+    width = int(part.real.sum(1).max())
+    return part.map(lambda t: t[:, :width] if t.dim() == 2 else t)

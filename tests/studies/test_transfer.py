@@ -10,7 +10,7 @@ import yaml
 from kleiber.catalog import read_runs
 from kleiber.studies.transfer import Transfer
 from kleiber.studies.transfer_design import Pretraining, hub_name
-from kleiber.studies.transfer_runs import needed, rows_of
+from kleiber.studies.transfer_runs import best_rates, needed, rows_of
 
 KINDS = {
     "mlm": {"model": ["model=bert"], "pretrain": ["objective=mlm"], "lrs": [0.003, 0.01], "scratch": [0.002, 0.005]},
@@ -174,3 +174,15 @@ def test_every_figure_is_drawn(runs):
     assert list(made) == ["gaps", "labels", "transferred", "texts"]
     for name, make in made.items():
         assert "toy" in json.dumps(make().to_dict()), name
+
+
+def test_of_a_score_that_falls_the_lowest_is_the_best(tmp_path):
+    lines = ["study.kind=mlm", "study.start=docs/1M", "study.task=toy", "study.share=1", "seed=0"]
+    for lr, rmse in ((0.01, 0.4), (0.02, 0.9)):
+        home = write(tmp_path, [*lines, f"optimizer.lr={lr}"], loss=1.0, rmse=rmse, pearson=0.5)
+        config = yaml.safe_load((home / "config.yaml").read_text())
+        (home / "config.yaml").write_text(yaml.safe_dump(config | {"data": {"metric": "rmse"}}))
+    runs = read_runs(tmp_path)
+    rows = rows_of(runs).to_dict("records")
+    assert sorted((row["metric"], row["score"]) for row in rows) == [("-rmse", -0.9), ("-rmse", -0.4)]
+    assert list(best_rates(runs, 1.0).values()) == [0.01]

@@ -18,6 +18,13 @@ class Freeze:
     def __init__(self, train: Sequence[str] | None = None, freeze: Sequence[str] = ()) -> None:
         if train is None and not freeze:
             raise ValueError("adapter=freeze freezes nothing: set adapter.freeze=[embedding] or adapter.train=[head]")
+        both = sorted(set(train or ()) & set(freeze))
+        if both:
+            left = [name for name in freeze if name not in both]
+            raise ValueError(
+                f"adapter.train and adapter.freeze both name {', '.join(both)}: to train it set "
+                f"adapter.freeze=[{','.join(left)}]"
+            )
         self.train, self.freeze = train if train is None else list(train), list(freeze)
 
     def apply(self, model: Any, seed: int) -> None:

@@ -27,6 +27,12 @@ ROLES = {
 }  # fmt: skip
 PAIRS = (("prompt", "response"), ("prompt", "completion"), ("question", "answer"))
 ALPACA = ("instruction", "input", "output")
+JINJA = (  # the template as transformers reads it
+    "{{ eos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ '<|assistant|>\n' + message['content'] + eos_token }}{% else %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
 FORMS = "messages; prompt, response; prompt, completion; instruction, input, output; question, answer"
 
 

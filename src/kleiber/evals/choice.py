@@ -79,7 +79,10 @@ def _line(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def question(row: Mapping[str, Any], tokenizer: Tokenizer, path: Path) -> Question:
-    """A row as token ids; the space between a context and its endings belongs to the ending."""
+    """A row as token ids; the space between a context and its endings belongs to the ending.
+
+    An ending's ids are those it has behind the context: read alone, some tokenizers begin it in another way.
+    """
     if {"sentence_good", "sentence_bad"} <= row.keys():
         before, endings, right = "", [row["sentence_good"], row["sentence_bad"]], 0
     else:
@@ -98,8 +101,10 @@ def question(row: Mapping[str, Any], tokenizer: Tokenizer, path: Path) -> Questi
             "without labels cannot be scored"
         )
     begin = getattr(tokenizer, "bos", None)
-    context = [tokenizer.eos if begin is None else begin, *tokenizer.encode(before)]
-    return Question(context, [tokenizer.encode(one) for one in endings], [len(one.encode()) for one in endings], right)
+    context = tokenizer.encode(before)
+    behind = [tokenizer.encode(before + one)[len(context) :] for one in endings]
+    opening = tokenizer.eos if begin is None else begin
+    return Question([opening, *context], behind, [len(one.encode()) for one in endings], right)
 
 
 @torch.no_grad()
