@@ -88,5 +88,26 @@ def test_a_mixture_made_of_a_dense_run_has_its_own_routers_and_the_dense_runs_ow
 
 def test_a_start_of_another_shape_is_refused_with_the_run_named(tmp_path):
     run = finished(tmp_path / "run", DENSE, FREEZE)
-    with pytest.raises(ValueError, match="run began with another model: .*size mismatch"):
+    with pytest.raises(ValueError, match=r"run began with another model: .*size mismatch"):
         Checkpoint(str(run)).load(other(DENSE | {"width": 64}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_heads": 1}, r"set model\.num_heads=2"),
+        ({"rope_theta": 500.0}, r"set model\.rope_theta=10000\.0"),
+        ({"norm_eps": 1e-6}, r"set model\.norm_eps=1e-05"),
+        ({"soft_cap": 30.0}, r"set model\.soft_cap=null"),
+        ({"parametrization": {"_target_": "kleiber.nn.parametrization.Standard"}}, "set model/parametrization=mup"),
+        (
+            {"parametrization": {"_target_": "kleiber.nn.parametrization.MuP", "base_width": 64}},
+            r"set model\.parametrization\.base_width=32",
+        ),
+        ({"attention": {"_target_": "kleiber.nn.attention.Window", "_partial_": True}}, "set model/attention=full"),
+    ],
+)
+def test_a_mixture_that_would_be_another_function_of_the_dense_weights_is_refused_with_the_key(changes, told, tmp_path):
+    dense = finished(tmp_path / "dense", DENSE)
+    with pytest.raises(ValueError, match=told):
+        Upcycle(str(dense)).load(other(DENSE | {"mlp": EXPERTS} | changes))
