@@ -20,8 +20,9 @@ def read_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    kind: Any = AutoModelForCausalLM
     try:
-        twin, told = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+        twin, told = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
     except (KeyError, RuntimeError, OSError, SafetensorError) as error:
         raise ValueError(f"the weights in {folder} cannot be read: {error}; fetch the model anew") from None
     tied = {"lm_head.weight"} if twin.config.tie_word_embeddings else set()
