@@ -126,14 +126,20 @@ def of_hf(path: Path, data: Sequence[str], tokens: int | None) -> Subject:
 
 
 def ours(path: Path) -> Any:
-    """The model as one of ours, whose layers an evaluation can look into; None for an architecture that is none."""
-    from transformers import AutoModelForCausalLM
+    """The model in fp32 as one of ours, whose layers an evaluation can look into; None for one that ours cannot be.
 
+    Raises ValueError where the folder is damaged.
+    """
     from kleiber.models.hf import from_hf
+    from kleiber.models.hf_config import KINDS, read_config
+    from kleiber.models.hf_folder import read_folder
 
-    try:  # without safetensors it is an OSError: no pickle is opened
-        return from_hf(AutoModelForCausalLM.from_pretrained(path, local_files_only=True, use_safetensors=True)).eval()
-    except (OSError, ValueError):
+    if read_config(path).get("model_type") not in KINDS:
+        return None
+    twin = read_folder(path)
+    try:
+        return from_hf(twin).eval()
+    except ValueError:
         return None
 
 

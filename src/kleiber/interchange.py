@@ -98,7 +98,7 @@ def _write_run(folder: Path, out: Path) -> None:
             f"{folder}: its tokenizer has {known.vocab_size} tokens and its embedding {rows} rows (vocab_size of "
             "config.json): leave the tokens without a row out of tokenizer.json"
         )
-    model = new_model(config, known)
+    model = new_model(config, rows)
     load_hf(model, folder)
     import yaml
 

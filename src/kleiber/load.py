@@ -36,7 +36,7 @@ def load_run(path: Path, stage: str | None = None) -> Loaded:
     home, stage = place(path, stage)
     cfg = config_of(home, stage)
     corpus: Corpus = build(cfg.data).prepare(cfg.model.context)
-    model = new_model(cfg, corpus.tokenizer)
+    model = new_model(cfg, corpus.tokenizer.vocab_size)
     load_trained(model, home, stage)
     return Loaded(cfg, model.eval(), corpus, objective_at(cfg, corpus, home / "stages" / stage))
 
@@ -63,7 +63,7 @@ def earlier(path: Path, stage: str | None = None) -> Iterator[tuple[int, Any]]:
     folders = checkpoint.steps(home / "stages" / stage / "checkpoints")[1:]
     if cfg.get("adapter") or not folders:
         return
-    model = new_model(cfg, build(cfg.data).prepare(cfg.model.context).tokenizer)
+    model = new_model(cfg, build(cfg.data).prepare(cfg.model.context).tokenizer.vocab_size)
     for folder in reversed(folders):
         found = checkpoint.read(folder)
         add_saved_heads(model, found)

@@ -59,7 +59,7 @@ def open_model(path: str) -> Opened:
         raise ValueError(str(error).replace("init.path=", "")) from None
     config = stage_config(read_config(folder), stage)
     tokenizer = tokenizer_of(folder, config)
-    model = new_model(config, tokenizer)
+    model = new_model(config, tokenizer.vocab_size)
     found = load_trained(model, folder, stage)
     summary = read(folder / "summary.json") or {}
     return Opened(folder.name, model.eval(), tokenizer, config, summary, stage, found.step)
@@ -106,10 +106,10 @@ def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     return pretrained(name)
 
 
-def new_model(config: Mapping[str, Any], tokenizer: Tokenizer) -> Any:
+def new_model(config: Mapping[str, Any], vocab_size: int) -> Any:
     """The model as a run builds it, before any weights are loaded."""
     torch.manual_seed(config["seed"])
-    return build(DictConfig(config["model"]), vocab_size=tokenizer.vocab_size)
+    return build(DictConfig(config["model"]), vocab_size=vocab_size)
 
 
 def load_trained(model: Any, folder: Path, stage: str) -> checkpoint.Checkpoint:
@@ -127,8 +127,8 @@ def load_trained(model: Any, folder: Path, stage: str) -> checkpoint.Checkpoint:
     before = list(configs)[: list(configs).index(stage)] if stage in configs else []
     if before:
         load_trained(model, folder, before[-1])
-    elif config.get("init"):
-        build(DictConfig(config["init"])).load(model)
+    else:
+        load_start(model, config, folder)
     adapter = build(DictConfig(config["adapter"]))
     adapter.apply(model, config["seed"])
     if found.names is None:
@@ -137,6 +137,25 @@ def load_trained(model: Any, folder: Path, stage: str) -> checkpoint.Checkpoint:
         found.load_model(model, found.names)
     adapter.merge(model)
     return found
+
+
+def load_start(model: Any, config: Mapping[str, Any], folder: Path) -> None:
+    """What the first stage of a run begins with: its model as its own seed draws it, then what its start point gives.
+
+    The checkpoint of an adapter lacks these weights, and `model` may have been drawn by another seed; a start point
+    need not give all of them (upcycling leaves the routers). Raises ValueError where `model` is another one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        start = new_model(config, model.vocab_size)
+    for name, head in model.heads.items():
+        start.add_head(name, len(head.weight))
+    if config.get("init"):
+        build(DictConfig(config["init"])).load(start)
+    try:
+        model.load_state_dict(start.state_dict())
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ValueError(f"{folder} began with another model: {first}") from None
 
 
 def add_saved_heads(model: Any, found: checkpoint.Checkpoint) -> None:

@@ -95,15 +95,16 @@ class Upcycle(Checkpoint):
     seed: int = 0
 
     def load(self, model: Any) -> None:
-        from kleiber.models.upcycle import upcycle
+        from kleiber.models.upcycle import refuse_settings, upcycle
 
         folder, stage = locate(self.path)
-        dense = build(DictConfig(read_config(folder)["model"]), vocab_size=model.vocab_size)
-        for name, head in model.heads.items():
-            dense.add_head(name, len(head.weight))
-        begin_with(dense, folder, stage)
-        with torch.random.fork_rng(devices=[]):  # the same noise however often the start is asked for
-            torch.manual_seed(self.seed)
+        with torch.random.fork_rng(devices=[]):
+            dense = build(DictConfig(read_config(folder)["model"]), vocab_size=model.vocab_size)
+            refuse_settings(dense, model)
+            for name, head in model.heads.items():
+                dense.add_head(name, len(head.weight))
+            begin_with(dense, folder, stage)
+            torch.manual_seed(self.seed)  # the same noise however often the start is asked for
             upcycle(dense.state_dict(), model, noise=self.noise)
 
 

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
+from kleiber.assess import ours
 from kleiber.build import build
 from kleiber.check import _check_node
 from kleiber.models.hf import load_hf, to_hf
-from kleiber.models.hf_config import hf_model_node, hf_tokenizer, hf_vocab_size
+from kleiber.models.hf_config import DEFAULTS, KINDS, hf_model_node, hf_tokenizer, hf_vocab_size
+from kleiber.models.hf_model import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved
 from kleiber.nn.parametrization import MuP
@@ -74,6 +77,78 @@ def test_stories260k_imported_gives_the_logits_of_transformers_and_its_known_los
     assert np.all(np.asarray(tokenizer.encode(texts[0])) < 512)
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny Llama as a folder."""
+    torch.manual_seed(0)
+    to_hf(Transformer(50, depth=2, width=32, context=16, num_heads=2, qk_norm=False)).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def rewritten(folder, change) -> None:
+    """The folder with other weights: `change` gets them by name."""
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("read", [imported, ours], ids=["import", "eval"])
+def test_weights_that_are_missing_or_have_no_place_are_refused_by_name(read, folder):
+    rewritten(folder, lambda state: state.update({"model.layers.1.self_attn.q_proj.bias": torch.ones(32)}))
+    with pytest.raises(ValueError, match=rf"{folder} holds model\.layers\.1\.self_attn\.q_proj\.bias"):
+        read(folder)
+    rewritten(folder, lambda state: state.pop("model.layers.1.self_attn.q_proj.bias"))
+    assert read(folder).tied, "the output layer is the table and needs no weights"
+    rewritten(folder, lambda state: state.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(ValueError, match=rf"{folder} holds no weights for model\.layers\.1\.mlp\.up_proj\.weight"):
+        read(folder)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:3000])
+    with pytest.raises(ValueError, match=str(folder)):
+        read(folder)
+
+
+def test_a_folder_in_half_precision_is_scored_in_full(folder):
+    rewritten(folder, lambda state: state.update({name: value.bfloat16() for name, value in state.items()}))
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(told | {"dtype": "bfloat16"}))
+    assert {p.dtype for p in ours(folder).parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_file_does_not_say_is_what_transformers_takes(kind, tmp_path):
+    from transformers import CONFIG_MAPPING
+
+    config = {
+        "model_type": kind, "hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 2, "head_dim": 8,
+        "intermediate_size": 32, "max_position_embeddings": 8, "num_experts_per_tok": 2, "num_local_experts": 4,
+        "moe_intermediate_size": 16,
+    }  # fmt: skip
+    plain = CONFIG_MAPPING[kind]()
+    own = plain.to_dict() | plain.rope_parameters
+    assert all(DEFAULTS[kind][name] == own.get(name) for name in DEFAULTS[kind] if name != "num_key_value_heads")
+    for extra in ({}, {"rope_theta": 500.0}, {"rope_parameters": {"rope_type": "default"}, "rope_theta": 500.0}):
+        (tmp_path / "config.json").write_text(json.dumps(config | extra))
+        node, theirs = hf_model_node(tmp_path), CONFIG_MAPPING[kind].from_dict(config | extra)
+        assert node["rope_theta"] == theirs.rope_parameters["rope_theta"]
+        assert node["norm_eps"] == theirs.rms_norm_eps and node["num_kv_heads"] == theirs.num_key_value_heads
+
+
+def test_a_config_without_a_size_or_that_is_none_is_refused_with_file_and_key(folder):
+    file = folder / "config.json"
+    told = json.loads(file.read_text())
+    for key, ask in (("intermediate_size", hf_model_node), ("vocab_size", hf_vocab_size)):
+        file.write_text(json.dumps({name: value for name, value in told.items() if name != key}))
+        with pytest.raises(ValueError, match=rf"config\.json: there is no {key}"):
+            ask(folder)
+        file.write_text(json.dumps(told | {key: "64"}))
+        with pytest.raises(ValueError, match=f"{key}='64' is no whole number"):
+            ask(folder)
+    for text in ("{bad", "[]"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json (is|holds a list and) no JSON"):
+            hf_model_node(folder)
+
+
 def test_what_our_model_cannot_be_is_refused_with_the_way_out(tmp_path):
     def write(**changes):
         config = {
@@ -104,3 +179,14 @@ def test_what_our_model_cannot_be_is_refused_with_the_way_out(tmp_path):
         hf_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="parametrization=standard"):
         load_hf(Transformer(9, parametrization=MuP()), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma2", "modernbert"])
+def test_depth_cuts_settings_that_have_an_entry_a_layer(kind, tmp_path):
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes |= {} if kind == "modernbert" else {"num_key_value_heads": 2, "head_dim": 8}
+    HFModel(48, kind, "random", sizes, context=16).inner.save_pretrained(tmp_path)
+    for weights in ("pretrained", "random"):
+        cut = HFModel(48, str(tmp_path), weights, depth=1, context=16)
+        assert len(cut.blocks) == 1 == len(cut.config.layer_types)
+        assert cut(Batch(torch.randint(48, (1, 5)))).hidden.shape == (1, 5, 32)

@@ -34,14 +34,34 @@ def apply_peft(model: Any, names: list[str], rank: int, scale: float, seed: int,
         r=rank,
         lora_alpha=scale * rank,  # type: ignore[arg-type]
         lora_dropout=0.0,
-        target_modules=[_inside(name).rpartition(".")[0] for name in plain],
-        target_parameters=[_inside(name) for name in stacked] or None,
+        target_modules=[name.rpartition(".")[0] for name in plain],
+        target_parameters=stacked or None,
         use_dora=magnitudes,
         fan_in_fan_out=any(not isinstance(module, nn.Linear) for module in plain.values()),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, model.inner)
+        # Of what has a config of transformers', peft rewrites the targets of mixtures to those of an older version.
+        inject_adapter_in_model(config, nn.ModuleDict({"inner": model.inner}))
+    _refuse_others(model, names)
+
+
+def _refuse_others(model: Any, names: list[str]) -> None:
+    """Raises ValueError where what carries an update is not what was asked for."""
+    from peft.tuners.lora import LoraLayer  # pyright: ignore[reportMissingImports]
+    from peft.tuners.lora.layer import ParamWrapper  # pyright: ignore[reportMissingImports]
+
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
+    found = {
+        f"{name}.{layer.parameter_name if isinstance(layer, ParamWrapper) else 'weight'}".replace(".base_layer", "")
+        for name, layer in layers
+    }
+    other = sorted(found ^ set(names))
+    if other:
+        raise ValueError(
+            f"adapter=lora or dora with model=hf: this version of peft adapts other matrices than {len(names)} asked "
+            f"for, {', '.join(other[:3])} among them: leave their part out of adapter.targets"
+        )
 
 
 def merge_peft(model: Any) -> None:
@@ -55,11 +75,6 @@ def merge_peft(model: Any) -> None:
         layer.merge()  # type: ignore[operator]
         owner, _, last = name.rpartition(".")
         setattr(model.inner.get_submodule(owner), last, layer.base_layer)  # type: ignore[union-attr]
-
-
-def _inside(name: str) -> str:
-    """The name within the wrapped model of a parameter of the wrapper."""
-    return name.removeprefix("inner.")
 
 
 def _is_linear(module: nn.Module) -> bool:

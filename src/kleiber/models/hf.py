@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.models.hf_config import KINDS
+from kleiber.models.hf_folder import read_folder
 from kleiber.models.transformer import Block, Transformer
 from kleiber.nn.attention import Full
 from kleiber.nn.mlp import SwiGLU
@@ -82,18 +83,14 @@ def from_hf(twin: Any, context: int | None = None) -> Transformer:
 def load_hf(model: Transformer, folder: Path) -> None:
     """Puts the safetensors weights of a Hugging Face folder into `model`, which `hf_config.hf_model_node` describes.
 
-    Raises ValueError where shapes differ, or where the model has multipliers that the weights do not know of.
+    Raises ValueError where names or shapes differ, or where the model has multipliers that the weights do not know of.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
     if not isinstance(model.parametrization, Standard):
         raise ValueError("weights of Hugging Face fit model/parametrization=standard alone: its multipliers are all 1")
+    state = read_folder(folder, model.embedding.weight.dtype).state_dict()
     try:
-        options: Any = {"use_safetensors": True, "trust_remote_code": False, "dtype": model.embedding.weight.dtype}
-        state = AutoModelForCausalLM.from_pretrained(folder, **options).state_dict()
         model.load_state_dict(_import(state, model), strict=True)
-    except (KeyError, RuntimeError, OSError, SafetensorError) as error:
+    except (KeyError, RuntimeError) as error:
         raise ValueError(f"the weights in {folder} are not those of this model: {error}") from None
 
 

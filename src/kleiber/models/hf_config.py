@@ -6,7 +6,7 @@ It imports no torch, so that a config is made before torch is there. It refuses 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,20 @@ from kleiber import hub
 from kleiber.errors import did_you_mean
 
 KINDS = {"llama": (False, False), "qwen3": (True, False), "mixtral": (False, True), "qwen3_moe": (True, True)}
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+DEFAULTS: dict[str, dict[str, Any]] = {  # what transformers takes where a file does not say; tests compare
+    "llama": {"rope_theta": 1e4, "rms_norm_eps": 1e-6, "num_key_value_heads": None},
+    "qwen3": {
+        "rope_theta": 1e4, "rms_norm_eps": 1e-6, "num_key_value_heads": 32, "head_dim": 128,
+        "use_sliding_window": False,
+    },
+    "mixtral": {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "num_key_value_heads": 8},
+    "qwen3_moe": {
+        "rope_theta": 1e4, "rms_norm_eps": 1e-6, "num_key_value_heads": 4, "norm_topk_prob": False,
+        "use_sliding_window": False, "decoder_sparse_step": 1,
+    },
+}  # fmt: skip
+PER_LAYER = ("layer_types", "mlp_layer_types", "attention_layers", "no_rope_layers", "layers_block_type")
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
@@ -44,12 +58,29 @@ def _downloaded(name: str, key: str) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """What config.json says. Raises ValueError where it is no JSON object."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}; fetch the model anew") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds a {type(config).__name__} and no JSON object: fetch the model anew")
+    return config
 
 
 def hf_vocab_size(folder: Path) -> int:
     """Rows of the folder's embedding: the vocabulary's size of a model that its weights fit."""
-    return int(read_config(folder)["vocab_size"])
+    config = read_config(folder)
+    _require(folder, config, ("vocab_size",))
+    return config["vocab_size"]
+
+
+def _require(folder: Path, config: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in keys:
+        if not isinstance(config.get(key), int):
+            told = f"{key}={config[key]!r} is no whole number" if key in config else f"there is no {key}"
+            raise ValueError(f"{folder / 'config.json'}: {told}: write the one that the weights have")
 
 
 def hf_tokenizer(folder: Path) -> str:
@@ -74,8 +105,12 @@ def hf_model_node(folder: Path, context: int | None = None) -> dict[str, Any]:
             f"{folder} is of model_type={kind}, which our model cannot be: it can be {', '.join(KINDS)}; "
             "any other is wrapped as it is by model=hf"
         )
-    _refuse(config)
     qk_norm, experts = KINDS[kind]
+    _require(folder, config, SIZES)
+    config = DEFAULTS[kind] | config
+    _refuse(config)
+    if experts:
+        config = _with_experts(folder, config)
     dense = {"_target_": "kleiber.nn.mlp.SwiGLU", "_partial_": True, "hidden": config["intermediate_size"]}
     longest = config["max_position_embeddings"]
     if context is not None and context > longest:
@@ -86,25 +121,31 @@ def hf_model_node(folder: Path, context: int | None = None) -> dict[str, Any]:
         "width": config["hidden_size"],
         "context": context or longest,
         "num_heads": config["num_attention_heads"],
-        "num_kv_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
+        "num_kv_heads": config["num_key_value_heads"] or config["num_attention_heads"],
         "mlp": _experts(config) if experts else dense,
         "attention": {"_target_": "kleiber.nn.attention.Full", "_partial_": True},
         "parametrization": {"_target_": "kleiber.nn.parametrization.Standard"},
         "tied": bool(config.get("tie_word_embeddings", False)),
         "qk_norm": qk_norm,
-        "rope_theta": float(_rope(config).get("rope_theta", 10000.0)),
-        "norm_eps": config.get("rms_norm_eps", 1e-6),
+        "rope_theta": float(_rope(config)["rope_theta"]),
+        "norm_eps": config["rms_norm_eps"],
     }
 
 
+def _with_experts(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the number of experts under one name, which versions of transformers have changed."""
+    number = config.get("num_experts", config.get("num_local_experts"))
+    config = config if number is None else config | {"num_local_experts": number}
+    own = () if config["model_type"] == "mixtral" else ("moe_intermediate_size",)
+    _require(folder, config, ("num_local_experts", "num_experts_per_tok", *own))
+    return config
+
+
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary settings, as version 5 of transformers writes them or as earlier ones did."""
-    given = config.get("rope_parameters")
-    if given is not None:
-        return dict(given)
-    scaling = config.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    return {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": kind}
+    """Rotary settings, as version 5 of transformers writes them or as earlier ones did, or half and half."""
+    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    kind = given.get("rope_type", given.get("type", "default"))
+    return {"rope_theta": config["rope_theta"]} | given | {"rope_type": kind}
 
 
 def _refuse(config: Mapping[str, Any]) -> None:
@@ -131,15 +172,14 @@ def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["model_type"] == "mixtral":
         node |= {"num_experts": config["num_local_experts"], "hidden": config["intermediate_size"]}
     else:
-        number = config["num_experts"] if "num_experts" in config else config["num_local_experts"]
-        node |= {"num_experts": number, "hidden": config["moe_intermediate_size"]}
-        router, every = "TopK" if config.get("norm_topk_prob") else "Switch", _every(config)
+        node |= {"num_experts": config["num_local_experts"], "hidden": config["moe_intermediate_size"]}
+        router, every = "TopK" if config["norm_topk_prob"] else "Switch", _every(config)
     node |= {"k": config["num_experts_per_tok"], "every": every}
     return node | {"router": {"_target_": f"kleiber.nn.routers.{router}", "_partial_": True}}
 
 
 def _every(config: Mapping[str, Any]) -> int:
-    depth, step = config["num_hidden_layers"], config.get("decoder_sparse_step", 1)
+    depth, step = config["num_hidden_layers"], config["decoder_sparse_step"]
     dense = set(config.get("mlp_only_layers") or ())
     sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(depth)]
     every = next((n for n in range(1, depth + 1) if sparse == [(i + 1) % n == 0 for i in range(depth)]), None)
@@ -171,7 +211,14 @@ def configuration(path: str, weights: str, changes: Mapping[str, Any]) -> tuple[
         if name not in known:
             raise ValueError(f"model.config.{name}: {kind} has no such setting.{did_you_mean(name, known)}")
     try:
-        settings = CONFIG_MAPPING[kind].from_dict({**told, **changes})
+        settings = CONFIG_MAPPING[kind].from_dict(_cut({**told, **changes}))
     except Exception as error:  # of a validator of transformers' own
         raise ValueError(f"model.config={dict(changes)} of model.path={path}: {error}") from None
     return settings, folder if weights == "pretrained" else None
+
+
+def _cut(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with lists that have an entry a layer cut to the layers that there are."""
+    depth = settings.get("num_hidden_layers")
+    lists = {name: settings[name] for name in PER_LAYER if isinstance(settings.get(name), list)}
+    return settings | {name: entries[:depth] for name, entries in lists.items()}

@@ -1,12 +1,13 @@
 """The output layer of a Hugging Face model as a loss sees it: one matrix, whatever stands before it and beside it.
 
 What an encoder does between its hidden states and the matrix is `features`; a bias becomes one more column of the
-matrix, read by a constant 1. Both are exact, and that they are all there is, is tried on two tokens when it is built.
+matrix, read by a constant 1. Both are exact, and that they are all there is, is tried on a few tokens when it is built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Transform = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Modules and functions one after another; as data, so that a copy of a model has those of the copy."""
+
+    steps: Sequence[Transform]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        for step in self.steps:
+            hidden = step(hidden)
+        return hidden
 
 
 class HFHead:
@@ -70,10 +83,8 @@ def find_head(inner: Any, whole: bool, path: str) -> Any:
     if not isinstance(linear, nn.Linear):
         return NoHead(f"model.path={path} is a {inner.config.model_type}, whose output layer is no single matrix")
     head = HFHead(linear, _transform(inner), getattr(inner.config, "final_logit_softcapping", None))
-    try:
-        hidden, logits = _two_tokens(inner)
-    except (RuntimeError, TypeError, IndexError) as error:
-        raise ValueError(f"model.path={path} with this model.config does not run: {error}") from None
+    hidden = _tried(inner.base_model, inner, path).last_hidden_state
+    logits = _tried(inner, inner, path).logits
     if not _is_right(head, hidden, logits):
         return NoHead(
             f"model.path={path} is a {inner.config.model_type}, whose output layer is of a form not known here"
@@ -95,31 +106,45 @@ def _transform(inner: Any) -> Transform | None:
         return modern
     roberta: Any = getattr(inner, "lm_head", None)
     if hasattr(roberta, "layer_norm"):
-        return lambda hidden: roberta.layer_norm(nn.functional.gelu(roberta.dense(hidden)))
+        return Steps([roberta.dense, nn.functional.gelu, roberta.layer_norm])
     if hasattr(inner, "vocab_transform"):
-        return lambda hidden: inner.vocab_layer_norm(inner.activation(inner.vocab_transform(hidden)))
+        return Steps([inner.vocab_transform, inner.activation, inner.vocab_layer_norm])
     albert: Any = getattr(inner, "predictions", None)
     if hasattr(albert, "activation"):
-        return lambda hidden: albert.LayerNorm(albert.activation(albert.dense(hidden)))
+        return Steps([albert.dense, albert.activation, albert.LayerNorm])
     return None
 
 
+def reads_ahead(inner: Any, path: str) -> bool:
+    """Whether a hidden state depends on a later token: it moves where two rows differ in the last one alone."""
+    hidden = _tried(inner.base_model, inner, path).last_hidden_state
+    earlier, last = ((hidden[0, place] - hidden[1, place]).abs().max() for place in (0, 1))
+    return bool(earlier > 1e-5 * last)
+
+
 @torch.no_grad()
-def _two_tokens(inner: Any) -> tuple[Tensor, Tensor]:
-    """The model's own hidden states and logits, on two tokens."""
-    training = inner.training
+def _tried(module: Any, inner: Any, path: str) -> Any:
+    """What the model, or a part of it, says to two rows of two tokens, of which the first is the same.
+
+    Raises ValueError where it does not run. Id 0 and that of padding are left out: their rows may be all zeros.
+    """
+    table, training = inner.get_input_embeddings().weight, inner.training
+    padding = getattr(inner.config, "pad_token_id", None)
+    one, two, three = [i for i in range(1, len(table)) if i != padding][:3]
     inner.eval()
     try:
-        ids = torch.zeros(1, 2, dtype=torch.long, device=inner.get_input_embeddings().weight.device)
-        return inner.base_model(input_ids=ids).last_hidden_state, inner(input_ids=ids).logits
+        return module(input_ids=torch.tensor([[one, two], [one, three]], device=table.device))
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ValueError(f"model.path={path} with this model.config does not run: {error}") from None
     finally:
         inner.train(training)
 
 
 @torch.no_grad()
 def _is_right(head: HFHead, hidden: Tensor, logits: Tensor) -> bool:
-    """Whether the view gives the model's own logits."""
+    """Whether the view gives the model's own logits; of logits that are all 0 nobody can tell."""
+    size = float(logits.abs().max())
     try:
-        return torch.allclose(head(hidden), logits, atol=1e-4, rtol=1e-4)
+        return size > 0 and torch.allclose(head(hidden), logits, atol=1e-4 * size, rtol=1e-4)
     except RuntimeError:  # shapes that do not fit
         return False

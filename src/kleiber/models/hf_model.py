@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kleiber.models.heads import TaskHead
 from kleiber.models.hf_config import configuration
-from kleiber.models.hf_head import HFHead, NoHead, find_head
+from kleiber.models.hf_head import HFHead, NoHead, find_head, reads_ahead
 from kleiber.nn.attention import Remembered
 from kleiber.nn.parametrization import Standard
 from kleiber.types import Batch, Output, Role
@@ -71,7 +71,7 @@ class HFModel(nn.Module):
                 f"model.path={path} has {rows} token ids, and the corpus {vocab_size}: leave data.tokenizer out, or "
                 f"set data.tokenizer={path}"
             )
-        self.config, self.context, self.causal = settings, context, auto == "CausalLM"
+        self.config, self.context = settings, context
         self.vocab_size, self.width = rows, int(settings.hidden_size)
         self.parametrization = Standard()
         self.heads = nn.ModuleDict()
@@ -81,6 +81,8 @@ class HFModel(nn.Module):
         self.tied = any(matrix is self.embedding.weight for matrix in self.vocabulary()[1:])
         takes = inspect.signature(self.backbone.forward).parameters
         self._cache_argument = "cache" if "cache" in takes else "past_key_values"  # renamed in the course of version 5
+        # Some that transformers counts among the causal ones read both ways: XLNet, XLM, BERT saved as no decoder.
+        self.causal = auto == "CausalLM" and not reads_ahead(self.inner, path)
         self._head = find_head(self.inner, whole, path)
 
     def _only_tied(self, missing: list[str]) -> bool:
@@ -246,7 +248,7 @@ def _build(auto: str, settings: Any, folder: Path | None, path: str) -> tuple[An
     options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "dtype": torch.float32}
     try:
         model, told = kind.from_pretrained(folder, config=settings, output_loading_info=True, **options)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (KeyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"model.path={path} cannot be loaded: {str(error).splitlines()[0]}") from None
     backbone = id(model.base_model)
     lost = [name for name in told["missing_keys"] if auto and not _outside(model, name, backbone)]

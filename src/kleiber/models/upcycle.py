@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kleiber.models.transformer import Transformer
+from kleiber.nn.attention import Full, NoMixing, Window
 from kleiber.nn.moe import Dropping, MoE
 
 
@@ -68,6 +70,41 @@ def refuse(moe: MoE, state: dict[str, Tensor], prefix: str) -> None:
         raise ValueError("init=upcycle: shared experts would add to the dense model: set model.mlp.num_shared=0")
     if isinstance(moe, Dropping):
         raise ValueError("init=upcycle: what model/mlp=dropping drops the dense model did not: choose model/mlp=moe")
+
+
+def refuse_settings(dense: Any, model: Any) -> None:
+    """Raises ValueError where `model` would read the weights of `dense` as another function, naming the key to set.
+
+    Shapes do not tell: heads, multipliers, angles, norms and soft-caps are no weights.
+    """
+    for one in (dense, model):
+        if not isinstance(one, Transformer):
+            raise ValueError(
+                f"init=upcycle takes model=gpt and makes model=moe of it: a {type(one).__name__} is neither"
+            )
+    own = settings(model)
+    for key, value in settings(dense).items():
+        if own.get(key) != value:
+            raise ValueError(
+                f"init=upcycle: the dense run has {key}={value} and this model {own.get(key)}, which makes another "
+                f"function of its weights: set {key}={value}"
+            )
+
+
+def settings(model: Transformer) -> dict[str, Any]:
+    """What makes a function of a model's weights, by key; the standard deviation of a start is not part of it."""
+    attention: Any = model.blocks[0].attention
+    kind = model.parametrization
+    found: dict[str, Any] = {"model/parametrization": type(kind).__name__.lower()}
+    found |= {f"model.parametrization.{name}": value for name, value in vars(kind).items() if name != "std"}
+    found["model/attention"] = "none" if isinstance(attention, NoMixing) else type(attention).__name__.lower()
+    if isinstance(attention, Full):
+        found |= {"model.num_heads": attention.num_heads, "model.num_kv_heads": attention.num_kv_heads}
+        found["model.rope_theta"] = attention.rope.theta
+    if isinstance(attention, Window):
+        found["model.attention.window"] = attention.window
+    found |= {"model.norm_eps": model.norm.eps, "model.soft_cap": model.head.soft_cap, "model.causal": model.causal}
+    return {key: "null" if value is None else value for key, value in found.items()}
 
 
 @torch.no_grad()
