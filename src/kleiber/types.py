@@ -42,8 +42,7 @@ class Batch:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with `fn` applied to every tensor that is there: a device move, a slice of rows."""
-        there = {name: value for name, value in vars(self).items() if value is not None}
-        made: Any = {name: v.map(fn) if isinstance(v, Batch) else fn(v) for name, v in there.items()}
+        made: Any = {n: v.map(fn) if isinstance(v, Batch) else fn(v) for n, v in vars(self).items() if v is not None}
         return Batch(**made)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -137,10 +136,9 @@ class Head(Protocol):
 class Model(Protocol):
     """A backbone with a head, for rows of up to `context` tokens. Causal or not is its own business."""
 
-    @property
-    def context(self) -> int: ...
-    @property
-    def head(self) -> Head: ...
+    context: int
+    head: Head
+
     def __call__(self, batch: Batch) -> Output: ...
     def roles(self) -> dict[str, Role]: ...
 

@@ -15,7 +15,9 @@ def rows(points):
     """Of (method, share, lr, seed, tokens, F, target); no line between start and end."""
     names = ["method", "replayed", "lr", "seed", "tokens", "F", "target"]
     made = pd.DataFrame(points, columns=names)
-    return made.assign(run=range(len(made)), setting=made["replayed"].astype(str), steps=made["tokens"] / 1000)
+    return made.assign(
+        kept=float("inf"), run=range(len(made)), setting=made["replayed"].astype(str), steps=made["tokens"] / 1000
+    )
 
 
 def claim(points, code):
@@ -58,3 +60,15 @@ def test_what_is_equal_between_replay_and_plain_is_said(tokens, words):
     points += [("replay", 0.05, 0.01, s, tokens, 0.2 + 0.011 * s, 1.51 + 0.011 * s) for s in range(3)]
     told = claim(points, "replay_cheap")
     assert told.text.endswith(words) and told.value == pytest.approx(0.0101 / 1.51, rel=0.2)
+
+
+def test_replay_of_small_memories_is_no_part_of_the_curve_of_replay():
+    points = [("none", 0.0, 0.01, s, 1e6, 0.10 + s / 1e3, 1.0) for s in range(3)]
+    points += [("replay", 0.2, 0.01, s, 1e6, 0.04 + s / 1e3, 1.0) for s in range(3)]
+    small = rows([("replay", 0.2, 0.01, s, 1e6, 0.09 + s / 1e3, 1.0) for s in range(3)]).assign(kept=8e3)
+    whole = rows(points)
+    told = [claims(table, [], 0.9)[0] for table in (whole, pd.concat([whole, small], ignore_index=True))]
+    assert told[0].code == told[1].code == "replay_monotone"
+    assert told[0].value == pytest.approx(told[1].value) == pytest.approx(0.06)
+    alone = rows(points[:3])
+    assert claims(pd.concat([alone, small], ignore_index=True), [], 0.9)[0].value == pytest.approx(0.01)

@@ -63,6 +63,8 @@ class Measured(Protocol):
 class Held:
     """Samples that are scored, in a fixed mixed order: the first ones of a sorted table would be of one class."""
 
+    padded = True  # so some of its tokens, such as what begins a row, are no targets
+
     def __init__(self, samples: Measured, count: int | None = None) -> None:
         self.samples = samples
         self.order = permutation(len(samples), 0)[:count]

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from kleiber.data.padded import Held
 from kleiber.evals.subject import Subject
 from kleiber.sums import Sums
 from kleiber.types import Batch, Loss
@@ -39,7 +38,7 @@ def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
 def bytes_per_target(objective: Any, chosen: Any) -> float | None:
     """Bytes of text behind each target of held-out samples; None where loss over bytes has no meaning: for what is no
     likelihood of text, and for padded rows, of which begin tokens or prompts are no targets."""
-    if not objective.likelihood or isinstance(chosen, Held):
+    if not objective.likelihood or getattr(chosen, "padded", False):
         return None
     return chosen.num_bytes / chosen.num_tokens
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from kleiber.nn.loss import log_probs
-from kleiber.objectives.clm import target_weights
+from kleiber.nn.loss import log_probs, target_weights
 from kleiber.types import Batch
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kleiber.types import Head
+from kleiber.types import Batch, Head
 
 
 class CrossEntropy(NamedTuple):
@@ -201,3 +201,15 @@ class _LogProbs(torch.autograd.Function):
                 raw = plan.to_raw(_nll_gradient(logits, norms[at], targets[at], -grad[at, None], 0.0), bent)
                 grads.add(at, raw, part, matrix)
         return grads.rows, grads.weight, None, None, None
+
+
+def target_weights(batch: Batch) -> Float[Tensor, "batch _"] | None:
+    """Weight of every target; a token that opens a new segment is predicted from another document, so it counts 0."""
+    weights = None if batch.weights is None else batch.weights[:, 1:]
+    if batch.segments is not None:
+        same = (batch.segments[:, 1:] == batch.segments[:, :-1]).to(torch.float32)
+        weights = same if weights is None else weights * same
+    if batch.real is not None:
+        real = batch.real[:, 1:].to(torch.float32)
+        weights = real if weights is None else weights * real
+    return weights

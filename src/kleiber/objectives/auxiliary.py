@@ -5,12 +5,13 @@ Beside an objective that counts something else than tokens, auxiliary losses kee
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kleiber.data.cache import digest
 from kleiber.types import Batch, Output
 
 
@@ -29,4 +30,4 @@ def rescaled(output: Output, batch: Batch, count: int | Tensor) -> dict[str, Ten
 def head_name(task: str, *meaning: Any) -> str:
     """The key of a task's output layer in a model: its name, and a digest of what the outputs stand for, so that tasks
     whose names alone agree have layers of their own."""
-    return f"{task.replace('.', '_')}-{digest(meaning)[:8]}"
+    return f"{task.replace('.', '_')}-{hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:8]}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kleiber.nn.loss import cross_entropy
+from kleiber.nn.loss import cross_entropy, target_weights
 from kleiber.types import Batch, Loss, Model, Predictions
 
 
@@ -60,15 +60,3 @@ def inputs(batch: Batch) -> Batch:
         segments=None if batch.segments is None else batch.segments[:, :-1],
         samples=batch.samples,
     )
-
-
-def target_weights(batch: Batch) -> torch.Tensor | None:
-    """Weight of every target; a token that opens a new segment is predicted from another document, so it counts 0."""
-    weights = None if batch.weights is None else batch.weights[:, 1:]
-    if batch.segments is not None:
-        same = (batch.segments[:, 1:] == batch.segments[:, :-1]).to(torch.float32)
-        weights = same if weights is None else weights * same
-    if batch.real is not None:
-        real = batch.real[:, 1:].to(torch.float32)
-        weights = real if weights is None else weights * real
-    return weights

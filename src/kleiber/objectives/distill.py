@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from kleiber.nn.divergence import kl_divergence
-from kleiber.nn.loss import cross_entropy
-from kleiber.objectives.clm import causal, inputs, target_weights
+from kleiber.nn.loss import cross_entropy, target_weights
+from kleiber.objectives.clm import causal, inputs
 from kleiber.types import Batch, Loss
 
 

@@ -6,6 +6,7 @@ had nothing to forget, and are the bases.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kleiber.budget import quantity
 from kleiber.catalog import Run
 from kleiber.folder import read_config, read_overrides
 from kleiber.studies.forgetting_metrics import upstream
@@ -27,8 +29,9 @@ OTHER = re.compile(r"(schedule|batch|optimizer)(\.(?!lr=).*)?=")
 
 
 def outcomes(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row each: method, setting, lr, seed, base, pretrained; F, relative, peak (nats of the earlier tasks' mean
-    loss), target (mean loss of the new ones), start and every task's loss; tokens, target_tokens, seconds, memory.
+    """A row each: method, setting, lr, seed, base, pretrained, replayed share, kept (tokens of each earlier task that
+    replay draws from); F, relative, peak (nats of the earlier tasks' mean loss), target (mean loss of the new ones),
+    start and every task's loss; tokens, target_tokens, seconds, memory.
 
     F is `nan` where the earlier tasks were not scored. Errors: ValueError when no finished run started from another.
     """
@@ -76,7 +79,7 @@ def rows_of(run: Run, known: Mapping[str, Run], more: str = "") -> list[dict[str
         "N": (stage.get("params") or {}).get("active"), "tuned": (stage.get("params") or {}).get("trainable"),
         "pretrained": pretrained(stage, spent, base_of(config), known),
         "tokens": spent, "target_tokens": spent * (1 - share),
-        "replayed": share, "steps": stage["steps"], "seconds": stage.get("seconds"),
+        "replayed": share, "kept": kept(config), "steps": stage["steps"], "seconds": stage.get("seconds"),
         "memory": stage.get("peak_memory_bytes"),
     }  # fmt: skip
     own, before = list(stage["tasks"]), earlier_tasks(run)
@@ -150,6 +153,12 @@ def replayed(config: Mapping[str, Any]) -> float:
     return float(((config.get("retention") or {}).get("replay") or {}).get("fraction", 0.0))
 
 
+def kept(config: Mapping[str, Any]) -> float:
+    """Tokens of each earlier task that replay draws from at most; inf: all of its training text."""
+    memory = ((config.get("retention") or {}).get("replay") or {}).get("memory")
+    return math.inf if memory is None else float(quantity(memory))
+
+
 def base_of(config: Mapping[str, Any]) -> str:
     return str((config.get("init") or {}).get("path", ""))
 
@@ -185,8 +194,9 @@ def points_of_line(metrics: Mapping[str, float]) -> list[str]:
 
 
 def real_replay(rows: pd.DataFrame) -> pd.DataFrame:
-    """Plain fine-tuning and replay of the earlier tasks' own text."""
-    return pd.DataFrame(rows[rows["method"].isin([PLAIN, "replay"])])
+    """Plain fine-tuning and replay of the earlier tasks' own text, of several memories of it that of the largest."""
+    replay, kept = rows["method"] == "replay", rows["kept"]
+    return pd.DataFrame(rows[(rows["method"] == PLAIN) | (replay & (kept == kept[replay].max()))])
 
 
 def beside(rows: pd.DataFrame, by: Sequence[str] = ()) -> list[float]:
