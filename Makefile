@@ -1,6 +1,8 @@
 # Two commands for everybody, two more for who changes things. Each creates .venv when it is missing.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Processes of the fast tests; each test has one thread.
+WORKERS ?= 2
 # Overrides for the training; the default keeps the first run to a few minutes.
 TRAIN := budget.tokens=1.5M eval.every_steps=0
 
@@ -10,7 +12,7 @@ train: .venv/installed
 	$(BIN)/python train.py model=moe $(or $(ARGS),$(TRAIN))
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 test-all: .venv/installed-dev
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
