@@ -61,18 +61,20 @@ def fingerprint(model: torch.nn.Module) -> str:
     for name, value in sorted(model.state_dict().items()):
         sums.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         sums.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    sums.update(_answer(model).float().cpu().numpy().tobytes())
+    for answer in _answers(model):
+        sums.update(answer.float().cpu().numpy().tobytes())
     return sums.hexdigest()[:32]
 
 
 @torch.no_grad()
-def _answer(model: Any) -> torch.Tensor:
-    """Logits after each of a row of tokens as they come."""
+def _answers(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states of a row of tokens as they come, and the logits after the last: of all they would be large."""
     was, device = model.training, next(model.parameters()).device
     model.eval()
     row = torch.arange(model.context, device=device)[None] % model.vocab_size
     try:
-        return model.head(model(Batch(row)).hidden)
+        hidden = model(Batch(row)).hidden
+        return hidden, model.head(hidden[:, -1])
     finally:
         model.train(was)
 
