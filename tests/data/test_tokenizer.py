@@ -121,3 +121,13 @@ def test_a_tokenizer_that_is_nowhere_says_the_ways_out(cache: Path) -> None:
         pretrained("no-one/nothing")
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         pretrained(str(Path(__file__).parent))
+
+
+def test_damaged_files_of_a_tokenizer_are_named(tmp_path: Path, bpe: BPE) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer: .*fetch it anew"):
+        pretrained(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_bytes(bpe.path.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config.json is no JSON"):
+        pretrained(str(tmp_path))

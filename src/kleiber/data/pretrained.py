@@ -37,9 +37,15 @@ class Pretrained:
         from tokenizers import Tokenizer
 
         saved = (folder / FILE).read_bytes()
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG} is no JSON: {error}; fetch the tokenizer anew") from None
         self.name = name.rstrip("/").rsplit("/", 1)[-1]
-        self._tokenizer = Tokenizer.from_str(saved.decode())
+        try:
+            self._tokenizer = Tokenizer.from_str(saved.decode())
+        except Exception as error:  # the only class that `tokenizers` raises
+            raise ValueError(f"{folder / FILE} is no tokenizer: {error}; fetch it anew") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
