@@ -175,3 +175,16 @@ def test_one_text_with_other_labels_is_another_task(launch, tmp_path, capsys):
     learned = json.loads((base / "summary.json").read_text())["stages"][0]["metrics"]["val/both/accuracy"]
     assert told["R"]["tasks"] == ["both-before", "both"] and told["R"]["baseline"][0] == pytest.approx(learned)
     assert learned > 0.9
+
+
+def test_a_wrapped_model_with_trained_weights_has_a_start_to_hold_to(launch, shared, capsys):
+    """WiSE and L2-SP need no earlier task; what needs one says so."""
+    source = shared / "data" / "models" / "stories260K"
+    wrapped = ["model=hf", f"model.path={source}", "model.context=64", "budget.steps=2", "callbacks.samples=null"]
+    wrapped += ["objective=classify", "data=labelled", f"data.path={DATA}/labelled.jsonl"]
+    held = launch(*wrapped, "retention=[wise,l2sp]", "retention.wise.alphas=[0,1]", root="held")
+    found = json.loads((held / "summary.json").read_text())["stages"][0]["metrics"]
+    assert found["wise/1/labelled/loss"] == found["val/labelled/loss"] != found["wise/0/labelled/loss"]
+    capsys.readouterr()
+    launch(*wrapped, "retention=replay", root="none", code=2)
+    assert "retention.replay needs training samples of earlier tasks" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kleiber.build import SUPPLIED
-from kleiber.chain import from_weights, is_chain, stage_configs
+from kleiber.chain import built_trained, from_weights, is_chain, stage_configs
 from kleiber.errors import ConfigError, did_you_mean
 from kleiber.fit_together import fit_together
 from kleiber.settings import NODES, OPTIONAL, PLAIN, TOP_LEVEL
@@ -45,7 +45,7 @@ def check(config: Mapping[str, Any], follows: bool = False) -> None:
     fit_together(config)
     if is_chain(config):
         _check_chain(config)
-    elif config.get("retention") and not (follows or from_weights(config)):
+    elif config.get("retention") and not (follows or from_weights(config) or built_trained(config["model"])):
         raise ConfigError(
             f"retention={list(config['retention'])} has nothing to retain: start from weights "
             "(init=checkpoint init.path=RUN), or train a chain (stages=docs_then_code)"
