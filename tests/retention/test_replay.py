@@ -37,11 +37,23 @@ def test_earlier_tasks_share_the_fraction_and_a_mixture_keeps_its_proportions():
     assert [share / sum(data.shares) for share in data.shares] == [0.6, 0.2, 0.1, 0.1]
 
 
+def test_an_earlier_mixture_is_replayed_in_its_fractions_and_not_by_the_sizes_of_its_parts():
+    small, large = Language(5, rows=20), Language(6, rows=300)
+    earlier = Mixture([small, large], [0.75, 0.25])
+    tasks = [Task("both", CLM(), OLD, earlier)]
+    data = Replay(0.2).data(NEW, tasks, CLM())
+    assert [share / sum(data.shares) for share in data.shares] == pytest.approx([0.8, 0.15, 0.05])
+    kept = Replay(0.2, memory=40 * CONTEXT).data(NEW, tasks, CLM())
+    assert kept.shares == data.shares and [len(part) for part in kept.parts[1:]] == [20, 10]
+    with pytest.raises(ValueError, match=r"fraction=0.002 leaves some of 1 .*at least 0.004"):
+        Replay(0.002).data(NEW, tasks, CLM())
+
+
 def test_without_blocks_that_hold_it_the_fraction_is_refused():
     with pytest.raises(ValueError, match=r"retention.replay.fraction"):
         Replay(0.0001)
     shared = [*TASKS, Task("middle", CLM(), MIDDLE, MIDDLE)]
-    with pytest.raises(ValueError, match=r"retention.replay.fraction=0.001 leaves each of 2.*at least 0.002"):
+    with pytest.raises(ValueError, match=r"retention.replay.fraction=0.001 leaves some of 2.*at least 0.002"):
         Replay(0.001).data(NEW, shared, CLM())
 
 

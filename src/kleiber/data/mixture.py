@@ -64,6 +64,14 @@ class Mixture(Joined):
         return MixedOrder([len(part) for part in self.parts], self.shares, seed)
 
 
+def fractions_of(samples: Samples) -> list[tuple[Samples, float]]:
+    """The parts of a mixture that have a share, each with its fraction; other samples are one part."""
+    if not isinstance(samples, Mixture):
+        return [(samples, 1.0)]
+    parts = zip(samples.parts, samples.shares, strict=True)
+    return [(part, share / sum(samples.shares)) for part, share in parts if share]
+
+
 class MixedOrder(Order):
     """Position p lies in block b = p // block, whose slots a permutation of (seed, b) deals to the parts.
 

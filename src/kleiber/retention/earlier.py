@@ -16,6 +16,7 @@ from jaxtyping import Int, UInt64
 from torch import Tensor
 
 from kleiber.budget import quantity
+from kleiber.data.mixture import Mixture, fractions_of
 from kleiber.data.repeat import Spread
 from kleiber.data.sampler import scramble
 from kleiber.models.generate import generate
@@ -85,6 +86,9 @@ def real(tasks: Sequence[Task], name: str, memory: float | None = None) -> list[
 
 def _few(train: Samples | None, tokens: float) -> Samples:
     assert train is not None
+    if isinstance(train, Mixture):
+        parts, fractions = zip(*fractions_of(train), strict=True)
+        return Mixture([_few(part, tokens * own) for part, own in zip(parts, fractions, strict=True)], fractions)
     count = max(1, round(tokens * len(train) / train.num_tokens))
     return train if count >= len(train) else Spread(train, count)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kleiber.data.mixture import LARGEST_BLOCK, Mixture
+from kleiber.data.mixture import LARGEST_BLOCK, Mixture, fractions_of
 from kleiber.retention.earlier import Source, Text, alike, memory_tokens, partners
 from kleiber.types import Batch, Loss, Objective, Retention, Samples, Task, Tokenizer
 
@@ -90,14 +90,16 @@ def same_form(one: Samples | None, other: Samples) -> bool:
 
 
 def blend(train: Samples, replayed: Sequence[Samples], share: float) -> Mixture:
-    """A mixture of `share` of each replayed part and the stage's samples, whose own fractions stay in proportion."""
+    """A mixture of `share` of each earlier task and the rest of the stage's samples; what is a mixture itself, stage or
+    earlier task, keeps its own fractions."""
     count = len(replayed)
-    if share < 1 / LARGEST_BLOCK:
+    again = [(part, share * fraction) for one in replayed for part, fraction in fractions_of(one)]
+    least = min(fraction for _, fraction in again)
+    if least < 1 / LARGEST_BLOCK:
         raise ValueError(
-            f"retention.replay.fraction={share * count:g} leaves each of {count} earlier tasks less than one sample in "
-            f"{LARGEST_BLOCK}: give at least {count / LARGEST_BLOCK:g}"
+            f"retention.replay.fraction={share * count:g} leaves some of {count} earlier tasks less than one sample in "
+            f"{LARGEST_BLOCK}: give at least {share * count / (least * LARGEST_BLOCK):g}"
         )
-    left = 1 - share * count
-    own, weights = ([*train.parts], train.shares) if isinstance(train, Mixture) else ([train], [1])
-    fractions = [left * weight / sum(weights) for weight in weights] + [share] * count
-    return Mixture([*own, *replayed], fractions)
+    own = [(part, (1 - share * count) * fraction) for part, fraction in fractions_of(train)]
+    parts, fractions = zip(*own, *again, strict=True)
+    return Mixture(parts, fractions)
