@@ -10,7 +10,7 @@ import torch
 from kleiber.cli import main
 from kleiber.data.tokenizer import Bytes
 from kleiber.folder import read_config
-from kleiber.interchange import card, export, import_hf
+from kleiber.interchange import card, export, import_hf, save_template, save_tokenizer
 from kleiber.models.transformer import Transformer
 from kleiber.opened import Opened, open_model
 from kleiber.types import Batch
@@ -123,6 +123,22 @@ def test_conversations_are_exported_with_the_template_they_were_trained_in(launc
     whole = tokenizer.apply_chat_template(rows, return_dict=False)
     assert whole == encoded([said], Bytes())[0].ids.tolist()
     assert tokenizer.apply_chat_template(rows, add_generation_prompt=True, return_dict=False) == prompt(said, Bytes())
+
+
+def test_where_the_template_gives_other_ids_none_is_left(shared, tmp_path, capsys):
+    """SentencePiece begins a text in its own way; the template that came with the tokenizer is not that of training."""
+    from kleiber.data.pretrained import pretrained
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(shared / "data" / "models" / "stories260K", source)
+    told = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(told | {"chat_template": "theirs"}))
+    tokenizer = pretrained(str(source))
+    out.mkdir()
+    save_tokenizer(tokenizer, out, 64)
+    save_template(tokenizer, out)
+    assert "has no chat template" in capsys.readouterr().err
+    assert not (out / "chat_template.jinja").exists() and "theirs" not in (out / "tokenizer_config.json").read_text()
 
 
 def test_a_wrapped_model_is_opened_from_its_folder_and_nothing_is_written_for_what_cannot_be_read(shared, tmp_path):

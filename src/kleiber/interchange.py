@@ -146,6 +146,9 @@ def save_template(tokenizer: Any, out: Path) -> None:
     told, where transformers would make other ids of it than training did."""
     from transformers import AutoTokenizer
 
+    config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
+    config.pop("chat_template", None)  # where older versions wrote it
+    (out / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False))
     (out / TEMPLATE).write_text(chat.JINJA)
     theirs = AutoTokenizer.from_pretrained(out, local_files_only=True)
     turns = [chat.Turn("system", "Be brief."), chat.Turn("user", "1 + 1?"), chat.Turn("assistant", "It is 2.")]
