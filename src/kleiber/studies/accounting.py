@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from kleiber.studies.fit import fit
 from kleiber.studies.law import Array
-from kleiber.studies.pose import Posed
+from kleiber.studies.noise_model import NoiseModel
 from kleiber.studies.side_by_side import compare
 
 
@@ -27,20 +27,20 @@ def conventions(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
     return found
 
 
-def accounting(posed: Posed, draws: int = 100, seed: int = 0, level: float = 0.9) -> list[dict]:
+def accounting(model: NoiseModel, draws: int = 100, seed: int = 0, level: float = 0.9) -> list[dict]:
     """One row per convention and approach: {convention, approach, a, lo, hi, shift}, shift against 6ND.
 
     Approach 3 is refitted in the convention's N; its a_opt assumes C = 6 N D in that N. Empty with 6ND alone.
     """
-    problem = posed.fit.problem
-    choices = conventions({**posed.columns, **problem.inputs})
+    problem = model.fit.problem
+    choices = conventions({**model.columns, **problem.inputs})
     if len(choices) < 2:
         return []
     rows, base = [], {}
     for name, (N, C) in choices.items():
         inputs = {**problem.inputs, "N": N}
         refitted = fit(problem.law, inputs, problem.target, problem.loss_fn, problem.delta, problem.space)
-        told = replace(posed, fit=refitted, columns={"C": C})
+        told = replace(model, fit=refitted, columns={"C": C})
         for exponent in compare(told, told.draws(draws, seed), level):
             base.setdefault(exponent.approach, exponent.a)
             shift = exponent.a - base[exponent.approach]

@@ -1,8 +1,8 @@
-"""Uncertainty by refitting: pairs within strata, parametric noise for small tables, noise shared within a trunk.
+"""Uncertainty by refitting resampled tables: trunks or rows drawn again, or noise with the variances measured.
 
-One call refits every draw (`solve.descend`), warm-started at the fit. Intervals are percentiles of predictions and of
-derived quantities; those of A and B mean little, since they trade off. What no resampling covers is the law's misfit:
-read the backtest beside the interval.
+One call refits every draw (`solve.descend`), from the fit and from a point along its least certain direction.
+Intervals are percentiles of parameters, predictions and derived quantities. What no resampling covers is the law's
+misfit: `extrapolation` adds it to predictions beyond the rows.
 """
 
 from collections.abc import Mapping
@@ -15,20 +15,27 @@ from kleiber.studies.fit import Fit
 from kleiber.studies.law import Array
 from kleiber.studies.newton import finish
 from kleiber.studies.solve import convert, descend
+from kleiber.studies.variance_components import Layout, VarianceComponents
 
-SMALL = 25  # rows below which pairs leave too few distinct rows
-ENOUGH_CLUSTERS = 20  # trunks below which resampling whole trunks is anti-conservative
+FEW_ROWS = 25  # independent rows below which pairs leave too few distinct ones
+FEW_CLUSTERS = 20  # trunks below which resampling whole trunks is anti-conservative
+APART = 2.0  # standard deviations from the fit at which the second start of a refit lies
+METHODS = ("cluster t", "cluster bootstrap", "bootstrap")
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Refitted parameters (draws, params), how they were drawn, and the noise of one new run on the fit's scale."""
+    """Refitted parameters (draws, params), how they were drawn, and the noise that they were drawn with.
+
+    method  "cluster t": variance components of trunks with their degrees of freedom; "cluster bootstrap": whole trunks
+            resampled; "bootstrap": rows resampled, or noise added to the fit where rows are few
+    noise   variance components of single runs
+    """
 
     fit: Fit
     values: Array
-    kind: str
-    noise: Array
-    correlation: float = 0.0
+    method: str
+    noise: VarianceComponents
 
     def predict(self, inputs: Mapping[str, Array]) -> Array:
         """The target at new inputs by draw, (draws, rows)."""
@@ -38,8 +45,9 @@ class Draws:
         """Like `predict` for one new run: the law's draw plus one run's noise."""
         answer = self.fit.law.evaluate(inputs, self.values)
         space = self.fit.problem.space
-        rng = np.random.default_rng([seed, 1])
-        noisy = convert(answer, self.fit.law.returns, space) + rng.normal(size=answer.shape) * self.noise[:, None]
+        sd = self.noise.run_sd(np.log(inputs["N"])) if "N" in inputs else self.noise.run_sd(np.array(0.0))
+        noise = np.random.default_rng([seed, 1]).normal(size=answer.shape) * sd
+        noisy = convert(answer, self.fit.law.returns, space) + noise
         return {"log": np.exp, "log10": lambda a: 10.0**a, "linear": np.asarray}[space](noisy)
 
     def derive(self) -> dict[str, Array]:
@@ -54,70 +62,53 @@ def interval(samples: Array, level: float = 0.9) -> tuple[Array, Array]:
 
 
 def bootstrap(
-    fit: Fit, count: int = 1000, seed: int = 0, strata: NDArray | None = None, clusters: NDArray | None = None,
-    kind: str | None = None, trunk_sd: Array | None = None,
+    fit: Fit, count: int, seed: int, noise: VarianceComponents, layout: Layout, strata: NDArray | None = None,
+    clusters: NDArray | None = None, method: str | None = None,
 ) -> Draws:  # fmt: skip
-    """Refit `count` resamples; the same seed gives the same draws.
+    """Refit `count` resampled tables; the same seed gives the same draws.
 
-    `kind`: pairs (rows, within `strata`, when there are 25 or more), parametric (Gaussian noise of the residuals' sd
-    sqrt(RSS/(n-p)) added to the fit, whose intervals then follow the t spread), clusters (whole trunks, from 20 of
-    them). With fewer `clusters` the parametric noise is correlated within each by the residuals' own correlation; with
-    `trunk_sd` (by row) measured between seeds, that much is added, alike within a cluster: a fit's size term absorbs
-    what the branches of a trunk share, so residuals do not show it.
+    `method` None chooses by what was found to cover (benchmarks/coverage.py): whole `clusters` resampled from 20 of
+    them, rows resampled within `strata` from 25 independent ones, else noise drawn from the variance components and
+    added to the fit ("cluster t" with clusters).
     """
-    num_rows = fit.problem.num_rows
-    if kind is None:
-        few = clusters is not None and len(np.unique(clusters)) < ENOUGH_CLUSTERS
-        kind = "parametric" if num_rows < SMALL or few else "pairs" if clusters is None else "clusters"
     rng = np.random.default_rng(seed)
-    starts = np.repeat(fit.theta[None], count, axis=0)
+    method, resampled = _choose(fit.problem.num_rows, clusters, method)
     targets = weights = None
-    noise, correlation = np.full(count, fit.noise), 0.0
-    if kind == "parametric":
-        if not np.isfinite(fit.noise):
-            raise ValueError(
-                f"{num_rows} rows for {fit.problem.num_params} parameters leave no residual to measure noise by"
-            )
-        measured = trunk_sd is not None and clusters is not None
-        correlation = 0.0 if clusters is None or measured else within_cluster(fit.residuals, clusters)
-        spare = num_rows - fit.problem.num_params
-        spread = fit.noise * np.sqrt(spare / rng.chisquare(spare, count))  # the sd is itself uncertain: t, not normal
-        targets = (fit.residuals + fit.problem.observed)[None] + spread[:, None] * shared_noise(
-            rng, count, num_rows, clusters, correlation
-        )
-        noise = spread
-        if trunk_sd is not None and clusters is not None:
-            targets = targets + trunk_sd * shared_noise(rng, count, num_rows, clusters, 1.0)
-            noise = np.sqrt(spread**2 + float(np.mean(trunk_sd**2)))
-            correlation = float(np.mean(trunk_sd**2) / (np.mean(trunk_sd**2) + fit.noise**2))
-    elif kind == "pairs":
-        weights = _counts(rng, count, np.zeros(num_rows) if strata is None else strata)
-    elif kind == "clusters" and clusters is not None:
+    if not resampled:
+        targets = (fit.residuals + fit.problem.observed)[None] + noise.draw(rng, count, layout)
+    elif clusters is None:
+        weights = _counts(rng, count, np.zeros(fit.problem.num_rows) if strata is None else strata)
+    else:
         names, member = np.unique(clusters, return_inverse=True)
         weights = _counts(rng, count, np.zeros(len(names)))[:, member]
-    else:
-        raise ValueError(f"bootstrap kind {kind!r}: pairs, parametric, or clusters with a cluster column")
-    theta, _ = descend(fit.problem, starts, targets, weights, rounds=50, tolerance=1e-6)
+    theta, value = descend(fit.problem, np.repeat(fit.theta[None], count, 0), targets, weights, None, 50, 1e-6)
+    other, low = descend(fit.problem, _second_start(fit, count), targets, weights, None, 50, 1e-6)
+    lower = low < value
+    theta[lower] = other[lower]
     theta, value = finish(fit.problem, theta, targets, weights)
-    good = np.isfinite(value)
-    label = f"{kind} (correlation {correlation:.2f} within clusters)" if correlation else kind
-    return Draws(fit, fit.problem.values(theta[good]), label, noise[good], correlation)
+    return Draws(fit, fit.problem.values(theta[np.isfinite(value)]), method, noise)
 
 
-def within_cluster(residuals: Array, clusters: NDArray) -> float:
-    """Intraclass correlation of the residuals, (MSB - MSW) / (MSB + (m - 1) MSW), clipped to [0, .95].
+def _choose(num_rows: int, clusters: NDArray | None, method: str | None) -> tuple[str, bool]:
+    """The method, and whether it resamples."""
+    if method is not None and method not in METHODS:
+        raise ValueError(f"bootstrap method {method!r}: one of {', '.join(METHODS)}")
+    if method in ("cluster t", "cluster bootstrap") and clusters is None:
+        raise ValueError(f"bootstrap method {method!r} needs clusters")
+    if clusters is None:
+        return "bootstrap", num_rows >= FEW_ROWS
+    if method == "bootstrap":
+        raise ValueError("bootstrap method 'bootstrap' is for independent rows, and these share clusters")
+    many = len(np.unique(clusters)) >= FEW_CLUSTERS
+    method = method or ("cluster bootstrap" if many else "cluster t")
+    return method, method == "cluster bootstrap"
 
-    The one-way ANOVA estimator with m the mean cluster size adjusted for imbalance.
-    """
-    names, member = np.unique(clusters, return_inverse=True)
-    sizes = np.bincount(member).astype(np.float64)
-    if len(names) < 2 or sizes.max() < 2:
-        return 0.0
-    means = np.bincount(member, residuals) / sizes
-    between = (sizes * (means - residuals.mean()) ** 2).sum() / (len(names) - 1)
-    inside = ((residuals - means[member]) ** 2).sum() / max(len(residuals) - len(names), 1)
-    m = (sizes.sum() - (sizes**2).sum() / sizes.sum()) / (len(names) - 1)
-    return float(np.clip((between - inside) / max(between + (m - 1) * inside, 1e-300), 0.0, 0.95))
+
+def _second_start(fit: Fit, count: int) -> Array:
+    """Points to either side of the fit along the direction in which it is least certain, (count, params)."""
+    variances, directions = np.linalg.eigh(fit.covariance()[0])
+    step = APART * np.sqrt(max(float(variances[-1]), 0.0)) * directions[:, -1]
+    return fit.theta + np.where(np.arange(count) % 2, 1.0, -1.0)[:, None] * np.clip(step, -3.0, 3.0)
 
 
 def strata_of(sizes: Array) -> NDArray:
@@ -135,13 +126,3 @@ def _counts(rng: np.random.Generator, count: int, strata: NDArray) -> Array:
     return weights
 
 
-def shared_noise(
-    rng: np.random.Generator, count: int, rows: int, clusters: NDArray | None, correlation: float
-) -> Array:
-    """Unit noise, of which a share `correlation` of the variance is common to a cluster."""
-    own = rng.normal(size=(count, rows))
-    if clusters is None or not correlation:
-        return own
-    names, member = np.unique(clusters, return_inverse=True)
-    shared = rng.normal(size=(count, len(names)))[:, member]
-    return np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own

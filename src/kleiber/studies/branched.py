@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kleiber.studies.approaches import Exponent, Vertex
-from kleiber.studies.bootstrap import interval, shared_noise
+from kleiber.studies.bootstrap import interval
 from kleiber.studies.law import Array
+from kleiber.studies.variance_components import Layout, VarianceComponents
 
 NEAR = 8.0  # ties of sizes farther apart than this factor say where neither is best
 BUDGETS = 9
@@ -92,16 +92,16 @@ def _vertex(x: Array, y: Array) -> float:
 
 
 def exponents(
-    N: Array, C: Array, loss: Array, own: float, trunk_sd: Array, clusters: NDArray, level: float, seed: int = 0
+    N: Array, C: Array, loss: Array, noise: VarianceComponents | None, layout: Layout, level: float, seed: int = 0
 ) -> list[Exponent]:
-    """Approaches 1 and 2 with simulated intervals: noise in log L of sd `own` by row and `trunk_sd` by cluster.
+    """Approaches 1 and 2 with intervals simulated by the noise of trunks and rows in log L; none where it is unknown.
 
     An approach needs three points, over budgets that differ by a fifth at least; else it is not reported.
     """
-    rng = np.random.default_rng(seed)
-    noise = own * rng.normal(size=(DRAWS, len(loss)))
-    noise += trunk_sd * shared_noise(rng, DRAWS, len(loss), clusters, 1.0)
-    simulated = [curves(N, C, one) for one in np.exp(np.log(loss)[None] + noise)]
+    if noise is None:
+        return []
+    drawn = noise.draw(np.random.default_rng(seed), DRAWS, layout)
+    simulated = [curves(N, C, one) for one in np.exp(np.log(loss)[None] + drawn)]
     found = []
     for name, approach in (("1 envelope (ties)", ties), ("2 isoflop (interpolated)", cuts)):
         points = approach(curves(N, C, loss))

@@ -1,10 +1,12 @@
 """Profile likelihoods: hold one parameter, refit the rest, and see how far it may move before the fit gets worse.
 
-The interval of a parameter is where the profile stays under the threshold. A profile that never rises on one side means
-the data do not say: the parameter is "not identified", however sharp its point value looks. It refuses Wald intervals.
+A profile that never rises on one side means that the data do not say: the parameter is "not identified", however sharp
+its point value looks. Where rows are independent and equally noisy the interval is where the profile stays under the
+threshold; elsewhere the profile is rescaled to the variance that the noise of trunks and sizes implies.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +23,11 @@ FAR = np.log(1e3)  # a factor of 1000 on either side, for parameters searched on
 
 @dataclass(frozen=True)
 class Profile:
-    """One parameter's profile: values tried, the statistic at each, its interval, why not identified."""
+    """One parameter's profile: values tried, the statistic at each, its interval, why not identified.
+
+    path  all parameters at the values tried that stay under the threshold, (points, params): the parameter's own
+          movement with the refits of the rest
+    """
 
     name: str
     values: Array
@@ -30,30 +36,39 @@ class Profile:
     lo: float
     hi: float
     reason: str = ""
+    path: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
     @property
     def identified(self) -> bool:
         return not self.reason
 
 
-def profiles(fit: Fit, level: float = 0.9) -> dict[str, Profile]:
+def profiles(fit: Fit, level: float = 0.9, half_widths: Mapping[str, float] | None = None) -> dict[str, Profile]:
     """The profile of every parameter still in the law, by name.
 
     The statistic is (n - p) (S/S0 - 1) for squared loss, compared with F(1, n - p). For the Huber loss S grows like
     |r| in the tails, so the ratio enters with the power 1 + (share of residuals beyond delta): 2 for lad, where n log S
     is the Laplace likelihood. A term that can shrink 1000-fold, or a shape that can leave its search range, is flat.
+
+    `half_widths` of intervals by another method, in solver coordinates (log where positive): the threshold of a
+    parameter is then where the profile of a linear law would reach that far.
     """
     problem = fit.problem
     spare = problem.num_rows - problem.num_params
     names = [name for name, on in zip(fit.law.params, problem.active, strict=True) if on]
     if spare < 1:
         return {n: _blank(n, fit, f"{problem.num_rows} rows for {problem.num_params} parameters") for n in names}
-    threshold = float(fdtri(1, spare, level))
     spread = fit.covariance()[0]
     power = 1.0 if problem.loss_fn == "squared" else 1.0 + float(np.mean(np.abs(fit.residuals) > problem.delta))
     if problem.loss_fn == "lad":
         power = 2.0
-    return {name: _profile(fit, j, name, spread, spare, power, threshold) for j, name in enumerate(names)}
+    usual = float(fdtri(1, spare, level))
+    found = {}
+    for j, name in enumerate(names):
+        width = (half_widths or {}).get(name)
+        threshold = usual if width is None else width**2 / max(spread[j, j], 1e-300)
+        found[name] = _profile(fit, j, name, spread, spare, power, threshold)
+    return found
 
 
 def _profile(fit: Fit, j: int, name: str, spread: Array, spare: int, power: float, threshold: float) -> Profile:
@@ -70,18 +85,21 @@ def _profile(fit: Fit, j: int, name: str, spread: Array, spare: int, power: floa
     starts[len(offsets) :, j] += offsets
     theta, _ = descend(fit.problem, starts, fixed=j, rounds=60, tolerance=1e-5)
     _, value = finish(fit.problem, theta, fixed=j)
+    best = value.reshape(2, -1).argmin(0)
     value = value.reshape(2, -1).min(0)
     ratio = np.maximum(value / max(fit.value, 1e-300), 1.0)
     with np.errstate(over="ignore"):
         statistic = [0.0, *np.where(np.isfinite(ratio), spare * (ratio**power - 1), np.inf)]
     at = [fit.theta[j], *(fit.theta[j] + offsets)]
     order = np.argsort(at)
+    refits = theta.reshape(2, len(offsets), -1)[best, np.arange(len(offsets))]
+    path = fit.problem.values(refits[np.array(statistic)[1:] <= threshold])
     theta, stat = np.array(at)[order], np.array(statistic)[order]
     lo, hi = _crossing(theta, stat, threshold, fit.theta[j], -1), _crossing(theta, stat, threshold, fit.theta[j], 1)
     natural = np.exp if log else np.asarray
     lo, hi, value = float(natural(lo)), float(natural(hi)), float(natural(fit.theta[j]))
     reason = _reason(fit, name, float(natural(theta[0])), float(natural(theta[-1])), lo, hi, value)
-    return Profile(name, natural(theta), stat, threshold, lo, hi, reason)
+    return Profile(name, natural(theta), stat, threshold, lo, hi, reason, path)
 
 
 def _crossing(theta: Array, stat: Array, threshold: float, centre: float, sign: int) -> float:
