@@ -1,22 +1,23 @@
-"""From a table to laws.json: exclude by rule, fit, resample, profile, backtest, judge. The order is the method.
+"""From a table to laws.json: flag suspects, fit, resample, profile, backtest, judge. The order is the method.
 
 One call of `analyse` holds every step, so that no number leaves without its interval and no law without its verdicts.
 It refuses to print and to write files (`command`, `record`).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from kleiber.studies import verdicts
+from kleiber.studies import exclusion, verdicts
+from kleiber.studies import record as records
 from kleiber.studies.allocation import allocate
 from kleiber.studies.backtest import backtests, default_cuts, holdouts, rank
 from kleiber.studies.bootstrap import Draws, interval
-from kleiber.studies.exclusion import RULES, exclude, with_and_without
-from kleiber.studies.fit import Fit, depends
+from kleiber.studies.fit import Fit, depends, objective_at
 from kleiber.studies.law import LAWS, Array, Law
-from kleiber.studies.pose import pose
+from kleiber.studies.pose import pose, scale_of
 from kleiber.studies.profile import profiles
 from kleiber.studies.table import DERIVED, Table
 
@@ -27,7 +28,12 @@ RANKED = ("no_floor", "chinchilla_tied", "chinchilla", "kaplan", "interaction")
 
 @dataclass(frozen=True)
 class Options:
-    """How to fit and judge; None means the law's own convention (loss_fn, space) or the default cuts (backtest)."""
+    """How to fit and judge; None means the law's own convention (loss_fn, space) or the default cuts (backtest).
+
+    exclude       none, or suspects: what `exclusion` finds is left out, and not only flagged
+    find_suspects whether to look for any; not where the target is no loss, which a bad learning rate raises
+    at            every parameter of the law by name: the objective there is told beside the fit
+    """
 
     loss_fn: str | None = None
     delta: float = 1e-3
@@ -38,15 +44,38 @@ class Options:
     level: float = 0.9
     backtest: Sequence[float] | None = None
     predict: Sequence[Mapping[str, float]] = field(default_factory=tuple)
-    exclude: tuple[str, ...] = RULES
+    exclude: str = "none"
+    find_suspects: bool = True
     max_decades: float = MAX_DECADES
     rank: bool = False
+    at: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.exclude not in exclusion.CHOICES:
+            raise ValueError(f"--exclude {self.exclude!r}: must be one of {', '.join(exclusion.CHOICES)}")
+        if not 0 < self.level < 1:
+            raise ValueError(f"--level {self.level:g} must lie in (0, 1)")
+
+    @property
+    def few(self) -> int:
+        """Resamples where many refits are needed, such as for backtests."""
+        return min(self.bootstrap, max(200, fewest_draws(self.level)))
+
+
+def fewest_draws(level: float) -> int:
+    """Resamples of which an interval at this level leaves one out on either side."""
+    return math.ceil(2 / (1 - level) - 1e-9)
 
 
 def analyse(table: Table, law: Law, options: Options) -> dict:
     """The record of one law on one table, as laws.json holds it (law.schema.json); ValueError for unusable rows."""
     table.inputs(law)
-    every, table = table, exclude(table, law, options.exclude, options.space)
+    every = table
+    rest = exclusion.without_suspects(table, law, options.space) if options.find_suspects else table
+    suspects, other = rest.excluded[len(table.excluded) :], rest
+    if options.exclude == "suspects":
+        exclusion.check_enough(rest, law, suspects)
+        table, other = rest, table
     posed = pose(table, law, options.loss_fn, options.delta, options.space, options.cluster)
     found, compute = posed.fit, posed.compute
     draws = posed.draws(options.bootstrap, options.seed)
@@ -56,16 +85,17 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
     on_rows = _on_rows(found, table)
     judged += [*verdicts.replicates(on_rows), *verdicts.copies(on_rows)]
     tests = []
-    if compute is None and options.backtest is not None:
+    along = posed.along
+    if along is None and options.backtest is not None:
         raise ValueError(f"--backtest needs compute: {_without(table)}")
-    if compute is not None:
-        cuts = default_cuts(compute, found.problem.num_params) if options.backtest is None else options.backtest
-        tests = backtests(posed, cuts, options.level, min(options.bootstrap, 200), options.seed)
-    judged += verdicts.backtest_verdicts(tests, options.level, "" if compute is not None else _without(table))
+    if along is not None:
+        cuts = default_cuts(along[1], found.problem.num_params) if options.backtest is None else options.backtest
+        tests = backtests(posed, cuts, options.level, options.few, options.seed)
+    judged += verdicts.backtest_verdicts(tests, options.level, "" if along is not None else _without(table))
     record = {
         "schema": "kleiber.law/1", "law": law.name, "formula": law.formula, "source": law.source,
-        "n": found.problem.num_rows, "excluded": table.excluded,
-        "objective": _objective(found),
+        "n": found.problem.num_rows, "excluded": table.excluded, "suspects": suspects,
+        "objective": _objective(found, table),
         "params": _params(found, profiled), "cov": found.covariance()[0].tolist(), "cov_of": _coordinates(found),
         "level": options.level, "derived": _derived(found, draws, options.level),
         "residual_rms": float(np.sqrt(np.mean(found.residuals**2))),
@@ -79,24 +109,35 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
         record["trunk_noise"] = {**asdict(posed.noise), "correlation": posed.noise.correlation}
     if options.rank and compute is not None:
         record["ranking"] = rank([LAWS[name] for name in RANKED], found, compute)
-        record["holdouts"] = holdouts(posed, options.level, min(max(options.bootstrap, 1), 200), options.seed)
-    if len(table) < len(every):
-        record["with_without"] = with_and_without(
-            _on_rows(found, table) if posed.clusters is None else found, every, law, options.level
-        )
+        record["holdouts"] = holdouts(posed, options.level, max(options.few, 1), options.seed)
+    if suspects:
+        record["with_without"], why = _beside(record, other, law, options)
+        judged.append(exclusion.verdict(suspects, every, options.exclude, why))
     if "E" in profiled:
         shape = profiled["E"]
         told = {"values": shape.values.tolist(), "statistic": shape.statistic.tolist(), "threshold": shape.threshold}
         record["profiles"] = {"E": told}
-    record["draws"] = draws.values[:400].tolist() if draws else []
+    record["draws"] = draws.values[: max(400, fewest_draws(options.level))].tolist() if draws else []
     if len(untold := found.untold()):
         record["untold"] = untold.tolist()
     record["noise"] = float(np.hypot(found.noise, posed.noise.between if posed.noise else 0.0))
     if not np.isfinite(found.noise):
         record["noise"] = None
     record["predictions"] = [predict(record, law, at, options.max_decades) for at in options.predict]
+    if options.at is not None:
+        record["at"] = objective_at(found, options.at)
     record["verdicts"] = [asdict(verdict) for verdict in judged]
+    record["refused"] = any(verdict.level == "refuse" for verdict in judged)
     return record
+
+
+def _beside(record: Mapping, other: Table, law: Law, options: Options) -> tuple[list[dict], str]:
+    """The fit with the suspects and the fit without them; or nothing and why the one not asked for cannot be."""
+    try:
+        found = brief(other, law, replace(options, bootstrap=options.few))
+    except ValueError as error:
+        return [], str(error)
+    return exclusion.with_and_without(record, found, options.exclude), ""
 
 
 def _without(table: Table) -> str:
@@ -116,13 +157,19 @@ def brief(table: Table, law: Law, options: Options) -> dict:
 
 
 def identified(record: Mapping) -> bool:
-    """Whether every parameter of a record is identified: exit code 3 when not."""
+    """Whether every parameter of a record is identified."""
     return all(entry["identified"] for entry in record["params"].values())
+
+
+def accepted(record: Mapping) -> bool:
+    """Whether the law is identified and not refused: exit code 3 when not."""
+    return identified(record) and not record["refused"]
 
 
 def _on_rows(found: Fit, table: Table) -> Fit:
     """The fitted parameters on the table's own rows, where replicates are still apart."""
-    problem = replace(found.problem, inputs=table.inputs(found.law), target=table.target)
+    scale = scale_of(table, found.problem.space)
+    problem = replace(found.problem, inputs=table.inputs(found.law), target=table.target, scale=scale)
     return replace(found, problem=problem)
 
 
@@ -136,11 +183,15 @@ def _coordinates(found: Fit) -> list[str]:
     return [f"log {name}" if found.law.params[name].log else name for name in names]
 
 
-def _objective(found: Fit) -> dict:
-    """What was minimised; delta is null where the loss has none. The value is the unscaled sum over rows."""
+def _objective(found: Fit, table: Table) -> dict:
+    """What was minimised; delta is null where the loss has none, sigma where no column holds standard errors.
+
+    The value is the unscaled sum over rows.
+    """
     problem = found.problem
     delta = problem.delta if problem.loss_fn == "huber" else None
-    return {"kind": problem.loss_fn, "delta": delta, "space": problem.space, "value": found.value}
+    return {"kind": problem.loss_fn, "delta": delta, "space": problem.space, "value": found.value,
+            "sigma": table.roles.get("sigma")}  # fmt: skip
 
 
 def _params(found: Fit, profiled: Mapping) -> dict[str, dict]:
@@ -154,6 +205,8 @@ def _params(found: Fit, profiled: Mapping) -> dict[str, dict]:
         lo, hi = (end if np.isfinite(end) else None for end in (profile.lo, profile.hi))
         reason = profile.reason or (tight if name == "E" else "")
         entries[name] = {"value": value, "lo": lo, "hi": hi, "identified": not reason, "reason": reason}
+    for name, value in found.law.fixed.items():
+        entries[name] = {"value": value, "lo": None, "hi": None, "identified": True, "fixed": True}
     return entries
 
 
@@ -195,7 +248,7 @@ def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: flo
     if decades > max_decades:
         return answer | {"refused": f"{decades:.1f} decades beyond the rows, more than {max_decades:g}"}
     inputs = {name: np.array([full[name]]) for name in law.inputs}
-    values = np.array([[entry["value"] for entry in record["params"].values()]])
+    values = records.fitted_values(record)
     answer["value"] = float(law.predict(inputs, values)[0, 0])
     if not np.isfinite(answer["value"]):
         raise ValueError(f"predict {dict(at)}: law {law.name!r} has no value there")

@@ -134,8 +134,9 @@ def _candidates(
     if not tried or spare < 3:
         return None
     raw = np.array(tried)
-    z = raw - (raw @ basis) @ basis.T
-    usable = np.linalg.norm(z, axis=1) > 1e-3 * np.linalg.norm(raw, axis=1)
+    scaled = problem.scaled(raw)
+    z = scaled - (scaled @ basis) @ basis.T
+    usable = np.linalg.norm(z, axis=1) > 1e-3 * np.linalg.norm(scaled, axis=1)
     if not usable.any():
         return None
     return [c for c, ok in zip(choices, usable, strict=True) if ok], raw[usable], z[usable], basis, spare
@@ -164,7 +165,7 @@ def _tangent(least: Fit) -> Array:
     if least.problem.space != "linear":
         columns = columns / least.predict(least.problem.inputs)[:, None]
     lost = [k for k, j in enumerate(least.law.linear) if not least.problem.active[j]]
-    return np.column_stack([jacobian, columns[:, lost]])
+    return np.column_stack([jacobian, least.problem.scaled(columns[:, lost].T).T])
 
 
 def _steepening(found: Fit) -> str:

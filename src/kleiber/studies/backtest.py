@@ -1,4 +1,5 @@
-"""Backtests: fit below a compute cut, predict above it, beside two predictors that know no law.
+"""Backtests: fit below a cut in compute, or in size where none is known, and predict above it, beside two predictors
+that know no law.
 
 The naive predictors are the last rung's loss and the straight log-log line through the two largest rungs. A law that
 does not beat both is no law. It refuses in-sample scores: every number here is on rows the fit has not seen.
@@ -22,7 +23,7 @@ BELOW, ABOVE = 0.85, 1.2  # a guard band around the cut: budgets that are nomina
 
 @dataclass(frozen=True)
 class Backtest:
-    """Errors above one cut: mean absolute and mean relative error, coverage of a run's interval."""
+    """Errors above one cut along C or N: mean absolute and mean relative error, coverage of a run's interval."""
 
     cut: float
     n_train: int
@@ -31,6 +32,7 @@ class Backtest:
     bias: float
     coverage: float
     naive: dict[str, float] = field(default_factory=dict)
+    along: str = "C"
 
     @property
     def beats_naive(self) -> bool:
@@ -51,9 +53,12 @@ def default_cuts(compute: Array, num_params: int, count: int = 3) -> list[float]
 def backtests(
     posed: Posed, cuts: Sequence[float], level: float = 0.9, draws: int = 200, seed: int = 0
 ) -> list[Backtest]:
-    """One Backtest per cut: trained on C < 0.85 cut, tested on C > 1.2 cut; ValueError when a side is too small."""
-    compute = posed.compute
-    assert compute is not None
+    """One Backtest per cut: trained on C < 0.85 cut, tested on C > 1.2 cut; ValueError when a side is too small.
+
+    Cuts are along N where no compute is known (`Posed.along`).
+    """
+    assert posed.along is not None
+    along, compute = posed.along
     done = []
     for cut in cuts:
         train, test = compute < BELOW * cut, compute > ABOVE * cut
@@ -61,9 +66,9 @@ def backtests(
             raise ValueError(
                 f"backtest {cut:g}: {train.sum()} rows below, {test.sum()} above "
                 f"for {posed.fit.problem.num_params} parameters; "
-                f"C spans {compute.min():.3g} to {compute.max():.3g}"
+                f"{along} spans {compute.min():.3g} to {compute.max():.3g}"
             )
-        done.append(Backtest(cut, **score(posed, train, test, level, draws, seed)))
+        done.append(Backtest(cut, **score(posed, train, test, level, draws, seed), along=along))
     return done
 
 
@@ -71,13 +76,13 @@ def score(
     posed: Posed, train: NDArray, test: NDArray, level: float = 0.9, draws: int = 200, seed: int = 0
 ) -> dict[str, Any]:
     """Errors of a fit of the rows `train` on the rows `test`, and those of the naive predictors."""
-    problem, compute = posed.fit.problem, posed.compute
-    assert compute is not None
+    assert posed.along is not None
+    problem, (_, compute) = posed.fit.problem, posed.along
     part, tested = posed.on(train), problem.rows(test)
     sample = posed.draws(draws, seed, part, train)
     coverage = float("nan")  # nothing is covered or missed without draws
     if sample is not None:
-        lo, hi = interval(sample.predict_runs(tested.inputs, seed), level)
+        lo, hi = interval(sample.predict_runs(tested.inputs, seed, tested.scale), level)
         coverage = float(np.mean((lo <= tested.target) & (tested.target <= hi)))
     error = part.predict(tested.inputs) / tested.target - 1
     naive = {
@@ -189,7 +194,7 @@ def rank(laws: Sequence[Law], found: Fit, compute: Array, share: float = 0.2) ->
             continue
         whole, part = problem.rows(train), problem.rows(test)
         space = problem.space if law.returns == "linear" else law.space
-        seen = fit(law, whole.inputs, whole.target, problem.loss_fn, problem.delta, space)
+        seen = fit(law, whole.inputs, whole.target, problem.loss_fn, problem.delta, space, whole.scale)
         error = seen.predict(part.inputs) / part.target - 1
         rss = float((seen.residuals**2).sum())
         aic = float(train.sum() * np.log(max(rss, 1e-300) / train.sum()) + 2 * len(law.params))

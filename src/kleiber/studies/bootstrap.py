@@ -34,12 +34,14 @@ class Draws:
         """The target at new inputs by draw, (draws, rows)."""
         return self.fit.law.predict(inputs, self.values)
 
-    def predict_runs(self, inputs: Mapping[str, Array], seed: int = 0) -> Array:
-        """Like `predict` for one new run: the law's draw plus one run's noise."""
+    def predict_runs(self, inputs: Mapping[str, Array], seed: int = 0, scale: Array | None = None) -> Array:
+        """Like `predict` for one new run: the law's draw plus one run's noise, times the row's `scale` where known."""
         answer = self.fit.law.evaluate(inputs, self.values)
         space = self.fit.problem.space
         rng = np.random.default_rng([seed, 1])
-        noisy = convert(answer, self.fit.law.returns, space) + rng.normal(size=answer.shape) * self.noise[:, None]
+        noisy = convert(answer, self.fit.law.returns, space) + self.noise[:, None] * (
+            rng.normal(size=answer.shape) * (1.0 if scale is None else scale)
+        )
         return {"log": np.exp, "log10": lambda a: 10.0**a, "linear": np.asarray}[space](noisy)
 
     def derive(self) -> dict[str, Array]:

@@ -165,7 +165,8 @@ def backtest_verdicts(tests: list[Backtest], level: float = 0.9, why: str = "") 
             Verdict(
                 "biased",
                 "warn",
-                f"above C = {largest.cut:.3g} {which} too {side} ({largest.bias:+.2%}): misfit, not noise",
+                f"above {largest.along} = {largest.cut:.3g} {which} too {side} ({largest.bias:+.2%}): "
+                "misfit, not noise",
             )
         )
     coverage = float((rows * [test.coverage for test in tests]).sum() / rows.sum())
