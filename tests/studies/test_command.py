@@ -100,7 +100,8 @@ def test_no_number_stands_without_interval_or_the_words(csv):
         (("--by", "sets"), "did you mean 'set'"),
         (("--backtest", "big"), "--backtest 'big'"),
         (("--predict", "N=many"), "NAME=NUMBER"),
-        (("--exclude", "outlier"), "diverged, undertuned"),
+        (("--exclude", "outlier"), "must be one of none, suspects"),
+        (("--level", "1"), "must lie in (0, 1)"),
         (("--json", "/nonexistent/laws.json"), "cannot be written"),
     ],
 )
@@ -124,15 +125,17 @@ def test_the_same_seed_gives_the_same_file(csv, tmp_path):
     assert (tmp_path / "one").read_text() == (tmp_path / "two").read_text() != (tmp_path / "three").read_text()
 
 
-def test_excluded_rows_show_the_fit_with_and_without(csv, tmp_path):
+def test_suspects_show_the_fit_with_and_without(csv, tmp_path):
     rows = pd.read_csv(csv)
     rows.loc[18, "loss"] *= 2
     rows.to_csv(csv, index=False)
     out = tmp_path / "laws.json"
     done = fit(csv, "--json", out)
-    assert (
-        valid(out)["excluded"] == [{"row": 18, "rule": "diverged"}] and "with the excluded rows (n = 20)" in done.output
-    )
+    found, suspect = valid(out), [{"row": 18, "rule": "diverged"}]
+    assert (found["n"], found["excluded"], found["suspects"]) == (20, [], suspect)
+    assert "with the suspects (n = 20)" in done.output and "without the suspects (n = 19)" in done.output
+    fit(csv, "--json", out, "--exclude", "suspects")
+    assert (valid(out)["n"], valid(out)["excluded"]) == (19, suspect)
 
 
 def test_the_stated_limit_of_extrapolation_is_the_analysis_limit():
@@ -176,8 +179,8 @@ def test_one_or_two_sizes_give_no_exponent_and_no_interval_at_another_size(tmp_p
     L = ladders.noisy(ladders.loss(N, D), 1, 0.002)
     pd.DataFrame({"N": N, "D": D, "L": L}).to_csv(tmp_path / "few.csv", index=False)
     out = tmp_path / "laws.json"
-    done = run("fit", tmp_path / "few.csv", "--bootstrap", 50, "--exclude", "none", "--predict", "N=1e8,D=1e10",
-               "--predict", "N=1e9,D=1e10", "--json", out)  # fmt: skip
+    done = run("fit", tmp_path / "few.csv", "--bootstrap", 50, "--predict", "N=1e8,D=1e10", "--predict",
+               "N=1e9,D=1e10", "--json", out)  # fmt: skip
     assert done.exit_code == 3, done.output
     found = valid(out)
     inside, outside = found["predictions"]
@@ -279,7 +282,7 @@ def test_the_interval_of_one_run_holds_what_trunks_differ_by(tmp_path):
     frame = pd.DataFrame({"N": N, "D": D, "L": L, "trunk": [f"{a}-{b:.0f}" for a, b in zip(trunk, seed, strict=True)]})
     frame.to_csv(tmp_path / "t.csv", index=False)
     out = tmp_path / "laws.json"
-    run("fit", tmp_path / "t.csv", "--cluster", "trunk", "--bootstrap", 20, "--json", out, "--exclude", "none")
+    run("fit", tmp_path / "t.csv", "--cluster", "trunk", "--bootstrap", 20, "--json", out)
     found = json.loads(out.read_text())
     assert found["noise"] >= found["trunk_noise"]["between"] > 0.005
 
@@ -288,5 +291,34 @@ def test_a_foreign_status_names_the_rule_that_left_no_row(csv):
     frame = pd.read_csv(csv)
     frame["status"] = "ok"
     frame.to_csv(csv, index=False)
-    done = fit(csv)
-    assert done.exit_code == 2 and "20 went by the rule diverged" in done.output and "--exclude none" in done.output
+    done = fit(csv, "--exclude", "suspects")
+    assert done.exit_code == 2 and "by the rule unfinished" in done.output and "--exclude none" in done.output
+
+
+def test_of_a_folder_the_finished_runs_alone_are_fitted_and_the_others_recorded(tmp_path):
+    for n in np.geomspace(1e7, 1e9, 5):
+        losses = {d: float(ladders.loss(n, d)) for d in np.geomspace(2e8, 2e10, 4)}
+        ladders.write_tree(tmp_path / "runs" / f"{n:g}", 0, int(n), 6 * n, losses)
+    ladders.write_tree(tmp_path / "runs" / "gone", 0, 10**7, 6e7, {1e8: 9.0}, status="failed")
+    out = tmp_path / "laws.json"
+    done = run("fit", tmp_path / "runs", "--bootstrap", 0, "--json", out)
+    assert done.exit_code in (0, 3), done.output
+    found = valid(out)
+    assert found["n"] == 20 and len(found["excluded"]) == 1 and "finished" in found["excluded"][0]["rule"]
+
+
+def test_a_refused_law_exits_3_and_says_so_in_its_record(tmp_path):
+    """Losses that stop falling at the large sizes: identified, and worse than the line that knows no law."""
+    rows = ladders.twenty()
+    N, D = rows["N"], rows["D"]
+    broken = np.where(N < 2e8, 4 * N**-0.02, 4 * 2e8**-0.02 * (N / 2e8) ** -0.3) * (D / 1e9) ** -0.05
+    pd.DataFrame({"N": N, "D": D, "L": ladders.noisy(broken, 0, 0.001)}).to_csv(tmp_path / "t.csv", index=False)
+    out = tmp_path / "laws.json"
+    law = ("--law", "no_floor", "--bootstrap", 20, "--backtest", "2e19", "--json", out)
+    done = run("fit", tmp_path / "t.csv", *law)
+    found = valid(out)
+    assert found["refused"] and all(one["identified"] for one in found["params"].values())
+    assert done.exit_code == 3
+    good = tmp_path / "good.csv"
+    pd.DataFrame({"N": N, "D": D, "L": ladders.noisy(ladders.loss(N, D), 1, 0.002)}).to_csv(good, index=False)
+    assert run("fit", good, "--bootstrap", 20, "--json", out).exit_code == 0 and not valid(out)["refused"]

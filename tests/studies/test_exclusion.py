@@ -1,10 +1,11 @@
-"""Exclusion by recorded rule: what is found, what is left alone, and what the table shows."""
+"""Suspects by recorded rule: what is found, what is left alone, and what stands beside the fit."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.exclusion import diverged, exclude, undertuned, with_and_without
-from kleiber.studies.fit import fit
+from kleiber.studies.analysis import Options, analyse
+from kleiber.studies.exclusion import diverged, undertuned, unfinished, without_suspects
 from kleiber.studies.law import find
 from kleiber.studies.table import load
 
@@ -21,35 +22,75 @@ def table(changes=None, **columns):
     return load(pd.DataFrame({**rows, "loss": L, **columns}), {"L": "loss"})
 
 
-def test_clean_rows_stay():
-    assert exclude(table(), LAW).excluded == []
+def record(rows, exclude="none", **options):
+    return analyse(rows, LAW, Options(bootstrap=20, backtest=(), exclude=exclude, **options))
+
+
+def test_clean_rows_are_no_suspects():
+    assert without_suspects(table(), LAW).excluded == []
+    found = record(table())
+    assert found["suspects"] == [] and "with_without" not in found
 
 
 def test_diverged_and_undertuned_runs_are_recorded_by_rule():
-    kept = exclude(table({5: 1.04, 18: 2.0}), LAW)
+    kept = without_suspects(table({5: 1.04, 18: 2.0}), LAW)
     assert kept.excluded == [{"row": 18, "rule": "diverged"}, {"row": 5, "rule": "undertuned"}]
 
 
-def test_status_excludes_and_a_better_run_does_not():
+def test_an_unfinished_run_is_a_suspect_and_a_better_run_is_not():
     status = ["finished"] * 19 + ["failed"]
-    assert diverged(table(status=status), LAW).nonzero()[0].tolist() == [19]
-    assert not undertuned(table({5: 0.95}), LAW).any()
+    assert unfinished(table(status=status)).nonzero()[0].tolist() == [19]
+    assert not diverged(table({5: 0.95}), LAW).any() and not undertuned(table({5: 0.95}), LAW).any()
 
 
 def test_many_bad_rows_are_the_laws_fault():
     assert not undertuned(table(dict.fromkeys((0, 6, 9, 15), 1.05)), LAW).any()
 
 
-def test_rules_can_be_switched_off_and_unknown_ones_are_refused():
-    assert exclude(table({18: 2.0}), LAW, ()).excluded == []
-    with pytest.raises(ValueError, match="'outlier': one of diverged, undertuned"):
-        exclude(table(), LAW, ("outlier",))
+def test_a_row_known_to_be_noisy_is_not_undertuned():
+    rows = table({5: 1.04}, se=np.where(np.arange(20) == 5, 0.1, 0.005))
+    assert undertuned(rows, LAW)[5]
+    rows.columns["sigma"] = rows.frame["se"].to_numpy(dtype=float)
+    assert not undertuned(rows, LAW)[5]
 
 
-def test_with_and_without_show_what_the_exclusion_did():
-    every = table({5: 1.04})
-    kept = exclude(every, LAW)
-    shown = with_and_without(fit(LAW, kept.inputs(LAW), kept.target), every, LAW)
-    assert [row["n"] for row in shown] == [20, 19] and shown[0]["a_opt"]["value"] != shown[1]["a_opt"]["value"]
-    for row in shown:
-        assert row["alpha"]["lo"] < row["alpha"]["value"] < row["alpha"]["hi"]
+def test_suspects_stay_unless_asked_and_either_fit_stands_beside_the_other():
+    every = table({5: 1.04, 18: 2.0})
+    kept, left = record(every), record(every, "suspects")
+    rules = [{"row": 18, "rule": "diverged"}, {"row": 5, "rule": "undertuned"}]
+    assert kept["suspects"] == left["suspects"] == left["excluded"] == rules
+    assert (kept["n"], kept["excluded"], left["n"]) == (20, [], 18)
+    for found in (kept, left):
+        beside = {row["suspects"]: row for row in found["with_without"]}
+        assert (beside["with"]["n"], beside["without"]["n"]) == (20, 18)
+        assert beside["with"]["alpha"]["value"] == pytest.approx(kept["params"]["alpha"]["value"], rel=1e-9)
+        assert beside["without"]["a_opt"]["value"] == pytest.approx(left["derived"]["a_opt"]["value"], rel=1e-9)
+    assert kept["params"]["alpha"]["value"] != left["params"]["alpha"]["value"]
+
+
+def test_the_fit_that_was_asked_for_has_one_interval_of_each_number():
+    found = record(table({5: 1.04}))
+    row = next(row for row in found["with_without"] if row["suspects"] == "with")
+    assert row["alpha"] == found["params"]["alpha"] and row["a_opt"] == found["derived"]["a_opt"]
+
+
+def test_the_verdict_names_the_rows_by_rule_and_at_most_ten_of_them():
+    marked = table(run=[f"run-{i}" for i in range(20)], status=["finished"] * 8 + ["killed"] * 12)
+    (told,) = [one for one in record(marked)["verdicts"] if one["code"] == "suspects"]
+    assert told["level"] == "warn" and "12 unfinished" in told["text"] and "8 (run-8)" in told["text"]
+    assert told["text"].count("run-") == 10 and "and 2 more" in told["text"]
+    assert record(marked, find_suspects=False)["suspects"] == []
+
+
+def test_a_fit_that_leaves_too_few_rows_is_refused_when_asked_for_and_else_told():
+    foreign = table(status=["ok"] * 20)
+    with pytest.raises(ValueError, match=r"leaves 0 rows for the 5 parameters.*20 are suspects"):
+        record(foreign, "suspects")
+    found = record(foreign)
+    assert found["n"] == 20 and found["with_without"] == []
+    assert any(one["code"] == "suspects" and "no fit without them" in one["text"] for one in found["verdicts"])
+
+
+def test_only_none_and_suspects_can_be_excluded():
+    with pytest.raises(ValueError, match="'outlier': must be one of none, suspects"):
+        Options(exclude="outlier")

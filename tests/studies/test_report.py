@@ -43,7 +43,7 @@ def study(tmp_path):
 
 
 def test_a_report_leaves_law_findings_figures_and_a_page_without_network(study, capsys):
-    assert main(["report", str(study)]) == 0
+    assert main(["report", str(study)]) == 3, "less than a decade of D does not identify E"
     report = capsys.readouterr().out
     law = json.loads((study / "laws.json").read_text())
     assert law["n"] == 12, "seeds are averaged and D < 2M is left out"
@@ -56,12 +56,13 @@ def test_a_report_leaves_law_findings_figures_and_a_page_without_network(study, 
     page = (study / "report.html").read_text()
     assert "width32-seed0" in page and "vegaEmbed" in page
     assert 'src="http' not in page and 'href="http' not in page
-    assert json.loads((study / "findings.json").read_text())["headline"] in report
+    findings = json.loads((study / "findings.json").read_text())
+    assert findings["headline"] in report and findings["not_identified"] == ["E"] and not findings["refused"]
 
 
 def test_cells_that_did_not_finish_are_named_and_left_out(study, capsys):
     write_run(study / "width512-seed0", 0, 6_400_000, status="failed")
-    assert main(["report", str(study)]) == 0
+    assert main(["report", str(study)]) == 3
     assert "missing: width512-seed0 (failed)" in capsys.readouterr().out
     law = json.loads((study / "laws.json").read_text())
     assert law["domain"]["N"][1] == 1_600_000

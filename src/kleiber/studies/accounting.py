@@ -39,7 +39,9 @@ def accounting(model: NoiseModel, draws: int = 100, seed: int = 0, level: float 
     rows, base = [], {}
     for name, (N, C) in choices.items():
         inputs = {**problem.inputs, "N": N}
-        refitted = fit(problem.law, inputs, problem.target, problem.loss_fn, problem.delta, problem.space)
+        refitted = fit(
+            problem.law, inputs, problem.target, problem.loss_fn, problem.delta, problem.space, problem.scale
+        )
         told = replace(model, fit=refitted, columns={"C": C})
         for exponent in compare(told, told.draws(draws, seed), level):
             base.setdefault(exponent.approach, exponent.a)

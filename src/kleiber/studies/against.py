@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kleiber.studies import analysis
+from kleiber.studies import prediction
 from kleiber.studies.law import Law
 from kleiber.studies.replicates import cells
 from kleiber.studies.table import Table
@@ -28,7 +28,7 @@ def hold(record: Mapping[str, Any], law: Law, table: Table, max_decades: float) 
     for cell in np.unique(member):
         mine = member == cell
         at = {name: float(column[mine][0]) for name, column in inputs.items()}
-        said = analysis.predict(record, law, at, max_decades)
+        said = prediction.predict(record, law, at, max_decades)
         if "refused" in said:
             point = ", ".join(f"{name}={value:g}" for name, value in at.items())
             raise ValueError(f"{point}: {said['refused']}; --force predicts all the same")

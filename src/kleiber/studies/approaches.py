@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import ndtri
 
 from kleiber.studies.bootstrap import Draws, interval
 from kleiber.studies.law import Array
@@ -107,17 +108,18 @@ def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent
     spare = len(x) - 2
     scatter = float((weight * (design @ [intercept, a] - y) ** 2).sum()) / spare
     half = reach(spare, level) * float(np.sqrt(scatter * covariance[1, 1]))
-    bars = [_bar(point, with_interval=not approach.startswith("1")) for point in points]
+    bars = [_bar(point, level, with_interval=not approach.startswith("1")) for point in points]
     return Exponent(approach, float(a), float(a - half), float(a + half), float(intercept - a * centre), bars)
 
 
-def _bar(point: Vertex, with_interval: bool) -> dict[str, float]:
-    """One point behind the line, with its 90 % normal interval where a vertex has a standard error."""
+def _bar(point: Vertex, level: float, with_interval: bool) -> dict[str, float]:
+    """One point behind the line, with its normal interval where a vertex has a standard error."""
+    half = float(ndtri((1 + level) / 2)) * point.se
     bar = {"C": point.compute, "N": float(np.exp(point.log_n))}
     if with_interval:
         bar |= {
-            "lo": float(np.exp(point.log_n - 1.645 * point.se)),
-            "hi": float(np.exp(point.log_n + 1.645 * point.se)),
+            "lo": float(np.exp(point.log_n - half)),
+            "hi": float(np.exp(point.log_n + half)),
         }
     return bar
 
@@ -146,11 +148,10 @@ def optimum(values: Mapping[str, Array], compute: float) -> tuple[Array, Array]:
 
 def allocation(draws: Draws, budgets: Array, level: float = 0.9) -> list[dict[str, float]]:
     """N_opt(C) and D_opt(C) of a law with A, B and alpha, with bands from the draws."""
-    names = list(draws.fit.law.params)
-    if not {"A", "B", "alpha"} <= set(names) or draws.fit.dropped or len(draws.fit.untold()):
+    law = draws.fit.law
+    if not {"A", "B", "alpha"} <= {*law.params, *law.fixed} or draws.fit.dropped or len(draws.fit.untold()):
         return []
-    sampled = {name: draws.values[:, j] for j, name in enumerate(names)}
-    point = {name: draws.fit.values[:, j] for j, name in enumerate(names)}
+    sampled, point = law.named(draws.values), law.named(draws.fit.values)
     rows = []
     for budget in budgets:
         row = {"C": float(budget)}

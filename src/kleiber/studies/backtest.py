@@ -1,4 +1,5 @@
-"""Backtests: fit below a compute cut, predict above it, beside two predictors that know no law.
+"""Backtests: fit below a cut in compute, or in size where none is known, and predict above it, beside two predictors
+that know no law.
 
 The naive predictors are the last rung's loss and the straight log-log line through the two largest rungs. A law that
 does not beat both is no law. It refuses in-sample scores: every number here is on rows the fit has not seen.
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from kleiber.studies.bootstrap import interval
 from kleiber.studies.fit import Fit, fit
 from kleiber.studies.law import Array, Law
-from kleiber.studies.pose import Posed
+from kleiber.studies.noise_model import NoiseModel
 from kleiber.studies.solve import Problem
 
 BELOW, ABOVE = 0.85, 1.2  # a guard band around the cut: budgets that are nominally equal scatter
@@ -22,7 +23,7 @@ BELOW, ABOVE = 0.85, 1.2  # a guard band around the cut: budgets that are nomina
 
 @dataclass(frozen=True)
 class Backtest:
-    """Errors above one cut: mean absolute and mean relative error, coverage of a run's interval."""
+    """Errors above one cut along C or N: mean absolute and mean relative error, coverage of a run's interval."""
 
     cut: float
     n_train: int
@@ -31,6 +32,7 @@ class Backtest:
     bias: float
     coverage: float
     naive: dict[str, float] = field(default_factory=dict)
+    along: str = "C"
 
     @property
     def beats_naive(self) -> bool:
@@ -49,35 +51,38 @@ def default_cuts(compute: Array, num_params: int, count: int = 3) -> list[float]
 
 
 def backtests(
-    posed: Posed, cuts: Sequence[float], level: float = 0.9, draws: int = 200, seed: int = 0
+    model: NoiseModel, cuts: Sequence[float], level: float = 0.9, draws: int = 200, seed: int = 0
 ) -> list[Backtest]:
-    """One Backtest per cut: trained on C < 0.85 cut, tested on C > 1.2 cut; ValueError when a side is too small."""
-    compute = posed.compute
-    assert compute is not None
+    """One Backtest per cut: trained on C < 0.85 cut, tested on C > 1.2 cut; ValueError when a side is too small.
+
+    Cuts are along N where no compute is known (`NoiseModel.along`).
+    """
+    assert model.along is not None
+    along, compute = model.along
     done = []
     for cut in cuts:
         train, test = compute < BELOW * cut, compute > ABOVE * cut
-        if train.sum() <= posed.fit.problem.num_params or not test.any():
+        if train.sum() <= model.fit.problem.num_params or not test.any():
             raise ValueError(
                 f"backtest {cut:g}: {train.sum()} rows below, {test.sum()} above "
-                f"for {posed.fit.problem.num_params} parameters; "
-                f"C spans {compute.min():.3g} to {compute.max():.3g}"
+                f"for {model.fit.problem.num_params} parameters; "
+                f"{along} spans {compute.min():.3g} to {compute.max():.3g}"
             )
-        done.append(Backtest(cut, **score(posed, train, test, level, draws, seed)))
+        done.append(Backtest(cut, **score(model, train, test, level, draws, seed), along=along))
     return done
 
 
 def score(
-    posed: Posed, train: NDArray, test: NDArray, level: float = 0.9, draws: int = 200, seed: int = 0
+    model: NoiseModel, train: NDArray, test: NDArray, level: float = 0.9, draws: int = 200, seed: int = 0
 ) -> dict[str, Any]:
     """Errors of a fit of the rows `train` on the rows `test`, and those of the naive predictors."""
-    problem, compute = posed.fit.problem, posed.compute
-    assert compute is not None
-    part, tested = posed.on(train), problem.rows(test)
-    sample = posed.draws(draws, seed, part, train)
+    assert model.along is not None
+    problem, (_, compute) = model.fit.problem, model.along
+    part, tested = model.on(train), problem.rows(test)
+    sample = model.draws(draws, seed, part, train)
     coverage = float("nan")  # nothing is covered or missed without draws
     if sample is not None:
-        lo, hi = interval(sample.predict_runs(tested.inputs, seed), level)
+        lo, hi = interval(sample.predict_runs(tested.inputs, seed, tested.scale), level)
         coverage = float(np.mean((lo <= tested.target) & (tested.target <= hi)))
     error = part.predict(tested.inputs) / tested.target - 1
     naive = {
@@ -91,12 +96,12 @@ def score(
     }  # fmt: skip
 
 
-def holdouts(posed: Posed, level: float = 0.9, draws: int = 200, seed: int = 0) -> list[dict[str, Any]]:
+def holdouts(model: NoiseModel, level: float = 0.9, draws: int = 200, seed: int = 0) -> list[dict[str, Any]]:
     """What a ladder is asked to predict: its largest size, its top 4x of compute, its two largest sizes.
 
     Each is left out in turn, on laws of N and D; one is passed over when too few rows are left to fit.
     """
-    problem, compute = posed.fit.problem, posed.compute
+    problem, compute = model.fit.problem, model.compute
     if set(problem.law.inputs) != {"N", "D"} or compute is None:
         return []
     sizes = np.unique(problem.inputs["N"])
@@ -106,7 +111,7 @@ def holdouts(posed: Posed, level: float = 0.9, draws: int = 200, seed: int = 0) 
     return [
         {"name": name, **found, "beats_naive": all(found["mare"] < error for error in found["naive"].values())}
         for name, test in left_out.items()
-        if (~test).sum() > problem.num_params + 1 and (found := score(posed, ~test, test, level, draws, seed))
+        if (~test).sum() > problem.num_params + 1 and (found := score(model, ~test, test, level, draws, seed))
     ]
 
 
@@ -189,7 +194,7 @@ def rank(laws: Sequence[Law], found: Fit, compute: Array, share: float = 0.2) ->
             continue
         whole, part = problem.rows(train), problem.rows(test)
         space = problem.space if law.returns == "linear" else law.space
-        seen = fit(law, whole.inputs, whole.target, problem.loss_fn, problem.delta, space)
+        seen = fit(law, whole.inputs, whole.target, problem.loss_fn, problem.delta, space, whole.scale)
         error = seen.predict(part.inputs) / part.target - 1
         rss = float((seen.residuals**2).sum())
         aic = float(train.sum() * np.log(max(rss, 1e-300) / train.sum()) + 2 * len(law.params))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kleiber.studies.fit import Fit
 from kleiber.studies.law import Array
 from kleiber.studies.newton import finish
-from kleiber.studies.solve import convert, descend
+from kleiber.studies.solve import convert, descend, from_space
 from kleiber.studies.variance_components import Layout, VarianceComponents
 
 FEW_ROWS = 25  # independent rows below which pairs leave too few distinct ones
@@ -41,14 +41,14 @@ class Draws:
         """The target at new inputs by draw, (draws, rows)."""
         return self.fit.law.predict(inputs, self.values)
 
-    def predict_runs(self, inputs: Mapping[str, Array], seed: int = 0) -> Array:
-        """Like `predict` for one new run: the law's draw plus one run's noise."""
+    def predict_runs(self, inputs: Mapping[str, Array], seed: int = 0, scale: Array | None = None) -> Array:
+        """Like `predict` for one new run: the law's draw plus one run's noise, times the row's `scale` where known."""
         answer = self.fit.law.evaluate(inputs, self.values)
         space = self.fit.problem.space
         sd = self.noise.run_sd(np.log(inputs["N"])) if "N" in inputs else self.noise.run_sd(np.array(0.0))
-        noise = np.random.default_rng([seed, 1]).normal(size=answer.shape) * sd
+        noise = np.random.default_rng([seed, 1]).normal(size=answer.shape) * sd * (1.0 if scale is None else scale)
         noisy = convert(answer, self.fit.law.returns, space) + noise
-        return {"log": np.exp, "log10": lambda a: 10.0**a, "linear": np.asarray}[space](noisy)
+        return from_space(noisy, space)
 
     def derive(self) -> dict[str, Array]:
         return self.fit.law.derive(self.values)

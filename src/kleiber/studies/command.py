@@ -1,7 +1,7 @@
 """`kleiber fit`, `predict` and `report`: read the command line, call the analysis, print a table, choose the exit code.
 
-Exit codes: 0 done, 2 bad input, 3 fitted but not identified. It computes nothing itself and refuses to print a number
-without an interval or the words "not identified". numpy is imported when a command runs, not when it is listed.
+Exit codes: 0 done, 2 bad input, 3 fitted, but the law is not identified or is refused. It computes nothing itself;
+numpy is imported when a command runs, not when it is listed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-FEWEST = 20  # resamples of which a 90 % interval leaves one out on either side
+from kleiber.studies.record_text import held_lines, lines, percent, prediction_line
+
 Column = Annotated[str | None, typer.Option(help="column, a synonym of --map", show_default=False)]
 
 
@@ -31,14 +32,28 @@ def fit(
     space: Annotated[str | None, typer.Option(help="log, linear or log10; default: the law's source's")] = None,
     where: Annotated[list[str] | None, typer.Option(help='"loss < 4 and N >= 1e8"; repeat to narrow')] = None,
     by: Annotated[str | None, typer.Option(help="one fit per value of this column")] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="resamples; 0 for none, else 20 or more")] = 1000,
+    bootstrap: Annotated[int, typer.Option(min=0, help="resamples; 0 for none, else 2 / (1 - level) or more")] = 1000,
     cluster: Annotated[
         str | None, typer.Option(help="column of the trunk whose branches share noise; trunk for runs")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    backtest: Annotated[str | None, typer.Option(help="compute cuts, 1e20,1e21; default: three of them")] = None,
+    level: Annotated[float, typer.Option(help="of every interval, between 0 and 1")] = 0.9,
+    fix: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="hold a parameter; repeat for more")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(metavar="NAME=VALUE,...", help="the objective at these values of all parameters")
+    ] = None,
+    sigma: Annotated[
+        str | None, typer.Option(metavar="COL", help="column of the standard error of each row's loss, in its units")
+    ] = None,
+    backtest: Annotated[
+        str | None, typer.Option(help="cuts in C (in N where C is unknown), 1e20,1e21; default: three of them")
+    ] = None,
     predict: Annotated[list[str] | None, typer.Option(help="N=..,D=..; repeat for more")] = None,
-    exclude: Annotated[str, typer.Option(help="rules, or none")] = "diverged,undertuned",
+    exclude: Annotated[
+        str, typer.Option(help="none, or suspects: leave out diverged, undertuned and unfinished rows")
+    ] = "none",
     rank: Annotated[bool, typer.Option("--rank", help="rank laws by leave-largest-compute-out error")] = False,
     max_decades: Annotated[float, typer.Option(min=0, help="refuse predictions farther outside than this")] = 3.0,
     force: Annotated[bool, typer.Option("--force", help="predict beyond --max-decades")] = False,
@@ -46,23 +61,23 @@ def fit(
     report: Annotated[Path | None, typer.Option(metavar="OUT.html", help="write a page with figures here")] = None,
 ) -> None:
     """Fit a law to a table of runs: parameters with intervals, backtests, verdicts."""
-    from kleiber.studies import analysis, record, table
+    from kleiber.studies import analysis, record
     from kleiber.studies import law as laws
 
     try:
         pages = _pages() if report else None
-        form = laws.find(law)
-        _check(form, bootstrap, delta, loss_fn or form.loss_fn)
+        form = laws.find(law).fix(_values(fix or (), "--fix"))
         named = _roles(source, map, {"N": params, "D": data, "L": loss, "C": compute}, form.inputs)
         cluster = cluster or ("trunk" if source.is_dir() else None)
-        rows = table.load(table.read(source), named, where or (), form.inputs)
+        rows = _rows(source, {**named, **({"sigma": sigma} if sigma else {})}, where or (), form.inputs)
         options = analysis.Options(
-            loss_fn, 1e-3 if delta is None else delta, space, bootstrap, cluster, seed,
+            loss_fn, 1e-3 if delta is None else delta, space, bootstrap, cluster, seed, level,
             backtest=None if backtest is None else _numbers(backtest, "--backtest"),
             predict=[_point(text) for text in predict or ()],
-            exclude=() if exclude == "none" else tuple(filter(None, exclude.split(","))),
-            max_decades=float("inf") if force else max_decades, rank=rank,
+            exclude=exclude, max_decades=float("inf") if force else max_decades, rank=rank,
+            at=None if at is None else _values(at.split(","), "--at"),
         )  # fmt: skip
+        _check(form, options, delta)
         parts = rows.split(by) if by else {"": rows}
         found = {group: _one(part, form, law, options, by, group) for group, part in parts.items()}
         if json:
@@ -74,7 +89,7 @@ def fit(
     if pages is not None:
         pages.write(report, source, form, found, parts, by)
         typer.echo(f"report: {report}")
-    if not all(analysis.identified(entry) for entry in found.values()):
+    if not all(analysis.accepted(entry) for entry in found.values()):
         raise typer.Exit(3)
 
 
@@ -88,28 +103,28 @@ def predict(
     force: Annotated[bool, typer.Option("--force", help="predict beyond --max-decades")] = False,
 ) -> None:
     """Predict from a fitted law, with its interval and that of one new run; or hold it against the rows of --on."""
-    from kleiber.studies import against, analysis, record, table
+    from kleiber.studies import against, prediction, record
     from kleiber.studies import law as laws
 
     try:
         entry, words = record.read(laws_json), list(at or ())
         if entry["schema"] == "kleiber.laws/1":
             entry, words = _group(entry, words)
-        form, most = laws.find(entry["law"]), float("inf") if force else max_decades
+        form, most = laws.of_record(entry), float("inf") if force else max_decades
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)}: give points or --on {on}, not both")
-            rows = table.load(table.read(on), _roles(on, map, inputs=form.inputs), where or (), form.inputs)
-            typer.echo("\n".join(_held(against.hold(entry, form, rows, most), entry["level"])))
+            rows = _rows(on, _roles(on, map, inputs=form.inputs), where or (), form.inputs)
+            typer.echo("\n".join(held_lines(against.hold(entry, form, rows, most), entry["level"])))
             return
         if map or where:
             raise ValueError("--map and --where are about the rows of --on TABLE, which is missing")
-        answer = analysis.predict(entry, form, _point(",".join(words)), most)
+        answer = prediction.predict(entry, form, _point(",".join(words)), most)
         if "refused" in answer:
             raise ValueError(f"{' '.join(words)}: {answer['refused']}; --force predicts all the same")
     except ValueError as error:
         _refuse(error)
-    typer.echo(_prediction(answer, entry["level"]))
+    typer.echo(prediction_line(answer, entry["level"]))
 
 
 def report(
@@ -121,7 +136,10 @@ def report(
     also: Annotated[list[Path] | None, typer.Option(help="runs of a further folder; repeat for more")] = None,
     wandb: Annotated[bool, typer.Option("--wandb", help="mirror it to W&B, as the runs were")] = False,
 ) -> None:
-    """Analyse the runs of a folder again: laws.json, findings.json, figures and one HTML page."""
+    """Analyse the runs of a folder again: laws.json, findings.json, figures and one HTML page.
+
+    Exit code 3 when the study's law is refused or not identified.
+    """
     try:
         found = _pages("report").report(folder, out, study, also or (), wandb)
     except (ValueError, FileNotFoundError) as error:
@@ -129,6 +147,8 @@ def report(
     typer.echo(found["headline"])
     typer.echo(f"{found['runs']}" + (f"; missing: {', '.join(found['missing'])}" if found["missing"] else ""))
     typer.echo(f"report: {out or folder / 'report.html'}")
+    if found["refused"] or found["not_identified"]:
+        raise typer.Exit(3)
 
 
 def _pages(name: str = "fit_page") -> Any:
@@ -143,23 +163,58 @@ def _pages(name: str = "fit_page") -> Any:
     return import_module(f"kleiber.studies.{name}")
 
 
-def _check(form: Any, bootstrap: int, delta: float | None, loss_fn: str) -> None:
+def _check(form: Any, options: Any, delta: float | None) -> None:
     """Refuses options that would have no effect, and draws too few for an interval."""
-    if 0 < bootstrap < FEWEST:
-        raise ValueError(f"--bootstrap {bootstrap}: a 90% interval needs {FEWEST} resamples or more; 0 for none")
+    from kleiber.studies.analysis import fewest_draws
+
+    fewest, loss_fn = fewest_draws(options.level), options.loss_fn or form.loss_fn
+    if 0 < options.bootstrap < fewest:
+        raise ValueError(
+            f"--bootstrap {options.bootstrap}: a {percent(options.level)} interval needs {fewest} resamples or more; "
+            "0 for none"
+        )
     if delta is not None and loss_fn != "huber":
         raise ValueError(
             f"--delta {delta:g}: the loss of {form.name} is {loss_fn} here, which has none; --loss-fn huber"
         )
+    if options.rank and form.fixed:
+        raise ValueError(
+            f"--rank with --fix {', '.join(form.fixed)}: laws are ranked with all of their parameters fitted; "
+            "leave one of the two out"
+        )
+
+
+def _rows(source: Path, roles: Mapping[str, str], where: Sequence[str], inputs: Sequence[str]) -> Any:
+    """The table of a fit. Of a folder the finished runs alone: the others have no final loss."""
+    from kleiber.studies import table
+
+    finished = ("status = finished",) if source.is_dir() else ()
+    return table.load(table.read(source), roles, (*finished, *where), inputs)
+
+
+def _values(items: Sequence[str], option: str) -> dict[str, float]:
+    """`E=1.8` of each item as a number by name; ValueError with the item that is none, or that repeats another."""
+    from kleiber.studies.where import number
+
+    values: dict[str, float] = {}
+    for item in items:
+        name, _, text = item.partition("=")
+        value = number(text)
+        if value is None or not name.strip():
+            raise ValueError(f"{option} {item!r}: must be NAME=NUMBER, such as E=1.8")
+        if values.get(name.strip(), value) != value:
+            raise ValueError(f"{option} {item!r}: {name.strip()} is already {values[name.strip()]:g}")
+        values[name.strip()] = value
+    return values
 
 
 def _roles(
     source: Path, map: str | None, extra: Mapping[str, str | None] | None = None, inputs: Sequence[str] = ()
 ) -> dict[str, str]:
     """Columns by role, as asked for; a folder of runs has its own where nothing was. ValueError for a role of none."""
-    from kleiber.studies import pose, table
+    from kleiber.studies import noise_model, table
 
-    asked, known = table.parse_map(map, extra), dict.fromkeys([*inputs, "N", "D", "C", "L", *pose.EXTRA])
+    asked, known = table.parse_map(map, extra), dict.fromkeys([*inputs, "N", "D", "C", "L", *noise_model.EXTRA])
     for role, column in asked.items():
         if role not in known:
             raise ValueError(f"--map {role}={column}: nothing reads the role {role}; one of {', '.join(known)}")
@@ -217,81 +272,3 @@ def _numbers(text: str, option: str) -> list[float]:
 def _refuse(error: ValueError) -> NoReturn:
     typer.echo(f"error: {error}", err=True)
     raise typer.Exit(2) from error
-
-
-def lines(entry: Mapping[str, Any]) -> list[str]:
-    """The printed form of a record: one line per parameter, backtest, prediction and verdict."""
-    level, goal = f"{entry['level']:.0%}", entry["objective"]
-    delta = f", delta {goal['delta']:g}" if goal["delta"] else ""
-    out = [f"{entry['law']}: {entry['formula']}   ({entry['source']})"]
-    out.append(
-        f"{entry['n']} rows, {len(entry['excluded'])} excluded; "
-        f"{goal['kind']}{delta} in {goal['space']}: {goal['value']:.6g}"
-    )
-    out += [
-        f"  {name:<10} {_estimate(value, level)}" for name, value in {**entry["params"], **entry["derived"]}.items()
-    ]
-    out.append(f"residual rms {entry['residual_rms']:.3g} ({goal['space']}); intervals {_kind(entry)}")
-    for one in entry["approaches"]:
-        out.append(f"  approach {one['approach']}: a = {one['a']:.4f}, {level} [{one['lo']:.4f}, {one['hi']:.4f}]")
-    for one in entry["accounting"]:
-        text = f"a = {one['a']:.4f}, {level} [{one['lo']:.4f}, {one['hi']:.4f}], shift {one['shift']:+.4f}"
-        out.append(f"  {one['convention']}, approach {one['approach']}: {text}")
-    for test in entry["backtests"]:
-        naive = ", ".join(f"{name} {value:.2%}" for name, value in test["naive"].items())
-        held = test["coverage"]
-        covers = "no intervals" if held is None else f"{level} interval covers {held:.0%}"
-        out.append(
-            f"  backtest C = {test['cut']:.3g}: {test['n_train']} -> {test['n_test']} rows, error {test['mare']:.2%}, "
-            f"bias {test['bias']:+.2%}, {covers}; naive: {naive}"
-        )
-    for one in entry.get("ranking", ()):
-        out.append(
-            f"  ranked {one['law']}: error {one['mare']:.2%} on the {one['n_test']} largest, AIC {one['aic']:.1f}"
-        )
-    for one in entry.get("with_without", ()):
-        numbers = ", ".join(f"{name} {_short(value)}" for name, value in one.items() if isinstance(value, Mapping))
-        out.append(f"  {one['excluded_rows']} the excluded rows (n = {one['n']}), {level}: {numbers}")
-    out += [f"  {_prediction(one, entry['level'])}" for one in entry["predictions"]]
-    return out + [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
-
-
-def _estimate(value: Mapping[str, Any], level: str) -> str:
-    point = "-" if value["value"] is None else f"{value['value']:.6g}"
-    if not value["identified"]:
-        return f"not identified ({value.get('reason') or 'no interval'}; least objective at {point})"
-    return f"{point}   {level} [{value['lo']:.5g}, {value['hi']:.5g}]"
-
-
-def _short(value: Mapping[str, Any]) -> str:
-    if value["lo"] is None:
-        return f"not identified (least objective at {value['value']:.4g})"
-    return f"{value['value']:.4g} [{value['lo']:.4g}, {value['hi']:.4g}]"
-
-
-def _kind(entry: Mapping[str, Any]) -> str:
-    used = entry["bootstrap"]
-    return f"by profile and {used['kind']} bootstrap ({used['draws']} draws)" if used else "by profile"
-
-
-def _held(found: Mapping[str, Any], level: float) -> list[str]:
-    """The printed form of a law against rows: a line a cell, then the errors."""
-    out = [f"{_prediction(one, level)}; found {one['target']:.6g} ({one['runs']} runs)" for one in found["cells"]]
-    text = f"{len(out)} cells: error {found['mare']:.2%}, bias {found['bias']:+.2%}"
-    if found["coverage"] is None:
-        return [*out, f"{text}, no intervals"]
-    held = (
-        f"{level:.0%} interval of the law covers {found['coverage']:.0%}, that of one run {found['run_coverage']:.0%}"
-    )
-    return [*out, f"{text}; {held}"]
-
-
-def _prediction(one: Mapping[str, Any], level: float) -> str:
-    at = ", ".join(f"{name}={value:g}" for name, value in one["at"].items())
-    if "refused" in one:
-        return f"{at}: refused, {one['refused']}"
-    far = f"{one['decades']:.2f} decades outside the rows"
-    if one["lo"] is None:
-        return f"{at}: {one['value']:.6g}, interval not identified, {far}"
-    run = f"one run [{one['run_lo']:.5g}, {one['run_hi']:.5g}]"
-    return f"{at}: {one['value']:.6g}   {level:.0%} [{one['lo']:.5g}, {one['hi']:.5g}], {run}, {far}"

@@ -19,7 +19,7 @@ from kleiber.studies.arms import interval
 from kleiber.studies.findings import Findings, Tolerant
 from kleiber.studies.outcomes import PLAIN, REPLAY
 from kleiber.studies.seeds import Rows
-from kleiber.studies.sequence_outcomes import CELL, LOWER, METRICS, averaged, by_position, chosen, outcomes
+from kleiber.studies.sequence_outcomes import CELL, LABELS, LOWER, METRICS, averaged, by_position, chosen, outcomes
 
 TOLD = {
     "ACC": "has a higher final score", "LA": "learns each task better",
@@ -46,9 +46,9 @@ class Continual(Tolerant):
             verdicts=[*complaints(record), *record["claims"]],
             tables={
                 "Methods": method_table(best, self.level),
-                "Against plain training": record["gaps"],
+                "Against plain training": [{**gap, "metric": LABELS[gap["metric"]]} for gap in record["gaps"]],
                 "Forgetting by task": task_table(best, self.level),
-                "Settings": averaged(record["rows"]).to_dict("records"),
+                "Settings": averaged(record["rows"]).rename(columns=LABELS).to_dict("records"),
             },
             figures=figures(record, self.level),
             methods=METHODS_TEXT.format(level=self.level, tolerance=self.tolerance) + REPLAY + BESIDE,
@@ -163,7 +163,9 @@ def method_table(best: Rows, level: float) -> list[dict[str, Any]]:
             known = one[metric].dropna().tolist()
             if known:
                 lo, hi = interval(known, level)
-                row[metric] = f"{np.mean(known):.4f}" + (" (no interval)" if lo is None else f" [{lo:.4f}, {hi:.4f}]")
+                row[LABELS[metric]] = f"{np.mean(known):.4f}" + (
+                    " (no interval)" if lo is None else f" [{lo:.4f}, {hi:.4f}]"
+                )
         made.append((start, -one["ACC"].mean(), {**row, "minutes": one["seconds"].astype(float).mean() / 60}))
     return [row for *_, row in sorted(made, key=lambda item: item[:2])]
 
@@ -250,12 +252,14 @@ METHODS_TEXT = (
     "LA, BWT and FWT. ACC is the mean of the last row over the tasks trained, LA of the diagonal, BWT of last row less "
     "diagonal (Lopez-Paz and Ranzato 2017, arXiv:1706.08840), FWT of the score before a task's own stage less that of "
     "the start; it is left out where tasks have heads of their own, which nothing trained before. Maximal forgetting "
-    "and intransigence after Chaudhry et al. 2018 (arXiv:1801.10112), with a model trained from the same start on the "
-    "one task, at its best learning rate, in place of one trained on all at once. Savings (Ebbinghaus 1885): 1 less "
-    "steps to regain the first task over steps to learn it, both to {tolerance:.0%} above the loss that its own stage "
-    "ended with, in a last stage without any method; where it was not regained there is none. Upstream is what the "
-    "tasks of the start point lost. The first stage has no method, so it is the same for all. Each method stands at "
-    "its setting of best mean ACC, chosen on the same runs, which favours methods with more settings. Student's "
+    "is the best earlier score of a task less the last: over all earlier stages after Chaudhry et al. 2018 "
+    "(arXiv:1801.10112, eq. 2), and over those since the task was learned. Intransigence is theirs as well (eq. 3), "
+    "with a model trained from the same start on the one task, at its best learning rate, in place of one trained on "
+    "all at once. Savings (Ebbinghaus 1885): 1 less steps to regain the first task over steps to learn it, both to "
+    "{tolerance:.0%} above the loss that its own stage ended with, in a last stage without any method; where it was "
+    "not regained there is none. Upstream is what the tasks of the start point lost. The first stage has no method, so "
+    "it is the same for all. Each method stands at its setting of best mean ACC, chosen on the same runs, which "
+    "favours methods with more settings. Student's "
     "{level:.0%} intervals take each order and seed as one sample: they say nothing of other start points. Differences "
     "are within order and seed, for all methods at once (Bonferroni)."
 )

@@ -13,7 +13,7 @@ from kleiber.studies.arms import interval
 from kleiber.studies.dress import dressed
 from kleiber.studies.forgetting_plots import colors, methods_of
 from kleiber.studies.seeds import Rows
-from kleiber.studies.sequence_outcomes import LOWER, in_order
+from kleiber.studies.sequence_outcomes import LABELS, LOWER, in_order
 
 
 def bars(rows: Rows, metrics: Sequence[str], level: float, of: str) -> Any:
@@ -25,7 +25,7 @@ def bars(rows: Rows, metrics: Sequence[str], level: float, of: str) -> Any:
             if known:
                 lo, hi = interval(known, level)
                 arrow = "lower" if metric in LOWER else "higher"
-                told = {"panel": f"{metric.replace('_', ' ')} ({arrow} is better)", "method": name}
+                told = {"panel": f"{LABELS[metric]} ({arrow} is better)", "method": name}
                 found.append({**told, "mean": float(np.mean(known)), "lo": lo, "hi": hi})
     shown = pd.DataFrame(found)
     panels = [panel(part, str(name), names) for name, part in shown.groupby("panel", sort=False)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from kleiber.catalog import Run
 from kleiber.studies.findings import Findings
-from kleiber.studies.scaling import Scaling
+from kleiber.studies.scaling import Scaling, within_budgets
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,6 @@ class Accounting(Scaling):
         low, high = (pick(rows, key=lambda one: one["a"]) for pick in (min, max))
         head = (
             f"Counting moves the allocation exponent from {low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] "
-            f"({low['convention']}) to {high['a']:.3f} [{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})."
+            f"({low['convention']}) to {high['a']:.3f} [{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})"
         )
-        return replace(found, headline=head)
+        return replace(found, headline=within_budgets(head, found.law))

@@ -1,51 +1,66 @@
-"""Leaving runs out by rule: each rule is a function of the rows, each excluded row carries the rule's name.
+"""Suspects: rows that a rule finds unlike the others, flagged or, when asked, left out, each with the rule's name.
 
-Five off-centre runs of 245 moved a published exponent from .37 to .45, so exclusion is never silent: the same fit is
-shown with and without. It refuses to exclude a run for being better than the law.
+Five off-centre runs of 245 moved a published exponent from .37 to .45, so no row is left out unless asked, and the fit
+without the suspects stands beside the one with them. It refuses to suspect a run for being better than the law.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kleiber.studies.bootstrap import bootstrap, interval
-from kleiber.studies.fit import Fit, fit
-from kleiber.studies.law import Array, Law
-from kleiber.studies.table import Table
+from kleiber.studies.fit import fit
+from kleiber.studies.law import Law
+from kleiber.studies.noise_model import scale_of
+from kleiber.studies.table import Table, label
+from kleiber.studies.verdicts import Verdict
 
-RULES = ("diverged", "undertuned")
+CHOICES = ("none", "suspects")
 GOOD = ("finished",)
 WORSE = 0.05  # a run beaten by more than this by one with no more parameters and tokens did not train
 MIN_ROWS, MIN_GAP, ROBUST_SD, MAX_SHARE = 12, 0.02, 6.0, 0.15
+RULES = {
+    "unfinished": "a status other than finished",
+    "diverged": f"a loss {WORSE:.0%} above that of a run with no more parameters and tokens",
+    "undertuned": f"{ROBUST_SD:g} robust standard deviations and {MIN_GAP:.0%} above the law",
+}
+LISTED = 10  # rows that a verdict names
 
 Mask = NDArray[np.bool_]
 
 
+def unfinished(table: Table) -> Mask:
+    """Rows whose column `status` says anything but finished; none where there is no such column."""
+    if "status" not in table.frame.columns:
+        return np.zeros(len(table), dtype=bool)
+    return ~table.frame["status"].astype(str).isin(GOOD).to_numpy(dtype=bool)
+
+
 def diverged(table: Table, law: Law) -> Mask:
-    """Runs whose status is not finished, and runs with a loss 5 % above one with at most the same N and D.
+    """Runs with a loss 5 % above one with at most the same N and D.
 
-    The second holds for laws of N and D only: repeated data, experts or mixtures may rightly lose to a smaller run.
+    For laws of N and D only: repeated data, experts or mixtures may rightly lose to a smaller run.
     """
-    out = np.zeros(len(table), dtype=bool)
-    if "status" in table.frame.columns:
-        out |= ~table.frame["status"].astype(str).isin(GOOD).to_numpy(dtype=bool)
-    if set(law.inputs) == {"N", "D"}:
-        N, D, loss = (table.columns[name] for name in ("N", "D", "L"))
-        smaller = (N[None] <= N[:, None]) & (D[None] <= D[:, None])
-        best = np.where(smaller, loss[None], np.inf).min(1)
-        out |= loss - best > WORSE * np.abs(best)
-    return out
+    if set(law.inputs) != {"N", "D"}:
+        return np.zeros(len(table), dtype=bool)
+    N, D, loss = (table.columns[name] for name in ("N", "D", "L"))
+    smaller = (N[None] <= N[:, None]) & (D[None] <= D[:, None])
+    best = np.where(smaller, loss[None], np.inf).min(1)
+    return loss - best > WORSE * np.abs(best)
 
 
-def undertuned(table: Table, law: Law, **options) -> Mask:
+def undertuned(table: Table, law: Law, space: str | None = None) -> Mask:
     """Runs more than 6 robust sd and 2 % above a Huber fit (delta 1e-3) of all rows, when there are 12 or more of them.
 
     Above only: a badly set learning rate raises the loss. If more than 15 % of the rows qualify the law is wrong, not
-    the runs, and none is excluded.
+    the runs, and none is suspected. Residuals count in units of the rows' standard errors, where these are known.
     """
     none = np.zeros(len(table), dtype=bool)
     if len(table) < max(MIN_ROWS, 2 * len(law.params)):
         return none
-    robust = fit(law, table.inputs(law), table.target, "huber", space=options.get("space"))
+    scale = scale_of(table, space or law.space)
+    robust = fit(law, table.inputs(law), table.target, "huber", space=space, scale=scale)
     residuals = -robust.residuals  # observed above the law is positive
     spread = 1.4826 * float(np.median(np.abs(residuals - np.median(residuals))))
     relative = table.target / robust.predict(table.inputs(law)) - 1
@@ -53,48 +68,58 @@ def undertuned(table: Table, law: Law, **options) -> Mask:
     return out if out.mean() <= MAX_SHARE else none
 
 
-def exclude(table: Table, law: Law, rules: tuple[str, ...] = RULES, space: str | None = None) -> Table:
-    """The table after the rules, in order, with every excluded row recorded under its rule."""
-    unknown = [rule for rule in rules if rule not in RULES]
-    if unknown:
-        raise ValueError(f"--exclude {unknown[0]!r}: one of {', '.join(RULES)}, or none")
-    if "diverged" in rules:
-        table = table.drop(diverged(table, law), "diverged")
-    if "undertuned" in rules and len(table) >= len(law.params):
-        table = table.drop(undertuned(table, law, space=space), "undertuned")
-    gone = [entry for entry in table.excluded if entry["rule"] in rules]
-    if len(table) < len(law.params) and gone:
-        raise ValueError(
-            f"{len(table)} rows left for the {len(law.params)} parameters of {law.name!r}: {len(gone)} went by the "
-            f"rule {gone[0]['rule']} (diverged: a status other than {GOOD[0]}, or a loss {WORSE:.0%} above that of a "
-            "smaller run); --exclude none keeps them"
-        )
+def without_suspects(table: Table, law: Law, space: str | None = None) -> Table:
+    """The table after the rules, in order, with every row that one of them finds recorded under its name."""
+    table = table.drop(unfinished(table), "unfinished")
+    table = table.drop(diverged(table, law), "diverged") if len(table) else table
+    if len(table) >= len(law.params):
+        table = table.drop(undertuned(table, law, space), "undertuned")
     return table
 
 
-def with_and_without(
-    kept: Fit, table: Table, law: Law, level: float = 0.9, draws: int = 200, seed: int = 0
-) -> list[dict[str, object]]:
-    """The with/without table: parameters and derived quantities as {value, lo, hi}, on all rows and on the kept.
+def check_enough(kept: Table, law: Law, suspects: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError where leaving the suspects out leaves fewer rows than the law has parameters."""
+    if len(kept) < len(law.params):
+        rule = str(suspects[0]["rule"])
+        raise ValueError(
+            f"--exclude suspects leaves {len(kept)} rows for the {len(law.params)} parameters of {law.name!r}: "
+            f"{len(suspects)} are suspects, the first by the rule {rule} ({RULES[rule]}); --exclude none keeps them"
+        )
 
-    Bootstrap intervals, null where no residual is left to measure noise by.
+
+def verdict(suspects: Sequence[Mapping[str, Any]], table: Table, exclude: str, why_no_other: str = "") -> Verdict:
+    """Which rows are suspects by which rule (up to ten each), whether they are in the fit, and what stands beside."""
+    parts, names = [], _names(table)
+    for rule, meaning in RULES.items():
+        rows = [names[one["row"]] for one in suspects if one["rule"] == rule]
+        if rows:
+            more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+            parts.append(f"{len(rows)} {rule} ({meaning}): row {', '.join(rows[:LISTED])}{more}")
+    count = f"{len(suspects)} suspect row{'s' * (len(suspects) > 1)}"
+    kept, other = ("is left out", "with") if exclude == "suspects" else ("is in this fit", "without")
+    kept = kept if len(suspects) == 1 else kept.replace("is ", "are ")
+    beside = f"no fit {other} them: {why_no_other}" if why_no_other else f"the fit {other} them stands beside this one"
+    level = "note" if exclude == "suspects" else "warn"
+    return Verdict("suspects", level, f"{count} {kept}; {'; '.join(parts)}; {beside}")
+
+
+def _names(table: Table) -> dict[object, str]:
+    """What a verdict calls each row: its number, and its run where the table has a column of that name."""
+    numbers = [label(index) for index in table.frame.index]
+    runs = table.frame["run"] if "run" in table.frame.columns else None
+    if runs is None:
+        return {number: str(number) for number in numbers}
+    return {number: f"{number} ({run})" for number, run in zip(numbers, runs, strict=True)}
+
+
+def with_and_without(record: Mapping[str, Any], other: Mapping[str, Any], exclude: str) -> list[dict[str, Any]]:
+    """Two rows, with the suspects and without them: n, and the parameters and derived quantities of each fit.
+
+    `record` is the fit that was asked for and `other` the one beside it, both as laws.json holds them.
     """
-    problem = kept.problem
-    every = fit(law, table.inputs(law), table.target, problem.loss_fn, problem.delta, problem.space)
-    rows: list[dict[str, object]] = []
-    for label, found in (("with", every), ("without", kept)):
-        points = {**found.params, **{name: float(value[0]) for name, value in law.derive(found.values).items()}}
-        spread: dict[str, Array] = {}
-        if np.isfinite(found.noise):
-            sample = bootstrap(found, draws, seed)
-            spread = {**dict(zip(law.params, sample.values.T, strict=True)), **sample.derive()}
-        row: dict[str, object] = {"excluded_rows": label, "n": found.problem.num_rows}
-        for name, value in points.items():
-            lo, hi = interval(spread[name], level) if name in spread else (None, None)
-            row[name] = {
-                "value": value,
-                "lo": None if lo is None else float(lo),
-                "hi": None if hi is None else float(hi),
-            }
-        rows.append(row)
-    return rows
+    names = ("without", "with") if exclude == "suspects" else ("with", "without")
+    rows = [
+        {"suspects": name, "n": entry["n"], **entry["params"], **entry["derived"]}
+        for name, entry in zip(names, (record, other), strict=True)
+    ]
+    return sorted(rows, key=lambda row: row["suspects"])

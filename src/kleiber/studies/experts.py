@@ -16,9 +16,9 @@ import pandas as pd
 from kleiber.catalog import Run
 from kleiber.folder import read_config
 from kleiber.studies import analysis, record, table
-from kleiber.studies.command import lines
 from kleiber.studies.findings import Findings, Options, check_level, points
 from kleiber.studies.law import find
+from kleiber.studies.record_text import lines
 from kleiber.studies.seeds import Rows, seed_means, told
 
 SAME = 0.03  # relative difference of active parameters that a router may make
@@ -70,7 +70,7 @@ class Experts(Options):
             text = f"{len(rows)} points ({told_of}) do not determine {self.law}: three of each and more are needed"
             return None, [{"code": "no_law", "level": "warn", "text": text}]
         loaded = table.load(rows, {"N": "active", "D": "tokens", "X": "X", "L": "loss", "C": "flops"}, (), form.inputs)
-        options = analysis.Options(bootstrap=self.bootstrap, cluster="trunk", level=self.level, exclude=("undertuned",))
+        options = analysis.Options(bootstrap=self.bootstrap, cluster="trunk", level=self.level)
         law = record.finite(analysis.analyse(loaded, form, options))
         return law, law["verdicts"]
 

@@ -105,8 +105,17 @@ def missing(runs: Sequence[Run]) -> list[str]:
     return [f"{run.name} ({run.status})" for run in runs if run.status != "finished"]
 
 
+def not_identified(law: Mapping[str, Any]) -> list[str]:
+    """The parameters of a law's record that its rows do not determine."""
+    return [name for name, one in law["params"].items() if not one["identified"]]
+
+
 def content(found: Findings, study: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """findings.json: what may be said, in order of weight, and what is missing."""
+    """findings.json: what may be said, in order of weight, and what is missing.
+
+    refused         whether a verdict refuses what the study set out to claim
+    not_identified  parameters of its law that the runs do not determine
+    """
     return {
         "schema": "kleiber.findings/1",
         "study": study,
@@ -117,4 +126,6 @@ def content(found: Findings, study: str, runs: Sequence[Run]) -> dict[str, Any]:
         "verdicts": [dict(one) for one in found.verdicts],
         "tables": {title: [dict(row) for row in rows] for title, rows in found.tables.items()},
         "laws": "laws.json" if found.law is not None else None,
+        "refused": any(one["level"] == "refuse" for one in found.verdicts),
+        "not_identified": [] if found.law is None else not_identified(found.law),
     }

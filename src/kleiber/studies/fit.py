@@ -6,13 +6,14 @@ What the fit is worth is judged elsewhere (`bootstrap`, `profile`, `backtest`,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kleiber.studies.law import Array, Law, find
 from kleiber.studies.newton import finish
-from kleiber.studies.solve import LOSSES, SPACES, Problem, descend, polish
+from kleiber.studies.solve import LOSSES, SPACES, Problem, convert, descend, polish, rho
 from kleiber.studies.starts import candidates, columns_of
 
 UNTOLD = 1e-7  # of the most that a direction moves residuals, below which it moves none
@@ -94,16 +95,17 @@ def depends(ends: Array) -> bool:
 
 def fit(
     law: Law | str, inputs: Mapping[str, Array], target: Array, loss_fn: str | None = None,
-    delta: float = 1e-3, space: str | None = None,
+    delta: float = 1e-3, space: str | None = None, scale: Array | None = None,
 ) -> Fit:  # fmt: skip
     """Minimise sum_i rho(s(L_hat_i) - s(L_i)) over the law's parameters; `loss_fn` and `space` default to its source's.
 
-    A linear term that ends at 0 is dropped (`Fit.dropped`) and the rest refitted. Errors: ValueError for an input that
+    `scale` (rows,) divides the residuals, where the standard errors of the rows are known (`solve.relative_sigma`). A
+    linear term that ends at 0 is dropped (`Fit.dropped`) and the rest refitted. Errors: ValueError for an input that
     the law needs and lacks, for fewer rows than parameters, and for values the space cannot take.
     """
     law = find(law) if isinstance(law, str) else law
-    problem = pose(law, inputs, target, loss_fn, delta, space)
-    seed = fit(law.start, inputs, target, loss_fn, delta, space).params if law.start else {}
+    problem = pose(law, inputs, target, loss_fn, delta, space, scale)
+    seed = fit(law.start, inputs, target, loss_fn, delta, space, scale).params if law.start else {}
     for _ in range(1 + len(law.linear)):
         starts = candidates(problem, seed)
         theta, value = descend(problem, starts)
@@ -120,15 +122,43 @@ def fit(
     raise ValueError(f"law {law.name!r}: every linear term fits to 0; the target has the wrong sign or scale")
 
 
+def objective_at(found: Fit, params: Mapping[str, float]) -> dict[str, Any]:
+    """The objective of a fit's own rows at given values of all parameters: {params, value, residual_rms}.
+
+    Errors: ValueError for a name that is no parameter of the law, for one that is missing, and where the law has no
+    value there.
+    """
+    problem, law = found.problem, found.law
+    names = [*law.params, *law.fixed]
+    unknown = [name for name in params if name not in names]
+    missing = [name for name in names if name not in params]
+    if unknown:
+        raise ValueError(
+            f"--at {unknown[0]}={params[unknown[0]]:g}: the parameters of {law.name!r} are {', '.join(names)}"
+        )
+    if missing:
+        raise ValueError(f"--at needs every parameter of {law.name!r}: {', '.join(missing)} missing")
+    answer = law.call(problem.inputs, {name: np.array([[value]]) for name, value in params.items()})
+    residuals = problem.scaled(convert(answer, law.returns, problem.space)) - problem.observed
+    if not np.isfinite(residuals).all():
+        raise ValueError(f"--at {dict(params)}: law {law.name!r} has no value on every row there")
+    return {
+        "params": dict(params),
+        "value": float(rho(residuals, problem.loss_fn, problem.delta).sum()),
+        "residual_rms": float(np.sqrt(np.mean(residuals**2))),
+    }
+
+
 def refit(found: Fit, keep: NDArray) -> Fit:
     """The same law and objective on some rows, from scratch."""
     part = found.problem.rows(keep)
-    return fit(found.law, part.inputs, part.target, part.loss_fn, part.delta, part.space)
+    return fit(found.law, part.inputs, part.target, part.loss_fn, part.delta, part.space, part.scale)
 
 
 def pose(
-    law: Law, inputs: Mapping[str, Array], target: Array, loss_fn: str | None, delta: float, space: str | None
-) -> Problem:
+    law: Law, inputs: Mapping[str, Array], target: Array, loss_fn: str | None, delta: float, space: str | None,
+    scale: Array | None = None,
+) -> Problem:  # fmt: skip
     """The checked problem, everything float64 (6ND overflows int64 at real sizes)."""
     loss_fn, space = loss_fn or law.loss_fn, space or law.space
     if loss_fn not in LOSSES:
@@ -149,7 +179,7 @@ def pose(
         raise ValueError(f"target {target.min():g} in space {space!r}: must be > 0; use space linear")
     if len(target) < len(law.params):
         raise ValueError(f"law {law.name!r} has {len(law.params)} parameters, the table {len(target)} rows")
-    return Problem(law, columns, target, loss_fn, delta, space, np.ones(len(law.params), dtype=bool))
+    return Problem(law, columns, target, loss_fn, delta, space, np.ones(len(law.params), dtype=bool), scale)
 
 
 def _negligible(problem: Problem, theta: Array) -> int | None:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kleiber.studies import fit_plots, plots
-from kleiber.studies.command import lines
+from kleiber.studies import fit_plots
 from kleiber.studies.findings import Findings
 from kleiber.studies.law import Law
+from kleiber.studies.record import fitted_values
+from kleiber.studies.record_text import lines, percent
 from kleiber.studies.report import page
-from kleiber.studies.scaling import headline, of_record
+from kleiber.studies.scaling import beside, headline, of_record
 from kleiber.studies.table import Table, label
 
 MOST_ROWS = 500  # that are listed below the figures
@@ -34,7 +35,9 @@ def write(
         rows = used(tables[group], form, entry)
         charts |= {f"g{number}-{kind}": make() for kind, make in figures(rows, form, entry, name).items()}
         verdicts += [{**one, "text": f"{name}: {one['text']}" if by else one["text"]} for one in entry["verdicts"]]
-        told[f"Parameters, {name}" if by else "Parameters"] = parameters(entry)
+        tail = f", {name}" if by else ""
+        told[f"Parameters{tail}"] = parameters(entry)
+        told[f"With and without the suspects{tail}"] = beside(entry)
         text += [*([name] if by else []), *lines(entry), ""]
         kept += rows.to_dict("records")
     items = found.items()
@@ -54,7 +57,7 @@ def used(rows: Table, form: Law, entry: Mapping[str, Any]) -> pd.DataFrame:
     gone = {one["row"] for one in entry["excluded"]}
     keep = np.array([label(i) not in gone for i in rows.frame.index])
     inputs = {name: column[keep] for name, column in rows.inputs(form).items()}
-    predicted = form.predict(inputs, plots.values(entry))[0]
+    predicted = form.predict(inputs, fitted_values(entry))[0]
     names = [str(label(i)) for i, kept in zip(rows.frame.index, keep, strict=True) if kept]
     compute = {"C": rows.columns["C"][keep]} if "C" in rows.columns else {}
     return pd.DataFrame({"row": names, **compute, **inputs, "found": rows.target[keep], "predicted": predicted})
@@ -73,8 +76,10 @@ def parameters(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each parameter and what is derived from them; an interval, or why there is none."""
     told = []
     for name, one in {**entry["params"], **entry["derived"]}.items():
-        interval = f"[{one['lo']:.5g}, {one['hi']:.5g}]" if one["identified"] else "not identified"
-        told.append({"parameter": name, "value": one["value"], f"{entry['level']:.0%} interval": interval})
+        interval = "fixed" if one.get("fixed") else "not identified"
+        if one["lo"] is not None and one["identified"]:
+            interval = f"[{one['lo']:.5g}, {one['hi']:.5g}]"
+        told.append({"parameter": name, "value": one["value"], f"{percent(entry['level'])} interval": interval})
     return told
 
 
@@ -84,6 +89,6 @@ def methods(found: Mapping[str, Any]) -> str:
     drawn = f" and {boot['draws']} {boot['kind']} resamples" if boot else ""
     return (
         f"{entry['formula']} ({entry['source']}) was fitted by variable projection and a {goal['kind']} loss in "
-        f"{goal['space']} space. Intervals are at {entry['level']:.0%}, by profile likelihood{drawn}. Extrapolation "
-        "was tested by leaving out the largest compute, beside two predictors that know no law."
+        f"{goal['space']} space. Intervals are at {percent(entry['level'])}, by profile likelihood{drawn}. "
+        "Extrapolation was tested by leaving out the largest compute, beside two predictors that know no law."
     )

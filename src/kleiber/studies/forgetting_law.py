@@ -53,7 +53,7 @@ class ForgettingLaw(Options):
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         record = self.fitted(runs)
-        main, why = record["main"], record["main"].get("refused")
+        main, why = record["main"], record["main"].get("no_fit")
         return Findings(
             headline=headline(record),
             verdicts=[
@@ -81,7 +81,7 @@ class ForgettingLaw(Options):
             ("forgetting_line", rows[rows["p"] == 0], "F"),
         ):
             beside[name] = self.fit_or_why(part, name, target)
-            if name in ("forgetting", "forgetting_power") and "refused" not in beside[name]:
+            if name in ("forgetting", "forgetting_power") and "no_fit" not in beside[name]:
                 beside[name]["excluded"] += gone
         return {
             "main": main, "beside": beside,
@@ -91,11 +91,11 @@ class ForgettingLaw(Options):
         }  # fmt: skip
 
     def fit_or_why(self, rows: Any, name: str, target: str = "F") -> dict[str, Any]:
-        """The record of a law; of one that these rows cannot carry, its name and `refused`."""
+        """The record of a law; of one that these rows cannot carry, its name and `no_fit`, the reason."""
         try:
             return self.fit(rows, name, target)
         except ValueError as error:
-            return {"law": name, "refused": str(error)}
+            return {"law": name, "no_fit": str(error)}
 
     def fit(self, rows: Any, name: str, target: str = "F") -> dict[str, Any]:
         law = find(name)
@@ -107,9 +107,11 @@ class ForgettingLaw(Options):
         apart = named["bases"].nunique() > 1 and not named.duplicated(list(law.inputs)).any()
         cluster = "bases" if apart else None
         loaded = table.load(named.reset_index(drop=True), columns, (), law.inputs)
-        # No backtest over compute: 6 N D of the new text is not what forgetting grows with. No row is left out for a
-        # loss above that of a smaller run: it may go on from a base of less pre-training.
-        options = analysis.Options(bootstrap=self.bootstrap, level=self.level, cluster=cluster, exclude=(), backtest=())
+        # No backtest over compute: 6 N D of the new text is not what forgetting grows with. No row is a
+        # suspect for a loss above that of a smaller run: it may go on from a base of less pre-training.
+        options = analysis.Options(
+            bootstrap=self.bootstrap, level=self.level, cluster=cluster, find_suspects=False, backtest=()
+        )
         record = analysis.analyse(loaded, law, options)
         # Seeds were averaged before: what the study says of their noise is in its methods.
         record["verdicts"] = [one for one in record["verdicts"] if one["code"] != "no_replicates"]
@@ -122,8 +124,8 @@ class ForgettingLaw(Options):
         at = {name: float(value) for name, value in (largest | dict(self.at or {})).items()}
         told: dict[str, Any] = {"tolerate": self.tolerate, "at": at, "value": None, "lo": None, "hi": None}
         told["seen"] = seen(rows, at)
-        if "refused" in main:
-            return told | {"why_not": main["refused"]}
+        if "no_fit" in main:
+            return told | {"why_not": main["no_fit"]}
         inputs = {name: np.array([at[name]]) for name in law.inputs if name != "p"}
         best = np.array([[entry["value"] for entry in main["params"].values()]])
         draws, untold = (np.array(main.get(name, ())).reshape(-1, best.shape[1]) for name in ("draws", "untold"))
@@ -134,9 +136,9 @@ class ForgettingLaw(Options):
         # F itself is asked, since a share of 0 would depend on nothing.
         plain = law.predict({**inputs, "p": np.array([0.0])}, untold)[:, 0]
         away = "the runs do not tell F there, since what differs was not varied on its own"
-        far = analysis.outside(main["domain"], {name: at[name] for name in inputs})
-        if far > analysis.MAX_DECADES:
-            away = f"{far:.1f} decades beyond the runs, more than {analysis.MAX_DECADES:g}"
+        far = prediction.outside(main["domain"], {name: at[name] for name in inputs})
+        if far > prediction.MAX_DECADES:
+            away = f"{far:.1f} decades beyond the runs, more than {prediction.MAX_DECADES:g}"
         elif not depends(plain):
             away = None
         return told | {"why_not": away or doubt(told, main, float(rows["p"].max()))}
@@ -227,7 +229,7 @@ def figures(record: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
     from kleiber.studies import forgetting_law_plots as plots
 
     rows = plots.named(record)
-    if "refused" in record["main"]:
+    if "no_fit" in record["main"]:
         return {"tokens": lambda: plots.tokens(rows)}
     return {
         "replay": lambda: plots.replay(rows, record),
@@ -250,8 +252,8 @@ def beside_table(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The published forms on the same runs, in short; what could not be fitted says why."""
     rows = []
     for name, one in record["beside"].items():
-        if "refused" in one:
-            rows.append({"law": name, "formula": find(name).formula, "parameters": one["refused"]})
+        if "no_fit" in one:
+            rows.append({"law": name, "formula": find(name).formula, "parameters": one["no_fit"]})
             continue
         told = [
             f"{key} {value['value']:.3g}" + ("" if value["identified"] else " (not identified)")
@@ -265,7 +267,7 @@ def beside_table(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def printed(law: Mapping[str, Any]) -> list[str]:
-    from kleiber.studies.command import lines
+    from kleiber.studies.record_text import lines
 
     return lines(law)
 

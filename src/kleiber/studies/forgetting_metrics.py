@@ -93,10 +93,25 @@ def forgetting_by_task(r: Matrix) -> Array:
     return when_learned(r) - r.gains[-1]
 
 
-def max_forgetting_by_task(r: Matrix) -> Array:
-    """Max minus last: the best score since the task was learned and before the end, less the last.
+def chaudhry_forgetting_by_task(r: Matrix) -> Array:
+    """max_{l in 1..T-1} R[l][j] - R[T][j]: the best score after any earlier stage, less the last; (tasks,).
 
-    Chaudhry et al. 2018, arXiv:1801.10112, eq. 2. Of the task learned last 0.
+    Chaudhry et al. 2018, arXiv:1801.10112, eq. 2, at the last of T stages. The maximum also runs over the stages before
+    the task was learned, so a task that was better before its own stage than ever after counts as forgotten. Of the
+    task learned last 0, which the paper's mean leaves out; nan of a task that was never trained, and where an earlier
+    score was not taken.
+    """
+    found = np.full(len(r.tasks), np.nan)
+    for j in r.learned:
+        found[j] = (r.gains[:-1, j].max() if j in r.earlier else r.gains[-1, j]) - r.gains[-1, j]
+    return found
+
+
+def max_forgetting_by_task(r: Matrix) -> Array:
+    """max_{l in own stage of j..T-1} R[l][j] - R[T][j]: the best score since the task was learned, less the last.
+
+    Ours: `chaudhry_forgetting_by_task` with the stages before the task was learned left out, whose scores its training
+    has not made. Of the task learned last 0.
     """
     found = np.full(len(r.tasks), np.nan)
     for j in r.learned:
@@ -122,6 +137,7 @@ def summary(r: Matrix) -> dict[str, float]:
         "FWT": forward_transfer(r),
         "forgetting": float(forgetting_by_task(r)[r.earlier].mean()) if r.earlier else float("nan"),
         "max_forgetting": float(max_forgetting_by_task(r)[r.earlier].mean()) if r.earlier else float("nan"),
+        "chaudhry_forgetting": float(chaudhry_forgetting_by_task(r)[r.earlier].mean()) if r.earlier else float("nan"),
     }
 
 

@@ -17,7 +17,7 @@ import difflib
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -44,6 +44,13 @@ class Shape:
     log: bool = True
 
 
+def bounds(kind: Linear | Shape) -> tuple[float, float]:
+    """The values that a parameter may take."""
+    if isinstance(kind, Shape):
+        return kind.lo, kind.hi
+    return (-np.inf if kind.signed else 0.0), np.inf
+
+
 Part = Annotated[Array, Linear()]
 Signed = Annotated[Array, Linear(signed=True)]
 Exponent = Annotated[Array, Shape(0.05, 1.6)]
@@ -58,7 +65,8 @@ class Law:
     """A fitted form: the function, its inputs and parameters, and the objective its source fits it with.
 
     `returns` is the scale the function answers on (linear or log10). `space` is the scale of the residuals, `loss_fn`
-    the loss on them. `start` names a simpler law whose fit seeds the shared parameters.
+    the loss on them. `start` names a simpler law whose fit seeds the shared parameters. `fixed` holds the parameters
+    that are not fitted, with their values (`fix`).
     """
 
     name: str
@@ -73,6 +81,35 @@ class Law:
     start: str | None = None
     aliases: tuple[str, ...] = ()
     derived: Mapping[str, Derived] = field(default_factory=dict)
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+    def fix(self, values: Mapping[str, float]) -> "Law":
+        """The law with some of its parameters held at `values`: a law of the others alone.
+
+        Errors: ValueError for a name that is no parameter, for a value outside the range that the parameter is searched
+        over, and when no parameter is left to fit.
+        """
+        for name, value in values.items():
+            if name not in self.params:
+                near = difflib.get_close_matches(name, self.params, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise ValueError(
+                    f"--fix {name}={value:g}: law {self.name!r} has no parameter {name!r}{hint} "
+                    f"Parameters: {', '.join(self.params)}"
+                )
+            lo, hi = bounds(self.params[name])
+            if not (np.isfinite(value) and lo <= value <= hi):
+                allowed = f"in [{lo:g}, {hi:g}]" if np.isfinite(hi) else "finite and >= 0" if lo == 0 else "finite"
+                raise ValueError(f"--fix {name}={value:g}: {name} of law {self.name!r} must be {allowed}")
+        free = {name: kind for name, kind in self.params.items() if name not in values}
+        if not free:
+            raise ValueError(f"--fix {', '.join(values)}: no parameter is left to fit; --at evaluates given parameters")
+        return replace(self, params=free, fixed={**self.fixed, **values})
+
+    def named(self, values: Array) -> dict[str, Array]:
+        """Every parameter by name, the fixed ones too, (draws,), of rows `values` (draws, params)."""
+        held = {name: np.full(len(values), value) for name, value in self.fixed.items()}
+        return {**held, **{name: values[:, j] for j, name in enumerate(self.params)}}
 
     @property
     def linear(self) -> list[int]:
@@ -91,18 +128,21 @@ class Law:
 
     def evaluate(self, inputs: Mapping[str, Array], values: Array) -> Array:
         """The function's own answer (scale `returns`) for parameter rows `values` of shape (draws, params)."""
-        named = {name: values[:, [j]] for j, name in enumerate(self.params)}
-        rows = len(next(iter(inputs.values())))
+        return self.call(inputs, {name: column[:, None] for name, column in self.named(values).items()})
+
+    def call(self, inputs: Mapping[str, Array], named: Mapping[str, Array]) -> Array:
+        """The same for every parameter by name, each of shape (draws, 1)."""
+        rows, draws = len(next(iter(inputs.values()))), len(next(iter(named.values())))
         try:
             with np.errstate(all="ignore"):
                 answer = self.function(*(inputs[name] for name in self.inputs), **named)
-            return np.broadcast_to(np.asarray(answer, dtype=np.float64), (len(values), rows))
+            return np.broadcast_to(np.asarray(answer, dtype=np.float64), (draws, rows))
         except MemoryError:
             raise
         except Exception as error:  # a law of the user's own may do anything
             raise ValueError(
                 f"law {self.name!r} fails on its inputs: {type(error).__name__}: {error}; it must be elementwise "
-                f"numpy, of inputs ({rows},) and parameters ({len(values)}, 1)"
+                f"numpy, of inputs ({rows},) and parameters ({draws}, 1)"
             ) from error
 
     def predict(self, inputs: Mapping[str, Array], values: Array) -> Array:
@@ -112,7 +152,7 @@ class Law:
 
     def derive(self, values: Array) -> dict[str, Array]:
         """Quantities that follow from the parameters alone (such as the allocation exponent), one per draw."""
-        named = {name: values[:, j] for j, name in enumerate(self.params)}
+        named = self.named(values)
         with np.errstate(all="ignore"):
             return {name: rule(named) for name, rule in self.derived.items()}
 
@@ -171,6 +211,11 @@ def find(name: str) -> Law:
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"no law {name!r}{hint} Laws: {', '.join(sorted(LAWS))}, or your own as FILE.py:FN")
+
+
+def of_record(entry: Mapping[str, Any]) -> Law:
+    """The law of a record of laws.json, its fixed parameters held at their values."""
+    return find(entry["law"]).fix({name: one["value"] for name, one in entry["params"].items() if one.get("fixed")})
 
 
 def from_file(name: str) -> Law:

@@ -14,7 +14,7 @@ from kleiber.studies.bootstrap import Draws, bootstrap, strata_of
 from kleiber.studies.fit import Fit, fit, refit
 from kleiber.studies.law import Array, Law
 from kleiber.studies.replicates import TrunkNoise, cells, trunk_noise, two_way_means
-from kleiber.studies.solve import to_space
+from kleiber.studies.solve import relative_sigma
 from kleiber.studies.table import Table
 from kleiber.studies.variance_components import Layout, VarianceComponents, estimate
 from kleiber.studies.where import column_of
@@ -25,12 +25,17 @@ MISFIT = 0.05  # level of the test by which sizes that scatter more than their s
 
 @dataclass(frozen=True)
 class Runs:
-    """The single rows behind the rows of a fit: `row` is the row of the fit that each is averaged into."""
+    """The single rows behind the rows of a fit.
+
+    row    the row of the fit that each is averaged into
+    scale  of its residual, where standard errors are known (`solve.relative_sigma`)
+    """
 
     inputs: dict[str, Array]
     target: Array
     trunk: NDArray
     row: NDArray
+    scale: Array | None = None
 
     def of(self, rows: NDArray) -> "Runs":
         """Those behind some rows of the fit (a mask or positions), which are renumbered."""
@@ -39,7 +44,8 @@ class Runs:
         number[positions] = np.arange(len(positions))
         kept = number[self.row] >= 0
         inputs = {name: column[kept] for name, column in self.inputs.items()}
-        return Runs(inputs, self.target[kept], self.trunk[kept], number[self.row[kept]])
+        scale = None if self.scale is None else self.scale[kept]
+        return Runs(inputs, self.target[kept], self.trunk[kept], number[self.row[kept]], scale)
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,14 @@ class NoiseModel:
         known = self.columns.get("C")
         return known if known is not None and np.isfinite(known).all() else None
 
+    @property
+    def along(self) -> tuple[str, Array] | None:
+        """What a backtest cuts by, with its name: compute C, else size N where the law has it; None for neither."""
+        if self.compute is not None:
+            return "C", self.compute
+        sizes = self.fit.problem.inputs.get("N")
+        return None if sizes is None else ("N", sizes)
+
     def components(self, found: Fit | None = None, rows: NDArray | None = None) -> VarianceComponents | None:
         """Variance components of the fit, or of `found`, a fit of some of the `rows`.
 
@@ -75,9 +89,9 @@ class NoiseModel:
         found = self.fit if found is None else found
         runs = self.runs if rows is None else self.runs.of(rows)
         layout = self.layout if rows is None else self.layout.rows(rows)
-        problem = replace(found.problem, inputs=runs.inputs, target=runs.target)
+        problem = replace(found.problem, inputs=runs.inputs, target=runs.target, scale=runs.scale)
         jacobian = np.nan_to_num(problem.jacobian(found.theta[None])[0])
-        residuals = to_space(runs.target, problem.space) - problem.predict(found.theta[None])[0]
+        residuals = problem.observed - problem.predict(found.theta[None])[0]
         fine = estimate(jacobian, residuals, runs.trunk, _log_size(runs.inputs))
         if fine is None or self.seeds is None or self.clusters is None:
             return fine
@@ -130,10 +144,24 @@ def fit_with_noise(
             row, counts = _averaged(inputs, trunk, means)
             _, first = np.unique(row, return_index=True)
             columns = {name: column[first] for name, column in columns.items()}
-    found = fit(law, means, mean_loss, loss_fn, delta, space)
+    scale = run_scale = None
+    if table.sigma is not None:
+        run_scale = scale_of(table, space or law.space)
+        squares = np.bincount(row, table.sigma**2)
+        sigma = np.sqrt(squares) / np.bincount(row)
+        scale = relative_sigma(sigma, mean_loss, space or law.space)
+        # Scaled means are alike in noise, whatever the seeds behind them: `counts` turns a run's noise into theirs.
+        counts = np.full(len(mean_loss), float(np.mean(table.sigma**2) / np.mean(sigma**2)))
+    found = fit(law, means, mean_loss, loss_fn, delta, space, scale)
     groups = np.arange(len(mean_loss)) if clusters is None else clusters
     layout = Layout(groups, counts, _log_size(means))
-    return NoiseModel(found, Runs(dict(inputs), loss, trunk, row), layout, clusters, columns, seeds, averaged)
+    runs = Runs(dict(inputs), loss, trunk, row, run_scale)
+    return NoiseModel(found, runs, layout, clusters, columns, seeds, averaged)
+
+
+def scale_of(table: Table, space: str) -> Array | None:
+    """`solve.relative_sigma` of the table's own rows; None without a column of standard errors."""
+    return None if table.sigma is None else relative_sigma(table.sigma, table.target, space)
 
 
 def _log_size(inputs: dict[str, Array]) -> Array:

@@ -16,6 +16,8 @@ import pandas as pd
 from kleiber.studies.bootstrap import interval
 from kleiber.studies.dress import KINDS, human, human_tip, log_axis, loss_axis, sized, sizes_color, written
 from kleiber.studies.law import Law
+from kleiber.studies.record import fitted_values
+from kleiber.studies.record_text import percent
 
 BEYOND = 4.0  # how far the frontier is drawn past the largest run, in compute: 2x in N and in D
 TIP = ["run:N", "stage:N", "seed:O", "size:N"]
@@ -77,7 +79,7 @@ def frontier(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
     ends = ends.loc[ends.groupby("size")["C"].idxmin()]
     names = alt.Chart(ends).mark_text(align="left", dx=4, dy=-11, fontSize=11)
     layers.append(names.encode(x=x, y=y, text="size:N", color=color))
-    told = f"black: the least loss of any size by the law, {record['level']:.0%} interval, dashed beyond the runs"
+    told = f"black: the least loss of any size by the law, {percent(record['level'])} interval, dashed beyond the runs"
     return sized(alt.layer(*layers), "Loss against compute, by parameters N", subtitle=told)
 
 
@@ -126,7 +128,7 @@ def exponents(record: Mapping[str, Any]) -> Any:
     bars = base.mark_rule(strokeWidth=2).encode(x=low, x2="hi")
     tips = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("a", "lo", "hi")]
     dots = base.mark_point(filled=True, size=64, opacity=1).encode(x=x, shape=shape, tooltip=["approach:N", *tips])
-    told = f"{record['level']:.0%} intervals" + (", by what is counted as N and C" if record["accounting"] else "")
+    told = f"{percent(record['level'])} intervals" + (", by what is counted as N and C" if record["accounting"] else "")
     title = "Allocation exponent, by approach"
     return sized(bars + dots, title, height=max(90, 26 * len(kinds) * len(names)), subtitle=told)
 
@@ -160,7 +162,7 @@ def allocation(record: Mapping[str, Any]) -> Any:
             alt.Chart(marks).mark_rule(opacity=0.35).encode(x=x, y=low_of(marks, held), y2="hi:Q", color=color)
         )
         layers.append(points.encode(x=x, y=at, color=color, shape=shape, tooltip=tip))
-    told = f"line and band: the parametric law (C = 6 N D), {record['level']:.0%}"
+    told = f"line and band: the parametric law (C = 6 N D), {percent(record['level'])}"
     return sized(alt.layer(*layers), "How large a model, by compute", subtitle=told)
 
 
@@ -170,7 +172,8 @@ def low_of(marks: pd.DataFrame, held: Any) -> Any:
 
 
 def backtests(record: Mapping[str, Any]) -> Any:
-    """Error above each compute cut: the law beside predictors that know no law."""
+    """Error above each cut in compute, or in size where none is known: the law beside predictors that know no law."""
+    axis = {"C": "compute cut (FLOPs)", "N": "cut in parameters N"}[record["backtests"][0]["along"]]
     found = [
         {"cut": written(float(f"{test['cut']:.2g}")), "who": who.replace("_", " "), "error": 100 * error}
         for test in sorted(record["backtests"], key=lambda test: test["cut"])
@@ -178,7 +181,7 @@ def backtests(record: Mapping[str, Any]) -> Any:
     ]
     who = list(dict.fromkeys(row["who"] for row in found))  # the law first, in black
     base = alt.Chart(pd.DataFrame(found)).encode(
-        x=alt.X("cut:N", title="compute cut (FLOPs)", sort=None, axis=alt.Axis(labelAngle=0)),
+        x=alt.X("cut:N", title=axis, sort=None, axis=alt.Axis(labelAngle=0)),
         y=alt.Y("error:Q", title="mean error above the cut (%)", scale=alt.Scale(zero=True)),
         color=alt.Color("who:N", title=None, scale=alt.Scale(domain=who, range=KINDS[: len(who)])),
     )
@@ -200,17 +203,13 @@ def profile(record: Mapping[str, Any], name: str = "E") -> Any:
     y = alt.Y("statistic:Q", title="loss of fit (F statistic)", scale=alt.Scale(domain=[0, top], clamp=True))
     line = alt.Chart(rows).mark_line(color="black", point={"color": "black"}, clip=True).encode(x=x, y=y)
     limit = alt.Chart(pd.DataFrame({"y": [told["threshold"]]})).mark_rule(strokeDash=[5, 4], color="#555")
-    reason = record["params"][name].get("reason") or f"{record['level']:.0%} interval below the dashed line"
+    reason = record["params"][name].get("reason") or f"{percent(record['level'])} interval below the dashed line"
     return sized(line + limit.encode(y="y:Q"), f"Profile of {name}", height=220, subtitle=reason)
 
 
 def curve(law: Law, record: Mapping[str, Any], **inputs: np.ndarray) -> np.ndarray:
     """The law's prediction at the fitted parameters."""
-    return law.predict(inputs, values(record))[0]
-
-
-def values(record: Mapping[str, Any]) -> np.ndarray:
-    return np.array([[entry["value"] for entry in record["params"].values()]])
+    return law.predict(inputs, fitted_values(record))[0]
 
 
 def optimum(law: Law, record: Mapping[str, Any], budgets: np.ndarray) -> pd.DataFrame:
@@ -220,7 +219,7 @@ def optimum(law: Law, record: Mapping[str, Any], budgets: np.ndarray) -> pd.Data
     draws = np.array(record["draws"])
     for budget in budgets:
         inputs = {"N": sizes, "D": budget / (6 * sizes)}
-        row = {"C": budget, "loss": float(law.predict(inputs, values(record))[0].min())}
+        row = {"C": budget, "loss": float(law.predict(inputs, fitted_values(record))[0].min())}
         if len(draws):
             lo, hi = interval(law.predict(inputs, draws).min(axis=1), record["level"])
             row |= {"lo": float(lo), "hi": float(hi)}

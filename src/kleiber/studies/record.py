@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 SCHEMA = Path(__file__).with_name("law.schema.json")
 
 
@@ -22,6 +25,11 @@ def write(record: Mapping[str, Any], path: str | Path) -> None:
         os.replace(part, path)
     except OSError as error:
         raise ValueError(f"--json {path}: cannot be written: {error.strerror}") from error
+
+
+def fitted_values(record: Mapping[str, Any]) -> NDArray[np.float64]:
+    """The values of the parameters that were fitted, in order, (1, params): where the record's law is evaluated."""
+    return np.array([[entry["value"] for entry in record["params"].values() if not entry.get("fixed")]])
 
 
 def finite(value: Any) -> Any:

@@ -16,9 +16,9 @@ import pandas as pd
 
 from kleiber.catalog import Run
 from kleiber.studies import analysis, record, table
-from kleiber.studies.command import lines
 from kleiber.studies.findings import Findings, Options, check_level
 from kleiber.studies.law import find
+from kleiber.studies.record_text import lines
 from kleiber.studies.seeds import Rows, seed_means, told
 
 FEW = 4.0  # epochs that are said to be nearly free
@@ -78,7 +78,7 @@ class Repetition(Options):
             text = f"{len(rows)} points of {rows['N'].nunique()} sizes do not determine the data-constrained law"
             return None, [{"code": "no_law", "level": "note", "text": text}]
         loaded = table.load(rows, {"N": "N", "D": "tokens", "U": "unique", "L": "loss"}, (), form.inputs)
-        options = analysis.Options(bootstrap=self.bootstrap, cluster="run", level=self.level, exclude=("undertuned",))
+        options = analysis.Options(bootstrap=self.bootstrap, cluster="run", level=self.level)
         try:
             law = record.finite(analysis.analyse(loaded, form, options))
         except ValueError as error:

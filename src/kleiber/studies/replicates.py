@@ -45,10 +45,12 @@ def lack_of_fit(fit: Fit) -> LackOfFit | None:
     pure_df, lof_df = len(member) - len(sizes), len(sizes) - fit.problem.num_params
     if pure_df < 1 or lof_df < 1:
         return None
-    residuals = fit.residuals
-    means = np.bincount(member, residuals) / sizes
-    pure = float(((residuals - means[member]) ** 2).sum())
-    misfit = float((sizes * means**2).sum())
+    scale = np.ones(len(member)) if fit.problem.scale is None else fit.problem.scale
+    residuals = fit.residuals * scale
+    weights = np.bincount(member, scale**-2)
+    means = np.bincount(member, residuals * scale**-2) / weights
+    pure = float((((residuals - means[member]) / scale) ** 2).sum())
+    misfit = float((weights * means**2).sum())
     statistic = (misfit / lof_df) / max(pure / pure_df, 1e-300)
     return LackOfFit(
         float(np.sqrt(pure / pure_df)), pure_df, statistic, lof_df, float(fdtrc(lof_df, pure_df, statistic))

@@ -5,6 +5,7 @@ It reads what runs wrote and refuses to rank a run that did not finish. Branches
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +15,14 @@ import pandas as pd
 from kleiber.budget import quantity
 from kleiber.catalog import Run
 from kleiber.studies import analysis, record, table
-from kleiber.studies.command import lines
-from kleiber.studies.findings import Findings, Options, points
+from kleiber.studies.exclusion import CHOICES
+from kleiber.studies.findings import Findings, Options, not_identified, points
 from kleiber.studies.law import find
+from kleiber.studies.record_text import lines, percent, short
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
 GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # errors that a ladder may make
+CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # other parameters need every input
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Scaling(Options):
     size        which parameters are N: active (those of the head included), total or non_embedding
     bootstrap   resamples
     predict     points to extrapolate to, such as {N: 1e6, D: 3e7}
+    exclude     none, or suspects: leave out the points that a rule finds unlike the others
     """
 
     law: str = "chinchilla"
@@ -38,6 +42,7 @@ class Scaling(Options):
     size: str = "active"
     bootstrap: int = 1000
     predict: Sequence[dict[str, float]] = field(default_factory=tuple)
+    exclude: str = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,13 +50,18 @@ class Scaling(Options):
             raise ValueError(f"study.law={self.law} is no law of N and D, such as chinchilla")
         if self.size not in SIZES:
             raise ValueError(f"study.size={self.size}: one of {', '.join(SIZES)}")
+        if self.exclude not in CHOICES:
+            raise ValueError(f"study.exclude={self.exclude}: must be one of {', '.join(CHOICES)}")
         quantity(self.min_tokens)
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         """The law of a ladder with what may be said of it."""
         law = record.finite(self.law_of(runs))
         rows = points(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
-        tables = {"Goals": goals(law), "Approaches and conventions": conventions(law), "Least tokens": least(law)}
+        tables = {
+            "Goals": goals(law), "Approaches and conventions": conventions(law), "Least tokens": least(law),
+            "With and without the suspects": beside(law),
+        }  # fmt: skip
         return Findings(headline(law), law["verdicts"], tables, figures(rows, law), law, lines(law), methods(law, runs))
 
     def law_of(self, runs: Sequence[Run]) -> dict:
@@ -80,7 +90,9 @@ class Scaling(Options):
 
     def options(self, bootstrap: int | None = None) -> analysis.Options:
         draws = self.bootstrap if bootstrap is None else bootstrap
-        return analysis.Options(bootstrap=draws, cluster="trunk", predict=self.predict, rank=bootstrap is None)
+        return analysis.Options(
+            bootstrap=draws, cluster="trunk", predict=self.predict, rank=bootstrap is None, exclude=self.exclude
+        )
 
 
 def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:
@@ -123,30 +135,87 @@ def of_record(law: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
 
 
 def headline(law: Mapping[str, Any]) -> str:
-    """What a prediction of this law is worth, in words; a refusal comes first."""
-    refused = [verdict["text"] for verdict in law["verdicts"] if verdict["level"] == "refuse"]
-    if refused:
-        return "This is no law beyond its rows: " + refused[0]
-    if not law["backtests"]:
-        return f"{law['formula']} fits {law['n']} points to {law['residual_rms']:.2%} rms; no backtest was possible."
-    test = max(law["backtests"], key=lambda test: test["cut"])
-    naive = min(test["naive"].values())
-    many = f"{test['n_test']} larger points" if test["n_test"] > 1 else "largest point"
+    """What may be said of this law in a sentence or two: a refusal first, then what is not identified and what would
+    identify it, then how far its predictions held."""
+    if reason := refusal(law):
+        return f"This is no law beyond its rows: {reason}."
+    tested = extrapolation(law)
+    missing = not_identified(law)
+    if not missing:
+        return f"{tested[0].upper()}{tested[1:]}."
+    names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
+    verb = "are" if len(missing) > 1 else "is"
     return (
-        f"Fitted below {test['cut']:.2g} FLOPs, the law predicts the {many} to "
-        f"{test['mare']:.2%} (best naive predictor {naive:.2%}), bias {test['bias']:+.2%}."
+        f"{names} of {law['law']} {verb} not identified by these {law['n']} points: that takes "
+        f"{what_identifies(law, missing)}. As a formula for predictions alone: {tested}."
     )
 
 
+def refusal(law: Mapping[str, Any]) -> str:
+    """Why the law is refused; "" where it is not."""
+    return next((verdict["text"] for verdict in law["verdicts"] if verdict["level"] == "refuse"), "")
+
+
+def extrapolation(law: Mapping[str, Any]) -> str:
+    """How well the law predicted beyond the highest cut, and how far beyond."""
+    if not law["backtests"]:
+        return f"{law['formula']} fits {law['n']} points to {law['residual_rms']:.2%} rms, and no backtest was possible"
+    test = max(law["backtests"], key=lambda test: test["cut"])
+    naive = min(test["naive"].values())
+    many = f"{test['n_test']} larger points" if test["n_test"] > 1 else "largest point"
+    unit = {"C": "FLOPs", "N": "parameters"}[test["along"]]
+    times = law["domain"][test["along"]][1] / test["cut"]
+    return (
+        f"fitted below {test['cut']:.2g} {unit}, the law predicts the {many}, up to {times:.2g} times that, to "
+        f"{test['mare']:.2%} (best naive predictor {naive:.2%}), bias {test['bias']:+.2%}"
+    )
+
+
+def what_identifies(law: Mapping[str, Any], missing: Sequence[str]) -> str:
+    """What the runs lack for these parameters: ranges of the inputs that carry them, more points, less noise."""
+    inputs = [name for name in law["domain"] if name != "C"] or ["C"]
+    wanted = {name for one in missing for name in CARRIED_BY.get(one, inputs)} & set(inputs)
+    spans = {name: math.log10(high / low) for name, (low, high) in law["domain"].items() if name in wanted and low > 0}
+    ranges = [f"{name} (here {decades:.1f} decades)" for name, decades in spans.items()]
+    few = f"more points ({law['n']} for {len(law['params'])} parameters)"
+    asked = [*([few] if law["n"] <= 2 * len(law["params"]) else []), f"a wider range of {' and '.join(ranges)}"]
+    return " and ".join(asked if ranges else asked[:-1] or [few]) + ", or less noise"
+
+
+def within_budgets(exponent: str, law: Mapping[str, Any]) -> str:
+    """The headline of a study of the allocation exponent: of these budgets alone where their law is refused."""
+    low, high = law["domain"]["C"]
+    if reason := refusal(law):
+        where = f"Between {low:.2g} and {high:.2g} FLOPs alone: {exponent[0].lower()}{exponent[1:]}"
+        return f"The law of these points is refused, so no exponent holds beyond them: {reason}. {where}."
+    missing = not_identified(law)
+    beside = f"; the law of the same points does not identify {', '.join(missing)}" if missing else ""
+    return f"{exponent}, from {low:.2g} to {high:.2g} FLOPs{beside}."
+
+
+def beside(law: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fit with the suspects and the fit without them; nothing where there are none."""
+    rows = []
+    for one in law.get("with_without", ()):
+        estimates = {name: short(value) for name, value in one.items() if isinstance(value, Mapping)}
+        rows.append({"suspects": one["suspects"], "points": one["n"], **estimates})
+    return rows
+
+
 def goals(law: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What was left out and predicted, beside what a ladder is asked for."""
+    """What was left out and predicted, beside what a ladder is asked for.
+
+    A goal is met by its number alone; whether naive predictors did as well and the interval held stands beside.
+    """
     rows = [
         {
             "left out": one["name"], "fitted": one["n_train"], "predicted": one["n_test"],
             "error": f"{one['mare']:.2%}", "goal": f"<= {GOALS[one['name']]:.1%}", "bias": f"{one['bias']:+.2%}",
-            "in the 90 % interval": "-" if one["coverage"] is None else f"{one['coverage']:.0%}",
-            "naive": ", ".join(f"{error:.2%}" for error in one["naive"].values()),
-            "met": one["mare"] <= GOALS[one["name"]] and one["beats_naive"] and one["coverage"] == 1,
+            "met": one["mare"] <= GOALS[one["name"]],
+            "naive": ", ".join(f"{error:.2%}" for error in one["naive"].values()), "beats naive": one["beats_naive"],
+            f"in the {percent(law['level'])} interval": "-" if one["coverage"] is None else
+            f"{round(one['coverage'] * one['n_test'])} of {one['n_test']}",
+            "interval held": None if one["coverage"] is None else one["coverage"] >= law["level"],
         }
         for one in law.get("holdouts", ())
     ]  # fmt: skip
@@ -155,7 +224,11 @@ def goals(law: Mapping[str, Any]) -> list[dict[str, Any]]:
     a = law["derived"].get("a_opt")
     if a and a["identified"]:
         half = (a["hi"] - a["lo"]) / 2
-        told = {"left out": "nothing: 90 % half-width of a", "fitted": law["n"], "error": f"{half:.3f}"}
+        told = {
+            "left out": f"nothing: {percent(law['level'])} half-width of a",
+            "fitted": law["n"],
+            "error": f"{half:.3f}",
+        }
         rows.append({**told, "goal": "<= 0.08", "met": half <= 0.08})
     return rows
 
@@ -166,7 +239,7 @@ def conventions(law: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "counting": one["convention"], "approach": one["approach"], "a": f"{one['a']:.3f}",
-            "90 %": f"[{one['lo']:.3f}, {one['hi']:.3f}]", "shift": f"{one['shift']:+.3f}",
+            percent(law["level"]): f"[{one['lo']:.3f}, {one['hi']:.3f}]", "shift": f"{one['shift']:+.3f}",
         }
         for one in found
     ]  # fmt: skip
@@ -209,7 +282,7 @@ def methods(law: Mapping[str, Any], runs: Sequence[Run]) -> str:
         f"{trained}. {law['formula']} ({law['source']}) was fitted to {law['n']} points ({spans}), seeds "
         f"averaged within "
         f"a size, by variable projection and a {goal['kind']} loss in {goal['space']} space.{shared} Intervals are at "
-        f"{law['level']:.0%}, by profile likelihood{drawn}. The allocation exponent is also read from ties and "
+        f"{percent(law['level'])}, by profile likelihood{drawn}. The allocation exponent is also read from ties and "
         f"vertices "
         "at interpolated budgets (Hoffmann et al. 2022, arXiv:2203.15556). Extrapolation was tested by leaving out the "
         "largest compute, beside two predictors that know no law."

@@ -18,8 +18,13 @@ from kleiber.studies import forgetting_metrics as metrics
 from kleiber.studies.outcomes import apart, described
 from kleiber.studies.sequences import AGAIN
 
-METRICS = ("ACC", "LA", "BWT", "FWT", "forgetting", "max_forgetting", "intransigence", "savings", "upstream")
-LOWER = {"forgetting", "max_forgetting", "intransigence", "upstream"}  # is better
+LABELS = {
+    "ACC": "ACC", "LA": "LA", "BWT": "BWT", "FWT": "FWT", "forgetting": "forgetting",
+    "max_forgetting": "max forgetting since learned", "chaudhry_forgetting": "max forgetting (Chaudhry)",
+    "intransigence": "intransigence", "savings": "savings", "upstream": "upstream",
+}  # fmt: skip
+METRICS = tuple(LABELS)
+LOWER = {"forgetting", "max_forgetting", "chaudhry_forgetting", "intransigence", "upstream"}  # is better
 CELL = ["start", "method", "setting", "lr"]
 Alone = Mapping[
     tuple[str, str], Mapping[float, Mapping[int, float]]

@@ -25,7 +25,8 @@ TOGETHER = 20_000  # elements below which all coordinates of a Jacobian go in on
 class Problem:
     """One law, its rows and the objective sum_i rho(s(L_hat_i) - s(L_i)), s the `space`, rho the `loss_fn`.
 
-    `active` marks the parameters that are in the law; a dropped term is held at 0.
+    `active` marks the parameters that are in the law; a dropped term is held at 0. `scale` (rows,), where standard
+    errors are known, divides both predictions and observations, and so the residuals (`relative_sigma`).
     """
 
     law: Law
@@ -35,6 +36,7 @@ class Problem:
     delta: float
     space: str
     active: NDArray[np.bool_] = field(repr=False)
+    scale: Array | None = field(default=None, repr=False)
 
     @property
     def num_rows(self) -> int:
@@ -47,11 +49,20 @@ class Problem:
     @property
     def observed(self) -> Array:
         """The target on the scale of the residuals."""
-        return to_space(self.target, self.space)
+        return self.scaled(to_space(self.target, self.space))
+
+    def scaled(self, values: Array) -> Array:
+        """Values by row (..., rows) over the row's scale."""
+        return values if self.scale is None else values / self.scale
 
     def rows(self, keep: NDArray) -> "Problem":
         """The same problem on some of its rows (a mask or positions)."""
-        return replace(self, inputs={k: v[keep] for k, v in self.inputs.items()}, target=self.target[keep])
+        return replace(
+            self,
+            inputs={k: v[keep] for k, v in self.inputs.items()},
+            target=self.target[keep],
+            scale=None if self.scale is None else self.scale[keep],
+        )
 
     def values(self, theta: Array) -> Array:
         """Natural parameters (draws, all params) of solver coordinates (draws, active params)."""
@@ -67,9 +78,10 @@ class Problem:
         return np.where(log, np.log(np.where(log, np.maximum(kept, 1e-300), 1.0)), kept)
 
     def predict(self, theta: Array, inputs: Mapping[str, Array] | None = None) -> Array:
-        """Predictions on the scale of the residuals, (draws, rows)."""
+        """Predictions on the scale of the residuals, (draws, rows); at other `inputs` than its own rows unscaled."""
         answer = self.law.evaluate(self.inputs if inputs is None else inputs, self.values(theta))
-        return convert(answer, self.law.returns, self.space)
+        answer = convert(answer, self.law.returns, self.space)
+        return self.scaled(answer) if inputs is None else answer
 
     @np.errstate(all="ignore")  # a wild trial step is rejected by its infinite objective
     def jacobian(self, theta: Array, inputs: Mapping[str, Array] | None = None, apart: float = 6e-6) -> Array:
@@ -94,6 +106,21 @@ def to_space(loss: Array, space: str) -> Array:
     """The scale the residuals live on: log L, log10 L or L."""
     with np.errstate(all="ignore"):
         return {"log": np.log, "log10": np.log10, "linear": np.asarray}[space](loss)
+
+
+def from_space(values: Array, space: str) -> Array:
+    """The inverse of `to_space`."""
+    return {"log": np.exp, "log10": lambda a: 10.0**a, "linear": np.asarray}[space](values)
+
+
+def relative_sigma(sigma: Array, target: Array, space: str) -> Array:
+    """Standard errors of the target on the scale of the residuals, over their root mean square.
+
+    sigma / L in log space. Divided by the root mean square, residuals stay as large as they were, so that a Huber delta
+    keeps its meaning and equal errors change nothing.
+    """
+    error = {"log": sigma / target, "log10": sigma / (target * np.log(10.0)), "linear": sigma}[space]
+    return error / np.sqrt(np.mean(error**2))
 
 
 def convert(answer: Array, returns: str, space: str) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kleiber.studies.law import Array, Law, Linear, Shape
-from kleiber.studies.solve import Problem, convert, influence, rho, to_space
+from kleiber.studies.solve import Problem, influence, rho, to_space
 
 
 def candidates(problem: Problem, seed: Mapping[str, float], keep: int = 12) -> Array:
@@ -71,10 +71,8 @@ def solve_linear(problem: Problem, values: Array, rounds: int = 4) -> Array:
     law = problem.law
     columns = columns_of(problem, values)
     scale = "log10" if law.returns == "log10" else "linear"
-    observed = (
-        convert(problem.observed, problem.space, scale) if problem.space == scale else to_space(problem.target, scale)
-    )
-    weight = 1 / observed if problem.space != "linear" and scale == "linear" else np.ones_like(observed)
+    observed = to_space(problem.target, scale)
+    weight = problem.scaled(1 / observed if problem.space != "linear" and scale == "linear" else np.ones_like(observed))
     offset = law.evaluate(problem.inputs, values * 0 + np.where(is_shape(law), values, 0.0))
     design, goal = columns * weight[None, :, None], (observed - offset) * weight
     pull = np.ones_like(goal)

@@ -44,6 +44,21 @@ class Table:
     def target(self) -> Array:
         return self.columns["L"]
 
+    @property
+    def sigma(self) -> Array | None:
+        """The standard errors of the targets; None without a column of them. ValueError with the row of one that is none."""
+        sigma = self.columns.get("sigma")
+        if sigma is None:
+            return None
+        good = np.isfinite(sigma) & (sigma > 0)
+        if not good.all():
+            bad = int(np.argmin(good))
+            raise ValueError(
+                f"--sigma {self.roles['sigma']}: row {label(self.frame.index[bad])} is {sigma[bad]:g}; the standard error "
+                "of a loss must be finite and > 0"
+            )
+        return sigma
+
     def inputs(self, law: Law) -> dict[str, Array]:
         """The law's inputs; ValueError names the roles that no column and no derivation supplies."""
         missing = [name for name in law.inputs if name not in self.columns]

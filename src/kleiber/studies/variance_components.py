@@ -15,7 +15,7 @@ from scipy.special import fdtrc
 
 from kleiber.studies.law import Array
 
-CLIP = 4.0  # robust standard deviations beyond which a residual counts as an outlier and is drawn in
+OUTLIER = 6.0  # robust standard deviations beyond which a residual tells nothing of the noise
 SLOPES = np.linspace(-1.2, 1.2, 25)  # of log noise against log size that are tried
 SLOPE_PRIOR = 0.5  # standard deviation of the slope that is expected: few rows should not invent a trend
 
@@ -45,6 +45,7 @@ class VarianceComponents:
     between, within        variance that the rows of a trunk share, and of each row alone
     df_between, df_within  degrees of freedom they were measured with: trunks (rows) less the parameters of the law that
                            trunks (rows within trunks) determine; equal when both were pooled into `within`
+    df_trunks              trunks less the parameters that they alone determine, pooled or not
     slope                  the noise's standard deviation goes as N^-slope
     rows_per_trunk         branches of a trunk, on average
     """
@@ -53,6 +54,7 @@ class VarianceComponents:
     within: float
     df_between: float
     df_within: float
+    df_trunks: float
     slope: float
     log_size: float
     rows_per_trunk: float
@@ -119,12 +121,12 @@ class VarianceComponents:
 def estimate(jacobian: Array, residuals: Array, trunk: NDArray, log_size: Array) -> VarianceComponents | None:
     """Variance components of the residuals of a least-squares fit with that Jacobian (rows, params).
 
-    Mean squares between and within trunks by generalized least squares, each over its own degrees of freedom: the
-    parameters that a stratum determines are the trace of its share of the information. Where the mean square between
+    Mean squares between and within trunks of the least-squares residuals, each over its own degrees of freedom: the
+    parameters that trunks determine are the trace of the law's projection between them. Where the mean square between
     trunks is the smaller one, both are pooled; where it is larger by chance (F test at 10 %), `within` is the pooled one
     all the same, since the smaller of two estimates is too small. The slope of the noise over size maximizes the
-    restricted likelihood under a normal prior and costs a degree of freedom. Outliers beyond 4 robust standard
-    deviations within a trunk are drawn in. None without degrees of freedom.
+    likelihood under a normal prior and costs a degree of freedom. Outliers beyond 6 robust standard
+    deviations within a trunk do not count. None without degrees of freedom.
     """
     num_rows, num_params = jacobian.shape
     if num_rows - num_params < 2:
@@ -135,37 +137,44 @@ def estimate(jacobian: Array, residuals: Array, trunk: NDArray, log_size: Array)
     x = log_size - centre
     can_vary = len(np.unique(np.round(x, 6))) > 2 and num_rows > 2 * num_params
     spent = num_params + can_vary
-    best: tuple[float, float, tuple[float, float, float, float, float]] | None = None
-    for slope in SLOPES if can_vary else (0.0,):
-        scale = np.exp(-slope * x)
-        deviance, parts = _mean_squares(
-            jacobian / scale[:, None], _winsorized(residuals / scale, trunk), trunk, spent
-        )
-        deviance += 2 * float(np.log(scale).sum()) + (slope / SLOPE_PRIOR) ** 2
-        if best is None or deviance < best[0]:
-            best = (deviance, float(slope), parts)
-    assert best is not None
-    between, within, df_between, df_within, rows_per_trunk = best[2]
+    slope, lowest = 0.0, np.inf
+    for tried in SLOPES if can_vary else ():
+        scale = np.exp(-tried * x)
+        # Drawn in and not left out: no slope may win by making rows outliers.
+        likely = without_outliers(residuals / scale, trunk, clip=True)
+        deviance = _mean_squares(jacobian / scale[:, None], likely, trunk, spent)[0]
+        deviance += 2 * float(np.log(scale).sum()) + (tried / SLOPE_PRIOR) ** 2
+        if deviance < lowest:
+            slope, lowest = float(tried), deviance
+    scale = np.exp(-slope * x)
+    kept = without_outliers(residuals / scale, trunk)
+    _, parts = _mean_squares(jacobian / scale[:, None], kept, trunk, spent)
+    between, within, df_between, df_within, df_trunks, rows_per_trunk = parts
     if not df_within > 0 or not within > 0:
         return None
-    return VarianceComponents(between, within, df_between, df_within, best[1], centre, rows_per_trunk)
+    return VarianceComponents(between, within, df_between, df_within, df_trunks, slope, centre, rows_per_trunk)
 
 
-def _winsorized(residuals: Array, trunk: NDArray) -> Array:
-    """Residuals with those drawn in that lie far from the median of their trunk, or of all where trunks have one row."""
-    middle = np.array([np.median(residuals[trunk == number]) for number in range(int(trunk.max()) + 1)])[trunk]
-    if len(np.unique(trunk)) == len(trunk):
-        middle = np.full(len(trunk), np.median(residuals))
+def without_outliers(residuals: Array, trunk: NDArray | None = None, clip: bool = False) -> Array:
+    """Residuals with those that lie beyond OUTLIER robust standard deviations from the median of their trunk put to
+    that median, or with `clip` drawn in to that distance. The median of all rows where trunks have one row.
+    """
+    middle = np.full(len(residuals), np.median(residuals))
+    if trunk is not None and len(np.unique(trunk)) < len(trunk):
+        middle = np.array([np.median(residuals[trunk == number]) for number in range(int(trunk.max()) + 1)])[trunk]
     apart = residuals - middle
-    size = np.abs(apart[apart != 0])
-    spread = 1.4826 * float(np.median(size)) if size.size else 0.0
-    return middle + np.clip(apart, -CLIP * spread, CLIP * spread)
+    size = np.abs(apart)
+    far = OUTLIER * 1.4826 * float(np.median(size[size > 0])) if size.any() else 0.0
+    if clip:
+        return middle + np.clip(apart, -far, far)
+    return np.where(size > far, middle, residuals)
 
 
 def _mean_squares(
     jacobian: Array, residuals: Array, trunk: NDArray, spent: int
-) -> tuple[float, tuple[float, float, float, float, float]]:
-    """-2 log restricted likelihood (up to a constant), and (between, within, df_between, df_within, rows per trunk)."""
+) -> tuple[float, tuple[float, float, float, float, float, float]]:
+    """-2 log likelihood (up to a constant), and (between, within, df_between, df_within, df_trunks, rows per
+    trunk)."""
     num_rows = len(residuals)
     lengths = np.bincount(trunk).astype(np.float64)
     num_trunks, spare = len(lengths), num_rows - spent
@@ -174,37 +183,46 @@ def _mean_squares(
     def means(column: Array) -> Array:
         return (np.bincount(trunk, column) / lengths)[trunk]
 
-    outer = np.column_stack([means(column) for column in jacobian.T])
-    inner = jacobian - outer
-    one_stratum = num_trunks == num_rows or num_trunks <= 1
-    square_between = square_within = 1.0
-    for _ in range(40):
-        information_between, information = outer.T @ outer / square_between, inner.T @ inner / square_within
-        information = information + information_between
-        unit = 1 / np.sqrt(np.maximum(np.diag(information), 1e-300))
-        inverse = np.linalg.pinv(information * unit[:, None] * unit, hermitian=True)
-        share = float(np.trace(inverse @ (information_between * unit[:, None] * unit)))
-        step = unit * (inverse @ (unit * (outer.T @ residuals / square_between + inner.T @ residuals / square_within)))
-        rest = residuals - jacobian @ step
-        between_part = means(rest)
-        within_part = rest - between_part
-        df_between, df_within = num_trunks - share, num_rows - num_trunks - (spent - share)
-        pooled = one_stratum or df_between < 0.5 or df_within < 0.5
-        if not pooled:
-            new = float(between_part @ between_part) / df_between, float(within_part @ within_part) / df_within
-            pooled = new[0] <= new[1]
-        if pooled:
-            new = (float(rest @ rest) / spare,) * 2
-        moved = abs(np.log(max(new[0], 1e-300) / square_between)) + abs(np.log(max(new[1], 1e-300) / square_within))
-        square_between, square_within = max(new[0], 1e-300), max(new[1], 1e-300)
-        if moved < 1e-8:
-            break
+    basis, sizes, _ = np.linalg.svd(jacobian, full_matrices=False)
+    basis = basis[:, sizes > 1e-9 * sizes.max()]
+    outer = np.column_stack([means(column) for column in basis.T])
+    share = float((outer**2).sum())  # parameters that trunks determine: the law's own part between trunks
+    rest = residuals - basis @ (basis.T @ residuals)
+    between_part = means(rest)
+    within_part = rest - between_part
+    squares = np.array([float(between_part @ between_part), float(within_part @ within_part)])
+    df_between, df_within = num_trunks - share, num_rows - num_trunks - (spent - share)
+    pooled = float(rest @ rest) / spare
+    deviance = num_rows * np.log(pooled)
+    if num_trunks in (1, num_rows) or min(df_between, df_within) < 0.5:
+        return deviance, (0.0, pooled, float(spare), float(spare), df_between, rows_per_trunk)
+    square_between, square_within = _unmixed(squares, basis, outer, trunk, lengths, df_between, df_within, spent)
+    if square_between <= square_within:
+        return deviance, (0.0, pooled, float(spare), float(spare), df_between, rows_per_trunk)
     deviance = num_trunks * np.log(square_between) + (num_rows - num_trunks) * np.log(square_within)
-    deviance += float(between_part @ between_part) / square_between + float(within_part @ within_part) / square_within
-    deviance += float(np.linalg.slogdet(information * unit[:, None] * unit)[1]) - 2 * float(np.log(unit).sum())
-    if pooled:
-        return deviance, (0.0, square_within, float(spare), float(spare), rows_per_trunk)
     between = (square_between - square_within) / rows_per_trunk
     if fdtrc(df_between, df_within, square_between / square_within) > 0.1:
-        square_within = float(rest @ rest) / spare
-    return deviance, (between, square_within, df_between, df_within, rows_per_trunk)
+        square_within = pooled
+    return deviance, (between, square_within, df_between, df_within, df_between, rows_per_trunk)
+
+
+def _unmixed(
+    squares: Array, basis: Array, outer: Array, trunk: NDArray, lengths: Array, df_between: float, df_within: float,
+    spent: int,
+) -> tuple[float, float]:
+    """Mean squares between and within trunks that the sums of squares of least-squares residuals are expected from.
+
+    The fit of a law that is no function of trunks alone mixes the strata: with M = I - Q Q' the residuals' share of
+    noise between trunks, tr(B M B M) of it, stays between them, and tr(B M (I - B) M) goes within.
+    """
+    cross = basis.T @ outer  # Q' B Q
+    stays = len(lengths) - 2 * float(np.trace(cross)) + float((cross**2).sum())
+    leaks = float(np.trace(cross)) - float((cross**2).sum())
+    inner = len(trunk) - len(lengths) - 2 * float(np.trace(np.eye(len(cross)) - cross))
+    inner += float(((np.eye(len(cross)) - cross) ** 2).sum())
+    mixing = np.array([[stays, leaks], [leaks, inner]])
+    found = np.linalg.solve(mixing, squares)
+    if not (found > 0).all():
+        found = squares / np.array([df_between, df_within])
+    spent_on_slope = inner / max(inner - spent + basis.shape[1], 1.0)
+    return float(found[0]), max(float(found[1]) * spent_on_slope, 1e-300)

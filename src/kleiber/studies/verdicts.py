@@ -4,14 +4,15 @@ Levels: `refuse` (the word law is not earned), `warn` (read this before quoting 
 a verdict is computed from the rows and the fit, never switched off by a flag.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from kleiber.studies.asymptotics import MOVED, detectable, move, signs
+from kleiber.studies.asymptotics import MOVED, Tests, detectable, move, signs, untold
 from kleiber.studies.backtest import Backtest
 from kleiber.studies.fit import Fit
-from kleiber.studies.profile import Profile
 from kleiber.studies.replicates import lack_of_fit
 
 
@@ -22,18 +23,28 @@ class Verdict:
     text: str
 
 
-def pre_asymptotic(found: Fit) -> list[Verdict]:
-    """A refusal with its reasons when `asymptotics.signs` finds any."""
-    reasons = signs(found)
-    if not reasons:
+def pre_asymptotic(tests: Tests | None) -> list[Verdict]:
+    """A refusal with its reasons when `asymptotics.signs` finds any, and along which inputs nothing can be judged."""
+    if tests is None:
         return []
-    return [Verdict("pre_asymptotic", "refuse", "the small rungs are not on the law yet: " + "; ".join(reasons))]
+    out, reasons, missing = [], signs(tests), untold(tests)
+    if reasons:
+        text = "the small rungs are not on the law yet: " + "; ".join(reasons)
+        out.append(Verdict("pre_asymptotic", "refuse", text))
+    if missing:
+        text = f"whether the law holds from the smallest {' and '.join(missing)} on cannot be judged: "
+        text += f"{tests.noise.df_trunks:.1f} degrees of freedom between trunks are too few to tell a transient from "
+        text += "the noise that the branches of a trunk share; more seeds or sizes would"
+        out.append(Verdict("transient_not_tested", "warn", text))
+    return out
 
 
-def settled(found: Fit, level: float = 0.9) -> list[Verdict]:
+def settled(tests: Tests | None, level: float = 0.9) -> list[Verdict]:
     """Whether beta has settled on doubling the least D, and how large a transient these rows could hide."""
-    out, change = [], move(found, level)
-    how = "" if found.problem.loss_fn == "squared" else "by least squares, "
+    if tests is None:
+        return []
+    out, change = [], move(tests, level)
+    how = "" if tests.model.fit.problem.loss_fn == "squared" else "by least squares, "
     if change is not None and not np.isfinite(change.hi):
         text = f"{how}beta is {change.early:.2f} over all rows, and the rows from twice the least D on tell none"
         out.append(Verdict("not_settled", "warn", f"{text} of their own: not settled"))
@@ -47,7 +58,7 @@ def settled(found: Fit, level: float = 0.9) -> list[Verdict]:
         else:
             text += f": not settled, since a move of more than {MOVED:g} is not excluded"
             out.append(Verdict("not_settled", "warn", text))
-    sizes = detectable(found)
+    sizes = detectable(tests)
     if sizes is not None:
         told = ", ".join(f"{size:.1%}" for size in sizes)
         out.append(
@@ -61,22 +72,19 @@ def settled(found: Fit, level: float = 0.9) -> list[Verdict]:
     return out
 
 
-def identifiability(found: Fit, profiled: dict[str, Profile]) -> list[Verdict]:
-    """One verdict per parameter that is not identified, one for narrow inputs, one for an ill-conditioned fit."""
+def identifiability(found: Fit, params: Mapping[str, Mapping[str, Any]]) -> list[Verdict]:
+    """One verdict per parameter that is not identified, one for narrow inputs, one for an ill-conditioned fit.
+
+    `params` as laws.json holds them.
+    """
     out = [
-        Verdict("not_identified", "warn", f"{name} is not identified: the data put this term at 0 and it was dropped")
-        for name in found.dropped
-    ]
-    out += [
-        Verdict("not_identified", "warn", f"{name} is not identified: {profile.reason}")
-        for name, profile in profiled.items()
-        if profile.reason
+        Verdict("not_identified", "warn", f"{name} is not identified: {entry['reason']}")
+        for name, entry in params.items()
+        if not entry["identified"]
     ]
     tight = narrow(found)
     if tight:
         out.append(Verdict("narrow_input", "warn", tight))
-        if "E" not in found.dropped and not (profiled.get("E") and profiled["E"].reason):
-            out.append(Verdict("not_identified", "warn", f"E is not identified: {tight}"))
     condition = found.covariance()[1]
     if condition > 1e8:
         out.append(
@@ -165,7 +173,8 @@ def backtest_verdicts(tests: list[Backtest], level: float = 0.9, why: str = "") 
             Verdict(
                 "biased",
                 "warn",
-                f"above C = {largest.cut:.3g} {which} too {side} ({largest.bias:+.2%}): misfit, not noise",
+                f"above {largest.along} = {largest.cut:.3g} {which} too {side} ({largest.bias:+.2%}): "
+                "misfit, not noise",
             )
         )
     coverage = float((rows * [test.coverage for test in tests]).sum() / rows.sum())

@@ -1,6 +1,7 @@
 """The study `isoflop`: the optimum of each compute budget from its own parabola, the law beside it and not before it.
 
-It is the analysis of a ladder (`scaling`) told from approach 2. It refuses a headline from fewer than three vertices.
+It is the analysis of a ladder (`scaling`) told from approach 2. It refuses a headline from fewer than three vertices,
+and an exponent beyond its budgets where the law of the same points is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from kleiber.catalog import Run
 from kleiber.studies.findings import Findings
-from kleiber.studies.scaling import Scaling
+from kleiber.studies.scaling import Scaling, within_budgets
 
 
 @dataclass(frozen=True)
@@ -31,5 +32,6 @@ class Vertices(Scaling):
         else:
             one = mine[0]
             head = f"By parabolas at {len(one['points'])} budgets, N_opt ~ C^{one['a']:.3f}, {found.law['level']:.0%} "
-            head += f"interval [{one['lo']:.3f}, {one['hi']:.3f}]."
+            head += f"interval [{one['lo']:.3f}, {one['hi']:.3f}]"
+            head = within_budgets(head, found.law)
         return replace(found, headline=head, tables={"Vertices": rows, **found.tables})

@@ -1,0 +1,90 @@
+"""Predictions of a recorded law: the value at a point, its interval and that of one new run, and how far outside it is.
+
+It reads laws.json's content alone, so a prediction can be made long after the fit.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kleiber.studies import record as records
+from kleiber.studies.bootstrap import Draws, interval
+from kleiber.studies.fit import Fit, depends
+from kleiber.studies.law import Array, Law
+from kleiber.studies.solve import Problem
+from kleiber.studies.table import DERIVED
+from kleiber.studies.variance_components import VarianceComponents
+
+# Also the default in `command`, which imports nothing heavy.
+MAX_DECADES = 3.0  # the farthest published extrapolation that held (2.6 decades, arXiv:2403.08540)
+
+
+def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: float = MAX_DECADES) -> dict:
+    """One prediction: value, the law's interval (lo, hi), one new run's (run_lo, run_hi), decades outside the rows.
+
+    Beyond `max_decades` in any input or in C the value is null and `refused` says so; without intervals where the rows
+    leave the answer open, as at another size than the only one. The intervals hold the sampling
+    error only: misfit shows in the backtests.
+    """
+    unread = [name for name in at if name not in (*law.inputs, "N", "D", "C", "M")]
+    if unread:
+        raise ValueError(f"predict {unread[0]}={at[unread[0]]:g}: law {law.name!r} reads {', '.join(law.inputs)}")
+    wrong = [name for name in at if not (0 < at[name] < np.inf if name in "NDCM" else np.isfinite(at[name]))]
+    if wrong:
+        raise ValueError(f"predict {wrong[0]}={at[wrong[0]]:g}: write a finite number above 0")
+    full = complete(at)
+    missing = [name for name in law.inputs if name not in full]
+    if missing:
+        raise ValueError(
+            f"predict {dict(at)}: law {law.name!r} needs {', '.join(law.inputs)}; {', '.join(missing)} missing"
+        )
+    decades = outside(record["domain"], full)
+    answer: dict = {"at": dict(at), "value": None, "lo": None, "hi": None, "decades": decades}
+    if decades > max_decades:
+        return answer | {"refused": f"{decades:.1f} decades beyond the rows, more than {max_decades:g}"}
+    inputs = {name: np.array([full[name]]) for name in law.inputs}
+    values = records.fitted_values(record)
+    answer["value"] = float(law.predict(inputs, values)[0, 0])
+    if not np.isfinite(answer["value"]):
+        raise ValueError(f"predict {dict(at)}: law {law.name!r} has no value there")
+    draws = np.array(record["draws"])
+    untold = np.array(record.get("untold", ())).reshape(-1, len(law.params))
+    if len(draws) and not depends(law.predict(inputs, untold)[:, 0]):
+        found = _empty_fit(law, inputs, record, values)
+        refits = Draws(found, draws, record["bootstrap"]["method"], VarianceComponents(**record["noise"]))
+        flat = np.array(record.get("flat", ())).reshape(-1, len(law.params))
+        along = law.predict(inputs, flat)[:, 0]
+        answer["method"] = refits.method
+        for prefix, sample in (("", refits.predict(inputs)), ("run_", refits.predict_runs(inputs))):
+            lo, hi = interval(sample[:, 0], record["level"])
+            answer |= {f"{prefix}lo": float(min([lo, *along])), f"{prefix}hi": float(max([hi, *along]))}
+    return answer
+
+
+def _empty_fit(law: Law, inputs: Mapping[str, Array], record: Mapping, values: Array) -> Fit:
+    """A fit without rows: what a record remembers of one, enough to add noise on the right scale."""
+    objective = record["objective"]
+    active = np.ones(len(law.params), dtype=bool)
+    problem = Problem(
+        law, inputs, np.ones(1), objective["kind"], objective["delta"] or 1e-3, objective["space"], active
+    )
+    return Fit(problem, values[0], objective["value"])
+
+
+def complete(at: Mapping[str, float]) -> dict[str, float]:
+    """A point with the inputs that follow from the others: C = 6 N D, D = C/(6 N), M = D/N."""
+    full = {name: float(value) for name, value in at.items()}
+    for role, (parts, rule) in DERIVED.items():
+        if role not in full and all(part in full for part in parts):
+            full[role] = rule(*(full[part] for part in parts))
+    return full
+
+
+def outside(domain: Mapping[str, Sequence[float]], at: Mapping[str, float]) -> float:
+    """Decades by which a point lies outside the fitted rows, the largest over inputs and compute; 0 inside."""
+    far = 0.0
+    for name, (lo, hi) in domain.items():
+        value = at.get(name)
+        if value is not None and value > 0 and lo > 0:
+            far = max(far, float(np.log10(value / hi)), float(np.log10(lo / value)))
+    return far

@@ -1,0 +1,112 @@
+"""The printed form of a law's record: estimates with their intervals, backtests, predictions and verdicts in lines.
+
+It refuses to print a number without an interval or the words "not identified". It imports nothing heavy.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def lines(entry: Mapping[str, Any]) -> list[str]:
+    """The printed form of a record: one line per parameter, backtest, prediction and verdict."""
+    level, goal = percent(entry["level"]), entry["objective"]
+    delta = f", delta {goal['delta']:g}" if goal["delta"] else ""
+    out = [f"{entry['law']}: {entry['formula']}   ({entry['source']})"]
+    out.append(
+        f"{entry['n']} rows, {len(entry['excluded'])} excluded; "
+        f"{goal['kind']}{delta} in {goal['space']}: {goal['value']:.6g}"
+        + (f", residuals over {goal['sigma']}" if goal["sigma"] else "")
+    )
+    out += [
+        f"  {name:<10} {_estimate(value, level)}" for name, value in {**entry["params"], **entry["derived"]}.items()
+    ]
+    out.append(f"residual rms {entry['residual_rms']:.3g} ({goal['space']}); intervals {_kind(entry)}")
+    if "at" in entry:
+        out.append(_objective_at(entry))
+    for one in entry["approaches"]:
+        out.append(f"  approach {one['approach']}: a = {one['a']:.4f}, {level} [{one['lo']:.4f}, {one['hi']:.4f}]")
+    for one in entry["accounting"]:
+        text = f"a = {one['a']:.4f}, {level} [{one['lo']:.4f}, {one['hi']:.4f}], shift {one['shift']:+.4f}"
+        out.append(f"  {one['convention']}, approach {one['approach']}: {text}")
+    for test in entry["backtests"]:
+        naive = ", ".join(f"{name} {value:.2%}" for name, value in test["naive"].items())
+        held = test["coverage"]
+        covers = "no intervals" if held is None else f"{level} interval covers {held:.0%}"
+        out.append(
+            f"  backtest {test['along']} = {test['cut']:.3g}: {test['n_train']} -> {test['n_test']} rows, "
+            f"error {test['mare']:.2%}, bias {test['bias']:+.2%}, {covers}; naive: {naive}"
+        )
+    for one in entry.get("ranking", ()):
+        out.append(
+            f"  ranked {one['law']}: error {one['mare']:.2%} on the {one['n_test']} largest, AIC {one['aic']:.1f}"
+        )
+    for one in entry.get("with_without", ()):
+        numbers = ", ".join(f"{name} {short(value)}" for name, value in one.items() if isinstance(value, Mapping))
+        out.append(f"  {one['suspects']} the suspects (n = {one['n']}), {level}: {numbers}")
+    out += [f"  {prediction_line(one, entry['level'])}" for one in entry["predictions"]]
+    return out + [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
+
+
+def percent(level: float) -> str:
+    """`90%`, `99.5%`."""
+    return f"{100 * level:.6g}%"
+
+
+def _objective_at(entry: Mapping[str, Any]) -> str:
+    """The objective at given parameters, beside that of the fit."""
+    given, goal = entry["at"], entry["objective"]
+    point = ", ".join(f"{name}={value:g}" for name, value in given["params"].items())
+    rms = f"residual rms {given['residual_rms']:.3g} (fit {entry['residual_rms']:.3g})"
+    return f"at {point}: {goal['kind']} {given['value']:.6g} (fit {goal['value']:.6g}), {rms}"
+
+
+def _estimate(value: Mapping[str, Any], level: str) -> str:
+    point = "-" if value["value"] is None else f"{value['value']:.6g}"
+    if value.get("fixed"):
+        return f"{point}   fixed"
+    if not value["identified"]:
+        return f"not identified ({value.get('reason') or 'no interval'}; least objective at {point})"
+    return f"{point}   {level} [{value['lo']:.5g}, {value['hi']:.5g}]"
+
+
+def short(value: Mapping[str, Any]) -> str:
+    """An estimate with its interval, or the words for why it has none."""
+    if value.get("fixed"):
+        return f"{value['value']:.4g} (fixed)"
+    if not value["identified"] or value["value"] is None:
+        return "not identified" + ("" if value["value"] is None else f" (least objective at {value['value']:.4g})")
+    return f"{value['value']:.4g} [{value['lo']:.4g}, {value['hi']:.4g}]"
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    used = entry["bootstrap"]
+    if used:
+        return f"by {used['method']} ({used['draws']} refits)"
+    return "by profile" + (", rescaled to the noise of trunks" if "cluster t" in _methods(entry) else "")
+
+
+def held_lines(found: Mapping[str, Any], level: float) -> list[str]:
+    """The printed form of a law against rows: a line a cell, then the errors."""
+    out = [f"{prediction_line(one, level)}; found {one['target']:.6g} ({one['runs']} runs)" for one in found["cells"]]
+    text = f"{len(out)} cells: error {found['mare']:.2%}, bias {found['bias']:+.2%}"
+    if found["coverage"] is None:
+        return [*out, f"{text}, no intervals"]
+    held = f"{percent(level)} interval of the law covers {found['coverage']:.0%}, "
+    held += f"that of one run {found['run_coverage']:.0%}"
+    return [*out, f"{text}; {held}"]
+
+
+def prediction_line(one: Mapping[str, Any], level: float) -> str:
+    at = ", ".join(f"{name}={value:g}" for name, value in one["at"].items())
+    if "refused" in one:
+        return f"{at}: refused, {one['refused']}"
+    far = f"{one['decades']:.2f} decades outside the rows"
+    if one["lo"] is None:
+        return f"{at}: {one['value']:.6g}, interval not identified, {far}"
+    run = f"one run [{one['run_lo']:.5g}, {one['run_hi']:.5g}]"
+    return f"{at}: {one['value']:.6g}   {percent(level)} [{one['lo']:.5g}, {one['hi']:.5g}], {run}, {far}"
+
+
+def _methods(entry: Mapping[str, Any]) -> set[str]:
+    """The methods behind the intervals of a record."""
+    return {value["method"] for value in {**entry["params"], **entry["derived"]}.values() if "method" in value}
