@@ -134,8 +134,9 @@ def test_equal_errors_change_nothing(space):
     assert list(told.params.values()) == pytest.approx(list(plain.params.values()), rel=1e-12)
 
 
-@pytest.mark.parametrize("loss_fn", ["huber", "squared"])
-def test_a_row_with_ten_times_the_error_hardly_moves_the_fit(loss_fn):
+@pytest.mark.parametrize(("loss_fn", "share"), [("huber", 0.5), ("squared", 0.05)])
+def test_a_row_with_ten_times_the_error_hardly_moves_the_fit(loss_fn, share):
+    """Squared errors give it a hundredth of the weight; Huber's loss had bounded its pull before."""
     rows = ladders.twenty()
     L = ladders.noisy(ladders.loss(**rows), 1, 0.002)
     off = L * np.where(np.arange(20) == 7, 1.05, 1.0)
@@ -145,7 +146,7 @@ def test_a_row_with_ten_times_the_error_hardly_moves_the_fit(loss_fn):
     for by in (None, scale):
         one, other = (fit_law("chinchilla", rows, loss, loss_fn, scale=by).predict(at)[0] for loss in (L, off))
         moves.append(abs(other - one))
-    assert moves[1] < 0.25 * moves[0]
+    assert moves[1] < share * moves[0]
 
 
 def test_sigma_weighs_the_rows_of_the_command_and_is_recorded(record, csv):  # noqa: F811

@@ -87,7 +87,7 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
     tests = []
     along = posed.along
     if along is None and options.backtest is not None:
-        raise ValueError(f"--backtest needs compute: {_without(table)}")
+        raise ValueError(f"--backtest needs compute or size: {_without(table)}")
     if along is not None:
         cuts = default_cuts(along[1], found.problem.num_params) if options.backtest is None else options.backtest
         tests = backtests(posed, cuts, options.level, options.few, options.seed)
