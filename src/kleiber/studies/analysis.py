@@ -78,6 +78,7 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
         table, other = rest, table
     posed = pose(table, law, options.loss_fn, options.delta, options.space, options.cluster)
     found, compute = posed.fit, posed.compute
+    given = None if options.at is None else {"at": objective_at(found, options.at)}
     draws = posed.draws(options.bootstrap, options.seed)
     profiled = profiles(found, options.level)
     judged = [*verdicts.identifiability(found, profiled), *verdicts.pre_asymptotic(found)]
@@ -124,8 +125,7 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
     if not np.isfinite(found.noise):
         record["noise"] = None
     record["predictions"] = [predict(record, law, at, options.max_decades) for at in options.predict]
-    if options.at is not None:
-        record["at"] = objective_at(found, options.at)
+    record |= given or {}
     record["verdicts"] = [asdict(verdict) for verdict in judged]
     record["refused"] = any(verdict.level == "refuse" for verdict in judged)
     return record
