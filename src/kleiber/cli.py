@@ -129,7 +129,7 @@ def register_studies() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns its exit code (0, 2 for bad input, 3 for a law that is not identified)."""
+    """Runs a command; returns its exit code (0, 2 for bad input, 3 for a law that is not identified or is refused)."""
     register_studies()
     try:
         told = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)

@@ -30,6 +30,20 @@ def test_the_cut_leaves_a_guard_band():
     assert all((0.85 * cut > C).sum() >= 7 and (1.2 * cut < C).any() for cut in default_cuts(C, 5))
 
 
+def test_a_table_without_compute_is_cut_along_its_sizes():
+    """Experts X in place of tokens: N is cut, the guard band included, and the record says so."""
+    N, X = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 6), 2.0 ** np.arange(5)))
+    law, values = find("routed"), np.array([[-0.087, -0.136, 0.012, 1.157, 4.2, 478.0]])
+    found = fit(law, {"N": N, "X": X}, ladders.noisy(law.predict({"N": N, "X": X}, values)[0], 0, 0.001))
+    posed = Posed(found)
+    assert posed.compute is None and posed.along is not None and posed.along[0] == "N"
+    test = backtests(posed, [2e8], draws=20)[0]
+    assert (test.along, test.n_train, test.n_test) == ("N", (N < 1.7e8).sum(), (N > 2.4e8).sum())
+    assert backtests(fitted()[0], [1e19], draws=0)[0].along == "C", "compute is the cut where it is known"
+    with pytest.raises(ValueError, match="N spans 1e"):
+        backtests(posed, [1e30])
+
+
 def test_a_true_law_beats_the_naive_and_has_no_bias():
     found, _ = fitted()
     tests = backtests(found, [1e19, 5e19], draws=100)

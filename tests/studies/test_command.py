@@ -197,7 +197,7 @@ def test_one_or_two_sizes_give_no_exponent_and_no_interval_at_another_size(tmp_p
         (("--loss-fn", "squared", "--delta", 0.1), "--delta 0.1"),
         (("--map", "Q=tokens"), "--map Q=tokens: nothing reads the role Q"),
         (("--law", "power_floor", "--rank"), "--rank compares laws of N and D"),
-        (("--law", "{own}", "--backtest", "1e19", "--map", "L=loss"), "--backtest needs compute"),
+        (("--law", "{own}", "--backtest", "1e19", "--map", "L=loss"), "--backtest needs compute or size"),
         (("--law", "{raises}"), "KeyError: 'boo'"),
         (("--law", "{unknown}"), "an annotation cannot be read"),
         (("--by", "holes"), "--by holes: row 3 has no value there"),

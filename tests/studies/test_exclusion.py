@@ -22,8 +22,8 @@ def table(changes=None, **columns):
     return load(pd.DataFrame({**rows, "loss": L, **columns}), {"L": "loss"})
 
 
-def record(rows, exclude="none", **options):
-    return analyse(rows, LAW, Options(bootstrap=20, backtest=(), exclude=exclude, **options))
+def record(rows, **options):
+    return analyse(rows, LAW, Options(bootstrap=20, backtest=(), **options))
 
 
 def test_clean_rows_are_no_suspects():
@@ -56,7 +56,7 @@ def test_a_row_known_to_be_noisy_is_not_undertuned():
 
 def test_suspects_stay_unless_asked_and_either_fit_stands_beside_the_other():
     every = table({5: 1.04, 18: 2.0})
-    kept, left = record(every), record(every, "suspects")
+    kept, left = record(every), record(every, exclude="suspects")
     rules = [{"row": 18, "rule": "diverged"}, {"row": 5, "rule": "undertuned"}]
     assert kept["suspects"] == left["suspects"] == left["excluded"] == rules
     assert (kept["n"], kept["excluded"], left["n"]) == (20, [], 18)
@@ -85,7 +85,7 @@ def test_the_verdict_names_the_rows_by_rule_and_at_most_ten_of_them():
 def test_a_fit_that_leaves_too_few_rows_is_refused_when_asked_for_and_else_told():
     foreign = table(status=["ok"] * 20)
     with pytest.raises(ValueError, match=r"leaves 0 rows for the 5 parameters.*20 are suspects"):
-        record(foreign, "suspects")
+        record(foreign, exclude="suspects")
     found = record(foreign)
     assert found["n"] == 20 and found["with_without"] == []
     assert any(one["code"] == "suspects" and "no fit without them" in one["text"] for one in found["verdicts"])

@@ -45,6 +45,29 @@ def test_one_page_holds_a_fit_for_each_value_and_laws_without_compute_too(csv, t
     assert "power on t.csv" in out.read_text()
 
 
+def test_the_page_shows_the_fit_without_the_suspects_and_what_was_fixed(csv, tmp_path):
+    pytest.importorskip("altair")
+    rows = pd.read_csv(csv)
+    rows.loc[12, "loss"] *= 1.2
+    rows.to_csv(csv, index=False)
+    out = tmp_path / "fit.html"
+    given = ["--where", "kind == a", "--bootstrap", "0", "--report", str(out)]
+    assert main(["fit", csv, *MAP, *given, "--fix", "E=1.7"]) in (0, 3)
+    page = out.read_text()
+    assert "With and without the suspects" in page and "<td>fixed</td>" in page
+
+
+def test_the_page_of_a_table_without_compute_has_its_cuts_along_the_size(tmp_path):
+    pytest.importorskip("altair")
+    N, X = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 6), 2.0 ** np.arange(5)))
+    loss = 14 * N**-0.087 * X**-0.02 * np.exp(np.random.default_rng(0).normal(0, 0.002, 30))
+    pd.DataFrame({"N": N, "X": X, "L": loss}).to_csv(tmp_path / "t.csv", index=False)
+    out = tmp_path / "fit.html"
+    main(["fit", str(tmp_path / "t.csv"), "--law", "routed", "--bootstrap", "0", "--report", str(out)])
+    page = out.read_text()
+    assert "cut in parameters N" in page and "backtest N = " in page and "compute cut" not in page
+
+
 def test_without_the_extra_it_says_what_to_install_before_it_fits(csv, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "altair", None)
     assert main(["fit", csv, *MAP, "--report", str(tmp_path / "fit.html")]) == 2

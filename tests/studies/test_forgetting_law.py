@@ -171,7 +171,7 @@ def test_too_few_runs_for_a_law_leave_a_report(tmp_path, capsys):
     for folder in (tmp_path / "s").iterdir():
         if "-250000-" not in folder.name:
             shutil.rmtree(folder)
-    assert main(["report", str(tmp_path / "s")]) == 0
+    assert main(["report", str(tmp_path / "s")]) == 3
     told = capsys.readouterr().out
     assert told.startswith("Replay needed for") and "not identified (law 'replay_curve' has 3 parameters" in told
     assert (tmp_path / "s/figures/tokens.png").exists() and "The grid" in (tmp_path / "s/report.html").read_text()

@@ -50,10 +50,25 @@ def test_the_best_score_need_not_be_the_first():
     assert metrics.max_forgetting_by_task(r).tolist() == pytest.approx([0.45, 0.1, 0.0])
 
 
+def test_a_task_that_was_best_before_it_was_learned_tells_the_two_maxima_apart():
+    """Task b scores .9 after stage one, .8 after its own, .6 at the end: .3 forgotten by the paper, .2 since then."""
+    r = metrics.matrix(told([[0.9, 0.9, 0], [0.95, 0.8, 0], [0.5, 0.6, 0.85]]))
+    assert metrics.chaudhry_forgetting_by_task(r).tolist() == pytest.approx([0.45, 0.3, 0.0])
+    assert metrics.max_forgetting_by_task(r).tolist() == pytest.approx([0.45, 0.2, 0.0])
+    found = metrics.summary(r)
+    assert found["chaudhry_forgetting"] == pytest.approx(0.375) and found["max_forgetting"] == pytest.approx(0.325)
+
+
+def test_the_paper_has_no_maximum_where_an_earlier_score_was_not_taken():
+    r = metrics.matrix(told([[0.9, None, None], [0.7, 0.8, None], [0.5, 0.7, 0.85]]))
+    assert math.isnan(metrics.summary(r)["chaudhry_forgetting"])
+    assert metrics.summary(r)["max_forgetting"] == pytest.approx(0.25)
+
+
 def test_tasks_that_no_stage_trained_are_scored_and_not_averaged():
     r = metrics.matrix({**told([[0.9, 0.2, 0.1], [0.7, 0.8, 0.15]]), "stages": ["one", "two"]}, own=[0, 1, None])
     assert metrics.average(r) == pytest.approx(0.75) and metrics.backward_transfer(r) == pytest.approx(-0.2)
-    assert math.isnan(metrics.max_forgetting_by_task(r)[2])
+    assert math.isnan(metrics.max_forgetting_by_task(r)[2]) and math.isnan(metrics.chaudhry_forgetting_by_task(r)[2])
 
 
 def test_unknown_scores_stay_unknown():

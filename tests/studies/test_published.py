@@ -54,6 +54,34 @@ def test_porian_exponents_by_convention(fit):
     assert all(law["params"]["a"]["identified"] for law in found["laws"].values())
 
 
+def test_clark_without_compute_is_cut_by_size(fit):
+    roles = "N=dense_parameter_count,X=num_experts,L=loss_validation"
+    found = fit("clark_hash.csv", "--law", "clark", "--map", roles, "--backtest", "1e9")
+    test = found["backtests"][0]
+    assert (test["along"], test["n_train"], test["n_test"]) == ("N", 46, 10)
+    assert test["bias"] == pytest.approx(-0.019, abs=5e-4)
+    cuts = fit("clark_hash.csv", "--law", "clark", "--map", roles)["backtests"]
+    assert cuts and all(1e7 < one["cut"] < 2e9 for one in cuts), "sizes, and no FLOPs"
+
+
+def test_gemstones_objective_and_exponents(fit):
+    roles = "N=params_active_precise,D=tokens,L=final_loss"
+    published = "E=2.1,A=406.4,B=410.7,alpha=0.34,beta=0.28"
+    found = fit("gemstones_hot.jsonl", "--map", roles, "--loss-fn", "huber", "--at", published)
+    assert found["objective"]["value"] == pytest.approx(0.0019816129, rel=1e-6) and found["excluded"] == []
+    assert found["params"]["alpha"]["value"] == pytest.approx(0.29287, abs=5e-5)
+    assert found["params"]["beta"]["value"] == pytest.approx(0.71287, abs=2e-4)  # .71298 has the lower objective
+    assert found["at"]["value"] > found["objective"]["value"]
+
+
+@pytest.mark.slow
+def test_step_law_keeps_its_rows_and_flags_the_badly_set(fit):
+    found = fit("steplaw_small.csv", "--map", "N=N,D=D,L=loss")
+    assert found["n"] == 1404 and found["excluded"] == [] and len(found["suspects"]) > 50
+    beside = {row["suspects"]: row["n"] for row in found["with_without"]}
+    assert beside == {"with": 1404, "without": 1404 - len(found["suspects"])}
+
+
 def test_clark_routed_law_and_its_bias(fit):
     roles = "N=dense_parameter_count,X=num_experts,L=loss_validation,C=flops_per_step"
     found = fit("clark_hash.csv", "--law", "clark", "--map", roles, "--backtest", "1e15")

@@ -14,6 +14,7 @@ from kleiber.studies import estimates, exclusion, verdicts
 from kleiber.studies.allocation import allocate
 from kleiber.studies.asymptotics import tests_of
 from kleiber.studies.backtest import backtests, default_cuts, holdouts, rank
+from kleiber.studies.extrapolation import EXPECTED, Misfit
 from kleiber.studies.fit import Fit, objective_at
 from kleiber.studies.law import LAWS, Array, Law
 from kleiber.studies.noise_model import NoiseModel, fit_with_noise, scale_of
@@ -75,6 +76,7 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
         table, other = rest, table
     model = _fitted(table, law, options)
     found, compute = model.fit, model.compute
+    given = None if options.at is None else {"at": objective_at(found, options.at)}
     draws = model.draws(options.bootstrap, options.seed)
     profiled = estimates.profile_parameters(model, draws, options.level)
     params = estimates.parameters(model, draws, profiled, options.level)
@@ -83,13 +85,13 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
     judged += verdicts.settled(tested, options.level)
     on_rows = _on_rows(found, table)
     judged += [*verdicts.replicates(on_rows), *verdicts.copies(on_rows)]
-    tests = []
+    tests, misfit = [], Misfit()
     along = model.along
     if along is None and options.backtest is not None:
-        raise ValueError(f"--backtest needs compute: {_without(table)}")
+        raise ValueError(f"--backtest needs compute or size: {_without(table)}")
     if along is not None:
         cuts = default_cuts(along[1], found.problem.num_params) if options.backtest is None else options.backtest
-        tests = backtests(model, cuts, options.level, options.few, options.seed)
+        tests, misfit = backtests(model, cuts, options.level, options.few, options.seed)
     judged += verdicts.backtest_verdicts(tests, options.level, "" if along is not None else _without(table))
     record = {
         "schema": "kleiber.law/1", "law": law.name, "formula": law.formula, "source": law.source,
@@ -108,7 +110,7 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
         record["trunk_noise"] = {**asdict(model.seeds), "correlation": model.seeds.correlation}
     if options.rank and compute is not None:
         record["ranking"] = rank([LAWS[name] for name in RANKED], found, compute)
-        record["holdouts"] = holdouts(model, options.level, max(options.few, 1), options.seed)
+        record["holdouts"] = holdouts(model, misfit, options.level, max(options.few, 1), options.seed)
     if suspects:
         record["with_without"], why = _beside(record, other, law, options)
         judged.append(exclusion.verdict(suspects, every, options.exclude, why))
@@ -123,9 +125,9 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
         record["flat"] = np.concatenate(flat).tolist()
     noise = model.components()
     record["noise"] = None if noise is None else asdict(noise)
+    record["misfit"] = {"per_decade": misfit.per_decade, "tests": misfit.num_runs, "expected": EXPECTED}
     record["predictions"] = [predict(record, law, at, options.max_decades) for at in options.predict]
-    if options.at is not None:
-        record["at"] = objective_at(found, options.at)
+    record |= given or {}
     record["verdicts"] = [asdict(verdict) for verdict in judged]
     record["refused"] = any(verdict.level == "refuse" for verdict in judged)
     return record

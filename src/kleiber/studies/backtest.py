@@ -13,24 +13,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kleiber.studies.bootstrap import interval
+from kleiber.studies.extrapolation import Evidence, Misfit, outside, widened
 from kleiber.studies.fit import Fit, fit
 from kleiber.studies.law import Array, Law
 from kleiber.studies.noise_model import NoiseModel
 from kleiber.studies.solve import Problem
+from kleiber.studies.student import reach
 
 BELOW, ABOVE = 0.85, 1.2  # a guard band around the cut: budgets that are nominally equal scatter
 
 
 @dataclass(frozen=True)
 class Backtest:
-    """Errors above one cut along C or N: mean absolute and mean relative error, coverage of a run's interval."""
+    """Errors above one cut along C or N.
+
+    mare, bias  mean absolute and mean relative error
+    n_runs      independent runs among the rows above: trunks, or sizes where seeds were averaged
+    coverage    share of these runs in the band of a new run, whose median half-width, relative to the loss, is
+                `half_width`
+    """
 
     cut: float
     n_train: int
     n_test: int
+    n_runs: int
     mare: float
     bias: float
     coverage: float
+    half_width: float
     naive: dict[str, float] = field(default_factory=dict)
     along: str = "C"
 
@@ -52,15 +62,16 @@ def default_cuts(compute: Array, num_params: int, count: int = 3) -> list[float]
 
 def backtests(
     model: NoiseModel, cuts: Sequence[float], level: float = 0.9, draws: int = 200, seed: int = 0
-) -> list[Backtest]:
-    """One Backtest per cut: trained on C < 0.85 cut, tested on C > 1.2 cut; ValueError when a side is too small.
+) -> tuple[list[Backtest], Misfit]:
+    """One Backtest per cut, from the lowest, and the misfit that they show together.
 
-    Cuts are along N where no compute is known (`NoiseModel.along`).
+    Trained on C < 0.85 cut, tested on C > 1.2 cut; cuts are along N where no compute is known (`NoiseModel.along`). The
+    band of a cut knows the misfit that lower cuts show on its own rows. ValueError when a side is too small.
     """
     assert model.along is not None
     along, compute = model.along
-    done = []
-    for cut in cuts:
+    done, misfit = [], Misfit()
+    for cut in sorted(cuts):
         train, test = compute < BELOW * cut, compute > ABOVE * cut
         if train.sum() <= model.fit.problem.num_params or not test.any():
             raise ValueError(
@@ -68,35 +79,68 @@ def backtests(
                 f"for {model.fit.problem.num_params} parameters; "
                 f"{along} spans {compute.min():.3g} to {compute.max():.3g}"
             )
-        done.append(Backtest(cut, **score(model, train, test, level, draws, seed), along=along))
-    return done
+        scores, evidence = score(model, train, test, misfit, level, draws, seed)
+        misfit = Misfit((*misfit.evidence, *evidence))
+        done.append(Backtest(cut, **scores, along=along))
+    return done, misfit
 
 
 def score(
-    model: NoiseModel, train: NDArray, test: NDArray, level: float = 0.9, draws: int = 200, seed: int = 0
-) -> dict[str, Any]:
-    """Errors of a fit of the rows `train` on the rows `test`, and those of the naive predictors."""
+    model: NoiseModel, train: NDArray, test: NDArray, misfit: Misfit, level: float = 0.9, draws: int = 200, seed: int = 0
+) -> tuple[dict[str, Any], tuple[Evidence, ...]]:
+    """Errors of a fit of the rows `train` on the rows `test`, those of the naive predictors, and what the errors tell
+    of the misfit.
+
+    The band is that of a new run (`prediction`): parameters, noise, and what `misfit` could learn from `train`. Runs of
+    one trunk are one run in the coverage.
+    """
     assert model.along is not None
     problem, (_, compute) = model.fit.problem, model.along
     part, tested = model.on(train), problem.rows(test)
     sample = model.draws(draws, seed, part, train)
-    coverage = float("nan")  # nothing is covered or missed without draws
+    predicted = part.predict(tested.inputs)
+    cluster = np.flatnonzero(test) if model.clusters is None else model.clusters[test]
+    runs, member, count = np.unique(cluster, return_inverse=True, return_counts=True)
+    coverage, half_width, evidence = float("nan"), float("nan"), ()  # nothing is covered or missed without draws
     if sample is not None:
-        lo, hi = interval(sample.predict_runs(tested.inputs, seed, tested.scale), level)
-        coverage = float(np.mean((lo <= tested.target) & (tested.target <= hi)))
-    error = part.predict(tested.inputs) / tested.target - 1
+        decades = outside(_ranges(problem.inputs, compute, train), _points(problem.inputs, compute, test))
+        ends = interval(sample.predict_runs(tested.inputs, seed, tested.scale), level)
+        lo, hi = widened(predicted, *ends, misfit.within(train).per_decade, decades, level)
+        held = (lo <= tested.target) & (tested.target <= hi)
+        coverage = float(np.mean(np.bincount(member, held) / count))
+        half_width = float(np.median((hi - lo) / 2 / np.abs(predicted)))
+        with np.errstate(all="ignore"):
+            error = np.log(tested.target / predicted)
+            variance = ((np.log(ends[1]) - np.log(ends[0])) / 2 / reach(10**6, level)) ** 2
+        if np.isfinite(error).all() and np.isfinite(variance).all():
+            evidence = (Evidence(np.flatnonzero(test), cluster, error, variance, decades),)
+    error = predicted / tested.target - 1
     naive = {
         name: float(np.mean(np.abs(guess / tested.target - 1)))
         for name, guess in naive_predictions(part.problem, tested, compute[train], compute[test]).items()
     }
-    return {
-        "n_train": int(train.sum()), "n_test": int(test.sum()), "mare": float(np.mean(np.abs(error))),
-        "bias": float(np.mean(error)), "coverage": coverage,
-        "naive": naive,
+    scores = {
+        "n_train": int(train.sum()), "n_test": int(test.sum()), "n_runs": len(runs),
+        "mare": float(np.mean(np.abs(error))), "bias": float(np.mean(error)), "coverage": coverage,
+        "half_width": half_width, "naive": naive,
     }  # fmt: skip
+    return scores, evidence
 
 
-def holdouts(model: NoiseModel, level: float = 0.9, draws: int = 200, seed: int = 0) -> list[dict[str, Any]]:
+def _points(inputs: Mapping[str, Array], compute: Array, rows: NDArray) -> dict[str, Array]:
+    """Inputs and compute of some rows."""
+    return {**{name: column[rows] for name, column in inputs.items()}, "C": compute[rows]}
+
+
+def _ranges(inputs: Mapping[str, Array], compute: Array, rows: NDArray) -> dict[str, list[float]]:
+    """Least and largest of each, of some rows."""
+    columns = _points(inputs, compute, rows)
+    return {name: [float(column.min()), float(column.max())] for name, column in columns.items()}
+
+
+def holdouts(
+    model: NoiseModel, misfit: Misfit, level: float = 0.9, draws: int = 200, seed: int = 0
+) -> list[dict[str, Any]]:
     """What a ladder is asked to predict: its largest size, its top 4x of compute, its two largest sizes.
 
     Each is left out in turn, on laws of N and D; one is passed over when too few rows are left to fit.
@@ -108,11 +152,13 @@ def holdouts(model: NoiseModel, level: float = 0.9, draws: int = 200, seed: int 
     left_out = {"largest size": problem.inputs["N"] >= sizes[-1], "top 4x of compute": compute > compute.max() / 4}
     if len(sizes) > 4:
         left_out["two largest sizes"] = problem.inputs["N"] >= sizes[-2]
-    return [
-        {"name": name, **found, "beats_naive": all(found["mare"] < error for error in found["naive"].values())}
-        for name, test in left_out.items()
-        if (~test).sum() > problem.num_params + 1 and (found := score(model, ~test, test, level, draws, seed))
-    ]
+    found = []
+    for name, test in left_out.items():
+        if (~test).sum() > problem.num_params + 1:
+            scores, _ = score(model, ~test, test, misfit, level, draws, seed)
+            beats = all(scores["mare"] < error for error in scores["naive"].values())
+            found.append({"name": name, **scores, "beats_naive": beats})
+    return found
 
 
 def naive_predictions(train: Problem, test: Problem, c_train: Array, c_test: Array) -> dict[str, Array]:

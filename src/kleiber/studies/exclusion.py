@@ -94,13 +94,13 @@ def verdict(suspects: Sequence[Mapping[str, Any]], table: Table, exclude: str, w
         rows = [names[one["row"]] for one in suspects if one["rule"] == rule]
         if rows:
             more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
-            parts.append(f"{len(rows)} {rule} ({meaning}): row {', '.join(rows[:LISTED])}{more}")
+            parts.append(f"{len(rows)} {rule} ({meaning}): row{'s' * (len(rows) > 1)} {', '.join(rows[:LISTED])}{more}")
     count = f"{len(suspects)} suspect row{'s' * (len(suspects) > 1)}"
-    kept, other = ("is left out", "with") if exclude == "suspects" else ("is in this fit", "without")
-    kept = kept if len(suspects) == 1 else kept.replace("is ", "are ")
+    verb = "is" if len(suspects) == 1 else "are"
+    kept, other = ("left out", "with") if exclude == "suspects" else ("in this fit", "without")
     beside = f"no fit {other} them: {why_no_other}" if why_no_other else f"the fit {other} them stands beside this one"
     level = "note" if exclude == "suspects" else "warn"
-    return Verdict("suspects", level, f"{count} {kept}; {'; '.join(parts)}; {beside}")
+    return Verdict("suspects", level, f"{count} {verb} {kept}; {'; '.join(parts)}; {beside}")
 
 
 def _names(table: Table) -> dict[object, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kleiber.catalog import Run
-from kleiber.studies import analysis, outcomes, table
+from kleiber.studies import analysis, outcomes, prediction, table
 from kleiber.studies.bootstrap import interval
 from kleiber.studies.findings import Findings, Options, check_level
 from kleiber.studies.fit import depends
@@ -136,7 +136,7 @@ class ForgettingLaw(Options):
         # F itself is asked, since a share of 0 would depend on nothing.
         plain = law.predict({**inputs, "p": np.array([0.0])}, untold)[:, 0]
         away = "the runs do not tell F there, since what differs was not varied on its own"
-        far = prediction.outside(main["domain"], {name: at[name] for name in inputs})
+        far = float(outside(main["domain"], {name: at[name] for name in inputs}))
         if far > prediction.MAX_DECADES:
             away = f"{far:.1f} decades beyond the runs, more than {prediction.MAX_DECADES:g}"
         elif not depends(plain):

@@ -15,6 +15,7 @@ import pandas as pd
 
 from kleiber.studies.bootstrap import interval
 from kleiber.studies.dress import KINDS, human, human_tip, log_axis, loss_axis, sized, sizes_color, written
+from kleiber.studies.extrapolation import outside, widened
 from kleiber.studies.law import Law
 from kleiber.studies.record import fitted_values
 from kleiber.studies.record_text import percent
@@ -213,7 +214,8 @@ def curve(law: Law, record: Mapping[str, Any], **inputs: np.ndarray) -> np.ndarr
 
 
 def optimum(law: Law, record: Mapping[str, Any], budgets: np.ndarray) -> pd.DataFrame:
-    """The least loss over N at each compute by search over N (C = 6 N D), and its interval over the draws."""
+    """The least loss over N at each compute by search over N (C = 6 N D), and its interval over the draws,
+    beyond the rows with the law's misfit."""
     sizes = np.geomspace(1e3, 1e9, 400)
     found = []
     draws = np.array(record["draws"])
@@ -221,7 +223,10 @@ def optimum(law: Law, record: Mapping[str, Any], budgets: np.ndarray) -> pd.Data
         inputs = {"N": sizes, "D": budget / (6 * sizes)}
         row = {"C": budget, "loss": float(law.predict(inputs, fitted_values(record))[0].min())}
         if len(draws):
-            lo, hi = interval(law.predict(inputs, draws).min(axis=1), record["level"])
+            ends = interval(law.predict(inputs, draws).min(axis=1), record["level"])
+            far = outside({"C": record["domain"]["C"]}, {"C": np.array(budget)})
+            rate = record["misfit"]["per_decade"]
+            lo, hi = widened(np.array(row["loss"]), *ends, rate, far, record["level"])
             row |= {"lo": float(lo), "hi": float(hi)}
         found.append(row)
     return pd.DataFrame(found)

@@ -9,6 +9,7 @@ import numpy as np
 
 from kleiber.studies import record as records
 from kleiber.studies.bootstrap import Draws, interval
+from kleiber.studies.extrapolation import outside, widened
 from kleiber.studies.fit import Fit, depends
 from kleiber.studies.law import Array, Law
 from kleiber.studies.solve import Problem
@@ -20,11 +21,12 @@ MAX_DECADES = 3.0  # the farthest published extrapolation that held (2.6 decades
 
 
 def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: float = MAX_DECADES) -> dict:
-    """One prediction: value, the law's interval (lo, hi), one new run's (run_lo, run_hi), decades outside the rows.
+    """One prediction: value, the interval of the law's own value (lo, hi), the band of a new run (run_lo, run_hi), and
+    decades outside the rows.
 
     Beyond `max_decades` in any input or in C the value is null and `refused` says so; without intervals where the rows
-    leave the answer open, as at another size than the only one. The intervals hold the sampling
-    error only: misfit shows in the backtests.
+    leave the answer open, as at another size than the only one. The interval takes the law
+    for true; the band holds the misfit that backtests show at that distance and the noise of a run as well.
     """
     unread = [name for name in at if name not in (*law.inputs, "N", "D", "C", "M")]
     if unread:
@@ -38,7 +40,7 @@ def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: flo
         raise ValueError(
             f"predict {dict(at)}: law {law.name!r} needs {', '.join(law.inputs)}; {', '.join(missing)} missing"
         )
-    decades = outside(record["domain"], full)
+    decades = float(outside(record["domain"], full))
     answer: dict = {"at": dict(at), "value": None, "lo": None, "hi": None, "decades": decades}
     if decades > max_decades:
         return answer | {"refused": f"{decades:.1f} decades beyond the rows, more than {max_decades:g}"}
@@ -55,9 +57,12 @@ def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: flo
         flat = np.array(record.get("flat", ())).reshape(-1, len(law.params))
         along = law.predict(inputs, flat)[:, 0]
         answer["method"] = refits.method
-        for prefix, sample in (("", refits.predict(inputs)), ("run_", refits.predict_runs(inputs))):
-            lo, hi = interval(sample[:, 0], record["level"])
-            answer |= {f"{prefix}lo": float(min([lo, *along])), f"{prefix}hi": float(max([hi, *along]))}
+        lo, hi = interval(refits.predict(inputs)[:, 0], record["level"])
+        answer |= {"lo": float(min([lo, *along])), "hi": float(max([hi, *along]))}
+        ends = interval(refits.predict_runs(inputs)[:, 0], record["level"])
+        rate = record["misfit"]["per_decade"]
+        lo, hi = widened(np.array(answer["value"]), *ends, rate, np.array(decades), record["level"])
+        answer |= {"run_lo": float(min([lo, *along])), "run_hi": float(max([hi, *along]))}
     return answer
 
 
@@ -78,13 +83,3 @@ def complete(at: Mapping[str, float]) -> dict[str, float]:
         if role not in full and all(part in full for part in parts):
             full[role] = rule(*(full[part] for part in parts))
     return full
-
-
-def outside(domain: Mapping[str, Sequence[float]], at: Mapping[str, float]) -> float:
-    """Decades by which a point lies outside the fitted rows, the largest over inputs and compute; 0 inside."""
-    far = 0.0
-    for name, (lo, hi) in domain.items():
-        value = at.get(name)
-        if value is not None and value > 0 and lo > 0:
-            far = max(far, float(np.log10(value / hi)), float(np.log10(lo / value)))
-    return far

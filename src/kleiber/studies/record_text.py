@@ -31,7 +31,8 @@ def lines(entry: Mapping[str, Any]) -> list[str]:
     for test in entry["backtests"]:
         naive = ", ".join(f"{name} {value:.2%}" for name, value in test["naive"].items())
         held = test["coverage"]
-        covers = "no intervals" if held is None else f"{level} interval covers {held:.0%}"
+        runs = f"{test['n_runs']} independent run{'s' * (test['n_runs'] > 1)}"
+        covers = "no intervals" if held is None else f"{level} band (+-{test['half_width']:.1%}) held {held:.0%} of {runs}"
         out.append(
             f"  backtest {test['along']} = {test['cut']:.3g}: {test['n_train']} -> {test['n_test']} rows, "
             f"error {test['mare']:.2%}, bias {test['bias']:+.2%}, {covers}; naive: {naive}"
@@ -103,8 +104,8 @@ def prediction_line(one: Mapping[str, Any], level: float) -> str:
     far = f"{one['decades']:.2f} decades outside the rows"
     if one["lo"] is None:
         return f"{at}: {one['value']:.6g}, interval not identified, {far}"
-    run = f"one run [{one['run_lo']:.5g}, {one['run_hi']:.5g}]"
-    return f"{at}: {one['value']:.6g}   {percent(level)} [{one['lo']:.5g}, {one['hi']:.5g}], {run}, {far}"
+    band = f"{percent(level)} band of a new run [{one['run_lo']:.5g}, {one['run_hi']:.5g}]"
+    return f"{at}: {one['value']:.6g}   {band}, of the law if it holds [{one['lo']:.5g}, {one['hi']:.5g}], {far}"
 
 
 def _methods(entry: Mapping[str, Any]) -> set[str]:

@@ -46,7 +46,7 @@ class Table:
 
     @property
     def sigma(self) -> Array | None:
-        """The standard errors of the targets; None without a column of them. ValueError with the row of one that is none."""
+        """The standard errors of the targets, None without a column of them. ValueError names a row that has none."""
         sigma = self.columns.get("sigma")
         if sigma is None:
             return None
@@ -54,8 +54,8 @@ class Table:
         if not good.all():
             bad = int(np.argmin(good))
             raise ValueError(
-                f"--sigma {self.roles['sigma']}: row {label(self.frame.index[bad])} is {sigma[bad]:g}; the standard error "
-                "of a loss must be finite and > 0"
+                f"--sigma {self.roles['sigma']}: row {label(self.frame.index[bad])} is {sigma[bad]:g}; the standard "
+                "error of a loss must be finite and > 0"
             )
         return sigma
 
