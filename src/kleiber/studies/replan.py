@@ -29,7 +29,8 @@ def laws_of_runs(done: Sequence[Trunk], ground: Ground, before: Sequence[Law]) -
         for trunk in done
         for tokens in trunk.branches
     }
-    rows: Any = frame([run for run in read_runs(ground.folder) if run.status == "finished"])
+    runs = read_runs(ground.folder) if ground.folder.is_dir() else []
+    rows: Any = frame([run for run in runs if run.status == "finished"])
     rows = rows.dropna(subset=["loss", "tokens", "active"]) if len(rows) else rows
     if not len(rows):
         return before, "no run of the earlier rounds has finished: planned with the given law"

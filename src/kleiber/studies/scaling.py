@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kleiber.budget import quantity
@@ -17,6 +18,7 @@ from kleiber.studies import analysis, record, table
 from kleiber.studies.command import lines
 from kleiber.studies.findings import Findings, Options, points
 from kleiber.studies.law import find
+from kleiber.studies.plan_check import PlannedPoint, shortfall
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
 GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # errors that a ladder may make
@@ -46,6 +48,17 @@ class Scaling(Options):
         if self.size not in SIZES:
             raise ValueError(f"study.size={self.size}: one of {', '.join(SIZES)}")
         quantity(self.min_tokens)
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError where the points of `min_tokens` and more do not determine the law."""
+        late = [point for point in points if 0.999 * quantity(self.min_tokens) <= point.D]
+        columns = {name: np.array([getattr(point, name) for point in late]) for name in ("N", "D")}
+        if why := shortfall(find(self.law), columns):
+            raise ValueError(f"{why}, or lower study.min_tokens={self.min_tokens}" if len(late) < len(points) else why)
+        return []
+
+    def law_inputs(self) -> Sequence[str]:
+        return find(self.law).inputs
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         """The law of a ladder with what may be said of it."""
