@@ -77,6 +77,20 @@ def looked_up_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def priced_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dry runs count and measure in this process: a fresh one imports torch for seconds."""
+    if request.node.get_closest_marker("process") is not None:
+        return
+
+    def ask(runs: Any, threads: int | None, words: bool = False) -> dict[str, Any]:
+        from kleiber.prices import answer
+
+        return answer({"runs": {str(folder): config for folder, config in runs.items()}, "words": words})
+
+    monkeypatch.setattr("kleiber.probe.ask", ask)
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Without the checks of shapes that the hook installs, which raise falsely under torch.compile, and without what

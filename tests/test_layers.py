@@ -16,7 +16,7 @@ FLOORS = {
     4: "retention optim optimizers step checkpoint callbacks lit loggers trainer score sharding fsdp",
     5: "identity folder rate chain opened origin plan tree retain matrix drift stage report load",
     6: "settle fit_together check run compose usage cell ranks pool preload sweep launch catalog studies cli assess "
-    "interchange quote probe coordinates",
+    "interchange quote probe prices cost speed coordinates",
     7: "task slurm rays",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -117,11 +117,11 @@ def test_a_file_may_choose_how_cells_run(seeds, tmp_path):
     assert seeds == [0, 2], "in this process, as `basic` does"
 
 
-def test_a_dry_sweep_leaves_nothing(seeds, monkeypatch, tmp_path):
-    called = []
-    monkeypatch.setattr(kleiber.run, "train", lambda *_: called.append(1) or 0)
+def test_a_dry_sweep_trains_nothing_and_leaves_nothing(seeds, monkeypatch, tmp_path):
+    priced = []
+    monkeypatch.setattr("kleiber.quote.price", lambda runs: priced.append(sorted(c["seed"] for c in runs.values())))
     assert main(["-m", "name=first", "launcher=process", "seed=0,2", "dry_run=true"]) == 0
-    assert called == [1, 1]  # in this process, where its plan can be read
+    assert priced == [[0, 2]] and seeds == []
     assert not (tmp_path / "root").exists()
 
 
@@ -197,11 +197,11 @@ def test_a_design_is_multiplied_by_the_sweep_and_yields_to_its_keys(seeds, tmp_p
 def test_a_study_sweeps_by_itself_and_is_analysed_at_the_end(seeds, tmp_path, monkeypatch):
     analysed = []
     monkeypatch.setattr("kleiber.sweep.report", lambda *told: analysed.append(told))
-    command = ["study=scaling", "launcher=basic", "design.widths=[32,64]", "design.seeds=1"]
+    command = ["study=scaling", "launcher=basic", "design.widths=[32,48,64]", "design.seeds=1"]
     assert main(command) == 0
-    assert seeds == [0, 0]
+    assert seeds == [0, 0, 0]
     assert main([*command, "study.min_tokens=3k"]) == 0
-    assert seeds == [0, 0], "another question to the same cells"
+    assert seeds == [0, 0, 0], "another question to the same cells"
     (first, asked), (again, other) = analysed
     assert first == again == tmp_path / "root" / "scaling"
     assert asked["min_tokens"] != other["min_tokens"] == "3k" and asked["_target_"] == other["_target_"]
@@ -253,29 +253,61 @@ def test_max_cells_and_seeds_of_a_study_are_about_the_sweep(seeds, tmp_path, mon
     assert "study.seeds" in capsys.readouterr().err
 
 
-def test_a_designed_dry_run_prices_the_cells_and_starts_none(seeds, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kleiber.quote.seconds_per_token", lambda configs: [1e-5] * len(configs))
-    for design in (
-        ["design.widths=[32,64]", "design.seeds=1"],
-        ["design=isoflop", "design.flops=1e14"],
-    ):
+@pytest.fixture
+def priced(monkeypatch):
+    """The runs that are priced, by a price that is the same for all."""
+    asked = []
+    ends = [{"active": n, "tokens": d, "flops_per_token": 6.0 * n} for n in (1e5, 2e5, 4e5) for d in (1e6, 2e6, 4e6)]
+    cell = {"params": 9, "active": 9, "flops": 2.0, "tokens": 3, "seconds": 3600.0, "seconds_per_token": 1.0}
+
+    def ask(runs, threads, words=False):
+        asked.extend(runs.values())
+        cells = [{**cell, "ends": ends} for _ in runs]
+        return {"cells": cells, "memory_bytes": 2**30, "unmeasured": None, "start": 0.0, "words": []}
+
+    monkeypatch.setattr("kleiber.probe.ask", ask)
+    return asked
+
+
+def test_a_designed_dry_run_prices_the_cells_and_starts_none(seeds, priced, tmp_path, capsys):
+    for design in (["design.widths=[32,48,64]", "design.seeds=1"], ["design=isoflop", "design.flops=1e14"]):
+        priced.clear()
         assert main(["study=scaling", *design, "dry_run=true"]) == 0
         out = capsys.readouterr().out
-        assert "no cell was started" in out and "FLOPs" in out and "hours" in out and "interval" in out
+        assert "no run was started" in out and f"{2.0 * len(priced):.3g} FLOPs" in out and "interval     +-" in out
+        assert f"time         {len(priced):.2f} hours" in out
     assert seeds == [] and not (tmp_path / "root" / "scaling").exists()
     assert main(["study=scaling", "design=optimal", "dry_run=true"]) == 2
     assert "design.flops or design.hours" in capsys.readouterr().err
 
 
-def test_a_dry_run_of_sequences_prices_all_stages_of_a_cell_and_asks_for_no_law(monkeypatch, capsys):
-    monkeypatch.setattr("kleiber.quote.seconds_per_token", lambda configs: [1e-5] * len(configs))
+def test_a_dry_run_of_sequences_asks_for_no_law(priced, capsys):
     assert main(["study=continual", "design.seeds=1", "budget.tokens=100K", "dry_run=true"]) == 0
-    out = capsys.readouterr().out
-    chain, alone = 3 * 98 * 1024, 98 * 1024  # docs, code and the first again; 98 steps are nearest to 100K
-    assert sum(line.endswith(f" {chain:,}") for line in out.splitlines()) == 12
-    assert sum(line.endswith(f" {alone:,}") for line in out.splitlines()) == 2
-    assert f"time         {(12 * chain + 2 * alone) * 1e-5 / 3600:.2f} hours" in out
-    assert "on top: evaluation and what retention methods compute" in out and "interval" not in out
+    assert "interval" not in capsys.readouterr().out and len(priced) == 12 + 2
+
+
+@pytest.mark.parametrize("dry", ["true", "false"])
+def test_a_design_that_cannot_determine_its_law_is_refused_before_anything_is_trained(
+    seeds, priced, tmp_path, capsys, dry
+):
+    study = ["study=scaling", "launcher=basic", "design.seeds=1", f"dry_run={dry}"]
+    assert main([*study, "design.widths=[32,48,64]", "stages.branches=[4M]"]) == 2
+    assert "3 points (3 sizes, 1 numbers of tokens), 5 parameters" in capsys.readouterr().err
+    assert main([*study, "design.widths=[32,48]", "stages.branches=[1M,2M,4M,8M]", "study.min_tokens=1"]) == 2
+    assert "8 points (2 sizes, 4 numbers of tokens) determine 4 of the 5 parameters" in capsys.readouterr().err
+    assert seeds == priced == [] and not list((tmp_path / "root").glob("*/*"))
+
+
+def test_runs_that_are_finished_count_among_the_points(seeds, monkeypatch):
+    monkeypatch.setattr("kleiber.sweep.report", lambda *_: None)
+    study = ["study=scaling", "launcher=basic", "design.seeds=1"]
+    assert main([*study, "design.widths=[32,48,64]"]) == 0
+    assert main([*study, "design.widths=[96]"]) == 0 and len(seeds) == 4
+
+
+def test_a_study_that_has_more_to_tell_than_its_law_warns(seeds, priced, capsys):
+    assert main(["study=moe_law", "design.widths=[32]", "dry_run=true"]) == 0
+    assert "gains will be told and no law: 12 points (1 sizes" in capsys.readouterr().out
 
 
 @pytest.mark.slow

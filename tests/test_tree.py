@@ -9,8 +9,9 @@ import jsonschema
 import pytest
 
 import kleiber
+from kleiber.chain import label
 from kleiber.optim import WSD, Constant, Cosine
-from kleiber.tree import Stage, TrunkAndCooldowns, label
+from kleiber.tree import Stage, TrunkAndCooldowns
 
 SCHEMA = json.loads((Path(kleiber.__file__).parent / "summary.schema.json").read_text())
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[5120,10240,15360]", "trainer.max_steps=30"]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kleiber.folder import status
+from kleiber.chain import TOKENIZER, trains_tokenizer
+from kleiber.folder import read_overrides, status
 from kleiber.summary import read
 
 if TYPE_CHECKING:
@@ -31,6 +32,17 @@ class Run:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def overrides(self) -> list[str]:
+        """The overrides of its command, without those of Hydra. Raises OSError where they were not kept."""
+        return [line for line in read_overrides(self.folder) if not line.startswith("hydra.")]
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The tokenizer that the run trained and kept, None where it did not train one."""
+        kept = self.folder / TOKENIZER
+        return kept if kept.is_dir() else None
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -90,6 +102,25 @@ class Run:
             "loss": losses[0] if len(losses) == 1 else None,
             **metrics,
         }
+
+
+@dataclass(frozen=True)
+class PlannedRun(Run):
+    """A run of a dry run: nothing of it is there, and it counts as finished, so that what starts from it is planned.
+
+    config, told  its resolved config and the overrides of its command
+    """
+
+    config: dict[str, Any]
+    told: list[str]
+
+    @property
+    def overrides(self) -> list[str]:
+        return self.told
+
+    @property
+    def tokenizer(self) -> Path | None:
+        return self.folder / TOKENIZER if trains_tokenizer(self.config) else None
 
 
 def read_runs(folder: Path) -> list[Run]:

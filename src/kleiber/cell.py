@@ -32,7 +32,7 @@ PACKAGE = str(Path(__file__).resolve().parent)
 
 def run(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> int:
     """Trains and returns the exit code. Every rank comes here; rank 0 alone holds the folder."""
-    writes = rank() == 0 and not config["dry_run"]
+    writes = rank() == 0
     code, error = FAILED, None
     try:
         with locked(folder) if writes else nullcontext(), logged(folder) if writes else nullcontext():

@@ -10,8 +10,10 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from kleiber.budget import quantity
 from kleiber.errors import ConfigError, did_you_mean
 from kleiber.folder import read_config, status
 from kleiber.rate import usual_rate
@@ -23,6 +25,7 @@ OWN = ("data", "objective", "budget", "schedule", "optimizer", "retention", "ada
 RETAINING = ("retention", "adapter")  # of the run: for every stage that comes after another
 WHOLE = ("budget", *RETAINING)  # replaced and never merged: their keys exclude one another, or are nodes of their own
 TOKENIZER = "tokenizer"  # folder of a run
+Planned = Mapping[Path, Mapping[str, Any]]
 
 
 def is_chain(config: Mapping[str, Any]) -> bool:
@@ -69,12 +72,42 @@ def merged(old: Any, new: Any) -> Any:
     return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
 
 
-def locate(path: str) -> tuple[Path, str]:
+def stage_names(config: Mapping[str, Any]) -> list[str]:
+    """The names of the stages that a run with this config will have, in order."""
+    if not (config.get("stages") or {}).get("branches"):
+        return list(stage_configs(config))
+    return ["trunk", *(name for name, _ in branches_of(config["stages"]["branches"]))]
+
+
+def branches_of(branches: Sequence[int | float | str]) -> list[tuple[str, float]]:
+    """Name and training tokens of the branches of a tree, short ones first."""
+    return sorted({label(tokens): quantity(tokens) for tokens in branches}.items(), key=lambda branch: branch[1])
+
+
+def label(tokens: int | float | str) -> str:
+    """The name of a branch: its tokens as they were written, a round number of millions as `4M`."""
+    if isinstance(tokens, str):
+        return tokens
+    return f"{tokens / 1e6:g}M" if tokens >= 1e6 else f"{tokens:g}"
+
+
+def trains_tokenizer(config: Mapping[str, Any]) -> bool:
+    """Whether a run with this config trains a tokenizer of its own, which it keeps in its folder."""
+    data = config["data"]
+    while isinstance(data.get("data"), Mapping):  # a data set around another one
+        data = data["data"]
+    return data.get("tokenizer") == "bpe"
+
+
+def locate(path: str, planned: Planned = MappingProxyType({})) -> tuple[Path, str]:
     """Folder and stage of `RUN` or `RUN/STAGE`; of a run alone, its last finished stage.
 
-    Raises ConfigError where there is no such run, or nothing in it is finished.
+    `planned` runs count as finished. Raises ConfigError where there is no such run, or nothing in it is finished.
     """
     told = Path(path).expanduser()
+    for folder, stage in ((told, None), (told.parent, told.name)):
+        if folder in planned:
+            return folder, stage or stage_names(planned[folder])[-1]
     folder, stage = (told, None) if (told / "config.yaml").is_file() else (told.parent, told.name)
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"init.path={path}: no run is there (neither it nor its parent has a config.yaml)")
@@ -86,15 +119,18 @@ def locate(path: str) -> tuple[Path, str]:
     return folder.absolute(), stage or finished[-1]
 
 
-def adopt(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def adopt(config: dict[str, Any], overrides: Sequence[str], planned: Planned = MappingProxyType({})) -> dict[str, Any]:
     """The config with what its start point decides: the model, the tokenizer and, in the standard parametrisation, the
-    learning rate, unless the command line names them."""
+    learning rate, unless the command line names them.
+
+    planned  configs by folder of runs that a dry run has planned and that count as finished
+    """
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    config = _started(_wrapped(config, given), given)
+    config = _started(_wrapped(config, given), given, planned)
     return config if "optimizer.lr" in given else _with_rate(config)
 
 
-def _started(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
+def _started(config: dict[str, Any], given: set[str], planned: Planned) -> dict[str, Any]:
     init = config.get("init")
     if not isinstance(init, Mapping) or "_target_" not in init:
         return config
@@ -116,14 +152,15 @@ def _started(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
             raise ConfigError(str(error)) from error
         config = _with_model({**config, "init": {**init, "path": str(folder)}}, node, given)
         return _with_tokenizer(config, str(folder.absolute()), given)
-    folder, stage = locate(str(init["path"]))
-    old = read_config(folder)
+    folder, stage = locate(str(init["path"]), planned)
+    old = planned.get(folder) or read_config(folder)
     init = {**init, "path": str(folder / stage)}
     config = {**config, "init": init}
     if kind == "Checkpoint":
         config = _with_model(config, old["model"], given)
     own, saved = stage_config(old, stage)["data"], folder / TOKENIZER
-    return _with_tokenizer(config, str(saved) if saved.is_dir() else own.get("tokenizer", "bytes"), given)
+    kept = trains_tokenizer(old) if folder in planned else saved.is_dir()
+    return _with_tokenizer(config, str(saved) if kept else own.get("tokenizer", "bytes"), given)
 
 
 def built_trained(model: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -35,6 +36,7 @@ def check(config: Mapping[str, Any], follows: bool = False) -> None:
         if key not in config:
             raise ConfigError(f"{key} is missing: it must not be deleted")
         _check_plain(key, kind, config[key])
+    _check_dry_run(config["dry_run"])
     for key in NODES:
         if key in ("callbacks", "logger"):
             _check_named(key, config.get(key))
@@ -59,6 +61,11 @@ def _check_chain(config: Mapping[str, Any]) -> None:
             check(one, follows=number > 0)
         except ConfigError as error:
             raise ConfigError(f"stages.chain.{name}: {error}") from None
+
+
+def _check_dry_run(value: bool | str) -> None:
+    if isinstance(value, str) and not (value.endswith(".json") and Path(value).absolute().parent.is_dir()):
+        raise ConfigError(f"dry_run={value} must be true, false, or the name of a .json file in a folder that exists")
 
 
 def _check_plain(key: str, kind: Any, value: Any) -> None:

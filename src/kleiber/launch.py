@@ -100,9 +100,15 @@ def single(composer: Composer, overrides: list[str]) -> int:
     where = prepare_folder(config, overrides, model)
     if where is None:
         return 0
+    if config["dry_run"]:
+        if ranks.rank() == 0:
+            from kleiber.quote import price
+
+            price({where: config})
+        return 0
     if is_rank:
         ranks.silence(where)
-    elif config["trainer"].get("devices", 1) > 1 and not config["dry_run"]:
+    elif config["trainer"].get("devices", 1) > 1:
         return ranks.run_fresh(where, config["trainer"]["devices"])
     return cell.run(config, where, overrides)
 

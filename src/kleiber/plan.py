@@ -1,14 +1,13 @@
 """What a stage is going to do, before it does it: data, model, number of steps, size of micro-batches, cost.
 
-A dry run stops here and prints the plan. Nothing is written and nothing is trained.
+A dry run prices it (`cost`). Nothing is written and nothing is trained.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from omegaconf import DictConfig
 
 from kleiber.budget import Budget, quantity
 from kleiber.build import build
-from kleiber.data.sampler import stream
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.opened import objective_of
 from kleiber.origin import apart, same_tokenizer
-from kleiber.step import accumulate, micro_batches
 from kleiber.types import Batch, Corpus, Objective, Retention, Samples, Task
+
+ModelBuilder = Callable[[DictConfig, Corpus, dict[str, int]], Any]
 
 
 @dataclass
@@ -79,9 +78,10 @@ class Plan:
         return round(self.corpus.train.num_tokens * min(1.0, self.epochs))
 
 
-def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Plan:
+def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None, model_of: ModelBuilder | None = None) -> Plan:
     """Prepares the data and builds the model of a run, or takes the model of the stage `before`.
 
+    `model_of` builds a model without weights, for a plan that is priced alone: no micro-batch is chosen for it.
     Raises ValueError where batch, context or vocabulary do not fit.
     """
     context: int = cfg.model.context
@@ -94,7 +94,7 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
         outputs |= getattr(one, "outputs", {})
     if before is not None:
         same_tokenizer(before.corpus, corpus, "stages.chain")
-    model = before.model if before is not None else build_model(cfg, corpus, {})
+    model = before.model if before is not None else (model_of or build_model)(cfg, corpus, {})
     add_heads(model, outputs)
     parameters = count_parameters(model)
     sides = getattr(corpus.train, "sides", 1)
@@ -113,7 +113,7 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None) -> Pla
         parameters=parameters,
         context=context,
         rows=rows,
-        micro_batch=micro_batch(cfg.batch.micro, share, context, model, hardware, sides, padded),
+        micro_batch=0 if model_of else micro_batch(cfg.batch.micro, share, context, model, hardware, sides, padded),
         steps=steps,
         stop_step=min(steps, hardware.max_steps or steps),
         flops_per_token=flops,
@@ -223,41 +223,32 @@ def free_memory_bytes(accelerator: str) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def describe(stages: Sequence[Any]) -> str:
-    """The stages (of `tree.Stage`) in words: data, parameters, FLOPs, memory, steps, measured time, learning rate."""
-    told, seconds = [], 0.0
+def describe(stages: Sequence[Any]) -> list[str]:
+    """The stages (of `tree.Stage`) in words: data, parameters, FLOPs, steps, learning rate."""
+    told: list[str] = []
     chain = len(stages) > 1 and not any(stage.continues for stage in stages)
     for stage in stages if chain else stages[-1:]:
         own = [stage] if chain else stages
-        lines, spent = _one(stage.plan, sum(part.steps for part in own))
-        seconds += spent
-        told += ([f"stage {stage.name}"] if chain else []) + lines
+        told += ([f"stage {stage.name}"] if chain else []) + _one(stage.plan, sum(part.steps for part in own))
     if len(stages) > 1:
         told += [*_origins(stages), *([] if chain else [_saving(stages)])]
-    if chain:
-        told.append(f"time         {seconds / 60:,.1f} minutes in all")
-    return "\n".join(told)
+    return told
 
 
-def _one(plan: Plan, steps: int) -> tuple[list[str], float]:
-    """The plan of `steps` optimizer steps in words, and the seconds that they take."""
-    p, seconds = plan.parameters, measured_step(plan)
-    state = 4 * 4 * p.total + plan.micro_batch * plan.sides * activation_bytes(plan.model, plan.context)
+def _one(plan: Plan, steps: int) -> list[str]:
+    """The plan of `steps` optimizer steps in words."""
+    p, trained = plan.parameters, steps * plan.batch_tokens
     unique = plan.corpus.train.num_tokens
-    trained = steps * plan.batch_tokens
-    lines = [
+    return [
         f"parameters   {p.total:,} total, {p.active:,} active, {p.non_embedding:,} outside embeddings",
         f"data         {plan.corpus.name}: {unique:,} unique training tokens, {plan.epochs:.2f} epochs",
         f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
         f"{plan.tokens:,} tokens ({plan.tokens / p.active:.1f} per active parameter)",
         f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND says "
         f"{6 * p.active * trained:.3g})",
-        f"memory       about {state / 2**20:,.0f} MiB for weights, gradients, optimizer and activations",
-        f"time         {seconds * 1e3:,.0f} ms a measured step, {seconds * steps / 60:,.1f} minutes in all",
         f"lr           peak {plan.optimizer.lr:g} ({type(plan.model.parametrization).__name__}); over the run:  "
         f"{sparkline(plan)}",
     ]
-    return lines, seconds * steps
 
 
 def _origins(stages: Sequence[Any]) -> list[str]:
@@ -273,18 +264,6 @@ def _saving(stages: Sequence[Any]) -> str:
     trained = sum(stage.steps for stage in stages)
     apart = sum(stage.plan.stop_step for stage in stages if stage.parent)
     return f"saving       {1 - trained / apart:.0%}: {trained:,} steps; a run for each branch would take {apart:,}"
-
-
-def measured_step(plan: Plan, repeats: int = 3) -> float:
-    """Seconds of a forward and backward over one global batch, the median of `repeats` after a warm-up."""
-    batch = next(stream(plan.corpus.train, seed=0, batch_samples=plan.rows))
-    taken = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        accumulate(plan.model, plan.objective, micro_batches(batch, plan.micro_batch), torch.Tensor.backward)
-        taken.append(time.perf_counter() - began)
-    plan.model.zero_grad()
-    return sorted(taken[1:])[repeats // 2]
 
 
 def sparkline(plan: Plan, width: int = 60) -> str:

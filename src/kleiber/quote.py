@@ -1,122 +1,147 @@
-"""What a planned sweep would cost and tell, before a cell of it starts: runs, FLOPs, hours here, the expected interval.
+"""The price of what a command would train, a run, a sweep or a study, before any of it starts.
 
-FLOPs are exact by formula; hours come from a probe of the smallest, a middle and the largest model, without
-compilation. The interval is that of the design's mathematics under an assumed law (`studies.information`), not a
-promise.
+`dry_run=true` prints it, `dry_run=FILE.json` writes it too.
+
+FILE.json is {schema: "kleiber.plan/1", runs, params, flops, tokens, seconds, memory_bytes, cells: [{name, params,
+flops, tokens, seconds}]}:
+
+runs          everything that will be trained, fine-tunes of bases included that are not trained yet
+params        of a cell: all parameters of its model, with heads and adapter; at the top: those of the largest cell
+tokens        training tokens that are computed: of a tree the trunk once and every cooldown, of a chain every stage
+flops         of these tokens, forward and backward, as summary.json counts `flops.model`
+seconds       of a cell: its process, evaluation included; at the top: the sum over cells, and the start of the first
+              process. With one CPU thread a cell, of a core that no other process asks for. None where a few steps
+              cannot be trained
+memory_bytes  the largest memory of one process, measured in a few steps of the largest cells; None likewise
+
+A process of its own counts and measures (`probe`), so nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kleiber.budget import Budget, quantity
-from kleiber.chain import is_chain, stage_configs
-from kleiber.probe import seconds_per_token
-from kleiber.studies.information import Noise, Points, half_width
-from kleiber.studies.planning import planning_laws
-from kleiber.studies.sizes import Size, size, vocabulary_of
+from kleiber import folder, probe
+from kleiber.budget import quantity
+from kleiber.summary import write_json
 
-NONE = "no cell was started (dry_run=true)"
+SCHEMA = "kleiber.plan/1"
+NONE = "no run was started (dry_run)"
 FARTHER = 10.0  # target compute over the largest point's, where the design names none
+SHOWN = 24  # cells that are listed one by one
 
 
-def quote(configs: Sequence[Mapping[str, Any]], finished: int = 0) -> str:
-    """The plan in words; `finished` cells are there already.
+def price(runs: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Prints what the runs (resolved configs by folder) cost, and writes it where `dry_run` names a file.
 
-    Cells without a formula for their cost are counted only.
+    Raises ConfigError where a run cannot be planned.
     """
-    try:
-        return priced(configs, finished)
-    except ValueError as error:
-        return f"runs         {len(configs)}, {finished} of them finished already\nnot priced   {error}\n{NONE}"
+    configs = list(runs.values())
+    single = len(runs) == 1 and configs[0]["design"] is None
+    answer = probe.ask(runs, threads_of(configs[0], single), words=single)
+    plan = record(runs, answer)
+    finished = sum(folder.status(place) == "finished" for place in runs)
+    lines = answer["words"] if single else [*cell_lines(plan), *interval_lines(configs, answer["cells"])]
+    print("\n".join([*lines, *total_lines(plan, answer, configs, finished), NONE]))
+    if isinstance(configs[0]["dry_run"], str):
+        write_json(Path(configs[0]["dry_run"]), plan)
 
 
-def priced(configs: Sequence[Mapping[str, Any]], finished: int) -> str:
-    sizes = [size(config["model"], vocabulary_of(config["data"])) for config in configs]
-    tokens = [lengths(config, one) for config, one in zip(configs, sizes, strict=True)]
-    costs = [cost(config, one, n) for config, one, n in zip(configs, sizes, tokens, strict=True)]
-    lines = [f"{'cell':<5}{'width':>6}{'parameters':>12}{'seed':>6}{'FLOPs':>11}   tokens"]
-    for i, (config, one, n) in enumerate(zip(configs, sizes, tokens, strict=True), 1):
-        told = " ".join(f"{value:,.0f}" for value in n)
-        lines.append(f"{i:<5}{one.width:>6}{one.active:>12,}{config['seed']:>6}{costs[i - 1]:>11.3g}   {told}")
-    seconds, workers = hours(configs, sizes, costs), _workers(configs[0])
-    runs, ends = len(configs), sum(map(len, tokens))
-    lines.append(f"runs         {runs} ({ends} points), {finished} of them finished already")
-    lines.append(f"compute      {sum(costs):.3g} FLOPs")
-    lines.append(
-        f"time         {sum(seconds) / 3600:.2f} hours of processes, about {sum(seconds) / 3600 / workers:.2f} hours "
-        f"with {workers} at once (measured without compilation; on top: {' and '.join(extra(configs))})"
-    )
-    if not compares_arms(configs[0]):
-        lines.append(f"interval     {expected(configs, sizes, tokens)}")
-    return "\n".join([*lines, NONE])
+def record(runs: Mapping[Path, Mapping[str, Any]], answer: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of FILE.json."""
+    cells = [
+        {"name": place.name, **{key: cell[key] for key in ("params", "flops", "tokens", "seconds")}}
+        for place, cell in zip(runs, answer["cells"], strict=True)
+    ]
+    seconds = [cell["seconds"] for cell in cells]
+    return {
+        "schema": SCHEMA,
+        "runs": len(cells),
+        "params": max(cell["params"] for cell in cells),
+        "flops": sum(cell["flops"] for cell in cells),
+        "tokens": sum(cell["tokens"] for cell in cells),
+        "seconds": None if None in seconds else sum(seconds) + answer["start"],
+        "memory_bytes": answer["memory_bytes"],
+        "cells": cells,
+    }
 
 
-def compares_arms(config: Mapping[str, Any]) -> bool:
-    """Whether the design sets arms against each other, so that no law of N and D is asked of its cells."""
-    return "arms" in (config["design"] or {})
+def threads_of(config: Mapping[str, Any], single: bool) -> int | None:
+    """Threads of the process that trains a run; None leaves it to PyTorch. Cells of a sweep have one each."""
+    alone = single or str(config["launcher"].get("_target_", "")).endswith(".Basic")
+    return config["trainer"].get("threads") or (None if alone else 1)
 
 
-def extra(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the hours leave out."""
-    retained = any(one["retention"] for config in configs for one in stage_configs(config).values())
-    return ["evaluation", "what retention methods compute"] if retained else ["evaluation"]
+def cell_lines(plan: Mapping[str, Any]) -> list[str]:
+    """A line a cell; of many, the largest ones."""
+    cells = sorted(plan["cells"], key=lambda cell: -cell["flops"])[:SHOWN]
+    lines = [f"{'parameters':>12}{'FLOPs':>11}{'tokens':>14}{'minutes':>9}   cell"]
+    for cell in [cell for cell in plan["cells"] if cell in cells][:SHOWN]:
+        minutes = "-" if cell["seconds"] is None else f"{cell['seconds'] / 60:.1f}"
+        lines.append(f"{cell['params']:>12,}{cell['flops']:>11.3g}{cell['tokens']:>14,}{minutes:>9}   {cell['name']}")
+    rest = len(plan["cells"]) - len(cells)
+    return [*lines, *([f"{'':>12}and {rest} of fewer FLOPs"] if rest else [])]
 
 
-def lengths(config: Mapping[str, Any], one: Size) -> list[float]:
-    """Training tokens of each end of a cell: its branches, or what its budget buys, of a chain in all its stages."""
-    if is_chain(config):
-        return [sum(n for own in stage_configs(config).values() for n in lengths(own, one))]
-    batch = round(quantity(config["batch"]["tokens"]))
-    stages = config["stages"]
-    if stages is not None:
-        return [max(2, round(quantity(n) / batch)) * batch for n in stages["branches"]]
-    steps = Budget(**config["budget"]).num_steps(
-        batch_tokens=batch, active_params=one.active, flops_per_token=one.flops_per_token
-    )
-    return [steps * batch]
+def total_lines(
+    plan: Mapping[str, Any], answer: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], finished: int
+) -> list[str]:
+    """The sums in words."""
+    ends = sum(len(cell["ends"]) for cell in answer["cells"])
+    done = f", {finished} of them finished already" if finished else ""
+    lines = [
+        f"runs         {plan['runs']} ({ends} points){done}",
+        f"largest      {plan['params']:,} parameters",
+        f"compute      {plan['flops']:.3g} FLOPs over {plan['tokens']:,} tokens",
+    ]
+    if plan["seconds"] is None:
+        return [*lines, f"time         not measured: {answer['unmeasured']}"]
+    hours, workers = plan["seconds"] / 3600, 1 if plan["runs"] == 1 else workers_of(configs[0])
+    spent = f"{hours:.2f} hours of processes, about {hours / workers:.2f} hours with {workers} at once"
+    if plan["runs"] == 1:
+        spent = (
+            f"{plan['seconds'] / 60:,.1f} minutes, {answer['cells'][0]['seconds_per_token'] * 1e6:.3g} s per 1M tokens"
+        )
+    lines.append(f"time         {spent} (evaluation included; measured now, by a few steps)")
+    if answer["unmeasured"]:
+        lines.append(f"             some runs are timed as others are, since one could not be: {answer['unmeasured']}")
+    if plan["memory_bytes"]:
+        lines.append(f"memory       about {plan['memory_bytes'] / 2**20:,.0f} MiB at most in a process")
+    return lines
 
 
-def cost(config: Mapping[str, Any], one: Size, tokens: Sequence[float]) -> float:
-    """FLOPs of a cell: the trunk once and every cooldown."""
-    if len(tokens) == 1:
-        return tokens[0] * one.flops_per_token
-    decay = float(config["schedule"].get("decay", 0.2))
-    return ((1 - decay) * max(tokens) + decay * sum(tokens)) * one.flops_per_token
+def interval_lines(configs: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the points of a design promise, where a law of N and D is asked of them."""
+    from kleiber.studies.plan_check import study_of
+
+    study = study_of(configs[0])
+    if configs[0]["design"] is None or study is None or set(study.law_inputs()) != {"N", "D"}:
+        return []
+    return [f"interval     {expected(configs[0]['design'], cells)}"]
 
 
-def hours(configs: Sequence[Mapping[str, Any]], sizes: Sequence[Size], costs: Sequence[float]) -> list[float]:
-    """Seconds of each cell, by the measured FLOP/s of up to three sizes, interpolated in the logarithm of size."""
-    order = np.argsort([one.flops_per_token for one in sizes], kind="stable")
-    chosen = sorted({int(order[0]), int(order[len(order) // 2]), int(order[-1])})
-    measured = seconds_per_token([configs[i] for i in chosen])
-    known = sorted(
-        {sizes[i].flops_per_token: sizes[i].flops_per_token / s for i, s in zip(chosen, measured, strict=True)}.items()
-    )
-    x, y = np.log(np.array(known)).T
-    speeds = np.exp(np.interp(np.log([one.flops_per_token for one in sizes]), x, y))
-    return [c / speed for c, speed in zip(costs, speeds, strict=True)]
-
-
-def expected(configs: Sequence[Mapping[str, Any]], sizes: Sequence[Size], tokens: Sequence[Sequence[float]]) -> str:
+def expected(design: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
     """The half-width that the points promise at the design's target, in words."""
+    from kleiber.studies.information import Noise, Points, half_width
+    from kleiber.studies.planning import planning_laws
+
     rows = [
-        (one.active, n, trunk, one.flops_per_token)
-        for trunk, (one, ends) in enumerate(zip(sizes, tokens, strict=True))
-        for n in ends
+        (end["active"], end["tokens"], trunk, end["flops_per_token"])
+        for trunk, cell in enumerate(cells)
+        for end in cell["ends"]
     ]
     N, D, trunks, flops = np.array(rows, dtype=np.float64).T
     points = Points(N, D, trunks.astype(np.int64), flops)
-    node = configs[0]["design"] or {}
-    noise = Noise(*(float(node.get(name, getattr(Noise(), name))) for name in ("s", "rho", "kappa", "ell")))
-    asked = node.get("target_flops")
-    own = quantity(node["flops"]) if "target_flops" in node and node.get("flops") else float((D * flops).max())
-    target = quantity(asked) if asked else FARTHER * own
-    half = half_width(points, planning_laws(node.get("law"), 1)[0], target, noise)
+    noise = Noise(*(float(design.get(name, getattr(Noise(), name))) for name in ("s", "rho", "kappa", "ell")))
+    asked = design.get("target_flops")
+    budget = quantity(design["flops"]) if "target_flops" in design and design.get("flops") else float((D * flops).max())
+    target = quantity(asked) if asked else FARTHER * budget
+    half = half_width(points, planning_laws(design.get("law"), 1)[0], target, noise)
     if not np.isfinite(half):
         return f"not identified: {len(rows)} points at these sizes and tokens do not determine a law of N and D"
     return (
@@ -125,5 +150,6 @@ def expected(configs: Sequence[Mapping[str, Any]], sizes: Sequence[Size], tokens
     )
 
 
-def _workers(config: Mapping[str, Any]) -> int:
+def workers_of(config: Mapping[str, Any]) -> int:
+    """Cells at once."""
     return int(config["launcher"].get("workers") or os.cpu_count() or 1) if "workers" in config["launcher"] else 1

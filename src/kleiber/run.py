@@ -31,17 +31,11 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
     Raises ValueError for what a user can mend (bad data, a setting that does not fit), before any training.
     """
     from kleiber.build import build
-    from kleiber.plan import describe
+    from kleiber.stage import Tree, run_tree
 
     hardware = build(cfg.trainer)
     hardware.prepare()
     stages = lay_out(cfg, hardware)
-    if cfg.dry_run:
-        if hardware.rank == 0:
-            print(describe(stages))
-        return DONE
-    from kleiber.stage import Tree, run_tree
-
     tree = Tree(stages, folder, hardware, [], Summary(folder).done())
     tree.verify()
     if hardware.rank != 0:
@@ -55,14 +49,17 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
     return Chief(cfg, tree, overrides or []).run()
 
 
-def lay_out(cfg: DictConfig, hardware: Any) -> list[Stage]:
-    """The stages of the run, as the `stages` group has them. Raises ValueError where they do not fit the plan."""
+def lay_out(cfg: DictConfig, hardware: Any, model_of: Any = None) -> list[Stage]:
+    """The stages of the run, as the `stages` group has them. Raises ValueError where they do not fit the plan.
+
+    model_of  as in `plan.make_plan`, for stages that are priced alone
+    """
     from kleiber.build import build
     from kleiber.plan import make_plan
     from kleiber.tree import Layout, Single
 
     def plan(config: DictConfig, before: Any) -> Any:
-        return make_plan(config, hardware, before)
+        return make_plan(config, hardware, before, model_of)
 
     if cfg.stages is None:
         return Single().stages(cfg, plan)

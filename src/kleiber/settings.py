@@ -58,7 +58,7 @@ PLAIN: dict[str, Any] = {
     "root": str,
     "seed": int,
     "resume": str,
-    "dry_run": bool,
+    "dry_run": bool | str,
     "batch": BatchSize,
     "budget": Budget,
     "eval": Evaluation,

@@ -8,17 +8,18 @@ devices, of several threads or on a GPU are fresh processes. Nothing here trains
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import yaml
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 from kleiber import cell, folder
-from kleiber.catalog import read_runs, table
+from kleiber.catalog import PlannedRun, read_runs, table
 from kleiber.chain import adopt
 from kleiber.check import check
 from kleiber.compose import resolved
@@ -120,6 +121,9 @@ class Sweep:
     def __init__(self, composer: Any) -> None:
         self.composer = composer
         self.codes: list[int] = []
+        self.planned: dict[Path, Cell] = {}  # of a dry run, in all rounds
+        self.composed: dict[tuple[str, ...], Cell] = {}
+        self.checked = False  # whether the study was asked if the plan can answer its question
         self.studied: Path | None = None
         self.asked: dict[str, Any] = {}  # the study, as this start has it
 
@@ -136,6 +140,8 @@ class Sweep:
         except Preempted as reason:
             print(f"preempted by {reason}: the same command goes on with what is missing")
             return PREEMPTED
+        if self.planned:
+            self._price()
         if self.studied is not None:
             report(self.studied, self.asked)
         if any(self.codes):
@@ -152,33 +158,76 @@ class Sweep:
             self.studied = first.folder.parent
             self.asked = {key: value for key, value in first.config["study"].items() if key not in OF_A_CELL}
         launcher: Launcher = instantiate(first.config["launcher"])
-        dry = first.config["dry_run"]
-        if isinstance(launcher, Process) and not dry:
+        if first.config["dry_run"]:
+            return self.plan(overrides, compose)
+        if isinstance(launcher, Process):
             launcher.warm_up()
         cells = [first, *(self._cell(given, compose) for given in overrides[1:])]
-        if dry and first.config["design"]:
-            return self._priced(list(unique(cells).values()), len(overrides))
-        todo = self._unfinished(cells) if not dry else list(unique(cells).values())
+        if not self.checked:
+            self.check_plan({one.folder: one for one in cells})
+        todo = self._unfinished(cells)
         try:
-            codes = (Basic() if dry else launcher).run(todo) if todo else {}
+            codes = launcher.run(todo) if todo else {}
         finally:
-            if not dry:
-                table(read_runs(first.folder.parent))
+            table(read_runs(first.folder.parent))
         told = [codes.get(one.folder, cell.FAILED if one in todo else 0) for one in cells]
         self.codes += told
         return told
 
-    def _priced(self, cells: Sequence[Cell], count: int) -> list[int]:
-        """What a designed sweep would cost and tell; nothing is started."""
-        from kleiber.quote import quote
+    def plan(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
+        """Composes and checks cells that are not trained now; returns a 0 for each, as if they had been."""
+        cells = [self._cell(given, compose) for given in overrides]
+        self.planned |= unique(cells, self.planned)
+        return [0] * len(cells)
 
-        finished = sum(folder.status(one.folder) == "finished" for one in cells)
-        print(quote([one.config for one in cells], finished))
-        return [0] * count
+    def check_plan(self, cells: Mapping[Path, Cell]) -> None:
+        """Asks the study whether these cells, with what is finished already, can answer its question.
+
+        Raises ConfigError where they cannot. A sweep that is cut short on purpose is not asked.
+        """
+        from kleiber.studies.plan_check import points_of, study_of
+
+        self.checked = True
+        first = next(iter(cells.values()))
+        study = study_of(first.config)
+        if study is None or study.max_cells is not None or first.config["trainer"].get("max_steps") is not None:
+            return
+        home = first.folder.parent
+        there = [run.folder for run in (read_runs(home) if home.is_dir() else []) if run.status == "finished"]
+        runs = {where: folder.read_config(where) for where in there} | {w: one.config for w, one in cells.items()}
+        try:
+            for text in study.check_plan(points_of(runs)):
+                print(f"study={first.config['name']}: {text}", flush=True)
+        except ValueError as error:
+            raise ConfigError(f"study={first.config['name']}: {error}") from error
+
+    @staticmethod
+    def fits_a_law(node: Any) -> bool:
+        """Whether the study of a config asks for points that determine a law."""
+        from kleiber.studies.findings import Options
+
+        return get_class(node["_target_"]).check_plan is not Options.check_plan
+
+    def planned_runs(self) -> list[PlannedRun]:
+        """The cells of a dry run so far, as runs from which others can start."""
+        return [PlannedRun(one.folder, "finished", {}, one.config, one.overrides) for one in self.planned.values()]
+
+    def _price(self) -> None:
+        """What the planned cells cost, all rounds together; nothing is started."""
+        from kleiber.quote import price
+
+        self.check_plan(self.planned)
+        price({one.folder: one.config for one in self.planned.values()})
 
     def _cell(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
+        key = tuple(overrides)
+        if key not in self.composed:  # a cell that was rehearsed is not composed again
+            self.composed[key] = self._composed(overrides, compose)
+        return self.composed[key]
+
+    def _composed(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         config, model = resolved(compose(self.composer.prepare(overrides)))
-        config = adopt(config, overrides)
+        config = adopt(config, overrides, {where: one.config for where, one in self.planned.items()})
         check(config)
         if config["resume"] not in ("auto", "never"):
             raise ConfigError(
@@ -214,10 +263,12 @@ def line(done: int, total: int, where: Path, code: int, seconds: float, status: 
     return f"[{done}/{total}] {status or folder.status(where):8} {where.name}  {seconds:.1f} s  {told}".rstrip()
 
 
-def unique(cells: Sequence[Cell]) -> dict[Path, Cell]:
-    """Cells by folder; two with one identity are one run, and that is said."""
+def unique(cells: Sequence[Cell], before: Mapping[Path, Cell] = MappingProxyType({})) -> dict[Path, Cell]:
+    """Cells by folder, less those of rounds `before`; two of one round with one identity are one run, which is said."""
     found: dict[Path, Cell] = {}
     for one in cells:
+        if one.folder in before:
+            continue
         if one.folder in found:
             print(f"the same run twice: {' '.join(one.overrides)} is {' '.join(found[one.folder].overrides)}")
         found.setdefault(one.folder, one)

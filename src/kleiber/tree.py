@@ -16,9 +16,8 @@ from typing import Any, Protocol
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber import checkpoint
-from kleiber.budget import quantity
 from kleiber.build import build
-from kleiber.chain import ONLY, from_weights, stage_configs
+from kleiber.chain import ONLY, branches_of, from_weights, stage_configs
 from kleiber.origin import Origin, domains, same_text
 from kleiber.plan import Plan
 from kleiber.types import Corpus, Task
@@ -74,7 +73,7 @@ class TrunkAndCooldowns:
     def __init__(self, branches: Sequence[int | float | str]) -> None:
         if not branches:
             raise ValueError("stages.branches=[]: give the training tokens of each branch, such as [1M,2M,4M]")
-        self.branches = sorted({label(tokens): quantity(tokens) for tokens in branches}.items(), key=lambda b: b[1])
+        self.branches = branches_of(branches)
         if len({tokens for _, tokens in self.branches}) < len(branches):
             raise ValueError(f"stages.branches={list(branches)} names a number of tokens twice")
 
@@ -143,13 +142,6 @@ def _distinct(found: Sequence[Stage], name: str, corpus: Corpus) -> None:
                 f"stages.chain.{name}: its text {task} or its labels are others than those of {known[task][0]}, and "
                 "scores are kept by name: set data.name, or copy text without labels to a file of another name"
             )
-
-
-def label(tokens: int | float | str) -> str:
-    """The name of a branch: its tokens as they were written, a round number of millions as `4M`."""
-    if isinstance(tokens, str):
-        return tokens
-    return f"{tokens / 1e6:g}M" if tokens >= 1e6 else f"{tokens:g}"
 
 
 def branch_steps(stages: Sequence[Stage], name: str) -> list[int]:

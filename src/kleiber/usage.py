@@ -26,7 +26,7 @@ KEYS = {
     "seed=0": "of weights, order of data and dropout",
     "name=runs": "the folder under root=multirun, or under KLEIBER_ROOT",
     "resume=auto": "go on where a run of the same config stopped; never trains it anew; PATH goes on in that folder",
-    "dry_run=false": "true prints parameters, FLOPs, memory and time, and trains nothing",
+    "dry_run=false": "true prints parameters, FLOPs, memory and time, and trains nothing; FILE.json writes them too",
 }
 TAIL = """Flags
     -m, --multirun            sweep over comma-separated values

@@ -1,10 +1,14 @@
 """The pre-asymptotic verdict: quiet on power laws with noise, loud when the small rungs are in a transient."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from kleiber.studies.asymptotics import signs, transient
+from kleiber.studies.asymptotics import signs, tests_of, transient, untold
 from kleiber.studies.fit import fit
+from kleiber.studies.law import find
+from kleiber.studies.noise_model import NoiseModel, fit_with_noise
+from kleiber.studies.table import load
 from kleiber.studies.verdicts import pre_asymptotic
 
 from . import ladders
@@ -19,10 +23,14 @@ def floorless(N, D):
     return 30 * N**-0.3 + 40 * D**-0.25
 
 
+def tested(law, table, loss, *options):
+    return tests_of(NoiseModel.of(fit(law, table, loss, *options)))
+
+
 def share(curve, count, sd=0.005):
     table = ladders.small()
     return (
-        sum(bool(signs(fit("chinchilla", table, ladders.noisy(curve(**table), s, sd)))) for s in range(count)) / count
+        sum(bool(signs(tested("chinchilla", table, ladders.noisy(curve(**table), s, sd)))) for s in range(count)) / count
     )
 
 
@@ -44,19 +52,19 @@ def test_a_transient_reads_pre_asymptotic():
 def test_steepening_slopes_are_named():
     table = ladders.small()
     bent = ladders.small_loss(**table) * np.exp(-0.05 * np.log(table["D"] / 1e6) ** 2)
-    verdicts = pre_asymptotic(fit("chinchilla", table, ladders.noisy(bent, 0)))
+    verdicts = pre_asymptotic(tested("chinchilla", table, ladders.noisy(bent, 0)))
     assert [v.level for v in verdicts] == ["refuse"] and "steepens near D" in verdicts[0].text
 
 
 def test_an_exponent_that_moves_with_the_least_d_is_named():
     table = ladders.small()
     L = ladders.small_loss(**table) + 0.5 * np.exp(-table["D"] / 2e6)
-    assert any("beta moves from" in r for r in signs(fit("chinchilla", table, ladders.noisy(L, 0, 0.002))))
+    assert any("beta moves from" in r for r in signs(tested("chinchilla", table, ladders.noisy(L, 0, 0.002))))
 
 
 def test_a_floor_that_wants_to_be_negative_is_named():
     table = ladders.small()
-    found = fit("chinchilla", table, ladders.noisy(floorless(**table) - 0.8, 0, 0.001))
+    found = tested("chinchilla", table, ladders.noisy(floorless(**table) - 0.8, 0, 0.001))
     assert any("E sits at 0 and would be -" in reason for reason in signs(found))
 
 
@@ -65,5 +73,38 @@ def test_the_transients_size_is_measured():
     table = ladders.small()
     curve = ladders.small_loss(**table)
     L = ladders.noisy(curve + 0.5 * np.exp(-table["D"] / 4e6), 0, 0.001)
-    found = transient(fit("chinchilla", table, L, "squared"))
+    found = transient(tested("chinchilla", table, L, "squared"))
     assert found is not None and found.along == "D" and found.p_value < 0.01
+
+
+def trunks(seed, seeds, correlation=0.9, sd=0.006, planted=0.0):
+    """A ladder of trunks with noise that their branches share, as a fitted table with its trunks."""
+    rng = np.random.default_rng(seed)
+    table = {name: np.repeat(column, seeds) for name, column in ladders.small().items()}
+    trunk = np.searchsorted(np.unique(table["N"]), table["N"]) * seeds + np.tile(np.arange(seeds), 30)
+    shared = rng.normal(size=6 * seeds)[trunk]
+    noise = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * rng.normal(size=len(trunk))
+    loss = ladders.small_loss(**table) * np.exp(sd * noise) + planted * np.exp(-table["D"] / 2e6)
+    frame = pd.DataFrame({**table, "loss": loss, "trunk": trunk})
+    return fit_with_noise(load(frame, {"L": "loss"}), find("chinchilla"), None, 1e-3, None, "trunk")
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_noise_that_trunks_share_is_no_transient_in_size(seeds):
+    """A trunk's noise is a function of N alone; with it taken for the rows' own, 77 to 90 % of these were refused."""
+    refused = [bool(signs(tests_of(trunks(seed, seeds)))) for seed in range(10)]
+    assert sum(refused) <= 2, refused
+
+
+def test_a_transient_is_found_beside_the_noise_of_trunks():
+    found = transient(tests_of(trunks(0, 2, planted=0.3)))
+    assert found is not None and found.along == "D" and found.p_value < 0.01
+
+
+def test_nothing_is_judged_along_size_with_too_few_trunks():
+    model = trunks(0, 1)
+    four = model.fit.problem.inputs["N"] > np.unique(model.fit.problem.inputs["N"])[1]
+    clusters = model.clusters[four]
+    few = tests_of(NoiseModel.of(model.on(four), clusters))
+    assert untold(few) == ["N"] and untold(tests_of(model)) == []
+    assert [v.code for v in pre_asymptotic(few)] == ["transient_not_tested"]

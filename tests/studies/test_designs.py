@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kleiber.studies.design import Sequential
 from kleiber.studies.information import half_width
 from kleiber.studies.isoflop import IsoFLOP
 from kleiber.studies.optimal import Optimal
@@ -17,6 +18,12 @@ from .ladders import noisy, write_tree
 def ground(tmp_path):
     model = {"depth": 2, "context": 128}
     return Ground(model, 272, 1024, 0.2, True, tmp_path / "s", lambda widths: [2e10 for _ in widths])
+
+
+def cells_of(design, ground):
+    """The cells of a design in one round or in several."""
+    rounds = design.rounds(ground) if isinstance(design, Sequential) else [design.cells(ground)]
+    return [cell for part in rounds for cell in part]
 
 
 def cost(plan, ground):
@@ -56,7 +63,7 @@ def test_hours_are_flops_by_the_measured_speed(ground, monkeypatch):
 def test_a_budget_that_is_none_or_too_small_is_refused(ground, options, word):
     for kind in (IsoFLOP, Optimal):
         with pytest.raises(ValueError, match=word):
-            kind(**options).cells(ground)
+            cells_of(kind(**options), ground)
 
 
 def test_an_optimal_design_keeps_its_bounds_and_its_budget(ground):
@@ -139,7 +146,7 @@ def test_the_models_of_a_design_are_as_large_as_it_believes(ground, kind):
     from kleiber.models.transformer import Transformer
 
     believed = replace(ground, head_dim=16)
-    for cell in kind(flops=1e14).cells(ground):
+    for cell in cells_of(kind(flops=1e14), replace(ground, planned=list)):
         told = dict(line.split("=") for line in cell)
         width, heads = int(told["model.width"]), int(told["model.num_heads"])
         model = Transformer(272, depth=2, width=width, num_heads=heads, context=128)

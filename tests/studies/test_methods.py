@@ -1,10 +1,9 @@
 """Base runs come first, and what goes on from them is told where they lie."""
 
-from types import SimpleNamespace
-
 import pytest
 import yaml
 
+from kleiber.catalog import PlannedRun, read_runs
 from kleiber.studies.methods import Methods, trained
 from kleiber.summary import Summary
 
@@ -13,6 +12,16 @@ ARMS = {
     "replay": {"retention": "[replay]", "retention.replay.fraction": [0.1, 0.5]},
     "lora": {"adapter": "lora", "optimizer.lr": [0.1]},
 }
+
+
+class Ground:
+    """A folder of runs, and those that a dry run has planned."""
+
+    def __init__(self, folder, planned=()):
+        self.folder, self.planned = folder, planned
+
+    def runs(self):
+        return [*(read_runs(self.folder) if self.folder.is_dir() else []), *self.planned]
 
 
 def design(**options):
@@ -27,7 +36,7 @@ def finish(folder, overrides, status="finished"):
 
 
 def test_every_base_comes_before_every_arm_and_arms_start_from_the_base_of_their_seed(tmp_path):
-    rounds = design().rounds(SimpleNamespace(folder=tmp_path))
+    rounds = design().rounds(Ground(tmp_path))
     first = next(rounds)
     assert first == [["data.domain=docs", "seed=0"], ["data.domain=docs", "seed=1"]]
     for number, overrides in enumerate(first):
@@ -48,7 +57,7 @@ def test_every_base_comes_before_every_arm_and_arms_start_from_the_base_of_their
 
 
 def test_a_base_that_failed_leaves_out_its_arms_and_says_so(tmp_path, capsys):
-    rounds = design().rounds(SimpleNamespace(folder=tmp_path))
+    rounds = design().rounds(Ground(tmp_path))
     first = next(rounds)
     finish(tmp_path / "base0", first[0], "failed")
     finish(tmp_path / "base1", first[1])
@@ -57,8 +66,6 @@ def test_a_base_that_failed_leaves_out_its_arms_and_says_so(tmp_path, capsys):
 
 
 def test_arms_are_no_bases_and_two_candidates_are_refused(tmp_path):
-    from kleiber.catalog import read_runs
-
     base = ["data.domain=docs", "seed=0"]
     finish(tmp_path / "arm", [*base, "init=checkpoint", "init.path=x"])
     assert trained(read_runs(tmp_path), base) is None
@@ -71,8 +78,6 @@ def test_arms_are_no_bases_and_two_candidates_are_refused(tmp_path):
 
 
 def test_a_key_that_the_command_line_took_over_is_looked_past(tmp_path):
-    from kleiber.catalog import read_runs
-
     bases = [["data.domain=docs", "seed=0"], ["data.domain=docs", "seed=1"]]
     finish(tmp_path / "one", ["data.domain=code", "seed=0"])
     found = trained(read_runs(tmp_path), bases[0], bases)
@@ -104,7 +109,7 @@ def test_an_arm_may_go_on_from_some_bases_alone(tmp_path):
     plan = Methods({"model": ["gpt", "moe"]}, frozen, lrs=[0.01], seeds=1, only={"frozen": ["model=moe"]})
     for number, base in enumerate(plan.bases()):
         finish(tmp_path / f"base{number}", base)
-    arms = plan.arms_of(SimpleNamespace(folder=tmp_path))
+    arms = plan.arms_of(Ground(tmp_path))
     assert [cell[0] for cell in arms] == ["adapter=null", "adapter=null", "adapter=freeze"]
     assert arms[-1][-1] == f"init.path={tmp_path / 'base1'}"
     with pytest.raises(ValueError, match=r"design.only.frozen=\['model=bert'\]: no base"):
@@ -115,19 +120,21 @@ def test_an_arm_may_go_on_from_some_bases_alone(tmp_path):
 
 def test_arms_may_go_on_from_weights_that_are_trained_already(tmp_path):
     start = {"init": "hf", "init.path": "FOLDER", "init.upstream": ["a", "b"]}
-    (arms,) = design(start=start).rounds(SimpleNamespace(folder=tmp_path))
+    (arms,) = design(start=start).rounds(Ground(tmp_path))
     assert len(arms) == 2 * 7 and sum("seed=1" in cell for cell in arms) == 7
     assert all(cell[-3:] == ["init=hf", "init.path=FOLDER", "init.upstream=[a,b]"] for cell in arms)
     with pytest.raises(ValueError, match=r"design.start=\{'init': 'hf'\}: write init and init.path"):
         design(start={"init": "hf"})
 
 
-def test_a_dry_run_plans_what_is_known(tmp_path, capsys):
-    ground = SimpleNamespace(folder=tmp_path / "none")
-    assert design().cells(ground) == design().bases()
-    assert "its 7 runs are left out" in capsys.readouterr().out
-    finish(tmp_path / "none" / "base0", design().bases()[0])
-    assert len(design().cells(ground)) == 2 + 7
+def test_what_a_dry_run_has_planned_counts_as_finished(tmp_path, capsys):
+    ground, bases = Ground(tmp_path / "none"), design().bases()
+    assert design().arms_of(ground) == [] and "its 7 runs are left out" in capsys.readouterr().out
+    planned = [PlannedRun(tmp_path / f"base{n}", "finished", {}, {}, base) for n, base in enumerate(bases)]
+    ground = Ground(tmp_path / "none", planned)
+    assert next(iter(design().rounds(ground))) == bases
+    arms = design().arms_of(ground)
+    assert len(arms) == 2 * 7 and {cell[-1] for cell in arms} == {f"init.path={one.folder}" for one in planned}
 
 
 def test_the_shipped_studies_have_the_size_they_tell():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kleiber.catalog import read_runs
+from kleiber.catalog import Run, read_runs
 from kleiber.studies.transfer import Transfer
 from kleiber.studies.transfer_design import Pretraining, hub_name
 from kleiber.studies.transfer_runs import best_rates, needed, rows_of
@@ -23,6 +23,9 @@ TASKS = {"toy": ["data=labelled", "data.path=./toy.jsonl"], "other": ["data=labe
 class Ground:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def runs(self) -> list[Run]:
+        return read_runs(self.folder) if self.folder.is_dir() else []
 
 
 def design(**changes) -> Pretraining:

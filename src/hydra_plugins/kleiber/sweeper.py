@@ -5,7 +5,9 @@ starts; our launcher composes and checks them all anyway before it runs one.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field, replace
+from io import StringIO
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -47,7 +49,7 @@ class KleiberSweeper(BasicSweeper):
         given: Any = parser.parse_overrides([*own, *arguments])
         (cells,) = self.split_arguments(given, max_batch_size=None)
         done: list[JobReturn] = []
-        for plan in self._rounds(list(cells[0])):
+        for plan in self._rounds([list(cell) for cell in cells]):
             planned = multiplied(plan, cells)
             left = self._study("max_cells")
             if left is not None and len(done) + len(planned) > left:
@@ -59,8 +61,8 @@ class KleiberSweeper(BasicSweeper):
                 done += self.launcher.launch(planned, initial_job_idx=len(done))
         return done
 
-    def _rounds(self, first: list[str]) -> Iterator[list[list[str]]]:
-        """The design's cells, round by round; one empty cell where there is no design. A dry run has one round."""
+    def _rounds(self, cells: list[list[str]]) -> Iterator[list[list[str]]]:
+        """The design's cells, round by round; one empty cell where there is no design. `cells` multiply them."""
         node = self.config.design if self.config is not None else None
         if node is None:
             yield [[]]
@@ -76,16 +78,32 @@ class KleiberSweeper(BasicSweeper):
             node["seeds"] = self._study("seeds")
         try:
             design: Any = instantiate(node, _convert_="all")
-            ground = None if isinstance(design, Grid | Cases) else self._ground(first, design)
-            planner: Any = design
-            learns = isinstance(design, Sequential) and not self.config.dry_run
-            yield from planner.rounds(ground) if learns else [planner.cells(ground)]
+            ground: Any = None if isinstance(design, Grid | Cases) else self._ground(cells[0], design)
+            if not isinstance(design, Sequential):
+                yield design.cells(ground)
+                return
+            if not self.config.dry_run:
+                self._rehearse(design, ground, cells)
+            yield from design.rounds(ground)
         except InstantiationException as error:
             if not isinstance(error.__cause__, ValueError):
                 raise
             raise ConfigError(str(error.__cause__)) from error
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _rehearse(self, design: Any, ground: Any, cells: list[list[str]]) -> None:
+        """Plans all rounds as a dry run does, where the study fits a law: then it can refuse the plan before any of it
+        is trained. Other sweeps are asked when their cells are launched."""
+        launcher: Any = self.launcher
+        sweep = launcher.sweep
+        if not self.config or not self.config.study or not sweep.fits_a_law(self.config.study):
+            return
+        with redirect_stdout(StringIO()):
+            for plan in design.rounds(replace(ground, planned=sweep.planned_runs)):
+                sweep.plan(multiplied(plan, cells), launcher.compose)
+        sweep.check_plan(dict(sweep.planned))
+        sweep.planned.clear()
 
     def _ground(self, first: list[str], design: Any) -> Any:
         """The config of the first cell as the design sees it; the machine's speed is measured only when asked for."""
@@ -102,7 +120,8 @@ class KleiberSweeper(BasicSweeper):
             costs = [ground.size(width).flops_per_token for width in widths]
             return [c / s for c, s in zip(costs, seconds_per_token(shaped), strict=True)]
 
-        ground = ground_of(config, study_folder(config), speed)
+        planned = launcher.sweep.planned_runs if config["dry_run"] else None
+        ground = ground_of(config, study_folder(config), speed, planned)
         return ground
 
     def _study(self, key: str) -> int | None:

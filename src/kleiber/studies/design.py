@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 class Design(Protocol):
     def cells(self, ground: Ground) -> list[list[str]]:
-        """Overrides by cell, small and cheap ones first; of all rounds, as far as they are known beforehand."""
+        """Overrides by cell, small and cheap ones first."""
         ...
 
 
@@ -23,7 +23,10 @@ class Sequential(Protocol):
     """A design that learns on the way."""
 
     def rounds(self, ground: Ground) -> Iterator[list[list[str]]]:
-        """Cells of each round; the next one is asked for when the cells of the one before have run."""
+        """Cells of each round; the next one is asked for when the cells of the one before have run.
+
+        In a dry run they are only planned: `ground.runs()` has them, and the design writes nothing.
+        """
         ...
 
 

@@ -6,7 +6,7 @@ gain is a ratio of losses at one size and one number of tokens. It refuses to co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from kleiber.folder import read_config
 from kleiber.studies import analysis, record, table
 from kleiber.studies.findings import Findings, Options, check_level, points
 from kleiber.studies.law import find
+from kleiber.studies.plan_check import PlannedPoint, shortfall
 from kleiber.studies.record_text import lines
 from kleiber.studies.seeds import Rows, seed_means, told
 
@@ -37,6 +38,16 @@ class Experts(Options):
         check_level(self.level)
         if set(find(self.law).inputs) != {"N", "D", "X"}:
             raise ValueError(f"study.law={self.law} is no law of N, D and X, such as joint_moe")
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Gains need no law: that it cannot be fitted is a warning."""
+        columns = {
+            "N": np.array([float(f"{point.N:.1e}") for point in points]),  # a router makes no other size
+            "D": np.array([point.D for point in points]),
+            "X": np.array([expansion_of(point.config["model"]) for point in points]),
+        }
+        why = shortfall(find(self.law), columns)
+        return [f"gains will be told and no law: {why}"] if why else []
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         rows = points(runs)
@@ -87,7 +98,12 @@ METHODS = (
 
 def expansion(run: Run) -> float:
     """X = experts / k of a run; 1 for a dense model."""
-    mlp = read_config(run.folder)["model"].get("mlp") or {}
+    return expansion_of(read_config(run.folder)["model"])
+
+
+def expansion_of(model: Mapping[str, Any]) -> float:
+    """X of the node of a model."""
+    mlp = model.get("mlp") or {}
     return float(mlp["num_experts"]) / float(mlp.get("k", 2)) if "num_experts" in mlp else 1.0
 
 

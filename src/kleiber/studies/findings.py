@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from kleiber.catalog import Run, counts, frame
+from kleiber.studies.plan_check import PlannedPoint
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Study(Protocol):
     seeds: int | None
 
     def analyse(self, runs: Sequence[Run]) -> Findings: ...
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]: ...
+    def law_inputs(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,17 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"study.{name}={value}: write a number from 1")
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """What the study will not be able to tell from these points, before any of them is trained.
+
+        Raises ValueError where they cannot answer its question at all. A study that only compares refuses nothing.
+        """
+        return []
+
+    def law_inputs(self) -> Sequence[str]:
+        """The inputs of the law that the study fits; none where it fits none."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)

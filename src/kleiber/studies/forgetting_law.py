@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from kleiber.catalog import Run
 from kleiber.studies import analysis, outcomes, prediction, table
@@ -20,6 +21,7 @@ from kleiber.studies.fit import depends
 from kleiber.studies.frontier import Noise, pooled
 from kleiber.studies.law import find
 from kleiber.studies.outcomes import PLAIN
+from kleiber.studies.plan_check import PlannedPoint, fine_tunes, shortfall
 from kleiber.studies.trends import trends
 
 GRID = ["N", "M", "steps", "p"]  # of one cell; steps stand for D, which replay makes a little smaller
@@ -50,6 +52,13 @@ class ForgettingLaw(Options):
         if unknown:
             raise ValueError(f"study.at: {', '.join(sorted(unknown))} is none of N, D, M")
         check_level(self.level)
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError where the fine-tunes do not determine the law of replay that their grid asks for."""
+        rows = pd.DataFrame(fine_tunes(points))
+        if why := shortfall(find(replay_form(rows)), {name: rows[name].to_numpy() for name in ("N", "M", "D", "p")}):
+            raise ValueError(why)
+        return []
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         record = self.fitted(runs)

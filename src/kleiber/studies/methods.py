@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-from kleiber.catalog import Run, read_runs
-from kleiber.folder import read_overrides
+from kleiber.catalog import Run
 
 Values = Any  # a value, or a list of them
 REPLAYED = "retention.replay.fraction"
 
 
 class Ground(Protocol):
-    """What a design knows of the sweep that asks: the folder where its cells land."""
+    """What a design knows of the sweep that asks: the runs that are there, those of a dry run included."""
 
-    @property
-    def folder(self) -> Path: ...
+    def runs(self) -> Sequence[Run]: ...
 
 
 class Methods:
@@ -108,10 +105,6 @@ class Methods:
         shares = [float(line.partition("=")[2]) for line in arm if line.startswith(f"{REPLAYED}=")]
         return round(quantity(tokens) / (1 - sum(shares))) if shares else tokens
 
-    def cells(self, ground: Ground) -> list[list[str]]:
-        """What can be planned now: base runs, and the arms of those that have run."""
-        return [*self.bases(), *self.arms_of(ground)]
-
     def rounds(self, ground: Ground) -> Iterator[list[list[str]]]:
         """The base runs; when they have run, the arms."""
         if self.start is None:
@@ -124,7 +117,7 @@ class Methods:
             start = [f"{name}={written(value)}" for name, value in self.start.items()]
             seeds = [f"seed={seed}" for seed in range(self.seeds)]
             return [[*one, seed, *start] for seed in seeds for one in self.continuations()]
-        runs, found = (read_runs(ground.folder) if ground.folder.is_dir() else []), []
+        runs, found = ground.runs(), []
         for base in self.bases():
             run = trained(runs, base, self.bases())
             if run is None:
@@ -167,7 +160,7 @@ def trained(runs: Sequence[Run], base: Sequence[str], bases: Sequence[Sequence[s
     A key none of whose planned values any run has was taken over by the command line, and is looked past. ValueError
     where several runs could be meant.
     """
-    planned = [(run, lines) for run in runs if not any(map(is_start, lines := planned_by(run)))]
+    planned = [(run, set(run.overrides)) for run in runs if not any(map(is_start, run.overrides))]
     there = {line for _, lines in planned for line in lines}
     ours = {key(line) for one in (base, *bases) for line in one if line in there}
     wanted = {line for line in base if key(line) in ours}
@@ -176,10 +169,6 @@ def trained(runs: Sequence[Run], base: Sequence[str], bases: Sequence[Sequence[s
         names = ", ".join(run.name for run in found)
         raise ValueError(f"several runs could be the base {' '.join(base)}: {names}; give the study a name= of its own")
     return found[0] if found else None
-
-
-def planned_by(run: Run) -> set[str]:
-    return {line for line in read_overrides(run.folder) if not line.startswith("hydra.")}
 
 
 def is_start(line: str) -> bool:

@@ -4,6 +4,7 @@ With branches of trunks in the table the rows are no independent samples. Seeds 
 the variances between and within trunks are measured on the single runs, and every interval is drawn from them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -66,6 +67,18 @@ class NoiseModel:
     columns: dict[str, Array] = field(default_factory=dict)
     seeds: TrunkNoise | None = None
     averaged: bool = False
+
+    @classmethod
+    def of(
+        cls, found: Fit, clusters: NDArray | None = None, columns: Mapping[str, Array] | None = None
+    ) -> "NoiseModel":
+        """The model of a fit whose rows are single runs, independent or in clusters."""
+        problem = found.problem
+        rows = np.arange(problem.num_rows)
+        groups = rows if clusters is None else clusters
+        layout = Layout(groups, np.ones(len(rows)), _log_size(problem.inputs))
+        runs = Runs(dict(problem.inputs), problem.target, groups, rows, problem.scale)
+        return cls(found, runs, layout, clusters, dict(columns or {}))
 
     @property
     def compute(self) -> Array | None:
@@ -164,7 +177,7 @@ def scale_of(table: Table, space: str) -> Array | None:
     return None if table.sigma is None else relative_sigma(table.sigma, table.target, space)
 
 
-def _log_size(inputs: dict[str, Array]) -> Array:
+def _log_size(inputs: Mapping[str, Array]) -> Array:
     """log N of each row; zeros for laws without N, whose noise is taken for the same everywhere."""
     rows = len(next(iter(inputs.values())))
     return np.log(inputs["N"]) if "N" in inputs and (inputs["N"] > 0).all() else np.zeros(rows)

@@ -16,11 +16,13 @@ import pandas as pd
 from kleiber.catalog import Run
 from kleiber.studies.findings import Findings, Options, check_level, points
 from kleiber.studies.law import Array
+from kleiber.studies.plan_check import PlannedPoint
 from kleiber.studies.replicates import trunk_noise
 from kleiber.studies.seeds import Rows
 from kleiber.studies.student import reach
 
 NAMES = ("N", "D")
+LEAST = 5  # points of an objective whose exponents are told
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,24 @@ class Objectives(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_level(self.level)
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Objectives without points enough for an exponent. Raises ValueError where none has them."""
+        late: dict[str, set[tuple[float, float, int]]] = {}
+        for point in points:
+            if 0.999 * self.min_tokens <= point.D:
+                kind = str(point.config["objective"]["_target_"]).rpartition(".")[2].lower()
+                late.setdefault(kind, set()).add((point.N, point.D, point.config["seed"]))
+        few = [
+            f"{kind}: {len(rows)} points of {len(sizes)} sizes and {len(tokens)} numbers of tokens, where exponents "
+            f"need {LEAST} points of 2 sizes and 2 numbers of tokens"
+            for kind, rows in sorted(late.items())
+            for sizes, tokens in [({N for N, _, _ in rows}, {D for _, D, _ in rows})]
+            if len(rows) < LEAST or len(sizes) < 2 or len(tokens) < 2
+        ]
+        if len(few) == len(late):
+            raise ValueError("; ".join(few) or f"study.min_tokens={self.min_tokens} leaves no point")
+        return few
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         rows = points(runs)
@@ -60,10 +80,10 @@ METHODS = (
 
 
 def exponents(kind: str, rows: Rows, level: float) -> list[dict[str, Any]]:
-    """-d log L / d log N and -d log L / d log D with intervals; empty with fewer than five points."""
+    """-d log L / d log N and -d log L / d log D with intervals; empty with fewer than `LEAST` points."""
     N, D, loss = (rows[name].to_numpy(dtype=float) for name in ("active", "tokens", "loss"))
     _, trunk = np.unique(rows["trunk"].astype(str), return_inverse=True)
-    if len(rows) < 5 or len(np.unique(N)) < 2 or len(np.unique(D)) < 2:
+    if len(rows) < LEAST or len(np.unique(N)) < 2 or len(np.unique(D)) < 2:
         return []
     design = np.column_stack([np.ones(len(N)), np.log(N), np.log(D)])
     noise = trunk_noise({"N": N, "D": D}, loss, trunk)

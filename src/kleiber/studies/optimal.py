@@ -70,15 +70,11 @@ class Optimal:
     def target(self, budget: float) -> float:
         return 10 * budget if self.target_flops is None else quantity(self.target_flops)
 
-    def cells(self, ground: Ground) -> list[list[str]]:
-        """The whole plan, as it stands before anything is trained."""
-        ground = replace(ground, head_dim=self.head_dim)
-        return cells(self.plan(ground, self.budget(ground), [], self.laws), ground)
-
     def rounds(self, ground: Ground) -> Iterator[list[list[str]]]:
         """Cells of each round; a round is planned when the one before it is done, and written to design.json.
 
-        A second start repeats the recorded rounds, so it continues the same design.
+        A second start repeats the recorded rounds, so it continues the same design. A dry run learns nothing on the
+        way and plans every round with the given law.
         """
         ground = replace(ground, head_dim=self.head_dim)
         budget = self.budget(ground)
@@ -92,8 +88,9 @@ class Optimal:
                 laws, told = laws_of_runs(done, ground, self.laws)
                 new = self.next(ground, budget, done, laws, number)
                 kept.append(self._told(ground, new, done, laws[0], budget, told))
-                ground.folder.mkdir(parents=True, exist_ok=True)
-                write_json(ground.folder / PLAN, {"key": self.key(ground), "rounds": kept})
+                if ground.planned is None:
+                    ground.folder.mkdir(parents=True, exist_ok=True)
+                    write_json(ground.folder / PLAN, {"key": self.key(ground), "rounds": kept})
             print(f"design, round {number + 1} of {self.num_rounds}: {kept[number]['told']}", flush=True)
             done += new
             if new:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kleiber.budget import quantity
+from kleiber.catalog import Run, read_runs
 from kleiber.studies import record as records
 from kleiber.studies.information import PARAMETERS, Points
 from kleiber.studies.law import Array
@@ -37,6 +38,7 @@ class Ground:
     speed                FLOPs per second of this machine by width, measured when asked
     refusal              why sizes of this config cannot be told, or None
     head_dim             channels of a head where a design keeps them at every width; None leaves the model's own rule
+    planned              runs that a dry run has planned so far, which count as finished; None where cells are trained
     """
 
     model: Mapping[str, Any]
@@ -48,6 +50,15 @@ class Ground:
     speed: Callable[[Sequence[int]], list[float]]
     refusal: str | None = None
     head_dim: int | None = None
+    planned: Callable[[], Sequence[Run]] | None = None
+
+    def runs(self) -> list[Run]:
+        """The runs that are there, and in a dry run those that it has planned."""
+        found = {run.folder: run for run in (read_runs(self.folder) if self.folder.is_dir() else [])}
+        for run in self.planned() if self.planned else ():
+            if run.folder not in found or found[run.folder].status != "finished":
+                found[run.folder] = run
+        return list(found.values())
 
     def size(self, width: int) -> Size:
         if self.refusal is not None:
@@ -73,7 +84,10 @@ class Trunk:
         return tokens * ground.size(self.width).flops_per_token
 
 
-def ground_of(config: Mapping[str, Any], folder: Path, speed: Callable[[Sequence[int]], list[float]]) -> Ground:
+def ground_of(
+    config: Mapping[str, Any], folder: Path, speed: Callable[[Sequence[int]], list[float]],
+    planned: Callable[[], Sequence[Run]] | None = None,
+) -> Ground:  # fmt: skip
     """From a resolved config; what has no formula is refused when a size is asked for, since not every design asks."""
     stages, refusal, vocabulary = config.get("stages"), None, 0
     if stages is not None and "branches" not in stages:
@@ -84,7 +98,9 @@ def ground_of(config: Mapping[str, Any], folder: Path, speed: Callable[[Sequence
         refusal = str(error)
     decay = float((config.get("schedule") or {}).get("decay", 0.2))
     tokens = round(quantity(config["batch"]["tokens"]))
-    return Ground(config["model"], vocabulary, tokens, decay, stages is not None, folder, speed, refusal)
+    return Ground(
+        config["model"], vocabulary, tokens, decay, stages is not None, folder, speed, refusal, planned=planned
+    )
 
 
 def cells(plan: Sequence[Trunk], ground: Ground) -> list[list[str]]:

@@ -7,17 +7,21 @@ has been printed where the data did not identify it. It refuses excesses without
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from kleiber.budget import quantity
 from kleiber.catalog import Run
 from kleiber.studies import analysis, record, table
 from kleiber.studies.findings import Findings, Options, check_level
 from kleiber.studies.law import find
+from kleiber.studies.plan_check import PlannedPoint, shortfall
 from kleiber.studies.record_text import lines
 from kleiber.studies.seeds import Rows, seed_means, told
 
@@ -35,6 +39,16 @@ class Repetition(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_level(self.level)
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """What repeating costs needs no law: that it cannot be fitted is a warning."""
+        columns = {
+            "N": np.array([point.N for point in points]),
+            "D": np.array([point.D for point in points]),
+            "U": np.array([min(point.D, unique_tokens(point.config["data"])) for point in points]),
+        }
+        why = shortfall(find("data_constrained"), columns)
+        return [f"what repeating costs will be told and no law: {why}"] if why else []
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         rows = epochs(runs)
@@ -92,6 +106,11 @@ METHODS = (
     "al. 2023 (arXiv:2305.16264), its seven parameters fitted together; parameters with a flat profile are called not "
     "identified."
 )
+
+
+def unique_tokens(data: Mapping[str, Any]) -> float:
+    """Tokens that are read over and over; without a limit all text is new."""
+    return math.inf if data.get("unique") is None else quantity(data["unique"])
 
 
 def epochs(runs: Sequence[Run]) -> Rows:

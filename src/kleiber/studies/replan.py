@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from kleiber.catalog import frame, read_runs
-from kleiber.studies.bootstrap import bootstrap
 from kleiber.studies.fit import fit
+from kleiber.studies.noise_model import NoiseModel
 from kleiber.studies.planning import Ground, Law, Trunk
 
 SPARE = 3  # rows beyond the parameters that a fit must have
@@ -29,7 +29,8 @@ def laws_of_runs(done: Sequence[Trunk], ground: Ground, before: Sequence[Law]) -
         for trunk in done
         for tokens in trunk.branches
     }
-    rows: Any = frame([run for run in read_runs(ground.folder) if run.status == "finished"])
+    runs = read_runs(ground.folder) if ground.folder.is_dir() else []
+    rows: Any = frame([run for run in runs if run.status == "finished"])
     rows = rows.dropna(subset=["loss", "tokens", "active"]) if len(rows) else rows
     if not len(rows):
         return before, "no run of the earlier rounds has finished: planned with the given law"
@@ -45,8 +46,10 @@ def laws_of_runs(done: Sequence[Trunk], ground: Ground, before: Sequence[Law]) -
     found = fit(name, inputs, mine["loss"].to_numpy(dtype=float))
     if found.dropped or not np.isfinite(found.noise):
         return before, f"{len(mine)} points do not identify the law yet: planned with the given law"
-    draws = bootstrap(found, DRAWS, seed=0, kind="parametric").values
-    laws = [_named(list(found.law.params), row) for row in np.vstack([found.values, draws])]
+    _, trunk = np.unique(mine["trunk"].to_numpy(dtype=str), return_inverse=True)
+    draws = NoiseModel.of(found, trunk).draws(DRAWS, seed=0)
+    rows = found.values if draws is None else np.vstack([found.values, draws.values])
+    laws = [_named(list(found.law.params), row) for row in rows]
     usable = [law for law in laws if 0.05 < law["alpha"] < 1.5 and 0.05 < law["beta"] < 1.5 and law["A"] * law["B"] > 0]
     return usable or before, f"planned from {len(mine)} points so far"
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kleiber.budget import quantity
@@ -18,6 +19,7 @@ from kleiber.studies import analysis, record, table
 from kleiber.studies.exclusion import CHOICES
 from kleiber.studies.findings import Findings, Options, not_identified, points
 from kleiber.studies.law import find
+from kleiber.studies.plan_check import PlannedPoint, shortfall
 from kleiber.studies.record_text import lines, percent, short
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
@@ -53,6 +55,17 @@ class Scaling(Options):
         if self.exclude not in CHOICES:
             raise ValueError(f"study.exclude={self.exclude}: must be one of {', '.join(CHOICES)}")
         quantity(self.min_tokens)
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError where the points of `min_tokens` and more do not determine the law."""
+        late = [point for point in points if 0.999 * quantity(self.min_tokens) <= point.D]
+        columns = {name: np.array([getattr(point, name) for point in late]) for name in ("N", "D")}
+        if why := shortfall(find(self.law), columns):
+            raise ValueError(f"{why}, or lower study.min_tokens={self.min_tokens}" if len(late) < len(points) else why)
+        return []
+
+    def law_inputs(self) -> Sequence[str]:
+        return find(self.law).inputs
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         """The law of a ladder with what may be said of it."""

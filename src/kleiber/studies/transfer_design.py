@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kleiber import hub
-from kleiber.catalog import Run, read_runs
+from kleiber.catalog import Run
 from kleiber.compose import conf_dir
 from kleiber.errors import did_you_mean
 from kleiber.studies.methods import Ground, trained
@@ -105,11 +105,6 @@ class Pretraining:
         told = [start.base for start in self.starts() if start.base is not None]
         return [[*base, f"seed={seed}"] for base in told for seed in range(self.seeds)]
 
-    def cells(self, ground: Ground) -> list[list[str]]:
-        """What can be planned now; of an untuned task at its first rate."""
-        self.needs()
-        return [*self.bases(), *self.tuning(ground), *self.scoring(ground)]
-
     def rounds(self, ground: Ground) -> Iterator[list[list[str]]]:
         self.needs()
         yield self.bases()
@@ -118,7 +113,7 @@ class Pretraining:
 
     def tuning(self, ground: Ground) -> list[list[str]]:
         """At the first seed and the most labels, every rate of every task; kinds on other texts take the first's."""
-        runs, found = known(ground.folder), []
+        runs, found = ground.runs(), []
         for start in self.tuned():
             rates = self.rates(start)
             if len(rates) > 1:
@@ -127,9 +122,9 @@ class Pretraining:
         return found
 
     def scoring(self, ground: Ground) -> list[list[str]]:
-        """Every seed and share at the rate that scored best in tuning."""
-        runs, found = known(ground.folder), []
-        best = best_rates(runs, self.shares[0])
+        """Every seed and share at the rate that scored best in tuning, at the first rate while nothing has scored."""
+        runs, found = ground.runs(), []
+        best = best_rates([run for run in runs if run.stages], self.shares[0])
         first = {start.kind: start.name for start in reversed(self.tuned()) if start.base is not None}
         for seed, start, task, share in itertools.product(range(self.seeds), self.starts(), self.tasks, self.shares):
             asked = SCRATCH if start.base is None else first[start.kind]
@@ -162,8 +157,8 @@ class Pretraining:
             return []
         lines = [*self.finetune, *self.tasks[task], f"optimizer.lr={lr:g}", f"seed={seed}"]
         if start.base is None:
-            saved = run.folder / "tokenizer"
-            lines = [*self.chosen[start.kind].model, *lines, *([f"data.tokenizer={saved}"] if saved.is_dir() else [])]
+            tokenizer = [] if run.tokenizer is None else [f"data.tokenizer={run.tokenizer}"]
+            lines = [*self.chosen[start.kind].model, *lines, *tokenizer]
         else:
             lines += ["init=checkpoint", f"init.path={run.folder}"]
         if share < 1:
@@ -199,7 +194,3 @@ def hub_name(lines: Lines) -> str | None:
     node: Any = OmegaConf.load(file) if file.is_file() else {}
     path = told.get("data.path") or str(node.get("path") or "")
     return path if path and hub.is_name(path) and not Path(path).exists() else None
-
-
-def known(folder: Path) -> list[Run]:
-    return read_runs(folder) if folder.is_dir() else []
