@@ -1,7 +1,6 @@
 """Do intervals cover, and does the test of a transient leave exact laws alone? Simulated tables of a known law.
 
     python benchmarks/coverage.py --tables 250 --workers 2 --out coverage.json     # 8 settings of 250 tables each
-    python benchmarks/coverage.py --compare --tables 100                           # ways to resample, side by side
 
 A table is a ladder of 6 sizes x 5 numbers of tokens (30 rows, or 60 with two seeds), an exact Chinchilla law and noise
 of .6 % of the loss: of rows alone, falling with size, shared by the branches of a trunk, or with one outlier of 20 %.
@@ -19,19 +18,17 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
 
 import numpy as np
 import pandas as pd
 
 from kleiber.studies import estimates
 from kleiber.studies.approaches import optimum
-from kleiber.studies.asymptotics import signs, tests_of
+from kleiber.studies.asymptotics import diagnose, signs
 from kleiber.studies.bootstrap import interval
 from kleiber.studies.fit import fit
 from kleiber.studies.law import find
@@ -152,7 +149,7 @@ def judge(job: tuple[Setting, int, int]) -> dict[str, Any]:
     setting, seed, draws = job
     ladder = LADDERS[seed % len(LADDERS)]
     model = fitted(table(setting, ladder, seed), setting)
-    tested = tests_of(model)
+    tested = diagnose(model)
     reasons = signs(tested) if tested is not None else []
     told: dict[str, Any] = {"setting": setting.name, "ladder": seed % len(LADDERS), "refused": reasons}
     if setting.planted:
@@ -169,7 +166,9 @@ def judge(job: tuple[Setting, int, int]) -> dict[str, Any]:
     for name in (*PARAMETERS, "a_opt"):
         entry = entries[name]
         if entry["lo"] is not None and entry["hi"] is not None:
-            ends[name] = [logit(end) if name == "a_opt" else np.log(max(end, 1e-300)) for end in (entry["lo"], entry["hi"])]
+            ends[name] = [
+                logit(end) if name == "a_opt" else np.log(max(end, 1e-300)) for end in (entry["lo"], entry["hi"])
+            ]
     lo, hi = interval(sample.predict(at_4x(ladder))[:, 0])
     ends["loss at 4x"] = [float(np.log(lo)), float(np.log(hi))]
     told["identified"] = all(entries[name]["identified"] for name in PARAMETERS)
@@ -213,7 +212,8 @@ def run(settings: tuple[Setting, ...], tables: int, draws: int, workers: int, se
     jobs = [(setting, seed + number, draws) for number in range(tables) for setting in settings]
     found: dict[str, list[dict[str, Any]]] = {setting.name: [] for setting in settings}
     began = time.monotonic()
-    with ProcessPoolExecutor(workers) as pool:
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         for done, told in enumerate(pool.map(judge, jobs, chunksize=4), 1):
             found[told["setting"]].append(told)
             if done % 50 == 0:
@@ -222,13 +222,17 @@ def run(settings: tuple[Setting, ...], tables: int, draws: int, workers: int, se
 
 
 def show(found: dict[str, Any]) -> None:
-    print(f"{'setting':36}" + "".join(f"{name:>11}" for name in QUANTITIES) + f"{'not ident.':>11}{'refused':>9}")
+    print(f"{'setting':36}" + "".join(f"{name:>12}" for name in QUANTITIES) + f"{'not ident.':>11}{'refused':>9}")
     for name, told in found.items():
         if "coverage" not in told:
-            print(f"{name:36}{'':88}{told['refused']:9.3f}")
+            print(f"{name:36}{'':95}{told['refused']:9.3f}")
             continue
         cells = [f"{told['coverage'][q]:.2f} ({told['width / oracle'][q]:.2f})" for q in QUANTITIES]
-        print(f"{name:36}" + "".join(f"{cell:>11}" for cell in cells) + f"{told['not identified']:11.3f}{told['refused']:9.3f}")
+        print(
+            f"{name:36}"
+            + "".join(f"{cell:>11}" for cell in cells)
+            + f"{told['not identified']:11.3f}{told['refused']:9.3f}"
+        )
 
 
 def main() -> None:

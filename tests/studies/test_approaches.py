@@ -5,11 +5,11 @@ import pytest
 
 from kleiber.studies.accounting import accounting, conventions
 from kleiber.studies.approaches import Exponent, allocation, disagreement, envelope, optimum, vertices
-from kleiber.studies.bootstrap import bootstrap
 from kleiber.studies.branched import exponents
 from kleiber.studies.fit import fit
-from kleiber.studies.pose import Posed
+from kleiber.studies.noise_model import NoiseModel
 from kleiber.studies.side_by_side import compare
+from kleiber.studies.variance_components import Layout, VarianceComponents
 
 from . import ladders
 
@@ -37,7 +37,8 @@ def test_three_approaches_agree_on_one_law():
     N, D, C = isoflop()
     L = ladders.noisy(ladders.loss(N, D, **TIED), 0, 0.0003)
     found = fit("chinchilla", {"N": N, "D": D}, L)
-    compared = compare(Posed(found, columns={"C": C}), bootstrap(found, 100))
+    model = NoiseModel.of(found, columns={"C": C})
+    compared = compare(model, model.draws(100, 0))
     by_name = {one.approach[0]: one for one in compared}
     assert by_name["2"].a == pytest.approx(0.5, abs=0.03) and by_name["3"].a == pytest.approx(0.5, abs=0.03)
     assert by_name["3"].lo < 0.5 < by_name["3"].hi and len(by_name["2"].points) == 6
@@ -47,8 +48,8 @@ def test_envelope_on_a_grid_of_sizes():
     N = np.repeat(np.geomspace(1e7, 1e10, 25), 25)
     D = np.tile(np.geomspace(3e8, 3e11, 25), 25)
     L = ladders.loss(N, D, **TIED)
-    posed = Posed(fit("chinchilla", {"N": N, "D": D}, L), columns={"C": 6 * N * D})
-    one = next(e for e in compare(posed, None) if e.approach.startswith("1"))
+    model = NoiseModel.of(fit("chinchilla", {"N": N, "D": D}, L), columns={"C": 6 * N * D})
+    one = next(e for e in compare(model, None) if e.approach.startswith("1"))
     assert one.a == pytest.approx(0.5, abs=0.05)
 
 
@@ -77,11 +78,17 @@ def test_a_ladder_of_branches_has_all_approaches_by_interpolation():
     D = np.tile(1e6 * 2.0 ** np.arange(5), 6)
     law = {"E": 1.0, "A": 85.0, "B": 85.0 * 30**0.5, "alpha": 0.5, "beta": 0.5}
     loss, trunks = ladders.loss(N, D, **law), np.repeat(np.arange(6), 5)
-    calm = exponents(N, 6 * N * D, loss, 1e-4, np.zeros(30), trunks, 0.9)
+    layout = Layout(trunks, np.ones(30), np.log(N))
+
+    def by_noise(own, shared):
+        noise = VarianceComponents(shared**2, own**2, 50.0, 50.0, 50.0, 0.0, 0.0, 5.0)
+        return exponents(N, 6 * N * D, loss, noise, layout, 0.9)
+
+    calm = by_noise(1e-4, 0.0)
     assert [one.approach[0] for one in calm] == ["1", "2"]
     for one in calm:
         assert one.a == pytest.approx(0.5, abs=0.04) and len(one.points) >= 3
-    own, shared = (exponents(N, 6 * N * D, loss, *noise, trunks, 0.9) for noise in ((0.004, 0.0), (0.001, 0.004)))
+    own, shared = by_noise(0.004, 0.0), by_noise(0.001, 0.004)
     assert all(a.lo < 0.5 < a.hi for a in (*own, *shared))
     assert min(b.hi - b.lo for b in shared) > 3 * max(c.hi - c.lo for c in calm)
 
@@ -95,7 +102,8 @@ def test_disagreement_is_a_sentence():
 
 def test_allocation_bands_hold_the_truth_and_spend_the_budget():
     table = ladders.twenty()
-    sample = bootstrap(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0, 0.002)), 200)
+    sample = NoiseModel.of(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0, 0.002))).draws(200, 0)
+    assert sample is not None
     row = allocation(sample, np.array([1e20]))[0]
     true_n = optimum({k: np.array([v]) for k, v in ladders.TRUE.items()}, 1e20)[0][0]
     assert row["N_lo"] < true_n < row["N_hi"] and 6 * row["N"] * row["D"] == pytest.approx(1e20)
@@ -107,10 +115,10 @@ def test_leaving_embeddings_out_moves_the_exponent_up():
     N_noemb = N - 40.0 * N**0.7
     L = ladders.loss(N, D, **TIED)
     found = fit("chinchilla", {"N": N, "D": D}, ladders.noisy(L, 0, 0.0003))
-    table = accounting(Posed(found, columns={"C": C, "Nnoemb": N_noemb}), draws=20)
+    table = accounting(NoiseModel.of(found, columns={"C": C, "Nnoemb": N_noemb}), draws=20)
     shift = {(row["convention"], row["approach"][0]): row["shift"] for row in table}
     assert shift["6ND", "3"] == 0 and shift["6ND without embeddings", "3"] > 0.005
-    assert accounting(Posed(found, columns={"C": C})) == []
+    assert accounting(NoiseModel.of(found, columns={"C": C})) == []
     columns = {"N": N, "D": D, "Nnoemb": N_noemb, "Cexact": 2 * C}
     by_name = conventions(columns)
     np.testing.assert_allclose(by_name["6ND without embeddings"], [N_noemb, 6 * N_noemb * D])

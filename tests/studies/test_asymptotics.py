@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.asymptotics import signs, tests_of, transient, untold
+from kleiber.studies.asymptotics import diagnose, signs, transient, untold
 from kleiber.studies.fit import fit
 from kleiber.studies.law import find
 from kleiber.studies.noise_model import NoiseModel, fit_with_noise
@@ -23,14 +23,15 @@ def floorless(N, D):
     return 30 * N**-0.3 + 40 * D**-0.25
 
 
-def tested(law, table, loss, *options):
-    return tests_of(NoiseModel.of(fit(law, table, loss, *options)))
+def diagnosed(law, table, loss, *options):
+    return diagnose(NoiseModel.of(fit(law, table, loss, *options)))
 
 
 def share(curve, count, sd=0.005):
     table = ladders.small()
     return (
-        sum(bool(signs(tested("chinchilla", table, ladders.noisy(curve(**table), s, sd)))) for s in range(count)) / count
+        sum(bool(signs(diagnosed("chinchilla", table, ladders.noisy(curve(**table), s, sd)))) for s in range(count))
+        / count
     )
 
 
@@ -52,19 +53,19 @@ def test_a_transient_reads_pre_asymptotic():
 def test_steepening_slopes_are_named():
     table = ladders.small()
     bent = ladders.small_loss(**table) * np.exp(-0.05 * np.log(table["D"] / 1e6) ** 2)
-    verdicts = pre_asymptotic(tested("chinchilla", table, ladders.noisy(bent, 0)))
+    verdicts = pre_asymptotic(diagnosed("chinchilla", table, ladders.noisy(bent, 0)))
     assert [v.level for v in verdicts] == ["refuse"] and "steepens near D" in verdicts[0].text
 
 
 def test_an_exponent_that_moves_with_the_least_d_is_named():
     table = ladders.small()
     L = ladders.small_loss(**table) + 0.5 * np.exp(-table["D"] / 2e6)
-    assert any("beta moves from" in r for r in signs(tested("chinchilla", table, ladders.noisy(L, 0, 0.002))))
+    assert any("beta moves from" in r for r in signs(diagnosed("chinchilla", table, ladders.noisy(L, 0, 0.002))))
 
 
 def test_a_floor_that_wants_to_be_negative_is_named():
     table = ladders.small()
-    found = tested("chinchilla", table, ladders.noisy(floorless(**table) - 0.8, 0, 0.001))
+    found = diagnosed("chinchilla", table, ladders.noisy(floorless(**table) - 0.8, 0, 0.001))
     assert any("E sits at 0 and would be -" in reason for reason in signs(found))
 
 
@@ -73,7 +74,7 @@ def test_the_transients_size_is_measured():
     table = ladders.small()
     curve = ladders.small_loss(**table)
     L = ladders.noisy(curve + 0.5 * np.exp(-table["D"] / 4e6), 0, 0.001)
-    found = transient(tested("chinchilla", table, L, "squared"))
+    found = transient(diagnosed("chinchilla", table, L, "squared"))
     assert found is not None and found.along == "D" and found.p_value < 0.01
 
 
@@ -92,12 +93,12 @@ def trunks(seed, seeds, correlation=0.9, sd=0.006, planted=0.0):
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_noise_that_trunks_share_is_no_transient_in_size(seeds):
     """A trunk's noise is a function of N alone; with it taken for the rows' own, 77 to 90 % of these were refused."""
-    refused = [bool(signs(tests_of(trunks(seed, seeds)))) for seed in range(10)]
+    refused = [bool(signs(diagnose(trunks(seed, seeds)))) for seed in range(10)]
     assert sum(refused) <= 2, refused
 
 
 def test_a_transient_is_found_beside_the_noise_of_trunks():
-    found = transient(tests_of(trunks(0, 2, planted=0.3)))
+    found = transient(diagnose(trunks(0, 2, planted=0.3)))
     assert found is not None and found.along == "D" and found.p_value < 0.01
 
 
@@ -105,6 +106,6 @@ def test_nothing_is_judged_along_size_with_too_few_trunks():
     model = trunks(0, 1)
     four = model.fit.problem.inputs["N"] > np.unique(model.fit.problem.inputs["N"])[1]
     clusters = model.clusters[four]
-    few = tests_of(NoiseModel.of(model.on(four), clusters))
-    assert untold(few) == ["N"] and untold(tests_of(model)) == []
+    few = diagnose(NoiseModel.of(model.on(four), clusters))
+    assert untold(few) == ["N"] and untold(diagnose(model)) == []
     assert [v.code for v in pre_asymptotic(few)] == ["transient_not_tested"]

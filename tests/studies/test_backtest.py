@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from kleiber.studies.backtest import backtests, default_cuts, holdouts, naive_predictions, rank
+from kleiber.studies.extrapolation import Misfit
 from kleiber.studies.fit import fit
 from kleiber.studies.law import find
-from kleiber.studies.pose import Posed
+from kleiber.studies.noise_model import NoiseModel
 from kleiber.studies.verdicts import backtest_verdicts
 
 from . import ladders
@@ -16,13 +17,13 @@ def fitted(L=None, seed=0):
     table = ladders.twenty()
     L = ladders.noisy(ladders.loss(**table), seed) if L is None else L
     found, C = fit("chinchilla", table, L), 6 * table["N"] * table["D"]
-    return Posed(found, columns={"C": C}), C
+    return NoiseModel.of(found, columns={"C": C}), C
 
 
 def test_the_cut_leaves_a_guard_band():
     found, C = fitted()
     cut = 1.1 * float(np.sort(C)[12])  # a row sits in the band, below the cut
-    test = backtests(found, [cut], draws=50)[0]
+    test = backtests(found, [cut], draws=50)[0][0]
     assert (test.n_train, test.n_test) == ((0.85 * cut > C).sum(), (1.2 * cut < C).sum())
     assert test.n_train + test.n_test < len(C)
     with pytest.raises(ValueError, match="0 above"):
@@ -35,18 +36,18 @@ def test_a_table_without_compute_is_cut_along_its_sizes():
     N, X = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 6), 2.0 ** np.arange(5)))
     law, values = find("routed"), np.array([[-0.087, -0.136, 0.012, 1.157, 4.2, 478.0]])
     found = fit(law, {"N": N, "X": X}, ladders.noisy(law.predict({"N": N, "X": X}, values)[0], 0, 0.001))
-    posed = Posed(found)
-    assert posed.compute is None and posed.along is not None and posed.along[0] == "N"
-    test = backtests(posed, [2e8], draws=20)[0]
+    model = NoiseModel.of(found)
+    assert model.compute is None and model.along is not None and model.along[0] == "N"
+    test = backtests(model, [2e8], draws=20)[0][0]
     assert (test.along, test.n_train, test.n_test) == ("N", (N < 1.7e8).sum(), (N > 2.4e8).sum())
-    assert backtests(fitted()[0], [1e19], draws=0)[0].along == "C", "compute is the cut where it is known"
+    assert backtests(fitted()[0], [1e19], draws=0)[0][0].along == "C", "compute is the cut where it is known"
     with pytest.raises(ValueError, match="N spans 1e"):
-        backtests(posed, [1e30])
+        backtests(model, [1e30])
 
 
 def test_a_true_law_beats_the_naive_and_has_no_bias():
     found, _ = fitted()
-    tests = backtests(found, [1e19, 5e19], draws=100)
+    tests, _ = backtests(found, [1e19, 5e19], draws=100)
     assert all(test.beats_naive and test.mare < 0.02 for test in tests)
     assert "no_law" not in {verdict.code for verdict in backtest_verdicts(tests)}
 
@@ -69,7 +70,7 @@ def test_a_wrong_law_that_loses_to_the_line_is_no_law():
     N, D = table["N"], table["D"]
     broken = np.where(N < 2e8, 4 * N**-0.02, 4 * 2e8**-0.02 * (N / 2e8) ** -0.3)
     found, _ = fitted(broken * (D / 1e9) ** -0.05)
-    verdicts = backtest_verdicts(backtests(found, [2e19], draws=50))
+    verdicts = backtest_verdicts(backtests(found, [2e19], draws=50)[0])
     assert "no_law" in {v.code for v in verdicts} and next(v for v in verdicts if v.code == "no_law").level == "refuse"
     assert [v.code for v in backtest_verdicts([])] == ["no_backtest"]
 
@@ -102,7 +103,7 @@ def test_points_of_equal_compute_to_a_percent_are_one_rung():
 def test_each_holdout_leaves_out_what_it_says():
     found, C = fitted()
     N = found.fit.problem.inputs["N"]
-    told = {entry["name"]: entry for entry in holdouts(found, draws=50)}
+    told = {entry["name"]: entry for entry in holdouts(found, Misfit(), draws=50)}
     assert told["largest size"]["n_test"] == (N.max() == N).sum()
     assert told["two largest sizes"]["n_test"] == (np.unique(N)[-2] <= N).sum()
     assert told["top 4x of compute"]["n_train"] == (C.max() / 4 >= C).sum()

@@ -1,11 +1,14 @@
 """Intervals: coverage on simulated tables, the kinds of resampling, noise shared within a trunk."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from kleiber.studies.approaches import optimum
-from kleiber.studies.bootstrap import bootstrap, interval, strata_of, within_cluster
+from kleiber.studies.bootstrap import bootstrap, interval, strata_of
 from kleiber.studies.fit import fit
+from kleiber.studies.noise_model import NoiseModel
 
 from . import ladders
 
@@ -19,7 +22,7 @@ def coverage(num_tables: int, draws: int) -> tuple[float, float]:
     losses = exponents = 0
     for seed in range(num_tables):
         found = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), seed))
-        sample = bootstrap(found, draws, seed)
+        sample = NoiseModel.of(found).draws(draws, seed)
         lo, hi = interval(sample.predict(at)[:, 0])
         losses += lo <= target <= hi
         lo, hi = interval(sample.derive()["a_opt"])
@@ -39,16 +42,35 @@ def test_intervals_cover_on_a_few_tables():
     assert loss >= 7 / 12 and exponent >= 7 / 12, (loss, exponent)
 
 
-def test_kind_follows_the_number_of_rows():
-    table = ladders.twenty()
-    found = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))
-    assert bootstrap(found, 5).kind == "parametric"
-    many = {k: np.tile(v, 2) for k, v in table.items()}
-    found = fit("chinchilla", many, ladders.noisy(ladders.loss(**many), 0))
-    assert bootstrap(found, 5).kind == "pairs"
-    assert bootstrap(found, 5, clusters=np.arange(40) // 2).kind == "clusters"
-    with pytest.raises(ValueError, match="bootstrap kind 'jackknife'"):
-        bootstrap(found, 5, kind="jackknife")
+def test_the_method_follows_the_rows():
+    """Noise is drawn where rows or trunks are few, and resampled where they are many."""
+    model = fitted(ladders.twenty())
+    assert resampled(model) == ("bootstrap", False)
+    many = {k: np.tile(v, 2) for k, v in ladders.twenty().items()}
+    assert resampled(fitted(many)) == ("bootstrap", True)
+    assert resampled(fitted(many, np.arange(40) // 2)) == ("cluster bootstrap", True)
+    assert resampled(fitted(many, np.arange(40) % 8)) == ("cluster t", False)
+    with pytest.raises(ValueError, match="bootstrap method 'jackknife'"):
+        drawn(model, method="jackknife")
+    with pytest.raises(ValueError, match="needs clusters"):
+        drawn(model, method="cluster t")
+
+
+def fitted(table, clusters=None, seed=0, sd=0.005):
+    return NoiseModel.of(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), seed, sd)), clusters)
+
+
+def drawn(model, count=5, method=None):
+    noise = model.components()
+    return bootstrap(model.fit, count, 0, noise, model.layout, None, model.clusters, method)
+
+
+def resampled(model):
+    """The method, and whether tables were resampled: then refits depend on the rows alone, and not on the noise."""
+    noise = model.components()
+    larger = replace(noise, within=4 * noise.within, between=4 * noise.between)
+    both = [bootstrap(model.fit, 5, 0, one, model.layout, None, model.clusters) for one in (noise, larger)]
+    return both[0].method, bool(np.allclose(both[0].values, both[1].values))
 
 
 def test_pairs_keep_each_stratum_at_its_size():
@@ -63,26 +85,21 @@ def test_pairs_keep_each_stratum_at_its_size():
 
 
 def test_noise_shared_within_a_trunk_widens_the_interval_of_a_size():
-    """With correlation .86 a trunk is one sample, not five: the interval of a_opt must grow."""
+    """With correlation .86 a trunk is one sample, not five: the interval of the loss at a size must grow."""
     table = ladders.small()
     rng = np.random.default_rng(8)
     trunk = np.repeat(np.arange(6), 5)
     noise = 0.01 * (np.sqrt(0.86) * rng.normal(size=6)[trunk] + np.sqrt(0.14) * rng.normal(size=30))
-    assert within_cluster(noise, trunk) > 0.5
-    assert within_cluster(rng.normal(size=3000), np.repeat(np.arange(600), 5)) < 0.1
     found = fit("chinchilla_tied", table, ladders.small_loss(**table) * np.exp(noise))
-    apart = bootstrap(found, 200, kind="parametric")
-    together = bootstrap(found, 200, clusters=trunk)
-    assert "correlation" in together.kind and apart.correlation == 0
+    apart, together = (NoiseModel.of(found, clusters).draws(200, 0) for clusters in (None, trunk))
     at = {"N": np.array([5e6]), "D": np.array([2e7])}
     width = [np.ptp(interval(sample.predict(at)[:, 0])) for sample in (apart, together)]
-    assert within_cluster(found.residuals, trunk) == pytest.approx(together.correlation)
     assert width[1] > width[0]
 
 
 def test_a_run_scatters_more_than_the_law():
     table = ladders.twenty()
     found = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))
-    sample = bootstrap(found, 200)
+    sample = NoiseModel.of(found).draws(200, 0)
     at = {"N": np.array([1e8]), "D": np.array([2e9])}
     assert np.std(sample.predict_runs(at)) > 1.5 * np.std(sample.predict(at))

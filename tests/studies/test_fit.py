@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from kleiber.studies.bootstrap import bootstrap
 from kleiber.studies.fit import fit
+from kleiber.studies.noise_model import NoiseModel
 
 from . import ladders
 
@@ -101,6 +101,6 @@ def test_speed_of_a_fit_and_of_a_thousand_refits():
     start = time.process_time()
     found = fit("chinchilla", {"N": N, "D": D}, L)
     fitted = time.process_time()
-    bootstrap(found, 1000)
+    NoiseModel.of(found).draws(1000, 0)
     done = time.process_time()
     assert fitted - start <= 0.5 and done - fitted <= 30, (fitted - start, done - fitted)

@@ -1,5 +1,7 @@
 """What `--level`, `--fix`, `--at` and `--sigma` of `kleiber fit` do, and the combinations that are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,7 @@ from kleiber.studies.approaches import regress, vertices
 from kleiber.studies.bootstrap import Draws, interval
 from kleiber.studies.fit import fit as fit_law
 from kleiber.studies.law import find
-from kleiber.studies.pose import pose
+from kleiber.studies.noise_model import NoiseModel, fit_with_noise
 from kleiber.studies.record import fitted_values
 from kleiber.studies.replicates import lack_of_fit
 from kleiber.studies.solve import relative_sigma, rho
@@ -44,7 +46,7 @@ def test_the_level_reaches_every_interval_and_the_printed_percent(record):
     )
     for one, other in pairs:
         assert one["lo"] < other["lo"] < other["hi"] < one["hi"]
-    assert wide["backtests"][0]["coverage"] > narrow["backtests"][0]["coverage"]
+    assert wide["backtests"][0]["half_width"] > 2 * narrow["backtests"][0]["half_width"]
     assert "95%" in told and "90%" not in told
 
 
@@ -60,8 +62,8 @@ def test_a_vertex_has_an_interval_of_the_asked_level():
 
 
 def test_a_fixed_parameter_is_held_in_a_law_of_the_others(record):
-    free, _, _ = record()
-    held, told, out = record("--fix", "E=1.69", "--predict", "N=2B,D=40B")
+    free, _, _ = record("--bootstrap", 400)
+    held, told, out = record("--fix", "E=1.69", "--predict", "N=2B,D=40B", "--bootstrap", 400)
     assert held["params"]["E"] == {"value": 1.69, "lo": None, "hi": None, "identified": True, "fixed": True}
     assert "E          1.69   fixed" in told and len(held["cov"]) == 4
     assert fitted_values(held).shape == (1, 4)
@@ -187,11 +189,11 @@ def test_seeds_that_are_averaged_combine_their_errors():
     both = pd.concat([frame, more], ignore_index=True)
     both["L"] = ladders.noisy(ladders.loss(both["N"], both["D"]), 0, 0.002)
     law = find("chinchilla")
-    even = pose(load(both, {"sigma": "se"}), law, None, 1e-3, "linear", "trunk").fit.problem
+    even = fit_with_noise(load(both, {"sigma": "se"}), law, None, 1e-3, "linear", "trunk").fit.problem
     scale, small = even.scale, even.inputs["N"] == N[0]
     assert scale is not None and scale[small] / scale[~small][0] == pytest.approx(1 / np.sqrt(2))
     uneven = both.assign(se=np.where(both["trunk"] == "again", 0.06, 0.02))
-    scale = pose(load(uneven, {"sigma": "se"}), law, None, 1e-3, "linear", "trunk").fit.problem.scale
+    scale = fit_with_noise(load(uneven, {"sigma": "se"}), law, None, 1e-3, "linear", "trunk").fit.problem.scale
     assert scale is not None and scale[small] / scale[~small][0] == pytest.approx(np.hypot(0.06, 0.02) / 2 / 0.02)
 
 
@@ -209,7 +211,9 @@ def test_misfit_of_a_cell_is_no_noise_of_its_replicates():
 def test_the_interval_of_a_run_with_a_larger_error_is_as_much_wider():
     rows = ladders.twenty()
     found = fit_law("chinchilla", rows, ladders.noisy(ladders.loss(**rows), 1, 0.01))
-    draws = Draws(found, np.repeat(found.values, 4000, axis=0), "", np.full(4000, found.noise))
+    noise = NoiseModel.of(found).components()
+    assert noise is not None
+    draws = Draws(found, np.repeat(found.values, 4000, axis=0), "bootstrap", replace(noise, slope=0.0))
     lo, hi = interval(np.log(draws.predict_runs(rows, 0, np.where(np.arange(20) == 7, 10.0, 1.0))))
     width = hi - lo
     assert width[7] / np.delete(width, 7).mean() == pytest.approx(10, rel=0.05)

@@ -80,7 +80,7 @@ def test_repetition_finds_the_cost_of_epochs_against_fresh_text(tmp_path):
     assert len({row["N"] for row in rows}) == 2 and {row["seeds"] for row in rows} == {2}, "two sizes are no seeds"
     assert len(found.figures) == 2
     assert found.law is not None and found.law["law"] == "data_constrained"
-    assert "cluster" in found.law["bootstrap"]["kind"], "branches share the noise of their trunk"
+    assert "cluster" in found.law["bootstrap"]["method"], "branches share the noise of their trunk"
     assert any(one["code"] == "few_epochs" and "does not hold" in one["text"] for one in found.verdicts)
     part = Repetition().analyse(read_runs(tmp_path / "u500000"))
     assert "nothing to compare" in part.headline and not part.tables["Excess over fresh text of the same length"]

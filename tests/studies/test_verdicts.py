@@ -3,7 +3,7 @@
 import numpy as np
 
 from kleiber.studies import verdicts
-from kleiber.studies.asymptotics import tests_of
+from kleiber.studies.asymptotics import diagnose
 from kleiber.studies.estimates import parameters, profile_parameters
 from kleiber.studies.fit import fit
 from kleiber.studies.noise_model import NoiseModel
@@ -42,7 +42,7 @@ def test_a_dropped_floor_is_not_identified():
 
 def settling(table, seed=0, sd=0.0002):
     found = fit("chinchilla", table, ladders.noisy(ladders.small_loss(**table), seed, sd))
-    return [v for v in verdicts.settled(tests_of(NoiseModel.of(found))) if "settled" in v.code]
+    return [v for v in verdicts.settled(diagnose(NoiseModel.of(found))) if "settled" in v.code]
 
 
 def test_beta_has_settled_only_where_a_move_is_excluded():

@@ -12,7 +12,7 @@ import numpy as np
 
 from kleiber.studies import estimates, exclusion, verdicts
 from kleiber.studies.allocation import allocate
-from kleiber.studies.asymptotics import tests_of
+from kleiber.studies.asymptotics import diagnose
 from kleiber.studies.backtest import backtests, default_cuts, holdouts, rank
 from kleiber.studies.extrapolation import EXPECTED, Misfit
 from kleiber.studies.fit import Fit, objective_at
@@ -80,7 +80,7 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
     draws = model.draws(options.bootstrap, options.seed)
     profiled = estimates.profile_parameters(model, draws, options.level)
     params = estimates.parameters(model, draws, profiled, options.level)
-    tested = tests_of(model)
+    tested = diagnose(model)
     judged = [*verdicts.identifiability(found, params), *verdicts.pre_asymptotic(tested)]
     judged += verdicts.settled(tested, options.level)
     on_rows = _on_rows(found, table)
@@ -121,7 +121,7 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
     record["draws"] = draws.values[: max(400, fewest_draws(options.level))].tolist() if draws else []
     if len(untold := found.untold()):
         record["untold"] = untold.tolist()
-    if flat := [path for path in estimates.flat_paths(profiled).values()]:
+    if flat := list(estimates.flat_paths(profiled).values()):
         record["flat"] = np.concatenate(flat).tolist()
     noise = model.components()
     record["noise"] = None if noise is None else asdict(noise)

@@ -40,7 +40,7 @@ class Transient:
 
 
 @dataclass(frozen=True)
-class Tests:
+class Diagnostics:
     """What the tests of one table share: its least-squares fit, the noise of its rows, and their weights.
 
     tangent    the law's gradient by row, dropped linear terms included: a floor at 0 must not read as a transient
@@ -75,7 +75,7 @@ class Tests:
         return np.minimum(df, max(self.noise.df_trunks, 1.0)) if shared else df
 
 
-def tests_of(model: NoiseModel) -> Tests | None:
+def diagnose(model: NoiseModel) -> Diagnostics | None:
     """The tests of a table; None for laws they are not about, and without noise to compare with."""
     law = model.fit.law
     if {"L", "p"} & set(law.inputs) or law.returns != "linear" or not {"N", "D", "C"} & set(law.inputs):
@@ -85,7 +85,7 @@ def tests_of(model: NoiseModel) -> Tests | None:
     if noise is None:
         return None
     tangent = _tangent(least)
-    return Tests(model, least, noise, tangent, _absorbing(noise.covariance(model.layout), tangent))
+    return Diagnostics(model, least, noise, tangent, _absorbing(noise.covariance(model.layout), tangent))
 
 
 def _absorbing(covariance: Array, tangent: Array) -> Array:
@@ -98,14 +98,14 @@ def _absorbing(covariance: Array, tangent: Array) -> Array:
     return inverse.T @ (np.eye(len(lower)) - basis @ basis.T) @ inverse
 
 
-def signs(tests: Tests) -> list[str]:
+def signs(tests: Diagnostics) -> list[str]:
     """Reasons to call the ladder pre-asymptotic; empty means no sign of it in these rows.
 
-    Steepening: mean change of local slope d log L / d log D (or N) < 0, one-sided t with the noise of the rows, each
-    rung tested apart (Bonferroni). Transient: `transient`, at 5 % and at least 1 % in size. Negative floor: the fit is
-    significantly better with E < 0. Moving: beta changes by more than .1, and at 1 % from 0, when D below twice its
-    least is left out; `move` says more of it, and `detectable` what these rows cannot show. Nothing is judged along
-    inputs of `untold`.
+    Steepening: mean change of local slope d log L / d log D (or N) < 0, one-sided t over ladders, each rung tested
+    apart (Bonferroni); along N with the noise of the trunks that all ladders run through. Transient: `transient`, at
+    5 % and at least 1 % in size. Negative floor: the fit is significantly better with E < 0. Moving: beta changes by
+    more than .1, and at 1 % from 0, when D below twice its least is left out; `move` says more of it, and `detectable`
+    what these rows cannot show. Nothing is judged along inputs of `untold`.
     """
     reasons = [_steepening(tests), _moving(tests), _negative_floor(tests)]
     sign = transient(tests)
@@ -117,7 +117,7 @@ def signs(tests: Tests) -> list[str]:
     return [reason for reason in reasons if reason]
 
 
-def untold(tests: Tests) -> list[str]:
+def untold(tests: Diagnostics) -> list[str]:
     """Inputs along which a transient cannot be told from the noise that trunks share: fewer than 3 degrees of freedom
     between trunks."""
     if tests.model.clusters is None or tests.noise.df_trunks >= FEWEST_TRUNKS:
@@ -125,12 +125,12 @@ def untold(tests: Tests) -> list[str]:
     return [name for name in ("N", "C") if name in tests.least.law.inputs]
 
 
-def transient(tests: Tests) -> Transient | None:
+def transient(tests: Diagnostics) -> Transient | None:
     """The score test for an added term T exp(-x/x0), x = D, N or C, x0 on a grid over the lower half of the rungs.
 
     Each term is tested by generalized least squares with the noise of trunks and rows, against t with the degrees of
-    freedom of its own variance, which the term itself inflates: with few trunks the test is conservative. The least p-value is compared with its distribution over 4000 tables of that noise, so
-    the search over x0 is paid for.
+    freedom of its own variance, which the term itself inflates: with few trunks the test is conservative. The least
+    p-value is compared with its distribution over 4000 tables of that noise, so the search over x0 is paid for.
     """
     choices, raw = _candidates(tests)
     if not choices:
@@ -150,7 +150,7 @@ def transient(tests: Tests) -> Transient | None:
     return Transient(name, scale, size, float((1 + (null <= p[best]).sum()) / (1 + NULL_DRAWS)))
 
 
-def detectable(tests: Tests) -> tuple[float, float, float] | None:
+def detectable(tests: Diagnostics) -> tuple[float, float, float] | None:
     """How large a transient exp(-D/D0) these rows would show: its size at the least D, for D0 = 1, 2 and 4 of them.
 
     Relative to the loss, for a test of known D0 at 5 % and a power of 90 %; the law's own terms absorb the rest of it.
@@ -167,7 +167,7 @@ def detectable(tests: Tests) -> tuple[float, float, float] | None:
     return float(sizes[0]), float(sizes[1]), float(sizes[2])
 
 
-def _candidates(tests: Tests, scales: Mapping[str, Array] | None = None) -> tuple[list[tuple[str, float]], Array]:
+def _candidates(tests: Diagnostics, scales: Mapping[str, Array] | None = None) -> tuple[list[tuple[str, float]], Array]:
     """Transients to look for: (input, scale) of each and its rows on the scale of the fit.
 
     None of an input with fewer than four rungs, and none that the law absorbs.
@@ -219,7 +219,7 @@ def _terms(least: Fit) -> Array:
     return least.problem.scaled(columns.T).T
 
 
-def _steepening(tests: Tests) -> str:
+def _steepening(tests: Diagnostics) -> str:
     problem = tests.least.problem
     log_loss = np.log(problem.target)
     to_log = {"log": 1.0, "log10": np.log(10.0), "linear": 1 / problem.target}[problem.space]
@@ -227,20 +227,24 @@ def _steepening(tests: Tests) -> str:
     for along in (name for name in ("D", "N", "C") if name in tests.least.law.inputs and name not in untold(tests)):
         others = [name for name in tests.least.law.inputs if name != along]
         bends = _bends(problem.inputs, along, others)
-        for rung, (contrast, ladders) in sorted(bends.items()):
-            if ladders < 3:
+        for rung, contrasts in sorted(bends.items()):
+            if len(contrasts) < 3:
                 continue
-            bend = float(contrast @ log_loss)
-            variance, df = tests.noise.variance((contrast * to_log)[None], tests.layout)
-            t = bend / max(float(np.sqrt(variance[0])), 1e-12)
-            if stdtr(tests.df_along(along, df)[0], t) < ALPHA / len(bends) and bend < -0.01:
-                return f"log L against log {along} steepens near {along} = {rung:.3g} (by {-bend:.3f}, {ladders} ladders)"
+            sample = contrasts @ log_loss
+            bend, error, df = float(sample.mean()), float(sample.std(ddof=1)) / np.sqrt(len(sample)), len(sample) - 1.0
+            if tests.model.clusters is not None and along != "D":  # all ladders run through the same trunks
+                variance, several = tests.noise.variance((contrasts.mean(0) * to_log)[None], tests.layout)
+                error, df = float(np.sqrt(variance[0])), float(tests.df_along(along, several)[0])
+            if stdtr(df, bend / max(error, 1e-12)) < ALPHA / len(bends) and bend < -0.01:
+                how = f"by {-bend:.3f}, {len(contrasts)} ladders"
+                return f"log L against log {along} steepens near {along} = {rung:.3g} ({how})"
     return ""
 
 
-def _bends(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[float, tuple[Array, int]]:
-    """For each inner rung the contrast of log losses that is the mean change of local slope d log L / d log x over the
-    ladders (rows equal in all other inputs), and the number of ladders."""
+def _bends(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[float, Array]:
+    """For each inner rung the contrasts of log losses that are the changes of local slope d log L / d log x, one for
+    each ladder (rows equal in all other inputs), (ladders, rows).
+    """
     rows = len(inputs[along])
     ladder = cells({name: inputs[name] for name in others}) if others else np.zeros(rows, dtype=int)
     bends: dict[float, list[Array]] = {}
@@ -252,7 +256,7 @@ def _bends(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[f
         slopes = [(means[k + 1] - means[k]) / steps[k] for k in range(len(steps))]
         for k in range(1, len(x) - 1):
             bends.setdefault(float(x[k]), []).append(slopes[k] - slopes[k - 1])
-    return {rung: (np.mean(contrasts, axis=0), len(contrasts)) for rung, contrasts in bends.items()}
+    return {rung: np.array(contrasts) for rung, contrasts in bends.items()}
 
 
 @dataclass(frozen=True)
@@ -279,7 +283,7 @@ class Move:
         return self.lo > -MOVED and self.hi < MOVED
 
 
-def move(tests: Tests, level: float = 0.9) -> Move | None:
+def move(tests: Diagnostics, level: float = 0.9) -> Move | None:
     """What doubling the least D does to beta; None for laws without both, with too few rows above, and where beta is
     at 0: then nothing depends on D.
 
@@ -314,14 +318,14 @@ def _influence(found: Fit) -> Array:
     return np.linalg.pinv(np.nan_to_num(found.problem.exact_jacobian(found.theta[None])[0]))
 
 
-def _moving(tests: Tests) -> str:
+def _moving(tests: Diagnostics) -> str:
     change = move(tests, 0.99)
     if change is None or not change.moved:
         return ""
     return f"beta moves from {change.early:.2f} to {change.late:.2f} on doubling the least D"
 
 
-def _negative_floor(tests: Tests) -> str:
+def _negative_floor(tests: Diagnostics) -> str:
     """The score of a floor below 0 where the fit has put it at 0."""
     least = tests.least
     law, problem = least.law, least.problem

@@ -86,7 +86,13 @@ def backtests(
 
 
 def score(
-    model: NoiseModel, train: NDArray, test: NDArray, misfit: Misfit, level: float = 0.9, draws: int = 200, seed: int = 0
+    model: NoiseModel,
+    train: NDArray,
+    test: NDArray,
+    misfit: Misfit,
+    level: float = 0.9,
+    draws: int = 200,
+    seed: int = 0,
 ) -> tuple[dict[str, Any], tuple[Evidence, ...]]:
     """Errors of a fit of the rows `train` on the rows `test`, those of the naive predictors, and what the errors tell
     of the misfit.

@@ -124,5 +124,3 @@ def _counts(rng: np.random.Generator, count: int, strata: NDArray) -> Array:
         rows = np.flatnonzero(strata == name)
         weights[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=count)
     return weights
-
-

@@ -88,14 +88,13 @@ def widened(value: Array, lo: Array, hi: Array, per_decade: float, decades: Arra
     """
     extra = float(ndtri((1 + level) / 2)) * per_decade * np.maximum(decades, 0.0)
     with np.errstate(all="ignore"):
-        logs = [value * np.exp(-np.hypot(np.log(value / lo), extra)), value * np.exp(np.hypot(np.log(hi / value), extra))]
-        plain = [value - np.hypot(value - lo, extra * value), value + np.hypot(hi - value, extra * value)]
-    positive = (value > 0) & (lo > 0) & (lo <= value) & (value <= hi)
+        below, above = np.hypot(np.log(value / lo), extra), np.hypot(np.log(hi / value), extra)
+        low, high = value * np.exp(-below), value * np.exp(above)
+        flat_low, flat_high = value - np.hypot(value - lo, extra * value), value + np.hypot(hi - value, extra * value)
     inside = (lo <= value) & (value <= hi)
-    return tuple(
-        np.where(positive, log, np.where(inside, flat, end))
-        for log, flat, end in zip(logs, plain, (lo, hi), strict=True)
-    )  # type: ignore[return-value]
+    positive = inside & (lo > 0)
+    low, high = np.where(positive, low, flat_low), np.where(positive, high, flat_high)
+    return np.where(inside, low, lo), np.where(inside, high, hi)
 
 
 def outside(domain: Mapping[str, Sequence[float]], at: Mapping[str, Array | float]) -> Array:

@@ -17,7 +17,7 @@ from kleiber.studies import fit_plots
 from kleiber.studies.findings import Findings
 from kleiber.studies.law import Law
 from kleiber.studies.record import fitted_values
-from kleiber.studies.record_text import lines, percent
+from kleiber.studies.record_text import band_rate, intervals_by, lines, percent
 from kleiber.studies.report import page
 from kleiber.studies.scaling import beside, headline, of_record
 from kleiber.studies.table import Table, label
@@ -85,10 +85,10 @@ def parameters(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def methods(found: Mapping[str, Any]) -> str:
     entry = next(iter(found.values()))
-    goal, boot = entry["objective"], entry["bootstrap"]
-    drawn = f" and {boot['draws']} {boot['kind']} resamples" if boot else ""
+    goal = entry["objective"]
     return (
         f"{entry['formula']} ({entry['source']}) was fitted by variable projection and a {goal['kind']} loss in "
-        f"{goal['space']} space. Intervals are at {percent(entry['level'])}, by profile likelihood{drawn}. "
-        "Extrapolation was tested by leaving out the largest compute, beside two predictors that know no law."
+        f"{goal['space']} space. Intervals are at {percent(entry['level'])}, {intervals_by(entry)}. Extrapolation was "
+        "tested by leaving out the largest compute, beside two predictors that know no law; bands of new runs hold "
+        f"{band_rate(entry)}."
     )

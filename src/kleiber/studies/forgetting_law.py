@@ -16,6 +16,7 @@ import pandas as pd
 from kleiber.catalog import Run
 from kleiber.studies import analysis, outcomes, prediction, table
 from kleiber.studies.bootstrap import interval
+from kleiber.studies.extrapolation import outside
 from kleiber.studies.findings import Findings, Options, check_level
 from kleiber.studies.fit import depends
 from kleiber.studies.frontier import Noise, pooled

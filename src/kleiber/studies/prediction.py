@@ -3,7 +3,7 @@
 It reads laws.json's content alone, so a prediction can be made long after the fit.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 

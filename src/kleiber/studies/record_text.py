@@ -32,7 +32,9 @@ def lines(entry: Mapping[str, Any]) -> list[str]:
         naive = ", ".join(f"{name} {value:.2%}" for name, value in test["naive"].items())
         held = test["coverage"]
         runs = f"{test['n_runs']} independent run{'s' * (test['n_runs'] > 1)}"
-        covers = "no intervals" if held is None else f"{level} band (+-{test['half_width']:.1%}) held {held:.0%} of {runs}"
+        covers = (
+            "no intervals" if held is None else f"{level} band (+-{test['half_width']:.1%}) held {held:.0%} of {runs}"
+        )
         out.append(
             f"  backtest {test['along']} = {test['cut']:.3g}: {test['n_train']} -> {test['n_test']} rows, "
             f"error {test['mare']:.2%}, bias {test['bias']:+.2%}, {covers}; naive: {naive}"
@@ -46,6 +48,28 @@ def lines(entry: Mapping[str, Any]) -> list[str]:
         out.append(f"  {one['suspects']} the suspects (n = {one['n']}), {level}: {numbers}")
     out += [f"  {prediction_line(one, entry['level'])}" for one in entry["predictions"]]
     return out + [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
+
+
+def intervals_by(entry: Mapping[str, Any]) -> str:
+    """How the intervals of a record were made, for its methods."""
+    used = entry["bootstrap"]
+    if not used:
+        return "by profile likelihood"
+    how = {
+        "cluster t": "with the variances of the noise between and within trunks redrawn by their degrees of freedom",
+        "cluster bootstrap": "to whole trunks resampled",
+        "bootstrap": "to resampled rows, or with noise of their variance where rows are few",
+    }[used["method"]]
+    return f"percentiles of {used['draws']} refits {how}"
+
+
+def band_rate(entry: Mapping[str, Any]) -> str:
+    """The misfit that bands hold, for the methods."""
+    misfit = entry["misfit"]
+    return (
+        f"the uncertainty of the parameters, the noise of a run, and a misfit of {misfit['per_decade']:.1%} of the "
+        f"loss per decade beyond the rows ({misfit['expected']:.1%} before this table's own backtests)"
+    )
 
 
 def percent(level: float) -> str:

@@ -20,7 +20,7 @@ from kleiber.studies.exclusion import CHOICES
 from kleiber.studies.findings import Findings, Options, not_identified, points
 from kleiber.studies.law import find
 from kleiber.studies.plan_check import PlannedPoint, shortfall
-from kleiber.studies.record_text import lines, percent, short
+from kleiber.studies.record_text import band_rate, intervals_by, lines, percent, short
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
 GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # errors that a ladder may make
@@ -273,9 +273,8 @@ def least(law: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def methods(law: Mapping[str, Any], runs: Sequence[Run]) -> str:
     """A paragraph for a paper, with its sources."""
-    goal, boot, noise = law["objective"], law["bootstrap"], law.get("trunk_noise")
+    goal, noise = law["objective"], law.get("trunk_noise")
     spans = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in sorted(law["domain"].items()))
-    drawn = f" and {boot['draws']} {boot['kind']} resamples" if boot else ""
     hours = sum(run.summary.get("seconds") or 0 for run in runs) / 3600
     branched = any(stage.get("trunk") for run in runs for stage in run.stages)
     trained = (
@@ -295,8 +294,7 @@ def methods(law: Mapping[str, Any], runs: Sequence[Run]) -> str:
         f"{trained}. {law['formula']} ({law['source']}) was fitted to {law['n']} points ({spans}), seeds "
         f"averaged within "
         f"a size, by variable projection and a {goal['kind']} loss in {goal['space']} space.{shared} Intervals are at "
-        f"{percent(law['level'])}, by profile likelihood{drawn}. The allocation exponent is also read from ties and "
-        f"vertices "
+        f"{percent(law['level'])}, {intervals_by(law)}. The allocation exponent is also read from ties and vertices "
         "at interpolated budgets (Hoffmann et al. 2022, arXiv:2203.15556). Extrapolation was tested by leaving out the "
-        "largest compute, beside two predictors that know no law."
+        f"largest compute, beside two predictors that know no law; bands of new runs hold {band_rate(law)}."
     )

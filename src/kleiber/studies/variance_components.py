@@ -16,7 +16,6 @@ from scipy.special import fdtrc
 from kleiber.studies.law import Array
 
 OUTLIER = 6.0  # robust standard deviations beyond which a residual tells nothing of the noise
-SLOPES = np.linspace(-1.2, 1.2, 25)  # of log noise against log size that are tried
 SLOPE_PRIOR = 0.5  # standard deviation of the slope that is expected: few rows should not invent a trend
 
 
@@ -122,9 +121,9 @@ def estimate(jacobian: Array, residuals: Array, trunk: NDArray, log_size: Array)
     """Variance components of the residuals of a least-squares fit with that Jacobian (rows, params).
 
     Mean squares between and within trunks of the least-squares residuals, each over its own degrees of freedom: the
-    parameters that trunks determine are the trace of the law's projection between them. Where the mean square between
-    trunks is the smaller one, both are pooled; where it is larger by chance (F test at 10 %), `within` is the pooled one
-    all the same, since the smaller of two estimates is too small. The slope of the noise over size maximizes the
+    parameters that trunks determine are the trace of the law's projection between them. Both are pooled where
+    an F test at 25 % does not tell them apart; up to 10 % `within` is the pooled one all the same, since the smaller of
+    two estimates is too small. The slope of the noise over size maximizes the
     likelihood under a normal prior and costs a degree of freedom. Outliers beyond 6 robust standard
     deviations within a trunk do not count. None without degrees of freedom.
     """
@@ -137,44 +136,50 @@ def estimate(jacobian: Array, residuals: Array, trunk: NDArray, log_size: Array)
     x = log_size - centre
     can_vary = len(np.unique(np.round(x, 6))) > 2 and num_rows > 2 * num_params
     spent = num_params + can_vary
-    slope, lowest = 0.0, np.inf
-    for tried in SLOPES if can_vary else ():
-        scale = np.exp(-tried * x)
-        # Drawn in and not left out: no slope may win by making rows outliers.
-        likely = without_outliers(residuals / scale, trunk, clip=True)
-        deviance = _mean_squares(jacobian / scale[:, None], likely, trunk, spent)[0]
-        deviance += 2 * float(np.log(scale).sum()) + (tried / SLOPE_PRIOR) ** 2
-        if deviance < lowest:
-            slope, lowest = float(tried), deviance
+    slope = _noise_slope(residuals, trunk, x) if can_vary else 0.0
     scale = np.exp(-slope * x)
     kept = without_outliers(residuals / scale, trunk)
-    _, parts = _mean_squares(jacobian / scale[:, None], kept, trunk, spent)
+    parts = _mean_squares(jacobian / scale[:, None], kept, trunk, spent)
     between, within, df_between, df_within, df_trunks, rows_per_trunk = parts
     if not df_within > 0 or not within > 0:
         return None
     return VarianceComponents(between, within, df_between, df_within, df_trunks, slope, centre, rows_per_trunk)
 
 
-def without_outliers(residuals: Array, trunk: NDArray | None = None, clip: bool = False) -> Array:
-    """Residuals with those that lie beyond OUTLIER robust standard deviations from the median of their trunk put to
-    that median, or with `clip` drawn in to that distance. The median of all rows where trunks have one row.
+def _noise_slope(residuals: Array, trunk: NDArray, x: Array) -> float:
+    """By how much log noise falls with log size: the regression of log |residual| within trunks, shrunk towards 0.
+
+    An outlier moves a logarithm little. The variance of log |z| of a normal z is pi^2 / 8.
     """
-    middle = np.full(len(residuals), np.median(residuals))
-    if trunk is not None and len(np.unique(trunk)) < len(trunk):
-        middle = np.array([np.median(residuals[trunk == number]) for number in range(int(trunk.max()) + 1)])[trunk]
-    apart = residuals - middle
-    size = np.abs(apart)
+    apart = np.abs(residuals - _middle(residuals, trunk))
+    told = apart > 1e-12 * max(float(apart.max()), 1e-300)
+    if told.sum() < 3 or not np.ptp(x[told]) > 0:
+        return 0.0
+    spread = float(((x[told] - x[told].mean()) ** 2).sum())
+    slope = -float(((x[told] - x[told].mean()) * np.log(apart[told])).sum()) / spread
+    return slope * SLOPE_PRIOR**2 / (SLOPE_PRIOR**2 + np.pi**2 / 8 / spread)
+
+
+def without_outliers(residuals: Array, trunk: NDArray | None = None) -> Array:
+    """Residuals with those that lie beyond OUTLIER robust standard deviations from the median of their trunk put to
+    that median. The median of all rows where trunks have one row or are not given.
+    """
+    middle = _middle(residuals, trunk)
+    size = np.abs(residuals - middle)
     far = OUTLIER * 1.4826 * float(np.median(size[size > 0])) if size.any() else 0.0
-    if clip:
-        return middle + np.clip(apart, -far, far)
     return np.where(size > far, middle, residuals)
+
+
+def _middle(residuals: Array, trunk: NDArray | None) -> Array:
+    if trunk is None or len(np.unique(trunk)) == len(trunk):
+        return np.full(len(residuals), np.median(residuals))
+    return np.array([np.median(residuals[trunk == number]) for number in range(int(trunk.max()) + 1)])[trunk]
 
 
 def _mean_squares(
     jacobian: Array, residuals: Array, trunk: NDArray, spent: int
-) -> tuple[float, tuple[float, float, float, float, float, float]]:
-    """-2 log likelihood (up to a constant), and (between, within, df_between, df_within, df_trunks, rows per
-    trunk)."""
+) -> tuple[float, float, float, float, float, float]:
+    """(between, within, df_between, df_within, df_trunks, rows per trunk) of least-squares residuals."""
     num_rows = len(residuals)
     lengths = np.bincount(trunk).astype(np.float64)
     num_trunks, spare = len(lengths), num_rows - spent
@@ -193,21 +198,29 @@ def _mean_squares(
     squares = np.array([float(between_part @ between_part), float(within_part @ within_part)])
     df_between, df_within = num_trunks - share, num_rows - num_trunks - (spent - share)
     pooled = float(rest @ rest) / spare
-    deviance = num_rows * np.log(pooled)
+    together = (0.0, pooled, float(spare), float(spare), df_between, rows_per_trunk)
     if num_trunks in (1, num_rows) or min(df_between, df_within) < 0.5:
-        return deviance, (0.0, pooled, float(spare), float(spare), df_between, rows_per_trunk)
+        return together
     square_between, square_within = _unmixed(squares, basis, outer, trunk, lengths, df_between, df_within, spent)
     if square_between <= square_within:
-        return deviance, (0.0, pooled, float(spare), float(spare), df_between, rows_per_trunk)
-    deviance = num_trunks * np.log(square_between) + (num_rows - num_trunks) * np.log(square_within)
+        return together
     between = (square_between - square_within) / rows_per_trunk
-    if fdtrc(df_between, df_within, square_between / square_within) > 0.1:
+    chance = float(fdtrc(df_between, df_within, square_between / square_within))
+    if chance > 0.25:
+        return together
+    if chance > 0.1:
         square_within = pooled
-    return deviance, (between, square_within, df_between, df_within, df_between, rows_per_trunk)
+    return (between, square_within, df_between, df_within, df_between, rows_per_trunk)
 
 
 def _unmixed(
-    squares: Array, basis: Array, outer: Array, trunk: NDArray, lengths: Array, df_between: float, df_within: float,
+    squares: Array,
+    basis: Array,
+    outer: Array,
+    trunk: NDArray,
+    lengths: Array,
+    df_between: float,
+    df_within: float,
     spent: int,
 ) -> tuple[float, float]:
     """Mean squares between and within trunks that the sums of squares of least-squares residuals are expected from.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kleiber.studies.asymptotics import MOVED, Tests, detectable, move, signs, untold
+from kleiber.studies.asymptotics import MOVED, Diagnostics, detectable, move, signs, untold
 from kleiber.studies.backtest import Backtest
 from kleiber.studies.fit import Fit
 from kleiber.studies.replicates import lack_of_fit
@@ -23,7 +23,7 @@ class Verdict:
     text: str
 
 
-def pre_asymptotic(tests: Tests | None) -> list[Verdict]:
+def pre_asymptotic(tests: Diagnostics | None) -> list[Verdict]:
     """A refusal with its reasons when `asymptotics.signs` finds any, and along which inputs nothing can be judged."""
     if tests is None:
         return []
@@ -39,7 +39,7 @@ def pre_asymptotic(tests: Tests | None) -> list[Verdict]:
     return out
 
 
-def settled(tests: Tests | None, level: float = 0.9) -> list[Verdict]:
+def settled(tests: Diagnostics | None, level: float = 0.9) -> list[Verdict]:
     """Whether beta has settled on doubling the least D, and how large a transient these rows could hide."""
     if tests is None:
         return []
