@@ -8,7 +8,7 @@ devices, of several threads or on a GPU are fresh processes. Nothing here trains
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +17,9 @@ import yaml
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from kleiber import cell, folder
-from kleiber.catalog import read_runs, table
+from kleiber import archive, cell, folder
+from kleiber.archived_cells import archived_by_hash, placed, train_bases
+from kleiber.catalog import Run, archive_run, read_runs, table
 from kleiber.chain import adopt
 from kleiber.check import check
 from kleiber.compose import resolved
@@ -76,6 +77,8 @@ class Basic:
         for number, one in enumerate(cells, 1):
             print(f"[{number}/{len(cells)}] {one.folder.name}", flush=True)
             codes[one.folder] = cell.run(one.config, one.folder, one.overrides)
+            if not one.config["dry_run"]:
+                archive_run(one.folder)
             if codes[one.folder] == cell.INTERRUPTED:
                 raise KeyboardInterrupt
             if codes[one.folder] == PREEMPTED:
@@ -158,8 +161,12 @@ class Sweep:
         cells = [first, *(self._cell(given, compose) for given in overrides[1:])]
         if dry and first.config["design"]:
             return self._priced(list(unique(cells).values()), len(overrides))
-        todo = self._unfinished(cells) if not dry else list(unique(cells).values())
+        archived = {} if dry else archived_by_hash(first.folder.parent)
+        cells = [placed(one, archived) for one in cells]
+        todo = self._unfinished(cells, archived) if not dry else list(unique(cells).values())
         try:
+            if archived:
+                train_bases(todo, archived, launcher)
             codes = (Basic() if dry else launcher).run(todo) if todo else {}
         finally:
             if not dry:
@@ -188,18 +195,23 @@ class Sweep:
         told = [text for text in told if not (text.startswith("budget.") and text.endswith("=null"))]
         return Cell(cell_folder(config, told, model), config, told)
 
-    def _unfinished(self, cells: Sequence[Cell]) -> list[Cell]:
+    def _unfinished(self, cells: Sequence[Cell], archived: Mapping[str, Run]) -> list[Cell]:
         """Cells that are to run, each with its folder and config written: what never starts reads as missing."""
-        todo = []
+        todo, in_archive = [], 0
+        finished = {run.folder for run in archived.values()}
         for one in unique(cells).values():
             if one.config["resume"] == "never":
                 folder.set_aside(one.folder)
+            elif one.folder in finished and folder.status(one.folder) != "finished":
+                in_archive += 1
+                continue
             if folder.status(one.folder) != "finished":
                 todo.append(one)
                 folder.write_config(one.folder, one.config, one.overrides)
         done = len(unique(cells)) - len(todo)
         if done:
-            print(f"{done} of {len(unique(cells))} cells are finished already")
+            without_weights = f", {in_archive} of them in {archive.NAME} alone, without weights" if in_archive else ""
+            print(f"{done} of {len(unique(cells))} cells are finished already{without_weights}")
         return todo
 
 

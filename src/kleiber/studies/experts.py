@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from kleiber.catalog import Run
-from kleiber.folder import read_config
 from kleiber.studies import analysis, record, table
 from kleiber.studies.command import lines
 from kleiber.studies.findings import Findings, Options, check_level, points
@@ -87,7 +86,7 @@ METHODS = (
 
 def expansion(run: Run) -> float:
     """X = experts / k of a run; 1 for a dense model."""
-    mlp = read_config(run.folder)["model"].get("mlp") or {}
+    mlp = run.config["model"].get("mlp") or {}
     return float(mlp["num_experts"]) / float(mlp.get("k", 2)) if "num_experts" in mlp else 1.0
 
 

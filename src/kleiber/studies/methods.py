@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kleiber.catalog import Run, read_runs
-from kleiber.folder import read_overrides
 
 Values = Any  # a value, or a list of them
 REPLAYED = "retention.replay.fraction"
@@ -179,7 +178,7 @@ def trained(runs: Sequence[Run], base: Sequence[str], bases: Sequence[Sequence[s
 
 
 def planned_by(run: Run) -> set[str]:
-    return {line for line in read_overrides(run.folder) if not line.startswith("hydra.")}
+    return {line for line in run.overrides if not line.startswith("hydra.")}
 
 
 def is_start(line: str) -> bool:

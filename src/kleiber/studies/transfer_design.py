@@ -162,8 +162,8 @@ class Pretraining:
             return []
         lines = [*self.finetune, *self.tasks[task], f"optimizer.lr={lr:g}", f"seed={seed}"]
         if start.base is None:
-            saved = run.folder / "tokenizer"
-            lines = [*self.chosen[start.kind].model, *lines, *([f"data.tokenizer={saved}"] if saved.is_dir() else [])]
+            tokenizer = [f"data.tokenizer={run.tokenizer}"] if run.tokenizer is not None else []
+            lines = [*self.chosen[start.kind].model, *lines, *tokenizer]
         else:
             lines += ["init=checkpoint", f"init.path={run.folder}"]
         if share < 1:
