@@ -28,12 +28,13 @@ import pandas as pd
 
 from kleiber.studies import estimates
 from kleiber.studies.approaches import optimum
-from kleiber.studies.asymptotics import diagnose, signs
+from kleiber.studies.asymptotics import signs
 from kleiber.studies.bootstrap import interval
 from kleiber.studies.fit import fit
 from kleiber.studies.law import find
 from kleiber.studies.noise_model import NoiseModel, fit_with_noise
 from kleiber.studies.table import load
+from kleiber.studies.transients import diagnose
 
 LAW = find("chinchilla")
 SD = 0.006
@@ -105,7 +106,7 @@ def table(setting: Setting, ladder: Ladder, seed: int) -> pd.DataFrame:
     noise = np.sqrt(1 - setting.correlation) * rng.normal(size=len(N)) + np.sqrt(setting.correlation) * shared
     span = np.log(N / N.min()) / np.log(N.max() / N.min())
     sd = SD * (np.sqrt(setting.falls) * setting.falls**-span)
-    log_loss = np.log(LAW.predict({"N": N, "D": D}, ladder.values)[0]) + sd * noise
+    log_loss = np.log(LAW.predict({"N": N.astype(float), "D": D.astype(float)}, ladder.values)[0]) + sd * noise
     if setting.outlier:
         log_loss[rng.integers(len(N))] += setting.outlier
     if setting.planted:
@@ -131,7 +132,7 @@ def fitted(rows: pd.DataFrame, setting: Setting) -> NoiseModel:
 
 def at_4x(ladder: Ladder) -> dict[str, np.ndarray]:
     """N and D at the true optimum of 4x the largest compute."""
-    truth = dict(zip(PARAMETERS, ladder.values[0][:, None], strict=True))
+    truth: dict[str, np.ndarray] = dict(zip(PARAMETERS, ladder.values[0][:, None], strict=True))
     N, D = optimum(truth, 4 * 6 * float(ladder.sizes.max() * ladder.tokens.max()))
     return {"N": N, "D": D}
 

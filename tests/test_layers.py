@@ -9,14 +9,15 @@ import kleiber
 
 ROOT = Path(kleiber.__file__).parent
 FLOORS = {
-    0: "types budget sums errors settings signatures summary build imports hub console preemption metrics hooks",
+    0: "types budget sums errors settings signatures summary build imports hub console preemption metrics hooks "
+    "archive",
     1: "nn",
     2: "models",
     3: "objectives data evals adapters",
     4: "retention optim optimizers step checkpoint callbacks lit loggers trainer score sharding fsdp",
-    5: "identity folder rate chain opened origin plan tree retain matrix drift stage report load",
-    6: "settle fit_together check run compose usage cell ranks pool preload sweep launch catalog studies cli assess "
-    "interchange quote probe prices cost speed coordinates",
+    5: "identity folder catalog leaf_rows rate chain opened origin plan tree retain matrix drift stage report load",
+    6: "settle fit_together check run compose usage cell ranks pool preload sweep archived_cells launch studies cli "
+    "assess interchange quote probe prices cost speed coordinates",
     7: "task slurm rays",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -10,7 +10,7 @@ import pytest
 from processes import alive, wait_for
 
 import kleiber.run
-from kleiber.catalog import read_runs
+from kleiber.catalog import archived_runs, read_runs
 from kleiber.folder import write_config
 from kleiber.launch import main
 from kleiber.ranks import FAILURES, first_cause, record_failure
@@ -148,6 +148,8 @@ def test_cells_in_forked_processes(tmp_path):
     assert done.returncode == 4, done.stdout + done.stderr
     assert sorted(run.status for run in runs) == ["failed", "failed", "finished", "finished"]
     assert all((run.folder / "log.txt").exists() for run in runs)
+    archived = archived_runs(tmp_path / "s" / "runs.jsonl.gz")
+    assert [(run.name, run.status) for run in archived] == [(run.name, run.status) for run in runs]
     assert all(run.summary["machine"]["threads"] == 1 for run in runs)
 
 

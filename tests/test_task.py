@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 
 from kleiber import task
+from kleiber.catalog import archived_runs
 from kleiber.folder import write_config
 from kleiber.preemption import Preempted
 from kleiber.summary import Summary
@@ -84,6 +85,8 @@ def test_what_became_of_a_job_is_what_its_run_wrote(cells, capsys):
     a, b, c, d = (one.folder for one in cells)
     codes = task.Watch(cells, Fake(cells, [{b: "failed"}, {a: "finished", d: None}, {c: "running"}])).run()
     assert codes == {a: 0, b: 1, c: 1}, "d never began, and is missing"
+    archived = {run.folder: run.status for run in archived_runs(a.parent / "runs.jsonl.gz")}
+    assert archived == {a: "finished", b: "failed"}, "c was cut short, and goes on"
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
         ["[1/4]", "failed"], ["[2/4]", "finished"], ["[3/4]", "killed"],
     ]  # fmt: skip

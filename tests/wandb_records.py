@@ -31,7 +31,7 @@ def records(path: Path):
 
 
 def read(path: Path, patience: float = 10.0) -> dict[str, Any]:
-    """Run facts, config, history rows, summary and exit code (None: the process never finished).
+    """Run facts, config, history rows, summary, artifacts by name and exit code (None: the process never finished).
 
     The client's service writes a finished run a moment after `finish` has returned, at the latest when the process that
     began it ends; inside of that process, as here, it has to be waited for.
@@ -43,7 +43,7 @@ def read(path: Path, patience: float = 10.0) -> dict[str, Any]:
 
 
 def content(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "exit_code": None}
+    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "artifacts": {}, "exit_code": None}
     for record in records(path):
         match record.WhichOneof("record_type"):
             case "run":
@@ -61,6 +61,10 @@ def content(path: Path) -> dict[str, Any]:
                 found["history"].append(items(record.history.item))
             case "summary":
                 found["summary"].update(items(record.summary.update))
+            case "artifact":
+                artifact = record.artifact
+                paths = {entry.path for entry in artifact.manifest.contents}
+                found["artifacts"][artifact.name] = {"type": artifact.type, "paths": paths}
             case "exit":
                 found["exit_code"] = record.exit.exit_code
     return found

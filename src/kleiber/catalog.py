@@ -1,48 +1,78 @@
-"""A folder of runs as a list of Run, and as a DataFrame. Reads only what runs wrote: summary.json, and no torch.
+"""A folder of runs as a list of Run, and as a DataFrame: the one place where analyses read runs. No torch.
 
-A folder with a config and no summary is `missing`: a sweep planned it and never came to it. `running` without a live
-lock reads as `killed`. What it cannot read it counts as missing, and it never repairs or deletes.
+A run is read from its folder or from the study's runs.jsonl.gz, and is the same either way. A folder with a config and
+no summary is `missing`: a sweep planned it and never came to it. `running` without a live lock reads as `killed`. What
+it cannot read it counts as missing, and it never repairs or deletes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kleiber.chain import TOKENIZER, trains_tokenizer
-from kleiber.folder import read_overrides, status
+from kleiber import archive
+from kleiber.folder import TOKENIZER, read_config, read_overrides, status
+from kleiber.leaf_rows import leaf_rows, runs_of
+from kleiber.metrics import Row, condensed, read_rows
 from kleiber.summary import read
 
 if TYPE_CHECKING:
     import pandas
 
 COLORS = {"finished": "green", "running": "cyan", "missing": "yellow"}
+ENDED = ("finished", "diverged", "failed")  # what is archived; a run that was interrupted goes on
+SET_ASIDE = re.compile(r".*-[0-9a-f]{8}\.\d+")  # folder of an earlier run that resume=never has replaced
+TRAINED_HERE = "bpe/"  # how the hash of a tokenizer begins that was trained for the run
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its summary tells it. Losses are in nats per token, of the last finished stage, by data set."""
+    """One run as its summary tells it. Losses are in nats per token, of the last finished stage, by data set.
+
+    folder    where the run lies; of an archived run where it would lie, beside the archive
+    archived  `config` and `rows` of a run that was read from runs.jsonl.gz, or is planned alone; None of one that was
+              read from its folder
+    """
 
     folder: Path
     status: str
     summary: dict[str, Any]
+    archived: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
         return self.folder.name
 
-    @property
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The composed config. Raises ConfigError for a folder without one."""
+        return read_config(self.folder) if self.archived is None else self.archived["config"]
+
+    @cached_property
     def overrides(self) -> list[str]:
-        """The overrides of its command, without those of Hydra. Raises OSError where they were not kept."""
-        return [line for line in read_overrides(self.folder) if not line.startswith("hydra.")]
+        """What the user or the design wrote for this run, without what is Hydra's."""
+        if self.archived is None and (self.folder / "overrides.yaml").is_file():
+            return [line for line in read_overrides(self.folder) if not line.startswith("hydra.")]
+        return self.summary.get("overrides") or []
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """What the run logged, condensed to a bounded number of rows a stage (`metrics.condensed`)."""
+        return condensed(read_rows(self.folder)) if self.archived is None else self.archived["rows"]
 
     @property
     def tokenizer(self) -> Path | None:
-        """The tokenizer that the run trained and kept, None where it did not train one."""
-        kept = self.folder / TOKENIZER
-        return kept if kept.is_dir() else None
+        """The folder of the tokenizer that was trained for this run; None where the run names another's."""
+        place = self.folder / TOKENIZER
+        if self.archived is None:
+            return place if place.is_dir() else None
+        tokenizer_hash = str(((self.stages or [{}])[0].get("data") or {}).get("tokenizer_hash"))
+        return place if tokenizer_hash.startswith(TRAINED_HERE) else None
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -104,35 +134,94 @@ class Run:
         }
 
 
-@dataclass(frozen=True)
-class PlannedRun(Run):
-    """A run of a dry run: nothing of it is there, and it counts as finished, so that what starts from it is planned.
+def read_runs(place: Path) -> list[Run]:
+    """Every run at or under a folder, archived ones among them, or those of one runs.jsonl.gz; in order of path.
 
-    config, told  its resolved config and the overrides of its command
+    A run that has both a folder and archived rows is read from its folder, unless only the rows are finished. Raises
+    FileNotFoundError when there is no such folder, ConfigError for an archive that is damaged.
     """
-
-    config: dict[str, Any]
-    told: list[str]
-
-    @property
-    def overrides(self) -> list[str]:
-        return self.told
-
-    @property
-    def tokenizer(self) -> Path | None:
-        return self.folder / TOKENIZER if trains_tokenizer(self.config) else None
-
-
-def read_runs(folder: Path) -> list[Run]:
-    """Every run at or under `folder`, in order of path. Raises FileNotFoundError when there is no such folder."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder of runs")
-    homes = sorted({path.parent for name in ("config.yaml", "summary.json") for path in folder.rglob(name)})
-    return [read_run(home) for home in homes if ".part-" not in home.name and "wandb" not in home.parts]
+    if place.is_file():
+        return archived_runs(place)
+    if not place.is_dir():
+        raise FileNotFoundError(f"{place}: there is no such folder of runs")
+    homes = {path.parent for name in ("config.yaml", "summary.json") for path in place.rglob(name)}
+    homes = {home for home in homes if home == place or not SET_ASIDE.fullmatch(home.name)}
+    runs = {home: read_run(home) for home in homes if ".part-" not in home.name and "wandb" not in home.parts}
+    for file in place.rglob(archive.NAME):
+        for run in archived_runs(file):
+            if run.folder not in runs or (run.status == "finished" != runs[run.folder].status):
+                runs[run.folder] = run
+    return [runs[home] for home in sorted(runs)]
 
 
 def read_run(folder: Path) -> Run:
     return Run(folder, status(folder), read(folder / "summary.json") or {})
+
+
+def find_run(folder: Path) -> Run | None:
+    """The run that lies in a folder, or is archived beside it under the folder's name; None where it is neither."""
+    here = read_run(folder) if (folder / "config.yaml").is_file() else None
+    if here is not None and here.status == "finished":
+        return here
+    archived = next((run for run in archived_runs(folder.parent / archive.NAME) if run.name == folder.name), None)
+    return archived if archived is not None and (here is None or archived.status == "finished") else here
+
+
+def archived_runs(file: Path) -> list[Run]:
+    """The runs of a runs.jsonl.gz in order of name, none where there is no such file."""
+    try:
+        state = file.stat()
+    except FileNotFoundError:
+        return []
+    return list(_archived_runs(file, state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=4)
+def _archived_runs(file: Path, _changed: int, _size: int) -> tuple[Run, ...]:
+    """Read once as long as the file stays as it is: a design asks for each of its runs."""
+    home = file.parent
+    return tuple(
+        Run(home / name, summary["status"], summary, archived)
+        for name, summary, archived in runs_of(archive.read(file), home)
+    )
+
+
+def archive_run(folder: Path) -> None:
+    """Adds a run that has ended to the runs.jsonl.gz beside its folder."""
+    _append(folder.parent / archive.NAME, read_run(folder))
+
+
+def archive_runs(study: Path) -> None:
+    """Adds every run directly under a folder that has ended, unless runs.jsonl.gz holds it as it is.
+
+    Raises ConfigError for an archive that is damaged.
+    """
+    archived = {run.name: run for run in archived_runs(study / archive.NAME)}
+    for run in (read_run(path.parent) for path in sorted(study.glob("*/config.yaml"))):
+        old = archived.get(run.name)
+        if not SET_ASIDE.fullmatch(run.name) and (old is None or may_replace(old, run)):
+            _append(study / archive.NAME, run)
+
+
+def may_replace(old: Run, new: Run) -> bool:
+    """Whether a run ended otherwise than it is archived; one that is archived as finished stays so."""
+    if old.status == "finished" != new.status:
+        return False
+    first, second = (
+        {**run.summary, "overrides": None, "stages": {stage.get("name"): stage for stage in run.stages}}
+        for run in (old, new)
+    )
+    return first != second
+
+
+def _append(file: Path, run: Run) -> None:
+    """What was measured stands in the folder too: neither a full disk nor a damaged archive may cost a run."""
+    if run.status not in ENDED:
+        return
+    try:
+        archive.append(file, leaf_rows(run))
+    except (OSError, ValueError) as error:
+        print(f"{run.name} was not added to {file}: {error}", file=sys.stderr)
 
 
 def frame(runs: Iterable[Run]) -> pandas.DataFrame:

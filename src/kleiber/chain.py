@@ -13,19 +13,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from kleiber import archive
 from kleiber.budget import quantity
+from kleiber.catalog import TRAINED_HERE, Run, find_run, read_run
 from kleiber.errors import ConfigError, did_you_mean
-from kleiber.folder import read_config, status
 from kleiber.rate import usual_rate
 from kleiber.signatures import signature
-from kleiber.summary import read
 
 ONLY = "main"  # the name of the one stage of an ordinary run
 OWN = ("data", "objective", "budget", "schedule", "optimizer", "retention", "adapter", "batch")
 RETAINING = ("retention", "adapter")  # of the run: for every stage that comes after another
 WHOLE = ("budget", *RETAINING)  # replaced and never merged: their keys exclude one another, or are nodes of their own
-TOKENIZER = "tokenizer"  # folder of a run
-Planned = Mapping[Path, Mapping[str, Any]]
+Planned = Mapping[Path, Run]
 
 
 def is_chain(config: Mapping[str, Any]) -> bool:
@@ -99,31 +98,60 @@ def trains_tokenizer(config: Mapping[str, Any]) -> bool:
     return data.get("tokenizer") == "bpe"
 
 
-def locate(path: str, planned: Planned = MappingProxyType({})) -> tuple[Path, str]:
+def locate(path: str) -> tuple[Path, str]:
     """Folder and stage of `RUN` or `RUN/STAGE`; of a run alone, its last finished stage.
 
-    `planned` runs count as finished. Raises ConfigError where there is no such run, or nothing in it is finished.
+    Raises ConfigError where there is no such run, nothing in it is finished, or runs.jsonl.gz alone holds it.
     """
-    told = Path(path).expanduser()
+    run, stage = start_point(path)
+    if run.archived is not None:
+        here = read_run(run.folder)
+        if here.status == "missing":
+            raise ConfigError(
+                f"init.path={path}: the weights of that run are not here, {archive.NAME} keeps its numbers alone; copy "
+                "its folder here, or train its study again with resume=never"
+            )
+        run = here
+    return run.folder, finished_stage(run, stage, path)
+
+
+def planned_run(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> Run:
+    """A run of a dry run: nothing of it is there, and it counts as finished, so that what starts from it is planned."""
+    stages: list[dict[str, Any]] = [{"name": name, "status": "finished"} for name in stage_names(config)]
+    if trains_tokenizer(config):
+        stages[0]["data"] = {"tokenizer_hash": TRAINED_HERE}
+    lines = [line for line in overrides if not line.startswith("hydra.")]
+    return Run(folder, "finished", {"overrides": lines, "stages": stages}, {"config": dict(config), "rows": []})
+
+
+def start_point(path: str, planned: Planned = MappingProxyType({})) -> tuple[Run, str | None]:
+    """The run of `RUN` or `RUN/STAGE`, which may be archived or `planned` alone, and the stage where one is named.
+
+    Raises ConfigError where there is no such run.
+    """
+    told = Path(path).expanduser().absolute()
     for folder, stage in ((told, None), (told.parent, told.name)):
-        if folder in planned:
-            return folder, stage or stage_names(planned[folder])[-1]
-    folder, stage = (told, None) if (told / "config.yaml").is_file() else (told.parent, told.name)
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"init.path={path}: no run is there (neither it nor its parent has a config.yaml)")
-    finished = [s["name"] for s in (read(folder / "summary.json") or {}).get("stages", []) if s["status"] == "finished"]
+        run = planned.get(folder) or find_run(folder)
+        if run is not None:
+            return run, stage
+    raise ConfigError(f"init.path={path}: no run is there (neither it nor its parent has a config.yaml)")
+
+
+def finished_stage(run: Run, stage: str | None, path: str) -> str:
+    """A stage that is finished: the one that is named, or the last. Raises ConfigError where it is none."""
+    finished = [one["name"] for one in run.stages if one["status"] == "finished"]
     if not finished:
-        raise ConfigError(f"init.path={path}: no stage of that run is finished (it is {status(folder)})")
+        raise ConfigError(f"init.path={path}: no stage of that run is finished (it is {run.status})")
     if stage is not None and stage not in finished:
         raise ConfigError(f"init.path={path}: no finished stage {stage!r}.{did_you_mean(stage, finished)} {finished}")
-    return folder.absolute(), stage or finished[-1]
+    return stage or finished[-1]
 
 
 def adopt(config: dict[str, Any], overrides: Sequence[str], planned: Planned = MappingProxyType({})) -> dict[str, Any]:
     """The config with what its start point decides: the model, the tokenizer and, in the standard parametrisation, the
     learning rate, unless the command line names them.
 
-    planned  configs by folder of runs that a dry run has planned and that count as finished
+    planned  runs by folder that a dry run has planned (`planned_run`)
     """
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
     config = _started(_wrapped(config, given), given, planned)
@@ -152,15 +180,13 @@ def _started(config: dict[str, Any], given: set[str], planned: Planned) -> dict[
             raise ConfigError(str(error)) from error
         config = _with_model({**config, "init": {**init, "path": str(folder)}}, node, given)
         return _with_tokenizer(config, str(folder.absolute()), given)
-    folder, stage = locate(str(init["path"]), planned)
-    old = planned.get(folder) or read_config(folder)
-    init = {**init, "path": str(folder / stage)}
-    config = {**config, "init": init}
+    run, stage = start_point(str(init["path"]), planned)
+    stage = finished_stage(run, stage, str(init["path"]))
+    config = {**config, "init": {**init, "path": str(run.folder / stage)}}
     if kind == "Checkpoint":
-        config = _with_model(config, old["model"], given)
-    own, saved = stage_config(old, stage)["data"], folder / TOKENIZER
-    kept = trains_tokenizer(old) if folder in planned else saved.is_dir()
-    return _with_tokenizer(config, str(saved) if kept else own.get("tokenizer", "bytes"), given)
+        config = _with_model(config, run.config["model"], given)
+    own = stage_config(run.config, stage)["data"]
+    return _with_tokenizer(config, str(run.tokenizer or own.get("tokenizer", "bytes")), given)
 
 
 def built_trained(model: Mapping[str, Any]) -> bool:

@@ -19,6 +19,8 @@ import yaml
 from kleiber.errors import ConfigError
 from kleiber.identity import identity
 
+TOKENIZER = "tokenizer"  # of the run's own, in its folder
+
 # May differ when resuming from a PATH: how long, who watches, on what.
 MAY_DIFFER = ("budget", "logger", "trainer")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -46,7 +47,22 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     stability = (config.get("callbacks") or {}).get("stability") or {}
     if "skip" in (stability.get("policy"), stability.get("nonfinite")):  # the one callback that can change the weights
         kept["stability"] = json.loads(json.dumps(stability, sort_keys=True))
-    return kept
+    return portable(kept, f"{study_folder(config)}{os.sep}") if "root" in config else kept
+
+
+def portable(value: Any, home: str) -> Any:
+    """A config in which paths to runs of its own study, which lies at `home`, are their hashes.
+
+    So a run that starts from another one is the same run wherever the study lies.
+    """
+    if isinstance(value, dict):
+        return {key: portable(entry, home) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [portable(entry, home) for entry in value]
+    if not isinstance(value, str) or not value.startswith(home):
+        return value
+    run, *rest = value.removeprefix(home).split(os.sep)
+    return os.sep.join([run.rsplit("-", 1)[-1], *rest])
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from kleiber import checkpoint
-from kleiber.chain import ONLY, TOKENIZER
+from kleiber.chain import ONLY
 from kleiber.data import chat
 from kleiber.data.bpe import ALPHABET, BPE
 from kleiber.data.pretrained import CONFIG, FILE, Pretrained
 from kleiber.data.tokenizer import EOS, MASK, Bytes
+from kleiber.folder import TOKENIZER
 from kleiber.models.counting import count_parameters
 from kleiber.models.hf import load_hf, to_hf
 from kleiber.models.hf_config import hf_model_node, hf_tokenizer, hf_vocab_size

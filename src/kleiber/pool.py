@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kleiber import cell, folder
+from kleiber.catalog import archive_run
 from kleiber.errors import ConfigError
 from kleiber.preemption import PREEMPTED, Preempted, heeding
 from kleiber.ranks import cores, run_fresh
@@ -128,6 +129,7 @@ class Pool:
             self.pending.append((job.cell, job.attempt + 1))
         else:
             self.codes[job.cell.folder] = code
+            archive_run(job.cell.folder)
         print(line(len(self.codes), self.total, job.cell.folder, code, seconds, "again" if again else None), flush=True)
 
     def _settle(self, job: Job, code: int) -> None:

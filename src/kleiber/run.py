@@ -192,9 +192,9 @@ def keep_tokenizer(tokenizer: Any, folder: Path) -> None:
     import json
     import shutil
 
-    from kleiber.chain import TOKENIZER
     from kleiber.data.pretrained import CONFIG, FILE
     from kleiber.data.tokenizer import EOS, MASK
+    from kleiber.folder import TOKENIZER
 
     if getattr(tokenizer, "path", None) is None:
         return

@@ -18,9 +18,10 @@ import yaml
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
-from kleiber import cell, folder
-from kleiber.catalog import PlannedRun, read_runs, table
-from kleiber.chain import adopt
+from kleiber import archive, cell, folder
+from kleiber.archived_cells import archived_by_hash, placed, train_bases
+from kleiber.catalog import Run, archive_run, read_runs, table
+from kleiber.chain import adopt, planned_run
 from kleiber.check import check
 from kleiber.compose import resolved
 from kleiber.errors import ConfigError
@@ -77,6 +78,8 @@ class Basic:
         for number, one in enumerate(cells, 1):
             print(f"[{number}/{len(cells)}] {one.folder.name}", flush=True)
             codes[one.folder] = cell.run(one.config, one.folder, one.overrides)
+            if not one.config["dry_run"]:
+                archive_run(one.folder)
             if codes[one.folder] == cell.INTERRUPTED:
                 raise KeyboardInterrupt
             if codes[one.folder] == PREEMPTED:
@@ -165,8 +168,12 @@ class Sweep:
         cells = [first, *(self._cell(given, compose) for given in overrides[1:])]
         if not self.checked:
             self.check_plan({one.folder: one for one in cells})
-        todo = self._unfinished(cells)
+        archived = archived_by_hash(first.folder.parent)
+        cells = [placed(one, archived) for one in cells]
+        todo = self._unfinished(cells, archived)
         try:
+            if archived:
+                train_bases(todo, archived, launcher)
             codes = launcher.run(todo) if todo else {}
         finally:
             table(read_runs(first.folder.parent))
@@ -193,8 +200,8 @@ class Sweep:
         if study is None or study.max_cells is not None or first.config["trainer"].get("max_steps") is not None:
             return
         home = first.folder.parent
-        there = [run.folder for run in (read_runs(home) if home.is_dir() else []) if run.status == "finished"]
-        runs = {where: folder.read_config(where) for where in there} | {w: one.config for w, one in cells.items()}
+        there = [run for run in (read_runs(home) if home.is_dir() else []) if run.status == "finished"]
+        runs = {run.folder: run.config for run in there} | {where: one.config for where, one in cells.items()}
         try:
             for text in study.check_plan(points_of(runs)):
                 print(f"study={first.config['name']}: {text}", flush=True)
@@ -208,9 +215,9 @@ class Sweep:
 
         return get_class(node["_target_"]).check_plan is not Options.check_plan
 
-    def planned_runs(self) -> list[PlannedRun]:
+    def planned_runs(self) -> list[Run]:
         """The cells of a dry run so far, as runs from which others can start."""
-        return [PlannedRun(one.folder, "finished", {}, one.config, one.overrides) for one in self.planned.values()]
+        return [planned_run(one.folder, one.config, one.overrides) for one in self.planned.values()]
 
     def _price(self) -> None:
         """What the planned cells cost, all rounds together; nothing is started."""
@@ -227,7 +234,7 @@ class Sweep:
 
     def _composed(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         config, model = resolved(compose(self.composer.prepare(overrides)))
-        config = adopt(config, overrides, {where: one.config for where, one in self.planned.items()})
+        config = adopt(config, overrides, {run.folder.absolute(): run for run in self.planned_runs()})
         check(config)
         if config["resume"] not in ("auto", "never"):
             raise ConfigError(
@@ -237,18 +244,23 @@ class Sweep:
         told = [text for text in told if not (text.startswith("budget.") and text.endswith("=null"))]
         return Cell(cell_folder(config, told, model), config, told)
 
-    def _unfinished(self, cells: Sequence[Cell]) -> list[Cell]:
+    def _unfinished(self, cells: Sequence[Cell], archived: Mapping[str, Run]) -> list[Cell]:
         """Cells that are to run, each with its folder and config written: what never starts reads as missing."""
-        todo = []
+        todo, in_archive = [], 0
+        finished = {run.folder for run in archived.values()}
         for one in unique(cells).values():
             if one.config["resume"] == "never":
                 folder.set_aside(one.folder)
+            elif one.folder in finished and folder.status(one.folder) != "finished":
+                in_archive += 1
+                continue
             if folder.status(one.folder) != "finished":
                 todo.append(one)
                 folder.write_config(one.folder, one.config, one.overrides)
         done = len(unique(cells)) - len(todo)
         if done:
-            print(f"{done} of {len(unique(cells))} cells are finished already")
+            without_weights = f", {in_archive} of them in {archive.NAME} alone, without weights" if in_archive else ""
+            print(f"{done} of {len(unique(cells))} cells are finished already{without_weights}")
         return todo
 
 

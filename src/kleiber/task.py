@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kleiber import folder
+from kleiber.catalog import archive_run
 from kleiber.pool import log_to
 from kleiber.preemption import PREEMPTED, Preempted, heeding
 from kleiber.ranks import run_fresh
@@ -139,6 +140,7 @@ class Watch:
                 continue  # never begun
             settle(where, "killed", "its job ended without a word; see log.txt")
             self.codes[where] = outcome(where)
+            archive_run(where)
             print(
                 line(len(self.codes), self.total, where, self.codes[where], time.monotonic() - self.began), flush=True
             )

@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.asymptotics import diagnose, signs, transient, untold
+from kleiber.studies.asymptotics import signs
 from kleiber.studies.fit import fit
 from kleiber.studies.law import find
 from kleiber.studies.noise_model import NoiseModel, fit_with_noise
 from kleiber.studies.table import load
+from kleiber.studies.transients import diagnose, transient, untold
 from kleiber.studies.verdicts import pre_asymptotic
 
 from . import ladders

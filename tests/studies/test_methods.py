@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from kleiber.catalog import PlannedRun, read_runs
+from kleiber.catalog import Run, read_runs
 from kleiber.studies.methods import Methods, trained
 from kleiber.summary import Summary
 
@@ -130,7 +130,7 @@ def test_arms_may_go_on_from_weights_that_are_trained_already(tmp_path):
 def test_what_a_dry_run_has_planned_counts_as_finished(tmp_path, capsys):
     ground, bases = Ground(tmp_path / "none"), design().bases()
     assert design().arms_of(ground) == [] and "its 7 runs are left out" in capsys.readouterr().out
-    planned = [PlannedRun(tmp_path / f"base{n}", "finished", {}, {}, base) for n, base in enumerate(bases)]
+    planned = [Run(tmp_path / f"base{n}", "finished", {"overrides": base}) for n, base in enumerate(bases)]
     ground = Ground(tmp_path / "none", planned)
     assert next(iter(design().rounds(ground))) == bases
     arms = design().arms_of(ground)

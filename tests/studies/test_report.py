@@ -105,10 +105,3 @@ def test_the_page_opens_in_a_browser_without_network(study):
         timeout=120,
     )
     assert done.stdout.count("<svg") >= 6 and "Uncaught" not in done.stderr
-
-
-@pytest.mark.slow
-def test_a_study_is_mirrored_offline_as_a_run_of_its_own(study, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert main(["report", str(study), "--wandb"]) == 0
-    assert len(list((study / "wandb").glob("offline-run-*-study-scaling"))) == 1

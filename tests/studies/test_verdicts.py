@@ -3,10 +3,10 @@
 import numpy as np
 
 from kleiber.studies import verdicts
-from kleiber.studies.asymptotics import diagnose
 from kleiber.studies.estimates import parameters, profile_parameters
 from kleiber.studies.fit import fit
 from kleiber.studies.noise_model import NoiseModel
+from kleiber.studies.transients import diagnose
 
 from . import ladders
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kleiber.catalog import Run
-from kleiber.folder import read_config
 from kleiber.studies import frontier, outcomes
 from kleiber.studies.arms import untuned
 from kleiber.studies.claims import Claim, above
@@ -107,7 +106,7 @@ class Adapters(Tolerant):
 def named(runs: Sequence[Run]) -> Rows:
     """The outcomes with the arm as `method`: `full`, `rank r`, or what else the run trained with."""
     rows = outcomes.outcomes(runs)
-    adapters = {run.name: read_config(run.folder).get("adapter") or {} for run in runs}
+    adapters = {run.name: run.config.get("adapter") or {} for run in runs}
     low_rank = ranked([node for node in adapters.values() if "rank" in node])
 
     def arm(row: Any) -> str:

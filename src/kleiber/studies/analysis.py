@@ -12,7 +12,6 @@ import numpy as np
 
 from kleiber.studies import estimates, exclusion, verdicts
 from kleiber.studies.allocation import allocate
-from kleiber.studies.asymptotics import diagnose
 from kleiber.studies.backtest import backtests, default_cuts, holdouts, rank
 from kleiber.studies.extrapolation import EXPECTED, Misfit
 from kleiber.studies.fit import Fit, objective_at
@@ -20,6 +19,7 @@ from kleiber.studies.law import LAWS, Array, Law
 from kleiber.studies.noise_model import NoiseModel, fit_with_noise, scale_of
 from kleiber.studies.prediction import MAX_DECADES, predict
 from kleiber.studies.table import Table
+from kleiber.studies.transients import diagnose
 
 RANKED = ("no_floor", "chinchilla_tied", "chinchilla", "kaplan", "interaction")
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kleiber.catalog import Run
-from kleiber.folder import read_config
 from kleiber.studies.price import best_latency, of_one_row
 
 LRS = 5  # learning rates that an arm needs to count as tuned
@@ -120,7 +119,7 @@ def points(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each leaf of each run that has an arm; of a run that diverged one without a loss."""
     rows = []
     for run in runs:
-        config = read_config(run.folder)
+        config = run.config
         arm = (config.get("study") or {}).get("arm")
         if arm is None or run.status not in ("finished", "diverged"):
             continue
@@ -131,9 +130,7 @@ def points(runs: Sequence[Run]) -> list[dict[str, Any]]:
             more = {"memory": memory_bytes(config["model"], stage), "speed": stage.get("tokens_per_s")}
             core = (stage.get("params") or {}).get("embedding")
             more["core"] = None if core is None else row["active"] - core
-            rows.append(
-                {**row, **more, "arm": arm, "lr": lr, "loss": loss, "seed": config["seed"], "folder": run.folder}
-            )
+            rows.append({**row, **more, "arm": arm, "lr": lr, "loss": loss, "seed": config["seed"], "source": run})
     if not rows:
         raise ValueError("no run here belongs to an arm: this study reads cells that its own design made")
     return rows

@@ -128,25 +128,26 @@ def predict(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the folder of a study or of a sweep")],
-    out: Annotated[Path | None, typer.Option(help="where the page goes; default: DIR/report.html")] = None,
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR|runs.jsonl.gz", help="a study or sweep, or what is kept of it")
+    ],
+    out: Annotated[Path | None, typer.Option(help="write the page here and nothing else; default: all in DIR")] = None,
     study: Annotated[
         str | None, typer.Option(help="read the runs as this study's; default: as their config says")
     ] = None,
     also: Annotated[list[Path] | None, typer.Option(help="runs of a further folder; repeat for more")] = None,
     wandb: Annotated[bool, typer.Option("--wandb", help="mirror it to W&B, as the runs were")] = False,
 ) -> None:
-    """Analyse the runs of a folder again: laws.json, findings.json, figures and one HTML page.
+    """Analyse the runs of a study again: laws.json, findings.json, figures and one HTML page.
 
     Exit code 3 when the study's law is refused or not identified.
     """
     try:
-        found = _pages("report").report(folder, out, study, also or (), wandb)
-    except (ValueError, FileNotFoundError) as error:
+        pages = _pages("report")
+        found = pages.report(source, out, study, also or (), wandb)
+    except (ValueError, OSError) as error:
         _refuse(ValueError(str(error)))
-    typer.echo(found["headline"])
-    typer.echo(f"{found['runs']}" + (f"; missing: {', '.join(found['missing'])}" if found["missing"] else ""))
-    typer.echo(f"report: {out or folder / 'report.html'}")
+    typer.echo("\n".join(pages.closing_lines(found, out or pages.folder_of(source) / "report.html")))
     if found["refused"] or found["not_identified"]:
         raise typer.Exit(3)
 

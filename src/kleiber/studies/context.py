@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 
 from kleiber.catalog import Run
-from kleiber.folder import read_config
 from kleiber.studies.findings import Findings, Options, check_level
 from kleiber.studies.seeds import Rows, difference, seed_means, told
 
@@ -59,7 +58,7 @@ def scored(runs: Sequence[Run]) -> tuple[Rows, Rows]:
     """A row a finished run, and a row a run and bin of positions. ValueError when none has finished."""
     rows, places = [], []
     for run in (run for run in runs if run.status == "finished"):
-        model = read_config(run.folder)["model"]
+        model = run.config["model"]
         kind = str(model["attention"]["_target_"]).rpartition(".")[2]
         told_of = {
             "run": run.name, "seed": run.summary.get("seed"), "attention": KINDS.get(kind, kind),

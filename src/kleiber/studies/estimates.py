@@ -103,7 +103,7 @@ def derived(
             reason = f"{', '.join(found.dropped)} was dropped at 0"
         elif depends(untold[name]):
             reason = "the rows leave it open"
-        elif not np.isfinite([lo, hi, value[0]]).all():
+        elif not np.isfinite(np.array([float(lo), float(hi), float(value[0])])).all():
             reason = "no interval"
         else:
             moving = [flat for flat, path in along.items() if _outside(path[name], float(lo), float(hi))]

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from kleiber.catalog import Run
-from kleiber.folder import read_config
 from kleiber.studies import analysis, record, table
 from kleiber.studies.findings import Findings, Options, check_level, points
 from kleiber.studies.law import find
@@ -98,7 +97,7 @@ METHODS = (
 
 def expansion(run: Run) -> float:
     """X = experts / k of a run; 1 for a dense model."""
-    return expansion_of(read_config(run.folder)["model"])
+    return expansion_of(run.config["model"])
 
 
 def expansion_of(model: Mapping[str, Any]) -> float:

@@ -40,12 +40,15 @@ class Evidence:
     variance: Array
     decades: Array
 
-    def weights(self, keep: NDArray[np.bool_]) -> Array:
+    def keep(self, mask: NDArray[np.bool_]) -> Evidence:
+        """That of some of its rows."""
+        return Evidence(self.rows[mask], self.cluster[mask], self.error[mask], self.variance[mask], self.decades[mask])
+
+    @property
+    def weights(self) -> Array:
         """A weight for each row: every cluster the same, and all of them FEW_PER_CUT at most."""
-        _, member, count = np.unique(self.cluster[keep], return_inverse=True, return_counts=True)
-        weights = np.zeros(len(keep))
-        weights[keep] = min(len(count), FEW_PER_CUT) / len(count) / count[member]
-        return weights
+        _, member, count = np.unique(self.cluster, return_inverse=True, return_counts=True)
+        return min(len(count), FEW_PER_CUT) / len(count) / count[member]
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Misfit:
         """Mean square of the errors beyond what parameters and noise account for, and of what is expected."""
         total, weight = WEIGHT * EXPECTED**2, WEIGHT
         for one in self.evidence:
-            weights = one.weights(np.ones(len(one.rows), dtype=bool))
+            weights = one.weights
             beyond = np.maximum(one.error**2 - one.variance, 0.0) / np.maximum(one.decades, NEAR) ** 2
             total += float((weights * beyond).sum())
             weight += float(weights.sum())
@@ -76,8 +79,7 @@ class Misfit:
         for one in self.evidence:
             mask = train[one.rows]
             if mask.any():
-                parts = (one.rows, one.cluster, one.error, one.variance, one.decades)
-                kept.append(Evidence(*(part[mask] for part in parts)))
+                kept.append(one.keep(mask))
         return Misfit(tuple(kept))
 
 

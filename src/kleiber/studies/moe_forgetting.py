@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 
 from kleiber.catalog import Run
-from kleiber.folder import read_config
 from kleiber.studies import forgetting_tables, frontier, outcomes
 from kleiber.studies.arms import interval
 from kleiber.studies.claims import above, contrast
@@ -73,7 +72,7 @@ def rows_of(runs: Sequence[Run]) -> Rows:
     rows: Rows = outcomes.outcomes(runs)
     known = {run.name: run for run in runs}
     rows = rows[[name in known for name in rows["run"]] & ~frontier.on_line(rows["method"])]
-    arms = {name: arm_of(read_config(known[name].folder)) for name in rows["run"]}
+    arms = {name: arm_of(known[name].config) for name in rows["run"]}
     return rows.assign(
         method=[arms[name] for name in rows["run"]],
         shifts=[shifts(known[name]) for name in rows["run"]],
@@ -202,8 +201,8 @@ def figures(runs: Sequence[Run], record: dict[str, Any]) -> dict[str, Callable[[
         made["matched"] = lambda: plots.matched(record)
     paths: Rows = outcomes.trajectories(runs)
     if len(paths):
-        folders = {run.name: run.folder for run in runs}
-        paths = paths.assign(method=[arm_of(read_config(folders[name])) for name in paths["run"]])
+        configs = {run.name: run.config for run in runs}
+        paths = paths.assign(method=[arm_of(configs[name]) for name in paths["run"]])
         paths = paths.merge(chosen[["method", "setting", "lr"]], on=["method", "setting", "lr"])
         made["trajectory"] = lambda: plots.trajectory(paths, plots.methods_of(points))
     if record["loads"]:

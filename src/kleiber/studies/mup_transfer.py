@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from kleiber.catalog import Run
-from kleiber.folder import read_config
 from kleiber.studies import student
 from kleiber.studies.arms import width_of
 from kleiber.studies.findings import Findings, Options, check_level
@@ -133,7 +132,7 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         if run.status not in ("finished", "diverged"):
             continue
-        config, row = read_config(run.folder), run.row()
+        config, row = run.config, run.row()
         model = config["model"]
         scaled = str((model.get("parametrization") or {}).get("_target_", "MuP")).rsplit(".", 1)[-1]
         loss = float("inf") if run.status == "diverged" else row["loss"]

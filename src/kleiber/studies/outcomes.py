@@ -17,7 +17,6 @@ import pandas as pd
 
 from kleiber.budget import quantity
 from kleiber.catalog import Run
-from kleiber.folder import read_config, read_overrides
 from kleiber.studies.forgetting_metrics import upstream
 
 PLAIN = "none"
@@ -58,18 +57,14 @@ def earlier_tasks(run: Run) -> list[str]:
 def apart(runs: Sequence[Run]) -> dict[str, str]:
     """By name of run, what tells it from others beside method, learning rate and seed: the overrides of schedule,
     optimizer and batch that not all of them have."""
-    told = {run.name: {line for line in overrides(run.folder) if OTHER.match(line)} for run in runs}
+    told = {run.name: {line for line in run.overrides if OTHER.match(line)} for run in runs}
     common = set.intersection(*told.values()) if told else set()
     return {name: " ".join(sorted(lines - common)) for name, lines in told.items()}
 
 
-def overrides(folder: Path) -> list[str]:
-    return read_overrides(folder) if (folder / "overrides.yaml").exists() else []
-
-
 def rows_of(run: Run, known: Mapping[str, Run], more: str = "") -> list[dict[str, Any]]:
     """`more` is part of the setting."""
-    stage, config = run.stage, read_config(run.folder)
+    stage, config = run.stage, run.config
     method, setting = described(config)
     setting = f"{setting} {more}".strip()
     share = replayed(config)
@@ -218,7 +213,7 @@ def trajectories(runs: Sequence[Run]) -> pd.DataFrame:
     found = []
     for run in runs:
         if run.status == "finished" and continued(run):
-            method, setting = described(read_config(run.folder))
+            method, setting = described(run.config)
             curve = watched(run.stage, earlier_tasks(run))
             same = {"method": method, "setting": setting, "lr": run.stage.get("lr"), "seed": run.summary.get("seed")}
             found += [{**same, "run": run.name, "step": step, "F": value - curve[0][1]} for step, value in curve]

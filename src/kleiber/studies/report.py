@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from kleiber.catalog import Run, frame, read_runs
-from kleiber.folder import read_config
+from kleiber import archive
+from kleiber.catalog import Run, archive_runs, frame, read_runs
 from kleiber.studies import record as records
 from kleiber.studies.findings import Findings, Study, content
 from kleiber.studies.scaling import Scaling
@@ -47,7 +47,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Any:
         return build(named(name))
     if (asked := folder / "study.yaml").is_file():
         return build(OmegaConf.create(dict(yaml.safe_load(asked.read_text()))))
-    nodes = [node for run in runs if (node := read_config(run.folder).get("study"))]
+    nodes = [node for run in runs if (node := run.config.get("study"))]
     return build(OmegaConf.create(dict(nodes[0]))) if nodes else Scaling()
 
 
@@ -65,32 +65,72 @@ def named(name: str) -> Any:
 
 
 def report(
-    folder: Path, out: Path | None = None, name: str | None = None, also: Sequence[Path] = (), mirror: bool = False
+    source: Path, out: Path | None = None, name: str | None = None, also: Sequence[Path] = (), mirror: bool = False
 ) -> dict[str, Any]:
-    """Analyses the runs of a folder, with those of `also`, and writes everything into the first.
+    """Analyses the runs of a folder or of a runs.jsonl.gz, with those of `also`, and writes everything into the folder,
+    or beside the file; with `out` the page alone, there.
 
     Returns findings.json's content. `name` reads the runs as that study's; `mirror` also sends it to W&B, as the runs
-    themselves were (`studies.mirror`).
+    themselves were (`studies.mirror`), and findings.json says what did not arrive.
     """
-    runs = [run for place in (folder, *also) for run in read_runs(place)]
+    if out is not None and mirror:
+        raise ValueError(f"--out {out} writes nothing else, and --wandb keeps files in the study's folder: omit one")
+    folder = folder_of(source)
+    if source.is_dir() and out is None:
+        archive_runs(source)
+    runs = [run for place in (source, *also) for run in read_runs(place)]
     study: Study = study_of(folder, runs, name)
     found = study.analyse(runs)
-    if found.law is not None:
-        records.write(found.law, folder / "laws.json")
-    told = records.finite(content(found, folder.name, runs))
-    write_json(folder / "findings.json", told)
+    findings = records.finite(content(found, title_of(source), runs))
+    if out is None:
+        write_findings(folder, findings, found)
     charts = {name: make() for name, make in found.figures.items()}
-    shutil.rmtree(folder / "figures", ignore_errors=True)  # those of an earlier question answer another one
-    (folder / "figures").mkdir()
-    for name, chart in charts.items():
-        chart.save(folder / "figures" / f"{name}.png", scale_factor=2)
-        chart.save(folder / "figures" / f"{name}.svg")
-    (out or folder / "report.html").write_text(page(told, found, charts, ends(runs)))
+    (out or folder / "report.html").write_text(page(findings, found, charts, ends(runs)))
+    if out is not None:
+        return findings
+    write_figures(folder / "figures", charts)
     if mirror:
         from kleiber.studies.mirror import send
 
-        send(folder, told, found, charts, runs)
-    return told
+        findings["not_mirrored"] = send(folder, findings, found, charts, runs)
+        write_json(folder / "findings.json", findings)
+    return findings
+
+
+def closing_lines(findings: Mapping[str, Any], page: Path) -> list[str]:
+    """What a person is told when the report is written."""
+    missing = f"; missing: {', '.join(findings['missing'])}" if findings["missing"] else ""
+    lines = [findings["headline"], f"{findings['runs']}{missing}", f"report: {page}"]
+    return [*lines, *(f"not mirrored to W&B: {part}" for part in findings.get("not_mirrored", ()))]
+
+
+def folder_of(source: Path) -> Path:
+    """Where the report of a folder of runs, or of a runs.jsonl.gz, is written."""
+    return source if source.is_dir() else source.parent
+
+
+def title_of(source: Path) -> str:
+    """The name of the study's folder; of an archive that has a name of its own, that one."""
+    place = source.absolute()
+    if place.is_dir() or place.name == archive.NAME:
+        return place.name if place.is_dir() else place.parent.name
+    return place.name.removesuffix(".gz").removesuffix(".jsonl")
+
+
+def write_findings(folder: Path, findings: Mapping[str, Any], found: Findings) -> None:
+    """findings.json, and laws.json where the study fits one."""
+    if found.law is not None:
+        records.write(found.law, folder / "laws.json")
+    write_json(folder / "findings.json", findings)
+
+
+def write_figures(folder: Path, charts: Mapping[str, Any]) -> None:
+    """Every chart as PNG and SVG; what the folder held answers an earlier question, and is removed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, chart in charts.items():
+        chart.save(folder / f"{name}.png", scale_factor=2)
+        chart.save(folder / f"{name}.svg")
 
 
 def page(told: Mapping[str, Any], found: Findings, charts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

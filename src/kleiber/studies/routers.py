@@ -10,12 +10,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kleiber.budget import quantity
 from kleiber.catalog import Run
-from kleiber.metrics import having, read_rows
+from kleiber.metrics import Row, having
 from kleiber.studies import arm_figures
 from kleiber.studies.arms import Arm, all_tuned, complaints, paired, points, read, told
 from kleiber.studies.findings import Findings, Options
@@ -125,14 +124,14 @@ def health(rows: Sequence[Mapping[str, Any]], arm: Arm) -> Health:
     found: Health = {}
     mine = [row for row in rows if row["arm"] == arm.name and row["lr"] == arm.best_lr and row["loss"] is not None]
     for row in mine:
-        for name, values in late(row["folder"]).items():
+        for name, values in late(row["source"].rows).items():
             found.setdefault(name, {})[row["seed"]] = statistics.fmean(values)
     return dict(sorted(found.items()))
 
 
-def late(folder: Path) -> dict[str, list[float]]:
+def late(logged: Sequence[Row]) -> dict[str, list[float]]:
     """max violation and load entropy of the last tenth of the rows, and the last count of the dead."""
-    rows = having(read_rows(folder), "moe/load_entropy/")
+    rows = having(logged, "moe/load_entropy/")
     found: dict[str, list[float]] = {}
     for row in rows[-max(1, len(rows) // 10) :]:
         for key, value in row.items():

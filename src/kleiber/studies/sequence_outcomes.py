@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from kleiber.catalog import Run
-from kleiber.folder import read_config
 from kleiber.studies import forgetting_metrics as metrics
 from kleiber.studies.outcomes import apart, described
 from kleiber.studies.sequences import AGAIN
@@ -52,7 +51,7 @@ def is_sequence(run: Run) -> bool:
 
 
 def row_of(run: Run, alone: Alone, tolerance: float, more: str = "") -> dict[str, Any]:
-    config, stages = read_config(run.folder), [one for one in run.stages if one["name"] != AGAIN]
+    config, stages = run.config, [one for one in run.stages if one["name"] != AGAIN]
     r, kind = own_matrix(run)
     method, setting = described(config)
     setting = f"{setting} {more}".strip()
@@ -106,7 +105,7 @@ def alone_scores(runs: Sequence[Run]) -> Alone:
     for run in runs:
         if run.status != "finished" or len(run.stages) != 1:
             continue
-        start = start_of(read_config(run.folder))
+        start = start_of(run.config)
         for task in set(run.stage["tasks"]) & set(scored):
             key, sign = scored[task]
             value = run.metrics.get(key)

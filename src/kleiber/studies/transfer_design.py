@@ -157,7 +157,7 @@ class Pretraining:
             return []
         lines = [*self.finetune, *self.tasks[task], f"optimizer.lr={lr:g}", f"seed={seed}"]
         if start.base is None:
-            tokenizer = [] if run.tokenizer is None else [f"data.tokenizer={run.tokenizer}"]
+            tokenizer = [f"data.tokenizer={run.tokenizer}"] if run.tokenizer is not None else []
             lines = [*self.chosen[start.kind].model, *lines, *tokenizer]
         else:
             lines += ["init=checkpoint", f"init.path={run.folder}"]

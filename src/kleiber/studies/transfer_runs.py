@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from kleiber.catalog import Run
-from kleiber.folder import read_config
 from kleiber.studies.arms import interval
 from kleiber.studies.seeds import Rows
 
@@ -22,7 +21,7 @@ def rows_of(runs: Sequence[Run]) -> Rows:
     are there), params, seconds. ValueError where there is none."""
     found = []
     for run in runs:
-        config = read_config(run.folder)
+        config = run.config
         labels = config.get("study") or {}
         if run.status != "finished" or labels.get("task") is None:
             continue

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from kleiber.studies.asymptotics import MOVED, Diagnostics, detectable, move, signs, untold
+from kleiber.studies.asymptotics import MOVED, move, signs
 from kleiber.studies.backtest import Backtest
 from kleiber.studies.fit import Fit
 from kleiber.studies.replicates import lack_of_fit
+from kleiber.studies.transients import Diagnostics, detectable, untold
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,125 @@
+"""A study finds the same in the rows of runs.jsonl.gz as in the folders of its runs, and reads runs in one place."""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kleiber.studies
+from kleiber import archive
+from kleiber.catalog import archive_runs, read_runs
+from kleiber.cli import main
+from kleiber.studies import record
+from kleiber.studies.findings import content
+from kleiber.studies.forgetting import Forgetting
+from kleiber.studies.report import study_of
+from kleiber.studies.routers import Routers
+from kleiber.studies.scaling import Scaling
+
+from .comparisons import write_study
+from .ladders import noisy, small_loss, write_tree
+from .test_arms import write
+
+NOT_OF_RUNS = {"optimal.py", "routing_plots.py"}  # design.json of a design; the page of `kleiber eval`, of one run
+
+
+def ladder(home: Path) -> None:
+    for n in (25_000, 100_000, 400_000, 1_600_000):
+        tokens = 1e6 * 2.0 ** np.arange(4)
+        losses = noisy(small_loss(n, tokens), [n], 0.002).tolist()
+        write_tree(home / f"n{n}", 0, n, 6.6 * n, dict(zip(tokens.tolist(), losses, strict=True)))
+
+
+def arms(home: Path) -> None:
+    for arm, loss in (("topk", 3.0), ("hash", 3.1), ("lossfree", 3.05)):
+        write(home, {"_target_": "kleiber.studies.routers.Routers"}, arm, loss)
+    write(home, {"_target_": "kleiber.studies.routers.Routers"}, "unbalanced", 3.0, status="diverged", lrs=[0.16])
+
+
+STUDIES = {"scaling": (Scaling(bootstrap=20), ladder), "routers": (Routers(tokens="4M"), arms),
+           "forgetting": (Forgetting(), write_study)}  # fmt: skip
+
+
+def kept(home: Path, place: Path) -> Path:
+    """What is kept of a study, in another folder of the same name."""
+    archive_runs(home)
+    (place / home.name).mkdir(parents=True)
+    shutil.move(home / archive.NAME, place / home.name)
+    return place / home.name
+
+
+@pytest.mark.parametrize("name", ["routers", "forgetting", pytest.param("scaling", marks=pytest.mark.slow)])
+def test_a_study_finds_the_same_in_its_rows(tmp_path, name):
+    study, fill = STUDIES[name]
+    fill(tmp_path / name)
+    homes = [tmp_path / name, kept(tmp_path / name, tmp_path / "other")]
+    found = [study.analyse(read_runs(home)) for home in homes]
+    told = [record.finite(content(one, name, read_runs(home))) for one, home in zip(found, homes, strict=True)]
+    assert told[0] == told[1]
+    assert record.finite(found[0].law) == record.finite(found[1].law)
+    assert set(found[0].figures) == set(found[1].figures)
+
+
+def test_some_cells_may_be_folders_and_others_rows(tmp_path):
+    arms(tmp_path / "routers")
+    whole = content(Routers(tokens="4M").analyse(read_runs(tmp_path / "routers")), "", read_runs(tmp_path / "routers"))
+    archive_runs(tmp_path / "routers")
+    for path in sorted((tmp_path / "routers").glob("*-seed1")):
+        shutil.rmtree(path)
+    runs = read_runs(tmp_path / "routers")
+    assert {run.archived is None for run in runs} == {True, False}
+    assert record.finite(content(Routers(tokens="4M").analyse(runs), "", runs)) == record.finite(whole)
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_report_is_made_of_the_rows_alone(tmp_path, capsys):
+    arms(tmp_path / "routers")
+    assert main(["report", str(tmp_path / "routers"), "--study", "routers"]) == 0
+    told = json.loads((tmp_path / "routers" / "findings.json").read_text())
+    assert (tmp_path / "routers" / archive.NAME).is_file(), "a report keeps the rows of folders that are there"
+    place = kept(tmp_path / "routers", tmp_path / "other")
+    assert main(["report", str(place), "--study", "routers"]) == 0
+    assert json.loads((place / "findings.json").read_text()) == told
+    assert {path.name for path in (place / "figures").iterdir()} >= {"balance.png", "balance.svg"}
+    assert f"report: {place / 'report.html'}" in capsys.readouterr().out
+    assert main(["runs", str(place), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3 * 5 * 3 + 3
+
+
+def test_out_is_the_only_file_that_is_written(tmp_path, monkeypatch, capsys):
+    arms(tmp_path / "study")
+    monkeypatch.chdir(tmp_path)
+    before = snapshot(tmp_path)
+    assert main(["report", "study", "--study", "routers", "--out", "page.html"]) == 0
+    after = snapshot(tmp_path)
+    assert after.pop(tmp_path / "page.html").startswith(b"<!doctype html>") and after == before
+    assert main(["report", "study", "--study", "routers", "--out", "page.html", "--wandb"]) == 2
+    assert main(["report", "study", "--study", "routers", "--out", "nowhere/page.html"]) == 2
+    assert "nowhere/page.html" in capsys.readouterr().err
+
+
+def test_a_file_of_another_name_gives_its_name_to_the_study(tmp_path):
+    arms(tmp_path / "s")
+    archive_runs(tmp_path / "s")
+    shutil.move(tmp_path / "s" / archive.NAME, tmp_path / "zoo.jsonl.gz")
+    assert main(["report", str(tmp_path / "zoo.jsonl.gz")]) == 0
+    assert json.loads((tmp_path / "findings.json").read_text())["study"] == "zoo"
+    assert isinstance(study_of(tmp_path / "s", read_runs(tmp_path / "zoo.jsonl.gz")), Routers)
+
+
+def test_studies_read_runs_through_the_catalog_alone():
+    """A file of a run that a study opened itself would not be there for a run that is rows."""
+    readers = set()
+    for path in Path(kleiber.studies.__file__).parent.glob("*.py"):
+        tree = ast.walk(ast.parse(path.read_text()))
+        names = {f"{node.module}.{one.name}" for node in tree if isinstance(node, ast.ImportFrom) for one in node.names}
+        files = {"kleiber.metrics.read_rows", "kleiber.summary.read", "kleiber.archive.read"}
+        if names & files or any(name.startswith("kleiber.folder.") for name in names):
+            readers.add(path.name)
+    assert readers == NOT_OF_RUNS

@@ -1,0 +1,131 @@
+"""A study in W&B, read back from the offline record: all of it arrives, and what cannot is said and keeps no other."""
+
+import json
+
+import altair as alt
+import pandas as pd
+import pytest
+from wandb_records import read
+
+import kleiber.run
+from kleiber.cli import main
+from kleiber.launch import main as launch
+from kleiber.studies import mirror, report
+from kleiber.studies.findings import Findings
+from kleiber.summary import Summary
+
+from .ladders import write_tree
+
+LAW = {"schema": "kleiber.law/1", "law": "chinchilla", "params": {}}
+VERDICTS = [{"level": "warn", "code": "few", "text": "two sizes"}, {"level": "note", "code": "goal", "text": "met"}]
+TABLES = {
+    "Arms: loss / seed": [{"arm": "a", "loss": 2.5, "seeds": 3}, {"arm": "b", "loss": None, "why": "untuned"}],
+    "Mixed": [{"value": 1.5}, {"value": "not identified"}, {"value": None}, {"value": True}],
+    "Empty": [],
+}
+
+
+def chart() -> alt.Chart:
+    return alt.Chart(pd.DataFrame({"x": [1, 2], "y": [3, 4]})).mark_line().encode(x="x:Q", y="y:Q")
+
+
+class Study:
+    """Finds the same in all runs."""
+
+    max_cells = seeds = None
+
+    def analyse(self, runs) -> Findings:
+        return Findings("a is .5 nats [.4, .6] better.", VERDICTS, TABLES, {"frontier": chart, "tuning": chart}, LAW)
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """The folder of a study with one run."""
+    monkeypatch.setattr(report, "study_of", lambda *_: Study())
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    write_tree(tmp_path / "s" / "cell", 0, 10_000, 6e4, {1e6: 2.5}, config={"logger": {"wandb": {"project": "lab"}}})
+    return tmp_path / "s"
+
+
+def record(folder):
+    """What the offline run of a study holds, its panels by key, and the rows of a table that it wrote."""
+    (path,) = folder.glob("wandb/offline-run-*-study-*/run-*.wandb")
+    found = read(path)
+    panels = {}
+    for row in found["history"]:
+        for key, value in row.items():
+            name, _, what = key.rpartition("/")
+            panels.setdefault(name, {})[what] = value
+    return found, panels, path.parent / "files"
+
+
+def rows_of(panels, files, key):
+    table = json.loads((files / panels[key]["path"]).read_text())
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+
+def check_all_arrived(folder):
+    found, panels, files = record(folder)
+    assert {key: found["run"][key] for key in ("group", "type")} == {"group": folder.name, "type": "study"}
+    assert found["summary"]["headline"] == "a is .5 nats [.4, .6] better." and found["exit_code"] == 0
+    for name in ("frontier", "tuning"):
+        image = files / panels[f"figures/{name}"]["path"]
+        assert image.read_bytes() == (folder / "figures" / f"{name}.png").read_bytes()
+    for title in ("Arms: loss / seed", "Mixed"):
+        keys = list(dict.fromkeys(key for row in TABLES[title] for key in row))
+        assert rows_of(panels, files, f"tables/{title}") == [
+            {key: row.get(key) for key in keys} for row in TABLES[title]
+        ]
+    assert rows_of(panels, files, "verdicts") == VERDICTS
+    assert len(found["history"]) == 1, "panels of one report are one step"
+    artifact = found["artifacts"][f"{folder.name}-study"]
+    assert artifact["type"] == "study"
+    assert artifact["paths"] == {"laws.json", "findings.json", "report.html", "runs.jsonl.gz"}
+    assert json.loads((folder / "findings.json").read_text())["not_mirrored"] == []
+
+
+def test_all_of_a_study_arrives(study, capsys):
+    assert main(["report", str(study), "--wandb"]) == 0
+    check_all_arrived(study)
+    assert "not mirrored" not in capsys.readouterr().out
+
+
+def test_a_sweep_mirrors_its_study_when_its_runs_were(study, tmp_path, monkeypatch):
+    def train(cfg, folder, overrides):
+        (folder / "wandb" / "offline-run-1").mkdir(parents=True)
+        Summary(folder).update(
+            status="finished", seed=0, stages=[{"name": "main", "metrics": {}, "status": "finished"}]
+        )
+        return 0
+
+    monkeypatch.setattr(kleiber.run, "train", train)
+    assert launch(["study=scaling", "launcher=basic", "study.max_cells=1", f"root={tmp_path}", "name=t"]) == 0
+    check_all_arrived(tmp_path / "t")
+
+
+def test_a_part_that_fails_keeps_no_other_and_is_named(study, monkeypatch, capsys):
+    send = mirror.send_image
+
+    def without_one(run, key, file):
+        if key == "figures/frontier":
+            raise RuntimeError("wandb.Image needs the PIL package\nand more lines")
+        send(run, key, file)
+
+    monkeypatch.setattr(mirror, "send_image", without_one)
+    assert main(["report", str(study), "--wandb"]) == 0
+    found, panels, _ = record(study)
+    assert "figures/frontier" not in panels and {"figures/tuning", "tables/Mixed", "verdicts"} <= set(panels)
+    assert found["artifacts"]["s-study"]["paths"] >= {"laws.json"} and found["exit_code"] == 0
+    told = ["figure frontier: wandb.Image needs the PIL package"]
+    assert json.loads((study / "findings.json").read_text())["not_mirrored"] == told
+    assert f"not mirrored to W&B: {told[0]}" in capsys.readouterr().out
+
+
+def test_a_study_that_wandb_takes_nothing_of_is_reported_all_the_same(study, monkeypatch, capsys):
+    def refuse(*_):
+        raise ConnectionError("no server")
+
+    monkeypatch.setattr(mirror, "begin", refuse)
+    assert main(["report", str(study), "--wandb"]) == 0
+    assert json.loads((study / "findings.json").read_text())["not_mirrored"] == ["the study: no server"]
+    assert (study / "report.html").is_file()

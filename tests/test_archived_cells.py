@@ -1,0 +1,143 @@
+"""A study goes on from its runs.jsonl.gz alone: what is finished there is not trained, but where weights are needed."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+import kleiber.run
+from kleiber import archive
+from kleiber.catalog import archived_runs, read_runs
+from kleiber.chain import locate
+from kleiber.compose import Composer, resolved
+from kleiber.errors import ConfigError
+from kleiber.identity import config_hash
+from kleiber.launch import main
+from kleiber.summary import Summary
+
+BASE = "design.base={data.domain: docs, data.tokenizer: bpe}"
+METHODS = ["-m", "launcher=basic", "name=s", "design=methods", BASE, "design.lrs=[0.01]", "design.seeds=1"]
+METHODS += ["design.arms={none: {retention: null}, l2sp: {retention: l2sp}}"]
+
+
+def sweep(root: Path, *overrides: str) -> int:
+    return main([*METHODS, f"root={root}", *overrides])
+
+
+@contextmanager
+def training_nothing() -> Iterator[list]:
+    """Cells run in this process and are finished at once; the configs of those that ran, in order."""
+    ran = []
+
+    def train(cfg, folder, overrides):
+        ran.append(cfg)
+        (folder / "tokenizer").mkdir(exist_ok=True)
+        data = {"tokenizer_hash": "bpe/1" if cfg.data.tokenizer == "bpe" else "tokenizer/1"}
+        stage = {"name": "main", "parent": None, "status": "finished", "data": data, "metrics": {}}
+        Summary(folder).update(status="finished", seed=cfg.seed, overrides=overrides, stages=[stage])
+        return 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kleiber.run, "train", train)
+        yield ran
+
+
+@pytest.fixture
+def trained() -> Iterator[list]:
+    with training_nothing() as ran:
+        yield ran
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A base and two arms from it, finished."""
+    root = tmp_path_factory.mktemp("one")
+    with training_nothing() as ran:
+        assert sweep(root) == 0 and len(ran) == 3
+    return root / "s"
+
+
+@pytest.fixture
+def moved(study, tmp_path) -> Path:
+    """What is kept of the study, elsewhere; its root is `tmp_path`."""
+    (tmp_path / "s").mkdir()
+    shutil.copy(study / archive.NAME, tmp_path / "s")
+    return tmp_path / "s"
+
+
+def rewrite(file: Path, rows) -> None:
+    file.unlink()
+    archive.append(file, rows)
+
+
+def test_in_another_place_nothing_is_trained_again(trained, study, moved, tmp_path, capsys):
+    assert sweep(tmp_path) == 0
+    told = capsys.readouterr().out
+    assert trained == [] and "2 of 2 cells are finished already, 2 of them in runs.jsonl.gz alone" in told
+    assert [run.name for run in read_runs(moved)] == [run.name for run in read_runs(study)]
+    assert not [path for path in moved.iterdir() if path.is_dir()]
+
+
+def test_a_cell_that_is_missing_is_trained_from_a_base_that_is_trained_again(trained, moved, tmp_path, capsys):
+    gone = next(run.name for run in archived_runs(moved / archive.NAME) if run.config["init"])
+    rewrite(moved / archive.NAME, [row for row in archive.read(moved / archive.NAME) if row["run"] != gone])
+    assert sweep(tmp_path, "trainer.threads=1") == 0
+    base, arm = trained
+    assert base.init is None and base.data.tokenizer == "bpe" and base.root == str(tmp_path)
+    assert Path(arm.init.path).parent in [run.folder for run in read_runs(moved)]
+    assert Path(arm.data.tokenizer).parent == Path(arm.init.path).parent
+    assert "training 1 finished runs again" in capsys.readouterr().out
+    assert [run.status for run in read_runs(moved)] == ["finished"] * 3
+
+
+def test_never_resuming_trains_all_of_it_anew_and_replaces_the_rows(trained, moved, tmp_path):
+    assert sweep(tmp_path, "resume=never") == 0
+    assert len(trained) == 3 and len(archived_runs(moved / archive.NAME)) == 3
+    assert len(archive.read(moved / archive.NAME)) == 6
+
+
+def test_runs_of_an_earlier_start_are_added_by_the_next_one(trained, study):
+    before = archive.read(study / archive.NAME)
+    (study / archive.NAME).unlink()
+    assert sweep(study.parent) == 0
+    assert trained == [] and sorted(before, key=lambda row: row["run"]) == archive.read(study / archive.NAME)
+
+
+def test_rows_count_by_their_config_and_not_by_the_names_of_folders(trained, moved, tmp_path):
+    rows = [row for row in archive.read(moved / archive.NAME) if not row["config"]["init"]]
+    rewrite(moved / archive.NAME, [{**row, "run": "other-00000000"} for row in rows])
+    assert sweep(tmp_path) == 0
+    assert [run.name for run in read_runs(moved) if run.config["init"] is None] == ["other-00000000"]
+    assert len(trained) == 3, "its arms are missing, and start from it"
+
+
+def test_a_damaged_archive_ends_the_sweep_before_anything_is_trained(trained, tmp_path, capsys):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / archive.NAME).write_bytes(b"no gzip at all")
+    assert sweep(tmp_path) == 2
+    assert trained == [] and "damaged at byte 0" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_here_are_refused_with_the_cure(moved):
+    base = next(run for run in read_runs(moved) if run.config["init"] is None)
+    with pytest.raises(ConfigError, match=r"weights of that run are not here.* resume=never"):
+        locate(str(base.folder))
+
+
+def test_a_study_that_lies_elsewhere_has_the_same_runs():
+    config = resolved(Composer().compose(["model=moe"]))[0]
+    places = [
+        {**config, "root": root, "name": name, "init": {"path": f"{root}/{name}/{base}-0123abcd/main"}}
+        for root, name, base in (("/one", "s", "base"), ("/two", "t", "otherwise-worded"))
+    ]
+    assert config_hash(places[0]) == config_hash(places[1])
+    assert config_hash({**places[0], "init": {"path": "/one/s/base-4567abcd/main"}}) != config_hash(places[0])
+    assert config_hash({**places[0], "init": {"path": "/two/s/base-0123abcd/main"}}) != config_hash(places[0])
+
+
+def test_a_kept_run_has_the_overrides_of_its_folder(study):
+    for run in archived_runs(study / archive.NAME):
+        assert run.overrides == yaml.safe_load((run.folder / "overrides.yaml").read_text())
