@@ -39,3 +39,14 @@ def test_two_way_means_remove_an_unbalanced_seeds_offset():
     inputs, mean, size = two_way_means({"N": np.full(6, 1e5), "D": D}, L, np.array([0, 0, 0, 0, 1, 1]))
     assert inputs["D"].tolist() == [1e6, 2e6, 4e6, 8e6] and size.tolist() == [0] * 4
     np.testing.assert_allclose(mean, np.sqrt(1.02) * inputs["D"] ** -0.2, rtol=1e-9)
+
+
+def test_trunks_that_share_no_number_of_tokens_are_averaged_apart():
+    """Two seeds at 1M alone and two at 2M and 4M: nothing links them, so the first may not move the others."""
+    D = np.array([1e6, 1e6, 2e6, 4e6, 2e6, 4e6])
+    L = np.array([1.9, 1.8, 1.7, 1.6, 1.72, 1.62])
+    inputs, mean, group = two_way_means({"N": np.full(6, 1e5), "D": D}, L, np.array([0, 1, 2, 2, 3, 3]))
+    assert inputs["D"].tolist() == [1e6, 2e6, 4e6] and group.tolist() == [0, 1, 1]
+    np.testing.assert_allclose(mean, [np.sqrt(1.9 * 1.8), np.sqrt(1.7 * 1.72), np.sqrt(1.6 * 1.62)])
+    linked = two_way_means({"N": np.full(6, 1e5), "D": D}, L, np.array([0, 1, 0, 2, 3, 3]))[2]
+    assert linked.tolist() == [0, 0, 0], "a trunk at 1M and 2M links them all"

@@ -154,7 +154,7 @@ def fit_with_noise(
             averaged = True
             seeds = trunk_noise(inputs, loss, trunk)
             means, mean_loss, clusters = two_way_means(inputs, loss, trunk)
-            row, counts = _averaged(inputs, trunk, means)
+            row, counts = _averaged(inputs, trunk, means, clusters)
             _, first = np.unique(row, return_index=True)
             columns = {name: column[first] for name, column in columns.items()}
     scale = run_scale = None
@@ -183,13 +183,14 @@ def _log_size(inputs: Mapping[str, Array]) -> Array:
     return np.log(inputs["N"]) if "N" in inputs and (inputs["N"] > 0).all() else np.zeros(rows)
 
 
-def _averaged(inputs: dict[str, Array], trunk: NDArray, means: dict[str, Array]) -> tuple[NDArray, Array]:
-    """For each row of the table the averaged row it belongs to, and for each averaged row the trunks of its size."""
-    head = len(next(iter(means.values())))
+def _averaged(
+    inputs: dict[str, Array], trunk: NDArray, means: dict[str, Array], groups: NDArray
+) -> tuple[NDArray, Array]:
+    """For each row of the table the averaged row it belongs to, and for each averaged row the trunks of its group."""
+    head = len(groups)
     cell = cells({name: np.concatenate([means[name], inputs[name]]) for name in means})
     number = np.full(int(cell.max()) + 1, -1)
     number[cell[:head]] = np.arange(head)
-    others = {name: np.concatenate([means[name], inputs[name]]) for name in means if name != "D"}
-    size = cells(others) if others else np.zeros(len(cell), dtype=int)
-    counts = [len(np.unique(trunk[size[head:] == group])) for group in size[:head]]
-    return number[cell[head:]], np.array(counts, dtype=np.float64)
+    row = number[cell[head:]]
+    counts = {group: len(np.unique(trunk[groups[row] == group])) for group in np.unique(groups)}
+    return row, np.array([counts[group] for group in groups], dtype=np.float64)

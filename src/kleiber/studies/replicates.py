@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.special import fdtrc
 
 from kleiber.studies.fit import Fit
@@ -107,16 +109,16 @@ def two_way_means(
     """Average seeds within a size before fitting: ln L = a_D + u_seed, the mean over seeds of a_D + u_seed.
 
     A seed that reached only some D would otherwise drag those D along with its own offset. Rows of one size are those
-    that agree in every input but `along`. Returns the averaged inputs, losses, and the size number of each row, which
-    is the cluster that remains: the D values of one size share their trunks' noise.
+    that agree in every input but `along`; trunks of a size that share no value of it, not even through others, have
+    nothing to be compared by and are averaged apart. Returns the averaged inputs, losses, and the number of each row's
+    group of trunks, which is the cluster that remains: the D values of one group share its trunks' noise.
     """
     others = {name: column for name, column in inputs.items() if name != along}
     size = cells(others) if others else np.zeros(len(loss), dtype=int)
     kept: dict[str, list[float]] = {name: [] for name in inputs}
     means: list[float] = []
     groups: list[int] = []
-    for number in np.unique(size):
-        rows = np.flatnonzero(size == number)
+    for rows in _comparable(size, inputs[along], clusters):
         _, first, at = np.unique(cells({along: inputs[along][rows]}), return_index=True, return_inverse=True)
         _, seed = np.unique(clusters[rows], return_inverse=True)
         num_d, num_seeds = len(first), int(seed.max()) + 1
@@ -125,7 +127,19 @@ def two_way_means(
         design[np.arange(len(rows)), num_d + seed] = 1.0
         effects = np.linalg.lstsq(design, np.log(loss[rows]), rcond=None)[0]
         means += list(effects[:num_d] + effects[num_d:].mean())
-        groups += [int(number)] * num_d
+        groups += [len(set(groups))] * num_d
         for name in inputs:
             kept[name] += list(inputs[name][rows][first])
     return {name: np.array(column) for name, column in kept.items()}, np.exp(np.array(means)), np.array(groups)
+
+
+def _comparable(size: NDArray, values: Array, clusters: NDArray) -> list[NDArray[np.intp]]:
+    """The rows of each size whose trunks are linked by values that they share, in the order of sizes."""
+    found = []
+    for number in np.unique(size):
+        rows = np.flatnonzero(size == number)
+        at, (_, trunk) = cells({"": values[rows]}), np.unique(clusters[rows], return_inverse=True)
+        links = coo_array((np.ones(len(rows)), (trunk, trunk.max() + 1 + at)), shape=(trunk.max() + at.max() + 2,) * 2)
+        _, component = connected_components(links, directed=False)
+        found += [rows[component[trunk] == one] for one in np.unique(component[trunk])]
+    return found
