@@ -115,10 +115,11 @@ def test_leaving_embeddings_out_moves_the_exponent_up():
     N_noemb = N - 40.0 * N**0.7
     L = ladders.loss(N, D, **TIED)
     found = fit("chinchilla", {"N": N, "D": D}, ladders.noisy(L, 0, 0.0003))
-    table = accounting(NoiseModel.of(found, columns={"C": C, "Nnoemb": N_noemb}), draws=20)
+    model = NoiseModel.of(found, columns={"C": C, "Nnoemb": N_noemb})
+    table = accounting(model, model.draws(20, 0), draws=20)
     shift = {(row["convention"], row["approach"][0]): row["shift"] for row in table}
     assert shift["6ND", "3"] == 0 and shift["6ND without embeddings", "3"] > 0.005
-    assert accounting(NoiseModel.of(found, columns={"C": C})) == []
+    assert accounting(NoiseModel.of(found, columns={"C": C}), None) == []
     columns = {"N": N, "D": D, "Nnoemb": N_noemb, "Cexact": 2 * C}
     by_name = conventions(columns)
     np.testing.assert_allclose(by_name["6ND without embeddings"], [N_noemb, 6 * N_noemb * D])

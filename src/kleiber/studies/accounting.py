@@ -7,6 +7,9 @@ Source: Porian et al. 2024, arXiv:2406.19146 (Kaplan's .73-.88 against Chinchill
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
+from kleiber.studies.bootstrap import Draws
 from kleiber.studies.fit import fit
 from kleiber.studies.law import Array
 from kleiber.studies.noise_model import NoiseModel
@@ -27,10 +30,13 @@ def conventions(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
     return found
 
 
-def accounting(model: NoiseModel, draws: int = 100, seed: int = 0, level: float = 0.9) -> list[dict]:
+def accounting(
+    model: NoiseModel, drawn: Draws | None, draws: int = 100, seed: int = 0, level: float = 0.9
+) -> list[dict]:
     """One row per convention and approach: {convention, approach, a, lo, hi, shift}, shift against 6ND.
 
-    Approach 3 is refitted in the convention's N; its a_opt assumes C = 6 N D in that N. Empty with 6ND alone.
+    Approach 3 is refitted in the convention's N; its a_opt assumes C = 6 N D in that N. Where N is the model's own, its
+    interval is that of the refits `drawn` already, so that one number has one interval. Empty with 6ND alone.
     """
     problem = model.fit.problem
     choices = conventions({**model.columns, **problem.inputs})
@@ -38,12 +44,12 @@ def accounting(model: NoiseModel, draws: int = 100, seed: int = 0, level: float 
         return []
     rows, base = [], {}
     for name, (N, C) in choices.items():
-        inputs = {**problem.inputs, "N": N}
-        refitted = fit(
-            problem.law, inputs, problem.target, problem.loss_fn, problem.delta, problem.space, problem.scale
-        )
-        told = replace(model, fit=refitted, columns={"C": C})
-        for exponent in compare(told, told.draws(draws, seed), level):
+        if np.array_equal(N, problem.inputs["N"]):
+            counted, refits = replace(model, columns={"C": C}), drawn
+        else:
+            counted = recounted(model, N, C)
+            refits = counted.draws(draws, seed)
+        for exponent in compare(counted, refits, level):
             base.setdefault(exponent.approach, exponent.a)
             shift = exponent.a - base[exponent.approach]
             rows.append(
@@ -57,3 +63,12 @@ def accounting(model: NoiseModel, draws: int = 100, seed: int = 0, level: float 
                 }
             )
     return rows
+
+
+def recounted(model: NoiseModel, N: Array, C: Array) -> NoiseModel:
+    """The law fitted anew with other sizes by row, and the runs behind the rows with them."""
+    problem, runs = model.fit.problem, model.runs
+    inputs = {**problem.inputs, "N": N}
+    refitted = fit(problem.law, inputs, problem.target, problem.loss_fn, problem.delta, problem.space, problem.scale)
+    runs = replace(runs, inputs={**runs.inputs, "N": N[runs.row]})
+    return replace(model, fit=refitted, runs=runs, layout=replace(model.layout, log_size=np.log(N)), columns={"C": C})

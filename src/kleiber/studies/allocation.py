@@ -28,7 +28,7 @@ def allocate(model: NoiseModel, draws: Draws | None, judged: list[Verdict], leve
     apart = approaches.disagreement(compared)
     if apart:
         judged.append(Verdict("approaches_disagree", "warn", apart))
-    found["accounting"] = accounting(model, seed=seed, level=level)
+    found["accounting"] = accounting(model, draws, seed=seed, level=level)
     if draws:
         budgets = np.geomspace(compute.min(), FARTHEST * compute.max(), 13)
         found["allocation"] = approaches.allocation(draws, budgets, level)

@@ -125,7 +125,8 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
         record["flat"] = np.concatenate(flat).tolist()
     noise = model.components()
     record["noise"] = None if noise is None else asdict(noise)
-    record["misfit"] = {"per_decade": misfit.per_decade, "tests": misfit.num_runs, "expected": EXPECTED}
+    record["residual_sd"] = found.noise if noise is not None else None
+    record["misfit"] = {"at_one_decade": misfit.at_one_decade, "tests": misfit.num_runs, "expected": EXPECTED}
     record["predictions"] = [predict(record, law, at, options.max_decades) for at in options.predict]
     record |= given or {}
     record["verdicts"] = [asdict(verdict) for verdict in judged]

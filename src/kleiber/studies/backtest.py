@@ -111,7 +111,7 @@ def score(
     if sample is not None:
         decades = outside(_ranges(problem.inputs, compute, train), _points(problem.inputs, compute, test))
         ends = interval(sample.predict_runs(tested.inputs, seed, tested.scale), level)
-        lo, hi = widened(predicted, *ends, misfit.within(train).per_decade, decades, level)
+        lo, hi = widened(predicted, *ends, misfit.within(train).at_one_decade, decades, level)
         held = (lo <= tested.target) & (tested.target <= hi)
         coverage = float(np.mean(np.bincount(member, held) / count))
         half_width = float(np.median((hi - lo) / 2 / np.abs(predicted)))

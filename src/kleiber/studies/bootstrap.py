@@ -30,12 +30,14 @@ class Draws:
     method  "cluster t": variance components of trunks with their degrees of freedom; "cluster bootstrap": whole trunks
             resampled; "bootstrap": rows resampled, or noise added to the fit where rows are few
     noise   variance components of single runs
+    residual_sd  of the rows of the fit, which holds misfit and outliers as well; a new run scatters by no less
     """
 
     fit: Fit
     values: Array
     method: str
     noise: VarianceComponents
+    residual_sd: float = 0.0
 
     def predict(self, inputs: Mapping[str, Array]) -> Array:
         """The target at new inputs by draw, (draws, rows)."""
@@ -46,6 +48,7 @@ class Draws:
         answer = self.fit.law.evaluate(inputs, self.values)
         space = self.fit.problem.space
         sd = self.noise.run_sd(np.log(inputs["N"])) if "N" in inputs else self.noise.run_sd(np.array(0.0))
+        sd = np.maximum(sd, self.residual_sd)
         noise = np.random.default_rng([seed, 1]).normal(size=answer.shape) * sd * (1.0 if scale is None else scale)
         noisy = convert(answer, self.fit.law.returns, space) + noise
         return from_space(noisy, space)
@@ -86,7 +89,7 @@ def bootstrap(
     lower = low < value
     theta[lower] = other[lower]
     theta, value = finish(fit.problem, theta, targets, weights)
-    return Draws(fit, fit.problem.values(theta[np.isfinite(value)]), method, noise)
+    return Draws(fit, fit.problem.values(theta[np.isfinite(value)]), method, noise, fit.noise)
 
 
 def _choose(num_rows: int, clusters: NDArray | None, method: str | None) -> tuple[str, bool]:

@@ -1,9 +1,9 @@
 """How far off a law is beyond its rows: the misfit that no resampling sees, learned from backtests.
 
 A law that fits its rows is an approximation, and its error grows with the distance from them. Here it is a relative
-error with a standard deviation proportional to that distance in decades. What is expected of any table comes from
-published and own ones (benchmarks/bands.py); the table's own backtests move it from there. Added to the uncertainty of
-the parameters and the noise of a run it makes the band of a new run.
+error whose standard deviation goes as the distance in decades to the power .75. What is expected of any table comes
+from published and own ones (benchmarks/bands.py); the table's own backtests move it from there. Added to the
+uncertainty of the parameters and the noise of a run it makes the band of a new run.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from scipy.special import ndtri
 
 from kleiber.studies.law import Array
 
-EXPECTED = 0.0425  # relative error per decade; with it 90 % bands cover 90 % of the runs of the tables it was set on
-WEIGHT = 4.0  # independent runs that the expectation is worth
+EXPECTED = 0.041  # relative error at one decade; with it 90 % bands cover 90 % of the runs of the tables it was set on
+WEIGHT = 2.0  # independent runs that the expectation is worth
 FEW_PER_CUT = 2.0  # runs above one cut share the error of one fit: they count as no more than these
+POWER = 0.75  # of the distance in decades with which the error grows
 NEAR = 0.1  # decades below which a distance counts as this
 
 
@@ -53,7 +54,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Misfit:
-    """The standard deviation of the law's relative error per decade, after the evidence of backtests."""
+    """The standard deviation of the law's relative error at one decade, after the evidence of backtests."""
 
     evidence: Sequence[Evidence] = field(default_factory=tuple)
 
@@ -63,12 +64,12 @@ class Misfit:
         return len({name for one in self.evidence for name in one.cluster.tolist()})
 
     @property
-    def per_decade(self) -> float:
+    def at_one_decade(self) -> float:
         """Mean square of the errors beyond what parameters and noise account for, and of what is expected."""
         total, weight = WEIGHT * EXPECTED**2, WEIGHT
         for one in self.evidence:
             weights = one.weights
-            beyond = np.maximum(one.error**2 - one.variance, 0.0) / np.maximum(one.decades, NEAR) ** 2
+            beyond = np.maximum(one.error**2 - one.variance, 0.0) / np.maximum(one.decades, NEAR) ** (2 * POWER)
             total += float((weights * beyond).sum())
             weight += float(weights.sum())
         return float(np.sqrt(total / weight))
@@ -83,12 +84,14 @@ class Misfit:
         return Misfit(tuple(kept))
 
 
-def widened(value: Array, lo: Array, hi: Array, per_decade: float, decades: Array, level: float) -> tuple[Array, Array]:
+def widened(
+    value: Array, lo: Array, hi: Array, at_one_decade: float, decades: Array, level: float
+) -> tuple[Array, Array]:
     """An interval around positive values with the law's misfit at that distance added in quadrature, in logs.
 
     Values or ends that are not positive are widened on their own scale.
     """
-    extra = float(ndtri((1 + level) / 2)) * per_decade * np.maximum(decades, 0.0)
+    extra = float(ndtri((1 + level) / 2)) * at_one_decade * np.maximum(decades, 0.0) ** POWER
     with np.errstate(all="ignore"):
         below, above = np.hypot(np.log(value / lo), extra), np.hypot(np.log(hi / value), extra)
         low, high = value * np.exp(-below), value * np.exp(above)

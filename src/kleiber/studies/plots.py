@@ -225,7 +225,7 @@ def optimum(law: Law, record: Mapping[str, Any], budgets: np.ndarray) -> pd.Data
         if len(draws):
             ends = interval(law.predict(inputs, draws).min(axis=1), record["level"])
             far = outside({"C": record["domain"]["C"]}, {"C": np.array(budget)})
-            rate = record["misfit"]["per_decade"]
+            rate = record["misfit"]["at_one_decade"]
             lo, hi = widened(np.array(row["loss"]), *ends, rate, far, record["level"])
             row |= {"lo": float(lo), "hi": float(hi)}
         found.append(row)

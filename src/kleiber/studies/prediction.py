@@ -53,14 +53,16 @@ def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: flo
     untold = np.array(record.get("untold", ())).reshape(-1, len(law.params))
     if len(draws) and not depends(law.predict(inputs, untold)[:, 0]):
         found = _empty_fit(law, inputs, record, values)
-        refits = Draws(found, draws, record["bootstrap"]["method"], VarianceComponents(**record["noise"]))
+        refits = Draws(
+            found, draws, record["bootstrap"]["method"], VarianceComponents(**record["noise"]), record["residual_sd"]
+        )
         flat = np.array(record.get("flat", ())).reshape(-1, len(law.params))
         along = law.predict(inputs, flat)[:, 0]
         answer["method"] = refits.method
         lo, hi = interval(refits.predict(inputs)[:, 0], record["level"])
         answer |= {"lo": float(min([lo, *along])), "hi": float(max([hi, *along]))}
         ends = interval(refits.predict_runs(inputs)[:, 0], record["level"])
-        rate = record["misfit"]["per_decade"]
+        rate = record["misfit"]["at_one_decade"]
         lo, hi = widened(np.array(answer["value"]), *ends, rate, np.array(decades), record["level"])
         answer |= {"run_lo": float(min([lo, *along])), "run_hi": float(max([hi, *along]))}
     return answer

@@ -67,8 +67,8 @@ def band_rate(entry: Mapping[str, Any]) -> str:
     """The misfit that bands hold, for the methods."""
     misfit = entry["misfit"]
     return (
-        f"the uncertainty of the parameters, the noise of a run, and a misfit of {misfit['per_decade']:.1%} of the "
-        f"loss per decade beyond the rows ({misfit['expected']:.1%} before this table's own backtests)"
+        f"the uncertainty of the parameters, the noise of a run, and a misfit of {misfit['at_one_decade']:.1%} of the "
+        f"loss at one decade beyond the rows ({misfit['expected']:.1%} before this table's own backtests)"
     )
 
 

@@ -90,11 +90,17 @@ class Scaling(Options):
         record["excluded"] = [*record["excluded"], *left_out(runs)]
         if len(late) < len(rows):
             record["from_least_tokens"] = [
-                {"min_tokens": float(least), **analysis.brief(self.loaded(part), find(self.law), self.options(200))}
+                {"min_tokens": float(least), **self._from(rows, least, late, record)}
                 for least in sorted(rows["tokens"].unique())[:3]
-                if len(part := at_least(rows, least))
             ]
         return record
+
+    def _from(self, rows: pd.DataFrame, least: float, late: pd.DataFrame, record: Mapping[str, Any]) -> dict:
+        """n, params and derived of the rows from `least` tokens on; those of the record where they are its rows."""
+        part = at_least(rows, least)
+        if len(part) == len(late):
+            return {name: record[name] for name in ("n", "params", "derived")}
+        return analysis.brief(self.loaded(part), find(self.law), self.options(200))
 
     def loaded(self, rows: pd.DataFrame) -> table.Table:
         """The rows with their roles: C and Cexact are counted FLOPs."""

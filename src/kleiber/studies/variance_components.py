@@ -47,6 +47,7 @@ class VarianceComponents:
     df_trunks              trunks less the parameters that they alone determine, pooled or not
     slope                  the noise's standard deviation goes as N^-slope
     rows_per_trunk         branches of a trunk, on average
+    least_log_size, most_log_size  sizes that it was measured on; beyond them the noise is that of the nearest
     """
 
     between: float
@@ -57,6 +58,8 @@ class VarianceComponents:
     slope: float
     log_size: float
     rows_per_trunk: float
+    least_log_size: float = -np.inf
+    most_log_size: float = np.inf
 
     @property
     def correlation(self) -> float:
@@ -70,7 +73,8 @@ class VarianceComponents:
 
     def scale(self, log_size: Array) -> Array:
         """The noise at sizes, relative to that at `self.log_size`."""
-        return np.exp(-self.slope * (log_size - self.log_size))
+        inside = np.clip(log_size, self.least_log_size, self.most_log_size)
+        return np.exp(-self.slope * (inside - self.log_size))
 
     def run_sd(self, log_size: Array) -> Array:
         """Standard deviation of single runs."""
@@ -143,7 +147,8 @@ def estimate(jacobian: Array, residuals: Array, trunk: NDArray, log_size: Array)
     between, within, df_between, df_within, df_trunks, rows_per_trunk = parts
     if not df_within > 0 or not within > 0:
         return None
-    return VarianceComponents(between, within, df_between, df_within, df_trunks, slope, centre, rows_per_trunk)
+    ends = float(log_size.min()), float(log_size.max())
+    return VarianceComponents(between, within, df_between, df_within, df_trunks, slope, centre, rows_per_trunk, *ends)
 
 
 def _noise_slope(residuals: Array, trunk: NDArray, x: Array) -> float:
