@@ -48,7 +48,7 @@ def test_a_report_leaves_law_findings_figures_and_a_page_without_network(study, 
     law = json.loads((study / "laws.json").read_text())
     assert law["n"] == 12, "seeds are averaged and D < 2M is left out"
     assert law["domain"]["D"] == [2e6, 8e6]
-    assert "parametric" in law["bootstrap"]["method"], "branches of one trunk are one sample of noise"
+    assert law["bootstrap"]["method"] == "cluster t", "branches of one trunk are one sample of noise"
     assert [entry["min_tokens"] for entry in law["from_least_tokens"]] == [1e6, 2e6, 4e6]
     for name in ("ladder", "frontier", "residuals", "exponents", "backtests"):
         assert (study / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"

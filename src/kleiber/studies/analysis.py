@@ -12,7 +12,8 @@ import numpy as np
 
 from kleiber.studies import estimates, exclusion, verdicts
 from kleiber.studies.allocation import allocate
-from kleiber.studies.backtest import backtests, default_cuts, holdouts, rank
+from kleiber.studies.backtest import Backtest, backtests, default_cuts, holdouts, rank
+from kleiber.studies.bootstrap import Draws
 from kleiber.studies.extrapolation import EXPECTED, Misfit
 from kleiber.studies.fit import Fit, objective_at
 from kleiber.studies.law import LAWS, Array, Law
@@ -75,63 +76,76 @@ def analyse(table: Table, law: Law, options: Options) -> dict:
         exclusion.check_enough(rest, law, suspects)
         table, other = rest, table
     model = _fitted(table, law, options)
-    found, compute = model.fit, model.compute
-    given = None if options.at is None else {"at": objective_at(found, options.at)}
+    given = None if options.at is None else {"at": objective_at(model.fit, options.at)}
     draws = model.draws(options.bootstrap, options.seed)
-    profiled = estimates.profile_parameters(model, draws, options.level)
-    params = estimates.parameters(model, draws, profiled, options.level)
-    tested = diagnose(model)
-    judged = [*verdicts.identifiability(found, params), *verdicts.pre_asymptotic(tested)]
-    judged += verdicts.settled(tested, options.level)
-    on_rows = _on_rows(found, table)
-    judged += [*verdicts.replicates(on_rows), *verdicts.copies(on_rows)]
-    tests, misfit = [], Misfit()
-    along = model.along
-    if along is None and options.backtest is not None:
-        raise ValueError(f"--backtest needs compute or size: {_without(table)}")
-    if along is not None:
-        cuts = default_cuts(along[1], found.problem.num_params) if options.backtest is None else options.backtest
-        tests, misfit = backtests(model, cuts, options.level, options.few, options.seed)
-    judged += verdicts.backtest_verdicts(tests, options.level, "" if along is not None else _without(table))
-    record = {
-        "schema": "kleiber.law/1", "law": law.name, "formula": law.formula, "source": law.source,
-        "n": found.problem.num_rows, "excluded": table.excluded, "suspects": suspects,
-        "objective": _objective(found, table),
-        "params": params, "cov": found.covariance()[0].tolist(), "cov_of": _coordinates(found),
-        "level": options.level, "derived": estimates.derived(found, draws, profiled, options.level),
-        "residual_rms": float(np.sqrt(np.mean(found.residuals**2))),
-        "bootstrap": {"method": draws.method, "draws": len(draws.values)} if draws else None,
+    record, judged = _estimated(model, draws, table, options)
+    tests, misfit = _tested(model, table, options)
+    judged += verdicts.backtest_verdicts(tests, options.level, "" if model.along is not None else _without(table))
+    record |= {
+        "excluded": table.excluded, "suspects": suspects,
         "backtests": [{**asdict(test), "beats_naive": test.beats_naive} for test in tests],
-        "domain": {name: [float(column.min()), float(column.max())] for name, column in _domain(table, found).items()},
-        "runs_hash": table.hash(),
+        "misfit": {"at_one_decade": misfit.at_one_decade, "tests": misfit.num_runs, "expected": EXPECTED},
     }  # fmt: skip
     record |= allocate(model, draws, judged, options.level, options.seed)
-    if model.seeds is not None:
-        record["trunk_noise"] = {**asdict(model.seeds), "correlation": model.seeds.correlation}
-    if options.rank and compute is not None:
-        record["ranking"] = rank([LAWS[name] for name in RANKED], found, compute)
+    if options.rank and model.compute is not None:
+        record["ranking"] = rank([LAWS[name] for name in RANKED], model.fit, model.compute)
         record["holdouts"] = holdouts(model, misfit, options.level, max(options.few, 1), options.seed)
     if suspects:
         record["with_without"], why = _beside(record, other, law, options)
         judged.append(exclusion.verdict(suspects, every, options.exclude, why))
-    if "E" in profiled:
-        shape = profiled["E"]
-        told = {"values": shape.values.tolist(), "statistic": shape.statistic.tolist(), "threshold": shape.threshold}
-        record["profiles"] = {"E": told}
-    record["draws"] = draws.values[: max(400, fewest_draws(options.level))].tolist() if draws else []
-    if len(untold := found.untold()):
-        record["untold"] = untold.tolist()
-    if flat := list(estimates.flat_paths(profiled).values()):
-        record["flat"] = np.concatenate(flat).tolist()
-    noise = model.components()
-    record["noise"] = None if noise is None else asdict(noise)
-    record["residual_sd"] = found.noise if noise is not None else None
-    record["misfit"] = {"at_one_decade": misfit.at_one_decade, "tests": misfit.num_runs, "expected": EXPECTED}
     record["predictions"] = [predict(record, law, at, options.max_decades) for at in options.predict]
     record |= given or {}
     record["verdicts"] = [asdict(verdict) for verdict in judged]
     record["refused"] = any(verdict.level == "refuse" for verdict in judged)
     return record
+
+
+def _estimated(
+    model: NoiseModel, draws: Draws | None, table: Table, options: Options
+) -> tuple[dict, list[verdicts.Verdict]]:
+    """What the fit itself gives: parameters with intervals, what predictions need of it, and the verdicts on it."""
+    found, law = model.fit, model.fit.law
+    profiled = estimates.profile_parameters(model, draws, options.level)
+    params = estimates.parameters(model, draws, profiled, options.level)
+    noise, diagnostics, on_rows = model.components(), diagnose(model), _on_rows(found, table)
+    judged = [*verdicts.identifiability(found, params), *verdicts.pre_asymptotic(diagnostics)]
+    judged += verdicts.settled(diagnostics, options.level)
+    judged += [*verdicts.replicates(on_rows), *verdicts.copies(on_rows)]
+    record = {
+        "schema": "kleiber.law/1", "law": law.name, "formula": law.formula, "source": law.source,
+        "n": found.problem.num_rows, "objective": _objective(found, table),
+        "params": params, "cov": found.covariance()[0].tolist(), "cov_of": _coordinates(found),
+        "level": options.level, "derived": estimates.derived(found, draws, profiled, options.level),
+        "residual_rms": float(np.sqrt(np.mean(found.residuals**2))),
+        "bootstrap": {"method": draws.method, "draws": len(draws.values)} if draws else None,
+        "domain": {name: [float(column.min()), float(column.max())] for name, column in _domain(table, found).items()},
+        "runs_hash": table.hash(),
+        "draws": draws.values[: max(400, fewest_draws(options.level))].tolist() if draws else [],
+        "noise": None if noise is None else asdict(noise), "residual_sd": found.noise if noise is not None else None,
+    }  # fmt: skip
+    if model.seeds is not None:
+        record["trunk_noise"] = {**asdict(model.seeds), "correlation": model.seeds.correlation}
+    if "E" in profiled:
+        shape = profiled["E"]
+        curve = {"values": shape.values.tolist(), "statistic": shape.statistic.tolist(), "threshold": shape.threshold}
+        record["profiles"] = {"E": curve}
+    if len(untold := found.untold()):
+        record["untold"] = untold.tolist()
+    if flat := list(estimates.flat_paths(profiled).values()):
+        record["flat"] = np.concatenate(flat).tolist()
+    return record, judged
+
+
+def _tested(model: NoiseModel, table: Table, options: Options) -> tuple[list[Backtest], Misfit]:
+    """Backtests at the cuts that were asked for, else at the default ones; none where neither C nor N is known."""
+    if model.along is None:
+        if options.backtest is not None:
+            raise ValueError(f"--backtest needs compute or size: {_without(table)}")
+        return [], Misfit()
+    cuts = options.backtest
+    if cuts is None:
+        cuts = default_cuts(model.along[1], model.fit.problem.num_params)
+    return backtests(model, cuts, options.level, options.few, options.seed)
 
 
 def _beside(record: Mapping, other: Table, law: Law, options: Options) -> tuple[list[dict], str]:

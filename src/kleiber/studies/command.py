@@ -17,6 +17,21 @@ from kleiber.studies.record_text import held_lines, lines, percent, prediction_l
 Column = Annotated[str | None, typer.Option(help="column, a synonym of --map", show_default=False)]
 
 
+Delta = Annotated[float | None, typer.Option(help="where Huber turns linear, on the scale of --space; .001 without it")]
+Trunk = Annotated[str | None, typer.Option(help="column of the trunk whose branches share noise; trunk for runs")]
+Fixed = Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="hold a parameter; repeat for more")]
+At = Annotated[
+    str | None, typer.Option(metavar="NAME=VALUE,...", help="the objective at these values of all parameters")
+]
+Sigma = Annotated[
+    str | None, typer.Option(metavar="COL", help="column of the standard error of each row's loss, in its units")
+]
+Cuts = Annotated[
+    str | None, typer.Option(help="cuts in C (in N where C is unknown), 1e20,1e21; default: three of them")
+]
+Exclude = Annotated[str, typer.Option(help="none, or suspects: leave out diverged, undertuned and unfinished rows")]
+
+
 def fit(
     source: Annotated[Path, typer.Argument(metavar="TABLE", help="csv, jsonl, parquet, or a folder of runs")],
     law: Annotated[str, typer.Option(help="a shipped law or FILE.py:FN")] = "chinchilla",
@@ -26,34 +41,20 @@ def fit(
     loss: Column = None,
     compute: Column = None,
     loss_fn: Annotated[str | None, typer.Option(help="huber, lad or squared; default: the law's source's")] = None,
-    delta: Annotated[
-        float | None, typer.Option(help="where Huber turns linear, on the scale of --space; .001 without it")
-    ] = None,
+    delta: Delta = None,
     space: Annotated[str | None, typer.Option(help="log, linear or log10; default: the law's source's")] = None,
     where: Annotated[list[str] | None, typer.Option(help='"loss < 4 and N >= 1e8"; repeat to narrow')] = None,
     by: Annotated[str | None, typer.Option(help="one fit per value of this column")] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="resamples; 0 for none, else 2 / (1 - level) or more")] = 1000,
-    cluster: Annotated[
-        str | None, typer.Option(help="column of the trunk whose branches share noise; trunk for runs")
-    ] = None,
+    cluster: Trunk = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     level: Annotated[float, typer.Option(help="of every interval, between 0 and 1")] = 0.9,
-    fix: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="hold a parameter; repeat for more")
-    ] = None,
-    at: Annotated[
-        str | None, typer.Option(metavar="NAME=VALUE,...", help="the objective at these values of all parameters")
-    ] = None,
-    sigma: Annotated[
-        str | None, typer.Option(metavar="COL", help="column of the standard error of each row's loss, in its units")
-    ] = None,
-    backtest: Annotated[
-        str | None, typer.Option(help="cuts in C (in N where C is unknown), 1e20,1e21; default: three of them")
-    ] = None,
+    fix: Fixed = None,
+    at: At = None,
+    sigma: Sigma = None,
+    backtest: Cuts = None,
     predict: Annotated[list[str] | None, typer.Option(help="N=..,D=..; repeat for more")] = None,
-    exclude: Annotated[
-        str, typer.Option(help="none, or suspects: leave out diverged, undertuned and unfinished rows")
-    ] = "none",
+    exclude: Exclude = "none",
     rank: Annotated[bool, typer.Option("--rank", help="rank laws by leave-largest-compute-out error")] = False,
     max_decades: Annotated[float, typer.Option(min=0, help="refuse predictions farther outside than this")] = 3.0,
     force: Annotated[bool, typer.Option("--force", help="predict beyond --max-decades")] = False,
@@ -84,13 +85,18 @@ def fit(
             record.write({"schema": "kleiber.laws/1", "by": by, "laws": found} if by else found[""], json)
     except ValueError as error:
         _refuse(error)
-    for group, entry in found.items():
-        typer.echo("\n".join(([f"\n{by} = {group}"] if by else []) + lines(entry)))
+    show(found, by)
     if pages is not None:
         pages.write(report, source, form, found, parts, by)
         typer.echo(f"report: {report}")
     if not all(analysis.accepted(entry) for entry in found.values()):
         raise typer.Exit(3)
+
+
+def show(found: Mapping[str, Mapping[str, Any]], by: str | None) -> None:
+    """Prints the records by group."""
+    for group, entry in found.items():
+        typer.echo("\n".join(([f"\n{by} = {group}"] if by else []) + lines(entry)))
 
 
 def predict(

@@ -41,7 +41,7 @@ class Experts(Options):
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Gains need no law: that it cannot be fitted is a warning."""
         columns = {
-            "N": np.array([float(f"{point.N:.1e}") for point in points]),  # a router makes no other size
+            "N": without_routers(np.array([point.N for point in points])),
             "D": np.array([point.D for point in points]),
             "X": np.array([expansion_of(point.config["model"]) for point in points]),
         }
@@ -93,6 +93,15 @@ METHODS = (
     "losses of the same "
     "seed, size and tokens; FLOPs are equal up to the router, wall-clock time is not and has to be read beside them."
 )
+
+
+def without_routers(active: np.ndarray) -> np.ndarray:
+    """Active parameters, each as the least that is up to SAME below it: a router makes no other size."""
+    least: list[float] = []
+    for size in np.unique(active):
+        if not least or size > (1 + SAME) * least[-1]:
+            least.append(size)
+    return np.array(least)[np.searchsorted(least, active, "right") - 1]
 
 
 def expansion(run: Run) -> float:

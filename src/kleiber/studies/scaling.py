@@ -243,11 +243,8 @@ def goals(law: Mapping[str, Any]) -> list[dict[str, Any]]:
     a = law["derived"].get("a_opt")
     if a and a["identified"]:
         half = (a["hi"] - a["lo"]) / 2
-        told = {
-            "left out": f"nothing: {percent(law['level'])} half-width of a",
-            "fitted": law["n"],
-            "error": f"{half:.3f}",
-        }
+        told = {"left out": f"nothing: {percent(law['level'])} half-width of a", "fitted": law["n"]}
+        told["error"] = f"{half:.3f}"
         rows.append({**told, "goal": "<= 0.08", "met": half <= 0.08})
     return rows
 
@@ -282,13 +279,13 @@ def methods(law: Mapping[str, Any], runs: Sequence[Run]) -> str:
     goal, noise = law["objective"], law.get("trunk_noise")
     spans = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in sorted(law["domain"].items()))
     hours = sum(run.summary.get("seconds") or 0 for run in runs) / 3600
-    branched = any(stage.get("trunk") for run in runs for stage in run.stages)
-    trained = (
-        "each a trunk at a constant learning rate with cooldowns to every number of tokens (Hägele et al. 2024, "
-        "arXiv:2405.18392), under muP (Yang et al. 2022, arXiv:2203.03466)"
-        if branched
-        else "each with a schedule of its own length, under muP (Yang et al. 2022, arXiv:2203.03466)"
-    )
+    trained = "each with a schedule of its own length"
+    if any(stage.get("trunk") for run in runs for stage in run.stages):
+        trained = (
+            "each a trunk at a constant learning rate with cooldowns to every number of tokens (Hägele et al. 2024, "
+        )
+        trained += "arXiv:2405.18392)"
+    trained += ", under muP (Yang et al. 2022, arXiv:2203.03466)"
     shared = (
         f" Between trunks of one size the log loss has a standard deviation of {noise['between']:.2%} ({noise['df']} "
         f"degrees of freedom), correlated {noise['correlation']:.2f} over tokens; that enters every interval."
@@ -297,9 +294,8 @@ def methods(law: Mapping[str, Any], runs: Sequence[Run]) -> str:
     )
     return (
         f"We trained {len([run for run in runs if run.status == 'finished'])} runs ({hours:.2f} hours of processes), "
-        f"{trained}. {law['formula']} ({law['source']}) was fitted to {law['n']} points ({spans}), seeds "
-        f"averaged within "
-        f"a size, by variable projection and a {goal['kind']} loss in {goal['space']} space.{shared} Intervals are at "
+        f"{trained}. {law['formula']} ({law['source']}) was fitted to {law['n']} points ({spans}), seeds averaged "
+        f"within a size, by variable projection and a {goal['kind']} loss in {goal['space']} space.{shared} Intervals are at "
         f"{percent(law['level'])}, {intervals_by(law)}. The allocation exponent is also read from ties and vertices "
         "at interpolated budgets (Hoffmann et al. 2022, arXiv:2203.15556). Extrapolation was tested by leaving out the "
         f"largest compute, beside two predictors that know no law; bands of new runs hold {band_rate(law)}."

@@ -23,8 +23,8 @@ def rows_of(runs: Sequence[Run]) -> Rows:
     for run in runs:
         config = run.config
         labels = config.get("study") or {}
-        if run.status != "finished" or labels.get("task") is None:
-            continue
+        if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks"):
+            continue  # a run that is planned alone has no score
         stage, (name, *_) = run.stage, run.stage["tasks"]
         usual = ("micro_f1", "accuracy", "pearson")  # of several classes, of one, of a quantity: data.metric=null
         metric = config["data"].get("metric") or next(m for m in usual if f"val/{name}/{m}" in stage["metrics"])
