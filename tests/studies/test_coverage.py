@@ -1,7 +1,7 @@
 """Intervals cover and exact laws are not refused: some tables of the simulation in benchmarks/coverage.py, seeded.
 
-Bounds are wide: at a coverage of .90 fewer than 17 of 25 tables have a probability of .0009, and at 10 % more than
-8 refusals one of .0005. Intervals that took the branches of a trunk for independent covered alpha in .37 of the tables
+Bounds are wide: at a coverage of .90 fewer than 17 of 25 tables have a probability of .0005, and at 10 % more than
+8 refusals the same. Intervals that took the branches of a trunk for independent covered alpha in .37 of the tables
 with correlation .9, and refused 77 %.
 """
 

@@ -72,7 +72,9 @@ def bootstrap(
 
     `method` None chooses by what was found to cover (benchmarks/coverage.py): whole `clusters` resampled from 20 of
     them, rows resampled within `strata` from 25 independent ones, else noise drawn from the variance components and
-    added to the fit ("cluster t" with clusters).
+    added to the fit ("cluster t" with clusters). On 300 ladders of 6 to 14 trunks (benchmarks/resampling.py) that is
+    the narrowest whose nominal 90 % intervals of exponents cover .86 to .94 on average: .87 at 1.10 x the width of an
+    oracle, pairs .88 at 1.21 x, pairs + t .94 at 1.52 x, CR2 + t .85 at .95 x, wild + t .83 at .93 x.
     """
     rng = np.random.default_rng(seed)
     method, resampled = _choose(fit.problem.num_rows, clusters, method)
