@@ -25,9 +25,22 @@ MOVED = 0.5  # widths of its interval by which a flat parameter may move a deriv
 
 
 def profile_parameters(model: NoiseModel, draws: Draws | None, level: float) -> dict[str, Profile]:
-    """Profiles of all parameters, on the scale of the intervals that their noise calls for."""
-    half_widths = _percentile_half_widths(draws, level) if draws else _noise_half_widths(model, level)
-    return profiles(model.fit, level, half_widths)
+    """Profiles of all parameters, on the scale of the intervals that their noise calls for.
+
+    Refits may widen that scale and not narrow it: along a flat profile they stay near the fit that they begin at.
+    """
+    widths = _noise_half_widths(model, level)
+    if draws is not None:
+        least = _linear_half_widths(model.fit, level) if widths is None else widths
+        widths = {name: max(width, least[name]) for name, width in _percentile_half_widths(draws, level).items()}
+    return profiles(model.fit, level, widths)
+
+
+def _linear_half_widths(found: Fit, level: float) -> dict[str, float]:
+    """Those of the profile of a linear fit of independent rows, in solver coordinates."""
+    spare = found.problem.num_rows - found.problem.num_params
+    widths = np.sqrt(fdtri(1, max(spare, 1), level) * np.diag(found.covariance()[0]))
+    return dict(zip(_active(found), widths.tolist(), strict=True))
 
 
 def _percentile_half_widths(draws: Draws, level: float) -> dict[str, float]:
