@@ -84,7 +84,7 @@ class Cut:
         if rule == "per decade":
             return Z * np.sqrt(known + (x * decades) ** 2)
         with patch.multiple(extrapolation, EXPECTED=x, WEIGHT=float(rule.split()[-1])):
-            return Z * np.sqrt(known + (self.misfit.per_decade * decades) ** 2)
+            return Z * np.sqrt(known + (self.misfit.at_one_decade * decades**extrapolation.POWER) ** 2)
 
     def score(self, rule: str, x: float = 1.0) -> tuple[float, float]:
         """Share of independent runs in the band, and its median half-width relative to the prediction."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from kleiber.studies.extrapolation import EXPECTED, FEW_PER_CUT, WEIGHT, Evidence, Misfit, outside, widened
+from kleiber.studies.extrapolation import EXPECTED, FEW_PER_CUT, NEAR, POWER, WEIGHT, Evidence, Misfit, outside, widened
 
 Z = ndtri(0.95)
 
@@ -17,41 +17,41 @@ def evidence(error, decades=1.0, sd=0.0, cluster=None, first=0):
     return Evidence(rows, cluster, error, np.full(len(error), sd**2), np.broadcast_to(decades, error.shape) * 1.0)
 
 
-def per_decade(*cuts):
-    return Misfit(cuts).per_decade
+def at_one_decade(*cuts):
+    return Misfit(cuts).at_one_decade
 
 
 def test_without_evidence_the_misfit_is_the_expected_one():
-    assert per_decade() == EXPECTED and Misfit().num_runs == 0
+    assert at_one_decade() == EXPECTED and Misfit().num_runs == 0
 
 
 def test_small_errors_lower_the_misfit_and_large_ones_raise_it():
     accounted = evidence([0.03, -0.03], sd=0.04)
-    assert per_decade(accounted) == pytest.approx(EXPECTED * np.sqrt(WEIGHT / (WEIGHT + 2)))
-    assert per_decade(accounted, accounted) < per_decade(accounted) < EXPECTED
-    assert EXPECTED < per_decade(evidence([0.1, -0.1])) < per_decade(evidence([0.2, -0.1])) < 0.2
+    assert at_one_decade(accounted) == pytest.approx(EXPECTED * np.sqrt(WEIGHT / (WEIGHT + 2)))
+    assert at_one_decade(accounted, accounted) < at_one_decade(accounted) < EXPECTED
+    assert EXPECTED < at_one_decade(evidence([0.1, -0.1])) < at_one_decade(evidence([0.2, -0.1])) < 0.2
 
 
 def test_an_error_counts_by_its_distance_and_beyond_what_is_known():
-    """Twice the error at twice the distance tells the same; a distance close to 0 does not blow it up."""
-    assert per_decade(evidence(0.2, decades=2.0)) == pytest.approx(per_decade(evidence(0.1)))
-    assert per_decade(evidence(0.05, sd=0.03)) == pytest.approx(per_decade(evidence(0.04)))
-    assert per_decade(evidence(0.01, decades=0.0)) == pytest.approx(per_decade(evidence(0.1)))
+    """The error expected at twice the distance tells the same there; a distance close to 0 does not blow it up."""
+    assert at_one_decade(evidence(0.1 * 2**POWER, decades=2.0)) == pytest.approx(at_one_decade(evidence(0.1)))
+    assert at_one_decade(evidence(0.05, sd=0.03)) == pytest.approx(at_one_decade(evidence(0.04)))
+    assert at_one_decade(evidence(0.1 * NEAR**POWER, decades=0.0)) == pytest.approx(at_one_decade(evidence(0.1)))
 
 
-def test_many_independent_runs_approach_their_own_rms_per_decade():
+def test_many_independent_runs_approach_their_own_rms_at_one_decade():
     """A hundred cuts of two runs each; those above one cut share its fit, and count as two however many they are."""
     rng = np.random.default_rng(0)
     cuts = [evidence(rng.normal(size=2) * 0.1, first=2 * k) for k in range(200)]
     rms = np.sqrt(np.mean(np.concatenate([cut.error for cut in cuts]) ** 2))
-    assert per_decade(*cuts) == pytest.approx(rms, rel=0.01)
-    assert per_decade(evidence([0.1] * 50)) == pytest.approx(per_decade(evidence([0.1] * 2)))
+    assert at_one_decade(*cuts) == pytest.approx(rms, rel=0.01)
+    assert at_one_decade(evidence([0.1] * 50)) == pytest.approx(at_one_decade(evidence([0.1] * 2)))
     assert evidence([0.1] * 50).weights.sum() == pytest.approx(FEW_PER_CUT)
 
 
 def test_the_runs_of_a_trunk_are_one_run():
     ten = evidence([0.2] * 10 + [0.0], cluster=["a"] * 10 + ["b"])
-    assert per_decade(ten) == pytest.approx(per_decade(evidence([0.2, 0.0])))
+    assert at_one_decade(ten) == pytest.approx(at_one_decade(evidence([0.2, 0.0])))
     assert Misfit((ten, evidence([0.1], cluster=["a"]))).num_runs == 2
     assert evidence([0.1] * 4, cluster=list("aaaa")).weights.sum() == pytest.approx(1.0)
 
@@ -60,7 +60,7 @@ def test_a_cut_knows_the_rows_of_its_training_side_alone():
     train = np.array([True, True, True, False, False])
     seen, unseen = evidence([0.05, 0.06], first=1), evidence([0.3, 0.4], first=3)
     across = evidence([0.05, 0.06, 0.3, 0.4], first=1)
-    assert Misfit((across,)).within(train).per_decade == pytest.approx(per_decade(seen))
+    assert Misfit((across,)).within(train).at_one_decade == pytest.approx(at_one_decade(seen))
     assert Misfit((unseen,)).within(train).evidence == ()
     assert Misfit((seen, unseen)).within(train).num_runs == 2
 
@@ -83,7 +83,9 @@ def test_an_interval_inside_the_rows_stays_and_grows_with_the_distance(interval)
 
 def test_the_misfit_is_added_in_quadrature_and_alike_to_both_sides_in_logs():
     low, high = ends(2.0, 2.0 / 1.1, 2.0 * 1.1, 0.05, 2.0)
-    assert np.log(high / 2) == pytest.approx(np.log(2 / low)) == pytest.approx(np.hypot(np.log(1.1), Z * 0.1))
+    assert (
+        np.log(high / 2) == pytest.approx(np.log(2 / low)) == pytest.approx(np.hypot(np.log(1.1), Z * 0.05 * 2**POWER))
+    )
     assert ends(2.0, 2.0, 2.0, 0.05, 1.0) == pytest.approx([2 * np.exp(-Z * 0.05), 2 * np.exp(Z * 0.05)])
     assert ends(2.0, 2.0, 2.0, level=0.5)[1] == pytest.approx(2 * np.exp(ndtri(0.75) * 0.05))
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from kleiber.studies import analysis, table
+from kleiber.studies.extrapolation import POWER
 from kleiber.studies.law import find
 from kleiber.studies.prediction import predict
 
@@ -28,7 +29,7 @@ def at(record, factor=1.0, **more):
 
 
 def with_misfit(record, rate):
-    return {**record, "misfit": {**record["misfit"], "per_decade": rate}}
+    return {**record, "misfit": {**record["misfit"], "at_one_decade": rate}}
 
 
 def test_the_band_of_a_run_holds_the_interval_of_the_law(record):
@@ -53,7 +54,7 @@ def test_the_misfit_widens_the_band_outside_the_rows_alone_and_never_the_interva
     assert (far["lo"], far["hi"]) == (near["lo"], near["hi"])
     grown = (np.log(one["run_hi"] / one["value"]) for one in (near, far))
     narrow, wide = grown
-    assert wide == pytest.approx(np.hypot(narrow, 1.6449 * 0.2 * 2), rel=1e-3)  # two decades in compute
+    assert wide == pytest.approx(np.hypot(narrow, 1.6449 * 0.2 * 2**POWER), rel=1e-3)  # two decades in compute
 
 
 def test_a_flat_parameter_widens_interval_and_band(record):

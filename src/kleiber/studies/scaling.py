@@ -281,11 +281,7 @@ def methods(law: Mapping[str, Any], runs: Sequence[Run]) -> str:
     hours = sum(run.summary.get("seconds") or 0 for run in runs) / 3600
     trained = "each with a schedule of its own length"
     if any(stage.get("trunk") for run in runs for stage in run.stages):
-        trained = (
-            "each a trunk at a constant learning rate with cooldowns to every number of tokens (Hägele et al. 2024, "
-        )
-        trained += "arXiv:2405.18392)"
-    trained += ", under muP (Yang et al. 2022, arXiv:2203.03466)"
+        trained = "each a trunk at a constant learning rate with cooldowns to every number of tokens (arXiv:2405.18392)"
     shared = (
         f" Between trunks of one size the log loss has a standard deviation of {noise['between']:.2%} ({noise['df']} "
         f"degrees of freedom), correlated {noise['correlation']:.2f} over tokens; that enters every interval."
@@ -294,8 +290,9 @@ def methods(law: Mapping[str, Any], runs: Sequence[Run]) -> str:
     )
     return (
         f"We trained {len([run for run in runs if run.status == 'finished'])} runs ({hours:.2f} hours of processes), "
-        f"{trained}. {law['formula']} ({law['source']}) was fitted to {law['n']} points ({spans}), seeds averaged "
-        f"within a size, by variable projection and a {goal['kind']} loss in {goal['space']} space.{shared} Intervals are at "
+        f"{trained}, under muP (arXiv:2203.03466). {law['formula']} ({law['source']}) was fitted to {law['n']} points "
+        f"({spans}), seeds averaged within a size, by variable projection and a {goal['kind']} loss in {goal['space']} "
+        f"space.{shared} Intervals are at "
         f"{percent(law['level'])}, {intervals_by(law)}. The allocation exponent is also read from ties and vertices "
         "at interpolated budgets (Hoffmann et al. 2022, arXiv:2203.15556). Extrapolation was tested by leaving out the "
         f"largest compute, beside two predictors that know no law; bands of new runs hold {band_rate(law)}."
