@@ -7,7 +7,7 @@ noise, the variances themselves redrawn by their degrees of freedom, so that per
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,8 +77,9 @@ class VarianceComponents:
         return np.exp(-self.slope * (inside - self.log_size))
 
     def run_sd(self, log_size: Array) -> Array:
-        """Standard deviation of single runs."""
-        return np.sqrt(self.between + self.within) * self.scale(log_size)
+        """Standard deviation of single runs; where residuals grow with size it is misfit that does, so noise stays."""
+        falling = replace(self, slope=max(self.slope, 0.0))
+        return np.sqrt(self.between + self.within) * falling.scale(log_size)
 
     def redraw(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
         """`count` pairs of (between, within) that the table's own could stand for: mean squares over chi^2 / df."""
