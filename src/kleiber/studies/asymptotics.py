@@ -25,7 +25,7 @@ MOVED = 0.1  # change of beta on doubling the least D that forbids the word law
 NO_POWER = 1e-6  # an exponent below is at its bound
 
 
-def signs(tests: Diagnostics) -> list[str]:
+def signs(diagnostics: Diagnostics) -> list[str]:
     """Reasons to call the ladder pre-asymptotic; empty means no sign of it in these rows.
 
     Steepening: mean change of local slope d log L / d log D (or N) < 0, one-sided t over ladders, each rung tested
@@ -34,8 +34,8 @@ def signs(tests: Diagnostics) -> list[str]:
     more than .1, and at 1 % from 0, when D below twice its least is left out; `move` says more of it, and `detectable`
     what these rows cannot show. Nothing is judged along inputs of `untold`.
     """
-    reasons = [_steepening(tests), _moving(tests), _negative_floor(tests)]
-    sign = transient(tests)
+    reasons = [_steepening(diagnostics), _moving(diagnostics), _negative_floor(diagnostics)]
+    sign = transient(diagnostics)
     if sign is not None and sign.p_value < 5 * ALPHA and abs(sign.size) > SIZEABLE:
         reasons.append(
             f"a transient exp(-{sign.along}/{sign.scale:.2g}) is in the residuals (p = {sign.p_value:.2g}), "
@@ -44,22 +44,24 @@ def signs(tests: Diagnostics) -> list[str]:
     return [reason for reason in reasons if reason]
 
 
-def _steepening(tests: Diagnostics) -> str:
-    problem = tests.least.problem
+def _steepening(diagnostics: Diagnostics) -> str:
+    problem = diagnostics.least.problem
     log_loss = np.log(problem.target)
     to_log = {"log": 1.0, "log10": np.log(10.0), "linear": 1 / problem.target}[problem.space]
     to_log = to_log * (1.0 if problem.scale is None else problem.scale)
-    for along in (name for name in ("D", "N", "C") if name in tests.least.law.inputs and name not in untold(tests)):
-        others = [name for name in tests.least.law.inputs if name != along]
+    for along in (
+        name for name in ("D", "N", "C") if name in diagnostics.least.law.inputs and name not in untold(diagnostics)
+    ):
+        others = [name for name in diagnostics.least.law.inputs if name != along]
         bends = _bends(problem.inputs, along, others)
         for rung, contrasts in sorted(bends.items()):
             if len(contrasts) < 3:
                 continue
             sample = contrasts @ log_loss
             bend, error, df = float(sample.mean()), float(sample.std(ddof=1)) / np.sqrt(len(sample)), len(sample) - 1.0
-            if tests.model.clusters is not None and along != "D":  # all ladders run through the same trunks
-                variance, several = tests.noise.variance((contrasts.mean(0) * to_log)[None], tests.layout)
-                error, df = float(np.sqrt(variance[0])), float(tests.df_along(along, several)[0])
+            if diagnostics.model.clusters is not None and along != "D":  # all ladders run through the same trunks
+                variance, several = diagnostics.noise.variance((contrasts.mean(0) * to_log)[None], diagnostics.layout)
+                error, df = float(np.sqrt(variance[0])), float(diagnostics.df_along(along, several)[0])
             if stdtr(df, bend / max(error, 1e-12)) < ALPHA / len(bends) and bend < -0.01:
                 how = f"by {-bend:.3f}, {len(contrasts)} ladders"
                 return f"log L against log {along} steepens near {along} = {rung:.3g} ({how})"
@@ -108,13 +110,13 @@ class Move:
         return self.lo > -MOVED and self.hi < MOVED
 
 
-def move(tests: Diagnostics, level: float = 0.9) -> Move | None:
+def move(diagnostics: Diagnostics, level: float = 0.9) -> Move | None:
     """What doubling the least D does to beta; None for laws without both, with too few rows above, and where beta is
     at 0: then nothing depends on D.
 
     The change is a difference of two linear functions of the same rows, so its variance is that of their noise.
     """
-    least = tests.least
+    least = diagnostics.least
     problem, names = least.problem, [n for n, on in zip(least.law.params, least.problem.active, strict=True) if on]
     if "beta" not in names or "D" not in least.law.inputs or least.params["beta"] < NO_POWER:
         return None
@@ -130,7 +132,7 @@ def move(tests: Diagnostics, level: float = 0.9) -> Move | None:
     late = Fit(rest, theta[0], float(value[0]))
     contrast = -_influence(least)[j]
     contrast[high] += _influence(late)[j]
-    variance, df = tests.noise.variance(contrast[None], tests.layout)
+    variance, df = diagnostics.noise.variance(contrast[None], diagnostics.layout)
     if not np.isfinite(variance[0]) or not variance[0] > 0:
         return unknown
     change, half = late.theta[j] - least.theta[j], reach(df[0], level) * float(np.sqrt(variance[0]))
@@ -143,26 +145,26 @@ def _influence(found: Fit) -> Array:
     return np.linalg.pinv(np.nan_to_num(found.problem.exact_jacobian(found.theta[None])[0]))
 
 
-def _moving(tests: Diagnostics) -> str:
-    change = move(tests, 0.99)
+def _moving(diagnostics: Diagnostics) -> str:
+    change = move(diagnostics, 0.99)
     if change is None or not change.moved:
         return ""
     return f"beta moves from {change.early:.2f} to {change.late:.2f} on doubling the least D"
 
 
-def _negative_floor(tests: Diagnostics) -> str:
+def _negative_floor(diagnostics: Diagnostics) -> str:
     """The score of a floor below 0 where the fit has put it at 0."""
-    least = tests.least
+    least = diagnostics.least
     law, problem = least.law, least.problem
-    if not isinstance(law.params.get("E"), Linear) or tests.model.fit.params["E"] > 1e-3 * problem.target.min():
+    if not isinstance(law.params.get("E"), Linear) or diagnostics.model.fit.params["E"] > 1e-3 * problem.target.min():
         return ""
     if problem.num_rows - len(law.params) < 3:
         return ""
     place = [name for name, kind in law.params.items() if isinstance(kind, Linear)].index("E")
     names = [name for name, on in zip(law.params, problem.active, strict=True) if on]
     without = np.nan_to_num(problem.jacobian(least.theta[None])[0])[:, [name != "E" for name in names]]
-    precision = absorbing(tests.noise.covariance(tests.layout), without)
-    (height,), (error,), df = replace(tests, precision=precision).score(linear_terms(least)[:, place][None])
+    precision = absorbing(diagnostics.noise.covariance(diagnostics.layout), without)
+    (height,), (error,), df = replace(diagnostics, precision=precision).score(linear_terms(least)[:, place][None])
     if height < 0 and stdtr(df[0], height / error) < ALPHA:
         return f"E sits at 0 and would be {height:.3g} if it could"
     return ""

@@ -37,7 +37,7 @@ def profile_parameters(model: NoiseModel, draws: Draws | None, level: float) -> 
 
 
 def _linear_half_widths(found: Fit, level: float) -> dict[str, float]:
-    """Those of the profile of a linear fit of independent rows, in solver coordinates."""
+    """Half the width of each parameter's interval for a linear fit to independent rows, in solver coordinates."""
     spare = found.problem.num_rows - found.problem.num_params
     widths = np.sqrt(fdtri(1, max(spare, 1), level) * np.diag(found.covariance()[0]))
     return dict(zip(_active(found), widths.tolist(), strict=True))
@@ -51,8 +51,10 @@ def _percentile_half_widths(draws: Draws, level: float) -> dict[str, float]:
 
 
 def _noise_half_widths(model: NoiseModel, level: float) -> dict[str, float] | None:
-    """The same without refits: the profile's own, times the share by which trunks and sizes inflate the variance of
-    a linear fit. None where rows are independent and equally noisy: then the profile stands as it is.
+    """Half the width of each parameter's interval in solver coordinates, from the variance components alone.
+
+    The profile's own half-width, times the factor by which trunks and sizes inflate the standard error of a linear fit.
+    None where rows are independent and equally noisy, which needs no factor.
     """
     found, noise = model.fit, model.components()
     if noise is None or (model.clusters is None and noise.slope == 0):

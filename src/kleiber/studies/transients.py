@@ -80,12 +80,12 @@ def absorbing(covariance: Array, tangent: Array) -> Array:
     return inverse.T @ (np.eye(len(lower)) - basis @ basis.T) @ inverse
 
 
-def untold(tests: Diagnostics) -> list[str]:
+def untold(diagnostics: Diagnostics) -> list[str]:
     """Inputs along which a transient cannot be told from the noise that trunks share: fewer than 3 degrees of freedom
     between trunks."""
-    if tests.model.clusters is None or tests.noise.df_trunks >= FEWEST_TRUNKS:
+    if diagnostics.model.clusters is None or diagnostics.noise.df_trunks >= FEWEST_TRUNKS:
         return []
-    return [name for name in ("N", "C") if name in tests.least.law.inputs]
+    return [name for name in ("N", "C") if name in diagnostics.least.law.inputs]
 
 
 @dataclass(frozen=True)
@@ -98,24 +98,24 @@ class Transient:
     p_value: float
 
 
-def transient(tests: Diagnostics) -> Transient | None:
+def transient(diagnostics: Diagnostics) -> Transient | None:
     """The score test for an added term T exp(-x/x0), x = D, N or C, x0 on a grid over the lower half of the rungs.
 
     Each term is tested by generalized least squares with the noise of trunks and rows, against t with the degrees of
     freedom of its own variance, which the term itself inflates: with few trunks the test is conservative. The least
     p-value is compared with its distribution over 4000 tables of that noise, so the search over x0 is paid for.
     """
-    choices, raw = _candidates(tests)
+    choices, raw = _candidates(diagnostics)
     if not choices:
         return None
-    heights, errors, df = tests.score(raw)
+    heights, errors, df = diagnostics.score(raw)
     along = np.array([name for name, _ in choices])
     for name in np.unique(along):
-        df[along == name] = tests.df_along(str(name), df[along == name])
+        df[along == name] = diagnostics.df_along(str(name), df[along == name])
     p = 2 * stdtr(df, -np.abs(heights / errors))
     best = int(np.argmin(p))
-    noise = tests.noise.draw(np.random.default_rng(0), NULL_DRAWS, tests.layout)
-    weights = raw @ tests.precision
+    noise = diagnostics.noise.draw(np.random.default_rng(0), NULL_DRAWS, diagnostics.layout)
+    weights = raw @ diagnostics.precision
     null_t = noise @ weights.T / (errors * np.maximum((weights * raw).sum(1), 1e-300))
     null = (2 * stdtr(df, -np.abs(null_t))).min(1)
     name, scale = choices[best]
@@ -123,32 +123,34 @@ def transient(tests: Diagnostics) -> Transient | None:
     return Transient(name, scale, size, float((1 + (null <= p[best]).sum()) / (1 + NULL_DRAWS)))
 
 
-def detectable(tests: Diagnostics) -> tuple[float, float, float] | None:
+def detectable(diagnostics: Diagnostics) -> tuple[float, float, float] | None:
     """How large a transient exp(-D/D0) these rows would show: its size at the least D, for D0 = 1, 2 and 4 of them.
 
     Relative to the loss, for a test of known D0 at 5 % and a power of 90 %; the law's own terms absorb the rest of it.
     None without D.
     """
-    if "D" not in tests.least.law.inputs:
+    if "D" not in diagnostics.least.law.inputs:
         return None
-    x = tests.least.problem.inputs["D"]
-    choices, raw = _candidates(tests, {"D": x.min() * np.array([1.0, 2.0, 4.0])})
+    x = diagnostics.least.problem.inputs["D"]
+    choices, raw = _candidates(diagnostics, {"D": x.min() * np.array([1.0, 2.0, 4.0])})
     if len(choices) < 3:
         return None
-    _, errors, df = tests.score(raw)
+    _, errors, df = diagnostics.score(raw)
     sizes = (stdtrit(df, 0.95) + stdtrit(df, 0.9)) * errors * np.abs(raw).max(1)
     return float(sizes[0]), float(sizes[1]), float(sizes[2])
 
 
-def _candidates(tests: Diagnostics, scales: Mapping[str, Array] | None = None) -> tuple[list[tuple[str, float]], Array]:
+def _candidates(
+    diagnostics: Diagnostics, scales: Mapping[str, Array] | None = None
+) -> tuple[list[tuple[str, float]], Array]:
     """Transients to look for: (input, scale) of each and its rows on the scale of the fit.
 
     None of an input with fewer than four rungs, and none that the law absorbs.
     """
-    problem, law = tests.least.problem, tests.least.law
-    predicted = tests.least.predict(problem.inputs)
+    problem, law = diagnostics.least.problem, diagnostics.least.law
+    predicted = diagnostics.least.predict(problem.inputs)
     choices, terms = [], []
-    for along in (name for name in ("D", "N", "C") if name in law.inputs and name not in untold(tests)):
+    for along in (name for name in ("D", "N", "C") if name in law.inputs and name not in untold(diagnostics)):
         x = problem.inputs[along]
         rungs = np.unique(x)
         if len(rungs) < (4 if scales is None else 3):
@@ -158,11 +160,11 @@ def _candidates(tests: Diagnostics, scales: Mapping[str, Array] | None = None) -
             z = np.exp(-x / scale)
             terms.append(z / predicted if problem.space != "linear" else z)
             choices.append((along, float(scale)))
-    if not terms or problem.num_rows - tests.tangent.shape[1] < 4:
+    if not terms or problem.num_rows - diagnostics.tangent.shape[1] < 4:
         return [], np.zeros((0, problem.num_rows))
     raw = problem.scaled(np.array(terms))
-    whole = np.linalg.inv(tests.noise.covariance(tests.layout))
-    left = ((raw @ tests.precision) * raw).sum(1) > 1e-6 * ((raw @ whole) * raw).sum(1)
+    whole = np.linalg.inv(diagnostics.noise.covariance(diagnostics.layout))
+    left = ((raw @ diagnostics.precision) * raw).sum(1) > 1e-6 * ((raw @ whole) * raw).sum(1)
     return [choice for choice, ok in zip(choices, left, strict=True) if ok], raw[left]
 
 

@@ -24,28 +24,30 @@ class Verdict:
     text: str
 
 
-def pre_asymptotic(tests: Diagnostics | None) -> list[Verdict]:
+def pre_asymptotic(diagnostics: Diagnostics | None) -> list[Verdict]:
     """A refusal with its reasons when `asymptotics.signs` finds any, and along which inputs nothing can be judged."""
-    if tests is None:
+    if diagnostics is None:
         return []
-    out, reasons, missing = [], signs(tests), untold(tests)
+    out, reasons, missing = [], signs(diagnostics), untold(diagnostics)
     if reasons:
         text = "the small rungs are not on the law yet: " + "; ".join(reasons)
         out.append(Verdict("pre_asymptotic", "refuse", text))
     if missing:
         text = f"whether the law holds from the smallest {' and '.join(missing)} on cannot be judged: "
-        text += f"{tests.noise.df_trunks:.1f} degrees of freedom between trunks are too few to tell a transient from "
+        text += (
+            f"{diagnostics.noise.df_trunks:.1f} degrees of freedom between trunks are too few to tell a transient from "
+        )
         text += "the noise that the branches of a trunk share; more seeds or sizes would"
         out.append(Verdict("transient_not_tested", "warn", text))
     return out
 
 
-def settled(tests: Diagnostics | None, level: float = 0.9) -> list[Verdict]:
+def settled(diagnostics: Diagnostics | None, level: float = 0.9) -> list[Verdict]:
     """Whether beta has settled on doubling the least D, and how large a transient these rows could hide."""
-    if tests is None:
+    if diagnostics is None:
         return []
-    out, change = [], move(tests, level)
-    how = "" if tests.model.fit.problem.loss_fn == "squared" else "by least squares, "
+    out, change = [], move(diagnostics, level)
+    how = "" if diagnostics.model.fit.problem.loss_fn == "squared" else "by least squares, "
     if change is not None and not np.isfinite(change.hi):
         text = f"{how}beta is {change.early:.2f} over all rows, and the rows from twice the least D on tell none"
         out.append(Verdict("not_settled", "warn", f"{text} of their own: not settled"))
@@ -59,7 +61,7 @@ def settled(tests: Diagnostics | None, level: float = 0.9) -> list[Verdict]:
         else:
             text += f": not settled, since a move of more than {MOVED:g} is not excluded"
             out.append(Verdict("not_settled", "warn", text))
-    sizes = detectable(tests)
+    sizes = detectable(diagnostics)
     if sizes is not None:
         told = ", ".join(f"{size:.1%}" for size in sizes)
         out.append(
