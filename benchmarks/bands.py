@@ -38,7 +38,8 @@ from kleiber.studies.backtest import ABOVE, BELOW, Backtest, backtests
 from kleiber.studies.bootstrap import interval
 from kleiber.studies.extrapolation import Evidence, Misfit
 from kleiber.studies.fit import fit
-from kleiber.studies.law import LAWS, Array, find
+from kleiber.studies.law import LAWS, Array
+from kleiber.studies.laws import find
 from kleiber.studies.noise_model import NoiseModel, fit_with_noise
 from kleiber.studies.table import load
 

@@ -31,7 +31,7 @@ from kleiber.studies.approaches import optimum
 from kleiber.studies.asymptotics import signs
 from kleiber.studies.bootstrap import interval
 from kleiber.studies.fit import fit
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 from kleiber.studies.noise_model import NoiseModel, fit_with_noise
 from kleiber.studies.table import load
 from kleiber.studies.transients import diagnose

@@ -21,7 +21,7 @@ import torch
 from kleiber.evals.latency import Step, latency, measure
 from kleiber.models.hf import to_hf
 from kleiber.models.transformer import Transformer
-from kleiber.nn.moe import interleaved
+from kleiber.nn.moe import interleaved_moe
 
 
 def twin_speed(twin: Any, rows: int, prompt: int, new: int, device: torch.device) -> dict[str, float]:
@@ -56,7 +56,7 @@ def main() -> None:
     device, context = torch.device(told.device), told.prompt + told.new
     shape: dict[str, Any] = {"depth": told.depth, "width": told.width, "context": context, "qk_norm": False}
     rows = []
-    for kind, mlp in {"dense": {}, "moe": {"mlp": partial(interleaved, num_experts=8, k=2)}}.items():
+    for kind, mlp in {"dense": {}, "moe": {"mlp": partial(interleaved_moe, num_experts=8, k=2)}}.items():
         model = Transformer(told.vocab, **shape, **mlp).eval().to(device)
         twin = to_hf(model).to(device)
         for batch in told.batches:

@@ -88,7 +88,7 @@ def priced_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
         return answer({"runs": {str(folder): config for folder, config in runs.items()}, "words": words})
 
-    monkeypatch.setattr("kleiber.probe.ask", ask)
+    monkeypatch.setattr("kleiber.quote.ask", ask)
 
 
 @pytest.fixture

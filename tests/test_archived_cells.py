@@ -11,10 +11,10 @@ import yaml
 import kleiber.run
 from kleiber import archive
 from kleiber.catalog import archived_runs, read_runs
-from kleiber.chain import locate
 from kleiber.compose import Composer, resolved
 from kleiber.errors import ConfigError
 from kleiber.identity import config_hash
+from kleiber.inherit import locate
 from kleiber.launch import main
 from kleiber.summary import Summary
 

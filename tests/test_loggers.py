@@ -4,10 +4,10 @@ import time
 import pytest
 
 from kleiber import loggers
-from kleiber.loggers import Csv, Rows
+from kleiber.loggers import CsvLogger, Rows
 
 
-@pytest.mark.parametrize("logger", [Rows, Csv])
+@pytest.mark.parametrize("logger", [Rows, CsvLogger])
 def test_rows_after_the_checkpoint_and_a_cut_last_row_are_forgotten(tmp_path, logger):
     unbroken = logger(tmp_path)
     for step in (1, 2):
@@ -20,7 +20,7 @@ def test_rows_after_the_checkpoint_and_a_cut_last_row_are_forgotten(tmp_path, lo
     assert unbroken.path.read_text() == expected
 
 
-@pytest.mark.parametrize("logger", [Rows, Csv])
+@pytest.mark.parametrize("logger", [Rows, CsvLogger])
 def test_a_stage_that_begins_again_forgets_its_own_rows_alone(tmp_path, logger):
     rows = logger(tmp_path)
     for stage, steps in (("trunk", (1, 2, 3)), ("2M", (2, 3))):

@@ -16,7 +16,13 @@ from kleiber.summary import write_json
 
 VOCAB = Bytes().vocab_size
 DENSE = {"_target_": "kleiber.models.transformer.Transformer", "depth": 2, "width": 32, "context": 16, "tied": False}
-EXPERTS = {"_target_": "kleiber.nn.moe.interleaved", "_partial_": True, "num_experts": 4, "hidden": 96, "num_shared": 0}
+EXPERTS = {
+    "_target_": "kleiber.nn.moe.interleaved_moe",
+    "_partial_": True,
+    "num_experts": 4,
+    "hidden": 96,
+    "num_shared": 0,
+}
 WRAPPED = {
     "_target_": "kleiber.models.hf_model.HFModel", "path": "llama", "weights": "random", "context": 16,
     "config": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64},
@@ -99,12 +105,18 @@ def test_a_start_of_another_shape_is_refused_with_the_run_named(tmp_path):
         ({"rope_theta": 500.0}, r"set model\.rope_theta=10000\.0"),
         ({"norm_eps": 1e-6}, r"set model\.norm_eps=1e-05"),
         ({"soft_cap": 30.0}, r"set model\.soft_cap=null"),
-        ({"parametrization": {"_target_": "kleiber.nn.parametrization.Standard"}}, "set model/parametrization=mup"),
+        (
+            {"parametrization": {"_target_": "kleiber.nn.parametrization.StandardParametrization"}},
+            "set model/parametrization=mup",
+        ),
         (
             {"parametrization": {"_target_": "kleiber.nn.parametrization.MuP", "base_width": 64}},
             r"set model\.parametrization\.base_width=32",
         ),
-        ({"attention": {"_target_": "kleiber.nn.attention.Window", "_partial_": True}}, "set model/attention=full"),
+        (
+            {"attention": {"_target_": "kleiber.nn.attention.WindowAttention", "_partial_": True}},
+            "set model/attention=full",
+        ),
     ],
 )
 def test_a_mixture_that_would_be_another_function_of_the_dense_weights_is_refused_with_the_key(changes, told, tmp_path):

@@ -10,10 +10,10 @@ from torch.profiler import profile
 from kleiber import plan
 from kleiber.models.transformer import Transformer
 from kleiber.nn.mlp import GELU
-from kleiber.nn.moe import interleaved
+from kleiber.nn.moe import interleaved_moe
 from kleiber.types import Batch
 
-CASES = {"gpt": {}, "gelu": {"mlp": GELU}, "moe": {"mlp": partial(interleaved, num_experts=4, k=2)}}
+CASES = {"gpt": {}, "gelu": {"mlp": GELU}, "moe": {"mlp": partial(interleaved_moe, num_experts=4, k=2)}}
 
 
 def held_bytes(model: Transformer, rows: int) -> int:

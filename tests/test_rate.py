@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from kleiber.chain import adopt
 from kleiber.compose import Composer, resolved
 from kleiber.errors import ConfigError
 from kleiber.folder import read_config
 from kleiber.identity import config_hash
+from kleiber.inherit import adopt
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300,

@@ -267,7 +267,7 @@ def priced(monkeypatch):
         cells = [{**cell, "ends": ends} for _ in runs]
         return {"cells": cells, "memory_bytes": 2**30, "unmeasured": None, "start": 0.0, "words": []}
 
-    monkeypatch.setattr("kleiber.probe.ask", ask)
+    monkeypatch.setattr("kleiber.quote.ask", ask)
     return asked
 
 

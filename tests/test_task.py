@@ -6,11 +6,11 @@ from contextlib import nullcontext
 import pytest
 
 from kleiber import task
+from kleiber.archived_cells import Cell
 from kleiber.catalog import archived_runs
 from kleiber.folder import write_config
 from kleiber.preemption import Preempted
 from kleiber.summary import Summary
-from kleiber.sweep import Cell
 
 
 def cell(folder, **trainer) -> Cell:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from kleiber.fsdp import FSDP
 from kleiber.models.generate import generate
 from kleiber.models.transformer import Transformer
-from kleiber.nn.moe import interleaved
+from kleiber.nn.moe import interleaved_moe
 from kleiber.objectives.clm import CLM
 from kleiber.trainer import DDP, Local, checkpoint_activations, quiet
 from kleiber.types import Batch
@@ -86,7 +86,7 @@ def kept_bytes(model: Transformer) -> int:
     return total
 
 
-@pytest.mark.parametrize("options", [{}, {"mlp": partial(interleaved, num_experts=4, k=2)}], ids=["gpt", "moe"])
+@pytest.mark.parametrize("options", [{}, {"mlp": partial(interleaved_moe, num_experts=4, k=2)}], ids=["gpt", "moe"])
 def test_checkpointed_activations_give_the_same_gradients_from_less_memory(options):
     plain, light = small(**options), small(**options)
     checkpoint_activations(light)

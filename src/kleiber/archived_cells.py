@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kleiber import archive, folder
 from kleiber.catalog import Run, archive_runs, archived_runs
 from kleiber.check import check
 from kleiber.identity import config_hash
+from kleiber.summary import read
 
 if TYPE_CHECKING:
-    from kleiber.sweep import Cell, Launcher
+    pass
 
 OF_THE_SWEEP = ("root", "name", "launcher", "logger", "dry_run")  # what a cell that runs again takes from this start
 
@@ -71,3 +72,44 @@ def runs_named(value: Any, study: str) -> set[str]:
         return {value.removeprefix(study).split(os.sep)[0]} if value.startswith(study) else set()
     below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return {name for entry in below for name in runs_named(entry, study)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep, composed and checked."""
+
+    folder: Path
+    config: dict[str, Any]
+    overrides: list[str]
+
+    @property
+    def devices(self) -> int:
+        return self.config["trainer"].get("devices", 1)
+
+    @property
+    def accelerator(self) -> str:
+        return self.config["trainer"].get("accelerator", "cpu")
+
+    @property
+    def threads(self) -> int | None:
+        return self.config["trainer"].get("threads")
+
+
+class Launcher(Protocol):
+    def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
+        """Runs the cells; exit codes by folder. A cell that was not started is absent.
+
+        Raises Preempted when the sweep itself was asked to end, once all that it had started have.
+        """
+        ...
+
+
+def line(done: int, total: int, where: Path, code: int, seconds: float, status: str | None = None) -> str:
+    """What a launcher prints when a cell has ended: the loss on its own task, or the first line of what went wrong."""
+    summary = read(where / "summary.json") or {}
+    stage = (summary.get("stages") or [{}])[-1]
+    own = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
+    losses = [f"{value:.4f}" for key, value in (stage.get("metrics") or {}).items() if key in own]
+    error = (summary.get("error") or "").partition("\n")[0]
+    told = error if code else f"loss {' '.join(losses)}" if losses else ""
+    return f"[{done}/{total}] {status or folder.status(where):8} {where.name}  {seconds:.1f} s  {told}".rstrip()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.models.transformer import Transformer
-from kleiber.nn.parametrization import MuP, Parametrization, Standard
+from kleiber.nn.parametrization import MuP, Parametrization, StandardParametrization
 from kleiber.objectives.clm import CLM
 from kleiber.optim import AdamW, Optimizer
 from kleiber.optimizers.lion import Lion
@@ -22,7 +22,7 @@ from kleiber.optimizers.muon import Muon
 from kleiber.step import accumulate, normalise
 from kleiber.types import Batch
 
-PARAMETRIZATIONS: dict[str, Callable[[], Parametrization]] = {"mup": MuP, "standard": Standard}
+PARAMETRIZATIONS: dict[str, Callable[[], Parametrization]] = {"mup": MuP, "standard": StandardParametrization}
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "muon": Muon, "lion": Lion}
 TOLERANCE = 1.2  # largest over smallest size of an activation, over the widths
 PARTS = ("attention", "mlp")

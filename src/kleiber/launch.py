@@ -14,11 +14,11 @@ from typing import Any
 from hydra.types import RunMode
 
 from kleiber import cell, folder, ranks
-from kleiber.chain import adopt
 from kleiber.check import check
 from kleiber.compose import Composer, resolved
 from kleiber.errors import ConfigError
 from kleiber.identity import cell_folder
+from kleiber.inherit import adopt
 
 
 def main(argv: list[str] | None = None) -> int:

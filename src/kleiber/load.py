@@ -14,9 +14,10 @@ from omegaconf import DictConfig
 
 from kleiber import checkpoint
 from kleiber.build import build
-from kleiber.chain import locate, stage_config
+from kleiber.chain import stage_config
 from kleiber.errors import ConfigError
 from kleiber.folder import read_config
+from kleiber.inherit import locate
 from kleiber.opened import add_saved_heads, load_trained, new_model, objective_at
 from kleiber.types import Corpus, Objective
 

@@ -58,7 +58,7 @@ class Rows(Logger):
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
-class Csv(Rows):
+class CsvLogger(Rows):
     """metrics.csv: long form, step,metric,value; opens in any spreadsheet. A stage's metrics begin with its name."""
 
     def __init__(self, folder: Path) -> None:
@@ -93,7 +93,7 @@ def prefixed(stage: str | None, metric: str) -> str:
     return metric if stage is None else f"{stage}/{metric}"
 
 
-def wandb(
+def wandb_logger(
     folder: Path,
     run_id: str,
     run_name: str,

@@ -16,10 +16,11 @@ from safetensors import safe_open
 
 from kleiber import checkpoint
 from kleiber.build import build
-from kleiber.chain import locate, stage_config, stage_configs
+from kleiber.chain import stage_config, stage_configs
 from kleiber.data.tokenizer import Bytes
 from kleiber.errors import ConfigError
 from kleiber.folder import TOKENIZER, read_config
+from kleiber.inherit import locate
 from kleiber.objectives.reference import NAME
 from kleiber.signatures import signature
 from kleiber.summary import read

@@ -16,9 +16,10 @@ import torch
 from omegaconf import DictConfig
 
 from kleiber.build import build
-from kleiber.chain import is_chain, locate, stage_configs
+from kleiber.chain import is_chain, stage_configs
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.folder import read_config
+from kleiber.inherit import locate
 from kleiber.opened import load_trained, objective_at
 from kleiber.types import Corpus, HeldOut, Task
 

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from kleiber import cell, folder
+from kleiber.archived_cells import Cell, line
 from kleiber.catalog import archive_run
 from kleiber.errors import ConfigError
 from kleiber.preemption import PREEMPTED, Preempted, heeding
 from kleiber.ranks import cores, run_fresh
 from kleiber.settle import settle
-from kleiber.sweep import Cell, line
 
 GRACE = 10  # seconds between asking a child to end and ending it
 

@@ -19,15 +19,20 @@ A process of its own counts and measures (`probe`), so nothing here imports torc
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kleiber import folder, probe
+from kleiber import folder
 from kleiber.budget import quantity
+from kleiber.errors import ConfigError
 from kleiber.summary import write_json
 
 SCHEMA = "kleiber.plan/1"
@@ -43,7 +48,7 @@ def price(runs: Mapping[Path, Mapping[str, Any]]) -> None:
     """
     configs = list(runs.values())
     single = len(runs) == 1 and configs[0]["design"] is None
-    answer = probe.ask(runs, threads_of(configs[0], single), words=single)
+    answer = ask(runs, threads_of(configs[0], single), words=single)
     plan = record(runs, answer)
     finished = sum(folder.status(place) == "finished" for place in runs)
     lines = answer["words"] if single else [*cell_lines(plan), *interval_lines(configs, answer["cells"])]
@@ -153,3 +158,31 @@ def expected(design: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> s
 def workers_of(config: Mapping[str, Any]) -> int:
     """Cells at once."""
     return int(config["launcher"].get("workers") or os.cpu_count() or 1) if "workers" in config["launcher"] else 1
+
+
+def ask(runs: Mapping[Path, Mapping[str, Any]], threads: int | None, words: bool = False) -> dict[str, Any]:
+    """The answer of a fresh process: `cells` in the order of `runs` (resolved configs by folder), `memory_bytes`,
+    `start` (seconds until a process can compute), and with `words` the one run as `plan.describe` tells it.
+
+    A run whose start point is another of `runs` is priced as if that one were trained. Raises ConfigError where a run
+    cannot be planned.
+    """
+    request = {"runs": {str(folder): dict(config) for folder, config in runs.items()}, "words": words}
+    limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, "-m", "kleiber.probe"], input=json.dumps({**request, "asked": time.time()}), text=True,
+        capture_output=True, env={**os.environ, **limits},
+    )  # fmt: skip
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("kleiber: ")
+        raise ConfigError(last if done.returncode == 2 else f"the price could not be computed: {last}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def seconds_per_token(configs: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Seconds of training per token of each config. Raises ValueError where they cannot be measured."""
+    threads = configs[0]["trainer"].get("threads") or 1  # cells of a sweep have one each
+    answer = ask({Path(f"{number}"): config for number, config in enumerate(configs)}, threads)
+    if answer["unmeasured"]:
+        raise ValueError(f"the speed of this machine could not be measured: {answer['unmeasured']}")
+    return [cell["seconds_per_token"] for cell in answer["cells"]]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kleiber.archived_cells import Cell
 from kleiber.errors import ConfigError
-from kleiber.sweep import Cell
 from kleiber.task import Task, Watch, task
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from kleiber import checkpoint
@@ -10,6 +11,7 @@ from kleiber.callbacks.checkpoints import name_of
 from kleiber.callbacks.evaluate import Evaluate
 from kleiber.drift import merged
 from kleiber.errors import ConfigError
+from kleiber.retention.anchors import ranks
 from kleiber.tree import Around, Stage, Tree
 from kleiber.types import Retention, Samples
 
@@ -48,8 +50,15 @@ def end_retention(methods: list[Retention], tree: Tree, stage: Stage, model: Any
     """
     adapter = stage.config.adapter
     model = merged(model, None if adapter is None or not methods else build(adapter).merge)
+
+    def save(name: str) -> Path:
+        place = tree.folder / "stages" / stage.name / name
+        if ranks()[0] == 0:
+            checkpoint.save(place, 0, model, {}, "")
+        return place / checkpoint.name(0)
+
     for method in methods:
-        points = method.end_stage(model, tree.folder / "stages" / stage.name)
+        points = method.end_stage(model, save)
         if points:
             end = {name: value.clone() for name, value in model.state_dict().items()}
             for name, path in points.items():

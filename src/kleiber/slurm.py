@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kleiber.archived_cells import Cell
 from kleiber.errors import ConfigError
 from kleiber.preemption import PREEMPTED
 from kleiber.ranks import cores
-from kleiber.sweep import Cell
 from kleiber.task import Task, Watch, alike, task
 
 WARNING = 90  # seconds before its time limit that a job gets SIGUSR1

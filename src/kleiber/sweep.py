@@ -12,56 +12,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 from kleiber import archive, cell, folder
-from kleiber.archived_cells import archived_by_hash, placed, train_bases
+from kleiber.archived_cells import Cell, Launcher, archived_by_hash, placed, train_bases
 from kleiber.catalog import Run, archive_run, read_runs, table
-from kleiber.chain import adopt, planned_run
 from kleiber.check import check
 from kleiber.compose import resolved
 from kleiber.errors import ConfigError
 from kleiber.identity import cell_folder
+from kleiber.inherit import adopt, planned_run
 from kleiber.preemption import PREEMPTED, Preempted
 from kleiber.ranks import CELL, launched
-from kleiber.summary import read
 
 PARTLY_FAILED = 4
 OF_A_CELL = ("arm",)  # what a design writes into a cell's study, and no analysis reads
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a sweep, composed and checked."""
-
-    folder: Path
-    config: dict[str, Any]
-    overrides: list[str]
-
-    @property
-    def devices(self) -> int:
-        return self.config["trainer"].get("devices", 1)
-
-    @property
-    def accelerator(self) -> str:
-        return self.config["trainer"].get("accelerator", "cpu")
-
-    @property
-    def threads(self) -> int | None:
-        return self.config["trainer"].get("threads")
-
-
-class Launcher(Protocol):
-    def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
-        """Runs the cells; exit codes by folder. A cell that was not started is absent.
-
-        Raises Preempted when the sweep itself was asked to end, once all that it had started have.
-        """
-        ...
 
 
 class Basic:
@@ -262,17 +231,6 @@ class Sweep:
             without_weights = f", {in_archive} of them in {archive.NAME} alone, without weights" if in_archive else ""
             print(f"{done} of {len(unique(cells))} cells are finished already{without_weights}")
         return todo
-
-
-def line(done: int, total: int, where: Path, code: int, seconds: float, status: str | None = None) -> str:
-    """What a launcher prints when a cell has ended: the loss on its own task, or the first line of what went wrong."""
-    summary = read(where / "summary.json") or {}
-    stage = (summary.get("stages") or [{}])[-1]
-    own = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
-    losses = [f"{value:.4f}" for key, value in (stage.get("metrics") or {}).items() if key in own]
-    error = (summary.get("error") or "").partition("\n")[0]
-    told = error if code else f"loss {' '.join(losses)}" if losses else ""
-    return f"[{done}/{total}] {status or folder.status(where):8} {where.name}  {seconds:.1f} s  {told}".rstrip()
 
 
 def unique(cells: Sequence[Cell], before: Mapping[Path, Cell] = MappingProxyType({})) -> dict[Path, Cell]:

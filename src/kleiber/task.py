@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Protocol
 
 from kleiber import folder
+from kleiber.archived_cells import Cell, line
 from kleiber.catalog import archive_run
 from kleiber.pool import log_to
 from kleiber.preemption import PREEMPTED, Preempted, heeding
 from kleiber.ranks import run_fresh
 from kleiber.settle import settle
-from kleiber.sweep import Cell, line
 
 SCHEDULERS = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_")
 POLL = 2.0  # seconds between two looks at the queue

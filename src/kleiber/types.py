@@ -228,8 +228,11 @@ class Retention(nn.Module):
     def after_step(self, model: Any, step: int, lr: float) -> None:
         """Changes the weights after the optimizer's step, for what Adam must not rescale."""
 
-    def end_stage(self, model: Any, folder: Path) -> dict[str, Path]:
-        """Writes further checkpoints under `folder`, by the prefix of their metrics (`wise/0.5`)."""
+    def end_stage(self, model: Any, save: Callable[[str], Path]) -> dict[str, Path]:
+        """Further checkpoints of the stage, by the prefix of their metrics (`wise/0.5`).
+
+        `save(name)` writes the weights that the model has now and returns where they lie.
+        """
         return {}
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import torch
 from kleiber.adapters.freeze import Freeze
 from kleiber.adapters.parts import PARTS, parts
 from kleiber.models.transformer import Transformer
-from kleiber.nn.moe import interleaved
+from kleiber.nn.moe import interleaved_moe
 
 
 def build(**options) -> Transformer:
-    mlp = partial(interleaved, num_experts=4, num_shared=1)
+    mlp = partial(interleaved_moe, num_experts=4, num_shared=1)
     return Transformer(23, **{"depth": 3, "width": 32, "context": 16, "tied": False, "mlp": mlp} | options)
 
 

@@ -11,13 +11,13 @@ from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.adapters.peft import apply_peft
 from kleiber.models.transformer import Transformer
 from kleiber.nn.lora import adapt, decompose, merged
-from kleiber.nn.moe import interleaved
+from kleiber.nn.moe import interleaved_moe
 from kleiber.optim import AdamW
 from kleiber.optimizers.muon import Muon
 from kleiber.types import Batch, Role
 
 VOCAB = 23
-MOE = partial(interleaved, num_experts=4, num_shared=1)
+MOE = partial(interleaved_moe, num_experts=4, num_shared=1)
 ALL = ["attention", "mlp", "experts", "router", "head"]
 KINDS = [LoRA, DoRA]
 

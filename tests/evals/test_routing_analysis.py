@@ -18,7 +18,7 @@ from kleiber.evals.routing.special import coactivation, counts, entropy, mutual,
 from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.nn.balance import PerSequence
-from kleiber.nn.moe import interleaved
+from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.routers import Hash, LossFree, Random, TopK
 from kleiber.objectives.clm import CLM
 from kleiber.types import Batch
@@ -48,7 +48,7 @@ class Rows:
 
 def subject(**options) -> Subject:
     torch.manual_seed(0)
-    mlp = partial(interleaved, **{"num_experts": 4} | options)
+    mlp = partial(interleaved_moe, **{"num_experts": 4} | options)
     model = Transformer(VOCAB, depth=2, width=32, context=CONTEXT, num_heads=2, mlp=mlp).eval()
     parts = {"low": Rows(0, 15), "high": Rows(15, 30)}
     tokenizer = Bytes()

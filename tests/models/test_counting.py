@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from kleiber.adapters.lora import LoRA
 from kleiber.models.counting import count_parameters, executed_flops, six_nd, training_flops
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import NoMixing, Window
+from kleiber.nn.attention import NoMixing, WindowAttention
 from kleiber.nn.mlp import GELU
-from kleiber.nn.moe import interleaved
+from kleiber.nn.moe import interleaved_moe
 from kleiber.trainer import checkpoint_activations
 from kleiber.types import Batch
 
@@ -56,8 +56,8 @@ CASES = {
     "gqa": {"num_heads": 4, "num_kv_heads": 2},
     "untied gelu": {"tied": False, "mlp": GELU},
     "bert": {"causal": False},
-    "moe": {"mlp": partial(interleaved, num_experts=4, k=2)},
-    "shared": {"mlp": partial(interleaved, num_experts=4, k=3, num_shared=1, every=2)},
+    "moe": {"mlp": partial(interleaved_moe, num_experts=4, k=2)},
+    "shared": {"mlp": partial(interleaved_moe, num_experts=4, k=3, num_shared=1, every=2)},
     "none": {"attention": NoMixing},
 }
 
@@ -116,7 +116,7 @@ def test_a_recomputed_block_and_the_whole_square_under_a_mask_are_executed_and_n
     assert executed_flops(plain, TIME) == training_flops(plain, TIME)
     blocks = training_flops(plain, TIME) / 3 - plain.head.flops(TIME) - 2 * 2 * plain.blocks[0].mlp.down.weight.numel()
     assert executed_flops(plain, TIME, recomputed=True) == pytest.approx(training_flops(plain, TIME) + blocks)
-    window = Transformer(96, width=64, context=TIME, attention=partial(Window, window=5))
+    window = Transformer(96, width=64, context=TIME, attention=partial(WindowAttention, window=5))
     other, attention = measured(window)
     assert executed_flops(window, TIME) == pytest.approx(other + attention, rel=1e-6)
     assert training_flops(window, TIME) < executed_flops(window, TIME)
@@ -132,8 +132,8 @@ def test_recomputation_is_what_the_counter_sees():
 
 def test_flops_of_a_window_count_the_pairs_inside_it():
     for causal in (True, False):
-        window = Transformer(96, width=64, context=TIME, attention=partial(Window, window=5), causal=causal)
-        none = Transformer(96, width=64, context=TIME, attention=partial(Window, window=1), causal=causal)
+        window = Transformer(96, width=64, context=TIME, attention=partial(WindowAttention, window=5), causal=causal)
+        none = Transformer(96, width=64, context=TIME, attention=partial(WindowAttention, window=1), causal=causal)
         i = torch.arange(TIME)
         near = (i[:, None] - i).abs() < 5
         pairs = int((near & (i[:, None] >= i) if causal else near).sum())
@@ -150,7 +150,7 @@ def test_parameters_of_a_dense_model_by_hand():
 
 
 def test_active_parameters_leave_out_the_experts_not_visited():
-    model = Transformer(96, width=64, mlp=partial(interleaved, num_experts=8, k=2, num_shared=1))
+    model = Transformer(96, width=64, mlp=partial(interleaved_moe, num_experts=8, k=2, num_shared=1))
     counts = count_parameters(model)
     assert counts.total - counts.active == 2 * 6 * 3 * 64 * model.blocks[0].mlp.hidden
     assert six_nd(counts) == 6 * counts.active
@@ -164,7 +164,7 @@ def test_frozen_parameters_are_not_trainable():
 
 
 def test_equal_active_flops_dense_and_mixture():
-    dense, mixture = Transformer(256, width=128), Transformer(256, width=128, mlp=interleaved)
+    dense, mixture = Transformer(256, width=128), Transformer(256, width=128, mlp=interleaved_moe)
     assert training_flops(mixture, 256) == pytest.approx(training_flops(dense, 256), rel=0.02)
 
 

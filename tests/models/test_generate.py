@@ -7,15 +7,16 @@ import torch
 
 from kleiber.models.generate import generate, left_padded, sample
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import Cache, NoMixing, Window
-from kleiber.nn.moe import interleaved
+from kleiber.nn.attention import NoMixing, WindowAttention
+from kleiber.nn.kv_cache import Cache
+from kleiber.nn.moe import interleaved_moe
 from kleiber.types import Batch
 
 CASES = {
     "gpt": {},
-    "moe": {"mlp": interleaved},
+    "moe": {"mlp": interleaved_moe},
     "gqa": {"num_heads": 2, "num_kv_heads": 1, "qk_norm": False},
-    "window": {"attention": partial(Window, window=3)},
+    "window": {"attention": partial(WindowAttention, window=3)},
     "none": {"attention": NoMixing},
 }
 

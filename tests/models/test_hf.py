@@ -7,19 +7,19 @@ import torch
 
 from kleiber.models.hf import from_hf, to_hf
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import Window
+from kleiber.nn.attention import WindowAttention
 from kleiber.nn.mlp import GELU, SwiGLU
-from kleiber.nn.moe import interleaved
-from kleiber.nn.parametrization import MuP, Standard
+from kleiber.nn.moe import interleaved_moe
+from kleiber.nn.parametrization import MuP, StandardParametrization
 from kleiber.nn.routers import Switch
 from kleiber.types import Batch
 
 MLPS = {
     "dense": SwiGLU,
-    "top 2": partial(interleaved, num_experts=4, k=2),
-    "top 3": partial(interleaved, num_experts=4, k=3),
-    "every 2": partial(interleaved, num_experts=4, every=2),
-    "switch": partial(interleaved, num_experts=4, k=1, router=Switch),
+    "top 2": partial(interleaved_moe, num_experts=4, k=2),
+    "top 3": partial(interleaved_moe, num_experts=4, k=3),
+    "every 2": partial(interleaved_moe, num_experts=4, every=2),
+    "switch": partial(interleaved_moe, num_experts=4, k=1, router=Switch),
 }
 TWINS = {(False, False): "Llama", (True, False): "Qwen3", (False, True): "Mixtral", (True, True): "Qwen3Moe"}
 
@@ -31,7 +31,7 @@ def build(**options) -> Transformer:
     for parameter in model.parameters():
         if parameter.ndim == 1:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
-        elif isinstance(model.parametrization, Standard) or parameter.abs().max() == 0:
+        elif isinstance(model.parametrization, StandardParametrization) or parameter.abs().max() == 0:
             torch.nn.init.normal_(parameter, std=0.2)
     return model
 
@@ -45,7 +45,7 @@ def both_ways(model: Transformer) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return ours, twin(ids).logits, again, type(twin).__name__
 
 
-@pytest.mark.parametrize("parametrization", [MuP(), Standard()], ids=["mup", "standard"])
+@pytest.mark.parametrize("parametrization", [MuP(), StandardParametrization()], ids=["mup", "standard"])
 @pytest.mark.parametrize("mlp", ["dense", "top 2", "top 3"])
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
@@ -87,11 +87,11 @@ def test_exporting_leaves_the_model_and_the_random_numbers_alone():
 
 
 REFUSED = {
-    "Window": {"attention": partial(Window, window=4)},
+    "Window": {"attention": partial(WindowAttention, window=4)},
     "GELU": {"mlp": GELU},
     "bidirectional": {"causal": False},
     "soft_cap": {"soft_cap": 30.0},
-    "shared": {"mlp": partial(interleaved, num_experts=4, num_shared=1)},
+    "shared": {"mlp": partial(interleaved_moe, num_experts=4, num_shared=1)},
 }
 
 

@@ -16,7 +16,7 @@ from kleiber.models.hf import load_hf, to_hf
 from kleiber.models.hf_config import DEFAULTS, KINDS, hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_model import HFModel
 from kleiber.models.transformer import Transformer
-from kleiber.nn.moe import interleaved
+from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.parametrization import MuP
 from kleiber.nn.routers import Switch
 from kleiber.objectives.clm import CLM
@@ -25,9 +25,9 @@ from kleiber.types import Batch
 CASES = {
     "llama": {"qk_norm": False, "num_kv_heads": 1},
     "qwen3": {"tied": False, "rope_theta": 5000.0},
-    "mixtral": {"qk_norm": False, "mlp": partial(interleaved, num_experts=4, k=3)},
-    "qwen3_moe": {"mlp": partial(interleaved, num_experts=4, k=2, every=2)},
-    "qwen3_moe switch": {"mlp": partial(interleaved, num_experts=4, k=1, router=Switch)},
+    "mixtral": {"qk_norm": False, "mlp": partial(interleaved_moe, num_experts=4, k=3)},
+    "qwen3_moe": {"mlp": partial(interleaved_moe, num_experts=4, k=2, every=2)},
+    "qwen3_moe switch": {"mlp": partial(interleaved_moe, num_experts=4, k=1, router=Switch)},
 }
 
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import Full, NoMixing, Window
+from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
 from kleiber.nn.mlp import GELU, SwiGLU
-from kleiber.nn.moe import interleaved
-from kleiber.nn.parametrization import MuP, Standard
+from kleiber.nn.moe import interleaved_moe
+from kleiber.nn.parametrization import MuP, StandardParametrization
 from kleiber.nn.routers import Switch
 from kleiber.types import Batch, Role
 
 VOCAB = 23
-MLPS = {"swiglu": SwiGLU, "gelu": GELU, "moe": partial(interleaved, num_experts=4, num_shared=1)}
-ATTENTIONS = {"full": Full, "window": partial(Window, window=3), "none": NoMixing}
+MLPS = {"swiglu": SwiGLU, "gelu": GELU, "moe": partial(interleaved_moe, num_experts=4, num_shared=1)}
+ATTENTIONS = {"full": FullAttention, "window": partial(WindowAttention, window=3), "none": NoMixing}
 
 
 def build(**options) -> Transformer:
@@ -132,7 +132,7 @@ def test_the_same_seed_makes_the_same_model_and_multipliers_are_one_when_standar
         torch.manual_seed(3)
         states.append(Transformer(VOCAB, mlp=MLPS["moe"]).state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    model = Transformer(VOCAB, parametrization=Standard(), mlp=MLPS["moe"])
+    model = Transformer(VOCAB, parametrization=StandardParametrization(), mlp=MLPS["moe"])
     assert model.embedding_multiplier == model.head.multiplier == model.blocks[1].residual == 1
     assert Transformer(VOCAB, depth=8, parametrization=MuP()).blocks[0].residual == 0.5
 
@@ -163,7 +163,7 @@ def test_bad_sizes_and_options_nothing_reads_are_refused():
 
 
 def test_switch_at_k_1_teaches_the_router_by_the_task():
-    model = build(mlp=partial(interleaved, num_experts=4, k=1, router=Switch))
+    model = build(mlp=partial(interleaved_moe, num_experts=4, k=1, router=Switch))
     model(Batch(torch.randint(VOCAB, (2, 5)))).hidden.square().sum().backward()
     assert float(model.blocks[0].mlp.router.linear.weight.grad.abs().max()) > 0
 

@@ -8,7 +8,7 @@ import torch
 from kleiber.models.transformer import Transformer
 from kleiber.models.upcycle import upcycle
 from kleiber.nn.mlp import GELU
-from kleiber.nn.moe import dropping, interleaved
+from kleiber.nn.moe import dropping_moe, interleaved_moe
 from kleiber.nn.routers import (
     GroupLimited,
     Hash,
@@ -35,7 +35,7 @@ def dense() -> Transformer:
     return model
 
 
-def mixture(factory=interleaved, **options) -> Transformer:
+def mixture(factory=interleaved_moe, **options) -> Transformer:
     torch.manual_seed(1)
     return Transformer(50, **SIZES, mlp=partial(factory, **{"num_experts": 4, "hidden": HIDDEN} | options))
 
@@ -73,7 +73,7 @@ def test_noise_and_reset_tell_experts_apart_and_change_the_function_a_little(opt
     [
         (partial(mixture, router=Switch), "topk"), (partial(mixture, router=Sinkhorn), "topk"),
         (partial(mixture, num_shared=1), "num_shared=0"), (partial(mixture, hidden=48), "hidden=96"),
-        (partial(mixture, dropping), "dropping"), (partial(mixture, granularity=2), "granularity=1"),
+        (partial(mixture, dropping_moe), "dropping"), (partial(mixture, granularity=2), "granularity=1"),
         (dense, "model=moe"),
     ],
 )  # fmt: skip

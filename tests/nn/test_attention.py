@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from kleiber.nn.attention import Cache, Full, NoMixing, Window, heads
-from kleiber.nn.parametrization import Site, Standard
+from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention, heads
+from kleiber.nn.kv_cache import Cache
+from kleiber.nn.parametrization import Site, StandardParametrization
 
 TIME, WIDTH = 12, 16
 KINDS = {
-    "full": (Full, {}, lambda i, j: j <= i),
-    "window": (Window, {"window": 4}, lambda i, j: i - 4 < j <= i),
+    "full": (FullAttention, {}, lambda i, j: j <= i),
+    "window": (WindowAttention, {"window": 4}, lambda i, j: i - 4 < j <= i),
     "none": (NoMixing, {}, lambda i, j: i == j),
 }
 
@@ -31,7 +32,7 @@ def test_an_output_depends_on_exactly_the_inputs_that_the_kind_allows(kind):
     assert torch.equal(reads(make(Site(WIDTH), **options)), expected)
 
 
-@pytest.mark.parametrize("make, options, far", [(Full, {}, TIME), (Window, {"window": 3}, 3)])
+@pytest.mark.parametrize("make, options, far", [(FullAttention, {}, TIME), (WindowAttention, {"window": 3}, 3)])
 def test_without_causality_both_sides_are_read(make, options, far):
     expected = torch.tensor([[abs(i - j) < far for j in range(TIME)] for i in range(TIME)])
     assert torch.equal(reads(make(Site(WIDTH, causal=False), **options)), expected)
@@ -41,14 +42,14 @@ def test_padding_is_read_by_nobody_and_segments_do_not_mix():
     real = torch.ones(1, TIME, dtype=torch.bool)
     real[:, 9:] = False
     segments = torch.tensor([[0] * 5 + [1] * 7])
-    seen = reads(Full(Site(WIDTH)), real, segments)
+    seen = reads(FullAttention(Site(WIDTH)), real, segments)
     for i in range(9):
         for j in range(TIME):
             assert seen[i, j] == (j <= i and (i < 5) == (j < 5)), (i, j)
     assert torch.equal(seen[9:], torch.eye(TIME, dtype=torch.bool)[9:] | seen[9:])
 
 
-def slow(module: Full, x: torch.Tensor) -> torch.Tensor:
+def slow(module: FullAttention, x: torch.Tensor) -> torch.Tensor:
     """Attention one head, one query at a time, rotations as complex numbers."""
     (_, time, _), size = x.shape, module.head_dim
     q, k, v = module.qkv(x).split([n * size for n in (module.num_heads, module.num_kv_heads, module.num_kv_heads)], -1)
@@ -79,7 +80,7 @@ def slow(module: Full, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kv", [4, 2, 1])
 @pytest.mark.parametrize("qk_norm", [True, False])
 def test_fast_attention_equals_the_slow_one(kv, qk_norm):
-    module = Full(Site(32), num_heads=4, num_kv_heads=kv, qk_norm=qk_norm).double()
+    module = FullAttention(Site(32), num_heads=4, num_kv_heads=kv, qk_norm=qk_norm).double()
     module.rope.double()
     for norm in (module.q_norm, module.k_norm):
         if norm is not None:
@@ -102,15 +103,15 @@ def test_reading_in_pieces_through_a_cache_equals_reading_at_once(kind):
 
 def test_the_mask_is_made_only_when_causality_does_not_say_it_all():
     device = torch.device("cpu")
-    assert Full(Site(WIDTH)).mask(TIME, 0, device) is None
-    assert Full(Site(WIDTH)).mask(1, 5, device) is None
-    assert Window(Site(WIDTH), window=TIME).mask(TIME, 0, device) is None
-    assert Window(Site(WIDTH), window=TIME - 1).mask(TIME, 0, device) is not None
+    assert FullAttention(Site(WIDTH)).mask(TIME, 0, device) is None
+    assert FullAttention(Site(WIDTH)).mask(1, 5, device) is None
+    assert WindowAttention(Site(WIDTH), window=TIME).mask(TIME, 0, device) is None
+    assert WindowAttention(Site(WIDTH), window=TIME - 1).mask(TIME, 0, device) is not None
 
 
 def test_scale_follows_the_parametrization():
-    assert Full(Site(256)).scale == 4 / 64
-    assert Full(Site(256, parametrization=Standard())).scale == 1 / math.sqrt(64)
+    assert FullAttention(Site(256)).scale == 4 / 64
+    assert FullAttention(Site(256, parametrization=StandardParametrization())).scale == 1 / math.sqrt(64)
 
 
 def test_heads_are_of_64_channels_or_two_below_width_128():
@@ -131,6 +132,6 @@ def test_no_mixing_refuses_options_of_attention():
     with pytest.raises(ValueError, match="num_heads=4"):
         NoMixing(Site(64), num_heads=4)
     with pytest.raises(ValueError, match="window=0"):
-        Window(Site(64), window=0)
+        WindowAttention(Site(64), window=0)
     with pytest.raises(ValueError, match="even"):
-        Full(Site(9), num_heads=3)
+        FullAttention(Site(9), num_heads=3)

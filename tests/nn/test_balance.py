@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.nn.balance import Global, PerSequence, assignments, scoped
+from kleiber.nn.balance import Global, PerSequence, assignments, load_balance_loss
 
 
 def hits_of(chosen, num_experts, real=None):
@@ -85,6 +85,6 @@ def test_it_teaches_the_scores_and_not_the_counts():
 
 
 def test_scopes_have_names_and_a_negative_coefficient_is_refused():
-    assert scoped("global", 0.1) == Global(0.1) and scoped() == PerSequence(0.01)
+    assert load_balance_loss("global", 0.1) == Global(0.1) and load_balance_loss() == PerSequence(0.01)
     with pytest.raises(ValueError, match="coefficient=-1"):
-        scoped("sequence", -1.0)
+        load_balance_loss("sequence", -1.0)

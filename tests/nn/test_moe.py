@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from kleiber.nn.balance import Global, PerSequence
 from kleiber.nn.experts import expert_hidden
 from kleiber.nn.mlp import SwiGLU, gated_hidden
-from kleiber.nn.moe import Dropping, MoE, dropping, interleaved
+from kleiber.nn.moe import Dropping, MoE, dropping_moe, interleaved_moe
 from kleiber.nn.parametrization import Site
 from kleiber.nn.routers import ExpertChoice, Hash, LossFree, Sigmoid, Switch, TopK
 from kleiber.types import Batch
@@ -110,15 +110,15 @@ def test_active_experts_cost_what_the_dense_layer_does():
 
 
 def test_experts_stand_on_every_second_layer():
-    kinds = [type(interleaved(Site(16, depth=4, layer=layer), every=2)) for layer in range(4)]
+    kinds = [type(interleaved_moe(Site(16, depth=4, layer=layer), every=2)) for layer in range(4)]
     assert kinds == [SwiGLU, MoE, SwiGLU, MoE]
 
 
 def test_a_mixture_after_the_first_dense_layers():
-    factory = partial(interleaved, every=2, dense_first=2)
+    factory = partial(interleaved_moe, every=2, dense_first=2)
     kinds = [type(factory(Site(16, depth=5, layer=layer))) for layer in range(5)]
     assert kinds == [SwiGLU, SwiGLU, SwiGLU, MoE, SwiGLU]
-    assert type(dropping(SITE)) is Dropping and type(dropping(Site(16, 2), every=2)) is SwiGLU
+    assert type(dropping_moe(SITE)) is Dropping and type(dropping_moe(Site(16, 2), every=2)) is SwiGLU
 
 
 @pytest.mark.parametrize("num_shared", [0, 1])
@@ -215,9 +215,9 @@ def test_bad_sizes_are_refused_and_a_coefficient_of_zero_is_said():
         with pytest.raises(ValueError, match=next(iter(options))):
             MoE(SITE, **options)
     with pytest.raises(ValueError, match="every=3"):
-        interleaved(Site(16, depth=2), every=3)
+        interleaved_moe(Site(16, depth=2), every=3)
     with pytest.raises(ValueError, match="dense_first=2"):
-        interleaved(Site(16, depth=3), every=2, dense_first=2)
+        interleaved_moe(Site(16, depth=3), every=2, dense_first=2)
     with pytest.raises(ValueError, match="capacity_factor"):
         Dropping(SITE, capacity_factor=0.0)
     with pytest.raises(ValueError, match="ExpertChoice"):

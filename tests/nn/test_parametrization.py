@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from kleiber.nn.parametrization import MuP, Standard
+from kleiber.nn.parametrization import MuP, StandardParametrization
 from kleiber.types import Role
 
 
 def test_both_agree_with_plain_attention_at_the_base_head_and_all_is_one_at_the_base():
     mup = MuP()
-    assert mup.attention(16) == Standard().attention(16)
+    assert mup.attention(16) == StandardParametrization().attention(16)
     assert mup.residual(2) == mup.output(32).multiplier == mup.router(32).multiplier == 1
     assert mup.lr_scale(Role("hidden", 32)) == 1
 
@@ -19,11 +19,13 @@ def test_hidden_learning_rates_fall_with_fan_in_and_nothing_else_does():
     assert mup.lr_scale(Role("hidden", 256)) == 0.25
     for kind in ("embedding", "output", "vector"):
         assert mup.lr_scale(Role(kind, 256)) == 1
-    assert {Standard().lr_scale(Role(kind, 512)) for kind in ("embedding", "hidden", "output", "vector")} == {1.0}
+    assert {
+        StandardParametrization().lr_scale(Role(kind, 512)) for kind in ("embedding", "hidden", "output", "vector")
+    } == {1.0}
 
 
 def test_initial_scales():
-    mup, standard = MuP(), Standard()
+    mup, standard = MuP(), StandardParametrization()
     assert mup.hidden_std(64) == mup.projection_std(64, 9) == 1 / 8
     assert mup.output(64).std == 0 and mup.embedding(False) == (1, 1)
     assert mup.embedding(True).std * mup.embedding(True).multiplier == pytest.approx(1)
@@ -39,7 +41,7 @@ def test_bad_bases_are_refused():
     with pytest.raises(ValueError, match="base_width=0"):
         MuP(base_width=0)
     with pytest.raises(ValueError, match=r"std=0\.0"):
-        Standard(std=0.0)
+        StandardParametrization(std=0.0)
 
 
 def rms_after_steps(
@@ -48,13 +50,13 @@ def rms_after_steps(
     """RMS of each block's output, and of what the logits moved, after a few Adam steps on one batch."""
     from kleiber.models.transformer import Transformer
     from kleiber.nn.loss import cross_entropy
-    from kleiber.nn.moe import interleaved
+    from kleiber.nn.moe import interleaved_moe
     from kleiber.types import Batch
 
     found: dict[str, float] = {}
     for seed in range(seeds):
         torch.manual_seed(seed)
-        options = {"mlp": interleaved} if mixture else {}
+        options = {"mlp": interleaved_moe} if mixture else {}
         model = Transformer(
             64, 3, width, context=32, parametrization=parametrization, num_heads=2, tied=tied, **options
         )
@@ -96,5 +98,5 @@ def test_coordinate_check_activations_do_not_move_with_width(mixture, tied):
 
 @pytest.mark.slow
 def test_coordinate_check_sees_standard_parametrisation_grow():
-    small, large = (rms_after_steps(width, Standard(), False) for width in (32, 256))
+    small, large = (rms_after_steps(width, StandardParametrization(), False) for width in (32, 256))
     assert large["block 2"] / small["block 2"] > 10 and large["logits moved"] / small["logits moved"] > 2

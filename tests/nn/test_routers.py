@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.nn.parametrization import Site, Standard
+from kleiber.nn.parametrization import Site, StandardParametrization
 from kleiber.nn.routers import (
     ExpertChoice,
     GroupLimited,
@@ -79,7 +79,7 @@ def test_switch_weights_are_the_chosen_probabilities():
 
 
 def test_logits_carry_the_multiplier_of_an_output():
-    for parametrization, multiplier in (({}, 0.25), ({"parametrization": Standard()}, 1.0)):
+    for parametrization, multiplier in (({}, 0.25), ({"parametrization": StandardParametrization()}, 1.0)):
         router = TopK(Site(128, **parametrization), 4, 2)
         x = torch.randn(3, 128)
         torch.testing.assert_close(router(x).logits, multiplier * x @ router.linear.weight.T)

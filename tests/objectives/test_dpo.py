@@ -19,7 +19,7 @@ from tables import folder
 from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import Window
+from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE
 from kleiber.nn.routers import Random
 from kleiber.objectives import dpo
@@ -276,7 +276,7 @@ def test_what_has_no_pairs_and_what_means_nothing_is_refused(corpus) -> None:
 
 
 def test_models_of_the_same_weights_that_answer_otherwise_have_references_of_their_own(corpus, tmp_path) -> None:
-    kinds = {"plain": {}, "cap": {"soft_cap": 0.5}, "window": {"attention": partial(Window, window=4)}}
+    kinds = {"plain": {}, "cap": {"soft_cap": 0.5}, "window": {"attention": partial(WindowAttention, window=4)}}
     weights = model().state_dict()
     for name, options in kinds.items():
         objective, net = DPO(corpus), model(**options)

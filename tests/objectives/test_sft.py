@@ -13,7 +13,7 @@ from tables import folder
 
 from kleiber.data.instruct import Conversations, Instruct, Packed
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import Window
+from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE
 from kleiber.objectives.clm import inputs
 from kleiber.objectives.sft import SFT
@@ -38,7 +38,7 @@ def train(tmp_path: Path, monkeypatch) -> Packed:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"attention": lambda site, **o: Window(site, window=16, **o)}, {"mlp": lambda site: MoE(site, 4, 2)}],
+    [{}, {"attention": lambda site, **o: WindowAttention(site, window=16, **o)}, {"mlp": lambda site: MoE(site, 4, 2)}],
 )
 def test_packed_logits_are_the_unpacked_ones(train: Packed, options) -> None:
     net = model(**options).eval()

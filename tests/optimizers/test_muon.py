@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from kleiber import checkpoint
 from kleiber.models.transformer import Transformer
-from kleiber.nn.moe import interleaved
-from kleiber.nn.parametrization import MuP, Standard
+from kleiber.nn.moe import interleaved_moe
+from kleiber.nn.parametrization import MuP, StandardParametrization
 from kleiber.objectives.clm import CLM
 from kleiber.optimizers.muon import Muon, StackedMuon, orthogonalised
 from kleiber.types import Batch
@@ -18,7 +18,7 @@ from kleiber.types import Batch
 
 def mixture(width: int = 64) -> Transformer:
     torch.manual_seed(0)
-    return Transformer(96, width=width, context=32, mlp=partial(interleaved, num_experts=4, k=2))
+    return Transformer(96, width=width, context=32, mlp=partial(interleaved_moe, num_experts=4, k=2))
 
 
 def build(model: Transformer, **options) -> torch.optim.Optimizer:
@@ -68,7 +68,7 @@ def test_matrices_of_blocks_are_muons_and_the_rest_is_adamws_each_once():
     assert sorted(n for g in optimizer.param_groups for n in g["names"]) == sorted(roles)
 
 
-@pytest.mark.parametrize("parametrization", [MuP(base_width=32), Standard()])
+@pytest.mark.parametrize("parametrization", [MuP(base_width=32), StandardParametrization()])
 def test_a_matrix_learns_at_the_root_of_adams_scale_and_lr_times_decay_is_constant(parametrization):
     model = Transformer(96, width=128, context=32, parametrization=parametrization)
     groups = {n: g for g in build(model, weight_decay=0.3).param_groups for n in g["names"]}

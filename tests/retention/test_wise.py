@@ -8,13 +8,23 @@ from kleiber.retention.wise import WiSE
 from .toys import NEW, learned, train
 
 
+def saving(net, folder):
+    """What a stage gives a method to write the weights that the model has now."""
+
+    def save(name):
+        checkpoint.save(folder / name, 0, net, {}, "")
+        return folder / name / checkpoint.name(0)
+
+    return save
+
+
 def test_zero_and_one_are_start_and_end_bit_by_bit_and_the_middle_is_the_mean(tmp_path):
     net, method = learned(), WiSE([0.0, 1.0, 0.5])
     start = {name: value.clone() for name, value in net.state_dict().items()}
     method.begin_stage(net, [], 0)
     train(net, NEW, 10, [method])
     end = {name: value.clone() for name, value in net.state_dict().items()}
-    found = method.end_stage(net, tmp_path)
+    found = method.end_stage(net, saving(net, tmp_path))
     assert list(found) == ["wise/0", "wise/1", "wise/0.5"]
     for name, value in net.state_dict().items():
         assert torch.equal(value, end[name]), "the model is left at its end"
@@ -35,7 +45,7 @@ def test_an_output_layer_that_has_no_start_is_that_of_the_end(tmp_path):
     net.add_head("new", 2)
     with torch.no_grad():
         net.heads["new"].weight += 1.0
-    (path,) = method.end_stage(net, tmp_path).values()
+    (path,) = method.end_stage(net, saving(net, tmp_path)).values()
     other = learned()
     other.add_head("new", 2)
     checkpoint.read(path).load_model(other)

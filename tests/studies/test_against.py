@@ -6,7 +6,7 @@ import pytest
 
 from kleiber.studies import analysis, table
 from kleiber.studies.against import hold
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 
 from . import ladders
 

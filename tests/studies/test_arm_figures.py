@@ -3,7 +3,7 @@
 import pytest
 
 from kleiber.studies import arm_figures
-from kleiber.studies.arms import Arm
+from kleiber.studies.arm_rows import Arm
 
 ARM = Arm("mixture", {0.01: {0: 3.0, 1: 3.1}}, 0.01, "", {"params": 5.0})
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from kleiber.catalog import read_runs
-from kleiber.studies.arms import Arms, paired, read
+from kleiber.studies.arm_rows import paired, read
+from kleiber.studies.arms import Arms
 from kleiber.studies.report import report
 from kleiber.studies.routers import Routers
 from kleiber.studies.sparsity import Sparsity
@@ -284,7 +285,7 @@ def test_a_folder_without_arms_is_refused(tmp_path):
 
 
 def test_one_size_of_dense_model_gives_no_multiplier():
-    from kleiber.studies.arms import Arm
+    from kleiber.studies.arm_rows import Arm
     from kleiber.studies.sparsity import multiplier
 
     losses = {"a": 2.0, "b": 1.9, "m": 1.8}

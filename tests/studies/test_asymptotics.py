@@ -6,7 +6,7 @@ import pytest
 
 from kleiber.studies.asymptotics import signs
 from kleiber.studies.fit import fit
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 from kleiber.studies.noise_model import NoiseModel, fit_with_noise
 from kleiber.studies.table import load
 from kleiber.studies.transients import diagnose, transient, untold

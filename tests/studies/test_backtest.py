@@ -6,7 +6,7 @@ import pytest
 from kleiber.studies.backtest import backtests, default_cuts, holdouts, naive_predictions, rank
 from kleiber.studies.extrapolation import Misfit
 from kleiber.studies.fit import fit
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 from kleiber.studies.noise_model import NoiseModel
 from kleiber.studies.verdicts import backtest_verdicts
 

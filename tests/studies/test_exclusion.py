@@ -6,7 +6,7 @@ import pytest
 
 from kleiber.studies.analysis import Options, analyse
 from kleiber.studies.exclusion import diverged, undertuned, unfinished, without_suspects
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 from kleiber.studies.table import load
 
 from . import ladders

@@ -3,15 +3,15 @@
 import pytest
 
 from kleiber.studies.context import Context
-from kleiber.studies.experts import Experts
+from kleiber.studies.experts import MoELaw
 from kleiber.studies.forgetting import Forgetting
 from kleiber.studies.forgetting_law import ForgettingLaw
 from kleiber.studies.mup_transfer import MupTransfer
-from kleiber.studies.objectives import Objectives
-from kleiber.studies.repetition import Repetition
+from kleiber.studies.objectives import ClmVsMlm
+from kleiber.studies.repetition import DataRepeat
 
 
-@pytest.mark.parametrize("study", [Context, Experts, Forgetting, ForgettingLaw, MupTransfer, Objectives, Repetition])
+@pytest.mark.parametrize("study", [Context, MoELaw, Forgetting, ForgettingLaw, MupTransfer, ClmVsMlm, DataRepeat])
 @pytest.mark.parametrize("level", [0.0, 1.0, 90])
 def test_a_level_that_no_interval_has_is_refused(study, level):
     with pytest.raises(ValueError, match=f"study.level={level}"):

@@ -10,7 +10,7 @@ from kleiber.studies.analysis import Options
 from kleiber.studies.approaches import regress, vertices
 from kleiber.studies.bootstrap import Draws, interval
 from kleiber.studies.fit import fit as fit_law
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 from kleiber.studies.noise_model import NoiseModel, fit_with_noise
 from kleiber.studies.record import fitted_values
 from kleiber.studies.replicates import lack_of_fit

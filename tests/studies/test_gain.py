@@ -7,13 +7,13 @@ import pytest
 import yaml
 
 from kleiber.catalog import read_runs
-from kleiber.studies.gain import Gain
+from kleiber.studies.gain import MoEGain
 from kleiber.studies.report import report
 
 from .test_arms import TOKENS, write
 
 PAIRS = [{"mixture": "moe", "dense": "dense"}, {"mixture": "moe_96", "dense": "dense_96"}]
-STUDY = {"_target_": "kleiber.studies.gain.Gain", "pairs": PAIRS}
+STUDY = {"_target_": "kleiber.studies.gain.MoEGain", "pairs": PAIRS}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def move(folder, arm, by):
 
 
 def test_the_gain_is_told_at_equal_tokens_and_at_equal_time(runs):
-    found = Gain(pairs=PAIRS).analyse(read_runs(runs))
+    found = MoEGain(pairs=PAIRS).analyse(read_runs(runs))
     rows = found.tables["Gain"]
     assert [(row["what"], row["tokens"]) for row in rows] == [
         (f"moe{size} - dense{size}", tokens) for size in ("", "_96") for tokens in TOKENS
@@ -53,7 +53,7 @@ def test_the_gain_is_told_at_equal_tokens_and_at_equal_time(runs):
 
 def test_a_trend_is_told_with_tokens_and_with_size_and_only_beyond_its_interval(runs):
     move(runs, "moe", lambda tokens, seed: -0.02 * math.log2(tokens / 4e6) + 0.001 * seed)
-    found = Gain(pairs=PAIRS).analyse(read_runs(runs))
+    found = MoEGain(pairs=PAIRS).analyse(read_runs(runs))
     grows, flat, size = found.tables["Trends"]
     assert grows["value"] == pytest.approx(-0.02) and "doubling" in grows["what"]
     assert flat["value"] == pytest.approx(0, abs=1e-9)
@@ -69,14 +69,14 @@ def test_the_fastest_run_tells_the_time_for_other_work_only_slows(runs):
         for stage in told["stages"][1:]:
             stage["tokens_per_s"] = 10.0
         path.write_text(json.dumps(told))
-    assert Gain(pairs=PAIRS).analyse(read_runs(runs)).tables["Gain"][0]["time"] == pytest.approx(math.sqrt(2))
+    assert MoEGain(pairs=PAIRS).analyse(read_runs(runs)).tables["Gain"][0]["time"] == pytest.approx(math.sqrt(2))
 
 
 def test_a_pair_that_is_not_there_is_named_and_bad_pairs_are_refused(runs):
-    found = Gain(pairs=[*PAIRS, {"mixture": "huge", "dense": "dense"}]).analyse(read_runs(runs))
+    found = MoEGain(pairs=[*PAIRS, {"mixture": "huge", "dense": "dense"}]).analyse(read_runs(runs))
     assert found.verdicts[0] == {"code": "missing", "level": "warn", "text": "no finished run of huge"}
     with pytest.raises(ValueError, match="mixture and dense"):
-        Gain(pairs=[{"moe": "a", "dense": "b"}])
+        MoEGain(pairs=[{"moe": "a", "dense": "b"}])
 
 
 def test_the_report_draws_the_gain_and_asks_what_was_asked_last(runs):

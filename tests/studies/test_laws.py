@@ -7,7 +7,8 @@ import pytest
 
 from kleiber.studies import law as law_module
 from kleiber.studies.fit import fit
-from kleiber.studies.law import LAWS, find
+from kleiber.studies.law import LAWS
+from kleiber.studies.laws import find
 
 find("chinchilla")  # enters the shipped laws
 

@@ -6,7 +6,7 @@ import pytest
 
 from kleiber.studies import analysis, table
 from kleiber.studies.extrapolation import POWER
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 from kleiber.studies.prediction import predict
 
 from . import ladders

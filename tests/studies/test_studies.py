@@ -7,14 +7,14 @@ import pytest
 from kleiber.catalog import read_runs
 from kleiber.studies.context import Context
 from kleiber.studies.counting import Accounting
-from kleiber.studies.experts import Experts
+from kleiber.studies.experts import MoELaw
 from kleiber.studies.findings import content
-from kleiber.studies.objectives import Objectives
-from kleiber.studies.repetition import Repetition
+from kleiber.studies.objectives import ClmVsMlm
+from kleiber.studies.repetition import DataRepeat
 from kleiber.studies.report import table
 from kleiber.studies.scaling import Scaling, beside, goals, headline, within_budgets
 from kleiber.studies.seeds import seed_means
-from kleiber.studies.vertices import Vertices
+from kleiber.studies.vertices import IsoFLOP
 
 from .ladders import loss, noisy, write_tree
 
@@ -73,7 +73,7 @@ def test_repetition_finds_the_cost_of_epochs_against_fresh_text(tmp_path):
         place = tmp_path / f"u{unique:g}"
         trees(place, SIZES[:2], tokens, 2, lambda N, D, seed, u=unique: 0.01 * max(0.0, D / u - 1))
         stages_of(place, data={"tokens": unique})
-    found = Repetition(bootstrap=20).analyse(read_runs(tmp_path))
+    found = DataRepeat(bootstrap=20).analyse(read_runs(tmp_path))
     rows = found.tables["Excess over fresh text of the same length"]
     worst = max(rows, key=lambda row: row["epochs"])
     assert worst["epochs"] == 16 and worst["excess (nats)"] == pytest.approx(0.15, abs=0.01)
@@ -82,7 +82,7 @@ def test_repetition_finds_the_cost_of_epochs_against_fresh_text(tmp_path):
     assert found.law is not None and found.law["law"] == "data_constrained"
     assert "cluster" in found.law["bootstrap"]["method"], "branches share the noise of their trunk"
     assert any(one["code"] == "few_epochs" and "does not hold" in one["text"] for one in found.verdicts)
-    part = Repetition().analyse(read_runs(tmp_path / "u500000"))
+    part = DataRepeat().analyse(read_runs(tmp_path / "u500000"))
     assert "nothing to compare" in part.headline and not part.tables["Excess over fresh text of the same length"]
 
 
@@ -91,11 +91,11 @@ def test_objectives_compare_slopes_and_not_levels(tmp_path):
         place = tmp_path / kind
         trees(place, SIZES[:3], [1e6, 2e6, 4e6], 2, tag=kind, shift=lambda D, level=level, **_: level)
         stages_of(place, objective=kind)
-    found = Objectives().analyse(read_runs(tmp_path))
+    found = ClmVsMlm().analyse(read_runs(tmp_path))
     gap = {row["along"]: row for row in found.tables["Difference"]}
     assert gap["N"]["difference"] < 0 and "less steeply" in gap["N"]["in words"], "a floor of 3 nats flattens logs"
     assert all(row["lo"] < row["exponent"] < row["hi"] for row in found.tables["Local exponents"])
-    part = Objectives().analyse(read_runs(tmp_path / "clm"))
+    part = ClmVsMlm().analyse(read_runs(tmp_path / "clm"))
     assert "no comparison yet" in part.headline
 
 
@@ -105,11 +105,11 @@ def test_experts_are_compared_at_equal_active_size_and_seed(tmp_path):
         model = {"mlp": {"num_experts": experts, "k": 2}}
         trees(place, SIZES[:3] + 32 * experts, [1e6, 2e6, 4e6], 1, lambda X=X, **_: -0.02 * np.log2(X),
               config={"model": model})  # fmt: skip
-    found = Experts(bootstrap=20).analyse(read_runs(tmp_path))
+    found = MoELaw(bootstrap=20).analyse(read_runs(tmp_path))
     assert "X = 8 gains 0.0" in found.headline and found.law is not None and found.law["law"] == "joint_moe"
     gains = [row["gain (nats)"] for row in found.tables["Gain over X = 1 at equal active size"] if row["X"] == 8]
     assert np.mean(gains) == pytest.approx(0.06, abs=0.01)
-    assert "cannot be said" in Experts().analyse(read_runs(tmp_path / "e8")).headline
+    assert "cannot be said" in MoELaw().analyse(read_runs(tmp_path / "e8")).headline
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_the_same_runs_told_from_counting_and_from_vertices(ladder):
     runs = read_runs(ladder)
     counted = Accounting(bootstrap=60).analyse(runs)
     assert "moves the allocation exponent from" in counted.headline
-    assert "N_opt ~ C^" in Vertices(bootstrap=60).analyse(runs).headline
+    assert "N_opt ~ C^" in IsoFLOP(bootstrap=60).analyse(runs).headline
 
 
 def test_a_ladder_says_whether_its_goals_are_met(ladder):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 from kleiber.studies.table import load, parse_map, read
 
 FRAME = pd.DataFrame(

@@ -109,7 +109,7 @@ class KleiberSweeper(BasicSweeper):
         """The config of the first cell as the design sees it; the machine's speed is measured only when asked for."""
         from kleiber.compose import resolved
         from kleiber.identity import study_folder
-        from kleiber.probe import seconds_per_token
+        from kleiber.quote import seconds_per_token
         from kleiber.studies.planning import ground_of
 
         launcher: Any = self.launcher

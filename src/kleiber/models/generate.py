@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kleiber.nn.attention import Remembered
+from kleiber.nn.kv_cache import Remembered
 from kleiber.types import Batch
 
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from kleiber.models.hf_config import KINDS
 from kleiber.models.hf_folder import read_folder
 from kleiber.models.transformer import Block, Transformer
-from kleiber.nn.attention import Full
+from kleiber.nn.attention import FullAttention
 from kleiber.nn.mlp import SwiGLU
-from kleiber.nn.moe import MoE, interleaved
-from kleiber.nn.parametrization import Standard
+from kleiber.nn.moe import MoE, interleaved_moe
+from kleiber.nn.parametrization import StandardParametrization
 from kleiber.nn.routers import Switch, TopK
 
 State = dict[str, Tensor]
@@ -69,7 +69,7 @@ def from_hf(twin: Any, context: int | None = None) -> Transformer:
         num_heads=config.num_attention_heads,
         num_kv_heads=config.num_key_value_heads,
         mlp=mlp,
-        parametrization=Standard(),
+        parametrization=StandardParametrization(),
         tied=config.tie_word_embeddings,
         qk_norm=qk_norm,
         rope_theta=float(config.rope_parameters["rope_theta"]),
@@ -85,7 +85,7 @@ def load_hf(model: Transformer, folder: Path) -> None:
 
     Raises ValueError where names or shapes differ, or where the model has multipliers that the weights do not know of.
     """
-    if not isinstance(model.parametrization, Standard):
+    if not isinstance(model.parametrization, StandardParametrization):
         raise ValueError("weights of Hugging Face fit model/parametrization=standard alone: its multipliers are all 1")
     state = read_folder(folder, model.embedding.weight.dtype).state_dict()
     try:
@@ -94,7 +94,7 @@ def load_hf(model: Transformer, folder: Path) -> None:
         raise ValueError(f"the weights in {folder} are not those of this model: {error}") from None
 
 
-def _attention(model: Transformer) -> Full:
+def _attention(model: Transformer) -> FullAttention:
     return model.blocks[0].attention  # type: ignore[return-value]
 
 
@@ -104,7 +104,7 @@ def _mixtures(model: Transformer) -> list[MoE]:
 
 def _refuse(model: Transformer) -> None:
     for block in model.blocks:
-        if type(block.attention) is not Full:
+        if type(block.attention) is not FullAttention:
             raise ValueError(
                 f"{type(block.attention).__name__} attention has no Hugging Face twin here: use model/attention=full"
             )
@@ -234,7 +234,7 @@ def _expert_factory(config: Any) -> Any:
     """A factory of the layers of a Mixtral or Qwen3-MoE model, dense ones included."""
     if config.model_type == "mixtral":
         return partial(
-            interleaved,
+            interleaved_moe,
             num_experts=config.num_local_experts,
             k=config.num_experts_per_tok,
             hidden=config.intermediate_size,

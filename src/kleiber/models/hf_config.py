@@ -123,8 +123,8 @@ def hf_model_node(folder: Path, context: int | None = None) -> dict[str, Any]:
         "num_heads": config["num_attention_heads"],
         "num_kv_heads": config["num_key_value_heads"] or config["num_attention_heads"],
         "mlp": _experts(config) if experts else dense,
-        "attention": {"_target_": "kleiber.nn.attention.Full", "_partial_": True},
-        "parametrization": {"_target_": "kleiber.nn.parametrization.Standard"},
+        "attention": {"_target_": "kleiber.nn.attention.FullAttention", "_partial_": True},
+        "parametrization": {"_target_": "kleiber.nn.parametrization.StandardParametrization"},
         "tied": bool(config.get("tie_word_embeddings", False)),
         "qk_norm": qk_norm,
         "rope_theta": float(_rope(config)["rope_theta"]),
@@ -167,7 +167,7 @@ def _refuse(config: Mapping[str, Any]) -> None:
 
 def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
     """The factory's node: experts on every layer, or on every n-th between dense ones of our own usual size."""
-    node = {"_target_": "kleiber.nn.moe.interleaved", "_partial_": True, "num_shared": 0}
+    node = {"_target_": "kleiber.nn.moe.interleaved_moe", "_partial_": True, "num_shared": 0}
     router, every = "TopK", 1
     if config["model_type"] == "mixtral":
         node |= {"num_experts": config["num_local_experts"], "hidden": config["intermediate_size"]}

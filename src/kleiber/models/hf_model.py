@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from kleiber.models.heads import TaskHead
 from kleiber.models.hf_config import configuration
 from kleiber.models.hf_head import HFHead, NoHead, find_head, reads_ahead
-from kleiber.nn.attention import Remembered
-from kleiber.nn.parametrization import Standard
+from kleiber.nn.kv_cache import Remembered
+from kleiber.nn.parametrization import StandardParametrization
 from kleiber.types import Batch, Output, Role
 
 SPECIALS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "decoder_start_token_id")
@@ -73,7 +73,7 @@ class HFModel(nn.Module):
             )
         self.config, self.context = settings, context
         self.vocab_size, self.width = rows, int(settings.hidden_size)
-        self.parametrization = Standard()
+        self.parametrization = StandardParametrization()
         self.heads = nn.ModuleDict()
         whole = auto != "" and self._only_tied(missing)
         if not whole:  # an output layer that came without weights is none

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.models.heads import LMHead, TaskHead
-from kleiber.nn.attention import Cache, Full, RMSNorm
+from kleiber.nn.attention import FullAttention, RMSNorm
+from kleiber.nn.kv_cache import Cache
 from kleiber.nn.mlp import SwiGLU
 from kleiber.nn.parametrization import Factory, MuP, Parametrization, Site
 from kleiber.types import Batch, Output, Role
@@ -40,7 +41,7 @@ class Transformer(nn.Module):
         num_heads: int | None = None,
         num_kv_heads: int | None = None,
         mlp: Factory = SwiGLU,
-        attention: Factory = Full,
+        attention: Factory = FullAttention,
         parametrization: Parametrization = MuP(),  # noqa: B008 (frozen)
         tied: bool = True,
         causal: bool = True,

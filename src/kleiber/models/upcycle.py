@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import Full, NoMixing, Window
+from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
 from kleiber.nn.moe import Dropping, MoE
 
 
@@ -98,10 +98,10 @@ def settings(model: Transformer) -> dict[str, Any]:
     found: dict[str, Any] = {"model/parametrization": type(kind).__name__.lower()}
     found |= {f"model.parametrization.{name}": value for name, value in vars(kind).items() if name != "std"}
     found["model/attention"] = "none" if isinstance(attention, NoMixing) else type(attention).__name__.lower()
-    if isinstance(attention, Full):
+    if isinstance(attention, FullAttention):
         found |= {"model.num_heads": attention.num_heads, "model.num_kv_heads": attention.num_kv_heads}
         found["model.rope_theta"] = attention.rope.theta
-    if isinstance(attention, Window):
+    if isinstance(attention, WindowAttention):
         found["model.attention.window"] = attention.window
     found |= {"model.norm_eps": model.norm.eps, "model.soft_cap": model.head.soft_cap, "model.causal": model.causal}
     return {key: "null" if value is None else value for key, value in found.items()}

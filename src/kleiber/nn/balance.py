@@ -74,7 +74,7 @@ class Global:
         return scores.shape[-1] * (counts / counts.sum().clamp(min=1) * mass).sum()
 
 
-def scoped(scope: Literal["sequence", "global"] = "sequence", coefficient: float = 0.01) -> Balance:
+def load_balance_loss(scope: Literal["sequence", "global"] = "sequence", coefficient: float = 0.01) -> Balance:
     """The balance loss over each sequence, or over the batch."""
     return {"sequence": PerSequence, "global": Global}[scope](coefficient)
 

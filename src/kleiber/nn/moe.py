@@ -145,7 +145,7 @@ def over(values: Float[Tensor, "tokens"], real: Bool[Tensor, "batch time"] | Non
     return values.sum() if real is None else (values * real.flatten()).sum()
 
 
-def interleaved(
+def interleaved_moe(
     site: Site,
     num_experts: int = 8,
     k: int = 2,
@@ -165,7 +165,7 @@ def interleaved(
     return MoE(site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend)
 
 
-def dropping(
+def dropping_moe(
     site: Site,
     num_experts: int = 8,
     k: int = 2,

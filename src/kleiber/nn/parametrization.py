@@ -84,7 +84,7 @@ class MuP:
 
 
 @dataclass(frozen=True)
-class Standard:
+class StandardParametrization:
     """Standard parametrisation: std .02, projections into the stream .02/sqrt(2 depth), every multiplier and factor 1.
 
     Radford et al. 2019 (GPT-2), section 2.3. The best learning rate falls as the width grows.

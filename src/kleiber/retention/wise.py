@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kleiber import checkpoint
 from kleiber.retention.anchors import ranks
 from kleiber.types import Retention, Task
 
@@ -31,16 +30,13 @@ class WiSE(Retention):
     def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
         self.memory = {"start": {name: tensor.detach().clone() for name, tensor in moving(model).items()}}
 
-    def end_stage(self, model: Any, folder: Path) -> dict[str, Path]:
+    def end_stage(self, model: Any, save: Callable[[str], Path]) -> dict[str, Path]:
         end = {name: tensor.detach().clone() for name, tensor in moving(model).items()}
         found = {}
         try:
             for alpha in self.alphas:
-                place = folder / f"wise-{alpha:g}"
                 interpolate(model, self.memory["start"], end, alpha)
-                if ranks()[0] == 0:
-                    checkpoint.save(place, 0, model, {}, "")
-                found[f"wise/{alpha:g}"] = place / checkpoint.name(0)
+                found[f"wise/{alpha:g}"] = save(f"wise-{alpha:g}")
         finally:
             interpolate(model, end, end, 1.0)
         if ranks()[1] > 1:

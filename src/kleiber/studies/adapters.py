@@ -14,7 +14,7 @@ from typing import Any
 
 from kleiber.catalog import Run
 from kleiber.studies import frontier, outcomes
-from kleiber.studies.arms import untuned
+from kleiber.studies.arm_rows import untuned
 from kleiber.studies.claims import Claim, above
 from kleiber.studies.findings import Findings, Tolerant
 from kleiber.studies.seeds import Rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kleiber.studies.arms import Arm
+from kleiber.studies.arm_rows import Arm
 
 Figures = dict[str, Callable[[], Any]]
 

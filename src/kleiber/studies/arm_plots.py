@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.studies.arms import Arm
+from kleiber.studies.arm_rows import Arm
 from kleiber.studies.dress import kinds_color, log_axis, sized
 
 LOSS = "validation loss (nats per token)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from kleiber.studies.arms import Arm
+from kleiber.studies.arm_rows import Arm
 
 
 def spent(arm: Arm) -> float:

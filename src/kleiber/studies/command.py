@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from kleiber.studies.laws import find, of_record
 from kleiber.studies.record_text import held_lines, lines, percent, prediction_line
 
 Column = Annotated[str | None, typer.Option(help="column, a synonym of --map", show_default=False)]
@@ -63,11 +64,10 @@ def fit(
 ) -> None:
     """Fit a law to a table of runs: parameters with intervals, backtests, verdicts."""
     from kleiber.studies import analysis, record
-    from kleiber.studies import law as laws
 
     try:
         pages = _pages() if report else None
-        form = laws.find(law).fix(_values(fix or (), "--fix"))
+        form = find(law).fix(_values(fix or (), "--fix"))
         named = _roles(source, map, {"N": params, "D": data, "L": loss, "C": compute}, form.inputs)
         cluster = cluster or ("trunk" if source.is_dir() else None)
         rows = _rows(source, {**named, **({"sigma": sigma} if sigma else {})}, where or (), form.inputs)
@@ -110,13 +110,12 @@ def predict(
 ) -> None:
     """Predict from a fitted law, with its interval and that of one new run; or hold it against the rows of --on."""
     from kleiber.studies import against, prediction, record
-    from kleiber.studies import law as laws
 
     try:
         entry, words = record.read(laws_json), list(at or ())
         if entry["schema"] == "kleiber.laws/1":
             entry, words = _group(entry, words)
-        form, most = laws.of_record(entry), float("inf") if force else max_decades
+        form, most = of_record(entry), float("inf") if force else max_decades
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)}: give points or --on {on}, not both")

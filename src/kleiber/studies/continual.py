@@ -15,7 +15,7 @@ import pandas as pd
 
 from kleiber.catalog import Run
 from kleiber.studies import forgetting_metrics as metrics
-from kleiber.studies.arms import interval
+from kleiber.studies.arm_rows import interval
 from kleiber.studies.findings import Findings, Tolerant
 from kleiber.studies.outcomes import PLAIN, REPLAY
 from kleiber.studies.seeds import Rows

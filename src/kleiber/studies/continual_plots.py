@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.studies.arms import interval
+from kleiber.studies.arm_rows import interval
 from kleiber.studies.dress import dressed
 from kleiber.studies.forgetting_plots import colors, methods_of
 from kleiber.studies.seeds import Rows

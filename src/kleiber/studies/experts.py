@@ -16,7 +16,7 @@ import pandas as pd
 from kleiber.catalog import Run
 from kleiber.studies import analysis, record, table
 from kleiber.studies.findings import Findings, Options, check_level, points
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 from kleiber.studies.plan_check import PlannedPoint, shortfall
 from kleiber.studies.record_text import lines
 from kleiber.studies.seeds import Rows, seed_means, told
@@ -25,7 +25,7 @@ SAME = 0.03  # relative difference of active parameters that a router may make
 
 
 @dataclass(frozen=True)
-class Experts(Options):
+class MoELaw(Options):
     """law  of N (active), D and X; bootstrap  its resamples; level  of every interval"""
 
     law: str = "joint_moe"

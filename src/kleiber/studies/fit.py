@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kleiber.studies.law import Array, Law, find
+from kleiber.studies.law import Array, Law
+from kleiber.studies.laws import find
 from kleiber.studies.newton import finish
 from kleiber.studies.solve import LOSSES, SPACES, Problem, convert, descend, polish, rho
 from kleiber.studies.starts import candidates, columns_of

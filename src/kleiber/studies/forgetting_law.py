@@ -20,7 +20,7 @@ from kleiber.studies.extrapolation import outside
 from kleiber.studies.findings import Findings, Options, check_level
 from kleiber.studies.fit import depends
 from kleiber.studies.frontier import Noise, pooled
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 from kleiber.studies.outcomes import PLAIN
 from kleiber.studies.plan_check import PlannedPoint, fine_tunes, shortfall
 from kleiber.studies.trends import trends

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.studies.dress import PALETTE, human, sized
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 from kleiber.studies.plots import curve
 
 FORGETTING = "forgetting F (nats per token)"

@@ -15,7 +15,7 @@ from typing import Any
 
 from kleiber.catalog import Run
 from kleiber.studies.arm_figures import Figures
-from kleiber.studies.arms import Arm, interval, paired, points, read, told
+from kleiber.studies.arm_rows import Arm, interval, paired, points, read, told
 from kleiber.studies.clock import loss_after, spent
 from kleiber.studies.findings import Findings, Options
 
@@ -23,7 +23,7 @@ Ladder = dict[float, Arm]  # one arm, by training tokens
 
 
 @dataclass(frozen=True)
-class Gain(Options):
+class MoEGain(Options):
     """Which arms are a pair.
 
     arm    of a cell: set by the design

@@ -198,26 +198,6 @@ def law(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return enter
 
 
-def find(name: str) -> Law:
-    """The shipped law called `name` (or an alias), or the function FN of `FILE.py:FN`; ValueError otherwise."""
-    from kleiber.studies import forgetting_laws, laws  # noqa: F401  (entering the laws is the import's effect)
-
-    if ".py:" in name:
-        return from_file(name)
-    wanted = name.replace("-", "_").lower()
-    names = {alias: entry for entry in LAWS.values() for alias in (entry.name, *entry.aliases)}
-    if wanted in names:
-        return names[wanted]
-    near = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"no law {name!r}{hint} Laws: {', '.join(sorted(LAWS))}, or your own as FILE.py:FN")
-
-
-def of_record(entry: Mapping[str, Any]) -> Law:
-    """The law of a record of laws.json, its fixed parameters held at their values."""
-    return find(entry["law"]).fix({name: one["value"] for name, one in entry["params"].items() if one.get("fixed")})
-
-
 def from_file(name: str) -> Law:
     """The law written as function FN of FILE.py; ValueError names the file or the functions found in it."""
     path, _, function = name.rpartition(":")

@@ -5,11 +5,13 @@ G granularity, S sparsity, L loss in nats per token, Lx another loss. Those of f
 To add a law, add a function (module `law` says how its signature is read) and a test that recovers it.
 """
 
-from typing import Annotated
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import numpy as np
 
-from kleiber.studies.law import Array, Exponent, Part, Real, Scale, Shape, Signed, law
+from kleiber.studies.law import LAWS, Array, Exponent, Law, Part, Real, Scale, Shape, Signed, from_file, law
 
 
 def _allocation(p):
@@ -228,3 +230,23 @@ def loss_to_loss(
     Source: Brandfonbrener et al. 2024, arXiv:2411.12925
     """
     return E + k * np.maximum(Lx - Ex, 1e-9) ** kappa
+
+
+def find(name: str) -> Law:
+    """The shipped law called `name` (or an alias), or the function FN of `FILE.py:FN`; ValueError otherwise."""
+    import kleiber.studies.forgetting_laws  # noqa: F401  (entering its laws is the import's effect)
+
+    if ".py:" in name:
+        return from_file(name)
+    wanted = name.replace("-", "_").lower()
+    names = {alias: entry for entry in LAWS.values() for alias in (entry.name, *entry.aliases)}
+    if wanted in names:
+        return names[wanted]
+    near = difflib.get_close_matches(wanted, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"no law {name!r}{hint} Laws: {', '.join(sorted(LAWS))}, or your own as FILE.py:FN")
+
+
+def of_record(entry: Mapping[str, Any]) -> Law:
+    """The law of a record of laws.json, its fixed parameters held at their values."""
+    return find(entry["law"]).fix({name: one["value"] for name, one in entry["params"].items() if one.get("fixed")})

@@ -15,7 +15,7 @@ import pandas as pd
 
 from kleiber.catalog import Run
 from kleiber.studies import forgetting_tables, frontier, outcomes
-from kleiber.studies.arms import interval
+from kleiber.studies.arm_rows import interval
 from kleiber.studies.claims import above, contrast
 from kleiber.studies.findings import Findings, Tolerant
 from kleiber.studies.seeds import Rows

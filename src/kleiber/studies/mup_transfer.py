@@ -16,7 +16,7 @@ import pandas as pd
 
 from kleiber.catalog import Run
 from kleiber.studies import student
-from kleiber.studies.arms import width_of
+from kleiber.studies.arm_rows import width_of
 from kleiber.studies.findings import Findings, Options, check_level
 
 

@@ -26,7 +26,7 @@ LEAST = 5  # points of an objective whose exponents are told
 
 
 @dataclass(frozen=True)
-class Objectives(Options):
+class ClmVsMlm(Options):
     """level  of the intervals; min_tokens  the least D that enters"""
 
     level: float = 0.9

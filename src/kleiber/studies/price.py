@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kleiber.studies.arms import Arm
+    from kleiber.studies.arm_rows import Arm
 
 PREFIX = "latency/"  # of the metrics of callbacks=latency: latency/<what>/<rows at once>
 AT_ONE = {  # columns of the table of arms

@@ -20,7 +20,7 @@ from kleiber.budget import quantity
 from kleiber.catalog import Run
 from kleiber.studies import analysis, record, table
 from kleiber.studies.findings import Findings, Options, check_level
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 from kleiber.studies.plan_check import PlannedPoint, shortfall
 from kleiber.studies.record_text import lines
 from kleiber.studies.seeds import Rows, seed_means, told
@@ -30,7 +30,7 @@ NEAR = 0.02  # nats that nearly free means
 
 
 @dataclass(frozen=True)
-class Repetition(Options):
+class DataRepeat(Options):
     """bootstrap  resamples of the law; level  of every interval"""
 
     bootstrap: int = 300

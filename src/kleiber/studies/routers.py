@@ -16,7 +16,7 @@ from kleiber.budget import quantity
 from kleiber.catalog import Run
 from kleiber.metrics import Row, having
 from kleiber.studies import arm_figures
-from kleiber.studies.arms import Arm, all_tuned, complaints, paired, points, read, told
+from kleiber.studies.arm_rows import Arm, all_tuned, complaints, paired, points, read, told
 from kleiber.studies.findings import Findings, Options
 
 AS_EVEN = 0.1  # of the mean load: how much more the busiest expert may have and balance still be called as even

@@ -18,7 +18,7 @@ from kleiber.catalog import Run
 from kleiber.studies import analysis, record, table
 from kleiber.studies.exclusion import CHOICES
 from kleiber.studies.findings import Findings, Options, not_identified, points
-from kleiber.studies.law import find
+from kleiber.studies.laws import find
 from kleiber.studies.plan_check import PlannedPoint, shortfall
 from kleiber.studies.record_text import band_rate, intervals_by, lines, percent, short
 

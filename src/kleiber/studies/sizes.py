@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ATTENTION = ("kleiber.nn.attention.Full", "kleiber.nn.attention.Window", "kleiber.nn.attention.NoMixing")
-MLP = ("kleiber.nn.mlp.SwiGLU", "kleiber.nn.mlp.GELU", "kleiber.nn.moe.interleaved")
+ATTENTION = (
+    "kleiber.nn.attention.FullAttention",
+    "kleiber.nn.attention.WindowAttention",
+    "kleiber.nn.attention.NoMixing",
+)
+MLP = ("kleiber.nn.mlp.SwiGLU", "kleiber.nn.mlp.GELU", "kleiber.nn.moe.interleaved_moe")
 BYTES_VOCABULARY = 272  # 256 bytes, end of text and mask, padded to a multiple of 16
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from kleiber.budget import quantity
 from kleiber.catalog import Run
 from kleiber.studies import arm_figures
-from kleiber.studies.arms import Arm, all_tuned, complaints, interval, paired, points, read, told
+from kleiber.studies.arm_rows import Arm, all_tuned, complaints, interval, paired, points, read, told
 from kleiber.studies.clock import loss_after, spent
 from kleiber.studies.findings import Findings, Options
 from kleiber.studies.price import HOW, price, unmeasured

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.catalog import Run
-from kleiber.studies.arms import interval
+from kleiber.studies.arm_rows import interval
 from kleiber.studies.seeds import Rows
 
 SCRATCH = "scratch"

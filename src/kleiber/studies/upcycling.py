@@ -12,7 +12,7 @@ from typing import Any
 
 from kleiber.catalog import Run
 from kleiber.studies import arm_figures
-from kleiber.studies.arms import all_tuned, complaints, paired, read, told
+from kleiber.studies.arm_rows import all_tuned, complaints, paired, read, told
 from kleiber.studies.findings import Findings, Options
 
 

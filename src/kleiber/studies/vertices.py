@@ -15,7 +15,7 @@ from kleiber.studies.scaling import Scaling, within_budgets
 
 
 @dataclass(frozen=True)
-class Vertices(Scaling):
+class IsoFLOP(Scaling):
     """The options of `Scaling`; every budget counts, so min_tokens is low."""
 
     min_tokens: int | float | str = 1
