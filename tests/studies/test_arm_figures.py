@@ -9,7 +9,7 @@ ARM = Arm("mixture", {0.01: {0: 3.0, 1: 3.1}}, 0.01, "", {"params": 5.0})
 
 
 def test_what_has_no_data_has_no_figure():
-    assert arm_figures.differences([], "title") == {}
+    assert arm_figures.differences_chart([], "title") == {}
     assert arm_figures.against_loss("sizes", [], "params", "title") == {}
 
 
@@ -17,7 +17,7 @@ def test_what_has_no_data_has_no_figure():
 def test_a_figure_shows_the_arms_it_was_asked_for(name):
     gap = {"what": "mixture - dense", "value": 0.1, "lo": 0.0, "hi": 0.2}
     made = {
-        **arm_figures.differences([gap], "title"),
+        **arm_figures.differences_chart([gap], "title"),
         **arm_figures.each_arm({"mixture": ARM}),
         **arm_figures.against_loss("sizes", [ARM.row()], "params", "title"),
     }

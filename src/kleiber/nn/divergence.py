@@ -13,14 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Head = Callable[[Tensor], Tensor]
+LogitsOf = Callable[[Tensor], Tensor]
 
 
 def kl_divergence(
     old_hidden: Float[Tensor, "*axes old"],
-    old_head: Head,
+    old_head: LogitsOf,
     hidden: Float[Tensor, "*axes dim"],
-    head: Head,
+    head: LogitsOf,
     weights: Float[Tensor, "*axes"],
     temperature: float = 1.0,
     chunk: int = 256,

@@ -14,7 +14,7 @@ from kleiber.studies.arm_rows import Arm
 Figures = dict[str, Callable[[], Any]]
 
 
-def differences(gaps: Sequence[Mapping[str, Any]], title: str) -> Figures:
+def differences_chart(gaps: Sequence[Mapping[str, Any]], title: str) -> Figures:
     return {"differences": lambda: _plots().differences(gaps, title)} if gaps else {}
 
 

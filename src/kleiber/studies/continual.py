@@ -198,7 +198,7 @@ def figures(record: Mapping[str, Any], level: float) -> dict[str, Callable[[], A
         rows = best[best["start"] == start]
         tail, of = (f"-{start}", f", from {start}") if len(starts) > 1 else ("", "")
         made[f"metrics{tail}"] = lambda rows=rows, of=of: plots.bars(rows, METRICS, level, of)
-        made[f"matrix{tail}"] = lambda rows=rows, of=of: plots.heat(matrices(rows), of)
+        made[f"matrix{tail}"] = lambda rows=rows, of=of: plots.score_heatmap(matrices(rows), of)
         made[f"first_task{tail}"] = lambda rows=rows, of=of: plots.first_task(rows, of)
     return made
 

@@ -48,7 +48,7 @@ def panel(rows: Rows, title: str, names: list[str]) -> Any:
     return alt.layer(*layers).properties(width=190, height=18 * len(names), title=heading)
 
 
-def heat(rows: Rows, of: str) -> Any:
+def score_heatmap(rows: Rows, of: str) -> Any:
     """R of each method, tasks by their place in the order, means over orders and seeds; colour is the change since the
     task was learned, and none before."""
     limit = float(rows["change"].abs().max()) or 1.0

@@ -67,7 +67,7 @@ def figures(rows: pd.DataFrame, form: Law, entry: Mapping[str, Any], name: str) 
     """What the record of one fit allows to be drawn."""
     return {
         "fit": lambda: fit_plots.fitted(rows, form, name),
-        "residuals": lambda: fit_plots.residuals(rows, form, name),
+        "residuals": lambda: fit_plots.percent_residuals(rows, form, name),
         **of_record(entry),
     }
 

@@ -28,7 +28,7 @@ def fitted(rows: pd.DataFrame, form: Law, name: str) -> Any:
     return sized(line + dots(rows, form, x, y), "Found against predicted", subtitle=name)
 
 
-def residuals(rows: pd.DataFrame, form: Law, name: str) -> Any:
+def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> Any:
     """What the law leaves, in percent of the prediction, against compute or its first input."""
     shown = rows.assign(percent=100 * (rows["found"] / rows["predicted"] - 1))
     along = "C" if "C" in rows else form.inputs[0]

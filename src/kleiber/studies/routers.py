@@ -81,7 +81,7 @@ class Routers(Options):
         seen = [row for row in rows if row.get("max violation") is not None]
         title = "Loss against the load of the busiest expert"
         return {
-            **arm_figures.differences(gaps, f"Routers less {self.learned}: left of 0 they are better"),
+            **arm_figures.differences_chart(gaps, f"Routers less {self.learned}: left of 0 they are better"),
             **arm_figures.against_loss("balance", seen, "max violation", title),
             **arm_figures.each_arm(arms),
         }

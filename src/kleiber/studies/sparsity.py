@@ -186,7 +186,7 @@ def headline(arms: Mapping[str, Arm], gaps: Sequence[Mapping[str, Any]], times: 
 def figures(arms: Mapping[str, Arm], gaps: Sequence[Mapping[str, Any]]) -> arm_figures.Figures:
     rows = [arm.row() for arm in arms.values()]
     return {
-        **arm_figures.differences(gaps, "Mixture less dense: left of 0 the mixture is better"),
+        **arm_figures.differences_chart(gaps, "Mixture less dense: left of 0 the mixture is better"),
         **arm_figures.each_arm(arms),
         **arm_figures.against_loss("sizes", rows, "params", "Loss against total parameters"),
     }

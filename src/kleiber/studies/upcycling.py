@@ -43,5 +43,5 @@ class Upcycling(Options):
         tuned = [f"{gap['what']} {told(gap)}" for gap in gaps if gap["tuned"]]
         text = "At equal extra FLOPs: " + "; ".join(tuned) + "." if tuned else "No comparison of tuned arms."
         tables: dict[str, Any] = {"Comparisons": gaps, "Arms": [arm.row() for arm in arms.values()]}
-        differences = arm_figures.differences(gaps, "Upcycling less the others: left of 0 it is better")
+        differences = arm_figures.differences_chart(gaps, "Upcycling less the others: left of 0 it is better")
         return Findings(text, verdicts, tables, {**differences, **arm_figures.each_arm(arms)})
