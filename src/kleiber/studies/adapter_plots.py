@@ -68,7 +68,7 @@ def ranks(found: Mapping[str, Mapping[str, Claim]], order: Sequence[str]) -> Any
     return dressed(alt.hconcat(*panels).properties(title="LoRA less full fine-tuning, by rank"))
 
 
-def tuning(rows: Any, order: Sequence[str]) -> Any:
+def learning_rates(rows: Any, order: Sequence[str]) -> Any:
     """Target loss against learning rate, a point a seed, a line over the means."""
     color = kinds_color(order, "method", alt.Legend())
     x, y = log_axis("lr", "learning rate", rows["lr"].to_numpy()), loss_axis("target", TARGET, log=False)

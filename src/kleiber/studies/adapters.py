@@ -251,5 +251,5 @@ def figures(
     return {
         "frontier": lambda: plots.frontier(points, order),
         "ranks": lambda: plots.ranks(found, order[1:]),
-        "tuning": lambda: plots.tuning(rows, order),
+        "tuning": lambda: plots.learning_rates(rows, order),
     }
