@@ -2,7 +2,7 @@
 
 import sys
 
-from kleiber.launch import main
+from kleiber.launch.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

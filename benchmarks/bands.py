@@ -11,7 +11,7 @@ table is cut along compute, or size, six times: the law is fitted below the cut 
     forms              parameters, noise, and x times the spread of other forms fitted to the same rows
     per decade         parameters, noise, and a misfit of x per decade beyond the rows
     expected, weight w the product's rule, with EXPECTED = x and WEIGHT = w
-    product            the product's rule as it stands, scored by `kleiber.studies.backtest.backtests`
+    product            the product's rule as it stands, scored by `kleiber.studies.laws.backtest.backtests`
 
 For each data set x is the least value at which the *other* data sets are covered at the level, every set counting the
 same. In a coverage the runs of a trunk are one run, counted once a cut. Sets with few independent runs are pooled.
@@ -33,15 +33,15 @@ from published_tables import Source, sources
 from scipy.special import ndtri
 from scipy.stats import gmean
 
-from kleiber.studies import extrapolation
-from kleiber.studies.backtest import ABOVE, BELOW, Backtest, backtests
-from kleiber.studies.bootstrap import interval
-from kleiber.studies.extrapolation import Evidence, Misfit
-from kleiber.studies.fit import fit
-from kleiber.studies.law import LAWS, Array
-from kleiber.studies.laws import find
-from kleiber.studies.noise_model import NoiseModel, fit_with_noise
-from kleiber.studies.table import load
+from kleiber.studies.laws import extrapolation
+from kleiber.studies.laws.backtest import ABOVE, BELOW, Backtest, backtests
+from kleiber.studies.laws.bootstrap import interval
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.extrapolation import Evidence, Misfit
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.law import LAWS, Array
+from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
+from kleiber.studies.laws.table import load
 
 LEVEL = 0.9
 Z = float(ndtri((1 + LEVEL) / 2))

@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kleiber.studies import estimates
-from kleiber.studies.approaches import optimum
-from kleiber.studies.asymptotics import signs
-from kleiber.studies.bootstrap import interval
-from kleiber.studies.fit import fit
-from kleiber.studies.laws import find
-from kleiber.studies.noise_model import NoiseModel, fit_with_noise
-from kleiber.studies.table import load
-from kleiber.studies.transients import diagnose
+from kleiber.studies.laws import estimates
+from kleiber.studies.laws.allocation import optimum
+from kleiber.studies.laws.asymptotics import signs
+from kleiber.studies.laws.bootstrap import interval
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
+from kleiber.studies.laws.table import load
+from kleiber.studies.laws.transients import diagnose
 
 LAW = find("chinchilla")
 SD = 0.006

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from kleiber.studies.approaches import optimum
-from kleiber.studies.elimination import Elimination, Rules
-from kleiber.studies.information import Noise, Points, log_variance
+from kleiber.studies.designs.information import Noise, Points, log_variance
+from kleiber.studies.designs.search import Elimination, Rules
+from kleiber.studies.laws.allocation import optimum
 
 LAW = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}  # Besiroglu et al. 2024, 2404.10102
 C_MAX, SPAN, BUDGETS, SIZES, DECAY = 1e21, 4.0, 7, 7, 0.2

@@ -24,10 +24,10 @@ BLOCK = 20
 
 def measure(shape: Shape) -> tuple[Blocks, Blocks]:
     """Blocks that the callback watched, and blocks that it did not."""
-    from kleiber.imports import import_lightning
+    from kleiber.training.lightning import import_lightning
 
     import_lightning()
-    from kleiber.callbacks.routing import RoutingHealth
+    from kleiber.training.callbacks.routing import RoutingHealth
 
     hook, watching = RoutingHealth.on_train_batch_end, True
 

@@ -24,11 +24,11 @@ def bare(shape: Shape) -> Callable[[int], None]:
     """Makes the steps of so many batches by hand: forward, backward, division by the tokens, clipping, rate, AdamW."""
     import torch
 
-    from kleiber.data.builtin import Builtin
     from kleiber.data.sampler import stream
+    from kleiber.data.sources.builtin import Builtin
     from kleiber.models.transformer import Transformer
     from kleiber.objectives.clm import CLM
-    from kleiber.optim import WSD, AdamW
+    from kleiber.optimizers.adamw import WSD, AdamW
 
     corpus = Builtin("docs").prepare(shape["context"])
     model: Any = Transformer(corpus.tokenizer.vocab_size, 2, shape["width"], context=shape["context"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kleiber import catalog
+from kleiber.records import catalog
 
 GOLDEN = Path(__file__).parents[1] / "multirun" / "golden"
 SETTLED = 1.99e6  # tokens from which the runs of `golden` follow its law

@@ -29,15 +29,15 @@ import logging, sys
 from pathlib import Path
 import hydra
 from omegaconf import OmegaConf
-from kleiber.imports import import_lightning
-from kleiber.compose import resolved
+from kleiber.training.lightning import import_lightning
+from kleiber.config.compose import resolved
 
 import_lightning()
 
 @hydra.main(version_base="1.3", config_path={conf!r}, config_name="train")
 def main(cfg):
-    from kleiber.run import train
-    from kleiber.summary import Summary
+    from kleiber.runs.run import train
+    from kleiber.records.summary import Summary
     config, _ = resolved(OmegaConf.merge({{"hydra": {{"runtime": {{"choices": {{}}}}}}}}, cfg))
     folder = Path(cfg.root) / f"seed{{cfg.seed}}"
     folder.mkdir(parents=True)

@@ -42,14 +42,14 @@ def in_blocks(source: Callable[..., Iterator[Any]], block: int, begin: Callable[
 
 def train(overrides: list[str], block: int, begin: Callable[[int], None]) -> Blocks:
     """The whole train.py, timed in blocks of steps."""
-    from kleiber.imports import import_lightning
+    from kleiber.training.lightning import import_lightning
 
     import_lightning()
-    import kleiber.stage
-    from kleiber.launch import main
+    import kleiber.runs.stage
+    from kleiber.launch.main import main
 
     blocks: Blocks = []
-    kleiber.stage.stream = in_blocks(kleiber.stage.stream, block, begin, blocks)
+    kleiber.runs.stage.stream = in_blocks(kleiber.runs.stage.stream, block, begin, blocks)
     with tempfile.TemporaryDirectory() as root:
         assert main([f"root={root}", *overrides]) == 0
     return blocks

@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from jaxtyping import install_import_hook
 
 # Where tensors flow; the launcher's types are pydantic's business.
-FLOWS = ("nn", "models", "objectives", "retention", "data", "evals", "step", "sums", "types")
+FLOWS = ("nn", "models", "objectives", "retention", "data", "evals", "training.step", "types")
 TENSORS = [f"kleiber.{name}" for name in FLOWS]
 hook = install_import_hook(TENSORS, "beartype.beartype")
 
@@ -48,7 +48,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture
 def launch(tmp_path: Path, cache_dir: Path) -> Callable[..., Path]:
     """Runs a tiny training in this process, as train.py would, and returns its folder; the exit code must be 0."""
-    from kleiber.launch import main
+    from kleiber.launch.main import main
 
     def run(*overrides: str, root: str = "runs", code: int = 0) -> Path:
         before = set((tmp_path / root).glob("*/*"))
@@ -62,7 +62,7 @@ def launch(tmp_path: Path, cache_dir: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session", autouse=True)
 def looked_up_once() -> Iterator[None]:
     """What our own config folder holds does not change in a session; Hydra takes half a composition to look it up."""
-    from kleiber.compose import Composer
+    from kleiber.config.compose import Composer
 
     known: dict[str, list[str]] = {}
     build = Composer.__init__
@@ -84,11 +84,11 @@ def priced_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         return
 
     def ask(runs: Any, threads: int | None, words: bool = False) -> dict[str, Any]:
-        from kleiber.prices import answer
+        from kleiber.launch.plan_of_sweep import answer
 
         return answer({"runs": {str(folder): config for folder, config in runs.items()}, "words": words})
 
-    monkeypatch.setattr("kleiber.quote.ask", ask)
+    monkeypatch.setattr("kleiber.launch.price.ask", ask)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def unchecked() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """As `launch`, one training a session for the same overrides, alone in its root: for runs that are only read."""
-    from kleiber.launch import main
+    from kleiber.launch.main import main
 
     made: dict[tuple[str, ...], Path] = {}
 

@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from kleiber import archive
-from kleiber.catalog import Run, archive_run, archive_runs, archived_runs, find_run, read_run, read_runs
-from kleiber.leaf_rows import leaf_rows
-from kleiber.metrics import MOST, condensed
+from kleiber.records import archive
+from kleiber.records.archive import leaf_rows
+from kleiber.records.catalog import Run, archive_run, archive_runs, archived_runs, find_run, read_run, read_runs
+from kleiber.records.summary import MOST, condensed
 
 ROW = {"run": "a", "config": {}, "summary": {"status": "finished"}, "rows": []}
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-import kleiber.run
-from kleiber import archive
-from kleiber.catalog import archived_runs, read_runs
-from kleiber.compose import Composer, resolved
-from kleiber.errors import ConfigError
-from kleiber.identity import config_hash
-from kleiber.inherit import locate
-from kleiber.launch import main
-from kleiber.summary import Summary
+import kleiber.runs.run
+from kleiber.config.compose import Composer, resolved
+from kleiber.config.errors import ConfigError
+from kleiber.launch.main import main
+from kleiber.records import archive
+from kleiber.records.catalog import archived_runs, read_runs
+from kleiber.records.folder import config_hash
+from kleiber.records.summary import Summary
+from kleiber.runs.inherit import locate
 
 BASE = "design.base={data.domain: docs, data.tokenizer: bpe}"
 METHODS = ["-m", "launcher=basic", "name=s", "design=methods", BASE, "design.lrs=[0.01]", "design.seeds=1"]
@@ -41,7 +41,7 @@ def training_nothing() -> Iterator[list]:
         return 0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kleiber.run, "train", train)
+        patch.setattr(kleiber.runs.run, "train", train)
         yield ran
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from small_run import REPOSITORY, TINY
 
-from kleiber.assess import available, chosen
-from kleiber.cli import main
-from kleiber.load import earlier, load_run
+from kleiber.launch.cli import main
+from kleiber.runs.evaluate import available, chosen
+from kleiber.runs.open import earlier, load_run
 
 RUN = [
     "model=moe",
@@ -22,7 +22,7 @@ RUN = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    from kleiber.launch import main as train
+    from kleiber.launch.main import main as train
 
     root = tmp_path_factory.mktemp("assess")
     with pytest.MonkeyPatch.context() as patch:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from kleiber.catalog import frame, read_runs, values
-from kleiber.cli import main
-from kleiber.folder import locked
+from kleiber.launch.cli import main
+from kleiber.records.catalog import frame, read_runs, values
+from kleiber.records.folder import locked
 
 
 def leave(folder, status, loss=None, error=None):

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from small_run import REPOSITORY, TINY
 
 import kleiber
-from kleiber.catalog import frame, read_run
-from kleiber.chain import stage_configs
-from kleiber.compose import Composer, resolved
-from kleiber.launch import main
+from kleiber.config.compose import Composer, resolved
+from kleiber.config.stages import stage_configs
+from kleiber.launch.main import main
+from kleiber.records.catalog import frame, read_run
 
-SCHEMA = json.loads((Path(kleiber.__file__).parent / "summary.schema.json").read_text())
+SCHEMA = json.loads((Path(kleiber.__file__).parent / "records" / "summary.schema.json").read_text())
 OFTEN = ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "callbacks.samples=null"]
 
 

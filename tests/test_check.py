@@ -7,10 +7,10 @@ import sys
 import pytest
 from hydra.utils import get_object
 
-from kleiber.check import check
-from kleiber.compose import Composer, conf_dir, resolved
-from kleiber.errors import ConfigError
-from kleiber.signatures import signature
+from kleiber.config.check import check
+from kleiber.config.compose import Composer, conf_dir, resolved
+from kleiber.config.errors import ConfigError
+from kleiber.config.signatures import signature
 
 COMPOSER = Composer()
 
@@ -58,8 +58,8 @@ REFUSED = [
     ("model=null", ["model"]),
     ("model._target_=os.system", ["os.system", "not allowed"]),
     ("model._target_=torch.hub.load", ["torch.hub.load", "not allowed"]),
-    ("model._target_=kleiber.trainer.torch.load", ["kleiber.trainer.torch"]),
-    ("model._target_=kleiber.trainer.DDPStrategy", ["DDPStrategy"]),
+    ("model._target_=kleiber.training.trainer.torch.load", ["kleiber.training.trainer.torch"]),
+    ("model._target_=kleiber.training.trainer.DDPStrategy", ["DDPStrategy"]),
     ("optimizer._target_=torch.optim.lr_scheduler.bisect_right", ["not allowed"]),
     ("hydra.run.dir=../x", ["hydra.run.dir", "root="]),
     ("'a b'", []),
@@ -167,7 +167,7 @@ def test_a_budget_key_on_the_command_line_clears_those_of_files(tmp_path):
 @pytest.mark.process
 def test_a_wrong_key_costs_no_import_of_torch():
     code = (
-        "import sys; from kleiber.launch import main; code = main(['model.depth=abc'])\n"
+        "import sys; from kleiber.launch.main import main; code = main(['model.depth=abc'])\n"
         "print(sorted({'torch', 'lightning', 'wandb', 'pandas'} & set(sys.modules))); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

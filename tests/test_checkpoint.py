@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kleiber import checkpoint
+from kleiber.training import checkpoint
 
 
 def tied() -> nn.Module:

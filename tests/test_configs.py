@@ -8,9 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 from small_run import REPOSITORY, TINY
 
-from kleiber.check import check
-from kleiber.compose import Composer, resolved
-from kleiber.identity import NOT_IDENTITY, config_hash
+from kleiber.config.check import check
+from kleiber.config.compose import Composer, resolved
+from kleiber.records.folder import NOT_IDENTITY, config_hash
 
 CONF = REPOSITORY / "conf"
 SHAPE = "{hidden_size: 32, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 64}"

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from kleiber import coordinates
-from kleiber.cli import main
-from kleiber.nn.parametrization import MuP
-from kleiber.optim import AdamW
+from kleiber.launch.cli import main
+from kleiber.nn.mup import MuP
+from kleiber.optimizers.adamw import AdamW
 from kleiber.optimizers.muon import Muon
+from kleiber.runs import coordinate_check
 
 WIDTHS = (32, 128)
 
 
 def worst(name: str, optimizer, **options) -> float:
-    return max(coordinates.ratios(coordinates.coordinates(name, optimizer, WIDTHS, 6, 2, **options)).values())
+    return max(coordinate_check.ratios(coordinate_check.coordinates(name, optimizer, WIDTHS, 6, 2, **options)).values())
 
 
 def test_mup_keeps_sizes_and_the_standard_parametrisation_does_not():
@@ -33,13 +33,13 @@ def test_muons_scale_is_the_root_of_adams():
 
 
 def test_what_is_measured_is_the_size_of_what_the_layers_give():
-    model = coordinates.Transformer(64, 1, 32, context=33, num_heads=2)
-    batch = coordinates.text(torch.Generator().manual_seed(0))
-    sizes = coordinates.measured(model, batch)
+    model = coordinate_check.Transformer(64, 1, 32, context=33, num_heads=2)
+    batch = coordinate_check.text(torch.Generator().manual_seed(0))
+    sizes = coordinate_check.measured(model, batch)
     expected = model.head(model(batch).hidden).square().mean().sqrt().item()
     assert list(sizes) == ["attention 0", "mlp 0", "logits"] and sizes["logits"] == pytest.approx(expected)
     model.blocks[0].mlp.down.weight.data *= 3
-    assert coordinates.measured(model, batch)["mlp 0"] == pytest.approx(3 * sizes["mlp 0"], rel=1e-5)
+    assert coordinate_check.measured(model, batch)["mlp 0"] == pytest.approx(3 * sizes["mlp 0"], rel=1e-5)
 
 
 @pytest.mark.parametrize("scale, code", [pytest.param(1.0, 0, marks=pytest.mark.slow), (1000.0, 1)])
@@ -50,7 +50,7 @@ def test_the_command_draws_and_answers_by_its_exit_code(monkeypatch, tmp_path, c
             for width in (16, 32)
         ]
 
-    monkeypatch.setattr(coordinates, "coordinates", made_up)
+    monkeypatch.setattr(coordinate_check, "coordinates", made_up)
     assert main(["check", "mup", "--out", str(tmp_path), "--widths", "16,32"]) == code
     assert ("pass" if code == 0 else "FAIL") in capsys.readouterr().out
     assert (tmp_path / "coordinates.png").read_bytes()[:4] == b"\x89PNG"

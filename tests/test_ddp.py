@@ -88,7 +88,7 @@ with open({log!r}, "a") as file:
     file.write(" ".join(sys.orig_argv[1:]) + f" RANK={{os.environ.get('RANK')}}\\n")
 class Poison(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "kleiber.lit":
+        if name == "kleiber.training.lit":
             raise RuntimeError("poisoned")
 if os.environ.get("RANK") == "1" and "seed1" in " ".join(sys.orig_argv):
     sys.meta_path.insert(0, Poison())
@@ -124,8 +124,12 @@ def test_a_sweep_of_two_rank_cells_one_failing_on_rank_1(launch, monkeypatch, ca
     assert alive(tmp_path / "runs") == {}
     started = [line for line in (tmp_path / "started").read_text().splitlines() if str(tmp_path / "runs") in line]
     assert sum("train.py" in line for line in started) == 1
-    assert sum("-m kleiber.ranks" in line for line in started) == 3
-    ranks = [line.split("RANK=")[1] for line in started if "kleiber.cell" in line and "kleiber.ranks" not in line]
+    assert sum("-m kleiber.launch.ranks" in line for line in started) == 3
+    ranks = [
+        line.split("RANK=")[1]
+        for line in started
+        if "kleiber.launch.process" in line and "kleiber.launch.ranks" not in line
+    ]
     assert sorted(ranks) == ["0", "0", "0", "1", "1", "1"]
     ids = {read(path)["run"]["id"] for path in tmp_path.glob("runs/s/*/wandb/offline-run-*/run-*.wandb")}
     assert ids >= {told[0]["run_id"], told[2]["run_id"]} and len(ids) <= 3
@@ -158,7 +162,7 @@ def test_a_tree_of_two_ranks_killed_in_either_ends_bit_identical(process, tmp_pa
         try:
             wait_for(lambda stage=stage: list(tmp_path.glob(f"killed/*/*/stages/{stage}/checkpoints/step-????????")))
             (pid,) = [pid for pid, line in alive(tmp_path / "killed").items()
-                      if "kleiber.cell" in line and "kleiber.ranks" not in line and rank_of(pid) == rank]  # fmt: skip
+                      if "launch.process" in line and "launch.ranks" not in line and rank_of(pid) == rank]  # fmt: skip
             os.kill(pid, signal.SIGKILL)
             out, err = run.communicate(timeout=100)
         finally:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kleiber.drift import shifts, variation
+from kleiber.evals.drift import shifts, variation
 
 
 def shares(*values: float) -> torch.Tensor:

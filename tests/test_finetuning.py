@@ -8,9 +8,9 @@ import pytest
 from small_run import REPOSITORY
 from tables import folder
 
-from kleiber.load import load_run
-from kleiber.score import Place, score
-from kleiber.types import Task
+from kleiber.evals.perplexity import Place, score
+from kleiber.runs.open import load_run
+from kleiber.types.batch import Task
 
 DATA = REPOSITORY / "tests/data"
 TASKS = [("classify", "labelled"), ("sft", "instruct"), ("dpo", "preference"), ("reward", "preference")]
@@ -119,8 +119,8 @@ def test_what_starts_from_a_tuned_run_is_scored_on_its_task(launch, name, data):
 
 
 def test_a_chain_stopped_after_its_pairs_scores_them_against_what_they_began_with(launch, interrupted):
-    tuned = "{_target_:kleiber.data.preference.Preference,path:" + f"{DATA}/preference.jsonl,max_bytes:20000}}"
-    pairs = f"pairs:{{data:{tuned},objective:{{_target_:kleiber.objectives.dpo.DPO}},budget:{{steps:4}}}}"
+    tuned = "{_target_:kleiber.data.Preference,path:" + f"{DATA}/preference.jsonl,max_bytes:20000}}"
+    pairs = f"pairs:{{data:{tuned},objective:{{_target_:kleiber.objectives.DPO}},budget:{{steps:4}}}}"
     chain = ["stages=chain", f"stages.chain={{{pairs},text:{{budget:{{steps:4}}}}}}", "batch.tokens=512"]
     options = [*chain, "model.context=64", "optimizer.lr=0.05", "callbacks.checkpoints.every=2"]
     whole = launch(*options, root="whole")
@@ -139,10 +139,8 @@ def test_a_branch_learns_against_the_reference_of_its_trunk(launch):
 
 def test_what_is_known_of_classes_can_be_held(launch):
     """Fisher information and the old model's answers, on the task's own output layer; text has longer rows than it."""
-    labelled = "{_target_:kleiber.data.labelled.Labelled,path:" + f"{DATA}/labelled.jsonl,max_bytes:20000}}"
-    first = (
-        f"classes:{{data:{labelled},objective:{{_target_:kleiber.objectives.classify.Classify}},budget:{{steps:4}}}}"
-    )
+    labelled = "{_target_:kleiber.data.Labelled,path:" + f"{DATA}/labelled.jsonl,max_bytes:20000}}"
+    first = f"classes:{{data:{labelled},objective:{{_target_:kleiber.objectives.Classify}},budget:{{steps:4}}}}"
     chain = ["stages=chain", f"stages.chain={{{first},text:{{budget:{{steps:3}}}}}}", "retention=[ewc,lwf]"]
     folder = launch(*chain, "retention.ewc.samples=4", "batch.tokens=512", "model.context=64", "callbacks.log.every=1")
     stages = json.loads((folder / "summary.json").read_text())["stages"]

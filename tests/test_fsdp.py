@@ -53,8 +53,8 @@ def test_sharded_ranks_give_the_numbers_of_ddp(process, tmp_path, model):
 
 LOOK = """
 import json, os, sys
-from kleiber.lit import LitLM
-from kleiber.launch import main
+from kleiber.training.lit import LitLM
+from kleiber.launch.main import main
 step = LitLM.training_step
 def look(self, batch, index):
     step(self, batch, index)
@@ -92,7 +92,7 @@ def test_a_killed_sharded_run_ends_bit_identical(process, tmp_path):
     try:
         wait_for(lambda: list(tmp_path.glob("killed/*/*/stages/main/checkpoints/step-????????")))
         (pid,) = [pid for pid, line in alive(tmp_path / "killed").items()
-                  if "kleiber.cell" in line and "kleiber.ranks" not in line and rank_of(pid) == "1"]  # fmt: skip
+                  if "launch.process" in line and "launch.ranks" not in line and rank_of(pid) == "1"]  # fmt: skip
         os.kill(pid, signal.SIGKILL)
         out, err = run.communicate(timeout=100)
     finally:

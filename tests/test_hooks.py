@@ -6,10 +6,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from kleiber import step
-from kleiber.hooks import Unasked, Watch
-from kleiber.lit import LitLM
-from kleiber.trainer import Local
+from kleiber.training import step
+from kleiber.training.lightning import Unasked, Watch
+from kleiber.training.lit import LitLM
+from kleiber.training.trainer import Local
 
 EVERY_BATCH = [name for name in vars(Unasked) if name.startswith("on_")]
 

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from kleiber import folder
-from kleiber.compose import Composer, resolved
-from kleiber.errors import ConfigError
-from kleiber.identity import cell_folder, cell_name, config_hash, study_folder
+from kleiber.config.compose import Composer, resolved
+from kleiber.config.errors import ConfigError
+from kleiber.records import folder
+from kleiber.records.folder import cell_folder, cell_name, config_hash, study_folder
 
 CONFIG = resolved(Composer().compose(["model=moe"]))[0]
 

@@ -8,7 +8,7 @@ import pytest
 
 CODE = """
 import sys
-from kleiber.imports import import_lightning
+from kleiber.training.lightning import import_lightning
 import_lightning()
 print(sorted({"scipy", "transformers", "matplotlib"} & set(sys.modules)))
 import torch, torchmetrics

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kleiber.cli import main
-from kleiber.data.tokenizer import Bytes
-from kleiber.folder import read_config
-from kleiber.interchange import card, export, import_hf, save_template, save_tokenizer
+from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.launch.cli import main
 from kleiber.models.transformer import Transformer
-from kleiber.opened import Opened, open_model
-from kleiber.types import Batch
+from kleiber.records.folder import read_config
+from kleiber.runs.huggingface import card, export, import_hf, save_template, save_tokenizer
+from kleiber.runs.open import Opened, open_model
+from kleiber.types.batch import Batch
 
 INSTRUCT = Path(__file__).parent / "data" / "instruct.jsonl"
 TEXT = "The keeper weighed 1,234 mice: naïve, 東京 🙂\n\tand  more"
@@ -66,8 +66,8 @@ def test_an_exported_run_gives_its_ids_and_logits_in_transformers(launch, tmp_pa
 def test_bytes_as_a_hugging_face_tokenizer_has_our_ids(tmp_path):
     from transformers import AutoTokenizer
 
-    from kleiber.data.pretrained import pretrained
-    from kleiber.interchange import save_tokenizer
+    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.runs.huggingface import save_tokenizer
 
     save_tokenizer(Bytes(), tmp_path, 64)
     tokenizer, ours = AutoTokenizer.from_pretrained(tmp_path), Bytes()
@@ -127,7 +127,7 @@ def test_conversations_are_exported_with_the_template_they_were_trained_in(launc
 
 def test_where_the_template_gives_other_ids_none_is_left(shared, tmp_path, capsys):
     """SentencePiece begins a text in its own way; the template that came with the tokenizer is not that of training."""
-    from kleiber.data.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import pretrained
 
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(shared / "data" / "models" / "stories260K", source)

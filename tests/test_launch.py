@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-import kleiber.run
-from kleiber.launch import main
-from kleiber.summary import Summary
+import kleiber.runs.run
+from kleiber.launch.main import main
+from kleiber.records.summary import Summary
 
 
 class Trainer:
-    """Stands for kleiber.run.train: records its calls and leaves a finished summary."""
+    """Stands for kleiber.runs.run.train: records its calls and leaves a finished summary."""
 
     def __init__(self):
         self.calls = []
@@ -36,7 +36,7 @@ def trainer(monkeypatch, tmp_path):
     monkeypatch.setenv("KLEIBER_ROOT", str(tmp_path / "root"))
     monkeypatch.chdir(tmp_path)
     fake = Trainer()
-    monkeypatch.setattr(kleiber.run, "train", fake)
+    monkeypatch.setattr(kleiber.runs.run, "train", fake)
     return fake
 
 
@@ -93,7 +93,7 @@ def test_what_is_no_way_to_resume_is_refused_dry_or_not(trainer, capsys, dry):
 
 def test_dry_run_trains_nothing_and_makes_no_folder(trainer, monkeypatch, tmp_path):
     priced = []
-    monkeypatch.setattr("kleiber.quote.price", priced.append)
+    monkeypatch.setattr("kleiber.launch.price.price", priced.append)
     assert main(["dry_run=true"]) == 0
     assert len(priced) == 1 and not trainer.calls
     assert os.listdir(tmp_path) == []
@@ -122,9 +122,9 @@ def test_a_crash_is_1_with_a_traceback_and_a_verdict(trainer, capsys):
 
 
 def test_what_we_raise_for_users_is_2_in_one_line(trainer, capsys, monkeypatch):
-    from kleiber.budget import quantity
+    from kleiber.config.budget import quantity
 
-    monkeypatch.setattr(kleiber.run, "train", lambda *_: quantity("nonsense"))
+    monkeypatch.setattr(kleiber.runs.run, "train", lambda *_: quantity("nonsense"))
     assert main([]) == 2
     told = capsys.readouterr().err
     assert told.startswith("kleiber: 'nonsense'") and "Traceback" not in told
@@ -137,7 +137,7 @@ def test_ctrl_c_is_130_and_the_run_reads_as_killed(trainer, monkeypatch, capsys)
         except KeyboardInterrupt:
             raise SystemExit(1) from None  # as Lightning does
 
-    monkeypatch.setattr(kleiber.run, "train", interrupted)
+    monkeypatch.setattr(kleiber.runs.run, "train", interrupted)
     assert main([]) == 130
     assert "the same command goes on" in capsys.readouterr().err
     (summary,) = Path("root").rglob("summary.json")
@@ -165,8 +165,8 @@ def test_under_torchrun_the_world_is_the_devices(trainer, monkeypatch, capsys):
 def test_other_ranks_write_nothing_into_the_folder(trainer, monkeypatch):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("kleiber.ranks.silence", lambda folder: None)
-    monkeypatch.setattr(kleiber.run, "train", lambda *_: 0)
+    monkeypatch.setattr("kleiber.launch.ranks.silence", lambda folder: None)
+    monkeypatch.setattr(kleiber.runs.run, "train", lambda *_: 0)
     assert main(["trainer=ddp"]) == 0
     assert not list(Path("root").rglob("*"))
 
@@ -183,7 +183,7 @@ def test_a_root_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch
 
 def test_a_gpu_that_is_not_there_is_said_in_one_line(trainer, monkeypatch, capsys):
     """FAULTS 31."""
-    monkeypatch.setattr("kleiber.fit_together._has_gpu", lambda: False)
+    monkeypatch.setattr("kleiber.config.cross_checks._has_gpu", lambda: False)
     assert main(["trainer=gpu"]) == 2
     told = capsys.readouterr().err
     assert "set trainer.accelerator=cpu" in told and len(told.splitlines()) == 1

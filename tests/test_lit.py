@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kleiber.step import accumulate, out_of_memory
+from kleiber.training.step import accumulate, out_of_memory
 
 OPTIONS = ["budget.steps=6", "callbacks.checkpoints.every=2"]
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to ...")
@@ -28,7 +28,7 @@ def memory(monkeypatch):
                 raise error
             return accumulate(model, objective, batches, *rest)
 
-        monkeypatch.setattr("kleiber.lit.accumulate", limited)
+        monkeypatch.setattr("kleiber.training.lit.accumulate", limited)
         return tried
 
     return of

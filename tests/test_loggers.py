@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from kleiber import loggers
-from kleiber.loggers import CsvLogger, Rows
+from kleiber.training import loggers
+from kleiber.training.loggers import CsvLogger, Rows
 
 
 @pytest.mark.parametrize("logger", [Rows, CsvLogger])

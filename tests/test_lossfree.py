@@ -35,7 +35,7 @@ def test_an_objective_that_reports_no_load_is_refused():
 
     from kleiber.models.transformer import Transformer
     from kleiber.nn.moe import interleaved_moe
-    from kleiber.nn.routers import LossFree
+    from kleiber.nn.routers.sigmoid import LossFree
 
     model = Transformer(20, depth=1, width=16, context=8, num_heads=1, mlp=partial(interleaved_moe, router=LossFree))
     with pytest.raises(ValueError, match="LossFree"):

@@ -1,7 +1,7 @@
 """metrics.jsonl is read as it was written; what is not there or was cut short is no row."""
 
-from kleiber.loggers import Rows
-from kleiber.metrics import having, read_rows
+from kleiber.records.summary import having, read_rows
+from kleiber.training.loggers import Rows
 
 
 def test_rows_come_back_as_they_were_logged_without_a_line_that_was_cut_short(tmp_path):

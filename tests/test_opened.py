@@ -7,29 +7,29 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from kleiber import checkpoint
-from kleiber.build import build
-from kleiber.data.tokenizer import Bytes
-from kleiber.opened import new_model, open_model
-from kleiber.origin import Checkpoint, Upcycle
-from kleiber.summary import write_json
+from kleiber.config.signatures import build
+from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.records.summary import write_json
+from kleiber.runs.open import new_model, open_model
+from kleiber.runs.start_point import Checkpoint, Upcycle
+from kleiber.training import checkpoint
 
 VOCAB = Bytes().vocab_size
-DENSE = {"_target_": "kleiber.models.transformer.Transformer", "depth": 2, "width": 32, "context": 16, "tied": False}
+DENSE = {"_target_": "kleiber.models.Transformer", "depth": 2, "width": 32, "context": 16, "tied": False}
 EXPERTS = {
-    "_target_": "kleiber.nn.moe.interleaved_moe",
+    "_target_": "kleiber.nn.interleaved_moe",
     "_partial_": True,
     "num_experts": 4,
     "hidden": 96,
     "num_shared": 0,
 }
 WRAPPED = {
-    "_target_": "kleiber.models.hf_model.HFModel", "path": "llama", "weights": "random", "context": 16,
+    "_target_": "kleiber.models.HFModel", "path": "llama", "weights": "random", "context": 16,
     "config": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64},
 }  # fmt: skip
-DATA = {"_target_": "kleiber.data.builtin.Builtin", "tokenizer": "bytes"}
-FREEZE = {"_target_": "kleiber.adapters.freeze.Freeze", "freeze": ["mlp"]}
-LORA = {"_target_": "kleiber.adapters.lora.LoRA", "rank": 2, "targets": ["attention"]}
+DATA = {"_target_": "kleiber.data.Builtin", "tokenizer": "bytes"}
+FREEZE = {"_target_": "kleiber.adapters.Freeze", "freeze": ["mlp"]}
+LORA = {"_target_": "kleiber.adapters.LoRA", "rank": 2, "targets": ["attention"]}
 
 
 def finished(folder: Path, model: dict, adapter: dict | None = None, seed: int = 3, init: dict | None = None) -> Path:
@@ -76,7 +76,7 @@ def test_what_an_adapter_did_not_train_is_what_its_own_seed_drew(node, adapter, 
 
 def test_a_mixture_made_of_a_dense_run_has_its_own_routers_and_the_dense_runs_own_base(tmp_path):
     dense = finished(tmp_path / "dense", DENSE, FREEZE)
-    init = {"_target_": "kleiber.origin.Upcycle", "path": str(dense)}
+    init = {"_target_": "kleiber.runs.Upcycle", "path": str(dense)}
     node = DENSE | {"mlp": EXPERTS}
     run = finished(tmp_path / "run", node, LORA, seed=5, init=init)
     begun = other(node)
@@ -106,15 +106,15 @@ def test_a_start_of_another_shape_is_refused_with_the_run_named(tmp_path):
         ({"norm_eps": 1e-6}, r"set model\.norm_eps=1e-05"),
         ({"soft_cap": 30.0}, r"set model\.soft_cap=null"),
         (
-            {"parametrization": {"_target_": "kleiber.nn.parametrization.StandardParametrization"}},
+            {"parametrization": {"_target_": "kleiber.nn.StandardParametrization"}},
             "set model/parametrization=mup",
         ),
         (
-            {"parametrization": {"_target_": "kleiber.nn.parametrization.MuP", "base_width": 64}},
+            {"parametrization": {"_target_": "kleiber.nn.MuP", "base_width": 64}},
             r"set model\.parametrization\.base_width=32",
         ),
         (
-            {"attention": {"_target_": "kleiber.nn.attention.WindowAttention", "_partial_": True}},
+            {"attention": {"_target_": "kleiber.nn.WindowAttention", "_partial_": True}},
             "set model/attention=full",
         ),
     ],

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.profiler import profile
 
-from kleiber import plan
 from kleiber.models.transformer import Transformer
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved_moe
-from kleiber.types import Batch
+from kleiber.runs import plan
+from kleiber.types.batch import Batch
 
 CASES = {"gpt": {}, "gelu": {"mlp": GELU}, "moe": {"mlp": partial(interleaved_moe, num_experts=4, k=2)}}
 

@@ -8,10 +8,10 @@ import pytest
 from small_run import TINY
 from test_task import cell
 
-from kleiber import pool
-from kleiber.errors import ConfigError
-from kleiber.pool import Pool
-from kleiber.summary import Summary
+from kleiber.config.errors import ConfigError
+from kleiber.launch import local_pool
+from kleiber.launch.local_pool import Pool
+from kleiber.records.summary import Summary
 
 
 class Ended:
@@ -38,7 +38,7 @@ STARTED: list[tuple] = []
 @pytest.fixture
 def started(monkeypatch):
     STARTED.clear()
-    monkeypatch.setattr(pool, "context", lambda: type("Context", (), {"Process": Ended}))
+    monkeypatch.setattr(local_pool, "context", lambda: type("Context", (), {"Process": Ended}))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     return STARTED
 
@@ -70,9 +70,9 @@ def test_a_forked_cell_has_nothing_left_to_import(tmp_path):
     overrides = [*TINY, f"root={tmp_path}", "budget.steps=2"]
     told = f"""
 import gc, sys
-import kleiber.preload
+import kleiber.launch.preload
 frozen, before = gc.get_freeze_count(), set(sys.modules)
-from kleiber.launch import main
+from kleiber.launch.main import main
 assert main({overrides!r}) == 0
 print(frozen > 100_000, sorted(name for name in set(sys.modules) - before if name.startswith(("kleiber", "lightning"))))
 """

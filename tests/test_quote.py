@@ -7,13 +7,13 @@ import sys
 import pytest
 from small_run import REPOSITORY
 
-from kleiber import cost
-from kleiber.cost import StageCost
-from kleiber.launch import main
+from kleiber.launch import cost
+from kleiber.launch.cost import StageCost
+from kleiber.launch.main import main
+from kleiber.launch.plan_of_sweep import Prices, step_seconds, without_numbers
+from kleiber.launch.speed import Speed, speed_of
 from kleiber.models.counting import Parameters
-from kleiber.prices import Prices, step_seconds, without_numbers
-from kleiber.speed import Speed, speed_of
-from kleiber.summary import read
+from kleiber.records.summary import read
 
 TINY_TEXT = f"data.path={REPOSITORY / 'tests/data/tiny.txt'}"
 SMALL = [
@@ -52,7 +52,7 @@ def test_a_run_is_priced_as_it_is_recorded(planned, launch, tmp_path, choice):
     assert main([*SMALL, *choice, f"root={tmp_path / 'root'}"]) == 0
     (cell,) = plan["cells"]
     assert trained(tmp_path / "root") == {cell["name"]: (cell["params"], cell["tokens"], cell["flops"])}
-    assert (plan["schema"], plan["runs"], plan["params"]) == ("kleiber.plan/1", 1, cell["params"])
+    assert (plan["schema"], plan["runs"], plan["params"]) == ("kleiber.runs.plan/1", 1, cell["params"])
     assert plan["seconds"] >= cell["seconds"] > 0 and plan["memory_bytes"] > 2**27
 
 
@@ -180,7 +180,9 @@ def test_runs_that_differ_in_numbers_alone_are_of_one_kind():
 @pytest.mark.process
 def test_the_command_line_prices_in_a_process_of_its_own_and_imports_no_torch(tmp_path):
     arguments = [*SMALL, "-m", "name=s", "seed=0,1", "budget.steps=4", f"dry_run={tmp_path / 'plan.json'}"]
-    script = f"import sys; from kleiber.launch import main; code = main({arguments!r}); print('torch' in sys.modules)"
+    script = (
+        f"import sys; from kleiber.launch.main import main; code = main({arguments!r}); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
     assert json.loads((tmp_path / "plan.json").read_text())["runs"] == 2

@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from kleiber.compose import Composer, resolved
-from kleiber.errors import ConfigError
-from kleiber.folder import read_config
-from kleiber.identity import config_hash
-from kleiber.inherit import adopt
+from kleiber.config.compose import Composer, resolved
+from kleiber.config.errors import ConfigError
+from kleiber.records.folder import config_hash, read_config
+from kleiber.runs.inherit import adopt
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300,
@@ -108,7 +107,7 @@ def test_an_imported_model_is_not_unlearned(shared, launch, monkeypatch):
 
 
 def test_a_start_point_is_found_by_its_name_and_one_that_is_nowhere_is_refused(adopted, folder, monkeypatch):
-    from kleiber import hub
+    from kleiber.config import hub
 
     monkeypatch.setattr(hub, "reachable", lambda: False)
     monkeypatch.setenv("KLEIBER_DATA", str(folder.parent))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from small_run import REPOSITORY, TINY
 
-from kleiber.catalog import read_runs
-from kleiber.launch import main
+from kleiber.launch.main import main
+from kleiber.records.catalog import read_runs
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line and not line.startswith("#")]
@@ -35,7 +35,7 @@ def test_single_runs(command, tmp_path, cache_dir):
 @pytest.mark.slow
 def test_a_study_and_its_report(tmp_path, cache_dir, capsys):
     """In small: eight cells of a tree each. Twenty steps are no ladder, so what it says of a law is not asked here."""
-    from kleiber import cli
+    from kleiber.launch import cli
 
     (line,) = [line for line in TRAIN if "study=" in line]
     tiny = [word for word in TINY if not word.startswith("callbacks.samples")]
@@ -50,7 +50,7 @@ def test_a_study_and_its_report(tmp_path, cache_dir, capsys):
 def test_a_law_from_a_table(tmp_path, monkeypatch, capsys):
     import numpy as np
 
-    from kleiber import cli
+    from kleiber.launch import cli
 
     commands = [line for line in COMMANDS if line.startswith(("kleiber fit", "kleiber predict"))]
     random = np.random.default_rng(0)

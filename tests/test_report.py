@@ -1,6 +1,6 @@
 """The closing table says what its numbers are."""
 
-from kleiber.report import measured
+from kleiber.records.closing_table import measured
 
 
 def test_a_loss_has_the_unit_of_what_its_objective_counts_and_only_the_weights_own_scores_are_told():

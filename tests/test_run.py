@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from wandb_records import read
 
 import kleiber
-from kleiber import step
-from kleiber.launch import main
+from kleiber.launch.main import main
+from kleiber.training import step
 
-SCHEMA = json.loads((Path(kleiber.__file__).parent / "summary.schema.json").read_text())
+SCHEMA = json.loads((Path(kleiber.__file__).parent / "records" / "summary.schema.json").read_text())
 
 
 def summary(folder: Path) -> dict:
@@ -97,7 +97,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(launch, monkeypa
                 model.norm.weight[0] = float("nan")
         return accumulate(model, *arguments)
 
-    monkeypatch.setattr("kleiber.lit.accumulate", poisoned)
+    monkeypatch.setattr("kleiber.training.lit.accumulate", poisoned)
     folder = launch("model=gpt", "callbacks.checkpoints.every=2", code=1)
     found = summary(folder)
     assert found["status"] == "diverged"
@@ -148,7 +148,7 @@ def test_wandb_records_hold_the_run(launch):
 
 
 def test_the_time_of_evaluation_is_no_time_of_training(launch, monkeypatch):
-    from kleiber import score as evaluate
+    from kleiber.evals import perplexity as evaluate
 
     score, clock, late = evaluate.held_out_loss, time.perf_counter, [0.0]
 
@@ -166,7 +166,7 @@ def test_a_failed_run_is_marked_in_wandb(launch, monkeypatch):
     def broken(*_):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr("kleiber.lit.accumulate", broken)
+    monkeypatch.setattr("kleiber.training.lit.accumulate", broken)
     folder = launch("logger=wandb", "logger.wandb.mode=offline", code=1)
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     assert read(path)["exit_code"] == 1

@@ -7,8 +7,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from kleiber import checkpoint
-from kleiber.sharding import gathered, placed, whole
+from kleiber.nn.sharding import gathered, placed, whole
+from kleiber.training import checkpoint
 
 
 @pytest.fixture

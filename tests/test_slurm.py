@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from test_task import cell
 
-from kleiber import slurm
-from kleiber.errors import ConfigError
-from kleiber.slurm import Job, Queue, Submitit
-from kleiber.task import Task
+from kleiber.config.errors import ConfigError
+from kleiber.launch import slurm
+from kleiber.launch.scheduler import Task
+from kleiber.launch.slurm import Job, Queue, Submitit
 
 
 @pytest.mark.parametrize(

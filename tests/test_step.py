@@ -8,8 +8,8 @@ import torch
 from retention.toys import NEW, model
 
 from kleiber.objectives.clm import CLM
-from kleiber.step import accumulate, added, micro_batches, normalise
-from kleiber.types import Batch, Loss
+from kleiber.training.step import accumulate, added, micro_batches, normalise
+from kleiber.types.batch import Batch, Loss
 
 
 def half_square(net, batch):

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from processes import alive, wait_for
 
-import kleiber.run
-from kleiber.catalog import archived_runs, read_runs
-from kleiber.folder import write_config
-from kleiber.launch import main
-from kleiber.ranks import FAILURES, first_cause, record_failure
-from kleiber.settle import settle
-from kleiber.summary import Summary
+import kleiber.runs.run
+from kleiber.launch.main import main
+from kleiber.launch.ranks import FAILURES, first_cause, record_failure
+from kleiber.records.catalog import archived_runs, read_runs
+from kleiber.records.folder import settle, write_config
+from kleiber.records.summary import Summary
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +35,7 @@ def seeds(monkeypatch, tmp_path):
         Summary(folder).update(status="finished", name=cfg.name, stages=[])
         return 0
 
-    monkeypatch.setattr(kleiber.run, "train", train)
+    monkeypatch.setattr(kleiber.runs.run, "train", train)
     return trained
 
 
@@ -81,7 +80,7 @@ def test_the_number_of_devices_makes_no_other_run_of_it_and_that_is_said(seeds, 
 
 
 def test_a_cell_that_is_preempted_in_one_process_ends_the_sweep(seeds, monkeypatch):
-    monkeypatch.setattr(kleiber.run, "train", lambda *_: seeds.append(7) or 75)
+    monkeypatch.setattr(kleiber.runs.run, "train", lambda *_: seeds.append(7) or 75)
     assert main([*SWEEP, "seed=0,2"]) == 75
     assert seeds == [7]
 
@@ -119,7 +118,9 @@ def test_a_file_may_choose_how_cells_run(seeds, tmp_path):
 
 def test_a_dry_sweep_trains_nothing_and_leaves_nothing(seeds, monkeypatch, tmp_path):
     priced = []
-    monkeypatch.setattr("kleiber.quote.price", lambda runs: priced.append(sorted(c["seed"] for c in runs.values())))
+    monkeypatch.setattr(
+        "kleiber.launch.price.price", lambda runs: priced.append(sorted(c["seed"] for c in runs.values()))
+    )
     assert main(["-m", "name=first", "launcher=process", "seed=0,2", "dry_run=true"]) == 0
     assert priced == [[0, 2]] and seeds == []
     assert not (tmp_path / "root").exists()
@@ -173,7 +174,7 @@ def test_a_failing_cell_is_tried_again_and_a_sweep_may_stop(tmp_path):
 def test_a_job_of_two_ranks_is_one_run_with_the_losses_of_one_process(tmp_path):
     losses = []
     arguments = [text for text in ARGUMENTS if not text.startswith("eval.tokens")]  # every rank needs some to evaluate
-    for name, extra in (("one", []), ("two", ["trainer._target_=kleiber.trainer.DDP", "trainer.devices=2"])):
+    for name, extra in (("one", []), ("two", ["trainer._target_=kleiber.training.DDP", "trainer.devices=2"])):
         command = [sys.executable, "train.py", f"name={name}", f"root={tmp_path}", *arguments, *extra]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
@@ -198,7 +199,7 @@ def test_a_design_is_multiplied_by_the_sweep_and_yields_to_its_keys(seeds, tmp_p
 
 def test_a_study_sweeps_by_itself_and_is_analysed_at_the_end(seeds, tmp_path, monkeypatch):
     analysed = []
-    monkeypatch.setattr("kleiber.sweep.report", lambda *told: analysed.append(told))
+    monkeypatch.setattr("kleiber.launch.sweep.report", lambda *told: analysed.append(told))
     command = ["study=scaling", "launcher=basic", "design.widths=[32,48,64]", "design.seeds=1"]
     assert main(command) == 0
     assert seeds == [0, 0, 0]
@@ -247,7 +248,7 @@ def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tm
 
 
 def test_max_cells_and_seeds_of_a_study_are_about_the_sweep(seeds, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kleiber.sweep.report", lambda *_: None)
+    monkeypatch.setattr("kleiber.launch.sweep.report", lambda *_: None)
     told = ["study=scaling", "launcher=basic", "design.widths=[32,64]"]
     assert main([*told, "study.seeds=2", "study.max_cells=3"]) == 4  # seed 1 fails here
     assert seeds == [0, 1, 0] and "1 planned cells are left out" in capsys.readouterr().out
@@ -267,7 +268,7 @@ def priced(monkeypatch):
         cells = [{**cell, "ends": ends} for _ in runs]
         return {"cells": cells, "memory_bytes": 2**30, "unmeasured": None, "start": 0.0, "words": []}
 
-    monkeypatch.setattr("kleiber.quote.ask", ask)
+    monkeypatch.setattr("kleiber.launch.price.ask", ask)
     return asked
 
 
@@ -301,7 +302,7 @@ def test_a_design_that_cannot_determine_its_law_is_refused_before_anything_is_tr
 
 
 def test_runs_that_are_finished_count_among_the_points(seeds, monkeypatch):
-    monkeypatch.setattr("kleiber.sweep.report", lambda *_: None)
+    monkeypatch.setattr("kleiber.launch.sweep.report", lambda *_: None)
     study = ["study=scaling", "launcher=basic", "design.seeds=1"]
     assert main([*study, "design.widths=[32,48,64]"]) == 0
     assert main([*study, "design.widths=[96]"]) == 0 and len(seeds) == 4
@@ -314,7 +315,7 @@ def test_a_study_that_has_more_to_tell_than_its_law_warns(seeds, priced, capsys)
 
 @pytest.mark.slow
 def test_an_optimal_design_runs_in_rounds_and_writes_its_plan(seeds, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kleiber.sweep.report", lambda *_: None)
+    monkeypatch.setattr("kleiber.launch.sweep.report", lambda *_: None)
     assert main(["study=scaling", "launcher=basic", "design=optimal", "design.flops=1e14"]) == 4  # seed 1
     plan = json.loads((tmp_path / "root" / "scaling" / "design.json").read_text())
     assert len(plan["rounds"]) == 3 and sum(len(one["trunks"]) for one in plan["rounds"]) == len(seeds)

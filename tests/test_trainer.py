@@ -12,13 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kleiber.fsdp import FSDP
 from kleiber.models.generate import generate
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 from kleiber.objectives.clm import CLM
-from kleiber.trainer import DDP, Local, checkpoint_activations, quiet
-from kleiber.types import Batch
+from kleiber.training.trainer import DDP, FSDP, Local, checkpoint_activations, quiet
+from kleiber.types.batch import Batch
 
 
 def small(**options) -> Transformer:
@@ -40,7 +39,7 @@ from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import NoMixing, Window
 from kleiber.nn.mlp import GELU
 from kleiber.objectives.clm import CLM
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 def gradients(prepare, **options):
     torch.manual_seed(0)

@@ -9,11 +9,11 @@ import jsonschema
 import pytest
 
 import kleiber
-from kleiber.chain import label
-from kleiber.optim import WSD, Constant, Cosine
-from kleiber.tree import Stage, TrunkAndCooldowns
+from kleiber.config.stages import label
+from kleiber.optimizers.adamw import WSD, Constant, Cosine
+from kleiber.runs.stage_tree import Stage, TrunkAndCooldowns
 
-SCHEMA = json.loads((Path(kleiber.__file__).parent / "summary.schema.json").read_text())
+SCHEMA = json.loads((Path(kleiber.__file__).parent / "records" / "summary.schema.json").read_text())
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[5120,10240,15360]", "trainer.max_steps=30"]
 OFTEN = ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "eval.every_steps=7"]
 
@@ -121,7 +121,7 @@ def test_branches_that_are_none_twice_or_no_number_are_refused(branches):
 def test_a_budget_beside_branches_is_refused_with_both_names(launch, capsys):
     from small_run import TINY
 
-    from kleiber.launch import main
+    from kleiber.launch.main import main
 
     assert main([*TINY, "stages=trunk_and_cooldowns", "budget.tokens=1M"]) == 2
     told = capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import sys
 
-from kleiber.cli import main
+from kleiber.launch.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

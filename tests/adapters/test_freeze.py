@@ -5,8 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from kleiber.adapters.freeze import Freeze
-from kleiber.adapters.parts import PARTS, parts
+from kleiber.adapters.freeze import PARTS, Freeze, parts
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 

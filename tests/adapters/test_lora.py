@@ -6,15 +6,14 @@ from functools import partial
 import pytest
 import torch
 
-from kleiber import checkpoint
-from kleiber.adapters.lora import DoRA, LoRA
-from kleiber.adapters.peft import apply_peft
+from kleiber.adapters.lora import DoRA, LoRA, apply_peft
 from kleiber.models.transformer import Transformer
 from kleiber.nn.lora import adapt, decompose, merged
 from kleiber.nn.moe import interleaved_moe
-from kleiber.optim import AdamW
+from kleiber.optimizers.adamw import AdamW
 from kleiber.optimizers.muon import Muon
-from kleiber.types import Batch, Role
+from kleiber.training import checkpoint
+from kleiber.types.batch import Batch, Role
 
 VOCAB = 23
 MOE = partial(interleaved_moe, num_experts=4, num_shared=1)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kleiber.adapters.lora import LoRA
-from kleiber.models.hf_model import HFModel
-from kleiber.types import Batch
+from kleiber.models.hf.wrapped import HFModel
+from kleiber.types.batch import Batch
 
 VOCAB = 48
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}

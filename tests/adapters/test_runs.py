@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kleiber.interchange import export
-from kleiber.opened import open_model
-from kleiber.types import Batch
+from kleiber.runs.huggingface import export
+from kleiber.runs.open import open_model
+from kleiber.types.batch import Batch
 
 KINDS = {
     "lora": ["adapter=lora", "adapter.rank=2"],

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from tables import folder
 
-from kleiber.callbacks.classes import Classes, figure
+from kleiber.training.callbacks.after_training import Classes, figure
 
 
 def test_a_run_leaves_its_table_and_its_figure(launch, tmp_path: Path) -> None:

@@ -10,10 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import kleiber
-from kleiber.callbacks.closing import Closing
-from kleiber.callbacks.evaluate import Evaluate
-from kleiber.callbacks.latency import Latency
-from kleiber.callbacks.positions import Positions
+from kleiber.training.callbacks.after_training import Closing, Latency, Positions
+from kleiber.training.callbacks.evaluate import Evaluate
 
 NAMES = {"prefill_tokens_per_s", "decode_tokens_per_s", "decode_p50_ms", "decode_p95_ms", "memory_bytes"}
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[2048,4096]", "eval.tokens=512"]
@@ -24,7 +22,9 @@ HF = ["model=hf", "model.path=llama", "model.weights=random", "model.context=64"
 
 def summary(folder: Path) -> dict:
     found = json.loads((folder / "summary.json").read_text())
-    jsonschema.validate(found, json.loads((Path(kleiber.__file__).parent / "summary.schema.json").read_text()))
+    jsonschema.validate(
+        found, json.loads((Path(kleiber.__file__).parent / "records" / "summary.schema.json").read_text())
+    )
     return found
 
 

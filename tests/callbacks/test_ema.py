@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kleiber.callbacks.ema import EMA
+from kleiber.training.callbacks.ema import EMA
 
 OPTIONS = ["callbacks=ema", "callbacks.ema.decay=0.8", "callbacks.checkpoints.every=1"]
 OPTIONS += ["callbacks.checkpoints.keep=20", "budget.steps=10", "eval.every_steps=5"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tables import folder
 
-from kleiber.callbacks import evaluate
+from kleiber.training.callbacks import evaluate
 
 
 @pytest.fixture

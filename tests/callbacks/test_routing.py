@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from kleiber.callbacks.routing import RoutingHealth, statistics
+from kleiber.training.callbacks.routing import RoutingHealth, statistics
 
 
 def step(health: RoutingHealth, balance: float = 1.0, tokens: float = 1000.0, **loads) -> tuple[dict, list[str]]:
@@ -81,7 +81,7 @@ def test_shares_of_a_real_run_are_logged_and_a_healthy_one_raises_no_alarm(launc
 
 @pytest.mark.filterwarnings("ignore:the balance loss")
 def test_a_router_that_was_made_to_collapse_raises_the_alarm(launch, capsys, monkeypatch):
-    from kleiber.nn.routers import Switch
+    from kleiber.nn.routers.topk import Switch
 
     monkeypatch.setattr(Switch, "priority", lambda self, logits: logits + 100 * torch.eye(8)[3])
     launch("model=moe", "model/router=switch", "model.mlp.k=1", "callbacks.routing.every=1", "trainer.max_steps=8")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kleiber.callbacks.stability import Stability
-from kleiber.identity import config_hash
-from kleiber.step import Diverged, accumulate
-from kleiber.types import Loss
+from kleiber.records.folder import config_hash
+from kleiber.training.callbacks.stability import Stability
+from kleiber.training.step import Diverged, accumulate
+from kleiber.types.batch import Loss
 
 OPTIONS = ["trainer.max_steps=40", "budget.steps=40", "callbacks.stability.window=20"]
 
@@ -28,7 +28,7 @@ def leaping(monkeypatch):
                 sums.values["ce"] = 4 * sums.values["ce"]
             return sums
 
-        monkeypatch.setattr("kleiber.lit.accumulate", leap)
+        monkeypatch.setattr("kleiber.training.lit.accumulate", leap)
 
     return at
 
@@ -100,7 +100,7 @@ def bad(launch, monkeypatch):
             return accumulate(model, objective, batches, *rest)
 
         with monkeypatch.context() as patch:
-            patch.setattr("kleiber.lit.accumulate", note)
+            patch.setattr("kleiber.training.lit.accumulate", note)
             launch(*OPTIONS, root="order")
 
         def spoil(model, objective, batches, *rest):
@@ -112,7 +112,7 @@ def bad(launch, monkeypatch):
             chosen = scaled if int(batches[0].samples[0]) == order[position] else objective
             return accumulate(model, chosen, batches, *rest)
 
-        monkeypatch.setattr("kleiber.lit.accumulate", spoil)
+        monkeypatch.setattr("kleiber.training.lit.accumulate", spoil)
 
     return at
 

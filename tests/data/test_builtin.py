@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kleiber.data import builtin
-from kleiber.data.builtin import Builtin, files
-from kleiber.data.docstrings import docstrings, read_all
-from kleiber.data.near import groups, signature, split
+from kleiber.data.sources import builtin
+from kleiber.data.sources.builtin import Builtin, files
+from kleiber.data.sources.docstrings import docstrings, groups, read_all, signature, split
 
 LONG = "A sentence about number {0} that is long enough to be kept, since it has more than eighty characters, {0}."
 

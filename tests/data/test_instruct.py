@@ -10,7 +10,7 @@ import pytest
 from tables import folder
 
 from kleiber.data.instruct import Conversations, Instruct, Packed
-from kleiber.data.padded import Held
+from kleiber.data.padding import Held
 
 
 def sums(count: int = 30) -> list[dict]:

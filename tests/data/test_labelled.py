@@ -11,9 +11,9 @@ import pytest
 from tables import folder, jsonl
 
 from kleiber.data.labelled import Labelled, LabelledRows, shortened
-from kleiber.data.padded import Held
+from kleiber.data.padding import Held
 from kleiber.data.sampler import stream
-from kleiber.data.text import known_splits
+from kleiber.data.sources.text import known_splits
 
 
 def reviews(count: int = 40) -> list[dict]:

@@ -11,9 +11,9 @@ import torch
 
 from kleiber.data.mixture import Mixture, MixtureCorpus, shares
 from kleiber.data.sampler import stream
-from kleiber.data.tokens import TokenFile
+from kleiber.data.token_files import TokenFile
 from kleiber.data.windows import TrainWindows
-from kleiber.types import Samples
+from kleiber.types.batch import Samples
 
 
 def parts() -> list[Samples]:

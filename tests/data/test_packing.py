@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kleiber.data.packing import packed
+from kleiber.data.padding import packed
 
 
 @pytest.mark.parametrize("seed", range(5))

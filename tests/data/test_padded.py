@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.padded import Held, pad, sizes
-from kleiber.data.tokenizer import Bytes
-from kleiber.types import Batch
+from kleiber.data.padding import Held, pad, sizes
+from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.types.batch import Batch
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from tables import folder, jsonl
 
 from kleiber.data.chat import Turn
-from kleiber.data.padded import Held
+from kleiber.data.padding import Held
 from kleiber.data.preference import PairRows, Preference, pair, transcript
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from kleiber.data.recall import FIRST_VALUE, Recall
-from kleiber.data.repeat import Repeated, Spread
-from kleiber.data.text import Text
+from kleiber.data.mixture import Repeated, Spread
+from kleiber.data.sources.recall import FIRST_VALUE, Recall
+from kleiber.data.sources.text import Text
 
 
 @pytest.mark.parametrize(("context", "pairs"), [(31, 8), (128, 20), (512, None)])

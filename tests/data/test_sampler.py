@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kleiber.data.sampler import Order, evaluation_batches, permutation, stream
-from kleiber.data.tokens import TokenFile
+from kleiber.data.token_files import TokenFile
 from kleiber.data.windows import TrainWindows
 
 

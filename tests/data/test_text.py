@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kleiber import hub
+from kleiber.config import hub
 from kleiber.data.corpus import TextCorpus
-from kleiber.data.text import Text
+from kleiber.data.sources.text import Text
 from kleiber.data.windows import ValidationWindows
 
 CHECK = """
 import sys
-from kleiber.data.text import Text
+from kleiber.data.sources.text import Text
 Text(sys.argv[1]).prepare(16)
 print(*sorted({"datasets", "transformers", "tokenizers"} & sys.modules.keys()))
 """

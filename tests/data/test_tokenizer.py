@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kleiber.data.bpe import BPE, trained
-from kleiber.data.pretrained import pretrained
-from kleiber.data.text import Text
-from kleiber.data.tokenizer import Bytes, chunks
+from kleiber.data.sources.text import Text
+from kleiber.data.tokenizers.bpe import BPE, trained
+from kleiber.data.tokenizers.bytes import Bytes, chunks
+from kleiber.data.tokenizers.pretrained import pretrained
 
 ODD = [
     "hé 🙂 你好",

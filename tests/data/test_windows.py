@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from kleiber.data.sampler import evaluation_batches
-from kleiber.data.tokenizer import Bytes
-from kleiber.data.tokens import TokenFile
+from kleiber.data.token_files import TokenFile
+from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.data.windows import Joined, TrainWindows, ValidationWindows, interleave
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 TEXT = "Ångström weighed 3 elephants, 你好 and a mouse. " * 7
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kleiber.data.tokenizer import Bytes
+from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.evals.choice import Question, choose, ending_log_probs, evaluate, question
 from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 
 @pytest.fixture

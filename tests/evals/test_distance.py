@@ -6,7 +6,7 @@ import torch
 from retention.toys import NEW, OLD, learned, train
 
 from kleiber.data.sampler import evaluation_batches
-from kleiber.evals.distance import distance, divergence
+from kleiber.evals.drift import distance, divergence
 from kleiber.objectives.clm import CLM
 
 CPU = torch.device("cpu")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kleiber.cli import main
-from kleiber.data.tokenizer import Bytes
+from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.evals.harness import score_tasks
+from kleiber.launch.cli import main
 from kleiber.models.generate import generate
 from kleiber.models.transformer import Transformer
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 needs = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs the extra eval (lm-eval)")
 ITEMS = [
@@ -129,8 +129,8 @@ def test_it_equals_lm_evals_own_model_on_the_exported_folder(tasks, tmp_path):
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from kleiber.interchange import save_tokenizer
-    from kleiber.models.hf import to_hf
+    from kleiber.models.hf.twin import to_hf
+    from kleiber.runs.huggingface import save_tokenizer
 
     model, folder = build(), tmp_path / "folder"
     to_hf(model, eos=256).save_pretrained(folder)

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from kleiber.cli import main
 from kleiber.evals.latency import cache_bytes, latency, measure
-from kleiber.models.hf_model import HFModel
+from kleiber.launch.cli import main
+from kleiber.models.hf.wrapped import HFModel
 from kleiber.models.transformer import Transformer
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 NAMES = {"prefill_tokens_per_s", "decode_tokens_per_s", "decode_p50_ms", "decode_p95_ms", "memory_bytes"}
 

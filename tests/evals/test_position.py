@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.recall import Recall
-from kleiber.evals.position import binned, loss_by_position
+from kleiber.data.sources.recall import Recall
+from kleiber.evals.perplexity import binned, loss_by_position
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 

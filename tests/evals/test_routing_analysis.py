@@ -8,20 +8,30 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.tokenizer import Bytes
+from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.evals.routing import evaluate
-from kleiber.evals.routing.record import forced, loss_under, read, unchanged, without
-from kleiber.evals.routing.redundancy import redundancy
 from kleiber.evals.routing.sensitivity import perturbed, relative, sensitivity, to_bf16, to_int8
-from kleiber.evals.routing.settled import flipped, overlap, settled
-from kleiber.evals.routing.special import coactivation, counts, entropy, mutual, specialisation
+from kleiber.evals.routing.specialization import (
+    coactivation,
+    counts,
+    entropy,
+    flipped,
+    mutual,
+    overlap,
+    redundancy,
+    settled,
+    specialisation,
+)
+from kleiber.evals.routing.trace import forced, loss_under, read, unchanged, without
 from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.nn.balance import PerSequence
 from kleiber.nn.moe import interleaved_moe
-from kleiber.nn.routers import Hash, LossFree, Random, TopK
+from kleiber.nn.routers.fixed import Hash, Random
+from kleiber.nn.routers.sigmoid import LossFree
+from kleiber.nn.routers.topk import TopK
 from kleiber.objectives.clm import CLM
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 VOCAB, CONTEXT = 30, 16
 

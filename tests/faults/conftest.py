@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from small_run import TINY
 
-import kleiber.stage  # noqa: F401 (before the fork, so that a child has its imports at once)
+import kleiber.runs.stage  # noqa: F401 (before the fork, so that a child has its imports at once)
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def child(tmp_path: Path, cache_dir: Path) -> Callable[..., int]:
             try:
                 if at is not None:
                     aim(*at)
-                from kleiber.launch import main
+                from kleiber.launch.main import main
 
                 os._exit(main([*TINY, f"root={tmp_path / root}", *overrides]))
             finally:

@@ -29,7 +29,7 @@ from small_run import TINY
 STAGES = ("trunk", "5120", "10240", "15360")
 TREE = [*TINY, "stages=trunk_and_cooldowns", "stages.branches=[5120,10240,15360]", "trainer.max_steps=30"]
 TREE += ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "eval.every_steps=7", "eval.tokens=1024"]
-WRITING = tuple(f"kleiber.checkpoint.{name}" for name in ("save_model", "_digest", "_sync", "_commit", "tidy"))
+WRITING = tuple(f"kleiber.training.checkpoint.{name}" for name in ("save_model", "_digest", "_sync", "_commit", "tidy"))
 PLACES = ("start or end", "step", "checkpoint", "validation")
 
 
@@ -51,7 +51,7 @@ class Child:
                 os.close(2)
                 os.open(os.devnull, os.O_WRONLY)
                 os.dup2(1, 2)
-                from kleiber.launch import main
+                from kleiber.launch.main import main
 
                 os._exit(main([*TREE, f"root={root}"]))
             finally:
@@ -76,13 +76,13 @@ class Child:
         if aim == "checkpoint":
             wrap(target, deadly(number, lambda: self.shared[0] == 2))
         elif aim == "validation":
-            wrap("kleiber.score.held_out_loss", deadly(number, lambda: True))
+            wrap("kleiber.evals.perplexity.held_out_loss", deadly(number, lambda: True))
         elif aim == "branch":
-            wrap("kleiber.lit.accumulate", deadly(number, lambda: self.shared[1] == branch))
-        self._mark("kleiber.lit.accumulate", 1)
-        self._mark("kleiber.checkpoint.save", 2)
-        self._mark("kleiber.score.held_out_loss", 3)
-        wrap("kleiber.stage.run_stage", self._enter)
+            wrap("kleiber.training.lit.accumulate", deadly(number, lambda: self.shared[1] == branch))
+        self._mark("kleiber.training.lit.accumulate", 1)
+        self._mark("kleiber.training.checkpoint.save", 2)
+        self._mark("kleiber.evals.perplexity.held_out_loss", 3)
+        wrap("kleiber.runs.stage.run_stage", self._enter)
 
     def _enter(self, original: Callable, *arguments: Any, **keywords: Any) -> Any:
         stage = next(one for one in arguments if hasattr(one, "branch_step"))
@@ -140,8 +140,8 @@ def counts(root: Path) -> bool:
 
 def campaign(home: Path, kills: int = 30, seed: int = 0) -> Counter:
     """Kills by (aim, place, stage). Raises AssertionError when a tree ends otherwise than the unbroken one."""
-    import kleiber.run
-    import kleiber.stage  # noqa: F401
+    import kleiber.runs.run
+    import kleiber.runs.stage  # noqa: F401
 
     rng = random.Random(seed)
     Child(home / "warm", "none", rng, 0).end()  # builds the token cache

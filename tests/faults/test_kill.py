@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from wandb_records import read
 
-from kleiber.catalog import read_run
+from kleiber.records.catalog import read_run
 
 KILLED = -signal.SIGKILL
 STEPS = ["budget.steps=30", "trainer.max_steps=30", "callbacks.log.every=1", "callbacks.checkpoints.every=4"]
 STEPS += ["eval.every_steps=7", "batch.micro=3", "data.max_bytes=8000"]  # two epochs and a bit
 KILLS = [
-    ("kleiber.lit.accumulate", 7),
-    ("kleiber.checkpoint._commit", 2),
-    ("kleiber.score.held_out_loss", 2),
-    ("kleiber.checkpoint._sync", 5),
-    ("kleiber.lit.normalise", 6),
+    ("kleiber.training.lit.accumulate", 7),
+    ("kleiber.training.checkpoint._commit", 2),
+    ("kleiber.evals.perplexity.held_out_loss", 2),
+    ("kleiber.training.checkpoint._sync", 5),
+    ("kleiber.training.lit.normalise", 6),
 ]
 
 
@@ -48,7 +48,7 @@ def test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same(
     child, launch, once, tmp_path, capsys, damage
 ):
     unbroken = once(*STEPS).parents[1]
-    assert child(*STEPS, root="killed", at=("kleiber.lit.accumulate", 30)) == KILLED
+    assert child(*STEPS, root="killed", at=("kleiber.training.lit.accumulate", 30)) == KILLED
     newest = max(tmp_path.glob("killed/*/*/stages/main/checkpoints/step-*")) / "model.safetensors"
     content = newest.read_bytes()
     newest.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
@@ -63,7 +63,7 @@ def test_the_mirror_of_a_killed_run_is_read_to_its_last_row_and_has_no_end(child
     """FAULTS 47: no exit record means that nobody was there to write one."""
     mirror = ["logger=wandb", "logger.wandb.mode=offline", "callbacks.log.every=1", "eval.every_steps=0"]
     long = ["budget.steps=2000", "trainer.max_steps=2000"]  # W&B's service writes a moment later, and here it dies too
-    assert child(*long, *mirror, root="killed", at=("kleiber.lit.accumulate", 1500)) == KILLED
+    assert child(*long, *mirror, root="killed", at=("kleiber.training.lit.accumulate", 1500)) == KILLED
     (folder,) = tmp_path.glob("killed/*/*")
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     found = read(path, patience=0)

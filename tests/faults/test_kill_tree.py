@@ -10,12 +10,12 @@ STAGES = ("trunk", "5120", "10240", "15360")
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[5120,10240,15360]", "trainer.max_steps=30"]
 TREE += ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "eval.every_steps=7"]
 KILLS = [
-    ("kleiber.lit.accumulate", 11),  # in the trunk
-    ("kleiber.checkpoint._commit", 4),
-    ("kleiber.score.held_out_loss", 3),
-    ("kleiber.stage.forget_branch", 1),  # between stages
-    ("kleiber.lit.accumulate", 2),  # in a branch, before its first checkpoint
-    ("kleiber.checkpoint._sync", 3),
+    ("kleiber.training.lit.accumulate", 11),  # in the trunk
+    ("kleiber.training.checkpoint._commit", 4),
+    ("kleiber.evals.perplexity.held_out_loss", 3),
+    ("kleiber.runs.stage.forget_branch", 1),  # between stages
+    ("kleiber.training.lit.accumulate", 2),  # in a branch, before its first checkpoint
+    ("kleiber.training.checkpoint._sync", 3),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from processes import wait_for
 from test_kill import STEPS, facts
 
-from kleiber.step import accumulate
+from kleiber.training.step import accumulate
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def signalled(monkeypatch):
                 os.kill(os.getpid(), number)
             return accumulate(*arguments)
 
-        monkeypatch.setattr("kleiber.lit.accumulate", asks)
+        monkeypatch.setattr("kleiber.training.lit.accumulate", asks)
 
     return at
 
@@ -60,7 +60,7 @@ def test_wandb_is_told_of_the_preemption(launch, signalled):
     wait_for(lambda: read(path)["exit_code"] == 75, 10)  # the client returns before its file is whole
 
 
-@pytest.mark.parametrize("place", ["kleiber.plan.make_plan", "kleiber.score.held_out_loss"])
+@pytest.mark.parametrize("place", ["kleiber.runs.plan.make_plan", "kleiber.evals.perplexity.held_out_loss"])
 def test_a_signal_where_no_step_is_trained_is_heeded_too(launch, monkeypatch, place):
     """While data are prepared and while the last score is taken, when Lightning's own handlers are not there."""
     import importlib

@@ -12,8 +12,8 @@ from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import NoMixing, WindowAttention
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import interleaved_moe
-from kleiber.trainer import checkpoint_activations
-from kleiber.types import Batch
+from kleiber.training.trainer import checkpoint_activations
+from kleiber.types.batch import Batch
 
 TIME = 32
 

@@ -10,7 +10,7 @@ from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import NoMixing, WindowAttention
 from kleiber.nn.kv_cache import Cache
 from kleiber.nn.moe import interleaved_moe
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 CASES = {
     "gpt": {},

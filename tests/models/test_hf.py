@@ -5,14 +5,14 @@ from functools import partial
 import pytest
 import torch
 
-from kleiber.models.hf import from_hf, to_hf
+from kleiber.models.hf.twin import from_hf, to_hf
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
 from kleiber.nn.mlp import GELU, SwiGLU
 from kleiber.nn.moe import interleaved_moe
-from kleiber.nn.parametrization import MuP, StandardParametrization
-from kleiber.nn.routers import Switch
-from kleiber.types import Batch
+from kleiber.nn.mup import MuP, StandardParametrization
+from kleiber.nn.routers.topk import Switch
+from kleiber.types.batch import Batch
 
 MLPS = {
     "dense": SwiGLU,

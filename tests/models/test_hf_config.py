@@ -9,18 +9,18 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from kleiber.assess import ours
-from kleiber.build import build
-from kleiber.check import _check_node
-from kleiber.models.hf import load_hf, to_hf
-from kleiber.models.hf_config import DEFAULTS, KINDS, hf_model_node, hf_tokenizer, hf_vocab_size
-from kleiber.models.hf_model import HFModel
+from kleiber.config.check import _check_node
+from kleiber.config.signatures import build
+from kleiber.models.hf.config import DEFAULTS, KINDS, hf_model_node, hf_tokenizer, hf_vocab_size
+from kleiber.models.hf.twin import load_hf, to_hf
+from kleiber.models.hf.wrapped import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
-from kleiber.nn.parametrization import MuP
-from kleiber.nn.routers import Switch
+from kleiber.nn.mup import MuP
+from kleiber.nn.routers.topk import Switch
 from kleiber.objectives.clm import CLM
-from kleiber.types import Batch
+from kleiber.runs.evaluate import ours
+from kleiber.types.batch import Batch
 
 CASES = {
     "llama": {"qk_norm": False, "num_kv_heads": 1},
@@ -56,7 +56,7 @@ def test_stories260k_imported_gives_the_logits_of_transformers_and_its_known_los
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM
 
-    from kleiber.data.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import pretrained
 
     folder = shared / "data" / "models" / "stories260K"
     model, exact = imported(folder).eval(), imported(folder).double()

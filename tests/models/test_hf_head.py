@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from kleiber.models.hf_model import HFModel
+from kleiber.models.hf.wrapped import HFModel
 from kleiber.objectives.clm import CLM
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 VOCAB = 48
 SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}

@@ -9,17 +9,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kleiber import checkpoint
-from kleiber.adapters.freeze import Freeze
+from kleiber.adapters.freeze import Freeze, parts
 from kleiber.adapters.lora import LoRA
-from kleiber.adapters.parts import parts
 from kleiber.models.counting import count_parameters, training_flops
 from kleiber.models.generate import generate, left_padded
-from kleiber.models.hf_model import HFModel
+from kleiber.models.hf.wrapped import HFModel
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import cross_entropy
-from kleiber.rate import usual_rate
-from kleiber.types import Batch
+from kleiber.runs.inherit import usual_rate
+from kleiber.training import checkpoint
+from kleiber.types.batch import Batch
 
 VOCAB = 48
 KEYS = ("path", "weights", "config")
@@ -214,7 +213,7 @@ def test_an_encoder_without_an_output_layer_has_heads_of_tasks_alone(tmp_path):
 
 
 def test_an_output_layer_of_unknown_form_is_none_and_the_encoder_still_serves(monkeypatch):
-    monkeypatch.setattr("kleiber.models.hf_head._transform", lambda inner: None)
+    monkeypatch.setattr("kleiber.models.hf.head._transform", lambda inner: None)
     for kind, sizes in (("roberta", WIDE), ("albert", NARROW)):
         model = HFModel(VOCAB, kind, "random", sizes, context=16)
         assert model(Batch(torch.randint(VOCAB, (2, 5)))).hidden.shape == (2, 5, 32)
@@ -228,8 +227,8 @@ def test_an_output_layer_of_unknown_form_is_none_and_the_encoder_still_serves(mo
 
 def rate_of(*told) -> float | None:
     """What a run of this model would learn at, which is asked before the model is built."""
-    node = {"_target_": "kleiber.models.hf_model.HFModel", **dict(zip(KEYS, told, strict=True))}
-    return usual_rate({"model": node, "optimizer": {"_target_": "kleiber.optim.AdamW"}}, trained=False)
+    node = {"_target_": "kleiber.models.HFModel", **dict(zip(KEYS, told, strict=True))}
+    return usual_rate({"model": node, "optimizer": {"_target_": "kleiber.optimizers.AdamW"}}, trained=False)
 
 
 def test_a_config_that_the_architecture_cannot_have_is_refused_in_one_sentence():

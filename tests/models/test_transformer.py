@@ -9,9 +9,9 @@ from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
 from kleiber.nn.mlp import GELU, SwiGLU
 from kleiber.nn.moe import interleaved_moe
-from kleiber.nn.parametrization import MuP, StandardParametrization
-from kleiber.nn.routers import Switch
-from kleiber.types import Batch, Role
+from kleiber.nn.mup import MuP, StandardParametrization
+from kleiber.nn.routers.topk import Switch
+from kleiber.types.batch import Batch, Role
 
 VOCAB = 23
 MLPS = {"swiglu": SwiGLU, "gelu": GELU, "moe": partial(interleaved_moe, num_experts=4, num_shared=1)}

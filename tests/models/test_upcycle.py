@@ -9,18 +9,11 @@ from kleiber.models.transformer import Transformer
 from kleiber.models.upcycle import upcycle
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import dropping_moe, interleaved_moe
-from kleiber.nn.routers import (
-    GroupLimited,
-    Hash,
-    LossFree,
-    Noisy,
-    Random,
-    Sigmoid,
-    Sinkhorn,
-    Switch,
-    TopK,
-)  # fmt: skip
-from kleiber.types import Batch
+from kleiber.nn.routers.fixed import Hash, Random
+from kleiber.nn.routers.sigmoid import GroupLimited, LossFree, Sigmoid
+from kleiber.nn.routers.sinkhorn import Sinkhorn  # fmt: skip
+from kleiber.nn.routers.topk import Noisy, Switch, TopK
+from kleiber.types.batch import Batch
 
 HIDDEN = 96
 SIZES = {"depth": 3, "width": 32, "context": 16, "num_heads": 2}

@@ -7,7 +7,7 @@ import torch
 
 from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention, heads
 from kleiber.nn.kv_cache import Cache
-from kleiber.nn.parametrization import Site, StandardParametrization
+from kleiber.nn.mup import Site, StandardParametrization
 
 TIME, WIDTH = 12, 16
 KINDS = {

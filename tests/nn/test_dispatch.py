@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from kleiber.nn import dispatch as module
 from kleiber.nn.dispatch import dispatch
-from kleiber.types import Routing
+from kleiber.types.batch import Routing
 
 BACKENDS = ("grouped", "loop", "dense")
 TOKENS, EXPERTS, DIM, HIDDEN = 21, 6, 16, 8

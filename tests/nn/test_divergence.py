@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kleiber.nn.divergence import kl_divergence
+from kleiber.nn.loss import kl_divergence
 
 
 def example():

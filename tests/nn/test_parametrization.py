@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kleiber.nn.parametrization import MuP, StandardParametrization
-from kleiber.types import Role
+from kleiber.nn.mup import MuP, StandardParametrization
+from kleiber.types.batch import Role
 
 
 def test_both_agree_with_plain_attention_at_the_base_head_and_all_is_one_at_the_base():
@@ -51,7 +51,7 @@ def rms_after_steps(
     from kleiber.models.transformer import Transformer
     from kleiber.nn.loss import cross_entropy
     from kleiber.nn.moe import interleaved_moe
-    from kleiber.types import Batch
+    from kleiber.types.batch import Batch
 
     found: dict[str, float] = {}
     for seed in range(seeds):

@@ -4,20 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.nn.parametrization import Site, StandardParametrization
-from kleiber.nn.routers import (
-    ExpertChoice,
-    GroupLimited,
-    Hash,
-    LossFree,
-    Noisy,
-    Random,
-    Sigmoid,
-    Sinkhorn,
-    Switch,
-    TopK,
-)  # fmt: skip
-from kleiber.types import Batch
+from kleiber.nn.mup import Site, StandardParametrization
+from kleiber.nn.routers.expert_choice import ExpertChoice
+from kleiber.nn.routers.fixed import Hash, Random
+from kleiber.nn.routers.sigmoid import GroupLimited, LossFree, Sigmoid
+from kleiber.nn.routers.sinkhorn import Sinkhorn  # fmt: skip
+from kleiber.nn.routers.topk import Noisy, Switch, TopK
+from kleiber.types.batch import Batch
 
 LEARNED = [TopK, Switch, Noisy, Sigmoid, LossFree, GroupLimited, Sinkhorn]
 EVERY = [*LEARNED, Hash, Random]

@@ -11,10 +11,17 @@ import torch
 
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
-from kleiber.objectives import gathered
-from kleiber.objectives.classification import confusion_matrix, multi_label, per_class, quantity, single_label
-from kleiber.objectives.classify import Classify, pooled
-from kleiber.types import Batch
+from kleiber.objectives import objective as gathered
+from kleiber.objectives.classify import (
+    Classify,
+    confusion_matrix,
+    multi_label,
+    per_class,
+    pooled,
+    quantity,
+    single_label,
+)
+from kleiber.types.batch import Batch
 
 
 def corpus(kind: str = "single", classes: int = 3, **more) -> SimpleNamespace:

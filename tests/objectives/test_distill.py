@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.data.tokenizer import Bytes
+from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.distill import Distill
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 TOY = SimpleNamespace(name="toy", tokenizer=Bytes())
 

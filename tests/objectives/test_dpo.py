@@ -18,15 +18,15 @@ from tables import folder
 
 from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.data.preference import Preference, PreferenceCorpus
+from kleiber.evals.perplexity import Place
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE
-from kleiber.nn.routers import Random
+from kleiber.nn.routers.fixed import Random
 from kleiber.objectives import dpo
 from kleiber.objectives.dpo import CDPO, DPO, IPO, answer_log_probs, won
-from kleiber.objectives.reference import fingerprint
-from kleiber.score import Place
-from kleiber.types import Batch
+from kleiber.objectives.objective import fingerprint
+from kleiber.types.batch import Batch
 
 LN2 = math.log(2)
 

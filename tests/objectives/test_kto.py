@@ -15,7 +15,7 @@ from kleiber.data.unpaired import Unpaired, UnpairedCorpus
 from kleiber.models.transformer import Transformer
 from kleiber.objectives import kto
 from kleiber.objectives.kto import KTO, auc
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 
 def model(seed: int = 0, **options) -> Transformer:

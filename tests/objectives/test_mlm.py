@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from kleiber.data.tokenizer import Bytes
+from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.mlm import MLM, uniform
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 
 def batch(rows: int = 64, time: int = 257, start: int = 0) -> Batch:

@@ -16,9 +16,9 @@ from tables import folder
 from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
-from kleiber.nn.routers import Random
+from kleiber.nn.routers.fixed import Random
 from kleiber.objectives.reward import Reward
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 LETTERS = list("abcdefgh")
 

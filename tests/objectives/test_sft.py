@@ -15,9 +15,8 @@ from kleiber.data.instruct import Conversations, Instruct, Packed
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE
-from kleiber.objectives.clm import inputs
-from kleiber.objectives.sft import SFT
-from kleiber.types import Batch
+from kleiber.objectives.clm import SFT, inputs
+from kleiber.types.batch import Batch
 
 ANSWERS = SimpleNamespace(name="toy", num_answers=1)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kleiber.optimizers.lion import Lion
-from kleiber.types import Role
+from kleiber.types.batch import Role
 
 ROLES = {"weight": Role("hidden", 4)}
 

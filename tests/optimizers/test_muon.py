@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kleiber import checkpoint
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
-from kleiber.nn.parametrization import MuP, StandardParametrization
+from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.objectives.clm import CLM
 from kleiber.optimizers.muon import Muon, StackedMuon, orthogonalised
-from kleiber.types import Batch
+from kleiber.training import checkpoint
+from kleiber.types.batch import Batch
 
 
 def mixture(width: int = 64) -> Transformer:

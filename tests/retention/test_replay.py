@@ -8,9 +8,9 @@ import torch
 
 from kleiber.data.mixture import Mixture
 from kleiber.objectives.clm import CLM
-from kleiber.retention.earlier import Written, partners, write
+from kleiber.retention.memory import Written, partners, write
 from kleiber.retention.replay import Replay
-from kleiber.types import Batch, Loss, Task
+from kleiber.types.batch import Batch, Loss, Task
 
 from .toys import CONTEXT, NEW, OLD, TASKS, Language, Letters, learned, model
 

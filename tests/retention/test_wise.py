@@ -2,8 +2,8 @@
 
 import torch
 
-from kleiber import checkpoint
 from kleiber.retention.wise import WiSE
+from kleiber.training import checkpoint
 
 from .toys import NEW, learned, train
 

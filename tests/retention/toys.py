@@ -8,8 +8,8 @@ import torch
 from kleiber.data.sampler import stream
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
-from kleiber.step import accumulate, normalise
-from kleiber.types import Batch, Task
+from kleiber.training.step import accumulate, normalise
+from kleiber.types.batch import Batch, Task
 
 VOCAB, CONTEXT = 12, 16
 

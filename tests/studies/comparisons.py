@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-STUDY = {"_target_": "kleiber.studies.forgetting.Forgetting"}
+STUDY = {"_target_": "kleiber.studies.Forgetting"}
 START = {"docs": 2.0, "code": 3.0}
 
 

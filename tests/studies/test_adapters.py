@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from kleiber.catalog import read_runs
+from kleiber.records.catalog import read_runs
 from kleiber.studies.adapters import Adapters
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
@@ -25,7 +25,7 @@ def write(folder, rank: int | None, lr: float, seed: int) -> None:
     shift = 0.05 * seed  # of the base, common to all arms of a seed
     (F, target), noise = truth(rank, lr), 0.001
     F, target = F + shift + noise * rng.normal(), target + noise * rng.normal()
-    adapter = None if rank is None else {"_target_": "kleiber.adapters.lora.LoRA", "rank": rank, "rslora": False}
+    adapter = None if rank is None else {"_target_": "kleiber.adapters.LoRA", "rank": rank, "rslora": False}
     config = {"adapter": adapter, "retention": None, "init": {"path": f"base{seed}"}, "seed": seed}
     stage = {
         "name": "main", "tasks": ["code"], "metrics": {"val/docs/loss": 2.0 + F, "val/code/loss": target}, "lr": lr,
@@ -110,7 +110,7 @@ def test_rates_far_beyond_the_frontiers_are_counted_and_not_drawn():
     pytest.importorskip("altair")
     import pandas as pd
 
-    from kleiber.studies.adapter_plots import frontier
+    from kleiber.studies.compare.figures import frontier
 
     rows = [("full", 1.0, 0.2, True), ("full", 1.2, 0.1, True), ("rank 1", 1.3, 0.1, True), ("rank 1", 3.0, 2.0, False)]
     points = pd.DataFrame(rows, columns=["method", "target", "F", "best"]).assign(F_sd=0.01, lr=0.1, n=3)

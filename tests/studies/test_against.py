@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies import analysis, table
-from kleiber.studies.against import hold
-from kleiber.studies.laws import find
+from kleiber.studies.laws import analysis, table
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.prediction import hold
 
 from . import ladders
 

@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.accounting import accounting, conventions
-from kleiber.studies.approaches import Exponent, allocation, disagreement, envelope, optimum, vertices
-from kleiber.studies.branched import exponents
-from kleiber.studies.fit import fit
-from kleiber.studies.noise_model import NoiseModel
-from kleiber.studies.side_by_side import compare
-from kleiber.studies.variance_components import Layout, VarianceComponents
+from kleiber.studies.laws.allocation import Exponent, allocation, disagreement, envelope, optimum, vertices
+from kleiber.studies.laws.allocation_table import accounting, compare, conventions, exponents
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.variance_components import Layout, VarianceComponents
 
 from . import ladders
 

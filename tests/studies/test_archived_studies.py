@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import kleiber.studies
-from kleiber import archive
-from kleiber.catalog import archive_runs, read_runs
-from kleiber.cli import main
-from kleiber.studies import record
-from kleiber.studies.findings import content
+from kleiber.launch.cli import main
+from kleiber.records import archive
+from kleiber.records.catalog import archive_runs, read_runs
 from kleiber.studies.forgetting import Forgetting
+from kleiber.studies.laws import file
 from kleiber.studies.report import study_of
 from kleiber.studies.routers import Routers
 from kleiber.studies.scaling import Scaling
+from kleiber.studies.study import content
 
 from .comparisons import write_study
 from .ladders import noisy, small_loss, write_tree
@@ -35,8 +35,8 @@ def ladder(home: Path) -> None:
 
 def arms(home: Path) -> None:
     for arm, loss in (("topk", 3.0), ("hash", 3.1), ("lossfree", 3.05)):
-        write(home, {"_target_": "kleiber.studies.routers.Routers"}, arm, loss)
-    write(home, {"_target_": "kleiber.studies.routers.Routers"}, "unbalanced", 3.0, status="diverged", lrs=[0.16])
+        write(home, {"_target_": "kleiber.studies.Routers"}, arm, loss)
+    write(home, {"_target_": "kleiber.studies.Routers"}, "unbalanced", 3.0, status="diverged", lrs=[0.16])
 
 
 STUDIES = {"scaling": (Scaling(bootstrap=20), ladder), "routers": (Routers(tokens="4M"), arms),
@@ -57,9 +57,9 @@ def test_a_study_finds_the_same_in_its_rows(tmp_path, name):
     fill(tmp_path / name)
     homes = [tmp_path / name, kept(tmp_path / name, tmp_path / "other")]
     found = [study.analyse(read_runs(home)) for home in homes]
-    told = [record.finite(content(one, name, read_runs(home))) for one, home in zip(found, homes, strict=True)]
+    told = [file.finite(content(one, name, read_runs(home))) for one, home in zip(found, homes, strict=True)]
     assert told[0] == told[1]
-    assert record.finite(found[0].law) == record.finite(found[1].law)
+    assert file.finite(found[0].law) == file.finite(found[1].law)
     assert set(found[0].figures) == set(found[1].figures)
 
 
@@ -71,7 +71,7 @@ def test_some_cells_may_be_folders_and_others_rows(tmp_path):
         shutil.rmtree(path)
     runs = read_runs(tmp_path / "routers")
     assert {run.archived is None for run in runs} == {True, False}
-    assert record.finite(content(Routers(tokens="4M").analyse(runs), "", runs)) == record.finite(whole)
+    assert file.finite(content(Routers(tokens="4M").analyse(runs), "", runs)) == file.finite(whole)
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:
@@ -119,7 +119,7 @@ def test_studies_read_runs_through_the_catalog_alone():
     for path in Path(kleiber.studies.__file__).parent.glob("*.py"):
         tree = ast.walk(ast.parse(path.read_text()))
         names = {f"{node.module}.{one.name}" for node in tree if isinstance(node, ast.ImportFrom) for one in node.names}
-        files = {"kleiber.metrics.read_rows", "kleiber.summary.read", "kleiber.archive.read"}
-        if names & files or any(name.startswith("kleiber.folder.") for name in names):
+        files = {"kleiber.records.summary.read_rows", "kleiber.records.summary.read", "kleiber.records.archive.read"}
+        if names & files or any(name.startswith("kleiber.records.folder.") for name in names):
             readers.add(path.name)
     assert readers == NOT_OF_RUNS

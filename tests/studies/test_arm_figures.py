@@ -2,24 +2,24 @@
 
 import pytest
 
-from kleiber.studies import arm_figures
-from kleiber.studies.arm_rows import Arm
+from kleiber.studies.compare import arms
+from kleiber.studies.compare.arms import Arm
 
 ARM = Arm("mixture", {0.01: {0: 3.0, 1: 3.1}}, 0.01, "", {"params": 5.0})
 
 
 def test_what_has_no_data_has_no_figure():
-    assert arm_figures.differences_chart([], "title") == {}
-    assert arm_figures.against_loss("sizes", [], "params", "title") == {}
+    assert arms.differences_chart([], "title") == {}
+    assert arms.against_loss("sizes", [], "params", "title") == {}
 
 
 @pytest.mark.parametrize("name", ["differences", "arms", "tuning", "sizes"])
 def test_a_figure_shows_the_arms_it_was_asked_for(name):
     gap = {"what": "mixture - dense", "value": 0.1, "lo": 0.0, "hi": 0.2}
     made = {
-        **arm_figures.differences_chart([gap], "title"),
-        **arm_figures.each_arm({"mixture": ARM}),
-        **arm_figures.against_loss("sizes", [ARM.row()], "params", "title"),
+        **arms.differences_chart([gap], "title"),
+        **arms.each_arm({"mixture": ARM}),
+        **arms.against_loss("sizes", [ARM.row()], "params", "title"),
     }
     assert list(made) == ["differences", "arms", "tuning", "sizes"]
     assert '"mixture' in made[name]().to_json()

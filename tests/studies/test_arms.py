@@ -6,9 +6,9 @@ import math
 import pytest
 import yaml
 
-from kleiber.catalog import read_runs
-from kleiber.studies.arm_rows import paired, read
-from kleiber.studies.arms import Arms
+from kleiber.records.catalog import read_runs
+from kleiber.studies.compare.arms import paired, read
+from kleiber.studies.designs.arms import Arms
 from kleiber.studies.report import report
 from kleiber.studies.routers import Routers
 from kleiber.studies.sparsity import Sparsity
@@ -61,7 +61,7 @@ def served(rate: float) -> dict[str, float]:
     return {f"latency/{name}/{rows}": value for rows, told in ((1, one), (8, eight)) for name, value in told.items()}
 
 
-SPARSITY = {"_target_": "kleiber.studies.sparsity.Sparsity", "sizes": ["dense", "large"]}
+SPARSITY = {"_target_": "kleiber.studies.Sparsity", "sizes": ["dense", "large"]}
 
 
 def test_the_design_plans_every_arm_rate_and_seed_and_replaces_what_is_one_a_seed():
@@ -223,7 +223,7 @@ def test_a_report_of_arms_leaves_findings_figures_and_a_page(sparsity):
 
 
 def test_routers_are_ranked_and_claims_are_shown_contradicted_or_not_tested(tmp_path):
-    study = {"_target_": "kleiber.studies.routers.Routers"}
+    study = {"_target_": "kleiber.studies.Routers"}
     for arm, loss in (("topk", 3.0), ("hash", 3.1), ("lossfree", 3.05), ("unbalanced", 3.0)):
         write(tmp_path, study, arm, loss)
     found = Routers(tokens="4M").analyse(read_runs(tmp_path))
@@ -240,7 +240,7 @@ def test_routers_are_ranked_and_claims_are_shown_contradicted_or_not_tested(tmp_
 
 def test_balance_is_shown_by_intervals_and_not_by_points(tmp_path):
     """A router that is worse on one seed of three by far is neither shown to be as good nor contradicted."""
-    study = {"_target_": "kleiber.studies.routers.Routers"}
+    study = {"_target_": "kleiber.studies.Routers"}
     write(tmp_path, study, "topk", 3.0)
     write(tmp_path, study, "lossfree", 3.0)
 
@@ -265,7 +265,7 @@ def test_balance_is_shown_by_intervals_and_not_by_points(tmp_path):
 
 
 def test_upcycling_compares_at_equal_flops(tmp_path):
-    study = {"_target_": "kleiber.studies.upcycling.Upcycling"}
+    study = {"_target_": "kleiber.studies.Upcycling"}
     for arm, loss in (("upcycled", 2.9), ("continued", 3.0), ("scratch", 3.2)):
         write(tmp_path, study, arm, loss)
     found = Upcycling().analyse(read_runs(tmp_path))
@@ -285,7 +285,7 @@ def test_a_folder_without_arms_is_refused(tmp_path):
 
 
 def test_one_size_of_dense_model_gives_no_multiplier():
-    from kleiber.studies.arm_rows import Arm
+    from kleiber.studies.compare.arms import Arm
     from kleiber.studies.sparsity import multiplier
 
     losses = {"a": 2.0, "b": 1.9, "m": 1.8}

@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.asymptotics import signs
-from kleiber.studies.fit import fit
-from kleiber.studies.laws import find
-from kleiber.studies.noise_model import NoiseModel, fit_with_noise
-from kleiber.studies.table import load
-from kleiber.studies.transients import diagnose, transient, untold
-from kleiber.studies.verdicts import pre_asymptotic
+from kleiber.studies.laws.asymptotics import signs
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
+from kleiber.studies.laws.table import load
+from kleiber.studies.laws.transients import diagnose, transient, untold
+from kleiber.studies.laws.verdicts import pre_asymptotic
 
 from . import ladders
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.backtest import backtests, default_cuts, holdouts, naive_predictions, rank
-from kleiber.studies.extrapolation import Misfit
-from kleiber.studies.fit import fit
-from kleiber.studies.laws import find
-from kleiber.studies.noise_model import NoiseModel
-from kleiber.studies.verdicts import backtest_verdicts
+from kleiber.studies.laws.backtest import backtests, default_cuts, holdouts, naive_predictions, rank
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.extrapolation import Misfit
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.verdicts import backtest_verdicts
 
 from . import ladders
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from kleiber.studies.claims import claims, gap
+from kleiber.studies.compare.contrast import claims, gap
 
 
 def test_a_difference_without_replicates_has_no_interval_in_words():

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from kleiber.studies import command, law, record
+from kleiber.studies.laws import command, file, law
 
 from . import ladders
 from .test_golden import GOLDEN
@@ -40,7 +40,7 @@ def fit(csv, *words):
 def valid(path):
     jsonschema = pytest.importorskip("jsonschema")
     found = json.loads(path.read_text())
-    jsonschema.validate(found, json.loads(record.SCHEMA.read_text()))
+    jsonschema.validate(found, json.loads(file.SCHEMA.read_text()))
     return found
 
 
@@ -141,7 +141,7 @@ def test_suspects_show_the_fit_with_and_without(csv, tmp_path):
 def test_the_stated_limit_of_extrapolation_is_the_analysis_limit():
     import inspect
 
-    from kleiber.studies.analysis import MAX_DECADES
+    from kleiber.studies.laws.analysis import MAX_DECADES
 
     for one in (command.fit, command.predict):
         assert inspect.signature(one).parameters["max_decades"].default == MAX_DECADES
@@ -206,7 +206,7 @@ def test_one_or_two_sizes_give_no_exponent_and_no_interval_at_another_size(tmp_p
 def test_what_would_have_no_effect_or_no_meaning_is_refused_by_name(csv, tmp_path, words, told):
     own = tmp_path / "my.py"
     own.write_text(
-        "from __future__ import annotations\nfrom kleiber.studies.law import Array, Part\n"
+        "from __future__ import annotations\nfrom kleiber.studies.laws.law import Array, Part\n"
         "def own(n: Array, *, E: Part):\n    return E + 0 * n\n"
         "def raises(N: Array, *, E: Part):\n    raise KeyError('boo')\n"
         "def unknown(N: Nothing, *, E: Part):\n    return E\n"
@@ -254,7 +254,7 @@ def test_a_law_file_keeps_what_its_decorator_says(csv, tmp_path, monkeypatch):
     monkeypatch.setattr(law, "LAWS", dict(law.LAWS))  # which the file enters itself into
     own = tmp_path / "mine.py"
     own.write_text(
-        "from kleiber.studies.law import Array, Exponent, Part, law\n"
+        "from kleiber.studies.laws.law import Array, Exponent, Part, law\n"
         "@law(space='linear', loss_fn='squared', derived={'half': lambda p: p['E'] / 2})\n"
         "def mine(D: Array, *, E: Part, B: Part, beta: Exponent):\n    return E + B * D**-beta\n"
     )

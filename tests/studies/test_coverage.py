@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from small_run import REPOSITORY
 
-from kleiber.studies.asymptotics import signs
-from kleiber.studies.bootstrap import interval
-from kleiber.studies.transients import diagnose
+from kleiber.studies.laws.asymptotics import signs
+from kleiber.studies.laws.bootstrap import interval
+from kleiber.studies.laws.transients import diagnose
 
 
 def simulation():

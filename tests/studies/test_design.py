@@ -2,7 +2,7 @@
 
 import pytest
 
-from kleiber.studies.design import Grid
+from kleiber.studies.designs.grid import Grid
 
 
 def test_a_grid_has_every_width_with_its_seeds_small_ones_first():

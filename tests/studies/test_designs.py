@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kleiber.studies.design import Sequential
-from kleiber.studies.information import half_width
-from kleiber.studies.isoflop import IsoFLOP
-from kleiber.studies.optimal import Optimal
-from kleiber.studies.planning import PRIOR, Ground, Trunk, best_width, loss, planning_laws, points
+from kleiber.studies.designs.grid import Sequential
+from kleiber.studies.designs.information import half_width
+from kleiber.studies.designs.isoflop import IsoFLOP
+from kleiber.studies.designs.optimal import Optimal
+from kleiber.studies.designs.plan import PRIOR, Ground, Trunk, best_width, loss, planning_laws, points
 
 from .ladders import noisy, write_tree
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kleiber.studies import estimates
-from kleiber.studies.bootstrap import interval
-from kleiber.studies.fit import fit
-from kleiber.studies.noise_model import NoiseModel
+from kleiber.studies.laws import estimates
+from kleiber.studies.laws.bootstrap import interval
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.noise_model import NoiseModel
 
 from . import ladders
 

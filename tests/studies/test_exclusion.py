@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.analysis import Options, analyse
-from kleiber.studies.exclusion import diverged, undertuned, unfinished, without_suspects
-from kleiber.studies.laws import find
-from kleiber.studies.table import load
+from kleiber.studies.laws.analysis import Options, analyse
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.exclusion import diverged, undertuned, unfinished, without_suspects
+from kleiber.studies.laws.table import load
 
 from . import ladders
 

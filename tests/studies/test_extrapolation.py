@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from kleiber.studies.extrapolation import EXPECTED, FEW_PER_CUT, NEAR, POWER, WEIGHT, Evidence, Misfit, outside, widened
+from kleiber.studies.laws.extrapolation import (
+    EXPECTED,
+    FEW_PER_CUT,
+    NEAR,
+    POWER,
+    WEIGHT,
+    Evidence,
+    Misfit,
+    outside,
+    widened,
+)
 
 Z = ndtri(0.95)
 

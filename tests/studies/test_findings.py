@@ -2,13 +2,13 @@
 
 import pytest
 
+from kleiber.studies.clm_vs_mlm import ClmVsMlm
 from kleiber.studies.context import Context
-from kleiber.studies.experts import MoELaw
+from kleiber.studies.data_repeat import DataRepeat
 from kleiber.studies.forgetting import Forgetting
 from kleiber.studies.forgetting_law import ForgettingLaw
+from kleiber.studies.moe_law import MoELaw
 from kleiber.studies.mup_transfer import MupTransfer
-from kleiber.studies.objectives import ClmVsMlm
-from kleiber.studies.repetition import DataRepeat
 
 
 @pytest.mark.parametrize("study", [Context, MoELaw, Forgetting, ForgettingLaw, MupTransfer, ClmVsMlm, DataRepeat])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from kleiber.studies.fit import fit
-from kleiber.studies.noise_model import NoiseModel
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.noise_model import NoiseModel
 
 from . import ladders
 

@@ -6,16 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.analysis import Options
-from kleiber.studies.approaches import regress, vertices
-from kleiber.studies.bootstrap import Draws, interval
-from kleiber.studies.fit import fit as fit_law
-from kleiber.studies.laws import find
-from kleiber.studies.noise_model import NoiseModel, fit_with_noise
-from kleiber.studies.record import fitted_values
-from kleiber.studies.replicates import lack_of_fit
-from kleiber.studies.solve import relative_sigma, rho
-from kleiber.studies.table import load
+from kleiber.studies.laws.allocation import regress, vertices
+from kleiber.studies.laws.analysis import Options
+from kleiber.studies.laws.bootstrap import Draws, interval
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.file import fitted_values
+from kleiber.studies.laws.fit import fit as fit_law
+from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
+from kleiber.studies.laws.replicates import lack_of_fit
+from kleiber.studies.laws.solve import relative_sigma, rho
+from kleiber.studies.laws.table import load
 
 from . import ladders
 from .test_command import csv, fit, run, valid  # noqa: F401  (csv is a fixture)

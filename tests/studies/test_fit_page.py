@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.cli import main
+from kleiber.launch.cli import main
 
 MAP = ["--map", "N=size,D=seen,L=loss"]
 

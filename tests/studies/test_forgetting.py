@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.catalog import read_runs
-from kleiber.cli import main
-from kleiber.studies import forgetting, frontier, outcomes
+from kleiber.launch.cli import main
+from kleiber.records.catalog import read_runs
+from kleiber.studies import forgetting
+from kleiber.studies.compare import frontier
+from kleiber.studies.compare import rows as outcomes
 from kleiber.studies.forgetting import Forgetting
 
 from .comparisons import truth, write_arm, write_base, write_study
@@ -110,7 +112,7 @@ def test_text_that_the_model_wrote_is_a_method_of_its_own():
 
 
 def test_what_is_frozen_tells_arms_apart():
-    node = {"_target_": "kleiber.adapters.freeze.Freeze", "train": None}
+    node = {"_target_": "kleiber.adapters.Freeze", "train": None}
     found = [outcomes.described({"adapter": {**node, "freeze": parts}}) for parts in (["router"], ["mlp", "norms"])]
     assert found == [("freeze", "freeze=router"), ("freeze", "freeze=mlp+norms")]
 

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import yaml
 
-from kleiber.catalog import read_runs
-from kleiber.cli import main
-from kleiber.studies import forgetting_law_plots as plots
+from kleiber.launch.cli import main
+from kleiber.records.catalog import read_runs
+from kleiber.studies import forgetting_law_figures as plots
+from kleiber.studies.compare.contrast import trends
 from kleiber.studies.forgetting_law import ForgettingLaw, grid, headline
-from kleiber.studies.trends import trends
 
 from .comparisons import write_arm, write_base
 
 TRUTH = {"A": 0.013, "c": 0.03, "B": 40.0, "alpha": 0.25, "beta": 0.4, "gamma": 0.2}
 SIZES, RATIOS, TOKENS = (36_000, 90_000, 200_000), (20, 80), (2.5e5, 5e5, 1e6)
 SHARES = (0.0, 0.01, 0.05, 0.2)
-STUDY = {"_target_": "kleiber.studies.forgetting_law.ForgettingLaw", "bootstrap": 60, "tolerate": 0.1}
+STUDY = {"_target_": "kleiber.studies.ForgettingLaw", "bootstrap": 60, "tolerate": 0.1}
 
 
 def forgetting(N, D, M, p):

@@ -6,14 +6,14 @@ import math
 import pytest
 import yaml
 
-from kleiber.catalog import read_runs
-from kleiber.studies.gain import MoEGain
+from kleiber.records.catalog import read_runs
+from kleiber.studies.moe_gain import MoEGain
 from kleiber.studies.report import report
 
 from .test_arms import TOKENS, write
 
 PAIRS = [{"mixture": "moe", "dense": "dense"}, {"mixture": "moe_96", "dense": "dense_96"}]
-STUDY = {"_target_": "kleiber.studies.gain.MoEGain", "pairs": PAIRS}
+STUDY = {"_target_": "kleiber.studies.MoEGain", "pairs": PAIRS}
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import json
 import pytest
 from small_run import REPOSITORY
 
-from kleiber.catalog import read_runs
-from kleiber.folder import read_config
-from kleiber.studies.record import finite
+from kleiber.records.catalog import read_runs
+from kleiber.records.folder import read_config
+from kleiber.studies.laws.file import finite
 from kleiber.studies.report import study_of
 
 GOLDEN = REPOSITORY / "multirun" / "golden"
@@ -38,7 +38,7 @@ def test_the_recorded_law_is_rebuilt_from_the_recorded_runs():
 @pytest.mark.slow
 def test_the_smallest_cell_trains_to_its_recorded_loss(tmp_path):
     """Its branch of 1M tokens, as the uninterrupted run that it is; not compiled, which moves less than that."""
-    from kleiber.launch import main
+    from kleiber.launch.main import main
 
     run = min(read_runs(GOLDEN), key=lambda run: (run.stage["params"]["total"], run.summary["seed"]))
     recorded = next(stage for stage in run.stages if stage["name"] == "1M")

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from kleiber.studies import law as law_module
-from kleiber.studies.fit import fit
-from kleiber.studies.law import LAWS
-from kleiber.studies.laws import find
+from kleiber.studies.laws import law as law_module
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.law import LAWS
 
 find("chinchilla")  # enters the shipped laws
 
@@ -138,7 +138,7 @@ def test_sizes_beyond_int64_do_not_overflow():
 
 def test_routed_law_has_the_published_ends():
     """Xhat runs from start at one expert to end at infinitely many (Clark et al. 2022, the saturating count)."""
-    from kleiber.studies.laws import saturated
+    from kleiber.studies.laws.catalog import saturated
 
     ends = saturated(np.array([1.0, 1e12]), np.array(4.2), np.array(478.0))
     np.testing.assert_allclose(ends, [4.2, 478.0], rtol=1e-6)
@@ -147,7 +147,7 @@ def test_routed_law_has_the_published_ends():
 def test_user_law_from_a_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from kleiber.studies.law import Array, Exponent, Part\n"
+        "from kleiber.studies.laws.law import Array, Exponent, Part\n"
         "def floor_only(N: Array, *, E: Part, A: Part, alpha: Exponent):\n"
         '    """Mine: L = E + A N^-alpha."""\n'
         "    return E + A * N**-alpha\n"
@@ -173,7 +173,7 @@ def test_studies_import_neither_torch_nor_lightning():
     import subprocess
     import sys
 
-    code = "import sys, kleiber.studies.command, kleiber.studies.analysis, kleiber.studies.record\n"
+    code = "import sys, kleiber.studies.laws.command, kleiber.studies.laws.analysis, kleiber.studies.laws.file\n"
     code += "assert not {'torch', 'lightning', 'hydra'} & set(sys.modules), 'heavy'"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": "src"}, check=False).returncode == 0
     assert law_module.LAWS

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from kleiber.catalog import Run, read_runs
-from kleiber.studies.methods import Methods, trained
-from kleiber.summary import Summary
+from kleiber.records.catalog import Run, read_runs
+from kleiber.records.summary import Summary
+from kleiber.studies.designs.paired import Methods, trained
 
 ARMS = {
     "none": {"retention": None},
@@ -139,8 +139,8 @@ def test_what_a_dry_run_has_planned_counts_as_finished(tmp_path, capsys):
 
 def test_the_shipped_studies_have_the_size_they_tell():
     """As the line `Cost` of their files has it; and every retention method is tried at the same learning rates."""
-    from kleiber.compose import Composer, conf_dir, resolved
-    from kleiber.studies.arms import Arms
+    from kleiber.config.compose import Composer, conf_dir, resolved
+    from kleiber.studies.designs.arms import Arms
 
     sizes = {
         "forgetting": (102, "102 runs"),

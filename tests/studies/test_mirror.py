@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 from wandb_records import read
 
-import kleiber.run
-from kleiber.cli import main
-from kleiber.launch import main as launch
-from kleiber.studies import mirror, report
-from kleiber.studies.findings import Findings
-from kleiber.summary import Summary
+import kleiber.runs.run
+from kleiber.launch.cli import main
+from kleiber.launch.main import main as launch
+from kleiber.records.summary import Summary
+from kleiber.studies import report
+from kleiber.studies import report as mirror
+from kleiber.studies.study import Findings
 
 from .ladders import write_tree
 
@@ -98,7 +99,7 @@ def test_a_sweep_mirrors_its_study_when_its_runs_were(study, tmp_path, monkeypat
         )
         return 0
 
-    monkeypatch.setattr(kleiber.run, "train", train)
+    monkeypatch.setattr(kleiber.runs.run, "train", train)
     assert launch(["study=scaling", "launcher=basic", "study.max_cells=1", f"root={tmp_path}", "name=t"]) == 0
     check_all_arrived(tmp_path / "t")
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kleiber.catalog import read_runs
-from kleiber.launch import main as launch
+from kleiber.launch.main import main as launch
+from kleiber.records.catalog import read_runs
 from kleiber.studies import moe_forgetting
 from kleiber.studies.moe_forgetting import DENSE, FREE, FROZEN, MoEForgetting
 
 from .comparisons import START, write_arm, write_base
 
-STUDY = {"_target_": "kleiber.studies.moe_forgetting.MoEForgetting"}
+STUDY = {"_target_": "kleiber.studies.MoEForgetting"}
 SHIFT = {FREE: 0.30, FROZEN: 0.10}
 
 
@@ -63,7 +63,7 @@ def test_arms_are_told_apart_by_model_and_adapter():
     moe = {"model": {"mlp": {"num_experts": 8}}}
     assert moe_forgetting.arm_of({"model": {"mlp": {"_target_": "x"}}}) == DENSE
     assert moe_forgetting.arm_of(moe) == FREE
-    frozen = {"_target_": "kleiber.adapters.freeze.Freeze", "train": None, "freeze": ["router"]}
+    frozen = {"_target_": "kleiber.adapters.Freeze", "train": None, "freeze": ["router"]}
     assert moe_forgetting.arm_of({**moe, "adapter": frozen}) == FROZEN
     assert (
         moe_forgetting.arm_of({**moe, "adapter": {**frozen, "freeze": ["router", "experts"]}})
@@ -106,7 +106,7 @@ def test_load_shifts_are_told_by_text_layer_and_arm(record):
 
 
 def test_shifts_of_a_task_with_a_slash_in_its_name_are_read():
-    from kleiber.catalog import Run
+    from kleiber.records.catalog import Run
 
     metrics = {"drift/builtin/docs/load_shift/1": 0.5, "drift/weights": 1.0, "drift/builtin/docs/kl": 0.1}
     run = Run(Path(), "finished", {"stages": [{"metrics": metrics}]})

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.cli import main
+from kleiber.launch.cli import main
 from kleiber.studies.mup_transfer import MupTransfer, verdicts
 
 RATES = [0.0025 * 2**k for k in range(7)]
@@ -73,7 +73,7 @@ def write_runs(folder, name, optimum):
     for number, row in enumerate(rows({32: optimum, 64: optimum}).to_dict("records")):
         home = folder / f"run{number}"
         home.mkdir(parents=True)
-        model = {"width": row["width"], "parametrization": {"_target_": f"kleiber.nn.parametrization.{name}"}}
+        model = {"width": row["width"], "parametrization": {"_target_": f"kleiber.nn.mup.{name}"}}
         config = {"model": model, "optimizer": {"lr": row["lr"]}, "seed": row["seed"], "study": None}
         (home / "config.yaml").write_text(json.dumps(config))
         stage = {"name": "main", "parent": None, "metrics": {"val/docs/loss": row["loss"]}}

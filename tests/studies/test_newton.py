@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.newton import finish
-from kleiber.studies.solve import descend
+from kleiber.studies.laws.initial_guess import finish
+from kleiber.studies.laws.solve import descend
 
 from .test_solve import problem
 

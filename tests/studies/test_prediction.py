@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies import analysis, table
-from kleiber.studies.extrapolation import POWER
-from kleiber.studies.laws import find
-from kleiber.studies.prediction import predict
+from kleiber.studies.laws import analysis, table
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.extrapolation import POWER
+from kleiber.studies.laws.prediction import predict
 
 from . import ladders
 

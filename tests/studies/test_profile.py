@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.fit import fit
-from kleiber.studies.profile import profiles
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.profile_likelihood import profiles
 
 from . import ladders
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.fit import fit
-from kleiber.studies.replicates import cells, lack_of_fit, two_way_means
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.replicates import cells, lack_of_fit, two_way_means
 
 from . import ladders
 

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from kleiber.cli import main
+from kleiber.launch.cli import main
 from kleiber.studies.scaling import Scaling
 
 from .ladders import noisy, small_loss
@@ -18,7 +18,7 @@ WIDTHS = {32: 25_000, 64: 100_000, 128: 400_000, 256: 1_600_000}
 def write_run(folder, seed, num_params, status="finished"):
     """What a trunk with four branches leaves, its losses from a known law with .2 % noise."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("study: {_target_: kleiber.studies.scaling.Scaling, bootstrap: 60}\n")
+    (folder / "config.yaml").write_text("study: {_target_: kleiber.studies.Scaling, bootstrap: 60}\n")
     trunk = {"name": "trunk", "parent": None, "trunk": None, "metrics": {}}
     tokens = 1e6 * 2.0 ** np.arange(4)
     losses = noisy(small_loss(num_params, tokens), [seed, num_params], 0.002)
@@ -77,7 +77,7 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path, capsys):
 
 def test_runs_too_short_for_the_study_are_refused_with_both_numbers(study, capsys):
     for config in study.glob("*/config.yaml"):
-        config.write_text("study: {_target_: kleiber.studies.scaling.Scaling, min_tokens: 1G}\n")
+        config.write_text("study: {_target_: kleiber.studies.Scaling, min_tokens: 1G}\n")
     assert main(["report", str(study)]) == 2
     told = capsys.readouterr().err
     assert "min_tokens=1G" in told and "8,000,000" in told

@@ -2,7 +2,7 @@
 
 import json
 
-from kleiber.studies.routing_plots import history
+from kleiber.evals.routing.figures import history
 
 
 def test_a_branch_shows_the_load_of_its_trunk_up_to_where_it_left(tmp_path):

@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 
-from kleiber.chain import stage_configs
-from kleiber.check import check
-from kleiber.compose import Composer, conf_dir, resolved
-from kleiber.inherit import adopt
-from kleiber.studies.sequences import AGAIN, Sequences, grammar, orders_of, stage, williams
+from kleiber.config.check import check
+from kleiber.config.compose import Composer, conf_dir, resolved
+from kleiber.config.stages import stage_configs
+from kleiber.runs.inherit import adopt
+from kleiber.studies.designs.sequences import AGAIN, Sequences, grammar, orders_of, stage, williams
 
 TASKS = {"docs": {"data.domain": "docs"}, "trec": {"data": "topic/trec", "objective": "classify", "data.path": "x y"}}
 ARMS = {"none": {}, "replay": {"retention": "replay", "retention.replay.fraction": [0.1, 0.2]}}
@@ -58,7 +58,7 @@ def test_a_stage_with_data_of_its_own_reads_the_tokenizer_of_the_start():
              "three": {"data": {**stage("t", TASKS["trec"])["data"], "tokenizer": "bpe"}}}  # fmt: skip
     plain, _ = resolved(Composer("train").compose(["root=r", "stages=chain", f"stages.chain={grammar(chain)}"]))
     assert "tokenizer" not in plain["stages"]["chain"]["two"]["data"]
-    from kleiber.inherit import _with_tokenizer
+    from kleiber.runs.inherit import _with_tokenizer
 
     found = _with_tokenizer(plain, "hub/name", set())
     told = {name: one["data"].get("tokenizer") for name, one in stage_configs(found).items()}

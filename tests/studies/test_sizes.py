@@ -3,10 +3,10 @@
 import pytest
 from omegaconf import OmegaConf
 
-from kleiber.build import build
-from kleiber.compose import Composer, resolved
+from kleiber.config.compose import Composer, resolved
+from kleiber.config.signatures import build
 from kleiber.models.counting import count_parameters, training_flops
-from kleiber.studies.sizes import BYTES_VOCABULARY, size, vocabulary_of
+from kleiber.studies.designs.sizes import BYTES_VOCABULARY, size, vocabulary_of
 
 CHOICES = [
     [], ["model.depth=3", "model.width=96", "model.num_heads=6"], ["model/mlp=gelu"], ["model/attention=none"],

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from kleiber import archive
-from kleiber.catalog import archived_runs, read_runs
-from kleiber.launch import main
+from kleiber.launch.main import main
+from kleiber.records import archive
+from kleiber.records.catalog import archived_runs, read_runs
 
 SMOKE = ["trainer=smoke", "launcher=basic", "logger=csv", "study.max_cells=3", "trainer.threads=1", "eval.tokens=2048"]
 OWN = {

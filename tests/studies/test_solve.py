@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.fit import fit
-from kleiber.studies.solve import descend, polish
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.solve import descend, polish
 
 from . import ladders
 

@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from kleiber.studies.student import reach
+from kleiber.studies.compare.intervals import reach
 
 
 @pytest.mark.parametrize("df", [1, 3, 40])

@@ -4,17 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.catalog import read_runs
+from kleiber.records.catalog import read_runs
+from kleiber.studies.accounting import Accounting
+from kleiber.studies.clm_vs_mlm import ClmVsMlm
+from kleiber.studies.compare.intervals import seed_means
 from kleiber.studies.context import Context
-from kleiber.studies.counting import Accounting
-from kleiber.studies.experts import MoELaw
-from kleiber.studies.findings import content
-from kleiber.studies.objectives import ClmVsMlm
-from kleiber.studies.repetition import DataRepeat
+from kleiber.studies.data_repeat import DataRepeat
+from kleiber.studies.isoflop import IsoFLOP
+from kleiber.studies.moe_law import MoELaw
 from kleiber.studies.report import table
 from kleiber.studies.scaling import Scaling, beside, goals, headline, within_budgets
-from kleiber.studies.seeds import seed_means
-from kleiber.studies.vertices import IsoFLOP
+from kleiber.studies.study import content
 
 from .ladders import loss, noisy, write_tree
 
@@ -221,7 +221,7 @@ def test_a_table_escapes_text_and_leaves_unknown_numbers_empty():
 
 
 def test_names_beside_lines_do_not_lie_on_one_another():
-    from kleiber.studies.comparisons import apart
+    from kleiber.charts.theme import apart
 
     moved = apart(np.array([4.16, 2.0, 4.159, 4.158]), 0.1)
     assert np.diff(np.sort(moved)).min() >= 0.1 - 1e-12

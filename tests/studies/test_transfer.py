@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kleiber.catalog import Run, read_runs
+from kleiber.records.catalog import Run, read_runs
+from kleiber.studies.compare.transfer_rows import best_rates, needed, rows_of
+from kleiber.studies.designs.pretraining import Pretraining, hub_name
 from kleiber.studies.transfer import Transfer
-from kleiber.studies.transfer_design import Pretraining, hub_name
-from kleiber.studies.transfer_runs import best_rates, needed, rows_of
 
 KINDS = {
     "mlm": {"model": ["model=bert"], "pretrain": ["objective=mlm"], "lrs": [0.003, 0.01], "scratch": [0.002, 0.005]},
@@ -108,7 +108,7 @@ def test_parts_are_named_and_what_is_not_there_is_refused(tmp_path, monkeypatch)
             design(**changes)
     assert hub_name(["data=glue/sst2"]) == "nyu-mll/glue" and hub_name(["data=builtin"]) is None
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("kleiber.hub.reachable", lambda: False)
+    monkeypatch.setattr("kleiber.config.hub.reachable", lambda: False)
     monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=r"nyu-mll/glue for sst2.*KLEIBER_DATA.*design\.only"):
         next(design(tasks={"sst2": ["data=glue/sst2"]}).rounds(Ground(tmp_path)))

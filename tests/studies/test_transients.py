@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kleiber.studies.fit import fit
-from kleiber.studies.noise_model import NoiseModel
-from kleiber.studies.transients import absorbing, detectable, diagnose
-from kleiber.studies.variance_components import VarianceComponents
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.transients import absorbing, detectable, diagnose
+from kleiber.studies.laws.variance_components import VarianceComponents
 
 from . import ladders
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, t
 
-from kleiber.studies.variance_components import Layout, VarianceComponents, estimate, without_outliers
+from kleiber.studies.laws.variance_components import Layout, VarianceComponents, estimate, without_outliers
 
 BRANCHES = 5
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from kleiber.studies import verdicts
-from kleiber.studies.estimates import parameters, profile_parameters
-from kleiber.studies.fit import fit
-from kleiber.studies.noise_model import NoiseModel
-from kleiber.studies.transients import diagnose
+from kleiber.studies.laws import verdicts
+from kleiber.studies.laws.estimates import parameters, profile_parameters
+from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.transients import diagnose
 
 from . import ladders
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from kleiber.studies.where import keep, number
+from kleiber.studies.laws.filters import keep, number
 
 TABLE = pd.DataFrame({"loss": [1.0, 2.0, 3.0, 4.0], "params": [1e6, 1e7, 1e8, 1e9], "family": ["a", "b", "d=1 x", "b"]})
 

@@ -1,1 +1,1 @@
-"""Hydra plugins of kleiber (Hydra finds plugins nowhere else). Thin: what they do is in kleiber.sweep."""
+"""Hydra plugins of kleiber (Hydra finds plugins nowhere else). Thin: what they do is in kleiber.launch.sweep."""

@@ -1,4 +1,4 @@
-"""hydra/launcher=kleiber: hands the cells of a sweep to the task function, a `kleiber.sweep.Sweep`.
+"""hydra/launcher=kleiber: hands the cells of a sweep to the task function, a `kleiber.launch.sweep.Sweep`.
 
 How cells are run is chosen by the ordinary group `launcher`, so that `launcher=basic` works like any other choice.
 """

@@ -18,7 +18,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from kleiber.errors import ConfigError
+from kleiber.config.errors import ConfigError
 
 
 @dataclass
@@ -68,7 +68,7 @@ class KleiberSweeper(BasicSweeper):
             yield [[]]
             return
         assert self.config is not None
-        from kleiber.studies.design import Cases, Grid, Sequential
+        from kleiber.studies.designs.grid import Cases, Grid, Sequential
 
         node = OmegaConf.to_container(node, resolve=True)
         assert isinstance(node, dict)
@@ -107,10 +107,10 @@ class KleiberSweeper(BasicSweeper):
 
     def _ground(self, first: list[str], design: Any) -> Any:
         """The config of the first cell as the design sees it; the machine's speed is measured only when asked for."""
-        from kleiber.compose import resolved
-        from kleiber.identity import study_folder
-        from kleiber.quote import seconds_per_token
-        from kleiber.studies.planning import ground_of
+        from kleiber.config.compose import resolved
+        from kleiber.launch.price import seconds_per_token
+        from kleiber.records.folder import study_folder
+        from kleiber.studies.designs.plan import ground_of
 
         launcher: Any = self.launcher
         config, _ = resolved(launcher.compose(launcher.sweep.composer.prepare(first)))

@@ -1,1 +1,10 @@
-"""Which parameters of a loaded model a stage trains: low-rank updates beside them, or a part of them."""
+"""Adapters: which parameters of a loaded model a stage trains."""
+
+from kleiber.types.exports import lazy_exports
+
+EXPORTS = {
+    "Freeze": "freeze",
+    "DoRA": "lora",
+    "LoRA": "lora",
+}
+__getattr__ = lazy_exports(__name__, EXPORTS)

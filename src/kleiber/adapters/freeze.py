@@ -1,11 +1,74 @@
-"""Trains a part of a model and leaves the rest as it was loaded: no new parameters, so there is nothing to merge."""
+"""The parts of a model, by the names of its parameters: what `adapter.targets`, `train` and `freeze` speak of.
+
+It knows our own names and those of Hugging Face's models alike, and it changes nothing.
+
+Trains a part of a model and leaves the rest as it was loaded: no new parameters, so there is nothing to merge.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from kleiber.adapters.parts import select
+from kleiber.config.errors import did_you_mean
+
+PARTS = ("embedding", "attention", "mlp", "experts", "router", "norms", "head", "heads")
+ATTENTION = {"attention", "attn", "self_attn", "self_attention", "crossattention"}
+ROUTER = {"router", "gate"}
+NORM = re.compile(r"norm|^ln_?\w?$|^layernorm", re.IGNORECASE)
+LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?")
+
+
+def parts(model: Any) -> dict[str, str]:
+    """The part of every parameter of a model: one of PARTS."""
+    roles = model.roles()
+    inside = {id(parameter) for block in model.blocks for parameter in block.parameters()}
+    return {name: _part(name, roles[name].kind, id(p) in inside) for name, p in model.named_parameters()}
+
+
+def _part(name: str, kind: str, inside: bool) -> str:
+    segments = name.split(".")
+    if segments[0] == "heads":
+        return "heads"
+    if "experts" in segments:
+        return "experts"
+    if set(segments) & ROUTER:
+        return "router"
+    if any(NORM.search(segment) for segment in segments):
+        return "norms"
+    if not inside:
+        return "embedding" if kind == "embedding" else "head"
+    return "attention" if set(segments) & ATTENTION else "mlp"
+
+
+def select(model: Any, selectors: list[str], key: str) -> set[str]:
+    """Names of the parameters that a list of parts and layers (`layers.3`, `layers.0-1`) means.
+
+    Raises ValueError for a selector that means nothing in this model, naming `key` and what there is.
+    """
+    of = parts(model)
+    there = [*dict.fromkeys(of.values()), f"layers.0-{len(model.blocks) - 1}"]
+    found: set[str] = set()
+    for selector in selectors:
+        named = {name for name, part in of.items() if part == selector} or _layers(model, selector)
+        if not named:
+            tied = selector == "head" and getattr(model, "tied", False)
+            why = "its head is its embedding (model.tied=true)" if tied else f"there are {', '.join(there)}"
+            raise ValueError(f"{key}: {selector} is no part of this model: {why}.{did_you_mean(selector, there)}")
+        found |= named
+    return found
+
+
+def _layers(model: Any, selector: str) -> set[str]:
+    matched = LAYERS.fullmatch(selector)
+    if matched is None:
+        return set()
+    first, last = int(matched[1]), int(matched[2] or matched[1])
+    if last >= len(model.blocks):
+        return set()
+    chosen = {id(p) for block in list(model.blocks)[first : last + 1] for p in block.parameters()}
+    return {name for name, p in model.named_parameters() if id(p) in chosen}
 
 
 class Freeze:

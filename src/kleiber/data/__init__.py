@@ -1,1 +1,17 @@
-"""Data: sources of text, tokenizers, the token cache, samples and their order. It knows no model."""
+"""Data sets: sources of text and labels, tokenizers, token files, samples and their order. It knows no model."""
+
+from kleiber.types.exports import lazy_exports
+
+EXPORTS = {
+    "Unknown": "corpus",
+    "Instruct": "instruct",
+    "Labelled": "labelled",
+    "MixtureCorpus": "mixture",
+    "Repeated": "mixture",
+    "Preference": "preference",
+    "Builtin": "sources.builtin",
+    "Recall": "sources.recall",
+    "Text": "sources.text",
+    "Unpaired": "unpaired",
+}
+__getattr__ = lazy_exports(__name__, EXPORTS)

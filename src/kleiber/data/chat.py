@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from kleiber.data.tokenizer import encode_many
-from kleiber.types import Tokenizer
+from kleiber.data.tokenizers.bytes import encode_many
+from kleiber.types.batch import Tokenizer
 
 ROLES = {
     "system": "system", "user": "user", "human": "user", "prompter": "user",

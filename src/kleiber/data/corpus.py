@@ -1,6 +1,8 @@
 """From sources and a tokenizer to a corpus: what a stage trains on and what it is scored on.
 
 The hash of a corpus is one of content (token files and tokenizer), not of paths, dates or the way it was obtained.
+
+The texts that imported weights were trained on: nobody here knows them, only the tokenizer that goes with them.
 """
 
 from __future__ import annotations
@@ -10,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kleiber.budget import quantity
-from kleiber.data.cache import cache_root, digest
-from kleiber.data.tokenizer import Bytes
-from kleiber.data.tokens import Source, TokenFile, token_files
+from kleiber.config.budget import quantity
+from kleiber.data.token_files import Source, TokenFile, cache_root, digest, token_files
+from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.data.windows import Joined, TrainWindows, ValidationWindows
-from kleiber.types import HeldOut, Samples, Tokenizer
+from kleiber.types.batch import HeldOut, Samples, Tokenizer
 
 Blend = Callable[[list[Samples]], Samples]
 
@@ -93,10 +94,10 @@ def choose_tokenizer(tokenizer: str, vocab_size: int | None, sources: list[Sourc
     if tokenizer == "bytes":
         return Bytes()
     if tokenizer == "bpe":
-        from kleiber.data.bpe import trained
+        from kleiber.data.tokenizers.bpe import trained
 
         return trained(sources, 4096 if vocab_size is None else vocab_size, root)
-    from kleiber.data.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import pretrained
 
     return pretrained(tokenizer)
 
@@ -109,3 +110,16 @@ def as_bytes(value: int | float | str | None, key: str = "data.max_bytes") -> in
         return max(1, round(quantity(value)))
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A corpus without texts: nothing to train on and no domain to score, so weights from it bring no earlier task."""
+
+    tokenizer: str
+
+    def prepare(self, context: int) -> TextCorpus:
+        from kleiber.data.tokenizers.pretrained import pretrained
+
+        known = pretrained(self.tokenizer)
+        return TextCorpus("unknown", "", known.hash, known, train=Joined([]), validation={})

@@ -15,16 +15,14 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from kleiber.data import ragged
-from kleiber.data.cache import cache_root, digest
+from kleiber.data import padding
 from kleiber.data.chat import FORMS, Conversation, Turn, conversation, encoded, recognised
 from kleiber.data.corpus import TextCorpus, as_bytes, choose_tokenizer
-from kleiber.data.packing import packed
-from kleiber.data.padded import Held, numbers, pad, sizes
-from kleiber.data.rows import locate
-from kleiber.data.table import Row, Table, batches, must_have, table_name
-from kleiber.data.tokens import SPLITS, dtype
-from kleiber.types import Batch, HeldOut, Samples, Tokenizer
+from kleiber.data.padding import Held, numbers, packed, pad, sizes
+from kleiber.data.sources.open import locate
+from kleiber.data.sources.table import Row, Table, batches, must_have, table_name
+from kleiber.data.token_files import SPLITS, cache_root, digest, dtype
+from kleiber.types.batch import Batch, HeldOut, Samples, Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,8 +123,8 @@ class Instruct:
                 for one in encoded(full, tokenizer):
                     ids.append(one.ids.astype(dtype(tokenizer.vocab_size)))
                     marks.append(one.answers.astype(np.uint8))
-            ragged.write(folder / name, ids, dtype(tokenizer.vocab_size))
-            ragged.write(folder / f"{name}-answers", marks, np.dtype(np.uint8))
+            padding.write(folder / name, ids, dtype(tokenizer.vocab_size))
+            padding.write(folder / f"{name}-answers", marks, np.dtype(np.uint8))
             counts[name] = {"rows": len(ids), "unanswered": unanswered}
         return {"splits": counts}
 
@@ -140,8 +138,8 @@ class Conversations:
 
     def __init__(self, path: Path, context: int, tokenizer: Tokenizer) -> None:
         self.context, self.eos = context, tokenizer.eos
-        self.ids = ragged.read(path, dtype(tokenizer.vocab_size))
-        self.marks = ragged.read(path.with_name(f"{path.name}-answers"), np.dtype(np.uint8))
+        self.ids = padding.read(path, dtype(tokenizer.vocab_size))
+        self.marks = padding.read(path.with_name(f"{path.name}-answers"), np.dtype(np.uint8))
         kept = np.minimum(self.ids.lengths, context + 1)
         total = np.concatenate([[0], np.cumsum(self.marks.flat, dtype=np.int64)])
         begin = self.ids.starts[:-1]

@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from jaxtyping import Int, Integer, Shaped
 
-from kleiber.data import ragged
-from kleiber.data.cache import cache_root, digest
+from kleiber.data import padding
 from kleiber.data.corpus import TextCorpus, as_bytes, choose_tokenizer
 from kleiber.data.labels import Kind, labels_of
-from kleiber.data.padded import Held, numbers, pad, sizes
-from kleiber.data.rows import locate
-from kleiber.data.table import Row, Table, batches, must_have, table_name
-from kleiber.data.tokenizer import encode_many
-from kleiber.data.tokens import SPLITS, dtype
-from kleiber.types import Batch, Tokenizer
+from kleiber.data.padding import Held, numbers, pad, sizes
+from kleiber.data.sources.open import locate
+from kleiber.data.sources.table import Row, Table, batches, must_have, table_name
+from kleiber.data.token_files import SPLITS, cache_root, digest, dtype
+from kleiber.data.tokenizers.bytes import encode_many
+from kleiber.types.batch import Batch, Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -160,7 +159,7 @@ class LabelledRows:
     """Samples of one split: tokens, `real` and labels. `truncated` of them lost text to model.context."""
 
     def __init__(self, folder: Path, split: str, parts: int, context: int, tokenizer: Tokenizer) -> None:
-        self.pieces = ragged.read(folder / split, dtype(tokenizer.vocab_size))
+        self.pieces = padding.read(folder / split, dtype(tokenizer.vocab_size))
         self.labels: Shaped[np.ndarray, "rows *classes"] = np.load(folder / f"{split}.labels.npy")
         self.parts, self.context = parts, context
         self.eos, begin = tokenizer.eos, getattr(tokenizer, "cls", -1)
@@ -226,7 +225,7 @@ def _encode(folder: Path, splits: dict[str, Dataset], table: Table, label: str, 
                 empty += sum(not any(text.strip() for text in row) for row in texts)
                 yield from encode_many(tokenizer, [text for row in texts for text in row])
 
-        ragged.write(folder / name, pieces(), dtype(tokenizer.vocab_size))
+        padding.write(folder / name, pieces(), dtype(tokenizer.vocab_size))
         np.save(folder / f"{name}.labels.npy", values[there])
         counts[name] = {"rows": len(kept), "without_label": int((~there).sum()), "without_text": empty}
         if labels.kind != "regression":

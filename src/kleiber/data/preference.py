@@ -19,16 +19,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Integer
 
-from kleiber.data import chat, ragged
-from kleiber.data.cache import cache_root, cached, digest
+from kleiber.data import chat, padding
 from kleiber.data.chat import Conversation, Encoded, Turn, encoded, turns
 from kleiber.data.corpus import TextCorpus, as_bytes, choose_tokenizer
 from kleiber.data.instruct import TEMPLATE
-from kleiber.data.padded import Held, numbers, pad, sizes
-from kleiber.data.rows import locate
-from kleiber.data.table import Row, Table, batches, must_have, table_name
-from kleiber.data.tokens import SPLITS, dtype
-from kleiber.types import Batch, Tokenizer
+from kleiber.data.padding import Held, numbers, pad, sizes
+from kleiber.data.sources.open import locate
+from kleiber.data.sources.table import Row, Table, batches, must_have, table_name
+from kleiber.data.token_files import SPLITS, cache_root, cached, digest, dtype
+from kleiber.types.batch import Batch, Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -166,7 +165,7 @@ class Answers:
                 rows += len(batch)
                 sides += encoded([one for both in told for one in both], tokenizer, last_only=True)
                 labels += found
-            ragged.write(folder / name, (one.ids for one in sides), kind)
+            padding.write(folder / name, (one.ids for one in sides), kind)
             # Answers stand at the end of a side: their lengths say where.
             np.save(folder / f"{name}.answers.npy", np.array([one.answers.sum() for one in sides], np.int64))
             np.save(folder / f"{name}.labels.npy", np.array(labels, np.float32))
@@ -223,7 +222,7 @@ class PairRows:
 
     def __init__(self, path: Path, context: int, tokenizer: Tokenizer) -> None:
         self.context, self.eos = context, tokenizer.eos
-        self.ids = ragged.read(path, dtype(tokenizer.vocab_size))
+        self.ids = padding.read(path, dtype(tokenizer.vocab_size))
         self.labels = np.load(path.with_suffix(".labels.npy"))
         answers = np.load(path.with_suffix(".answers.npy"))
         prompts = self.ids.lengths - answers

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from kleiber.data.windows import interleave
-from kleiber.types import Batch, Samples
+from kleiber.types.batch import Batch, Samples
 
 Ids = Int[np.ndarray, "batch"]
 

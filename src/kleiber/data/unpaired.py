@@ -19,9 +19,9 @@ from kleiber.data.chat import Conversation
 from kleiber.data.corpus import as_bytes
 from kleiber.data.instruct import TEMPLATE
 from kleiber.data.preference import AnsweredCorpus, Answers, PairRows, answered, asked, side
-from kleiber.data.rows import locate
 from kleiber.data.sampler import permutation
-from kleiber.data.table import Row, Table, must_have, table_name
+from kleiber.data.sources.open import locate
+from kleiber.data.sources.table import Row, Table, must_have, table_name
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kleiber.data.tokens import TokenFile
-from kleiber.types import Batch, Samples, Tokenizer
+from kleiber.data.token_files import TokenFile
+from kleiber.types.batch import Batch, Samples, Tokenizer
 
 GOLDEN = 0.6180339887498949
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kleiber.evals.subject import Subject
 from kleiber.nn.loss import log_probs
-from kleiber.types import Batch, Tokenizer
+from kleiber.types.batch import Batch, Tokenizer
 
 KINDS = (".jsonl", ".parquet")
 

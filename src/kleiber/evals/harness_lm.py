@@ -14,7 +14,7 @@ from lm_eval import utils  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
 
 from kleiber.models.generate import generate, left_padded
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 Pair = tuple[list[int], list[int]]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kleiber.evals.subject import Subject
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the last position (batch, vocab)
 

@@ -1,16 +1,28 @@
-"""Held-out loss in nats per token, and in bits per byte where the objective is a likelihood of text."""
+"""Held-out loss in nats per token, and in bits per byte where the objective is a likelihood of text.
+
+The score of a model on a task: its objective's loss on a fixed set of samples, and what its scorer makes of them.
+
+Held-out loss against the position of the target in its row: what context is worth, one number a distance.
+
+It scores a causal model's next-token loss, whatever the model was trained on. Positions without a target have no
+number.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.subject import Subject
-from kleiber.sums import Sums
-from kleiber.types import Batch, Loss
+from kleiber.nn.loss import log_probs, target_weights
+from kleiber.types.batch import Batch, Loss, Task
+from kleiber.types.loss_sums import Sums
 
 
 @torch.compiler.set_stance("force_eager")  # only training is compiled: a graph for each odd batch would cost more
@@ -55,4 +67,93 @@ def evaluate(subject: Subject) -> dict[str, Any]:
         size = bytes_per_target(subject.objective, chosen)
         if size is not None:
             found[domain]["bits_per_byte"] = bits_per_byte(nats, size)
+    return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is scored: this rank of how many, and whether its products are in bf16."""
+
+    rank: int = 0
+    world_size: int = 1
+    autocast: bool = False
+
+    def precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """In which a model is asked: that of training."""
+        return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()
+
+
+def scores(
+    model: Any, tasks: Sequence[Task], tokens: int | None, rows: int, place: Place, prefix: str = "val"
+) -> dict[str, float]:
+    """Metrics of the model as it is, by `prefix/task/name`, the same on every rank.
+
+    tokens  targets per task, always the same ones; None for all
+    rows    samples per forward pass
+    """
+    found: dict[str, float] = {}
+    for task in tasks:
+        found |= {
+            f"{prefix}/{task.name}/{name}": value for name, value in score(model, task, tokens, rows, place).items()
+        }
+    return found
+
+
+def score(model: Any, task: Task, tokens: int | None, rows: int, place: Place) -> dict[str, float]:
+    """Metrics of one task: "loss" (nats per target), "bits_per_byte" of a likelihood of text, and the scorer's."""
+    chosen = task.held_out.first(tokens)
+    # Ranks that share a sum need a sample each; of fewer samples every rank scores all.
+    rank, world = (place.rank, place.world_size) if len(chosen) >= place.world_size else (0, 1)
+    device = next(model.parameters()).device
+    make = getattr(task.objective, "scorer", None)
+    scorer = None if make is None else make()
+    with place.precision(device):
+        batches = evaluation_batches(chosen, rows, None, rank, world)
+        sums = held_out_loss(model, task.objective if scorer is None else scorer.add, batches, device)
+    if world > 1:
+        sums.reduce()
+    found = {"loss": sums.means()["ce"].item()}
+    size = bytes_per_target(task.objective, chosen)
+    if size is not None:
+        found["bits_per_byte"] = bits_per_byte(found["loss"], size)
+    return found | (scorer.compute() if scorer is not None else {})
+
+
+def main_metric(task: Task) -> tuple[str, bool]:
+    """The name of the metric that stands for the task, and whether more of it is better."""
+    return getattr(task.objective, "metric", ("loss", False))
+
+
+@torch.no_grad()
+def loss_by_position(model: Any, batches: Iterable[Batch], device: torch.device) -> tuple[list[float], list[float]]:
+    """Sums of -log p(x_t | x_<t) and of weights by t (target t has t tokens before it), over all batches, in nats."""
+    training = model.training
+    model.eval()
+    losses, counts = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+    try:
+        for batch in batches:
+            batch = batch.to(device)
+            read = batch.map(lambda t: t[:, :-1] if t.dim() == 2 else t)
+            targets = batch.tokens[:, 1:]
+            found = -log_probs(model(read).hidden, model.head, targets).double().cpu()
+            told = target_weights(batch)
+            weights = torch.ones_like(found) if told is None else told.double().cpu()
+            if len(losses) < found.shape[1]:
+                more = torch.zeros(found.shape[1] - len(losses), dtype=torch.float64)
+                losses, counts = torch.cat([losses, more]), torch.cat([counts, more])
+            losses += (found * weights).sum(0)
+            counts += weights.sum(0)
+    finally:
+        model.train(training)
+    return losses.tolist(), counts.tolist()
+
+
+def binned(losses: list[float], counts: list[float]) -> dict[int, float]:
+    """Mean loss over positions 1, 2, 3-4, 5-8, ... by the last position of each bin; empty bins are left out."""
+    found, start, end = {}, 0, 1
+    while start < len(losses):
+        weight = sum(counts[start:end])
+        if weight > 0:
+            found[min(end, len(losses))] = sum(losses[start:end]) / weight
+        start, end = end, 2 * end
     return found

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kleiber.types import Batch, Corpus, Objective
+from kleiber.types.batch import Batch, Corpus, Objective
 
 
 def none_earlier() -> Iterator[tuple[int, Any]]:

@@ -1,1 +1,9 @@
-"""Backbones with a head, and what one asks of them: counts, samples, a Hugging Face twin."""
+"""Whole models: our transformer, Hugging Face models, and what is computed from a model as a whole."""
+
+from kleiber.types.exports import lazy_exports
+
+EXPORTS = {
+    "HFModel": "hf.wrapped",
+    "Transformer": "transformer",
+}
+__getattr__ = lazy_exports(__name__, EXPORTS)

@@ -13,7 +13,7 @@ from functools import partial
 
 from torch import nn
 
-from kleiber.models.hf_model import HFModel
+from kleiber.models.hf.wrapped import HFModel
 from kleiber.nn.lora import A, B, M
 from kleiber.nn.moe import Experts, MoE
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.nn.kv_cache import Remembered
-from kleiber.types import Batch
+from kleiber.types.batch import Batch
 
 
 @torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again for every length

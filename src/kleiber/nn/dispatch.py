@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kleiber.nn.mlp import gated
-from kleiber.types import Routing
+from kleiber.types.batch import Routing
 
 Backend = Literal["grouped", "loop", "dense"]
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kleiber.types import Role
+from kleiber.types.batch import Role
 
 A, B, M = "_lora_a", "_lora_b", "_lora_m"
 

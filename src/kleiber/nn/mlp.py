@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from kleiber.nn.parametrization import Site
-from kleiber.types import Batch
+from kleiber.nn.mup import Site
+from kleiber.types.batch import Batch
 
 Aux = dict[str, Tensor]
 

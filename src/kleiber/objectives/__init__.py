@@ -1,1 +1,17 @@
-"""One loss a file. An objective receives a model and a batch; it imports neither models nor data."""
+"""Objectives: from a batch and a model to a loss, as sums over target tokens."""
+
+from kleiber.types.exports import lazy_exports
+
+EXPORTS = {
+    "Classify": "classify",
+    "CLM": "clm",
+    "SFT": "clm",
+    "Distill": "distill",
+    "CDPO": "dpo",
+    "DPO": "dpo",
+    "IPO": "dpo",
+    "KTO": "kto",
+    "MLM": "mlm",
+    "Reward": "reward",
+}
+__getattr__ = lazy_exports(__name__, EXPORTS)

@@ -1,5 +1,12 @@
 """Causal language modelling: the next token from all before it. It refuses rows that leave nothing to predict, and
-models that read what they are to predict."""
+models that read what they are to predict.
+
+Supervised fine-tuning: causal language modelling of answers alone, given all that stands before them.
+
+The step divides by the number of answer tokens in its whole batch, so every answer token weighs the same, in whatever
+row, micro-batch or rank; a long answer weighs more than a short one, as in the likelihood of the data. It refuses data
+that does not say which tokens are answers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +15,7 @@ from typing import Any
 import torch
 
 from kleiber.nn.loss import cross_entropy, target_weights
-from kleiber.types import Batch, Loss, Model, Predictions
+from kleiber.types.batch import Batch, Loss, Model, Predictions
 
 
 class CLM:
@@ -60,3 +67,24 @@ def inputs(batch: Batch) -> Batch:
         segments=None if batch.segments is None else batch.segments[:, :-1],
         samples=batch.samples,
     )
+
+
+class SFT(CLM):
+    """Next-token cross-entropy, summed over answer tokens, in nats.
+
+    z_loss  as in clm
+    """
+
+    likelihood = False
+
+    def __init__(self, corpus: Any, z_loss: float = 0.0) -> None:
+        if not hasattr(corpus, "num_answers"):
+            raise ValueError(f"objective=sft learns answers, and data={corpus.name} marks none: take data=instruct")
+        super().__init__(z_loss)
+
+    def __call__(self, model: Model, batch: Batch) -> Loss:
+        if batch.weights is None:
+            raise ValueError("objective=sft was given rows without marked answers: take data=instruct")
+        if not getattr(model, "causal", True):
+            raise ValueError("objective=sft with a bidirectional model, which would read the answer: set model=gpt")
+        return super().__call__(model, batch)

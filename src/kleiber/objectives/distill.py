@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from kleiber.nn.divergence import kl_divergence
-from kleiber.nn.loss import cross_entropy, target_weights
+from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
 from kleiber.objectives.clm import causal, inputs
-from kleiber.types import Batch, Loss
+from kleiber.types.batch import Batch, Loss
 
 
 class Distill:

@@ -20,11 +20,9 @@ from torch import Tensor
 
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import log_probs
-from kleiber.objectives.auxiliary import rescaled
 from kleiber.objectives.clm import inputs
-from kleiber.objectives.gathered import Collected
-from kleiber.objectives.reference import reference
-from kleiber.types import Batch, Loss, Output
+from kleiber.objectives.objective import Collected, reference, rescaled
+from kleiber.types.batch import Batch, Loss, Output
 
 log = logging.getLogger(__name__)
 

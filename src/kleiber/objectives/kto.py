@@ -16,11 +16,9 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kleiber.objectives.auxiliary import rescaled
 from kleiber.objectives.dpo import asked_for, row_log_probs, won
-from kleiber.objectives.gathered import Collected
-from kleiber.objectives.reference import reference
-from kleiber.types import Batch, Loss
+from kleiber.objectives.objective import Collected, reference, rescaled
+from kleiber.types.batch import Batch, Loss
 
 
 class KTO:

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kleiber.objectives.auxiliary import head_name, rescaled
 from kleiber.objectives.classify import pooled
 from kleiber.objectives.dpo import stacked, won
-from kleiber.objectives.gathered import Collected
-from kleiber.types import Batch, Loss
+from kleiber.objectives.objective import Collected, head_name, rescaled
+from kleiber.types.batch import Batch, Loss
 
 
 class Reward:

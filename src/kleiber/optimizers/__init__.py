@@ -1,1 +1,13 @@
-"""Optimizers beyond AdamW, each over the groups of `optim.parameter_groups`: one class, one file."""
+"""Optimizers, their parameter groups, and learning-rate schedules."""
+
+from kleiber.types.exports import lazy_exports
+
+EXPORTS = {
+    "AdamW": "adamw",
+    "Constant": "adamw",
+    "Cosine": "adamw",
+    "WSD": "adamw",
+    "Lion": "lion",
+    "Muon": "muon",
+}
+__getattr__ = lazy_exports(__name__, EXPORTS)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kleiber.optim import check_moments, check_settings, parameter_groups
-from kleiber.types import Role
+from kleiber.optimizers.adamw import check_moments, check_settings, parameter_groups
+from kleiber.types.batch import Role
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kleiber.optim import check_moments, check_settings, parameter_groups
-from kleiber.types import Role
+from kleiber.optimizers.adamw import check_moments, check_settings, parameter_groups
+from kleiber.types.batch import Role
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic, steepest at 0; torch.optim.Muon has the same
 TINY = 1e-7

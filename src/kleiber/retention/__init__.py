@@ -1,1 +1,13 @@
-"""Ways not to forget: one method each, around any objective, adapter and model."""
+"""Retention methods: ways to keep what earlier stages learned while a stage trains on new data."""
+
+from kleiber.types.exports import lazy_exports
+
+EXPORTS = {
+    "AGEM": "agem",
+    "EWC": "ewc",
+    "L2SP": "l2sp",
+    "LwF": "lwf",
+    "Replay": "replay",
+    "WiSE": "wise",
+}
+__getattr__ = lazy_exports(__name__, EXPORTS)

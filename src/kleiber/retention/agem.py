@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kleiber.retention.anchors import device_of, ranks, summed, trainable
-from kleiber.retention.earlier import draws, memory_tokens, real
-from kleiber.types import Objective, Retention, Samples, Task
+from kleiber.retention.memory import device_of, draws, memory_tokens, ranks, real, summed, trainable
+from kleiber.types.batch import Objective, Retention, Samples, Task
 
 
 class AGEM(Retention):

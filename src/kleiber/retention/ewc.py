@@ -16,9 +16,8 @@ from torch import Tensor
 
 from kleiber.data.sampler import permutation
 from kleiber.nn.loss import cross_entropy
-from kleiber.retention.anchors import beside, device_of, ranks, snapshot, summed, trainable
-from kleiber.retention.earlier import real
-from kleiber.types import Head, Predictions, Retention, Task
+from kleiber.retention.memory import beside, device_of, ranks, real, snapshot, summed, trainable
+from kleiber.types.batch import Head, Predictions, Retention, Task
 
 
 class EWC(Retention):

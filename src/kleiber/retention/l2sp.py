@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kleiber.retention.anchors import beside, snapshot
-from kleiber.types import Retention, Task
+from kleiber.retention.memory import beside, snapshot
+from kleiber.types.batch import Retention, Task
 
 
 class L2SP(Retention):

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from kleiber.nn.divergence import kl_divergence
-from kleiber.retention.earlier import Text, alike, partners
-from kleiber.types import Batch, Loss, Objective, Retention, Samples, Task, Tokenizer
+from kleiber.nn.loss import kl_divergence
+from kleiber.retention.memory import Text, alike, partners
+from kleiber.types.batch import Batch, Loss, Objective, Retention, Samples, Task, Tokenizer
 
 
 class LwF(Retention):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from kleiber.data.mixture import LARGEST_BLOCK, Mixture, fractions_of
-from kleiber.retention.earlier import Source, Text, alike, memory_tokens, partners
-from kleiber.types import Batch, Loss, Objective, Retention, Samples, Task, Tokenizer
+from kleiber.retention.memory import Source, Text, alike, memory_tokens, partners
+from kleiber.types.batch import Batch, Loss, Objective, Retention, Samples, Task, Tokenizer
 
 
 class Replay(Retention):

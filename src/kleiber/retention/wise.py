@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kleiber.retention.anchors import ranks
-from kleiber.types import Retention, Task
+from kleiber.retention.memory import ranks
+from kleiber.types.batch import Retention, Task
 
 
 class WiSE(Retention):

@@ -1,1 +1,25 @@
-"""Analyses that turn a table of finished runs into laws, with intervals and limits; never imports torch."""
+"""Analyses that turn a table of finished runs into laws, with intervals and limits. Imports no torch."""
+
+from kleiber.types.exports import lazy_exports
+
+EXPORTS = {
+    "Accounting": "accounting",
+    "Adapters": "adapters",
+    "ClmVsMlm": "clm_vs_mlm",
+    "Context": "context",
+    "Continual": "continual",
+    "DataRepeat": "data_repeat",
+    "Forgetting": "forgetting",
+    "ForgettingLaw": "forgetting_law",
+    "IsoFLOP": "isoflop",
+    "MoEForgetting": "moe_forgetting",
+    "MoEGain": "moe_gain",
+    "MoELaw": "moe_law",
+    "MupTransfer": "mup_transfer",
+    "Routers": "routers",
+    "Scaling": "scaling",
+    "Sparsity": "sparsity",
+    "Transfer": "transfer",
+    "Upcycling": "upcycling",
+}
+__getattr__ = lazy_exports(__name__, EXPORTS)

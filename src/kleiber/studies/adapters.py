@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kleiber.catalog import Run
-from kleiber.studies import frontier, outcomes
-from kleiber.studies.arm_rows import untuned
-from kleiber.studies.claims import Claim, above
-from kleiber.studies.findings import Findings, Tolerant
-from kleiber.studies.seeds import Rows
+from kleiber.records.catalog import Run
+from kleiber.studies.compare import frontier
+from kleiber.studies.compare import rows as outcomes
+from kleiber.studies.compare.arms import untuned
+from kleiber.studies.compare.contrast import Claim, above
+from kleiber.studies.compare.intervals import Rows
+from kleiber.studies.study import Findings, Tolerant
 
 FULL = "full"
 METHODS = (
@@ -245,7 +246,7 @@ def settings(points: Rows) -> list[dict[str, Any]]:
 def figures(
     points: Rows, rows: Rows, best: dict[str, float], found: dict[str, dict[str, Claim]]
 ) -> dict[str, Callable[[], Any]]:
-    from kleiber.studies import adapter_plots as plots
+    from kleiber.studies.compare import figures as plots
 
     order = sorted(best, key=lambda arm: (arm != FULL, rank_of(arm)))
     return {

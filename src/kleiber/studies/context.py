@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from kleiber.catalog import Run
-from kleiber.studies.findings import Findings, Options, check_level
-from kleiber.studies.seeds import Rows, difference, seed_means, told
+from kleiber.records.catalog import Run
+from kleiber.studies.compare.intervals import Rows, difference, seed_means, told
+from kleiber.studies.study import Findings, Options, check_level
 
 KINDS = {"Full": "full", "Window": "window", "NoMixing": "none"}
 POSITION = re.compile(r"val/([^/]+)/position/(\d+)")
@@ -115,16 +115,16 @@ def listed(means: Rows) -> list[dict[str, Any]]:
 
 
 def figures(means: Rows, places: Rows) -> dict[str, Callable[[], Any]]:
-    from kleiber.studies import comparisons
+    from kleiber.charts import theme
 
     made: dict[str, Callable[[], Any]] = {}
     for data, part in means.groupby("data"):
-        made[f"context_{data}"] = lambda part=part, data=data: comparisons.lines(
+        made[f"context_{data}"] = lambda part=part, data=data: theme.lines(
             part, "context", "context (tokens)", "attention", f"Loss against context: {data}", every=2
         )
     for data, part in places.groupby("data"):
         longest = part[part["context"] == part["context"].max()]
-        made[f"position_{data}"] = lambda part=longest, data=data: comparisons.lines(
+        made[f"position_{data}"] = lambda part=longest, data=data: theme.lines(
             part, "position", "position of the target (up to)", "attention",
             f"Loss by position: {data}, context {int(part['context'].max())}", every=2,
         )  # fmt: skip

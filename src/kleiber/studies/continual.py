@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kleiber.catalog import Run
+from kleiber.records.catalog import Run
 from kleiber.studies import forgetting_metrics as metrics
-from kleiber.studies.arm_rows import interval
-from kleiber.studies.findings import Findings, Tolerant
-from kleiber.studies.outcomes import PLAIN, REPLAY
-from kleiber.studies.seeds import Rows
-from kleiber.studies.sequence_outcomes import CELL, LABELS, LOWER, METRICS, averaged, by_position, chosen, outcomes
+from kleiber.studies.compare.arms import interval
+from kleiber.studies.compare.intervals import Rows
+from kleiber.studies.compare.rows import PLAIN, REPLAY
+from kleiber.studies.compare.sequence_rows import CELL, LABELS, LOWER, METRICS, averaged, by_position, chosen, outcomes
+from kleiber.studies.study import Findings, Tolerant
 
 TOLD = {
     "ACC": "has a higher final score", "LA": "learns each task better",
@@ -190,7 +190,7 @@ def task_table(best: Rows, level: float) -> list[dict[str, Any]]:
 
 def figures(record: Mapping[str, Any], level: float) -> dict[str, Callable[[], Any]]:
     """Three for every start; with several starts its name stands behind theirs."""
-    from kleiber.studies import continual_plots as plots
+    from kleiber.studies import forgetting_figures as plots
 
     best, made = record["best"], {}
     starts = list(dict.fromkeys(best["start"]))

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kleiber.catalog import Run
-from kleiber.studies import analysis, outcomes, prediction, table
-from kleiber.studies.bootstrap import interval
-from kleiber.studies.extrapolation import outside
-from kleiber.studies.findings import Findings, Options, check_level
-from kleiber.studies.fit import depends
-from kleiber.studies.frontier import Noise, pooled
-from kleiber.studies.laws import find
-from kleiber.studies.outcomes import PLAIN
-from kleiber.studies.plan_check import PlannedPoint, fine_tunes, shortfall
-from kleiber.studies.trends import trends
+from kleiber.records.catalog import Run
+from kleiber.studies.compare import rows as outcomes
+from kleiber.studies.compare.contrast import trends
+from kleiber.studies.compare.frontier import Noise, pooled
+from kleiber.studies.compare.rows import PLAIN
+from kleiber.studies.designs.plan_check import PlannedPoint, fine_tunes, shortfall
+from kleiber.studies.laws import analysis, prediction, table
+from kleiber.studies.laws.bootstrap import interval
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.extrapolation import outside
+from kleiber.studies.laws.fit import depends
+from kleiber.studies.study import Findings, Options, check_level
 
 GRID = ["N", "M", "steps", "p"]  # of one cell; steps stand for D, which replay makes a little smaller
 CENSORED_SD = 3.0
@@ -236,7 +237,7 @@ def headline(record: Mapping[str, Any]) -> str:
 
 
 def figures(record: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
-    from kleiber.studies import forgetting_law_plots as plots
+    from kleiber.studies import forgetting_law_figures as plots
 
     rows = plots.named(record)
     if "no_fit" in record["main"]:
@@ -277,7 +278,7 @@ def beside_table(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def printed(law: Mapping[str, Any]) -> list[str]:
-    from kleiber.studies.record_text import lines
+    from kleiber.studies.laws.file import lines
 
     return lines(law)
 

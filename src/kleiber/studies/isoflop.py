@@ -1,111 +1,37 @@
-"""The design `isoflop`: budgets x sizes, each budget's sizes centred on the optimum that a planning law expects.
+"""The study `isoflop`: the optimum of each compute budget from its own parabola, the law beside it and not before it.
 
-Every point of a budget costs the same FLOPs, counted exactly, and one trunk of a size serves all of its budgets. It
-refuses points that whole batches cannot match to 1 %, and budgets with fewer than four sizes, which have no parabola.
-Source: Hoffmann et al. 2022, section 3.2, arXiv:2203.15556; spans beyond 4 bias the vertex (arXiv:2603.22339)
+It is the analysis of a ladder (`scaling`) told from approach 2. It refuses a headline from fewer than three vertices,
+and an exponent beyond its budgets where the law of the same points is refused.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from kleiber.studies.planning import Ground, Trunk, best_width, budget_flops, cells, planning_laws, widths_of
-
-MATCHED = 0.01  # relative difference in FLOPs within a budget
-LEAST = 4  # sizes of a budget that a parabola needs
+from kleiber.records.catalog import Run
+from kleiber.studies.scaling import Scaling, within_budgets
+from kleiber.studies.study import Findings
 
 
-class IsoFLOP:
-    """`budgets` compute budgets, each `ratio` above the last, times sizes from 1/span to span around the optimum.
+@dataclass(frozen=True)
+class IsoFLOP(Scaling):
+    """The options of `Scaling`; every budget counts, so min_tokens is low."""
 
-    flops, hours  what the whole design may cost, in FLOPs or in hours of this machine (measured); one of them
-    budgets       number of budgets
-    ratio         from one budget to the next
-    sizes         sizes of a budget, as far as multiples of head_dim allow
-    span          largest N over the optimum's, and the optimum's over the smallest
-    seeds         trunks a size
-    law           laws.json, {E, A, B, alpha, beta}, or null for that of an earlier ladder
-    head_dim      channels of a head; widths are its multiples
-    """
+    min_tokens: int | float | str = 1
 
-    def __init__(
-        self, flops: float | int | str | None = None, hours: float | int | None = None, budgets: int = 4,
-        ratio: float | int = 2.0, sizes: int = 5, span: float | int = 4.0, seeds: int = 1,
-        law: str | Mapping[str, float] | None = None, head_dim: int = 16,
-    ) -> None:  # fmt: skip
-        for name, value, least in (("budgets", budgets, 2), ("sizes", sizes, LEAST), ("seeds", seeds, 1)):
-            if value < least:
-                raise ValueError(f"design.{name}={value}: write a number from {least}")
-        if not (ratio > 1 and span > 1):
-            raise ValueError(f"design.ratio={ratio}, design.span={span}: both must be above 1")
-        self.flops, self.hours, self.budgets, self.ratio = flops, hours, budgets, float(ratio)
-        self.sizes, self.span, self.seeds, self.head_dim = sizes, float(span), seeds, head_dim
-        self.law = planning_laws(law, 1)[0]
-
-    def cells(self, ground: Ground) -> list[list[str]]:
-        ground = replace(ground, head_dim=self.head_dim)
-        return cells(self.plan(ground), ground)
-
-    def plan(self, ground: Ground) -> list[Trunk]:
-        """The trunks of the largest design of this shape that the budget pays for."""
-        widths = [2 * self.head_dim, 4 * self.head_dim, 8 * self.head_dim]
-        allowed = budget_flops(self.flops, self.hours, ground, widths, os.cpu_count() or 1)
-        low, high = allowed * 1e-4, allowed
-        for _ in range(40):
-            middle = float(np.sqrt(low * high))
-            low, high = (middle, high) if self._cost(middle, ground) <= allowed else (low, middle)
-        trunks = self._trunks(low, ground)
-        self._check(low, trunks, ground)
-        return trunks
-
-    def compute(self, largest: float) -> list[float]:
-        """The budgets, rising to the largest."""
-        return [largest / self.ratio**k for k in reversed(range(self.budgets))]
-
-    def _cost(self, largest: float, ground: Ground) -> float:
-        return sum(trunk.cost(ground) for trunk in self._trunks(largest, ground))
-
-    def _trunks(self, largest: float, ground: Ground) -> list[Trunk]:
-        """One ladder of widths, and for each width the budgets that hold it."""
-        budgets = self.compute(largest)
-        best = [ground.size(best_width(self.law, c, ground, self.head_dim)).active for c in budgets]
-        step = self.span ** (2 / (self.sizes - 1))
-        count = 1 + round(np.log(best[-1] / best[0] * self.span**2) / np.log(step))
-        ladder = sorted({self._nearest(n, ground) for n in best[0] / self.span * step ** np.arange(count)})
-        trunks = []
-        for width in ladder:
-            one = ground.size(width)
-            held = [
-                ground.whole(c / one.flops_per_token)
-                for c, n in zip(budgets, best, strict=True)
-                if n / self.span * 0.9 <= one.active <= n * self.span * 1.1
-            ]
-            trunks += [Trunk(width, seed, tuple(sorted(set(held)))) for seed in range(self.seeds) if held]
-        return trunks
-
-    def _nearest(self, N: float, ground: Ground) -> int:
-        return min(widths_of(self.head_dim), key=lambda width: abs(np.log(ground.size(width).active / N)))
-
-    def _check(self, largest: float, trunks: Sequence[Trunk], ground: Ground) -> None:
-        budgets = self.compute(largest)
-        held = dict.fromkeys(range(len(budgets)), 0)
-        for trunk in (one for one in trunks if one.seed == 0):
-            for tokens in trunk.branches:
-                flops = tokens * ground.size(trunk.width).flops_per_token
-                k = int(np.argmin([abs(np.log(flops / c)) for c in budgets]))
-                held[k] += 1
-                if abs(flops / budgets[k] - 1) > MATCHED:
-                    raise ValueError(
-                        f"design=isoflop: width {trunk.width} meets {budgets[k]:.3g} FLOPs only to "
-                        f"{abs(flops / budgets[k] - 1):.1%} in whole batches: give more design.flops or fewer "
-                        f"batch.tokens"
-                    )
-        if min(held.values()) < LEAST:
-            raise ValueError(
-                f"design=isoflop: {min(held.values())} sizes at a budget, and a parabola needs {LEAST}: give more "
-                f"design.flops, a larger design.span or a smaller design.head_dim={self.head_dim}"
-            )
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        found = super().analyse(runs)
+        assert found.law is not None
+        mine = [one for one in found.law["approaches"] if one["approach"].startswith("2")]
+        rows = [
+            {"C": p["C"], "N_opt": p["N"], "lo": p.get("lo"), "hi": p.get("hi")} for one in mine for p in one["points"]
+        ]
+        if not mine:
+            head = "Fewer than three budgets have a minimum inside their sizes: no exponent by parabolas yet."
+        else:
+            one = mine[0]
+            head = f"By parabolas at {len(one['points'])} budgets, N_opt ~ C^{one['a']:.3f}, {found.law['level']:.0%} "
+            head += f"interval [{one['lo']:.3f}, {one['hi']:.3f}]"
+            head = within_budgets(head, found.law)
+        return replace(found, headline=head, tables={"Vertices": rows, **found.tables})

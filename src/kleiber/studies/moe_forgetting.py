@@ -13,12 +13,14 @@ from typing import Any
 
 import pandas as pd
 
-from kleiber.catalog import Run
-from kleiber.studies import forgetting_tables, frontier, outcomes
-from kleiber.studies.arm_rows import interval
-from kleiber.studies.claims import above, contrast
-from kleiber.studies.findings import Findings, Tolerant
-from kleiber.studies.seeds import Rows
+from kleiber.records.catalog import Run
+from kleiber.studies import forgetting
+from kleiber.studies.compare import frontier
+from kleiber.studies.compare import rows as outcomes
+from kleiber.studies.compare.arms import interval
+from kleiber.studies.compare.contrast import above, contrast
+from kleiber.studies.compare.intervals import Rows
+from kleiber.studies.study import Findings, Tolerant
 
 DENSE, FREE, FROZEN = "dense", "moe", "moe, router frozen"
 SLACK = 0.05  # relative difference of active parameters that still counts as equal
@@ -40,9 +42,9 @@ class MoEForgetting(Tolerant):
             headline=headline(record),
             verdicts=[*record["complaints"], *record["claims"]],
             tables={
-                "At equal target loss": forgetting_tables.matched(record),
+                "At equal target loss": forgetting.matched(record),
                 "Where the experts' text went": record["loads"],
-                "Settings": forgetting_tables.settings(record),
+                "Settings": forgetting.settings(record),
             },
             figures=figures(runs, record),
             methods=METHODS.format(at=record["matched_target"], level=self.level, tolerance=self.tolerance),
@@ -192,8 +194,8 @@ def load_table(rows: Rows, chosen: Rows, level: float) -> list[dict[str, Any]]:
 
 
 def figures(runs: Sequence[Run], record: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    from kleiber.studies import forgetting_plots as plots
-    from kleiber.studies import moe_forgetting_plots as own
+    from kleiber.studies import forgetting_figures as own
+    from kleiber.studies import forgetting_figures as plots
 
     points, chosen = pd.DataFrame(record["points"]), pd.DataFrame(record["chosen"])
     made: dict[str, Callable[[], Any]] = {"pareto": lambda: plots.pareto(points, record["matched_target"])}

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from kleiber.catalog import Run
-from kleiber.studies import student
-from kleiber.studies.arm_rows import width_of
-from kleiber.studies.findings import Findings, Options, check_level
+from kleiber.records.catalog import Run
+from kleiber.studies.compare import intervals
+from kleiber.studies.compare.arms import width_of
+from kleiber.studies.study import Findings, Options, check_level
 
 
 class Parabola(NamedTuple):
@@ -92,7 +92,7 @@ class MupTransfer(Options):
             return optima, []
         # Noise is taken to be the same at every width: two seeds alone would leave an interval as wide as the grid.
         noise = sum(fit.squares for fit in fits.values()) / df
-        reach = student.reach(df, self.level)
+        reach = intervals.reach(df, self.level)
         for entry in optima:
             if entry["width"] in fits:
                 fit = fits[entry["width"]]
@@ -233,7 +233,7 @@ def figure(rows: pd.DataFrame, optima: Sequence[dict[str, Any]]) -> Any:
     """Loss against learning rate, a line a width and a panel a parametrisation; rules mark the optima."""
     import altair as alt
 
-    from kleiber.studies.dress import dressed, shades
+    from kleiber.charts.theme import dressed, shades
 
     shown = pd.DataFrame(rows[np.isfinite(rows["loss"])])
     widths = sorted(int(width) for width in shown["width"].unique())

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kleiber.budget import quantity
-from kleiber.catalog import Run
-from kleiber.metrics import Row, having
-from kleiber.studies import arm_figures
-from kleiber.studies.arm_rows import Arm, all_tuned, complaints, paired, points, read, told
-from kleiber.studies.findings import Findings, Options
+from kleiber.config.budget import quantity
+from kleiber.records.catalog import Run
+from kleiber.records.summary import Row, having
+from kleiber.studies.compare import arms as arm_figures
+from kleiber.studies.compare.arms import Arm, all_tuned, complaints, paired, points, read, told
+from kleiber.studies.study import Findings, Options
 
 AS_EVEN = 0.1  # of the mean load: how much more the busiest expert may have and balance still be called as even
 NO_WORSE = 0.01  # nats

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kleiber.budget import quantity
-from kleiber.catalog import Run
-from kleiber.studies import analysis, record, table
-from kleiber.studies.exclusion import CHOICES
-from kleiber.studies.findings import Findings, Options, not_identified, points
-from kleiber.studies.laws import find
-from kleiber.studies.plan_check import PlannedPoint, shortfall
-from kleiber.studies.record_text import band_rate, intervals_by, lines, percent, short
+from kleiber.config.budget import quantity
+from kleiber.records.catalog import Run
+from kleiber.studies.designs.plan_check import PlannedPoint, shortfall
+from kleiber.studies.laws import analysis, file, table
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.exclusion import CHOICES
+from kleiber.studies.laws.file import band_rate, intervals_by, lines, percent, short
+from kleiber.studies.study import Findings, Options, not_identified, points
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
 GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # errors that a ladder may make
@@ -69,7 +69,7 @@ class Scaling(Options):
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         """The law of a ladder with what may be said of it."""
-        law = record.finite(self.law_of(runs))
+        law = file.finite(self.law_of(runs))
         rows = points(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
         tables = {
             "Goals": goals(law), "Approaches and conventions": conventions(law), "Least tokens": least(law),
@@ -86,20 +86,20 @@ class Scaling(Options):
             raise ValueError(
                 f"study.min_tokens={self.min_tokens} leaves no row: the longest run here has {most:,.0f} tokens"
             )
-        record = analysis.analyse(self.loaded(late), find(self.law), self.options())
-        record["excluded"] = [*record["excluded"], *left_out(runs)]
+        file = analysis.analyse(self.loaded(late), find(self.law), self.options())
+        file["excluded"] = [*file["excluded"], *left_out(runs)]
         if len(late) < len(rows):
-            record["from_least_tokens"] = [
-                {"min_tokens": float(least), **self._from(rows, least, late, record)}
+            file["from_least_tokens"] = [
+                {"min_tokens": float(least), **self._from(rows, least, late, file)}
                 for least in sorted(rows["tokens"].unique())[:3]
             ]
-        return record
+        return file
 
     def _from(self, rows: pd.DataFrame, least: float, late: pd.DataFrame, record: Mapping[str, Any]) -> dict:
         """n, params and derived of the rows from `least` tokens on; those of the record where they are its rows."""
         part = at_least(rows, least)
         if len(part) == len(late):
-            return {name: record[name] for name in ("n", "params", "derived")}
+            return {name: file[name] for name in ("n", "params", "derived")}
         return analysis.brief(self.loaded(part), find(self.law), self.options(200))
 
     def loaded(self, rows: pd.DataFrame) -> table.Table:
@@ -126,7 +126,7 @@ def left_out(runs: Sequence[Run]) -> list[dict]:
 
 def figures(rows: pd.DataFrame, law: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
     """The figures that a record allows, by name."""
-    from kleiber.studies import plots
+    from kleiber.studies.laws import figures as plots
 
     form = find(law["law"])
     return {
@@ -139,7 +139,7 @@ def figures(rows: pd.DataFrame, law: Mapping[str, Any]) -> dict[str, Callable[[]
 
 def of_record(law: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
     """The figures of a record that need no rows."""
-    from kleiber.studies import plots
+    from kleiber.studies.laws import figures as plots
 
     made: dict[str, Callable[[], Any]] = {}
     if law["approaches"]:

@@ -11,13 +11,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kleiber.budget import quantity
-from kleiber.catalog import Run
-from kleiber.studies import arm_figures
-from kleiber.studies.arm_rows import Arm, all_tuned, complaints, interval, paired, points, read, told
-from kleiber.studies.clock import loss_after, spent
-from kleiber.studies.findings import Findings, Options
-from kleiber.studies.price import HOW, price, unmeasured
+from kleiber.config.budget import quantity
+from kleiber.records.catalog import Run
+from kleiber.studies.compare import arms as arm_figures
+from kleiber.studies.compare.arms import (
+    HOW,
+    Arm,
+    all_tuned,
+    complaints,
+    interval,
+    paired,
+    points,
+    price,
+    read,
+    told,
+    unmeasured,
+)
+from kleiber.studies.compare.frontier import loss_after, spent
+from kleiber.studies.study import Findings, Options
 
 EQUAL = {"flops": "training FLOPs", "params": "total parameters", "memory": "inference memory"}
 SLACK = 0.05

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kleiber.catalog import Run
-from kleiber.studies.findings import Findings, Options, check_level
-from kleiber.studies.transfer_runs import SCRATCH, Rows, by_seed, chosen, gap, rows_of, transferred
+from kleiber.records.catalog import Run
+from kleiber.studies.compare.transfer_rows import SCRATCH, Rows, by_seed, chosen, gap, rows_of, transferred
+from kleiber.studies.study import Findings, Options, check_level
 
 METHODS = (
     "Each seed has base runs of its own, one for each kind of model and text; every task is fine-tuned from them, and "
@@ -166,7 +166,7 @@ def told_factor(one: Mapping[str, Any]) -> dict[str, Any]:
 def figures(
     rows: Rows, gaps: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, Any]]
 ) -> dict[str, Callable[[], Any]]:
-    from kleiber.studies import transfer_plots as plots
+    from kleiber.studies import transfer_figures as plots
 
     made: dict[str, Callable[[], Any]] = {}
     if any(one["gap"] is not None for one in gaps):

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kleiber.catalog import Run
-from kleiber.studies import arm_figures
-from kleiber.studies.arm_rows import all_tuned, complaints, paired, read, told
-from kleiber.studies.findings import Findings, Options
+from kleiber.records.catalog import Run
+from kleiber.studies.compare import arms as arm_figures
+from kleiber.studies.compare.arms import all_tuned, complaints, paired, read, told
+from kleiber.studies.study import Findings, Options
 
 
 @dataclass(frozen=True)

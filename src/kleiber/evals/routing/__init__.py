@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from kleiber.evals.routing.record import Record, mixtures, read
-from kleiber.evals.routing.redundancy import redundancy
 from kleiber.evals.routing.sensitivity import sensitivity
-from kleiber.evals.routing.settled import settled
-from kleiber.evals.routing.special import coactivation, specialisation
+from kleiber.evals.routing.specialization import coactivation, redundancy, settled, specialisation
+from kleiber.evals.routing.trace import Record, mixtures, read
 from kleiber.evals.subject import Subject
 
-FIGURES = "kleiber.studies.routing_plots"
+FIGURES = "kleiber.evals.routing.figures"
 TOKENS = 16_384  # of all domains together, unless told: the sensitivities read them some sixty times
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kleiber.evals.routing.record import Record, forced, loss_under, mixtures, read
-from kleiber.evals.routing.settled import flipped
+from kleiber.evals.routing.specialization import flipped
+from kleiber.evals.routing.trace import Record, forced, loss_under, mixtures, read
 from kleiber.evals.subject import Subject
 
 NOISE = (1e-3, 3e-3, 1e-2, 3e-2)

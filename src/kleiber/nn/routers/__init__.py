@@ -3,12 +3,18 @@
 Router logits are always fp32: a rounding there flips an expert, which is not a small error.
 """
 
-from kleiber.nn.routers.expert_choice import ExpertChoice
-from kleiber.nn.routers.fixed import Hash, Random
-from kleiber.nn.routers.sigmoid import GroupLimited, LossFree, Sigmoid
-from kleiber.nn.routers.sinkhorn import Sinkhorn
-from kleiber.nn.routers.softmax import Noisy, Switch, TopK
+from kleiber.types.exports import lazy_exports
 
-__all__ = [
-    "ExpertChoice", "GroupLimited", "Hash", "LossFree", "Noisy", "Random", "Sigmoid", "Sinkhorn", "Switch", "TopK",
-]  # fmt: skip
+EXPORTS = {
+    "TopK": "topk",
+    "Switch": "topk",
+    "Noisy": "topk",
+    "Sigmoid": "sigmoid",
+    "LossFree": "sigmoid",
+    "GroupLimited": "sigmoid",
+    "Sinkhorn": "sinkhorn",
+    "Hash": "fixed",
+    "Random": "fixed",
+    "ExpertChoice": "expert_choice",
+}
+__getattr__ = lazy_exports(__name__, EXPORTS)

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kleiber.nn.parametrization import Site
-from kleiber.nn.routers.choice import Logits, check_sizes
-from kleiber.types import Batch, Routing
+from kleiber.nn.mup import Site
+from kleiber.nn.routers.router import Logits, check_sizes
+from kleiber.types.batch import Batch, Routing
 
 
 class ExpertChoice(nn.Module):

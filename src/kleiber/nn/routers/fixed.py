@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kleiber.nn.parametrization import Site
-from kleiber.nn.routers.choice import check_sizes
-from kleiber.types import Batch, Routing
+from kleiber.nn.mup import Site
+from kleiber.nn.routers.router import check_sizes
+from kleiber.types.batch import Batch, Routing
 
 
 class Hash(nn.Module):

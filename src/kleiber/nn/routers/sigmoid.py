@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kleiber.nn.parametrization import Site
-from kleiber.nn.routers.choice import TokenChoice
-from kleiber.nn.routers.softmax import refuse_one
+from kleiber.nn.mup import Site
+from kleiber.nn.routers.router import TokenChoice
+from kleiber.nn.routers.topk import refuse_one
 
 
 class Sigmoid(TokenChoice):

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kleiber.nn.parametrization import Site
-from kleiber.nn.routers.choice import TokenChoice
-from kleiber.types import Batch, Routing
+from kleiber.nn.mup import Site
+from kleiber.nn.routers.router import TokenChoice
+from kleiber.types.batch import Batch, Routing
 
 
 class Sinkhorn(TokenChoice):

@@ -1,0 +1,149 @@
+"""How figures look: axes with few and sensible ticks, colours that survive grey print and colour blindness, quiet
+frames.
+
+One place for what every figure shares. It draws no data.
+
+Figures of comparisons: means over seeds against one quantity, a line and a shape for each kind, named at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+WIDTH, HEIGHT = 440, 320
+PALETTE = "viridis"
+# Black, blue, orange, green, purple: told apart in grey and without red or green (Okabe and Ito 2008).
+KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"]
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def log_axis(name: str, title: str, data: Any, every: int | None = None, room: float = 1.15, kind: Any = alt.X) -> Any:
+    """A logarithmic axis from the data's least to its most, `room` to spare at the far end.
+
+    Ticks at powers of ten, with 2 and 5 between them under two and a half decades, or at each factor of `every` from
+    the least.
+    """
+    low, high = float(np.min(data)), float(np.max(data))
+    scale = alt.Scale(type="log", domain=[low / 1.15, high * room], nice=False)
+    ticks = log_ticks(low / 1.15, high * min(room, 1.3), every and float(every), low)
+    text = "".join(f"abs(datum.value / {tick!r} - 1) < 1e-6 ? '{written(tick)}' : " for tick in ticks) + "''"
+    return kind(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, labelExpr=text, labelFlush=False))
+
+
+def log_ticks(low: float, high: float, every: float | None, first: float) -> list[float]:
+    if every:
+        return [first * every**k for k in range(int(np.log(high / first) / np.log(every) + 1.01))]
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    return [m * 10.0**k for k in decades for m in steps if low <= m * 10.0**k <= high]
+
+
+def written(number: float) -> str:
+    """A tick in words: 20k, 4M, and beyond that 5·10¹²."""
+    if number < 1e11:
+        return human(number)
+    power = int(np.floor(np.log10(number) + 1e-9))
+    lead = round(number / 10.0**power, 1)
+    if lead == 10:
+        lead, power = 1.0, power + 1
+    tail = "10" + str(power).translate(SUPERSCRIPT)
+    return tail if lead == 1 else f"{lead:g}·{tail}"
+
+
+def loss_axis(name: str = "loss", title: str = "validation loss (nats per token)", log: bool = True) -> Any:
+    scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=12)
+    return alt.Y(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=6))
+
+
+def sizes_color(sizes: Sequence[str], legend: Any = None, title: str = "parameters N") -> Any:
+    """Sequential colours for sizes, dark for small; the palette's pale end is left out, which paper swallows."""
+    scale = alt.Scale(domain=list(sizes), range=shades(len(sizes)))
+    return alt.Color("size:N", sort=list(sizes), scale=scale, legend=legend, title=title)
+
+
+def kinds_color(kinds: Sequence[str], name: str = "kind", legend: Any = None) -> Any:
+    """Distinct colours for kinds; the first is black."""
+    scale = alt.Scale(domain=list(kinds), range=[KINDS[i % len(KINDS)] for i in range(len(kinds))])
+    return alt.Color(f"{name}:N", sort=list(kinds), scale=scale, legend=legend, title=None)
+
+
+def shades(count: int) -> list[str]:
+    """Viridis from its dark end to four fifths of the way, by `count` steps."""
+    stops = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98]], dtype=np.float64)
+    at = np.linspace(0, len(stops) - 1, max(count, 2))[:count]
+    found = [[np.interp(x, range(len(stops)), stops[:, c]) for c in range(3)] for x in at]
+    return ["#" + "".join(f"{round(v):02x}" for v in one) for one in found]
+
+
+def human(number: float) -> str:
+    """12_400 as `12.4k`; whole batches of a round number of tokens as that number."""
+    for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * limit:
+            return f"{number / limit:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def human_tip(name: str, title: str | None = None) -> Any:
+    return alt.Tooltip(f"{name}:Q", format=".3s", title=title or name)
+
+
+def sized(chart: Any, title: str, height: int = HEIGHT, subtitle: str = "") -> Any:
+    """A chart in the house's size and dress."""
+    heading = alt.TitleParams(title, subtitle=subtitle) if subtitle else title
+    return dressed(chart.properties(width=WIDTH, height=height, title=heading))
+
+
+def dressed(chart: Any) -> Any:
+    """A chart, or several side by side, in the house's dress."""
+    quiet = {"gridColor": "#ececec", "domainColor": "#999", "tickColor": "#999", "labelColor": "#333"}
+    return (
+        chart.configure_view(stroke=None)
+        .configure_axis(titleFontWeight="normal", titleColor="#333", titlePadding=8, labelFontSize=11, **quiet)
+        .configure_title(
+            anchor="start", fontSize=13, fontWeight="bold", offset=10, subtitleColor="#555", subtitleFontSize=11
+        )
+        .configure_legend(titleFontWeight="normal", symbolOpacity=1, labelFontSize=11)
+    )
+
+
+NEAR = 0.045  # of the span of the values: names closer than that would lie on one another
+
+
+def apart(values: np.ndarray, gap: float) -> np.ndarray:
+    """The values moved up by as little as keeps each `gap` above the one below it."""
+    moved, floor = values.astype(float), -np.inf
+    for i in np.argsort(values, kind="stable"):
+        floor = moved[i] = max(moved[i], floor + gap)
+    return moved
+
+
+def lines(
+    means: pd.DataFrame, x: str, title: str, kind: str, heading: str, every: int | None = None,
+    value: str = "validation loss (nats per token)", log: bool = False, subtitle: str = "", zero: bool = False,
+) -> Any:  # fmt: skip
+    """`means` as `seeds.seed_means` gives them; bars are its intervals, and absent without seeds."""
+    shown = means.rename(columns={"mean": "value"}).assign(kind=means[kind].astype(str))
+    kinds = list(dict.fromkeys(shown["kind"]))
+    across = log_axis(x, title, np.array(shown[x], dtype=float), every=every, room=1.8)
+    y, low = (loss_axis(name, value, log) for name in ("value", "lo"))
+    color = kinds_color(kinds)
+    shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
+    base = alt.Chart(shown).encode(x=across, color=color)
+    layers = [base.mark_line(strokeWidth=1.6).encode(y=y)]
+    if np.isfinite(shown["half"]).any():
+        layers.append(base.mark_rule(strokeWidth=1.4).encode(y=low, y2="hi:Q"))
+    tips = ["kind:N", f"{x}:Q", alt.Tooltip("value:Q", format=".4f"), alt.Tooltip("half:Q", format=".4f"), "seeds:Q"]
+    layers.append(base.mark_point(filled=True, size=56, opacity=1).encode(y=y, shape=shape, tooltip=tips))
+    ends = shown.loc[shown.groupby("kind")[x].idxmax()]
+    ends = ends.assign(at=apart(ends["value"].to_numpy(), np.ptp(shown["value"]) * NEAR))
+    beside = loss_axis("at", value, log)
+    named = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11)
+    names = named.encode(x=across, y=beside, text="kind:N", color=color)
+    if zero:
+        layers.insert(0, alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color="#888").encode(y="y:Q"))
+    return sized(alt.layer(*layers, names), heading, subtitle=subtitle)

@@ -1,0 +1,211 @@
+"""Pairs of keys that must fit, by arithmetic on the config alone: each error names both keys. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kleiber.config.budget import quantity
+from kleiber.config.errors import ConfigError
+from kleiber.config.signatures import signature
+
+SHARDED = "kleiber.training.FSDP"
+
+
+def fit_together(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError for keys that are each right and together wrong."""
+    _seed(config["seed"])
+    _sizes(config["model"])
+    _heads(config["model"])
+    _experts(config["model"])
+    _batch(config)
+    _devices(config["trainer"])
+    _shards(config)
+    _stages(config)
+    _next_token(config)
+    _line(config)
+    _pull(config)
+    _reference(config)
+    _packed(config)
+
+
+def argument(node: Mapping[str, Any], name: str) -> Any:
+    """The value of an argument: as set, or its default."""
+    parameter = signature(str(node["_target_"])).parameters.get(name)
+    return node.get(name, parameter.default if parameter else None)
+
+
+def _seed(seed: int) -> None:
+    """PyTorch takes no integer beyond 64 bits, and the order of data multiplies it."""
+    if not -(2**31) <= seed < 2**32:
+        raise ConfigError(f"seed={seed}: write a whole number from {-(2**31)} to {2**32 - 1}")
+
+
+def _sizes(model: Mapping[str, Any]) -> None:
+    for name in ("depth", "width", "aspect", "context", "num_heads", "num_kv_heads"):
+        value = argument(model, name)
+        if isinstance(value, int) and value < 1:
+            raise ConfigError(f"model.{name}={value}: write a number from 1")
+
+
+def _heads(model: Mapping[str, Any]) -> None:
+    heads, width = argument(model, "num_heads"), argument(model, "width")
+    told = f"model.width={width}"
+    if width is None and argument(model, "aspect") and argument(model, "depth"):
+        width = argument(model, "aspect") * argument(model, "depth")
+        told = f"width {width} (model.aspect x model.depth)"
+    if heads and width and width % heads:
+        raise ConfigError(f"model.num_heads={heads} does not divide {told}: choose heads that do")
+    shared = argument(model, "num_kv_heads")
+    if heads and shared and heads % shared:
+        raise ConfigError(f"model.num_kv_heads={shared} does not divide model.num_heads={heads}: choose one that does")
+
+
+def _experts(model: Mapping[str, Any]) -> None:
+    mlp = model.get("mlp")
+    if not isinstance(mlp, Mapping) or "_target_" not in mlp:
+        return
+    k, experts = argument(mlp, "k"), argument(mlp, "num_experts")
+    if k is not None and experts is not None and not 1 <= k <= experts:
+        raise ConfigError(f"model.mlp.k={k} of model.mlp.num_experts={experts}: a token goes to 1..{experts} experts")
+    router = mlp.get("router")
+    if not isinstance(router, Mapping) or "acknowledge_leak" not in signature(str(router["_target_"])).parameters:
+        return
+    if argument(model, "causal") and not argument(router, "acknowledge_leak"):
+        raise ConfigError(
+            "model/router=expert_choice lets a causal model see later tokens: use model=bert with objective=mlm, "
+            "another router, or set model.mlp.router.acknowledge_leak=true"
+        )
+
+
+def _batch(config: Mapping[str, Any]) -> None:
+    tokens, context = quantity(config["batch"]["tokens"]), argument(config["model"], "context")
+    devices = argument(config["trainer"], "devices") or 1
+    if context is None:
+        return
+    if tokens % context:
+        near = max(1, round(tokens / context)) * context
+        raise ConfigError(
+            f"batch.tokens={config['batch']['tokens']} is no multiple of model.context={context}: take {near}"
+        )
+    rows = int(tokens // context)
+    if rows % devices:
+        near = -(-rows // devices) * devices * context
+        raise ConfigError(
+            f"batch.tokens={config['batch']['tokens']} is {rows} sequences, which trainer.devices={devices} cannot "
+            f"share equally: take {near}"
+        )
+
+
+def _devices(trainer: Mapping[str, Any]) -> None:
+    devices = argument(trainer, "devices")
+    if trainer["_target_"] == "kleiber.training.Local" and devices != 1:
+        raise ConfigError(f"trainer.devices={devices} needs a distributed trainer: set trainer=ddp")
+    if devices is not None and devices < 1:
+        raise ConfigError(f"trainer.devices={devices}: write a number from 1")
+    if argument(trainer, "accelerator") == "gpu" and not _has_gpu():
+        raise ConfigError("trainer.accelerator=gpu, but there is no GPU here: set trainer.accelerator=cpu")
+
+
+def _shards(config: Mapping[str, Any]) -> None:
+    """What cannot work on a share of every parameter, or runs the model on one rank and not on another."""
+    trainer = config["trainer"]
+    if trainer["_target_"] != SHARDED:
+        return
+    devices = argument(trainer, "devices")
+    if devices < 2:
+        raise ConfigError(f"trainer.devices={devices} is nothing to shard over: trainer=fsdp needs 2 or more")
+    ema = (config.get("callbacks") or {}).get("ema")
+    refused = {
+        "trainer.compile=true": argument(trainer, "compile"),
+        "optimizer=muon": config["optimizer"]["_target_"].endswith(".Muon"),
+        f"retention={'+'.join(config.get('retention') or {})}": any((config.get("retention") or {}).values()),
+        "adapter": config.get("adapter"),
+        "callbacks.ema": ema,
+    }
+    for key, chosen in refused.items():
+        if chosen:
+            raise ConfigError(f"{key} does not work on the shards of trainer=fsdp: remove it, or set trainer=ddp")
+
+
+def _stages(config: Mapping[str, Any]) -> None:
+    branches = (config["stages"] or {}).get("branches")
+    for name, value in config["budget"].items():
+        if branches and value is not None:
+            raise ConfigError(f"budget.{name}={value} and stages.branches={branches} both say how long: keep one")
+
+
+def _next_token(config: Mapping[str, Any]) -> None:
+    loss = config["objective"]
+    if argument(config["model"], "causal") is False and any(_is(loss, kind) for kind in ("CLM", "Distill")):
+        name = str(loss["_target_"]).rsplit(".", 1)[-1].lower()
+        raise ConfigError(
+            f"objective={name} asks for the next token, and model.causal=false reads it: objective=mlm, or model=gpt"
+        )
+    nodes = list((config["callbacks"] or {}).values())
+    for kind in ("Positions", "Latency"):
+        if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
+            name = f"callbacks={kind.lower()}"
+            raise ConfigError(f"{name} asks about the next token, and model.causal=false reads it: remove one")
+
+
+def _line(config: Mapping[str, Any]) -> None:
+    """Weights of a wrapped model have other names beside an adapter than merged, so there is no line between them."""
+    nodes = (config.get("retention") or {}).values()
+    wrapped = _is(config["model"], "HFModel") and _low_rank(config)
+    if wrapped and any(_is(node, "WiSE") for node in nodes):
+        raise ConfigError(
+            "retention=wise with adapter=lora or dora needs a model of ours, not model=hf: take adapter=freeze"
+        )
+
+
+def _pull(config: Mapping[str, Any]) -> None:
+    """A step of L2-SP goes lr x strength of the way back: beyond 1 it leaps over the start."""
+    rate = argument(config["optimizer"], "lr")
+    for name, node in (config.get("retention") or {}).items():
+        strength = argument(node, "strength") if _is(node, "L2SP") else None
+        if strength and rate and rate * strength > 1:
+            raise ConfigError(
+                f"retention.{name}.strength={strength} at optimizer.lr={rate:g} would leap over the start: give at "
+                f"most {1 / rate:g}"
+            )
+
+
+def _reference(config: Mapping[str, Any]) -> None:
+    if config["objective"].get("reference") == "adapter_off" and not _low_rank(config):
+        raise ConfigError(
+            "objective.reference=adapter_off asks the model without its adapter, and there is none to leave out: set "
+            "adapter=lora, or objective.reference=start"
+        )
+
+
+def _packed(config: Mapping[str, Any]) -> None:
+    data = config["data"]
+    if _is(config["model"], "HFModel") and _is(data, "Instruct") and argument(data, "pack"):
+        raise ConfigError(
+            "data.pack=true puts several conversations in a row, and model=hf attends over it all: set data.pack=false"
+        )
+
+
+def _low_rank(config: Mapping[str, Any]) -> bool:
+    return any(_is(config.get("adapter"), kind) for kind in ("LoRA", "DoRA"))
+
+
+def _is(node: Any, kind: str) -> bool:
+    return isinstance(node, Mapping) and str(node.get("_target_", "")).endswith(f".{kind}")
+
+
+def _has_gpu() -> bool:
+    """Device files say yes cheaply; where there are none, PyTorch has the last word."""
+    if (
+        sys.platform == "linux"
+        and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+        and any(Path("/dev").glob("nvidia[0-9]*"))
+    ):
+        return True
+    import torch
+
+    return torch.cuda.is_available()

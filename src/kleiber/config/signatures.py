@@ -1,0 +1,249 @@
+"""What a `_target_` takes, without importing it: our own classes are read from their source, so a config is checked in
+milliseconds and before torch is there. Targets of other packages are imported, and only those on the allow-list.
+
+It resolves what our code does (functions, classes, dataclasses, inheritance, aliases) and calls all else an object.
+
+Config nodes to objects, and the run-time values that a target may ask for by the name of an argument.
+
+A config says what a person turns; what only the run knows (the vocabulary's size, the folder) is supplied by name to
+every target whose signature has that name. It imports neither torch nor any target before it is asked to.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections.abc
+import importlib
+import inspect
+import pathlib
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig
+
+from kleiber.config.errors import ConfigError, did_you_mean
+
+PACKAGE = Path(__file__).resolve().parents[1]
+ALLOWED = ("kleiber.", "torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
+PLAIN_MODULES = {"typing": typing, "collections.abc": collections.abc, "pathlib": pathlib}
+WITHOUT_ARGUMENTS = ("nn.Module", "Module", "pl.Callback", "Callback", "Protocol", "object", "Generic")
+
+
+class Meta(type):
+    def __getattr__(cls, name: str) -> type:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return Object
+
+    def __getitem__(cls, item: Any) -> type:
+        return Object
+
+
+class Object(metaclass=Meta):
+    """Stands for every type that no YAML value can be: such an argument is given by a node with a `_target_`."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """`default` is None where it is no literal."""
+
+    annotation: Any = Any
+    required: bool = True
+    default: Any = None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments of a target; `open` when it takes others as well, or when we cannot tell."""
+
+    name: str
+    parameters: dict[str, Parameter]
+    open: bool = False
+
+
+@cache
+def signature(target: str) -> Signature:
+    """Signature of a dotted name. Raises ConfigError for one that is not there, or that is not ours to build."""
+    if not target.startswith(ALLOWED):
+        raise ConfigError(f"_target_ {target} is not allowed: targets start with {', '.join(ALLOWED)}")
+    if target.startswith("kleiber."):
+        return _from_source(target)
+    return _imported(target)
+
+
+def of_dataclass(cls: type) -> Signature:
+    """The signature of one of our settings, which are imported anyway."""
+    return _runtime(cls, cls.__name__)
+
+
+def _imported(target: str) -> Signature:
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise ConfigError(f"_target_ {target} cannot be imported") from None
+    if not (callable(found) and f"{getattr(found, '__module__', '')}.".startswith(ALLOWED)):
+        raise ConfigError(f"_target_ {target} is not allowed: it is {found!r}, which comes from elsewhere")
+    return _runtime(found, name)
+
+
+def _runtime(found: Callable[..., Any], name: str) -> Signature:
+    hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
+    parameters, is_open = {}, False
+    for parameter in inspect.signature(found).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            is_open = True
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            required = parameter.default is parameter.empty
+            default = None if required else parameter.default
+            parameters[parameter.name] = Parameter(hints.get(parameter.name, Any), required, default)
+    return Signature(name, parameters, is_open)
+
+
+@cache
+def _module(name: str) -> ast.Module | None:
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return ast.parse(file.read_text())
+    return None
+
+
+def _from_source(target: str) -> Signature:
+    package, _, name = target.rpartition(".")
+    names = exports(package)
+    if name not in names:
+        raise ConfigError(f"_target_ {target}: {package} exports no {name!r}.{did_you_mean(name, names)}")
+    where, node = _definition(f"{package}.{names[name]}", name)
+    if isinstance(node, ast.FunctionDef):
+        return _of_function(where, node, name, skip=0)
+    assert isinstance(node, ast.ClassDef), f"{target} is exported and defined nowhere"
+    return _of_class(where, node)
+
+
+@cache
+def exports(package: str) -> dict[str, str]:
+    """The public names of one of our packages, each with the module that defines it, relative to the package."""
+    tree = _module(package)
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "EXPORTS":
+            return ast.literal_eval(node.value)
+    return {}
+
+
+def _definition(module: str, name: str) -> tuple[str, ast.AST | None]:
+    """Where a name of a module is defined, following imports within kleiber, and the node that defines it."""
+    tree = _module(module)
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return module, node
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return module, node.value
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    ours = (node.module or "").split(".")[0] == "kleiber"
+                    return _definition(str(node.module), alias.name) if ours else (str(node.module), None)
+    return module, None
+
+
+def _of_class(module: str, node: ast.ClassDef) -> Signature:
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return _of_function(module, item, node.name, skip=1)
+    inherited, is_open = _inherited(module, node)
+    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        return Signature(node.name, {**inherited, **_fields(module, node)}, is_open)
+    return Signature(node.name, inherited, is_open)
+
+
+def _inherited(module: str, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
+    parameters: dict[str, Parameter] = {}
+    is_open = False
+    for base in reversed(node.bases):
+        text = ast.unparse(base).split("[")[0]
+        where, found = _definition(module, text)
+        if isinstance(found, ast.ClassDef):
+            told = _of_class(where, found)
+            parameters.update(told.parameters)
+            is_open |= told.open
+        else:
+            is_open |= text not in WITHOUT_ARGUMENTS
+    return parameters, is_open
+
+
+def _fields(module: str, node: ast.ClassDef) -> dict[str, Parameter]:
+    found = {}
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            text = "" if item.value is None else ast.unparse(item.value)
+            if "ClassVar" not in ast.unparse(item.annotation) and "init=False" not in text:
+                found[item.target.id] = _parameter(module, item.annotation, item.value)
+    return found
+
+
+def _of_function(module: str, node: ast.FunctionDef, name: str, skip: int) -> Signature:
+    positional = [*node.args.posonlyargs, *node.args.args]
+    first = len(positional) - len(node.args.defaults)
+    defaults = [None] * first + list(node.args.defaults)
+    pairs = [*zip(positional, defaults, strict=True)][skip:]
+    pairs += [*zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
+    parameters = {arg.arg: _parameter(module, arg.annotation, default) for arg, default in pairs}
+    return Signature(name, parameters, node.args.kwarg is not None)
+
+
+def _parameter(module: str, annotation: ast.expr | None, default: ast.expr | None) -> Parameter:
+    value = None
+    if default is not None:
+        try:
+            value = ast.literal_eval(default)
+        except ValueError:
+            value = None
+    return Parameter(Any if annotation is None else _type(module, annotation), default is None, value)
+
+
+def _type(module: str, annotation: ast.expr) -> Any:
+    """The annotation as a type, with `Object` for classes. It evaluates nothing but our own annotations."""
+    code = compile(ast.Expression(annotation), module, "eval")
+    try:
+        found = eval(code, {"__builtins__": {}}, Names(module))
+    except Exception:  # an annotation of a form we do not read says nothing about the value
+        return Any
+    return _type(module, ast.parse(found, mode="eval").body) if isinstance(found, str) else found
+
+
+class Names(dict[str, Any]):
+    """Names of a module as its annotations see them."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(int=int, float=float, str=str, bool=bool, list=list, dict=dict, tuple=tuple, set=set)
+        self.module = module
+
+    def __missing__(self, name: str) -> Any:
+        where, node = _definition(self.module, name)
+        if node is None and where in PLAIN_MODULES:
+            return getattr(PLAIN_MODULES[where], name)
+        return Object if node is None or isinstance(node, ast.ClassDef) else _type(where, typing.cast(ast.expr, node))
+
+
+# Arguments that only a run can fill in. A config that sets one of them is refused by the check.
+SUPPLIED = frozenset(
+    {
+        "batch_tokens", "branch_steps", "config_hash", "corpus", "folder", "group", "open_model", "run_config",
+        "run_id", "run_name", "vocabulary", "vocab_size",
+    }
+)  # fmt: skip
+
+
+def build(node: DictConfig, **available: Any) -> Any:
+    """Instantiates a node, with those of the `available` values that its target's signature names."""
+    assert available.keys() <= SUPPLIED, f"not declared as supplied: {sorted(available.keys() - SUPPLIED)}"
+    wanted = inspect.signature(get_object(node._target_)).parameters
+    # Supplied objects go to the target itself: inside a config, OmegaConf would take dataclasses apart.
+    target = instantiate(node, _convert_="all", _partial_=True)
+    return target(**{name: value for name, value in available.items() if name in wanted})

@@ -1,0 +1,1 @@
+"""Where text comes from: files, tables, the hub, the Python installation, synthetic recall tasks."""

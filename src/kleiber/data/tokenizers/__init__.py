@@ -1,0 +1,1 @@
+"""Tokenizers: bytes, a byte-pair encoding trained on the data, and pretrained ones."""

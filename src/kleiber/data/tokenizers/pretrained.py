@@ -1,0 +1,140 @@
+"""Any Hugging Face tokenizer with a tokenizer.json, by its hub name or folder, as a tokenizer of ours.
+
+Only files are read: no code that comes with a tokenizer is run. Text is encoded without the special tokens that a model
+would add, since documents are separated here. Ids are loaded by `tokenizers`: `transformers` is never imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Integer
+
+from kleiber.config import hub
+from kleiber.data.tokenizers.bpe import ALPHABET, as_bytes
+from kleiber.data.tokenizers.bytes import padded
+
+FILE, CONFIG, MODEL = "tokenizer.json", "tokenizer_config.json", "config.json"
+EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<eos>", "<|end_of_text|>", "<|im_end|>")
+MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
+
+
+class Pretrained:
+    """A tokenizer.json. `token_bytes` is exact for byte-level vocabularies; for others it is the length of the token.
+
+    eos is the config's `eos_token`, else `sep_token`, else a usual name; a vocabulary without a mask gets an id of its
+    own, past the last one; in the folder of a model the vocabulary is as large as its embedding, and has no mask (-1)
+    where there is no row for one. `cls` is the token that stands for a whole text, -1 where there is none. The hash is
+    one of the file's content.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        from tokenizers import Tokenizer
+
+        saved = (folder / FILE).read_bytes()
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG} is no JSON: {error}; fetch the tokenizer anew") from None
+        self.name = name.rstrip("/").rsplit("/", 1)[-1]
+        try:
+            self._tokenizer = Tokenizer.from_str(saved.decode())
+        except Exception as error:  # the only class that `tokenizers` raises
+            raise ValueError(f"{folder / FILE} is no tokenizer: {error}; fetch it anew") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        self.cls = _special(vocab, config, ("cls_token",), ())
+        self.num_tokens = 1 + max(vocab.values())
+        self.eos = _special(vocab, config, ("eos_token", "sep_token"), EOS_NAMES)
+        self.mask = _special(vocab, config, ("mask_token",), MASK_NAMES)
+        if self.eos < 0:
+            raise ValueError(f"data.tokenizer={name} names no end of text: its {CONFIG} needs an eos_token")
+        rows = _rows_of_model(folder)
+        if self.mask < 0 and (rows is None or rows > self.num_tokens):
+            self.mask, self.num_tokens = self.num_tokens, self.num_tokens + 1
+        self.vocab_size = padded(self.num_tokens) if rows is None else max(rows, self.num_tokens)
+        self.folder = folder
+        bos = _special(vocab, config, ("bos_token",), ())
+        self.bos = None if bos < 0 else bos
+        self.hash = f"{self.name}/{hashlib.sha256(saved).hexdigest()[:16]}-{self.eos}-{self.mask}"
+        self.token_bytes: Int[np.ndarray, "vocab"] = np.zeros(self.vocab_size, np.int64)
+        length = _byte_level if all(set(t) <= ALPHABET.keys() for t in vocab if t not in added) else _length
+        for token, i in vocab.items():
+            self.token_bytes[i] = 0 if i in (self.eos, self.mask) else length(token)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_for_model(self, text: str) -> list[int]:
+        """Ids with the special tokens that the tokenizer's own files put around a text."""
+        return self._tokenizer.encode(text, add_special_tokens=True).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode([i for i in ids if i < self.num_tokens], skip_special_tokens=True)
+
+    def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(one.ids, np.int64) for one in encoded]
+
+
+def _rows_of_model(folder: Path) -> int | None:
+    """Rows of the embedding of the model that lies in the same folder, if one does."""
+    if not (folder / MODEL).is_file():
+        return None
+    return json.loads((folder / MODEL).read_text(encoding="utf-8")).get("vocab_size")
+
+
+def pretrained(name: str) -> Pretrained:
+    """The tokenizer in a folder, in a copy below $KLEIBER_DATA, or on the hub.
+
+    Raises ValueError where there is none, and within ten seconds where the hub cannot be reached.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        copy = hub.local_copy(name) if hub.is_name(name) else None
+        folder = copy or _downloaded(name)
+    if not (folder / FILE).is_file():
+        raise ValueError(f"data.tokenizer={name}: there is no {FILE} in {folder}")
+    return Pretrained(folder, name)
+
+
+def _downloaded(name: str) -> Path:
+    if not hub.is_name(name):
+        raise ValueError(f"data.tokenizer={name}: there is no such folder, and it is no name on the hub")
+    from huggingface_hub import hf_hub_download
+
+    online = hub.reachable()
+    try:
+        hf_hub_download(name, CONFIG, local_files_only=not online)
+        return Path(hf_hub_download(name, FILE, local_files_only=not online)).parent
+    except Exception as error:  # many kinds, of several libraries
+        if online:
+            raise ValueError(f"data.tokenizer={name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"data.tokenizer={name}: the hub cannot be reached, and there is no copy on this machine; ways out: "
+            f"data.tokenizer=FOLDER with a {FILE}, KLEIBER_DATA=DIR with DIR/{name}, data.tokenizer=bpe or bytes"
+        ) from error
+
+
+def _special(vocab: dict[str, int], config: dict[str, Any], keys: tuple[str, ...], names: tuple[str, ...]) -> int:
+    """The id of the first special token that the config or custom names; -1 for none."""
+    configured = [value.get("content") if isinstance(value := config.get(key), dict) else value for key in keys]
+    return next((vocab[name] for name in (*configured, *names) if name in vocab), -1)
+
+
+def _byte_level(token: str) -> int:
+    return len(as_bytes(token)) if set(token) <= ALPHABET.keys() else len(token.encode())
+
+
+def _length(token: str) -> int:
+    """Bytes of a token of WordPiece (## joins) or SentencePiece (▁ is a space, <0xAB> a byte)."""
+    if len(token) == 6 and token.startswith("<0x"):
+        return 1
+    return len(token.removeprefix("##").replace("▁", " ").encode())

@@ -1,0 +1,44 @@
+"""What the fork server imports before it forks cells: all that a run imports, and no operation of PyTorch run.
+
+A server that had computed with several threads would deadlock its children (LIBRARIES: forkserver), and one that had
+imported wandb or datasets would hold threads of its own.
+"""
+
+import gc
+
+from kleiber.training.lightning import import_lightning
+
+import_lightning()
+
+import rich.console  # noqa: E402
+import rich.table  # noqa: E402, F401
+
+import kleiber.data.sources.builtin  # noqa: E402
+import kleiber.data.tokenizers.pretrained  # noqa: E402
+import kleiber.launch.local_pool  # noqa: E402
+import kleiber.launch.main  # noqa: E402
+import kleiber.models.transformer  # noqa: E402
+import kleiber.nn.moe  # noqa: E402
+import kleiber.nn.routers.expert_choice  # noqa: E402
+import kleiber.nn.routers.fixed  # noqa: E402
+import kleiber.nn.routers.sigmoid  # noqa: E402
+import kleiber.nn.routers.sinkhorn  # noqa: E402
+import kleiber.nn.routers.topk  # noqa: E402
+import kleiber.objectives.clm  # noqa: E402
+import kleiber.records.closing_table  # noqa: E402
+import kleiber.runs.retained  # noqa: E402
+import kleiber.runs.run  # noqa: E402
+import kleiber.runs.stage  # noqa: E402
+import kleiber.training.callbacks.after_training  # noqa: E402
+import kleiber.training.callbacks.log  # noqa: E402  # noqa: E402
+import kleiber.training.callbacks.routing  # noqa: E402
+import kleiber.training.callbacks.stability  # noqa: E402
+import kleiber.training.loggers  # noqa: E402
+import kleiber.training.trainer  # noqa: E402, F401
+from kleiber.records.summary import commit, cpu_name, versions  # noqa: E402
+
+# Facts of all cells alike: of the code that was just imported, and of the machine.
+for fact in (commit, cpu_name, versions):
+    fact()
+# What is here stays: no child looks through it for garbage, which would copy every page of it.
+gc.freeze()

@@ -1,0 +1,1 @@
+"""Models in Hugging Face's format: read into ours, wrapped as they are, and written back."""

@@ -1,0 +1,154 @@
+"""What objectives with output layers of their own share: the layer's name, and auxiliary losses per token.
+
+Beside an objective that counts something else than tokens, auxiliary losses keep their weight per token.
+
+What every rank has collected, on every rank: one whole in the order of the samples, however they were shared out.
+
+What a frozen model said before training, kept where a resumed stage finds it: asked once, then read.
+
+The values stand in the stage's folder with the hashes of the data and of the weights that were asked, and in the data's
+cache under the same hashes, so that other runs from the same weights do not ask again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kleiber.types.batch import Batch, Output
+
+
+def rescaled(output: Output, batch: Batch, count: int | Tensor) -> dict[str, Tensor]:
+    """The aux sums of `output` over the real tokens of `batch`, times count / tokens.
+
+    Divided by `count`, the number that the objective's own sum is over, they are means per token again, so that a
+    coefficient means the same in pre-training and fine-tuning. Counts of assignments stay counts.
+    """
+    if not output.aux:
+        return {}
+    tokens = batch.tokens.numel() if batch.real is None else torch.clamp(batch.real.sum(), min=1)
+    return {name: value if name.startswith("load/") else value * (count / tokens) for name, value in output.aux.items()}
+
+
+def head_name(task: str, *meaning: Any) -> str:
+    """The key of a task's output layer in a model: its name, and a digest of what the outputs stand for, so that tasks
+    whose names alone agree have layers of their own."""
+    return f"{task.replace('.', '_')}-{hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:8]}"
+
+
+class Collected:
+    """Rows by sample number. `whole` has each sample once, in order, so no metric of it can depend on the ranks."""
+
+    def __init__(self) -> None:
+        self.samples: list[Tensor] = []
+        self.columns: list[dict[str, Tensor]] = []
+
+    def add(self, samples: Tensor | None, **columns: Tensor) -> None:
+        assert samples is not None, "samples are told apart by their numbers"
+        self.samples.append(samples.detach().cpu())
+        self.columns.append({name: value.detach().cpu() for name, value in columns.items()})
+
+    def whole(self) -> dict[str, Tensor]:
+        mine: Any = (self.samples, self.columns)
+        parts: list[Any] = [mine]
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, mine)
+        samples = torch.cat([s for part in parts for s in part[0]])
+        order = torch.argsort(samples, stable=True)
+        first = torch.ones(len(samples), dtype=torch.bool)
+        first[1:] = samples[order][1:] != samples[order][:-1]  # with few samples every rank has scored all
+        columns = [columns for part in parts for columns in part[1]]
+        return {name: torch.cat([c[name] for c in columns])[order[first]] for name in columns[0]}
+
+
+NAME = "reference"  # .npz and .json in the stage's folder
+
+Values = dict[str, np.ndarray]  # by split
+
+
+def reference(
+    model: torch.nn.Module | None, corpus: Any, folder: Path, ask: Callable[[], Values], part: str = ""
+) -> Values:
+    """The values for `corpus` of the model as it was when the stage began: from `folder`, the cache, or `ask`.
+    `part` names what `ask` is about where that is not all of it.
+
+    A stage with checkpoints keeps what stands in its folder. Before the first one, weights other than those that were
+    asked (a start point trained anew) are asked again. Raises ValueError for a begun stage whose values are gone.
+    """
+    data = {"corpus": corpus.hash, "tokenizer": corpus.tokenizer.hash} | ({"part": part} if part else {})
+    found = _read(folder, data)
+    if any((folder / "checkpoints").glob("step-*")):
+        if found is None:
+            raise ValueError(
+                f"{folder} has checkpoints but no {NAME}.npz for this data, and the weights it began with are gone: "
+                "start it anew with resume=never"
+            )
+        return found[1]
+    assert model is not None, "only what was asked before is known without a model"
+    weights = fingerprint(model)
+    if found is not None and found[0]["weights"] == weights:
+        return found[1]
+    values = corpus.kept(f"{weights} {part}".strip(), ask)
+    _write(folder, {**data, "weights": weights}, values)
+    return values
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of all weights by name, of their precision, of that of products where autocast is on, and of what the
+    model makes of a row as long as its context: weights do not tell a window of attention or a cap."""
+    sums = hashlib.sha256()
+    device = next(model.parameters()).device.type
+    if torch.is_autocast_enabled(device):
+        sums.update(str(torch.get_autocast_dtype(device)).encode())
+    for name, value in sorted(model.state_dict().items()):
+        sums.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sums.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for answer in _answers(model):
+        sums.update(answer.float().cpu().numpy().tobytes())
+    return sums.hexdigest()[:32]
+
+
+@torch.no_grad()
+def _answers(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states of a row of tokens as they come, and the logits after the last: of all they would be large."""
+    was, device = model.training, next(model.parameters()).device
+    model.eval()
+    row = torch.arange(model.context, device=device)[None] % model.vocab_size
+    try:
+        hidden = model(Batch(row)).hidden
+        return hidden, model.head(hidden[:, -1])
+    finally:
+        model.train(was)
+
+
+def _read(folder: Path, asked: dict[str, str]) -> tuple[dict[str, str], Values] | None:
+    """What the stage's folder holds for this data; None where that is nothing, or damaged."""
+    try:
+        told = json.loads((folder / f"{NAME}.json").read_text())
+        with open(folder / f"{NAME}.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile):  # a file cut short
+        return None
+    return (told, values) if all(told.get(name) == value for name, value in asked.items()) else None
+
+
+def _write(folder: Path, told: dict[str, Any], values: Values) -> None:
+    """Each file whole or not at all, the one that says what the other holds last; ranks write the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{NAME}-{os.getpid()}"
+    with open(part, "wb") as file:
+        np.savez(file, **values)  # type: ignore[arg-type]
+    os.replace(part, folder / f"{NAME}.npz")
+    part.write_text(json.dumps(told))
+    os.replace(part, folder / f"{NAME}.json")

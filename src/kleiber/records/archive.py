@@ -1,0 +1,162 @@
+"""runs.jsonl.gz: what the runs of a study measured, in one file that outlives their folders.
+
+A line is a leaf of a run's tree of stages, `{run, config, summary, rows}` (see `leaf_rows`). Every append is
+a gzip member of its own, under a lock and flushed to the disk, so a kill can cut short the last member alone: readers
+pass over it, and the next append removes it.
+
+A run as rows of runs.jsonl.gz and back: one row a leaf of its tree of stages, `{run, config, summary, rows}`.
+
+run      the name of the run's folder
+config   the content of config.yaml
+summary  that of summary.json, with the stages from the root to this leaf alone: the leaf is the last of them
+rows     what was logged in these stages (`metrics.condensed`); of stages that leaves share, with the first leaf
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kleiber.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kleiber.records.catalog import Run
+
+
+NAME = "runs.jsonl.gz"
+KEYS = {"run", "config", "summary", "rows"}
+CHUNK = 1 << 16
+
+
+def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds the rows in one piece: either all of them are read back, or none. Raises OSError where it cannot."""
+    text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+    member = gzip.compress(text.encode(), mtime=0)
+    with open(path, "ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        ends = [end for _, end in members(file.read(), path)]
+        file.truncate(ends[-1] if ends else 0)
+        file.write(member)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All rows in order of writing. Raises ConfigError for a damaged file, and for one of other rows."""
+    text = b"".join(content for content, _ in members(path.read_bytes(), path))
+    rows = [json.loads(line) for line in text.splitlines()]
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not row.keys() >= KEYS:
+            raise ConfigError(f"{path}, line {number}: a row of runs has the keys run, config, summary and rows")
+    return rows
+
+
+def members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
+    """The content of every whole gzip member, and the offset at which it ends.
+
+    Raises ConfigError where bytes are no gzip: only what was cut off at the end may be passed over.
+    """
+    start = 0
+    while start < len(data):
+        unpack, content, at = zlib.decompressobj(wbits=31), [], start
+        try:
+            while not unpack.eof and at < len(data):
+                content.append(unpack.decompress(data[at : at + CHUNK]))
+                at += CHUNK
+        except zlib.error as error:
+            raise ConfigError(
+                f"{path} is damaged at byte {start:,} ({error}): keep what stands before with "
+                f"`truncate -s {start} {path}`, and `kleiber report` adds again what folders of runs still hold"
+            ) from None
+        if not unpack.eof:
+            return
+        start = min(at, len(data)) - len(unpack.unused_data)
+        yield b"".join(content), start
+
+
+Row = Mapping[str, Any]
+
+
+def leaf_rows(run: Run) -> list[dict[str, Any]]:
+    """The rows of a run; a run without a leaf, such as one that failed early, has one row all the same."""
+    stages = {stage.get("name"): stage for stage in run.stages}
+    paths = [path_to(leaf.get("name"), stages) for leaf in run.leaves] or [[]]
+    paths[0] = [*(name for name in stages if not any(name in path for path in paths)), *paths[0]]
+    first_path = {name: number for number, path in reversed(list(enumerate(paths))) for name in path}
+    summary = {**run.summary, "status": run.status, "overrides": run.overrides}
+    return [
+        {
+            "run": run.name,
+            "config": run.config,
+            "summary": {**summary, "stages": [stages[name] for name in path]},
+            "rows": [row for row in run.rows if first_path.get(row.get("stage"), 0) == number],
+        }
+        for number, path in enumerate(paths)
+    ]
+
+
+def path_to(name: str | None, stages: Mapping[str | None, Row]) -> list[str | None]:
+    """Names of the stages from the root to one of them."""
+    path: list[str | None] = []
+    while name in stages and name not in path:
+        path.insert(0, name)
+        name = stages[name].get("parent")
+    return path
+
+
+def runs_of(rows: Sequence[Row], home: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Name, summary, and `{config, rows}` of each run that rows are of, in order of name.
+
+    Of a run that was added several times the last one counts, and one that finished before any other. Paths through
+    the folders of these runs are rewritten to begin at `home`: a study that was moved reads as if it had been made
+    there.
+    """
+    leaves: dict[str, list[Row]] = {}
+    for row in rows:
+        earlier = leaves.get(row["run"], [])
+        if earlier and is_further_leaf(row, earlier):
+            earlier.append(row)
+        elif not earlier or row["summary"]["status"] == "finished" or earlier[0]["summary"]["status"] != "finished":
+            leaves[row["run"]] = [row]
+    for name, of_run in sorted(leaves.items()):
+        stages = {stage.get("name"): stage for row in of_run for stage in row["summary"].get("stages") or []}
+        summary = {**of_run[0]["summary"], "stages": list(stages.values())}
+        summary["overrides"] = [moved_override(line, home, leaves) for line in summary.get("overrides") or []]
+        logged = [entry for row in of_run for entry in row["rows"]]
+        yield name, summary, {"config": moved(of_run[0]["config"], home, leaves), "rows": logged}
+
+
+def is_further_leaf(row: Row, leaves: Sequence[Row]) -> bool:
+    """Whether a row is another leaf of the run that `leaves` are of, and not that run a second time."""
+    summary, earlier = ({**leaf["summary"], "stages": None} for leaf in (row, leaves[0]))
+    return summary == earlier and leaf_name(row) not in map(leaf_name, leaves)
+
+
+def leaf_name(row: Row) -> str | None:
+    stages = row["summary"].get("stages")
+    return stages[-1].get("name") if stages else None
+
+
+def moved(value: Any, home: Path, names: Container[str]) -> Any:
+    """A config in which every absolute path through the folder of a run in `names` leads there from `home`."""
+    if isinstance(value, dict):
+        return {key: moved(entry, home, names) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [moved(entry, home, names) for entry in value]
+    if not isinstance(value, str) or not value.startswith("/"):
+        return value
+    parts = Path(value).parts
+    start = next((number for number, part in enumerate(parts) if part in names), None)
+    return value if start is None else str(home.absolute().joinpath(*parts[start:]))
+
+
+def moved_override(line: str, home: Path, names: Container[str]) -> str:
+    key, equals, value = line.partition("=")
+    return f"{key}{equals}{moved(value, home, names)}"

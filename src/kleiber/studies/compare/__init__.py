@@ -1,0 +1,1 @@
+"""Comparisons of arms: their rows, intervals, frontiers and figures."""

@@ -1,0 +1,213 @@
+"""The figures of studies with arms: what each learning rate gave, the arms side by side, and their differences.
+
+The figure of a mixture's gain: a line for each pair over training tokens, at equal tokens and at equal time.
+
+The figures of the study `adapters`: the frontiers, the gaps to full fine-tuning by rank, and the tuning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from kleiber.charts.theme import dressed, kinds_color, log_axis, loss_axis, sized
+from kleiber.studies.compare.arms import Arm
+from kleiber.studies.compare.contrast import Claim
+
+LOSS = "validation loss (nats per token)"
+
+
+def tuning(arms: Mapping[str, Arm]) -> Any:
+    """Loss against learning rate, a line an arm over the means, a point a seed."""
+    rows = pd.DataFrame(
+        [
+            {"arm": arm.name, "lr": lr, "seed": seed, "loss": loss}
+            for arm in arms.values()
+            for lr, by_seed in arm.losses.items()
+            for seed, loss in by_seed.items()
+            if math.isfinite(loss)
+        ]
+    )
+    x = log_axis("lr", "learning rate", rows["lr"], every=2, room=1.8)
+    y = alt.Y("loss:Q", title=LOSS, scale=alt.Scale(zero=False))
+    color = kinds_color(list(arms), "arm")
+    base = alt.Chart(rows).encode(x=x, color=color)
+    tips = ["arm:N", "lr:Q", "seed:O", alt.Tooltip("loss:Q", format=".4f")]
+    points = base.mark_point(size=20).encode(y=y, tooltip=tips)
+    mean = alt.Y("mean(loss):Q", title=LOSS, scale=alt.Scale(zero=False))
+    last = rows[rows["lr"] == rows["lr"].max()]
+    ends = pd.DataFrame(last.groupby(["arm", "lr"], as_index=False)["loss"].mean())
+    lines = base.mark_line().encode(y=mean)
+    return sized(points + lines + named(ends, "lr", "loss", x, color), "Every arm at every learning rate")
+
+
+def named(places: pd.DataFrame, name: str, y: str, x: Any, color: Any = alt.Undefined, near: float = 0.045) -> Any:
+    """The arm's name beside each place; names that would lie on one another are moved up by `near` of the height."""
+    places = places.sort_values(y).reset_index(drop=True)
+    xs, ys = np.array(places[name], dtype=float), np.array(places[y], dtype=float)
+    room, wide = near * max(float(np.ptp(ys)), 1e-12), 0.25 * np.ptp(xs)
+    heights: list[float] = []
+    for at, value in zip(xs, ys, strict=True):
+        beside = [height + room for height, other in zip(heights, xs, strict=False) if abs(other - at) <= wide]
+        heights.append(max([value, *beside]))
+    text = alt.Chart(places.assign(at=heights)).mark_text(align="left", dx=8, fontSize=10)
+    return text.encode(x=x, y=alt.Y("at:Q", title="", scale=alt.Scale(zero=False)), text="arm:N", color=color)
+
+
+def side_by_side(arms: Mapping[str, Arm]) -> Any:
+    """The loss of each arm at its best learning rate, a point a seed; untuned arms are open."""
+    rows = pd.DataFrame(
+        [
+            {"arm": arm.name, "seed": seed, "loss": loss, "tuned": "tuned" if not arm.wrong else "untuned"}
+            for arm in arms.values()
+            for seed, loss in arm.at_best.items()
+            if math.isfinite(loss)
+        ]
+    )
+    chart = alt.Chart(rows).mark_point(size=40)
+    return sized(
+        chart.encode(
+            x=alt.X("loss:Q", title=LOSS, scale=alt.Scale(zero=False)),
+            y=alt.Y("arm:N", sort=list(arms), title=None),
+            shape=alt.Shape(
+                "tuned:N", title=None, scale=alt.Scale(domain=["tuned", "untuned"], range=["circle", "cross"])
+            ),
+            tooltip=["arm:N", "seed:O", alt.Tooltip("loss:Q", format=".4f")],
+        ),
+        "Loss of the arms at their best learning rate",
+        height=30 * len(arms),
+    )
+
+
+def differences(gaps: Sequence[Mapping[str, Any]], title: str) -> Any:
+    """Differences of loss with their intervals; left of 0 the first one of a pair is better."""
+    rows = pd.DataFrame([gap for gap in gaps if gap["value"] is not None])
+    y = alt.Y("what:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
+    base = alt.Chart(rows).encode(y=y)
+    axis = alt.X("value:Q", title="difference of loss (nats per token)")
+    marks = base.mark_point(filled=True, size=50, color="black").encode(x=axis)
+    zero = alt.Chart(pd.DataFrame([{"value": 0.0}])).mark_rule(strokeDash=[4, 4]).encode(x="value:Q")
+    layers = [zero, marks]
+    if any(gap["lo"] is not None for gap in gaps):
+        layers.insert(0, base.mark_rule(strokeWidth=2, color="#777").encode(x=alt.X("lo:Q", title=""), x2="hi:Q"))
+    return sized(alt.layer(*layers), title, height=40 + 26 * len(rows))
+
+
+def scatter(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> Any:
+    """Arms by two of their numbers, each named."""
+    frame = pd.DataFrame(rows)
+    across = alt.X(f"{x}:Q", scale=alt.Scale(zero=False, padding=50), title=x)
+    dots = alt.Chart(frame).mark_point(filled=True, size=40)
+    dots = dots.encode(x=across, y=alt.Y(f"{y}:Q", title=LOSS, scale=alt.Scale(zero=False)))
+    return sized(dots + named(frame, x, y, across), title)
+
+
+WAYS = {"": "equal tokens", " at equal time": "equal training time"}
+
+
+def over_tokens(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Below 0 the mixture is better; points of a pair are moved apart a little so that their bars can be read."""
+    shown = pd.DataFrame([one for row in rows for one in both_ways(row)])
+    kinds, pairs = list(dict.fromkeys(shown["kind"])), list(dict.fromkeys(shown["what"]))
+    aside = {kind: 1.0 + 0.03 * (at - (len(kinds) - 1) / 2) for at, kind in enumerate(kinds)}
+    shown["x"] = [tokens * aside[kind] for tokens, kind in zip(shown["tokens"], shown["kind"], strict=True)]
+    across = log_axis("x", "training tokens", np.array(shown["tokens"], dtype=float), every=2, room=2.6)
+    y = alt.Y("value:Q", title="mixture less dense (nats per token)", scale=alt.Scale(zero=True))
+    dash = alt.StrokeDash("way:N", scale=alt.Scale(domain=list(WAYS.values()), range=[[1, 0], [4, 3]]), legend=None)
+    color = kinds_color(pairs, "what")
+    base = alt.Chart(shown).encode(x=across, color=color, detail="kind:N")
+    tips = ["kind:N", "tokens:Q", alt.Tooltip("value:Q", format=".4f"), alt.Tooltip("lo:Q", format=".4f")]
+    tips.append(alt.Tooltip("hi:Q", format=".4f"))
+    zero = alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color="#888").encode(y="y:Q")
+    ends = shown.loc[shown.groupby("kind")["tokens"].idxmax()]
+    names = alt.Chart(ends).mark_text(align="left", dx=8, fontSize=10).encode(x=across, y=y, text="kind:N", color=color)
+    bars = base.mark_rule(strokeWidth=1.4).encode(y="lo:Q", y2="hi:Q")
+    lines = base.mark_line(strokeWidth=1.6).encode(y=y, strokeDash=dash)
+    dots = base.mark_point(filled=True, size=50, opacity=1).encode(y=y, tooltip=tips)
+    return sized(alt.layer(zero, bars, lines, dots, names), "Gain of the mixture: below 0 it is better")
+
+
+def both_ways(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A point for each way of being equal that has a difference."""
+    found = []
+    for suffix, way in WAYS.items():
+        told = {key: row[f"{key}{suffix}"] for key in ("value", "lo", "hi")}
+        if told["value"] is not None:
+            found.append({"what": row["what"], "tokens": row["tokens"], "way": way, **told, "kind": kind(row, way)})
+    return found
+
+
+def kind(row: Mapping[str, Any], way: str) -> str:
+    return f"{row['what']}, {way}"
+
+
+TARGET, F = "target loss (nats per token)", "forgetting F (nats per token)"
+
+
+def frontier(points: Any, order: Sequence[str]) -> Any:
+    """F against target loss, a point a learning rate with its seeds' sd, a line through each arm's undominated ones.
+
+    Rates far beyond all of those, which would press the rest into a corner, are counted and not drawn.
+    """
+    best = points[points["best"]]
+    near = pd.Series(True, index=points.index)
+    for name in ("target", "F"):
+        near &= points[name] <= best[name].max() + (best[name].max() - best[name].min())
+    told = "a point a learning rate" + ("" if near.all() else f"; {int((~near).sum())} more lie beyond the axes")
+    points = points[near | points["best"]]
+    shown = points.assign(low=points["F"] - points["F_sd"].fillna(0), high=points["F"] + points["F_sd"].fillna(0))
+    color = kinds_color(order, "method", alt.Legend())
+    shape = alt.Shape("method:N", title=None, scale=alt.Scale(domain=list(order)))
+    x = alt.X("target:Q", title=TARGET, scale=alt.Scale(zero=False, nice=False, padding=12))
+    y, low = (alt.Y(f"{name}:Q", title=F, scale=alt.Scale(zero=False, nice=False, padding=12)) for name in ("F", "low"))
+    tips = [
+        "method:N",
+        alt.Tooltip("lr:Q", format=".2g"),
+        "n:Q",
+        *(alt.Tooltip(f"{c}:Q", format=".4f") for c in ("F", "target")),
+    ]
+    base = alt.Chart(shown)
+    bars = base.mark_rule(opacity=0.5).encode(x=x, y=low, y2="high:Q", color=color)
+    marks = base.mark_point(size=46, filled=True, opacity=0.9).encode(x=x, y=y, color=color, shape=shape, tooltip=tips)
+    lines = alt.Chart(shown[shown["best"]]).mark_line(strokeWidth=1.3).encode(x=x, y=y, color=color, order="target:Q")
+    return sized(bars + lines + marks, "What is forgotten against what is learned", subtitle=told)
+
+
+def ranks(found: Mapping[str, Mapping[str, Claim]], order: Sequence[str]) -> Any:
+    """The gaps to full fine-tuning by rank, with their intervals."""
+    titles = {
+        "learns_less": "target loss above full (nats)",
+        "forgets_less": "F below full (nats)",
+        "matched": "F below full at equal target loss (nats)",
+    }
+    panels = []
+    for kind, title in titles.items():
+        rows = pd.DataFrame(
+            [{"arm": arm, "value": one.value, "lo": one.lo, "hi": one.hi} for arm, one in found[kind].items()],
+            columns=["arm", "value", "lo", "hi"],
+        ).replace([np.inf, -np.inf], np.nan)
+        x = alt.X("arm:N", sort=list(order), title=None, axis=alt.Axis(labelAngle=0))
+        base = alt.Chart(rows).encode(x=x)
+        zero = alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color="#888", strokeDash=[4, 4]).encode(y="y:Q")
+        dots = base.mark_point(filled=True, size=56, color="black").encode(y=alt.Y("value:Q", title=title))
+        layers = [zero, dots]
+        if bool(rows["lo"].notna().any()):
+            layers.insert(1, base.mark_rule(strokeWidth=2).encode(y=alt.Y("lo:Q", title=title), y2="hi:Q"))
+        panels.append(alt.layer(*layers).properties(width=200, height=220))
+    return dressed(alt.hconcat(*panels).properties(title="LoRA less full fine-tuning, by rank"))
+
+
+def learning_rates(rows: Any, order: Sequence[str]) -> Any:
+    """Target loss against learning rate, a point a seed, a line over the means."""
+    color = kinds_color(order, "method", alt.Legend())
+    x, y = log_axis("lr", "learning rate", rows["lr"].to_numpy()), loss_axis("target", TARGET, log=False)
+    mean = alt.Y("mean(target):Q", title=TARGET, scale=alt.Scale(zero=False, nice=False, padding=12))
+    base = alt.Chart(rows[["method", "lr", "target", "seed"]]).encode(x=x, color=color)
+    return sized(
+        base.mark_point(size=18).encode(y=y) + base.mark_line().encode(y=mean), "Every arm at every learning rate"
+    )

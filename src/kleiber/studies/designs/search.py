@@ -1,0 +1,195 @@
+"""Backward elimination: from a grid of candidate points to the few that pay, one closed-form downdate at a time.
+
+Deleting a point is adding a free shift to it, so the new variance of a prediction is known for every point at once:
+v + h_i^2 / P_ii, with h the weights of the generalised least-squares estimate and P the projected precision. The point
+that costs the least variance per FLOP saved goes first. Greedy, so not provably optimal, and the same every time.
+
+Exchange: from a design that elimination has left to a better one at no more cost, one point in for one point out.
+
+Elimination never takes a point back, so it can end at dear points that the rules then hold, above the budget or below
+it. Here every candidate is tried in the place of every point, and beside them, and the best is taken until none helps.
+It keeps the rules; a local optimum, and the same every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kleiber.studies.designs.information import Noise, Points, gradient, target
+from kleiber.studies.laws.law import Array
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a design may not go below, whatever the variance says.
+
+    points      points in all
+    sizes       different sizes
+    replicates  (N, D) cells that are trained by two trunks or more
+    """
+
+    points: int = 12
+    sizes: int = 6
+    replicates: int = 2
+
+
+class Elimination:
+    """The candidates that are left, and the log variance of the prediction under each of the laws.
+
+    Points in `fixed` are trained already: they inform, cost nothing and cannot go.
+    """
+
+    def __init__(
+        self, points: Points, laws: Sequence[Mapping[str, float]], flops: float, noise: Noise, decay: float,
+        rules: Rules = Rules(), fixed: Mask | None = None,
+    ) -> None:  # fmt: skip
+        self.points, self.decay, self.rules = points, decay, rules
+        self.fixed = np.zeros(len(points), dtype=bool) if fixed is None else fixed
+        self.alive = np.ones(len(points), dtype=bool)
+        precision = np.asarray(np.linalg.inv(noise.covariance(points)), dtype=np.float64)
+        states = [_state(precision, gradient(law, points.N, points.D), target(law, flops)) for law in laws]
+        self.projected = np.stack([state[0] for state in states])
+        self.weights = np.stack([state[1] for state in states])
+        self.variance = np.array([state[2] for state in states])
+        self.cells = np.unique(np.column_stack([points.N, points.D]), axis=0, return_inverse=True)[1].reshape(-1)
+
+    @property
+    def log_variance(self) -> float:
+        """Mean over the laws."""
+        return float(np.log(self.variance).mean())
+
+    @property
+    def cost(self) -> float:
+        """FLOPs of the points that are left and not yet trained."""
+        return self.points.keep(self.alive & ~self.fixed).cost(self.decay)
+
+    def step(self) -> bool:
+        """Deletes the point that loses least per FLOP; False when the rules let none go."""
+        may = self.alive & ~self.fixed & self._allowed()
+        if not may.any():
+            return False
+        diagonal = np.maximum(np.einsum("lii->li", self.projected), 1e-300)
+        loss = np.log1p(self.weights**2 / (diagonal * self.variance[:, None])).mean(0)
+        price = np.where(may, loss / np.maximum(self._saved(), 1e-300), np.inf)
+        self._delete(int(np.argmin(price)))
+        return True
+
+    def _delete(self, i: int) -> None:
+        pivot = np.maximum(self.projected[:, i, i], 1e-300)
+        self.variance = self.variance + self.weights[:, i] ** 2 / pivot
+        column = self.projected[:, :, i] / pivot[:, None]
+        self.weights = self.weights - column * self.weights[:, i, None]
+        self.projected = self.projected - column[:, :, None] * self.projected[:, None, i, :]
+        self.alive[i] = False
+
+    def _saved(self) -> Array:
+        """FLOPs saved by deleting each point: its cooldown, and the end of the trunk where it is the longest."""
+        points, saved = self.points, np.zeros(len(self.points))
+        for trunk in np.unique(points.trunk[self.alive]):
+            rows = np.flatnonzero(self.alive & (points.trunk == trunk))
+            tokens = self.decay * points.D[rows]
+            order = np.argsort(points.D[rows])
+            shorter = points.D[rows][order[-2]] if len(rows) > 1 else 0.0
+            tokens[order[-1]] += (1 - self.decay) * (points.D[rows][order[-1]] - shorter)
+            saved[rows] = tokens * points.flops_per_token[rows]
+        return saved
+
+    def _allowed(self) -> Mask:
+        """Points whose deletion keeps the rules."""
+        alive, points, rules = self.alive, self.points, self.rules
+        if alive.sum() <= rules.points:
+            return np.zeros(len(points), dtype=bool)
+        allowed = np.ones(len(points), dtype=bool)
+        sizes, members = np.unique(points.N[alive], return_counts=True)
+        if len(sizes) <= rules.sizes:
+            allowed &= ~np.isin(points.N, sizes[members == 1])
+        twins = np.bincount(self.cells[alive], minlength=self.cells.max() + 1)
+        if (twins >= 2).sum() <= rules.replicates:
+            allowed &= twins[self.cells] != 2
+        return allowed
+
+
+def _state(precision: Array, basis: Array, wanted: Array) -> tuple[Array, Array, float]:
+    """Projected precision P, weights h of the estimate of `wanted`, and its variance, on well-scaled columns."""
+    scale = np.linalg.norm(basis, axis=0)
+    basis, wanted = basis / scale, wanted / scale
+    carried = precision @ basis
+    inverse = np.linalg.inv(basis.T @ carried)
+    return precision - carried @ inverse @ carried.T, carried @ inverse @ wanted, float(wanted @ inverse @ wanted)
+
+
+WORTH = 1e-3  # of log variance, that an exchange within the budget must gain
+CHEAPER = 0.99  # of the cost, that one above the budget must come to
+
+
+def exchange(
+    points: Points, laws: Sequence[Mapping[str, float]], flops: float, noise: Noise, decay: float, rules: Rules,
+    alive: Mask, fixed: Mask, budget: float,
+) -> tuple[Mask, float]:  # fmt: skip
+    """`alive` after the exchanges, and the mean over the laws of the log variance of the prediction at `flops`.
+
+    While what is not in `fixed` costs more than `budget` FLOPs, the exchange that loses least per FLOP saved is taken;
+    after that the one that gains most. The variance is infinite where the budget cannot be met so.
+    """
+    covariance = noise.covariance(points)
+    bases = np.stack([gradient(law, points.N, points.D) for law in laws])
+    scale = np.linalg.norm(bases, axis=1, keepdims=True)
+    bases, wanted = bases / scale, np.stack([target(law, flops) for law in laws]) / scale[:, 0]
+    alive = alive.copy()
+    for _ in range(2 * len(points)):
+        spent, (now, _) = points.keep(alive & ~fixed).cost(decay), _variances(covariance, bases, wanted, alive)
+        best, chosen = (-WORTH if spent <= budget else np.inf), None
+        for out in (None, *np.flatnonzero(alive & ~fixed)):
+            left = alive & (np.arange(len(alive)) != out)
+            price, cost = _variances(covariance, bases, wanted, left)[1] - now, _costs(points, left & ~fixed, decay)
+            may = ~alive & _kept(points, left, rules) & (cost <= max(CHEAPER * spent, budget))
+            if spent > budget:
+                price = price / np.maximum(spent - cost, 1.0)
+            price = np.where(may, price, np.inf)
+            if price.min() < best:
+                best, chosen = float(price.min()), (out, int(price.argmin()))
+        if chosen is None:
+            break
+        alive[chosen[1]] = True
+        if chosen[0] is not None:
+            alive[chosen[0]] = False
+    met = points.keep(alive & ~fixed).cost(decay) <= budget
+    return alive, _variances(covariance, bases, wanted, alive)[0] if met else float("inf")
+
+
+def _variances(covariance: Array, bases: Array, wanted: Array, left: Mask) -> tuple[float, Array]:
+    """Mean log variance with the points that are `left`, and with each of all points beside them, in closed form."""
+    precision = np.linalg.inv(covariance[np.ix_(left, left)])
+    carried = covariance[:, left] @ precision
+    own = np.maximum(covariance.diagonal() - np.einsum("jk,jk->j", carried, covariance[:, left]), 1e-12)
+    news = bases - carried @ bases[:, left]  # what a point tells that the others do not, (laws, points, parameters)
+    inverse = np.linalg.pinv(bases[:, left].transpose(0, 2, 1) @ precision @ bases[:, left], hermitian=True)
+    toward = np.einsum("lp,lpq->lq", wanted, inverse)
+    variance = np.einsum("lq,lq->l", toward, wanted)[:, None]
+    spread = own + np.einsum("ljp,lpq,ljq->lj", news, inverse, news, optimize=True)
+    after = variance - np.einsum("lq,ljq->lj", toward, news) ** 2 / spread
+    return float(np.log(variance).mean()), np.log(np.maximum(after, 1e-300)).mean(0)
+
+
+def _costs(points: Points, paid: Mask, decay: float) -> Array:
+    """FLOPs of the points `paid` for with each of all points beside them."""
+    longest = np.zeros(points.trunk.max() + 1)
+    np.maximum.at(longest, points.trunk[paid], points.D[paid])
+    tokens = decay * points.D + (1 - decay) * np.maximum(points.D - longest[points.trunk], 0.0)
+    return points.keep(paid).cost(decay) + tokens * points.flops_per_token
+
+
+def _kept(points: Points, left: Mask, rules: Rules) -> Mask:
+    """Points that keep the rules when they are added to those that are `left`."""
+    sizes = np.unique(points.N[left])
+    cells = np.unique(np.column_stack([points.N, points.D]), axis=0, return_inverse=True)[1].reshape(-1)
+    twins = np.bincount(cells[left], minlength=cells.max() + 1)
+    kept = len(sizes) + ~np.isin(points.N, sizes) >= rules.sizes
+    kept &= (twins >= 2).sum() + (twins[cells] == 1) >= rules.replicates
+    return kept & bool(left.sum() + 1 >= rules.points)

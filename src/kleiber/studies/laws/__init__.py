@@ -1,0 +1,1 @@
+"""Scaling laws: fitting, intervals, tests of fit, backtests and predictions."""

@@ -1,0 +1,203 @@
+"""Three ways to the compute-optimal size, side by side: envelope, IsoFLOP parabola, parametric law.
+
+Each answers N_opt = k C^a with an interval for a. They use the same rows and fail differently, so a disagreement is a
+finding, not a choice. It refuses minima at the edge of a budget's sizes: an edge minimum is not a minimum.
+Source: Hoffmann et al. 2022, section 3, arXiv:2203.15556
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.special import ndtri
+
+from kleiber.studies.compare.intervals import reach
+from kleiber.studies.laws.bootstrap import Draws, interval
+from kleiber.studies.laws.law import Array
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """a of N_opt = k C^a by one approach with its interval, and the (C, N_opt, lo, hi) points behind it."""
+
+    approach: str
+    a: float
+    lo: float
+    hi: float
+    log_k: float
+    points: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """The minimum of one budget's parabola in log N, its delta-method standard error, and the sizes swept."""
+
+    compute: float
+    log_n: float
+    se: float
+    num_sizes: int
+
+
+def envelope(N: Array, C: Array, loss: Array, num_budgets: int = 24) -> list[Vertex]:
+    """Approach 1: at each compute on a log grid, the size whose interpolated curve of final losses is least.
+
+    Valid for final losses (cooldown branches or matched schedules), not for points along a cosine. A budget counts when
+    at least three sizes reach it and the winner is neither the smallest nor the largest of them.
+    """
+    curves = _curves(N, C, loss)
+    if len(curves) < 3:
+        return []
+    found = []
+    for budget in np.geomspace(C.min(), C.max(), num_budgets):
+        here = [(size, _at(curve, budget)) for size, curve in curves if curve[0][0] <= budget <= curve[0][-1]]
+        if len(here) < 3:
+            continue
+        best = int(np.argmin([value for _, value in here]))
+        if 0 < best < len(here) - 1:
+            found.append(Vertex(float(budget), float(np.log(here[best][0])), 1.0, len(here)))
+    return found
+
+
+def vertices(N: Array, D: Array, C: Array, loss: Array, span: float = 0.15, max_sizes: float = 8.0) -> list[Vertex]:
+    """Approach 2: per budget L = c0 + c1 x + c2 x^2, x = log N; N_opt = exp(-c1/2c2), kept if c2 > 0 and inside.
+
+    Budgets are groups of rows within `span` in log C with at least four sizes; a size x data grid without them is
+    cut at common budgets by interpolating each size's curve in log C. The parabola is local (arXiv:2603.22339): sizes
+    further than a factor `max_sizes` from the least loss are left out.
+    """
+    groups = _budgets(N, C, loss, span) or _interpolated(N, C, loss)
+    found = []
+    for budget, sizes, losses in groups:
+        x = np.log(sizes)
+        near = np.abs(x - x[np.argmin(losses)]) <= np.log(max_sizes)
+        vertex = _parabola(float(budget), x[near], losses[near])
+        if vertex is not None:
+            found.append(vertex)
+    return found
+
+
+def _parabola(budget: float, x: Array, losses: Array) -> Vertex | None:
+    if len(np.unique(np.round(x, 6))) < 4:
+        return None
+    centre = x.mean()
+    design = np.vander(x - centre, 3, increasing=True)
+    c, *_ = np.linalg.lstsq(design, losses, rcond=None)
+    if c[2] <= 0:
+        return None
+    vertex = -c[1] / (2 * c[2])
+    if not x.min() < vertex + centre < x.max():
+        return None
+    spare = len(x) - 3
+    s2 = float(((design @ c - losses) ** 2).sum()) / spare
+    slope = np.array([0.0, -1 / (2 * c[2]), c[1] / (2 * c[2] ** 2)])
+    se = float(np.sqrt(max(s2 * slope @ np.linalg.pinv(design.T @ design) @ slope, 0.0)))
+    return Vertex(budget, float(vertex + centre), se, len(x))
+
+
+def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent | None:
+    """log N_opt = log k + a log C, weighted by 1/(se^2 + s^2) with s^2 the scatter; t interval with n - 2 degrees."""
+    if len(points) < 3:
+        return None
+    x, y, se = (np.array([getattr(p, name) for p in points]) for name in ("compute", "log_n", "se"))
+    x = np.log(x)
+    centre = x.mean()
+    weight = np.ones_like(x) if approach.startswith("1") else 1 / (se**2 + np.median(se) ** 2 + 1e-12)
+    design = np.column_stack([np.ones_like(x), x - centre])
+    covariance = np.linalg.pinv(design.T @ (design * weight[:, None]))
+    intercept, a = covariance @ design.T @ (weight * y)
+    spare = len(x) - 2
+    scatter = float((weight * (design @ [intercept, a] - y) ** 2).sum()) / spare
+    half = reach(spare, level) * float(np.sqrt(scatter * covariance[1, 1]))
+    bars = [_bar(point, level, with_interval=not approach.startswith("1")) for point in points]
+    return Exponent(approach, float(a), float(a - half), float(a + half), float(intercept - a * centre), bars)
+
+
+def _bar(point: Vertex, level: float, with_interval: bool) -> dict[str, float]:
+    """One point behind the line, with its normal interval where a vertex has a standard error."""
+    half = float(ndtri((1 + level) / 2)) * point.se
+    bar = {"C": point.compute, "N": float(np.exp(point.log_n))}
+    if with_interval:
+        bar |= {
+            "lo": float(np.exp(point.log_n - half)),
+            "hi": float(np.exp(point.log_n + half)),
+        }
+    return bar
+
+
+def disagreement(found: list[Exponent], tolerance: float = 0.1) -> str | None:
+    """A sentence when two approaches differ by more than `tolerance` in a, or their intervals do not overlap."""
+    for i, one in enumerate(found):
+        for other in found[i + 1 :]:
+            apart = abs(one.a - other.a)
+            if apart > tolerance or one.lo > other.hi or other.lo > one.hi:
+                return (
+                    f"approach {one.approach} gives a = {one.a:.3f} [{one.lo:.3f}, {one.hi:.3f}], "
+                    f"approach {other.approach} gives {other.a:.3f} [{other.lo:.3f}, {other.hi:.3f}]"
+                )
+    return None
+
+
+def optimum(values: Mapping[str, Array], compute: float) -> tuple[Array, Array]:
+    """N_opt = G (C/6)^a, D_opt = (C/6)^b / G with G = (alpha A/(beta B))^(1/(alpha+beta)); by draw, C = 6 N D."""
+    alpha, beta = values["alpha"], values.get("beta", values["alpha"])
+    with np.errstate(all="ignore"):
+        G = (alpha * values["A"] / (beta * values["B"])) ** (1 / (alpha + beta))
+        a = beta / (alpha + beta)
+        return G * (compute / 6) ** a, (compute / 6) ** (1 - a) / G
+
+
+def allocation(draws: Draws, budgets: Array, level: float = 0.9) -> list[dict[str, float]]:
+    """N_opt(C) and D_opt(C) of a law with A, B and alpha, with bands from the draws."""
+    law = draws.fit.law
+    if not {"A", "B", "alpha"} <= {*law.params, *law.fixed} or draws.fit.dropped or len(draws.fit.untold()):
+        return []
+    sampled, point = law.named(draws.values), law.named(draws.fit.values)
+    rows = []
+    for budget in budgets:
+        row = {"C": float(budget)}
+        for label, best, spread in zip("ND", optimum(point, budget), optimum(sampled, budget), strict=True):
+            lo, hi = interval(spread, level)
+            row |= {label: float(best[0]), f"{label}_lo": float(lo), f"{label}_hi": float(hi)}
+        rows.append(row)
+    return rows
+
+
+def _curves(N: Array, C: Array, loss: Array) -> list[tuple[float, tuple[Array, Array]]]:
+    """For each size with two or more budgets, its (C, loss) curve; replicates are averaged."""
+    curves = []
+    for size in np.unique(N):
+        rows = size == N
+        budgets = np.unique(C[rows])
+        if len(budgets) > 1:
+            curves.append((float(size), (budgets, np.array([loss[rows & (c == C)].mean() for c in budgets]))))
+    return curves
+
+
+def _at(curve: tuple[Array, Array], budget: float) -> float:
+    """The curve's loss at a budget: straight in log L against log C between its points."""
+    return float(np.exp(np.interp(np.log(budget), np.log(curve[0]), np.log(curve[1]))))
+
+
+def _budgets(N: Array, C: Array, loss: Array, span: float) -> list[tuple[float, Array, Array]]:
+    """Groups of rows at one budget: a new group starts further than `span` from the first row's log C."""
+    order = np.argsort(C, kind="stable")
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and np.log(C[i] / C[groups[-1][0]]) <= span:
+            groups[-1].append(int(i))
+        else:
+            groups.append([int(i)])
+    full = [np.array(g) for g in groups if len(np.unique(N[g])) >= 4]
+    return [(float(np.exp(np.log(C[g]).mean())), N[g], loss[g]) for g in full] if len(full) >= 3 else []
+
+
+def _interpolated(N: Array, C: Array, loss: Array, num_budgets: int = 6) -> list[tuple[float, Array, Array]]:
+    """Budgets cut through a size x data grid: where at least four sizes' curves overlap, at most `num_budgets`."""
+    curves = _curves(N, C, loss)
+    groups = []
+    for budget in np.geomspace(C.min(), C.max(), 4 * num_budgets):
+        here = [(size, _at(curve, budget)) for size, curve in curves if curve[0][0] <= budget <= curve[0][-1]]
+        if len(here) >= 4:
+            groups.append((float(budget), np.array([s for s, _ in here]), np.array([v for _, v in here])))
+    keep = np.unique(np.linspace(0, len(groups) - 1, num_budgets).round().astype(int)) if groups else []
+    return [groups[i] for i in keep]

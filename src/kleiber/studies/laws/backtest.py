@@ -1,0 +1,262 @@
+"""Backtests: fit below a cut in compute, or in size where none is known, and predict above it, beside two predictors
+that know no law.
+
+The naive predictors are the last rung's loss and the straight log-log line through the two largest rungs. A law that
+does not beat both is no law. It refuses in-sample scores: every number here is on rows the fit has not seen.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kleiber.studies.compare.intervals import reach
+from kleiber.studies.laws.bootstrap import interval
+from kleiber.studies.laws.extrapolation import Evidence, Misfit, outside, widened
+from kleiber.studies.laws.fit import Fit, fit
+from kleiber.studies.laws.law import Array, Law
+from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.solve import Problem
+
+BELOW, ABOVE = 0.85, 1.2  # a guard band around the cut: budgets that are nominally equal scatter
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """Errors above one cut along C or N.
+
+    mare, bias  mean absolute and mean relative error
+    n_runs      independent runs among the rows above: trunks, or sizes where seeds were averaged
+    coverage    share of these runs in the band of a new run, whose median half-width, relative to the loss, is
+                `half_width`
+    """
+
+    cut: float
+    n_train: int
+    n_test: int
+    n_runs: int
+    mare: float
+    bias: float
+    coverage: float
+    half_width: float
+    naive: dict[str, float] = field(default_factory=dict)
+    along: str = "C"
+
+    @property
+    def beats_naive(self) -> bool:
+        return all(self.mare < error for error in self.naive.values())
+
+
+def default_cuts(compute: Array, num_params: int, count: int = 3) -> list[float]:
+    """Up to `count` cuts at which both sides are large enough: about 1/2, 2/3 and 5/6 of the rows below."""
+    ordered = np.sort(compute)
+    found = []
+    for share in np.linspace(0.5, 0.85, count):
+        cut = float(ordered[min(int(share * len(ordered)), len(ordered) - 1)] / BELOW * 0.999)
+        if (compute < BELOW * cut).sum() >= num_params + 2 and (compute > ABOVE * cut).any():
+            found.append(cut)
+    return sorted({float(f"{cut:.3g}") for cut in found})
+
+
+def backtests(
+    model: NoiseModel, cuts: Sequence[float], level: float = 0.9, draws: int = 200, seed: int = 0
+) -> tuple[list[Backtest], Misfit]:
+    """One Backtest per cut, from the lowest, and the misfit that they show together.
+
+    Trained on C < 0.85 cut, tested on C > 1.2 cut; cuts are along N where no compute is known (`NoiseModel.along`). The
+    band of a cut knows the misfit that lower cuts show on its own rows. ValueError when a side is too small.
+    """
+    assert model.along is not None
+    along, compute = model.along
+    done, misfit = [], Misfit()
+    for cut in sorted(cuts):
+        train, test = compute < BELOW * cut, compute > ABOVE * cut
+        if train.sum() <= model.fit.problem.num_params or not test.any():
+            raise ValueError(
+                f"backtest {cut:g}: {train.sum()} rows below, {test.sum()} above "
+                f"for {model.fit.problem.num_params} parameters; "
+                f"{along} spans {compute.min():.3g} to {compute.max():.3g}"
+            )
+        scores, evidence = score(model, train, test, misfit, level, draws, seed)
+        misfit = Misfit((*misfit.evidence, *evidence))
+        done.append(Backtest(cut, **scores, along=along))
+    return done, misfit
+
+
+def score(
+    model: NoiseModel,
+    train: NDArray,
+    test: NDArray,
+    misfit: Misfit,
+    level: float = 0.9,
+    draws: int = 200,
+    seed: int = 0,
+) -> tuple[dict[str, Any], tuple[Evidence, ...]]:
+    """Errors of a fit of the rows `train` on the rows `test`, those of the naive predictors, and what the errors tell
+    of the misfit.
+
+    The band is that of a new run (`prediction`): parameters, noise, and what `misfit` could learn from `train`. Runs of
+    one trunk are one run in the coverage.
+    """
+    assert model.along is not None
+    problem, (_, compute) = model.fit.problem, model.along
+    part, tested = model.on(train), problem.rows(test)
+    sample = model.draws(draws, seed, part, train)
+    predicted = part.predict(tested.inputs)
+    cluster = np.flatnonzero(test) if model.clusters is None else model.clusters[test]
+    runs, member, count = np.unique(cluster, return_inverse=True, return_counts=True)
+    coverage, half_width, evidence = float("nan"), float("nan"), ()  # nothing is covered or missed without draws
+    if sample is not None:
+        decades = outside(_ranges(problem.inputs, compute, train), _points(problem.inputs, compute, test))
+        ends = interval(sample.predict_runs(tested.inputs, seed, tested.scale), level)
+        lo, hi = widened(predicted, *ends, misfit.within(train).at_one_decade, decades, level)
+        held = (lo <= tested.target) & (tested.target <= hi)
+        coverage = float(np.mean(np.bincount(member, held) / count))
+        half_width = float(np.median((hi - lo) / 2 / np.abs(predicted)))
+        with np.errstate(all="ignore"):
+            error = np.log(tested.target / predicted)
+            variance = ((np.log(ends[1]) - np.log(ends[0])) / 2 / reach(10**6, level)) ** 2
+        if np.isfinite(error).all() and np.isfinite(variance).all():
+            evidence = (Evidence(np.flatnonzero(test), cluster, error, variance, decades),)
+    error = predicted / tested.target - 1
+    naive = {
+        name: float(np.mean(np.abs(guess / tested.target - 1)))
+        for name, guess in naive_predictions(part.problem, tested, compute[train], compute[test]).items()
+    }
+    scores = {
+        "n_train": int(train.sum()), "n_test": int(test.sum()), "n_runs": len(runs),
+        "mare": float(np.mean(np.abs(error))), "bias": float(np.mean(error)), "coverage": coverage,
+        "half_width": half_width, "naive": naive,
+    }  # fmt: skip
+    return scores, evidence
+
+
+def _points(inputs: Mapping[str, Array], compute: Array, rows: NDArray) -> dict[str, Array]:
+    """Inputs and compute of some rows."""
+    return {**{name: column[rows] for name, column in inputs.items()}, "C": compute[rows]}
+
+
+def _ranges(inputs: Mapping[str, Array], compute: Array, rows: NDArray) -> dict[str, list[float]]:
+    """Least and largest of each, of some rows."""
+    columns = _points(inputs, compute, rows)
+    return {name: [float(column.min()), float(column.max())] for name, column in columns.items()}
+
+
+def holdouts(
+    model: NoiseModel, misfit: Misfit, level: float = 0.9, draws: int = 200, seed: int = 0
+) -> list[dict[str, Any]]:
+    """What a ladder is asked to predict: its largest size, its top 4x of compute, its two largest sizes.
+
+    Each is left out in turn, on laws of N and D; one is passed over when too few rows are left to fit.
+    """
+    problem, compute = model.fit.problem, model.compute
+    if set(problem.law.inputs) != {"N", "D"} or compute is None:
+        return []
+    sizes = np.unique(problem.inputs["N"])
+    left_out = {"largest size": problem.inputs["N"] >= sizes[-1], "top 4x of compute": compute > compute.max() / 4}
+    if len(sizes) > 4:
+        left_out["two largest sizes"] = problem.inputs["N"] >= sizes[-2]
+    found = []
+    for name, test in left_out.items():
+        if (~test).sum() > problem.num_params + 1:
+            scores, _ = score(model, ~test, test, misfit, level, draws, seed)
+            beats = all(scores["mare"] < error for error in scores["naive"].values())
+            found.append({"name": name, **scores, "beats_naive": beats})
+    return found
+
+
+def naive_predictions(train: Problem, test: Problem, c_train: Array, c_test: Array) -> dict[str, Array]:
+    """`last_rung` and `line` for each test row: along N at the row's D, else along D at its N, else along compute.
+
+    Rungs share all inputs but one (within 5 %); along compute a rung is a step of the lower envelope of losses.
+    """
+    last, line = np.empty(len(test.target)), np.empty(len(test.target))
+    envelope = _envelope(c_train, train.target)
+    for i in range(len(test.target)):
+        row = {name: column[i] for name, column in test.inputs.items()}
+        rungs = _ladder(train, row, "N") or _ladder(train, row, "D")
+        x, y = rungs if rungs else envelope
+        at = row[_varied(train, row)] if rungs else c_test[i]
+        last[i] = y[-1]
+        slope = np.log(y[-1] / y[-2]) / np.log(x[-1] / x[-2]) if len(x) > 1 and (y[-2:] > 0).all() else 0.0
+        line[i] = y[-1] * (at / x[-1]) ** slope
+    return {"last_rung": last, "line": line}
+
+
+def _varied(train: Problem, row: Mapping[str, float]) -> str:
+    return "N" if _ladder(train, row, "N") else "D"
+
+
+def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array, Array] | None:
+    """Mean loss by rung of `along`, in rising order, at the row's other inputs; None with fewer than two rungs."""
+    if along not in train.inputs:
+        return None
+    same = np.ones(train.num_rows, dtype=bool)
+    for name in train.law.inputs:
+        if name != along:
+            same &= np.abs(train.inputs[name] - row[name]) <= 0.05 * np.abs(row[name])
+    rungs = _rungs(train.inputs[along])
+    same &= rungs < row[along] * 0.999
+    x = np.unique(rungs[same])
+    if len(x) < 2:
+        return None
+    return x, np.array([train.target[same & (rungs == rung)].mean() for rung in x])
+
+
+def _rungs(values: Array) -> Array:
+    """Each value as the least of those up to 5 % above it: equal compute in whole batches is equal to a percent only,
+    and a line through two such points would have any slope.
+    """
+    starts: list[float] = []
+    for value in np.unique(values):
+        if not starts or value > 1.05 * starts[-1]:
+            starts.append(value)
+    return np.array(starts)[np.searchsorted(starts, values, "right") - 1]
+
+
+def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
+    """Steps of the lower envelope; of the upper one for a target that rises with compute, such as N_opt."""
+    compute = _rungs(compute)
+    budgets = np.unique(compute)
+    if len(budgets) < len(compute):  # of runs at one compute the best is the rung
+        rises = np.polyfit(np.argsort(np.argsort(compute)), loss, 1)[0] > 0
+        loss = np.array([(loss[compute == c].max if rises else loss[compute == c].min)() for c in budgets])
+        compute = budgets
+    order = np.argsort(compute, kind="stable")
+    half = len(order) // 2
+    sign = 1.0 if loss[order][half:].mean() <= loss[order][:half].mean() else -1.0
+    best = np.minimum.accumulate(sign * loss[order])
+    step = np.flatnonzero(np.diff(best, prepend=np.inf) < 0)
+    return compute[order][step], sign * best[step]
+
+
+def rank(laws: Sequence[Law], found: Fit, compute: Array, share: float = 0.2) -> list[dict[str, float | str | int]]:
+    """Laws by their error on the largest compute left out (the top `share` of rows), best first, with AIC beside it.
+
+    AIC = n log(RSS/n) + 2 p on the rows of the fit; it is shown but does not decide, since extrapolation is the claim.
+    """
+    problem = found.problem
+    cut = np.quantile(compute, 1 - share)
+    train, test = compute <= cut, compute > cut
+    table: list[dict[str, float | str | int]] = []
+    for law in laws:
+        if any(name not in problem.inputs for name in law.inputs) or train.sum() <= len(law.params) or not test.any():
+            continue
+        whole, part = problem.rows(train), problem.rows(test)
+        space = problem.space if law.returns == "linear" else law.space
+        seen = fit(law, whole.inputs, whole.target, problem.loss_fn, problem.delta, space, whole.scale)
+        error = seen.predict(part.inputs) / part.target - 1
+        rss = float((seen.residuals**2).sum())
+        aic = float(train.sum() * np.log(max(rss, 1e-300) / train.sum()) + 2 * len(law.params))
+        table.append(
+            {
+                "law": law.name,
+                "mare": float(np.abs(error).mean()),
+                "bias": float(error.mean()),
+                "aic": aic,
+                "n_test": int(test.sum()),
+            }
+        )
+    return sorted(table, key=lambda entry: float(entry["mare"]))

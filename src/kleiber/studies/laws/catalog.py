@@ -1,0 +1,252 @@
+"""The shipped laws: one function, one docstring with its source each. Nothing here fits, reads or prints.
+
+Symbols: N parameters, D training tokens, C training FLOPs, M = D/N tokens per parameter, U unique tokens, X experts,
+G granularity, S sparsity, L loss in nats per token, Lx another loss. Those of forgetting are in `forgetting_laws`.
+To add a law, add a function (module `law` says how its signature is read) and a test that recovers it.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import numpy as np
+
+from kleiber.studies.laws.law import LAWS, Array, Exponent, Law, Part, Real, Scale, Shape, Signed, from_file, law
+
+
+def _allocation(p):
+    return p["beta"] / (p["alpha"] + p["beta"])
+
+
+ALLOCATION = {"a_opt": _allocation, "b_opt": lambda p: 1 - _allocation(p)}
+
+
+@law(aliases=("hoffmann",), derived=ALLOCATION)
+def chinchilla(N: Array, D: Array, *, E: Part, A: Part, B: Part, alpha: Exponent, beta: Exponent):
+    """Parametric loss (approach 3): L = E + A N^-alpha + B D^-beta.
+
+    Fitted on log L with sum-Huber, delta 1e-3, as in the paper; N_opt = G (C/6)^a_opt with a_opt = beta/(alpha+beta).
+    Source: Hoffmann et al. 2022, eq. 2, arXiv:2203.15556
+    """
+    return E + A * N**-alpha + B * D**-beta
+
+
+@law(aliases=("tied",), derived={"a_opt": lambda p: 0.5 + 0 * p["alpha"]})
+def chinchilla_tied(N: Array, D: Array, *, E: Part, A: Part, B: Part, alpha: Exponent):
+    """Chinchilla with one exponent: L = E + A N^-alpha + B D^-alpha.
+
+    The default for few points: it predicts as well as the free form there. Fixes the allocation exponent at 1/2.
+    Source: Hoffmann et al. 2022, eq. 2 with alpha = beta, arXiv:2203.15556
+    """
+    return E + A * N**-alpha + B * D**-alpha
+
+
+@law(derived=ALLOCATION)
+def no_floor(N: Array, D: Array, *, A: Part, B: Part, alpha: Exponent, beta: Exponent):
+    """Two power laws without an irreducible loss: L = A N^-alpha + B D^-beta.
+
+    Source: Hoffmann et al. 2022, eq. 2 with E = 0, arXiv:2203.15556
+    """
+    return A * N**-alpha + B * D**-beta
+
+
+@law(start="chinchilla")
+def interaction(N: Array, D: Array, *, E: Part, A: Part, B: Part, F: Signed, alpha: Exponent, beta: Exponent):
+    """Chinchilla with a product term: L = E + A N^-alpha + B D^-beta + F N^-alpha D^-beta.
+
+    A test of additivity more than a law: F away from 0 says that size and data do not act separately.
+    Source: ours; extends Hoffmann et al. 2022, eq. 2, arXiv:2203.15556
+    """
+    small, scarce = N**-alpha, D**-beta
+    return E + A * small + B * scarce + F * small * scarce
+
+
+Slow = Annotated[Array, Shape(0.02, 1.0)]
+
+
+@law(derived={"a_opt": lambda p: p["aD"] / (p["aN"] + p["aD"])})
+def kaplan(N: Array, D: Array, *, Nc: Scale, Dc: Scale, aN: Slow, aD: Slow):
+    """Joint size and data law: L = [(Nc/N)^(aN/aD) + Dc/D]^aD.
+
+    a_opt holds for C = 6 N D, at fixed C the two terms' balance; the paper's .73 uses its own compute accounting.
+    Source: Kaplan et al. 2020, eq. 1.5, arXiv:2001.08361
+    """
+    return ((Nc / N) ** (aN / aD) + Dc / D) ** aD
+
+
+@law(loss_fn="squared")
+def power(C: Array, *, k: Part, a: Real):
+    """Plain power law, least squares in logs: L = k C^a.
+
+    The target may be any positive quantity: with L=N_opt it is the allocation law N_opt = k C^a, a its exponent.
+    Source: Kaplan et al. 2020, eq. 1.3 (there L(C) = (Cc/C)^aC), arXiv:2001.08361
+    """
+    return k * C**a
+
+
+@law()
+def power_floor(C: Array, *, E: Part, k: Part, a: Exponent):
+    """Power law with an irreducible part, in any one variable mapped to C: L = E + k C^-a.
+
+    Source: Henighan et al. 2020, eq. 1.1, arXiv:2010.14701
+    """
+    return E + k * C**-a
+
+
+Eta = Annotated[Array, Shape(0.02, 0.6)]
+
+
+@law(
+    aliases=("gadre",),
+    space="linear",
+    loss_fn="squared",
+    derived={"M_opt": lambda p: (p["b"] / p["a"]) ** (0.5 / p["eta"])},
+)
+def overtraining(M: Array, C: Array, *, E: Part, a: Part, b: Part, eta: Eta):
+    """Over-training law: L = E + (a M^eta + b M^-eta) C^-eta.
+
+    Chinchilla with alpha = beta = 2 eta at C = 6 N D, M = D/N; least squares on the loss itself, as in the paper.
+    M_opt = (b/a)^(1/(2 eta)) tokens per parameter is the least-loss ratio.
+    Source: Gadre et al. 2024, arXiv:2403.08540
+    """
+    return E + (a * M**eta + b * M**-eta) * C**-eta
+
+
+Positive = Annotated[Array, Shape(1e-3, 1e30)]  # not linear here: N_opt(U) contains A and B
+
+
+@law(start="chinchilla", aliases=("muennighoff",))
+def data_constrained(
+    N: Array, D: Array, U: Array, *, E: Positive, A: Positive, B: Positive, alpha: Exponent, beta: Exponent,
+    RN: Annotated[Array, Shape(0.3, 1000.0)], RD: Annotated[Array, Shape(0.3, 1000.0)],
+):  # fmt: skip
+    """Repeated data: L = E + A N'^-alpha + B D'^-beta with D' = U + U RD (1 - e^(-R/RD)), R = max(D/U - 1, 0).
+
+    N' = U_N + U_N RN (1 - e^(-R_N/RN)), U_N = min(N, N_opt(U)), R_N = N/U_N - 1; U is unique tokens, RN and RD are the
+    repeats after which worth has decayed by 1/e. All seven are fitted together (the paper fixes the first five).
+    Source: Muennighoff et al. 2023, arXiv:2305.16264
+    """
+    unique = np.minimum(D, U)
+    G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
+    enough = np.minimum(N, G * (unique * G) ** (beta / alpha))
+    tokens = unique * (1 + RD * -np.expm1(-(D / unique - 1) / RD))
+    size = enough * (1 + RN * -np.expm1(-(N / enough - 1) / RN))
+    return E + A * size**-alpha + B * tokens**-beta
+
+
+def saturated(X: Array, start: Array, end: Array) -> Array:
+    """Effective expert count Xhat: 1/Xhat = 1/(X - 1 + 1/(1/start - 1/end)) + 1/end, from start (X = 1) up to end."""
+    return 1 / (1 / (X - 1 + 1 / (1 / start - 1 / end)) + 1 / end)
+
+
+Few = Annotated[Array, Shape(1.05, 30.0)]
+Many = Annotated[Array, Shape(40.0, 5000.0)]
+
+
+@law(
+    aliases=("clark",),
+    returns="log10",
+    space="log10",
+    loss_fn="squared",
+    derived={"N_cutoff": lambda p: 10 ** (-p["b"] / p["c"])},
+)
+def routed(N: Array, X: Array, *, a: Signed, b: Signed, c: Signed, d: Signed, E_start: Few, E_max: Many):
+    """Routed models: log10 L = a n + b h + c n h + d, n = log10 N, h = log10 Xhat (`saturated`).
+
+    N is the dense model's parameters, X the experts, dense rows have X = 1. N_cutoff = 10^(-b/c) is where routing stops
+    helping. Squared error in log10 L, as in the paper. Biased low above the fitted sizes: read the backtest.
+    Source: Clark et al. 2022, arXiv:2202.01169
+    """
+    n, h = np.log10(N), np.log10(saturated(X, E_start, E_max))
+    return a * n + b * h + c * n * h + d
+
+
+@law(aliases=("krajewski",))
+def granularity(
+    N: Array,
+    D: Array,
+    G: Array,
+    *,
+    c: Part,
+    g: Part,
+    a: Part,
+    b: Part,
+    alpha: Exponent,
+    beta: Exponent,
+    gamma: Exponent,
+):
+    """Fine-grained experts: L = c + (g G^-gamma + a) N^-alpha + b D^-beta.
+
+    G = d_ff / d_expert; N is active non-embedding parameters without the router; the number of experts is fixed.
+    Source: Krajewski et al. 2024, arXiv:2402.07871
+    """
+    return c + (g * G**-gamma + a) * N**-alpha + b * D**-beta
+
+
+@law(start="chinchilla", aliases=("ludziejewski",))
+def joint_moe(
+    N: Array, D: Array, X: Array, *, E: Part, A: Part, B: Part, alpha: Exponent, beta: Exponent,
+    delta: Real, gamma: Real, omega: Real, zeta: Real,
+):  # fmt: skip
+    """Dense and MoE together: L = E + A X^delta N^(-alpha + gamma ln X) + B X^omega D^(-beta + zeta ln X).
+
+    N active parameters, X experts (dense is X = 1, where it is Chinchilla). The paper saturates X as `saturated` does
+    and writes the exponents with the other sign; X below 64 cannot tell the saturation, so it is left out.
+    Source: Ludziejewski et al. 2025, arXiv:2502.05172
+    """
+    h = np.log(X)
+    return E + A * X**delta * N ** (-alpha + gamma * h) + B * X**omega * D ** (-beta + zeta * h)
+
+
+@law(aliases=("abnar",))
+def sparsity(
+    N: Array, D: Array, S: Array, *, e: Part, a: Part, b: Part, c: Part, d: Part,
+    alpha: Exponent, beta: Exponent, lam: Real, delta: Real, gamma: Exponent,
+):  # fmt: skip
+    """Sparsity: L = e + a N^-alpha + b D^-beta + c (1-S)^-lam + d (1-S)^-delta N^-gamma.
+
+    N total parameters, S = 1 - k/experts. Exponents are positive here, negative in the paper.
+    Source: Abnar et al. 2025, arXiv:2501.12370
+    """
+    dense = 1 - S
+    return e + a * N**-alpha + b * D**-beta + c * dense**-lam + d * dense**-delta * N**-gamma
+
+
+@law(space="linear", loss_fn="squared")
+def task_metric(Lx: Array, *, e: Part, k: Part, gamma: Annotated[Array, Shape(0.1, 10.0)]):
+    """Task error against loss Lx: error = e - k exp(-gamma Lx), e the chance level.
+
+    Source: Gadre et al. 2024, arXiv:2403.08540
+    """
+    return e - k * np.exp(-gamma * Lx)
+
+
+@law(aliases=("brandfonbrener",), space="linear", loss_fn="squared")
+def loss_to_loss(
+    Lx: Array, *, E: Part, k: Part, Ex: Annotated[Array, Shape(0.01, 10.0)], kappa: Annotated[Array, Shape(0.2, 5.0)]
+):
+    """One loss against another: L = E + k (Lx - Ex)^kappa; Lx - Ex is clipped at 1e-9, where the law ends.
+
+    Source: Brandfonbrener et al. 2024, arXiv:2411.12925
+    """
+    return E + k * np.maximum(Lx - Ex, 1e-9) ** kappa
+
+
+def find(name: str) -> Law:
+    """The shipped law called `name` (or an alias), or the function FN of `FILE.py:FN`; ValueError otherwise."""
+    import kleiber.studies.laws.catalog_forgetting  # noqa: F401  (entering its laws is the import's effect)
+
+    if ".py:" in name:
+        return from_file(name)
+    wanted = name.replace("-", "_").lower()
+    names = {alias: entry for entry in LAWS.values() for alias in (entry.name, *entry.aliases)}
+    if wanted in names:
+        return names[wanted]
+    near = difflib.get_close_matches(wanted, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"no law {name!r}{hint} Laws: {', '.join(sorted(LAWS))}, or your own as FILE.py:FN")
+
+
+def of_record(entry: Mapping[str, Any]) -> Law:
+    """The law of a record of laws.json, its fixed parameters held at their values."""
+    return find(entry["law"]).fix({name: one["value"] for name, one in entry["params"].items() if one.get("fixed")})

@@ -1,0 +1,194 @@
+"""Score tests of terms that a law may have missed, by generalized least squares with the noise of trunks and rows.
+
+What the branches of a trunk share is a function of size alone and looks like a transient in N, so tests along N have
+the degrees of freedom of trunks, not of rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from kleiber.studies.laws.fit import Fit
+from kleiber.studies.laws.initial_guess import columns_of
+from kleiber.studies.laws.law import Array
+from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.solve import descend, from_space
+from kleiber.studies.laws.variance_components import Layout, VarianceComponents, without_outliers
+
+NULL_DRAWS = 4000
+FEWEST_TRUNKS = 3.0  # degrees of freedom between trunks below which nothing is judged along N
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What the tests of one table share: its least-squares fit, the noise of its rows, and their weights.
+
+    tangent    the law's gradient by row, dropped linear terms included: a floor at 0 must not read as a transient
+    precision  inverse covariance of the rows' noise less what the law absorbs: P of generalized least squares
+    """
+
+    model: NoiseModel
+    least: Fit
+    noise: VarianceComponents
+    tangent: Array
+    precision: Array
+
+    @property
+    def layout(self) -> Layout:
+        return self.model.layout
+
+    @property
+    def residuals(self) -> Array:
+        """Observed above the law, on the scale of the fit."""
+        return -self.least.residuals
+
+    def score(self, directions: Array) -> tuple[Array, Array, Array]:
+        """Height, standard error and degrees of freedom of each added term, `directions` (terms, rows)."""
+        weights = directions @ self.precision
+        size = np.maximum((weights * directions).sum(1), 1e-300)
+        variance, df = self.noise.variance(weights, self.layout)
+        return weights @ self.residuals / size, np.sqrt(variance) / size, df
+
+    def df_along(self, name: str, df: Array) -> Array:
+        """Degrees of freedom of a test along an input: those of trunks at most, where that input tells trunks apart."""
+        shared = self.model.clusters is not None and name != "D"
+        return np.minimum(df, max(self.noise.df_trunks, 1.0)) if shared else df
+
+
+def diagnose(model: NoiseModel) -> Diagnostics | None:
+    """The tests of a table; None for laws they are not about, and without noise to compare with."""
+    law = model.fit.law
+    if {"L", "p"} & set(law.inputs) or law.returns != "linear" or not {"N", "D", "C"} & set(law.inputs):
+        return None  # a law of replay is one of a second training, which begins on no transient of the first
+    least = _squared(model.fit)
+    noise = model.components(least)
+    if noise is None:
+        return None
+    tangent = _tangent(least)
+    return Diagnostics(model, least, noise, tangent, absorbing(noise.covariance(model.layout), tangent))
+
+
+def absorbing(covariance: Array, tangent: Array) -> Array:
+    """P = V^-1 - V^-1 J (J' V^-1 J)^-1 J' V^-1: what is left of a direction when the law has absorbed its part."""
+    lower = np.linalg.cholesky(covariance)
+    white = np.linalg.solve(lower, tangent)
+    basis, sizes, _ = np.linalg.svd(white / np.maximum(np.linalg.norm(white, axis=0), 1e-300), full_matrices=False)
+    basis = basis[:, sizes > 1e-9]
+    inverse = np.linalg.inv(lower)
+    return inverse.T @ (np.eye(len(lower)) - basis @ basis.T) @ inverse
+
+
+def untold(diagnostics: Diagnostics) -> list[str]:
+    """Inputs along which a transient cannot be told from the noise that trunks share: fewer than 3 degrees of freedom
+    between trunks."""
+    if diagnostics.model.clusters is None or diagnostics.noise.df_trunks >= FEWEST_TRUNKS:
+        return []
+    return [name for name in ("N", "C") if name in diagnostics.least.law.inputs]
+
+
+@dataclass(frozen=True)
+class Transient:
+    """The best-fitting transient: along which input, its scale, relative size at the lowest rung, and p-value."""
+
+    along: str
+    scale: float
+    size: float
+    p_value: float
+
+
+def transient(diagnostics: Diagnostics) -> Transient | None:
+    """The score test for an added term T exp(-x/x0), x = D, N or C, x0 on a grid over the lower half of the rungs.
+
+    Each term is tested by generalized least squares with the noise of trunks and rows, against t with the degrees of
+    freedom of its own variance, which the term itself inflates: with few trunks the test is conservative. The least
+    p-value is compared with its distribution over 4000 tables of that noise, so the search over x0 is paid for.
+    """
+    choices, raw = _candidates(diagnostics)
+    if not choices:
+        return None
+    heights, errors, df = diagnostics.score(raw)
+    along = np.array([name for name, _ in choices])
+    for name in np.unique(along):
+        df[along == name] = diagnostics.df_along(str(name), df[along == name])
+    p = 2 * stdtr(df, -np.abs(heights / errors))
+    best = int(np.argmin(p))
+    noise = diagnostics.noise.draw(np.random.default_rng(0), NULL_DRAWS, diagnostics.layout)
+    weights = raw @ diagnostics.precision
+    null_t = noise @ weights.T / (errors * np.maximum((weights * raw).sum(1), 1e-300))
+    null = (2 * stdtr(df, -np.abs(null_t))).min(1)
+    name, scale = choices[best]
+    size = float(heights[best]) * float(np.abs(raw[best]).max())
+    return Transient(name, scale, size, float((1 + (null <= p[best]).sum()) / (1 + NULL_DRAWS)))
+
+
+def detectable(diagnostics: Diagnostics) -> tuple[float, float, float] | None:
+    """How large a transient exp(-D/D0) these rows would show: its size at the least D, for D0 = 1, 2 and 4 of them.
+
+    Relative to the loss, for a test of known D0 at 5 % and a power of 90 %; the law's own terms absorb the rest of it.
+    None without D.
+    """
+    if "D" not in diagnostics.least.law.inputs:
+        return None
+    x = diagnostics.least.problem.inputs["D"]
+    choices, raw = _candidates(diagnostics, {"D": x.min() * np.array([1.0, 2.0, 4.0])})
+    if len(choices) < 3:
+        return None
+    _, errors, df = diagnostics.score(raw)
+    sizes = (stdtrit(df, 0.95) + stdtrit(df, 0.9)) * errors * np.abs(raw).max(1)
+    return float(sizes[0]), float(sizes[1]), float(sizes[2])
+
+
+def _candidates(
+    diagnostics: Diagnostics, scales: Mapping[str, Array] | None = None
+) -> tuple[list[tuple[str, float]], Array]:
+    """Transients to look for: (input, scale) of each and its rows on the scale of the fit.
+
+    None of an input with fewer than four rungs, and none that the law absorbs.
+    """
+    problem, law = diagnostics.least.problem, diagnostics.least.law
+    predicted = diagnostics.least.predict(problem.inputs)
+    choices, terms = [], []
+    for along in (name for name in ("D", "N", "C") if name in law.inputs and name not in untold(diagnostics)):
+        x = problem.inputs[along]
+        rungs = np.unique(x)
+        if len(rungs) < (4 if scales is None else 3):
+            continue
+        usual = np.geomspace(rungs[0] / 2, np.sqrt(rungs[0] * rungs[-1]), 8)
+        for scale in usual if scales is None else scales.get(along, ()):
+            z = np.exp(-x / scale)
+            terms.append(z / predicted if problem.space != "linear" else z)
+            choices.append((along, float(scale)))
+    if not terms or problem.num_rows - diagnostics.tangent.shape[1] < 4:
+        return [], np.zeros((0, problem.num_rows))
+    raw = problem.scaled(np.array(terms))
+    whole = np.linalg.inv(diagnostics.noise.covariance(diagnostics.layout))
+    left = ((raw @ diagnostics.precision) * raw).sum(1) > 1e-6 * ((raw @ whole) * raw).sum(1)
+    return [choice for choice, ok in zip(choices, left, strict=True) if ok], raw[left]
+
+
+def _squared(found: Fit) -> Fit:
+    """The same law by least squares, from where the robust fit ended, without the outliers of that fit."""
+    near = found.problem.observed + found.residuals - without_outliers(found.residuals)
+    near = near if found.problem.scale is None else near * found.problem.scale
+    problem = replace(found.problem, loss_fn="squared", target=from_space(near, found.problem.space))
+    theta, value = descend(problem, found.theta[None], rounds=100, tolerance=1e-10)
+    return Fit(problem, theta[0], float(value[0]))
+
+
+def _tangent(least: Fit) -> Array:
+    """The law's gradient by row, dropped linear terms included."""
+    jacobian = np.nan_to_num(least.problem.jacobian(least.theta[None])[0])
+    if not least.dropped:
+        return jacobian
+    lost = [k for k, j in enumerate(least.law.linear) if not least.problem.active[j]]
+    return np.column_stack([jacobian, linear_terms(least)[:, lost]])
+
+
+def linear_terms(least: Fit) -> Array:
+    """The linear terms of the law per unit of their factors, on the scale of the fit, (rows, terms)."""
+    columns = columns_of(least.problem, least.values)[0]
+    if least.problem.space != "linear":
+        columns = columns / least.predict(least.problem.inputs)[:, None]
+    return least.problem.scaled(columns.T).T

@@ -1,0 +1,247 @@
+"""The noise of a table of runs: its variance between trunks and within a trunk, and how it changes with model size.
+
+Branches of one trunk share the noise of that trunk, so a trunk is one sample of it, however many branches it has.
+`estimate` measures both variances from the residuals of a fit; `VarianceComponents.draw` simulates tables with that
+noise, the variances themselves redrawn by their degrees of freedom, so that percentiles of refits are t intervals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import fdtrc
+
+from kleiber.studies.laws.law import Array
+
+OUTLIER = 6.0  # robust standard deviations beyond which a residual tells nothing of the noise
+SLOPE_PRIOR = 0.5  # standard deviation of the slope that is expected: few rows should not invent a trend
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a fit share trunks.
+
+    trunk     number of the trunk of each row, or of the group of trunks that a row averages
+    averaged  trunks that a row averages, as a float; 1 for a row that is a run
+    log_size  log N of each row; zeros where the law has no N
+    """
+
+    trunk: NDArray[np.intp]
+    averaged: Array
+    log_size: Array
+
+    def rows(self, keep: NDArray) -> Layout:
+        """The layout of some of the rows (a mask or positions)."""
+        return Layout(self.trunk[keep], self.averaged[keep], self.log_size[keep])
+
+
+@dataclass(frozen=True)
+class VarianceComponents:
+    """Variances of a run's noise on the scale of the fit, at the size `log_size`.
+
+    between, within        variance that the rows of a trunk share, and of each row alone
+    df_between, df_within  degrees of freedom they were measured with: trunks (rows) less the parameters of the law that
+                           trunks (rows within trunks) determine; equal when both were pooled into `within`
+    df_trunks              trunks less the parameters that they alone determine, pooled or not
+    slope                  the noise's standard deviation goes as N^-slope
+    rows_per_trunk         branches of a trunk, on average
+    least_log_size, most_log_size  sizes that it was measured on; beyond them the noise is that of the nearest
+    """
+
+    between: float
+    within: float
+    df_between: float
+    df_within: float
+    df_trunks: float
+    slope: float
+    log_size: float
+    rows_per_trunk: float
+    least_log_size: float = -np.inf
+    most_log_size: float = np.inf
+
+    @property
+    def correlation(self) -> float:
+        """Of two rows of one trunk."""
+        return self.between / max(self.between + self.within, 1e-300)
+
+    @property
+    def df(self) -> float:
+        """Degrees of freedom of the larger part of the noise of a trunk's mean."""
+        return self.df_between if self.between > 0 else self.df_within
+
+    def scale(self, log_size: Array) -> Array:
+        """The noise at sizes, relative to that at `self.log_size`."""
+        inside = np.clip(log_size, self.least_log_size, self.most_log_size)
+        return np.exp(-self.slope * (inside - self.log_size))
+
+    def run_sd(self, log_size: Array) -> Array:
+        """Standard deviation of single runs; where residuals grow with size it is misfit that does, so noise stays."""
+        falling = replace(self, slope=max(self.slope, 0.0))
+        return np.sqrt(self.between + self.within) * falling.scale(log_size)
+
+    def redraw(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
+        """`count` pairs of (between, within) that the table's own could stand for: mean squares over chi^2 / df."""
+        within = self.within * self.df_within / rng.chisquare(self.df_within, count)
+        if not self.between > 0:
+            return np.zeros(count), within
+        mean_square = self.within + self.rows_per_trunk * self.between
+        mean_square = mean_square * self.df_between / rng.chisquare(self.df_between, count)
+        return np.maximum(mean_square - within, 0.0) / self.rows_per_trunk, within
+
+    def draw(self, rng: np.random.Generator, count: int, layout: Layout) -> Array:
+        """Noise for the rows of a layout, (count, rows)."""
+        between, within = self.redraw(rng, count)
+        names, member = np.unique(layout.trunk, return_inverse=True)
+        shared = rng.normal(size=(count, len(names)))[:, member] * np.sqrt(between)[:, None]
+        own = rng.normal(size=(count, len(member))) * np.sqrt(within)[:, None]
+        return (shared + own) * self.scale(layout.log_size) / np.sqrt(layout.averaged)
+
+    def variance(self, contrasts: Array, layout: Layout) -> tuple[Array, Array]:
+        """Variance of linear combinations of the rows' noise, and its degrees of freedom after Satterthwaite.
+
+        `contrasts` (combinations, rows).
+        """
+        weights = contrasts * self.scale(layout.log_size) / np.sqrt(layout.averaged)
+        names, member = np.unique(layout.trunk, return_inverse=True)
+        by_trunk = np.stack([np.bincount(member, row, len(names)) for row in weights])
+        shared, own = (by_trunk**2).sum(1), (weights**2).sum(1)
+        if not self.between > 0:
+            return own * self.within, np.full(len(own), self.df_within)
+        mean_square = self.within + self.rows_per_trunk * self.between
+        outer, inner = shared / self.rows_per_trunk * mean_square, (own - shared / self.rows_per_trunk) * self.within
+        total = shared * self.between + own * self.within
+        spread = outer**2 / self.df_between + inner**2 / self.df_within
+        return total, np.maximum((outer + inner) ** 2 / np.maximum(spread, 1e-300), 1.0)
+
+    def covariance(self, layout: Layout) -> Array:
+        """Covariance of the rows' noise, (rows, rows)."""
+        scale = self.scale(layout.log_size) / np.sqrt(layout.averaged)
+        together = layout.trunk[:, None] == layout.trunk[None]
+        return (self.between * together + self.within * np.eye(len(scale))) * scale[:, None] * scale
+
+
+def estimate(jacobian: Array, residuals: Array, trunk: NDArray, log_size: Array) -> VarianceComponents | None:
+    """Variance components of the residuals of a least-squares fit with that Jacobian (rows, params).
+
+    Mean squares between and within trunks of the least-squares residuals, each over its own degrees of freedom: the
+    parameters that trunks determine are the trace of the law's projection between them. Both are pooled where
+    an F test at 25 % does not tell them apart; up to 10 % `within` is the pooled one all the same, since the smaller of
+    two estimates is too small. The slope of the noise over size maximizes the
+    likelihood under a normal prior and costs a degree of freedom. Outliers beyond 6 robust standard
+    deviations within a trunk do not count. None without degrees of freedom.
+    """
+    num_rows, num_params = jacobian.shape
+    if num_rows - num_params < 2:
+        return None
+    _, trunk = np.unique(trunk, return_inverse=True)
+    jacobian = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
+    centre = float(log_size.mean())
+    x = log_size - centre
+    can_vary = len(np.unique(np.round(x, 6))) > 2 and num_rows > 2 * num_params
+    spent = num_params + can_vary
+    slope = _noise_slope(residuals, trunk, x) if can_vary else 0.0
+    scale = np.exp(-slope * x)
+    kept = without_outliers(residuals / scale, trunk)
+    parts = _mean_squares(jacobian / scale[:, None], kept, trunk, spent)
+    between, within, df_between, df_within, df_trunks, rows_per_trunk = parts
+    if not df_within > 0 or not within > 0:
+        return None
+    ends = float(log_size.min()), float(log_size.max())
+    return VarianceComponents(between, within, df_between, df_within, df_trunks, slope, centre, rows_per_trunk, *ends)
+
+
+def _noise_slope(residuals: Array, trunk: NDArray, x: Array) -> float:
+    """By how much log noise falls with log size: the regression of log |residual| within trunks, shrunk towards 0.
+
+    An outlier moves a logarithm little. The variance of log |z| of a normal z is pi^2 / 8.
+    """
+    apart = np.abs(residuals - _middle(residuals, trunk))
+    told = apart > 1e-12 * max(float(apart.max()), 1e-300)
+    if told.sum() < 3 or not np.ptp(x[told]) > 0:
+        return 0.0
+    spread = float(((x[told] - x[told].mean()) ** 2).sum())
+    slope = -float(((x[told] - x[told].mean()) * np.log(apart[told])).sum()) / spread
+    return slope * SLOPE_PRIOR**2 / (SLOPE_PRIOR**2 + np.pi**2 / 8 / spread)
+
+
+def without_outliers(residuals: Array, trunk: NDArray | None = None) -> Array:
+    """Residuals with those that lie beyond OUTLIER robust standard deviations from the median of their trunk put to
+    that median. The median of all rows where trunks have one row or are not given.
+    """
+    middle = _middle(residuals, trunk)
+    size = np.abs(residuals - middle)
+    far = OUTLIER * 1.4826 * float(np.median(size[size > 0])) if size.any() else 0.0
+    return np.where(size > far, middle, residuals)
+
+
+def _middle(residuals: Array, trunk: NDArray | None) -> Array:
+    if trunk is None or len(np.unique(trunk)) == len(trunk):
+        return np.full(len(residuals), np.median(residuals))
+    return np.array([np.median(residuals[trunk == number]) for number in range(int(trunk.max()) + 1)])[trunk]
+
+
+def _mean_squares(
+    jacobian: Array, residuals: Array, trunk: NDArray, spent: int
+) -> tuple[float, float, float, float, float, float]:
+    """(between, within, df_between, df_within, df_trunks, rows per trunk) of least-squares residuals."""
+    num_rows = len(residuals)
+    lengths = np.bincount(trunk).astype(np.float64)
+    num_trunks, spare = len(lengths), num_rows - spent
+    rows_per_trunk = float((num_rows - (lengths**2).sum() / num_rows) / max(num_trunks - 1, 1))
+
+    def means(column: Array) -> Array:
+        return (np.bincount(trunk, column) / lengths)[trunk]
+
+    basis, sizes, _ = np.linalg.svd(jacobian, full_matrices=False)
+    basis = basis[:, sizes > 1e-9 * sizes.max()]
+    outer = np.column_stack([means(column) for column in basis.T])
+    share = float((outer**2).sum())  # parameters that trunks determine: the law's own part between trunks
+    rest = residuals - basis @ (basis.T @ residuals)
+    between_part = means(rest)
+    within_part = rest - between_part
+    squares = np.array([float(between_part @ between_part), float(within_part @ within_part)])
+    df_between, df_within = num_trunks - share, num_rows - num_trunks - (spent - share)
+    pooled = float(rest @ rest) / spare
+    together = (0.0, pooled, float(spare), float(spare), df_between, rows_per_trunk)
+    if num_trunks in (1, num_rows) or min(df_between, df_within) < 0.5:
+        return together
+    square_between, square_within = _unmixed(squares, basis, outer, trunk, lengths, df_between, df_within, spent)
+    if square_between <= square_within:
+        return together
+    between = (square_between - square_within) / rows_per_trunk
+    chance = float(fdtrc(df_between, df_within, square_between / square_within))
+    if chance > 0.25:
+        return together
+    if chance > 0.1:
+        square_within = pooled
+    return (between, square_within, df_between, df_within, df_between, rows_per_trunk)
+
+
+def _unmixed(
+    squares: Array,
+    basis: Array,
+    outer: Array,
+    trunk: NDArray,
+    lengths: Array,
+    df_between: float,
+    df_within: float,
+    spent: int,
+) -> tuple[float, float]:
+    """Mean squares between and within trunks that the sums of squares of least-squares residuals are expected from.
+
+    The fit of a law that is no function of trunks alone mixes the strata: with M = I - Q Q' the residuals' share of
+    noise between trunks, tr(B M B M) of it, stays between them, and tr(B M (I - B) M) goes within.
+    """
+    cross = basis.T @ outer  # Q' B Q
+    stays = len(lengths) - 2 * float(np.trace(cross)) + float((cross**2).sum())
+    leaks = float(np.trace(cross)) - float((cross**2).sum())
+    inner = len(trunk) - len(lengths) - 2 * float(np.trace(np.eye(len(cross)) - cross))
+    inner += float(((np.eye(len(cross)) - cross) ** 2).sum())
+    mixing = np.array([[stays, leaks], [leaks, inner]])
+    found = np.linalg.solve(mixing, squares)
+    if not (found > 0).all():
+        found = squares / np.array([df_between, df_within])
+    spent_on_slope = inner / max(inner - spent + basis.shape[1], 1.0)
+    return float(found[0]), max(float(found[1]) * spent_on_slope, 1e-300)

@@ -1,0 +1,153 @@
+"""The study `moe_law`: what experts are worth at equal active FLOPs, and the joint law of size, tokens and experts.
+
+X = experts / k counts in units of the active ones, so X = 1, all experts active, is the dense end of the same family. A
+gain is a ratio of losses at one size and one number of tokens. It refuses to compare cells whose active size differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kleiber.records.catalog import Run
+from kleiber.studies.compare.intervals import Rows, seed_means, told
+from kleiber.studies.designs.plan_check import PlannedPoint, shortfall
+from kleiber.studies.laws import analysis, file, table
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.file import lines
+from kleiber.studies.study import Findings, Options, check_level, points
+
+SAME = 0.03  # relative difference of active parameters that a router may make
+
+
+@dataclass(frozen=True)
+class MoELaw(Options):
+    """law  of N (active), D and X; bootstrap  its resamples; level  of every interval"""
+
+    law: str = "joint_moe"
+    bootstrap: int = 300
+    level: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_level(self.level)
+        if set(find(self.law).inputs) != {"N", "D", "X"}:
+            raise ValueError(f"study.law={self.law} is no law of N, D and X, such as joint_moe")
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Gains need no law: that it cannot be fitted is a warning."""
+        columns = {
+            "N": without_routers(np.array([point.N for point in points])),
+            "D": np.array([point.D for point in points]),
+            "X": np.array([expansion_of(point.config["model"]) for point in points]),
+        }
+        why = shortfall(find(self.law), columns)
+        return [f"gains will be told and no law: {why}"] if why else []
+
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        rows = points(runs)
+        expansions = {run.name: expansion(run) for run in runs if run.status == "finished"}
+        rows = rows.assign(X=[expansions[name] for name in rows["run"]])
+        gained = gains(rows)
+        means = seed_means(gained, ("size", "tokens", "X"), "gain", self.level) if len(gained) else gained
+        law, verdicts = self._law(rows)
+        shown = means.rename(columns={"mean": "gain (nats)"}).drop(columns="half", errors="ignore").to_dict("records")
+        tables = {"Gain over X = 1 at equal active size": shown}
+        text = lines(law) if law else ()
+        return Findings(self._headline(means), verdicts, tables, figures(means), law, text, METHODS)
+
+    def _headline(self, means: Rows) -> str:
+        if not len(means):
+            return "No cell with X = 1 to compare with: what experts are worth cannot be said yet."
+        most = means[means["X"] == means["X"].max()]
+        best = most.loc[most["tokens"].idxmax()]
+        return (
+            f"At {best['tokens']:,.0f} tokens and {best['size']:,.0f} active parameters, X = {best['X']:g} gains "
+            f"{told(best['mean'], best['half'])} nats over X = 1."
+        )
+
+    def _law(self, rows: Rows) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        form = find(self.law)
+        enough = len(rows) >= len(form.params) + 3 and all(
+            rows[name].nunique() >= 3 for name in ("active", "tokens", "X")
+        )
+        if not enough:
+            told_of = ", ".join(f"{rows[name].nunique()} {name}" for name in ("active", "tokens", "X"))
+            text = f"{len(rows)} points ({told_of}) do not determine {self.law}: three of each and more are needed"
+            return None, [{"code": "no_law", "level": "warn", "text": text}]
+        loaded = table.load(rows, {"N": "active", "D": "tokens", "X": "X", "L": "loss", "C": "flops"}, (), form.inputs)
+        options = analysis.Options(bootstrap=self.bootstrap, cluster="trunk", level=self.level)
+        law = file.finite(analysis.analyse(loaded, form, options))
+        return law, law["verdicts"]
+
+
+METHODS = (
+    "Mixtures of E experts, k active, were trained at equal active width as trunks with cooldowns (Hägele et al. 2024, "
+    "arXiv:2405.18392), with X = E/k from 1 (all active) upwards. The joint law of active parameters, tokens "
+    "and X is that "
+    "of Ludziejewski et al. 2025 (arXiv:2502.05172) without its saturation of X. Gains are differences of "
+    "losses of the same "
+    "seed, size and tokens; FLOPs are equal up to the router, wall-clock time is not and has to be read beside them."
+)
+
+
+def without_routers(active: np.ndarray) -> np.ndarray:
+    """Active parameters, each as the least that is up to SAME below it: a router makes no other size."""
+    least: list[float] = []
+    for size in np.unique(active):
+        if not least or size > (1 + SAME) * least[-1]:
+            least.append(size)
+    return np.array(least)[np.searchsorted(least, active, "right") - 1]
+
+
+def expansion(run: Run) -> float:
+    """X = experts / k of a run; 1 for a dense model."""
+    return expansion_of(run.config["model"])
+
+
+def expansion_of(model: Mapping[str, Any]) -> float:
+    """X of the node of a model."""
+    mlp = model.get("mlp") or {}
+    return float(mlp["num_experts"]) / float(mlp.get("k", 2)) if "num_experts" in mlp else 1.0
+
+
+def gains(rows: Rows) -> Rows:
+    """Loss at X = 1 less that at X, of the same width (active size but for the router), tokens and seed."""
+    base = rows[rows["X"] == 1.0]
+    if not len(base):
+        return pd.DataFrame(columns=pd.Index(["size", "tokens", "X", "gain"]))
+    sizes = np.sort(base["active"].unique())
+    nearest = sizes[np.abs(np.log(rows["active"].to_numpy()[:, None] / sizes[None])).argmin(1)]
+    apart = np.abs(rows["active"].to_numpy() / nearest - 1)
+    kept = rows.assign(size=nearest)[apart <= SAME]
+    keys = ["size", "tokens", "seed"]
+    dense = kept[kept["X"] == 1.0].groupby(keys)["loss"].mean().rename("dense")
+    paired = kept[kept["X"] > 1.0].join(dense, on=keys).dropna(subset=["dense"])
+    return paired.assign(gain=paired["dense"] - paired["loss"])
+
+
+def figures(means: Rows) -> dict[str, Any]:
+    from kleiber.charts import theme
+    from kleiber.charts.theme import human
+
+    if not len(means):
+        return {}
+    longest = means[means["tokens"] == means["tokens"].max()]
+    named = longest.assign(active=[human(n) for n in longest["size"]])
+    heading = f"Gain over X = 1 at {human(float(longest['tokens'].max()))} tokens, by active parameters"
+    return {
+        "gain": lambda: theme.lines(
+            named,
+            "X",
+            "X = experts / active experts",
+            "active",
+            heading,
+            every=2,
+            value="gain (nats per token)",
+            zero=True,
+        )
+    }

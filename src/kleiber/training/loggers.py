@@ -1,0 +1,169 @@
+"""Where metrics go: rows on disk, always and first; W&B as a mirror that must never cost a run.
+
+Files are append-only and cut back to the checkpoint when a run resumes, so they end as those of an unbroken run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from kleiber.records.summary import NAME, read_rows
+
+NOT_LATER = 1.5  # seconds that a server may take to answer before a run goes on without it
+
+
+class Rows(Logger):
+    """metrics.jsonl: one object a row, {"step": 10, "train/loss": 3.2, ...}; the source of every analysis.
+
+    In a run of several stages each row names its "stage".
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / NAME
+        self.stage: str | None = None
+
+    @property
+    def name(self) -> str:
+        return "rows"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Nothing: config.yaml holds the config."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        of = {} if self.stage is None else {"stage": self.stage}
+        with open(self.path, "a") as file:
+            file.write(json.dumps({**of, "step": step, **metrics}) + "\n")
+
+    def begin(self, stage: str | None, step: int) -> None:
+        """Rows to come are of `stage`; forgets its rows after `step`, and a last row that a kill cut short."""
+        self.stage = stage
+        if self.path.exists():
+            kept = [row for row in read_rows(self.path.parent) if row.get("stage") != stage or row["step"] <= step]
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+class CsvLogger(Rows):
+    """metrics.csv: long form, step,metric,value; opens in any spreadsheet. A stage's metrics begin with its name."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.path = folder / "metrics.csv"
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        new = not self.path.exists()
+        with open(self.path, "a") as file:
+            if new:
+                file.write("step,metric,value\n")
+            file.writelines(f"{step},{prefixed(self.stage, name)},{value!r}\n" for name, value in metrics.items())
+
+    def begin(self, stage: str | None, step: int) -> None:
+        self.stage = stage
+        if self.path.exists():
+            head, *rows = self.path.read_text().splitlines(keepends=True)
+            self.path.write_text("".join([head, *(r for r in rows if r.endswith("\n") and self._stands(r, step))]))
+
+    def _stands(self, row: str, step: int) -> bool:
+        at, metric, _ = row.split(",")
+        return not metric.startswith(prefixed(self.stage, "")) or int(at) <= step
+
+
+def prefixed(stage: str | None, metric: str) -> str:
+    """The metric's name where rows cannot say their stage: `1M/val/docs/loss`; alone in a run of one stage."""
+    return metric if stage is None else f"{stage}/{metric}"
+
+
+def wandb_logger(
+    folder: Path,
+    run_id: str,
+    run_name: str,
+    group: str,
+    run_config: dict[str, Any],
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+    project: str = "kleiber",
+    entity: str | None = None,
+    tags: list[str] | None = None,
+) -> Logger | None:
+    """A W&B logger, or None when disabled. `auto` goes online only with a key and a server that answers in 1.5 s.
+
+    `online` falls back to offline with one line said, since a server must not decide whether a run takes place.
+    The id is the run's, so a resumed run continues its curves.
+    """
+    if mode == "disabled":
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    offline = mode == "offline"
+    if not offline and (reason := _unreachable()):
+        offline = True
+        if mode == "online" or _key():
+            print(f"W&B: {reason}; recording offline in {folder / 'wandb'}", file=sys.stderr)
+    import wandb as client
+    from lightning.pytorch.loggers import WandbLogger
+
+    settings = client.Settings(init_timeout=30, console="off", x_disable_stats=True, silent=True)
+    # Not through WandbLogger's own init, which passes settings that this client warns of.
+    run = client.init(
+        dir=folder, id=run_id, name=run_name, group=group, project=project, entity=entity, tags=tags, config=run_config,
+        job_type="train", mode="offline" if offline else "online", resume="allow", settings=settings,
+    )  # fmt: skip
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step")
+
+    class Mirror(WandbLogger):
+        """Every metric of a stage under the stage's name, where a run has several: steps there begin again."""
+
+        stage: str | None = None
+
+        def begin(self, stage: str | None, step: int) -> None:
+            self.stage = stage
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            super().log_metrics({prefixed(self.stage, name): value for name, value in metrics.items()}, step)
+
+    return Mirror(experiment=run)
+
+
+def _key() -> bool:
+    import netrc
+
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        return urlparse(_server()).hostname in netrc.netrc().hosts
+    return False
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def _unreachable() -> str | None:
+    """Why W&B cannot be used now, or None."""
+    if not _key():
+        return "no API key (set WANDB_API_KEY to mirror runs online)"
+    host = urlparse(_server())
+    try:
+        socket.create_connection((host.hostname or "", host.port or 443), timeout=NOT_LATER).close()
+    except OSError as error:
+        return f"{host.hostname} does not answer ({error})"
+    return None

@@ -1,0 +1,120 @@
+"""One optimizer step over micro-batches: a function of (model, objective, batches), whatever the loop around it.
+
+Losses are sums. Gradients of sums are accumulated, summed over ranks, and divided once by the number of target tokens
+in the global batch, so any split of it into micro-batches and ranks gives the same step. It knows no learning rate, no
+schedule and no logging.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kleiber.nn.sharding import scalar
+from kleiber.types.batch import Batch, Loss, Objective
+from kleiber.types.loss_sums import Sums
+
+Penalty = Callable[[Any, Batch], "Loss | None"]
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient of a step is not finite. The weights are those from before the step."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a smaller batch would do; the CPU's allocator says so in words alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def micro_batches(batch: Batch, rows: int) -> list[Batch]:
+    """Parts of at most `rows` samples. Padded rows of like length come together, each part as wide as its longest row:
+    short ones then cost what they hold. A batch in one part stays as it is.
+    """
+    if len(batch) <= rows or batch.real is None or batch.segments is not None or batch.against is not None:
+        return batch.split(rows)
+    lengths = batch.real.sum(1)
+    order = lengths.argsort(descending=True, stable=True)
+    parts = batch.map(lambda tensor: tensor[order]).split(rows)
+    return [narrowed(part, int(length)) for part, length in zip(parts, lengths[order][::rows], strict=True)]
+
+
+def narrowed(batch: Batch, width: int) -> Batch:
+    """Without the columns from `width` on, which are padding in every row."""
+    assert batch.real is not None
+    if bool(batch.real[:, width:].any()):  # padded elsewhere than at the end
+        return batch
+    cut = {name: getattr(batch, name) for name in ("tokens", "real", "weights")}
+    return dataclasses.replace(batch, **{name: v[:, :width] for name, v in cut.items() if v is not None})
+
+
+def seed_generators(seed: int) -> None:
+    """Seeds PyTorch's generators as `torch.manual_seed` does, those of devices in use alone.
+
+    Of a kind of device that nobody uses it would keep a trace of the stack for later: .3 ms, at every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+def accumulate(
+    model: Any,
+    objective: Objective,
+    batches: Sequence[Batch],
+    backward: Callable[[Tensor], None],
+    no_sync: Callable[[], AbstractContextManager] = nullcontext,
+    penalties: Sequence[Penalty] = (),
+) -> Sums:
+    """Forward and backward over micro-batches; gradients are synchronised in the last. Returns this rank's sums."""
+    sums = Sums()
+    for number, batch in enumerate(batches, start=1):
+        with nullcontext() if number == len(batches) else no_sync():
+            loss = objective(model, batch)
+            for penalty in penalties:
+                loss = added(loss, penalty(model, batch))
+            backward(loss.total)
+        sums.add(loss)
+    return sums
+
+
+def added(loss: Loss, penalty: Loss | None) -> Loss:
+    """The loss with the mean of a penalty added to its own mean; the penalty's metrics go under "retention/"."""
+    if penalty is None:
+        return loss
+    share = (loss.tokens / penalty.tokens).detach()
+    told = {f"retention/{name}": value * share for name, value in penalty.metrics.items()}
+    return Loss(loss.total + share * penalty.total, loss.tokens, {**loss.metrics, **told})
+
+
+def normalise(
+    parameters: Sequence[nn.Parameter],
+    tokens: float,
+    world_size: int,
+    clip: float | None,
+    change: Callable[[], None] | None = None,
+) -> float:
+    """Divides the gradients by the token count, clips their global norm, and returns the norm before clipping.
+
+    `world_size` undoes the mean that DistributedDataParallel takes over ranks. `change` sees the gradients of the mean
+    loss before their norm is taken. Raises Diverged when the norm is not finite.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    scale = world_size / tokens
+    if change is not None:
+        torch._foreach_mul_(gradients, scale)
+        change()
+        scale = 1.0
+    norm = scalar(torch.nn.utils.get_total_norm(gradients)) * scale
+    if not math.isfinite(norm):
+        raise Diverged(f"gradient norm {norm}")
+    if clip is not None and norm > clip:
+        scale *= clip / norm
+    if scale != 1.0:
+        torch._foreach_mul_(gradients, scale)
+    return norm
