@@ -28,7 +28,8 @@ def bare(shape: Shape) -> Callable[[int], None]:
     from kleiber.data.sources.builtin import Builtin
     from kleiber.models.transformer import Transformer
     from kleiber.objectives.clm import CLM
-    from kleiber.optimizers.adamw import WSD, AdamW
+    from kleiber.optimizers.adamw import AdamW
+    from kleiber.optimizers.schedules import WSD
 
     corpus = Builtin("docs").prepare(shape["context"])
     model: Any = Transformer(corpus.tokenizer.vocab_size, 2, shape["width"], context=shape["context"])

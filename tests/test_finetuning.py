@@ -10,7 +10,7 @@ from tables import folder
 
 from kleiber.evals.perplexity import Place, score
 from kleiber.runs.open import load_run
-from kleiber.types.batch import Task
+from kleiber.types.contracts import Task
 
 DATA = REPOSITORY / "tests/data"
 TASKS = [("classify", "labelled"), ("sft", "instruct"), ("dpo", "preference"), ("reward", "preference")]

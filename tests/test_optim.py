@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from kleiber.optimizers.adamw import WSD, AdamW, Constant, Cosine, parameter_groups
+from kleiber.optimizers.adamw import AdamW, parameter_groups
 from kleiber.optimizers.lion import Lion
 from kleiber.optimizers.muon import Muon
+from kleiber.optimizers.schedules import WSD, Constant, Cosine
 from kleiber.types.batch import Role
 
 ROLES = {"0.weight": Role("hidden", 4), "0.bias": Role("vector", 1), "1.weight": Role("output", 8)}

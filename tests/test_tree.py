@@ -10,7 +10,7 @@ import pytest
 
 import kleiber
 from kleiber.config.stages import label
-from kleiber.optimizers.adamw import WSD, Constant, Cosine
+from kleiber.optimizers.schedules import WSD, Constant, Cosine
 from kleiber.runs.stage_tree import Stage, TrunkAndCooldowns
 
 SCHEMA = json.loads((Path(kleiber.__file__).parent / "records" / "summary.schema.json").read_text())

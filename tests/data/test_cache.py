@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kleiber.data import token_files as module
-from kleiber.data.token_files import cache_root, cached
+from kleiber.data.cache import cache_root, cached
 
 IDENTITY: dict[str, Any] = {"of": "a test"}
 

@@ -13,7 +13,7 @@ from kleiber.data.mixture import Mixture, MixtureCorpus, shares
 from kleiber.data.sampler import stream
 from kleiber.data.token_files import TokenFile
 from kleiber.data.windows import TrainWindows
-from kleiber.types.batch import Samples
+from kleiber.types.contracts import Samples
 
 
 def parts() -> list[Samples]:

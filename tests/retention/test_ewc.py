@@ -6,7 +6,8 @@ from torch import nn
 
 from kleiber.objectives.clm import CLM
 from kleiber.retention.ewc import EWC, fisher, raw_fisher
-from kleiber.types.batch import Batch, Predictions, Task
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import Predictions, Task
 
 from .toys import NEW, OLD, TASKS, Language, learned, model, train
 

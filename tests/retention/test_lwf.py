@@ -6,7 +6,7 @@ import torch
 
 from kleiber.objectives.clm import CLM
 from kleiber.retention.lwf import LwF
-from kleiber.types.batch import Task
+from kleiber.types.contracts import Task
 
 from .toys import NEW, OLD, TASKS, learned, train
 

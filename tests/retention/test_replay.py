@@ -10,7 +10,8 @@ from kleiber.data.mixture import Mixture
 from kleiber.objectives.clm import CLM
 from kleiber.retention.memory import Written, partners, write
 from kleiber.retention.replay import Replay
-from kleiber.types.batch import Batch, Loss, Task
+from kleiber.types.batch import Batch, Loss
+from kleiber.types.contracts import Task
 
 from .toys import CONTEXT, NEW, OLD, TASKS, Language, Letters, learned, model
 

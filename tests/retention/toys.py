@@ -9,7 +9,8 @@ from kleiber.data.sampler import stream
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.training.step import accumulate, normalise
-from kleiber.types.batch import Batch, Task
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import Task
 
 VOCAB, CONTEXT = 12, 16
 

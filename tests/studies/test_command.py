@@ -8,14 +8,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from kleiber.studies.laws import command, file, law
+from kleiber.studies import fit_command
+from kleiber.studies.laws import file, law
 
 from . import ladders
 from .test_golden import GOLDEN
 
 app = typer.Typer()
-app.command()(command.fit)
-app.command()(command.predict)
+app.command()(fit_command.fit)
+app.command()(fit_command.predict)
 
 
 def run(*words):
@@ -143,7 +144,7 @@ def test_the_stated_limit_of_extrapolation_is_the_analysis_limit():
 
     from kleiber.studies.laws.analysis import MAX_DECADES
 
-    for one in (command.fit, command.predict):
+    for one in (fit_command.fit, fit_command.predict):
         assert inspect.signature(one).parameters["max_decades"].default == MAX_DECADES
 
 

@@ -9,7 +9,8 @@ from kleiber.config.check import check
 from kleiber.config.compose import Composer, conf_dir, resolved
 from kleiber.config.stages import stage_configs
 from kleiber.runs.inherit import adopt
-from kleiber.studies.designs.sequences import AGAIN, Sequences, grammar, orders_of, stage, williams
+from kleiber.studies.compare.sequence_rows import AGAIN
+from kleiber.studies.designs.sequences import Sequences, grammar, orders_of, stage, williams
 
 TASKS = {"docs": {"data.domain": "docs"}, "trec": {"data": "topic/trec", "objective": "classify", "data.path": "x y"}}
 ARMS = {"none": {}, "replay": {"retention": "replay", "retention.replay.fraction": [0.1, 0.2]}}

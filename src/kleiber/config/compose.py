@@ -1,10 +1,8 @@
 """From a command line to a composed config, through Hydra, with errors a person can act on.
 
-Hydra is asked leniently and the result is checked strictly (`kleiber.config.check`): every `key=value`
-becomes `++key=value`, so an argument that a class takes can be set without standing in any YAML, and a `+` in front changes nothing. Groups
-and their choices are checked here, before Hydra composes. Nothing here imports torch.
-
-What `--help` prints: the groups with their choices, the common keys, a few examples. It composes nothing.
+Hydra is asked leniently and the result is checked strictly (`kleiber.config.check`): every `key=value` becomes
+`++key=value`, so an argument that a class takes can be set without standing in any YAML, and a `+` in front changes
+nothing. Groups and their choices are checked here, before Hydra composes. Nothing here imports torch.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from kleiber.data.tokenizers.bytes import encode_many
-from kleiber.types.batch import Tokenizer
+from kleiber.types.contracts import Tokenizer
 
 ROLES = {
     "system": "system", "user": "user", "human": "user", "prompter": "user",

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from kleiber.config.budget import quantity
-from kleiber.data.token_files import Source, TokenFile, cache_root, digest, token_files
+from kleiber.data.cache import Source, cache_root, digest
+from kleiber.data.token_files import TokenFile, token_files
 from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.data.windows import Joined, TrainWindows, ValidationWindows
-from kleiber.types.batch import HeldOut, Samples, Tokenizer
+from kleiber.types.contracts import HeldOut, Samples, Tokenizer
 
 Blend = Callable[[list[Samples]], Samples]
 

@@ -16,13 +16,15 @@ import torch
 from jaxtyping import Int
 
 from kleiber.data import padding
+from kleiber.data.cache import SPLITS, cache_root, digest
 from kleiber.data.chat import FORMS, Conversation, Turn, conversation, encoded, recognised
 from kleiber.data.corpus import TextCorpus, as_bytes, choose_tokenizer
 from kleiber.data.padding import Held, numbers, packed, pad, sizes
 from kleiber.data.sources.open import locate
 from kleiber.data.sources.table import Row, Table, batches, must_have, table_name
-from kleiber.data.token_files import SPLITS, cache_root, digest, dtype
-from kleiber.types.batch import Batch, HeldOut, Samples, Tokenizer
+from kleiber.data.token_files import dtype
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import HeldOut, Samples, Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -21,13 +21,14 @@ import numpy as np
 from jaxtyping import Int
 
 from kleiber.config.budget import quantity
+from kleiber.data.cache import Source, digest
 from kleiber.data.corpus import TextCorpus, prepare
 from kleiber.data.sampler import Order, permutation
 from kleiber.data.sources.builtin import Builtin, Domain
 from kleiber.data.sources.text import Text
-from kleiber.data.token_files import Source, digest
 from kleiber.data.windows import Joined
-from kleiber.types.batch import Batch, Samples
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import Samples
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 20, 1000
 

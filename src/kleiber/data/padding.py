@@ -21,7 +21,8 @@ from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 from kleiber.data.sampler import permutation
-from kleiber.types.batch import Batch, Tokenizer
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import Tokenizer
 
 ALIGN = 8
 

@@ -20,14 +20,16 @@ import torch
 from jaxtyping import Float, Int, Integer
 
 from kleiber.data import chat, padding
+from kleiber.data.cache import SPLITS, cache_root, cached, digest
 from kleiber.data.chat import Conversation, Encoded, Turn, encoded, turns
 from kleiber.data.corpus import TextCorpus, as_bytes, choose_tokenizer
 from kleiber.data.instruct import TEMPLATE
 from kleiber.data.padding import Held, numbers, pad, sizes
 from kleiber.data.sources.open import locate
 from kleiber.data.sources.table import Row, Table, batches, must_have, table_name
-from kleiber.data.token_files import SPLITS, cache_root, cached, digest, dtype
-from kleiber.types.batch import Batch, Tokenizer
+from kleiber.data.token_files import dtype
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset

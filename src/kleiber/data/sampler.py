@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from kleiber.data.windows import interleave
-from kleiber.types.batch import Batch, Samples
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import Samples
 
 Ids = Int[np.ndarray, "batch"]
 

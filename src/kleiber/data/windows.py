@@ -16,7 +16,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kleiber.data.token_files import TokenFile
-from kleiber.types.batch import Batch, Samples, Tokenizer
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import Samples, Tokenizer
 
 GOLDEN = 0.6180339887498949
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kleiber.evals.subject import Subject
 from kleiber.nn.loss import log_probs
-from kleiber.types.batch import Batch, Tokenizer
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import Tokenizer
 
 KINDS = (".jsonl", ".parquet")
 

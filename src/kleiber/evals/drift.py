@@ -21,8 +21,8 @@ from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.perplexity import Place, held_out_loss, score
 from kleiber.evals.routing.trace import mixtures
 from kleiber.nn.loss import kl_divergence
-from kleiber.types.batch import Batch, Loss, Task
-from kleiber.types.loss_sums import Sums
+from kleiber.types.batch import Batch, Loss, Sums
+from kleiber.types.contracts import Task
 
 
 @torch.no_grad()

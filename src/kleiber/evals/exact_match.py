@@ -16,7 +16,7 @@ import torch
 
 from kleiber.evals.subject import Subject
 from kleiber.models.generate import generate
-from kleiber.types.batch import Tokenizer
+from kleiber.types.contracts import Tokenizer
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 MARK = "####"

@@ -21,8 +21,8 @@ import torch
 from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.subject import Subject
 from kleiber.nn.loss import log_probs, target_weights
-from kleiber.types.batch import Batch, Loss, Task
-from kleiber.types.loss_sums import Sums
+from kleiber.types.batch import Batch, Loss, Sums
+from kleiber.types.contracts import Task
 
 
 @torch.compiler.set_stance("force_eager")  # only training is compiled: a graph for each odd batch would cost more

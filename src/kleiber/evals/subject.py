@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kleiber.types.batch import Batch, Corpus, Objective
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import Corpus, Objective
 
 
 def none_earlier() -> Iterator[tuple[int, Any]]:

@@ -121,9 +121,9 @@ def import_folder(
 
 def register_studies() -> None:
     """Adds `fit`, `predict` and `report`, which live with the laws."""
-    if importlib.util.find_spec("kleiber.studies.laws.command") is None:
+    if importlib.util.find_spec("kleiber.studies.fit_command") is None:
         return
-    command = importlib.import_module("kleiber.studies.laws.command")
+    command = importlib.import_module("kleiber.studies.fit_command")
     for name in ("fit", "predict", "report"):
         app.command(name)(getattr(command, name))
 

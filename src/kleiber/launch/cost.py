@@ -23,7 +23,7 @@ from kleiber.runs.plan import add_heads, build_model
 from kleiber.runs.run import lay_out
 from kleiber.runs.stage import leave_heads
 from kleiber.runs.stage_tree import Stage, Tree
-from kleiber.types.batch import Corpus, Task
+from kleiber.types.contracts import Corpus, Task
 
 
 @dataclass(frozen=True)

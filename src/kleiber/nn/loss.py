@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from kleiber.types.batch import Batch, Head
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import Head
 
 
 class CrossEntropy(NamedTuple):

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.objectives.objective import Collected, head_name, rescaled
-from kleiber.types.batch import Batch, Loss, Output, Predictions
+from kleiber.types.batch import Batch, Loss, Output
+from kleiber.types.contracts import Predictions
 
 BINS = 15  # of confidence, for the calibration error (Guo et al. 2017, arXiv:1706.04599)
 

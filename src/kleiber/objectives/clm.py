@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from kleiber.nn.loss import cross_entropy, target_weights
-from kleiber.types.batch import Batch, Loss, Model, Predictions
+from kleiber.types.batch import Batch, Loss
+from kleiber.types.contracts import Model, Predictions
 
 
 class CLM:

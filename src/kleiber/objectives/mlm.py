@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.nn.loss import cross_entropy
-from kleiber.types.batch import Batch, Loss, Model, Predictions, Tokenizer
+from kleiber.types.batch import Batch, Loss
+from kleiber.types.contracts import Model, Predictions, Tokenizer
 
 
 class MLM:

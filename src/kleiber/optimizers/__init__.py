@@ -4,9 +4,9 @@ from kleiber.types.exports import lazy_exports
 
 EXPORTS = {
     "AdamW": "adamw",
-    "Constant": "adamw",
-    "Cosine": "adamw",
-    "WSD": "adamw",
+    "Constant": "schedules",
+    "Cosine": "schedules",
+    "WSD": "schedules",
     "Lion": "lion",
     "Muon": "muon",
 }

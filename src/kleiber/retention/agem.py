@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.retention.memory import device_of, draws, memory_tokens, ranks, real, summed, trainable
-from kleiber.types.batch import Objective, Retention, Samples, Task
+from kleiber.types.contracts import Objective, Retention, Samples, Task
 
 
 class AGEM(Retention):

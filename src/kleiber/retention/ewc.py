@@ -17,7 +17,7 @@ from torch import Tensor
 from kleiber.data.sampler import permutation
 from kleiber.nn.loss import cross_entropy
 from kleiber.retention.memory import beside, device_of, ranks, real, snapshot, summed, trainable
-from kleiber.types.batch import Head, Predictions, Retention, Task
+from kleiber.types.contracts import Head, Predictions, Retention, Task
 
 
 class EWC(Retention):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kleiber.retention.memory import beside, snapshot
-from kleiber.types.batch import Retention, Task
+from kleiber.types.contracts import Retention, Task
 
 
 class L2SP(Retention):

@@ -11,7 +11,8 @@ from torch import nn
 
 from kleiber.nn.loss import kl_divergence
 from kleiber.retention.memory import Text, alike, partners
-from kleiber.types.batch import Batch, Loss, Objective, Retention, Samples, Task, Tokenizer
+from kleiber.types.batch import Batch, Loss
+from kleiber.types.contracts import Objective, Retention, Samples, Task, Tokenizer
 
 
 class LwF(Retention):

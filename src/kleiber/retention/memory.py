@@ -22,7 +22,8 @@ from kleiber.config.budget import quantity
 from kleiber.data.mixture import Mixture, Spread, fractions_of
 from kleiber.data.sampler import scramble
 from kleiber.models.generate import generate
-from kleiber.types.batch import Batch, Objective, Samples, Task, Tokenizer
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import Objective, Samples, Task, Tokenizer
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kleiber.data.mixture import LARGEST_BLOCK, Mixture, fractions_of
 from kleiber.retention.memory import Source, Text, alike, memory_tokens, partners
-from kleiber.types.batch import Batch, Loss, Objective, Retention, Samples, Task, Tokenizer
+from kleiber.types.batch import Batch, Loss
+from kleiber.types.contracts import Objective, Retention, Samples, Task, Tokenizer
 
 
 class Replay(Retention):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.retention.memory import ranks
-from kleiber.types.batch import Retention, Task
+from kleiber.types.contracts import Retention, Task
 
 
 class WiSE(Retention):

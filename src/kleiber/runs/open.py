@@ -28,7 +28,7 @@ from kleiber.records.folder import TOKENIZER, read_config
 from kleiber.records.summary import read
 from kleiber.runs.inherit import locate
 from kleiber.training import checkpoint
-from kleiber.types.batch import Corpus, Objective, Tokenizer
+from kleiber.types.contracts import Corpus, Objective, Tokenizer
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from kleiber.config.signatures import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.runs.open import objective_of
 from kleiber.runs.start_point import apart, same_tokenizer
-from kleiber.types.batch import Batch, Corpus, Objective, Retention, Samples, Task
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
 
 ModelBuilder = Callable[[DictConfig, Corpus, dict[str, int]], Any]
 

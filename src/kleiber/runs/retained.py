@@ -18,7 +18,7 @@ from kleiber.runs.stage_tree import Around, Stage, Tree
 from kleiber.training import checkpoint
 from kleiber.training.callbacks.checkpoints import name_of
 from kleiber.training.callbacks.evaluate import Evaluate
-from kleiber.types.batch import Retention, Samples, Task
+from kleiber.types.contracts import Retention, Samples, Task
 
 
 def retain(

@@ -28,7 +28,7 @@ from kleiber.training.callbacks.checkpoints import Checkpoints, Preempt, restore
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
 from kleiber.training.callbacks.throughput import Throughput, peak_flops, peak_memory_bytes
 from kleiber.training.lit import LitLM
-from kleiber.types.batch import Samples
+from kleiber.types.contracts import Samples
 
 
 class Stream:

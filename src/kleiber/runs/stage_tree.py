@@ -20,7 +20,7 @@ from kleiber.config.stages import ONLY, branches_of, from_weights, stage_configs
 from kleiber.runs.plan import Plan
 from kleiber.runs.start_point import Origin, domains, same_text
 from kleiber.training import checkpoint
-from kleiber.types.batch import Corpus, Task
+from kleiber.types.contracts import Corpus, Task
 
 Planner = Callable[[DictConfig, Any], Plan]
 

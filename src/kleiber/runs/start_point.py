@@ -21,7 +21,7 @@ from kleiber.data.mixture import MixtureCorpus
 from kleiber.records.folder import read_config
 from kleiber.runs.inherit import locate
 from kleiber.runs.open import load_trained, objective_at
-from kleiber.types.batch import Corpus, HeldOut, Task
+from kleiber.types.contracts import Corpus, HeldOut, Task
 
 COMPARED = 100  # rows whose labels tell whether two tasks are one
 

@@ -21,7 +21,7 @@ from kleiber.studies.compare.arms import interval
 from kleiber.studies.compare.intervals import Rows
 from kleiber.studies.compare.rows import PLAIN
 from kleiber.studies.compare.sequence_rows import LABELS, LOWER, in_order
-from kleiber.studies.moe_forgetting import KINDS
+from kleiber.studies.forgetting_metrics import KINDS
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#7b4173", "#31a354")
 

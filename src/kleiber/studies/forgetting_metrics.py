@@ -182,3 +182,7 @@ def steps_to(curve: Mapping[float, float], level: float) -> float:
                 return float(after)
             return before + (after - before) * (curve[before] - level) / (curve[before] - curve[after])
     return float("nan")
+
+
+KINDS = {"load_shift": "before to after", "load_gap_before": "to the new text, before",
+         "load_gap_after": "to the new text, after"}  # fmt: skip

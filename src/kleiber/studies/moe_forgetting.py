@@ -20,12 +20,11 @@ from kleiber.studies.compare import rows as outcomes
 from kleiber.studies.compare.arms import interval
 from kleiber.studies.compare.contrast import above, contrast
 from kleiber.studies.compare.intervals import Rows
+from kleiber.studies.forgetting_metrics import KINDS
 from kleiber.studies.study import Findings, Tolerant
 
 DENSE, FREE, FROZEN = "dense", "moe", "moe, router frozen"
 SLACK = 0.05  # relative difference of active parameters that still counts as equal
-KINDS = {"load_shift": "before to after", "load_gap_before": "to the new text, before",
-         "load_gap_after": "to the new text, after"}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import pandas as pd
 from kleiber.config.budget import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.designs.plan_check import PlannedPoint, shortfall
-from kleiber.studies.laws import analysis, file, table
+from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.exclusion import CHOICES
-from kleiber.studies.laws.file import band_rate, intervals_by, lines, percent, short
+from kleiber.studies.laws.file import band_rate, finite, intervals_by, lines, percent, short
 from kleiber.studies.study import Findings, Options, not_identified, points
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
@@ -69,7 +69,7 @@ class Scaling(Options):
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         """The law of a ladder with what may be said of it."""
-        law = file.finite(self.law_of(runs))
+        law = finite(self.law_of(runs))
         rows = points(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
         tables = {
             "Goals": goals(law), "Approaches and conventions": conventions(law), "Least tokens": least(law),
@@ -86,20 +86,20 @@ class Scaling(Options):
             raise ValueError(
                 f"study.min_tokens={self.min_tokens} leaves no row: the longest run here has {most:,.0f} tokens"
             )
-        file = analysis.analyse(self.loaded(late), find(self.law), self.options())
-        file["excluded"] = [*file["excluded"], *left_out(runs)]
+        record = analysis.analyse(self.loaded(late), find(self.law), self.options())
+        record["excluded"] = [*record["excluded"], *left_out(runs)]
         if len(late) < len(rows):
-            file["from_least_tokens"] = [
-                {"min_tokens": float(least), **self._from(rows, least, late, file)}
+            record["from_least_tokens"] = [
+                {"min_tokens": float(least), **self._from(rows, least, late, record)}
                 for least in sorted(rows["tokens"].unique())[:3]
             ]
-        return file
+        return record
 
     def _from(self, rows: pd.DataFrame, least: float, late: pd.DataFrame, record: Mapping[str, Any]) -> dict:
         """n, params and derived of the rows from `least` tokens on; those of the record where they are its rows."""
         part = at_least(rows, least)
         if len(part) == len(late):
-            return {name: file[name] for name in ("n", "params", "derived")}
+            return {name: record[name] for name in ("n", "params", "derived")}
         return analysis.brief(self.loaded(part), find(self.law), self.options(200))
 
     def loaded(self, rows: pd.DataFrame) -> table.Table:

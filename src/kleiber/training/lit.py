@@ -30,8 +30,8 @@ from kleiber.training.step import (
     out_of_memory,
     seed_generators,
 )
-from kleiber.types.batch import Batch, Objective, Retention
-from kleiber.types.loss_sums import Sums
+from kleiber.types.batch import Batch, Sums
+from kleiber.types.contracts import Objective, Retention
 
 
 class LitLM(Unasked, LightningModule):

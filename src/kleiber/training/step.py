@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.nn.sharding import scalar
-from kleiber.types.batch import Batch, Loss, Objective
-from kleiber.types.loss_sums import Sums
+from kleiber.types.batch import Batch, Loss, Sums
+from kleiber.types.contracts import Objective
 
 Penalty = Callable[[Any, Batch], "Loss | None"]
 

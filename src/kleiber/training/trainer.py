@@ -32,7 +32,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from kleiber.data.token_files import cache_root
+from kleiber.data.cache import cache_root
 from kleiber.evals.perplexity import Place
 from kleiber.training.lightning import Unprofiled
 

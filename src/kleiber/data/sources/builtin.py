@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kleiber.data.cache import SPLITS, Document, Reading, Source
 from kleiber.data.corpus import TextCorpus, as_bytes, prepare
 from kleiber.data.sources.docstrings import read_all, source, split
-from kleiber.data.token_files import SPLITS, Document, Kept, Reading, Source
+from kleiber.data.token_files import Kept
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from kleiber.data.cache import digest
 from kleiber.data.corpus import TextCorpus, as_bytes
 from kleiber.data.sampler import scramble
-from kleiber.data.token_files import digest
 from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.types.batch import Batch
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kleiber.data.cache import FORMAT, Document, Reading, cached
 from kleiber.data.sampler import permutation
 from kleiber.data.sources.open import Place, opened
 from kleiber.data.sources.text import known_splits, mark, thresholds
-from kleiber.data.token_files import FORMAT, Document, Reading, cached
-from kleiber.types.batch import Tokenizer
+from kleiber.types.contracts import Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from kleiber.data.cache import Document, Reading
 from kleiber.data.corpus import TextCorpus, as_bytes, prepare
 from kleiber.data.sources.open import Place, locate, opened
-from kleiber.data.token_files import Document, Reading
 
 if TYPE_CHECKING:
     from datasets import Dataset

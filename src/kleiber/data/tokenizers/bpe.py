@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Integer
 
-from kleiber.data.token_files import FORMAT, Source, cached
+from kleiber.data.cache import FORMAT, Source, cached
 from kleiber.data.tokenizers.bytes import EOS, MASK, chunks, padded
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import Int, Integer
 
-from kleiber.types.batch import Tokenizer
+from kleiber.types.contracts import Tokenizer
 
 ALIGN = 16
 EOS, MASK = "<|endoftext|>", "<|mask|>"

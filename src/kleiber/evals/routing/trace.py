@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from kleiber.evals.subject import Subject
 from kleiber.nn.moe import MoE
-from kleiber.types.batch import Routing
-from kleiber.types.loss_sums import Sums
+from kleiber.types.batch import Routing, Sums
 
 Change = Callable[[int, nn.Module, Routing], Routing]  # (layer, router, what it said) -> what it shall have said
 

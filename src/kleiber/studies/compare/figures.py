@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
 from kleiber.charts.theme import dressed, kinds_color, log_axis, loss_axis, sized
-from kleiber.studies.compare.arms import Arm
-from kleiber.studies.compare.contrast import Claim
+
+if TYPE_CHECKING:
+    from kleiber.studies.compare.arms import Arm
+    from kleiber.studies.compare.contrast import Claim
 
 LOSS = "validation loss (nats per token)"
 

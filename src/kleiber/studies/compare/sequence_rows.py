@@ -15,7 +15,6 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies import forgetting_metrics as metrics
 from kleiber.studies.compare.rows import apart, described
-from kleiber.studies.designs.sequences import AGAIN
 
 LABELS = {
     "ACC": "ACC", "LA": "LA", "BWT": "BWT", "FWT": "FWT", "forgetting": "forgetting",
@@ -161,3 +160,6 @@ def by_position(rows: Sequence[metrics.Matrix]) -> np.ndarray:
 def in_order(r: metrics.Matrix) -> list[tuple[int, int]]:
     """(stage, task) of every task that a stage trained, in the order of the stages."""
     return sorted((stage, j) for j, stage in enumerate(r.own) if stage is not None)
+
+
+AGAIN = "again"  # the stage that trains the first task once more, to see how fast it comes back

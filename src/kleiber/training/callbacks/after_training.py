@@ -32,7 +32,7 @@ from kleiber.evals.perplexity import binned, loss_by_position
 from kleiber.nn.sharding import whole
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.lightning import Watch
-from kleiber.types.batch import Corpus
+from kleiber.types.contracts import Corpus
 
 
 class Closing(Watch):

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule, Trainer
 from kleiber.evals.perplexity import Place, main_metric, scores
 from kleiber.nn.sharding import whole
 from kleiber.training.lightning import Watch
-from kleiber.types.batch import Task
+from kleiber.types.contracts import Task
 
 log = logging.getLogger(__name__)
 

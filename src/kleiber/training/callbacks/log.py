@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from kleiber.models.generate import generate
 from kleiber.nn.sharding import whole
 from kleiber.training.lightning import Watch
-from kleiber.types.batch import Corpus
+from kleiber.types.contracts import Corpus
 
 
 class Log(Watch):
