@@ -100,3 +100,11 @@ def test_resume_of_a_changed_config_names_the_keys(tmp_path):
 def test_an_empty_root_is_refused_and_is_not_the_folder_one_stands_in():
     with pytest.raises(ConfigError, match="root= is empty"):
         study_folder({"name": "runs", "root": ""})
+
+
+def test_a_null_is_left_out_of_the_hash_unless_it_is_a_choice():
+    """`adapter: null` is what a config without adapters is; `clip: null` is not what the optimizer's default is."""
+    optimizer = {"_target_": "kleiber.optimizers.AdamW", "lr": 0.1}
+    plain = {**CONFIG, "optimizer": optimizer, "budget": {"tokens": 100}}
+    assert config_hash({**plain, "new_group": None, "budget": {"tokens": 100, "ratio": None}}) == config_hash(plain)
+    assert config_hash({**plain, "optimizer": {**optimizer, "clip": None}}) != config_hash(plain)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kleiber.data import token_files as module
+from kleiber.data import cache as module
 from kleiber.data.cache import cache_root, cached
 
 IDENTITY: dict[str, Any] = {"of": "a test"}
@@ -20,7 +20,6 @@ IDENTITY: dict[str, Any] = {"of": "a test"}
 BUILDER = """
 import sys, time
 from pathlib import Path
-from kleiber.data.token_files import cached
 def build(folder):
     Path(sys.argv[2]).open("a").write("built\\n")
     (folder / "x.bin").write_bytes(b"x" * 1000)

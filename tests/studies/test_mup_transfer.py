@@ -73,7 +73,8 @@ def write_runs(folder, name, optimum):
     for number, row in enumerate(rows({32: optimum, 64: optimum}).to_dict("records")):
         home = folder / f"run{number}"
         home.mkdir(parents=True)
-        model = {"width": row["width"], "parametrization": {"_target_": f"kleiber.nn.mup.{name}"}}
+        target = {"MuP": "kleiber.nn.MuP", "Standard": "kleiber.nn.StandardParametrization"}[name]
+        model = {"width": row["width"], "parametrization": {"_target_": target}}
         config = {"model": model, "optimizer": {"lr": row["lr"]}, "seed": row["seed"], "study": None}
         (home / "config.yaml").write_text(json.dumps(config))
         stage = {"name": "main", "parent": None, "metrics": {"val/docs/loss": row["loss"]}}

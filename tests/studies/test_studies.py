@@ -45,11 +45,11 @@ def stages_of(folder, **values):
 
 
 def test_context_tells_what_each_attention_gains(tmp_path):
-    kinds = {"Full": -0.1, "Window": -0.04, "NoMixing": 0.0}
+    kinds = {"FullAttention": -0.1, "WindowAttention": -0.04, "NoMixing": 0.0}
     for kind, slope in kinds.items():
         for context in (32, 128, 512):
             for seed in range(2):
-                model = {"context": context, "width": 64, "attention": {"_target_": f"kleiber.nn.attention.{kind}"}}
+                model = {"context": context, "width": 64, "attention": {"_target_": f"kleiber.nn.{kind}"}}
                 value = 2.0 + slope * np.log2(context / 32) + 0.001 * seed
                 where = tmp_path / f"{kind}-{context}-{seed}"
                 write_tree(where, seed, 100_000, 6e5, {1e6: value}, config={"model": model})

@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.budget import quantity
-from kleiber.config.signatures import build
+from kleiber.config.instantiate import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.runs.plan import add_heads, build_model
 from kleiber.runs.run import lay_out

@@ -17,7 +17,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from kleiber.config.budget import quantity
-from kleiber.config.signatures import build
+from kleiber.config.instantiate import build
 from kleiber.config.stages import from_weights, is_chain, stage_names, trains_tokenizer
 from kleiber.launch.cost import Models, StageCost, cost_of_stages, stages_of
 from kleiber.launch.speed import Speed, key_of, measure, shortened

@@ -104,7 +104,7 @@ def shortened(config: Mapping[str, Any], costs: Sequence[StageCost], folder: Pat
         short["batch"]["tokens"] = round(quantity(short["batch"]["tokens"])) // devices
     tokens = short["eval"]["tokens"]
     short["eval"]["tokens"] = EVALUATED if tokens is None else min(EVALUATED, round(quantity(tokens)))
-    clock = {"_target_": "kleiber.launch.main.CoreClock"}
+    clock = {"_target_": "kleiber.launch.CoreClock"}
     short["callbacks"] = {**short["callbacks"], "progress": None, "throughput": clock}
     return short | {"logger": {}, "root": str(folder.parent), "dry_run": False, "study": None, "resume": "auto"}
 

@@ -25,6 +25,7 @@ from typing import IO, Any, Literal
 import yaml
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.signatures import signature
 from kleiber.records.summary import Summary, cpu_name
 
 # Where a run lands, who watches it, and on what it is computed. `design` plans a sweep; the cells do not depend on it.
@@ -42,14 +43,18 @@ NOT_IDENTITY = (
     "resume",
     "dry_run",
     "callbacks",
+    "evals",
 )
 READABLE = 60
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved config that makes the run what it is."""
-    kept = json.loads(json.dumps(config, sort_keys=True))
+    """The part of a resolved config that makes the run what it is.
+
+    A key that is null and means the same when it is left out is not part of it, so a new optional group changes no hash.
+    """
+    kept = without_nulls(json.loads(json.dumps(config, sort_keys=True)))
     for key in NOT_IDENTITY:
         *parents, last = key.split(".")
         node = kept
@@ -60,6 +65,28 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     if "skip" in (stability.get("policy"), stability.get("nonfinite")):  # the one callback that can change the weights
         kept["stability"] = json.loads(json.dumps(stability, sort_keys=True))
     return portable(kept, f"{study_folder(config)}{os.sep}") if "root" in config else kept
+
+
+def without_nulls(value: Any) -> Any:
+    """A config without its null keys, but for those of a class whose default is something else: there null is a choice."""
+    if isinstance(value, list):
+        return [without_nulls(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    defaults = _defaults(value)
+    return {
+        key: without_nulls(entry) for key, entry in value.items() if entry is not None or defaults.get(key) is not None
+    }
+
+
+def _defaults(node: Mapping[str, Any]) -> dict[str, Any]:
+    target = str(node.get("_target_", ""))
+    if not target.startswith("kleiber."):
+        return dict.fromkeys(node, "unknown") if target else {}
+    try:
+        return {name: parameter.default for name, parameter in signature(target).parameters.items()}
+    except ConfigError:  # of a config that somebody else's kleiber wrote
+        return dict.fromkeys(node, "unknown")
 
 
 def portable(value: Any, home: str) -> Any:

@@ -30,7 +30,7 @@ from kleiber.training import checkpoint
 FORMAT = "kleiber.import/1"
 TEMPLATE = "chat_template.jinja"
 GENERATION = "generation_config.json"
-CONVERSATIONS = tuple(f"kleiber.data.{name}." for name in ("instruct", "preference", "unpaired"))
+CONVERSATIONS = ("kleiber.data.Instruct", "kleiber.data.Preference", "kleiber.data.Unpaired")
 KINDS = {  # ends of transformers' names of models: which AutoModel loads one, and what for
     "ForCausalLM": ("ForCausalLM", "text-generation"),
     "LMHeadModel": ("ForCausalLM", "text-generation"),
@@ -56,7 +56,7 @@ def export(run: str, out: Path) -> None:
     settings = Path(run).expanduser() / TOKENIZER / GENERATION
     if settings.is_file():  # of an imported folder, handed on as it was got
         shutil.copy(settings, out / GENERATION)
-    if str((opened.config.get("data") or {}).get("_target_")).startswith(CONVERSATIONS):
+    if str((opened.config.get("data") or {}).get("_target_")) in CONVERSATIONS:
         save_template(tokenizer, out)
     (out / "README.md").write_text(card(opened, type(twin).__name__))
     if opened.model.heads:

@@ -210,7 +210,9 @@ def usual_rate(config: Mapping[str, Any], trained: bool) -> float | None:
         return None
     share = PREFERENCE if _of_preferences(config) else 1.0
     wrapped = str(node["_target_"]).endswith(".HFModel")
-    if not wrapped and not str((node.get("parametrization") or {}).get("_target_")).endswith(".Standard"):
+    if not wrapped and not str((node.get("parametrization") or {}).get("_target_")).endswith(
+        ".StandardParametrization"
+    ):
         return float(f"{usual * share:.1e}") if share < 1 else None
     width = _wrapped_width(node) if wrapped else node.get("width") or node["aspect"] * node["depth"]
     if not isinstance(width, int) or width < 1:  # which the check refuses
@@ -222,9 +224,7 @@ def usual_rate(config: Mapping[str, Any], trained: bool) -> float | None:
 
 def _of_preferences(config: Mapping[str, Any]) -> bool:
     """Whether the loss holds a policy against its reference."""
-    return str((config.get("objective") or {}).get("_target_")).startswith(
-        ("kleiber.objectives.dpo.", "kleiber.objectives.kto.")
-    )
+    return str((config.get("objective") or {}).get("_target_")).endswith((".DPO", ".CDPO", ".IPO", ".KTO"))
 
 
 def _default(optimizer: Any) -> float | None:

@@ -30,7 +30,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
 
     Raises ValueError for what a user can mend (bad data, a setting that does not fit), before any training.
     """
-    from kleiber.config.signatures import build
+    from kleiber.config.instantiate import build
     from kleiber.runs.stage import Tree, run_tree
 
     hardware = build(cfg.trainer)
@@ -54,7 +54,7 @@ def lay_out(cfg: DictConfig, hardware: Any, model_of: Any = None) -> list[Stage]
 
     model_of  as in `plan.make_plan`, for stages that are priced alone
     """
-    from kleiber.config.signatures import build
+    from kleiber.config.instantiate import build
     from kleiber.runs.plan import make_plan
     from kleiber.runs.stage_tree import Layout, Single
 
@@ -145,7 +145,7 @@ class Chief:
         return DONE
 
     def _make_loggers(self) -> list[Any]:
-        from kleiber.config.signatures import build
+        from kleiber.config.instantiate import build
         from kleiber.training.loggers import Rows
 
         values = self.summary.values

@@ -17,7 +17,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.intervals import Rows, difference, seed_means, told
 from kleiber.studies.study import Findings, Options, check_level
 
-KINDS = {"Full": "full", "Window": "window", "NoMixing": "none"}
+KINDS = {"FullAttention": "full", "WindowAttention": "window", "NoMixing": "none"}
 POSITION = re.compile(r"val/([^/]+)/position/(\d+)")
 
 

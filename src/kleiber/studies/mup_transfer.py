@@ -134,7 +134,8 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
             continue
         config, row = run.config, run.row()
         model = config["model"]
-        scaled = str((model.get("parametrization") or {}).get("_target_", "MuP")).rsplit(".", 1)[-1]
+        target = str((model.get("parametrization") or {}).get("_target_", "MuP"))
+        scaled = target.rsplit(".", 1)[-1].removesuffix("Parametrization")
         loss = float("inf") if run.status == "diverged" else row["loss"]
         rows.append(
             {"parametrization": scaled, "width": width_of(model), "lr": config["optimizer"]["lr"],

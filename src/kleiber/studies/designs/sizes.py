@@ -85,7 +85,7 @@ def _attention(model: Mapping[str, Any], width: int) -> tuple[int, float]:
     flags = [value for value in (model.get("qk_norm"), node.get("qk_norm")) if value is not None]
     norms = 2 * head_dim if all(flags) else 0
     pairs = (time + 1) / 2 if causal else float(time)
-    if kind.endswith("Window"):
+    if kind.endswith("WindowAttention"):
         window = int(node.get("window") or 64)
         seen = sum(min(i + 1, window) for i in range(time))
         pairs = (seen if causal else 2 * seen - time) / time
