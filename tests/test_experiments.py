@@ -1,4 +1,4 @@
-"""The worked examples compose as their files say and train; `experiment=smoke` caps any trainer, study and experiment."""
+"""The worked examples compose as their files say and train; `experiment=smoke` caps any trainer and any study."""
 
 import json
 from functools import cache
