@@ -138,7 +138,8 @@ class Composer:
         if not group or ".." in group or not self.loader.repository.group_exists(group):
             return []
         nested = [f"{sub}/{name}" for sub in self.loader.list_groups(group) for name in self.choices(f"{group}/{sub}")]
-        own = list(self.loader.get_group_options(group))
+        # study/_sweep and its like are no choices: other files inherit them.
+        own = [name for name in self.loader.get_group_options(group) if not name.startswith("_")]
         # A nested folder with a group of its own in the defaults list (model/mlp) is no choice of its parent.
         return own + [name for name in nested if name.split("/")[0] not in self.own_groups(group)]
 

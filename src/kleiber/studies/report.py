@@ -146,7 +146,7 @@ def named(name: str) -> Any:
     from kleiber.config.compose import conf_dir
     from kleiber.config.errors import did_you_mean
 
-    known = [path.stem for path in sorted((conf_dir() / "study").glob("*.yaml"))]
+    known = [path.stem for path in sorted((conf_dir() / "study").glob("[!_]*.yaml"))]
     if name not in known:
         raise ValueError(f"--study {name}: no such study.{did_you_mean(name, known)} One of {', '.join(known)}")
     return OmegaConf.load(conf_dir() / "study" / f"{name}.yaml").study  # type: ignore[union-attr]
