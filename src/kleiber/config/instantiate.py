@@ -1,7 +1,7 @@
 """Config nodes to objects, and the run-time values that a target may ask for by the name of an argument.
 
-A config says what a person turns; what only the run knows (the size of the vocabulary, the folder) is supplied by name to
-every target whose signature has that name. It imports neither torch nor any target before it is asked to.
+A config says what a person turns; what only the run knows (the size of the vocabulary, the folder) is supplied by
+name to every target whose signature has that name. It imports neither torch nor any target before it is asked to.
 """
 
 from __future__ import annotations
