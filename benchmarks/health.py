@@ -27,7 +27,7 @@ def measure(shape: Shape) -> tuple[Blocks, Blocks]:
     from kleiber.training.lightning import import_lightning
 
     import_lightning()
-    from kleiber.training.callbacks.routing import RoutingHealth
+    from kleiber.training.callbacks.log import RoutingHealth
 
     hook, watching = RoutingHealth.on_train_batch_end, True
 

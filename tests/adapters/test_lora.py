@@ -292,7 +292,7 @@ def adapted(kind=LoRA, seed: int = 1):
 def test_an_adapter_alone_is_saved_and_resumes_to_the_bit(tmp_path, kind):
     straight, optimizer = adapted(kind)
     steps(straight, optimizer, 0, 3)
-    names = checkpoint.trained(straight)
+    names = checkpoint.trained_names(straight)
     saved = checkpoint.save(tmp_path, 3, straight, {"optimizer": checkpoint.optimizer_state(optimizer)}, "h", names)
     whole = checkpoint.save(tmp_path / "whole", 3, straight, {}, "h")
     sizes = [(c.path / "model.safetensors").stat().st_size for c in (saved, whole)]
@@ -300,7 +300,7 @@ def test_an_adapter_alone_is_saved_and_resumes_to_the_bit(tmp_path, kind):
     steps(straight, optimizer, 3, 6)
     resumed, again = adapted(kind, seed=9)  # other first factors: the checkpoint must bring its own
     found = checkpoint.read(saved.path)
-    found.load_model(resumed, checkpoint.trained(resumed))
+    found.load_model(resumed, checkpoint.trained_names(resumed))
     checkpoint.load_optimizer(again, found.load_state()["optimizer"])
     steps(resumed, again, 3, 6)
     assert all(torch.equal(p, dict(resumed.named_parameters())[n]) for n, p in straight.named_parameters())

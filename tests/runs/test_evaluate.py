@@ -9,7 +9,7 @@ from small_run import REPOSITORY, TINY
 
 from kleiber.launch.cli import main
 from kleiber.runs.evaluate import available, chosen
-from kleiber.runs.open import earlier, load_run
+from kleiber.runs.open import earlier_models, open_model
 
 RUN = [
     "model=moe",
@@ -55,11 +55,11 @@ def test_the_routing_of_a_run_with_its_checkpoints_and_figures(run, cache_dir, c
 
 def test_checkpoints_come_oldest_first_and_differ(run, cache_dir):
     steps, weights = [], []
-    for step, model in earlier(run):
+    for step, model in earlier_models(run):
         steps.append(step)
         weights.append(model.norm.weight.clone())
     assert steps == [10, 15] and not torch.equal(*weights)
-    last = load_run(run / "main")
+    last = open_model(run / "main")
     assert last.model.training is False and not torch.equal(last.model.norm.weight, weights[-1])
 
 

@@ -12,10 +12,10 @@ from kleiber.launch.cli import main
 from kleiber.models.transformer import Transformer
 from kleiber.records.folder import read_config
 from kleiber.runs.huggingface import card, export, import_hf, save_template, save_tokenizer
-from kleiber.runs.open import Opened, open_model
+from kleiber.runs.open import TrainedModel, open_model
 from kleiber.types.batch import Batch
 
-INSTRUCT = Path(__file__).parent / "data" / "instruct.jsonl"
+INSTRUCT = Path(__file__).parents[1] / "data" / "instruct.jsonl"
 TEXT = "The keeper weighed 1,234 mice: naïve, 東京 🙂\n\tand  more"
 
 
@@ -176,7 +176,7 @@ def test_a_wrapped_model_is_opened_from_its_folder_and_nothing_is_written_for_wh
 def test_a_card_loads_what_was_written_and_names_the_heads_left_out(kind, auto, use):
     model = Transformer(16, depth=1, width=32)
     model.add_head("sst2", 2)
-    told = card(Opened("run", model, Bytes()), kind)
+    told = card(TrainedModel(Path("run"), model, Bytes()), kind)
     assert f"import {auto}, AutoTokenizer" in told and f"pipeline_tag: {use}\n" in told
     assert "| heads left out | sst2 |" in told
 

@@ -7,6 +7,7 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
+from kleiber.config.compose import Composer, resolved
 from kleiber.config.instantiate import build
 from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.records.summary import write_json
@@ -34,7 +35,8 @@ LORA = {"_target_": "kleiber.adapters.LoRA", "rank": 2, "targets": ["attention"]
 
 def finished(folder: Path, model: dict, adapter: dict | None = None, seed: int = 3, init: dict | None = None) -> Path:
     """A run that ended after one step, which moved all that it trained."""
-    config = {"seed": seed, "model": model, "adapter": adapter, "init": init, "data": DATA}
+    config, _ = resolved(Composer("train").compose([]))
+    config |= {"seed": seed, "model": model, "adapter": adapter, "init": init, "data": DATA}
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     built = new_model(config, VOCAB)
@@ -47,7 +49,7 @@ def finished(folder: Path, model: dict, adapter: dict | None = None, seed: int =
         for parameter in built.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    names = None if adapter is None else checkpoint.trained(built)
+    names = None if adapter is None else checkpoint.trained_names(built)
     checkpoint.save(folder / "stages/main/checkpoints", 1, built, {}, "hash", names)
     write_json(folder / "summary.json", {"stages": [{"name": "main", "status": "finished"}]})
     return folder

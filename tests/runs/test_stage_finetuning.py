@@ -9,7 +9,7 @@ from small_run import REPOSITORY
 from tables import folder
 
 from kleiber.evals.perplexity import Place, score
-from kleiber.runs.open import load_run
+from kleiber.runs.open import open_model
 from kleiber.types.contracts import Task
 
 DATA = REPOSITORY / "tests/data"
@@ -113,9 +113,9 @@ def test_what_starts_from_a_tuned_run_is_scored_on_its_task(launch, name, data):
     assert found["R"]["matrix"][0][0] is not None
     told = found["stages"][0]["start_metrics"][f"val/{data}/loss"]
     assert told == pytest.approx(metrics(tuned)[f"val/{data}/loss"], abs=1e-6), "pairs against their first reference"
-    _, model, corpus, objective = load_run(tuned)
-    task = Task(data, objective, corpus.validation[data])
-    assert score(model, task, None, 16, Place())["loss"] == pytest.approx(told, abs=1e-5), "opened for kleiber eval"
+    run = open_model(tuned)
+    task = Task(data, run.objective, run.corpus.validation[data])
+    assert score(run.model, task, None, 16, Place())["loss"] == pytest.approx(told, abs=1e-5), "opened for kleiber eval"
 
 
 def test_a_chain_stopped_after_its_pairs_scores_them_against_what_they_began_with(launch, interrupted):

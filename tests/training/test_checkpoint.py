@@ -140,4 +140,4 @@ def test_what_a_stage_can_change_is_what_trains_and_the_buffers_that_are_saved()
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     net[0].requires_grad_(False)
     buffers = {f"1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
-    assert checkpoint.trained(net) == {"1.weight", "1.bias"} | buffers
+    assert checkpoint.trained_names(net) == {"1.weight", "1.bias"} | buffers

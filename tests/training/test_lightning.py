@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from kleiber.training import step
-from kleiber.training.lightning import Unasked, Watch
+from kleiber.training.lightning import HooksDisabled, LeanCallback, LeanModule
 from kleiber.training.lit import LitLM
 from kleiber.training.trainer import Local
 
-EVERY_BATCH = [name for name in vars(Unasked) if name.startswith("on_")]
+EVERY_BATCH = [name for name in vars(HooksDisabled) if name.startswith("on_")]
 
 
-class One(Watch):
+class Counting(LeanCallback):
     """Counts the only hook that it has."""
 
     calls = 0
@@ -32,10 +32,10 @@ class Foreign(pl.Callback):
         self.calls += 1
 
 
-class Linear(Unasked, pl.LightningModule):
+class Linear(LeanModule):
     def __init__(self):
         super().__init__()
-        self.automatic_optimization = False
+
         self.weight = torch.nn.Parameter(torch.ones(2))
 
     def training_step(self, batch, index):
@@ -49,10 +49,10 @@ class Linear(Unasked, pl.LightningModule):
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*may be a bottleneck", "ignore:The `srun` command")
 def test_a_hook_is_called_where_a_callback_has_it_and_nowhere_else():
-    one, foreign = One(), Foreign()
-    trainer = Local().trainer([one, foreign, Watch()], [], max_steps=3)
+    counting, foreign = Counting(), Foreign()
+    trainer = Local().trainer([counting, foreign, LeanCallback()], [], max_steps=3)
     trainer.fit(Linear(), torch.utils.data.DataLoader(torch.ones(5, 2)))
-    assert one.calls == foreign.calls == trainer.global_step == 3
+    assert counting.calls == foreign.calls == trainer.global_step == 3
 
 
 def test_what_is_passed_over_is_a_hook_of_lightning_that_does_nothing():

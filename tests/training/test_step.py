@@ -8,7 +8,7 @@ import torch
 from retention.toys import NEW, model
 
 from kleiber.objectives.clm import CLM
-from kleiber.training.step import accumulate, added, micro_batches, normalise
+from kleiber.training.step import accumulate, add_penalty, micro_batches, normalise
 from kleiber.types.batch import Batch, Loss
 
 
@@ -36,7 +36,7 @@ def test_a_penalty_adds_its_mean_to_the_mean_loss(rows):
 
 def test_no_penalty_is_the_same_loss():
     loss = Loss(torch.tensor(1.0), torch.tensor(2.0))
-    assert added(loss, None) is loss
+    assert add_penalty(loss, None) is loss
 
 
 def test_a_change_sees_the_mean_gradient_and_is_clipped():

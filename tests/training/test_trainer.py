@@ -16,7 +16,8 @@ from kleiber.models.generate import generate
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 from kleiber.objectives.clm import CLM
-from kleiber.training.trainer import DDP, FSDP, Local, checkpoint_activations, quiet
+from kleiber.training.lightning import silence
+from kleiber.training.trainer import DDP, FSDP, Local, checkpoint_activations
 from kleiber.types.batch import Batch
 
 
@@ -113,7 +114,7 @@ def test_a_number_of_devices_that_a_trainer_cannot_have_is_refused_with_what_to_
 
 def test_deterministic_refuses_kernels_that_are_not():
     try:
-        quiet(chief=True)
+        silence(rank_zero=True)
         Local(deterministic=True).trainer([], [], 1)
         with pytest.raises(RuntimeError, match="deterministic"):
             torch.zeros(4).put_(torch.tensor([0]), torch.tensor([1.0]))

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 # Arguments that only a run can fill in. A config that sets one of them is refused by the check.
 SUPPLIED = frozenset(
     {
-        "batch_tokens", "branch_steps", "config_hash", "corpus", "folder", "group", "open_model", "run_config",
-        "run_id", "run_name", "vocabulary", "vocab_size",
+        "batch_tokens", "branch_steps", "config_hash", "corpus", "evaluate", "folder", "group", "open_model", "record",
+        "run_config", "run_id", "run_name", "vocabulary", "vocab_size",
     }
 )  # fmt: skip
 

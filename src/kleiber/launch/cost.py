@@ -21,7 +21,7 @@ from kleiber.config.instantiate import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.runs.plan import add_heads, build_model
 from kleiber.runs.run import lay_out
-from kleiber.runs.stage import leave_heads
+from kleiber.runs.stage import freeze_unused_heads
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.types.contracts import Corpus, Task
 
@@ -104,7 +104,7 @@ def cost_of_stages(stages: list[Stage], hardware: Any, models: Models) -> list[S
         model = models(stage.config, plan.corpus, plan.outputs)
         if stage.config.adapter is not None:
             build(stage.config.adapter).apply(model, stage.config.seed)
-        leave_heads(model, objective)
+        freeze_unused_heads(model, objective)
         flops = training_flops(model, plan.row_tokens, getattr(objective, "outputs", {}))
         before = 0 if stage.parent is None or stage.continues else totals[stage.parent]
         totals[stage.name] = before + plan.tokens
@@ -127,7 +127,7 @@ def cost_of_stages(stages: list[Stage], hardware: Any, models: Models) -> list[S
 def evaluated_tokens(tree: Tree, stage: Stage) -> float:
     """Tokens that `callbacks.evaluate` scores around the steps of a stage."""
     settings, plan = stage.config.eval, stage.plan
-    around = tree.around(stage)
+    around = tree.tasks_around(stage)
     others = [*around.earlier, *around.later]
     most = None if settings.tokens is None else round(quantity(settings.tokens))
     full, watch = (partial(held_out_tokens, tokens=n) for n in (most, round(quantity(settings.watch_tokens))))

@@ -26,13 +26,11 @@ import kleiber.nn.routers.sinkhorn  # noqa: E402
 import kleiber.nn.routers.topk  # noqa: E402
 import kleiber.objectives.clm  # noqa: E402
 import kleiber.records.closing_table  # noqa: E402
-import kleiber.runs.retained  # noqa: E402
 import kleiber.runs.run  # noqa: E402
 import kleiber.runs.stage  # noqa: E402
 import kleiber.training.callbacks.after_training  # noqa: E402
+import kleiber.training.callbacks.fault_tolerance  # noqa: E402
 import kleiber.training.callbacks.log  # noqa: E402  # noqa: E402
-import kleiber.training.callbacks.routing  # noqa: E402
-import kleiber.training.callbacks.stability  # noqa: E402
 import kleiber.training.loggers  # noqa: E402
 import kleiber.training.trainer  # noqa: E402, F401
 from kleiber.records.summary import commit, cpu_name, versions  # noqa: E402

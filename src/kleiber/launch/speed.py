@@ -23,9 +23,11 @@ from omegaconf import OmegaConf
 from kleiber.config.budget import quantity
 from kleiber.config.stages import is_chain
 from kleiber.launch.cost import StageCost
+from kleiber.records.stage_record import StageRecord
 from kleiber.records.summary import read
 from kleiber.runs.run import train
-from kleiber.training.callbacks.throughput import Throughput
+from kleiber.training.callbacks.log import Throughput
+from kleiber.training.lit import LitLM
 
 STEPS = (6, 80)  # of a measured run, at least and at most
 FLOPS = 2e10  # that a measured run computes, about, in between
@@ -54,8 +56,8 @@ class Speed:
 class CoreClock(Throughput):
     """The clock of a measured run, which also notes in `folder` how much of a core the process had in its steps."""
 
-    def __init__(self, batch_tokens: int, folder: Path) -> None:
-        super().__init__(batch_tokens)
+    def __init__(self, batch_tokens: int, record: StageRecord, folder: Path) -> None:
+        super().__init__(batch_tokens, record)
         self.path = folder / CORE
         self.cpu = 0.0
 
@@ -63,7 +65,7 @@ class CoreClock(Throughput):
         self.cpu_started = time.process_time()
         super().on_train_batch_start(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: Any) -> None:
         was_warm = self._warm
         super().on_train_batch_end(trainer, pl_module)
         self.cpu += (time.process_time() - self.cpu_started) if was_warm else 0.0

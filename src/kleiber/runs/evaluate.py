@@ -96,11 +96,12 @@ def open_subject(path: Path, stage: str | None, data: Sequence[str], tokens: int
         return of_hf(path, data, tokens)
     if data:
         raise ValueError(f"--data {data[0]}: a run is scored on its own data; --data is for Hugging Face folders")
-    from kleiber.runs.open import earlier, load_run, place
+    from kleiber.runs.open import earlier_models, open_model
 
-    _, model, corpus, objective = load_run(path, stage)
-    return on_device(Subject(model, corpus, objective, tokens, folder=place(path, stage)[0],
-                             earlier=partial(earlier, path, stage)))  # fmt: skip
+    path = path if stage is None else path / stage
+    run = open_model(path)
+    earlier = partial(earlier_models, path)
+    return on_device(Subject(run.model, run.corpus, run.objective, tokens, folder=run.folder, earlier=earlier))
 
 
 def of_hf(path: Path, data: Sequence[str], tokens: int | None) -> Subject:

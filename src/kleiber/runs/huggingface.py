@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kleiber.config.compose import Composer, resolved
 from kleiber.config.stages import ONLY
 from kleiber.data import chat
 from kleiber.data.tokenizers.bpe import ALPHABET, BPE
@@ -24,7 +25,7 @@ from kleiber.models.hf.twin import load_hf, to_hf
 from kleiber.models.hf.wrapped import HFModel
 from kleiber.records.folder import TOKENIZER
 from kleiber.records.summary import versions, write_json
-from kleiber.runs.open import Opened, new_model, open_model
+from kleiber.runs.open import TrainedModel, new_model, open_model
 from kleiber.training import checkpoint
 
 FORMAT = "kleiber.import/1"
@@ -80,11 +81,9 @@ def import_hf(folder: Path, out: Path) -> None:
 def _write_run(folder: Path, out: Path) -> None:
     node, tokenizer = hf_model_node(folder), hf_tokenizer(folder)
     home = str((out / TOKENIZER).absolute())
-    config = {
-        "name": out.name, "seed": 0, "model": node, "adapter": None, "retention": None, "init": None, "stages": None,
-        "data": {"_target_": "kleiber.data.Unknown", "tokenizer": home},
-        "objective": {"_target_": "kleiber.objectives.CLM"},
-    }  # fmt: skip
+    config, _ = resolved(Composer("train").compose([]))
+    config |= {"name": out.name, "model": node, "data": {"_target_": "kleiber.data.Unknown", "tokenizer": home}}
+    config["batch"]["tokens"] = node["context"]  # a multiple of it, as the check of a config asks
     (out / TOKENIZER).mkdir(parents=True)
     # config.json tells how many rows the embedding has
     for name in (FILE, CONFIG, "config.json", TEMPLATE, GENERATION):
@@ -175,13 +174,13 @@ def byte_level() -> Any:
     return made
 
 
-def card(opened: Opened, architecture: str) -> str:
+def card(opened: TrainedModel, architecture: str) -> str:
     """The README of an exported folder: what it is and where it came from, in numbers of the run's own summary."""
     record, summary = opened.record, opened.summary
     data, params = record.get("data") or {}, record.get("params") or {}
     metrics = {key: value for key, value in (record.get("metrics") or {}).items() if value is not None}
     facts = {
-        "run": f"{opened.name}, stage {opened.stage}, step {opened.step:,}",
+        "run": f"{opened.folder.name}, stage {opened.stage}, step {opened.step:,}",
         "config hash": summary.get("config_hash"),
         "commit": f"{summary.get('commit')}{' with uncommitted changes' if summary.get('dirty') else ''}",
         "objective": record.get("objective"),
@@ -204,7 +203,7 @@ pipeline_tag: {use}
 tags: [kleiber]
 ---
 
-# {opened.name}
+# {opened.folder.name}
 
 {architecture}, exported from a kleiber run; its multipliers are folded into the weights. The licence of the weights
 follows from that of the data, which this folder does not know.

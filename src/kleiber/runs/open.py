@@ -1,28 +1,26 @@
-"""A run, or a Hugging Face folder, opened for use: its model with its final weights, and its tokenizer.
+"""Opens a finished stage of a run, or a Hugging Face folder: its model with the final weights, tokenizer and data.
 
-What an adapter trained is merged into the weights that it began with. Nothing is trained or written here.
-
-A finished stage of a run, opened again as it was trained: its config, its model with the weights of its last
-checkpoint, its data and its objective.
-
-It reads what the run wrote and writes nothing. It refuses a folder without a good checkpoint of it.
+Evaluation, export, teachers, start points and references all open runs here. A config that was read from disk passes
+the same check as one from the command line before any class that it names is built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from safetensors import safe_open
 
+from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
 from kleiber.config.instantiate import build
 from kleiber.config.signatures import signature
-from kleiber.config.stages import stage_config, stage_configs
+from kleiber.config.stages import stage_configs
 from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.objectives.objective import NAME
 from kleiber.records.folder import TOKENIZER, read_config
@@ -30,45 +28,101 @@ from kleiber.records.summary import read
 from kleiber.runs.inherit import locate
 from kleiber.training import checkpoint
 from kleiber.types.contracts import Corpus, Objective, Tokenizer
+from kleiber.types.plain import Config, Json
+
+HARDWARE = {"_target_": "kleiber.training.Local"}
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A model in fp32 in evaluation mode, its tokenizer, and for a run where it came from.
+class TrainedModel:
+    """A model in fp32 in evaluation mode with its tokenizer.
 
-    config   of the stage, `{}` for a Hugging Face folder
-    summary  of the run, `{}` for a Hugging Face folder
+    folder   of the run, or with the Hugging Face model
+    config   of the stage, `{}` for a Hugging Face folder, as are `summary` (of the run) and `stage`
+    step     of the checkpoint
     """
 
-    name: str
+    folder: Path
     model: Any
     tokenizer: Tokenizer
-    config: Mapping[str, Any] = field(default_factory=dict)
-    summary: Mapping[str, Any] = field(default_factory=dict)
+    config: Config = field(default_factory=dict)
+    summary: Config = field(default_factory=dict)
     stage: str | None = None
     step: int = 0
 
     @property
-    def record(self) -> Mapping[str, Any]:
+    def record(self) -> Config:
         """The stage's entry of summary.json."""
         return next((s for s in self.summary.get("stages", []) if s["name"] == self.stage), {})
 
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The data of the stage."""
+        return corpus_of(self.config)
 
-def open_model(path: str) -> Opened:
-    """RUN, RUN/STAGE or a Hugging Face folder. Raises ValueError where neither is there."""
+    @cached_property
+    def objective(self) -> Objective:
+        """The objective of the stage, with what it read of the stage's first model."""
+        return objective_at(DictConfig(self.config), self.corpus, self.folder / "stages" / str(self.stage))
+
+
+def open_model(path: str | Path) -> TrainedModel:
+    """Opens RUN, RUN/STAGE (without a stage the last finished one) or a Hugging Face folder, on the CPU.
+
+    Raises ValueError where there is no such stage, its config does not pass the check, or no checkpoint is valid.
+    """
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return open_hf(folder)
-    try:
-        folder, stage = locate(path)
-    except ConfigError as error:
-        raise ValueError(str(error).replace("init.path=", "")) from None
-    config = stage_config(read_config(folder), stage)
+    folder, stage = find_stage(path)
+    config = recorded_configs(folder, stage)[stage]
     tokenizer = tokenizer_of(folder, config)
     model = new_model(config, tokenizer.vocab_size)
-    found = load_trained(model, folder, stage)
+    saved = load_trained(model, folder, stage)
     summary = read(folder / "summary.json") or {}
-    return Opened(folder.name, model.eval(), tokenizer, config, summary, stage, found.step)
+    return TrainedModel(folder, model.eval(), tokenizer, config, summary, stage, saved.step)
+
+
+def open_hf(folder: Path) -> TrainedModel:
+    """Opens a Hugging Face folder, its model wrapped as it is."""
+    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.models.hf.config import hf_tokenizer, read_config
+    from kleiber.models.hf.wrapped import HFModel
+
+    tokenizer = pretrained(hf_tokenizer(folder))
+    context = read_config(folder).get("max_position_embeddings", 1024)
+    return TrainedModel(folder, HFModel(tokenizer.vocab_size, str(folder), context=context).eval(), tokenizer)
+
+
+def find_stage(path: str | Path) -> tuple[Path, str]:
+    """Folder and stage of RUN or RUN/STAGE. Raises ValueError where there is no such finished stage."""
+    try:
+        return locate(str(path))
+    except ConfigError as error:
+        raise ValueError(str(error).replace("init.path=", "")) from None
+
+
+def recorded_configs(folder: Path, last: str) -> dict[str, Json]:
+    """The configs of the stages of a run that lead to `last`, by name and in order; a branch has that of the run.
+
+    Raises ValueError where the recorded config does not pass the check of a config. What it says of hardware is not
+    checked: a run that was trained on GPUs can be opened without one.
+    """
+    config = read_config(folder)
+    try:
+        check({**config, "trainer": HARDWARE})
+    except ConfigError as error:
+        raise ValueError(f"{folder / 'config.yaml'}: {error}") from None
+    configs = stage_configs(config)
+    if last not in configs:
+        return {last: dict(config)}
+    names = list(configs)
+    return {name: configs[name] for name in names[: names.index(last) + 1]}
+
+
+def corpus_of(config: Config) -> Corpus:
+    """The prepared data of a stage's config."""
+    return build(DictConfig(config["data"])).prepare(config["model"]["context"])
 
 
 def objective_of(config: DictConfig, corpus: Corpus) -> Any:
@@ -85,19 +139,8 @@ def objective_at(config: DictConfig, corpus: Corpus, place: Path) -> Any:
     return objective
 
 
-def open_hf(folder: Path) -> Opened:
-    """A Hugging Face folder, wrapped as it is."""
-    from kleiber.data.tokenizers.pretrained import pretrained
-    from kleiber.models.hf.config import hf_tokenizer, read_config
-    from kleiber.models.hf.wrapped import HFModel
-
-    tokenizer = pretrained(hf_tokenizer(folder))
-    longest = read_config(folder).get("max_position_embeddings", 1024)
-    return Opened(folder.name, HFModel(tokenizer.vocab_size, str(folder), context=longest).eval(), tokenizer)
-
-
-def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a run: what it keeps, or what its data names."""
+def tokenizer_of(folder: Path, config: Config) -> Tokenizer:
+    """The tokenizer of a run: the one in its folder, or the one that its data names."""
     from kleiber.data.tokenizers.pretrained import pretrained
 
     if (folder / TOKENIZER).is_dir():
@@ -107,49 +150,55 @@ def tokenizer_of(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     name = data.get("tokenizer", default.default if default else None)
     if name == "bytes":
         return Bytes()
-    if name is None or name == "bpe":
-        return build(DictConfig(data)).prepare(config["model"]["context"]).tokenizer
-    return pretrained(name)
+    return corpus_of(config).tokenizer if name is None or name == "bpe" else pretrained(name)
 
 
-def new_model(config: Mapping[str, Any], vocab_size: int) -> Any:
+def new_model(config: Config, vocab_size: int) -> Any:
     """The model as a run builds it, before any weights are loaded."""
     torch.manual_seed(config["seed"])
     return build(DictConfig(config["model"]), vocab_size=vocab_size)
 
 
+def load_stage(model: Any, folder: Path, stage: str) -> None:
+    """Loads the final weights of a stage into a model that may have other task heads than the stage had.
+
+    Raises ValueError for another model, and Damaged where no checkpoint verifies.
+    """
+    heads = set(model.heads)
+    load_trained(model, folder, stage)
+    for name in set(model.heads) - heads:
+        del model.heads[name]
+
+
 def load_trained(model: Any, folder: Path, stage: str) -> checkpoint.Checkpoint:
-    """The final weights of a stage, with the heads that it had; an adapter's are merged into those it began with."""
-    configs = stage_configs(read_config(folder))
-    config = stage_config(read_config(folder), stage)
-    place = folder / "stages" / stage / "checkpoints"
-    found, complaints = checkpoint.latest(place)
-    if found is None:
-        raise checkpoint.Damaged(f"{place} has no good checkpoint: {'; '.join(complaints)}")
-    add_saved_heads(model, found)
+    """Loads the final weights of a stage with its heads; an adapter's are merged into those it began with."""
+    configs = recorded_configs(folder, stage)
+    config = configs[stage]
+    saved = checkpoint.latest_of(folder / "stages" / stage / "checkpoints")
+    add_saved_heads(model, saved)
     if not config.get("adapter"):
-        found.load_weights(model)
-        return found
-    before = list(configs)[: list(configs).index(stage)] if stage in configs else []
+        saved.load_weights(model)
+        return saved
+    before = list(configs)[:-1]
     if before:
         load_trained(model, folder, before[-1])
     else:
-        load_start(model, config, folder)
+        load_first(model, config, folder)
     adapter = build(DictConfig(config["adapter"]))
     adapter.apply(model, config["seed"])
-    if found.names is None:
-        found.load_weights(model)
+    if saved.names is None:
+        saved.load_weights(model)
     else:
-        found.load_model(model, found.names)
+        saved.load_model(model, saved.names)
     adapter.merge(model)
-    return found
+    return saved
 
 
-def load_start(model: Any, config: Mapping[str, Any], folder: Path) -> None:
-    """What the first stage of a run begins with: its model as its own seed draws it, then what its start point gives.
+def load_first(model: Any, config: Config, folder: Path) -> None:
+    """Loads what the first stage of a run begins with: weights drawn with its seed, then those of its start point.
 
-    The checkpoint of an adapter lacks these weights, and `model` may have been drawn by another seed; a start point
-    need not give all of them (upcycling leaves the routers). Raises ValueError where `model` is another one.
+    The checkpoint of an adapter lacks these weights, and `model` may have been drawn with another seed; a start point
+    need not have all of them (upcycling leaves the routers). Raises ValueError where `model` is another one.
     """
     with torch.random.fork_rng(devices=[]):
         start = new_model(config, model.vocab_size)
@@ -160,63 +209,29 @@ def load_start(model: Any, config: Mapping[str, Any], folder: Path) -> None:
     try:
         model.load_state_dict(start.state_dict())
     except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise ValueError(f"{folder} began with another model: {first}") from None
+        raise ValueError(f"{folder} began with another model: {checkpoint.first_difference(error)}") from None
 
 
-def add_saved_heads(model: Any, found: checkpoint.Checkpoint) -> None:
-    """Gives the model the heads of tasks that a checkpoint holds weights for."""
-    with safe_open(found.path / "model.safetensors", "pt") as file:
+def add_saved_heads(model: Any, saved: checkpoint.Checkpoint) -> None:
+    """Adds the task heads that a checkpoint has weights of."""
+    with safe_open(saved.path / "model.safetensors", "pt") as file:
         for name in file.keys():  # noqa: SIM118 (no mapping)
             if name.startswith("heads.") and name.endswith(".weight"):
                 model.add_head(name.split(".")[1], file.get_slice(name).get_shape()[0])
 
 
-class Loaded(NamedTuple):
-    cfg: DictConfig
-    model: Any
-    corpus: Corpus
-    objective: Objective
+def earlier_models(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """(step, model) of every checkpoint of RUN/STAGE but the newest, oldest first; one model, loaded again each time.
 
-
-def load_run(path: Path, stage: str | None = None) -> Loaded:
-    """The run at `path` (RUN, or RUN/STAGE) with the newest good checkpoint of `stage`, by default its last.
-
-    The model is on the CPU, in fp32, in evaluation mode. Raises ValueError where there is no such checkpoint.
+    Checkpoints of an adapter hold no whole model and are left out.
     """
-    home, stage = place(path, stage)
-    cfg = config_of(home, stage)
-    corpus: Corpus = build(cfg.data).prepare(cfg.model.context)
-    model = new_model(cfg, corpus.tokenizer.vocab_size)
-    load_trained(model, home, stage)
-    return Loaded(cfg, model.eval(), corpus, objective_at(cfg, corpus, home / "stages" / stage))
-
-
-def place(path: Path, stage: str | None = None) -> tuple[Path, str]:
-    """The folder of the run and the stage that are meant. Raises ValueError where there is no such stage."""
-    try:
-        return locate(str(path if stage is None else path / stage))
-    except ConfigError as error:
-        raise ValueError(str(error).replace("init.path=", "")) from None
-
-
-def config_of(home: Path, stage: str) -> DictConfig:
-    return DictConfig(stage_config(read_config(home), stage))
-
-
-def earlier(path: Path, stage: str | None = None) -> Iterator[tuple[int, Any]]:
-    """(step, model) of every checkpoint of the stage but the newest, oldest first; one model, loaded anew each time.
-
-    Those of an adapter hold no weights of their own, and are left out.
-    """
-    home, stage = place(path, stage)
-    cfg = config_of(home, stage)
-    folders = checkpoint.steps(home / "stages" / stage / "checkpoints")[1:]
-    if cfg.get("adapter") or not folders:
+    folder, stage = find_stage(path)
+    config = recorded_configs(folder, stage)[stage]
+    checkpoints = checkpoint.steps(folder / "stages" / stage / "checkpoints")[1:]
+    if config.get("adapter") or not checkpoints:
         return
-    model = new_model(cfg, build(cfg.data).prepare(cfg.model.context).tokenizer.vocab_size)
-    for folder in reversed(folders):
-        found = checkpoint.read(folder)
-        add_saved_heads(model, found)
-        found.load_weights(model)
-        yield found.step, model.eval()
+    model = new_model(config, tokenizer_of(folder, config).vocab_size)
+    for saved in map(checkpoint.read, reversed(checkpoints)):
+        add_saved_heads(model, saved)
+        saved.load_weights(model)
+        yield saved.step, model.eval()

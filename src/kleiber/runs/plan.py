@@ -1,13 +1,10 @@
-"""What a stage is going to do, before it does it: data, model, number of steps, size of micro-batches, cost.
-
-A dry run prices it (`cost`). Nothing is written and nothing is trained.
-"""
+"""The plan of a stage: its data, model, number of steps, micro-batches and FLOPs. Nothing is written or trained."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,8 @@ from kleiber.config.budget import Budget, quantity
 from kleiber.config.instantiate import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.runs.open import objective_of
-from kleiber.runs.start_point import apart, same_tokenizer
+from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
+from kleiber.training.trainer import Local
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
 
@@ -31,9 +29,9 @@ class Plan:
     """One stage, ready to start.
 
     rows     samples in the global batch of an optimizer step
-    sides    rows of up to `context` tokens in a sample: 2 of a pair
-    outputs  heads of tasks that the model has, with their numbers of outputs
-    known    tasks that the start point was trained for
+    sides    rows of up to `context` tokens in a sample: 2 for a pair
+    outputs  numbers of outputs of the model's task heads, by name
+    earlier  tasks that the start point was trained for
     """
 
     corpus: Corpus
@@ -52,16 +50,16 @@ class Plan:
     max_steps: int | None = None
     outputs: dict[str, int] = field(default_factory=dict)
     sides: int = 1
-    known: list[Task] = field(default_factory=list)
+    earlier: list[Task] = field(default_factory=list)
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of a step: on average, where samples are of unequal length; padding is none."""
+        """Tokens of an optimizer step without padding, on average where samples are of unequal length."""
         return step_tokens(self.corpus.train, self.rows)
 
     @property
     def row_tokens(self) -> int:
-        """Tokens of a row, on average: `context`, where rows are full."""
+        """Tokens of a row, on average; `context` where rows are full."""
         return row_tokens(self.corpus.train, self.sides)
 
     @property
@@ -79,22 +77,25 @@ class Plan:
         return round(self.corpus.train.num_tokens * min(1.0, self.epochs))
 
 
-def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None, model_of: ModelBuilder | None = None) -> Plan:
+def make_plan(
+    cfg: DictConfig, hardware: Local, before: Plan | None = None, model_of: ModelBuilder | None = None
+) -> Plan:
     """Prepares the data and builds the model of a run, or takes the model of the stage `before`.
 
-    `model_of` builds a model without weights, for a plan that is priced alone: no micro-batch is chosen for it.
+    model_of  builds a model without weights, for a plan that is only priced: no micro-batch is chosen for it
+
     Raises ValueError where batch, context or vocabulary do not fit.
     """
     context: int = cfg.model.context
     corpus: Corpus = build(cfg.data).prepare(context)
     objective = objective_of(cfg, corpus)
-    settled(cfg, corpus)
-    known: list[Task] = [] if before or cfg.init is None else apart(build(cfg.init).tasks(cfg, corpus), corpus)
+    check_stage_methods(cfg, corpus)
+    earlier = [] if before or cfg.init is None else distinct_tasks(build(cfg.init).tasks(cfg, corpus), corpus)
     outputs = dict(before.outputs) if before else {}
-    for one in (*(task.objective for task in known), objective):
-        outputs |= getattr(one, "outputs", {})
+    for reader in (*(task.objective for task in earlier), objective):
+        outputs |= getattr(reader, "outputs", {})
     if before is not None:
-        same_tokenizer(before.corpus, corpus, "stages.chain")
+        check_same_tokenizer(before.corpus, corpus, "stages.chain")
     model = before.model if before is not None else (model_of or build_model)(cfg, corpus, {})
     add_heads(model, outputs)
     parameters = count_parameters(model)
@@ -122,32 +123,31 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None, model_
         max_steps=hardware.max_steps,
         outputs=outputs,
         sides=sides,
-        known=known,
+        earlier=earlier,
     )
 
 
-def settled(cfg: DictConfig, corpus: Corpus) -> None:
-    """Raises ValueError for settings of retention and adapter that cannot be: a stage makes them when it begins, and
-    by then those before it are trained."""
+def check_stage_methods(cfg: DictConfig, corpus: Corpus) -> None:
+    """Raises ValueError for wrong settings of retention and adapter before any stage is trained."""
     retention_of(cfg, corpus)
     if cfg.adapter is not None:
         build(cfg.adapter)
 
 
 def retention_of(cfg: DictConfig, corpus: Corpus) -> list[Retention]:
-    """The methods that a stage's config names; the check of the config has seen that there is something to keep."""
+    """The retention methods of a stage's config."""
     nodes = cfg.retention or {}
     return [build(node, vocabulary=corpus.tokenizer) for node in nodes.values() if node is not None]
 
 
 def samples_of(tokens: int | float | str, longest: int, world_size: int) -> int:
-    """Samples of a batch that has room for `tokens`. Raises ValueError where it is not filled, or a rank gets none."""
+    """Samples of a batch of `tokens`. Raises ValueError where they do not fill it, or a rank gets none."""
     samples, left = divmod(round(quantity(tokens)), longest)
     if left or samples < world_size:
         near = max(world_size, round(quantity(tokens) / longest)) * longest
         raise ValueError(
-            f"batch.tokens={tokens} is no number of samples of up to {longest} tokens, one at least for each of "
-            f"trainer.devices={world_size}: take {near}"
+            f"batch.tokens={tokens} must be a multiple of the {longest} tokens of a sample, with at least one for "
+            f"each of trainer.devices={world_size}: set batch.tokens={near}"
         )
     return samples
 
@@ -163,29 +163,31 @@ def row_tokens(samples: Samples, sides: int) -> int:
 
 
 def build_model(cfg: DictConfig, corpus: Corpus, outputs: dict[str, int]) -> Any:
-    """The model as it is before any training: a function of the config and its seed. Heads begin at 0."""
+    """The model before any training, which depends on the config and its seed alone. Heads are zero."""
     torch.manual_seed(cfg.seed)
     model = build(cfg.model, vocab_size=corpus.tokenizer.vocab_size)
     add_heads(model, outputs)
     return model
 
 
-def add_heads(model: Any, outputs: dict[str, int]) -> None:
+def add_heads(model: Any, outputs: Mapping[str, int]) -> None:
+    """Adds task heads with these numbers of outputs."""
     for name, count in outputs.items():
         model.add_head(name, count)
 
 
 def micro_batch(
-    asked: int | str, rows: int, context: int, model: Any, hardware: Any, sides: int = 1, padded: bool = False
+    setting: int | str, rows: int, context: int, model: Any, hardware: Local, sides: int = 1, padded: bool = False
 ) -> int:
-    """Samples per forward and backward: as asked, or the most that half of the free memory holds.
+    """Samples per forward and backward pass: the setting, or for "auto" the most that half of the free memory holds.
 
-    On a CPU padded rows come in eight parts of like length, of eight rows or more: a part costs what its longest does.
+    On a CPU padded rows are split into eight parts, of at least eight rows each, so that rows of a part are of similar
+    length.
     """
-    if asked != "auto":
-        return min(int(asked), rows)
+    if setting != "auto":
+        return min(int(setting), rows)
     row = sides * activation_bytes(model, context)
-    if hardware.checkpoint_activations:  # what enters each block, and the inside of one
+    if hardware.checkpoint_activations:  # the inputs of all blocks, and the inside of one
         row = row // len(model.blocks) + 4 * sides * context * model.width * len(model.blocks)
     fits = int(0.5 * free_memory_bytes(hardware.accelerator) // row)
     most = max(8, -(-rows // 8)) if padded and hardware.accelerator == "cpu" else rows
@@ -193,15 +195,15 @@ def micro_batch(
 
 
 def activation_bytes(model: Any, context: int) -> int:
-    """Bytes that one row of `context` tokens keeps for its backward, by a forward pass of two rows and one of one."""
+    """Bytes that a row of `context` tokens keeps for the backward pass, measured on two rows and on one."""
     with torch.random.fork_rng(devices=[]):
         return max(1, _kept_bytes(model, 2, context) - _kept_bytes(model, 1, context))
 
 
 def _kept_bytes(model: Any, rows: int, context: int) -> int:
-    """Bytes of the distinct storages that a forward pass keeps, weights left out."""
+    """Bytes of the distinct storages that a forward pass keeps, without weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}  # held, so that none is freed and its address given to another
+    kept: dict[int, torch.UntypedStorage] = {}  # referenced, so that no address is reused
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -215,9 +217,10 @@ def _kept_bytes(model: Any, rows: int, context: int) -> int:
 
 
 def free_memory_bytes(accelerator: str) -> int:
+    """Free memory of the device; for a CPU half of all memory where the system does not tell."""
     if accelerator == "gpu":
         return torch.cuda.mem_get_info()[0]
-    try:  # what the kernel can free counts too, and only Linux says how much that is
+    try:  # includes memory that the kernel can free, which only Linux reports
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
     except OSError:
@@ -225,19 +228,21 @@ def free_memory_bytes(accelerator: str) -> int:
 
 
 def describe(stages: Sequence[Any]) -> list[str]:
-    """The stages (of `tree.Stage`) in words: data, parameters, FLOPs, steps, learning rate."""
-    told: list[str] = []
+    """Lines on the stages (`stage_tree.Stage`): data, parameters, FLOPs, steps, learning rate."""
+    lines: list[str] = []
     chain = len(stages) > 1 and not any(stage.continues for stage in stages)
     for stage in stages if chain else stages[-1:]:
-        own = [stage] if chain else stages
-        told += ([f"stage {stage.name}"] if chain else []) + _one(stage.plan, sum(part.steps for part in own))
+        parts = [stage] if chain else stages
+        lines += ([f"stage {stage.name}"] if chain else []) + _describe_plan(
+            stage.plan, sum(part.steps for part in parts)
+        )
     if len(stages) > 1:
-        told += [*_origins(stages), *([] if chain else [_saving(stages)])]
-    return told
+        lines += [*_describe_starts(stages), *([] if chain else [_describe_saving(stages)])]
+    return lines
 
 
-def _one(plan: Plan, steps: int) -> list[str]:
-    """The plan of `steps` optimizer steps in words."""
+def _describe_plan(plan: Plan, steps: int) -> list[str]:
+    """Lines on a plan of `steps` optimizer steps."""
     p, trained = plan.parameters, steps * plan.batch_tokens
     unique = plan.corpus.train.num_tokens
     return [
@@ -245,26 +250,28 @@ def _one(plan: Plan, steps: int) -> list[str]:
         f"data         {plan.corpus.name}: {unique:,} unique training tokens, {plan.epochs:.2f} epochs",
         f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
         f"{plan.tokens:,} tokens ({plan.tokens / p.active:.1f} per active parameter)",
-        f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND says "
+        f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND = "
         f"{6 * p.active * trained:.3g})",
         f"lr           peak {plan.optimizer.lr:g} ({type(plan.model.parametrization).__name__}); over the run:  "
         f"{sparkline(plan)}",
     ]
 
 
-def _origins(stages: Sequence[Any]) -> list[str]:
+def _describe_starts(stages: Sequence[Any]) -> list[str]:
     lines = []
     for stage in stages:
-        origin = f"from {stage.parent}" if stage.parent else "from the start"
+        start = f"from {stage.parent}" if stage.parent else "from the start"
         first = stage.branch_step if stage.continues else 0
-        lines.append(f"stage        {stage.name}: {origin}, steps {first:,} to {stage.plan.stop_step:,}")
+        lines.append(f"stage        {stage.name}: {start}, steps {first:,} to {stage.plan.stop_step:,}")
     return lines
 
 
-def _saving(stages: Sequence[Any]) -> str:
+def _describe_saving(stages: Sequence[Any]) -> str:
     trained = sum(stage.steps for stage in stages)
-    apart = sum(stage.plan.stop_step for stage in stages if stage.parent)
-    return f"saving       {1 - trained / apart:.0%}: {trained:,} steps; a run for each branch would take {apart:,}"
+    separate = sum(stage.plan.stop_step for stage in stages if stage.parent)
+    return (
+        f"saving       {1 - trained / separate:.0%}: {trained:,} steps; a run for each branch would take {separate:,}"
+    )
 
 
 def sparkline(plan: Plan, width: int = 60) -> str:

@@ -39,14 +39,14 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
     tree = Tree(stages, folder, hardware, [], Summary(folder).done())
     tree.verify()
     if hardware.rank != 0:
-        from kleiber.training.callbacks.checkpoints import Preempted
+        from kleiber.training.callbacks.fault_tolerance import Preempted
 
         try:
             run_tree(tree, lambda _: None)
         except Preempted:
             return PREEMPTED
         return DONE
-    return Chief(cfg, tree, overrides or []).run()
+    return RankZeroRun(cfg, tree, overrides or []).run()
 
 
 def lay_out(cfg: DictConfig, hardware: Any, model_of: Any = None) -> list[Stage]:
@@ -56,20 +56,20 @@ def lay_out(cfg: DictConfig, hardware: Any, model_of: Any = None) -> list[Stage]
     """
     from kleiber.config.instantiate import build
     from kleiber.runs.plan import make_plan
-    from kleiber.runs.stage_tree import Layout, Single
+    from kleiber.runs.stage_tree import Layout
 
     def plan(config: DictConfig, before: Any) -> Any:
         return make_plan(config, hardware, before, model_of)
 
     if cfg.stages is None:
-        return Single().stages(cfg, plan)
+        return Layout().stages(cfg, plan)
     if cfg.callbacks is None or cfg.callbacks.checkpoints is None:
         raise ValueError("stages hand state over by checkpoint: callbacks.checkpoints=null leaves none, so remove it")
     layout: Layout = build(cfg.stages)
     return layout.stages(cfg, plan)
 
 
-class Chief:
+class RankZeroRun:
     """Rank 0 of a run: the only one that writes the summary, talks to W&B and prints."""
 
     def __init__(self, cfg: DictConfig, tree: Tree, overrides: list[str]) -> None:
@@ -110,7 +110,7 @@ class Chief:
 
     def _train(self) -> int:
         from kleiber.runs.stage import run_tree
-        from kleiber.training.callbacks.checkpoints import Preempted
+        from kleiber.training.callbacks.fault_tolerance import Preempted
         from kleiber.training.step import Diverged
 
         try:
@@ -161,12 +161,14 @@ class Chief:
 
     def _put(self, stage: dict[str, Any]) -> None:
         from kleiber.config.stages import ONLY
-        from kleiber.runs.retained import matrix
+        from kleiber.evals.perplexity import main_metric
+        from kleiber.records.stage_record import score_matrix
         from kleiber.training.loggers import prefixed
 
         self.summary.put_stage(stage)
         if stage["start_metrics"]:
-            self.summary.update(R=matrix(self.tree.tasks, self.summary.values["stages"]))
+            metrics = {task.name: main_metric(task) for task in self.tree.tasks}
+            self.summary.update(R=score_matrix(metrics, self.summary.values["stages"]))
         name = None if stage["name"] == ONLY else stage["name"]
         for run in self._wandb_runs():
             run.summary.update({prefixed(name, key): value for key, value in stage["metrics"].items()})

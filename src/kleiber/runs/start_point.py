@@ -1,7 +1,7 @@
-"""Where a stage's weights come from: nowhere, a stage of a kleiber run, a Hugging Face folder, or a dense run upcycled.
+"""Start points: random weights, a stage of a run, a Hugging Face folder, or an upcycled dense run.
 
-What a start point decides of the config (model, tokenizer) is settled before, in `chain.adopt`. Weights are read as
-data: no pickle is opened and no code of a checkpoint is run.
+`runs.inherit` takes over the model and the tokenizer of a start point into the config. Weights are read as data: no
+pickle is opened and no code of a checkpoint is run.
 """
 
 from __future__ import annotations
@@ -9,61 +9,58 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
 from kleiber.config.instantiate import build
-from kleiber.config.stages import is_chain, stage_configs
 from kleiber.data.mixture import MixtureCorpus
-from kleiber.records.folder import read_config
 from kleiber.runs.inherit import locate
-from kleiber.runs.open import load_trained, objective_at
-from kleiber.types.contracts import Corpus, HeldOut, Task
+from kleiber.runs.open import corpus_of, load_stage, objective_at, recorded_configs
+from kleiber.types.contracts import Corpus, HeldOut, Objective, Task
+from kleiber.types.plain import Config
 
-COMPARED = 100  # rows whose labels tell whether two tasks are one
-
-
-class Origin(Protocol):
-    """A start point: puts weights into a model, and names the tasks that the weights were trained for."""
-
-    def load(self, model: Any) -> None: ...
-    def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]: ...
+COMPARED = 100  # rows whose labels are compared, to tell whether two tasks are the same
 
 
-@dataclass(frozen=True)
-class Scratch:
-    """Random weights."""
+class StartPoint:
+    """Weights that a run begins with, and the tasks that they were trained for. The default leaves a model as it is."""
 
     def load(self, model: Any) -> None:
-        return None
+        """Loads the weights. Raises ValueError for another model."""
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
+        """The tasks that can be forgotten, for a run with this config and data."""
         return []
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Scratch(StartPoint):
+    """Random weights."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(StartPoint):
     """The weights of a finished stage of a run: `path` is RUN or RUN/STAGE (without one, the last finished stage)."""
 
     path: str
 
     def load(self, model: Any) -> None:
-        begin_with(model, *locate(self.path))
+        load_stage(model, *locate(self.path))
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         folder, stage = locate(self.path)
-        led = lineage(folder, stage).items()
-        return [task for name, one in led for task in tasks_of(DictConfig(one), corpus, folder / "stages" / name)]
+        configs = recorded_configs(folder, stage).items()
+        return [task for name, own in configs for task in tasks_of(own, corpus, folder / "stages" / name)]
 
 
 @dataclass(frozen=True)
-class HF:
+class HF(StartPoint):
     """A Hugging Face folder with safetensors, of a Llama, Qwen3, Mixtral or Qwen3-MoE, read into the native model.
 
-    upstream  what the weights are known to be good at, as texts to be watched: names as in data.parts
+    upstream  texts that the weights are known to predict well, to measure forgetting on: names as in data.parts
     """
 
     path: str
@@ -79,16 +76,16 @@ class HF:
             return []
         parts = {name: 1 / len(self.upstream) for name in self.upstream}
         texts = MixtureCorpus(parts, tokenizer=config.data.tokenizer).prepare(config.model.context)
-        same_tokenizer(corpus, texts, "init.upstream")
+        check_same_tokenizer(corpus, texts, "init.upstream")
         objective = build(DictConfig({"_target_": "kleiber.objectives.CLM"}))
         return [Task(name, objective, held_out, texts.train) for name, held_out in texts.validation.items()]
 
 
 @dataclass(frozen=True)
 class Upcycle(Checkpoint):
-    """A dense run as a mixture of experts, each a copy of its MLP (Komatsuzaki et al. 2022, arXiv:2212.05055).
+    """A dense run as a mixture of experts, each of them a copy of its MLP (Komatsuzaki et al. 2022, arXiv:2212.05055).
 
-    noise  relative standard deviation of what is added to the copies
+    noise  standard deviation of the noise on the copies, relative to that of the weights
     seed   of the noise
     """
 
@@ -100,58 +97,42 @@ class Upcycle(Checkpoint):
 
         folder, stage = locate(self.path)
         with torch.random.fork_rng(devices=[]):
-            dense = build(DictConfig(read_config(folder)["model"]), vocab_size=model.vocab_size)
+            dense = build(DictConfig(recorded_configs(folder, stage)[stage]["model"]), vocab_size=model.vocab_size)
             refuse_settings(dense, model)
             for name, head in model.heads.items():
                 dense.add_head(name, len(head.weight))
-            begin_with(dense, folder, stage)
-            torch.manual_seed(self.seed)  # the same noise however often the start is asked for
+            load_stage(dense, folder, stage)
+            torch.manual_seed(self.seed)  # the same noise every time
             upcycle(dense.state_dict(), model, noise=self.noise)
 
 
-def lineage(folder: Path, stage: str) -> dict[str, dict[str, Any]]:
-    """The configs of the stages that led to `stage` of a run, itself last; a branch has that of the run."""
-    config = read_config(folder)
-    if not is_chain(config):
-        return {stage: config}
-    configs = stage_configs(config)
-    return {name: configs[name] for name in list(configs)[: list(configs).index(stage) + 1]}
+def tasks_of(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
+    """The tasks of a stage trained with this config in `folder`: its validation domains under its objective."""
+    own = corpus_of(config)
+    check_same_tokenizer(corpus, own, "init.path")
+    return corpus_tasks(own, objective_at(DictConfig(config), own, folder))
 
 
-def begin_with(model: Any, folder: Path, stage: str) -> None:
-    """The final weights of a stage, into a model that may have heads which the stage did not have, or lack some.
-
-    Raises ValueError for another model, and Damaged where no checkpoint verifies.
-    """
-    own = set(model.heads)
-    load_trained(model, folder, stage)
-    for name in set(model.heads) - own:
-        del model.heads[name]
-
-
-def tasks_of(config: DictConfig, corpus: Corpus, place: Path) -> list[Task]:
-    """The tasks that a stage with this config trained on in `place`: its validation domains under its objective."""
-    own: Corpus = build(config.data).prepare(config.model.context)
-    same_tokenizer(corpus, own, "init.path")
-    return domains(own, objective_at(config, own, place))
-
-
-def domains(corpus: Corpus, objective: Any) -> list[Task]:
+def corpus_tasks(corpus: Corpus, objective: Objective) -> list[Task]:
+    """A task for each validation domain."""
     return [Task(name, objective, held_out, corpus.train) for name, held_out in corpus.validation.items()]
 
 
-def apart(known: Sequence[Task], corpus: Corpus) -> list[Task]:
-    """The tasks of a start point, one that only shares its name with a text of the corpus as `<name>-before`: scores
-    are kept by name, and it would pass for what is learned now."""
+def distinct_tasks(tasks: Sequence[Task], corpus: Corpus) -> list[Task]:
+    """The tasks of a start point; a task that has the name of another text of the corpus becomes `<name>-before`.
+
+    Scores are kept by name, so it would be taken for the task that is learned now.
+    """
     own = corpus.validation
-    other = {t.name for t in known if t.name in own and not same_text(t.held_out, own[t.name])}
-    return [replace(task, name=f"{task.name}-before") if task.name in other else task for task in known]
+    other = {t.name for t in tasks if t.name in own and not same_text(t.held_out, own[t.name])}
+    return [replace(task, name=f"{task.name}-before") if task.name in other else task for task in tasks]
 
 
-def same_text(one: HeldOut, other: HeldOut) -> bool:
-    """Whether held-out samples are of one text with the same labels, whatever the context and however much is held out:
+def same_text(held_out: HeldOut, other: HeldOut) -> bool:
+    """Whether held-out samples are of the same text with the same labels, whatever their context and number: whether
     they begin alike."""
-    first, second = (samples.gather(np.arange(min(len(one), len(other), COMPARED))) for samples in (one, other))
+    count = min(len(held_out), len(other), COMPARED)
+    first, second = (samples.gather(np.arange(count)) for samples in (held_out, other))
     width = min(first.tokens.shape[1], second.tokens.shape[1])
     if not torch.equal(first.tokens[0, :width], second.tokens[0, :width]):
         return False
@@ -160,15 +141,16 @@ def same_text(one: HeldOut, other: HeldOut) -> bool:
     return torch.equal(first.labels, second.labels)
 
 
-def same_tokenizer(one: Corpus, other: Corpus, key: str) -> None:
-    if vocabulary(one) != vocabulary(other):
+def check_same_tokenizer(corpus: Corpus, other: Corpus, key: str) -> None:
+    """Raises ValueError naming `key` where two corpora of a model have different vocabularies."""
+    if vocabulary(corpus) != vocabulary(other):
         raise ValueError(
-            f"{key}: {other.name} is in tokens of {other.tokenizer.hash} and {one.name} in those of "
-            f"{one.tokenizer.hash}: one model reads one vocabulary, so set data.tokenizer alike"
+            f"{key}: {other.name} has tokenizer {other.tokenizer.hash} and {corpus.name} has {corpus.tokenizer.hash}, "
+            "but a model has a single vocabulary: set the same data.tokenizer"
         )
 
 
 def vocabulary(corpus: Corpus) -> tuple[int, int, bytes]:
-    """What makes two tokenizers the same to a model, whatever they are called."""
+    """The properties that make two tokenizers the same to a model."""
     tokenizer = corpus.tokenizer
     return tokenizer.vocab_size, tokenizer.eos, tokenizer.token_bytes.tobytes()

@@ -1,14 +1,14 @@
-"""A checkpoint is a directory per step, written whole or not at all, and read only when every byte verifies.
+"""Checkpoints: a directory for each step, written completely or not at all, and read only if every byte verifies.
 
     step-00001000/  model.safetensors   weights under the model's own names
                     state.pt            optimizer state by parameter name, counters; loaded with weights_only=True
                     meta.json           sha256 of the other two, step, config hash; written last
 
-A stage that trains a part of a model writes that part alone: `names`, said in meta.json. Such a checkpoint is read into
-a model that has the rest already, and only by a caller that expects exactly those names.
+A stage that trains a part of a model saves that part alone, whose names are in meta.json. Such a checkpoint is loaded
+into a model that has the rest already, and only by a caller that expects exactly those names.
 
-The directory is filled under a name with `.part-`, every file is flushed to the disk, then it is renamed. It never
-unpickles code: a foreign state.pt is refused, and no message here suggests otherwise.
+The directory is filled under a name with `.part-`, every file is flushed to the disk, then it is renamed. No code is
+unpickled: a state.pt that needs it is refused.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from kleiber.nn.sharding import placed
+from kleiber.types.plain import Json
 
-SCHEMA = "kleiber.training.checkpoint/1"
+SCHEMA = "kleiber.checkpoint/1"
 
 
 class Damaged(ValueError):
@@ -40,7 +40,7 @@ class Checkpoint:
     """A verified checkpoint on disk."""
 
     path: Path
-    meta: dict[str, Any]
+    meta: Json
 
     @property
     def step(self) -> int:
@@ -48,16 +48,16 @@ class Checkpoint:
 
     @property
     def names(self) -> frozenset[str] | None:
-        """The weights that a partial checkpoint holds; None for one of a whole model."""
-        told = self.meta.get("names")
-        return None if told is None else frozenset(told)
+        """Names of the weights of a partial checkpoint; None for a whole model."""
+        names = self.meta.get("names")
+        return None if names is None else frozenset(names)
 
     def load_model(self, model: nn.Module, names: Collection[str] | None = None) -> None:
-        """Weights into `model`: all of them, or exactly `names` and nothing else, as `save` was told.
+        """Loads the weights into `model`: all of them, or exactly `names`, as they were passed to `save`.
 
-        Raises ValueError when names or shapes differ, and where a whole model is asked of a part or a part of a whole.
+        Raises ValueError when names or shapes differ, or when a partial checkpoint is loaded as a whole or vice versa.
         """
-        held = self.names
+        saved = self.names
         if names is None:
             self._refuse_part()
             try:
@@ -65,47 +65,54 @@ class Checkpoint:
             except RuntimeError as error:
                 raise ValueError(f"{self.path} holds another model: {error}") from None
             return
-        if held is None or held != frozenset(names):
-            told = "a whole model" if held is None else f"other weights: {sorted(held ^ frozenset(names))[:5]}"
-            raise ValueError(f"{self.path} holds {told}; {len(frozenset(names))} weights by name were asked of it")
-        own = model.state_dict(keep_vars=True)
-        found = load_file(self.path / "model.safetensors")
-        wrong = [n for n, value in found.items() if n not in own or own[n].shape != value.shape]
-        if wrong or found.keys() != held:
-            raise ValueError(f"{self.path} is of another model: {(wrong or sorted(found.keys() ^ held))[:5]}")
+        if saved is None or saved != frozenset(names):
+            content = "a whole model" if saved is None else f"other weights: {sorted(saved ^ frozenset(names))[:5]}"
+            raise ValueError(
+                f"{self.path} holds {content}; it was to be loaded as {len(frozenset(names))} weights by name"
+            )
+        state = model.state_dict(keep_vars=True)
+        weights = load_file(self.path / "model.safetensors")
+        wrong = [name for name, value in weights.items() if name not in state or state[name].shape != value.shape]
+        if wrong or weights.keys() != saved:
+            raise ValueError(f"{self.path} is of another model: {(wrong or sorted(weights.keys() ^ saved))[:5]}")
         with torch.no_grad():
-            for name, value in found.items():
-                own[name].copy_(value)
+            for name, value in weights.items():
+                state[name].copy_(value)
 
     def _refuse_part(self) -> None:
         if self.names is not None:
             raise ValueError(
                 f"{self.path} holds {len(self.names)} weights that an adapter trained, not a whole model: "
-                "load the model it started from first (init.path of its run), then these by name"
+                "load the model it started from first (init.path of its run), then these weights by name"
             )
 
     def load_weights(self, model: nn.Module) -> None:
-        """Weights into a model that may have other heads of tasks. Raises ValueError when anything else differs."""
+        """Loads the weights into a model that may have other task heads. Raises ValueError for other differences."""
         self._refuse_part()
         try:
             missing, unexpected = load_model(model, self.path / "model.safetensors", strict=False)
         except RuntimeError as error:
-            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise ValueError(f"{self.path} holds another model: {first}") from None
+            raise ValueError(f"{self.path} holds another model: {first_difference(error)}") from None
         other = sorted(name for name in (*missing, *unexpected) if not name.startswith("heads."))
         if other:
-            raise ValueError(f"{self.path} holds another model: {', '.join(other[:5])} stand in only one of the two")
+            raise ValueError(f"{self.path} holds another model: {', '.join(other[:5])} are in only one of the two")
 
-    def load_state(self) -> dict[str, Any]:
+    def load_state(self) -> Json:
+        """Optimizer state by parameter name, states of callbacks and retention methods, micro-batch."""
         return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
+
+
+def first_difference(error: RuntimeError) -> str:
+    """The first difference of two models, from PyTorch's error that lists them all."""
+    return str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
 
 
 def name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def trained(model: nn.Module) -> frozenset[str]:
-    """What a stage can have changed: the parameters that require a gradient, and every buffer that is saved."""
+def trained_names(model: nn.Module) -> frozenset[str]:
+    """Names of the weights that a stage can change: parameters that require a gradient, and saved buffers."""
     parameters = {name for name, p in model.named_parameters() if p.requires_grad}
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return frozenset(parameters | (model.state_dict().keys() - every))
@@ -115,18 +122,18 @@ def save(
     folder: Path,
     step: int,
     model: nn.Module,
-    state: dict[str, Any],
+    state: Json,
     config_hash: str,
     names: Collection[str] | None = None,
 ) -> Checkpoint:
-    """Writes `folder/step-<step>`, the whole model or the weights `names` of it (see `trained`).
+    """Writes `folder/step-<step>` with the whole model, or with the weights `names` of it (see `trained_names`).
 
-    Raises OSError with the folder named when the disk refuses, leaving no bad file.
+    Raises OSError naming the folder when the disk refuses, and leaves no incomplete file.
     """
     final = folder / name(step)
     part = folder / f"{final.name}.part-{os.getpid()}"
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of a killed writer; in containers process ids come again
+        shutil.rmtree(part, ignore_errors=True)  # of a killed writer; containers reuse process ids
         part.mkdir(parents=True)
         if names is None:
             save_model(model, str(part / "model.safetensors"))
@@ -149,9 +156,9 @@ def save(
 
 
 def _chosen(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
-    own = model.state_dict()
-    assert names and own.keys() >= set(names), f"no weights of this model: {sorted(set(names) - own.keys())[:5]}"
-    return {name: own[name].contiguous() for name in sorted(names)}
+    state = model.state_dict()
+    assert names and state.keys() >= set(names), f"no weights of this model: {sorted(set(names) - state.keys())[:5]}"
+    return {name: state[name].contiguous() for name in sorted(names)}
 
 
 def _commit(part: Path, final: Path) -> None:
@@ -194,24 +201,32 @@ def steps(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and what is wrong with each newer one."""
-    complaints: list[str] = []
+    """The newest checkpoint that verifies, and the defect of each newer one."""
+    defects: list[str] = []
     for path in steps(folder):
         try:
-            return read(path), complaints
+            return read(path), defects
         except Damaged as error:
-            complaints.append(str(error))
-    return None, complaints
+            defects.append(str(error))
+    return None, defects
+
+
+def latest_of(folder: Path) -> Checkpoint:
+    """The newest checkpoint that verifies. Raises Damaged where there is none."""
+    saved, defects = latest(folder)
+    if saved is None:
+        raise Damaged(f"{folder} has no valid checkpoint: {'; '.join(defects)}")
+    return saved
 
 
 def tidy(folder: Path, keep: int = 2, protected: Iterable[Path] = ()) -> None:
-    """Removes all but the newest `keep` checkpoints and the protected ones, and what killed writers left behind."""
+    """Removes all but the newest `keep` checkpoints and the protected ones, and the remains of killed writers."""
     for path in [*steps(folder)[keep:], *folder.glob("step-*.part-*")]:
         if path not in set(protected):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def optimizer_state(optimizer: torch.optim.Optimizer) -> Json:
     """The optimizer's state by parameter name, independent of how parameters are grouped."""
     return {
         name: optimizer.state[parameter]
@@ -221,11 +236,13 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Puts state by parameter name back. Raises ValueError when names differ."""
-    own = {n: p for group in optimizer.param_groups for n, p in zip(group["names"], group["params"], strict=True)}
-    if state and state.keys() != own.keys():
-        raise ValueError(f"optimizer state is for other parameters: {sorted(state.keys() ^ own.keys())[:5]}")
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Json) -> None:
+    """Restores state by parameter name. Raises ValueError when names differ."""
+    parameters = {
+        n: p for group in optimizer.param_groups for n, p in zip(group["names"], group["params"], strict=True)
+    }
+    if state and state.keys() != parameters.keys():
+        raise ValueError(f"optimizer state is for other parameters: {sorted(state.keys() ^ parameters.keys())[:5]}")
     for name, values in state.items():
         # Adam's step count lives on the parameter's device only when fused or capturable, which is how it was saved.
-        optimizer.state[own[name]] = {key: placed(value, own[name]) for key, value in values.items()}
+        optimizer.state[parameters[name]] = {key: placed(value, parameters[name]) for key, value in values.items()}

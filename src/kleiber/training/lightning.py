@@ -1,53 +1,28 @@
-"""What Lightning does around every batch, switched off where nothing here asks for it.
+"""Everything that trims Lightning or reaches into it: its slow imports, unused hooks, messages, and step counters.
 
 A step of a small model takes 5 ms. Hooks that do nothing, each entered in a profiler's section for the module and for
-every callback, five times a step, took a tenth of that. It knows nothing of what a step or a callback is for.
+every callback, five times a step, took a tenth of that.
 
-Imports lightning without what it never uses here: torchmetrics pulls in scipy, transformers and matplotlib because
-they are installed, which is 40 % of the CPU time of `import torch, lightning` (7.7 -> 4.4 s, 407 -> 320 MB).
-
-They are hidden only while lightning is imported, and importable as ever afterwards; what stays off is torchmetrics'
-own use of them (plots, BERTScore). KLEIBER_FULL_IMPORTS=1 turns the hiding off.
+Torchmetrics, which Lightning imports, pulls in scipy, transformers and matplotlib because they are installed: 40 % of
+the CPU time of `import torch, lightning` (7.7 -> 4.4 s, 407 -> 320 MB). They are hidden only while lightning is
+imported, and can be imported as usual afterwards; what stays off is torchmetrics' use of them (plots, BERTScore).
+KLEIBER_FULL_IMPORTS=1 turns the hiding off.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
+import inspect
+import logging
 import os
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
-
-from lightning.pytorch import Callback
-from lightning.pytorch.profilers import PassThroughProfiler
-
-
-class Unasked:
-    """Hooks of single batches that are not callable until a class defines them: Lightning passes over those."""
-
-    on_train_batch_start: Any = None
-    on_train_batch_end: Any = None
-    on_before_backward: Any = None
-    on_after_backward: Any = None
-    on_before_optimizer_step: Any = None
-    on_before_zero_grad: Any = None
-
-
-class Watch(Unasked, Callback):
-    """What the callbacks here are built on: a Callback with the hooks of a batch that it defines, and no others."""
-
-
-class Unprofiled(PassThroughProfiler):
-    """Lightning's default, which measures nothing, without a generator for every section that is not measured."""
-
-    section = nullcontext()
-
-    def profile(self, action_name: str) -> AbstractContextManager:  # type: ignore[override]
-        return self.section
-
 
 HIDDEN = frozenset({"scipy", "transformers", "matplotlib"})
 
@@ -65,19 +40,130 @@ def import_lightning() -> None:
 
 @contextmanager
 def hidden(packages: frozenset[str]) -> Iterator[None]:
-    """Makes find_spec and importlib.metadata deny `packages`, by which optional extras are looked for."""
-    real_spec, real_distribution = importlib.util.find_spec, importlib.metadata.distribution
+    """Makes find_spec and importlib.metadata, which optional extras are looked up by, deny `packages`."""
+    find_any_spec, any_distribution = importlib.util.find_spec, importlib.metadata.distribution
 
-    def find_spec(name: str, package: str | None = None) -> Any:
-        return None if name.split(".")[0] in packages else real_spec(name, package)
+    def find_spec(name: str, package: str | None = None) -> importlib.machinery.ModuleSpec | None:
+        return None if name.split(".")[0] in packages else find_any_spec(name, package)
 
-    def distribution(name: str) -> Any:
+    def distribution(name: str) -> importlib.metadata.Distribution:
         if name in packages:
             raise importlib.metadata.PackageNotFoundError(name)
-        return real_distribution(name)
+        return any_distribution(name)
 
     importlib.util.find_spec, importlib.metadata.distribution = find_spec, distribution
     try:
         yield
     finally:
-        importlib.util.find_spec, importlib.metadata.distribution = real_spec, real_distribution
+        importlib.util.find_spec, importlib.metadata.distribution = find_any_spec, any_distribution
+
+
+import_lightning()
+
+from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
+from lightning.pytorch.profilers import PassThroughProfiler  # noqa: E402
+
+
+class HooksDisabled:
+    """Hooks of single batches that are not callable until a class defines them: Lightning skips those."""
+
+    on_train_batch_start: Any = None
+    on_train_batch_end: Any = None
+    on_before_backward: Any = None
+    on_after_backward: Any = None
+    on_before_optimizer_step: Any = None
+    on_before_zero_grad: Any = None
+
+
+class LeanCallback(HooksDisabled, Callback):
+    """The base of kleiber's callbacks: a Callback that has only the hooks of a batch that it defines.
+
+    of_one_stage  whether its saved state counts for one stage: a branch does not take it over from its trunk
+    """
+
+    of_one_stage = False
+
+
+class LeanModule(HooksDisabled, LightningModule):
+    """A LightningModule with manual optimization that has only the hooks of a batch that it defines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Lightning asks for the signature at every step, and computing it took 2 % of a small one.
+        setattr(cls.training_step, "__signature__", inspect.signature(cls.training_step))  # noqa: B010
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning sets the current hook's name twice for every hook, and a Module first asks whether it is a weight.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+
+class Unprofiled(PassThroughProfiler):
+    """Lightning's default, which measures nothing, without a generator for every section that is not measured."""
+
+    section = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager:  # type: ignore[override]
+        return self.section
+
+
+UNUSED: dict[str, Any] = {  # parts of the Trainer that kleiber has its own of, or does without
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_autolog_hparams": False,
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+def fit(trainer: Trainer, module: LightningModule, batches: Iterable[Any], start: int) -> None:
+    """Trains from optimizer step `start` to `trainer.max_steps`. Raises KeyboardInterrupt on Ctrl-C."""
+    # The only number of a resumed position: Lightning counts optimizer steps of manual optimization here.
+    progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
+    progress.ready = progress.completed = start
+    try:
+        trainer.fit(module, train_dataloaders=batches)
+    except SystemExit as error:
+        raise KeyboardInterrupt from error  # which Lightning has turned into an exit
+
+
+def count_skipped_step(trainer: Trainer) -> None:
+    """Moves `global_step` on by one without a step of the optimizer."""
+    progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+    progress.increment_ready()
+    progress.increment_completed()
+
+
+def stop_after_this_step(trainer: Trainer) -> None:
+    """Makes the step that was just taken the last one of the fit."""
+    trainer.fit_loop.epoch_loop.max_steps = trainer.global_step
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The callbacks of a trainer, whose attribute Lightning does not declare."""
+    return vars(trainer)["callbacks"]
+
+
+def silence(rank_zero: bool) -> None:
+    """Silences Lightning's advice on choices that are deliberate here, and lets kleiber's loggers print on rank 0."""
+    ours = logging.getLogger("kleiber")
+    if not ours.handlers:
+        ours.addHandler(logging.StreamHandler())
+    ours.setLevel(logging.INFO if rank_zero else logging.ERROR)
+    ours.propagate = False
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r"The `srun` command is available on your system but is not used",
+        r".*does not have many workers which may be a bottleneck",
+        r".*GPU available but not used",
+        r".*isinstance\(treespec, LeafSpec\)` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=message)

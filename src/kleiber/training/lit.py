@@ -1,13 +1,12 @@
-"""LitLM: the one LightningModule. Pre-training, fine-tuning and MoE differ in what it is given, not in what it does.
+"""LitLM, the only LightningModule: pre-training, fine-tuning and mixtures of experts differ in its arguments alone.
 
-It owns the optimizer step (manual optimisation: `global_step` counts optimizer steps) and nothing else: data order,
-evaluation, logging and checkpoints live beside it. It never calls `self.log`, which costs more than a small step.
+It makes optimizer steps (manual optimization: `global_step` counts them) and nothing else: data order, evaluation,
+logging and checkpoints are callbacks' business. It never calls `self.log`, which costs more than a small step.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -15,12 +14,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.training import checkpoint
-from kleiber.training.lightning import Unasked
+from kleiber.training.lightning import LeanModule, count_skipped_step
 from kleiber.training.step import (
     Diverged,
     Penalty,
@@ -34,21 +32,20 @@ from kleiber.types.batch import Batch, Sums
 from kleiber.types.contracts import Objective, Retention
 
 
-class LitLM(Unasked, LightningModule):
+class LitLM(LeanModule):
     """A model, an objective, an optimizer and a schedule.
 
-    model         a backbone with a head (types.Model) that knows its roles and its parametrisation
     schedule      f(step, total_steps) -> factor of every learning rate
     total_steps   the horizon of the schedule
-    micro_batch   rows per forward and backward; memory, not mathematics
+    micro_batch   rows per forward and backward pass: changes the memory that a step needs, not its result
     seed          of everything random inside a step, together with the step's number
     restored      optimizer state by parameter name, from a checkpoint
-    retention     ways not to forget, each with its memory
-    partial       whether a checkpoint holds what is trained alone: an adapter's weights and not those that it adapts
+    retention     methods against forgetting, each with its memory
+    partial       whether a checkpoint holds the trained weights alone: an adapter's, and not those that it adapts
 
     `last` holds the means of the latest step ("ce", "total", ...), its "grad_norm" and "lr". `guard` (a callback) may
-    refuse a step before it changes a weight; the position moves on all the same. Where memory ends, `micro_batch` is
-    halved and the step is made again.
+    refuse a step before it changes a weight; the position moves on all the same. When a step runs out of memory,
+    `micro_batch` is halved and the step is made again.
     """
 
     def __init__(
@@ -66,7 +63,6 @@ class LitLM(Unasked, LightningModule):
         partial: bool = False,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
         self.model, self.objective = model, objective
         self.optimizer, self.schedule, self.total_steps = optimizer, schedule, total_steps
         self.micro_batch, self.seed, self.restored = micro_batch, seed, restored
@@ -74,13 +70,6 @@ class LitLM(Unasked, LightningModule):
         self.partial = partial
         self.last: dict[str, Tensor | float] = {}
         self.guard: Any = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the hook that it is in twice for every hook, and a Module first asks whether that is a weight.
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
@@ -98,7 +87,7 @@ class LitLM(Unasked, LightningModule):
 
     def on_fit_start(self) -> None:
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        # Lightning can believe in ranks that were never made; half of the data would then be seen by nobody.
+        # Lightning can count ranks that do not exist; half of the data would then be trained on by nobody.
         assert self.trainer.world_size == ranks, f"Lightning counts {self.trainer.world_size} ranks, there are {ranks}"
 
     def training_step(self, batch: Batch, index: int) -> None:
@@ -108,12 +97,12 @@ class LitLM(Unasked, LightningModule):
         penalties = [functools.partial(method.penalty, step=step) for method in methods]
         sums = self.backward_pass(batch, step, penalties).reduce()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        told: dict[str, Tensor] = {}
+        logged: dict[str, Tensor] = {}
 
         def change() -> None:
             for method in methods:
-                found = method.gradients(self.model, step)
-                told.update({f"retention/{name}": value for name, value in found.items()})
+                for name, value in method.gradients(self.model, step).items():
+                    logged[f"retention/{name}"] = value
 
         means, tokens = sums.means(), sums.values["tokens"].item()
         clip, ranks = self.optimizer.clip, self.trainer.world_size
@@ -123,7 +112,7 @@ class LitLM(Unasked, LightningModule):
         except Diverged as error:
             failure = error
         if self.guard is not None and self.guard.refuses(loss, norm):
-            return self.pass_over(optimizer, {**means, "grad_norm": norm, "lr": 0.0})
+            return self.skip_step(optimizer, {**means, "grad_norm": norm, "lr": 0.0})
         if failure is not None:
             samples = "" if batch.samples is None else f", samples {batch.samples[:4].tolist()}..."
             raise Diverged(f"step {step + 1}: {failure}, loss {loss:g}{samples}")
@@ -137,7 +126,7 @@ class LitLM(Unasked, LightningModule):
         optimizer.zero_grad()
         if hasattr(self.model, "rebalance"):
             self.model.rebalance(sums.values)
-        self.last = {**means, **told, "grad_norm": norm, "lr": self.optimizer.lr * factor}
+        self.last = {**means, **logged, "grad_norm": norm, "lr": self.optimizer.lr * factor}
 
     def backward_pass(self, batch: Batch, step: int, penalties: Sequence[Penalty]) -> Sums:
         """This rank's sums over the batch, with the gradients accumulated."""
@@ -155,24 +144,21 @@ class LitLM(Unasked, LightningModule):
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or rows == 1:
                     raise
-                if self.trainer.world_size > 1:  # the others wait in a collective, where nobody can call them back
-                    told = f"out of memory with micro-batches of {rows} rows: set batch.micro={-(-rows // 2)}"
-                    raise MemoryError(told) from error
+                if self.trainer.world_size > 1:  # the others wait in a collective operation
+                    raise MemoryError(
+                        f"out of memory with micro-batches of {rows} rows: set batch.micro={-(-rows // 2)}"
+                    ) from error
             # Outside of `except`, whose traceback would keep the activations alive.
             self.micro_batch = -(-rows // 2)
             self.model.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            print(f"out of memory with micro-batches of {rows} rows: on with {self.micro_batch}", file=sys.stderr)
+            print(
+                f"out of memory with micro-batches of {rows} rows: continuing with {self.micro_batch}", file=sys.stderr
+            )
 
-    def pass_over(self, optimizer: Any, told: dict[str, Tensor | float]) -> None:
-        """Leaves weights and moments as they are; the position, which Lightning counts in optimizer steps, moves on."""
+    def skip_step(self, optimizer: torch.optim.Optimizer, metrics: dict[str, Tensor | float]) -> None:
+        """Leaves weights and moments as they are; the position moves on."""
         optimizer.zero_grad()
-        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        progress.increment_ready()
-        progress.increment_completed()
-        self.last = told
-
-
-# Lightning asks for it at every step, and to work it out anew took 2 % of a small one.
-setattr(LitLM.training_step, "__signature__", inspect.signature(LitLM.training_step))  # noqa: B010 (no attribute of a function)
+        count_skipped_step(self.trainer)
+        self.last = metrics

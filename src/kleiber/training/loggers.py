@@ -1,6 +1,6 @@
-"""Where metrics go: rows on disk, always and first; W&B as a mirror that must never cost a run.
+"""Loggers: rows on disk, which every run writes, CSV, and W&B, whose failure never ends a run.
 
-Files are append-only and cut back to the checkpoint when a run resumes, so they end as those of an unbroken run.
+Files are append-only and cut back to the checkpoint when a run resumes, so they end as those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -10,20 +10,35 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kleiber.records.summary import NAME, read_rows
+from kleiber.types.plain import Json
 
-NOT_LATER = 1.5  # seconds that a server may take to answer before a run goes on without it
+TIMEOUT = 1.5  # seconds that a server may take to answer before a run goes on without it
 
 
-class Rows(Logger):
-    """metrics.jsonl: one object a row, {"step": 10, "train/loss": 3.2, ...}; the source of every analysis.
+class StageLogger(Logger):
+    """A logger that knows which stage a row is of. Its methods do nothing until overridden."""
+
+    stage: str | None = None
+
+    def begin(self, stage: str | None, step: int) -> None:
+        """Called when a stage begins or resumes after `step`. `stage` is None in a run of one stage."""
+        self.stage = stage
+
+    def log_table(self, key: str, columns: list[str], rows: list[list[str]]) -> None:
+        """Logs a table of text."""
+
+
+class Rows(StageLogger):
+    """Writes metrics.jsonl, an object for each row: {"step": 10, "train/loss": 3.2, ...}; every analysis reads it.
 
     In a run of several stages each row names its "stage".
     """
@@ -31,7 +46,6 @@ class Rows(Logger):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.path = folder / NAME
-        self.stage: str | None = None
 
     @property
     def name(self) -> str:
@@ -41,17 +55,17 @@ class Rows(Logger):
     def version(self) -> str:
         return ""
 
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """Nothing: config.yaml holds the config."""
+    def log_hyperparams(self, *_: object, **__: object) -> None:
+        """Does nothing: config.yaml holds the config."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        of = {} if self.stage is None else {"stage": self.stage}
+        stage = {} if self.stage is None else {"stage": self.stage}
         with open(self.path, "a") as file:
-            file.write(json.dumps({**of, "step": step, **metrics}) + "\n")
+            file.write(json.dumps({**stage, "step": step, **metrics}) + "\n")
 
     def begin(self, stage: str | None, step: int) -> None:
-        """Rows to come are of `stage`; forgets its rows after `step`, and a last row that a kill cut short."""
+        """Removes the rows of `stage` after `step`, and a last row that a kill cut short."""
         self.stage = stage
         if self.path.exists():
             kept = [row for row in read_rows(self.path.parent) if row.get("stage") != stage or row["step"] <= step]
@@ -59,7 +73,7 @@ class Rows(Logger):
 
 
 class CsvLogger(Rows):
-    """metrics.csv: long form, step,metric,value; opens in any spreadsheet. A stage's metrics begin with its name."""
+    """Writes metrics.csv in long form: step,metric,value. A stage's metrics begin with its name."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -81,15 +95,15 @@ class CsvLogger(Rows):
         self.stage = stage
         if self.path.exists():
             head, *rows = self.path.read_text().splitlines(keepends=True)
-            self.path.write_text("".join([head, *(r for r in rows if r.endswith("\n") and self._stands(r, step))]))
+            self.path.write_text("".join([head, *(r for r in rows if r.endswith("\n") and self._is_kept(r, step))]))
 
-    def _stands(self, row: str, step: int) -> bool:
-        at, metric, _ = row.split(",")
-        return not metric.startswith(prefixed(self.stage, "")) or int(at) <= step
+    def _is_kept(self, row: str, step: int) -> bool:
+        row_step, metric, _ = row.split(",")
+        return not metric.startswith(prefixed(self.stage, "")) or int(row_step) <= step
 
 
 def prefixed(stage: str | None, metric: str) -> str:
-    """The metric's name where rows cannot say their stage: `1M/val/docs/loss`; alone in a run of one stage."""
+    """The metric's name with its stage, such as `1M/val/docs/loss`; without one in a run of one stage."""
     return metric if stage is None else f"{stage}/{metric}"
 
 
@@ -98,7 +112,7 @@ def wandb_logger(
     run_id: str,
     run_name: str,
     group: str,
-    run_config: dict[str, Any],
+    run_config: Json,
     mode: Literal["auto", "online", "offline", "disabled"] = "auto",
     project: str = "kleiber",
     entity: str | None = None,
@@ -106,14 +120,15 @@ def wandb_logger(
 ) -> Logger | None:
     """A W&B logger, or None when disabled. `auto` goes online only with a key and a server that answers in 1.5 s.
 
-    `online` falls back to offline with one line said, since a server must not decide whether a run takes place.
-    The id is the run's, so a resumed run continues its curves.
+    `online` falls back to offline with a message, because a server must not decide whether a run takes place. The id is
+    the run's, so a resumed run continues its curves.
     """
     if mode == "disabled":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")
     offline = mode == "offline"
-    if not offline and (reason := _unreachable()):
+    reason = None if offline else _unreachable()
+    if reason:
         offline = True
         if mode == "online" or _key():
             print(f"W&B: {reason}; recording offline in {folder / 'wandb'}", file=sys.stderr)
@@ -129,18 +144,16 @@ def wandb_logger(
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step")
 
-    class Mirror(WandbLogger):
-        """Every metric of a stage under the stage's name, where a run has several: steps there begin again."""
+    class StageWandbLogger(WandbLogger, StageLogger):
+        """Puts the name of the stage before metrics where a run has several, because steps begin again in each."""
 
-        stage: str | None = None
-
-        def begin(self, stage: str | None, step: int) -> None:
-            self.stage = stage
-
-        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
             super().log_metrics({prefixed(self.stage, name): value for name, value in metrics.items()}, step)
 
-    return Mirror(experiment=run)
+        def log_table(self, key: str, columns: list[str], rows: list[list[str]]) -> None:
+            self.log_text(key, columns=columns, data=rows)
+
+    return StageWandbLogger(experiment=run)
 
 
 def _key() -> bool:
@@ -163,7 +176,7 @@ def _unreachable() -> str | None:
         return "no API key (set WANDB_API_KEY to mirror runs online)"
     host = urlparse(_server())
     try:
-        socket.create_connection((host.hostname or "", host.port or 443), timeout=NOT_LATER).close()
+        socket.create_connection((host.hostname or "", host.port or 443), timeout=TIMEOUT).close()
     except OSError as error:
         return f"{host.hostname} does not answer ({error})"
     return None

@@ -1,8 +1,7 @@
-"""One optimizer step over micro-batches: a function of (model, objective, batches), whatever the loop around it.
+"""One optimizer step over micro-batches, as functions of model, objective and batches.
 
 Losses are sums. Gradients of sums are accumulated, summed over ranks, and divided once by the number of target tokens
-in the global batch, so any split of it into micro-batches and ranks gives the same step. It knows no learning rate, no
-schedule and no logging.
+in the global batch, so any split of it into micro-batches and ranks gives the same step.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from kleiber.nn.sharding import scalar
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective
 
-Penalty = Callable[[Any, Batch], "Loss | None"]
+Penalty = Callable[[Any, Batch], "Loss | None"]  # of a model and a micro-batch
 
 
 class Diverged(RuntimeError):
@@ -28,35 +27,35 @@ class Diverged(RuntimeError):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a smaller batch would do; the CPU's allocator says so in words alone."""
+    """Whether the error is a lack of memory; the CPU's allocator raises a RuntimeError, which only its text tells."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def micro_batches(batch: Batch, rows: int) -> list[Batch]:
-    """Parts of at most `rows` samples. Padded rows of like length come together, each part as wide as its longest row:
-    short ones then cost what they hold. A batch in one part stays as it is.
+    """Parts of at most `rows` samples. Padded rows are sorted by length and each part is as wide as its longest row,
+    so that padding costs little. A batch that is a single part stays as it is.
     """
     if len(batch) <= rows or batch.real is None or batch.segments is not None or batch.against is not None:
         return batch.split(rows)
     lengths = batch.real.sum(1)
     order = lengths.argsort(descending=True, stable=True)
     parts = batch.map(lambda tensor: tensor[order]).split(rows)
-    return [narrowed(part, int(length)) for part, length in zip(parts, lengths[order][::rows], strict=True)]
+    return [narrow(part, int(length)) for part, length in zip(parts, lengths[order][::rows], strict=True)]
 
 
-def narrowed(batch: Batch, width: int) -> Batch:
-    """Without the columns from `width` on, which are padding in every row."""
+def narrow(batch: Batch, width: int) -> Batch:
+    """The batch without the columns from `width` on, unless a row has tokens there."""
     assert batch.real is not None
     if bool(batch.real[:, width:].any()):  # padded elsewhere than at the end
         return batch
-    cut = {name: getattr(batch, name) for name in ("tokens", "real", "weights")}
-    return dataclasses.replace(batch, **{name: v[:, :width] for name, v in cut.items() if v is not None})
+    weights = None if batch.weights is None else batch.weights[:, :width]
+    return dataclasses.replace(batch, tokens=batch.tokens[:, :width], real=batch.real[:, :width], weights=weights)
 
 
 def seed_generators(seed: int) -> None:
-    """Seeds PyTorch's generators as `torch.manual_seed` does, those of devices in use alone.
+    """Seeds PyTorch's generators as `torch.manual_seed` does, but only those of devices in use.
 
-    Of a kind of device that nobody uses it would keep a trace of the stack for later: .3 ms, at every step.
+    For a kind of device that is not in use `torch.manual_seed` formats the stack: .3 ms, at every step.
     """
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
@@ -71,25 +70,25 @@ def accumulate(
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
     penalties: Sequence[Penalty] = (),
 ) -> Sums:
-    """Forward and backward over micro-batches; gradients are synchronised in the last. Returns this rank's sums."""
+    """Forward and backward over micro-batches; gradients are synchronized in the last. Returns this rank's sums."""
     sums = Sums()
     for number, batch in enumerate(batches, start=1):
         with nullcontext() if number == len(batches) else no_sync():
             loss = objective(model, batch)
             for penalty in penalties:
-                loss = added(loss, penalty(model, batch))
+                loss = add_penalty(loss, penalty(model, batch))
             backward(loss.total)
         sums.add(loss)
     return sums
 
 
-def added(loss: Loss, penalty: Loss | None) -> Loss:
+def add_penalty(loss: Loss, penalty: Loss | None) -> Loss:
     """The loss with the mean of a penalty added to its own mean; the penalty's metrics go under "retention/"."""
     if penalty is None:
         return loss
     share = (loss.tokens / penalty.tokens).detach()
-    told = {f"retention/{name}": value * share for name, value in penalty.metrics.items()}
-    return Loss(loss.total + share * penalty.total, loss.tokens, {**loss.metrics, **told})
+    metrics = {f"retention/{name}": value * share for name, value in penalty.metrics.items()}
+    return Loss(loss.total + share * penalty.total, loss.tokens, {**loss.metrics, **metrics})
 
 
 def normalise(
@@ -101,8 +100,8 @@ def normalise(
 ) -> float:
     """Divides the gradients by the token count, clips their global norm, and returns the norm before clipping.
 
-    `world_size` undoes the mean that DistributedDataParallel takes over ranks. `change` sees the gradients of the mean
-    loss before their norm is taken. Raises Diverged when the norm is not finite.
+    `world_size` undoes the mean that DistributedDataParallel takes over ranks. `change` is called when the
+    gradients are those of the mean loss, before their norm is taken. Raises Diverged when the norm is not finite.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     scale = world_size / tokens

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import kleiber
-from kleiber.training.callbacks.after_training import Closing, Latency, Positions
-from kleiber.training.callbacks.evaluate import Evaluate
+from kleiber.records.stage_record import StageRecord
+from kleiber.training.callbacks.after_training import FinalScore, Latency, Positions
 
+RECORD = StageRecord("main")
 NAMES = {"prefill_tokens_per_s", "decode_tokens_per_s", "decode_p50_ms", "decode_p95_ms", "memory_bytes"}
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[2048,4096]", "eval.tokens=512"]
 FEW = ["callbacks=latency", "callbacks.latency.batches=[1,3]", "callbacks.latency.repeats=1"]
@@ -81,7 +82,7 @@ def test_an_adapted_stage_is_measured_where_nothing_follows_it(launch):
     assert_same_weights(plain, timed)
 
 
-class Drawing(Closing):
+class Drawing(FinalScore):
     """A score that draws random numbers."""
 
     def score(self, trainer, pl_module):
@@ -89,9 +90,7 @@ class Drawing(Closing):
 
 
 def trainer(step: int = 5, first: bool = True) -> SimpleNamespace:
-    evaluate = Evaluate([], 0, None, 1)
-    evaluate.latest = {"val/docs/loss": 2.0}
-    return SimpleNamespace(global_step=step, max_steps=5, is_global_zero=first, callbacks=[evaluate], loggers=[])
+    return SimpleNamespace(global_step=step, max_steps=5, is_global_zero=first, loggers=[])
 
 
 def module(**known) -> SimpleNamespace:
@@ -104,13 +103,16 @@ def module(**known) -> SimpleNamespace:
 def test_a_closing_score_is_taken_once_by_the_first_rank_and_moves_no_random_number():
     trained, before = module(), torch.get_rng_state()
     for at, scored in ((trainer(step=4), False), (trainer(first=False), False), (trainer(), True)):
-        Drawing().on_train_batch_end(at, trained)
-        assert ("drawn" in at.callbacks[0].latest) == scored
-        assert at.callbacks[0].latest["val/docs/loss"] == 2.0
+        record = StageRecord("main", metrics={"val/docs/loss": 2.0})
+        Drawing(record).on_train_batch_end(at, trained)
+        assert ("drawn" in record.metrics) == scored
+        assert record.metrics["val/docs/loss"] == 2.0
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("callback", [Latency(), Positions(SimpleNamespace())], ids=["latency", "positions"])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "callback", [Latency(RECORD), Positions(RECORD, SimpleNamespace())], ids=["latency", "positions"]
+)  # type: ignore[arg-type]
 def test_a_model_that_sees_the_next_token_is_refused_before_training(callback):
     name = type(callback).__name__.lower()
     with pytest.raises(ValueError, match=rf"callbacks\.{name}.*model=bert"):
@@ -120,7 +122,7 @@ def test_a_model_that_sees_the_next_token_is_refused_before_training(callback):
 
 def test_what_cannot_be_measured_is_refused_before_training():
     with pytest.raises(ValueError, match=r"model\.context=3"):
-        Latency().on_fit_start(None, module(causal=True, context=3))  # type: ignore[arg-type]
+        Latency(RECORD).on_fit_start(None, module(causal=True, context=3))  # type: ignore[arg-type]
     for options in ({"batches": []}, {"batches": [0]}, {"repeats": 0}):
         with pytest.raises(ValueError, match=r"callbacks\.latency"):
-            Latency(**options)
+            Latency(RECORD, **options)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from kleiber.records.folder import config_hash
-from kleiber.training.callbacks.stability import Stability
+from kleiber.training.callbacks.fault_tolerance import Stability
 from kleiber.training.step import Diverged, accumulate
 from kleiber.types.batch import Loss
 
@@ -56,8 +56,8 @@ def test_what_is_usual_is_resumed():
     before, after = Stability(window=10), Stability(window=10)
     before.recent.extend([2.0, 2.1, 1.9, 2.0, 2.0, 2.05])
     after.load_state_dict(before.state_dict())
-    assert after.line() == before.line() == pytest.approx(2.3)
-    assert Stability(window=10).line() is None
+    assert after.threshold() == before.threshold() == pytest.approx(2.3)
+    assert Stability(window=10).threshold() is None
 
 
 @pytest.mark.parametrize("options", [{"window": 5}, {"deviations": 0.0}, {"least": -1.0}])

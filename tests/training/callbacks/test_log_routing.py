@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from kleiber.training.callbacks.routing import RoutingHealth, statistics
+from kleiber.training.callbacks.log import RoutingHealth, statistics
 
 
 def step(health: RoutingHealth, balance: float = 1.0, tokens: float = 1000.0, **loads) -> tuple[dict, list[str]]:
@@ -17,7 +17,7 @@ def step(health: RoutingHealth, balance: float = 1.0, tokens: float = 1000.0, **
             sums[layer[1:]] = sums[layer[1:]] + load if layer[1:] in sums else load
         last[f"balance/{layer[1:]}"] = torch.tensor(balance)
     health.tokens += tokens
-    return health.look(last)
+    return health.report(last)
 
 
 def test_statistics_are_their_formulas():

@@ -1,18 +1,6 @@
-"""Scores that are taken once, when a stage has made its last step, and stand beside those of `Evaluate`.
+"""Callbacks that run once, after the last step of a stage: latency, loss by position, classes, and text samples.
 
-They cost no training, and training cannot tell whether they were taken.
-
-After the last step, how fast the model that was trained reads and writes, and what it holds in memory meanwhile.
-
-It measures the machine as it is: what else runs there slows it, and the best of several runs tells most.
-
-After the last step, the held-out loss by position, beside the other scores.
-
-It costs one more pass and no training.
-
-After training, what the mean scores hide: a table with a row a class, and who was taken for whom, as a figure.
-
-Only for objectives with single labels; for all others it does nothing.
+They change nothing about training or its random numbers.
 """
 
 from __future__ import annotations
@@ -22,76 +10,92 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 
 from kleiber.config.budget import quantity
 from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.latency import latency, lengths
 from kleiber.evals.perplexity import binned, loss_by_position
+from kleiber.models.generate import generate
 from kleiber.nn.sharding import whole
-from kleiber.training.callbacks.evaluate import Evaluate
-from kleiber.training.lightning import Watch
+from kleiber.records.stage_record import StageRecord
+from kleiber.training.lightning import LeanCallback, Trainer
+from kleiber.training.lit import LitLM
+from kleiber.training.loggers import Logger, StageLogger
 from kleiber.types.contracts import Corpus
 
 
-class Closing(Watch):
-    """After the last step, `score` of the model just trained: into the stage's metrics, its checkpoint and the loggers.
+class FinalScore(LeanCallback):
+    """Takes `score` of the trained model after the last step, into the stage's metrics, its checkpoint and the loggers.
 
-    Of several ranks the first scores alone, with all weights in its hands; random numbers go on as if it had not. It
-    asks about the next token, so it refuses models that see it.
+    Rank 0 scores alone, with all weights, and restores the random state. A score is about the next token, so models
+    that are not causal are refused.
+
+    record  receives the scores
     """
 
-    def score(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:
-        """Metrics by name, none of a stage that has nothing to tell. The model is left as it was, its mode included."""
+    def __init__(self, record: StageRecord) -> None:
+        self.record = record
+
+    def score(self, trainer: Trainer, pl_module: LitLM) -> dict[str, float]:
+        """Metrics by name, {} to leave a stage out. The model is left as it was, its mode included."""
         raise NotImplementedError
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
         if not getattr(pl_module.model, "causal", True):
             name = type(self).__name__.lower()
-            raise ValueError(f"callbacks.{name} asks about the next token: remove it for model=bert")
+            raise ValueError(f"callbacks.{name} scores the next token, which model=bert sees: remove this callback")
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
         if trainer.global_step != trainer.max_steps:
             return
         with whole(pl_module.model):
             if trainer.is_global_zero:
                 self.put(trainer, pl_module)
 
-    def put(self, trainer: Trainer, pl_module: Any) -> None:
+    def put(self, trainer: Trainer, pl_module: LitLM) -> None:
+        """Scores, records and logs."""
         drawing = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(drawing):
             found = self.score(trainer, pl_module)
         if not found:
             return
-        evaluate = next(c for c in trainer.callbacks if isinstance(c, Evaluate))  # pyright: ignore[reportAttributeAccessIssue]
-        evaluate.latest = {**evaluate.latest, **found}
+        self.record.add_scores(found)
         for logger in trainer.loggers:
             logger.log_metrics(found, trainer.global_step)
 
 
-class Latency(Closing):
-    """Logs latency/<what>/<batch>, what `evals.latency` measures: prefill_tokens_per_s, decode_tokens_per_s,
+class Latency(FinalScore):
+    """Logs the measurements of `evals.latency` as latency/<name>/<batch>: prefill_tokens_per_s, decode_tokens_per_s,
     decode_p50_ms, decode_p95_ms and memory_bytes, as `kleiber eval RUN --evals latency` does.
 
     batches  rows that are decoded at once, one measurement each
     repeats  rounds of each, after one that warms up
 
-    A stage that others go on from is left out: theirs is the model that is served. Weights are read in the precision
-    that they are trained in (fp32 for bf16, whose products alone are rounded); an adapter is not merged. The peak
-    memory of a process counts what is held here.
+    A stage that others continue is left out, because its model is not the one that is served. Weights are read in the
+    precision that they are trained in (fp32 for bf16, whose products alone are rounded); an adapter is not merged. The
+    peak memory includes that of training. Other processes on the machine slow it down.
     """
 
-    def __init__(self, branch_steps: Sequence[int] = (), batches: Sequence[int] = (1, 8, 64), repeats: int = 3) -> None:
+    def __init__(
+        self,
+        record: StageRecord,
+        branch_steps: Sequence[int] = (),
+        batches: Sequence[int] = (1, 8, 64),
+        repeats: int = 3,
+    ) -> None:
+        super().__init__(record)
         if not batches or min(*batches, repeats) < 1:
-            raise ValueError(f"callbacks.latency: batches={list(batches)}, repeats={repeats}: each at least 1")
+            raise ValueError(f"callbacks.latency: batches={list(batches)} and repeats={repeats} must be >= 1")
         self.batches, self.repeats, self.is_leaf = batches, repeats, not branch_steps
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
         super().on_fit_start(trainer, pl_module)
-        lengths(pl_module.model)  # a context that is too short is told now, and not after training
+        lengths(pl_module.model)  # refuses a context that is too short before training
 
-    def score(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:
+    def score(self, trainer: Trainer, pl_module: LitLM) -> dict[str, float]:
         if not self.is_leaf:
             return {}
         prompt, new = lengths(pl_module.model)
@@ -99,22 +103,23 @@ class Latency(Closing):
         return {f"latency/{name}": value for name, value in found.items()}
 
 
-class Positions(Closing):
+class Positions(FinalScore):
     """Logs val/<domain>/position/<t> (nats per target): mean loss of targets up to position t and beyond t/2.
 
     tokens  targets scored per domain, from the first on; None for all
     rows    samples per forward pass
-
-    It refuses models that see the target, which have no position to speak of.
     """
 
-    def __init__(self, corpus: Corpus, tokens: int | float | str | None = "512K", rows: int = 16) -> None:
+    def __init__(
+        self, record: StageRecord, corpus: Corpus, tokens: int | float | str | None = "512K", rows: int = 16
+    ) -> None:
+        super().__init__(record)
         if rows < 1:
-            raise ValueError(f"callbacks.positions.rows={rows}: write a number from 1")
+            raise ValueError(f"callbacks.positions.rows={rows} must be >= 1")
         self.corpus, self.rows = corpus, rows
         self.tokens = None if tokens is None else round(quantity(tokens))
 
-    def score(self, trainer: Trainer, pl_module: Any) -> dict[str, float]:
+    def score(self, trainer: Trainer, pl_module: LitLM) -> dict[str, float]:
         found: dict[str, float] = {}
         for domain, samples in self.corpus.validation.items():
             batches = evaluation_batches(samples.first(self.tokens), self.rows, None, 0, 1)
@@ -124,22 +129,24 @@ class Positions(Closing):
         return found
 
 
-MOST = 50  # classes that a figure can show
+MOST_CLASSES = 50  # that a figure can show
 
 
-class Classes(Watch):
-    """Writes classes/<task>.json (precision, recall, F1 and support of each class, and the confusion matrix: rows are
-    true classes) and, with the extra `report`, classes/<task>.html, after the last step, over all held-out samples.
+class Classes(LeanCallback):
+    """Writes precision, recall, F1 and support of each class and the confusion matrix (rows are true classes) of all
+    held-out samples to classes/<task>.json and, with the extra `report`, to classes/<task>.html.
+
+    Does nothing for objectives whose samples do not have exactly one label.
 
     rows  samples per forward pass
     """
 
     def __init__(self, folder: Path, corpus: Corpus, rows: int = 64) -> None:
         if rows < 1:
-            raise ValueError(f"callbacks.classes.rows={rows}: score at least one sample at once")
+            raise ValueError(f"callbacks.classes.rows={rows} must be >= 1")
         self.folder, self.corpus, self.rows = folder / "classes", corpus, rows
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LitLM) -> None:
         make = getattr(pl_module.objective, "scorer", None)
         if trainer.global_step != trainer.max_steps or make is None or not hasattr(make(), "report"):
             return
@@ -152,7 +159,7 @@ class Classes(Watch):
                 self.write(task, report, confusion.tolist())
 
     @torch.no_grad()
-    def pass_over(self, pl_module: Any, scorer: Any, samples: Any, rank: int, world: int) -> None:
+    def pass_over(self, pl_module: LitLM, scorer: Any, samples: Any, rank: int, world: int) -> None:
         model = pl_module.model
         training = model.training
         model.eval()
@@ -165,15 +172,15 @@ class Classes(Watch):
     def write(self, task: str, report: list[Any], confusion: list[list[int]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = [vars(row) for row in report]
-        told = {"classes": rows, "confusion": confusion}
-        (self.folder / f"{task}.json").write_text(json.dumps(told, indent=1, ensure_ascii=False))
-        if len(rows) <= MOST and (chart := figure([row["name"] for row in rows], confusion)) is not None:
+        table = json.dumps({"classes": rows, "confusion": confusion}, indent=1, ensure_ascii=False)
+        (self.folder / f"{task}.json").write_text(table)
+        if len(rows) <= MOST_CLASSES and (chart := figure([row["name"] for row in rows], confusion)) is not None:
             options = {"renderer": "svg", "actions": False}
             chart.save(str(self.folder / f"{task}.html"), inline=True, embed_options=options)
 
 
 def figure(names: list[str], confusion: list[list[int]]) -> Any | None:
-    """The confusion matrix, shares of the true class in colour and counts as text; None without altair."""
+    """The confusion matrix, shares of the true class as colors and counts as text; None without altair."""
     try:
         import altair
     except ImportError:
@@ -193,3 +200,59 @@ def figure(names: list[str], confusion: list[list[int]]) -> Any | None:
     )
     dark = altair.condition("datum.share > 0.5", altair.value("white"), altair.value("black"))
     return heat + base.mark_text().encode(text="count:Q", color=dark)
+
+
+class Samples(LeanCallback):
+    """Writes `num` continuations of `length` tokens after the last step, to samples.txt and to W&B as a table.
+
+    prompt       None takes the start of a validation text
+    temperature  0 would make all continuations the same, so it must be positive
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        corpus: Corpus,
+        num: int = 3,
+        length: int = 120,
+        temperature: float = 0.7,
+        prompt: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if num < 1 or length < 1 or temperature <= 0:
+            raise ValueError(
+                f"callbacks.samples: num={num} and length={length} must be >= 1, temperature={temperature} > 0"
+            )
+        self.path, self.corpus = folder / "samples.txt", corpus
+        self.num, self.length, self.temperature, self.prompt, self.seed = num, length, temperature, prompt, seed
+        self.texts: list[str] = []
+
+    def on_train_end(self, trainer: Trainer, pl_module: LitLM) -> None:
+        if trainer.global_step != trainer.max_steps:
+            return
+        with whole(pl_module.model):  # type: ignore[arg-type]
+            if trainer.is_global_zero:
+                self.write(pl_module.model, trainer.loggers)
+
+    def write(self, model: nn.Module, loggers: Sequence[Logger]) -> None:
+        """Generates, writes and logs the continuations; does nothing for a bidirectional model, which has none."""
+        if not model.causal:
+            return
+        tokenizer = self.corpus.tokenizer
+        ids = tokenizer.encode(self.prompt) if self.prompt else self._validation_prompt()
+        device = next(model.parameters()).device
+        prompts = torch.tensor([ids] * self.num, device=device)
+        generator = torch.Generator(device).manual_seed(self.seed)
+        rows = generate(model, prompts, self.length, temperature=self.temperature, generator=generator)
+        start = tokenizer.decode(ids)
+        self.texts = [tokenizer.decode(row[len(ids) :].tolist()) for row in rows.cpu()]
+        blocks = [f"--- {number}\n{start}>>>{text}\n" for number, text in enumerate(self.texts, start=1)]
+        self.path.write_text("".join(blocks))
+        for logger in loggers:
+            if isinstance(logger, StageLogger):
+                logger.log_table("samples", ["prompt", "continuation"], [[start, text] for text in self.texts])
+
+    def _validation_prompt(self, tokens: int = 32) -> list[int]:
+        samples = next(iter(self.corpus.validation.values()))
+        batch = samples.gather(np.array([len(samples) // 2]))
+        return batch.tokens[0, :tokens].tolist()

@@ -1,39 +1,35 @@
-"""Logs the training metrics of single optimizer steps. Rows are not averages, so nothing has to be resumed.
-
-Says on the console how far training is: one line that renews itself in a terminal, a line now and then in a log.
-
-Lets the trained model speak: continuations of one prompt, for a person to read. Not a metric.
-"""
+"""Callbacks that report on training without changing it: metrics of steps, progress, throughput, and routing health."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
-import torch
-from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
-from kleiber.models.generate import generate
-from kleiber.nn.sharding import whole
-from kleiber.training.lightning import Watch
-from kleiber.types.contracts import Corpus
+from kleiber.records.stage_record import StageRecord
+from kleiber.training.lightning import LeanCallback, Trainer
+from kleiber.training.lit import LitLM
+from kleiber.types.plain import Json
 
 
-class Log(Watch):
-    """Every `every` optimizer steps: train/loss (cross-entropy, nats per token), train/total (with auxiliary losses),
-    train/grad_norm (before clipping), train/lr, train/tokens (cumulative), and for MoE moe/balance/<layer>,
-    moe/z/<layer>, moe/margin/<layer> and moe/drop/<layer>, as types.Output has them (loads are `RoutingHealth`'s),
-    and what retention methods tell of themselves as train/retention/<what>.
+class Log(LeanCallback):
+    """Logs the metrics of a step every `every` optimizer steps, without averaging over steps.
+
+    train/loss (cross-entropy, nats per token), train/total (with auxiliary losses), train/grad_norm (before clipping),
+    train/lr, train/tokens (cumulative), for MoE moe/balance/<layer>, moe/z/<layer>, moe/margin/<layer> and
+    moe/drop/<layer>, as types.Output has them (`RoutingHealth` logs loads), and metrics of retention methods as
+    train/retention/<name>.
     """
 
     def __init__(self, batch_tokens: int, every: int = 10) -> None:
         if every < 1:
-            raise ValueError(f"callbacks.log.every={every}: give a number of optimizer steps, at least 1")
+            raise ValueError(f"callbacks.log.every={every} must be >= 1 optimizer steps")
         self.batch_tokens, self.every = batch_tokens, every
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
         step = trainer.global_step
         if step % self.every and step != trainer.max_steps:
             return
@@ -42,8 +38,8 @@ class Log(Watch):
             logger.log_metrics(row, step)
 
 
-def training_metrics(last: dict[str, Any]) -> dict[str, float]:
-    """The means of a step under the names that they are logged by."""
+def training_metrics(last: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """The means of a step, by the names that they are logged under."""
     row: dict[str, float] = {}
     for name, value in last.items():
         kind, _, layer = name.partition("/")
@@ -58,25 +54,25 @@ def training_metrics(last: dict[str, Any]) -> dict[str, float]:
     return row
 
 
-class Progress(Watch):
-    """Step, loss, learning rate, tokens/s and time left, every `seconds` in a log and twice a second in a terminal."""
+class Progress(LeanCallback):
+    """Prints step, loss, learning rate, tokens/s and time left, every `seconds`, twice a second in a terminal."""
 
     def __init__(self, batch_tokens: int, seconds: float = 10.0) -> None:
         self.batch_tokens, self.seconds = batch_tokens, seconds
         self.live = sys.stderr.isatty()
-        self._began = self._said = 0.0
+        self._began = self._printed = 0.0
         self._first = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = self._said = time.perf_counter()
+    def on_train_start(self, trainer: Trainer, pl_module: LitLM) -> None:
+        self._began = self._printed = time.perf_counter()
         self._first = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
         now, step = time.perf_counter(), trainer.global_step
         last = step == trainer.max_steps
-        if not trainer.is_global_zero or (now - self._said < (0.5 if self.live else self.seconds) and not last):
+        if not trainer.is_global_zero or (now - self._printed < (0.5 if self.live else self.seconds) and not last):
             return
-        self._said = now
+        self._printed = now
         speed = (step - self._first) / (now - self._began)
         left = (trainer.max_steps - step) / speed
         stats = pl_module.last
@@ -88,60 +84,174 @@ class Progress(Watch):
         print(f"\r{line:<100}" if self.live else line, end=end, file=sys.stderr, flush=True)
 
 
-class Samples(Watch):
-    """Writes `num` continuations of `length` tokens after the last step, to samples.txt and to W&B as a table.
+class Throughput(LeanCallback):
+    """Measures the seconds and tokens per second of training, without evaluation and checkpoints, into the record.
 
-    prompt       None takes the start of a validation text
-    temperature  0 would make all continuations the same, so it must be positive
+    Logs them every `every` steps as speed/tokens_per_s and speed/seconds, of this stage, resumed with it. The first
+    step of a process counts for the seconds but not for the speed, because it allocates and compiles.
+    """
+
+    of_one_stage = True
+
+    def __init__(self, batch_tokens: int, record: StageRecord, every: int = 10) -> None:
+        self.batch_tokens, self.record, self.every = batch_tokens, record, every
+        self.seconds = record.seconds = 0.0
+        self.timed_steps, self.timed_seconds = 0, 0.0
+        self._warm, self._started = False, 0.0
+
+    def state_dict(self) -> Json:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: Json) -> None:
+        self.seconds = self.record.seconds = state_dict["seconds"]
+
+    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        spent = time.perf_counter() - self._started
+        self.seconds += spent
+        if self._warm:
+            self.timed_steps += 1
+            self.timed_seconds += spent
+            self.record.tokens_per_s = self.timed_steps * self.batch_tokens / self.timed_seconds
+        self._warm, self.record.seconds = True, self.seconds
+        if trainer.global_step % self.every == 0 and self.record.tokens_per_s:
+            row = {"speed/tokens_per_s": self.record.tokens_per_s, "speed/seconds": self.seconds}
+            for logger in trainer.loggers:
+                logger.log_metrics(row, trainer.global_step)
+
+
+DEAD = 0.1  # an expert with less than this part of the uniform share, over a window, is dead
+
+
+class RoutingHealth(LeanCallback):
+    """Logs how each layer's load is spread over its experts every `every` optimizer steps, and prints alarms.
+
+    Rows are over the steps since the last row; a dense model has none.
+
+    moe/load_entropy/<layer>  entropy of the shares over its maximum: 1 when uniform, 0 when one expert takes all
+    moe/cv/<layer>            standard deviation of the shares over their mean
+    moe/max_violation/<layer> share of the busiest expert over the uniform one, less 1 (Wang et al. 2024,
+                              arXiv:2408.15664)
+    moe/load/<layer>/<expert> share of each expert, where there are at most 64
+    moe/dead/<layer>          experts with less than a tenth of the uniform share over the last window of at least
+                              `window` tokens; logged once a window has passed
+
+    Alarms name layer and expert, and are printed once until the layer has recovered:
+
+    collapse  load entropy below `entropy` in `patience` consecutive rows
+    dead      an expert dead in two consecutive windows
+    gaming    a balance loss below `floor` in `patience` consecutive rows, impossible for scores that sum to 1
+
+    Counts are those of the global batch, over ranks. Resumed with the run.
     """
 
     def __init__(
         self,
-        folder: Path,
-        corpus: Corpus,
-        num: int = 3,
-        length: int = 120,
-        temperature: float = 0.7,
-        prompt: str | None = None,
-        seed: int = 0,
+        every: int = 10,
+        window: int = 100_000,
+        patience: int = 5,
+        entropy: float = 0.5,
+        floor: float = 0.9,
     ) -> None:
-        if num < 1 or length < 1 or temperature <= 0:
+        if every < 1 or window < 1 or patience < 1:
             raise ValueError(
-                f"callbacks.samples: num={num}, length={length} must be at least 1, temperature={temperature} positive"
+                f"callbacks.routing: every={every}, window={window}, patience={patience} must each be >= 1"
             )
-        self.path, self.corpus = folder / "samples.txt", corpus
-        self.num, self.length, self.temperature, self.prompt, self.seed = num, length, temperature, prompt, seed
-        self.texts: list[str] = []
+        if not 0 <= entropy <= 1 or not 0 <= floor <= 1:
+            raise ValueError(f"callbacks.routing: entropy={entropy} and floor={floor} must be in [0, 1]")
+        self.every, self.window, self.patience, self.entropy, self.floor = every, window, patience, entropy, floor
+        self.loads: dict[str, Tensor] = {}  # since the last row
+        self.windows: dict[str, Tensor] = {}  # since the last window was full
+        self.tokens = 0.0  # of the windows
+        self.dead: dict[str, list[int]] = {}  # experts that were dead in the last window
+        self.streaks: dict[str, int] = {}  # consecutive rows with the same alarm
+        self.alarmed: set[str] = set()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step != trainer.max_steps:
+    def state_dict(self) -> Json:
+        if not self.windows:
+            return {}
+        loads, windows = ({layer: v.cpu() for layer, v in sums.items()} for sums in (self.loads, self.windows))
+        counts = {"tokens": self.tokens, "dead": self.dead, "streaks": self.streaks, "alarmed": sorted(self.alarmed)}
+        return {**counts, "loads": loads, "windows": windows}
+
+    def load_state_dict(self, state_dict: Json) -> None:
+        self.loads, self.windows, self.tokens = state_dict["loads"], state_dict["windows"], state_dict["tokens"]
+        self.dead, self.streaks, self.alarmed = state_dict["dead"], state_dict["streaks"], set(state_dict["alarmed"])
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        last = pl_module.last
+        loads = {
+            name.partition("/")[2]: value
+            for name, value in last.items()
+            if isinstance(value, Tensor) and name.startswith("load/")
+        }
+        if not loads:
             return
-        with whole(pl_module.model):  # type: ignore[arg-type]
-            if trainer.is_global_zero:
-                self.write(pl_module.model, trainer.loggers)
-
-    def write(self, model: Any, loggers: list[Any]) -> None:
-        """Generates, writes and shows. A bidirectional model has no continuation, so it is left alone."""
-        if not model.causal:
+        for layer, load in loads.items():
+            for sums in (self.loads, self.windows):
+                sums[layer] = sums[layer].to(load.device) + load if layer in sums else load
+        self.tokens += float(last["tokens"])
+        step = trainer.global_step
+        if step % self.every and step != trainer.max_steps:
             return
-        tokenizer = self.corpus.tokenizer
-        ids = tokenizer.encode(self.prompt) if self.prompt else self._validation_prompt()
-        device = next(model.parameters()).device
-        prompts = torch.tensor([ids] * self.num, device=device)
-        generator = torch.Generator(device).manual_seed(self.seed)
-        made = generate(model, prompts, self.length, temperature=self.temperature, generator=generator)
-        start = tokenizer.decode(ids)
-        self.texts = [tokenizer.decode(row[len(ids) :].tolist()) for row in made.cpu()]
-        blocks = [f"--- {number}\n{start}>>>{text}\n" for number, text in enumerate(self.texts, start=1)]
-        self.path.write_text("".join(blocks))
-        for logger in loggers:
-            if hasattr(logger, "log_text"):
-                rows = [[start, text] for text in self.texts]
-                logger.log_text("samples", columns=["prompt", "continuation"], data=rows)
+        row, alarms = self.report(last)
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step)
+        if trainer.is_global_zero:
+            for alarm in alarms:
+                print(f"routing at step {step:,}: {alarm}", file=sys.stderr)
 
-    def _validation_prompt(self, tokens: int = 32) -> list[int]:
-        samples = next(iter(self.corpus.validation.values()))
-        import numpy as np
+    def report(self, last: Mapping[str, Tensor | float]) -> tuple[dict[str, float], list[str]]:
+        """The row of metrics, and the alarms that are new."""
+        row: dict[str, float] = {}
+        alarms: list[str] = []
+        full = self.tokens >= self.window
+        for layer, load in self.loads.items():
+            share = load.double() / load.sum().clamp(min=1)
+            shape = statistics(share.cpu())
+            row |= {f"moe/{name}/{layer}": value for name, value in shape.items()}
+            if len(share) <= 64:
+                row |= {f"moe/load/{layer}/{expert}": value for expert, value in enumerate(share.tolist())}
+            busiest = int(share.argmax())
+            text = f"layer {layer} collapses onto expert {busiest}, which gets {share[busiest]:.0%} of the load"
+            alarms += self._alarm(f"collapse/{layer}", shape["load_entropy"] < self.entropy, self.patience, text)
+            balance = float(last.get(f"balance/{layer}", 1.0))
+            text = f"layer {layer} has a balance loss of {balance:.3f}, below 1: its scores are not a distribution"
+            alarms += self._alarm(f"gaming/{layer}", balance < self.floor, self.patience, text)
+            if full:
+                alarms += self._count_dead(layer, row)
+        self.loads = {}
+        if full:
+            self.windows, self.tokens = {}, 0.0
+        return row, alarms
 
-        batch = samples.gather(np.array([len(samples) // 2]))
-        return batch.tokens[0, :tokens].tolist()
+    def _count_dead(self, layer: str, row: dict[str, float]) -> list[str]:
+        counts = self.windows[layer]
+        dead = (counts * len(counts) < DEAD * counts.sum()).nonzero().flatten().tolist()
+        again = sorted(set(dead) & set(self.dead.get(layer, [])))
+        self.dead[layer] = dead
+        row[f"moe/dead/{layer}"] = float(len(dead))
+        names = ", ".join(map(str, again))
+        return self._alarm(f"dead/{layer}", bool(again), 1, f"layer {layer}: dead for two windows: expert {names}")
+
+    def _alarm(self, name: str, wrong: bool, patience: int, text: str) -> list[str]:
+        self.streaks[name] = self.streaks.get(name, 0) + 1 if wrong else 0
+        if not wrong:
+            self.alarmed.discard(name)
+        if self.streaks[name] < patience or name in self.alarmed:
+            return []
+        self.alarmed.add(name)
+        return [text]
+
+
+def statistics(share: Tensor) -> dict[str, float]:
+    """How uneven the shares are: entropy over its maximum, deviation over mean, excess of the largest."""
+    experts = len(share)
+    entropy = -(share * share.clamp_min(1e-12).log()).sum() / math.log(experts)
+    return {
+        "load_entropy": float(entropy),
+        "cv": float(share.std(correction=0) * experts),
+        "max_violation": float(share.max() * experts - 1),
+    }

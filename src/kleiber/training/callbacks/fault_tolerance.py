@@ -1,0 +1,265 @@
+"""Callbacks for runs that are interrupted or become unstable: checkpoints, preemption, and spikes of the loss.
+
+After SIGTERM or SIGUSR1 a run saves a checkpoint after the current step and ends with exit code 75. A scheduler that
+reads 75 (or the status `preempted`) starts the same command again, which continues bit-identically.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import statistics
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+
+from kleiber.config.signals import SIGNALS, Preempted
+from kleiber.nn.sharding import gathered, whole
+from kleiber.training import checkpoint
+from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
+from kleiber.training.lit import LitLM
+from kleiber.training.step import Diverged
+from kleiber.types.batch import Batch
+from kleiber.types.plain import Json
+
+
+class Checkpoints(LeanCallback):
+    """Saves a checkpoint every `every` optimizer steps and after the last one, and keeps the newest `keep`.
+
+    every         None means ten times a run, at least every 1000 steps; 0 only after the last step
+    branch_steps  steps where later stages begin: checkpoints are saved there too, and are kept
+
+    A checkpoint that the disk has no room for ends the run with status failed; the one before it stays valid.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config_hash: str,
+        every: int | None = None,
+        keep: int = 2,
+        branch_steps: Sequence[int] = (),
+    ) -> None:
+        if keep < 1 or (every is not None and every < 0):
+            raise ValueError(f"callbacks.checkpoints: keep={keep} must be at least 1, every={every} at least 0 or null")
+        self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
+        self.branch_steps = frozenset(branch_steps)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
+        if self.every is None:
+            self.every = max(1, min(1000, trainer.max_steps // 10))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        if self.due(trainer):
+            self.save(trainer, pl_module)
+
+    def due(self, trainer: Trainer) -> bool:
+        """Whether a checkpoint is saved after the step that was just made."""
+        step = trainer.global_step
+        return step == trainer.max_steps or step in self.branch_steps or bool(self.every and step % self.every == 0)
+
+    def save(self, trainer: Trainer, pl_module: LitLM) -> None:
+        """Saves the state after the latest step: rank 0 collects the shares of the others, which wait for it."""
+        (optimizer,) = trainer.optimizers
+        state = gathered(checkpoint.optimizer_state(optimizer), keep=trainer.is_global_zero)
+        with whole(pl_module.model):
+            if trainer.is_global_zero:
+                self.write(trainer, pl_module, state)
+        if torch.distributed.is_initialized():
+            trainer.strategy.barrier()
+
+    def write(self, trainer: Trainer, pl_module: LitLM, optimizer: Json) -> None:
+        """Writes the checkpoint, with `optimizer` as the optimizer's state by parameter name."""
+        callbacks = {callback.state_key: callback.state_dict() for callback in callbacks_of(trainer)}
+        state = {
+            "optimizer": optimizer,
+            "retention": {method_name(method): method.state_dict() for method in pl_module.retention},
+            "micro_batch": pl_module.micro_batch,
+            "callbacks": {key: state for key, state in callbacks.items() if state},
+        }
+        model = pl_module.model
+        names = checkpoint.trained_names(model) if pl_module.partial else None
+        checkpoint.save(self.folder, trainer.global_step, model, state, self.config_hash, names)
+        checkpoint.tidy(self.folder, self.keep, [self.folder / checkpoint.name(s) for s in self.branch_steps])
+
+
+def method_name(method: nn.Module) -> str:
+    """The name of a retention method in configs and checkpoints."""
+    return type(method).__name__.lower()
+
+
+def restore_callbacks(callbacks: Sequence[Callback], state: Mapping[str, Json], own: bool = True) -> None:
+    """Gives each callback the state that it saved.
+
+    own  whether the stage itself saved it; from a parent's state, a callback with `of_one_stage` takes nothing
+    """
+    for callback in callbacks:
+        inherits = own or not (isinstance(callback, LeanCallback) and callback.of_one_stage)
+        if inherits and callback.state_key in state:
+            callback.load_state_dict(state[callback.state_key])
+
+
+class Preempt(LeanCallback):
+    """Raises Preempted after the step in which any rank received a signal, once a checkpoint of that step is saved.
+
+    All ranks count the same steps, so they end after the same one. It has to come after `checkpoints`.
+    """
+
+    def __init__(self, checkpoints: Checkpoints | None) -> None:
+        self.checkpoints = checkpoints
+        self.received = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LitLM) -> None:
+        # Replaces Lightning's handlers, which would end the run without a checkpoint. After the fit Lightning restores
+        # the handlers from before it.
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self.note)
+
+    def note(self, number: int, frame: object) -> None:
+        self.received = number
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        step = trainer.global_step
+        number = self._of_any_rank(trainer)
+        if not number or step == trainer.max_steps:  # a finished run is not interrupted
+            return
+        outcome = "without checkpoints the run starts again from the beginning"
+        if self.checkpoints is not None:
+            if not self.checkpoints.due(trainer):
+                self.checkpoints.save(trainer, pl_module)
+            outcome = "a checkpoint is saved"
+        raise Preempted(f"{signal.Signals(number).name} at step {step:,}: {outcome}")
+
+    def _of_any_rank(self, trainer: Trainer) -> int:
+        if trainer.world_size == 1:
+            return self.received
+        number = torch.tensor(self.received, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+        return int(number)
+
+
+SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
+IN_A_ROW = 10  # skipped steps in a row that end the run: the loss has changed its level
+
+
+class Stability(LeanCallback):
+    """Detects spikes of loss and gradient norm, prints them, and can skip their steps.
+
+    A spike is a step whose cross-entropy is above median + max(`deviations` robust standard deviations, `least` nats),
+    or whose gradient norm is above `norms` medians, over the last `window` steps. It is printed once, with its step and
+    samples, and ends when a step is below both thresholds. Logs train/spikes and train/skipped, counted from the start.
+    Resumed with the run.
+
+    policy     tell: print the spike and go on; skip: leave weights and optimizer as they were and go on with the next
+               batch (of Chowdhery et al. 2022, arXiv:2204.02311, section 5.1, who also went back 100 steps)
+    nonfinite  halt: a loss or gradient that is not finite ends the run; skip: the step is skipped
+
+    More than ten skipped steps in a row end the run as diverged.
+    """
+
+    def __init__(
+        self,
+        window: int = 50,
+        deviations: float = 8.0,
+        least: float = 0.3,
+        norms: float = 10.0,
+        policy: Literal["tell", "skip"] = "tell",
+        nonfinite: Literal["halt", "skip"] = "halt",
+    ) -> None:
+        if window < 10 or deviations <= 0 or least <= 0 or norms <= 1:
+            raise ValueError(
+                f"callbacks.stability: window={window} must be at least 10, deviations={deviations} and "
+                f"least={least} positive, norms={norms} above 1"
+            )
+        if policy not in ("tell", "skip") or nonfinite not in ("halt", "skip"):
+            raise ValueError(
+                f"callbacks.stability: policy={policy} is tell or skip, nonfinite={nonfinite} halt or skip"
+            )
+        self.window, self.deviations, self.least, self.norms = window, deviations, least, norms
+        self.policy, self.nonfinite = policy, nonfinite
+        self.recent: deque[float] = deque(maxlen=window)
+        self.recent_norms: deque[float] = deque(maxlen=window)
+        self.spikes = self.skipped = self.in_a_row = 0
+        self.inside = self.began = False  # a spike; its first step
+
+    def state_dict(self) -> Json:
+        return {
+            "recent": list(self.recent), "norms": list(self.recent_norms), "spikes": self.spikes,
+            "skipped": self.skipped, "in_a_row": self.in_a_row, "inside": self.inside,
+        }  # fmt: skip
+
+    def load_state_dict(self, state_dict: Json) -> None:
+        self.recent = deque(state_dict["recent"], maxlen=self.window)
+        self.recent_norms = deque(state_dict.get("norms", ()), maxlen=self.window)
+        self.spikes, self.inside = state_dict["spikes"], state_dict["inside"]
+        self.skipped, self.in_a_row = state_dict.get("skipped", 0), state_dict.get("in_a_row", 0)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
+        pl_module.guard = self
+
+    def refuses(self, loss: float, norm: float) -> bool:
+        """Whether to skip a step, decided before it changes a weight from numbers that are the same on every rank."""
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        usual = median(self.recent_norms, self.window)
+        leaps = not finite or self.above(loss) or (usual is not None and norm > self.norms * usual)
+        self.began = leaps and not self.inside
+        self.spikes += self.began
+        self.inside = leaps
+        if not leaps:  # spikes do not count for the medians
+            self.recent.append(loss)
+            self.recent_norms.append(norm)
+        refused = leaps and (self.policy if finite else self.nonfinite) == "skip"
+        self.skipped += refused
+        self.in_a_row = self.in_a_row + 1 if refused else 0
+        if self.in_a_row > IN_A_ROW:
+            raise Diverged(f"more than {IN_A_ROW} steps in a row were skipped as spikes, the last with loss {loss:g}")
+        return refused
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, outputs: object, batch: Batch, *_: object) -> None:
+        if self.began:
+            self._print_spike(trainer, float(pl_module.last["ce"]), batch)
+        elif self.in_a_row:
+            self._log(trainer)
+
+    def above(self, loss: float) -> bool:
+        """Whether a step with that loss is a spike. Computes the slow threshold only where it matters."""
+        usual = median(self.recent, self.window)
+        if usual is None or loss <= usual + self.least:
+            return False
+        threshold = self.threshold()
+        return threshold is not None and loss > threshold
+
+    def threshold(self) -> float | None:
+        """The loss in nats above which a step is a spike; None for the first half window."""
+        usual = median(self.recent, self.window)
+        if usual is None:
+            return None
+        spread = SIGMA * statistics.median(abs(value - usual) for value in self.recent)
+        return usual + max(self.deviations * spread, self.least)
+
+    def _log(self, trainer: Trainer) -> None:
+        row = {"train/spikes": float(self.spikes)} | ({"train/skipped": float(self.skipped)} if self.skipped else {})
+        for logger in trainer.loggers:
+            logger.log_metrics(row, trainer.global_step)
+
+    def _print_spike(self, trainer: Trainer, loss: float, batch: Batch) -> None:
+        self._log(trainer)
+        if trainer.is_global_zero:
+            usual = median(self.recent, self.window)
+            before = "" if usual is None else f" after {usual:.3f}"
+            samples = "" if batch.samples is None else f"; samples {batch.samples[:4].tolist()}..."
+            done = ", skipped" if self.in_a_row else ""
+            print(f"loss spike at step {trainer.global_step:,}: {loss:.3f}{before}{samples}{done}", file=sys.stderr)
+
+
+def median(values: Sequence[float], window: int) -> float | None:
+    """The median; None for the first half window."""
+    return statistics.median(values) if len(values) >= window // 2 else None
