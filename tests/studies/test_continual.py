@@ -8,7 +8,7 @@ import yaml
 
 from kleiber.launch.main import main as launch
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare import sequence_rows
+from kleiber.studies.compare import task_rows
 from kleiber.studies.continual import Continual, matrices
 
 # R of plain training over a > b > c, in nats, and before any training.
@@ -83,7 +83,7 @@ def study(tmp_path_factory):
 
 
 def one(study, method="none", order="a > b > c", seed=0):
-    rows = sequence_rows.outcomes(read_runs(study), 0.02)
+    rows = task_rows.sequence_rows(read_runs(study), 0.02)
     return rows[(rows["method"] == method) & (rows["order"] == order) & (rows["seed"] == seed)].iloc[0]
 
 
@@ -108,9 +108,9 @@ def test_the_order_of_stages_and_not_of_columns_decides(study):
 
 def test_a_reference_is_that_of_the_seed_at_the_rate_that_is_best_on_average(study):
     assert one(study, seed=1)["intransigence"] == pytest.approx(one(study)["intransigence"])
-    alone = sequence_rows.alone_scores(read_runs(study))
-    assert sequence_rows.reference(alone, "scratch", "a", 7) == pytest.approx(-0.905), "the mean of the seeds"
-    assert sequence_rows.reference(alone, "elsewhere", "a", 0) != sequence_rows.reference(alone, "elsewhere", "a", 0)
+    alone = task_rows.alone_scores(read_runs(study))
+    assert task_rows.reference(alone, "scratch", "a", 7) == pytest.approx(-0.905), "the mean of the seeds"
+    assert task_rows.reference(alone, "elsewhere", "a", 0) != task_rows.reference(alone, "elsewhere", "a", 0)
 
 
 def test_methods_are_compared_within_order_and_seed(study):
@@ -137,7 +137,7 @@ def test_each_method_stands_at_its_best_setting(tmp_path):
 
 def test_tasks_of_the_start_are_upstream_and_not_averaged(tmp_path):
     write_sequence(tmp_path / "s", extra=(1.3,), start="base")
-    row = sequence_rows.outcomes(read_runs(tmp_path / "s"), 0.02).iloc[0]
+    row = task_rows.sequence_rows(read_runs(tmp_path / "s"), 0.02).iloc[0]
     assert row["upstream"] == pytest.approx(0.3) and row["ACC"] == pytest.approx(-4.9 / 3)
     table = Continual().analyse(read_runs(tmp_path / "s")).tables["Forgetting by task"]
     assert {told["task"]: told["forgetting"] for told in table} == pytest.approx(
@@ -150,7 +150,7 @@ def test_heads_of_their_own_tell_no_forward_transfer(tmp_path):
     text = (folder / "summary.json").read_text()
     text = text.replace("/loss", "/accuracy").replace('"clm"', '"classify"').replace("false", "true")
     (folder / "summary.json").write_text(text)
-    rows = sequence_rows.outcomes(read_runs(tmp_path / "s"), 0.02)
+    rows = task_rows.sequence_rows(read_runs(tmp_path / "s"), 0.02)
     row = rows.iloc[0]
     assert row["FWT"] != row["FWT"] and row["ACC"] == pytest.approx(4.9 / 3) and row["kind"] == "accuracy"
     shown = matrices(rows)
@@ -265,5 +265,5 @@ def test_arms_that_differ_in_their_schedule_are_two_settings(tmp_path):
         folder = write_sequence(tmp_path / schedule, "none")
         (folder / "overrides.yaml").write_text(yaml.safe_dump([f"schedule={schedule}", "optimizer.lr=0.01", "seed=0"]))
         folder.rename(folder.with_name(f"{folder.name}-{schedule}"))
-    rows = sequence_rows.outcomes(read_runs(tmp_path), 0.02)
+    rows = task_rows.sequence_rows(read_runs(tmp_path), 0.02)
     assert set(rows["setting"]) == {"schedule=wsd", "schedule=constant"}

@@ -9,7 +9,7 @@ import yaml
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
-from kleiber.studies import forgetting_law_figures as plots
+from kleiber.studies import forgetting_figures as plots
 from kleiber.studies.compare.contrast import trends
 from kleiber.studies.forgetting_law import ForgettingLaw, grid, headline
 
