@@ -1,6 +1,5 @@
 """What pre-training gives: planned in rounds, tuned, paired with the same model from nothing, counted in labels."""
 
-import json
 import math
 
 import pytest
@@ -57,11 +56,3 @@ def test_one_seed_makes_no_claim(runs):
     found = Transfer().analyse([run for run in runs if run.summary["seed"] == 0])
     assert not any(one["code"].startswith("mlm") for one in found.verdicts) and "no interval: 1 seed" in found.headline
     assert any(one["code"] == "few_seeds" for one in found.verdicts)
-
-
-def test_every_figure_is_drawn(runs):
-    pytest.importorskip("altair")
-    made = Transfer().analyse(runs).figures
-    assert list(made) == ["gaps", "labels", "transferred", "texts"]
-    for name, make in made.items():
-        assert "toy" in json.dumps(make().to_dict()), name
