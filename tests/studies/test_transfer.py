@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_run import fake_run
 
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.compare.transfer_rows import best_rates, needed, rows_of
@@ -40,15 +41,12 @@ def write(home: Path, lines: list[str], **metrics: float) -> Path:
     folder = home / f"run{len(list(home.glob('*')))}"
     (folder / "tokenizer").mkdir(parents=True)
     stage = {
-        "name": "main", "tasks": ["toy"], "lr": float(told.get("optimizer.lr", 0.02)), "seconds": 1.0,
+        "tasks": ["toy"], "lr": float(told.get("optimizer.lr", 0.02)),
         "metrics": {f"val/toy/{key}": value for key, value in metrics.items()},
-        "data": {"tokens": 1000 * float(told.get("data.share", 1))}, "params": {"total": 10, "non_embedding": 5},
+        "data": {"tokens": round(1000 * float(told.get("data.share", 1)))}, "params": {"total": 10, "non_embedding": 5},
     }  # fmt: skip
-    summary = {"status": "finished", "seed": int(told["seed"]), "stages": [stage]}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "config.yaml").write_text(yaml.safe_dump({"study": study, "seed": int(told["seed"]), "data": {}}))
-    (folder / "overrides.yaml").write_text(yaml.safe_dump(lines))
-    return folder
+    seed = int(told["seed"])
+    return fake_run(folder, [stage], config={"study": study, "seed": seed, "data": {}}, overrides=lines, seed=seed)
 
 
 def base(kind: str, source: str, seed: int) -> list[str]:
