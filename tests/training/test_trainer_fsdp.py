@@ -11,7 +11,7 @@ import pytest
 from processes import alive, rank_of, wait_for
 from safetensors.torch import load_file
 from small_run import REPOSITORY, TINY
-from test_ddp import ends, rows
+from training.test_trainer_ddp import ends, rows
 
 OPTIONS = [
     "trainer.precision=64", "model.depth=2", "model.context=64", "data.max_bytes=20000", "budget.steps=8",
