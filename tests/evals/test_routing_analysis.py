@@ -36,7 +36,7 @@ from kleiber.types.batch import Batch
 VOCAB, CONTEXT = 30, 16
 
 
-class Rows:
+class Rows(HeldOut):
     """Rows of random tokens from a part of the vocabulary; the last row is half padding."""
 
     def __init__(self, low: int, high: int, rows: int = 12) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from kleiber.objectives.clm import CLM
 from kleiber.retention.ewc import EWC, fisher, raw_fisher
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Predictions, Task
+from kleiber.types.contracts import Objective, Predictions, Samples, Task
 
 from .toys import NEW, OLD, TASKS, Language, learned, model, train
 
@@ -43,8 +43,8 @@ class Softmax(nn.Module):
         self.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
 
 
-class Regression:
-    likelihood = False
+class Regression(Objective):
+    has_predictions = True
 
     def __call__(self, net, batch):
         raise AssertionError("the Fisher information asks for no data label")
@@ -53,7 +53,7 @@ class Regression:
         return Predictions(batch.labels, net.head, torch.ones(batch.labels.shape[:-1]))
 
 
-class Features:
+class Features(Samples):
     """Sequences of three rows of features each, the same few over and over."""
 
     def __init__(self, features, times):
@@ -112,7 +112,7 @@ def test_online_information_decays_and_knows_each_task_once():
 
 def test_an_objective_that_predicts_no_outcomes_is_refused():
     class Preferences(CLM):
-        predictions = property()  # as if it had none
+        has_predictions = False
 
     with pytest.raises(ValueError, match="old was trained by Preferences"):
         EWC().begin_stage(model(), [Task("old", Preferences(), OLD, OLD)], 0)
