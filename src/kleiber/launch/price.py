@@ -2,7 +2,7 @@
 
 `dry_run=true` prints it, `dry_run=FILE.json` writes it too.
 
-FILE.json is {schema: "kleiber.runs.plan/1", runs, params, flops, tokens, seconds, memory_bytes, cells: [{name, params,
+FILE.json is {schema: "kleiber.plan/1", runs, params, flops, tokens, seconds, memory_bytes, cells: [{name, params,
 flops, tokens, seconds}]}:
 
 runs          everything that will be trained, fine-tunes of bases included that are not trained yet
@@ -35,7 +35,7 @@ from kleiber.config.errors import ConfigError
 from kleiber.records import folder
 from kleiber.records.summary import write_json
 
-SCHEMA = "kleiber.runs.plan/1"
+SCHEMA = "kleiber.plan/1"
 NONE = "no run was started (dry_run)"
 FARTHER = 10.0  # target compute over the largest point's, where the design names none
 SHOWN = 24  # cells that are listed one by one
