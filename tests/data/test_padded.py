@@ -9,6 +9,7 @@ import torch
 from kleiber.data.padding import Held, pad, sizes
 from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import Samples
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from kleiber.nn.routers.sigmoid import LossFree
 from kleiber.nn.routers.topk import TopK
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import HeldOut
 
 VOCAB, CONTEXT = 30, 16
 

@@ -11,7 +11,7 @@ from kleiber.objectives.clm import CLM
 from kleiber.retention.memory import Written, partners, write
 from kleiber.retention.replay import Replay
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Task
+from kleiber.types.contracts import Objective, Task
 
 from .toys import CONTEXT, NEW, OLD, TASKS, Language, Letters, learned, model
 

@@ -13,7 +13,7 @@ import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ def sizes(
     return total[starts + kept] - total[starts]
 
 
+@runtime_checkable
 class Measured(Protocol):
     """Samples with the length and the bytes of each: what is real, without padding."""
 

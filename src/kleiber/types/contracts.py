@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
@@ -92,6 +92,7 @@ class HeldOut(Samples):
         raise NotImplementedError
 
 
+@runtime_checkable
 class Corpus(Protocol):
     """Prepared data of one stage: training samples, and validation samples by domain."""
 
