@@ -122,7 +122,7 @@ def total_lines(
 
 def interval_lines(configs: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the points of a design promise, where a law of N and D is asked of them."""
-    from kleiber.studies.designs.plan_check import study_of
+    from kleiber.studies.designs.sizes import study_of
 
     study = study_of(configs[0])
     if configs[0]["design"] is None or study is None or set(study.law_inputs()) != {"N", "D"}:
@@ -132,8 +132,8 @@ def interval_lines(configs: Sequence[Mapping[str, Any]], cells: Sequence[Mapping
 
 def expected(design: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
     """The half-width that the points promise at the design's target, in words."""
-    from kleiber.studies.designs.information import Noise, Points, half_width
     from kleiber.studies.designs.plan import planning_laws
+    from kleiber.studies.designs.search import Noise, Points, half_width
 
     rows = [
         (end["active"], end["tokens"], trunk, end["flops_per_token"])
