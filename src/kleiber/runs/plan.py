@@ -93,16 +93,16 @@ def make_plan(
     earlier = [] if before or cfg.init is None else distinct_tasks(build(cfg.init).tasks(cfg, corpus), corpus)
     outputs = dict(before.outputs) if before else {}
     for reader in (*(task.objective for task in earlier), objective):
-        outputs |= getattr(reader, "outputs", {})
+        outputs |= reader.outputs
     if before is not None:
         check_same_tokenizer(before.corpus, corpus, "stages.chain")
     model = before.model if before is not None else (model_of or build_model)(cfg, corpus, {})
     add_heads(model, outputs)
     parameters = count_parameters(model)
-    sides = getattr(corpus.train, "sides", 1)
-    padded = hasattr(corpus.train, "lengths") and sides == 1  # a pair's two rows are of different lengths
+    sides = corpus.train.sides
+    padded = corpus.train.padded and sides == 1  # a pair's two rows are of different lengths
     rows = samples_of(cfg.batch.tokens, context * sides, hardware.world_size)
-    flops = training_flops(model, row_tokens(corpus.train, sides), getattr(objective, "outputs", {}))
+    flops = training_flops(model, row_tokens(corpus.train, sides), objective.outputs)
     batch = step_tokens(corpus.train, rows)
     steps = Budget(**cfg.budget).num_steps(batch_tokens=batch, active_params=parameters.active, flops_per_token=flops)
     share = -(-rows // hardware.world_size)

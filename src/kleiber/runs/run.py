@@ -161,13 +161,12 @@ class RankZeroRun:
 
     def _put(self, stage: dict[str, Any]) -> None:
         from kleiber.config.stages import ONLY
-        from kleiber.evals.perplexity import main_metric
         from kleiber.records.stage_record import score_matrix
         from kleiber.training.loggers import prefixed
 
         self.summary.put_stage(stage)
         if stage["start_metrics"]:
-            metrics = {task.name: main_metric(task) for task in self.tree.tasks}
+            metrics = {t.name: (t.objective.metric, t.objective.higher_is_better) for t in self.tree.tasks}
             self.summary.update(R=score_matrix(metrics, self.summary.values["stages"]))
         name = None if stage["name"] == ONLY else stage["name"]
         for run in self._wandb_runs():
@@ -198,7 +197,7 @@ def keep_tokenizer(tokenizer: Any, folder: Path) -> None:
     from kleiber.data.tokenizers.pretrained import CONFIG, FILE
     from kleiber.records.folder import TOKENIZER
 
-    if getattr(tokenizer, "path", None) is None:
+    if tokenizer.path is None:
         return
     (folder / TOKENIZER).mkdir(exist_ok=True)
     shutil.copy(tokenizer.path, folder / TOKENIZER / FILE)

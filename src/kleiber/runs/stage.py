@@ -9,7 +9,6 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,7 +34,8 @@ from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
 from kleiber.training.trainer import peak_flops, peak_memory_bytes
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Retention, Samples
+from kleiber.types.contracts import Objective, Retention, Samples
+from kleiber.types.model import Model
 from kleiber.types.plain import Json
 
 
@@ -77,7 +77,7 @@ def remove_branch_checkpoints(tree: Tree, branch: Stage, unfinished: Sequence[St
     checkpoint.tidy(folder, branch.config.callbacks.checkpoints.keep, needed)
 
 
-def run_stage(tree: Tree, stage: Stage, model: Any) -> StageRecord:
+def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     """Trains to the stage's last step, evaluates, and returns the stage's record."""
     cfg, plan, hardware = stage.config, dataclasses.replace(stage.plan, model=model), tree.hardware
     saved, resumed = newest_checkpoint(tree, stage)
@@ -125,16 +125,14 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> StageRecord:
     return record
 
 
-def begin_objective(tree: Tree, stage: Stage, model: Any) -> None:
+def begin_objective(tree: Tree, stage: Stage, model: Model | None) -> None:
     """Lets the objective read the model that the stage begins with (a branch: its trunk's).
 
     For a stage that has checkpoints it reads the results of then.
     """
-    ask = getattr(stage.plan.objective, "begin", None)
-    if ask is not None:
-        first = stage.parent if stage.continues and stage.parent else stage.name
-        with tree.hardware.place.precision(tree.hardware.device):  # as in training
-            ask(model, stage.plan.corpus, tree.checkpoints(first).parent)
+    first = stage.parent if stage.continues and stage.parent else stage.name
+    with tree.hardware.place.precision(tree.hardware.device):  # as in training
+        stage.plan.objective.begin(model, stage.plan.corpus, tree.checkpoints(first).parent)
 
 
 def newest_checkpoint(tree: Tree, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:
@@ -151,7 +149,7 @@ def newest_checkpoint(tree: Tree, stage: Stage) -> tuple[checkpoint.Checkpoint |
     return saved, saved is not None
 
 
-def load_weights(tree: Tree, stage: Stage, model: Any, saved: checkpoint.Checkpoint | None) -> None:
+def load_weights(tree: Tree, stage: Stage, model: Model, saved: checkpoint.Checkpoint | None) -> None:
     """Loads the weights that the stage begins or continues with, and freezes those that it does not train.
 
     With an adapter, a checkpoint holds the trained weights alone, and the others are those that the stage began with.
@@ -167,7 +165,7 @@ def load_weights(tree: Tree, stage: Stage, model: Any, saved: checkpoint.Checkpo
         saved.load_model(model, checkpoint.trained_names(model) if adapted else None)
 
 
-def load_start(tree: Tree, stage: Stage, model: Any) -> bool:
+def load_start(tree: Tree, stage: Stage, model: Model) -> bool:
     """Loads the trained weights that a stage begins with. Returns whether there are any."""
     if stage.parent is not None and not stage.continues:
         load_stage(model, tree.folder, stage.parent)
@@ -177,7 +175,7 @@ def load_start(tree: Tree, stage: Stage, model: Any) -> bool:
     return tree.from_weights and stage.parent is None and tree.start_point is not None
 
 
-def stage_drift(tree: Tree, stage: Stage, model: Any, tasks: TasksAround) -> Scores:
+def stage_drift(tree: Tree, stage: Stage, model: Model, tasks: TasksAround) -> Scores:
     """How far the stage has moved the model from the trained weights that it began with; {} for a new model."""
     if stage.continues or not tree.from_weights:
         return {}
@@ -192,18 +190,17 @@ def stage_drift(tree: Tree, stage: Stage, model: Any, tasks: TasksAround) -> Sco
     return before | drift(start, after, tasks.earlier, tasks.own, *options)
 
 
-def freeze_unused_heads(model: Any, objective: Any) -> None:
+def freeze_unused_heads(model: Model, objective: Objective) -> None:
     """Freezes the output layers that the objective does not read, which get no gradient."""
-    own = getattr(objective, "outputs", {})
     for name, head in model.heads.items():
-        if name not in own:
+        if name not in objective.outputs:
             head.requires_grad_(False)
-    if own:
+    if objective.outputs:
         model.leave_out_head()
 
 
 def begin_retention(
-    methods: Sequence[Retention], tree: Tree, stage: Stage, model: Any, tasks: TasksAround, saved: Json | None
+    methods: Sequence[Retention], tree: Tree, stage: Stage, model: Model, tasks: TasksAround, saved: Json | None
 ) -> Samples:
     """Loads the memory of the methods and returns the samples that the stage trains on.
 
@@ -231,7 +228,7 @@ def begin_retention(
     return samples
 
 
-def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model: Any, evaluate: Evaluate) -> None:
+def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model: Model, evaluate: Evaluate) -> None:
     """Scores the further checkpoints that methods make of a finished stage, under their names.
 
     The methods get plain weights: an adapter's updates are merged into a copy of the model first.
@@ -274,7 +271,7 @@ def new_record(tree: Tree, stage: Stage, tasks: TasksAround) -> StageRecord:
     )  # fmt: skip
 
 
-def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Any) -> None:
+def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Model) -> None:
     """Adds what was trained and what it cost; tokens, samples and FLOPs are those since the root of the tree."""
     plan, cfg = stage.plan, stage.config
     device = torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
@@ -284,7 +281,7 @@ def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Any) -
     before = {"tokens": 0, "samples": 0, "flops": {"model": 0.0, "executed": 0.0, "six_nd": 0.0}}
     if stage.parent and not stage.continues:
         before = tree.done.get(stage.parent) or before
-    heads = getattr(plan.objective, "outputs", {})
+    heads = plan.objective.outputs
     # Of what is trained: an adapter's step is cheaper.
     tokens, flops = plan.tokens, training_flops(model, plan.row_tokens, heads)
     executed = executed_flops(model, plan.row_tokens, tree.hardware.checkpoint_activations, heads)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from kleiber.config.budget import quantity
 from kleiber.data.sampler import evaluation_batches
@@ -25,6 +24,7 @@ from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import Logger, StageLogger
 from kleiber.types.contracts import Corpus
+from kleiber.types.model import Model
 
 
 class FinalScore(LeanCallback):
@@ -44,7 +44,7 @@ class FinalScore(LeanCallback):
         raise NotImplementedError
 
     def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
-        if not getattr(pl_module.model, "causal", True):
+        if not pl_module.model.causal:
             name = type(self).__name__.lower()
             raise ValueError(f"callbacks.{name} scores the next token, which model=bert sees: remove this callback")
 
@@ -147,11 +147,10 @@ class Classes(LeanCallback):
         self.folder, self.corpus, self.rows = folder / "classes", corpus, rows
 
     def on_train_end(self, trainer: Trainer, pl_module: LitLM) -> None:
-        make = getattr(pl_module.objective, "scorer", None)
-        if trainer.global_step != trainer.max_steps or make is None or not hasattr(make(), "report"):
+        if trainer.global_step != trainer.max_steps or not pl_module.objective.class_names:
             return
         for task, samples in self.corpus.validation.items():
-            scorer = make()
+            scorer: Any = pl_module.objective.scorer()
             with trainer.precision_plugin.val_step_context(), whole(pl_module.model):  # type: ignore[arg-type]
                 self.pass_over(pl_module, scorer, samples, trainer.global_rank, trainer.world_size)
             confusion, report = scorer.confusion(), scorer.report()  # every rank: they gather
@@ -234,7 +233,7 @@ class Samples(LeanCallback):
             if trainer.is_global_zero:
                 self.write(pl_module.model, trainer.loggers)
 
-    def write(self, model: nn.Module, loggers: Sequence[Logger]) -> None:
+    def write(self, model: Model, loggers: Sequence[Logger]) -> None:
         """Generates, writes and logs the continuations; does nothing for a bidirectional model, which has none."""
         if not model.causal:
             return

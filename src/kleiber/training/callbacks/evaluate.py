@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kleiber.evals.perplexity import Place, main_metric, scores
+from kleiber.evals.perplexity import Place, scores
 from kleiber.nn.sharding import whole
 from kleiber.records.stage_record import Scores, StageRecord
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
 from kleiber.training.lit import LitLM
 from kleiber.types.contracts import Task
+from kleiber.types.model import Model
 from kleiber.types.plain import Json
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Evaluate(LeanCallback):
         """A metric such as accuracy on a part of the rows is not the published one."""
         for task in self.own:
             scored, rows = len(task.held_out.first(self.tokens)), len(task.held_out)
-            if scored < rows and main_metric(task)[0] != "loss":
+            if scored < rows and task.objective.metric != "loss":
                 log.warning(
                     "%s is scored on the first %d of %d rows: eval.tokens=%d; eval.tokens=null scores all",
                     task.name, scored, rows, self.tokens,
@@ -108,7 +109,7 @@ class Evaluate(LeanCallback):
             row = self.record.metrics if last or due else {}
             self.log_row(trainer, row | self.watch(pl_module.model, self.all if power_of_two else self.earlier))
 
-    def score_other_tasks(self, trainer: Trainer, model: nn.Module) -> None:
+    def score_other_tasks(self, trainer: Trainer, model: Model) -> None:
         """Scores the tasks that are not the stage's own, where a step turns out to be the last one."""
         self.add(trainer, self.scores(model, self.others, self.tokens, "val"))
 
@@ -118,7 +119,7 @@ class Evaluate(LeanCallback):
         for logger in trainer.loggers:
             logger.log_metrics(found, trainer.global_step)
 
-    def watch(self, model: nn.Module, tasks: Sequence[Task]) -> Scores:
+    def watch(self, model: Model, tasks: Sequence[Task]) -> Scores:
         """Scores on a few tokens."""
         return self.scores(model, tasks, self.watched, "watch")
 
@@ -128,7 +129,7 @@ class Evaluate(LeanCallback):
         for logger in trainer.loggers:
             logger.log_metrics(row, trainer.global_step)
 
-    def scores(self, model: nn.Module, tasks: Sequence[Task], tokens: int | None, prefix: str) -> Scores:
+    def scores(self, model: Model, tasks: Sequence[Task], tokens: int | None, prefix: str) -> Scores:
         """Metrics of the model as it is now, by `prefix/<task>/<metric>`; counts the seconds that they take."""
         began = time.perf_counter()
         with whole(model):
