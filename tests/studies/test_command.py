@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from kleiber.studies import fit_command
-from kleiber.studies.laws import file, law
+from kleiber.studies.laws import law, laws_json
 
 from . import ladders
 from .test_golden import GOLDEN
@@ -41,7 +41,7 @@ def fit(csv, *words):
 def valid(path):
     jsonschema = pytest.importorskip("jsonschema")
     found = json.loads(path.read_text())
-    jsonschema.validate(found, json.loads(file.SCHEMA.read_text()))
+    jsonschema.validate(found, json.loads(laws_json.SCHEMA.read_text()))
     return found
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from kleiber.studies.laws.analysis import Options, analyse
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.exclusion import diverged, undertuned, unfinished, without_suspects
 from kleiber.studies.laws.table import load
+from kleiber.studies.laws.verdicts import diverged, undertuned, unfinished, without_suspects
 
 from . import ladders
 

@@ -8,14 +8,14 @@ import pytest
 
 from kleiber.studies.laws.allocation import regress, vertices
 from kleiber.studies.laws.analysis import Options
-from kleiber.studies.laws.bootstrap import Draws, interval
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.file import fitted_values
 from kleiber.studies.laws.fit import fit as fit_law
 from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
-from kleiber.studies.laws.replicates import lack_of_fit
-from kleiber.studies.laws.solve import relative_sigma, rho
+from kleiber.studies.laws.prediction import fitted_values
+from kleiber.studies.laws.problem import relative_sigma, rho
 from kleiber.studies.laws.table import load
+from kleiber.studies.laws.uncertainty import Draws, interval
+from kleiber.studies.laws.verdicts import lack_of_fit
 
 from . import ladders
 from .test_command import csv, fit, run, valid  # noqa: F401  (csv is a fixture)

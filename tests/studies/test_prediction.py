@@ -6,8 +6,7 @@ import pytest
 
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.extrapolation import POWER
-from kleiber.studies.laws.prediction import predict
+from kleiber.studies.laws.prediction import POWER, predict
 
 from . import ladders
 

@@ -76,8 +76,8 @@ def shades(count: int) -> list[str]:
     """Viridis from its dark end to four fifths of the way, by `count` steps."""
     stops = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98]], dtype=np.float64)
     at = np.linspace(0, len(stops) - 1, max(count, 2))[:count]
-    found = [[np.interp(x, range(len(stops)), stops[:, c]) for c in range(3)] for x in at]
-    return ["#" + "".join(f"{round(v):02x}" for v in one) for one in found]
+    colors = [[np.interp(x, range(len(stops)), stops[:, c]) for c in range(3)] for x in at]
+    return ["#" + "".join(f"{round(v):02x}" for v in color) for color in colors]
 
 
 def human(number: float) -> str:

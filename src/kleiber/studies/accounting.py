@@ -19,14 +19,14 @@ class Accounting(Scaling):
     """The options of `Scaling`."""
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
-        found = super().analyse(runs)
-        assert found.law is not None
-        rows = [one for one in found.law["accounting"] if one["approach"].startswith("3")]
+        findings = super().analyse(runs)
+        assert findings.law is not None
+        rows = [one for one in findings.law["accounting"] if one["approach"].startswith("3")]
         if not rows:
-            return replace(found, headline="One way of counting only, or no exponent: nothing to set side by side.")
+            return replace(findings, headline="One way of counting only, or no exponent: nothing to set side by side.")
         low, high = (pick(rows, key=lambda one: one["a"]) for pick in (min, max))
         head = (
             f"Counting moves the allocation exponent from {low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] "
             f"({low['convention']}) to {high['a']:.3f} [{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})"
         )
-        return replace(found, headline=within_budgets(head, found.law))
+        return replace(findings, headline=within_budgets(head, findings.law))

@@ -12,8 +12,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from kleiber.studies.laws.catalog import find, of_record
-from kleiber.studies.laws.file import held_lines, lines, percent, prediction_line
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.laws_json import comparison_lines, lines, percent, prediction_line
+from kleiber.studies.laws.prediction import law_of
 
 Column = Annotated[str | None, typer.Option(help="column, a synonym of --map", show_default=False)]
 
@@ -63,7 +64,8 @@ def fit(
     report: Annotated[Path | None, typer.Option(metavar="OUT.html", help="write a page with figures here")] = None,
 ) -> None:
     """Fit a law to a table of runs: parameters with intervals, backtests, verdicts."""
-    from kleiber.studies.laws import analysis, file
+    from kleiber.studies.laws import analysis
+    from kleiber.studies.laws import laws_json as file
 
     try:
         pages = _pages() if report else None
@@ -80,22 +82,22 @@ def fit(
         )  # fmt: skip
         _check(form, options, delta)
         parts = rows.split(by) if by else {"": rows}
-        found = {group: _one(part, form, law, options, by, group) for group, part in parts.items()}
+        records = {group: _one(part, form, law, options, by, group) for group, part in parts.items()}
         if json:
-            file.write({"schema": "kleiber.laws/1", "by": by, "laws": found} if by else found[""], json)
+            file.write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], json)
     except ValueError as error:
         _refuse(error)
-    show(found, by)
+    show(records, by)
     if pages is not None:
-        pages.write(report, source, form, found, parts, by)
+        pages.write(report, source, form, records, parts, by)
         typer.echo(f"report: {report}")
-    if not all(analysis.accepted(entry) for entry in found.values()):
+    if not all(analysis.accepted(entry) for entry in records.values()):
         raise typer.Exit(3)
 
 
-def show(found: Mapping[str, Mapping[str, Any]], by: str | None) -> None:
+def show(records: Mapping[str, Mapping[str, Any]], by: str | None) -> None:
     """Prints the records by group."""
-    for group, entry in found.items():
+    for group, entry in records.items():
         typer.echo("\n".join(([f"\n{by} = {group}"] if by else []) + lines(entry)))
 
 
@@ -109,19 +111,20 @@ def predict(
     force: Annotated[bool, typer.Option("--force", help="predict beyond --max-decades")] = False,
 ) -> None:
     """Predict from a fitted law, with its interval and that of one new run; or hold it against the rows of --on."""
-    from kleiber.studies.laws import file, prediction
+    from kleiber.studies.laws import laws_json as file
+    from kleiber.studies.laws import prediction
     from kleiber.studies.laws import prediction as against
 
     try:
         entry, words = file.read(laws_json), list(at or ())
         if entry["schema"] == "kleiber.laws/1":
             entry, words = _group(entry, words)
-        form, most = of_record(entry), float("inf") if force else max_decades
+        form, most = law_of(entry), float("inf") if force else max_decades
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)}: give points or --on {on}, not both")
             rows = _rows(on, _roles(on, map, inputs=form.inputs), where or (), form.inputs)
-            typer.echo("\n".join(held_lines(against.hold(entry, form, rows, most), entry["level"])))
+            typer.echo("\n".join(comparison_lines(against.compare_with_rows(entry, form, rows, most), entry["level"])))
             return
         if map or where:
             raise ValueError("--map and --where are about the rows of --on TABLE, which is missing")
@@ -150,11 +153,11 @@ def report(
     """
     try:
         pages = _pages("report")
-        found = pages.report(source, out, study, also or (), wandb)
+        findings = pages.report(source, out, study, also or (), wandb)
     except (ValueError, OSError) as error:
         _refuse(ValueError(str(error)))
-    typer.echo("\n".join(pages.closing_lines(found, out or pages.folder_of(source) / "report.html")))
-    if found["refused"] or found["not_identified"]:
+    typer.echo("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
+    if findings["refused"] or findings["not_identified"]:
         raise typer.Exit(3)
 
 
@@ -221,32 +224,33 @@ def _roles(
     """Columns by role, as asked for; a folder of runs has its own where nothing was. ValueError for a role of none."""
     from kleiber.studies.laws import noise_model, table
 
-    asked, known = table.parse_map(map, extra), dict.fromkeys([*inputs, "N", "D", "C", "L", *noise_model.EXTRA])
+    asked, roles = table.parse_map(map, extra), dict.fromkeys([*inputs, "N", "D", "C", "L", *noise_model.EXTRA])
     for role, column in asked.items():
-        if role not in known:
-            raise ValueError(f"--map {role}={column}: nothing reads the role {role}; one of {', '.join(known)}")
+        if role not in roles:
+            raise ValueError(f"--map {role}={column}: nothing reads the role {role}; one of {', '.join(roles)}")
     return {**(table.OF_RUNS if source.is_dir() else {}), **asked}
 
 
 def _one(part: Any, form: Any, name: str, options: Any, by: str | None, group: str) -> dict[str, Any]:
     """One record; a user law is recorded under the FILE.py:FN it was called by, and errors name their group."""
-    from kleiber.studies.laws import analysis, file
+    from kleiber.studies.laws import analysis
+    from kleiber.studies.laws import laws_json as file
 
     try:
-        found = analysis.analyse(part, replace(form, name=name) if ".py:" in name else form, options)
+        record = analysis.analyse(part, replace(form, name=name) if ".py:" in name else form, options)
     except ValueError as error:
         raise ValueError(f"{by} = {group}: {error}" if by else str(error)) from error
-    if options.rank and not found.get("ranking"):
+    if options.rank and not record.get("ranking"):
         raise ValueError(f"--rank compares laws of N and D by compute: not of {name} on this table")
-    return file.finite(found)
+    return file.finite(record)
 
 
 def _group(collection: Mapping[str, Any], words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    by, found = collection["by"], collection["laws"]
-    chosen = [word.partition("=")[2] for word in words if word.partition("=")[0] == by]
-    if len(chosen) != 1 or chosen[0] not in found:
-        raise ValueError(f"this file holds one law per {by}: add {by}=VALUE, one of {', '.join(found)}")
-    return found[chosen[0]], [word for word in words if word.partition("=")[0] != by]
+    by, laws = collection["by"], collection["laws"]
+    chosen = [argument.partition("=")[2] for argument in words if argument.partition("=")[0] == by]
+    if len(chosen) != 1 or chosen[0] not in laws:
+        raise ValueError(f"this file holds one law per {by}: add {by}=VALUE, one of {', '.join(laws)}")
+    return laws[chosen[0]], [argument for argument in words if argument.partition("=")[0] != by]
 
 
 def _point(text: str) -> dict[str, float]:
@@ -255,8 +259,8 @@ def _point(text: str) -> dict[str, float]:
 
     point = {}
     for item in filter(None, text.replace(" ", ",").split(",")):
-        name, found, value = item.partition("=")
-        read = number(value) if found else None
+        name, equals, value = item.partition("=")
+        read = number(value) if equals else None
         if read is None:
             raise ValueError(f"predict {item!r}: write NAME=NUMBER, such as N=1e9 or D=20B")
         if point.get(name.strip(), read) != read:

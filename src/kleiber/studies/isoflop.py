@@ -21,9 +21,9 @@ class IsoFLOP(Scaling):
     min_tokens: int | float | str = 1
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
-        found = super().analyse(runs)
-        assert found.law is not None
-        mine = [one for one in found.law["approaches"] if one["approach"].startswith("2")]
+        findings = super().analyse(runs)
+        assert findings.law is not None
+        mine = [one for one in findings.law["approaches"] if one["approach"].startswith("2")]
         rows = [
             {"C": p["C"], "N_opt": p["N"], "lo": p.get("lo"), "hi": p.get("hi")} for one in mine for p in one["points"]
         ]
@@ -31,7 +31,9 @@ class IsoFLOP(Scaling):
             head = "Fewer than three budgets have a minimum inside their sizes: no exponent by parabolas yet."
         else:
             one = mine[0]
-            head = f"By parabolas at {len(one['points'])} budgets, N_opt ~ C^{one['a']:.3f}, {found.law['level']:.0%} "
+            head = (
+                f"By parabolas at {len(one['points'])} budgets, N_opt ~ C^{one['a']:.3f}, {findings.law['level']:.0%} "
+            )
             head += f"interval [{one['lo']:.3f}, {one['hi']:.3f}]"
-            head = within_budgets(head, found.law)
-        return replace(found, headline=head, tables={"Vertices": rows, **found.tables})
+            head = within_budgets(head, findings.law)
+        return replace(findings, headline=head, tables={"Vertices": rows, **findings.tables})

@@ -18,8 +18,8 @@ from kleiber.records.catalog import Run
 from kleiber.studies.designs.plan_check import PlannedPoint, shortfall
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.exclusion import CHOICES
-from kleiber.studies.laws.file import band_rate, finite, intervals_by, lines, percent, short
+from kleiber.studies.laws.laws_json import band_rate, finite, intervals_by, lines, percent, short
+from kleiber.studies.laws.verdicts import CHOICES
 from kleiber.studies.study import Findings, Options, not_identified, points
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
@@ -141,16 +141,16 @@ def of_record(law: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
     """The figures of a record that need no rows."""
     from kleiber.studies.laws import figures as plots
 
-    made: dict[str, Callable[[], Any]] = {}
+    charts: dict[str, Callable[[], Any]] = {}
     if law["approaches"]:
-        made["exponents"] = lambda: plots.exponents(law)
+        charts["exponents"] = lambda: plots.exponents(law)
     if law["allocation"] or any(one["points"] for one in law["approaches"]):
-        made["allocation"] = lambda: plots.allocation(law)
+        charts["allocation"] = lambda: plots.allocation(law)
     if law["backtests"]:
-        made["backtests"] = lambda: plots.backtests(law)
+        charts["backtests"] = lambda: plots.backtests(law)
     if "E" in (law.get("profiles") or {}):
-        made["profile"] = lambda: plots.profile(law)
-    return made
+        charts["profile"] = lambda: plots.profile(law)
+    return charts
 
 
 def headline(law: Mapping[str, Any]) -> str:
@@ -193,7 +193,7 @@ def extrapolation(law: Mapping[str, Any]) -> str:
 def what_identifies(law: Mapping[str, Any], missing: Sequence[str]) -> str:
     """What the runs lack for these parameters: ranges of the inputs that carry them, more points, less noise."""
     inputs = [name for name in law["domain"] if name != "C"] or ["C"]
-    wanted = {name for one in missing for name in CARRIED_BY.get(one, inputs)} & set(inputs)
+    wanted = {name for name in missing for name in CARRIED_BY.get(name, inputs)} & set(inputs)
     spans = {name: math.log10(high / low) for name, (low, high) in law["domain"].items() if name in wanted and low > 0}
     ranges = [f"{name} (here {decades:.1f} decades)" for name, decades in spans.items()]
     few = f"more points ({law['n']} for {len(law['params'])} parameters)"

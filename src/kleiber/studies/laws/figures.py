@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.theme import KINDS, human, human_tip, log_axis, loss_axis, sized, sizes_color, written
-from kleiber.studies.laws.bootstrap import interval
-from kleiber.studies.laws.extrapolation import outside, widened
-from kleiber.studies.laws.file import fitted_values, percent
 from kleiber.studies.laws.law import Law
+from kleiber.studies.laws.laws_json import percent
+from kleiber.studies.laws.prediction import fitted_values, outside, widened
+from kleiber.studies.laws.uncertainty import interval
 
 BEYOND = 4.0  # how far the frontier is drawn past the largest run, in compute: 2x in N and in D
 TIP = ["run:N", "stage:N", "seed:O", "size:N"]
@@ -81,16 +81,18 @@ def frontier(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
     ends = ends.loc[ends.groupby("size")["C"].idxmin()]
     names = alt.Chart(ends).mark_text(align="left", dx=4, dy=-11, fontSize=11)
     layers.append(names.encode(x=x, y=y, text="size:N", color=color))
-    told = f"black: the least loss of any size by the law, {percent(record['level'])} interval, dashed beyond the runs"
-    return sized(alt.layer(*layers), "Loss against compute, by parameters N", subtitle=told)
+    subtitle = (
+        f"black: the least loss of any size by the law, {percent(record['level'])} interval, dashed beyond the runs"
+    )
+    return sized(alt.layer(*layers), "Loss against compute, by parameters N", subtitle=subtitle)
 
 
 def fan(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> pd.DataFrame:
     """The law's curve of each size over the tokens that it was trained for."""
     parts = []
     for n in sorted(rows["N"].unique().tolist()):
-        one = rows[rows["N"] == n]
-        tokens = np.geomspace(one["D"].min(), one["D"].max(), 30)
+        of_size = rows[rows["N"] == n]
+        tokens = np.geomspace(of_size["D"].min(), of_size["D"].max(), 30)
         loss = curve(law, record, N=np.full(30, n), D=tokens)
         parts.append(pd.DataFrame({"C": 6 * n * tokens, "loss": loss, "size": human(n)}))
     return pd.concat(parts, ignore_index=True)
@@ -109,37 +111,43 @@ def residuals(rows: pd.DataFrame, law: Law, record: Mapping[str, Any]) -> Any:
     points = base.mark_point(filled=True, size=46).encode(tooltip=[*TIP, alt.Tooltip("percent:Q", format="+.2f")])
     trunks = base.mark_line(strokeWidth=0.8, opacity=0.5).encode(detail="run:N")
     zero = alt.Chart(pd.DataFrame({"y": [0]})).mark_rule(color="#666").encode(y="y:Q")
-    told = "a line joins the branches of one trunk, whose noise is shared"
-    return sized(zero + trunks + points, "Residuals of single runs", subtitle=told)
+    subtitle = "a line joins the branches of one trunk, whose noise is shared"
+    return sized(zero + trunks + points, "Residuals of single runs", subtitle=subtitle)
 
 
 def exponents(record: Mapping[str, Any]) -> Any:
     """The allocation exponent a, N_opt ~ C^a, by approach and, where counted in several ways, by convention."""
-    found = pd.DataFrame(record["accounting"] or [{"convention": "", **one} for one in record["approaches"]])
-    kinds = list(dict.fromkeys(one["approach"] for one in record["approaches"]))
+    rows = pd.DataFrame(record["accounting"] or [{"convention": "", **exponent} for exponent in record["approaches"]])
+    kinds = list(dict.fromkeys(exponent["approach"] for exponent in record["approaches"]))
     scale = alt.Scale(zero=False, padding=14)
     x, low = (
         alt.X(f"{name}:Q", title="allocation exponent a, N_opt ~ C^a", scale=scale, axis=alt.Axis(tickCount=6))
         for name in ("a", "lo")
     )
-    names = list(dict.fromkeys(found["convention"]))
+    names = list(dict.fromkeys(rows["convention"]))
     y = alt.Y("convention:N", title=None, sort=names, axis=alt.Axis(labelLimit=240))
     color = alt.Color("approach:N", title=None, sort=kinds, scale=alt.Scale(domain=kinds, range=KINDS[: len(kinds)]))
     shape = alt.Shape("approach:N", title=None, sort=kinds, scale=alt.Scale(domain=kinds))
-    base = alt.Chart(found).encode(y=y, yOffset=alt.YOffset("approach:N", sort=kinds), color=color)
+    base = alt.Chart(rows).encode(y=y, yOffset=alt.YOffset("approach:N", sort=kinds), color=color)
     bars = base.mark_rule(strokeWidth=2).encode(x=low, x2="hi")
     tips = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("a", "lo", "hi")]
     dots = base.mark_point(filled=True, size=64, opacity=1).encode(x=x, shape=shape, tooltip=["approach:N", *tips])
-    told = f"{percent(record['level'])} intervals" + (", by what is counted as N and C" if record["accounting"] else "")
+    subtitle = f"{percent(record['level'])} intervals" + (
+        ", by what is counted as N and C" if record["accounting"] else ""
+    )
     title = "Allocation exponent, by approach"
-    return sized(bars + dots, title, height=max(90, 26 * len(kinds) * len(names)), subtitle=told)
+    return sized(bars + dots, title, height=max(90, 26 * len(kinds) * len(names)), subtitle=subtitle)
 
 
 def allocation(record: Mapping[str, Any]) -> Any:
     """N_opt against compute: the law's with its band, and the points of the other approaches."""
     rows = pd.DataFrame(record["allocation"])
     marks = pd.DataFrame(
-        [{"approach": one["approach"], **point} for one in record["approaches"] for point in one["points"]]
+        [
+            {"approach": exponent["approach"], **point}
+            for exponent in record["approaches"]
+            for point in exponent["points"]
+        ]
     )
     every = [*rows["C"], *(marks["C"] if len(marks) else ())] if len(rows) else list(marks["C"])
     x, layers = log_axis("C", "training compute C (FLOPs)", every), []
@@ -164,8 +172,8 @@ def allocation(record: Mapping[str, Any]) -> Any:
             alt.Chart(marks).mark_rule(opacity=0.35).encode(x=x, y=low_of(marks, held), y2="hi:Q", color=color)
         )
         layers.append(points.encode(x=x, y=at, color=color, shape=shape, tooltip=tip))
-    told = f"line and band: the parametric law (C = 6 N D), {percent(record['level'])}"
-    return sized(alt.layer(*layers), "How large a model, by compute", subtitle=told)
+    subtitle = f"line and band: the parametric law (C = 6 N D), {percent(record['level'])}"
+    return sized(alt.layer(*layers), "How large a model, by compute", subtitle=subtitle)
 
 
 def low_of(marks: pd.DataFrame, held: Any) -> Any:
@@ -176,13 +184,13 @@ def low_of(marks: pd.DataFrame, held: Any) -> Any:
 def backtests(record: Mapping[str, Any]) -> Any:
     """Error above each cut in compute, or in size where none is known: the law beside predictors that know no law."""
     axis = {"C": "compute cut (FLOPs)", "N": "cut in parameters N"}[record["backtests"][0]["along"]]
-    found = [
+    rows = [
         {"cut": written(float(f"{test['cut']:.2g}")), "who": who.replace("_", " "), "error": 100 * error}
         for test in sorted(record["backtests"], key=lambda test: test["cut"])
         for who, error in {"the law": test["mare"], **test["naive"]}.items()
     ]
-    who = list(dict.fromkeys(row["who"] for row in found))  # the law first, in black
-    base = alt.Chart(pd.DataFrame(found)).encode(
+    who = list(dict.fromkeys(row["who"] for row in rows))  # the law first, in black
+    base = alt.Chart(pd.DataFrame(rows)).encode(
         x=alt.X("cut:N", title=axis, sort=None, axis=alt.Axis(labelAngle=0)),
         y=alt.Y("error:Q", title="mean error above the cut (%)", scale=alt.Scale(zero=True)),
         color=alt.Color("who:N", title=None, scale=alt.Scale(domain=who, range=KINDS[: len(who)])),
@@ -195,16 +203,16 @@ def backtests(record: Mapping[str, Any]) -> Any:
 
 def profile(record: Mapping[str, Any], name: str = "E") -> Any:
     """How much worse the fit gets when a parameter is held at other values; flat means that the rows do not say."""
-    told = record["profiles"][name]
-    pairs = [(v, s) for v, s in zip(told["values"], told["statistic"], strict=True) if s is not None]
+    profiled = record["profiles"][name]
+    pairs = [(v, s) for v, s in zip(profiled["values"], profiled["statistic"], strict=True) if s is not None]
     rows = pd.DataFrame(pairs, columns=pd.Index(["value", "statistic"]))
-    top = 4 * told["threshold"]
+    top = 4 * profiled["threshold"]
     rows = rows[rows["statistic"] <= top]
     scale = alt.Scale(zero=False, nice=False, padding=14)
     x = alt.X("value:Q", title=f"{name} held at (nats per token)", scale=scale, axis=alt.Axis(tickCount=7))
     y = alt.Y("statistic:Q", title="loss of fit (F statistic)", scale=alt.Scale(domain=[0, top], clamp=True))
     line = alt.Chart(rows).mark_line(color="black", point={"color": "black"}, clip=True).encode(x=x, y=y)
-    limit = alt.Chart(pd.DataFrame({"y": [told["threshold"]]})).mark_rule(strokeDash=[5, 4], color="#555")
+    limit = alt.Chart(pd.DataFrame({"y": [profiled["threshold"]]})).mark_rule(strokeDash=[5, 4], color="#555")
     reason = record["params"][name].get("reason") or f"{percent(record['level'])} interval below the dashed line"
     return sized(line + limit.encode(y="y:Q"), f"Profile of {name}", height=220, subtitle=reason)
 
@@ -218,7 +226,7 @@ def optimum(law: Law, record: Mapping[str, Any], budgets: np.ndarray) -> pd.Data
     """The least loss over N at each compute by search over N (C = 6 N D), and its interval over the draws,
     beyond the rows with the law's misfit."""
     sizes = np.geomspace(1e3, 1e9, 400)
-    found = []
+    rows = []
     draws = np.array(record["draws"])
     for budget in budgets:
         inputs = {"N": sizes, "D": budget / (6 * sizes)}
@@ -229,8 +237,8 @@ def optimum(law: Law, record: Mapping[str, Any], budgets: np.ndarray) -> pd.Data
             rate = record["misfit"]["at_one_decade"]
             lo, hi = widened(np.array(row["loss"]), *ends, rate, far, record["level"])
             row |= {"lo": float(lo), "hi": float(hi)}
-        found.append(row)
-    return pd.DataFrame(found)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 WIDE = 20.0  # the range from which on an axis is logarithmic
@@ -238,11 +246,11 @@ WIDE = 20.0  # the range from which on an axis is logarithmic
 
 def fitted(rows: pd.DataFrame, form: Law, name: str) -> Any:
     """Each row's target against the law's prediction; on the diagonal they agree."""
-    both = rows[["found", "predicted"]].to_numpy(dtype=float)
-    ends = pd.DataFrame({"predicted": [both.min(), both.max()], "found": [both.min(), both.max()]})
-    if both.min() > 0 and both.max() / both.min() > WIDE:
-        x = log_axis("predicted", "predicted by the law", both)
-        y = log_axis("found", "found", both, kind=alt.Y)
+    values = rows[["found", "predicted"]].to_numpy(dtype=float)
+    ends = pd.DataFrame({"predicted": [values.min(), values.max()], "found": [values.min(), values.max()]})
+    if values.min() > 0 and values.max() / values.min() > WIDE:
+        x = log_axis("predicted", "predicted by the law", values)
+        y = log_axis("found", "found", values, kind=alt.Y)
     else:
         style = {"scale": alt.Scale(zero=False, padding=12), "axis": alt.Axis(tickCount=6)}
         x, y = alt.X("predicted:Q", title="predicted by the law", **style), alt.Y("found:Q", title="found", **style)
