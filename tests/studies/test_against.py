@@ -43,5 +43,5 @@ def test_a_law_without_draws_has_no_coverage(law):
 
 
 def test_rows_too_far_outside_are_refused_by_name(law):
-    with pytest.raises(ValueError, match=r"N=1e\+15, D=2e\+10: .* decades beyond the rows"):
+    with pytest.raises(ValueError, match=r"N=1e\+15, D=2e\+10: .* decades outside the rows"):
         compare_with_rows(law, find("chinchilla"), rows([1e15], [2e10], [2.5]), 3.0)

@@ -21,13 +21,11 @@ from scipy.special import ndtri
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import Fit, depends
 from kleiber.studies.laws.law import Array, Law
-from kleiber.studies.laws.uncertainty import Draws, interval
-from kleiber.types.plain import Json, Row
-
-pass
 from kleiber.studies.laws.problem import Problem
 from kleiber.studies.laws.table import DERIVED, Table, cells
+from kleiber.studies.laws.uncertainty import Draws, interval
 from kleiber.studies.laws.variance_components import VarianceComponents
+from kleiber.types.plain import Json, Row
 
 EXPECTED = (
     0.041  # prior relative error at one decade; with it 90 % bands cover 90 % of the runs of the tables it is from
