@@ -1,15 +1,16 @@
 """LoRA against full fine-tuning with known gaps: read, compared at its own best rate and at equal target loss, told."""
 
-import json
-
 import numpy as np
 import pytest
 import yaml
+from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.adapters import Adapters
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+
+
 BEST = {None: 2, 1: 3, 16: 3}  # place of the rate that learns best
 
 
@@ -28,14 +29,11 @@ def write(folder, rank: int | None, lr: float, seed: int) -> None:
     adapter = None if rank is None else {"_target_": "kleiber.adapters.LoRA", "rank": rank, "rslora": False}
     config = {"adapter": adapter, "retention": None, "init": {"path": f"base{seed}"}, "seed": seed}
     stage = {
-        "name": "main", "tasks": ["code"], "metrics": {"val/docs/loss": 2.0 + F, "val/code/loss": target}, "lr": lr,
-        "start_metrics": {"val/docs/loss": 2.0, "val/code/loss": 3.0}, "curve": [], "steps": 500, "batch_tokens": 1000,
-        "tokens": 5e5, "seconds": 9.0, "peak_memory_bytes": 2**28, "params": {"active": 9, "trainable": rank or 100},
+        "tasks": ["code"], "metrics": {"val/docs/loss": 2.0 + F, "val/code/loss": target}, "lr": lr,
+        "start_metrics": {"val/docs/loss": 2.0, "val/code/loss": 3.0}, "steps": 500, "batch_tokens": 1000,
+        "tokens": 500_000, "params": {"active": 9, "trainable": rank or 100},
     }  # fmt: skip
-    told = {"status": "finished", "seed": seed, "stages": [stage], "R": {"tasks": ["docs", "code"]}}
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "summary.json").write_text(json.dumps(told))
+    fake_run(folder, [stage], config=config, seed=seed, R={"tasks": ["docs", "code"]})
 
 
 @pytest.fixture(scope="module")
@@ -96,24 +94,3 @@ def test_what_is_missing_is_said(runs):
         Adapters().analyse([run for run in runs if run.name.startswith("None")])
     with pytest.raises(ValueError, match=r"study\.margin=0"):
         Adapters(margin=0)
-
-
-def test_figures_hold_every_arm(runs):
-    pytest.importorskip("altair")
-    for name, make in Adapters().analyse(runs).figures.items():
-        drawn = json.dumps(make().to_dict())
-        assert "rank 16" in drawn, name
-        assert "full" in drawn or name == "ranks"
-
-
-def test_rates_far_beyond_the_frontiers_are_counted_and_not_drawn():
-    pytest.importorskip("altair")
-    import pandas as pd
-
-    from kleiber.studies.compare.figures import frontier
-
-    rows = [("full", 1.0, 0.2, True), ("full", 1.2, 0.1, True), ("rank 1", 1.3, 0.1, True), ("rank 1", 3.0, 2.0, False)]
-    points = pd.DataFrame(rows, columns=["method", "target", "F", "best"]).assign(F_sd=0.01, lr=0.1, n=3)
-    drawn = frontier(points, ["full", "rank 1"]).to_dict()
-    assert "1 more lie beyond the axes" in drawn["title"]["subtitle"]
-    assert max(row["target"] for table in drawn["datasets"].values() for row in table) == 1.3
