@@ -84,7 +84,7 @@ def priced_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         return
 
     def ask(runs: Any, threads: int | None, words: bool = False) -> dict[str, Any]:
-        from kleiber.launch.plan_of_sweep import answer
+        from kleiber.launch.price_estimate import answer
 
         return answer({"runs": {str(folder): config for folder, config in runs.items()}, "words": words})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.instantiate import build
+from kleiber.config.signatures import build
 from kleiber.evals.drift import merged
 from kleiber.evals.perplexity import main_metric
 from kleiber.retention.memory import ranks

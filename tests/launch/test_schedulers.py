@@ -7,9 +7,9 @@ import pytest
 from test_task import cell
 
 from kleiber.config.errors import ConfigError
-from kleiber.launch import slurm
-from kleiber.launch.scheduler import Task
-from kleiber.launch.slurm import Job, Queue, Submitit
+from kleiber.launch import schedulers
+from kleiber.launch.cell import Task
+from kleiber.launch.schedulers import Job, Queue, Submitit
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def commands(monkeypatch):
         code, out, err = answers.get(command[0], (0, "", ""))
         return subprocess.CompletedProcess(command, code, out, err)
 
-    monkeypatch.setattr(slurm.subprocess, "run", run)
+    monkeypatch.setattr(schedulers.subprocess, "run", run)
     return answers, asked
 
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from kleiber.config.errors import ConfigError
-from kleiber.launch.ray_tasks import Ray, cell_of_ray
+from kleiber.launch.schedulers import Ray, cell_of_ray
 
 
 def test_without_the_package_it_is_said_which(monkeypatch):

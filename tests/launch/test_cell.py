@@ -5,8 +5,8 @@ from contextlib import nullcontext
 
 import pytest
 
-from kleiber.config.signals import Preempted
-from kleiber.launch import scheduler
+from kleiber.config.errors import Preempted
+from kleiber.launch import cell as scheduler
 from kleiber.launch.cell import Cell
 from kleiber.records.catalog import archived_runs
 from kleiber.records.folder import write_config

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from kleiber.config.signals import SIGNALS, Preempted, heeding
+from kleiber.config.errors import SIGNALS, Preempted, heeding
 
 
 def test_the_first_signal_reacts_all_are_listed_and_the_handlers_come_back():
