@@ -22,7 +22,7 @@ from typing import Any
 from kleiber.config.codes import Status
 from kleiber.types.plain import Json, Row
 
-SCHEMA = "kleiber.runs.run/1"
+SCHEMA = "kleiber.run/1"
 PACKAGES = (
     "torch",
     "lightning",
