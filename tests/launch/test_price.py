@@ -87,7 +87,7 @@ def unmeasured(monkeypatch):
 def test_fine_tunes_of_bases_that_are_not_trained_are_priced_and_are_the_runs_that_come(tmp_path, cache_dir, capsys):
     """The dry run of such a study once told of its bases alone."""
     other = tmp_path / "other.txt"
-    other.write_text((REPOSITORY / "src/kleiber/launch.py").read_text())
+    other.write_text((REPOSITORY / "src/kleiber/launch/main.py").read_text())
     base = f"data: text, data.path: {TINY_TEXT.partition('=')[2]}, data.tokenizer: bpe, data.vocab_size: 300"
     arm = f"data: text, data.path: {other}"
     study = [

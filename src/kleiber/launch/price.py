@@ -3,14 +3,7 @@
 `dry_run=true` prints it; `dry_run=FILE.json` also writes it. FILE.json is {schema: "kleiber.plan/1", runs, params,
 flops, tokens, seconds, memory_bytes, cells: [{name, params, flops, tokens, seconds}]}:
 
-<<<<<<< HEAD
 runs          number of everything that will be trained, with the fine-tunes of bases that are not trained yet
-=======
-FILE.json is {schema: "kleiber.plan/1", runs, params, flops, tokens, seconds, memory_bytes, cells: [{name, params,
-flops, tokens, seconds}]}:
-
-runs          everything that will be trained, fine-tunes of bases included that are not trained yet
->>>>>>> main
 params        of a cell: all parameters of its model, with heads and adapter; at the top: those of the largest cell
 tokens        training tokens that are computed: of a tree the trunk once and every cooldown, of a chain every stage
 flops         of these tokens, forward and backward, as summary.json counts `flops.model`
@@ -124,15 +117,9 @@ def total_lines(plan: Json, answer: Json, configs: Sequence[Config], finished: i
     return lines
 
 
-<<<<<<< HEAD
 def interval_lines(configs: Sequence[Config], cells: Sequence[Json]) -> list[str]:
     """The expected interval of a design whose study fits a law of N and D; no line for other designs."""
-    from kleiber.studies.designs.plan_check import study_of
-=======
-def interval_lines(configs: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the points of a design promise, where a law of N and D is asked of them."""
     from kleiber.studies.designs.sizes import study_of
->>>>>>> main
 
     study = study_of(configs[0])
     if configs[0]["design"] is None or study is None or set(study.law_inputs()) != {"N", "D"}:
@@ -140,14 +127,8 @@ def interval_lines(configs: Sequence[Mapping[str, Any]], cells: Sequence[Mapping
     return [f"interval     {expected(configs[0]['design'], cells)}"]
 
 
-<<<<<<< HEAD
 def expected(design: Config, cells: Sequence[Json]) -> str:
     """Describes the half-width of the interval that the points are expected to give at the design's target."""
-    from kleiber.studies.designs.information import Noise, Points, half_width
-=======
-def expected(design: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
-    """The half-width that the points promise at the design's target, in words."""
->>>>>>> main
     from kleiber.studies.designs.plan import planning_laws
     from kleiber.studies.designs.search import Noise, Points, half_width
 
