@@ -75,7 +75,7 @@ TESTS: dict[int, list[str]] = {
     48: ["records/test_folder.py::test_a_second_process_is_refused_while_the_first_lives"],
 }  # fmt: skip
 REASONS = {
-    36: "the vocabulary is the tokenizer's; `model.vocab_size` is refused (config/test_check.py), so none can be smaller",
+    36: "the vocabulary is the tokenizer's; `model.vocab_size` is refused (test_check.py), so none can be smaller",
     37: "`model.context` is the length of a window as well: no second key could be longer",
 }
 COMPLAINTS: dict[str, list[str]] = {

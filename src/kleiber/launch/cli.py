@@ -34,7 +34,8 @@ def runs(
     from kleiber.records.catalog import print_table, read_runs
 
     if status is not None and status not in list(Status):
-        raise ValueError(f"--status {status}: no such status.{did_you_mean(status, map(str, Status))} One of {', '.join(Status)}")
+        near = did_you_mean(status, map(str, Status))
+        raise ValueError(f"--status {status}: no such status.{near} One of {', '.join(Status)}")
     selected = [run for run in read_runs(folder) if status in (None, run.status)]
     if as_json:
         typer.echo(json.dumps([{**run.row(), "folder": str(run.folder)} for run in selected], indent=1))
