@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from kleiber.config.codes import ExitCode
 from kleiber.types.plain import Json, Row
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def fit(
         pages.write(report, source, form, records, parts, by)
         typer.echo(f"report: {report}")
     if not all(analysis.accepted(entry) for entry in records.values()):
-        raise typer.Exit(3)
+        raise typer.Exit(ExitCode.UNDECIDED)
 
 
 def show(records: Mapping[str, Row], by: str | None) -> None:
@@ -169,7 +170,7 @@ def report(
         _refuse(ValueError(str(error)))
     typer.echo("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
     if findings["refused"] or findings["not_identified"]:
-        raise typer.Exit(3)
+        raise typer.Exit(ExitCode.UNDECIDED)
 
 
 def _pages(name: str = "fit_page") -> ModuleType:
@@ -294,4 +295,4 @@ def _numbers(text: str, option: str) -> list[float]:
 
 def _refuse(error: ValueError) -> NoReturn:
     typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(2) from error
+    raise typer.Exit(ExitCode.BAD_INPUT) from error
