@@ -10,7 +10,7 @@ import torch
 from tables import folder
 
 from kleiber.data.instruct import Instruct
-from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.evals import exact_match as exact_match_module
 from kleiber.evals.exact_match import evaluate, exact_match, final_number
 from kleiber.evals.subject import Subject

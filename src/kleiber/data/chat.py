@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from kleiber.data.tokenizers.bytes import encode_many
+from kleiber.data.tokenizers.byte_level import encode_many
 from kleiber.types.contracts import Tokenizer
 
 ROLES = {

@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from kleiber.config import hub
-from kleiber.data.tokenizers.bpe import ALPHABET, as_bytes
-from kleiber.data.tokenizers.bytes import padded
+from kleiber.data.tokenizers.byte_level import ALPHABET, as_bytes, padded
 
 FILE, CONFIG, MODEL = "tokenizer.json", "tokenizer_config.json", "config.json"
 EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<eos>", "<|end_of_text|>", "<|im_end|>")
