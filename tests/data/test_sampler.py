@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kleiber.data.sampler import Joined, Order, evaluation_batches, interleave, permutation, stream
-from kleiber.data.token_files import TokenFile, TrainWindows
+from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows
+from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.types.batch import Batch
 
 
@@ -74,7 +75,8 @@ def test_fewer_samples_than_ranks_are_refused() -> None:
 
 
 def test_evaluation_batches_cover_a_fixed_set_whatever_the_rows_and_ranks() -> None:
-    samples = windows(900)
+    train = windows(900)
+    samples = ValidationWindows(train.file, train.context, Bytes())
     whole = torch.cat([batch.tokens for batch in evaluation_batches(samples, rows=7)])
     assert len(whole) == len(samples)
     for rows, world in ((1, 2), (64, 3)):

@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Int, Integer
 
 from kleiber.data.cache import FORMAT, SPLITS, Document, Reading, Source, cached
-from kleiber.data.tokenizers.byte_level import Bytes, chunks, encode_many
+from kleiber.data.tokenizers.byte_level import Bytes, chunks
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Tokenizer
+from kleiber.types.contracts import HeldOut, Samples, Tokenizer
 
 OURS = ("schema", "identity", "splits", "files")  # of a manifest; the rest is a source's notes
 BATCH = 1 << 20  # characters handed to the tokenizer at once
@@ -98,7 +98,7 @@ def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> d
     kind, eos = dtype(tokenizer.vocab_size), np.array([tokenizer.eos], dtype(tokenizer.vocab_size))
     with open(path, "wb") as file:
         for batch in _batches(documents):
-            for (begins, text), ids in zip(batch, encode_many(tokenizer, [t for _, t in batch]), strict=True):
+            for (begins, text), ids in zip(batch, tokenizer.encode_many([t for _, t in batch]), strict=True):
                 _check(ids, tokenizer)
                 if begins:
                     file.write(eos.tobytes())
@@ -134,7 +134,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[bool, str]]]:
 GOLDEN = 0.6180339887498949
 
 
-class TrainWindows:
+class TrainWindows(Samples):
     """Windows of context + 1 ids, `context` apart; in epoch e all are moved by frac(e * golden ratio) * context.
 
     num_tokens and num_bytes are of one epoch: the unique text. `samples` counts on through the epochs (index + epoch *
@@ -163,7 +163,7 @@ class TrainWindows:
         return Batch(tokens=tokens, samples=torch.from_numpy(index + epoch * self._count))
 
 
-class ValidationWindows:
+class ValidationWindows(HeldOut):
     """Consecutive windows: window i predicts targets i * context + 1 to (i + 1) * context; the last one may be short.
 
     A short window is padded with eos of weight 0 and `real` False. `num_tokens` targets stand for exactly `num_bytes`
