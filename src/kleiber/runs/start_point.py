@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from kleiber.config.instantiate import build
+from kleiber.config.signatures import build
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.runs.inherit import locate
 from kleiber.runs.open import corpus_of, load_stage, objective_at, recorded_configs

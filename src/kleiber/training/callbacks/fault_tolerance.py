@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from kleiber.config.signals import SIGNALS, Preempted
+from kleiber.config.errors import SIGNALS, Preempted
 from kleiber.nn.sharding import gathered, whole
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
