@@ -121,7 +121,7 @@ REFUSED = {
     "another width": (["init=checkpoint", "init.path={base}", "model.width=32"], "holds another model"),
     "another tokenizer": (["init=checkpoint", "init.path={base}", "data.tokenizer=bpe"], "tokenizer"),
     "nothing to retain": (["retention=ewc"], "retention=['ewc'] has nothing to retain"),
-    "one stage": (["stages=chain", "stages.chain={one:{}}"], "at least two stages"),
+    "one stage": (["stages=chain", "stages.chain={one:{}}"], "stages.chain=['one']"),
     "no such key": (["stages=chain", "stages.chain={one:{},two:{mdel:{}}}"], "stages.chain.two.mdel"),
     "its own model": (["stages=chain", "stages.chain={one:{},two:{model:{depth:3}}}"], "no model of its own"),
     "a method that cannot be": (
@@ -211,7 +211,7 @@ def test_a_damaged_start_is_told_in_a_line(launch, tmp_path, capsys):
         file.write_bytes(b"cut")
     assert main([*TINY, f"root={tmp_path / 'runs'}", "init=checkpoint", f"init.path={base}"]) == 2
     told = capsys.readouterr().err
-    assert "has no good checkpoint" in told and "Traceback" not in told
+    assert "has no valid checkpoint" in told and "Traceback" not in told
 
 
 def test_a_task_that_comes_again_is_scored_as_it_is_now(launch):
@@ -234,7 +234,7 @@ def test_another_text_of_the_same_name_is_another_task(launch, tmp_path, other, 
     capsys.readouterr()
     stages = f"stages.chain={{one:{{}},two:{{data:{{path:{tmp_path / 'tiny.txt'}}}}}}}"
     launch("stages=chain", stages, "budget.steps=1", root="chain", code=2)
-    assert "stages.chain.two: its text tiny or its labels are others than those of one" in capsys.readouterr().err
+    assert "stages.chain.two: its text tiny or its labels differ from those of one" in capsys.readouterr().err
 
 
 def test_noise_of_an_upcycled_start_is_the_same_however_often_it_is_drawn(launch):

@@ -91,7 +91,7 @@ def test_a_pair_is_two_rows_of_the_batch_and_padding_is_no_token(launch, capsys)
     assert pairs["batch_tokens"] == round(4 * pairs["data"]["tokens"] / known) < 512
     assert pairs["tokens"] == 3 * pairs["batch_tokens"]
     launch(*PAIRS, "batch.tokens=192", "model.context=64", code=2)
-    assert "batch.tokens=192 is no number of samples" in capsys.readouterr().err
+    assert "batch.tokens=192 must be a multiple" in capsys.readouterr().err
     labelled = ["data=labelled", f"data.path={DATA}/labelled.jsonl", "objective=classify"]
     one = stage(launch(*labelled, *options))
     assert one["samples"] == 24 and one["tokens"] < 3 * 512
@@ -166,7 +166,7 @@ def test_one_text_with_other_labels_is_another_task(launch, tmp_path, capsys):
     common = ["objective=classify", "data=labelled", f"data.path={path}", "model.context=64"]
     stages = "stages.chain={one:{data:{label:a}},two:{data:{label:b}}}"
     launch("stages=chain", stages, *common, "budget.steps=1", root="chain", code=2)
-    assert "its text both or its labels are others than those of one" in capsys.readouterr().err
+    assert "its text both or its labels differ from those of one" in capsys.readouterr().err
     base = launch(*common, "data.label=a", "budget.steps=30", "optimizer.lr=0.02", root="base")
     start = ["init=checkpoint", f"init.path={base}", "data.label=b", "budget.steps=1", "optimizer.lr=1e-9"]
     told = json.loads((launch(*common, *start, root="tuned") / "summary.json").read_text())

@@ -106,7 +106,7 @@ def test_a_model_with_checkpointed_activations_still_decodes_from_a_cache():
 
 def test_a_number_of_devices_that_a_trainer_cannot_have_is_refused_with_what_to_write():
     for trainer, devices, advice in (
-        (Local, 0, "write 1"), (Local, 2, "set trainer=ddp"), (DDP, 0, "at least 1"), (FSDP, 1, "2 or more"),
+        (Local, 0, "must be 1"), (Local, 2, "set trainer=ddp"), (DDP, 0, ">= 1"), (FSDP, 1, ">= 2"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"trainer.devices={devices}.*{advice}"):
             trainer(devices=devices)
