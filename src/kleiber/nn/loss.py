@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Head
+from kleiber.types.model import Head
 
 
 class CrossEntropy(NamedTuple):
@@ -45,7 +45,7 @@ def cross_entropy(
     none is made. Rows of weight 0 are left out before any product (on a GPU this waits for the count once).
     The z-loss is that of Chowdhery et al. 2022, arXiv:2204.02311, section 5.
     """
-    rows, labels = _rows(_features(hidden, head), targets, chunk)
+    rows, labels = _rows(head.features(hidden), targets, chunk)
     weight, scale = head.weight, None
     if weights is not None:
         kept = weights.flatten().nonzero().squeeze(1)
@@ -59,15 +59,9 @@ def log_probs(
     hidden: Float[Tensor, "*axes dim"], head: Head, targets: Int[Tensor, "*axes"], chunk: int = 256
 ) -> Float[Tensor, "*axes"]:
     """log p(target_t) of every row. The logits are made again in the backward pass."""
-    rows, labels = _rows(_features(hidden, head), targets, chunk)
+    rows, labels = _rows(head.features(hidden), targets, chunk)
     weight = head.weight  # once: an adapted head makes it when it is asked for
     return _LogProbs.apply(rows, weight, labels, chunk, _plan(rows, weight, head)).view(targets.shape)
-
-
-def _features(hidden: Tensor, head: Head) -> Tensor:
-    """What the matrix is applied to: the hidden states, or what a head of another library makes of them first."""
-    features = getattr(head, "features", None)
-    return hidden if features is None else features(hidden)
 
 
 def _rows(hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

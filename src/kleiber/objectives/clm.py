@@ -16,7 +16,8 @@ import torch
 
 from kleiber.nn.loss import cross_entropy, target_weights
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Model, Predictions
+from kleiber.types.contracts import Predictions
+from kleiber.types.model import Model
 
 
 class CLM:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kleiber.nn.loss import cross_entropy
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Model, Predictions, Tokenizer
+from kleiber.types.contracts import Predictions, Tokenizer
+from kleiber.types.model import Model
 
 
 class MLM:

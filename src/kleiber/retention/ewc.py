@@ -17,7 +17,8 @@ from torch import Tensor
 from kleiber.data.sampler import permutation
 from kleiber.nn.loss import cross_entropy
 from kleiber.retention.memory import beside, device_of, ranks, real, snapshot, summed, trainable
-from kleiber.types.contracts import Head, Predictions, Retention, Task
+from kleiber.types.contracts import Predictions, Retention, Task
+from kleiber.types.model import Head
 
 
 class EWC(Retention):

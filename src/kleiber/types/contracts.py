@@ -14,31 +14,6 @@ from torch import Tensor, nn
 from kleiber.types.batch import Batch, Loss, Output, Role, Routing
 
 
-@runtime_checkable
-class Head(Protocol):
-    """The output layer as a loss sees it: logits = cap(multiplier * hidden @ weight.T).
-
-    cap(x) = soft_cap tanh(x / soft_cap), or x where `soft_cap` is None.
-    """
-
-    weight: Float[Tensor, "vocab dim"]
-    multiplier: float
-    soft_cap: float | None
-
-    def __call__(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocab"]: ...
-
-
-@runtime_checkable
-class Model(Protocol):
-    """A backbone with a head, for rows of up to `context` tokens. Causal or not is its own business."""
-
-    context: int
-    head: Head
-
-    def __call__(self, batch: Batch) -> Output: ...
-    def roles(self) -> dict[str, Role]: ...
-
-
 @dataclass
 class Predictions:
     """The distributions that an objective scores, softmax of head(hidden) at each row, and the weight of each row.
@@ -147,11 +122,6 @@ def _mapped(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return fn(value)
     return {name: _mapped(item, fn) for name, item in value.items()} if isinstance(value, dict) else value
-
-
-@runtime_checkable
-class Router(Protocol):
-    def __call__(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing: ...
 
 
 @runtime_checkable

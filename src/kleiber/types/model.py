@@ -1,0 +1,174 @@
+"""Base classes of models and of their parts: layers, routers, output layers and caches for decoding.
+
+A hook that does nothing until it is overridden stands on the base class, so that callers need not ask whether it exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from kleiber.types.batch import Batch, Output, Role, Routing
+
+
+class Scale(NamedTuple):
+    """Standard deviation of the initial weights, and the constant that multiplies the layer's output."""
+
+    std: float
+    multiplier: float
+
+
+@runtime_checkable
+class Parametrization(Protocol):
+    """Initial standard deviations, multipliers of the forward pass, and learning-rate factors by role."""
+
+    def embedding(self, tied: bool) -> Scale: ...
+    def hidden_std(self, fan_in: int) -> float: ...
+    def projection_std(self, fan_in: int, depth: int) -> float: ...
+    def attention(self, head_dim: int) -> float: ...
+    def residual(self, depth: int) -> float: ...
+    def output(self, width: int) -> Scale: ...
+    def router(self, width: int) -> Scale: ...
+    def lr_scale(self, role: Role) -> float: ...
+
+
+class Layer(nn.Module):
+    """A module with parameters or products of its own; `nn.Linear` and `nn.Embedding` are understood as they are."""
+
+    def roles(self) -> dict[str, Role]:
+        """Role of each parameter that the module itself holds, by its name in the module."""
+        return {}
+
+    def flops(self, time: int) -> float:
+        """Forward FLOPs per token in rows of `time` tokens, without those of the module's children."""
+        return 0.0
+
+    def executed_flops(self, time: int) -> float:
+        """What the device computes for `flops`: larger where masked positions are computed too."""
+        return self.flops(time)
+
+
+class Router(Layer):
+    """Sends each token to k experts.
+
+    sums_to_one    whether the weights of a token add up to 1: what upcycling needs to preserve the dense model
+    needs_balance  whether only a balance loss keeps its experts in use
+    """
+
+    sums_to_one: ClassVar[bool] = True
+    needs_balance: ClassVar[bool] = True
+
+    def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
+        raise NotImplementedError
+
+    def rebalance(self, load: Float[Tensor, "experts"] | None) -> None:
+        """Called once after each optimizer step with the assignments per expert of its global batch.
+
+        load  None where the objective does not report it
+        """
+
+
+class Head:
+    """The output layer as a loss reads it: logits = cap(multiplier * features(hidden) @ weight.T).
+
+    cap(x) = soft_cap tanh(x / soft_cap), or x where `soft_cap` is None.
+    """
+
+    weight: Float[Tensor, "vocab features"]
+    multiplier: float = 1.0
+    soft_cap: float | None = None
+
+    def features(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes features"]:
+        """The vectors that the matrix is applied to: the hidden states themselves."""
+        return hidden
+
+    def __call__(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes vocab"]:
+        raise NotImplementedError
+
+
+@runtime_checkable
+class LayerCache(Protocol):
+    """Keys and values of one layer; None before the first step."""
+
+    keys: Float[Tensor, "batch heads keys head_dim"] | None
+    values: Float[Tensor, "batch heads keys head_dim"] | None
+
+
+class DecodingCache:
+    """Keys and values of the positions read so far, and which of those positions are real.
+
+    Prompts of unequal length are padded on the left, and padding stays masked while decoding.
+    """
+
+    def __init__(self) -> None:
+        self.real: Bool[Tensor, "batch keys"] | None = None
+
+    def __len__(self) -> int:
+        """Number of positions that are held."""
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> Sequence[LayerCache]:
+        """The cache of each layer, in order."""
+        raise NotImplementedError
+
+    def remember(
+        self, real: Bool[Tensor, "batch time"] | None, tokens: Int[Tensor, "batch time"]
+    ) -> Bool[Tensor, "batch keys"] | None:
+        """Adds the mask of the tokens to be read next; returns that of all positions, None where all are real."""
+        if self.real is None and real is None:
+            return None
+        rows, time = tokens.shape
+        ones = torch.ones(rows, len(self), dtype=torch.bool, device=tokens.device)
+        new = torch.ones(rows, time, dtype=torch.bool, device=tokens.device) if real is None else real
+        self.real = torch.cat([ones if self.real is None else self.real, new], 1)
+        return self.real
+
+
+class Model(nn.Module):
+    """A backbone with an output layer over tokens.
+
+    vocab_size, width  number of token ids, and channels of the hidden states
+    context  longest row, in tokens
+    causal   whether no hidden state depends on a later token
+    tied     whether the matrix of the output layer is the embedding's
+    blocks   the layers, in order
+    heads    output layers of tasks, by name
+    """
+
+    vocab_size: int
+    width: int
+    context: int
+    causal: bool = True
+    tied: bool = False
+    parametrization: Parametrization
+    embedding: nn.Embedding
+    blocks: nn.ModuleList
+    head: Head
+    heads: nn.ModuleDict
+
+    def forward(self, batch: Batch, caches: DecodingCache | None = None) -> Output:
+        """Hidden states and auxiliary sums. `caches`, from `new_caches`, hold earlier positions and grow in place."""
+        raise NotImplementedError
+
+    def roles(self) -> dict[str, Role]:
+        """The role of every parameter, by name; a tied matrix once, as the embedding."""
+        raise NotImplementedError
+
+    def add_head(self, name: str, outputs: int) -> None:
+        """Adds the output layer `heads[name]` for a task, where there is none of that name."""
+        raise NotImplementedError
+
+    def leave_out_head(self) -> None:
+        """Stops training the output layer over tokens, for an objective that does not read it."""
+
+    def rebalance(self, sums: Mapping[str, Tensor]) -> None:
+        """Called once after each optimizer step with the sums of its global batch, "load/<layer>" among them."""
+
+    def new_caches(self, length: int) -> DecodingCache:
+        """An empty cache for decoding rows of up to `length` tokens."""
+        raise NotImplementedError
