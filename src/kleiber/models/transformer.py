@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from kleiber.nn.attention import FullAttention, RMSNorm
 from kleiber.nn.kv_cache import Cache
 from kleiber.nn.mlp import SwiGLU
-from kleiber.nn.mup import Factory, MuP, Parametrization, Site
+from kleiber.nn.mup import Factory, MuP, Site
 from kleiber.types.batch import Batch, Output, Role
+from kleiber.types.model import Parametrization
 
 
 class LMHead(nn.Module):

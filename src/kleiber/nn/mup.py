@@ -8,30 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 from torch import nn
 
 from kleiber.types.batch import Role
-
-
-class Scale(NamedTuple):
-    """Standard deviation of the initial weights, and the constant that multiplies the layer's output."""
-
-    std: float
-    multiplier: float
-
-
-@runtime_checkable
-class Parametrization(Protocol):
-    def embedding(self, tied: bool) -> Scale: ...
-    def hidden_std(self, fan_in: int) -> float: ...
-    def projection_std(self, fan_in: int, depth: int) -> float: ...
-    def attention(self, head_dim: int) -> float: ...
-    def residual(self, depth: int) -> float: ...
-    def output(self, width: int) -> Scale: ...
-    def router(self, width: int) -> Scale: ...
-    def lr_scale(self, role: Role) -> float: ...
+from kleiber.types.model import Parametrization, Scale
 
 
 @dataclass(frozen=True)
