@@ -8,7 +8,6 @@ import torch
 from kleiber.models.generate import generate, left_padded, sample
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import NoMixing, WindowAttention
-from kleiber.nn.kv_cache import Cache
 from kleiber.nn.moe import interleaved_moe
 from kleiber.types.batch import Batch
 
@@ -34,7 +33,7 @@ def build(**options) -> Transformer:
 @pytest.mark.parametrize("case", CASES)
 def test_cached_logits_equal_uncached_ones(case, length):
     model, ids = build(**CASES[case]), torch.randint(40, (2, 12))
-    caches = [Cache(length) for _ in model.blocks]
+    caches = model.new_caches(length)
     parts = [model(Batch(part), caches).hidden for part in ids.split([4, 1, 1, 2, 4], 1)]
     torch.testing.assert_close(torch.cat(parts, 1), model(Batch(ids)).hidden, atol=1e-5, rtol=1e-5)
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from kleiber.models.hf.wrapped import HFModel
+from kleiber.models.hf import HFModel
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch
 

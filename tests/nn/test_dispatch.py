@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.nn import dispatch as module
-from kleiber.nn.dispatch import dispatch
+from kleiber.nn import experts as module
+from kleiber.nn.experts import dispatch
 from kleiber.types.batch import Routing
 
 BACKENDS = ("grouped", "loop", "dense")

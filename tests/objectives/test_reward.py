@@ -16,7 +16,7 @@ from tables import folder
 from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
-from kleiber.nn.routers.fixed import Random
+from kleiber.nn.routers.hash import Random
 from kleiber.objectives.reward import Reward
 from kleiber.types.batch import Batch
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from kleiber.adapters.freeze import select
-from kleiber.models.hf.wrapped import HFModel
+from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.nn.lora import adapt, decompose, merged
 

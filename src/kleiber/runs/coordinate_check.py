@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from kleiber.models.transformer import Transformer
 from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.objectives.clm import CLM
-from kleiber.optimizers.adamw import AdamW, Optimizer
-from kleiber.optimizers.lion import Lion
+from kleiber.optimizers.adamw import AdamW, Lion, Optimizer
 from kleiber.optimizers.muon import Muon
 from kleiber.training.step import accumulate, normalise
 from kleiber.types.batch import Batch

@@ -135,8 +135,7 @@ class LitLM(Unasked, LightningModule):
             for method in methods:
                 method.after_step(self.model, step, self.optimizer.lr * factor)
         optimizer.zero_grad()
-        if hasattr(self.model, "rebalance"):
-            self.model.rebalance(sums.values)
+        self.model.rebalance(sums.values)
         self.last = {**means, **told, "grad_norm": norm, "lr": self.optimizer.lr * factor}
 
     def backward_pass(self, batch: Batch, step: int, penalties: Sequence[Penalty]) -> Sums:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kleiber.types.batch import Batch, Loss, Output, Role, Routing
+from kleiber.types.batch import Batch, Loss
 
 
 @dataclass

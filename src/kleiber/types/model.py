@@ -1,6 +1,6 @@
 """Base classes of models and of their parts: layers, routers, output layers and caches for decoding.
 
-A hook that does nothing until it is overridden stands on the base class, so that callers need not ask whether it exists.
+Hooks are methods of the base class that do nothing until overridden, so that callers need not ask whether one exists.
 """
 
 from __future__ import annotations
@@ -92,10 +92,57 @@ class Head:
 
 @runtime_checkable
 class LayerCache(Protocol):
-    """Keys and values of one layer; None before the first step."""
+    """Keys and values that one layer computed for earlier positions."""
 
-    keys: Float[Tensor, "batch heads keys head_dim"] | None
-    values: Float[Tensor, "batch heads keys head_dim"] | None
+    def __len__(self) -> int: ...
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Attention(Layer):
+    """The branch of a block that mixes positions. `out` is its last matrix."""
+
+    out: nn.Linear
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch time dim"]:
+        """The change of the stream. `mask` is that of `mask()`; `cache` holds earlier positions and grows in place."""
+        raise NotImplementedError
+
+    def mask(
+        self,
+        time: int,
+        past: int,
+        device: torch.device,
+        real: Bool[Tensor, "batch keys"] | None = None,
+        segments: Int[Tensor, "batch time"] | None = None,
+    ) -> Bool[Tensor, "#batch 1 time keys"] | None:
+        """Which keys each of `time` queries after `past` cached positions may read; None where `forward` needs none.
+
+        real      of all keys, those of the cache included
+        segments  documents of packed rows, without a cache
+        """
+        return None
+
+
+class MLP(Layer):
+    """The branch of a block that acts on each position by itself; a mixture of experts is one."""
+
+    def forward(
+        self, x: Float[Tensor, "batch time dim"], batch: Batch | None = None
+    ) -> tuple[Float[Tensor, "batch time dim"], dict[str, Tensor]]:
+        """The change of the stream, and auxiliary sums over real tokens (see `Output`); a dense layer has none."""
+        raise NotImplementedError
+
+    def last_matrix(self) -> nn.Linear | None:
+        """The matrix of the last product, whose result no gradient needs; None where something follows it."""
+        return None
+
+    def rebalance(self, load: Float[Tensor, "experts"] | None) -> None:
+        """Called once after each optimizer step with the assignments per expert of its global batch (see `Router`)."""
 
 
 class DecodingCache:
@@ -111,9 +158,8 @@ class DecodingCache:
         """Number of positions that are held."""
         raise NotImplementedError
 
-    @property
-    def layers(self) -> Sequence[LayerCache]:
-        """The cache of each layer, in order."""
+    def tensors(self) -> list[Tensor]:
+        """The keys and values of all layers; empty before the first step."""
         raise NotImplementedError
 
     def remember(
@@ -147,7 +193,7 @@ class Model(nn.Module):
     tied: bool = False
     parametrization: Parametrization
     embedding: nn.Embedding
-    blocks: nn.ModuleList
+    blocks: Sequence[nn.Module]
     head: Head
     heads: nn.ModuleDict
 
