@@ -65,10 +65,12 @@ def test_a_step_writes_one_position_and_moves_none():
     caches = model.new_caches(12)
     with torch.no_grad():
         model(Batch(torch.randint(40, (2, 5))), caches)
-        place, held = caches[0].keys.data_ptr(), caches[0].keys[:, :, :5].clone()
+        keys = caches.layers[0].keys
+        place, held = keys.data_ptr(), keys[:, :, :5].clone()
         model(Batch(torch.randint(40, (2, 1))), caches)
-    assert caches[0].keys.data_ptr() == place and caches[0].keys.shape[2] == 12 and len(caches[0]) == 6
-    assert torch.equal(caches[0].keys[:, :, :5], held)
+    keys = caches.layers[0].keys
+    assert keys.data_ptr() == place and keys.shape[2] == 12 and len(caches) == 6
+    assert torch.equal(keys[:, :, :5], held)
 
 
 def test_a_row_that_has_ended_stays_ended_and_all_stop_with_the_last():

@@ -21,7 +21,8 @@ from torch import nn
 from kleiber.adapters.freeze import select
 from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
-from kleiber.nn.lora import adapt, decompose, merged
+from kleiber.nn import lora
+from kleiber.nn.lora import adapt, decompose
 
 TARGETS = ("attention", "mlp", "experts", "router", "head")
 USUAL = ("attention", "mlp", "experts")
@@ -85,7 +86,7 @@ class LoRA:
         if isinstance(model, HFModel):
             merge_peft(model)
         for module in model.modules():
-            merged(module)
+            lora.merge(module)
         model.requires_grad_(True)
 
     def matrices(self, model: nn.Module) -> list[str]:

@@ -58,7 +58,7 @@ def expert_hidden(width: int, active: int) -> int:
     return -(-gated_hidden(width) // (8 * active)) * 8
 
 
-def sizes(width: int, k: int, num_shared: int, granularity: int, hidden: int | None) -> int:
+def expert_sizes(width: int, k: int, num_shared: int, granularity: int, hidden: int | None) -> int:
     """Hidden units of one expert: `hidden` / `granularity`, where `hidden` is None of equal active FLOPs.
 
     Raises ValueError for sizes below 1 and where `granularity` does not divide `hidden`.
@@ -89,23 +89,25 @@ def dispatch(
         return every_expert(x, gate_up, down, routing)
     product = grouped_mm if backend == "grouped" else looped_mm
     if routing.kept is None:
-        return all_kept(product, x, gate_up, down, routing)
+        return dispatch_all(product, x, gate_up, down, routing)
     # A GPU would have to wait for the number of rows that are kept.
-    return some_kept(product, x, gate_up, down, routing, cut=x.device.type == "cpu")
+    return dispatch_kept(product, x, gate_up, down, routing, cut=x.device.type == "cpu")
 
 
-def all_kept(product: Product, x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
+def dispatch_all(product: Product, x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
     """Every token has k rows, so rows are permuted there and back, without atomic or serial additions."""
     flat, k = routing.experts.flatten(), routing.experts.shape[1]
     order = flat.argsort(stable=True)
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    counts = counted(flat, len(down))
+    counts = count_assignments(flat, len(down))
     hidden = gated(product(Spread.apply(x, order, inverse, k), gate_up, counts))
     y = Spread.apply(product(hidden, down, counts), inverse, order, 1).unflatten(0, (-1, k))
     return (y * routing.weights.to(x.dtype).unsqueeze(-1)).sum(1)
 
 
-def some_kept(product: Product, x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing, cut: bool = True) -> Tensor:
+def dispatch_kept(
+    product: Product, x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing, cut: bool = True
+) -> Tensor:
     """Assignments that are not kept are sorted behind the last expert, where no product reaches them.
 
     cut  leaves their rows out, which needs their number; otherwise zeros replace the undefined results
@@ -113,16 +115,16 @@ def some_kept(product: Product, x: Tensor, gate_up: Tensor, down: Tensor, routin
     assert routing.kept is not None
     experts, k = len(down), routing.experts.shape[1]
     flat = routing.experts.flatten().masked_fill(~routing.kept.flatten(), experts)
-    order, counts = flat.argsort(stable=True), counted(flat, experts + 1)[:-1]
+    order, counts = flat.argsort(stable=True), count_assignments(flat, experts + 1)[:-1]
     order = order[: int(counts.sum())] if cut else order
     unserved = None if cut else (torch.arange(len(order), device=x.device) >= counts.sum()).unsqueeze(-1)
-    rows = blank(x.index_select(0, order // k), unserved)
-    y = blank(product(gated(product(rows, gate_up, counts)), down, counts), unserved)
+    rows = zero_rows(x.index_select(0, order // k), unserved)
+    y = zero_rows(product(gated(product(rows, gate_up, counts)), down, counts), unserved)
     weights = routing.weights.flatten().index_select(0, order).to(x.dtype)
     return torch.zeros_like(x).index_add(0, order // k, y * weights.unsqueeze(-1))
 
 
-def blank(rows: Tensor, where: Tensor | None) -> Tensor:
+def zero_rows(rows: Tensor, where: Tensor | None) -> Tensor:
     return rows if where is None else rows.masked_fill(where, 0)
 
 
@@ -134,7 +136,7 @@ def every_expert(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> 
     return torch.einsum("te,etd->td", full.to(x.dtype), y)
 
 
-def counted(flat: Int[Tensor, "assignments"], experts: int) -> Int[Tensor, "experts"]:
+def count_assignments(flat: Int[Tensor, "assignments"], experts: int) -> Int[Tensor, "experts"]:
     counts = torch.zeros(experts, dtype=torch.int32, device=flat.device)
     return counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
 
@@ -168,8 +170,8 @@ def looped_mm(
     rows: Float[Tensor, "rows in"], weight: Float[Tensor, "experts in out"], counts: Int[Tensor, "experts"]
 ) -> Float[Tensor, "rows out"]:
     """As `grouped_mm`, with one product per expert. Rows behind the last expert return zeros."""
-    sizes = counts.tolist()
-    *parts, rest = rows.split([*sizes, len(rows) - sum(sizes)])
+    expert_sizes = counts.tolist()
+    *parts, rest = rows.split([*expert_sizes, len(rows) - sum(expert_sizes)])
     done = [part @ matrix for part, matrix in zip(parts, weight.unbind(0), strict=True)]
     return torch.cat([*done, rest.new_zeros(len(rest), weight.shape[2])])
 

@@ -84,7 +84,7 @@ def decompose(module: nn.Module, name: str) -> None:
     module.register_parameter(name + M, nn.Parameter(_norms(weight)))
 
 
-def merged(module: nn.Module) -> None:
+def merge(module: nn.Module) -> None:
     """Adds the updates to the weights and restores the class of `module`; exact to the bit before training."""
     if not isinstance(module, Adapted):
         return

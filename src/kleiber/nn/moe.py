@@ -14,7 +14,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kleiber.nn.experts import Backend, Experts, sizes
+from kleiber.nn.experts import Backend, Experts, expert_sizes
 from kleiber.nn.mlp import Aux, SwiGLU
 from kleiber.nn.mup import Factory, Site
 from kleiber.nn.routers.topk import TokenChoice, TopK
@@ -131,7 +131,7 @@ class MoE(MLP):
         super().__init__()
         if num_shared < 0 or z < 0:
             raise ValueError(f"model.mlp.num_shared={num_shared} and model.mlp.z={z} must be >= 0")
-        self.hidden = sizes(site.width, k, num_shared, granularity, hidden)
+        self.hidden = expert_sizes(site.width, k, num_shared, granularity, hidden)
         self.num_experts, self.k, self.balance, self.z = num_experts * granularity, k * granularity, balance, z
         self.router: Router = router(site, num_experts=self.num_experts, k=self.k)
         if balance.coefficient == 0 and self.router.needs_balance:
@@ -168,12 +168,12 @@ class MoE(MLP):
         balance = self.balance(scores, hits, real)
         aux = {"loss": self.balance.coefficient * balance, "balance": balance, "load": hits.sum(0)}
         if routing.logits is not None:
-            aux["z"] = over(routing.logits.logsumexp(-1).square(), real)
+            aux["z"] = sum_real(routing.logits.logsumexp(-1).square(), real)
             aux["loss"] = aux["loss"] + self.z * aux["z"]
         if routing.margin is not None:
-            aux["margin"] = over(routing.margin, real)
+            aux["margin"] = sum_real(routing.margin, real)
         if served is not routing and served.kept is not None:
-            aux["drop"] = over((~served.kept).to(scores.dtype).mean(-1), real)
+            aux["drop"] = sum_real((~served.kept).to(scores.dtype).mean(-1), real)
         return aux
 
 
@@ -223,7 +223,7 @@ class Dropping(MoE):
         return replace(routing, kept=(place <= self.capacity).view_as(routing.experts))
 
 
-def over(values: Float[Tensor, "tokens"], real: Bool[Tensor, "batch time"] | None) -> Float[Tensor, ""]:
+def sum_real(values: Float[Tensor, "tokens"], real: Bool[Tensor, "batch time"] | None) -> Float[Tensor, ""]:
     """The sum over real tokens."""
     return values.sum() if real is None else (values * real.flatten()).sum()
 

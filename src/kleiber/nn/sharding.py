@@ -17,7 +17,7 @@ OptimizerState = dict[str, dict[str, Any]]  # tensors and numbers, by parameter 
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
+def full_parameters(model: nn.Module) -> Iterator[None]:
     """Inside, every rank holds all weights as plain tensors, to read them or run the model without the other ranks.
 
     Values that are written to them are lost at the end.
@@ -50,7 +50,7 @@ def is_sharded(tensor: object) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def gathered(state: OptimizerState, keep: bool) -> OptimizerState:
+def gather_state(state: OptimizerState, keep: bool) -> OptimizerState:
     """Optimizer state by parameter name, with full tensors on the CPU, gathered one at a time.
 
     keep  False: this rank takes part and returns an empty state; without shards `state` is returned as it is
@@ -66,7 +66,7 @@ def gathered(state: OptimizerState, keep: bool) -> OptimizerState:
     return full_state
 
 
-def placed(value: Tensor | float, parameter: Tensor) -> Tensor | float:
+def place_like(value: Tensor | float, parameter: Tensor) -> Tensor | float:
     """A value of an optimizer's state on the device of its parameter, sharded as it is where their shapes agree."""
     if not isinstance(value, Tensor):
         return value

@@ -31,7 +31,7 @@ class Hash(Router):
     def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
         if batch is None:
             raise ValueError("model/router=hash routes by token ids: call the layer with its batch")
-        return equal(draw(batch.tokens.flatten(), self.num_experts, self.layer), self.k, x)
+        return equal_weights(hash_numbers(batch.tokens.flatten(), self.num_experts, self.layer), self.k, x)
 
 
 class Random(Router):
@@ -49,10 +49,10 @@ class Random(Router):
         samples = None if batch is None else batch.samples
         samples = torch.arange(rows, device=x.device) if samples is None else samples
         places = samples[:, None] * 0x9E3779B1 + torch.arange(time, device=x.device)
-        return equal(draw(places.flatten(), self.num_experts, self.layer), self.k, x)
+        return equal_weights(hash_numbers(places.flatten(), self.num_experts, self.layer), self.k, x)
 
 
-def equal(numbers: Int[Tensor, "tokens experts"], k: int, x: Tensor) -> Routing:
+def equal_weights(numbers: Int[Tensor, "tokens experts"], k: int, x: Tensor) -> Routing:
     """The routing to the k experts of largest number, each with weight 1/k; the scores are those weights."""
     experts = numbers.topk(k, -1).indices
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -61,7 +61,7 @@ def equal(numbers: Int[Tensor, "tokens experts"], k: int, x: Tensor) -> Routing:
     return Routing(weights, experts, scores)
 
 
-def draw(keys: Int[Tensor, "tokens"], num_experts: int, layer: int) -> Int[Tensor, "tokens experts"]:
+def hash_numbers(keys: Int[Tensor, "tokens"], num_experts: int, layer: int) -> Int[Tensor, "tokens experts"]:
     """A pseudo-random number for each (key, expert, layer), by the finalizer of SplitMix64 (Steele et al. 2014)."""
     x = (keys[:, None] * num_experts + torch.arange(num_experts, device=keys.device)) * 64 + layer
     x = x + 0x1E3779B97F4A7C15
