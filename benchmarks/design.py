@@ -12,8 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kleiber.studies.designs.information import Noise, Points, log_variance
-from kleiber.studies.designs.search import Elimination, Rules
+from kleiber.studies.designs.search import Elimination, Noise, Points, Rules, log_variance
 from kleiber.studies.laws.allocation import optimum
 
 LAW = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}  # Besiroglu et al. 2024, 2404.10102

@@ -36,7 +36,7 @@ ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run her
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: test_sweep.py" for name in ("ladder", "isoflop", "optimal")}
 ELSEWHERE |= {
-    f"study/{name}": "plans a sweep; tests/studies/test_studies.py reads its runs"
+    f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs"
     for name in ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
 }
 ELSEWHERE |= {f"data/{name}": "tests/data/test_recall.py" for name in ("recall", "repeat")}
@@ -48,10 +48,10 @@ ELSEWHERE |= {
     "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
     "study/scaling": "test_sweep.py starts it",
     "design/grid": "plans a sweep: test_sweep.py",
-    "design/arms": "tests/studies/test_arms.py",
+    "design/arms": "tests/studies/designs/test_grid.py",
 }
-ELSEWHERE |= dict.fromkeys(("study/routers", "study/sparsity", "study/upcycling"), "tests/studies/test_arms.py")
-ELSEWHERE |= {"study/moe_gain": "12 cells to 8M tokens: tests/studies/test_gain.py reads such"}
+ELSEWHERE |= {f"study/{name}": f"tests/studies/test_{name}.py" for name in ("routers", "sparsity", "upcycling")}
+ELSEWHERE |= {"study/moe_gain": "12 cells to 8M tokens: tests/studies/test_moe_gain.py reads such"}
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_distill.py"}
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")

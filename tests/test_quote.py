@@ -52,7 +52,7 @@ def test_a_run_is_priced_as_it_is_recorded(planned, launch, tmp_path, choice):
     assert main([*SMALL, *choice, f"root={tmp_path / 'root'}"]) == 0
     (cell,) = plan["cells"]
     assert trained(tmp_path / "root") == {cell["name"]: (cell["params"], cell["tokens"], cell["flops"])}
-    assert (plan["schema"], plan["runs"], plan["params"]) == ("kleiber.runs.plan/1", 1, cell["params"])
+    assert (plan["schema"], plan["runs"], plan["params"]) == ("kleiber.plan/1", 1, cell["params"])
     assert plan["seconds"] >= cell["seconds"] > 0 and plan["memory_bytes"] > 2**27
 
 

@@ -1,7 +1,7 @@
 """The campaign of kill30.py: where the kills fell is printed, and no tree may end otherwise than the unbroken one."""
 
 import pytest
-from kill30 import campaign
+from faults.kill30 import campaign
 
 
 @pytest.mark.slow

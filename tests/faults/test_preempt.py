@@ -5,8 +5,8 @@ import os
 import signal
 
 import pytest
+from faults.test_kill import STEPS, facts
 from processes import wait_for
-from test_kill import STEPS, facts
 
 from kleiber.training.step import accumulate
 

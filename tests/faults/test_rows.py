@@ -1,7 +1,7 @@
 import ast
 from pathlib import Path
 
-from rows import COMPLAINTS, FAULTS, REASONS, TESTS
+from faults.rows import COMPLAINTS, FAULTS, REASONS, TESTS
 
 HERE = Path(__file__).parents[1]
 

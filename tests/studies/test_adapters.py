@@ -10,6 +10,8 @@ from kleiber.records.catalog import read_runs
 from kleiber.studies.adapters import Adapters
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+
+
 BEST = {None: 2, 1: 3, 16: 3}  # place of the rate that learns best
 
 
@@ -96,24 +98,3 @@ def test_what_is_missing_is_said(runs):
         Adapters().analyse([run for run in runs if run.name.startswith("None")])
     with pytest.raises(ValueError, match=r"study\.margin=0"):
         Adapters(margin=0)
-
-
-def test_figures_hold_every_arm(runs):
-    pytest.importorskip("altair")
-    for name, make in Adapters().analyse(runs).figures.items():
-        drawn = json.dumps(make().to_dict())
-        assert "rank 16" in drawn, name
-        assert "full" in drawn or name == "ranks"
-
-
-def test_rates_far_beyond_the_frontiers_are_counted_and_not_drawn():
-    pytest.importorskip("altair")
-    import pandas as pd
-
-    from kleiber.studies.compare.figures import frontier
-
-    rows = [("full", 1.0, 0.2, True), ("full", 1.2, 0.1, True), ("rank 1", 1.3, 0.1, True), ("rank 1", 3.0, 2.0, False)]
-    points = pd.DataFrame(rows, columns=["method", "target", "F", "best"]).assign(F_sd=0.01, lr=0.1, n=3)
-    drawn = frontier(points, ["full", "rank 1"]).to_dict()
-    assert "1 more lie beyond the axes" in drawn["title"]["subtitle"]
-    assert max(row["target"] for table in drawn["datasets"].values() for row in table) == 1.3

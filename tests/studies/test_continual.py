@@ -1,78 +1,16 @@
 """Sequences with a known R: every metric by hand, methods paired within order and seed, what is missing named."""
 
 import json
-from pathlib import Path
 
 import pytest
 import yaml
 
 from kleiber.launch.main import main as launch
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare import sequence_rows
-from kleiber.studies.continual import Continual, matrices
+from kleiber.studies.compare import task_rows
+from kleiber.studies.continual import Continual
 
-# R of plain training over a > b > c, in nats, and before any training.
-R = [[1.0, 3.0, 4.0], [1.6, 1.2, 3.5], [2.0, 1.5, 1.4]]
-BASELINE = [5.0, 5.0, 5.0]
-ALONE = {"a": 0.9, "b": 1.1, "c": 1.0}
-TASKS = ["a", "b", "c"]
-
-
-def write_config(folder: Path, start: str, retention=None) -> None:
-    folder.mkdir(parents=True)
-    study = {"_target_": "kleiber.studies.Continual", "start": start}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"study": study, "retention": retention, "seed": 0}))
-
-
-def stage(name: str, row=None, curve=(), lr=0.01, objective="clm", kind="loss") -> dict:
-    metrics = {f"val/{task}/{kind}": value for task, value in zip(TASKS, row or (), strict=False)}
-    task = "a" if name == "again" else name
-    return {"name": name, "tasks": [task], "objective": objective, "lr": lr, "metrics": metrics, "curve": list(curve)}
-
-
-def write_sequence(home: Path, method="none", order=TASKS, seed=0, kept=0.0, again=True, start="scratch", extra=()):
-    """`kept` is the share of what plain training forgets that the method keeps; tasks are renamed by the order."""
-    retention = None if method == "none" else {method: {"_target_": "x", "strength": 1.0}}
-    folder = home / f"{start}-{method}-{'-'.join(order)}-{seed}"
-    write_config(folder, start, retention)
-    noise = 0.01 * seed
-    rows = [[R[i][j] - (kept * (R[i][j] - R[j][j]) if i > j else 0) + noise for j in range(3)] for i in range(3)]
-    place = [order.index(task) for task in TASKS]
-    rows = [[row[j] for j in place] for row in rows]
-    key = f"val/{order[0]}/loss"
-    first = [{"step": step, key: value} for step, value in ((0, 5.0), (50, 2.0), (100, 1.0 + noise))]
-    stages = [stage(name, rows[i], first if i == 0 else ()) for i, name in enumerate(order)]
-    if again:
-        relearned = [{"step": step, key: value} for step, value in ((0, 2.0 + noise), (20, 1.5), (40, 1.0 + noise))]
-        stages.append({**stage("again", rows[-1], relearned), "tasks": [order[0]]})
-    matrix = [[*row, *extra] for row in rows]
-    told = {
-        "tasks": [*TASKS, *(["up"] if extra else [])], "stages": [one["name"] for one in stages],
-        "metric": {task: f"val/{task}/loss" for task in TASKS} | ({"up": "val/up/loss"} if extra else {}),
-        "higher_is_better": dict.fromkeys([*TASKS, "up"], False),
-        "matrix": [*matrix, *([matrix[-1]] if again else [])], "baseline": [*BASELINE, *([1.0] if extra else [])],
-    }  # fmt: skip
-    summary = {"status": "finished", "seed": seed, "seconds": 60.0, "stages": stages, "R": told}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
-
-
-def write_alone(home: Path, task: str, seed=0, lr=0.01, worse=0.0, start="scratch") -> None:
-    folder = home / f"{start}-alone-{task}-{lr}-{seed}"
-    write_config(folder, start)
-    one = {**stage(task, lr=lr), "name": "main", "metrics": {f"val/{task}/loss": ALONE[task] + worse + 0.01 * seed}}
-    told = {"status": "finished", "seed": seed, "seconds": 9.0, "stages": [one], "R": None}
-    (folder / "summary.json").write_text(json.dumps(told))
-
-
-def write_study(home: Path, seeds=2, methods=(("none", 0.0), ("ewc", 0.5)), **options) -> None:
-    for seed in range(seeds):
-        for task in TASKS:
-            write_alone(home, task, seed)
-            write_alone(home, task, seed, lr=0.1, worse=0.3)
-        for method, kept in methods:
-            for order in (TASKS, ["c", "a", "b"]):
-                write_sequence(home, method, order, seed, kept, **options)
+from .sequence_runs import TASKS, write_sequence, write_study
 
 
 @pytest.fixture(scope="module")
@@ -83,34 +21,8 @@ def study(tmp_path_factory):
 
 
 def one(study, method="none", order="a > b > c", seed=0):
-    rows = sequence_rows.outcomes(read_runs(study), 0.02)
+    rows = task_rows.sequence_rows(read_runs(study), 0.02)
     return rows[(rows["method"] == method) & (rows["order"] == order) & (rows["seed"] == seed)].iloc[0]
-
-
-def test_every_metric_of_a_sequence_by_hand(study):
-    row = one(study)
-    assert row["ACC"] == pytest.approx(-(2.0 + 1.5 + 1.4) / 3)
-    assert row["LA"] == pytest.approx(-(1.0 + 1.2 + 1.4) / 3)
-    assert row["BWT"] == pytest.approx(-((2.0 - 1.0) + (1.5 - 1.2)) / 2) and row["forgetting"] == pytest.approx(0.65)
-    assert row["FWT"] == pytest.approx(((5.0 - 3.0) + (5.0 - 3.5)) / 2)
-    assert row["intransigence"] == pytest.approx(((1.0 - 0.9) + (1.2 - 1.1) + (1.4 - 1.0)) / 3)
-    # 1.02 is reached at step 99 of the first stage, and at 20 + 20 * .48 / .5 of the last
-    assert row["savings"] == pytest.approx(1 - (20 + 20 * 0.48 / 0.5) / 99)
-    assert row["upstream"] != row["upstream"], "nothing was there before"
-
-
-def test_the_order_of_stages_and_not_of_columns_decides(study):
-    assert one(study, order="c > a > b").drop(["run", "order", "matrix", "intransigence"]).to_dict() == pytest.approx(
-        one(study).drop(["run", "order", "matrix", "intransigence"]).to_dict(), nan_ok=True
-    )
-    assert one(study, order="c > a > b")["intransigence"] == pytest.approx((0.0 + 0.3 + 0.3) / 3)
-
-
-def test_a_reference_is_that_of_the_seed_at_the_rate_that_is_best_on_average(study):
-    assert one(study, seed=1)["intransigence"] == pytest.approx(one(study)["intransigence"])
-    alone = sequence_rows.alone_scores(read_runs(study))
-    assert sequence_rows.reference(alone, "scratch", "a", 7) == pytest.approx(-0.905), "the mean of the seeds"
-    assert sequence_rows.reference(alone, "elsewhere", "a", 0) != sequence_rows.reference(alone, "elsewhere", "a", 0)
 
 
 def test_methods_are_compared_within_order_and_seed(study):
@@ -137,33 +49,12 @@ def test_each_method_stands_at_its_best_setting(tmp_path):
 
 def test_tasks_of_the_start_are_upstream_and_not_averaged(tmp_path):
     write_sequence(tmp_path / "s", extra=(1.3,), start="base")
-    row = sequence_rows.outcomes(read_runs(tmp_path / "s"), 0.02).iloc[0]
+    row = task_rows.sequence_rows(read_runs(tmp_path / "s"), 0.02).iloc[0]
     assert row["upstream"] == pytest.approx(0.3) and row["ACC"] == pytest.approx(-4.9 / 3)
     table = Continual().analyse(read_runs(tmp_path / "s")).tables["Forgetting by task"]
     assert {told["task"]: told["forgetting"] for told in table} == pytest.approx(
         {"a": 1.0, "b": 0.3, "up (upstream)": 0.3}
     )
-
-
-def test_heads_of_their_own_tell_no_forward_transfer(tmp_path):
-    folder = write_sequence(tmp_path / "s", again=False)
-    text = (folder / "summary.json").read_text()
-    text = text.replace("/loss", "/accuracy").replace('"clm"', '"classify"').replace("false", "true")
-    (folder / "summary.json").write_text(text)
-    rows = sequence_rows.outcomes(read_runs(tmp_path / "s"), 0.02)
-    row = rows.iloc[0]
-    assert row["FWT"] != row["FWT"] and row["ACC"] == pytest.approx(4.9 / 3) and row["kind"] == "accuracy"
-    shown = matrices(rows)
-    assert shown["score"].iloc[-1] == pytest.approx(1.4) and shown["change"].isna().sum() == 3
-
-
-def test_scores_without_a_common_mean_are_refused(tmp_path):
-    folder = write_sequence(tmp_path / "s")
-    told = json.loads((folder / "summary.json").read_text())
-    told["R"]["metric"]["b"] = "val/b/accuracy"
-    (folder / "summary.json").write_text(json.dumps(told))
-    with pytest.raises(ValueError, match="accuracy and loss, which have no mean"):
-        Continual().compare(read_runs(tmp_path / "s"))
 
 
 def test_a_part_of_the_runs_is_told_as_such(tmp_path):
@@ -179,17 +70,6 @@ def test_a_part_of_the_runs_is_told_as_such(tmp_path):
     assert "partial" in {one["code"] for one in found.verdicts}
     with pytest.raises(ValueError, match="no finished run over a sequence"):
         Continual().compare([])
-
-
-def test_its_figures_are_drawn_for_each_start(study, tmp_path):
-    assert set(Continual().analyse(read_runs(study)).figures) == {"metrics", "matrix", "first_task"}
-    write_sequence(tmp_path / "s", again=False)
-    write_sequence(tmp_path / "s", again=False, start="base")
-    found = Continual().analyse(read_runs(tmp_path / "s"))
-    assert set(found.figures) == {f"{name}-{s}" for name in ("metrics", "matrix", "first_task") for s in
-                                  ("scratch", "base")}  # fmt: skip
-    drawn = {name: json.dumps(make().to_dict()) for name, make in found.figures.items()}
-    assert "from base" in drawn["matrix-base"] and "ACC (higher is better)" in drawn["metrics-scratch"]
 
 
 @pytest.mark.parametrize("options", [{"tolerance": -0.1}, {"level": 1.0}, {"max_cells": 0}])
@@ -258,12 +138,3 @@ def test_a_rate_of_a_task_does_not_part_the_orders(tmp_path):
         (folder / "summary.json").write_text(json.dumps(told))
         config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "optimizer": {"lr": 0.01}}))
     assert Continual().compare(read_runs(tmp_path / "s"))["best"]["order"].nunique() == 2
-
-
-def test_arms_that_differ_in_their_schedule_are_two_settings(tmp_path):
-    for schedule in ("wsd", "constant"):
-        folder = write_sequence(tmp_path / schedule, "none")
-        (folder / "overrides.yaml").write_text(yaml.safe_dump([f"schedule={schedule}", "optimizer.lr=0.01", "seed=0"]))
-        folder.rename(folder.with_name(f"{folder.name}-{schedule}"))
-    rows = sequence_rows.outcomes(read_runs(tmp_path), 0.02)
-    assert set(rows["setting"]) == {"schedule=wsd", "schedule=constant"}

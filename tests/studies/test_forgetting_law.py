@@ -3,43 +3,14 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
-import yaml
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
-from kleiber.studies import forgetting_law_figures as plots
-from kleiber.studies.compare.contrast import trends
 from kleiber.studies.forgetting_law import ForgettingLaw, grid, headline
 
 from .comparisons import write_arm, write_base
-
-TRUTH = {"A": 0.013, "c": 0.03, "B": 40.0, "alpha": 0.25, "beta": 0.4, "gamma": 0.2}
-SIZES, RATIOS, TOKENS = (36_000, 90_000, 200_000), (20, 80), (2.5e5, 5e5, 1e6)
-SHARES = (0.0, 0.01, 0.05, 0.2)
-STUDY = {"_target_": "kleiber.studies.ForgettingLaw", "bootstrap": 60, "tolerate": 0.1}
-
-
-def forgetting(N, D, M, p):
-    top = TRUTH["A"] * D ** TRUTH["beta"] * N ** -TRUTH["alpha"] * M ** TRUTH["gamma"]
-    return (top + TRUTH["c"]) / (1 + TRUTH["B"] * p) - TRUTH["c"]
-
-
-def write_grid(home, shares=SHARES, noise=0.004, seeds=2, sizes=SIZES, ratios=RATIOS, on_top=False):
-    for N in sizes:
-        for M in ratios:
-            for D in TOKENS:
-                for p in shares:
-                    for seed in range(seeds):
-                        method = "replay" if p else "none"
-                        spent = D / (1 - p) if on_top else D
-                        F = forgetting(N, (1 - p) * spent, M, p)
-                        folder = home / f"{N}-{M}-{D:g}-{p}-{seed}"
-                        extra = {"noise": noise, "pretrained": float(M * N), "tokens": spent, "params": N, "F": F}
-                        write_arm(folder, method, p, 0.01, seed, **extra)
-                        config = yaml.safe_load((folder / "config.yaml").read_text())
-                        (folder / "config.yaml").write_text(yaml.safe_dump({**config, "study": STUDY}))
+from .grid_runs import RATIOS, SHARES, SIZES, TOKENS, TRUTH, forgetting, write_grid
 
 
 @pytest.fixture(scope="module")
@@ -197,60 +168,6 @@ def test_the_report_answers_first_how_much_replay_is_needed(study, capsys):
     for name in ("replay", "tokens", "fit"):
         assert (study / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "Bethune et al. 2025" in (study / "report.html").read_text()
-
-
-def test_trends_are_told_without_a_law(study):
-    """Means over the cells of the true law, from end to end of each input."""
-    rows, noise = grid(read_runs(study))
-    told = {one.code: one for one in trends(rows, noise, 0.9)}
-    assert [one.holds for one in told.values()] == [True] * 5
-    D, bases = (TOKENS[0], TOKENS[-1]), [(N, M) for N in SIZES for M in RATIOS]
-    grown = np.mean([forgetting(N, D[1], M, 0) - forgetting(N, D[0], M, 0) for N, M in bases])
-    found = told["grows_with_new_text"]
-    assert found.lo < grown < found.hi and found.value == pytest.approx(grown, abs=0.005)
-    fallen = np.mean([forgetting(SIZES[0], d, M, 0) - forgetting(SIZES[-1], d, M, 0) for d in TOKENS for M in RATIOS])
-    assert told["falls_with_size"].value == pytest.approx(fallen, abs=0.006)
-
-
-def test_more_lengths_from_the_same_bases_make_no_trend_of_size_surer(study):
-    rows, noise = grid(read_runs(study))
-    few = rows[rows["steps"] == rows["steps"].max()]
-    many, one = (
-        {told.code: told.hi - told.value for told in trends(part, noise, level)}
-        for part, level in ((rows, 1 - 0.1 * 5 / 4), (few, 0.9))  # one question less, each as sure
-    )
-    assert many["falls_with_size"] == pytest.approx(one["falls_with_size"], rel=1e-6)
-    assert not {"grows_with_new_text", "power_below_1"} & set(one)
-
-
-def test_an_exponent_at_its_bound_has_not_settled(study):
-    """F falls with new text here, which no exponent of the law says: nothing of it moves on doubling D."""
-    rows, _ = grid(read_runs(study))
-    plain = rows["F"] * (rows["steps"] / rows["steps"].min()) ** -1.0
-    told = ForgettingLaw(bootstrap=20).fit(rows.assign(F=plain), "replay_grid_ratio")
-    assert told["params"]["beta"]["value"] < 1e-6
-    assert not {"settled", "not_settled"} & {one["code"] for one in told["verdicts"]}
-
-
-def test_what_forgets_less_with_new_text_does_not_grow(study):
-    rows, noise = grid(read_runs(study))
-    turned = rows.assign(F=rows["F"].max() - rows["F"])
-    told = {one.code: one.holds for one in trends(turned, noise, 0.9)}
-    assert told["grows_with_new_text"] is told["falls_with_size"] is told["falls_with_replay"] is False
-
-
-@pytest.mark.parametrize("on_top", [False, True])
-def test_the_curve_of_replay_has_every_share_and_passes_through_the_points(tmp_path, on_top):
-    write_grid(tmp_path / "s", sizes=SIZES[:1], ratios=RATIOS[:1], noise=1e-4, on_top=on_top)
-    record = ForgettingLaw(tolerate=0.1, bootstrap=20).fitted(read_runs(tmp_path / "s"))
-    drawn = plots.replay(plots.named(record), record).to_dict()["datasets"].values()
-    (line,) = (data for data in drawn if len(data) == 60)
-    (points,) = (data for data in drawn if len(data) == len(SHARES))
-    assert sorted(one["p"] for one in points) == list(SHARES)
-    found = np.interp([one["p"] for one in points], [one["p"] for one in line], [one["F"] for one in line])
-    assert found == pytest.approx([one["F"] for one in points], abs=0.012)  # between two of 60 points of a hyperbola
-    assert len(record["critical"]["seen"]) == len(SHARES)
-    assert "over 3 cells" in next(one["text"] for one in record["claims"] if one["code"] == "falls_with_replay")
 
 
 def test_the_best_learning_rate_is_chosen_without_looking_at_forgetting(tmp_path):

@@ -1,50 +1,16 @@
 """A mixture and a dense model with known forgetting: compared at one target loss, with what their experts' load did."""
 
-import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from kleiber.launch.main import main as launch
 from kleiber.records.catalog import read_runs
 from kleiber.studies import moe_forgetting
 from kleiber.studies.moe_forgetting import DENSE, FREE, FROZEN, MoEForgetting
 
-from .comparisons import START, write_arm, write_base
-
-STUDY = {"_target_": "kleiber.studies.MoEForgetting"}
-SHIFT = {FREE: 0.30, FROZEN: 0.10}
-
-
-def write(folder: Path, arm: str, lr: float, seed: int, less: float = 0.0, **extra) -> None:
-    """One run; the mixture learns .1 nats more at every rate and forgets `less` less."""
-    write_arm(folder, "none", 0.0, lr, seed, **extra)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    config |= {"study": STUDY, "model": {"mlp": {"_target_": "x"} if arm == DENSE else {"num_experts": 8, "k": 2}}}
-    config["adapter"] = {"_target_": "y.Freeze", "train": None, "freeze": ["router"]} if arm == FROZEN else None
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    told = json.loads((folder / "summary.json").read_text())
-    metrics = told["stages"][0]["metrics"]
-    if arm != DENSE:
-        metrics["val/docs/loss"] -= less
-        metrics["val/code/loss"] -= 0.1
-        for layer in (0, 1):
-            metrics[f"drift/docs/load_shift/{layer}"] = SHIFT[arm] + 0.02 * layer + 0.001 * seed
-            metrics[f"drift/code/load_shift/{layer}"] = 0.5
-            metrics[f"drift/docs/load_gap_before/{layer}"] = 0.2
-            metrics[f"drift/docs/load_gap_after/{layer}"] = 0.25
-    (folder / "summary.json").write_text(json.dumps(told))
-
-
-def write_study(home: Path, seeds: int = 3, less: float = 0.08, arms=(DENSE, FREE, FROZEN)) -> None:
-    for seed in range(seeds):
-        for name in ("gpt", "moe"):
-            write_base(home / f"base-{name}-{seed}", seed)
-        for arm in arms:
-            for lr in (0.003, 0.01, 0.03):
-                own = less + 0.05 if arm == FROZEN else less
-                write(home / f"{arm.replace(', ', '-')}-{lr}-{seed}", arm, lr, seed, own, noise=0.002)
+from .comparisons import START
+from .mixture_runs import write, write_study
 
 
 @pytest.fixture(scope="module")
@@ -136,14 +102,6 @@ def test_what_weakens_the_comparison_is_said(record, tmp_path):
     codes = {one["code"]: one["text"] for one in MoEForgetting().compare(read_runs(home))["complaints"]}
     assert "at most what is told" in codes["bound"] and codes["bound"].startswith("moe learns more")
     assert "50,000 active parameters and the dense model 40,000" in codes["unequal"]
-
-
-def test_its_figures_are_drawn_and_name_the_arms(study):
-    found = MoEForgetting().analyse(read_runs(study))
-    made = {name: json.dumps(make().to_dict()) for name, make in found.figures.items()}
-    assert set(made) == {"pareto", "matched", "trajectory", "loads"}
-    assert all(FROZEN in told for told in made.values())
-    assert DENSE in made["trajectory"] and "layer 1" in made["loads"]
 
 
 @pytest.mark.parametrize("options", [{"tolerance": -0.1}, {"level": 1.0}, {"max_cells": 0}])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kleiber.launch.cli import main
+from kleiber.studies.report import table
 from kleiber.studies.scaling import Scaling
 
 from .ladders import noisy, small_loss
@@ -105,3 +106,8 @@ def test_the_page_opens_in_a_browser_without_network(study):
         timeout=120,
     )
     assert done.stdout.count("<svg") >= 6 and "Uncaught" not in done.stderr
+
+
+def test_a_table_escapes_text_and_leaves_unknown_numbers_empty():
+    page = table([{"a": "<b>", "n": 12_000.0}, {"a": None, "m": True, "n": float("nan")}])
+    assert "&lt;b&gt;" in page and "12,000" in page and "<td></td>" in page and "yes" in page

@@ -70,7 +70,7 @@ def test_a_folder_of_runs_goes_through_the_catalog(tmp_path):
     for i in range(3):
         (tmp_path / f"cell-{i}").mkdir()
         stage = {"params": {"total": 10**6 * (i + 1)}, "tokens": 10**9, "metrics": {"val/builtin/loss": 3.0 - 0.1 * i}}
-        text = {"schema": "kleiber.runs.run/1", "status": "finished", "stages": [stage]}
+        text = {"schema": "kleiber.run/1", "status": "finished", "stages": [stage]}
         (tmp_path / f"cell-{i}" / "summary.json").write_text(json.dumps(text))
     table = load(read(tmp_path), {"N": "params", "D": "tokens", "L": "val/builtin/loss"})
     assert table.columns["N"].tolist() == [1e6, 2e6, 3e6] and table.target.tolist() == pytest.approx([3.0, 2.9, 2.8])

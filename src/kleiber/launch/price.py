@@ -2,7 +2,7 @@
 
 `dry_run=true` prints it, `dry_run=FILE.json` writes it too.
 
-FILE.json is {schema: "kleiber.runs.plan/1", runs, params, flops, tokens, seconds, memory_bytes, cells: [{name, params,
+FILE.json is {schema: "kleiber.plan/1", runs, params, flops, tokens, seconds, memory_bytes, cells: [{name, params,
 flops, tokens, seconds}]}:
 
 runs          everything that will be trained, fine-tunes of bases included that are not trained yet
@@ -35,7 +35,7 @@ from kleiber.config.errors import ConfigError
 from kleiber.records import folder
 from kleiber.records.summary import write_json
 
-SCHEMA = "kleiber.runs.plan/1"
+SCHEMA = "kleiber.plan/1"
 NONE = "no run was started (dry_run)"
 FARTHER = 10.0  # target compute over the largest point's, where the design names none
 SHOWN = 24  # cells that are listed one by one
@@ -122,7 +122,7 @@ def total_lines(
 
 def interval_lines(configs: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the points of a design promise, where a law of N and D is asked of them."""
-    from kleiber.studies.designs.plan_check import study_of
+    from kleiber.studies.designs.sizes import study_of
 
     study = study_of(configs[0])
     if configs[0]["design"] is None or study is None or set(study.law_inputs()) != {"N", "D"}:
@@ -132,8 +132,8 @@ def interval_lines(configs: Sequence[Mapping[str, Any]], cells: Sequence[Mapping
 
 def expected(design: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
     """The half-width that the points promise at the design's target, in words."""
-    from kleiber.studies.designs.information import Noise, Points, half_width
     from kleiber.studies.designs.plan import planning_laws
+    from kleiber.studies.designs.search import Noise, Points, half_width
 
     rows = [
         (end["active"], end["tokens"], trunk, end["flops_per_token"])

@@ -162,7 +162,7 @@ class Sweep:
 
         Raises ConfigError where they cannot. A sweep that is cut short on purpose is not asked.
         """
-        from kleiber.studies.designs.plan_check import points_of, study_of
+        from kleiber.studies.designs.sizes import points_of, study_of
 
         self.checked = True
         first = next(iter(cells.values()))

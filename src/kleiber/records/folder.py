@@ -52,7 +52,7 @@ NAME = re.compile(r"[A-Za-z0-9._-]+")
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that makes the run what it is.
 
-    A key that is null and means the same when it is left out is not part of it, so a new optional group changes no hash.
+    A null key that means the same when it is left out is not part of it, so a new optional group changes no hash.
     """
     kept = without_nulls(json.loads(json.dumps(config, sort_keys=True)))
     for key in NOT_IDENTITY:
@@ -68,7 +68,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_nulls(value: Any) -> Any:
-    """A config without its null keys, but for those of a class whose default is something else: there null is a choice."""
+    """A config without its null keys, except where a class has another default: there null is a choice."""
     if isinstance(value, list):
         return [without_nulls(entry) for entry in value]
     if not isinstance(value, dict):

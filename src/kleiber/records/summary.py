@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-SCHEMA = "kleiber.runs.run/1"
+SCHEMA = "kleiber.run/1"
 PACKAGES = (
     "torch",
     "lightning",

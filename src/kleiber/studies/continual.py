@@ -18,7 +18,16 @@ from kleiber.studies import forgetting_metrics as metrics
 from kleiber.studies.compare.arms import interval
 from kleiber.studies.compare.intervals import Rows
 from kleiber.studies.compare.rows import PLAIN, REPLAY
-from kleiber.studies.compare.sequence_rows import CELL, LABELS, LOWER, METRICS, averaged, by_position, chosen, outcomes
+from kleiber.studies.compare.task_rows import (
+    CELL,
+    LABELS,
+    LOWER,
+    METRICS,
+    best_settings,
+    by_position,
+    mean_metrics,
+    sequence_rows,
+)
 from kleiber.studies.study import Findings, Tolerant
 
 TOLD = {
@@ -48,7 +57,7 @@ class Continual(Tolerant):
                 "Methods": method_table(best, self.level),
                 "Against plain training": [{**gap, "metric": LABELS[gap["metric"]]} for gap in record["gaps"]],
                 "Forgetting by task": task_table(best, self.level),
-                "Settings": averaged(record["rows"]).rename(columns=LABELS).to_dict("records"),
+                "Settings": mean_metrics(record["rows"]).rename(columns=LABELS).to_dict("records"),
             },
             figures=figures(record, self.level),
             methods=METHODS_TEXT.format(level=self.level, tolerance=self.tolerance) + REPLAY + BESIDE,
@@ -56,8 +65,8 @@ class Continual(Tolerant):
 
     def compare(self, runs: Sequence[Run]) -> dict[str, Any]:
         """Rows, those at each method's best setting, differences from plain training and what they say."""
-        rows, others = of_same_tasks(outcomes(runs, self.tolerance))
-        best = chosen(rows)
+        rows, others = of_same_tasks(sequence_rows(runs, self.tolerance))
+        best = best_settings(rows)
         found = [gap for _, one in best.groupby("start", sort=False) for gap in gaps(one, self.level)]
         return {
             "rows": rows, "best": best, "gaps": found, "claims": claims(found), "level": self.level, "others": others,

@@ -18,7 +18,7 @@ from kleiber.studies.compare import rows as outcomes
 from kleiber.studies.compare.contrast import trends
 from kleiber.studies.compare.frontier import Noise, pooled
 from kleiber.studies.compare.rows import PLAIN
-from kleiber.studies.designs.plan_check import PlannedPoint, fine_tunes, shortfall
+from kleiber.studies.designs.sizes import PlannedPoint, fine_tunes, shortfall
 from kleiber.studies.laws import analysis, prediction, table
 from kleiber.studies.laws.bootstrap import interval
 from kleiber.studies.laws.catalog import find
@@ -237,7 +237,7 @@ def headline(record: Mapping[str, Any]) -> str:
 
 
 def figures(record: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
-    from kleiber.studies import forgetting_law_figures as plots
+    from kleiber.studies import forgetting_figures as plots
 
     rows = plots.named(record)
     if "no_fit" in record["main"]:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.intervals import Rows, seed_means, told
-from kleiber.studies.designs.plan_check import PlannedPoint, shortfall
+from kleiber.studies.designs.sizes import PlannedPoint, shortfall
 from kleiber.studies.laws import analysis, file, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.file import lines

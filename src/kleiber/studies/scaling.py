@@ -15,7 +15,7 @@ import pandas as pd
 
 from kleiber.config.budget import quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.designs.plan_check import PlannedPoint, shortfall
+from kleiber.studies.designs.sizes import PlannedPoint, shortfall
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.exclusion import CHOICES

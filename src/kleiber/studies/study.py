@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from kleiber.records.catalog import Run, counts, frame
-from kleiber.studies.designs.plan_check import PlannedPoint
+from kleiber.studies.designs.sizes import PlannedPoint
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.transfer_rows import SCRATCH, Rows, by_seed, chosen, gap, rows_of, transferred
+from kleiber.studies.compare.task_rows import (
+    SCRATCH,
+    Rows,
+    at_tuned_rate,
+    paired_scores,
+    score_rows,
+    scores_by_seed,
+    transferred,
+)
 from kleiber.studies.study import Findings, Options, check_level
 
 METHODS = (
@@ -46,8 +54,8 @@ class Transfer(Options):
         check_level(self.level)
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
-        tried = rows_of(runs)
-        rows = chosen(tried)
+        tried = score_rows(runs)
+        rows = at_tuned_rate(tried)
         gaps, rivals = self.gaps(rows), self.rivals(rows)
         arms = [key for key, _ in rows[rows["start"] != SCRATCH].groupby(["kind", "start", "task"])]
         data = [one for arm in arms for one in transferred(rows, *arm)]
@@ -69,10 +77,10 @@ class Transfer(Options):
         found = []
         for (task, kind, start, share), _ in rows[rows["start"] != SCRATCH].groupby(["task", "kind", "start", "share"]):
             same = {"task": task, "kind": kind, "share": share}
-            new = by_seed(rows, start=SCRATCH, **same)
+            new = scores_by_seed(rows, start=SCRATCH, **same)
             if new:
-                ours = by_seed(rows, start=start, **same)
-                found.append({**same, "start": start, "against": SCRATCH, **gap(ours, new, self.level)})
+                ours = scores_by_seed(rows, start=start, **same)
+                found.append({**same, "start": start, "against": SCRATCH, **paired_scores(ours, new, self.level)})
         return found
 
     def rivals(self, rows: Rows) -> list[dict[str, Any]]:
@@ -82,10 +90,10 @@ class Transfer(Options):
             mine = rows[(rows["kind"] == kind) & (rows["start"] != SCRATCH)]
             for (task, start, share), _ in mine.groupby(["task", "start", "share"]):
                 same = {"task": task, "start": start, "share": share}
-                theirs = by_seed(rows, kind=other, **same)
+                theirs = scores_by_seed(rows, kind=other, **same)
                 if theirs:
-                    ours = by_seed(rows, kind=kind, **same)
-                    found.append({**same, "kind": kind, "against": other, **gap(ours, theirs, self.level)})
+                    ours = scores_by_seed(rows, kind=kind, **same)
+                    found.append({**same, "kind": kind, "against": other, **paired_scores(ours, theirs, self.level)})
         return found
 
 

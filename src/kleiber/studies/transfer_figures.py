@@ -11,7 +11,7 @@ import pandas as pd
 
 from kleiber.charts.theme import dressed, kinds_color
 from kleiber.config.budget import quantity
-from kleiber.studies.compare.transfer_rows import SCRATCH, Rows
+from kleiber.studies.compare.task_rows import SCRATCH, Rows
 
 PANEL = {"width": 250, "height": 170}
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from kleiber.nn.sharding import place_like
 
-SCHEMA = "kleiber.training.checkpoint/1"
+SCHEMA = "kleiber.checkpoint/1"
 
 
 class Damaged(ValueError):

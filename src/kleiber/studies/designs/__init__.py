@@ -3,12 +3,12 @@
 from kleiber.types.exports import lazy_exports
 
 EXPORTS = {
-    "Arms": "arms",
+    "Arms": "grid",
     "Cases": "grid",
     "Grid": "grid",
     "IsoFLOP": "isoflop",
     "Optimal": "optimal",
-    "Methods": "paired",
+    "Methods": "methods",
     "Pretraining": "pretraining",
     "Sequences": "sequences",
 }

@@ -24,9 +24,8 @@ import numpy as np
 from kleiber.config.budget import quantity
 from kleiber.records.catalog import frame, read_runs
 from kleiber.records.summary import read, write_json
-from kleiber.studies.designs.information import Noise, half_width
 from kleiber.studies.designs.plan import Ground, Law, Trunk, budget_flops, cells, planning_laws, points, widths_of
-from kleiber.studies.designs.search import Elimination, Rules, exchange
+from kleiber.studies.designs.search import Elimination, Noise, Rules, exchange, half_width
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
 

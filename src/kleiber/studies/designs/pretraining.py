@@ -18,8 +18,8 @@ from kleiber.config import hub
 from kleiber.config.compose import conf_dir
 from kleiber.config.errors import did_you_mean
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.transfer_rows import SCRATCH, best_rates
-from kleiber.studies.designs.paired import Ground, trained
+from kleiber.studies.compare.task_rows import SCRATCH, tuned_rates
+from kleiber.studies.designs.methods import Ground, trained
 
 Lines = Sequence[str]
 
@@ -124,7 +124,7 @@ class Pretraining:
     def scoring(self, ground: Ground) -> list[list[str]]:
         """Every seed and share at the rate that scored best in tuning, at the first rate while nothing has scored."""
         runs, found = ground.runs(), []
-        best = best_rates([run for run in runs if run.stages], self.shares[0])
+        best = tuned_rates([run for run in runs if run.stages], self.shares[0])
         first = {start.kind: start.name for start in reversed(self.tuned()) if start.base is not None}
         for seed, start, task, share in itertools.product(range(self.seeds), self.starts(), self.tasks, self.shares):
             asked = SCRATCH if start.base is None else first[start.kind]

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from kleiber.config.compose import conf_dir
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import OWN, RETAINING
-from kleiber.studies.compare.sequence_rows import AGAIN
-from kleiber.studies.designs.arms import filled
-from kleiber.studies.designs.paired import Values, product
+from kleiber.studies.compare.task_rows import AGAIN
+from kleiber.studies.designs.grid import filled
+from kleiber.studies.designs.methods import Values, product
 
 GROUPS = ("data", "objective", "optimizer", "schedule")  # which a task may choose as on the command line
 FOLLOWING = ("tokenizer", "vocab_size")  # of a task's data: left to the start point, unless the task names them

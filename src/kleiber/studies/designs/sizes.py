@@ -2,13 +2,30 @@
 
 A design must price hundreds of sizes before any model is built. The formulas are those of `models.counting`, term by
 term, and a test holds the two together. It refuses a layer that it has no formula for, instead of guessing one.
+
+Whether what is planned can answer a study's question, before anything is trained.
+
+A law has its parameters from the distinct points of a plan. Where these do not determine it, by their number or because
+the matrix of its derivatives is singular, no training helps, and the study says so by `Options.check_plan`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from kleiber.config.budget import DEFAULT_RATIO, quantity
+from kleiber.config.errors import ConfigError
+from kleiber.studies.laws.law import Array, Law, Linear, Shape
+
+if TYPE_CHECKING:
+    from kleiber.studies.study import Options
 
 ATTENTION = (
     "kleiber.nn.FullAttention",
@@ -119,3 +136,132 @@ def _mlp(model: Mapping[str, Any], width: int, layer: int) -> tuple[int, int, in
     one = 3 * width * hidden
     router, common = experts * width, 3 * width * shared * hidden
     return router + common + experts * one, router + common + k * one, router + common + k * one
+
+
+NAMES = {
+    "N": "sizes", "D": "numbers of tokens", "X": "numbers of experts", "U": "amounts of unique text",
+    "M": "lengths of pre-training", "p": "replayed shares",
+}  # fmt: skip
+STEP, SINGULAR = 1e-4, 1e-6  # of a derivative; and the least singular value of a matrix of full rank
+DRAWS = 3  # parameter values at which the rank is asked: it is the largest that any of them shows
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """One end of a run: the folder and config of the run, active parameters and training tokens.
+
+    Where a size has no formula, `N` only tells models apart; so does `D` where the tokens follow from such a size.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    N: float
+    D: float
+
+
+def study_of(config: Mapping[str, Any]) -> Options | None:
+    """The study that a config names, built. Raises ConfigError for options that it refuses."""
+    if config.get("study") is None:
+        return None
+    try:
+        return instantiate(config["study"], _convert_="all")
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        raise ConfigError(str(error.__cause__)) from error
+
+
+def points_of(runs: Mapping[Path, Mapping[str, Any]]) -> list[PlannedPoint]:
+    """A point for every branch of a tree, and for every other run that is no chain; `runs` are configs by folder."""
+    unknown: dict[str, float] = {}
+    points = []
+    for folder, config in runs.items():
+        N, flops_per_token = size_of(config, unknown)
+        stages = config.get("stages") or {}
+        if stages.get("branches"):
+            points += [PlannedPoint(folder, config, N, quantity(tokens)) for tokens in stages["branches"]]
+        elif not stages:
+            points.append(PlannedPoint(folder, config, N, tokens_of(config, N, flops_per_token)))
+    return points
+
+
+def size_of(config: Mapping[str, Any], unknown: dict[str, float]) -> tuple[float, float]:
+    """Active parameters and FLOPs per token; of a model without a formula a number that no other one has."""
+    try:
+        known = size(config["model"], vocabulary_of(config["data"]))
+        return float(known.active), known.flops_per_token
+    except (ValueError, KeyError):
+        N = unknown.setdefault(str(config["model"]), 1e5 * 1.7 ** len(unknown))
+        return N, 6 * N
+
+
+def tokens_of(config: Mapping[str, Any], N: float, flops_per_token: float) -> float:
+    """Training tokens that the budget of a run buys, about: steps are rounded later."""
+    budget = config["budget"]
+    if budget.get("tokens"):
+        return quantity(budget["tokens"])
+    if budget.get("steps"):
+        return quantity(budget["steps"]) * quantity(config["batch"]["tokens"])
+    if budget.get("flops"):
+        return quantity(budget["flops"]) / flops_per_token
+    return quantity(budget.get("ratio") or DEFAULT_RATIO) * N
+
+
+def fine_tunes(points: Sequence[PlannedPoint]) -> list[dict[str, float]]:
+    """Of each run that starts from another one of these: N, pre-training tokens per parameter M, new tokens D, all its
+    tokens ("steps") and the replayed share p. Raises ValueError where there is none.
+    """
+    bases = {point.folder: point for point in points}
+    rows = []
+    for point in points:
+        path = Path(str((point.config.get("init") or {}).get("path")))
+        base = bases.get(path) or bases.get(path.parent)
+        if base is not None:
+            p = float(((point.config.get("retention") or {}).get("replay") or {}).get("fraction", 0.0))
+            M = round(base.D / base.N, 1)
+            rows.append({"N": point.N, "M": M, "D": point.D * (1 - p), "steps": point.D, "p": p})
+    if not rows:
+        raise ValueError("no planned run starts from another planned run: the law is of what such runs forget")
+    return rows
+
+
+def shortfall(law: Law, inputs: Mapping[str, Array]) -> str | None:
+    """Why the distinct rows of `inputs` do not determine the parameters of `law`, with what to add; None if they do."""
+    rows = np.unique(np.column_stack([inputs[name] for name in law.inputs]), axis=0)
+    distinct = {name: len(np.unique(column)) for name, column in zip(law.inputs, rows.T, strict=True)}
+    counts = ", ".join(f"{count} {NAMES.get(name, f'values of {name}')}" for name, count in distinct.items())
+    few = [NAMES.get(name, f"values of {name}") for name, count in distinct.items() if count < 3]
+    add = f"add {' and '.join(few or ['points'])}"
+    if len(rows) < len(law.params):
+        return f"{len(rows)} points ({counts}), {len(law.params)} parameters of {law.name}: {add}"
+    rank = rank_of(law, {name: rows[:, j] for j, name in enumerate(law.inputs)})
+    if rank < len(law.params):
+        return (
+            f"{len(rows)} points ({counts}) determine {rank} of the {len(law.params)} parameters of {law.name}: {add}"
+        )
+    return None
+
+
+def rank_of(law: Law, inputs: Mapping[str, Array]) -> int:
+    """Parameters that the points determine: the rank of the law's derivatives, at values where no term vanishes."""
+    rng, best = np.random.default_rng(0), 0
+    tokens = float(np.exp(np.log(inputs["D"]).mean())) if "D" in inputs else 1.0
+    units = {"D": tokens, "U": tokens, **({"N": float(np.exp(np.log(inputs["N"]).mean()))} if "N" in inputs else {})}
+    inputs = {name: column / units.get(name, 1.0) for name, column in inputs.items()}
+    for _ in range(DRAWS):
+        values = np.array([usual(kind, rng) for kind in law.params.values()])
+        steps = values + STEP * np.diag(values)
+        back = values - STEP * np.diag(values)
+        slopes = (law.evaluate(inputs, steps) - law.evaluate(inputs, back)).T
+        norms = np.linalg.norm(slopes, axis=0)
+        if np.isfinite(slopes).all() and (norms > 0).all():
+            best = max(best, int((np.linalg.svd(slopes / norms, compute_uv=False) > SINGULAR).sum()))
+    return best
+
+
+def usual(kind: Linear | Shape, rng: np.random.Generator) -> float:
+    """A value at which a term neither vanishes nor drowns the others, once inputs are about 1."""
+    if isinstance(kind, Linear):
+        return rng.uniform(0.5, 1.5)
+    low = max(kind.lo, 0.2)
+    return rng.uniform(low, max(1.5 * low, min(kind.hi, 2.0)))

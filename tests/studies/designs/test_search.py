@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 from small_run import REPOSITORY
 
-from kleiber.studies.designs.information import Noise, Points, gradient, half_width, log_variance
-from kleiber.studies.designs.search import Elimination, Rules, exchange
+from kleiber.studies.designs.search import (
+    Elimination,
+    Noise,
+    Points,
+    Rules,
+    exchange,
+    gradient,
+    half_width,
+    log_variance,
+)
 
 LAW = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.34, "beta": 0.28}
 

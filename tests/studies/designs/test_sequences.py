@@ -9,7 +9,7 @@ from kleiber.config.check import check
 from kleiber.config.compose import Composer, conf_dir, resolved
 from kleiber.config.stages import stage_configs
 from kleiber.runs.inherit import adopt
-from kleiber.studies.compare.sequence_rows import AGAIN
+from kleiber.studies.compare.task_rows import AGAIN
 from kleiber.studies.designs.sequences import Sequences, grammar, orders_of, stage, williams
 
 TASKS = {"docs": {"data.domain": "docs"}, "trec": {"data": "topic/trec", "objective": "classify", "data.path": "x y"}}

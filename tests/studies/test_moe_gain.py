@@ -10,7 +10,7 @@ from kleiber.records.catalog import read_runs
 from kleiber.studies.moe_gain import MoEGain
 from kleiber.studies.report import report
 
-from .test_arms import TOKENS, write
+from .arm_runs import TOKENS, write
 
 PAIRS = [{"mixture": "moe", "dense": "dense"}, {"mixture": "moe_96", "dense": "dense_96"}]
 STUDY = {"_target_": "kleiber.studies.MoEGain", "pairs": PAIRS}

@@ -2,10 +2,13 @@
 
 R is the single source of every metric but two: intransigence needs runs of each task alone, and savings the curve of
 the stage that trains the first task once more. A metric whose runs are not there is nan.
+
+The fine-tunes of the study `transfer` as rows, and what follows from them: rates, paired gaps, data transferred.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +17,8 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies import forgetting_metrics as metrics
+from kleiber.studies.compare.arms import interval
+from kleiber.studies.compare.intervals import Rows
 from kleiber.studies.compare.rows import apart, described
 
 LABELS = {
@@ -29,7 +34,7 @@ Alone = Mapping[
 ]  # (start, task): lr: seed: score, higher is better
 
 
-def outcomes(runs: Sequence[Run], tolerance: float) -> pd.DataFrame:
+def sequence_rows(runs: Sequence[Run], tolerance: float) -> pd.DataFrame:
     """A row a finished sequence: CELL, order, seed, METRICS, its `matrix` of the tasks' own stages, `tasks` in order.
 
     tolerance  the first task counts as regained at (1 + tolerance) times the loss that it was left with
@@ -39,7 +44,7 @@ def outcomes(runs: Sequence[Run], tolerance: float) -> pd.DataFrame:
     alone = alone_scores(runs)
     kept = [run for run in runs if run.status == "finished" and is_sequence(run)]
     more = apart(kept)
-    rows = [row_of(run, alone, tolerance, more[run.name]) for run in kept]
+    rows = [sequence_row(run, alone, tolerance, more[run.name]) for run in kept]
     if not rows:
         raise ValueError("no finished run over a sequence of tasks: this study reads chains that its design made")
     return pd.DataFrame(rows).sort_values([*CELL, "order", "seed"], ignore_index=True)
@@ -49,7 +54,7 @@ def is_sequence(run: Run) -> bool:
     return len(run.stages) > 1 and not any(stage.get("trunk") for stage in run.stages)
 
 
-def row_of(run: Run, alone: Alone, tolerance: float, more: str = "") -> dict[str, Any]:
+def sequence_row(run: Run, alone: Alone, tolerance: float, more: str = "") -> dict[str, Any]:
     config, stages = run.config, [one for one in run.stages if one["name"] != AGAIN]
     r, kind = own_matrix(run)
     method, setting = described(config)
@@ -64,7 +69,7 @@ def row_of(run: Run, alone: Alone, tolerance: float, more: str = "") -> dict[str
     known = [j for j in range(len(r.tasks)) if r.own[j] is None]
     best = np.array([reference(alone, start, task, seed) for task in r.tasks])
     behind = metrics.intransigence(r, best.tolist())[r.learned]
-    first = in_order(r)[0][1]
+    first = tasks_in_order(r)[0][1]
     return {
         "run": run.name, "start": start, "method": method, "setting": setting, "lr": lr, "seed": seed,
         "order": " > ".join(r.stages), **found,
@@ -137,15 +142,15 @@ def curve(stage: Mapping[str, Any], key: str) -> dict[float, float]:
     return {float(row["step"]): float(row[key]) for row in stage.get("curve") or [] if row.get(key) is not None}
 
 
-def averaged(rows: pd.DataFrame) -> pd.DataFrame:
+def mean_metrics(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a setting: means of the metrics over orders and seeds, and how many runs there are."""
     with_means = {name: (name, "mean") for name in METRICS}
     return rows.groupby(CELL, as_index=False).agg(runs=("run", "size"), **with_means)  # type: ignore[call-overload]
 
 
-def chosen(rows: pd.DataFrame) -> pd.DataFrame:
+def best_settings(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of each method's best setting, by mean ACC among those with the most runs."""
-    points, kept = averaged(rows), []
+    points, kept = mean_metrics(rows), []
     for _, one in points.groupby(["start", "method"]):
         full = pd.DataFrame(one[one["runs"] == one["runs"].max()])
         kept.append(full.loc[full["ACC"].idxmax(), CELL])
@@ -154,12 +159,132 @@ def chosen(rows: pd.DataFrame) -> pd.DataFrame:
 
 def by_position(rows: Sequence[metrics.Matrix]) -> np.ndarray:
     """Mean of R over runs, tasks in the order of each run: entry i, j is the j-th task after the i-th stage."""
-    return np.mean([r.gains[:, [task for _, task in in_order(r)]] for r in rows], axis=0)
+    return np.mean([r.gains[:, [task for _, task in tasks_in_order(r)]] for r in rows], axis=0)
 
 
-def in_order(r: metrics.Matrix) -> list[tuple[int, int]]:
+def tasks_in_order(r: metrics.Matrix) -> list[tuple[int, int]]:
     """(stage, task) of every task that a stage trained, in the order of the stages."""
     return sorted((stage, j) for j, stage in enumerate(r.own) if stage is not None)
 
 
 AGAIN = "again"  # the stage that trains the first task once more, to see how fast it comes back
+
+
+SCRATCH = "scratch"
+
+
+def score_rows(runs: Sequence[Run]) -> Rows:
+    """A row a finished fine-tune: kind, start, task, share, seed, lr, metric, score, loss, tokens (labelled ones that
+    are there), params, seconds. ValueError where there is none."""
+    found = []
+    for run in runs:
+        config = run.config
+        labels = config.get("study") or {}
+        if run.status != "finished" or labels.get("task") is None or not run.stage.get("tasks"):
+            continue  # a run that is planned alone has no score
+        stage, (name, *_) = run.stage, run.stage["tasks"]
+        usual = ("micro_f1", "accuracy", "pearson")  # of several classes, of one, of a quantity: data.metric=null
+        metric = config["data"].get("metric") or next(m for m in usual if f"val/{name}/{m}" in stage["metrics"])
+        score = stage["metrics"][f"val/{name}/{metric}"]
+        if metric == "rmse":  # scores rise with what is learned, here as everywhere in this study
+            metric, score = f"-{metric}", -score
+        found.append(
+            {
+                **{key: labels[key] for key in ("kind", "start", "task")}, "share": float(labels["share"]),
+                "seed": config["seed"], "lr": stage["lr"], "metric": metric, "score": score,
+                "loss": stage["metrics"][f"val/{name}/loss"],
+                "tokens": stage["data"]["tokens"], "params": stage["params"]["total"],
+                "outside": stage["params"]["non_embedding"], "seconds": stage["seconds"],
+            }
+        )  # fmt: skip
+    if not found:
+        raise ValueError("no finished run of any task: this study reads cells that its own design made")
+    return pd.DataFrame(found).sort_values(["task", "kind", "start", "share", "seed", "lr"], ignore_index=True)
+
+
+def tuned_rates(runs: Sequence[Run], share: float) -> dict[tuple[str, str, str], float]:
+    """The rate of the best score at the first seed, by kind, start and task; of equal scores that of the least loss."""
+    try:
+        rows = score_rows(runs)
+    except ValueError:
+        return {}
+    found = {}
+    for key, part in rows[(rows["seed"] == 0) & (rows["share"] == share)].groupby(["kind", "start", "task"]):
+        found[key] = float(part.sort_values(["score", "loss"], ascending=[False, True])["lr"].iloc[0])
+    return found
+
+
+def at_tuned_rate(rows: Rows) -> Rows:
+    """Of each kind, start, task and share the rate that the most seeds have; the others were tried for tuning."""
+    group = ["kind", "start", "task", "share"]
+    sizes = rows.groupby([*group, "lr"])["seed"].transform("nunique")
+    kept = rows[sizes == sizes.groupby([rows[key] for key in group]).transform("max")]
+    best = kept.groupby(group)["score"].transform("max")  # with one seed each, the best is the one that was meant
+    lrs = kept[kept["score"] == best].groupby(group)["lr"].first()
+    wanted = pd.Series(list(zip(*(kept[key] for key in group), strict=True)), index=kept.index).map(lrs.to_dict())
+    return kept[kept["lr"] == wanted]
+
+
+def scores_by_seed(rows: Rows, **where: Any) -> dict[int, float]:
+    """Scores by seed of one kind, start, task and share."""
+    for key, value in where.items():
+        rows = rows[rows[key] == value]
+    return dict(zip(rows["seed"], rows["score"], strict=True))
+
+
+def paired_scores(ours: Mapping[int, float], theirs: Mapping[int, float], level: float) -> dict[str, Any]:
+    """Mean of ours - theirs over the seeds of both, with Student's interval; none of fewer than two seeds."""
+    seeds = sorted(set(ours) & set(theirs))
+    gaps = [ours[seed] - theirs[seed] for seed in seeds]
+    low, high = interval(gaps, level)
+    value = sum(gaps) / len(gaps) if gaps else None
+    return {"gap": value, "lo": low, "hi": high, "seeds": len(gaps), "better on": sum(one > 0 for one in gaps)}
+
+
+def equivalent_labels(curve: Mapping[float, float], score: float) -> float:
+    """Labelled data with which training from nothing would have come to `score`, by its curve score(data): log-linear
+    between points, its running maximum where it falls; inf above all of it, 0 below all of it.
+    """
+    data = np.array(sorted(curve))
+    reached = np.maximum.accumulate([curve[one] for one in data])
+    if score > reached[-1]:
+        return math.inf
+    if score < reached[0]:
+        return 0.0
+    right = int(np.argmax(reached >= score))
+    if right == 0:
+        return float(data[0])
+    low, high = reached[right - 1], reached[right]
+    at = (score - low) / (high - low)
+    return float(math.exp(math.log(data[right - 1]) * (1 - at) + math.log(data[right]) * at))
+
+
+def transferred(rows: Rows, kind: str, start: str, task: str) -> list[dict[str, Any]]:
+    """Effective data transferred, in labelled tokens, at each share of the labels: what training from nothing would
+    have needed beyond what was given, by seed. Hernandez et al. 2021, arXiv:2102.01293, section 1.1.
+
+    `factor` is (given + transferred) / given: the median of the seeds with their least and most; inf where no amount
+    of the task's labels would have done, 0 where the pre-trained model is below the smallest share from nothing.
+    """
+    part = rows[(rows["kind"] == kind) & (rows["task"] == task)]
+    new, ours = part[part["start"] == SCRATCH], part[part["start"] == start]
+    curves = {seed: dict(zip(one["tokens"], one["score"], strict=True)) for seed, one in new.groupby("seed")}
+    found = []
+    for share, one in ours.groupby("share"):
+        pairs = [
+            (equivalent_labels(curves[seed], score) / tokens, tokens)
+            for seed, score, tokens in zip(one["seed"], one["score"], one["tokens"], strict=True)
+            if len(curves.get(seed, ())) > 1
+        ]
+        if pairs:
+            factors = sorted(factor for factor, _ in pairs)
+            given = float(np.mean([tokens for _, tokens in pairs]))
+            middle = factors[(len(factors) - 1) // 2]
+            found.append(
+                {
+                    "kind": kind, "start": start, "task": task, "share": share, "labelled tokens": given,
+                    "transferred": (middle - 1) * given, "factor": middle, "least": factors[0], "most": factors[-1],
+                    "seeds": len(pairs),
+                }
+            )  # fmt: skip
+    return found

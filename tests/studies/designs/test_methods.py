@@ -5,7 +5,7 @@ import yaml
 
 from kleiber.records.catalog import Run, read_runs
 from kleiber.records.summary import Summary
-from kleiber.studies.designs.paired import Methods, trained
+from kleiber.studies.designs.methods import Methods, trained
 
 ARMS = {
     "none": {"retention": None},
@@ -139,8 +139,9 @@ def test_what_a_dry_run_has_planned_counts_as_finished(tmp_path, capsys):
 
 def test_the_shipped_studies_have_the_size_they_tell():
     """As the line `Cost` of their files has it; and every retention method is tried at the same learning rates."""
+    from hydra.utils import get_class
+
     from kleiber.config.compose import Composer, conf_dir, resolved
-    from kleiber.studies.designs.arms import Arms
 
     sizes = {
         "forgetting": (102, "102 runs"),
@@ -150,12 +151,11 @@ def test_the_shipped_studies_have_the_size_they_tell():
     sizes |= {"routers": (90, "90 cells"), "sparsity": (60, "60 cells")}
     for study, (cells, told) in sizes.items():
         node = dict(resolved(Composer("train").compose([f"study={study}", "root=r"]))[0]["design"])
-        kind = Methods if node.pop("_target_").endswith("methods.Methods") else Arms
-        made = kind(**node)
-        assert (count(made) if isinstance(made, Methods) else len(made.cells())) == cells
+        design = get_class(node.pop("_target_"))(**node)
+        assert (count(design) if isinstance(design, Methods) else len(design.cells())) == cells
         assert told in (conf_dir() / "study" / f"{study}.yaml").read_text()
         if study == "forgetting":
-            assert not any("optimizer.lr" in arm for arm in made.arms.values())
+            assert not any("optimizer.lr" in arm for arm in design.arms.values())
 
 
 @pytest.mark.parametrize(

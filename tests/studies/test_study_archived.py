@@ -19,11 +19,11 @@ from kleiber.studies.routers import Routers
 from kleiber.studies.scaling import Scaling
 from kleiber.studies.study import content
 
+from .arm_runs import write
 from .comparisons import write_study
 from .ladders import noisy, small_loss, write_tree
-from .test_arms import write
 
-NOT_OF_RUNS = {"optimal.py", "routing_plots.py"}  # design.json of a design; the page of `kleiber eval`, of one run
+NOT_OF_RUNS = {"optimal.py"}  # reads design.json, the record of a design
 
 
 def ladder(home: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_file_of_another_name_gives_its_name_to_the_study(tmp_path):
 def test_studies_read_runs_through_the_catalog_alone():
     """A file of a run that a study opened itself would not be there for a run that is rows."""
     readers = set()
-    for path in Path(kleiber.studies.__file__).parent.glob("*.py"):
+    for path in Path(kleiber.studies.__file__).parent.rglob("*.py"):
         tree = ast.walk(ast.parse(path.read_text()))
         names = {f"{node.module}.{one.name}" for node in tree if isinstance(node, ast.ImportFrom) for one in node.names}
         files = {"kleiber.records.summary.read_rows", "kleiber.records.summary.read", "kleiber.records.archive.read"}

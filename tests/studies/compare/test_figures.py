@@ -1,0 +1,71 @@
+"""LoRA against full fine-tuning with known gaps: read, compared at its own best rate and at equal target loss, told."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from kleiber.records.catalog import read_runs
+from kleiber.studies.adapters import Adapters
+
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+
+
+BEST = {None: 2, 1: 3, 16: 3}  # place of the rate that learns best
+
+
+def truth(rank: int | None, lr: float) -> tuple[float, float]:
+    """F and target loss on one frontier for full and rank 16; rank 1 learns less and lies above it."""
+    away = abs(RATES.index(lr) - BEST[rank])
+    target = {None: 1.70, 1: 1.80, 16: 1.72}[rank] + 0.05 * away
+    return (2.0 - target) + (0.1 if rank == 1 else 0.0), target
+
+
+def write(folder, rank: int | None, lr: float, seed: int) -> None:
+    rng = np.random.default_rng([seed, rank or 0, RATES.index(lr)])
+    shift = 0.05 * seed  # of the base, common to all arms of a seed
+    (F, target), noise = truth(rank, lr), 0.001
+    F, target = F + shift + noise * rng.normal(), target + noise * rng.normal()
+    adapter = None if rank is None else {"_target_": "kleiber.adapters.LoRA", "rank": rank, "rslora": False}
+    config = {"adapter": adapter, "retention": None, "init": {"path": f"base{seed}"}, "seed": seed}
+    stage = {
+        "name": "main", "tasks": ["code"], "metrics": {"val/docs/loss": 2.0 + F, "val/code/loss": target}, "lr": lr,
+        "start_metrics": {"val/docs/loss": 2.0, "val/code/loss": 3.0}, "curve": [], "steps": 500, "batch_tokens": 1000,
+        "tokens": 5e5, "seconds": 9.0, "peak_memory_bytes": 2**28, "params": {"active": 9, "trainable": rank or 100},
+    }  # fmt: skip
+    told = {"status": "finished", "seed": seed, "stages": [stage], "R": {"tasks": ["docs", "code"]}}
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "summary.json").write_text(json.dumps(told))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs")
+    for rank in (None, 1, 16):
+        for lr in RATES:
+            for seed in range(3):
+                write(home / f"{rank}-{lr}-{seed}", rank, lr, seed)
+    return read_runs(home)
+
+
+def test_figures_hold_every_arm(runs):
+    pytest.importorskip("altair")
+    for name, make in Adapters().analyse(runs).figures.items():
+        drawn = json.dumps(make().to_dict())
+        assert "rank 16" in drawn, name
+        assert "full" in drawn or name == "ranks"
+
+
+def test_rates_far_beyond_the_frontiers_are_counted_and_not_drawn():
+    pytest.importorskip("altair")
+    import pandas as pd
+
+    from kleiber.studies.compare.figures import frontier
+
+    rows = [("full", 1.0, 0.2, True), ("full", 1.2, 0.1, True), ("rank 1", 1.3, 0.1, True), ("rank 1", 3.0, 2.0, False)]
+    points = pd.DataFrame(rows, columns=["method", "target", "F", "best"]).assign(F_sd=0.01, lr=0.1, n=3)
+    drawn = frontier(points, ["full", "rank 1"]).to_dict()
+    assert "1 more lie beyond the axes" in drawn["title"]["subtitle"]
+    assert max(row["target"] for table in drawn["datasets"].values() for row in table) == 1.3

@@ -1,0 +1,41 @@
+"""A comparison with known forgetting: read, matched, judged and reported, with what is missing said."""
+
+import pytest
+
+from kleiber.records.catalog import read_runs
+from kleiber.studies.compare import rows as outcomes
+
+from ..comparisons import truth, write_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs") / "forgetting"
+    write_study(home)
+    return home
+
+
+def test_runs_are_read_as_forgetting_and_target_loss(study):
+    rows = outcomes.outcomes(read_runs(study))
+    one = rows[(rows["method"] == "replay") & (rows["replayed"] == 0.05) & (rows["lr"] == 0.01)].iloc[0]
+    F, target = truth("replay", 0.05, 0.01)
+    assert (one["F"], one["target"]) == pytest.approx((F, target), abs=0.02)
+    assert one["peak"] == pytest.approx(1.3 * one["F"]), "the trajectory peaks before its end"
+    assert one["relative"] == pytest.approx(one["F"] / (5.0 - 2.0)), "a share of what the base had learned"
+    assert one["setting"] == "fraction=0.05" and one["target_tokens"] == pytest.approx(0.95e6)
+    assert one["pretrained"] == 4e6
+    line = rows[(rows["method"] == "wise") & (rows["run"] == "none-0.01-0")]
+    assert list(line["setting"]) == ["a=0", "a=0.5", "a=1"] and line["F"].iloc[0] == pytest.approx(0)
+    assert not any(rows["run"].str.startswith("base")), "a base had nothing to forget"
+
+
+def test_text_that_the_model_wrote_is_a_method_of_its_own():
+    node = {"_target_": "x", "fraction": 0.2, "source": "generated"}
+    assert outcomes.described({"retention": {"replay": node}}) == ("generated", "fraction=0.2 source=generated")
+    assert outcomes.described({"retention": {"replay": {**node, "source": "real"}}}) == ("replay", "fraction=0.2")
+
+
+def test_what_is_frozen_tells_arms_apart():
+    node = {"_target_": "kleiber.adapters.Freeze", "train": None}
+    found = [outcomes.described({"adapter": {**node, "freeze": parts}}) for parts in (["router"], ["mlp", "norms"])]
+    assert found == [("freeze", "freeze=router"), ("freeze", "freeze=mlp+norms")]

@@ -1,0 +1,80 @@
+"""Sequences with a known R: every metric by hand, methods paired within order and seed, what is missing named."""
+
+import json
+
+import pytest
+import yaml
+
+from kleiber.records.catalog import read_runs
+from kleiber.studies.compare import task_rows
+from kleiber.studies.continual import Continual, matrices
+
+from ..sequence_runs import write_sequence, write_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs") / "continual"
+    write_study(home)
+    return home
+
+
+def one(study, method="none", order="a > b > c", seed=0):
+    rows = task_rows.sequence_rows(read_runs(study), 0.02)
+    return rows[(rows["method"] == method) & (rows["order"] == order) & (rows["seed"] == seed)].iloc[0]
+
+
+def test_every_metric_of_a_sequence_by_hand(study):
+    row = one(study)
+    assert row["ACC"] == pytest.approx(-(2.0 + 1.5 + 1.4) / 3)
+    assert row["LA"] == pytest.approx(-(1.0 + 1.2 + 1.4) / 3)
+    assert row["BWT"] == pytest.approx(-((2.0 - 1.0) + (1.5 - 1.2)) / 2) and row["forgetting"] == pytest.approx(0.65)
+    assert row["FWT"] == pytest.approx(((5.0 - 3.0) + (5.0 - 3.5)) / 2)
+    assert row["intransigence"] == pytest.approx(((1.0 - 0.9) + (1.2 - 1.1) + (1.4 - 1.0)) / 3)
+    # 1.02 is reached at step 99 of the first stage, and at 20 + 20 * .48 / .5 of the last
+    assert row["savings"] == pytest.approx(1 - (20 + 20 * 0.48 / 0.5) / 99)
+    assert row["upstream"] != row["upstream"], "nothing was there before"
+
+
+def test_the_order_of_stages_and_not_of_columns_decides(study):
+    assert one(study, order="c > a > b").drop(["run", "order", "matrix", "intransigence"]).to_dict() == pytest.approx(
+        one(study).drop(["run", "order", "matrix", "intransigence"]).to_dict(), nan_ok=True
+    )
+    assert one(study, order="c > a > b")["intransigence"] == pytest.approx((0.0 + 0.3 + 0.3) / 3)
+
+
+def test_a_reference_is_that_of_the_seed_at_the_rate_that_is_best_on_average(study):
+    assert one(study, seed=1)["intransigence"] == pytest.approx(one(study)["intransigence"])
+    alone = task_rows.alone_scores(read_runs(study))
+    assert task_rows.reference(alone, "scratch", "a", 7) == pytest.approx(-0.905), "the mean of the seeds"
+    assert task_rows.reference(alone, "elsewhere", "a", 0) != task_rows.reference(alone, "elsewhere", "a", 0)
+
+
+def test_heads_of_their_own_tell_no_forward_transfer(tmp_path):
+    folder = write_sequence(tmp_path / "s", again=False)
+    text = (folder / "summary.json").read_text()
+    text = text.replace("/loss", "/accuracy").replace('"clm"', '"classify"').replace("false", "true")
+    (folder / "summary.json").write_text(text)
+    rows = task_rows.sequence_rows(read_runs(tmp_path / "s"), 0.02)
+    row = rows.iloc[0]
+    assert row["FWT"] != row["FWT"] and row["ACC"] == pytest.approx(4.9 / 3) and row["kind"] == "accuracy"
+    shown = matrices(rows)
+    assert shown["score"].iloc[-1] == pytest.approx(1.4) and shown["change"].isna().sum() == 3
+
+
+def test_scores_without_a_common_mean_are_refused(tmp_path):
+    folder = write_sequence(tmp_path / "s")
+    told = json.loads((folder / "summary.json").read_text())
+    told["R"]["metric"]["b"] = "val/b/accuracy"
+    (folder / "summary.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="accuracy and loss, which have no mean"):
+        Continual().compare(read_runs(tmp_path / "s"))
+
+
+def test_arms_that_differ_in_their_schedule_are_two_settings(tmp_path):
+    for schedule in ("wsd", "constant"):
+        folder = write_sequence(tmp_path / schedule, "none")
+        (folder / "overrides.yaml").write_text(yaml.safe_dump([f"schedule={schedule}", "optimizer.lr=0.01", "seed=0"]))
+        folder.rename(folder.with_name(f"{folder.name}-{schedule}"))
+    rows = task_rows.sequence_rows(read_runs(tmp_path), 0.02)
+    assert set(rows["setting"]) == {"schedule=wsd", "schedule=constant"}

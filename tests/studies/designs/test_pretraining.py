@@ -1,0 +1,90 @@
+"""What pre-training gives: planned in rounds, tuned, paired with the same model from nothing, counted in labels."""
+
+from pathlib import Path
+
+import pytest
+
+from kleiber.records.catalog import Run, read_runs
+from kleiber.studies.designs.pretraining import Pretraining, hub_name
+
+from ..transfer_runs import write
+
+KINDS = {
+    "mlm": {"model": ["model=bert"], "pretrain": ["objective=mlm"], "lrs": [0.003, 0.01], "scratch": [0.002, 0.005]},
+    "hf": {"model": ["model=hf", "model.path=bert"], "pretrain": ["objective=mlm"], "lrs": [0.001]},
+}
+
+
+SOURCES = {"docs": ["data=builtin"], "code": ["data=builtin", "data.domain=code"]}
+
+
+TASKS = {"toy": ["data=labelled", "data.path=./toy.jsonl"], "other": ["data=labelled", "data.path=./other.jsonl"]}
+
+
+class Ground:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def runs(self) -> list[Run]:
+        return read_runs(self.folder) if self.folder.is_dir() else []
+
+
+def design(**changes) -> Pretraining:
+    told = {"kinds": KINDS, "sources": SOURCES, "tasks": TASKS, "sizes": ["1M"], "finetune": ["objective=classify"]}
+    return Pretraining(**{**told, "seeds": 2, **changes})
+
+
+def base(kind: str, source: str, seed: int) -> list[str]:
+    told = [*KINDS[kind]["model"], *KINDS[kind]["pretrain"], *SOURCES[source], "data.max_bytes=1M"]
+    return [*told, f"study.kind={kind}", f"study.start={source}/1M", f"seed={seed}"]
+
+
+def test_bases_come_first_then_tuning_at_one_seed_then_every_seed_and_share_at_the_best_rate(tmp_path):
+    plan = design(shares=[0.1, 1])
+    rounds = plan.rounds(Ground(tmp_path))
+    bases = next(rounds)
+    assert len(bases) == 2 * 2 * 2 and base("mlm", "docs", 0) in bases
+    folders = {tuple(lines): write(tmp_path, lines, loss=1.0) for lines in bases}
+    tuning = next(rounds)
+    assert len(tuning) == 2 * 2 * 2, "two tasks, two rates, from nothing and from the first text"
+    assert all("seed=0" in lines and not any("share=0.1" in line for line in lines) for lines in tuning)
+    new = next(lines for lines in tuning if "study.start=scratch" in lines)
+    first = folders[tuple(base("mlm", "docs", 0))]
+    assert f"data.tokenizer={first}/tokenizer" in new and "model=bert" in new and "objective=mlm" not in new
+    assert not any(line.startswith("init") for line in new)
+    for lines in tuning:
+        lr = float(next(line for line in lines if line.startswith("optimizer.lr")).split("=")[1])
+        write(tmp_path, lines, accuracy=0.9 if lr in (0.01, 0.002) else 0.8, loss=0.5)
+    scoring = next(rounds)
+    assert len(scoring) == 2 * 2 * 2 * (1 + 2 + 2), "seeds, tasks, shares; nothing and two texts of two kinds"
+    for lines in scoring:
+        told = dict(line.split("=", 1) for line in lines)
+        rate = "0.002" if told["study.start"] == "scratch" else "0.01" if told["study.kind"] == "mlm" else "0.001"
+        assert told["optimizer.lr"] == rate, "texts that were not tuned take the rate of the first one"
+        assert ("data.share" in told) == (told["study.share"] == "0.1") and told.get("data.seed", told["seed"]) == told[
+            "seed"
+        ]
+        if told["study.start"] == "code/1M":
+            assert told["init.path"] == str(folders[tuple(base(told["study.kind"], "code", int(told["seed"])))])
+
+
+def test_parts_are_named_and_what_is_not_there_is_refused(tmp_path, monkeypatch):
+    part = design(only=["mlm", "docs", "toy"])
+    assert [(start.kind, start.name) for start in part.starts()] == [("mlm", "scratch"), ("mlm", "docs/1M")]
+    assert list(part.tasks) == ["toy"]
+    for changes, words in (
+        ({"only": ["mml"]}, "design.only has mml.*mlm"),
+        ({"shares": [0]}, r"shares in \(0, 1\]"),
+        ({"kinds": {"a": {"model": [], "pretrain": [], "lrs": []}}}, "every kind needs lrs"),
+        ({"tasks": {}}, "one of each"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            design(**changes)
+    assert hub_name(["data=glue/sst2"]) == "nyu-mll/glue" and hub_name(["data=builtin"]) is None
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("kleiber.config.hub.reachable", lambda: False)
+    monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=r"nyu-mll/glue for sst2.*KLEIBER_DATA.*design\.only"):
+        next(design(tasks={"sst2": ["data=glue/sst2"]}).rounds(Ground(tmp_path)))
+    (tmp_path / "glue").mkdir()
+    assert next(design(tasks={"sst2": ["data=glue/sst2"]}).rounds(Ground(tmp_path)))

@@ -1,0 +1,45 @@
+"""A mixture and a dense model with known forgetting: compared at one target loss, with what their experts' load did."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from kleiber.studies.moe_forgetting import DENSE, FREE, FROZEN
+
+from .comparisons import write_arm, write_base
+
+STUDY = {"_target_": "kleiber.studies.MoEForgetting"}
+
+
+SHIFT = {FREE: 0.30, FROZEN: 0.10}
+
+
+def write(folder: Path, arm: str, lr: float, seed: int, less: float = 0.0, **extra) -> None:
+    """One run; the mixture learns .1 nats more at every rate and forgets `less` less."""
+    write_arm(folder, "none", 0.0, lr, seed, **extra)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config |= {"study": STUDY, "model": {"mlp": {"_target_": "x"} if arm == DENSE else {"num_experts": 8, "k": 2}}}
+    config["adapter"] = {"_target_": "y.Freeze", "train": None, "freeze": ["router"]} if arm == FROZEN else None
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    told = json.loads((folder / "summary.json").read_text())
+    metrics = told["stages"][0]["metrics"]
+    if arm != DENSE:
+        metrics["val/docs/loss"] -= less
+        metrics["val/code/loss"] -= 0.1
+        for layer in (0, 1):
+            metrics[f"drift/docs/load_shift/{layer}"] = SHIFT[arm] + 0.02 * layer + 0.001 * seed
+            metrics[f"drift/code/load_shift/{layer}"] = 0.5
+            metrics[f"drift/docs/load_gap_before/{layer}"] = 0.2
+            metrics[f"drift/docs/load_gap_after/{layer}"] = 0.25
+    (folder / "summary.json").write_text(json.dumps(told))
+
+
+def write_study(home: Path, seeds: int = 3, less: float = 0.08, arms=(DENSE, FREE, FROZEN)) -> None:
+    for seed in range(seeds):
+        for name in ("gpt", "moe"):
+            write_base(home / f"base-{name}-{seed}", seed)
+        for arm in arms:
+            for lr in (0.003, 0.01, 0.03):
+                own = less + 0.05 if arm == FROZEN else less
+                write(home / f"{arm.replace(', ', '-')}-{lr}-{seed}", arm, lr, seed, own, noise=0.002)

@@ -1,0 +1,58 @@
+"""A grid of runs from a known law: it is found again, and the critical share with it, or the doubt is said."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kleiber.records.catalog import read_runs
+from kleiber.studies import forgetting_figures as plots
+from kleiber.studies.forgetting import Forgetting
+from kleiber.studies.forgetting_law import ForgettingLaw
+
+from .comparisons import write_study
+from .grid_runs import RATIOS, SHARES, SIZES, write_grid
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs") / "law"
+    write_grid(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def record(study):
+    return ForgettingLaw(tolerate=0.1, bootstrap=60).fitted(read_runs(study))
+
+
+@pytest.mark.parametrize("on_top", [False, True])
+def test_the_curve_of_replay_has_every_share_and_passes_through_the_points(tmp_path, on_top):
+    write_grid(tmp_path / "s", sizes=SIZES[:1], ratios=RATIOS[:1], noise=1e-4, on_top=on_top)
+    record = ForgettingLaw(tolerate=0.1, bootstrap=20).fitted(read_runs(tmp_path / "s"))
+    drawn = plots.replay(plots.named(record), record).to_dict()["datasets"].values()
+    (line,) = (data for data in drawn if len(data) == 60)
+    (points,) = (data for data in drawn if len(data) == len(SHARES))
+    assert sorted(one["p"] for one in points) == list(SHARES)
+    found = np.interp([one["p"] for one in points], [one["p"] for one in line], [one["F"] for one in line])
+    assert found == pytest.approx([one["F"] for one in points], abs=0.012)  # between two of 60 points of a hyperbola
+    assert len(record["critical"]["seen"]) == len(SHARES)
+    assert "over 3 cells" in next(one["text"] for one in record["claims"] if one["code"] == "falls_with_replay")
+
+
+def test_the_figures_of_a_comparison_show_every_method(tmp_path):
+    write_study(tmp_path, seeds=2)
+    figures = Forgetting().analyse(read_runs(tmp_path)).figures
+    assert set(figures) == {"pareto", "matched", "trajectory", "matrix"}
+    for name, draw in figures.items():
+        assert {"none", "replay", "l2sp"} <= set(json.dumps(draw().to_dict()).split('"')), name
+
+
+def test_the_law_and_its_cells_are_drawn_on_one_scale(tmp_path):
+    write_grid(tmp_path, sizes=SIZES[:2], ratios=RATIOS[:1], seeds=1)
+    record = ForgettingLaw(tolerate=0.1, bootstrap=0).fitted(read_runs(tmp_path))
+    rows = plots.named(record)
+    (cells,) = (data for data in plots.observed(rows, record).to_dict()["datasets"].values() if len(data) == len(rows))
+    assert all(abs(cell["law"] - cell["F"]) < 0.05 for cell in cells)
+    (plain,) = plots.tokens(rows).to_dict()["datasets"].values()
+    assert {cell["p"] for cell in plain} == {0.0}

@@ -1,0 +1,28 @@
+"""Sequences with a known R: every metric by hand, methods paired within order and seed, what is missing named."""
+
+import json
+
+import pytest
+
+from kleiber.records.catalog import read_runs
+from kleiber.studies.continual import Continual
+
+from .sequence_runs import write_sequence, write_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs") / "continual"
+    write_study(home)
+    return home
+
+
+def test_its_figures_are_drawn_for_each_start(study, tmp_path):
+    assert set(Continual().analyse(read_runs(study)).figures) == {"metrics", "matrix", "first_task"}
+    write_sequence(tmp_path / "s", again=False)
+    write_sequence(tmp_path / "s", again=False, start="base")
+    found = Continual().analyse(read_runs(tmp_path / "s"))
+    assert set(found.figures) == {f"{name}-{s}" for name in ("metrics", "matrix", "first_task") for s in
+                                  ("scratch", "base")}  # fmt: skip
+    drawn = {name: json.dumps(make().to_dict()) for name, make in found.figures.items()}
+    assert "from base" in drawn["matrix-base"] and "ACC (higher is better)" in drawn["metrics-scratch"]

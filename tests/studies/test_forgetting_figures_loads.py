@@ -1,0 +1,25 @@
+"""A mixture and a dense model with known forgetting: compared at one target loss, with what their experts' load did."""
+
+import json
+
+import pytest
+
+from kleiber.records.catalog import read_runs
+from kleiber.studies.moe_forgetting import DENSE, FROZEN, MoEForgetting
+
+from .mixture_runs import write_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    home = tmp_path_factory.mktemp("runs") / "moe_forgetting"
+    write_study(home)
+    return home
+
+
+def test_its_figures_are_drawn_and_name_the_arms(study):
+    found = MoEForgetting().analyse(read_runs(study))
+    made = {name: json.dumps(make().to_dict()) for name, make in found.figures.items()}
+    assert set(made) == {"pareto", "matched", "trajectory", "loads"}
+    assert all(FROZEN in told for told in made.values())
+    assert DENSE in made["trajectory"] and "layer 1" in made["loads"]

@@ -1,0 +1,19 @@
+"""Studies of arms on runs whose losses are known: tuned or not, paired, and equal in what they say."""
+
+import pytest
+
+from kleiber.records.catalog import read_runs
+from kleiber.studies.upcycling import Upcycling
+
+from .arm_runs import write
+
+
+def test_upcycling_compares_at_equal_flops(tmp_path):
+    study = {"_target_": "kleiber.studies.Upcycling"}
+    for arm, loss in (("upcycled", 2.9), ("continued", 3.0), ("scratch", 3.2)):
+        write(tmp_path, study, arm, loss)
+    found = Upcycling().analyse(read_runs(tmp_path))
+    assert [gap["value"] for gap in found.tables["Comparisons"]] == pytest.approx([-0.1, -0.3])
+    assert "continued -0.1000" in found.headline and not found.verdicts
+    write(tmp_path, study, "larger", 2.8, core=200_000)
+    assert "0.50" in Upcycling(against=["larger"]).analyse(read_runs(tmp_path)).verdicts[0]["text"]
