@@ -186,7 +186,7 @@ def test_what_cannot_be_is_refused_by_key(tmp_path):
         HFModel(VOCAB + 1, str(tmp_path), context=16)
     with pytest.raises(ValueError, match=r"48 token ids.*data\.tokenizer"):
         HFModel(VOCAB - 1, str(tmp_path), context=16)
-    with pytest.raises(ValueError, match="segments"):
+    with pytest.raises(ValueError, match="model=hf"):
         model(Batch(torch.zeros(1, 2, dtype=torch.long), segments=torch.zeros(1, 2, dtype=torch.long)))
     (tmp_path / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(ValueError, match=r"model\.path=.* cannot be loaded"):
