@@ -81,7 +81,8 @@ def main() -> None:
             from kleiber.models.transformer import LMHead
             from kleiber.nn.loss import cross_entropy
 
-            loss = cross_entropy(hidden, LMHead(model.embed.weight), targets).total / targets.numel()
+            head = LMHead(model.embed.weight)  # type: ignore[arg-type]
+            loss = cross_entropy(hidden, head, targets).total / targets.numel()
         else:
             loss = F.cross_entropy((hidden @ model.embed.weight.T).flatten(0, 1), targets.flatten())
         loss.backward()

@@ -107,15 +107,45 @@ def _module(name: str) -> ast.Module | None:
 
 
 def _from_source(target: str) -> Signature:
+    where, node = _exported(target)
+    if isinstance(node, ast.FunctionDef):
+        return _of_function(where, node, node.name, skip=0)
+    assert isinstance(node, ast.ClassDef), f"{target} is exported and defined nowhere"
+    return _of_class(where, node)
+
+
+def _exported(target: str) -> tuple[str, ast.AST | None]:
+    """The module that defines an exported name, and the node that defines it. Raises ConfigError for other names."""
     package, _, name = target.rpartition(".")
     names = exports(package)
     if name not in names:
         raise ConfigError(f"_target_ {target}: {package} exports no {name!r}.{did_you_mean(name, names)}")
-    where, node = _definition(f"{package}.{names[name]}", name)
-    if isinstance(node, ast.FunctionDef):
-        return _of_function(where, node, name, skip=0)
-    assert isinstance(node, ast.ClassDef), f"{target} is exported and defined nowhere"
-    return _of_class(where, node)
+    return _definition(f"{package}.{names[name]}", name)
+
+
+@cache
+def class_attribute(target: str, name: str) -> Any:
+    """The value of a class attribute of one of our classes, its own or inherited, read from the source.
+
+    target  the class by its exported name, such as `kleiber.objectives.DPO`
+    None where neither the class nor a base class sets it, or sets it to no literal. Raises ConfigError for a name that
+    is not exported.
+    """
+    where, node = _exported(target)
+    return _attribute(where, node, name)
+
+
+def _attribute(module: str, node: ast.AST | None, name: str) -> Any:
+    if not isinstance(node, ast.ClassDef):
+        return None
+    for item in node.body:
+        if isinstance(item, ast.Assign | ast.AnnAssign) and item.value is not None:
+            targets = item.targets if isinstance(item, ast.Assign) else [item.target]
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                return ast.literal_eval(item.value)
+    bases = [_definition(module, ast.unparse(base)) for base in node.bases]
+    values = [_attribute(where, base, name) for where, base in bases]
+    return next((value for value in values if value is not None), None)
 
 
 @cache

@@ -105,7 +105,7 @@ def cost_of_stages(stages: list[Stage], hardware: Any, models: Models) -> list[S
         if stage.config.adapter is not None:
             build(stage.config.adapter).apply(model, stage.config.seed)
         leave_heads(model, objective)
-        flops = training_flops(model, plan.row_tokens, getattr(objective, "outputs", {}))
+        flops = training_flops(model, plan.row_tokens, objective.outputs)
         before = 0 if stage.parent is None or stage.continues else totals[stage.parent]
         totals[stage.name] = before + plan.tokens
         found.append(
@@ -118,7 +118,7 @@ def cost_of_stages(stages: list[Stage], hardware: Any, models: Models) -> list[S
                 evaluated=evaluated_tokens(tree, stage),
                 total=totals[stage.name],
                 leaf=stage.name not in parents,
-                full_rows=not hasattr(plan.corpus.train, "lengths"),
+                full_rows=not plan.corpus.train.padded,
             )
         )
     return found

@@ -28,10 +28,11 @@ from types import MappingProxyType
 from typing import Any
 
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.config.signatures import signature
+from kleiber.config.signatures import class_attribute, signature
 from kleiber.config.stages import built_trained, from_weights, is_chain, stage_config, stage_names, trains_tokenizer
 from kleiber.records import archive
 from kleiber.records.catalog import TRAINED_HERE, Run, find_run, read_run
+from kleiber.types.plain import Config
 
 Planned = Mapping[Path, Run]
 
@@ -196,7 +197,7 @@ def _set(node: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 MUP = 0.02  # AdamW's default, in whose units the numbers below are
-SCRATCH, TRAINED, LORA, PREFERENCE = 0.3, 0.05, 10.0, 0.1
+SCRATCH, TRAINED = 0.3, 0.05
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # what config.json files call it
 
 
@@ -208,7 +209,7 @@ def usual_rate(config: Mapping[str, Any], trained: bool) -> float | None:
     node, usual = config["model"], _default(config["optimizer"])
     if usual is None:
         return None
-    share = PREFERENCE if _of_preferences(config) else 1.0
+    share = _rate_factor(config.get("objective"))
     wrapped = str(node["_target_"]).endswith(".HFModel")
     if not wrapped and not str((node.get("parametrization") or {}).get("_target_")).endswith(
         ".StandardParametrization"
@@ -217,14 +218,13 @@ def usual_rate(config: Mapping[str, Any], trained: bool) -> float | None:
     width = _wrapped_width(node) if wrapped else node.get("width") or node["aspect"] * node["depth"]
     if not isinstance(width, int) or width < 1:  # which the check refuses
         return None
-    lora = str((config.get("adapter") or {}).get("_target_")).endswith((".LoRA", ".DoRA"))
-    rate = share * (TRAINED if trained else SCRATCH) * (LORA if lora else 1.0) / width
+    rate = share * (TRAINED if trained else SCRATCH) * _rate_factor(config.get("adapter")) / width
     return float(f"{rate * usual / MUP:.1e}")
 
 
-def _of_preferences(config: Mapping[str, Any]) -> bool:
-    """Whether the loss holds a policy against its reference."""
-    return str((config.get("objective") or {}).get("_target_")).endswith((".DPO", ".CDPO", ".IPO", ".KTO"))
+def _rate_factor(node: Config | None) -> float:
+    """The `learning_rate_factor` of the class of an objective or an adapter; 1 where there is none."""
+    return 1.0 if not node else class_attribute(str(node["_target_"]), "learning_rate_factor")
 
 
 def _default(optimizer: Any) -> float | None:

@@ -196,7 +196,7 @@ def keep_tokenizer(tokenizer: Any, folder: Path) -> None:
     from kleiber.data.tokenizers.pretrained import CONFIG, FILE
     from kleiber.records.folder import TOKENIZER
 
-    if getattr(tokenizer, "path", None) is None:
+    if tokenizer.path is None:
         return
     (folder / TOKENIZER).mkdir(exist_ok=True)
     shutil.copy(tokenizer.path, folder / TOKENIZER / FILE)
