@@ -27,6 +27,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from kleiber.config.codes import Status
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.signatures import class_attribute, signature
 from kleiber.config.stages import built_trained, from_weights, is_chain, stage_config, stage_names, trains_tokenizer
@@ -45,7 +46,7 @@ def locate(path: str) -> tuple[Path, str]:
     run, stage = start_point(path)
     if run.archived is not None:
         here = read_run(run.folder)
-        if here.status == "missing":
+        if here.status == Status.MISSING:
             raise ConfigError(
                 f"init.path={path}: the weights of that run are not here, {archive.NAME} keeps its numbers alone; copy "
                 "its folder here, or train its study again with resume=never"
@@ -56,11 +57,11 @@ def locate(path: str) -> tuple[Path, str]:
 
 def planned_run(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> Run:
     """A run of a dry run: nothing of it is there, and it counts as finished, so that what starts from it is planned."""
-    stages: list[dict[str, Any]] = [{"name": name, "status": "finished"} for name in stage_names(config)]
+    stages: list[dict[str, Any]] = [{"name": name, "status": Status.FINISHED} for name in stage_names(config)]
     if trains_tokenizer(config):
         stages[0]["data"] = {"tokenizer_hash": TRAINED_HERE}
     lines = [line for line in overrides if not line.startswith("hydra.")]
-    return Run(folder, "finished", {"overrides": lines, "stages": stages}, {"config": dict(config), "rows": []})
+    return Run(folder, Status.FINISHED, {"overrides": lines, "stages": stages}, {"config": dict(config), "rows": []})
 
 
 def start_point(path: str, planned: Planned = MappingProxyType({})) -> tuple[Run, str | None]:
@@ -78,7 +79,7 @@ def start_point(path: str, planned: Planned = MappingProxyType({})) -> tuple[Run
 
 def finished_stage(run: Run, stage: str | None, path: str) -> str:
     """A stage that is finished: the one that is named, or the last. Raises ConfigError where it is none."""
-    finished = [one["name"] for one in run.stages if one["status"] == "finished"]
+    finished = [one["name"] for one in run.stages if one["status"] == Status.FINISHED]
     if not finished:
         raise ConfigError(f"init.path={path}: no stage of that run is finished (it is {run.status})")
     if stage is not None and stage not in finished:

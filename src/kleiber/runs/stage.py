@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kleiber.config.budget import quantity
-from kleiber.config.instantiate import build
+from kleiber.config.signatures import build
 from kleiber.config.stages import built_trained
 from kleiber.data.sampler import stream
 from kleiber.evals.drift import drift, merged, untrained

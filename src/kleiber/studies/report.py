@@ -24,7 +24,7 @@ import yaml
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
 from kleiber.records.summary import write_json
-from kleiber.studies.laws import file as records
+from kleiber.studies.laws import laws_json as records
 from kleiber.studies.scaling import Scaling
 from kleiber.studies.study import Findings, Study, content
 
@@ -129,7 +129,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Any:
     sweep is read as a ladder."""
     from omegaconf import OmegaConf
 
-    from kleiber.config.instantiate import build
+    from kleiber.config.signatures import build
 
     if name is not None:
         return build(named(name))

@@ -14,10 +14,11 @@ from typing import Any
 
 from kleiber.config.budget import quantity
 from kleiber.records.catalog import Run
-from kleiber.records.summary import Row, having
+from kleiber.records.summary import having
 from kleiber.studies.compare import arms as arm_figures
 from kleiber.studies.compare.arms import Arm, all_tuned, complaints, paired, points, read, told
 from kleiber.studies.study import Findings, Options
+from kleiber.types.plain import Row
 
 AS_EVEN = 0.1  # of the mean load: how much more the busiest expert may have and balance still be called as even
 NO_WORSE = 0.01  # nats
