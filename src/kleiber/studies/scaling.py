@@ -20,7 +20,7 @@ from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.exclusion import CHOICES
 from kleiber.studies.laws.file import band_rate, finite, intervals_by, lines, percent, short
-from kleiber.studies.study import Findings, Options, not_identified, points
+from kleiber.studies.study import Findings, Study, not_identified, points
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
 GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # errors that a ladder may make
@@ -28,7 +28,7 @@ CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # other pa
 
 
 @dataclass(frozen=True)
-class Scaling(Options):
+class Scaling(Study):
     """What to fit to a ladder.
 
     law         a shipped law of N and D
