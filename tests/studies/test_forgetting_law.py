@@ -109,7 +109,7 @@ def test_a_share_far_beyond_those_tried_is_not_told(tmp_path):
     assert "0.20%" in found["critical"]["why_not"] and found["critical"]["why_not"] in headline(found)
     longest = [one for one in found["rows"] if one["steps"] == max(row["steps"] for row in found["rows"])]
     there = [f"{one['F']:.3f} at {100 * one['p']:.3g}%" for one in longest]
-    assert headline(found).endswith(f"; the runs there forget {', '.join(there)}.") and len(there) == 3
+    assert headline(found).endswith(f"; measured forgetting {', '.join(there)}.") and len(there) == 3
     elsewhere = ForgettingLaw(tolerate=0.02, bootstrap=20, at={"D": 7e5}).fitted(read_runs(tmp_path / "t"))
     assert "the runs there" not in headline(elsewhere)
 

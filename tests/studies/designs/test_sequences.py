@@ -109,5 +109,5 @@ def test_plans_that_cannot_be_are_refused(told, why):
 
 def test_orders_may_be_named_and_each_is_there_once():
     assert orders_of(["a", "b"], [["b", "a"]]) == [["b", "a"]]
-    with pytest.raises(ValueError, match="design.orders="):
+    with pytest.raises(ValueError, match=r"design\.orders="):
         orders_of(["a", "b"], [["b", "a"], ["b", "a"]])
