@@ -46,7 +46,7 @@ def test_targets_are_the_answers(tmp_path: Path, cache: Path) -> None:
     assert loose.tokenizer.decode(batch.tokens[0].tolist()) == "<|user|>\n7+7?\n<|assistant|>\nso so #### 14"
     assert batch.tokens[0][batch.weights[0] > 0].tolist() == [*b"so so #### 14", 256]
     assert isinstance(loose.train, Conversations)
-    asked, answer = loose.train.asked(7)
+    asked, answer = loose.train.question(7)
     assert (loose.tokenizer.decode(asked), bytes(answer)) == ("<|user|>\n7+7?\n<|assistant|>\n", b"so so #### 14")
 
 

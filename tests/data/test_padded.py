@@ -9,6 +9,7 @@ import torch
 from kleiber.data.padding import Held, pad, sizes
 from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import Samples
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_sizes_count_bytes_and_no_specials() -> None:
     assert sizes(np.array([0, 4]), np.array([3, 4]), flat, Bytes()).tolist() == [2, 2]
 
 
-class Ten:
+class Ten(Samples):
     lengths = np.arange(1, 11)
     sizes = 2 * np.arange(1, 11)
 

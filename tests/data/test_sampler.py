@@ -10,7 +10,8 @@ import torch
 
 from kleiber.data.sampler import Order, evaluation_batches, permutation, stream
 from kleiber.data.token_files import TokenFile
-from kleiber.data.windows import TrainWindows
+from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.data.windows import TrainWindows, ValidationWindows
 
 
 def windows(count: int = 1000, context: int = 8) -> TrainWindows:
@@ -74,7 +75,8 @@ def test_fewer_samples_than_ranks_are_refused() -> None:
 
 
 def test_evaluation_batches_cover_a_fixed_set_whatever_the_rows_and_ranks() -> None:
-    samples = windows(900)
+    train = windows(900)
+    samples = ValidationWindows(train.file, train.context, Bytes())
     whole = torch.cat([batch.tokens for batch in evaluation_batches(samples, rows=7)])
     assert len(whole) == len(samples)
     for rows, world in ((1, 2), (64, 3)):

@@ -8,6 +8,7 @@ from retention.toys import NEW, OLD, learned, train
 from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.drift import distance, divergence
 from kleiber.objectives.clm import CLM
+from kleiber.types.contracts import Objective
 
 CPU = torch.device("cpu")
 
@@ -34,4 +35,4 @@ def test_they_are_the_textbooks_after_training():
 
 def test_an_objective_without_a_distribution_is_refused():
     with pytest.raises(ValueError, match="predicts no distribution"):
-        divergence(learned(), learned(), object(), [], CPU)
+        divergence(learned(), learned(), Objective(), [], CPU)

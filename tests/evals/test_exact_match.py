@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from retention.toys import Language
 from tables import folder
 
-from kleiber.data.instruct import Instruct
+from kleiber.data.instruct import Instruct, InstructCorpus
 from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.evals import exact_match as exact_match_module
 from kleiber.evals.exact_match import evaluate, exact_match, final_number
@@ -17,6 +18,7 @@ from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import SFT
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import Samples
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def test_a_model_that_learnt_two_answers_matches_those_and_no_third() -> None:
     prompts = [[256, *question.encode()] for question in questions]
     rows = [prompts[i] + [*answers[i].encode(), 256] for i in range(2)]
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    corpus = type("Toy", (), {"name": "toy", "num_answers": 2})
+    corpus = InstructCorpus("toy", "", "", tokenizer, Samples(), {}, num_answers=2)
     for _ in range(60):
         for row in rows:
             ids = torch.tensor([row])
@@ -64,8 +66,7 @@ def test_a_run_is_asked_its_held_out_questions(tmp_path: Path, monkeypatch) -> N
     assert (found["t"]["questions"], found["t"]["right"]) == (3, 0)
     monkeypatch.setattr(exact_match_module, "generate", answers_right(corpus))
     assert evaluate(Subject(net, corpus, SFT(corpus)))["t"]["accuracy"] == 1
-    text = type("Text", (), {"first": lambda self, tokens: self})
-    corpus.validation = {"text": text()}
+    corpus.validation = {"text": Language(1, rows=3)}
     with pytest.raises(ValueError, match="asks questions, and text has none"):
         evaluate(Subject(net, corpus, SFT(corpus)))
 

@@ -32,11 +32,12 @@ from kleiber.nn.routers.sigmoid import LossFree
 from kleiber.nn.routers.topk import TopK
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import HeldOut
 
 VOCAB, CONTEXT = 30, 16
 
 
-class Rows:
+class Rows(HeldOut):
     """Rows of random tokens from a part of the vocabulary; the last row is half padding."""
 
     def __init__(self, low: int, high: int, rows: int = 12) -> None:

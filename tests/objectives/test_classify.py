@@ -9,6 +9,10 @@ import pytest
 import scipy.stats
 import torch
 
+from kleiber.data.corpus import TextCorpus
+from kleiber.data.labelled import LabelledCorpus
+from kleiber.data.labels import Kind
+from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
 from kleiber.objectives import objective as gathered
@@ -22,12 +26,13 @@ from kleiber.objectives.classify import (
     single_label,
 )
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import Samples
 
 
-def corpus(kind: str = "single", classes: int = 3, **more) -> SimpleNamespace:
-    names = [f"c{i}" for i in range(classes)]
-    told = {"name": "toy", "kind": kind, "label": "y", "label_names": names, "num_classes": classes}
-    return SimpleNamespace(**{**told, "metric": "accuracy", "center": 0.0, "scale": 1.0, **more})
+def corpus(kind: Kind = "single", classes: int = 3, name: str = "toy", **labels) -> LabelledCorpus:
+    """A corpus that has labels and no text."""
+    settings = {"label": "y", "label_names": [f"c{i}" for i in range(classes)], "kind": kind, **labels}
+    return LabelledCorpus(name, "", "", Bytes(), Samples(), {}, **settings)
 
 
 def samples(rows: int = 6, time: int = 12, classes: int = 3) -> Batch:
@@ -76,7 +81,7 @@ def test_a_class_token_of_a_causal_model_and_data_without_labels_are_refused() -
     with pytest.raises(ValueError, match="has read nothing else"):
         objective(model(objective), samples())
     with pytest.raises(ValueError, match="needs labels, which data=wikitext has none of"):
-        Classify(SimpleNamespace(name="wikitext"))
+        Classify(TextCorpus("wikitext", "", "", Bytes(), Samples(), {}))
 
 
 def test_an_untrained_head_prefers_no_class() -> None:
@@ -229,7 +234,7 @@ def test_the_distribution_over_classes_is_the_one_that_the_loss_is_of() -> None:
     assert loss.item() == pytest.approx(objective(net, batch).total.item(), rel=1e-5)
     assert told.weights.tolist() == [1.0] * len(batch)
     for kind in ("multi", "regression"):
-        assert not hasattr(Classify(corpus(kind)), "predictions"), "no draw from one distribution"
+        assert not Classify(corpus(kind)).has_predictions, "no draw from one distribution"
 
 
 def test_text_of_another_task_is_read_as_far_as_the_context_goes() -> None:

@@ -9,12 +9,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kleiber.data.corpus import TextCorpus
 from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.distill import Distill
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import Samples
 
-TOY = SimpleNamespace(name="toy", tokenizer=Bytes())
+
+def toy(identity: str) -> TextCorpus:
+    """A corpus without text whose tokenizer has the hash `identity`."""
+    tokenizer = Bytes()
+    tokenizer.hash = identity
+    return TextCorpus("toy", "", "", tokenizer, Samples(), {})
+
+
+TOY = toy("bytes/1")
 
 
 def teacher(**options) -> Transformer:
@@ -76,7 +86,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:
 
 
 def test_a_copy_of_the_tokenizer_in_another_folder_is_the_same_one() -> None:
-    copy = SimpleNamespace(name="toy", tokenizer=SimpleNamespace(hash="copy/1"))
+    copy = toy("copy/1")
     assert Distill(copy, opens, "RUN").teacher is not None
 
 
@@ -85,7 +95,7 @@ def test_what_cannot_teach_is_refused() -> None:
         Distill(TOY, opens, "RUN", mix=0.0)
     with pytest.raises(ValueError, match=r"objective.temperature=-1.0"):
         Distill(TOY, opens, "RUN", temperature=-1.0)
-    other = SimpleNamespace(name="toy", tokenizer=SimpleNamespace(hash="bpe/other"))
+    other = toy("bpe/other")
     with pytest.raises(ValueError, match="reads ids of bytes/1, the data is in those of bpe/other"):
         Distill(other, opens, "RUN")
     with pytest.raises(ValueError, match=r"objective.teacher: nowhere: no run is there"):

@@ -8,7 +8,6 @@ import math
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,9 @@ import torch.nn.functional as F
 from tables import folder
 
 from kleiber.adapters.lora import DoRA, LoRA
+from kleiber.data.corpus import TextCorpus
 from kleiber.data.preference import Preference, PreferenceCorpus
+from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.evals.perplexity import Place
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
@@ -27,6 +28,7 @@ from kleiber.objectives import dpo
 from kleiber.objectives.dpo import CDPO, DPO, IPO, answer_log_probs, won
 from kleiber.objectives.objective import fingerprint
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import Samples
 
 LN2 = math.log(2)
 
@@ -139,7 +141,7 @@ def test_losses_equal_those_of_trl() -> None:
         [[-2.135085924, 1.200123005], [-2.058463331, -0.24074958], [1.669809843, -3.193854533]], dtype=torch.float64
     )
     lengths = torch.tensor([[5.0, 5.0], [3.0, 3.0], [5.0, 5.0]], dtype=torch.float64)
-    toy = SimpleNamespace(name="toy", pairs=dict)
+    toy = PreferenceCorpus("toy", "", "", Bytes(), Samples(), {})
     for objective, wanted in (
         (DPO(toy, 0.1), 0.713717184), (DPO(toy, 0.5), 1.057383040), (CDPO(toy, 0.1, 0.1), 0.712752989),
         (IPO(toy, 0.1), 26.586803100),
@@ -264,7 +266,7 @@ def test_it_warns_when_the_loss_stays_at_ln_2(corpus, tmp_path, caplog) -> None:
 
 def test_what_has_no_pairs_and_what_means_nothing_is_refused(corpus) -> None:
     with pytest.raises(ValueError, match="data=wikitext has no pairs"):
-        DPO(SimpleNamespace(name="wikitext"))
+        DPO(TextCorpus("wikitext", "", "", Bytes(), Samples(), {}))
     with pytest.raises(ValueError, match=r"objective.beta=-0.1"):
         DPO(corpus, beta=-0.1)
     with pytest.raises(ValueError, match=r"objective.noise=0.5"):

@@ -11,11 +11,14 @@ import pytest
 import torch
 from tables import folder
 
+from kleiber.data.corpus import TextCorpus
+from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.data.unpaired import Unpaired, UnpairedCorpus
 from kleiber.models.transformer import Transformer
 from kleiber.objectives import kto
 from kleiber.objectives.kto import KTO, auc
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import Samples
 
 
 def model(seed: int = 0, **options) -> Transformer:
@@ -184,7 +187,7 @@ def test_it_learns_which_letter_is_liked(tmp_path, monkeypatch) -> None:
 
 def test_what_has_no_verdicts_and_what_means_nothing_is_refused(corpus) -> None:
     with pytest.raises(ValueError, match="data=wikitext has none"):
-        KTO(SimpleNamespace(name="wikitext"))
+        KTO(TextCorpus("wikitext", "", "", Bytes(), Samples(), {}))
     for options in ({"beta": 0.0}, {"desirable": -1.0}, {"undesirable": 0.0}):
         with pytest.raises(ValueError, match="must be positive"):
             KTO(corpus, **options)

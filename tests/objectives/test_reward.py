@@ -6,19 +6,21 @@ import copy
 import math
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tables import folder
 
+from kleiber.data.corpus import TextCorpus
 from kleiber.data.preference import Preference, PreferenceCorpus
+from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
 from kleiber.nn.routers.fixed import Random
 from kleiber.objectives.reward import Reward
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import Samples
 
 LETTERS = list("abcdefgh")
 
@@ -156,7 +158,7 @@ def test_it_learns_which_letter_is_liked(tmp_path, monkeypatch) -> None:
 
 def test_what_has_no_pairs_and_what_means_nothing_is_refused(corpus) -> None:
     with pytest.raises(ValueError, match="data=wikitext has no pairs"):
-        Reward(SimpleNamespace(name="wikitext"))
+        Reward(TextCorpus("wikitext", "", "", Bytes(), Samples(), {}))
     with pytest.raises(ValueError, match=r"objective.center=-0.1"):
         Reward(corpus, -0.1)
     objective = Reward(corpus)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,14 +10,17 @@ import torch
 import torch.nn.functional as F
 from tables import folder
 
-from kleiber.data.instruct import Conversations, Instruct, Packed
+from kleiber.data.corpus import TextCorpus
+from kleiber.data.instruct import Conversations, Instruct, InstructCorpus, Packed
+from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE
 from kleiber.objectives.clm import SFT, inputs
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import Samples
 
-ANSWERS = SimpleNamespace(name="toy", num_answers=1)
+ANSWERS = InstructCorpus("toy", "", "", Bytes(), Samples(), {}, num_answers=1)
 
 
 def model(**options) -> Transformer:
@@ -96,7 +98,7 @@ def test_the_question_has_no_gradient_of_its_own(train: Packed) -> None:
 
 def test_what_marks_no_answers_and_what_reads_ahead_are_refused(train: Packed) -> None:
     with pytest.raises(ValueError, match="data=wikitext marks none: take data=instruct"):
-        SFT(SimpleNamespace(name="wikitext"))
+        SFT(TextCorpus("wikitext", "", "", Bytes(), Samples(), {}))
     with pytest.raises(ValueError, match="without marked answers"):
         SFT(ANSWERS)(model(), Batch(torch.zeros(1, 8, dtype=torch.long)))
     with pytest.raises(ValueError, match="would read the answer"):

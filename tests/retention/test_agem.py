@@ -6,12 +6,12 @@ import torch
 from kleiber.objectives.clm import CLM
 from kleiber.retention.agem import AGEM
 
-from .toys import CONTEXT, NEW, OLD, TASKS, learned, train
+from .toys import CONTEXT, NEW, OLD, TASKS, learned, model, train
 
 
 def begun(rows=16):
     method = AGEM(rows)
-    method.begin_stage(None, TASKS, 3)
+    method.begin_stage(model(), TASKS, 3)
     method.data(NEW, TASKS, CLM())
     return method
 
@@ -66,7 +66,7 @@ def test_the_steps_own_gradient_is_untouched_where_they_agree():
 
 def test_reference_samples_are_those_of_its_memory():
     net, method = learned(), AGEM(4000, memory=10 * CONTEXT)
-    method.begin_stage(None, TASKS, 3)
+    method.begin_stage(model(), TASKS, 3)
     method.data(NEW, TASKS, CLM())
     mean_gradient(net, OLD.gather(np.arange(0, len(OLD), len(OLD) // 10)))
     kept = flat([p.grad for p in net.parameters()])

@@ -7,12 +7,13 @@ from torch import nn
 from kleiber.objectives.clm import CLM
 from kleiber.retention.ewc import EWC, fisher, raw_fisher
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Predictions, Task
+from kleiber.types.contracts import Objective, Predictions, Samples, Task
+from kleiber.types.model import Model
 
 from .toys import NEW, OLD, TASKS, Language, learned, model, train
 
 
-class Weights(nn.Module):
+class Weights(Model):
     def __init__(self, value):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(value))
@@ -34,7 +35,7 @@ def test_on_a_quadratic_the_minimum_is_the_weighted_mean_of_both_optima():
     assert told["ewc"].item() == pytest.approx((strength / 2 * importance * away**2).sum().item(), rel=1e-4)
 
 
-class Softmax(nn.Module):
+class Softmax(Model):
     """Softmax regression: rows of a batch's features straight into an output layer."""
 
     def __init__(self, outcomes, features):
@@ -43,8 +44,8 @@ class Softmax(nn.Module):
         self.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
 
 
-class Regression:
-    likelihood = False
+class Regression(Objective):
+    has_predictions = True
 
     def __call__(self, net, batch):
         raise AssertionError("the Fisher information asks for no data label")
@@ -53,7 +54,7 @@ class Regression:
         return Predictions(batch.labels, net.head, torch.ones(batch.labels.shape[:-1]))
 
 
-class Features:
+class Features(Samples):
     """Sequences of three rows of features each, the same few over and over."""
 
     def __init__(self, features, times):
@@ -72,7 +73,7 @@ def test_it_equals_the_analytic_one_of_softmax_regression():
     """F_ij = mean over sequences of sum_t p_ti (1 - p_ti) x_tj^2: labels of a sequence are drawn independently."""
     torch.manual_seed(0)
     net, features = Softmax(4, 3), torch.randn(2, 3, 3)
-    task = Task("x", Regression(), None, Features(features, 800))
+    task = Task("x", Regression(), OLD, Features(features, 800))
     found = raw_fisher(net, task, 1600, seed=0)
     p = net.head(features).softmax(-1)
     exact = torch.einsum("sto,stj->oj", p * (1 - p), features**2) / 2
@@ -112,7 +113,7 @@ def test_online_information_decays_and_knows_each_task_once():
 
 def test_an_objective_that_predicts_no_outcomes_is_refused():
     class Preferences(CLM):
-        predictions = property()  # as if it had none
+        has_predictions = False
 
     with pytest.raises(ValueError, match="old was trained by Preferences"):
         EWC().begin_stage(model(), [Task("old", Preferences(), OLD, OLD)], 0)

@@ -49,7 +49,7 @@ def test_the_old_model_stays_what_it_was():
 
 def test_an_objective_without_predictions_is_refused():
     class Preferences(CLM):
-        predictions = property()  # as if it had none
+        has_predictions = False
 
     method = LwF()
     tasks = [Task("old", Preferences(), OLD, OLD)]

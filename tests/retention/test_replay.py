@@ -11,7 +11,7 @@ from kleiber.objectives.clm import CLM
 from kleiber.retention.memory import Written, partners, write
 from kleiber.retention.replay import Replay
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Task
+from kleiber.types.contracts import Objective, Task
 
 from .toys import CONTEXT, NEW, OLD, TASKS, Language, Letters, learned, model
 
@@ -94,10 +94,9 @@ def test_generated_replay_reads_no_earlier_text():
     assert data.parts[1].num_bytes == data.parts[1].num_tokens == 320
 
 
-class Labels:
+class Labels(Objective):
     """An objective with an output layer of its own: the mean of the hidden states predicts a label."""
 
-    likelihood = False
     outputs = MappingProxyType({"labels": 2})
 
     def __call__(self, net, batch):

@@ -10,12 +10,12 @@ from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.training.step import accumulate, normalise
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Task
+from kleiber.types.contracts import HeldOut, Task, Tokenizer
 
 VOCAB, CONTEXT = 12, 16
 
 
-class Language:
+class Language(HeldOut):
     """Rows of a Markov chain of its own seed: sharp transitions, so that a wrong model pays for it."""
 
     def __init__(self, seed: int, rows: int = 200) -> None:
@@ -38,7 +38,7 @@ class Language:
         return self
 
 
-class Letters:
+class Letters(Tokenizer):
     """A tokenizer as a retention method sees it."""
 
     name, vocab_size, eos, mask, hash = "letters", VOCAB, 0, 0, ""

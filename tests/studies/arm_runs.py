@@ -1,9 +1,8 @@
 """Studies of arms on runs whose losses are known: tuned or not, paired, and equal in what they say."""
 
-import json
 import math
 
-import yaml
+from fake_run import fake_run
 
 LRS = [0.005, 0.01, 0.02, 0.04, 0.08]
 
@@ -25,13 +24,10 @@ def write(
     """
     for lr in lrs:
         for seed in range(seeds):
-            home = folder / f"{arm}-lr{lr:g}-seed{seed}"
-            home.mkdir(parents=True)
             model = {"depth": 2, "width": 64, "context": 128}
             config = {"seed": seed, "model": model, "optimizer": {"lr": lr}, "study": {**study, "arm": arm}}
-            (home / "config.yaml").write_text(yaml.safe_dump(config))
             params = {"total": total, "active": core + 16_000, "non_embedding": total - 16_000, "embedding": 16_000}
-            stages = [{"name": "trunk", "parent": None, "trunk": None, "metrics": {}}]
+            stages: list[dict] = [{"name": "trunk"}]
             for tokens in TOKENS:
                 loss = base - 0.1 * math.log2(tokens / 4e6) + bowl(lr, best) + [0.0, 0.02, -0.01][seed]
                 stages.append({
@@ -39,10 +35,10 @@ def write(
                     "params": params, "flops": {"model": 6.0 * core * tokens}, "tokens_per_s": speed,
                     "metrics": {"val/docs/loss": loss, **({} if latency is None else served(latency / (1 + seed)))},
                 })  # fmt: skip
-            told = {"status": status, "seed": seed, "seconds": 9.0, "stages": stages if status == "finished" else []}
-            (home / "summary.json").write_text(json.dumps(told))
             row = {"step": 9, "moe/load_entropy/0": 0.9, "moe/max_violation/0": 0.4, "moe/dead/0": 2.0}
-            (home / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+            home = folder / f"{arm}-lr{lr:g}-seed{seed}"
+            stages = stages if status == "finished" else []
+            fake_run(home, stages, config=config, rows=[row], status=status, seed=seed)
     return folder
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
-import yaml
+from fake_run import fake_run
 
 STUDY = {"_target_": "kleiber.studies.Forgetting"}
 START = {"docs": 2.0, "code": 3.0}
@@ -51,25 +50,19 @@ def write_arm(
         {"step": s, "watch/docs/loss": 2.1 + F * g} for s, g in ((0, 0), (1, 0.1), (8, 0.9), (64, 1.3), (1000, 1.0))
     ]
     stage = {
-        "name": "main", "tasks": ["code"], "metrics": metrics, "lr": lr, "curve": curve,
+        "tasks": ["code"], "metrics": metrics, "lr": lr, "curve": curve,
         "start_metrics": {f"val/{name}/loss": value for name, value in START.items()}, "steps": round(tokens / 1000),
-        "batch_tokens": 1000, "tokens": tokens if base else pretrained + tokens,
+        "batch_tokens": 1000, "tokens": round(tokens if base else pretrained + tokens),
         "seconds": 10.0, "peak_memory_bytes": 2**28,
         "params": {"total": params, "active": params, "trainable": params},
     }  # fmt: skip
-    told = {"status": status, "seed": seed, "seconds": 12.0, "stages": [stage], "R": {"tasks": ["docs", "code"]}}
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "summary.json").write_text(json.dumps(told))
+    fake_run(folder, [stage], config=config, status=status, seed=seed, seconds=12.0, R={"tasks": ["docs", "code"]})
 
 
 def write_base(folder: Path, seed: int) -> None:
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"study": STUDY, "retention": None, "init": None}))
-    stage = {"name": "main", "tasks": ["docs"], "metrics": {"val/docs/loss": 2.0}, "start_metrics": {}, "curve": []}
-    stage["tokens"] = 4e6
-    told = {"status": "finished", "seed": seed, "seconds": 40.0, "stages": [stage], "R": {"tasks": ["docs"]}}
-    (folder / "summary.json").write_text(json.dumps(told))
+    config = {"study": STUDY, "retention": None, "init": None}
+    stage = {"tasks": ["docs"], "metrics": {"val/docs/loss": 2.0}, "tokens": 4_000_000}
+    fake_run(folder, [stage], config=config, seed=seed, seconds=40.0, R={"tasks": ["docs"]})
 
 
 def write_study(home: Path, seeds: int = 3) -> None:

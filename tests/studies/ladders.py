@@ -1,8 +1,7 @@
 """Synthetic tables for the studies' tests: a known law, a known noise, a known seed."""
 
-import json
-
 import numpy as np
+from fake_run import fake_run
 
 TRUE = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 A_OPT = TRUE["beta"] / (TRUE["alpha"] + TRUE["beta"])
@@ -35,20 +34,13 @@ def noisy(values, seed, sd=0.005):
 def write_tree(folder, seed, params, flops_per_token, losses, status="finished", study=None, config=None):
     """What a run leaves: a trunk and a branch for each number of tokens in `losses`, or one stage for one number.
 
-    `params` are those of a summary or one number for all of them.
+    `params` are those of a summary, or one number, of which 8,192 are those of the embedding.
     """
-    folder.mkdir(parents=True)
-    told = {**(config or {}), "study": study}
-    (folder / "config.yaml").write_text(json.dumps(told))
-    params = params if isinstance(params, dict) else {"total": params, "active": params, "non_embedding": params - 8192}
-    trunk = {"name": "trunk", "parent": None, "trunk": None, "metrics": {}}
-    branches = [
-        {
-            "name": f"{n / 1e6:g}M", "parent": "trunk", "trunk": "trunk", "lr": 0.01, "tokens": n, "params": params,
-            "flops": {"model": flops_per_token * n, "six_nd": 6.0 * params["active"] * n},
-            "metrics": {"val/docs/loss": loss, "val/docs/bits_per_byte": loss / 0.693},
-        }
-        for n, loss in losses.items()
-    ]  # fmt: skip
-    summary = {"status": status, "seed": seed, "seconds": 10.0, "stages": [trunk, *branches], "overrides": []}
-    (folder / "summary.json").write_text(json.dumps(summary))
+    params = params if isinstance(params, dict) else {"active": params, "non_embedding": params - 8192}
+    stages = [{"name": "trunk"}]
+    for n, loss in losses.items():
+        metrics = {"val/docs/loss": loss, "val/docs/bits_per_byte": loss / 0.693}
+        place = {"name": f"{n / 1e6:g}M", "parent": "trunk", "trunk": "trunk"}
+        flops = {"model": flops_per_token * n}
+        stages.append({**place, "tokens": round(n), "params": params, "flops": flops, "metrics": metrics})
+    fake_run(folder, stages, config={**(config or {}), "study": study}, status=status, seed=seed)

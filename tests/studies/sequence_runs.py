@@ -1,10 +1,9 @@
 """Sequences with a known R: every metric by hand, methods paired within order and seed, what is missing named."""
 
-import json
 from pathlib import Path
 
 import pytest
-import yaml
+from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare import task_rows
@@ -22,10 +21,8 @@ ALONE = {"a": 0.9, "b": 1.1, "c": 1.0}
 TASKS = ["a", "b", "c"]
 
 
-def write_config(folder: Path, start: str, retention=None) -> None:
-    folder.mkdir(parents=True)
-    study = {"_target_": "kleiber.studies.Continual", "start": start}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"study": study, "retention": retention, "seed": 0}))
+def config_of(start: str, retention=None) -> dict:
+    return {"study": {"_target_": "kleiber.studies.Continual", "start": start}, "retention": retention, "seed": 0}
 
 
 def stage(name: str, row=None, curve=(), lr=0.01, objective="clm", kind="loss") -> dict:
@@ -38,7 +35,6 @@ def write_sequence(home: Path, method="none", order=TASKS, seed=0, kept=0.0, aga
     """`kept` is the share of what plain training forgets that the method keeps; tasks are renamed by the order."""
     retention = None if method == "none" else {method: {"_target_": "x", "strength": 1.0}}
     folder = home / f"{start}-{method}-{'-'.join(order)}-{seed}"
-    write_config(folder, start, retention)
     noise = 0.01 * seed
     rows = [[R[i][j] - (kept * (R[i][j] - R[j][j]) if i > j else 0) + noise for j in range(3)] for i in range(3)]
     place = [order.index(task) for task in TASKS]
@@ -56,17 +52,12 @@ def write_sequence(home: Path, method="none", order=TASKS, seed=0, kept=0.0, aga
         "higher_is_better": dict.fromkeys([*TASKS, "up"], False),
         "matrix": [*matrix, *([matrix[-1]] if again else [])], "baseline": [*BASELINE, *([1.0] if extra else [])],
     }  # fmt: skip
-    summary = {"status": "finished", "seed": seed, "seconds": 60.0, "stages": stages, "R": told}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
+    return fake_run(folder, stages, config=config_of(start, retention), seed=seed, seconds=60.0, R=told)
 
 
 def write_alone(home: Path, task: str, seed=0, lr=0.01, worse=0.0, start="scratch") -> None:
-    folder = home / f"{start}-alone-{task}-{lr}-{seed}"
-    write_config(folder, start)
     one = {**stage(task, lr=lr), "name": "main", "metrics": {f"val/{task}/loss": ALONE[task] + worse + 0.01 * seed}}
-    told = {"status": "finished", "seed": seed, "seconds": 9.0, "stages": [one], "R": None}
-    (folder / "summary.json").write_text(json.dumps(told))
+    fake_run(home / f"{start}-alone-{task}-{lr}-{seed}", [one], config=config_of(start), seed=seed, seconds=9.0)
 
 
 def write_study(home: Path, seeds=2, methods=(("none", 0.0), ("ewc", 0.5)), **options) -> None:

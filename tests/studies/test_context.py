@@ -27,6 +27,6 @@ def test_context_tells_what_each_attention_gains(tmp_path):
     assert abs(gains["none"]["gain"]) < 1e-9 and gains["full"]["half"] > 0
     assert "full attention gains 0.4000 +- " in found.headline
     assert found.tables["Loss by position, docs, context 512"][0]["position"] == 32
-    write_tree(tmp_path / "other", 0, 1, 1, {2e6: 1.0}, config={"model": {**model, "width": 64}})
+    write_tree(tmp_path / "other", 0, 10_000, 1, {2e6: 1.0}, config={"model": {**model, "width": 64}})
     with pytest.raises(ValueError, match="tokens"):
         Context().analyse(read_runs(tmp_path))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from fake_run import fake_run
 
 from kleiber.launch.cli import main
 from kleiber.studies.mup_transfer import MupTransfer, verdicts
@@ -71,15 +72,11 @@ def test_a_rate_that_diverged_bounds_the_optimum_and_enters_no_parabola():
 
 def write_runs(folder, name, optimum):
     for number, row in enumerate(rows({32: optimum, 64: optimum}).to_dict("records")):
-        home = folder / f"run{number}"
-        home.mkdir(parents=True)
         target = {"MuP": "kleiber.nn.MuP", "Standard": "kleiber.nn.StandardParametrization"}[name]
         model = {"width": row["width"], "parametrization": {"_target_": target}}
         config = {"model": model, "optimizer": {"lr": row["lr"]}, "seed": row["seed"], "study": None}
-        (home / "config.yaml").write_text(json.dumps(config))
-        stage = {"name": "main", "parent": None, "metrics": {"val/docs/loss": row["loss"]}}
-        told = {"status": "finished", "seed": row["seed"], "seconds": 1.0, "stages": [stage]}
-        (home / "summary.json").write_text(json.dumps(told))
+        stage = {"metrics": {"val/docs/loss": row["loss"]}}
+        fake_run(folder / f"run{number}", [stage], config=config, seed=row["seed"])
 
 
 def test_a_plain_sweep_is_read_as_this_study_when_asked_and_two_folders_as_one(tmp_path, capsys):

@@ -11,28 +11,18 @@ from kleiber.launch.cli import main
 from kleiber.studies.report import table
 from kleiber.studies.scaling import Scaling
 
-from .ladders import noisy, small_loss
+from .ladders import noisy, small_loss, write_tree
 
 WIDTHS = {32: 25_000, 64: 100_000, 128: 400_000, 256: 1_600_000}
 
 
 def write_run(folder, seed, num_params, status="finished"):
     """What a trunk with four branches leaves, its losses from a known law with .2 % noise."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("study: {_target_: kleiber.studies.Scaling, bootstrap: 60}\n")
-    trunk = {"name": "trunk", "parent": None, "trunk": None, "metrics": {}}
     tokens = 1e6 * 2.0 ** np.arange(4)
     losses = noisy(small_loss(num_params, tokens), [seed, num_params], 0.002)
-    branches = [
-        {
-            "name": f"{n / 1e6:g}M", "parent": "trunk", "trunk": "trunk", "lr": 0.01, "tokens": n,
-            "params": {"total": num_params, "active": num_params, "non_embedding": num_params - 8192},
-            "flops": {"model": 6.0 * num_params * n}, "metrics": {"val/docs/loss": loss},
-        }
-        for n, loss in zip(tokens.tolist(), losses.tolist(), strict=True)
-    ]  # fmt: skip
-    told = {"status": status, "seed": seed, "seconds": 10.0, "stages": [trunk, *branches]}
-    (folder / "summary.json").write_text(json.dumps(told))
+    study = {"_target_": "kleiber.studies.Scaling", "bootstrap": 60}
+    by_tokens = dict(zip(tokens.tolist(), losses.tolist(), strict=True))
+    write_tree(folder, seed, num_params, 6.0 * num_params, by_tokens, status, study)
 
 
 @pytest.fixture
@@ -71,7 +61,7 @@ def test_cells_that_did_not_finish_are_named_and_left_out(study, capsys):
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path, capsys):
-    write_run(tmp_path / "s" / "a", 0, 1000, status="failed")
+    write_run(tmp_path / "s" / "a", 0, 10_000, status="failed")
     assert main(["report", str(tmp_path / "s")]) == 2
     assert "finished" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from fake_run import fake_run
 
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.table import load, parse_map, read
@@ -65,13 +66,9 @@ def test_split_by_a_column():
 
 
 def test_a_folder_of_runs_goes_through_the_catalog(tmp_path):
-    import json
-
     for i in range(3):
-        (tmp_path / f"cell-{i}").mkdir()
-        stage = {"params": {"total": 10**6 * (i + 1)}, "tokens": 10**9, "metrics": {"val/builtin/loss": 3.0 - 0.1 * i}}
-        text = {"schema": "kleiber.run/1", "status": "finished", "stages": [stage]}
-        (tmp_path / f"cell-{i}" / "summary.json").write_text(json.dumps(text))
+        stage = {"params": 10**6 * (i + 1), "tokens": 10**9, "metrics": {"val/builtin/loss": 3.0 - 0.1 * i}}
+        fake_run(tmp_path / f"cell-{i}", [stage])
     table = load(read(tmp_path), {"N": "params", "D": "tokens", "L": "val/builtin/loss"})
     assert table.columns["N"].tolist() == [1e6, 2e6, 3e6] and table.target.tolist() == pytest.approx([3.0, 2.9, 2.8])
     (tmp_path / "empty").mkdir()

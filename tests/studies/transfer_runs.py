@@ -1,9 +1,8 @@
 """What pre-training gives: planned in rounds, tuned, paired with the same model from nothing, counted in labels."""
 
-import json
 from pathlib import Path
 
-import yaml
+from fake_run import fake_run
 
 
 def write(home: Path, lines: list[str], **metrics: float) -> Path:
@@ -13,12 +12,9 @@ def write(home: Path, lines: list[str], **metrics: float) -> Path:
     folder = home / f"run{len(list(home.glob('*')))}"
     (folder / "tokenizer").mkdir(parents=True)
     stage = {
-        "name": "main", "tasks": ["toy"], "lr": float(told.get("optimizer.lr", 0.02)), "seconds": 1.0,
+        "tasks": ["toy"], "lr": float(told.get("optimizer.lr", 0.02)),
         "metrics": {f"val/toy/{key}": value for key, value in metrics.items()},
-        "data": {"tokens": 1000 * float(told.get("data.share", 1))}, "params": {"total": 10, "non_embedding": 5},
+        "data": {"tokens": round(1000 * float(told.get("data.share", 1)))}, "params": {"total": 10, "non_embedding": 5},
     }  # fmt: skip
-    summary = {"status": "finished", "seed": int(told["seed"]), "stages": [stage]}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "config.yaml").write_text(yaml.safe_dump({"study": study, "seed": int(told["seed"]), "data": {}}))
-    (folder / "overrides.yaml").write_text(yaml.safe_dump(lines))
-    return folder
+    seed = int(told["seed"])
+    return fake_run(folder, [stage], config={"study": study, "seed": seed, "data": {}}, overrides=lines, seed=seed)

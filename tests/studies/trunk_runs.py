@@ -28,5 +28,5 @@ def stages_of(folder, **values):
     for path in folder.glob("*/summary.json"):
         told = json.loads(path.read_text())
         for stage in told["stages"]:
-            stage.update({key: value for key, value in values.items() if key not in stage})
+            stage.update(values)
         path.write_text(json.dumps(told))

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from kleiber.config.errors import did_you_mean
+from kleiber.types.contracts import Adapter
+from kleiber.types.model import Model
 
 PARTS = ("embedding", "attention", "mlp", "experts", "router", "norms", "head", "heads")
 ATTENTION = {"attention", "attn", "self_attn", "self_attention", "crossattention"}
@@ -20,7 +21,7 @@ NORM = re.compile(r"norm|^ln_?\w?$|^layernorm", re.IGNORECASE)
 LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?")
 
 
-def parts(model: Any) -> dict[str, str]:
+def parts(model: Model) -> dict[str, str]:
     """The part of every parameter of a model: one of PARTS."""
     roles = model.roles()
     inside = {id(parameter) for block in model.blocks for parameter in block.parameters()}
@@ -42,7 +43,7 @@ def _part(name: str, kind: str, inside: bool) -> str:
     return "attention" if set(segments) & ATTENTION else "mlp"
 
 
-def select(model: Any, selectors: list[str], key: str) -> set[str]:
+def select(model: Model, selectors: list[str], key: str) -> set[str]:
     """Names of the parameters that a list of parts and layers (`layers.3`, `layers.0-1`) means.
 
     Raises ValueError for a selector that means nothing in this model, naming `key` and what there is.
@@ -53,14 +54,14 @@ def select(model: Any, selectors: list[str], key: str) -> set[str]:
     for selector in selectors:
         named = {name for name, part in of.items() if part == selector} or _layers(model, selector)
         if not named:
-            tied = selector == "head" and getattr(model, "tied", False)
+            tied = selector == "head" and model.tied
             why = "its head is its embedding (model.tied=true)" if tied else f"there are {', '.join(there)}"
             raise ValueError(f"{key}: {selector} is no part of this model: {why}.{did_you_mean(selector, there)}")
         found |= named
     return found
 
 
-def _layers(model: Any, selector: str) -> set[str]:
+def _layers(model: Model, selector: str) -> set[str]:
     matched = LAYERS.fullmatch(selector)
     if matched is None:
         return set()
@@ -71,7 +72,7 @@ def _layers(model: Any, selector: str) -> set[str]:
     return {name for name, p in model.named_parameters() if id(p) in chosen}
 
 
-class Freeze:
+class Freeze(Adapter):
     """Trains what `train` names (null: everything) less what `freeze` names.
 
     Both are lists of parts (embedding, attention, mlp, experts, router, norms, head) and of layers (`layers.3`,
@@ -90,7 +91,7 @@ class Freeze:
             )
         self.train, self.freeze = train if train is None else list(train), list(freeze)
 
-    def apply(self, model: Any, seed: int) -> None:
+    def apply(self, model: Model, seed: int) -> None:
         """Stops training what is not to train; the seed is not used. Raises ValueError where nothing would be left."""
         everything = {name for name, _ in model.named_parameters()}
         kept = everything if self.train is None else select(model, self.train, "adapter.train")
@@ -101,7 +102,3 @@ class Freeze:
         for name, parameter in model.named_parameters():
             if name not in kept:
                 parameter.requires_grad_(False)
-
-    def merge(self, model: Any) -> None:
-        """Nothing was added; every parameter is an ordinary one again."""
-        model.requires_grad_(True)

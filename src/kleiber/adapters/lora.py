@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -22,13 +22,15 @@ from kleiber.adapters.freeze import select
 from kleiber.models.hf.wrapped import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.nn.lora import adapt, decompose, merged
+from kleiber.types.contracts import Adapter
+from kleiber.types.model import Model
 
 TARGETS = ("attention", "mlp", "experts", "router", "head")
 USUAL = ("attention", "mlp", "experts")
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(Adapter):
     """W + s B A with A, B of rank r and s = alpha / r, or alpha / sqrt(r) where `rslora`.
 
     Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732. Our qkv (and gate and up) are one
@@ -44,6 +46,7 @@ class LoRA:
     rslora: bool = False
     targets: Sequence[str] | None = None
 
+    learning_rate_factor: ClassVar[float] = 10.0
     magnitudes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -60,7 +63,7 @@ class LoRA:
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
         return alpha / (self.rank**0.5 if self.rslora else self.rank)
 
-    def apply(self, model: Any, seed: int) -> None:
+    def apply(self, model: Model, seed: int) -> None:
         """Adds updates that are 0, drawn from `seed` alone; only they train from here on, and the heads that did."""
         names = self.matrices(model)
         for name, parameter in model.named_parameters():
@@ -80,7 +83,7 @@ class LoRA:
             if "lora_" in name:
                 parameter.requires_grad_(True)
 
-    def merge(self, model: Any) -> None:
+    def merge(self, model: Model) -> None:
         """Adds the updates to the weights: plain modules under their plain names, every parameter an ordinary one."""
         if isinstance(model, HFModel):
             merge_peft(model)
@@ -88,13 +91,13 @@ class LoRA:
             merged(module)
         model.requires_grad_(True)
 
-    def matrices(self, model: nn.Module) -> list[str]:
+    def matrices(self, model: Model) -> list[str]:
         """Names of the matrices and stacks that get an update, in the model's order."""
         wanted = self.targets
         if wanted is None:
             there = {target for target in USUAL if _has(model, target)}
             wanted = [target for target in USUAL if target in there]
-        if "head" in wanted and getattr(model, "tied", False):
+        if "head" in wanted and model.tied:
             raise ValueError("adapter.targets has head, but the head is the embedding (model.tied=true): leave it out")
         if "head" in wanted and isinstance(model, HFModel):
             raise ValueError("adapter.targets has head, which model=hf reads as a plain matrix: leave it out")
@@ -114,14 +117,14 @@ class DoRA(LoRA):
     magnitudes: ClassVar[bool] = True
 
 
-def _has(model: nn.Module, target: str) -> bool:
+def _has(model: Model, target: str) -> bool:
     try:
         return bool(select(model, [target], "adapter.targets"))
     except ValueError:
         return False
 
 
-def apply_peft(model: Any, names: list[str], rank: int, scale: float, seed: int, magnitudes: bool) -> None:
+def apply_peft(model: HFModel, names: list[str], rank: int, scale: float, seed: int, magnitudes: bool) -> None:
     """Injects updates of the parameters `names`, with DoRA's magnitudes or without.
 
     Raises ValueError where peft is not installed, and for magnitudes of stacked experts, which it does not have.
@@ -155,7 +158,7 @@ def apply_peft(model: Any, names: list[str], rank: int, scale: float, seed: int,
     _refuse_others(model, names)
 
 
-def _refuse_others(model: Any, names: list[str]) -> None:
+def _refuse_others(model: HFModel, names: list[str]) -> None:
     """Raises ValueError where what carries an update is not what was asked for."""
     from peft.tuners.lora import LoraLayer  # pyright: ignore[reportMissingImports]
     from peft.tuners.lora.layer import ParamWrapper  # pyright: ignore[reportMissingImports]
@@ -173,7 +176,7 @@ def _refuse_others(model: Any, names: list[str]) -> None:
         )
 
 
-def merge_peft(model: Any) -> None:
+def merge_peft(model: HFModel) -> None:
     """Merges every layer of peft's and puts its base layer back in its place, outermost first until none is left."""
     if importlib.util.find_spec("peft") is None:
         return

@@ -2,6 +2,11 @@
 milliseconds and before torch is there. Targets of other packages are imported, and only those on the allow-list.
 
 It resolves what our code does (functions, classes, dataclasses, inheritance, aliases) and calls all else an object.
+
+Config nodes to objects, and the run-time values that a target may ask for by the name of an argument.
+
+A config says what a person turns; what only the run knows (the size of the vocabulary, the folder) is supplied by
+name to every target whose signature has that name. It imports neither torch nor any target before it is asked to.
 """
 
 from __future__ import annotations
@@ -17,6 +22,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig
 
 from kleiber.config.errors import ConfigError, did_you_mean
 
@@ -107,15 +115,45 @@ def _module(name: str) -> ast.Module | None:
 
 
 def _from_source(target: str) -> Signature:
+    where, node = _exported(target)
+    if isinstance(node, ast.FunctionDef):
+        return _of_function(where, node, node.name, skip=0)
+    assert isinstance(node, ast.ClassDef), f"{target} is exported and defined nowhere"
+    return _of_class(where, node)
+
+
+def _exported(target: str) -> tuple[str, ast.AST | None]:
+    """The module that defines an exported name, and the node that defines it. Raises ConfigError for other names."""
     package, _, name = target.rpartition(".")
     names = exports(package)
     if name not in names:
         raise ConfigError(f"_target_ {target}: {package} exports no {name!r}.{did_you_mean(name, names)}")
-    where, node = _definition(f"{package}.{names[name]}", name)
-    if isinstance(node, ast.FunctionDef):
-        return _of_function(where, node, name, skip=0)
-    assert isinstance(node, ast.ClassDef), f"{target} is exported and defined nowhere"
-    return _of_class(where, node)
+    return _definition(f"{package}.{names[name]}", name)
+
+
+@cache
+def class_attribute(target: str, name: str) -> Any:
+    """The value of a class attribute of one of our classes, its own or inherited, read from the source.
+
+    target  the class by its exported name, such as `kleiber.objectives.DPO`
+    None where neither the class nor a base class sets it, or sets it to no literal. Raises ConfigError for a name that
+    is not exported.
+    """
+    where, node = _exported(target)
+    return _attribute(where, node, name)
+
+
+def _attribute(module: str, node: ast.AST | None, name: str) -> Any:
+    if not isinstance(node, ast.ClassDef):
+        return None
+    for item in node.body:
+        if isinstance(item, ast.Assign | ast.AnnAssign) and item.value is not None:
+            targets = item.targets if isinstance(item, ast.Assign) else [item.target]
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                return ast.literal_eval(item.value)
+    bases = [_definition(module, ast.unparse(base)) for base in node.bases]
+    values = [_attribute(where, base, name) for where, base in bases]
+    return next((value for value in values if value is not None), None)
 
 
 @cache
@@ -221,3 +259,21 @@ class Names(dict[str, Any]):
         if node is None and where in PLAIN_MODULES:
             return getattr(PLAIN_MODULES[where], name)
         return Object if node is None or isinstance(node, ast.ClassDef) else _type(where, typing.cast(ast.expr, node))
+
+
+# Arguments that only a run can fill in. A config that sets one of them is refused by the check.
+SUPPLIED = frozenset(
+    {
+        "batch_tokens", "branch_steps", "config_hash", "corpus", "folder", "group", "open_model", "run_config",
+        "run_id", "run_name", "vocabulary", "vocab_size",
+    }
+)  # fmt: skip
+
+
+def build(node: DictConfig, **available: Any) -> Any:
+    """Instantiates a node, with those of the `available` values that its target's signature names."""
+    assert available.keys() <= SUPPLIED, f"not declared as supplied: {sorted(available.keys() - SUPPLIED)}"
+    wanted = inspect.signature(get_object(node._target_)).parameters
+    # Supplied objects go to the target itself: inside a config, OmegaConf would take dataclasses apart.
+    target = instantiate(node, _convert_="all", _partial_=True)
+    return target(**{name: value for name, value in available.items() if name in wanted})

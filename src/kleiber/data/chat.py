@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from kleiber.data.tokenizers.bytes import encode_many
 from kleiber.types.contracts import Tokenizer
 
 ROLES = {
@@ -110,7 +109,7 @@ class Encoded:
 def encoded(conversations: Sequence[Conversation], tokenizer: Tokenizer, last_only: bool = False) -> list[Encoded]:
     """The conversations by the template. `last_only`: of several answers only the last is marked."""
     texts = [text for one in conversations for turn in one for text in _texts(turn)]
-    ids = iter(encode_many(tokenizer, texts))
+    ids = iter(tokenizer.encode_many(texts))
     return [_joined(one, ids, tokenizer.eos, last_only) for one in conversations]
 
 

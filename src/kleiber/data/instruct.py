@@ -135,8 +135,10 @@ def _answers(turn: Turn) -> bool:
     return turn.role == "assistant" and turn.content != ""
 
 
-class Conversations:
+class Conversations(Samples):
     """Samples one to a row, of at most `context` + 1 tokens; `weights` are 1 on answers and 0 elsewhere."""
+
+    padded = True
 
     def __init__(self, path: Path, context: int, tokenizer: Tokenizer) -> None:
         self.context, self.eos = context, tokenizer.eos
@@ -160,7 +162,7 @@ class Conversations:
         at, length = int(self.chosen[i]), int(self.lengths[i])
         return self.ids[at][:length].astype(np.int64), self.marks[at][:length].astype(np.int64)
 
-    def asked(self, i: int) -> tuple[list[int], list[int]]:
+    def question(self, i: int) -> tuple[list[int], list[int]]:
         """Ids of sample i up to its last answer, and those of that answer without the end of text, uncut."""
         at = int(self.chosen[i])
         ids, marks = self.ids[at].tolist(), self.marks[at].tolist()
@@ -186,7 +188,7 @@ class Conversations:
         )
 
 
-class Packed:
+class Packed(Samples):
     """Rows of several conversations end to end, as segments 0, 1, ...; which ones is fixed by their lengths."""
 
     def __init__(self, samples: Conversations) -> None:

@@ -24,9 +24,8 @@ from kleiber.data.padding import Held, numbers, pad, sizes
 from kleiber.data.sources.open import locate
 from kleiber.data.sources.table import Row, Table, batches, must_have, table_name
 from kleiber.data.token_files import dtype
-from kleiber.data.tokenizers.bytes import encode_many
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Tokenizer
+from kleiber.types.contracts import Samples, Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -157,14 +156,16 @@ class Labelled:
         return corpus
 
 
-class LabelledRows:
+class LabelledRows(Samples):
     """Samples of one split: tokens, `real` and labels. `truncated` of them lost text to model.context."""
+
+    padded = True
 
     def __init__(self, folder: Path, split: str, parts: int, context: int, tokenizer: Tokenizer) -> None:
         self.pieces = padding.read(folder / split, dtype(tokenizer.vocab_size))
         self.labels: Shaped[np.ndarray, "rows *classes"] = np.load(folder / f"{split}.labels.npy")
         self.parts, self.context = parts, context
-        self.eos, begin = tokenizer.eos, getattr(tokenizer, "cls", -1)
+        self.eos, begin = tokenizer.eos, tokenizer.cls
         self.begin = begin if begin >= 0 else tokenizer.eos
         lengths = self.pieces.lengths.reshape(-1, parts)
         self.kept = shortened(lengths, context - 1 - parts)
@@ -225,7 +226,7 @@ def _encode(folder: Path, splits: dict[str, Dataset], table: Table, label: str, 
             for batch in batches(kept):
                 texts = [table.texts(row) for row in batch]
                 empty += sum(not any(text.strip() for text in row) for row in texts)
-                yield from encode_many(tokenizer, [text for row in texts for text in row])
+                yield from tokenizer.encode_many([text for row in texts for text in row])
 
         padding.write(folder / name, pieces(), dtype(tokenizer.vocab_size))
         np.save(folder / f"{name}.labels.npy", values[there])

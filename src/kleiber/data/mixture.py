@@ -186,7 +186,7 @@ class Repeated:
         return replace(corpus, train=Spread(corpus.train, count), config=f"{corpus.config}, {count} spread", hash=name)
 
 
-class Spread:
+class Spread(Samples):
     """`count` samples of others, at equal distances; the same in every epoch."""
 
     def __init__(self, samples: Samples, count: int) -> None:

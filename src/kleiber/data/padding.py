@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kleiber.data.sampler import permutation
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Tokenizer
+from kleiber.types.contracts import HeldOut, Tokenizer
 
 ALIGN = 8
 
@@ -59,16 +59,17 @@ def sizes(
 
 @runtime_checkable
 class Measured(Protocol):
-    """Samples that know the length and the bytes of each: what is real, without padding."""
+    """Samples with the length and the bytes of each: what is real, without padding."""
 
     lengths: Int[np.ndarray, "_"]
     sizes: Int[np.ndarray, "_"]
 
     def __len__(self) -> int: ...
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch: ...
+    def question(self, i: int) -> tuple[list[int], list[int]] | None: ...
 
 
-class Held:
+class Held(HeldOut):
     """Samples that are scored, in a fixed mixed order: the first ones of a sorted table would be of one class."""
 
     padded = True  # so some of its tokens, such as what begins a row, are no targets
@@ -85,6 +86,9 @@ class Held:
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
         assert epoch == 0, "held-out samples are read once"
         return self.samples.gather(self.order[index])
+
+    def question(self, i: int) -> tuple[list[int], list[int]] | None:
+        return self.samples.question(int(self.order[i]))
 
     def first(self, tokens: int | None) -> Held:
         """The first samples that have at most `tokens` tokens together, at least one; all for None."""

@@ -29,7 +29,7 @@ from kleiber.data.sources.open import locate
 from kleiber.data.sources.table import Row, Table, batches, must_have, table_name
 from kleiber.data.token_files import dtype
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Tokenizer
+from kleiber.types.contracts import Samples, Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -213,12 +213,13 @@ def answered(one: Conversation) -> bool:
     return bool(one) and one[-1].role == "assistant" and one[-1].content != ""
 
 
-class PairRows:
+class PairRows(Samples):
     """Pairs of one split. `labels` are 1 where the chosen answer is the longer one, 1/2 where both are as long.
 
     reference  log-probabilities of both answers under a frozen model, once somebody has set them
     """
 
+    padded = True
     sides = 2  # rows of the batch that a sample fills
     one = "pair of two different answers"
 

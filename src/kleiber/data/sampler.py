@@ -13,7 +13,7 @@ from jaxtyping import Int, Integer
 
 from kleiber.data.windows import interleave
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Samples
+from kleiber.types.contracts import HeldOut, Samples
 
 Ids = Int[np.ndarray, "batch"]
 
@@ -103,15 +103,14 @@ def gather(samples: Samples, ids: Ids, epochs: Ids) -> Batch:
 
 
 def evaluation_batches(
-    samples: Samples, rows: int, tokens: int | None = None, rank: int = 0, world: int = 1
+    samples: HeldOut, rows: int, tokens: int | None = None, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
     """A fixed set of samples in order, in batches of at most `rows`: all, or the first `tokens` targets.
 
     Each rank gets a contiguous share; shares differ by at most one sample, so sum over ranks before dividing. The bytes
     behind the set are `samples.first(tokens).num_bytes`.
     """
-    first = getattr(samples, "first", None)
-    chosen = first(tokens) if first is not None else samples
+    chosen = samples.first(tokens)
     begin, end = rank * len(chosen) // world, (rank + 1) * len(chosen) // world
     for at in range(begin, end, rows):
         yield chosen.gather(np.arange(at, min(at + rows, end)))

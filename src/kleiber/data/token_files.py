@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from kleiber.data.cache import FORMAT, SPLITS, Document, Reading, Source, cached
-from kleiber.data.tokenizers.bytes import Bytes, chunks, encode_many
+from kleiber.data.tokenizers.bytes import Bytes, chunks
 from kleiber.types.contracts import Tokenizer
 
 OURS = ("schema", "identity", "splits", "files")  # of a manifest; the rest is a source's notes
@@ -98,7 +98,7 @@ def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> d
     kind, eos = dtype(tokenizer.vocab_size), np.array([tokenizer.eos], dtype(tokenizer.vocab_size))
     with open(path, "wb") as file:
         for batch in _batches(documents):
-            for (begins, text), ids in zip(batch, encode_many(tokenizer, [t for _, t in batch]), strict=True):
+            for (begins, text), ids in zip(batch, tokenizer.encode_many([t for _, t in batch]), strict=True):
                 _check(ids, tokenizer)
                 if begins:
                     file.write(eos.tobytes())

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from kleiber.data.token_files import TokenFile
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Samples, Tokenizer
+from kleiber.types.contracts import HeldOut, Samples, Tokenizer
 
 GOLDEN = 0.6180339887498949
 
 
-class TrainWindows:
+class TrainWindows(Samples):
     """Windows of context + 1 ids, `context` apart; in epoch e all are moved by frac(e * golden ratio) * context.
 
     num_tokens and num_bytes are of one epoch: the unique text. `samples` counts on through the epochs (index + epoch *
@@ -51,7 +51,7 @@ class TrainWindows:
         return Batch(tokens=tokens, samples=torch.from_numpy(index + epoch * self._count))
 
 
-class ValidationWindows:
+class ValidationWindows(HeldOut):
     """Consecutive windows: window i predicts targets i * context + 1 to (i + 1) * context; the last one may be short.
 
     A short window is padded with eos of weight 0 and `real` False. `num_tokens` targets stand for exactly `num_bytes`
@@ -93,7 +93,7 @@ class ValidationWindows:
         return batch
 
 
-class Joined:
+class Joined(Samples):
     """Several sets of samples end to end, as one: sample i of the second follows the last of the first."""
 
     def __init__(self, parts: Sequence[Samples]) -> None:

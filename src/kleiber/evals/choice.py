@@ -44,7 +44,7 @@ def evaluate(subject: Subject) -> dict[str, Any]:
     home = subject.task_files
     if home is None or not home.exists():
         raise ValueError(f"choice asks the questions of --task-files FILE or DIR ({', '.join(KINDS)}); got {home}")
-    if not getattr(subject.model, "causal", True):
+    if not subject.model.causal:
         raise ValueError("choice needs next-token probabilities, and this model reads both ways: take a causal one")
     files = [home] if home.is_file() else sorted(path for kind in KINDS for path in home.rglob(f"*{kind}"))
     files = [path for path in files if path.suffix in KINDS]
@@ -101,7 +101,7 @@ def question(row: Mapping[str, Any], tokenizer: Tokenizer, path: Path) -> Questi
             f"{path}: label {row.get('label')!r} is none of the {len(endings)} endings, which count from 0; rows "
             "without labels cannot be scored"
         )
-    begin = getattr(tokenizer, "bos", None)
+    begin = tokenizer.bos
     context = tokenizer.encode(before)
     behind = [tokenizer.encode(before + one)[len(context) :] for one in endings]
     opening = tokenizer.eos if begin is None else begin

@@ -31,7 +31,7 @@ def divergence(start: Any, model: Any, objective: Any, batches: Iterable[Batch],
 
     Raises ValueError for an objective that predicts no distribution.
     """
-    if not hasattr(objective, "predictions"):
+    if not objective.has_predictions:
         raise ValueError(f"{type(objective).__name__} predicts no distribution whose divergence could be taken")
     training, sums = model.training, Sums()
     model.eval()
@@ -70,7 +70,7 @@ def drift(
     found = {"drift/weights": distance(start, model)["relative"]}
     device = next(model.parameters()).device
     for task in earlier:
-        if hasattr(task.objective, "predictions"):
+        if task.objective.has_predictions:
             apart = passed(
                 task,
                 tokens,

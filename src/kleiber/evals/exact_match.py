@@ -48,11 +48,11 @@ def evaluate(subject: Subject) -> dict[str, Any]:
     found = {}
     tokenizer = subject.corpus.tokenizer
     for domain, samples in subject.corpus.validation.items():
-        held: Any = samples.first(subject.tokens)
-        if not hasattr(getattr(held, "samples", None), "asked"):
+        held = samples.first(subject.tokens)
+        questions = [question for question in map(held.question, range(len(held))) if question is not None]
+        if not questions:
             raise ValueError(f"exact_match asks questions, and {domain} has none: take a run of data=instruct")
-        told = [held.samples.asked(int(i)) for i in held.order]
-        asked = [(prompt, tokenizer.decode(answer)) for prompt, answer in told]
+        asked = [(prompt, tokenizer.decode(answer)) for prompt, answer in questions]
         asked = [(prompt, answer) for prompt, answer in asked if final_number(answer) is not None]
         prompts, answers = [prompt for prompt, _ in asked], [answer for _, answer in asked]
         match = exact_match(subject.model, tokenizer, prompts, answers, rows=subject.rows)

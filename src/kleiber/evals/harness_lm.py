@@ -40,13 +40,11 @@ class HarnessLM(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """What an empty context is: the beginning of a text where the tokenizer has one, else its end."""
-        bos = getattr(self.ours, "bos", None)
-        return self.eot_token_id if bos is None else bos
+        return self.eot_token_id if self.ours.bos is None else self.ours.bos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Ids as the tokenizer gives them to a model: with the specials that its own files ask for."""
-        whole = getattr(self.ours, "encode_for_model", None)
-        return self.ours.encode(string) if whole is None or add_special_tokens is False else whole(string)
+        return self.ours.encode(string) if add_special_tokens is False else self.ours.encode_for_model(string)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any

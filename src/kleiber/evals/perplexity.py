@@ -22,7 +22,7 @@ from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.subject import Subject
 from kleiber.nn.loss import log_probs, target_weights
 from kleiber.types.batch import Batch, Loss, Sums
-from kleiber.types.contracts import Task
+from kleiber.types.contracts import HeldOut, Objective, Task
 
 
 @torch.compiler.set_stance("force_eager")  # only training is compiled: a graph for each odd batch would cost more
@@ -47,10 +47,10 @@ def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
     return nats_per_token / (math.log(2) * bytes_per_token)
 
 
-def bytes_per_target(objective: Any, chosen: Any) -> float | None:
+def bytes_per_target(objective: Objective, chosen: HeldOut) -> float | None:
     """Bytes of text behind each target of held-out samples; None where loss over bytes has no meaning: for what is no
     likelihood of text, and for padded rows, of which begin tokens or prompts are no targets."""
-    if not objective.likelihood or getattr(chosen, "padded", False):
+    if not objective.likelihood or chosen.padded:
         return None
     return chosen.num_bytes / chosen.num_tokens
 
@@ -105,23 +105,17 @@ def score(model: Any, task: Task, tokens: int | None, rows: int, place: Place) -
     # Ranks that share a sum need a sample each; of fewer samples every rank scores all.
     rank, world = (place.rank, place.world_size) if len(chosen) >= place.world_size else (0, 1)
     device = next(model.parameters()).device
-    make = getattr(task.objective, "scorer", None)
-    scorer = None if make is None else make()
+    scorer = task.objective.scorer()
     with place.precision(device):
         batches = evaluation_batches(chosen, rows, None, rank, world)
-        sums = held_out_loss(model, task.objective if scorer is None else scorer.add, batches, device)
+        sums = held_out_loss(model, scorer.add, batches, device)
     if world > 1:
         sums.reduce()
     found = {"loss": sums.means()["ce"].item()}
     size = bytes_per_target(task.objective, chosen)
     if size is not None:
         found["bits_per_byte"] = bits_per_byte(found["loss"], size)
-    return found | (scorer.compute() if scorer is not None else {})
-
-
-def main_metric(task: Task) -> tuple[str, bool]:
-    """The name of the metric that stands for the task, and whether more of it is better."""
-    return getattr(task.objective, "metric", ("loss", False))
+    return found | scorer.compute()
 
 
 @torch.no_grad()

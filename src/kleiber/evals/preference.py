@@ -38,15 +38,14 @@ def evaluate(subject: Subject) -> dict[str, Any]:
     longer_accuracy   the longer answer was chosen; ties count 1/2 everywhere
     Raises ValueError for a run of an objective without pairs.
     """
-    if not hasattr(subject.objective, "compared"):
+    if not subject.objective.compares_answers:
         raise ValueError(
             f"preference scores pairs of answers, and objective={type(subject.objective).__name__} has none: "
             "take a run of objective=dpo or objective=reward, data=preference"
         )
-    objective: Any = subject.objective
     found = {}
     for domain in subject.domains:
-        scorer = objective.scorer()
+        scorer = subject.objective.scorer()
         for batch in subject.batches(domain):
             scorer.add(subject.model, batch)
         found[domain] = with_intervals({name: value.numpy() for name, value in scorer.pairs().items()})

@@ -20,6 +20,7 @@ from kleiber.nn.kv_cache import Cache
 from kleiber.nn.mlp import SwiGLU
 from kleiber.nn.mup import Factory, MuP, Parametrization, Site
 from kleiber.types.batch import Batch, Output, Role
+from kleiber.types.model import Model
 
 
 class LMHead(nn.Module):
@@ -63,7 +64,7 @@ class TaskHead(nn.Module):
         return 2.0 * self.weight.numel() / time
 
 
-class Transformer(nn.Module):
+class Transformer(Model):
     """x += r attention(norm(x)); x += r mlp(norm(x)); RMSNorm before the head. Touvron et al. 2023, arXiv:2302.13971.
 
     depth, width     blocks, and channels of the stream; width null: aspect * depth

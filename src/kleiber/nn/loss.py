@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Head
+from kleiber.types.model import Head
 
 
 class CrossEntropy(NamedTuple):

@@ -10,7 +10,6 @@ nothing has been read there yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,9 +18,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kleiber.data.labelled import LabelledCorpus
 from kleiber.objectives.objective import Collected, head_name, rescaled
 from kleiber.types.batch import Batch, Loss, Output
-from kleiber.types.contracts import Predictions
+from kleiber.types.contracts import Corpus, Objective, Predictions, Scorer
+from kleiber.types.model import Model
 
 BINS = 15  # of confidence, for the calibration error (Guo et al. 2017, arXiv:1706.04599)
 
@@ -104,17 +105,17 @@ def confusion_matrix(guess: Int[Tensor, "rows"], labels: Int[Tensor, "rows"], cl
 Pooling = Literal["class-token", "last", "mean"]
 
 
-class Classify:
+class Classify(Objective):
     """Cross-entropy of a sample's class; for several classes the mean binary one over them; for a quantity the squared
     error in units of the training labels' variance. All in sums over samples; "ce" is the loss in each case.
 
     pooling  what stands for the text: the first hidden state, that of the last real token, or the mean of all real ones
     """
 
-    likelihood = False
+    unit = "loss/sample"
 
-    def __init__(self, corpus: Any, pooling: Pooling = "mean") -> None:
-        if not hasattr(corpus, "num_classes"):
+    def __init__(self, corpus: Corpus, pooling: Pooling = "mean") -> None:
+        if not isinstance(corpus, LabelledCorpus):
             raise ValueError(
                 f"objective=classify needs labels, which data={corpus.name} has none of: take data=glue/sst2, "
                 "topic/ag_news or another such task, or data=labelled with data.path, data.text and data.label"
@@ -125,12 +126,15 @@ class Classify:
         self.center, self.scale = corpus.center, corpus.scale
         self.head = head_name(corpus.name, corpus.kind, corpus.label, corpus.label_names)
         self.outputs = {self.head: corpus.num_classes}
-        self.metric: tuple[str, bool] = (corpus.metric, corpus.metric != "rmse")
+        self.metric, self.higher_is_better = corpus.metric, corpus.metric != "rmse"
+        # Several classes and quantities are not draws from one distribution.
+        self.has_predictions = corpus.kind == "single"
+        self.class_names = corpus.label_names if corpus.kind == "single" else ()
 
-    def __call__(self, model: Any, batch: Batch) -> Loss:
+    def __call__(self, model: Model, batch: Batch) -> Loss:
         return self.scored(model, batch)[1]
 
-    def scored(self, model: Any, batch: Batch) -> tuple[Float[Tensor, "batch outputs"], Loss]:
+    def scored(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "batch outputs"], Loss]:
         """The outputs for each sample, in fp32, and their loss."""
         if batch.labels is None:
             raise ValueError("objective=classify was given samples without labels: take a labelled data set")
@@ -145,21 +149,12 @@ class Classify:
         count = torch.tensor(float(len(batch)), device=total.device)
         return scores, Loss(total + aux["loss"] if "loss" in aux else total, count, metrics)
 
-    @property
-    def predictions(self) -> Callable[[Any, Batch], Predictions]:
-        """The distribution over single classes of each text, cut to the context; each counts one.
-
-        Several classes and quantities are no draws from one distribution: for those there is no such attribute.
-        """
-        if self.kind != "single":
-            raise AttributeError(f"{self.kind} labels have no distribution over outcomes")
-        return self._predictions
-
-    def _predictions(self, model: Any, batch: Batch) -> Predictions:
+    def predictions(self, model: Model, batch: Batch) -> Predictions:
+        """The distribution over the classes of each text, cut to the context; each text has weight 1."""
         texts, _ = self._read(model, batch.map(lambda t: t[:, : model.context] if t.dim() == 2 else t))
         return Predictions(texts, model.heads[self.head], texts.new_ones(len(texts)))
 
-    def _read(self, model: Any, batch: Batch) -> tuple[Float[Tensor, "batch dim"], Output]:
+    def _read(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "batch dim"], Output]:
         """One vector for each text."""
         if self.pooling == "class-token" and model.causal:
             raise ValueError("objective.pooling=class-token with a causal model: its first token has read nothing else")
@@ -178,14 +173,14 @@ class Classify:
         return ClassifyScorer(self)
 
 
-class ClassifyScorer:
+class ClassifyScorer(Scorer):
     """The metrics of `objectives.classification` over one pass; `report` and `confusion` for single labels."""
 
     def __init__(self, objective: Classify) -> None:
-        self.objective = objective
+        super().__init__(objective)
         self.collected = Collected()
 
-    def add(self, model: Any, batch: Batch) -> Loss:
+    def add(self, model: Model, batch: Batch) -> Loss:
         scores, loss = self.objective.scored(model, batch)
         assert batch.labels is not None
         self.collected.add(batch.samples, scores=scores, labels=batch.labels)

@@ -10,16 +10,16 @@ that does not say which tokens are answers.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from kleiber.data.instruct import InstructCorpus
 from kleiber.nn.loss import cross_entropy, target_weights
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Model, Predictions
+from kleiber.types.contracts import Corpus, Objective, Predictions
+from kleiber.types.model import Model
 
 
-class CLM:
+class CLM(Objective):
     """Next-token cross-entropy, sum_t w_t (-log p(x_t | x_<t)), in nats; Radford et al. 2019.
 
     z_loss  coefficient of w_t log(Z_t)^2, which keeps the log-normaliser near 0 (Chowdhery et al. 2022,
@@ -27,6 +27,7 @@ class CLM:
     """
 
     likelihood = True
+    has_predictions = True
 
     def __init__(self, z_loss: float = 0.0) -> None:
         if z_loss < 0:
@@ -54,9 +55,9 @@ class CLM:
         return Predictions(hidden, model.head, hidden.new_ones(hidden.shape[:2]) if weights is None else weights)
 
 
-def causal(model: Any, name: str) -> None:
+def causal(model: Model, name: str) -> None:
     """Raises ValueError for a model that reads the tokens it is to predict."""
-    if not getattr(model, "causal", True):
+    if not model.causal:
         raise ValueError(f"objective={name} with a bidirectional model, which would read the next token: objective=mlm")
 
 
@@ -78,14 +79,14 @@ class SFT(CLM):
 
     likelihood = False
 
-    def __init__(self, corpus: Any, z_loss: float = 0.0) -> None:
-        if not hasattr(corpus, "num_answers"):
+    def __init__(self, corpus: Corpus, z_loss: float = 0.0) -> None:
+        if not isinstance(corpus, InstructCorpus):
             raise ValueError(f"objective=sft learns answers, and data={corpus.name} marks none: take data=instruct")
         super().__init__(z_loss)
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
         if batch.weights is None:
             raise ValueError("objective=sft was given rows without marked answers: take data=instruct")
-        if not getattr(model, "causal", True):
+        if not model.causal:
             raise ValueError("objective=sft with a bidirectional model, which would read the answer: set model=gpt")
         return super().__call__(model, batch)

@@ -15,9 +15,11 @@ import torch
 from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
 from kleiber.objectives.clm import causal, inputs
 from kleiber.types.batch import Batch, Loss
+from kleiber.types.contracts import Corpus, Objective
+from kleiber.types.model import Model
 
 
-class Distill:
+class Distill(Objective):
     """(1 - mix) cross-entropy + mix T^2 KL(teacher_T || student_T), summed over targets, in nats.
 
     Hinton et al. 2015, arXiv:1503.02531, section 2. "ce" is the student's cross-entropy alone, "kd" the second term
@@ -31,7 +33,7 @@ class Distill:
     likelihood = True
 
     def __init__(
-        self, corpus: Any, open_model: Callable[[str], Any], teacher: str, temperature: float = 2.0, mix: float = 0.5
+        self, corpus: Corpus, open_model: Callable[[str], Any], teacher: str, temperature: float = 2.0, mix: float = 0.5
     ) -> None:
         if temperature <= 0:
             raise ValueError(f"objective.temperature={temperature} must be positive; 1 to 4 is usual")
@@ -53,7 +55,7 @@ class Distill:
             )
         self.teacher, self.temperature, self.mix = found.model.requires_grad_(False), temperature, mix
 
-    def __call__(self, model: Any, batch: Batch) -> Loss:
+    def __call__(self, model: Model, batch: Batch) -> Loss:
         causal(model, "distill")
         rows, targets, weights = inputs(batch), batch.tokens[:, 1:], target_weights(batch)
         if weights is None:

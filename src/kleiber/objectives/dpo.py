@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,11 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kleiber.data.preference import PreferenceCorpus
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import log_probs
 from kleiber.objectives.clm import inputs
-from kleiber.objectives.objective import Collected, reference, rescaled
+from kleiber.objectives.objective import Collected, rescaled, set_reference
 from kleiber.types.batch import Batch, Loss, Output
+from kleiber.types.contracts import Corpus, Objective, Samples, Scorer
+from kleiber.types.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ PATIENCE = 50  # optimizer steps after which a loss that is still ln 2 is told o
 ROWS = 16  # pairs that the reference is asked for at once
 
 
-class DPO:
+class DPO(Objective):
     """-log sigmoid(beta d), d = log pi(c)/ref(c) - log pi(r)/ref(r) for answers c preferred to r, summed over pairs.
 
     A pair counts one; log-probabilities are sums over the answer's tokens, its end of text included. Rafailov et al.
@@ -41,11 +44,14 @@ class DPO:
                model without its low-rank updates, at the price of a forward pass; only held-out pairs are asked before
     """
 
-    likelihood = False
-    metric = ("accuracy", True)
+    metric = "accuracy"
+    higher_is_better = True
+    unit = "loss/sample"
+    learning_rate_factor = 0.1
+    compares_answers = True
 
-    def __init__(self, corpus: Any, beta: float = 0.1, reference: Literal["start", "adapter_off"] = "start") -> None:
-        if not hasattr(corpus, "pairs"):
+    def __init__(self, corpus: Corpus, beta: float = 0.1, reference: Literal["start", "adapter_off"] = "start") -> None:
+        if not isinstance(corpus, PreferenceCorpus):
             raise ValueError(
                 f"objective=dpo compares answers, and data={corpus.name} has no pairs: take data=preference"
             )
@@ -60,10 +66,10 @@ class DPO:
         """The loss of each pair from the log-ratios of both answers to the reference, and their lengths in tokens."""
         return -F.logsigmoid(self.beta * (ratios[:, 0] - ratios[:, 1]))
 
-    def __call__(self, model: Any, batch: Batch) -> Loss:
+    def __call__(self, model: Model, batch: Batch) -> Loss:
         return self.compared(model, batch)[1]
 
-    def compared(self, model: Any, batch: Batch) -> tuple[Float[Tensor, "pairs 2"], Loss]:
+    def compared(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "pairs 2"], Loss]:
         """Log-probabilities of both answers under the model, and the loss against the reference's.
 
         "ce" is the loss itself, "accuracy" the share of pairs with d > 0 (1/2 for ties), "margin" beta d.
@@ -86,7 +92,7 @@ class DPO:
         count = torch.tensor(float(len(batch)), device=total.device)
         return answers, Loss(total + aux["loss"] if "loss" in aux else total, count, metrics)
 
-    def _reference(self, model: Any, batch: Batch, answers: Tensor) -> Tensor:
+    def _reference(self, model: Model, batch: Batch, answers: Tensor) -> Tensor:
         """Where no stage has begun, a model that is scored is its own reference, and a step has none: its loss is NaN,
         so that its time can be measured and it cannot be taken."""
         if batch.reference is not None:
@@ -96,19 +102,14 @@ class DPO:
                 return answer_log_probs(model, batch)[0]
         return torch.full_like(answers, torch.nan) if torch.is_grad_enabled() else answers.detach()
 
-    def begin(self, model: Any, corpus: Any, folder: Path) -> None:
+    def begin(self, model: Model | None, corpus: Corpus, folder: Path) -> None:
         """Sets the reference of every pair that is not asked at each step: what `model` says, or said when the stage of
         `folder` began."""
+        assert isinstance(corpus, PreferenceCorpus)
         pairs = {name: rows for name, rows in corpus.pairs().items() if not (self.adapter_off and name == "train")}
+        set_reference(model, corpus, folder, pairs, asked_for, "held out" if self.adapter_off else "")
 
-        def ask() -> dict[str, np.ndarray]:
-            return {name: asked_for(model, rows) for name, rows in pairs.items()}
-
-        values = reference(model, corpus, folder, ask, "held out" if self.adapter_off else "")
-        for name, rows in pairs.items():
-            rows.reference = values[name]
-
-    def prepared(self, model: Any, batches: Sequence[Batch]) -> Sequence[Batch]:
+    def prepared(self, model: Model, batches: Sequence[Batch]) -> Sequence[Batch]:
         """The micro-batches of a step as they are: it is counted, since none of them alone moves the model."""
         self._steps += 1
         return batches
@@ -136,7 +137,11 @@ class CDPO(DPO):
     """
 
     def __init__(
-        self, corpus: Any, beta: float = 0.1, noise: float = 0.1, reference: Literal["start", "adapter_off"] = "start"
+        self,
+        corpus: Corpus,
+        beta: float = 0.1,
+        noise: float = 0.1,
+        reference: Literal["start", "adapter_off"] = "start",
     ) -> None:
         super().__init__(corpus, beta, reference)
         if not 0 <= noise < 0.5:
@@ -160,15 +165,16 @@ class IPO(DPO):
         return (means[:, 0] - means[:, 1] - 1 / (2 * self.beta)).square()
 
 
-class PreferenceScorer:
+class PreferenceScorer(Scorer):
     """Over held-out pairs: reward_accuracy (d > 0), accuracy (the model alone finds the chosen answer likelier),
     longer_accuracy (the longer answer was chosen: what knows nothing scores), margin (mean beta d); ties count 1/2.
     """
 
     def __init__(self, objective: DPO) -> None:
-        self.objective, self.collected = objective, Collected()
+        super().__init__(objective)
+        self.collected = Collected()
 
-    def add(self, model: Any, batch: Batch) -> Loss:
+    def add(self, model: Model, batch: Batch) -> Loss:
         answers, loss = self.objective.compared(model, batch)
         assert batch.labels is not None
         asked = answers if batch.reference is None else batch.reference
@@ -201,7 +207,7 @@ def won(difference: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:
 
 
 def answer_log_probs(
-    model: Any, batch: Batch
+    model: Model, batch: Batch
 ) -> tuple[Float[Tensor, "pairs 2"], Float[Tensor, "pairs 2"], Output, Batch]:
     """log pi of both answers of each pair and their lengths in tokens, from one forward pass; its output and the rows
     that it read come with them.
@@ -212,9 +218,9 @@ def answer_log_probs(
     return sums.view(2, -1).T, lengths.view(2, -1).T, output, rows
 
 
-def row_log_probs(model: Any, batch: Batch) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"], Output, Batch]:
+def row_log_probs(model: Model, batch: Batch) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"], Output, Batch]:
     """log pi of the marked tokens of each row, and the number of them; the output, and the rows as they were read."""
-    if not getattr(model, "causal", True):
+    if not model.causal:
         raise ValueError("log pi(answer) of a bidirectional model, which would read the answer: set model=gpt")
     assert batch.weights is not None
     rows = inputs(batch)
@@ -238,7 +244,7 @@ def stacked(chosen: Batch, rejected: Batch) -> Batch:
 
 
 @torch.no_grad()
-def asked_for(model: Any, samples: Any) -> Float[np.ndarray, "pairs 2"]:
+def asked_for(model: Model, samples: Samples) -> Float[np.ndarray, "pairs 2"]:
     """log pi of both answers of every pair, in fp32, as the model is now."""
     training, device = model.training, next(model.parameters()).device
     model.eval()

@@ -9,19 +9,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kleiber.data.unpaired import UnpairedCorpus
 from kleiber.objectives.dpo import asked_for, row_log_probs, won
-from kleiber.objectives.objective import Collected, reference, rescaled
+from kleiber.objectives.objective import Collected, rescaled, set_reference
 from kleiber.types.batch import Batch, Loss
+from kleiber.types.contracts import Corpus, Objective, Scorer
+from kleiber.types.model import Model
 
 
-class KTO:
+class KTO(Objective):
     """w (1 - sigmoid(+-beta (r - z))), + and w = desirable for good answers, - and w = undesirable for bad ones.
 
     r = log pi(y|x)/ref(y|x), summed over the answer's tokens; z, of which no gradient is taken, is max(0, mean of r) of
@@ -34,11 +36,13 @@ class KTO:
     desirable, undesirable  weights; the paper's eq. 9 wants the ratio of (weight x number of answers) in [1, 4/3]
     """
 
-    likelihood = False
-    metric = ("auc", True)
+    metric = "auc"
+    higher_is_better = True
+    unit = "loss/sample"
+    learning_rate_factor = 0.1
 
-    def __init__(self, corpus: Any, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0) -> None:
-        if not hasattr(corpus, "judged"):
+    def __init__(self, corpus: Corpus, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0) -> None:
+        if not isinstance(corpus, UnpairedCorpus):
             raise ValueError(
                 f"objective=kto learns from verdicts on answers, and data={corpus.name} has none: take data=unpaired"
             )
@@ -58,10 +62,10 @@ class KTO:
         weight = torch.where(good, self.desirable, self.undesirable)
         return weight * (1 - margin.sigmoid()), margin
 
-    def __call__(self, model: Any, batch: Batch) -> Loss:
+    def __call__(self, model: Model, batch: Batch) -> Loss:
         return self.judged(model, batch)[1]
 
-    def judged(self, model: Any, batch: Batch) -> tuple[Float[Tensor, "rows 2"], Loss]:
+    def judged(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "rows 2"], Loss]:
         """Log-ratios to the reference of each answer and of its mismatched one (of a prepared batch: the point), and
         the loss. "accuracy" is the share on the right side of the point (1/2 for ties), "point" is z in nats.
         """
@@ -89,7 +93,7 @@ class KTO:
         return torch.stack([ratio, other], 1), Loss(total + aux["loss"] if "loss" in aux else total, count, metrics)
 
     @torch.no_grad()
-    def prepared(self, model: Any, batches: Sequence[Batch]) -> list[Batch]:
+    def prepared(self, model: Model, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches of a step with z of the whole step, over all ranks, in the place of mismatched rows."""
         ratios = torch.cat([self._mismatched(model, batch) for batch in batches])
         total = torch.stack([ratios.sum(), ratios.new_tensor(float(len(ratios)))])
@@ -104,31 +108,30 @@ class KTO:
         return made
 
     @torch.no_grad()
-    def _mismatched(self, model: Any, batch: Batch) -> Float[Tensor, "rows"]:
+    def _mismatched(self, model: Model, batch: Batch) -> Float[Tensor, "rows"]:
         assert batch.against is not None, "each row has a mismatched one"
         # What is drawn for a sample is drawn for both of its rows.
         return gained(row_log_probs(model, dataclasses.replace(batch.against, samples=batch.samples))[0], batch, 1)
 
-    def begin(self, model: Any, corpus: Any, folder: Path) -> None:
+    def begin(self, model: Model | None, corpus: Corpus, folder: Path) -> None:
         """Sets the reference of every row: what `model` says, or said when the stage of `folder` began."""
-        rows = corpus.judged()
-        values = reference(model, corpus, folder, lambda: {name: asked_for(model, one) for name, one in rows.items()})
-        for name, one in rows.items():
-            one.reference = values[name]
+        assert isinstance(corpus, UnpairedCorpus)
+        set_reference(model, corpus, folder, corpus.judged(), asked_for)
 
     def scorer(self) -> KTOScorer:
         return KTOScorer(self)
 
 
-class KTOScorer:
+class KTOScorer(Scorer):
     """Over held-out answers: auc, the chance that a good answer has gained more than a bad one over the model before
     training (left out where there is one kind alone), and loss, accuracy, margin and point with z of all of them.
     """
 
     def __init__(self, objective: KTO) -> None:
-        self.objective, self.collected = objective, Collected()
+        super().__init__(objective)
+        self.collected = Collected()
 
-    def add(self, model: Any, batch: Batch) -> Loss:
+    def add(self, model: Model, batch: Batch) -> Loss:
         ratios, loss = self.objective.judged(model, batch)
         assert batch.labels is not None
         self.collected.add(batch.samples, ratios=ratios, good=batch.labels > 0.5)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from kleiber.nn.loss import cross_entropy
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Model, Predictions, Tokenizer
+from kleiber.types.contracts import Objective, Predictions, Tokenizer
+from kleiber.types.model import Model
 
 
-class MLM:
+class MLM(Objective):
     """Cross-entropy on a random share of tokens: 80 % become the mask, 10 % a random token, 10 % stay as they are.
 
     Which tokens are hidden is a pure function of (seed, sample, position): the same on any rank and in any micro-batch,
@@ -23,7 +24,7 @@ class MLM:
     mask_share  probability that a token is a target
     """
 
-    likelihood = False
+    has_predictions = True
 
     def __init__(self, vocabulary: Tokenizer, mask_share: float = 0.15, seed: int = 0) -> None:
         if not 0 < mask_share < 1:

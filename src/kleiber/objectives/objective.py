@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kleiber.data.preference import AnsweredCorpus, PairRows
 from kleiber.types.batch import Batch, Output
+from kleiber.types.model import Model
 
 
 def rescaled(output: Output, batch: Batch, count: int | Tensor) -> dict[str, Tensor]:
@@ -77,31 +79,41 @@ NAME = "reference"  # .npz and .json in the stage's folder
 Values = dict[str, np.ndarray]  # by split
 
 
-def reference(
-    model: torch.nn.Module | None, corpus: Any, folder: Path, ask: Callable[[], Values], part: str = ""
-) -> Values:
-    """The values for `corpus` of the model as it was when the stage began: from `folder`, the cache, or `ask`.
-    `part` names what `ask` is about where that is not all of it.
+def set_reference(
+    model: Model | None,
+    corpus: AnsweredCorpus,
+    folder: Path,
+    rows: Mapping[str, PairRows],
+    ask: Callable[[Model, PairRows], np.ndarray],
+    part: str = "",
+) -> None:
+    """Sets `reference` of the rows of each split to what `ask` returned for the model that the stage began with.
 
-    A stage with checkpoints keeps what stands in its folder. Before the first one, weights other than those that were
-    asked (a start point trained anew) are asked again. Raises ValueError for a begun stage whose values are gone.
+    It comes from `folder` of the stage, from the cache of `corpus`, or from `ask` now; `part` names what is asked where
+    that is not all of the corpus. Once the stage has checkpoints, `folder` alone counts. Before its first checkpoint
+    the values are computed again if the weights differ (a start point that was trained anew). `model` may be None where
+    the stage has checkpoints. Raises ValueError for a stage with checkpoints whose values are gone.
     """
     data = {"corpus": corpus.hash, "tokenizer": corpus.tokenizer.hash} | ({"part": part} if part else {})
-    found = _read(folder, data)
-    if any((folder / "checkpoints").glob("step-*")):
-        if found is None:
-            raise ValueError(
-                f"{folder} has checkpoints but no {NAME}.npz for this data, and the weights it began with are gone: "
-                "start it anew with resume=never"
+    stored = _read(folder, data)
+    begun = any((folder / "checkpoints").glob("step-*"))
+    if begun and stored is None:
+        raise ValueError(
+            f"{folder} has checkpoints but no {NAME}.npz for this data, and the weights it began with are gone: "
+            "start it anew with resume=never"
+        )
+    if not begun:
+        assert model is not None, "without checkpoints the model has to be asked"
+        start, weights = model, fingerprint(model)
+        if stored is None or stored[0]["weights"] != weights:
+            values = corpus.kept(
+                f"{weights} {part}".strip(), lambda: {name: ask(start, split) for name, split in rows.items()}
             )
-        return found[1]
-    assert model is not None, "only what was asked before is known without a model"
-    weights = fingerprint(model)
-    if found is not None and found[0]["weights"] == weights:
-        return found[1]
-    values = corpus.kept(f"{weights} {part}".strip(), ask)
-    _write(folder, {**data, "weights": weights}, values)
-    return values
+            stored = {**data, "weights": weights}, values
+            _write(folder, *stored)
+    assert stored is not None
+    for name, split in rows.items():
+        split.reference = stored[1][name]
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -6,20 +6,21 @@ last token, by when all of the answer is read. It knows no reference, so nothing
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kleiber.data.preference import PreferenceCorpus
 from kleiber.objectives.classify import pooled
 from kleiber.objectives.dpo import stacked, won
 from kleiber.objectives.objective import Collected, head_name, rescaled
 from kleiber.types.batch import Batch, Loss
+from kleiber.types.contracts import Corpus, Objective, Scorer
+from kleiber.types.model import Model
 
 
-class Reward:
+class Reward(Objective):
     """-log sigmoid(r(c) - r(r)) for answers c preferred to r, summed over pairs, r(x) = head(hidden of the last token).
 
     A pair counts one; it begins at ln 2, since the head does at 0. Ouyang et al. 2022, arXiv:2203.02155, eq. 1, with
@@ -29,11 +30,13 @@ class Reward:
             0.01 is usual); without it nothing says what level they have. It enters `total` but not the metric "ce"
     """
 
-    likelihood = False
-    metric = ("accuracy", True)
+    metric = "accuracy"
+    higher_is_better = True
+    unit = "loss/sample"
+    compares_answers = True
 
-    def __init__(self, corpus: Any, center: float = 0.0) -> None:
-        if not hasattr(corpus, "pairs"):
+    def __init__(self, corpus: Corpus, center: float = 0.0) -> None:
+        if not isinstance(corpus, PreferenceCorpus):
             raise ValueError(
                 f"objective=reward compares answers, and data={corpus.name} has no pairs: take data=preference"
             )
@@ -43,10 +46,10 @@ class Reward:
         self.head = head_name(corpus.name, "reward")
         self.outputs = {self.head: 1}
 
-    def __call__(self, model: Any, batch: Batch) -> Loss:
+    def __call__(self, model: Model, batch: Batch) -> Loss:
         return self.compared(model, batch)[1]
 
-    def compared(self, model: Any, batch: Batch) -> tuple[Float[Tensor, "pairs 2"], Loss]:
+    def compared(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "pairs 2"], Loss]:
         """The rewards of both answers, in fp32 at least, and their loss.
 
         "ce" is the loss without centring, "accuracy" the share of pairs with r(c) > r(r) (1/2 for ties), "margin" their
@@ -79,15 +82,16 @@ class Reward:
         return RewardScorer(self)
 
 
-class RewardScorer:
+class RewardScorer(Scorer):
     """Over held-out pairs: accuracy (r(c) > r(r)), longer_accuracy (the longer answer was chosen: what knows nothing
     scores), margin (mean r(c) - r(r)); ties count 1/2.
     """
 
     def __init__(self, objective: Reward) -> None:
-        self.objective, self.collected = objective, Collected()
+        super().__init__(objective)
+        self.collected = Collected()
 
-    def add(self, model: Any, batch: Batch) -> Loss:
+    def add(self, model: Model, batch: Batch) -> Loss:
         rewards, loss = self.objective.compared(model, batch)
         assert batch.labels is not None
         self.collected.add(batch.samples, rewards=rewards, longer=batch.labels)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from kleiber.config.signatures import class_attribute, exports
 from kleiber.records.summary import read
-
-OF_SAMPLES = ("classify", "reward", "dpo", "cdpo", "ipo", "kto")  # objectives whose loss is a mean over samples
 
 
 def closing_table(folder: Path) -> None:
@@ -79,7 +78,7 @@ def stage_rows(stage: dict, of_several: bool = False) -> list[tuple[str, str]]:
 def measured(metrics: dict[str, float], objective: str) -> dict[str, str]:
     """Scores of the weights themselves in words by domain: `{docs: 1.4023 nats/token, 2.0231 bits/byte}`."""
     scores: dict[str, list[str]] = {}
-    units = {"loss": "loss/sample" if objective in OF_SAMPLES else "nats/token", "bits_per_byte": "bits/byte"}
+    units = {"loss": loss_unit(objective), "bits_per_byte": "bits/byte"}
     for key, value in metrics.items():
         kind, *domain, what = key.split("/")
         if kind != "val":
@@ -87,6 +86,12 @@ def measured(metrics: dict[str, float], objective: str) -> dict[str, str]:
         unit = units.get(what, what)
         scores.setdefault("/".join(domain), []).append(f"{value:.4f} {unit}")
     return {domain: ", ".join(found) for domain, found in scores.items()}
+
+
+def loss_unit(objective: str) -> str:
+    """The unit of the loss of an objective, which is named by its class in lower case."""
+    targets = [f"kleiber.objectives.{name}" for name in exports("kleiber.objectives") if name.lower() == objective]
+    return class_attribute(targets[0], "unit") if targets else "nats/token"
 
 
 def tree_rows(stages: list[dict]) -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from kleiber.retention.memory import device_of, draws, memory_tokens, ranks, real, summed, trainable
 from kleiber.types.contracts import Objective, Retention, Samples, Task
+from kleiber.types.model import Model
 
 
 class AGEM(Retention):
@@ -32,14 +32,14 @@ class AGEM(Retention):
         self.rows, self.kept = rows, memory_tokens("agem", memory)
         self.tasks: list[Task] = []
 
-    def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
+    def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
         self.memory = {"seed": seed}
 
     def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
         self.tasks = real(tasks, "agem", self.kept)
         return train
 
-    def gradients(self, model: Any, step: int) -> dict[str, Tensor]:
+    def gradients(self, model: Model, step: int) -> dict[str, Tensor]:
         parameters = [parameter for parameter in trainable(model).values() if parameter.grad is not None]
         reference = self.reference(model, parameters, step)
         own = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -51,7 +51,7 @@ class AGEM(Retention):
                 g.sub_(r * (along / size))
         return {"agem": (along < 0).float()}
 
-    def reference(self, model: Any, parameters: list[nn.Parameter], step: int) -> list[Tensor]:
+    def reference(self, model: Model, parameters: list[nn.Parameter], step: int) -> list[Tensor]:
         """Gradient of the mean, over the earlier tasks, of their mean losses on this step's reference samples."""
         device, (rank, world) = device_of(model), ranks()
         total = [torch.zeros_like(parameter) for parameter in parameters]

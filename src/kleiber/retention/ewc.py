@@ -7,7 +7,6 @@ refuses the square of a batch's mean gradient, which is none, and objectives tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,8 @@ from torch import Tensor
 from kleiber.data.sampler import permutation
 from kleiber.nn.loss import cross_entropy
 from kleiber.retention.memory import beside, device_of, ranks, real, snapshot, summed, trainable
-from kleiber.types.contracts import Head, Predictions, Retention, Task
+from kleiber.types.contracts import Predictions, Retention, Task
+from kleiber.types.model import Head, Model
 
 
 class EWC(Retention):
@@ -41,7 +41,7 @@ class EWC(Retention):
             )
         self.strength, self.samples, self.gamma = strength, samples, gamma
 
-    def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
+    def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
         older, known = self.memory.get("fisher", {}), self.memory.get("tasks", {})
         new = [task for task in tasks if task.name not in known]
         total = {name: self.gamma * value for name, value in older.items()} if new else older
@@ -54,7 +54,7 @@ class EWC(Retention):
         }  # fmt: skip
 
     @torch.no_grad()
-    def gradients(self, model: Any, step: int) -> dict[str, Tensor]:
+    def gradients(self, model: Model, step: int) -> dict[str, Tensor]:
         value = torch.zeros((), device=device_of(model))
         for name, parameter, start in beside(model, self.memory["start"]):
             if name in self.memory["fisher"]:
@@ -65,7 +65,7 @@ class EWC(Retention):
         return {"ewc": value}
 
 
-def fisher(model: Any, task: Task, samples: int, seed: int) -> dict[str, Tensor]:
+def fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, Tensor]:
     """Diagonal of the Fisher information at the model's weights, by trainable parameter, divided by its mean.
 
     F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / d theta_i)^2, x a sequence of the task, y one draw for each of its targets.
@@ -78,10 +78,9 @@ def fisher(model: Any, task: Task, samples: int, seed: int) -> dict[str, Tensor]
     return {name: value / mean for name, value in found.items()}
 
 
-def raw_fisher(model: Any, task: Task, samples: int, seed: int) -> dict[str, Tensor]:
+def raw_fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, Tensor]:
     """`fisher` before it is divided by its mean, in nats^2 per squared unit of the weight and sequence."""
-    predictions = getattr(task.objective, "predictions", None)
-    if predictions is None:
+    if not task.objective.has_predictions:
         kind = type(task.objective).__name__
         raise ValueError(f"retention.ewc: {task.name} was trained by {kind}, which is no likelihood of outcomes")
     assert task.train is not None
@@ -93,7 +92,7 @@ def raw_fisher(model: Any, task: Task, samples: int, seed: int) -> dict[str, Ten
     for sample in chosen[rank::world]:
         batch = task.train.gather(sample.reshape(1)).to(device)
         generator = torch.Generator(device).manual_seed(seed * 1_000_003 + int(sample))
-        likelihood = drawn_likelihood(predictions(model, batch), generator)
+        likelihood = drawn_likelihood(task.objective.predictions(model, batch), generator)
         gradients = torch.autograd.grad(likelihood, list(parameters.values()), allow_unused=True)
         for total, gradient in zip(sums, gradients, strict=True):
             if gradient is not None:

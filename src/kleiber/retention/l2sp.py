@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from kleiber.retention.memory import beside, snapshot
 from kleiber.types.contracts import Retention, Task
+from kleiber.types.model import Model
 
 
 class L2SP(Retention):
@@ -23,10 +23,10 @@ class L2SP(Retention):
             raise ValueError(f"retention.l2sp.strength={strength} must be positive; leave l2sp out for no pull")
         self.strength = strength
 
-    def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
+    def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
         self.memory = {"start": snapshot(model)}
 
-    def after_step(self, model: Any, step: int, lr: float) -> None:
+    def after_step(self, model: Model, step: int, lr: float) -> None:
         pull = lr * self.strength
         if pull > 1:
             raise ValueError(

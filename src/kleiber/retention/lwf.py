@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import nn
 
 from kleiber.nn.loss import kl_divergence
 from kleiber.retention.memory import Text, alike, partners
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Objective, Retention, Samples, Task, Tokenizer
+from kleiber.types.model import Model
 
 
 class LwF(Retention):
@@ -42,9 +42,9 @@ class LwF(Retention):
         self.strength, self.temperature = strength, temperature
         self.text = Text("lwf", source, generated_tokens, 1.0, vocabulary)
         self.tasks: list[Task] = []
-        self._old: list[nn.Module] = []  # in a list, so that it is no part of this module's own state
+        self._old: list[Model] = []  # in a list, so that it is no part of this module's own state
 
-    def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
+    def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
         self._old.clear()
         old = copy.deepcopy(model).state_dict()
         self.memory = {"seed": seed, "old": dict(old), **self.text.written(model, seed)}
@@ -52,27 +52,27 @@ class LwF(Retention):
     def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
         self.tasks = one_of_a_kind(tasks) if self.text.source == "new" else self.text.tasks(tasks, self.memory)
         for task in self.tasks:
-            if not hasattr(task.objective, "predictions"):
+            if not task.objective.has_predictions:
                 kind = type(task.objective).__name__
                 raise ValueError(f"retention.lwf: {task.name} was trained by {kind}, which predicts no distribution")
         if not self.tasks:
             raise ValueError("retention.lwf: there is no earlier task whose predictions could be kept: remove lwf")
         return train
 
-    def penalty(self, model: Any, batch: Batch, step: int) -> Loss | None:
+    def penalty(self, model: Model, batch: Batch, step: int) -> Loss | None:
         old = self.old(model)
         total = torch.zeros((), device=batch.tokens.device)
         for stream, task in enumerate(self.tasks):
             asked = batch if self.text.source == "new" else partners(task, batch, self.memory["seed"], step, stream)
             assert asked is not None, "one reference sample for each of the batch"
             with torch.no_grad():
-                before = task.objective.predictions(old, asked)  # type: ignore[attr-defined]  (checked in data)
-            after = task.objective.predictions(model, asked)  # type: ignore[attr-defined]
+                before = task.objective.predictions(old, asked)
+            after = task.objective.predictions(model, asked)
             apart = kl_divergence(before.hidden, before.head, after.hidden, after.head, after.weights, self.temperature)
             total = total + apart / after.weights.sum().clamp_min(1.0)
         return Loss(self.strength * total, torch.ones_like(total), {"lwf": total.detach()})
 
-    def old(self, model: Any) -> nn.Module:
+    def old(self, model: Model) -> Model:
         """The model of the stage's beginning, made again from what is remembered of it."""
         if not self._old:
             made = copy.deepcopy(model)

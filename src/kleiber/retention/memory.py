@@ -23,7 +23,8 @@ from kleiber.data.mixture import Mixture, Spread, fractions_of
 from kleiber.data.sampler import scramble
 from kleiber.models.generate import generate
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Objective, Samples, Task, Tokenizer
+from kleiber.types.contracts import HeldOut, Objective, Samples, Task, Tokenizer
+from kleiber.types.model import Model
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -59,14 +60,14 @@ def summed(values: list[Tensor]) -> list[Tensor]:
     return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
 
-def device_of(model: Any) -> torch.device:
+def device_of(model: Model) -> torch.device:
     return next(model.parameters()).device
 
 
 Source = Literal["real", "generated"]
 
 
-class Written:
+class Written(HeldOut):
     """Rows of one length held in memory, as samples; `num_bytes` is the text that they decode to."""
 
     def __init__(self, tokens: Int[Tensor, "samples time"], token_bytes: Int[np.ndarray, "vocab"]) -> None:
@@ -85,7 +86,7 @@ class Written:
         return Written(self.tokens[:rows], self._token_bytes)
 
 
-def write(model: Any, eos: int, num_tokens: int, seed: int, temperature: float = 1.0) -> Int[Tensor, "samples time"]:
+def write(model: Model, eos: int, num_tokens: int, seed: int, temperature: float = 1.0) -> Int[Tensor, "samples time"]:
     """Samples of the model's own text, each from a document's beginning and context + 1 tokens long.
 
     A function of the model, the seed and nothing else. Raises ValueError for a model that predicts no next token.
@@ -145,7 +146,7 @@ def generated(tasks: Sequence[Task], text: Tensor | None, vocabulary: Tokenizer 
 
 def alike(one: Objective, other: Objective) -> bool:
     """Whether two objectives ask the same of the same output layer."""
-    return type(one) is type(other) and getattr(one, "outputs", None) == getattr(other, "outputs", None)
+    return type(one) is type(other) and one.outputs == other.outputs
 
 
 def draws(samples: Int[np.ndarray, "batch"], *key: int) -> UInt64[np.ndarray, "batch"]:
@@ -192,7 +193,7 @@ class Text:
                 "predicts, and without chance all samples would be the same"
             )
 
-    def written(self, model: Any, seed: int) -> dict[str, Tensor]:
+    def written(self, model: Model, seed: int) -> dict[str, Tensor]:
         """What `begin_stage` remembers of the text: nothing where it is not generated."""
         if self.source != "generated":
             return {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from kleiber.data.mixture import LARGEST_BLOCK, Mixture, fractions_of
 from kleiber.retention.memory import Source, Text, alike, memory_tokens, partners
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Objective, Retention, Samples, Task, Tokenizer
+from kleiber.types.model import Model
 
 
 class Replay(Retention):
@@ -57,7 +57,7 @@ class Replay(Retention):
         self.text = Text("replay", source, generated_tokens, temperature, vocabulary)
         self.apart: list[tuple[Task, float]] = []
 
-    def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
+    def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
         self.memory = {"seed": seed, **self.text.written(model, seed)}
 
     def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
@@ -67,7 +67,7 @@ class Replay(Retention):
         self.apart = [(task, share / (1 - self.fraction)) for task in replayed if task not in mixed]
         return blend(train, [task.train for task in mixed if task.train is not None], share) if mixed else train
 
-    def penalty(self, model: Any, batch: Batch, step: int) -> Loss | None:
+    def penalty(self, model: Model, batch: Batch, step: int) -> Loss | None:
         """Each drawn sample of another objective counts as one sample of the batch."""
         if not self.apart:
             return None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kleiber.retention.memory import ranks
 from kleiber.types.contracts import Retention, Task
+from kleiber.types.model import Model
 
 
 class WiSE(Retention):
@@ -27,10 +27,10 @@ class WiSE(Retention):
             raise ValueError(f"retention.wise.alphas={list(alphas)}: give different numbers from 0 to 1, such as [.5]")
         self.alphas = [float(alpha) for alpha in alphas]
 
-    def begin_stage(self, model: Any, tasks: Sequence[Task], seed: int) -> None:
+    def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
         self.memory = {"start": {name: tensor.detach().clone() for name, tensor in moving(model).items()}}
 
-    def end_stage(self, model: Any, save: Callable[[str], Path]) -> dict[str, Path]:
+    def end_stage(self, model: Model, save: Callable[[str], Path]) -> dict[str, Path]:
         end = {name: tensor.detach().clone() for name, tensor in moving(model).items()}
         found = {}
         try:

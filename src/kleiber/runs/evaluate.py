@@ -108,7 +108,7 @@ def of_hf(path: Path, data: Sequence[str], tokens: int | None) -> Subject:
     from omegaconf import OmegaConf
 
     from kleiber.config.compose import Composer, resolved
-    from kleiber.config.instantiate import build
+    from kleiber.config.signatures import build
     from kleiber.runs.open import objective_of, open_hf
 
     model = ours(path) or open_hf(path).model

@@ -46,7 +46,7 @@ def export(run: str, out: Path) -> None:
     new_folder(out)
     opened = open_model(run)
     tokenizer, wrapped = opened.tokenizer, isinstance(opened.model, HFModel)
-    bos = getattr(tokenizer, "bos", None)
+    bos = tokenizer.bos
     twin = opened.model.inner if wrapped else to_hf(opened.model, bos=bos, eos=tokenizer.eos)
     from transformers.utils import logging
 

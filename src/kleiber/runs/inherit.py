@@ -27,11 +27,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from kleiber.config.codes import Status
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.config.signatures import signature
+from kleiber.config.signatures import class_attribute, signature
 from kleiber.config.stages import built_trained, from_weights, is_chain, stage_config, stage_names, trains_tokenizer
 from kleiber.records import archive
 from kleiber.records.catalog import TRAINED_HERE, Run, find_run, read_run
+from kleiber.types.plain import Config
 
 Planned = Mapping[Path, Run]
 
@@ -44,7 +46,7 @@ def locate(path: str) -> tuple[Path, str]:
     run, stage = start_point(path)
     if run.archived is not None:
         here = read_run(run.folder)
-        if here.status == "missing":
+        if here.status == Status.MISSING:
             raise ConfigError(
                 f"init.path={path}: the weights of that run are not here, {archive.NAME} keeps its numbers alone; copy "
                 "its folder here, or train its study again with resume=never"
@@ -55,11 +57,11 @@ def locate(path: str) -> tuple[Path, str]:
 
 def planned_run(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> Run:
     """A run of a dry run: nothing of it is there, and it counts as finished, so that what starts from it is planned."""
-    stages: list[dict[str, Any]] = [{"name": name, "status": "finished"} for name in stage_names(config)]
+    stages: list[dict[str, Any]] = [{"name": name, "status": Status.FINISHED} for name in stage_names(config)]
     if trains_tokenizer(config):
         stages[0]["data"] = {"tokenizer_hash": TRAINED_HERE}
     lines = [line for line in overrides if not line.startswith("hydra.")]
-    return Run(folder, "finished", {"overrides": lines, "stages": stages}, {"config": dict(config), "rows": []})
+    return Run(folder, Status.FINISHED, {"overrides": lines, "stages": stages}, {"config": dict(config), "rows": []})
 
 
 def start_point(path: str, planned: Planned = MappingProxyType({})) -> tuple[Run, str | None]:
@@ -77,7 +79,7 @@ def start_point(path: str, planned: Planned = MappingProxyType({})) -> tuple[Run
 
 def finished_stage(run: Run, stage: str | None, path: str) -> str:
     """A stage that is finished: the one that is named, or the last. Raises ConfigError where it is none."""
-    finished = [one["name"] for one in run.stages if one["status"] == "finished"]
+    finished = [one["name"] for one in run.stages if one["status"] == Status.FINISHED]
     if not finished:
         raise ConfigError(f"init.path={path}: no stage of that run is finished (it is {run.status})")
     if stage is not None and stage not in finished:
@@ -196,7 +198,7 @@ def _set(node: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 MUP = 0.02  # AdamW's default, in whose units the numbers below are
-SCRATCH, TRAINED, LORA, PREFERENCE = 0.3, 0.05, 10.0, 0.1
+SCRATCH, TRAINED = 0.3, 0.05
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # what config.json files call it
 
 
@@ -208,7 +210,7 @@ def usual_rate(config: Mapping[str, Any], trained: bool) -> float | None:
     node, usual = config["model"], _default(config["optimizer"])
     if usual is None:
         return None
-    share = PREFERENCE if _of_preferences(config) else 1.0
+    share = _rate_factor(config.get("objective"))
     wrapped = str(node["_target_"]).endswith(".HFModel")
     if not wrapped and not str((node.get("parametrization") or {}).get("_target_")).endswith(
         ".StandardParametrization"
@@ -217,14 +219,13 @@ def usual_rate(config: Mapping[str, Any], trained: bool) -> float | None:
     width = _wrapped_width(node) if wrapped else node.get("width") or node["aspect"] * node["depth"]
     if not isinstance(width, int) or width < 1:  # which the check refuses
         return None
-    lora = str((config.get("adapter") or {}).get("_target_")).endswith((".LoRA", ".DoRA"))
-    rate = share * (TRAINED if trained else SCRATCH) * (LORA if lora else 1.0) / width
+    rate = share * (TRAINED if trained else SCRATCH) * _rate_factor(config.get("adapter")) / width
     return float(f"{rate * usual / MUP:.1e}")
 
 
-def _of_preferences(config: Mapping[str, Any]) -> bool:
-    """Whether the loss holds a policy against its reference."""
-    return str((config.get("objective") or {}).get("_target_")).endswith((".DPO", ".CDPO", ".IPO", ".KTO"))
+def _rate_factor(node: Config | None) -> float:
+    """The `learning_rate_factor` of the class of an objective or an adapter; 1 where there is none."""
+    return 1.0 if not node else class_attribute(str(node["_target_"]), "learning_rate_factor")
 
 
 def _default(optimizer: Any) -> float | None:

@@ -20,8 +20,7 @@ from omegaconf import DictConfig
 from safetensors import safe_open
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.instantiate import build
-from kleiber.config.signatures import signature
+from kleiber.config.signatures import build, signature
 from kleiber.config.stages import stage_config, stage_configs
 from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.objectives.objective import NAME
@@ -71,16 +70,16 @@ def open_model(path: str) -> Opened:
     return Opened(folder.name, model.eval(), tokenizer, config, summary, stage, found.step)
 
 
-def objective_of(config: DictConfig, corpus: Corpus) -> Any:
+def objective_of(config: DictConfig, corpus: Corpus) -> Objective:
     """The objective of a stage's config on a corpus; one that learns from another run opens it."""
     return build(config.objective, vocabulary=corpus.tokenizer, corpus=corpus, open_model=open_model)
 
 
-def objective_at(config: DictConfig, corpus: Corpus, place: Path) -> Any:
+def objective_at(config: DictConfig, corpus: Corpus, place: Path) -> Objective:
     """The objective of a stage that was trained in `place`, where what it asked the model at first is read again."""
     objective = objective_of(config, corpus)
     kept = [home for home in (place, place.with_name("trunk")) if (home / f"{NAME}.npz").is_file()]
-    if kept and hasattr(objective, "begin"):
+    if kept:
         objective.begin(None, corpus, kept[0])
     return objective
 

@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from kleiber.config.budget import Budget, quantity
-from kleiber.config.instantiate import build
+from kleiber.config.signatures import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.runs.open import objective_of
 from kleiber.runs.start_point import apart, same_tokenizer
@@ -92,16 +92,16 @@ def make_plan(cfg: DictConfig, hardware: Any, before: Plan | None = None, model_
     known: list[Task] = [] if before or cfg.init is None else apart(build(cfg.init).tasks(cfg, corpus), corpus)
     outputs = dict(before.outputs) if before else {}
     for one in (*(task.objective for task in known), objective):
-        outputs |= getattr(one, "outputs", {})
+        outputs |= one.outputs
     if before is not None:
         same_tokenizer(before.corpus, corpus, "stages.chain")
     model = before.model if before is not None else (model_of or build_model)(cfg, corpus, {})
     add_heads(model, outputs)
     parameters = count_parameters(model)
-    sides = getattr(corpus.train, "sides", 1)
-    padded = hasattr(corpus.train, "lengths") and sides == 1  # a pair's two rows are of different lengths
+    sides = corpus.train.sides
+    padded = corpus.train.padded and sides == 1  # a pair's two rows are of different lengths
     rows = samples_of(cfg.batch.tokens, context * sides, hardware.world_size)
-    flops = training_flops(model, row_tokens(corpus.train, sides), getattr(objective, "outputs", {}))
+    flops = training_flops(model, row_tokens(corpus.train, sides), objective.outputs)
     batch = step_tokens(corpus.train, rows)
     steps = Budget(**cfg.budget).num_steps(batch_tokens=batch, active_params=parameters.active, flops_per_token=flops)
     share = -(-rows // hardware.world_size)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.instantiate import build
+from kleiber.config.signatures import build
 from kleiber.evals.drift import merged
-from kleiber.evals.perplexity import main_metric
 from kleiber.retention.memory import ranks
 from kleiber.runs.stage_tree import Around, Stage, Tree
 from kleiber.training import checkpoint
@@ -77,12 +76,12 @@ def matrix(tasks: Sequence[Task], stages: Sequence[dict[str, Any]]) -> dict[str,
 
     A score that was not taken is null.
     """
-    keys = {task.name: f"val/{task.name}/{main_metric(task)[0]}" for task in tasks}
+    keys = {task.name: f"val/{task.name}/{task.objective.metric}" for task in tasks}
     return {
         "tasks": list(keys),
         "stages": [stage["name"] for stage in stages],
         "metric": keys,
-        "higher_is_better": {task.name: main_metric(task)[1] for task in tasks},
+        "higher_is_better": {task.name: task.objective.higher_is_better for task in tasks},
         "matrix": [[stage["metrics"].get(key) for key in keys.values()] for stage in stages],
         "baseline": [stages[0]["start_metrics"].get(key) for key in keys.values()],
     }

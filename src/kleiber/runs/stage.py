@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kleiber.config.budget import quantity
-from kleiber.config.instantiate import build
+from kleiber.config.signatures import build
 from kleiber.config.stages import built_trained
 from kleiber.data.sampler import stream
 from kleiber.evals.drift import drift, merged, untrained
@@ -28,7 +28,8 @@ from kleiber.training.callbacks.checkpoints import Checkpoints, Preempt, restore
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
 from kleiber.training.callbacks.throughput import Throughput, peak_flops, peak_memory_bytes
 from kleiber.training.lit import LitLM
-from kleiber.types.contracts import Samples
+from kleiber.types.contracts import Objective, Samples
+from kleiber.types.model import Model
 
 
 class Stream:
@@ -116,11 +117,9 @@ def begin(tree: Tree, stage: Stage, model: Any) -> None:
 
     Of a stage with checkpoints it reads what was answered then.
     """
-    ask = getattr(stage.plan.objective, "begin", None)
-    if ask is not None:
-        first = stage.parent if stage.continues and stage.parent else stage.name
-        with tree.hardware.place.precision(tree.hardware.device):  # a reference rounds as the model that trains does
-            ask(model, stage.plan.corpus, tree.place(first).parent)
+    first = stage.parent if stage.continues and stage.parent else stage.name
+    with tree.hardware.place.precision(tree.hardware.device):  # a reference rounds as the model that trains does
+        stage.plan.objective.begin(model, stage.plan.corpus, tree.place(first).parent)
 
 
 def newest(tree: Tree, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:
@@ -179,13 +178,12 @@ def moved(tree: Tree, stage: Stage, model: Any, tasks: Around) -> dict[str, floa
     return fresh | drift(start, after, tasks.earlier, tasks.own, *pass_over)
 
 
-def leave_heads(model: Any, objective: Any) -> None:
+def leave_heads(model: Model, objective: Objective) -> None:
     """Leaves out of training the output layers that this objective does not read: they would get no gradient."""
-    own = getattr(objective, "outputs", {})
     for name, head in model.heads.items():
-        if name not in own:
+        if name not in objective.outputs:
             head.requires_grad_(False)
-    if own:
+    if objective.outputs:
         model.leave_out_head()
 
 
@@ -258,7 +256,7 @@ def record(tree: Tree, stage: Stage, lit: LitLM, callbacks: list[Any], planned: 
     past = {"tokens": 0, "samples": 0, "model": 0.0, "executed": 0.0, "six_nd": 0.0}
     if before and not stage.continues:
         past |= {"tokens": before["tokens"], "samples": before["samples"], **before["flops"]}
-    read = getattr(plan.objective, "outputs", {})
+    read = plan.objective.outputs
     # Of what is trained: an adapter's step is cheaper.
     tokens, flops = plan.tokens, training_flops(lit.model, plan.row_tokens, read)
     executed = executed_flops(lit.model, plan.row_tokens, tree.hardware.checkpoint_activations, read)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from kleiber.config.instantiate import build
+from kleiber.config.signatures import build
 from kleiber.config.stages import is_chain, stage_configs
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.records.folder import read_config

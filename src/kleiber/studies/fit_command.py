@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from kleiber.config.codes import ExitCode
 from kleiber.studies.laws.catalog import find, of_record
 from kleiber.studies.laws.file import held_lines, lines, percent, prediction_line
 
@@ -90,7 +91,7 @@ def fit(
         pages.write(report, source, form, found, parts, by)
         typer.echo(f"report: {report}")
     if not all(analysis.accepted(entry) for entry in found.values()):
-        raise typer.Exit(3)
+        raise typer.Exit(ExitCode.UNDECIDED)
 
 
 def show(found: Mapping[str, Mapping[str, Any]], by: str | None) -> None:
@@ -155,7 +156,7 @@ def report(
         _refuse(ValueError(str(error)))
     typer.echo("\n".join(pages.closing_lines(found, out or pages.folder_of(source) / "report.html")))
     if found["refused"] or found["not_identified"]:
-        raise typer.Exit(3)
+        raise typer.Exit(ExitCode.UNDECIDED)
 
 
 def _pages(name: str = "fit_page") -> Any:
@@ -278,4 +279,4 @@ def _numbers(text: str, option: str) -> list[float]:
 
 def _refuse(error: ValueError) -> NoReturn:
     typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(2) from error
+    raise typer.Exit(ExitCode.BAD_INPUT) from error

@@ -135,7 +135,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     """
     from omegaconf import OmegaConf
 
-    from kleiber.config.instantiate import build
+    from kleiber.config.signatures import build
 
     if name is not None:
         return build(named(name))

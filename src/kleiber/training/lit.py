@@ -135,22 +135,18 @@ class LitLM(Unasked, LightningModule):
             for method in methods:
                 method.after_step(self.model, step, self.optimizer.lr * factor)
         optimizer.zero_grad()
-        if hasattr(self.model, "rebalance"):
-            self.model.rebalance(sums.values)
+        self.model.rebalance(sums.values)
         self.last = {**means, **told, "grad_norm": norm, "lr": self.optimizer.lr * factor}
 
     def backward_pass(self, batch: Batch, step: int, penalties: Sequence[Penalty]) -> Sums:
         """This rank's sums over the batch, with the gradients accumulated."""
         no_sync = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
-        prepare = getattr(self.objective, "prepared", None)
         while True:
             # Noise inside a step is a function of (seed, step, rank): a resumed run draws what the unbroken one drew.
             seed_generators(hash((self.seed, step, self.global_rank)) % 2**63)
             rows = min(self.micro_batch, len(batch))
             try:
-                batches = micro_batches(batch, self.micro_batch)
-                if prepare is not None:
-                    batches = prepare(self.model, batches)
+                batches = self.objective.prepared(self.model, micro_batches(batch, self.micro_batch))
                 return accumulate(self.model, self.objective, batches, self.manual_backward, no_sync, penalties)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or rows == 1:

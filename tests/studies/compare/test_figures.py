@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import yaml
+from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.adapters import Adapters
@@ -30,14 +30,11 @@ def write(folder, rank: int | None, lr: float, seed: int) -> None:
     adapter = None if rank is None else {"_target_": "kleiber.adapters.LoRA", "rank": rank, "rslora": False}
     config = {"adapter": adapter, "retention": None, "init": {"path": f"base{seed}"}, "seed": seed}
     stage = {
-        "name": "main", "tasks": ["code"], "metrics": {"val/docs/loss": 2.0 + F, "val/code/loss": target}, "lr": lr,
-        "start_metrics": {"val/docs/loss": 2.0, "val/code/loss": 3.0}, "curve": [], "steps": 500, "batch_tokens": 1000,
-        "tokens": 5e5, "seconds": 9.0, "peak_memory_bytes": 2**28, "params": {"active": 9, "trainable": rank or 100},
+        "tasks": ["code"], "metrics": {"val/docs/loss": 2.0 + F, "val/code/loss": target}, "lr": lr,
+        "start_metrics": {"val/docs/loss": 2.0, "val/code/loss": 3.0}, "steps": 500, "batch_tokens": 1000,
+        "tokens": 500_000, "params": {"active": 9, "trainable": rank or 100},
     }  # fmt: skip
-    told = {"status": "finished", "seed": seed, "stages": [stage], "R": {"tasks": ["docs", "code"]}}
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "summary.json").write_text(json.dumps(told))
+    fake_run(folder, [stage], config=config, seed=seed, R={"tasks": ["docs", "code"]})
 
 
 @pytest.fixture(scope="module")

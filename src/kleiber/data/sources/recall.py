@@ -20,6 +20,7 @@ from kleiber.data.corpus import TextCorpus, as_bytes
 from kleiber.data.sampler import scramble
 from kleiber.data.tokenizers.bytes import Bytes
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import HeldOut
 
 FIRST_VALUE = 128  # ids below are keys, from here on values: all of them bytes
 HELD_OUT = 1 << 40  # where the sample numbers of validation begin
@@ -66,7 +67,7 @@ class Recall:
         return TextCorpus("recall", f"{pairs} pairs", name, Bytes(), train, {"recall": held_out})
 
 
-class Rows:
+class Rows(HeldOut):
     """Samples of one split. `num_tokens` counts targets, as everywhere, and a token is a byte."""
 
     def __init__(self, source: Recall, context: int, pairs: int, count: int, start: int) -> None:

@@ -19,6 +19,7 @@ from jaxtyping import Int, Integer
 
 from kleiber.data.cache import FORMAT, Source, cached
 from kleiber.data.tokenizers.bytes import EOS, MASK, chunks, padded
+from kleiber.types import contracts
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ TRAIN_BYTES = 100_000_000  # more text than this changes no merge that a small v
 SMALLEST = 258  # 256 bytes and two specials
 
 
-class BPE:
+class BPE(contracts.Tokenizer):
     """Byte-level BPE out of a tokenizer.json written by `trained`. The specials are <|endoftext|> and <|mask|>."""
 
     name = "bpe"

@@ -23,7 +23,7 @@ def padded(vocab: int) -> int:
     return -(-vocab // ALIGN) * ALIGN
 
 
-class Bytes:
+class Bytes(Tokenizer):
     """UTF-8 bytes: ids 0 to 255 are the bytes, 256 is end of text, 257 is the mask; 272 with padding.
 
     A lone surrogate, which UTF-8 has no form for, is read as `?`.
@@ -47,12 +47,6 @@ class Bytes:
 
     def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
         return [np.frombuffer(text.encode("utf-8", "replace"), np.uint8) for text in texts]
-
-
-def encode_many(tokenizer: Tokenizer, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
-    """Ids of several texts: by the tokenizer's own batch method where it has one, one by one otherwise."""
-    batched = getattr(tokenizer, "encode_many", None)
-    return batched(texts) if batched is not None else [np.asarray(tokenizer.encode(text), np.int64) for text in texts]
 
 
 def chunks(pieces: Iterable[str], size: int = CHUNK) -> Iterator[str]:

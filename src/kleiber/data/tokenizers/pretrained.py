@@ -18,13 +18,14 @@ from jaxtyping import Int, Integer
 from kleiber.config import hub
 from kleiber.data.tokenizers.bpe import ALPHABET, as_bytes
 from kleiber.data.tokenizers.bytes import padded
+from kleiber.types import contracts
 
 FILE, CONFIG, MODEL = "tokenizer.json", "tokenizer_config.json", "config.json"
 EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<eos>", "<|end_of_text|>", "<|im_end|>")
 MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
 
 
-class Pretrained:
+class Pretrained(contracts.Tokenizer):
     """A tokenizer.json. `token_bytes` is exact for byte-level vocabularies; for others it is the length of the token.
 
     eos is the config's `eos_token`, else `sep_token`, else a usual name; a vocabulary without a mask gets an id of its

@@ -24,11 +24,12 @@ from kleiber.models.transformer import TaskHead
 from kleiber.nn.kv_cache import Remembered
 from kleiber.nn.mup import StandardParametrization
 from kleiber.types.batch import Batch, Output, Role
+from kleiber.types.model import Model
 
 SPECIALS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "decoder_start_token_id")
 
 
-class HFModel(nn.Module):
+class HFModel(Model):
     """`inner` is the model as transformers builds it, `heads` holds output layers of tasks, standard parametrisation.
 
     vocab_size  ids of the corpus's tokenizer: rows of a random model's embedding, and what a trained one must have

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from kleiber.config.budget import quantity
 from kleiber.data.sampler import evaluation_batches
@@ -47,7 +47,7 @@ class Closing(Watch):
         raise NotImplementedError
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if not getattr(pl_module.model, "causal", True):
+        if not pl_module.model.causal:
             name = type(self).__name__.lower()
             raise ValueError(f"callbacks.{name} asks about the next token: remove it for model=bert")
 
@@ -139,12 +139,11 @@ class Classes(Watch):
             raise ValueError(f"callbacks.classes.rows={rows}: score at least one sample at once")
         self.folder, self.corpus, self.rows = folder / "classes", corpus, rows
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        make = getattr(pl_module.objective, "scorer", None)
-        if trainer.global_step != trainer.max_steps or make is None or not hasattr(make(), "report"):
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.global_step != trainer.max_steps or not pl_module.objective.class_names:
             return
         for task, samples in self.corpus.validation.items():
-            scorer = make()
+            scorer = pl_module.objective.scorer()
             with trainer.precision_plugin.val_step_context(), whole(pl_module.model):  # type: ignore[arg-type]
                 self.pass_over(pl_module, scorer, samples, trainer.global_rank, trainer.world_size)
             confusion, report = scorer.confusion(), scorer.report()  # every rank: they gather

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kleiber.config.signals import SIGNALS, Preempted
+from kleiber.config.errors import SIGNALS, Preempted
 from kleiber.nn.sharding import gathered, whole
 from kleiber.training import checkpoint
 from kleiber.training.lightning import Watch

@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from kleiber.evals.perplexity import Place, main_metric, scores
+from kleiber.evals.perplexity import Place, scores
 from kleiber.nn.sharding import whole
 from kleiber.training.lightning import Watch
 from kleiber.types.contracts import Task
@@ -82,7 +82,7 @@ class Evaluate(Watch):
         """Of rows that have a metric, such as accuracy, a part is no official score: it is said."""
         for task in self.own:
             some, all_ = len(task.held_out.first(self.tokens)), len(task.held_out)
-            if some < all_ and main_metric(task)[0] != "loss":
+            if some < all_ and task.objective.metric != "loss":
                 log.warning(
                     "%s is scored on the first %d of %d rows: eval.tokens=%d; eval.tokens=null scores all",
                     task.name, some, all_, self.tokens,

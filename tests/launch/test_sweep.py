@@ -4,19 +4,18 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from processes import alive, wait_for
+from small_run import REPOSITORY
 
 import kleiber.runs.run
+from kleiber.config.codes import Status
 from kleiber.launch.main import main
-from kleiber.launch.ranks import FAILURES, first_cause, record_failure
+from kleiber.launch.ranks import FAILURES, first_failure, record_failure
 from kleiber.records.catalog import archived_runs, read_runs
 from kleiber.records.folder import settle, write_config
 from kleiber.records.summary import Summary
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -131,20 +130,28 @@ def test_the_rank_that_failed_first_is_named_and_gives_the_code(monkeypatch, tmp
     for rank, code, error in (("1", 3, RuntimeError("boom")), ("0", 1, RuntimeError("Connection closed by peer"))):
         monkeypatch.setenv("RANK", rank)
         record_failure(code, error)
-    assert first_cause(tmp_path) == (3, "rank 1: RuntimeError('boom')")
+    assert first_failure(tmp_path) == (3, "rank 1: RuntimeError('boom')")
     assert "rank 1 failed first" in capsys.readouterr().err
 
 
 ARGUMENTS = [
     "trainer=smoke", "trainer.max_steps=3", "logger=csv", "eval.tokens=64", "data=text", "callbacks=null",
-    f"data.path={ROOT / 'tests/data/tiny.txt'}",
+    f"data.path={REPOSITORY / 'tests/data/tiny.txt'}",
 ]  # fmt: skip
+
+
+def train(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs train.py in a process."""
+    command = [sys.executable, "train.py", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
 
 
 @pytest.mark.process
 def test_cells_in_forked_processes(tmp_path):
     sweep = ["-m", "name=s", f"root={tmp_path}", "seed=0,1", "optimizer.lr=0.01,-1", *ARGUMENTS]
-    done = subprocess.run([sys.executable, "train.py", *sweep], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "train.py", *sweep], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
     runs = read_runs(tmp_path / "s")
     assert done.returncode == 4, done.stdout + done.stderr
     assert sorted(run.status for run in runs) == ["failed", "failed", "finished", "finished"]
@@ -161,7 +168,9 @@ def test_a_failing_cell_is_tried_again_and_a_sweep_may_stop(tmp_path):
     cells = ["seed=0,1", "data=text", f"data.path={tmp_path / 'short.txt'}", "trainer=smoke", "logger=csv"]
     options = ["launcher.workers=1", "launcher.retries=1", "launcher.stop_after=1"]
     sweep = ["-m", "name=s", f"root={tmp_path / 'root'}", *cells, *options]
-    done = subprocess.run([sys.executable, "train.py", *sweep], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "train.py", *sweep], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 4, done.stdout + done.stderr
     told = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("[")]
     assert told == ["again", "again", "failed"]
@@ -175,8 +184,7 @@ def test_a_job_of_two_ranks_is_one_run_with_the_losses_of_one_process(tmp_path):
     losses = []
     arguments = [text for text in ARGUMENTS if not text.startswith("eval.tokens")]  # every rank needs some to evaluate
     for name, extra in (("one", []), ("two", ["trainer._target_=kleiber.training.DDP", "trainer.devices=2"])):
-        command = [sys.executable, "train.py", f"name={name}", f"root={tmp_path}", *arguments, *extra]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        done = train(f"name={name}", f"root={tmp_path}", *arguments, *extra)
         assert done.returncode == 0, done.stderr
         (summary,) = (tmp_path / name).rglob("summary.json")
         losses.append(json.loads(summary.read_text())["stages"][0]["metrics"])
@@ -241,9 +249,9 @@ def test_a_sweep_that_is_ended_ends_its_cells_in_good_order(process, tmp_path, n
 def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tmp_path):
     write_config(tmp_path, {"name": "s", "seed": 0, "trainer": {}}, [])
     Summary(tmp_path).update(status="preempted", run_id="x", error="SIGTERM at step 3")
-    settle(tmp_path, "failed", "rank 0: too late")
+    settle(tmp_path, Status.FAILED, "rank 0: too late")
     assert Summary(tmp_path).values["status"] == "preempted"
-    settle(tmp_path, "failed", "rank 1: boom", over="preempted")
+    settle(tmp_path, Status.FAILED, "rank 1: boom", over=Status.PREEMPTED)
     assert Summary(tmp_path).values["status"] == "failed" and "boom" in Summary(tmp_path).values["error"]
 
 
@@ -263,10 +271,10 @@ def priced(monkeypatch):
     ends = [{"active": n, "tokens": d, "flops_per_token": 6.0 * n} for n in (1e5, 2e5, 4e5) for d in (1e6, 2e6, 4e6)]
     cell = {"params": 9, "active": 9, "flops": 2.0, "tokens": 3, "seconds": 3600.0, "seconds_per_token": 1.0}
 
-    def ask(runs, threads, words=False):
+    def ask(runs, threads, describe=False):
         asked.extend(runs.values())
         cells = [{**cell, "ends": ends} for _ in runs]
-        return {"cells": cells, "memory_bytes": 2**30, "unmeasured": None, "start": 0.0, "words": []}
+        return {"cells": cells, "memory_bytes": 2**30, "unmeasured": None, "start": 0.0, "description": []}
 
     monkeypatch.setattr("kleiber.launch.price.ask", ask)
     return asked

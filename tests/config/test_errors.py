@@ -4,12 +4,12 @@ import threading
 
 import pytest
 
-from kleiber.config.signals import SIGNALS, Preempted, heeding
+from kleiber.config.errors import SIGNALS, Preempted, on_preemption
 
 
 def test_the_first_signal_reacts_all_are_listed_and_the_handlers_come_back():
     before, told = [signal.getsignal(number) for number in SIGNALS], []
-    with heeding(told.append) as came:
+    with on_preemption(told.append) as came:
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
     assert told == ["SIGUSR1"] and came == ["SIGUSR1", "SIGTERM"]
@@ -20,7 +20,7 @@ def test_outside_of_the_main_thread_nothing_is_changed():
     before, came = signal.getsignal(signal.SIGTERM), []
 
     def body():
-        with heeding(print) as heard:
+        with on_preemption(print) as heard:
             came.append((heard, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=body)

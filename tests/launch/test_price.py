@@ -7,11 +7,10 @@ import sys
 import pytest
 from small_run import REPOSITORY
 
-from kleiber.launch import cost
-from kleiber.launch.cost import StageCost
+from kleiber.launch import run_cost
 from kleiber.launch.main import main
-from kleiber.launch.plan_of_sweep import Prices, step_seconds, without_numbers
-from kleiber.launch.speed import Speed, speed_of
+from kleiber.launch.price_estimate import Prices, step_seconds, without_numbers
+from kleiber.launch.run_cost import Speed, StageCost, speed_of
 from kleiber.models.counting import Parameters
 from kleiber.records.summary import read
 
@@ -67,8 +66,8 @@ def test_a_model_of_another_library_is_as_large_as_its_own_config_says(planned):
 
 def test_a_sweep_is_summed_and_cells_of_one_model_are_built_once(planned, monkeypatch):
     built = []
-    build_model = cost.build_model
-    monkeypatch.setattr(cost, "build_model", lambda *arguments: built.append(1) or build_model(*arguments))
+    build_model = run_cost.build_model
+    monkeypatch.setattr(run_cost, "build_model", lambda *arguments: built.append(1) or build_model(*arguments))
     plan, out = planned("-m", "name=s", "optimizer.lr=0.01,0.02", "seed=0,1", "model.width=32,64", "budget.steps=5")
     assert plan["runs"] == len(plan["cells"]) == 8 and "8 (8 points)" in out
     assert len({cell["name"] for cell in plan["cells"]}) == 8
@@ -88,7 +87,7 @@ def unmeasured(monkeypatch):
 def test_fine_tunes_of_bases_that_are_not_trained_are_priced_and_are_the_runs_that_come(tmp_path, cache_dir, capsys):
     """The dry run of such a study once told of its bases alone."""
     other = tmp_path / "other.txt"
-    other.write_text((REPOSITORY / "src/kleiber/launch.py").read_text())
+    other.write_text((REPOSITORY / "src/kleiber/launch/main.py").read_text())
     base = f"data: text, data.path: {TINY_TEXT.partition('=')[2]}, data.tokenizer: bpe, data.vocab_size: 300"
     arm = f"data: text, data.path: {other}"
     study = [
@@ -150,10 +149,10 @@ def test_a_dry_run_that_is_neither_a_choice_nor_a_file_is_refused(tmp_path, caps
 
 def test_seconds_follow_from_what_a_measured_run_took():
     """10 s of steps, 1 s of evaluation and 3 s once, of a process that had half of a core."""
-    cost = StageCost("main", Parameters(1, 1, 1, 0, 1), 11, 100, 50.0, 200.0, 1100, True, True)
+    run_cost = StageCost("main", Parameters(1, 1, 1, 0, 1), 11, 100, 50.0, 200.0, 1100, True, True)
     record = {"tokens_per_s": 100.0, "evaluation_seconds": 1.0, "peak_memory_bytes": 7}
     config = {"stages": None}
-    found = speed_of(config, [record], [cost], wall=11 + 1 + 3, share=0.5)
+    found = speed_of(config, [record], [run_cost], wall=11 + 1 + 3, share=0.5)
     assert found.step == {"": pytest.approx(0.5)} and found.flops_per_step == {"": 5000.0}
     assert found.once == pytest.approx(1.5)
     assert found.evaluation == pytest.approx(0.5), "two trained tokens' time for four that are scored"

@@ -4,12 +4,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_task import cell
 
 from kleiber.config.errors import ConfigError
-from kleiber.launch import slurm
-from kleiber.launch.scheduler import Task
-from kleiber.launch.slurm import Job, Queue, Submitit
+from kleiber.launch import schedulers
+from kleiber.launch.cell import Task
+from kleiber.launch.schedulers import Job, Queue, Submitit
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,7 @@ from kleiber.launch.slurm import Job, Queue, Submitit
         ({"setup": ["module load x"]}, {"setup": ["module load x"]}),
     ],
 )
-def test_every_option_reaches_sbatch_and_one_left_out_is_slurms_own(tmp_path, option, told):
+def test_every_option_reaches_sbatch_and_one_left_out_is_slurms_own(cell, tmp_path, option, told):
     one = cell(tmp_path)
     assert Submitit(**option).parameters(one) == {**Submitit().parameters(one), **told}
     assert set(Submitit().parameters(one)) == {
@@ -32,12 +31,12 @@ def test_every_option_reaches_sbatch_and_one_left_out_is_slurms_own(tmp_path, op
     }  # fmt: skip
 
 
-def test_a_job_has_the_cores_and_gpus_of_its_cell(tmp_path):
+def test_a_job_has_the_cores_and_gpus_of_its_cell(cell, tmp_path):
     assert Submitit().parameters(cell(tmp_path, devices=2, threads=3))["cpus_per_task"] == 6
     assert Submitit().parameters(cell(tmp_path, devices=2, accelerator="gpu"))["gpus_per_node"] == 2
 
 
-def test_submitit_takes_what_we_tell_it(tmp_path):
+def test_submitit_takes_what_we_tell_it(cell, tmp_path):
     submitit = pytest.importorskip("submitit", reason="needs kleiber[launch]")
     from submitit.slurm.slurm import _make_sbatch_string
 
@@ -51,7 +50,7 @@ def test_submitit_takes_what_we_tell_it(tmp_path):
     [
         ({"timeout_min": 1}, "launcher.timeout_min=1"),
         ({"cpus_per_task": 0}, "launcher.cpus_per_task=0"),
-        ({"cluster": "local", "mem_gb": 4}, "launcher.mem_gb=4: launcher.cluster=local"),
+        ({"cluster": "local", "mem_gb": 4}, "launcher.mem_gb=4 has no effect on launcher.cluster=local"),
         ({"cluster": "local", "setup": ["x"]}, "launcher.setup"),
     ],
 )
@@ -70,7 +69,7 @@ def commands(monkeypatch):
         code, out, err = answers.get(command[0], (0, "", ""))
         return subprocess.CompletedProcess(command, code, out, err)
 
-    monkeypatch.setattr(slurm.subprocess, "run", run)
+    monkeypatch.setattr(schedulers.subprocess, "run", run)
     return answers, asked
 
 
@@ -78,12 +77,12 @@ def test_a_job_is_there_until_slurm_says_otherwise(commands, capsys):
     answers, _ = commands
     queue = Queue({"7_0": Path("a"), "7_1": Path("b"), "9": Path("c")})
     answers["squeue"] = (0, "7_1 Resources\n9 PartitionTimeLimit\n", "")
-    assert queue.there() == {Path("b"), Path("c")} == queue.there()
+    assert queue.pending() == {Path("b"), Path("c")} == queue.pending()
     assert capsys.readouterr().out.count("SLURM holds jobs back: PartitionTimeLimit") == 1
     answers["squeue"] = (1, "", "slurm_load_jobs error: Unable to contact slurm controller")
-    assert queue.there() == {Path("a"), Path("b"), Path("c")}
+    assert queue.pending() == {Path("a"), Path("b"), Path("c")}
     answers["squeue"] = (1, "", "slurm_load_jobs error: Invalid job id specified")
-    assert queue.there() == set()
+    assert queue.pending() == set()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 from small_run import TINY
-from test_task import cell
 
 from kleiber.config.errors import ConfigError
 from kleiber.launch import local_pool
@@ -43,7 +42,7 @@ def started(monkeypatch):
     return STARTED
 
 
-def test_cells_at_once_have_gpus_of_their_own(started, tmp_path):
+def test_cells_at_once_have_gpus_of_their_own(cell, started, tmp_path):
     needs = [2, 1, 3, 1]
     cells = [cell(tmp_path / str(i), devices=n, accelerator="gpu") for i, n in enumerate(needs)]
     codes = Pool(cells, workers=None, retries=0, stop_after=None).run()
@@ -53,12 +52,12 @@ def test_cells_at_once_have_gpus_of_their_own(started, tmp_path):
     assert sorted(visible[0] + visible[1]) == ["4", "5", "6"], "the first two run at once"
 
 
-def test_more_gpus_than_there_are_is_refused(started, tmp_path):
+def test_more_gpus_than_there_are_is_refused(cell, started, tmp_path):
     with pytest.raises(ConfigError, match=r"trainer\.devices=4, but there are 3 GPUs"):
         Pool([cell(tmp_path, devices=4, accelerator="gpu")], None, 0, None)
 
 
-def test_cells_of_one_device_and_thread_are_forked_and_others_are_fresh(started, tmp_path):
+def test_cells_of_one_device_and_thread_are_forked_and_others_are_fresh(cell, started, tmp_path):
     cells = [cell(tmp_path / "a"), cell(tmp_path / "b", threads=2), cell(tmp_path / "c", devices=2)]
     Pool(cells, workers=4, retries=0, stop_after=None).run()
     assert [arguments[1] for arguments in started] == [False, True, True]

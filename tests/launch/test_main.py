@@ -87,7 +87,7 @@ def test_resume_path_goes_on_there_with_a_longer_budget_only(trainer, capsys):
 @pytest.mark.parametrize("dry", ["true", "false"])
 def test_what_is_no_way_to_resume_is_refused_dry_or_not(trainer, capsys, dry):
     assert main(["resume=always", f"dry_run={dry}"]) == 2
-    assert "resume=always: write auto, never or the folder of a run" in capsys.readouterr().err
+    assert "resume=always must be auto, never or a folder with a config.yaml" in capsys.readouterr().err
     assert not trainer.calls
 
 
@@ -139,7 +139,7 @@ def test_ctrl_c_is_130_and_the_run_reads_as_killed(trainer, monkeypatch, capsys)
 
     monkeypatch.setattr(kleiber.runs.run, "train", interrupted)
     assert main([]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     (summary,) = Path("root").rglob("summary.json")
     assert json.loads(summary.read_text())["status"] == "killed"
 

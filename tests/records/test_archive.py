@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import yaml
+from fake_run import fake_run
 
 from kleiber.records import archive
 from kleiber.records.archive import leaf_rows
@@ -18,13 +19,8 @@ ROW = {"run": "a", "config": {}, "summary": {"status": "finished"}, "rows": []}
 
 def leave(folder, stages, status="finished", seconds=3.5, logged=(), config=None, **summary):
     """What a run leaves in its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"seed": 0, **(config or {})}))
-    (folder / "overrides.yaml").write_text(yaml.safe_dump(["seed=0"]))
-    told = {"status": status, "seed": 0, "seconds": seconds, "overrides": ["seed=0"], "stages": stages, **summary}
-    (folder / "summary.json").write_text(json.dumps(told))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logged))
-    return folder
+    settings = {"status": status, "seconds": seconds, "rows": logged, "overrides": ["seed=0"], **summary}
+    return fake_run(folder, stages, config={"seed": 0, **(config or {})}, **settings)
 
 
 def stage(name="main", parent=None, loss=2.5):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fake_run import fake_run
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import frame, read_runs, values
@@ -10,22 +11,13 @@ from kleiber.records.folder import locked
 
 
 def leave(folder, status, loss=None, error=None):
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("{}")
-    if status == "missing":
-        return
     metrics = {} if loss is None else {"val/docs/loss": loss, "val/docs/bits_per_byte": loss / 2}
     params = {"total": 2000, "active": 1000, "non_embedding": 500}
-    stage = {
-        "name": "main",
-        "parent": None,
-        "params": params,
-        "tokens": 4096,
-        "flops": {"model": 1e9},
-        "metrics": metrics,
-    }
-    told = {"status": status, "error": error, "seed": 0, "overrides": ["seed=0"], "seconds": 3.5, "stages": [stage]}
-    (folder / "summary.json").write_text(json.dumps(told))
+    stage = {"params": params, "tokens": 4096, "flops": {"model": 1e9}, "metrics": metrics}
+    written = "finished" if status == "missing" else status
+    fake_run(folder, [stage], status=written, error=error, overrides=["seed=0"], seconds=3.5)
+    if status == "missing":
+        (folder / "summary.json").unlink()
 
 
 @pytest.fixture

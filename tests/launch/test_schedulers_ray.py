@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from kleiber.config.errors import ConfigError
-from kleiber.launch.ray_tasks import Ray, cell_of_ray
+from kleiber.launch.schedulers import Ray, run_in_ray
 
 
 def test_without_the_package_it_is_said_which(monkeypatch):
@@ -24,7 +24,7 @@ def test_no_cores_are_refused():
 def test_what_ray_cancels_is_asked_to_save():
     came, before = [], signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
     try:
-        assert cell_of_ray(lambda: os.kill(os.getpid(), signal.SIGINT) or 5) == 5
+        assert run_in_ray(lambda: os.kill(os.getpid(), signal.SIGINT) or 5) == 5
     finally:
         signal.signal(signal.SIGTERM, before)
     assert came == [signal.SIGTERM]
