@@ -1,8 +1,7 @@
-"""The study `adapters`: low-rank updates of several ranks against full fine-tuning from common bases.
+"""The study `adapters`: low-rank adapters of several ranks compared with full fine-tuning from common base runs.
 
-An arm is compared twice: each at its own best learning rate, which is how LoRA is used, and at one target loss, since
-what learns less forgets less. Gaps are taken within seeds, whose arms share a base. It refuses to compare what was
-never fully fine-tuned.
+Arms are compared each at its own best learning rate, and at equal target loss, since an arm that learns less also
+forgets less. Differences are within seeds, whose arms share a base. The study needs runs of full fine-tuning.
 """
 
 from __future__ import annotations
@@ -49,6 +48,7 @@ class Adapters(EqualTargetStudy):
             raise ValueError(f"study.margin={self.margin} must be above 0")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares every arm with full fine-tuning. Raises ValueError without full fine-tuning and without adapters."""
         rows = named(runs)
         best = {arm: best_rate(part) for arm, part in rows.groupby("method")}
         if FULL not in best:
@@ -82,6 +82,7 @@ class Adapters(EqualTargetStudy):
         return (table[FULL] - table[rank]).dropna()
 
     def verdicts(self, claims: dict[str, dict[str, Claim]]) -> list[Json]:
+        """The verdicts on learning less, forgetting less and equal frontiers, one for each rank."""
         than_full = "than full fine-tuning, each at its best rate: by {} nats of"
         words = {
             "learns_less": f"LoRA of {{}} learns less {than_full} target loss",
@@ -202,6 +203,7 @@ def complaints(rows: Rows, best: dict[str, float]) -> list[dict[str, str]]:
 
 
 def own_best(rows: Rows, best: dict[str, float], claims: dict[str, dict[str, Claim]]) -> list[Json]:
+    """A row for each arm at its own best learning rate, with its differences from full fine-tuning."""
     kept = rows[rows["lr"] == rows["method"].map(best)].groupby("method")
     means = kept[["target", "F", "tuned", "seconds"]].mean()
     lines = []
@@ -222,6 +224,7 @@ def own_best(rows: Rows, best: dict[str, float], claims: dict[str, dict[str, Cla
 def equal_target(
     rows: Rows, best: dict[str, float], claims: dict[str, dict[str, Claim]], tolerance: float
 ) -> list[Json]:
+    """A row for each rank: F of both arms at one target loss, and the difference."""
     lines = []
     for rank, claim in claims["matched"].items():
         at = target_for(rows, best, rank, tolerance)
@@ -236,6 +239,7 @@ def equal_target(
 
 
 def settings(points: Rows) -> list[Json]:
+    """A row for each arm and learning rate, means over seeds."""
     ordered = sorted(
         points.to_dict("records"), key=lambda point: (point["method"] != FULL, rank_of(point["method"]), point["lr"])
     )
@@ -248,6 +252,7 @@ def settings(points: Rows) -> list[Json]:
 
 
 def figures(points: Rows, rows: Rows, best: dict[str, float], claims: dict[str, dict[str, Claim]]) -> Figures:
+    """The figures of the study."""
     from kleiber.studies.compare.figures import frontier, learning_rates, ranks
 
     order = sorted(best, key=lambda arm: (arm != FULL, rank_of(arm)))

@@ -1,7 +1,7 @@
-"""The study `clm_vs_mlm`: two objectives on one family of trunks, by how their losses fall and not by their height.
+"""The study `clm_vs_mlm`: scaling of causal and masked language modeling in one family of models.
 
-A loss on masked tokens and one on next tokens are not of the same thing, so levels are never compared. What compares is
-the local exponent, d log L / d log N and d log D, with the noise between trunks in its interval.
+The two losses are of different tasks, so their levels are not compared, only their local exponents, d log L / d log N
+and d log L / d log D, with intervals that include the noise between trunks.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class ClmVsMlm(Study):
         return few
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares the local exponents of the losses of both objectives in parameters and tokens."""
         rows = points(runs)
         kinds = {run.name: run.stage["objective"] for run in runs if run.stage}
         rows = rows.assign(objective=[kinds[name] for name in rows["run"]])
@@ -131,6 +132,7 @@ def differences(slopes: Sequence[Json]) -> list[Json]:
 
 
 def figures(rows: Rows) -> Json:
+    """The figures of the loss vs size and vs tokens."""
     from kleiber.charts import theme
     from kleiber.charts.theme import human
     from kleiber.studies.compare.intervals import seed_means

@@ -1,7 +1,7 @@
-"""The study `context`: what reading farther back is worth, by length of context, kind of attention and position.
+"""The study `context`: the gain of a longer context, by its length, the kind of attention and position.
 
-On text the loss falls slowly with position; on associative recall it falls to nothing or not at all. Both are told by
-position, since a mean over a row mixes near and far. It refuses to compare cells of different width or budget.
+On text the loss falls slowly with position; on associative recall it falls to 0 or not at all. The loss is reported by
+position too. Raises ValueError where cells differ in width or budget.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Context(Study):
         check_level(self.level)
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Estimates the gain of a longer context for each data set and kind of attention."""
         rows, places = scored(runs)
         same_budget(rows)
         means = seed_means(rows, ("data", "attention", "context"), "loss", self.level)
@@ -76,6 +77,7 @@ def scored(runs: Sequence[Run]) -> tuple[Rows, Rows]:
 
 
 def same_budget(rows: Rows) -> None:
+    """Raises ValueError where widths or training tokens differ by more than 2 %."""
     for name in ("width", "tokens"):
         values = rows[name].dropna()
         if len(values) and values.max() > 1.02 * values.min():
@@ -115,6 +117,7 @@ def listed(means: Rows) -> list[Json]:
 
 
 def figures(means: Rows, places: Rows) -> Figures:
+    """The figures of the loss vs context and vs position."""
     from kleiber.charts import theme
 
     charts: Figures = {}

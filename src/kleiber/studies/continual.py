@@ -1,7 +1,8 @@
-"""The study `continual`: tasks one after another, by every retention method: what is learned, kept and carried over.
+"""The study `continual`: sequences of tasks trained with every retention method.
 
-Every method stands at its best setting, and is compared with plain training within order and seed. It refuses to rank
-methods by how little they forget alone: who learns nothing forgets nothing, so final score and learning stand beside.
+Every method is taken at its best setting and compared with plain training within order and seed. Forgetting is reported
+together with the final score and with how well each task was learned, since a method that learns nothing forgets
+nothing.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Continual(EqualTargetStudy):
     start: str | None = None
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares every method, at its best setting, with plain training."""
         record = self.compare(runs)
         best: Rows = record["best"]
         return Findings(
@@ -254,6 +256,7 @@ def headline(record: Json) -> str:
 
 
 def describe_gap(gap: Row | None) -> str:
+    """The difference from plain training as text, and whether it is beyond noise."""
     if gap is None:
         return "on no order and seed in common"
     if gap["lo"] is None:

@@ -1,8 +1,7 @@
-"""The study `data_repeat`: what reading text again is worth, against fresh text of the same length.
+"""The study `data_repeat`: the excess loss of training on repeated text over fresh text of the same length.
 
-Each cell's excess is its loss less that of a run of the same size, seed and tokens whose text was all new, so seed
-noise cancels. With sizes enough the data-constrained law is fitted, and the decay of repeats R_D told as a profile: it
-has been printed where the data did not identify it. It refuses excesses without a fresh run to compare with.
+The excess of a run is its loss less that of a run with the same size, seed and tokens on fresh text, so seed noise
+cancels. With enough sizes the data-constrained law is fitted, and a profile shows whether R_D is identified.
 """
 
 from __future__ import annotations
@@ -51,6 +50,7 @@ class DataRepeat(Study):
         return [f"what repeating costs will be told and no law: {why}"] if why else []
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Estimates the excess loss of repeated text, and fits the data-constrained law where the runs allow it."""
         rows = epochs(runs)
         paired = excess(rows)
         means = seed_means(paired, ("N", "tokens", "epochs"), "excess", self.level)
@@ -139,6 +139,7 @@ def excess(rows: Rows) -> Rows:
 
 
 def figures(means: Rows) -> Json:
+    """The figures of the excess loss vs epochs, one for each model size."""
     from kleiber.charts import theme
     from kleiber.charts.theme import human
 

@@ -1,8 +1,6 @@
-"""The tables of a comparison of retention methods, and its method in a paragraph. Nothing here computes a result.
+"""The study `forgetting`: retention methods from one base, compared by forgetting at equal target loss, with tables.
 
-The study `forgetting`: ways not to forget on one base, as a frontier of target loss against forgetting.
-
-It compares methods where they have learned equally much, and refuses a ranking at one learning rate.
+Each method is tuned over settings and learning rates; methods are not ranked at a single learning rate.
 """
 
 from __future__ import annotations
@@ -105,6 +103,7 @@ class Forgetting(EqualTargetStudy):
     """
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares the forgetting of all methods at equal target loss."""
         record = self.compare(runs)
         return Findings(
             headline=headline(record),

@@ -1,12 +1,6 @@
-"""The figures of a comparison of retention methods: one function a figure, from rows to an altair chart.
+"""Altair figures of the studies of forgetting: retention methods, expert loads, task sequences and the law.
 
-A method has the same colour and shape in each. Intervals and seed noise are drawn where they are known.
-
-The figure of where experts' text went: distances of loads by layer, an interval each. It decides nothing.
-
-The figures of continual learning: metrics with intervals, R by method, and the first task from stage to stage.
-
-The figures of the law of forgetting: the curve of replay, growth with new text, observed against fitted.
+A method has the same color and shape in every figure. Intervals are drawn where they exist.
 """
 
 from __future__ import annotations
@@ -42,6 +36,7 @@ def colors(names: list[str], shown: list[str]) -> list[str]:
 
 
 def palette(names: list[str]) -> Json:
+    """The colors and shapes of the methods, the same in every figure."""
     scale = alt.Scale(domain=names, range=colors(names, names))
     return {
         "color": alt.Color("method:N", title=None, scale=scale),
@@ -71,7 +66,7 @@ def pareto(points: pd.DataFrame, at: float) -> alt.TopLevelMixin:
     line = best.mark_line(strokeWidth=1.2, opacity=0.7, clip=True)
     lines = line.encode(x=x, y=y, color=dress["color"], order="target:Q")
     rule = alt.Chart(pd.DataFrame({"target": [at]})).mark_rule(strokeDash=[5, 4], color="#888").encode(x=x)
-    return sized(rule + bars + lines + marks, "Forgetting against target loss")
+    return sized(rule + bars + lines + marks, "Forgetting vs target loss")
 
 
 def matched(record: Json) -> alt.TopLevelMixin:
@@ -101,7 +96,7 @@ def trajectory(paths: pd.DataFrame, names: list[str]) -> alt.TopLevelMixin:
     tip = ["method:N", "step:Q", alt.Tooltip("F:Q", format=".4f")]
     chart = alt.Chart(means).mark_line(point=alt.OverlayMarkDef(size=14), strokeWidth=1.5)
     color = alt.Color("method:N", title=None, scale=alt.Scale(domain=shown, range=colors(names, shown)))
-    return sized(chart.encode(x=x, y=y, color=color, tooltip=tip), "Forgetting while training goes on")
+    return sized(chart.encode(x=x, y=y, color=color, tooltip=tip), "Forgetting vs optimizer step")
 
 
 def heat(scores: pd.DataFrame) -> alt.TopLevelMixin:
@@ -147,7 +142,7 @@ def loads(rows: Sequence[Row], names: list[str], level: float) -> alt.TopLevelMi
         column=alt.Column("panel:N", header=alt.Header(title=None), sort=panels),
         row=alt.Row("row:N", header=alt.Header(title=None, labelAngle=0, labelAlign="left")),
     )
-    return dressed(grid.properties(title=f"How far the load of the experts moved, {level:.0%} intervals"))
+    return dressed(grid.properties(title=f"Change of expert loads by layer, {level:.0%} intervals"))
 
 
 def bars(rows: Rows, metrics: Sequence[str], level: float, of: str) -> alt.TopLevelMixin:
@@ -169,6 +164,7 @@ def bars(rows: Rows, metrics: Sequence[str], level: float, of: str) -> alt.TopLe
 
 
 def panel(rows: Rows, title: str, names: list[str]) -> alt.LayerChart | alt.FacetChart:
+    """One metric: the mean of each method with its interval."""
     y = alt.Y("method:N", title=None, sort=names, axis=alt.Axis(ticks=False))
     scale, axis = alt.Scale(zero=False, padding=8), alt.Axis(tickCount=3, labelOverlap=True)
     color = alt.Color("method:N", legend=None, scale=alt.Scale(domain=names, range=colors(names, names)))
@@ -264,7 +260,7 @@ def replay(rows: pd.DataFrame, record: Json) -> alt.TopLevelMixin:
     points = alt.Chart(longest).mark_point(filled=True, size=46).encode(x=x, y=y, color=color, tooltip=tip)
     lines = alt.Chart(pd.concat(parts)).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=color)
     rule = alt.Chart(pd.DataFrame({"F": [record["critical"]["tolerate"]]})).mark_rule(strokeDash=[5, 4], color="#888")
-    return sized(lines + points + rule.encode(y=y), "Forgetting against replay, longest fine-tuning")
+    return sized(lines + points + rule.encode(y=y), "Forgetting vs replayed share, longest fine-tuning")
 
 
 def tokens(rows: pd.DataFrame) -> alt.TopLevelMixin:
@@ -279,7 +275,7 @@ def tokens(rows: pd.DataFrame) -> alt.TopLevelMixin:
     chart = (
         alt.Chart(plain).mark_line(point=True).encode(x=x, y=alt.Y("F:Q", title=FORGETTING), color=color, tooltip=tip)
     )
-    return sized(chart, "Forgetting against new text, no replay")
+    return sized(chart, "Forgetting vs new tokens, no replay")
 
 
 def observed(rows: pd.DataFrame, record: Json) -> alt.TopLevelMixin:
@@ -291,4 +287,4 @@ def observed(rows: pd.DataFrame, record: Json) -> alt.TopLevelMixin:
     tip = ["series:N", "D:Q", "p:Q", alt.Tooltip("F:Q", format=".4f"), alt.Tooltip("law:Q", format=".4f")]
     points = alt.Chart(shown).mark_point(filled=True, size=46).encode(x=x, y=y, color=color, tooltip=tip)
     equal = alt.Chart(pd.DataFrame({"law": ends, "F": ends})).mark_line(color="#888", strokeDash=[5, 4])
-    return sized(equal.encode(x=x, y=y) + points, "Observed against fitted")
+    return sized(equal.encode(x=x, y=y) + points, "Observed vs fitted forgetting")

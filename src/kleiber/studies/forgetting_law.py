@@ -22,6 +22,7 @@ from kleiber.studies.laws import analysis, prediction, table
 from kleiber.studies.laws.bootstrap import interval
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.extrapolation import outside
+from kleiber.studies.laws.file import lines
 from kleiber.studies.laws.fit import depends
 from kleiber.studies.laws.law import Law
 from kleiber.studies.study import Figures, Findings, Study, check_level
@@ -64,6 +65,7 @@ class ForgettingLaw(Study):
         return []
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Fits the law and solves it for the replayed share at the tolerated forgetting."""
         record = self.fitted(runs)
         main, why = record["main"], record["main"].get("no_fit")
         return Findings(
@@ -75,7 +77,7 @@ class ForgettingLaw(Study):
             tables={"The grid": grid_table(record), "Published laws": beside_table(record)},
             figures=figures(record),
             law=None if why else main,
-            text=[] if why else printed(main),
+            text=[] if why else lines(main),
             methods=METHODS.format(level=self.level, **record["seed_noise"]) + REPLAY,
         )
 
@@ -110,6 +112,7 @@ class ForgettingLaw(Study):
             return {"law": name, "no_fit": str(error)}
 
     def fit(self, rows: Rows, name: str, target: str = "F") -> Json:
+        """The record of the law `name` fitted to the column `target`, clustered by base."""
         law = find(name)
         columns = {role: role for role in law.inputs} | {"L": target}
         named = rows.drop(columns=[c for c in ("C", "L") if c in rows and c != target])
@@ -242,6 +245,7 @@ def headline(record: Json) -> str:
 
 
 def figures(record: Json) -> Figures:
+    """The figures of the study; without a fit that of forgetting vs new tokens only."""
     from kleiber.studies import forgetting_figures
 
     rows = forgetting_figures.named(record)
@@ -255,6 +259,7 @@ def figures(record: Json) -> Figures:
 
 
 def grid_table(record: Json) -> list[Json]:
+    """A row for each cell of the grid."""
     return [
         {
             "N": cell["N"], "tokens per parameter": cell["M"], "new tokens": cell["D"], "replayed": cell["p"],
@@ -280,12 +285,6 @@ def beside_table(record: Json) -> list[Json]:
             "parameters": ", ".join(parameters), "source": fit["source"],
         })  # fmt: skip
     return rows
-
-
-def printed(law: Json) -> list[str]:
-    from kleiber.studies.laws.file import lines
-
-    return lines(law)
 
 
 METHODS = (

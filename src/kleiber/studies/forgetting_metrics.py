@@ -1,7 +1,7 @@
-"""Numbers of forgetting from one matrix: R[i][j], the score of task j after stage i. Nothing here reads a run.
+"""Metrics of forgetting from one matrix: R[i][j], the score of task j after stage i.
 
-Scores of any direction become gains (higher is better) first, so a positive BWT is always an improvement; forgetting
-is always positive where something was lost. A score that was never taken is nan and makes what depends on it nan.
+Scores become gains (higher is better) first, so that a positive BWT is always an improvement, and forgetting is
+positive where a score got worse. A missing score is nan and makes what depends on it nan.
 """
 
 from __future__ import annotations

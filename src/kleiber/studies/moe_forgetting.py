@@ -1,8 +1,7 @@
-"""The study `moe_forgetting`: a mixture of experts against a dense model of equal active FLOPs, by what they forget.
+"""The study `moe_forgetting`: forgetting of a mixture of experts and of a dense model of equal active FLOPs.
 
-The protocol is that of the study `forgetting`: every arm at every learning rate, read off its own frontier at one
-target loss. Beside it stands where the text went: by how much the load of the experts moved. It refuses to compare at a
-loss that one of the arms never reaches.
+As in the study `forgetting`, every arm runs at every learning rate and is compared on its frontier at one target loss,
+which all arms reach. The report adds how much the load of the experts changed.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ class MoEForgetting(EqualTargetStudy):
     """
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares the forgetting of mixture and dense model at equal target loss."""
         record = self.compare(runs)
         return Findings(
             headline=headline(record),
@@ -193,6 +193,7 @@ def load_table(rows: Rows, chosen: Rows, level: float) -> list[Json]:
 
 
 def figures(runs: Sequence[Run], record: Json) -> Figures:
+    """The figures that the runs allow, by name."""
     from kleiber.studies import forgetting_figures
 
     points, chosen = pd.DataFrame(record["points"]), pd.DataFrame(record["chosen"])

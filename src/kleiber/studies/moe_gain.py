@@ -1,8 +1,7 @@
-"""The study `moe_gain`: what a mixture gains over a dense model of equal active FLOPs, over sizes and tokens.
+"""The study `moe_gain`: the gain of a mixture of experts over a dense model of equal active FLOPs, by size and tokens.
 
-It reads cells of the design `arms` at one learning rate for all, which muP carries from the width where `sparsity`
-tunes it; each gain is paired by seed and stands beside the gain at equal training time. It refuses to call a trend what
-its interval does not tell from none.
+All cells of the design `arms` have one learning rate, which muP transfers from the width at which `sparsity` tunes it.
+Gains are paired by seed, at equal tokens and at equal training time.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ class MoEGain(Study):
                 raise ValueError(f"study.pairs: {pair}: give mixture and dense, the names of two arms")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Estimates the gain of each mixture over its dense model, and its trend in tokens and size."""
         ladders = by_tokens(runs)
         rows, trends, verdicts = [], [], []
         for pair in self.pairs:

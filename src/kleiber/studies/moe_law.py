@@ -54,6 +54,7 @@ class MoELaw(Study):
         return [f"the study can estimate gains but not fit a law: {why}"] if why else []
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Estimates gains over X = 1, and fits the joint law where the runs determine it."""
         rows = points(runs)
         expansions = {run.name: expansion(run) for run in runs if run.status == "finished"}
         rows = rows.assign(X=[expansions[name] for name in rows["run"]])
@@ -136,6 +137,7 @@ def gains(rows: Rows) -> Rows:
 
 
 def figures(means: Rows) -> Json:
+    """The figure of the gain vs X at the most tokens."""
     from kleiber.charts import theme
     from kleiber.charts.theme import human
 

@@ -69,6 +69,7 @@ class MupTransfer(Study):
             raise ValueError(f"study.around={self.around} must be >= 1")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Estimates the optimal learning rate at each width and its drift."""
         rows = points(runs)
         optima, drifts = self.optima(rows)
         headline = (
@@ -126,6 +127,7 @@ class MupTransfer(Study):
         return {**entry, "lr": 2**fit.optimum, "wider": 2**wider.optimum if wider else None}, fit
 
     def methods(self) -> str:
+        """A paragraph for a paper."""
         return (
             f"Loss against log2 of the learning rate was fitted by a parabola through the {2 * self.around + 1} rates "
             "around the least mean, with a level of its own for each seed; seeds run over the same rates. Noise is "
@@ -210,7 +212,8 @@ def drift(name: str, fits: dict[int, Parabola], noise: float, reach: float) -> J
 
 
 def verdicts(optima: Sequence[Json], drifts: Sequence[Json]) -> list[dict[str, str]]:
-    return [verdict for row in optima if (verdict := edge_warning(row))] + [drift_verdict(row) for row in drifts]
+    warnings = [edge_warning(row) for row in optima]
+    return [verdict for verdict in warnings if verdict] + [drift_verdict(row) for row in drifts]
 
 
 def drift_verdict(row: Json) -> dict[str, str]:

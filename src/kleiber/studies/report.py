@@ -102,6 +102,7 @@ def send_table(run: WandbRun, key: str, columns: Sequence[str], rows: Sequence[R
 
 
 def send_artifact(run: WandbRun, name: str, files: Sequence[Path]) -> None:
+    """Sends files as one artifact of type `study`."""
     import wandb
 
     artifact = wandb.Artifact(name, type="study")
@@ -141,7 +142,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
         return build(named(name))
     if (asked := folder / "study.yaml").is_file():
         return build(OmegaConf.create(dict(yaml.safe_load(asked.read_text()))))
-    nodes = [node for run in runs if (node := run.config.get("study"))]
+    nodes = [run.config["study"] for run in runs if run.config.get("study")]
     return build(OmegaConf.create(dict(nodes[0]))) if nodes else Scaling()
 
 

@@ -1,7 +1,7 @@
-"""The study `routers`: the zoo at equal compute, each with its loss and how evenly it used its experts.
+"""The study `routers`: the loss and the expert loads of all routers at equal compute.
 
-It reads cells of the design `arms`, and what their runs logged of their loads. Three claims of the literature are put
-to the test; each is shown, not shown, or contradicted here, and never assumed.
+It reads the cells of the design `arms` and the loads that their runs logged, and tests three claims of the literature:
+each is shown, not shown, contradicted, or not tested.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Routers(Study):
     unbalanced: str = "unbalanced"
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares the loss and the expert loads of all routers."""
         arms = read(runs, None if self.tokens is None else quantity(self.tokens))
         run_rows = points(runs)
         loads = {name: health(run_rows, arm) for name, arm in arms.items()}
@@ -88,6 +89,7 @@ class Routers(Study):
         return verdicts
 
     def figures(self, arms: Mapping[str, Arm], gaps: Sequence[Json], rows: Sequence[Json]) -> Figures:
+        """The figures of the study."""
         balanced = [row for row in rows if row.get("max violation") is not None]
         title = "Loss against the load of the busiest expert"
         return {
@@ -110,6 +112,7 @@ def headline(learned: str, arms: Mapping[str, Arm]) -> str:
 
 
 def learned_beats(arms: Mapping[str, Arm], learned: str, hashed: str) -> list[dict[str, str]]:
+    """The claim that a learned router has a lower loss than hashing; none without both arms."""
     if learned not in arms or hashed not in arms:
         return []
     pair = [arms[learned], arms[hashed]]

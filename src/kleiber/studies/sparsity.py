@@ -1,7 +1,6 @@
 """The study `sparsity`: a mixture of experts against dense models at equal active FLOPs, parameters, memory and time.
 
-It reads cells of the design `arms` and refuses a headline from arms that are not tuned. What "equal" is worth is
-checked: a comparison whose arms differ by more than 5 % in what was to be equal is told as such.
+The headline uses tuned arms only. A verdict warns where arms differ by more than 5 % in the quantity held equal.
 """
 
 from __future__ import annotations
@@ -64,10 +63,12 @@ class Sparsity(Study):
                 )
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares the mixture with dense models at equal FLOPs, parameters, memory and time."""
         arms = read(runs, quantity(self.tokens))
         verdicts = complaints(arms)
         first = {"arm": self.mixture, "against": self.dense, "equal": "flops"}
-        gaps = [gap for comparison in (first, *self.comparisons) if (gap := compare(arms, comparison, verdicts))]
+        rows = [compare(arms, comparison, verdicts) for comparison in (first, *self.comparisons)]
+        gaps = [gap for gap in rows if gap]
         if (clock := at_equal_time(arms, runs, self.mixture, self.dense, verdicts)) is not None:
             gaps.append(clock)
         times = multiplier(arms, self.mixture, self.sizes, verdicts)
@@ -201,6 +202,7 @@ def headline(arms: Mapping[str, Arm], gaps: Sequence[Row], times: Row | None) ->
 
 
 def figures(arms: Mapping[str, Arm], gaps: Sequence[Row]) -> Figures:
+    """The figures of the study."""
     rows = [arm.row() for arm in arms.values()]
     return {
         **differences_chart(gaps, "Mixture less dense: left of 0 the mixture is better"),

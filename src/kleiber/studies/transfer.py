@@ -1,6 +1,6 @@
-"""The study `transfer`: what pre-training gives on tasks with labels, against the same model from nothing.
+"""The study `transfer`: fine-tuning of pre-trained models on labelled tasks compared with training from scratch.
 
-Scores are paired within seeds. It reads the cells of its own design, and makes no claim without an interval.
+Scores are paired within seeds, and every claim has an interval.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Transfer(Study):
         check_level(self.level)
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares fine-tuning of pre-trained models with training from scratch on every task."""
         tried = score_rows(runs)
         rows = at_tuned_rate(tried)
         gaps, rivals = self.gaps(rows), self.rivals(rows)
@@ -122,6 +123,7 @@ def verdicts(gaps: Sequence[Row], level: float) -> list[Json]:
 
 
 def cautions(rows: Rows, data: Sequence[Row]) -> list[dict[str, str]]:
+    """Warnings about few seeds and about transferred data without an upper bound."""
     warnings = []
     seeds = int(rows.groupby(["kind", "start", "task", "share"])["seed"].nunique().min())
     if seeds < 3:
@@ -151,6 +153,7 @@ def headline(gaps: Sequence[Row], level: float) -> str:
 
 
 def scores(rows: Rows) -> list[Json]:
+    """A row for each kind, start, task and share: the mean score over seeds."""
     keys = ["task", "kind", "start", "share", "metric", "lr"]
     table = rows.groupby(keys, as_index=False).agg(
         seeds=("seed", "nunique"), score=("score", "mean"), sd=("score", "std"), loss=("loss", "mean"),
@@ -177,6 +180,7 @@ def factor_row(row: Row) -> Json:
 
 
 def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
+    """The figures that the runs allow, by name."""
     from kleiber.studies import transfer_figures
 
     charts: Figures = {}

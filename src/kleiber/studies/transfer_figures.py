@@ -1,4 +1,4 @@
-"""The figures of the study `transfer`: gaps to training from nothing, scores by labels and text, data transferred."""
+"""Altair figures of the study `transfer`: score differences, scores by labels and by text, data transferred."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def gaps(gap_rows: Sequence[Row]) -> alt.TopLevelMixin:
         if bool(part["lo"].notna().any()):
             layers.insert(1, base.mark_rule(strokeWidth=2).encode(x=alt.X("lo:Q", title=title), x2="hi:Q"))
         panels.append(alt.layer(*layers).properties(title=str(task), width=250, height=24 * len(part) + 20))
-    return beside(panels, "What pre-training gives")
+    return beside(panels, "Score gained by pre-training")
 
 
 def labels(rows: Rows) -> alt.TopLevelMixin:
@@ -46,7 +46,7 @@ def labels(rows: Rows) -> alt.TopLevelMixin:
         scale = alt.Scale(type="log", domain=[min(shares) / 1.2, max(shares) * 1.2], nice=False)
         x = alt.X("share:Q", title="share of the labels", scale=scale, axis=axis)
         panels.append(lines(part, x, names, part["metric"].iloc[0], str(task)))
-    return beside(panels, "Score by labels")
+    return beside(panels, "Score vs share of the labels")
 
 
 def texts(rows: Rows) -> alt.TopLevelMixin:
@@ -64,7 +64,7 @@ def texts(rows: Rows) -> alt.TopLevelMixin:
         chart = lines(part, x, names, part["metric"].iloc[0], str(task))
         means = new.groupby("kind", as_index=False)["score"].mean()
         panels.append(chart + alt.Chart(means).mark_rule(strokeDash=[5, 4], color="#888").encode(y="score:Q"))
-    return beside(panels, "Score by the text that was read before; dashed: from nothing")
+    return beside(panels, "Score vs pre-training text; dashed: from scratch")
 
 
 def factors(factor_rows: Sequence[Row]) -> alt.TopLevelMixin:

@@ -1,7 +1,6 @@
-"""The study `upcycling`: a dense run goes on as a mixture, goes on dense, or a mixture starts from nothing, at equal
-extra FLOPs.
+"""The study `upcycling`: an upcycled mixture compared with continued dense training and with a mixture from scratch.
 
-It reads cells of the design `arms`. The dense runs themselves are trained before, one a seed, and named in the design.
+The arms have equal extra FLOPs. The design names the dense runs to start from, one for each seed.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ class Upcycling(Study):
     against: Sequence[str] = ("continued", "scratch")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares the upcycled mixture with the other arms at equal extra FLOPs."""
         arms = read(runs)
         verdicts = complaints(arms)
         ours = arms.get(self.upcycled)

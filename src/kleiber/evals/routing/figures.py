@@ -32,6 +32,7 @@ def figures(record: Json, folder: Path | None) -> Json:
 def heat(
     rows: pd.DataFrame, value: str, title: str, legend: str, scheme: str = PALETTE, middle: float | None = None
 ) -> alt.TopLevelMixin:
+    """A heat map of `value` over layers and experts."""
     colors: Any = scheme
     scale = alt.Scale(scheme=colors) if middle is None else alt.Scale(scheme=colors, domainMid=middle)
     chart = alt.Chart(rows).mark_rect()
@@ -48,6 +49,7 @@ def heat(
 
 
 def cells(by_layer: Mapping[str, Sequence[float]], name: str) -> pd.DataFrame:
+    """A row for each layer and expert with its value."""
     return pd.DataFrame(
         [
             {"layer": int(layer), "expert": expert, name: value}
@@ -69,6 +71,7 @@ def removal(record: Json) -> alt.TopLevelMixin:
 
 
 def specialisation(record: Json) -> alt.TopLevelMixin:
+    """Mutual information of expert and domain or token, by layer."""
     special = record["specialisation"]
     rows = pd.DataFrame(
         [
@@ -86,16 +89,17 @@ def specialisation(record: Json) -> alt.TopLevelMixin:
             color=alt.Color("by:N", title="expert and"),
             tooltip=["layer:O", "by:N", alt.Tooltip("share:Q", format=".4f")],
         ),
-        "What experts specialise in",
+        "Specialization of experts by layer",
     )
 
 
 def similarity(record: Json) -> alt.TopLevelMixin:
+    """Mean cosine similarity of the outputs of two experts, by layer."""
     rows = pd.DataFrame([{"layer": int(i), "cosine": v} for i, v in record["redundancy"]["alike"].items()])
     chart = alt.Chart(rows).mark_bar(color="#456")
     x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
     y = alt.Y("cosine:Q", title="mean cosine of two experts' outputs")
-    return sized(chart.encode(x=x, y=y), "How alike experts are on the same tokens", height=200)
+    return sized(chart.encode(x=x, y=y), "Similarity of experts on the same tokens, by layer", height=200)
 
 
 def sensitivity(record: Json) -> alt.TopLevelMixin:
@@ -128,6 +132,7 @@ def rounded(rounding: Row, x: alt.X) -> alt.LayerChart | alt.FacetChart:
 
 
 def saturation(record: Json) -> alt.TopLevelMixin:
+    """Share of routing choices equal to those of the last checkpoint, by step and layer."""
     settled = record["settled"]
     rows = pd.DataFrame(
         [
@@ -160,6 +165,7 @@ def history(folder: Path) -> pd.DataFrame:
 
 
 def load_over_time(rows: pd.DataFrame) -> alt.TopLevelMixin:
+    """Load of each expert by optimizer step, a panel for each layer."""
     lines = alt.Chart(rows).mark_line(strokeWidth=1).encode(
         x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickCount=6)),
         y=alt.Y("share:Q", title="share of the load", axis=alt.Axis(tickCount=5, format=".0%")),

@@ -116,6 +116,7 @@ def width_of(model: Config) -> int:
 
 
 def arm_of(name: str, rows: Sequence[Row]) -> Arm:
+    """The arm of these rows, at its learning rate of least mean loss."""
     losses: dict[float, dict[int, float]] = {}
     for row in rows:
         losses.setdefault(row["lr"], {})[row["seed"]] = math.inf if row["loss"] is None else row["loss"]
@@ -137,6 +138,7 @@ def arm_of(name: str, rows: Sequence[Row]) -> Arm:
 
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
+    """Why an arm with these learning rates is untuned; empty when it is tuned."""
     if len(lrs) < LRS:
         return f"{len(lrs)} learning rates, and {LRS} are needed"
     if best in (lrs[0], lrs[-1]):

@@ -46,6 +46,7 @@ def above(code: str, text: str, value: float, half: float, least: float = 0.0) -
 
 
 def claims(rows: Rows, comparisons: Sequence[Matched], level: float) -> list[Claim]:
+    """All claims that these runs can test, with intervals at the confidence level `level`."""
     noise = {name: within_seeds(rows, name) for name in ("F", "target")}
     rows = rows.assign(beside=beside(rows))
     return [
@@ -209,6 +210,7 @@ def terms(ends: list[tuple[Row, Row]]) -> float:
 
 
 def claim(code: str, text: str, column: str, values: list[float], ends: list[tuple[Row, Row]], half: float) -> Claim:
+    """The claim that the mean of `values` is positive, with their range over the cells in its text."""
     low, high = ends[0][0][column], ends[0][1][column]
     span = f"{min(values):+.4f} to {max(values):+.4f} over {len(values)} cells"
     unit = {"beside": " steps", "M": " tokens per parameter", "N": " parameters", "p": " of the tokens"}[column]

@@ -52,6 +52,7 @@ def is_sequence(run: Run) -> bool:
 
 
 def sequence_row(run: Run, alone: Alone, tolerance: float, suffix: str = "") -> Json:
+    """The row of one sequence; `suffix` is appended to its setting."""
     config, stages = run.config, [stage for stage in run.stages if stage["name"] != AGAIN]
     r, kind = own_matrix(run)
     method, setting = described(config)

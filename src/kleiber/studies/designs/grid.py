@@ -56,6 +56,7 @@ class Grid:
         self.widths, self.seeds, self.head_dim = list(widths), each, head_dim
 
     def cells(self, ground: Ground | None = None) -> list[list[str]]:
+        """The overrides of each cell."""
         planned = []
         for width, seeds in sorted(zip(self.widths, self.seeds, strict=True)):
             size = [f"model.width={width}"]
@@ -124,6 +125,7 @@ class Arms:
         self.arms, self.lrs, self.seeds, self.fill = arms, sorted(lrs), seeds, fill or {}
 
     def cells(self, ground: Ground | None = None) -> list[list[str]]:
+        """The overrides of each cell."""
         planned = []
         for seed in range(self.seeds):
             fills = {"seed": str(seed), **{name: str(values[seed]) for name, values in self.fill.items()}}

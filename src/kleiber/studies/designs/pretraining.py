@@ -172,8 +172,8 @@ class Pretraining:
     def needs(self) -> None:
         """Raises ValueError for data sets of the hub that have no local copy while the hub cannot be reached."""
         overrides = {**self.sources, **self.tasks}
-        names = {name: path for name, lines in overrides.items() if (path := hub_name(lines))}
-        absent = {name: path for name, path in names.items() if hub.local_copy(path) is None}
+        names = {name: hub_name(lines) for name, lines in overrides.items()}
+        absent = {name: path for name, path in names.items() if path and hub.local_copy(path) is None}
         if absent and not hub.reachable():
             listed = ", ".join(f"{path} for {name}" for name, path in absent.items())
             raise ValueError(
