@@ -19,12 +19,12 @@ from kleiber.studies.compare.intervals import Rows
 from kleiber.studies.compare.rows import PLAIN, REPLAY, beside, outcomes, real_replay
 from kleiber.studies.designs.sizes import PlannedPoint, fine_tunes, shortfall
 from kleiber.studies.laws import analysis, prediction, table
-from kleiber.studies.laws.bootstrap import interval
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.extrapolation import outside
-from kleiber.studies.laws.file import lines
 from kleiber.studies.laws.fit import depends
 from kleiber.studies.laws.law import Law
+from kleiber.studies.laws.laws_json import lines
+from kleiber.studies.laws.prediction import outside
+from kleiber.studies.laws.uncertainty import interval
 from kleiber.studies.study import Figures, Findings, Study, check_level
 from kleiber.types.plain import Json
 

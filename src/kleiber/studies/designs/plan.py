@@ -16,8 +16,8 @@ from kleiber.config.budget import quantity
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.designs.search import PARAMETERS, Points
 from kleiber.studies.designs.sizes import Size, size, vocabulary_of
-from kleiber.studies.laws.file import read
 from kleiber.studies.laws.law import Array
+from kleiber.studies.laws.laws_json import read
 from kleiber.types.plain import Config
 
 Law = Mapping[str, float]
