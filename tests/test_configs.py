@@ -39,7 +39,7 @@ ELSEWHERE |= {
     f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs"
     for name in ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
 }
-ELSEWHERE |= {f"data/{name}": "tests/data/test_recall.py" for name in ("recall", "repeat")}
+ELSEWHERE |= {"data/recall": "tests/data/sources/test_recall.py", "data/repeat": "tests/data/test_mixture.py"}
 ELSEWHERE |= {
     f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in ("checkpoint", "hf", "upcycle")
 }

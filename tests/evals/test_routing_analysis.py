@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.evals.routing import evaluate
 from kleiber.evals.routing.sensitivity import perturbed, relative, sensitivity, to_bf16, to_int8
 from kleiber.evals.routing.specialization import (

@@ -15,8 +15,7 @@ from typing import Any
 
 from kleiber.config.stages import ONLY
 from kleiber.data import chat
-from kleiber.data.tokenizers.bpe import ALPHABET, BPE
-from kleiber.data.tokenizers.bytes import EOS, MASK, Bytes
+from kleiber.data.tokenizers.byte_level import ALPHABET, BPE, EOS, MASK, Bytes
 from kleiber.data.tokenizers.pretrained import CONFIG, FILE, Pretrained
 from kleiber.models.counting import count_parameters
 from kleiber.models.hf.config import hf_model_node, hf_tokenizer, hf_vocab_size

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from kleiber.config.errors import ConfigError
 from kleiber.config.signatures import build, signature
 from kleiber.config.stages import stage_config, stage_configs
-from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.objectives.objective import NAME
 from kleiber.records.folder import TOKENIZER, read_config
 from kleiber.records.summary import read

@@ -191,7 +191,7 @@ def keep_tokenizer(tokenizer: Any, folder: Path) -> None:
     import json
     import shutil
 
-    from kleiber.data.tokenizers.bytes import EOS, MASK
+    from kleiber.data.tokenizers.byte_level import EOS, MASK
     from kleiber.data.tokenizers.pretrained import CONFIG, FILE
     from kleiber.records.folder import TOKENIZER
 

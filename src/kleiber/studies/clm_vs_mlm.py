@@ -17,7 +17,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.intervals import Rows, reach
 from kleiber.studies.designs.sizes import PlannedPoint
 from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.replicates import trunk_noise
+from kleiber.studies.laws.variance_components import trunk_noise
 from kleiber.studies.study import Findings, Options, check_level, points
 
 NAMES = ("N", "D")

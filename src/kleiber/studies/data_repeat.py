@@ -20,9 +20,9 @@ from kleiber.config.budget import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.intervals import Rows, seed_means, told
 from kleiber.studies.designs.sizes import PlannedPoint, shortfall
-from kleiber.studies.laws import analysis, file, table
+from kleiber.studies.laws import analysis, laws_json, table
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.file import lines
+from kleiber.studies.laws.laws_json import lines
 from kleiber.studies.study import Findings, Options, check_level
 
 FEW = 4.0  # epochs that are said to be nearly free
@@ -94,7 +94,7 @@ class DataRepeat(Options):
         loaded = table.load(rows, {"N": "N", "D": "tokens", "U": "unique", "L": "loss"}, (), form.inputs)
         options = analysis.Options(bootstrap=self.bootstrap, cluster="run", level=self.level)
         try:
-            law = file.finite(analysis.analyse(loaded, form, options))
+            law = laws_json.finite(analysis.analyse(loaded, form, options))
         except ValueError as error:
             return None, [{"code": "no_law", "level": "warn", "text": f"no fit of the data-constrained law: {error}"}]
         return law, law["verdicts"]

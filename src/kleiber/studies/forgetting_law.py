@@ -20,10 +20,10 @@ from kleiber.studies.compare.frontier import Noise, pooled
 from kleiber.studies.compare.rows import PLAIN
 from kleiber.studies.designs.sizes import PlannedPoint, fine_tunes, shortfall
 from kleiber.studies.laws import analysis, prediction, table
-from kleiber.studies.laws.bootstrap import interval
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.extrapolation import outside
 from kleiber.studies.laws.fit import depends
+from kleiber.studies.laws.prediction import outside
+from kleiber.studies.laws.uncertainty import interval
 from kleiber.studies.study import Findings, Options, check_level
 
 GRID = ["N", "M", "steps", "p"]  # of one cell; steps stand for D, which replay makes a little smaller
@@ -278,7 +278,7 @@ def beside_table(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def printed(law: Mapping[str, Any]) -> list[str]:
-    from kleiber.studies.laws.file import lines
+    from kleiber.studies.laws.laws_json import lines
 
     return lines(law)
 

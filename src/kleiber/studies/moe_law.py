@@ -16,9 +16,9 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.intervals import Rows, seed_means, told
 from kleiber.studies.designs.sizes import PlannedPoint, shortfall
-from kleiber.studies.laws import analysis, file, table
+from kleiber.studies.laws import analysis, laws_json, table
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.file import lines
+from kleiber.studies.laws.laws_json import lines
 from kleiber.studies.study import Findings, Options, check_level, points
 
 SAME = 0.03  # relative difference of active parameters that a router may make
@@ -81,7 +81,7 @@ class MoELaw(Options):
             return None, [{"code": "no_law", "level": "warn", "text": text}]
         loaded = table.load(rows, {"N": "active", "D": "tokens", "X": "X", "L": "loss", "C": "flops"}, (), form.inputs)
         options = analysis.Options(bootstrap=self.bootstrap, cluster="trunk", level=self.level)
-        law = file.finite(analysis.analyse(loaded, form, options))
+        law = laws_json.finite(analysis.analyse(loaded, form, options))
         return law, law["verdicts"]
 
 

@@ -24,7 +24,7 @@ import yaml
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
 from kleiber.records.summary import write_json
-from kleiber.studies.laws import file as records
+from kleiber.studies.laws import laws_json as records
 from kleiber.studies.scaling import Scaling
 from kleiber.studies.study import Findings, Study, content
 

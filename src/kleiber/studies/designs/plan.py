@@ -17,7 +17,7 @@ from kleiber.config.budget import quantity
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.designs.search import PARAMETERS, Points
 from kleiber.studies.designs.sizes import Size, size, vocabulary_of
-from kleiber.studies.laws import file as records
+from kleiber.studies.laws import laws_json as records
 from kleiber.studies.laws.law import Array
 
 Law = Mapping[str, float]

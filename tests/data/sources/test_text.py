@@ -6,16 +6,14 @@ import gzip
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kleiber.config import hub
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.sources.text import Text
-from kleiber.data.windows import ValidationWindows
+from kleiber.data.token_files import ValidationWindows
 
 CHECK = """
 import sys
@@ -85,14 +83,6 @@ def test_a_folder_of_text_files_holds_a_document_a_file(tmp_path: Path, cache: P
     assert "\n\nwith two lines\n" in train_text(corpus)
 
 
-def test_a_folder_of_several_kinds_of_files_is_refused(tmp_path: Path, cache: Path) -> None:
-    """`datasets` would read the commonest and leave the others out in silence."""
-    for name in ("a.txt", "b.txt", "c.jsonl"):
-        (tmp_path / name).write_text(json.dumps({"text": "some words"}) + "\n")
-    with pytest.raises(ValueError, match=r"holds 2 .txt and 1 .jsonl files, and one kind is read"):
-        Text(str(tmp_path)).prepare(16, cache)
-
-
 def test_max_bytes_cuts_every_split(cache: Path, tiny: str) -> None:
     corpus = Text(tiny, max_bytes="1k").prepare(8)
     sizes = [count["bytes"] for count in corpus.manifest["tiny"]["splits"].values()]
@@ -126,43 +116,6 @@ def test_a_kind_of_rows_that_is_unknown_is_refused(tiny: str) -> None:
         text.source()
 
 
-def test_a_broken_line_of_json_is_named_with_its_number(tmp_path: Path, cache: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "good"}\n{"text": bad}\n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is no JSON"):
-        Text(str(path)).prepare(8)
-
-
-def test_empty_and_missing_places_are_named(tmp_path: Path, cache: Path) -> None:
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(ValueError, match="is empty"):
-        Text(str(tmp_path / "nothing")).prepare(8)
-    with pytest.raises(ValueError, match="no such file or folder"):
-        Text(str(tmp_path / "absent.txt")).prepare(8)
-    (tmp_path / "data.xyz").write_text("x")
-    with pytest.raises(ValueError, match=r"ends in \.txt"):
-        Text(str(tmp_path / "data.xyz")).prepare(8)
-
-
-def test_an_unreachable_hub_is_said_quickly_with_the_ways_out(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "reachable", lambda: False)
-    began = time.monotonic()
-    with pytest.raises(ValueError, match=r"KLEIBER_DATA=DIR.*data\.path=.*data=builtin"):
-        Text("no-one/nothing").prepare(8)
-    assert time.monotonic() - began < 10
-
-
-def test_probing_a_silent_hub_takes_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "PROBE_S", 0.3)
-    monkeypatch.setattr(hub, "_answers", lambda url: time.sleep(2) or True)
-    began = time.monotonic()
-    assert not hub.reachable()
-    assert time.monotonic() - began < 1
-
-
 def test_wikitext_from_a_local_copy(
     shared: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,23 +127,6 @@ def test_wikitext_from_a_local_copy(
     validation = corpus.validation["wikitext"]
     assert validation.num_bytes == validation.num_tokens == 1_119_083
     assert np.asarray(validation.gather(np.array([0])).tokens)[0, 0] == 256
-
-
-def test_a_copy_without_the_default_config_takes_its_first(
-    shared: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KLEIBER_DATA", str(shared / "data"))
-    corpus = Text("roneneldan/TinyStories").prepare(64)
-    assert (corpus.name, corpus.config) == ("tinystories", "v1-sample")
-
-
-def test_a_copy_may_be_named_as_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "hh_rlhf").mkdir()
-    monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
-    assert hub.local_copy("Anthropic/hh-rlhf") == tmp_path / "hh_rlhf"
-    assert hub.local_copy("Anthropic/hh") is None
-    (tmp_path / "Anthropic" / "hh-rlhf").mkdir(parents=True)
-    assert hub.local_copy("Anthropic/hh-rlhf") == tmp_path / "Anthropic" / "hh-rlhf"
 
 
 @pytest.mark.process

@@ -1,4 +1,4 @@
-"""Text goes through every tokenizer unchanged, and its bytes are counted exactly."""
+"""Tokenizers of Hugging Face models, read from their files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 import random
 from pathlib import Path
 
-import numpy as np
 import pytest
+from small_run import REPOSITORY
 
 from kleiber.data.sources.text import Text
-from kleiber.data.tokenizers.bpe import BPE, trained
-from kleiber.data.tokenizers.bytes import Bytes, chunks
+from kleiber.data.tokenizers.byte_level import BPE, trained
 from kleiber.data.tokenizers.pretrained import pretrained
 
 ODD = [
@@ -34,58 +33,8 @@ def noise(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def bpe(tmp_path_factory: pytest.TempPathFactory) -> BPE:
-    source = Text(str(Path(__file__).with_name("tiny.txt"))).source()
+    source = Text(str(REPOSITORY / "tests/data/tiny.txt")).source()
     return trained([source], 400, tmp_path_factory.mktemp("bpe"))
-
-
-def test_bytes_are_exact() -> None:
-    tokenizer = Bytes()
-    for text in ODD + noise(100):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-        assert tokenizer.token_bytes[tokenizer.encode(text)].sum() == len(text.encode())
-    assert tokenizer.vocab_size == 272
-
-
-def test_bpe_is_exact_and_counts_bytes(bpe: BPE) -> None:
-    for text in ODD + noise(200):
-        ids = bpe.encode(text)
-        assert bpe.decode(ids) == text
-        assert bpe.token_bytes[ids].sum() == len(text.encode())
-        assert not {bpe.eos, bpe.mask} & set(ids)
-    assert bpe.num_tokens == 400 and bpe.vocab_size == 400
-
-
-def test_tiktoken_gives_the_ids_of_tokenizers(bpe: BPE, tiny: str) -> None:
-    from tokenizers import Tokenizer
-
-    slow = Tokenizer.from_file(str(bpe.path))
-    texts = [text for text in ODD if "<|" not in text] + noise(300) + [Path(tiny).read_text(), "y" * 1000, " " * 100]
-    for text, ids in zip(texts, bpe.encode_many(texts), strict=True):
-        assert slow.encode(text).ids == ids.tolist(), text
-
-
-def test_chunks_are_the_text_and_their_ids_those_of_the_whole(bpe: BPE, tiny: str) -> None:
-    text = Path(tiny).read_text()
-    pieces = list(chunks([text[:7000], text[7000:]], size=1000))
-    assert "".join(pieces) == text and max(map(len, pieces)) <= 1000
-    assert np.concatenate(bpe.encode_many(pieces)).tolist() == bpe.encode(text)
-    assert [len(piece) for piece in chunks(["x" * 2500], size=1000)] == [1000, 1000, 500]
-
-
-def test_bpe_is_the_same_when_trained_again(bpe: BPE, tmp_path: Path, tiny: str) -> None:
-    again = trained([Text(tiny).source()], 400, tmp_path)
-    assert again.hash == bpe.hash
-    assert trained([Text(tiny).source()], 300, tmp_path).hash != bpe.hash
-
-
-def test_a_vocabulary_too_small_for_the_bytes_is_refused(tmp_path: Path, tiny: str) -> None:
-    with pytest.raises(ValueError, match=r"data\.vocab_size=100"):
-        trained([Text(tiny).source()], 100, tmp_path)
-
-
-def test_a_vocabulary_size_that_nothing_uses_is_refused(cache: Path, tiny: str) -> None:
-    with pytest.raises(ValueError, match=r"data\.vocab_size=512 means nothing to data\.tokenizer=bytes"):
-        Text(tiny, vocab_size=512).prepare(16)
 
 
 def test_gpt2_is_read_from_its_folder(shared: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from kleiber.data.cache import Reading
 from kleiber.data.sampler import evaluation_batches
-from kleiber.data.token_files import TokenFile
-from kleiber.data.tokenizers.bytes import Bytes
-from kleiber.data.windows import Joined, TrainWindows, ValidationWindows, interleave
-from kleiber.types.batch import Batch
+from kleiber.data.token_files import Kept, TokenFile, TrainWindows, ValidationWindows, dtype, token_files
+from kleiber.data.tokenizers.byte_level import Bytes
 
 TEXT = "Ångström weighed 3 elephants, 你好 and a mouse. " * 7
 
@@ -72,40 +75,60 @@ def test_a_text_shorter_than_a_window_says_what_to_do() -> None:
     assert len(TrainWindows(token_file("abc"), 3)) == 1
 
 
-def test_joined_samples_are_those_of_the_parts_in_the_order_asked() -> None:
-    parts = [TrainWindows(token_file(TEXT), 10), TrainWindows(token_file(TEXT[::-1]), 10)]
-    joined = Joined(parts)
-    index = np.array([len(parts[0]) + 2, 0, len(parts[0]), 5])
-    tokens = joined.gather(index).tokens
-    expected = [parts[1].gather(np.array([2])), parts[0].gather(np.array([0])), parts[1].gather(np.array([0]))]
-    assert torch.equal(tokens[:3], torch.cat([batch.tokens for batch in expected]))
-    assert joined.gather(index).samples.tolist() == index.tolist()  # pyright: ignore[reportOptionalMemberAccess]
+class Letters:
+    """A source of two splits that counts how often it is read."""
+
+    name, read = "letters", 0
+
+    def identity(self) -> dict[str, str]:
+        return {"letters": "abc"}
+
+    @contextmanager
+    def reading(self, root: Path) -> Iterator[Reading]:
+        self.read += 1
+        yield Reading({"train": [["ab", "c"], ["é"]], "validation": [["d"]]}, {"config": "small"})
 
 
-def test_rows_of_unequal_width_become_one_batch() -> None:
-    short = Batch(torch.tensor([[1, 2]]), weights=torch.tensor([[0.0, 1.0]]), samples=torch.tensor([7]))
-    long = Batch(torch.tensor([[3, 4, 5], [6, 7, 0]]), torch.tensor([[True] * 3, [True, True, False]]))
-    long.samples, long.segments, short.segments = (
-        torch.tensor([8, 9]),
-        torch.tensor([[0, 0, 1], [0, 0, -1]]),
-        torch.zeros(1, 2).long(),
-    )
-    both = interleave([short, long], [np.array([1]), np.array([0, 2])])
-    assert both.tokens.tolist() == [[3, 4, 5], [1, 2, 0], [6, 7, 0]]
-    assert both.real is not None and both.weights is not None and both.samples is not None
-    assert both.real.tolist() == [[True] * 3, [True, True, False], [True, True, False]]
-    assert both.weights.tolist() == [[1, 1, 1], [0, 1, 0], [1, 1, 1]]
-    assert both.samples.tolist() == [8, 7, 9]
+def test_a_token_file_holds_an_end_of_text_before_every_document_and_is_written_once(tmp_path: Path) -> None:
+    source = Letters()
+    for _ in range(2):
+        files, manifest = token_files(source, Bytes(), tmp_path)
+        assert files["train"].ids.tolist() == [256, *b"abc", 256, *"é".encode()]
+        assert (files["train"].num_bytes, files["validation"].num_bytes, len(files["test"].ids)) == (5, 1, 0)
+        assert manifest["config"] == "small" and manifest["splits"]["train"]["documents"] == 2
+    assert source.read == 1
 
 
-def test_pairs_of_rows_stay_together() -> None:
-    parts = []
-    for i in range(2):
-        against = Batch(torch.full((1, 2 + i), 10 + i))
-        parts.append(Batch(torch.full((1, 3), i), against=against, reference=torch.full((1, 2), float(i))))
-    both = interleave(parts, [np.array([1]), np.array([0])])
-    assert both.against is not None and both.reference is not None and both.against.real is not None
-    assert both.against.tokens.tolist() == [[11, 11, 11], [10, 10, 0]]
-    assert both.against.real.sum(1).tolist() == [3, 2] and both.reference[:, 0].tolist() == [1, 0]
-    first = both.split(1)[0]
-    assert first.against is not None and first.against.tokens.tolist() == [[11, 11, 11]]
+def test_text_that_is_costly_to_get_is_read_back_from_its_bytes(tmp_path: Path) -> None:
+    source = Letters()
+    for _ in range(2):
+        with Kept(source).reading(tmp_path) as text:
+            assert [["".join(document) for document in text.documents[name]] for name in ("train", "validation")] == [
+                ["abc", "é"],
+                ["d"],
+            ]
+            assert text.notes == {"config": "small"}
+    assert source.read == 1 and Kept(source).identity() == source.identity()
+
+
+def test_ids_outside_a_vocabulary_and_sources_without_text_are_refused(tmp_path: Path) -> None:
+    small = Bytes()
+    small.vocab_size = 100
+    with pytest.raises(ValueError, match="its vocabulary ends at 99"):
+        token_files(Letters(), small, tmp_path)
+
+    class Silent(Letters):
+        @contextmanager
+        def reading(self, root: Path) -> Iterator[Reading]:
+            yield Reading({"train": []}, {})
+
+    with pytest.raises(ValueError, match="no text to train on"):
+        Silent.name = "silent"
+        token_files(Silent(), Bytes(), tmp_path)
+
+
+@pytest.mark.parametrize(("size", "bits"), [(272, 16), (1 << 16, 16), ((1 << 16) + 1, 32)])
+def test_the_narrowest_type_that_holds_every_id(size: int, bits: int) -> None:
+    assert dtype(size).itemsize * 8 == bits
+    with pytest.raises(ValueError, match="32-bit"):
+        dtype((1 << 32) + 1)
