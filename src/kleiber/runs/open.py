@@ -85,8 +85,8 @@ def open_model(path: str | Path) -> TrainedModel:
 def open_hf(folder: Path) -> TrainedModel:
     """Opens a Hugging Face folder, its model wrapped as it is."""
     from kleiber.data.tokenizers.pretrained import pretrained
-    from kleiber.models.hf.config import hf_tokenizer, read_config
-    from kleiber.models.hf.wrapped import HFModel
+    from kleiber.models.hf import HFModel
+    from kleiber.models.hf_config import hf_tokenizer, read_config
 
     tokenizer = pretrained(hf_tokenizer(folder))
     context = read_config(folder).get("max_position_embeddings", 1024)

@@ -19,7 +19,7 @@ from kleiber.config.stages import built_trained
 from kleiber.data.sampler import stream
 from kleiber.evals.drift import drift, merged, untrained
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
-from kleiber.nn.sharding import whole
+from kleiber.nn.sharding import full_parameters
 from kleiber.records.stage_record import Scores, StageRecord
 from kleiber.retention.memory import ranks
 from kleiber.runs.open import load_stage
@@ -118,7 +118,7 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
         start = trainer.global_step
     record.stopped_at_loss = target_loss if start < plan.stop_step else None
     stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=start))
-    with whole(model):
+    with full_parameters(model):
         end_retention(methods, tree, stage, model, evaluate)
         record.add_scores(stage_drift(tree, stage, model, tasks))
         complete_record(record, tree, stage, model)

@@ -67,7 +67,7 @@ class HF(StartPoint):
     upstream: Sequence[str] = field(default_factory=tuple)
 
     def load(self, model: Any) -> None:
-        from kleiber.models.hf.twin import load_hf
+        from kleiber.models.hf_twin import load_hf
 
         load_hf(model, Path(self.path).expanduser())
 
@@ -93,12 +93,12 @@ class Upcycle(Checkpoint):
     seed: int = 0
 
     def load(self, model: Any) -> None:
-        from kleiber.models.upcycle import refuse_settings, upcycle
+        from kleiber.models.upcycle import check_settings, upcycle
 
         folder, stage = locate(self.path)
         with torch.random.fork_rng(devices=[]):
             dense = build(DictConfig(recorded_configs(folder, stage)[stage]["model"]), vocab_size=model.vocab_size)
-            refuse_settings(dense, model)
+            check_settings(dense, model)
             for name, head in model.heads.items():
                 dense.add_head(name, len(head.weight))
             load_stage(dense, folder, stage)

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from kleiber.nn.sharding import placed
+from kleiber.nn.sharding import place_like
 from kleiber.types.plain import Json
 
 SCHEMA = "kleiber.checkpoint/1"
@@ -245,4 +245,4 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Json) -> None:
         raise ValueError(f"optimizer state is for other parameters: {sorted(state.keys() ^ parameters.keys())[:5]}")
     for name, values in state.items():
         # Adam's step count lives on the parameter's device only when fused or capturable, which is how it was saved.
-        optimizer.state[parameters[name]] = {key: placed(value, parameters[name]) for key, value in values.items()}
+        optimizer.state[parameters[name]] = {key: place_like(value, parameters[name]) for key, value in values.items()}

@@ -5,7 +5,7 @@ Ranks are started by the launcher alone; a Trainer only finds them.
 PyTorch's FSDP2 (`fully_shard`) shards parameters, gradients and optimizer state. Every block is a unit, and the rest of
 the model is another, whose weights stay whole from the forward pass to the end of the backward pass: an objective reads
 the output layer outside of both. While a model is scored, generates or is saved, every rank holds all of its weights
-(`sharding.whole`). `config.cross_checks` refuses what FSDP cannot be combined with.
+(`sharding.full_parameters`). `config.cross_checks` refuses what FSDP cannot be combined with.
 """
 
 from __future__ import annotations

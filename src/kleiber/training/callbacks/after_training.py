@@ -18,7 +18,7 @@ from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.latency import latency, lengths
 from kleiber.evals.perplexity import binned, loss_by_position
 from kleiber.models.generate import generate
-from kleiber.nn.sharding import whole
+from kleiber.nn.sharding import full_parameters
 from kleiber.records.stage_record import StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
@@ -51,7 +51,7 @@ class FinalScore(LeanCallback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
         if trainer.global_step != trainer.max_steps:
             return
-        with whole(pl_module.model):
+        with full_parameters(pl_module.model):
             if trainer.is_global_zero:
                 self.put(trainer, pl_module)
 
@@ -151,7 +151,7 @@ class Classes(LeanCallback):
             return
         for task, samples in self.corpus.validation.items():
             scorer: Any = pl_module.objective.scorer()
-            with trainer.precision_plugin.val_step_context(), whole(pl_module.model):  # type: ignore[arg-type]
+            with trainer.precision_plugin.val_step_context(), full_parameters(pl_module.model):  # type: ignore[arg-type]
                 self.pass_over(pl_module, scorer, samples, trainer.global_rank, trainer.world_size)
             confusion, report = scorer.confusion(), scorer.report()  # every rank: they gather
             if confusion is not None and trainer.is_global_zero:
@@ -229,7 +229,7 @@ class Samples(LeanCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LitLM) -> None:
         if trainer.global_step != trainer.max_steps:
             return
-        with whole(pl_module.model):  # type: ignore[arg-type]
+        with full_parameters(pl_module.model):  # type: ignore[arg-type]
             if trainer.is_global_zero:
                 self.write(pl_module.model, trainer.loggers)
 

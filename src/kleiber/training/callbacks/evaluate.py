@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.evals.perplexity import Place, scores
-from kleiber.nn.sharding import whole
+from kleiber.nn.sharding import full_parameters
 from kleiber.records.stage_record import Scores, StageRecord
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
@@ -132,7 +132,7 @@ class Evaluate(LeanCallback):
     def scores(self, model: Model, tasks: Sequence[Task], tokens: int | None, prefix: str) -> Scores:
         """Metrics of the model as it is now, by `prefix/<task>/<metric>`; counts the seconds that they take."""
         began = time.perf_counter()
-        with whole(model):
+        with full_parameters(model):
             found = scores(model, tasks, tokens, self.rows, self.place, prefix)
         self.record.evaluation_seconds += time.perf_counter() - began
         return found

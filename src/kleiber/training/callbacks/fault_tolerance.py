@@ -21,7 +21,7 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from kleiber.config.errors import SIGNALS, Preempted
-from kleiber.nn.sharding import gathered, whole
+from kleiber.nn.sharding import full_parameters, gather_state
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
@@ -68,8 +68,8 @@ class Checkpoints(LeanCallback):
     def save(self, trainer: Trainer, pl_module: LitLM) -> None:
         """Saves the state after the latest step: rank 0 collects the shares of the others, which wait for it."""
         (optimizer,) = trainer.optimizers
-        state = gathered(checkpoint.optimizer_state(optimizer), keep=trainer.is_global_zero)
-        with whole(pl_module.model):
+        state = gather_state(checkpoint.optimizer_state(optimizer), keep=trainer.is_global_zero)
+        with full_parameters(pl_module.model):
             if trainer.is_global_zero:
                 self.write(trainer, pl_module, state)
         if torch.distributed.is_initialized():
