@@ -20,7 +20,7 @@ from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.laws_json import band_rate, finite, intervals_by, lines, percent, short
 from kleiber.studies.laws.verdicts import CHOICES
-from kleiber.studies.study import Findings, Options, not_identified, points
+from kleiber.studies.study import Findings, Study, not_identified, points
 from kleiber.types.plain import Json, Row
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # inputs t
 
 
 @dataclass(frozen=True)
-class Scaling(Options):
+class Scaling(Study):
     """Options of a scaling study.
 
     law         a shipped law of N and D
