@@ -6,8 +6,6 @@ It measures one model and its run's own earlier checkpoints, and judges nothing.
 
 from __future__ import annotations
 
-from typing import Any
-
 from kleiber.evals import Subject
 from kleiber.evals.routing.analysis import coactivation, redundancy, sensitivity, settled, specialisation
 from kleiber.evals.routing.trace import Record, mixtures, read
