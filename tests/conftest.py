@@ -83,10 +83,10 @@ def priced_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if request.node.get_closest_marker("process") is not None:
         return
 
-    def ask(runs: Any, threads: int | None, words: bool = False) -> dict[str, Any]:
-        from kleiber.launch.plan_of_sweep import answer
+    def ask(runs: Any, threads: int | None, describe: bool = False) -> dict[str, Any]:
+        from kleiber.launch.price_estimate import answer
 
-        return answer({"runs": {str(folder): config for folder, config in runs.items()}, "words": words})
+        return answer({"runs": {str(folder): config for folder, config in runs.items()}, "describe": describe})
 
     monkeypatch.setattr("kleiber.launch.price.ask", ask)
 

@@ -34,20 +34,20 @@ NEEDS |= {"design/arms": ['design.arms={a:["model=moe"]}']}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
-ELSEWHERE |= {f"design/{name}": "plans a sweep: test_sweep.py" for name in ("ladder", "isoflop", "optimal")}
+ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop", "optimal")}
 ELSEWHERE |= {
     f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs"
     for name in ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
 }
-ELSEWHERE |= {f"data/{name}": "tests/data/test_recall.py" for name in ("recall", "repeat")}
+ELSEWHERE |= {"data/recall": "tests/data/sources/test_recall.py", "data/repeat": "tests/data/test_mixture.py"}
 ELSEWHERE |= {
     f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in ("checkpoint", "hf", "upcycle")
 }
 ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
 ELSEWHERE |= {
     "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
-    "study/scaling": "test_sweep.py starts it",
-    "design/grid": "plans a sweep: test_sweep.py",
+    "study/scaling": "launch/test_sweep.py starts it",
+    "design/grid": "plans a sweep: launch/test_sweep.py",
     "design/arms": "tests/studies/designs/test_grid.py",
 }
 ELSEWHERE |= {f"study/{name}": f"tests/studies/test_{name}.py" for name in ("routers", "sparsity", "upcycling")}
@@ -204,7 +204,7 @@ NO_EFFECT = {
     **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice here"),
     "eval.watch_tokens": "where there is an earlier task: tests/test_chain.py",
     "schedule.warmup_steps": "of so short a run a fifth is warm-up whatever it says: test_optim.py",
-    "budget.flops": "test_budget.py", "budget.ratio": "test_budget.py", "budget.tokens": "test_budget.py",
+    **dict.fromkeys(("budget.flops", "budget.ratio", "budget.tokens"), "config/test_budget.py"),
 }  # fmt: skip
 SPECIAL = ("_target_", "_partial_")  # how a node is built, not what
 CONFIG = compose("model=moe")

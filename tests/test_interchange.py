@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.launch.cli import main
 from kleiber.models.transformer import Transformer
 from kleiber.records.folder import read_config

@@ -7,8 +7,8 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from kleiber.config.instantiate import build
-from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.config.signatures import build
+from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.records.summary import write_json
 from kleiber.runs.open import new_model, open_model
 from kleiber.runs.start_point import Checkpoint, Upcycle

@@ -20,6 +20,7 @@ IDENTITY: dict[str, Any] = {"of": "a test"}
 BUILDER = """
 import sys, time
 from pathlib import Path
+from kleiber.data.cache import cached
 def build(folder):
     Path(sys.argv[2]).open("a").write("built\\n")
     (folder / "x.bin").write_bytes(b"x" * 1000)

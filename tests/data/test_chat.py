@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kleiber.data.chat import Turn, conversation, encoded, prompt, recognised, turns
-from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.data.tokenizers.byte_level import Bytes
 
 CHAT = [
     Turn("system", "be brief"),

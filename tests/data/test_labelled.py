@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from tables import folder, jsonl
+from tables import folder
 
 from kleiber.data.labelled import Labelled, LabelledRows, shortened
-from kleiber.data.padding import Held
 from kleiber.data.sampler import stream
-from kleiber.data.sources.text import known_splits
 
 
 def reviews(count: int = 40) -> list[dict]:
@@ -118,43 +115,6 @@ def test_a_split_whose_labels_are_all_hidden_is_no_split(tmp_path: Path, cache: 
     assert (corpus.center, corpus.scale) == (pytest.approx(1.0), pytest.approx(np.std(np.arange(9) / 2)))
 
 
-def test_classes_by_name_and_several_classes(tmp_path: Path, cache: Path) -> None:
-    named = [{"text": "x", "label": ("sun", "rain", "")[i % 3]} for i in range(9)]
-    corpus = Labelled(folder(tmp_path / "n", train=named, validation=named)).prepare(16)
-    assert corpus.label_names == ["rain", "sun"] and len(corpus.train) == 6
-    assert isinstance(corpus.train, LabelledRows) and corpus.train.labels[:2].tolist() == [1, 0]
-    several = [{"text": "x", "label": ["sun", "wind"][: i % 3]} for i in range(6)]
-    corpus = Labelled(folder(tmp_path / "s", train=several, validation=several)).prepare(16)
-    assert (corpus.kind, corpus.label_names, corpus.metric) == ("multi", ["sun", "wind"], "micro_f1")
-    assert isinstance(corpus.train, LabelledRows) and corpus.train.labels[:3].tolist() == [[0, 0], [1, 0], [1, 1]]
-    gaps = [{"text": "x", "label": [["sun", None], [None], None, []][i % 4]} for i in range(8)]
-    rows = Labelled(folder(tmp_path / "g", train=gaps, validation=gaps)).prepare(16).train
-    assert isinstance(rows, LabelledRows) and rows.labels.tolist() == [[1], [0]] * 2  # sun, and what has none
-
-
-def test_whole_numbers_with_gaps_are_classes_in_csv_too(tmp_path: Path, cache: Path) -> None:
-    def written(name: str, labels: list[str]) -> str:
-        (tmp_path / name).write_text("text,label\n" + "".join(f"no. {i},{one}\n" for i, one in enumerate(labels)))
-        return str(tmp_path / name)
-
-    corpus = Labelled(written("gaps.csv", ["", "2", "7"] * 20)).prepare(32)
-    assert (corpus.kind, corpus.label_names) == ("single", ["2", "7"])
-    held = corpus.validation["gaps"]
-    assert isinstance(held, Held) and len(corpus.train) + len(held) == 40
-    assert Labelled(written("scores.csv", ["", "2", "7.5"] * 20)).prepare(32).kind == "regression"
-
-
-def test_indicators_are_no_classes_and_splits_without_labels_are_named(tmp_path: Path, cache: Path) -> None:
-    hot = [{"text": "x", "label": [i % 2, 1, 0]} for i in range(6)]
-    with pytest.raises(ValueError, match=r"data.label=label: the row \[0, 1, 0\] names a class twice"):
-        Labelled(folder(tmp_path / "hot", train=hot, validation=hot)).prepare(16)
-    hidden = [{"text": "x", "label": -1}] * 4
-    for splits, told in ((("train", "validation"), "score"), (("validation", "train"), "train")):
-        path = folder(tmp_path / told, **dict(zip(splits, (reviews(4), hidden), strict=True)))
-        with pytest.raises(ValueError, match=f"no rows to {told} on have a label"):
-            Labelled(path).prepare(32)
-
-
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -178,40 +138,6 @@ def test_one_class_and_too_short_a_context_are_refused(tmp_path: Path, cache: Pa
         Labelled(folder(tmp_path / "o", train=one, validation=one)).prepare(32)
     with pytest.raises(ValueError, match=r"model.context=2 leaves no room"):
         Labelled(folder(tmp_path / "t", train=reviews(), validation=reviews(4))).prepare(2)
-
-
-def test_without_validation_the_test_split_is_scored_and_else_a_twentieth_is_held_out(
-    tmp_path: Path, cache: Path
-) -> None:
-    corpus = Labelled(folder(tmp_path / "t", train=reviews(), test=reviews(6))).prepare(32)
-    assert (len(corpus.train), len(corpus.validation["t"]), corpus.test) == (40, 6, {})
-    twice = [*reviews(60), *reviews(60)]
-    corpus = Labelled(jsonl(tmp_path / "lone.jsonl", twice)).prepare(64)
-    held = corpus.validation["lone"]
-    assert isinstance(held, Held) and isinstance(held.samples, LabelledRows) and isinstance(corpus.train, LabelledRows)
-    texts = [{said(rows, i)[0] for i in range(len(rows))} for rows in (corpus.train, held.samples)]
-    assert len(held) == 6 and not texts[0] & texts[1] and len(texts[0] | texts[1]) == 60
-    again = Labelled(jsonl(tmp_path / "same.jsonl", twice)).prepare(64)
-    assert again.hash == corpus.hash
-
-
-def test_of_mnli_the_matched_split_is_scored() -> None:
-    splits: Any = {name: name for name in ("train", "validation_matched", "validation_mismatched", "test_matched")}
-    assert known_splits(splits, "mnli") == {"train": "train", "validation": "validation_matched"}
-
-
-def test_part_of_a_sorted_table_still_has_all_classes(tmp_path: Path, cache: Path) -> None:
-    table = [{"text": f"{i:04d}", "label": int(i >= 500)} for i in range(1000)]
-    corpus = Labelled(folder(tmp_path / "t", train=table, validation=table), max_bytes=400).prepare(32)
-    rows, held = corpus.train, corpus.validation["t"]
-    assert isinstance(rows, LabelledRows) and len(rows) == 100
-    assert 0.3 < rows.labels.mean() < 0.7
-    first = held.first(60)
-    labels = first.gather(np.arange(len(first))).labels
-    assert len(first) == 10 and labels is not None and 0 < labels.float().mean() < 1
-    assert first.num_tokens == 60 and first.num_bytes == 40
-    longer = held.first(120)
-    assert np.array_equal(longer.gather(np.arange(10)).tokens, first.gather(np.arange(10)).tokens)
 
 
 def test_a_batch_may_straddle_epochs_of_rows_of_any_length(tmp_path: Path, cache: Path) -> None:
@@ -247,22 +173,6 @@ def test_known_tasks(shared: Path, cache: Path, path: str, options: dict, shape:
     corpus = Labelled(str(shared / "data" / path), **options).prepare(128)
     held = next(iter(corpus.validation.values()))
     assert (len(corpus.train), len(held), corpus.num_classes, corpus.kind) == shape
-
-
-@pytest.mark.parametrize(
-    ("labels", "told"),
-    [
-        ([[1, 0], [0, 1]], "every row is one of indicators"),
-        ([[0.1, 0.2], [0.3, 0.4]], "lists of fractions"),
-        ([{"a": 1}, {"a": 2}], "give a column of classes"),
-        ([[[1]], [[2]]], "give a column of classes"),
-        ([1, -1], r"1 classes .*\[-1\] are negative, so they count as missing"),
-    ],
-)
-def test_columns_that_only_look_like_labels_are_refused(tmp_path: Path, cache: Path, labels, told) -> None:
-    rows = [{"text": "x", "label": labels[i % 2]} for i in range(6)]
-    with pytest.raises(ValueError, match=f"data.label=label.*{told}"):
-        Labelled(folder(tmp_path / "t", train=rows, validation=rows)).prepare(16)
 
 
 def test_the_f1_of_two_classes_is_none_of_three(tmp_path: Path, cache: Path) -> None:

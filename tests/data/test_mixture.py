@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.mixture import Mixture, MixtureCorpus, shares
+from kleiber.data.mixture import Mixture, MixtureCorpus, Repeated, Spread, shares
 from kleiber.data.sampler import stream
-from kleiber.data.token_files import TokenFile
-from kleiber.data.windows import TrainWindows
+from kleiber.data.sources.recall import Recall
+from kleiber.data.sources.text import Text
+from kleiber.data.token_files import TokenFile, TrainWindows
 from kleiber.types.contracts import Samples
 
 
@@ -86,3 +87,25 @@ def test_a_mixture_of_files(tmp_path: Path, cache: Path, tiny: str) -> None:
 def test_an_unknown_part_is_refused(name: str, message: str, cache: Path) -> None:
     with pytest.raises(ValueError, match=message):
         MixtureCorpus({name: 1.0}).prepare(16)
+
+
+def test_repeated_text_is_masked_anew_in_every_epoch(tmp_path):
+    text = tmp_path / "t.txt"
+    text.write_text("\n".join(f"line {i} of a text" for i in range(400)))
+    train = Repeated(Text(str(text)), unique=320).prepare(64, tmp_path).train
+    first, again = (train.gather(np.array([2, 3]), epoch) for epoch in (0, 1))
+    assert (first.tokens == again.tokens).all() and not set(first.samples.tolist()) & set(again.samples.tolist())
+
+
+def test_a_repeated_data_set_keeps_samples_from_all_over_and_all_of_validation():
+    whole = Recall(rows=100)
+    corpus = Repeated(whole, unique=10 * 64).prepare(64)
+    assert len(corpus.train) == 10 and corpus.train.num_tokens == 640
+    assert corpus.hash != whole.prepare(64).hash
+    assert len(corpus.validation["recall"]) == len(whole.prepare(64).validation["recall"])
+    first, again = (corpus.train.gather(np.array([7]), epoch) for epoch in (0, 3))
+    assert (first.tokens == whole.prepare(64).train.gather(np.array([70])).tokens).all()
+    assert isinstance(corpus.train, Spread) and Repeated(whole).prepare(64).hash == whole.prepare(64).hash
+    assert (again.tokens == first.tokens).all(), "the same in every epoch"
+    with pytest.raises(ValueError, match="more than"):
+        Repeated(whole, unique="1M").prepare(64)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.sampler import Order, evaluation_batches, permutation, stream
-from kleiber.data.token_files import TokenFile
-from kleiber.data.tokenizers.bytes import Bytes
-from kleiber.data.windows import TrainWindows, ValidationWindows
+from kleiber.data.sampler import Joined, Order, evaluation_batches, interleave, permutation, stream
+from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows
+from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.types.batch import Batch
 
 
 def windows(count: int = 1000, context: int = 8) -> TrainWindows:
@@ -82,3 +82,51 @@ def test_evaluation_batches_cover_a_fixed_set_whatever_the_rows_and_ranks() -> N
     for rows, world in ((1, 2), (64, 3)):
         parts = [evaluation_batches(samples, rows, rank=rank, world=world) for rank in range(world)]
         assert torch.equal(torch.cat([batch.tokens for part in parts for batch in part]), whole)
+
+
+TEXT = "Ångström weighed 3 elephants, 你好 and a mouse. " * 7
+
+
+def token_file(text: str = TEXT) -> TokenFile:
+    raw = text.encode()
+    ids = np.array([256, *raw], np.uint16)
+    return TokenFile(ids, len(raw), len(raw), "x")
+
+
+def test_joined_samples_are_those_of_the_parts_in_the_order_asked() -> None:
+    parts = [TrainWindows(token_file(TEXT), 10), TrainWindows(token_file(TEXT[::-1]), 10)]
+    joined = Joined(parts)
+    index = np.array([len(parts[0]) + 2, 0, len(parts[0]), 5])
+    tokens = joined.gather(index).tokens
+    expected = [parts[1].gather(np.array([2])), parts[0].gather(np.array([0])), parts[1].gather(np.array([0]))]
+    assert torch.equal(tokens[:3], torch.cat([batch.tokens for batch in expected]))
+    assert joined.gather(index).samples.tolist() == index.tolist()  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_rows_of_unequal_width_become_one_batch() -> None:
+    short = Batch(torch.tensor([[1, 2]]), weights=torch.tensor([[0.0, 1.0]]), samples=torch.tensor([7]))
+    long = Batch(torch.tensor([[3, 4, 5], [6, 7, 0]]), torch.tensor([[True] * 3, [True, True, False]]))
+    long.samples, long.segments, short.segments = (
+        torch.tensor([8, 9]),
+        torch.tensor([[0, 0, 1], [0, 0, -1]]),
+        torch.zeros(1, 2).long(),
+    )
+    both = interleave([short, long], [np.array([1]), np.array([0, 2])])
+    assert both.tokens.tolist() == [[3, 4, 5], [1, 2, 0], [6, 7, 0]]
+    assert both.real is not None and both.weights is not None and both.samples is not None
+    assert both.real.tolist() == [[True] * 3, [True, True, False], [True, True, False]]
+    assert both.weights.tolist() == [[1, 1, 1], [0, 1, 0], [1, 1, 1]]
+    assert both.samples.tolist() == [8, 7, 9]
+
+
+def test_pairs_of_rows_stay_together() -> None:
+    parts = []
+    for i in range(2):
+        against = Batch(torch.full((1, 2 + i), 10 + i))
+        parts.append(Batch(torch.full((1, 3), i), against=against, reference=torch.full((1, 2), float(i))))
+    both = interleave(parts, [np.array([1]), np.array([0])])
+    assert both.against is not None and both.reference is not None and both.against.real is not None
+    assert both.against.tokens.tolist() == [[11, 11, 11], [10, 10, 0]]
+    assert both.against.real.sum(1).tolist() == [3, 2] and both.reference[:, 0].tolist() == [1, 0]
+    first = both.split(1)[0]
+    assert first.against is not None and first.against.tokens.tolist() == [[11, 11, 11]]

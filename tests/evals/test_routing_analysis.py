@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.evals import Subject
 from kleiber.evals.routing import evaluate
 from kleiber.evals.routing.analysis import (
@@ -29,9 +29,8 @@ from kleiber.evals.routing.analysis import (
 )
 from kleiber.evals.routing.trace import forced, loss_under, read, unchanged, without
 from kleiber.models.transformer import Transformer
-from kleiber.nn.balance import PerSequence
-from kleiber.nn.moe import interleaved_moe
-from kleiber.nn.routers.fixed import Hash, Random
+from kleiber.nn.moe import PerSequence, interleaved_moe
+from kleiber.nn.routers.hash import Hash, Random
 from kleiber.nn.routers.sigmoid import LossFree
 from kleiber.nn.routers.topk import TopK
 from kleiber.objectives.clm import CLM

@@ -18,12 +18,12 @@ from tables import folder
 from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.preference import Preference, PreferenceCorpus
-from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.evals.perplexity import Place
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE
-from kleiber.nn.routers.fixed import Random
+from kleiber.nn.routers.hash import Random
 from kleiber.objectives import dpo
 from kleiber.objectives.dpo import CDPO, DPO, IPO, answer_log_probs, won
 from kleiber.objectives.objective import fingerprint

@@ -1,4 +1,8 @@
-"""TODO."""
+"""A cache on disk of folders that are complete or absent, and the interface of sources of text.
+
+A folder is built under a temporary name, its manifest is written last, and then it is renamed. A file lock makes a
+second process wait for the first. A damaged folder is built again; no file is read that its manifest does not match.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""From sources and a tokenizer to a corpus: what a stage trains on and what it is scored on.
+"""A corpus, prepared from sources and a tokenizer: what a stage trains on and what it is scored on.
 
-The hash of a corpus is one of content (token files and tokenizer), not of paths, dates or the way it was obtained.
-
-The texts that imported weights were trained on: nobody here knows them, only the tokenizer that goes with them.
+The hash of a corpus is that of its content (token files and tokenizer), independent of paths, dates and downloads.
 """
 
 from __future__ import annotations
@@ -14,9 +12,9 @@ from typing import Any
 
 from kleiber.config.budget import quantity
 from kleiber.data.cache import Source, cache_root, digest
-from kleiber.data.token_files import TokenFile, token_files
-from kleiber.data.tokenizers.bytes import Bytes
-from kleiber.data.windows import Joined, TrainWindows, ValidationWindows
+from kleiber.data.sampler import Joined
+from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files
+from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.types.contracts import HeldOut, Samples, Tokenizer
 
 Blend = Callable[[list[Samples]], Samples]
@@ -95,7 +93,7 @@ def choose_tokenizer(tokenizer: str, vocab_size: int | None, sources: list[Sourc
     if tokenizer == "bytes":
         return Bytes()
     if tokenizer == "bpe":
-        from kleiber.data.tokenizers.bpe import trained
+        from kleiber.data.tokenizers.byte_level import trained
 
         return trained(sources, 4096 if vocab_size is None else vocab_size, root)
     from kleiber.data.tokenizers.pretrained import pretrained

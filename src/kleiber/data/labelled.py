@@ -19,10 +19,9 @@ from jaxtyping import Int, Integer, Shaped
 from kleiber.data import padding
 from kleiber.data.cache import SPLITS, cache_root, digest
 from kleiber.data.corpus import TextCorpus, as_bytes, choose_tokenizer
-from kleiber.data.labels import Kind, labels_of
 from kleiber.data.padding import Held, numbers, pad, sizes
 from kleiber.data.sources.open import locate
-from kleiber.data.sources.table import Row, Table, batches, must_have, table_name
+from kleiber.data.sources.table import Kind, Row, Table, batches, labels_of, must_have, table_name
 from kleiber.data.token_files import dtype
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples, Tokenizer

@@ -1,12 +1,11 @@
-"""Several corpora mixed by fractions of tokens, exactly in every block of samples.
+"""Corpora of other corpora: a mixture by fractions of tokens, and a repeated part of a data set.
 
-Every sample has the same number of tokens, so fractions of tokens are fractions of samples. Which sample stands where
-is arithmetic on (seed, position): nothing is drawn, nothing is remembered, and a resumed run needs only its step.
+A mixture keeps its fractions exactly in every block of samples. Every sample has the same number of tokens, so
+fractions of tokens are fractions of samples. Which sample stands where is a function of (seed, position): nothing is
+drawn or remembered, and a resumed run needs only its step.
 
-Less text, read more often: another data set with most of its training samples left out.
-
-What is kept lies evenly over all of it and is as varied: the beginning of a text is narrower, and would cost loss
-without being read twice. Validation stays that of the whole set. It refuses more text than there is.
+The part of a repeated data set is spread evenly over all of it, so it is as varied: the beginning of a text is narrower
+and would cost loss without being read twice. Validation stays that of the whole set.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ from jaxtyping import Int
 from kleiber.config.budget import quantity
 from kleiber.data.cache import Source, digest
 from kleiber.data.corpus import TextCorpus, prepare
-from kleiber.data.sampler import Order, permutation
+from kleiber.data.sampler import Joined, Order, permutation
 from kleiber.data.sources.builtin import Builtin, Domain
 from kleiber.data.sources.text import Text
-from kleiber.data.windows import Joined
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 

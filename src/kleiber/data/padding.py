@@ -1,10 +1,6 @@
-"""Samples of unequal length as batches: padded on the right to a multiple of 8 of the longest row of the batch.
+"""Rows of unequal length: files of them, batches padded on the right, and packing of several into one row.
 
-Which rows stand together is the sampler's business; a row's tokens do not depend on it.
-
-Rows of unequal length, end to end in one flat file that is mapped into memory. It knows no splits and no tokens.
-
-Which samples share a row: a fixed assignment of lengths to rows, tight and the same on every machine.
+Batches are padded to a multiple of 8 of their longest row. A row's tokens do not depend on the rows beside it.
 """
 
 from __future__ import annotations

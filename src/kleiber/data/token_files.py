@@ -1,11 +1,9 @@
-"""The cache on disk: folders that are whole or not there at all.
-
-A folder is built under another name, its manifest is written last, then it is renamed. A lock file lets a second
-process wait for the first. What is damaged is built again; nothing here reads a file that its manifest does not match.
-
-Token files: each split of a source, encoded once, one flat file of ids that is mapped into memory.
+"""Token files: each split of a source, encoded once into a memory-mapped file of ids, and its windows.
 
 `eos` stands before every document, so that every byte of text is a target and a split's bits per byte are exact.
+
+A sample is a window of context + 1 ids. Training windows start at another offset in every epoch. Validation windows
+never move, never overlap, and hold every target exactly once, so a sum over them does not depend on the batches.
 """
 
 from __future__ import annotations
@@ -18,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer
+import torch
+from jaxtyping import Int, Integer
 
 from kleiber.data.cache import FORMAT, SPLITS, Document, Reading, Source, cached
-from kleiber.data.tokenizers.bytes import Bytes, chunks
-from kleiber.types.contracts import Tokenizer
+from kleiber.data.tokenizers.byte_level import Bytes, chunks
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import HeldOut, Samples, Tokenizer
 
 OURS = ("schema", "identity", "splits", "files")  # of a manifest; the rest is a source's notes
 BATCH = 1 << 20  # characters handed to the tokenizer at once
@@ -129,3 +129,77 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[bool, str]]]:
                 batch, held = [], 0
     if batch:
         yield batch
+
+
+GOLDEN = 0.6180339887498949
+
+
+class TrainWindows(Samples):
+    """Windows of context + 1 ids, `context` apart; in epoch e all are moved by frac(e * golden ratio) * context.
+
+    num_tokens and num_bytes are of one epoch: the unique text. `samples` counts on through the epochs (index + epoch *
+    number of windows), so that masks differ between epochs. Raises ValueError for a text shorter than one window.
+    """
+
+    def __init__(self, file: TokenFile, context: int, name: str = "the text") -> None:
+        if len(file.ids) < context + 1:
+            raise ValueError(
+                f"{name} has {len(file.ids)} tokens to train on, fewer than one window of model.context={context} and "
+                f"its target: give more text or set model.context={max(1, len(file.ids) - 1)} or less"
+            )
+        self.context, self.file = context, file
+        self._windows = np.lib.stride_tricks.sliding_window_view(file.ids, context + 1)
+        self._count = (len(file.ids) - 1) // context
+        self.num_tokens = self._count * context
+        self.num_bytes = round(file.num_bytes * self.num_tokens / (len(file.ids) - 1))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        shift = int(epoch * GOLDEN % 1 * self.context)
+        starts = np.minimum(index * self.context + shift, len(self._windows) - 1)
+        tokens = torch.from_numpy(self._windows[starts].astype(np.int64))
+        return Batch(tokens=tokens, samples=torch.from_numpy(index + epoch * self._count))
+
+
+class ValidationWindows(HeldOut):
+    """Consecutive windows: window i predicts targets i * context + 1 to (i + 1) * context; the last one may be short.
+
+    A short window is padded with eos of weight 0 and `real` False. `num_tokens` targets stand for exactly `num_bytes`
+    bytes of text. A tokenizer that is lossy is scaled to the bytes of the whole split.
+    """
+
+    def __init__(self, file: TokenFile, context: int, tokenizer: Tokenizer, targets: int | None = None) -> None:
+        self.context, self.file = context, file
+        self._tokenizer = tokenizer
+        everything = max(0, len(file.ids) - 1)
+        self.num_tokens = everything if targets is None else min(targets, everything)
+        self._count = -(-self.num_tokens // context)
+        self.num_bytes = file.num_bytes if self.num_tokens == everything else self._bytes()
+
+    def _bytes(self) -> int:
+        counted = int(self._tokenizer.token_bytes[self.file.ids[1 : self.num_tokens + 1]].sum())
+        return round(counted * self.file.num_bytes / self.file.counted_bytes)
+
+    def first(self, tokens: int | None) -> ValidationWindows:
+        """The first `tokens` targets (all for None), in whole windows: the fixed set that every evaluation scores."""
+        if tokens is None or tokens >= self.num_tokens:
+            return self
+        targets = max(1, tokens // self.context) * self.context
+        return ValidationWindows(self.file, self.context, self._tokenizer, targets)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        assert epoch == 0, "validation text is read once"
+        places = index[:, None] * self.context + np.arange(self.context + 1)
+        real = places <= self.num_tokens
+        ids = self.file.ids[np.minimum(places, self.num_tokens)].astype(np.int64)
+        batch = Batch(tokens=torch.from_numpy(ids), samples=torch.from_numpy(np.asarray(index, np.int64)))
+        if not real.all():
+            batch.real = torch.from_numpy(real)
+            batch.weights = batch.real.float()
+            batch.tokens = batch.tokens.where(batch.real, self._tokenizer.eos)
+        return batch

@@ -3,10 +3,10 @@
 from kleiber.types.exports import lazy_exports
 
 EXPORTS = {
-    "Ray": "ray_tasks",
-    "Submitit": "slurm",
-    "CoreClock": "speed",
-    "Basic": "sweep",
-    "Process": "sweep",
+    "Basic": "local_pool",
+    "Process": "local_pool",
+    "CoreClock": "run_cost",
+    "Ray": "schedulers",
+    "Submitit": "schedulers",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

@@ -1,77 +1,30 @@
-"""What a study's runs.jsonl.gz means to its sweep: which cells are finished, and which of them have to run once more.
+"""A cell of a sweep, and the cell as a job of a scheduler such as SLURM or Ray.
 
-The archive keeps numbers and no weights. A cell that it holds as finished is not run; only where a cell that is still
-to run starts from it, it is trained again, with the same seed and so to the same weights.
+A job does what `launcher=process` does on this machine: fresh processes, output in the cell's log.txt, an exit code.
+The folder of the cell must be visible both here and where the job runs. `Watch` waits for the jobs of a sweep and
+reports how each ended; what is specific to one scheduler is in `kleiber.launch.schedulers`.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from kleiber.config.check import check
-from kleiber.records import archive, folder
-from kleiber.records.catalog import Run, archive_runs, archived_runs
-from kleiber.records.folder import config_hash
-from kleiber.records.summary import read
+from kleiber.config.codes import ExitCode, Status
+from kleiber.config.errors import ConfigError, Preempted, on_preemption
+from kleiber.launch.ranks import redirect_output, run_fresh
+from kleiber.records import folder
+from kleiber.records.catalog import archive_run, read_run
 
-if TYPE_CHECKING:
-    pass
-
-OF_THE_SWEEP = ("root", "name", "launcher", "logger", "dry_run")  # what a cell that runs again takes from this start
-
-
-def archived_by_hash(study: Path) -> dict[str, Run]:
-    """The finished runs of a study's archive by the hash of their configs; what ended in the folder is added first.
-
-    Hashes are computed anew: the cells of a study that was moved, or begun by an earlier version, are its cells here.
-    """
-    archive_runs(study)
-    runs = [run for run in archived_runs(study / archive.NAME) if run.status == "finished"]
-    return {config_hash({**run.config, "root": str(study.parent), "name": study.name}): run for run in runs}
-
-
-def placed(cell: Cell, archived: Mapping[str, Run]) -> Cell:
-    """The cell, under the name that its run has in the archive: the same overrides may have been worded otherwise."""
-    run = archived.get(config_hash(cell.config)) if archived else None
-    return cell if run is None else replace(cell, folder=run.folder)
-
-
-def train_bases(cells: Sequence[Cell], archived: Mapping[str, Run], launcher: Launcher) -> None:
-    """Trains again the archived runs from which `cells` start and whose weights are not here."""
-    needing = {name: cell for cell in cells for name in runs_named(cell.config, f"{cell.folder.parent}{os.sep}")}
-    bases = [
-        replace(needing[run.name], folder=run.folder, config=again(run, needing[run.name]), overrides=run.overrides)
-        for run in archived.values()
-        if run.name in needing and folder.status(run.folder) != "finished"
-    ]
-    if not bases:
-        return
-    train_bases(bases, archived, launcher)
-    print(
-        f"training {len(bases)} finished runs again: other cells start from their weights, which are not here",
-        flush=True,
-    )
-    for base in bases:
-        check(base.config)
-        folder.write_config(base.folder, base.config, base.overrides)
-    launcher.run(bases)
-
-
-def again(run: Run, needing: Cell) -> dict[str, Any]:
-    """The config of an archived run that is to be trained here, for a cell that starts from it."""
-    return {**run.config, **{key: needing.config[key] for key in OF_THE_SWEEP}, "resume": "auto"}
-
-
-def runs_named(value: Any, study: str) -> set[str]:
-    """Names of the runs whose folders a config leads into, of those that lie in `study`."""
-    if isinstance(value, str):
-        return {value.removeprefix(study).split(os.sep)[0]} if value.startswith(study) else set()
-    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return {name for entry in below for name in runs_named(entry, study)}
+SCHEDULERS = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_")
+POLL = 2.0  # seconds between two looks at the queue
+PATIENCE = 60  # seconds that cancelled jobs may take to leave the queue
 
 
 @dataclass(frozen=True)
@@ -95,21 +48,145 @@ class Cell:
         return self.config["trainer"].get("threads")
 
 
-class Launcher(Protocol):
-    def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
-        """Runs the cells; exit codes by folder. A cell that was not started is absent.
+class Launcher:
+    """Base class of the choices of the group `launcher`: how the cells of a sweep are run."""
 
-        Raises Preempted when the sweep itself was asked to end, once all that it had started have.
+    def warm_up(self) -> None:
+        """Prepares what can be prepared while the cells are still being composed."""
+
+    def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
+        """Runs the cells and returns exit codes by folder. A cell that was not started is absent.
+
+        Raises Preempted when the sweep itself was asked to end, once every started cell has ended.
         """
+        raise NotImplementedError
+
+    def require(self, **minimums: int) -> None:
+        """Raises ConfigError for an option of this launcher that is set and below its minimum."""
+        for name, minimum in minimums.items():
+            value = vars(self)[name]
+            if value is not None and value < minimum:
+                raise ConfigError(f"launcher.{name}={value} must be >= {minimum}")
+
+
+def progress_line(done: int, total: int, where: Path, code: int, seconds: float, label: str | None = None) -> str:
+    """What a launcher prints when a cell has ended: the loss on its own tasks, or the first line of its error."""
+    run = read_run(where)
+    own = {f"val/{task}/loss" for task in run.stage.get("tasks") or ()}
+    losses = [f"{value:.4f}" for key, value in run.metrics.items() if key in own]
+    error = (run.summary.get("error") or "").partition("\n")[0]
+    outcome = error if code else f"loss {' '.join(losses)}" if losses else ""
+    return f"[{done}/{total}] {label or run.status:8} {where.name}  {seconds:.1f} s  {outcome}".rstrip()
+
+
+@dataclass(frozen=True)
+class Task:
+    """Runs the cell in the folder `where`; `threads` is the number of CPU threads of each of its `devices`."""
+
+    where: Path
+    devices: int
+    threads: int
+
+    def __call__(self) -> int:
+        if folder.status(self.where) == Status.FINISHED:
+            return ExitCode.DONE
+        with logged(self.where), environment(self.threads):
+            return run_fresh(self.where, self.devices)
+
+
+@contextmanager
+def logged(where: Path) -> Iterator[None]:
+    """Sends the output of this process to the cell's log.txt, and restores it: a worker may run other cells later."""
+    before = os.dup(1), os.dup(2)
+    redirect_output(where / "log.txt")
+    try:
+        yield
+    finally:
+        for number, file in enumerate(before, start=1):
+            os.dup2(file, number)
+            os.close(file)
+
+
+@contextmanager
+def environment(threads: int) -> Iterator[None]:
+    """Hides the variables of a scheduler: Lightning would take a job of one task for a rank that SLURM started."""
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(SCHEDULERS):
+            del os.environ[name]
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def task(cell: Cell, cpus: int | None) -> Task:
+    """`cpus` are those of the whole job, shared by its devices; `trainer.threads` of the cell takes precedence."""
+    return Task(cell.folder, cell.devices, cell.threads or max(1, (cpus or cell.devices) // cell.devices))
+
+
+def group_by_resources(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells in groups that need the same resources, as the jobs of one array have to."""
+    groups: dict[tuple[int, str, int | None], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.devices, cell.accelerator, cell.threads), []).append(cell)
+    return list(groups.values())
+
+
+class Jobs(Protocol):
+    """The jobs of a sweep at a scheduler."""
+
+    def pending(self) -> set[Path]:
+        """Folders whose jobs wait or run; all of them while the scheduler does not answer."""
+        ...
+
+    def cancel(self) -> None:
+        """Sends SIGTERM to running jobs, which save and do not return, and removes waiting ones from the queue."""
         ...
 
 
-def line(done: int, total: int, where: Path, code: int, seconds: float, status: str | None = None) -> str:
-    """What a launcher prints when a cell has ended: the loss on its own task, or the first line of what went wrong."""
-    summary = read(where / "summary.json") or {}
-    stage = (summary.get("stages") or [{}])[-1]
-    own = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
-    losses = [f"{value:.4f}" for key, value in (stage.get("metrics") or {}).items() if key in own]
-    error = (summary.get("error") or "").partition("\n")[0]
-    told = error if code else f"loss {' '.join(losses)}" if losses else ""
-    return f"[{done}/{total}] {status or folder.status(where):8} {where.name}  {seconds:.1f} s  {told}".rstrip()
+class Watch:
+    """Waits for the jobs of a sweep and prints how each ended, whichever scheduler runs them."""
+
+    def __init__(self, cells: Sequence[Cell], jobs: Jobs) -> None:
+        self.open, self.total, self.jobs = [cell.folder for cell in cells], len(cells), jobs
+        self.codes: dict[Path, int] = {}
+        self.began, self.until = time.monotonic(), math.inf
+
+    def run(self) -> dict[Path, int]:
+        """Returns exit codes by folder. Raises Preempted when a signal ended the sweep."""
+        try:
+            with on_preemption(self._end) as received:
+                self._wait()
+        except BaseException:
+            self._end("the sweep")
+            self._wait()
+            raise
+        if received:
+            raise Preempted(received[0])
+        return self.codes
+
+    def _wait(self) -> None:
+        """Waits until all jobs have ended, or cancelled ones have had enough time to."""
+        while self.open and time.monotonic() < self.until:
+            self._look()
+            time.sleep(POLL if self.open else 0)
+
+    def _end(self, name: str) -> None:
+        print(f"{name} ends: the jobs save and exit; the same command continues the sweep", flush=True)
+        self.until = time.monotonic() + PATIENCE
+        self.jobs.cancel()
+
+    def _look(self) -> None:
+        pending = self.jobs.pending()
+        for where in [where for where in self.open if where not in pending]:
+            self.open.remove(where)
+            if folder.status(where) == Status.MISSING and not (where / "log.txt").exists():
+                continue  # it never started
+            folder.settle(where, Status.KILLED, "its job ended without writing a status; see log.txt")
+            self.codes[where] = code = folder.status(where).exit_code
+            archive_run(where)
+            seconds = time.monotonic() - self.began
+            print(progress_line(len(self.codes), self.total, where, code, seconds), flush=True)

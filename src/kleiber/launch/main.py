@@ -1,6 +1,6 @@
-"""`main()`: a command line becomes a checked config, a folder and one run, or a sweep. Imports no torch, no lightning.
+"""`python train.py`: from a command line to a checked config, a folder, and a run or a sweep. Imports no torch.
 
-Flags may stand anywhere. `--help` is ours; `--cfg`, `--info` and the like are Hydra's. `outputs/` is never made.
+Flags may stand anywhere. `--help` is kleiber's; `--cfg`, `--info` and the other flags are Hydra's.
 """
 
 from __future__ import annotations
@@ -9,41 +9,44 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from hydra.types import RunMode
 
 from kleiber.config.check import check
+from kleiber.config.codes import ExitCode, Status
 from kleiber.config.compose import Composer, resolved
 from kleiber.config.errors import ConfigError
 from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
 from kleiber.runs.inherit import adopt
+from kleiber.types.plain import Json
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Does what the command line asks and returns the exit code (FORMS: 0 1 2 4 75 130)."""
+    """Runs a command line and returns its exit code (`kleiber.config.codes`)."""
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
-        return process.INTERRUPTED
+        return ExitCode.INTERRUPTED
     except ConfigError as error:
         if ranks.rank() == 0 or not any(name in os.environ for name in ranks.LAUNCHERS):
             return process.report(error)
-        return process.BAD_INPUT
+        return ExitCode.BAD_INPUT
 
 
 def command(argv: list[str]) -> int:
+    """Runs a command line and returns its exit code. Raises ConfigError where the command line is wrong."""
     args = parse(argv)
     composer = Composer(args.config_name or "train", args.config_dir)
     if args.help:
         from kleiber.config.compose import usage
 
         print(usage(composer))
-        return 0
+        return ExitCode.DONE
     if args.cfg or args.info or args.hydra_help or args.shell_completion:
-        return hydras_own(composer, args)
+        return print_by_hydra(composer, args)
     ranks.launched()
     if args.multirun:
         return sweep(composer, args.overrides)
@@ -51,21 +54,24 @@ def command(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Hydra's flags, wherever they stand between overrides."""
+    """Splits a command line into flags and overrides. Raises ConfigError for an unknown or unsupported flag."""
     from hydra._internal.utils import get_args_parser
 
+    def error(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
     parser = get_args_parser()
-    parser.error = lambda message: (_ for _ in ()).throw(ConfigError(f"{message}; see --help"))  # type: ignore[method-assign]
+    parser.error = error  # type: ignore[method-assign]
     args = parser.parse_intermixed_args(argv)
     for flag in ("config_path", "experimental_rerun"):
-        if getattr(args, flag):
-            raise ConfigError(
-                f"--{flag.replace('_', '-')}: not offered; use --config-dir for a folder of your own choices"
-            )
+        if vars(args)[flag]:
+            name = flag.replace("_", "-")
+            raise ConfigError(f"--{name} is not supported; --config-dir adds a folder with your own choices")
     return args
 
 
-def hydras_own(composer: Composer, args: argparse.Namespace) -> int:
+def print_by_hydra(composer: Composer, args: argparse.Namespace) -> int:
+    """Prints what --cfg, --info, --hydra-help or --shell-completion asks for."""
     composer.compose(args.overrides, validate_sweeps=False)
     overrides = composer.prepare(args.overrides)
     name, hydra = composer.config_name, composer.hydra
@@ -77,10 +83,11 @@ def hydras_own(composer: Composer, args: argparse.Namespace) -> int:
         hydra.hydra_help(name, argparse.ArgumentParser(), args)
     else:
         hydra.shell_completion(name, overrides)
-    return 0
+    return ExitCode.DONE
 
 
 def single(composer: Composer, overrides: list[str]) -> int:
+    """Trains or prices one run, or hands over to a sweep where the config asks for one; returns the exit code."""
     try:
         cfg = composer.compose(overrides)
     except ConfigError:
@@ -89,24 +96,24 @@ def single(composer: Composer, overrides: list[str]) -> int:
         raise
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return sweep(composer, overrides)
-    config, model = resolved(cfg)
-    config = adopt(written := config, overrides)
-    if config["optimizer"] != written["optimizer"] and ranks.rank() == 0:
+    composed, model = resolved(cfg)
+    config = adopt(composed, overrides)
+    if config["optimizer"] != composed["optimizer"] and ranks.rank() == 0:
         rate = config["optimizer"]["lr"]
-        print(f"optimizer.lr={rate:g}, by the width of a model in the standard parametrisation", file=sys.stderr)
+        print(f"optimizer.lr={rate:g}, from the width of a model in the standard parametrization", file=sys.stderr)
     is_rank = ranks.launched()
     if is_rank:
         take_devices(config, overrides)
     check(config)
     where = prepare_folder(config, overrides, model)
     if where is None:
-        return 0
+        return ExitCode.DONE
     if config["dry_run"]:
         if ranks.rank() == 0:
             from kleiber.launch.price import price
 
             price({where: config})
-        return 0
+        return ExitCode.DONE
     if is_rank:
         ranks.silence(where)
     elif config["trainer"].get("devices", 1) > 1:
@@ -114,35 +121,39 @@ def single(composer: Composer, overrides: list[str]) -> int:
     return process.run(config, where, overrides)
 
 
-def take_devices(config: dict[str, Any], overrides: list[str]) -> None:
-    """Under torchrun its number of processes is the number of devices."""
+def take_devices(config: Json, overrides: list[str]) -> None:
+    """Sets trainer.devices to the number of processes that torchrun started. Raises ConfigError for another number."""
     world = int(os.environ["WORLD_SIZE"])
-    told = config["trainer"].get("devices", 1)
-    if told != world and any(text.lstrip("+").startswith("trainer.devices=") for text in overrides):
-        raise ConfigError(f"trainer.devices={told}, but the launcher started {world} processes: leave one of them out")
+    devices = config["trainer"].get("devices", 1)
+    if devices != world and any(text.lstrip("+").startswith("trainer.devices=") for text in overrides):
+        raise ConfigError(f"trainer.devices={devices}, but there are {world} processes: remove trainer.devices")
     config["trainer"]["devices"] = world
 
 
-def prepare_folder(config: dict[str, Any], overrides: list[str], model: str) -> Path | None:
-    """The folder to run in, its config written; None when it holds a finished run, whose table is printed."""
+def prepare_folder(config: Json, overrides: list[str], model: str) -> Path | None:
+    """Writes the config to the folder of the run and returns the folder.
+
+    Returns None when the folder holds a finished run, and prints the run's table. Raises ConfigError where the folder
+    is in use, or `resume` names a folder that cannot be resumed.
+    """
     where = cell_folder(config, overrides, model)
     resume = config["resume"]
     if resume not in ("auto", "never"):
         where = Path(resume)
         if not (where / "config.yaml").is_file():
-            raise ConfigError(f"resume={resume}: write auto, never or the folder of a run; this holds no config.yaml")
+            raise ConfigError(f"resume={resume} must be auto, never or a folder with a config.yaml")
         folder.check_same(where, config)
     if config["dry_run"]:
         return where
     if ranks.rank() == 0 and folder.is_locked(where):
-        raise ConfigError(f"{where} is in use by process {folder.holder(where)}: wait for it, or end it")
+        raise ConfigError(f"{where} is in use by process {folder.holder(where)}: wait for that process, or end it")
     if resume == "never" and ranks.rank() == 0:
         folder.set_aside(where)
-    elif folder.status(where) == "finished":
+    elif folder.status(where) == Status.FINISHED:
         if ranks.rank() == 0:
             from kleiber.records.closing_table import closing_table
 
-            print(f"{where} is finished already; resume=never trains it anew")
+            print(f"{where} is finished already; resume=never trains it again")
             closing_table(where)
         return None
     if ranks.rank() == 0:
@@ -151,6 +162,7 @@ def prepare_folder(config: dict[str, Any], overrides: list[str], model: str) -> 
 
 
 def sweep(composer: Composer, overrides: list[str]) -> int:
+    """Runs a sweep and returns its exit code."""
     from kleiber.launch.sweep import Sweep
 
     return Sweep(composer).start(overrides)

@@ -1,11 +1,7 @@
-"""What a run prints goes to its log.txt as well as to the console. Python's streams only: not what C code writes.
+"""One run in this process, from a resolved config and its folder to an exit code; its output also goes to log.txt.
 
-One run, from a composed config and its folder to an exit code; `python -m kleiber.launch.process FOLDER` is a
-rank or a cell.
-
-A process that kleiber starts reads the resolved config that its parent checked and wrote, so nothing is composed twice
-and a study file that asks for a sweep cannot sweep again. Exit codes: 0 done, 1 failed, 2 bad input, 75 preempted,
-130 Ctrl-C.
+`python -m kleiber.launch.process FOLDER` is a rank or a cell. Such a process reads the resolved config that its parent
+checked and wrote, so nothing is composed twice, and a study file that asks for a sweep cannot sweep again.
 """
 
 from __future__ import annotations
@@ -15,21 +11,24 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from kleiber.config.errors import ConfigError
-from kleiber.config.signals import PREEMPTED, Preempted, heeding
+from kleiber.config.codes import ExitCode, Status
+from kleiber.config.errors import ConfigError, Preempted, on_preemption
 from kleiber.launch.ranks import CELL, join_parent, rank, record_failure, silence
 from kleiber.records.folder import locked, read_config, read_overrides, settle
+from kleiber.types.plain import Config
+
+PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 class Tee:
-    """A text stream that writes to two places and is, in all else, the first."""
+    """A text stream that writes to `stream` and to `copy`, and behaves like `stream` in everything else."""
 
     def __init__(self, stream: IO[str], copy: IO[str]) -> None:
         self.stream, self.copy = stream, copy
@@ -45,7 +44,7 @@ class Tee:
 
 @contextmanager
 def logged(folder: Path) -> Iterator[None]:
-    """Copies stdout and stderr to `folder`/log.txt, unless that is where they go already."""
+    """Copies stdout and stderr of Python to `folder`/log.txt, unless they are redirected there already."""
     path = folder / "log.txt"
     if path.exists() and os.path.samestat(os.fstat(1), path.stat()):
         yield
@@ -59,76 +58,72 @@ def logged(folder: Path) -> Iterator[None]:
             sys.stdout, sys.stderr = before
 
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-PACKAGE = str(Path(__file__).resolve().parents[1])
-
-
-def run(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> int:
-    """Trains and returns the exit code. Every rank comes here; rank 0 alone holds the folder."""
+def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:
+    """Trains a run and returns the exit code. Every rank calls it; rank 0 alone locks and writes the folder."""
     writes = rank() == 0
-    code, error = FAILED, None
+    code, error = ExitCode.FAILED, None
     try:
         with locked(folder) if writes else nullcontext(), logged(folder) if writes else nullcontext():
             code, error = _outcome(config, folder, overrides)
-            if writes and code == INTERRUPTED:
-                settle(folder, "killed", "interrupted (Ctrl-C)")
-            elif writes and code == PREEMPTED:
-                settle(folder, "preempted", str(error))
+            if writes and code == ExitCode.INTERRUPTED:
+                settle(folder, Status.KILLED, "interrupted (Ctrl-C)")
+            elif writes and code == ExitCode.PREEMPTED:
+                settle(folder, Status.PREEMPTED, str(error))
             elif writes and error is not None:
-                settle(folder, "failed", f"{type(error).__name__}: {error}")
+                settle(folder, Status.FAILED, f"{type(error).__name__}: {error}")
     except ConfigError as refused:  # the folder is in use
         return report(refused)
-    except Preempted:  # by a signal that came when the run had had its last word
-        return PREEMPTED
+    except Preempted:  # by a signal that came after the run had written its final status
+        return ExitCode.PREEMPTED
     if code:
         record_failure(code, error)
     return code
 
 
-def _outcome(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> tuple[int, BaseException | None]:
+def _outcome(config: Config, folder: Path, overrides: Sequence[str]) -> tuple[int, BaseException | None]:
     """The exit code, and the error behind it. Lightning turns Ctrl-C into SystemExit, so the signal itself is noted.
 
-    A signal that asks for room is heeded here wherever no step is being trained: `Preempt` heeds it there.
+    Handles preemption outside of training steps; the callback `Preempt` handles it within them.
     """
-    with noting_interrupt() as interrupted, heeding(make_room):
+    with noting_interrupt() as interrupted, on_preemption(raise_preempted):
         try:
             return _train(config, folder, overrides), None
         except Exception as error:
             return report(error), error
         except Preempted as reason:
-            print(f"preempted by {reason}; the same command goes on in {folder}", file=sys.stderr)
-            return PREEMPTED, reason
+            print(f"preempted by {reason}; the same command continues in {folder}", file=sys.stderr)
+            return ExitCode.PREEMPTED, reason
         except BaseException:
             if not interrupted:
                 raise
-            print(f"interrupted; {folder} keeps what was finished, and the same command goes on", file=sys.stderr)
-            return INTERRUPTED, None
+            print(f"interrupted; {folder} keeps its checkpoints, and the same command continues", file=sys.stderr)
+            return ExitCode.INTERRUPTED, None
 
 
 @contextmanager
 def noting_interrupt() -> Iterator[list[int]]:
-    """A list that is no longer empty once SIGINT has come; KeyboardInterrupt is raised as ever."""
-    came: list[int] = []
+    """Yields a list that is empty until SIGINT comes; SIGINT raises KeyboardInterrupt as usual."""
+    received: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
-        came.append(number)
+    def note(number: int, frame: object) -> None:
+        received.append(number)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield came
+        yield received
         return
     before = signal.signal(signal.SIGINT, note)
     try:
-        yield came
+        yield received
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def make_room(name: str) -> None:
-    raise Preempted(f"{name} outside of training: what was saved before stays")
+def raise_preempted(name: str) -> None:
+    raise Preempted(f"{name} outside of training: earlier checkpoints remain")
 
 
-def _train(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) -> int:
+def _train(config: Config, folder: Path, overrides: Sequence[str]) -> int:
     from kleiber.training.lightning import import_lightning
 
     import_lightning()
@@ -138,16 +133,16 @@ def _train(config: Mapping[str, Any], folder: Path, overrides: Sequence[str]) ->
 
 
 def report(error: Exception) -> int:
-    """One line for what the user can mend (2), a traceback for anything else (1)."""
+    """Prints one line for an error that the user can correct (exit code 2), a traceback for any other (1)."""
     if is_users(error) and "HYDRA_FULL_ERROR" not in os.environ:
         print(f"kleiber: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return ExitCode.BAD_INPUT
     traceback.print_exception(error)
-    return BAD_INPUT if is_users(error) else FAILED
+    return ExitCode.BAD_INPUT if is_users(error) else ExitCode.FAILED
 
 
 def is_users(error: Exception) -> bool:
-    """Whether we raised it for a user to read: a ValueError, or a missing file or server, from a line of ours."""
+    """Whether the user can correct it: a ConfigError, or a ValueError, missing file or server that kleiber raised."""
     if isinstance(error, ConfigError):
         return True
     frames = traceback.extract_tb(error.__traceback__)
@@ -156,6 +151,7 @@ def is_users(error: Exception) -> bool:
 
 
 def main(argv: list[str]) -> int:
+    """Runs the folder that is the first argument, as a rank or a cell; returns the exit code."""
     folder = Path(argv[0])
     if CELL in os.environ:
         join_parent(signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""Ranks are made here alone: a job of several devices becomes fresh processes under torch.distributed.run.
+"""Fresh processes for one run, one per device: its ranks, started by torch.distributed.run.
 
-Each rank reads the config its parent wrote (`kleiber.launch.process`), so no command line is parsed twice. Rank 0 has
-the console, the others write to `ranks/`; whoever fails first is named. `python -m kleiber.launch.ranks FOLDER N` is
-the agent between the two.
+Each rank reads the config that its parent wrote (`kleiber.launch.process`), so no command line is parsed twice. Rank 0
+has the console, the others write to `ranks/`, and the error names the rank that failed first. The agent between parent
+and ranks is `python -m kleiber.launch.ranks FOLDER N`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
-from kleiber.config.errors import ConfigError
-from kleiber.config.signals import PREEMPTED, heeding
+from kleiber.config.codes import ExitCode, Status
+from kleiber.config.errors import ConfigError, on_preemption
 from kleiber.records.folder import settle, status
 
 VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
@@ -37,18 +37,18 @@ def rank() -> int:
 
 
 def launched() -> bool:
-    """Whether a launcher that we know made this process a rank.
+    """Whether torchrun or SLURM started this process as a rank.
 
-    Left-over variables are refused: with them a rank waits for others that never come.
+    Raises ConfigError for stale variables: with them a rank would wait for others that never come.
     """
-    found = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
-    known = any(name in os.environ for name in LAUNCHERS)
-    if found and not known:
-        names = " ".join(text.split("=")[0] for text in found)
+    variables = [name for name in VARIABLES if name in os.environ]
+    supported = any(name in os.environ for name in LAUNCHERS)
+    if variables and not supported:
+        values = " ".join(f"{name}={os.environ[name]}" for name in variables)
         raise ConfigError(
-            f"stale distributed variables {' '.join(found)}: no launcher that we know has set them; unset {names}"
+            f"stale distributed variables {values}: neither torchrun nor SLURM set them; unset {' '.join(variables)}"
         )
-    return known and "RANK" in os.environ
+    return supported and "RANK" in os.environ
 
 
 def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
@@ -66,86 +66,93 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
         )
         process = subprocess.Popen([sys.executable, "-m", *module], env=env)
         try:
-            with ends(process) as asked:
+            with ending_with(process) as received:
                 code = process.wait()
         except KeyboardInterrupt:
-            settle(folder, "killed", "interrupted (Ctrl-C)")
+            settle(folder, Status.KILLED, "interrupted (Ctrl-C)")
             raise
-        if code == 0:
-            return 0
-        code, error = first_cause(Path(failures)) or (code if code > 0 else 1, f"its processes ended with {code}")
-        if asked and status(folder) in ("missing", "killed", "preempted"):  # some heeded it, others had not begun to
-            code, error = PREEMPTED, f"{asked[0]}: what was saved before stays"
-    if code == PREEMPTED:
-        settle(folder, "preempted", error)
-    else:  # which ends the other ranks by SIGTERM: rank 0 has then said that it was preempted
-        settle(folder, "failed", error, over="preempted")
+        if code == ExitCode.DONE:
+            return code
+        code, error = first_failure(Path(failures)) or (code if code > 0 else ExitCode.FAILED, f"exit code {code}")
+        # Some ranks saved; others had not started to train, and could not.
+        if received and status(folder) in (Status.MISSING, Status.KILLED, Status.PREEMPTED):
+            code, error = ExitCode.PREEMPTED, f"{received[0]}: earlier checkpoints remain"
+    if code == ExitCode.PREEMPTED:
+        settle(folder, Status.PREEMPTED, error)
+    else:  # a failing rank ends the others by SIGTERM, so rank 0 may have written that it was preempted
+        settle(folder, Status.FAILED, error, over=Status.PREEMPTED)
     return code
 
 
 @contextlib.contextmanager
-def ends(process: subprocess.Popen[bytes]) -> Iterator[list[str]]:
-    """Hands SIGTERM, SIGUSR1 (as SIGTERM) and Ctrl-C on, and leaves no process behind however this one is left."""
-    farewell = signal.SIGTERM
+def ending_with(process: subprocess.Popen[bytes]) -> Iterator[list[str]]:
+    """Forwards SIGTERM, SIGUSR1 (as SIGTERM) and Ctrl-C to `process`, and ends it on exit if it still runs."""
+    last_signal = signal.SIGTERM
     try:
-        with heeding(lambda _: process.terminate()) as asked:
-            yield asked
+        with on_preemption(lambda _: process.terminate()) as received:
+            yield received
     except KeyboardInterrupt:
-        farewell = signal.SIGINT
+        last_signal = signal.SIGINT
         raise
     finally:
         if process.poll() is None:
-            process.send_signal(farewell)
+            process.send_signal(last_signal)
             try:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
 
 
-def first_cause(failures: Path) -> tuple[int, str] | None:
-    """Exit code and error of the rank that failed first; says which it was unless rank 0 has said the same itself."""
-    told = sorted((json.loads(file.read_text()) for file in failures.glob("*.json")), key=lambda one: one["time"])
-    if not told:
+def first_failure(failures: Path) -> tuple[int, str] | None:
+    """Exit code and error of the rank that failed first. Prints its traceback, unless rank 0 printed the same error."""
+    records = sorted((json.loads(file.read_text()) for file in failures.glob("*.json")), key=itemgetter("time"))
+    if not records:
         return None
-    first = told[0]
-    said = any(one["rank"] == 0 and one["error"] == first["error"] for one in told)
-    if not said and first["code"] != PREEMPTED:
+    first = records[0]
+    printed = any(record["rank"] == 0 and record["error"] == first["error"] for record in records)
+    if not printed and first["code"] != ExitCode.PREEMPTED:
         print(f"rank {first['rank']} failed first:\n{first['trace'] or first['error']}", file=sys.stderr)
     return first["code"], f"rank {first['rank']}: {first['error']}"
 
 
 def record_failure(code: int, error: BaseException | None) -> None:
-    """Leaves for the parent what became of this rank, when a parent of ours is there."""
+    """Writes exit code, error and traceback of this rank for `first_failure` of the parent, if kleiber started it."""
     if FAILURES not in os.environ:
         return
     trace = "" if error is None else "".join(traceback.format_exception(error))
-    told: dict[str, Any] = {"rank": rank(), "code": code, "time": time.time(), "error": repr(error), "trace": trace}
-    Path(os.environ[FAILURES], f"{rank()}.json").write_text(json.dumps(told))
+    record = {"rank": rank(), "code": code, "time": time.time(), "error": repr(error), "trace": trace}
+    Path(os.environ[FAILURES], f"{rank()}.json").write_text(json.dumps(record))
 
 
 def join_parent(signal_number: int) -> None:
-    """Asks the kernel for `signal_number` when the parent dies, however it dies. Elsewhere than on Linux: nothing."""
+    """Asks the kernel to send `signal_number` to this process when its parent dies. Does nothing outside Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal_number)  # PR_SET_PDEATHSIG
 
 
 def silence(folder: Path) -> None:
-    """Sends the output of a rank other than 0 to `ranks/`: one job, one console."""
+    """Sends the output of every rank but 0 to `ranks/` of the run's folder, so that a job has one console."""
     if rank() == 0:
         return
     (folder / "ranks").mkdir(parents=True, exist_ok=True)
-    with open(folder / "ranks" / f"{rank()}.txt", "a") as file:
+    redirect_output(folder / "ranks" / f"{rank()}.txt")
+
+
+def redirect_output(path: Path) -> None:
+    """Appends everything that this process and its children print to a file."""
+    with open(path, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 def cores() -> int:
     """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def agent(folder: str, devices: str) -> int:
-    """Runs the ranks of one job; what went wrong is told by the ranks, not by a traceback of the agent."""
+    """Runs the ranks of one job. The ranks print their errors; the agent prints no traceback of its own."""
     import logging
 
     join_parent(signal.SIGTERM)

@@ -1,107 +1,52 @@
-"""Many runs: which cells a sweep has, and the launchers that run them. The other cells go on when one fails.
+"""A sweep: which cells it has, which of them are finished already, and the study's analysis after them.
 
-`Process` gives every cell a process of its own. CPU cells of one device are forked from a server that has imported
-torch and lightning and never computes, so the first step comes at once; they have one thread each. Cells of several
-devices, of several threads or on a GPU are fresh processes. Nothing here trains, and the parent imports no torch.
+A study's runs.jsonl.gz keeps numbers and no weights. A cell that it holds as finished is not run. Only where a cell
+still to run starts from such a run, that run is trained again, with the same seed and so to the same weights. Nothing
+here trains, and the parent process imports no torch; how cells are run is the choice of the group `launcher`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import yaml
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 from kleiber.config.check import check
-from kleiber.config.compose import resolved
-from kleiber.config.errors import ConfigError
-from kleiber.config.signals import PREEMPTED, Preempted
-from kleiber.launch import process
-from kleiber.launch.cell import Cell, Launcher, archived_by_hash, placed, train_bases
+from kleiber.config.codes import ExitCode, Status
+from kleiber.config.compose import Composer, resolved
+from kleiber.config.errors import ConfigError, Preempted
+from kleiber.launch.cell import Cell, Launcher
 from kleiber.launch.ranks import CELL, launched
 from kleiber.records import archive, folder
-from kleiber.records.catalog import Run, archive_run, read_runs, table
-from kleiber.records.folder import cell_folder
+from kleiber.records.catalog import Run, archive_runs, archived_runs, print_table, read_runs
+from kleiber.records.folder import cell_folder, config_hash
 from kleiber.runs.inherit import adopt, planned_run
+from kleiber.types.plain import Config, Json
 
-PARTLY_FAILED = 4
 OF_A_CELL = ("arm",)  # what a design writes into a cell's study, and no analysis reads
-
-
-class Basic:
-    """One cell after another in this process, its output on the console."""
-
-    def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
-        for one in cells:
-            if one.devices > 1:
-                raise ConfigError(
-                    f"launcher=basic runs cells in one process, but trainer.devices={one.devices}: "
-                    "set launcher=process or trainer.devices=1"
-                )
-        codes = {}
-        for number, one in enumerate(cells, 1):
-            print(f"[{number}/{len(cells)}] {one.folder.name}", flush=True)
-            codes[one.folder] = process.run(one.config, one.folder, one.overrides)
-            if not one.config["dry_run"]:
-                archive_run(one.folder)
-            if codes[one.folder] == process.INTERRUPTED:
-                raise KeyboardInterrupt
-            if codes[one.folder] == PREEMPTED:
-                raise Preempted(f"cell {number} of {len(cells)}")
-        return codes
-
-
-@dataclass(frozen=True)
-class Process:
-    """One process per cell.
-
-    workers     cells at once; None means one per core
-    retries     how often a failed cell is started again
-    stop_after  start no more cells once so many have failed; None means go on
-    """
-
-    workers: int | None = None
-    retries: int = 0
-    stop_after: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("workers", 1), ("retries", 0), ("stop_after", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"launcher.{name}={value}: write a number from {least}")
-
-    def warm_up(self) -> None:
-        """Lets the fork server import while the cells are composed."""
-        from kleiber.launch.local_pool import context
-
-        context(start=True)
-
-    def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
-        from kleiber.launch.local_pool import Pool
-
-        return Pool(cells, self.workers, self.retries, self.stop_after).run()
+OF_THE_SWEEP = ("root", "name", "launcher", "logger", "dry_run")  # keys that a cell trained again takes from this start
 
 
 class Sweep:
     """The task function that Hydra's sweeper and launcher call back; `start` is what the command line calls."""
 
-    def __init__(self, composer: Any) -> None:
+    def __init__(self, composer: Composer) -> None:
         self.composer = composer
         self.codes: list[int] = []
         self.planned: dict[Path, Cell] = {}  # of a dry run, in all rounds
         self.composed: dict[tuple[str, ...], Cell] = {}
-        self.checked = False  # whether the study was asked if the plan can answer its question
+        self.checked = False  # whether the study has accepted the plan
         self.studied: Path | None = None
-        self.asked: dict[str, Any] = {}  # the study, as this start has it
+        self.study: Json = {}  # the node `study`, as in this start
 
     def start(self, overrides: list[str]) -> int:
-        """Runs the sweep and returns 0, 4 when some cells have failed, or 75 when it was asked to end."""
+        """Runs the sweep and returns 0, 4 when some cells did not finish, or 75 when a signal ended it."""
         if CELL in os.environ:
             raise ConfigError("a sweep inside a cell: a process that kleiber started must not sweep again")
         if launched():
@@ -111,15 +56,15 @@ class Sweep:
         try:
             self.composer.multirun(overrides, self)
         except Preempted as reason:
-            print(f"preempted by {reason}: the same command goes on with what is missing")
-            return PREEMPTED
+            print(f"preempted by {reason}: the same command runs the missing cells")
+            return ExitCode.PREEMPTED
         if self.planned:
             self._price()
         if self.studied is not None:
-            report(self.studied, self.asked)
+            report(self.studied, self.study)
         if any(self.codes):
             print(f"{sum(map(bool, self.codes))} of {len(self.codes)} cells did not finish; their log.txt says why")
-        return PARTLY_FAILED if any(self.codes) else 0
+        return ExitCode.PARTLY_FAILED if any(self.codes) else ExitCode.DONE
 
     def __call__(self, cfg: DictConfig) -> int:
         raise ConfigError("hydra/launcher: kleiber's own is needed here; choose how cells run with launcher=")
@@ -129,31 +74,30 @@ class Sweep:
         first = self._cell(overrides[0], compose)
         if first.config["study"] and not first.config["dry_run"]:
             self.studied = first.folder.parent
-            self.asked = {key: value for key, value in first.config["study"].items() if key not in OF_A_CELL}
+            self.study = {key: value for key, value in first.config["study"].items() if key not in OF_A_CELL}
         launcher: Launcher = instantiate(first.config["launcher"])
         if first.config["dry_run"]:
             return self.plan(overrides, compose)
-        if isinstance(launcher, Process):
-            launcher.warm_up()
-        cells = [first, *(self._cell(given, compose) for given in overrides[1:])]
+        launcher.warm_up()
+        cells = [first, *(self._cell(lines, compose) for lines in overrides[1:])]
         if not self.checked:
-            self.check_plan({one.folder: one for one in cells})
+            self.check_plan({cell.folder: cell for cell in cells})
         archived = archived_by_hash(first.folder.parent)
-        cells = [placed(one, archived) for one in cells]
+        cells = [in_archived_folder(cell, archived) for cell in cells]
         todo = self._unfinished(cells, archived)
         try:
             if archived:
                 train_bases(todo, archived, launcher)
             codes = launcher.run(todo) if todo else {}
         finally:
-            table(read_runs(first.folder.parent))
-        told = [codes.get(one.folder, process.FAILED if one in todo else 0) for one in cells]
-        self.codes += told
-        return told
+            print_table(read_runs(first.folder.parent))
+        results = [codes.get(cell.folder, ExitCode.FAILED if cell in todo else ExitCode.DONE) for cell in cells]
+        self.codes += results
+        return results
 
     def plan(self, overrides: Sequence[list[str]], compose: Callable[[list[str]], DictConfig]) -> list[int]:
-        """Composes and checks cells that are not trained now; returns a 0 for each, as if they had been."""
-        cells = [self._cell(given, compose) for given in overrides]
+        """Composes and checks cells that are not trained now; returns a 0 for each."""
+        cells = [self._cell(lines, compose) for lines in overrides]
         self.planned |= unique(cells, self.planned)
         return [0] * len(cells)
 
@@ -170,8 +114,8 @@ class Sweep:
         if study is None or study.max_cells is not None or first.config["trainer"].get("max_steps") is not None:
             return
         home = first.folder.parent
-        there = [run for run in (read_runs(home) if home.is_dir() else []) if run.status == "finished"]
-        runs = {run.folder: run.config for run in there} | {where: one.config for where, one in cells.items()}
+        finished = [run for run in (read_runs(home) if home.is_dir() else []) if run.status == Status.FINISHED]
+        runs = {run.folder: run.config for run in finished} | {where: cell.config for where, cell in cells.items()}
         try:
             for text in study.check_plan(points_of(runs)):
                 print(f"study={first.config['name']}: {text}", flush=True)
@@ -179,22 +123,22 @@ class Sweep:
             raise ConfigError(f"study={first.config['name']}: {error}") from error
 
     @staticmethod
-    def fits_a_law(node: Any) -> bool:
-        """Whether the study of a config asks for points that determine a law."""
-        from kleiber.studies.study import Options
+    def fits_a_law(node: Config) -> bool:
+        """Whether a node `study` needs points that determine a law."""
+        from kleiber.studies.study import Study
 
-        return get_class(node["_target_"]).check_plan is not Options.check_plan
+        return get_class(node["_target_"]).check_plan is not Study.check_plan
 
     def planned_runs(self) -> list[Run]:
         """The cells of a dry run so far, as runs from which others can start."""
-        return [planned_run(one.folder, one.config, one.overrides) for one in self.planned.values()]
+        return [planned_run(cell.folder, cell.config, cell.overrides) for cell in self.planned.values()]
 
     def _price(self) -> None:
-        """What the planned cells cost, all rounds together; nothing is started."""
+        """Prints what the planned cells of all rounds cost; starts nothing."""
         from kleiber.launch.price import price
 
         self.check_plan(self.planned)
-        price({one.folder: one.config for one in self.planned.values()})
+        price({cell.folder: cell.config for cell in self.planned.values()})
 
     def _cell(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         key = tuple(overrides)
@@ -208,25 +152,25 @@ class Sweep:
         check(config)
         if config["resume"] not in ("auto", "never"):
             raise ConfigError(
-                f"resume={config['resume']}: a sweep resumes each cell where it lies; write auto or never"
+                f"resume={config['resume']}: a sweep resumes each cell in its own folder, so write auto or never"
             )
-        told = [text.lstrip("+") for text in overrides if not text.startswith("hydra.")]
-        told = [text for text in told if not (text.startswith("budget.") and text.endswith("=null"))]
-        return Cell(cell_folder(config, told, model), config, told)
+        lines = [text.lstrip("+") for text in overrides if not text.startswith("hydra.")]
+        lines = [text for text in lines if not (text.startswith("budget.") and text.endswith("=null"))]
+        return Cell(cell_folder(config, lines, model), config, lines)
 
     def _unfinished(self, cells: Sequence[Cell], archived: Mapping[str, Run]) -> list[Cell]:
-        """Cells that are to run, each with its folder and config written: what never starts reads as missing."""
+        """Cells that are to run. Writes the config of each, so that one that never starts is listed as missing."""
         todo, in_archive = [], 0
         finished = {run.folder for run in archived.values()}
-        for one in unique(cells).values():
-            if one.config["resume"] == "never":
-                folder.set_aside(one.folder)
-            elif one.folder in finished and folder.status(one.folder) != "finished":
+        for cell in unique(cells).values():
+            if cell.config["resume"] == "never":
+                folder.set_aside(cell.folder)
+            elif cell.folder in finished and folder.status(cell.folder) != Status.FINISHED:
                 in_archive += 1
                 continue
-            if folder.status(one.folder) != "finished":
-                todo.append(one)
-                folder.write_config(one.folder, one.config, one.overrides)
+            if folder.status(cell.folder) != Status.FINISHED:
+                todo.append(cell)
+                folder.write_config(cell.folder, cell.config, cell.overrides)
         done = len(unique(cells)) - len(todo)
         if done:
             without_weights = f", {in_archive} of them in {archive.NAME} alone, without weights" if in_archive else ""
@@ -235,25 +179,74 @@ class Sweep:
 
 
 def unique(cells: Sequence[Cell], before: Mapping[Path, Cell] = MappingProxyType({})) -> dict[Path, Cell]:
-    """Cells by folder, less those of rounds `before`; two of one round with one identity are one run, which is said."""
-    found: dict[Path, Cell] = {}
-    for one in cells:
-        if one.folder in before:
+    """Cells by folder, without those of rounds `before`. Prints where two cells of a round are the same run."""
+    by_folder: dict[Path, Cell] = {}
+    for cell in cells:
+        if cell.folder in before:
             continue
-        if one.folder in found:
-            print(f"the same run twice: {' '.join(one.overrides)} is {' '.join(found[one.folder].overrides)}")
-        found.setdefault(one.folder, one)
-    return found
+        if cell.folder in by_folder:
+            print(f"the same run twice: {' '.join(cell.overrides)} is {' '.join(by_folder[cell.folder].overrides)}")
+        by_folder.setdefault(cell.folder, cell)
+    return by_folder
 
 
-def report(folder: Path, asked: dict[str, Any]) -> None:
-    """The analysis of a study, over what is finished, mirrored where its runs are; without the extra it says so.
+def report(folder: Path, study: Config) -> None:
+    """Writes the report of a study over its finished runs, and mirrors it to W&B where its runs are mirrored.
 
-    How the study was asked for this time stays in study.yaml: its cells may have been trained for an earlier asking.
+    study.yaml keeps the node `study` of this start: the cells may have been trained under another one.
     """
     from kleiber.launch.cli import main
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     mirrored = any(folder.glob("*/wandb/*run-*"))
     main(["report", str(folder), *(["--wandb"] if mirrored else [])])
+
+
+def archived_by_hash(study: Path) -> dict[str, Run]:
+    """The finished runs of a study's archive by the hash of their configs; first archives what ended in the folder.
+
+    Hashes are computed anew, so the cells of a study that was moved, or begun by an earlier version, are recognized.
+    """
+    archive_runs(study)
+    runs = [run for run in archived_runs(study / archive.NAME) if run.status == Status.FINISHED]
+    return {config_hash({**run.config, "root": str(study.parent), "name": study.name}): run for run in runs}
+
+
+def in_archived_folder(cell: Cell, archived: Mapping[str, Run]) -> Cell:
+    """The cell in the folder that its run has in the archive, where overrides in another wording named the folder."""
+    run = archived.get(config_hash(cell.config)) if archived else None
+    return cell if run is None else replace(cell, folder=run.folder)
+
+
+def train_bases(cells: Sequence[Cell], archived: Mapping[str, Run], launcher: Launcher) -> None:
+    """Trains again the archived runs from which `cells` start and whose weights are not in their folders."""
+    needing = {name: cell for cell in cells for name in runs_named(cell.config, f"{cell.folder.parent}{os.sep}")}
+    bases = [
+        replace(
+            needing[run.name], folder=run.folder, config=config_here(run, needing[run.name]), overrides=run.overrides
+        )
+        for run in archived.values()
+        if run.name in needing and folder.status(run.folder) != Status.FINISHED
+    ]
+    if not bases:
+        return
+    train_bases(bases, archived, launcher)
+    print(f"training {len(bases)} finished runs again, because other cells start from their weights", flush=True)
+    for base in bases:
+        check(base.config)
+        folder.write_config(base.folder, base.config, base.overrides)
+    launcher.run(bases)
+
+
+def config_here(run: Run, cell: Cell) -> Json:
+    """The config of an archived run that is trained again here, because `cell` starts from it."""
+    return {**run.config, **{key: cell.config[key] for key in OF_THE_SWEEP}, "resume": "auto"}
+
+
+def runs_named(value: object, study: str) -> set[str]:
+    """Names of the runs in the folder `study` into which the paths of a config lead."""
+    if isinstance(value, str):
+        return {value.removeprefix(study).split(os.sep)[0]} if value.startswith(study) else set()
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return {name for entry in below for name in runs_named(entry, study)}

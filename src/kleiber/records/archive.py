@@ -1,15 +1,14 @@
 """runs.jsonl.gz: what the runs of a study measured, in one file that outlives their folders.
 
-A line is a leaf of a run's tree of stages, `{run, config, summary, rows}` (see `leaf_rows`). Every append is
-a gzip member of its own, under a lock and flushed to the disk, so a kill can cut short the last member alone: readers
-pass over it, and the next append removes it.
-
-A run as rows of runs.jsonl.gz and back: one row a leaf of its tree of stages, `{run, config, summary, rows}`.
+A line is a leaf of a run's tree of stages, `{run, config, summary, rows}`:
 
 run      the name of the run's folder
 config   the content of config.yaml
-summary  that of summary.json, with the stages from the root to this leaf alone: the leaf is the last of them
-rows     what was logged in these stages (`metrics.condensed`); of stages that leaves share, with the first leaf
+summary  that of summary.json, with the stages from the root to this leaf alone; the leaf is the last of them
+rows     what was logged in these stages (`kleiber.records.summary.condensed`); of shared stages, with the first leaf
+
+Every append is a gzip member of its own, under a lock and flushed to the disk. So a kill can truncate the last member
+only; readers skip a truncated member, and the next append removes it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,9 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kleiber.config.codes import Status
 from kleiber.config.errors import ConfigError
+from kleiber.types.plain import Json, Row
 
 if TYPE_CHECKING:
     from kleiber.records.catalog import Run
@@ -34,8 +35,8 @@ KEYS = {"run", "config", "summary", "rows"}
 CHUNK = 1 << 16
 
 
-def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Adds the rows in one piece: either all of them are read back, or none. Raises OSError where it cannot."""
+def append(path: Path, rows: Sequence[Row]) -> None:
+    """Adds the rows atomically: either all of them are read back, or none. Raises OSError where it cannot write."""
     text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
     member = gzip.compress(text.encode(), mtime=0)
     with open(path, "ab+") as file:
@@ -48,8 +49,8 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """All rows in order of writing. Raises ConfigError for a damaged file, and for one of other rows."""
+def read(path: Path) -> list[Json]:
+    """All rows in order of writing. Raises ConfigError for a damaged file, or for rows with other keys."""
     text = b"".join(content for content, _ in members(path.read_bytes(), path))
     rows = [json.loads(line) for line in text.splitlines()]
     for number, row in enumerate(rows, 1):
@@ -59,9 +60,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
-    """The content of every whole gzip member, and the offset at which it ends.
+    """The content of every complete gzip member, and the offset at which it ends.
 
-    Raises ConfigError where bytes are no gzip: only what was cut off at the end may be passed over.
+    Skips a truncated member at the end. Raises ConfigError where bytes are not gzip.
     """
     start = 0
     while start < len(data):
@@ -72,8 +73,8 @@ def members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
                 at += CHUNK
         except zlib.error as error:
             raise ConfigError(
-                f"{path} is damaged at byte {start:,} ({error}): keep what stands before with "
-                f"`truncate -s {start} {path}`, and `kleiber report` adds again what folders of runs still hold"
+                f"{path} is damaged at byte {start:,} ({error}): keep the rows before it with "
+                f"`truncate -s {start} {path}`; `kleiber report` then adds the runs whose folders still exist"
             ) from None
         if not unpack.eof:
             return
@@ -81,11 +82,8 @@ def members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
         yield b"".join(content), start
 
 
-Row = Mapping[str, Any]
-
-
-def leaf_rows(run: Run) -> list[dict[str, Any]]:
-    """The rows of a run; a run without a leaf, such as one that failed early, has one row all the same."""
+def leaf_rows(run: Run) -> list[Json]:
+    """The rows of a run, one per leaf; a run without a leaf, such as one that failed early, also has one row."""
     stages = {stage.get("name"): stage for stage in run.stages}
     paths = [path_to(leaf.get("name"), stages) for leaf in run.leaves] or [[]]
     paths[0] = [*(name for name in stages if not any(name in path for path in paths)), *paths[0]]
@@ -103,7 +101,7 @@ def leaf_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def path_to(name: str | None, stages: Mapping[str | None, Row]) -> list[str | None]:
-    """Names of the stages from the root to one of them."""
+    """Names of the stages from the root to the stage `name`."""
     path: list[str | None] = []
     while name in stages and name not in path:
         path.insert(0, name)
@@ -111,19 +109,18 @@ def path_to(name: str | None, stages: Mapping[str | None, Row]) -> list[str | No
     return path
 
 
-def runs_of(rows: Sequence[Row], home: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Name, summary, and `{config, rows}` of each run that rows are of, in order of name.
+def runs_of(rows: Sequence[Row], home: Path) -> Iterator[tuple[str, Json, Json]]:
+    """Name, summary, and `{config, rows}` of each run, in order of name.
 
-    Of a run that was added several times the last one counts, and one that finished before any other. Paths through
-    the folders of these runs are rewritten to begin at `home`: a study that was moved reads as if it had been made
-    there.
+    Of a run that was added several times the last finished version counts, else the last version. Paths through the
+    folders of these runs are rewritten to begin at `home`, so that a moved study reads as if it had been trained there.
     """
     leaves: dict[str, list[Row]] = {}
     for row in rows:
         earlier = leaves.get(row["run"], [])
         if earlier and is_further_leaf(row, earlier):
             earlier.append(row)
-        elif not earlier or row["summary"]["status"] == "finished" or earlier[0]["summary"]["status"] != "finished":
+        elif not earlier or finished(row) or not finished(earlier[0]):
             leaves[row["run"]] = [row]
     for name, of_run in sorted(leaves.items()):
         stages = {stage.get("name"): stage for row in of_run for stage in row["summary"].get("stages") or []}
@@ -133,8 +130,12 @@ def runs_of(rows: Sequence[Row], home: Path) -> Iterator[tuple[str, dict[str, An
         yield name, summary, {"config": moved(of_run[0]["config"], home, leaves), "rows": logged}
 
 
+def finished(row: Row) -> bool:
+    return row["summary"]["status"] == Status.FINISHED
+
+
 def is_further_leaf(row: Row, leaves: Sequence[Row]) -> bool:
-    """Whether a row is another leaf of the run that `leaves` are of, and not that run a second time."""
+    """Whether a row is another leaf of the same version of the run as `leaves`, and not a later version."""
     summary, earlier = ({**leaf["summary"], "stages": None} for leaf in (row, leaves[0]))
     return summary == earlier and leaf_name(row) not in map(leaf_name, leaves)
 
@@ -145,7 +146,7 @@ def leaf_name(row: Row) -> str | None:
 
 
 def moved(value: Any, home: Path, names: Container[str]) -> Any:
-    """A config in which every absolute path through the folder of a run in `names` leads there from `home`."""
+    """A config in which every absolute path through the folder of a run in `names` begins at `home`."""
     if isinstance(value, dict):
         return {key: moved(entry, home, names) for key, entry in value.items()}
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""A folder of runs as a list of Run, and as a DataFrame: the one place where analyses read runs. No torch.
+"""The table of runs: a folder of runs as a list of `Run`, and as rows, one per leaf. The one place that analyses read.
 
-A run is read from its folder or from the study's runs.jsonl.gz, and is the same either way. A folder with a config and
-no summary is `missing`: a sweep planned it and never came to it. `running` without a live lock reads as `killed`. What
-it cannot read it counts as missing, and it never repairs or deletes.
+A run reads the same from its folder and from the study's runs.jsonl.gz. A folder with a config and no summary is
+`missing`: planned, and never started. `running` without a live lock reads as `killed`. A summary that cannot be read
+counts as missing; nothing here repairs or deletes. Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,60 +13,85 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
+from kleiber.config.codes import Status
 from kleiber.records import archive
 from kleiber.records.archive import leaf_rows, runs_of
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status
-from kleiber.records.summary import Row, condensed, read, read_rows
+from kleiber.records.summary import condensed, read, read_rows
+from kleiber.types.plain import Config, Json
 
 if TYPE_CHECKING:
     import pandas
 
-COLORS = {"finished": "green", "running": "cyan", "missing": "yellow"}
-ENDED = ("finished", "diverged", "failed")  # what is archived; a run that was interrupted goes on
+ENDED = (Status.FINISHED, Status.DIVERGED, Status.FAILED)  # what is archived; interrupted runs are still to continue
 SET_ASIDE = re.compile(r".*-[0-9a-f]{8}\.\d+")  # folder of an earlier run that resume=never has replaced
-TRAINED_HERE = "bpe/"  # how the hash of a tokenizer begins that was trained for the run
+TRAINED_HERE = "bpe/"  # prefix of the hash of a tokenizer that was trained for the run
+
+
+class Columns(TypedDict):
+    """The columns of the table of runs, a row per leaf; every metric of the leaf follows as a column of its own name.
+
+    Losses are in nats per token, or per sample where the objective's loss is a mean over samples. None stands for what
+    the run has not recorded.
+    """
+
+    run: str  # name of the run's folder
+    stage: str | None  # name of the leaf
+    trunk: str  # rows with the same trunk share its training, so they are not independent samples
+    status: str  # a `kleiber.config.codes.Status`
+    error: str | None
+    seed: int | None
+    overrides: str  # joined by spaces
+    params: int | None  # all parameters
+    active: int | None  # parameters that a token uses, embeddings included
+    non_embedding: int | None
+    tokens: int | None  # training tokens since the root of the tree
+    flops: float | None  # of the model, forward and backward, since the root of the tree
+    lr: float | None  # peak learning rate of the optimizer
+    seconds: float | None  # of the whole run
+    loss: float | None  # validation loss on the leaf's task; None where there are several
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its summary tells it. Losses are in nats per token, of the last finished stage, by data set.
+    """One run, as its summary describes it.
 
-    folder    where the run lies; of an archived run where it would lie, beside the archive
-    archived  `config` and `rows` of a run that was read from runs.jsonl.gz, or is planned alone; None of one that was
+    folder    of the run; of an archived run the folder beside the archive where it would be
+    archived  `config` and `rows` of a run that was read from runs.jsonl.gz or is only planned; None of a run that was
               read from its folder
     """
 
     folder: Path
-    status: str
-    summary: dict[str, Any]
-    archived: Mapping[str, Any] | None = None
+    status: Status
+    summary: Json
+    archived: Config | None = None
 
     @property
     def name(self) -> str:
         return self.folder.name
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Json:
         """The composed config. Raises ConfigError for a folder without one."""
         return read_config(self.folder) if self.archived is None else self.archived["config"]
 
     @cached_property
     def overrides(self) -> list[str]:
-        """What the user or the design wrote for this run, without what is Hydra's."""
+        """The overrides that the user or the design wrote for this run, without Hydra's own."""
         if self.archived is None and (self.folder / "overrides.yaml").is_file():
             return [line for line in read_overrides(self.folder) if not line.startswith("hydra.")]
         return self.summary.get("overrides") or []
 
     @cached_property
-    def rows(self) -> list[Row]:
-        """What the run logged, condensed to a bounded number of rows a stage (`metrics.condensed`)."""
+    def rows(self) -> list[Json]:
+        """The rows of metrics.jsonl, condensed to a bounded number per stage (`kleiber.records.summary.condensed`)."""
         return condensed(read_rows(self.folder)) if self.archived is None else self.archived["rows"]
 
     @property
     def tokenizer(self) -> Path | None:
-        """The folder of the tokenizer that was trained for this run; None where the run names another's."""
+        """The folder of the tokenizer that was trained for this run; None where it uses another tokenizer."""
         place = self.folder / TOKENIZER
         if self.archived is None:
             return place if place.is_dir() else None
@@ -74,19 +99,20 @@ class Run:
         return place if tokenizer_hash.startswith(TRAINED_HERE) else None
 
     @property
-    def stages(self) -> list[dict[str, Any]]:
+    def stages(self) -> list[Json]:
+        """The stages in summary.json, in order."""
         return self.summary.get("stages") or []
 
     @property
-    def stage(self) -> dict[str, Any]:
-        """The last stage that the run wrote down, or an empty one."""
+    def stage(self) -> Json:
+        """The last stage in summary.json, or an empty dictionary."""
         return self.stages[-1] if self.stages else {}
 
     @property
-    def leaves(self) -> list[dict[str, Any]]:
-        """The stages that no other stage goes on from: one of an ordinary run, the branches of a trunk.
+    def leaves(self) -> list[Json]:
+        """The stages from which no other stage continues: one of an ordinary run, the branches of a trunk.
 
-        A trunk whose branches have not come yet is none: its loss is not that of a finished schedule.
+        A trunk without branches yet is not a leaf: its loss is not that of a finished schedule.
         """
         parents = {stage.get("parent") for stage in self.stages}
         ends = [stage for stage in self.stages if stage.get("name", "main") not in parents]
@@ -96,16 +122,16 @@ class Run:
     def metrics(self) -> dict[str, float]:
         return self.stage.get("metrics") or {}
 
-    def row(self) -> dict[str, Any]:
-        """One flat row: what identifies the run, its size, its cost and every metric of its last stage."""
+    def row(self) -> Json:
+        """The row of the last stage: `Columns` and every metric."""
         return self.point(self.stage)
 
-    def points(self) -> list[dict[str, Any]]:
-        """A row for each leaf; of a tree whose trunk alone is there, or of a run that failed, one row all the same."""
+    def points(self) -> list[Json]:
+        """A row per leaf; a run without a leaf, such as one that failed early, has one row without measurements."""
         return [self.point(stage) for stage in self.leaves or [{}]]
 
-    def point(self, stage: dict[str, Any]) -> dict[str, Any]:
-        """One flat row of a stage. Branches of one trunk share their "trunk", and are no independent samples."""
+    def point(self, stage: Json) -> Json:
+        """The row of a stage: `Columns` and every metric."""
         params, flops, metrics = (stage.get(key) or {} for key in ("params", "flops", "metrics"))
         own = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
         losses = [
@@ -113,11 +139,11 @@ class Run:
             for key, value in metrics.items()
             if (key in own if own else key.startswith("val/") and key.endswith("/loss"))
         ]
-        return {
+        columns: Columns = {
             "run": self.name,
             "stage": stage.get("name"),
             "trunk": f"{self.name}/{stage['trunk']}" if stage.get("trunk") else self.name,
-            "status": self.status,
+            "status": str(self.status),
             "error": self.summary.get("error"),
             "seed": self.summary.get("seed"),
             "overrides": " ".join(self.summary.get("overrides") or []),
@@ -129,45 +155,46 @@ class Run:
             "lr": stage.get("lr"),
             "seconds": self.summary.get("seconds"),
             "loss": losses[0] if len(losses) == 1 else None,
-            **metrics,
         }
+        return {**columns, **metrics}
 
 
 def read_runs(place: Path) -> list[Run]:
-    """Every run at or under a folder, archived ones among them, or those of one runs.jsonl.gz; in order of path.
+    """Every run at or under a folder, archived ones included, or those of one runs.jsonl.gz; in order of path.
 
     A run that has both a folder and archived rows is read from its folder, unless only the rows are finished. Raises
-    FileNotFoundError when there is no such folder, ConfigError for an archive that is damaged.
+    FileNotFoundError when there is no such folder, ConfigError for a damaged archive.
     """
     if place.is_file():
         return archived_runs(place)
     if not place.is_dir():
-        raise FileNotFoundError(f"{place}: there is no such folder of runs")
+        raise FileNotFoundError(f"{place}: no such folder of runs")
     homes = {path.parent for name in ("config.yaml", "summary.json") for path in place.rglob(name)}
     homes = {home for home in homes if home == place or not SET_ASIDE.fullmatch(home.name)}
     runs = {home: read_run(home) for home in homes if ".part-" not in home.name and "wandb" not in home.parts}
     for file in place.rglob(archive.NAME):
         for run in archived_runs(file):
-            if run.folder not in runs or (run.status == "finished" != runs[run.folder].status):
+            if run.folder not in runs or (run.status == Status.FINISHED != runs[run.folder].status):
                 runs[run.folder] = run
     return [runs[home] for home in sorted(runs)]
 
 
 def read_run(folder: Path) -> Run:
+    """The run in a folder."""
     return Run(folder, status(folder), read(folder / "summary.json") or {})
 
 
 def find_run(folder: Path) -> Run | None:
-    """The run that lies in a folder, or is archived beside it under the folder's name; None where it is neither."""
+    """The run in a folder, or the one archived beside it under the folder's name; None where there is neither."""
     here = read_run(folder) if (folder / "config.yaml").is_file() else None
-    if here is not None and here.status == "finished":
+    if here is not None and here.status == Status.FINISHED:
         return here
     archived = next((run for run in archived_runs(folder.parent / archive.NAME) if run.name == folder.name), None)
-    return archived if archived is not None and (here is None or archived.status == "finished") else here
+    return archived if archived is not None and (here is None or archived.status == Status.FINISHED) else here
 
 
 def archived_runs(file: Path) -> list[Run]:
-    """The runs of a runs.jsonl.gz in order of name, none where there is no such file."""
+    """The runs of a runs.jsonl.gz in order of name; none where there is no such file."""
     try:
         state = file.stat()
     except FileNotFoundError:
@@ -177,10 +204,10 @@ def archived_runs(file: Path) -> list[Run]:
 
 @lru_cache(maxsize=4)
 def _archived_runs(file: Path, _changed: int, _size: int) -> tuple[Run, ...]:
-    """Read once as long as the file stays as it is: a design asks for each of its runs."""
+    """Cached while the file does not change, because a design looks up each of its runs."""
     home = file.parent
     return tuple(
-        Run(home / name, summary["status"], summary, archived)
+        Run(home / name, Status(summary["status"]), summary, archived)
         for name, summary, archived in runs_of(archive.read(file), home)
     )
 
@@ -191,9 +218,9 @@ def archive_run(folder: Path) -> None:
 
 
 def archive_runs(study: Path) -> None:
-    """Adds every run directly under a folder that has ended, unless runs.jsonl.gz holds it as it is.
+    """Adds every ended run directly under a folder to its runs.jsonl.gz, unless the same result is there.
 
-    Raises ConfigError for an archive that is damaged.
+    Raises ConfigError for a damaged archive.
     """
     archived = {run.name: run for run in archived_runs(study / archive.NAME)}
     for run in (read_run(path.parent) for path in sorted(study.glob("*/config.yaml"))):
@@ -203,8 +230,8 @@ def archive_runs(study: Path) -> None:
 
 
 def may_replace(old: Run, new: Run) -> bool:
-    """Whether a run ended otherwise than it is archived; one that is archived as finished stays so."""
-    if old.status == "finished" != new.status:
+    """Whether a run differs from its archived version; a finished version is replaced by finished ones alone."""
+    if old.status == Status.FINISHED != new.status:
         return False
     first, second = (
         {**run.summary, "overrides": None, "stages": {stage.get("name"): stage for stage in run.stages}}
@@ -214,7 +241,7 @@ def may_replace(old: Run, new: Run) -> bool:
 
 
 def _append(file: Path, run: Run) -> None:
-    """What was measured stands in the folder too: neither a full disk nor a damaged archive may cost a run."""
+    """Prints an error instead of raising it: the folder holds the results too, so the run has not failed."""
     if run.status not in ENDED:
         return
     try:
@@ -224,20 +251,20 @@ def _append(file: Path, run: Run) -> None:
 
 
 def frame(runs: Iterable[Run]) -> pandas.DataFrame:
-    """One row a leaf of a run's tree of stages: one of an ordinary run, one of each branch."""
+    """The table of runs: `Columns` and every metric, a row per leaf."""
     import pandas
 
     return pandas.DataFrame([row for run in runs for row in run.points()])
 
 
 def counts(runs: Sequence[Run]) -> str:
-    """`3 finished, 1 failed`."""
-    found = [run.status for run in runs]
-    return ", ".join(f"{found.count(one)} {one}" for one in dict.fromkeys(sorted(found))) or "no runs"
+    """The number of runs of each status: `1 failed, 3 finished`."""
+    statuses = [run.status for run in runs]
+    return ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses))) or "no runs"
 
 
-def table(runs: Sequence[Run]) -> None:
-    """Prints the runs for a person."""
+def print_table(runs: Sequence[Run]) -> None:
+    """Prints the runs, a line each, under the number of runs of each status."""
     from rich.console import Console
     from rich.table import Table
 
@@ -247,10 +274,9 @@ def table(runs: Sequence[Run]) -> None:
         shown.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
     for run in runs:
         row = run.row()
-        color = COLORS.get(run.status, "red")
         shown.add_row(
             run.name,
-            f"[{color}]{run.status}[/]",
+            f"[{run.status.color}]{run.status}[/]",
             values(run.metrics, "loss"),
             values(run.metrics, "bits_per_byte"),
             *(f"{row[name]:,.0f}" if row[name] is not None else "" for name in ("params", "tokens", "seconds")),
@@ -258,7 +284,7 @@ def table(runs: Sequence[Run]) -> None:
     Console(width=max(Console().width, 130)).print(shown)
 
 
-def values(metrics: dict[str, float], what: str) -> str:
-    """Validation values of one kind, one a data set."""
-    found = [value for key, value in metrics.items() if key.startswith("val/") and key.endswith("/" + what)]
-    return " ".join(f"{value:.4f}" for value in found if value is not None)
+def values(metrics: Mapping[str, float | None], name: str) -> str:
+    """The validation metrics of a name, one value per data set, separated by spaces."""
+    matching = [value for key, value in metrics.items() if key.startswith("val/") and key.endswith("/" + name)]
+    return " ".join(f"{value:.4f}" for value in matching if value is not None)

@@ -1,12 +1,7 @@
-"""What a run is called: `<readable>-<hash8>`, the hash over everything in the config that can change its result.
+"""The folder of a run: its name, its lock, its config files and its status.
 
-So a repeated command is a resume, a changed config another folder, and a single run the same as the sweep's cell.
-
-The folder of a run: its lock, the files that name it, and what `resume=` makes of one that is there.
-
-Only rank 0 writes. It knows neither models nor data.
-
-The last word on a run that could not write its own: no run that was started is left without a summary.
+The name is `<readable>-<hash8>`, with a hash over everything in the config that can change the result. So a repeated
+command resumes, a changed config gets another folder, and a single run equals the sweep's cell. Only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -17,18 +12,20 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import yaml
 
+from kleiber.config.codes import Status
 from kleiber.config.errors import ConfigError
 from kleiber.config.signatures import signature
-from kleiber.records.summary import Summary, cpu_name
+from kleiber.records.summary import Summary, cpu_name, read
+from kleiber.types.plain import Config, Json
 
-# Where a run lands, who watches it, and on what it is computed. `design` plans a sweep; the cells do not depend on it.
+# Keys that say where a run is written, what watches it, and on which hardware it is computed. `design` plans a sweep.
 NOT_IDENTITY = (
     "hydra",
     "root",
@@ -49,10 +46,10 @@ READABLE = 60
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
-def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved config that makes the run what it is.
+def identity(config: Config) -> Json:
+    """The part of a resolved config that determines the run's result.
 
-    A null key that means the same when it is left out is not part of it, so a new optional group changes no hash.
+    It leaves out a key that is null and means the same when absent, so a new optional group changes no hash.
     """
     kept = without_nulls(json.loads(json.dumps(config, sort_keys=True)))
     for key in NOT_IDENTITY:
@@ -68,7 +65,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_nulls(value: Any) -> Any:
-    """A config without its null keys, except where a class has another default: there null is a choice."""
+    """A config without its null keys, except where the default of the class is not null: there null is a choice."""
     if isinstance(value, list):
         return [without_nulls(entry) for entry in value]
     if not isinstance(value, dict):
@@ -79,20 +76,20 @@ def without_nulls(value: Any) -> Any:
     }
 
 
-def _defaults(node: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(node: Config) -> Json:
     target = str(node.get("_target_", ""))
     if not target.startswith("kleiber."):
         return dict.fromkeys(node, "unknown") if target else {}
     try:
         return {name: parameter.default for name, parameter in signature(target).parameters.items()}
-    except ConfigError:  # of a config that somebody else's kleiber wrote
+    except ConfigError:  # a config that another version of kleiber wrote
         return dict.fromkeys(node, "unknown")
 
 
 def portable(value: Any, home: str) -> Any:
-    """A config in which paths to runs of its own study, which lies at `home`, are their hashes.
+    """A config in which the hashes of runs replace the paths to them, where they lie in the study's folder `home`.
 
-    So a run that starts from another one is the same run wherever the study lies.
+    So a run that starts from another run of its study keeps its hash when the study is moved.
     """
     if isinstance(value, dict):
         return {key: portable(entry, home) for key, entry in value.items()}
@@ -104,7 +101,7 @@ def portable(value: Any, home: str) -> Any:
     return os.sep.join([run.rsplit("-", 1)[-1], *rest])
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
+def config_hash(config: Config) -> str:
     """sha256 of `identity(config)` as canonical JSON, in hex."""
     text = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -123,40 +120,40 @@ def readable(overrides: Iterable[str], model: str) -> str:
     return text[:READABLE].rstrip("_.-")
 
 
-def cell_name(config: Mapping[str, Any], overrides: Iterable[str], model: str) -> str:
+def cell_name(config: Config, overrides: Iterable[str], model: str) -> str:
     return f"{readable(overrides, model)}-{config_hash(config)[:8]}"
 
 
-def cell_folder(config: Mapping[str, Any], overrides: Iterable[str], model: str) -> Path:
-    """`root/name/<cell>`; a folder that ends in the same hash is the same run, however its command was worded."""
+def cell_folder(config: Config, overrides: Iterable[str], model: str) -> Path:
+    """`root/name/<cell>`, or the folder there that ends in the same hash."""
     home = study_folder(config)
     existing = sorted(home.glob(f"*-{config_hash(config)[:8]}"))
     return existing[0] if existing else home / cell_name(config, overrides, model)
 
 
-def study_folder(config: Mapping[str, Any]) -> Path:
-    """`root/name`, where `name` is one plain folder name."""
+def study_folder(config: Config) -> Path:
+    """`root/name`. Raises ConfigError unless `name` is a plain folder name and `root` is not empty."""
     name = str(config["name"])
     if not NAME.fullmatch(name) or not name.strip("."):
-        raise ConfigError(f"name={name}: use letters, digits and . _ - only; root= says where the folder lies")
-    if not str(config["root"]).strip():  # which would be the folder one happens to stand in
+        raise ConfigError(f"name={name} may hold letters, digits and . _ - only; root= sets the parent folder")
+    if not str(config["root"]).strip():  # an empty path would be the current folder
         raise ConfigError("root= is empty: name a folder, or leave it out for KLEIBER_ROOT or multirun")
     return Path(str(config["root"])).expanduser().absolute() / name
 
 
-TOKENIZER = "tokenizer"  # of the run's own, in its folder
+TOKENIZER = "tokenizer"  # folder of the tokenizer that was trained for the run, inside the run's folder
 
-# May differ when resuming from a PATH: how long, who watches, on what.
+# Keys that may differ when resuming from a PATH: duration, loggers, hardware.
 MAY_DIFFER = ("budget", "logger", "trainer")
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder against a second process. The lock dies with its process, so a stale file is harmless."""
+    """Locks the folder against other processes. The lock ends with its process, so a stale file is harmless."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as file:
         if not _lock(file):
-            raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait for it, or end it")
+            raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait for that process, or end it")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -164,7 +161,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[str], tries: int = 5) -> bool:
-    """Takes the lock; tries again, since `is_locked` of somebody else holds it for an instant."""
+    """Takes the lock; tries again, because `is_locked` of another process holds it for an instant."""
     for _ in range(tries):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,19 +188,25 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def status(folder: Path, held: bool | None = None) -> str:
-    """`missing` without a summary; `running` without a live lock reads as `killed`. `held`: whether it is, if known."""
+def status(folder: Path, held: bool | None = None) -> Status:
+    """The status of the run in a folder: missing without a readable summary, killed where `running` holds no lock.
+
+    held  whether a live process holds the lock; None looks it up
+    """
     try:
-        told = json.loads((folder / "summary.json").read_text())["status"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "missing"
-    if told != "running":
-        return told
-    return "running" if (is_locked(folder) if held is None else held) else "killed"
+        recorded = Status((read(folder / "summary.json") or {})["status"])
+    except (ValueError, KeyError, TypeError):
+        return Status.MISSING
+    if recorded != Status.RUNNING:
+        return recorded
+    return Status.RUNNING if (is_locked(folder) if held is None else held) else Status.KILLED
 
 
-def write_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """config.yaml, fully resolved, and overrides.yaml as the user wrote them. Raises ConfigError where it cannot."""
+def write_config(folder: Path, config: Config, overrides: Sequence[str]) -> None:
+    """Writes config.yaml, fully resolved, and overrides.yaml as the user wrote them.
+
+    Raises ConfigError where the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in (("config.yaml", dict(config)), ("overrides.yaml", list(overrides))):
@@ -214,13 +217,14 @@ def write_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[st
         raise ConfigError(f"{folder} cannot be written ({error.strerror}): set root= or KLEIBER_ROOT") from error
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Json:
+    """The content of config.yaml. Raises ConfigError where there is none or it is damaged."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
     except OSError:
-        raise ConfigError(f"{folder} holds no config.yaml: it is not the folder of a run") from None
+        raise ConfigError(f"{folder} holds no config.yaml, so it is not the folder of a run") from None
     if not isinstance(config, dict):
-        raise ConfigError(f"{folder / 'config.yaml'} is damaged: start anew with resume=never")
+        raise ConfigError(f"{folder / 'config.yaml'} is damaged: start again with resume=never")
     return config
 
 
@@ -229,27 +233,27 @@ def read_overrides(folder: Path) -> list[str]:
 
 
 def set_aside(folder: Path) -> None:
-    """Moves an old run to `<cell>.1`, or the next number that is free."""
+    """Renames the folder of an old run to `<cell>.1`, or the next free number."""
     if not folder.exists():
         return
     with locked(folder):
         number = 1
-        while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        while folder.with_name(f"{folder.name}.{number}").exists():
             number += 1
-        folder.rename(aside)
+        folder.rename(folder.with_name(f"{folder.name}.{number}"))
 
 
-def check_same(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuses to go on in `folder` when anything but budget, logger or hardware differs, naming each key."""
+def check_same(folder: Path, config: Config) -> None:
+    """Raises ConfigError, naming each key, where `config` differs from that of `folder` in more than MAY_DIFFER."""
     old, new = flat(identity(read_config(folder))), flat(identity(config))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    told = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed if key.split(".")[0] not in MAY_DIFFER]
-    if told:
-        raise ConfigError(f"resume={folder}: the config differs from the one it was started with: {'; '.join(told)}")
+    differences = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed if key.split(".")[0] not in MAY_DIFFER]
+    if differences:
+        raise ConfigError(f"resume={folder} was started with another config: {'; '.join(differences)}")
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key."""
+def flat(node: object, prefix: str = "") -> Json:
+    """The leaves of a config by dotted key."""
     if not isinstance(node, dict) or not node:
         return {prefix: node}
     return {
@@ -259,19 +263,22 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def settle(folder: Path, verdict: Literal["failed", "killed", "preempted"], error: str, over: str = "") -> None:
-    """Writes status and error, unless the run has written how it ended, and that was not `over`."""
-    if status(folder, held=False) not in ("missing", "killed", over):
+def settle(folder: Path, final: Status, error: str, over: Status | None = None) -> None:
+    """Writes the final status and error of a run whose process ended before it wrote them.
+
+    Leaves a run alone that has written how it ended, unless with the status `over`.
+    """
+    if status(folder, held=False) not in (Status.MISSING, Status.KILLED, over):
         return
     summary = Summary(folder)
     if "run_id" not in summary.values:
         summary.start(**facts(folder))
-    if summary.values["status"] in ("running", over):
-        summary.update(status=verdict, error=error)
+    if summary.values["status"] in (Status.RUNNING, over):
+        summary.update(status=final, error=error)
 
 
-def facts(folder: Path) -> dict[str, Any]:
-    """What the config alone tells of a run that never came to tell it."""
+def facts(folder: Path) -> Json:
+    """The entries of summary.json that follow from the config, for a run that ended before it wrote any."""
     config = read_config(folder)
     trainer = config["trainer"]
     return {

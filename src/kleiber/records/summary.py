@@ -1,10 +1,7 @@
-"""summary.json: what a run was, how it ended and what it measured. Written atomically, at every change of state.
+"""summary.json and metrics.jsonl: what a run was, how it ended, what it measured, and what it logged.
 
-The schema stands in summary.schema.json; analyses read nothing else. It imports no torch.
-
-metrics.jsonl as rows: what a run logged, in order, read without the libraries that wrote it.
-
-It refuses to repair: a last line without its end was being written when the run was cut, and is left out.
+summary.json is written atomically at every change of state; its schema is in summary.schema.json. metrics.jsonl is read
+without the libraries that wrote it; a last line without its end is skipped, because the run was cut while writing it.
 """
 
 from __future__ import annotations
@@ -22,6 +19,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from kleiber.config.codes import Status
+from kleiber.types.plain import Json, Row
+
 SCHEMA = "kleiber.run/1"
 PACKAGES = (
     "torch",
@@ -37,38 +37,39 @@ PACKAGES = (
 
 
 class Summary:
-    """The summary of one run folder; `update` writes it whole. A second start continues the stages of the first."""
+    """The summary in a run's folder; a second start continues the stages of the first."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "summary.json"
-        self.values: dict[str, Any] = read(self.path) or {}
+        self.values: Json = read(self.path) or {}
         self._before = float(self.values.get("seconds") or 0.0)
         self._began = time.monotonic()
 
     def start(self, **facts: Any) -> None:
         """Marks the run as running; facts are run_id, name, study, config_hash, overrides, seed, machine."""
         first = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "stages": [], "R": None}
-        fixed = {"schema": SCHEMA, "status": "running", "error": None, "versions": versions(), **commit()}
+        fixed = {"schema": SCHEMA, "status": Status.RUNNING, "error": None, "versions": versions(), **commit()}
         self.values = {**first, **self.values, **fixed, **facts}
         self.update()
 
     def update(self, **values: Any) -> None:
+        """Sets top-level values, and writes the file."""
         self.values.update(values)
         self.values["seconds"] = round(self._before + time.monotonic() - self._began, 3)
         write_json(self.path, self.values)
 
-    def done(self) -> dict[str, dict[str, Any]]:
-        """The stages that are finished, by name."""
-        return {s["name"]: s for s in self.values.get("stages") or [] if s["status"] == "finished"}
+    def done(self) -> dict[str, Json]:
+        """The finished stages, by name."""
+        return {s["name"]: s for s in self.values.get("stages") or [] if s["status"] == Status.FINISHED}
 
-    def put_stage(self, stage: dict[str, Any]) -> None:
-        """Adds a stage, or replaces the one of the same name, and writes."""
+    def put_stage(self, stage: Json) -> None:
+        """Adds a stage, or replaces the stage of the same name, and writes the file."""
         others = [s for s in self.values["stages"] if s["name"] != stage["name"]]
         self.update(stages=[*others, stage])
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """A summary, or None where there is none or what is there is no JSON."""
+def read(path: Path) -> Json | None:
+    """The content of a JSON file such as summary.json; None where there is no file or it is not JSON."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -76,7 +77,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes beside the target and renames; numbers that are not finite become null, since JSON has none."""
+    """Writes JSON atomically. Numbers that are not finite become null, because JSON has none."""
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     part.write_text(json.dumps(_finite(values), indent=1))
     os.replace(part, path)
@@ -92,7 +93,7 @@ def _finite(value: Any) -> Any:
 
 @cache
 def cpu_name() -> str:
-    """The processor as its maker calls it, where the system says so; else its architecture."""
+    """The model name of the processor, where the system reports it; else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -103,24 +104,25 @@ def cpu_name() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the installed packages among PACKAGES."""
+    by_package = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return by_package
 
 
 @cache
-def commit() -> dict[str, Any]:
-    """The commit of the code, and whether it was changed since; nulls where the code is no git checkout.
+def commit() -> Json:
+    """The commit of the code, and whether the code differs from it; nulls where the code is not a git checkout.
 
-    Asked once a process: what is imported does not change with the checkout.
+    Cached, because the imported code does not change with the checkout.
     """
     unknown = {"commit": None, "dirty": None}
     root = Path(__file__).parents[3]
-    if not (root / ".git").exists():  # installed: a repository further up would be somebody else's
+    if not (root / ".git").exists():  # installed: a repository further up is another project's
         return unknown
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     try:
@@ -134,28 +136,26 @@ def commit() -> dict[str, Any]:
 
 
 NAME = "metrics.jsonl"
-MOST = 200  # rows of a kind that an analysis reads of a stage
+MOST = 200  # rows of each kind and stage that an analysis reads
 PER_EXPERT = "moe/load/"
 
-Row = dict[str, Any]
 
-
-def read_rows(folder: Path) -> list[Row]:
-    """The rows of a run's folder; none where it has logged nothing yet."""
+def read_rows(folder: Path) -> list[Json]:
+    """The rows of metrics.jsonl in a run's folder; none where it has logged nothing yet."""
     path = folder / NAME
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def having(rows: Sequence[Row], prefix: str) -> list[Row]:
-    """The rows with an entry whose name begins so."""
+    """The rows with an entry whose name begins with `prefix`."""
     return [row for row in rows if any(key.startswith(prefix) for key in row)]
 
 
-def condensed(rows: Iterable[Row]) -> list[Row]:
-    """The rows that analyses read: of each stage at most MOST of each kind, evenly spread and with the last of them.
+def condensed(rows: Iterable[Row]) -> list[Json]:
+    """The rows that analyses read: of each stage at most MOST of each kind, evenly spread, the last included.
 
-    Rows of one kind have the same keys. The load of each single expert is left out: it grows with their number.
+    Rows of a kind have the same keys. Loads of single experts are left out, because they grow with the experts.
     """
     shorter = [{key: value for key, value in row.items() if not key.startswith(PER_EXPERT)} for row in rows]
     kinds: dict[tuple[Any, ...], list[int]] = {}
@@ -166,7 +166,7 @@ def condensed(rows: Iterable[Row]) -> list[Row]:
 
 
 def spread(places: Sequence[int]) -> list[int]:
-    """At most MOST of them, evenly spread, the first and the last among them."""
+    """At most MOST of the places, evenly spread, the first and the last included."""
     if len(places) <= MOST:
         return list(places)
     return [places[round(number * (len(places) - 1) / (MOST - 1))] for number in range(MOST)]

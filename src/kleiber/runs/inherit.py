@@ -27,6 +27,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from kleiber.config.codes import Status
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.signatures import class_attribute, signature
 from kleiber.config.stages import built_trained, from_weights, is_chain, stage_config, stage_names, trains_tokenizer
@@ -45,7 +46,7 @@ def locate(path: str) -> tuple[Path, str]:
     run, stage = start_point(path)
     if run.archived is not None:
         here = read_run(run.folder)
-        if here.status == "missing":
+        if here.status == Status.MISSING:
             raise ConfigError(
                 f"init.path={path}: the weights of that run are not here, {archive.NAME} keeps its numbers alone; copy "
                 "its folder here, or train its study again with resume=never"
@@ -56,11 +57,11 @@ def locate(path: str) -> tuple[Path, str]:
 
 def planned_run(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> Run:
     """A run of a dry run: nothing of it is there, and it counts as finished, so that what starts from it is planned."""
-    stages: list[dict[str, Any]] = [{"name": name, "status": "finished"} for name in stage_names(config)]
+    stages: list[dict[str, Any]] = [{"name": name, "status": Status.FINISHED} for name in stage_names(config)]
     if trains_tokenizer(config):
         stages[0]["data"] = {"tokenizer_hash": TRAINED_HERE}
     lines = [line for line in overrides if not line.startswith("hydra.")]
-    return Run(folder, "finished", {"overrides": lines, "stages": stages}, {"config": dict(config), "rows": []})
+    return Run(folder, Status.FINISHED, {"overrides": lines, "stages": stages}, {"config": dict(config), "rows": []})
 
 
 def start_point(path: str, planned: Planned = MappingProxyType({})) -> tuple[Run, str | None]:
@@ -78,7 +79,7 @@ def start_point(path: str, planned: Planned = MappingProxyType({})) -> tuple[Run
 
 def finished_stage(run: Run, stage: str | None, path: str) -> str:
     """A stage that is finished: the one that is named, or the last. Raises ConfigError where it is none."""
-    finished = [one["name"] for one in run.stages if one["status"] == "finished"]
+    finished = [one["name"] for one in run.stages if one["status"] == Status.FINISHED]
     if not finished:
         raise ConfigError(f"init.path={path}: no stage of that run is finished (it is {run.status})")
     if stage is not None and stage not in finished:
@@ -105,7 +106,7 @@ def _started(config: dict[str, Any], given: set[str], planned: Planned) -> dict[
     if kind == "Scratch" or not init.get("path"):
         return config
     if kind == "HF":
-        from kleiber.models.hf.config import hf_model_node, model_folder
+        from kleiber.models.hf_config import hf_model_node, model_folder
 
         if config["model"]["_target_"].rsplit(".", 1)[-1] != "Transformer":
             raise ConfigError(
@@ -141,7 +142,7 @@ def _wrapped(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
     model = config["model"]
     if not model["_target_"].endswith(".HFModel") or model.get("weights", "pretrained") == "random":
         return config
-    from kleiber.models.hf.config import hf_tokenizer, model_folder
+    from kleiber.models.hf_config import hf_tokenizer, model_folder
 
     if "data.tokenizer" in given or "tokenizer" not in signature(str(config["data"]["_target_"])).parameters:
         return config
@@ -237,11 +238,11 @@ def _default(optimizer: Any) -> float | None:
 
 def _wrapped_width(node: Mapping[str, Any]) -> int:
     """Of a Hugging Face model: as the node says, as its folder does, or as its kind does by default."""
-    from kleiber.models.hf.config import model_folder, read_config
+    from kleiber.models.hf_config import model_folder, read_config
 
     own, name = node.get("config") or {}, str(node["path"])
     if node.get("weights", "pretrained") == "random" and not Path(name).expanduser().is_dir():
-        from kleiber.models.hf.config import configuration
+        from kleiber.models.hf_config import configuration
 
         own = configuration(name, "random", own)[0].to_dict()
     known = {**read_config(model_folder(name)), **own} if not any(key in own for key in WIDTHS) else own

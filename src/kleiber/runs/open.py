@@ -20,10 +20,9 @@ from omegaconf import DictConfig
 from safetensors import safe_open
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.instantiate import build
-from kleiber.config.signatures import signature
+from kleiber.config.signatures import build, signature
 from kleiber.config.stages import stage_config, stage_configs
-from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.objectives.objective import NAME
 from kleiber.records.folder import TOKENIZER, read_config
 from kleiber.records.summary import read
@@ -88,8 +87,8 @@ def objective_at(config: DictConfig, corpus: Corpus, place: Path) -> Objective:
 def open_hf(folder: Path) -> Opened:
     """A Hugging Face folder, wrapped as it is."""
     from kleiber.data.tokenizers.pretrained import pretrained
-    from kleiber.models.hf.config import hf_tokenizer, read_config
-    from kleiber.models.hf.wrapped import HFModel
+    from kleiber.models.hf import HFModel
+    from kleiber.models.hf_config import hf_tokenizer, read_config
 
     tokenizer = pretrained(hf_tokenizer(folder))
     longest = read_config(folder).get("max_position_embeddings", 1024)

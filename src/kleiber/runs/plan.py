@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from kleiber.config.budget import Budget, quantity
-from kleiber.config.instantiate import build
+from kleiber.config.signatures import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.runs.open import objective_of
 from kleiber.runs.start_point import apart, same_tokenizer

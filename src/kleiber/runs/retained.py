@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.instantiate import build
+from kleiber.config.signatures import build
 from kleiber.evals.drift import merged
 from kleiber.retention.memory import ranks
 from kleiber.runs.stage_tree import Around, Stage, Tree

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kleiber.config.codes import ExitCode, Status
 from kleiber.config.errors import ConfigError
 from kleiber.records.folder import config_hash
 from kleiber.records.summary import Summary, cpu_name
@@ -22,15 +23,13 @@ if TYPE_CHECKING:
     from kleiber.runs.stage import Tree
     from kleiber.runs.stage_tree import Stage
 
-DONE, FAILED, PREEMPTED, INTERRUPTED = 0, 1, 75, 130
-
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> int:
     """Runs `cfg` in `folder`; returns the exit code: 0 finished, 1 failed or diverged, 75 preempted, 130 interrupted.
 
     Raises ValueError for what a user can mend (bad data, a setting that does not fit), before any training.
     """
-    from kleiber.config.instantiate import build
+    from kleiber.config.signatures import build
     from kleiber.runs.stage import Tree, run_tree
 
     hardware = build(cfg.trainer)
@@ -44,8 +43,8 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
         try:
             run_tree(tree, lambda _: None)
         except Preempted:
-            return PREEMPTED
-        return DONE
+            return ExitCode.PREEMPTED
+        return ExitCode.DONE
     return Chief(cfg, tree, overrides or []).run()
 
 
@@ -54,7 +53,7 @@ def lay_out(cfg: DictConfig, hardware: Any, model_of: Any = None) -> list[Stage]
 
     model_of  as in `plan.make_plan`, for stages that are priced alone
     """
-    from kleiber.config.instantiate import build
+    from kleiber.config.signatures import build
     from kleiber.runs.plan import make_plan
     from kleiber.runs.stage_tree import Layout, Single
 
@@ -81,7 +80,7 @@ class Chief:
     def run(self) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.summary.start(**self.facts())
-        code = FAILED
+        code = ExitCode.FAILED
         try:
             code = self._train()
         finally:
@@ -118,34 +117,34 @@ class Chief:
             self.tree.loggers = self.loggers
             keep_tokenizer(self.tree.stages[0].plan.corpus.tokenizer, self.folder)
             run_tree(self.tree, self._put)
-            self.summary.update(status="finished")
+            self.summary.update(status=Status.FINISHED)
             self._mirror()
         except Diverged as error:
-            self.summary.update(status="diverged", error=str(error))
+            self.summary.update(status=Status.DIVERGED, error=str(error))
             print(f"diverged at {error}; the last good checkpoint is kept in {self.folder}", file=sys.stderr)
-            return FAILED
+            return ExitCode.FAILED
         except Preempted as reason:
-            self.summary.update(status="preempted", error=str(reason))
+            self.summary.update(status=Status.PREEMPTED, error=str(reason))
             print(f"preempted by {reason}; the same command continues {self.folder}", file=sys.stderr)
-            return PREEMPTED
+            return ExitCode.PREEMPTED
         except KeyboardInterrupt:
-            self.summary.update(status="killed", error="interrupted (Ctrl-C)")
+            self.summary.update(status=Status.KILLED, error="interrupted (Ctrl-C)")
             print(f"interrupted; the same command continues {self.folder}", file=sys.stderr)
-            return INTERRUPTED
+            return ExitCode.INTERRUPTED
         except ConfigError as error:  # which whoever started the run tells in a line
-            self.summary.update(status="failed", error=str(error))
+            self.summary.update(status=Status.FAILED, error=str(error))
             raise
         except Exception as error:
-            self.summary.update(status="failed", error=f"{type(error).__name__}: {error}")
+            self.summary.update(status=Status.FAILED, error=f"{type(error).__name__}: {error}")
             traceback.print_exc()
-            return FAILED
+            return ExitCode.FAILED
         from kleiber.records.closing_table import closing_table
 
         closing_table(self.folder)
-        return DONE
+        return ExitCode.DONE
 
     def _make_loggers(self) -> list[Any]:
-        from kleiber.config.instantiate import build
+        from kleiber.config.signatures import build
         from kleiber.training.loggers import Rows
 
         values = self.summary.values
@@ -174,7 +173,7 @@ class Chief:
     def _mirror(self) -> None:
         last = self.summary.values["stages"][-1]
         for run in self._wandb_runs():
-            run.summary.update({"status": "finished", "checkpoint": last["checkpoint"]})
+            run.summary.update({"status": str(Status.FINISHED), "checkpoint": last["checkpoint"]})
             run.summary.update({f"params/{name}": count for name, count in last["params"].items()})
 
     def _wandb_runs(self) -> list[Any]:
@@ -192,7 +191,7 @@ def keep_tokenizer(tokenizer: Any, folder: Path) -> None:
     import json
     import shutil
 
-    from kleiber.data.tokenizers.bytes import EOS, MASK
+    from kleiber.data.tokenizers.byte_level import EOS, MASK
     from kleiber.data.tokenizers.pretrained import CONFIG, FILE
     from kleiber.records.folder import TOKENIZER
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.instantiate import build
+from kleiber.config.signatures import build
 from kleiber.config.stages import ONLY, branches_of, from_weights, stage_configs
 from kleiber.runs.plan import Plan
 from kleiber.runs.start_point import Origin, domains, same_text

@@ -1,11 +1,10 @@
-"""Docstrings out of source files, by `ast`: nothing is imported or executed. Run as a worker, it imports only `ast`.
+"""Docstrings of source files, read by `ast` without importing or executing anything, and groups of near duplicates.
 
-python -m kleiber.data.sources.docstrings < paths        one JSON list a line, in the order of the paths
+`python -m kleiber.data.sources.docstrings < paths` is a worker: one JSON list a line, in the order of the paths.
 
-Near duplicates: which texts are versions of one another, so that all of them go to one split.
-
-MinHash (Broder 1997) over shingles of five words, 24 hashes in 8 bands of 3: texts that share a band are joined. A pair
-with Jaccard similarity J is found with probability 1 - (1 - J^3)^8: 0.997 at 0.8, 0.85 at 0.6, 0.01 at 0.1.
+Texts that are versions of one another go to one split. MinHash (Broder 1997) over shingles of five words, 24 hashes in
+8 bands of 3: texts that share a band are joined. A pair with Jaccard similarity J is found with probability
+1 - (1 - J^3)^8: 0.997 at 0.8, 0.85 at 0.6, 0.01 at 0.1.
 """
 
 from __future__ import annotations

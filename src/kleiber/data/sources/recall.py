@@ -18,7 +18,7 @@ from jaxtyping import Int
 from kleiber.data.cache import digest
 from kleiber.data.corpus import TextCorpus, as_bytes
 from kleiber.data.sampler import scramble
-from kleiber.data.tokenizers.bytes import Bytes
+from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut
 

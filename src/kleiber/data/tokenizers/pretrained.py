@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from kleiber.config import hub
-from kleiber.data.tokenizers.bpe import ALPHABET, as_bytes
-from kleiber.data.tokenizers.bytes import padded
+from kleiber.data.tokenizers.byte_level import ALPHABET, as_bytes, padded
 from kleiber.types import contracts
 
 FILE, CONFIG, MODEL = "tokenizer.json", "tokenizer_config.json", "config.json"

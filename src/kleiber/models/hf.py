@@ -1,0 +1,285 @@
+"""Hugging Face models as transformers builds them: causal and masked language models, and encoders without a head.
+
+Weights come from a folder (safetensors only) or are random, in any configuration; code in a folder is never run.
+Packed segments are not supported, and mixture models train without a balance loss, as they do in transformers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from kleiber.models.hf_config import PretrainedConfig, PreTrainedModel, configuration, setting
+from kleiber.models.hf_head import HFHead, NoHead, find_head, reads_ahead
+from kleiber.models.transformer import TaskHead
+from kleiber.nn.mup import StandardParametrization
+from kleiber.types.batch import Batch, Output, Role
+from kleiber.types.model import DecodingCache, Model
+from kleiber.types.plain import Json
+
+TransformersCache = Any  # whose layers hold keys and values, except those of linear attention
+SPECIALS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "decoder_start_token_id")
+
+
+class HFModel(Model):
+    """The model `inner`, as transformers builds it, in standard parametrization.
+
+    vocab_size  number of token ids of the corpus; a pretrained model must have as many
+    path        a folder, a name on the hub, or with random weights also a model type (bert, gpt2, llama, ...)
+    weights     pretrained, or random, drawn as transformers does for a model from scratch
+    config      settings that replace those of the model's config, such as {hidden_size: 128}
+    depth       number of layers, the first ones of a pretrained model; null: all
+    context     longest row, in tokens
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        path: str,
+        weights: Literal["pretrained", "random"] = "pretrained",
+        config: Json | None = None,
+        depth: int | None = None,
+        context: int = 256,
+    ) -> None:
+        super().__init__()
+        self.inner: PreTrainedModel
+        changes = dict(config or {}) | ({} if depth is None else {"num_hidden_layers": depth})
+        settings, folder = configuration(path, weights, changes)
+        if weights == "random":
+            settings.vocab_size = vocab_size
+            for name in SPECIALS:  # ids of another vocabulary; masks mark the padding
+                if hasattr(settings, name):
+                    setattr(settings, name, None)
+        if setting(settings, "is_encoder_decoder") or setting(settings, "num_attention_heads") is None:
+            raise ValueError(f"model.path={path}: {settings.model_type} must be a decoder or an encoder with attention")
+        auto = _auto(settings)
+        with _quiet():
+            self.inner, missing = _build(auto, settings, folder, path)
+        longest = setting(settings, "max_position_embeddings")
+        if longest is not None and 0 < longest < context:
+            raise ValueError(f"model.context={context} must be <= {longest}, the positions of model.path={path}")
+        rows = self.embedding.weight.shape[0]
+        if vocab_size != rows:
+            raise ValueError(
+                f"model.path={path} has {rows} token ids and the corpus {vocab_size}: leave out data.tokenizer, or "
+                f"set data.tokenizer={path}"
+            )
+        self.config, self.context = settings, context
+        self.vocab_size, self.width = rows, int(settings.hidden_size)
+        self.parametrization = StandardParametrization()
+        self.heads = nn.ModuleDict()
+        whole = auto != "" and self._only_tied(missing)
+        if not whole:  # an output layer without weights is left out
+            self.inner = self.inner.base_model
+        self.tied = any(matrix is self.embedding.weight for matrix in self.vocabulary()[1:])
+        takes = inspect.signature(self.backbone.forward).parameters
+        self._cache_argument = "cache" if "cache" in takes else "past_key_values"  # renamed within version 5
+        # Some models that transformers counts as causal read both directions: XLNet, XLM, BERT not saved as a decoder.
+        self.causal = auto == "CausalLM" and not reads_ahead(self.inner, path)
+        self._head = find_head(self.inner, whole, path)
+
+    def _only_tied(self, missing: list[str]) -> bool:
+        """Whether all missing weights are names of the embedding, to which they are tied."""
+        table = self.embedding.weight
+        return all(p is table for n, p in self.inner.named_parameters(remove_duplicate=False) if n in missing)
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The model without its output layer."""
+        return self.inner.base_model
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.inner.get_input_embeddings()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers: the list of modules whose length is the depth."""
+        depth = self.config.num_hidden_layers
+        lists = [m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        if not lists:
+            raise ValueError(f"a {self.config.model_type} has no list of its {depth} layers: leave out adapter")
+        return lists[0]
+
+    @property
+    def head(self) -> HFHead | NoHead:
+        return self._head
+
+    def forward(self, batch: Batch, caches: HFCache | None = None) -> Output:
+        """Hidden states as the output layer reads them. Raises ValueError for packed segments and too long rows."""
+        if batch.segments is not None:
+            raise ValueError("model=hf attends over whole rows: data that packs documents into rows needs model=gpt")
+        past = 0 if caches is None else len(caches)
+        if past + batch.tokens.shape[1] > self.context:
+            raise ValueError(f"{past + batch.tokens.shape[1]} tokens in a row exceed model.context={self.context}")
+        options: dict[str, object] = {}
+        real = batch.real if caches is None else caches.remember(batch.real, batch.tokens)
+        if real is not None:
+            options["attention_mask"] = real.long()
+            if self.causal:  # the first real token is at position 0, also in a row padded on the left
+                options["position_ids"] = (real.long().cumsum(1) - 1).clamp(min=0)[:, past:]
+        if self.causal:
+            options["use_cache"] = caches is not None
+        if caches is not None:
+            options[self._cache_argument] = caches.inner
+        return Output(self.backbone(input_ids=batch.tokens, **options).last_hidden_state)
+
+    def add_head(self, name: str, outputs: int) -> None:
+        if name not in self.heads:
+            self.heads[name] = TaskHead(self.width, outputs)
+
+    def leave_out_head(self) -> None:
+        inside = {id(parameter) for parameter in self.backbone.parameters()}
+        for parameter in self.inner.parameters():
+            if id(parameter) not in inside:
+                parameter.requires_grad_(False)
+
+    def roles(self) -> dict[str, Role]:
+        """The role of every parameter, for its weight decay: in standard parametrization all rates are the same."""
+        lookups = {id(m.weight) for m in self.inner.modules() if isinstance(m, nn.Embedding)}
+        outputs = {id(matrix) for matrix in self.vocabulary()[1:]}
+        return {n: _role(n, p, id(p) in lookups, id(p) in outputs) for n, p in self.named_parameters()}
+
+    def vocabulary(self) -> list[Tensor]:
+        """The matrices over the vocabulary: embedding and output layer, the same matrix twice where they are tied."""
+        output = self.inner.get_output_embeddings()
+        return [self.embedding.weight] + ([output.weight] if output is not None else [])
+
+    def idle(self) -> int:
+        """Number of parameters of the experts that a token does not visit."""
+        return round(sum(p.numel() * (1 - self._share(n)) for n, p in self.inner.named_parameters()))
+
+    def forward_flops(self, time: int, read: Collection[str] = ()) -> float:
+        """Approximate forward FLOPs per token: 2 per weight that a token visits, 4 per channel and pair in each layer.
+
+        read  names of the task heads that are read in place of what lies outside the backbone
+        Windows of attention are not taken into account, nor operations other than products.
+        """
+        roles, inside = self.roles(), {id(parameter) for parameter in self.backbone.parameters()}
+        visited = sum(
+            p.numel() * self._share(n)
+            for n, p in self.named_parameters()
+            if p.ndim > 1 and roles[n].kind != "embedding" and (id(p) in inside if read else not n.startswith("heads."))
+        )
+        if self.tied and not read:
+            visited += self.embedding.weight.numel()
+        size = setting(self.config, "head_dim") or self.width // self.config.num_attention_heads
+        pairs = (time + 1) / 2 if self.causal else time
+        heads = sum(
+            head.flops(time) for name, head in self.heads.items() if name in read and isinstance(head, TaskHead)
+        )
+        attention = 4.0 * self.config.num_attention_heads * size * pairs * self.config.num_hidden_layers
+        return 2.0 * visited + heads + attention
+
+    def _share(self, name: str) -> float:
+        """The share of a parameter that a token visits: k of the experts, all of any other parameter."""
+        if "experts" not in name.split("."):
+            return 1.0
+        total = setting(self.config, "num_local_experts") or setting(self.config, "num_experts", 1)
+        return setting(self.config, "num_experts_per_tok", total) / total
+
+    def new_caches(self, length: int) -> HFCache:
+        return HFCache(self.config)
+
+
+class HFCache(DecodingCache):
+    """A cache of transformers, and which of its positions are real."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        from transformers import DynamicCache
+
+        super().__init__()
+        self.inner: TransformersCache = DynamicCache(config=config)
+
+    def __len__(self) -> int:
+        return self.inner.get_seq_length()
+
+    def tensors(self) -> list[Tensor]:
+        pairs = [(layer.keys, layer.values) for layer in self.inner.layers]
+        return [tensor for pair in pairs for tensor in pair if tensor is not None]
+
+
+def _role(name: str, parameter: Tensor, lookup: bool, output: bool) -> Role:
+    if parameter.ndim < 2:
+        return Role("vector", 1)
+    if lookup:
+        return Role("embedding", 1)
+    fan_in = parameter.shape[-1]
+    router = bool({"gate", "router"} & set(name.split("."))) and parameter.ndim == 2
+    return Role("output" if output or router or name.startswith("heads.") else "hidden", fan_in)
+
+
+def _auto(settings: PretrainedConfig) -> Literal["CausalLM", "MaskedLM", ""]:
+    """The family of auto classes of transformers: that of the class that was saved, else masked where that exists."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind, saved = settings.model_type, (settings.architectures or [""])[0]
+    masked = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not setting(settings, "is_decoder")
+    causal = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if masked and not saved.endswith(("ForCausalLM", "LMHeadModel")):
+        return "MaskedLM"
+    return "CausalLM" if causal else ""
+
+
+def _build(auto: str, settings: PretrainedConfig, folder: Path | None, path: str) -> tuple[PreTrainedModel, list[str]]:
+    """The model in fp32, and the names of parameters without weights in the folder."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    kind = {"CausalLM": AutoModelForCausalLM, "MaskedLM": AutoModelForMaskedLM}.get(auto, AutoModel)
+    if folder is None:
+        try:
+            model = kind.from_config(settings, trust_remote_code=False, dtype=torch.float32)
+        except Exception as error:  # of several types, by validators of transformers
+            raise ValueError(f"model.path={path} cannot be built with this model.config: {error}") from None
+        for module in model.modules():  # RoBERTa counts positions from the id of padding, which is None here
+            if not isinstance(module, nn.Embedding) and vars(module).get("padding_idx", 0) is None:
+                module.padding_idx = -1
+        return model, []
+    options: Json = {"trust_remote_code": False, "use_safetensors": True, "dtype": torch.float32}
+    try:
+        model, info = kind.from_pretrained(folder, config=settings, output_loading_info=True, **options)
+    except (KeyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"model.path={path} cannot be loaded: {str(error).splitlines()[0]}") from None
+    backbone = id(model.base_model)
+    lacking = [name for name in info["missing_keys"] if auto and not _outside(model, name, backbone)]
+    if lacking:
+        names = ", ".join(lacking[:3])
+        raise ValueError(
+            f"model.path={path} has no weights for {names}: download it again, or use model.weights=random"
+        )
+    return model.train(), list(info["missing_keys"])
+
+
+def _outside(model: PreTrainedModel, name: str, backbone: int) -> bool:
+    """Whether a parameter lies outside the backbone, in the output layer."""
+    inside = {n for n, _ in model.named_modules() if id(model.get_submodule(n)) == backbone}
+    return not any(name.startswith(f"{prefix}.") for prefix in inside if prefix)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the report of loaded and missing weights of transformers: what matters raises an error here."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,74 @@
+"""Where text is found, and what is wrong with a place where there is none."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from kleiber.config import hub
+from kleiber.data.sources.text import Text
+
+
+def test_a_folder_of_several_kinds_of_files_is_refused(tmp_path: Path, cache: Path) -> None:
+    """`datasets` would read the commonest and leave the others out in silence."""
+    for name in ("a.txt", "b.txt", "c.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": "some words"}) + "\n")
+    with pytest.raises(ValueError, match=r"holds 2 .txt and 1 .jsonl files, and one kind is read"):
+        Text(str(tmp_path)).prepare(16, cache)
+
+
+def test_a_broken_line_of_json_is_named_with_its_number(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "good"}\n{"text": bad}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is no JSON"):
+        Text(str(path)).prepare(8)
+
+
+def test_empty_and_missing_places_are_named(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ValueError, match="is empty"):
+        Text(str(tmp_path / "nothing")).prepare(8)
+    with pytest.raises(ValueError, match="no such file or folder"):
+        Text(str(tmp_path / "absent.txt")).prepare(8)
+    (tmp_path / "data.xyz").write_text("x")
+    with pytest.raises(ValueError, match=r"ends in \.txt"):
+        Text(str(tmp_path / "data.xyz")).prepare(8)
+
+
+def test_an_unreachable_hub_is_said_quickly_with_the_ways_out(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"KLEIBER_DATA=DIR.*data\.path=.*data=builtin"):
+        Text("no-one/nothing").prepare(8)
+    assert time.monotonic() - began < 10
+
+
+def test_probing_a_silent_hub_takes_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "PROBE_S", 0.3)
+    monkeypatch.setattr(hub, "_answers", lambda url: time.sleep(2) or True)
+    began = time.monotonic()
+    assert not hub.reachable()
+    assert time.monotonic() - began < 1
+
+
+def test_a_copy_without_the_default_config_takes_its_first(
+    shared: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KLEIBER_DATA", str(shared / "data"))
+    corpus = Text("roneneldan/TinyStories").prepare(64)
+    assert (corpus.name, corpus.config) == ("tinystories", "v1-sample")
+
+
+def test_a_copy_may_be_named_as_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hh_rlhf").mkdir()
+    monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
+    assert hub.local_copy("Anthropic/hh-rlhf") == tmp_path / "hh_rlhf"
+    assert hub.local_copy("Anthropic/hh") is None
+    (tmp_path / "Anthropic" / "hh-rlhf").mkdir(parents=True)
+    assert hub.local_copy("Anthropic/hh-rlhf") == tmp_path / "Anthropic" / "hh-rlhf"

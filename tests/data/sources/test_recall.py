@@ -1,0 +1,36 @@
+"""Associative recall: answers are in the row, rows are arithmetic, and a repeated data set repeats."""
+
+import numpy as np
+import pytest
+
+from kleiber.data.sources.recall import FIRST_VALUE, Recall
+
+
+@pytest.mark.parametrize(("context", "pairs"), [(31, 8), (128, 20), (512, None)])
+def test_every_answer_stands_in_the_row_and_only_answers_count(context, pairs):
+    corpus = Recall(pairs=pairs).prepare(context)
+    batch = corpus.train.gather(np.arange(5))
+    assert batch.tokens.shape == (5, context + 1) and batch.weights is not None
+    for row, weights in zip(batch.tokens.numpy(), batch.weights.numpy(), strict=True):
+        n = int(weights.sum())
+        pairs_told = dict(row[: 2 * n].reshape(-1, 2).tolist())
+        assert len(pairs_told) == n and all(k < FIRST_VALUE <= v for k, v in pairs_told.items())
+        asked = np.flatnonzero(weights)
+        assert all(pairs_told[row[t - 1]] == row[t] for t in asked)
+        assert {int(row[t - 1]) for t in asked} == set(pairs_told)
+
+
+def test_rows_are_a_function_of_seed_and_number_and_never_come_again():
+    corpus, other = Recall().prepare(64), Recall(seed=1).prepare(64)
+    first, second = corpus.train.gather(np.array([3, 9])), corpus.train.gather(np.array([9, 3]))
+    assert (first.tokens == second.tokens.flip(0)).all()
+    assert (corpus.train.gather(np.array([3]), epoch=1).tokens != first.tokens[0]).any()
+    assert (other.train.gather(np.array([3])).tokens != first.tokens[0]).any()
+    held_out = corpus.validation["recall"].first(640).gather(np.arange(10))
+    assert not {tuple(r) for r in held_out.tokens.tolist()} & {tuple(r) for r in first.tokens.tolist()}
+
+
+@pytest.mark.parametrize("options", [{"keys": 1}, {"values": 200}, {"pairs": 40, "keys": 8}, {"pairs": 40}])
+def test_rows_without_room_are_refused(options):
+    with pytest.raises(ValueError, match=r"data\."):
+        Recall(**options).prepare(64)

@@ -1,0 +1,54 @@
+"""A corpus: its tokenizer, its limits, and a hash of its content alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kleiber.data.corpus import Unknown, as_bytes, prepare
+from kleiber.data.sources.text import Text
+from kleiber.data.tokenizers.byte_level import trained
+
+
+def test_a_vocabulary_size_that_nothing_uses_is_refused(cache: Path, tiny: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.vocab_size=512 means nothing to data\.tokenizer=bytes"):
+        Text(tiny, vocab_size=512).prepare(16)
+
+
+def test_the_hash_is_of_the_content_and_not_of_the_path(cache: Path, tmp_path: Path, tiny: str) -> None:
+    copy = tmp_path / "other.txt"
+    copy.write_bytes(Path(tiny).read_bytes())
+    one, same, other = (
+        prepare("text", "", [Text(path, max_bytes=size).source()], "bytes", None, 16, cache)
+        for path, size in ((tiny, None), (str(copy), None), (tiny, 900))
+    )
+    assert one.hash == same.hash != other.hash
+    assert one.num_bytes == same.num_bytes > other.num_bytes == 900 and one.num_tokens == len(one.train.file.ids)
+
+
+def test_several_sources_are_scored_apart_and_read_each_once_an_epoch(cache: Path, tmp_path: Path, tiny: str) -> None:
+    (tmp_path / "second.txt").write_bytes(Path(tiny).read_text()[:2000].encode())
+    sources = [Text(path).source() for path in (tiny, str(tmp_path / "second.txt"))]
+    corpus = prepare("pair", "both", sources, "bytes", None, 16, cache)
+    assert set(corpus.validation) == set(corpus.test) == {"tiny", "second"}
+    assert len(corpus.train) == sum(len(prepare("", "", [s], "bytes", None, 16, cache).train) for s in sources)
+    with pytest.raises(ValueError, match=r"model\.context=0"):
+        prepare("pair", "both", sources, "bytes", None, 0, cache)
+
+
+@pytest.mark.parametrize(("value", "number"), [(None, None), ("20M", 20_000_000), (7, 7), (0.2, 1)])
+def test_numbers_of_bytes(value: str | float | None, number: int | None) -> None:
+    assert as_bytes(value) == number
+
+
+def test_a_number_of_bytes_that_is_none_names_its_key() -> None:
+    with pytest.raises(ValueError, match=r"data\.max_bytes"):
+        as_bytes("many")
+
+
+def test_a_corpus_without_text_has_a_tokenizer_and_nothing_to_score(cache: Path, tmp_path: Path, tiny: str) -> None:
+    tokenizer = trained([Text(tiny).source()], 300, tmp_path)
+    corpus = Unknown(str(tokenizer.path.parent)).prepare(16)
+    assert corpus.tokenizer.encode("a text") == tokenizer.encode("a text")
+    assert corpus.validation == {} and len(corpus.train) == 0 and corpus.num_tokens == 0

@@ -1,0 +1,134 @@
+"""Windows: which target stands where, how often, and how many bytes it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kleiber.data.cache import Reading
+from kleiber.data.sampler import evaluation_batches
+from kleiber.data.token_files import Kept, TokenFile, TrainWindows, ValidationWindows, dtype, token_files
+from kleiber.data.tokenizers.byte_level import Bytes
+
+TEXT = "Ångström weighed 3 elephants, 你好 and a mouse. " * 7
+
+
+def token_file(text: str = TEXT) -> TokenFile:
+    raw = text.encode()
+    ids = np.array([256, *raw], np.uint16)
+    return TokenFile(ids, len(raw), len(raw), "x")
+
+
+@pytest.mark.parametrize("context", [1, 7, 16, 64, 1000])
+def test_validation_holds_every_target_once(context: int) -> None:
+    samples = ValidationWindows(token_file(), context, Bytes())
+    targets: list[int] = []
+    for batch in evaluation_batches(samples, rows=3):
+        assert batch.tokens.shape[1] == context + 1
+        real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.weights is None else batch.weights > 0
+        targets += batch.tokens[:, 1:][real[:, 1:]].tolist()
+    assert bytes(targets).decode() == TEXT
+    assert samples.num_tokens == samples.num_bytes == len(TEXT.encode())
+
+
+def test_the_first_targets_are_a_prefix_with_their_own_bytes() -> None:
+    samples = ValidationWindows(token_file(), 16, Bytes())
+    few = samples.first(40)
+    assert (few.num_tokens, few.num_bytes, len(few)) == (32, 32, 2)
+    everything = torch.cat([batch.tokens for batch in evaluation_batches(samples, 100)])
+    assert torch.equal(torch.cat([b.tokens for b in evaluation_batches(samples, 100, tokens=40)]), everything[:2])
+    assert samples.first(None) is samples
+    assert len(samples.first(1)) == 1
+
+
+def test_padding_is_neither_real_nor_a_target() -> None:
+    samples = ValidationWindows(token_file("abc"), 5, Bytes())
+    batch = samples.gather(np.array([0]))
+    assert batch.tokens.tolist() == [[256, 97, 98, 99, 256, 256]]
+    assert batch.weights is not None and batch.weights.tolist() == [[1, 1, 1, 1, 0, 0]]
+    assert batch.real is not None and batch.real.tolist() == [[True] * 4 + [False] * 2]
+
+
+def test_training_windows_move_between_epochs_and_stay_inside() -> None:
+    file = TokenFile(np.arange(100, dtype=np.uint16), 99, 99, "x")
+    samples = TrainWindows(file, 8)
+    assert len(samples) == 12
+    index = np.arange(12)
+    first = samples.gather(index, 0).tokens
+    assert first[:, 0].tolist() == list(range(0, 96, 8))
+    starts = {samples.gather(index, epoch).tokens[0, 0].item() for epoch in range(8)}
+    assert len(starts) >= 5
+    for epoch in range(50):
+        tokens = samples.gather(index, epoch).tokens
+        assert (tokens[:, 1:] - tokens[:, :-1] == 1).all()
+    assert samples.gather(index, 2).samples.tolist() == list(range(24, 36))  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_a_text_shorter_than_a_window_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"4 tokens.*model\.context=512.*model\.context=3"):
+        TrainWindows(token_file("abc"), 512)
+    assert len(TrainWindows(token_file("abc"), 3)) == 1
+
+
+class Letters:
+    """A source of two splits that counts how often it is read."""
+
+    name, read = "letters", 0
+
+    def identity(self) -> dict[str, str]:
+        return {"letters": "abc"}
+
+    @contextmanager
+    def reading(self, root: Path) -> Iterator[Reading]:
+        self.read += 1
+        yield Reading({"train": [["ab", "c"], ["é"]], "validation": [["d"]]}, {"config": "small"})
+
+
+def test_a_token_file_holds_an_end_of_text_before_every_document_and_is_written_once(tmp_path: Path) -> None:
+    source = Letters()
+    for _ in range(2):
+        files, manifest = token_files(source, Bytes(), tmp_path)
+        assert files["train"].ids.tolist() == [256, *b"abc", 256, *"é".encode()]
+        assert (files["train"].num_bytes, files["validation"].num_bytes, len(files["test"].ids)) == (5, 1, 0)
+        assert manifest["config"] == "small" and manifest["splits"]["train"]["documents"] == 2
+    assert source.read == 1
+
+
+def test_text_that_is_costly_to_get_is_read_back_from_its_bytes(tmp_path: Path) -> None:
+    source = Letters()
+    for _ in range(2):
+        with Kept(source).reading(tmp_path) as text:
+            assert [["".join(document) for document in text.documents[name]] for name in ("train", "validation")] == [
+                ["abc", "é"],
+                ["d"],
+            ]
+            assert text.notes == {"config": "small"}
+    assert source.read == 1 and Kept(source).identity() == source.identity()
+
+
+def test_ids_outside_a_vocabulary_and_sources_without_text_are_refused(tmp_path: Path) -> None:
+    small = Bytes()
+    small.vocab_size = 100
+    with pytest.raises(ValueError, match="its vocabulary ends at 99"):
+        token_files(Letters(), small, tmp_path)
+
+    class Silent(Letters):
+        @contextmanager
+        def reading(self, root: Path) -> Iterator[Reading]:
+            yield Reading({"train": []}, {})
+
+    with pytest.raises(ValueError, match="no text to train on"):
+        Silent.name = "silent"
+        token_files(Silent(), Bytes(), tmp_path)
+
+
+@pytest.mark.parametrize(("size", "bits"), [(272, 16), (1 << 16, 16), ((1 << 16) + 1, 32)])
+def test_the_narrowest_type_that_holds_every_id(size: int, bits: int) -> None:
+    assert dtype(size).itemsize * 8 == bits
+    with pytest.raises(ValueError, match="32-bit"):
+        dtype((1 << 32) + 1)

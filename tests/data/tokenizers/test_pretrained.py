@@ -1,0 +1,82 @@
+"""Tokenizers of Hugging Face models, read from their files."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from small_run import REPOSITORY
+
+from kleiber.data.sources.text import Text
+from kleiber.data.tokenizers.byte_level import BPE, trained
+from kleiber.data.tokenizers.pretrained import pretrained
+
+ODD = [
+    "hé 🙂 你好",
+    "",
+    " ",
+    "\n\n  \t x",
+    "x" * 70,
+    "don't  we'll\r\n12345 6",
+    "<|endoftext|>",
+    "def f(x):\n        return x**2\n",
+]
+
+
+def noise(count: int) -> list[str]:
+    pick = random.Random(0)
+    pools = ["abc XYZ", " \n\t", "0123456789", "!?#[]{}'\"", "éüßñ", "你好世界", "🙂🚀", "\u200b\u0301\ufeff"]
+    return ["".join(pick.choice(pick.choice(pools)) for _ in range(pick.randint(1, 60))) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> BPE:
+    source = Text(str(REPOSITORY / "tests/data/tiny.txt")).source()
+    return trained([source], 400, tmp_path_factory.mktemp("bpe"))
+
+
+def test_gpt2_is_read_from_its_folder(shared: Path) -> None:
+    gpt2 = pretrained(str(shared / "data" / "tokenizers" / "gpt2"))
+    assert gpt2.encode("Hello world") == [15496, 995]
+    assert (gpt2.eos, gpt2.mask, gpt2.vocab_size) == (50256, 50257, 50272)
+    for text in [text for text in ODD if "<|" not in text] + noise(50):
+        assert gpt2.decode(gpt2.encode(text)) == text
+        assert gpt2.token_bytes[gpt2.encode(text)].sum() == len(text.encode())
+
+
+def test_bert_and_llama_tokenizers_end_texts_their_own_way(shared: Path) -> None:
+    bert = pretrained(str(shared / "data" / "tokenizers" / "bert-base-uncased"))
+    assert (bert.eos, bert.mask) == (102, 103)
+    assert not {101, 102} & set(bert.encode("unaffable mice"))
+    assert bert.decode(bert.encode("unaffable mice")) == "unaffable mice"
+    llama = pretrained(str(shared / "data" / "models" / "stories260K"))
+    assert llama.decode(llama.encode("Once upon a time")) == "Once upon a time"
+
+
+def test_a_copy_below_kleiber_data_is_found(tmp_path: Path, bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "someone" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_bytes(bpe.path.read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
+    monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
+    found = pretrained("someone/mine")
+    assert found.encode("The keeper weighed") == bpe.encode("The keeper weighed")
+
+
+def test_a_tokenizer_that_is_nowhere_says_the_ways_out(cache: Path) -> None:
+    with pytest.raises(ValueError, match=r"hub cannot be reached.*KLEIBER_DATA.*bpe or bytes"):
+        pretrained("no-one/nothing")
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        pretrained(str(Path(__file__).parent))
+
+
+def test_damaged_files_of_a_tokenizer_are_named(tmp_path: Path, bpe: BPE) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer: .*fetch it anew"):
+        pretrained(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_bytes(bpe.path.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config.json is no JSON"):
+        pretrained(str(tmp_path))

@@ -1,0 +1,189 @@
+"""What a command line does: one folder per config, exit codes, and nothing left that nobody asked for."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+import kleiber.runs.run
+from kleiber.launch.main import main
+from kleiber.records.summary import Summary
+
+
+class Trainer:
+    """Stands for kleiber.runs.run.train: records its calls and leaves a finished summary."""
+
+    def __init__(self):
+        self.calls = []
+        self.raises = None
+
+    def __call__(self, cfg, folder, overrides):
+        self.calls.append((cfg, folder, overrides))
+        print("training")
+        if self.raises:
+            raise self.raises
+        Summary(folder).update(status="finished", name=cfg.name, stages=[])
+        return 0
+
+
+@pytest.fixture
+def trainer(monkeypatch, tmp_path):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "KLEIBER_CELL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KLEIBER_ROOT", str(tmp_path / "root"))
+    monkeypatch.chdir(tmp_path)
+    fake = Trainer()
+    monkeypatch.setattr(kleiber.runs.run, "train", fake)
+    return fake
+
+
+def folders(tmp_path):
+    return sorted(path.name for path in (tmp_path / "root" / "runs").iterdir())
+
+
+def test_a_run_leaves_its_config_and_its_log_and_no_outputs(trainer, tmp_path):
+    assert main(["model.depth=3", "seed=1"]) == 0
+    (cfg, folder, overrides) = trainer.calls[0]
+    assert folder.parent == tmp_path / "root" / "runs"
+    assert cfg.model.depth == 3 and "hydra" not in cfg
+    assert overrides == ["model.depth=3", "seed=1"]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["depth"] == 3
+    assert yaml.safe_load((folder / "overrides.yaml").read_text()) == overrides
+    assert (folder / "log.txt").read_text() == "training\n"
+    assert sorted(os.listdir(tmp_path)) == ["root"]
+
+
+def test_a_repeated_command_shows_what_is_finished(trainer, tmp_path, capsys):
+    assert main(["seed=1"]) == 0
+    assert main(["seed=1", "logger=csv", "trainer.threads=1"]) == 0
+    assert len(trainer.calls) == 1
+    assert "finished already" in capsys.readouterr().out
+    assert main(["seed=2"]) == 0
+    assert len(trainer.calls) == 2
+
+
+def test_resume_never_sets_the_old_run_aside(trainer, tmp_path):
+    main(["seed=1"])
+    main(["seed=1", "resume=never"])
+    assert len(trainer.calls) == 2
+    name = trainer.calls[0][1].name
+    assert folders(tmp_path) == [name, f"{name}.1"]
+
+
+def test_resume_path_goes_on_there_with_a_longer_budget_only(trainer, capsys):
+    trainer.raises = RuntimeError("cut off")
+    main(["seed=1"])
+    trainer.raises = None
+    where = trainer.calls[0][1]
+    assert main(["seed=2", f"resume={where}"]) == 2
+    assert "seed: 1 -> 2" in capsys.readouterr().err
+    assert main(["seed=1", "budget.steps=9", f"resume={where}"]) == 0
+    assert trainer.calls[-1][1] == where
+
+
+@pytest.mark.parametrize("dry", ["true", "false"])
+def test_what_is_no_way_to_resume_is_refused_dry_or_not(trainer, capsys, dry):
+    assert main(["resume=always", f"dry_run={dry}"]) == 2
+    assert "resume=always must be auto, never or a folder with a config.yaml" in capsys.readouterr().err
+    assert not trainer.calls
+
+
+def test_dry_run_trains_nothing_and_makes_no_folder(trainer, monkeypatch, tmp_path):
+    priced = []
+    monkeypatch.setattr("kleiber.launch.price.price", priced.append)
+    assert main(["dry_run=true"]) == 0
+    assert len(priced) == 1 and not trainer.calls
+    assert os.listdir(tmp_path) == []
+
+
+def test_flags_may_stand_anywhere(trainer, capsys):
+    assert main(["seed=3", "--cfg", "job", "model.depth=4"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["seed"], shown["model"]["depth"]) == (3, 4)
+
+
+def test_help_lists_groups_with_their_choices(trainer, capsys):
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert "bert, gpt, hf, moe" in told and "budget.tokens=20M" in told
+
+
+def test_a_crash_is_1_with_a_traceback_and_a_verdict(trainer, capsys):
+    trainer.raises = ZeroDivisionError("boom")
+    assert main([]) == 1
+    assert "ZeroDivisionError: boom" in capsys.readouterr().err
+    folder = trainer.calls[0][1]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["error"]) == ("failed", "ZeroDivisionError: boom")
+    assert "Traceback" in (folder / "log.txt").read_text()
+
+
+def test_what_we_raise_for_users_is_2_in_one_line(trainer, capsys, monkeypatch):
+    from kleiber.config.budget import quantity
+
+    monkeypatch.setattr(kleiber.runs.run, "train", lambda *_: quantity("nonsense"))
+    assert main([]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("kleiber: 'nonsense'") and "Traceback" not in told
+
+
+def test_ctrl_c_is_130_and_the_run_reads_as_killed(trainer, monkeypatch, capsys):
+    def interrupted(cfg, folder, overrides):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise SystemExit(1) from None  # as Lightning does
+
+    monkeypatch.setattr(kleiber.runs.run, "train", interrupted)
+    assert main([]) == 130
+    assert "the same command continues" in capsys.readouterr().err
+    (summary,) = Path("root").rglob("summary.json")
+    assert json.loads(summary.read_text())["status"] == "killed"
+
+
+def test_stale_rank_variables_are_refused(trainer, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main([]) == 2
+    assert "stale distributed variables LOCAL_RANK=0" in capsys.readouterr().err
+    assert trainer.calls == []
+
+
+def test_under_torchrun_the_world_is_the_devices(trainer, monkeypatch, capsys):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["trainer=ddp", "trainer.devices=4"]) == 2
+    assert "trainer.devices=4" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "trainer=ddp" in capsys.readouterr().err
+    assert main(["trainer=ddp"]) == 0
+    assert trainer.calls[0][0].trainer.devices == 2
+
+
+def test_other_ranks_write_nothing_into_the_folder(trainer, monkeypatch):
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("kleiber.launch.ranks.silence", lambda folder: None)
+    monkeypatch.setattr(kleiber.runs.run, "train", lambda *_: 0)
+    assert main(["trainer=ddp"]) == 0
+    assert not list(Path("root").rglob("*"))
+
+
+@pytest.mark.parametrize("place", ["file/below", "/proc/below"])
+def test_a_root_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch, capsys, place):
+    """FAULTS 46."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert main([f"root={place}"]) == 2
+    told = capsys.readouterr().err
+    assert "cannot be written" in told and "KLEIBER_ROOT" in told and len(told.splitlines()) == 1
+
+
+def test_a_gpu_that_is_not_there_is_said_in_one_line(trainer, monkeypatch, capsys):
+    """FAULTS 31."""
+    monkeypatch.setattr("kleiber.config.cross_checks._has_gpu", lambda: False)
+    assert main(["trainer=gpu"]) == 2
+    told = capsys.readouterr().err
+    assert "set trainer.accelerator=cpu" in told and len(told.splitlines()) == 1

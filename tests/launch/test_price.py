@@ -1,0 +1,187 @@
+"""What a dry run says of a plan: every run in it, its size and cost as they will be recorded, and a file of it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from small_run import REPOSITORY
+
+from kleiber.launch import run_cost
+from kleiber.launch.main import main
+from kleiber.launch.price_estimate import Prices, step_seconds, without_numbers
+from kleiber.launch.run_cost import Speed, StageCost, speed_of
+from kleiber.models.counting import Parameters
+from kleiber.records.summary import read
+
+TINY_TEXT = f"data.path={REPOSITORY / 'tests/data/tiny.txt'}"
+SMALL = [
+    "trainer=smoke", "data=text", TINY_TEXT, "trainer.threads=1", "logger=csv", "batch.tokens=512",
+    "callbacks.samples=null", "launcher=basic",
+]  # fmt: skip
+
+
+@pytest.fixture
+def planned(tmp_path, cache_dir, capsys):
+    """The plan that a dry run writes, and what it prints."""
+
+    def plan(*overrides, code=0):
+        file = tmp_path / "plan.json"
+        assert main([*SMALL, *overrides, f"root={tmp_path / 'root'}", f"dry_run={file}"]) == code, (
+            capsys.readouterr().err
+        )
+        assert not (tmp_path / "root").exists(), "a dry run leaves nothing"
+        return json.loads(file.read_text()), capsys.readouterr().out
+
+    return plan
+
+
+def trained(root):
+    """params, tokens and FLOPs of every finished run under a root, by the name of its folder."""
+    stages = {path.parent.name: read(path)["stages"] for path in root.rglob("summary.json")}
+    return {
+        name: (last[-1]["params"]["total"], last[-1]["tokens"], pytest.approx(last[-1]["flops"]["model"], rel=1e-9))
+        for name, last in stages.items()
+    }
+
+
+@pytest.mark.parametrize("choice", [["model=gpt"], ["model=moe", "adapter=null"], ["model=bert", "objective=mlm"]])
+def test_a_run_is_priced_as_it_is_recorded(planned, launch, tmp_path, choice):
+    plan, _ = planned(*choice)
+    assert main([*SMALL, *choice, f"root={tmp_path / 'root'}"]) == 0
+    (cell,) = plan["cells"]
+    assert trained(tmp_path / "root") == {cell["name"]: (cell["params"], cell["tokens"], cell["flops"])}
+    assert (plan["schema"], plan["runs"], plan["params"]) == ("kleiber.plan/1", 1, cell["params"])
+    assert plan["seconds"] >= cell["seconds"] > 0 and plan["memory_bytes"] > 2**27
+
+
+def test_a_model_of_another_library_is_as_large_as_its_own_config_says(planned):
+    """A config without `width` was once priced as one of width 128."""
+    options = "{n_embd: 96, n_head: 6, n_inner: 384, n_positions: 64}"
+    model = ["model=hf", "model.path=gpt2", "model.weights=random", "model.depth=2", "model.context=64"]
+    plan, _ = planned(*model, f"model.config={options}", "budget.steps=4")
+    attention, mlp, norms = 4 * 96 * 96 + 4 * 96, 2 * 96 * 384 + 384 + 96, 2 * 2 * 96
+    assert plan["params"] == 2 * (attention + mlp + norms) + (272 + 64) * 96 + 2 * 96
+
+
+def test_a_sweep_is_summed_and_cells_of_one_model_are_built_once(planned, monkeypatch):
+    built = []
+    build_model = run_cost.build_model
+    monkeypatch.setattr(run_cost, "build_model", lambda *arguments: built.append(1) or build_model(*arguments))
+    plan, out = planned("-m", "name=s", "optimizer.lr=0.01,0.02", "seed=0,1", "model.width=32,64", "budget.steps=5")
+    assert plan["runs"] == len(plan["cells"]) == 8 and "8 (8 points)" in out
+    assert len({cell["name"] for cell in plan["cells"]}) == 8
+    for key in ("tokens", "flops"):
+        assert plan[key] == pytest.approx(sum(cell[key] for cell in plan["cells"]))
+    assert plan["params"] == max(cell["params"] for cell in plan["cells"])
+    # Two widths, counted once and once more in the plans of the two runs that are measured.
+    assert len(built) == 4
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    monkeypatch.setattr(Prices, "measure", lambda self: None)
+
+
+@pytest.mark.slow
+def test_fine_tunes_of_bases_that_are_not_trained_are_priced_and_are_the_runs_that_come(tmp_path, cache_dir, capsys):
+    """The dry run of such a study once told of its bases alone."""
+    other = tmp_path / "other.txt"
+    other.write_text((REPOSITORY / "src/kleiber/launch/main.py").read_text())
+    base = f"data: text, data.path: {TINY_TEXT.partition('=')[2]}, data.tokenizer: bpe, data.vocab_size: 300"
+    arm = f"data: text, data.path: {other}"
+    study = [
+        *(word for word in SMALL if not word.startswith("data")), "-m", "name=s", f"root={tmp_path / 'root'}",
+        "design=methods", f"design.base={{{base}, budget.tokens: 2048, retention: null}}", "design.tokens=4096",
+        f"design.arms={{none: {{{arm}}}, replay: {{{arm}, retention: replay, retention.replay.fraction: [0.1, 0.5]}}}}",
+        "design.lrs=[0.003]", "design.seeds=1",
+    ]  # fmt: skip
+    assert main([*study, f"dry_run={tmp_path / 'plan.json'}"]) == 0, capsys.readouterr().err
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["runs"] == 1 + 3 and not (tmp_path / "root").exists()
+    assert all(cell["seconds"] > 0 for cell in plan["cells"]) and "could not be" not in capsys.readouterr().out
+    assert main(study) == 0
+    priced = {cell["name"]: (cell["params"], cell["tokens"], cell["flops"]) for cell in plan["cells"]}
+    assert trained(tmp_path / "root") == priced
+
+
+def test_a_transfer_prices_every_round_and_the_count_does_not_depend_on_which_rate_wins(
+    unmeasured, tmp_path, cache_dir, monkeypatch, capsys
+):
+    labels = "\n".join(json.dumps({"text": f"word {n} here", "label": n % 2}) for n in range(80))
+    (tmp_path / "rows.jsonl").write_text(labels)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    kind = {"model": ["model=bert", "model.width=32"], "pretrain": ["objective=mlm"], "lrs": [0.003, 0.01, 0.02]}
+    design = {
+        "kinds": {"mine": {**kind, "scratch": [0.002, 0.005]}}, "sources": {"a": ["data=text", TINY_TEXT]},
+        "tasks": {"rows": ["data=labelled", "data.path=rows.jsonl", "budget.steps=3"]},
+        "only": ["mine", "a", "rows"], "sizes": ["20k"], "seeds": 2, "finetune": ["objective=classify"],
+        "pretrain": ["budget.steps=4", "data.tokenizer=bpe", "data.vocab_size=300"],
+    }  # fmt: skip
+    (tmp_path / "conf/experiment/small.yaml").write_text("# @package _global_\n" + json.dumps({"design": design}))
+    small = ["trainer=smoke", "logger=csv", "batch.tokens=512", "model.context=64", f"root={tmp_path / 'r'}"]
+    study = ["--config-dir", "conf", "study=transfer", "experiment=small", *small]
+    assert main([*study, "dry_run=plan.json"]) == 0, capsys.readouterr().err
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    bases, tuned, second_seed = 2, 3 + 2, 2
+    assert plan["runs"] == bases + tuned + second_seed
+    assert plan["seconds"] is None and "not measured" in capsys.readouterr().out
+    sizes = sorted({cell["params"] for cell in plan["cells"]})
+    assert sizes[1] - sizes[0] == 2 * 32 + 2, "a fine-tune has the head of its task"
+
+
+@pytest.mark.slow
+def test_a_design_in_rounds_is_priced_whole_and_writes_nothing(unmeasured, tmp_path, cache_dir, capsys):
+    study = ["study=scaling", "design=optimal", "design.flops=2e13", "study.min_tokens=1M", "data=text", TINY_TEXT]
+    study.append(f"root={tmp_path / 'r'}")
+    assert main([*study, "dry_run=true"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("design, round") == 3 and not (tmp_path / "r").exists()
+    assert "interval     +-" in out
+
+
+@pytest.mark.parametrize("value", ["maybe", "no/such/folder/plan.json", "plan.yaml"])
+def test_a_dry_run_that_is_neither_a_choice_nor_a_file_is_refused(tmp_path, capsys, value):
+    assert main([f"dry_run={value}", f"root={tmp_path}"]) == 2
+    assert f"dry_run={value} must be true, false" in capsys.readouterr().err
+
+
+def test_seconds_follow_from_what_a_measured_run_took():
+    """10 s of steps, 1 s of evaluation and 3 s once, of a process that had half of a core."""
+    run_cost = StageCost("main", Parameters(1, 1, 1, 0, 1), 11, 100, 50.0, 200.0, 1100, True, True)
+    record = {"tokens_per_s": 100.0, "evaluation_seconds": 1.0, "peak_memory_bytes": 7}
+    config = {"stages": None}
+    found = speed_of(config, [record], [run_cost], wall=11 + 1 + 3, share=0.5)
+    assert found.step == {"": pytest.approx(0.5)} and found.flops_per_step == {"": 5000.0}
+    assert found.once == pytest.approx(1.5)
+    assert found.evaluation == pytest.approx(0.5), "two trained tokens' time for four that are scored"
+
+
+def test_steps_between_two_measured_sizes_are_interpolated():
+    def speed(flops, seconds):
+        return Speed({"": flops}, {"": seconds}, 0.3, 1.0, 1)
+
+    small, large = speed(1e8, 0.01), speed(1e10, 0.25)  # 1e10 and 4e10 FLOP/s
+    assert step_seconds(1e8, "", [small, large]) == pytest.approx(0.01)
+    assert step_seconds(1e9, "", [small, large]) == pytest.approx(1e9 / 2e10)
+    assert step_seconds(1e11, "", [small, large]) == pytest.approx(1e11 / 4e10)
+
+
+def test_runs_that_differ_in_numbers_alone_are_of_one_kind():
+    config = {"model": {"width": 32, "router": "a"}, "stages": {"branches": ["1M", 2e6]}, "on": True}
+    same = {"model": {"width": None, "router": "a"}, "stages": {"branches": [3]}, "on": True}
+    assert without_numbers(config) == without_numbers(same)
+    assert without_numbers(config) != without_numbers({**same, "on": False})
+    assert without_numbers(config) != without_numbers({**same, "model": {"width": 32, "router": "b"}})
+
+
+@pytest.mark.process
+def test_the_command_line_prices_in_a_process_of_its_own_and_imports_no_torch(tmp_path):
+    arguments = [*SMALL, "-m", "name=s", "seed=0,1", "budget.steps=4", f"dry_run={tmp_path / 'plan.json'}"]
+    script = (
+        f"import sys; from kleiber.launch.main import main; code = main({arguments!r}); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+    assert json.loads((tmp_path / "plan.json").read_text())["runs"] == 2

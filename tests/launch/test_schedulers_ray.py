@@ -1,0 +1,44 @@
+"""Sweeps through Ray; where Ray is installed one runs for real."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from kleiber.config.errors import ConfigError
+from kleiber.launch.schedulers import Ray, run_in_ray
+
+
+def test_without_the_package_it_is_said_which(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"kleiber\[ray\]"):
+        Ray().run([])
+
+
+def test_no_cores_are_refused():
+    with pytest.raises(ConfigError, match=r"launcher\.cpus_per_task=0"):
+        Ray(cpus_per_task=0)
+
+
+def test_what_ray_cancels_is_asked_to_save():
+    came, before = [], signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        assert run_in_ray(lambda: os.kill(os.getpid(), signal.SIGINT) or 5) == 5
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == [signal.SIGTERM]
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_cells_run_as_tasks_of_ray_and_give_the_numbers_of_a_single_run(process, launch, tmp_path):
+    pytest.importorskip("ray", reason="needs kleiber[ray]")
+    sweep = process("-m", "name=s", "seed=0,1", "optimizer.lr=0.01,-1", "launcher=ray", root="ray")
+    out, err = sweep.communicate(timeout=200)
+    assert sweep.returncode == 4, out + err
+    told = [json.loads(path.read_text()) for path in tmp_path.glob("ray/s/*/summary.json")]
+    assert sorted(one["status"] for one in told) == ["failed", "failed", "finished", "finished"]
+    alone = json.loads((launch("optimizer.lr=0.01", "seed=1", root="alone") / "summary.json").read_text())
+    (same,) = [one for one in told if one["config_hash"] == alone["config_hash"]]
+    assert same["stages"][0]["metrics"] == alone["stages"][0]["metrics"]

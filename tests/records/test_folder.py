@@ -1,0 +1,121 @@
+"""A run's name says what it is: equal configs share a folder, whatever the command's wording; others never do."""
+
+import copy
+import re
+
+import pytest
+
+from kleiber.config.codes import Status
+from kleiber.config.compose import Composer, resolved
+from kleiber.config.errors import ConfigError
+from kleiber.records import folder
+from kleiber.records.folder import cell_folder, cell_name, config_hash, settle, study_folder, write_config
+from kleiber.records.summary import Summary
+
+CONFIG = resolved(Composer().compose(["model=moe"]))[0]
+
+
+def leaves(node, path=()):
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from leaves(value, (*path, key))
+    else:
+        yield path
+
+
+def changed(path):
+    config = copy.deepcopy(CONFIG)
+    node = config
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = "changed"
+    return config
+
+
+def test_every_leaf_changes_the_hash_but_those_that_cannot_change_the_result():
+    same = {".".join(path) for path in leaves(CONFIG) if config_hash(changed(path)) == config_hash(CONFIG)}
+    outside = ("root", "name", "study", "design", "resume", "dry_run", "launcher", "logger", "callbacks")
+    expected = {p for p in map(".".join, leaves(CONFIG)) if p.split(".")[0] in outside}
+    assert same == expected | {"trainer.devices", "trainer.threads"}
+
+
+def test_names_are_short_and_plain():
+    for overrides in (["data.path=/a b/ü", "seed=1"], ["x=" + "y" * 300], [], ["optimizer.betas=[0.9,0.95]"]):
+        name = cell_name(CONFIG, overrides, "moe")
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,60}-[0-9a-f]{8}", name), name
+    assert cell_name(CONFIG, ["model=moe", "model.depth=3", "seed=1", "name=x"], "moe").startswith("moe-depth3-seed1-")
+
+
+def test_the_wording_of_a_command_does_not_make_another_run(tmp_path):
+    config = {**CONFIG, "root": str(tmp_path)}
+    first = cell_folder(config, ["seed=0", "model=moe"], "moe")
+    first.mkdir(parents=True)
+    first.with_name(first.name + ".1").mkdir()  # one that was set aside
+    assert cell_folder(config, ["model=moe"], "moe") == first
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "..", "a b"])
+def test_a_name_cannot_leave_the_root(name):
+    with pytest.raises(ConfigError, match="name="):
+        study_folder({**CONFIG, "name": name})
+
+
+def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
+    with folder.locked(tmp_path):
+        assert folder.is_locked(tmp_path)
+        with pytest.raises(ConfigError, match="in use by process"), folder.locked(tmp_path):
+            pass
+    assert not folder.is_locked(tmp_path)
+    with folder.locked(tmp_path):  # the file is still there, and harmless
+        pass
+
+
+def test_running_without_a_live_lock_reads_as_killed(tmp_path):
+    assert folder.status(tmp_path) == "missing"
+    (tmp_path / "summary.json").write_text('{"status": "running"}')
+    assert folder.status(tmp_path) == "killed"
+    with folder.locked(tmp_path):
+        assert folder.status(tmp_path) == "running"
+    (tmp_path / "summary.json").write_text('{"status": ')
+    assert folder.status(tmp_path) == "missing"
+
+
+def test_an_old_run_is_set_aside_under_the_next_free_number(tmp_path):
+    for number in (1, 2):
+        (tmp_path / "cell").mkdir()
+        folder.set_aside(tmp_path / "cell")
+        assert (tmp_path / f"cell.{number}").is_dir()
+    assert not (tmp_path / "cell").exists()
+
+
+def test_resume_of_a_changed_config_names_the_keys(tmp_path):
+    folder.write_config(tmp_path, CONFIG, [])
+    longer = {**CONFIG, "budget": {**CONFIG["budget"], "tokens": "1M"}, "logger": None}
+    folder.check_same(tmp_path, longer)
+    other = {**longer, "seed": 7, "model": {**CONFIG["model"], "depth": 9}}
+    with pytest.raises(ConfigError, match=r"model\.depth: 2 -> 9; seed: 0 -> 7"):
+        folder.check_same(tmp_path, other)
+    with pytest.raises(ConfigError, match="not the folder of a run"):
+        folder.check_same(tmp_path / "nope", CONFIG)
+
+
+def test_an_empty_root_is_refused_and_is_not_the_folder_one_stands_in():
+    with pytest.raises(ConfigError, match="root= is empty"):
+        study_folder({"name": "runs", "root": ""})
+
+
+def test_a_null_is_left_out_of_the_hash_unless_it_is_a_choice():
+    """`adapter: null` is what a config without adapters is; `clip: null` is not what the optimizer's default is."""
+    optimizer = {"_target_": "kleiber.optimizers.AdamW", "lr": 0.1}
+    plain = {**CONFIG, "optimizer": optimizer, "budget": {"tokens": 100}}
+    assert config_hash({**plain, "new_group": None, "budget": {"tokens": 100, "ratio": None}}) == config_hash(plain)
+    assert config_hash({**plain, "optimizer": {**optimizer, "clip": None}}) != config_hash(plain)
+
+
+def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tmp_path):
+    write_config(tmp_path, {"name": "s", "seed": 0, "trainer": {}}, [])
+    Summary(tmp_path).update(status="preempted", run_id="x", error="SIGTERM at step 3")
+    settle(tmp_path, Status.FAILED, "rank 0: too late")
+    assert Summary(tmp_path).values["status"] == "preempted"
+    settle(tmp_path, Status.FAILED, "rank 1: boom", over=Status.PREEMPTED)
+    assert Summary(tmp_path).values["status"] == "failed" and "boom" in Summary(tmp_path).values["error"]
