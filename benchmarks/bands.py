@@ -33,15 +33,15 @@ from published_tables import Source, sources
 from scipy.special import ndtri
 from scipy.stats import gmean
 
-from kleiber.studies.laws import extrapolation
+from kleiber.studies.laws import prediction
 from kleiber.studies.laws.backtest import ABOVE, BELOW, Backtest, backtests
-from kleiber.studies.laws.bootstrap import interval
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.extrapolation import Evidence, Misfit
-from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.fit import fit, refit
 from kleiber.studies.laws.law import LAWS, Array
 from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
+from kleiber.studies.laws.prediction import Evidence, Misfit
 from kleiber.studies.laws.table import load
+from kleiber.studies.laws.uncertainty import interval
 
 LEVEL = 0.9
 Z = float(ndtri((1 + LEVEL) / 2))
@@ -84,8 +84,8 @@ class Cut:
             return Z * np.sqrt(known + (x * self.forms) ** 2)
         if rule == "per decade":
             return Z * np.sqrt(known + (x * decades) ** 2)
-        with patch.multiple(extrapolation, EXPECTED=x, WEIGHT=float(rule.split()[-1])):
-            return Z * np.sqrt(known + (self.misfit.at_one_decade * decades**extrapolation.POWER) ** 2)
+        with patch.multiple(prediction, EXPECTED=x, WEIGHT=float(rule.split()[-1])):
+            return Z * np.sqrt(known + (self.misfit.at_one_decade * decades**prediction.POWER) ** 2)
 
     def score(self, rule: str, x: float = 1.0) -> tuple[float, float]:
         """Share of independent runs in the band, and its median half-width relative to the prediction."""
@@ -129,7 +129,7 @@ def cuts_of(source: Source, draws: int) -> list[Cut]:
 
 def other_predictions(model: NoiseModel, train: NDArray, test: NDArray, draws: int) -> tuple[Array, Array]:
     """`before` and `forms` of a Cut."""
-    part, tested, problem = model.on(train), model.fit.problem.rows(test), model.fit.problem.rows(train)
+    part, tested, problem = refit(model.fit, train), model.fit.problem.rows(test), model.fit.problem.rows(train)
     predicted, sample = part.predict(tested.inputs), model.draws(draws, 0, part, train)
     assert sample is not None
     lo, hi = np.log(np.maximum(interval(sample.predict(tested.inputs), LEVEL), 1e-300))
@@ -198,7 +198,7 @@ def compare(cuts: Sequence[Cut]) -> dict[str, Any]:
         groups[POOLED] = [cut for cut in cuts if cut.source.data_set in few]
     sets = {name: summary(group, x) for name, group in {**groups, "all": list(cuts)}.items()}
     return {
-        "level": LEVEL, "EXPECTED": extrapolation.EXPECTED, "WEIGHT": extrapolation.WEIGHT, "sets": sets,
+        "level": LEVEL, "EXPECTED": prediction.EXPECTED, "WEIGHT": prediction.WEIGHT, "sets": sets,
         "averages over sets": averages([sets[name]["rules"] for name in groups if name not in few]),
         "x tuned on all sets": {rule: round(tuned(cuts, rule), 4) for rule in TUNED},
     }  # fmt: skip

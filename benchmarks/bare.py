@@ -59,19 +59,6 @@ class Bare(nn.Module):
         return self.norm(x)
 
 
-class TiedHead:
-    """The head as kleiber's chunked loss wants to see it."""
-
-    multiplier: float = 1.0
-    soft_cap: float | None = None
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden @ self.weight.T
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     for name, value in (("width", 128), ("depth", 4), ("heads", 4), ("hidden", 352), ("context", 256), ("vocab", 4096)):
@@ -91,9 +78,11 @@ def main() -> None:
         tokens = data[step]
         hidden, targets = model(tokens[:, :-1]), tokens[:, 1:]
         if a.chunked:
+            from kleiber.models.transformer import LMHead
             from kleiber.nn.loss import cross_entropy
 
-            loss = cross_entropy(hidden, TiedHead(model.embed.weight), targets).total / targets.numel()
+            head = LMHead(model.embed.weight)  # type: ignore[arg-type]
+            loss = cross_entropy(hidden, head, targets).total / targets.numel()
         else:
             loss = F.cross_entropy((hidden @ model.embed.weight.T).flatten(0, 1), targets.flatten())
         loss.backward()

@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kleiber.studies.laws import estimates
+from kleiber.studies.laws import laws_json
 from kleiber.studies.laws.allocation import optimum
 from kleiber.studies.laws.asymptotics import signs
-from kleiber.studies.laws.bootstrap import interval
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
 from kleiber.studies.laws.table import load
 from kleiber.studies.laws.transients import diagnose
+from kleiber.studies.laws.uncertainty import interval
 
 LAW = find("chinchilla")
 SD = 0.006
@@ -157,10 +157,10 @@ def judge(job: tuple[Setting, int, int]) -> dict[str, Any]:
         return told
     sample = model.draws(draws, seed)
     assert sample is not None
-    profiled = estimates.profile_parameters(model, sample, 0.9)
+    profiled = model.profiles(sample, 0.9)
     entries = {
-        **estimates.parameters(model, sample, profiled, 0.9),
-        **estimates.derived(model.fit, sample, profiled, 0.9),
+        **laws_json.parameters(model, sample, profiled, 0.9),
+        **laws_json.derived(model.fit, sample, profiled, 0.9),
     }
     truth = quantities(ladder.values, ladder)[0]
     ends = {}

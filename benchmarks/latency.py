@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from kleiber.evals.latency import Step, latency, measure
-from kleiber.models.hf.twin import to_hf
+from kleiber.models.hf_twin import to_hf
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 

@@ -35,10 +35,10 @@ import numpy as np
 from coverage import LADDERS, LAW, Setting, fitted, table
 from scipy.special import stdtrit
 
-from kleiber.studies.laws.bootstrap import bootstrap, interval
 from kleiber.studies.laws.fit import Fit, fit
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.solve import descend
+from kleiber.studies.laws.uncertainty import bootstrap, interval
 
 LEVEL = 0.9
 NORMAL = 1.6449  # quantile of the standard normal distribution at (1 + LEVEL) / 2

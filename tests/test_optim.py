@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from kleiber.optimizers.adamw import AdamW, parameter_groups
-from kleiber.optimizers.lion import Lion
+from kleiber.optimizers.adamw import AdamW, Lion, parameter_groups
 from kleiber.optimizers.muon import Muon
 from kleiber.optimizers.schedules import WSD, Constant, Cosine
 from kleiber.types.batch import Role

@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from kleiber.nn.sharding import gathered, placed, whole
+from kleiber.nn.sharding import full_parameters, gather_state, place_like
 from kleiber.training import checkpoint
 
 
@@ -29,7 +29,7 @@ def tied() -> nn.Sequential:
 
 def test_inside_of_whole_a_model_is_plain_and_is_saved_with_its_ties(net, tmp_path):
     before = {name: value.full_tensor() for name, value in net.state_dict().items()}
-    with whole(net):
+    with full_parameters(net):
         inside = net.state_dict()
         assert not any(isinstance(value, DTensor) for value in inside.values())
         net(torch.tensor([[1, 2]]))  # after which a unit shards itself, at other times
@@ -42,7 +42,7 @@ def test_inside_of_whole_a_model_is_plain_and_is_saved_with_its_ties(net, tmp_pa
 
 
 def test_a_unit_shards_itself_again_after_whole(net):
-    with whole(net):
+    with full_parameters(net):
         pass
     net(torch.tensor([[1, 2]]))
     assert all(isinstance(parameter, DTensor) for parameter in net.parameters())
@@ -54,20 +54,20 @@ def test_optimizer_state_is_gathered_whole_and_placed_in_shares(net):
     net(torch.tensor([[1, 2]])).square().sum().backward()
     optimizer.step()
     state = checkpoint.optimizer_state(optimizer)
-    told = gathered(state, keep=True)
+    told = gather_state(state, keep=True)
     assert not any(isinstance(value, DTensor) for values in told.values() for value in values.values())
-    assert gathered(state, keep=False) == {}
-    assert gathered(told, keep=False) is told
+    assert gather_state(state, keep=False) == {}
+    assert gather_state(told, keep=False) is told
     for name, values in told.items():
         for key, value in values.items():
-            back = placed(value, parameters[name])
+            back = place_like(value, parameters[name])
             assert isinstance(back, DTensor) == (key != "step")
             assert torch.equal(back.full_tensor() if key != "step" else back, value)
 
 
 def test_a_plain_model_is_left_alone():
     net = nn.Linear(2, 2)
-    with whole(net):
+    with full_parameters(net):
         assert net(torch.ones(1, 2)).shape == (1, 2)
     state = {"weight": {"step": torch.ones(())}}
-    assert gathered(state, keep=False) is state
+    assert gather_state(state, keep=False) is state

@@ -8,7 +8,7 @@ import torch
 
 from kleiber.adapters.lora import DoRA, LoRA, apply_peft
 from kleiber.models.transformer import Transformer
-from kleiber.nn.lora import adapt, decompose, merged
+from kleiber.nn.lora import adapt, decompose, merge
 from kleiber.nn.moe import interleaved_moe
 from kleiber.optimizers.adamw import AdamW
 from kleiber.optimizers.muon import Muon
@@ -88,15 +88,15 @@ def test_the_update_is_alpha_over_rank_or_over_its_root_times_b_a():
 
 def test_gradients_are_those_of_the_merged_weights_through_the_update():
     """d/dA of L(W + s B A) = s B^T dL/dW, with dL/dW from the merged model."""
-    model, merged, adapter = build(), build(), LoRA(rank=2, targets=ALL)
-    for one in (model, merged):
+    model, merge, adapter = build(), build(), LoRA(rank=2, targets=ALL)
+    for one in (model, merge):
         adapter.apply(one, seed=1)
         shaken(one)
     factors = {n: p.detach().clone() for n, p in model.named_parameters() if "lora" in n}
-    adapter.merge(merged)
-    for one in (model, merged):
+    adapter.merge(merge)
+    for one in (model, merge):
         logits(one, TOKENS).sin().sum().backward()
-    wanted = dict(merged.named_parameters())
+    wanted = dict(merge.named_parameters())
     for name, parameter in model.named_parameters():
         if name.endswith("_lora_a"):
             weight = wanted[name.removesuffix("_lora_a")].grad
@@ -156,7 +156,7 @@ def test_of_a_linear_layer_magnitudes_are_those_of_peft(bias):
         for output, parts in zip(outputs, (mine, theirs), strict=True)
     ]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
-    merged(ours)
+    merge(ours)
     layer.merge()
     torch.testing.assert_close(ours.weight, layer.base_layer.weight, atol=1e-5, rtol=1e-5)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kleiber.adapters.lora import LoRA
-from kleiber.models.hf.wrapped import HFModel
+from kleiber.models.hf import HFModel
 from kleiber.types.batch import Batch
 
 VOCAB = 48

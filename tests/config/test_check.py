@@ -97,7 +97,7 @@ def test_pairs_of_keys_are_both_named():
         ),
         (
             ["stages=docs_then_code", "retention=l2sp", "retention.l2sp.strength=60", "optimizer.lr=0.02"],
-            ["retention.l2sp.strength=60", "optimizer.lr=0.02", "at most 50"],
+            ["retention.l2sp.strength=60", "optimizer.lr=0.02", "must be <= 50"],
         ),
         (["callbacks=positions", "model=bert", "objective=mlm"], ["callbacks=positions", "model.causal=false"]),
         (["callbacks=latency", "model=bert", "objective=mlm"], ["callbacks=latency", "model.causal=false"]),
@@ -119,7 +119,7 @@ def test_pairs_of_keys_are_both_named():
 
 
 def test_a_choice_that_nothing_consumes_is_refused():
-    with pytest.raises(ConfigError, match="used by nothing"):
+    with pytest.raises(ConfigError, match="nothing uses the choice"):
         check(composed("+model/router=topk"))
 
 

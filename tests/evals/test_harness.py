@@ -129,7 +129,7 @@ def test_it_equals_lm_evals_own_model_on_the_exported_folder(tasks, tmp_path):
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from kleiber.models.hf.twin import to_hf
+    from kleiber.models.hf_twin import to_hf
     from kleiber.runs.huggingface import save_tokenizer
 
     model, folder = build(), tmp_path / "folder"

@@ -7,7 +7,7 @@ import torch
 
 from kleiber.evals.latency import cache_bytes, latency, measure
 from kleiber.launch.cli import main
-from kleiber.models.hf.wrapped import HFModel
+from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.types.batch import Batch
 

@@ -25,9 +25,8 @@ from kleiber.evals.routing.specialization import (
 from kleiber.evals.routing.trace import forced, loss_under, read, unchanged, without
 from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
-from kleiber.nn.balance import PerSequence
-from kleiber.nn.moe import interleaved_moe
-from kleiber.nn.routers.fixed import Hash, Random
+from kleiber.nn.moe import PerSequence, interleaved_moe
+from kleiber.nn.routers.hash import Hash, Random
 from kleiber.nn.routers.sigmoid import LossFree
 from kleiber.nn.routers.topk import TopK
 from kleiber.objectives.clm import CLM

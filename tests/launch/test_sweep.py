@@ -10,11 +10,8 @@ from processes import alive, wait_for
 from small_run import REPOSITORY
 
 import kleiber.runs.run
-from kleiber.config.codes import Status
 from kleiber.launch.main import main
-from kleiber.launch.ranks import FAILURES, first_failure, record_failure
 from kleiber.records.catalog import archived_runs, read_runs
-from kleiber.records.folder import settle, write_config
 from kleiber.records.summary import Summary
 
 
@@ -123,15 +120,6 @@ def test_a_dry_sweep_trains_nothing_and_leaves_nothing(seeds, monkeypatch, tmp_p
     assert main(["-m", "name=first", "launcher=process", "seed=0,2", "dry_run=true"]) == 0
     assert priced == [[0, 2]] and seeds == []
     assert not (tmp_path / "root").exists()
-
-
-def test_the_rank_that_failed_first_is_named_and_gives_the_code(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv(FAILURES, str(tmp_path))
-    for rank, code, error in (("1", 3, RuntimeError("boom")), ("0", 1, RuntimeError("Connection closed by peer"))):
-        monkeypatch.setenv("RANK", rank)
-        record_failure(code, error)
-    assert first_failure(tmp_path) == (3, "rank 1: RuntimeError('boom')")
-    assert "rank 1 failed first" in capsys.readouterr().err
 
 
 ARGUMENTS = [
@@ -244,15 +232,6 @@ def test_a_sweep_that_is_ended_ends_its_cells_in_good_order(process, tmp_path, n
         ended = [run.folder for run in read_runs(tmp_path / "runs/s") if run.status == becomes]
         assert any(list(where.glob("stages/main/checkpoints/step-????????")) for where in ended)
     assert not alive(tmp_path)
-
-
-def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tmp_path):
-    write_config(tmp_path, {"name": "s", "seed": 0, "trainer": {}}, [])
-    Summary(tmp_path).update(status="preempted", run_id="x", error="SIGTERM at step 3")
-    settle(tmp_path, Status.FAILED, "rank 0: too late")
-    assert Summary(tmp_path).values["status"] == "preempted"
-    settle(tmp_path, Status.FAILED, "rank 1: boom", over=Status.PREEMPTED)
-    assert Summary(tmp_path).values["status"] == "failed" and "boom" in Summary(tmp_path).values["error"]
 
 
 def test_max_cells_and_seeds_of_a_study_are_about_the_sweep(seeds, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,6 @@ import torch
 from kleiber.models.generate import generate, left_padded, sample
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import NoMixing, WindowAttention
-from kleiber.nn.kv_cache import Cache
 from kleiber.nn.moe import interleaved_moe
 from kleiber.types.batch import Batch
 
@@ -34,7 +33,7 @@ def build(**options) -> Transformer:
 @pytest.mark.parametrize("case", CASES)
 def test_cached_logits_equal_uncached_ones(case, length):
     model, ids = build(**CASES[case]), torch.randint(40, (2, 12))
-    caches = [Cache(length) for _ in model.blocks]
+    caches = model.new_caches(length)
     parts = [model(Batch(part), caches).hidden for part in ids.split([4, 1, 1, 2, 4], 1)]
     torch.testing.assert_close(torch.cat(parts, 1), model(Batch(ids)).hidden, atol=1e-5, rtol=1e-5)
 
@@ -66,10 +65,12 @@ def test_a_step_writes_one_position_and_moves_none():
     caches = model.new_caches(12)
     with torch.no_grad():
         model(Batch(torch.randint(40, (2, 5))), caches)
-        place, held = caches[0].keys.data_ptr(), caches[0].keys[:, :, :5].clone()
+        keys = caches.layers[0].keys
+        place, held = keys.data_ptr(), keys[:, :, :5].clone()
         model(Batch(torch.randint(40, (2, 1))), caches)
-    assert caches[0].keys.data_ptr() == place and caches[0].keys.shape[2] == 12 and len(caches[0]) == 6
-    assert torch.equal(caches[0].keys[:, :, :5], held)
+    keys = caches.layers[0].keys
+    assert keys.data_ptr() == place and keys.shape[2] == 12 and len(caches) == 6
+    assert torch.equal(keys[:, :, :5], held)
 
 
 def test_a_row_that_has_ended_stays_ended_and_all_stop_with_the_last():

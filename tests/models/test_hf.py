@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from kleiber.models.hf.twin import from_hf, to_hf
+from kleiber.models.hf_twin import from_hf, to_hf
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
 from kleiber.nn.mlp import GELU, SwiGLU

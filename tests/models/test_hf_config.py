@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from kleiber.config.check import _check_node
 from kleiber.config.signatures import build
-from kleiber.models.hf.config import DEFAULTS, KINDS, hf_model_node, hf_tokenizer, hf_vocab_size
-from kleiber.models.hf.twin import load_hf, to_hf
-from kleiber.models.hf.wrapped import HFModel
+from kleiber.models.hf import HFModel
+from kleiber.models.hf_config import DEFAULTS, KINDS, hf_model_node, hf_tokenizer, hf_vocab_size
+from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP
@@ -95,12 +95,12 @@ def rewritten(folder, change) -> None:
 @pytest.mark.parametrize("read", [imported, ours], ids=["import", "eval"])
 def test_weights_that_are_missing_or_have_no_place_are_refused_by_name(read, folder):
     rewritten(folder, lambda state: state.update({"model.layers.1.self_attn.q_proj.bias": torch.ones(32)}))
-    with pytest.raises(ValueError, match=rf"{folder} holds model\.layers\.1\.self_attn\.q_proj\.bias"):
+    with pytest.raises(ValueError, match=rf"{folder} .* model\.layers\.1\.self_attn\.q_proj\.bias"):
         read(folder)
     rewritten(folder, lambda state: state.pop("model.layers.1.self_attn.q_proj.bias"))
     assert read(folder).tied, "the output layer is the table and needs no weights"
     rewritten(folder, lambda state: state.pop("model.layers.1.mlp.up_proj.weight"))
-    with pytest.raises(ValueError, match=rf"{folder} holds no weights for model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ValueError, match=rf"{folder} .* model\.layers\.1\.mlp\.up_proj\.weight"):
         read(folder)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:3000])
     with pytest.raises(ValueError, match=str(folder)):
@@ -138,14 +138,14 @@ def test_a_config_without_a_size_or_that_is_none_is_refused_with_file_and_key(fo
     told = json.loads(file.read_text())
     for key, ask in (("intermediate_size", hf_model_node), ("vocab_size", hf_vocab_size)):
         file.write_text(json.dumps({name: value for name, value in told.items() if name != key}))
-        with pytest.raises(ValueError, match=rf"config\.json: there is no {key}"):
+        with pytest.raises(ValueError, match=rf"config\.json.* {key}"):
             ask(folder)
         file.write_text(json.dumps(told | {key: "64"}))
-        with pytest.raises(ValueError, match=f"{key}='64' is no whole number"):
+        with pytest.raises(ValueError, match=f"{key}='64'"):
             ask(folder)
     for text in ("{bad", "[]"):
         file.write_text(text)
-        with pytest.raises(ValueError, match=r"config\.json (is|holds a list and) no JSON"):
+        with pytest.raises(ValueError, match=r"config\.json .*JSON"):
             hf_model_node(folder)
 
 
@@ -173,7 +173,7 @@ def test_what_our_model_cannot_be_is_refused_with_the_way_out(tmp_path):
         with pytest.raises(ValueError, match=rf"{name}.*model=hf"):
             hf_model_node(tmp_path)
     write()
-    with pytest.raises(ValueError, match="9 exceeds the 8"):
+    with pytest.raises(ValueError, match=r"model\.context=9 .*8"):
         hf_model_node(tmp_path, context=9)
     with pytest.raises(ValueError, match=r"data\.tokenizer"):
         hf_tokenizer(tmp_path)

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention, heads
-from kleiber.nn.kv_cache import Cache
+from kleiber.nn.attention import Cache, FullAttention, NoMixing, WindowAttention, heads
 from kleiber.nn.mup import Site, StandardParametrization
 
 TIME, WIDTH = 12, 16

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.nn.balance import Global, PerSequence, assignments, load_balance_loss
+from kleiber.nn.moe import Global, PerSequence, assignments, load_balance_loss
 
 
 def hits_of(chosen, num_experts, real=None):

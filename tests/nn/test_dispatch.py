@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.nn import dispatch as module
-from kleiber.nn.dispatch import dispatch
+from kleiber.nn import experts as module
+from kleiber.nn.experts import dispatch
 from kleiber.types.batch import Routing
 
 BACKENDS = ("grouped", "loop", "dense")
@@ -107,7 +107,7 @@ def test_each_back_end_takes_its_own_way(monkeypatch):
 def test_the_gpu_way_of_leaving_rows_out_gives_what_cutting_them_off_gives():
     parts, weights, routing = case(kept=True)
     cut = dispatch("grouped", *parts, routing)
-    masked = module.some_kept(module.grouped_mm, *parts, routing, cut=False)
+    masked = module.dispatch_kept(module.grouped_mm, *parts, routing, cut=False)
     torch.testing.assert_close(masked, cut)
     for found, wanted in zip(gradients(masked, parts, weights), gradients(cut, parts, weights), strict=True):
         torch.testing.assert_close(found, wanted)

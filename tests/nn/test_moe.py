@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.nn.balance import Global, PerSequence
+from kleiber.nn.experts import expert_hidden
 from kleiber.nn.mlp import SwiGLU, gated_hidden
-from kleiber.nn.moe import Dropping, MoE, dropping_moe, expert_hidden, interleaved_moe
+from kleiber.nn.moe import Dropping, Global, MoE, PerSequence, dropping_moe, interleaved_moe
 from kleiber.nn.mup import Site
 from kleiber.nn.routers.expert_choice import ExpertChoice
-from kleiber.nn.routers.fixed import Hash
+from kleiber.nn.routers.hash import Hash
 from kleiber.nn.routers.sigmoid import LossFree, Sigmoid
 from kleiber.nn.routers.topk import Switch, TopK
 from kleiber.types.batch import Batch

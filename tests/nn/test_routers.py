@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from kleiber.nn.mup import Site, StandardParametrization
 from kleiber.nn.routers.expert_choice import ExpertChoice
-from kleiber.nn.routers.fixed import Hash, Random
+from kleiber.nn.routers.hash import Hash, Random
 from kleiber.nn.routers.sigmoid import GroupLimited, LossFree, Sigmoid
 from kleiber.nn.routers.sinkhorn import Sinkhorn  # fmt: skip
 from kleiber.nn.routers.topk import Noisy, Switch, TopK

@@ -23,7 +23,7 @@ from kleiber.evals.perplexity import Place
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE
-from kleiber.nn.routers.fixed import Random
+from kleiber.nn.routers.hash import Random
 from kleiber.objectives import dpo
 from kleiber.objectives.dpo import CDPO, DPO, IPO, answer_log_probs, won
 from kleiber.objectives.objective import fingerprint

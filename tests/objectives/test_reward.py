@@ -17,7 +17,7 @@ from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
-from kleiber.nn.routers.fixed import Random
+from kleiber.nn.routers.hash import Random
 from kleiber.objectives.reward import Reward
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples

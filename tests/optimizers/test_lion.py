@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kleiber.optimizers.lion import Lion
+from kleiber.optimizers.adamw import Lion
 from kleiber.types.batch import Role
 
 ROLES = {"weight": Role("hidden", 4)}

@@ -11,7 +11,7 @@ from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.objectives.clm import CLM
-from kleiber.optimizers.muon import Muon, StackedMuon, orthogonalised
+from kleiber.optimizers.muon import Muon, StackedMuon, orthogonalize
 from kleiber.training import checkpoint
 from kleiber.types.batch import Batch
 
@@ -52,7 +52,7 @@ def test_every_expert_moves_as_torchs_muon_moves_a_matrix(shape):
 def test_singular_values_come_near_one_and_zeros_stay():
     stack = torch.randn(3, 20, 50)
     stack[2] = 0
-    values = torch.linalg.svdvals(orthogonalised(stack, 5).float())
+    values = torch.linalg.svdvals(orthogonalize(stack, 5).float())
     assert values[:2].min() > 0.5 and values[:2].max() < 1.3
     assert values[2].max() == 0
 
@@ -130,5 +130,5 @@ def test_a_run_goes_on_bit_by_bit_and_is_the_same_on_two_ranks(launch, process, 
     _, err = pair.communicate(timeout=150)
     assert pair.returncode == 0, err
     for name, tensor in weights(next((tmp_path / "pair").glob("*/*"))).items():
-        # The orthogonalised step is made in bf16, so what differs in the last digit of fp64 can differ there.
+        # The orthogonalize step is made in bf16, so what differs in the last digit of fp64 can differ there.
         torch.testing.assert_close(tensor, weights(alone)[name], rtol=0, atol=1e-3)

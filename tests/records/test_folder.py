@@ -5,10 +5,12 @@ import re
 
 import pytest
 
+from kleiber.config.codes import Status
 from kleiber.config.compose import Composer, resolved
 from kleiber.config.errors import ConfigError
 from kleiber.records import folder
-from kleiber.records.folder import cell_folder, cell_name, config_hash, study_folder
+from kleiber.records.folder import cell_folder, cell_name, config_hash, settle, study_folder, write_config
+from kleiber.records.summary import Summary
 
 CONFIG = resolved(Composer().compose(["model=moe"]))[0]
 
@@ -108,3 +110,12 @@ def test_a_null_is_left_out_of_the_hash_unless_it_is_a_choice():
     plain = {**CONFIG, "optimizer": optimizer, "budget": {"tokens": 100}}
     assert config_hash({**plain, "new_group": None, "budget": {"tokens": 100, "ratio": None}}) == config_hash(plain)
     assert config_hash({**plain, "optimizer": {**optimizer, "clip": None}}) != config_hash(plain)
+
+
+def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tmp_path):
+    write_config(tmp_path, {"name": "s", "seed": 0, "trainer": {}}, [])
+    Summary(tmp_path).update(status="preempted", run_id="x", error="SIGTERM at step 3")
+    settle(tmp_path, Status.FAILED, "rank 0: too late")
+    assert Summary(tmp_path).values["status"] == "preempted"
+    settle(tmp_path, Status.FAILED, "rank 1: boom", over=Status.PREEMPTED)
+    assert Summary(tmp_path).values["status"] == "failed" and "boom" in Summary(tmp_path).values["error"]

@@ -6,7 +6,7 @@ import pytest
 
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.prediction import hold
+from kleiber.studies.laws.prediction import compare_with_rows
 
 from . import ladders
 
@@ -24,7 +24,7 @@ def law():
 
 def test_the_law_that_made_the_rows_is_right_about_new_ones(law):
     N, D = np.array([2e9, 1e9, 2e9]), np.array([4e10, 2e10, 4e10])
-    found = hold(law, find("chinchilla"), rows(N, D, ladders.loss(N, D)), 3.0)
+    found = compare_with_rows(law, find("chinchilla"), rows(N, D, ladders.loss(N, D)), 3.0)
     assert [one["runs"] for one in found["cells"]] == [1, 2]  # by rising compute, seeds of a cell together
     assert found["cells"][1]["at"] == {"N": 2e9, "D": 4e10}
     assert found["mare"] < 0.01 and abs(found["bias"]) <= found["mare"] and found["run_coverage"] == 1.0
@@ -32,16 +32,16 @@ def test_the_law_that_made_the_rows_is_right_about_new_ones(law):
 
 def test_errors_are_those_of_each_cells_mean(law):
     said = analysis.predict(law, find("chinchilla"), {"N": 1e9, "D": 2e10})["value"]
-    found = hold(law, find("chinchilla"), rows([1e9, 1e9], [2e10, 2e10], [said, said * 1.2]), 3.0)
+    found = compare_with_rows(law, find("chinchilla"), rows([1e9, 1e9], [2e10, 2e10], [said, said * 1.2]), 3.0)
     assert found["mare"] == pytest.approx(1 - 1 / 1.1) and found["bias"] == pytest.approx(1 / 1.1 - 1)
     assert found["coverage"] == 0.0 and found["run_coverage"] == 0.0
 
 
 def test_a_law_without_draws_has_no_coverage(law):
-    found = hold({**law, "draws": []}, find("chinchilla"), rows([1e9], [2e10], [2.5]), 3.0)
+    found = compare_with_rows({**law, "draws": []}, find("chinchilla"), rows([1e9], [2e10], [2.5]), 3.0)
     assert found["coverage"] is None and found["run_coverage"] is None
 
 
 def test_rows_too_far_outside_are_refused_by_name(law):
-    with pytest.raises(ValueError, match=r"N=1e\+15, D=2e\+10: .* decades beyond the rows"):
-        hold(law, find("chinchilla"), rows([1e15], [2e10], [2.5]), 3.0)
+    with pytest.raises(ValueError, match=r"N=1e\+15, D=2e\+10: .* decades outside the rows"):
+        compare_with_rows(law, find("chinchilla"), rows([1e15], [2e10], [2.5]), 3.0)

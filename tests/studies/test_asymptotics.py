@@ -4,13 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws.asymptotics import signs
+from kleiber.studies.laws.asymptotics import pre_asymptotic, signs
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.fit import fit, refit
 from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
 from kleiber.studies.laws.table import load
-from kleiber.studies.laws.transients import diagnose, transient, untold
-from kleiber.studies.laws.verdicts import pre_asymptotic
+from kleiber.studies.laws.transients import diagnose, transient, untestable_inputs
 
 from . import ladders
 
@@ -107,6 +106,6 @@ def test_nothing_is_judged_along_size_with_too_few_trunks():
     model = trunks(0, 1)
     four = model.fit.problem.inputs["N"] > np.unique(model.fit.problem.inputs["N"])[1]
     clusters = model.clusters[four]
-    few = diagnose(NoiseModel.of(model.on(four), clusters))
-    assert untold(few) == ["N"] and untold(diagnose(model)) == []
+    few = diagnose(NoiseModel.of(refit(model.fit, four), clusters))
+    assert untestable_inputs(few) == ["N"] and untestable_inputs(diagnose(model)) == []
     assert [v.code for v in pre_asymptotic(few)] == ["transient_not_tested"]

@@ -5,9 +5,9 @@ import pytest
 
 from kleiber.studies.laws.backtest import backtests, default_cuts, holdouts, naive_predictions, rank
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.extrapolation import Misfit
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.prediction import Misfit
 from kleiber.studies.laws.verdicts import backtest_verdicts
 
 from . import ladders

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kleiber.studies.laws.allocation import optimum
-from kleiber.studies.laws.bootstrap import bootstrap, interval, strata_of
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.uncertainty import bootstrap, interval, strata_of
 
 from . import ladders
 
@@ -77,7 +77,7 @@ def test_pairs_keep_each_stratum_at_its_size():
     strata = strata_of(np.repeat([1e7, 1e8, 1e9], 4))
     assert strata.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert not strata_of(np.geomspace(1e7, 1e9, 12)).any()
-    from kleiber.studies.laws.bootstrap import _counts
+    from kleiber.studies.laws.uncertainty import _counts
 
     weights = _counts(np.random.default_rng(0), 50, strata)
     np.testing.assert_array_equal(weights[:, :4].sum(1), 4)

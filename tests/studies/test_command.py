@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from kleiber.studies import fit_command
-from kleiber.studies.laws import file, law
+from kleiber.studies.laws import law, laws_json
 
 from . import ladders
 from .test_golden import GOLDEN
@@ -41,7 +41,7 @@ def fit(csv, *words):
 def valid(path):
     jsonschema = pytest.importorskip("jsonschema")
     found = json.loads(path.read_text())
-    jsonschema.validate(found, json.loads(file.SCHEMA.read_text()))
+    jsonschema.validate(found, json.loads(laws_json.SCHEMA.read_text()))
     return found
 
 
@@ -63,7 +63,7 @@ def test_fit_writes_a_valid_record_and_predict_reads_it(csv, tmp_path):
 def test_far_predictions_are_refused_unless_forced(csv, tmp_path):
     out = tmp_path / "laws.json"
     done = fit(csv, "--json", out, "--predict", "N=1e13,D=1e10")
-    assert valid(out)["predictions"][0]["value"] is None and "4.0 decades beyond the rows" in done.output
+    assert valid(out)["predictions"][0]["value"] is None and "4.0 decades outside the rows" in done.output
     assert run("predict", out, "N=1e13", "D=1e10").exit_code == 2
     assert run("predict", out, "N=1e13", "D=1e10", "--force").exit_code == 0
 
@@ -196,7 +196,7 @@ def test_one_or_two_sizes_give_no_exponent_and_no_interval_at_another_size(tmp_p
     [
         (("--bootstrap", 1), "--bootstrap 1: a 90% interval needs 20"),
         (("--loss-fn", "squared", "--delta", 0.1), "--delta 0.1"),
-        (("--map", "Q=tokens"), "--map Q=tokens: nothing reads the role Q"),
+        (("--map", "Q=tokens"), "--map Q=tokens: no law reads the role Q"),
         (("--law", "power_floor", "--rank"), "--rank compares laws of N and D"),
         (("--law", "{own}", "--backtest", "1e19", "--map", "L=loss"), "--backtest needs compute or size"),
         (("--law", "{raises}"), "KeyError: 'boo'"),
@@ -229,7 +229,7 @@ def test_what_would_have_no_effect_or_no_meaning_is_refused_by_name(csv, tmp_pat
 @pytest.mark.parametrize(
     ("point", "told"),
     [
-        (("N=0", "D=1e10"), "predict N=0: write a finite number above 0"),
+        (("N=0", "D=1e10"), "predict N=0: must be a finite number > 0"),
         (("N=-1", "D=1e10"), "predict N=-1"),
         (("N=1e400", "D=1e10"), "predict N=inf"),
         (("N=1e9", "D=1e10", "X=8"), "predict X=8: law 'chinchilla' reads N, D"),
@@ -247,7 +247,7 @@ def test_without_draws_nothing_is_covered_and_nothing_missed(csv, tmp_path):
     out = tmp_path / "laws.json"
     done = run("fit", csv, "--params", "params", "--data", "tokens", "--bootstrap", 0, "--json", out)
     found = valid(out)
-    assert "no intervals; naive" in done.output and "overconfident" not in done.output
+    assert "no intervals; naive predictors" in done.output and "overconfident" not in done.output
     assert found["backtests"] and all(test["coverage"] is None for test in found["backtests"])
 
 
@@ -260,7 +260,7 @@ def test_a_law_file_keeps_what_its_decorator_says(csv, tmp_path, monkeypatch):
         "def mine(D: Array, *, E: Part, B: Part, beta: Exponent):\n    return E + B * D**-beta\n"
     )
     done = fit(csv, "--law", f"{own}:mine")
-    assert "squared in linear" in done.output and "  half " in done.output, done.output
+    assert "squared loss on the linear scale" in done.output and "  half " in done.output, done.output
 
 
 def test_each_group_tells_its_own_excluded_rows(csv, tmp_path):

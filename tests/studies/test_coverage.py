@@ -14,8 +14,8 @@ import pytest
 from small_run import REPOSITORY
 
 from kleiber.studies.laws.asymptotics import signs
-from kleiber.studies.laws.bootstrap import interval
 from kleiber.studies.laws.transients import diagnose
+from kleiber.studies.laws.uncertainty import interval
 
 
 def simulation():

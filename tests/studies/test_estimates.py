@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kleiber.studies.laws import estimates
-from kleiber.studies.laws.bootstrap import interval
+from kleiber.studies.laws import laws_json
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.uncertainty import interval
 
 from . import ladders
 
@@ -26,10 +26,10 @@ def two_seeds(correlation=0.9, sd=0.004, seed=0):
 
 def numbers(model, draws=None, level=0.9):
     """Parameters and derived quantities by name."""
-    profiled = estimates.profile_parameters(model, draws, level)
+    profiled = model.profiles(draws, level)
     return {
-        **estimates.parameters(model, draws, profiled, level),
-        **estimates.derived(model.fit, draws, profiled, level),
+        **laws_json.parameters(model, draws, profiled, level),
+        **laws_json.derived(model.fit, draws, profiled, level),
     }
 
 
@@ -117,20 +117,20 @@ def test_a_flat_profile_is_found_though_refits_stay_near_the_fit():
 
 def test_a_flat_parameter_that_moves_nothing_leaves_the_rest_identified(model, draws):
     """The path of a flat profile decides: along one on which a_opt stays, a_opt is identified."""
-    profiled = estimates.profile_parameters(model, draws, 0.9)
+    profiled = model.profiles(draws, 0.9)
     path = np.repeat(model.fit.values, 3, axis=0)
     path[:, list(model.fit.law.params).index("E")] *= [0.5, 1.0, 2.0]
     still = {**profiled, "E": replace(profiled["E"], reason="flat profile", path=path)}
-    assert estimates.derived(model.fit, draws, still, 0.9)["a_opt"]["identified"]
+    assert laws_json.derived(model.fit, draws, still, 0.9)["a_opt"]["identified"]
     path[:, list(model.fit.law.params).index("alpha")] *= [0.5, 1.0, 2.0]
     moved = {**profiled, "E": replace(profiled["E"], reason="flat profile", path=path)}
-    assert not estimates.derived(model.fit, draws, moved, 0.9)["a_opt"]["identified"]
+    assert not laws_json.derived(model.fit, draws, moved, 0.9)["a_opt"]["identified"]
 
 
 def test_a_term_whose_interval_begins_at_0_is_not_identified(model, draws):
-    profiled = estimates.profile_parameters(model, draws, 0.9)
+    profiled = model.profiles(draws, 0.9)
     values = draws.values.copy()
     values[:8, list(model.fit.law.params).index("A")] = 0.0
-    entries = estimates.parameters(model, replace(draws, values=values), profiled, 0.9)
+    entries = laws_json.parameters(model, replace(draws, values=values), profiled, 0.9)
     assert not entries["A"]["identified"] and entries["A"]["lo"] == 0.0 and entries["A"]["hi"] is not None
     assert entries["B"]["identified"] and entries["alpha"]["identified"]

@@ -6,8 +6,8 @@ import pytest
 
 from kleiber.studies.laws.analysis import Options, analyse
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.exclusion import diverged, undertuned, unfinished, without_suspects
 from kleiber.studies.laws.table import load
+from kleiber.studies.laws.verdicts import diverged, undertuned, unfinished, without_suspects
 
 from . import ladders
 
@@ -78,7 +78,7 @@ def test_the_verdict_names_the_rows_by_rule_and_at_most_ten_of_them():
     marked = table(run=[f"run-{i}" for i in range(20)], status=["finished"] * 8 + ["killed"] * 12)
     (told,) = [one for one in record(marked)["verdicts"] if one["code"] == "suspects"]
     assert told["level"] == "warn" and "12 unfinished" in told["text"] and "8 (run-8)" in told["text"]
-    assert told["text"].count("run-") == 10 and "and 2 more" in told["text"]
+    assert told["text"].count("run-") == 10 and "2 others" in told["text"]
     assert record(marked, find_suspects=False)["suspects"] == []
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from kleiber.studies.laws.extrapolation import (
+from kleiber.studies.laws.prediction import (
     EXPECTED,
     FEW_PER_CUT,
     NEAR,

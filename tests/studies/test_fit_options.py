@@ -8,14 +8,14 @@ import pytest
 
 from kleiber.studies.laws.allocation import regress, vertices
 from kleiber.studies.laws.analysis import Options
-from kleiber.studies.laws.bootstrap import Draws, interval
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.file import fitted_values
 from kleiber.studies.laws.fit import fit as fit_law
 from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
-from kleiber.studies.laws.replicates import lack_of_fit
-from kleiber.studies.laws.solve import relative_sigma, rho
+from kleiber.studies.laws.prediction import fitted_values
+from kleiber.studies.laws.problem import relative_sigma, rho
 from kleiber.studies.laws.table import load
+from kleiber.studies.laws.uncertainty import Draws, interval
+from kleiber.studies.laws.verdicts import lack_of_fit
 
 from . import ladders
 from .test_command import csv, fit, run, valid  # noqa: F401  (csv is a fixture)
@@ -161,7 +161,10 @@ def test_sigma_weighs_the_rows_of_the_command_and_is_recorded(record, csv):  # n
     frame.assign(se=np.where(np.arange(20) == 7, 0.3, 0.01)).to_csv(csv, index=False)
     blind, _, _ = record("--backtest", "1e19")
     told, printed, _ = record("--sigma", "se", "--backtest", "1e19", "--rank", "--at", POINT)
-    assert (blind["objective"]["sigma"], told["objective"]["sigma"]) == (None, "se") and "residuals over se" in printed
+    assert (blind["objective"]["sigma"], told["objective"]["sigma"]) == (
+        None,
+        "se",
+    ) and "residuals divided by se" in printed
     gap = [abs(one["params"]["alpha"]["value"] - 0.34) for one in (blind, told)]
     assert gap[1] < gap[0] and told["at"]["value"] < 1.0
     assert [one["row"] for one in blind["suspects"]] == [7] and told["suspects"] == []

@@ -28,7 +28,7 @@ def test_a_fit_leaves_a_page_with_figures_and_no_network(csv, tmp_path, capsys):
     page, told = out.read_text(), capsys.readouterr().out
     assert f"report: {out}" in told.replace("\n", "")
     assert re.search(r"\d+ rows fitted, \d+ excluded", page)
-    for words in ("chinchilla on t.csv", "Found against predicted", "Residuals", "alpha",
+    for words in ("chinchilla on t.csv", "Observed vs predicted", "Residuals", "alpha",
                   "g0-fit", "g0-backtests", "g0-profile"):  # fmt: skip
         assert words in page
     assert "src=" not in page.split("<script", 1)[0] and "minutes of processes" not in page
@@ -54,7 +54,7 @@ def test_the_page_shows_the_fit_without_the_suspects_and_what_was_fixed(csv, tmp
     given = ["--where", "kind == a", "--bootstrap", "0", "--report", str(out)]
     assert main(["fit", csv, *MAP, *given, "--fix", "E=1.7"]) in (0, 3)
     page = out.read_text()
-    assert "With and without the suspects" in page and "<td>fixed</td>" in page
+    assert "Sensitivity to suspects" in page and "<td>fixed</td>" in page
 
 
 def test_the_page_of_a_table_without_compute_has_its_cuts_along_the_size(tmp_path):
@@ -65,7 +65,7 @@ def test_the_page_of_a_table_without_compute_has_its_cuts_along_the_size(tmp_pat
     out = tmp_path / "fit.html"
     main(["fit", str(tmp_path / "t.csv"), "--law", "routed", "--bootstrap", "0", "--report", str(out)])
     page = out.read_text()
-    assert "cut in parameters N" in page and "backtest N = " in page and "compute cut" not in page
+    assert "parameters N at the cut" in page and "backtest N = " in page and "compute at the cut" not in page
 
 
 def test_without_the_extra_it_says_what_to_install_before_it_fits(csv, tmp_path, monkeypatch, capsys):

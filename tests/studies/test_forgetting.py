@@ -86,7 +86,7 @@ def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
 
 def test_without_anything_to_compare_it_says_so(tmp_path):
     write_base(tmp_path / "s" / "base0", 0)
-    with pytest.raises(ValueError, match="nothing could be forgotten"):
+    with pytest.raises(ValueError, match="no fine-tuning run"):
         Forgetting().compare(read_runs(tmp_path / "s"))
     write_arm(tmp_path / "s" / "one", "replay", 0.1, 0.01, 0)
     with pytest.raises(ValueError, match="plain fine-tuning"):

@@ -66,7 +66,7 @@ def test_the_paper_has_no_maximum_where_an_earlier_score_was_not_taken():
 
 
 def test_tasks_that_no_stage_trained_are_scored_and_not_averaged():
-    r = metrics.matrix({**told([[0.9, 0.2, 0.1], [0.7, 0.8, 0.15]]), "stages": ["one", "two"]}, own=[0, 1, None])
+    r = metrics.matrix({**told([[0.9, 0.2, 0.1], [0.7, 0.8, 0.15]]), "stages": ["one", "two"]}, trained_by=[0, 1, None])
     assert metrics.average(r) == pytest.approx(0.75) and metrics.backward_transfer(r) == pytest.approx(-0.2)
     assert math.isnan(metrics.max_forgetting_by_task(r)[2]) and math.isnan(metrics.chaudhry_forgetting_by_task(r)[2])
 

@@ -7,7 +7,7 @@ from small_run import REPOSITORY
 
 from kleiber.records.catalog import read_runs
 from kleiber.records.folder import read_config
-from kleiber.studies.laws.file import finite
+from kleiber.studies.laws.laws_json import finite
 from kleiber.studies.report import study_of
 
 GOLDEN = REPOSITORY / "multirun" / "golden"

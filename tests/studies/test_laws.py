@@ -173,7 +173,7 @@ def test_studies_import_neither_torch_nor_lightning():
     import subprocess
     import sys
 
-    code = "import sys, kleiber.studies.fit_command, kleiber.studies.laws.analysis, kleiber.studies.laws.file\n"
+    code = "import sys, kleiber.studies.fit_command, kleiber.studies.laws.analysis, kleiber.studies.laws.laws_json\n"
     code += "assert not {'torch', 'lightning', 'hydra'} & set(sys.modules), 'heavy'"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": "src"}, check=False).returncode == 0
     assert law_module.LAWS

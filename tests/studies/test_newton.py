@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.laws.initial_guess import finish
-from kleiber.studies.laws.solve import descend
+from kleiber.studies.laws.solve import descend, finish
 
 from .test_solve import problem
 

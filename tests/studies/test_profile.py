@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kleiber.studies.laws.fit import fit
-from kleiber.studies.laws.profile_likelihood import profiles
+from kleiber.studies.laws.uncertainty import profiles
 
 from . import ladders
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from kleiber.studies.laws.fit import fit
-from kleiber.studies.laws.replicates import cells, lack_of_fit, two_way_means
+from kleiber.studies.laws.noise_model import two_way_means
+from kleiber.studies.laws.table import cells
+from kleiber.studies.laws.verdicts import lack_of_fit
 
 from . import ladders
 

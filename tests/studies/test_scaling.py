@@ -19,7 +19,7 @@ def ladder(tmp_path):
 def test_a_ladder_says_whether_its_goals_are_met(ladder):
     runs = read_runs(ladder)
     found = Scaling(bootstrap=60).analyse(runs)
-    rows = {row["left out"]: row for row in found.tables["Goals"]}
+    rows = {row["held out"]: row for row in found.tables["Held-out errors"]}
     assert (
         rows["largest size"]["met"]
         and rows["largest size"]["beats naive"]
@@ -49,7 +49,7 @@ def test_a_headline_says_first_what_is_not_identified_and_what_would_identify_it
     found["params"] |= {"A": loose, "alpha": loose}
     told = headline(found)
     assert told.startswith("A and alpha of chinchilla are not identified by these 16 points")
-    assert "N (here 0.6 decades)" in told and "D (here" not in told and told.index("1.79%") > told.index("identified")
+    assert "N (now 0.6 decades)" in told and "D (now" not in told and told.index("1.79%") > told.index("identified")
     found["params"] |= {"E": loose}
     assert "D (here 0.9 decades)" in headline(found)
     refused = law_record(verdicts=[{"code": "no_law", "level": "refuse", "text": "the line does better"}])
@@ -75,8 +75,8 @@ def test_an_exponent_is_of_its_budgets_alone_where_the_law_is_refused():
 def test_a_goal_is_met_by_its_number_alone(mare, naive, coverage, met, beats, held):
     one = {"name": "largest size", "n_train": 20, "n_test": 4, "mare": mare, "bias": mare, "coverage": coverage}
     row = goals(law_record(holdouts=[{**one, "naive": {"line": 0.015}, "beats_naive": naive}], level=0.95))[0]
-    assert (row["met"], row["beats naive"], row["interval held"]) == (met, beats, held)
-    assert row["in the 95% interval"] == f"{round(4 * coverage)} of 4"
+    assert (row["met"], row["beats naive"], row["band holds"]) == (met, beats, held)
+    assert row["in the 95% band"] == f"{round(4 * coverage)} of 4"
 
 
 def test_a_study_keeps_its_suspects_unless_asked(tmp_path):

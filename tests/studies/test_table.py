@@ -51,7 +51,7 @@ def test_refusals(tmp_path):
         load(FRAME, {"N": "params", "L": "loss"}).inputs(find("chinchilla"))
     with pytest.raises(ValueError, match="no rows left of 3"):
         load(FRAME, ROLES, ["loss > 9"])
-    with pytest.raises(ValueError, match="write ROLE=COLUMN"):
+    with pytest.raises(ValueError, match="must be ROLE=COLUMN"):
         parse_map("N")
     with pytest.raises(ValueError, match="already 'params'"):
         parse_map("N=other", {"N": "params"})

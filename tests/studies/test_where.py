@@ -31,9 +31,9 @@ def test_rows_kept(text, rows):
     ("text", "message"),
     [
         ("los < 3", "no column 'los'; did you mean 'loss'"),
-        ("loss < three", "'three' is not one"),
-        ("family < b", "needs numbers"),
-        ("loss <", "expected a number or a word, found the end"),
+        ("loss < three", "'three' is not a number"),
+        ("family < b", "compares numbers"),
+        ("loss <", "expected a number or a text, found the end"),
         ("(loss < 3", r"expected \), found the end"),
         ("loss < 3 loss > 1", "expected end or and/or, found 'loss'"),
         ("__import__('os').system('true')", "no column '__import__'"),

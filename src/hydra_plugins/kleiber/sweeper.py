@@ -31,11 +31,11 @@ ConfigStore.instance().store(group="hydra/sweeper", name="kleiber", node=Sweeper
 
 
 class KleiberSweeper(BasicSweeper):
-    """`params` are sweeps that stand in a file, as `optimizer.lr: 1e-3,1e-2`; the command line's multiply them, and a
-    key that it names is taken from there.
+    """The product of the sweeps in a file (`params`, such as `optimizer.lr: 1e-3,1e-2`), of those on the command line,
+    and of the cells of a `design`.
 
-    So do the cells of a `design`. A key that the command line sweeps is taken from there, whatever the design says. A
-    design in rounds gets its next round's cells planned when those of the round before have run.
+    A key on the command line replaces that key of the file and of the design. A design in rounds plans the cells of a
+    round after those of the previous round have run.
     """
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
@@ -44,10 +44,10 @@ class KleiberSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
         assert self.hydra_context is not None and self.launcher is not None and self.config is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        told = set(map(key, arguments))
-        own = [line for line in self._parse_config() if key(line) not in told]
-        given: Any = parser.parse_overrides([*own, *arguments])
-        (cells,) = self.split_arguments(given, max_batch_size=None)
+        keys = set(map(key, arguments))
+        from_file = [line for line in self._parse_config() if key(line) not in keys]
+        overrides: Any = parser.parse_overrides([*from_file, *arguments])
+        (cells,) = self.split_arguments(overrides, max_batch_size=None)
         done: list[JobReturn] = []
         for plan in self._rounds([list(cell) for cell in cells]):
             planned = multiplied(plan, cells)
@@ -74,7 +74,7 @@ class KleiberSweeper(BasicSweeper):
         assert isinstance(node, dict)
         if self._study("seeds") is not None:
             if "seeds" not in node:
-                raise ConfigError(f"study.seeds: design {node['_target_']} chooses its seeds itself, so leave it out")
+                raise ConfigError(f"study.seeds: design {node['_target_']} chooses its own seeds: remove study.seeds")
             node["seeds"] = self._study("seeds")
         try:
             design: Any = instantiate(node, _convert_="all")
@@ -93,8 +93,8 @@ class KleiberSweeper(BasicSweeper):
             raise ConfigError(str(error)) from error
 
     def _rehearse(self, design: Any, ground: Any, cells: list[list[str]]) -> None:
-        """Plans all rounds as a dry run does, where the study fits a law: then it can refuse the plan before any of it
-        is trained. Other sweeps are asked when their cells are launched."""
+        """Plans all rounds as a dry run does, where the study fits a law, so that the study can refuse the plan before
+        anything is trained. Other studies check the plan when their cells are launched."""
         launcher: Any = self.launcher
         sweep = launcher.sweep
         if not self.config or not self.config.study or not sweep.fits_a_law(self.config.study):
@@ -106,7 +106,7 @@ class KleiberSweeper(BasicSweeper):
         sweep.planned.clear()
 
     def _ground(self, first: list[str], design: Any) -> Any:
-        """The config of the first cell as the design sees it; the machine's speed is measured only when asked for."""
+        """What a design may use: the config of the first cell, and the machine's speed, measured when it is used."""
         from kleiber.config.compose import resolved
         from kleiber.launch.price import seconds_per_token
         from kleiber.records.folder import study_folder
@@ -125,13 +125,13 @@ class KleiberSweeper(BasicSweeper):
         return ground
 
     def _study(self, key: str) -> int | None:
-        """`study.max_cells` or `study.seeds`, which are about the sweep and not about its analysis."""
+        """`study.max_cells` or `study.seeds`, which apply to the sweep and not to its analysis."""
         node = self.config.study if self.config is not None else None
         return None if node is None else node.get(key)
 
 
 def multiplied(plan: Sequence[Sequence[str]], cells: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The product of the design's cells and those given; a key that is given is taken from there."""
+    """The product of the design's cells and `cells`; keys of `cells` take precedence."""
     return [
         [*(line for line in planned if key(line) not in map(key, cell)), *cell] for planned in plan for cell in cells
     ]

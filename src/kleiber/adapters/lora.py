@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from kleiber.adapters.freeze import select
-from kleiber.models.hf.wrapped import HFModel
+from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
-from kleiber.nn.lora import adapt, decompose, merged
+from kleiber.nn import lora
+from kleiber.nn.lora import adapt, decompose
 from kleiber.types.contracts import Adapter
 from kleiber.types.model import Model
 
@@ -88,7 +89,7 @@ class LoRA(Adapter):
         if isinstance(model, HFModel):
             merge_peft(model)
         for module in model.modules():
-            merged(module)
+            lora.merge(module)
         model.requires_grad_(True)
 
     def matrices(self, model: Model) -> list[str]:

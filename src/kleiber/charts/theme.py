@@ -1,9 +1,6 @@
-"""How figures look: axes with few and sensible ticks, colours that survive grey print and colour blindness, quiet
-frames.
+"""The look of every figure, and the line chart of means over seeds.
 
-One place for what every figure shares. It draws no data.
-
-Figures of comparisons: means over seeds against one quantity, a line and a shape for each kind, named at its end.
+Axes have few ticks; colors survive gray print and color blindness; frames are quiet.
 """
 
 from __future__ import annotations
@@ -14,16 +11,20 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
+Chart = Any  # an altair chart or encoding channel; their classes share no base with the methods used here
 WIDTH, HEIGHT = 440, 320
 PALETTE = "viridis"
-# Black, blue, orange, green, purple: told apart in grey and without red or green (Okabe and Ito 2008).
+# Black, blue, orange, green, purple: told apart in gray and without red or green (Okabe and Ito 2008).
 KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"]
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def log_axis(name: str, title: str, data: Any, every: int | None = None, room: float = 1.15, kind: Any = alt.X) -> Any:
-    """A logarithmic axis from the data's least to its most, `room` to spare at the far end.
+def log_axis(
+    name: str, title: str, data: ArrayLike, every: int | None = None, room: float = 1.15, kind: type = alt.X
+) -> Chart:
+    """A logarithmic axis over the data, extended at the far end by the factor `room`.
 
     Ticks at powers of ten, with 2 and 5 between them under two and a half decades, or at each factor of `every` from
     the least.
@@ -36,6 +37,7 @@ def log_axis(name: str, title: str, data: Any, every: int | None = None, room: f
 
 
 def log_ticks(low: float, high: float, every: float | None, first: float) -> list[float]:
+    """Ticks from `low` to `high`: at each factor `every` from `first`, else at 1 (2, 5) times powers of ten."""
     if every:
         return [first * every**k for k in range(int(np.log(high / first) / np.log(every) + 1.01))]
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
@@ -44,7 +46,7 @@ def log_ticks(low: float, high: float, every: float | None, first: float) -> lis
 
 
 def written(number: float) -> str:
-    """A tick in words: 20k, 4M, and beyond that 5·10¹²."""
+    """The label of a tick: 20k, 4M, 5·10¹²."""
     if number < 1e11:
         return human(number)
     power = int(np.floor(np.log10(number) + 1e-9))
@@ -55,19 +57,19 @@ def written(number: float) -> str:
     return tail if lead == 1 else f"{lead:g}·{tail}"
 
 
-def loss_axis(name: str = "loss", title: str = "validation loss (nats per token)", log: bool = True) -> Any:
+def loss_axis(name: str = "loss", title: str = "validation loss (nats per token)", log: bool = True) -> Chart:
     scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=12)
     return alt.Y(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=6))
 
 
-def sizes_color(sizes: Sequence[str], legend: Any = None, title: str = "parameters N") -> Any:
-    """Sequential colours for sizes, dark for small; the palette's pale end is left out, which paper swallows."""
+def sizes_color(sizes: Sequence[str], legend: alt.Legend | None = None, title: str = "parameters N") -> Chart:
+    """Sequential colors of sizes, dark for small, without the pale end of the palette."""
     scale = alt.Scale(domain=list(sizes), range=shades(len(sizes)))
     return alt.Color("size:N", sort=list(sizes), scale=scale, legend=legend, title=title)
 
 
-def kinds_color(kinds: Sequence[str], name: str = "kind", legend: Any = None) -> Any:
-    """Distinct colours for kinds; the first is black."""
+def kinds_color(kinds: Sequence[str], name: str = "kind", legend: alt.Legend | None = None) -> Chart:
+    """Distinct colors for kinds; the first is black."""
     scale = alt.Scale(domain=list(kinds), range=[KINDS[i % len(KINDS)] for i in range(len(kinds))])
     return alt.Color(f"{name}:N", sort=list(kinds), scale=scale, legend=legend, title=None)
 
@@ -76,8 +78,8 @@ def shades(count: int) -> list[str]:
     """Viridis from its dark end to four fifths of the way, by `count` steps."""
     stops = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98]], dtype=np.float64)
     at = np.linspace(0, len(stops) - 1, max(count, 2))[:count]
-    found = [[np.interp(x, range(len(stops)), stops[:, c]) for c in range(3)] for x in at]
-    return ["#" + "".join(f"{round(v):02x}" for v in one) for one in found]
+    colors = [[np.interp(x, range(len(stops)), stops[:, c]) for c in range(3)] for x in at]
+    return ["#" + "".join(f"{round(v):02x}" for v in color) for color in colors]
 
 
 def human(number: float) -> str:
@@ -88,18 +90,18 @@ def human(number: float) -> str:
     return f"{number:.3g}"
 
 
-def human_tip(name: str, title: str | None = None) -> Any:
+def human_tip(name: str, title: str | None = None) -> Chart:
     return alt.Tooltip(f"{name}:Q", format=".3s", title=title or name)
 
 
-def sized(chart: Any, title: str, height: int = HEIGHT, subtitle: str = "") -> Any:
-    """A chart in the house's size and dress."""
+def sized(chart: Chart, title: str, height: int = HEIGHT, subtitle: str = "") -> Chart:
+    """A chart with title, in the standard size and look."""
     heading = alt.TitleParams(title, subtitle=subtitle) if subtitle else title
     return dressed(chart.properties(width=WIDTH, height=height, title=heading))
 
 
-def dressed(chart: Any) -> Any:
-    """A chart, or several side by side, in the house's dress."""
+def dressed(chart: Chart) -> Chart:
+    """A chart, or several side by side, in the standard look."""
     quiet = {"gridColor": "#ececec", "domainColor": "#999", "tickColor": "#999", "labelColor": "#333"}
     return (
         chart.configure_view(stroke=None)
@@ -111,11 +113,11 @@ def dressed(chart: Any) -> Any:
     )
 
 
-NEAR = 0.045  # of the span of the values: names closer than that would lie on one another
+NEAR = 0.045  # least distance of names, as a share of the span of the values
 
 
 def apart(values: np.ndarray, gap: float) -> np.ndarray:
-    """The values moved up by as little as keeps each `gap` above the one below it."""
+    """The values moved up by as little as puts each at least `gap` above the next lower value."""
     moved, floor = values.astype(float), -np.inf
     for i in np.argsort(values, kind="stable"):
         floor = moved[i] = max(moved[i], floor + gap)
@@ -125,8 +127,8 @@ def apart(values: np.ndarray, gap: float) -> np.ndarray:
 def lines(
     means: pd.DataFrame, x: str, title: str, kind: str, heading: str, every: int | None = None,
     value: str = "validation loss (nats per token)", log: bool = False, subtitle: str = "", zero: bool = False,
-) -> Any:  # fmt: skip
-    """`means` as `seeds.seed_means` gives them; bars are its intervals, and absent without seeds."""
+) -> Chart:  # fmt: skip
+    """Means against x, a line and a shape for each kind, named at its end; bars are intervals, absent without seeds."""
     shown = means.rename(columns={"mean": "value"}).assign(kind=means[kind].astype(str))
     kinds = list(dict.fromkeys(shown["kind"]))
     across = log_axis(x, title, np.array(shown[x], dtype=float), every=every, room=1.8)

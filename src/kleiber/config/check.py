@@ -1,18 +1,15 @@
-"""The keys of train.yaml that are plain values or plain nodes, with their types: what a config is checked against.
+"""Checks a composed config before torch is imported or data touched. Errors name the key and the fix.
 
-Nodes with a `_target_` are checked against the signature of their class instead. Nothing here computes.
-
-Refuses a composed config that cannot be right, naming key and cure, before torch is imported or data touched.
-
-Names and types of every `_target_` come from its signature, those of plain nodes from `kleiber.config.check`. A number
-in quotes is not a number and `true` is not 1. What depends on two keys is in `kleiber.config.cross_checks`.
+Arguments of a node with a `_target_` are checked against the signature of its class, plain nodes against the types
+below. A number in quotes is not a number, and `true` is not 1. Rules about two keys are in
+`kleiber.config.cross_checks`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -24,14 +21,15 @@ from kleiber.config.cross_checks import fit_together
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.signatures import SUPPLIED, Parameter, Signature, of_dataclass, signature
 from kleiber.config.stages import built_trained, from_weights, is_chain, stage_configs
+from kleiber.types.plain import Config, Json
 
 
 @dataclass(frozen=True)
 class BatchSize:
-    """The batch of one optimizer step.
+    """The batch of an optimizer step.
 
-    tokens  of one optimizer step over all ranks, where its rows are full; a pair has two rows
-    micro   sequences at once on one device; "auto" finds what fits
+    tokens  tokens of an optimizer step over all ranks, when its rows are full; a pair has two rows
+    micro   sequences at once on a device; "auto" takes as many as fit in memory
     """
 
     tokens: int | float | str = 4096
@@ -39,18 +37,18 @@ class BatchSize:
 
     def __post_init__(self) -> None:
         if quantity(self.tokens) % 1:
-            raise ValueError(f"batch.tokens={self.tokens} is not a whole number of tokens")
+            raise ValueError(f"batch.tokens={self.tokens} must be a whole number of tokens")
         if self.micro != "auto" and self.micro < 1:
-            raise ValueError(f"batch.micro={self.micro}: write auto, or a number of sequences from 1")
+            raise ValueError(f"batch.micro={self.micro} must be auto or >= 1")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """When to validate, and on how much.
+    """When to validate, and on how many tokens.
 
-    every_steps   None means four times a stage, 0 after its last step only
-    tokens        targets of each task
-    watch_tokens  targets of each task, which are scored at steps 1, 2, 4, 8, ... of a later stage too
+    every_steps   None means four times a stage, 0 means only after the last step
+    tokens        targets of each task; None means all
+    watch_tokens  targets of each task that are also scored at steps 1, 2, 4, 8, ... of a later stage
     """
 
     every_steps: int | None = None
@@ -59,7 +57,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.every_steps is not None and self.every_steps < 0:
-            raise ValueError(f"eval.every_steps={self.every_steps}: write null, 0, or a number of steps from 1")
+            raise ValueError(f"eval.every_steps={self.every_steps} must be null or >= 0")
         for name, value in (("tokens", self.tokens), ("watch_tokens", self.watch_tokens)):
             try:
                 if value is not None:
@@ -68,7 +66,7 @@ class Evaluation:
                 raise ValueError(f"eval.{name}: {error}") from None
 
 
-PLAIN: dict[str, Any] = {
+PLAIN: Json = {
     "name": str,
     "root": str,
     "seed": int,
@@ -86,17 +84,17 @@ TOP_LEVEL = (*NODES, *PLAIN, *OPTIONAL)
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
-def check(config: Mapping[str, Any], follows: bool = False) -> None:
-    """Raises ConfigError for the first thing in a resolved config that no run could mean.
+def check(config: Config, follows: bool = False) -> None:
+    """Raises ConfigError for the first error in a resolved config.
 
-    follows  whether it is the config of a stage that begins with the weights of another
+    follows  whether it is the config of a stage that starts from the weights of another stage
     """
     for key in config:
         if key not in TOP_LEVEL:
             raise ConfigError(f"{key}: no such key.{did_you_mean(key, TOP_LEVEL)} Keys: {', '.join(TOP_LEVEL)}")
     for key, kind in PLAIN.items():
         if key not in config:
-            raise ConfigError(f"{key} is missing: it must not be deleted")
+            raise ConfigError(f"{key} is missing and must not be deleted")
         _check_plain(key, kind, config[key])
     _check_dry_run(config["dry_run"])
     for key in NODES:
@@ -111,16 +109,16 @@ def check(config: Mapping[str, Any], follows: bool = False) -> None:
         _check_chain(config)
     elif config.get("retention") and not (follows or from_weights(config) or built_trained(config["model"])):
         raise ConfigError(
-            f"retention={list(config['retention'])} has nothing to retain: start from weights "
+            f"retention={list(config['retention'])} has nothing to retain: start from trained weights "
             "(init=checkpoint init.path=RUN), or train a chain (stages=docs_then_code)"
         )
 
 
-def _check_chain(config: Mapping[str, Any]) -> None:
-    """Every stage, as the run that it would be alone."""
-    for number, (name, one) in enumerate(stage_configs(config).items()):
+def _check_chain(config: Config) -> None:
+    """Checks every stage as if it were a run."""
+    for number, (name, stage) in enumerate(stage_configs(config).items()):
         try:
-            check(one, follows=number > 0)
+            check(stage, follows=number > 0)
         except ConfigError as error:
             raise ConfigError(f"stages.chain.{name}: {error}") from None
 
@@ -130,11 +128,12 @@ def _check_dry_run(value: bool | str) -> None:
         raise ConfigError(f"dry_run={value} must be true, false, or the name of a .json file in a folder that exists")
 
 
-def _check_plain(key: str, kind: Any, value: Any) -> None:
-    if not hasattr(kind, "__dataclass_fields__"):
+def _check_plain(key: str, kind: type, value: Any) -> None:
+    if not is_dataclass(kind):
         return _check_type(key, kind, value)
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}={value}: it has keys of its own: {', '.join(kind.__dataclass_fields__)}")
+        names = ", ".join(field.name for field in fields(kind))
+        raise ConfigError(f"{key}={value} must have the keys {names}")
     _check_arguments(key, of_dataclass(kind), value)
     try:
         kind(**value)
@@ -142,13 +141,13 @@ def _check_plain(key: str, kind: Any, value: Any) -> None:
         raise ConfigError(str(error)) from None
 
 
-def _check_chosen(key: str, value: Any) -> None:
+def _check_chosen(key: str, value: object) -> None:
     if not isinstance(value, Mapping) or "_target_" not in value:
         raise ConfigError(f"{key} is {value}: choose one with {key}=NAME (see --help)")
     _check_node(key, value)
 
 
-def _check_optional(key: str, value: Any) -> None:
+def _check_optional(key: str, value: object) -> None:
     if value is None:
         return
     if not isinstance(value, Mapping):
@@ -158,59 +157,59 @@ def _check_optional(key: str, value: Any) -> None:
     _check_named(key, value)
 
 
-def _check_named(key: str, value: Any) -> None:
-    """A node of nodes, each under a name of its own: callbacks, logger."""
+def _check_named(key: str, value: object) -> None:
+    """Checks a node that holds named nodes, such as callbacks or logger."""
     if value is None:
         return
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key}={value}: no such choice of {key}")
-    known = [name for name, node in value.items() if isinstance(node, Mapping) and "_target_" in node]
+    names = [name for name, node in value.items() if isinstance(node, Mapping) and "_target_" in node]
     for name, node in value.items():
-        if name in known:
+        if name in names:
             _check_node(f"{key}.{name}", node)
         elif node is not None:
-            raise ConfigError(f"{key}.{name}: nothing of that name is here.{did_you_mean(name, known)} Here: {known}")
+            raise ConfigError(f"{key}.{name} is not chosen.{did_you_mean(name, names)} Chosen: {', '.join(names)}")
 
 
-def _check_node(path: str, node: Mapping[str, Any]) -> None:
+def _check_node(path: str, node: Config) -> None:
     try:
-        known = signature(str(node["_target_"]))
+        target = signature(str(node["_target_"]))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     arguments = {name: value for name, value in node.items() if name not in SPECIAL}
-    _check_arguments(path, known, arguments)
+    _check_arguments(path, target, arguments)
     if not node.get("_partial_") and "_args_" not in node:
-        for name, parameter in known.parameters.items():
+        for name, parameter in target.parameters.items():
             if parameter.required and name not in arguments and name not in SUPPLIED:
                 raise ConfigError(f"{path} needs {name}: set {path}.{name}=")
 
 
-def _check_arguments(path: str, known: Signature, arguments: Mapping[str, Any]) -> None:
+def _check_arguments(path: str, target: Signature, arguments: Config) -> None:
     for name, value in arguments.items():
-        parameter = known.parameters.get(name)
-        if parameter is None and not known.open:
-            raise ConfigError(f"{path}.{name}: {unknown(known, name, value)}")
+        parameter = target.parameters.get(name)
+        if parameter is None and not target.open:
+            raise ConfigError(f"{path}.{name}: {unknown(target, name, value)}")
         if name in SUPPLIED and not path.startswith("data"):
-            raise ConfigError(f"{path}.{name}: the run itself supplies {name}; it cannot be set")
+            raise ConfigError(f"{path}.{name}: the run supplies {name}, so it cannot be set")
         _check_value(f"{path}.{name}", parameter or Parameter(), value)
 
 
-def unknown(known: Signature, name: str, value: Any) -> str:
-    """What to say of an argument that a target does not take."""
-    takes = [argument for argument in known.parameters if argument not in SUPPLIED]
-    told = f"{known.name} has no argument {name!r}"
+def unknown(target: Signature, name: str, value: object) -> str:
+    """The message for an argument that a target does not take."""
+    takes = [argument for argument in target.parameters if argument not in SUPPLIED]
+    message = f"{target.name} has no argument {name!r}"
     if isinstance(value, Mapping) and "_target_" in value:
-        return f"{told}, so the choice of a {name} is used by nothing.{did_you_mean(name, takes)}"
-    return f"{told}.{did_you_mean(name, takes)} It takes: {', '.join(takes) or 'nothing'}"
+        return f"{message}, so nothing uses the choice of a {name}.{did_you_mean(name, takes)}"
+    return f"{message}.{did_you_mean(name, takes)} It takes: {', '.join(takes) or 'nothing'}"
 
 
 def _check_value(path: str, parameter: Parameter, value: Any) -> None:
-    """A node is checked for itself and not against the type of the argument, of which its class is an instance."""
+    """A nested node is checked by its own signature, any other value by the type of the argument."""
     if not _check_nodes_within(path, value):
         _check_type(path, parameter.annotation, value)
 
 
-def _check_nodes_within(path: str, value: Any) -> bool:
+def _check_nodes_within(path: str, value: object) -> bool:
     if isinstance(value, Mapping):
         if "_target_" in value:
             _check_node(path, value)
@@ -229,9 +228,9 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 
 
 def _check_type(path: str, annotation: Any, value: Any) -> None:
-    """Strict JSON: a list serves as a tuple and text as a path, but text is no number and a bool no int."""
+    """Strict JSON types: a list may be a tuple and text a path, but text is not a number and a bool not an int."""
     try:
         _adapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         wanted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors(include_url=False))
-        raise ConfigError(f"{path}={value}: it should be {' or '.join(wanted)} (got {type(value).__name__})") from None
+        raise ConfigError(f"{path}={value} must be {' or '.join(wanted)} (got {type(value).__name__})") from None

@@ -1,8 +1,8 @@
-"""From a command line to a composed config, through Hydra, with errors a person can act on.
+"""Composes a config from a command line through Hydra, with errors that name the key and the fix. Imports no torch.
 
-Hydra is asked leniently and the result is checked strictly (`kleiber.config.check`): every `key=value` becomes
-`++key=value`, so an argument that a class takes can be set without standing in any YAML, and a `+` in front changes
-nothing. Groups and their choices are checked here, before Hydra composes. Nothing here imports torch.
+Every `key=value` becomes `++key=value`, so an argument of a class can be set without an entry in any YAML, and a `+` in
+front changes nothing; `kleiber.config.check` then checks the result strictly. Groups and choices are checked here,
+before Hydra composes.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ class Composer:
 
         A budget key on the command line clears the budget keys of files, so it brings `null` for the others.
         """
-        given = self.parse(overrides)
-        prepared = [line for override in given if (line := self._prepare(override)) is not None]
-        return [*prepared, *budget_nulls(given)]
+        parsed = self.parse(overrides)
+        lines = [self._prepare(override) for override in parsed]
+        return [*(line for line in lines if line is not None), *budget_nulls(parsed)]
 
     def _prepare(self, override: Override) -> str | None:
         key, line = override.key_or_group, str(override.input_line)
         if key in OURS_TO_SET:
-            raise ConfigError(f"{key}: the folder of a run follows from its config; set root= or name= instead")
+            raise ConfigError(f"{key} cannot be set: the config determines the folder of a run; set root= or name=")
         if key.split(".")[0].split("/")[0] == "hydra":
             return line
         if self.choices(key):
@@ -139,9 +139,9 @@ class Composer:
             return []
         nested = [f"{sub}/{name}" for sub in self.loader.list_groups(group) for name in self.choices(f"{group}/{sub}")]
         # study/_sweep and its like are no choices: other files inherit them.
-        own = [name for name in self.loader.get_group_options(group) if not name.startswith("_")]
+        choices = [name for name in self.loader.get_group_options(group) if not name.startswith("_")]
         # A nested folder with a group of its own in the defaults list (model/mlp) is no choice of its parent.
-        return own + [name for name in nested if name.split("/")[0] not in self.own_groups(group)]
+        return choices + [name for name in nested if name.split("/")[0] not in self.own_groups(group)]
 
     def own_groups(self, group: str) -> set[str]:
         """Nested groups chosen for themselves, as model/mlp is, rather than as part of a name, as glue/sst2."""
@@ -170,10 +170,10 @@ def resolved(cfg: DictConfig) -> tuple[dict[str, Any], str]:
     except OmegaConfBaseException as error:
         raise ConfigError(readable(error)) from error
     assert isinstance(config, dict)
-    found = {**dict.fromkeys(NODES), **{str(key): value for key, value in config.items()}}
-    for key in ("callbacks", "logger"):  # none of them, as `callbacks=null` says
-        found[key] = found[key] or {}
-    return found, model
+    complete = {**dict.fromkeys(NODES), **{str(key): value for key, value in config.items()}}
+    for key in ("callbacks", "logger"):  # null means none of them
+        complete[key] = complete[key] or {}
+    return complete, model
 
 
 def chosen(override: Override) -> Iterator[str]:
@@ -194,16 +194,16 @@ def budget_nulls(overrides: list[Override]) -> list[str]:
     """`++budget.x=null` for the budget keys that the command line leaves, when it sets one; two are refused."""
     names = {f"budget.{name}" for name in BUDGET}
     lines = {o.key_or_group: str(o.input_line) for o in overrides if o.key_or_group in names}
-    given = {key: line for key, line in lines.items() if line.split("=", 1)[1] not in ("null", "~")}
-    if len(given) > 1:
-        raise ConfigError(f"{' and '.join(given.values())} are both set: keep one")
-    if not given:
+    limits = {key: line for key, line in lines.items() if line.split("=", 1)[1] not in ("null", "~")}
+    if len(limits) > 1:
+        raise ConfigError(f"{' and '.join(limits.values())} exclude each other: set only one")
+    if not limits:
         return []
     return [f"++budget.{name}=null" for name in BUDGET if f"budget.{name}" not in lines]
 
 
 def readable(error: Exception) -> str:
-    """Hydra's own message without its advice to write `+key` and without the list of search paths."""
+    """Hydra's message without its advice to write `+key` and without the list of search paths."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     drop = (
         "To append to your config",
@@ -214,7 +214,7 @@ def readable(error: Exception) -> str:
     )
     if any("No match in the defaults list" in line for line in lines):
         group = lines[0].split("'")[1]
-        return f"{group}: nothing in this config takes that choice (model/router, for one, belongs to model=moe)"
+        return f"{group}: no group in this config takes that choice (model/router, for example, needs model=moe)"
     kept = [line for line in lines if not line.startswith(drop)]
     return " ".join(kept) or type(error).__name__
 
@@ -226,31 +226,32 @@ HEAD = """Trains one language model, or a sweep of them.
 Examples
     python train.py                                      a small dense model on text that every machine has
     python train.py model=moe model.depth=3              a mixture of experts, one layer deeper
-    python train.py model=bert objective=mlm             both directions, masked tokens
+    python train.py model=bert objective=mlm             bidirectional, masked tokens
     python train.py -m name=first model=gpt,moe seed=0,1  a sweep of four; kleiber runs multirun/first lists it
     python train.py trainer=ddp trainer.devices=2        two processes, the same losses
-    python train.py dry_run=true                         what it would cost; nothing is trained
-    python train.py trainer=smoke                        ten seconds, to see that it works
+    python train.py dry_run=true                         print the cost, train nothing
+    python train.py trainer=smoke                        a test of ten seconds
 """
 KEYS = {
-    "model.depth=2": "the one dial of size: width = model.aspect * depth",
-    "budget.tokens=20M": "how long; or budget.flops=1e15, budget.ratio=20 (tokens per parameter), budget.steps=2000",
+    "model.depth=2": "the size: width = model.aspect * depth",
+    "budget.tokens=20M": "training budget; or budget.flops=1e15, budget.ratio=20 (tokens/parameter), budget.steps=2000",
     "batch.tokens=4096": "tokens of one optimizer step; batch.micro=auto|INT sequences at once",
     "optimizer.lr=0.01": "the peak learning rate",
-    "eval.every_steps=100": "validate on the way, on eval.tokens=1M",
-    "seed=0": "of weights, order of data and dropout",
+    "eval.every_steps=100": "validate during training, on eval.tokens=1M",
+    "seed=0": "seed of weights, data order and dropout",
     "name=runs": "the folder under root=multirun, or under KLEIBER_ROOT",
-    "resume=auto": "go on where a run of the same config stopped; never trains it anew; PATH goes on in that folder",
-    "dry_run=false": "true prints parameters, FLOPs, memory and time, and trains nothing; FILE.json writes them too",
+    "resume=auto": "continue a run of the same config; never: train it again; PATH: continue in that folder",
+    "dry_run=false": "true: print parameters, FLOPs, memory and time, and train nothing; FILE.json: also write them",
 }
 TAIL = """Flags
     -m, --multirun            sweep over comma-separated values
     --cfg job|hydra|all       print the composed config and stop
-    --config-dir DIR          a folder of your own choices, in front of ours
+    --config-dir DIR          a folder of your own choices, which take precedence
     --info, --hydra-help      Hydra's own"""
 
 
 def usage(composer: Composer) -> str:
+    """The text of `python train.py --help`."""
     groups = {group: ", ".join(composer.choices(group)) for group in composer.groups()}
     wide = max(map(len, [*groups, *KEYS])) + 2
     chosen = "\n".join(f"    {group:{wide}}{choices}" for group, choices in groups.items())

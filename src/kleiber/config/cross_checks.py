@@ -1,4 +1,4 @@
-"""Pairs of keys that must fit, by arithmetic on the config alone: each error names both keys. Imports no torch."""
+"""Checks that pairs of keys are compatible; each error names both keys. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 from kleiber.config.budget import quantity
 from kleiber.config.errors import ConfigError
 from kleiber.config.signatures import signature
+from kleiber.types.plain import Config
 
 SHARDED = "kleiber.training.FSDP"
 
 
-def fit_together(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError for keys that are each right and together wrong."""
+def fit_together(config: Config) -> None:
+    """Raises ConfigError for keys that are valid alone and contradict each other."""
     _seed(config["seed"])
     _sizes(config["model"])
     _heads(config["model"])
@@ -32,39 +33,39 @@ def fit_together(config: Mapping[str, Any]) -> None:
     _packed(config)
 
 
-def argument(node: Mapping[str, Any], name: str) -> Any:
+def argument(node: Config, name: str) -> Any:
     """The value of an argument: as set, or its default."""
     parameter = signature(str(node["_target_"])).parameters.get(name)
     return node.get(name, parameter.default if parameter else None)
 
 
 def _seed(seed: int) -> None:
-    """PyTorch takes no integer beyond 64 bits, and the order of data multiplies it."""
+    """PyTorch accepts 64 bits, and the order of data multiplies the seed."""
     if not -(2**31) <= seed < 2**32:
-        raise ConfigError(f"seed={seed}: write a whole number from {-(2**31)} to {2**32 - 1}")
+        raise ConfigError(f"seed={seed} must be between {-(2**31)} and {2**32 - 1}")
 
 
-def _sizes(model: Mapping[str, Any]) -> None:
+def _sizes(model: Config) -> None:
     for name in ("depth", "width", "aspect", "context", "num_heads", "num_kv_heads"):
         value = argument(model, name)
         if isinstance(value, int) and value < 1:
-            raise ConfigError(f"model.{name}={value}: write a number from 1")
+            raise ConfigError(f"model.{name}={value} must be >= 1")
 
 
-def _heads(model: Mapping[str, Any]) -> None:
+def _heads(model: Config) -> None:
     heads, width = argument(model, "num_heads"), argument(model, "width")
-    told = f"model.width={width}"
+    width_text = f"model.width={width}"
     if width is None and argument(model, "aspect") and argument(model, "depth"):
         width = argument(model, "aspect") * argument(model, "depth")
-        told = f"width {width} (model.aspect x model.depth)"
+        width_text = f"width {width} (model.aspect x model.depth)"
     if heads and width and width % heads:
-        raise ConfigError(f"model.num_heads={heads} does not divide {told}: choose heads that do")
+        raise ConfigError(f"model.num_heads={heads} must divide {width_text}")
     shared = argument(model, "num_kv_heads")
     if heads and shared and heads % shared:
-        raise ConfigError(f"model.num_kv_heads={shared} does not divide model.num_heads={heads}: choose one that does")
+        raise ConfigError(f"model.num_kv_heads={shared} must divide model.num_heads={heads}")
 
 
-def _experts(model: Mapping[str, Any]) -> None:
+def _experts(model: Config) -> None:
     mlp = model.get("mlp")
     if not isinstance(mlp, Mapping) or "_target_" not in mlp:
         return
@@ -81,7 +82,7 @@ def _experts(model: Mapping[str, Any]) -> None:
         )
 
 
-def _batch(config: Mapping[str, Any]) -> None:
+def _batch(config: Config) -> None:
     tokens, context = quantity(config["batch"]["tokens"]), argument(config["model"], "context")
     devices = argument(config["trainer"], "devices") or 1
     if context is None:
@@ -89,35 +90,35 @@ def _batch(config: Mapping[str, Any]) -> None:
     if tokens % context:
         near = max(1, round(tokens / context)) * context
         raise ConfigError(
-            f"batch.tokens={config['batch']['tokens']} is no multiple of model.context={context}: take {near}"
+            f"batch.tokens={config['batch']['tokens']} must be a multiple of model.context={context}, such as {near}"
         )
     rows = int(tokens // context)
     if rows % devices:
         near = -(-rows // devices) * devices * context
         raise ConfigError(
             f"batch.tokens={config['batch']['tokens']} is {rows} sequences, which trainer.devices={devices} cannot "
-            f"share equally: take {near}"
+            f"share equally; a value that works is {near}"
         )
 
 
-def _devices(trainer: Mapping[str, Any]) -> None:
+def _devices(trainer: Config) -> None:
     devices = argument(trainer, "devices")
     if trainer["_target_"] == "kleiber.training.Local" and devices != 1:
         raise ConfigError(f"trainer.devices={devices} needs a distributed trainer: set trainer=ddp")
     if devices is not None and devices < 1:
-        raise ConfigError(f"trainer.devices={devices}: write a number from 1")
+        raise ConfigError(f"trainer.devices={devices} must be >= 1")
     if argument(trainer, "accelerator") == "gpu" and not _has_gpu():
-        raise ConfigError("trainer.accelerator=gpu, but there is no GPU here: set trainer.accelerator=cpu")
+        raise ConfigError("trainer.accelerator=gpu, but this machine has no GPU: set trainer.accelerator=cpu")
 
 
-def _shards(config: Mapping[str, Any]) -> None:
-    """What cannot work on a share of every parameter, or runs the model on one rank and not on another."""
+def _shards(config: Config) -> None:
+    """Features that need whole parameters, or that run the model on one rank only."""
     trainer = config["trainer"]
     if trainer["_target_"] != SHARDED:
         return
     devices = argument(trainer, "devices")
     if devices < 2:
-        raise ConfigError(f"trainer.devices={devices} is nothing to shard over: trainer=fsdp needs 2 or more")
+        raise ConfigError(f"trainer.devices={devices} must be >= 2 for trainer=fsdp")
     ema = (config.get("callbacks") or {}).get("ema")
     refused = {
         "trainer.compile=true": argument(trainer, "compile"),
@@ -131,75 +132,72 @@ def _shards(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key} does not work on the shards of trainer=fsdp: remove it, or set trainer=ddp")
 
 
-def _stages(config: Mapping[str, Any]) -> None:
+def _stages(config: Config) -> None:
     branches = (config["stages"] or {}).get("branches")
     for name, value in config["budget"].items():
         if branches and value is not None:
-            raise ConfigError(f"budget.{name}={value} and stages.branches={branches} both say how long: keep one")
+            raise ConfigError(f"budget.{name}={value} and stages.branches={branches} exclude each other: remove one")
 
 
-def _next_token(config: Mapping[str, Any]) -> None:
+def _next_token(config: Config) -> None:
     loss = config["objective"]
     if argument(config["model"], "causal") is False and any(_is(loss, kind) for kind in ("CLM", "Distill")):
         name = str(loss["_target_"]).rsplit(".", 1)[-1].lower()
         raise ConfigError(
-            f"objective={name} asks for the next token, and model.causal=false reads it: objective=mlm, or model=gpt"
+            f"objective={name} predicts the next token, which model.causal=false sees: set objective=mlm or model=gpt"
         )
     nodes = list((config["callbacks"] or {}).values())
     for kind in ("Positions", "Latency"):
         if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
             name = f"callbacks={kind.lower()}"
-            raise ConfigError(f"{name} asks about the next token, and model.causal=false reads it: remove one")
+            raise ConfigError(f"{name} predicts the next token, which model.causal=false sees: remove one")
 
 
-def _line(config: Mapping[str, Any]) -> None:
-    """Weights of a wrapped model have other names beside an adapter than merged, so there is no line between them."""
+def _line(config: Config) -> None:
+    """WiSE interpolates weights by name, and a wrapped model with an adapter names them differently than merged."""
     nodes = (config.get("retention") or {}).values()
     wrapped = _is(config["model"], "HFModel") and _low_rank(config)
     if wrapped and any(_is(node, "WiSE") for node in nodes):
-        raise ConfigError(
-            "retention=wise with adapter=lora or dora needs a model of ours, not model=hf: take adapter=freeze"
-        )
+        raise ConfigError("retention=wise with adapter=lora or dora does not work with model=hf: set adapter=freeze")
 
 
-def _pull(config: Mapping[str, Any]) -> None:
-    """A step of L2-SP goes lr x strength of the way back: beyond 1 it leaps over the start."""
+def _pull(config: Config) -> None:
+    """A step of L2-SP moves the weights by lr x strength of their distance to the start: above 1 it overshoots."""
     rate = argument(config["optimizer"], "lr")
     for name, node in (config.get("retention") or {}).items():
         strength = argument(node, "strength") if _is(node, "L2SP") else None
         if strength and rate and rate * strength > 1:
             raise ConfigError(
-                f"retention.{name}.strength={strength} at optimizer.lr={rate:g} would leap over the start: give at "
-                f"most {1 / rate:g}"
+                f"retention.{name}.strength={strength} at optimizer.lr={rate:g} overshoots the start: it must be "
+                f"<= {1 / rate:g}"
             )
 
 
-def _reference(config: Mapping[str, Any]) -> None:
+def _reference(config: Config) -> None:
     if config["objective"].get("reference") == "adapter_off" and not _low_rank(config):
         raise ConfigError(
-            "objective.reference=adapter_off asks the model without its adapter, and there is none to leave out: set "
-            "adapter=lora, or objective.reference=start"
+            "objective.reference=adapter_off needs an adapter: set adapter=lora, or objective.reference=start"
         )
 
 
-def _packed(config: Mapping[str, Any]) -> None:
+def _packed(config: Config) -> None:
     data = config["data"]
     if _is(config["model"], "HFModel") and _is(data, "Instruct") and argument(data, "pack"):
         raise ConfigError(
-            "data.pack=true puts several conversations in a row, and model=hf attends over it all: set data.pack=false"
+            "data.pack=true puts several conversations in a row, and model=hf attends across them: set data.pack=false"
         )
 
 
-def _low_rank(config: Mapping[str, Any]) -> bool:
+def _low_rank(config: Config) -> bool:
     return any(_is(config.get("adapter"), kind) for kind in ("LoRA", "DoRA"))
 
 
-def _is(node: Any, kind: str) -> bool:
+def _is(node: object, kind: str) -> bool:
     return isinstance(node, Mapping) and str(node.get("_target_", "")).endswith(f".{kind}")
 
 
 def _has_gpu() -> bool:
-    """Device files say yes cheaply; where there are none, PyTorch has the last word."""
+    """Looks for device files first, because importing torch is slow."""
     if (
         sys.platform == "linux"
         and os.environ.get("CUDA_VISIBLE_DEVICES") != ""

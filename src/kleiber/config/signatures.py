@@ -45,7 +45,7 @@ class Meta(type):
 
 
 class Object(metaclass=Meta):
-    """Stands for every type that no YAML value can be: such an argument is given by a node with a `_target_`."""
+    """Stands for every type that no YAML value has: such an argument is a node with a `_target_`."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """The arguments of a target; `open` when it takes others as well, or when we cannot tell."""
+    """The arguments of a target; `open` when it also takes others, or when that cannot be determined."""
 
     name: str
     parameters: dict[str, Parameter]
@@ -68,7 +68,7 @@ class Signature:
 
 @cache
 def signature(target: str) -> Signature:
-    """Signature of a dotted name. Raises ConfigError for one that is not there, or that is not ours to build."""
+    """The signature of a dotted name. Raises ConfigError for a name that does not exist or is not allowed."""
     if not target.startswith(ALLOWED):
         raise ConfigError(f"_target_ {target} is not allowed: targets start with {', '.join(ALLOWED)}")
     if target.startswith("kleiber."):
@@ -77,25 +77,25 @@ def signature(target: str) -> Signature:
 
 
 def of_dataclass(cls: type) -> Signature:
-    """The signature of one of our settings, which are imported anyway."""
+    """The signature of a dataclass of settings."""
     return _runtime(cls, cls.__name__)
 
 
 def _imported(target: str) -> Signature:
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        imported = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         raise ConfigError(f"_target_ {target} cannot be imported") from None
-    if not (callable(found) and f"{getattr(found, '__module__', '')}.".startswith(ALLOWED)):
-        raise ConfigError(f"_target_ {target} is not allowed: it is {found!r}, which comes from elsewhere")
-    return _runtime(found, name)
+    if not (callable(imported) and f"{getattr(imported, '__module__', '')}.".startswith(ALLOWED)):
+        raise ConfigError(f"_target_ {target} is not allowed: it is {imported!r}, which another package defines")
+    return _runtime(imported, name)
 
 
-def _runtime(found: Callable[..., Any], name: str) -> Signature:
-    hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
+def _runtime(target: Callable[..., Any], name: str) -> Signature:
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     parameters, is_open = {}, False
-    for parameter in inspect.signature(found).parameters.values():
+    for parameter in inspect.signature(target).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             is_open = True
         elif parameter.kind is not parameter.VAR_POSITIONAL:
@@ -197,24 +197,24 @@ def _inherited(module: str, node: ast.ClassDef) -> tuple[dict[str, Parameter], b
     is_open = False
     for base in reversed(node.bases):
         text = ast.unparse(base).split("[")[0]
-        where, found = _definition(module, text)
-        if isinstance(found, ast.ClassDef):
-            told = _of_class(where, found)
-            parameters.update(told.parameters)
-            is_open |= told.open
+        where, base_node = _definition(module, text)
+        if isinstance(base_node, ast.ClassDef):
+            base_signature = _of_class(where, base_node)
+            parameters.update(base_signature.parameters)
+            is_open |= base_signature.open
         else:
             is_open |= text not in WITHOUT_ARGUMENTS
     return parameters, is_open
 
 
 def _fields(module: str, node: ast.ClassDef) -> dict[str, Parameter]:
-    found = {}
+    parameters = {}
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             text = "" if item.value is None else ast.unparse(item.value)
             if "ClassVar" not in ast.unparse(item.annotation) and "init=False" not in text:
-                found[item.target.id] = _parameter(module, item.annotation, item.value)
-    return found
+                parameters[item.target.id] = _parameter(module, item.annotation, item.value)
+    return parameters
 
 
 def _of_function(module: str, node: ast.FunctionDef, name: str, skip: int) -> Signature:
@@ -241,10 +241,10 @@ def _type(module: str, annotation: ast.expr) -> Any:
     """The annotation as a type, with `Object` for classes. It evaluates nothing but our own annotations."""
     code = compile(ast.Expression(annotation), module, "eval")
     try:
-        found = eval(code, {"__builtins__": {}}, Names(module))
-    except Exception:  # an annotation of a form we do not read says nothing about the value
+        evaluated = eval(code, {"__builtins__": {}}, Names(module))
+    except Exception:  # an annotation of another form does not restrict the value
         return Any
-    return _type(module, ast.parse(found, mode="eval").body) if isinstance(found, str) else found
+    return _type(module, ast.parse(evaluated, mode="eval").body) if isinstance(evaluated, str) else evaluated
 
 
 class Names(dict[str, Any]):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kleiber.evals.subject import Subject
 from kleiber.types.batch import Batch
+from kleiber.types.model import DecodingCache
 
 Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the last position (batch, vocab)
 
@@ -101,8 +102,6 @@ def measure(
     }
 
 
-def cache_bytes(caches: Any) -> int:
-    """Bytes of keys and values, of our own caches or of one of transformers'."""
-    layers = caches.inner.layers if hasattr(caches, "inner") else caches
-    held = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
+def cache_bytes(caches: DecodingCache) -> int:
+    """Bytes of the keys and values of all layers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in caches.tensors())

@@ -20,7 +20,7 @@ import kleiber.launch.main  # noqa: E402
 import kleiber.models.transformer  # noqa: E402
 import kleiber.nn.moe  # noqa: E402
 import kleiber.nn.routers.expert_choice  # noqa: E402
-import kleiber.nn.routers.fixed  # noqa: E402
+import kleiber.nn.routers.hash  # noqa: E402
 import kleiber.nn.routers.sigmoid  # noqa: E402
 import kleiber.nn.routers.sinkhorn  # noqa: E402
 import kleiber.nn.routers.topk  # noqa: E402

@@ -125,9 +125,9 @@ class Sweep:
     @staticmethod
     def fits_a_law(node: Config) -> bool:
         """Whether a node `study` needs points that determine a law."""
-        from kleiber.studies.study import Options
+        from kleiber.studies.study import Study
 
-        return get_class(node["_target_"]).check_plan is not Options.check_plan
+        return get_class(node["_target_"]).check_plan is not Study.check_plan
 
     def planned_runs(self) -> list[Run]:
         """The cells of a dry run so far, as runs from which others can start."""

@@ -1,9 +1,9 @@
-"""Whole models: our transformer, Hugging Face models, and what is computed from a model as a whole."""
+"""Models: our Transformer, Hugging Face models, and their conversion, sizes and costs, and sampling."""
 
 from kleiber.types.exports import lazy_exports
 
 EXPORTS = {
-    "HFModel": "hf.wrapped",
+    "HFModel": "hf",
     "Transformer": "transformer",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

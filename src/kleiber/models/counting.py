@@ -1,8 +1,7 @@
-"""How large a model is and what a token costs, by walking its modules. It measures nothing and times nothing.
+"""Parameters of a model and FLOPs per token, counted from its modules; nothing is measured.
 
-A module whose cost is not that of its `nn.Linear` parts says so itself: `flops(time)`, forward FLOPs per token. A model
-of Hugging Face's is counted by its config, approximately.
-Elementwise work, norms and the lookup count as 0, as everywhere in the literature.
+A `Layer` whose cost is not that of its `nn.Linear` parts returns it from `flops`. A Hugging Face model is counted from
+its config, approximately. Elementwise operations, norms and the embedding lookup count as 0, as in the literature.
 """
 
 from __future__ import annotations
@@ -13,9 +12,12 @@ from functools import partial
 
 from torch import nn
 
-from kleiber.models.hf.wrapped import HFModel
+from kleiber.models.hf import HFModel
+from kleiber.models.transformer import Block
+from kleiber.nn.experts import Experts
 from kleiber.nn.lora import A, B, M
-from kleiber.nn.moe import Experts, MoE
+from kleiber.nn.moe import MoE
+from kleiber.types.model import Attention, Layer, Model
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Parameters:
     """Numbers of parameters; a tied matrix counts once.
 
     total          all of them: N of Hoffmann et al. 2022 (arXiv:2203.15556)
-    active         total less the experts that a token does not visit
-    non_embedding  total less the vocabulary matrices: N of Kaplan et al. 2020 (arXiv:2001.08361)
+    active         total without the experts that a token does not visit
+    non_embedding  total without the vocabulary matrices: N of Kaplan et al. 2020 (arXiv:2001.08361)
     embedding      the vocabulary matrices: lookup table and output layer
     trainable      those that require a gradient
     """
@@ -36,36 +38,36 @@ class Parameters:
     trainable: int
 
 
-def count_parameters(model: nn.Module) -> Parameters:
-    """Parameters of a model with `embedding.weight` and `head.weight`."""
+def count_parameters(model: Model) -> Parameters:
+    """Numbers of parameters of a model."""
     sizes = {id(p): p.numel() for p in model.parameters()}
     total = sum(sizes.values())
     if isinstance(model, HFModel):
         idle, matrices = model.idle(), model.vocabulary()
     else:
         idle = sum(_idle(module) for module in model.modules() if isinstance(module, Experts))
-        matrices = [getattr(model, name).weight for name in ("embedding", "head")]
+        matrices = [model.embedding.weight, model.head.weight]
     vocabulary = sum({id(matrix): matrix.numel() for matrix in matrices}.values())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Parameters(total, total - idle, total - vocabulary, vocabulary, trainable)
 
 
 def _idle(experts: Experts) -> int:
-    """Parameters of the experts that one token leaves out: (num_experts - k) of them."""
+    """Parameters of the (num_experts - k) experts that a token does not visit."""
     return sum((len(stack) - experts.k) * stack[0].numel() for stack in (experts.gate_up, experts.down))
 
 
-def training_flops(model: nn.Module, time: int, read: Collection[str] = ()) -> float:
+def training_flops(model: Model, time: int, read: Collection[str] = ()) -> float:
     """FLOPs per token of a forward and a backward pass over rows of `time` tokens.
 
-    `read` names the heads of tasks that the objective reads, where it does so in place of the head of tokens; output
-    layers that it leaves alone cost nothing.
+    read  names of the task heads that the objective reads in place of the head over tokens; other output layers cost
+          nothing
 
-    Forward: matrices 2 per weight, experts k of them, router and head included; attention 4 channels per (query, key)
-    pair that the mask allows, so half of a causal square. Backward: as much for the gradient of each trainable matrix,
-    and as much for the gradient of what enters a matrix, where something trainable stands below it: so three times
-    the forward pass when all is trained, and less with frozen weights or LoRA. Without recomputation or optimizer
-    (Hoffmann et al. 2022, appendix F, counts the whole causal square and the lookup as a product).
+    Forward: 2 per weight of a matrix, of k experts, router and head included; 4 per channel and (query, key) pair that
+    the mask allows, so half of a causal square. Backward: as much for the gradient of each trainable matrix, and as
+    much for the gradient of a matrix's input, where something trainable stands below it: three times the forward pass
+    when everything is trained, less with frozen weights or LoRA. Recomputation and the optimizer are left out.
+    (Hoffmann et al. 2022, appendix F, counts the whole causal square, and the lookup as a product.)
     """
     if isinstance(model, HFModel):
         return 3 * model.forward_flops(time, read)
@@ -73,41 +75,40 @@ def training_flops(model: nn.Module, time: int, read: Collection[str] = ()) -> f
     return forward + backward
 
 
-def _unread(model: nn.Module, read: Collection[str]) -> frozenset[int]:
-    """Ids of the output layers that are not asked."""
-    heads = {id(head) for name, head in model.heads.items() if name not in read}  # type: ignore[union-attr, operator]
+def _unread(model: Model, read: Collection[str]) -> frozenset[int]:
+    """Ids of the output layers that the objective does not read."""
+    heads = {id(head) for name, head in model.heads.items() if name not in read}
     return frozenset(heads | {id(model.head)} if read else heads)
 
 
-def executed_flops(model: nn.Module, time: int, recomputed: bool = False, read: Collection[str] = ()) -> float:
-    """FLOPs per token that the device does for `training_flops`: with what masks leave out, padding and recomputation.
+def executed_flops(model: Model, time: int, recomputed: bool = False, read: Collection[str] = ()) -> float:
+    """FLOPs per token that the device executes for `training_flops`, masked pairs and recomputation included.
 
-    A module that does more than its `flops` says how much in `executed_flops(time)`, of its forward pass. `recomputed`:
-    blocks are computed again in the backward pass (trainer.checkpoint_activations).
+    recomputed  blocks are computed again in the backward pass (trainer.checkpoint_activations)
     """
     if isinstance(model, HFModel):
         return training_flops(model, time, read) + recomputed * model.forward_flops(time, read)
     extra = 0.0
     for module in model.modules():
-        own = getattr(module, "executed_flops", None)
-        if own is not None:
+        if isinstance(module, Layer):
             trained = _below(module, entered=True)
-            extra += (3.0 if trained else 1.0) * (float(own(time)) - float(module.flops(time)))  # type: ignore[operator]
-    again = sum(map(partial(_again, time=time), model.blocks)) if recomputed else 0.0  # type: ignore[arg-type]
+            extra += (3.0 if trained else 1.0) * (module.executed_flops(time) - module.flops(time))
+    again = sum(map(partial(_again, time=time), model.blocks)) if recomputed else 0.0
     return training_flops(model, time, read) + extra + again
 
 
 def _again(block: nn.Module, time: int) -> float:
-    """A block's forward pass up to its last product, whose result the backward pass does not ask for."""
-    last = getattr(block.mlp, "down", None)
-    return _cost(block, time, entered=True)[0] - (2.0 * last.weight.numel() if isinstance(last, nn.Linear) else 0.0)
+    """FLOPs of a block's forward pass up to its last product, whose result the backward pass does not need."""
+    last = block.mlp.last_matrix() if isinstance(block, Block) else None
+    return _cost(block, time, entered=True)[0] - (0.0 if last is None else 2.0 * last.weight.numel())
 
 
 def _cost(module: nn.Module, time: int, entered: bool, idle: Collection[int] = ()) -> tuple[float, float]:
-    """Forward and backward FLOPs of a module less its `idle` parts; `entered`: what enters it needs a gradient.
+    """Forward and backward FLOPs of a module without its `idle` parts.
 
-    Children are taken one after another, as they were made; those of a mixture stand side by side, and an output
-    matrix `out` comes after what the module does itself.
+    entered  whether the module's input needs a gradient
+    Children follow one another in the order of registration, except that those of a mixture have the same input, and
+    that the matrix `out` of an attention comes after the attention itself.
     """
     own = dict(module.named_parameters(recurse=False))
     matrices = {name: p for name, p in own.items() if p.dim() > 1 and not name.endswith((A, B, M))}
@@ -116,28 +117,28 @@ def _cost(module: nn.Module, time: int, entered: bool, idle: Collection[int] = (
         low = [(own[name].numel(), own[name].requires_grad) for name in ("weight" + A, "weight" + B) if name in own]
         update = _matrices(low, 1.0, entered)
         return forward + update[0], backward + update[1]
-    count = getattr(module, "flops", None)
-    flops = 0.0 if count is None else float(count(time))
+    flops = module.flops(time) if isinstance(module, Layer) else 0.0
     if flops and matrices:
-        # What adds a low-rank update to the matrix itself has the gradient of the whole matrix made for it.
+        # A low-rank update that is added to the matrix itself needs the gradient of the whole matrix.
         trained = {n: any(own[n + s].requires_grad for s in ("", A, B) if n + s in own) for n in matrices}
         sizes = [(p.numel(), trained[name]) for name, p in matrices.items()]
         return _matrices(sizes, flops / (2.0 * sum(size for size, _ in sizes)), entered)
-    children = [c for c in module.children() if c is not getattr(module, "out", None) and id(c) not in idle]
+    out = module.out if isinstance(module, Attention) else None
+    children = [child for child in module.children() if child is not out and id(child) not in idle]
     forward = backward = 0.0
     reached = entered
     for child in children:
-        one, two = _cost(child, time, entered if isinstance(module, MoE) else reached, idle)
-        forward, backward, reached = forward + one, backward + two, _below(child, reached)
+        cost = _cost(child, time, entered if isinstance(module, MoE) else reached, idle)
+        forward, backward, reached = forward + cost[0], backward + cost[1], _below(child, reached)
     forward, backward = forward + flops, backward + 2 * flops * reached  # products of activations have two gradients
-    if isinstance(out := getattr(module, "out", None), nn.Module):
-        one, two = _cost(out, time, reached)
-        forward, backward = forward + one, backward + two
+    if out is not None:
+        cost = _cost(out, time, reached)
+        forward, backward = forward + cost[0], backward + cost[1]
     return forward, backward
 
 
 def _matrices(sizes: list[tuple[int, bool]], share: float, entered: bool) -> tuple[float, float]:
-    """Products one after another: of each matrix its size, and whether it is trained; a token meets `share` of it."""
+    """FLOPs of products one after another, from (size, trained) of each matrix, of which a token visits `share`."""
     forward = backward = 0.0
     for size, trained in sizes:
         forward += 2.0 * share * size
@@ -147,7 +148,7 @@ def _matrices(sizes: list[tuple[int, bool]], share: float, entered: bool) -> tup
 
 
 def _below(module: nn.Module, entered: bool) -> bool:
-    """Whether what leaves a module needs a gradient."""
+    """Whether the output of a module needs a gradient."""
     return entered or any(p.requires_grad for p in module.parameters())
 
 

@@ -1,4 +1,4 @@
-"""Layers: attention, MLPs, mixtures of experts, loss kernels and parametrizations."""
+"""Layers: attention, MLPs, mixtures of experts, output losses and parametrizations."""
 
 from kleiber.types.exports import lazy_exports
 
@@ -6,11 +6,11 @@ EXPORTS = {
     "FullAttention": "attention",
     "NoMixing": "attention",
     "WindowAttention": "attention",
-    "load_balance_loss": "balance",
     "GELU": "mlp",
     "SwiGLU": "mlp",
     "dropping_moe": "moe",
     "interleaved_moe": "moe",
+    "load_balance_loss": "moe",
     "MuP": "mup",
     "StandardParametrization": "mup",
 }

@@ -1,9 +1,6 @@
-"""Rotary position embedding: positions as rotations of pairs of channels. It knows angles, not attention.
+"""Mixing across positions: full attention, a sliding window, or none, with rotary positions and a key-value cache.
 
-Mixing across positions: full attention, a sliding window, or none. Each is a class with the same call.
-
-A module makes its own mask, once per forward pass for all layers, and only when the plain causal path cannot say it.
-It refuses to drop out, to return attention maps, or to hold state: a `Cache` is the caller's.
+A mask is built once per forward pass for all layers, and only where the causal flag of the kernel is not enough.
 """
 
 from __future__ import annotations
@@ -15,16 +12,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from kleiber.nn.kv_cache import Cache
+from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import Site
-from kleiber.types.batch import Role
+from kleiber.types.model import Attention, LayerCache
 
 
 class Rope(nn.Module):
     """Rotates channel pairs (i, i + head_dim/2) by position * theta^(-2i/head_dim), so that q.k depends on distance.
 
-    The halves are paired, as in Hugging Face's Llama, not the neighbours of the paper. Su et al. 2021,
-    arXiv:2104.09864, eq. 34. The tables are not saved: they follow from (head_dim, context, theta).
+    The halves are paired, as in Hugging Face's Llama; the paper pairs neighbors. Su et al. 2021, arXiv:2104.09864,
+    eq. 34. The tables are not saved, because they follow from (head_dim, context, theta).
     """
 
     cos: Float[Tensor, "context head_dim"]
@@ -33,7 +30,9 @@ class Rope(nn.Module):
     def __init__(self, head_dim: int, context: int, theta: float = 10000.0) -> None:
         super().__init__()
         if head_dim % 2:
-            raise ValueError(f"heads of {head_dim} channels cannot be rotated in pairs: choose an even width/num_heads")
+            raise ValueError(
+                f"rotary positions need an even number of channels per head, not {head_dim}: change model.num_heads"
+            )
         self.theta = theta
         frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
         angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency)
@@ -44,29 +43,14 @@ class Rope(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch time heads head_dim"], start: int = 0
     ) -> Float[Tensor, "batch time heads head_dim"]:
-        """x, whose first position is `start`, rotated; in the precision of x."""
+        """Rotates x, whose first position is `start`, in the precision of x."""
         stop, half = start + x.shape[1], x.shape[-1] // 2
         cos, sin = (table[start:stop, None].to(x.dtype) for table in (self.cos, self.sin))
         return x * cos + torch.cat([x[..., half:], x[..., :half]], -1) * sin
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * gain. Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4."""
-
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-
-    def roles(self) -> dict[str, Role]:
-        return {"weight": Role("vector", 1)}
-
-
-class FullAttention(nn.Module):
-    """Softmax attention over all positions of the segment, or over those before: softmax(scale q k^T) v.
+class FullAttention(Attention):
+    """softmax(scale q k^T) v over all positions of the segment, or where causal over those up to the query.
 
     num_heads     null: heads of 64 channels, or two heads below width 128
     num_kv_heads  null: num_heads; fewer share keys and values (Ainslie et al. 2023, arXiv:2305.13245)
@@ -95,7 +79,7 @@ class FullAttention(nn.Module):
         self,
         x: Float[Tensor, "batch time dim"],
         mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
-        cache: Cache | None = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch time dim"]:
         batch, time, _ = x.shape
         past = len(cache) if cache is not None else 0
@@ -114,7 +98,7 @@ class FullAttention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(batch, time, -1))
 
     def _heads(self, x: Tensor, past: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values as (batch, heads, time, head_dim), normalised and rotated."""
+        """Queries, keys and values as (batch, heads, time, head_dim), normalized and rotated."""
         batch, time, _ = x.shape
         q, k, v = (
             self.qkv(x)
@@ -134,17 +118,14 @@ class FullAttention(nn.Module):
         real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
     ) -> Bool[Tensor, "#batch 1 time keys"] | None:
-        """Which keys each query may read; None where causal or nothing says it all (a single cached query included).
-
-        `real` is of all keys, those of the cache included; segments go without a cache.
-        """
+        """As in `Attention`: None where the causal flag or nothing is enough, as for a single query after a cache."""
         banded = self._band(time, past, device)
         if real is None and segments is None:
             if banded is None and past > 0 and time > 1 and self.causal:
                 return _causal(time, past, device)[None, None]
             return None if banded is None else banded[None, None]
         if past > 0 and segments is not None:
-            raise ValueError("a cache holds one document a row: pass no `segments` with it")
+            raise ValueError("a cache holds one document per row: call the model without `segments`")
         allowed = banded if banded is not None else _causal(time, past, device) if self.causal else None
         allowed = torch.ones(time, past + time, dtype=torch.bool, device=device) if allowed is None else allowed
         allowed = allowed[None]
@@ -156,18 +137,19 @@ class FullAttention(nn.Module):
         return (allowed | (_distance(time, past, device) == 0))[:, None]
 
     def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
-        """The mask that this kind of attention adds beyond causality: none."""
+        """The mask that this kind of attention adds to causality, over real and padded keys alike: none."""
         return None
 
     def flops(self, time: int) -> float:
-        """Forward FLOPs per token of scores and mixing: 4 channels a (query, key) pair, causal pairs counted once."""
+        """Scores and mixing: 4 FLOPs per channel and (query, key) pair that the mask allows, a mean over positions."""
         return 4.0 * self.num_heads * self.head_dim * ((time + 1) / 2 if self.causal else time)
 
 
 class WindowAttention(FullAttention):
     """Attention to the last `window` positions (to `window` - 1 on either side where it is not causal).
 
-    Child et al. 2019, arXiv:1904.10509; as in Mistral (Jiang et al. 2023, arXiv:2310.06825), the query counts itself.
+    Child et al. 2019, arXiv:1904.10509; the window includes the query, as in Mistral (Jiang et al. 2023,
+    arXiv:2310.06825).
     """
 
     def __init__(
@@ -181,7 +163,7 @@ class WindowAttention(FullAttention):
     ) -> None:
         super().__init__(site, num_heads, num_kv_heads, qk_norm, rope_theta)
         if window < 1:
-            raise ValueError(f"window={window} must be at least 1: a query reads itself")
+            raise ValueError(f"model.attention.window={window} must be >= 1: the window includes the query itself")
         self.window = window
 
     def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
@@ -198,14 +180,15 @@ class WindowAttention(FullAttention):
         return 4.0 * self.num_heads * self.head_dim * pairs / time
 
     def executed_flops(self, time: int) -> float:
-        """The mask is a dense one where rows are longer than the window: every pair is computed."""
+        """All pairs where rows are longer than the window, since the kernel then computes with a dense mask."""
         return super().flops(time) if time <= self.window else 4.0 * self.num_heads * self.head_dim * time
 
 
-class NoMixing(nn.Module):
-    """No mixing across positions: out(value(x)), attention in which every position reads itself alone.
+class NoMixing(Attention):
+    """No mixing across positions: out(value(x)), attention in which every position reads itself only.
 
-    The control for what context is worth. It refuses the options of attention: there are no queries, keys or positions.
+    The control that shows how much a model gains from context. Options of attention raise ValueError: there are no
+    queries, keys or positions.
     """
 
     def __init__(
@@ -219,7 +202,7 @@ class NoMixing(nn.Module):
         super().__init__()
         if any(option is not None for option in (num_heads, num_kv_heads, qk_norm, rope_theta)):
             raise ValueError(
-                "model/attention=none has no queries, keys or positions: remove "
+                "model/attention=none has no queries, keys or positions: remove from the model's options "
                 f"{num_heads=}, {num_kv_heads=}, {qk_norm=}, {rope_theta=}"
             )
         self.value = site.hidden(site.width, site.width)
@@ -229,33 +212,31 @@ class NoMixing(nn.Module):
         self,
         x: Float[Tensor, "batch time dim"],
         mask: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch time dim"]:
         if cache is not None:
             nothing = x.new_empty(x.shape[0], 1, x.shape[1], 0)
-            cache.extend(nothing, nothing)
+            cache.extend(nothing, nothing)  # so that the cache knows its length
         return self.out(self.value(x))
-
-    def mask(
-        self, time: int, past: int, device: torch.device, real: Tensor | None = None, segments: Tensor | None = None
-    ) -> None:
-        return None
-
-    def flops(self, time: int) -> float:
-        return 0.0
 
 
 def heads(width: int, num_heads: int | None, num_kv_heads: int | None) -> tuple[int, int, int]:
-    """Numbers of query and key heads and the channels of one; heads of 64 by default, two heads below width 128."""
+    """Number of query heads, number of key heads, and channels per head.
+
+    Raises ValueError where the numbers do not divide the width.
+    num_heads  None: heads of 64 channels, or two heads below width 128
+    """
     if num_heads is None:
         num_heads = 2 if width < 128 else width // 64
         if width % num_heads or (width >= 128 and width % 64):
-            raise ValueError(f"width={width} has no heads of 64: set num_heads to a divisor, or take a multiple of 64")
+            raise ValueError(
+                f"model.width={width} is no multiple of 64: change it, or set model.num_heads to a divisor of it"
+            )
     if num_heads < 1 or width % num_heads:
-        raise ValueError(f"num_heads={num_heads} does not divide width={width}")
+        raise ValueError(f"model.num_heads={num_heads} must divide model.width={width}")
     num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
     if num_kv_heads < 1 or num_heads % num_kv_heads:
-        raise ValueError(f"num_kv_heads={num_kv_heads} does not divide num_heads={num_heads}")
+        raise ValueError(f"model.num_kv_heads={num_kv_heads} must divide model.num_heads={num_heads}")
     return num_heads, num_kv_heads, width // num_heads
 
 
@@ -265,3 +246,38 @@ def _distance(time: int, past: int, device: torch.device) -> Int[Tensor, "time k
 
 def _causal(time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"]:
     return cast(Tensor, _distance(time, past, device) >= 0)
+
+
+class Cache:
+    """Keys and values of one layer while decoding, with room for `length` positions.
+
+    A step writes its own positions and copies no others; beyond `length` the room is doubled.
+    """
+
+    def __init__(self, length: int = 0) -> None:
+        self.room, self.used = length, 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.used
+
+    def extend(
+        self, keys: Float[Tensor, "batch heads time head_dim"], values: Float[Tensor, "batch heads time head_dim"]
+    ) -> tuple[Float[Tensor, "batch heads keys head_dim"], Float[Tensor, "batch heads keys head_dim"]]:
+        """Adds the keys and values of new positions; returns those of all positions, as views."""
+        start, self.used = self.used, self.used + keys.shape[2]
+        if self.keys is None or self.values is None or self.used > self.room:
+            self._make_room(keys, start)
+        assert self.keys is not None and self.values is not None
+        self.keys[:, :, start : self.used] = keys
+        self.values[:, :, start : self.used] = values
+        return self.keys[:, :, : self.used], self.values[:, :, : self.used]
+
+    def _make_room(self, like: Tensor, held: int) -> None:
+        self.room = max(self.room, self.used if self.keys is None else 2 * self.used)
+        old, shape = (self.keys, self.values), (*like.shape[:2], self.room, like.shape[3])
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+        for new, before in zip((self.keys, self.values), old, strict=True):
+            if before is not None:
+                new[:, :, :held] = before[:, :, :held]

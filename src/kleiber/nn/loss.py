@@ -1,18 +1,14 @@
-"""Cross-entropy and log-probabilities of an output layer, a chunk of rows at a time: never all logits at once.
+"""Cross-entropy, log-probabilities and divergences of an output layer, computed a chunk of rows at a time.
 
-The head is a matrix, a multiplier and a soft-cap (`types.Head`), so that the product, the softmax and both gradients
-are done while a chunk's logits are in cache. It refuses second derivatives, and label smoothing.
-
-The divergence between two output distributions over the whole vocabulary, a chunk of rows at a time.
-
-Chunks are computed again in the backward pass, so two sets of logits are never held at once for more rows than a
-chunk has. Gradients flow into the new distribution alone.
+The logits of all rows never exist at once. A `Head` is a matrix, a multiplier and a soft-cap, so that the product, the
+softmax and the gradients of a chunk are computed while its logits are in the processor's cache. Second derivatives are
+not supported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +21,11 @@ from kleiber.types.model import Head
 
 
 class CrossEntropy(NamedTuple):
-    """Sums over rows: what is differentiated (z-loss included), and the cross-entropy alone, detached, in nats."""
+    """Sums over rows in nats.
+
+    total  what is differentiated, with the z-loss
+    ce     the cross-entropy without it, detached
+    """
 
     total: Tensor
     ce: Tensor
@@ -41,11 +41,11 @@ def cross_entropy(
 ) -> CrossEntropy:
     """sum_t w_t (-log p(target_t) + z_loss log(Z_t)^2), log Z_t the log-normaliser of the (capped) logits.
 
-    The gradient is made in the forward pass, chunk by chunk, and scaled in the backward pass; where gradients are off
-    none is made. Rows of weight 0 are left out before any product (on a GPU this waits for the count once).
-    The z-loss is that of Chowdhery et al. 2022, arXiv:2204.02311, section 5.
+    The gradient is computed in the forward pass, chunk by chunk, and scaled in the backward pass; not where gradients
+    are off. Rows of weight 0 are left out before any product, for which a GPU has to report their number once.
+    z-loss: Chowdhery et al. 2022, arXiv:2204.02311, section 5.
     """
-    rows, labels = _rows(_features(hidden, head), targets, chunk)
+    rows, labels = _rows(head.features(hidden), targets, chunk)
     weight, scale = head.weight, None
     if weights is not None:
         kept = weights.flatten().nonzero().squeeze(1)
@@ -58,27 +58,21 @@ def cross_entropy(
 def log_probs(
     hidden: Float[Tensor, "*axes dim"], head: Head, targets: Int[Tensor, "*axes"], chunk: int = 256
 ) -> Float[Tensor, "*axes"]:
-    """log p(target_t) of every row. The logits are made again in the backward pass."""
-    rows, labels = _rows(_features(hidden, head), targets, chunk)
-    weight = head.weight  # once: an adapted head makes it when it is asked for
+    """log p(target_t) of every row, in nats. The logits are computed again in the backward pass."""
+    rows, labels = _rows(head.features(hidden), targets, chunk)
+    weight = head.weight  # read once: an adapted head computes it at each access
     return _LogProbs.apply(rows, weight, labels, chunk, _plan(rows, weight, head)).view(targets.shape)
-
-
-def _features(hidden: Tensor, head: Head) -> Tensor:
-    """What the matrix is applied to: the hidden states, or what a head of another library makes of them first."""
-    features = getattr(head, "features", None)
-    return hidden if features is None else features(hidden)
 
 
 def _rows(hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     assert hidden.shape[:-1] == targets.shape, f"hidden {tuple(hidden.shape)}, targets {tuple(targets.shape)}"
     if chunk < 1:
-        raise ValueError(f"chunk={chunk} must be at least one row")
+        raise ValueError(f"chunk={chunk} must be >= 1")
     return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
 
 
 class _Chunk(NamedTuple):
-    """How logits are made: in `dtype` products, times `multiplier`, capped; gradients for what asks for them."""
+    """How logits are computed: products in `dtype`, times `multiplier`, capped; and which gradients are needed."""
 
     multiplier: float
     soft_cap: float | None
@@ -87,7 +81,7 @@ class _Chunk(NamedTuple):
     grad_weight: bool
 
     def logits(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits in at least fp32, and tanh of the raw ones over the cap, from which the cap's derivative follows."""
+        """Logits in at least fp32, and tanh(raw / soft_cap), from which the derivative of the cap follows."""
         raw = (rows @ weight.T).to(torch.promote_types(self.dtype, torch.float32))
         if self.multiplier != 1:
             raw *= self.multiplier
@@ -136,7 +130,7 @@ class _Gradients:
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx,
         rows: Tensor,
         weight: Tensor,
         targets: Tensor,
@@ -167,7 +161,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = (None if saved is None else saved * grad.to(saved.dtype) for saved in ctx.saved_tensors)
         return rows, weight, None, None, None, None, None
 
@@ -183,21 +177,21 @@ def _nll_gradient(logits: Tensor, norm: Tensor, targets: Tensor, w: Tensor | Non
 
 class _LogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, chunk: int, plan: _Chunk) -> Tensor:
-        found, norms = [], []
+    def forward(ctx, rows: Tensor, weight: Tensor, targets: Tensor, chunk: int, plan: _Chunk) -> Tensor:
+        values, norms = [], []
         with torch.autocast(rows.device.type, enabled=False):
             matrix = weight.to(plan.dtype)
             for part, labels in zip(rows.split(chunk), targets.split(chunk), strict=True):
                 logits, _ = plan.logits(part.to(plan.dtype), matrix)
                 norms.append(logits.logsumexp(-1, keepdim=True))
-                found.append(logits.gather(1, labels[:, None]) - norms[-1])
+                values.append(logits.gather(1, labels[:, None]) - norms[-1])
         ctx.save_for_backward(rows, weight, targets, torch.cat(norms))
         ctx.chunk, ctx.plan = chunk, plan
-        return torch.cat(found).squeeze(1)
+        return torch.cat(values).squeeze(1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, targets, norms = ctx.saved_tensors
         plan: _Chunk = ctx.plan
         with torch.autocast(rows.device.type, enabled=False):
@@ -212,7 +206,7 @@ class _LogProbs(torch.autograd.Function):
 
 
 def target_weights(batch: Batch) -> Float[Tensor, "batch _"] | None:
-    """Weight of every target; a token that opens a new segment is predicted from another document, so it counts 0."""
+    """Weight of every target; 0 on the first token of a segment, which would be predicted from another document."""
     weights = None if batch.weights is None else batch.weights[:, 1:]
     if batch.segments is not None:
         same = (batch.segments[:, 1:] == batch.segments[:, :-1]).to(torch.float32)
@@ -223,7 +217,7 @@ def target_weights(batch: Batch) -> Float[Tensor, "batch _"] | None:
     return weights
 
 
-LogitsOf = Callable[[Tensor], Tensor]
+LogitsOf = Callable[[Tensor], Tensor]  # of hidden states (rows, dim)
 
 
 def kl_divergence(
@@ -235,10 +229,11 @@ def kl_divergence(
     temperature: float = 1.0,
     chunk: int = 256,
 ) -> Float[Tensor, ""]:
-    """sum_t w_t T^2 KL(softmax(old_t / T) || softmax(new_t / T)) in nats, exactly 0 where both give the same logits.
+    """sum_t w_t T^2 KL(softmax(old_t / T) || softmax(new_t / T)) in nats, exactly 0 where the logits are the same.
 
-    T^2 keeps the gradient's size as T grows: Hinton et al. 2015, arXiv:1503.02531, section 2. Rows of weight 0 are left
-    out before any product.
+    Gradients flow into the new distribution only. T^2 keeps the size of the gradient as T grows (Hinton et al. 2015,
+    arXiv:1503.02531, section 2). Rows of weight 0 are left out before any product, and chunks are computed again in
+    the backward pass, so that logits are held for one chunk at a time.
     """
     kept = weights.flatten().nonzero().squeeze(1)
     old, new, scale = old_hidden.flatten(0, -2)[kept].detach(), hidden.flatten(0, -2)[kept], weights.flatten()[kept]

@@ -1,8 +1,6 @@
-"""Dense feed-forward layers. Each returns its output and an empty dict, where a mixture returns its auxiliary sums."""
+"""Layers that act on each position by itself: RMSNorm and the dense MLPs."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +9,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kleiber.nn.mup import Site
-from kleiber.types.batch import Batch
+from kleiber.types.batch import Batch, Role
+from kleiber.types.model import MLP, Layer
 
 Aux = dict[str, Tensor]
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate x) * up x), of 8/3 width hidden units unless told: it costs what a GELU MLP of 4 width does.
+class SwiGLU(MLP):
+    """down(silu(gate x) * up x). Shazeer 2020, arXiv:2002.05202, eq. 6. Gate and up are one matrix, for one product.
 
-    Shazeer 2020, arXiv:2002.05202, eq. 6. Gate and up are one matrix: one product, half the launches.
+    hidden  hidden units; null: 8/3 width, which costs what a GELU MLP of 4 width does
     """
 
     def __init__(self, site: Site, hidden: int | None = None) -> None:
@@ -34,9 +33,15 @@ class SwiGLU(nn.Module):
     ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
         return self.down(gated(self.gate_up(x))), {}
 
+    def last_matrix(self) -> nn.Linear:
+        return self.down
 
-class GELU(nn.Module):
-    """down(gelu(up x)), of 4 width hidden units unless told. Hendrycks and Gimpel 2016, arXiv:1606.08415."""
+
+class GELU(MLP):
+    """down(gelu(up x)). Hendrycks and Gimpel 2016, arXiv:1606.08415.
+
+    hidden  hidden units; null: 4 width
+    """
 
     def __init__(self, site: Site, hidden: int | None = None) -> None:
         super().__init__()
@@ -50,9 +55,12 @@ class GELU(nn.Module):
     ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
         return self.down(F.gelu(self.up(x))), {}
 
+    def last_matrix(self) -> nn.Linear:
+        return self.down
+
 
 def gated(gate_up: Float[Tensor, "*axes twice"]) -> Float[Tensor, "*axes hidden"]:
-    """silu(gate) * up, of the two halves of the last axis."""
+    """silu(gate) * up, where gate and up are the two halves of the last axis."""
     if torch.compiler.is_compiling():  # inductor fuses the plain form, and would break the graph at the other
         gate, up = gate_up.chunk(2, -1)
         return F.silu(gate) * up
@@ -60,31 +68,46 @@ def gated(gate_up: Float[Tensor, "*axes twice"]) -> Float[Tensor, "*axes hidden"
 
 
 class Gated(torch.autograd.Function):
-    """Its gradient is written into both halves of one tensor: autograd would make each and join copies of them."""
+    """As `gated`, with a gradient written into the two halves of one tensor, which saves autograd's copies."""
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+    def forward(ctx, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
         gate, up = gate_up.chunk(2, -1)
         return F.silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx, grad: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
-        both = torch.empty_like(gate_up)
-        to_gate, to_up = both.chunk(2, -1)
+        gradient = torch.empty_like(gate_up)
+        to_gate, to_up = gradient.chunk(2, -1)
         torch.mul(grad, F.silu(gate), out=to_up)
         torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=to_gate)
-        return both
+        return gradient
 
 
 def gated_hidden(width: int) -> int:
-    """8/3 width, rounded up to a multiple of 16: where three matrices cost what two of 4 width do."""
+    """8/3 width, rounded up to a multiple of 16: three such matrices cost what two of 4 width do."""
     return -(-8 * width // 48) * 16
 
 
 def _check(hidden: int) -> None:
     if hidden < 1:
-        raise ValueError(f"hidden={hidden} must be at least 1; leave it null for the usual multiple of the width")
+        raise ValueError(f"model.mlp.hidden={hidden} must be >= 1; null takes the usual multiple of the width")
+
+
+class RMSNorm(Layer):
+    """x / sqrt(mean(x^2) + eps) * gain. Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+    def roles(self) -> dict[str, Role]:
+        return {"weight": Role("vector", 1)}

@@ -1,6 +1,6 @@
-"""How a model is scaled: initial standard deviations, multipliers in the forward pass, learning-rate factors by role.
+"""Parametrizations: initial standard deviations, multipliers of the forward pass, and learning-rate factors by role.
 
-It decides numbers only. It builds no optimizer, and it refuses to look at a model: a factory is told its `Site`.
+A `Site` tells a layer's factory where in the model the layer stands.
 """
 
 from __future__ import annotations
@@ -8,43 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 from torch import nn
 
 from kleiber.types.batch import Role
-
-
-class Scale(NamedTuple):
-    """Standard deviation of the initial weights, and the constant that multiplies the layer's output."""
-
-    std: float
-    multiplier: float
-
-
-@runtime_checkable
-class Parametrization(Protocol):
-    def embedding(self, tied: bool) -> Scale: ...
-    def hidden_std(self, fan_in: int) -> float: ...
-    def projection_std(self, fan_in: int, depth: int) -> float: ...
-    def attention(self, head_dim: int) -> float: ...
-    def residual(self, depth: int) -> float: ...
-    def output(self, width: int) -> Scale: ...
-    def router(self, width: int) -> Scale: ...
-    def lr_scale(self, role: Role) -> float: ...
+from kleiber.types.model import Parametrization, Scale
 
 
 @dataclass(frozen=True)
 class MuP:
-    """Maximal-update parametrisation for Adam: the best learning rate does not move with width or depth.
+    """Maximal-update parametrization for Adam: the best learning rate does not depend on width or depth.
 
-    Hidden matrices start at std 1/sqrt(fan_in) and learn at base_width/fan_in; attention logits are q.k 4/head_dim,
-    which is 1/sqrt(head_dim) at the base model's head of 16; each residual branch counts sqrt(base_depth/depth);
-    output logits are multiplied by base_width/width. The stream starts at RMS 1. Differs from the paper's table 8 in
-    what is measured: multipliers and factors are all 1 at (base_width, base_depth), so one learning rate reads the
-    same at the base in both parametrisations. Heads of one size are meant at every width: at width 128, two of 64 were
-    .05 nats worse than eight of 16, and a scale of 1/8 in place of 4/64 won back .02 of it (400 steps, two seeds), so
-    fewer heads cost more than their scale does. Yang et al. 2022, arXiv:2203.03466; for depth 2023, arXiv:2310.02244.
+    Hidden matrices start at std 1/sqrt(fan_in) and have the learning-rate factor base_width/fan_in; attention logits
+    are q.k 4/head_dim, which is 1/sqrt(head_dim) at the base model's head of 16; each residual branch is multiplied by
+    sqrt(base_depth/depth) and output logits by base_width/width. The stream starts at RMS 1. Other than in the paper's
+    table 8, all multipliers and factors are 1 at (base_width, base_depth), so that a learning rate means the same there
+    as in the standard parametrization. Use heads of the same size at every width: at width 128, two heads of 64 were
+    .05 nats worse than eight of 16, of which a scale of 1/8 in place of 4/64 recovered .02 (400 steps, two seeds).
+    Yang et al. 2022, arXiv:2203.03466; depth: Yang et al. 2023, arXiv:2310.02244.
     """
 
     base_width: int = 32
@@ -52,17 +34,19 @@ class MuP:
 
     def __post_init__(self) -> None:
         if self.base_width < 1 or self.base_depth < 1:
-            raise ValueError(f"base_width={self.base_width} and base_depth={self.base_depth} must be at least 1")
+            raise ValueError(
+                f"model.parametrization.base_width={self.base_width} and base_depth={self.base_depth} must be >= 1"
+            )
 
     def embedding(self, tied: bool) -> Scale:
-        """A tied table is also the output matrix, which wants the small std; its multiplier restores the stream."""
+        """A tied table is also the output matrix, which needs the small std; the multiplier restores the stream."""
         return Scale(1 / math.sqrt(self.base_width), math.sqrt(self.base_width)) if tied else Scale(1.0, 1.0)
 
     def hidden_std(self, fan_in: int) -> float:
         return 1 / math.sqrt(fan_in)
 
     def projection_std(self, fan_in: int, depth: int) -> float:
-        """Projections back into the stream are plain hidden matrices: `residual` carries the depth."""
+        """As any hidden matrix: the depth enters through `residual`."""
         return self.hidden_std(fan_in)
 
     def attention(self, head_dim: int) -> float:
@@ -76,7 +60,7 @@ class MuP:
         return Scale(0.0, self.base_width / width)
 
     def router(self, width: int) -> Scale:
-        """Few outputs from many inputs: an output layer, but not zero, since equal scores would choose no expert."""
+        """As an output layer, but not 0, since equal scores would give no choice of experts."""
         return Scale(1 / math.sqrt(self.base_width), self.base_width / width)
 
     def lr_scale(self, role: Role) -> float:
@@ -85,16 +69,16 @@ class MuP:
 
 @dataclass(frozen=True)
 class StandardParametrization:
-    """Standard parametrisation: std .02, projections into the stream .02/sqrt(2 depth), every multiplier and factor 1.
+    """Standard parametrization: std .02, projections into the stream .02/sqrt(2 depth), every multiplier and factor 1.
 
-    Radford et al. 2019 (GPT-2), section 2.3. The best learning rate falls as the width grows.
+    Radford et al. 2019 (GPT-2), section 2.3. The best learning rate decreases with the width.
     """
 
     std: float = 0.02
 
     def __post_init__(self) -> None:
         if self.std <= 0:
-            raise ValueError(f"std={self.std} must be positive; GPT-2 uses 0.02")
+            raise ValueError(f"model.parametrization.std={self.std} must be > 0; GPT-2 uses 0.02")
 
     def embedding(self, tied: bool) -> Scale:
         return Scale(self.std, 1.0)
@@ -123,7 +107,7 @@ class StandardParametrization:
 
 @dataclass(frozen=True)
 class Site:
-    """Where in a Transformer a layer stands: all that a factory needs to know to size and initialise its module."""
+    """Position and sizes of a layer in a Transformer, from which a factory sizes and initializes its module."""
 
     width: int
     depth: int = 1
@@ -148,4 +132,4 @@ def _linear(fan_in: int, fan_out: int, std: float) -> nn.Linear:
     return layer
 
 
-Factory = Callable[..., Any]
+Factory = Callable[..., Any]  # of a layer, called with a `Site` and the options that a config sets

@@ -7,7 +7,7 @@ EXPORTS = {
     "Constant": "schedules",
     "Cosine": "schedules",
     "WSD": "schedules",
-    "Lion": "lion",
+    "Lion": "adamw",
     "Muon": "muon",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.models.transformer import Transformer
-from kleiber.nn.mup import MuP, Parametrization, StandardParametrization
+from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.objectives.clm import CLM
-from kleiber.optimizers.adamw import AdamW, Optimizer
-from kleiber.optimizers.lion import Lion
+from kleiber.optimizers.adamw import AdamW, Lion, Optimizer
 from kleiber.optimizers.muon import Muon
 from kleiber.training.step import accumulate, normalise
 from kleiber.types.batch import Batch
+from kleiber.types.model import Parametrization
 
 
 def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:

@@ -130,8 +130,8 @@ def ours(path: Path) -> Any:
 
     Raises ValueError where the folder is damaged.
     """
-    from kleiber.models.hf.config import KINDS, read_config, read_folder
-    from kleiber.models.hf.twin import from_hf
+    from kleiber.models.hf_config import KINDS, read_config
+    from kleiber.models.hf_twin import from_hf, read_folder
 
     if read_config(path).get("model_type") not in KINDS:
         return None

@@ -18,9 +18,9 @@ from kleiber.data import chat
 from kleiber.data.tokenizers.byte_level import ALPHABET, BPE, EOS, MASK, Bytes
 from kleiber.data.tokenizers.pretrained import CONFIG, FILE, Pretrained
 from kleiber.models.counting import count_parameters
-from kleiber.models.hf.config import hf_model_node, hf_tokenizer, hf_vocab_size
-from kleiber.models.hf.twin import load_hf, to_hf
-from kleiber.models.hf.wrapped import HFModel
+from kleiber.models.hf import HFModel
+from kleiber.models.hf_config import hf_model_node, hf_tokenizer, hf_vocab_size
+from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.records.folder import TOKENIZER
 from kleiber.records.summary import versions, write_json
 from kleiber.runs.open import Opened, new_model, open_model

@@ -106,7 +106,7 @@ def _started(config: dict[str, Any], given: set[str], planned: Planned) -> dict[
     if kind == "Scratch" or not init.get("path"):
         return config
     if kind == "HF":
-        from kleiber.models.hf.config import hf_model_node, model_folder
+        from kleiber.models.hf_config import hf_model_node, model_folder
 
         if config["model"]["_target_"].rsplit(".", 1)[-1] != "Transformer":
             raise ConfigError(
@@ -142,7 +142,7 @@ def _wrapped(config: dict[str, Any], given: set[str]) -> dict[str, Any]:
     model = config["model"]
     if not model["_target_"].endswith(".HFModel") or model.get("weights", "pretrained") == "random":
         return config
-    from kleiber.models.hf.config import hf_tokenizer, model_folder
+    from kleiber.models.hf_config import hf_tokenizer, model_folder
 
     if "data.tokenizer" in given or "tokenizer" not in signature(str(config["data"]["_target_"])).parameters:
         return config
@@ -238,11 +238,11 @@ def _default(optimizer: Any) -> float | None:
 
 def _wrapped_width(node: Mapping[str, Any]) -> int:
     """Of a Hugging Face model: as the node says, as its folder does, or as its kind does by default."""
-    from kleiber.models.hf.config import model_folder, read_config
+    from kleiber.models.hf_config import model_folder, read_config
 
     own, name = node.get("config") or {}, str(node["path"])
     if node.get("weights", "pretrained") == "random" and not Path(name).expanduser().is_dir():
-        from kleiber.models.hf.config import configuration
+        from kleiber.models.hf_config import configuration
 
         own = configuration(name, "random", own)[0].to_dict()
     known = {**read_config(model_folder(name)), **own} if not any(key in own for key in WIDTHS) else own

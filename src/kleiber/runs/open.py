@@ -87,8 +87,8 @@ def objective_at(config: DictConfig, corpus: Corpus, place: Path) -> Objective:
 def open_hf(folder: Path) -> Opened:
     """A Hugging Face folder, wrapped as it is."""
     from kleiber.data.tokenizers.pretrained import pretrained
-    from kleiber.models.hf.config import hf_tokenizer, read_config
-    from kleiber.models.hf.wrapped import HFModel
+    from kleiber.models.hf import HFModel
+    from kleiber.models.hf_config import hf_tokenizer, read_config
 
     tokenizer = pretrained(hf_tokenizer(folder))
     longest = read_config(folder).get("max_position_embeddings", 1024)

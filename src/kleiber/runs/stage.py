@@ -18,7 +18,7 @@ from kleiber.config.stages import built_trained
 from kleiber.data.sampler import stream
 from kleiber.evals.drift import drift, merged, untrained
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
-from kleiber.nn.sharding import whole
+from kleiber.nn.sharding import full_parameters
 from kleiber.runs.plan import Plan, build_model, retention_of
 from kleiber.runs.retained import end_retention, retain
 from kleiber.runs.stage_tree import Around, Stage, Tree, branch_steps
@@ -106,7 +106,7 @@ def run_stage(tree: Tree, stage: Stage, model: Any) -> dict[str, Any]:
     reached = fit(lit, callbacks, plan, Stream(samples, plan, cfg.seed, start, hardware.rank), tree, start)
     stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=reached))
     evaluate = next(c for c in callbacks if isinstance(c, Evaluate))
-    with whole(model):
+    with full_parameters(model):
         end_retention(methods, tree, stage, model, evaluate)
         evaluate.latest |= moved(tree, stage, model, tasks)
         return record(tree, stage, lit, callbacks, planned=plan.stop_step)

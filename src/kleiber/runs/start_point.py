@@ -70,7 +70,7 @@ class HF:
     upstream: Sequence[str] = field(default_factory=tuple)
 
     def load(self, model: Any) -> None:
-        from kleiber.models.hf.twin import load_hf
+        from kleiber.models.hf_twin import load_hf
 
         load_hf(model, Path(self.path).expanduser())
 
@@ -96,12 +96,12 @@ class Upcycle(Checkpoint):
     seed: int = 0
 
     def load(self, model: Any) -> None:
-        from kleiber.models.upcycle import refuse_settings, upcycle
+        from kleiber.models.upcycle import check_settings, upcycle
 
         folder, stage = locate(self.path)
         with torch.random.fork_rng(devices=[]):
             dense = build(DictConfig(read_config(folder)["model"]), vocab_size=model.vocab_size)
-            refuse_settings(dense, model)
+            check_settings(dense, model)
             for name, head in model.heads.items():
                 dense.add_head(name, len(head.weight))
             begin_with(dense, folder, stage)

@@ -1,7 +1,7 @@
-"""The study `accounting`: how far the way of counting parameters and compute moves the allocation exponent.
+"""The study `accounting`: how the convention of counting parameters and compute moves the allocation exponent.
 
-The runs of one ladder under each convention: what is left out of N and of C moves the exponent without a run more. It
-recommends none of them. Porian et al. 2024, arXiv:2406.19146
+The runs of a ladder are refitted under each convention: what is left out of N and C moves the exponent without a run
+more. No convention is recommended. Porian et al. 2024, arXiv:2406.19146
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Accounting(Scaling):
     """The options of `Scaling`."""
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
-        found = super().analyse(runs)
-        assert found.law is not None
-        rows = [one for one in found.law["accounting"] if one["approach"].startswith("3")]
+        findings = super().analyse(runs)
+        assert findings.law is not None
+        rows = [row for row in findings.law["accounting"] if row["approach"].startswith("3")]
         if not rows:
-            return replace(found, headline="One way of counting only, or no exponent: nothing to set side by side.")
-        low, high = (pick(rows, key=lambda one: one["a"]) for pick in (min, max))
+            return replace(findings, headline="No comparison: a single counting convention, or no exponent.")
+        low, high = (pick(rows, key=lambda row: row["a"]) for pick in (min, max))
         head = (
             f"Counting moves the allocation exponent from {low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] "
             f"({low['convention']}) to {high['a']:.3f} [{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})"
         )
-        return replace(found, headline=within_budgets(head, found.law))
+        return replace(findings, headline=within_budgets(head, findings.law))

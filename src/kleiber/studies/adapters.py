@@ -1,24 +1,23 @@
-"""The study `adapters`: low-rank updates of several ranks against full fine-tuning from common bases.
+"""The study `adapters`: low-rank adapters of several ranks compared with full fine-tuning from common base runs.
 
-An arm is compared twice: each at its own best learning rate, which is how LoRA is used, and at one target loss, since
-what learns less forgets less. Gaps are taken within seeds, whose arms share a base. It refuses to compare what was
-never fully fine-tuned.
+Arms are compared each at its own best learning rate, and at equal target loss, since an arm that learns less also
+forgets less. Differences are within seeds, whose arms share a base. The study needs runs of full fine-tuning.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare import frontier
-from kleiber.studies.compare import rows as outcomes
 from kleiber.studies.compare.arms import untuned
 from kleiber.studies.compare.contrast import Claim, above
 from kleiber.studies.compare.intervals import Rows
-from kleiber.studies.study import Findings, Tolerant
+from kleiber.studies.compare.rows import PLAIN, outcomes
+from kleiber.studies.study import EqualTargetStudy, Figures, Findings
+from kleiber.types.plain import Config, Json, Row
 
 FULL = "full"
 METHODS = (
@@ -32,7 +31,7 @@ METHODS = (
 
 
 @dataclass(frozen=True)
-class Adapters(Tolerant):
+class Adapters(EqualTargetStudy):
     """How to compare.
 
     tolerance  arms are matched at (1 + tolerance) times the best target loss of the weaker of the two
@@ -49,6 +48,7 @@ class Adapters(Tolerant):
             raise ValueError(f"study.margin={self.margin} must be above 0")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares every arm with full fine-tuning. Raises ValueError without full fine-tuning and without adapters."""
         rows = named(runs)
         best = {arm: best_rate(part) for arm, part in rows.groupby("method")}
         if FULL not in best:
@@ -61,17 +61,17 @@ class Adapters(Tolerant):
             "forgets_less": gaps(at_best(rows, best, "F"), ranks, sign=-1),
             "matched": {rank: self.matched(rows, best, rank) for rank in ranks},
         }
-        found = {kind: estimates(each, self.level) for kind, each in kinds.items()}
+        claims = {kind: estimates(each, self.level) for kind, each in kinds.items()}
         points = frontier.averaged(rows)
         return Findings(
-            headline(found, ranks, self.level),
-            [*self.verdicts(found), *complaints(rows, best)],
+            headline(claims, ranks, self.level),
+            [*self.verdicts(claims), *complaints(rows, best)],
             {
-                "Each arm at its own best learning rate": own_best(rows, best, found),
-                "At equal target loss": equal_target(rows, best, found, self.tolerance),
+                "Each arm at its own best learning rate": own_best(rows, best, claims),
+                "At equal target loss": equal_target(rows, best, claims, self.tolerance),
                 "Settings": settings(points),
             },
-            figures(points, rows, best, found),
+            figures(points, rows, best, claims),
             methods=METHODS.format(tolerance=self.tolerance, level=self.level, margin=self.margin),
         )
 
@@ -81,37 +81,38 @@ class Adapters(Tolerant):
         table = frontier.at_target(rows[rows["method"].isin([FULL, rank])], at)
         return (table[FULL] - table[rank]).dropna()
 
-    def verdicts(self, found: dict[str, dict[str, Claim]]) -> list[dict[str, Any]]:
-        own = "than full fine-tuning, each at its best rate: by {} nats of"
+    def verdicts(self, claims: dict[str, dict[str, Claim]]) -> list[Json]:
+        """The verdicts on learning less, forgetting less and equal frontiers, one for each rank."""
+        than_full = "than full fine-tuning, each at its best rate: by {} nats of"
         words = {
-            "learns_less": f"LoRA of {{}} learns less {own} target loss",
-            "forgets_less": f"LoRA of {{}} forgets less {own} F",
+            "learns_less": f"LoRA of {{}} learns less {than_full} target loss",
+            "forgets_less": f"LoRA of {{}} forgets less {than_full} F",
             "matched": f"at equal target loss the frontiers of {{}} and full lie within {self.margin:g} nats: "
             "F of full is above that of LoRA by {} nats",
         }
-        made = []
-        for kind, each in found.items():
-            for rank, one in each.items():
-                text = words[kind].format(rank, spread(one))
+        verdicts = []
+        for kind, each in claims.items():
+            for rank, claim in each.items():
+                text = words[kind].format(rank, spread(claim))
                 code = f"{kind}_{rank.replace(' ', '')}"
                 if kind != "matched":
-                    made.append(above(code, text, one.value, one.hi - one.value).verdict())
+                    verdicts.append(above(code, text, claim.value, claim.hi - claim.value).verdict())
                     continue
-                inside = -self.margin < one.lo and one.hi < self.margin
-                outside = one.lo > self.margin or one.hi < -self.margin
+                inside = -self.margin < claim.lo and claim.hi < self.margin
+                outside = claim.lo > self.margin or claim.hi < -self.margin
                 holds = True if inside else False if outside else None
-                made.append(Claim(code, text, one.value, one.lo, one.hi, holds).verdict())
-        return made
+                verdicts.append(Claim(code, text, claim.value, claim.lo, claim.hi, holds).verdict())
+        return verdicts
 
 
 def named(runs: Sequence[Run]) -> Rows:
     """The outcomes with the arm as `method`: `full`, `rank r`, or what else the run trained with."""
-    rows = outcomes.outcomes(runs)
+    rows = outcomes(runs)
     adapters = {run.name: run.config.get("adapter") or {} for run in runs}
     low_rank = ranked([node for node in adapters.values() if "rank" in node])
 
-    def arm(row: Any) -> str:
-        if row["method"] == outcomes.PLAIN:
+    def arm(row: Row) -> str:
+        if row["method"] == PLAIN:
             return FULL
         node = adapters[row["run"]]
         return low_rank[settled(node)] if row["method"] == "lora" else f"{row['method']} {row['setting']}"
@@ -119,17 +120,17 @@ def named(runs: Sequence[Run]) -> Rows:
     return rows.assign(method=rows.apply(arm, axis=1), setting="")
 
 
-def ranked(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def ranked(nodes: Sequence[Row]) -> dict[str, str]:
     """`rank r` of every low-rank node, with what else is set where that is not the same in all of this rank."""
     names = {}
     for node in nodes:
-        alike = [one for one in nodes if one["rank"] == node["rank"] and one["_target_"] == node["_target_"]]
-        differ = [key for key in sorted(node) if any(one.get(key) != node[key] for one in alike)]
+        alike = [other for other in nodes if other["rank"] == node["rank"] and other["_target_"] == node["_target_"]]
+        differ = [key for key in sorted(node) if any(other.get(key) != node[key] for other in alike)]
         names[settled(node)] = " ".join([f"rank {node['rank']}", *(f"{key}={node[key]}" for key in differ)])
     return names
 
 
-def settled(node: Mapping[str, Any]) -> str:
+def settled(node: Config) -> str:
     return json.dumps(node, sort_keys=True)
 
 
@@ -162,43 +163,47 @@ def target_for(rows: Rows, best: dict[str, float], rank: str, tolerance: float) 
 
 def estimates(each: dict[str, Rows], level: float) -> dict[str, Claim]:
     """Mean gap by rank with its interval, for all ranks at once; ranks without a pair are left out."""
-    told = {rank: one for rank, one in each.items() if len(one)}
-    noise = frontier.pooled([one.to_numpy() for one in told.values()])
-    made = {}
-    for rank, one in told.items():
-        value, half = float(one.mean()), noise.half_width(1 - (1 - level) / len(told), 1 / len(one))
-        made[rank] = Claim(rank, "", value, value - half, value + half, None)
-    return made
+    paired_gaps = {rank: differences for rank, differences in each.items() if len(differences)}
+    noise = frontier.pooled([differences.to_numpy() for differences in paired_gaps.values()])
+    claims = {}
+    for rank, differences in paired_gaps.items():
+        value, half = (
+            float(differences.mean()),
+            noise.half_width(1 - (1 - level) / len(paired_gaps), 1 / len(differences)),
+        )
+        claims[rank] = Claim(rank, "", value, value - half, value + half, None)
+    return claims
 
 
-def spread(one: Claim) -> str:
-    bounded = one.hi - one.lo < float("inf")
-    return f"{one.value:+.4f}" + (f" [{one.lo:+.4f}, {one.hi:+.4f}]" if bounded else " (no interval: one seed)")
+def spread(claim: Claim) -> str:
+    bounded = claim.hi - claim.lo < float("inf")
+    return f"{claim.value:+.4f}" + (f" [{claim.lo:+.4f}, {claim.hi:+.4f}]" if bounded else " (no interval: one seed)")
 
 
-def headline(found: dict[str, dict[str, Claim]], ranks: Sequence[str], level: float) -> str:
+def headline(claims: dict[str, dict[str, Claim]], ranks: Sequence[str], level: float) -> str:
     """The lowest and the highest rank against full fine-tuning."""
-    told = []
+    sentences = []
     for rank in dict.fromkeys((ranks[0], ranks[-1])):
-        more, less, equal = (found[kind].get(rank) for kind in ("learns_less", "forgets_less", "matched"))
-        if more is None or less is None:
+        learns_less, less, equal = (claims[kind].get(rank) for kind in ("learns_less", "forgets_less", "matched"))
+        if learns_less is None or less is None:
             continue
         at = f", at equal target loss by {spread(equal)}" if equal else ", and no seed reaches an equal target loss"
-        told.append(f"{rank} learns less by {spread(more)} nats, forgets less by {spread(less)}{at}")
-    return f"Against full fine-tuning ({level:.0%} intervals): " + "; ".join(told) + "."
+        sentences.append(f"{rank} learns less by {spread(learns_less)} nats, forgets less by {spread(less)}{at}")
+    return f"Against full fine-tuning ({level:.0%} intervals): " + "; ".join(sentences) + "."
 
 
 def complaints(rows: Rows, best: dict[str, float]) -> list[dict[str, str]]:
     """A verdict for each arm whose best rate is at an end, or that has too few rates or seeds."""
-    made = []
+    verdicts = []
     for arm, part in rows.groupby("method"):
         wrong = untuned(sorted(set(part["lr"])), best[str(arm)], part["seed"].nunique())
         if wrong:
-            made.append({"code": "untuned", "level": "warn", "text": f"{arm} is not tuned: {wrong}"})
-    return made
+            verdicts.append({"code": "untuned", "level": "warn", "text": f"{arm} is not tuned: {wrong}"})
+    return verdicts
 
 
-def own_best(rows: Rows, best: dict[str, float], found: dict[str, dict[str, Claim]]) -> list[dict[str, Any]]:
+def own_best(rows: Rows, best: dict[str, float], claims: dict[str, dict[str, Claim]]) -> list[Json]:
+    """A row for each arm at its own best learning rate, with its differences from full fine-tuning."""
     kept = rows[rows["lr"] == rows["method"].map(best)].groupby("method")
     means = kept[["target", "F", "tuned", "seconds"]].mean()
     lines = []
@@ -211,46 +216,48 @@ def own_best(rows: Rows, best: dict[str, float], found: dict[str, dict[str, Clai
         }
         line |= {"target loss": means.loc[arm, "target"], "F": means.loc[arm, "F"]}
         for kind, title in (("learns_less", "target loss above full"), ("forgets_less", "F below full")):
-            line[title] = spread(found[kind][arm]) if arm in found[kind] else None
+            line[title] = spread(claims[kind][arm]) if arm in claims[kind] else None
         lines.append(line | {"seconds": means.loc[arm, "seconds"]})
     return lines
 
 
 def equal_target(
-    rows: Rows, best: dict[str, float], found: dict[str, dict[str, Claim]], tolerance: float
-) -> list[dict[str, Any]]:
+    rows: Rows, best: dict[str, float], claims: dict[str, dict[str, Claim]], tolerance: float
+) -> list[Json]:
+    """A row for each rank: F of both arms at one target loss, and the difference."""
     lines = []
-    for rank, one in found["matched"].items():
+    for rank, claim in claims["matched"].items():
         at = target_for(rows, best, rank, tolerance)
         table = frontier.at_target(rows[rows["method"].isin([FULL, rank])], at)[[FULL, rank]].dropna()
         lines.append(
             {
                 "arm": rank, "target loss": at, "seeds": len(table), "F": table[rank].mean(),
-                "F of full": table[FULL].mean(), "F below full": spread(one),
+                "F of full": table[FULL].mean(), "F below full": spread(claim),
             }
         )  # fmt: skip
     return lines
 
 
-def settings(points: Rows) -> list[dict[str, Any]]:
+def settings(points: Rows) -> list[Json]:
+    """A row for each arm and learning rate, means over seeds."""
     ordered = sorted(
-        points.to_dict("records"), key=lambda one: (one["method"] != FULL, rank_of(one["method"]), one["lr"])
+        points.to_dict("records"), key=lambda point: (point["method"] != FULL, rank_of(point["method"]), point["lr"])
     )
     return [
-        {"arm": one["method"], "lr": one["lr"], "seeds": one["n"], "target loss": one["target"], "sd": one["target_sd"],
-         "F": one["F"], "sd of F": one["F_sd"], "peak F": one["peak"], "on the frontier": bool(one["best"])}
-        for one in ordered
+        {"arm": point["method"], "lr": point["lr"], "seeds": point["n"], "target loss": point["target"],
+         "sd": point["target_sd"], "F": point["F"], "sd of F": point["F_sd"], "peak F": point["peak"],
+         "on the frontier": bool(point["best"])}
+        for point in ordered
     ]  # fmt: skip
 
 
-def figures(
-    points: Rows, rows: Rows, best: dict[str, float], found: dict[str, dict[str, Claim]]
-) -> dict[str, Callable[[], Any]]:
-    from kleiber.studies.compare import figures as plots
+def figures(points: Rows, rows: Rows, best: dict[str, float], claims: dict[str, dict[str, Claim]]) -> Figures:
+    """The figures of the study."""
+    from kleiber.studies.compare.figures import frontier, learning_rates, ranks
 
     order = sorted(best, key=lambda arm: (arm != FULL, rank_of(arm)))
     return {
-        "frontier": lambda: plots.frontier(points, order),
-        "ranks": lambda: plots.ranks(found, order[1:]),
-        "tuning": lambda: plots.learning_rates(rows, order),
+        "frontier": lambda: frontier(points, order),
+        "ranks": lambda: ranks(claims, order[1:]),
+        "tuning": lambda: learning_rates(rows, order),
     }

@@ -1,31 +1,32 @@
-"""The study `clm_vs_mlm`: two objectives on one family of trunks, by how their losses fall and not by their height.
+"""The study `clm_vs_mlm`: scaling of causal and masked language modeling in one family of models.
 
-A loss on masked tokens and one on next tokens are not of the same thing, so levels are never compared. What compares is
-the local exponent, d log L / d log N and d log D, with the noise between trunks in its interval.
+The two losses are of different tasks, so their levels are not compared, only their local exponents, d log L / d log N
+and d log L / d log D, with intervals that include the noise between trunks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.intervals import Rows, reach
 from kleiber.studies.designs.sizes import PlannedPoint
 from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.replicates import trunk_noise
-from kleiber.studies.study import Findings, Options, check_level, points
+from kleiber.studies.laws.variance_components import trunk_noise
+from kleiber.studies.study import Findings, Study, check_level, points
+from kleiber.types.plain import Json
 
 NAMES = ("N", "D")
 LEAST = 5  # points of an objective whose exponents are told
 
 
 @dataclass(frozen=True)
-class ClmVsMlm(Options):
+class ClmVsMlm(Study):
     """level  of the intervals; min_tokens  the least D that enters"""
 
     level: float = 0.9
@@ -54,17 +55,18 @@ class ClmVsMlm(Options):
         return few
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares the local exponents of the losses of both objectives in parameters and tokens."""
         rows = points(runs)
         kinds = {run.name: run.stage["objective"] for run in runs if run.stage}
         rows = rows.assign(objective=[kinds[name] for name in rows["run"]])
         rows = pd.DataFrame(rows[rows["tokens"] >= 0.999 * self.min_tokens])
-        slopes = [one for kind, part in rows.groupby("objective") for one in exponents(str(kind), part, self.level)]
+        slopes = [row for kind, part in rows.groupby("objective") for row in exponents(str(kind), part, self.level)]
         apart = differences(slopes)
-        notes = [{"code": "exponent", "level": "note", "text": one["in words"]} for one in apart]
-        if len({one["objective"] for one in slopes}) < 2:
+        notes = [{"code": "exponent", "level": "note", "text": row["in words"]} for row in apart]
+        if len({row["objective"] for row in slopes}) < 2:
             text = f"only {', '.join(sorted(rows['objective'].unique()))} has points enough: no comparison yet"
             notes.append({"code": "missing", "level": "warn", "text": text})
-        head = "; ".join(one["in words"] for one in apart) if apart else notes[-1]["text"]
+        head = "; ".join(row["in words"] for row in apart) if apart else notes[-1]["text"]
         tables = {"Local exponents": slopes, "Difference": apart}
         return Findings(head[0].upper() + head[1:] + ".", notes, tables, figures(rows), methods=METHODS)
 
@@ -78,7 +80,7 @@ METHODS = (
 )
 
 
-def exponents(kind: str, rows: Rows, level: float) -> list[dict[str, Any]]:
+def exponents(kind: str, rows: Rows, level: float) -> list[Json]:
     """-d log L / d log N and -d log L / d log D with intervals; empty with fewer than `LEAST` points."""
     N, D, loss = (rows[name].to_numpy(dtype=float) for name in ("active", "tokens", "loss"))
     _, trunk = np.unique(rows["trunk"].astype(str), return_inverse=True)
@@ -96,7 +98,7 @@ def exponents(kind: str, rows: Rows, level: float) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def generalised(design: Array, y: Array, trunk: Any, share: float) -> tuple[Array, Array, int]:
+def generalised(design: Array, y: Array, trunk: NDArray[np.intp], share: float) -> tuple[Array, Array, int]:
     """Generalised least squares with correlation `share` within trunks: estimates, covariance, degrees of freedom.
 
     Degrees are of trunks where they are fewer than rows: a trunk is one sample, not one a branch.
@@ -111,25 +113,26 @@ def generalised(design: Array, y: Array, trunk: Any, share: float) -> tuple[Arra
     return value, variance * np.linalg.inv(information), spare
 
 
-def differences(slopes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def differences(slopes: Sequence[Json]) -> list[Json]:
     """Each other objective's exponent less that of the first, in words."""
-    found = []
+    table = []
     for along in NAMES:
-        here = [one for one in slopes if one["along"] == along]
+        here = [slope for slope in slopes if slope["along"] == along]
         for other in here[1:]:
             gap = other["exponent"] - here[0]["exponent"]
-            half = float(np.hypot(*((one["hi"] - one["lo"]) / 2 for one in (other, here[0]))))
+            half = float(np.hypot(*((slope["hi"] - slope["lo"]) / 2 for slope in (other, here[0]))))
             verdict = (
                 "more steeply than" if gap - half > 0 else "less steeply than" if gap + half < 0 else "within noise as"
             )
             words = f"with {along} the loss of {other['objective']} falls {verdict} that of {here[0]['objective']} "
             words += f"(exponent {other['exponent']:.3f} against {here[0]['exponent']:.3f}, difference "
             words += f"{gap:+.3f} +- {half:.3f})"
-            found.append({"along": along, "difference": gap, "half": half, "in words": words})
-    return found
+            table.append({"along": along, "difference": gap, "half": half, "in words": words})
+    return table
 
 
-def figures(rows: Rows) -> dict[str, Any]:
+def figures(rows: Rows) -> Json:
+    """The figures of the loss vs size and vs tokens."""
     from kleiber.charts import theme
     from kleiber.charts.theme import human
     from kleiber.studies.compare.intervals import seed_means
@@ -137,7 +140,7 @@ def figures(rows: Rows) -> dict[str, Any]:
     longest = rows.groupby(["objective", "active"])["tokens"].transform("max")
     ends = rows[rows["tokens"] >= 0.999 * longest]
     by_size = seed_means(ends, ("objective", "active"), "loss")
-    made = {
+    charts = {
         "sizes": lambda: theme.lines(
             by_size, "active", "parameters N", "objective", "Loss against size, by objective", log=True,
             subtitle="slopes compare; levels do not", value="loss (nats per target)",
@@ -145,8 +148,8 @@ def figures(rows: Rows) -> dict[str, Any]:
     }  # fmt: skip
     for kind, part in rows.groupby("objective"):
         means = seed_means(part, ("active", "tokens"), "loss").assign(size=lambda t: [human(n) for n in t["active"]])
-        made[f"tokens_{kind}"] = lambda means=means, kind=kind: theme.lines(
+        charts[f"tokens_{kind}"] = lambda means=means, kind=kind: theme.lines(
             means, "tokens", "training tokens D", "size", f"Loss against tokens: {kind}", every=2, log=True,
             value="loss (nats per target)",
         )  # fmt: skip
-    return made
+    return charts

@@ -1,28 +1,28 @@
-"""The study `context`: what reading farther back is worth, by length of context, kind of attention and position.
+"""The study `context`: the gain of a longer context, by its length, the kind of attention and position.
 
-On text the loss falls slowly with position; on associative recall it falls to nothing or not at all. Both are told by
-position, since a mean over a row mixes near and far. It refuses to compare cells of different width or budget.
+On text the loss falls slowly with position; on associative recall it falls to 0 or not at all. The loss is reported by
+position too. Raises ValueError where cells differ in width or budget.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.intervals import Rows, difference, seed_means, told
-from kleiber.studies.study import Findings, Options, check_level
+from kleiber.studies.compare.intervals import Rows, difference, format_mean, seed_means
+from kleiber.studies.study import Figures, Findings, Study, check_level
+from kleiber.types.plain import Json
 
 KINDS = {"FullAttention": "full", "WindowAttention": "window", "NoMixing": "none"}
 POSITION = re.compile(r"val/([^/]+)/position/(\d+)")
 
 
 @dataclass(frozen=True)
-class Context(Options):
+class Context(Study):
     """level  of the intervals, from seeds pooled over all settings"""
 
     level: float = 0.9
@@ -32,6 +32,7 @@ class Context(Options):
         check_level(self.level)
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Estimates the gain of a longer context for each data set and kind of attention."""
         rows, places = scored(runs)
         same_budget(rows)
         means = seed_means(rows, ("data", "attention", "context"), "loss", self.level)
@@ -41,7 +42,7 @@ class Context(Options):
         for data, part in by_place.groupby("data"):
             longest = part[part["context"] == part["context"].max()]
             tables[f"Loss by position, {data}, context {int(longest['context'].max())}"] = listed(longest)
-        notes = [{"code": "context", "level": "note", "text": one["in words"]} for one in gains]
+        notes = [{"code": "context", "level": "note", "text": gain["in words"]} for gain in gains]
         return Findings(headline(gains), notes, tables, figures(means, by_place), methods=METHODS)
 
 
@@ -67,8 +68,8 @@ def scored(runs: Sequence[Run]) -> tuple[Rows, Rows]:
         for key, value in run.metrics.items():
             if key.startswith("val/") and key.endswith("/loss"):
                 rows.append({**told_of, "data": key.split("/")[1], "loss": value})
-            elif found := POSITION.fullmatch(key):
-                places.append({**told_of, "data": found[1], "position": int(found[2]), "loss": value})
+            elif match := POSITION.fullmatch(key):
+                places.append({**told_of, "data": match[1], "position": int(match[2]), "loss": value})
     if not rows:
         raise ValueError("no finished run here: nothing to compare")
     columns = ["data", "attention", "context", "position", "loss"]
@@ -76,6 +77,7 @@ def scored(runs: Sequence[Run]) -> tuple[Rows, Rows]:
 
 
 def same_budget(rows: Rows) -> None:
+    """Raises ValueError where widths or training tokens differ by more than 2 %."""
     for name in ("width", "tokens"):
         values = rows[name].dropna()
         if len(values) and values.max() > 1.02 * values.min():
@@ -85,7 +87,7 @@ def same_budget(rows: Rows) -> None:
             )
 
 
-def worth(means: Rows, data: str) -> list[dict[str, Any]]:
+def worth(means: Rows, data: str) -> list[Json]:
     """For each kind of attention, the loss at the shortest context less that at the longest."""
     out = []
     for kind, part in means[means["data"] == data].groupby("attention"):
@@ -95,37 +97,38 @@ def worth(means: Rows, data: str) -> list[dict[str, Any]]:
             continue
         gain, half = difference(short, long)
         verb = "gains" if gain >= 0 else "loses"
-        words = f"{data}: {kind} attention {verb} {told(abs(gain), half)} nats per token from context "
+        words = f"{data}: {kind} attention {verb} {format_mean(abs(gain), half)} nats per token from context "
         words += f"{short['context']} to {long['context']}"
         out.append({"data": data, "attention": kind, "from": int(short["context"]), "to": int(long["context"]),
                     "gain": gain, "half": half, "in words": words})  # fmt: skip
     return out
 
 
-def headline(gains: Sequence[dict[str, Any]]) -> str:
+def headline(gains: Sequence[Json]) -> str:
     if not gains:
         return "One length of context only: what more of it is worth cannot be said."
-    first = min(gains, key=lambda one: (one["data"] == "recall", one["attention"] != "full"))
+    first = min(gains, key=lambda gain: (gain["data"] == "recall", gain["attention"] != "full"))
     return first["in words"][0].upper() + first["in words"][1:] + "."
 
 
-def listed(means: Rows) -> list[dict[str, Any]]:
+def listed(means: Rows) -> list[Json]:
     kept = [name for name in means.columns if name not in ("half",)]
     return means[kept].rename(columns={"mean": "loss"}).to_dict("records")
 
 
-def figures(means: Rows, places: Rows) -> dict[str, Callable[[], Any]]:
+def figures(means: Rows, places: Rows) -> Figures:
+    """The figures of the loss vs context and vs position."""
     from kleiber.charts import theme
 
-    made: dict[str, Callable[[], Any]] = {}
+    charts: Figures = {}
     for data, part in means.groupby("data"):
-        made[f"context_{data}"] = lambda part=part, data=data: theme.lines(
+        charts[f"context_{data}"] = lambda part=part, data=data: theme.lines(
             part, "context", "context (tokens)", "attention", f"Loss against context: {data}", every=2
         )
     for data, part in places.groupby("data"):
         longest = part[part["context"] == part["context"].max()]
-        made[f"position_{data}"] = lambda part=longest, data=data: theme.lines(
+        charts[f"position_{data}"] = lambda part=longest, data=data: theme.lines(
             part, "position", "position of the target (up to)", "attention",
             f"Loss by position: {data}, context {int(part['context'].max())}", every=2,
         )  # fmt: skip
-    return made
+    return charts

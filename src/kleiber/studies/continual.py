@@ -1,20 +1,20 @@
-"""The study `continual`: tasks one after another, by every retention method: what is learned, kept and carried over.
+"""The study `continual`: sequences of tasks trained with every retention method.
 
-Every method stands at its best setting, and is compared with plain training within order and seed. It refuses to rank
-methods by how little they forget alone: who learns nothing forgets nothing, so final score and learning stand beside.
+Every method is taken at its best setting and compared with plain training within order and seed. Forgetting is reported
+together with the final score and with how well each task was learned, since a method that learns nothing forgets
+nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies import forgetting_metrics as metrics
+from kleiber.studies import forgetting_metrics
 from kleiber.studies.compare.arms import interval
 from kleiber.studies.compare.intervals import Rows
 from kleiber.studies.compare.rows import PLAIN, REPLAY
@@ -28,7 +28,8 @@ from kleiber.studies.compare.task_rows import (
     mean_metrics,
     sequence_rows,
 )
-from kleiber.studies.study import Findings, Tolerant
+from kleiber.studies.study import EqualTargetStudy, Figures, Findings
+from kleiber.types.plain import Json, Row
 
 TOLD = {
     "ACC": "has a higher final score", "LA": "learns each task better",
@@ -37,7 +38,7 @@ TOLD = {
 
 
 @dataclass(frozen=True)
-class Continual(Tolerant):
+class Continual(EqualTargetStudy):
     """How to compare.
 
     start      of a cell: set by the design
@@ -48,6 +49,7 @@ class Continual(Tolerant):
     start: str | None = None
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares every method, at its best setting, with plain training."""
         record = self.compare(runs)
         best: Rows = record["best"]
         return Findings(
@@ -63,13 +65,14 @@ class Continual(Tolerant):
             methods=METHODS_TEXT.format(level=self.level, tolerance=self.tolerance) + REPLAY + BESIDE,
         )
 
-    def compare(self, runs: Sequence[Run]) -> dict[str, Any]:
+    def compare(self, runs: Sequence[Run]) -> Json:
         """Rows, those at each method's best setting, differences from plain training and what they say."""
         rows, others = of_same_tasks(sequence_rows(runs, self.tolerance))
         best = best_settings(rows)
-        found = [gap for _, one in best.groupby("start", sort=False) for gap in gaps(one, self.level)]
+        gap_rows = [gap for _, part in best.groupby("start", sort=False) for gap in gaps(part, self.level)]
         return {
-            "rows": rows, "best": best, "gaps": found, "claims": claims(found), "level": self.level, "others": others,
+            "rows": rows, "best": best, "gaps": gap_rows, "claims": claims(gap_rows), "level": self.level,
+            "others": others,
         }  # fmt: skip
 
 
@@ -81,13 +84,13 @@ def of_same_tasks(rows: Rows) -> tuple[Rows, list[str]]:
     return pd.DataFrame(rows[kept]).reset_index(drop=True), list(rows["run"][~kept])
 
 
-def gaps(rows: Rows, level: float) -> list[dict[str, Any]]:
+def gaps(rows: Rows, level: float) -> list[Json]:
     """Each method less plain training by metric, within order and seed; simultaneous over methods (Bonferroni)."""
     names = [name for name in dict.fromkeys(rows["method"]) if name != PLAIN]
-    each, made = 1 - (1 - level) / max(len(names), 1), []
+    each, gap_rows = 1 - (1 - level) / max(len(names), 1), []
     if PLAIN not in set(rows["method"]):
         return []
-    ran = {name: set(zip(one["order"], one["seed"], strict=True)) for name, one in rows.groupby("method")}
+    ran = {name: set(zip(part["order"], part["seed"], strict=True)) for name, part in rows.groupby("method")}
     for name in names:
         for metric in METRICS:
             table = rows.pivot_table(index=["order", "seed"], columns="method", values=metric)
@@ -97,15 +100,17 @@ def gaps(rows: Rows, level: float) -> list[dict[str, Any]]:
             if apart:
                 lo, hi = interval(apart, each)
                 lost = len(ran[name] & ran[PLAIN]) - len(apart)
-                told = {"start": rows["start"].iloc[0], "method": name, "metric": metric, "lost": lost}
-                made.append({**told, "difference": float(np.mean(apart)), "lo": lo, "hi": hi, "pairs": len(apart)})
-    return made
+                labels = {"start": rows["start"].iloc[0], "method": name, "metric": metric, "lost": lost}
+                gap_rows.append(
+                    {**labels, "difference": float(np.mean(apart)), "lo": lo, "hi": hi, "pairs": len(apart)}
+                )
+    return gap_rows
 
 
-def claims(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def claims(gap_rows: Sequence[Row]) -> list[Json]:
     """What is often asked of a method, each answered by its interval."""
-    made = []
-    for gap in found:
+    verdicts = []
+    for gap in gap_rows:
         if gap["metric"] not in TOLD:
             continue
         sign = -1 if gap["metric"] in LOWER else 1
@@ -113,47 +118,49 @@ def claims(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         holds = None if ends is None else True if ends[0] > 0 else False if ends[1] < 0 else None
         lost = gap["lost"] if gap["metric"] == "savings" else 0  # who does not regain the task has no savings to count
         holds = None if lost else holds
-        word = {True: "holds", False: "does not hold", None: "undecided"}[holds]
+        outcome = {True: "holds", False: "does not hold", None: "undecided"}[holds]
         by = "no interval" if ends is None else f"[{ends[0]:+.4f}, {ends[1]:+.4f}]"
-        what = f"from {gap['start']}, {gap['method']} {TOLD[gap['metric']]} than plain training"
-        text = f"{word}: {what}: by {sign * gap['difference']:+.4f} {by}, {gap['pairs']} pairs"
+        statement = f"from {gap['start']}, {gap['method']} {TOLD[gap['metric']]} than plain training"
+        text = f"{outcome}: {statement}: by {sign * gap['difference']:+.4f} {by}, {gap['pairs']} pairs"
         text += f"; {lost} sequences more have none, where it or plain training did not regain the task" * bool(lost)
         code = f"{gap['metric']}_{gap['method']}".lower()
-        made.append({"code": code, "level": "note", "text": text, "holds": holds, "start": gap["start"]})
-    return made
+        verdicts.append({"code": code, "level": "note", "text": text, "holds": holds, "start": gap["start"]})
+    return verdicts
 
 
-def complaints(record: Mapping[str, Any]) -> list[dict[str, str]]:
+def complaints(record: Json) -> list[dict[str, str]]:
     """What makes the comparison weaker than it looks, and what was not measured."""
-    rows, made = record["rows"], []
+    rows, verdicts = record["rows"], []
     if record["others"]:
         text = (
             f"{len(record['others'])} runs over other tasks than most are left out: {', '.join(record['others'][:3])}"
         )
-        made.append({"code": "other_tasks", "level": "warn", "text": text})
-    for start, one in rows.groupby("start", sort=False):
-        untuned = [str(name) for name, part in one.groupby("method") if part["lr"].nunique() < 2]
+        verdicts.append({"code": "other_tasks", "level": "warn", "text": text})
+    for start, start_rows in rows.groupby("start", sort=False):
+        untuned = [str(name) for name, part in start_rows.groupby("method") if part["lr"].nunique() < 2]
         if untuned:
             text = f"from {start}: {', '.join(untuned)} at one learning rate, so a tuned one may be better"
-            made.append({"code": "untuned", "level": "warn", "text": text})
+            verdicts.append({"code": "untuned", "level": "warn", "text": text})
         counts = record["best"][record["best"]["start"] == start].groupby("method").size()
         if counts.nunique() > 1:
-            told = ", ".join(f"{name} {count}" for name, count in counts.items())
-            text = f"from {start}: methods have unequal numbers of runs ({told}); differences are of those in common"
-            made.append({"code": "partial", "level": "warn", "text": text})
-        if not balanced(one["order"].unique().tolist()):
+            counted = ", ".join(f"{name} {count}" for name, count in counts.items())
+            text = f"from {start}: methods have unequal numbers of runs ({counted}); differences are of those in common"
+            verdicts.append({"code": "partial", "level": "warn", "text": text})
+        if not balanced(start_rows["order"].unique().tolist()):
             text = (
                 f"from {start}: tasks do not stand equally often at every place, so forgetting by task is also by place"
             )
-            made.append({"code": "unbalanced", "level": "warn", "text": text})
-        if one["intransigence"].isna().any():
+            verdicts.append({"code": "unbalanced", "level": "warn", "text": text})
+        if start_rows["intransigence"].isna().any():
             text = f"from {start}: a task has no run of its own, so intransigence is not told of every sequence"
-            made.append({"code": "alone", "level": "warn", "text": text})
-        lost = int(one["savings"].isna().sum())
+            verdicts.append({"code": "alone", "level": "warn", "text": text})
+        lost = int(start_rows["savings"].isna().sum())
         if lost:
-            text = f"from {start}: in {lost} of {len(one)} sequences the first task was not regained, or not tried"
-            made.append({"code": "regained", "level": "warn", "text": text})
-    return made
+            text = (
+                f"from {start}: in {lost} of {len(start_rows)} sequences the first task was not regained, or not tried"
+            )
+            verdicts.append({"code": "regained", "level": "warn", "text": text})
+    return verdicts
 
 
 def balanced(orders: Sequence[str]) -> bool:
@@ -163,96 +170,99 @@ def balanced(orders: Sequence[str]) -> bool:
     return len({count for at in places for count in places[at].value_counts().reindex(tasks, fill_value=0)}) == 1
 
 
-def method_table(best: Rows, level: float) -> list[dict[str, Any]]:
+def method_table(best: Rows, level: float) -> list[Json]:
     """Every metric as mean and interval over orders and seeds, methods by their final score."""
-    made = []
-    for (start, method, setting, lr), one in best.groupby(CELL, sort=False):
-        row = {"start": start, "method": method, "setting chosen": f"{setting} lr={lr:g}".strip(), "runs": len(one)}
+    table = []
+    for (start, method, setting, lr), part in best.groupby(CELL, sort=False):
+        row = {"start": start, "method": method, "setting chosen": f"{setting} lr={lr:g}".strip(), "runs": len(part)}
         for metric in METRICS:
-            known = one[metric].dropna().tolist()
-            if known:
-                lo, hi = interval(known, level)
-                row[LABELS[metric]] = f"{np.mean(known):.4f}" + (
+            values = part[metric].dropna().tolist()
+            if values:
+                lo, hi = interval(values, level)
+                row[LABELS[metric]] = f"{np.mean(values):.4f}" + (
                     " (no interval)" if lo is None else f" [{lo:.4f}, {hi:.4f}]"
                 )
-        made.append((start, -one["ACC"].mean(), {**row, "minutes": one["seconds"].astype(float).mean() / 60}))
-    return [row for *_, row in sorted(made, key=lambda item: item[:2])]
+        table.append((start, -part["ACC"].mean(), {**row, "minutes": part["seconds"].astype(float).mean() / 60}))
+    return [row for *_, row in sorted(table, key=lambda item: item[:2])]
 
 
-def task_table(best: Rows, level: float) -> list[dict[str, Any]]:
+def task_table(best: Rows, level: float) -> list[Json]:
     """R[own stage][task] - R[last stage][task], in the task's unit, positive where it got worse; mean of all runs whose
     order has a stage after the task."""
-    made = []
-    for (start, method), one in best.groupby(["start", "method"], sort=False):
-        found: dict[str, list[float]] = {}
-        for r in one["matrix"]:
+    table = []
+    for (start, method), part in best.groupby(["start", "method"], sort=False):
+        by_task: dict[str, list[float]] = {}
+        for r in part["matrix"]:
             for j in r.earlier:
-                found.setdefault(r.tasks[j], []).append(float(metrics.forgetting_by_task(r)[j]))
+                by_task.setdefault(r.tasks[j], []).append(float(forgetting_metrics.forgetting_by_task(r)[j]))
             for j in set(range(len(r.tasks))) - set(r.learned):
-                found.setdefault(f"{r.tasks[j]} (upstream)", []).append(float(r.baseline[j] - r.gains[-1, j]))
-        for task, values in sorted(found.items()):
+                by_task.setdefault(f"{r.tasks[j]} (upstream)", []).append(float(r.baseline[j] - r.gains[-1, j]))
+        for task, values in sorted(by_task.items()):
             lo, hi = interval(values, level)
-            told = {"start": start, "method": method, "task": task, "forgetting": float(np.mean(values))}
-            made.append({**told, "lo": lo, "hi": hi, "runs": len(values)})
-    return made
+            labels = {"start": start, "method": method, "task": task, "forgetting": float(np.mean(values))}
+            table.append({**labels, "lo": lo, "hi": hi, "runs": len(values)})
+    return table
 
 
-def figures(record: Mapping[str, Any], level: float) -> dict[str, Callable[[], Any]]:
+def figures(record: Json, level: float) -> Figures:
     """Three for every start; with several starts its name stands behind theirs."""
-    from kleiber.studies import forgetting_figures as plots
+    from kleiber.studies import forgetting_figures
 
-    best, made = record["best"], {}
+    best, charts = record["best"], {}
     starts = list(dict.fromkeys(best["start"]))
     for start in starts:
         rows = best[best["start"] == start]
         tail, of = (f"-{start}", f", from {start}") if len(starts) > 1 else ("", "")
-        made[f"metrics{tail}"] = lambda rows=rows, of=of: plots.bars(rows, METRICS, level, of)
-        made[f"matrix{tail}"] = lambda rows=rows, of=of: plots.score_heatmap(matrices(rows), of)
-        made[f"first_task{tail}"] = lambda rows=rows, of=of: plots.first_task(rows, of)
-    return made
+        charts[f"metrics{tail}"] = lambda rows=rows, of=of: forgetting_figures.bars(rows, METRICS, level, of)
+        charts[f"matrix{tail}"] = lambda rows=rows, of=of: forgetting_figures.score_heatmap(matrices(rows), of)
+        charts[f"first_task{tail}"] = lambda rows=rows, of=of: forgetting_figures.first_task(rows, of)
+    return charts
 
 
 def matrices(rows: Rows) -> pd.DataFrame:
     """Mean R by method, stage and place of the task in the order, scores as the tasks have them; `change` against when
     the task was learned, higher is better, nan before."""
     sign = -1.0 if rows["kind"].iloc[0] == "loss" else 1.0
-    made = []
-    for method, one in rows.groupby("method", sort=False):
-        mean = by_position(one["matrix"].tolist())
+    entries = []
+    for method, part in rows.groupby("method", sort=False):
+        mean = by_position(part["matrix"].tolist())
         for i, j in np.ndindex(*mean.shape):
             change = mean[i, j] - mean[j, j] if i >= j else float("nan")
-            told = {"method": method, "stage": i + 1, "task": j + 1, "score": sign * mean[i, j]}
-            made.append({**told, "change": change, "kind": rows["kind"].iloc[0]})
-    return pd.DataFrame(made)
+            entry = {"method": method, "stage": i + 1, "task": j + 1, "score": sign * mean[i, j]}
+            entries.append({**entry, "change": change, "kind": rows["kind"].iloc[0]})
+    return pd.DataFrame(entries)
 
 
-def headline(record: Mapping[str, Any]) -> str:
+def headline(record: Json) -> str:
     """Who ends with the best score, against plain training, from each start."""
-    told, best = [], record["best"]
-    for start, one in best.groupby("start", sort=False):
-        means = one.groupby("method")["ACC"].mean().sort_values(ascending=False)
-        kind = one["kind"].iloc[0]
+    sentences, best = [], record["best"]
+    for start, part in best.groupby("start", sort=False):
+        means = part.groupby("method")["ACC"].mean().sort_values(ascending=False)
+        kind = part["kind"].iloc[0]
         sign, unit = (-1.0, "nats") if kind == "loss" else (1.0, kind)
-        orders, seeds, tasks = one["order"].nunique(), one["seed"].nunique(), len(one["matrix"].iloc[0].learned)
+        orders, seeds, tasks = part["order"].nunique(), part["seed"].nunique(), len(part["matrix"].iloc[0].learned)
         counts = f"{orders} order{'s' * (orders > 1)} with {seeds} seed{'s' * (seeds > 1)}"
         where = f"From {start}, {tasks} tasks in {counts}"
         if PLAIN not in means or len(means) == 1:
-            told.append(f"{where}: {means.index[0]} ends at a mean of {sign * means.iloc[0]:.4f} {unit}, no comparison")
+            sentences.append(
+                f"{where}: {means.index[0]} ends at a mean of {sign * means.iloc[0]:.4f} {unit}, no comparison"
+            )
             continue
         name = next(name for name in means.index if name != PLAIN)
         gap = next((g for g in record["gaps"] if (g["start"], g["method"], g["metric"]) == (start, name, "ACC")), None)
         ends = f"{name} ends at {sign * means[name]:.4f} {unit} and plain training at {sign * means[PLAIN]:.4f}"
-        told.append(f"{where}: {ends}, {said(gap)}")
-    return "; ".join(told) + "."
+        sentences.append(f"{where}: {ends}, {describe_gap(gap)}")
+    return "; ".join(sentences) + "."
 
 
-def said(gap: Mapping[str, Any] | None) -> str:
+def describe_gap(gap: Row | None) -> str:
+    """The difference from plain training as text, and whether it is beyond noise."""
     if gap is None:
         return "on no order and seed in common"
     if gap["lo"] is None:
         return f"better by {gap['difference']:+.4f}, no interval of one pair"
-    word = "more than noise" if gap["lo"] > 0 else "worse than plain" if gap["hi"] < 0 else "within noise"
-    return f"better by {gap['difference']:+.4f} [{gap['lo']:+.4f}, {gap['hi']:+.4f}], {word}"
+    outcome = "more than noise" if gap["lo"] > 0 else "worse than plain" if gap["hi"] < 0 else "within noise"
+    return f"better by {gap['difference']:+.4f} [{gap['lo']:+.4f}, {gap['hi']:+.4f}], {outcome}"
 
 
 BESIDE = " Of tasks with a head of their own it is not part of the batch but comes on top, and costs as much more."

@@ -1,36 +1,35 @@
-"""The study `data_repeat`: what reading text again is worth, against fresh text of the same length.
+"""The study `data_repeat`: the excess loss of training on repeated text over fresh text of the same length.
 
-Each cell's excess is its loss less that of a run of the same size, seed and tokens whose text was all new, so seed
-noise cancels. With sizes enough the data-constrained law is fitted, and the decay of repeats R_D told as a profile: it
-has been printed where the data did not identify it. It refuses excesses without a fresh run to compare with.
+The excess of a run is its loss less that of a run with the same size, seed and tokens on fresh text, so seed noise
+cancels. With enough sizes the data-constrained law is fitted, and a profile shows whether R_D is identified.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kleiber.config.budget import quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.intervals import Rows, seed_means, told
+from kleiber.studies.compare.intervals import Rows, format_mean, seed_means
 from kleiber.studies.designs.sizes import PlannedPoint, shortfall
-from kleiber.studies.laws import analysis, file, table
+from kleiber.studies.laws import analysis, laws_json, table
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.file import lines
-from kleiber.studies.study import Findings, Options, check_level
+from kleiber.studies.laws.laws_json import lines
+from kleiber.studies.study import Findings, Study, check_level
+from kleiber.types.plain import Config, Json
 
 FEW = 4.0  # epochs that are said to be nearly free
 NEAR = 0.02  # nats that nearly free means
 
 
 @dataclass(frozen=True)
-class DataRepeat(Options):
+class DataRepeat(Study):
     """bootstrap  resamples of the law; level  of every interval"""
 
     bootstrap: int = 300
@@ -51,17 +50,18 @@ class DataRepeat(Options):
         return [f"what repeating costs will be told and no law: {why}"] if why else []
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Estimates the excess loss of repeated text, and fits the data-constrained law where the runs allow it."""
         rows = epochs(runs)
         paired = excess(rows)
         means = seed_means(paired, ("N", "tokens", "epochs"), "excess", self.level)
         claims = [self._few(means)] if len(means) else []
-        law, more = self._law(rows)
+        law, law_verdicts = self._law(rows)
         shown = means.rename(columns={"mean": "excess (nats)"}).drop(columns="half").to_dict("records")
-        found = {"Excess over fresh text of the same length": shown}
-        return Findings(self._headline(means), [*claims, *more], found, figures(means), law,
+        tables = {"Excess over fresh text of the same length": shown}
+        return Findings(self._headline(means), [*claims, *law_verdicts], tables, figures(means), law,
                         lines(law) if law else (), METHODS)  # fmt: skip
 
-    def _few(self, means: Rows) -> dict[str, Any]:
+    def _few(self, means: Rows) -> Json:
         part = means[means["epochs"] <= FEW * 1.01]
         if not len(part):
             return {
@@ -72,8 +72,8 @@ class DataRepeat(Options):
         worst = part.loc[part["mean"].idxmax()]
         holds = "holds" if worst["hi"] < NEAR else "does not hold" if worst["lo"] > NEAR else "undecided"
         text = f"{holds}: up to {FEW:g} epochs cost less than {NEAR} nats; the worst is "
-        text += f"{told(worst['mean'], worst['half'])} of {worst['tokens']:,.0f} tokens in {worst['epochs']:.1f} epochs"
-        text += f" at {worst['N']:,.0f} parameters"
+        text += f"{format_mean(worst['mean'], worst['half'])} of {worst['tokens']:,.0f} tokens "
+        text += f"in {worst['epochs']:.1f} epochs at {worst['N']:,.0f} parameters"
         return {"code": "few_epochs", "level": "note", "text": text}
 
     def _headline(self, means: Rows) -> str:
@@ -81,11 +81,11 @@ class DataRepeat(Options):
             return "No cell has both a fresh and a repeated run of the same length: nothing to compare yet."
         most = means.sort_values(["epochs", "N"]).iloc[-1]
         return (
-            f"{most['epochs']:.0f} epochs of one text cost {told(most['mean'], most['half'])} nats per token more than "
-            f"fresh text of the same {most['tokens']:,.0f} tokens, at {most['N']:,.0f} parameters."
+            f"{most['epochs']:.0f} epochs of one text cost {format_mean(most['mean'], most['half'])} nats per token "
+            f"more than fresh text of the same {most['tokens']:,.0f} tokens, at {most['N']:,.0f} parameters."
         )
 
-    def _law(self, rows: Rows) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    def _law(self, rows: Rows) -> tuple[Json | None, list[Json]]:
         """The data-constrained law, and its verdicts; None with fewer than two sizes or too few rows."""
         form = find("data_constrained")
         if rows["N"].nunique() < 2 or len(rows) < len(form.params) + 3:
@@ -94,7 +94,7 @@ class DataRepeat(Options):
         loaded = table.load(rows, {"N": "N", "D": "tokens", "U": "unique", "L": "loss"}, (), form.inputs)
         options = analysis.Options(bootstrap=self.bootstrap, cluster="run", level=self.level)
         try:
-            law = file.finite(analysis.analyse(loaded, form, options))
+            law = laws_json.finite(analysis.analyse(loaded, form, options))
         except ValueError as error:
             return None, [{"code": "no_law", "level": "warn", "text": f"no fit of the data-constrained law: {error}"}]
         return law, law["verdicts"]
@@ -108,7 +108,7 @@ METHODS = (
 )
 
 
-def unique_tokens(data: Mapping[str, Any]) -> float:
+def unique_tokens(data: Config) -> float:
     """Tokens that are read over and over; without a limit all text is new."""
     return math.inf if data.get("unique") is None else quantity(data["unique"])
 
@@ -138,7 +138,8 @@ def excess(rows: Rows) -> Rows:
     return paired.assign(excess=paired["loss"] - paired["fresh"], epochs=paired["epochs"].round(1))
 
 
-def figures(means: Rows) -> dict[str, Any]:
+def figures(means: Rows) -> Json:
+    """The figures of the excess loss vs epochs, one for each model size."""
     from kleiber.charts import theme
     from kleiber.charts.theme import human
 

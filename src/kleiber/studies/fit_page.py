@@ -1,93 +1,99 @@
-"""The page of `kleiber fit --report`: what a law makes of anybody's table, in one HTML file that needs no network.
+"""The page of `kleiber fit --report`: a law fitted to a table, in one HTML file that needs no network.
 
-One fit, or one for each value of a column. It draws what any law has: found against predicted, residuals, and what the
-record holds of backtests, approaches and profiles. Frontiers by size are for ladders (`scaling`).
+One fit, or one for each value of a column. The figures are those that any law has: observed vs predicted, residuals,
+backtests, approaches and profiles. Frontiers by size are for ladders (`scaling`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from kleiber.studies.laws import figures as fit_plots
-from kleiber.studies.laws.file import band_rate, fitted_values, intervals_by, lines, percent
+from kleiber.charts.theme import Chart
+from kleiber.studies.laws import figures as law_figures
 from kleiber.studies.laws.law import Law
+from kleiber.studies.laws.laws_json import band_rate, intervals_by, lines, percent
+from kleiber.studies.laws.prediction import fitted_values
 from kleiber.studies.laws.table import Table, label
 from kleiber.studies.report import page
 from kleiber.studies.scaling import beside, headline, of_record
 from kleiber.studies.study import Findings
+from kleiber.types.plain import Json, Row
 
-MOST_ROWS = 500  # that are listed below the figures
+MOST_ROWS = 500  # most rows that are listed below the figures
 
 
 def write(
-    out: Path, source: Path, form: Law, found: Mapping[str, Any], tables: Mapping[str, Table], by: str | None
+    out: Path, source: Path, form: Law, records: Mapping[str, Row], tables: Mapping[str, Table], by: str | None
 ) -> None:
-    """Writes the page of the records `found` (laws.json's content by group, "" where there is one) of `tables`."""
-    charts, verdicts, told, text, kept = {}, [], {}, [], []
-    for number, (group, entry) in enumerate(found.items()):
+    """Writes the page of the records (entries of laws.json by group, "" without --by) of `tables`."""
+    charts, verdicts, titled, text, kept = {}, [], {}, [], []
+    for number, (group, entry) in enumerate(records.items()):
         name = f"{by} = {group}" if by else ""
         rows = used(tables[group], form, entry)
         charts |= {f"g{number}-{kind}": make() for kind, make in figures(rows, form, entry, name).items()}
-        verdicts += [{**one, "text": f"{name}: {one['text']}" if by else one["text"]} for one in entry["verdicts"]]
+        verdicts += [
+            {**verdict, "text": f"{name}: {verdict['text']}" if by else verdict["text"]}
+            for verdict in entry["verdicts"]
+        ]
         tail = f", {name}" if by else ""
-        told[f"Parameters{tail}"] = parameters(entry)
-        told[f"With and without the suspects{tail}"] = beside(entry)
+        titled[f"Parameters{tail}"] = parameters(entry)
+        titled[f"Sensitivity to suspects{tail}"] = beside(entry)
         text += [*([name] if by else []), *lines(entry), ""]
         kept += rows.to_dict("records")
-    items = found.items()
+    headlines = [f"{by} = {group}: {headline(entry)}" if by else headline(entry) for group, entry in records.items()]
     summary = {
         "study": f"{form.name} on {source.name}",
-        "headline": "; ".join(f"{by} = {group}: {headline(one)}" if by else headline(one) for group, one in items),
-        "runs": f"{sum(one['n'] for one in found.values()):,} rows fitted, "
-        f"{sum(len(one['excluded']) for one in found.values())} excluded",
-        "verdicts": verdicts, "tables": told, "missing": [],
+        "headline": "; ".join(headlines),
+        "runs": f"{sum(entry['n'] for entry in records.values()):,} rows fitted, "
+        f"{sum(len(entry['excluded']) for entry in records.values())} excluded",
+        "verdicts": verdicts, "tables": titled, "missing": [],
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(summary, Findings("", text=text, methods=methods(found)), charts, kept[:MOST_ROWS]))
+    out.write_text(page(summary, Findings("", text=text, methods=methods(records)), charts, kept[:MOST_ROWS]))
 
 
-def used(rows: Table, form: Law, entry: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of the fit: their number in the table, compute where known, inputs, what was found and is predicted."""
-    gone = {one["row"] for one in entry["excluded"]}
+def used(rows: Table, form: Law, entry: Row) -> pd.DataFrame:
+    """The fitted rows: number in the table, compute where known, inputs, observed and predicted target."""
+    gone = {exclusion["row"] for exclusion in entry["excluded"]}
     keep = np.array([label(i) not in gone for i in rows.frame.index])
     inputs = {name: column[keep] for name, column in rows.inputs(form).items()}
     predicted = form.predict(inputs, fitted_values(entry))[0]
     names = [str(label(i)) for i, kept in zip(rows.frame.index, keep, strict=True) if kept]
     compute = {"C": rows.columns["C"][keep]} if "C" in rows.columns else {}
-    return pd.DataFrame({"row": names, **compute, **inputs, "found": rows.target[keep], "predicted": predicted})
+    return pd.DataFrame({"row": names, **compute, **inputs, "observed": rows.target[keep], "predicted": predicted})
 
 
-def figures(rows: pd.DataFrame, form: Law, entry: Mapping[str, Any], name: str) -> dict[str, Callable[[], Any]]:
-    """What the record of one fit allows to be drawn."""
+def figures(rows: pd.DataFrame, form: Law, entry: Row, name: str) -> dict[str, Callable[[], Chart]]:
+    """The figures of a fit by name: functions that make the chart."""
     return {
-        "fit": lambda: fit_plots.fitted(rows, form, name),
-        "residuals": lambda: fit_plots.percent_residuals(rows, form, name),
+        "fit": lambda: law_figures.fitted(rows, form, name),
+        "residuals": lambda: law_figures.percent_residuals(rows, form, name),
         **of_record(entry),
     }
 
 
-def parameters(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each parameter and what is derived from them; an interval, or why there is none."""
-    told = []
-    for name, one in {**entry["params"], **entry["derived"]}.items():
-        interval = "fixed" if one.get("fixed") else "not identified"
-        if one["lo"] is not None and one["identified"]:
-            interval = f"[{one['lo']:.5g}, {one['hi']:.5g}]"
-        told.append({"parameter": name, "value": one["value"], f"{percent(entry['level'])} interval": interval})
-    return told
+def parameters(entry: Row) -> list[Json]:
+    """A row for each parameter and derived quantity: value and interval."""
+    rows = []
+    for name, estimate in {**entry["params"], **entry["derived"]}.items():
+        interval = "fixed" if estimate.get("fixed") else "not identified"
+        if estimate["lo"] is not None and estimate["identified"]:
+            interval = f"[{estimate['lo']:.5g}, {estimate['hi']:.5g}]"
+        rows.append({"parameter": name, "value": estimate["value"], f"{percent(entry['level'])} interval": interval})
+    return rows
 
 
-def methods(found: Mapping[str, Any]) -> str:
-    entry = next(iter(found.values()))
+def methods(records: Mapping[str, Row]) -> str:
+    """The methods paragraph, from the first record."""
+    entry = next(iter(records.values()))
     goal = entry["objective"]
     return (
         f"{entry['formula']} ({entry['source']}) was fitted by variable projection and a {goal['kind']} loss in "
         f"{goal['space']} space. Intervals are at {percent(entry['level'])}, {intervals_by(entry)}. Extrapolation was "
-        "tested by leaving out the largest compute, beside two predictors that know no law; bands of new runs hold "
+        "tested by leaving out the largest compute, beside two naive predictors; bands of new runs hold "
         f"{band_rate(entry)}."
     )

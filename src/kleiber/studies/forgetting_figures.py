@@ -1,18 +1,11 @@
-"""The figures of a comparison of retention methods: one function a figure, from rows to an altair chart.
+"""Altair figures of the studies of forgetting: retention methods, expert loads, task sequences and the law.
 
-A method has the same colour and shape in each. Intervals and seed noise are drawn where they are known.
-
-The figure of where experts' text went: distances of loads by layer, an interval each. It decides nothing.
-
-The figures of continual learning: metrics with intervals, R by method, and the first task from stage to stage.
-
-The figures of the law of forgetting: the curve of replay, growth with new text, observed against fitted.
+A method has the same color and shape in every figure. Intervals are drawn where they exist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import altair as alt
 import numpy as np
@@ -26,6 +19,7 @@ from kleiber.studies.compare.task_rows import LABELS, LOWER, tasks_in_order
 from kleiber.studies.forgetting_metrics import KINDS
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.figures import curve
+from kleiber.types.plain import Json, Row
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#7b4173", "#31a354")
 
@@ -41,7 +35,8 @@ def colors(names: list[str], shown: list[str]) -> list[str]:
     return [("#000000", *COLORS)[names.index(name) % (1 + len(COLORS))] for name in shown]
 
 
-def palette(names: list[str]) -> dict[str, Any]:
+def palette(names: list[str]) -> Json:
+    """The colors and shapes of the methods, the same in every figure."""
     scale = alt.Scale(domain=names, range=colors(names, names))
     return {
         "color": alt.Color("method:N", title=None, scale=scale),
@@ -49,7 +44,7 @@ def palette(names: list[str]) -> dict[str, Any]:
     }
 
 
-def pareto(points: pd.DataFrame, at: float) -> Any:
+def pareto(points: pd.DataFrame, at: float) -> alt.TopLevelMixin:
     """F against target loss, a point a setting with its seeds' sd, a line through each method's best; the rule is where
     methods are compared. The axis ends where settings learn far too little."""
     least, most = float(pd.Series(points["target"]).min()), float(pd.Series(points["target"]).max())
@@ -71,27 +66,27 @@ def pareto(points: pd.DataFrame, at: float) -> Any:
     line = best.mark_line(strokeWidth=1.2, opacity=0.7, clip=True)
     lines = line.encode(x=x, y=y, color=dress["color"], order="target:Q")
     rule = alt.Chart(pd.DataFrame({"target": [at]})).mark_rule(strokeDash=[5, 4], color="#888").encode(x=x)
-    return sized(rule + bars + lines + marks, "Forgetting against target loss")
+    return sized(rule + bars + lines + marks, "Forgetting vs target loss")
 
 
-def matched(record: Mapping[str, Any]) -> Any:
+def matched(record: Json) -> alt.TopLevelMixin:
     """F of every method that reaches the common target loss, with intervals."""
-    found = pd.DataFrame([one for one in record["matched"] if one["reached"]]).replace([np.inf, -np.inf], np.nan)
-    y = alt.Y("method:N", title=None, sort=list(found["method"]))
+    shown = pd.DataFrame([row for row in record["matched"] if row["reached"]]).replace([np.inf, -np.inf], np.nan)
+    y = alt.Y("method:N", title=None, sort=list(shown["method"]))
     scale = alt.Scale(zero=False, padding=12)
     title = f"forgetting F at target loss {record['matched_target']:.4f} (nats per token)"
     layers = []
-    if bool(found["lo"].notna().all()):
-        bars = alt.Chart(found).mark_rule(strokeWidth=2)
+    if bool(shown["lo"].notna().all()):
+        bars = alt.Chart(shown).mark_rule(strokeWidth=2)
         layers.append(bars.encode(y=y, x=alt.X("lo:Q", title=title, scale=scale), x2="hi:Q"))
-    dots = alt.Chart(found).mark_point(filled=True, size=60, color="black")
+    dots = alt.Chart(shown).mark_point(filled=True, size=60, color="black")
     tip = [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("F", "lo", "hi")]
     layers.append(dots.encode(y=y, x=alt.X("F:Q", title=title, scale=scale), tooltip=tip))
     chart = alt.layer(*layers)
-    return sized(chart, f"At equal target loss, {record['level']:.0%} intervals", height=24 * len(found) + 30)
+    return sized(chart, f"At equal target loss, {record['level']:.0%} intervals", height=24 * len(shown) + 30)
 
 
-def trajectory(paths: pd.DataFrame, names: list[str]) -> Any:
+def trajectory(paths: pd.DataFrame, names: list[str]) -> alt.TopLevelMixin:
     """F by optimizer step, the mean of seeds, each method at its chosen setting; the axis starts at step 1."""
     shown = [name for name in names if name in set(paths["method"])]
     means = paths[paths["step"] > 0].groupby(["method", "step"], as_index=False)["F"].mean()
@@ -101,10 +96,10 @@ def trajectory(paths: pd.DataFrame, names: list[str]) -> Any:
     tip = ["method:N", "step:Q", alt.Tooltip("F:Q", format=".4f")]
     chart = alt.Chart(means).mark_line(point=alt.OverlayMarkDef(size=14), strokeWidth=1.5)
     color = alt.Color("method:N", title=None, scale=alt.Scale(domain=shown, range=colors(names, shown)))
-    return sized(chart.encode(x=x, y=y, color=color, tooltip=tip), "Forgetting while training goes on")
+    return sized(chart.encode(x=x, y=y, color=color, tooltip=tip), "Forgetting vs optimizer step")
 
 
-def heat(scores: pd.DataFrame) -> Any:
+def heat(scores: pd.DataFrame) -> alt.TopLevelMixin:
     """Every task's loss before (the base) and after each method, as its change in nats, the value written in."""
     x = alt.X("task:N", title=None, axis=alt.Axis(labelAngle=0))
     y = alt.Y("method:N", title=None, sort=list(dict.fromkeys(scores["method"])))
@@ -119,56 +114,57 @@ def heat(scores: pd.DataFrame) -> Any:
     return sized(cells + text, "Loss by task before and after (R)", height=26 * len(set(scores["method"])))
 
 
-def loads(rows: Sequence[Mapping[str, Any]], names: list[str], level: float) -> Any:
+def loads(rows: Sequence[Row], names: list[str], level: float) -> alt.TopLevelMixin:
     """Total variation by layer, a panel for each text and distance, a colour an arm; `names` are all arms in order."""
-    found = pd.DataFrame(rows)
-    found["panel"] = found["text"].str.rpartition("/")[2] + " " + found["distance"]
-    found["order"] = [list(KINDS.values()).index(told) for told in found["distance"]]
-    found["row"] = [f"layer {layer}" for layer in found["layer"]]
-    arms = [name for name in names if name in set(found["arm"])]
+    shown = pd.DataFrame(rows)
+    shown["panel"] = shown["text"].str.rpartition("/")[2] + " " + shown["distance"]
+    shown["order"] = [list(KINDS.values()).index(distance) for distance in shown["distance"]]
+    shown["row"] = [f"layer {layer}" for layer in shown["layer"]]
+    arms = [name for name in names if name in set(shown["arm"])]
     y = alt.Y("arm:N", title=None, axis=None, sort=arms)
-    most = float(found[["total variation", "hi"]].max().max())
+    most = float(shown[["total variation", "hi"]].max().max())
     scale = alt.Scale(domain=[0, min(1.0, 1.05 * most)], nice=False)
     fill = alt.Scale(domain=arms, range=colors(names, arms))
     color = alt.Color("arm:N", title=None, scale=fill, legend=alt.Legend(orient="bottom"))
-    base = alt.Chart(found).encode(y=y, color=color)
+    base = alt.Chart(shown).encode(y=y, color=color)
     axis = alt.Axis(tickCount=4)
     x = alt.X("total variation:Q", title="total variation", scale=scale, axis=axis)
     tip = ["arm:N", "text:N", "layer:O", alt.Tooltip("total variation:Q", format=".3f")]
     layers = [base.mark_point(filled=True, size=50, opacity=1).encode(x=x, tooltip=tip)]
-    if bool(found["lo"].notna().any()):
+    if bool(shown["lo"].notna().any()):
         ends = base.transform_calculate(low="max(0, datum.lo)", high="min(1, datum.hi)")
         low = alt.X("low:Q", title="total variation", scale=scale, axis=axis)
         layers.insert(0, ends.mark_rule(strokeWidth=1.6, clip=True).encode(x=low, x2="high:Q"))
     chart = alt.layer(*layers).properties(width=150, height=16 * len(arms) + 8)
-    panels = list(dict.fromkeys(found.sort_values(["order", "text"])["panel"]))
+    panels = list(dict.fromkeys(shown.sort_values(["order", "text"])["panel"]))
     grid = chart.facet(
         spacing={"column": 14, "row": 6},
         column=alt.Column("panel:N", header=alt.Header(title=None), sort=panels),
         row=alt.Row("row:N", header=alt.Header(title=None, labelAngle=0, labelAlign="left")),
     )
-    return dressed(grid.properties(title=f"How far the load of the experts moved, {level:.0%} intervals"))
+    return dressed(grid.properties(title=f"Change of expert loads by layer, {level:.0%} intervals"))
 
 
-def bars(rows: Rows, metrics: Sequence[str], level: float, of: str) -> Any:
+def bars(rows: Rows, metrics: Sequence[str], level: float, of: str) -> alt.TopLevelMixin:
     """A panel a metric: the mean of each method and its interval over orders and seeds."""
-    names, found = methods_of(rows), []
+    names, entries = methods_of(rows), []
     for metric in metrics:
         for name in names:
-            known = rows[rows["method"] == name][metric].dropna().tolist()
-            if known:
-                lo, hi = interval(known, level)
+            values = rows[rows["method"] == name][metric].dropna().tolist()
+            if values:
+                lo, hi = interval(values, level)
                 arrow = "lower" if metric in LOWER else "higher"
-                told = {"panel": f"{LABELS[metric]} ({arrow} is better)", "method": name}
-                found.append({**told, "mean": float(np.mean(known)), "lo": lo, "hi": hi})
-    shown = pd.DataFrame(found)
+                entry = {"panel": f"{LABELS[metric]} ({arrow} is better)", "method": name}
+                entries.append({**entry, "mean": float(np.mean(values)), "lo": lo, "hi": hi})
+    shown = pd.DataFrame(entries)
     panels = [panel(part, str(name), names) for name, part in shown.groupby("panel", sort=False)]
     lines = [alt.hconcat(*panels[i : i + 3], spacing=24) for i in range(0, len(panels), 3)]
     title = f"Metrics by method, {level:.0%} intervals{of}"
     return dressed(alt.vconcat(*lines, spacing=18).properties(title=title))
 
 
-def panel(rows: Rows, title: str, names: list[str]) -> Any:
+def panel(rows: Rows, title: str, names: list[str]) -> alt.LayerChart | alt.FacetChart:
+    """One metric: the mean of each method with its interval."""
     y = alt.Y("method:N", title=None, sort=names, axis=alt.Axis(ticks=False))
     scale, axis = alt.Scale(zero=False, padding=8), alt.Axis(tickCount=3, labelOverlap=True)
     color = alt.Color("method:N", legend=None, scale=alt.Scale(domain=names, range=colors(names, names)))
@@ -182,7 +178,7 @@ def panel(rows: Rows, title: str, names: list[str]) -> Any:
     return alt.layer(*layers).properties(width=190, height=18 * len(names), title=heading)
 
 
-def score_heatmap(rows: Rows, of: str) -> Any:
+def score_heatmap(rows: Rows, of: str) -> alt.TopLevelMixin:
     """R of each method, tasks by their place in the order, means over orders and seeds; colour is the change since the
     task was learned, and none before."""
     limit = float(rows["change"].abs().max()) or 1.0
@@ -208,21 +204,21 @@ def score_heatmap(rows: Rows, of: str) -> Any:
     return dressed(grid.properties(title=f"R: {unit} of each task after each stage, mean of orders and seeds{of}"))
 
 
-def first_task(rows: Rows, of: str) -> Any:
+def first_task(rows: Rows, of: str) -> alt.TopLevelMixin:
     """The score of the first task of each order from its own stage on, mean of orders and seeds."""
     kind = rows["kind"].iloc[0]
     sign = -1.0 if kind == "loss" else 1.0
-    names, found = methods_of(rows), []
+    names, entries = methods_of(rows), []
     for name in names:
         paths = [r.gains[:, tasks_in_order(r)[0][1]] for r in rows[rows["method"] == name]["matrix"]]
         mean = sign * np.mean(np.array(paths), axis=0)
-        found += [{"method": name, "stage": stage, "score": value} for stage, value in enumerate(mean, start=1)]
+        entries += [{"method": name, "stage": stage, "score": value} for stage, value in enumerate(mean, start=1)]
     unit = "held-out loss (nats per token)" if kind == "loss" else f"held-out {kind}"
     x = alt.X("stage:O", title="after stage", axis=alt.Axis(labelAngle=0))
     y = alt.Y("score:Q", title=unit, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
     color = alt.Color("method:N", title=None, scale=alt.Scale(domain=names, range=colors(names, names)))
     tip = ["method:N", "stage:O", alt.Tooltip("score:Q", format=".4f")]
-    chart = alt.Chart(pd.DataFrame(found)).mark_line(point=alt.OverlayMarkDef(size=30), strokeWidth=1.6)
+    chart = alt.Chart(pd.DataFrame(entries)).mark_line(point=alt.OverlayMarkDef(size=30), strokeWidth=1.6)
     title = f"The first task of each sequence{of}"
     return dressed(chart.encode(x=x, y=y, color=color, tooltip=tip).properties(width=440, height=300, title=title))
 
@@ -230,32 +226,32 @@ def first_task(rows: Rows, of: str) -> Any:
 FORGETTING = "forgetting F (nats per token)"
 
 
-def named(record: Mapping[str, Any]) -> pd.DataFrame:
+def named(record: Json) -> pd.DataFrame:
     """The cells of the grid, each with the name of its size and pre-training."""
     rows = pd.DataFrame(record["rows"])
     return rows.assign(series=[f"N {human(n)}, M {m:g}" for n, m in zip(rows["N"], rows["M"], strict=True)])
 
 
-def series_color(rows: pd.DataFrame) -> Any:
+def series_color(rows: pd.DataFrame) -> alt.Color:
     """By size, then by pre-training, dark to light."""
     order = list(dict.fromkeys(rows.sort_values(["N", "M"])["series"]))
     return alt.Color("series:N", title=None, sort=order, scale=alt.Scale(scheme=PALETTE, domain=order))
 
 
-def fitted(record: Mapping[str, Any], rows: pd.DataFrame) -> np.ndarray:
+def fitted(record: Json, rows: pd.DataFrame) -> np.ndarray:
     law = find(record["main"]["law"])
     return curve(law, record["main"], **{name: rows[name].to_numpy(dtype=float) for name in law.inputs})
 
 
-def replay(rows: pd.DataFrame, record: Mapping[str, Any]) -> Any:
+def replay(rows: pd.DataFrame, record: Json) -> alt.TopLevelMixin:
     """F against the replayed share where the new text is longest, the law as lines; what is tolerated is the rule."""
     longest = pd.DataFrame(rows[rows["beside"] == rows["beside"].max()])
     shares = np.linspace(0, longest["p"].max(), 60)
     parts = []
-    for name, one in longest.groupby("series"):
-        one = one.sort_values("p")
-        new = np.interp(shares, one["p"], one["D"])  # what is replayed may be part of the budget
-        line = pd.DataFrame([one.iloc[0]] * len(shares)).assign(p=shares, D=new, series=name)
+    for name, part in longest.groupby("series"):
+        part = part.sort_values("p")
+        new = np.interp(shares, part["p"], part["D"])  # what is replayed may be part of the budget
+        line = pd.DataFrame([part.iloc[0]] * len(shares)).assign(p=shares, D=new, series=name)
         parts.append(line.assign(F=fitted(record, line)))
     color = series_color(rows)
     x = alt.X("p:Q", title="replayed share of the tokens", axis=alt.Axis(format="%"))
@@ -264,10 +260,10 @@ def replay(rows: pd.DataFrame, record: Mapping[str, Any]) -> Any:
     points = alt.Chart(longest).mark_point(filled=True, size=46).encode(x=x, y=y, color=color, tooltip=tip)
     lines = alt.Chart(pd.concat(parts)).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=color)
     rule = alt.Chart(pd.DataFrame({"F": [record["critical"]["tolerate"]]})).mark_rule(strokeDash=[5, 4], color="#888")
-    return sized(lines + points + rule.encode(y=y), "Forgetting against replay, longest fine-tuning")
+    return sized(lines + points + rule.encode(y=y), "Forgetting vs replayed share, longest fine-tuning")
 
 
-def tokens(rows: pd.DataFrame) -> Any:
+def tokens(rows: pd.DataFrame) -> alt.TopLevelMixin:
     """F against the tokens of new text, without replay."""
     plain = pd.DataFrame(rows[rows["p"] == 0])
     ticks = np.unique(plain["D"].to_numpy()).tolist()
@@ -279,10 +275,10 @@ def tokens(rows: pd.DataFrame) -> Any:
     chart = (
         alt.Chart(plain).mark_line(point=True).encode(x=x, y=alt.Y("F:Q", title=FORGETTING), color=color, tooltip=tip)
     )
-    return sized(chart, "Forgetting against new text, no replay")
+    return sized(chart, "Forgetting vs new tokens, no replay")
 
 
-def observed(rows: pd.DataFrame, record: Mapping[str, Any]) -> Any:
+def observed(rows: pd.DataFrame, record: Json) -> alt.TopLevelMixin:
     """Every cell of the grid against the law; the line is equality."""
     shown = rows.assign(law=fitted(record, rows))
     ends = [float(shown[["F", "law"]].min().min()), float(shown[["F", "law"]].max().max())]
@@ -291,4 +287,4 @@ def observed(rows: pd.DataFrame, record: Mapping[str, Any]) -> Any:
     tip = ["series:N", "D:Q", "p:Q", alt.Tooltip("F:Q", format=".4f"), alt.Tooltip("law:Q", format=".4f")]
     points = alt.Chart(shown).mark_point(filled=True, size=46).encode(x=x, y=y, color=color, tooltip=tip)
     equal = alt.Chart(pd.DataFrame({"law": ends, "F": ends})).mark_line(color="#888", strokeDash=[5, 4])
-    return sized(equal.encode(x=x, y=y) + points, "Observed against fitted")
+    return sized(equal.encode(x=x, y=y) + points, "Observed vs fitted forgetting")

@@ -1,24 +1,25 @@
-"""Numbers of forgetting from one matrix: R[i][j], the score of task j after stage i. Nothing here reads a run.
+"""Metrics of forgetting from one matrix: R[i][j], the score of task j after stage i.
 
-Scores of any direction become gains (higher is better) first, so a positive BWT is always an improvement; forgetting
-is always positive where something was lost. A score that was never taken is nan and makes what depends on it nan.
+Scores become gains (higher is better) first, so that a positive BWT is always an improvement, and forgetting is
+positive where a score got worse. A missing score is nan and makes what depends on it nan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kleiber.types.plain import Json
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Scores by stage and task. Stage `own[j]` is the one that trained task j, None where it was never trained.
+    """Scores by stage and task. Stage `trained_by[j]` is the one that trained task j, None where it was never trained.
 
     gains     R with the sign of its task, so that higher is better
     baseline  the same of the model before any training
@@ -28,43 +29,43 @@ class Matrix:
     stages: tuple[str, ...]
     gains: Array
     baseline: Array
-    own: tuple[int | None, ...]
+    trained_by: tuple[int | None, ...]
 
     @property
     def learned(self) -> list[int]:
         """Tasks that a stage trained."""
-        return [j for j, stage in enumerate(self.own) if stage is not None]
+        return [j for j, stage in enumerate(self.trained_by) if stage is not None]
 
     @property
     def earlier(self) -> list[int]:
         """Learned tasks that a later stage could make the model forget."""
-        return [j for j in self.learned if (self.own[j] or 0) < len(self.stages) - 1]
+        return [j for j in self.learned if (self.trained_by[j] or 0) < len(self.stages) - 1]
 
 
-def matrix(told: Mapping[str, Any], own: Sequence[int | None] | None = None) -> Matrix:
-    """The `R` of a summary. `own`: the stage of each task; None reads stage i as the one of task i.
+def matrix(record: Json, trained_by: Sequence[int | None] | None = None) -> Matrix:
+    """The `R` of a summary. `trained_by`: the stage of each task; None reads stage i as the one of task i.
 
     Errors: ValueError for a matrix whose shape is not stages x tasks.
     """
-    tasks, stages = tuple(told["tasks"]), tuple(told["stages"])
-    scores = np.array(told["matrix"], dtype=np.float64).reshape(len(stages), -1)
+    tasks, stages = tuple(record["tasks"]), tuple(record["stages"])
+    scores = np.array(record["matrix"], dtype=np.float64).reshape(len(stages), -1)
     if scores.shape != (len(stages), len(tasks)):
         raise ValueError(f"R has {scores.shape} entries for {len(stages)} stages and {len(tasks)} tasks")
-    sign = np.array([1.0 if told["higher_is_better"][task] else -1.0 for task in tasks])
-    baseline = told.get("baseline") or [None] * len(tasks)
+    sign = np.array([1.0 if record["higher_is_better"][task] else -1.0 for task in tasks])
+    baseline = record.get("baseline") or [None] * len(tasks)
     diagonal = [j if j < len(stages) else None for j in range(len(tasks))]
     return Matrix(
         tasks,
         stages,
         scores * sign,
         np.array(baseline, dtype=np.float64) * sign,
-        tuple(diagonal if own is None else own),
+        tuple(diagonal if trained_by is None else trained_by),
     )
 
 
 def when_learned(r: Matrix) -> Array:
-    """R[own stage of j][j] by task, nan where it was never trained."""
-    return np.array([np.nan if i is None else r.gains[i, j] for j, i in enumerate(r.own)])
+    """R[stage of j][j] by task, nan where it was never trained."""
+    return np.array([np.nan if i is None else r.gains[i, j] for j, i in enumerate(r.trained_by)])
 
 
 def average(r: Matrix) -> float:
@@ -84,8 +85,8 @@ def backward_transfer(r: Matrix) -> float:
 
 def forward_transfer(r: Matrix) -> float:
     """FWT = mean over all tasks but the first of R[j-1][j] - b_j; Lopez-Paz & Ranzato 2017, eq. 4."""
-    found = [r.gains[i - 1, j] - r.baseline[j] for j, i in enumerate(r.own) if i]
-    return float(np.mean(found)) if found else float("nan")
+    transfers = [r.gains[i - 1, j] - r.baseline[j] for j, i in enumerate(r.trained_by) if i]
+    return float(np.mean(transfers)) if transfers else float("nan")
 
 
 def forgetting_by_task(r: Matrix) -> Array:
@@ -101,10 +102,10 @@ def chaudhry_forgetting_by_task(r: Matrix) -> Array:
     task learned last 0, which the paper's mean leaves out; nan of a task that was never trained, and where an earlier
     score was not taken.
     """
-    found = np.full(len(r.tasks), np.nan)
+    forgotten = np.full(len(r.tasks), np.nan)
     for j in r.learned:
-        found[j] = (r.gains[:-1, j].max() if j in r.earlier else r.gains[-1, j]) - r.gains[-1, j]
-    return found
+        forgotten[j] = (r.gains[:-1, j].max() if j in r.earlier else r.gains[-1, j]) - r.gains[-1, j]
+    return forgotten
 
 
 def max_forgetting_by_task(r: Matrix) -> Array:
@@ -113,11 +114,11 @@ def max_forgetting_by_task(r: Matrix) -> Array:
     Ours: `chaudhry_forgetting_by_task` with the stages before the task was learned left out, whose scores its training
     has not made. Of the task learned last 0.
     """
-    found = np.full(len(r.tasks), np.nan)
+    forgotten = np.full(len(r.tasks), np.nan)
     for j in r.learned:
-        since = r.gains[r.own[j] : -1, j] if j in r.earlier else r.gains[-1:, j]
-        found[j] = since.max() - r.gains[-1, j]
-    return found
+        since = r.gains[r.trained_by[j] : -1, j] if j in r.earlier else r.gains[-1:, j]
+        forgotten[j] = since.max() - r.gains[-1, j]
+    return forgotten
 
 
 def intransigence(r: Matrix, joint: Sequence[float]) -> Array:

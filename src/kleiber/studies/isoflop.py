@@ -1,7 +1,7 @@
-"""The study `isoflop`: the optimum of each compute budget from its own parabola, the law beside it and not before it.
+"""The study `isoflop`: the compute-optimal size at each budget from a parabola in log N, and the exponent over budgets.
 
-It is the analysis of a ladder (`scaling`) told from approach 2. It refuses a headline from fewer than three vertices,
-and an exponent beyond its budgets where the law of the same points is refused.
+It analyzes a ladder as `scaling` does, with approach 2 as the headline: no exponent from fewer than three vertices, and
+none beyond the budgets where the law of the same points is refused.
 """
 
 from __future__ import annotations
@@ -16,22 +16,25 @@ from kleiber.studies.study import Findings
 
 @dataclass(frozen=True)
 class IsoFLOP(Scaling):
-    """The options of `Scaling`; every budget counts, so min_tokens is low."""
+    """The options of `Scaling`; min_tokens is low, since every budget counts."""
 
     min_tokens: int | float | str = 1
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
-        found = super().analyse(runs)
-        assert found.law is not None
-        mine = [one for one in found.law["approaches"] if one["approach"].startswith("2")]
+        findings = super().analyse(runs)
+        law = findings.law
+        assert law is not None
+        parabolas = next((row for row in law["approaches"] if row["approach"].startswith("2")), None)
+        if parabolas is None:
+            head = "No exponent: fewer than three budgets have a minimum inside their sizes."
+            return replace(findings, headline=head, tables={"Optimum by budget": [], **findings.tables})
         rows = [
-            {"C": p["C"], "N_opt": p["N"], "lo": p.get("lo"), "hi": p.get("hi")} for one in mine for p in one["points"]
+            {"C": point["C"], "N_opt": point["N"], "lo": point.get("lo"), "hi": point.get("hi")}
+            for point in parabolas["points"]
         ]
-        if not mine:
-            head = "Fewer than three budgets have a minimum inside their sizes: no exponent by parabolas yet."
-        else:
-            one = mine[0]
-            head = f"By parabolas at {len(one['points'])} budgets, N_opt ~ C^{one['a']:.3f}, {found.law['level']:.0%} "
-            head += f"interval [{one['lo']:.3f}, {one['hi']:.3f}]"
-            head = within_budgets(head, found.law)
-        return replace(found, headline=head, tables={"Vertices": rows, **found.tables})
+        head = (
+            f"By parabolas at {len(rows)} budgets, N_opt ~ C^{parabolas['a']:.3f}, {law['level']:.0%} "
+            f"interval [{parabolas['lo']:.3f}, {parabolas['hi']:.3f}]"
+        )
+        tables = {"Optimum by budget": rows, **findings.tables}
+        return replace(findings, headline=within_budgets(head, law), tables=tables)

@@ -1,8 +1,7 @@
-"""The study `moe_gain`: what a mixture gains over a dense model of equal active FLOPs, over sizes and tokens.
+"""The study `moe_gain`: the gain of a mixture of experts over a dense model of equal active FLOPs, by size and tokens.
 
-It reads cells of the design `arms` at one learning rate for all, which muP carries from the width where `sparsity`
-tunes it; each gain is paired by seed and stands beside the gain at equal training time. It refuses to call a trend what
-its interval does not tell from none.
+All cells of the design `arms` have one learning rate, which muP transfers from the width at which `sparsity` tunes it.
+Gains are paired by seed, at equal tokens and at equal training time.
 """
 
 from __future__ import annotations
@@ -11,18 +10,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm, Figures, interval, paired, points, read, told
+from kleiber.studies.compare.arms import Arm, format_gap, interval, paired, points, read
 from kleiber.studies.compare.frontier import loss_after, spent
-from kleiber.studies.study import Findings, Options
+from kleiber.studies.study import Figures, Findings, Study
+from kleiber.types.plain import Json, Row
 
 Ladder = dict[float, Arm]  # one arm, by training tokens
 
 
 @dataclass(frozen=True)
-class MoEGain(Options):
+class MoEGain(Study):
     """Which arms are a pair.
 
     arm    of a cell: set by the design
@@ -39,6 +38,7 @@ class MoEGain(Options):
                 raise ValueError(f"study.pairs: {pair}: give mixture and dense, the names of two arms")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Estimates the gain of each mixture over its dense model, and its trend in tokens and size."""
         ladders = by_tokens(runs)
         rows, trends, verdicts = [], [], []
         for pair in self.pairs:
@@ -67,15 +67,15 @@ METHODS = (
 
 def by_tokens(runs: Sequence[Run]) -> dict[str, Ladder]:
     """Every arm at every number of tokens that it was trained for."""
-    found: dict[str, Ladder] = {}
+    ladders: dict[str, Ladder] = {}
     lengths = sorted({float(row["tokens"]) for row in points(runs) if row["loss"] is not None})
     for tokens in lengths:
         for name, arm in read(runs, tokens).items():
-            found.setdefault(name, {})[tokens] = arm
-    return found
+            ladders.setdefault(name, {})[tokens] = arm
+    return ladders
 
 
-def gains(mixture: Ladder, dense: Ladder) -> list[dict[str, Any]]:
+def gains(mixture: Ladder, dense: Ladder) -> list[Json]:
     """A row for each number of tokens that both have: the difference at equal tokens, and at equal training time."""
     rows = []
     for tokens in sorted(set(mixture) & set(dense)):
@@ -97,7 +97,7 @@ def differences(mixture: Ladder, dense: Ladder) -> dict[int, dict[float, float]]
     return {seed: {at: mixture[at].at_best[seed] - dense[at].at_best[seed] for at in shared} for seed in sorted(seeds)}
 
 
-def with_tokens(mixture: Ladder, dense: Ladder) -> dict[str, Any] | None:
+def with_tokens(mixture: Ladder, dense: Ladder) -> Json | None:
     """How the difference moves with each doubling of the tokens."""
     slopes = []
     for by_length in differences(mixture, dense).values():
@@ -110,48 +110,47 @@ def with_tokens(mixture: Ladder, dense: Ladder) -> dict[str, Any] | None:
     return trend(f"{name}: for each doubling of the tokens", slopes)
 
 
-def with_size(ladders: Mapping[str, Ladder], small: Mapping[str, str], large: Mapping[str, str]) -> Any:
+def with_size(ladders: Mapping[str, Ladder], small: Mapping[str, str], large: Mapping[str, str]) -> Json | None:
     """How the difference moves from one size to the next, over the tokens that both sizes have."""
-    one, other = (differences(ladders[pair["mixture"]], ladders[pair["dense"]]) for pair in (small, large))
+    smaller, larger = (differences(ladders[pair["mixture"]], ladders[pair["dense"]]) for pair in (small, large))
     moved = []
-    for seed in sorted(set(one) & set(other)):
-        shared = set(one[seed]) & set(other[seed])
+    for seed in sorted(set(smaller) & set(larger)):
+        shared = set(smaller[seed]) & set(larger[seed])
         if shared:
-            moved.append(sum(other[seed][at] - one[seed][at] for at in shared) / len(shared))
+            moved.append(sum(larger[seed][at] - smaller[seed][at] for at in shared) / len(shared))
     return trend(f"from {small['mixture']} to {large['mixture']}", moved)
 
 
-def trend(what: str, values: Sequence[float]) -> dict[str, Any] | None:
+def trend(label: str, values: Sequence[float]) -> Json | None:
     if not values:
         return None
     low, high = interval(values)
-    return {"what": what, "value": sum(values) / len(values), "lo": low, "hi": high, "seeds": len(values)}
+    return {"what": label, "value": sum(values) / len(values), "lo": low, "hi": high, "seeds": len(values)}
 
 
-def verdict(row: Mapping[str, Any]) -> dict[str, str]:
+def verdict(row: Row) -> dict[str, str]:
     if row["lo"] is None or row["lo"] <= 0 <= row["hi"]:
-        return {"code": "trend", "level": "warn", "text": f"{row['what']}: not told from none ({told(row)})"}
+        return {"code": "trend", "level": "warn", "text": f"{row['what']}: not told from none ({format_gap(row)})"}
     way = "grows" if row["value"] < 0 else "shrinks"
-    return {"code": "trend", "level": "note", "text": f"{row['what']}: the gain {way} ({told(row)})"}
+    return {"code": "trend", "level": "note", "text": f"{row['what']}: the gain {way} ({format_gap(row)})"}
 
 
-def headline(rows: Sequence[Mapping[str, Any]]) -> str:
+def headline(rows: Sequence[Row]) -> str:
     """On how many pairs of runs the mixture is better, and by how much at the most tokens."""
     if not rows:
         return "No mixture and dense model have a number of tokens in common."
     better, all_pairs = (sum(row[key] for row in rows) for key in ("better on", "seeds"))
     last = max(rows, key=lambda row: row["tokens"])
     text = f"The mixture is better in {better} of {all_pairs} pairs of equal active FLOPs, tokens and seed; "
-    return f"{text}{last['what']} at {last['tokens'] / 1e6:.0f}M tokens: {told(last)}."
+    return f"{text}{last['what']} at {last['tokens'] / 1e6:.0f}M tokens: {format_gap(last)}."
 
 
-def figures(rows: Sequence[Mapping[str, Any]]) -> Figures:
-    if not rows:
-        return {}
+def figures(rows: Sequence[Row]) -> Figures:
+    """The figure of the gain over training tokens; none without rows."""
 
-    def gain() -> Any:
+    def gain() -> object:
         from kleiber.studies.compare.figures import over_tokens
 
         return over_tokens(rows)
 
-    return {"gain": gain}
+    return {"gain": gain} if rows else {}

@@ -1,32 +1,37 @@
-"""The study `moe_law`: what experts are worth at equal active FLOPs, and the joint law of size, tokens and experts.
+"""The study `moe_law`: the gain of more experts at equal active parameters, and the joint law of size, tokens, experts.
 
-X = experts / k counts in units of the active ones, so X = 1, all experts active, is the dense end of the same family. A
-gain is a ratio of losses at one size and one number of tokens. It refuses to compare cells whose active size differs.
+X = experts / active experts, so X = 1, all experts active, is the dense model of the family. A gain is a difference of
+losses at the same seed, active parameters and tokens; cells whose active parameters differ are not compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.intervals import Rows, seed_means, told
+from kleiber.studies.compare.intervals import Rows, format_mean, seed_means
 from kleiber.studies.designs.sizes import PlannedPoint, shortfall
-from kleiber.studies.laws import analysis, file, table
+from kleiber.studies.laws import analysis, laws_json, table
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.file import lines
-from kleiber.studies.study import Findings, Options, check_level, points
+from kleiber.studies.laws.laws_json import lines
+from kleiber.studies.study import Findings, Study, check_level, points
+from kleiber.types.plain import Config, Json
 
-SAME = 0.03  # relative difference of active parameters that a router may make
+SAME = 0.03  # relative difference of active parameters that counts as equal, since a router adds some
 
 
 @dataclass(frozen=True)
-class MoELaw(Options):
-    """law  of N (active), D and X; bootstrap  its resamples; level  of every interval"""
+class MoELaw(Study):
+    """The gain of more experts over X = 1, and a joint law.
+
+    law        name of a law of N (active parameters), D and X
+    bootstrap  number of resamples
+    level      confidence level of the intervals
+    """
 
     law: str = "joint_moe"
     bootstrap: int = 300
@@ -36,19 +41,20 @@ class MoELaw(Options):
         super().__post_init__()
         check_level(self.level)
         if set(find(self.law).inputs) != {"N", "D", "X"}:
-            raise ValueError(f"study.law={self.law} is no law of N, D and X, such as joint_moe")
+            raise ValueError(f"study.law={self.law} must be a law of N, D and X, such as joint_moe")
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Gains need no law: that it cannot be fitted is a warning."""
+        """A warning where the points do not determine the law; gains are estimated without it."""
         columns = {
             "N": without_routers(np.array([point.N for point in points])),
             "D": np.array([point.D for point in points]),
             "X": np.array([expansion_of(point.config["model"]) for point in points]),
         }
         why = shortfall(find(self.law), columns)
-        return [f"gains will be told and no law: {why}"] if why else []
+        return [f"the study can estimate gains but not fit a law: {why}"] if why else []
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Estimates gains over X = 1, and fits the joint law where the runs determine it."""
         rows = points(runs)
         expansions = {run.name: expansion(run) for run in runs if run.status == "finished"}
         rows = rows.assign(X=[expansions[name] for name in rows["run"]])
@@ -62,26 +68,26 @@ class MoELaw(Options):
 
     def _headline(self, means: Rows) -> str:
         if not len(means):
-            return "No cell with X = 1 to compare with: what experts are worth cannot be said yet."
+            return "The gain of more experts cannot be estimated: no run has X = 1 (all experts active)."
         most = means[means["X"] == means["X"].max()]
         best = most.loc[most["tokens"].idxmax()]
         return (
-            f"At {best['tokens']:,.0f} tokens and {best['size']:,.0f} active parameters, X = {best['X']:g} gains "
-            f"{told(best['mean'], best['half'])} nats over X = 1."
+            f"X = {best['X']:g} lowers the loss by {format_mean(best['mean'], best['half'])} nats compared with X = 1, "
+            f"at {best['tokens']:,.0f} tokens and {best['size']:,.0f} active parameters."
         )
 
-    def _law(self, rows: Rows) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    def _law(self, rows: Rows) -> tuple[Json | None, list[Json]]:
         form = find(self.law)
         enough = len(rows) >= len(form.params) + 3 and all(
             rows[name].nunique() >= 3 for name in ("active", "tokens", "X")
         )
         if not enough:
             told_of = ", ".join(f"{rows[name].nunique()} {name}" for name in ("active", "tokens", "X"))
-            text = f"{len(rows)} points ({told_of}) do not determine {self.law}: three of each and more are needed"
+            text = f"{len(rows)} points ({told_of}) do not determine {self.law}: at least three of each are needed"
             return None, [{"code": "no_law", "level": "warn", "text": text}]
         loaded = table.load(rows, {"N": "active", "D": "tokens", "X": "X", "L": "loss", "C": "flops"}, (), form.inputs)
         options = analysis.Options(bootstrap=self.bootstrap, cluster="trunk", level=self.level)
-        law = file.finite(analysis.analyse(loaded, form, options))
+        law = laws_json.finite(analysis.analyse(loaded, form, options))
         return law, law["verdicts"]
 
 
@@ -96,7 +102,7 @@ METHODS = (
 
 
 def without_routers(active: np.ndarray) -> np.ndarray:
-    """Active parameters, each as the least that is up to SAME below it: a router makes no other size."""
+    """Active parameters with sizes that differ by at most SAME set to the least of them, since a router adds some."""
     least: list[float] = []
     for size in np.unique(active):
         if not least or size > (1 + SAME) * least[-1]:
@@ -105,18 +111,18 @@ def without_routers(active: np.ndarray) -> np.ndarray:
 
 
 def expansion(run: Run) -> float:
-    """X = experts / k of a run; 1 for a dense model."""
+    """X = experts / active experts of a run; 1 for a dense model."""
     return expansion_of(run.config["model"])
 
 
-def expansion_of(model: Mapping[str, Any]) -> float:
-    """X of the node of a model."""
+def expansion_of(model: Config) -> float:
+    """X = experts / active experts of a `model` node; 1 for a dense model."""
     mlp = model.get("mlp") or {}
     return float(mlp["num_experts"]) / float(mlp.get("k", 2)) if "num_experts" in mlp else 1.0
 
 
 def gains(rows: Rows) -> Rows:
-    """Loss at X = 1 less that at X, of the same width (active size but for the router), tokens and seed."""
+    """The rows with X > 1 and their gain, loss(X = 1) - loss(X) at the same active size, tokens and seed."""
     base = rows[rows["X"] == 1.0]
     if not len(base):
         return pd.DataFrame(columns=pd.Index(["size", "tokens", "X", "gain"]))
@@ -130,7 +136,8 @@ def gains(rows: Rows) -> Rows:
     return paired.assign(gain=paired["dense"] - paired["loss"])
 
 
-def figures(means: Rows) -> dict[str, Any]:
+def figures(means: Rows) -> Json:
+    """The figure of the gain vs X at the most tokens."""
     from kleiber.charts import theme
     from kleiber.charts.theme import human
 

@@ -1,15 +1,15 @@
-"""The study `mup_transfer`: where the best learning rate lies at each width, and whether it moves with the width.
+"""The study `mup_transfer`: the optimal learning rate at each width, and its drift with the width.
 
-A parabola in log2 of the rate through the points around the least loss, one level a seed (seeds are paired over rates),
-gives the optimum and, by the delta method, its interval. It reads what runs wrote, and refuses an optimum at the edge
-of the grid: there the loss may be lower where nobody looked.
+A parabola in log2 of the rate is fitted to the points around the least loss, with an intercept for each seed (seeds are
+paired over rates). Its vertex is the optimum, with an interval by the delta method. An optimum at the edge of the grid
+is not estimated, since the loss may be lower beyond it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,19 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare import intervals
 from kleiber.studies.compare.arms import width_of
-from kleiber.studies.study import Findings, Options, check_level
+from kleiber.studies.study import Findings, Study, check_level
+from kleiber.types.plain import Json
+
+if TYPE_CHECKING:
+    import altair as alt
 
 
 class Parabola(NamedTuple):
-    """loss = level of the seed + slope x + curvature x^2 around x = log2 of the rate at the least loss.
+    """loss = intercept of the seed + slope x + curvature x^2, with x = log2 of the rate less that of the least loss.
 
-    `unit` is the covariance of (slope, curvature) for a noise of variance 1; `squares` and `df` estimate that variance.
+    center   log2 of the rate with the least loss
+    unit     covariance of (slope, curvature) for noise of variance 1
+    squares  sum of squared residuals, with `df` degrees of freedom
     """
 
     center: float
@@ -39,18 +45,18 @@ class Parabola(NamedTuple):
         return self.center - self.slope / (2 * self.curvature)
 
     def spread(self, noise: float) -> float:
-        """Standard deviation of the optimum by the delta method, for a noise of that variance."""
+        """Standard deviation of the optimum by the delta method, for noise of that variance."""
         jacobian = np.array([-1 / (2 * self.curvature), self.slope / (2 * self.curvature**2)])
         return float(np.sqrt(noise * jacobian @ self.unit @ jacobian))
 
 
 @dataclass(frozen=True, kw_only=True)
-class MupTransfer(Options):
-    """The optimal learning rate by width and parametrisation, its drift, and a figure.
+class MupTransfer(Study):
+    """The optimal learning rate by width and parametrization, its drift, and a figure.
 
-    around  rates on each side of the least that enter the parabola; a second one with `around` + 1 stands beside it,
-            since losses rise more steeply on one side than on the other
-    level   of the intervals
+    around  rates on each side of the least loss that the parabola is fitted to; a second fit with `around` + 1 shows
+            how asymmetric the loss is
+    level   confidence level of the intervals
     """
 
     around: int = 1
@@ -60,23 +66,27 @@ class MupTransfer(Options):
         super().__post_init__()
         check_level(self.level)
         if self.around < 1:
-            raise ValueError(f"study.around={self.around} must be at least 1")
+            raise ValueError(f"study.around={self.around} must be >= 1")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Estimates the optimal learning rate at each width and its drift."""
         rows = points(runs)
         optima, drifts = self.optima(rows)
-        headline = "; ".join(moved(one)["text"] for one in drifts) or "No optimum at two widths: nothing to compare."
-        tables = {"Optima": optima, "Drift of the optimum": [{**one, "widths": str(one["widths"])} for one in drifts]}
+        headline = (
+            "; ".join(drift_verdict(row)["text"] for row in drifts)
+            or "The optimum was not found at two widths, so its drift cannot be estimated."
+        )
+        tables = {"Optima": optima, "Drift of the optimum": [{**row, "widths": str(row["widths"])} for row in drifts]}
         figures = {"transfer": lambda: figure(rows, optima)}
         return Findings(headline, verdicts(optima, drifts), tables, figures, methods=self.methods())
 
-    def optima(self, rows: pd.DataFrame) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The optima by parametrisation and width, and the drift by parametrisation."""
-        optima: list[dict[str, Any]] = []
-        drifts: list[dict[str, Any]] = []
+    def optima(self, rows: pd.DataFrame) -> tuple[list[Json], list[Json]]:
+        """The optima by parametrization and width, and the drift by parametrization."""
+        optima: list[Json] = []
+        drifts: list[Json] = []
         for name, part in rows.groupby("parametrization"):
-            found, drift = self._parametrization(str(name), pd.DataFrame(part))
-            optima += found
+            estimates, drift = self._parametrization(str(name), pd.DataFrame(part))
+            optima += estimates
             drifts += drift
         return optima, drifts
 
@@ -100,11 +110,11 @@ class MupTransfer(Options):
                 entry |= {"lo": 2 ** (fit.optimum - half), "hi": 2 ** (fit.optimum + half)}
         return optima, [drift(name, fits, noise, reach)] if len(fits) > 1 else []
 
-    def _width(self, rows: pd.DataFrame) -> tuple[dict[str, Any], Parabola | None]:
+    def _width(self, rows: pd.DataFrame) -> tuple[Json, Parabola | None]:
         """The entry of one width; no parabola where the least is at the edge or the curve does not bend upwards."""
         levels = by_rate(rows)
         at = int(np.argmin(levels.to_numpy()))
-        entry: dict[str, Any] = {
+        entry: Json = {
             "lr": None, "lo": None, "hi": None, "least_at": float(levels.index[at]), "loss": float(levels.iloc[at]),
             "place": "interior", "wider": None, "seeds": len(set(rows["seed"])), "rates": len(levels),
         }  # fmt: skip
@@ -117,6 +127,7 @@ class MupTransfer(Options):
         return {**entry, "lr": 2**fit.optimum, "wider": 2**wider.optimum if wider else None}, fit
 
     def methods(self) -> str:
+        """A paragraph for a paper."""
         return (
             f"Loss against log2 of the learning rate was fitted by a parabola through the {2 * self.around + 1} rates "
             "around the least mean, with a level of its own for each seed; seeds run over the same rates. Noise is "
@@ -127,7 +138,10 @@ class MupTransfer(Options):
 
 
 def points(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row a finished run: parametrisation, width, rate, seed, loss. One that diverged has a loss above all others."""
+    """A row for each finished run: parametrization, width, rate, seed and loss; a run that diverged has infinite loss.
+
+    Raises ValueError when no run has finished, and when a run has no validation loss or several.
+    """
     rows = []
     for run in runs:
         if run.status not in ("finished", "diverged"):
@@ -141,25 +155,25 @@ def points(runs: Sequence[Run]) -> pd.DataFrame:
             {"parametrization": scaled, "width": width_of(model), "lr": config["optimizer"]["lr"],
              "seed": config["seed"], "loss": loss, "run": run.name}
         )  # fmt: skip
-    found = pd.DataFrame(rows)
-    if not len(found) or bool(found["loss"].isna().any()):
-        raise ValueError("no finished run with one validation loss here: nothing to compare")
-    return found.sort_values(["parametrization", "width", "lr", "seed"], ignore_index=True)
+    table = pd.DataFrame(rows)
+    if not len(table) or bool(table["loss"].isna().any()):
+        raise ValueError("this study needs finished runs with exactly one validation loss")
+    return table.sort_values(["parametrization", "width", "lr", "seed"], ignore_index=True)
 
 
 def by_rate(rows: pd.DataFrame) -> pd.Series:
-    """Mean loss at each rate that every seed has run; at all rates where no rate has every seed."""
+    """Mean loss at each rate with runs of every seed; at all rates where there is no such rate."""
     pivot = rows.pivot_table(index="lr", columns="seed", values="loss")
     whole = pivot.dropna()
     return (whole if len(whole) else pivot).mean(axis=1)
 
 
 def parabola(rows: pd.DataFrame, rates: pd.Index, center: float) -> Parabola | None:
-    """Least squares over the given rates; None unless it bends upwards and points are left to judge the noise by."""
+    """Least-squares parabola over the given rates; None unless it is convex and has residual degrees of freedom."""
     chosen = pd.DataFrame(rows[rows["lr"].isin(list(rates)) & np.isfinite(rows["loss"])])
     seeds = sorted(chosen["seed"].unique())
     x = np.log2(chosen["lr"].to_numpy() / center)
-    levels = np.array([[float(seed == one) for one in seeds] for seed in chosen["seed"]])
+    levels = np.array([[float(seed == other) for other in seeds] for seed in chosen["seed"]])
     design = np.column_stack([levels, x, x**2])
     df = len(x) - design.shape[1]
     if df < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
@@ -173,15 +187,15 @@ def parabola(rows: pd.DataFrame, rates: pd.Index, center: float) -> Parabola | N
     return Parabola(float(np.log2(center)), float(solved[-2]), float(solved[-1]), unit, squares, df, len(x))
 
 
-def drift(name: str, fits: dict[int, Parabola], noise: float, reach: float) -> dict[str, Any]:
-    """Slope of log2 optimum on log2 width, doublings of the rate per doubling of the width, and what ignoring it costs.
+def drift(name: str, fits: dict[int, Parabola], noise: float, reach: float) -> Json:
+    """The drift of the optimum: the slope of its log2 on log2 width, in doublings of the rate per doubling of width.
 
-    `cost` is the loss, by the parabola, of training the widest model at the narrowest one's optimum; its interval is
-    that of the distance between the two optima, for the widest parabola as fitted.
+    `cost` is the excess loss in nats of the widest model at the optimum of the narrowest, by the widest parabola; its
+    interval is that of the distance between the two optima.
     """
     x = np.log2(np.array(list(fits), dtype=float))
     y = np.array([fit.optimum for fit in fits.values()])
-    # A noise of exactly 0, as in made-up rows, would weigh nothing against nothing.
+    # Noise of exactly 0, as in synthetic rows, would give infinite weights.
     weights = 1 / np.array([max(fit.spread(noise), 1e-9) for fit in fits.values()]) ** 2
     middle = (weights * x).sum() / weights.sum()
     across = (weights * (x - middle) ** 2).sum()
@@ -197,41 +211,47 @@ def drift(name: str, fits: dict[int, Parabola], noise: float, reach: float) -> d
     }  # fmt: skip
 
 
-def verdicts(optima: Sequence[dict[str, Any]], drifts: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    return [verdict for one in optima if (verdict := told(one))] + [moved(one) for one in drifts]
+def verdicts(optima: Sequence[Json], drifts: Sequence[Json]) -> list[dict[str, str]]:
+    warnings = [edge_warning(row) for row in optima]
+    return [verdict for verdict in warnings if verdict] + [drift_verdict(row) for row in drifts]
 
 
-def moved(one: dict[str, Any]) -> dict[str, str]:
-    """The drift in words: within half a grid step per doubling of the width it may be called transfer."""
-    narrow, wide = one["widths"][0], one["widths"][-1]
+def drift_verdict(row: Json) -> dict[str, str]:
+    """The verdict on the drift: below half a doubling of the rate per doubling of the width the rate transfers."""
+    narrow, wide = row["widths"][0], row["widths"][-1]
     text = (
-        f"{one['parametrization']}: from width {narrow} to {wide} the best rate moves by {one['per_doubling']:+.2f} "
-        f"[{one['lo']:+.2f}, {one['hi']:+.2f}] doublings per doubling of the width; training {wide} at the best rate "
-        f"of {narrow} costs {one['cost']:.4f} [{one['cost_lo']:.4f}, {one['cost_hi']:.4f}] nats"
+        f"{row['parametrization']}: from width {narrow} to {wide} the best rate moves by {row['per_doubling']:+.2f} "
+        f"[{row['lo']:+.2f}, {row['hi']:+.2f}] doublings per doubling of the width; training width {wide} at the best "
+        f"rate of width {narrow} costs {row['cost']:.4f} [{row['cost_lo']:.4f}, {row['cost_hi']:.4f}] nats"
     )
-    if max(abs(one["lo"]), abs(one["hi"])) <= 0.5:
+    if max(abs(row["lo"]), abs(row["hi"])) <= 0.5:
         return {"code": "transfers", "level": "note", "text": text}
-    if one["lo"] <= 0 <= one["hi"]:
-        return {"code": "unsettled", "level": "warn", "text": f"{text}; too wide to say whether it moves"}
+    if row["lo"] <= 0 <= row["hi"]:
+        return {
+            "code": "unsettled",
+            "level": "warn",
+            "text": f"{text}; the interval is too wide to tell whether it moves",
+        }
     return {"code": "moves", "level": "warn", "text": text}
 
 
-def told(one: dict[str, Any]) -> dict[str, str] | None:
-    """A warning for an optimum that is none."""
-    where = f"{one['parametrization']}, width {one['width']}"
-    if one["place"] == "edge":
-        text = f"{where}: the least loss is at the edge of the grid, lr = {one['least_at']:g}: widen the grid"
+def edge_warning(row: Json) -> dict[str, str] | None:
+    """A warning where the optimum of a width was not found; None where it was."""
+    where = f"{row['parametrization']}, width {row['width']}"
+    if row["place"] == "edge":
+        text = f"{where}: the least loss is at the edge of the grid, lr = {row['least_at']:g}: widen the grid"
         return {"code": "edge", "level": "warn", "text": text}
-    if one["place"] == "flat":
+    if row["place"] == "flat":
         text = (
-            f"{where}: no parabola opens upwards around lr = {one['least_at']:g}, or no point is left to judge noise by"
+            f"{where}: no convex parabola fits the loss around lr = {row['least_at']:g}, or no point is left to "
+            "estimate its noise"
         )
         return {"code": "flat", "level": "warn", "text": text}
     return None
 
 
-def figure(rows: pd.DataFrame, optima: Sequence[dict[str, Any]]) -> Any:
-    """Loss against learning rate, a line a width and a panel a parametrisation; rules mark the optima."""
+def figure(rows: pd.DataFrame, optima: Sequence[Json]) -> alt.TopLevelMixin:
+    """Loss vs learning rate, a line for each width and a panel for each parametrization; rules mark the optima."""
     import altair as alt
 
     from kleiber.charts.theme import dressed, shades
@@ -251,9 +271,9 @@ def figure(rows: pd.DataFrame, optima: Sequence[dict[str, Any]]) -> Any:
     dots = base.mark_point(filled=True, size=28).encode(x=x, y=y, color=color, tooltip=tip)
     panels = []
     for name in sorted(shown["parametrization"].unique()):
-        own = alt.datum.parametrization == name
-        layers = [lines.transform_filter(own), dots.transform_filter(own)]
-        bars = pd.DataFrame([one for one in optima if one["parametrization"] == name and one["lo"]])
+        panel = alt.datum.parametrization == name
+        layers = [lines.transform_filter(panel), dots.transform_filter(panel)]
+        bars = pd.DataFrame([row for row in optima if row["parametrization"] == name and row["lo"]])
         if len(bars):
             rules = alt.Chart(bars[["width", "lr", "lo", "hi"]])
             layers.append(rules.mark_rule(strokeDash=[4, 3]).encode(x="lr:Q", color=color))

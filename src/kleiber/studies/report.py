@@ -1,12 +1,8 @@
-"""A study in W&B: its panels, tables and laws.json as one run of job type `study`, in the group of the sweep.
+"""The report of a study: laws.json, findings.json, figures, one HTML page that needs no network, and a run in W&B.
 
-It goes where the runs of the study went: online if one of them was, offline otherwise. A part that W&B does not take
-keeps no other part back, and no part costs the report. It writes nothing that the folder does not hold.
-
-A study's report: laws.json, findings.json, figures and one HTML page that needs no network.
-
-It analyses again from what the runs wrote, so it can be made at any time and says what is missing. The page holds its
-own scripts (vl-convert's bundle); hovering a point names its run.
+A report analyses the runs again, so it can be made at any time; it lists the runs that have not finished. The HTML page
+contains the drawing scripts (vl-convert's bundle). The W&B run has the job type `study` and the group of the sweep, and
+is online if one of the runs was.
 """
 
 from __future__ import annotations
@@ -14,33 +10,40 @@ from __future__ import annotations
 import html
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
 from kleiber.records.summary import write_json
-from kleiber.studies.laws import file as records
+from kleiber.studies.compare.intervals import Rows
+from kleiber.studies.laws.laws_json import finite, write
 from kleiber.studies.scaling import Scaling
 from kleiber.studies.study import Findings, Study, content
+from kleiber.types.plain import Json, Row
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from wandb.sdk.wandb_run import Run as WandbRun
 
 FILES = ("findings.json", "report.html", archive.NAME)  # of the artifact, beside laws.json
 
 
-def send(
-    folder: Path, findings: Mapping[str, Any], found: Findings, charts: Mapping[str, Any], runs: Sequence[Run]
-) -> list[str]:
-    """One W&B run for the study; a second report continues it. Returns what did not arrive, each part with why."""
+def send(folder: Path, findings: Json, result: Findings, charts: Row, runs: Sequence[Run]) -> list[str]:
+    """Sends the study to W&B as one run, which a second report continues.
+
+    Returns the parts that W&B did not take, each with the reason; a part that fails stops no other part.
+    """
     failures: list[str] = []
     try:
         run = begin(folder, runs)
     except Exception as error:  # W&B raises classes of its own, of pydantic's and of the network's
         return [f"the study: {reason(error)}"]
-    for part, log in parts(run, folder, findings, found, charts).items():
+    for part, log in parts(run, folder, findings, result, charts).items():
         try:
             log()
         except Exception as error:
@@ -48,7 +51,7 @@ def send(
     return failures
 
 
-def begin(folder: Path, runs: Sequence[Run]) -> Any:
+def begin(folder: Path, runs: Sequence[Run]) -> WandbRun:
     """The W&B run of the study, in the project of its runs."""
     import wandb
 
@@ -64,10 +67,11 @@ def begin(folder: Path, runs: Sequence[Run]) -> Any:
     )  # fmt: skip
 
 
-def parts(
-    run: Any, folder: Path, findings: Mapping[str, Any], found: Findings, charts: Mapping[str, Any]
-) -> dict[str, Callable[[], None]]:
-    """What is sent, by name, in order; the last one ends the run. All panels are logged at one step."""
+def parts(run: WandbRun, folder: Path, findings: Json, result: Findings, charts: Row) -> dict[str, Callable[[], None]]:
+    """Functions that send the parts of a study, by name and in order; the last ends the run.
+
+    All panels are logged at one step.
+    """
     headline = {"headline": findings["headline"], "runs": findings["runs"]}
     steps: dict[str, Callable[[], None]] = {"headline": partial(run.summary.update, headline)}
     for name in charts:
@@ -77,27 +81,28 @@ def parts(
             columns = list(dict.fromkeys(key for row in rows for key in row))
             steps[f"table {title}"] = partial(send_table, run, f"tables/{title}", columns, rows)
     steps["verdicts"] = partial(send_table, run, "verdicts", ["level", "code", "text"], findings["verdicts"])
-    laws = ["laws.json"] if found.law is not None else []
+    laws = ["laws.json"] if result.law is not None else []
     files = [folder / name for name in (*laws, *FILES) if (folder / name).exists()]
     steps["artifact"] = partial(send_artifact, run, f"{folder.absolute().name}-study", files)
     steps["end of the run"] = run.finish
     return steps
 
 
-def send_image(run: Any, key: str, file: Path) -> None:
+def send_image(run: WandbRun, key: str, file: Path) -> None:
     import wandb
 
     run.log({key: wandb.Image(str(file))}, commit=False)
 
 
-def send_table(run: Any, key: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def send_table(run: WandbRun, key: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
     import wandb
 
-    cells: Any = [[row.get(name) for name in columns] for row in rows]
+    cells: list[Any] = [[row.get(name) for name in columns] for row in rows]
     run.log({key: wandb.Table(columns=list(columns), data=cells, allow_mixed_types=True)}, commit=False)
 
 
-def send_artifact(run: Any, name: str, files: Sequence[Path]) -> None:
+def send_artifact(run: WandbRun, name: str, files: Sequence[Path]) -> None:
+    """Sends files as one artifact of type `study`."""
     import wandb
 
     artifact = wandb.Artifact(name, type="study")
@@ -124,9 +129,11 @@ summary { font-weight: 600; cursor: pointer }
 """
 
 
-def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Any:
-    """The study `name`, else the one that was last asked for here, else the one that the runs were made for; a plain
-    sweep is read as a ladder."""
+def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Study:
+    """The study to analyse the runs by: `name`, else study.yaml of the folder, else that of the first run with one.
+
+    The runs of a plain sweep, which has no study, are analysed by `Scaling`.
+    """
     from omegaconf import OmegaConf
 
     from kleiber.config.signatures import build
@@ -135,83 +142,89 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Any:
         return build(named(name))
     if (asked := folder / "study.yaml").is_file():
         return build(OmegaConf.create(dict(yaml.safe_load(asked.read_text()))))
-    nodes = [node for run in runs if (node := run.config.get("study"))]
+    nodes = [run.config["study"] for run in runs if run.config.get("study")]
     return build(OmegaConf.create(dict(nodes[0]))) if nodes else Scaling()
 
 
-def named(name: str) -> Any:
-    """The `study` node of conf/study/<name>.yaml. Raises ValueError for a name that is none."""
+def named(name: str) -> DictConfig:
+    """The `study` node of conf/study/<name>.yaml. Raises ValueError for an unknown name."""
     from omegaconf import OmegaConf
 
     from kleiber.config.compose import conf_dir
     from kleiber.config.errors import did_you_mean
 
-    known = [path.stem for path in sorted((conf_dir() / "study").glob("[!_]*.yaml"))]
-    if name not in known:
-        raise ValueError(f"--study {name}: no such study.{did_you_mean(name, known)} One of {', '.join(known)}")
+    names = [path.stem for path in sorted((conf_dir() / "study").glob("[!_]*.yaml"))]
+    if name not in names:
+        raise ValueError(f"--study {name}: no such study.{did_you_mean(name, names)} Studies: {', '.join(names)}")
     return OmegaConf.load(conf_dir() / "study" / f"{name}.yaml").study  # type: ignore[union-attr]
 
 
 def report(
     source: Path, out: Path | None = None, name: str | None = None, also: Sequence[Path] = (), mirror: bool = False
-) -> dict[str, Any]:
-    """Analyses the runs of a folder or of a runs.jsonl.gz, with those of `also`, and writes everything into the folder,
-    or beside the file; with `out` the page alone, there.
+) -> Json:
+    """Analyses runs, writes laws.json, findings.json, figures/ and report.html; returns the content of findings.json.
 
-    Returns findings.json's content. `name` reads the runs as that study's; `mirror` also sends it to W&B, as the runs
-    themselves were (`studies.mirror`), and findings.json says what did not arrive.
+    source  a folder of runs, or a runs.jsonl.gz; everything is written into the folder, or beside the file
+    out     writes only the HTML page, to this path
+    name    the study to analyse the runs by, in place of their own
+    also    further folders or files whose runs are analysed together with those of `source`
+    mirror  also sends the report to W&B; findings.json lists the parts that W&B did not take
+
+    Raises ValueError for `out` together with `mirror`, and where the study cannot analyse the runs.
     """
     if out is not None and mirror:
-        raise ValueError(f"--out {out} writes nothing else, and --wandb keeps files in the study's folder: omit one")
+        raise ValueError(
+            f"--out {out} writes the page alone, but --wandb needs the files of the whole report: omit one"
+        )
     folder = folder_of(source)
     if source.is_dir() and out is None:
         archive_runs(source)
     runs = [run for place in (source, *also) for run in read_runs(place)]
-    study: Study = study_of(folder, runs, name)
-    found = study.analyse(runs)
-    findings = records.finite(content(found, title_of(source), runs))
+    study = study_of(folder, runs, name)
+    result = study.analyse(runs)
+    findings = finite(content(result, title_of(source), runs))
     if out is None:
-        write_findings(folder, findings, found)
-    charts = {name: make() for name, make in found.figures.items()}
-    (out or folder / "report.html").write_text(page(findings, found, charts, ends(runs)))
+        write_findings(folder, findings, result)
+    charts = {name: make() for name, make in result.figures.items()}
+    (out or folder / "report.html").write_text(page(findings, result, charts, ends(runs)))
     if out is not None:
         return findings
     write_figures(folder / "figures", charts)
     if mirror:
-        findings["not_mirrored"] = send(folder, findings, found, charts, runs)
+        findings["not_mirrored"] = send(folder, findings, result, charts, runs)
         write_json(folder / "findings.json", findings)
     return findings
 
 
-def closing_lines(findings: Mapping[str, Any], page: Path) -> list[str]:
-    """What a person is told when the report is written."""
+def closing_lines(findings: Json, page: Path) -> list[str]:
+    """The lines that the command line prints after a report was written to `page`."""
     missing = f"; missing: {', '.join(findings['missing'])}" if findings["missing"] else ""
     lines = [findings["headline"], f"{findings['runs']}{missing}", f"report: {page}"]
     return [*lines, *(f"not mirrored to W&B: {part}" for part in findings.get("not_mirrored", ()))]
 
 
 def folder_of(source: Path) -> Path:
-    """Where the report of a folder of runs, or of a runs.jsonl.gz, is written."""
+    """The folder in which the report of a folder of runs, or of a runs.jsonl.gz, is written."""
     return source if source.is_dir() else source.parent
 
 
 def title_of(source: Path) -> str:
-    """The name of the study's folder; of an archive that has a name of its own, that one."""
+    """The name of the study: that of its folder, or that of an archive which is not named runs.jsonl.gz."""
     place = source.absolute()
     if place.is_dir() or place.name == archive.NAME:
         return place.name if place.is_dir() else place.parent.name
     return place.name.removesuffix(".gz").removesuffix(".jsonl")
 
 
-def write_findings(folder: Path, findings: Mapping[str, Any], found: Findings) -> None:
+def write_findings(folder: Path, findings: Json, result: Findings) -> None:
     """findings.json, and laws.json where the study fits one."""
-    if found.law is not None:
-        records.write(found.law, folder / "laws.json")
+    if result.law is not None:
+        write(result.law, folder / "laws.json")
     write_json(folder / "findings.json", findings)
 
 
-def write_figures(folder: Path, charts: Mapping[str, Any]) -> None:
-    """Every chart as PNG and SVG; what the folder held answers an earlier question, and is removed."""
+def write_figures(folder: Path, charts: Row) -> None:
+    """Writes every chart as PNG and SVG. Removes what the folder contains from an earlier report."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, chart in charts.items():
@@ -219,57 +232,60 @@ def write_figures(folder: Path, charts: Mapping[str, Any]) -> None:
         chart.save(folder / f"{name}.svg")
 
 
-def page(told: Mapping[str, Any], found: Findings, charts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The whole page: `told` as in findings.json, text and methods of `found`, and the rows behind the figures."""
+def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> str:
+    """The HTML of the page: the content of findings.json, text and methods of `result`, and a table of the runs."""
     specs = json.dumps({name: chart.to_dict() for name, chart in charts.items()}).replace("</", "<\\/")
     places = "".join(f'<div id="{name}"></div>' for name in charts)
     draw = f"const specs = {specs}; for (const [id, spec] of Object.entries(specs)) vegaEmbed('#' + id, spec, "
     draw += "{renderer: 'svg', actions: false});"
     verdicts = "".join(
-        f'<div class="verdict {one["level"]}">{html.escape(one["level"])}: {html.escape(one["text"])}</div>'
-        for one in told["verdicts"]
+        f'<div class="verdict {verdict["level"]}">{html.escape(verdict["level"])}: {html.escape(verdict["text"])}</div>'
+        for verdict in findings["verdicts"]
     )
-    missing = f"<p>Missing: {html.escape(', '.join(told['missing']))}</p>" if told["missing"] else ""
-    tables = "".join(f"<h2>{html.escape(title)}</h2>{table(rows)}" for title, rows in told["tables"].items() if rows)
-    text = f"<h2>The fit</h2><pre>{html.escape(chr(10).join(found.text))}</pre>" if found.text else ""
-    took = f", {told['seconds'] / 60:.0f} minutes of processes" if told.get("seconds") else ""
-    methods = f"<h2>Methods</h2><p>{html.escape(found.methods)}</p>" if found.methods else ""
+    missing = f"<p>Missing: {html.escape(', '.join(findings['missing']))}</p>" if findings["missing"] else ""
+    tables = "".join(
+        f"<h2>{html.escape(title)}</h2>{table(rows)}" for title, rows in findings["tables"].items() if rows
+    )
+    text = f"<h2>Fitted law</h2><pre>{html.escape(chr(10).join(result.text))}</pre>" if result.text else ""
+    took = f", {findings['seconds'] / 60:.0f} minutes of processes" if findings.get("seconds") else ""
+    methods = f"<h2>Methods</h2><p>{html.escape(result.methods)}</p>" if result.methods else ""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(told['study'])}</title>"
-        f"<style>{STYLE}</style><h1>{html.escape(told['study'])}</h1>"
-        f'<p class="lead">{html.escape(told["headline"])}</p>'
-        f'<p class="small">{html.escape(told["runs"])}{took}.</p>{missing}'
-        f'<div class="charts">{places}</div><h2>What may be said</h2>{verdicts}{tables}{text}{methods}'
+        f"<title>{html.escape(findings['study'])}</title>"
+        f"<style>{STYLE}</style><h1>{html.escape(findings['study'])}</h1>"
+        f'<p class="lead">{html.escape(findings["headline"])}</p>'
+        f'<p class="small">{html.escape(findings["runs"])}{took}.</p>{missing}'
+        f'<div class="charts">{places}</div><h2>Conclusions and caveats</h2>{verdicts}{tables}{text}{methods}'
         f"<details><summary>Runs</summary>{table(rows)}</details>"
         f'<script type="module">{scripts()}\n{draw}</script></html>'
     )
 
 
 def scripts() -> str:
-    """The drawing code, 0.9 MB, with everything it needs."""
+    """The JavaScript that draws the charts, with everything it imports, 0.9 MB."""
     import vl_convert
 
     return vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]  (its stub asks for an optional argument)
 
 
-def ends(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for each leaf of each run."""
-    rows: Any = frame(runs)
+def ends(runs: Sequence[Run]) -> list[Json]:
+    """A row for each leaf of each run, with its size, tokens, FLOPs and loss."""
+    rows: Rows = frame(runs)
     kept = ["run", "stage", "status", "seed", "params", "active", "tokens", "flops", "loss"]
     return rows[[name for name in kept if name in rows]].to_dict("records")
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as an HTML table; its columns are those of all rows, in order."""
+def table(rows: Sequence[Row]) -> str:
+    """An HTML table of the rows; its columns are those of all rows, in order."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     heads = "".join(f"<th>{html.escape(str(name))}</th>" for name in names)
     body = "".join(f"<tr>{''.join(cell(row.get(name)) for name in names)}</tr>" for row in rows)
     return f"<table><tr>{heads}</tr>{body}</table>"
 
 
-def cell(value: Any) -> str:
+def cell(value: float | str | None) -> str:
+    """An HTML table cell; numbers have four significant digits, and None and nan are empty."""
     if value is None or value != value:
         return "<td></td>"
     if isinstance(value, bool):

@@ -1,6 +1,6 @@
-"""The study `scaling`: from the runs of a ladder to one law, its backtests and verdicts, with and without the least D.
+"""The study `scaling`: a law fitted to the runs of a ladder, its backtests and verdicts, with and without the least D.
 
-It reads what runs wrote and refuses to rank a run that did not finish. Branches of one trunk are one sample of noise.
+Runs that did not finish are left out and listed. The branches of a trunk are one sample of noise.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,25 +18,29 @@ from kleiber.records.catalog import Run
 from kleiber.studies.designs.sizes import PlannedPoint, shortfall
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.exclusion import CHOICES
-from kleiber.studies.laws.file import band_rate, finite, intervals_by, lines, percent, short
-from kleiber.studies.study import Findings, Options, not_identified, points
+from kleiber.studies.laws.laws_json import band_rate, finite, intervals_by, lines, percent, short
+from kleiber.studies.laws.verdicts import CHOICES
+from kleiber.studies.study import Findings, Study, not_identified, points
+from kleiber.types.plain import Json, Row
+
+if TYPE_CHECKING:
+    from kleiber.charts.theme import Chart
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
-GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # errors that a ladder may make
-CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # other parameters need every input
+GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # largest errors, by hold-out
+CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # inputs that identify a parameter, else all
 
 
 @dataclass(frozen=True)
-class Scaling(Options):
-    """What to fit to a ladder.
+class Scaling(Study):
+    """Options of a scaling study.
 
     law         a shipped law of N and D
-    min_tokens  the least D that enters the headline; below lies the transient of small runs
+    min_tokens  least D of the headline fit; smaller runs are in their initial transient
     size        which parameters are N: active (those of the head included), total or non_embedding
-    bootstrap   resamples
+    bootstrap   number of resamples
     predict     points to extrapolate to, such as {N: 1e6, D: 3e7}
-    exclude     none, or suspects: leave out the points that a rule finds unlike the others
+    exclude     none, or suspects: leave out the points that a rule flags
     """
 
     law: str = "chinchilla"
@@ -49,9 +53,9 @@ class Scaling(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if set(find(self.law).inputs) != {"N", "D"}:
-            raise ValueError(f"study.law={self.law} is no law of N and D, such as chinchilla")
+            raise ValueError(f"study.law={self.law} must be a law of N and D, such as chinchilla")
         if self.size not in SIZES:
-            raise ValueError(f"study.size={self.size}: one of {', '.join(SIZES)}")
+            raise ValueError(f"study.size={self.size}: must be one of {', '.join(SIZES)}")
         if self.exclude not in CHOICES:
             raise ValueError(f"study.exclude={self.exclude}: must be one of {', '.join(CHOICES)}")
         quantity(self.min_tokens)
@@ -68,23 +72,23 @@ class Scaling(Options):
         return find(self.law).inputs
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
-        """The law of a ladder with what may be said of it."""
+        """The law of a ladder with its tables, figures and verdicts."""
         law = finite(self.law_of(runs))
         rows = points(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
         tables = {
-            "Goals": goals(law), "Approaches and conventions": conventions(law), "Least tokens": least(law),
-            "With and without the suspects": beside(law),
+            "Held-out errors": goals(law), "Allocation exponent by counting convention": conventions(law),
+            "Sensitivity to the least training tokens": least(law), "Sensitivity to suspects": beside(law),
         }  # fmt: skip
         return Findings(headline(law), law["verdicts"], tables, figures(rows, law), law, lines(law), methods(law, runs))
 
-    def law_of(self, runs: Sequence[Run]) -> dict:
-        """laws.json of the rows with D >= min_tokens, and beside it ("all") the fit of every row."""
+    def law_of(self, runs: Sequence[Run]) -> Json:
+        """The content of laws.json: the fit of the rows with D >= min_tokens, and of those from smaller D on."""
         rows = points(runs)
         late = at_least(rows, quantity(self.min_tokens))
         if not len(late):
             most = max(rows["tokens"].tolist())
             raise ValueError(
-                f"study.min_tokens={self.min_tokens} leaves no row: the longest run here has {most:,.0f} tokens"
+                f"study.min_tokens={self.min_tokens} leaves no row: the longest run has {most:,.0f} tokens"
             )
         record = analysis.analyse(self.loaded(late), find(self.law), self.options())
         record["excluded"] = [*record["excluded"], *left_out(runs)]
@@ -95,15 +99,15 @@ class Scaling(Options):
             ]
         return record
 
-    def _from(self, rows: pd.DataFrame, least: float, late: pd.DataFrame, record: Mapping[str, Any]) -> dict:
-        """n, params and derived of the rows from `least` tokens on; those of the record where they are its rows."""
+    def _from(self, rows: pd.DataFrame, least: float, late: pd.DataFrame, record: Row) -> Json:
+        """n, params and derived of the fit of the rows from `least` tokens on."""
         part = at_least(rows, least)
         if len(part) == len(late):
             return {name: record[name] for name in ("n", "params", "derived")}
         return analysis.brief(self.loaded(part), find(self.law), self.options(200))
 
     def loaded(self, rows: pd.DataFrame) -> table.Table:
-        """The rows with their roles: C and Cexact are counted FLOPs."""
+        """The rows as a table with roles; C and Cexact are counted FLOPs."""
         roles = {"N": SIZES[self.size], "D": "tokens", "L": "loss", "C": "flops", "Cexact": "flops"}
         return table.load(rows, {**roles, "Nnoemb": "non_embedding"}, (), ("N", "D"))
 
@@ -115,17 +119,17 @@ class Scaling(Options):
 
 
 def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:
-    """Rows of that many training tokens and more; a run's tokens are whole batches, so a little less will do."""
+    """Rows with at least that many training tokens, to .1 %, since runs train on whole batches."""
     return pd.DataFrame(rows[rows["tokens"] >= 0.999 * tokens])
 
 
-def left_out(runs: Sequence[Run]) -> list[dict]:
-    """Cells without an end, each with the rule that keeps it out."""
+def left_out(runs: Sequence[Run]) -> list[Json]:
+    """The runs that did not finish, each with the rule that excludes it."""
     return [{"row": run.name, "rule": f"status {run.status}"} for run in runs if run.status != "finished"]
 
 
-def figures(rows: pd.DataFrame, law: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
-    """The figures that a record allows, by name."""
+def figures(rows: pd.DataFrame, law: Row) -> dict[str, Callable[[], Chart]]:
+    """The figures of a ladder by name: functions that make the chart."""
     from kleiber.studies.laws import figures as plots
 
     form = find(law["law"])
@@ -137,145 +141,141 @@ def figures(rows: pd.DataFrame, law: Mapping[str, Any]) -> dict[str, Callable[[]
     }
 
 
-def of_record(law: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
-    """The figures of a record that need no rows."""
+def of_record(law: Row) -> dict[str, Callable[[], Chart]]:
+    """The figures that need the record alone, by name."""
     from kleiber.studies.laws import figures as plots
 
-    made: dict[str, Callable[[], Any]] = {}
+    charts: dict[str, Callable[[], Chart]] = {}
     if law["approaches"]:
-        made["exponents"] = lambda: plots.exponents(law)
+        charts["exponents"] = lambda: plots.exponents(law)
     if law["allocation"] or any(one["points"] for one in law["approaches"]):
-        made["allocation"] = lambda: plots.allocation(law)
+        charts["allocation"] = lambda: plots.allocation(law)
     if law["backtests"]:
-        made["backtests"] = lambda: plots.backtests(law)
+        charts["backtests"] = lambda: plots.backtests(law)
     if "E" in (law.get("profiles") or {}):
-        made["profile"] = lambda: plots.profile(law)
-    return made
+        charts["profile"] = lambda: plots.profile(law)
+    return charts
 
 
-def headline(law: Mapping[str, Any]) -> str:
-    """What may be said of this law in a sentence or two: a refusal first, then what is not identified and what would
-    identify it, then how far its predictions held."""
+def headline(law: Row) -> str:
+    """The result in a sentence or two: why the law is refused, else what is not identified, and the backtest error."""
     if reason := refusal(law):
-        return f"This is no law beyond its rows: {reason}."
-    tested = extrapolation(law)
-    missing = not_identified(law)
+        return f"{law['law']} is not established beyond its rows: {reason}."
+    tested, missing = extrapolation(law), not_identified(law)
     if not missing:
         return f"{tested[0].upper()}{tested[1:]}."
     names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
     verb = "are" if len(missing) > 1 else "is"
-    return (
-        f"{names} of {law['law']} {verb} not identified by these {law['n']} points: that takes "
-        f"{what_identifies(law, missing)}. As a formula for predictions alone: {tested}."
-    )
+    needed = f"{verb} not identified by these {law['n']} points; needed: {what_identifies(law, missing)}"
+    return f"{names} of {law['law']} {needed}. As a formula for predictions: {tested}."
 
 
-def refusal(law: Mapping[str, Any]) -> str:
+def refusal(law: Row) -> str:
     """Why the law is refused; "" where it is not."""
     return next((verdict["text"] for verdict in law["verdicts"] if verdict["level"] == "refuse"), "")
 
 
-def extrapolation(law: Mapping[str, Any]) -> str:
-    """How well the law predicted beyond the highest cut, and how far beyond."""
+def extrapolation(law: Row) -> str:
+    """The error of the predictions beyond the highest cut, and how far beyond they go."""
     if not law["backtests"]:
-        return f"{law['formula']} fits {law['n']} points to {law['residual_rms']:.2%} rms, and no backtest was possible"
+        return f"{law['formula']} fits {law['n']} points to {law['residual_rms']:.2%} rms; no backtest was possible"
     test = max(law["backtests"], key=lambda test: test["cut"])
     naive = min(test["naive"].values())
-    many = f"{test['n_test']} larger points" if test["n_test"] > 1 else "largest point"
+    many = f"the {test['n_test']} larger points" if test["n_test"] > 1 else "the largest point"
     unit = {"C": "FLOPs", "N": "parameters"}[test["along"]]
     times = law["domain"][test["along"]][1] / test["cut"]
     return (
-        f"fitted below {test['cut']:.2g} {unit}, the law predicts the {many}, up to {times:.2g} times that, to "
-        f"{test['mare']:.2%} (best naive predictor {naive:.2%}), bias {test['bias']:+.2%}"
+        f"fitted below {test['cut']:.2g} {unit}, the law predicts {many}, at up to {times:.2g} times that, with a mean "
+        f"error of {test['mare']:.2%} (best naive predictor {naive:.2%}) and a bias of {test['bias']:+.2%}"
     )
 
 
-def what_identifies(law: Mapping[str, Any], missing: Sequence[str]) -> str:
-    """What the runs lack for these parameters: ranges of the inputs that carry them, more points, less noise."""
+def what_identifies(law: Row, missing: Sequence[str]) -> str:
+    """The data that would identify these parameters: wider ranges of their inputs, more points, less noise."""
     inputs = [name for name in law["domain"] if name != "C"] or ["C"]
-    wanted = {name for one in missing for name in CARRIED_BY.get(one, inputs)} & set(inputs)
+    wanted = {needed for name in missing for needed in CARRIED_BY.get(name, inputs)} & set(inputs)
     spans = {name: math.log10(high / low) for name, (low, high) in law["domain"].items() if name in wanted and low > 0}
-    ranges = [f"{name} (here {decades:.1f} decades)" for name, decades in spans.items()]
+    ranges = [f"{name} (now {decades:.1f} decades)" for name, decades in spans.items()]
     few = f"more points ({law['n']} for {len(law['params'])} parameters)"
     asked = [*([few] if law["n"] <= 2 * len(law["params"]) else []), f"a wider range of {' and '.join(ranges)}"]
     return " and ".join(asked if ranges else asked[:-1] or [few]) + ", or less noise"
 
 
-def within_budgets(exponent: str, law: Mapping[str, Any]) -> str:
-    """The headline of a study of the allocation exponent: of these budgets alone where their law is refused."""
+def within_budgets(exponent: str, law: Row) -> str:
+    """The headline of a study of the allocation exponent; limited to its budgets where the law is refused."""
     low, high = law["domain"]["C"]
     if reason := refusal(law):
-        where = f"Between {low:.2g} and {high:.2g} FLOPs alone: {exponent[0].lower()}{exponent[1:]}"
-        return f"The law of these points is refused, so no exponent holds beyond them: {reason}. {where}."
+        return (
+            f"No exponent is established beyond these budgets, since the law of the same points is refused: {reason}. "
+            f"Between {low:.2g} and {high:.2g} FLOPs alone: {exponent[0].lower()}{exponent[1:]}."
+        )
     missing = not_identified(law)
     beside = f"; the law of the same points does not identify {', '.join(missing)}" if missing else ""
     return f"{exponent}, from {low:.2g} to {high:.2g} FLOPs{beside}."
 
 
-def beside(law: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The fit with the suspects and the fit without them; nothing where there are none."""
+def beside(law: Row) -> list[Json]:
+    """The fits with and without the suspects; empty where there are none."""
     rows = []
-    for one in law.get("with_without", ()):
-        estimates = {name: short(value) for name, value in one.items() if isinstance(value, Mapping)}
-        rows.append({"suspects": one["suspects"], "points": one["n"], **estimates})
+    for fit in law.get("with_without", ()):
+        estimates = {name: short(value) for name, value in fit.items() if isinstance(value, Mapping)}
+        rows.append({"suspects": fit["suspects"], "points": fit["n"], **estimates})
     return rows
 
 
-def goals(law: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What was left out and predicted, beside what a ladder is asked for.
-
-    A goal is met by its number alone; whether naive predictors did as well and the interval held stands beside.
-    """
+def goals(law: Row) -> list[Json]:
+    """Errors on each held-out part beside the goal for a ladder, the naive predictors and the interval."""
     rows = [
         {
-            "left out": one["name"], "fitted": one["n_train"], "predicted": one["n_test"],
-            "error": f"{one['mare']:.2%}", "goal": f"<= {GOALS[one['name']]:.1%}", "bias": f"{one['bias']:+.2%}",
-            "met": one["mare"] <= GOALS[one["name"]],
-            "naive": ", ".join(f"{error:.2%}" for error in one["naive"].values()), "beats naive": one["beats_naive"],
-            f"in the {percent(law['level'])} interval": "-" if one["coverage"] is None else
-            f"{round(one['coverage'] * one['n_test'])} of {one['n_test']}",
-            "interval held": None if one["coverage"] is None else one["coverage"] >= law["level"],
+            "held out": test["name"], "fitted": test["n_train"], "predicted": test["n_test"],
+            "error": f"{test['mare']:.2%}", "goal": f"<= {GOALS[test['name']]:.1%}", "bias": f"{test['bias']:+.2%}",
+            "met": test["mare"] <= GOALS[test["name"]],
+            "naive predictors": ", ".join(f"{error:.2%}" for error in test["naive"].values()),
+            "beats naive": test["beats_naive"],
+            f"in the {percent(law['level'])} band": "-" if test["coverage"] is None else
+            f"{round(test['coverage'] * test['n_test'])} of {test['n_test']}",
+            "band holds": None if test["coverage"] is None else test["coverage"] >= law["level"],
         }
-        for one in law.get("holdouts", ())
+        for test in law.get("holdouts", ())
     ]  # fmt: skip
-    rms = {"left out": "nothing: fit rms", "fitted": law["n"], "error": f"{law['residual_rms']:.2%}", "goal": "<= 0.6%"}
-    rows.append({**rms, "met": law["residual_rms"] <= 0.006})
+    rms = {"held out": "nothing (rms of the fit)", "fitted": law["n"], "error": f"{law['residual_rms']:.2%}"}
+    rows.append({**rms, "goal": "<= 0.6%", "met": law["residual_rms"] <= 0.006})
     a = law["derived"].get("a_opt")
     if a and a["identified"]:
         half = (a["hi"] - a["lo"]) / 2
-        told = {"left out": f"nothing: {percent(law['level'])} half-width of a", "fitted": law["n"]}
-        told["error"] = f"{half:.3f}"
-        rows.append({**told, "goal": "<= 0.08", "met": half <= 0.08})
+        width = {"held out": f"nothing (half-width of a at {percent(law['level'])})", "fitted": law["n"]}
+        rows.append({**width, "error": f"{half:.3f}", "goal": "<= 0.08", "met": half <= 0.08})
     return rows
 
 
-def conventions(law: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The allocation exponent by approach and way of counting; the plain record where there is one way only."""
-    found = law["accounting"] or [{"convention": "as fitted", **one, "shift": 0.0} for one in law["approaches"]]
+def conventions(law: Row) -> list[Json]:
+    """The allocation exponent by approach and counting convention."""
+    rows = law["accounting"] or [{"convention": "as fitted", **row, "shift": 0.0} for row in law["approaches"]]
     return [
         {
-            "counting": one["convention"], "approach": one["approach"], "a": f"{one['a']:.3f}",
-            percent(law["level"]): f"[{one['lo']:.3f}, {one['hi']:.3f}]", "shift": f"{one['shift']:+.3f}",
+            "counting": row["convention"], "approach": row["approach"], "a": f"{row['a']:.3f}",
+            percent(law["level"]): f"[{row['lo']:.3f}, {row['hi']:.3f}]", "shift": f"{row['shift']:+.3f}",
         }
-        for one in found
+        for row in rows
     ]  # fmt: skip
 
 
-def least(law: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """beta and a as the least D that enters rises."""
+def least(law: Row) -> list[Json]:
+    """alpha, beta and a of the fits from rising least D on."""
     rows = []
-    for one in law.get("from_least_tokens", ()):
-        row: dict[str, Any] = {"D from": one["min_tokens"], "points": one["n"]}
-        for name, value in {**one["params"], **one["derived"]}.items():
+    for fit in law.get("from_least_tokens", ()):
+        row: Json = {"D from": fit["min_tokens"], "points": fit["n"]}
+        for name, value in {**fit["params"], **fit["derived"]}.items():
             if name in ("alpha", "beta", "a_opt"):
-                ends = None if value["lo"] is None or value["hi"] is None else (value["lo"], value["hi"])
-                row[name] = f"{value['value']:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "not identified"
+                row[name] = "not identified"
+                if value["lo"] is not None and value["hi"] is not None:
+                    row[name] = f"{value['value']:.3f} [{value['lo']:.3f}, {value['hi']:.3f}]"
         rows.append(row)
     return rows
 
 
-def methods(law: Mapping[str, Any], runs: Sequence[Run]) -> str:
-    """A paragraph for a paper, with its sources."""
+def methods(law: Row, runs: Sequence[Run]) -> str:
+    """The methods paragraph for a paper, with sources."""
     goal, noise = law["objective"], law.get("trunk_noise")
     spans = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in sorted(law["domain"].items()))
     hours = sum(run.summary.get("seconds") or 0 for run in runs) / 3600
@@ -295,5 +295,5 @@ def methods(law: Mapping[str, Any], runs: Sequence[Run]) -> str:
         f"space.{shared} Intervals are at "
         f"{percent(law['level'])}, {intervals_by(law)}. The allocation exponent is also read from ties and vertices "
         "at interpolated budgets (Hoffmann et al. 2022, arXiv:2203.15556). Extrapolation was tested by leaving out the "
-        f"largest compute, beside two predictors that know no law; bands of new runs hold {band_rate(law)}."
+        f"largest compute, beside two naive predictors; bands of new runs contain {band_rate(law)}."
     )

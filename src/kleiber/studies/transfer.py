@@ -1,14 +1,13 @@
-"""The study `transfer`: what pre-training gives on tasks with labels, against the same model from nothing.
+"""The study `transfer`: fine-tuning of pre-trained models on labelled tasks compared with training from scratch.
 
-Scores are paired within seeds. It reads the cells of its own design, and makes no claim without an interval.
+Scores are paired within seeds, and every claim has an interval.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.task_rows import (
@@ -20,7 +19,8 @@ from kleiber.studies.compare.task_rows import (
     scores_by_seed,
     transferred,
 )
-from kleiber.studies.study import Findings, Options, check_level
+from kleiber.studies.study import Figures, Findings, Study, check_level
+from kleiber.types.plain import Json, Row
 
 METHODS = (
     "Each seed has base runs of its own, one for each kind of model and text; every task is fine-tuned from them, and "
@@ -34,7 +34,7 @@ METHODS = (
 
 
 @dataclass(frozen=True)
-class Transfer(Options):
+class Transfer(Study):
     """How to read it.
 
     against  kinds that are compared with others from the same text, such as {mlm: bert}: ours - theirs
@@ -54,14 +54,15 @@ class Transfer(Options):
         check_level(self.level)
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares fine-tuning of pre-trained models with training from scratch on every task."""
         tried = score_rows(runs)
         rows = at_tuned_rate(tried)
         gaps, rivals = self.gaps(rows), self.rivals(rows)
         arms = [key for key, _ in rows[rows["start"] != SCRATCH].groupby(["kind", "start", "task"])]
-        data = [one for arm in arms for one in transferred(rows, *arm)]
-        tables: dict[str, Any] = {"Pre-trained less from nothing": gaps}
+        data = [row for arm in arms for row in transferred(rows, *arm)]
+        tables: Json = {"Pre-trained less from nothing": gaps}
         tables |= {"Against other architectures": rivals} if rivals else {}
-        tables |= {"Effective data transferred": [told_factor(one) for one in data]} if data else {}
+        tables |= {"Effective data transferred": [factor_row(row) for row in data]} if data else {}
         tables["Scores"] = scores(rows)
         tables |= {"Tuning": tuning(tried)} if len(tried) > len(rows) else {}
         return Findings(
@@ -72,20 +73,20 @@ class Transfer(Options):
             methods=METHODS.format(level=self.level),
         )
 
-    def gaps(self, rows: Rows) -> list[dict[str, Any]]:
+    def gaps(self, rows: Rows) -> list[Json]:
         """Every kind on every text, task and share less the same kind from nothing."""
-        found = []
+        table = []
         for (task, kind, start, share), _ in rows[rows["start"] != SCRATCH].groupby(["task", "kind", "start", "share"]):
             same = {"task": task, "kind": kind, "share": share}
             new = scores_by_seed(rows, start=SCRATCH, **same)
             if new:
                 ours = scores_by_seed(rows, start=start, **same)
-                found.append({**same, "start": start, "against": SCRATCH, **paired_scores(ours, new, self.level)})
-        return found
+                table.append({**same, "start": start, "against": SCRATCH, **paired_scores(ours, new, self.level)})
+        return table
 
-    def rivals(self, rows: Rows) -> list[dict[str, Any]]:
+    def rivals(self, rows: Rows) -> list[Json]:
         """One kind less another from the same text, task and share."""
-        found = []
+        table = []
         for kind, other in self.against.items():
             mine = rows[(rows["kind"] == kind) & (rows["start"] != SCRATCH)]
             for (task, start, share), _ in mine.groupby(["task", "start", "share"]):
@@ -93,97 +94,103 @@ class Transfer(Options):
                 theirs = scores_by_seed(rows, kind=other, **same)
                 if theirs:
                     ours = scores_by_seed(rows, kind=kind, **same)
-                    found.append({**same, "kind": kind, "against": other, **paired_scores(ours, theirs, self.level)})
-        return found
+                    table.append({**same, "kind": kind, "against": other, **paired_scores(ours, theirs, self.level)})
+        return table
 
 
-def spread(one: Mapping[str, Any]) -> str:
-    if one["lo"] is None:
-        return "no seed in common" if one["gap"] is None else f"{one['gap']:+.4f} (no interval: {one['seeds']} seed)"
-    return f"{one['gap']:+.4f} [{one['lo']:+.4f}, {one['hi']:+.4f}]"
+def spread(row: Row) -> str:
+    if row["lo"] is None:
+        return "no seed in common" if row["gap"] is None else f"{row['gap']:+.4f} (no interval: {row['seeds']} seed)"
+    return f"{row['gap']:+.4f} [{row['lo']:+.4f}, {row['hi']:+.4f}]"
 
 
-def verdicts(gaps: Sequence[Mapping[str, Any]], level: float) -> list[dict[str, Any]]:
+def verdicts(gaps: Sequence[Row], level: float) -> list[Json]:
     """Whether the first of a pair scores better, for each pair that has an interval."""
-    made = []
-    for one in gaps:
-        if one["lo"] is None:
+    results = []
+    for row in gaps:
+        if row["lo"] is None:
             continue
-        word = "holds" if one["lo"] > 0 else "does not hold" if one["hi"] < 0 else "undecided"
-        labels = "" if one["share"] == 1 else f" with {100 * one['share']:g} % of the labels"
-        than = "the same model from nothing" if one["against"] == SCRATCH else one["against"]
-        ours = f"{one['kind']} from {one['start']}"
-        text = f"{word}: on {one['task']}{labels} {ours} scores above {than}, by {spread(one)}"
-        code = "_".join([*(one[key] for key in ("kind", "start", "against", "task")), f"{one['share']:g}"])
-        told = {"code": code, "level": "note", "text": f"{text} ({level:.0%}, {one['seeds']} seeds)"}
-        holds = {"holds": True, "does not hold": False, "undecided": None}[word]
-        made.append({**told, "value": one["gap"], "lo": one["lo"], "hi": one["hi"], "holds": holds})
-    return made
+        outcome = "holds" if row["lo"] > 0 else "does not hold" if row["hi"] < 0 else "undecided"
+        labels = "" if row["share"] == 1 else f" with {100 * row['share']:g} % of the labels"
+        than = "the same model from nothing" if row["against"] == SCRATCH else row["against"]
+        ours = f"{row['kind']} from {row['start']}"
+        text = f"{outcome}: on {row['task']}{labels} {ours} scores above {than}, by {spread(row)}"
+        code = "_".join([*(row[key] for key in ("kind", "start", "against", "task")), f"{row['share']:g}"])
+        verdict = {"code": code, "level": "note", "text": f"{text} ({level:.0%}, {row['seeds']} seeds)"}
+        holds = {"holds": True, "does not hold": False, "undecided": None}[outcome]
+        results.append({**verdict, "value": row["gap"], "lo": row["lo"], "hi": row["hi"], "holds": holds})
+    return results
 
 
-def cautions(rows: Rows, data: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    made = []
+def cautions(rows: Rows, data: Sequence[Row]) -> list[dict[str, str]]:
+    """Warnings about few seeds and about transferred data without an upper bound."""
+    warnings = []
     seeds = int(rows.groupby(["kind", "start", "task", "share"])["seed"].nunique().min())
     if seeds < 3:
-        made.append({"code": "few_seeds", "level": "warn", "text": f"{seeds} seeds, and 3 are needed for an interval"})
-    if any(math.isinf(one["most"]) for one in data):
+        warnings.append(
+            {"code": "few_seeds", "level": "warn", "text": f"{seeds} seeds, and 3 are needed for an interval"}
+        )
+    if any(math.isinf(row["most"]) for row in data):
         text = "from nothing the score of some pre-trained models was not reached with any share of the labels: there "
-        made.append({"code": "censored", "level": "note", "text": text + "the data transferred has no upper bound"})
-    return made
+        warnings.append({"code": "censored", "level": "note", "text": text + "the data transferred has no upper bound"})
+    return warnings
 
 
-def headline(gaps: Sequence[Mapping[str, Any]], level: float) -> str:
+def headline(gaps: Sequence[Row], level: float) -> str:
     """The gap of each task, at the most labels, of the kind and text that gains most there."""
-    best: dict[str, Mapping[str, Any]] = {}
-    for one in gaps:
-        at = best.get(one["task"])
-        if one["gap"] is not None and (at is None or (one["share"], one["gap"]) > (at["share"], at["gap"])):
-            best[one["task"]] = one
+    best: dict[str, Row] = {}
+    for row in gaps:
+        at = best.get(row["task"])
+        if row["gap"] is not None and (at is None or (row["share"], row["gap"]) > (at["share"], at["gap"])):
+            best[row["task"]] = row
     if not best:
         return "Nothing can be compared: no task was trained from a base and from nothing alike."
-    told = [f"{task} {spread(one)} ({one['kind']} from {one['start']})" for task, one in best.items()]
-    return f"Pre-trained less from nothing, the best of each task, {level:.0%} intervals over seeds: {'; '.join(told)}."
+    sentences = [f"{task} {spread(row)} ({row['kind']} from {row['start']})" for task, row in best.items()]
+    return (
+        f"Score gained by pre-training, the best start of each task, {level:.0%} intervals over seeds: "
+        f"{'; '.join(sentences)}."
+    )
 
 
-def scores(rows: Rows) -> list[dict[str, Any]]:
+def scores(rows: Rows) -> list[Json]:
+    """A row for each kind, start, task and share: the mean score over seeds."""
     keys = ["task", "kind", "start", "share", "metric", "lr"]
-    found = rows.groupby(keys, as_index=False).agg(
+    table = rows.groupby(keys, as_index=False).agg(
         seeds=("seed", "nunique"), score=("score", "mean"), sd=("score", "std"), loss=("loss", "mean"),
         params=("params", "median"), outside=("outside", "median"), seconds=("seconds", "mean"),
     )  # fmt: skip
-    return found.rename(columns={"outside": "outside embeddings"}).to_dict("records")
+    return table.rename(columns={"outside": "outside embeddings"}).to_dict("records")
 
 
-def tuning(tried: Rows) -> list[dict[str, Any]]:
+def tuning(tried: Rows) -> list[Json]:
     first = tried[(tried["seed"] == 0) & (tried["share"] == tried["share"].max())]
     return first[["task", "kind", "start", "lr", "score", "loss"]].to_dict("records")
 
 
-def told_factor(one: Mapping[str, Any]) -> dict[str, Any]:
+def factor_row(row: Row) -> Json:
     """A line of the table, with words where a number has no bound."""
 
-    def told(value: float) -> str:
+    def bounded(value: float) -> str:
         return "more than all labels" if math.isinf(value) else f"{value:.3g}"
 
-    kept = {key: one[key] for key in ("task", "kind", "start", "share", "labelled tokens", "seeds")}
-    moved = "no bound" if math.isinf(one["transferred"]) else f"{one['transferred']:.3g}"
-    ends = {"least of seeds": told(one["least"]), "most": told(one["most"])}
-    return kept | {"transferred tokens": moved, "times the labels": told(one["factor"]), **ends}
+    kept = {key: row[key] for key in ("task", "kind", "start", "share", "labelled tokens", "seeds")}
+    moved = "no bound" if math.isinf(row["transferred"]) else f"{row['transferred']:.3g}"
+    ends = {"least of seeds": bounded(row["least"]), "most": bounded(row["most"])}
+    return kept | {"transferred tokens": moved, "times the labels": bounded(row["factor"]), **ends}
 
 
-def figures(
-    rows: Rows, gaps: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, Any]]
-) -> dict[str, Callable[[], Any]]:
-    from kleiber.studies import transfer_figures as plots
+def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
+    """The figures that the runs allow, by name."""
+    from kleiber.studies import transfer_figures
 
-    made: dict[str, Callable[[], Any]] = {}
-    if any(one["gap"] is not None for one in gaps):
-        made["gaps"] = lambda: plots.gaps(gaps)
+    charts: Figures = {}
+    if any(row["gap"] is not None for row in gaps):
+        charts["gaps"] = lambda: transfer_figures.gaps(gaps)
     if rows["share"].nunique() > 1:
-        made["labels"] = lambda: plots.labels(rows)
-    if any(math.isfinite(one["factor"]) and one["factor"] > 0 for one in data):
-        made["transferred"] = lambda: plots.factors(data)
+        charts["labels"] = lambda: transfer_figures.labels(rows)
+    if any(math.isfinite(row["factor"]) and row["factor"] > 0 for row in data):
+        charts["transferred"] = lambda: transfer_figures.factors(data)
     texts = rows.loc[rows["start"] != SCRATCH, "start"]
     if texts.str.partition("/")[2].nunique() > 1:
-        made["texts"] = lambda: plots.texts(rows)
-    return made
+        charts["texts"] = lambda: transfer_figures.texts(rows)
+    return charts

@@ -1,10 +1,9 @@
-"""The figures of the study `transfer`: gaps to training from nothing, scores by labels and text, data transferred."""
+"""Altair figures of the study `transfer`: score differences, scores by labels and by text, data transferred."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import altair as alt
 import pandas as pd
@@ -12,14 +11,15 @@ import pandas as pd
 from kleiber.charts.theme import dressed, kinds_color
 from kleiber.config.budget import quantity
 from kleiber.studies.compare.task_rows import SCRATCH, Rows
+from kleiber.types.plain import Row
 
 PANEL = {"width": 250, "height": 170}
 
 
-def gaps(found: Sequence[Mapping[str, Any]]) -> Any:
+def gaps(gap_rows: Sequence[Row]) -> alt.TopLevelMixin:
     """Pre-trained less from nothing at the most labels, with intervals: a panel a task, right of 0 it helps."""
-    most = max(one["share"] for one in found)
-    rows = pd.DataFrame([one for one in found if one["share"] == most and one["gap"] is not None])
+    most = max(row["share"] for row in gap_rows)
+    rows = pd.DataFrame([row for row in gap_rows if row["share"] == most and row["gap"] is not None])
     rows["what"] = rows["kind"] + " from " + rows["start"]
     panels = []
     for task, part in rows.groupby("task", sort=False):
@@ -32,10 +32,10 @@ def gaps(found: Sequence[Mapping[str, Any]]) -> Any:
         if bool(part["lo"].notna().any()):
             layers.insert(1, base.mark_rule(strokeWidth=2).encode(x=alt.X("lo:Q", title=title), x2="hi:Q"))
         panels.append(alt.layer(*layers).properties(title=str(task), width=250, height=24 * len(part) + 20))
-    return beside(panels, "What pre-training gives")
+    return beside(panels, "Score gained by pre-training")
 
 
-def labels(rows: Rows) -> Any:
+def labels(rows: Rows) -> alt.TopLevelMixin:
     """Score by the share of the labels, a line for each kind and start over the means of seeds: a panel a task."""
     shown = rows.assign(what=rows["kind"] + " from " + rows["start"])
     names = list(dict.fromkeys(shown.sort_values(["kind", "start"])["what"]))
@@ -46,10 +46,10 @@ def labels(rows: Rows) -> Any:
         scale = alt.Scale(type="log", domain=[min(shares) / 1.2, max(shares) * 1.2], nice=False)
         x = alt.X("share:Q", title="share of the labels", scale=scale, axis=axis)
         panels.append(lines(part, x, names, part["metric"].iloc[0], str(task)))
-    return beside(panels, "Score by labels")
+    return beside(panels, "Score vs share of the labels")
 
 
-def texts(rows: Rows) -> Any:
+def texts(rows: Rows) -> alt.TopLevelMixin:
     """Score at the most labels by the bytes of the text, a line for each kind and text, a dashed rule for none."""
     shown = rows[(rows["share"] == rows["share"].max()) & (rows["start"] != SCRATCH)].copy()
     split = shown["start"].str.partition("/")
@@ -64,15 +64,15 @@ def texts(rows: Rows) -> Any:
         chart = lines(part, x, names, part["metric"].iloc[0], str(task))
         means = new.groupby("kind", as_index=False)["score"].mean()
         panels.append(chart + alt.Chart(means).mark_rule(strokeDash=[5, 4], color="#888").encode(y="score:Q"))
-    return beside(panels, "Score by the text that was read before; dashed: from nothing")
+    return beside(panels, "Score vs pre-training text; dashed: from scratch")
 
 
-def factors(found: Sequence[Mapping[str, Any]]) -> Any:
+def factors(factor_rows: Sequence[Row]) -> alt.TopLevelMixin:
     """How many times the labels training from nothing would have needed; unbounded ones are left out."""
-    rows = pd.DataFrame([one for one in found if 0 < one["factor"] < math.inf])
+    rows = pd.DataFrame([row for row in factor_rows if 0 < row["factor"] < math.inf])
     rows["what"] = rows["kind"] + " from " + rows["start"]
-    rows["top"] = [one if math.isfinite(one) else f for one, f in zip(rows["most"], rows["factor"], strict=True)]
-    rows["bottom"] = [one if one > 0 else f for one, f in zip(rows["least"], rows["factor"], strict=True)]
+    rows["top"] = [row if math.isfinite(row) else f for row, f in zip(rows["most"], rows["factor"], strict=True)]
+    rows["bottom"] = [row if row > 0 else f for row, f in zip(rows["least"], rows["factor"], strict=True)]
     color = kinds_color(list(dict.fromkeys(rows["what"])), "what", alt.Legend())
     panels = []
     for task, part in rows.groupby("task", sort=False):
@@ -81,14 +81,14 @@ def factors(found: Sequence[Mapping[str, Any]]) -> Any:
         title = "times the labels, from nothing"
         y = alt.Y("factor:Q", title=title, scale=alt.Scale(type="log", padding=12))
         base = alt.Chart(part).encode(x=x, color=color)
-        one = alt.Chart(pd.DataFrame({"y": [1.0]})).mark_rule(color="#888", strokeDash=[4, 4]).encode(y="y:Q")
+        unity = alt.Chart(pd.DataFrame({"y": [1.0]})).mark_rule(color="#888", strokeDash=[4, 4]).encode(y="y:Q")
         bars = base.mark_rule(opacity=0.6).encode(y=alt.Y("bottom:Q", title=title), y2="top:Q")
         marks = base.mark_point(filled=True, size=50, opacity=1).encode(y=y)
-        panels.append((one + bars + base.mark_line().encode(y=y) + marks).properties(title=str(task), **PANEL))
+        panels.append((unity + bars + base.mark_line().encode(y=y) + marks).properties(title=str(task), **PANEL))
     return beside(panels, "Effective data: median of seeds, least to most")
 
 
-def lines(part: Rows, x: Any, names: Sequence[str], metric: str, title: str) -> Any:
+def lines(part: Rows, x: alt.X, names: Sequence[str], metric: str, title: str) -> alt.LayerChart | alt.FacetChart:
     """A line over the means of seeds and a small point a seed."""
     color = kinds_color(names, "what", alt.Legend())
     scale = alt.Scale(zero=False, nice=False, padding=12)
@@ -99,6 +99,6 @@ def lines(part: Rows, x: Any, names: Sequence[str], metric: str, title: str) -> 
     return (points + means).properties(title=title, **PANEL)
 
 
-def beside(panels: Sequence[Any], title: str) -> Any:
+def beside(panels: Sequence[alt.LayerChart | alt.FacetChart], title: str) -> alt.TopLevelMixin:
     """Panels two a row, under one title."""
     return dressed(alt.concat(*panels, columns=2).properties(title=title))

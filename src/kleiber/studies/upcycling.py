@@ -1,23 +1,21 @@
-"""The study `upcycling`: a dense run goes on as a mixture, goes on dense, or a mixture starts from nothing, at equal
-extra FLOPs.
+"""The study `upcycling`: an upcycled mixture compared with continued dense training and with a mixture from scratch.
 
-It reads cells of the design `arms`. The dense runs themselves are trained before, one a seed, and named in the design.
+The arms have equal extra FLOPs. The design names the dense runs to start from, one for each seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare import arms as arm_figures
-from kleiber.studies.compare.arms import all_tuned, complaints, paired, read, told
-from kleiber.studies.study import Findings, Options
+from kleiber.studies.compare.arms import all_tuned, complaints, differences_chart, each_arm, format_gap, paired, read
+from kleiber.studies.study import Findings, Study
+from kleiber.types.plain import Json
 
 
 @dataclass(frozen=True)
-class Upcycling(Options):
+class Upcycling(Study):
     """Which arm is which; `against` are the ones that upcycling is compared with.
 
     arm  of a cell: set by the design
@@ -28,20 +26,21 @@ class Upcycling(Options):
     against: Sequence[str] = ("continued", "scratch")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
+        """Compares the upcycled mixture with the other arms at equal extra FLOPs."""
         arms = read(runs)
         verdicts = complaints(arms)
         ours = arms.get(self.upcycled)
         gaps = []
         for theirs in (arms[name] for name in self.against if name in arms):
             if ours is not None:
-                ratio, what = ours.facts["flops"] / theirs.facts["flops"], (ours.name, theirs.name)
+                ratio, names = ours.facts["flops"] / theirs.facts["flops"], (ours.name, theirs.name)
                 if not 0.95 < ratio < 1.05:
-                    text = f"{' and '.join(what)} differ in FLOPs by a factor of {ratio:.2f}"
+                    text = f"{' and '.join(names)} differ in FLOPs by a factor of {ratio:.2f}"
                     verdicts.append({"code": "unequal", "level": "warn", "text": text})
-                gap = {"what": " - ".join(what), **paired(ours.at_best, theirs.at_best), "FLOPs ratio": ratio}
+                gap = {"what": " - ".join(names), **paired(ours.at_best, theirs.at_best), "FLOPs ratio": ratio}
                 gaps.append({**gap, "tuned": all_tuned(ours, theirs)})
-        tuned = [f"{gap['what']} {told(gap)}" for gap in gaps if gap["tuned"]]
+        tuned = [f"{gap['what']} {format_gap(gap)}" for gap in gaps if gap["tuned"]]
         text = "At equal extra FLOPs: " + "; ".join(tuned) + "." if tuned else "No comparison of tuned arms."
-        tables: dict[str, Any] = {"Comparisons": gaps, "Arms": [arm.row() for arm in arms.values()]}
-        differences = arm_figures.differences_chart(gaps, "Upcycling less the others: left of 0 it is better")
-        return Findings(text, verdicts, tables, {**differences, **arm_figures.each_arm(arms)})
+        tables: Json = {"Comparisons": gaps, "Arms": [arm.row() for arm in arms.values()]}
+        differences = differences_chart(gaps, "Upcycling less the others: left of 0 it is better")
+        return Findings(text, verdicts, tables, {**differences, **each_arm(arms)})

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from kleiber.nn.sharding import placed
+from kleiber.nn.sharding import place_like
 
 SCHEMA = "kleiber.checkpoint/1"
 
@@ -228,4 +228,4 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         raise ValueError(f"optimizer state is for other parameters: {sorted(state.keys() ^ own.keys())[:5]}")
     for name, values in state.items():
         # Adam's step count lives on the parameter's device only when fused or capturable, which is how it was saved.
-        optimizer.state[own[name]] = {key: placed(value, own[name]) for key, value in values.items()}
+        optimizer.state[own[name]] = {key: place_like(value, own[name]) for key, value in values.items()}

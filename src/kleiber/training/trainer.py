@@ -7,8 +7,8 @@ Lightning's ModelParallelStrategy.
 
 Every block is a unit, and what is left of the model is another, whose weights stay whole from the forward pass to the
 end of the backward pass: an objective reads the output layer outside of both. While a model is scored, samples or is
-written down, every rank holds all of its weights (`sharding.whole`). It refuses compiled graphs and a single device;
-what else it cannot do is refused by the check of the config (`fit_together`).
+written down, every rank holds all of its weights (`sharding.full_parameters`). It refuses compiled graphs and a single
+device; what else it cannot do is refused by the check of the config (`fit_together`).
 """
 
 from __future__ import annotations

@@ -1,72 +1,220 @@
-"""Base classes of models, and of the parts of a model that others call: output layers and routers."""
+"""Base classes of models and of their parts: layers, routers, output layers and caches for decoding.
+
+Hooks are methods of the base class that do nothing until overridden, so that callers need not ask whether one exists.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kleiber.types.batch import Batch, Output, Role, Routing
 
 
+class Scale(NamedTuple):
+    """Standard deviation of the initial weights, and the constant that multiplies the layer's output."""
+
+    std: float
+    multiplier: float
+
+
 @runtime_checkable
-class Head(Protocol):
-    """The output layer as a loss reads it: logits = cap(multiplier * hidden @ weight.T).
+class Parametrization(Protocol):
+    """Initial standard deviations, multipliers of the forward pass, and learning-rate factors by role."""
+
+    def embedding(self, tied: bool) -> Scale: ...
+    def hidden_std(self, fan_in: int) -> float: ...
+    def projection_std(self, fan_in: int, depth: int) -> float: ...
+    def attention(self, head_dim: int) -> float: ...
+    def residual(self, depth: int) -> float: ...
+    def output(self, width: int) -> Scale: ...
+    def router(self, width: int) -> Scale: ...
+    def lr_scale(self, role: Role) -> float: ...
+
+
+class Layer(nn.Module):
+    """A module with parameters or products of its own; `nn.Linear` and `nn.Embedding` are understood as they are."""
+
+    def roles(self) -> dict[str, Role]:
+        """Role of each parameter that the module itself holds, by its name in the module."""
+        return {}
+
+    def flops(self, time: int) -> float:
+        """Forward FLOPs per token in rows of `time` tokens, without those of the module's children."""
+        return 0.0
+
+    def executed_flops(self, time: int) -> float:
+        """What the device computes for `flops`: larger where masked positions are computed too."""
+        return self.flops(time)
+
+
+class Router(Layer):
+    """Sends each token to k experts.
+
+    sums_to_one    whether the weights of a token add up to 1: what upcycling needs to preserve the dense model
+    needs_balance  whether only a balance loss keeps its experts in use
+    """
+
+    sums_to_one: ClassVar[bool] = True
+    needs_balance: ClassVar[bool] = True
+
+    def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
+        raise NotImplementedError
+
+    def rebalance(self, load: Float[Tensor, "experts"] | None) -> None:
+        """Called once after each optimizer step with the assignments per expert of its global batch.
+
+        load  None where the objective does not report it
+        """
+
+
+class Head:
+    """The output layer as a loss reads it: logits = cap(multiplier * features(hidden) @ weight.T).
 
     cap(x) = soft_cap tanh(x / soft_cap), or x where `soft_cap` is None.
     """
 
-    weight: Float[Tensor, "vocab dim"]
-    multiplier: float
-    soft_cap: float | None
+    weight: Float[Tensor, "vocab features"]
+    multiplier: float = 1.0
+    soft_cap: float | None = None
 
-    def __call__(self, hidden: Float[Tensor, "... dim"]) -> Float[Tensor, "... vocab"]: ...
+    def features(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes features"]:
+        """The vectors that the matrix is applied to: the hidden states themselves."""
+        return hidden
 
-
-class Model(nn.Module):
-    """A backbone with a head, for rows of up to `context` tokens.
-
-    causal  whether a position depends on earlier positions alone
-    tied    whether the head's matrix is the embedding's
-    heads   output layers of tasks by name, beside `head`, which predicts tokens
-    blocks  the layers, each with the parts `attention` and `mlp` in our own models
-    """
-
-    context: int
-    vocab_size: int
-    width: int
-    causal: bool = True
-    tied: bool = False
-    head: Any  # a Head; a wrapped model without an output layer has a module that raises
-    heads: nn.ModuleDict
-    blocks: nn.ModuleList
-    parametrization: Any
-
-    def forward(self, batch: Batch, caches: Any = None) -> Output:
-        """Hidden states of every position, and auxiliary sums. `caches` of `new_caches` grow in place."""
+    def __call__(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes vocab"]:
         raise NotImplementedError
-
-    def roles(self) -> dict[str, Role]:
-        """The role of every parameter, by its name."""
-        raise NotImplementedError
-
-    def new_caches(self, length: int) -> Any:
-        """Empty caches for decoding rows of up to `length` tokens."""
-        raise NotImplementedError
-
-    def add_head(self, name: str, outputs: int) -> None:
-        """Adds an output layer for a task as `heads[name]`, unless there is one of that name."""
-        raise NotImplementedError
-
-    def leave_out_head(self) -> None:
-        """Stops training what only `head` reads, for objectives that predict no token."""
-
-    def rebalance(self, sums: Mapping[str, Tensor]) -> None:
-        """Adjusts routers after an optimizer step from its summed metrics ("load/<layer>")."""
 
 
 @runtime_checkable
-class Router(Protocol):
-    def __call__(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing: ...
+class LayerCache(Protocol):
+    """Keys and values that one layer computed for earlier positions."""
+
+    def __len__(self) -> int: ...
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Attention(Layer):
+    """The branch of a block that mixes positions. `out` is its last matrix."""
+
+    out: nn.Linear
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time dim"],
+        mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch time dim"]:
+        """The change of the stream. `mask` is that of `mask()`; `cache` holds earlier positions and grows in place."""
+        raise NotImplementedError
+
+    def mask(
+        self,
+        time: int,
+        past: int,
+        device: torch.device,
+        real: Bool[Tensor, "batch keys"] | None = None,
+        segments: Int[Tensor, "batch time"] | None = None,
+    ) -> Bool[Tensor, "#batch 1 time keys"] | None:
+        """Which keys each of `time` queries after `past` cached positions may read; None where `forward` needs none.
+
+        real      of all keys, those of the cache included
+        segments  documents of packed rows, without a cache
+        """
+        return None
+
+
+class MLP(Layer):
+    """The branch of a block that acts on each position by itself; a mixture of experts is one."""
+
+    def forward(
+        self, x: Float[Tensor, "batch time dim"], batch: Batch | None = None
+    ) -> tuple[Float[Tensor, "batch time dim"], dict[str, Tensor]]:
+        """The change of the stream, and auxiliary sums over real tokens (see `Output`); a dense layer has none."""
+        raise NotImplementedError
+
+    def last_matrix(self) -> nn.Linear | None:
+        """The matrix of the last product, whose result no gradient needs; None where something follows it."""
+        return None
+
+    def rebalance(self, load: Float[Tensor, "experts"] | None) -> None:
+        """Called once after each optimizer step with the assignments per expert of its global batch (see `Router`)."""
+
+
+class DecodingCache:
+    """Keys and values of the positions read so far, and which of those positions are real.
+
+    Prompts of unequal length are padded on the left, and padding stays masked while decoding.
+    """
+
+    def __init__(self) -> None:
+        self.real: Bool[Tensor, "batch keys"] | None = None
+
+    def __len__(self) -> int:
+        """Number of positions that are held."""
+        raise NotImplementedError
+
+    def tensors(self) -> list[Tensor]:
+        """The keys and values of all layers; empty before the first step."""
+        raise NotImplementedError
+
+    def remember(
+        self, real: Bool[Tensor, "batch time"] | None, tokens: Int[Tensor, "batch time"]
+    ) -> Bool[Tensor, "batch keys"] | None:
+        """Adds the mask of the tokens to be read next; returns that of all positions, None where all are real."""
+        if self.real is None and real is None:
+            return None
+        rows, time = tokens.shape
+        ones = torch.ones(rows, len(self), dtype=torch.bool, device=tokens.device)
+        new = torch.ones(rows, time, dtype=torch.bool, device=tokens.device) if real is None else real
+        self.real = torch.cat([ones if self.real is None else self.real, new], 1)
+        return self.real
+
+
+class Model(nn.Module):
+    """A backbone with an output layer over tokens.
+
+    vocab_size, width  number of token ids, and channels of the hidden states
+    context  longest row, in tokens
+    causal   whether no hidden state depends on a later token
+    tied     whether the matrix of the output layer is the embedding's
+    blocks   the layers, in order
+    heads    output layers of tasks, by name
+    """
+
+    vocab_size: int
+    width: int
+    context: int
+    causal: bool = True
+    tied: bool = False
+    parametrization: Parametrization
+    embedding: nn.Embedding
+    blocks: Sequence[nn.Module]
+    head: Head
+    heads: nn.ModuleDict
+
+    def forward(self, batch: Batch, caches: DecodingCache | None = None) -> Output:
+        """Hidden states and auxiliary sums. `caches`, from `new_caches`, hold earlier positions and grow in place."""
+        raise NotImplementedError
+
+    def roles(self) -> dict[str, Role]:
+        """The role of every parameter, by name; a tied matrix once, as the embedding."""
+        raise NotImplementedError
+
+    def add_head(self, name: str, outputs: int) -> None:
+        """Adds the output layer `heads[name]` for a task, where there is none of that name."""
+        raise NotImplementedError
+
+    def leave_out_head(self) -> None:
+        """Stops training the output layer over tokens, for an objective that does not read it."""
+
+    def rebalance(self, sums: Mapping[str, Tensor]) -> None:
+        """Called once after each optimizer step with the sums of its global batch, "load/<layer>" among them."""
+
+    def new_caches(self, length: int) -> DecodingCache:
+        """An empty cache for decoding rows of up to `length` tokens."""
+        raise NotImplementedError

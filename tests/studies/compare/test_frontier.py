@@ -81,7 +81,7 @@ def test_several_bases_of_one_seed_are_refused(tmp_path):
             told["stages"][0]["start_metrics"]["val/docs/loss"] = 1.8
             (larger / "summary.json").write_text(json.dumps(told))
     with pytest.raises(
-        ValueError, match=r"none with seed 0 goes on from several bases.*1\.8000 to 2\.0000.*design.base"
+        ValueError, match=r"none with seed 0 starts from several bases.*1\.8000 to 2\.0000.*design.base"
     ):
         Forgetting().compare(read_runs(tmp_path / "s"))
 

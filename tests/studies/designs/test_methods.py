@@ -123,7 +123,7 @@ def test_arms_may_go_on_from_weights_that_are_trained_already(tmp_path):
     (arms,) = design(start=start).rounds(Ground(tmp_path))
     assert len(arms) == 2 * 7 and sum("seed=1" in cell for cell in arms) == 7
     assert all(cell[-3:] == ["init=hf", "init.path=FOLDER", "init.upstream=[a,b]"] for cell in arms)
-    with pytest.raises(ValueError, match=r"design.start=\{'init': 'hf'\}: write init and init.path"):
+    with pytest.raises(ValueError, match=r"design.start=\{'init': 'hf'\}.*init\.path"):
         design(start={"init": "hf"})
 
 
@@ -165,9 +165,9 @@ def test_the_shipped_studies_have_the_size_they_tell():
 def test_plans_that_cannot_be_are_refused(options, key):
     with pytest.raises(ValueError, match=key):
         design(**options)
-    with pytest.raises(ValueError, match=r"design.arms.both replays: write its retention.replay.fraction"):
+    with pytest.raises(ValueError, match=r"design.arms.both: set its retention.replay.fraction"):
         Methods({}, {"both": {"retention": "[replay,ewc]"}}, tokens="1M", equal="target")
-    with pytest.raises(ValueError, match="seed follows from the plan"):
+    with pytest.raises(ValueError, match=r"design\.base.*seed"):
         Methods({"seed": 1}, ARMS)
-    with pytest.raises(ValueError, match=r"is no value; write the whole key, such as retention.KEY"):
+    with pytest.raises(ValueError, match=r"write the whole key, such as retention.KEY"):
         Methods({}, {"replay": {"retention": {"replay": {"fraction": 0.1}}}}).continuations()

@@ -91,14 +91,14 @@ def test_text_is_quoted_as_hydra_reads_it():
     ("told", "why"),
     [
         ({"tasks": {"docs": {}}}, "at least two tasks"),
-        ({"tasks": {**TASKS, AGAIN: {}}}, "none of them called again"),
+        ({"tasks": {**TASKS, AGAIN: {}}}, "design.tasks=.*again"),
         ({"tasks": {**TASKS, "x": {"datum": "y"}}}, "design.tasks.x.datum: .*Did you mean"),
         ({"tasks": {**TASKS, "x": {"data": "topic/tree"}}}, "data=topic/tree: no such choice"),
         ({"tasks": {**TASKS, "x": {"retention": "ewc"}}}, "design.tasks.x.retention"),
-        ({"arms": {"wise": {"retention": "wise"}}}, "retention=wise changes no stage of a sequence"),
+        ({"arms": {"wise": {"retention": "wise"}}}, "design.arms.*retention=wise"),
         ({"arms": {"none": None}}, r"design.arms=\[\]"),
         ({"orders": 3}, "design.orders=3: from 1 to 2"),
-        ({"orders": [["docs"]]}, "is no order of docs, trec"),
+        ({"orders": [["docs"]]}, "design.orders.*docs, trec"),
         ({"seeds": 0}, "design.seeds=0"),
     ],
 )
@@ -109,5 +109,5 @@ def test_plans_that_cannot_be_are_refused(told, why):
 
 def test_orders_may_be_named_and_each_is_there_once():
     assert orders_of(["a", "b"], [["b", "a"]]) == [["b", "a"]]
-    with pytest.raises(ValueError, match="each once"):
+    with pytest.raises(ValueError, match=r"design\.orders="):
         orders_of(["a", "b"], [["b", "a"], ["b", "a"]])

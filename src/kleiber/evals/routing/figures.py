@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,28 @@ import pandas as pd
 
 from kleiber.charts.theme import PALETTE, WIDTH, dressed, kinds_color, log_axis, sized
 from kleiber.records.summary import having, read, read_rows
+from kleiber.types.plain import Json, Row
 
 
-def figures(found: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
+def figures(record: Json, folder: Path | None) -> Json:
     """What can be drawn of what was found."""
-    made = {"load": load(found), "specialisation": specialisation(found), "similarity": similarity(found)}
-    if found["sensitivity"]:
-        made["sensitivity"] = sensitivity(found)
-    if any(found["redundancy"]["removal"].values()):
-        made["removal"] = removal(found)
-    if found["settled"]["steps"]:
-        made["saturation"] = saturation(found)
+    charts = {"load": load(record), "specialisation": specialisation(record), "similarity": similarity(record)}
+    if record["sensitivity"]:
+        charts["sensitivity"] = sensitivity(record)
+    if any(record["redundancy"]["removal"].values()):
+        charts["removal"] = removal(record)
+    if record["settled"]["steps"]:
+        charts["saturation"] = saturation(record)
     over = history(folder) if folder else None
     if over is not None and len(over):
-        made["load_over_time"] = load_over_time(over)
-    return made
+        charts["load_over_time"] = load_over_time(over)
+    return charts
 
 
 def heat(
-    rows: pd.DataFrame, value: str, title: str, what: str, scheme: str = PALETTE, middle: float | None = None
-) -> Any:
+    rows: pd.DataFrame, value: str, title: str, legend: str, scheme: str = PALETTE, middle: float | None = None
+) -> alt.TopLevelMixin:
+    """A heat map of `value` over layers and experts."""
     colors: Any = scheme
     scale = alt.Scale(scheme=colors) if middle is None else alt.Scale(scheme=colors, domainMid=middle)
     chart = alt.Chart(rows).mark_rect()
@@ -38,7 +40,7 @@ def heat(
         chart.encode(
             x=alt.X("expert:O", title="expert", axis=alt.Axis(labelAngle=0)),
             y=alt.Y("layer:O", title="layer"),
-            color=alt.Color(f"{value}:Q", title=what, scale=scale),
+            color=alt.Color(f"{value}:Q", title=legend, scale=scale),
             tooltip=["layer:O", "expert:O", alt.Tooltip(f"{value}:Q", format=".4f")],
         ),
         title,
@@ -46,7 +48,8 @@ def heat(
     )
 
 
-def cells(by_layer: Mapping[Any, Any], name: str) -> pd.DataFrame:
+def cells(by_layer: Mapping[str, Sequence[float]], name: str) -> pd.DataFrame:
+    """A row for each layer and expert with its value."""
     return pd.DataFrame(
         [
             {"layer": int(layer), "expert": expert, name: value}
@@ -56,19 +59,20 @@ def cells(by_layer: Mapping[Any, Any], name: str) -> pd.DataFrame:
     )
 
 
-def load(found: Mapping[str, Any]) -> Any:
-    rows = cells(found["load"], "share")
-    rows["relative"] = rows["share"] * found["num_experts"]
+def load(record: Json) -> alt.TopLevelMixin:
+    rows = cells(record["load"], "share")
+    rows["relative"] = rows["share"] * record["num_experts"]
     return heat(rows, "relative", "Load of the experts on held-out text", "of the uniform share", "blueorange", 1.0)
 
 
-def removal(found: Mapping[str, Any]) -> Any:
-    rows = cells(found["redundancy"]["removal"], "nats")
+def removal(record: Json) -> alt.TopLevelMixin:
+    rows = cells(record["redundancy"]["removal"], "nats")
     return heat(rows, "nats", "Loss when an expert is removed", "nats per token")
 
 
-def specialisation(found: Mapping[str, Any]) -> Any:
-    special = found["specialisation"]
+def specialisation(record: Json) -> alt.TopLevelMixin:
+    """Mutual information of expert and domain or token, by layer."""
+    special = record["specialisation"]
     rows = pd.DataFrame(
         [
             {"layer": int(layer), "by": label, "share": value}
@@ -85,22 +89,23 @@ def specialisation(found: Mapping[str, Any]) -> Any:
             color=alt.Color("by:N", title="expert and"),
             tooltip=["layer:O", "by:N", alt.Tooltip("share:Q", format=".4f")],
         ),
-        "What experts specialise in",
+        "Specialization of experts by layer",
     )
 
 
-def similarity(found: Mapping[str, Any]) -> Any:
-    rows = pd.DataFrame([{"layer": int(i), "cosine": v} for i, v in found["redundancy"]["alike"].items()])
+def similarity(record: Json) -> alt.TopLevelMixin:
+    """Mean cosine similarity of the outputs of two experts, by layer."""
+    rows = pd.DataFrame([{"layer": int(i), "cosine": v} for i, v in record["redundancy"]["alike"].items()])
     chart = alt.Chart(rows).mark_bar(color="#456")
     x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
     y = alt.Y("cosine:Q", title="mean cosine of two experts' outputs")
-    return sized(chart.encode(x=x, y=y), "How alike experts are on the same tokens", height=200)
+    return sized(chart.encode(x=x, y=y), "Similarity of experts on the same tokens, by layer", height=200)
 
 
-def sensitivity(found: Mapping[str, Any]) -> Any:
+def sensitivity(record: Json) -> alt.TopLevelMixin:
     """Flips above and the change of the loss below, against the noise; what rounding flips as dashed lines."""
     kinds = {"free": "routing free", "frozen": "choice frozen"}
-    draws = [(float(eps), draw) for eps, entry in found["sensitivity"]["noise"].items() for draw in entry["draws"]]
+    draws = [(float(eps), draw) for eps, entry in record["sensitivity"]["noise"].items() for draw in entry["draws"]]
     flips = pd.DataFrame([{"eps": eps, "flips": draw["flips"]} for eps, draw in draws])
     nats = pd.DataFrame([{"eps": e, "kind": kinds[key], "nats": d[key]} for e, d in draws for key in kinds])
     x = log_axis("eps", "relative noise on the router's weights", flips["eps"], room=2.4)
@@ -113,12 +118,12 @@ def sensitivity(found: Mapping[str, Any]) -> Any:
     ends = alt.Chart(nats[nats["eps"] == nats["eps"].max()]).encode(x=x, color=color, y="mean(nats):Q", text="kind:N")
     low = below.mark_point(filled=True, size=30) + below.mark_line().encode(y="mean(nats):Q")
     low += ends.mark_text(align="left", dx=8, fontSize=11)
-    top += rounded(found["sensitivity"]["rounding"], x)
+    top += rounded(record["sensitivity"]["rounding"], x)
     parts = (top.properties(height=150), low.properties(height=200))
     return dressed(alt.vconcat(*(part.properties(width=WIDTH) for part in parts), title="Gating sensitivity"))
 
 
-def rounded(rounding: Mapping[str, Any], x: Any) -> Any:
+def rounded(rounding: Row, x: alt.X) -> alt.LayerChart | alt.FacetChart:
     """A dashed line for each way of rounding the router's weights, named."""
     lines = pd.DataFrame([{"kind": kind, "flips": entry["flips"]} for kind, entry in rounding.items()])
     base = alt.Chart(lines).encode(y="flips:Q")
@@ -126,8 +131,9 @@ def rounded(rounding: Mapping[str, Any], x: Any) -> Any:
     return base.mark_rule(strokeDash=[4, 3], color="#777") + names
 
 
-def saturation(found: Mapping[str, Any]) -> Any:
-    settled = found["settled"]
+def saturation(record: Json) -> alt.TopLevelMixin:
+    """Share of routing choices equal to those of the last checkpoint, by step and layer."""
+    settled = record["settled"]
     rows = pd.DataFrame(
         [
             {"step": step, "layer": layer, "overlap": value}
@@ -144,21 +150,22 @@ def history(folder: Path) -> pd.DataFrame:
     """Shares of the experts by step, as the run logged them; of several stages, of the last and the trunk under it."""
     rows = having(read_rows(folder), "moe/load/")
     last = rows[-1].get("stage") if rows else None
-    own = [row for row in rows if row.get("stage") == last]
+    logged = [row for row in rows if row.get("stage") == last]
     stages = (read(folder / "summary.json") or {}).get("stages", [])
     trunk = next((stage.get("trunk") for stage in stages if stage["name"] == last), None)
-    before = [row for row in rows if trunk and row.get("stage") == trunk and row["step"] < own[0]["step"]]
+    before = [row for row in rows if trunk and row.get("stage") == trunk and row["step"] < logged[0]["step"]]
     return pd.DataFrame(
         [
             {"step": row["step"], "layer": int(key.split("/")[2]), "expert": int(key.split("/")[3]), "share": value}
-            for row in [*before, *own]
+            for row in [*before, *logged]
             for key, value in row.items()
             if key.startswith("moe/load/")
         ]
     )
 
 
-def load_over_time(rows: pd.DataFrame) -> Any:
+def load_over_time(rows: pd.DataFrame) -> alt.TopLevelMixin:
+    """Load of each expert by optimizer step, a panel for each layer."""
     lines = alt.Chart(rows).mark_line(strokeWidth=1).encode(
         x=alt.X("step:Q", title="optimizer step", axis=alt.Axis(tickCount=6)),
         y=alt.Y("share:Q", title="share of the load", axis=alt.Axis(tickCount=5, format=".0%")),

@@ -1,7 +1,4 @@
-"""Routers: where each token goes, and with what weight. They know no experts and compute no loss.
-
-Router logits are always fp32: a rounding there flips an expert, which is not a small error.
-"""
+"""Routers of a mixture of experts: they choose the experts of each token and the weights of their outputs."""
 
 from kleiber.types.exports import lazy_exports
 
@@ -13,8 +10,8 @@ EXPORTS = {
     "LossFree": "sigmoid",
     "GroupLimited": "sigmoid",
     "Sinkhorn": "sinkhorn",
-    "Hash": "fixed",
-    "Random": "fixed",
+    "Hash": "hash",
+    "Random": "hash",
     "ExpertChoice": "expert_choice",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

@@ -1,6 +1,4 @@
-"""Expert choice: experts choose tokens. Perfectly balanced, and not causal: whether an expert takes a token depends on
-the tokens after it. So it is refused where the model is causal, unless the leak is acknowledged.
-"""
+"""Expert choice: experts choose tokens, which balances their load and leaks information from later tokens."""
 
 from __future__ import annotations
 
@@ -8,20 +6,22 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from kleiber.nn.mup import Site
-from kleiber.nn.routers.router import Logits, check_sizes
+from kleiber.nn.routers.topk import Logits, check_sizes
 from kleiber.types.batch import Batch, Routing
+from kleiber.types.model import Router
 
 
-class ExpertChoice(nn.Module):
+class ExpertChoice(Router):
     """Each expert takes the ceil(k T / experts) tokens of a sequence of T that score highest with it.
 
-    A token may meet no expert or all of them, k on average; its weights are its softmax scores. Within a sequence, not
-    a batch, so that the choice does not depend on how sequences were batched. Zhou et al. 2022, arXiv:2202.09368.
+    A token may visit no expert or all of them, on average k; its weights are its softmax scores. Experts choose within
+    a sequence, so that the choice does not depend on how sequences are batched. Zhou et al. 2022, arXiv:2202.09368.
+    Raises ValueError in a causal model, where a choice would depend on later tokens.
 
-    acknowledge_leak  allow it in a causal model, whose loss then is no likelihood of a text
+    acknowledge_leak  allows it in a causal model, whose loss is then no likelihood of a text
     """
 
     sums_to_one: ClassVar[bool] = False
@@ -32,7 +32,7 @@ class ExpertChoice(nn.Module):
         check_sizes(num_experts, k)
         if site.causal and not acknowledge_leak:
             raise ValueError(
-                "model/router=expert_choice lets a causal model see later tokens: use model=bert with objective=mlm, "
+                "model/router=expert_choice shows later tokens to a causal model: use model=bert with objective=mlm, "
                 "another router, or model.mlp.router.acknowledge_leak=true"
             )
         self.k, self.linear = k, Logits(site, num_experts)
@@ -47,7 +47,7 @@ class ExpertChoice(nn.Module):
         return Routing(scores, experts, scores, logits, kept=kept)
 
     def taken(self, scores: Float[Tensor, "batch time experts"], real: Tensor | None) -> Tensor:
-        """Which expert takes which token; padding is taken last, and does not count into T."""
+        """Which expert takes which token; padding comes last and does not count in T."""
         _, time, experts = scores.shape
         if real is None:
             count = torch.full((1, 1, 1), time, device=scores.device)

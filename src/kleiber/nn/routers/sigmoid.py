@@ -1,7 +1,7 @@
-"""Routers that score each expert by itself, by a sigmoid, and normalise over the chosen.
+"""Routers that score each expert by a sigmoid of its own logit and normalize over the chosen experts.
 
-Both normalisations are taken in log space, where a sum of sigmoids cannot vanish: with a small constant in the
-denominator instead, all sigmoids can fall below it, and the balance loss with them, without any balance.
+Normalization happens in log space, where a sum of sigmoids cannot vanish. With a small constant in the denominator
+instead, all sigmoids can fall below it, which makes the balance loss small without any balance.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleiber.nn.mup import Site
-from kleiber.nn.routers.router import TokenChoice
-from kleiber.nn.routers.topk import refuse_one
+from kleiber.nn.routers.topk import TokenChoice, refuse_single_expert
 
 
 class Sigmoid(TokenChoice):
     """The k experts of largest s = sigmoid(logit), weighted by s over the sum of s over those k.
 
     The scores of the balance loss are s over the sum of s over all experts. DeepSeek-V3, arXiv:2412.19437, section
-    2.1.2; without its scaling factor of the routed part. At k = 1 the one weight is always 1, so k = 1 is refused.
+    2.1.2, without its scaling factor of the routed part. Raises ValueError at k = 1, where the weight is always 1.
     """
 
     def __init__(self, site: Site, num_experts: int, k: int) -> None:
         super().__init__(site, num_experts, k)
-        refuse_one(k, "sigmoid")
+        refuse_single_expert(k, "sigmoid")
 
     def scores(self, logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
         return F.logsigmoid(logits).softmax(-1)
@@ -39,11 +38,10 @@ class Sigmoid(TokenChoice):
 class LossFree(Sigmoid):
     """Chooses by s + bias and weighs by s; after each optimizer step bias += rate * sign(mean load - load).
 
-    The load is that of the whole global batch, over all micro-batches and ranks: `rebalance` is called once a step
-    with it (`Transformer.rebalance`). The bias is a buffer in the checkpoint and has no gradient. Wang et al. 2024,
-    arXiv:2408.15664.
+    The load is that of the global batch, over all micro-batches and ranks. The bias is a buffer in the checkpoint and
+    has no gradient. Wang et al. 2024, arXiv:2408.15664.
 
-    rate  step of the bias, on the scale of s, so of [0, 1]
+    rate  step of the bias, on the scale of s, which lies in [0, 1]
     """
 
     needs_balance: ClassVar[bool] = False
@@ -51,7 +49,9 @@ class LossFree(Sigmoid):
     def __init__(self, site: Site, num_experts: int, k: int, rate: float = 1e-3) -> None:
         super().__init__(site, num_experts, k)
         if rate <= 0:
-            raise ValueError(f"model.mlp.router.rate={rate} must be positive, such as 1e-3; without it take sigmoid")
+            raise ValueError(
+                f"model.mlp.router.rate={rate} must be > 0, such as 1e-3; without a bias use router=sigmoid"
+            )
         self.rate = rate
         self.bias: Tensor
         self.register_buffer("bias", torch.zeros(num_experts))
@@ -63,20 +63,25 @@ class LossFree(Sigmoid):
         return priority
 
     @torch.no_grad()
-    def rebalance(self, load: Float[Tensor, "experts"]) -> None:
-        """One update, from the assignments per expert of a global batch."""
+    def rebalance(self, load: Float[Tensor, "experts"] | None) -> None:
+        """One update of the bias. Raises ValueError without a load, since the bias would silently stay as it is."""
+        if load is None:
+            raise ValueError(
+                f"router {type(self).__name__} balances by the load of each step, which this objective does not "
+                "report: choose another model/router"
+            )
         load = load.to(self.bias.dtype)
         self.bias.add_(self.rate * torch.sign(load.mean() - load))
 
 
 class GroupLimited(LossFree):
-    """LossFree within the `limit` groups of experts whose two best s + bias add up highest, of `groups` in all.
+    """LossFree within the `limit` groups of experts whose two largest s + bias have the largest sums.
 
-    Experts stand in groups of neighbours, as they would on devices; a token then visits few of them. DeepSeek-V3,
+    Neighboring experts form a group, as if on one device, so that a token visits few devices. DeepSeek-V3,
     arXiv:2412.19437, section 2.1.2.
 
-    groups  groups of equal size
-    limit   groups that a token may visit
+    groups  number of groups, of equal size
+    limit   number of groups that a token may visit
     """
 
     def __init__(
@@ -84,10 +89,10 @@ class GroupLimited(LossFree):
     ) -> None:
         super().__init__(site, num_experts, k, rate)
         if groups < 1 or num_experts % groups:
-            raise ValueError(f"model.mlp.router.groups={groups} does not divide the {num_experts} experts")
+            raise ValueError(f"model.mlp.router.groups={groups} must divide the {num_experts} experts")
         if not 1 <= limit <= groups or limit * (num_experts // groups) < k:
             raise ValueError(
-                f"model.mlp.router.limit={limit} of groups={groups}: from 1 to {groups}, and enough for k={k} experts"
+                f"model.mlp.router.limit={limit} must be from 1 to groups={groups}, which hold k={k} experts or more"
             )
         self.groups, self.limit = groups, limit
 
@@ -98,5 +103,5 @@ class GroupLimited(LossFree):
         return grouped.masked_fill(~open_to.unsqueeze(-1), -torch.inf).flatten(-2)
 
     def standing(self, scores: Tensor, priority: Tensor) -> Float[Tensor, "tokens experts"]:
-        """A margin to an expert of a closed group is none: it counts as the whole range of s."""
+        """Experts of closed groups count as -1, so that the margin to them is finite and the largest possible."""
         return priority.clamp(min=-1.0)

@@ -1,4 +1,4 @@
-"""Routers whose scores are a softmax over all experts; they differ in what the weights of the chosen are."""
+"""Routers in which each token chooses k experts: their base class, and those whose scores are a softmax over all."""
 
 from __future__ import annotations
 
@@ -6,34 +6,102 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from kleiber.nn.mup import Site
-from kleiber.nn.routers.router import Logits, TokenChoice
-from kleiber.types.batch import Batch, Routing
+from kleiber.types.batch import Batch, Role, Routing
+from kleiber.types.model import Layer, Router
+
+
+class TokenChoice(Router):
+    """Sends each token to the k experts of largest `priority`; subclasses define the `scores` and the `weights`."""
+
+    def __init__(self, site: Site, num_experts: int, k: int) -> None:
+        super().__init__()
+        check_sizes(num_experts, k)
+        self.k = k
+        self.linear = Logits(site, num_experts)
+
+    def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
+        return self.route(self.linear(x))
+
+    def route(self, logits: Float[Tensor, "tokens experts"], experts: Int[Tensor, "tokens k"] | None = None) -> Routing:
+        """The routing by these logits; `experts` replaces the choice, of which then only the weights are computed."""
+        scores = self.scores(logits)
+        with torch.no_grad():
+            priority = self.priority(logits)
+            ranked = priority.topk(min(self.k + 1, logits.shape[-1]), -1).indices
+            standing = self.standing(scores, priority).gather(-1, ranked[:, self.k - 1 :])
+            margin = standing[:, 0] - standing[:, 1] if standing.shape[1] == 2 else None
+        chosen = ranked[:, : self.k].contiguous() if experts is None else experts
+        return Routing(self.weights(logits, scores, chosen), chosen, scores, logits, margin)
+
+    def priority(self, logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
+        """The values of which the k largest are chosen."""
+        return logits
+
+    def standing(self, scores: Tensor, priority: Tensor) -> Float[Tensor, "tokens experts"]:
+        """The values by which the k-th and the next expert are compared for the routing margin."""
+        return scores
+
+    def scores(self, logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
+        """A distribution over all experts, for the balance loss."""
+        return logits.softmax(-1)
+
+    def weights(
+        self, logits: Float[Tensor, "tokens experts"], scores: Float[Tensor, "tokens experts"], chosen: Tensor
+    ) -> Float[Tensor, "tokens k"]:
+        """The weights of the chosen experts."""
+        raise NotImplementedError
+
+
+class Logits(Layer):
+    """multiplier * weight x, in fp32 under autocast too, because rounding would change which expert is chosen."""
+
+    def __init__(self, site: Site, num_experts: int) -> None:
+        super().__init__()
+        std, self.multiplier = site.parametrization.router(site.width)
+        self.weight = nn.Parameter(torch.randn(num_experts, site.width) * std)
+
+    def forward(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens experts"]:
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            return (x.to(dtype) @ self.weight.to(dtype).T) * self.multiplier
+
+    def roles(self) -> dict[str, Role]:
+        return {"weight": Role("output", self.weight.shape[1])}
+
+    def flops(self, time: int) -> float:
+        return 2.0 * self.weight.numel()
+
+
+def check_sizes(num_experts: int, k: int) -> None:
+    """Raises ValueError for fewer than 2 experts, and for a k that is not from 1 to their number."""
+    if num_experts < 2 or not 1 <= k <= num_experts:
+        raise ValueError(f"model.mlp.num_experts={num_experts} must be >= 2, and model.mlp.k={k} from 1 to that")
 
 
 class TopK(TokenChoice):
-    """The k experts of largest logit, weighted by a softmax over those k alone; the weights sum to 1.
+    """The k experts of largest logit, weighted by a softmax over those k; the weights sum to 1.
 
-    A softmax over all experts that is normalised again after the choice is the same. Mixtral: Jiang et al. 2024,
-    arXiv:2401.04088, eq. 2. At k = 1 the weight is constant and only the balance loss teaches the router, so k = 1 is
-    refused: `Switch` is the router for it.
+    Equal to a softmax over all experts that is normalized again after the choice. Mixtral: Jiang et al. 2024,
+    arXiv:2401.04088, eq. 2. Raises ValueError at k = 1, where the weight would be constant and the router would learn
+    from the balance loss only; `Switch` is the router for it.
     """
 
     def __init__(self, site: Site, num_experts: int, k: int) -> None:
         super().__init__(site, num_experts, k)
-        refuse_one(k, "topk")
+        refuse_single_expert(k, "topk")
 
     def weights(self, logits: Tensor, scores: Tensor, chosen: Tensor) -> Float[Tensor, "tokens k"]:
         return logits.gather(-1, chosen).softmax(-1)
 
 
 class Switch(TokenChoice):
-    """The k experts of largest probability, each weighted by that probability: normalised before the choice alone.
+    """The k experts of largest probability, weighted by that probability, so that the weights sum to less than 1.
 
-    The weights sum to less than 1. Fedus et al. 2021, arXiv:2101.03961, eq. 2 (k = 1 there, any k here).
+    Fedus et al. 2021, arXiv:2101.03961, eq. 2 (there k = 1, here any k).
     """
 
     sums_to_one: ClassVar[bool] = False
@@ -43,11 +111,12 @@ class Switch(TokenChoice):
 
 
 class Noisy(TopK):
-    """Top-k of logits + standard normal * softplus(noise x) while training, of the logits alone in evaluation.
+    """Top-k of logits + standard normal * softplus(noise x) in training, of the logits in evaluation.
 
-    The noise is PyTorch's own, which a run seeds from (seed, step, rank): it resumes exactly, but another split into
-    micro-batches or ranks draws other noise. `noise` starts at 0, so at a standard deviation of log 2. Shazeer et al.
-    2017, arXiv:1701.06538, eq. 4; their load loss is not here, the balance loss sees the noisy scores.
+    The noise comes from PyTorch's generator, which a run seeds from (seed, step, rank): a run resumes exactly, but
+    another split into micro-batches or ranks draws other noise. `noise` starts at 0, so the noise at a standard
+    deviation of log 2. Shazeer et al. 2017, arXiv:1701.06538, eq. 4, without their load loss: the balance loss is
+    computed from the noisy scores.
     """
 
     def __init__(self, site: Site, num_experts: int, k: int) -> None:
@@ -62,9 +131,10 @@ class Noisy(TopK):
         return self.route(logits)
 
 
-def refuse_one(k: int, name: str) -> None:
+def refuse_single_expert(k: int, name: str) -> None:
+    """Raises ValueError at k = 1, for routers whose weights sum to 1."""
     if k == 1:
         raise ValueError(
-            f"model.mlp.k=1 gives router={name} nothing to learn from (its one weight is always 1): "
-            "take model/router=switch, or k >= 2"
+            f"model.mlp.k=1 leaves model/router={name} without a gradient, since its weight is always 1: "
+            "use model/router=switch, or k >= 2"
         )

@@ -1,1 +1,1 @@
-"""Comparisons of arms: their rows, intervals, frontiers and figures."""
+"""Comparisons of runs: tables of runs as rows, differences with intervals, Pareto frontiers and figures."""

@@ -1,47 +1,38 @@
-"""TODO.
+"""Arms of a comparison: their losses by learning rate and seed, tuning, paired differences, costs and figures.
 
-What an arm costs beside its loss: how fast it trains and decodes, and the memory that it decodes in.
-
-Numbers of a machine: each is the best of an arm's runs, since other work on the machine only slows a run. Such a best
-has no interval, and none is made up.
-
-The figures that studies of arms share, by name, each made when someone looks.
-
-Drawing needs the extra `report`, so altair is imported by the figure and not by the study. It decides nothing: where
-no difference could be taken there is no figure of differences.
+Runs belong to an arm by `study.arm` of their config. Training speed and latency are the best of an arm's runs, since
+other work on the machine only slows a run; a best has no interval. Altair is imported when a figure is drawn.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from kleiber.records.catalog import Run
+from kleiber.types.plain import Config, Json, Row
 
 if TYPE_CHECKING:
-    pass
+    from kleiber.studies.study import Figures
 
 
-LRS = 5  # learning rates that an arm needs to count as tuned
-
-
-SEEDS = 3  # and seeds, to have an interval worth the name
-
-
-LEVEL = 0.9
+LRS = 5  # least number of learning rates of a tuned arm
+SEEDS = 3  # least number of seeds of a tuned arm
+LEVEL = 0.9  # confidence level of intervals
 
 
 @dataclass(frozen=True)
 class Arm:
     """One arm at one number of tokens.
 
-    losses   by learning rate and seed; a cell that diverged counts as infinite
-    best_lr  least mean loss over seeds, among the rates that every seed finished
-    wrong    why it is untuned, by those rates; empty when it is tuned
-    facts    what its runs share: parameters, tokens, FLOPs and memory, and the speeds of the fastest
+    losses   validation losses by learning rate and seed; infinite for a run that diverged
+    best_lr  the rate with the least mean loss, among the rates with the most seeds
+    wrong    why the arm is untuned; empty when it is tuned
+    facts    parameters, tokens, FLOPs, memory (medians of its runs), and the speeds of the fastest run
     """
 
     name: str
@@ -58,14 +49,17 @@ class Arm:
     def mean(self) -> float:
         return sum(self.at_best.values()) / len(self.at_best)
 
-    def row(self) -> dict[str, Any]:
-        """A line of the table of arms."""
-        told = {"arm": self.name, "loss": self.mean, "seeds": len(self.at_best), "best lr": self.best_lr}
-        return {**told, "tuned": not self.wrong, "why not": self.wrong, **of_one_row(self.facts)}
+    def row(self) -> Json:
+        """A row of the table of arms."""
+        summary = {"arm": self.name, "loss": self.mean, "seeds": len(self.at_best), "best lr": self.best_lr}
+        return {**summary, "tuned": not self.wrong, "why not": self.wrong, **of_one_row(self.facts)}
 
 
 def read(runs: Sequence[Run], tokens: float | None = None) -> dict[str, Arm]:
-    """The arms that the runs belong to, at about `tokens` training tokens (None: the most that each arm has)."""
+    """The arms of the runs by name, at `tokens` training tokens to 2 % (None: the most that each arm has).
+
+    Raises ValueError where no run of an arm has finished.
+    """
     rows = points(runs)
     arms = {}
     for name in dict.fromkeys(row["arm"] for row in rows):
@@ -74,15 +68,18 @@ def read(runs: Sequence[Run], tokens: float | None = None) -> dict[str, Arm]:
         wanted = max(lengths, default=0) if tokens is None else tokens
         near = [row for row in part if row["loss"] is None or abs(row["tokens"] / wanted - 1) < 0.02]
         if any(row["loss"] is not None for row in near):
-            arms[name] = one(name, near)
+            arms[name] = arm_of(name, near)
     if not arms:
         at = "" if tokens is None else f" at {tokens:,.0f} tokens"
         raise ValueError(f"no finished run of any arm{at}: this study reads cells that its own design made")
     return arms
 
 
-def points(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for each leaf of each run that has an arm; of a run that diverged one without a loss."""
+def points(runs: Sequence[Run]) -> list[Json]:
+    """A row for each leaf of each run that belongs to an arm; the row of a run that diverged has the loss None.
+
+    Raises ValueError where no run belongs to an arm.
+    """
     rows = []
     for run in runs:
         config = run.config
@@ -93,17 +90,17 @@ def points(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for row, stage in zip(run.points(), leaves or [{}], strict=False):
             lr = row["lr"] if row["lr"] is not None else config["optimizer"]["lr"]
             loss = row["loss"] if run.status == "finished" else None
-            more = {"memory": memory_bytes(config["model"], stage), "speed": stage.get("tokens_per_s")}
+            costs = {"memory": memory_bytes(config["model"], stage), "speed": stage.get("tokens_per_s")}
             core = (stage.get("params") or {}).get("embedding")
-            more["core"] = None if core is None else row["active"] - core
-            rows.append({**row, **more, "arm": arm, "lr": lr, "loss": loss, "seed": config["seed"], "source": run})
+            costs["core"] = None if core is None else row["active"] - core
+            rows.append({**row, **costs, "arm": arm, "lr": lr, "loss": loss, "seed": config["seed"], "source": run})
     if not rows:
         raise ValueError("no run here belongs to an arm: this study reads cells that its own design made")
     return rows
 
 
-def memory_bytes(model: Mapping[str, Any], stage: Mapping[str, Any]) -> float | None:
-    """Bytes of the weights and of the keys and values of one full context, in fp32: inference at batch 1."""
+def memory_bytes(model: Config, stage: Json) -> float | None:
+    """Bytes for inference at batch size 1 in fp32: the weights, and keys and values of one full context."""
     if not stage.get("params"):
         return None
     width = width_of(model)
@@ -113,12 +110,13 @@ def memory_bytes(model: Mapping[str, Any], stage: Mapping[str, Any]) -> float | 
     return 4.0 * (stage["params"]["total"] + 2 * model["depth"] * model["context"] * width * share)
 
 
-def width_of(model: Mapping[str, Any]) -> int:
-    """The width that a model's config means: its own, or aspect x depth."""
+def width_of(model: Config) -> int:
+    """The width of a `model` node: `width`, or else aspect x depth."""
     return model.get("width") or model["aspect"] * model["depth"]
 
 
-def one(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:
+def arm_of(name: str, rows: Sequence[Row]) -> Arm:
+    """The arm of these rows, at its learning rate of least mean loss."""
     losses: dict[float, dict[int, float]] = {}
     for row in rows:
         losses.setdefault(row["lr"], {})[row["seed"]] = math.inf if row["loss"] is None else row["loss"]
@@ -128,11 +126,11 @@ def one(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:
     ended = [row for row in rows if row["loss"] is not None]
     facts = {}
     for key in ("active", "core", "params", "tokens", "flops", "memory", "speed"):
-        known = [row[key] for row in ended if row[key] is not None]
-        if known:
-            facts[key] = float(statistics.median(known))
+        values = [row[key] for row in ended if row[key] is not None]
+        if values:
+            facts[key] = float(statistics.median(values))
     if "speed" in facts:
-        # Other work on the machine only slows a run, so the fastest one tells what the arm takes.
+        # Other work on the machine only slows a run, so the fastest run is the best estimate.
         facts["speed"] = max(float(row["speed"]) for row in ended if row["speed"] is not None)
         facts["train_s"] = facts["tokens"] / facts["speed"]
     facts |= best_latency(ended)
@@ -140,6 +138,7 @@ def one(name: str, rows: Sequence[Mapping[str, Any]]) -> Arm:
 
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
+    """Why an arm with these learning rates is untuned; empty when it is tuned."""
     if len(lrs) < LRS:
         return f"{len(lrs)} learning rates, and {LRS} are needed"
     if best in (lrs[0], lrs[-1]):
@@ -151,8 +150,8 @@ def all_tuned(*arms: Arm) -> bool:
     return not any(arm.wrong for arm in arms)
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float], level: float = LEVEL) -> dict[str, Any]:
-    """Mean of ours - theirs over the seeds of both, with Student's interval; none of fewer than two seeds."""
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float], level: float = LEVEL) -> Json:
+    """Mean of ours - theirs over the common seeds, with Student's interval; no interval below two seeds."""
     seeds = sorted(set(ours) & set(theirs))
     gaps = [ours[seed] - theirs[seed] for seed in seeds]
     low, high = interval(gaps, level)
@@ -161,7 +160,7 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], level: float 
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float | None, float | None]:
-    """Student's interval of a mean."""
+    """Student's interval of the mean; (None, None) below two values and for values that are not finite."""
     from kleiber.studies.compare.intervals import reach
 
     n = len(values)
@@ -173,8 +172,8 @@ def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float | Non
     return mean - half, mean + half
 
 
-def told(gap: Mapping[str, Any], unit: str = "nats") -> str:
-    """`-.140 nats [-.150, -.130]`, or with the words for why it has no interval."""
+def format_gap(gap: Row, unit: str = "nats") -> str:
+    """A difference as text, `-0.1400 nats, 90% [-0.1500, -0.1300]`, or why it has no interval."""
     if gap["value"] is None:
         return "no seed in common"
     if gap["lo"] is None:
@@ -183,8 +182,8 @@ def told(gap: Mapping[str, Any], unit: str = "nats") -> str:
 
 
 def complaints(arms: Mapping[str, Arm]) -> list[dict[str, str]]:
-    """A verdict for each arm that is not tuned."""
-    text = "arm {} is left out of the headline: {}"
+    """A warning for each arm that is not tuned."""
+    text = "the headline excludes arm {}, which is not tuned: {}"
     return [
         {"code": "untuned", "level": "warn", "text": text.format(arm.name, arm.wrong)}
         for arm in arms.values()
@@ -215,46 +214,46 @@ HOW = (  # for the methods of a study
 )
 
 
-def best_latency(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Each latency at its best over the rows of an arm: the highest speeds, the least times and bytes; those it has."""
-    found: dict[str, list[float]] = {}
+def best_latency(rows: Sequence[Row]) -> dict[str, float]:
+    """The best value of each latency metric over the rows of an arm: the highest speed, the least time and memory."""
+    by_metric: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():
             if name.startswith(PREFIX) and value is not None and value == value:
-                found.setdefault(name, []).append(float(value))
-    return {name: (max if "_per_s" in name else min)(values) for name, values in found.items()}
+                by_metric.setdefault(name, []).append(float(value))
+    return {name: (max if "_per_s" in name else min)(values) for name, values in by_metric.items()}
 
 
 def of_one_row(facts: Mapping[str, float]) -> dict[str, float]:
-    """The facts of an arm with its latency by name, of one row at a time; the other batch sizes are `price`'s."""
+    """The facts of an arm with the latency at batch size 1 under readable names; `price` has the other batch sizes."""
     rest = {name: value for name, value in facts.items() if not name.startswith(PREFIX)}
     return rest | {column: facts[name] for column, name in AT_ONE.items() if name in facts}
 
 
-def price(arms: Mapping[str, Arm], mixture: str) -> list[dict[str, Any]]:
-    """A row a quantity: that of the mixture, and what it is over that of each other arm, where both are known."""
+def price(arms: Mapping[str, Arm], mixture: str) -> list[Json]:
+    """A row for each quantity: its value for the mixture, and the ratio to each other arm that has a value."""
     if mixture not in arms:
         return []
     ours, others = arms[mixture], [arm for name, arm in arms.items() if name != mixture]
     rows = []
-    for what, name in quantities(ours.facts).items():
+    for label, name in quantities(ours.facts).items():
         ratios = {f"{mixture} / {arm.name}": ours.facts[name] / arm.facts[name] for arm in others if name in arm.facts}
         if ratios:
-            rows.append({"what": what, mixture: ours.facts[name], **ratios})
+            rows.append({"what": label, mixture: ours.facts[name], **ratios})
     return rows
 
 
 def quantities(facts: Mapping[str, float]) -> dict[str, str]:
-    """Names of the facts that are a price, by what a reader calls them."""
+    """The facts that are costs: their names by the label of the report."""
     batches = sorted({int(name.rpartition("/")[2]) for name in facts if name.startswith(PREFIX)})
     named = {"training tokens/s": "speed", "bytes of weights and one full context": "memory"}
-    for what, key in BY_BATCH.items():
-        named |= {f"{what}, {rows} at once": f"{PREFIX}{key}/{rows}" for rows in batches}
-    return {what: name for what, name in named.items() if name in facts}
+    for label, key in BY_BATCH.items():
+        named |= {f"{label}, {rows} at once": f"{PREFIX}{key}/{rows}" for rows in batches}
+    return {label: name for label, name in named.items() if name in facts}
 
 
 def unmeasured(arms: Mapping[str, Arm]) -> list[dict[str, str]]:
-    """A verdict that names the arms whose runs have no latency."""
+    """A note that names the arms whose runs have no latency."""
     names = [arm.name for arm in arms.values() if not any(fact.startswith(PREFIX) for fact in arm.facts)]
     if not names:
         return []
@@ -262,24 +261,22 @@ def unmeasured(arms: Mapping[str, Arm]) -> list[dict[str, str]]:
     return [{"code": "latency", "level": "note", "text": text}]
 
 
-Figures = dict[str, Callable[[], Any]]
-
-
-def differences_chart(gaps: Sequence[Mapping[str, Any]], title: str) -> Figures:
-    return {"differences": lambda: _plots().differences(gaps, title)} if gaps else {}
+def differences_chart(gaps: Sequence[Row], title: str) -> Figures:
+    """The figure of differences with their intervals; none without a difference."""
+    return {"differences": lambda: _figures().differences(gaps, title)} if gaps else {}
 
 
 def each_arm(arms: Mapping[str, Arm]) -> Figures:
-    """The arms side by side, and what each learning rate gave."""
-    return {"arms": lambda: _plots().side_by_side(arms), "tuning": lambda: _plots().tuning(arms)}
+    """The figures of the arms side by side, and of their loss at each learning rate."""
+    return {"arms": lambda: _figures().side_by_side(arms), "tuning": lambda: _figures().tuning(arms)}
 
 
-def against_loss(name: str, rows: Sequence[Mapping[str, Any]], x: str, title: str) -> Figures:
-    """Loss of the arms against another of their numbers."""
-    return {name: lambda: _plots().scatter(rows, x, "loss", title)} if rows else {}
+def against_loss(name: str, rows: Sequence[Row], x: str, title: str) -> Figures:
+    """The figure `name`: the loss of the arms against their column `x`; none without rows."""
+    return {name: lambda: _figures().scatter(rows, x, "loss", title)} if rows else {}
 
 
-def _plots() -> Any:
+def _figures() -> ModuleType:
     from kleiber.studies.compare import figures
 
     return figures

@@ -1,21 +1,18 @@
-"""The figures of studies with arms: what each learning rate gave, the arms side by side, and their differences.
-
-The figure of a mixture's gain: a line for each pair over training tokens, at equal tokens and at equal time.
-
-The figures of the study `adapters`: the frontiers, the gaps to full fine-tuning by rank, and the tuning.
-"""
+"""Altair figures of comparisons of arms: loss vs learning rate, arms side by side, differences, gains and frontiers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
 from kleiber.charts.theme import dressed, kinds_color, log_axis, loss_axis, sized
+from kleiber.studies.compare.intervals import Rows
+from kleiber.types.plain import Json, Row
 
 if TYPE_CHECKING:
     from kleiber.studies.compare.arms import Arm
@@ -24,8 +21,8 @@ if TYPE_CHECKING:
 LOSS = "validation loss (nats per token)"
 
 
-def tuning(arms: Mapping[str, Arm]) -> Any:
-    """Loss against learning rate, a line an arm over the means, a point a seed."""
+def tuning(arms: Mapping[str, Arm]) -> alt.TopLevelMixin:
+    """Loss vs learning rate: a line for the mean of each arm, a point for each seed."""
     rows = pd.DataFrame(
         [
             {"arm": arm.name, "lr": lr, "seed": seed, "loss": loss}
@@ -45,11 +42,13 @@ def tuning(arms: Mapping[str, Arm]) -> Any:
     last = rows[rows["lr"] == rows["lr"].max()]
     ends = pd.DataFrame(last.groupby(["arm", "lr"], as_index=False)["loss"].mean())
     lines = base.mark_line().encode(y=mean)
-    return sized(points + lines + named(ends, "lr", "loss", x, color), "Every arm at every learning rate")
+    return sized(points + lines + named(ends, "lr", "loss", x, color), "Validation loss vs learning rate")
 
 
-def named(places: pd.DataFrame, name: str, y: str, x: Any, color: Any = alt.Undefined, near: float = 0.045) -> Any:
-    """The arm's name beside each place; names that would lie on one another are moved up by `near` of the height."""
+def named(
+    places: pd.DataFrame, name: str, y: str, x: alt.X, color: alt.Color | None = None, near: float = 0.045
+) -> alt.Chart:  # fmt: skip
+    """The name of the arm at each place; names that would overlap are moved up by a share `near` of the height."""
     places = places.sort_values(y).reset_index(drop=True)
     xs, ys = np.array(places[name], dtype=float), np.array(places[y], dtype=float)
     room, wide = near * max(float(np.ptp(ys)), 1e-12), 0.25 * np.ptp(xs)
@@ -58,11 +57,16 @@ def named(places: pd.DataFrame, name: str, y: str, x: Any, color: Any = alt.Unde
         beside = [height + room for height, other in zip(heights, xs, strict=False) if abs(other - at) <= wide]
         heights.append(max([value, *beside]))
     text = alt.Chart(places.assign(at=heights)).mark_text(align="left", dx=8, fontSize=10)
-    return text.encode(x=x, y=alt.Y("at:Q", title="", scale=alt.Scale(zero=False)), text="arm:N", color=color)
+    return text.encode(
+        x=x,
+        y=alt.Y("at:Q", title="", scale=alt.Scale(zero=False)),
+        text="arm:N",
+        color=alt.Undefined if color is None else color,
+    )
 
 
-def side_by_side(arms: Mapping[str, Arm]) -> Any:
-    """The loss of each arm at its best learning rate, a point a seed; untuned arms are open."""
+def side_by_side(arms: Mapping[str, Arm]) -> alt.TopLevelMixin:
+    """The loss of each arm at its best learning rate, a point for each seed; untuned arms are crosses."""
     rows = pd.DataFrame(
         [
             {"arm": arm.name, "seed": seed, "loss": loss, "tuned": "tuned" if not arm.wrong else "untuned"}
@@ -81,13 +85,13 @@ def side_by_side(arms: Mapping[str, Arm]) -> Any:
             ),
             tooltip=["arm:N", "seed:O", alt.Tooltip("loss:Q", format=".4f")],
         ),
-        "Loss of the arms at their best learning rate",
+        "Validation loss by arm, each at its best learning rate",
         height=30 * len(arms),
     )
 
 
-def differences(gaps: Sequence[Mapping[str, Any]], title: str) -> Any:
-    """Differences of loss with their intervals; left of 0 the first one of a pair is better."""
+def differences(gaps: Sequence[Row], title: str) -> alt.TopLevelMixin:
+    """Differences of loss with their intervals; left of 0 the first arm of a pair is better."""
     rows = pd.DataFrame([gap for gap in gaps if gap["value"] is not None])
     y = alt.Y("what:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
     base = alt.Chart(rows).encode(y=y)
@@ -100,8 +104,8 @@ def differences(gaps: Sequence[Mapping[str, Any]], title: str) -> Any:
     return sized(alt.layer(*layers), title, height=40 + 26 * len(rows))
 
 
-def scatter(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> Any:
-    """Arms by two of their numbers, each named."""
+def scatter(rows: Sequence[Row], x: str, y: str, title: str) -> alt.TopLevelMixin:
+    """A point for each arm with its name, by two columns of the rows."""
     frame = pd.DataFrame(rows)
     across = alt.X(f"{x}:Q", scale=alt.Scale(zero=False, padding=50), title=x)
     dots = alt.Chart(frame).mark_point(filled=True, size=40)
@@ -112,14 +116,14 @@ def scatter(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> An
 WAYS = {"": "equal tokens", " at equal time": "equal training time"}
 
 
-def over_tokens(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Below 0 the mixture is better; points of a pair are moved apart a little so that their bars can be read."""
-    shown = pd.DataFrame([one for row in rows for one in both_ways(row)])
+def over_tokens(rows: Sequence[Row]) -> alt.TopLevelMixin:
+    """Mixture - dense vs training tokens; below 0 the mixture is better. Points of a pair are spread horizontally."""
+    shown = pd.DataFrame([entry for row in rows for entry in both_ways(row)])
     kinds, pairs = list(dict.fromkeys(shown["kind"])), list(dict.fromkeys(shown["what"]))
     aside = {kind: 1.0 + 0.03 * (at - (len(kinds) - 1) / 2) for at, kind in enumerate(kinds)}
     shown["x"] = [tokens * aside[kind] for tokens, kind in zip(shown["tokens"], shown["kind"], strict=True)]
     across = log_axis("x", "training tokens", np.array(shown["tokens"], dtype=float), every=2, room=2.6)
-    y = alt.Y("value:Q", title="mixture less dense (nats per token)", scale=alt.Scale(zero=True))
+    y = alt.Y("value:Q", title="loss, mixture - dense (nats per token)", scale=alt.Scale(zero=True))
     dash = alt.StrokeDash("way:N", scale=alt.Scale(domain=list(WAYS.values()), range=[[1, 0], [4, 3]]), legend=None)
     color = kinds_color(pairs, "what")
     base = alt.Chart(shown).encode(x=across, color=color, detail="kind:N")
@@ -131,36 +135,42 @@ def over_tokens(rows: Sequence[Mapping[str, Any]]) -> Any:
     bars = base.mark_rule(strokeWidth=1.4).encode(y="lo:Q", y2="hi:Q")
     lines = base.mark_line(strokeWidth=1.6).encode(y=y, strokeDash=dash)
     dots = base.mark_point(filled=True, size=50, opacity=1).encode(y=y, tooltip=tips)
-    return sized(alt.layer(zero, bars, lines, dots, names), "Gain of the mixture: below 0 it is better")
+    return sized(
+        alt.layer(zero, bars, lines, dots, names), "Loss difference vs training tokens: below 0 the mixture is better"
+    )
 
 
-def both_ways(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A point for each way of being equal that has a difference."""
-    found = []
+def both_ways(row: Row) -> list[Json]:
+    """A point at equal tokens and one at equal training time, where there is a difference."""
+    entries = []
     for suffix, way in WAYS.items():
-        told = {key: row[f"{key}{suffix}"] for key in ("value", "lo", "hi")}
-        if told["value"] is not None:
-            found.append({"what": row["what"], "tokens": row["tokens"], "way": way, **told, "kind": kind(row, way)})
-    return found
+        estimate = {key: row[f"{key}{suffix}"] for key in ("value", "lo", "hi")}
+        if estimate["value"] is not None:
+            entries.append(
+                {"what": row["what"], "tokens": row["tokens"], "way": way, **estimate, "kind": kind(row, way)}
+            )
+    return entries
 
 
-def kind(row: Mapping[str, Any], way: str) -> str:
+def kind(row: Row, way: str) -> str:
     return f"{row['what']}, {way}"
 
 
 TARGET, F = "target loss (nats per token)", "forgetting F (nats per token)"
 
 
-def frontier(points: Any, order: Sequence[str]) -> Any:
-    """F against target loss, a point a learning rate with its seeds' sd, a line through each arm's undominated ones.
+def frontier(points: Rows, order: Sequence[str]) -> alt.TopLevelMixin:
+    """F vs target loss: a point for each learning rate with the sd of its seeds, a line for the frontier of each arm.
 
-    Rates far beyond all of those, which would press the rest into a corner, are counted and not drawn.
+    Learning rates far from all frontiers are left out, and the subtitle says how many.
     """
     best = points[points["best"]]
     near = pd.Series(True, index=points.index)
     for name in ("target", "F"):
         near &= points[name] <= best[name].max() + (best[name].max() - best[name].min())
-    told = "a point a learning rate" + ("" if near.all() else f"; {int((~near).sum())} more lie beyond the axes")
+    subtitle = "one point for each learning rate" + (
+        "" if near.all() else f"; {int((~near).sum())} more lie beyond the axes"
+    )
     points = points[near | points["best"]]
     shown = points.assign(low=points["F"] - points["F_sd"].fillna(0), high=points["F"] + points["F_sd"].fillna(0))
     color = kinds_color(order, "method", alt.Legend())
@@ -177,11 +187,11 @@ def frontier(points: Any, order: Sequence[str]) -> Any:
     bars = base.mark_rule(opacity=0.5).encode(x=x, y=low, y2="high:Q", color=color)
     marks = base.mark_point(size=46, filled=True, opacity=0.9).encode(x=x, y=y, color=color, shape=shape, tooltip=tips)
     lines = alt.Chart(shown[shown["best"]]).mark_line(strokeWidth=1.3).encode(x=x, y=y, color=color, order="target:Q")
-    return sized(bars + lines + marks, "What is forgotten against what is learned", subtitle=told)
+    return sized(bars + lines + marks, "Forgetting vs target loss", subtitle=subtitle)
 
 
-def ranks(found: Mapping[str, Mapping[str, Claim]], order: Sequence[str]) -> Any:
-    """The gaps to full fine-tuning by rank, with their intervals."""
+def ranks(claims: Mapping[str, Mapping[str, Claim]], order: Sequence[str]) -> alt.TopLevelMixin:
+    """Differences from full fine-tuning by rank, with their intervals."""
     titles = {
         "learns_less": "target loss above full (nats)",
         "forgets_less": "F below full (nats)",
@@ -190,7 +200,7 @@ def ranks(found: Mapping[str, Mapping[str, Claim]], order: Sequence[str]) -> Any
     panels = []
     for kind, title in titles.items():
         rows = pd.DataFrame(
-            [{"arm": arm, "value": one.value, "lo": one.lo, "hi": one.hi} for arm, one in found[kind].items()],
+            [{"arm": arm, "value": claim.value, "lo": claim.lo, "hi": claim.hi} for arm, claim in claims[kind].items()],
             columns=["arm", "value", "lo", "hi"],
         ).replace([np.inf, -np.inf], np.nan)
         x = alt.X("arm:N", sort=list(order), title=None, axis=alt.Axis(labelAngle=0))
@@ -201,11 +211,11 @@ def ranks(found: Mapping[str, Mapping[str, Claim]], order: Sequence[str]) -> Any
         if bool(rows["lo"].notna().any()):
             layers.insert(1, base.mark_rule(strokeWidth=2).encode(y=alt.Y("lo:Q", title=title), y2="hi:Q"))
         panels.append(alt.layer(*layers).properties(width=200, height=220))
-    return dressed(alt.hconcat(*panels).properties(title="LoRA less full fine-tuning, by rank"))
+    return dressed(alt.hconcat(*panels).properties(title="Difference between LoRA and full fine-tuning, by rank"))
 
 
-def learning_rates(rows: Any, order: Sequence[str]) -> Any:
-    """Target loss against learning rate, a point a seed, a line over the means."""
+def learning_rates(rows: Rows, order: Sequence[str]) -> alt.TopLevelMixin:
+    """Target loss vs learning rate: a line for the mean of each arm, a point for each seed."""
     color = kinds_color(order, "method", alt.Legend())
     x, y = log_axis("lr", "learning rate", rows["lr"].to_numpy()), loss_axis("target", TARGET, log=False)
     mean = alt.Y("mean(target):Q", title=TARGET, scale=alt.Scale(zero=False, nice=False, padding=12))

@@ -1,11 +1,8 @@
-"""What an arm would have reached in a given training time, from the times and losses of its own budgets.
+"""Losses at equal training time, Pareto frontiers of two losses, and methods compared at equal target loss.
 
-Pareto frontiers of two losses, and methods compared where they have learned equally much.
-
-A method that learns less forgets less, so its forgetting at one learning rate says nothing. Here every method is read
-off its own frontier at one target loss. Methods of a seed go on from one base run, so they are compared within seeds;
-the noise that is left is pooled over all settings, since each has only a few. It refuses to count points of a line
-between two models (WiSE) as replicates.
+A method that learns less forgets less, so forgetting is compared on the frontier of each method at one target loss.
+Methods of a seed start from one base run, so differences are within seeds; their noise is pooled over all settings.
+Points on the line between two models (WiSE) do not count as replicates.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,8 +25,12 @@ def spent(arm: Arm) -> float:
 
 
 def loss_after(seconds: float, budgets: Sequence[Arm]) -> Mapping[int, float] | None:
-    """Loss by seed after `seconds` of training, linear in the log of time between two of `budgets`, one arm at several
-    numbers of tokens; None where `seconds` lies outside them."""
+    """Loss by seed after `seconds` of training, interpolated linearly in log time between two of the `budgets`.
+
+    budgets  one arm at several numbers of tokens
+
+    Returns None where `seconds` lies outside their training times.
+    """
     ladder = sorted(budgets, key=spent)
     below = [arm for arm in ladder if spent(arm) <= seconds]
     above = [arm for arm in ladder if spent(arm) >= seconds]
@@ -39,42 +39,43 @@ def loss_after(seconds: float, budgets: Sequence[Arm]) -> Mapping[int, float] | 
     low, high = below[-1], above[0]
     begin, end = math.log(spent(low)), math.log(spent(high))
     share = (math.log(seconds) - begin) / (end - begin) if end > begin else 0.0
-    both = set(low.at_best) & set(high.at_best)
-    return {seed: (1 - share) * low.at_best[seed] + share * high.at_best[seed] for seed in both}
+    shared = set(low.at_best) & set(high.at_best)
+    return {seed: (1 - share) * low.at_best[seed] + share * high.at_best[seed] for seed in shared}
 
 
-SAME = 1e-3  # nats between two scores of one model; ranks and precisions differ by less
+SAME = 1e-3  # most difference in nats between two scores of one model
 CELL = ["method", "setting", "lr", "tokens"]
 
 
 def averaged(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a setting: means over seeds, sd of F and target, the number n of seeds, and whether it is on its method's
-    frontier ("best").
+    """A row for each setting: means over seeds, sd of F and target, the number n of seeds.
+
+    "best" is whether the setting is on the frontier of its method.
     """
-    found = rows.groupby(CELL, as_index=False, dropna=False).agg(
+    table = rows.groupby(CELL, as_index=False, dropna=False).agg(
         n=("seed", "size"), F=("F", "mean"), F_sd=("F", "std"), peak=("peak", "mean"),
         relative=("relative", "mean"), target=("target", "mean"),
         target_sd=("target", "std"), target_tokens=("target_tokens", "mean"), seconds=("seconds", "mean"),
         memory=("memory", "mean"), steps=("steps", "mean"), replayed=("replayed", "mean"),
     )  # fmt: skip
-    found["best"] = False
-    for _, one in found.groupby("method"):
-        found.loc[one.index[nondominated(one["target"].to_numpy(), one["F"].to_numpy())], "best"] = True
-    return found
+    table["best"] = False
+    for _, part in table.groupby("method"):
+        table.loc[part.index[nondominated(part["target"].to_numpy(), part["F"].to_numpy())], "best"] = True
+    return table
 
 
 def nondominated(x: NDArray, y: NDArray) -> NDArray[np.intp]:
-    """Positions of the points that no other beats in both, by increasing x."""
-    found, least = [], np.inf
+    """Positions of the Pareto-optimal points (least x and y), by increasing x."""
+    kept, least = [], np.inf
     for i in np.lexsort((y, x)):
         if y[i] < least:
-            found.append(i)
+            kept.append(i)
             least = y[i]
-    return np.array(found, dtype=np.intp)
+    return np.array(kept, dtype=np.intp)
 
 
 def read_off(x: NDArray, y: NDArray, at: float) -> float:
-    """y of the frontier at x = `at`: between two points by a straight line, nan where no point has so little x."""
+    """y of the frontier at x = `at`, interpolated linearly; nan where all points have a larger x."""
     order = nondominated(x, y)
     xs, ys = x[order], y[order]
     return float("nan") if not len(xs) or at < xs[0] else float(np.interp(at, xs, ys))
@@ -82,18 +83,18 @@ def read_off(x: NDArray, y: NDArray, at: float) -> float:
 
 @dataclass(frozen=True)
 class Noise:
-    """Seed sd, pooled over settings that have replicates, and its degrees of freedom."""
+    """Standard deviation over seeds, pooled over settings with replicates, and its degrees of freedom."""
 
     sd: float
     df: int
 
     def half_width(self, level: float, terms: float) -> float:
-        """Of the interval of a sum whose variance is `terms` times that of one run; infinite without replicates."""
+        """Half-width of the interval of a sum with `terms` times the variance of one run; inf without replicates."""
         return float(reach(self.df, level) * self.sd * np.sqrt(terms)) if self.df else float("inf")
 
 
 def pooled(groups: Sequence[NDArray]) -> Noise:
-    """sqrt(sum of squares within groups / (rows - groups))."""
+    """The pooled noise within groups: sqrt(sum of squares within groups / (rows - groups))."""
     kept = [group for group in groups if len(group) > 1]
     df = sum(len(group) - 1 for group in kept)
     squares = sum(float(((group - group.mean()) ** 2).sum()) for group in kept)
@@ -101,7 +102,7 @@ def pooled(groups: Sequence[NDArray]) -> Noise:
 
 
 def trained(rows: Rows) -> Rows:
-    """The rows of trained models: points of a line come from the same runs and have no noise of their own."""
+    """The rows of trained models, without the points on the line between two models (WiSE)."""
     return rows[~on_line(rows["method"])]
 
 
@@ -110,21 +111,22 @@ def on_line(methods: Rows) -> NDArray[np.bool_]:
 
 
 def seed_noise(rows: pd.DataFrame, column: str) -> Noise:
-    """Of one run, its base run's share included."""
-    return pooled([one[column].to_numpy() for _, one in trained(rows).groupby(CELL, dropna=False)])
+    """The noise of one run over seeds, including that of its base run."""
+    return pooled([part[column].to_numpy() for _, part in trained(rows).groupby(CELL, dropna=False)])
 
 
 def blocked(table: Rows) -> Noise:
-    """What is left of seeds x settings after a level of each seed and of each setting: the noise of a difference within
-    seeds (randomised blocks). Missing entries are left out; df = entries - seeds - settings + 1 where they connect.
+    """The noise of a difference within seeds (randomized blocks): residuals of seeds x settings, main effects removed.
+
+    Missing entries are left out; df = entries - seeds - settings + 1 for a connected table.
     """
-    told = table.stack().dropna()
-    if not len(told):
+    entries = table.stack().dropna()
+    if not len(entries):
         return Noise(float("nan"), 0)
-    seeds = np.asarray(told.index.get_level_values(0))[:, None] == table.index.to_numpy()
-    codes = pd.MultiIndex.from_tuples([key[1:] for key in told.index]).factorize()[0]
+    seeds = np.asarray(entries.index.get_level_values(0))[:, None] == table.index.to_numpy()
+    codes = pd.MultiIndex.from_tuples([key[1:] for key in entries.index]).factorize()[0]
     design = np.column_stack([seeds, codes[:, None] == np.arange(codes.max() + 1)]).astype(float)
-    values = told.to_numpy(dtype=float)
+    values = entries.to_numpy(dtype=float)
     solved, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
     df = len(values) - int(rank)
     left = float(((values - design @ solved) ** 2).sum())
@@ -132,17 +134,17 @@ def blocked(table: Rows) -> Noise:
 
 
 def within_seeds(rows: Rows, column: str) -> Noise:
-    """Of one run, less what all runs of its seed have in common."""
+    """The noise of one run without what all runs of its seed have in common."""
     settings = trained(rows).groupby(CELL, dropna=False).ngroup()
     return blocked(trained(rows).assign(cell=settings).pivot_table(index="seed", columns="cell", values=column))
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Forgetting of a method at one target loss: mean over the seeds that reach it, with an interval.
+    """Forgetting F of a method at one target loss: mean over the `reached` of its `seeds` that reach it, with interval.
 
-    less  F of plain fine-tuning less that of the method, over the `pairs` seeds where both reach the loss; `half` is of
-          its interval, simultaneous over the methods (Bonferroni)
+    less  F of plain fine-tuning - F of the method, over the `pairs` seeds where both reach the loss
+    half  half-width of the interval of `less`, simultaneous over methods (Bonferroni)
     """
 
     method: str
@@ -159,77 +161,78 @@ class Matched:
 def reference(rows: pd.DataFrame, tolerance: float) -> float:
     """The target loss at which methods are compared: (1 + tolerance) times the least mean of plain fine-tuning.
 
-    Without plain runs ValueError: nothing says how well the target can be learned.
+    Raises ValueError without plain fine-tuning.
     """
     plain = rows[rows["method"] == PLAIN]
     if not len(plain):
-        raise ValueError(f"no run with method {PLAIN!r}: plain fine-tuning says how well the target can be learned")
+        raise ValueError("no run of plain fine-tuning: its best target loss is where methods are compared")
     return (1 + tolerance) * float(pd.Series(averaged(pd.DataFrame(plain))["target"]).min())
 
 
-def one_base(rows: Rows) -> None:
-    """ValueError where runs of one method and seed went on from bases that differ in their loss of the earlier tasks.
+def require_common_base(rows: Rows) -> None:
+    """Raises ValueError where runs of one method and seed start from bases with different losses on the earlier tasks.
 
-    They would pass for settings of one comparison, and their spread for noise.
+    Their differences would count as noise.
     """
-    for (method, seed), one in rows.groupby(["method", "seed"]):
-        low, high = float(one["start"].min()), float(one["start"].max())
+    for (method, seed), part in rows.groupby(["method", "seed"]):
+        low, high = float(part["start"].min()), float(part["start"].max())
         if high - low > SAME:
             raise ValueError(
-                f"{method} with seed {seed} goes on from several bases (loss of the earlier tasks {low:.4f} to "
-                f"{high:.4f}): methods are compared on one, so give every key of design.base one value"
+                f"{method} with seed {seed} starts from several bases (loss of the earlier tasks {low:.4f} to "
+                f"{high:.4f}); methods are compared on one base, so give every key of design.base a single value"
             )
 
 
 def matched(rows: Rows, at: float, level: float) -> list[Matched]:
-    """Every method at the same target loss, the least forgetful first; those that do not reach it come last.
+    """Every method at the target loss `at`, by increasing forgetting; methods that do not reach it come last.
 
-    The order is that of the differences within seeds, since a method that reaches the loss from some bases only has a
-    mean over those. ValueError as `one_base`.
+    They are ordered by differences within seeds, since a method may reach the loss from some bases only. Raises
+    ValueError as `require_common_base`.
     """
-    one_base(rows)
+    require_common_base(rows)
     table = at_target(rows, at)
     seeds = rows.groupby("method")["seed"].nunique()
     models = table.loc[:, ~on_line(table.columns)]
     spread = pooled([models[name].dropna().to_numpy() for name in models])
-    # Bases are common to all methods, so a mean is known by as many of them as there are seeds, not by methods x seeds.
+    # Methods share bases, so the degrees of freedom of a mean are those of seeds, not of methods x seeds.
     noise = Noise(spread.sd, min(spread.df, max(int(models.count().max()) - 1, 0)))
     others = max(sum(name != PLAIN and table[name].notna().any() for name in table), 1)
-    made = []
+    comparisons = []
     for name in map(str, table):
-        found = table[name].dropna().to_numpy()
-        mean = float(found.mean()) if len(found) else float("nan")
-        half = noise.half_width(level, 1 / len(found)) if len(found) else float("nan")
+        values = table[name].dropna().to_numpy()
+        mean = float(values.mean()) if len(values) else float("nan")
+        half = noise.half_width(level, 1 / len(values)) if len(values) else float("nan")
         gaps = (table[PLAIN] - table[name]).dropna() if PLAIN in table else table[name].iloc[:0]
         wide = blocked(models).half_width(1 - (1 - level) / others, 2 / len(gaps)) if len(gaps) else float("nan")
         less = float(gaps.mean()) if len(gaps) else float("nan")
-        ends = mean - half, mean + half, len(found), int(seeds[name])
-        made.append(Matched(name, mean, *ends, less, wide, len(gaps)))
-    plain = next((one.F for one in made if one.method == PLAIN and one.reached), 0.0)
-    return sorted(made, key=lambda one: (not one.reached, plain - one.less if one.pairs else one.F))
+        ends = mean - half, mean + half, len(values), int(seeds[name])
+        comparisons.append(Matched(name, mean, *ends, less, wide, len(gaps)))
+    plain = next((comparison.F for comparison in comparisons if comparison.method == PLAIN and comparison.reached), 0.0)
+    return sorted(
+        comparisons,
+        key=lambda comparison: (not comparison.reached, plain - comparison.less if comparison.pairs else comparison.F),
+    )
 
 
 def at_target(rows: Rows, at: float) -> Rows:
-    """F at one target loss, seeds x methods; nan where a method does not reach it."""
-    found: dict[tuple[Any, Any], float] = {
-        (seed, method): read_off(one["target"].to_numpy(), one["F"].to_numpy(), at)
-        for (seed, method), one in rows.groupby(["seed", "method"])
+    """F at the target loss `at`, seeds x methods; nan where a method does not reach it."""
+    by_method: dict[tuple[int, str], float] = {
+        (seed, method): read_off(part["target"].to_numpy(), part["F"].to_numpy(), at)
+        for (seed, method), part in rows.groupby(["seed", "method"])
     }
-    return pd.Series(found).unstack()
+    return pd.Series(by_method).unstack()
 
 
 def bounded(points: Rows, at: float) -> list[str]:
-    """Methods whose whole frontier has learned more than `at`: their F there is at most what is read off, which is that
-    of their point nearest to it. A point that another beats says nothing of that."""
+    """Methods whose whole frontier has a target loss below `at`, so that their F there is an upper bound."""
     ends = points[points["best"]].groupby("method")["target"].max()
     return [str(method) for method, end in ends.items() if end < at]
 
 
 def chosen(points: pd.DataFrame, at: float) -> pd.DataFrame:
-    """One setting a method, for tables and trajectories: the least forgetful that learns well enough, else the best
-    learner."""
-    found = []
-    for _, one in points.groupby("method"):
-        enough = pd.DataFrame(one[one["target"] <= at])
-        found.append(enough.loc[enough["F"].idxmin()] if len(enough) else one.loc[one["target"].idxmin()])
-    return pd.DataFrame(found).sort_values("F", ignore_index=True)
+    """One setting of each method: the least F among those with a target loss <= `at`, else the least target loss."""
+    settings = []
+    for _, part in points.groupby("method"):
+        enough = pd.DataFrame(part[part["target"] <= at])
+        settings.append(enough.loc[enough["F"].idxmin()] if len(enough) else part.loc[part["target"].idxmin()])
+    return pd.DataFrame(settings).sort_values("F", ignore_index=True)

@@ -1,11 +1,7 @@
-"""Student's t for intervals: by how many standard errors an interval reaches to each side.
+"""Student's intervals of means over seeds, with the noise pooled over all settings.
 
-It refuses nothing: with 0 degrees of freedom the answer is nan, and who asks has to say why there is no interval.
-
-Means over seeds with intervals, for comparisons that fit no law: the noise is pooled over all settings.
-
-Two or three seeds say little of one setting's noise and enough of that of all settings together. It refuses an interval
-where nothing was trained twice: then the half-width is nan, and `told` says "one seed".
+Two or three seeds determine the noise of all settings together well enough, but not that of each. Without replicates
+the half-width is nan.
 """
 
 from __future__ import annotations
@@ -18,18 +14,17 @@ from scipy.special import stdtrit
 
 
 def reach(df: int, level: float) -> float:
-    """t with P(|T| <= t) = level for `df` degrees of freedom."""
+    """The quantile t with P(|T| <= t) = level for `df` degrees of freedom of Student's t; nan for df = 0."""
     return float(stdtrit(df, 0.5 + level / 2))
 
 
-Rows = Any  # a DataFrame or a column, whose stubs know little of what indexing gives
+Rows = Any  # a DataFrame, or a row or column of one; the stubs of pandas do not type what indexing returns
 
 
 def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) -> Rows:
-    """One row a setting: the columns `by`, mean, seeds, half (half-width of the mean), lo, hi.
+    """A row for each setting: the columns `by`, mean, seeds, half (half-width of the interval of the mean), lo, hi.
 
-    Branches of a trunk, or positions of a row, are rows of one run and share its noise: with a column `run` the degrees
-    of freedom are of runs that were in the same settings, not of rows.
+    Branches of a trunk share the noise of their run: with a column `run` the degrees of freedom count runs, not rows.
     """
     grouped = rows.groupby(list(by), sort=True)[value]
     table = grouped.agg(["mean", "size"]).rename(columns={"size": "seeds"}).reset_index()
@@ -44,21 +39,21 @@ def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) ->
 
 
 def repeated(rows: Rows, by: Sequence[str]) -> int:
-    """Runs beyond the first in the same settings, at least 1; rows are counted where no run is named."""
+    """The number of runs that repeat the settings of another, at least 1; the number of rows without a column `run`."""
     if "run" not in rows:
         return len(rows)
     settings = rows.assign(setting=rows.groupby(list(by)).ngroup()).groupby("run")["setting"]
-    kinds = settings.agg(lambda own: tuple(sorted(own)))
+    kinds = settings.agg(lambda places: tuple(sorted(places)))
     return max(1, len(kinds) - kinds.nunique())
 
 
-def told(value: float, half: float, digits: int = 4) -> str:
-    """`1.234 +- 0.005`, or the value with why it has no interval."""
+def format_mean(value: float, half: float, digits: int = 4) -> str:
+    """A mean as text, `1.234 +- 0.005`, or why it has no interval."""
     if not np.isfinite(half):
         return f"{value:.{digits}f} (one seed, no interval)"
     return f"{value:.{digits}f} +- {half:.{digits}f}"
 
 
-def difference(one: Any, other: Any) -> tuple[float, float]:
-    """one - other of two rows of `seed_means`, and its half-width."""
-    return float(one["mean"] - other["mean"]), float(np.hypot(one["half"], other["half"]))
+def difference(first: Rows, second: Rows) -> tuple[float, float]:
+    """The difference first - second of two rows of `seed_means`, and its half-width."""
+    return float(first["mean"] - second["mean"]), float(np.hypot(first["half"], second["half"]))

@@ -1,7 +1,7 @@
-"""What a design stands on: the config it plans for, the law it believes meanwhile, and the form of a plan.
+"""Plans of designs of sizes: the run that a design varies, planning laws, and trunks as cells and as points.
 
-A plan is a list of trunks, each a width, a seed and the tokens of its branches. It becomes cells (overrides) by
-`cells`, and points for the mathematics by `points`. Nothing here trains or launches.
+A plan is a list of trunks, each a width, a seed and the tokens of its branches. `cells` turns it into overrides, and
+`points` into arrays of parameters and tokens.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,12 +16,13 @@ from kleiber.config.budget import quantity
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.designs.search import PARAMETERS, Points
 from kleiber.studies.designs.sizes import Size, size, vocabulary_of
-from kleiber.studies.laws import file as records
 from kleiber.studies.laws.law import Array
+from kleiber.studies.laws.laws_json import read
+from kleiber.types.plain import Config
 
 Law = Mapping[str, float]
-# The fit of a ladder of five widths to 8M bytes (byte-level documentation, 36k to 437k parameters), which that of
-# multirun/golden confirmed (alpha .494, beta .431): where a design without a law begins.
+# The planning law of a design without one: the fit to five widths (36k to 437k parameters) on 8M bytes of byte-level
+# documentation, confirmed by that of multirun/golden (alpha .494, beta .431).
 PRIOR: Law = {"E": 0.977, "A": 84.3, "B": 166.6, "alpha": 0.507, "beta": 0.427}
 CENTRE = (1.2e5, 4e6)  # N and D of its middle, where laws of other exponents are made to agree with it
 
@@ -31,17 +31,17 @@ CENTRE = (1.2e5, 4e6)  # N and D of its middle, where laws of other exponents ar
 class Ground:
     """The run that a design varies.
 
-    model, vocab_size    its model node, and the entries of its tokenizer
+    model, vocab_size    its model node, and the number of entries of its tokenizer
     batch_tokens, decay  tokens of one optimizer step, and the share of a branch that is its cooldown
     branched             whether stages=trunk_and_cooldowns, so that one trunk serves many numbers of tokens
-    folder               where its cells land
-    speed                FLOPs per second of this machine by width, measured when asked
-    refusal              why sizes of this config cannot be told, or None
-    head_dim             channels of a head where a design keeps them at every width; None leaves the model's own rule
+    folder               the folder of its cells
+    speed                measures the FLOPs per second of this machine at some widths
+    refusal              why sizes of this config cannot be computed, or None
+    head_dim             channels of a head at every width; None leaves the number of heads to the model
     planned              runs that a dry run has planned so far, which count as finished; None where cells are trained
     """
 
-    model: Mapping[str, Any]
+    model: Config
     vocab_size: int
     batch_tokens: int
     decay: float
@@ -53,12 +53,12 @@ class Ground:
     planned: Callable[[], Sequence[Run]] | None = None
 
     def runs(self) -> list[Run]:
-        """The runs that are there, and in a dry run those that it has planned."""
-        found = {run.folder: run for run in (read_runs(self.folder) if self.folder.is_dir() else [])}
+        """The runs in the folder, and in a dry run those that it has planned."""
+        by_folder = {run.folder: run for run in (read_runs(self.folder) if self.folder.is_dir() else [])}
         for run in self.planned() if self.planned else ():
-            if run.folder not in found or found[run.folder].status != "finished":
-                found[run.folder] = run
-        return list(found.values())
+            if run.folder not in by_folder or by_folder[run.folder].status != "finished":
+                by_folder[run.folder] = run
+        return list(by_folder.values())
 
     def size(self, width: int) -> Size:
         if self.refusal is not None:
@@ -67,7 +67,7 @@ class Ground:
         return size({**self.model, **heads}, self.vocab_size, width)
 
     def whole(self, tokens: float) -> int:
-        """The nearest number of whole batches, in tokens."""
+        """The nearest positive number of whole batches, in tokens."""
         return max(1, round(tokens / self.batch_tokens)) * self.batch_tokens
 
 
@@ -85,13 +85,13 @@ class Trunk:
 
 
 def ground_of(
-    config: Mapping[str, Any], folder: Path, speed: Callable[[Sequence[int]], list[float]],
+    config: Config, folder: Path, speed: Callable[[Sequence[int]], list[float]],
     planned: Callable[[], Sequence[Run]] | None = None,
 ) -> Ground:  # fmt: skip
-    """From a resolved config; what has no formula is refused when a size is asked for, since not every design asks."""
+    """The `Ground` of a resolved config; where its sizes have no formula, `Ground.size` raises ValueError."""
     stages, refusal, vocabulary = config.get("stages"), None, 0
     if stages is not None and "branches" not in stages:
-        refusal = "stages: a design of sizes knows ordinary runs and stages=trunk_and_cooldowns; use design=grid"
+        refusal = "stages: this design supports single runs and stages=trunk_and_cooldowns only; use design=grid"
     try:
         vocabulary = vocabulary_of(config["data"])
     except ValueError as error:
@@ -104,9 +104,9 @@ def ground_of(
 
 
 def cells(plan: Sequence[Trunk], ground: Ground) -> list[list[str]]:
-    """Overrides by cell, cheap ones first: a cell a trunk, or a cell a point where there are no branches."""
-    made = []
-    for trunk in sorted(plan, key=lambda one: one.cost(ground)):
+    """The overrides of each cell, cheap cells first: one cell for each trunk, or for each point without branches."""
+    planned = []
+    for trunk in sorted(plan, key=lambda trunk: trunk.cost(ground)):
         shape = [f"model.width={trunk.width}"]
         mixing = str((ground.model.get("attention") or {}).get("_target_", ""))
         if ground.head_dim is not None and not mixing.endswith("NoMixing"):
@@ -115,17 +115,17 @@ def cells(plan: Sequence[Trunk], ground: Ground) -> list[list[str]]:
             lengths = [f"stages.branches=[{','.join(map(str, trunk.branches))}]"]
         else:
             lengths = [f"budget.tokens={tokens}" for tokens in trunk.branches]
-        made += [[*shape, length, f"seed={trunk.seed}"] for length in lengths]
-    return made
+        planned += [[*shape, length, f"seed={trunk.seed}"] for length in lengths]
+    return planned
 
 
 def points(plan: Sequence[Trunk], ground: Ground) -> Points:
-    """The plan's points; without branches every point is a trunk of its own."""
+    """The points of a plan; without branches every point is a trunk of its own."""
     rows, number = [], 0
     for trunk in plan:
-        one = ground.size(trunk.width)
+        size = ground.size(trunk.width)
         for tokens in trunk.branches:
-            rows.append((one.active, tokens, number, one.flops_per_token))
+            rows.append((size.active, tokens, number, size.flops_per_token))
             number += not ground.branched
         number += ground.branched
     N, D, trunks, flops = np.array(rows, dtype=np.float64).reshape(-1, 4).T
@@ -133,19 +133,21 @@ def points(plan: Sequence[Trunk], ground: Ground) -> Points:
 
 
 def planning_laws(law: str | Mapping[str, float] | None, count: int = 9) -> list[Law]:
-    """The law to plan with, first, and others that it may turn out to be: bootstrap draws, or exponents 15 % off.
+    """The law to plan with, followed by plausible alternatives: bootstrap draws, or exponents that differ by 15 %.
 
-    `law`: laws.json of an earlier fit, the five numbers, or None for PRIOR.
+    law  path of a laws.json, the five parameters by name, or None for `PRIOR`
+
+    Raises ValueError for a law without E, A, B and exponents.
     """
     if isinstance(law, str):
-        found = records.read(law)
-        if not {"alpha", "A", "B", "E"} <= set(found.get("params", {})):
-            raise ValueError(f"design.law={law}: a law with E, A, B and exponents is needed, such as chinchilla")
-        names = list(found["params"])
-        rows = [[entry["value"] for entry in found["params"].values()], *found["draws"][: count - 1]]
+        record = read(law)
+        if not {"alpha", "A", "B", "E"} <= set(record.get("params", {})):
+            raise ValueError(f"design.law={law} must be a law with E, A, B and exponents, such as chinchilla")
+        names = list(record["params"])
+        rows = [[entry["value"] for entry in record["params"].values()], *record["draws"][: count - 1]]
         return [_completed(dict(zip(names, row, strict=True))) for row in rows]
     if law is not None and not {"E", "A", "B", "alpha", "beta"} <= set(law):
-        raise ValueError(f"design.law={dict(law)}: write {{E: .., A: .., B: .., alpha: .., beta: ..}}")
+        raise ValueError(f"design.law={dict(law)} must be {{E: .., A: .., B: .., alpha: .., beta: ..}}")
     centre = PRIOR if law is None else {name: float(law[name]) for name in PARAMETERS}
     laws = [centre]
     for a, b in ((0.85, 1), (1.15, 1), (1, 0.85), (1, 1.15), (0.85, 0.85), (1.15, 1.15), (0.85, 1.15), (1.15, 0.85)):
@@ -165,27 +167,27 @@ def loss(law: Law, N: Array, D: Array) -> Array:
 
 
 def widths_of(head_dim: int) -> list[int]:
-    """Widths that a design may choose: two heads and more, since models with one fall out of the family's law."""
+    """The widths that a design may choose: at least two heads, since models with one head deviate from the law."""
     return [head_dim * heads for heads in range(2, 129)]
 
 
 def best_width(law: Law, flops: float, ground: Ground, head_dim: int) -> int:
-    """The width whose model has the least loss at `flops`, by the exact FLOPs of a token; a multiple of `head_dim`."""
+    """The multiple of `head_dim` whose model has the least loss at `flops`, by the exact FLOPs of a token."""
     widths = np.array(widths_of(head_dim))
-    known = [ground.size(int(width)) for width in widths]
-    N, per_token = (np.array([getattr(one, name) for one in known]) for name in ("active", "flops_per_token"))
+    sizes = [ground.size(int(width)) for width in widths]
+    N, per_token = np.array([(size.active, size.flops_per_token) for size in sizes]).T
     return int(widths[np.argmin(loss(law, N, flops / per_token))])
 
 
 def budget_flops(
     flops: float | str | None, hours: float | None, ground: Ground, widths: Sequence[int], workers: int
 ) -> float:
-    """A budget in FLOPs; `hours` of this machine by its measured speed at those widths.
+    """A budget in FLOPs; `hours` are converted by the measured speed of this machine at `widths`.
 
-    ValueError unless one is set.
+    Raises ValueError unless exactly one of `flops` and `hours` is set.
     """
     if (flops is None) == (hours is None):
-        raise ValueError("design.flops or design.hours: set one of them, the budget of the whole design")
+        raise ValueError("design.flops or design.hours: set exactly one of them, the budget of the whole design")
     if flops is not None:
         return quantity(flops)
     assert hours is not None

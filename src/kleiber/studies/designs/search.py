@@ -1,20 +1,10 @@
-"""What a set of (N, D) points will tell about the loss at a larger compute, before any of them is trained.
+"""The expected precision of a design of (N, D) points, and the search for the points with the best precision per FLOP.
 
-The law's log loss is linearised at planned parameters and the noise of the points has three parts: each run's own, the
-share that branches of one trunk have in common, and a smooth lack of fit, without which replicating tiny runs would pay
-for ever. It prices designs under an assumed law; it refuses to say anything about the law's bias.
-
-Backward elimination: from a grid of candidate points to the few that pay, one closed-form downdate at a time.
-
-Deleting a point is adding a free shift to it, so the new variance of a prediction is known for every point at once:
-v + h_i^2 / P_ii, with h the weights of the generalised least-squares estimate and P the projected precision. The point
-that costs the least variance per FLOP saved goes first. Greedy, so not provably optimal, and the same every time.
-
-Exchange: from a design that elimination has left to a better one at no more cost, one point in for one point out.
-
-Elimination never takes a point back, so it can end at dear points that the rules then hold, above the budget or below
-it. Here every candidate is tried in the place of every point, and beside them, and the best is taken until none helps.
-It keeps the rules; a local optimum, and the same every time.
+The log loss of an assumed law is linearized at planned parameters. The noise of the points is that of each run, of the
+trunk that branches share, and a smooth lack of fit, without which replicates of tiny runs would always pay.
+`Elimination` removes from a grid of candidates the point that costs least variance per FLOP saved, by a closed form:
+without point i the variance is v + h_i^2 / P_ii, with weights h of the generalized least-squares estimate and projected
+precision P. `exchange` then replaces and adds single points while that helps. Both are greedy and deterministic.
 """
 
 from __future__ import annotations
@@ -35,10 +25,10 @@ PARAMETERS = ("E", "A", "B", "alpha", "beta")
 class Noise:
     """Covariance of log losses: s^2 [(1 - rho) I + rho (same trunk) + kappa exp(-d^2 / 2 ell^2)].
 
-    s      sd of the log loss over seeds
+    s      standard deviation of the log loss over seeds
     rho    share of the seed variance that branches of one trunk have in common
-    kappa  variance of the law's misfit, in units of s^2; 0 believes the law
-    ell    distance d in (log N, log D), natural logs, over which misfit stays alike
+    kappa  variance of the lack of fit of the law, in units of s^2; 0 assumes that the law is exact
+    ell    correlation length of the lack of fit, a distance d in (log N, log D), natural logs
     """
 
     s: float = 0.005
@@ -47,7 +37,7 @@ class Noise:
     ell: float = 1.5
 
     def covariance(self, points: Points) -> Array:
-        """The matrix in units of s^2, (points, points)."""
+        """The covariance matrix in units of s^2, (points, points)."""
         place = np.log(np.column_stack([points.N, points.D]))
         apart = ((place[:, None] - place[None]) ** 2).sum(2)
         together = points.trunk[:, None] == points.trunk[None]
@@ -57,7 +47,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Points:
-    """Points of a design: parameters, tokens, the trunk each branches from, and training FLOPs per token."""
+    """The points of a design: active parameters, tokens, the trunk of each, and training FLOPs per token; (points,)."""
 
     N: Array
     D: Array
@@ -71,7 +61,7 @@ class Points:
         return Points(self.N[mask], self.D[mask], self.trunk[mask], self.flops_per_token[mask])
 
     def join(self, other: Points) -> Points:
-        """Both, the trunks of `other` as trunks of their own."""
+        """These points followed by those of `other`, whose trunks stay separate."""
         shift = 1 + int(self.trunk.max()) if len(self) else 0
         return Points(
             np.concatenate([self.N, other.N]), np.concatenate([self.D, other.D]),
@@ -80,7 +70,7 @@ class Points:
         )  # fmt: skip
 
     def cost(self, decay: float) -> float:
-        """FLOPs of every trunk to its longest branch, and of every branch's cooldown over `decay` of its tokens."""
+        """FLOPs of all trunks up to their longest branches, and of all cooldowns over a share `decay` of the tokens."""
         return float(sum(self.trunk_costs(decay).values()))
 
     def trunk_costs(self, decay: float) -> dict[int, float]:
@@ -101,14 +91,14 @@ def gradient(law: Mapping[str, float], N: Array, D: Array) -> Array:
 
 
 def target(law: Mapping[str, float], flops: float) -> Array:
-    """The gradient at the compute-optimal point of `flops`: the combination whose variance a design makes small."""
+    """The gradient of the log loss at the compute-optimal point of `flops`, (5,); a design minimizes its variance."""
     values = {name: np.array([law[name]]) for name in PARAMETERS}
     N, D = optimum(values, flops)
     return gradient(law, N, D)[0]
 
 
 def log_variance(points: Points, law: Mapping[str, float], flops: float, noise: Noise) -> float:
-    """log of the variance, in units of s^2, of the predicted log loss at the optimum of `flops`; inf when singular."""
+    """Log variance, in units of s^2, of the predicted log loss at the optimum of `flops`; inf for a singular design."""
     basis = gradient(law, points.N, points.D)
     scale = np.linalg.norm(basis, axis=0)
     solved = np.linalg.solve(noise.covariance(points), basis / scale)
@@ -120,7 +110,7 @@ def log_variance(points: Points, law: Mapping[str, float], flops: float, noise: 
 
 
 def half_width(points: Points, law: Mapping[str, float], flops: float, noise: Noise, z: float = 1.645) -> float:
-    """Expected half-width of the 90 % interval of log L at the optimum of `flops`, a relative error of the loss."""
+    """Expected half-width of the 90 % interval of log L at the optimum of `flops`: a relative error of the loss."""
     return float(z * noise.s * np.exp(0.5 * log_variance(points, law, flops, noise)))
 
 
@@ -129,11 +119,11 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Rules:
-    """What a design may not go below, whatever the variance says.
+    """The least that a design must have, whatever its variance.
 
-    points      points in all
+    points      points
     sizes       different sizes
-    replicates  (N, D) cells that are trained by two trunks or more
+    replicates  (N, D) cells that at least two trunks train
     """
 
     points: int = 12
@@ -142,9 +132,9 @@ class Rules:
 
 
 class Elimination:
-    """The candidates that are left, and the log variance of the prediction under each of the laws.
+    """Backward elimination of candidate points, with the log variance of the prediction under each of several laws.
 
-    Points in `fixed` are trained already: they inform, cost nothing and cannot go.
+    Points in the mask `fixed` are trained already: they count for the variance, cost nothing and are never removed.
     """
 
     def __init__(
@@ -163,16 +153,16 @@ class Elimination:
 
     @property
     def log_variance(self) -> float:
-        """Mean over the laws."""
+        """The log variance of the prediction, mean over the laws."""
         return float(np.log(self.variance).mean())
 
     @property
     def cost(self) -> float:
-        """FLOPs of the points that are left and not yet trained."""
+        """FLOPs of the remaining points that are not trained yet."""
         return self.points.keep(self.alive & ~self.fixed).cost(self.decay)
 
     def step(self) -> bool:
-        """Deletes the point that loses least per FLOP; False when the rules let none go."""
+        """Removes the point that costs least log variance per FLOP saved; False when the rules allow no removal."""
         may = self.alive & ~self.fixed & self._allowed()
         if not may.any():
             return False
@@ -191,7 +181,7 @@ class Elimination:
         self.alive[i] = False
 
     def _saved(self) -> Array:
-        """FLOPs saved by deleting each point: its cooldown, and the end of the trunk where it is the longest."""
+        """FLOPs saved by removing each point: its cooldown, and for the longest branch the end of the trunk."""
         points, saved = self.points, np.zeros(len(self.points))
         for trunk in np.unique(points.trunk[self.alive]):
             rows = np.flatnonzero(self.alive & (points.trunk == trunk))
@@ -203,7 +193,7 @@ class Elimination:
         return saved
 
     def _allowed(self) -> Mask:
-        """Points whose deletion keeps the rules."""
+        """Mask of the points that may be removed by the rules."""
         alive, points, rules = self.alive, self.points, self.rules
         if alive.sum() <= rules.points:
             return np.zeros(len(points), dtype=bool)
@@ -226,18 +216,19 @@ def _state(precision: Array, basis: Array, wanted: Array) -> tuple[Array, Array,
     return precision - carried @ inverse @ carried.T, carried @ inverse @ wanted, float(wanted @ inverse @ wanted)
 
 
-WORTH = 1e-3  # of log variance, that an exchange within the budget must gain
-CHEAPER = 0.99  # of the cost, that one above the budget must come to
+WORTH = 1e-3  # least gain in log variance of an exchange within the budget
+CHEAPER = 0.99  # most relative cost after an exchange above the budget
 
 
 def exchange(
     points: Points, laws: Sequence[Mapping[str, float]], flops: float, noise: Noise, decay: float, rules: Rules,
     alive: Mask, fixed: Mask, budget: float,
 ) -> tuple[Mask, float]:  # fmt: skip
-    """`alive` after the exchanges, and the mean over the laws of the log variance of the prediction at `flops`.
+    """Improves a design by exchanges of single points; returns the mask of its points and its log variance.
 
-    While what is not in `fixed` costs more than `budget` FLOPs, the exchange that loses least per FLOP saved is taken;
-    after that the one that gains most. The variance is infinite where the budget cannot be met so.
+    While the points outside `fixed` cost more than `budget` FLOPs, it takes the exchange that loses least per FLOP
+    saved, and after that the one that gains most. The log variance, of the prediction at `flops`, is a mean over the
+    laws, and infinite where no exchange meets the budget.
     """
     covariance = noise.covariance(points)
     bases = np.stack([gradient(law, points.N, points.D) for law in laws])
@@ -266,21 +257,21 @@ def exchange(
 
 
 def _variances(covariance: Array, bases: Array, wanted: Array, left: Mask) -> tuple[float, Array]:
-    """Mean log variance with the points that are `left`, and with each of all points beside them, in closed form."""
+    """Mean log variance with the points in `left`, and with each of all points in addition, in closed form."""
     precision = np.linalg.inv(covariance[np.ix_(left, left)])
     carried = covariance[:, left] @ precision
-    own = np.maximum(covariance.diagonal() - np.einsum("jk,jk->j", carried, covariance[:, left]), 1e-12)
-    news = bases - carried @ bases[:, left]  # what a point tells that the others do not, (laws, points, parameters)
+    unexplained = np.maximum(covariance.diagonal() - np.einsum("jk,jk->j", carried, covariance[:, left]), 1e-12)
+    news = bases - carried @ bases[:, left]  # gradients less their regression on the others, (laws, points, parameters)
     inverse = np.linalg.pinv(bases[:, left].transpose(0, 2, 1) @ precision @ bases[:, left], hermitian=True)
     toward = np.einsum("lp,lpq->lq", wanted, inverse)
     variance = np.einsum("lq,lq->l", toward, wanted)[:, None]
-    spread = own + np.einsum("ljp,lpq,ljq->lj", news, inverse, news, optimize=True)
+    spread = unexplained + np.einsum("ljp,lpq,ljq->lj", news, inverse, news, optimize=True)
     after = variance - np.einsum("lq,ljq->lj", toward, news) ** 2 / spread
     return float(np.log(variance).mean()), np.log(np.maximum(after, 1e-300)).mean(0)
 
 
 def _costs(points: Points, paid: Mask, decay: float) -> Array:
-    """FLOPs of the points `paid` for with each of all points beside them."""
+    """FLOPs of the points in `paid` with each of all points in addition."""
     longest = np.zeros(points.trunk.max() + 1)
     np.maximum.at(longest, points.trunk[paid], points.D[paid])
     tokens = decay * points.D + (1 - decay) * np.maximum(points.D - longest[points.trunk], 0.0)
@@ -288,7 +279,7 @@ def _costs(points: Points, paid: Mask, decay: float) -> Array:
 
 
 def _kept(points: Points, left: Mask, rules: Rules) -> Mask:
-    """Points that keep the rules when they are added to those that are `left`."""
+    """Mask of the points with which those in `left` satisfy the rules."""
     sizes = np.unique(points.N[left])
     cells = np.unique(np.column_stack([points.N, points.D]), axis=0, return_inverse=True)[1].reshape(-1)
     twins = np.bincount(cells[left], minlength=cells.max() + 1)

@@ -1,14 +1,13 @@
-"""The design of continual learning: tasks one after another, in several orders, by every method and from every start.
+"""The designs of continual learning: tasks in sequence, in several orders, by every method and from every start point.
 
-Each cell is one chain of stages; beside them stand references, runs of one task alone from the same start, which say
-how well a task can be learned. It refuses WiSE: it averages the two ends of one stage, and the next stage would go on
-from the trained end all the same, so R would be that of plain training.
+Each cell is one chain of stages. Reference runs of one task alone from the same start point measure how well a task can
+be learned. WiSE is not allowed: the next stage of a chain starts from the trained weights, not from their average.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
@@ -18,23 +17,27 @@ from kleiber.config.stages import OWN, RETAINING
 from kleiber.studies.compare.task_rows import AGAIN
 from kleiber.studies.designs.grid import filled
 from kleiber.studies.designs.methods import Values, product
+from kleiber.types.plain import Json, Row
 
-GROUPS = ("data", "objective", "optimizer", "schedule")  # which a task may choose as on the command line
-FOLLOWING = ("tokenizer", "vocab_size")  # of a task's data: left to the start point, unless the task names them
+if TYPE_CHECKING:
+    from kleiber.studies.designs.plan import Ground
 
-Task = Mapping[str, Any]
+GROUPS = ("data", "objective", "optimizer", "schedule")  # config groups of which a task may name a choice
+FOLLOWING = ("tokenizer", "vocab_size")  # keys of a task's data that the start point sets, unless the task does
+
+Task = Row
 
 
 class Sequences:
-    """For every seed and start: each task alone, and every order of all tasks by every arm at every learning rate.
+    """For every seed and start point: each task alone, and every order of all tasks by every arm and learning rate.
 
-    tasks    by name, what differs from the run, as on the command line: {trec: {data: topic/trec, objective: classify}}
-    arms     by name, overrides of the stages after the first: {ewc: {retention: ewc, ...: [1, 10]}}; a list is every
-             value, null leaves an arm out
-    orders   how many (balanced: see `williams`), or the orders themselves as lists of names
-    starts   by name, overrides: {base: {init: checkpoint, init.path: RUN}}; `{seed}` in a value is the seed
-    lrs      learning rates of every arm, start and reference that names none itself (`optimizer.lr`)
-    seeds    how many
+    tasks    overrides of the tasks, by name: {trec: {data: topic/trec, objective: classify}}
+    arms     overrides of the stages after the first, by name: {ewc: {retention: ewc, ...: [1, 10]}}; a list makes a run
+             of every value, null removes an arm
+    orders   number of orders (balanced, see `williams`), or the orders as lists of names
+    starts   overrides of the start points, by name: {base: {init: checkpoint, init.path: RUN}}; `{seed}` is the seed
+    lrs      learning rates of every arm, start point and reference that does not set `optimizer.lr`
+    seeds    number of seeds
     alone    whether each task is also trained alone, for intransigence
     again    whether the first task is trained once more at the end, for savings
     """
@@ -50,12 +53,14 @@ class Sequences:
         alone: bool = True,
         again: bool = True,
     ) -> None:
-        self.tasks = {name: stage(name, told) for name, told in tasks.items()}
-        self.lines = {name: [line(*item) for item in told.items()] for name, told in tasks.items()}
+        self.tasks = {name: stage(name, overrides) for name, overrides in tasks.items()}
+        self.lines = {name: [line(*item) for item in overrides.items()] for name, overrides in tasks.items()}
         self.arms = {name: dict(arm) for name, arm in arms.items() if arm is not None}
-        self.starts = {name: dict(one) for name, one in (starts or {"scratch": {}}).items() if one is not None}
+        self.starts = {
+            name: dict(overrides) for name, overrides in (starts or {"scratch": {}}).items() if overrides is not None
+        }
         if len(self.tasks) < 2 or AGAIN in self.tasks:
-            raise ValueError(f"design.tasks={list(tasks)}: at least two tasks, none of them called {AGAIN}")
+            raise ValueError(f"design.tasks={list(tasks)} must have at least two tasks, none of them named {AGAIN}")
         if not self.arms or not self.starts or seeds < 1:
             raise ValueError(
                 f"design.arms={list(self.arms)}, design.starts={list(self.starts)}, design.seeds={seeds}: give at "
@@ -64,91 +69,99 @@ class Sequences:
         for name, arm in self.arms.items():
             if "wise" in str(arm.get("retention")):
                 raise ValueError(
-                    f"design.arms.{name}: retention=wise changes no stage of a sequence, since the next one goes on "
-                    "from the trained end; leave it out, or use study=forgetting, which has one stage"
+                    f"design.arms.{name}: retention=wise has no effect in a sequence, since the next stage starts from "
+                    "the trained weights; remove it, or use study=forgetting, which has one stage"
                 )
         self.orders = orders_of(list(self.tasks), orders)
         self.lrs, self.seeds, self.alone, self.again = list(lrs), seeds, alone, again
 
-    def cells(self, ground: Any = None) -> list[list[str]]:
-        """All of one seed before the next, references first."""
+    def cells(self, ground: Ground | None = None) -> list[list[str]]:
+        """The overrides of each cell: all of one seed before the next, references first."""
         planned = []
         for seed in range(self.seeds):
             for name, start in self.starts.items():
                 last = [f"seed={seed}", f"study.start={name}"]
-                given = {"seed": str(seed)}
+                values = {"seed": str(seed)}
                 if self.alone:
                     for lines in self.lines.values():
-                        planned += [[*lines, *one, *last] for one in self._varied(start, {}, given)]
+                        planned += [[*lines, *overrides, *last] for overrides in self._varied(start, {}, values)]
                 for order in self.orders:
                     stages = ["stages=chain", f"stages.chain={grammar(self.chain(order))}"]
                     for arm in self.arms.values():
-                        planned += [[*stages, *one, *last] for one in self._varied(start, arm, given)]
+                        planned += [[*stages, *overrides, *last] for overrides in self._varied(start, arm, values)]
         return planned
 
-    def _varied(self, start: Task, arm: Task, given: Mapping[str, str]) -> list[list[str]]:
+    def _varied(self, start: Task, arm: Task, values: Mapping[str, str]) -> list[list[str]]:
         rates = {"optimizer.lr": self.lrs} if self.lrs else {}
-        return [[filled(line, given) for line in one] for one in product({**rates, **arm, **start})]
+        return [[filled(line, values) for line in overrides] for overrides in product({**rates, **arm, **start})]
 
-    def chain(self, order: Sequence[str]) -> dict[str, Any]:
-        """The stages of one order; the last, plain one trains its first task once more."""
+    def chain(self, order: Sequence[str]) -> Json:
+        """The stages of one order; with `again` a last stage without retention trains the first task once more."""
         stages = {name: self.tasks[name] for name in order}
         plain = dict.fromkeys(RETAINING)
         return {**stages, AGAIN: {**stages[order[0]], **plain}} if self.again else stages
 
 
-def line(key: str, value: Any) -> str:
-    """An override of a run of its own."""
+def line(key: str, value: Values) -> str:
+    """The override of a single run that sets `key` to `value`."""
     return f"{key}={value if isinstance(value, str) else grammar(value)}"
 
 
-def stage(name: str, told: Task) -> dict[str, Any]:
-    """The node of a stage from overrides: `data=topic/trec` is the file of that choice, `data.path=x` a key in it."""
-    made: dict[str, Any] = {}
-    for key, value in sorted(told.items(), key=lambda item: "." in item[0]):  # choices before their keys
+def stage(name: str, overrides: Task) -> Json:
+    """The config node of a stage: `data: topic/trec` is the content of that choice, `data.path: x` sets a key of it.
+
+    Raises ValueError for a group that a task may not set.
+    """
+    nodes: Json = {}
+    for key, value in sorted(overrides.items(), key=lambda item: "." in item[0]):  # choices before their keys
         group, *keys = key.split(".")
         if group not in OWN or (not keys and group not in GROUPS):
             near = did_you_mean(group, OWN)
             raise ValueError(f"design.tasks.{name}.{key}: a task may set {', '.join(GROUPS)} and keys in them.{near}")
         if not keys:
-            made[group] = choice(group, str(value))
+            nodes[group] = choice(group, str(value))
             continue
-        node = made.setdefault(group, {})
-        for one in keys[:-1]:
-            node = node.setdefault(one, {})
+        node = nodes.setdefault(group, {})
+        for name_part in keys[:-1]:
+            node = node.setdefault(name_part, {})
         node[keys[-1]] = value
-    return made
+    return nodes
 
 
-def choice(group: str, name: str) -> dict[str, Any]:
-    """The node of conf/<group>/<name>.yaml. ValueError where there is none that stands alone."""
-    known = sorted(str(path.relative_to(conf_dir() / group).with_suffix("")) for path in
+def choice(group: str, name: str) -> Json:
+    """The content of conf/<group>/<name>.yaml. Raises ValueError for an unknown choice and for one with defaults."""
+    names = sorted(str(path.relative_to(conf_dir() / group).with_suffix("")) for path in
                    (conf_dir() / group).rglob("*.yaml"))  # fmt: skip
-    if name not in known:
-        raise ValueError(f"{group}={name}: no such choice.{did_you_mean(name, known)} One of {', '.join(known)}")
+    if name not in names:
+        raise ValueError(f"{group}={name}: no such choice.{did_you_mean(name, names)} Choices: {', '.join(names)}")
     node: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"), resolve=False)
     if "defaults" in node:
-        raise ValueError(f"{group}={name} is built on another choice; a task needs one that stands alone")
+        raise ValueError(f"{group}={name} has a defaults list; a task needs a choice without one")
     return {key: value for key, value in node.items() if group != "data" or key not in FOLLOWING}
 
 
 def orders_of(names: Sequence[str], orders: int | Sequence[Sequence[str]]) -> list[list[str]]:
-    """The orders as asked. ValueError for one that leaves out a task, and for more than there are balanced ones."""
+    """The orders as lists of names: the first `orders` balanced ones, or those that are listed.
+
+    Raises ValueError for an order without every task, for a repeated order, and for more than the balanced ones.
+    """
     if isinstance(orders, int):
-        made = [[names[i] for i in row] for row in williams(len(names))]
-        if not 1 <= orders <= len(made):
-            raise ValueError(f"design.orders={orders}: from 1 to {len(made)} for {len(names)} tasks, or a list of them")
-        return made[:orders]
+        balanced = [[names[i] for i in row] for row in williams(len(names))]
+        if not 1 <= orders <= len(balanced):
+            raise ValueError(
+                f"design.orders={orders}: from 1 to {len(balanced)} for {len(names)} tasks, or a list of them"
+            )
+        return balanced[:orders]
     for order in orders:
         if sorted(order) != sorted(names):
-            raise ValueError(f"design.orders: {list(order)} is no order of {', '.join(names)}")
+            raise ValueError(f"design.orders: {list(order)} must contain each of {', '.join(names)} once")
     if not orders or len({tuple(order) for order in orders}) < len(orders):
-        raise ValueError(f"design.orders={[list(o) for o in orders]}: give at least one, and each once")
+        raise ValueError(f"design.orders={[list(o) for o in orders]} must have at least one order, and each only once")
     return [list(order) for order in orders]
 
 
 def williams(n: int) -> list[list[int]]:
-    """Orders of n things in which each stands at each place equally often, and follows each other one equally often.
+    """Orders of n items in which each item is at each place, and follows each other item, equally often.
 
     n of them for even n, 2 n for odd; the first is 0, 1, ... Williams 1949, Aust. J. Sci. Res. A 2, 149.
     """
@@ -158,10 +171,10 @@ def williams(n: int) -> list[list[int]]:
     return rows if n % 2 == 0 else [*rows, *(row[::-1] for row in rows)]
 
 
-def grammar(value: Any) -> str:
-    """A value in the override grammar of Hydra; text is quoted."""
+def grammar(value: Values) -> str:
+    """A value in Hydra's override grammar; strings are quoted."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{grammar(one)}" for key, one in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{grammar(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(grammar, value)) + "]"
     if value is None or isinstance(value, bool):

@@ -1,12 +1,8 @@
-"""How large a model of a config will be and what a token of it costs, by arithmetic on the config, without torch.
+"""Parameters and FLOPs of a model from its config, without torch, and whether planned points determine a law.
 
-A design must price hundreds of sizes before any model is built. The formulas are those of `models.counting`, term by
-term, and a test holds the two together. It refuses a layer that it has no formula for, instead of guessing one.
-
-Whether what is planned can answer a study's question, before anything is trained.
-
-A law has its parameters from the distinct points of a plan. Where these do not determine it, by their number or because
-the matrix of its derivatives is singular, no training helps, and the study says so by `Options.check_plan`.
+The formulas are those of `models.counting`, term by term; a test compares the two. A layer without a formula here
+raises ValueError. `shortfall` tells before any training that a law has too few points, or that the matrix of its
+derivatives is singular; studies use it in `check_plan`.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from hydra.errors import InstantiationException
@@ -23,9 +19,10 @@ from hydra.utils import instantiate
 from kleiber.config.budget import DEFAULT_RATIO, quantity
 from kleiber.config.errors import ConfigError
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
+from kleiber.types.plain import Config, Row
 
 if TYPE_CHECKING:
-    from kleiber.studies.study import Options
+    from kleiber.studies.study import Study
 
 ATTENTION = (
     "kleiber.nn.FullAttention",
@@ -38,7 +35,7 @@ BYTES_VOCABULARY = 272  # 256 bytes, end of text and mask, padded to a multiple 
 
 @dataclass(frozen=True)
 class Size:
-    """One model: parameters (all, those a token visits, those outside the vocabulary) and training FLOPs per token."""
+    """The size of a model: all parameters, those active for a token, those outside embeddings; FLOPs per token."""
 
     width: int
     total: int
@@ -47,11 +44,11 @@ class Size:
     flops_per_token: float
 
 
-def size(model: Mapping[str, Any], vocab_size: int, width: int | None = None) -> Size:
-    """The Size of a resolved `model` node, at another `width` where given.
+def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
+    """The `Size` of a resolved `model` node; `width` replaces its own.
 
-    Matrices cost 2 FLOPs a weight, attention 4 channels per (query, key) pair that the mask allows; training is three
-    times the forward pass. Errors: ValueError for an attention or MLP without a formula here.
+    A matrix costs 2 FLOPs per weight, attention 4 FLOPs per channel and (query, key) pair that the mask allows, and
+    training three times the forward pass. Raises ValueError for an attention or MLP without a formula here.
     """
     depth = int(model.get("depth") or 2)
     width = int(width or model.get("width") or int(model.get("aspect") or 64) * depth)
@@ -70,8 +67,8 @@ def size(model: Mapping[str, Any], vocab_size: int, width: int | None = None) ->
     return Size(width, non_embedding + vocabulary, active + width + vocabulary, non_embedding, 3 * forward)
 
 
-def vocabulary_of(data: Mapping[str, Any]) -> int:
-    """Entries of the tokenizer that a `data` node names; ValueError for one that only its files know."""
+def vocabulary_of(data: Config) -> int:
+    """The vocabulary size of a `data` node. Raises ValueError for a tokenizer whose size only its files contain."""
     if isinstance(data.get("data"), Mapping):  # a data set around another one
         return vocabulary_of(data["data"])
     tokenizer = data.get("tokenizer", "bytes")
@@ -79,23 +76,23 @@ def vocabulary_of(data: Mapping[str, Any]) -> int:
         return BYTES_VOCABULARY
     if tokenizer == "bpe":
         return -(-int(data.get("vocab_size") or 4096) // 16) * 16
-    raise ValueError(f"data.tokenizer={tokenizer}: a design knows the vocabulary of bytes and bpe; use design=grid")
+    raise ValueError(f"data.tokenizer={tokenizer} must be bytes or bpe for a design of sizes; use design=grid")
 
 
-def _heads(model: Mapping[str, Any], width: int) -> tuple[int, int, int]:
-    """Query channels, key channels, channels of one head."""
+def _heads(model: Config, width: int) -> tuple[int, int, int]:
+    """Channels of all queries, of all keys, and of one head."""
     asked = model.get("num_heads")
     heads = int(asked) if asked else 2 if width < 128 else width // 64
     shared = int(model.get("num_kv_heads") or heads)
     return width, shared * (width // heads), width // heads
 
 
-def _attention(model: Mapping[str, Any], width: int) -> tuple[int, float]:
+def _attention(model: Config, width: int) -> tuple[int, float]:
     """Parameters of one attention layer, and forward FLOPs per token of its scores and mixing."""
     node = model.get("attention") or {"_target_": ATTENTION[0]}
     kind, time, causal = str(node["_target_"]), int(model.get("context") or 256), bool(model.get("causal", True))
     if kind not in ATTENTION:
-        raise ValueError(f"model.attention={kind}: a design has no formula for its cost; use design=grid")
+        raise ValueError(f"model.attention={kind} has no cost formula for a design of sizes; use design=grid")
     if kind.endswith("NoMixing"):
         return 2 * width * width, 0.0
     queries, _, head_dim = _heads(model, width)
@@ -104,12 +101,12 @@ def _attention(model: Mapping[str, Any], width: int) -> tuple[int, float]:
     pairs = (time + 1) / 2 if causal else float(time)
     if kind.endswith("WindowAttention"):
         window = int(node.get("window") or 64)
-        seen = sum(min(i + 1, window) for i in range(time))
-        pairs = (seen if causal else 2 * seen - time) / time
+        visible = sum(min(i + 1, window) for i in range(time))
+        pairs = (visible if causal else 2 * visible - time) / time
     return _matrices(model, width) + norms, 4.0 * queries * pairs
 
 
-def _matrices(model: Mapping[str, Any], width: int) -> int:
+def _matrices(model: Config, width: int) -> int:
     """Weights of the matrices of one attention layer."""
     node = model.get("attention") or {"_target_": ATTENTION[0]}
     if str(node["_target_"]).endswith("NoMixing"):
@@ -118,12 +115,12 @@ def _matrices(model: Mapping[str, Any], width: int) -> int:
     return width * (queries + 2 * keys) + queries * width
 
 
-def _mlp(model: Mapping[str, Any], width: int, layer: int) -> tuple[int, int, int]:
-    """Weights of one MLP, those that a token visits, and those it multiplies with (a router included)."""
+def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
+    """Weights of one MLP: all, those active for a token, and those multiplied with a token (router included)."""
     node = model.get("mlp") or {"_target_": MLP[0]}
     kind = str(node["_target_"])
     if kind not in MLP:
-        raise ValueError(f"model.mlp={kind}: a design has no formula for its cost; use design=grid")
+        raise ValueError(f"model.mlp={kind} has no cost formula for a design of sizes; use design=grid")
     gated = -(-8 * width // 48) * 16
     if kind.endswith("GELU"):
         count = 2 * width * int(node.get("hidden") or 4 * width)
@@ -133,34 +130,34 @@ def _mlp(model: Mapping[str, Any], width: int, layer: int) -> tuple[int, int, in
         return 3 * width * hidden, 3 * width * hidden, 3 * width * hidden
     experts, k, shared = (int(node.get(key, usual)) for key, usual in (("num_experts", 8), ("k", 2), ("num_shared", 0)))
     hidden = int(node.get("hidden") or -(-gated // (8 * (k + shared))) * 8)
-    one = 3 * width * hidden
+    expert = 3 * width * hidden
     router, common = experts * width, 3 * width * shared * hidden
-    return router + common + experts * one, router + common + k * one, router + common + k * one
+    return router + common + experts * expert, router + common + k * expert, router + common + k * expert
 
 
 NAMES = {
     "N": "sizes", "D": "numbers of tokens", "X": "numbers of experts", "U": "amounts of unique text",
     "M": "lengths of pre-training", "p": "replayed shares",
 }  # fmt: skip
-STEP, SINGULAR = 1e-4, 1e-6  # of a derivative; and the least singular value of a matrix of full rank
-DRAWS = 3  # parameter values at which the rank is asked: it is the largest that any of them shows
+STEP, SINGULAR = 1e-4, 1e-6  # relative step of a derivative, and the least singular value of a matrix of full rank
+DRAWS = 3  # number of parameter values at which the rank is computed; the largest rank counts
 
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """One end of a run: the folder and config of the run, active parameters and training tokens.
+    """A planned end of training: the folder and config of the run, active parameters N and training tokens D.
 
-    Where a size has no formula, `N` only tells models apart; so does `D` where the tokens follow from such a size.
+    Where a size has no formula, N is only different for each model, and so is a D that follows from it.
     """
 
     folder: Path
-    config: Mapping[str, Any]
+    config: Config
     N: float
     D: float
 
 
-def study_of(config: Mapping[str, Any]) -> Options | None:
-    """The study that a config names, built. Raises ConfigError for options that it refuses."""
+def study_of(config: Config) -> Study | None:
+    """The study of a config, instantiated; None without one. Raises ConfigError for options that it does not allow."""
     if config.get("study") is None:
         return None
     try:
@@ -171,8 +168,8 @@ def study_of(config: Mapping[str, Any]) -> Options | None:
         raise ConfigError(str(error.__cause__)) from error
 
 
-def points_of(runs: Mapping[Path, Mapping[str, Any]]) -> list[PlannedPoint]:
-    """A point for every branch of a tree, and for every other run that is no chain; `runs` are configs by folder."""
+def points_of(runs: Mapping[Path, Row]) -> list[PlannedPoint]:
+    """A point for every branch of a trunk and for every single run; chains have none. `runs` are configs by folder."""
     unknown: dict[str, float] = {}
     points = []
     for folder, config in runs.items():
@@ -185,18 +182,18 @@ def points_of(runs: Mapping[Path, Mapping[str, Any]]) -> list[PlannedPoint]:
     return points
 
 
-def size_of(config: Mapping[str, Any], unknown: dict[str, float]) -> tuple[float, float]:
-    """Active parameters and FLOPs per token; of a model without a formula a number that no other one has."""
+def size_of(config: Config, unknown: dict[str, float]) -> tuple[float, float]:
+    """Active parameters and FLOPs per token; for a model without a formula a number that no other model has."""
     try:
-        known = size(config["model"], vocabulary_of(config["data"]))
-        return float(known.active), known.flops_per_token
+        model_size = size(config["model"], vocabulary_of(config["data"]))
+        return float(model_size.active), model_size.flops_per_token
     except (ValueError, KeyError):
         N = unknown.setdefault(str(config["model"]), 1e5 * 1.7 ** len(unknown))
         return N, 6 * N
 
 
-def tokens_of(config: Mapping[str, Any], N: float, flops_per_token: float) -> float:
-    """Training tokens that the budget of a run buys, about: steps are rounded later."""
+def tokens_of(config: Config, N: float, flops_per_token: float) -> float:
+    """Training tokens of the budget of a run, before its steps are rounded."""
     budget = config["budget"]
     if budget.get("tokens"):
         return quantity(budget["tokens"])
@@ -208,8 +205,10 @@ def tokens_of(config: Mapping[str, Any], N: float, flops_per_token: float) -> fl
 
 
 def fine_tunes(points: Sequence[PlannedPoint]) -> list[dict[str, float]]:
-    """Of each run that starts from another one of these: N, pre-training tokens per parameter M, new tokens D, all its
-    tokens ("steps") and the replayed share p. Raises ValueError where there is none.
+    """A row for each run that starts from another planned run.
+
+    N parameters, M pre-training tokens per parameter, D new tokens, "steps" all of its tokens, p the replayed share.
+    Raises ValueError where no run starts from another.
     """
     bases = {point.folder: point for point in points}
     rows = []
@@ -221,12 +220,12 @@ def fine_tunes(points: Sequence[PlannedPoint]) -> list[dict[str, float]]:
             M = round(base.D / base.N, 1)
             rows.append({"N": point.N, "M": M, "D": point.D * (1 - p), "steps": point.D, "p": p})
     if not rows:
-        raise ValueError("no planned run starts from another planned run: the law is of what such runs forget")
+        raise ValueError("no planned run starts from another planned run, so there is nothing to fit a law to")
     return rows
 
 
 def shortfall(law: Law, inputs: Mapping[str, Array]) -> str | None:
-    """Why the distinct rows of `inputs` do not determine the parameters of `law`, with what to add; None if they do."""
+    """Why the distinct rows of `inputs` do not determine the parameters of `law`, and what to add; None if they do."""
     rows = np.unique(np.column_stack([inputs[name] for name in law.inputs]), axis=0)
     distinct = {name: len(np.unique(column)) for name, column in zip(law.inputs, rows.T, strict=True)}
     counts = ", ".join(f"{count} {NAMES.get(name, f'values of {name}')}" for name, count in distinct.items())
@@ -243,7 +242,7 @@ def shortfall(law: Law, inputs: Mapping[str, Array]) -> str | None:
 
 
 def rank_of(law: Law, inputs: Mapping[str, Array]) -> int:
-    """Parameters that the points determine: the rank of the law's derivatives, at values where no term vanishes."""
+    """The number of parameters that the points determine: the rank of the derivatives where no term vanishes."""
     rng, best = np.random.default_rng(0), 0
     tokens = float(np.exp(np.log(inputs["D"]).mean())) if "D" in inputs else 1.0
     units = {"D": tokens, "U": tokens, **({"N": float(np.exp(np.log(inputs["N"]).mean()))} if "N" in inputs else {})}
@@ -260,7 +259,7 @@ def rank_of(law: Law, inputs: Mapping[str, Array]) -> int:
 
 
 def usual(kind: Linear | Shape, rng: np.random.Generator) -> float:
-    """A value at which a term neither vanishes nor drowns the others, once inputs are about 1."""
+    """A random value at which a term neither vanishes nor dominates, for inputs of about 1."""
     if isinstance(kind, Linear):
         return rng.uniform(0.5, 1.5)
     low = max(kind.lo, 0.2)

@@ -1,7 +1,7 @@
-"""Three ways to the compute-optimal size, side by side: envelope, IsoFLOP parabola, parametric law.
+"""The compute-optimal model size N_opt = k C^a from a plain table: envelope, IsoFLOP parabolas, parametric law.
 
-Each answers N_opt = k C^a with an interval for a. They use the same rows and fail differently, so a disagreement is a
-finding, not a choice. It refuses minima at the edge of a budget's sizes: an edge minimum is not a minimum.
+The three approaches use the same rows and fail differently, so a disagreement is a finding. A minimum at the edge of a
+budget's sizes is no minimum and is left out.
 Source: Hoffmann et al. 2022, section 3, arXiv:2203.15556
 """
 
@@ -12,13 +12,13 @@ import numpy as np
 from scipy.special import ndtri
 
 from kleiber.studies.compare.intervals import reach
-from kleiber.studies.laws.bootstrap import Draws, interval
 from kleiber.studies.laws.law import Array
+from kleiber.studies.laws.uncertainty import Draws, interval
 
 
 @dataclass(frozen=True)
 class Exponent:
-    """a of N_opt = k C^a by one approach with its interval, and the (C, N_opt, lo, hi) points behind it."""
+    """The exponent a of N_opt = k C^a by an approach, its interval, and the points (C, N, lo, hi) behind it."""
 
     approach: str
     a: float
@@ -30,7 +30,7 @@ class Exponent:
 
 @dataclass(frozen=True)
 class Vertex:
-    """The minimum of one budget's parabola in log N, its delta-method standard error, and the sizes swept."""
+    """The minimum in log N at one budget, its delta-method standard error, and the number of sizes."""
 
     compute: float
     log_n: float
@@ -39,41 +39,41 @@ class Vertex:
 
 
 def envelope(N: Array, C: Array, loss: Array, num_budgets: int = 24) -> list[Vertex]:
-    """Approach 1: at each compute on a log grid, the size whose interpolated curve of final losses is least.
+    """Approach 1: at each compute on a log grid, the size whose interpolated curve of final losses is lowest.
 
-    Valid for final losses (cooldown branches or matched schedules), not for points along a cosine. A budget counts when
-    at least three sizes reach it and the winner is neither the smallest nor the largest of them.
+    Valid for final losses (cooldown branches or matched schedules), not for points along a cosine. A budget is used
+    when at least three sizes reach it and the best is neither the smallest nor the largest of them.
     """
     curves = _curves(N, C, loss)
     if len(curves) < 3:
         return []
-    found = []
+    optima = []
     for budget in np.geomspace(C.min(), C.max(), num_budgets):
         here = [(size, _at(curve, budget)) for size, curve in curves if curve[0][0] <= budget <= curve[0][-1]]
         if len(here) < 3:
             continue
         best = int(np.argmin([value for _, value in here]))
         if 0 < best < len(here) - 1:
-            found.append(Vertex(float(budget), float(np.log(here[best][0])), 1.0, len(here)))
-    return found
+            optima.append(Vertex(float(budget), float(np.log(here[best][0])), 1.0, len(here)))
+    return optima
 
 
 def vertices(N: Array, D: Array, C: Array, loss: Array, span: float = 0.15, max_sizes: float = 8.0) -> list[Vertex]:
     """Approach 2: per budget L = c0 + c1 x + c2 x^2, x = log N; N_opt = exp(-c1/2c2), kept if c2 > 0 and inside.
 
-    Budgets are groups of rows within `span` in log C with at least four sizes; a size x data grid without them is
-    cut at common budgets by interpolating each size's curve in log C. The parabola is local (arXiv:2603.22339): sizes
-    further than a factor `max_sizes` from the least loss are left out.
+    Budgets are groups of rows within `span` in log C with at least four sizes; in a size x data grid without them the
+    curve of each size is interpolated in log C at common budgets. The parabola is local (arXiv:2603.22339): sizes
+    farther than a factor `max_sizes` from the best are left out.
     """
     groups = _budgets(N, C, loss, span) or _interpolated(N, C, loss)
-    found = []
+    optima = []
     for budget, sizes, losses in groups:
         x = np.log(sizes)
         near = np.abs(x - x[np.argmin(losses)]) <= np.log(max_sizes)
         vertex = _parabola(float(budget), x[near], losses[near])
         if vertex is not None:
-            found.append(vertex)
-    return found
+            optima.append(vertex)
+    return optima
 
 
 def _parabola(budget: float, x: Array, losses: Array) -> Vertex | None:
@@ -95,10 +95,10 @@ def _parabola(budget: float, x: Array, losses: Array) -> Vertex | None:
 
 
 def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent | None:
-    """log N_opt = log k + a log C, weighted by 1/(se^2 + s^2) with s^2 the scatter; t interval with n - 2 degrees."""
+    """The line log N_opt = log k + a log C, weighted by 1/(se^2 + median se^2), t interval; None below 3 points."""
     if len(points) < 3:
         return None
-    x, y, se = (np.array([getattr(p, name) for p in points]) for name in ("compute", "log_n", "se"))
+    x, y, se = np.array([(point.compute, point.log_n, point.se) for point in points]).T
     x = np.log(x)
     centre = x.mean()
     weight = np.ones_like(x) if approach.startswith("1") else 1 / (se**2 + np.median(se) ** 2 + 1e-12)
@@ -113,7 +113,7 @@ def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent
 
 
 def _bar(point: Vertex, level: float, with_interval: bool) -> dict[str, float]:
-    """One point behind the line, with its normal interval where a vertex has a standard error."""
+    """A point behind the line, with its normal interval where it has a standard error."""
     half = float(ndtri((1 + level) / 2)) * point.se
     bar = {"C": point.compute, "N": float(np.exp(point.log_n))}
     if with_interval:
@@ -124,21 +124,21 @@ def _bar(point: Vertex, level: float, with_interval: bool) -> dict[str, float]:
     return bar
 
 
-def disagreement(found: list[Exponent], tolerance: float = 0.1) -> str | None:
-    """A sentence when two approaches differ by more than `tolerance` in a, or their intervals do not overlap."""
-    for i, one in enumerate(found):
-        for other in found[i + 1 :]:
-            apart = abs(one.a - other.a)
-            if apart > tolerance or one.lo > other.hi or other.lo > one.hi:
+def disagreement(exponents: list[Exponent], tolerance: float = 0.1) -> str | None:
+    """A sentence when two approaches differ by more than `tolerance` in a or their intervals do not overlap."""
+    for i, first in enumerate(exponents):
+        for other in exponents[i + 1 :]:
+            apart = abs(first.a - other.a)
+            if apart > tolerance or first.lo > other.hi or other.lo > first.hi:
                 return (
-                    f"approach {one.approach} gives a = {one.a:.3f} [{one.lo:.3f}, {one.hi:.3f}], "
+                    f"approach {first.approach} gives a = {first.a:.3f} [{first.lo:.3f}, {first.hi:.3f}], "
                     f"approach {other.approach} gives {other.a:.3f} [{other.lo:.3f}, {other.hi:.3f}]"
                 )
     return None
 
 
 def optimum(values: Mapping[str, Array], compute: float) -> tuple[Array, Array]:
-    """N_opt = G (C/6)^a, D_opt = (C/6)^b / G with G = (alpha A/(beta B))^(1/(alpha+beta)); by draw, C = 6 N D."""
+    """N_opt = G (C/6)^a and D_opt = (C/6)^b / G by draw, G = (alpha A/(beta B))^(1/(alpha+beta)), at C = 6 N D."""
     alpha, beta = values["alpha"], values.get("beta", values["alpha"])
     with np.errstate(all="ignore"):
         G = (alpha * values["A"] / (beta * values["B"])) ** (1 / (alpha + beta))
@@ -147,9 +147,9 @@ def optimum(values: Mapping[str, Array], compute: float) -> tuple[Array, Array]:
 
 
 def allocation(draws: Draws, budgets: Array, level: float = 0.9) -> list[dict[str, float]]:
-    """N_opt(C) and D_opt(C) of a law with A, B and alpha, with bands from the draws."""
+    """N_opt(C) and D_opt(C) of a law with A, B and alpha, with intervals from the draws; empty for other laws."""
     law = draws.fit.law
-    if not {"A", "B", "alpha"} <= {*law.params, *law.fixed} or draws.fit.dropped or len(draws.fit.untold()):
+    if not {"A", "B", "alpha"} <= {*law.params, *law.fixed} or draws.fit.dropped or len(draws.fit.undetermined()):
         return []
     sampled, point = law.named(draws.values), law.named(draws.fit.values)
     rows = []
@@ -174,7 +174,7 @@ def _curves(N: Array, C: Array, loss: Array) -> list[tuple[float, tuple[Array, A
 
 
 def _at(curve: tuple[Array, Array], budget: float) -> float:
-    """The curve's loss at a budget: straight in log L against log C between its points."""
+    """The curve's loss at a budget, log-log linear between its points."""
     return float(np.exp(np.interp(np.log(budget), np.log(curve[0]), np.log(curve[1]))))
 
 
@@ -192,7 +192,7 @@ def _budgets(N: Array, C: Array, loss: Array, span: float) -> list[tuple[float, 
 
 
 def _interpolated(N: Array, C: Array, loss: Array, num_budgets: int = 6) -> list[tuple[float, Array, Array]]:
-    """Budgets cut through a size x data grid: where at least four sizes' curves overlap, at most `num_budgets`."""
+    """At most `num_budgets` budgets of a size x data grid, where the curves of at least four sizes overlap."""
     curves = _curves(N, C, loss)
     groups = []
     for budget in np.geomspace(C.min(), C.max(), 4 * num_budgets):

@@ -1,23 +1,11 @@
-"""Approaches 1 and 2 on a ladder of trunks: branch points lie on a grid of tokens, so budgets are met by interpolation.
+"""How to allocate compute, by approach and by counting convention, for tables of N and D.
 
-A size's final losses are smooth in log C, a parabola through its branches. Approach 1 asks where two sizes tie, which
-is where the envelope goes from one to the other; approach 2 cuts the curves at common budgets. Intervals are simulated
-with noise that branches of a trunk share: interpolated budgets are no independent points. It refuses to extrapolate a
-curve.
-
-The approaches on one fit, side by side: those that its rows allow, each with an interval.
-
-A ladder of trunks goes by interpolation and simulated noise (`branched`), a plain table by its own budgets
-(`approaches`). It refuses an exponent whose points it cannot give an interval.
-
-How counting moves the exponent: the same runs under 6 N D and exact FLOPs, with and without embeddings.
-
-It only relabels the axes of one table and refits; it refuses to recommend a convention.
+In a ladder of trunks, branch points lie on a grid of tokens, so budgets are met by interpolation: the final losses of a
+size are smooth in log C, a parabola through its branches. Approach 1 asks where two sizes tie, approach 2 fits
+parabolas in log N at common budgets; intervals are simulated with the noise that the branches of a trunk share. Plain
+tables are analyzed at their own budgets (`allocation`). The conventions relabel N and C (6 N D or exact FLOPs, with or
+without embeddings) and refit; none is recommended.
 Source: Porian et al. 2024, arXiv:2406.19146 (Kaplan's .73-.88 against Chinchilla's .5)
-
-How to spend compute, by this table: the approaches, how counting moves them, and N_opt(C), D_opt(C) with bands.
-
-For tables of N and D only; for others every list is empty. Approaches that disagree become a verdict.
 """
 
 from collections.abc import Mapping
@@ -28,21 +16,23 @@ import numpy as np
 
 from kleiber.studies.laws import allocation
 from kleiber.studies.laws.allocation import Exponent, Vertex, envelope, regress, vertices
-from kleiber.studies.laws.bootstrap import Draws, interval
 from kleiber.studies.laws.fit import depends, fit
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.uncertainty import Draws, interval
 from kleiber.studies.laws.variance_components import Layout, VarianceComponents
 from kleiber.studies.laws.verdicts import Verdict
+from kleiber.types.plain import Json
 
-NEAR = 8.0  # ties of sizes farther apart than this factor say where neither is best
-BUDGETS = 9
-DRAWS = 120
+NEAR = 8.0  # sizes farther apart than this factor tie where neither is best
+BUDGETS = 9  # most budgets of approach 2
+DRAWS = 120  # simulated tables behind an interval
+FARTHEST = 4.0  # allocations are reported up to this multiple of the largest run's compute
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One size's final losses: log L a polynomial in log C (of degree 2 from three points on), between its ends."""
+    """The final losses of a size: log L as a polynomial in log C, of degree 2 from three points on."""
 
     log_n: float
     low: float
@@ -54,21 +44,21 @@ class Curve:
 
 
 def curves(N: Array, C: Array, loss: Array) -> list[Curve]:
-    """A curve for each size with two budgets or more; replicates enter as they are."""
-    found = []
+    """A curve for each size with two or more budgets; replicates are not averaged."""
+    fitted_curves = []
     for size in np.unique(N):
         x, y = np.log(C[size == N]), np.log(loss[size == N])
         distinct = len(np.unique(np.round(x, 6)))
         if distinct >= 2:
             fitted = np.polyfit(x, y, min(2, distinct - 1))
-            found.append(Curve(float(np.log(size)), float(x.min()), float(x.max()), fitted))
-    return found
+            fitted_curves.append(Curve(float(np.log(size)), float(x.min()), float(x.max()), fitted))
+    return fitted_curves
 
 
-def ties(found: list[Curve]) -> list[Vertex]:
-    """Approach 1: where the curves of two sizes cross, the larger one winning above, N_opt is their geometric mean."""
+def ties(size_curves: list[Curve]) -> list[Vertex]:
+    """Approach 1: where two sizes tie, and the larger is better above, N_opt is their geometric mean."""
     points = []
-    for small, large in combinations(found, 2):
+    for small, large in combinations(size_curves, 2):
         low, high = max(small.low, large.low), min(small.high, large.high)
         if high <= low or large.log_n - small.log_n > np.log(NEAR):
             continue
@@ -82,24 +72,24 @@ def ties(found: list[Curve]) -> list[Vertex]:
     return points
 
 
-def cuts(found: list[Curve], least: int = 3) -> list[Vertex]:
-    """Approach 2: the vertex of the parabola in log N at budgets where `least` sizes or more have a curve.
+def cuts(size_curves: list[Curve], least: int = 3) -> list[Vertex]:
+    """Approach 2: vertices of parabolas in log N, at up to BUDGETS budgets where `least` or more sizes have a curve.
 
-    At most BUDGETS budgets, evenly over those that allow it; a vertex outside its sizes is no minimum and is left out.
+    A vertex outside its sizes is no minimum and is left out.
     """
-    ends = np.unique([end for curve in found for end in (curve.low, curve.high)])
-    held = []  # between two ends the same sizes have a curve, however narrow the window
+    ends = np.unique([end for curve in size_curves for end in (curve.low, curve.high)])
+    vertices_inside = []  # midpoints of ends too: between two ends the same sizes have a curve, however narrow the gap
     for budget in np.unique([*np.linspace(ends[0], ends[-1], 48), *(ends[1:] + ends[:-1]) / 2]):
-        here = [curve for curve in found if curve.low <= budget <= curve.high]
+        here = [curve for curve in size_curves if curve.low <= budget <= curve.high]
         if len(here) < least:
             continue
         x = np.array([curve.log_n for curve in here])
         y = np.array([float(curve.at(np.array(budget))) for curve in here])
         vertex = _vertex(x, y)
         if x.min() < vertex < x.max():
-            held.append(Vertex(float(np.exp(budget)), float(vertex), 1.0, len(here)))
-    keep = np.unique(np.linspace(0, len(held) - 1, BUDGETS).round().astype(int)) if held else []
-    return [held[i] for i in keep]
+            vertices_inside.append(Vertex(float(np.exp(budget)), float(vertex), 1.0, len(here)))
+    keep = np.unique(np.linspace(0, len(vertices_inside) - 1, BUDGETS).round().astype(int)) if vertices_inside else []
+    return [vertices_inside[i] for i in keep]
 
 
 def _vertex(x: Array, y: Array) -> float:
@@ -113,26 +103,26 @@ def _vertex(x: Array, y: Array) -> float:
 def exponents(
     N: Array, C: Array, loss: Array, noise: VarianceComponents | None, layout: Layout, level: float, seed: int = 0
 ) -> list[Exponent]:
-    """Approaches 1 and 2 with intervals simulated by the noise of trunks and rows in log L; none where it is unknown.
+    """Approaches 1 and 2 with intervals simulated from the noise of trunks and rows in log L; none where it is unknown.
 
-    An approach needs three points, over budgets that differ by a fifth at least; else it is not reported.
+    An approach is reported when it has three points, over budgets that differ by a fifth or more.
     """
     if noise is None:
         return []
     drawn = noise.draw(np.random.default_rng(seed), DRAWS, layout)
-    simulated = [curves(N, C, one) for one in np.exp(np.log(loss)[None] + drawn)]
-    found = []
+    simulated = [curves(N, C, losses) for losses in np.exp(np.log(loss)[None] + drawn)]
+    answers = []
     for name, approach in (("1 envelope (ties)", ties), ("2 isoflop (interpolated)", cuts)):
         points = approach(curves(N, C, loss))
-        line = _line(points)
-        if line is None:
+        fitted = _line(points)
+        if fitted is None:
             continue
-        lines = [one for curve in simulated if (one := _line(approach(curve))) is not None]
+        lines = [line for line in (_line(approach(curve)) for curve in simulated) if line is not None]
         if len(lines) < 0.8 * DRAWS:
             continue
         lo, hi = interval(np.array([slope for slope, _ in lines]), level)
-        found.append(Exponent(name, line[0], float(lo), float(hi), line[1], _bars(points, lines, level)))
-    return found
+        answers.append(Exponent(name, fitted[0], float(lo), float(hi), fitted[1], _bars(points, lines, level)))
+    return answers
 
 
 def _line(points: list[Vertex]) -> tuple[float, float] | None:
@@ -147,7 +137,7 @@ def _line(points: list[Vertex]) -> tuple[float, float] | None:
 
 
 def _bars(points: list[Vertex], lines: list[tuple[float, float]], level: float) -> list[dict[str, float]]:
-    """The points, with intervals of N_opt at their compute from the line through each draw's points."""
+    """The points, with intervals of N_opt at their compute from the lines of the simulated tables."""
     bars = []
     for point in points:
         spread = np.exp([slope * np.log(point.compute) + intercept for slope, intercept in lines])
@@ -157,49 +147,50 @@ def _bars(points: list[Vertex], lines: list[tuple[float, float]], level: float) 
 
 
 def compare(model: NoiseModel, draws: Draws | None, level: float = 0.9) -> list[Exponent]:
-    """Every approach that the rows allow: 1 and 2 need three usable budgets, 3 a law with a_opt."""
+    """The exponent by every approach that the rows allow: 1 and 2 need three usable budgets, 3 a law with a_opt."""
     problem, C = model.fit.problem, model.compute
     assert C is not None
     N, D, loss = problem.inputs["N"], problem.inputs["D"], problem.target
     if model.averaged and model.clusters is not None:
-        found = exponents(N, C, loss, model.components(), model.layout, level)
+        answers = exponents(N, C, loss, model.components(), model.layout, level)
     else:
-        both = (
+        approaches = (
             regress("1 envelope", envelope(N, C, loss), level),
             regress("2 isoflop", vertices(N, D, C, loss), level),
         )
-        found = [one for one in both if one is not None]
+        answers = [exponent for exponent in approaches if exponent is not None]
     lost = {"A", "B"} & set(model.fit.dropped)
     if draws is not None and "a_opt" in draws.fit.law.derived and not lost:
-        if depends(draws.fit.law.derive(draws.fit.untold())["a_opt"]):
-            return found
+        if depends(draws.fit.law.derive(draws.fit.undetermined())["a_opt"]):
+            return answers
         value = float(draws.fit.law.derive(draws.fit.values)["a_opt"][0])
         lo, hi = interval(draws.derive()["a_opt"], level)
-        found.append(Exponent("3 parametric", value, float(lo), float(hi), float("nan")))
-    return found
+        answers.append(Exponent("3 parametric", value, float(lo), float(hi), float("nan")))
+    return answers
 
 
 def conventions(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
-    """(N, C) by convention, for the columns at hand: N total, `Nnoemb` without embeddings, `Cexact` counted FLOPs."""
+    """(N, C) by convention, from the columns N, `Nnoemb` (without embeddings) and `Cexact` (counted FLOPs)."""
     N, D = columns["N"], columns["D"]
-    found = {"6ND": (N, 6 * N * D)}
+    choices = {"6ND": (N, 6 * N * D)}
     if "Nnoemb" in columns:
-        found["6ND without embeddings"] = (columns["Nnoemb"], 6 * columns["Nnoemb"] * D)
+        choices["6ND without embeddings"] = (columns["Nnoemb"], 6 * columns["Nnoemb"] * D)
     if "Cexact" in columns:
-        found["exact FLOPs"] = (N, columns["Cexact"])
-        found["N = exact FLOPs / 6D"] = (columns["Cexact"] / (6 * D), columns["Cexact"])
+        choices["exact FLOPs"] = (N, columns["Cexact"])
+        choices["N = exact FLOPs / 6D"] = (columns["Cexact"] / (6 * D), columns["Cexact"])
         if "Nnoemb" in columns:
-            found["exact FLOPs, N without embeddings"] = (columns["Nnoemb"], columns["Cexact"])
-    return found
+            choices["exact FLOPs, N without embeddings"] = (columns["Nnoemb"], columns["Cexact"])
+    return choices
 
 
 def accounting(
     model: NoiseModel, drawn: Draws | None, draws: int = 100, seed: int = 0, level: float = 0.9
-) -> list[dict]:
-    """One row per convention and approach: {convention, approach, a, lo, hi, shift}, shift against 6ND.
+) -> list[Json]:
+    """A row per convention and approach: {convention, approach, a, lo, hi, shift}, shift relative to 6ND.
 
-    Approach 3 is refitted in the convention's N; its a_opt assumes C = 6 N D in that N. Where N is the model's own, its
-    interval is that of the refits `drawn` already, so that one number has one interval. Empty with 6ND alone.
+    Approach 3 is refitted in the convention's N; its a_opt assumes C = 6 N D in that N. Where N is that of the model,
+    the interval is that of the refits `drawn`, so that a number has one interval. Empty where 6ND is the only
+    convention.
     """
     problem = model.fit.problem
     choices = conventions({**model.columns, **problem.inputs})
@@ -215,21 +206,13 @@ def accounting(
         for exponent in compare(counted, refits, level):
             base.setdefault(exponent.approach, exponent.a)
             shift = exponent.a - base[exponent.approach]
-            rows.append(
-                {
-                    "convention": name,
-                    "approach": exponent.approach,
-                    "a": exponent.a,
-                    "lo": exponent.lo,
-                    "hi": exponent.hi,
-                    "shift": shift,
-                }
-            )
+            ends = {"a": exponent.a, "lo": exponent.lo, "hi": exponent.hi, "shift": shift}
+            rows.append({"convention": name, "approach": exponent.approach, **ends})
     return rows
 
 
 def recounted(model: NoiseModel, N: Array, C: Array) -> NoiseModel:
-    """The law fitted anew with other sizes by row, and the runs behind the rows with them."""
+    """The law refitted with other sizes N and compute C by row, also for the runs behind the rows."""
     problem, runs = model.fit.problem, model.runs
     inputs = {**problem.inputs, "N": N}
     refitted = fit(problem.law, inputs, problem.target, problem.loss_fn, problem.delta, problem.space, problem.scale)
@@ -237,22 +220,19 @@ def recounted(model: NoiseModel, N: Array, C: Array) -> NoiseModel:
     return replace(model, fit=refitted, runs=runs, layout=replace(model.layout, log_size=np.log(N)), columns={"C": C})
 
 
-FARTHEST = 4.0  # compute over that of the largest run, up to which an allocation is told
-
-
 def allocate(model: NoiseModel, draws: Draws | None, judged: list[Verdict], level: float, seed: int) -> dict[str, list]:
-    """The record's approaches, accounting and allocation; a disagreement is added to `judged`."""
-    found: dict[str, list] = {"approaches": [], "accounting": [], "allocation": []}
+    """The record's approaches, accounting and allocation; a disagreement adds a verdict to `judged`."""
+    record: dict[str, list] = {"approaches": [], "accounting": [], "allocation": []}
     compute = model.compute
     if set(model.fit.law.inputs) != {"N", "D"} or compute is None:
-        return found
+        return record
     compared = compare(model, draws, level)
-    found["approaches"] = [{k: v for k, v in asdict(one).items() if k != "log_k"} for one in compared]
+    record["approaches"] = [{k: v for k, v in asdict(exponent).items() if k != "log_k"} for exponent in compared]
     apart = allocation.disagreement(compared)
     if apart:
         judged.append(Verdict("approaches_disagree", "warn", apart))
-    found["accounting"] = accounting(model, draws, seed=seed, level=level)
+    record["accounting"] = accounting(model, draws, seed=seed, level=level)
     if draws:
         budgets = np.geomspace(compute.min(), FARTHEST * compute.max(), 13)
-        found["allocation"] = allocation.allocation(draws, budgets, level)
-    return found
+        record["allocation"] = allocation.allocation(draws, budgets, level)
+    return record

@@ -1,9 +1,9 @@
-"""Is the ladder on the power law yet? Steepening slopes, transients, a floor that wants to be negative.
+"""Tests whether a ladder has reached the power law: steepening slopes, transients, a floor that would be negative.
 
 Small runs pass a transient before the power law (induction heads, warm-up). A law fitted through it fits well and
-extrapolates badly, so the tests look for structure in the residuals, not for a large error. Each test compares with the
-noise that the table has: what the branches of a trunk share is a function of size alone and looks like a transient in
-N, so tests along N have the degrees of freedom of trunks, not of rows.
+extrapolates badly, so the tests look for structure in the residuals, not for large residuals. Each compares with the
+noise of the table: what the branches of a trunk share is a function of size alone and looks like a transient in N, so
+tests along N have the degrees of freedom of trunks, not of rows.
 """
 
 from collections.abc import Mapping
@@ -15,24 +15,32 @@ from scipy.special import stdtr
 from kleiber.studies.compare.intervals import reach
 from kleiber.studies.laws.fit import Fit
 from kleiber.studies.laws.law import Array, Linear
-from kleiber.studies.laws.replicates import cells
 from kleiber.studies.laws.solve import descend
-from kleiber.studies.laws.transients import Diagnostics, absorbing, linear_terms, transient, untold
+from kleiber.studies.laws.table import cells
+from kleiber.studies.laws.transients import (
+    Diagnostics,
+    absorbing,
+    detectable,
+    linear_terms,
+    transient,
+    untestable_inputs,
+)
+from kleiber.studies.laws.verdicts import Verdict
 
-ALPHA = 0.01  # level of the slope and of the floor test; the transient test has 5 %: a clean ladder passes 9 in 10
-SIZEABLE = 0.01  # relative size at the lowest rung below which a transient is no reason to refuse
-MOVED = 0.1  # change of beta on doubling the least D that forbids the word law
-NO_POWER = 1e-6  # an exponent below is at its bound
+ALPHA = 0.01  # level of the slope and floor tests; the transient test has 5 %, so a clean ladder passes 9 times in 10
+SIZEABLE = 0.01  # smallest relative size at the lowest rung at which a transient is a reason to refuse
+MOVED = 0.1  # largest change of beta on doubling the least D that is compatible with a law
+NO_POWER = 1e-6  # smaller exponents are at their bound
 
 
 def signs(diagnostics: Diagnostics) -> list[str]:
-    """Reasons to call the ladder pre-asymptotic; empty means no sign of it in these rows.
+    """Reasons to call the ladder pre-asymptotic; empty when these rows show no sign of it.
 
-    Steepening: mean change of local slope d log L / d log D (or N) < 0, one-sided t over ladders, each rung tested
-    apart (Bonferroni); along N with the noise of the trunks that all ladders run through. Transient: `transient`, at
-    5 % and at least 1 % in size. Negative floor: the fit is significantly better with E < 0. Moving: beta changes by
-    more than .1, and at 1 % from 0, when D below twice its least is left out; `move` says more of it, and `detectable`
-    what these rows cannot show. Nothing is judged along inputs of `untold`.
+    Steepening: the mean change of the local slope d log L / d log D (or N) is negative, by a one-sided t over ladders
+    at each rung (Bonferroni); along N with the noise of the trunks that all ladders share. Transient: `transient` at 5
+    %, at least 1 % in size. Negative floor: the fit is significantly better with E < 0. Moving: beta changes by more
+    than .1, and significantly at 1 %, when D below twice its least is left out (`move`). `untestable_inputs` are not
+    tested.
     """
     reasons = [_steepening(diagnostics), _moving(diagnostics), _negative_floor(diagnostics)]
     sign = transient(diagnostics)
@@ -50,7 +58,9 @@ def _steepening(diagnostics: Diagnostics) -> str:
     to_log = {"log": 1.0, "log10": np.log(10.0), "linear": 1 / problem.target}[problem.space]
     to_log = to_log * (1.0 if problem.scale is None else problem.scale)
     for along in (
-        name for name in ("D", "N", "C") if name in diagnostics.least.law.inputs and name not in untold(diagnostics)
+        name
+        for name in ("D", "N", "C")
+        if name in diagnostics.least.law.inputs and name not in untestable_inputs(diagnostics)
     ):
         others = [name for name in diagnostics.least.law.inputs if name != along]
         bends = _bends(problem.inputs, along, others)
@@ -69,8 +79,9 @@ def _steepening(diagnostics: Diagnostics) -> str:
 
 
 def _bends(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[float, Array]:
-    """For each inner rung the contrasts of log losses that are the changes of local slope d log L / d log x, one for
-    each ladder (rows equal in all other inputs), (ladders, rows).
+    """Contrasts (ladders, rows) of log losses that give the change of the local slope d log L / d log x, by inner rung.
+
+    A ladder is the rows that are equal in all other inputs.
     """
     rows = len(inputs[along])
     ladder = cells({name: inputs[name] for name in others}) if others else np.zeros(rows, dtype=int)
@@ -88,9 +99,9 @@ def _bends(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[f
 
 @dataclass(frozen=True)
 class Move:
-    """beta over all rows and over those of twice the least D, and the interval of the change.
+    """beta over all rows (early) and over those from twice the least D (late), and the interval of the change.
 
-    The interval is without bounds, and `late` nan, where the rows above cannot tell a beta of their own.
+    The interval is infinite, and `late` nan, where the rows above do not determine beta.
     """
 
     early: float
@@ -101,20 +112,19 @@ class Move:
 
     @property
     def moved(self) -> bool:
-        """By more than .1, and not by chance."""
+        """Whether beta changes by more than .1, significantly."""
         return abs(self.late - self.early) > MOVED and not self.lo < 0 < self.hi
 
     @property
     def settled(self) -> bool:
-        """Whether a move of more than .1 is excluded."""
+        """Whether a change of more than .1 is excluded."""
         return self.lo > -MOVED and self.hi < MOVED
 
 
 def move(diagnostics: Diagnostics, level: float = 0.9) -> Move | None:
-    """What doubling the least D does to beta; None for laws without both, with too few rows above, and where beta is
-    at 0: then nothing depends on D.
+    """The change of beta on doubling the least D; None without beta and D, for too few rows above, and for beta 0.
 
-    The change is a difference of two linear functions of the same rows, so its variance is that of their noise.
+    The change is a difference of two linear functions of the same rows, so its variance follows from their noise.
     """
     least = diagnostics.least
     problem, names = least.problem, [n for n, on in zip(least.law.params, least.problem.active, strict=True) if on]
@@ -140,9 +150,9 @@ def move(diagnostics: Diagnostics, level: float = 0.9) -> Move | None:
     return Move(early, late.params["beta"], ends[0], ends[1], lowest)
 
 
-def _influence(found: Fit) -> Array:
-    """How far each coordinate of a least-squares fit goes with each row, (params, rows)."""
-    return np.linalg.pinv(np.nan_to_num(found.problem.exact_jacobian(found.theta[None])[0]))
+def _influence(fitted: Fit) -> Array:
+    """Derivative of each coordinate of a least-squares fit by each row, (params, rows)."""
+    return np.linalg.pinv(np.nan_to_num(fitted.problem.exact_jacobian(fitted.theta[None])[0]))
 
 
 def _moving(diagnostics: Diagnostics) -> str:
@@ -153,7 +163,7 @@ def _moving(diagnostics: Diagnostics) -> str:
 
 
 def _negative_floor(diagnostics: Diagnostics) -> str:
-    """The score of a floor below 0 where the fit has put it at 0."""
+    """Tests whether E would be negative, where the fit puts it at 0."""
     least = diagnostics.least
     law, problem = least.law, least.problem
     if not isinstance(law.params.get("E"), Linear) or diagnostics.model.fit.params["E"] > 1e-3 * problem.target.min():
@@ -166,5 +176,52 @@ def _negative_floor(diagnostics: Diagnostics) -> str:
     precision = absorbing(diagnostics.noise.covariance(diagnostics.layout), without)
     (height,), (error,), df = replace(diagnostics, precision=precision).score(linear_terms(least)[:, place][None])
     if height < 0 and stdtr(df[0], height / error) < ALPHA:
-        return f"E sits at 0 and would be {height:.3g} if it could"
+        return f"E is at its bound 0; without the bound it would be {height:.3g}"
     return ""
+
+
+def pre_asymptotic(diagnostics: Diagnostics | None) -> list[Verdict]:
+    """A refusal with its reasons (`signs`), and a warning about the inputs along which nothing can be tested."""
+    if diagnostics is None:
+        return []
+    out, reasons, missing = [], signs(diagnostics), untestable_inputs(diagnostics)
+    if reasons:
+        text = "the smallest runs are not on the power law yet: " + "; ".join(reasons)
+        out.append(Verdict("pre_asymptotic", "refuse", text))
+    if missing:
+        text = (
+            f"whether the law holds from the smallest {' and '.join(missing)} on cannot be tested: with "
+            f"{diagnostics.noise.df_trunks:.1f} degrees of freedom between trunks a transient looks like the noise "
+            "that the branches of a trunk share; add seeds or sizes"
+        )
+        out.append(Verdict("transient_not_tested", "warn", text))
+    return out
+
+
+def settled(diagnostics: Diagnostics | None, level: float = 0.9) -> list[Verdict]:
+    """Whether beta has settled on doubling the least D, and how large a transient these rows would not show."""
+    if diagnostics is None:
+        return []
+    out, change = [], move(diagnostics, level)
+    how = "" if diagnostics.model.fit.problem.loss_fn == "squared" else "by least squares, "
+    if change is not None and not np.isfinite(change.hi):
+        text = f"{how}beta is {change.early:.2f} over all rows; the rows from twice the least D on do not determine it"
+        out.append(Verdict("not_settled", "warn", text))
+    elif change is not None and not change.moved:
+        text = (
+            f"{how}beta is {change.early:.2f} over all rows and {change.late:.2f} from twice the least D on, "
+            f"{level:.0%} interval of the change [{change.lo:+.2f}, {change.hi:+.2f}]"
+        )
+        if change.settled:
+            out.append(Verdict("settled", "note", f"{text}: settled"))
+        else:
+            text += f": not settled, a change of more than {MOVED:g} is not excluded"
+            out.append(Verdict("not_settled", "warn", text))
+    sizes = detectable(diagnostics)
+    if sizes is not None:
+        text = (
+            "smallest transient exp(-D/D0) that such a ladder shows in 90 of 100 cases, at the least D, for D0 of 1, 2 "
+            f"and 4 times the least D: {', '.join(f'{size:.1%}' for size in sizes)} of the loss"
+        )
+        out.append(Verdict("detectable", "note", text))
+    return out

@@ -1,36 +1,35 @@
-"""Backtests: fit below a cut in compute, or in size where none is known, and predict above it, beside two predictors
-that know no law.
+"""Backtests: fit below a cut in compute, or in size where no compute is known, and predict above it.
 
-The naive predictors are the last rung's loss and the straight log-log line through the two largest rungs. A law that
-does not beat both is no law. It refuses in-sample scores: every number here is on rows the fit has not seen.
+Two naive predictors are compared: the loss of the last rung, and the straight log-log line through the two largest
+rungs. A law that does not beat both is no law. Every error is on rows that the fit has not used.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kleiber.studies.compare.intervals import reach
-from kleiber.studies.laws.bootstrap import interval
-from kleiber.studies.laws.extrapolation import Evidence, Misfit, outside, widened
-from kleiber.studies.laws.fit import Fit, fit
+from kleiber.studies.laws.fit import Fit, fit, refit
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.noise_model import NoiseModel
-from kleiber.studies.laws.solve import Problem
+from kleiber.studies.laws.prediction import Evidence, Misfit, outside, widened
+from kleiber.studies.laws.problem import Problem
+from kleiber.studies.laws.uncertainty import interval
+from kleiber.types.plain import Json
 
-BELOW, ABOVE = 0.85, 1.2  # a guard band around the cut: budgets that are nominally equal scatter
+BELOW, ABOVE = 0.85, 1.2  # guard band around a cut: budgets that are nominally equal scatter
 
 
 @dataclass(frozen=True)
 class Backtest:
     """Errors above one cut along C or N.
 
-    mare, bias  mean absolute and mean relative error
-    n_runs      independent runs among the rows above: trunks, or sizes where seeds were averaged
-    coverage    share of these runs in the band of a new run, whose median half-width, relative to the loss, is
-                `half_width`
+    mare, bias  mean absolute relative error, mean relative error
+    n_runs      independent runs among the rows above: trunks, or sizes where seeds are averaged
+    coverage    share of these runs in the band of a new run
+    half_width  median half-width of the band, relative to the loss
     """
 
     cut: float
@@ -52,21 +51,21 @@ class Backtest:
 def default_cuts(compute: Array, num_params: int, count: int = 3) -> list[float]:
     """Up to `count` cuts at which both sides are large enough: about 1/2, 2/3 and 5/6 of the rows below."""
     ordered = np.sort(compute)
-    found = []
+    cuts = []
     for share in np.linspace(0.5, 0.85, count):
         cut = float(ordered[min(int(share * len(ordered)), len(ordered) - 1)] / BELOW * 0.999)
         if (compute < BELOW * cut).sum() >= num_params + 2 and (compute > ABOVE * cut).any():
-            found.append(cut)
-    return sorted({float(f"{cut:.3g}") for cut in found})
+            cuts.append(cut)
+    return sorted({float(f"{cut:.3g}") for cut in cuts})
 
 
 def backtests(
     model: NoiseModel, cuts: Sequence[float], level: float = 0.9, draws: int = 200, seed: int = 0
 ) -> tuple[list[Backtest], Misfit]:
-    """One Backtest per cut, from the lowest, and the misfit that they show together.
+    """A Backtest per cut, from the lowest, and the misfit that they show together.
 
-    Trained on C < 0.85 cut, tested on C > 1.2 cut; cuts are along N where no compute is known (`NoiseModel.along`). The
-    band of a cut knows the misfit that lower cuts show on its own rows. ValueError when a side is too small.
+    Fitted to C < 0.85 cut, tested on C > 1.2 cut; along N where no compute is known (`NoiseModel.along`). The band of a
+    cut uses the misfit of lower cuts on the rows below it. ValueError when a side is too small.
     """
     assert model.along is not None
     along, compute = model.along
@@ -86,28 +85,22 @@ def backtests(
 
 
 def score(
-    model: NoiseModel,
-    train: NDArray,
-    test: NDArray,
-    misfit: Misfit,
-    level: float = 0.9,
-    draws: int = 200,
+    model: NoiseModel, train: NDArray, test: NDArray, misfit: Misfit, level: float = 0.9, draws: int = 200,
     seed: int = 0,
-) -> tuple[dict[str, Any], tuple[Evidence, ...]]:
-    """Errors of a fit of the rows `train` on the rows `test`, those of the naive predictors, and what the errors tell
-    of the misfit.
+) -> tuple[Json, tuple[Evidence, ...]]:  # fmt: skip
+    """Errors on the rows `test` of a fit to the rows `train`, those of the naive predictors, and evidence of misfit.
 
-    The band is that of a new run (`prediction`): parameters, noise, and what `misfit` could learn from `train`. Runs of
-    one trunk are one run in the coverage.
+    The band is that of a new run (`prediction`): parameters, noise, and the misfit within `train`. The rows of a trunk
+    count as one run in the coverage.
     """
     assert model.along is not None
     problem, (_, compute) = model.fit.problem, model.along
-    part, tested = model.on(train), problem.rows(test)
+    part, tested = refit(model.fit, train), problem.rows(test)
     sample = model.draws(draws, seed, part, train)
     predicted = part.predict(tested.inputs)
     cluster = np.flatnonzero(test) if model.clusters is None else model.clusters[test]
     runs, member, count = np.unique(cluster, return_inverse=True, return_counts=True)
-    coverage, half_width, evidence = float("nan"), float("nan"), ()  # nothing is covered or missed without draws
+    coverage, half_width, evidence = float("nan"), float("nan"), ()  # without draws nothing is covered or missed
     if sample is not None:
         decades = outside(_ranges(problem.inputs, compute, train), _points(problem.inputs, compute, test))
         ends = interval(sample.predict_runs(tested.inputs, seed, tested.scale), level)
@@ -144,12 +137,10 @@ def _ranges(inputs: Mapping[str, Array], compute: Array, rows: NDArray) -> dict[
     return {name: [float(column.min()), float(column.max())] for name, column in columns.items()}
 
 
-def holdouts(
-    model: NoiseModel, misfit: Misfit, level: float = 0.9, draws: int = 200, seed: int = 0
-) -> list[dict[str, Any]]:
-    """What a ladder is asked to predict: its largest size, its top 4x of compute, its two largest sizes.
+def holdouts(model: NoiseModel, misfit: Misfit, level: float = 0.9, draws: int = 200, seed: int = 0) -> list[Json]:
+    """Errors on held-out parts of a ladder: its largest size, its top 4x of compute, its two largest sizes.
 
-    Each is left out in turn, on laws of N and D; one is passed over when too few rows are left to fit.
+    For laws of N and D; a part is skipped when too few rows are left to fit.
     """
     problem, compute = model.fit.problem, model.compute
     if set(problem.law.inputs) != {"N", "D"} or compute is None:
@@ -158,13 +149,13 @@ def holdouts(
     left_out = {"largest size": problem.inputs["N"] >= sizes[-1], "top 4x of compute": compute > compute.max() / 4}
     if len(sizes) > 4:
         left_out["two largest sizes"] = problem.inputs["N"] >= sizes[-2]
-    found = []
+    rows = []
     for name, test in left_out.items():
         if (~test).sum() > problem.num_params + 1:
             scores, _ = score(model, ~test, test, misfit, level, draws, seed)
             beats = all(scores["mare"] < error for error in scores["naive"].values())
-            found.append({"name": name, **scores, "beats_naive": beats})
-    return found
+            rows.append({"name": name, **scores, "beats_naive": beats})
+    return rows
 
 
 def naive_predictions(train: Problem, test: Problem, c_train: Array, c_test: Array) -> dict[str, Array]:
@@ -190,7 +181,7 @@ def _varied(train: Problem, row: Mapping[str, float]) -> str:
 
 
 def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array, Array] | None:
-    """Mean loss by rung of `along`, in rising order, at the row's other inputs; None with fewer than two rungs."""
+    """Rungs of `along` in rising order and their mean losses, at the row's other inputs; None below two rungs."""
     if along not in train.inputs:
         return None
     same = np.ones(train.num_rows, dtype=bool)
@@ -206,8 +197,8 @@ def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array
 
 
 def _rungs(values: Array) -> Array:
-    """Each value as the least of those up to 5 % above it: equal compute in whole batches is equal to a percent only,
-    and a line through two such points would have any slope.
+    """Each value as the least of those within 5 % below it: compute in whole batches is equal to a percent only, and a
+    line through two such points would have any slope.
     """
     starts: list[float] = []
     for value in np.unique(values):
@@ -232,31 +223,24 @@ def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
     return compute[order][step], sign * best[step]
 
 
-def rank(laws: Sequence[Law], found: Fit, compute: Array, share: float = 0.2) -> list[dict[str, float | str | int]]:
-    """Laws by their error on the largest compute left out (the top `share` of rows), best first, with AIC beside it.
+def rank(laws: Sequence[Law], fitted: Fit, compute: Array, share: float = 0.2) -> list[Json]:
+    """Laws by their error on the held-out rows of largest compute (the top `share`), best first, and their AIC.
 
-    AIC = n log(RSS/n) + 2 p on the rows of the fit; it is shown but does not decide, since extrapolation is the claim.
+    AIC = n log(RSS/n) + 2 p on the fitted rows; it does not decide the order, since extrapolation is the claim.
     """
-    problem = found.problem
+    problem = fitted.problem
     cut = np.quantile(compute, 1 - share)
     train, test = compute <= cut, compute > cut
-    table: list[dict[str, float | str | int]] = []
+    table: list[Json] = []
     for law in laws:
         if any(name not in problem.inputs for name in law.inputs) or train.sum() <= len(law.params) or not test.any():
             continue
         whole, part = problem.rows(train), problem.rows(test)
         space = problem.space if law.returns == "linear" else law.space
-        seen = fit(law, whole.inputs, whole.target, problem.loss_fn, problem.delta, space, whole.scale)
-        error = seen.predict(part.inputs) / part.target - 1
-        rss = float((seen.residuals**2).sum())
+        refitted = fit(law, whole.inputs, whole.target, problem.loss_fn, problem.delta, space, whole.scale)
+        error = refitted.predict(part.inputs) / part.target - 1
+        rss = float((refitted.residuals**2).sum())
         aic = float(train.sum() * np.log(max(rss, 1e-300) / train.sum()) + 2 * len(law.params))
-        table.append(
-            {
-                "law": law.name,
-                "mare": float(np.abs(error).mean()),
-                "bias": float(error.mean()),
-                "aic": aic,
-                "n_test": int(test.sum()),
-            }
-        )
-    return sorted(table, key=lambda entry: float(entry["mare"]))
+        mare, bias = float(np.abs(error).mean()), float(error.mean())
+        table.append({"law": law.name, "mare": mare, "bias": bias, "aic": aic, "n_test": int(test.sum())})
+    return sorted(table, key=lambda entry: entry["mare"])

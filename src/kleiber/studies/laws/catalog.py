@@ -1,31 +1,40 @@
-"""The shipped laws: one function, one docstring with its source each. Nothing here fits, reads or prints.
+"""The shipped laws: one function each, whose docstring gives its formula and source.
 
-Symbols: N parameters, D training tokens, C training FLOPs, M = D/N tokens per parameter, U unique tokens, X experts,
-G granularity, S sparsity, L loss in nats per token, Lx another loss. Those of forgetting are in `forgetting_laws`.
-To add a law, add a function (module `law` says how its signature is read) and a test that recovers it.
+N parameters, D training tokens, C training FLOPs, M = D/N, U unique tokens, X experts, G granularity, S sparsity, L
+loss in nats per token, Lx another loss. In laws of forgetting: D unique tokens of the new text, M pre-training tokens
+per parameter, p replayed share, P tuned parameters, t steps, L0 upstream loss before, F its rise (mapped to L). To add
+a law, add a function (`laws.law` explains its signature) and a test that recovers its parameters from noiseless rows.
 """
 
 import difflib
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
 from kleiber.studies.laws.law import LAWS, Array, Exponent, Law, Part, Real, Scale, Shape, Signed, from_file, law
 
+Slow = Annotated[Array, Shape(0.02, 1.0)]
+Eta = Annotated[Array, Shape(0.02, 0.6)]
+Positive = Annotated[Array, Shape(1e-3, 1e30)]  # not linear here: N_opt(U) contains A and B
+Few = Annotated[Array, Shape(1.05, 30.0)]
+Many = Annotated[Array, Shape(40.0, 5000.0)]
+Offset = Annotated[Array, Shape(0.01, 10.0)]
+Steepness = Annotated[Array, Shape(0.2, 5.0)]
+Worth = Annotated[Array, Shape(0.1, 1e4)]  # what one unit of the replayed share is worth
 
-def _allocation(p):
-    return p["beta"] / (p["alpha"] + p["beta"])
-
-
-ALLOCATION = {"a_opt": _allocation, "b_opt": lambda p: 1 - _allocation(p)}
+ALLOCATION = {
+    "a_opt": lambda p: p["beta"] / (p["alpha"] + p["beta"]),
+    "b_opt": lambda p: 1 - p["beta"] / (p["alpha"] + p["beta"]),
+}
+TOKENS_PER_PARAMETER = {"M_opt": lambda p: (p["b"] / p["a"]) ** (0.5 / p["eta"])}
+CUTOFF = {"N_cutoff": lambda p: 10 ** (-p["b"] / p["c"])}
 
 
 @law(aliases=("hoffmann",), derived=ALLOCATION)
 def chinchilla(N: Array, D: Array, *, E: Part, A: Part, B: Part, alpha: Exponent, beta: Exponent):
     """Parametric loss (approach 3): L = E + A N^-alpha + B D^-beta.
 
-    Fitted on log L with sum-Huber, delta 1e-3, as in the paper; N_opt = G (C/6)^a_opt with a_opt = beta/(alpha+beta).
+    Fitted on log L with sum-Huber, delta 1e-3, as in the paper; N_opt = G (C/6)^a_opt, a_opt = beta/(alpha+beta).
     Source: Hoffmann et al. 2022, eq. 2, arXiv:2203.15556
     """
     return E + A * N**-alpha + B * D**-beta
@@ -61,9 +70,6 @@ def interaction(N: Array, D: Array, *, E: Part, A: Part, B: Part, F: Signed, alp
     return E + A * small + B * scarce + F * small * scarce
 
 
-Slow = Annotated[Array, Shape(0.02, 1.0)]
-
-
 @law(derived={"a_opt": lambda p: p["aD"] / (p["aN"] + p["aD"])})
 def kaplan(N: Array, D: Array, *, Nc: Scale, Dc: Scale, aN: Slow, aD: Slow):
     """Joint size and data law: L = [(Nc/N)^(aN/aD) + Dc/D]^aD.
@@ -78,7 +84,7 @@ def kaplan(N: Array, D: Array, *, Nc: Scale, Dc: Scale, aN: Slow, aD: Slow):
 def power(C: Array, *, k: Part, a: Real):
     """Plain power law, least squares in logs: L = k C^a.
 
-    The target may be any positive quantity: with L=N_opt it is the allocation law N_opt = k C^a, a its exponent.
+    The target may be any positive quantity: with L=N_opt this is the allocation law, a its exponent.
     Source: Kaplan et al. 2020, eq. 1.3 (there L(C) = (Cc/C)^aC), arXiv:2001.08361
     """
     return k * C**a
@@ -93,26 +99,15 @@ def power_floor(C: Array, *, E: Part, k: Part, a: Exponent):
     return E + k * C**-a
 
 
-Eta = Annotated[Array, Shape(0.02, 0.6)]
-
-
-@law(
-    aliases=("gadre",),
-    space="linear",
-    loss_fn="squared",
-    derived={"M_opt": lambda p: (p["b"] / p["a"]) ** (0.5 / p["eta"])},
-)
+@law(aliases=("gadre",), space="linear", loss_fn="squared", derived=TOKENS_PER_PARAMETER)
 def overtraining(M: Array, C: Array, *, E: Part, a: Part, b: Part, eta: Eta):
     """Over-training law: L = E + (a M^eta + b M^-eta) C^-eta.
 
-    Chinchilla with alpha = beta = 2 eta at C = 6 N D, M = D/N; least squares on the loss itself, as in the paper.
-    M_opt = (b/a)^(1/(2 eta)) tokens per parameter is the least-loss ratio.
+    Chinchilla with alpha = beta = 2 eta at C = 6 N D; the loss is least at M_opt = (b/a)^(1/(2 eta)) tokens per
+    parameter.
     Source: Gadre et al. 2024, arXiv:2403.08540
     """
     return E + (a * M**eta + b * M**-eta) * C**-eta
-
-
-Positive = Annotated[Array, Shape(1e-3, 1e30)]  # not linear here: N_opt(U) contains A and B
 
 
 @law(start="chinchilla", aliases=("muennighoff",))
@@ -139,22 +134,12 @@ def saturated(X: Array, start: Array, end: Array) -> Array:
     return 1 / (1 / (X - 1 + 1 / (1 / start - 1 / end)) + 1 / end)
 
 
-Few = Annotated[Array, Shape(1.05, 30.0)]
-Many = Annotated[Array, Shape(40.0, 5000.0)]
-
-
-@law(
-    aliases=("clark",),
-    returns="log10",
-    space="log10",
-    loss_fn="squared",
-    derived={"N_cutoff": lambda p: 10 ** (-p["b"] / p["c"])},
-)
+@law(aliases=("clark",), returns="log10", space="log10", loss_fn="squared", derived=CUTOFF)
 def routed(N: Array, X: Array, *, a: Signed, b: Signed, c: Signed, d: Signed, E_start: Few, E_max: Many):
     """Routed models: log10 L = a n + b h + c n h + d, n = log10 N, h = log10 Xhat (`saturated`).
 
-    N is the dense model's parameters, X the experts, dense rows have X = 1. N_cutoff = 10^(-b/c) is where routing stops
-    helping. Squared error in log10 L, as in the paper. Biased low above the fitted sizes: read the backtest.
+    N is the dense model's parameters, X the experts, 1 if dense; routing stops helping at N_cutoff = 10^(-b/c).
+    Biased low above the fitted sizes: read the backtest.
     Source: Clark et al. 2022, arXiv:2202.01169
     """
     n, h = np.log10(N), np.log10(saturated(X, E_start, E_max))
@@ -190,8 +175,8 @@ def joint_moe(
 ):  # fmt: skip
     """Dense and MoE together: L = E + A X^delta N^(-alpha + gamma ln X) + B X^omega D^(-beta + zeta ln X).
 
-    N active parameters, X experts (dense is X = 1, where it is Chinchilla). The paper saturates X as `saturated` does
-    and writes the exponents with the other sign; X below 64 cannot tell the saturation, so it is left out.
+    N active parameters, X experts; Chinchilla at X = 1. The paper saturates X (`saturated`) and writes exponents with
+    the other sign; X below 64 does not determine the saturation, so it is left out.
     Source: Ludziejewski et al. 2025, arXiv:2502.05172
     """
     h = np.log(X)
@@ -222,9 +207,7 @@ def task_metric(Lx: Array, *, e: Part, k: Part, gamma: Annotated[Array, Shape(0.
 
 
 @law(aliases=("brandfonbrener",), space="linear", loss_fn="squared")
-def loss_to_loss(
-    Lx: Array, *, E: Part, k: Part, Ex: Annotated[Array, Shape(0.01, 10.0)], kappa: Annotated[Array, Shape(0.2, 5.0)]
-):
+def loss_to_loss(Lx: Array, *, E: Part, k: Part, Ex: Offset, kappa: Steepness):
     """One loss against another: L = E + k (Lx - Ex)^kappa; Lx - Ex is clipped at 1e-9, where the law ends.
 
     Source: Brandfonbrener et al. 2024, arXiv:2411.12925
@@ -232,21 +215,86 @@ def loss_to_loss(
     return E + k * np.maximum(Lx - Ex, 1e-9) ** kappa
 
 
+@law(aliases=("bethune",))
+def forgetting(
+    N: Array, D: Array, p: Array, L0: Array, *, E: Signed, A: Part, B: Worth, alpha: Exponent, beta: Exponent
+):
+    """Upstream loss after fine-tuning: L = L0 + E + A D^beta ((1 + B p) N)^-alpha.
+
+    B is the worth in N of one unit of p.
+    Source: Bethune et al. 2025, eq. 2, arXiv:2502.06042
+    """
+    return L0 + E + A * D**beta * ((1 + B * p) * N) ** -alpha
+
+
+@law()
+def transfer(N: Array, D: Array, *, E: Part, A: Part, alpha: Exponent, beta: Exponent):
+    """Target loss after fine-tuning: L = E + A N^-alpha D^-beta, D unique target tokens.
+
+    Source: Bethune et al. 2025, eq. 1, arXiv:2502.06042
+    """
+    return E + A * N**-alpha * D**-beta
+
+
+@law(aliases=("kalajdzievski",), space="linear", loss_fn="squared")
+def forgetting_power(P: Array, t: Array, *, c: Part, a: Real, b: Exponent, P0: Scale, t0: Scale):
+    """Forgetting by tuned parameters and steps: F = c (P/P0)^a (1 + t/t0)^b - c.
+
+    F in nats (mapped to L), P tuned parameters, t steps. c, P0 and a trade off: expect "not identified" on one P.
+    Source: Kalajdzievski 2024, eq. 5, arXiv:2401.05605
+    """
+    return c * ((P / P0) ** a * (1 + t / t0) ** b - 1)
+
+
+@law(space="linear", loss_fn="squared")
+def forgetting_line(Lx: Array, *, s: Signed, c: Signed):
+    """Forgetting against the fine-tuning loss Lx: F = s - c Lx.
+
+    Source: Kalajdzievski 2024, eq. 4, arXiv:2401.05605
+    """
+    return s - c * Lx
+
+
+@law(space="linear", loss_fn="squared")
+def replay_curve(p: Array, *, F0: Part, c: Part, B: Worth):
+    """Forgetting against the replayed share p: F = (F0 + c)/(1 + B p) - c.
+
+    F may end below 0, since replay also goes on training the old domain: c is that gain at p -> infinity.
+    Source: ours; Bethune et al. 2025 (arXiv:2502.06042, eq. 2) with alpha = 1 and an offset
+    """
+    return (F0 + c) / (1 + B * p) - c
+
+
+@law(space="linear", loss_fn="squared")
+def replay_grid(N: Array, D: Array, p: Array, *, A: Part, c: Part, B: Worth, alpha: Exponent, beta: Exponent):
+    """Forgetting by size, new text and replayed share: F = (A D^beta N^-alpha + c)/(1 + B p) - c.
+
+    `replay_curve` whose F at p = 0 is Bethune's power of D and N.
+    Source: ours; Bethune et al. 2025 (arXiv:2502.06042, eq. 2) with alpha = 1 in p and an offset
+    """
+    return (A * D**beta * N**-alpha + c) / (1 + B * p) - c
+
+
+@law(space="linear", loss_fn="squared")
+def replay_grid_ratio(
+    N: Array, D: Array, M: Array, p: Array, *, A: Part, c: Part, B: Worth, alpha: Exponent, beta: Exponent, gamma: Real
+):
+    """Forgetting by size, new text, pre-training and share: F = (A D^beta N^-alpha M^gamma + c)/(1 + B p) - c.
+
+    gamma > 0: what was trained on more tokens per parameter forgets more (Springer et al. 2025, arXiv:2503.19206).
+    Source: ours; `replay_grid` with a power of M
+    """
+    return (A * D**beta * N**-alpha * M**gamma + c) / (1 + B * p) - c
+
+
 def find(name: str) -> Law:
     """The shipped law called `name` (or an alias), or the function FN of `FILE.py:FN`; ValueError otherwise."""
-    import kleiber.studies.laws.catalog_forgetting  # noqa: F401  (entering its laws is the import's effect)
-
     if ".py:" in name:
         return from_file(name)
     wanted = name.replace("-", "_").lower()
-    names = {alias: entry for entry in LAWS.values() for alias in (entry.name, *entry.aliases)}
+    names = {alias: shipped for shipped in LAWS.values() for alias in (shipped.name, *shipped.aliases)}
     if wanted in names:
         return names[wanted]
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"no law {name!r}{hint} Laws: {', '.join(sorted(LAWS))}, or your own as FILE.py:FN")
-
-
-def of_record(entry: Mapping[str, Any]) -> Law:
-    """The law of a record of laws.json, its fixed parameters held at their values."""
-    return find(entry["law"]).fix({name: one["value"] for name, one in entry["params"].items() if one.get("fixed")})

@@ -1,7 +1,7 @@
-"""Row filters written as text, `loss < 4 and (N >= 1e8 or family in [dense, moe])`, parsed here and never evaluated.
+"""Row filters as text, such as `loss < 4 and (N >= 1e8 or family in [dense, moe])`; parsed, never evaluated.
 
-Grammar: comparisons (= == != < <= > >=, `in [a, b]`, `not in`) between a column and a number or a word, joined by
-and, or, not and parentheses. Words may be quoted. It refuses arithmetic, functions and two columns in one comparison.
+Grammar: comparisons (= == != < <= > >=, `in [a, b]`, `not in`) of a column with a number or a text, joined by and, or,
+not and parentheses. Texts may be quoted. Arithmetic, functions and comparisons of two columns are refused.
 """
 
 import difflib
@@ -22,22 +22,22 @@ UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 def number(text: str) -> float | None:
     """`20M`, `1.5B`, `2e7` as a float; None when `text` is not a number."""
-    found = NUMBER.match(text.strip())
-    if not found:
+    match = NUMBER.match(text.strip())
+    if not match:
         return None
-    return float(text.strip().rstrip("kKMBT")) * UNITS[found.group(3)]
+    return float(text.strip().rstrip("kKMBT")) * UNITS[match.group(3)]
 
 
 def keep(table: pd.DataFrame, text: str, roles: Mapping[str, str] | None = None) -> Mask:
-    """Rows of `table` for which `text` holds; `roles` (N -> params) are read where no column has that name.
+    """Mask of the rows of `table` for which `text` holds; `roles` (N -> params) apply where no column has that name.
 
-    Errors: ValueError with the column and the nearest names, or with the place where the text stops making sense.
+    Errors: ValueError for an unknown column, with the nearest name, and for a syntax error, with its place.
     """
-    return _Reader(table, text, roles or {}).read()
+    return _Parser(table, text, roles or {}).read()
 
 
 def column_of(table: pd.DataFrame, name: str, context: str) -> str:
-    """`name` if it is a column; ValueError with the columns found and the nearest one otherwise."""
+    """`name` if it is a column; else ValueError with all columns and the nearest one."""
     if name in table.columns:
         return name
     names = [str(c) for c in table.columns]
@@ -46,46 +46,46 @@ def column_of(table: pd.DataFrame, name: str, context: str) -> str:
     raise ValueError(f"{context}: no column {name!r}{hint} Columns: {', '.join(names)}")
 
 
-class _Reader:
-    """Recursive descent over the tokens: or < and < not < comparison."""
+class _Parser:
+    """Recursive descent parser: or < and < not < comparison."""
 
     def __init__(self, table: pd.DataFrame, text: str, roles: Mapping[str, str]):
         self.table, self.text, self.roles = table, text, roles
         self.tokens: list[tuple[str, str]] = []
         at = 0
         while at < len(text.rstrip()):
-            found = TOKEN.match(text, at)
-            if not found:
+            match = TOKEN.match(text, at)
+            if not match:
                 raise ValueError(f"--where {text!r}: cannot read {text[at:].strip()!r}")
-            self.tokens.append((str(found.lastgroup), str(found.group(str(found.lastgroup)))))
-            at = found.end()
+            self.tokens.append((str(match.lastgroup), str(match.group(str(match.lastgroup)))))
+            at = match.end()
         self.at = 0
 
     def read(self) -> Mask:
-        mask = self.either()
+        mask = self.disjunction()
         if self.at < len(self.tokens):
-            raise self.confused("end or and/or")
+            raise self.error("end or and/or")
         return mask
 
-    def either(self) -> Mask:
-        mask = self.both()
+    def disjunction(self) -> Mask:
+        mask = self.conjunction()
         while self.take("or"):
-            mask = mask | self.both()
+            mask = mask | self.conjunction()
         return mask
 
-    def both(self) -> Mask:
-        mask = self.one()
+    def conjunction(self) -> Mask:
+        mask = self.operand()
         while self.take("and"):
-            mask = mask & self.one()
+            mask = mask & self.operand()
         return mask
 
-    def one(self) -> Mask:
+    def operand(self) -> Mask:
         if self.take("not"):
-            return ~self.one()
+            return ~self.operand()
         if self.take("("):
-            mask = self.either()
+            mask = self.disjunction()
             if not self.take(")"):
-                raise self.confused(")")
+                raise self.error(")")
             return mask
         return self.comparison()
 
@@ -93,24 +93,24 @@ class _Reader:
         name = self.name()
         if self.take("not"):
             if not self.take("in"):
-                raise self.confused("in")
+                raise self.error("in")
             return ~self.among(name)
         if self.take("in"):
             return self.among(name)
         kind, op = self.peek()
         if kind != "op":
-            raise self.confused("one of = == != < <= > >= in")
+            raise self.error("one of = == != < <= > >= in")
         self.at += 1
         return self.compare(name, op, self.value())
 
     def among(self, name: str) -> Mask:
         if not (self.take("[") or self.take("(")):
-            raise self.confused("a list such as [a, b]")
+            raise self.error("a list such as [a, b]")
         mask = self.compare(name, "==", self.value())
         while self.take(","):
             mask = mask | self.compare(name, "==", self.value())
         if not (self.take("]") or self.take(")")):
-            raise self.confused("]")
+            raise self.error("]")
         return mask
 
     def compare(self, name: str, op: str, value: str) -> Mask:
@@ -120,9 +120,9 @@ class _Reader:
             value = value.lower()
         numeric = pd.api.types.is_numeric_dtype(column)
         if numeric and limit is None:
-            raise ValueError(f"--where {self.text!r}: column {name!r} holds numbers, {value!r} is not one")
+            raise ValueError(f"--where {self.text!r}: column {name!r} holds numbers, but {value!r} is not a number")
         if not numeric and op not in ("=", "==", "!="):
-            raise ValueError(f"--where {self.text!r}: column {name!r} holds words, {op} needs numbers")
+            raise ValueError(f"--where {self.text!r}: column {name!r} holds text, but {op} compares numbers")
         left = column.to_numpy(dtype=np.float64) if numeric else column.astype(str).to_numpy(dtype=object)
         right = limit if numeric else value
         compare = {"=": np.equal, "==": np.equal, "!=": np.not_equal}
@@ -132,7 +132,7 @@ class _Reader:
     def name(self) -> str:
         kind, token = self.peek()
         if kind not in ("word", "quoted", "tick"):
-            raise self.confused("a column")
+            raise self.error("a column")
         self.at += 1
         token = token.strip("`\"'") if kind != "word" else token
         if token not in self.table.columns and token in self.roles:
@@ -142,7 +142,7 @@ class _Reader:
     def value(self) -> str:
         kind, token = self.peek()
         if kind not in ("word", "quoted"):
-            raise self.confused("a number or a word")
+            raise self.error("a number or a text")
         self.at += 1
         return token[1:-1] if kind == "quoted" else token
 
@@ -150,12 +150,12 @@ class _Reader:
         return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "")
 
     def take(self, token: str) -> bool:
-        kind, found = self.peek()
-        if kind in ("word", "mark") and found.lower() == token:
+        kind, text = self.peek()
+        if kind in ("word", "mark") and text.lower() == token:
             self.at += 1
             return True
         return False
 
-    def confused(self, wanted: str) -> ValueError:
-        found = repr(self.peek()[1]) if self.peek()[1] else "the end"
-        return ValueError(f"--where {self.text!r}: expected {wanted}, found {found}")
+    def error(self, wanted: str) -> ValueError:
+        here = repr(self.peek()[1]) if self.peek()[1] else "the end"
+        return ValueError(f"--where {self.text!r}: expected {wanted}, found {here}")

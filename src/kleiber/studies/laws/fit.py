@@ -1,29 +1,31 @@
-"""Fit a law: starts by variable projection, a batch of descents, one polish; the same table gives the same fit.
+"""Fits a law: starting points by variable projection, a batch of descents, one polish, Newton steps to a zero gradient.
 
-What the fit is worth is judged elsewhere (`bootstrap`, `profile`, `backtest`,
-`verdicts`); this module refuses to print a parameter's uncertainty.
+For given shapes a law is linear in its other parameters, so starting points come from a grid of shapes with the linear
+parts solved exactly. Nothing is random: the same table gives the same fit. How uncertain a fit is, `uncertainty`,
+`backtest` and `verdicts` compute.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.initial_guess import candidates, columns_of, finish
-from kleiber.studies.laws.law import Array, Law
-from kleiber.studies.laws.solve import LOSSES, SPACES, Problem, convert, descend, polish, rho
+from kleiber.studies.laws.law import Array, Law, Linear, Shape
+from kleiber.studies.laws.problem import Problem, convert, influence, pose, rho, to_space
+from kleiber.studies.laws.solve import descend, finish, polish
+from kleiber.types.plain import Json
 
-UNTOLD = 1e-7  # of the most that a direction moves residuals, below which it moves none
-STEP = 1e-4  # in a coordinate, along directions that move no residual
-NEGLIGIBLE = 1e-6  # a term below this share of every prediction is not in the data
+UNDETERMINED = 1e-7  # a direction with a singular value below this share of the largest moves no residual
+STEP = 1e-4  # step in a coordinate, along directions that move no residual
+NEGLIGIBLE = 1e-6  # a term below this share of every prediction is dropped
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law: `theta` in solver coordinates, `value` the unscaled objective, residuals on the fit's scale."""
+    """A fitted law: `theta` in solver coordinates (params in the law), `value` the objective summed over rows."""
 
     problem: Problem
     theta: Array
@@ -35,27 +37,33 @@ class Fit:
 
     @property
     def values(self) -> Array:
-        """Natural parameters (1, params); a dropped term is 0."""
+        """Natural parameters, (1, params); 0 for a dropped term."""
         return self.problem.values(self.theta[None])
 
     @property
     def params(self) -> dict[str, float]:
+        """Natural parameters by name."""
         return dict(zip(self.law.params, self.values[0].tolist(), strict=True))
 
     @property
     def residuals(self) -> Array:
-        """s(L_hat) - s(L) by row, s the space of the fit."""
+        """s(L_hat) - s(L) by row, s the scale of the residuals (`Problem.space`)."""
         return self.problem.predict(self.theta[None])[0] - self.problem.observed
 
     @property
     def noise(self) -> float:
-        """Residual standard deviation sqrt(RSS/(n - p)) on the fit's scale; nan without degrees of freedom."""
+        """Residual standard deviation sqrt(RSS/(n - p)); nan without degrees of freedom."""
         spare = self.problem.num_rows - self.problem.num_params
         return float(np.sqrt((self.residuals**2).sum() / spare)) if spare > 0 else float("nan")
 
     @property
+    def kept(self) -> list[str]:
+        """The parameters that are in the fitted law, in the order of `theta`."""
+        return [name for name, on in zip(self.law.params, self.problem.active, strict=True) if on]
+
+    @property
     def dropped(self) -> list[str]:
-        """Linear terms the data put at 0."""
+        """Linear terms that were fitted to 0 and left out."""
         return [name for name, on in zip(self.law.params, self.problem.active, strict=True) if not on]
 
     def covariance(self) -> tuple[Array, float]:
@@ -66,19 +74,19 @@ class Fit:
         spread = self.noise if np.isfinite(self.noise) else 0.0
         return spread**2 * np.linalg.pinv(jacobian.T @ jacobian), condition
 
-    def untold(self) -> Array:
-        """Natural parameters that the rows cannot tell from the fit, in pairs, a step to either side.
+    def undetermined(self) -> Array:
+        """Natural parameters a step from the fit in both senses of each direction that moves no residual.
 
-        Shape (2 x ways, params): a pair for each direction in which no residual moves, such as alpha against A and E at
-        one size. Refits that begin at the fit do not walk there, so no spread of draws shows what depends on it
-        (`depends`).
+        Shape (2 directions, params), in pairs. An example is alpha against A and E where all rows have one size. Refits
+        that start at the fit do not move along such a direction, so a spread of draws does not show what depends on it;
+        `depends` does.
         """
         jacobian = np.nan_to_num(self.problem.jacobian(self.theta[None])[0])
         size = np.linalg.norm(jacobian, axis=0)
         unit = 1 / np.where(size > 1e-9 * size.max(initial=0.0), size, 1.0)
         _, moved, ways = np.linalg.svd(jacobian * unit, full_matrices=True)
-        told = int((moved > UNTOLD * moved.max(initial=1e-300)).sum())
-        ways = ways[told:] * unit
+        rank = int((moved > UNDETERMINED * moved.max(initial=1e-300)).sum())
+        ways = ways[rank:] * unit
         steps = STEP * ways / np.abs(ways).max(1, keepdims=True)
         return self.problem.values(np.stack([self.theta + steps, self.theta - steps], 1).reshape(-1, len(self.theta)))
 
@@ -88,20 +96,21 @@ class Fit:
 
 
 def depends(ends: Array) -> bool:
-    """Whether a quantity, told at the pairs of `Fit.untold`, depends on what the rows do not tell: by .1 % of STEP."""
-    one, other = ends[0::2], ends[1::2]
-    return bool((np.abs(one - other) > 1e-3 * STEP * np.maximum(np.abs(one), np.abs(other))).any())
+    """Whether a quantity at the pairs of `Fit.undetermined` differs within a pair, by more than .1 % of STEP."""
+    ahead, behind = ends[0::2], ends[1::2]
+    return bool((np.abs(ahead - behind) > 1e-3 * STEP * np.maximum(np.abs(ahead), np.abs(behind))).any())
 
 
 def fit(
     law: Law | str, inputs: Mapping[str, Array], target: Array, loss_fn: str | None = None,
     delta: float = 1e-3, space: str | None = None, scale: Array | None = None,
 ) -> Fit:  # fmt: skip
-    """Minimise sum_i rho(s(L_hat_i) - s(L_i)) over the law's parameters; `loss_fn` and `space` default to its source's.
+    """Minimizes sum_i rho(s(L_hat_i) - s(L_i)) over the law's parameters.
 
-    `scale` (rows,) divides the residuals, where the standard errors of the rows are known (`solve.relative_sigma`). A
-    linear term that ends at 0 is dropped (`Fit.dropped`) and the rest refitted. Errors: ValueError for an input that
-    the law needs and lacks, for fewer rows than parameters, and for values the space cannot take.
+    `loss_fn` (rho) and `space` (s) default to those of the law's source. `scale` (rows,) divides the residuals where
+    the standard errors of the rows are known (`problem.relative_sigma`). A linear term that ends at 0 is dropped
+    (`Fit.dropped`) and the rest refitted. Errors: ValueError for a missing input, for fewer rows than parameters and
+    for values that the space cannot take.
     """
     law = find(law) if isinstance(law, str) else law
     problem = pose(law, inputs, target, loss_fn, delta, space, scale)
@@ -122,13 +131,12 @@ def fit(
     raise ValueError(f"law {law.name!r}: every linear term fits to 0; the target has the wrong sign or scale")
 
 
-def objective_at(found: Fit, params: Mapping[str, float]) -> dict[str, Any]:
-    """The objective of a fit's own rows at given values of all parameters: {params, value, residual_rms}.
+def objective_at(fitted: Fit, params: Mapping[str, float]) -> Json:
+    """The objective of the fitted rows at other values of all parameters: {params, value, residual_rms}.
 
-    Errors: ValueError for a name that is no parameter of the law, for one that is missing, and where the law has no
-    value there.
+    Errors: ValueError for an unknown or missing parameter, and where the law has no value on every row.
     """
-    problem, law = found.problem, found.law
+    problem, law = fitted.problem, fitted.law
     names = [*law.params, *law.fixed]
     unknown = [name for name in params if name not in names]
     missing = [name for name in names if name not in params]
@@ -149,47 +157,137 @@ def objective_at(found: Fit, params: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def refit(found: Fit, keep: NDArray) -> Fit:
-    """The same law and objective on some rows, from scratch."""
-    part = found.problem.rows(keep)
-    return fit(found.law, part.inputs, part.target, part.loss_fn, part.delta, part.space, part.scale)
-
-
-def pose(
-    law: Law, inputs: Mapping[str, Array], target: Array, loss_fn: str | None, delta: float, space: str | None,
-    scale: Array | None = None,
-) -> Problem:  # fmt: skip
-    """The checked problem, everything float64 (6ND overflows int64 at real sizes)."""
-    loss_fn, space = loss_fn or law.loss_fn, space or law.space
-    if loss_fn not in LOSSES:
-        raise ValueError(f"loss-fn {loss_fn!r}: one of {', '.join(LOSSES)}")
-    if space not in SPACES:
-        raise ValueError(f"space {space!r}: one of {', '.join(SPACES)}")
-    if loss_fn == "huber" and not delta > 0:
-        raise ValueError(f"delta {delta}: must be > 0; for the limit of 0 use loss-fn lad")
-    missing = [name for name in law.inputs if name not in inputs]
-    if missing:
-        raise ValueError(f"law {law.name!r} needs inputs {', '.join(law.inputs)}; {', '.join(missing)} not given")
-    columns = {name: np.asarray(inputs[name], dtype=np.float64) for name in inputs}
-    target = np.asarray(target, dtype=np.float64)
-    for name, column in {**columns, "target": target}.items():
-        if not np.isfinite(column).all():
-            raise ValueError(f"{name}: row {int(np.argmin(np.isfinite(column)))} is not finite; exclude it first")
-    if space != "linear" and (target <= 0).any():
-        raise ValueError(f"target {target.min():g} in space {space!r}: must be > 0; use space linear")
-    if len(target) < len(law.params):
-        raise ValueError(f"law {law.name!r} has {len(law.params)} parameters, the table {len(target)} rows")
-    return Problem(law, columns, target, loss_fn, delta, space, np.ones(len(law.params), dtype=bool), scale)
+def refit(fitted: Fit, keep: NDArray) -> Fit:
+    """The same law and objective fitted to some of the rows (a mask or positions)."""
+    part = fitted.problem.rows(keep)
+    return fit(fitted.law, part.inputs, part.target, part.loss_fn, part.delta, part.space, part.scale)
 
 
 def _negligible(problem: Problem, theta: Array) -> int | None:
     """Position of the weakest non-negative linear term when it is below `NEGLIGIBLE` of every prediction."""
     law, values = problem.law, problem.values(theta[None])
-    names = list(law.params.values())
-    watch = [k for k, j in enumerate(law.linear) if problem.active[j] and not getattr(names[j], "signed", True)]
+    kinds = list(law.params.values())
+    watch = [k for k, j in enumerate(law.linear) if problem.active[j] and kinds[j].log]
     if law.returns == "log10" or not watch:
         return None
     terms = np.abs(columns_of(problem, values)[0] * values[0, law.linear])
     share = (terms / np.maximum(np.abs(law.evaluate(problem.inputs, values)[0]), 1e-300)[:, None]).max(0)
     weakest = min(watch, key=lambda k: share[k])
     return law.linear[weakest] if share[weakest] < NEGLIGIBLE else None
+
+
+def candidates(problem: Problem, seed: Mapping[str, float], keep: int = 12) -> Array:
+    """Starting rows for `descend`: the `keep` best of a grid of shapes, each with its linear parts solved.
+
+    `seed` holds parameters of the fit of a simpler law.
+    """
+    shapes = shape_grid(problem, seed)
+    values = np.zeros((len(shapes), len(problem.law.params)))
+    values[:, problem.law.shapes] = shapes
+    if problem.law.linear:
+        values[:, problem.law.linear] = solve_linear(problem, values)
+    score = rho(problem.predict(problem.coordinates(values)) - problem.observed, problem.loss_fn, problem.delta).sum(1)
+    return problem.coordinates(values[np.argsort(score, kind="stable")[:keep]])
+
+
+def shape_grid(problem: Problem, seed: Mapping[str, float]) -> Array:
+    """Shape parameters to try: a 12-per-axis grid up to two of them, 1024 low-discrepancy points beyond.
+
+    Shapes in `seed` are held there and, in half of the points, jittered by up to e^(1/2).
+    """
+    law = problem.law
+    names = list(law.params)
+    kinds: list[Shape] = [k for k in law.params.values() if isinstance(k, Shape)]
+    if not kinds:
+        return np.zeros((1, 0))
+    ends = np.array([(np.log(k.lo), np.log(k.hi)) if k.log else (k.lo, k.hi) for k in kinds])
+    if len(kinds) <= 2:
+        unit = np.array(list(product(np.linspace(0, 1, 12), repeat=len(kinds))))
+    else:
+        unit = _spread(1024, len(kinds))
+    points = ends[:, 0] + unit * (ends[:, 1] - ends[:, 0])
+    log = np.array([k.log for k in kinds])
+    points = np.where(log, np.exp(np.where(log, points, 0.0)), points)
+    if seed:
+        jitter = np.exp(np.where(np.arange(len(points)) % 2, 0.0, 1.0)[:, None] * (unit - 0.5))
+        for j, name in enumerate(names[i] for i in law.shapes):
+            if seed.get(name):
+                points[:, j] = seed[name] * jitter[:, j]
+    return points
+
+
+def _spread(count: int, dims: int) -> Array:
+    """Low-discrepancy points in the unit cube: the additive recurrence of the generalized golden ratio."""
+    ratio = 2.0
+    for _ in range(30):
+        ratio = (1 + ratio) ** (1 / (dims + 1))
+    return (0.5 + np.arange(1, count + 1)[:, None] * ratio ** -np.arange(1.0, dims + 1)) % 1
+
+
+def solve_linear(problem: Problem, values: Array, rounds: int = 4) -> Array:
+    """Linear parts (draws, parts) for the shapes of each row of `values`, by reweighted non-negative least squares.
+
+    On a log scale the residual is linearized to columns/L - 1, which is close enough for a start. Signed parts are
+    free; the others are the best feasible subset, since there are at most five.
+    """
+    law = problem.law
+    columns = columns_of(problem, values)
+    scale = "log10" if law.returns == "log10" else "linear"
+    observed = to_space(problem.target, scale)
+    weight = problem.scaled(1 / observed if problem.space != "linear" and scale == "linear" else np.ones_like(observed))
+    offset = law.evaluate(problem.inputs, values * 0 + np.where(is_shape(law), values, 0.0))
+    design, goal = columns * weight[None, :, None], (observed - offset) * weight
+    pull = np.ones_like(goal)
+    parts = np.zeros((len(values), len(law.linear)))
+    for _ in range(rounds if problem.loss_fn != "squared" else 1):
+        parts = _nonnegative(design, goal, pull, law, problem.active)
+        r = np.einsum("brk,bk->br", design, parts) - goal
+        pull = influence(r, "huber", problem.delta if problem.loss_fn == "huber" else 1e-3)
+    return parts
+
+
+def is_shape(law: Law) -> NDArray[np.bool_]:
+    """True at the shape parameters."""
+    return np.array([isinstance(kind, Shape) for kind in law.params.values()])
+
+
+def columns_of(problem: Problem, values: Array) -> Array:
+    """The law's terms per unit of each linear part (draws, rows, parts), by setting one part to 1 at a time."""
+    law = problem.law
+    bare = np.where(is_shape(law), values, 0.0)
+    base = law.evaluate(problem.inputs, bare)
+    columns = []
+    for j in law.linear:
+        unit = bare.copy()
+        unit[:, j] = 1.0
+        columns.append(law.evaluate(problem.inputs, unit) - base)
+    return np.nan_to_num(np.stack(columns, axis=2), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _nonnegative(design: Array, goal: Array, pull: Array, law: Law, active: NDArray) -> Array:
+    """Weighted least squares with the unsigned parts >= 0, by trying every subset of them."""
+    kinds = [kind for kind in law.params.values() if isinstance(kind, Linear)]
+    on = [bool(active[j]) for j in law.linear]
+    signed = [k for k, kind in enumerate(kinds) if kind.signed and on[k]]
+    others = [k for k, kind in enumerate(kinds) if not kind.signed and on[k]]
+    norm = np.maximum(np.sqrt((design**2).sum(1)), 1e-300)
+    unit = design / norm[:, None, :]
+    normal = np.einsum("brk,br,brl->bkl", unit, pull, unit, optimize=True)
+    moment = np.einsum("brk,br->bk", unit, pull * goal)
+    best, parts = np.full(len(unit), np.inf), np.zeros(norm.shape)
+    for size in range(len(others) + 1):
+        for chosen in combinations(others, size):
+            index = np.array([*signed, *chosen], dtype=int)
+            if not index.size:
+                continue
+            gram = normal[:, index[:, None], index] + 1e-12 * np.eye(len(index))
+            x = np.linalg.solve(gram, moment[:, index, None])[:, :, 0]
+            score = -(x * moment[:, index]).sum(1)
+            feasible = (x[:, len(signed) :] >= 0).all(1) & (score < best)
+            best = np.where(feasible, score, best)
+            full = np.zeros_like(parts)
+            full[:, index] = x
+            parts = np.where(feasible[:, None], full, parts)
+    tiny = 1e-6 * np.abs(goal).max() / np.sqrt(goal.shape[1])  # a start needs log coordinates
+    floor = np.where([not kind.signed for kind in kinds], tiny, 0.0)
+    return np.where(floor > 0, np.maximum(parts, floor), parts) / norm

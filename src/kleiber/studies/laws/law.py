@@ -1,8 +1,8 @@
-"""What a law is: one function of inputs and parameters, and what its signature says about how to fit it.
+"""A law: one function of inputs and parameters; its signature says how the parameters are searched.
 
-Arguments before `*` are inputs (columns of a table), keyword-only arguments are parameters whose annotation says how
-they are searched. The function must be elementwise numpy, so that a thousand refits are one broadcast call: inputs
-arrive with shape (rows,), parameters with shape (draws, 1). It refuses to hold data, fits or random numbers.
+Arguments before `*` are inputs (columns of a table); keyword-only arguments are parameters, whose annotation says how
+they are searched. The function must be elementwise numpy: inputs arrive with shape (rows,), parameters with shape
+(draws, 1), so a thousand refits are one broadcast call.
 
 A law of your own, in any file, fitted with `--law my_law.py:floor_only`:
 
@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Linear:
-    """A factor of one additive term: solved exactly for given shapes; non-negative unless `signed`."""
+    """The factor of an additive term: solved exactly for given shapes; non-negative unless `signed`."""
 
     signed: bool = False
     log = property(lambda self: not self.signed)
@@ -58,19 +58,20 @@ Scale = Annotated[Array, Shape(1.0, 1e30)]
 Real = Annotated[Array, Shape(-1.0, 1.0, log=False)]
 
 Derived = Callable[[Mapping[str, Array]], Array]
+Function = Callable[..., Any]  # inputs by position, parameters by name
 
 
 @dataclass(frozen=True)
 class Law:
-    """A fitted form: the function, its inputs and parameters, and the objective its source fits it with.
+    """The form of a law: its function, inputs and parameters, and the objective with which its source fits it.
 
-    `returns` is the scale the function answers on (linear or log10). `space` is the scale of the residuals, `loss_fn`
-    the loss on them. `start` names a simpler law whose fit seeds the shared parameters. `fixed` holds the parameters
-    that are not fitted, with their values (`fix`).
+    `returns` is the scale of the function's value (linear or log10), `space` the scale of the residuals, `loss_fn` the
+    loss on them. `start` names a simpler law whose fit gives starting values of the shared parameters. `fixed` holds
+    the values of parameters that are not fitted (`fix`).
     """
 
     name: str
-    function: Callable[..., Any]
+    function: Function
     inputs: tuple[str, ...]
     params: Mapping[str, Linear | Shape]
     formula: str
@@ -84,10 +85,10 @@ class Law:
     fixed: Mapping[str, float] = field(default_factory=dict)
 
     def fix(self, values: Mapping[str, float]) -> "Law":
-        """The law with some of its parameters held at `values`: a law of the others alone.
+        """The law with some of its parameters held at `values`.
 
-        Errors: ValueError for a name that is no parameter, for a value outside the range that the parameter is searched
-        over, and when no parameter is left to fit.
+        Errors: ValueError for an unknown parameter, for a value outside its search range, and when no parameter is left
+        to fit.
         """
         for name, value in values.items():
             if name not in self.params:
@@ -107,7 +108,7 @@ class Law:
         return replace(self, params=free, fixed={**self.fixed, **values})
 
     def named(self, values: Array) -> dict[str, Array]:
-        """Every parameter by name, the fixed ones too, (draws,), of rows `values` (draws, params)."""
+        """Every parameter by name, fixed ones included, (draws,), from rows `values` (draws, params)."""
         held = {name: np.full(len(values), value) for name, value in self.fixed.items()}
         return {**held, **{name: values[:, j] for j, name in enumerate(self.params)}}
 
@@ -127,11 +128,11 @@ class Law:
         return np.array([kind.log for kind in self.params.values()])
 
     def evaluate(self, inputs: Mapping[str, Array], values: Array) -> Array:
-        """The function's own answer (scale `returns`) for parameter rows `values` of shape (draws, params)."""
+        """The function's value (draws, rows) on its scale `returns`, for parameter rows `values` (draws, params)."""
         return self.call(inputs, {name: column[:, None] for name, column in self.named(values).items()})
 
     def call(self, inputs: Mapping[str, Array], named: Mapping[str, Array]) -> Array:
-        """The same for every parameter by name, each of shape (draws, 1)."""
+        """The same for parameters by name, each of shape (draws, 1). ValueError where the function fails."""
         rows, draws = len(next(iter(inputs.values()))), len(next(iter(named.values())))
         try:
             with np.errstate(all="ignore"):
@@ -139,26 +140,26 @@ class Law:
             return np.broadcast_to(np.asarray(answer, dtype=np.float64), (draws, rows))
         except MemoryError:
             raise
-        except Exception as error:  # a law of the user's own may do anything
+        except Exception as error:  # a user's law may do anything
             raise ValueError(
                 f"law {self.name!r} fails on its inputs: {type(error).__name__}: {error}; it must be elementwise "
                 f"numpy, of inputs ({rows},) and parameters ({draws}, 1)"
             ) from error
 
     def predict(self, inputs: Mapping[str, Array], values: Array) -> Array:
-        """The predicted target in its own units, shape (draws, rows)."""
+        """The predicted target in its units, (draws, rows)."""
         answer = self.evaluate(inputs, np.atleast_2d(values))
         return 10.0**answer if self.returns == "log10" else answer
 
     def derive(self, values: Array) -> dict[str, Array]:
-        """Quantities that follow from the parameters alone (such as the allocation exponent), one per draw."""
+        """Quantities that follow from the parameters alone, such as the allocation exponent, (draws,) each."""
         named = self.named(values)
         with np.errstate(all="ignore"):
             return {name: rule(named) for name, rule in self.derived.items()}
 
 
-def describe(function: Callable[..., Any], **options: Any) -> Law:
-    """Read a Law off a function's signature and docstring; ValueError when a parameter has no search rule."""
+def describe(function: Function) -> Law:
+    """The Law of a function, from its signature and docstring; ValueError when a parameter has no search rule."""
     try:
         hints = get_type_hints(function, include_extras=True)
     except NameError as error:
@@ -168,7 +169,7 @@ def describe(function: Callable[..., Any], **options: Any) -> Law:
         if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
             inputs.append(name)
             continue
-        rules = [m for m in getattr(hints.get(name), "__metadata__", ()) if isinstance(m, (Linear, Shape))]
+        rules = [rule for rule in get_args(hints.get(name)) if isinstance(rule, (Linear, Shape))]
         if not rules:
             raise ValueError(
                 f"{function.__name__}: parameter {name!r} does not say how it is searched; "
@@ -181,25 +182,33 @@ def describe(function: Callable[..., Any], **options: Any) -> Law:
     first = text.split("\n")[0].rstrip(".")
     source = next((line[7:].strip() for line in text.split("\n") if line.startswith("Source:")), "user")
     formula = first.split(": ", 1)[-1]
-    return Law(function.__name__, function, tuple(inputs), params, formula, source, **options)
+    return Law(function.__name__, function, tuple(inputs), params, formula, source)
 
 
 LAWS: dict[str, Law] = {}
 
 
-def law(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter the decorated function into the shipped laws under its name and its aliases."""
+def law(
+    *, returns: str = "linear", space: str = "log", loss_fn: str = "huber", start: str | None = None,
+    aliases: tuple[str, ...] = (), derived: Mapping[str, Derived] | None = None,
+) -> Callable[[Function], Function]:  # fmt: skip
+    """Decorator that enters a function into the shipped laws; arguments are the fields of `Law`."""
 
-    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
-        found = describe(function, **options)
-        LAWS[found.name] = found
+    def enter(function: Function) -> Function:
+        LAWS[function.__name__] = replace(
+            describe(function), returns=returns, space=space, loss_fn=loss_fn, start=start, aliases=aliases,
+            derived=derived or {},
+        )  # fmt: skip
         return function
 
     return enter
 
 
 def from_file(name: str) -> Law:
-    """The law written as function FN of FILE.py; ValueError names the file or the functions found in it."""
+    """The law written as function FN of a file, `name` FILE.py:FN.
+
+    Errors: ValueError for an absent file, one that does not import and one without that function.
+    """
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
         raise ValueError(f"law {name!r}: no file {path!r}")
@@ -210,13 +219,14 @@ def from_file(name: str) -> Law:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"law {name!r}: {path} does not import: {type(error).__name__}: {error}") from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        own = [
+    form = vars(module).get(function)
+    if not callable(form):
+        functions = [
             key
             for key, value in vars(module).items()
             if inspect.isfunction(value) and value.__module__ == module.__name__
         ]
-        raise ValueError(f"law {name!r}: {path} has no function {function!r}; it has {', '.join(own) or 'none'}")
-    entered = [entry for entry in LAWS.values() if entry.function is found]
-    return entered[0] if entered else describe(found)  # @law(..) says more than the signature
+        names = ", ".join(functions) or "none"
+        raise ValueError(f"law {name!r}: {path} has no function {function!r}; it has {names}")
+    entered = [entry for entry in LAWS.values() if entry.function is form]
+    return entered[0] if entered else describe(form)  # @law(..) holds more than the signature

@@ -1,7 +1,8 @@
-"""A fitted table with the noise of its runs: seeds averaged within a size, the variance of trunks and rows measured.
+"""A fitted table with the noise of its runs: seeds averaged within a size, the variances of trunks and rows.
 
-With branches of trunks in the table the rows are no independent samples. Seeds of one size are averaged before the fit;
-the variances between and within trunks are measured on the single runs, and every interval is drawn from them.
+Branches of one trunk share its noise, so the rows of a ladder are no independent samples. Seeds of one size are
+averaged before the fit; the variances between and within trunks are estimated from the single runs, and every interval
+is computed from them.
 """
 
 from collections.abc import Mapping
@@ -9,27 +10,28 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtrc
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.special import fdtrc, fdtri
 
-from kleiber.studies.laws.bootstrap import Draws, bootstrap, strata_of
 from kleiber.studies.laws.filters import column_of
-from kleiber.studies.laws.fit import Fit, fit, refit
+from kleiber.studies.laws.fit import Fit, fit
 from kleiber.studies.laws.law import Array, Law
-from kleiber.studies.laws.replicates import TrunkNoise, cells, trunk_noise, two_way_means
-from kleiber.studies.laws.solve import relative_sigma
-from kleiber.studies.laws.table import Table
-from kleiber.studies.laws.variance_components import Layout, VarianceComponents, estimate
+from kleiber.studies.laws.problem import relative_sigma
+from kleiber.studies.laws.table import Table, cells
+from kleiber.studies.laws.uncertainty import Draws, Profile, bootstrap, interval, profiles, strata_of
+from kleiber.studies.laws.variance_components import Layout, TrunkNoise, VarianceComponents, estimate, trunk_noise
 
 EXTRA = ("C", "Nnoemb", "Cexact")
-MISFIT = 0.05  # level of the test by which sizes that scatter more than their seeds count as the samples
+MISFIT = 0.05  # level of the test that sizes scatter more than their seeds; then sizes are the samples
 
 
 @dataclass(frozen=True)
 class Runs:
     """The single rows behind the rows of a fit.
 
-    row    the row of the fit that each is averaged into
-    scale  of its residual, where standard errors are known (`solve.relative_sigma`)
+    row    the row of the fit into which each is averaged
+    scale  divisor of its residual, where standard errors are known (`problem.relative_sigma`)
     """
 
     inputs: dict[str, Array]
@@ -39,7 +41,7 @@ class Runs:
     scale: Array | None = None
 
     def of(self, rows: NDArray) -> "Runs":
-        """Those behind some rows of the fit (a mask or positions), which are renumbered."""
+        """The runs behind some rows of the fit (a mask or positions), which are renumbered."""
         positions = np.flatnonzero(rows) if rows.dtype == bool else np.asarray(rows)
         number = np.full(int(self.row.max()) + 1, -1)
         number[positions] = np.arange(len(positions))
@@ -51,12 +53,12 @@ class Runs:
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """A fit, the runs behind its rows, and what is known of their noise.
+    """A fit, the runs behind its rows, and their noise.
 
     layout    how the rows of the fit share trunks
     clusters  the trunk, or size, of each row; None where rows are independent
     columns   compute and other columns by row
-    seeds     noise between and within trunks of equal size; None without two seeds of one
+    seeds     noise between and within trunks of equal size; None without two seeds of a size
     averaged  whether rows are means over seeds
     """
 
@@ -70,46 +72,47 @@ class NoiseModel:
 
     @classmethod
     def of(
-        cls, found: Fit, clusters: NDArray | None = None, columns: Mapping[str, Array] | None = None
+        cls, fitted: Fit, clusters: NDArray | None = None, columns: Mapping[str, Array] | None = None
     ) -> "NoiseModel":
         """The model of a fit whose rows are single runs, independent or in clusters."""
-        problem = found.problem
+        problem = fitted.problem
         rows = np.arange(problem.num_rows)
         groups = rows if clusters is None else clusters
         layout = Layout(groups, np.ones(len(rows)), _log_size(problem.inputs))
         runs = Runs(dict(problem.inputs), problem.target, groups, rows, problem.scale)
-        return cls(found, runs, layout, clusters, dict(columns or {}))
+        return cls(fitted, runs, layout, clusters, dict(columns or {}))
 
     @property
     def compute(self) -> Array | None:
-        known = self.columns.get("C")
-        return known if known is not None and np.isfinite(known).all() else None
+        """C of each row; None where a row has none."""
+        compute = self.columns.get("C")
+        return compute if compute is not None and np.isfinite(compute).all() else None
 
     @property
     def along(self) -> tuple[str, Array] | None:
-        """What a backtest cuts by, with its name: compute C, else size N where the law has it; None for neither."""
+        """The column that backtests cut, with its name: compute C, else size N; None for neither."""
         if self.compute is not None:
             return "C", self.compute
         sizes = self.fit.problem.inputs.get("N")
         return None if sizes is None else ("N", sizes)
 
-    def components(self, found: Fit | None = None, rows: NDArray | None = None) -> VarianceComponents | None:
-        """Variance components of the fit, or of `found`, a fit of some of the `rows`.
+    def components(self, fitted: Fit | None = None, rows: NDArray | None = None) -> VarianceComponents | None:
+        """Variance components of the fit, or of `fitted`, a fit of some `rows`; None without degrees of freedom.
 
-        On the single runs; on the averaged rows where sizes scatter more than their seeds say, since the law's misfit
-        is then shared by all seeds of a size and the size is the sample.
+        Estimated from the single runs; from the averaged rows where sizes scatter more than their seeds, since all
+        seeds of a size then share the law's misfit and the size is the sample.
         """
-        found = self.fit if found is None else found
+        fitted = self.fit if fitted is None else fitted
         runs = self.runs if rows is None else self.runs.of(rows)
         layout = self.layout if rows is None else self.layout.rows(rows)
-        problem = replace(found.problem, inputs=runs.inputs, target=runs.target, scale=runs.scale)
-        jacobian = np.nan_to_num(problem.jacobian(found.theta[None])[0])
-        residuals = problem.observed - problem.predict(found.theta[None])[0]
+        problem = replace(fitted.problem, inputs=runs.inputs, target=runs.target, scale=runs.scale)
+        jacobian = np.nan_to_num(problem.jacobian(fitted.theta[None])[0])
+        residuals = problem.observed - problem.predict(fitted.theta[None])[0]
         fine = estimate(jacobian, residuals, runs.trunk, _log_size(runs.inputs))
         if fine is None or self.seeds is None or self.clusters is None:
             return fine
-        mean_jacobian = np.nan_to_num(found.problem.jacobian(found.theta[None])[0])
-        coarse = estimate(mean_jacobian, -found.residuals, layout.trunk, layout.log_size)
+        mean_jacobian = np.nan_to_num(fitted.problem.jacobian(fitted.theta[None])[0])
+        coarse = estimate(mean_jacobian, -fitted.residuals, layout.trunk, layout.log_size)
         if coarse is None or not coarse.between > 0:
             return fine
         trunks = 1 / float(np.mean(1 / layout.averaged))
@@ -119,29 +122,59 @@ class NoiseModel:
             return fine
         return replace(coarse, between=coarse.between * trunks, within=coarse.within * trunks)
 
-    def draws(self, count: int, seed: int, found: Fit | None = None, rows: NDArray | None = None) -> Draws | None:
-        """Refits of `count` resampled tables for the fit, or for `found`, a fit of some of the `rows`; None when
-        nothing measures noise."""
-        found = self.fit if found is None else found
+    def draws(self, count: int, seed: int, fitted: Fit | None = None, rows: NDArray | None = None) -> Draws | None:
+        """Refits of `count` resampled tables of the fit, or of `fitted`, a fit of some `rows`; None where the noise is
+        unknown."""
+        fitted = self.fit if fitted is None else fitted
         if count < 1:
             return None
-        components = self.components(found, rows)
+        components = self.components(fitted, rows)
         if components is None:
             return None
         layout = self.layout if rows is None else self.layout.rows(rows)
         clusters = None if self.clusters is None else self.clusters if rows is None else self.clusters[rows]
-        strata = strata_of(found.problem.inputs["N"]) if "N" in found.problem.inputs else None
-        return bootstrap(found, count, seed, components, layout, strata, clusters)
+        strata = strata_of(fitted.problem.inputs["N"]) if "N" in fitted.problem.inputs else None
+        return bootstrap(fitted, count, seed, components, layout, strata, clusters)
 
-    def on(self, rows: NDArray) -> Fit:
-        """The same law fitted to some rows."""
-        return refit(self.fit, rows)
+    def profiles(self, draws: Draws | None, level: float) -> dict[str, Profile]:
+        """Profiles of all parameters, their thresholds scaled to the widths of intervals that the noise implies.
+
+        Refits may widen that scale but not narrow it: along a flat profile they stay near their starting point.
+        """
+        widths = self._half_widths(level)
+        if draws is not None:
+            spare = self.fit.problem.num_rows - self.fit.problem.num_params
+            least = widths
+            if least is None:  # those of a linear fit to independent rows
+                half = np.sqrt(fdtri(1, max(spare, 1), level) * np.diag(self.fit.covariance()[0]))
+                least = dict(zip(self.fit.kept, half.tolist(), strict=True))
+            with np.errstate(divide="ignore"):
+                lo, hi = interval(self.fit.problem.coordinates(draws.values), level)
+            half_widths = zip(self.fit.kept, ((hi - lo) / 2).tolist(), strict=True)
+            widths = {name: max(width, least[name]) for name, width in half_widths}
+        return profiles(self.fit, level, widths)
+
+    def _half_widths(self, level: float) -> dict[str, float] | None:
+        """Half the width of each parameter's interval in solver coordinates, from the variance components alone.
+
+        The half-width of the profile, times the factor by which trunks and sizes inflate the standard error of a linear
+        fit. None where rows are independent and equally noisy, which needs no factor.
+        """
+        fitted, noise = self.fit, self.components()
+        if noise is None or (self.clusters is None and noise.slope == 0):
+            return None
+        influence = np.linalg.pinv(fitted.problem.exact_jacobian(fitted.theta[None])[0])
+        variance, df = noise.variance(influence, self.layout)
+        spread = np.diag(fitted.covariance()[0])
+        independent = np.maximum((influence**2).sum(1) * fitted.noise**2, 1e-300)
+        widths = np.sqrt(fdtri(1, df, level) * spread * variance / independent)
+        return dict(zip(fitted.kept, widths.tolist(), strict=True))
 
 
 def fit_with_noise(
     table: Table, law: Law, loss_fn: str | None, delta: float, space: str | None, cluster: str | None
 ) -> NoiseModel:
-    """Fits the table; with a column naming the trunk of each row, its seeds are averaged within a size first."""
+    """Fits a table; where the column `cluster` names the trunk of each row, seeds are averaged within a size first."""
     inputs, loss = table.inputs(law), table.target
     trunk, row, clusters = np.arange(len(loss)), np.arange(len(loss)), None
     columns = {name: table.columns[name] for name in EXTRA if name in table.columns}
@@ -163,22 +196,22 @@ def fit_with_noise(
         squares = np.bincount(row, table.sigma**2)
         sigma = np.sqrt(squares) / np.bincount(row)
         scale = relative_sigma(sigma, mean_loss, space or law.space)
-        # Scaled means are alike in noise, whatever the seeds behind them: `counts` turns a run's noise into theirs.
+        # Scaled means have equal noise, whatever the seeds behind them: `counts` converts a run's noise into theirs.
         counts = np.full(len(mean_loss), float(np.mean(table.sigma**2) / np.mean(sigma**2)))
-    found = fit(law, means, mean_loss, loss_fn, delta, space, scale)
+    fitted = fit(law, means, mean_loss, loss_fn, delta, space, scale)
     groups = np.arange(len(mean_loss)) if clusters is None else clusters
     layout = Layout(groups, counts, _log_size(means))
     runs = Runs(dict(inputs), loss, trunk, row, run_scale)
-    return NoiseModel(found, runs, layout, clusters, columns, seeds, averaged)
+    return NoiseModel(fitted, runs, layout, clusters, columns, seeds, averaged)
 
 
 def scale_of(table: Table, space: str) -> Array | None:
-    """`solve.relative_sigma` of the table's own rows; None without a column of standard errors."""
+    """Divisors of the residuals of a table's rows (`problem.relative_sigma`); None without standard errors."""
     return None if table.sigma is None else relative_sigma(table.sigma, table.target, space)
 
 
 def _log_size(inputs: Mapping[str, Array]) -> Array:
-    """log N of each row; zeros for laws without N, whose noise is taken for the same everywhere."""
+    """log N of each row; zeros for laws without N, whose noise is assumed equal for all rows."""
     rows = len(next(iter(inputs.values())))
     return np.log(inputs["N"]) if "N" in inputs and (inputs["N"] > 0).all() else np.zeros(rows)
 
@@ -186,7 +219,7 @@ def _log_size(inputs: Mapping[str, Array]) -> Array:
 def _averaged(
     inputs: dict[str, Array], trunk: NDArray, means: dict[str, Array], groups: NDArray
 ) -> tuple[NDArray, Array]:
-    """For each row of the table the averaged row it belongs to, and for each averaged row the trunks of its group."""
+    """The averaged row of each row of the table, and the number of trunks in the group of each averaged row."""
     head = len(groups)
     cell = cells({name: np.concatenate([means[name], inputs[name]]) for name in means})
     number = np.full(int(cell.max()) + 1, -1)
@@ -194,3 +227,45 @@ def _averaged(
     row = number[cell[head:]]
     counts = {group: len(np.unique(trunk[groups[row] == group])) for group in np.unique(groups)}
     return row, np.array([counts[group] for group in groups], dtype=np.float64)
+
+
+def two_way_means(
+    inputs: Mapping[str, Array], loss: Array, clusters: NDArray, along: str = "D"
+) -> tuple[dict[str, Array], Array, NDArray]:
+    """Averages seeds within a size by the model ln L = a_D + u_seed: the mean over seeds of a_D + u_seed.
+
+    A plain mean would shift the D values that only some seeds reached by the offsets of those seeds. Rows of one size
+    agree in every input but `along`; trunks of a size that share no value of it, not even through others, cannot be
+    compared and are averaged separately. Returns the averaged inputs, the losses, and the group of trunks of each row,
+    which is the cluster that remains: the D values of a group share the noise of its trunks.
+    """
+    others = {name: column for name, column in inputs.items() if name != along}
+    size = cells(others) if others else np.zeros(len(loss), dtype=int)
+    kept: dict[str, list[float]] = {name: [] for name in inputs}
+    means: list[float] = []
+    groups: list[int] = []
+    for rows in _comparable(size, inputs[along], clusters):
+        _, first, at = np.unique(cells({along: inputs[along][rows]}), return_index=True, return_inverse=True)
+        _, seed = np.unique(clusters[rows], return_inverse=True)
+        num_d, num_seeds = len(first), int(seed.max()) + 1
+        design = np.zeros((len(rows), num_d + num_seeds))
+        design[np.arange(len(rows)), at] = 1.0
+        design[np.arange(len(rows)), num_d + seed] = 1.0
+        effects = np.linalg.lstsq(design, np.log(loss[rows]), rcond=None)[0]
+        means += list(effects[:num_d] + effects[num_d:].mean())
+        groups += [len(set(groups))] * num_d
+        for name in inputs:
+            kept[name] += list(inputs[name][rows][first])
+    return {name: np.array(column) for name, column in kept.items()}, np.exp(np.array(means)), np.array(groups)
+
+
+def _comparable(size: NDArray, values: Array, clusters: NDArray) -> list[NDArray[np.intp]]:
+    """The rows of each size whose trunks are linked by shared values, in order of size."""
+    groups = []
+    for number in np.unique(size):
+        rows = np.flatnonzero(size == number)
+        at, (_, trunk) = cells({"": values[rows]}), np.unique(clusters[rows], return_inverse=True)
+        links = coo_array((np.ones(len(rows)), (trunk, trunk.max() + 1 + at)), shape=(trunk.max() + at.max() + 2,) * 2)
+        _, component = connected_components(links, directed=False)
+        groups += [rows[component[trunk] == number_of_group] for number_of_group in np.unique(component[trunk])]
+    return groups

@@ -1,45 +1,148 @@
-"""Predictions of a recorded law: the value at a point, its interval and that of one new run, and how far outside it is.
+"""Predictions of a fitted law: the value at a point, its interval, the band of a new run, how far from the rows.
 
-It reads laws.json's content alone, so a prediction can be made long after the fit.
+A law that fits its rows is still an approximation, and its misfit grows with the distance from them; no resampling
+shows it. It is modelled as a relative error whose standard deviation grows with the distance in decades to the power
+.75. Its prior comes from tables of the literature and of this project (benchmarks/bands.py); the table's own backtests
+update it. The band of a new run holds that misfit, the uncertainty of the parameters and the noise of a run.
 
-A fitted law against rows that it has not seen: yesterday's law and today's runs, or two designs and one ladder.
-
-Seeds of one cell are averaged, and the law is read at the cell's inputs. It refuses to fit anything.
+Everything is computed from the content of laws.json, so a law can be evaluated, or compared with new rows, long after
+its fit.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
 
-from kleiber.studies.laws import file as records
-from kleiber.studies.laws.bootstrap import Draws, interval
-from kleiber.studies.laws.extrapolation import outside, widened
+from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import Fit, depends
 from kleiber.studies.laws.law import Array, Law
-from kleiber.studies.laws.replicates import cells
-from kleiber.studies.laws.solve import Problem
-from kleiber.studies.laws.table import DERIVED, Table
+from kleiber.studies.laws.problem import Problem
+from kleiber.studies.laws.table import DERIVED, Table, cells
+from kleiber.studies.laws.uncertainty import Draws, interval
 from kleiber.studies.laws.variance_components import VarianceComponents
+from kleiber.types.plain import Json, Row
 
-# Also the default in `command`, which imports nothing heavy.
+EXPECTED = (
+    0.041  # prior relative error at one decade; with it 90 % bands cover 90 % of the runs of the tables it is from
+)
+WEIGHT = 2.0  # weight of the prior, in independent runs
+FEW_PER_CUT = 2.0  # most independent runs that the rows above one cut count as: they share the error of one fit
+POWER = 0.75  # power of the distance in decades with which the error grows
+NEAR = 0.1  # shortest distance in decades: nearer rows count as this far
 MAX_DECADES = 3.0  # the farthest published extrapolation that held (2.6 decades, arXiv:2403.08540)
 
 
-def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: float = MAX_DECADES) -> dict:
-    """One prediction: value, the interval of the law's own value (lo, hi), the band of a new run (run_lo, run_hi), and
-    decades outside the rows.
+@dataclass(frozen=True)
+class Evidence:
+    """Errors of one fit on rows above its cut.
 
-    Beyond `max_decades` in any input or in C the value is null and `refused` says so; without intervals where the rows
-    leave the answer open, as at another size than the only one. The interval takes the law
-    for true; the band holds the misfit that backtests show at that distance and the noise of a run as well.
+    rows      positions in the whole table
+    cluster   trunk, or size, of each row
+    error     log(observed / predicted) by row
+    variance  variance of the error by row that the parameters' uncertainty and the noise of runs explain
+    decades   distance of each row from the fitted rows
+    """
+
+    rows: NDArray[np.intp]
+    cluster: NDArray
+    error: Array
+    variance: Array
+    decades: Array
+
+    def keep(self, mask: NDArray[np.bool_]) -> Evidence:
+        """The evidence of some of its rows."""
+        return Evidence(self.rows[mask], self.cluster[mask], self.error[mask], self.variance[mask], self.decades[mask])
+
+    @property
+    def weights(self) -> Array:
+        """Weight of each row: equal for every cluster, at most FEW_PER_CUT in total."""
+        _, member, count = np.unique(self.cluster, return_inverse=True, return_counts=True)
+        return min(len(count), FEW_PER_CUT) / len(count) / count[member]
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """The standard deviation of the law's relative error at one decade, after the evidence of backtests."""
+
+    evidence: Sequence[Evidence] = field(default_factory=tuple)
+
+    @property
+    def num_runs(self) -> int:
+        """Number of independent runs that were predicted, each counted once."""
+        return len({name for evidence in self.evidence for name in evidence.cluster.tolist()})
+
+    @property
+    def at_one_decade(self) -> float:
+        """Root mean square of the prior and of the errors that parameters and noise do not explain."""
+        total, weight = WEIGHT * EXPECTED**2, WEIGHT
+        for evidence in self.evidence:
+            weights = evidence.weights
+            beyond = np.maximum(evidence.error**2 - evidence.variance, 0.0) / np.maximum(evidence.decades, NEAR) ** (
+                2 * POWER
+            )
+            total += float((weights * beyond).sum())
+            weight += float(weights.sum())
+        return float(np.sqrt(total / weight))
+
+    def within(self, train: NDArray[np.bool_]) -> Misfit:
+        """The misfit estimated from the rows `train` alone."""
+        kept = []
+        for evidence in self.evidence:
+            mask = train[evidence.rows]
+            if mask.any():
+                kept.append(evidence.keep(mask))
+        return Misfit(tuple(kept))
+
+
+def widened(
+    value: Array, lo: Array, hi: Array, at_one_decade: float, decades: Array, level: float
+) -> tuple[Array, Array]:
+    """The interval [lo, hi] of `value` with the misfit at that distance added in quadrature, on the log scale.
+
+    Intervals that are not positive are widened on the linear scale.
+    """
+    extra = float(ndtri((1 + level) / 2)) * at_one_decade * np.maximum(decades, 0.0) ** POWER
+    with np.errstate(all="ignore"):
+        below, above = np.hypot(np.log(value / lo), extra), np.hypot(np.log(hi / value), extra)
+        low, high = value * np.exp(-below), value * np.exp(above)
+        flat_low, flat_high = value - np.hypot(value - lo, extra * value), value + np.hypot(hi - value, extra * value)
+    inside = (lo <= value) & (value <= hi)
+    positive = inside & (lo > 0)
+    low, high = np.where(positive, low, flat_low), np.where(positive, high, flat_high)
+    return np.where(inside, low, lo), np.where(inside, high, hi)
+
+
+def outside(domain: Mapping[str, Sequence[float]], at: Mapping[str, Array | float]) -> Array:
+    """Distance in decades of points from the fitted rows: the largest over inputs and compute, 0 inside."""
+    far = np.zeros(np.shape(next(iter(at.values()), 0.0)))
+    for name, (lo, hi) in domain.items():
+        if name in at and lo > 0:
+            value = np.asarray(at[name], dtype=np.float64)
+            with np.errstate(all="ignore"):
+                beyond = np.where(value > 0, np.maximum(np.log10(value / hi), np.log10(lo / value)), 0.0)
+            far = np.maximum(far, beyond)
+    return far
+
+
+def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float = MAX_DECADES) -> Json:
+    """Predicts at one point from an entry of laws.json.
+
+    Returns value, lo and hi (interval of the law's value if the law holds), run_lo and run_hi (band of a new run, which
+    adds the misfit at that distance and the noise of a run) and decades (distance from the rows). Beyond `max_decades`
+    in any input or in C the value is None and `refused` gives the reason. lo and hi are None where the rows do not
+    determine the value. Errors: ValueError for a missing, unknown or non-positive input.
     """
     unread = [name for name in at if name not in (*law.inputs, "N", "D", "C", "M")]
     if unread:
         raise ValueError(f"predict {unread[0]}={at[unread[0]]:g}: law {law.name!r} reads {', '.join(law.inputs)}")
     wrong = [name for name in at if not (0 < at[name] < np.inf if name in "NDCM" else np.isfinite(at[name]))]
     if wrong:
-        raise ValueError(f"predict {wrong[0]}={at[wrong[0]]:g}: write a finite number above 0")
+        raise ValueError(f"predict {wrong[0]}={at[wrong[0]]:g}: must be a finite number > 0")
     full = complete(at)
     missing = [name for name in law.inputs if name not in full]
     if missing:
@@ -49,18 +152,18 @@ def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: flo
     decades = float(outside(record["domain"], full))
     answer: dict = {"at": dict(at), "value": None, "lo": None, "hi": None, "decades": decades}
     if decades > max_decades:
-        return answer | {"refused": f"{decades:.1f} decades beyond the rows, more than {max_decades:g}"}
+        return answer | {"refused": f"{decades:.1f} decades outside the rows, above the limit of {max_decades:g}"}
     inputs = {name: np.array([full[name]]) for name in law.inputs}
-    values = records.fitted_values(record)
+    values = fitted_values(record)
     answer["value"] = float(law.predict(inputs, values)[0, 0])
     if not np.isfinite(answer["value"]):
         raise ValueError(f"predict {dict(at)}: law {law.name!r} has no value there")
     draws = np.array(record["draws"])
-    untold = np.array(record.get("untold", ())).reshape(-1, len(law.params))
-    if len(draws) and not depends(law.predict(inputs, untold)[:, 0]):
-        found = _empty_fit(law, inputs, record, values)
+    undetermined = np.array(record.get("untold", ())).reshape(-1, len(law.params))
+    if len(draws) and not depends(law.predict(inputs, undetermined)[:, 0]):
+        fitted = _empty_fit(law, inputs, record, values)
         refits = Draws(
-            found, draws, record["bootstrap"]["method"], VarianceComponents(**record["noise"]), record["residual_sd"]
+            fitted, draws, record["bootstrap"]["method"], VarianceComponents(**record["noise"]), record["residual_sd"]
         )
         flat = np.array(record.get("flat", ())).reshape(-1, len(law.params))
         along = law.predict(inputs, flat)[:, 0]
@@ -74,8 +177,8 @@ def predict(record: Mapping, law: Law, at: Mapping[str, float], max_decades: flo
     return answer
 
 
-def _empty_fit(law: Law, inputs: Mapping[str, Array], record: Mapping, values: Array) -> Fit:
-    """A fit without rows: what a record remembers of one, enough to add noise on the right scale."""
+def _empty_fit(law: Law, inputs: Mapping[str, Array], record: Row, values: Array) -> Fit:
+    """The fit of a record without its rows: enough to add noise on the scale of the residuals."""
     objective = record["objective"]
     active = np.ones(len(law.params), dtype=bool)
     problem = Problem(
@@ -93,35 +196,49 @@ def complete(at: Mapping[str, float]) -> dict[str, float]:
     return full
 
 
-def hold(record: Mapping[str, Any], law: Law, table: Table, max_decades: float) -> dict[str, Any]:
-    """Cells with what the law says of each, and the errors over them.
+def compare_with_rows(record: Row, law: Law, table: Table, max_decades: float) -> Json:
+    """Compares a recorded law with rows that it was not fitted to; seeds of one cell are averaged.
 
-    cells   by rising compute, else in the order of the rows: at, target (mean over its runs), runs, and `predict`'s
-            value, lo, hi, run_lo, run_hi, decades
-    mare    mean |value / target - 1|;  bias the mean of value / target - 1
-    coverage, run_coverage   share of cells inside the law's interval and inside one run's; None without intervals
-    Raises ValueError for rows farther outside the law's own than `max_decades`.
+    cells   in order of compute, else of the rows: at, target (mean over its runs), runs, and the fields of `predict`
+    mare    mean |value / target - 1|;  bias  mean of value / target - 1
+    coverage, run_coverage   share of cells inside the law's interval and inside the band; None without intervals
+    Errors: ValueError for rows farther than `max_decades` outside those of the law.
     """
     inputs, member = table.inputs(law), cells(table.inputs(law))
-    found = []
+    predictions = []
     for cell in np.unique(member):
-        mine = member == cell
-        at = {name: float(column[mine][0]) for name, column in inputs.items()}
-        said = predict(record, law, at, max_decades)
-        if "refused" in said:
+        in_cell = member == cell
+        at = {name: float(column[in_cell][0]) for name, column in inputs.items()}
+        prediction = predict(record, law, at, max_decades)
+        if "refused" in prediction:
             point = ", ".join(f"{name}={value:g}" for name, value in at.items())
-            raise ValueError(f"{point}: {said['refused']}; --force predicts all the same")
-        compute = float(table.columns["C"][mine].mean()) if "C" in table.columns else float(len(found))
-        found.append({**said, "target": float(table.target[mine].mean()), "runs": int(mine.sum()), "order": compute})
-    found.sort(key=lambda one: one["order"])
-    errors = np.array([one["value"] / one["target"] - 1 for one in found])
+            raise ValueError(f"{point}: {prediction['refused']}; --force predicts all the same")
+        compute = float(table.columns["C"][in_cell].mean()) if "C" in table.columns else float(len(predictions))
+        predictions.append(
+            {**prediction, "target": float(table.target[in_cell].mean()), "runs": int(in_cell.sum()), "order": compute}
+        )
+    predictions.sort(key=lambda row: row["order"])
+    errors = np.array([row["value"] / row["target"] - 1 for row in predictions])
     return {
-        "cells": found, "mare": float(np.abs(errors).mean()), "bias": float(errors.mean()),
-        "coverage": covered(found, "lo", "hi"), "run_coverage": covered(found, "run_lo", "run_hi"),
+        "cells": predictions, "mare": float(np.abs(errors).mean()), "bias": float(errors.mean()),
+        "coverage": _coverage(predictions, "lo", "hi"), "run_coverage": _coverage(predictions, "run_lo", "run_hi"),
     }  # fmt: skip
 
 
-def covered(found: list[dict[str, Any]], low: str, high: str) -> float | None:
-    if any(one.get(low) is None for one in found):
+def _coverage(predictions: list[Json], low: str, high: str) -> float | None:
+    """Share of the cells whose target lies between two fields of their prediction."""
+    if any(row.get(low) is None for row in predictions):
         return None
-    return float(np.mean([one[low] <= one["target"] <= one[high] for one in found]))
+    return float(np.mean([row[low] <= row["target"] <= row[high] for row in predictions]))
+
+
+def law_of(entry: Row) -> Law:
+    """The law of an entry of laws.json, with its fixed parameters held at their values."""
+    return find(entry["law"]).fix(
+        {name: estimate["value"] for name, estimate in entry["params"].items() if estimate.get("fixed")}
+    )
+
+
+def fitted_values(record: Row) -> NDArray[np.float64]:
+    """The values of the fitted parameters in order, (1, params), as `Law.predict` takes them."""
+    return np.array([[entry["value"] for entry in record["params"].values() if not entry.get("fixed")]])

@@ -1,155 +1,24 @@
-"""Many least-loss problems at once: Huber, absolute or squared residuals of one law, one row of parameters per problem.
+"""Solves many least-loss problems at once: Huber, absolute or squared residuals of a law, a row of parameters each.
 
-A bootstrap, a profile and a multi-start are the same computation, a batch of refits that differ in weights, targets or
-starts, so the solver is one Levenberg-Marquardt over arrays (problems, rows, params), reweighted for the Huber loss.
-It knows laws only as functions and refuses to choose starts, to judge and to draw random numbers.
+A bootstrap, a profile and a multi-start fit are the same computation: a batch of refits that differ in weights, targets
+or starting points. `descend` is a Levenberg-Marquardt over arrays (problems, rows, params), reweighted for the Huber
+loss; `polish` takes one row to ten digits; `finish` takes Newton steps on the gradient. An objective determines its
+minimum to half of its digits only, so where a descent stops depends on rounding; where the gradient is zero does not.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from kleiber.studies.laws.law import Array, Law
+from kleiber.studies.laws.law import Array
+from kleiber.studies.laws.problem import Problem, influence, rho
 
-EIGHTH = {2e-3: 8 / 5, 4e-3: -4 / 5, 6e-3: 8 / 35, 8e-3: -1 / 35}  # weights of central differences by distance
-LOSSES = ("huber", "lad", "squared")
-SPACES = ("log", "linear", "log10")
 BATCH = 100_000  # elements (problems x rows) evaluated together: fits the caches
-TOGETHER = 20_000  # elements below which all coordinates of a Jacobian go in one call
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One law, its rows and the objective sum_i rho(s(L_hat_i) - s(L_i)), s the `space`, rho the `loss_fn`.
-
-    `active` marks the parameters that are in the law; a dropped term is held at 0. `scale` (rows,), where standard
-    errors are known, divides both predictions and observations, and so the residuals (`relative_sigma`).
-    """
-
-    law: Law
-    inputs: Mapping[str, Array]
-    target: Array
-    loss_fn: str
-    delta: float
-    space: str
-    active: NDArray[np.bool_] = field(repr=False)
-    scale: Array | None = field(default=None, repr=False)
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.target)
-
-    @property
-    def num_params(self) -> int:
-        return int(self.active.sum())
-
-    @property
-    def observed(self) -> Array:
-        """The target on the scale of the residuals."""
-        return self.scaled(to_space(self.target, self.space))
-
-    def scaled(self, values: Array) -> Array:
-        """Values by row (..., rows) over the row's scale."""
-        return values if self.scale is None else values / self.scale
-
-    def rows(self, keep: NDArray) -> "Problem":
-        """The same problem on some of its rows (a mask or positions)."""
-        return replace(
-            self,
-            inputs={k: v[keep] for k, v in self.inputs.items()},
-            target=self.target[keep],
-            scale=None if self.scale is None else self.scale[keep],
-        )
-
-    def values(self, theta: Array) -> Array:
-        """Natural parameters (draws, all params) of solver coordinates (draws, active params)."""
-        full = np.zeros((len(theta), len(self.active)))
-        log = self.law.log[self.active]
-        full[:, self.active] = np.where(log, np.exp(np.clip(np.where(log, theta, 0.0), -700, 700)), theta)
-        return full
-
-    def coordinates(self, values: Array) -> Array:
-        """The inverse of `values`."""
-        kept = np.atleast_2d(values)[:, self.active]
-        log = self.law.log[self.active]
-        return np.where(log, np.log(np.where(log, np.maximum(kept, 1e-300), 1.0)), kept)
-
-    def predict(self, theta: Array, inputs: Mapping[str, Array] | None = None) -> Array:
-        """Predictions on the scale of the residuals, (draws, rows); at other `inputs` than its own rows unscaled."""
-        answer = self.law.evaluate(self.inputs if inputs is None else inputs, self.values(theta))
-        answer = convert(answer, self.law.returns, self.space)
-        return self.scaled(answer) if inputs is None else answer
-
-    @np.errstate(all="ignore")  # a wild trial step is rejected by its infinite objective
-    def jacobian(self, theta: Array, inputs: Mapping[str, Array] | None = None, apart: float = 6e-6) -> Array:
-        """d prediction / d coordinate by central differences over `apart`, (draws, rows, active params)."""
-        draws, params = theta.shape
-        steps = np.eye(params)[:, None, :] * (apart * np.maximum(1.0, np.abs(theta)))[None]
-        together = params if draws * self.num_rows * params <= TOGETHER else 1
-        parts = []
-        for j in range(0, params, together):
-            step = steps[j : j + together]
-            both = np.concatenate([theta + step, theta - step]).reshape(-1, params)
-            ahead, behind = self.predict(both, inputs).reshape(2, len(step), draws, -1)
-            parts.append((ahead - behind) / (2 * step.sum(2)[:, :, None]))
-        return np.moveaxis(np.concatenate(parts), 0, 2)
-
-    def exact_jacobian(self, theta: Array) -> Array:
-        """The same to eighth order, over distances at which rounding is 300 times less, for four times the price."""
-        return np.sum([share * self.jacobian(theta, apart=apart) for apart, share in EIGHTH.items()], axis=0)
-
-
-def to_space(loss: Array, space: str) -> Array:
-    """The scale the residuals live on: log L, log10 L or L."""
-    with np.errstate(all="ignore"):
-        return {"log": np.log, "log10": np.log10, "linear": np.asarray}[space](loss)
-
-
-def from_space(values: Array, space: str) -> Array:
-    """The inverse of `to_space`."""
-    return {"log": np.exp, "log10": lambda a: 10.0**a, "linear": np.asarray}[space](values)
-
-
-def relative_sigma(sigma: Array, target: Array, space: str) -> Array:
-    """Standard errors of the target on the scale of the residuals, over their root mean square.
-
-    sigma / L in log space. Divided by the root mean square, residuals stay as large as they were, so that a Huber delta
-    keeps its meaning and equal errors change nothing.
-    """
-    error = {"log": sigma / target, "log10": sigma / (target * np.log(10.0)), "linear": sigma}[space]
-    return error / np.sqrt(np.mean(error**2))
-
-
-def convert(answer: Array, returns: str, space: str) -> Array:
-    """A law's answer, from the scale it returns to the scale of the residuals."""
-    if returns == space:
-        return answer
-    if returns == "log10" and space == "log":
-        return answer * np.log(10.0)
-    return to_space(10.0**answer if returns == "log10" else answer, space)
-
-
-def rho(r: Array, loss_fn: str, delta: float) -> Array:
-    """Huber r^2/2 within delta and delta (|r| - delta/2) beyond; lad |r|; squared r^2. Not finite reads as inf."""
-    size = np.abs(r)
-    with np.errstate(all="ignore"):
-        if loss_fn == "squared":
-            out = size**2
-        elif loss_fn == "lad":
-            out = size
-        else:
-            out = np.where(size <= delta, size**2 / 2, delta * (size - delta / 2))
-    return np.where(np.isfinite(out), out, np.inf)
-
-
-def influence(r: Array, loss_fn: str, delta: float) -> Array:
-    """Weights rho'(r)/r up to a factor: those of the quadratic that touches rho from above at r."""
-    if loss_fn == "squared":
-        return np.ones_like(r)
-    return 1 / np.maximum(1.0, np.abs(r) / delta)
+STEPS = 4  # Newton steps of `finish`
+APART = 1e-6  # change of residuals over which gradients are differenced: below any Huber delta in use
+FARTHEST = 1e-3  # largest difference in a coordinate, for directions that move no residual
 
 
 def smooth(problem: Problem, r: Array) -> tuple[str, float]:
@@ -164,10 +33,10 @@ def descend(
     problem: Problem, theta: Array, targets: Array | None = None, weights: Array | None = None,
     fixed: int | None = None, rounds: int = 60, tolerance: float = 1e-8,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Levenberg-Marquardt from every row of `theta`: the refitted rows and their objective values.
+    """Levenberg-Marquardt from every row of `theta`; returns the refitted rows and their objective values.
 
-    `targets` (problems, rows) on the residual scale and `weights` (problems, rows) tell the problems apart; coordinate
-    `fixed` stays. Large batches are cut into chunks, which changes nothing but memory.
+    `targets` and `weights` (problems, rows), on the scale of the residuals, are those of each problem; coordinate
+    `fixed` is held. Large batches are computed in chunks to bound memory.
     """
     chunk = max(1, BATCH // problem.num_rows)
     if len(theta) <= chunk:
@@ -227,9 +96,9 @@ def _step(problem, theta, r, weights, damping, free, loss_fn, delta) -> Array:
 
 @np.errstate(all="ignore")  # a wild trial step is rejected by its infinite objective
 def polish(problem: Problem, theta: Array) -> tuple[Array, float]:
-    """BFGS on whitened coordinates from one row `theta`, to ten digits; lad by Huber with delta falling to 1e-7.
+    """BFGS on whitened coordinates from a row `theta` (params,), to ten digits; lad by Huber with delta down to 1e-7.
 
-    The objective is divided by its value at the start: raw values of 1e-3 meet default tolerances too early.
+    The objective is divided by its value at the start, since raw values of 1e-3 meet the default tolerances too early.
     """
     deltas = {"lad": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7), "huber": (problem.delta,), "squared": (1.0,)}[problem.loss_fn]
     observed = problem.observed
@@ -249,8 +118,8 @@ def polish(problem: Problem, theta: Array) -> tuple[Array, float]:
             value = float(rho(r, loss_fn, delta).sum())
             return (value if np.isfinite(value) else 1e300) / size, slope / size
 
-        found = minimize(cost, np.zeros(len(theta)), jac=True, method="BFGS", options={"gtol": 1e-8, "maxiter": 400})
-        theta = theta + whiten @ found.x
+        result = minimize(cost, np.zeros(len(theta)), jac=True, method="BFGS", options={"gtol": 1e-8, "maxiter": 400})
+        theta = theta + whiten @ result.x
     values = [
         float(rho(problem.predict(t[None])[0] - observed, problem.loss_fn, problem.delta).sum()) for t in (start, theta)
     ]
@@ -261,3 +130,64 @@ def _whitening(jacobian: Array) -> Array:
     """A basis in which the weighted residuals' curvature is the identity (small directions held to 1e-7)."""
     _, s, vt = np.linalg.svd(np.nan_to_num(jacobian), full_matrices=False)
     return vt.T / np.maximum(s, 1e-7 * max(float(s[0]), 1e-300))
+
+
+@np.errstate(all="ignore")  # a step that is not finite is not taken
+def finish(
+    problem: Problem, theta: Array, targets: Array | None = None, weights: Array | None = None, fixed: int | None = None
+) -> tuple[Array, Array]:
+    """Newton steps from every row of `theta` to a zero gradient; returns the rows and the objectives there.
+
+    Arguments as for `descend`. Absolute residuals (lad) have corners instead and are left as they are.
+    """
+    shape = (len(theta), problem.num_rows)
+    observed = np.broadcast_to(problem.observed[None] if targets is None else targets, shape)
+    weights = np.broadcast_to(np.ones((1, 1)) if weights is None else weights, shape)
+    free = [j for j in range(theta.shape[1]) if j != fixed and problem.loss_fn != "lad"]
+    chunk = max(1, BATCH // (problem.num_rows * 2 * max(len(free), 1)))
+    parts = [slice(i, i + chunk) for i in range(0, len(theta), chunk)]
+    theta = np.concatenate([_finish(problem, theta[p], observed[p], weights[p], free) for p in parts])
+    return theta, (weights * rho(problem.predict(theta) - observed, problem.loss_fn, problem.delta)).sum(1)
+
+
+def _finish(problem: Problem, theta: Array, observed: Array, weights: Array, free: list[int]) -> Array:
+    theta = theta.copy()
+    for _ in range(STEPS if free else 0):
+        basis = _basis(problem, theta, observed, weights, free)
+        around = np.stack([theta + s * basis[:, :, k] for k in range(len(free)) for s in (1, -1)], 1)
+        slopes = _slopes(problem, around, observed, weights, basis, partial(problem.jacobian, apart=2e-4))
+        curvature = (slopes[:, ::2] - slopes[:, 1::2]) / 2
+        curvature = (curvature + curvature.transpose(0, 2, 1)) / 2
+        usable = np.isfinite(curvature).all((1, 2)) & (np.linalg.cond(np.nan_to_num(curvature)) < 1e12)
+        curvature[~usable] = np.eye(len(free))
+        here = _slopes(problem, theta[:, None], observed, weights, basis, problem.exact_jacobian)[:, 0]
+        trial = theta - np.einsum("bpq,bq->bp", basis, np.linalg.solve(curvature, here[:, :, None])[:, :, 0])
+        after = _slopes(problem, trial[:, None], observed, weights, basis, problem.exact_jacobian)[:, 0]
+        better = usable & (np.linalg.norm(after, axis=1) < np.linalg.norm(here, axis=1))
+        theta[better] = trial[better]
+    return theta
+
+
+def _slopes(
+    problem: Problem, around: Array, observed: Array, weights: Array, basis: Array, rule: Callable[[Array], Array]
+) -> Array:
+    """Gradients of the objectives at (problems, points, params) along the directions of a basis; `rule` is how to
+    difference the predictions."""
+    draws, points, params = around.shape
+    flat = around.reshape(-1, params)
+    r = problem.predict(flat).reshape(draws, points, -1) - observed[:, None]
+    pull = 2 * r if problem.loss_fn == "squared" else np.clip(r, -problem.delta, problem.delta)
+    jacobian = rule(flat).reshape(draws, points, problem.num_rows, params)
+    return np.einsum("bkr,bkrp,bpq->bkq", pull * weights[:, None], jacobian, basis, optimize=True)
+
+
+def _basis(problem: Problem, theta: Array, observed: Array, weights: Array, free: list[int]) -> Array:
+    """Directions (problems, params, free) in which residuals move by `APART`, so that all curvatures are alike."""
+    r = problem.predict(theta) - observed
+    weight = np.sqrt(weights * influence(r, problem.loss_fn, problem.delta))[:, :, None]
+    jacobian = np.nan_to_num(weight * problem.jacobian(theta)[:, :, free], nan=0.0, posinf=0.0, neginf=0.0)
+    _, s, vt = np.linalg.svd(jacobian, full_matrices=False)
+    apart = np.minimum(APART / np.maximum(s, 1e-300), FARTHEST)
+    basis = np.zeros((*theta.shape, vt.shape[1]))
+    basis[:, free] = vt.transpose(0, 2, 1) * apart[:, None]
+    return basis

@@ -1,7 +1,7 @@
-"""Tables of runs: csv, jsonl, parquet or a folder of runs, read into the float64 columns a law takes.
+"""Tables of runs: csv, jsonl, parquet or a folder of runs, read into the float64 columns that a law takes.
 
-Roles are the law's symbols (N, D, C, L, ...); `--map N=COL` says which column plays which. It refuses to guess a
-column, to drop a row without recording the rule, and to let 6 N D overflow: everything becomes float64 on load.
+Roles are the law's symbols (N, D, C, L, ...); `--map N=COL` assigns a column to a role. No column is guessed, and every
+row that is left out is recorded with its rule.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kleiber.studies.laws import filters as where
+from kleiber.studies.laws.filters import column_of, keep
 from kleiber.studies.laws.law import Array, Law
 
 DERIVED = {
@@ -23,7 +23,7 @@ DERIVED = {
 }
 
 
-# What the columns of a folder of runs are, as `study=scaling` reads them.
+# Roles of the columns of a folder of runs, as in `study=scaling`.
 OF_RUNS = {"N": "active", "D": "tokens", "L": "loss", "C": "flops"}
 
 
@@ -35,18 +35,19 @@ class Table:
     columns: dict[str, Array]
     roles: dict[str, str]
     excluded: list[dict[str, object]] = field(default_factory=list)
-    whole: pd.DataFrame | None = None  # with the excluded rows, which `split` tells by group
+    whole: pd.DataFrame | None = None  # with the excluded rows, which `split` assigns to groups
 
     def __len__(self) -> int:
         return len(self.frame)
 
     @property
     def target(self) -> Array:
+        """The column of role L."""
         return self.columns["L"]
 
     @property
     def sigma(self) -> Array | None:
-        """The standard errors of the targets, None without a column of them. ValueError names a row that has none."""
+        """Standard errors of the targets; None without such a column. ValueError for a row without one."""
         sigma = self.columns.get("sigma")
         if sigma is None:
             return None
@@ -60,7 +61,7 @@ class Table:
         return sigma
 
     def inputs(self, law: Law) -> dict[str, Array]:
-        """The law's inputs; ValueError names the roles that no column and no derivation supplies."""
+        """The law's inputs by name; ValueError for roles that no column and no derivation supplies."""
         missing = [name for name in law.inputs if name not in self.columns]
         if missing:
             maps = ",".join(f"{name}=COL" for name in missing)
@@ -79,7 +80,7 @@ class Table:
 
         ValueError for a row without a value.
         """
-        name = where.column_of(self.frame, column, "--by")
+        name = column_of(self.frame, column, "--by")
         if (empty := self.frame[name].isna().to_numpy(dtype=bool)).any():
             row = label(self.frame.index[int(np.argmax(empty))])
             raise ValueError(f"--by {column}: row {row} has no value there; leave it out with --where")
@@ -105,7 +106,7 @@ def label(index: object) -> object:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """The raw rows of a csv, jsonl or parquet file, or of a folder of runs; ValueError when it cannot be read."""
+    """Raw rows of a csv, jsonl or parquet file or of a folder of runs; ValueError when it cannot be read."""
     path = Path(path)
     if path.is_dir():
         from kleiber.records import catalog
@@ -138,9 +139,9 @@ def parse_map(text: str | None, extra: Mapping[str, str | None] | None = None) -
     """`N=params,D=tokens` (and the synonyms --params, --data, --loss, --compute) as a dict role -> column."""
     roles = {role: column for role, column in (extra or {}).items() if column}
     for item in filter(None, (text or "").split(",")):
-        role, found, column = item.partition("=")
-        if not found or not role.strip() or not column.strip():
-            raise ValueError(f"--map {item!r}: write ROLE=COLUMN, such as N=params,D=tokens,L=loss")
+        role, equals, column = item.partition("=")
+        if not equals or not role.strip() or not column.strip():
+            raise ValueError(f"--map {item!r}: must be ROLE=COLUMN, such as N=params,D=tokens,L=loss")
         if roles.get(role.strip(), column.strip()) != column.strip():
             raise ValueError(f"--map {item!r}: {role.strip()} is already {roles[role.strip()]!r}")
         roles[role.strip()] = column.strip()
@@ -150,7 +151,7 @@ def parse_map(text: str | None, extra: Mapping[str, str | None] | None = None) -
 def load(
     frame: pd.DataFrame, roles: Mapping[str, str], filters: Sequence[str] = (), needed: Iterable[str] = ()
 ) -> Table:
-    """Apply the roles and filters; a role of `needed` without a mapping is read from a column of its own name.
+    """Applies roles and filters; a role of `needed` without a mapping is the column of that name.
 
     Rows that a filter or a missing number removes are recorded with the rule. Errors: ValueError for an absent column
     (with the nearest), for a value that is no number (with its row) and when no row is left.
@@ -161,17 +162,15 @@ def load(
         if role not in named and role in frame.columns:
             named[role] = role
     if "L" not in named:
-        named["L"] = where.column_of(frame, "loss", "no loss mapped: add --map L=COL")
-    columns = {
-        role: _numbers(frame, where.column_of(frame, name, f"--map {role}={name}")) for role, name in named.items()
-    }
+        named["L"] = column_of(frame, "loss", "no loss mapped: add --map L=COL")
+    columns = {role: _numbers(frame, column_of(frame, name, f"--map {role}={name}")) for role, name in named.items()}
     for role, (parts, rule) in DERIVED.items():
         if role not in columns and all(part in columns for part in parts):
             columns[role] = rule(*(columns[part] for part in parts))
     table = Table(frame, columns, named, whole=frame)
     gone = np.zeros(len(frame), dtype=bool)
     for text in filters:
-        out = ~where.keep(frame, text, named)
+        out = ~keep(frame, text, named)
         table.excluded += [{"row": label(i), "rule": f"where: {text}"} for i in frame.index[out & ~gone]]
         gone |= out
     rest = {role: column[~gone] for role, column in columns.items()}
@@ -196,3 +195,16 @@ def _numbers(frame: pd.DataFrame, name: str) -> Array:
             raise ValueError(f"column {name!r}, row {row}: {column.iloc[row]!r} is not a number")
         column = read
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def cells(inputs: Mapping[str, Array]) -> NDArray[np.intp]:
+    """The number of the cell of each row: rows with equal inputs (to 1e-9) are replicates of a cell."""
+    units = {name: 10.0 ** (_magnitude(column) - 9) for name, column in inputs.items()}
+    stacked = np.column_stack([np.round(column / units[name]) * units[name] for name, column in inputs.items()])
+    _, member = np.unique(stacked, axis=0, return_inverse=True)
+    return member.reshape(-1)
+
+
+def _magnitude(column: Array) -> Array:
+    with np.errstate(divide="ignore"):
+        return np.where(column != 0, np.floor(np.log10(np.abs(np.where(column == 0, 1, column)))), 0)

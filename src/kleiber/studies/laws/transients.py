@@ -1,4 +1,4 @@
-"""Score tests of terms that a law may have missed, by generalized least squares with the noise of trunks and rows.
+"""Score tests of a transient that a law may lack, by generalized least squares with the noise of trunks and rows.
 
 What the branches of a trunk share is a function of size alone and looks like a transient in N, so tests along N have
 the degrees of freedom of trunks, not of rows.
@@ -10,22 +10,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from kleiber.studies.laws.fit import Fit
-from kleiber.studies.laws.initial_guess import columns_of
+from kleiber.studies.laws.fit import Fit, columns_of
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.noise_model import NoiseModel
-from kleiber.studies.laws.solve import descend, from_space
+from kleiber.studies.laws.problem import from_space
+from kleiber.studies.laws.solve import descend
 from kleiber.studies.laws.variance_components import Layout, VarianceComponents, without_outliers
 
-NULL_DRAWS = 4000
-FEWEST_TRUNKS = 3.0  # degrees of freedom between trunks below which nothing is judged along N
+NULL_DRAWS = 4000  # simulated tables behind a p-value
+FEWEST_TRUNKS = 3.0  # degrees of freedom between trunks below which nothing is tested along N
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What the tests of one table share: its least-squares fit, the noise of its rows, and their weights.
+    """The least-squares fit of a table, the noise of its rows and the weights that its tests share.
 
-    tangent    the law's gradient by row, dropped linear terms included: a floor at 0 must not read as a transient
+    tangent    the law's gradient by row, dropped linear terms included: a floor at 0 must not look like a transient
     precision  inverse covariance of the rows' noise less what the law absorbs: P of generalized least squares
     """
 
@@ -41,27 +41,27 @@ class Diagnostics:
 
     @property
     def residuals(self) -> Array:
-        """Observed above the law, on the scale of the fit."""
+        """Observed less predicted, on the scale of the fit."""
         return -self.least.residuals
 
     def score(self, directions: Array) -> tuple[Array, Array, Array]:
-        """Height, standard error and degrees of freedom of each added term, `directions` (terms, rows)."""
+        """Coefficient, standard error and degrees of freedom of each added term, `directions` (terms, rows)."""
         weights = directions @ self.precision
         size = np.maximum((weights * directions).sum(1), 1e-300)
         variance, df = self.noise.variance(weights, self.layout)
         return weights @ self.residuals / size, np.sqrt(variance) / size, df
 
     def df_along(self, name: str, df: Array) -> Array:
-        """Degrees of freedom of a test along an input: those of trunks at most, where that input tells trunks apart."""
+        """Degrees of freedom of a test along an input: at most those of trunks, where trunks differ in that input."""
         shared = self.model.clusters is not None and name != "D"
         return np.minimum(df, max(self.noise.df_trunks, 1.0)) if shared else df
 
 
 def diagnose(model: NoiseModel) -> Diagnostics | None:
-    """The tests of a table; None for laws they are not about, and without noise to compare with."""
+    """The diagnostics of a fitted table; None where transients do not apply to its law and where noise is unknown."""
     law = model.fit.law
     if {"L", "p"} & set(law.inputs) or law.returns != "linear" or not {"N", "D", "C"} & set(law.inputs):
-        return None  # a law of replay is one of a second training, which begins on no transient of the first
+        return None  # the second training of a law of replay does not start on the transient of the first
     least = _squared(model.fit)
     noise = model.components(least)
     if noise is None:
@@ -71,7 +71,7 @@ def diagnose(model: NoiseModel) -> Diagnostics | None:
 
 
 def absorbing(covariance: Array, tangent: Array) -> Array:
-    """P = V^-1 - V^-1 J (J' V^-1 J)^-1 J' V^-1: what is left of a direction when the law has absorbed its part."""
+    """P = V^-1 - V^-1 J (J' V^-1 J)^-1 J' V^-1, (rows, rows): weights of what the law cannot absorb."""
     lower = np.linalg.cholesky(covariance)
     white = np.linalg.solve(lower, tangent)
     basis, sizes, _ = np.linalg.svd(white / np.maximum(np.linalg.norm(white, axis=0), 1e-300), full_matrices=False)
@@ -80,9 +80,8 @@ def absorbing(covariance: Array, tangent: Array) -> Array:
     return inverse.T @ (np.eye(len(lower)) - basis @ basis.T) @ inverse
 
 
-def untold(diagnostics: Diagnostics) -> list[str]:
-    """Inputs along which a transient cannot be told from the noise that trunks share: fewer than 3 degrees of freedom
-    between trunks."""
+def untestable_inputs(diagnostics: Diagnostics) -> list[str]:
+    """Inputs along which too few trunks tell a transient from the noise that their branches share."""
     if diagnostics.model.clusters is None or diagnostics.noise.df_trunks >= FEWEST_TRUNKS:
         return []
     return [name for name in ("N", "C") if name in diagnostics.least.law.inputs]
@@ -90,7 +89,7 @@ def untold(diagnostics: Diagnostics) -> list[str]:
 
 @dataclass(frozen=True)
 class Transient:
-    """The best-fitting transient: along which input, its scale, relative size at the lowest rung, and p-value."""
+    """The best-fitting transient: its input, its scale, its relative size at the lowest rung, its p-value."""
 
     along: str
     scale: float
@@ -103,7 +102,8 @@ def transient(diagnostics: Diagnostics) -> Transient | None:
 
     Each term is tested by generalized least squares with the noise of trunks and rows, against t with the degrees of
     freedom of its own variance, which the term itself inflates: with few trunks the test is conservative. The least
-    p-value is compared with its distribution over 4000 tables of that noise, so the search over x0 is paid for.
+    p-value is compared with its distribution over 4000 simulated tables, which corrects for the search over x0. None
+    where no term can be tested.
     """
     choices, raw = _candidates(diagnostics)
     if not choices:
@@ -124,10 +124,9 @@ def transient(diagnostics: Diagnostics) -> Transient | None:
 
 
 def detectable(diagnostics: Diagnostics) -> tuple[float, float, float] | None:
-    """How large a transient exp(-D/D0) these rows would show: its size at the least D, for D0 = 1, 2 and 4 of them.
+    """The smallest detectable transients exp(-D/D0), with D0 of 1, 2 and 4 times the least D.
 
-    Relative to the loss, for a test of known D0 at 5 % and a power of 90 %; the law's own terms absorb the rest of it.
-    None without D.
+    Size at the least D relative to the loss, for a test of known D0 at 5 % with a power of 90 %. None without D.
     """
     if "D" not in diagnostics.least.law.inputs:
         return None
@@ -143,14 +142,16 @@ def detectable(diagnostics: Diagnostics) -> tuple[float, float, float] | None:
 def _candidates(
     diagnostics: Diagnostics, scales: Mapping[str, Array] | None = None
 ) -> tuple[list[tuple[str, float]], Array]:
-    """Transients to look for: (input, scale) of each and its rows on the scale of the fit.
+    """Transients to test: (input, scale) of each, and its rows (terms, rows) on the scale of the fit.
 
-    None of an input with fewer than four rungs, and none that the law absorbs.
+    Inputs with fewer than four rungs, and terms that the law absorbs, are left out.
     """
     problem, law = diagnostics.least.problem, diagnostics.least.law
     predicted = diagnostics.least.predict(problem.inputs)
     choices, terms = [], []
-    for along in (name for name in ("D", "N", "C") if name in law.inputs and name not in untold(diagnostics)):
+    for along in (
+        name for name in ("D", "N", "C") if name in law.inputs and name not in untestable_inputs(diagnostics)
+    ):
         x = problem.inputs[along]
         rungs = np.unique(x)
         if len(rungs) < (4 if scales is None else 3):
@@ -168,12 +169,12 @@ def _candidates(
     return [choice for choice, ok in zip(choices, left, strict=True) if ok], raw[left]
 
 
-def _squared(found: Fit) -> Fit:
-    """The same law by least squares, from where the robust fit ended, without the outliers of that fit."""
-    near = found.problem.observed + found.residuals - without_outliers(found.residuals)
-    near = near if found.problem.scale is None else near * found.problem.scale
-    problem = replace(found.problem, loss_fn="squared", target=from_space(near, found.problem.space))
-    theta, value = descend(problem, found.theta[None], rounds=100, tolerance=1e-10)
+def _squared(fitted: Fit) -> Fit:
+    """The least-squares fit of the same law, from the robust fit and without its outliers."""
+    near = fitted.problem.observed + fitted.residuals - without_outliers(fitted.residuals)
+    near = near if fitted.problem.scale is None else near * fitted.problem.scale
+    problem = replace(fitted.problem, loss_fn="squared", target=from_space(near, fitted.problem.space))
+    theta, value = descend(problem, fitted.theta[None], rounds=100, tolerance=1e-10)
     return Fit(problem, theta[0], float(value[0]))
 
 

@@ -1,12 +1,13 @@
 """The noise of a table of runs: its variance between trunks and within a trunk, and how it changes with model size.
 
-Branches of one trunk share the noise of that trunk, so a trunk is one sample of it, however many branches it has.
-`estimate` measures both variances from the residuals of a fit; `VarianceComponents.draw` simulates tables with that
-noise, the variances themselves redrawn by their degrees of freedom, so that percentiles of refits are t intervals.
+Branches of one trunk share its noise, so a trunk is one sample of it, however many branches it has. `estimate` computes
+both variances from the residuals of a fit; `VarianceComponents.draw` simulates tables with that noise, the variances
+themselves redrawn by their degrees of freedom, so that percentiles of refits are t intervals.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,17 +15,18 @@ from numpy.typing import NDArray
 from scipy.special import fdtrc
 
 from kleiber.studies.laws.law import Array
+from kleiber.studies.laws.table import cells
 
-OUTLIER = 6.0  # robust standard deviations beyond which a residual tells nothing of the noise
-SLOPE_PRIOR = 0.5  # standard deviation of the slope that is expected: few rows should not invent a trend
+OUTLIER = 6.0  # robust standard deviations beyond which a residual is no noise
+SLOPE_PRIOR = 0.5  # standard deviation of the prior of the slope: few rows should not produce a trend
 
 
 @dataclass(frozen=True)
 class Layout:
     """How the rows of a fit share trunks.
 
-    trunk     number of the trunk of each row, or of the group of trunks that a row averages
-    averaged  trunks that a row averages, as a float; 1 for a row that is a run
+    trunk     number of the trunk of each row, or of the group of trunks that is averaged into the row
+    averaged  number of trunks averaged into each row, as a float; 1 for a single run
     log_size  log N of each row; zeros where the law has no N
     """
 
@@ -41,13 +43,14 @@ class Layout:
 class VarianceComponents:
     """Variances of a run's noise on the scale of the fit, at the size `log_size`.
 
-    between, within        variance that the rows of a trunk share, and of each row alone
-    df_between, df_within  degrees of freedom they were measured with: trunks (rows) less the parameters of the law that
-                           trunks (rows within trunks) determine; equal when both were pooled into `within`
-    df_trunks              trunks less the parameters that they alone determine, pooled or not
+    between, within        variance that the rows of a trunk share, and variance of each row alone
+    df_between, df_within  their degrees of freedom: trunks (rows) less the parameters of the law that trunks (rows
+    within
+                           trunks) determine; equal when the two variances are pooled into `within`
+    df_trunks              trunks less the parameters that trunks determine, pooled or not
     slope                  the noise's standard deviation goes as N^-slope
     rows_per_trunk         branches of a trunk, on average
-    least_log_size, most_log_size  sizes that it was measured on; beyond them the noise is that of the nearest
+    least_log_size, most_log_size  range of sizes of the table; beyond it the noise is that of the nearest size
     """
 
     between: float
@@ -63,7 +66,7 @@ class VarianceComponents:
 
     @property
     def correlation(self) -> float:
-        """Of two rows of one trunk."""
+        """Correlation of two rows of a trunk."""
         return self.between / max(self.between + self.within, 1e-300)
 
     @property
@@ -77,12 +80,12 @@ class VarianceComponents:
         return np.exp(-self.slope * (inside - self.log_size))
 
     def run_sd(self, log_size: Array) -> Array:
-        """Standard deviation of single runs; where residuals grow with size it is misfit that does, so noise stays."""
+        """Standard deviation of single runs; it never grows with size, since only misfit does."""
         falling = replace(self, slope=max(self.slope, 0.0))
         return np.sqrt(self.between + self.within) * falling.scale(log_size)
 
     def redraw(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
-        """`count` pairs of (between, within) that the table's own could stand for: mean squares over chi^2 / df."""
+        """`count` draws of (between, within) given their estimates: mean squares over chi^2 / df."""
         within = self.within * self.df_within / rng.chisquare(self.df_within, count)
         if not self.between > 0:
             return np.zeros(count), within
@@ -95,23 +98,20 @@ class VarianceComponents:
         between, within = self.redraw(rng, count)
         names, member = np.unique(layout.trunk, return_inverse=True)
         shared = rng.normal(size=(count, len(names)))[:, member] * np.sqrt(between)[:, None]
-        own = rng.normal(size=(count, len(member))) * np.sqrt(within)[:, None]
-        return (shared + own) * self.scale(layout.log_size) / np.sqrt(layout.averaged)
+        single = rng.normal(size=(count, len(member))) * np.sqrt(within)[:, None]
+        return (shared + single) * self.scale(layout.log_size) / np.sqrt(layout.averaged)
 
     def variance(self, contrasts: Array, layout: Layout) -> tuple[Array, Array]:
-        """Variance of linear combinations of the rows' noise, and its degrees of freedom after Satterthwaite.
-
-        `contrasts` (combinations, rows).
-        """
+        """Variances of linear combinations (combinations, rows) of the rows' noise, and Satterthwaite's df."""
         weights = contrasts * self.scale(layout.log_size) / np.sqrt(layout.averaged)
         names, member = np.unique(layout.trunk, return_inverse=True)
         by_trunk = np.stack([np.bincount(member, row, len(names)) for row in weights])
-        shared, own = (by_trunk**2).sum(1), (weights**2).sum(1)
+        shared, single = (by_trunk**2).sum(1), (weights**2).sum(1)
         if not self.between > 0:
-            return own * self.within, np.full(len(own), self.df_within)
+            return single * self.within, np.full(len(single), self.df_within)
         mean_square = self.within + self.rows_per_trunk * self.between
-        outer, inner = shared / self.rows_per_trunk * mean_square, (own - shared / self.rows_per_trunk) * self.within
-        total = shared * self.between + own * self.within
+        outer, inner = shared / self.rows_per_trunk * mean_square, (single - shared / self.rows_per_trunk) * self.within
+        total = shared * self.between + single * self.within
         spread = outer**2 / self.df_between + inner**2 / self.df_within
         return total, np.maximum((outer + inner) ** 2 / np.maximum(spread, 1e-300), 1.0)
 
@@ -125,12 +125,11 @@ class VarianceComponents:
 def estimate(jacobian: Array, residuals: Array, trunk: NDArray, log_size: Array) -> VarianceComponents | None:
     """Variance components of the residuals of a least-squares fit with that Jacobian (rows, params).
 
-    Mean squares between and within trunks of the least-squares residuals, each over its own degrees of freedom: the
-    parameters that trunks determine are the trace of the law's projection between them. Both are pooled where
-    an F test at 25 % does not tell them apart; up to 10 % `within` is the pooled one all the same, since the smaller of
-    two estimates is too small. The slope of the noise over size maximizes the
-    likelihood under a normal prior and costs a degree of freedom. Outliers beyond 6 robust standard
-    deviations within a trunk do not count. None without degrees of freedom.
+    Mean squares between and within trunks, each over its degrees of freedom: the number of parameters that trunks
+    determine is the trace of the law's projection between them. Both are pooled where an F test at 25 % does not
+    distinguish them; between 10 % and 25 % only `within` is the pooled estimate, since the smaller of two estimates is
+    too small. The slope of the noise over size maximizes the likelihood under a normal prior and costs a degree of
+    freedom. Outliers beyond 6 robust standard deviations within a trunk are left out. None without degrees of freedom.
     """
     num_rows, num_params = jacobian.shape
     if num_rows - num_params < 2:
@@ -153,22 +152,23 @@ def estimate(jacobian: Array, residuals: Array, trunk: NDArray, log_size: Array)
 
 
 def _noise_slope(residuals: Array, trunk: NDArray, x: Array) -> float:
-    """By how much log noise falls with log size: the regression of log |residual| within trunks, shrunk towards 0.
+    """Slope by which log noise falls with log size: regression of log |residual| within trunks, shrunk towards 0.
 
-    An outlier moves a logarithm little. The variance of log |z| of a normal z is pi^2 / 8.
+    Logarithms make it robust to outliers. The variance of log |z| of a normal z is pi^2 / 8.
     """
     apart = np.abs(residuals - _middle(residuals, trunk))
-    told = apart > 1e-12 * max(float(apart.max()), 1e-300)
-    if told.sum() < 3 or not np.ptp(x[told]) > 0:
+    clear = apart > 1e-12 * max(float(apart.max()), 1e-300)
+    if clear.sum() < 3 or not np.ptp(x[clear]) > 0:
         return 0.0
-    spread = float(((x[told] - x[told].mean()) ** 2).sum())
-    slope = -float(((x[told] - x[told].mean()) * np.log(apart[told])).sum()) / spread
+    spread = float(((x[clear] - x[clear].mean()) ** 2).sum())
+    slope = -float(((x[clear] - x[clear].mean()) * np.log(apart[clear])).sum()) / spread
     return slope * SLOPE_PRIOR**2 / (SLOPE_PRIOR**2 + np.pi**2 / 8 / spread)
 
 
 def without_outliers(residuals: Array, trunk: NDArray | None = None) -> Array:
-    """Residuals with those that lie beyond OUTLIER robust standard deviations from the median of their trunk put to
-    that median. The median of all rows where trunks have one row or are not given.
+    """Residuals with outliers, beyond OUTLIER robust standard deviations from the median of their trunk, set to it.
+
+    The median is that of all rows where trunks have one row or are not given.
     """
     middle = _middle(residuals, trunk)
     size = np.abs(residuals - middle)
@@ -197,7 +197,7 @@ def _mean_squares(
     basis, sizes, _ = np.linalg.svd(jacobian, full_matrices=False)
     basis = basis[:, sizes > 1e-9 * sizes.max()]
     outer = np.column_stack([means(column) for column in basis.T])
-    share = float((outer**2).sum())  # parameters that trunks determine: the law's own part between trunks
+    share = float((outer**2).sum())  # parameters that trunks determine
     rest = residuals - basis @ (basis.T @ residuals)
     between_part = means(rest)
     within_part = rest - between_part
@@ -220,19 +220,13 @@ def _mean_squares(
 
 
 def _unmixed(
-    squares: Array,
-    basis: Array,
-    outer: Array,
-    trunk: NDArray,
-    lengths: Array,
-    df_between: float,
-    df_within: float,
+    squares: Array, basis: Array, outer: Array, trunk: NDArray, lengths: Array, df_between: float, df_within: float,
     spent: int,
-) -> tuple[float, float]:
-    """Mean squares between and within trunks that the sums of squares of least-squares residuals are expected from.
+) -> tuple[float, float]:  # fmt: skip
+    """Mean squares between and within trunks whose expected sums of squares are those of the residuals.
 
-    The fit of a law that is no function of trunks alone mixes the strata: with M = I - Q Q' the residuals' share of
-    noise between trunks, tr(B M B M) of it, stays between them, and tr(B M (I - B) M) goes within.
+    Fitting a law that is no function of trunks alone mixes the strata: with M = I - Q Q', tr(B M B M) of the noise
+    between trunks stays between them in the residuals and tr(B M (I - B) M) goes within.
     """
     cross = basis.T @ outer  # Q' B Q
     stays = len(lengths) - 2 * float(np.trace(cross)) + float((cross**2).sum())
@@ -240,8 +234,52 @@ def _unmixed(
     inner = len(trunk) - len(lengths) - 2 * float(np.trace(np.eye(len(cross)) - cross))
     inner += float(((np.eye(len(cross)) - cross) ** 2).sum())
     mixing = np.array([[stays, leaks], [leaks, inner]])
-    found = np.linalg.solve(mixing, squares)
-    if not (found > 0).all():
-        found = squares / np.array([df_between, df_within])
+    mean_squares = np.linalg.solve(mixing, squares)
+    if not (mean_squares > 0).all():
+        mean_squares = squares / np.array([df_between, df_within])
     spent_on_slope = inner / max(inner - spent + basis.shape[1], 1.0)
-    return float(found[0]), max(float(found[1]) * spent_on_slope, 1e-300)
+    return float(mean_squares[0]), max(float(mean_squares[1]) * spent_on_slope, 1e-300)
+
+
+@dataclass(frozen=True)
+class TrunkNoise:
+    """Standard deviation of ln L between the trunks of a size and within a trunk over D; `df` degrees of freedom."""
+
+    between: float
+    within: float
+    df: int
+
+    @property
+    def correlation(self) -> float:
+        """Correlation of two D values of a trunk."""
+        return self.between**2 / max(self.between**2 + self.within**2, 1e-300)
+
+
+def trunk_noise(inputs: Mapping[str, Array], loss: Array, clusters: NDArray, along: str = "D") -> TrunkNoise | None:
+    """Variance components of ln L = a_D + u_trunk + e within a size, pooled over sizes; None without two seeds.
+
+    Mean squares of the balanced part (the D values that all trunks of a size reached): E[MS_trunk] = m var_u + var_e.
+    """
+    others = {name: column for name, column in inputs.items() if name != along}
+    size = cells(others) if others else np.zeros(len(loss), dtype=int)
+    between = within = lengths = 0.0
+    df = spare = 0
+    for number in np.unique(size):
+        rows = np.flatnonzero(size == number)
+        _, trunk = np.unique(clusters[rows], return_inverse=True)
+        _, length = np.unique(cells({along: inputs[along][rows]}), return_inverse=True)
+        table = np.full((trunk.max() + 1, length.max() + 1), np.nan)
+        table[trunk, length] = np.log(loss[rows])
+        table = table[:, np.isfinite(table).all(0)]
+        trunks, num = table.shape
+        if trunks < 2 or num < 2:
+            continue
+        means = table.mean(1, keepdims=True) - table.mean()
+        rest = table - table.mean(0) - means
+        between += num * float((means**2).sum())
+        within += float((rest**2).sum())
+        df, spare, lengths = df + trunks - 1, spare + (trunks - 1) * (num - 1), lengths + num * (trunks - 1)
+    if df < 1:
+        return None
+    error = within / spare
+    return TrunkNoise(float(np.sqrt(max(between / df - error, 0.0) / (lengths / df))), float(np.sqrt(error)), df)

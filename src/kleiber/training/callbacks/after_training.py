@@ -29,7 +29,7 @@ from kleiber.config.budget import quantity
 from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.latency import latency, lengths
 from kleiber.evals.perplexity import binned, loss_by_position
-from kleiber.nn.sharding import whole
+from kleiber.nn.sharding import full_parameters
 from kleiber.training.callbacks.evaluate import Evaluate
 from kleiber.training.lightning import Watch
 from kleiber.types.contracts import Corpus
@@ -54,7 +54,7 @@ class Closing(Watch):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         if trainer.global_step != trainer.max_steps:
             return
-        with whole(pl_module.model):
+        with full_parameters(pl_module.model):
             if trainer.is_global_zero:
                 self.put(trainer, pl_module)
 
@@ -144,7 +144,7 @@ class Classes(Watch):
             return
         for task, samples in self.corpus.validation.items():
             scorer = pl_module.objective.scorer()
-            with trainer.precision_plugin.val_step_context(), whole(pl_module.model):  # type: ignore[arg-type]
+            with trainer.precision_plugin.val_step_context(), full_parameters(pl_module.model):  # type: ignore[arg-type]
                 self.pass_over(pl_module, scorer, samples, trainer.global_rank, trainer.world_size)
             confusion, report = scorer.confusion(), scorer.report()  # every rank: they gather
             if confusion is not None and trainer.is_global_zero:

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kleiber.config.errors import SIGNALS, Preempted
-from kleiber.nn.sharding import gathered, whole
+from kleiber.nn.sharding import full_parameters, gather_state
 from kleiber.training import checkpoint
 from kleiber.training.lightning import Watch
 
@@ -59,8 +59,8 @@ class Checkpoints(Watch):
     def save(self, trainer: Trainer, pl_module: Any) -> None:
         """Writes the state after the latest step: rank 0 writes, the others hand it what they hold and wait for it."""
         optimizer = checkpoint.optimizer_state(pl_module.optimizers(use_pl_optimizer=False))
-        optimizer = gathered(optimizer, keep=trainer.is_global_zero)
-        with whole(pl_module.model):
+        optimizer = gather_state(optimizer, keep=trainer.is_global_zero)
+        with full_parameters(pl_module.model):
             if trainer.is_global_zero:
                 self.write(trainer, pl_module, optimizer)
         if torch.distributed.is_initialized():

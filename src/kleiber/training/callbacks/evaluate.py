@@ -17,7 +17,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from kleiber.evals.perplexity import Place, scores
-from kleiber.nn.sharding import whole
+from kleiber.nn.sharding import full_parameters
 from kleiber.training.lightning import Watch
 from kleiber.types.contracts import Task
 
@@ -117,7 +117,7 @@ class Evaluate(Watch):
     def scores(self, model: Any, tasks: Sequence[Task], tokens: int | None, prefix: str) -> dict[str, float]:
         """The metrics of the model as it is now; the time that they take is counted."""
         began = time.perf_counter()
-        with whole(model):
+        with full_parameters(model):
             found = scores(model, tasks, tokens, self.rows, self.place, prefix)
         self.seconds += time.perf_counter() - began
         return found

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from kleiber.models.generate import generate
-from kleiber.nn.sharding import whole
+from kleiber.nn.sharding import full_parameters
 from kleiber.training.lightning import Watch
 from kleiber.types.contracts import Corpus
 
@@ -116,7 +116,7 @@ class Samples(Watch):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != trainer.max_steps:
             return
-        with whole(pl_module.model):  # type: ignore[arg-type]
+        with full_parameters(pl_module.model):  # type: ignore[arg-type]
             if trainer.is_global_zero:
                 self.write(pl_module.model, trainer.loggers)
 

@@ -1,11 +1,11 @@
-"""A Transformer as its Hugging Face twin, and back: same logits, every multiplier folded into weights.
+"""Conversion of a Transformer to a Hugging Face model of equal logits, its twin, and back.
 
     dense, no QK-norm  LlamaForCausalLM        dense, QK-norm  Qwen3ForCausalLM
     experts, no QK-norm  MixtralForCausalLM    experts, QK-norm  Qwen3MoeForCausalLM
 
-Folding is exact because every multiplier stands beside a linear map or a gain: attention scale into the queries (or
-their gain), residual weight into the projections, embedding multiplier into the table, output multiplier into the
-final gain. It refuses what the twin cannot say (windows, soft-caps, shared experts, GELU), and names it.
+Multipliers are folded into weights, which is exact because each stands beside a linear map or a gain: the attention
+scale into the queries (or their gain), the residual weight into the projections, the embedding multiplier into the
+table, the output multiplier into the final gain. Windows, soft-caps, shared experts and GELU have no twin: ValueError.
 """
 
 from __future__ import annotations
@@ -13,51 +13,56 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import Tensor
 
-from kleiber.models.hf.config import KINDS, read_folder
-from kleiber.models.transformer import Block, Transformer
+from kleiber.models.hf_config import DEFAULTS, KINDS, PretrainedConfig, PreTrainedModel, check_convertible, setting
+from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.mlp import SwiGLU
-from kleiber.nn.moe import MoE, interleaved_moe
-from kleiber.nn.mup import StandardParametrization
-from kleiber.nn.routers.topk import Switch, TopK
+from kleiber.nn.moe import MoE
+from kleiber.nn.mup import Factory, Site, StandardParametrization
+from kleiber.nn.routers.topk import Switch, TokenChoice, TopK
+from kleiber.types.model import MLP, Attention
+from kleiber.types.plain import Json
 
 State = dict[str, Tensor]
 
 
-def to_hf(model: Transformer, bos: int | None = None, eos: int | None = None, pad: int | None = None) -> Any:
-    """The Hugging Face twin of `model`, on the CPU, in its precision; bos, eos, pad are token ids for its config.
+def to_hf(
+    model: Transformer, bos: int | None = None, eos: int | None = None, pad: int | None = None
+) -> PreTrainedModel:
+    """The Hugging Face twin of `model`, on the CPU, in its precision. Raises ValueError where there is none.
 
-    Raises ValueError for what no twin can say.
+    bos, eos, pad  token ids for its config
     """
-    import transformers
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
-    _refuse(model)
+    _check(model)
     qk_norm, experts = _attention(model).q_norm is not None, _mixtures(model)
-    name = {(False, False): "Llama", (True, False): "Qwen3", (False, True): "Mixtral", (True, True): "Qwen3Moe"}
-    kind = name[qk_norm, bool(experts)]
-    options = (
-        _config(model)
-        | _expert_config(model, qk_norm)
-        | {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
-    )
+    kind = next(kind for kind, parts in KINDS.items() if parts == (qk_norm, bool(experts)))
+    options = _config(model) | _expert_config(model, qk_norm)
+    options |= {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
     with torch.random.fork_rng(devices=[]):
-        twin = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**options))
+        config = CONFIG_MAPPING[kind](**options)
+        build: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        twin = build(config)
     twin.to(model.embedding.weight.dtype).load_state_dict(_export(model), strict=True)
     return twin.eval()
 
 
-def from_hf(twin: Any, context: int | None = None) -> Transformer:
-    """The Transformer with the weights of a Llama, Qwen3, Mixtral or Qwen3-MoE model, in standard parametrisation.
+def from_hf(twin: PreTrainedModel, context: int | None = None) -> Transformer:
+    """The Transformer with the weights of a Llama, Qwen3, Mixtral or Qwen3-MoE model, in standard parametrization.
 
-    context  longest row; null: the twin's `max_position_embeddings`. Raises ValueError for another architecture.
+    Raises ValueError for another architecture.
+    context  longest row, in tokens; None: the twin's `max_position_embeddings`
     """
     config = twin.config
-    _refuse_config(config)
+    if config.model_type not in KINDS:
+        raise ValueError(f"model_type={config.model_type!r} must be one of {', '.join(KINDS)}")
+    check_convertible(DEFAULTS[config.model_type] | config.to_dict())
     qk_norm, experts = KINDS[config.model_type]
     mlp = _expert_factory(config) if experts else partial(SwiGLU, hidden=config.intermediate_size)
     model = Transformer(
@@ -80,49 +85,76 @@ def from_hf(twin: Any, context: int | None = None) -> Transformer:
 
 
 def load_hf(model: Transformer, folder: Path) -> None:
-    """Puts the safetensors weights of a Hugging Face folder into `model`, which `hf_config.hf_model_node` describes.
+    """Loads the safetensors weights of a Hugging Face folder into `model`, built from the folder's `hf_model_node`.
 
-    Raises ValueError where names or shapes differ, or where the model has multipliers that the weights do not know of.
+    Raises ValueError where names or shapes differ, and for a parametrization other than the standard one.
     """
     if not isinstance(model.parametrization, StandardParametrization):
-        raise ValueError("weights of Hugging Face fit model/parametrization=standard alone: its multipliers are all 1")
+        raise ValueError("weights of Hugging Face models need model/parametrization=standard, whose multipliers are 1")
     state = read_folder(folder, model.embedding.weight.dtype).state_dict()
     try:
         model.load_state_dict(_import(state, model), strict=True)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"the weights in {folder} are not those of this model: {error}") from None
+        raise ValueError(f"the weights in {folder} do not fit this model: {error}") from None
+
+
+def read_folder(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The causal model of a folder with safetensors; code and pickles in the folder are never opened.
+
+    Raises ValueError, naming the folder, for damaged, missing or surplus weights, which transformers would replace by
+    random numbers or drop.
+    """
+    from transformers import AutoModelForCausalLM
+
+    kind: PreTrainedModel = AutoModelForCausalLM
+    options: Json = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    try:
+        twin, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+    except (KeyError, RuntimeError, OSError, SafetensorError) as error:
+        raise ValueError(f"the weights in {folder} cannot be read: {error}; download the model again") from None
+    tied = {"lm_head.weight"} if twin.config.tie_word_embeddings else set()
+    missing, surplus = sorted(set(info["missing_keys"]) - tied), sorted(info["unexpected_keys"])
+    if missing:
+        raise ValueError(f"{folder} has no weights for {', '.join(missing[:3])}: download the model again")
+    if surplus:
+        raise ValueError(
+            f"{folder} has weights for {', '.join(surplus[:3])}, which a {twin.config.model_type} with its config.json "
+            "lacks: the config is of another model"
+        )
+    return twin
 
 
 def _attention(model: Transformer) -> FullAttention:
-    return model.blocks[0].attention  # type: ignore[return-value]
+    attention = model.blocks[0].attention
+    assert isinstance(attention, FullAttention)
+    return attention
 
 
 def _mixtures(model: Transformer) -> list[MoE]:
     return [block.mlp for block in model.blocks if isinstance(block.mlp, MoE)]
 
 
-def _refuse(model: Transformer) -> None:
+def _check(model: Transformer) -> None:
+    """Raises ValueError for what no twin can represent."""
     for block in model.blocks:
         if type(block.attention) is not FullAttention:
-            raise ValueError(
-                f"{type(block.attention).__name__} attention has no Hugging Face twin here: use model/attention=full"
-            )
+            raise ValueError(f"{type(block.attention).__name__} has no Hugging Face twin: use model/attention=full")
         if not isinstance(block.mlp, SwiGLU | MoE):
-            raise ValueError(
-                f"a {type(block.mlp).__name__} MLP has no Hugging Face twin here: use model/mlp=swiglu or moe"
-            )
+            raise ValueError(f"{type(block.mlp).__name__} has no Hugging Face twin: use model/mlp=swiglu or moe")
     if not model.causal:
-        raise ValueError("a bidirectional model has no Hugging Face twin here: the twins are causal")
+        raise ValueError("a bidirectional model has no Hugging Face twin: twins are causal")
     if model.head.soft_cap is not None:
-        raise ValueError(f"soft_cap={model.head.soft_cap} has no Hugging Face twin here: train without it")
+        raise ValueError(
+            f"model.soft_cap={model.head.soft_cap} has no Hugging Face twin: train with model.soft_cap=null"
+        )
     for moe in _mixtures(model):
         if moe.shared is not None:
-            raise ValueError("shared experts have no Hugging Face twin here: use model.mlp.num_shared=0")
+            raise ValueError("shared experts have no Hugging Face twin: use model.mlp.num_shared=0")
         if not isinstance(moe.router, TopK | Switch):
-            raise ValueError(f"router {type(moe.router).__name__} has no Hugging Face twin here: use topk or switch")
+            raise ValueError(f"router {type(moe.router).__name__} has no Hugging Face twin: use topk or switch")
 
 
-def _config(model: Transformer) -> dict[str, Any]:
+def _config(model: Transformer) -> Json:
     attention, mlp = _attention(model), next((b.mlp for b in model.blocks if isinstance(b.mlp, SwiGLU)), None)
     return {
         "vocab_size": model.vocab_size,
@@ -140,7 +172,7 @@ def _config(model: Transformer) -> dict[str, Any]:
     }
 
 
-def _expert_config(model: Transformer, qk_norm: bool) -> dict[str, Any]:
+def _expert_config(model: Transformer, qk_norm: bool) -> Json:
     mixtures = _mixtures(model)
     if not mixtures:
         return {}
@@ -158,7 +190,8 @@ def _expert_config(model: Transformer, qk_norm: bool) -> dict[str, Any]:
         }
     if raw or not all(sparse):
         raise ValueError(
-            "Mixtral has experts in every layer and weights that sum to 1: use router=topk, every=1, or qk_norm=true"
+            "Mixtral has experts in every layer, with weights that sum to 1: use model/router=topk and "
+            "model.mlp.every=1, or model.qk_norm=true"
         )
     return {"num_local_experts": first.num_experts, "num_experts_per_tok": first.k, "sliding_window": None}
 
@@ -171,7 +204,6 @@ def _export(model: Transformer) -> State:
         "model.norm.weight": model.norm.weight * model.head.multiplier / (up if model.tied else 1),
     }
     for layer, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
         parts = _export_attention(block.attention, block.residual) | _export_mlp(block.mlp, block.residual)
         parts |= {
             "input_layernorm.weight": block.attention_norm.weight,
@@ -181,11 +213,12 @@ def _export(model: Transformer) -> State:
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
-def _export_attention(attention: Any, residual: float) -> State:
+def _export_attention(attention: Attention, residual: float) -> State:
+    assert isinstance(attention, FullAttention)
     scale, size = attention.scale * math.sqrt(attention.head_dim), attention.head_dim
     q, k, v = attention.qkv.weight.split([size * n for n in (attention.num_heads, *[attention.num_kv_heads] * 2)])
     state = {"k_proj.weight": k, "v_proj.weight": v, "o_proj.weight": attention.out.weight * residual}
-    if attention.q_norm is None:
+    if attention.q_norm is None or attention.k_norm is None:
         state["q_proj.weight"] = q * scale
     else:
         state |= {
@@ -196,55 +229,31 @@ def _export_attention(attention: Any, residual: float) -> State:
     return {f"self_attn.{name}": value for name, value in state.items()}
 
 
-def _export_mlp(mlp: Any, residual: float) -> State:
+def _export_mlp(mlp: MLP, residual: float) -> State:
     if isinstance(mlp, MoE):
+        assert isinstance(mlp.router, TokenChoice)
         router = mlp.router.linear
         return {
             "mlp.gate.weight": router.weight * router.multiplier,
             "mlp.experts.gate_up_proj": mlp.experts.gate_up.transpose(1, 2),
             "mlp.experts.down_proj": mlp.experts.down.transpose(1, 2) * residual,
         }
+    assert isinstance(mlp, SwiGLU)
     gate, up = mlp.gate_up.weight.chunk(2)
     return {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up, "mlp.down_proj.weight": mlp.down.weight * residual}
 
 
-def _refuse_config(config: Any) -> None:
-    if config.model_type not in KINDS:
-        raise ValueError(f"model_type={config.model_type!r} cannot be read: give one of {', '.join(KINDS)}")
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    bad = {
-        "hidden_act": config.hidden_act != "silu",
-        "attention_bias": getattr(config, "attention_bias", False),
-        "mlp_bias": getattr(config, "mlp_bias", False),
-        "head_dim": head_dim * config.num_attention_heads != config.hidden_size,
-        "rope_parameters": config.rope_parameters.get("rope_type", "default") != "default",
-        "sliding_window": _windowed(config),
-    }
-    for name, wrong in bad.items():
-        if wrong:
-            raise ValueError(f"{config.model_type} with {name}={getattr(config, name, None)!r} cannot be read exactly")
+def _expert_factory(config: PretrainedConfig) -> Factory:
+    """A factory of the MLPs of a Mixtral or Qwen3-MoE model, dense ones included."""
+    mixtral = config.model_type == "mixtral"
+    number, size = ("num_local_experts", "intermediate_size") if mixtral else ("num_experts", "moe_intermediate_size")
+    sizes = {"num_experts": setting(config, number), "k": config.num_experts_per_tok, "hidden": setting(config, size)}
+    router = TopK if mixtral or config.norm_topk_prob else Switch
 
-
-def _windowed(config: Any) -> bool:
-    return getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None) is not None
-
-
-def _expert_factory(config: Any) -> Any:
-    """A factory of the layers of a Mixtral or Qwen3-MoE model, dense ones included."""
-    if config.model_type == "mixtral":
-        return partial(
-            interleaved_moe,
-            num_experts=config.num_local_experts,
-            k=config.num_experts_per_tok,
-            hidden=config.intermediate_size,
-        )
-
-    def layer(site: Any) -> nn.Module:
-        dense = site.layer in config.mlp_only_layers or (site.layer + 1) % config.decoder_sparse_step
-        if dense:
+    def layer(site: Site) -> MLP:
+        if not mixtral and (site.layer in config.mlp_only_layers or (site.layer + 1) % config.decoder_sparse_step):
             return SwiGLU(site, config.intermediate_size)
-        router = TopK if config.norm_topk_prob else Switch
-        return MoE(site, config.num_experts, config.num_experts_per_tok, 0, config.moe_intermediate_size, router)
+        return MoE(site, router=router, **sizes)
 
     return layer
 
@@ -258,24 +267,24 @@ def _import(state: State, model: Transformer) -> State:
     for layer, block in enumerate(model.blocks):
         prefix = f"model.layers.{layer}."
         part = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        found = _import_attention(part) | _import_mlp(part)
-        found |= {
+        weights = _import_attention(part) | _import_mlp(part)
+        weights |= {
             "attention_norm.weight": part["input_layernorm.weight"],
             "mlp_norm.weight": part["post_attention_layernorm.weight"],
         }
-        # Standard's attention scale is 1/sqrt(head_dim) and its multipliers are 1, as the twin's.
-        assert isinstance(block, Block) and block.residual == 1
-        ours |= {f"blocks.{layer}.{name}": value for name, value in found.items()}
+        # The standard parametrization has the twin's attention scale, 1/sqrt(head_dim), and multipliers of 1.
+        assert block.residual == 1
+        ours |= {f"blocks.{layer}.{name}": value for name, value in weights.items()}
     return ours
 
 
 def _import_attention(part: State) -> State:
-    found = {
+    weights = {
         "attention.qkv.weight": torch.cat([part[f"self_attn.{name}_proj.weight"] for name in "qkv"]),
         "attention.out.weight": part["self_attn.o_proj.weight"],
     }
     norms = ("q_norm.weight", "k_norm.weight")
-    return found | {f"attention.{name}": part[f"self_attn.{name}"] for name in norms if f"self_attn.{name}" in part}
+    return weights | {f"attention.{name}": part[f"self_attn.{name}"] for name in norms if f"self_attn.{name}" in part}
 
 
 def _import_mlp(part: State) -> State:

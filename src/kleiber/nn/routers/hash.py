@@ -1,7 +1,7 @@
-"""Routers that learn nothing: by the token's id, or at random. What a learned router has to beat.
+"""Routers without parameters, by token id or at random: baselines for learned routers.
 
-Both are pure functions, so that a run resumes exactly and an evaluation repeats; both weigh their k experts equally.
-They have no parameters and no logits, hence no z-loss; the balance loss of their choices is reported and teaches none.
+Each is a pure function of the batch, so that a run resumes exactly and an evaluation repeats. The k experts have equal
+weights. There are no logits and hence no z-loss; the balance loss is reported and has no gradient.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from kleiber.nn.mup import Site
-from kleiber.nn.routers.router import check_sizes
+from kleiber.nn.routers.topk import check_sizes
 from kleiber.types.batch import Batch, Routing
+from kleiber.types.model import Router
 
 
-class Hash(nn.Module):
+class Hash(Router):
     """A token's experts are a hash of its id and the layer. Roller et al. 2021, arXiv:2106.04426 (k = 1 there)."""
 
-    sums_to_one: ClassVar[bool] = True
     needs_balance: ClassVar[bool] = False
 
     def __init__(self, site: Site, num_experts: int, k: int) -> None:
@@ -30,14 +30,13 @@ class Hash(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
         if batch is None:
-            raise ValueError("router=hash routes by token ids: the mixture has to be called with its batch")
-        return equal(draw(batch.tokens.flatten(), self.num_experts, self.layer), self.k, x)
+            raise ValueError("model/router=hash routes by token ids: call the layer with its batch")
+        return equal_weights(hash_numbers(batch.tokens.flatten(), self.num_experts, self.layer), self.k, x)
 
 
-class Random(nn.Module):
-    """k experts drawn for every token of every sample anew: a function of (layer, sample, position)."""
+class Random(Router):
+    """A token's experts are drawn at random, as a function of (layer, sample, position)."""
 
-    sums_to_one: ClassVar[bool] = True
     needs_balance: ClassVar[bool] = False
 
     def __init__(self, site: Site, num_experts: int, k: int) -> None:
@@ -50,11 +49,11 @@ class Random(nn.Module):
         samples = None if batch is None else batch.samples
         samples = torch.arange(rows, device=x.device) if samples is None else samples
         places = samples[:, None] * 0x9E3779B1 + torch.arange(time, device=x.device)
-        return equal(draw(places.flatten(), self.num_experts, self.layer), self.k, x)
+        return equal_weights(hash_numbers(places.flatten(), self.num_experts, self.layer), self.k, x)
 
 
-def equal(numbers: Int[Tensor, "tokens experts"], k: int, x: Tensor) -> Routing:
-    """The k experts of largest number, each with weight 1/k; scores are those weights."""
+def equal_weights(numbers: Int[Tensor, "tokens experts"], k: int, x: Tensor) -> Routing:
+    """The routing to the k experts of largest number, each with weight 1/k; the scores are those weights."""
     experts = numbers.topk(k, -1).indices
     dtype = torch.promote_types(x.dtype, torch.float32)
     weights = torch.full(experts.shape, 1 / k, dtype=dtype, device=x.device)
@@ -62,8 +61,8 @@ def equal(numbers: Int[Tensor, "tokens experts"], k: int, x: Tensor) -> Routing:
     return Routing(weights, experts, scores)
 
 
-def draw(keys: Int[Tensor, "tokens"], num_experts: int, layer: int) -> Int[Tensor, "tokens experts"]:
-    """A number for every (key, expert, layer), by the finaliser of SplitMix64 (Steele et al. 2014) on int64."""
+def hash_numbers(keys: Int[Tensor, "tokens"], num_experts: int, layer: int) -> Int[Tensor, "tokens experts"]:
+    """A pseudo-random number for each (key, expert, layer), by the finalizer of SplitMix64 (Steele et al. 2014)."""
     x = (keys[:, None] * num_experts + torch.arange(num_experts, device=keys.device)) * 64 + layer
     x = x + 0x1E3779B97F4A7C15
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):

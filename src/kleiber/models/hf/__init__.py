@@ -1,1 +1,0 @@
-"""Models in Hugging Face's format: read into ours, wrapped as they are, and written back."""

@@ -1,0 +1,239 @@
+"""Configs of Hugging Face models: where a model's folder is, and our `model` node for its config.json.
+
+Nothing here imports torch, so that a run's config is composed before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kleiber.config import hub
+from kleiber.config.errors import did_you_mean
+from kleiber.types.plain import Config, Json
+
+# Classes of transformers, which is imported late; their attributes depend on the type of model.
+PretrainedConfig = Any
+PreTrainedModel = Any
+
+KINDS = {"llama": (False, False), "qwen3": (True, False), "mixtral": (False, True), "qwen3_moe": (True, True)}
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+DEFAULTS: dict[str, Json] = {  # of transformers, for keys that a file leaves out; a test compares them
+    "llama": {"rope_theta": 1e4, "rms_norm_eps": 1e-6, "num_key_value_heads": None},
+    "qwen3": {
+        "rope_theta": 1e4, "rms_norm_eps": 1e-6, "num_key_value_heads": 32, "head_dim": 128,
+        "use_sliding_window": False,
+    },
+    "mixtral": {"rope_theta": 1e6, "rms_norm_eps": 1e-5, "num_key_value_heads": 8},
+    "qwen3_moe": {
+        "rope_theta": 1e4, "rms_norm_eps": 1e-6, "num_key_value_heads": 4, "norm_topk_prob": False,
+        "use_sliding_window": False, "decoder_sparse_step": 1,
+    },
+}  # fmt: skip
+PER_LAYER = ("layer_types", "mlp_layer_types", "attention_layers", "no_rope_layers", "layers_block_type")
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+def model_folder(name: str, key: str = "model.path") -> Path:
+    """The folder of a model: `name` itself, its copy below $KLEIBER_DATA, or that of the hub, without pickles.
+
+    Raises ValueError where there is none, naming the config key, within ten seconds.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = (hub.local_copy(name) if hub.is_name(name) else None) or _downloaded(name, key)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{key}={name}: {folder} has no config.json")
+    return folder
+
+
+def _downloaded(name: str, key: str) -> Path:
+    if not hub.is_name(name):
+        raise ValueError(f"{key}={name} is neither a folder nor the name of a model on the hub (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    online = hub.reachable()
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=not online))
+    except Exception as error:  # many kinds, of several libraries
+        why = str(error).splitlines()[0] if online else "the hub cannot be reached, and no local copy exists"
+        raise ValueError(f"{key}={name}: {why}; you can also pass a local folder, {key}=FOLDER") from error
+
+
+def read_config(folder: Path) -> Json:
+    """The content of config.json. Raises ValueError where it is no JSON object."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}; download the model again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds a {type(config).__name__}, not a JSON object; download the model again")
+    return config
+
+
+def hf_vocab_size(folder: Path) -> int:
+    """Number of token ids of the folder's model. Raises ValueError where config.json has none."""
+    config = read_config(folder)
+    _require(folder, config, ("vocab_size",))
+    return config["vocab_size"]
+
+
+def _require(folder: Path, config: Config, keys: Sequence[str]) -> None:
+    for key in keys:
+        if not isinstance(config.get(key), int):
+            value = f"{key}={config[key]!r}" if key in config else f"a missing {key}"
+            raise ValueError(f"{folder / 'config.json'}: {value} must be an integer, the one of the weights")
+
+
+def hf_tokenizer(folder: Path) -> str:
+    """The value of `data.tokenizer` that gives the model's token ids. Raises ValueError where the folder has none."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer.json: set data.tokenizer to the tokenizer of the model")
+    return str(folder)
+
+
+def hf_model_node(folder: Path, context: int | None = None) -> Json:
+    """Our `model` node for a Llama, Qwen3, Mixtral or Qwen3-MoE folder, in standard parametrization.
+
+    It has no vocab_size, which is that of the run's tokenizer. Raises ValueError for what our model cannot represent.
+    context  longest row, in tokens; None: the longest of the folder's model
+    """
+    folder = folder.expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json of a Hugging Face model")
+    config = read_config(folder)
+    kind = config.get("model_type")
+    if kind not in KINDS:
+        raise ValueError(
+            f"{folder} has model_type={kind}, which must be one of {', '.join(KINDS)}; model=hf wraps any other model"
+        )
+    qk_norm, experts = KINDS[kind]
+    _require(folder, config, SIZES)
+    config = DEFAULTS[kind] | config
+    check_convertible(config)
+    if experts:
+        config = _with_experts(folder, config)
+    dense = {"_target_": "kleiber.nn.SwiGLU", "_partial_": True, "hidden": config["intermediate_size"]}
+    longest = config["max_position_embeddings"]
+    if context is not None and context > longest:
+        raise ValueError(f"model.context={context} must be <= {longest}, the positions of {folder}")
+    return {
+        "_target_": "kleiber.models.Transformer",
+        "depth": config["num_hidden_layers"],
+        "width": config["hidden_size"],
+        "context": context or longest,
+        "num_heads": config["num_attention_heads"],
+        "num_kv_heads": config["num_key_value_heads"] or config["num_attention_heads"],
+        "mlp": _experts(config) if experts else dense,
+        "attention": {"_target_": "kleiber.nn.FullAttention", "_partial_": True},
+        "parametrization": {"_target_": "kleiber.nn.StandardParametrization"},
+        "tied": bool(config.get("tie_word_embeddings", False)),
+        "qk_norm": qk_norm,
+        "rope_theta": float(_rope(config)["rope_theta"]),
+        "norm_eps": config["rms_norm_eps"],
+    }
+
+
+def _with_experts(folder: Path, config: Json) -> Json:
+    """The config with `num_local_experts`, which versions of transformers name differently."""
+    number = config.get("num_experts", config.get("num_local_experts"))
+    config = config if number is None else config | {"num_local_experts": number}
+    size = () if config["model_type"] == "mixtral" else ("moe_intermediate_size",)
+    _require(folder, config, ("num_local_experts", "num_experts_per_tok", *size))
+    return config
+
+
+def _rope(config: Config) -> Json:
+    """Rotary settings, in the keys of version 5 of transformers or of earlier ones."""
+    settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    return {"rope_theta": config["rope_theta"]} | settings | {"rope_type": kind}
+
+
+def check_convertible(config: Config) -> None:
+    """Raises ValueError for settings that our model cannot represent exactly, naming the key."""
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    windowed = config.get("use_sliding_window", True) and config.get("sliding_window") is not None
+    wrong = {
+        "hidden_act": config.get("hidden_act", "silu") != "silu",
+        "attention_bias": bool(config.get("attention_bias")),
+        "mlp_bias": bool(config.get("mlp_bias")),
+        "head_dim": (config.get("head_dim") or width // heads) * heads != width,
+        "rope_parameters": _rope(config).get("rope_type", "default") != "default",
+        "sliding_window": windowed,
+    }
+    for name, unsupported in wrong.items():
+        if unsupported:
+            value = _rope(config) if name == "rope_parameters" else config.get(name)
+            raise ValueError(f"{config['model_type']} with {name}={value!r} cannot be converted exactly: use model=hf")
+
+
+def _experts(config: Config) -> Json:
+    """The node of the MLPs: experts on every n-th layer, with dense MLPs of our default size between them."""
+    node = {"_target_": "kleiber.nn.interleaved_moe", "_partial_": True, "num_shared": 0}
+    router, every = "TopK", 1
+    if config["model_type"] == "mixtral":
+        node |= {"num_experts": config["num_local_experts"], "hidden": config["intermediate_size"]}
+    else:
+        node |= {"num_experts": config["num_local_experts"], "hidden": config["moe_intermediate_size"]}
+        router, every = "TopK" if config["norm_topk_prob"] else "Switch", _every(config)
+    node |= {"k": config["num_experts_per_tok"], "every": every}
+    return node | {"router": {"_target_": f"kleiber.nn.routers.{router}", "_partial_": True}}
+
+
+def _every(config: Config) -> int:
+    """The n for which every n-th layer holds experts. Raises ValueError where there is none."""
+    depth, step = config["num_hidden_layers"], config["decoder_sparse_step"]
+    dense = set(config.get("mlp_only_layers") or ())
+    sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(depth)]
+    every = next((n for n in range(1, depth + 1) if sparse == [(i + 1) % n == 0 for i in range(depth)]), None)
+    default = -(-8 * config["hidden_size"] // 48) * 16  # as nn.mlp.gated_hidden, without torch
+    if every is None or (every > 1 and config["intermediate_size"] != default):
+        raise ValueError(
+            f"mlp_only_layers={sorted(dense)} and decoder_sparse_step={step} with intermediate_size="
+            f"{config['intermediate_size']} cannot be converted to experts on every n-th layer: use model=hf"
+        )
+    return every
+
+
+def configuration(path: str, weights: str, changes: Config) -> tuple[PretrainedConfig, Path | None]:
+    """The config of a model with `changes`, and the folder of its weights, None for random ones.
+
+    Raises ValueError for unknown settings and for models whose code is not part of transformers.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if weights not in ("pretrained", "random"):
+        raise ValueError(f"model.weights={weights} must be pretrained or random")
+    folder = None if weights == "random" and path in CONFIG_MAPPING else model_folder(path)
+    content = {"model_type": path} if folder is None else read_config(folder)
+    kind = str(content.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(
+            f"model.path={path} has model_type={kind}, which is not part of transformers: code in a folder is never run"
+        )
+    plain = CONFIG_MAPPING[kind]()
+    names = plain.to_dict().keys() | plain.attribute_map.keys()
+    for name in changes:
+        if name not in names:
+            raise ValueError(f"model.config.{name} is no setting of {kind}.{did_you_mean(name, names)}")
+    try:
+        settings = CONFIG_MAPPING[kind].from_dict(_cut({**content, **changes}))
+    except Exception as error:  # of several types, by validators of transformers
+        raise ValueError(f"model.config={dict(changes)} of model.path={path}: {error}") from None
+    return settings, folder if weights == "pretrained" else None
+
+
+def _cut(settings: Json) -> Json:
+    """The settings with lists of an entry per layer cut to the number of layers."""
+    depth = settings.get("num_hidden_layers")
+    lists = {name: settings[name] for name in PER_LAYER if isinstance(settings.get(name), list)}
+    return settings | {name: entries[:depth] for name, entries in lists.items()}
+
+
+def setting(config: PretrainedConfig, name: str, default: Any = None) -> Any:
+    """A setting by its common name, which a type of model may spell differently, or `default` where it has none."""
+    return getattr(config, name, default)

@@ -1,0 +1,184 @@
+"""Experts as two stacks of matrices, and three ways to send tokens through them that agree and differ in speed.
+
+    grouped  sorts by expert and calls one grouped product; where the kernel does not take the shapes, `loop`
+    loop     sorts by expert and calls one product per expert
+    dense    computes every expert on every token: the slow reference
+
+No token is padded, and assignments that are not kept cost nothing. Every rank holds all experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from kleiber.nn.mlp import gated, gated_hidden
+from kleiber.nn.mup import Site
+from kleiber.types.batch import Role, Routing
+from kleiber.types.model import Layer
+
+Backend = Literal["grouped", "loop", "dense"]
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Experts(Layer):
+    """SwiGLU experts of one size: `gate_up` (experts, dim, 2 hidden) and `down` (experts, hidden, dim).
+
+    k  mean number of experts that a token visits, from which its cost follows
+    """
+
+    def __init__(self, site: Site, num_experts: int, hidden: int, k: int, backend: Backend = "grouped") -> None:
+        super().__init__()
+        self.backend: Backend = backend
+        p = site.parametrization
+        self.k = k
+        self.gate_up = nn.Parameter(torch.randn(num_experts, site.width, 2 * hidden) * p.hidden_std(site.width))
+        self.down = nn.Parameter(torch.randn(num_experts, hidden, site.width) * p.projection_std(hidden, site.depth))
+
+    def forward(self, x: Float[Tensor, "tokens dim"], routing: Routing) -> Float[Tensor, "tokens dim"]:
+        return dispatch(self.backend, x, self.gate_up, self.down, routing)
+
+    def roles(self) -> dict[str, Role]:
+        return {
+            "gate_up": Role("hidden", self.gate_up.shape[1]),
+            "down": Role("hidden", self.down.shape[1]),
+        }
+
+    def flops(self, time: int) -> float:
+        return 2.0 * self.k * (self.gate_up[0].numel() + self.down[0].numel())
+
+
+def expert_hidden(width: int, active: int) -> int:
+    """Hidden units of each of `active` experts that together cost one dense SwiGLU, rounded up to a multiple of 8."""
+    return -(-gated_hidden(width) // (8 * active)) * 8
+
+
+def expert_sizes(width: int, k: int, num_shared: int, granularity: int, hidden: int | None) -> int:
+    """Hidden units of one expert: `hidden` / `granularity`, where `hidden` is None of equal active FLOPs.
+
+    Raises ValueError for sizes below 1 and where `granularity` does not divide `hidden`.
+    """
+    if granularity < 1:
+        raise ValueError(f"model.mlp.granularity={granularity} must be >= 1: it is the number of parts of an expert")
+    if hidden is None:
+        return expert_hidden(width, (k + num_shared) * granularity)
+    if hidden < 1 or hidden % granularity:
+        raise ValueError(
+            f"model.mlp.hidden={hidden} must be >= 1 and a multiple of model.mlp.granularity={granularity}; "
+            "null takes equal active FLOPs"
+        )
+    return hidden // granularity
+
+
+def dispatch(
+    backend: Backend,
+    x: Float[Tensor, "tokens dim"],
+    gate_up: Float[Tensor, "experts dim twice"],
+    down: Float[Tensor, "experts hidden dim"],
+    routing: Routing,
+) -> Float[Tensor, "tokens dim"]:
+    """sum_i w_i expert_i(x) over the assignments that are kept, in the precision of autocast."""
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    x, gate_up, down = x.to(dtype), gate_up.to(dtype), down.to(dtype)
+    if backend == "dense":
+        return every_expert(x, gate_up, down, routing)
+    product = grouped_mm if backend == "grouped" else looped_mm
+    if routing.kept is None:
+        return dispatch_all(product, x, gate_up, down, routing)
+    # A GPU would have to wait for the number of rows that are kept.
+    return dispatch_kept(product, x, gate_up, down, routing, cut=x.device.type == "cpu")
+
+
+def dispatch_all(product: Product, x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
+    """Every token has k rows, so rows are permuted there and back, without atomic or serial additions."""
+    flat, k = routing.experts.flatten(), routing.experts.shape[1]
+    order = flat.argsort(stable=True)
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    counts = count_assignments(flat, len(down))
+    hidden = gated(product(Spread.apply(x, order, inverse, k), gate_up, counts))
+    y = Spread.apply(product(hidden, down, counts), inverse, order, 1).unflatten(0, (-1, k))
+    return (y * routing.weights.to(x.dtype).unsqueeze(-1)).sum(1)
+
+
+def dispatch_kept(
+    product: Product, x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing, cut: bool = True
+) -> Tensor:
+    """Assignments that are not kept are sorted behind the last expert, where no product reaches them.
+
+    cut  leaves their rows out, which needs their number; otherwise zeros replace the undefined results
+    """
+    assert routing.kept is not None
+    experts, k = len(down), routing.experts.shape[1]
+    flat = routing.experts.flatten().masked_fill(~routing.kept.flatten(), experts)
+    order, counts = flat.argsort(stable=True), count_assignments(flat, experts + 1)[:-1]
+    order = order[: int(counts.sum())] if cut else order
+    unserved = None if cut else (torch.arange(len(order), device=x.device) >= counts.sum()).unsqueeze(-1)
+    rows = zero_rows(x.index_select(0, order // k), unserved)
+    y = zero_rows(product(gated(product(rows, gate_up, counts)), down, counts), unserved)
+    weights = routing.weights.flatten().index_select(0, order).to(x.dtype)
+    return torch.zeros_like(x).index_add(0, order // k, y * weights.unsqueeze(-1))
+
+
+def zero_rows(rows: Tensor, where: Tensor | None) -> Tensor:
+    return rows if where is None else rows.masked_fill(where, 0)
+
+
+def every_expert(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
+    """Computes all experts on all tokens, weighted by 0 where an expert was not chosen."""
+    weights = routing.weights if routing.kept is None else routing.weights * routing.kept
+    full = weights.new_zeros(len(x), len(down)).scatter_add(1, routing.experts, weights)
+    y = torch.matmul(gated(torch.matmul(x, gate_up)), down)
+    return torch.einsum("te,etd->td", full.to(x.dtype), y)
+
+
+def count_assignments(flat: Int[Tensor, "assignments"], experts: int) -> Int[Tensor, "experts"]:
+    counts = torch.zeros(experts, dtype=torch.int32, device=flat.device)
+    return counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
+
+
+class Spread(torch.autograd.Function):
+    """rows[i] = x[order[i] // k]; the gradient gathers by the inverse permutation, without atomic additions."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.k = k
+        return x.index_select(0, order if k == 1 else order // k)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (inverse,) = ctx.saved_tensors
+        rows = grad.index_select(0, inverse)
+        return rows if ctx.k == 1 else rows.unflatten(0, (-1, ctx.k)).sum(1), None, None, None
+
+
+def grouped_mm(
+    rows: Float[Tensor, "rows in"], weight: Float[Tensor, "experts in out"], counts: Int[Tensor, "experts"]
+) -> Float[Tensor, "rows out"]:
+    """Multiplies rows, sorted by expert, by the matrix of their expert; an expert without rows gets a gradient of 0."""
+    if _grouped_is_legal(rows, weight):
+        return F.grouped_mm(rows, weight, offs=counts.cumsum(0, dtype=torch.int32))
+    return looped_mm(rows, weight, counts)
+
+
+def looped_mm(
+    rows: Float[Tensor, "rows in"], weight: Float[Tensor, "experts in out"], counts: Int[Tensor, "experts"]
+) -> Float[Tensor, "rows out"]:
+    """As `grouped_mm`, with one product per expert. Rows behind the last expert return zeros."""
+    expert_sizes = counts.tolist()
+    *parts, rest = rows.split([*expert_sizes, len(rows) - sum(expert_sizes)])
+    done = [part @ matrix for part, matrix in zip(parts, weight.unbind(0), strict=True)]
+    return torch.cat([*done, rest.new_zeros(len(rest), weight.shape[2])])
+
+
+def _grouped_is_legal(rows: Tensor, weight: Tensor) -> bool:
+    """Rows of either operand must be multiples of 16 bytes; fp64 has no kernel, and fp32 none under torch.compile."""
+    if rows.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    aligned = all(size * rows.element_size() % 16 == 0 for size in weight.shape[1:])
+    return aligned and (rows.dtype == torch.bfloat16 or not torch.compiler.is_compiling())
