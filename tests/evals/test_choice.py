@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.evals import Subject
 from kleiber.evals.choice import Question, choose, ending_log_probs, evaluate, question
-from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch

@@ -12,9 +12,9 @@ from tables import folder
 
 from kleiber.data.instruct import Instruct, InstructCorpus
 from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.evals import Subject
 from kleiber.evals import exact_match as exact_match_module
 from kleiber.evals.exact_match import evaluate, exact_match, final_number
-from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import SFT
 from kleiber.types.batch import Batch

@@ -9,21 +9,25 @@ import pytest
 import torch
 
 from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.evals import Subject
 from kleiber.evals.routing import evaluate
-from kleiber.evals.routing.sensitivity import perturbed, relative, sensitivity, to_bf16, to_int8
-from kleiber.evals.routing.specialization import (
+from kleiber.evals.routing.analysis import (
     coactivation,
     counts,
     entropy,
     flipped,
     mutual,
     overlap,
+    perturbed,
     redundancy,
+    relative,
+    sensitivity,
     settled,
     specialisation,
+    to_bf16,
+    to_int8,
 )
 from kleiber.evals.routing.trace import forced, loss_under, read, unchanged, without
-from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import PerSequence, interleaved_moe
 from kleiber.nn.routers.hash import Hash, Random

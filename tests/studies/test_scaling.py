@@ -51,7 +51,7 @@ def test_a_headline_says_first_what_is_not_identified_and_what_would_identify_it
     assert told.startswith("A and alpha of chinchilla are not identified by these 16 points")
     assert "N (now 0.6 decades)" in told and "D (now" not in told and told.index("1.79%") > told.index("identified")
     found["params"] |= {"E": loose}
-    assert "D (here 0.9 decades)" in headline(found)
+    assert "D (now 0.9 decades)" in headline(found)
     refused = law_record(verdicts=[{"code": "no_law", "level": "refuse", "text": "the line does better"}])
     assert "the line does better" in headline(refused) and "1.79%" not in headline(refused)
 

@@ -1,8 +1,7 @@
-"""The parts of a model, by the names of its parameters: what `adapter.targets`, `train` and `freeze` speak of.
+"""Freezing: trains some parts of a model and leaves the others as they were loaded.
 
-It knows our own names and those of Hugging Face's models alike, and it changes nothing.
-
-Trains a part of a model and leaves the rest as it was loaded: no new parameters, so there is nothing to merge.
+Parts are read off parameter names, of our own models and of Hugging Face's: `select` resolves the settings `targets`,
+`train` and `freeze` of adapters. Nothing is added to the model, so nothing has to be merged.
 """
 
 from __future__ import annotations

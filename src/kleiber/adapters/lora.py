@@ -1,11 +1,8 @@
-"""Low-rank adaptation of a loaded model: its weights stay, and a small update of chosen matrices is trained.
+"""Low-rank adapters: the weights stay, and small updates of chosen matrices are trained.
 
-Our own models carry the updates themselves (`nn.lora`), stacked experts and router included; a model of Hugging Face's
-gets those of `peft`. It refuses a target that the model does not have, and a tied head: the table would change too.
-
-LoRA of a Hugging Face model by the `peft` package, which is an optional extra and is imported here alone.
-
-The updates live inside the wrapped model under peft's own names; merging gives back the modules that were there.
+Our own models carry the updates themselves (`nn.lora`), stacked experts and the router included. A Hugging Face model
+gets those of the optional package `peft`, which live inside the wrapped model until they are merged. A target that the
+model does not have is refused, and so is a tied head, whose update would change the embedding.
 """
 
 from __future__ import annotations

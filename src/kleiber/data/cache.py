@@ -28,13 +28,13 @@ MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
 
 
-def cache_root(given: Path | str | None = None) -> Path:
+def cache_root(folder: Path | str | None = None) -> Path:
     """`given`, else $KLEIBER_CACHE, else $XDG_CACHE_HOME/kleiber, else ~/.cache/kleiber; made when missing.
 
     Raises ValueError where it cannot be written.
     """
     try:
-        root = Path(given or os.environ.get("KLEIBER_CACHE") or _home_cache() / "kleiber").expanduser()
+        root = Path(folder or os.environ.get("KLEIBER_CACHE") or _home_cache() / "kleiber").expanduser()
         root.mkdir(parents=True, exist_ok=True)
         if not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write in {root}")
@@ -78,9 +78,9 @@ def _build(folder: Path, identity: Manifest, build: Callable[[Path], Manifest]) 
     shutil.rmtree(part, ignore_errors=True)  # left by a builder that was killed: we hold the lock
     part.mkdir()
     try:
-        said = build(part)
+        notes = build(part)
         files = {path.name: _sums(path) for path in sorted(part.iterdir())}
-        manifest = {"schema": SCHEMA, "identity": identity, **said, "files": files}
+        manifest = {"schema": SCHEMA, "identity": identity, **notes, "files": files}
         with open(part / MANIFEST, "w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1, sort_keys=True, ensure_ascii=False)
             file.flush()

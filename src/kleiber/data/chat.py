@@ -47,18 +47,18 @@ Conversation = list[Turn]
 def turns(messages: Any, where: str = "messages") -> Conversation:
     """Messages of role and content (or from and value). Raises ValueError for a role that nobody here plays, and for
     what is no message and no text."""
-    found = []
+    parsed = []
     if isinstance(messages, str):
         raise ValueError(f"{where}: {messages!r:.80} is no list of messages of role and content")
     for message in messages:
         if not isinstance(message, Mapping):
             raise ValueError(f"{where}: {message!r:.80} is no message of role and content")
-        said = message.get("role", message.get("from"))
-        role = ROLES.get(str(said).lower())
+        speaker = message.get("role", message.get("from"))
+        role = ROLES.get(str(speaker).lower())
         if role is None:
-            raise ValueError(f"{where}: role {said!r} is not one of {', '.join(ROLES)}")
-        found.append(Turn(role, _text(message.get("content", message.get("value")), where)))
-    return found
+            raise ValueError(f"{where}: role {speaker!r} is not one of {', '.join(ROLES)}")
+        parsed.append(Turn(role, _text(message.get("content", message.get("value")), where)))
+    return parsed
 
 
 def conversation(row: Mapping[str, Any]) -> Conversation:
@@ -67,8 +67,8 @@ def conversation(row: Mapping[str, Any]) -> Conversation:
         if name in row:
             return turns(row[name] or (), name)
     if {"instruction", "output"} <= row.keys():
-        asked, given = (_text(row.get(name), name) for name in ("instruction", "input"))
-        prompt = f"{asked}\n\n{given}" if given.strip() else asked
+        asked, extra = (_text(row.get(name), name) for name in ("instruction", "input"))
+        prompt = f"{asked}\n\n{extra}" if extra.strip() else asked
         return [Turn("user", prompt), Turn("assistant", _text(row["output"], "output"))]
     for prompt, answer in PAIRS:
         if {prompt, answer} <= row.keys():
@@ -108,14 +108,14 @@ class Encoded:
 
 def encoded(conversations: Sequence[Conversation], tokenizer: Tokenizer, last_only: bool = False) -> list[Encoded]:
     """The conversations by the template. `last_only`: of several answers only the last is marked."""
-    texts = [text for one in conversations for turn in one for text in _texts(turn)]
+    texts = [text for dialog in conversations for turn in dialog for text in _texts(turn)]
     ids = iter(tokenizer.encode_many(texts))
-    return [_joined(one, ids, tokenizer.eos, last_only) for one in conversations]
+    return [_joined(dialog, ids, tokenizer.eos, last_only) for dialog in conversations]
 
 
-def prompt(one: Conversation, tokenizer: Tokenizer) -> list[int]:
+def prompt(dialog: Conversation, tokenizer: Tokenizer) -> list[int]:
     """Ids up to where the next answer begins: what a model is given to answer."""
-    before = encoded([one], tokenizer)[0].ids.tolist()
+    before = encoded([dialog], tokenizer)[0].ids.tolist()
     return [*before, *tokenizer.encode(_texts(Turn("assistant", ""))[0])]
 
 
@@ -126,11 +126,11 @@ def _texts(turn: Turn) -> tuple[str, ...]:
     return (f"<|{turn.role}|>\n{turn.content}\n",)
 
 
-def _joined(one: Conversation, ids: Any, eos: int, last_only: bool) -> Encoded:
+def _joined(dialog: Conversation, ids: Any, eos: int, last_only: bool) -> Encoded:
     parts: list[Any] = [[eos]]
     marks = [np.zeros(1, bool)]
-    last = max((i for i, turn in enumerate(one) if turn.role == "assistant"), default=-1)
-    for i, turn in enumerate(one):
+    last = max((i for i, turn in enumerate(dialog) if turn.role == "assistant"), default=-1)
+    for i, turn in enumerate(dialog):
         opening = next(ids)
         parts.append(opening)
         marks.append(np.zeros(len(opening), bool))

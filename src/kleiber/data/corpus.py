@@ -120,5 +120,5 @@ class Unknown:
     def prepare(self, context: int) -> TextCorpus:
         from kleiber.data.tokenizers.pretrained import pretrained
 
-        known = pretrained(self.tokenizer)
-        return TextCorpus("unknown", "", known.hash, known, train=Joined([]), validation={})
+        tokenizer = pretrained(self.tokenizer)
+        return TextCorpus("unknown", "", tokenizer.hash, tokenizer, train=Joined([]), validation={})

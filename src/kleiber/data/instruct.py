@@ -66,11 +66,13 @@ class Instruct:
         return conversation({"prompt": row[self.prompt], "response": row[self.response]})
 
     def table(self) -> Table:
+        """The rows, and the columns that must be in them."""
         if (self.prompt is None) != (self.response is None):
             raise ValueError(f"data.prompt={self.prompt} and data.response={self.response}: name both columns or none")
         place = locate(self.path)
 
         def checked(table: Dataset) -> None:
+            """Raises ValueError for a table without columns of conversations."""
             if self.prompt is not None and self.response is not None:
                 must_have(table, [("data.prompt", self.prompt), ("data.response", self.response)], place.name)
             elif not recognised(table.column_names):
@@ -87,12 +89,13 @@ class Instruct:
         return Table(place, self.config, name, texts, checked, meaning, as_bytes(self.max_bytes))
 
     def prepare(self, context: int, cache: Path | None = None) -> InstructCorpus:
+        """Encodes what is not in the cache. Raises ValueError for a split without an answer that fits the context."""
         table, root = self.table(), cache_root(cache)
         tokenizer = choose_tokenizer(self.tokenizer, self.vocab_size, [table], root)
-        folder, told = table.kept(tokenizer, root, lambda f, splits: self._encode(f, splits, tokenizer))
-        samples = {name: Conversations(folder / name, context, tokenizer) for name in told["splits"]}
+        folder, manifest = table.kept(tokenizer, root, lambda f, splits: self._encode(f, splits, tokenizer))
+        samples = {name: Conversations(folder / name, context, tokenizer) for name in manifest["splits"]}
         for name, split in samples.items():
-            log.info("%s %s: %s", table.name, name, split.described(told["splits"][name]["unanswered"]))
+            log.info("%s %s: %s", table.name, name, split.described(manifest["splits"][name]["unanswered"]))
             if name != "test" and len(split) == 0:
                 fits = f"no answer of the {name} split fits model.context={context}: raise it"
                 nothing = f"no row of the {name} split has an answer by the assistant: there is nothing to learn"
@@ -101,13 +104,13 @@ class Instruct:
         train: Samples = Packed(samples["train"]) if self.pack else samples["train"]
         return InstructCorpus(
             name=table.name,
-            config=told["config"],
-            hash=digest([tokenizer.hash, TEMPLATE, self.pack, [f["sha256"] for f in told["files"].values()]]),
+            config=manifest["config"],
+            hash=digest([tokenizer.hash, TEMPLATE, self.pack, [f["sha256"] for f in manifest["files"].values()]]),
             tokenizer=tokenizer,
             train=train,
             validation={table.name: held["validation"]},
             test={table.name: held["test"]} if "test" in held else {},
-            manifest={table.name: told},
+            manifest={table.name: manifest},
             num_tokens=train.num_tokens,
             num_bytes=train.num_bytes,
             num_answers=samples["train"].num_answers,
@@ -119,12 +122,12 @@ class Instruct:
             unanswered = 0
             ids, marks = [], []
             for batch in batches(splits[name]):
-                told = [self.conversation(row) for row in batch]
-                full = [one for one in told if any(_answers(turn) for turn in one)]
-                unanswered += len(told) - len(full)
-                for one in encoded(full, tokenizer):
-                    ids.append(one.ids.astype(dtype(tokenizer.vocab_size)))
-                    marks.append(one.answers.astype(np.uint8))
+                dialogs = [self.conversation(row) for row in batch]
+                full = [dialog for dialog in dialogs if any(_answers(turn) for turn in dialog)]
+                unanswered += len(dialogs) - len(full)
+                for dialog in encoded(full, tokenizer):
+                    ids.append(dialog.ids.astype(dtype(tokenizer.vocab_size)))
+                    marks.append(dialog.answers.astype(np.uint8))
             padding.write(folder / name, ids, dtype(tokenizer.vocab_size))
             padding.write(folder / f"{name}-answers", marks, np.dtype(np.uint8))
             counts[name] = {"rows": len(ids), "unanswered": unanswered}
@@ -179,6 +182,7 @@ class Conversations(Samples):
         return Batch(tokens=tokens, real=real, weights=weights.float(), samples=numbers(index, epoch, len(self)))
 
     def described(self, unanswered: int) -> str:
+        """A line for the log: counts of samples, tokens and answers, and what was left out."""
         lost = len(self.ids) - len(self.chosen)
         return (
             f"{len(self):,} samples, {self.num_tokens:,} tokens of which {self.num_answers:,} are answers"
@@ -200,6 +204,7 @@ class Packed(Samples):
         return len(self.rows)
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        """Rows of packed samples, with the number of each sample's segment, -1 on padding."""
         limit, rows, marks, segments = self.samples.context + 1, [], [], []
         for i in index:
             parts = [self.samples.row(j) for j in self.rows[int(i)]]

@@ -94,6 +94,7 @@ class Labelled:
         return [self.text] if isinstance(self.text, str) else list(self.text)
 
     def table(self) -> Table:
+        """The rows, and the columns that must be in them."""
         if not self.columns:
             raise ValueError("data.text=[]: name a column of text")
         place = locate(self.path)
@@ -102,6 +103,7 @@ class Labelled:
             return [row[column] or "" for column in self.columns]
 
         def checked(table: Dataset) -> None:
+            """Raises ValueError for a column that is missing or holds no text."""
             wanted = [("data.text", column) for column in self.columns]
             must_have(table, [*wanted, ("data.label", self.label)], place.name)
             for column in self.columns:
@@ -114,14 +116,17 @@ class Labelled:
         return Table(place, self.config, name, texts, checked, meaning, as_bytes(self.max_bytes))
 
     def prepare(self, context: int, cache: Path | None = None) -> LabelledCorpus:
+        """Encodes what is not in the cache. Raises ValueError where no row to train on or to score has a label."""
         table, root = self.table(), cache_root(cache)
         tokenizer = choose_tokenizer(self.tokenizer, self.vocab_size, [table], root)
-        folder, told = table.kept(tokenizer, root, lambda f, splits: _encode(f, splits, table, self.label, tokenizer))
+        folder, manifest = table.kept(
+            tokenizer, root, lambda f, splits: _encode(f, splits, table, self.label, tokenizer)
+        )
         parts = len(self.columns)
         if context < 1 + 2 * parts:
             raise ValueError(f"model.context={context} leaves no room for {parts} texts and their separators")
-        samples = {name: LabelledRows(folder, name, parts, context, tokenizer) for name in told["splits"]}
-        labels, drawn = dict(told["labels"]), []
+        samples = {name: LabelledRows(folder, name, parts, context, tokenizer) for name in manifest["splits"]}
+        labels, drawn = dict(manifest["labels"]), []
         if self.share < 1:
             drawn = [self.share, self.seed]
             samples["train"].keep(self.share, self.seed)
@@ -137,20 +142,20 @@ class Labelled:
             )
         corpus = LabelledCorpus(
             name=table.name,
-            config=told["config"],
-            hash=digest([tokenizer.hash, parts, labels, [f["sha256"] for f in told["files"].values()], *drawn]),
+            config=manifest["config"],
+            hash=digest([tokenizer.hash, parts, labels, [f["sha256"] for f in manifest["files"].values()], *drawn]),
             tokenizer=tokenizer,
             train=samples["train"],
             validation={table.name: held["validation"]},
             test={table.name: held["test"]} if "test" in held else {},
-            manifest={table.name: told},
+            manifest={table.name: manifest},
             num_tokens=samples["train"].num_tokens,
             num_bytes=samples["train"].num_bytes,
             label=self.label,
             metric=_metric(self.metric, labels["kind"], len(labels["label_names"])),
             **labels,
         )
-        for line in _described(corpus, samples, told):
+        for line in _described(corpus, samples, manifest):
             log.info("%s", line)
         return corpus
 
@@ -221,6 +226,7 @@ def _encode(folder: Path, splits: dict[str, Dataset], table: Table, label: str, 
         empty = 0
 
         def pieces(kept: Dataset = kept) -> Iterator[Integer[np.ndarray, "_"]]:
+            """Ids of each text of each row."""
             nonlocal empty
             for batch in batches(kept):
                 texts = [table.texts(row) for row in batch]
@@ -233,11 +239,11 @@ def _encode(folder: Path, splits: dict[str, Dataset], table: Table, label: str, 
         if labels.kind != "regression":
             members = np.bincount(values[there], minlength=len(labels.names)) if values.ndim == 1 else values.sum(0)
             counts[name]["of_class"] = [int(count) for count in members]
-    said: dict[str, Any] = {"kind": labels.kind, "label_names": labels.names}
+    description: dict[str, Any] = {"kind": labels.kind, "label_names": labels.names}
     train = np.load(folder / "train.labels.npy")
     if labels.kind == "regression" and len(train):
-        said |= {"center": float(train.mean()), "scale": float(train.std()) or 1.0}
-    return {"labels": said, "splits": counts}
+        description |= {"center": float(train.mean()), "scale": float(train.std()) or 1.0}
+    return {"labels": description, "splits": counts}
 
 
 def _metric(asked: str | None, kind: Kind, classes: int) -> str:
@@ -251,9 +257,9 @@ def _metric(asked: str | None, kind: Kind, classes: int) -> str:
     return asked
 
 
-def _described(corpus: LabelledCorpus, samples: dict[str, LabelledRows], told: dict[str, Any]) -> Iterator[str]:
+def _described(corpus: LabelledCorpus, samples: dict[str, LabelledRows], manifest: dict[str, Any]) -> Iterator[str]:
     for name, rows_ in samples.items():
-        count = told["splits"][name]
+        count = manifest["splits"][name]
         left = f", {count['without_label']:,} without a label left out" if count["without_label"] else ""
         empty = f", {count['without_text']:,} without text" if count["without_text"] else ""
         cut = f", {rows_.truncated:,} cut to model.context={rows_.context}" if rows_.truncated else ""

@@ -95,6 +95,7 @@ class MixedOrder(Order):
     def positions(
         self, positions: Int[np.ndarray, "batch"]
     ) -> tuple[Int[np.ndarray, "batch"], Int[np.ndarray, "batch"]]:
+        """Sample numbers and epochs at positions of the endless sequence."""
         blocks, slots = np.divmod(positions, self.block)
         dealt = np.empty_like(positions)
         for block in np.unique(blocks):
@@ -127,6 +128,7 @@ class MixtureCorpus:
         return {"builtin/docs": 0.9, "builtin/code": 0.1} if self.parts is None else dict(self.parts)
 
     def sources(self) -> list[Source]:
+        """The source of each part. Raises ValueError for two parts of one name."""
         sources = [self._source(name) for name in self.fractions()]
         names = [source.name for source in sources]
         if len(set(names)) < len(names):

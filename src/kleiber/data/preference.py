@@ -49,8 +49,8 @@ def transcript(text: str) -> Conversation:
             "need a column called prompt beside them"
         )
     return [
-        Turn("user" if who == "Human" else "assistant", said)
-        for who, said in zip(pieces[1::2], pieces[2::2], strict=True)
+        Turn("user" if who == "Human" else "assistant", content)
+        for who, content in zip(pieces[1::2], pieces[2::2], strict=True)
     ]
 
 
@@ -95,9 +95,9 @@ class AnsweredCorpus(TextCorpus):
     def rows(self) -> dict[str, Any]:
         """All samples by split, held-out ones in the order of the table."""
         held = {"validation": self.validation, "test": self.test}
-        found: dict[str, Any] = {"train": self.train}
-        found |= {split: one.samples for split, by_name in held.items() for one in by_name.values()}  # type: ignore
-        return found
+        by_split: dict[str, Any] = {"train": self.train}
+        by_split |= {split: scored.samples for split, by_name in held.items() for scored in by_name.values()}  # type: ignore
+        return by_split
 
 
 @dataclass
@@ -134,42 +134,43 @@ class Answers:
         """What a corpus of samples of this kind is made of."""
         table, root = self.table(), cache_root(cache)
         tokenizer = choose_tokenizer(self.tokenizer, self.vocab_size, [table], root)
-        folder, told = table.kept(tokenizer, root, lambda f, splits: self.encode(f, splits, tokenizer))
-        samples = {name: kind(folder / name, context, tokenizer) for name in told["splits"]}
+        folder, manifest = table.kept(tokenizer, root, lambda f, splits: self.encode(f, splits, tokenizer))
+        samples = {name: kind(folder / name, context, tokenizer) for name in manifest["splits"]}
         for name, split in samples.items():
-            log.info("%s %s: %s", table.name, name, split.described(told["splits"][name]))
+            log.info("%s %s: %s", table.name, name, split.described(manifest["splits"][name]))
             if name != "test" and len(split) == 0:
-                raise ValueError(f"data.path={self.path}: the {name} split has no {kind.one}")
+                raise ValueError(f"data.path={self.path}: the {name} split has no {kind.sample_name}")
         held = {name: Held(split) for name, split in samples.items() if name != "train" and len(split)}
-        files = [file["sha256"] for file in told["files"].values()]
+        files = [file["sha256"] for file in manifest["files"].values()]
         return {
             "name": table.name,
-            "config": told["config"],
+            "config": manifest["config"],
             "hash": digest([tokenizer.hash, TEMPLATE, context, files]),
             "tokenizer": tokenizer,
             "train": samples["train"],
             "validation": {table.name: held["validation"]},
             "test": {table.name: held["test"]} if "test" in held else {},
-            "manifest": {table.name: told},
+            "manifest": {table.name: manifest},
             "num_tokens": samples["train"].num_tokens,
             "num_bytes": samples["train"].num_bytes,
             "folder": root,
         }
 
     def encode(self, folder: Path, splits: dict[str, Dataset], tokenizer: Tokenizer) -> dict[str, Any]:
+        """Writes both sides of every pair, the lengths of their answers and the labels; returns counts by split."""
         counts, kind = {}, dtype(tokenizer.vocab_size)
         for name in (split for split in SPLITS if split in splits):
             rows = 0
             sides: list[Encoded] = []
             labels: list[float] = []
             for batch in batches(splits[name]):
-                told, found = self.read(batch)
+                pairs, verdicts = self.read(batch)
                 rows += len(batch)
-                sides += encoded([one for both in told for one in both], tokenizer, last_only=True)
-                labels += found
-            padding.write(folder / name, (one.ids for one in sides), kind)
+                sides += encoded([dialog for dialogs in pairs for dialog in dialogs], tokenizer, last_only=True)
+                labels += verdicts
+            padding.write(folder / name, (dialog.ids for dialog in sides), kind)
             # Answers stand at the end of a side: their lengths say where.
-            np.save(folder / f"{name}.answers.npy", np.array([one.answers.sum() for one in sides], np.int64))
+            np.save(folder / f"{name}.answers.npy", np.array([dialog.answers.sum() for dialog in sides], np.int64))
             np.save(folder / f"{name}.labels.npy", np.array(labels, np.float32))
             share = float(np.mean(labels)) if labels else None
             counts[name] = {"rows": len(labels), "useless": rows - len(labels), "share": share}
@@ -181,6 +182,7 @@ class Preference(Answers):
     """Pairs at `path`: columns prompt, chosen, rejected (text or messages), or chosen and rejected transcripts."""
 
     def table(self) -> Table:
+        """The rows, and the columns that must be in them."""
         place = locate(self.path)
 
         def checked(table: Dataset) -> None:
@@ -196,9 +198,9 @@ class Preference(Answers):
         return Table(place, self.config, name, texts, checked, meaning, limit, prompt)
 
     def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float]]:
-        told = [pair(row) for row in rows]
-        good = [both for both in told if _teaches(*both)]
-        lengths = [tuple(len(one[-1].content) for one in both) for both in good]
+        pairs = [pair(row) for row in rows]
+        good = [dialogs for dialogs in pairs if _teaches(*dialogs)]
+        lengths = [tuple(len(dialog[-1].content) for dialog in dialogs) for dialogs in good]
         return good, [1.0 if chosen > rejected else 0.5 * (chosen == rejected) for chosen, rejected in lengths]
 
     def prepare(self, context: int, cache: Path | None = None) -> PreferenceCorpus:
@@ -209,8 +211,8 @@ def _teaches(chosen: Conversation, rejected: Conversation) -> bool:
     return answered(chosen) and answered(rejected) and chosen != rejected
 
 
-def answered(one: Conversation) -> bool:
-    return bool(one) and one[-1].role == "assistant" and one[-1].content != ""
+def answered(dialog: Conversation) -> bool:
+    return bool(dialog) and dialog[-1].role == "assistant" and dialog[-1].content != ""
 
 
 class PairRows(Samples):
@@ -221,7 +223,7 @@ class PairRows(Samples):
 
     padded = True
     sides = 2  # rows of the batch that a sample fills
-    one = "pair of two different answers"
+    sample_name = "pair of two different answers"
 
     def __init__(self, path: Path, context: int, tokenizer: Tokenizer) -> None:
         self.context, self.eos = context, tokenizer.eos
@@ -257,6 +259,7 @@ class PairRows(Samples):
         return ids, np.repeat(np.array([0, 1]), [prompt, answer])
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        """Rows of the chosen answers, with those of the rejected ones in `against`."""
         chosen, rejected = self._rows(2 * index), self._rows(2 * index + 1)
         chosen.against = rejected
         chosen.labels = torch.from_numpy(self.labels[index])
@@ -272,6 +275,7 @@ class PairRows(Samples):
         return Batch(tokens=tokens, real=real, weights=weights.float())
 
     def described(self, count: dict[str, Any]) -> str:
+        """A line for the log: the number of pairs, and what was left out or cut."""
         return (
             f"{len(self):,} pairs"
             + (f"; {count['useless']:,} rows without two different answers left out" if count["useless"] else "")

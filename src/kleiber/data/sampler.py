@@ -131,6 +131,7 @@ class Joined(Samples):
         return int(self.starts[-1])
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        """The samples of these numbers, in that order, out of all parts."""
         owner = np.searchsorted(self.starts, index, side="right") - 1
         owners = np.unique(owner)
         rows = [np.flatnonzero(owner == part) for part in owners]
@@ -174,9 +175,9 @@ def _alike(parts: list[Batch]) -> list[Batch]:
 
 
 def _written(part: Batch, name: str) -> Tensor:
-    given: Tensor | None = getattr(part, name)
-    if given is not None:
-        return given
+    value: Tensor | None = getattr(part, name)
+    if value is not None:
+        return value
     return torch.ones_like(part.tokens, dtype=torch.bool if name == "real" else torch.float32)
 
 

@@ -46,6 +46,7 @@ def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[
     identity = {"format": FORMAT, "source": source.identity(), "tokenizer": tokenizer.hash}
 
     def build(folder: Path) -> dict[str, Any]:
+        """Writes a file a split; returns their counts and the notes of the source."""
         with source.reading(root) as text:
             documents = text.documents
             counts = {split: _write(folder / f"{split}.bin", documents.get(split, ()), tokenizer) for split in SPLITS}
@@ -193,6 +194,7 @@ class ValidationWindows(HeldOut):
         return self._count
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        """Windows of these numbers; padding of the last one has weight 0."""
         assert epoch == 0, "validation text is read once"
         places = index[:, None] * self.context + np.arange(self.context + 1)
         real = places <= self.num_tokens

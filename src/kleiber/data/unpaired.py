@@ -40,6 +40,7 @@ class Unpaired(Answers):
     """Judged answers at `path`: columns prompt, completion (text or messages), label (true where it is desirable)."""
 
     def table(self) -> Table:
+        """The rows, and the columns that must be in them."""
         place = locate(self.path)
 
         def checked(table: Dataset) -> None:
@@ -56,13 +57,14 @@ class Unpaired(Answers):
         return Table(place, self.config, name, texts, checked, meaning, limit, prompt)
 
     def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float]]:
-        told = [(side(row, "completion"), verdict(row["label"])) for row in rows]
-        good = [(one, label) for one, label in told if answered(one)]
+        """Each answer beside that of another row, and its verdict."""
+        judged = [(side(row, "completion"), verdict(row["label"])) for row in rows]
+        good = [(dialog, label) for dialog, label in judged if answered(dialog)]
         # In a random order, since neighbours are often answers to one prompt.
         order = permutation(len(good), 0)
         other = np.empty_like(order)
         other[order] = np.roll(order, -1)
-        sides = [(one, [*one[:-1], good[int(j)][0][-1]]) for (one, _), j in zip(good, other, strict=True)]
+        sides = [(dialog, [*dialog[:-1], good[int(j)][0][-1]]) for (dialog, _), j in zip(good, other, strict=True)]
         return sides, [label for _, label in good]
 
     def prepare(self, context: int, cache: Path | None = None) -> UnpairedCorpus:
@@ -80,12 +82,13 @@ class JudgedRows(PairRows):
     """Judged answers of one split, each before the mismatched one. `labels` are 1 where an answer is desirable."""
 
     sides = 1  # the mismatched one is read without gradients, at another time
-    one = "answer with a verdict"
+    sample_name = "answer with a verdict"
 
     def counted(self, sides: Int[np.ndarray, "sides"]) -> Int[np.ndarray, "pairs"]:
         return sides[::2]
 
     def described(self, count: dict[str, Any]) -> str:
+        """A line for the log: the number of answers, and what was left out or cut."""
         return (
             f"{len(self):,} answers"
             + (f"; {count['useless']:,} rows without an answer left out" if count["useless"] else "")

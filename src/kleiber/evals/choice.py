@@ -1,8 +1,8 @@
-"""Multiple choice by likelihood: of several endings of one context the model takes the one it finds likeliest.
+"""Multiple choice by likelihood: the model chooses the likeliest of several endings of one context.
 
-Two scores, as they differ: the plain log-probability, and that over the bytes of the ending, which does not favour
-short ones (Brown et al. 2020, arXiv:2005.14165, section 2.4, divides by tokens). Nothing is generated. Questions are
-files of rows with context (or ctx), endings, label, as HellaSwag has them, or sentence_good, sentence_bad, as BLiMP.
+There are two scores: the plain log-probability, and that per byte of the ending, which does not favor short ones (Brown
+et al. 2020, arXiv:2005.14165, section 2.4, divides by tokens). Nothing is generated. Questions are files of rows with
+context (or ctx), endings, label, as in HellaSwag, or sentence_good, sentence_bad, as in BLiMP.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kleiber.evals.subject import Subject
+from kleiber.evals import Subject
 from kleiber.nn.loss import log_probs
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Tokenizer
+from kleiber.types.model import Model
+from kleiber.types.plain import Json
 
 KINDS = (".jsonl", ".parquet")
 
@@ -35,7 +37,7 @@ class Question:
     right: int
 
 
-def evaluate(subject: Subject) -> dict[str, Any]:
+def evaluate(subject: Subject) -> Json:
     """accuracy, accuracy_per_byte, the standard error of the first, what chance scores, and questions, by file.
 
     Raises ValueError without `subject.task_files` (a .jsonl or .parquet file, or a folder of them), for a bidirectional
@@ -72,7 +74,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return pyarrow.parquet.read_table(path).to_pylist()
 
 
-def _line(path: Path, number: int, line: str) -> dict[str, Any]:
+def _line(path: Path, number: int, line: str) -> Json:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
@@ -109,7 +111,7 @@ def question(row: Mapping[str, Any], tokenizer: Tokenizer, path: Path) -> Questi
 
 
 @torch.no_grad()
-def choose(model: Any, questions: Sequence[Question], rows: int = 16) -> dict[str, float]:
+def choose(model: Model, questions: Sequence[Question], rows: int = 16) -> dict[str, float]:
     """accuracy and accuracy_per_byte over the questions. Contexts that are too long lose their beginning.
 
     Raises ValueError for an ending that alone exceeds model.context.
@@ -133,7 +135,7 @@ def choose(model: Any, questions: Sequence[Question], rows: int = 16) -> dict[st
     return {"accuracy": plain / len(questions), "accuracy_per_byte": per_byte / len(questions)}
 
 
-def ending_log_probs(model: Any, jobs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+def ending_log_probs(model: Model, jobs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
     """sum of log p(token | all before) over the ending of each (context, ending), in one pass."""
     longest = max(len(ending) for _, ending in jobs)
     if longest > model.context:

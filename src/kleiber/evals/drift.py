@@ -1,11 +1,7 @@
-"""How far a model has moved from where a stage began: in its predictions, and in its weights.
+"""How far a finished stage moved its model: in its weights, in its predictions of earlier text, and in expert loads.
 
-The divergence needs no labels: it is Kalajdzievski's measure of forgetting (arXiv:2401.05605, section 3) less the
-entropy of the start model, which training does not change.
-
-How far a finished stage has moved its model from where it began: in its weights, in what it predicts of earlier
-text, and in which experts text goes to. It needs the start's weights again, and so is asked once, when the stage is
-over.
+The divergence needs no labels: it is the measure of forgetting of Kalajdzievski 2024 (arXiv:2401.05605, section 3) less
+the entropy of the start model, which training does not change.
 """
 
 from __future__ import annotations
@@ -22,11 +18,14 @@ from kleiber.evals.perplexity import Place, held_out_loss, score
 from kleiber.evals.routing.trace import mixtures
 from kleiber.nn.loss import kl_divergence
 from kleiber.types.batch import Batch, Loss, Sums
-from kleiber.types.contracts import Task
+from kleiber.types.contracts import Objective, Task
+from kleiber.types.model import Model
 
 
 @torch.no_grad()
-def divergence(start: Any, model: Any, objective: Any, batches: Iterable[Batch], device: torch.device) -> Sums:
+def divergence(
+    start: Model, model: Model, objective: Objective, batches: Iterable[Batch], device: torch.device
+) -> Sums:
     """Sums of KL(start || model) over the targets of `batches`, as "kl"; the caller reduces over ranks.
 
     Raises ValueError for an objective that predicts no distribution.
@@ -62,7 +61,7 @@ Pass = Callable[[Iterable[Batch]], Sums]
 
 
 def drift(
-    start: Any, model: Any, earlier: Sequence[Task], own: Sequence[Task], tokens: int, rows: int, place: Place
+    start: Model, model: Model, earlier: Sequence[Task], own: Sequence[Task], tokens: int, rows: int, place: Place
 ) -> dict[str, float]:
     """drift/weights, |theta - theta_start| / |theta_start|, and drift/<task>/kl of the earlier tasks that are
     likelihoods of outcomes: KL(start || model) in nats per target, on the first `tokens` targets. Of a mixture of
@@ -88,7 +87,7 @@ def drift(
     return found
 
 
-def untrained(model: Any, earlier: Sequence[Task], tokens: int, rows: int, place: Place) -> dict[str, float]:
+def untrained(model: Model, earlier: Sequence[Task], tokens: int, rows: int, place: Place) -> dict[str, float]:
     """drift/<task>/untrained: the loss of a model before any training, in nats per target, on the first `tokens`
     targets. Less the loss of the start it is what the start had learned, and forgetting is told as a share of that."""
     return {f"drift/{task.name}/untrained": score(model, task, tokens, rows, place)["loss"] for task in earlier}
@@ -103,7 +102,7 @@ def passed(task: Task, tokens: int, rows: int, place: Place, device: str, make: 
     return sums.reduce() if world > 1 else sums
 
 
-def loads(model: Any, task: Task, tokens: int, rows: int, place: Place) -> dict[str, Tensor]:
+def loads(model: Model, task: Task, tokens: int, rows: int, place: Place) -> dict[str, Tensor]:
     """By layer, the share of the assignments that each expert gets on the text of a task."""
     device = next(model.parameters()).device
     sums = passed(task, tokens, rows, place, device.type, lambda b: held_out_loss(model, task.objective, b, device))
@@ -141,7 +140,7 @@ def variation(one: Tensor, other: Tensor) -> float:
     return 0.5 * float((one - other).abs().sum())
 
 
-def merged(model: Any, merge: Callable[[Any], None] | None) -> Any:
+def merged(model: Model, merge: Callable[[Any], None] | None) -> Any:
     """The model itself, or a copy whose adapter is merged into the weights, which then have their plain names."""
     if merge is None:
         return model

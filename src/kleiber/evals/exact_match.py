@@ -1,4 +1,4 @@
-"""Exact match of the final answer: the model continues a question greedily, and the last number it names is compared.
+"""Exact match of final answers: the model continues a question greedily, and its final number is compared.
 
 For chains of thought as in GSM8K, whose answers end in `#### number`. Words around the number are not judged.
 """
@@ -10,13 +10,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
 import torch
 
-from kleiber.evals.subject import Subject
+from kleiber.evals import Subject
 from kleiber.models.generate import generate
 from kleiber.types.contracts import Tokenizer
+from kleiber.types.model import Model
+from kleiber.types.plain import Json
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 MARK = "####"
@@ -39,7 +40,7 @@ class ExactMatch:
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.total)
 
 
-def evaluate(subject: Subject) -> dict[str, Any]:
+def evaluate(subject: Subject) -> Json:
     """accuracy, standard_error, right and questions of each domain, over its held-out conversations (the first ones of
     `subject.tokens` tokens together) whose last answer names a number.
 
@@ -78,7 +79,7 @@ def final_number(text: str) -> Decimal | None:
 
 
 def exact_match(
-    model: Any,
+    model: Model,
     tokenizer: Tokenizer,
     prompts: Sequence[list[int]],
     answers: Sequence[str],

@@ -1,6 +1,6 @@
-"""lm-eval's tasks on a model of ours, through an adapter: no export in between, and nothing from the network.
+"""Tasks of lm-eval on a model of ours, without an export and without the network.
 
-The package is an optional extra and is imported when it is asked for. Task files of one's own lie in a folder.
+The package is an optional extra that is imported when it is used. A folder may hold further task files.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from kleiber.evals.subject import Subject
+from kleiber.evals import Subject
+from kleiber.types.contracts import Tokenizer
+from kleiber.types.model import Model
 
 
 def evaluate(subject: Subject) -> dict[str, float]:
@@ -20,8 +21,8 @@ def evaluate(subject: Subject) -> dict[str, float]:
 
 
 def score_tasks(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     tasks: Sequence[str],
     include_path: Path | None = None,
     batch_size: int = 16,

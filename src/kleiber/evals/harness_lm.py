@@ -1,7 +1,7 @@
-"""A model of ours as lm-eval sees one. Imported only where the optional package lm-eval is: see `harness`.
+"""The class through which lm-eval reads a model of ours; imported only where the optional package lm-eval is.
 
-Requests are sorted by length and cut into batches of a fixed number, so a score does not depend on what else was asked;
-the softmax is in fp32. Conventions (context and continuation, empty contexts, rolling windows) are lm-eval's own.
+Requests are sorted by length and cut into batches of a fixed number, so a score does not depend on the other requests;
+the softmax is in fp32. Conventions (context and continuation, empty contexts, rolling windows) are those of lm-eval.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports
 
 from kleiber.models.generate import generate, left_padded
 from kleiber.types.batch import Batch
+from kleiber.types.contracts import Tokenizer
+from kleiber.types.model import Model
 
 Pair = tuple[list[int], list[int]]
 
@@ -25,7 +27,7 @@ class HarnessLM(TemplateLM):
     max_gen_toks  tokens generated where a task says nothing
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 16, max_gen_toks: int = 256) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, batch_size: int = 16, max_gen_toks: int = 256) -> None:
         super().__init__()
         if not model.causal:
             raise ValueError("lm-eval scores what follows from what stands before: it needs a causal model")

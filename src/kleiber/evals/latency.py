@@ -1,7 +1,7 @@
-"""How fast a causal model reads a prompt and how fast it writes: prefill, decode, and what it holds in memory.
+"""Speed of a causal model in prefill and decoding, and the memory it holds.
 
-Greedy decoding of random tokens, a step timed at a time: what is measured is the model and its cache, no tokenizer and
-no sampling. It refuses to compare machines: a number here is of the machine that it was taken on.
+Decodes random tokens greedily and times each step: no tokenizer and no sampling take part. A result holds for the
+machine that it was measured on.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kleiber.evals.subject import Subject
+from kleiber.evals import Subject
 from kleiber.types.batch import Batch
-from kleiber.types.model import DecodingCache
+from kleiber.types.model import DecodingCache, Model
 
 Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the last position (batch, vocab)
 
@@ -26,7 +26,7 @@ def evaluate(subject: Subject) -> dict[str, float]:
     return latency(subject.model, prompt=prompt, new=new)
 
 
-def lengths(model: Any) -> tuple[int, int]:
+def lengths(model: Model) -> tuple[int, int]:
     """Tokens of a prompt and new ones that fit a model: half of the context each, at most 128 and 64.
 
     Raises ValueError for a context that leaves no two new tokens.
@@ -39,7 +39,7 @@ def lengths(model: Any) -> tuple[int, int]:
 
 @torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again for every length
 def latency(
-    model: Any, batches: Sequence[int] = (1, 8, 64), prompt: int = 128, new: int = 64, repeats: int = 3
+    model: Model, batches: Sequence[int] = (1, 8, 64), prompt: int = 128, new: int = 64, repeats: int = 3
 ) -> dict[str, float]:
     """Speed at each batch size, by `<what>/<batch>`.
 

@@ -1,11 +1,7 @@
-"""Held-out loss in nats per token, and in bits per byte where the objective is a likelihood of text.
+"""Held-out loss of a model: of one domain, of all tasks of a run, and by position in the row.
 
-The score of a model on a task: its objective's loss on a fixed set of samples, and what its scorer makes of them.
-
-Held-out loss against the position of the target in its row: what context is worth, one number a distance.
-
-It scores a causal model's next-token loss, whatever the model was trained on. Positions without a target have no
-number.
+Loss is in nats per token, and in bits per byte where the objective is the likelihood of a text. `scores` adds what an
+objective's scorer computes. Loss by position is the next-token loss of a causal model, whatever it was trained on.
 """
 
 from __future__ import annotations
@@ -19,16 +15,18 @@ from typing import Any
 import torch
 
 from kleiber.data.sampler import evaluation_batches
-from kleiber.evals.subject import Subject
+from kleiber.evals import Subject
 from kleiber.nn.loss import log_probs, target_weights
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import HeldOut, Objective, Task
+from kleiber.types.model import Model
+from kleiber.types.plain import Json
 
 
 @torch.compiler.set_stance("force_eager")  # only training is compiled: a graph for each odd batch would cost more
 @torch.no_grad()
 def held_out_loss(
-    model: Any, objective: Callable[[Any, Batch], Loss], batches: Iterable[Batch], device: torch.device | str
+    model: Model, objective: Callable[[Any, Batch], Loss], batches: Iterable[Batch], device: torch.device | str
 ) -> Sums:
     """Sums of the objective over `batches` on this rank, without dropout; the caller reduces over ranks."""
     training = model.training
@@ -55,7 +53,7 @@ def bytes_per_target(objective: Objective, chosen: HeldOut) -> float | None:
     return chosen.num_bytes / chosen.num_tokens
 
 
-def evaluate(subject: Subject) -> dict[str, Any]:
+def evaluate(subject: Subject) -> Json:
     """For each domain: tokens, loss in nats per token and, for likelihoods of text, bits per byte."""
     found: dict[str, Any] = {}
     for domain in subject.domains:
@@ -84,7 +82,7 @@ class Place:
 
 
 def scores(
-    model: Any, tasks: Sequence[Task], tokens: int | None, rows: int, place: Place, prefix: str = "val"
+    model: Model, tasks: Sequence[Task], tokens: int | None, rows: int, place: Place, prefix: str = "val"
 ) -> dict[str, float]:
     """Metrics of the model as it is, by `prefix/task/name`, the same on every rank.
 
@@ -99,7 +97,7 @@ def scores(
     return found
 
 
-def score(model: Any, task: Task, tokens: int | None, rows: int, place: Place) -> dict[str, float]:
+def score(model: Model, task: Task, tokens: int | None, rows: int, place: Place) -> dict[str, float]:
     """Metrics of one task: "loss" (nats per target), "bits_per_byte" of a likelihood of text, and the scorer's."""
     chosen = task.held_out.first(tokens)
     # Ranks that share a sum need a sample each; of fewer samples every rank scores all.
@@ -119,7 +117,7 @@ def score(model: Any, task: Task, tokens: int | None, rows: int, place: Place) -
 
 
 @torch.no_grad()
-def loss_by_position(model: Any, batches: Iterable[Batch], device: torch.device) -> tuple[list[float], list[float]]:
+def loss_by_position(model: Model, batches: Iterable[Batch], device: torch.device) -> tuple[list[float], list[float]]:
     """Sums of -log p(x_t | x_<t) and of weights by t (target t has t tokens before it), over all batches, in nats."""
     training = model.training
     model.eval()

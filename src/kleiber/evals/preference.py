@@ -1,18 +1,18 @@
-"""Whether a model prefers the answer that people preferred, with intervals over the held-out pairs.
+"""Whether a model prefers the answer that people preferred, with bootstrap intervals over held-out pairs.
 
-An accuracy says little alone: the longer answer is a guess that knows nothing, and the model before training another.
-So each accuracy stands with its difference to both, pair by pair. It knows no loss: the objective of the run scores.
+Each accuracy stands with its differences to two baselines, pair by pair: choosing the longer answer, and the model
+before training. The objective of the run scores the pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 
-from kleiber.evals.subject import Subject
+from kleiber.evals import Subject
+from kleiber.types.plain import Json
 
 LEVEL, RESAMPLES = 0.9, 9999
 CHUNK = 1 << 20  # numbers of resamples that are held at once: all of 10,000 pairs would be 1.6 GB
@@ -26,7 +26,7 @@ DIFFERENCES = {
 
 
 @torch.no_grad()
-def evaluate(subject: Subject) -> dict[str, Any]:
+def evaluate(subject: Subject) -> Json:
     """By domain: pairs, and {value, lo, hi} of each accuracy and difference, 90 % by a bootstrap over pairs.
 
     A reward model has no model before it to compare with: of it there are accuracy (the chosen answer has the higher
@@ -52,7 +52,7 @@ def evaluate(subject: Subject) -> dict[str, Any]:
     return found
 
 
-def with_intervals(pairs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def with_intervals(pairs: Mapping[str, np.ndarray]) -> Json:
     """Means over pairs and of differences between two columns, each with a percentile bootstrap interval."""
     columns = {name: pairs[name] for name in ACCURACIES if name in pairs}
     columns |= {

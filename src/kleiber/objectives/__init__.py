@@ -6,7 +6,7 @@ EXPORTS = {
     "Classify": "classify",
     "CLM": "clm",
     "SFT": "clm",
-    "Distill": "distill",
+    "Distill": "clm",
     "CDPO": "dpo",
     "DPO": "dpo",
     "IPO": "dpo",

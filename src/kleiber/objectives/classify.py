@@ -1,11 +1,7 @@
-"""Scores of predictions against labels: one number a metric, a row a class, and who was taken for whom.
+"""Classification and regression of whole texts: an output layer of the task's own on pooled hidden states, and scores.
 
-Everything is computed from all predictions at once, by torchmetrics, which is imported only when something is scored.
-
-Classes, several classes or a quantity from a whole text: an output layer of its own on pooled hidden states.
-
-One sample counts one, however long it is. It refuses a class token where the model reads from left to right, since
-nothing has been read there yet.
+A sample has weight 1, however long it is. Scores are computed from all predictions at once by torchmetrics, which is
+imported only when something is scored.
 """
 
 from __future__ import annotations

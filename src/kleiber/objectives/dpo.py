@@ -1,8 +1,8 @@
-"""Learning from preferences without a reward model: DPO and what it became, on log-probabilities of whole answers.
+"""Preference optimization without a reward model: DPO, conservative DPO and IPO.
 
-The frozen reference is the model as it was when the stage began. It is asked once for every pair and then forgotten:
-its answers are kept with the data, under the hash of weights, data and tokenizer, and in the stage's folder. Beside a
-LoRA adapter the model without its updates is that reference too, and can be asked at each step instead.
+The frozen reference is the model as it was when the stage began. It is asked once for every pair, and its answers are
+kept (see `set_reference`). Beside a LoRA adapter the model without its updates is the same reference, and can be asked
+at each step instead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Learning from single answers that were called good or bad, with no second answer to compare with: KTO.
+"""Kahneman-Tversky optimization (KTO): learns from single answers that were labelled good or bad.
 
-The frozen reference is the model as it was when the stage began, asked once for every row and kept, as in `dpo`. What
-an answer has gained over it is measured from what mismatched answers have: how far the model has gone on none of them.
+The frozen reference is the model as it was when the stage began, asked once for every row. Log-ratios are measured from
+the mean log-ratio of mismatched answers.
 """
 
 from __future__ import annotations

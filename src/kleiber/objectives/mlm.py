@@ -1,4 +1,4 @@
-"""Masked language modelling: recover the tokens that were hidden, from what stands on both sides of them."""
+"""Masked language modelling: predicts hidden tokens from the tokens on both sides of them."""
 
 from __future__ import annotations
 

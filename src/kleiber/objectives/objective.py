@@ -1,13 +1,8 @@
-"""What objectives with output layers of their own share: the layer's name, and auxiliary losses per token.
+"""What several objectives share: names of output layers, auxiliary losses per token, collected rows, frozen references.
 
-Beside an objective that counts something else than tokens, auxiliary losses keep their weight per token.
-
-What every rank has collected, on every rank: one whole in the order of the samples, however they were shared out.
-
-What a frozen model said before training, kept where a resumed stage finds it: asked once, then read.
-
-The values stand in the stage's folder with the hashes of the data and of the weights that were asked, and in the data's
-cache under the same hashes, so that other runs from the same weights do not ask again.
+A frozen reference is the model as it was before training. It is asked once; its values lie in the stage's folder with
+the hashes of the data and of the weights, where a resumed stage reads them, and in the cache of the data under the same
+hashes, where other runs from the same weights find them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Reward modelling: a score of whole answers, learnt from which of two was preferred.
+"""Reward modelling: scores whole answers, and learns from which of two answers was preferred.
 
-Both answers of a pair are read in one forward pass; an output layer of the task's own scores the hidden state of the
-last token, by when all of the answer is read. It knows no reference, so nothing is asked before training.
+One forward pass reads both answers of a pair; an output layer of the task's own scores the hidden state of the last
+token. There is no reference model.
 """
 
 from __future__ import annotations

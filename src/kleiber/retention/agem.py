@@ -1,4 +1,4 @@
-"""A-GEM: a step may not raise the loss on earlier samples, to first order."""
+"""A-GEM: projects the gradient so that, to first order, a step does not raise the loss on earlier samples."""
 
 from __future__ import annotations
 

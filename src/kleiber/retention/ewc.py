@@ -1,7 +1,7 @@
-"""Elastic weight consolidation: weights that the earlier tasks' likelihood depends on are held more tightly.
+"""Elastic weight consolidation: holds weights more tightly the more the earlier tasks' likelihood depends on them.
 
-The Fisher information is the true one: squared gradients of single sequences with labels drawn from the model. It
-refuses the square of a batch's mean gradient, which is none, and objectives that are no likelihood of outcomes.
+The Fisher information is the true one: squared gradients of single sequences with labels drawn from the model, not the
+square of a batch's mean gradient. Objectives without a distribution over outcomes are refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""L2-SP: a pull towards the start, beside the optimizer and not through it."""
+"""L2-SP: pulls the weights towards those that the stage began with, after every optimizer step.
+
+The pull is decoupled from the optimizer, as weight decay is in AdamW.
+"""
 
 from __future__ import annotations
 

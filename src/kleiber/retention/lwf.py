@@ -1,4 +1,4 @@
-"""Learning without forgetting: the model as it was when the stage began teaches the model as it is."""
+"""Learning without forgetting: a penalty on the divergence from the start model's predictions."""
 
 from __future__ import annotations
 

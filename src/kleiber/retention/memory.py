@@ -1,6 +1,4 @@
-"""Weights by name, as they are and as they were: what the methods that hold a model near its start have in common.
-
-Text that stands for earlier tasks: their own training samples, or what the model wrote before it learned anew.
+"""What several retention methods share: remembered weights, earlier tasks' text, and reference samples of a batch.
 
 Which reference sample belongs to which sample of a batch is a function of (seed, step, sample), so it is the same in
 every micro-batch, on every rank and after every resume.

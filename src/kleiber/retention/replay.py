@@ -1,7 +1,7 @@
-"""Replay: earlier text in the batch, a fraction of its tokens. It refuses a fraction that no block of samples holds.
+"""Replay: a fraction of the tokens of every batch is text of earlier tasks.
 
-Samples of one kind (same objective, same length) are mixed into the stage's own, exactly in every block; a task of
-another objective is replayed beside the batch under its own, at the same rate in samples.
+Samples of the same objective and length are mixed into the stage's own, exactly in every block of samples. A task of
+another objective is replayed beside the batch under its own objective, at the same rate in samples.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""WiSE-FT: the straight line between the weights before and after a stage, for the price of evaluations."""
+"""WiSE-FT: interpolates between the weights before and after a stage, and scores each point on the line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`kleiber eval`: opens a run or a Hugging Face folder, hands it to evaluations by name, writes what they found.
+"""`kleiber eval`: opens a run or a Hugging Face folder, runs evaluations by name on it, and writes their results.
 
-It knows no evaluation: each is a module of `kleiber.evals` with a function `evaluate` (see `evals.subject`). Results of
-a run go to RUN/evals, with figures beside them where the extra for reports is installed.
+Each evaluation is a module of `kleiber.evals` with a function `evaluate` (see `kleiber.evals.Evaluation`). Results of a
+run go to RUN/evals, with figures beside them where the extra for reports is installed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import kleiber.evals
 from kleiber.config.budget import quantity
 from kleiber.config.errors import did_you_mean
-from kleiber.evals.subject import Subject
+from kleiber.evals import Subject
 from kleiber.records.summary import write_json
 
 SCHEMA = "kleiber.eval/1"

@@ -148,7 +148,7 @@ def of_record(law: Row) -> dict[str, Callable[[], Chart]]:
     charts: dict[str, Callable[[], Chart]] = {}
     if law["approaches"]:
         charts["exponents"] = lambda: plots.exponents(law)
-    if law["allocation"] or any(one["points"] for one in law["approaches"]):
+    if law["allocation"] or any(exponent["points"] for exponent in law["approaches"]):
         charts["allocation"] = lambda: plots.allocation(law)
     if law["backtests"]:
         charts["backtests"] = lambda: plots.backtests(law)

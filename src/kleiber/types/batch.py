@@ -1,11 +1,7 @@
-"""The contracts of the house on one screen: what flows between data, model, objective, router and retention method.
+"""Data that flows between model, objective, router and retention method: batches, outputs, losses and their sums.
 
-Axes are spelled one way everywhere: batch time dim heads head_dim hidden experts k vocab tokens (= batch * time).
-Nothing here computes, and nothing here imports another module of kleiber.
-
-Running sums of losses over micro-batches, batches and ranks, and the means they end in.
-
-A mean is taken once, at the end, of sums: so it is the same for every split into batches and ranks.
+Names of axes, everywhere: batch time dim heads head_dim hidden experts k vocab tokens (= batch * time). Means are taken
+once, at the end, of sums, so they are the same for every split into micro-batches, batches and ranks.
 """
 
 from __future__ import annotations
@@ -45,8 +41,8 @@ class Batch:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with `fn` applied to every tensor that is there: a device move, a slice of rows."""
-        made: Any = {n: v.map(fn) if isinstance(v, Batch) else fn(v) for n, v in vars(self).items() if v is not None}
-        return Batch(**made)
+        fields: Any = {n: v.map(fn) if isinstance(v, Batch) else fn(v) for n, v in vars(self).items() if v is not None}
+        return Batch(**fields)
 
     def to(self, device: torch.device | str) -> Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))

@@ -55,6 +55,7 @@ class Builtin:
     max_bytes: int | float | str | None = None
 
     def sources(self) -> list[Source]:
+        """The chosen domains as sources. Raises ValueError for an unknown domain."""
         limit = as_bytes(self.max_bytes)
         if self.domain not in ("docs", "code", "all"):
             raise ValueError(f"data.domain={self.domain} is not one of docs, code, all")
@@ -83,6 +84,7 @@ class _Installed:
 
     @contextmanager
     def reading(self, root: Path) -> Iterator[Reading]:
+        """All texts by split, near duplicates in one split."""
         texts = list(_limited(self.texts(files()), self.max_bytes, self.name))
         parts: dict[str, list[Document]] = {name: [] for name in SPLITS}
         for text, name in zip(texts, split(texts), strict=True):
@@ -114,13 +116,13 @@ class Code(_Installed):
 @functools.cache  # what is installed does not change while we run
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that are there."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @functools.cache
@@ -144,19 +146,19 @@ def files() -> list[str]:
 
 def _limited(texts: Iterator[list[str]], limit: int | None, name: str) -> Iterator[str]:
     """Texts without exact duplicates, the last one cut at `limit` bytes; a line of progress every five seconds."""
-    seen: set[bytes] = set()
-    total, said, began = 0, time.monotonic(), time.monotonic()
+    marks: set[bytes] = set()
+    total, reported, began = 0, time.monotonic(), time.monotonic()
     for text in (text for of_file in texts for text in of_file):
         raw = text.strip().encode("utf-8", "replace")
         mark = hashlib.blake2b(raw, digest_size=12).digest()
-        if not raw or mark in seen:
+        if not raw or mark in marks:
             continue
-        seen.add(mark)
+        marks.add(mark)
         raw = raw if limit is None else raw[: limit - total]
         yield raw.decode("utf-8", "ignore")
         total += len(raw)
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            log.info("%s: %.0f MB read in %.0f s (done once, then kept)", name, total / 1e6, said - began)
+        if time.monotonic() - reported > 5:
+            reported = time.monotonic()
+            log.info("%s: %.0f MB read in %.0f s (done once, then kept)", name, total / 1e6, reported - began)
         if limit is not None and total >= limit:
             return

@@ -50,10 +50,10 @@ def docstrings(path: str) -> list[str]:
     except (SyntaxError, ValueError, RecursionError):  # templates and files for other versions of Python
         return []
     if path.endswith("pydoc_data/topics.py"):
-        found = [value.value for value in _dict(tree).values if isinstance(value, ast.Constant)]
+        strings = [value.value for value in _dict(tree).values if isinstance(value, ast.Constant)]
     else:
-        found = [ast.get_docstring(node, clean=False) for node in (tree, *_definitions(tree.body))]
-    cleaned = (inspect.cleandoc(text) for text in found if isinstance(text, str))
+        strings = [ast.get_docstring(node, clean=False) for node in (tree, *_definitions(tree.body))]
+    cleaned = (inspect.cleandoc(text) for text in strings if isinstance(text, str))
     return [text for text in cleaned if len(text) >= LEAST]
 
 
@@ -118,7 +118,7 @@ MULTIPLIERS = (np.arange(1, BANDS * ROWS + 1, dtype=np.uint64) * np.uint64(0x9E3
 
 def signature(text: str) -> Integer[np.ndarray, "bands"] | None:
     """One 64-bit value a band; None for a text of fewer than five words, which is like nothing else."""
-    words = np.fromiter((zlib.crc32(word.encode()) for word in WORD.findall(text.lower())), np.uint64)
+    words = np.fromiter((zlib.crc32(token.encode()) for token in WORD.findall(text.lower())), np.uint64)
     if len(words) < SHINGLE:
         return None
     shingles = (np.lib.stride_tricks.sliding_window_view(words, SHINGLE) * PRIMES).sum(axis=1, dtype=np.uint64)
@@ -130,11 +130,11 @@ def signature(text: str) -> Integer[np.ndarray, "bands"] | None:
 def groups(signatures: Iterable[Integer[np.ndarray, "bands"] | None]) -> list[int]:
     """For each text the number of the first text of its group (union-find over shared bands)."""
     parent: list[int] = []
-    seen: dict[tuple[int, int], int] = {}
+    first_of: dict[tuple[int, int], int] = {}
     for i, bands in enumerate(signatures):
         parent.append(i)
         for band, value in enumerate([] if bands is None else bands.tolist()):
-            other = _root(parent, seen.setdefault((band, value), i))
+            other = _root(parent, first_of.setdefault((band, value), i))
             mine = _root(parent, i)
             parent[max(mine, other)] = min(mine, other)
     return [_root(parent, i) for i in range(len(parent))]

@@ -57,8 +57,8 @@ class Place:
         assert self.local is not None
         if self.local.is_file():
             return [self.local]
-        found = (Path(folder) / name for folder, _, names in os.walk(self.local) for name in names)
-        return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(self.local).parts))
+        paths = (Path(folder) / name for folder, _, names in os.walk(self.local) for name in names)
+        return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(self.local).parts))
 
     def stamp(self) -> Any:
         """What decides the content without reading it: sizes and time stamps, or the hub's name."""
@@ -143,10 +143,10 @@ def _one_kind(place: Place) -> None:
     if place.local is None or not place.local.is_dir() or (place.local / "README.md").is_file():
         return
     suffixes = [path.suffix for path in sorted(place.local.iterdir()) if path.suffix in set(KINDS) - {".json"}]
-    found = {suffix: suffixes.count(suffix) for suffix in dict.fromkeys(suffixes)}
-    if len({KINDS[suffix] for suffix in found}) > 1:
-        told = " and ".join(f"{count} {suffix}" for suffix, count in found.items())
-        raise ValueError(f"data.path={place.name} holds {told} files, and one kind is read: give a folder of each")
+    counts = {suffix: suffixes.count(suffix) for suffix in dict.fromkeys(suffixes)}
+    if len({KINDS[suffix] for suffix in counts}) > 1:
+        listed = " and ".join(f"{count} {suffix}" for suffix, count in counts.items())
+        raise ValueError(f"data.path={place.name} holds {listed} files, and one kind is read: give a folder of each")
 
 
 def _explained(place: Place, config: str | None, error: Exception, online: bool) -> str:
@@ -155,10 +155,10 @@ def _explained(place: Place, config: str | None, error: Exception, online: bool)
     broken = None if place.local is None else _broken_json(place.files())
     if broken is not None:
         return broken
-    known = str(error).strip().splitlines()
-    said = " ".join(known[:2]) if known else "it holds no rows"
+    lines = str(error).strip().splitlines()
+    reason = " ".join(lines[:2]) if lines else "it holds no rows"
     asked = f"data.path={place.name}" + (f" data.config={config}" if config else "")
-    return f"{asked} cannot be read: {said}"
+    return f"{asked} cannot be read: {reason}"
 
 
 def _broken_json(files: list[Path]) -> str | None:

@@ -82,15 +82,16 @@ class Rows(HeldOut):
         return Rows(self.source, self.context, self.pairs, rows, self.start)
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        """Rows of pairs and queries; weights are 1 on the answers."""
         samples = np.asarray(index, np.int64) + self.start + epoch * self.count
         keys = self._ranked(samples, 0, self.source.keys)[:, : self.pairs]
         values = FIRST_VALUE + self._draws(samples, 1, self.pairs) % np.uint64(self.source.values)
         order = self._ranked(samples, 2, self.pairs)
-        told = np.stack([keys, values.astype(np.int64)], 2).reshape(len(samples), -1)
+        shown = np.stack([keys, values.astype(np.int64)], 2).reshape(len(samples), -1)
         again = np.stack([np.take_along_axis(keys, order, 1), np.take_along_axis(values.astype(np.int64), order, 1)], 2)
         used = 4 * self.pairs
         tokens = np.full((len(samples), self.context + 1), Bytes.eos, np.int64)
-        tokens[:, :used] = np.concatenate([told, again.reshape(len(samples), -1)], 1)
+        tokens[:, :used] = np.concatenate([shown, again.reshape(len(samples), -1)], 1)
         weights = np.zeros(tokens.shape, np.float32)
         weights[:, 2 * self.pairs + 1 : used : 2] = 1.0
         return Batch(torch.from_numpy(tokens), weights=torch.from_numpy(weights), samples=torch.from_numpy(samples))

@@ -64,8 +64,8 @@ class Table:
     @contextmanager
     def splits(self, root: Path) -> Iterator[tuple[dict[str, Dataset], str]]:
         """The tables `train`, `validation` and, where there is one more, `test`, and the config they belong to."""
-        with opened(self.place, self.config, root) as (found, config):
-            splits = known_splits(found, self.place.name)
+        with opened(self.place, self.config, root) as (tables, config):
+            splits = known_splits(tables, self.place.name)
             for name, split in splits.items():
                 self.checked(split)
                 self._legible(name, split)
@@ -81,6 +81,7 @@ class Table:
 
     @contextmanager
     def reading(self, root: Path) -> Iterator[Reading]:
+        """Every text of every row as a document."""
         with self.splits(root) as (splits, config):
             documents: dict[str, Iterable[Document]] = {
                 name: ([text] for row in rows(split) for text in self.texts(row)) for name, split in splits.items()
@@ -172,20 +173,20 @@ class Labels:
 
     def encoded(self, column: Iterable[Any]) -> tuple[Shaped[np.ndarray, "rows *classes"], Bool[np.ndarray, "rows"]]:
         """Class numbers (int64), rows of 0 and 1 (float32) or quantities (float32), and which rows have a label."""
-        given = list(column)
+        entries = list(column)
         if self.kind == "regression":
-            values = np.array([np.nan if value is None else value for value in given], np.float32)
+            values = np.array([np.nan if value is None else value for value in entries], np.float32)
             # GLUE hides the labels of a test split behind -1; elsewhere -1 is a quantity like others.
             hidden = len(values) > 0 and bool((values == -1).all())
             return values, np.isfinite(values) & (not hidden)
         place = {value: i for i, value in enumerate(self.values)}
         if self.kind == "single":
-            numbers = np.array([-1 if absent(value) else place[value] for value in given], np.int64)
+            numbers = np.array([-1 if absent(value) else place[value] for value in entries], np.int64)
             return numbers, numbers >= 0
-        rows = np.zeros((len(given), len(self.values)), np.float32)
-        for row, classes in zip(rows, given, strict=True):
+        rows = np.zeros((len(entries), len(self.values)), np.float32)
+        for row, classes in zip(rows, entries, strict=True):
             row[[place[value] for value in classes or () if not absent(value)]] = 1
-        there = [classes is not None and (not classes or not all(map(absent, classes))) for classes in given]
+        there = [classes is not None and (not classes or not all(map(absent, classes))) for classes in entries]
         return rows, np.array(there, bool)
 
 
@@ -200,28 +201,28 @@ def labels_of(tables: dict[str, Dataset], column: str) -> Labels:
     inner = getattr(feature, "feature", None)
     several = inner is not None
     _readable(feature, inner, column)
-    found: set[Any] = set()
+    distinct: set[Any] = set()
     lengths: set[int] = set()
     for table in tables.values():
         for value in table[column]:
-            found.update(_apart(value or (), column)) if several else found.add(value)
+            distinct.update(_apart(value or (), column)) if several else distinct.add(value)
             if several:
                 lengths.add(len(value or ()))
-    if several and found == {0, 1} and lengths == {2}:  # each row names both, if these are classes
+    if several and distinct == {0, 1} and lengths == {2}:  # each row names both, if these are classes
         raise ValueError(f"data.label={column}: every row is {INDICATORS}")
     if not several and str(getattr(feature, "dtype", "")).startswith(("float", "double")):
-        if not _whole_with_gaps(found):
+        if not _whole_with_gaps(distinct):
             return Labels("regression", ["value"], [])
-        found = {value if value is None or np.isnan(value) else int(value) for value in found}
-    values = sorted(value for value in found if not absent(value))
+        distinct = {value if value is None or np.isnan(value) else int(value) for value in distinct}
+    values = sorted(value for value in distinct if not absent(value))
     named = getattr(inner if several else feature, "names", None)
     if named:
         values = list(range(len(named)))
     if len(values) < (1 if several else 2):
-        negative = sorted(value for value in found if isinstance(value, int) and value < 0)
-        told = f"; {negative} are negative, so they count as missing" if negative else ""
+        negative = sorted(value for value in distinct if isinstance(value, int) and value < 0)
+        hint = f"; {negative} are negative, so they count as missing" if negative else ""
         raise ValueError(
-            f"data.label={column}: there are {len(values)} classes ({values}), nothing to tell apart{told}"
+            f"data.label={column}: there are {len(values)} classes ({values}), nothing to tell apart{hint}"
         )
     return Labels("multi" if several else "single", list(named or map(str, values)), values)
 

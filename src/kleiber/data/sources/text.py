@@ -59,6 +59,7 @@ class Text:
         return TextSource(locate(self.path), self.config, columns, self.rows == "stream", as_bytes(self.max_bytes))
 
     def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
+        """Encodes what is not in the cache and cuts it into windows of `context` + 1 tokens."""
         source = self.source()
         corpus = prepare(source.name, "", [source], self.tokenizer, self.vocab_size, context, cache)
         manifest = corpus.manifest[source.name]
@@ -87,8 +88,9 @@ class TextSource:
 
     @contextmanager
     def reading(self, root: Path) -> Iterator[Reading]:
-        with opened(self.place, self.config, root) as (found, config):
-            splits = known_splits(found, self.place.name)
+        """Documents by split; a split that the data set lacks is cut from its training text."""
+        with opened(self.place, self.config, root) as (tables, config):
+            splits = known_splits(tables, self.place.name)
             rows = {name: len(split) for name, split in splits.items()}
             texts = {name: _column(split, self.columns, self.place.name) for name, split in splits.items()}
             whole = self.stream or self.place.kind == "text"
@@ -101,9 +103,9 @@ class TextSource:
             fingerprints = {name: split._fingerprint for name, split in splits.items()}
             yield Reading(limited, {"config": config, "rows": rows, "fingerprints": fingerprints})
 
-    def _cut(self, read: Callable[[], Iterator[str]], one: bool, test: bool) -> dict[str, Iterable[Document]]:
+    def _cut(self, read: Callable[[], Iterator[str]], single: bool, test: bool) -> dict[str, Iterable[Document]]:
         parts = ("validation", "test") if test else ("validation",)
-        marks = np.unique(np.fromiter((mark(text) for text in read()), np.uint64)) if not one else np.empty(0)
+        marks = np.unique(np.fromiter((mark(text) for text in read()), np.uint64)) if not single else np.empty(0)
         if len(marks) <= len(parts):  # one document, or so few that a split would be left without any
             return _by_position(read, parts)
         log.info("%s: %s cut from %d different documents by their hash", self.name, " and ".join(parts), len(marks))
@@ -125,15 +127,15 @@ class _Again:
         return self.read()
 
 
-def known_splits(found: dict[str, Dataset], name: str) -> dict[str, Dataset]:
+def known_splits(tables: dict[str, Dataset], name: str) -> dict[str, Dataset]:
     """The splits under our names; a lone split of another name is taken as training text."""
-    splits = {ours: found[name] for ours, names in NAMES.items() for name in names if name in found}
+    splits = {ours: tables[name] for ours, names in NAMES.items() for name in names if name in tables}
     if "train" not in splits:
-        if len(found) != 1:
-            raise ValueError(f"data.path={name} has no split `train`: it has {', '.join(found)}")
-        splits = {"train": next(iter(found.values()))}
-    if unused := len(found) - len(splits):
-        log.info("%s: %d of the splits %s left out", name, unused, ", ".join(found))
+        if len(tables) != 1:
+            raise ValueError(f"data.path={name} has no split `train`: it has {', '.join(tables)}")
+        splits = {"train": next(iter(tables.values()))}
+    if unused := len(tables) - len(splits):
+        log.info("%s: %d of the splits %s left out", name, unused, ", ".join(tables))
     return splits
 
 
@@ -188,6 +190,7 @@ def _limited(documents: Iterable[Document], limit: int | None) -> Iterator[Docum
     left = float("inf") if limit is None else limit
 
     def pieces(document: Document) -> Iterator[str]:
+        """Pieces of a document up to the limit."""
         nonlocal left
         for piece in document:
             raw = piece.encode("utf-8", "replace")

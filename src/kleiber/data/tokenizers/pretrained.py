@@ -81,7 +81,7 @@ class Pretrained(contracts.Tokenizer):
 
     def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.asarray(one.ids, np.int64) for one in encoded]
+        return [np.asarray(encoding.ids, np.int64) for encoding in encoded]
 
 
 def _rows_of_model(folder: Path) -> int | None:

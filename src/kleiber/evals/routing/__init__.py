@@ -6,18 +6,16 @@ It measures one model and its run's own earlier checkpoints, and judges nothing.
 
 from __future__ import annotations
 
-from typing import Any
-
-from kleiber.evals.routing.sensitivity import sensitivity
-from kleiber.evals.routing.specialization import coactivation, redundancy, settled, specialisation
+from kleiber.evals import Subject
+from kleiber.evals.routing.analysis import coactivation, redundancy, sensitivity, settled, specialisation
 from kleiber.evals.routing.trace import Record, mixtures, read
-from kleiber.evals.subject import Subject
+from kleiber.types.plain import Json
 
 FIGURES = "kleiber.evals.routing.figures"
 TOKENS = 16_384  # of all domains together, unless told: the sensitivities read them some sixty times
 
 
-def evaluate(subject: Subject) -> dict[str, Any]:
+def evaluate(subject: Subject) -> Json:
     """Layers by their number, experts by their index.
 
     load            share of each expert; margin: mean of s_(k) - s_(k+1)

@@ -1,6 +1,6 @@
-"""One pass over held-out text with the routing of every layer written down, and passes with the routing changed.
+"""Passes over held-out text with the routing of every layer recorded or changed.
 
-Routings are read and replaced by forward hooks on the routers, so no model has to know of it.
+Forward hooks on the routers read and replace routings, so models need no support for it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kleiber.evals.subject import Subject
+from kleiber.evals import Subject
 from kleiber.nn.moe import MoE
 from kleiber.types.batch import Routing, Sums
+from kleiber.types.model import Model
 
 Change = Callable[[int, nn.Module, Routing], Routing]  # (layer, router, what it said) -> what it shall have said
 
@@ -49,14 +50,14 @@ class Record:
         return counts / counts.sum()
 
 
-def mixtures(model: Any) -> dict[int, Any]:
+def mixtures(model: Model) -> dict[int, Any]:
     """The layers with experts of our own, by their number; a wrapped model's layers have other names and parts."""
     parts = enumerate(getattr(block, "mlp", None) for block in getattr(model, "blocks", ()))
     return {i: part for i, part in parts if isinstance(part, MoE)}
 
 
 @contextmanager
-def hooked(model: Any, change: Change) -> Iterator[None]:
+def hooked(model: Model, change: Change) -> Iterator[None]:
     """While it holds, every router says what `change` makes of its routing."""
     handles = []
     for layer, moe in mixtures(model).items():
@@ -73,7 +74,7 @@ def hooked(model: Any, change: Change) -> Iterator[None]:
 
 
 @torch.no_grad()
-def loss_under(subject: Subject, model: Any, tokens: int, change: Change) -> float:
+def loss_under(subject: Subject, model: Model, tokens: int, change: Change) -> float:
     """Mean loss in nats per token over all domains, with the routing changed."""
     sums = Sums()
     with hooked(model, change):
@@ -84,7 +85,7 @@ def loss_under(subject: Subject, model: Any, tokens: int, change: Change) -> flo
 
 
 @torch.no_grad()
-def read(subject: Subject, model: Any, tokens: int) -> Record:
+def read(subject: Subject, model: Model, tokens: int) -> Record:
     """The routing of `model` over the first `tokens` targets of every domain."""
     said: dict[int, list[Routing]] = {layer: [] for layer in mixtures(model)}
     kept, ids, following, domains, sums = [], [], [], [], Sums()

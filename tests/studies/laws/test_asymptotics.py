@@ -11,7 +11,7 @@ from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
 from kleiber.studies.laws.table import load
 from kleiber.studies.laws.transients import diagnose, transient, untestable_inputs
 
-from . import ladders
+from .. import ladders
 
 
 def plateau(N, D, height=0.5, until=2e6):

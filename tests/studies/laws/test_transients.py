@@ -10,7 +10,7 @@ from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.transients import absorbing, detectable, diagnose
 from kleiber.studies.laws.variance_components import VarianceComponents
 
-from . import ladders
+from .. import ladders
 
 
 def measured_with(between, within=4e-5, clusters=True):

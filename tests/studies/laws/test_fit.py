@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
 
-from . import ladders
+from .. import ladders
 
 
 def random_law(rng):

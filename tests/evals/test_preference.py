@@ -8,8 +8,8 @@ import torch
 from tables import folder
 
 from kleiber.data.preference import Preference
+from kleiber.evals import Subject
 from kleiber.evals.preference import evaluate, interval, with_intervals
-from kleiber.evals.subject import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.dpo import DPO

@@ -8,7 +8,7 @@ from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.prediction import compare_with_rows
 
-from . import ladders
+from .. import ladders
 
 
 def rows(N, D, L):

@@ -18,7 +18,7 @@ from kleiber.studies.laws.uncertainty import Draws, interval
 from kleiber.studies.laws.verdicts import lack_of_fit
 
 from . import ladders
-from .test_command import csv, fit, run, valid  # noqa: F401  (csv is a fixture)
+from .test_fit_command import csv, fit, run, valid  # noqa: F401  (csv is a fixture)
 
 POINT = "E=1.69,A=406.4,B=410.7,alpha=0.34,beta=0.28"
 PARAMS = {name: float(value) for name, value in (item.split("=") for item in POINT.split(","))}

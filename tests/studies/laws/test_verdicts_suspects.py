@@ -9,7 +9,7 @@ from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.table import load
 from kleiber.studies.laws.verdicts import diverged, undertuned, unfinished, without_suspects
 
-from . import ladders
+from .. import ladders
 
 LAW = find("chinchilla")
 

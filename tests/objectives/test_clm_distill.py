@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.models.transformer import Transformer
-from kleiber.objectives.distill import Distill
+from kleiber.objectives.clm import Distill
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 

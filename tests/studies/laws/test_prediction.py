@@ -8,7 +8,7 @@ from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.prediction import POWER, predict
 
-from . import ladders
+from .. import ladders
 
 LAW = find("chinchilla")
 TOP = {"N": 1e9, "D": 8e10}  # the largest row of the ladder

@@ -6,7 +6,7 @@ import pytest
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.uncertainty import profiles
 
-from . import ladders
+from .. import ladders
 
 
 def test_interval_of_a_straight_line_is_the_t_interval():

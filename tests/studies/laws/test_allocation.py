@@ -9,7 +9,7 @@ from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.variance_components import Layout, VarianceComponents
 
-from . import ladders
+from .. import ladders
 
 TIED = {"E": 1.7, "A": 400.0, "B": 1200.0, "alpha": 0.32, "beta": 0.32}
 

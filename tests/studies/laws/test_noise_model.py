@@ -8,7 +8,7 @@ from kleiber.studies.laws.noise_model import two_way_means
 from kleiber.studies.laws.table import cells
 from kleiber.studies.laws.verdicts import lack_of_fit
 
-from . import ladders
+from .. import ladders
 
 
 def seeds(count=3, bend=0.0):

@@ -9,7 +9,7 @@ from kleiber.studies.laws.laws_json import parameters
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.transients import diagnose
 
-from . import ladders
+from .. import ladders
 
 
 def judged(found):

@@ -10,7 +10,7 @@ from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.uncertainty import bootstrap, interval, strata_of
 
-from . import ladders
+from .. import ladders
 
 
 def coverage(num_tables: int, draws: int) -> tuple[float, float]:

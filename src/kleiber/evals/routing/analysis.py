@@ -1,26 +1,30 @@
-"""What experts specialise in: domains, input tokens, next tokens, as mutual information; and which go together.
+"""Measures of a router's choices on held-out text: specialization, redundancy, saturation and sensitivity.
 
-Whether experts are redundant: how alike their outputs are on the same tokens, and what each one's removal costs.
-
-When routing settled: the choices of earlier checkpoints against those of the last one, and of their neighbours.
-
-Saturation: Muennighoff et al. 2024 (OLMoE), arXiv:2409.02060, section 5.1.
+Saturation compares the choices of earlier checkpoints with those of the last one: Muennighoff et al. 2024 (OLMoE),
+arXiv:2409.02060, section 5.1. Sensitivity perturbs the router's weights, which changes the chosen experts and their
+weights; with the old choice forced, only the weights change. The loss change with free routing less the one with the
+choice forced is what the changed choices cost.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kleiber.evals.routing.trace import Record, loss_under, mixtures, read, without
-from kleiber.evals.subject import Subject
+from kleiber.evals import Subject
+from kleiber.evals.routing.trace import Record, forced, loss_under, mixtures, read, without
 from kleiber.nn.mlp import gated
+from kleiber.types.model import Model
+from kleiber.types.plain import Json
 
 
-def specialisation(record: Record) -> dict[str, Any]:
+def specialisation(record: Record) -> Json:
     """Per layer, in shares of an entropy, 0 (none) to 1:
 
     domain  MI(expert; domain) / H(domain), null where there is one domain; lift: f_i|domain / f_i, a row a domain
@@ -84,7 +88,7 @@ def entropy(counted: Tensor) -> float:
 SAMPLE = 512  # tokens whose every expert is computed
 
 
-def redundancy(subject: Subject, record: Record, tokens: int) -> dict[str, Any]:
+def redundancy(subject: Subject, record: Record, tokens: int) -> Json:
     """Per layer:
 
     similarity  cosine between the outputs of experts i and j on the same tokens, all chosen or not, averaged
@@ -141,7 +145,7 @@ def removal(subject: Subject, record: Record, tokens: int, layer: int) -> list[f
     ]
 
 
-def settled(subject: Subject, last: Record, tokens: int) -> dict[str, Any]:
+def settled(subject: Subject, last: Record, tokens: int) -> Json:
     """For each earlier checkpoint and layer: overlap with the last one, and churn towards the next checkpoint.
 
     Churn is 1 less the overlap. There is nothing to say of a run that kept one checkpoint (callbacks.checkpoints.keep).
@@ -172,3 +176,87 @@ def overlap(one: Tensor, two: Tensor) -> float:
 def flipped(one: Tensor, two: Tensor) -> float:
     """Share of tokens whose set of experts is another."""
     return (one.sort(-1).values != two.sort(-1).values).any(-1).to(torch.float64).mean().item()
+
+
+NOISE = (1e-3, 3e-3, 1e-2, 3e-2)
+DRAWS = 3
+
+Perturb = Callable[[Tensor], Tensor]
+
+
+def sensitivity(subject: Subject, record: Record, tokens: int) -> Json | None:
+    """For relative noise W (1 + eps N(0, 1)) on the router's weights, and for their rounding to bf16 and int8:
+
+    flips   share of tokens with another set of experts, per layer and on average; later layers inherit what earlier
+            ones changed
+    free, frozen   change of the loss in nats per token, with routing free and with the old choice forced
+    gating  free - frozen
+
+    Means over draws, each draw in "draws". None for a router that has no weights or no choice of its own per token.
+    """
+    if not all(hasattr(moe.router, "route") for moe in mixtures(subject.model).values()):
+        return None
+    frozen = loss_under(subject, subject.model, tokens, forced(record))
+    assert abs(frozen - record.loss) < 1e-5 * max(1.0, record.loss), "forcing a model's own choice changes nothing"
+    noise = {}
+    for eps in NOISE:
+        draws = [once(subject, record, tokens, relative(eps, seed)) for seed in range(DRAWS)]
+        noise[f"{eps:g}"] = {**average(draws), "draws": draws}
+    rounding = {
+        name: once(subject, record, tokens, rounded) for name, rounded in (("bf16", to_bf16), ("int8", to_int8))
+    }
+    return {"noise": noise, "rounding": rounding}
+
+
+def once(subject: Subject, record: Record, tokens: int, perturb: Perturb) -> Json:
+    with perturbed(subject.model, perturb):
+        free = read(subject, subject.model, tokens)
+        frozen = loss_under(subject, subject.model, tokens, forced(record))
+    layers = {layer: flipped(record.experts[layer], free.experts[layer]) for layer in record.experts}
+    change = {"free": free.loss - record.loss, "frozen": frozen - record.loss}
+    return {
+        "flips": statistics.fmean(layers.values()),
+        **change,
+        "gating": change["free"] - change["frozen"],
+        "flips_by_layer": layers,
+    }
+
+
+def average(draws: list[dict[str, Any]]) -> dict[str, float]:
+    return {name: statistics.fmean(draw[name] for draw in draws) for name in ("flips", "free", "frozen", "gating")}
+
+
+@contextmanager
+def perturbed(model: Model, perturb: Perturb) -> Iterator[None]:
+    """While it holds, every router has other weights."""
+    weights = [moe.router.linear.weight for moe in mixtures(model).values()]
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                weight.copy_(perturb(weight))
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, old in zip(weights, before, strict=True):
+                weight.copy_(old)
+
+
+def relative(eps: float, seed: int) -> Perturb:
+    generator = torch.Generator().manual_seed(seed)
+
+    def perturb(weight: Tensor) -> Tensor:
+        noise = torch.randn(weight.shape, generator=generator).to(weight)
+        return weight * (1 + eps * noise)
+
+    return perturb
+
+
+def to_bf16(weight: Tensor) -> Tensor:
+    return weight.to(torch.bfloat16).to(weight.dtype)
+
+
+def to_int8(weight: Tensor) -> Tensor:
+    """Symmetric, one scale a row: an expert's weights on 255 levels."""
+    scale = weight.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    return (weight / scale).round() * scale

@@ -10,7 +10,7 @@ from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.uncertainty import interval
 
-from . import ladders
+from .. import ladders
 
 TRUNK = np.repeat(np.arange(12), 3)
 

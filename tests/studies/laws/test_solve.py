@@ -6,7 +6,7 @@ import pytest
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.solve import descend, polish
 
-from . import ladders
+from .. import ladders
 
 
 def problem(loss_fn="huber"):

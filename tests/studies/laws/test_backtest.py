@@ -10,7 +10,7 @@ from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.prediction import Misfit
 from kleiber.studies.laws.verdicts import backtest_verdicts
 
-from . import ladders
+from .. import ladders
 
 
 def fitted(L=None, seed=0):
