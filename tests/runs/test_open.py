@@ -125,3 +125,23 @@ def test_a_mixture_that_would_be_another_function_of_the_dense_weights_is_refuse
     dense = finished(tmp_path / "dense", DENSE)
     with pytest.raises(ValueError, match=told):
         Upcycle(str(dense)).load(other(DENSE | {"mlp": EXPERTS} | changes))
+
+
+@pytest.mark.parametrize("key", ["model", "data", "objective", "callbacks"])
+def test_a_recorded_config_that_does_not_pass_the_check_builds_nothing(tmp_path, key):
+    run = finished(tmp_path / "run", DENSE)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    wrong = {"_target_": "os.mkdir", "path": str(tmp_path / "built")}
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {key: {"x": wrong} if key == "callbacks" else wrong}))
+    for attempt in (lambda: open_model(run), lambda: Checkpoint(str(run)).load(other(DENSE))):
+        with pytest.raises(ValueError, match=rf"config\.yaml: {key}"):
+            attempt()
+    assert not (tmp_path / "built").exists()
+
+
+def test_a_run_of_a_gpu_opens_without_one(tmp_path):
+    run = finished(tmp_path / "run", DENSE)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["trainer"] |= {"accelerator": "gpu"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert open_model(run).step == 1

@@ -123,7 +123,7 @@ REFUSED = {
     "nothing to retain": (["retention=ewc"], "retention=['ewc'] has nothing to retain"),
     "one stage": (["stages=chain", "stages.chain={one:{}}"], "stages.chain=['one']"),
     "no such key": (["stages=chain", "stages.chain={one:{},two:{mdel:{}}}"], "stages.chain.two.mdel"),
-    "its own model": (["stages=chain", "stages.chain={one:{},two:{model:{depth:3}}}"], "no model of its own"),
+    "its own model": (["stages=chain", "stages.chain={one:{},two:{model:{depth:3}}}"], "stages.chain.two.model"),
     "a method that cannot be": (
         ["stages=chain", "stages.chain={one:{},two:{}}", "retention=ewc", "retention.ewc.samples=0"],
         "samples=0 at least 1",

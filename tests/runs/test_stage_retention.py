@@ -27,4 +27,4 @@ def test_a_method_that_lacks_what_it_needs_says_so_in_a_line(launch, capsys):
     capsys.readouterr()
     launch(*again, "retention.replay.source=generated", root="again", code=2)
     told = capsys.readouterr().err
-    assert "Traceback" not in told and "kleiber: " in told and "no next token" in told
+    assert "Traceback" not in told and "kleiber: " in told and "bidirectional" in told

@@ -37,7 +37,7 @@ ONE_GRAPH = """
 import torch
 from functools import partial
 from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import NoMixing, Window
+from kleiber.nn.attention import NoMixing, WindowAttention
 from kleiber.nn.mlp import GELU
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch
@@ -54,7 +54,8 @@ def gradients(prepare, **options):
     return {name: p.grad for name, p in model.named_parameters()}
 
 for options in (
-    dict(num_kv_heads=1), dict(attention=partial(Window, window=5)), dict(mlp=GELU, causal=False, qk_norm=False),
+    dict(num_kv_heads=1), dict(attention=partial(WindowAttention, window=5)),
+    dict(mlp=GELU, causal=False, qk_norm=False),
     dict(attention=NoMixing, tied=False, soft_cap=30.0),
 ):
     plain = gradients(lambda model: None, **options)
