@@ -24,21 +24,22 @@ FAULTS = {
 KILLS = "faults/test_kill.py::test_five_kills_and_the_result_is_that_of_the_unbroken_run"
 CHECKED = "config/test_check.py::test_what_cannot_be_right_is_refused_with_the_key_and_the_cure"
 TWICE = "data/test_cache.py::test_two_processes_build_once_and_a_killed_one_leaves_no_half"
-DEAD_RANK = "test_ddp.py::test_a_tree_of_two_ranks_killed_in_either_ends_bit_identical"
-RANKS_IN_SWEEP = "test_ddp.py::test_a_sweep_of_two_rank_cells_one_failing_on_rank_1"
+DEAD_RANK = "training/test_trainer_ddp.py::test_a_tree_of_two_ranks_killed_in_either_ends_bit_identical"
+RANKS_IN_SWEEP = "training/test_trainer_ddp.py::test_a_sweep_of_two_rank_cells_one_failing_on_rank_1"
 SIGNALLED = "faults/test_preempt.py::test_a_signal_saves_and_the_same_command_ends_bit_identical"
 ENDED = "launch/test_sweep.py::test_a_sweep_that_is_ended_ends_its_cells_in_good_order"
 TESTS: dict[int, list[str]] = {
     1: [KILLS, "faults/test_kill30.py::test_thirty_random_kills_over_trees_end_bit_identical"],
     2: [KILLS, "faults/test_kill_tree.py::test_a_tree_killed_in_trunk_branch_and_between_ends_bit_identical"],
     3: [DEAD_RANK],
-    4: [KILLS, "test_checkpoint.py::test_a_kill_during_the_write_leaves_the_one_before_and_a_stray_that_is_cleaned"],
+    4: [KILLS,
+        "training/test_checkpoint.py::test_a_kill_during_the_write_leaves_the_one_before_and_a_stray_that_is_cleaned"],
     5: ["faults/test_kill.py::test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same"],
-    6: ["test_checkpoint.py::test_a_full_disk_says_so_and_leaves_no_bad_file",
-        "test_run.py::test_a_full_disk_fails_the_run_and_keeps_the_checkpoint_before"],
-    7: ["test_run.py::test_a_loss_that_is_not_finite_stops_the_run_and_says_where"],
-    8: ["callbacks/test_stability.py::test_a_spike_is_told_once_with_its_step"],
-    9: [SIGNALLED, "test_ddp.py::test_two_ranks_that_are_asked_to_end_save_once_and_say_so",
+    6: ["training/test_checkpoint.py::test_a_full_disk_says_so_and_leaves_no_bad_file",
+        "runs/test_run.py::test_a_full_disk_fails_the_run_and_keeps_the_checkpoint_before"],
+    7: ["runs/test_run.py::test_a_loss_that_is_not_finite_stops_the_run_and_says_where"],
+    8: ["training/callbacks/test_fault_tolerance.py::test_a_spike_is_told_once_with_its_step"],
+    9: [SIGNALLED, "training/test_trainer_ddp.py::test_two_ranks_that_are_asked_to_end_save_once_and_say_so",
         "faults/test_preempt.py::test_a_signal_where_no_step_is_trained_is_heeded_too"],
     10: ["launch/test_main.py::test_ctrl_c_is_130_and_the_run_reads_as_killed"],
     11: [SIGNALLED],
@@ -53,24 +54,24 @@ TESTS: dict[int, list[str]] = {
     20: [TWICE],
     21: [TWICE],
     22: ["data/sources/test_open.py::test_an_unreachable_hub_is_said_quickly_with_the_ways_out"],
-    23: ["test_loggers.py::test_a_server_that_does_not_answer_costs_two_seconds_and_one_line"],
-    24: ["test_loggers.py::test_auto_without_a_key_is_offline_at_once"],
+    23: ["training/test_loggers.py::test_a_server_that_does_not_answer_costs_two_seconds_and_one_line"],
+    24: ["training/test_loggers.py::test_auto_without_a_key_is_offline_at_once"],
     25: [CHECKED], 26: [CHECKED], 27: [CHECKED], 28: [CHECKED], 29: [CHECKED],
     30: ["config/test_check.py::test_pairs_of_keys_are_both_named"],
     31: ["launch/test_main.py::test_a_gpu_that_is_not_there_is_said_in_one_line"],
     32: ["data/sources/test_text.py::test_what_cannot_be_trained_on_is_named"],
     33: ["data/sources/test_open.py::test_empty_and_missing_places_are_named"],
     34: ["data/sources/test_open.py::test_a_broken_line_of_json_is_named_with_its_number"],
-    35: ["test_run.py::test_text_of_three_tokens_is_refused_before_training"],
+    35: ["runs/test_run.py::test_text_of_three_tokens_is_refused_before_training"],
     38: ["data/tokenizers/test_byte_level.py::test_bytes_are_exact",
          "data/sources/test_text.py::test_one_line_of_200000_characters"],
-    39: ["test_checkpoint.py::test_a_checkpoint_with_code_in_it_is_refused"],
+    39: ["training/test_checkpoint.py::test_a_checkpoint_with_code_in_it_is_refused"],
     40: ["config/test_check.py::test_a_target_that_is_not_allowed_is_not_even_imported", CHECKED],
     41: ["records/test_folder.py::test_a_name_cannot_leave_the_root", CHECKED],
     42: ["records/test_folder.py::test_names_are_short_and_plain"],
     43: ["records/test_folder.py::test_names_are_short_and_plain"],
     44: ["launch/test_main.py::test_resume_path_goes_on_there_with_a_longer_budget_only"],
-    45: ["test_ddp.py::test_a_run_goes_on_with_another_number_of_ranks"],
+    45: ["training/test_trainer_ddp.py::test_a_run_goes_on_with_another_number_of_ranks"],
     46: ["launch/test_main.py::test_a_root_that_cannot_be_written_is_told_in_one_line"],
     47: ["faults/test_kill.py::test_the_mirror_of_a_killed_run_is_read_to_its_last_row_and_has_no_end"],
     48: ["records/test_folder.py::test_a_second_process_is_refused_while_the_first_lives"],
@@ -86,7 +87,10 @@ COMPLAINTS: dict[str, list[str]] = {
         "launch/test_main.py::test_other_ranks_write_nothing_into_the_folder",
     ],
     "the runs of a sweep become one run in W&B": [RANKS_IN_SWEEP],
-    "every rank makes a W&B run": [RANKS_IN_SWEEP, "test_ddp.py::test_two_ranks_give_the_numbers_of_one_process"],
+    "every rank makes a W&B run": [
+        RANKS_IN_SWEEP,
+        "training/test_trainer_ddp.py::test_two_ranks_give_the_numbers_of_one_process",
+    ],
     "one crash ends the sweep, or all cells fail of one defect": [
         "launch/test_sweep.py::test_a_failing_cell_stops_no_other_and_a_second_start_runs_only_what_is_missing",
         "launch/test_sweep.py::test_a_failing_cell_is_tried_again_and_a_sweep_may_stop",
@@ -95,13 +99,15 @@ COMPLAINTS: dict[str, list[str]] = {
     "two cells take the same GPU": ["launch/test_local_pool.py::test_cells_at_once_have_gpus_of_their_own"],
     "a launcher chosen in a file comes too late": ["launch/test_sweep.py::test_a_file_may_choose_how_cells_run"],
     "errors of composition name neither file nor cure": [CHECKED],
-    "resuming starts a new W&B run": ["test_run.py::test_a_resumed_run_keeps_its_wandb_id"],
+    "resuming starts a new W&B run": ["runs/test_run.py::test_a_resumed_run_keeps_its_wandb_id"],
     "a requeued SLURM job loses its folder": [
         "slurm/test_one_node.py::test_an_array_of_cells_two_of_them_preempted_ends_as_unbroken_runs_do"
     ],
     "resuming in an epoch repeats data": [KILLS],
     "accumulation weights batches of unequal length wrongly": [
-        "test_run.py::test_micro_batches_do_not_change_the_result"
+        "runs/test_run.py::test_micro_batches_do_not_change_the_result"
     ],
-    "another number of devices gives another loss": ["test_ddp.py::test_two_ranks_give_the_numbers_of_one_process"],
+    "another number of devices gives another loss": [
+        "training/test_trainer_ddp.py::test_two_ranks_give_the_numbers_of_one_process"
+    ],
 }

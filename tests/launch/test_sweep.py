@@ -297,7 +297,7 @@ def test_runs_that_are_finished_count_among_the_points(seeds, monkeypatch):
 
 def test_a_study_that_has_more_to_tell_than_its_law_warns(seeds, priced, capsys):
     assert main(["study=moe_law", "design.widths=[32]", "dry_run=true"]) == 0
-    assert "gains will be told and no law: 12 points (1 sizes" in capsys.readouterr().out
+    assert "can estimate gains but not fit a law: 12 points (1 sizes" in capsys.readouterr().out
 
 
 @pytest.mark.slow

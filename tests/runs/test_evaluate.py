@@ -70,7 +70,7 @@ def test_what_cannot_be_evaluated_is_refused(run, cache_dir, tmp_path, capsys):
     for arguments, told in (
         ([str(run), "--evals", "perplexitie"], "did you mean"), ([str(run), "--evals", ","], "perplexity"),
         ([str(empty), "--evals", "perplexity"], "no stage of that run is finished"),
-        ([str(tmp_path / "x"), "--evals", "routing"], "there is no such folder"),
+        ([str(tmp_path / "x"), "--evals", "routing"], "no such folder"),
         ([str(run), "--evals", "routing", "--stage", "trunk"], "no finished stage"),
         ([str(run), "--evals", "routing", "--data", "data=builtin"], "its own data"),
     ):  # fmt: skip

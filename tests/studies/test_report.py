@@ -76,7 +76,7 @@ def test_runs_too_short_for_the_study_are_refused_with_both_numbers(study, capsy
 
 @pytest.mark.parametrize("options", [{"law": "power"}, {"law": "none"}, {"size": "big"}, {"min_tokens": "x"}])
 def test_options_that_cannot_be_are_refused(options):
-    with pytest.raises(ValueError, match=r"study\.|quantity|no law"):
+    with pytest.raises(ValueError, match=r"study\.|must be a number|no law"):
         Scaling(**options)
 
 

@@ -75,7 +75,7 @@ class TrunkAndCooldowns(Layout):
 
     def stages(self, cfg: DictConfig, plan: Planner) -> list[Stage]:
         base = plan(cfg, None)
-        if not hasattr(base.schedule, "branch_step"):
+        if base.schedule.branch_step(2) is None:
             kind = type(base.schedule).__name__.lower()
             raise ValueError(
                 f"stages=trunk_and_cooldowns needs a schedule that is constant before it decays, unlike {kind}: "

@@ -33,7 +33,7 @@ class StageLogger(Logger):
         """Called when a stage begins or resumes after `step`. `stage` is None in a run of one stage."""
         self.stage = stage
 
-    def log_table(self, key: str, columns: list[str], rows: list[list[str]]) -> None:
+    def log_rows(self, key: str, columns: list[str], rows: list[list[str]]) -> None:
         """Logs a table of text."""
 
 
@@ -150,7 +150,7 @@ def wandb_logger(
         def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
             super().log_metrics({prefixed(self.stage, name): value for name, value in metrics.items()}, step)
 
-        def log_table(self, key: str, columns: list[str], rows: list[list[str]]) -> None:
+        def log_rows(self, key: str, columns: list[str], rows: list[list[str]]) -> None:
             self.log_text(key, columns=columns, data=rows)
 
     return StageWandbLogger(experiment=run)

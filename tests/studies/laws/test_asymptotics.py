@@ -66,7 +66,7 @@ def test_an_exponent_that_moves_with_the_least_d_is_named():
 def test_a_floor_that_wants_to_be_negative_is_named():
     table = ladders.small()
     found = diagnosed("chinchilla", table, ladders.noisy(floorless(**table) - 0.8, 0, 0.001))
-    assert any("E sits at 0 and would be -" in reason for reason in signs(found))
+    assert any("E is at its bound 0; without the bound it would be -" in reason for reason in signs(found))
 
 
 def test_the_transients_size_is_measured():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import kleiber
 from kleiber.records.stage_record import StageRecord
 from kleiber.training.callbacks.after_training import FinalScore, Latency, Positions
+from kleiber.types.model import Model
 
 RECORD = StageRecord("main")
 NAMES = {"prefill_tokens_per_s", "decode_tokens_per_s", "decode_p50_ms", "decode_p95_ms", "memory_bytes"}
@@ -94,7 +95,8 @@ def trainer(step: int = 5, first: bool = True) -> SimpleNamespace:
 
 
 def module(**known) -> SimpleNamespace:
-    model = torch.nn.Linear(1, 1)
+    model = Model()
+    model.weight = torch.nn.Parameter(torch.zeros(1))
     for name, value in known.items():
         setattr(model, name, value)
     return SimpleNamespace(model=model, device=torch.device("cpu"))

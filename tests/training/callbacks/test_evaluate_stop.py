@@ -37,7 +37,7 @@ def test_one_that_is_not_reached_changes_nothing(launch):
 
 
 def test_it_stands_beside_a_budget_and_must_be_positive():
-    assert Budget(steps=5, stop_at_loss=1.0).given() == {"steps": 5}
+    assert Budget(steps=5, stop_at_loss=1.0).limits() == {"steps": 5}
     with pytest.raises(ValueError, match=r"budget.stop_at_loss=-1"):
         Budget(stop_at_loss=-1)
 

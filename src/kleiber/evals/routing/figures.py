@@ -48,7 +48,7 @@ def heat(
     )
 
 
-def cells(by_layer: Mapping[str, Sequence[float]], name: str) -> pd.DataFrame:
+def cells(by_layer: Mapping[int, Sequence[float]], name: str) -> pd.DataFrame:
     """A row for each layer and expert with its value."""
     return pd.DataFrame(
         [

@@ -249,7 +249,7 @@ class Samples(LeanCallback):
         self.path.write_text("".join(blocks))
         for logger in loggers:
             if isinstance(logger, StageLogger):
-                logger.log_table("samples", ["prompt", "continuation"], [[start, text] for text in self.texts])
+                logger.log_rows("samples", ["prompt", "continuation"], [[start, text] for text in self.texts])
 
     def _validation_prompt(self, tokens: int = 32) -> list[int]:
         samples = next(iter(self.corpus.validation.values()))
