@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,3 +104,16 @@ def test_every_target_of_a_config_is_exported_by_its_package():
             if name not in names:
                 strays.append(f"{path.relative_to(CONF)}: {target}")
     assert strays == []
+
+
+def test_every_path_in_the_documentation_exists():
+    rooms = {path.name for path in PACKAGE.iterdir()}
+    missing = []
+    for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
+        for path in re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.[a-z_.]+)?)`", page.read_text(encoding="utf-8")):
+            places = [REPOSITORY / path, CONF / path]
+            if path.split("/")[0] in rooms:
+                places.append(PACKAGE / path)
+            if not any(place.exists() for place in places):
+                missing.append(f"{page.name}: {path}")
+    assert missing == []

@@ -1,21 +1,21 @@
-"""TODO.
+"""What a run takes over from the run or model that it starts from, and its learning rate where none is set.
 
-The learning rate of a run that names none, where muP's does not serve: in the standard parametrisation, and of
-preferences.
+A run that starts from another one inherits the model and the tokenizer, unless the command line sets them. Imports no
+torch, so a config is complete, and can be checked and hashed, before anything is built.
 
-In the standard parametrisation the best rate falls as the width grows, and weights that were trained elsewhere want a
-smaller one than new ones: at muP's .02 five steps unlearn an imported model. It changes no rate that anybody wrote, and
-imports no torch.
+A learning rate is set by the width of the model where muP's default does not serve: in the standard parametrization the
+best rate falls with the width, and trained weights need a smaller rate than new ones (at muP's .02 an imported model
+forgets within five steps). A rate in the config is never changed.
 
 From scratch .3 / width: within 30 % of the best at widths 32, 64 and 128 (.0072, .0048, .0023; study=mup_transfer), and
-3.9e-4 at width 768, where GPT-3's smallest took 6e-4 (Brown et al. 2020, arXiv:2005.14165, table 2.1). To fine-tune
+3.9e-4 at width 768, where GPT-3's smallest took 6e-4 (Brown et al. 2020, arXiv:2005.14165, table 2.1). For fine-tuning
 .05 / width: 6.5e-5 at 768 and 1.2e-5 at 4096, beside the 2e-5 to 5e-5 of BERT (Devlin et al. 2018, arXiv:1810.04805,
-A.3) and the 2e-5 of a Llama of 7B (Touvron et al. 2023, arXiv:2307.09288, 3.1). LoRA ten times as much: 6.5e-4 at 768,
-where Hu et al. 2021 (arXiv:2106.09685, table 9) took 4e-4 to 5e-4; ten times as in Biderman et al. 2024
-(arXiv:2405.09673). DoRA as much as LoRA.
+A.3) and the 2e-5 of a Llama of 7B (Touvron et al. 2023, arXiv:2307.09288, 3.1). LoRA takes ten
+times as much, as in Biderman et al. 2024 (arXiv:2405.09673): 6.5e-4 at 768, where Hu et al. 2021 (arXiv:2106.09685,
+table 9) took 4e-4 to 5e-4. DoRA takes as much as LoRA.
 
-DPO and its kin, which a large step tears from the reference, take a tenth of these and of muP's: 1.2e-6 at 4096, beside
-the 1e-6 of Rafailov et al. 2023 (arXiv:2305.18290, appendix B).
+DPO and similar objectives, which a large step moves far from the reference, take a tenth of these and of muP's:
+1.2e-6 at 4096, beside the 1e-6 of Rafailov et al. 2023 (arXiv:2305.18290, appendix B).
 """
 
 from __future__ import annotations
