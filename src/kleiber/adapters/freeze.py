@@ -49,15 +49,15 @@ def select(model: Model, selectors: list[str], key: str) -> set[str]:
     """
     of = parts(model)
     there = [*dict.fromkeys(of.values()), f"layers.0-{len(model.blocks) - 1}"]
-    found: set[str] = set()
+    chosen: set[str] = set()
     for selector in selectors:
         named = {name for name, part in of.items() if part == selector} or _layers(model, selector)
         if not named:
             tied = selector == "head" and model.tied
             why = "its head is its embedding (model.tied=true)" if tied else f"there are {', '.join(there)}"
             raise ValueError(f"{key}: {selector} is no part of this model: {why}.{did_you_mean(selector, there)}")
-        found |= named
-    return found
+        chosen |= named
+    return chosen
 
 
 def _layers(model: Model, selector: str) -> set[str]:

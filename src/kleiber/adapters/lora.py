@@ -162,11 +162,11 @@ def _refuse_others(model: HFModel, names: list[str]) -> None:
     from peft.tuners.lora.layer import ParamWrapper  # pyright: ignore[reportMissingImports]
 
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
-    found = {
+    factors = {
         f"{name}.{layer.parameter_name if isinstance(layer, ParamWrapper) else 'weight'}".replace(".base_layer", "")
         for name, layer in layers
     }
-    other = sorted(found ^ set(names))
+    other = sorted(factors ^ set(names))
     if other:
         raise ValueError(
             f"adapter=lora or dora with model=hf: this version of peft adapts other matrices than {len(names)} asked "

@@ -72,8 +72,8 @@ class Launcher:
 def progress_line(done: int, total: int, where: Path, code: int, seconds: float, label: str | None = None) -> str:
     """What a launcher prints when a cell has ended: the loss on its own tasks, or the first line of its error."""
     run = read_run(where)
-    own = {f"val/{task}/loss" for task in run.stage.get("tasks") or ()}
-    losses = [f"{value:.4f}" for key, value in run.metrics.items() if key in own]
+    task_losses = {f"val/{task}/loss" for task in run.stage.get("tasks") or ()}
+    losses = [f"{value:.4f}" for key, value in run.metrics.items() if key in task_losses]
     error = (run.summary.get("error") or "").partition("\n")[0]
     outcome = error if code else f"loss {' '.join(losses)}" if losses else ""
     return f"[{done}/{total}] {label or run.status:8} {where.name}  {seconds:.1f} s  {outcome}".rstrip()

@@ -156,8 +156,8 @@ def evaluated_tokens(tree: Tree, stage: Stage) -> float:
     first = stage.branch_step if stage.continues else 0
     every = max(1, plan.steps // 4) if settings.every_steps is None else settings.every_steps
     due = (plan.stop_step - 1) // every - first // every if every else 0
-    own, everything, watched = full(around.own), full([*around.own, *others]), watch(around.earlier)
-    tokens = due * (own + watched) + everything + watched
+    own_tokens, everything, watched = full(around.own), full([*around.own, *others]), watch(around.earlier)
+    tokens = due * (own_tokens + watched) + everything + watched
     if tree.from_weights and not first:
         tokens += watched + (0 if stage.parent else everything)  # a later stage starts as its parent ended
     if around.earlier:

@@ -110,17 +110,21 @@ def _cost(module: nn.Module, time: int, entered: bool, idle: Collection[int] = (
     Children follow one another in the order of registration, except that those of a mixture have the same input, and
     that the matrix `out` of an attention comes after the attention itself.
     """
-    own = dict(module.named_parameters(recurse=False))
-    matrices = {name: p for name, p in own.items() if p.dim() > 1 and not name.endswith((A, B, M))}
+    parameters = dict(module.named_parameters(recurse=False))
+    matrices = {name: p for name, p in parameters.items() if p.dim() > 1 and not name.endswith((A, B, M))}
     if isinstance(module, nn.Linear):
         forward, backward = _matrices([(p.numel(), p.requires_grad) for p in matrices.values()], 1.0, entered)
-        low = [(own[name].numel(), own[name].requires_grad) for name in ("weight" + A, "weight" + B) if name in own]
+        low = [
+            (parameters[name].numel(), parameters[name].requires_grad)
+            for name in ("weight" + A, "weight" + B)
+            if name in parameters
+        ]
         update = _matrices(low, 1.0, entered)
         return forward + update[0], backward + update[1]
     flops = module.flops(time) if isinstance(module, Layer) else 0.0
     if flops and matrices:
         # A low-rank update that is added to the matrix itself needs the gradient of the whole matrix.
-        trained = {n: any(own[n + s].requires_grad for s in ("", A, B) if n + s in own) for n in matrices}
+        trained = {n: any(parameters[n + s].requires_grad for s in ("", A, B) if n + s in parameters) for n in matrices}
         sizes = [(p.numel(), trained[name]) for name, p in matrices.items()]
         return _matrices(sizes, flops / (2.0 * sum(size for size, _ in sizes)), entered)
     out = module.out if isinstance(module, Attention) else None

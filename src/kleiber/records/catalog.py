@@ -133,11 +133,11 @@ class Run:
     def point(self, stage: Json) -> Json:
         """The row of a stage: `Columns` and every metric."""
         params, flops, metrics = (stage.get(key) or {} for key in ("params", "flops", "metrics"))
-        own = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
+        task_losses = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
         losses = [
             value
             for key, value in metrics.items()
-            if (key in own if own else key.startswith("val/") and key.endswith("/loss"))
+            if (key in task_losses if task_losses else key.startswith("val/") and key.endswith("/loss"))
         ]
         columns: Columns = {
             "run": self.name,

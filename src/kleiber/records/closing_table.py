@@ -57,10 +57,10 @@ def matrix_table(found: dict) -> Any:
 def stage_rows(stage: dict, of_several: bool = False) -> list[tuple[str, str]]:
     """Labelled lines for one stage."""
     p, flops = stage["params"], stage["flops"]
-    own = stage.get("tasks")
+    tasks = stage.get("tasks")
     scores = measured(stage["metrics"], stage["objective"]).items()
     rows = [("stage", stage["name"])] if of_several else []
-    rows += [(f"validation {domain}", told) for domain, told in scores if own is None or domain in own]
+    rows += [(f"validation {domain}", score) for domain, score in scores if tasks is None or domain in tasks]
     rows += [
         ("parameters", f"{p['total']:,} total, {p['active']:,} active, {p['non_embedding']:,} outside embeddings"),
         *([("trained", f"{p['trainable']:,} parameters")] if p["trainable"] < p["total"] else []),
@@ -80,12 +80,12 @@ def measured(metrics: dict[str, float], objective: str) -> dict[str, str]:
     scores: dict[str, list[str]] = {}
     units = {"loss": loss_unit(objective), "bits_per_byte": "bits/byte"}
     for key, value in metrics.items():
-        kind, *domain, what = key.split("/")
+        kind, *domain, metric = key.split("/")
         if kind != "val":
             continue
-        unit = units.get(what, what)
+        unit = units.get(metric, metric)
         scores.setdefault("/".join(domain), []).append(f"{value:.4f} {unit}")
-    return {domain: ", ".join(found) for domain, found in scores.items()}
+    return {domain: ", ".join(texts) for domain, texts in scores.items()}
 
 
 def loss_unit(objective: str) -> str:
@@ -99,8 +99,8 @@ def tree_rows(stages: list[dict]) -> list[tuple[str, str]]:
     rows = []
     for stage in stages:
         origin = f"from {stage['parent']} at step {stage['branch_step']:,}, " if stage["parent"] else ""
-        found = measured(stage["metrics"], stage["objective"])
-        scores = "; ".join(f"{domain} {text}" if len(found) > 1 else text for domain, text in found.items())
+        measures = measured(stage["metrics"], stage["objective"])
+        scores = "; ".join(f"{domain} {text}" if len(measures) > 1 else text for domain, text in measures.items())
         rows.append((stage["name"], f"{origin}{stage['tokens']:,} tokens: {scores}"))
     own, apart = costs(stages)
     seconds = sum(stage["seconds"] or 0 for stage in stages)
@@ -115,10 +115,10 @@ def tree_rows(stages: list[dict]) -> list[tuple[str, str]]:
 def costs(stages: list[dict]) -> tuple[float, float]:
     """FLOPs that the tree took, and those of a run of its own for each of its leaves."""
     by_name = {stage["name"]: stage for stage in stages}
-    own = 0.0
+    own_flops = 0.0
     for stage in stages:
         parent = by_name.get(stage["parent"])
         shared = parent["flops"]["executed"] * stage["branch_step"] / parent["steps"] if parent else 0.0
-        own += stage["flops"]["executed"] - shared
+        own_flops += stage["flops"]["executed"] - shared
     parents = {stage["parent"] for stage in stages}
-    return own, sum(stage["flops"]["executed"] for stage in stages if stage["name"] not in parents)
+    return own_flops, sum(stage["flops"]["executed"] for stage in stages if stage["name"] not in parents)

@@ -42,12 +42,12 @@ class AGEM(Retention):
     def gradients(self, model: Model, step: int) -> dict[str, Tensor]:
         parameters = [parameter for parameter in trainable(model).values() if parameter.grad is not None]
         reference = self.reference(model, parameters, step)
-        own = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        along = sum((g * r).sum() for g, r in zip(own, reference, strict=True))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        along = sum((g * r).sum() for g, r in zip(gradients, reference, strict=True))
         size = sum(r.square().sum() for r in reference)
         assert isinstance(along, Tensor) and isinstance(size, Tensor)
         if along < 0:
-            for g, r in zip(own, reference, strict=True):
+            for g, r in zip(gradients, reference, strict=True):
                 g.sub_(r * (along / size))
         return {"agem": (along < 0).float()}
 
@@ -58,8 +58,8 @@ class AGEM(Retention):
         each = max(1, self.rows // len(self.tasks))
         for number, task in enumerate(self.tasks):
             assert task.train is not None
-            found = draws(np.arange(each), self.memory["seed"], step, number) % np.uint64(len(task.train))
-            mine = found.astype(np.int64)[rank::world]
+            positions = draws(np.arange(each), self.memory["seed"], step, number) % np.uint64(len(task.train))
+            mine = positions.astype(np.int64)[rank::world]
             part, tokens = [torch.zeros_like(parameter) for parameter in parameters], torch.zeros(1, device=device)
             if len(mine):
                 loss = task.objective(model, task.train.gather(mine).to(device))

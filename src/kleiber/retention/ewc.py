@@ -42,15 +42,15 @@ class EWC(Retention):
         self.strength, self.samples, self.gamma = strength, samples, gamma
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
-        older, known = self.memory.get("fisher", {}), self.memory.get("tasks", {})
-        new = [task for task in tasks if task.name not in known]
+        older, task_names = self.memory.get("fisher", {}), self.memory.get("tasks", {})
+        new = [task for task in tasks if task.name not in task_names]
         total = {name: self.gamma * value for name, value in older.items()} if new else older
         usable = real(new, "ewc") if new or not older else []
         for number, task in enumerate(usable):
             for name, value in fisher(model, task, self.samples, seed + number).items():
                 total[name] = total[name] + value / len(usable) if name in total else value / len(usable)
         self.memory = {
-            "start": snapshot(model), "fisher": total, "tasks": {**known, **{task.name: True for task in new}}
+            "start": snapshot(model), "fisher": total, "tasks": {**task_names, **{task.name: True for task in new}}
         }  # fmt: skip
 
     @torch.no_grad()
@@ -71,11 +71,11 @@ def fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, Tenso
     F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / d theta_i)^2, x a sequence of the task, y one draw for each of its targets.
     Ranks share the sequences. Raises ValueError where the model's likelihood does not depend on any trainable weight.
     """
-    found = raw_fisher(model, task, samples, seed)
-    mean = sum(value.sum().item() for value in found.values()) / sum(value.numel() for value in found.values())
+    fisher = raw_fisher(model, task, samples, seed)
+    mean = sum(value.sum().item() for value in fisher.values()) / sum(value.numel() for value in fisher.values())
     if not mean > 0:
         raise ValueError(f"retention.ewc: the Fisher information of {task.name} is {mean} for every trainable weight")
-    return {name: value / mean for name, value in found.items()}
+    return {name: value / mean for name, value in fisher.items()}
 
 
 def raw_fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, Tensor]:

@@ -75,17 +75,17 @@ class LwF(Retention):
     def old(self, model: Model) -> Model:
         """The model of the stage's beginning, made again from what is remembered of it."""
         if not self._old:
-            made = copy.deepcopy(model)
-            made.load_state_dict(self.memory["old"])
-            self._old.append(made.requires_grad_(False).eval())
-            self.memory["old"] = dict(made.state_dict())
+            teacher = copy.deepcopy(model)
+            teacher.load_state_dict(self.memory["old"])
+            self._old.append(teacher.requires_grad_(False).eval())
+            self.memory["old"] = dict(teacher.state_dict())
         return self._old[0]
 
 
 def one_of_a_kind(tasks: Sequence[Task]) -> list[Task]:
     """One task of each kind of objective: all of a kind ask the same of a text."""
-    found: list[Task] = []
+    distinct: list[Task] = []
     for task in tasks:
-        if not any(alike(task.objective, other.objective) for other in found):
-            found.append(task)
-    return found
+        if not any(alike(task.objective, other.objective) for other in distinct):
+            distinct.append(task)
+    return distinct

@@ -92,11 +92,11 @@ def write(model: Model, eos: int, num_tokens: int, seed: int, temperature: float
     device = device_of(model)
     rows = max(1, round(num_tokens / model.context))
     generator = torch.Generator(device).manual_seed(seed)
-    found = []
+    memories = []
     for at in range(0, rows, 64):
         prompt = torch.full((min(64, rows - at), 1), eos, device=device)
-        found.append(generate(model, prompt, model.context, temperature, generator=generator))
-    return torch.cat(found).int()
+        memories.append(generate(model, prompt, model.context, temperature, generator=generator))
+    return torch.cat(memories).int()
 
 
 def memory_tokens(name: str, memory: int | float | str | None) -> float | None:
@@ -113,21 +113,23 @@ def real(tasks: Sequence[Task], name: str, memory: float | None = None) -> list[
     memory  at most that many tokens of each, spread evenly over its training text and always the same; None: all of it
     """
     # Domains of one corpus are scored apart and were trained on together.
-    found = list({id(task.train): task for task in reversed(tasks) if task.train is not None}.values())[::-1]
-    if not found:
+    text_samples = list({id(task.train): task for task in reversed(tasks) if task.train is not None}.values())[::-1]
+    if not text_samples:
         told = f"the earlier tasks ({', '.join(t.name for t in tasks)})" if tasks else "there is no earlier task, which"
         raise ValueError(
             f"retention.{name} needs training samples of earlier tasks, and {told} left none: start from a run that "
             "names its data, or take a method that needs none (l2sp, wise, or text that the model generates)"
         )
-    return found if memory is None else [replace(task, train=_few(task.train, memory)) for task in found]
+    return text_samples if memory is None else [replace(task, train=_few(task.train, memory)) for task in text_samples]
 
 
 def _few(train: Samples | None, tokens: float) -> Samples:
     assert train is not None
     if isinstance(train, Mixture):
         parts, fractions = zip(*fractions_of(train), strict=True)
-        return Mixture([_few(part, tokens * own) for part, own in zip(parts, fractions, strict=True)], fractions)
+        return Mixture(
+            [_few(part, tokens * fraction) for part, fraction in zip(parts, fractions, strict=True)], fractions
+        )
     count = max(1, round(tokens * len(train) / train.num_tokens))
     return train if count >= len(train) else Spread(train, count)
 

@@ -77,9 +77,9 @@ class Replay(Retention):
             if drawn is not None:
                 loss = task.objective(model, drawn)
                 total = total + loss.total / loss.tokens * (len(drawn) / len(batch))
-        one = torch.ones((), device=batch.tokens.device)
-        total = total * one
-        return Loss(total, one, {"replay": total.detach()})
+        unit = torch.ones((), device=batch.tokens.device)
+        total = total * unit
+        return Loss(total, unit, {"replay": total.detach()})
 
 
 def same_form(one: Samples | None, other: Samples) -> bool:
@@ -94,13 +94,13 @@ def blend(train: Samples, replayed: Sequence[Samples], share: float) -> Mixture:
     """A mixture of `share` of each earlier task and the rest of the stage's samples; what is a mixture itself, stage or
     earlier task, keeps its own fractions."""
     count = len(replayed)
-    again = [(part, share * fraction) for one in replayed for part, fraction in fractions_of(one)]
+    again = [(part, share * fraction) for samples in replayed for part, fraction in fractions_of(samples)]
     least = min(fraction for _, fraction in again)
     if least < 1 / LARGEST_BLOCK:
         raise ValueError(
             f"retention.replay.fraction={share * count:g} leaves some of {count} earlier tasks less than one sample in "
             f"{LARGEST_BLOCK}: give at least {share * count / (least * LARGEST_BLOCK):g}"
         )
-    own = [(part, (1 - share * count) * fraction) for part, fraction in fractions_of(train)]
-    parts, fractions = zip(*own, *again, strict=True)
+    new_parts = [(part, (1 - share * count) * fraction) for part, fraction in fractions_of(train)]
+    parts, fractions = zip(*new_parts, *again, strict=True)
     return Mixture(parts, fractions)

@@ -32,16 +32,16 @@ class WiSE(Retention):
 
     def end_stage(self, model: Model, save: Callable[[str], Path]) -> dict[str, Path]:
         end = {name: tensor.detach().clone() for name, tensor in moving(model).items()}
-        found = {}
+        checkpoints = {}
         try:
             for alpha in self.alphas:
                 interpolate(model, self.memory["start"], end, alpha)
-                found[f"wise/{alpha:g}"] = save(f"wise-{alpha:g}")
+                checkpoints[f"wise/{alpha:g}"] = save(f"wise-{alpha:g}")
         finally:
             interpolate(model, end, end, 1.0)
         if ranks()[1] > 1:
             torch.distributed.barrier()
-        return found
+        return checkpoints
 
 
 def moving(model: nn.Module) -> dict[str, Tensor]:

@@ -59,12 +59,12 @@ class FinalScore(LeanCallback):
         """Scores, records and logs."""
         drawing = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(drawing):
-            found = self.score(trainer, pl_module)
-        if not found:
+            metrics = self.score(trainer, pl_module)
+        if not metrics:
             return
-        self.record.add_scores(found)
+        self.record.add_scores(metrics)
         for logger in trainer.loggers:
-            logger.log_metrics(found, trainer.global_step)
+            logger.log_metrics(metrics, trainer.global_step)
 
 
 class Latency(FinalScore):
@@ -99,8 +99,8 @@ class Latency(FinalScore):
         if not self.is_leaf:
             return {}
         prompt, new = lengths(pl_module.model)
-        found = latency(pl_module.model, self.batches, prompt, new, self.repeats)
-        return {f"latency/{name}": value for name, value in found.items()}
+        measured = latency(pl_module.model, self.batches, prompt, new, self.repeats)
+        return {f"latency/{name}": value for name, value in measured.items()}
 
 
 class Positions(FinalScore):
@@ -120,13 +120,13 @@ class Positions(FinalScore):
         self.tokens = None if tokens is None else round(quantity(tokens))
 
     def score(self, trainer: Trainer, pl_module: LitLM) -> dict[str, float]:
-        found: dict[str, float] = {}
+        losses: dict[str, float] = {}
         for domain, samples in self.corpus.validation.items():
             batches = evaluation_batches(samples.first(self.tokens), self.rows, None, 0, 1)
             with trainer.precision_plugin.val_step_context():
                 sums = loss_by_position(pl_module.model, batches, pl_module.device)
-            found |= {f"val/{domain}/position/{end}": value for end, value in binned(*sums).items()}
-        return found
+            losses |= {f"val/{domain}/position/{end}": value for end, value in binned(*sums).items()}
+        return losses
 
 
 MOST_CLASSES = 50  # that a figure can show

@@ -133,9 +133,9 @@ class Evaluate(LeanCallback):
         """Metrics of the model as it is now, by `prefix/<task>/<metric>`; counts the seconds that they take."""
         began = time.perf_counter()
         with full_parameters(model):
-            found = scores(model, tasks, tokens, self.rows, self.place, prefix)
+            new_scores = scores(model, tasks, tokens, self.rows, self.place, prefix)
         self.record.evaluation_seconds += time.perf_counter() - began
-        return found
+        return new_scores
 
 
 class StopAtLoss(LeanCallback):
@@ -194,8 +194,8 @@ class EMA(LeanCallback):
         evaluate = self.evaluate
         if evaluate.record.scores_of(step):
             with self.in_place(model):
-                found = evaluate.scores(model, evaluate.own, evaluate.tokens, "val_ema")
-            evaluate.add(trainer, found)
+                averaged = evaluate.scores(model, evaluate.own, evaluate.tokens, "val_ema")
+            evaluate.add(trainer, averaged)
         if step == trainer.max_steps and trainer.is_global_zero:
             with self.in_place(model):
                 checkpoint.save(self.folder, step, model, {}, self.config_hash)
