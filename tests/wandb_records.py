@@ -21,6 +21,8 @@ def records(path: Path):
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
+        if at + HEADER + length > len(data):  # the service is writing this one
+            return
         part += data[at + HEADER : at + HEADER + length]
         at += HEADER + length
         if kind in (1, 4):  # a whole record, or the last piece of one

@@ -1,4 +1,4 @@
-"""A mixture and a dense model with known forgetting: compared at one target loss, with what their experts' load did."""
+"""Runs of a mixture and a dense model with known forgetting and routing."""
 
 import json
 from pathlib import Path

@@ -1,49 +1,17 @@
 """LoRA against full fine-tuning with known gaps: read, compared at its own best rate and at equal target loss, told."""
 
-import numpy as np
 import pytest
 import yaml
-from fake_run import fake_run
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.adapters import Adapters
 
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
-
-
-BEST = {None: 2, 1: 3, 16: 3}  # place of the rate that learns best
-
-
-def truth(rank: int | None, lr: float) -> tuple[float, float]:
-    """F and target loss on one frontier for full and rank 16; rank 1 learns less and lies above it."""
-    away = abs(RATES.index(lr) - BEST[rank])
-    target = {None: 1.70, 1: 1.80, 16: 1.72}[rank] + 0.05 * away
-    return (2.0 - target) + (0.1 if rank == 1 else 0.0), target
-
-
-def write(folder, rank: int | None, lr: float, seed: int) -> None:
-    rng = np.random.default_rng([seed, rank or 0, RATES.index(lr)])
-    shift = 0.05 * seed  # of the base, common to all arms of a seed
-    (F, target), noise = truth(rank, lr), 0.001
-    F, target = F + shift + noise * rng.normal(), target + noise * rng.normal()
-    adapter = None if rank is None else {"_target_": "kleiber.adapters.LoRA", "rank": rank, "rslora": False}
-    config = {"adapter": adapter, "retention": None, "init": {"path": f"base{seed}"}, "seed": seed}
-    stage = {
-        "tasks": ["code"], "metrics": {"val/docs/loss": 2.0 + F, "val/code/loss": target}, "lr": lr,
-        "start_metrics": {"val/docs/loss": 2.0, "val/code/loss": 3.0}, "steps": 500, "batch_tokens": 1000,
-        "tokens": 500_000, "params": {"active": 9, "trainable": rank or 100},
-    }  # fmt: skip
-    fake_run(folder, [stage], config=config, seed=seed, R={"tasks": ["docs", "code"]})
+from .adapter_runs import adapter_runs, write
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    home = tmp_path_factory.mktemp("runs")
-    for rank in (None, 1, 16):
-        for lr in RATES:
-            for seed in range(3):
-                write(home / f"{rank}-{lr}-{seed}", rank, lr, seed)
-    return read_runs(home)
+    return adapter_runs(tmp_path_factory.mktemp("runs"))
 
 
 def test_each_arm_is_compared_at_its_own_best_rate_and_at_equal_target_loss(runs):

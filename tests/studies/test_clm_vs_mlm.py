@@ -1,4 +1,4 @@
-"""Each study on runs of a known truth: it finds the truth, reports a part of its cells, and names what is missing."""
+"""The study of objectives compares the slopes of their losses, which have no common level."""
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.clm_vs_mlm import ClmVsMlm

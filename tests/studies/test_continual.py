@@ -1,4 +1,4 @@
-"""Sequences with a known R: every metric by hand, methods paired within order and seed, what is missing named."""
+"""The continual study computes every metric of R as by hand, and compares methods paired by seed and order."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Each study on runs of a known truth: it finds the truth, reports a part of its cells, and names what is missing."""
+"""The study of repeated data recovers a known value of repetitions."""
 
 import pytest
 

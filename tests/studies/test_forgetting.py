@@ -1,4 +1,4 @@
-"""A comparison with known forgetting: read, matched, judged and reported, with what is missing said."""
+"""The forgetting study finds known differences between retention methods, and says where nothing can be compared."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A grid of runs from a known law: it is found again, and the critical share with it, or the doubt is said."""
+"""Figures of the forgetting law."""
 
 import json
 

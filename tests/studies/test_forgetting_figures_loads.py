@@ -1,4 +1,4 @@
-"""A mixture and a dense model with known forgetting: compared at one target loss, with what their experts' load did."""
+"""Figures of how the load of experts shifts."""
 
 import json
 

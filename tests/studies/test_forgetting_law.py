@@ -1,4 +1,4 @@
-"""A grid of runs from a known law: it is found again, and the critical share with it, or the doubt is said."""
+"""The study of the forgetting law recovers a known law, and refuses a grid that does not determine it."""
 
 import json
 import shutil

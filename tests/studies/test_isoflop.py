@@ -1,4 +1,4 @@
-"""Each study on runs of a known truth: it finds the truth, reports a part of its cells, and names what is missing."""
+"""The isoFLOP study finds the optimum of every budget."""
 
 import pytest
 

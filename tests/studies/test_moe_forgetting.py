@@ -1,4 +1,4 @@
-"""A mixture and a dense model with known forgetting: compared at one target loss, with what their experts' load did."""
+"""The study of forgetting in mixtures finds known differences and shifts of load."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Studies of arms on runs whose losses are known: tuned or not, paired, and equal in what they say."""
+"""The study of routers finds known differences of loss, and reports arms that diverged or are untuned."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Each study on runs of a known truth: it finds the truth, reports a part of its cells, and names what is missing."""
+"""The scaling study recovers a known law, and says which runs and lines it left out."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Studies of arms on runs whose losses are known: tuned or not, paired, and equal in what they say."""
+"""The study of upcycling compares arms that start from one dense model."""
 
 import pytest
 

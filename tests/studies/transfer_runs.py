@@ -1,8 +1,11 @@
-"""What pre-training gives: planned in rounds, tuned, paired with the same model from nothing, counted in labels."""
+"""Runs of the transfer study with known scores: from scratch, and from two pretrained bases."""
 
+import math
 from pathlib import Path
 
 from fake_run import fake_run
+
+from kleiber.records.catalog import Run, read_runs
 
 
 def write(home: Path, lines: list[str], **metrics: float) -> Path:
@@ -18,3 +21,25 @@ def write(home: Path, lines: list[str], **metrics: float) -> Path:
     }  # fmt: skip
     seed = int(told["seed"])
     return fake_run(folder, [stage], config={"study": study, "seed": seed, "data": {}}, overrides=lines, seed=seed)
+
+
+def paired_runs(home: Path) -> list[Run]:
+    """From scratch the score is .7 + .1 per decade of labels + .02 per seed; one base adds .1, the other nothing."""
+    for seed in range(3):
+        for share in (0.01, 0.1, 1):
+            lines = [
+                f"seed={seed}",
+                "study.task=toy",
+                "study.kind=mlm",
+                f"study.share={share:g}",
+                f"data.share={share}",
+            ]
+            score = 0.7 + 0.1 * math.log10(share) + 0.02 * seed
+            write(home, [*lines, "study.start=scratch", "optimizer.lr=0.005"], accuracy=score, loss=0.5)
+            write(home, [*lines, "study.start=docs/1M", "optimizer.lr=0.01"], accuracy=score + 0.1, loss=0.4)
+            write(home, [*lines, "study.start=docs/2M", "optimizer.lr=0.01"], accuracy=score - 0.01 * seed, loss=0.4)
+        lines = [f"seed={seed}", "study.task=toy", "study.kind=hf", "study.start=docs/1M", "study.share=1"]
+        write(home, [*lines, "optimizer.lr=0.001"], accuracy=0.79 + 0.02 * seed, loss=0.4)
+    other = ["seed=0", "study.task=toy", "study.kind=mlm", "study.start=scratch", "study.share=1", "optimizer.lr=0.002"]
+    write(home, other, accuracy=0.99, loss=0.1)  # tried at one seed, and no part of the comparison
+    return read_runs(home)

@@ -1,4 +1,4 @@
-"""Each study on runs of a known truth: it finds the truth, reports a part of its cells, and names what is missing."""
+"""Runs with a trunk and branches whose losses follow a known law."""
 
 import numpy as np
 

@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import REPOSITORY
+from odd_texts import ODD, noise
 
 from kleiber.data.sources.text import Text
 from kleiber.data.tokenizers.byte_level import BPE, Bytes, chunks, trained
-
-ODD = [
-    "hé 🙂 你好",
-    "",
-    " ",
-    "\n\n  \t x",
-    "x" * 70,
-    "don't  we'll\r\n12345 6",
-    "<|endoftext|>",
-    "def f(x):\n        return x**2\n",
-]
-
-
-def noise(count: int) -> list[str]:
-    pick = random.Random(0)
-    pools = ["abc XYZ", " \n\t", "0123456789", "!?#[]{}'\"", "éüßñ", "你好世界", "🙂🚀", "\u200b\u0301\ufeff"]
-    return ["".join(pick.choice(pick.choice(pools)) for _ in range(pick.randint(1, 60))) for _ in range(count)]
-
-
-@pytest.fixture(scope="module")
-def bpe(tmp_path_factory: pytest.TempPathFactory) -> BPE:
-    source = Text(str(REPOSITORY / "tests/data/tiny.txt")).source()
-    return trained([source], 400, tmp_path_factory.mktemp("bpe"))
 
 
 def test_bytes_are_exact() -> None:

@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
-from small_run import REPOSITORY
+from odd_texts import ODD, noise
 
-from kleiber.data.sources.text import Text
-from kleiber.data.tokenizers.byte_level import BPE, trained
+from kleiber.data.tokenizers.byte_level import BPE
 from kleiber.data.tokenizers.pretrained import pretrained
-
-ODD = [
-    "hé 🙂 你好",
-    "",
-    " ",
-    "\n\n  \t x",
-    "x" * 70,
-    "don't  we'll\r\n12345 6",
-    "<|endoftext|>",
-    "def f(x):\n        return x**2\n",
-]
-
-
-def noise(count: int) -> list[str]:
-    pick = random.Random(0)
-    pools = ["abc XYZ", " \n\t", "0123456789", "!?#[]{}'\"", "éüßñ", "你好世界", "🙂🚀", "\u200b\u0301\ufeff"]
-    return ["".join(pick.choice(pick.choice(pools)) for _ in range(pick.randint(1, 60))) for _ in range(count)]
-
-
-@pytest.fixture(scope="module")
-def bpe(tmp_path_factory: pytest.TempPathFactory) -> BPE:
-    source = Text(str(REPOSITORY / "tests/data/tiny.txt")).source()
-    return trained([source], 400, tmp_path_factory.mktemp("bpe"))
 
 
 def test_gpt2_is_read_from_its_folder(shared: Path) -> None:

@@ -1,4 +1,4 @@
-"""A grid of runs from a known law: it is found again, and the critical share with it, or the doubt is said."""
+"""Trends of a difference over sizes, with their intervals."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A comparison with known forgetting: read, matched, judged and reported, with what is missing said."""
+"""Frontiers of forgetting against target loss, and differences at equal target loss."""
 
 import json
 

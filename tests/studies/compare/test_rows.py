@@ -1,4 +1,4 @@
-"""A comparison with known forgetting: read, matched, judged and reported, with what is missing said."""
+"""Rows of fine-tuning runs, each with its base, method, forgetting and target loss."""
 
 import pytest
 

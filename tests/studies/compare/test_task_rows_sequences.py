@@ -1,4 +1,4 @@
-"""Sequences with a known R: every metric by hand, methods paired within order and seed, what is missing named."""
+"""Rows of sequences: one for every method, order, seed and task."""
 
 import json
 

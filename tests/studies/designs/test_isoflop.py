@@ -1,4 +1,4 @@
-"""The designs isoflop and optimal: matched FLOPs, bounds, budgets, and rounds that learn from the runs before them."""
+"""The isoFLOP design spends equal FLOPs at every size."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The designs isoflop and optimal: matched FLOPs, bounds, budgets, and rounds that learn from the runs before them."""
+"""The optimal design keeps its bounds and budget, and plans every third from what was trained before."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The designs isoflop and optimal: matched FLOPs, bounds, budgets, and rounds that learn from the runs before them."""
+"""A ladder can be planned with a law of the user."""
 
 import pytest
 

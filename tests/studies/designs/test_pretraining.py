@@ -1,4 +1,4 @@
-"""What pre-training gives: planned in rounds, tuned, paired with the same model from nothing, counted in labels."""
+"""The design of the transfer study plans bases and rates in rounds."""
 
 from pathlib import Path
 
