@@ -113,6 +113,7 @@ def exponents(record: Row) -> Chart:
     """The allocation exponent a, N_opt ~ C^a, by approach and counting convention."""
     rows = pd.DataFrame(record["accounting"] or [{"convention": "", **exponent} for exponent in record["approaches"]])
     kinds = list(dict.fromkeys(exponent["approach"] for exponent in record["approaches"]))
+    rows = rows[rows["approach"].isin(kinds)]
     scale = alt.Scale(zero=False, padding=14)
     x, low = (
         alt.X(f"{name}:Q", title="allocation exponent a, N_opt ~ C^a", scale=scale, axis=alt.Axis(tickCount=6))
