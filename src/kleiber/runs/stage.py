@@ -19,7 +19,7 @@ from kleiber.config.stages import built_trained
 from kleiber.data.sampler import stream
 from kleiber.evals.drift import drift, merged, untrained
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
-from kleiber.nn.sharding import full_parameters
+from kleiber.training.sharding import full_parameters
 from kleiber.records.stage_record import Scores, StageRecord
 from kleiber.retention.memory import ranks
 from kleiber.runs.open import load_stage

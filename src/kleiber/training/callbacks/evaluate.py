@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.evals.perplexity import Place, scores
-from kleiber.nn.sharding import full_parameters
+from kleiber.training.sharding import full_parameters
 from kleiber.records.stage_record import Scores, StageRecord
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
