@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 
-from kleiber.config.budget import quantity
 from kleiber.config.errors import ConfigError
 from kleiber.config.signatures import build
-from kleiber.config.stages import built_trained
+from kleiber.config.stages import built_trained, quantity
 from kleiber.data.sampler import stream
 from kleiber.evals.drift import drift, merged, untrained
 from kleiber.models.counting import count_parameters, executed_flops, training_flops

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.latency import latency, lengths
 from kleiber.evals.perplexity import binned, loss_by_position
