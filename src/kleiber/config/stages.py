@@ -11,7 +11,7 @@ from typing import Any
 
 from kleiber.config.budget import quantity
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 ONLY = "main"  # the name of the one stage of an ordinary run
 OWN = ("data", "objective", "budget", "schedule", "optimizer", "retention", "adapter", "batch")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from kleiber.config.codes import Status
 from kleiber.config.errors import ConfigError
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from kleiber.records.catalog import Run
