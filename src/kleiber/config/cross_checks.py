@@ -11,7 +11,7 @@ from typing import Any
 from kleiber.config.errors import ConfigError
 from kleiber.config.signatures import signature
 from kleiber.config.stages import quantity
-from kleiber.types.plain import Config
+from kleiber.types import Config
 
 SHARDED = "kleiber.training.FSDP"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 ONLY = "main"  # the name of the one stage of an ordinary run
 OWN = ("data", "objective", "budget", "schedule", "optimizer", "retention", "adapter", "batch")

@@ -20,7 +20,7 @@ from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
 from kleiber.runs.inherit import adopt
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from kleiber.records.folder import status, write_config
 from kleiber.records.summary import write_json
 from kleiber.runs.plan import describe
 from kleiber.runs.run import keep_tokenizer
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 MEASURING = 40.0  # seconds after which no further run is measured
 IRRELEVANT = ("seed", "name", "root", "study", "design", "experiment", "launcher", "logger", "resume", "dry_run")

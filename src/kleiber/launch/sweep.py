@@ -26,7 +26,7 @@ from kleiber.records import archive, folder
 from kleiber.records.catalog import Run, archive_runs, archived_runs, print_table, read_runs
 from kleiber.records.folder import cell_folder, config_hash
 from kleiber.runs.inherit import adopt, planned_run
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 OF_A_CELL = ("arm",)  # what a design writes into a cell's study, and no analysis reads
 OF_THE_SWEEP = ("root", "name", "launcher", "logger", "dry_run")  # keys that a cell trained again takes from this start

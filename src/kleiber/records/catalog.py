@@ -20,7 +20,7 @@ from kleiber.records import archive
 from kleiber.records.archive import leaf_rows, runs_of
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status
 from kleiber.records.summary import condensed, read, read_rows
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
     import pandas

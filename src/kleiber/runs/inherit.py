@@ -32,7 +32,7 @@ from kleiber.config.signatures import class_attribute, signature
 from kleiber.config.stages import built_trained, from_weights, is_chain, stage_config, stage_names, trains_tokenizer
 from kleiber.records import archive
 from kleiber.records.catalog import TRAINED_HERE, Run, find_run, read_run
-from kleiber.types.plain import Config
+from kleiber.types import Config
 
 Planned = Mapping[Path, Run]
 

@@ -159,7 +159,7 @@ class RankZeroRun:
 
     def _put(self, stage: dict[str, Any]) -> None:
         from kleiber.config.stages import ONLY
-        from kleiber.records.stage_record import score_matrix
+        from kleiber.records.summary import score_matrix
         from kleiber.training.loggers import prefixed
 
         self.summary.put_stage(stage)

@@ -21,7 +21,7 @@ from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.laws_json import band_rate, finite, intervals_by, lines, percent, short
 from kleiber.studies.laws.verdicts import CHOICES
 from kleiber.studies.study import Findings, Study, not_identified, points
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from kleiber.charts.theme import Chart

@@ -18,7 +18,7 @@ from kleiber.studies.designs.search import PARAMETERS, Points
 from kleiber.studies.designs.sizes import Size, size, vocabulary_of
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.laws_json import read
-from kleiber.types.plain import Config
+from kleiber.types import Config
 
 Law = Mapping[str, float]
 # The planning law of a design without one: the fit to five widths (36k to 437k parameters) on 8M bytes of byte-level

@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import DEFAULT_RATIO, quantity
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
-from kleiber.types.plain import Config, Row
+from kleiber.types import Config, Row
 
 if TYPE_CHECKING:
     from kleiber.studies.study import Study

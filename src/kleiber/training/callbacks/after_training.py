@@ -19,7 +19,7 @@ from kleiber.evals.latency import latency, lengths
 from kleiber.evals.perplexity import binned, loss_by_position
 from kleiber.models.generate import generate
 from kleiber.nn.sharding import full_parameters
-from kleiber.records.stage_record import StageRecord
+from kleiber.records.summary import StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import Logger, StageLogger

@@ -26,8 +26,8 @@ from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
 from kleiber.training.step import Diverged
+from kleiber.types import Json
 from kleiber.types.batch import Batch
-from kleiber.types.plain import Json
 
 
 class Checkpoints(LeanCallback):
