@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kleiber.records.stage_record import StageRecord
+from kleiber.records.summary import StageRecord
 from kleiber.training.callbacks import log
 from kleiber.training.callbacks.log import Log, Progress, Throughput, training_metrics
 

@@ -16,7 +16,7 @@ from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
 from kleiber.studies.laws.problem import Problem, checked_problem, convert, influence, rho, to_space
 from kleiber.studies.laws.solve import descend, finish, polish
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 UNDETERMINED = 1e-7  # a direction with a singular value below this share of the largest moves no residual
 STEP = 1e-4  # step in a coordinate, along directions that move no residual
