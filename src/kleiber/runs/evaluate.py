@@ -16,12 +16,12 @@ from pathlib import Path
 from types import ModuleType
 
 import kleiber.evals
-from kleiber.config.budget import quantity
 from kleiber.config.errors import did_you_mean
+from kleiber.config.stages import quantity
 from kleiber.evals import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.records.summary import write_json
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 SCHEMA = "kleiber.eval/1"
 

@@ -28,8 +28,7 @@ from kleiber.records.folder import TOKENIZER
 from kleiber.records.summary import versions, write_json
 from kleiber.runs.open import TrainedModel, new_model, open_model
 from kleiber.training import checkpoint
-from kleiber.types import contracts
-from kleiber.types.plain import Json
+from kleiber.types import Json, contracts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.codes import ExitCode, Status
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.records.folder import config_hash
 from kleiber.records.summary import Summary, cpu_name
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -176,7 +175,7 @@ class RankZeroRun:
     def _put(self, stage: Json) -> None:
         """Writes the entry of a finished stage to summary.json and W&B."""
         from kleiber.config.stages import ONLY
-        from kleiber.records.stage_record import score_matrix
+        from kleiber.records.summary import score_matrix
         from kleiber.training.loggers import prefixed
 
         self.summary.put_stage(stage)

@@ -18,16 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 from kleiber.config.signatures import build
 from kleiber.config.stages import ONLY, branches_of, from_weights, stage_configs
 from kleiber.optimizers.schedules import Schedule
-from kleiber.records.stage_record import StageRecord
+from kleiber.records.summary import StageRecord
 from kleiber.runs.open import load_stage
 from kleiber.runs.plan import Plan
 from kleiber.runs.start_point import StartPoint, corpus_tasks, same_text
 from kleiber.training import checkpoint
 from kleiber.training.loggers import Logger
 from kleiber.training.trainer import Local
+from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Task
 from kleiber.types.model import Model
-from kleiber.types.plain import Config, Json
 
 Planner = Callable[[DictConfig, Plan | None], Plan]  # arguments: config of a stage, plan of the stage before it
 

@@ -19,9 +19,9 @@ from kleiber.data.mixture import MixtureCorpus
 from kleiber.models.transformer import Transformer
 from kleiber.runs.inherit import locate_stage
 from kleiber.runs.open import add_heads, head_sizes, load_objective, load_stage, prepare_corpus, recorded_configs
+from kleiber.types import Config
 from kleiber.types.contracts import Corpus, HeldOut, Objective, Task
 from kleiber.types.model import Model
-from kleiber.types.plain import Config
 
 COMPARED = 100  # rows whose labels are compared to decide whether two tasks are the same
 
