@@ -17,7 +17,7 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.signatures import build
 from kleiber.config.stages import built_trained
 from kleiber.data.sampler import stream
-from kleiber.evals.drift import drift, merged, untrained
+from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.nn.sharding import full_parameters
 from kleiber.records.summary import Scores, StageRecord
@@ -131,7 +131,7 @@ def begin_objective(tree: Tree, stage: Stage, model: Model | None) -> None:
     For a stage that has checkpoints it reads the results of then.
     """
     first = stage.parent if stage.continues and stage.parent else stage.name
-    with tree.hardware.place.precision(tree.hardware.device):  # as in training
+    with tree.hardware.runtime.precision(tree.hardware.device):  # as in training
         stage.plan.objective.begin(model, stage.plan.corpus, tree.checkpoints(first).parent)
 
 
@@ -181,13 +181,13 @@ def stage_drift(tree: Tree, stage: Stage, model: Model, tasks: TasksAround) -> S
         return {}
     start = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
     start.to(tree.hardware.device, tree.hardware.dtype)
-    options = round(quantity(stage.config.eval.watch_tokens)), max(1, stage.plan.rows), tree.hardware.place
-    before = {} if built_trained(stage.config.model) else untrained(start, tasks.earlier, *options)
+    options = round(quantity(stage.config.eval.watch_tokens)), max(1, stage.plan.rows), tree.hardware.runtime
+    before = {} if built_trained(stage.config.model) else untrained_losses(start, tasks.earlier, *options)
     if not load_start(tree, stage, start):
         return {}
     adapter = stage.config.adapter
-    after = merged(model, None if adapter is None else build(adapter).merge)
-    return before | drift(start, after, tasks.earlier, tasks.own, *options)
+    after = merge_copy(model, None if adapter is None else build(adapter).merge)
+    return before | drift_metrics(start, after, tasks.earlier, tasks.own, *options)
 
 
 def freeze_unused_heads(model: Model, objective: Objective) -> None:
@@ -234,7 +234,7 @@ def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model:
     The methods get plain weights: an adapter's updates are merged into a copy of the model first.
     """
     adapter = stage.config.adapter
-    model = merged(model, None if adapter is None or not methods else build(adapter).merge)
+    model = merge_copy(model, None if adapter is None or not methods else build(adapter).merge)
 
     def save(name: str) -> Path:
         folder = tree.folder / "stages" / stage.name / name

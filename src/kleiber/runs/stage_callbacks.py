@@ -23,7 +23,7 @@ def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: TasksAround, reco
         every=max(1, plan.steps // 4) if settings.every_steps is None else settings.every_steps,
         tokens=None if settings.tokens is None else round(quantity(settings.tokens)),
         rows=max(1, plan.rows),
-        place=tree.hardware.place,
+        runtime=tree.hardware.runtime,
         earlier=tasks.earlier,
         later=tasks.later,
         from_weights=tree.from_weights,
