@@ -13,8 +13,7 @@ from typing import Annotated
 
 import typer
 
-from kleiber.config.codes import ExitCode, Status
-from kleiber.config.errors import did_you_mean
+from kleiber.config.errors import ExitCode, Status, did_you_mean
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -86,11 +85,12 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate a run or a Hugging Face model; results of a run are written to RUN/evals."""
-    from kleiber.runs.evaluate import assess, lines
+    from kleiber.runs.evaluate import result_lines, run_evaluations
 
     if not subject.is_dir():
         raise FileNotFoundError(f"{subject}: no such folder")
-    typer.echo("\n".join(lines(assess(subject, evals, tokens, stage, data or (), json, tasks, task_files))))
+    results = run_evaluations(subject, evals, tokens, stage, data or (), json, tasks, task_files)
+    typer.echo("\n".join(result_lines(results)))
 
 
 @app.command("export")
@@ -126,7 +126,7 @@ def register_studies() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code (`kleiber.config.codes`)."""
+    """Runs a command and returns its exit code (`kleiber.config.errors`)."""
     register_studies()
     try:
         code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)

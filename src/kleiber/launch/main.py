@@ -14,18 +14,17 @@ from typing import NoReturn
 from hydra.types import RunMode
 
 from kleiber.config.check import check
-from kleiber.config.codes import ExitCode, Status
 from kleiber.config.compose import Composer, resolved
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
-from kleiber.runs.inherit import adopt
+from kleiber.runs.inherit import complete_config
 from kleiber.types import Json
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command line and returns its exit code (`kleiber.config.codes`)."""
+    """Runs a command line and returns its exit code (`kleiber.config.errors`)."""
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
@@ -97,7 +96,7 @@ def single(composer: Composer, overrides: list[str]) -> int:
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return sweep(composer, overrides)
     composed, model = resolved(cfg)
-    config = adopt(composed, overrides)
+    config = complete_config(composed, overrides)
     if config["optimizer"] != composed["optimizer"] and ranks.rank() == 0:
         rate = config["optimizer"]["lr"]
         print(f"optimizer.lr={rate:g}, from the width of a model in the standard parametrization", file=sys.stderr)

@@ -21,15 +21,14 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from kleiber.config.budget import quantity
-from kleiber.config.codes import ExitCode, Status
+from kleiber.config.errors import ExitCode, Status
 from kleiber.config.signatures import build
-from kleiber.config.stages import from_weights, is_chain, stage_names, trains_tokenizer
+from kleiber.config.stages import from_weights, is_chain, quantity, stage_names, trains_tokenizer
 from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, cost_of_stages, key_of, measure, shortened, stages_of
 from kleiber.records.folder import status, write_config
 from kleiber.records.summary import write_json
-from kleiber.runs.plan import describe
+from kleiber.runs.plan import describe_stages
 from kleiber.runs.run import keep_tokenizer
 from kleiber.types import Config, Json
 
@@ -93,7 +92,7 @@ class Prices:
                 hardware.prepare()
                 stages = stages_of(config, hardware, None if describing else models)
                 counted[key] = cost_of_stages(stages, hardware, models)
-                description = describe(stages) if describing else []
+                description = describe_stages(stages) if describing else []
             self.costs.append(counted[key])
         return description
 
