@@ -88,9 +88,9 @@ def _write_run(folder: Path, out: Path) -> None:
     for name in (FILE, CONFIG, "config.json", TEMPLATE, GENERATION):
         if (Path(tokenizer) / name).is_file():
             shutil.copy(Path(tokenizer) / name, out / TOKENIZER / name)
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_tokenizer
 
-    known = pretrained(home)
+    known = load_tokenizer(home)
     rows = hf_vocab_size(folder)
     if known.vocab_size != rows:
         raise ValueError(
@@ -152,7 +152,8 @@ def save_template(tokenizer: Any, out: Path) -> None:
     theirs = AutoTokenizer.from_pretrained(out, local_files_only=True)
     turns = [chat.Turn("system", "Be brief."), chat.Turn("user", "1 + 1?"), chat.Turn("assistant", "It is 2.")]
     said = [{"role": turn.role, "content": turn.content} for turn in turns]
-    if theirs.apply_chat_template(said, return_dict=False) != chat.encoded([turns], tokenizer)[0].ids.tolist():
+    (encoded,) = chat.encode_conversations([turns], tokenizer)
+    if theirs.apply_chat_template(said, return_dict=False) != encoded.ids.tolist():
         (out / TEMPLATE).unlink()
         print(f"{out} has no chat template: transformers reads the one of training in other ids", file=sys.stderr)
 

@@ -84,11 +84,11 @@ def open_model(path: str | Path) -> TrainedModel:
 
 def open_hf(folder: Path) -> TrainedModel:
     """Opens a Hugging Face folder, its model wrapped as it is."""
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_tokenizer
     from kleiber.models.hf import HFModel
     from kleiber.models.hf_config import hf_tokenizer, read_config
 
-    tokenizer = pretrained(hf_tokenizer(folder))
+    tokenizer = load_tokenizer(hf_tokenizer(folder))
     context = read_config(folder).get("max_position_embeddings", 1024)
     return TrainedModel(folder, HFModel(tokenizer.vocab_size, str(folder), context=context).eval(), tokenizer)
 
@@ -140,16 +140,16 @@ def objective_at(config: DictConfig, corpus: Corpus, place: Path) -> Objective:
 
 def tokenizer_of(folder: Path, config: Config) -> Tokenizer:
     """The tokenizer of a run: the one in its folder, or the one that its data names."""
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_tokenizer
 
     if (folder / TOKENIZER).is_dir():
-        return pretrained(str(folder / TOKENIZER))
+        return load_tokenizer(str(folder / TOKENIZER))
     data = config["data"]
     default = signature(str(data["_target_"])).parameters.get("tokenizer")
     name = data.get("tokenizer", default.default if default else None)
     if name == "bytes":
         return Bytes()
-    return corpus_of(config).tokenizer if name is None or name == "bpe" else pretrained(name)
+    return corpus_of(config).tokenizer if name is None or name == "bpe" else load_tokenizer(name)
 
 
 def new_model(config: Config, vocab_size: int) -> Any:
