@@ -3,7 +3,10 @@
 import numpy as np
 from fake_run import fake_run
 
+from kleiber.studies.laws.allocation import optimum
+
 TRUE = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+TIED = {"E": 1.7, "A": 400.0, "B": 1200.0, "alpha": 0.32, "beta": 0.32}
 A_OPT = TRUE["beta"] / (TRUE["alpha"] + TRUE["beta"])
 
 
@@ -15,6 +18,15 @@ def twenty():
     """5 sizes x 4 token ratios: N 1e7..1e9, D/N 5..80."""
     N = np.repeat(np.geomspace(1e7, 1e9, 5), 4)
     return {"N": N, "D": N * np.tile(np.geomspace(5, 80, 4), 5)}
+
+
+def isoflop(spread=3.0, centre=1.0):
+    """Six budgets x 7 sizes around each budget's optimum, exponents tied so that the parabola is unbiased."""
+    law = {k: np.array([v]) for k, v in TIED.items()}
+    budgets = np.geomspace(1e18, 1e21, 6)
+    N = np.concatenate([optimum(law, C)[0] * centre * np.geomspace(1 / spread, spread, 7) for C in budgets])
+    C = np.repeat(budgets, 7)
+    return N, C / (6 * N), C
 
 
 def small():
@@ -29,6 +41,18 @@ def small_loss(N, D):
 
 def noisy(values, seed, sd=0.005):
     return values * np.exp(np.random.default_rng(seed).normal(0, sd, len(values)))
+
+
+def law_record(**changes):
+    """What a headline reads of laws.json."""
+    one = {"value": 1.0, "lo": 0.5, "hi": 1.5, "identified": True}
+    test = {"along": "C", "cut": 1e13, "n_test": 4, "mare": 0.0179, "bias": 0.01, "naive": {"line": 0.03}}
+    found = {
+        "law": "chinchilla", "formula": "L = E", "n": 16, "level": 0.9, "residual_rms": 0.003, "verdicts": [],
+        "params": {name: dict(one) for name in ("E", "A", "B", "alpha", "beta")}, "derived": {}, "backtests": [test],
+        "domain": {"N": [1e5, 4e5], "D": [1e6, 8e6], "C": [1e12, 2e13]},
+    }  # fmt: skip
+    return found | changes
 
 
 def write_tree(folder, seed, params, flops_per_token, losses, status="finished", study=None, config=None):

@@ -218,9 +218,9 @@ def choose_tokenizer(tokenizer: str, vocab_size: int | None, sources: list[Sourc
         from kleiber.data.tokenizers.byte_level import train_bpe
 
         return train_bpe(sources, DEFAULT_VOCABULARY if vocab_size is None else vocab_size, root)
-    from kleiber.data.tokenizers.pretrained import load_tokenizer
+    from kleiber.data.tokenizers.pretrained import load_pretrained
 
-    return load_tokenizer(tokenizer)
+    return load_pretrained(tokenizer)
 
 
 def parse_bytes(value: int | float | str | None) -> int | None:
@@ -243,7 +243,7 @@ class Unknown:
     tokenizer: str
 
     def prepare(self, context: int) -> TextCorpus:
-        from kleiber.data.tokenizers.pretrained import load_tokenizer
+        from kleiber.data.tokenizers.pretrained import load_pretrained
 
-        tokenizer = load_tokenizer(self.tokenizer)
+        tokenizer = load_pretrained(self.tokenizer)
         return TextCorpus("unknown", "", tokenizer.hash, tokenizer, train=ConcatSamples([]), validation={})

@@ -93,7 +93,7 @@ def _rows_of_model(folder: Path) -> int | None:
     return json.loads((folder / MODEL).read_text(encoding="utf-8")).get("vocab_size")
 
 
-def load_tokenizer(name: str) -> Pretrained:
+def load_pretrained(name: str) -> Pretrained:
     """Returns the tokenizer in a folder, in a local copy below $KLEIBER_DATA, or on the hub.
 
     Raises ValueError where there is none; within ten seconds where the hub is not reachable.
