@@ -6,7 +6,7 @@ import torch
 from evals.routing.moe_text import Rows, moe_subject
 from retention.toys import NEW, OLD, learned, train
 
-from kleiber.data.sampler import evaluation_batches
+from kleiber.data.batches import evaluation_batches
 from kleiber.evals.drift import (
     divergence,
     drift_metrics,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from kleiber.data.sampler import evaluation_batches
+from kleiber.data.batches import evaluation_batches
 from kleiber.evals.perplexity import Runtime, held_out_loss, score_task
 from kleiber.evals.routing.trace import moe_layers
 from kleiber.nn.loss import kl_divergence

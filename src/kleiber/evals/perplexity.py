@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from kleiber.data.sampler import evaluation_batches
+from kleiber.data.batches import evaluation_batches
 from kleiber.evals import Subject
 from kleiber.nn.loss import log_probs, target_weights
 from kleiber.types import Json
