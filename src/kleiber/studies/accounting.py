@@ -1,7 +1,7 @@
-"""The study `accounting`: how the convention of counting parameters and compute moves the allocation exponent.
+"""The study `accounting`: how the fitted allocation exponent depends on how parameters and compute are counted.
 
-The runs of a ladder are refitted under each convention: what is left out of N and C moves the exponent without a run
-more. No convention is recommended. Porian et al. 2024, arXiv:2406.19146
+The same runs are fitted once for each counting convention (with or without embeddings, 6ND or exact FLOPs), and the
+report lists the exponent of each. It recommends none of them. Source: Porian et al. 2024, arXiv:2406.19146
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kleiber.studies.study import Findings
 
 @dataclass(frozen=True)
 class Accounting(Scaling):
-    """The options of `Scaling`."""
+    """Fits the allocation exponent under every counting convention; the options are those of `Scaling`."""
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
         findings = super().analyse(runs)
