@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from kleiber.config.budget import quantity
-from kleiber.config.codes import ExitCode, Status
+from kleiber.config.errors import ExitCode, Status
 from kleiber.config.signatures import build
-from kleiber.config.stages import from_weights, is_chain, stage_names, trains_tokenizer
+from kleiber.config.stages import from_weights, is_chain, quantity, stage_names, trains_tokenizer
 from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, cost_of_stages, key_of, measure, shortened, stages_of
 from kleiber.records.folder import status, write_config

@@ -18,9 +18,8 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 from kleiber.config.check import check
-from kleiber.config.codes import ExitCode, Status
 from kleiber.config.compose import Composer, resolved
-from kleiber.config.errors import ConfigError, Preempted
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status
 from kleiber.launch.cell import Cell, Launcher
 from kleiber.launch.ranks import CELL, launched
 from kleiber.records import archive, folder

@@ -19,8 +19,7 @@ from typing import IO, Any
 
 import yaml
 
-from kleiber.config.codes import Status
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, Status
 from kleiber.config.signatures import signature
 from kleiber.records.summary import Summary, cpu_name, read
 from kleiber.types import Config, Json

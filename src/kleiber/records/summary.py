@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kleiber.config.codes import Status
+from kleiber.config.errors import Status
 from kleiber.types import Json, Row
 
 SCHEMA = "kleiber.run/1"

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.codes import ExitCode, Status
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.records.folder import config_hash
 from kleiber.records.summary import Summary, cpu_name
 

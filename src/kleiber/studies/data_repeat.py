@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.intervals import Rows, format_mean, seed_means
 from kleiber.studies.designs.sizes import PlannedPoint, shortfall

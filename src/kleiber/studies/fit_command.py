@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from kleiber.config.codes import ExitCode
+from kleiber.config.errors import ExitCode
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.designs.search import PARAMETERS, Points
 from kleiber.studies.designs.sizes import Size, size, vocabulary_of

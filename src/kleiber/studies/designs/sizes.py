@@ -16,8 +16,8 @@ import numpy as np
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from kleiber.config.budget import DEFAULT_RATIO, quantity
 from kleiber.config.errors import ConfigError
+from kleiber.config.stages import DEFAULT_RATIO, quantity
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
 from kleiber.types import Config, Row
 
