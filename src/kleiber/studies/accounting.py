@@ -23,10 +23,14 @@ class Accounting(Scaling):
         assert findings.law is not None
         rows = [row for row in findings.law["accounting"] if row["approach"].startswith("3")]
         if not rows:
-            return replace(findings, headline="No comparison: a single counting convention, or no exponent.")
+            return replace(
+                findings,
+                headline="The counting conventions could not be compared: the runs have only one, or no exponent.",
+            )
         low, high = (pick(rows, key=lambda row: row["a"]) for pick in (min, max))
         head = (
-            f"Counting moves the allocation exponent from {low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] "
-            f"({low['convention']}) to {high['a']:.3f} [{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})"
+            "Depending on how parameters and compute are counted, the allocation exponent is between "
+            f"{low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] ({low['convention']}) and {high['a']:.3f} "
+            f"[{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})"
         )
         return replace(findings, headline=within_budgets(head, findings.law))

@@ -1,7 +1,8 @@
-"""The study `isoflop`: the compute-optimal size at each budget from a parabola in log N, and the exponent over budgets.
+"""The study `isoflop`: the compute-optimal model size at each budget, from a parabola in log N, and the allocation
+exponent.
 
-It analyzes a ladder as `scaling` does, with approach 2 as the headline: no exponent from fewer than three vertices, and
-none beyond the budgets where the law of the same points is refused.
+It analyzes the runs as `scaling` does, but its headline is the exponent of approach 2. There is no exponent from fewer
+than three budgets with a minimum, and no extrapolation beyond the budgets if the fitted law is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from kleiber.studies.study import Findings
 
 @dataclass(frozen=True)
 class IsoFLOP(Scaling):
-    """The options of `Scaling`; min_tokens is low, since every budget counts."""
+    """Fits a parabola at every compute budget; the options are those of `Scaling`.
+
+    min_tokens is 1 by default, so that the budgets with short training count as well.
+    """
 
     min_tokens: int | float | str = 1
 
@@ -26,15 +30,18 @@ class IsoFLOP(Scaling):
         assert law is not None
         parabolas = next((row for row in law["approaches"] if row["approach"].startswith("2")), None)
         if parabolas is None:
-            head = "No exponent: fewer than three budgets have a minimum inside their sizes."
+            head = (
+                "No allocation exponent: fewer than three budgets have a minimum between their smallest and largest "
+                "size."
+            )
             return replace(findings, headline=head, tables={"Optimum by budget": [], **findings.tables})
         rows = [
             {"C": point["C"], "N_opt": point["N"], "lo": point.get("lo"), "hi": point.get("hi")}
             for point in parabolas["points"]
         ]
         head = (
-            f"By parabolas at {len(rows)} budgets, N_opt ~ C^{parabolas['a']:.3f}, {law['level']:.0%} "
-            f"interval [{parabolas['lo']:.3f}, {parabolas['hi']:.3f}]"
+            f"The compute-optimal size grows as N_opt ~ C^{parabolas['a']:.3f}, {law['level']:.0%} interval "
+            f"[{parabolas['lo']:.3f}, {parabolas['hi']:.3f}], from parabolas at {len(rows)} compute budgets"
         )
         tables = {"Optimum by budget": rows, **findings.tables}
         return replace(findings, headline=within_budgets(head, law), tables=tables)
