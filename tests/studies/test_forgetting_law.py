@@ -162,7 +162,7 @@ def test_the_report_answers_first_how_much_replay_is_needed(study, capsys):
     assert main(["report", str(study)]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("Replaying 5.") and "0.1 nats at N = 2e+05, 1e+06 new tokens" in first
-    assert "% of the tokens, 90% [" in first
+    assert "% of the tokens, 90% interval [" in first
     law = json.loads((study / "laws.json").read_text())
     assert law["schema"] == "kleiber.law/1" and law["law"] == "replay_grid_ratio"
     for name in ("replay", "tokens", "fit"):
