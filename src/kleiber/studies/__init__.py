@@ -6,7 +6,7 @@ No module of this package imports torch.
 from kleiber.types import lazy_exports
 
 EXPORTS = {
-    "Accounting": "accounting",
+    "Accounting": "scaling",
     "Adapters": "adapters",
     "ClmVsMlm": "clm_vs_mlm",
     "Context": "context",
@@ -14,7 +14,7 @@ EXPORTS = {
     "DataRepeat": "data_repeat",
     "Forgetting": "forgetting",
     "ForgettingLaw": "forgetting_law",
-    "IsoFLOP": "isoflop",
+    "IsoFLOP": "scaling",
     "MoEForgetting": "moe_forgetting",
     "MoEGain": "moe_gain",
     "MoELaw": "moe_law",
@@ -23,6 +23,6 @@ EXPORTS = {
     "Scaling": "scaling",
     "Sparsity": "sparsity",
     "Transfer": "transfer",
-    "Upcycling": "upcycling",
+    "Upcycling": "moe_gain",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)
