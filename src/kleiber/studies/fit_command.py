@@ -24,10 +24,14 @@ from kleiber.studies.fit_options import (
     Delta,
     Exclude,
     Fixed,
+    HtmlFile,
+    JsonFile,
     LossColumn,
     LossFn,
     MaxDecades,
     ParamsColumn,
+    PredictAt,
+    Rank,
     Sigma,
     Space,
     Where,
@@ -64,20 +68,13 @@ def fit(
     at: At = None,
     sigma: Sigma = None,
     backtest: Cuts = None,
-    predict: Annotated[
-        list[str] | None, typer.Option(metavar="N=..,D=..", help="also predict the loss here; may be repeated")
-    ] = None,
+    predict: PredictAt = None,
     exclude: Exclude = "none",
-    rank: Annotated[
-        bool,
-        typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit"),
-    ] = False,
+    rank: Rank = False,
     max_decades: MaxDecades = 3.0,
     force: Annotated[bool, typer.Option("--force", help="predict even beyond --max-decades")] = False,
-    json: Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the fitted law to this file")] = None,
-    report: Annotated[
-        Path | None, typer.Option(metavar="OUT.html", help="write an HTML page with figures to this file")
-    ] = None,
+    json: JsonFile = None,
+    report: HtmlFile = None,
 ) -> None:
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
     from kleiber.studies.laws import analysis, laws_json

@@ -1,6 +1,7 @@
 """The options of `kleiber fit` and `kleiber predict`, and how their values are parsed."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -50,6 +51,15 @@ MaxDecades = Annotated[
     float, typer.Option(min=0, help="refuse predictions more than this many factors of 10 outside the fitted rows")
 ]
 Where = Annotated[list[str] | None, typer.Option(help='use only rows with "loss < 4 and N >= 1e8"; may be repeated')]
+PredictAt = Annotated[
+    list[str] | None, typer.Option(metavar="N=..,D=..", help="also predict the loss here; may be repeated")
+]
+Rank = Annotated[
+    bool,
+    typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit"),
+]
+JsonFile = Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the fitted law to this file")]
+HtmlFile = Annotated[Path | None, typer.Option(metavar="OUT.html", help="write an HTML page with figures to this file")]
 
 
 def parse_values(items: Sequence[str], option: str) -> dict[str, float]:

@@ -29,9 +29,7 @@ MOST_ROWS = 500  # at most this many rows are listed on the page
 def write(
     out: Path, source: Path, form: Law, records: Mapping[str, Row], tables: Mapping[str, Table], by: str | None
 ) -> None:
-    """Writes the page of the fits `records` (entries of laws.json, by group; "" without --by) to the tables of the same
-    keys.
-    """
+    """Writes the page of the fits `records` (entries of laws.json by group, "" without --by) to `tables`."""
     charts, verdicts, titled, text, kept = {}, [], {}, [], []
     for number, (group, entry) in enumerate(records.items()):
         name = f"{by} = {group}" if by else ""
@@ -59,9 +57,7 @@ def write(
 
 
 def used(rows: Table, form: Law, entry: Row) -> pd.DataFrame:
-    """Returns the fitted rows: label in the table, compute if known, inputs of the law, observed and predicted
-    target.
-    """
+    """Returns the fitted rows: label, compute if known, inputs of the law, observed and predicted target."""
     gone = {exclusion["row"] for exclusion in entry["excluded"]}
     keep = np.array([label(i) not in gone for i in rows.frame.index])
     inputs = {name: column[keep] for name, column in rows.inputs(form).items()}

@@ -1,8 +1,7 @@
 """The study `forgetting_law`: forgetting as a function of new tokens, pre-training, model size and replay.
 
-Its headline is the replayed fraction that limits forgetting to a tolerated value, with an interval, or the reason why
-the runs do not identify it. The law is fitted to forgetting on a linear scale; on a log scale, values near 0 would
-dominate the fit.
+Its headline is the replayed fraction that limits forgetting to a tolerated value, or why the runs do not identify it.
+The law is fitted to forgetting on a linear scale; on a log scale, values near 0 would dominate the fit.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ FARTHEST = 2.0  # largest ratio of the critical fraction's upper end to the larg
 
 @dataclass(frozen=True)
 class ForgettingLaw(Study):
-    """Fits a law to a grid of model sizes N, pre-training tokens per parameter M, new tokens D and replayed fractions
-    p.
+    """Fits a law of forgetting to a grid of sizes N, pre-training tokens M, new tokens D and replayed fractions p.
 
     tolerate   tolerated forgetting F in nats; the critical replayed fraction limits F to it
     at         values of N, D and M at which the critical fraction is computed; the default is the largest of the grid
@@ -87,10 +85,7 @@ class ForgettingLaw(Study):
         rows, noise = grid(runs)
         main = self.fit_or_why(rows, replay_form(rows))
         low = rows["F"] < CENSORED_SD * noise.sd if noise.df else rows["F"] <= 0
-        gone = [
-            {"row": int(i), "rule": f"censored: F below {CENSORED_SD:g} standard deviations of the seed noise"}
-            for i in rows.index[low]
-        ]
+        gone = [{"row": int(i), "rule": f"censored: F below {CENSORED_SD:g} SD of seed noise"} for i in rows.index[low]]
         beside = {}
         for name, part, target in (
             ("forgetting", rows[~low], "L"),
@@ -109,18 +104,14 @@ class ForgettingLaw(Study):
         }  # fmt: skip
 
     def fit_or_why(self, rows: Rows, name: str, target: str = "F") -> Json:
-        """Returns the record of the law `name` fitted to the rows, or its name and the reason `no_fit` if the fit
-        fails.
-        """
+        """Returns the record of the law `name` fitted to the rows; if that fails, its name and the reason `no_fit`."""
         try:
             return self.fit(rows, name, target)
         except ValueError as error:
             return {"law": name, "no_fit": str(error)}
 
     def fit(self, rows: Rows, name: str, target: str = "F") -> Json:
-        """Returns the record of the law `name` fitted to the column `target`; rows from the same base form a
-        cluster.
-        """
+        """Returns the record of the law `name` fitted to the column `target`; rows of one base form a cluster."""
         law = find(name)
         columns = {role: role for role in law.inputs} | {"L": target}
         named = rows.drop(columns=[c for c in ("C", "L") if c in rows and c != target])
@@ -141,10 +132,7 @@ class ForgettingLaw(Study):
         return record
 
     def critical(self, main: Json, rows: Rows) -> Json:
-        """Returns the least replayed fraction with F <= `tolerate` and its bootstrap interval.
-
-        "why_not" is None, or the reason why the fraction is not identified.
-        """
+        """Returns the least replayed fraction with F <= `tolerate`, its interval, or "why_not" it is identified."""
         law = find(main["law"])
         largest = {name: rows[name].max() for name in ("N", "D", "M")}
         at = {name: float(value) for name, value in (largest | dict(self.at or {})).items()}
@@ -173,16 +161,13 @@ class ForgettingLaw(Study):
 def grid(runs: Sequence[Run]) -> tuple[Rows, Noise]:
     """Returns the cells of the grid and the seed noise of F.
 
-    A cell is the mean over seeds of runs with plain fine-tuning or replay of real text, at the learning rate at which
-    plain fine-tuning has the least target loss. Raises ValueError if there is no plain fine-tuning, or if a base is not
-    among the runs.
+    A cell is the mean over seeds of plain fine-tuning or replay of real text, at the learning rate with the least
+    target loss of plain fine-tuning. Raises ValueError without plain fine-tuning, and for a base that is not in `runs`.
     """
     rows: Rows = outcomes(runs)
     rows = real_replay(rows).dropna(subset=["F", "N"])
     if not (rows["method"] == PLAIN).any():
-        raise ValueError(
-            "no finished run of plain fine-tuning in this folder: the law needs runs without any retention method"
-        )
+        raise ValueError("no finished run of plain fine-tuning, without a retention method; the law needs such runs")
     rows["M"] = (rows["pretrained"] / rows["N"]).round(1)
     if rows["M"].isna().any():
         gone = sorted(set(rows["base"][rows["M"].isna()]))
@@ -201,9 +186,7 @@ def grid(runs: Sequence[Run]) -> tuple[Rows, Noise]:
 
 
 def at_best_rate(rows: Rows) -> Rows:
-    """Returns the rows at the learning rate with the least target loss of plain runs, one rate for each (N, M,
-    steps).
-    """
+    """Returns the rows at the rate with the least target loss of plain runs, one rate for each (N, M, steps)."""
     where = ["N", "M", "beside"]
     means = rows[rows["method"] == PLAIN].groupby([*where, "lr"], as_index=False)["target"].mean()
     best = means.loc[means.groupby(where)["target"].idxmin(), [*where, "lr"]]
@@ -211,19 +194,14 @@ def at_best_rate(rows: Rows) -> Rows:
 
 
 def replay_form(rows: Rows) -> str:
-    """Returns the name of the replay law with the fewest parameters that depends on every input that the grid
-    varies.
-    """
+    """Returns the name of the smallest replay law that depends on every input that the grid varies."""
     plain = rows[rows["p"] == 0]  # added replay takes more steps without more new text
     varied = {name for name in ("N", "M", "steps") if plain[name].nunique() > 1}
     return "replay_grid_ratio" if "M" in varied else "replay_grid" if varied else "replay_curve"
 
 
 def share(law: Law, inputs: Mapping[str, np.ndarray], values: np.ndarray, tolerate: float) -> np.ndarray:
-    """Returns the replayed fraction p >= 0 at which F = tolerate, for each row of parameter values, (rows,).
-
-    p = ((F(0) + c) / (tolerate + c) - 1) / B, where F(0) is the forgetting without replay.
-    """
+    """Returns the p >= 0 with F = tolerate for each row of values: ((F(0) + c)/(tolerate + c) - 1)/B, (rows,)."""
     names = list(law.params)
     c, B = values[:, names.index("c")], values[:, names.index("B")]
     plain = law.predict({**inputs, "p": np.array([0.0])}, values)[:, 0]
@@ -231,9 +209,7 @@ def share(law: Law, inputs: Mapping[str, np.ndarray], values: np.ndarray, tolera
 
 
 def observed_forgetting(rows: Rows, at: Mapping[str, float]) -> dict[float, float]:
-    """Returns the measured F in the cells at the inputs `at`, by replayed fraction; empty if the grid has no such
-    cells.
-    """
+    """Returns the measured F at the inputs `at`, by replayed fraction; empty if the grid has no such cells."""
     there = rows[np.isclose(rows["N"], at["N"]) & np.isclose(rows["M"], at["M"])]
     steps = there[(there["p"] == 0) & np.isclose(there["D"], at["D"], rtol=0.01)]["steps"]  # which are whole
     cells = there[there["beside"].isin(steps)].sort_values("p")
@@ -269,7 +245,7 @@ def headline(record: Json) -> str:
 
 
 def figures(record: Json) -> Figures:
-    """Returns the figures of the study; if no law could be fitted, only forgetting vs new tokens."""
+    """Returns the figures of the study; without a fitted law only forgetting vs new tokens."""
     from kleiber.studies import forgetting_figures
 
     rows = forgetting_figures.named(record)
@@ -312,7 +288,7 @@ def beside_table(record: Json) -> list[Json]:
 
 
 METHODS = (
-    "Every fine-tuning run started from the base run with the same seed. Forgetting F is the increase of the mean "
+    "Fine-tuning runs started from the base run with the same seed. Forgetting F is the increase of the mean "
     "held-out loss on the earlier data. A cell is the mean over seeds at equal model size N, pre-training tokens per "
     "parameter M, new tokens D and replayed fraction p, at the learning rate with the least target loss without "
     "replay. The law was fitted to F by least squares on a linear scale, since noise can make F negative. Laws that "

@@ -166,10 +166,7 @@ class Accounting(Scaling):
         assert findings.law is not None
         rows = [row for row in findings.law["accounting"] if row["approach"].startswith("3")]
         if not rows:
-            return replace(
-                findings,
-                headline="The counting conventions could not be compared: the runs have only one, or no exponent.",
-            )
+            return replace(findings, headline="Counting conventions not compared: there is only one, or no exponent.")
         low, high = (pick(rows, key=lambda row: row["a"]) for pick in (min, max))
         head = (
             "Depending on how parameters and compute are counted, the allocation exponent is between "

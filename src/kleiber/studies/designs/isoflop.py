@@ -1,5 +1,4 @@
-"""The design `isoflop`: several compute budgets, each with model sizes around the size that a prior law predicts to be
-compute-optimal.
+"""The design `isoflop`: compute budgets, each with model sizes around the predicted compute-optimal size.
 
 All runs of a budget cost the same FLOPs, counted exactly, to within 1 %. Each model size is trained as one trunk (a run
 at a constant learning rate) with one cooldown for each budget. Every budget needs at least four sizes for a parabola.

@@ -23,8 +23,7 @@ class RunSource(Protocol):
 
 
 class Methods:
-    """Trains every base with every seed, and fine-tunes it by every arm at each of the arm's settings and learning
-    rates.
+    """Trains every base with every seed, then fine-tunes it by every arm at each of the arm's settings and rates.
 
     base    overrides of the base runs; a list of values makes several bases: {data.domain: docs, model.width: [32, 64]}
     start   overrides that load trained weights, in place of base runs: {init: hf, init.path: FOLDER, init.upstream:

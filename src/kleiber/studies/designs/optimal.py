@@ -76,8 +76,7 @@ class Optimal:
         return 10 * budget if self.target_flops is None else quantity(self.target_flops)
 
     def rounds(self, context: SweepContext) -> Iterator[list[list[str]]]:
-        """Yields the cells of each round, planned after the previous round has run, and records the round in
-        design.json.
+        """Yields the cells of each round, planned when the previous one has run, and records them in design.json.
 
         A restarted sweep reads the recorded rounds from design.json, and so continues the same design. A dry run plans
         every round with the prior laws.
@@ -185,9 +184,7 @@ class Optimal:
         return [Trunk(width, used.get(width, 0) + k, tuple(possible[width])) for width in widths for k in range(2)]
 
     def key(self, context: SweepContext) -> str:
-        """Returns a hash of everything that a plan depends on; recorded rounds are reused only if their key is the
-        same.
-        """
+        """Returns a hash of all that a plan depends on; recorded rounds are reused only if it is the same."""
         parts = [vars(self.noise), vars(self.rules), self.laws[0], self.ratio, self.least, self.num_rounds]
         parts += [str(self.flops), str(self.hours), str(self.target_flops), dict(context.model), context.batch_tokens]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -208,9 +205,7 @@ class Optimal:
 
 
 def _remaining_trunks(grid: Sequence[Trunk], alive: Sequence[bool]) -> list[Trunk]:
-    """Returns the trunks of `grid` without removed branches; `alive` has one value for each branch, in the order of
-    `grid`.
-    """
+    """Returns the trunks with the branches whose value in `alive` is true; `alive` is in the order of `grid`."""
     left = iter(alive)
     kept = [Trunk(trunk.width, trunk.seed, tuple(n for n in trunk.branches if next(left))) for trunk in grid]
     return [trunk for trunk in kept if trunk.branches]

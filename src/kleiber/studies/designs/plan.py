@@ -80,9 +80,7 @@ class Trunk:
     branches: tuple[int, ...]
 
     def cost(self, context: SweepContext) -> float:
-        """Returns the training FLOPs: of the trunk up to its longest branch and all cooldowns, or of separate runs
-        without branches.
-        """
+        """Returns the FLOPs of the trunk to its longest branch and all cooldowns, or of all runs without branches."""
         total = sum(self.branches)
         tokens = (1 - context.decay) * max(self.branches) + context.decay * total if context.branched else total
         return tokens * context.size(self.width).flops_per_token
@@ -111,9 +109,7 @@ def sweep_context(
 
 
 def cells(plan: Sequence[Trunk], context: SweepContext) -> list[list[str]]:
-    """Returns the overrides of each cell, cheap cells first: one for each trunk, or one for each point without
-    branches.
-    """
+    """Returns the overrides of each cell, cheap ones first: one for each trunk, or for each point without branches."""
     planned = []
     for trunk in sorted(plan, key=lambda trunk: trunk.cost(context)):
         shape = [f"model.width={trunk.width}"]

@@ -1,5 +1,4 @@
-"""The design `pretraining` of the study `transfer`: pre-trains models on several texts and fine-tunes each on all
-tasks.
+"""The design `pretraining` of the study `transfer`: pre-trains on several texts and fine-tunes on all tasks.
 
 It has three rounds: the pre-training runs; the fine-tuning runs that tune the learning rate of each task, with the
 first seed and all labels; and the fine-tuning runs with every seed and label fraction, at the learning rate with the
@@ -100,9 +99,7 @@ class Pretraining:
         self.shares = sorted(self.shares, reverse=True)
 
     def starts(self) -> list[Start]:
-        """Returns the start points of all fine-tuning runs: first the random weights of each kind, then each kind on
-        each text.
-        """
+        """Returns the start points of all fine-tuning runs: random weights of each kind, then pre-trained ones."""
         new = [Start(name, SCRATCH, None) for name, kind in self.chosen.items() if kind.scratch]
         texts = itertools.product(self.chosen.items(), self.sources.items(), self.sizes)
         for (name, kind), (source, lines), size in texts:
@@ -149,9 +146,7 @@ class Pretraining:
         return planned
 
     def tuned_starts(self) -> list[Start]:
-        """Returns the start points at which learning rates are tuned: random weights, and each kind on its first
-        text.
-        """
+        """Returns the start points with tuned learning rates: random weights, and each kind on its first text."""
         starts = self.starts()
         first = {start.kind: start for start in reversed(starts) if start.base is not None}
         return [start for start in starts if start.base is None or start is first[start.kind]]
@@ -161,8 +156,7 @@ class Pretraining:
         return kind.scratch if start.base is None else kind.lrs
 
     def cell(self, runs: Sequence[Run], start: Start, task: str, share: float, seed: int, lr: float) -> list[list[str]]:
-        """Returns the overrides of one fine-tuning run in a list, which is empty if its pre-training run has not
-        finished.
+        """Returns a list of one cell, a fine-tuning run; an empty list if its pre-training run has not finished.
 
         Training from scratch uses the tokenizer of the kind's first text, so that it differs in the start point only.
         """
@@ -203,8 +197,9 @@ class Pretraining:
 
 
 def select_by_name(choices: Row, only: Sequence[str]) -> Json:
-    """Returns the choices that `only` names, or all of them if it names none. Raises ValueError if `choices` is
-    empty.
+    """Returns the choices that `only` names, or all of them if it names none.
+
+    Raises ValueError if `choices` is empty.
     """
     if not choices:
         raise ValueError("design.kinds, design.sources and design.tasks must each have at least one entry")

@@ -1,5 +1,4 @@
-"""The search of `design=optimal` for (N, D) points: the expected variance of a prediction, and how to reduce it per
-FLOP.
+"""The search of `design=optimal` for the (N, D) points with the least variance of a prediction per FLOP.
 
 The log loss of an assumed law is linearized at its parameters. The covariance of the points has independent noise,
 noise that the branches of a trunk share, and a smooth lack of fit; without the last, many cheap replicates of tiny
@@ -49,9 +48,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Points:
-    """The points of a design: active parameters N, tokens D, index of the trunk, training FLOPs per token; each
-    (points,).
-    """
+    """Points of a design: active parameters N, tokens D, index of the trunk, FLOPs per token; each (points,)."""
 
     N: Array
     D: Array
@@ -173,9 +170,7 @@ class Elimination:
         return self.points.keep(self.alive & ~self.fixed).cost(self.decay)
 
     def step(self) -> bool:
-        """Removes the point that costs least log variance per FLOP saved; returns False if the rules allow no
-        removal.
-        """
+        """Removes the point that costs least log variance per FLOP saved; False if the rules allow no removal."""
         may = self.alive & ~self.fixed & self._allowed()
         if not may.any():
             return False
@@ -194,9 +189,7 @@ class Elimination:
         self.alive[i] = False
 
     def _saved(self) -> Array:
-        """Returns the FLOPs saved by removing each point: its cooldown and, for the longest branch, the end of the
-        trunk.
-        """
+        """Returns the FLOPs saved by removing each point: its cooldown, and the end of the trunk for the longest."""
         points, saved = self.points, np.zeros(len(self.points))
         for trunk in np.unique(points.trunk[self.alive]):
             rows = np.flatnonzero(self.alive & (points.trunk == trunk))
@@ -275,9 +268,7 @@ def exchange(
 
 
 def _variances(covariance: Array, bases: Array, wanted: Array, left: Mask) -> tuple[float, Array]:
-    """Returns the log variance with the points in `left`, and an array of those with each further point; means over the
-    laws.
-    """
+    """Returns the mean log variance with the points in `left`, and that with each further point, (points,)."""
     precision = np.linalg.inv(covariance[np.ix_(left, left)])
     carried = covariance[:, left] @ precision
     unexplained = np.maximum(covariance.diagonal() - np.einsum("jk,jk->j", carried, covariance[:, left]), 1e-12)

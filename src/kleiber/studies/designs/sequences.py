@@ -104,9 +104,7 @@ class Sequences:
         ]
 
     def chain(self, order: Sequence[str]) -> Json:
-        """Returns the stages of one order; with `again`, a last stage trains the first task once more without
-        retention.
-        """
+        """Returns the stages of one order; with `again`, the last one trains the first task without retention."""
         stages = {name: self.tasks[name] for name in order}
         plain = dict.fromkeys(RETAINING)
         return {**stages, AGAIN: {**stages[order[0]], **plain}} if self.again else stages

@@ -35,9 +35,7 @@ BYTES_VOCABULARY = 272  # 256 bytes, end of text and mask, padded to a multiple 
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a model: total parameters, those active for each token, those outside embeddings; training FLOPs per
-    token.
-    """
+    """The size of a model: parameters in total, active for a token, outside embeddings; training FLOPs per token."""
 
     width: int
     total: int
@@ -96,9 +94,7 @@ def _heads(model: Config, width: int) -> tuple[int, int, int]:
 
 
 def _attention(model: Config, width: int) -> tuple[int, float]:
-    """Returns the parameters of one attention layer, and the forward FLOPs per token of its scores and weighted
-    sums.
-    """
+    """Returns the parameters of one attention layer, and the forward FLOPs per token of scores and weighted sums."""
     node = model.get("attention") or {"_target_": ATTENTION[0]}
     kind, time, causal = str(node["_target_"]), int(model.get("context") or 256), bool(model.get("causal", True))
     if kind not in ATTENTION:
@@ -128,9 +124,7 @@ def _matrices(model: Config, width: int) -> int:
 
 
 def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
-    """Returns three weight counts of one MLP: all, active for a token, and multiplied with a token (router
-    included).
-    """
+    """Returns three weight counts of one MLP: all, active for a token, and multiplied with it (router included)."""
     node = model.get("mlp") or {"_target_": MLP[0]}
     kind = str(node["_target_"])
     if kind not in MLP:
@@ -250,9 +244,7 @@ def fine_tunes(points: Sequence[PlannedPoint]) -> list[dict[str, float]]:
 
 
 def shortfall(law: Law, inputs: Mapping[str, Array]) -> str | None:
-    """Explains why the distinct rows of `inputs` cannot determine the parameters of `law`, and what to add; None if
-    they can.
-    """
+    """Explains why the distinct rows of `inputs` do not determine the law, and what to add; None if they do."""
     rows = np.unique(np.column_stack([inputs[name] for name in law.inputs]), axis=0)
     distinct = {name: len(np.unique(column)) for name, column in zip(law.inputs, rows.T, strict=True)}
     counts = ", ".join(f"{count} {NAMES.get(name, f'values of {name}')}" for name, count in distinct.items())

@@ -17,9 +17,7 @@ from kleiber.studies.laws.uncertainty import Draws, interval, student_quantile
 
 @dataclass(frozen=True)
 class Exponent:
-    """The exponent a of N_opt = k C^a from one approach, its interval, and the points {C, N, lo, hi} it was fitted
-    to.
-    """
+    """The exponent a of N_opt = k C^a from one approach, its interval, and the points {C, N, lo, hi} of the fit."""
 
     approach: str
     a: float
@@ -31,9 +29,7 @@ class Exponent:
 
 @dataclass(frozen=True)
 class Vertex:
-    """The compute-optimal size at one compute budget: log N, its standard error (delta method), and the number of
-    sizes.
-    """
+    """The optimum at one compute budget: log N, its standard error (delta method), and the number of sizes."""
 
     compute: float
     log_n: float
@@ -133,9 +129,7 @@ def _bar(point: Vertex, level: float, with_interval: bool) -> dict[str, float]:
 
 
 def disagreement(exponents: list[Exponent], tolerance: float = 0.1) -> str | None:
-    """Returns a sentence if two approaches differ in a by more than `tolerance`, or if their intervals do not
-    overlap.
-    """
+    """Returns a sentence if two exponents differ by more than `tolerance`, or their intervals do not overlap."""
     for i, first in enumerate(exponents):
         for other in exponents[i + 1 :]:
             apart = abs(first.a - other.a)

@@ -33,9 +33,7 @@ FARTHEST = 4.0  # the allocation is reported up to this multiple of the largest 
 
 @dataclass(frozen=True)
 class Curve:
-    """The loss of one model size over compute: log L as a polynomial in log C, quadratic if there are three points or
-    more.
-    """
+    """The loss of one model size over compute: log L as a polynomial in log C, quadratic from three points on."""
 
     log_n: float
     low: float
@@ -132,9 +130,7 @@ def exponents(
 
 
 def _line(points: list[Vertex]) -> tuple[float, float] | None:
-    """Returns slope and intercept of log N on log C by least squares; None below three points or a span of 0.2 in log
-    C.
-    """
+    """Returns slope and intercept of log N on log C; None below three points or a span of 0.2 in log C."""
     if len(points) < 3:
         return None
     x, y = np.log([p.compute for p in points]), np.array([p.log_n for p in points])
@@ -181,9 +177,7 @@ def compare(model: NoiseModel, draws: Draws | None, level: float = 0.9) -> list[
 
 
 def conventions(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
-    """Returns N and C by counting convention, from the columns N, D, `Nnoemb` (N without embeddings), `Cexact` (exact
-    FLOPs).
-    """
+    """Returns (N, C) by counting convention, from N, D, `Nnoemb` (without embeddings), `Cexact` (exact FLOPs)."""
     N, D = columns["N"], columns["D"]
     choices = {"6ND": (N, 6 * N * D)}
     if "Nnoemb" in columns:
@@ -234,9 +228,7 @@ def recounted(model: NoiseModel, N: Array, C: Array) -> NoiseModel:
 
 
 def allocate(model: NoiseModel, draws: Draws | None, judged: list[Verdict], level: float, seed: int) -> dict[str, list]:
-    """Returns approaches, accounting and allocation for the record; appends a verdict to `judged` if approaches
-    disagree.
-    """
+    """Returns approaches, accounting and allocation for the record; adds a verdict if approaches disagree."""
     record: dict[str, list] = {"approaches": [], "accounting": [], "allocation": []}
     compute = model.compute
     if set(model.fit.law.inputs) != {"N", "D"} or compute is None:

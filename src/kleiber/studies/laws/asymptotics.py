@@ -1,5 +1,4 @@
-"""Tests whether the smallest runs already follow the power law: steepening slopes, transients, a negative irreducible
-loss.
+"""Tests whether the smallest runs follow the power law: steepening slopes, transients, negative irreducible loss.
 
 At the start of training, runs pass through a transient (warm-up, forming of induction heads) before the power law
 holds. A law fitted to such runs may have small residuals and still extrapolate badly, so these tests look for trends in
@@ -82,8 +81,7 @@ def _steepening(diagnostics: Diagnostics) -> str:
 
 
 def _bends(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[float, Array]:
-    """Returns, for each inner value of x, contrasts (ladders, rows): weights of the log losses that give the change of
-    slope.
+    """Returns weights (ladders, rows) of the log losses that give the change of slope at each inner value of x.
 
     A ladder is a set of rows that are equal in all other inputs; the slope is d log L / d log x between neighboring
     values.
@@ -104,8 +102,7 @@ def _bends(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[f
 
 @dataclass(frozen=True)
 class Move:
-    """beta fitted to all rows (early) and to the rows from twice the smallest D on (late), and the interval of the
-    change.
+    """beta for all rows (early) and for rows from twice the smallest D on (late), and the interval of the change.
 
     If the later rows do not determine beta, `late` is nan and the interval is infinite.
     """

@@ -89,8 +89,7 @@ def score(
     model: NoiseModel, train: NDArray, test: NDArray, misfit: Misfit, level: float = 0.9, draws: int = 200,
     seed: int = 0,
 ) -> tuple[Json, tuple[Evidence, ...]]:  # fmt: skip
-    """Fits the rows `train`; returns the errors on the rows `test` of the law and the naive predictors, and misfit
-    evidence.
+    """Fits the rows `train`; returns the errors on the rows `test` and the evidence of misfit.
 
     The prediction interval of a new run (`prediction`) includes the uncertainty of the parameters, noise, and the
     misfit within `train`. In the coverage, all rows of a trunk count as one run.
@@ -216,9 +215,7 @@ def _rungs(values: Array) -> Array:
 
 
 def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
-    """Returns compute and loss on the lower envelope; on the upper one if the target rises with compute, such as
-    N_opt.
-    """
+    """Returns compute and loss on the lower envelope; on the upper one if the target rises with compute (N_opt)."""
     compute = _rungs(compute)
     budgets = np.unique(compute)
     if len(budgets) < len(compute):  # of runs at one compute the best is the rung
