@@ -16,7 +16,7 @@ import torch
 from kleiber.config.errors import ConfigError
 from kleiber.config.signatures import build
 from kleiber.config.stages import built_trained, quantity
-from kleiber.data.sampler import stream
+from kleiber.data.batches import stream
 from kleiber.evals.drift import drift, merged, untrained
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.records.summary import Scores, StageRecord
