@@ -56,12 +56,12 @@ def test_stories260k_imported_gives_the_logits_of_transformers_and_its_known_los
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM
 
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_pretrained
 
     folder = shared / "data" / "models" / "stories260K"
     model, exact = imported(folder).eval(), imported(folder).double()
     twin = AutoModelForCausalLM.from_pretrained(folder).double().eval()
-    tokenizer = pretrained(hf_tokenizer(folder))
+    tokenizer = load_pretrained(hf_tokenizer(folder))
     assert tokenizer.vocab_size == hf_vocab_size(folder) == 512 and tokenizer.mask == -1
     texts = load_dataset(str(shared / "data" / "tinystories"), "v1-sample", split="validation")["text"][:20]
     nats, count = 0.0, 0

@@ -66,7 +66,7 @@ def test_an_exported_run_gives_its_ids_and_logits_in_transformers(launch, tmp_pa
 def test_bytes_as_a_hugging_face_tokenizer_has_our_ids(tmp_path):
     from transformers import AutoTokenizer
 
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_pretrained
     from kleiber.runs.huggingface import save_tokenizer
 
     save_tokenizer(Bytes(), tmp_path, 64)
@@ -75,7 +75,7 @@ def test_bytes_as_a_hugging_face_tokenizer_has_our_ids(tmp_path):
     assert tokenizer(every, add_special_tokens=False)["input_ids"] == ours.encode(every)
     assert tokenizer.decode(ours.encode(every)) == every
     assert (tokenizer.eos_token_id, tokenizer.mask_token_id) == (256, 257)
-    again = pretrained(str(tmp_path))
+    again = load_pretrained(str(tmp_path))
     assert again.encode(every) == ours.encode(every) and again.token_bytes.tolist() == ours.token_bytes.tolist()
 
 
@@ -114,7 +114,7 @@ def test_template_begin_and_settings_of_generation_pass_through(shared, tmp_path
 
 
 def test_conversations_are_exported_with_the_template_they_were_trained_in(launch, tmp_path):
-    from kleiber.data.chat import Turn, encoded, prompt
+    from kleiber.data.chat import Turn, encode_conversations, encode_prompt
 
     run, out = launch("objective=sft", "data=instruct", f"data.path={INSTRUCT}", "budget.steps=1"), tmp_path / "out"
     assert main(["export", str(run), str(out)]) == 0
@@ -122,19 +122,20 @@ def test_conversations_are_exported_with_the_template_they_were_trained_in(launc
     turns = [Turn("user", "1 + 1?"), Turn("assistant", "2"), Turn("user", "And 2 more?")]
     rows = [{"role": turn.role, "content": turn.content} for turn in turns]
     whole = tokenizer.apply_chat_template(rows, return_dict=False)
-    assert whole == encoded([turns], Bytes())[0].ids.tolist()
-    assert tokenizer.apply_chat_template(rows, add_generation_prompt=True, return_dict=False) == prompt(turns, Bytes())
+    assert whole == encode_conversations([turns], Bytes())[0].ids.tolist()
+    prompt = tokenizer.apply_chat_template(rows, add_generation_prompt=True, return_dict=False)
+    assert prompt == encode_prompt(turns, Bytes())
 
 
 def test_where_the_template_gives_other_ids_none_is_left(shared, tmp_path, capsys):
     """SentencePiece begins a text in its own way; the template that came with the tokenizer is not that of training."""
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_pretrained
 
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(shared / "data" / "models" / "stories260K", source)
     config = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "theirs"}))
-    tokenizer = pretrained(str(source))
+    tokenizer = load_pretrained(str(source))
     out.mkdir()
     save_tokenizer(tokenizer, out, 64)
     save_chat_template(tokenizer, out)

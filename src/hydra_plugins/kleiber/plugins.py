@@ -30,7 +30,7 @@ from kleiber.types import Json
 
 if TYPE_CHECKING:
     from kleiber.studies.designs.grid import Design, Sequential
-    from kleiber.studies.designs.plan import Ground
+    from kleiber.studies.designs.plan import SweepContext
 
 
 @dataclass
@@ -133,13 +133,13 @@ class KleiberSweeper(BasicSweeper):
             if isinstance(design, Grid | Cases):
                 yield design.cells()
                 return
-            ground = self._ground(cells[0], design)
+            context = self._sweep_context(cells[0], design)
             if not isinstance(design, Sequential):
-                yield design.cells(ground)
+                yield design.cells(context)
                 return
             if not self.config.dry_run:
-                self._check_rounds(design, ground, cells)
-            yield from design.rounds(ground)
+                self._check_rounds(design, context, cells)
+            yield from design.rounds(context)
         except InstantiationException as error:
             if not isinstance(error.__cause__, ValueError):
                 raise
@@ -147,7 +147,7 @@ class KleiberSweeper(BasicSweeper):
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def _check_rounds(self, design: "Sequential", ground: "Ground", cells: list[list[str]]) -> None:
+    def _check_rounds(self, design: "Sequential", context: "SweepContext", cells: list[list[str]]) -> None:
         """Plans all rounds of a design as a dry run does, so that the study can refuse the plan before any training.
 
         Does nothing for a study that fits no law, which checks the plan of each round when its cells are launched.
@@ -158,17 +158,17 @@ class KleiberSweeper(BasicSweeper):
         if not self.config.study or not sweep.fits_a_law(self.config.study):
             return
         with redirect_stdout(StringIO()):
-            for design_cells in design.rounds(replace(ground, planned=sweep.planned_runs)):
+            for design_cells in design.rounds(replace(context, planned=sweep.planned_runs)):
                 sweep.plan(multiply(design_cells, cells), launcher.compose)
         sweep.check_plan(dict(sweep.planned))
         sweep.planned.clear()
 
-    def _ground(self, first: list[str], design: "Design | Sequential") -> "Ground":
+    def _sweep_context(self, first: list[str], design: "Design | Sequential") -> "SweepContext":
         """Returns what a design plans with: the config of the first cell, and a function that measures speed."""
         from kleiber.config.compose import resolved
         from kleiber.launch.price import seconds_per_token
         from kleiber.records.folder import study_folder
-        from kleiber.studies.designs.plan import ground_of
+        from kleiber.studies.designs.plan import sweep_context
 
         launcher = self._kleiber_launcher()
         config, _ = resolved(launcher.compose(launcher.sweep.composer.prepare(first)))
@@ -176,12 +176,12 @@ class KleiberSweeper(BasicSweeper):
 
         def flops_per_second(widths: Sequence[int]) -> list[float]:
             seconds = seconds_per_token([with_width(config, width, head_dim) for width in widths])
-            flops = [ground.size(width).flops_per_token for width in widths]
+            flops = [context.size(width).flops_per_token for width in widths]
             return [f / s for f, s in zip(flops, seconds, strict=True)]
 
         planned = launcher.sweep.planned_runs if config["dry_run"] else None
-        ground = ground_of(config, study_folder(config), flops_per_second, planned)
-        return ground
+        context = sweep_context(config, study_folder(config), flops_per_second, planned)
+        return context
 
     def _kleiber_launcher(self) -> KleiberLauncher:
         if not isinstance(self.launcher, KleiberLauncher):

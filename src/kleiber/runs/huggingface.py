@@ -100,9 +100,9 @@ def _write_run(folder: Path, out: Path) -> None:
     for name in (FILE, CONFIG, "config.json", TEMPLATE, GENERATION):
         if (Path(tokenizer) / name).is_file():
             shutil.copy(Path(tokenizer) / name, out / TOKENIZER / name)
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_pretrained
 
-    vocab_size, rows = pretrained(home).vocab_size, hf_vocab_size(folder)
+    vocab_size, rows = load_pretrained(home).vocab_size, hf_vocab_size(folder)
     if vocab_size != rows:
         raise ValueError(
             f"{folder}: the tokenizer has {vocab_size} tokens, but the embedding has {rows} rows (vocab_size in "
@@ -170,7 +170,7 @@ def save_chat_template(tokenizer: contracts.Tokenizer, out: Path) -> None:
     hf_tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
     turns = [chat.Turn("system", "Be brief."), chat.Turn("user", "1 + 1?"), chat.Turn("assistant", "It is 2.")]
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    ids = chat.encoded([turns], tokenizer)[0].ids.tolist()
+    ids = chat.encode_conversations([turns], tokenizer)[0].ids.tolist()
     if hf_tokenizer.apply_chat_template(messages, return_dict=False) != ids:
         (out / TEMPLATE).unlink()
         print(

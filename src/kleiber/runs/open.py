@@ -86,11 +86,11 @@ def open_model(path: str | Path) -> TrainedModel:
 
 def open_hf(folder: Path) -> TrainedModel:
     """Opens a Hugging Face folder. The model stays as transformers builds it, wrapped in `HFModel`."""
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_pretrained
     from kleiber.models.hf import HFModel
     from kleiber.models.hf_config import hf_tokenizer, read_config
 
-    tokenizer = pretrained(hf_tokenizer(folder))
+    tokenizer = load_pretrained(hf_tokenizer(folder))
     context = read_config(folder).get("max_position_embeddings", 1024)
     return TrainedModel(folder, HFModel(tokenizer.vocab_size, str(folder), context=context).eval(), tokenizer)
 
@@ -146,16 +146,16 @@ def load_objective(config: DictConfig, corpus: Corpus, folder: Path) -> Objectiv
 
 def load_tokenizer(folder: Path, config: Config) -> Tokenizer:
     """Loads the tokenizer of a run: the one in its folder if there is one, else the one that its config names."""
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_pretrained
 
     if (folder / TOKENIZER).is_dir():
-        return pretrained(str(folder / TOKENIZER))
+        return load_pretrained(str(folder / TOKENIZER))
     data = config["data"]
     default = signature(str(data["_target_"])).parameters.get("tokenizer")
     name = data.get("tokenizer", default.default if default else None)
     if name == "bytes":
         return Bytes()
-    return prepare_corpus(config).tokenizer if name is None or name == "bpe" else pretrained(name)
+    return prepare_corpus(config).tokenizer if name is None or name == "bpe" else load_pretrained(name)
 
 
 def new_model(config: Config, vocab_size: int) -> Model:
