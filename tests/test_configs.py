@@ -63,21 +63,15 @@ ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_disti
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
 NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
-ELSEWHERE |= {
-    f"study/{name}": "tests/studies reads such"
-    for name in ("forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer")
-}
+RETAINING = ("forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer")
+ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in RETAINING}
 EXPERIMENTS = ("tiny_stories", "moe_wikitext", "sft_lora", "smoke")
 ELSEWHERE |= {f"experiment/{name}": "tests/test_experiments.py" for name in EXPERIMENTS}
 ELSEWHERE |= {"design/methods": "plans a sweep: tests/studies/test_methods.py"}
 ELSEWHERE |= {"design/pretraining": "plans a sweep: tests/studies/test_transfer.py"}
-ELSEWHERE |= {
-    f"design/{name}_sequence": "plans a sweep: tests/studies/test_sequences.py"
-    for name in ("builtin", "domain", "topic")
-}
-TASKS = [
-    f"data/{p.parent.name}/{p.stem}" for group in ("glue", "superglue", "topic") for p in CONF.glob(f"data/{group}/*")
-]
+SEQUENCES = ("design/builtin_sequence", "design/domain_sequence", "design/topic_sequence")
+ELSEWHERE |= dict.fromkeys(SEQUENCES, "plans a sweep: tests/studies/test_sequences.py")
+TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.yaml")]
 ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
@@ -85,9 +79,8 @@ SAME = {  # choices that are the same run as another one, by the hash of their c
 }
 SAME = {f"model/{name}": f"model/{twin}" for name, twin in SAME.items()}
 DEFAULTS = ("optimizer/adamw", "schedule/wsd", "callbacks/default", "data/text", "logger/csv", "objective/clm")
-SAME |= dict.fromkeys(
-    (*DEFAULTS, *(f"launcher/{name}" for name in ("basic", "process", "ray", "submitit"))), "model/gpt"
-)
+LAUNCHERS = ("launcher/basic", "launcher/process", "launcher/ray", "launcher/submitit")
+SAME |= dict.fromkeys((*DEFAULTS, *LAUNCHERS), "model/gpt")
 SAME |= {f"data/{data}": f"objective/{name}" for name, data in LEARNT.items() if data != "preference"}
 SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
@@ -300,9 +293,8 @@ def test_every_leaf_has_an_effect(launch, base):
 def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
     chosen = {target for base in BASES for target, _ in leaves_by_class(base)}
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
-    named = {words[1] for words in lines if words[:1] == ["_target_:"]}
-    elsewhere = ["data.", "training.", "runs.", "studies.", "launch."]
+    named = {line[1] for line in lines if line[:1] == ["_target_:"]}
     # tests/retention asks each setting of a method for its effect
-    elsewhere += ["adapters.", "models.HFModel", "objectives.Distill", "retention."]
-    elsewhere = tuple(f"kleiber.{name}" for name in elsewhere)
+    elsewhere = ["data.", "training.", "runs.", "studies.", "launch.", "adapters.", "models.HFModel", "retention."]
+    elsewhere = tuple(f"kleiber.{name}" for name in [*elsewhere, "objectives.Distill"])
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()
