@@ -165,13 +165,13 @@ class KleiberSweeper(BasicSweeper):
 
     def _sweep_context(self, first: list[str], design: "Design | Sequential") -> "SweepContext":
         """Returns what a design plans with: the config of the first cell, and a function that measures speed."""
-        from kleiber.config.compose import resolved
+        from kleiber.config.compose import resolve_config
         from kleiber.launch.price import seconds_per_token
         from kleiber.records.folder import study_folder
         from kleiber.studies.designs.plan import sweep_context
 
         launcher = self._kleiber_launcher()
-        config, _ = resolved(launcher.compose(launcher.sweep.composer.prepare(first)))
+        config, _ = resolve_config(launcher.compose(launcher.sweep.composer.prepare(first)))
         head_dim = vars(design).get("head_dim", 16)
 
         def flops_per_second(widths: Sequence[int]) -> list[float]:

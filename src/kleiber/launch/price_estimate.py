@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ExitCode, Status
 from kleiber.config.signatures import build
-from kleiber.config.stages import from_weights, is_chain, quantity, stage_names, trains_tokenizer
+from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_weights, trains_tokenizer
 from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, cost_of_stages, measure, shortened, stage_key
 from kleiber.records.folder import status, write_config
@@ -228,7 +228,7 @@ class Prices:
 
     def model_kind(self, number: int) -> tuple[str, bool]:
         """Returns the class of a run's model, and whether the run starts from trained weights."""
-        return self.configs[number]["model"]["_target_"], from_weights(self.configs[number])
+        return self.configs[number]["model"]["_target_"], starts_from_weights(self.configs[number])
 
 
 def step_seconds(flops: float, key: str, speeds: Sequence[Speed]) -> float:
