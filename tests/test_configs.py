@@ -204,7 +204,7 @@ NO_EFFECT = {
     **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice here"),
     "eval.watch_tokens": "where there is an earlier task: tests/test_chain.py",
     "schedule.warmup_steps": "of so short a run a fifth is warm-up whatever it says: test_optim.py",
-    **dict.fromkeys(("budget.flops", "budget.ratio", "budget.tokens"), "config/test_budget.py"),
+    **dict.fromkeys(("budget.flops", "budget.ratio", "budget.tokens"), "config/test_stages_budget.py"),
 }  # fmt: skip
 SPECIAL = ("_target_", "_partial_")  # how a node is built, not what
 CONFIG = compose("model=moe")

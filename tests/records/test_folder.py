@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from kleiber.config.codes import Status
 from kleiber.config.compose import Composer, resolved
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, Status
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder, cell_name, config_hash, settle, study_folder, write_config
 from kleiber.records.summary import Summary

@@ -3,7 +3,10 @@
 import numpy as np
 from fake_run import fake_run
 
+from kleiber.studies.laws.allocation import optimum
+
 TRUE = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+TIED = {"E": 1.7, "A": 400.0, "B": 1200.0, "alpha": 0.32, "beta": 0.32}
 A_OPT = TRUE["beta"] / (TRUE["alpha"] + TRUE["beta"])
 
 
@@ -15,6 +18,15 @@ def twenty():
     """5 sizes x 4 token ratios: N 1e7..1e9, D/N 5..80."""
     N = np.repeat(np.geomspace(1e7, 1e9, 5), 4)
     return {"N": N, "D": N * np.tile(np.geomspace(5, 80, 4), 5)}
+
+
+def isoflop(spread=3.0, centre=1.0):
+    """Six budgets x 7 sizes around each budget's optimum, exponents tied so that the parabola is unbiased."""
+    law = {k: np.array([v]) for k, v in TIED.items()}
+    budgets = np.geomspace(1e18, 1e21, 6)
+    N = np.concatenate([optimum(law, C)[0] * centre * np.geomspace(1 / spread, spread, 7) for C in budgets])
+    C = np.repeat(budgets, 7)
+    return N, C / (6 * N), C
 
 
 def small():

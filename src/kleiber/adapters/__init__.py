@@ -1,6 +1,6 @@
 """Adapters: which parameters of a loaded model a stage trains."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Freeze": "freeze",

@@ -16,12 +16,11 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from kleiber.config.budget import Budget, quantity
 from kleiber.config.cross_checks import fit_together
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.signatures import SUPPLIED, Parameter, Signature, of_dataclass, signature
-from kleiber.config.stages import built_trained, from_weights, is_chain, stage_configs
-from kleiber.types.plain import Config, Json
+from kleiber.config.stages import Budget, built_trained, from_weights, is_chain, quantity, stage_configs
+from kleiber.types import Config, Json
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kleiber.config.budget import quantity
 from kleiber.config.errors import ConfigError
 from kleiber.config.signatures import signature
-from kleiber.types.plain import Config
+from kleiber.config.stages import quantity
+from kleiber.types import Config
 
 SHARDED = "kleiber.training.FSDP"
 

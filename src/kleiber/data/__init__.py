@@ -1,6 +1,6 @@
 """Data sets: sources of text and labels, tokenizers, token files, samples and their order. It knows no model."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Unknown": "corpus",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.data.cache import Source, cache_root, digest
 from kleiber.data.sampler import Joined
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Int
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.data.cache import Source, digest
 from kleiber.data.corpus import TextCorpus, prepare
 from kleiber.data.sampler import Joined, Order, permutation

@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective
 from kleiber.types.model import Model
-from kleiber.types.plain import Json
 
 
 @dataclass(frozen=True)

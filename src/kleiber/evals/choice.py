@@ -19,10 +19,10 @@ from torch import Tensor
 
 from kleiber.evals import Subject
 from kleiber.nn.loss import log_probs
+from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Tokenizer
 from kleiber.types.model import Model
-from kleiber.types.plain import Json
 
 KINDS = (".jsonl", ".parquet")
 

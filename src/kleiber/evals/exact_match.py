@@ -15,9 +15,9 @@ import torch
 
 from kleiber.evals import Subject
 from kleiber.models.generate import generate
+from kleiber.types import Json
 from kleiber.types.contracts import Tokenizer
 from kleiber.types.model import Model
-from kleiber.types.plain import Json
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 MARK = "####"

@@ -17,10 +17,10 @@ import torch
 from kleiber.data.sampler import evaluation_batches
 from kleiber.evals import Subject
 from kleiber.nn.loss import log_probs, target_weights
+from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import HeldOut, Objective, Task
 from kleiber.types.model import Model
-from kleiber.types.plain import Json
 
 
 @torch.compiler.set_stance("force_eager")  # only training is compiled: a graph for each odd batch would cost more

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kleiber.evals import Subject
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 LEVEL, RESAMPLES = 0.9, 9999
 CHUNK = 1 << 20  # numbers of resamples that are held at once: all of 10,000 pairs would be 1.6 GB

@@ -1,6 +1,6 @@
 """Processes: the commands, sweeps, ranks, local pools and job schedulers."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Basic": "local_pool",

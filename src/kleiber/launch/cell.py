@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kleiber.config.codes import ExitCode, Status
-from kleiber.config.errors import ConfigError, Preempted, on_preemption
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, on_preemption
 from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records import folder
 from kleiber.records.catalog import archive_run, read_run

@@ -13,8 +13,7 @@ from typing import Annotated
 
 import typer
 
-from kleiber.config.codes import ExitCode, Status
-from kleiber.config.errors import did_you_mean
+from kleiber.config.errors import ExitCode, Status, did_you_mean
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -126,7 +125,7 @@ def register_studies() -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code (`kleiber.config.codes`)."""
+    """Runs a command and returns its exit code (`kleiber.config.errors`)."""
     register_studies()
     try:
         code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)

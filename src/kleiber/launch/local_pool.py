@@ -24,8 +24,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-from kleiber.config.codes import ExitCode, Status
-from kleiber.config.errors import ConfigError, Preempted, on_preemption
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, on_preemption
 from kleiber.launch import process
 from kleiber.launch.cell import Cell, Launcher, progress_line
 from kleiber.launch.ranks import cores, redirect_output, run_fresh

@@ -14,18 +14,17 @@ from typing import NoReturn
 from hydra.types import RunMode
 
 from kleiber.config.check import check
-from kleiber.config.codes import ExitCode, Status
 from kleiber.config.compose import Composer, resolved
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
 from kleiber.runs.inherit import adopt
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command line and returns its exit code (`kleiber.config.codes`)."""
+    """Runs a command line and returns its exit code (`kleiber.config.errors`)."""
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:

@@ -28,12 +28,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kleiber.config.budget import quantity
-from kleiber.config.codes import ExitCode, Status
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, ExitCode, Status
+from kleiber.config.stages import quantity
 from kleiber.records import folder
 from kleiber.records.summary import write_json
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 SCHEMA = "kleiber.plan/1"
 NONE = "no run was started (dry_run)"

@@ -21,17 +21,16 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from kleiber.config.budget import quantity
-from kleiber.config.codes import ExitCode, Status
+from kleiber.config.errors import ExitCode, Status
 from kleiber.config.signatures import build
-from kleiber.config.stages import from_weights, is_chain, stage_names, trains_tokenizer
+from kleiber.config.stages import from_weights, is_chain, quantity, stage_names, trains_tokenizer
 from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, cost_of_stages, key_of, measure, shortened, stages_of
 from kleiber.records.folder import status, write_config
 from kleiber.records.summary import write_json
 from kleiber.runs.plan import describe
 from kleiber.runs.run import keep_tokenizer
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 MEASURING = 40.0  # seconds after which no further run is measured
 IRRELEVANT = ("seed", "name", "root", "study", "design", "experiment", "launcher", "logger", "resume", "dry_run")

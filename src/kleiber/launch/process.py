@@ -18,11 +18,10 @@ from typing import IO, Any
 
 from omegaconf import OmegaConf
 
-from kleiber.config.codes import ExitCode, Status
-from kleiber.config.errors import ConfigError, Preempted, on_preemption
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, on_preemption
 from kleiber.launch.ranks import CELL, join_parent, rank, record_failure, silence
 from kleiber.records.folder import locked, read_config, read_overrides, settle
-from kleiber.types.plain import Config
+from kleiber.types import Config
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 

@@ -21,8 +21,7 @@ from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
 
-from kleiber.config.codes import ExitCode, Status
-from kleiber.config.errors import ConfigError, on_preemption
+from kleiber.config.errors import ConfigError, ExitCode, Status, on_preemption
 from kleiber.records.folder import settle, status
 
 VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")

@@ -26,21 +26,20 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.budget import quantity
-from kleiber.config.codes import ExitCode, Status
+from kleiber.config.errors import ExitCode, Status
 from kleiber.config.signatures import build
-from kleiber.config.stages import is_chain
+from kleiber.config.stages import is_chain, quantity
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
-from kleiber.records.stage_record import StageRecord
+from kleiber.records.summary import StageRecord
 from kleiber.runs.plan import add_heads, build_model
 from kleiber.runs.run import lay_out, train
 from kleiber.runs.stage import freeze_unused_heads
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training.callbacks.log import Throughput
 from kleiber.training.lit import LitLM
+from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Task
-from kleiber.types.plain import Config, Json
 
 STEPS = (6, 80)  # steps of a measured run, at least and at most
 FLOPS = 2e10  # approximate FLOPs of a measured run, where the number of steps allows it

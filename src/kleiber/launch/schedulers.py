@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kleiber.config.codes import ExitCode
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, ExitCode
 from kleiber.launch.cell import Cell, Launcher, Task, Watch, group_by_resources, task
 from kleiber.launch.ranks import cores
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 WARNING = 90  # seconds before its time limit that a job gets SIGUSR1
 TEMPORARY = {"None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit"}  # reasons that pass without action

@@ -18,16 +18,15 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 from kleiber.config.check import check
-from kleiber.config.codes import ExitCode, Status
 from kleiber.config.compose import Composer, resolved
-from kleiber.config.errors import ConfigError, Preempted
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status
 from kleiber.launch.cell import Cell, Launcher
 from kleiber.launch.ranks import CELL, launched
 from kleiber.records import archive, folder
 from kleiber.records.catalog import Run, archive_runs, archived_runs, print_table, read_runs
 from kleiber.records.folder import cell_folder, config_hash
 from kleiber.runs.inherit import adopt, planned_run
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 OF_A_CELL = ("arm",)  # what a design writes into a cell's study, and no analysis reads
 OF_THE_SWEEP = ("root", "name", "launcher", "logger", "dry_run")  # keys that a cell trained again takes from this start

@@ -1,6 +1,6 @@
 """Models: our Transformer, Hugging Face models, and their conversion, sizes and costs, and sampling."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "HFModel": "hf",

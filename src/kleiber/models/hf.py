@@ -21,9 +21,9 @@ from kleiber.models.hf_config import PretrainedConfig, PreTrainedModel, configur
 from kleiber.models.hf_head import HFHead, NoHead, find_head, reads_ahead
 from kleiber.models.transformer import TaskHead
 from kleiber.nn.mup import StandardParametrization
+from kleiber.types import Json
 from kleiber.types.batch import Batch, Output, Role
 from kleiber.types.model import DecodingCache, Model
-from kleiber.types.plain import Json
 
 TransformersCache = Any  # whose layers hold keys and values, except those of linear attention
 SPECIALS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "decoder_start_token_id")

@@ -12,7 +12,7 @@ from typing import Any
 
 from kleiber.config import hub
 from kleiber.config.errors import did_you_mean
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 # Classes of transformers, which is imported late; their attributes depend on the type of model.
 PretrainedConfig = Any

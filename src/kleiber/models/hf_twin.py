@@ -25,8 +25,8 @@ from kleiber.nn.mlp import SwiGLU
 from kleiber.nn.moe import MoE
 from kleiber.nn.mup import Factory, Site, StandardParametrization
 from kleiber.nn.routers.topk import Switch, TokenChoice, TopK
+from kleiber.types import Json
 from kleiber.types.model import MLP, Attention
-from kleiber.types.plain import Json
 
 State = dict[str, Tensor]
 

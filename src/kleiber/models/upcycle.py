@@ -14,8 +14,8 @@ from torch import Tensor
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
 from kleiber.nn.moe import Dropping, MoE
+from kleiber.types import Json
 from kleiber.types.model import Model
-from kleiber.types.plain import Json
 
 
 def upcycle(state: dict[str, Tensor], model: Transformer, noise: float = 0.0, reset: float = 0.0) -> None:

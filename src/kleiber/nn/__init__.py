@@ -1,6 +1,6 @@
 """Layers: attention, MLPs, mixtures of experts, output losses and parametrizations."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "FullAttention": "attention",

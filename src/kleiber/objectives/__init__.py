@@ -1,6 +1,6 @@
 """Objectives: from a batch and a model to a loss, as sums over target tokens."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Classify": "classify",

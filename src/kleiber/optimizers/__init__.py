@@ -1,6 +1,6 @@
 """Optimizers, their parameter groups, and learning-rate schedules."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "AdamW": "adamw",

@@ -22,9 +22,8 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kleiber.config.codes import Status
-from kleiber.config.errors import ConfigError
-from kleiber.types.plain import Json, Row
+from kleiber.config.errors import ConfigError, Status
+from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from kleiber.records.catalog import Run

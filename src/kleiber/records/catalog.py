@@ -15,12 +15,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from kleiber.config.codes import Status
+from kleiber.config.errors import Status
 from kleiber.records import archive
 from kleiber.records.archive import leaf_rows, runs_of
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status
 from kleiber.records.summary import condensed, read, read_rows
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
     import pandas
@@ -40,7 +40,7 @@ class Columns(TypedDict):
     run: str  # name of the run's folder
     stage: str | None  # name of the leaf
     trunk: str  # rows with the same trunk share its training, so they are not independent samples
-    status: str  # a `kleiber.config.codes.Status`
+    status: str  # a `kleiber.config.errors.Status`
     error: str | None
     seed: int | None
     overrides: str  # joined by spaces

@@ -19,11 +19,10 @@ from typing import IO, Any
 
 import yaml
 
-from kleiber.config.codes import Status
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, Status
 from kleiber.config.signatures import signature
 from kleiber.records.summary import Summary, cpu_name, read
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 # Keys that say where a run is written, what watches it, and on which hardware it is computed. `design` plans a sweep.
 NOT_IDENTITY = (

@@ -1,7 +1,7 @@
-"""summary.json and metrics.jsonl: what a run was, how it ended, what it measured, and what it logged.
+"""The results of a run on disk: summary.json with an entry for each stage, and the logged rows of metrics.jsonl.
 
-summary.json is written atomically at every change of state; its schema is in summary.schema.json. metrics.jsonl is read
-without the libraries that wrote it; a last line without its end is skipped, because the run was cut while writing it.
+summary.json is written atomically whenever the state of the run changes; its schema is in summary.schema.json. An
+incomplete last line of metrics.jsonl is skipped: the run was killed while writing it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kleiber.config.codes import Status
-from kleiber.types.plain import Json, Row
+from kleiber.config.errors import Status
+from kleiber.types import Json, Row
 
 SCHEMA = "kleiber.run/1"
 PACKAGES = (
@@ -66,6 +67,100 @@ class Summary:
         """Adds a stage, or replaces the stage of the same name, and writes the file."""
         others = [s for s in self.values["stages"] if s["name"] != stage["name"]]
         self.update(stages=[*others, stage])
+
+
+Scores = dict[str, float]  # by metric key, such as val/<task>/loss
+
+
+@dataclass
+class StageRecord:
+    """The entry of one stage in summary.json. The keys are those of summary.schema.json.
+
+    parent            name of the stage that this stage starts from; None for the first stage
+    trunk             the same, if this stage continues the steps of its parent; None otherwise
+    tokens, samples, flops  training so far, counted from the root of the tree of stages
+    steps             optimizer steps of this stage alone
+    seconds           training time without evaluation; None where no callback measures it
+    stopped_at_loss   the target loss that ended training early
+    metrics           the latest scores
+    start_metrics     the scores before the first step
+    curve             one row of scores, with its "step", for every step at which the model was scored
+    checkpoint        path of the last step's checkpoint, relative to the run's folder
+    """
+
+    name: str
+    parent: str | None = None
+    trunk: str | None = None
+    status: str = "running"
+    branch_step: int | None = None
+    objective: str = ""
+    tasks: list[str] = field(default_factory=list)
+    data: Json = field(default_factory=dict)
+    params: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    unique_tokens: int = 0
+    samples: int = 0
+    steps: int = 0
+    batch_tokens: int = 0
+    lr: float = 0.0
+    stopped_at_loss: float | None = None
+    flops: dict[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    device_seconds: float | None = None
+    evaluation_seconds: float = 0.0
+    tokens_per_s: float | None = None
+    mfu: float | None = None
+    peak_memory_bytes: int = 0
+    metrics: Scores = field(default_factory=dict)
+    start_metrics: Scores = field(default_factory=dict)
+    curve: list[Scores] = field(default_factory=list)
+    checkpoint: str | None = None
+
+    def add_row(self, step: int, scores: Scores) -> None:
+        """Adds the scores at a step to the curve."""
+        self.curve.append({"step": step, **scores})
+
+    def add_scores(self, scores: Scores, step: int | None = None) -> None:
+        """Adds scores to the metrics and, if `step` is given, to the last row of the curve, which must be of `step`."""
+        self.metrics = {**self.metrics, **scores}
+        if step is not None:
+            assert self.curve and self.curve[-1]["step"] == step, f"step {step} is not the last row of the curve"
+            self.curve[-1].update(scores)
+
+    def scores_of(self, step: int) -> Scores:
+        """The val/... scores of the tasks at `step`, if the last row of the curve is of that step; {} otherwise."""
+        row = self.curve[-1] if self.curve else {}
+        if row.get("step") != step:
+            return {}
+        return {key: value for key, value in row.items() if key.startswith("val/")}
+
+    def reaches(self, loss: float, step: int) -> bool:
+        """Whether every task of the stage has a score at `step` with a loss of at most `loss`."""
+        scores = self.scores_of(step)
+        return all(scores.get(f"val/{task}/loss", float("inf")) <= loss for task in self.tasks)
+
+    def to_json(self) -> Json:
+        """The stage's entry of summary.json."""
+        return asdict(self)
+
+
+def score_matrix(metrics: Mapping[str, tuple[str, bool]], stages: Sequence[Json]) -> Json:
+    """The entry "R" of summary.json: the main metric of every task after every stage.
+
+    matrix[i][j] is the score of task j after stage i, baseline[j] that before the first step; None where not scored.
+
+    metrics  by task, the name of its main metric and whether a higher value is better
+    stages   the stages' entries of summary.json, in order
+    """
+    keys = {task: f"val/{task}/{name}" for task, (name, _) in metrics.items()}
+    return {
+        "tasks": list(keys),
+        "stages": [stage["name"] for stage in stages],
+        "metric": keys,
+        "higher_is_better": {task: higher for task, (_, higher) in metrics.items()},
+        "matrix": [[stage["metrics"].get(key) for key in keys.values()] for stage in stages],
+        "baseline": [stages[0]["start_metrics"].get(key) for key in keys.values()],
+    }
 
 
 def read(path: Path) -> Json | None:

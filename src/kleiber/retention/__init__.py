@@ -1,6 +1,6 @@
 """Retention methods: ways to keep what earlier stages learned while a stage trains on new data."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "AGEM": "agem",

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from jaxtyping import Int, UInt64
 from torch import Tensor, nn
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.data.mixture import Mixture, Spread, fractions_of
 from kleiber.data.sampler import scramble
 from kleiber.models.generate import generate

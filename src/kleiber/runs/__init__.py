@@ -1,6 +1,6 @@
 """One run: its plan, its tree of stages, where it starts from, training it, and opening it again."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Chain": "stage_tree",

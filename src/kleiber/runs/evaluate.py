@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import kleiber.evals
-from kleiber.config.budget import quantity
 from kleiber.config.errors import did_you_mean
+from kleiber.config.stages import quantity
 from kleiber.evals import Subject
 from kleiber.records.summary import write_json
 

@@ -27,13 +27,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from kleiber.config.codes import Status
-from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.config.errors import ConfigError, Status, did_you_mean
 from kleiber.config.signatures import class_attribute, signature
 from kleiber.config.stages import built_trained, from_weights, is_chain, stage_config, stage_names, trains_tokenizer
 from kleiber.records import archive
 from kleiber.records.catalog import TRAINED_HERE, Run, find_run, read_run
-from kleiber.types.plain import Config
+from kleiber.types import Config
 
 Planned = Mapping[Path, Run]
 

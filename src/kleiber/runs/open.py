@@ -26,8 +26,8 @@ from kleiber.records.folder import TOKENIZER, read_config
 from kleiber.records.summary import read
 from kleiber.runs.inherit import locate
 from kleiber.training import checkpoint
+from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Objective, Tokenizer
-from kleiber.types.plain import Config, Json
 
 HARDWARE = {"_target_": "kleiber.training.Local"}
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from kleiber.config.budget import Budget, quantity
 from kleiber.config.signatures import build
+from kleiber.config.stages import Budget, quantity
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.runs.open import objective_of
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks

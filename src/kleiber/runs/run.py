@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.codes import ExitCode, Status
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.records.folder import config_hash
 from kleiber.records.summary import Summary, cpu_name
 
@@ -160,7 +159,7 @@ class RankZeroRun:
 
     def _put(self, stage: dict[str, Any]) -> None:
         from kleiber.config.stages import ONLY
-        from kleiber.records.stage_record import score_matrix
+        from kleiber.records.summary import score_matrix
         from kleiber.training.loggers import prefixed
 
         self.summary.put_stage(stage)

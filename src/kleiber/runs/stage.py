@@ -12,15 +12,13 @@ from pathlib import Path
 
 import torch
 
-from kleiber.config.budget import quantity
 from kleiber.config.errors import ConfigError
 from kleiber.config.signatures import build
-from kleiber.config.stages import built_trained
+from kleiber.config.stages import built_trained, quantity
 from kleiber.data.sampler import stream
 from kleiber.evals.drift import drift, merged, untrained
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
-from kleiber.nn.sharding import full_parameters
-from kleiber.records.stage_record import Scores, StageRecord
+from kleiber.records.summary import Scores, StageRecord
 from kleiber.retention.memory import ranks
 from kleiber.runs.open import load_stage
 from kleiber.runs.plan import Plan, build_model, retention_of
@@ -32,11 +30,12 @@ from kleiber.training.callbacks.fault_tolerance import method_name, restore_call
 from kleiber.training.lightning import fit
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
+from kleiber.training.sharding import full_parameters
 from kleiber.training.trainer import peak_flops, peak_memory_bytes
+from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Objective, Retention, Samples
 from kleiber.types.model import Model
-from kleiber.types.plain import Json
 
 
 class Batches:

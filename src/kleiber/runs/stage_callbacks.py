@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kleiber.config.budget import quantity
 from kleiber.config.signatures import build
-from kleiber.records.stage_record import StageRecord
+from kleiber.config.stages import quantity
+from kleiber.records.summary import StageRecord
 from kleiber.runs.plan import Plan
 from kleiber.runs.stage_tree import Stage, TasksAround, Tree, branch_steps
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss

@@ -20,8 +20,8 @@ from kleiber.runs.start_point import StartPoint, corpus_tasks, same_text
 from kleiber.training import checkpoint
 from kleiber.training.loggers import Logger
 from kleiber.training.trainer import Local
+from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Task
-from kleiber.types.plain import Config, Json
 
 Planner = Callable[[DictConfig, Plan | None], Plan]  # of a stage's config and the plan of the stage before
 

@@ -19,8 +19,8 @@ from kleiber.config.signatures import build
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.runs.inherit import locate
 from kleiber.runs.open import corpus_of, load_stage, objective_at, recorded_configs
+from kleiber.types import Config
 from kleiber.types.contracts import Corpus, HeldOut, Objective, Task
-from kleiber.types.plain import Config
 
 COMPARED = 100  # rows whose labels are compared, to tell whether two tasks are the same
 

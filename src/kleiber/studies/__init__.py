@@ -1,6 +1,6 @@
 """Analyses that turn a table of finished runs into laws, with intervals and limits. Imports no torch."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Accounting": "accounting",

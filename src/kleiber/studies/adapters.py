@@ -17,7 +17,7 @@ from kleiber.studies.compare.contrast import Claim, above
 from kleiber.studies.compare.intervals import Rows
 from kleiber.studies.compare.rows import PLAIN, outcomes
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
-from kleiber.types.plain import Config, Json, Row
+from kleiber.types import Config, Json, Row
 
 FULL = "full"
 METHODS = (

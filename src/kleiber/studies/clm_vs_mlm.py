@@ -19,7 +19,7 @@ from kleiber.studies.designs.sizes import PlannedPoint
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.variance_components import trunk_noise
 from kleiber.studies.study import Findings, Study, check_level, points
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 NAMES = ("N", "D")
 LEAST = 5  # points of an objective whose exponents are told

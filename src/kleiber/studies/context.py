@@ -15,7 +15,7 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.intervals import Rows, difference, format_mean, seed_means
 from kleiber.studies.study import Figures, Findings, Study, check_level
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 KINDS = {"FullAttention": "full", "WindowAttention": "window", "NoMixing": "none"}
 POSITION = re.compile(r"val/([^/]+)/position/(\d+)")

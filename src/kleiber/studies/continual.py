@@ -29,7 +29,7 @@ from kleiber.studies.compare.task_rows import (
     sequence_rows,
 )
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 TOLD = {
     "ACC": "has a higher final score", "LA": "learns each task better",

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.intervals import Rows, format_mean, seed_means
 from kleiber.studies.designs.sizes import PlannedPoint, shortfall
@@ -22,7 +22,7 @@ from kleiber.studies.laws import analysis, laws_json, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.laws_json import lines
 from kleiber.studies.study import Findings, Study, check_level
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 FEW = 4.0  # epochs that are said to be nearly free
 NEAR = 0.02  # nats that nearly free means

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from kleiber.config.codes import ExitCode
-from kleiber.types.plain import Json, Row
+from kleiber.config.errors import ExitCode
+from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from kleiber.studies.laws.analysis import Options

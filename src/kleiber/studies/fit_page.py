@@ -21,7 +21,7 @@ from kleiber.studies.laws.table import Table, label
 from kleiber.studies.report import page
 from kleiber.studies.scaling import beside, headline, of_record
 from kleiber.studies.study import Findings
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 MOST_ROWS = 500  # most rows that are listed below the figures
 

@@ -15,7 +15,7 @@ from kleiber.studies.compare import contrast, frontier
 from kleiber.studies.compare.frontier import CELL
 from kleiber.studies.compare.rows import PLAIN, REPLAY, continued, mean, outcomes, trajectories
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 
 def scores(rows: pd.DataFrame, chosen: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:

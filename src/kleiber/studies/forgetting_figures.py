@@ -19,7 +19,7 @@ from kleiber.studies.compare.task_rows import LABELS, LOWER, tasks_in_order
 from kleiber.studies.forgetting_metrics import KINDS
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.figures import curve
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f", "#7b4173", "#31a354")
 

@@ -26,7 +26,7 @@ from kleiber.studies.laws.laws_json import lines
 from kleiber.studies.laws.prediction import outside
 from kleiber.studies.laws.uncertainty import interval
 from kleiber.studies.study import Figures, Findings, Study, check_level
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 GRID = ["N", "M", "steps", "p"]  # of one cell; steps stand for D, which replay makes a little smaller
 CENSORED_SD = 3.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 Array = NDArray[np.float64]
 

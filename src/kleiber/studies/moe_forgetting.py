@@ -20,7 +20,7 @@ from kleiber.studies.compare.intervals import Rows
 from kleiber.studies.compare.rows import PLAIN, described, mean, outcomes, trajectories
 from kleiber.studies.forgetting_metrics import KINDS
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
-from kleiber.types.plain import Config, Json, Row
+from kleiber.types import Config, Json, Row
 
 DENSE, FREE, FROZEN = "dense", "moe", "moe, router frozen"
 SLACK = 0.05  # relative difference of active parameters that still counts as equal

@@ -15,7 +15,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import Arm, format_gap, interval, paired, points, read
 from kleiber.studies.compare.frontier import loss_after, spent
 from kleiber.studies.study import Figures, Findings, Study
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 Ladder = dict[float, Arm]  # one arm, by training tokens
 

@@ -19,7 +19,7 @@ from kleiber.studies.laws import analysis, laws_json, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.laws_json import lines
 from kleiber.studies.study import Findings, Study, check_level, points
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 SAME = 0.03  # relative difference of active parameters that counts as equal, since a router adds some
 

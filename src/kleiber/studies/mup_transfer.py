@@ -18,7 +18,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare import intervals
 from kleiber.studies.compare.arms import width_of
 from kleiber.studies.study import Findings, Study, check_level
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 if TYPE_CHECKING:
     import altair as alt

@@ -24,7 +24,7 @@ from kleiber.studies.compare.intervals import Rows
 from kleiber.studies.laws.laws_json import finite, write
 from kleiber.studies.scaling import Scaling
 from kleiber.studies.study import Findings, Study, content
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

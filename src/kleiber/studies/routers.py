@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.records.summary import having
 from kleiber.studies.compare.arms import (
@@ -27,7 +27,7 @@ from kleiber.studies.compare.arms import (
     read,
 )
 from kleiber.studies.study import Figures, Findings, Study
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 AS_EVEN = 0.1  # of the mean load: how much more the busiest expert may have and balance still be called as even
 NO_WORSE = 0.01  # nats

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.designs.sizes import PlannedPoint, shortfall
 from kleiber.studies.laws import analysis, table
@@ -21,7 +21,7 @@ from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.laws_json import band_rate, finite, intervals_by, lines, percent, short
 from kleiber.studies.laws.verdicts import CHOICES
 from kleiber.studies.study import Findings, Study, not_identified, points
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from kleiber.charts.theme import Chart

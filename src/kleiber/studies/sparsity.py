@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import (
     HOW,
@@ -29,7 +29,7 @@ from kleiber.studies.compare.arms import (
 )
 from kleiber.studies.compare.frontier import loss_after, spent
 from kleiber.studies.study import Figures, Findings, Study
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 EQUAL = {"flops": "training FLOPs", "params": "total parameters", "memory": "inference memory"}
 SLACK = 0.05

@@ -14,7 +14,7 @@ import pandas as pd
 
 from kleiber.records.catalog import Run, counts, frame
 from kleiber.studies.designs.sizes import PlannedPoint
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 Figures = dict[str, Callable[[], Any]]  # functions that draw an altair chart, by the name of its file
 

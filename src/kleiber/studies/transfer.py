@@ -20,7 +20,7 @@ from kleiber.studies.compare.task_rows import (
     transferred,
 )
 from kleiber.studies.study import Figures, Findings, Study, check_level
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 METHODS = (
     "Each seed has base runs of its own, one for each kind of model and text; every task is fine-tuned from them, and "

@@ -9,9 +9,9 @@ import altair as alt
 import pandas as pd
 
 from kleiber.charts.theme import dressed, kinds_color
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.studies.compare.task_rows import SCRATCH, Rows
-from kleiber.types.plain import Row
+from kleiber.types import Row
 
 PANEL = {"width": 250, "height": 170}
 

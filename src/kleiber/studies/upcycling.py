@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import all_tuned, complaints, differences_chart, each_arm, format_gap, paired, read
 from kleiber.studies.study import Findings, Study
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The training loop: one optimizer step, the LightningModule, trainers, checkpoints and loggers."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "CsvLogger": "loggers",

@@ -25,8 +25,8 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from kleiber.nn.sharding import place_like
-from kleiber.types.plain import Json
+from kleiber.training.sharding import place_like
+from kleiber.types import Json
 
 SCHEMA = "kleiber.checkpoint/1"
 

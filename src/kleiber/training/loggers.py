@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kleiber.records.summary import NAME, read_rows
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 TIMEOUT = 1.5  # seconds that a server may take to answer before a run goes on without it
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kleiber.nn.sharding import scalar
+from kleiber.training.sharding import scalar
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective
 

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
+from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.model import Model
-from kleiber.types.plain import Json
 
 
 class Tokenizer:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
 
@@ -104,3 +105,13 @@ def test_speed_of_a_fit_and_of_a_thousand_refits():
     NoiseModel.of(found).draws(1000, 0)
     done = time.process_time()
     assert fitted - start <= 0.5 and done - fitted <= 30, (fitted - start, done - fitted)
+
+
+def test_a_parameter_fixed_where_the_fit_ends_changes_no_other():
+    rows = ladders.twenty()
+    L = ladders.noisy(ladders.loss(**rows), 1, 0.002)
+    free = fit("chinchilla", rows, L)
+    held = fit(find("chinchilla").fix({"E": free.params["E"]}), rows, L)
+    assert held.value == pytest.approx(free.value, rel=1e-9)
+    assert held.params["alpha"] == pytest.approx(free.params["alpha"], rel=1e-6)
+    assert held.problem.num_params == 4 and held.noise < free.noise, "one degree of freedom more"

@@ -1,11 +1,13 @@
 """Replicates: seed noise, the lack-of-fit test in both directions, two-way means on unbalanced seeds."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import fit
-from kleiber.studies.laws.noise_model import two_way_means
-from kleiber.studies.laws.table import cells
+from kleiber.studies.laws.noise_model import fit_with_noise, two_way_means
+from kleiber.studies.laws.table import cells, load
 from kleiber.studies.laws.verdicts import lack_of_fit
 
 from .. import ladders
@@ -52,3 +54,19 @@ def test_trunks_that_share_no_number_of_tokens_are_averaged_apart():
     np.testing.assert_allclose(mean, [np.sqrt(1.9 * 1.8), np.sqrt(1.7 * 1.72), np.sqrt(1.6 * 1.62)])
     linked = two_way_means({"N": np.full(6, 1e5), "D": D}, L, np.array([0, 1, 0, 2, 3, 3]))[2]
     assert linked.tolist() == [0, 0, 0], "a trunk at 1M and 2M links them all"
+
+
+def test_seeds_that_are_averaged_combine_their_errors():
+    """Two seeds of errors s and s give s / sqrt(2), so a size with two seeds weighs more than one with one."""
+    N, D = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 4), indexing="ij"))
+    frame = pd.DataFrame({"N": N, "D": D, "se": 0.02, "trunk": [f"{n:g}-a" for n in N]})
+    more = frame[frame["N"] == N[0]].assign(trunk="again")
+    both = pd.concat([frame, more], ignore_index=True)
+    both["L"] = ladders.noisy(ladders.loss(both["N"], both["D"]), 0, 0.002)
+    law = find("chinchilla")
+    even = fit_with_noise(load(both, {"sigma": "se"}), law, None, 1e-3, "linear", "trunk").fit.problem
+    scale, small = even.scale, even.inputs["N"] == N[0]
+    assert scale is not None and scale[small] / scale[~small][0] == pytest.approx(1 / np.sqrt(2))
+    uneven = both.assign(se=np.where(both["trunk"] == "again", 0.06, 0.02))
+    scale = fit_with_noise(load(uneven, {"sigma": "se"}), law, None, 1e-3, "linear", "trunk").fit.problem.scale
+    assert scale is not None and scale[small] / scale[~small][0] == pytest.approx(np.hypot(0.06, 0.02) / 2 / 0.02)

@@ -14,18 +14,6 @@ def problem(loss_fn="huber"):
     return fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 2), loss_fn)
 
 
-def test_jacobian_equals_the_derivative_by_hand():
-    """d log L / d (log E, log A, log B, log alpha, log beta) of Chinchilla, in closed form."""
-    found = problem()
-    p, N, D = found.params, found.problem.inputs["N"], found.problem.inputs["D"]
-    size, scarce = p["A"] * N ** -p["alpha"], p["B"] * D ** -p["beta"]
-    columns = [p["E"] + 0 * N, size, scarce, -size * np.log(N) * p["alpha"], -scarce * np.log(D) * p["beta"]]
-    hand = np.column_stack(columns) / (p["E"] + size + scarce)[:, None]
-    for draws in (1, 400):  # all coordinates in one call, and one at a time
-        theta = np.repeat(found.theta[None], draws, axis=0)
-        np.testing.assert_allclose(found.problem.jacobian(theta)[-1], hand, rtol=1e-6, atol=1e-9)
-
-
 def test_a_batch_equals_its_problems_one_by_one():
     found = problem("squared")
     weights = np.random.default_rng(0).multinomial(20, np.full(20, 0.05), size=4).astype(float)

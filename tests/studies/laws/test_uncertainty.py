@@ -8,7 +8,7 @@ import pytest
 from kleiber.studies.laws.allocation import optimum
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
-from kleiber.studies.laws.uncertainty import bootstrap, interval, strata_of
+from kleiber.studies.laws.uncertainty import Draws, bootstrap, interval, strata_of
 
 from .. import ladders
 
@@ -103,3 +103,14 @@ def test_a_run_scatters_more_than_the_law():
     sample = NoiseModel.of(found).draws(200, 0)
     at = {"N": np.array([1e8]), "D": np.array([2e9])}
     assert np.std(sample.predict_runs(at)) > 1.5 * np.std(sample.predict(at))
+
+
+def test_the_interval_of_a_run_with_a_larger_error_is_as_much_wider():
+    rows = ladders.twenty()
+    found = fit("chinchilla", rows, ladders.noisy(ladders.loss(**rows), 1, 0.01))
+    noise = NoiseModel.of(found).components()
+    assert noise is not None
+    draws = Draws(found, np.repeat(found.values, 4000, axis=0), "bootstrap", replace(noise, slope=0.0))
+    lo, hi = interval(np.log(draws.predict_runs(rows, 0, np.where(np.arange(20) == 7, 10.0, 1.0))))
+    width = hi - lo
+    assert width[7] / np.delete(width, 7).mean() == pytest.approx(10, rel=0.05)

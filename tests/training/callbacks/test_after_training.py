@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import kleiber
-from kleiber.records.stage_record import StageRecord
+from kleiber.records.summary import StageRecord
 from kleiber.training.callbacks.after_training import FinalScore, Latency, Positions
 from kleiber.types.model import Model
 

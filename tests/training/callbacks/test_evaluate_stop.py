@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kleiber.config.budget import Budget
+from kleiber.config.stages import Budget
 
 OPTIONS = ["budget.steps=20", "eval.every_steps=4", "callbacks.checkpoints.every=0"]
 

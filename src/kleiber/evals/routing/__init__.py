@@ -9,7 +9,7 @@ from __future__ import annotations
 from kleiber.evals import Subject
 from kleiber.evals.routing.analysis import coactivation, redundancy, sensitivity, settled, specialisation
 from kleiber.evals.routing.trace import Record, mixtures, read
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 FIGURES = "kleiber.evals.routing.figures"
 TOKENS = 16_384  # of all domains together, unless told: the sensitivities read them some sixty times

@@ -20,8 +20,8 @@ from torch import Tensor
 from kleiber.evals import Subject
 from kleiber.evals.routing.trace import Record, forced, loss_under, mixtures, read, without
 from kleiber.nn.mlp import gated
+from kleiber.types import Json
 from kleiber.types.model import Model
-from kleiber.types.plain import Json
 
 
 def specialisation(record: Record) -> Json:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kleiber.charts.theme import PALETTE, WIDTH, dressed, kinds_color, log_axis, sized
 from kleiber.records.summary import having, read, read_rows
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 
 def figures(record: Json, folder: Path | None) -> Json:

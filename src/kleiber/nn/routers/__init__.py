@@ -1,6 +1,6 @@
 """Routers of a mixture of experts: they choose the experts of each token and the weights of their outputs."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "TopK": "topk",

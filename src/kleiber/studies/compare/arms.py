@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from kleiber.records.catalog import Run
-from kleiber.types.plain import Config, Json, Row
+from kleiber.types import Config, Json, Row
 
 if TYPE_CHECKING:
     from kleiber.studies.study import Figures

@@ -16,7 +16,7 @@ import numpy as np
 from kleiber.studies.compare.frontier import Matched, Noise, pooled, within_seeds
 from kleiber.studies.compare.intervals import Rows
 from kleiber.studies.compare.rows import PLAIN, beside, real_replay
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 PAIRED = ["seed", "beside"]  # one base, and fine-tuning of one length
 LEARNED = 0.02  # the loss of target quality, relative, that replay is said to stay below

@@ -12,7 +12,7 @@ import pandas as pd
 
 from kleiber.charts.theme import dressed, kinds_color, log_axis, loss_axis, sized
 from kleiber.studies.compare.intervals import Rows
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from kleiber.studies.compare.arms import Arm

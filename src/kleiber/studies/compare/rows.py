@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.forgetting_metrics import upstream
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 PLAIN = "none"
 REPLAY = (  # a sentence for the methods of studies that compare replay

@@ -17,7 +17,7 @@ from kleiber.studies import forgetting_metrics
 from kleiber.studies.compare.arms import interval
 from kleiber.studies.compare.intervals import Rows
 from kleiber.studies.compare.rows import apart, described
-from kleiber.types.plain import Config, Json
+from kleiber.types import Config, Json
 
 LABELS = {
     "ACC": "ACC", "LA": "LA", "BWT": "BWT", "FWT": "FWT", "forgetting": "forgetting",

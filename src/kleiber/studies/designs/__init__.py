@@ -1,6 +1,6 @@
 """Designs: which runs a sweep consists of, and what they will determine."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Arms": "grid",

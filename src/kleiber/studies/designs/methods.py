@@ -106,7 +106,7 @@ class Methods:
     def _budget(self, arm: Sequence[str], tokens: int | float | str) -> int | float | str:
         if self.equal == "compute":
             return tokens
-        from kleiber.config.budget import quantity
+        from kleiber.config.stages import quantity
 
         shares = [float(line.partition("=")[2]) for line in arm if line.startswith(f"{REPLAYED}=")]
         return round(quantity(tokens) / (1 - sum(shares))) if shares else tokens

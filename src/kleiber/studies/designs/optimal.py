@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.records.catalog import frame, read_runs
 from kleiber.records.summary import read, write_json
 from kleiber.studies.compare.intervals import Rows

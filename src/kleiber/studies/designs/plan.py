@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.designs.search import PARAMETERS, Points
 from kleiber.studies.designs.sizes import Size, size, vocabulary_of
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.laws_json import read
-from kleiber.types.plain import Config
+from kleiber.types import Config
 
 Law = Mapping[str, float]
 # The planning law of a design without one: the fit to five widths (36k to 437k parameters) on 8M bytes of byte-level

@@ -20,7 +20,7 @@ from kleiber.config.errors import did_you_mean
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.task_rows import SCRATCH, tuned_rates
 from kleiber.studies.designs.methods import Ground, trained
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 Lines = Sequence[str]
 

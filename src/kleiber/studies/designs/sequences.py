@@ -17,7 +17,7 @@ from kleiber.config.stages import OWN, RETAINING
 from kleiber.studies.compare.task_rows import AGAIN
 from kleiber.studies.designs.grid import filled
 from kleiber.studies.designs.methods import Values, product
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from kleiber.studies.designs.plan import Ground

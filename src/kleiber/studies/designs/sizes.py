@@ -16,10 +16,10 @@ import numpy as np
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from kleiber.config.budget import DEFAULT_RATIO, quantity
 from kleiber.config.errors import ConfigError
+from kleiber.config.stages import DEFAULT_RATIO, quantity
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
-from kleiber.types.plain import Config, Row
+from kleiber.types import Config, Row
 
 if TYPE_CHECKING:
     from kleiber.studies.study import Study

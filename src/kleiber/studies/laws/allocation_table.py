@@ -22,7 +22,7 @@ from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.uncertainty import Draws, interval
 from kleiber.studies.laws.variance_components import Layout, VarianceComponents
 from kleiber.studies.laws.verdicts import Verdict
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 NEAR = 8.0  # sizes farther apart than this factor tie where neither is best
 BUDGETS = 9  # most budgets of approach 2

@@ -20,7 +20,7 @@ from kleiber.studies.laws.prediction import EXPECTED, MAX_DECADES, Misfit, predi
 from kleiber.studies.laws.table import Table
 from kleiber.studies.laws.transients import diagnose
 from kleiber.studies.laws.uncertainty import Draws
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 RANKED = ("no_floor", "chinchilla_tied", "chinchilla", "kaplan", "interaction")
 

@@ -17,7 +17,7 @@ from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.prediction import Evidence, Misfit, outside, widened
 from kleiber.studies.laws.problem import Problem
 from kleiber.studies.laws.uncertainty import interval
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 BELOW, ABOVE = 0.85, 1.2  # guard band around a cut: budgets that are nominally equal scatter
 

@@ -15,7 +15,7 @@ from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import percent
 from kleiber.studies.laws.prediction import fitted_values, outside, widened
 from kleiber.studies.laws.uncertainty import interval
-from kleiber.types.plain import Row
+from kleiber.types import Row
 
 BEYOND = 4.0  # how far the frontier is drawn past the largest run, in compute: 2x in N and in D
 TIP = ["run:N", "stage:N", "seed:O", "size:N"]

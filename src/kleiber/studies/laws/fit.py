@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
-from kleiber.studies.laws.problem import Problem, convert, influence, pose, rho, to_space
+from kleiber.studies.laws.problem import Problem, checked_problem, convert, influence, rho, to_space
 from kleiber.studies.laws.solve import descend, finish, polish
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 UNDETERMINED = 1e-7  # a direction with a singular value below this share of the largest moves no residual
 STEP = 1e-4  # step in a coordinate, along directions that move no residual
@@ -113,7 +113,7 @@ def fit(
     for values that the space cannot take.
     """
     law = find(law) if isinstance(law, str) else law
-    problem = pose(law, inputs, target, loss_fn, delta, space, scale)
+    problem = checked_problem(law, inputs, target, loss_fn, delta, space, scale)
     seed = fit(law.start, inputs, target, loss_fn, delta, space, scale).params if law.start else {}
     for _ in range(1 + len(law.linear)):
         starts = candidates(problem, seed)

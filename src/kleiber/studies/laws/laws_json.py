@@ -22,7 +22,7 @@ from kleiber.studies.laws.fit import Fit, depends
 from kleiber.studies.laws.law import Array, Linear
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.uncertainty import Draws, Profile, interval
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 SCHEMA = Path(__file__).with_name("law.schema.json")
 VANISHED = 1e-3  # an interval that begins below this share of the value includes 0

@@ -25,7 +25,7 @@ from kleiber.studies.laws.problem import Problem
 from kleiber.studies.laws.table import DERIVED, Table, cells
 from kleiber.studies.laws.uncertainty import Draws, interval
 from kleiber.studies.laws.variance_components import VarianceComponents
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 EXPECTED = (
     0.041  # prior relative error at one decade; with it 90 % bands cover 90 % of the runs of the tables it is from

@@ -147,7 +147,7 @@ def influence(r: Array, loss_fn: str, delta: float) -> Array:
     return 1 / np.maximum(1.0, np.abs(r) / delta)
 
 
-def pose(
+def checked_problem(
     law: Law, inputs: Mapping[str, Array], target: Array, loss_fn: str | None, delta: float, space: str | None,
     scale: Array | None = None,
 ) -> Problem:  # fmt: skip

@@ -18,7 +18,7 @@ from kleiber.studies.laws.fit import Fit, fit
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.noise_model import scale_of
 from kleiber.studies.laws.table import Table, cells, label
-from kleiber.types.plain import Json, Row
+from kleiber.types import Json, Row
 
 CHOICES = ("none", "suspects")
 WORSE = 0.05  # a run worse by more than this than a run with no more parameters and tokens has diverged

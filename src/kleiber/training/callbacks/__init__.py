@@ -1,6 +1,6 @@
 """Callbacks: what happens beside the optimizer steps of a stage, one concern each."""
 
-from kleiber.types.exports import lazy_exports
+from kleiber.types import lazy_exports
 
 EXPORTS = {
     "Classes": "after_training",

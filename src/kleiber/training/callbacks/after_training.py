@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from kleiber.config.budget import quantity
+from kleiber.config.stages import quantity
 from kleiber.data.sampler import evaluation_batches
 from kleiber.evals.latency import latency, lengths
 from kleiber.evals.perplexity import binned, loss_by_position
 from kleiber.models.generate import generate
-from kleiber.nn.sharding import full_parameters
-from kleiber.records.stage_record import StageRecord
+from kleiber.records.summary import StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import Logger, StageLogger
+from kleiber.training.sharding import full_parameters
 from kleiber.types.contracts import Corpus
 from kleiber.types.model import Model
 

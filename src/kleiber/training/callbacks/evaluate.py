@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from kleiber.evals.perplexity import Place, scores
-from kleiber.nn.sharding import full_parameters
-from kleiber.records.stage_record import Scores, StageRecord
+from kleiber.records.summary import Scores, StageRecord
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
 from kleiber.training.lit import LitLM
+from kleiber.training.sharding import full_parameters
+from kleiber.types import Json
 from kleiber.types.contracts import Task
 from kleiber.types.model import Model
-from kleiber.types.plain import Json
 
 log = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from kleiber.config.errors import SIGNALS, Preempted
-from kleiber.nn.sharding import full_parameters, gather_state
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
+from kleiber.training.sharding import full_parameters, gather_state
 from kleiber.training.step import Diverged
+from kleiber.types import Json
 from kleiber.types.batch import Batch
-from kleiber.types.plain import Json
 
 
 class Checkpoints(LeanCallback):

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from kleiber.records.stage_record import StageRecord
+from kleiber.records.summary import StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
-from kleiber.types.plain import Json
+from kleiber.types import Json
 
 
 class Log(LeanCallback):

@@ -1,6 +1,6 @@
 import pytest
 
-from kleiber.config.budget import Budget, quantity
+from kleiber.config.stages import Budget, quantity
 
 MODEL = {"batch_tokens": 1000, "active_params": 50_000, "flops_per_token": 2e5}
 

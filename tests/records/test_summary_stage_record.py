@@ -1,4 +1,4 @@
-"""The record of a stage: what is added to it, and its entry of summary.json against the schema."""
+"""`StageRecord`: adding scores to it, and its entry of summary.json compared with the schema."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 import kleiber
-from kleiber.records.stage_record import StageRecord, score_matrix
+from kleiber.records.summary import StageRecord, score_matrix
 
 SCHEMA = json.loads((Path(kleiber.__file__).parent / "records" / "summary.schema.json").read_text())
 STAGE = {"$defs": SCHEMA["$defs"], **SCHEMA["$defs"]["stage"]}

@@ -7,8 +7,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from kleiber.nn.sharding import full_parameters, gather_state, place_like
 from kleiber.training import checkpoint
+from kleiber.training.sharding import full_parameters, gather_state, place_like
 
 
 @pytest.fixture

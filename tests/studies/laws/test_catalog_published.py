@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from .test_fit_command import app
+from ..test_fit_command import app
 
 SMALL = "cc_mult = 1 and not model in [open_lm_1b, open_lm_7b]"
 FIVE = f"train == rpj and ({SMALL} or cc_mult = 16 and model = 'd=96_l=8_h=4')"

@@ -144,25 +144,6 @@ def test_routed_law_has_the_published_ends():
     np.testing.assert_allclose(ends, [4.2, 478.0], rtol=1e-6)
 
 
-def test_user_law_from_a_file(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from kleiber.studies.laws.law import Array, Exponent, Part\n"
-        "def floor_only(N: Array, *, E: Part, A: Part, alpha: Exponent):\n"
-        '    """Mine: L = E + A N^-alpha."""\n'
-        "    return E + A * N**-alpha\n"
-        "def bare(N, *, a: float):\n    return a * N\n"
-    )
-    law = find(f"{path}:floor_only")
-    N = np.geomspace(1e6, 1e9, 9)
-    assert fit(law, {"N": N}, 2 + 50 * N**-0.3).params["alpha"] == pytest.approx(0.3, abs=1e-4)
-    assert law.formula == "L = E + A N^-alpha"
-    with pytest.raises(ValueError, match=r"'a' does not say how it is searched"):
-        find(f"{path}:bare")
-    with pytest.raises(ValueError, match="it has floor_only, bare"):
-        find(f"{path}:other")
-
-
 def test_unknown_law_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'chinchilla'"):
         find("chinchila")
