@@ -14,11 +14,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.signatures import build
 
 
 @dataclass
@@ -77,7 +76,7 @@ class KleiberSweeper(BasicSweeper):
                 raise ConfigError(f"study.seeds: design {node['_target_']} chooses its own seeds: remove study.seeds")
             node["seeds"] = self._study("seeds")
         try:
-            design: Any = instantiate(node, _convert_="all")
+            design: Any = build(node)
             ground: Any = None if isinstance(design, Grid | Cases) else self._ground(cells[0], design)
             if not isinstance(design, Sequential):
                 yield design.cells(ground)
@@ -85,10 +84,6 @@ class KleiberSweeper(BasicSweeper):
             if not self.config.dry_run:
                 self._rehearse(design, ground, cells)
             yield from design.rounds(ground)
-        except InstantiationException as error:
-            if not isinstance(error.__cause__, ValueError):
-                raise
-            raise ConfigError(str(error.__cause__)) from error
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

@@ -17,16 +17,17 @@ import importlib
 import inspect
 import pathlib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.types import Config
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ALLOWED = ("kleiber.", "torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
@@ -270,10 +271,34 @@ SUPPLIED = frozenset(
 )  # fmt: skip
 
 
-def build(node: DictConfig, **available: Any) -> Any:
-    """Instantiates a node, with those of the `available` values that its target's signature names."""
+def build(node: DictConfig | Config, **available: Any) -> Any:
+    """Instantiates a node, with those of the `available` values that its target's signature names.
+
+    Raises ConfigError, and imports and builds nothing, where the node holds a class that a config may not name, or an
+    interpolation: those of a command line are resolved by then, and those of a file may be a stranger's.
+    """
     assert available.keys() <= SUPPLIED, f"not declared as supplied: {sorted(available.keys() - SUPPLIED)}"
-    wanted = inspect.signature(get_object(node._target_)).parameters
+    plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
+    check_buildable("", plain)
+    assert isinstance(plain, dict)
+    wanted = inspect.signature(get_object(plain["_target_"])).parameters
     # Supplied objects go to the target itself: inside a config, OmegaConf would take dataclasses apart.
-    target = instantiate(node, _convert_="all", _partial_=True)
+    target = instantiate(plain, _convert_="all", _partial_=True)
     return target(**{name: value for name, value in available.items() if name in wanted})
+
+
+def check_buildable(path: str, value: object) -> None:
+    """Raises ConfigError for a `_target_` that a config may not name and for an interpolation, at any depth."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            try:
+                signature(str(value["_target_"]))
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}" if path else str(error)) from None
+        for key, item in value.items():
+            check_buildable(f"{path}.{key}" if path else str(key), item)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            check_buildable(f"{path}[{number}]", item)
+    elif isinstance(value, str) and "${" in value:
+        raise ConfigError(f"{path}={value} is an interpolation: write the value itself")
