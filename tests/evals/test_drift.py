@@ -5,7 +5,7 @@ import pytest
 import torch
 from retention.toys import NEW, OLD, learned, train
 
-from kleiber.data.sampler import evaluation_batches
+from kleiber.data.batches import evaluation_batches
 from kleiber.evals.drift import distance, divergence
 from kleiber.objectives.clm import CLM
 from kleiber.types.contracts import Objective

@@ -3,8 +3,7 @@
 import pytest
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.accounting import Accounting
-from kleiber.studies.isoflop import IsoFLOP
+from kleiber.studies.scaling import Accounting, IsoFLOP
 
 from .trunk_runs import SIZES, trees
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kleiber.data.sampler import evaluation_batches
+from kleiber.data.batches import evaluation_batches
 from kleiber.evals.perplexity import Place, held_out_loss, score
 from kleiber.evals.routing.trace import mixtures
 from kleiber.nn.loss import kl_divergence

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kleiber.data.sampler import evaluation_batches
+from kleiber.data.batches import evaluation_batches
 from kleiber.evals import Subject
 from kleiber.nn.loss import log_probs, target_weights
 from kleiber.types import Json

@@ -3,7 +3,7 @@
 from kleiber.types import lazy_exports
 
 EXPORTS = {
-    "Accounting": "accounting",
+    "Accounting": "scaling",
     "Adapters": "adapters",
     "ClmVsMlm": "clm_vs_mlm",
     "Context": "context",
@@ -11,7 +11,7 @@ EXPORTS = {
     "DataRepeat": "data_repeat",
     "Forgetting": "forgetting",
     "ForgettingLaw": "forgetting_law",
-    "IsoFLOP": "isoflop",
+    "IsoFLOP": "scaling",
     "MoEForgetting": "moe_forgetting",
     "MoEGain": "moe_gain",
     "MoELaw": "moe_law",
@@ -20,6 +20,6 @@ EXPORTS = {
     "Scaling": "scaling",
     "Sparsity": "sparsity",
     "Transfer": "transfer",
-    "Upcycling": "upcycling",
+    "Upcycling": "moe_gain",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

@@ -14,8 +14,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare import frontier
 from kleiber.studies.compare.arms import untuned
 from kleiber.studies.compare.contrast import Claim, above
-from kleiber.studies.compare.intervals import Rows
-from kleiber.studies.compare.rows import PLAIN, outcomes
+from kleiber.studies.compare.rows import PLAIN, Rows, outcomes
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
 from kleiber.types import Config, Json, Row
 

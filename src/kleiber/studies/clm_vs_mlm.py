@@ -14,9 +14,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.intervals import Rows, reach
+from kleiber.studies.compare.rows import Rows
 from kleiber.studies.designs.sizes import PlannedPoint
 from kleiber.studies.laws.law import Array
+from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.laws.variance_components import trunk_noise
 from kleiber.studies.study import Findings, Study, check_level, points
 from kleiber.types import Json
@@ -90,7 +91,7 @@ def exponents(kind: str, rows: Rows, level: float) -> list[Json]:
     noise = trunk_noise({"N": N, "D": D}, loss, trunk)
     share = noise.correlation if noise else 0.5  # one seed a size measures nothing: half, as the designs assume
     value, covariance, spare = generalised(design, np.log(loss), trunk, share)
-    half = reach(spare, level) * np.sqrt(np.diag(covariance))
+    half = student_quantile(spare, level) * np.sqrt(np.diag(covariance))
     return [
         {"objective": kind, "along": name, "exponent": -float(value[j]), "lo": -float(value[j] + half[j]),
          "hi": -float(value[j] - half[j]), "points": len(N), "trunks": int(trunk.max() + 1)}
@@ -135,7 +136,7 @@ def figures(rows: Rows) -> Json:
     """The figures of the loss vs size and vs tokens."""
     from kleiber.charts import theme
     from kleiber.charts.theme import human
-    from kleiber.studies.compare.intervals import seed_means
+    from kleiber.studies.compare.rows import seed_means
 
     longest = rows.groupby(["objective", "active"])["tokens"].transform("max")
     ends = rows[rows["tokens"] >= 0.999 * longest]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.intervals import Rows, difference, format_mean, seed_means
+from kleiber.studies.compare.rows import Rows, difference, format_mean, seed_means
 from kleiber.studies.study import Figures, Findings, Study, check_level
 from kleiber.types import Json
 

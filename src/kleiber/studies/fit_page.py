@@ -19,8 +19,8 @@ from kleiber.studies.laws.laws_json import band_rate, intervals_by, lines, perce
 from kleiber.studies.laws.prediction import fitted_values
 from kleiber.studies.laws.table import Table, label
 from kleiber.studies.report import page
-from kleiber.studies.scaling import beside, headline, of_record
-from kleiber.studies.study import Findings
+from kleiber.studies.scaling import beside, of_record
+from kleiber.studies.study import Findings, headline
 from kleiber.types import Json, Row
 
 MOST_ROWS = 500  # most rows that are listed below the figures

@@ -13,8 +13,7 @@ import pandas as pd
 
 from kleiber.charts.theme import PALETTE, dressed, human, sized
 from kleiber.studies.compare.arms import interval
-from kleiber.studies.compare.intervals import Rows
-from kleiber.studies.compare.rows import PLAIN
+from kleiber.studies.compare.rows import PLAIN, Rows
 from kleiber.studies.compare.task_rows import LABELS, LOWER, tasks_in_order
 from kleiber.studies.forgetting_metrics import KINDS
 from kleiber.studies.laws.catalog import find

@@ -15,8 +15,7 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.contrast import trends
 from kleiber.studies.compare.frontier import Noise, pooled
-from kleiber.studies.compare.intervals import Rows
-from kleiber.studies.compare.rows import PLAIN, REPLAY, beside, outcomes, real_replay
+from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, beside, outcomes, real_replay
 from kleiber.studies.designs.sizes import PlannedPoint, fine_tunes, shortfall
 from kleiber.studies.laws import analysis, prediction, table
 from kleiber.studies.laws.catalog import find

@@ -16,8 +16,7 @@ from kleiber.studies import forgetting
 from kleiber.studies.compare import frontier
 from kleiber.studies.compare.arms import interval
 from kleiber.studies.compare.contrast import Claim, above, contrast
-from kleiber.studies.compare.intervals import Rows
-from kleiber.studies.compare.rows import PLAIN, described, mean, outcomes, trajectories
+from kleiber.studies.compare.rows import PLAIN, Rows, described, mean, outcomes, trajectories
 from kleiber.studies.forgetting_metrics import KINDS
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
 from kleiber.types import Config, Json, Row

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare import intervals
 from kleiber.studies.compare.arms import width_of
+from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.study import Findings, Study, check_level
 from kleiber.types import Json
 
@@ -102,13 +102,13 @@ class MupTransfer(Study):
             return optima, []
         # Noise is taken to be the same at every width: two seeds alone would leave an interval as wide as the grid.
         noise = sum(fit.squares for fit in fits.values()) / df
-        reach = intervals.reach(df, self.level)
+        quantile = student_quantile(df, self.level)
         for entry in optima:
             if entry["width"] in fits:
                 fit = fits[entry["width"]]
-                half = reach * fit.spread(noise)
+                half = quantile * fit.spread(noise)
                 entry |= {"lo": 2 ** (fit.optimum - half), "hi": 2 ** (fit.optimum + half)}
-        return optima, [drift(name, fits, noise, reach)] if len(fits) > 1 else []
+        return optima, [drift(name, fits, noise, quantile)] if len(fits) > 1 else []
 
     def _width(self, rows: pd.DataFrame) -> tuple[Json, Parabola | None]:
         """The entry of one width; no parabola where the least is at the edge or the curve does not bend upwards."""
@@ -187,7 +187,7 @@ def parabola(rows: pd.DataFrame, rates: pd.Index, center: float) -> Parabola | N
     return Parabola(float(np.log2(center)), float(solved[-2]), float(solved[-1]), unit, squares, df, len(x))
 
 
-def drift(name: str, fits: dict[int, Parabola], noise: float, reach: float) -> Json:
+def drift(name: str, fits: dict[int, Parabola], noise: float, quantile: float) -> Json:
     """The drift of the optimum: the slope of its log2 on log2 width, in doublings of the rate per doubling of width.
 
     `cost` is the excess loss in nats of the widest model at the optimum of the narrowest, by the widest parabola; its
@@ -200,10 +200,10 @@ def drift(name: str, fits: dict[int, Parabola], noise: float, reach: float) -> J
     middle = (weights * x).sum() / weights.sum()
     across = (weights * (x - middle) ** 2).sum()
     slope = float((weights * (x - middle) * y).sum() / across)
-    half = reach * float(across**-0.5)
+    half = quantile * float(across**-0.5)
     narrow, wide = fits[min(fits)], fits[max(fits)]
     apart = abs(narrow.optimum - wide.optimum)
-    off = reach * float(np.hypot(narrow.spread(noise), wide.spread(noise)))
+    off = quantile * float(np.hypot(narrow.spread(noise), wide.spread(noise)))
     cost, least, most = (wide.curvature * max(d, 0.0) ** 2 for d in (apart, apart - off, apart + off))
     return {
         "parametrization": name, "per_doubling": slope, "lo": slope - half, "hi": slope + half,

@@ -20,7 +20,7 @@ import yaml
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
 from kleiber.records.summary import write_json
-from kleiber.studies.compare.intervals import Rows
+from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.laws_json import finite, write
 from kleiber.studies.scaling import Scaling
 from kleiber.studies.study import Findings, Study, content

@@ -1,13 +1,14 @@
-"""The study `scaling`: a law fitted to the runs of a ladder, its backtests and verdicts, with and without the least D.
+"""The studies `scaling`, `isoflop` and `accounting`: a law fitted to the runs of a ladder, with backtests and verdicts.
 
-Runs that did not finish are left out and listed. The branches of a trunk are one sample of noise.
+The three analyze a ladder alike and differ in the headline: the law's predictions (`scaling`), the optimal size at each
+budget by parabolas (`isoflop`), or the effect of the counting convention on the exponent (`accounting`). Runs that did
+not finish are left out and listed. The branches of a trunk are one sample of noise.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.laws_json import band_rate, finite, intervals_by, lines, percent, short
 from kleiber.studies.laws.verdicts import CHOICES
-from kleiber.studies.study import Findings, Study, not_identified, points
+from kleiber.studies.study import Findings, Study, headline, points, within_budgets
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
 GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # largest errors, by hold-out
-CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # inputs that identify a parameter, else all
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,60 @@ class Scaling(Study):
         )
 
 
+@dataclass(frozen=True)
+class IsoFLOP(Scaling):
+    """The compute-optimal size at each budget from a parabola in log N, and the exponent over budgets (approach 2).
+
+    There is no exponent from fewer than three vertices, and none beyond the budgets where the law of the same points is
+    refused. The options are those of `Scaling`; min_tokens is low, since every budget counts.
+    """
+
+    min_tokens: int | float | str = 1
+
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        """The findings of `Scaling`, with the exponent of approach 2 as the headline and the optimum by budget."""
+        findings = super().analyse(runs)
+        law = findings.law
+        assert law is not None
+        parabolas = next((row for row in law["approaches"] if row["approach"].startswith("2")), None)
+        if parabolas is None:
+            head = "No exponent: fewer than three budgets have a minimum inside their sizes."
+            return replace(findings, headline=head, tables={"Optimum by budget": [], **findings.tables})
+        rows = [
+            {"C": point["C"], "N_opt": point["N"], "lo": point.get("lo"), "hi": point.get("hi")}
+            for point in parabolas["points"]
+        ]
+        head = (
+            f"By parabolas at {len(rows)} budgets, N_opt ~ C^{parabolas['a']:.3f}, {law['level']:.0%} "
+            f"interval [{parabolas['lo']:.3f}, {parabolas['hi']:.3f}]"
+        )
+        tables = {"Optimum by budget": rows, **findings.tables}
+        return replace(findings, headline=within_budgets(head, law), tables=tables)
+
+
+@dataclass(frozen=True)
+class Accounting(Scaling):
+    """How the convention of counting parameters and compute moves the allocation exponent, without a further run.
+
+    The runs are fitted again under each convention, none of which is recommended. The options are those of `Scaling`.
+    Porian et al. 2024, arXiv:2406.19146
+    """
+
+    def analyse(self, runs: Sequence[Run]) -> Findings:
+        """The findings of `Scaling`, with the range of the exponent over counting conventions as the headline."""
+        findings = super().analyse(runs)
+        assert findings.law is not None
+        rows = [row for row in findings.law["accounting"] if row["approach"].startswith("3")]
+        if not rows:
+            return replace(findings, headline="No comparison: a single counting convention, or no exponent.")
+        low, high = (pick(rows, key=lambda row: row["a"]) for pick in (min, max))
+        head = (
+            f"Counting moves the allocation exponent from {low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] "
+            f"({low['convention']}) to {high['a']:.3f} [{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})"
+        )
+        return replace(findings, headline=within_budgets(head, findings.law))
+
+
 def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:
     """Rows with at least that many training tokens, to .1 %, since runs train on whole batches."""
     return pd.DataFrame(rows[rows["tokens"] >= 0.999 * tokens])
@@ -155,63 +209,6 @@ def of_record(law: Row) -> dict[str, Callable[[], Chart]]:
     if "E" in (law.get("profiles") or {}):
         charts["profile"] = lambda: plots.profile(law)
     return charts
-
-
-def headline(law: Row) -> str:
-    """The result in a sentence or two: why the law is refused, else what is not identified, and the backtest error."""
-    if reason := refusal(law):
-        return f"{law['law']} is not established beyond its rows: {reason}."
-    tested, missing = extrapolation(law), not_identified(law)
-    if not missing:
-        return f"{tested[0].upper()}{tested[1:]}."
-    names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
-    verb = "are" if len(missing) > 1 else "is"
-    needed = f"{verb} not identified by these {law['n']} points; needed: {what_identifies(law, missing)}"
-    return f"{names} of {law['law']} {needed}. As a formula for predictions: {tested}."
-
-
-def refusal(law: Row) -> str:
-    """Why the law is refused; "" where it is not."""
-    return next((verdict["text"] for verdict in law["verdicts"] if verdict["level"] == "refuse"), "")
-
-
-def extrapolation(law: Row) -> str:
-    """The error of the predictions beyond the highest cut, and how far beyond they go."""
-    if not law["backtests"]:
-        return f"{law['formula']} fits {law['n']} points to {law['residual_rms']:.2%} rms; no backtest was possible"
-    test = max(law["backtests"], key=lambda test: test["cut"])
-    naive = min(test["naive"].values())
-    many = f"the {test['n_test']} larger points" if test["n_test"] > 1 else "the largest point"
-    unit = {"C": "FLOPs", "N": "parameters"}[test["along"]]
-    times = law["domain"][test["along"]][1] / test["cut"]
-    return (
-        f"fitted below {test['cut']:.2g} {unit}, the law predicts {many}, at up to {times:.2g} times that, with a mean "
-        f"error of {test['mare']:.2%} (best naive predictor {naive:.2%}) and a bias of {test['bias']:+.2%}"
-    )
-
-
-def what_identifies(law: Row, missing: Sequence[str]) -> str:
-    """The data that would identify these parameters: wider ranges of their inputs, more points, less noise."""
-    inputs = [name for name in law["domain"] if name != "C"] or ["C"]
-    wanted = {needed for name in missing for needed in CARRIED_BY.get(name, inputs)} & set(inputs)
-    spans = {name: math.log10(high / low) for name, (low, high) in law["domain"].items() if name in wanted and low > 0}
-    ranges = [f"{name} (now {decades:.1f} decades)" for name, decades in spans.items()]
-    few = f"more points ({law['n']} for {len(law['params'])} parameters)"
-    asked = [*([few] if law["n"] <= 2 * len(law["params"]) else []), f"a wider range of {' and '.join(ranges)}"]
-    return " and ".join(asked if ranges else asked[:-1] or [few]) + ", or less noise"
-
-
-def within_budgets(exponent: str, law: Row) -> str:
-    """The headline of a study of the allocation exponent; limited to its budgets where the law is refused."""
-    low, high = law["domain"]["C"]
-    if reason := refusal(law):
-        return (
-            f"No exponent is established beyond these budgets, since the law of the same points is refused: {reason}. "
-            f"Between {low:.2g} and {high:.2g} FLOPs alone: {exponent[0].lower()}{exponent[1:]}."
-        )
-    missing = not_identified(law)
-    beside = f"; the law of the same points does not identify {', '.join(missing)}" if missing else ""
-    return f"{exponent}, from {low:.2g} to {high:.2g} FLOPs{beside}."
 
 
 def beside(law: Row) -> list[Json]:

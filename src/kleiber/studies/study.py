@@ -1,4 +1,4 @@
-"""The base of all studies: their findings, their options, and the content of findings.json.
+"""The base of all studies: their findings, options and headlines, and the content of findings.json.
 
 `analyse(runs)` turns finished runs into `Findings`. A study reads only what its runs wrote, and every estimate has an
 interval or says why it has none. Figures are functions, since drawing needs the extra `report`.
@@ -6,6 +6,7 @@ interval or says why it has none. Figures are functions, since drawing needs the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from kleiber.records.catalog import Run, counts, frame
 from kleiber.studies.designs.sizes import PlannedPoint
 from kleiber.types import Json, Row
 
+CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # inputs that identify a parameter, else all
 Figures = dict[str, Callable[[], Any]]  # functions that draw an altair chart, by the name of its file
 
 
@@ -121,6 +123,63 @@ def missing(runs: Sequence[Run]) -> list[str]:
 def not_identified(law: Row) -> list[str]:
     """The names of the parameters that the rows of a law do not determine, from the content of laws.json."""
     return [name for name, parameter in law["params"].items() if not parameter["identified"]]
+
+
+def headline(law: Row) -> str:
+    """The result in a sentence or two: why the law is refused, else what is not identified, and the backtest error."""
+    if reason := refusal(law):
+        return f"{law['law']} is not established beyond its rows: {reason}."
+    tested, missing = extrapolation(law), not_identified(law)
+    if not missing:
+        return f"{tested[0].upper()}{tested[1:]}."
+    names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
+    verb = "are" if len(missing) > 1 else "is"
+    needed = f"{verb} not identified by these {law['n']} points; needed: {what_identifies(law, missing)}"
+    return f"{names} of {law['law']} {needed}. As a formula for predictions: {tested}."
+
+
+def refusal(law: Row) -> str:
+    """Why the law is refused; "" where it is not."""
+    return next((verdict["text"] for verdict in law["verdicts"] if verdict["level"] == "refuse"), "")
+
+
+def extrapolation(law: Row) -> str:
+    """The error of the predictions beyond the highest cut, and how far beyond they go."""
+    if not law["backtests"]:
+        return f"{law['formula']} fits {law['n']} points to {law['residual_rms']:.2%} rms; no backtest was possible"
+    test = max(law["backtests"], key=lambda test: test["cut"])
+    naive = min(test["naive"].values())
+    many = f"the {test['n_test']} larger points" if test["n_test"] > 1 else "the largest point"
+    unit = {"C": "FLOPs", "N": "parameters"}[test["along"]]
+    times = law["domain"][test["along"]][1] / test["cut"]
+    return (
+        f"fitted below {test['cut']:.2g} {unit}, the law predicts {many}, at up to {times:.2g} times that, with a mean "
+        f"error of {test['mare']:.2%} (best naive predictor {naive:.2%}) and a bias of {test['bias']:+.2%}"
+    )
+
+
+def what_identifies(law: Row, missing: Sequence[str]) -> str:
+    """The data that would identify these parameters: wider ranges of their inputs, more points, less noise."""
+    inputs = [name for name in law["domain"] if name != "C"] or ["C"]
+    wanted = {needed for name in missing for needed in CARRIED_BY.get(name, inputs)} & set(inputs)
+    spans = {name: math.log10(high / low) for name, (low, high) in law["domain"].items() if name in wanted and low > 0}
+    ranges = [f"{name} (now {decades:.1f} decades)" for name, decades in spans.items()]
+    few = f"more points ({law['n']} for {len(law['params'])} parameters)"
+    asked = [*([few] if law["n"] <= 2 * len(law["params"]) else []), f"a wider range of {' and '.join(ranges)}"]
+    return " and ".join(asked if ranges else asked[:-1] or [few]) + ", or less noise"
+
+
+def within_budgets(exponent: str, law: Row) -> str:
+    """The headline of a study of the allocation exponent; limited to its budgets where the law is refused."""
+    low, high = law["domain"]["C"]
+    if reason := refusal(law):
+        return (
+            f"No exponent is established beyond these budgets, since the law of the same points is refused: {reason}. "
+            f"Between {low:.2g} and {high:.2g} FLOPs alone: {exponent[0].lower()}{exponent[1:]}."
+        )
+    missing = not_identified(law)
+    beside = f"; the law of the same points does not identify {', '.join(missing)}" if missing else ""
+    return f"{exponent}, from {low:.2g} to {high:.2g} FLOPs{beside}."
 
 
 def content(findings: Findings, study: str, runs: Sequence[Run]) -> Json:

@@ -1,9 +1,11 @@
 """Rows of fine-tuning runs, each with its base, method, forgetting and target loss."""
 
+import pandas as pd
 import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare import rows as outcomes
+from kleiber.studies.compare.rows import seed_means
 
 from ..comparisons import truth, write_study
 
@@ -39,3 +41,17 @@ def test_what_is_frozen_tells_arms_apart():
     node = {"_target_": "kleiber.adapters.Freeze", "train": None}
     found = [outcomes.described({"adapter": {**node, "freeze": parts}}) for parts in (["router"], ["mlp", "norms"])]
     assert found == [("freeze", "freeze=router"), ("freeze", "freeze=mlp+norms")]
+
+
+def test_means_over_seeds_have_an_interval_only_where_something_was_trained_twice():
+    rows = pd.DataFrame({"a": [1, 1, 2, 2], "v": [1.0, 1.2, 3.0, 3.2]})
+    found = seed_means(rows, ["a"], "v")
+    assert found["mean"].tolist() == pytest.approx([1.1, 3.1]) and (found["half"] > 0.1).all()
+    assert seed_means(rows.iloc[[0, 2]], ["a"], "v")["half"].isna().all()
+
+
+def test_branches_of_a_trunk_are_no_seeds_of_their_own():
+    """Two trunks of four branches each: one degree of freedom, whatever the number of branches."""
+    rows = pd.DataFrame([{"run": run, "D": d, "v": d + 0.1 * run} for run in range(2) for d in range(4)])
+    found, apart = (seed_means(one, ["D"], "v") for one in (rows, rows.drop(columns="run")))
+    assert (found["half"] / apart["half"]).to_numpy() == pytest.approx(6.3138 / 2.1318, rel=1e-3)

@@ -8,7 +8,7 @@ import pytest
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, conf_dir, resolved
 from kleiber.config.stages import stage_configs
-from kleiber.runs.inherit import adopt
+from kleiber.runs.inherit import complete_config
 from kleiber.studies.compare.task_rows import AGAIN
 from kleiber.studies.designs.sequences import Sequences, grammar, orders_of, stage, williams
 
@@ -65,7 +65,7 @@ def test_a_stage_with_data_of_its_own_reads_the_tokenizer_of_the_start():
     told = {name: one["data"].get("tokenizer") for name, one in stage_configs(found).items()}
     assert told == {"one": "hub/name", "two": "hub/name", "three": "bpe"}
     check(found)
-    assert adopt(plain, []) == plain, "without a start point nothing is taken over"
+    assert complete_config(plain, []) == plain, "without a start point nothing is taken over"
 
 
 @pytest.mark.parametrize(

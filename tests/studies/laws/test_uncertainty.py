@@ -1,14 +1,16 @@
 """Intervals: coverage on simulated tables, the kinds of resampling, noise shared within a trunk."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from kleiber.studies.laws.allocation import optimum
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
-from kleiber.studies.laws.uncertainty import Draws, bootstrap, interval, strata_of
+from kleiber.studies.laws.uncertainty import Draws, bootstrap, interval, strata_of, student_quantile
 
 from .. import ladders
 
@@ -114,3 +116,13 @@ def test_the_interval_of_a_run_with_a_larger_error_is_as_much_wider():
     lo, hi = interval(np.log(draws.predict_runs(rows, 0, np.where(np.arange(20) == 7, 10.0, 1.0))))
     width = hi - lo
     assert width[7] / np.delete(width, 7).mean() == pytest.approx(10, rel=0.05)
+
+
+@pytest.mark.parametrize("df", [1, 3, 40])
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.99])
+def test_the_quantile_of_student_holds_the_level(df, level):
+    assert 1 - 2 * stats.t.sf(student_quantile(df, level), df) == pytest.approx(level)
+
+
+def test_without_degrees_of_freedom_there_is_no_quantile():
+    assert math.isnan(student_quantile(0, 0.9))

@@ -161,14 +161,14 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], level: float 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float | None, float | None]:
     """Student's interval of the mean; (None, None) below two values and for values that are not finite."""
-    from kleiber.studies.compare.intervals import reach
+    from kleiber.studies.laws.uncertainty import student_quantile
 
     n = len(values)
     if n < 2 or not all(map(math.isfinite, values)):
         return None, None
     mean = sum(values) / n
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    half = reach(n - 1, level) * spread
+    half = student_quantile(n - 1, level) * spread
     return mean - half, mean + half
 
 

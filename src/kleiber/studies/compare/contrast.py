@@ -14,8 +14,7 @@ from math import isfinite
 import numpy as np
 
 from kleiber.studies.compare.frontier import Matched, Noise, pooled, within_seeds
-from kleiber.studies.compare.intervals import Rows
-from kleiber.studies.compare.rows import PLAIN, beside, real_replay
+from kleiber.studies.compare.rows import PLAIN, Rows, beside, real_replay
 from kleiber.types import Json, Row
 
 PAIRED = ["seed", "beside"]  # one base, and fine-tuning of one length

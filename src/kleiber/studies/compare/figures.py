@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.theme import dressed, kinds_color, log_axis, loss_axis, sized
-from kleiber.studies.compare.intervals import Rows
+from kleiber.studies.compare.rows import Rows
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:

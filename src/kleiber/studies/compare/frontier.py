@@ -16,8 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from kleiber.studies.compare.arms import Arm
-from kleiber.studies.compare.intervals import Rows, reach
-from kleiber.studies.compare.rows import PLAIN
+from kleiber.studies.compare.rows import PLAIN, Rows
+from kleiber.studies.laws.uncertainty import student_quantile
 
 
 def spent(arm: Arm) -> float:
@@ -90,7 +90,7 @@ class Noise:
 
     def half_width(self, level: float, terms: float) -> float:
         """Half-width of the interval of a sum with `terms` times the variance of one run; inf without replicates."""
-        return float(reach(self.df, level) * self.sd * np.sqrt(terms)) if self.df else float("inf")
+        return float(student_quantile(self.df, level) * self.sd * np.sqrt(terms)) if self.df else float("inf")
 
 
 def pooled(groups: Sequence[NDArray]) -> Noise:

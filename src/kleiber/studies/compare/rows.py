@@ -1,6 +1,8 @@
 """The runs of a comparison of retention methods as rows, from their summaries and configs: forgetting, losses, costs.
 
 A row is one run, or one point on the line between its start and end (WiSE). Runs without a base are left out.
+Means over seeds have Student's intervals with the noise pooled over all settings: two or three seeds determine the
+noise of all settings together well enough, but not that of each.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +19,10 @@ import pandas as pd
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.forgetting_metrics import upstream
+from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Config, Json
+
+Rows = Any  # a DataFrame, or a row or column of one; the stubs of pandas do not type what indexing returns
 
 PLAIN = "none"
 REPLAY = (  # a sentence for the methods of studies that compare replay
@@ -230,3 +236,41 @@ def trajectories(runs: Sequence[Run]) -> pd.DataFrame:
             same = {"method": method, "setting": setting, "lr": run.stage.get("lr"), "seed": run.summary.get("seed")}
             points += [{**same, "run": run.name, "step": step, "F": value - curve[0][1]} for step, value in curve]
     return pd.DataFrame(points)
+
+
+def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) -> Rows:
+    """A row for each setting: the columns `by`, mean, seeds, half (half-width of the interval of the mean), lo, hi.
+
+    Branches of a trunk share the noise of their run: with a column `run` the degrees of freedom count runs, not rows.
+    """
+    grouped = rows.groupby(list(by), sort=True)[value]
+    table = grouped.agg(["mean", "size"]).rename(columns={"size": "seeds"}).reset_index()
+    spare = int((table["seeds"] - 1).sum())
+    if spare:
+        within = float(((rows[value] - grouped.transform("mean")) ** 2).sum())
+        sd, factor = np.sqrt(within / spare), student_quantile(min(spare, repeated(rows, by)), level)
+        table["half"] = factor * sd / np.sqrt(table["seeds"])
+    else:
+        table["half"] = np.nan
+    return table.assign(lo=table["mean"] - table["half"], hi=table["mean"] + table["half"])
+
+
+def repeated(rows: Rows, by: Sequence[str]) -> int:
+    """The number of runs that repeat the settings of another, at least 1; the number of rows without a column `run`."""
+    if "run" not in rows:
+        return len(rows)
+    settings = rows.assign(setting=rows.groupby(list(by)).ngroup()).groupby("run")["setting"]
+    kinds = settings.agg(lambda places: tuple(sorted(places)))
+    return max(1, len(kinds) - kinds.nunique())
+
+
+def format_mean(value: float, half: float, digits: int = 4) -> str:
+    """A mean as text, `1.234 +- 0.005`, or why it has no interval."""
+    if not np.isfinite(half):
+        return f"{value:.{digits}f} (one seed, no interval)"
+    return f"{value:.{digits}f} +- {half:.{digits}f}"
+
+
+def difference(first: Rows, second: Rows) -> tuple[float, float]:
+    """The difference first - second of two rows of `seed_means`, and its half-width."""
+    return float(first["mean"] - second["mean"]), float(np.hypot(first["half"], second["half"]))

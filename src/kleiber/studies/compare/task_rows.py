@@ -15,8 +15,7 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies import forgetting_metrics
 from kleiber.studies.compare.arms import interval
-from kleiber.studies.compare.intervals import Rows
-from kleiber.studies.compare.rows import apart, described
+from kleiber.studies.compare.rows import Rows, apart, described
 from kleiber.types import Config, Json
 
 LABELS = {

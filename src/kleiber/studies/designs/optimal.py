@@ -18,7 +18,7 @@ import numpy as np
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import frame, read_runs
 from kleiber.records.summary import read, write_json
-from kleiber.studies.compare.intervals import Rows
+from kleiber.studies.compare.rows import Rows
 from kleiber.studies.designs.plan import Ground, Law, Trunk, budget_flops, cells, planning_laws, points, widths_of
 from kleiber.studies.designs.search import Elimination, Noise, Rules, exchange, half_width
 from kleiber.studies.laws.fit import fit

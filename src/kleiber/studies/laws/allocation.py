@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import ndtri
 
-from kleiber.studies.compare.intervals import reach
 from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.uncertainty import Draws, interval
+from kleiber.studies.laws.uncertainty import Draws, interval, student_quantile
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent
     intercept, a = covariance @ design.T @ (weight * y)
     spare = len(x) - 2
     scatter = float((weight * (design @ [intercept, a] - y) ** 2).sum()) / spare
-    half = reach(spare, level) * float(np.sqrt(scatter * covariance[1, 1]))
+    half = student_quantile(spare, level) * float(np.sqrt(scatter * covariance[1, 1]))
     bars = [_bar(point, level, with_interval=not approach.startswith("1")) for point in points]
     return Exponent(approach, float(a), float(a - half), float(a + half), float(intercept - a * centre), bars)
 

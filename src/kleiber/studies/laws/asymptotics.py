@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import stdtr
 
-from kleiber.studies.compare.intervals import reach
 from kleiber.studies.laws.fit import Fit
 from kleiber.studies.laws.law import Array, Linear
 from kleiber.studies.laws.solve import descend
@@ -25,6 +24,7 @@ from kleiber.studies.laws.transients import (
     transient,
     untestable_inputs,
 )
+from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.laws.verdicts import Verdict
 
 ALPHA = 0.01  # level of the slope and floor tests; the transient test has 5 %, so a clean ladder passes 9 times in 10
@@ -145,7 +145,7 @@ def move(diagnostics: Diagnostics, level: float = 0.9) -> Move | None:
     variance, df = diagnostics.noise.variance(contrast[None], diagnostics.layout)
     if not np.isfinite(variance[0]) or not variance[0] > 0:
         return unknown
-    change, half = late.theta[j] - least.theta[j], reach(df[0], level) * float(np.sqrt(variance[0]))
+    change, half = late.theta[j] - least.theta[j], student_quantile(df[0], level) * float(np.sqrt(variance[0]))
     ends = [early * float(np.exp(min(change + side * half, 50.0))) - early for side in (-1, 1)]
     return Move(early, late.params["beta"], ends[0], ends[1], lowest)
 

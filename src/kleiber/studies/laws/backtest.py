@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from kleiber.studies.compare.intervals import reach
 from kleiber.studies.laws.fit import Fit, fit, refit
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.prediction import Evidence, Misfit, outside, widened
 from kleiber.studies.laws.problem import Problem
-from kleiber.studies.laws.uncertainty import interval
+from kleiber.studies.laws.uncertainty import interval, student_quantile
 from kleiber.types import Json
 
 BELOW, ABOVE = 0.85, 1.2  # guard band around a cut: budgets that are nominally equal scatter
@@ -110,7 +109,7 @@ def score(
         half_width = float(np.median((hi - lo) / 2 / np.abs(predicted)))
         with np.errstate(all="ignore"):
             error = np.log(tested.target / predicted)
-            variance = ((np.log(ends[1]) - np.log(ends[0])) / 2 / reach(10**6, level)) ** 2
+            variance = ((np.log(ends[1]) - np.log(ends[0])) / 2 / student_quantile(10**6, level)) ** 2
         if np.isfinite(error).all() and np.isfinite(variance).all():
             evidence = (Evidence(np.flatnonzero(test), cluster, error, variance, decades),)
     error = predicted / tested.target - 1

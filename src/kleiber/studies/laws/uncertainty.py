@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtri
+from scipy.special import fdtri, stdtrit
 
 from kleiber.studies.laws.fit import Fit
 from kleiber.studies.laws.law import Array, Linear, Shape
@@ -65,6 +65,11 @@ def interval(samples: Array, level: float = 0.9) -> tuple[Array, Array]:
     with np.errstate(all="ignore"):
         lo, hi = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return np.asarray(lo), np.asarray(hi)
+
+
+def student_quantile(df: int, level: float) -> float:
+    """The quantile t with P(|T| <= t) = level for `df` degrees of freedom of Student's t; nan for df = 0."""
+    return float(stdtrit(df, 0.5 + level / 2))
 
 
 def bootstrap(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kleiber.config.stages import quantity
-from kleiber.data.sampler import evaluation_batches
+from kleiber.data.batches import evaluation_batches
 from kleiber.evals.latency import latency, lengths
 from kleiber.evals.perplexity import binned, loss_by_position
 from kleiber.models.generate import generate
