@@ -242,7 +242,7 @@ class Tree:
         A stage that has checkpoints loads the results of its first start; `model` may then be None.
         """
         first = stage.parent if stage.continues and stage.parent else stage.name
-        with self.hardware.place.precision(self.hardware.device):  # the precision of training
+        with self.hardware.runtime.precision(self.hardware.device):  # the precision of training
             stage.plan.objective.begin(model, stage.plan.corpus, self.checkpoints(first).parent)
 
     def newest_checkpoint(self, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:
