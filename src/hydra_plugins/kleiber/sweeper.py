@@ -62,15 +62,12 @@ class KleiberSweeper(BasicSweeper):
 
     def _rounds(self, cells: list[list[str]]) -> Iterator[list[list[str]]]:
         """The design's cells, round by round; one empty cell where there is no design. `cells` multiply them."""
-        node = self.config.design if self.config is not None else None
-        if node is None:
+        if self.config is None or self.config.design is None:
             yield [[]]
             return
-        assert self.config is not None
         from kleiber.studies.designs.grid import Cases, Grid, Sequential
 
-        node = OmegaConf.to_container(node, resolve=True)
-        assert isinstance(node, dict)
+        node: Any = OmegaConf.to_container(self.config.design, resolve=True)
         if self._study("seeds") is not None:
             if "seeds" not in node:
                 raise ConfigError(f"study.seeds: design {node['_target_']} chooses its own seeds: remove study.seeds")
