@@ -17,7 +17,7 @@ import importlib
 import inspect
 import pathlib
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -279,7 +279,7 @@ def build(node: DictConfig | Config, **available: Any) -> Any:
     """
     assert available.keys() <= SUPPLIED, f"not declared as supplied: {sorted(available.keys() - SUPPLIED)}"
     plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
-    check_buildable("", plain)
+    check_buildable(plain)
     assert isinstance(plain, dict)
     wanted = inspect.signature(get_object(plain["_target_"])).parameters
     # Supplied objects go to the target itself: inside a config, OmegaConf would take dataclasses apart.
@@ -287,18 +287,14 @@ def build(node: DictConfig | Config, **available: Any) -> Any:
     return target(**{name: value for name, value in available.items() if name in wanted})
 
 
-def check_buildable(path: str, value: object) -> None:
+def check_buildable(value: object, path: str = "") -> None:
     """Raises ConfigError for a `_target_` that a config may not name and for an interpolation, at any depth."""
+    children: Iterable[tuple[object, object]] = enumerate(value) if isinstance(value, list | tuple) else ()
     if isinstance(value, Mapping):
+        children = value.items()
         if "_target_" in value:
-            try:
-                signature(str(value["_target_"]))
-            except ConfigError as error:
-                raise ConfigError(f"{path}: {error}" if path else str(error)) from None
-        for key, item in value.items():
-            check_buildable(f"{path}.{key}" if path else str(key), item)
-    elif isinstance(value, list | tuple):
-        for number, item in enumerate(value):
-            check_buildable(f"{path}[{number}]", item)
-    elif isinstance(value, str) and "${" in value:
+            signature(str(value["_target_"]))
+    for key, child in children:
+        check_buildable(child, f"{path}.{key}" if path else str(key))
+    if isinstance(value, str) and "${" in value:
         raise ConfigError(f"{path}={value} is an interpolation: write the value itself")
