@@ -134,7 +134,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
 
     The runs of a plain sweep, which has no study, are analysed by `Scaling`.
     """
-    from kleiber.config.signatures import build
+    from kleiber.config.instantiate import build
 
     if name is not None:
         return build(named(name))
