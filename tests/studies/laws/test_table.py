@@ -45,9 +45,9 @@ def test_hash_follows_the_rows():
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="no column 'param'; did you mean 'params'"):
         load(FRAME, {"N": "param"})
-    with pytest.raises(ValueError, match="column 'loss', row 1: 'oops' is not a number"):
+    with pytest.raises(ValueError, match="column 'loss': 'oops' in row 1"):
         load(FRAME.assign(loss=["2", "oops", "3"]), ROLES)
-    with pytest.raises(ValueError, match=r"needs N, D; add --map D=COL"):
+    with pytest.raises(ValueError, match=r"add --map D=COL"):
         load(FRAME, {"N": "params", "L": "loss"}).inputs(find("chinchilla"))
     with pytest.raises(ValueError, match="no rows left of 3"):
         load(FRAME, ROLES, ["loss > 9"])
@@ -72,5 +72,5 @@ def test_a_folder_of_runs_goes_through_the_catalog(tmp_path):
     table = load(read(tmp_path), {"N": "params", "D": "tokens", "L": "val/builtin/loss"})
     assert table.columns["N"].tolist() == [1e6, 2e6, 3e6] and table.target.tolist() == pytest.approx([3.0, 2.9, 2.8])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no runs in this folder"):
+    with pytest.raises(ValueError, match="contains no runs"):
         read(tmp_path / "empty")
