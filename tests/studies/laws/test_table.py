@@ -49,11 +49,11 @@ def test_refusals(tmp_path):
         load(FRAME.assign(loss=["2", "oops", "3"]), ROLES)
     with pytest.raises(ValueError, match=r"add --map D=COL"):
         load(FRAME, {"N": "params", "L": "loss"}).inputs(find("chinchilla"))
-    with pytest.raises(ValueError, match="no rows left of 3"):
+    with pytest.raises(ValueError, match="none of the 3 rows"):
         load(FRAME, ROLES, ["loss > 9"])
-    with pytest.raises(ValueError, match="must be ROLE=COLUMN"):
+    with pytest.raises(ValueError, match="ROLE=COLUMN"):
         parse_map("N")
-    with pytest.raises(ValueError, match="already 'params'"):
+    with pytest.raises(ValueError, match="contradicts N=params"):
         parse_map("N=other", {"N": "params"})
     (tmp_path / "t.xlsx").write_text("")
     with pytest.raises(ValueError, match=r"not '\.xlsx'"):
