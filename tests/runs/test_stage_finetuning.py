@@ -8,7 +8,7 @@ import pytest
 from small_run import REPOSITORY
 from tables import folder
 
-from kleiber.evals.perplexity import Place, score
+from kleiber.evals.perplexity import Runtime, score_task
 from kleiber.runs.open import open_model
 from kleiber.types.contracts import Task
 
@@ -109,7 +109,9 @@ def test_what_starts_from_a_tuned_run_is_scored_on_its_task(launch, name, data):
     assert told == pytest.approx(metrics(tuned)[f"val/{data}/loss"], abs=1e-6), "pairs against their first reference"
     run = open_model(tuned)
     task = Task(data, run.objective, run.corpus.validation[data])
-    assert score(run.model, task, None, 16, Place())["loss"] == pytest.approx(told, abs=1e-5), "opened for kleiber eval"
+    assert score_task(run.model, task, None, 16, Runtime())["loss"] == pytest.approx(told, abs=1e-5), (
+        "opened for kleiber eval"
+    )
 
 
 def test_a_chain_stopped_after_its_pairs_scores_them_against_what_they_began_with(launch, interrupted):

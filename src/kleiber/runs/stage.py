@@ -15,9 +15,9 @@ import torch
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.signatures import build
-from kleiber.config.stages import built_trained, quantity
+from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.data.batches import stream
-from kleiber.evals.drift import drift, merged, untrained
+from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.retention.memory import ranks
@@ -135,7 +135,7 @@ def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, recor
         every=max(1, plan.steps // 4) if settings.every_steps is None else settings.every_steps,
         tokens=None if settings.tokens is None else round(quantity(settings.tokens)),
         rows=max(1, plan.rows),
-        place=tree.hardware.place,
+        runtime=tree.hardware.runtime,
         earlier=tasks.earlier,
         later=tasks.later,
         from_weights=tree.from_weights,
@@ -194,13 +194,13 @@ def stage_drift(tree: Tree, stage: Stage, model: Model, tasks: StageTasks) -> Sc
         return {}
     start = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
     start.to(tree.hardware.device, tree.hardware.dtype)
-    options = round(quantity(stage.config.eval.watch_tokens)), max(1, stage.plan.rows), tree.hardware.place
-    before = {} if built_trained(stage.config.model) else untrained(start, tasks.earlier, *options)
+    options = round(quantity(stage.config.eval.watch_tokens)), max(1, stage.plan.rows), tree.hardware.runtime
+    before = {} if has_pretrained_weights(stage.config.model) else untrained_losses(start, tasks.earlier, *options)
     if not tree.load_start(stage, start):
         return {}
     adapter = stage.config.adapter
-    after = merged(model, None if adapter is None else build(adapter).merge)
-    return before | drift(start, after, tasks.earlier, tasks.current, *options)
+    after = merge_copy(model, None if adapter is None else build(adapter).merge)
+    return before | drift_metrics(start, after, tasks.earlier, tasks.current, *options)
 
 
 def begin_retention(
@@ -240,7 +240,7 @@ def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model:
     The updates of an adapter are first merged into a copy of the model, so methods see plain weights.
     """
     adapter = stage.config.adapter
-    model = merged(model, None if adapter is None or not methods else build(adapter).merge)
+    model = merge_copy(model, None if adapter is None or not methods else build(adapter).merge)
 
     def save(name: str) -> Path:
         folder = tree.folder / "stages" / stage.name / name

@@ -31,7 +31,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from kleiber.data.cache import cache_root
-from kleiber.evals.perplexity import Place
+from kleiber.evals.perplexity import Runtime
 from kleiber.training.lightning import UNUSED, Unprofiled, silence
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
@@ -93,9 +93,9 @@ class Local:
         return torch.device("cpu")
 
     @property
-    def place(self) -> Place:
-        """How this rank scores."""
-        return Place(self.rank, self.world_size, autocast=str(self.precision) == "bf16")
+    def runtime(self) -> Runtime:
+        """The ranks that score the model together, and their precision."""
+        return Runtime(self.rank, self.world_size, autocast=str(self.precision) == "bf16")
 
     @property
     def rank(self) -> int:
