@@ -19,13 +19,12 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import InstantiationException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.instantiate import build
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -119,8 +118,9 @@ class KleiberSweeper(BasicSweeper):
             return
         from kleiber.studies.designs.grid import Cases, Grid, Sequential
 
-        node = OmegaConf.to_container(self.config.design, resolve=True)
-        assert isinstance(node, dict)
+        container = OmegaConf.to_container(self.config.design, resolve=True)
+        assert isinstance(container, dict)
+        node = {str(key): value for key, value in container.items()}
         seeds = self._study_setting("seeds")
         if seeds is not None:
             if "seeds" not in node:
@@ -129,7 +129,7 @@ class KleiberSweeper(BasicSweeper):
                 )
             node["seeds"] = seeds
         try:
-            design = instantiate(node, _convert_="all")
+            design = build(node)
             if isinstance(design, Grid | Cases):
                 yield design.cells()
                 return
@@ -140,10 +140,6 @@ class KleiberSweeper(BasicSweeper):
             if not self.config.dry_run:
                 self._check_rounds(design, context, cells)
             yield from design.rounds(context)
-        except InstantiationException as error:
-            if not isinstance(error.__cause__, ValueError):
-                raise
-            raise ConfigError(str(error.__cause__)) from error
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
