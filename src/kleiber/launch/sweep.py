@@ -14,12 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 import yaml
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from kleiber.config.check import check
-from kleiber.config.compose import Composer, resolved
+from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status
+from kleiber.config.instantiate import build
 from kleiber.launch.cell import Cell, Launcher
 from kleiber.launch.ranks import CELL, launched
 from kleiber.records import archive, folder
@@ -74,7 +75,7 @@ class Sweep:
         if first.config["study"] and not first.config["dry_run"]:
             self.studied = first.folder.parent
             self.study = {key: value for key, value in first.config["study"].items() if key not in OF_A_CELL}
-        launcher: Launcher = instantiate(first.config["launcher"])
+        launcher: Launcher = build(first.config["launcher"])
         if first.config["dry_run"]:
             return self.plan(overrides, compose)
         launcher.warm_up()
@@ -146,7 +147,7 @@ class Sweep:
         return self.composed[key]
 
     def _composed(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
-        config, model = resolved(compose(self.composer.prepare(overrides)))
+        config, model = resolve_config(compose(self.composer.prepare(overrides)))
         config = complete_config(config, overrides, {run.folder.absolute(): run for run in self.planned_runs()})
         check(config)
         if config["resume"] not in ("auto", "never"):

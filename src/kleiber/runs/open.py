@@ -17,7 +17,8 @@ from safetensors import safe_open
 
 from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
-from kleiber.config.signatures import build, signature
+from kleiber.config.instantiate import build
+from kleiber.config.signatures import signature
 from kleiber.config.stages import stage_configs
 from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.objectives.objective import REFERENCE
