@@ -35,7 +35,7 @@ def micro_batches(batch: Batch, rows: int) -> list[Batch]:
     """Parts of at most `rows` samples. Padded rows are sorted by length and each part is as wide as its longest row,
     so that padding costs little. A batch that is a single part stays as it is.
     """
-    if len(batch) <= rows or batch.real is None or batch.segments is not None or batch.against is not None:
+    if len(batch) <= rows or batch.real is None or batch.segments is not None or batch.counterpart is not None:
         return batch.split(rows)
     lengths = batch.real.sum(1)
     order = lengths.argsort(descending=True, stable=True)
