@@ -136,7 +136,7 @@ def test_a_design_in_rounds_is_priced_whole_and_writes_nothing(unmeasured, tmp_p
     study.append(f"root={tmp_path / 'r'}")
     assert main([*study, "dry_run=true"]) == 0
     out = capsys.readouterr().out
-    assert out.count("design, round") == 3 and not (tmp_path / "r").exists()
+    assert out.count("design=optimal") == 3 and not (tmp_path / "r").exists()
     assert "interval     +-" in out
 
 

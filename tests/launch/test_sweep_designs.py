@@ -106,4 +106,4 @@ def test_an_optimal_design_runs_in_rounds_and_writes_its_plan(seeds, tmp_path, m
     assert main(["study=scaling", "launcher=basic", "design=optimal", "design.flops=1e14"]) == 4  # seed 1
     plan = json.loads((tmp_path / "root" / "scaling" / "design.json").read_text())
     assert len(plan["rounds"]) == 3 and sum(len(round["trunks"]) for round in plan["rounds"]) == len(seeds)
-    assert capsys.readouterr().out.count("design, round") == 3
+    assert capsys.readouterr().out.count("design=optimal") == 3

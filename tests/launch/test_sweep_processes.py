@@ -52,7 +52,7 @@ def test_a_failing_cell_is_tried_again_and_a_sweep_may_stop(tmp_path):
     labels = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("[")]
     assert labels == ["again", "again", "failed"]
     errors = [run.summary["error"] for run in read_runs(tmp_path / "root" / "s")]
-    assert len(errors) == 2 and all("short.txt" in error for error in errors)
+    assert len(errors) == 2 and all("model.context=64" in error for error in errors)
 
 
 @pytest.mark.slow
