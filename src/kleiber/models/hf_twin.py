@@ -11,6 +11,7 @@ table, the output multiplier into the final gain. Windows, soft-caps, shared exp
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.mlp import SwiGLU
 from kleiber.nn.moe import MoE
-from kleiber.nn.mup import Factory, Site, StandardParametrization
+from kleiber.nn.mup import Site, StandardParametrization
 from kleiber.nn.routers.topk import Switch, TokenChoice, TopK
 from kleiber.types import Json
 from kleiber.types.model import MLP, Attention
@@ -243,7 +244,7 @@ def _export_mlp(mlp: MLP, residual: float) -> State:
     return {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up, "mlp.down_proj.weight": mlp.down.weight * residual}
 
 
-def _expert_factory(config: PretrainedConfig) -> Factory:
+def _expert_factory(config: PretrainedConfig) -> Callable[[Site], MLP]:
     """A factory of the MLPs of a Mixtral or Qwen3-MoE model, dense ones included."""
     mixtral = config.model_type == "mixtral"
     number, size = ("num_local_experts", "intermediate_size") if mixtral else ("num_experts", "moe_intermediate_size")

@@ -5,7 +5,7 @@ It may be causal or bidirectional, dense or with experts, depending on the facto
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kleiber.nn.attention import Cache, FullAttention
 from kleiber.nn.mlp import RMSNorm, SwiGLU
-from kleiber.nn.mup import Factory, MuP, Site
+from kleiber.nn.mup import MuP, Site
 from kleiber.types.batch import Batch, Output, Role
 from kleiber.types.model import MLP, Attention, DecodingCache, Head, Layer, LayerCache, Model, Parametrization
 
@@ -84,8 +84,8 @@ class Transformer(Model):
         context: int = 256,
         num_heads: int | None = None,
         num_kv_heads: int | None = None,
-        mlp: Factory = SwiGLU,
-        attention: Factory = FullAttention,
+        mlp: Callable[..., MLP] = SwiGLU,
+        attention: Callable[..., Attention] = FullAttention,
         parametrization: Parametrization = MuP(),  # noqa: B008 (frozen)
         tied: bool = True,
         causal: bool = True,
