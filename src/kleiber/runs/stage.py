@@ -89,7 +89,7 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     callbacks = make_callbacks(tree, stage, plan, evaluate)
     state = saved.load_state() if saved else None
     if state:
-        restore_callbacks(callbacks, state["callbacks"], own=resumed)
+        restore_callbacks(callbacks, state["callbacks"], same_stage=resumed)
     methods = retention_of(cfg, plan.corpus)
     # A branch retains what its trunk did, because it equals the run of its length, which began where the trunk did.
     samples = begin_retention(methods, tree, stage, model, tasks, state["retention"] if state else None)

@@ -51,8 +51,11 @@ def full_parameters(model: nn.Module) -> Iterator[None]:
 
 def sharded_modules(model: nn.Module) -> list[FSDPModule]:
     """The modules of the model that FSDP2 shards, each with its own group of parameters."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp.FSDPModule)]
+    if "torch.distributed.fsdp" not in sys.modules:
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def is_sharded(value: object) -> TypeGuard[DTensor]:

@@ -98,7 +98,7 @@ def add_penalty(loss: Loss, penalty: Loss | None) -> Loss:
     return Loss(loss.total + share * penalty.total, loss.tokens, {**loss.metrics, **metrics})
 
 
-def normalise(
+def normalize_gradients(
     parameters: Sequence[nn.Parameter],
     tokens: float,
     world_size: int,
