@@ -24,7 +24,7 @@ def bare(shape: Shape) -> Callable[[int], None]:
     """Makes the steps of so many batches by hand: forward, backward, division by the tokens, clipping, rate, AdamW."""
     import torch
 
-    from kleiber.data.sampler import stream
+    from kleiber.data.batches import stream
     from kleiber.data.sources.builtin import Builtin
     from kleiber.models.transformer import Transformer
     from kleiber.objectives.clm import CLM

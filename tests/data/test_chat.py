@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kleiber.data.chat import Turn, conversation, encoded, prompt, recognised, turns
+from kleiber.data.chat import Turn, encode_conversations, encode_prompt, has_conversations, parse_messages, parse_row
 from kleiber.data.tokenizers.byte_level import Bytes
 
 CHAT = [
@@ -22,26 +22,28 @@ def text(ids: list[int]) -> str:
 
 
 def test_the_template_to_the_letter() -> None:
-    (one,) = encoded([CHAT], Bytes())
+    (one,) = encode_conversations([CHAT], Bytes())
     assert text(one.ids.tolist()) == (
         "$<|system|>\nbe brief\n<|user|>\nhi é\n<|assistant|>\nyo$<|user|>\n?\n<|assistant|>\n!$"
     )
     assert text(one.ids[one.answers].tolist()) == "yo$!$"
-    (last,) = encoded([CHAT], Bytes(), last_only=True)
+    (last,) = encode_conversations([CHAT], Bytes(), last_only=True)
     assert text(last.ids[last.answers].tolist()) == "!$"
-    assert text(prompt(CHAT[:2], Bytes())) == "$<|system|>\nbe brief\n<|user|>\nhi é\n<|assistant|>\n"
+    assert text(encode_prompt(CHAT[:2], Bytes())) == "$<|system|>\nbe brief\n<|user|>\nhi é\n<|assistant|>\n"
 
 
 def test_what_is_asked_is_how_the_answered_begins() -> None:
-    (one,) = encoded([CHAT], Bytes())
-    begin = prompt(CHAT[:4], Bytes())
+    (one,) = encode_conversations([CHAT], Bytes())
+    begin = encode_prompt(CHAT[:4], Bytes())
     assert one.ids[: len(begin)].tolist() == begin and one.answers[len(begin)]
 
 
 def test_many_at_once_are_as_one_by_one() -> None:
     several = [CHAT, CHAT[1:3], CHAT[:4]]
-    for one, alone in zip(encoded(several, Bytes()), (encoded([c], Bytes())[0] for c in several), strict=True):
-        assert one.ids.tolist() == alone.ids.tolist() and one.answers.tolist() == alone.answers.tolist()
+    together = encode_conversations(several, Bytes())
+    separate = [encode_conversations([dialog], Bytes())[0] for dialog in several]
+    for batched, alone in zip(together, separate, strict=True):
+        assert batched.ids.tolist() == alone.ids.tolist() and batched.answers.tolist() == alone.answers.tolist()
 
 
 ASKED = [Turn("user", "2+2?"), Turn("assistant", "4")]
@@ -60,27 +62,27 @@ ASKED = [Turn("user", "2+2?"), Turn("assistant", "4")]
     ],
 )
 def test_forms_of_the_same_conversation(row: dict) -> None:
-    assert recognised(list(row)) and conversation(row) == ASKED
+    assert has_conversations(list(row)) and parse_row(row) == ASKED
 
 
 def test_the_input_of_an_instruction_follows_it() -> None:
     row = {"instruction": "Add.", "input": "1, 2", "output": "3"}
-    assert conversation(row) == [Turn("user", "Add.\n\n1, 2"), Turn("assistant", "3")]
+    assert parse_row(row) == [Turn("user", "Add.\n\n1, 2"), Turn("assistant", "3")]
 
 
 def test_unknown_forms_and_roles_are_named() -> None:
-    assert not recognised(["text", "label"])
-    with pytest.raises(ValueError, match="columns text, label: they are read as messages"):
-        conversation({"text": "a", "label": 1})
+    assert not has_conversations(["text", "label"])
+    with pytest.raises(ValueError, match="text, label"):
+        parse_row({"text": "a", "label": 1})
     parts = [{"role": "user", "content": [{"type": "text", "text": "2"}]}]
-    for row, told in (
-        ({"question": "2+2?", "answer": 4}, "answer: 4 is neither text nor messages"),
-        ({"instruction": "2+2?", "input": "", "output": 4}, "output: 4 is no text"),
-        ({"messages": ["2?", "4"]}, r"messages: '2\?' is no message"),
-        ({"messages": "2?"}, r"messages: '2\?' is no list of messages"),
-        ({"messages": parts}, "messages: .*'text': '2'.* is no text"),
+    for row, column, value in (
+        ({"question": "2+2?", "answer": 4}, "answer", "4"),
+        ({"instruction": "2+2?", "input": "", "output": 4}, "output", "4"),
+        ({"messages": ["2?", "4"]}, "messages", "'2\\?'"),
+        ({"messages": "2?"}, "messages", "'2\\?'"),
+        ({"messages": parts}, "messages", ".*'text': '2'"),
     ):
-        with pytest.raises(ValueError, match=told):
-            conversation(row)
-    with pytest.raises(ValueError, match="role 'narrator' is not one of system, user"):
-        turns([{"role": "narrator", "content": "once"}])
+        with pytest.raises(ValueError, match=f"^{column}: {value}"):
+            parse_row(row)
+    with pytest.raises(ValueError, match="role 'narrator'"):
+        parse_messages([{"role": "narrator", "content": "once"}])

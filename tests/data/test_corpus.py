@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from kleiber.data.corpus import Unknown, as_bytes, prepare
+from kleiber.data.corpus import Unknown, parse_bytes, prepare
 from kleiber.data.sources.text import Text
-from kleiber.data.tokenizers.byte_level import trained
+from kleiber.data.tokenizers.byte_level import train_bpe
 
 
 def test_a_vocabulary_size_that_nothing_uses_is_refused(cache: Path, tiny: str) -> None:
-    with pytest.raises(ValueError, match=r"data\.vocab_size=512 means nothing to data\.tokenizer=bytes"):
+    with pytest.raises(ValueError, match=r"data\.vocab_size=512.*data\.tokenizer=bpe"):
         Text(tiny, vocab_size=512).prepare(16)
 
 
@@ -39,16 +39,16 @@ def test_several_sources_are_scored_apart_and_read_each_once_an_epoch(cache: Pat
 
 @pytest.mark.parametrize(("value", "number"), [(None, None), ("20M", 20_000_000), (7, 7), (0.2, 1)])
 def test_numbers_of_bytes(value: str | float | None, number: int | None) -> None:
-    assert as_bytes(value) == number
+    assert parse_bytes(value) == number
 
 
 def test_a_number_of_bytes_that_is_none_names_its_key() -> None:
     with pytest.raises(ValueError, match=r"data\.max_bytes"):
-        as_bytes("many")
+        parse_bytes("many")
 
 
 def test_a_corpus_without_text_has_a_tokenizer_and_nothing_to_score(cache: Path, tmp_path: Path, tiny: str) -> None:
-    tokenizer = trained([Text(tiny).source()], 300, tmp_path)
+    tokenizer = train_bpe([Text(tiny).source()], 300, tmp_path)
     corpus = Unknown(str(tokenizer.path.parent)).prepare(16)
     assert corpus.tokenizer.encode("a text") == tokenizer.encode("a text")
     assert corpus.validation == {} and len(corpus.train) == 0 and corpus.num_tokens == 0

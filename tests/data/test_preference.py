@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tables import folder, jsonl
 
+from kleiber.data.batches import HeldOutRows
 from kleiber.data.chat import Turn
-from kleiber.data.padding import Held
-from kleiber.data.preference import PairRows, Preference, pair, transcript
+from kleiber.data.preference import PairRows, Preference, parse_pair, parse_transcript
 
 
 def pairs(count: int = 12) -> list[dict]:
@@ -46,23 +46,23 @@ def test_forms_of_the_same_pair() -> None:
     asked = [Turn("user", "hi"), Turn("assistant", "yo"), Turn("user", "how?")]
     wanted = ([*asked, Turn("assistant", "fine")], [*asked, Turn("assistant", "bad")])
     begin = "\n\nHuman: hi\n\nAssistant: yo\n\nHuman: how?\n\nAssistant: "
-    assert pair({"chosen": f"{begin}fine", "rejected": f"{begin}bad"}) == wanted
+    assert parse_pair({"chosen": f"{begin}fine", "rejected": f"{begin}bad"}) == wanted
     messages = [{"role": turn.role, "content": turn.content} for turn in asked]
     fine, bad = ([{"role": "assistant", "content": word}] for word in ("fine", "bad"))
-    assert pair({"prompt": messages, "chosen": fine, "rejected": bad}) == wanted
-    assert pair({"prompt": messages, "chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
-    assert pair({"chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
-    with pytest.raises(ValueError, match=r"'just a text' does not begin with Human.*a column called prompt"):
-        transcript("just a text")
+    assert parse_pair({"prompt": messages, "chosen": fine, "rejected": bad}) == wanted
+    assert parse_pair({"prompt": messages, "chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
+    assert parse_pair({"chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
+    with pytest.raises(ValueError, match="'just a text'"):
+        parse_transcript("just a text")
     stripped = begin.lstrip()
-    assert pair({"chosen": f"{stripped}fine", "rejected": f"{stripped}bad"}) == wanted, "no turn is lost"
+    assert parse_pair({"chosen": f"{stripped}fine", "rejected": f"{stripped}bad"}) == wanted, "no turn is lost"
     system = {"role": "system", "content": "be kind"}
     for prompt in (messages, "hi"):
         whole = [system, *(messages if prompt is messages else messages[:1]), *fine]
-        found, _ = pair({"prompt": prompt, "chosen": whole, "rejected": [*whole[:-1], *bad]})
-        assert [turn.content for turn in found] == [turn["content"] for turn in whole], "nor said twice"
-    with pytest.raises(ValueError, match="rejected: 0 is neither text nor messages"):
-        pair({"prompt": "1-1?", "chosen": "0", "rejected": 0})
+        found, _ = parse_pair({"prompt": prompt, "chosen": whole, "rejected": [*whole[:-1], *bad]})
+        assert [turn.content for turn in found] == [turn["content"] for turn in whole], "no turn is repeated"
+    with pytest.raises(ValueError, match="rejected: 0"):
+        parse_pair({"prompt": "1-1?", "chosen": "0", "rejected": 0})
 
 
 def test_a_prompt_too_long_keeps_its_end_on_both_sides(tmp_path: Path, cache: Path) -> None:
@@ -83,29 +83,28 @@ def test_an_answer_too_long_leaves_half_a_row_to_the_prompt(tmp_path: Path, cach
     assert (len(ids), int(marks.sum())) == (64, 32)
 
 
-def test_pairs_that_teach_nothing_are_left_out(tmp_path: Path, cache: Path, caplog) -> None:
+def test_pairs_of_equal_or_missing_answers_are_left_out(tmp_path: Path, cache: Path, caplog) -> None:
     useless = [{"prompt": "p", "chosen": "same", "rejected": "same"}, {"prompt": "p", "chosen": "", "rejected": "b"}]
     with caplog.at_level(logging.INFO):
         corpus = Preference(folder(tmp_path / "p", train=pairs() + useless, validation=pairs(4))).prepare(64)
     assert len(corpus.train) == 12
-    assert (
-        "12 pairs; 2 rows without two different answers left out; the longer answer was chosen in 66.7%" in caplog.text
-    )
-    with pytest.raises(ValueError, match=r"=rejected: .* has no such column; it has prompt, chosen"):
+    assert corpus.manifest["p"]["splits"]["train"]["useless"] == 2
+    assert "12 pairs" in caplog.text and "66.7%" in caplog.text  # of the chosen answers are the longer one
+    with pytest.raises(ValueError, match=r"column rejected,.* prompt, chosen"):
         table = [{"prompt": "p", "chosen": "c"}] * 5
         Preference(folder(tmp_path / "q", train=table, validation=table)).prepare(64)
 
 
-@pytest.mark.parametrize("spoken", [False, True])
-def test_no_prompt_is_both_trained_on_and_held_out(tmp_path: Path, cache: Path, spoken: bool) -> None:
-    """Of rows that are given without a split: else the answers held out are to questions that were practised."""
+@pytest.mark.parametrize("transcripts", [False, True])
+def test_no_prompt_is_both_trained_on_and_held_out(tmp_path: Path, cache: Path, transcripts: bool) -> None:
+    """In a table without splits: otherwise held-out answers would be to questions that were trained on."""
     table = [{"prompt": f"say {i // 5}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(100)]
-    if spoken:
+    if transcripts:
         before = [f"\n\nHuman: {row['prompt']}\n\nAssistant: " for row in table]
         table = [{k: b + row[k] for k in ("chosen", "rejected")} for b, row in zip(before, table, strict=True)]
     corpus = Preference(jsonl(tmp_path / "p.jsonl", table)).prepare(64)
     prompts = []
-    for rows in (corpus.train, corpus.pairs()["validation"]):
+    for rows in (corpus.train, corpus.rows()["validation"]):
         assert isinstance(rows, PairRows)
         sides = [rows.side(i) for i in range(2 * len(rows))]
         prompts.append({bytes(ids[marks == 0][1:].tolist()) for ids, marks in sides})
@@ -117,7 +116,7 @@ def test_no_prompt_is_both_trained_on_and_held_out(tmp_path: Path, cache: Path, 
 def test_known_tables(shared: Path, cache: Path) -> None:
     corpus = Preference(str(shared / "data/hh_rlhf")).prepare(256)
     held = corpus.validation["hh_rlhf"]
-    assert isinstance(held, Held) and isinstance(held.samples, PairRows)
+    assert isinstance(held, HeldOutRows) and isinstance(held.samples, PairRows)
     assert len(corpus.train) > 1480 and len(held) > 245
     assert 0.3 < held.samples.labels.mean() < 0.6
     conversational = Preference(str(shared / "data/dpo_en_sample")).prepare(256)
@@ -130,5 +129,5 @@ def test_a_pair_without_an_answer_is_left_out_and_a_row_that_cannot_be_read_is_n
     corpus = Preference(folder(tmp_path / "gap", train=[*good, *gap], validation=good)).prepare(64)
     assert len(corpus.train) == 4
     broken = folder(tmp_path / "broken", train=[*good, {**good[0], "rejected": "b"}], validation=good)
-    with pytest.raises(ValueError, match=r"broken, train row 4: the text 'b' does not begin"):
+    with pytest.raises(ValueError, match=r"broken, train row 4: .*'b'"):
         Preference(broken).prepare(64)

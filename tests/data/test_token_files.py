@@ -10,9 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.cache import Reading
-from kleiber.data.sampler import evaluation_batches
-from kleiber.data.token_files import Kept, TokenFile, TrainWindows, ValidationWindows, dtype, token_files
+from kleiber.data.batches import evaluation_batches
+from kleiber.data.cache import SourceText
+from kleiber.data.token_files import (
+    CachedSource,
+    TokenFile,
+    TrainWindows,
+    ValidationWindows,
+    id_dtype,
+    read_rows,
+    token_files,
+    write_rows,
+)
 from kleiber.data.tokenizers.byte_level import Bytes
 
 TEXT = "Ångström weighed 3 elephants, 你好 and a mouse. " * 7
@@ -84,9 +93,9 @@ class Letters:
         return {"letters": "abc"}
 
     @contextmanager
-    def reading(self, root: Path) -> Iterator[Reading]:
+    def open_text(self, root: Path) -> Iterator[SourceText]:
         self.read += 1
-        yield Reading({"train": [["ab", "c"], ["é"]], "validation": [["d"]]}, {"config": "small"})
+        yield SourceText({"train": [["ab", "c"], ["é"]], "validation": [["d"]]}, {"config": "small"})
 
 
 def test_a_token_file_holds_an_end_of_text_before_every_document_and_is_written_once(tmp_path: Path) -> None:
@@ -102,33 +111,41 @@ def test_a_token_file_holds_an_end_of_text_before_every_document_and_is_written_
 def test_text_that_is_costly_to_get_is_read_back_from_its_bytes(tmp_path: Path) -> None:
     source = Letters()
     for _ in range(2):
-        with Kept(source).reading(tmp_path) as text:
+        with CachedSource(source).open_text(tmp_path) as text:
             assert [["".join(document) for document in text.documents[name]] for name in ("train", "validation")] == [
                 ["abc", "é"],
                 ["d"],
             ]
             assert text.notes == {"config": "small"}
-    assert source.read == 1 and Kept(source).identity() == source.identity()
+    assert source.read == 1 and CachedSource(source).identity() == source.identity()
 
 
 def test_ids_outside_a_vocabulary_and_sources_without_text_are_refused(tmp_path: Path) -> None:
     small = Bytes()
     small.vocab_size = 100
-    with pytest.raises(ValueError, match="its vocabulary ends at 99"):
+    with pytest.raises(ValueError, match="99"):
         token_files(Letters(), small, tmp_path)
 
     class Silent(Letters):
         @contextmanager
-        def reading(self, root: Path) -> Iterator[Reading]:
-            yield Reading({"train": []}, {})
+        def open_text(self, root: Path) -> Iterator[SourceText]:
+            yield SourceText({"train": []}, {})
 
-    with pytest.raises(ValueError, match="no text to train on"):
+    with pytest.raises(ValueError, match="silent"):
         Silent.name = "silent"
         token_files(Silent(), Bytes(), tmp_path)
 
 
 @pytest.mark.parametrize(("size", "bits"), [(272, 16), (1 << 16, 16), ((1 << 16) + 1, 32)])
 def test_the_narrowest_type_that_holds_every_id(size: int, bits: int) -> None:
-    assert dtype(size).itemsize * 8 == bits
+    assert id_dtype(size).itemsize * 8 == bits
     with pytest.raises(ValueError, match="32-bit"):
-        dtype((1 << 32) + 1)
+        id_dtype((1 << 32) + 1)
+
+
+@pytest.mark.parametrize("rows", [[[1, 2, 3], [], [70000], [5]], [[]], []])
+def test_rows_of_unequal_length_are_read_as_they_were_written(tmp_path: Path, rows: list[list[int]]) -> None:
+    write_rows(tmp_path / "rows", (np.array(row, np.int64) for row in rows), np.dtype(np.uint32))
+    stored = read_rows(tmp_path / "rows", np.dtype(np.uint32))
+    assert [stored[i].tolist() for i in range(len(stored))] == rows
+    assert stored.lengths.tolist() == [len(row) for row in rows]

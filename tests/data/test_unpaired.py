@@ -1,4 +1,4 @@
-"""Judged answers: each beside the same prompt with another row's answer, which is always the same one."""
+"""Labeled answers: each beside the same prompt with another row's answer, which is always the same one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tables import folder, jsonl
 
 from kleiber.data.chat import Turn
-from kleiber.data.unpaired import Unpaired, UnpairedCorpus, verdict
+from kleiber.data.unpaired import Unpaired, UnpairedCorpus, parse_label
 
 
 def answers(count: int = 12) -> list[dict]:
@@ -27,12 +27,12 @@ def read(ids, marks) -> tuple[str, str]:
     return tuple(bytes(i for i in ids[marks == m].tolist() if i < 256).decode() for m in (0, 1))  # type: ignore
 
 
-def test_each_answer_has_its_verdict_and_one_of_another_row_to_its_prompt(tmp_path: Path, cache: Path) -> None:
+def test_each_answer_has_its_label_and_a_mismatched_answer_to_its_prompt(tmp_path: Path, cache: Path) -> None:
     table = answers()
     corpus = prepared(tmp_path, table)
     batch = corpus.train.gather(np.arange(12))
     assert batch.labels.tolist() == [float(row["label"]) for row in table]  # type: ignore[union-attr]
-    rows = corpus.judged()["train"]
+    rows = corpus.rows()["train"]
     others = []
     for i, row in enumerate(table):
         (asked, said), (again, other) = (read(*rows.side(2 * i + j)) for j in (0, 1))
@@ -43,7 +43,7 @@ def test_each_answer_has_its_verdict_and_one_of_another_row_to_its_prompt(tmp_pa
     assert np.array_equal(batch.tokens, corpus.train.gather(np.arange(12)).tokens)
 
 
-def test_only_what_was_judged_is_counted(tmp_path: Path, cache: Path) -> None:
+def test_mismatched_answers_are_not_counted(tmp_path: Path, cache: Path) -> None:
     corpus = prepared(tmp_path, answers())
     batch = corpus.train.gather(np.arange(12))
     assert batch.real is not None
@@ -55,19 +55,19 @@ def test_rows_without_an_answer_are_left_out_and_messages_are_read(tmp_path: Pat
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     said = [{"role": "assistant", "content": "fine"}]
     corpus = prepared(tmp_path, [{"prompt": messages, "completion": said, "label": 1}] * 4)
-    assert read(*corpus.judged()["train"].side(0))[1] == "fine"
+    assert read(*corpus.rows()["train"].side(0))[1] == "fine"
     corpus = prepared(tmp_path / "more", [*answers(), {"prompt": "p", "completion": "", "label": True}])
     assert len(corpus.train) == 12 and corpus.manifest["p"]["splits"]["train"]["useless"] == 1
     table = [{"prompt": f"{i // 5}", "completion": f"yes {i}", "label": i % 2 == 0} for i in range(100)]
-    split = Unpaired(jsonl(tmp_path / "lone.jsonl", table)).prepare(64).judged()
+    split = Unpaired(jsonl(tmp_path / "lone.jsonl", table)).prepare(64).rows()
     asked = [{read(*rows.side(2 * i))[0] for i in range(len(rows))} for rows in split.values()]
     assert len(asked[0]) == 19 and not asked[0] & asked[1], "no prompt is both trained on and held out"
 
 
-def test_what_is_no_verdict_and_what_has_none_is_refused(tmp_path: Path, cache: Path) -> None:
-    assert [verdict(value) for value in (True, False, 1, 0)] == [1.0, 0.0, 1.0, 0.0]
-    with pytest.raises(ValueError, match="label='good' is no verdict"):
-        verdict("good")
+def test_invalid_and_missing_labels_are_refused(tmp_path: Path, cache: Path) -> None:
+    assert [parse_label(value) for value in (True, False, 1, 0)] == [1.0, 0.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match="label='good'"):
+        parse_label("good")
     table = [{"prompt": "p", "completion": "c"}] * 4
-    with pytest.raises(ValueError, match="a judged answer needs=label"):
+    with pytest.raises(ValueError, match="column label"):
         prepared(tmp_path, table)

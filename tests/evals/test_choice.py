@@ -11,7 +11,7 @@ import torch
 
 from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.evals import Subject
-from kleiber.evals.choice import Question, choose, ending_log_probs, evaluate, question
+from kleiber.evals.choice import Question, choose, ending_log_probs, evaluate, parse_question
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.types.batch import Batch
@@ -46,8 +46,8 @@ def test_both_scores(net) -> None:
     with torch.no_grad():
         for q in questions:
             scores = torch.tensor([slow(net, q.context, ending) for ending in q.endings])
-            plain += int(scores.argmax()) == q.right
-            per_byte += int((scores / torch.tensor(q.num_bytes)).argmax()) == q.right
+            plain += int(scores.argmax()) == q.label
+            per_byte += int((scores / torch.tensor(q.num_bytes)).argmax()) == q.label
     net.train()
     assert choose(net, questions, rows=5) == {"accuracy": plain / 12, "accuracy_per_byte": per_byte / 12}
     assert net.training
@@ -73,7 +73,7 @@ def test_files_of_questions_are_scored_by_their_columns(tmp_path) -> None:
     pairs = [{"sentence_good": f"who {i}", "sentence_bad": f"{i} whoever", "pair_id": i} for i in range(4)]
     home = asked(tmp_path, about=about, pairs=pairs)
     found = evaluate(subject(model, home))
-    first = question(about[0], tokenizer, home)
+    first = parse_question(about[0], tokenizer, home)
     assert first.endings == [tokenizer.encode(text) for text in (" a b", " cdef", " g")] and first.num_bytes == [
         4,
         5,
@@ -97,16 +97,19 @@ def test_files_of_questions_are_scored_by_their_columns(tmp_path) -> None:
 
 def test_what_is_no_question_is_refused_by_its_columns(tmp_path) -> None:
     model = Transformer(Bytes().vocab_size, depth=1, width=32, context=24)
-    for home, words in (
+    (tmp_path / "empty").mkdir()
+    for place, value in (
         (None, "--task-files"),
-        (asked(tmp_path / "a", odd=[{"text": "a"}]), "no columns context.*it has text"),
-        (asked(tmp_path / "b", odd=[{"ctx": "a", "endings": ["b"], "label": 1}]), "label 1 is none of the 1"),
+        (tmp_path / "missing", "--task-files .*missing"),
+        (tmp_path / "empty", "--task-files .*empty"),
+        (asked(tmp_path / "a", odd=[{"text": "a"}]), "odd.jsonl has the columns text"),
+        (asked(tmp_path / "b", odd=[{"ctx": "a", "endings": ["b"], "label": 1}]), "label=1 "),
     ):
-        with pytest.raises(ValueError, match=words):
-            evaluate(subject(model, home))
-    both = Transformer(Bytes().vocab_size, depth=1, width=32, context=24, causal=False)
-    with pytest.raises(ValueError, match="reads both ways"):
-        evaluate(subject(both, tmp_path))
+        with pytest.raises(ValueError, match=value):
+            evaluate(subject(model, place))
+    bidirectional = Transformer(Bytes().vocab_size, depth=1, width=32, context=24, causal=False)
+    with pytest.raises(ValueError, match="bidirectional"):
+        evaluate(subject(bidirectional, tmp_path))
 
 
 class Words(Bytes):
@@ -118,17 +121,17 @@ class Words(Bytes):
 
 def test_an_ending_is_read_as_it_stands_behind_its_context() -> None:
     row = {"ctx": "a little", "endings": ["girl", "b"], "label": 0}
-    asked = question(row, Words(), Path("t"))
+    asked = parse_question(row, Words(), Path("t"))
     assert asked.context == [Words().eos, 7, *b"a little"] and asked.endings == [list(b" girl"), list(b" b")]
 
 
-@pytest.mark.parametrize(("label", "told"), [("", "label '' is none of the 2"), ("B", "label 'B'"), (None, "None")])
-def test_a_label_that_is_no_number_is_named(label, told) -> None:
-    with pytest.raises(ValueError, match=told):
-        question({"ctx": "a", "endings": ["b", "c"], "label": label}, Bytes(), Path("t"))
+@pytest.mark.parametrize("label", ["", "B", None, 2, -1])
+def test_a_label_that_is_no_index_of_an_ending_is_named(label) -> None:
+    with pytest.raises(ValueError, match=f"label={label!r} "):
+        parse_question({"ctx": "a", "endings": ["b", "c"], "label": label}, Bytes(), Path("t"))
 
 
 def test_a_line_that_is_no_json_is_named(tmp_path) -> None:
     (tmp_path / "t.jsonl").write_text('{"ctx": "a", "endings": ["b", "c"], "label": 1}\n{"ctx": \n')
-    with pytest.raises(ValueError, match=r"t.jsonl, line 2: .* is no JSON"):
+    with pytest.raises(ValueError, match=r"t.jsonl, line 2: "):
         evaluate(subject(Transformer(Bytes().vocab_size, depth=1, width=32, context=24), tmp_path))

@@ -9,7 +9,7 @@ from tables import folder
 
 from kleiber.data.preference import Preference
 from kleiber.evals import Subject
-from kleiber.evals.preference import evaluate, interval, with_intervals
+from kleiber.evals.preference import bootstrap_mean, evaluate, summarize_pairs
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.objectives.dpo import DPO
@@ -60,24 +60,24 @@ def test_a_gain_on_every_pair_is_sure_and_a_coin_is_not() -> None:
     coin = np.tile([0.0, 1.0], 100)
     ones = np.ones(200)
     pairs = {"accuracy": coin, "reward_accuracy": ones, "start_accuracy": 1 - coin, "longer_accuracy": np.zeros(200)}
-    found = with_intervals(pairs)
+    found = summarize_pairs(pairs)
     assert found["reward_accuracy_less_longer"] == {"value": 1.0, "lo": 1.0, "hi": 1.0}
     assert found["accuracy_less_start"]["lo"] < 0 < found["accuracy_less_start"]["hi"]
 
 
 def test_the_interval_of_a_coin_is_that_of_the_binomial() -> None:
-    found = interval(np.tile([0.0, 1.0], 200))
+    found = bootstrap_mean(np.tile([0.0, 1.0], 200))
     assert (found["hi"] - found["lo"]) / 2 == pytest.approx(1.645 * 0.5 / np.sqrt(400), rel=0.1)
 
 
 def test_resamples_of_many_pairs_are_not_held_at_once(monkeypatch) -> None:
     values, held = np.tile([0.0, 1.0], 1000), []
-    whole, mean = interval(values), np.mean
+    whole, mean = bootstrap_mean(values), np.mean
     monkeypatch.setattr(np, "mean", lambda rows, axis=None: (held.append(rows.size), mean(rows, axis=axis))[1])
-    found = interval(values)
+    found = bootstrap_mean(values)
     assert max(held) <= 2**20 and found == whole
 
 
 def test_an_objective_without_pairs_is_refused(subject: Subject) -> None:
-    with pytest.raises(ValueError, match=r"objective=CLM has none: take a run of objective=dpo"):
+    with pytest.raises(ValueError, match="objective=CLM"):
         evaluate(Subject(subject.model, subject.corpus, CLM()))

@@ -16,7 +16,7 @@ from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
 from kleiber.records.folder import config_hash
 from kleiber.records.summary import Summary
-from kleiber.runs.inherit import locate
+from kleiber.runs.inherit import locate_stage
 
 BASE = "design.base={data.domain: docs, data.tokenizer: bpe}"
 METHODS = ["-m", "launcher=basic", "name=s", "design=methods", BASE, "design.lrs=[0.01]", "design.seeds=1"]
@@ -123,8 +123,8 @@ def test_a_damaged_archive_ends_the_sweep_before_anything_is_trained(trained, tm
 
 def test_weights_that_are_not_here_are_refused_with_the_cure(moved):
     base = next(run for run in read_runs(moved) if run.config["init"] is None)
-    with pytest.raises(ConfigError, match=r"weights of that run are not here.* resume=never"):
-        locate(str(base.folder))
+    with pytest.raises(ConfigError, match=r"init\.path=.*resume=never"):
+        locate_stage(str(base.folder))
 
 
 def test_a_study_that_lies_elsewhere_has_the_same_runs():

@@ -16,7 +16,7 @@ from kleiber.models.generate import generate, left_padded
 from kleiber.models.hf import HFModel
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import cross_entropy
-from kleiber.runs.inherit import usual_rate
+from kleiber.runs.inherit import default_learning_rate
 from kleiber.training import checkpoint
 from kleiber.types.batch import Batch
 
@@ -228,7 +228,7 @@ def test_an_output_layer_of_unknown_form_is_none_and_the_encoder_still_serves(mo
 def rate_of(*told) -> float | None:
     """What a run of this model would learn at, which is asked before the model is built."""
     node = {"_target_": "kleiber.models.HFModel", **dict(zip(KEYS, told, strict=True))}
-    return usual_rate({"model": node, "optimizer": {"_target_": "kleiber.optimizers.AdamW"}}, trained=False)
+    return default_learning_rate({"model": node, "optimizer": {"_target_": "kleiber.optimizers.AdamW"}}, trained=False)
 
 
 def test_a_config_that_the_architecture_cannot_have_is_refused_in_one_sentence():

@@ -19,7 +19,7 @@ from kleiber.nn.moe import interleaved_moe
 from kleiber.nn.mup import MuP
 from kleiber.nn.routers.topk import Switch
 from kleiber.objectives.clm import CLM
-from kleiber.runs.evaluate import ours
+from kleiber.runs.evaluate import native_model
 from kleiber.types.batch import Batch
 
 CASES = {
@@ -56,12 +56,12 @@ def test_stories260k_imported_gives_the_logits_of_transformers_and_its_known_los
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM
 
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_pretrained
 
     folder = shared / "data" / "models" / "stories260K"
     model, exact = imported(folder).eval(), imported(folder).double()
     twin = AutoModelForCausalLM.from_pretrained(folder).double().eval()
-    tokenizer = pretrained(hf_tokenizer(folder))
+    tokenizer = load_pretrained(hf_tokenizer(folder))
     assert tokenizer.vocab_size == hf_vocab_size(folder) == 512 and tokenizer.mask == -1
     texts = load_dataset(str(shared / "data" / "tinystories"), "v1-sample", split="validation")["text"][:20]
     nats, count = 0.0, 0
@@ -92,7 +92,7 @@ def rewritten(folder, change) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("read", [imported, ours], ids=["import", "eval"])
+@pytest.mark.parametrize("read", [imported, native_model], ids=["import", "eval"])
 def test_weights_that_are_missing_or_have_no_place_are_refused_by_name(read, folder):
     rewritten(folder, lambda state: state.update({"model.layers.1.self_attn.q_proj.bias": torch.ones(32)}))
     with pytest.raises(ValueError, match=rf"{folder} .* model\.layers\.1\.self_attn\.q_proj\.bias"):
@@ -111,7 +111,7 @@ def test_a_folder_in_half_precision_is_scored_in_full(folder):
     rewritten(folder, lambda state: state.update({name: value.bfloat16() for name, value in state.items()}))
     told = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(told | {"dtype": "bfloat16"}))
-    assert {p.dtype for p in ours(folder).parameters()} == {torch.float32}
+    assert {p.dtype for p in native_model(folder).parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tables import folder
 
 from kleiber.data.corpus import TextCorpus
-from kleiber.data.instruct import Conversations, Instruct, InstructCorpus, Packed
+from kleiber.data.instruct import Conversations, Instruct, InstructCorpus, PackedConversations
 from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
@@ -29,11 +29,11 @@ def model(**options) -> Transformer:
 
 
 @pytest.fixture
-def train(tmp_path: Path, monkeypatch) -> Packed:
+def train(tmp_path: Path, monkeypatch) -> PackedConversations:
     monkeypatch.setenv("KLEIBER_CACHE", str(tmp_path / "cache"))
     table = [{"question": f"{i}+{i}?", "answer": "so " * (i % 5) + f"{2 * i}"} for i in range(12)]
     made = Instruct(folder(tmp_path / "t", train=table, validation=table)).prepare(128).train
-    assert isinstance(made, Packed)
+    assert isinstance(made, PackedConversations)
     return made
 
 
@@ -41,7 +41,7 @@ def train(tmp_path: Path, monkeypatch) -> Packed:
     "options",
     [{}, {"attention": lambda site, **o: WindowAttention(site, window=16, **o)}, {"mlp": lambda site: MoE(site, 4, 2)}],
 )
-def test_packed_logits_are_the_unpacked_ones(train: Packed, options) -> None:
+def test_packed_logits_are_the_unpacked_ones(train: PackedConversations, options) -> None:
     net = model(**options).eval()
     batch = train.gather(np.arange(len(train)))
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_packed_logits_are_the_unpacked_ones(train: Packed, options) -> None:
     assert max(len(members) for members in train.rows) > 1
 
 
-def test_packed_loss_and_gradient_are_those_of_the_samples(train: Packed) -> None:
+def test_packed_loss_and_gradient_are_those_of_the_samples(train: PackedConversations) -> None:
     objective, found = SFT(ANSWERS), []
     loose: Conversations = train.samples
     for batch in (train.gather(np.arange(len(train))), loose.gather(np.arange(len(loose)))):
@@ -71,7 +71,7 @@ def test_packed_loss_and_gradient_are_those_of_the_samples(train: Packed) -> Non
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs, strict=True))  # type: ignore[arg-type]
 
 
-def test_every_answer_token_weighs_the_same_and_nothing_else_does(train: Packed) -> None:
+def test_every_answer_token_weighs_the_same_and_nothing_else_does(train: PackedConversations) -> None:
     net, batch = model(), train.samples.gather(np.array([0, 4]))  # answers of 2 and of 14 tokens
     loss = SFT(ANSWERS)(net, batch)
     logits = net.head(net(inputs(batch)).hidden)
@@ -87,7 +87,7 @@ def test_every_answer_token_weighs_the_same_and_nothing_else_does(train: Packed)
     assert not torch.allclose(mean, torch.stack([p.total / p.tokens for p in parts]).mean(), rtol=1e-3)
 
 
-def test_the_question_has_no_gradient_of_its_own(train: Packed) -> None:
+def test_the_question_has_no_gradient_of_its_own(train: PackedConversations) -> None:
     batch = train.samples.gather(np.array([3]))
     net, seen = model(), []
     net.norm.register_forward_hook(lambda *call: (call[-1].retain_grad(), seen.append(call[-1]))[1])
@@ -96,7 +96,7 @@ def test_the_question_has_no_gradient_of_its_own(train: Packed) -> None:
     assert (seen[0].grad.abs().sum(-1) > 0).equal(batch.weights[:, 1:] > 0)
 
 
-def test_what_marks_no_answers_and_what_reads_ahead_are_refused(train: Packed) -> None:
+def test_what_marks_no_answers_and_what_reads_ahead_are_refused(train: PackedConversations) -> None:
     with pytest.raises(ValueError, match="data=wikitext marks none: take data=instruct"):
         SFT(TextCorpus("wikitext", "", "", Bytes(), Samples(), {}))
     with pytest.raises(ValueError, match="without marked answers"):

@@ -19,7 +19,7 @@ from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.preference import Preference, PreferenceCorpus
 from kleiber.data.tokenizers.byte_level import Bytes
-from kleiber.evals.perplexity import Place
+from kleiber.evals.perplexity import Runtime
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE
@@ -197,7 +197,7 @@ def test_a_reference_rounds_as_the_model_that_trains_does(corpus, tmp_path) -> N
     """Or a run in bf16 begins with margins that are its rounding, and they lean to one side."""
     batch, net = None, model()
     for number in (1, 2):  # and what was asked in one precision does not serve the other
-        with Place(autocast=True).precision(torch.device("cpu")) if number == 2 else nullcontext():
+        with Runtime(autocast=True).precision(torch.device("cpu")) if number == 2 else nullcontext():
             objective = DPO(corpus)
             objective.begin(net, corpus, tmp_path / "stage")
             batch = corpus.train.gather(np.arange(10))

@@ -35,7 +35,7 @@ def test_every_block_has_exactly_its_fraction_of_earlier_tokens(fraction):
 def test_earlier_tasks_share_the_fraction_and_a_mixture_keeps_its_proportions():
     tasks = [*TASKS, Task("middle", CLM(), MIDDLE, MIDDLE)]
     data = Replay(0.2).data(Mixture([NEW, Language(4)], [0.75, 0.25]), tasks, CLM())
-    assert [share / sum(data.shares) for share in data.shares] == [0.6, 0.2, 0.1, 0.1]
+    assert [share / sum(data.counts) for share in data.counts] == [0.6, 0.2, 0.1, 0.1]
 
 
 def test_an_earlier_mixture_is_replayed_in_its_fractions_and_not_by_the_sizes_of_its_parts():
@@ -43,9 +43,9 @@ def test_an_earlier_mixture_is_replayed_in_its_fractions_and_not_by_the_sizes_of
     earlier = Mixture([small, large], [0.75, 0.25])
     tasks = [Task("both", CLM(), OLD, earlier)]
     data = Replay(0.2).data(NEW, tasks, CLM())
-    assert [share / sum(data.shares) for share in data.shares] == pytest.approx([0.8, 0.15, 0.05])
+    assert [share / sum(data.counts) for share in data.counts] == pytest.approx([0.8, 0.15, 0.05])
     kept = Replay(0.2, memory=40 * CONTEXT).data(NEW, tasks, CLM())
-    assert kept.shares == data.shares and [len(part) for part in kept.parts[1:]] == [20, 10]
+    assert kept.counts == data.counts and [len(part) for part in kept.parts[1:]] == [20, 10]
     with pytest.raises(ValueError, match=r"fraction=0.002 leaves some of 1 .*at least 0.004"):
         Replay(0.002).data(NEW, tasks, CLM())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kleiber.data.sampler import stream
+from kleiber.data.batches import stream
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.training.step import accumulate, normalize_gradients

@@ -1,4 +1,4 @@
-"""The coordinate check passes muP, fails what is not muP, and `kleiber check mup` says which by its exit code."""
+"""The coordinate check passes muP, fails other parametrizations, and sets the exit code of `kleiber check mup`."""
 
 import pytest
 import torch
@@ -12,45 +12,46 @@ from kleiber.runs import coordinate_check
 WIDTHS = (32, 128)
 
 
-def worst(name: str, optimizer, **options) -> float:
-    return max(coordinate_check.ratios(coordinate_check.coordinates(name, optimizer, WIDTHS, 6, 2, **options)).values())
+def largest_ratio(name: str, optimizer) -> float:
+    rows = coordinate_check.activation_sizes(name, optimizer, WIDTHS, 6, 2)
+    return max(coordinate_check.width_ratios(rows).values())
 
 
-def test_mup_keeps_sizes_and_the_standard_parametrisation_does_not():
-    assert worst("mup", AdamW(lr=0.02)) < 1.25
-    assert worst("standard", AdamW(lr=0.02)) > 3
+def test_mup_keeps_activation_sizes_and_the_standard_parametrization_does_not():
+    assert largest_ratio("mup", AdamW(lr=0.02)) < 1.25
+    assert largest_ratio("standard", AdamW(lr=0.02)) > 3
 
 
 @pytest.mark.slow
-def test_without_the_scale_of_the_learning_rate_mup_fails(monkeypatch):
+def test_mup_without_its_learning_rate_factors_fails(monkeypatch):
     monkeypatch.setattr(MuP, "lr_scale", lambda self, role: 1.0)
-    assert worst("mup", AdamW(lr=0.02)) > 1.5
+    assert largest_ratio("mup", AdamW(lr=0.02)) > 1.5
 
 
 @pytest.mark.slow
-def test_muons_scale_is_the_root_of_adams():
-    assert worst("mup", Muon(lr=0.02)) < 1.25
+def test_mup_passes_with_muon():
+    assert largest_ratio("mup", Muon(lr=0.02)) < 1.25
 
 
-def test_what_is_measured_is_the_size_of_what_the_layers_give():
+def test_sizes_are_those_of_the_outputs_of_the_layers():
     model = coordinate_check.Transformer(64, 1, 32, context=33, num_heads=2)
-    batch = coordinate_check.text(torch.Generator().manual_seed(0))
-    sizes = coordinate_check.measured(model, batch)
+    batch = coordinate_check.random_walks(torch.Generator().manual_seed(0))
+    sizes = coordinate_check.activation_rms(model, batch)
     expected = model.head(model(batch).hidden).square().mean().sqrt().item()
     assert list(sizes) == ["attention 0", "mlp 0", "logits"] and sizes["logits"] == pytest.approx(expected)
     model.blocks[0].mlp.down.weight.data *= 3
-    assert coordinate_check.measured(model, batch)["mlp 0"] == pytest.approx(3 * sizes["mlp 0"], rel=1e-5)
+    assert coordinate_check.activation_rms(model, batch)["mlp 0"] == pytest.approx(3 * sizes["mlp 0"], rel=1e-5)
 
 
 @pytest.mark.parametrize("scale, code", [pytest.param(1.0, 0, marks=pytest.mark.slow), (1000.0, 1)])
-def test_the_command_draws_and_answers_by_its_exit_code(monkeypatch, tmp_path, capsys, scale, code):
-    def made_up(name, *arguments):
+def test_the_command_draws_a_figure_and_sets_its_exit_code(monkeypatch, tmp_path, capsys, scale, code):
+    def sizes(name, *arguments):
         return [
             {"parametrization": name, "width": width, "step": 1, "layer": "mlp 0", "rms": 1 + scale * width / 1e4}
             for width in (16, 32)
         ]
 
-    monkeypatch.setattr(coordinate_check, "coordinates", made_up)
+    monkeypatch.setattr(coordinate_check, "activation_sizes", sizes)
     assert main(["check", "mup", "--out", str(tmp_path), "--widths", "16,32"]) == code
     assert ("pass" if code == 0 else "FAIL") in capsys.readouterr().out
     assert (tmp_path / "coordinates.png").read_bytes()[:4] == b"\x89PNG"
@@ -58,7 +59,14 @@ def test_the_command_draws_and_answers_by_its_exit_code(monkeypatch, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    "words", [["nup"], ["mup", "--widths", "16"], ["mup", "--widths", "a"], ["mup", "--optimizer", "x"]]
+    ("arguments", "option"),
+    [
+        (["nup"], "nup"),
+        (["mup", "--widths", "16"], "--widths [16]"),
+        (["mup", "--widths", "a"], "--widths a"),
+        (["mup", "--optimizer", "x"], "--optimizer x"),
+    ],
 )
-def test_what_cannot_be_checked_is_refused(words):
-    assert main(["check", *words]) == 2
+def test_wrong_options_are_refused_by_name(arguments, option, capsys):
+    assert main(["check", *arguments]) == 2
+    assert option in capsys.readouterr().err

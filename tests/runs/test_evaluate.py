@@ -1,4 +1,4 @@
-"""`kleiber eval`: a run is opened as it ended, evaluations are found by name, and what they find is written."""
+"""`kleiber eval`: opens a run with its final weights, runs evaluations by name, and writes their results."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import torch
 from small_run import REPOSITORY, TINY
 
 from kleiber.launch.cli import main
-from kleiber.runs.evaluate import available, chosen
+from kleiber.runs.evaluate import evaluation_names, flatten_numbers, parse_names
 from kleiber.runs.open import earlier_models, open_model
 
 RUN = [
@@ -34,20 +34,20 @@ def run(tmp_path_factory):
 def test_scores_are_those_the_run_ended_with(run, cache_dir, tmp_path, capsys):
     out = tmp_path / "all.json"
     assert main(["eval", str(run), "--evals", "perplexity", "--json", str(out)]) == 0
-    found = json.loads(out.read_text())
-    assert found["schema"] == "kleiber.eval/1"
+    record = json.loads(out.read_text())
+    assert record["schema"] == "kleiber.eval/1"
     ended = json.loads((run / "summary.json").read_text())["stages"][-1]["metrics"]
-    scores = found["evals"]["perplexity"]["tiny"]
+    scores = record["evals"]["perplexity"]["tiny"]
     assert scores["loss"] == pytest.approx(ended["val/tiny/loss"], abs=1e-5)
     assert scores["bits_per_byte"] == pytest.approx(ended["val/tiny/bits_per_byte"], abs=1e-5)
-    assert json.loads((run / "evals/perplexity.json").read_text()) == found["evals"]["perplexity"]
+    assert json.loads((run / "evals/perplexity.json").read_text()) == record["evals"]["perplexity"]
     assert "perplexity/tiny/loss" in capsys.readouterr().out
 
 
 def test_the_routing_of_a_run_with_its_checkpoints_and_figures(run, cache_dir, capsys):
     assert main(["eval", str(run), "--evals", "routing", "--tokens", "512"]) == 0
-    found = json.loads((run / "evals/routing.json").read_text())
-    assert found["settled"]["steps"] == [10, 15] and found["tokens"] == 512
+    results = json.loads((run / "evals/routing.json").read_text())
+    assert results["settled"]["steps"] == [10, 15] and results["tokens"] == 512
     names = {path.stem for path in (run / "evals/figures").glob("*.png")}
     assert {"load", "removal", "sensitivity", "saturation", "load_over_time", "specialisation", "similarity"} <= names
     assert "routing/sensitivity/noise/0.01/flips" in capsys.readouterr().out
@@ -63,37 +63,44 @@ def test_checkpoints_come_oldest_first_and_differ(run, cache_dir):
     assert last.model.training is False and not torch.equal(last.model.norm.weight, weights[-1])
 
 
-def test_what_cannot_be_evaluated_is_refused(run, cache_dir, tmp_path, capsys):
+def test_wrong_options_are_refused_by_name(run, cache_dir, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
     shutil.copy(run / "config.yaml", empty)
-    for arguments, told in (
-        ([str(run), "--evals", "perplexitie"], "did you mean"), ([str(run), "--evals", ","], "perplexity"),
-        ([str(empty), "--evals", "perplexity"], "no stage of that run is finished"),
-        ([str(tmp_path / "x"), "--evals", "routing"], "no such folder"),
-        ([str(run), "--evals", "routing", "--stage", "trunk"], "no finished stage"),
-        ([str(run), "--evals", "routing", "--data", "data=builtin"], "its own data"),
+    for arguments, value in (
+        ([str(run), "--evals", "perplexitie"], "'perplexity'"), ([str(run), "--evals", ","], "--evals ','"),
+        ([str(run), "--evals", "perplexity", "--tasks", "arc"], "--tasks arc"),
+        ([str(run), "--evals", "perplexity", "--task-files", "x"], "--task-files x"),
+        ([str(empty), "--evals", "perplexity"], f"{empty}: "),
+        ([str(tmp_path / "x"), "--evals", "routing"], f"{tmp_path / 'x'}: "),
+        ([str(run), "--evals", "routing", "--stage", "trunk"], "'trunk'"),
+        ([str(run), "--evals", "routing", "--data", "data=builtin"], "--data data=builtin"),
     ):  # fmt: skip
         assert main(["eval", *arguments]) == 2
-        assert told in capsys.readouterr().err.lower()
+        assert value in capsys.readouterr().err
 
 
-def test_evaluations_are_the_modules_that_evaluate():
-    assert {"perplexity", "routing"} <= set(available()) and "subject" not in available()
-    assert chosen("routing, perplexity") == ["routing", "perplexity"]
+def test_evaluations_are_the_modules_with_a_function_evaluate():
+    assert {"perplexity", "routing"} <= set(evaluation_names()) and "drift" not in evaluation_names()
+    assert parse_names("routing, perplexity") == ["routing", "perplexity"]
+
+
+def test_numbers_of_nested_results_are_listed_by_path():
+    results = {"a": {"loss": 1, "flag": True, "curve": [1, 2]}, "b": 0.5, "name": "x"}
+    assert flatten_numbers(results) == {"a/loss": 1.0, "b": 0.5}
 
 
 def test_a_folder_is_read_whatever_its_name_and_in_full_precision(shared, cache_dir, tmp_path, capsys):
     source, odd = shared / "data" / "models" / "stories260K", tmp_path / "my model (1), [q]=a'b"
     shutil.copytree(source, odd)
     text = REPOSITORY / "tests/data/tiny.txt"
-    asked = ["--evals", "perplexity", "--tokens", "512", "--data", "data=text", "--data", f"data.path={text}"]
+    arguments = ["--evals", "perplexity", "--tokens", "512", "--data", "data=text", "--data", f"data.path={text}"]
     (tmp_path / "perplexity.json").write_text("mine")
     for folder in (source, odd):
-        assert main(["eval", str(folder), *asked, "--json", str(tmp_path / f"{len(str(folder))}.json")]) == 0
-    one, other = (json.loads((tmp_path / f"{len(str(f))}.json").read_text())["evals"] for f in (source, odd))
-    assert one == other and (tmp_path / "perplexity.json").read_text() == "mine"
+        assert main(["eval", str(folder), *arguments, "--json", str(tmp_path / f"{len(str(folder))}.json")]) == 0
+    results, other = (json.loads((tmp_path / f"{len(str(f))}.json").read_text())["evals"] for f in (source, odd))
+    assert results == other and (tmp_path / "perplexity.json").read_text() == "mine"
     capsys.readouterr()
-    for more, told in ((["--stage", "main"], "--stage main"), (["--json", str(tmp_path / "no/x.json")], "no folder")):
-        assert main(["eval", str(source), *asked, *more]) == 2
-        assert told in capsys.readouterr().err
+    for options in (["--stage", "main"], ["--json", str(tmp_path / "no/x.json")]):
+        assert main(["eval", str(source), *arguments, *options]) == 2
+        assert " ".join(options) in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Out and back: an exported run says the same in transformers, and an imported folder is a run to start from."""
+"""An exported run has the same ids and logits in transformers, and runs can start from an imported folder."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.launch.cli import main
 from kleiber.models.transformer import Transformer
 from kleiber.records.folder import read_config
-from kleiber.runs.huggingface import card, export, import_hf, save_template, save_tokenizer
+from kleiber.runs.huggingface import export, import_hf, model_card, save_chat_template, save_tokenizer
 from kleiber.runs.open import TrainedModel, open_model
 from kleiber.types.batch import Batch
 
@@ -28,13 +28,13 @@ def loaded(folder: Path):
 @torch.no_grad()
 def same_logits(run: Path, folder: Path, text: str = TEXT) -> None:
     """The run read by us and the folder read by transformers, ids and logits."""
-    opened, (twin, tokenizer) = open_model(str(run)), loaded(folder)
-    ids = opened.tokenizer.encode(text)
+    trained, (twin, tokenizer) = open_model(str(run)), loaded(folder)
+    ids = trained.tokenizer.encode(text)
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
     rows = torch.tensor([ids[:48]])
-    ours = opened.model.head(opened.model(Batch(rows)).hidden)
-    torch.testing.assert_close(twin(rows).logits, ours, atol=1e-5, rtol=1e-5)
-    assert float(ours.std()) > 0.01
+    logits = trained.model.head(trained.model(Batch(rows)).hidden)
+    torch.testing.assert_close(twin(rows).logits, logits, atol=1e-5, rtol=1e-5)
+    assert float(logits.std()) > 0.01
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ def test_an_exported_run_gives_its_ids_and_logits_in_transformers(launch, tmp_pa
     assert f"| val/{stage['data']['name']}/loss | {next(iter(stage['metrics'].values()))} |" in card
     _, tokenizer = loaded(out)
     assert tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT and tokenizer.eos_token == "<|endoftext|>"
-    assert main(["export", str(run), str(out)]) == 2 and "is there already" in capsys.readouterr().err
+    assert main(["export", str(run), str(out)]) == 2 and str(out) in capsys.readouterr().err
 
 
 def test_bytes_as_a_hugging_face_tokenizer_has_our_ids(tmp_path):
     from transformers import AutoTokenizer
 
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_pretrained
     from kleiber.runs.huggingface import save_tokenizer
 
     save_tokenizer(Bytes(), tmp_path, 64)
@@ -75,7 +75,7 @@ def test_bytes_as_a_hugging_face_tokenizer_has_our_ids(tmp_path):
     assert tokenizer(every, add_special_tokens=False)["input_ids"] == ours.encode(every)
     assert tokenizer.decode(ours.encode(every)) == every
     assert (tokenizer.eos_token_id, tokenizer.mask_token_id) == (256, 257)
-    again = pretrained(str(tmp_path))
+    again = load_pretrained(str(tmp_path))
     assert again.encode(every) == ours.encode(every) and again.token_bytes.tolist() == ours.token_bytes.tolist()
 
 
@@ -107,45 +107,47 @@ def test_template_begin_and_settings_of_generation_pass_through(shared, tmp_path
     (source / "generation_config.json").write_text(json.dumps(settings))
     assert main(["import", str(source), str(out)]) == main(["export", str(out), str(back)]) == 0
     twin, tokenizer = loaded(back)
-    told = twin.generation_config
-    assert (twin.config.bos_token_id, told.eos_token_id, told.do_sample, told.top_k) == (1, [2, 5], True, 7)
+    generation = twin.generation_config
+    assert twin.config.bos_token_id == 1
+    assert (generation.eos_token_id, generation.do_sample, generation.top_k) == ([2, 5], True, 7)
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
 
 
 def test_conversations_are_exported_with_the_template_they_were_trained_in(launch, tmp_path):
-    from kleiber.data.chat import Turn, encoded, prompt
+    from kleiber.data.chat import Turn, encode_conversations, encode_prompt
 
     run, out = launch("objective=sft", "data=instruct", f"data.path={INSTRUCT}", "budget.steps=1"), tmp_path / "out"
     assert main(["export", str(run), str(out)]) == 0
     _, tokenizer = loaded(out)
-    said = [Turn("user", "1 + 1?"), Turn("assistant", "2"), Turn("user", "And 2 more?")]
-    rows = [{"role": turn.role, "content": turn.content} for turn in said]
+    turns = [Turn("user", "1 + 1?"), Turn("assistant", "2"), Turn("user", "And 2 more?")]
+    rows = [{"role": turn.role, "content": turn.content} for turn in turns]
     whole = tokenizer.apply_chat_template(rows, return_dict=False)
-    assert whole == encoded([said], Bytes())[0].ids.tolist()
-    assert tokenizer.apply_chat_template(rows, add_generation_prompt=True, return_dict=False) == prompt(said, Bytes())
+    assert whole == encode_conversations([turns], Bytes())[0].ids.tolist()
+    prompt = tokenizer.apply_chat_template(rows, add_generation_prompt=True, return_dict=False)
+    assert prompt == encode_prompt(turns, Bytes())
 
 
 def test_where_the_template_gives_other_ids_none_is_left(shared, tmp_path, capsys):
     """SentencePiece begins a text in its own way; the template that came with the tokenizer is not that of training."""
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_pretrained
 
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(shared / "data" / "models" / "stories260K", source)
-    told = json.loads((source / "tokenizer_config.json").read_text())
-    (source / "tokenizer_config.json").write_text(json.dumps(told | {"chat_template": "theirs"}))
-    tokenizer = pretrained(str(source))
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "theirs"}))
+    tokenizer = load_pretrained(str(source))
     out.mkdir()
     save_tokenizer(tokenizer, out, 64)
-    save_template(tokenizer, out)
-    assert "has no chat template" in capsys.readouterr().err
+    save_chat_template(tokenizer, out)
+    assert str(out) in capsys.readouterr().err
     assert not (out / "chat_template.jinja").exists() and "theirs" not in (out / "tokenizer_config.json").read_text()
 
 
 def test_a_wrapped_model_is_opened_from_its_folder_and_nothing_is_written_for_what_cannot_be_read(shared, tmp_path):
     source = shared / "data" / "models" / "stories260K"
-    opened = open_model(str(source))
-    assert type(opened.model).__name__ == "HFModel" and opened.model.context == 512 and opened.config == {}
-    with pytest.raises(ValueError, match=r"no run is there"):
+    trained = open_model(str(source))
+    assert type(trained.model).__name__ == "HFModel" and trained.model.context == 512 and trained.config == {}
+    with pytest.raises(ValueError, match="nowhere"):
         open_model(str(tmp_path / "nowhere"))
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
@@ -156,11 +158,11 @@ def test_a_wrapped_model_is_opened_from_its_folder_and_nothing_is_written_for_wh
     more = json.loads((source / "tokenizer.json").read_text())
     more["added_tokens"].append(more["added_tokens"][0] | {"id": 512, "content": "[PAD]"})
     (tmp_path / "copy" / "tokenizer.json").write_text(json.dumps(more))
-    with pytest.raises(ValueError, match="its tokenizer has 513 tokens and its embedding 512 rows"):
+    with pytest.raises(ValueError, match=r"copy.*513.*512"):
         import_hf(tmp_path / "copy", tmp_path / "out")
     shutil.copy(source / "tokenizer.json", tmp_path / "copy" / "tokenizer.json")
     (tmp_path / "copy" / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(ValueError, match=r"the weights in .*copy cannot be read"):
+    with pytest.raises(ValueError, match="copy"):
         import_hf(tmp_path / "copy", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -173,12 +175,12 @@ def test_a_wrapped_model_is_opened_from_its_folder_and_nothing_is_written_for_wh
         ("BertModel", "AutoModel", "feature-extraction"),
     ],
 )
-def test_a_card_loads_what_was_written_and_names_the_heads_left_out(kind, auto, use):
+def test_a_model_card_names_the_class_to_load_and_the_task_heads_left_out(kind, auto, use):
     model = Transformer(16, depth=1, width=32)
     model.add_head("sst2", 2)
-    told = card(TrainedModel(Path("run"), model, Bytes()), kind)
-    assert f"import {auto}, AutoTokenizer" in told and f"pipeline_tag: {use}\n" in told
-    assert "| heads left out | sst2 |" in told
+    card = model_card(TrainedModel(Path("run"), model, Bytes()), kind)
+    assert f"import {auto}, AutoTokenizer" in card and f"pipeline_tag: {use}\n" in card
+    assert " sst2 |\n" in card
 
 
 @pytest.mark.slow
@@ -195,7 +197,7 @@ def test_a_wrapped_model_trains_on_its_own_tokenizer_and_is_exported_as_what_it_
 
 
 @pytest.mark.slow
-def test_a_model_without_a_twin_is_refused_by_name(launch, tmp_path, capsys):
+def test_a_model_that_transformers_cannot_represent_is_refused_by_name(launch, tmp_path, capsys):
     run = launch("model/attention=window", "trainer.max_steps=2")
     assert main(["export", str(run), str(tmp_path / "out")]) == 2
-    assert "Window attention has no Hugging Face twin" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "window" in capsys.readouterr().err.lower() and not (tmp_path / "out").exists()

@@ -34,9 +34,9 @@ def chain(other) -> list[str]:
 
 
 def summary(folder: Path) -> dict:
-    found = json.loads((folder / "summary.json").read_text())
-    jsonschema.validate(found, SCHEMA)
-    return found
+    record = json.loads((folder / "summary.json").read_text())
+    jsonschema.validate(record, SCHEMA)
+    return record
 
 
 def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
@@ -45,19 +45,19 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
 
 def test_a_chain_hands_its_weights_on_and_scores_every_task_after_every_stage(launch, chain, capsys):
     folder = launch(*chain)
-    found = summary(folder)
-    one, two = found["stages"]
+    record = summary(folder)
+    one, two = record["stages"]
     assert (one["parent"], two["parent"]) == (None, "one")
     assert (one["tasks"], two["tasks"]) == (["tiny"], ["other"])
     assert [stage["lr"] for stage in (one, two)] == [0.02, 0.01]
     assert two["tokens"] == 512 * (12 + 9) and two["steps"] == 9
     assert two["flops"]["model"] == pytest.approx(one["flops"]["model"] / 12 * 21)
     assert two["start_metrics"] == one["metrics"]
-    told = found["R"]
-    assert (told["tasks"], told["stages"]) == (["tiny", "other"], ["one", "two"])
-    (a, b), (c, d) = told["matrix"]
+    scores = record["R"]
+    assert (scores["tasks"], scores["stages"]) == (["tiny", "other"], ["one", "two"])
+    (a, b), (c, d) = scores["matrix"]
     assert a < c and d < b, "the second stage learns its task and forgets the first"
-    assert a < told["baseline"][0] and [c, d] == [two["metrics"][f"val/{t}/loss"] for t in ("tiny", "other")]
+    assert a < scores["baseline"][0] and [c, d] == [two["metrics"][f"val/{t}/loss"] for t in ("tiny", "other")]
     watched = {row["step"] for row in two["curve"] if "watch/tiny/loss" in row}
     assert watched >= {0, 1, 2, 4, 8, 9}
     assert {row["step"] for row in two["curve"] if "watch/other/loss" in row} == {1, 2, 4, 8}, (
@@ -68,7 +68,7 @@ def test_a_chain_hands_its_weights_on_and_scores_every_task_after_every_stage(la
     far = sum((after[name] - before[name]).double().square().sum() for name in before).sqrt()
     size = sum(before[name].double().square().sum() for name in before).sqrt()
     assert two["metrics"]["drift/weights"] == pytest.approx(float(far / size), rel=1e-6)
-    assert two["metrics"]["drift/tiny/untrained"] == pytest.approx(told["baseline"][0], rel=1e-5)
+    assert two["metrics"]["drift/tiny/untrained"] == pytest.approx(scores["baseline"][0], rel=1e-5)
     assert two["metrics"]["drift/tiny/kl"] > 0 and not [key for key in one["metrics"] if key.startswith("drift")]
     assert "after each stage (loss)" in capsys.readouterr().out
     (row,) = frame([read_run(folder)]).to_dict("records")
@@ -116,17 +116,17 @@ def test_the_model_and_the_tokenizer_come_with_the_weights(launch, other, tmp_pa
 
 
 REFUSED = {
-    "no run": (["init=checkpoint", "init.path=/nowhere"], "no run is there"),
+    "no run": (["init=checkpoint", "init.path=/nowhere"], "init.path=/nowhere"),
     "no stage": (["init=checkpoint", "init.path={base}/mian"], "'main'"),
-    "another width": (["init=checkpoint", "init.path={base}", "model.width=32"], "holds another model"),
-    "another tokenizer": (["init=checkpoint", "init.path={base}", "data.tokenizer=bpe"], "tokenizer"),
-    "nothing to retain": (["retention=ewc"], "retention=['ewc'] has nothing to retain"),
+    "another width": (["init=checkpoint", "init.path={base}", "model.width=32"], "{base}/stages/main/checkpoints"),
+    "another tokenizer": (["init=checkpoint", "init.path={base}", "data.tokenizer=bpe"], "data.tokenizer"),
+    "nothing to retain": (["retention=ewc"], "retention=['ewc']"),
     "one stage": (["stages=chain", "stages.chain={one:{}}"], "stages.chain=['one']"),
     "no such key": (["stages=chain", "stages.chain={one:{},two:{mdel:{}}}"], "stages.chain.two.mdel"),
     "its own model": (["stages=chain", "stages.chain={one:{},two:{model:{depth:3}}}"], "stages.chain.two.model"),
     "a method that cannot be": (
         ["stages=chain", "stages.chain={one:{},two:{}}", "retention=ewc", "retention.ewc.samples=0"],
-        "samples=0 at least 1",
+        "samples=0",
     ),
     "an adapter that cannot be": (
         ["stages=chain", "stages.chain={one:{},two:{}}", "adapter=lora", "adapter.rank=0"],
@@ -140,18 +140,18 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_refused_before_training(launch, tmp_path, case, capsys):
+def test_wrong_stages_and_starts_are_refused_before_training(launch, tmp_path, case, capsys):
     base = launch("trainer.max_steps=2", root="base")
-    words, told = REFUSED[case]
-    words = [word.replace("{base}", str(base)) for word in words]
-    assert main([*TINY, f"root={tmp_path / 'runs'}", *words]) == 2
-    assert told in capsys.readouterr().err
+    overrides, value = REFUSED[case]
+    overrides = [text.replace("{base}", str(base)) for text in overrides]
+    assert main([*TINY, f"root={tmp_path / 'runs'}", *overrides]) == 2
+    assert value.replace("{base}", str(base)) in capsys.readouterr().err
     assert not list((tmp_path / "runs").glob("*/*/stages"))
 
 
 def test_a_stage_is_the_run_with_its_own_nodes_in_place():
-    words = ["root=r", "stages=docs_then_code", "budget.steps=5", "stages.chain.code.data.max_bytes=1M"]
-    config, _ = resolved(Composer("train").compose(words))
+    overrides = ["root=r", "stages=docs_then_code", "budget.steps=5", "stages.chain.code.data.max_bytes=1M"]
+    config, _ = resolved(Composer("train").compose(overrides))
     docs, code = stage_configs(config).values()
     assert docs["data"] == {**config["data"], "domain": "docs"}
     assert code["data"] == {**config["data"], "domain": "code", "max_bytes": "1M"}
@@ -205,13 +205,13 @@ def test_an_adapted_stage_remembers_its_own_parameters_and_ends_on_a_line_of_wei
     assert float(mean) == pytest.approx(1, rel=1e-4), "of this stage's parameters alone"
 
 
-def test_a_damaged_start_is_told_in_a_line(launch, tmp_path, capsys):
+def test_a_damaged_start_is_refused_in_one_line(launch, tmp_path, capsys):
     base = launch("trainer.max_steps=2", root="base")
     for file in base.glob("stages/main/checkpoints/*/model.safetensors"):
         file.write_bytes(b"cut")
     assert main([*TINY, f"root={tmp_path / 'runs'}", "init=checkpoint", f"init.path={base}"]) == 2
-    told = capsys.readouterr().err
-    assert "has no valid checkpoint" in told and "Traceback" not in told
+    error = capsys.readouterr().err
+    assert f"kleiber: {base}" in error and "Traceback" not in error
 
 
 def test_a_task_that_comes_again_is_scored_as_it_is_now(launch):
@@ -234,7 +234,7 @@ def test_another_text_of_the_same_name_is_another_task(launch, tmp_path, other, 
     capsys.readouterr()
     stages = f"stages.chain={{one:{{}},two:{{data:{{path:{tmp_path / 'tiny.txt'}}}}}}}"
     launch("stages=chain", stages, "budget.steps=1", root="chain", code=2)
-    assert "stages.chain.two: its text tiny or its labels differ from those of one" in capsys.readouterr().err
+    assert "stages.chain.two: its text 'tiny'" in capsys.readouterr().err
 
 
 def test_noise_of_an_upcycled_start_is_the_same_however_often_it_is_drawn(launch):

@@ -1,4 +1,4 @@
-"""What retention methods are given around a stage of a run."""
+"""Retention methods in whole runs: what a branch inherits from its trunk, and which settings are refused."""
 
 import torch
 from safetensors.torch import load_file
@@ -8,8 +8,8 @@ def last_weights(folder, stage):
     return load_file(max((folder / "stages" / stage / "checkpoints").glob("step-*")) / "model.safetensors")
 
 
-def test_a_branch_holds_to_what_its_trunk_held_to(launch, tmp_path):
-    """It is the run of its length, so it pulls to where the trunk began and not to where it left the trunk."""
+def test_a_branch_retains_the_same_weights_as_its_trunk(launch, tmp_path):
+    """A branch equals a separate run of its length, so it is pulled to the start of the trunk, not of the branch."""
     other = tmp_path / "other.txt"
     other.write_text("".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(2000)))
     base = launch("budget.steps=4", root="base")
@@ -21,10 +21,10 @@ def test_a_branch_holds_to_what_its_trunk_held_to(launch, tmp_path):
         assert torch.equal(last_weights(tree, "4096")[name], value)
 
 
-def test_a_method_that_lacks_what_it_needs_says_so_in_a_line(launch, capsys):
+def test_replay_that_the_model_cannot_generate_is_refused_in_one_line(launch, capsys):
     base = launch("model=bert", "objective=mlm", "budget.steps=1", root="base")
     again = ["init=checkpoint", f"init.path={base}", "objective=mlm", "retention=replay", "budget.steps=1"]
     capsys.readouterr()
     launch(*again, "retention.replay.source=generated", root="again", code=2)
-    told = capsys.readouterr().err
-    assert "Traceback" not in told and "kleiber: " in told and "bidirectional" in told
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and "kleiber: " in error and "model=gpt" in error

@@ -156,16 +156,16 @@ def test_a_law_is_held_against_the_rows_of_a_table(csv, tmp_path):
     both = run("predict", out, "N=1e9", "--on", csv)
     assert both.exit_code == 2 and "not both" in both.output
     alone = run("predict", out, "N=1e9", "D=1e10", "--where", "C > 1")
-    assert alone.exit_code == 2 and "--on TABLE, which is missing" in alone.output
+    assert alone.exit_code == 2 and "--on is missing" in alone.output
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--bootstrap", 1), "--bootstrap 1: a 90% interval needs 20"),
+        (("--bootstrap", 1), "--bootstrap 1 must be at least 20"),
         (("--loss-fn", "squared", "--delta", 0.1), "--delta 0.1"),
-        (("--map", "Q=tokens"), "--map Q=tokens: no law reads the role Q"),
-        (("--law", "power_floor", "--rank"), "--rank compares laws of N and D"),
+        (("--map", "Q=tokens"), "--map Q=tokens"),
+        (("--law", "power_floor", "--rank"), "--rank"),
         (("--law", "{own}", "--backtest", "1e19", "--map", "L=loss"), "--backtest needs compute or size"),
         (("--law", "{raises}"), "KeyError: 'boo'"),
         (("--law", "{unknown}"), "an annotation cannot be read"),
@@ -201,7 +201,7 @@ def test_what_would_have_no_effect_or_no_meaning_is_refused_by_name(csv, tmp_pat
         (("N=-1", "D=1e10"), "predict N=-1"),
         (("N=1e400", "D=1e10"), "predict N=inf"),
         (("N=1e9", "D=1e10", "X=8"), "predict X=8: law 'chinchilla' reads N, D"),
-        (("N=1e9", "N=1e8", "D=1e10"), "N is already 1e+09"),
+        (("N=1e9", "N=1e8", "D=1e10"), "'N=1e8' contradicts N=1e+09"),
     ],
 )
 def test_a_point_that_is_none_or_is_read_in_part_is_refused(csv, tmp_path, point, told):

@@ -60,7 +60,7 @@ def test_the_critical_share_is_the_laws_own(record):
 
 def test_what_is_within_noise_is_kept_from_laws_that_cannot_be_there(record):
     gone = record["beside"]["forgetting"]["excluded"]
-    assert gone and all("3 seed sd" in one["rule"] for one in gone)
+    assert gone and all(one["rule"].startswith("censored: F below 3 ") for one in gone)
     low = {one["row"] for one in gone}
     assert all(
         (row["F"] < 0.015) == (i in low) for i, row in enumerate(record["rows"]) if abs(row["F"] - 0.012) > 0.004
@@ -108,10 +108,10 @@ def test_a_share_far_beyond_those_tried_is_not_told(tmp_path):
     found = ForgettingLaw(tolerate=0.02, bootstrap=60).fitted(read_runs(tmp_path / "t"))
     assert "0.20%" in found["critical"]["why_not"] and found["critical"]["why_not"] in headline(found)
     longest = [one for one in found["rows"] if one["steps"] == max(row["steps"] for row in found["rows"])]
-    there = [f"{one['F']:.3f} at {100 * one['p']:.3g}%" for one in longest]
-    assert headline(found).endswith(f"; measured forgetting {', '.join(there)}.") and len(there) == 3
+    there = [f"{one['F']:.3f} nats at {100 * one['p']:.3g}%" for one in longest]
+    assert all(value in headline(found) for value in there) and len(there) == 3
     elsewhere = ForgettingLaw(tolerate=0.02, bootstrap=20, at={"D": 7e5}).fitted(read_runs(tmp_path / "t"))
-    assert "the runs there" not in headline(elsewhere)
+    assert elsewhere["critical"]["seen"] == {}
 
 
 def exact_share(tolerate, **at):
@@ -134,7 +134,7 @@ def test_another_size_than_the_only_one_is_not_told(tmp_path):
 
 def test_decades_beyond_the_runs_are_not_told(study):
     found = ForgettingLaw(tolerate=0.1, bootstrap=20, at={"N": 7e9, "D": 1e10}).fitted(read_runs(study))
-    assert "decades beyond the runs" in found["critical"]["why_not"]
+    assert "decades" in found["critical"]["why_not"]
 
 
 def test_too_few_runs_for_a_law_leave_a_report(tmp_path, capsys):
@@ -144,8 +144,8 @@ def test_too_few_runs_for_a_law_leave_a_report(tmp_path, capsys):
             shutil.rmtree(folder)
     assert main(["report", str(tmp_path / "s")]) == 3
     told = capsys.readouterr().out
-    assert told.startswith("Replay needed for") and "not identified (law 'replay_curve' has 3 parameters" in told
-    assert (tmp_path / "s/figures/tokens.png").exists() and "The grid" in (tmp_path / "s/report.html").read_text()
+    assert "not identified" in told.splitlines()[0] and "replay_curve" in told
+    assert (tmp_path / "s/figures/tokens.png").exists() and "Grid of runs" in (tmp_path / "s/report.html").read_text()
 
 
 def test_bases_that_are_not_there_are_named_and_a_moved_sweep_finds_them(tmp_path):
@@ -161,8 +161,8 @@ def test_bases_that_are_not_there_are_named_and_a_moved_sweep_finds_them(tmp_pat
 def test_the_report_answers_first_how_much_replay_is_needed(study, capsys):
     assert main(["report", str(study)]) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith("Replay needed for at most 0.1 nats of forgetting, at N = 2e+05, 1e+06 new tokens")
-    assert "% of the tokens, 90% [" in first
+    assert first.startswith("Replaying 5.") and "0.1 nats at N = 2e+05, 1e+06 new tokens" in first
+    assert "% of the tokens, 90% interval [" in first
     law = json.loads((study / "laws.json").read_text())
     assert law["schema"] == "kleiber.law/1" and law["law"] == "replay_grid_ratio"
     for name in ("replay", "tokens", "fit"):

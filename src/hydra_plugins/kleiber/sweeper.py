@@ -78,13 +78,13 @@ class KleiberSweeper(BasicSweeper):
             node["seeds"] = self._study("seeds")
         try:
             design: Any = instantiate(node, _convert_="all")
-            ground: Any = None if isinstance(design, Grid | Cases) else self._ground(cells[0], design)
+            context: Any = None if isinstance(design, Grid | Cases) else self._sweep_context(cells[0], design)
             if not isinstance(design, Sequential):
-                yield design.cells(ground)
+                yield design.cells(context)
                 return
             if not self.config.dry_run:
-                self._rehearse(design, ground, cells)
-            yield from design.rounds(ground)
+                self._rehearse(design, context, cells)
+            yield from design.rounds(context)
         except InstantiationException as error:
             if not isinstance(error.__cause__, ValueError):
                 raise
@@ -92,7 +92,7 @@ class KleiberSweeper(BasicSweeper):
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def _rehearse(self, design: Any, ground: Any, cells: list[list[str]]) -> None:
+    def _rehearse(self, design: Any, context: Any, cells: list[list[str]]) -> None:
         """Plans all rounds as a dry run does, where the study fits a law, so that the study can refuse the plan before
         anything is trained. Other studies check the plan when their cells are launched."""
         launcher: Any = self.launcher
@@ -100,29 +100,29 @@ class KleiberSweeper(BasicSweeper):
         if not self.config or not self.config.study or not sweep.fits_a_law(self.config.study):
             return
         with redirect_stdout(StringIO()):
-            for plan in design.rounds(replace(ground, planned=sweep.planned_runs)):
+            for plan in design.rounds(replace(context, planned=sweep.planned_runs)):
                 sweep.plan(multiplied(plan, cells), launcher.compose)
         sweep.check_plan(dict(sweep.planned))
         sweep.planned.clear()
 
-    def _ground(self, first: list[str], design: Any) -> Any:
+    def _sweep_context(self, first: list[str], design: Any) -> Any:
         """What a design may use: the config of the first cell, and the machine's speed, measured when it is used."""
         from kleiber.config.compose import resolved
         from kleiber.launch.price import seconds_per_token
         from kleiber.records.folder import study_folder
-        from kleiber.studies.designs.plan import ground_of
+        from kleiber.studies.designs.plan import sweep_context
 
         launcher: Any = self.launcher
         config, _ = resolved(launcher.compose(launcher.sweep.composer.prepare(first)))
 
         def speed(widths: Sequence[int]) -> list[float]:
             shaped = [sized(config, width, getattr(design, "head_dim", 16)) for width in widths]
-            costs = [ground.size(width).flops_per_token for width in widths]
+            costs = [context.size(width).flops_per_token for width in widths]
             return [c / s for c, s in zip(costs, seconds_per_token(shaped), strict=True)]
 
         planned = launcher.sweep.planned_runs if config["dry_run"] else None
-        ground = ground_of(config, study_folder(config), speed, planned)
-        return ground
+        context = sweep_context(config, study_folder(config), speed, planned)
+        return context
 
     def _study(self, key: str) -> int | None:
         """`study.max_cells` or `study.seeds`, which apply to the sweep and not to its analysis."""

@@ -6,7 +6,7 @@ Axes have few ticks; colors survive gray print and color blindness; frames are q
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import altair as alt
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 Chart = Any  # an altair chart or encoding channel; their classes share no base with the methods used here
 WIDTH, HEIGHT = 440, 320
-PALETTE = "viridis"
+PALETTE: Final = "viridis"
 # Black, blue, orange, green, purple: told apart in gray and without red or green (Okabe and Ito 2008).
 KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"]
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

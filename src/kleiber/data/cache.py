@@ -1,7 +1,8 @@
-"""A cache on disk of folders that are complete or absent, and the interface of sources of text.
+"""The disk cache of prepared data, and the interface of the text sources that fill it.
 
-A folder is built under a temporary name, its manifest is written last, and then it is renamed. A file lock makes a
-second process wait for the first. A damaged folder is built again; no file is read that its manifest does not match.
+The cache holds folders. A folder is built under a temporary name, its manifest is written last, and then it is renamed,
+so a folder is either complete or absent. A file lock makes other processes wait for the one that builds. A folder whose
+files do not match the checksums of its manifest is built again.
 """
 
 from __future__ import annotations
@@ -17,21 +18,73 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
+
+from kleiber.types import Json
+
+log = logging.getLogger(__name__)
 
 SCHEMA = "kleiber.cache/1"
-
-
 MANIFEST = "manifest.json"
+FORMAT = 1  # part of every identity: raise it when the meaning of a token file changes
+SPLITS = ("train", "validation", "test")
+FULL_CHECK_BYTES = 16 << 20  # files up to this size are read whole at every load, which takes 10 ms
+BLOCK_BYTES, BLOCKS = 1 << 16, 64  # of a larger file, what is read to check it
+
+Document = Iterable[str]  # pieces of text that follow one another without a gap
 
 
-Manifest = dict[str, Any]
+@dataclass(frozen=True)
+class SourceText:
+    """The documents of each split, each of which can be read once, and the notes of a source for the manifest."""
+
+    documents: Mapping[str, Iterable[Document]]
+    notes: Json
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Text in splits.
+
+    identity   JSON-able facts that determine the text and are cheap to collect; they name the folder in the cache
+    open_text  opens the text; called only when the cache does not hold it
+    """
+
+    @property
+    def name(self) -> str: ...
+    def identity(self) -> Json: ...
+    def open_text(self, root: Path) -> AbstractContextManager[SourceText]: ...
+
+
+def limit_bytes(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
+    """Yields documents up to `limit` bytes of text, and cuts the last one; all for None.
+
+    Each document must be read before the next one is asked for.
+    """
+    left = float("inf") if limit is None else limit
+
+    def pieces(document: Document) -> Iterator[str]:
+        """Yields the pieces of a document up to the limit."""
+        nonlocal left
+        for piece in document:
+            raw = piece.encode("utf-8", "replace")
+            if len(raw) > left:
+                piece = raw[: int(left)].decode("utf-8", "ignore")
+            left -= len(raw)
+            yield piece
+            if left <= 0:
+                return
+
+    for document in documents:
+        yield pieces(document)
+        if left <= 0:
+            return
 
 
 def cache_root(folder: Path | str | None = None) -> Path:
-    """`given`, else $KLEIBER_CACHE, else $XDG_CACHE_HOME/kleiber, else ~/.cache/kleiber; made when missing.
+    """Returns the cache folder: `folder`, else $KLEIBER_CACHE, else $XDG_CACHE_HOME/kleiber, else ~/.cache/kleiber.
 
-    Raises ValueError where it cannot be written.
+    Creates it when it is missing. Raises ValueError when it cannot be written.
     """
     try:
         root = Path(folder or os.environ.get("KLEIBER_CACHE") or _home_cache() / "kleiber").expanduser()
@@ -39,9 +92,7 @@ def cache_root(folder: Path | str | None = None) -> Path:
         if not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write in {root}")
     except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"the cache folder cannot be used ({error}): set KLEIBER_CACHE=DIR to a writable folder"
-        ) from None
+        raise ValueError(f"the cache folder is not writable ({error}): set KLEIBER_CACHE=DIR to another one") from None
     return root
 
 
@@ -50,36 +101,36 @@ def _home_cache() -> Path:
     return Path(configured) if configured else Path.home() / ".cache"
 
 
-def digest(value: Any) -> str:
-    """Sixteen hexadecimal digits that name a JSON-able value."""
+def digest(value: object) -> str:
+    """Returns 16 hexadecimal digits of the SHA-256 of a JSON-able value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-def cached(root: Path, name: str, identity: Manifest, build: Callable[[Path], Manifest]) -> tuple[Path, Manifest]:
-    """The folder that `identity` names, with its manifest; `build(folder)` fills it when it is missing or damaged.
+def cached_folder(root: Path, name: str, identity: Json, build: Callable[[Path], Json]) -> tuple[Path, Json]:
+    """Returns the cached folder for `identity` and its manifest, and builds it when it is missing or damaged.
 
-    `build` returns what the manifest should say beside identity and checksums. Of several processes one builds.
+    build  fills the folder and returns the notes that the manifest records; of several processes, one calls it
     """
     folder = root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:60]}-{digest(identity)}"
-    manifest = _whole(folder)
+    manifest = _verified_manifest(folder)
     if manifest is not None:
         return folder, manifest
     with _lock(root / f".{folder.name}.lock"):
-        manifest = _whole(folder)  # another process may have built it while we waited
+        manifest = _verified_manifest(folder)  # another process may have built it while this one waited
         if manifest is None:
             _build(folder, identity, build)
-            manifest = _whole(folder)
+            manifest = _verified_manifest(folder)
             assert manifest is not None, f"{folder} does not verify right after it was built"
     return folder, manifest
 
 
-def _build(folder: Path, identity: Manifest, build: Callable[[Path], Manifest]) -> None:
+def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:
     part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # left by a builder that was killed: we hold the lock
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed, since this one holds the lock
     part.mkdir()
     try:
         notes = build(part)
-        files = {path.name: _sums(path) for path in sorted(part.iterdir())}
+        files = {path.name: _checksums(path) for path in sorted(part.iterdir())}
         manifest = {"schema": SCHEMA, "identity": identity, **notes, "files": files}
         with open(part / MANIFEST, "w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1, sort_keys=True, ensure_ascii=False)
@@ -102,81 +153,45 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _whole(folder: Path) -> Manifest | None:
-    """The manifest, when every file it names is as it was written; None (with a warning) when not."""
+def _verified_manifest(folder: Path) -> Json | None:
+    """Returns the manifest when every file matches its checksum; otherwise logs a warning and returns None."""
     if not folder.exists():
         return None
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        wrong = [name for name, sums in manifest["files"].items() if not _matches(folder / name, sums)]
+        damaged = [name for name, sums in manifest["files"].items() if not _matches(folder / name, sums)]
     except (OSError, ValueError, KeyError, TypeError):
-        wrong, manifest = [MANIFEST], None
-    if manifest is not None and not wrong and manifest.get("schema") == SCHEMA:
+        damaged, manifest = [MANIFEST], None
+    if manifest is not None and not damaged and manifest.get("schema") == SCHEMA:
         return manifest
-    log.warning("the cache %s is damaged (%s): it is built again", folder, ", ".join(wrong))
+    log.warning("the cached folder %s is damaged (%s): it is built again", folder, ", ".join(damaged))
     return None
 
 
-def _sums(path: Path) -> Manifest:
+def _checksums(path: Path) -> Json:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-        whole = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     stat = path.stat()
-    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": whole, "sampled": _sampled(path)}
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256, "sampled": _sampled_checksum(path)}
 
 
-def _matches(path: Path, sums: Manifest) -> bool:
-    """Size, then the whole checksum; a large file whose time stamp is unchanged is checked at 64 places instead."""
+def _matches(path: Path, sums: Json) -> bool:
+    """Compares the size and the checksum; reads only 64 blocks of a large file whose time stamp is unchanged."""
     stat = path.stat()
     if stat.st_size != sums["bytes"]:
         return False
-    if stat.st_size > ALWAYS_WHOLE and stat.st_mtime_ns == sums["mtime_ns"]:
-        return _sampled(path) == sums["sampled"]
+    if stat.st_size > FULL_CHECK_BYTES and stat.st_mtime_ns == sums["mtime_ns"]:
+        return _sampled_checksum(path) == sums["sampled"]
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == sums["sha256"]
 
 
-def _sampled(path: Path) -> str:
+def _sampled_checksum(path: Path) -> str:
     size = path.stat().st_size
     sums = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:
         for i in range(BLOCKS):
-            file.seek(max(0, size - BLOCK) * i // (BLOCKS - 1))
-            sums.update(file.read(BLOCK))
+            file.seek(max(0, size - BLOCK_BYTES) * i // (BLOCKS - 1))
+            sums.update(file.read(BLOCK_BYTES))
     return sums.hexdigest()
-
-
-FORMAT = 1  # part of every identity: raise it when the meaning of a token file changes
-
-
-SPLITS = ("train", "validation", "test")
-
-
-Document = Iterable[str]  # pieces of text that follow one another without a gap
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Text being read: the documents of each split, each to be read once, and what the manifest should say of it."""
-
-    documents: Mapping[str, Iterable[Document]]
-    notes: dict[str, Any]
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Text in splits. `identity` is cheap, JSON-able and decides the content; `reading` is entered only on a miss."""
-
-    @property
-    def name(self) -> str: ...
-    def identity(self) -> dict[str, Any]: ...
-    def reading(self, root: Path) -> AbstractContextManager[Reading]: ...
-
-
-log = logging.getLogger(__name__)
-
-
-ALWAYS_WHOLE = 16 << 20  # bytes; files up to this size are checked whole at every load: 10 ms
-
-
-BLOCK, BLOCKS = 1 << 16, 64

@@ -1,31 +1,31 @@
-"""Conversations: rows recognised as turns, and turns as token ids, with a mark on what a model should learn to say.
+r"""Conversations: rows of a table as turns, and turns as token ids with a mark on the answers.
 
-The template, for every tokenizer (<eos> is its end-of-text id, the markers are plain text unless its vocabulary has
-them as tokens):
+The template is the same for every tokenizer. <eos> is its end-of-text id; the role markers are plain text, unless the
+vocabulary has them as tokens:
 
     <eos><|system|>\n CONTENT \n<|user|>\n CONTENT \n<|assistant|>\n ANSWER <eos> <|user|>\n ...
 
-Answers and the <eos> that ends each are marked; all else is only read. Content is taken as it is, so a user's text that
-holds a marker reads like one.
+The tokens of each answer and the <eos> that ends it are marked as targets. Content is not escaped, so a marker in a
+user's text is read as a marker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 
+from kleiber.types import Row
 from kleiber.types.contracts import Tokenizer
 
+TEMPLATE = "chat/1"  # part of every identity: raise it when the template changes
 ROLES = {
     "system": "system", "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "model": "assistant",
 }  # fmt: skip
 PAIRS = (("prompt", "response"), ("prompt", "completion"), ("question", "answer"))
-ALPACA = ("instruction", "input", "output")
 JINJA = (  # the template as transformers reads it
     "{{ eos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
     "{{ '<|assistant|>\n' + message['content'] + eos_token }}{% else %}"
@@ -37,97 +37,106 @@ FORMS = "messages; prompt, response; prompt, completion; instruction, input, out
 
 @dataclass(frozen=True)
 class Turn:
-    role: str  # system, user or assistant
+    """One message. `role` is system, user or assistant."""
+
+    role: str
     content: str
 
 
 Conversation = list[Turn]
 
 
-def turns(messages: Any, where: str = "messages") -> Conversation:
-    """Messages of role and content (or from and value). Raises ValueError for a role that nobody here plays, and for
-    what is no message and no text."""
+def parse_messages(messages: object, column: str = "messages") -> Conversation:
+    """Returns the turns of a list of messages with role and content (or from and value).
+
+    Raises ValueError, naming the column, for an unknown role and for anything that is not such a list.
+    """
+    if isinstance(messages, str) or not isinstance(messages, Iterable):
+        raise ValueError(f"{column}: {messages!r:.80} must be a list of messages with role and content")
     parsed = []
-    if isinstance(messages, str):
-        raise ValueError(f"{where}: {messages!r:.80} is no list of messages of role and content")
     for message in messages:
         if not isinstance(message, Mapping):
-            raise ValueError(f"{where}: {message!r:.80} is no message of role and content")
+            raise ValueError(f"{column}: {message!r:.80} must be a message with role and content")
         speaker = message.get("role", message.get("from"))
         role = ROLES.get(str(speaker).lower())
         if role is None:
-            raise ValueError(f"{where}: role {speaker!r} is not one of {', '.join(ROLES)}")
-        parsed.append(Turn(role, _text(message.get("content", message.get("value")), where)))
+            raise ValueError(f"{column}: role {speaker!r} must be one of {', '.join(ROLES)}")
+        parsed.append(Turn(role, _text(message.get("content", message.get("value")), column)))
     return parsed
 
 
-def conversation(row: Mapping[str, Any]) -> Conversation:
-    """The turns of a row, by the columns it has; the first form of FORMS that fits. Raises ValueError for none."""
+def parse_row(row: Row) -> Conversation:
+    """Returns the turns of a row, in the first form of FORMS that its columns fit. Raises ValueError for no form."""
     for name in ("messages", "conversations"):
         if name in row:
-            return turns(row[name] or (), name)
+            return parse_messages(row[name] or (), name)
     if {"instruction", "output"} <= row.keys():
-        asked, extra = (_text(row.get(name), name) for name in ("instruction", "input"))
-        prompt = f"{asked}\n\n{extra}" if extra.strip() else asked
+        instruction, extra = (_text(row.get(name), name) for name in ("instruction", "input"))
+        prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
         return [Turn("user", prompt), Turn("assistant", _text(row["output"], "output"))]
     for prompt, answer in PAIRS:
         if {prompt, answer} <= row.keys():
-            return [*side(row[prompt], "user", prompt), *side(row[answer], "assistant", answer)]
-    raise ValueError(f"no form of conversation in the columns {', '.join(row)}: they are read as {FORMS}")
+            return [*parse_column(row[prompt], "user", prompt), *parse_column(row[answer], "assistant", answer)]
+    raise ValueError(f"the columns {', '.join(row)} are no conversation: the known forms are {FORMS}")
 
 
-def recognised(columns: Sequence[str]) -> bool:
+def has_conversations(columns: Sequence[str]) -> bool:
+    """Whether a table with these columns has one of the FORMS of conversations."""
     names = set(columns)
-    return bool(names & {"messages", "conversations"}) or any(
-        set(form) <= names for form in (*PAIRS, ("instruction", "output"))
-    )
+    pairs = (*PAIRS, ("instruction", "output"))
+    return bool(names & {"messages", "conversations"}) or any(set(pair) <= names for pair in pairs)
 
 
-def side(value: Any, role: str, where: str) -> Conversation:
-    """What stands in a column: a text that `role` says, or messages. Raises ValueError for anything else."""
+def parse_column(value: object, role: str, column: str) -> Conversation:
+    """Returns the turns of a value that is either a text of `role` or a list of messages."""
     if value is None or isinstance(value, str):
         return [Turn(role, value or "")]
     if not isinstance(value, Iterable):
-        raise ValueError(f"{where}: {value!r} is neither text nor messages: write it as text")
-    return turns(value, where)
+        raise ValueError(f"{column}: {value!r} must be text or a list of messages")
+    return parse_messages(value, column)
 
 
-def _text(value: Any, where: str) -> str:
+def _text(value: object, column: str) -> str:
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{where}: {value!s:.80} is no text: write it as text")
+        raise ValueError(f"{column}: {value!s:.80} must be text")
     return value or ""
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Ids of a conversation, and which of them are answers (and thus targets)."""
+class EncodedConversation:
+    """Token ids of a conversation, and True on those of answers, which are the targets."""
 
     ids: Int[np.ndarray, "time"]
     answers: Bool[np.ndarray, "time"]
 
 
-def encoded(conversations: Sequence[Conversation], tokenizer: Tokenizer, last_only: bool = False) -> list[Encoded]:
-    """The conversations by the template. `last_only`: of several answers only the last is marked."""
+def encode_conversations(
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, last_only: bool = False
+) -> list[EncodedConversation]:
+    """Encodes conversations by the template; `last_only` marks only the last of several answers."""
     texts = [text for dialog in conversations for turn in dialog for text in _texts(turn)]
     ids = iter(tokenizer.encode_many(texts))
-    return [_joined(dialog, ids, tokenizer.eos, last_only) for dialog in conversations]
+    return [_assemble(dialog, ids, tokenizer.eos, last_only) for dialog in conversations]
 
 
-def prompt(dialog: Conversation, tokenizer: Tokenizer) -> list[int]:
-    """Ids up to where the next answer begins: what a model is given to answer."""
-    before = encoded([dialog], tokenizer)[0].ids.tolist()
+def encode_prompt(dialog: Conversation, tokenizer: Tokenizer) -> list[int]:
+    """Returns the ids of a conversation up to where the assistant's next answer begins."""
+    before = encode_conversations([dialog], tokenizer)[0].ids.tolist()
     return [*before, *tokenizer.encode(_texts(Turn("assistant", ""))[0])]
 
 
 def _texts(turn: Turn) -> tuple[str, ...]:
-    """What is encoded by itself, so that an answer's tokens do not depend on what stands around it."""
+    """Returns the texts of a turn to encode separately: the tokens of an answer must not depend on its surroundings."""
     if turn.role == "assistant":
         return ("<|assistant|>\n", turn.content)
     return (f"<|{turn.role}|>\n{turn.content}\n",)
 
 
-def _joined(dialog: Conversation, ids: Any, eos: int, last_only: bool) -> Encoded:
-    parts: list[Any] = [[eos]]
+def _assemble(
+    dialog: Conversation, ids: Iterator[Integer[np.ndarray, "_"]], eos: int, last_only: bool
+) -> EncodedConversation:
+    end = np.array([eos])
+    parts = [end]
     marks = [np.zeros(1, bool)]
     last = max((i for i, turn in enumerate(dialog) if turn.role == "assistant"), default=-1)
     for i, turn in enumerate(dialog):
@@ -136,6 +145,6 @@ def _joined(dialog: Conversation, ids: Any, eos: int, last_only: bool) -> Encode
         marks.append(np.zeros(len(opening), bool))
         if turn.role == "assistant":
             answer = next(ids)
-            parts += [answer, [eos]]
+            parts += [answer, end]
             marks.append(np.full(len(answer) + 1, i == last or not last_only))
-    return Encoded(np.concatenate(parts).astype(np.int64), np.concatenate(marks))
+    return EncodedConversation(np.concatenate(parts).astype(np.int64), np.concatenate(marks))

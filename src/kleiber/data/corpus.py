@@ -1,28 +1,40 @@
-"""A corpus, prepared from sources and a tokenizer: what a stage trains on and what it is scored on.
+"""A corpus: the training and held-out samples of a stage, prepared from text or from the rows of a table.
 
-The hash of a corpus is that of its content (token files and tokenizer), independent of paths, dates and downloads.
+The hash of a corpus is one of its content (token files and tokenizer). It does not depend on paths, dates or downloads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Integer
 
 from kleiber.config.stages import quantity
+from kleiber.data.batches import ConcatSamples, HeldOutRows, RowSamples
 from kleiber.data.cache import Source, cache_root, digest
-from kleiber.data.sampler import Joined
-from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files
+from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
 from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.types import Json
 from kleiber.types.contracts import HeldOut, Samples, Tokenizer
 
-Blend = Callable[[list[Samples]], Samples]
+log = logging.getLogger(__name__)
+
+DEFAULT_VOCABULARY = 4096  # entries of a trained tokenizer
 
 
 @dataclass
 class TextCorpus:
-    """Prepared text. `validation` and `test` are by domain; num_tokens and num_bytes are the unique training text."""
+    """Prepared text.
+
+    validation, test       held-out samples by domain
+    manifest               manifest of the cached files of each domain
+    num_tokens, num_bytes  of the unique training text
+    """
 
     name: str
     config: str
@@ -31,14 +43,14 @@ class TextCorpus:
     train: Samples
     validation: dict[str, HeldOut]
     test: dict[str, HeldOut] = field(default_factory=dict)
-    manifest: dict[str, Any] = field(default_factory=dict)
+    manifest: Json = field(default_factory=dict)
     num_tokens: int = 0
     num_bytes: int = 0
 
 
-def end_to_end(windows: list[Samples]) -> Samples:
-    """All samples of all sources, each once an epoch."""
-    return windows[0] if len(windows) == 1 else Joined(windows)
+def concatenate(windows: list[Samples]) -> Samples:
+    """Returns the samples of all sources as one set; an epoch contains each sample once."""
+    return windows[0] if len(windows) == 1 else ConcatSamples(windows)
 
 
 def prepare(
@@ -49,76 +61,189 @@ def prepare(
     vocab_size: int | None,
     context: int,
     cache: Path | None,
-    blend: Blend = end_to_end,
+    combine: Callable[[list[Samples]], Samples] = concatenate,
 ) -> TextCorpus:
-    """Tokenise what is not in the cache, and cut it into samples of `context` + 1 tokens."""
+    """Encodes the text that is not in the cache, and cuts it into samples of context + 1 tokens.
+
+    cache    folder of the cache; None for the default one
+    combine  makes one set of training samples of those of each source
+
+    Raises ValueError for a context below 1, and for a source with too little text.
+    """
     if context < 1:
-        raise ValueError(f"model.context={context}: a window needs at least one token")
+        raise ValueError(f"model.context={context} must be >= 1")
     root = cache_root(cache)
     chosen = choose_tokenizer(tokenizer, vocab_size, sources, root)
-    read = {source.name: token_files(source, chosen, root) for source in sources}
-    files = {domain: splits for domain, (splits, _) in read.items()}
+    encoded = {source.name: token_files(source, chosen, root) for source in sources}
+    files = {domain: splits for domain, (splits, _) in encoded.items()}
     windows: list[Samples] = [TrainWindows(splits["train"], context, domain) for domain, splits in files.items()]
-    unique = [splits["train"] for splits in files.values()]
+    train_files = [splits["train"] for splits in files.values()]
     return TextCorpus(
         name=name,
         config=config,
         hash=digest([chosen.hash, [[file.sha256 for file in splits.values()] for splits in files.values()]]),
         tokenizer=chosen,
-        train=blend(windows),
-        validation=_scored(files, "validation", context, chosen),
-        test=_scored(files, "test", context, chosen),
-        manifest={domain: manifest for domain, (_, manifest) in read.items()},
-        num_tokens=sum(len(file.ids) for file in unique),
-        num_bytes=sum(file.num_bytes for file in unique),
+        train=combine(windows),
+        validation=_held_out(files, "validation", context, chosen),
+        test=_held_out(files, "test", context, chosen),
+        manifest={domain: manifest for domain, (_, manifest) in encoded.items()},
+        num_tokens=sum(len(file.ids) for file in train_files),
+        num_bytes=sum(file.num_bytes for file in train_files),
     )
 
 
-def _scored(
+def _held_out(
     files: dict[str, dict[str, TokenFile]], split: str, context: int, tokenizer: Tokenizer
 ) -> dict[str, HeldOut]:
-    scored: dict[str, HeldOut] = {
+    held_out: dict[str, HeldOut] = {
         domain: ValidationWindows(splits[split], context, tokenizer) for domain, splits in files.items()
     }
-    return {domain: windows for domain, windows in scored.items() if len(windows)}
+    return {domain: windows for domain, windows in held_out.items() if len(windows)}
+
+
+@dataclass
+class EncodedSplit:
+    """The encoded rows of one split.
+
+    ids      token ids of each row
+    answers  for each row, 1 on the tokens of answers and 0 elsewhere; None where the samples do not need it
+    arrays   other values of the rows, by the name of their file
+    counts   what the manifest records about the split
+    notes    what the manifest records about the whole data set
+    """
+
+    ids: list[Integer[np.ndarray, "_"]]
+    counts: Json
+    answers: list[Integer[np.ndarray, "_"]] | None = None
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: Json = field(default_factory=dict)
+
+    def write(self, path: Path, dtype: np.dtype) -> None:
+        """Writes the rows and arrays to files whose names begin with `path`."""
+        write_rows(path, self.ids, dtype)
+        if self.answers is not None:
+            write_rows(path.with_name(f"{path.name}-answers"), self.answers, np.dtype(np.uint8))
+        for name, values in self.arrays.items():
+            np.save(path.with_suffix(f".{name}.npy"), values)
+
+
+class TableRows(RowSamples):
+    """The samples of one split of a table."""
+
+    def describe(self, counts: Json) -> str:
+        """Returns a line for the log: what the split contains, and what was left out or cut."""
+        raise NotImplementedError
+
+    def explain_empty(self, split: str) -> str:
+        """Returns why a split has no samples."""
+        raise NotImplementedError
+
+
+SomeRows = TypeVar("SomeRows", bound=TableRows)
+SomeCorpus = TypeVar("SomeCorpus", bound=TextCorpus)
+
+
+@dataclass(frozen=True)
+class EncodedTable:
+    """The encoded rows of the table at data.path, in a folder of the cache at `root`."""
+
+    name: str
+    path: str
+    tokenizer: Tokenizer
+    root: Path
+    folder: Path
+    manifest: Json
+
+    @property
+    def checksums(self) -> list[str]:
+        """The checksums of the files, which stand for the content."""
+        return [file["sha256"] for file in self.manifest["files"].values()]
+
+    def samples(self, read: Callable[[Path], SomeRows]) -> dict[str, SomeRows]:
+        """Returns the samples of each split, which `read` loads from the files whose names begin with a path.
+
+        Logs what each split contains. Raises ValueError where there is nothing to train on or to validate on.
+        """
+        samples = {name: read(self.folder / name) for name in self.manifest["splits"]}
+        for name, split in samples.items():
+            log.info("%s %s: %s", self.name, name, split.describe(self.manifest["splits"][name]))
+            if name != "test" and len(split) == 0:
+                raise ValueError(f"data.path={self.path}: {split.explain_empty(name)}")
+        return samples
+
+    def corpus(
+        self,
+        corpus_class: Callable[..., SomeCorpus],
+        samples: Mapping[str, RowSamples],
+        identity: list[object],
+        train: Samples | None = None,
+        **options: object,
+    ) -> SomeCorpus:
+        """Returns the corpus of these samples.
+
+        corpus_class  gets `options` as further arguments
+        identity      JSON-able facts that the hash of the corpus depends on, beside the tokenizer
+        train         training samples; None for those of the training split as they are
+        """
+        train = samples["train"] if train is None else train
+        held_out = {split: HeldOutRows(rows) for split, rows in samples.items() if split != "train" and len(rows)}
+        return corpus_class(
+            name=self.name,
+            config=self.manifest["config"],
+            hash=digest([self.tokenizer.hash, *identity]),
+            tokenizer=self.tokenizer,
+            train=train,
+            validation={self.name: held_out["validation"]},
+            test={self.name: held_out["test"]} if "test" in held_out else {},
+            manifest={self.name: self.manifest},
+            num_tokens=train.num_tokens,
+            num_bytes=train.num_bytes,
+            **options,
+        )
 
 
 def choose_tokenizer(tokenizer: str, vocab_size: int | None, sources: list[Source], root: Path) -> Tokenizer:
-    """`bytes`, `bpe` (trained on the training text, 4096 entries unless told otherwise), or a hub name or folder.
+    """Returns the tokenizer of a corpus.
 
-    Raises ValueError for a vocabulary size that the tokenizer would not use.
+    tokenizer   `bytes`, `bpe` (trained on the training text), or a name on the Hugging Face hub, or a folder
+    vocab_size  entries of `bpe`, 4096 by default; None for every other tokenizer
+
+    Raises ValueError for a vocabulary size with a tokenizer that is not trained.
     """
     if tokenizer != "bpe" and vocab_size is not None:
-        raise ValueError(f"data.vocab_size={vocab_size} means nothing to data.tokenizer={tokenizer}: leave it out")
+        raise ValueError(f"data.vocab_size={vocab_size} needs data.tokenizer=bpe, and it is {tokenizer}: remove it")
     if tokenizer == "bytes":
         return Bytes()
     if tokenizer == "bpe":
-        from kleiber.data.tokenizers.byte_level import trained
+        from kleiber.data.tokenizers.byte_level import train_bpe
 
-        return trained(sources, 4096 if vocab_size is None else vocab_size, root)
-    from kleiber.data.tokenizers.pretrained import pretrained
+        return train_bpe(sources, DEFAULT_VOCABULARY if vocab_size is None else vocab_size, root)
+    from kleiber.data.tokenizers.pretrained import load_pretrained
 
-    return pretrained(tokenizer)
+    return load_pretrained(tokenizer)
 
 
-def as_bytes(value: int | float | str | None, key: str = "data.max_bytes") -> int | None:
-    """A number of bytes, written as a number or as `20M`; None stays None."""
+def parse_bytes(value: int | float | str | None) -> int | None:
+    """Returns data.max_bytes as an integer, from a number or text such as `20M`; None for None."""
     if value is None:
         return None
     try:
         return max(1, round(quantity(value)))
     except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
+        raise ValueError(f"data.max_bytes: {error}") from None
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """A corpus without texts: nothing to train on and no domain to score, so weights from it bring no earlier task."""
+    """The data of an imported model: a tokenizer, and no text to train on or to score.
+
+    tokenizer  name on the Hugging Face hub, or a folder
+    """
 
     tokenizer: str
 
     def prepare(self, context: int) -> TextCorpus:
-        from kleiber.data.tokenizers.pretrained import pretrained
+        from kleiber.data.tokenizers.pretrained import load_pretrained
 
-        tokenizer = pretrained(self.tokenizer)
-        return TextCorpus("unknown", "", tokenizer.hash, tokenizer, train=Joined([]), validation={})
+        tokenizer = load_pretrained(self.tokenizer)
+        return TextCorpus("unknown", "", tokenizer.hash, tokenizer, train=ConcatSamples([]), validation={})

@@ -1,174 +1,147 @@
-"""Conversations to learn answers from: instructions, questions, chats of many turns. A row of the table is a sample.
+"""Conversations to learn answers from: instructions, questions, and chats of many turns. A sample is a row of a table.
 
-Several samples share a row of the batch, each in a segment of its own that attention does not leave. What does not fit
-model.context is cut at its end; a sample whose answers are all cut off, or that has none, is left out and counted.
+Several samples share a row of the batch, each in a segment of its own that attention does not leave. A sample that
+exceeds model.context is cut at its end. A sample without an answer, or whose answers are all cut off, is left out and
+counted.
 """
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
-from kleiber.data import padding
-from kleiber.data.cache import SPLITS, cache_root, digest
-from kleiber.data.chat import FORMS, Conversation, Turn, conversation, encoded, recognised
-from kleiber.data.corpus import TextCorpus, as_bytes, choose_tokenizer
-from kleiber.data.padding import Held, numbers, packed, pad, sizes
-from kleiber.data.sources.open import locate
-from kleiber.data.sources.table import Row, Table, batches, must_have, table_name
-from kleiber.data.token_files import dtype
+from kleiber.data.batches import pack_rows, pad, sample_numbers, text_bytes
+from kleiber.data.chat import (
+    FORMS,
+    TEMPLATE,
+    Conversation,
+    encode_conversations,
+    has_conversations,
+    parse_row,
+)
+from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
+from kleiber.data.sources.dataset import require_columns, row_batches
+from kleiber.data.sources.table import TableData
+from kleiber.data.token_files import id_dtype, read_rows
+from kleiber.types import Json, Row
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import HeldOut, Samples, Tokenizer
+from kleiber.types.contracts import Samples, Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-log = logging.getLogger(__name__)
-
-TEMPLATE = "chat/1"  # part of every identity: raise it when the template changes
-
 
 @dataclass
 class InstructCorpus(TextCorpus):
-    """Conversations. num_tokens are all real ones, those that are only read included; `num_answers` the targets."""
+    """Conversations. num_tokens counts all tokens, prompts included; num_answers counts the targets."""
 
     num_answers: int = 0
 
 
 @dataclass(frozen=True)
-class Instruct:
+class Instruct(TableData):
     """Conversations at `path`: columns messages; prompt, response; instruction, input, output; question, answer.
 
-    prompt, response  names of the two columns, where they are others
-    pack              several samples to a row, as many as fit; false: one, with padding
+    prompt, response  the two columns, where they have other names
+    pack              true: as many samples to a row as fit; false: one sample to a row, with padding
     max_bytes         at most that much text of each split
     """
 
-    path: str
-    config: str | None = None
     prompt: str | None = None
     response: str | None = None
-    name: str | None = None
     pack: bool = True
-    tokenizer: str = "bytes"
-    vocab_size: int | None = None
-    max_bytes: int | float | str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) != (self.response is None):
+            raise ValueError(f"data.prompt={self.prompt} and data.response={self.response}: set both columns or none")
+
+    def identity(self) -> list[object]:
+        return ["instruct", TEMPLATE, self.prompt, self.response]
+
+    def check_columns(self, table: Dataset, name: str) -> None:
+        if self.prompt is not None and self.response is not None:
+            require_columns(table, [self.prompt], name, "data.prompt")
+            require_columns(table, [self.response], name, "data.response")
+        elif not has_conversations(table.column_names):
+            raise ValueError(
+                f"data.path={name} has the columns {', '.join(table.column_names)}; conversations are read from "
+                f"{FORMS}; for other columns set data.prompt=COLUMN data.response=COLUMN"
+            )
+
+    def texts(self, row: Row) -> list[str]:
+        return [turn.content for turn in self.conversation(row)]
 
     def conversation(self, row: Row) -> Conversation:
+        """Returns the turns of a row. Raises ValueError for a row that is no conversation."""
         if self.prompt is None or self.response is None:
-            return conversation(row)
-        return conversation({"prompt": row[self.prompt], "response": row[self.response]})
+            return parse_row(row)
+        return parse_row({"prompt": row[self.prompt], "response": row[self.response]})
 
-    def table(self) -> Table:
-        """The rows, and the columns that must be in them."""
-        if (self.prompt is None) != (self.response is None):
-            raise ValueError(f"data.prompt={self.prompt} and data.response={self.response}: name both columns or none")
-        place = locate(self.path)
+    def encode(self, splits: dict[str, Dataset], tokenizer: Tokenizer) -> Iterator[EncodedSplit]:
+        return (self._encode_split(split, tokenizer) for split in splits.values())
 
-        def checked(table: Dataset) -> None:
-            """Raises ValueError for a table without columns of conversations."""
-            if self.prompt is not None and self.response is not None:
-                must_have(table, [("data.prompt", self.prompt), ("data.response", self.response)], place.name)
-            elif not recognised(table.column_names):
-                raise ValueError(
-                    f"data.path={place.name} has the columns {', '.join(table.column_names)}: conversations are read "
-                    f"from {FORMS}; for others set data.prompt=COLUMN data.response=COLUMN"
-                )
-
-        def texts(row: Row) -> list[str]:
-            return [turn.content for turn in self.conversation(row)]
-
-        name = self.name or table_name(place, self.config)
-        meaning = ["instruct", TEMPLATE, self.prompt, self.response]
-        return Table(place, self.config, name, texts, checked, meaning, as_bytes(self.max_bytes))
+    def _encode_split(self, split: Dataset, tokenizer: Tokenizer) -> EncodedSplit:
+        dtype, unanswered = id_dtype(tokenizer.vocab_size), 0
+        ids: list[Integer[np.ndarray, "_"]] = []
+        marks: list[Integer[np.ndarray, "_"]] = []
+        for batch in row_batches(split):
+            dialogs = [self.conversation(row) for row in batch]
+            answered = [dialog for dialog in dialogs if _has_answer(dialog)]
+            unanswered += len(dialogs) - len(answered)
+            for dialog in encode_conversations(answered, tokenizer):
+                ids.append(dialog.ids.astype(dtype))
+                marks.append(dialog.answers.astype(np.uint8))
+        return EncodedSplit(ids, {"rows": len(ids), "unanswered": unanswered}, marks)
 
     def prepare(self, context: int, cache: Path | None = None) -> InstructCorpus:
-        """Encodes what is not in the cache. Raises ValueError for a split without an answer that fits the context."""
-        table, root = self.table(), cache_root(cache)
-        tokenizer = choose_tokenizer(self.tokenizer, self.vocab_size, [table], root)
-        folder, manifest = table.kept(tokenizer, root, lambda f, splits: self._encode(f, splits, tokenizer))
-        samples = {name: Conversations(folder / name, context, tokenizer) for name in manifest["splits"]}
-        for name, split in samples.items():
-            log.info("%s %s: %s", table.name, name, split.described(manifest["splits"][name]["unanswered"]))
-            if name != "test" and len(split) == 0:
-                fits = f"no answer of the {name} split fits model.context={context}: raise it"
-                nothing = f"no row of the {name} split has an answer by the assistant: there is nothing to learn"
-                raise ValueError(f"data.path={self.path}: {fits if len(split.ids) else nothing}")
-        held: dict[str, HeldOut] = {n: Held(split) for n, split in samples.items() if n != "train" and len(split)}
-        train: Samples = Packed(samples["train"]) if self.pack else samples["train"]
-        return InstructCorpus(
-            name=table.name,
-            config=manifest["config"],
-            hash=digest([tokenizer.hash, TEMPLATE, self.pack, [f["sha256"] for f in manifest["files"].values()]]),
-            tokenizer=tokenizer,
-            train=train,
-            validation={table.name: held["validation"]},
-            test={table.name: held["test"]} if "test" in held else {},
-            manifest={table.name: manifest},
-            num_tokens=train.num_tokens,
-            num_bytes=train.num_bytes,
-            num_answers=samples["train"].num_answers,
-        )
-
-    def _encode(self, folder: Path, splits: dict[str, Dataset], tokenizer: Tokenizer) -> dict[str, Any]:
-        counts = {}
-        for name in (split for split in SPLITS if split in splits):
-            unanswered = 0
-            ids, marks = [], []
-            for batch in batches(splits[name]):
-                dialogs = [self.conversation(row) for row in batch]
-                full = [dialog for dialog in dialogs if any(_answers(turn) for turn in dialog)]
-                unanswered += len(dialogs) - len(full)
-                for dialog in encoded(full, tokenizer):
-                    ids.append(dialog.ids.astype(dtype(tokenizer.vocab_size)))
-                    marks.append(dialog.answers.astype(np.uint8))
-            padding.write(folder / name, ids, dtype(tokenizer.vocab_size))
-            padding.write(folder / f"{name}-answers", marks, np.dtype(np.uint8))
-            counts[name] = {"rows": len(ids), "unanswered": unanswered}
-        return {"splits": counts}
+        """Encodes the rows that are not in the cache. Raises ValueError for a split without an answer that fits."""
+        encoded = self.load(cache)
+        samples = encoded.samples(lambda path: Conversations(path, context, encoded.tokenizer))
+        train: Samples = PackedConversations(samples["train"]) if self.pack else samples["train"]
+        identity = [TEMPLATE, self.pack, encoded.checksums]
+        answers = samples["train"].num_answers
+        return encoded.corpus(InstructCorpus, samples, identity, train, num_answers=answers)
 
 
-def _answers(turn: Turn) -> bool:
-    return turn.role == "assistant" and turn.content != ""
+def _has_answer(dialog: Conversation) -> bool:
+    return any(turn.role == "assistant" and turn.content != "" for turn in dialog)
 
 
-class Conversations(Samples):
-    """Samples one to a row, of at most `context` + 1 tokens; `weights` are 1 on answers and 0 elsewhere."""
-
-    padded = True
+class Conversations(TableRows):
+    """Samples one to a row, of at most context + 1 tokens; `weights` are 1 on answers and 0 elsewhere."""
 
     def __init__(self, path: Path, context: int, tokenizer: Tokenizer) -> None:
         self.context, self.eos = context, tokenizer.eos
-        self.ids = padding.read(path, dtype(tokenizer.vocab_size))
-        self.marks = padding.read(path.with_name(f"{path.name}-answers"), np.dtype(np.uint8))
-        kept = np.minimum(self.ids.lengths, context + 1)
+        self.ids = read_rows(path, id_dtype(tokenizer.vocab_size))
+        self.marks = read_rows(path.with_name(f"{path.name}-answers"), np.dtype(np.uint8))
+        lengths = np.minimum(self.ids.lengths, context + 1)
         total = np.concatenate([[0], np.cumsum(self.marks.flat, dtype=np.int64)])
         begin = self.ids.starts[:-1]
-        answers = total[begin + kept] - total[begin]
-        self.chosen = np.flatnonzero(answers > 0)  # of the rest every answer was cut off
-        self.lengths, self.num_answers = kept[self.chosen], int(answers[self.chosen].sum())
-        self.truncated = int((self.lengths < self.ids.lengths[self.chosen]).sum())
-        self.sizes = sizes(begin, kept, self.ids.flat, tokenizer)[self.chosen]
-        self.num_tokens, self.num_bytes = int(self.lengths.sum()), int(self.sizes.sum())
+        answers = total[begin + lengths] - total[begin]
+        self.row_numbers = np.flatnonzero(answers > 0)  # of the other rows every answer is cut off
+        self.lengths, self.num_answers = lengths[self.row_numbers], int(answers[self.row_numbers].sum())
+        self.truncated = int((self.lengths < self.ids.lengths[self.row_numbers]).sum())
+        self.sizes = text_bytes(begin, lengths, self.ids.flat, tokenizer)[self.row_numbers]
+        self.count()
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.row_numbers)
 
     def row(self, i: int) -> tuple[Int[np.ndarray, "time"], Int[np.ndarray, "time"]]:
-        """Ids and marks of sample i."""
-        at, length = int(self.chosen[i]), int(self.lengths[i])
-        return self.ids[at][:length].astype(np.int64), self.marks[at][:length].astype(np.int64)
+        """Returns the ids of sample i, and 1 on those of answers."""
+        number, length = int(self.row_numbers[i]), int(self.lengths[i])
+        return self.ids[number][:length].astype(np.int64), self.marks[number][:length].astype(np.int64)
 
     def question(self, i: int) -> tuple[list[int], list[int]]:
-        """Ids of sample i up to its last answer, and those of that answer without the end of text, uncut."""
-        at = int(self.chosen[i])
-        ids, marks = self.ids[at].tolist(), self.marks[at].tolist()
+        """Returns the ids of sample i before its last answer, and those of that answer, uncut and without eos."""
+        number = int(self.row_numbers[i])
+        ids, marks = self.ids[number].tolist(), self.marks[number].tolist()
         end = len(ids) - 1 - marks[::-1].index(1)
         begin = end
         while begin > 0 and marks[begin - 1]:
@@ -179,32 +152,37 @@ class Conversations(Samples):
         ids, marks = zip(*(self.row(int(i)) for i in index), strict=True)
         tokens, real = pad(ids, self.context + 1, self.eos, ahead=1)
         weights, _ = pad(marks, self.context + 1, 0, ahead=1)
-        return Batch(tokens=tokens, real=real, weights=weights.float(), samples=numbers(index, epoch, len(self)))
+        numbers = sample_numbers(index, epoch, len(self))
+        return Batch(tokens=tokens, real=real, weights=weights.float(), samples=numbers)
 
-    def described(self, unanswered: int) -> str:
-        """A line for the log: counts of samples, tokens and answers, and what was left out."""
-        lost = len(self.ids) - len(self.chosen)
+    def describe(self, counts: Json) -> str:
+        unanswered, cut_off = counts["unanswered"], len(self.ids) - len(self.row_numbers)
         return (
             f"{len(self):,} samples, {self.num_tokens:,} tokens of which {self.num_answers:,} are answers"
             + (f"; {unanswered:,} rows without an answer left out" if unanswered else "")
             + (f"; {self.truncated:,} cut to model.context={self.context}" if self.truncated else "")
-            + (f"; {lost:,} left out, since all their answers were cut off" if lost else "")
+            + (f"; {cut_off:,} left out because all their answers were cut off" if cut_off else "")
         )
 
+    def explain_empty(self, split: str) -> str:
+        if len(self.ids):
+            return f"no answer of the {split} split fits model.context={self.context}: raise model.context"
+        return f"no row of the {split} split has an answer by the assistant"
 
-class Packed(Samples):
-    """Rows of several conversations end to end, as segments 0, 1, ...; which ones is fixed by their lengths."""
+
+class PackedConversations(Samples):
+    """Rows of several conversations end to end, as segments 0, 1, ...; their lengths determine the rows."""
 
     def __init__(self, samples: Conversations) -> None:
         self.samples = samples
-        self.rows = packed(samples.lengths, samples.context + 1)
+        self.rows = pack_rows(samples.lengths, samples.context + 1)
         self.num_tokens, self.num_bytes = samples.num_tokens, samples.num_bytes
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
-        """Rows of packed samples, with the number of each sample's segment, -1 on padding."""
+        """Returns rows of packed samples, with the number of each sample's segment, and -1 on padding."""
         limit, rows, marks, segments = self.samples.context + 1, [], [], []
         for i in index:
             parts = [self.samples.row(j) for j in self.rows[int(i)]]
@@ -218,5 +196,5 @@ class Packed(Samples):
             real=real,
             weights=weights.float(),
             segments=torch.where(real, pad(segments, limit, 0, ahead=1)[0], -1),
-            samples=numbers(index, epoch, len(self)),
+            samples=sample_numbers(index, epoch, len(self)),
         )

@@ -1,50 +1,48 @@
-"""Texts with labels: one or more columns of text, one of classes, several classes or a quantity; a row a sample.
+"""Labeled texts: one or more columns of text, and one of classes, several classes a row, or a quantity.
 
-A row reads begin text eos [text eos]: `begin` is the tokenizer's class token, or eos where it has none. Too long rows
-lose the end of their longest text. Rows without a label are left out, rows without text are kept; both are counted.
+A sample is a row of the table: begin text eos [text eos], where `begin` is the tokenizer's class token, or eos where it
+has none. A row that is too long loses the end of its longest text. Rows without a label are left out, rows without text
+are kept, and both are counted.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Int, Integer, Shaped
 
-from kleiber.data import padding
-from kleiber.data.cache import SPLITS, cache_root, digest
-from kleiber.data.corpus import TextCorpus, as_bytes, choose_tokenizer
-from kleiber.data.padding import Held, numbers, pad, sizes
-from kleiber.data.sources.open import locate
-from kleiber.data.sources.table import Kind, Row, Table, batches, labels_of, must_have, table_name
-from kleiber.data.token_files import dtype
+from kleiber.data.batches import pad, sample_numbers, text_bytes
+from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
+from kleiber.data.sources.dataset import require_columns, require_text_columns, row_batches
+from kleiber.data.sources.table import Kind, TableData, center_and_scale, read_labels
+from kleiber.data.token_files import id_dtype, read_rows
+from kleiber.types import Json, Row
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Samples, Tokenizer
+from kleiber.types.contracts import Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-log = logging.getLogger(__name__)
 
 METRICS: dict[Kind, tuple[str, ...]] = {
     "single": ("accuracy", "f1", "macro_f1", "mcc"),
     "multi": ("accuracy", "micro_f1", "macro_f1"),
     "regression": ("pearson", "spearman", "rmse"),
 }
+DEFAULT_METRICS: dict[Kind, str] = {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}
 
 
 @dataclass
 class LabelledCorpus(TextCorpus):
-    """Labelled texts. num_tokens are real ones, specials included.
+    """Labeled texts. num_tokens counts all tokens of the rows, special ones included.
 
-    kind         of its labels; `num_classes` is 1 for a quantity
-    label        the column that they stand in
-    metric       the name of the score that the task is known by
+    kind           of the labels; a quantity has num_classes 1
+    label          the column of labels
+    metric         the main score of the task
     center, scale  mean and standard deviation of the training labels of a quantity
     """
 
@@ -61,211 +59,167 @@ class LabelledCorpus(TextCorpus):
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """A table at `path`: a file, a folder in hub layout, or a name on the hub.
+class Labelled(TableData):
+    """Labeled texts in a table at `path`: a file, a folder in hub layout, or a name on the hub.
 
     text       the column, or several: [sentence1,sentence2]
     label      the column; its type decides between classes, several classes a row, and a quantity
-    name       of the task, in metrics; null: after the path and the config
-    metric     the score it is known by: accuracy, f1 (of class 1), macro_f1, mcc; micro_f1; pearson, spearman, rmse;
+    name       of the task, in metrics; null: from the path and the config
+    metric     the main score: accuracy, f1 (of class 1), macro_f1, mcc; micro_f1; pearson, spearman, rmse;
                null: accuracy, micro_f1 or pearson, by the kind of label
     max_bytes  at most that much text of each split
-    share      of the training rows, for curves over the number of labels; `seed` draws which
+    share      of the training rows, for curves over the number of labels; `seed` determines which rows
     """
 
-    path: str
-    config: str | None = None
     text: str | list[str] = "text"
     label: str = "label"
-    name: str | None = None
     metric: str | None = None
-    tokenizer: str = "bytes"
-    vocab_size: int | None = None
-    max_bytes: int | float | str | None = None
     share: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise ValueError(f"data.share={self.share} is a share of the training rows: give a number in (0, 1]")
+            raise ValueError(f"data.share={self.share} must be > 0 and <= 1: it is a share of the training rows")
+        if not self.columns:
+            raise ValueError("data.text=[] must name at least one column")
 
     @property
     def columns(self) -> list[str]:
         return [self.text] if isinstance(self.text, str) else list(self.text)
 
-    def table(self) -> Table:
-        """The rows, and the columns that must be in them."""
-        if not self.columns:
-            raise ValueError("data.text=[]: name a column of text")
-        place = locate(self.path)
+    def identity(self) -> list[object]:
+        return ["labelled", self.columns, self.label]
 
-        def texts(row: Row) -> list[str]:
-            return [row[column] or "" for column in self.columns]
+    def check_columns(self, table: Dataset, name: str) -> None:
+        require_text_columns(table, self.columns, name)
+        require_columns(table, [self.label], name, "data.label")
 
-        def checked(table: Dataset) -> None:
-            """Raises ValueError for a column that is missing or holds no text."""
-            wanted = [("data.text", column) for column in self.columns]
-            must_have(table, [*wanted, ("data.label", self.label)], place.name)
-            for column in self.columns:
-                kind = getattr(table.features[column], "dtype", "a structure")
-                if kind not in ("string", "large_string"):
-                    raise ValueError(f"data.text={column}: the column of {place.name} holds {kind}, not text")
+    def texts(self, row: Row) -> list[str]:
+        return [row[column] or "" for column in self.columns]
 
-        meaning = ["labelled", self.columns, self.label]
-        name = self.name or table_name(place, self.config)
-        return Table(place, self.config, name, texts, checked, meaning, as_bytes(self.max_bytes))
+    def encode(self, splits: dict[str, Dataset], tokenizer: Tokenizer) -> Iterator[EncodedSplit]:
+        labels = read_labels(splits, self.label)
+        for name, split in splits.items():
+            values, present = labels.encode(split[self.label])
+            encoded = self._encode_split(split.select(np.flatnonzero(present)), tokenizer)
+            encoded.arrays["labels"] = values[present]
+            encoded.counts["without_label"] = int((~present).sum())
+            if labels.kind != "regression":
+                encoded.counts["of_class"] = labels.count_classes(values[present])
+            if name == "train":
+                encoded.notes["labels"] = labels.describe(values[present])
+            yield encoded
+
+    def _encode_split(self, rows: Dataset, tokenizer: Tokenizer) -> EncodedSplit:
+        dtype, empty = id_dtype(tokenizer.vocab_size), 0
+        ids: list[Integer[np.ndarray, "_"]] = []
+        for batch in row_batches(rows):
+            texts = [self.texts(row) for row in batch]
+            empty += sum(not any(text.strip() for text in row) for row in texts)
+            ids += [piece.astype(dtype) for piece in tokenizer.encode_many([text for row in texts for text in row])]
+        return EncodedSplit(ids, {"rows": len(rows), "without_text": empty})
 
     def prepare(self, context: int, cache: Path | None = None) -> LabelledCorpus:
-        """Encodes what is not in the cache. Raises ValueError where no row to train on or to score has a label."""
-        table, root = self.table(), cache_root(cache)
-        tokenizer = choose_tokenizer(self.tokenizer, self.vocab_size, [table], root)
-        folder, manifest = table.kept(
-            tokenizer, root, lambda f, splits: _encode(f, splits, table, self.label, tokenizer)
-        )
-        parts = len(self.columns)
+        """Encodes the rows that are not in the cache. Raises ValueError for a split without labels."""
+        encoded, parts = self.load(cache), len(self.columns)
+        labels = dict(encoded.manifest["labels"])
         if context < 1 + 2 * parts:
-            raise ValueError(f"model.context={context} leaves no room for {parts} texts and their separators")
-        samples = {name: LabelledRows(folder, name, parts, context, tokenizer) for name in manifest["splits"]}
-        labels, drawn = dict(manifest["labels"]), []
-        if self.share < 1:
-            drawn = [self.share, self.seed]
-            samples["train"].keep(self.share, self.seed)
-            if labels["kind"] == "regression":
-                left = samples["train"].labels
-                labels |= {"center": float(left.mean()), "scale": float(left.std()) or 1.0}
-        held = {name: Held(rows) for name, rows in samples.items() if name != "train" and len(rows)}
-        if len(samples["train"]) == 0 or "validation" not in held:
-            use = "train" if len(samples["train"]) == 0 else "score"
-            raise ValueError(
-                f"data.path={self.path}: no rows to {use} on have a label: validation is scored, test where there is "
-                "none, and a share of train where there is neither"
-            )
-        corpus = LabelledCorpus(
-            name=table.name,
-            config=manifest["config"],
-            hash=digest([tokenizer.hash, parts, labels, [f["sha256"] for f in manifest["files"].values()], *drawn]),
-            tokenizer=tokenizer,
-            train=samples["train"],
-            validation={table.name: held["validation"]},
-            test={table.name: held["test"]} if "test" in held else {},
-            manifest={table.name: manifest},
-            num_tokens=samples["train"].num_tokens,
-            num_bytes=samples["train"].num_bytes,
-            label=self.label,
-            metric=_metric(self.metric, labels["kind"], len(labels["label_names"])),
-            **labels,
-        )
-        for line in _described(corpus, samples, manifest):
-            log.info("%s", line)
-        return corpus
+            raise ValueError(f"model.context={context} must be >= {1 + 2 * parts} for {parts} texts and separators")
+
+        def read(path: Path) -> LabelledRows:
+            rows = LabelledRows(path, parts, context, encoded.tokenizer, labels["label_names"])
+            if path.name == "train" and self.share < 1:
+                rows.keep(self.share, self.seed)
+            return rows
+
+        samples = encoded.samples(read)
+        drawn = [self.share, self.seed] if self.share < 1 else []
+        if drawn and labels["kind"] == "regression":
+            labels |= center_and_scale(samples["train"].labels)
+        metric = _choose_metric(self.metric, labels["kind"], len(labels["label_names"]))
+        identity = [parts, labels, encoded.checksums, *drawn]
+        return encoded.corpus(LabelledCorpus, samples, identity, label=self.label, metric=metric, **labels)
 
 
-class LabelledRows(Samples):
-    """Samples of one split: tokens, `real` and labels. `truncated` of them lost text to model.context."""
+class LabelledRows(TableRows):
+    """Samples of one split: tokens, `real` and labels. `truncated` counts those that model.context cuts."""
 
-    padded = True
-
-    def __init__(self, folder: Path, split: str, parts: int, context: int, tokenizer: Tokenizer) -> None:
-        self.pieces = padding.read(folder / split, dtype(tokenizer.vocab_size))
-        self.labels: Shaped[np.ndarray, "rows *classes"] = np.load(folder / f"{split}.labels.npy")
-        self.parts, self.context = parts, context
-        self.eos, begin = tokenizer.eos, tokenizer.cls
-        self.begin = begin if begin >= 0 else tokenizer.eos
+    def __init__(self, path: Path, parts: int, context: int, tokenizer: Tokenizer, label_names: list[str]) -> None:
+        self.pieces = read_rows(path, id_dtype(tokenizer.vocab_size))
+        self.labels: Shaped[np.ndarray, "rows *classes"] = np.load(path.with_suffix(".labels.npy"))
+        self.parts, self.context, self.label_names = parts, context, label_names
+        self.eos = tokenizer.eos
+        self.begin = tokenizer.cls if tokenizer.cls >= 0 else tokenizer.eos
         lengths = self.pieces.lengths.reshape(-1, parts)
-        self.kept = shortened(lengths, context - 1 - parts)
-        self.truncated = int((self.kept < lengths).any(1).sum())
-        self.lengths = self.kept.sum(1) + 1 + parts
-        flat = sizes(self.pieces.starts[:-1], self.kept.reshape(-1), self.pieces.flat, tokenizer)
-        self.sizes = flat.reshape(-1, parts).sum(1)
-        self.place: Int[np.ndarray, "rows"] = np.arange(len(self.labels))
-        self.num_tokens, self.num_bytes = int(self.lengths.sum()), int(self.sizes.sum())
+        self.text_lengths = truncate_longest(lengths, context - 1 - parts)
+        self.truncated = int((self.text_lengths < lengths).any(1).sum())
+        self.lengths = self.text_lengths.sum(1) + 1 + parts
+        sizes = text_bytes(self.pieces.starts[:-1], self.text_lengths.reshape(-1), self.pieces.flat, tokenizer)
+        self.sizes = sizes.reshape(-1, parts).sum(1)
+        self.row_numbers: Int[np.ndarray, "rows"] = np.arange(len(self.labels))
+        self.count()
 
     def keep(self, share: float, seed: int) -> None:
-        """Leaves a share of the rows, one at least; a larger share of the same seed has those of a smaller one."""
+        """Keeps a share of the rows, at least one. A larger share of the same seed contains a smaller one."""
         chosen = np.random.default_rng(seed).permutation(len(self))[: max(1, round(share * len(self)))]
         self.labels, self.lengths, self.sizes = self.labels[chosen], self.lengths[chosen], self.sizes[chosen]
-        self.kept, self.place = self.kept[chosen], self.place[chosen]
-        self.num_tokens, self.num_bytes = int(self.lengths.sum()), int(self.sizes.sum())
+        self.text_lengths, self.row_numbers = self.text_lengths[chosen], self.row_numbers[chosen]
+        self.count()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def row(self, i: int) -> Integer[np.ndarray, "time"]:
-        ids: list[Any] = [[self.begin]]
+        """Returns the token ids of sample i."""
+        ids: list[Integer[np.ndarray, "_"]] = [np.array([self.begin])]
+        first = int(self.row_numbers[i]) * self.parts
         for part in range(self.parts):
-            ids += [self.pieces[int(self.place[i]) * self.parts + part][: self.kept[i, part]], [self.eos]]
+            ids += [self.pieces[first + part][: self.text_lengths[i, part]], np.array([self.eos])]
         return np.concatenate(ids).astype(np.int64)
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
         tokens, real = pad([self.row(int(i)) for i in index], self.context, self.eos)
         labels = torch.from_numpy(self.labels[index])
-        return Batch(tokens=tokens, real=real, labels=labels, samples=numbers(index, epoch, len(self)))
+        return Batch(tokens=tokens, real=real, labels=labels, samples=sample_numbers(index, epoch, len(self)))
+
+    def describe(self, counts: Json) -> str:
+        rows = counts["rows"]
+        text = (
+            f"{rows:,} rows"
+            + (f", {counts['without_label']:,} without a label left out" if counts["without_label"] else "")
+            + (f", {counts['without_text']:,} without text" if counts["without_text"] else "")
+            + (f", {self.truncated:,} cut to model.context={self.context}" if self.truncated else "")
+            + (f", {len(self):,} of them kept" if len(self) < rows else "")
+        )
+        if not rows or "of_class" not in counts:
+            return text
+        shares = [number / rows for number in counts["of_class"]]
+        listed = ", ".join(f"{n} {s:.1%}" for n, s in list(zip(self.label_names, shares, strict=True))[:20])
+        return f"{text}; {listed}; predicting the largest class scores {max(shares):.1%}"
+
+    def explain_empty(self, split: str) -> str:
+        return f"no row of the {split} split has a label"
 
 
-def shortened(lengths: Int[np.ndarray, "rows parts"], room: int) -> Int[np.ndarray, "rows parts"]:
-    """Lengths that sum to at most `room` in each row: the longest is cut first, until the rest are as long."""
+def truncate_longest(lengths: Int[np.ndarray, "rows parts"], room: int) -> Int[np.ndarray, "rows parts"]:
+    """Returns lengths that sum to at most `room` in each row: the longest text is cut until others are as long."""
     order = np.argsort(lengths, axis=1, kind="stable")
     left = np.full(len(lengths), room)
-    kept = np.empty_like(lengths)
+    truncated = np.empty_like(lengths)
     for place in range(lengths.shape[1]):
         column = order[:, place, None]
         share = left // (lengths.shape[1] - place)
         taken = np.minimum(np.take_along_axis(lengths, column, 1)[:, 0], share)
-        np.put_along_axis(kept, column, taken[:, None], 1)
+        np.put_along_axis(truncated, column, taken[:, None], 1)
         left = left - taken
-    return kept
+    return truncated
 
 
-def _encode(folder: Path, splits: dict[str, Dataset], table: Table, label: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    labels = labels_of(splits, label)
-    counts: dict[str, dict[str, Any]] = {}
-    for name in (split for split in SPLITS if split in splits):
-        split = splits[name]
-        values, there = labels.encoded(split[label])
-        kept = split.select(np.flatnonzero(there))
-        empty = 0
-
-        def pieces(kept: Dataset = kept) -> Iterator[Integer[np.ndarray, "_"]]:
-            """Ids of each text of each row."""
-            nonlocal empty
-            for batch in batches(kept):
-                texts = [table.texts(row) for row in batch]
-                empty += sum(not any(text.strip() for text in row) for row in texts)
-                yield from tokenizer.encode_many([text for row in texts for text in row])
-
-        padding.write(folder / name, pieces(), dtype(tokenizer.vocab_size))
-        np.save(folder / f"{name}.labels.npy", values[there])
-        counts[name] = {"rows": len(kept), "without_label": int((~there).sum()), "without_text": empty}
-        if labels.kind != "regression":
-            members = np.bincount(values[there], minlength=len(labels.names)) if values.ndim == 1 else values.sum(0)
-            counts[name]["of_class"] = [int(count) for count in members]
-    description: dict[str, Any] = {"kind": labels.kind, "label_names": labels.names}
-    train = np.load(folder / "train.labels.npy")
-    if labels.kind == "regression" and len(train):
-        description |= {"center": float(train.mean()), "scale": float(train.std()) or 1.0}
-    return {"labels": description, "splits": counts}
-
-
-def _metric(asked: str | None, kind: Kind, classes: int) -> str:
-    assert kind in get_args(Kind)
-    if asked is None:
-        return {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}[kind]
-    if asked not in METRICS[kind]:
-        raise ValueError(f"data.metric={asked} does not score {kind} labels: take one of {', '.join(METRICS[kind])}")
-    if asked == "f1" and classes > 2:
-        raise ValueError(f"data.metric=f1 is that of the second of two classes, and here are {classes}: take macro_f1")
-    return asked
-
-
-def _described(corpus: LabelledCorpus, samples: dict[str, LabelledRows], manifest: dict[str, Any]) -> Iterator[str]:
-    for name, rows_ in samples.items():
-        count = manifest["splits"][name]
-        left = f", {count['without_label']:,} without a label left out" if count["without_label"] else ""
-        empty = f", {count['without_text']:,} without text" if count["without_text"] else ""
-        cut = f", {rows_.truncated:,} cut to model.context={rows_.context}" if rows_.truncated else ""
-        kept = f", {len(rows_):,} of them kept" if len(rows_) < count["rows"] else ""
-        yield f"{corpus.name} {name}: {count['rows']:,} rows{left}{empty}{cut}{kept}"
-        if "of_class" in count and count["rows"]:
-            shares = [number / count["rows"] for number in count["of_class"]]
-            listed = ", ".join(f"{n} {s:.1%}" for n, s in list(zip(corpus.label_names, shares, strict=True))[:20])
-            yield f"{corpus.name} {name}: {listed}; the largest class alone scores {max(shares):.1%}"
+def _choose_metric(metric: str | None, kind: Kind, classes: int) -> str:
+    if metric is None:
+        return DEFAULT_METRICS[kind]
+    if metric not in METRICS[kind]:
+        raise ValueError(f"data.metric={metric} must be one of {', '.join(METRICS[kind])} for {kind} labels")
+    if metric == "f1" and classes > 2:
+        raise ValueError(f"data.metric=f1 needs two classes, and there are {classes}: set data.metric=macro_f1")
+    return metric

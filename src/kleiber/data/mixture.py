@@ -1,28 +1,28 @@
-"""Corpora of other corpora: a mixture by fractions of tokens, and a repeated part of a data set.
+"""Data sets made of others: a mixture by fractions of tokens, and a subset that is read repeatedly.
 
-A mixture keeps its fractions exactly in every block of samples. Every sample has the same number of tokens, so
-fractions of tokens are fractions of samples. Which sample stands where is a function of (seed, position): nothing is
-drawn or remembered, and a resumed run needs only its step.
+A mixture has its fractions exactly in every block of samples. Every sample has the same number of tokens, so fractions
+of tokens are fractions of samples. The sample at a position is a function of seed and position, so a resumed run needs
+only its step.
 
-The part of a repeated data set is spread evenly over all of it, so it is as varied: the beginning of a text is narrower
-and would cost loss without being read twice. Validation stays that of the whole set.
+A repeated subset is spread evenly over the data set. The beginning of a text alone is less varied, and its loss would
+be higher even without repetition. Validation is that of the whole data set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import Field, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
 from kleiber.config.stages import quantity
+from kleiber.data.batches import ConcatSamples, Order, permutation
 from kleiber.data.cache import Source, digest
 from kleiber.data.corpus import TextCorpus, prepare
-from kleiber.data.sampler import Joined, Order, permutation
 from kleiber.data.sources.builtin import Builtin, Domain
 from kleiber.data.sources.text import Text
 from kleiber.types.batch import Batch
@@ -31,10 +31,11 @@ from kleiber.types.contracts import Samples
 SMALLEST_BLOCK, LARGEST_BLOCK = 20, 1000
 
 
-def shares(fractions: Sequence[float]) -> list[int]:
-    """Samples of each part in a block: of 20 to 1000 samples, the shortest in which all fractions are whole numbers.
+def block_counts(fractions: Sequence[float]) -> list[int]:
+    """Returns the samples of each part in a block.
 
-    Where there is none, the block is 1000 and the largest remainders are rounded up: off by less than 0.001.
+    The block is the shortest of 20 to 1000 samples in which all fractions are whole numbers of samples. Where there is
+    none, it has 1000 samples and the largest remainders are rounded up, with an error below 0.001.
     """
     for block in range(SMALLEST_BLOCK, LARGEST_BLOCK + 1):
         if all(abs(block * fraction - round(block * fraction)) < 1e-9 * block for fraction in fractions):
@@ -47,76 +48,75 @@ def shares(fractions: Sequence[float]) -> list[int]:
     return counts
 
 
-class Mixture(Joined):
-    """Samples of several parts, each by its fraction: a small part repeats while a large one is in its first epoch.
+class Mixture(ConcatSamples):
+    """Samples of several parts, each with its fraction: a small part repeats during the first epoch of a large one.
 
-    Raises ValueError for fractions that do not sum to 1 or that no block can hold.
+    Raises ValueError for fractions that do not sum to 1, and for a positive fraction too small for a block of 1000.
     """
 
     def __init__(self, parts: Sequence[Samples], fractions: Sequence[float]) -> None:
         assert len(parts) == len(fractions)
         if abs(sum(fractions) - 1) > 1e-6 or min(fractions) < 0:
-            raise ValueError(
-                f"data.parts: the fractions {list(fractions)} sum to {sum(fractions):g}: they must sum to 1"
-            )
-        self.shares = shares(fractions)
-        for fraction, share in zip(fractions, self.shares, strict=True):
-            if fraction > 0 and share == 0:
-                raise ValueError(f"data.parts: a fraction of {fraction:g} is less than one sample in {LARGEST_BLOCK}")
+            raise ValueError(f"data.parts: the fractions {list(fractions)} must be >= 0 and sum to 1")
+        self.counts = block_counts(fractions)
+        for fraction, count in zip(fractions, self.counts, strict=True):
+            if fraction > 0 and count == 0:
+                raise ValueError(f"data.parts: the fraction {fraction:g} must be 0 or >= {1 / LARGEST_BLOCK:g}")
         super().__init__(parts)
 
-    def order(self, seed: int) -> MixedOrder:
-        return MixedOrder([len(part) for part in self.parts], self.shares, seed)
+    def order(self, seed: int) -> MixtureOrder:
+        return MixtureOrder([len(part) for part in self.parts], self.counts, seed)
 
 
 def fractions_of(samples: Samples) -> list[tuple[Samples, float]]:
-    """The parts of a mixture that have a share, each with its fraction; other samples are one part."""
+    """Returns the parts of a mixture with their fractions, without parts of fraction 0; other samples are one part."""
     if not isinstance(samples, Mixture):
         return [(samples, 1.0)]
-    parts = zip(samples.parts, samples.shares, strict=True)
-    return [(part, share / sum(samples.shares)) for part, share in parts if share]
+    parts = zip(samples.parts, samples.counts, strict=True)
+    return [(part, count / sum(samples.counts)) for part, count in parts if count]
 
 
-class MixedOrder(Order):
-    """Position p lies in block b = p // block, whose slots a permutation of (seed, b) deals to the parts.
+class MixtureOrder(Order):
+    """The order of a mixture. Position p is in block b = p // block size; a permutation of (seed, b) assigns its slots.
 
-    The j-th slot of a part in block b takes place b * share + j of that part's own order.
+    The j-th slot of a part in block b gets sample b * count + j of the order of that part.
     """
 
-    def __init__(self, sizes: list[int], shares: list[int], seed: int) -> None:
+    def __init__(self, sizes: list[int], counts: list[int], seed: int) -> None:
         super().__init__(sum(sizes), seed)
-        self.block = sum(shares)
-        self._shares = np.array(shares)
+        self.block = sum(counts)
+        self._counts = np.array(counts)
         self._starts = np.cumsum([0, *sizes])
         self._orders = [Order(size, 1_000_003 * seed + part) for part, size in enumerate(sizes)]
-        self._owner = np.repeat(np.arange(len(shares)), shares)  # which part a dealt number belongs to
-        self._first = np.cumsum([0, *shares])
+        self._owner = np.repeat(np.arange(len(counts)), counts)  # the part of each number that the permutation assigns
+        self._first = np.cumsum([0, *counts])
 
-    def positions(
+    def samples_at(
         self, positions: Int[np.ndarray, "batch"]
     ) -> tuple[Int[np.ndarray, "batch"], Int[np.ndarray, "batch"]]:
-        """Sample numbers and epochs at positions of the endless sequence."""
         blocks, slots = np.divmod(positions, self.block)
-        dealt = np.empty_like(positions)
+        assigned = np.empty_like(positions)
         for block in np.unique(blocks):
-            here = blocks == block
-            dealt[here] = permutation(self.block, self.seed, int(block))[slots[here]]
-        owner = self._owner[dealt]
-        places = blocks * self._shares[owner] + dealt - self._first[owner]
+            in_block = blocks == block
+            assigned[in_block] = permutation(self.block, self.seed, int(block))[slots[in_block]]
+        owner = self._owner[assigned]
+        places = blocks * self._counts[owner] + assigned - self._first[owner]
         ids, epochs = np.empty_like(positions), np.empty_like(positions)
         for part, order in enumerate(self._orders):
-            here = owner == part
-            ids[here], epochs[here] = order.positions(places[here])
-            ids[here] += self._starts[part]
+            in_part = owner == part
+            ids[in_part], epochs[in_part] = order.samples_at(places[in_part])
+            ids[in_part] += self._starts[part]
         return ids, epochs
 
 
 @dataclass(frozen=True)
 class MixtureCorpus:
-    """`parts`: fractions of tokens by name: builtin/docs, builtin/code, wikitext, tinystories, or any data.path.
+    """A mixture of texts by fractions of tokens.
 
-    None stands for 0.9 of builtin/docs and 0.1 of builtin/code (a mapping in YAML would be merged with that of the
-    command line). The tokenizer is one for all parts; bpe is trained on all of them. `max_bytes` is of each part.
+    parts      fraction of each part by name: builtin/docs, builtin/code, wikitext, tinystories, or any data.path;
+               null: 0.9 of builtin/docs and 0.1 of builtin/code
+    tokenizer  of all parts; bpe is trained on all of them
+    max_bytes  at most that much text of each part
     """
 
     parts: Mapping[str, float] | None = None
@@ -125,14 +125,15 @@ class MixtureCorpus:
     max_bytes: int | float | str | None = None
 
     def fractions(self) -> dict[str, float]:
+        """Returns the fraction of each part. The default is here because Hydra would merge a mapping in YAML."""
         return {"builtin/docs": 0.9, "builtin/code": 0.1} if self.parts is None else dict(self.parts)
 
     def sources(self) -> list[Source]:
-        """The source of each part. Raises ValueError for two parts of one name."""
+        """Returns the source of each part. Raises ValueError for two parts of the same name."""
         sources = [self._source(name) for name in self.fractions()]
         names = [source.name for source in sources]
         if len(set(names)) < len(names):
-            raise ValueError(f"data.parts: two parts are called alike: {', '.join(names)}")
+            raise ValueError(f"data.parts: the parts must have different names: {', '.join(names)}")
         return sources
 
     def _source(self, part: str) -> Source:
@@ -140,54 +141,63 @@ class MixtureCorpus:
             domain: Domain = "docs" if part == "builtin/docs" else "code"
             return Builtin(domain, self.tokenizer, None, self.max_bytes).sources()[0]
         if part == "builtin" or part.startswith("builtin/"):
-            raise ValueError(f"data.parts: {part} is not one of builtin/docs, builtin/code")
+            raise ValueError(f"data.parts: {part} must be builtin/docs or builtin/code")
         if part == "wikitext":
             return Text("Salesforce/wikitext", "wikitext-2-v1", rows="stream", max_bytes=self.max_bytes).source()
         path = "roneneldan/TinyStories" if part == "tinystories" else part
         return Text(path, max_bytes=self.max_bytes).source()
 
     def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
-        """Raises ValueError for an unknown part, and for fractions that do not sum to 1."""
+        """Encodes the text that is not in the cache. Raises ValueError for unknown parts and invalid fractions."""
         fractions = self.fractions()
         if not fractions:
-            raise ValueError("data.parts is empty: write data.parts={builtin/docs:0.9,builtin/code:0.1}")
+            raise ValueError("data.parts={} must have at least one part, such as {builtin/docs:0.9,builtin/code:0.1}")
         config = "+".join(f"{name}:{fraction:g}" for name, fraction in fractions.items())
 
-        def blend(windows: list[Samples]) -> Samples:
+        def mix(windows: list[Samples]) -> Samples:
             return Mixture(windows, list(fractions.values()))
 
         sources = self.sources()
-        return prepare("mixture", config, sources, self.tokenizer, self.vocab_size, context, cache, blend)
+        return prepare("mixture", config, sources, self.tokenizer, self.vocab_size, context, cache, mix)
+
+
+@runtime_checkable
+class TextData(Protocol):
+    """Settings of a data set of text, such as Builtin and Text: a dataclass that prepares a corpus."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def prepare(self, context: int, cache: Path | None = None) -> TextCorpus: ...
 
 
 @dataclass(frozen=True)
 class Repeated:
-    """`data` with `unique` of its training tokens alone (null: all of them); a longer budget reads them again.
+    """A subset of the training text of `data`; a budget of more tokens reads it again, in the same windows.
 
-    Every epoch has the same windows, so nothing else is ever read. `max_bytes` is handed to `data`, where set.
+    unique     training tokens of the subset; null: all of them
+    max_bytes  replaces that of `data`; null: leaves it as it is
     """
 
-    data: Any
+    data: TextData
     unique: int | float | str | None = None
     max_bytes: int | float | str | None = None
 
-    def prepare(self, context: int, cache: Path | None = None) -> Any:
-        """Raises ValueError when the data set has fewer tokens."""
+    def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
+        """Prepares `data` and takes the subset. Raises ValueError when `data` has fewer than `unique` tokens."""
         data = self.data if self.max_bytes is None else replace(self.data, max_bytes=self.max_bytes)
         corpus = data.prepare(context, cache)
         if self.unique is None:
             return corpus
         count = max(1, round(quantity(self.unique)) // context)
         if count > len(corpus.train):
-            raise ValueError(
-                f"data.unique={self.unique} is more than {corpus.name} has: {corpus.train.num_tokens:,} training tokens"
-            )
-        name = digest([corpus.hash, "spread", count * context])
-        return replace(corpus, train=Spread(corpus.train, count), config=f"{corpus.config}, {count} spread", hash=name)
+            tokens = f"{corpus.train.num_tokens:,} training tokens of {corpus.name}"
+            raise ValueError(f"data.unique={self.unique} must be at most the {tokens}")
+        subset, name = SpreadSamples(corpus.train, count), digest([corpus.hash, "spread", count * context])
+        return replace(corpus, train=subset, config=f"{corpus.config}, {count} spread", hash=name)
 
 
-class Spread(Samples):
-    """`count` samples of others, at equal distances; the same in every epoch."""
+class SpreadSamples(Samples):
+    """A subset of `count` samples at equal distances, the same in every epoch."""
 
     def __init__(self, samples: Samples, count: int) -> None:
         self.samples, self.count = samples, count

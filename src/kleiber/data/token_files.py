@@ -1,9 +1,11 @@
-"""Token files: each split of a source, encoded once into a memory-mapped file of ids, and its windows.
+"""Token files: encoded text in memory-mapped files, and the windows of text that are samples of it.
 
-`eos` stands before every document, so that every byte of text is a target and a split's bits per byte are exact.
+`token_files` encodes each split of a text source into one file of ids. An end-of-text token stands before every
+document, so every byte of text is a target and bits per byte are exact. `write_rows` and `read_rows` keep rows of
+unequal length, such as conversations.
 
-A sample is a window of context + 1 ids. Training windows start at another offset in every epoch. Validation windows
-never move, never overlap, and hold every target exactly once, so a sum over them does not depend on the batches.
+A sample of text is a window of context + 1 ids. Training windows start at another offset in every epoch. Validation
+windows never move or overlap and contain every target exactly once, so a sum over them does not depend on the batches.
 """
 
 from __future__ import annotations
@@ -13,24 +15,30 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int, Integer
 
-from kleiber.data.cache import FORMAT, SPLITS, Document, Reading, Source, cached
+from kleiber.data.batches import sample_numbers
+from kleiber.data.cache import FORMAT, SPLITS, Document, Source, SourceText, cached_folder
 from kleiber.data.tokenizers.byte_level import Bytes, chunks
+from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Samples, Tokenizer
 
-OURS = ("schema", "identity", "splits", "files")  # of a manifest; the rest is a source's notes
-BATCH = 1 << 20  # characters handed to the tokenizer at once
+MANIFEST_KEYS = ("schema", "identity", "splits", "files")  # the other keys of a manifest are notes of the source
+BATCH_CHARACTERS = 1 << 20  # characters that the tokenizer gets at once
+GOLDEN_RATIO = 0.6180339887498949
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """One split: its ids, the bytes of its text, and the bytes its ids account for (fewer if it is lossy)."""
+    """The ids of one split.
+
+    num_bytes      bytes of its text
+    counted_bytes  bytes that its ids stand for; fewer than num_bytes under a lossy tokenizer
+    """
 
     ids: Integer[np.ndarray, "time"]
     num_bytes: int
@@ -38,40 +46,40 @@ class TokenFile:
     sha256: str
 
 
-def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[str, TokenFile], dict[str, Any]]:
-    """The splits of `source` under `tokenizer`, from the cache or built, and their manifest.
+def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[str, TokenFile], Json]:
+    """Returns the token file of each split of `source`, from the cache or newly encoded, and their manifest.
 
-    Raises ValueError for a source without text and for a tokenizer that gives ids outside its vocabulary.
+    Raises ValueError for a source without training text, and for a tokenizer that gives ids outside its vocabulary.
     """
     identity = {"format": FORMAT, "source": source.identity(), "tokenizer": tokenizer.hash}
 
-    def build(folder: Path) -> dict[str, Any]:
-        """Writes a file a split; returns their counts and the notes of the source."""
-        with source.reading(root) as text:
+    def build(folder: Path) -> Json:
+        """Writes a file for each split; returns their counts and the notes of the source."""
+        with source.open_text(root) as text:
             documents = text.documents
             counts = {split: _write(folder / f"{split}.bin", documents.get(split, ()), tokenizer) for split in SPLITS}
         if counts["train"]["tokens"] == 0:
-            raise ValueError(f"{source.name} has no text to train on")
+            raise ValueError(f"{source.name} has no training text")
         return {"splits": counts, **text.notes}
 
-    folder, manifest = cached(root, f"{source.name}-{tokenizer.name}", identity, build)
+    folder, manifest = cached_folder(root, f"{source.name}-{tokenizer.name}", identity, build)
     return {split: _open(folder, split, manifest, tokenizer) for split in SPLITS}, manifest
 
 
-class Kept:
-    """A source whose text is costly to get: read from its token file of bytes, whatever the tokenizer."""
+class CachedSource:
+    """A source that is slow to read, cached as a token file of bytes, from which every tokenizer reads its text."""
 
     def __init__(self, source: Source) -> None:
         self.source, self.name = source, source.name
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         return self.source.identity()
 
     @contextmanager
-    def reading(self, root: Path) -> Iterator[Reading]:
+    def open_text(self, root: Path) -> Iterator[SourceText]:
         splits, manifest = token_files(self.source, Bytes(), root)
-        notes = {key: value for key, value in manifest.items() if key not in OURS}
-        yield Reading({name: _documents(file.ids) for name, file in splits.items()}, notes)
+        notes = {key: value for key, value in manifest.items() if key not in MANIFEST_KEYS}
+        yield SourceText({name: _documents(file.ids) for name, file in splits.items()}, notes)
 
 
 def _documents(ids: Integer[np.ndarray, "time"]) -> Iterator[Document]:
@@ -80,30 +88,34 @@ def _documents(ids: Integer[np.ndarray, "time"]) -> Iterator[Document]:
         yield [ids[begin + 1 : end].astype(np.uint8).tobytes().decode()]
 
 
-def dtype(vocab_size: int) -> np.dtype:
-    """The narrowest unsigned type of a token file that holds every id."""
+def id_dtype(vocab_size: int) -> np.dtype:
+    """Returns the smallest unsigned type that holds every id. Raises ValueError for more than 2^32 ids."""
     if vocab_size > 1 << 32:
-        raise ValueError(f"a vocabulary of {vocab_size} does not fit 32-bit token ids")
+        raise ValueError(f"a vocabulary of {vocab_size} entries does not fit 32-bit token ids")
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def _open(folder: Path, split: str, manifest: dict[str, Any], tokenizer: Tokenizer) -> TokenFile:
+def _open(folder: Path, split: str, manifest: Json, tokenizer: Tokenizer) -> TokenFile:
     path, count = folder / f"{split}.bin", manifest["splits"][split]
-    kind = dtype(tokenizer.vocab_size)
-    ids = np.memmap(path, dtype=kind, mode="r") if count["tokens"] else np.empty(0, kind)  # an empty file has no map
+    ids = _read_ids(path, id_dtype(tokenizer.vocab_size), count["tokens"])
     return TokenFile(ids, count["bytes"], count["counted_bytes"], manifest["files"][path.name]["sha256"])
+
+
+def _read_ids(path: Path, dtype: np.dtype, count: int) -> Integer[np.ndarray, "_"]:
+    return np.memmap(path, dtype=dtype, mode="r") if count else np.empty(0, dtype)  # an empty file cannot be mapped
 
 
 def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> dict[str, int]:
     count = {"documents": 0, "tokens": 0, "bytes": 0, "counted_bytes": 0}
-    kind, eos = dtype(tokenizer.vocab_size), np.array([tokenizer.eos], dtype(tokenizer.vocab_size))
+    dtype = id_dtype(tokenizer.vocab_size)
+    eos = np.array([tokenizer.eos], dtype)
     with open(path, "wb") as file:
         for batch in _batches(documents):
             for (begins, text), ids in zip(batch, tokenizer.encode_many([t for _, t in batch]), strict=True):
                 _check(ids, tokenizer)
                 if begins:
                     file.write(eos.tobytes())
-                file.write(ids.astype(kind).tobytes())
+                file.write(ids.astype(dtype).tobytes())
                 count["documents"] += begins
                 count["tokens"] += len(ids) + begins
                 count["bytes"] += len(text.encode("utf-8", "replace"))
@@ -114,39 +126,71 @@ def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> d
 def _check(ids: Integer[np.ndarray, "time"], tokenizer: Tokenizer) -> None:
     if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
         raise ValueError(
-            f"{tokenizer.name} gives id {int(ids.max())}, its vocabulary ends at {tokenizer.vocab_size - 1}"
+            f"tokenizer {tokenizer.name} returned id {int(ids.max())}, and its vocabulary ends at id "
+            f"{tokenizer.vocab_size - 1}"
         )
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[bool, str]]]:
-    """(begins a document, text) in batches of about a million characters; documents without text are left out."""
-    batch, held = [], 0
+    """Yields (whether it begins a document, text) in batches of about a million characters, without empty documents."""
+    batch, characters = [], 0
     for document in documents:
         for i, text in enumerate(chunks(document)):
             batch.append((i == 0, text))
-            held += len(text)
-            if held >= BATCH:
+            characters += len(text)
+            if characters >= BATCH_CHARACTERS:
                 yield batch
-                batch, held = [], 0
+                batch, characters = [], 0
     if batch:
         yield batch
 
 
-GOLDEN = 0.6180339887498949
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of unequal length in one array: row i is flat[starts[i] : starts[i + 1]]."""
+
+    flat: Integer[np.ndarray, "_"]
+    starts: Int[np.ndarray, "_"]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, i: int) -> Integer[np.ndarray, "_"]:
+        return self.flat[self.starts[i] : self.starts[i + 1]]
+
+    @property
+    def lengths(self) -> Int[np.ndarray, "_"]:
+        return np.diff(self.starts)
+
+
+def write_rows(path: Path, rows: Iterable[Integer[np.ndarray, "_"]], dtype: np.dtype) -> None:
+    """Writes rows of unequal length to `path`.bin and `path`.starts.npy."""
+    lengths = [0]
+    with open(path.with_suffix(".bin"), "wb") as file:
+        for row in rows:
+            file.write(np.asarray(row).astype(dtype).tobytes())
+            lengths.append(len(row))
+    np.save(path.with_suffix(".starts.npy"), np.cumsum(lengths, dtype=np.int64))
+
+
+def read_rows(path: Path, dtype: np.dtype) -> TokenRows:
+    """Maps the rows that `write_rows` wrote at `path`."""
+    starts = np.load(path.with_suffix(".starts.npy"))
+    return TokenRows(_read_ids(path.with_suffix(".bin"), dtype, int(starts[-1])), starts)
 
 
 class TrainWindows(Samples):
-    """Windows of context + 1 ids, `context` apart; in epoch e all are moved by frac(e * golden ratio) * context.
+    """Windows of context + 1 ids, `context` apart; in epoch e all start frac(e * golden ratio) * context later.
 
-    num_tokens and num_bytes are of one epoch: the unique text. `samples` counts on through the epochs (index + epoch *
-    number of windows), so that masks differ between epochs. Raises ValueError for a text shorter than one window.
+    num_tokens and num_bytes are those of one epoch. The sample numbers of a batch count on through the epochs, so masks
+    differ between epochs. Raises ValueError for a text shorter than one window.
     """
 
     def __init__(self, file: TokenFile, context: int, name: str = "the text") -> None:
         if len(file.ids) < context + 1:
             raise ValueError(
                 f"{name} has {len(file.ids)} tokens to train on, fewer than one window of model.context={context} and "
-                f"its target: give more text or set model.context={max(1, len(file.ids) - 1)} or less"
+                f"its target: use more text, or set model.context={max(1, len(file.ids) - 1)} or less"
             )
         self.context, self.file = context, file
         self._windows = np.lib.stride_tricks.sliding_window_view(file.ids, context + 1)
@@ -158,33 +202,33 @@ class TrainWindows(Samples):
         return self._count
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
-        shift = int(epoch * GOLDEN % 1 * self.context)
+        shift = int(epoch * GOLDEN_RATIO % 1 * self.context)
         starts = np.minimum(index * self.context + shift, len(self._windows) - 1)
         tokens = torch.from_numpy(self._windows[starts].astype(np.int64))
-        return Batch(tokens=tokens, samples=torch.from_numpy(index + epoch * self._count))
+        return Batch(tokens=tokens, samples=sample_numbers(index, epoch, len(self)))
 
 
 class ValidationWindows(HeldOut):
-    """Consecutive windows: window i predicts targets i * context + 1 to (i + 1) * context; the last one may be short.
+    """Consecutive windows: window i predicts tokens i * context + 1 to (i + 1) * context; the last one may be short.
 
-    A short window is padded with eos of weight 0 and `real` False. `num_tokens` targets stand for exactly `num_bytes`
-    bytes of text. A tokenizer that is lossy is scaled to the bytes of the whole split.
+    A short window is padded with eos, where weights are 0 and `real` is False. The num_tokens targets stand for exactly
+    num_bytes bytes of text. Under a lossy tokenizer, bytes are scaled to the bytes of the whole split.
     """
 
     def __init__(self, file: TokenFile, context: int, tokenizer: Tokenizer, targets: int | None = None) -> None:
         self.context, self.file = context, file
         self._tokenizer = tokenizer
-        everything = max(0, len(file.ids) - 1)
-        self.num_tokens = everything if targets is None else min(targets, everything)
+        all_targets = max(0, len(file.ids) - 1)
+        self.num_tokens = all_targets if targets is None else min(targets, all_targets)
         self._count = -(-self.num_tokens // context)
-        self.num_bytes = file.num_bytes if self.num_tokens == everything else self._bytes()
+        self.num_bytes = file.num_bytes if self.num_tokens == all_targets else self._bytes()
 
     def _bytes(self) -> int:
         counted = int(self._tokenizer.token_bytes[self.file.ids[1 : self.num_tokens + 1]].sum())
         return round(counted * self.file.num_bytes / self.file.counted_bytes)
 
     def first(self, tokens: int | None) -> ValidationWindows:
-        """The first `tokens` targets (all for None), in whole windows: the fixed set that every evaluation scores."""
+        """Returns the first `tokens` targets, rounded down to whole windows, at least one window; all for None."""
         if tokens is None or tokens >= self.num_tokens:
             return self
         targets = max(1, tokens // self.context) * self.context
@@ -194,12 +238,12 @@ class ValidationWindows(HeldOut):
         return self._count
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
-        """Windows of these numbers; padding of the last one has weight 0."""
-        assert epoch == 0, "validation text is read once"
-        places = index[:, None] * self.context + np.arange(self.context + 1)
-        real = places <= self.num_tokens
-        ids = self.file.ids[np.minimum(places, self.num_tokens)].astype(np.int64)
-        batch = Batch(tokens=torch.from_numpy(ids), samples=torch.from_numpy(np.asarray(index, np.int64)))
+        """Returns the windows of these numbers; padding of the last window has weight 0."""
+        assert epoch == 0, "held-out text is read once"
+        positions = index[:, None] * self.context + np.arange(self.context + 1)
+        real = positions <= self.num_tokens
+        ids = self.file.ids[np.minimum(positions, self.num_tokens)].astype(np.int64)
+        batch = Batch(tokens=torch.from_numpy(ids), samples=sample_numbers(index, 0, len(self)))
         if not real.all():
             batch.real = torch.from_numpy(real)
             batch.weights = batch.real.float()

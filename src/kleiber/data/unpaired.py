@@ -1,97 +1,97 @@
-"""Single answers with a verdict, good or bad: prompt, completion, label. No prompt has to be answered twice.
+"""Single answers labeled as desirable or not: prompt, completion, label. A prompt may have only one answer.
 
-A sample's `tokens` hold its conversation, `against` the same prompt with the answer of another row, always the same
-one: what a model says of such answers tells how far it has gone from where it began, on no answer in particular. Rows
-without an answer are left out, and counted.
+The `tokens` of a sample contain its conversation. `against` contains the same prompt with the answer of another row,
+always the same one: the log-probabilities of such mismatched answers measure how far the model has moved from its
+start. Rows without an answer are left out and counted.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
 
-from kleiber.data.chat import Conversation
-from kleiber.data.corpus import as_bytes
-from kleiber.data.instruct import TEMPLATE
-from kleiber.data.preference import AnsweredCorpus, Answers, PairRows, answered, asked, side
-from kleiber.data.sampler import permutation
-from kleiber.data.sources.open import locate
-from kleiber.data.sources.table import Row, Table, must_have, table_name
+from kleiber.data.batches import permutation
+from kleiber.data.chat import TEMPLATE, Conversation
+from kleiber.data.preference import AnswerCorpus, AnswerTable, PairRows, ends_with_answer, parse_answer
+from kleiber.data.sources.dataset import require_columns
+from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 @dataclass
-class UnpairedCorpus(AnsweredCorpus):
-    """Answers with verdicts. num_tokens are those of the answers that were judged, with their prompts."""
-
-    def judged(self) -> dict[str, JudgedRows]:
-        return self.rows()
+class UnpairedCorpus(AnswerCorpus):
+    """Labeled answers. num_tokens counts the tokens of the answers and of their prompts, without mismatched answers."""
 
 
 @dataclass(frozen=True)
-class Unpaired(Answers):
-    """Judged answers at `path`: columns prompt, completion (text or messages), label (true where it is desirable)."""
+class Unpaired(AnswerTable):
+    """Labeled answers at `path`: columns prompt, completion (text or messages), label (true where it is desirable).
 
-    def table(self) -> Table:
-        """The rows, and the columns that must be in them."""
-        place = locate(self.path)
+    max_bytes  at most that much text of each split
+    """
 
-        def checked(table: Dataset) -> None:
-            wanted = ("prompt", "completion", "label")
-            must_have(table, [("a judged answer needs", column) for column in wanted], place.name)
+    def identity(self) -> list[object]:
+        return ["unpaired", TEMPLATE, "by prompt"]
 
-        def texts(row: Row) -> list[str]:
-            verdict(row["label"])
-            return [turn.content for turn in side(row, "completion")]
+    def check_columns(self, table: Dataset, name: str) -> None:
+        require_columns(table, ["prompt", "completion", "label"], name)
 
-        name = self.name or table_name(place, self.config)
-        meaning, limit = ["unpaired", TEMPLATE, "by prompt"], as_bytes(self.max_bytes)
-        prompt = partial(asked, name="completion")
-        return Table(place, self.config, name, texts, checked, meaning, limit, prompt)
+    def texts(self, row: Row) -> list[str]:
+        parse_label(row["label"])
+        return [turn.content for turn in parse_answer(row, "completion")]
+
+    def prompt_texts(self, row: Row) -> list[str]:
+        return [turn.content for turn in parse_answer(row, "completion")[:-1]]
 
     def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float]]:
-        """Each answer beside that of another row, and its verdict."""
-        judged = [(side(row, "completion"), verdict(row["label"])) for row in rows]
-        good = [(dialog, label) for dialog, label in judged if answered(dialog)]
-        # In a random order, since neighbours are often answers to one prompt.
-        order = permutation(len(good), 0)
+        """Returns each conversation beside the same prompt with the answer of another row, and the labels."""
+        dialogs = [(parse_answer(row, "completion"), parse_label(row["label"])) for row in rows]
+        answered = [(dialog, label) for dialog, label in dialogs if ends_with_answer(dialog)]
+        # In a random order, since neighbors are often answers to one prompt.
+        order = permutation(len(answered), 0)
         other = np.empty_like(order)
         other[order] = np.roll(order, -1)
-        sides = [(dialog, [*dialog[:-1], good[int(j)][0][-1]]) for (dialog, _), j in zip(good, other, strict=True)]
-        return sides, [label for _, label in good]
+        mismatched = [[*dialog[:-1], answered[int(j)][0][-1]] for (dialog, _), j in zip(answered, other, strict=True)]
+        pairs = [(dialog, other_answer) for (dialog, _), other_answer in zip(answered, mismatched, strict=True)]
+        return pairs, [label for _, label in answered]
 
     def prepare(self, context: int, cache: Path | None = None) -> UnpairedCorpus:
-        return UnpairedCorpus(**self.parts(context, cache, JudgedRows))
+        """Encodes the rows that are not in the cache. Raises ValueError for a split without answers."""
+        encoded = self.load(cache)
+        samples = encoded.samples(lambda path: UnpairedRows(path, context, encoded.tokenizer))
+        identity = [TEMPLATE, context, encoded.checksums]
+        return encoded.corpus(UnpairedCorpus, samples, identity, folder=encoded.root)
 
 
-def verdict(label: Any) -> float:
-    """1 for an answer that is desirable, 0 for one that is not."""
-    if label not in (True, False):  # 1 and 0 too
-        raise ValueError(f"label={label!r} is no verdict on an answer: write true or false")
-    return float(label)
+def parse_label(label: object) -> float:
+    """Returns 1 for true or 1, and 0 for false or 0. Raises ValueError for any other value."""
+    if label not in (True, False):
+        raise ValueError(f"label={label!r} must be true or false")
+    return float(bool(label))
 
 
-class JudgedRows(PairRows):
-    """Judged answers of one split, each before the mismatched one. `labels` are 1 where an answer is desirable."""
+class UnpairedRows(PairRows):
+    """Labeled answers of one split, each before its mismatched answer. `labels` are 1 for desirable answers, else 0."""
 
     sides = 1  # the mismatched one is read without gradients, at another time
-    sample_name = "answer with a verdict"
 
-    def counted(self, sides: Int[np.ndarray, "sides"]) -> Int[np.ndarray, "pairs"]:
+    def per_sample(self, sides: Int[np.ndarray, "sides"]) -> Int[np.ndarray, "pairs"]:
+        """Returns a number of the labeled conversation of each sample."""
         return sides[::2]
 
-    def described(self, count: dict[str, Any]) -> str:
-        """A line for the log: the number of answers, and what was left out or cut."""
+    def describe(self, counts: Json) -> str:
         return (
             f"{len(self):,} answers"
-            + (f"; {count['useless']:,} rows without an answer left out" if count["useless"] else "")
+            + (f"; {counts['useless']:,} rows without an answer left out" if counts["useless"] else "")
             + (f"; {self.truncated:,} cut to model.context={self.context}" if self.truncated else "")
-            + (f"; {count['share']:.1%} are desirable" if count["share"] is not None else "")
+            + (f"; {counts['share']:.1%} are desirable" if counts["share"] is not None else "")
         )
+
+    def explain_empty(self, split: str) -> str:
+        return f"the {split} split has no answer"

@@ -1,4 +1,4 @@
-"""Evaluations: each module measures one thing of a model on held-out data, and trains nothing."""
+"""Evaluations: each module measures one property of a model on held-out data. No evaluation trains the model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from kleiber.types.model import Model
 class Subject:
     """A model, and the held-out data that it is evaluated on.
 
-    tokens      targets to score per domain; None leaves the number to the evaluation
+    tokens      number of target tokens to score per domain; None leaves the number to the evaluation
     rows        samples per forward pass
     folder      folder of the run; None for a Hugging Face model
-    earlier     returns (step, model) of the run's earlier checkpoints, oldest first
+    earlier     returns (step, model) for each earlier checkpoint of the run, oldest first
     tasks       names of lm-eval tasks
     task_files  a file or folder of questions or of lm-eval task definitions
     """
@@ -41,21 +41,24 @@ class Subject:
 
     @property
     def domains(self) -> list[str]:
+        """Names of the parts of the validation data, which are scored separately."""
         return list(self.corpus.validation)
 
     def batches(self, domain: str, tokens: int | None = None) -> Iterator[Batch]:
-        """The first `tokens` targets of a domain, in order: the same ones every time."""
+        """Batches of the first `tokens` targets of a domain, the same at every call; all of them for None."""
         samples = self.corpus.validation[domain].first(tokens)
-        for begin in range(0, len(samples), self.rows):
-            yield samples.gather(np.arange(begin, min(begin + self.rows, len(samples)))).to(self.device)
+        for start in range(0, len(samples), self.rows):
+            index = np.arange(start, min(start + self.rows, len(samples)))
+            yield samples.gather(index).to(self.device)
 
 
 class Evaluation(Protocol):
     """A module or package of `kleiber.evals`: `kleiber eval --evals NAME` calls its `evaluate`.
 
-    It may name a module with `figures(results, folder)`, which returns altair charts by name, as `FIGURES`.
+    An evaluation with figures has a constant `FIGURES`: the name of a module with `figures(results, folder)`, which
+    returns altair charts by name.
     """
 
     def evaluate(self, subject: Subject) -> Json:
-        """Results of one measurement: numbers, lists and dictionaries by name."""
+        """Results of the measurement: numbers, lists and dictionaries by name."""
         ...

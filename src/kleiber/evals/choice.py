@@ -1,154 +1,181 @@
-"""Multiple choice by likelihood: the model chooses the likeliest of several endings of one context.
+"""Multiple choice by likelihood: the model chooses the most likely of several endings of a context.
 
-There are two scores: the plain log-probability, and that per byte of the ending, which does not favor short ones (Brown
-et al. 2020, arXiv:2005.14165, section 2.4, divides by tokens). Nothing is generated. Questions are files of rows with
-context (or ctx), endings, label, as in HellaSwag, or sentence_good, sentence_bad, as in BLiMP.
+There are two scores: by the log-probability of an ending, and by its log-probability per byte, which does not favor
+short endings (Brown et al. 2020, arXiv:2005.14165, section 2.4, divide by tokens). No text is generated. A question is
+a row with the columns context (or ctx), endings and label, as in HellaSwag, or sentence_good and sentence_bad, as in
+BLiMP.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kleiber.evals import Subject
 from kleiber.nn.loss import log_probs
-from kleiber.types import Json
+from kleiber.types import Json, Row
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Tokenizer
 from kleiber.types.model import Model
 
-KINDS = (".jsonl", ".parquet")
+SUFFIXES = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
 class Question:
-    """Token ids of a context (at least one) and of its endings, their sizes in bytes, and which ending is right."""
+    """A context and its possible endings.
+
+    context    token ids, at least one
+    endings    token ids of each ending
+    num_bytes  size of each ending in bytes
+    label      index of the correct ending
+    """
 
     context: list[int]
     endings: list[list[int]]
     num_bytes: list[int]
-    right: int
+    label: int
 
 
 def evaluate(subject: Subject) -> Json:
-    """accuracy, accuracy_per_byte, the standard error of the first, what chance scores, and questions, by file.
+    """By file of questions: accuracy, accuracy_per_byte, standard_error (of accuracy), chance, number of questions.
 
-    Raises ValueError without `subject.task_files` (a .jsonl or .parquet file, or a folder of them), for a bidirectional
-    model, and for rows of other columns, naming those that are there.
+    `chance` is the expected accuracy of a random choice. Raises ValueError where `subject.task_files` is not a file or
+    folder of questions, for a bidirectional model, and for rows with other columns.
     """
-    home = subject.task_files
-    if home is None or not home.exists():
-        raise ValueError(f"choice asks the questions of --task-files FILE or DIR ({', '.join(KINDS)}); got {home}")
     if not subject.model.causal:
-        raise ValueError("choice needs next-token probabilities, and this model reads both ways: take a causal one")
-    files = [home] if home.is_file() else sorted(path for kind in KINDS for path in home.rglob(f"*{kind}"))
-    files = [path for path in files if path.suffix in KINDS]
-    if not files:
-        raise ValueError(f"--task-files {home} holds no {' and no '.join(KINDS)} file")
-    found = {}
-    for path in files:
-        name = path.stem if home.is_file() else str(path.relative_to(home).with_suffix(""))
-        questions = [question(row, subject.corpus.tokenizer, path) for row in rows_of(path)]
+        raise ValueError("--evals choice needs a model that predicts the next token; this model is bidirectional")
+    results = {}
+    for name, path in question_files(subject.task_files).items():
+        questions = [parse_question(row, subject.corpus.tokenizer, path) for row in read_rows(path)]
         if not questions:
-            raise ValueError(f"{path} holds no row")
+            raise ValueError(f"{path} contains no questions")
         scores = choose(subject.model, questions, subject.rows)
-        p, total = scores["accuracy"], len(questions)
-        chance = sum(1 / len(one.endings) for one in questions) / total
-        found[name] = {**scores, "standard_error": math.sqrt(p * (1 - p) / total), "chance": chance, "questions": total}
-    return found
+        accuracy, count = scores["accuracy"], len(questions)
+        chance = sum(1 / len(question.endings) for question in questions) / count
+        error = math.sqrt(accuracy * (1 - accuracy) / count)
+        results[name] = {**scores, "standard_error": error, "chance": chance, "questions": count}
+    return results
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
+def question_files(place: Path | None) -> dict[str, Path]:
+    """The files of questions at --task-files, by their path within that folder without the suffix.
+
+    Raises ValueError where there are none.
+    """
+    suffixes = " or ".join(SUFFIXES)
+    if place is None:
+        raise ValueError(f"--evals choice needs --task-files FILE or FOLDER with questions in {suffixes} files")
+    if not place.exists():
+        raise ValueError(f"--task-files {place} does not exist")
+    if place.is_file() and place.suffix in SUFFIXES:
+        return {place.stem: place}
+    files = sorted(path for suffix in SUFFIXES for path in place.rglob(f"*{suffix}"))
+    if not files:
+        raise ValueError(f"--task-files {place} contains no {suffixes} file")
+    return {str(path.relative_to(place).with_suffix("")): path for path in files}
+
+
+def read_rows(path: Path) -> list[Json]:
+    """The rows of a .jsonl or .parquet file, as dictionaries."""
     if path.suffix == ".jsonl":
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-        return [_line(path, number, line) for number, line in lines if line.strip()]
+        return [_parse_line(path, number, line) for number, line in lines if line.strip()]
     import pyarrow.parquet
 
     return pyarrow.parquet.read_table(path).to_pylist()
 
 
-def _line(path: Path, number: int, line: str) -> Json:
+def _parse_line(path: Path, number: int, line: str) -> Json:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: {line[:60]!r} is no JSON ({error})") from None
+        raise ValueError(f"{path}, line {number}: {line[:60]!r} is not JSON ({error})") from None
 
 
-def question(row: Mapping[str, Any], tokenizer: Tokenizer, path: Path) -> Question:
-    """A row as token ids; the space between a context and its endings belongs to the ending.
+def parse_question(row: Row, tokenizer: Tokenizer, path: Path) -> Question:
+    """A row as token ids. The space between a context and an ending belongs to the ending.
 
-    An ending's ids are those it has behind the context: read alone, some tokenizers begin it in another way.
+    The ids of an ending are those that it has after the context, because some tokenizers encode the beginning of a text
+    differently.
     """
     if {"sentence_good", "sentence_bad"} <= row.keys():
-        before, endings, right = "", [row["sentence_good"], row["sentence_bad"]], 0
+        text, endings, label = "", [row["sentence_good"], row["sentence_bad"]], 0
     else:
-        text = row.get("context", row.get("ctx"))
-        if text is None or not {"endings", "label"} <= row.keys():
-            raise ValueError(
-                f"{path} has no columns context (or ctx), endings, label, nor sentence_good, sentence_bad; it has "
-                f"{', '.join(row)}"
-            )
-        label = str(row["label"])
-        before, endings = text.rstrip(), [" " + one.strip() for one in row["endings"]]
-        right = int(label) if label.isdecimal() else -1
-    if not 0 <= right < len(endings):
+        text, endings, label = _context_and_endings(row, path)
+    context = tokenizer.encode(text)
+    first_token = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
+    return Question(
+        context=[first_token, *context],
+        endings=[tokenizer.encode(text + ending)[len(context) :] for ending in endings],
+        num_bytes=[len(ending.encode()) for ending in endings],
+        label=label,
+    )
+
+
+def _context_and_endings(row: Row, path: Path) -> tuple[str, list[str], int]:
+    text = row.get("context", row.get("ctx"))
+    if text is None or not {"endings", "label"} <= row.keys():
         raise ValueError(
-            f"{path}: label {row.get('label')!r} is none of the {len(endings)} endings, which count from 0; rows "
-            "without labels cannot be scored"
+            f"{path} has the columns {', '.join(row)}; a question needs context (or ctx), endings and label, or "
+            "sentence_good and sentence_bad"
         )
-    begin = tokenizer.bos
-    context = tokenizer.encode(before)
-    behind = [tokenizer.encode(before + one)[len(context) :] for one in endings]
-    opening = tokenizer.eos if begin is None else begin
-    return Question([opening, *context], behind, [len(one.encode()) for one in endings], right)
+    endings = [" " + ending.strip() for ending in row["endings"]]
+    label = str(row["label"])
+    if not label.isdecimal() or int(label) >= len(endings):
+        raise ValueError(
+            f"{path}: label={row['label']!r} must be the index of one of the {len(endings)} endings, from 0 to "
+            f"{len(endings) - 1}; questions without a label cannot be scored"
+        )
+    return text.rstrip(), endings, int(label)
 
 
 @torch.no_grad()
 def choose(model: Model, questions: Sequence[Question], rows: int = 16) -> dict[str, float]:
-    """accuracy and accuracy_per_byte over the questions. Contexts that are too long lose their beginning.
+    """accuracy and accuracy_per_byte over the questions. A context that is too long loses its beginning.
 
-    Raises ValueError for an ending that alone exceeds model.context.
+    Raises ValueError for an ending that is longer than model.context.
     """
     was_training = model.training
     model.eval()
-    jobs = [(question.context, ending) for question in questions for ending in question.endings]
+    pairs = [(question.context, ending) for question in questions for ending in question.endings]
     try:
-        order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i][0]) - len(jobs[i][1]))
-        found = torch.empty(len(jobs), dtype=torch.float64)
-        for at in range(0, len(order), rows):
-            chosen = order[at : at + rows]
-            found[chosen] = ending_log_probs(model, [jobs[i] for i in chosen]).double().cpu()
+        longest_first = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0]) - len(pairs[i][1]))
+        log_likelihoods = torch.empty(len(pairs), dtype=torch.float64)
+        for start in range(0, len(pairs), rows):
+            batch = longest_first[start : start + rows]
+            log_likelihoods[batch] = ending_log_probs(model, [pairs[i] for i in batch]).double().cpu()
     finally:
         model.train(was_training)
-    plain = per_byte = 0
-    for question, scores in zip(questions, found.split([len(q.endings) for q in questions]), strict=True):
+    correct = correct_per_byte = 0
+    by_question = log_likelihoods.split([len(question.endings) for question in questions])
+    for question, scores in zip(questions, by_question, strict=True):
         sizes = torch.tensor(question.num_bytes, dtype=torch.float64)
-        plain += int(scores.argmax()) == question.right
-        per_byte += int((scores / sizes).argmax()) == question.right
-    return {"accuracy": plain / len(questions), "accuracy_per_byte": per_byte / len(questions)}
+        correct += int(scores.argmax()) == question.label
+        correct_per_byte += int((scores / sizes).argmax()) == question.label
+    return {"accuracy": correct / len(questions), "accuracy_per_byte": correct_per_byte / len(questions)}
 
 
-def ending_log_probs(model: Model, jobs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-    """sum of log p(token | all before) over the ending of each (context, ending), in one pass."""
-    longest = max(len(ending) for _, ending in jobs)
+def ending_log_probs(model: Model, pairs: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+    """log p(ending | context) of each pair (context, ending) of token ids, in nats, from one forward pass."""
+    longest = max(len(ending) for _, ending in pairs)
     if longest > model.context:
         raise ValueError(f"an ending of {longest} tokens exceeds model.context={model.context}")
     device = next(model.parameters()).device
-    whole = [(context + ending)[-model.context - 1 :] for context, ending in jobs]
-    width = max(len(row) for row in whole)
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in whole], device=device)
-    lengths = torch.tensor([len(row) for row in whole], device=device)[:, None]
-    ends = torch.tensor([len(ending) for _, ending in jobs], device=device)[:, None]
-    place = torch.arange(width, device=device)
-    real, marked = place < lengths, (place >= lengths - ends) & (place < lengths)
+    texts = [(context + ending)[-model.context - 1 :] for context, ending in pairs]
+    width = max(len(text) for text in texts)
+    ids = torch.tensor([text + [0] * (width - len(text)) for text in texts], device=device)
+    lengths = torch.tensor([len(text) for text in texts], device=device)[:, None]
+    ending_lengths = torch.tensor([len(ending) for _, ending in pairs], device=device)[:, None]
+    position = torch.arange(width, device=device)
+    real = position < lengths
+    in_ending = (real & (position >= lengths - ending_lengths))[:, 1:]
     hidden = model(Batch(tokens=ids[:, :-1], real=real[:, :-1])).hidden
-    marked = marked[:, 1:]
-    scores = log_probs(hidden[marked], model.head, ids[:, 1:][marked])
-    return scores.new_zeros(len(jobs)).index_add(0, marked.nonzero()[:, 0], scores)
+    scores = log_probs(hidden[in_ending], model.head, ids[:, 1:][in_ending])
+    return scores.new_zeros(len(pairs)).index_add(0, in_ending.nonzero()[:, 0], scores)

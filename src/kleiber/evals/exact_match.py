@@ -1,6 +1,6 @@
-"""Exact match of final answers: the model continues a question greedily, and its final number is compared.
+"""Exact match of final answers: the model answers a question greedily, and the final number of its answer is compared.
 
-For chains of thought as in GSM8K, whose answers end in `#### number`. Words around the number are not judged.
+For chains of thought as in GSM8K, whose answers end in `#### number`. The text around the number is not scored.
 """
 
 from __future__ import annotations
@@ -16,66 +16,82 @@ import torch
 from kleiber.evals import Subject
 from kleiber.models.generate import generate
 from kleiber.types import Json
-from kleiber.types.contracts import Tokenizer
+from kleiber.types.contracts import Samples, Tokenizer
 from kleiber.types.model import Model
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
-MARK = "####"
+ANSWER_MARK = "####"
 
 
 @dataclass(frozen=True)
 class ExactMatch:
-    """`right` of `total` questions; `texts` are the answers that the model gave."""
+    """Number of correct answers of a model to `total` questions, and the texts of all its answers."""
 
-    right: int
+    correct: int
     total: int
     texts: list[str]
 
     @property
     def accuracy(self) -> float:
-        return self.right / self.total
+        """Share of the questions that are answered correctly."""
+        return self.correct / self.total
 
     @property
     def standard_error(self) -> float:
+        """Standard error of the accuracy."""
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.total)
 
 
 def evaluate(subject: Subject) -> Json:
-    """accuracy, standard_error, right and questions of each domain, over its held-out conversations (the first ones of
-    `subject.tokens` tokens together) whose last answer names a number.
+    """By domain: accuracy, its standard_error, the number of right answers, and that of questions.
 
-    Raises ValueError for data that is no conversation, and for conversations of which no answer names a number.
+    The questions are the held-out conversations (the first ones, of `subject.tokens` tokens together) whose last answer
+    contains a number. Raises ValueError where a domain has no such question.
     """
-    found = {}
-    tokenizer = subject.corpus.tokenizer
+    results = {}
     for domain, samples in subject.corpus.validation.items():
-        held = samples.first(subject.tokens)
-        questions = [question for question in map(held.question, range(len(held))) if question is not None]
-        if not questions:
-            raise ValueError(f"exact_match asks questions, and {domain} has none: take a run of data=instruct")
-        asked = [(prompt, tokenizer.decode(answer)) for prompt, answer in questions]
-        asked = [(prompt, answer) for prompt, answer in asked if final_number(answer) is not None]
-        prompts, answers = [prompt for prompt, _ in asked], [answer for _, answer in asked]
-        match = exact_match(subject.model, tokenizer, prompts, answers, rows=subject.rows)
-        found[domain] = {
+        prompts, answers = numeric_questions(samples.first(subject.tokens), subject.corpus.tokenizer, domain)
+        match = exact_match(subject.model, subject.corpus.tokenizer, prompts, answers, rows=subject.rows)
+        results[domain] = {
             "accuracy": match.accuracy,
             "standard_error": match.standard_error,
-            "right": match.right,
+            "right": match.correct,
             "questions": match.total,
         }
-    return found
+    return results
+
+
+def numeric_questions(samples: Samples, tokenizer: Tokenizer, domain: str) -> tuple[list[list[int]], list[str]]:
+    """Prompts (token ids) and answers (texts) of the conversations whose last answer contains a number.
+
+    Raises ValueError where there are none.
+    """
+    questions = [question for question in map(samples.question, range(len(samples))) if question is not None]
+    if not questions:
+        raise ValueError(
+            f"--evals exact_match needs conversations, and {domain} has none: evaluate a run with data=instruct"
+        )
+    prompts, answers = [], []
+    for prompt, answer_ids in questions:
+        answer = tokenizer.decode(answer_ids)
+        if final_number(answer) is not None:
+            prompts.append(prompt)
+            answers.append(answer)
+    if not prompts:
+        raise ValueError(f"--evals exact_match: none of the {len(questions)} answers in {domain} contains a number")
+    return prompts, answers
 
 
 def final_number(text: str) -> Decimal | None:
-    """The first number after the last `####`, or without that mark the last number; None where there is none.
+    """The first number after the last `####`, or the last number of a text without that mark; None without a number.
 
-    Thousands separators are left out, so that 1,000 is 1000 and 1000.00.
+    Thousands separators are removed, so 1,000 equals 1000 and 1000.00.
     """
-    _, mark, after = text.rpartition(MARK)
-    found = NUMBER.findall(after)
-    if not found:
+    _, mark, tail = text.rpartition(ANSWER_MARK)
+    numbers = NUMBER.findall(tail)
+    if not numbers:
         return None
-    return Decimal((found[0] if mark else found[-1]).replace(",", ""))
+    return Decimal((numbers[0] if mark else numbers[-1]).replace(",", ""))
 
 
 def exact_match(
@@ -86,26 +102,29 @@ def exact_match(
     max_new_tokens: int = 256,
     rows: int = 16,
 ) -> ExactMatch:
-    """Greedy continuations of the prompts, cut at the end of text, against the final numbers of `answers`.
+    """Compares the final numbers of greedy continuations of the prompts with those of `answers`.
 
-    Prompts of equal length are continued together, `rows` at once. Raises ValueError for no prompt at all, and for an
-    answer without a number.
+    A continuation ends at the end of text. Prompts of equal length are continued together, `rows` at once. Raises
+    ValueError where there is no prompt, and for an answer without a number.
     """
-    wanted = [final_number(answer) for answer in answers]
-    if not prompts or None in wanted:
-        raise ValueError(f"{len(prompts)} questions, {wanted.count(None)} of whose answers name no number")
+    numbers = [final_number(answer) for answer in answers]
+    if not prompts or None in numbers:
+        raise ValueError(
+            f"exact match needs a question, and a number in every answer; of {len(prompts)} answers "
+            f"{numbers.count(None)} contain none"
+        )
     texts = [""] * len(prompts)
     device = next(model.parameters()).device
     by_length: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_length.setdefault(len(prompt), []).append(i)
     for length, members in by_length.items():
-        for at in range(0, len(members), rows):
-            chosen = members[at : at + rows]
-            ids = torch.tensor([prompts[i] for i in chosen], device=device)
-            made = generate(model, ids, max_new_tokens, temperature=0.0)[:, length:].tolist()
-            for i, row in zip(chosen, made, strict=True):
+        for start in range(0, len(members), rows):
+            batch = members[start : start + rows]
+            ids = torch.tensor([prompts[i] for i in batch], device=device)
+            continuations = generate(model, ids, max_new_tokens, temperature=0.0)[:, length:].tolist()
+            for i, row in zip(batch, continuations, strict=True):
                 end = row.index(tokenizer.eos) if tokenizer.eos in row else len(row)
                 texts[i] = tokenizer.decode(row[:end])
-    right = sum(final_number(text) == number for text, number in zip(texts, wanted, strict=True))
-    return ExactMatch(right, len(prompts), texts)
+    correct = sum(final_number(text) == number for text, number in zip(texts, numbers, strict=True))
+    return ExactMatch(correct, len(prompts), texts)

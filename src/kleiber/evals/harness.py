@@ -1,6 +1,8 @@
-"""Tasks of lm-eval on a model of ours, without an export and without the network.
+"""Tasks of EleutherAI's lm-eval on a kleiber model: without exporting the model, and without the network.
 
-The package is an optional extra that is imported when it is used. A folder may hold further task files.
+lm-eval is an optional package. `HarnessLM` is the model class that lm-eval calls; its conventions for empty contexts
+and rolling windows are those of lm-eval. Requests are sorted by length and cut into batches of a fixed number of rows,
+so a score does not depend on the other requests. Softmax is computed in fp32.
 """
 
 from __future__ import annotations
@@ -9,14 +11,24 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, TypedDict, runtime_checkable
+
+import torch
 
 from kleiber.evals import Subject
+from kleiber.models.generate import generate, left_padded
+from kleiber.types.batch import Batch
 from kleiber.types.contracts import Tokenizer
 from kleiber.types.model import Model
 
+if importlib.util.find_spec("lm_eval"):
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+else:  # `score_tasks` raises an error that names the missing package
+    TemplateLM = object
+
 
 def evaluate(subject: Subject) -> dict[str, float]:
-    """The tasks of `kleiber eval --evals harness --tasks a,b [--task-files DIR]`."""
+    """Scores of the tasks of `kleiber eval --evals harness --tasks a,b [--task-files FOLDER]`; see `score_tasks`."""
     return score_tasks(subject.model, subject.corpus.tokenizer, subject.tasks, subject.task_files)
 
 
@@ -29,27 +41,28 @@ def score_tasks(
     num_fewshot: int | None = None,
     limit: int | None = None,
 ) -> dict[str, float]:
-    """Metrics by `task/metric`, with `task/metric_stderr` beside each that has one.
+    """Metrics by `task/metric`, with standard errors as `task/metric_stderr`.
 
-    include_path  a folder of task files; with one, only its tasks are known, and no index of lm-eval's is read
-    Raises ValueError without lm-eval, and for tasks that it does not know.
+    include_path  a folder of task definitions, which replace those that come with lm-eval; None for lm-eval's
+    Raises ValueError without the package lm-eval, for a folder that does not exist, and for unknown tasks.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("evals=harness needs the package lm-eval: pip install 'kleiber[eval]'")
+        raise ValueError("--evals harness needs the package lm-eval: pip install 'kleiber[eval]'")
     if include_path is not None and not include_path.is_dir():
-        raise ValueError(f"{include_path}: no such folder of task files")
+        raise ValueError(f"--task-files {include_path} must be a folder of lm-eval task definitions")
+    if not tasks:
+        raise ValueError("--evals harness needs the names of lm-eval tasks: set --tasks a,b")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import lm_eval  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
-    from kleiber.evals.harness_lm import HarnessLM
-
-    own = None if include_path is None else str(include_path)
-    manager = TaskManager(include_path=own, include_defaults=own is None)
+    folder = None if include_path is None else str(include_path)
+    manager = TaskManager(include_path=folder, include_defaults=folder is None)
     unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown or not tasks:
-        raise ValueError(f"harness: no such tasks: {', '.join(unknown) or 'none given'}; name some with --tasks")
-    told = lm_eval.simple_evaluate(
+    if unknown:
+        source = "lm-eval" if folder is None else f"--task-files {folder}"
+        raise ValueError(f"--tasks {','.join(unknown)}: {source} defines no such task")
+    evaluation = lm_eval.simple_evaluate(
         model=HarnessLM(model, tokenizer, batch_size),
         tasks=list(tasks),
         num_fewshot=num_fewshot,
@@ -59,10 +72,156 @@ def score_tasks(
         log_samples=False,
         verbosity=None,
     )
-    assert told is not None
+    assert evaluation is not None
     return {
         f"{task}/{name.replace(',none', '').replace(',', '/')}": float(value)
-        for task, values in told["results"].items()
+        for task, values in evaluation["results"].items()
         for name, value in values.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and name != "sample_len"
     }
+
+
+Tokens = list[int]
+LogLikelihood = tuple[float, bool]  # log-probability in nats, and whether the greedy continuation is the same
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The options of a generation request that are used here, by their names in lm-eval."""
+
+    until: str | list[str]
+    max_gen_toks: int
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float
+    top_p: float
+
+
+@runtime_checkable
+class TextRequest(Protocol):
+    """A request of lm-eval for the log-likelihood of a whole text."""
+
+    args: tuple[str]
+
+
+@runtime_checkable
+class GenerationRequest(Protocol):
+    """A request of lm-eval for a continuation of a context."""
+
+    args: tuple[str, GenerationOptions]
+
+
+class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
+    """Log-likelihoods and continuations of a causal model with its tokenizer, as lm-eval asks for them.
+
+    max_gen_toks  tokens to generate where a task does not set their number
+    """
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, batch_size: int = 16, max_gen_toks: int = 256) -> None:
+        super().__init__()
+        if not model.causal:
+            raise ValueError("--evals harness needs a causal model; this model is bidirectional")
+        self.model, self.kleiber_tokenizer = model, tokenizer
+        self.batch_size, self.max_gen_toks = batch_size, max_gen_toks
+        self.max_length: int = model.context
+        self._device = next(model.parameters()).device
+
+    @property
+    def eot_token_id(self) -> int:
+        """The id of the end of a text."""
+        return self.kleiber_tokenizer.eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The id that stands for an empty context: the beginning of a text, or its end where there is no such id."""
+        return self.eot_token_id if self.kleiber_tokenizer.bos is None else self.kleiber_tokenizer.bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> Tokens:
+        """Token ids of a text, with the tokenizer's special tokens unless `add_special_tokens` is False."""
+        if add_special_tokens is False:
+            return self.kleiber_tokenizer.encode(string)
+        return self.kleiber_tokenizer.encode_for_model(string)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[object, Tokens, Tokens]], disable_tqdm: bool = False, **kwargs: object
+    ) -> list[LogLikelihood]:
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        longest_first = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0] + pairs[i][1]), pairs[i]))
+        scores: dict[int, LogLikelihood] = {}
+        for start in range(0, len(pairs), self.batch_size):
+            batch = longest_first[start : start + self.batch_size]
+            scores |= dict(zip(batch, self._score([pairs[i] for i in batch]), strict=True))
+        return [scores[i] for i in range(len(pairs))]
+
+    @torch.inference_mode()
+    def _score(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[LogLikelihood]:
+        """Scores of each (context, continuation), from one forward pass. A long context loses its beginning."""
+        rows = [(context + continuation)[-(self.max_length + 1) :] for context, continuation in pairs]
+        longest = max(len(row) for row in rows) - 1
+        tokens = torch.tensor([row[:-1] + [0] * (longest - len(row) + 1) for row in rows], device=self._device)
+        lengths = torch.tensor([len(row) - 1 for row in rows], device=self._device)
+        real = torch.arange(longest, device=self._device) < lengths[:, None]
+        hidden = self.model(Batch(tokens, real=None if bool(real.all()) else real)).hidden
+        scores = []
+        for row, state, (_, continuation) in zip(rows, hidden, pairs, strict=True):
+            targets = torch.tensor(continuation[-self.max_length :], device=self._device)
+            end = len(row) - 1
+            logits = self.model.head(state[end - len(targets) : end]).float()
+            log_probs = logits.log_softmax(-1).gather(1, targets[:, None])
+            scores.append((float(log_probs.sum()), bool((logits.argmax(-1) == targets).all())))
+        return scores
+
+    def loglikelihood_rolling(self, requests: Sequence[TextRequest], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of each whole text in nats; a text longer than the context is scored in windows."""
+        from lm_eval import utils  # pyright: ignore[reportMissingImports]
+
+        windows: list[tuple[None, Tokens, Tokens]] = []
+        counts = []
+        for request in requests:
+            ids = self.tok_encode(request.args[0])
+            overlapping = utils.get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
+            disjoint = [(None, *utils.make_disjoint_window(window)) for window in overlapping]
+            windows += disjoint
+            counts.append(len(disjoint))
+        scores = iter(self._loglikelihood_tokens(windows))
+        return [sum(next(scores)[0] for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: Sequence[GenerationRequest], disable_tqdm: bool = False) -> list[str]:
+        """Continuations up to the first stop string; greedy unless the task sets a temperature."""
+        texts = [""] * len(requests)
+        contexts, options = [request.args[0] for request in requests], [request.args[1] for request in requests]
+        waiting = sorted(range(len(requests)), key=lambda i: (str(options[i]), -len(contexts[i]), i))
+        while waiting:
+            shared = options[waiting[0]]
+            batch = [i for i in waiting[: self.batch_size] if options[i] == shared]
+            waiting = waiting[len(batch) :]
+            for i, text in zip(batch, self._continue([contexts[i] for i in batch], shared), strict=True):
+                texts[i] = text
+        return texts
+
+    def _continue(self, contexts: Sequence[str], options: GenerationOptions) -> list[str]:
+        until = options.get("until") or []
+        stops = [until] if isinstance(until, str) else list(until)
+        length = int(options.get("max_gen_toks") or options.get("max_new_tokens") or self.max_gen_toks)
+        if length >= self.max_length:
+            raise ValueError(f"max_gen_toks={length} must be < model.context={self.max_length}: a prompt needs room")
+        temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0
+        prompts = [self.tok_encode(text)[-(self.max_length - length) :] or [self.prefix_token_id] for text in contexts]
+        ids, real = (tensor.to(self._device) for tensor in left_padded(prompts))
+        rows = generate(
+            self.model,
+            ids,
+            length,
+            temperature,
+            top_p=options.get("top_p"),
+            real=None if bool(real.all()) else real,
+            eos=self.eot_token_id,
+        )
+        return [self._decode(row[ids.shape[1] :].tolist(), stops) for row in rows]
+
+    def _decode(self, ids: Tokens, stops: Sequence[str]) -> str:
+        """The text of the ids up to the end of text or the first stop string."""
+        end = ids.index(self.eot_token_id) if self.eot_token_id in ids else len(ids)
+        text = self.kleiber_tokenizer.decode(ids[:end])
+        for stop in stops:
+            text = text.split(stop)[0] if stop else text
+        return text

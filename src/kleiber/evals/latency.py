@@ -1,14 +1,13 @@
-"""Speed of a causal model in prefill and decoding, and the memory it holds.
+"""Speed of a causal model in prefill and decoding, and the memory that it needs.
 
-Decodes random tokens greedily and times each step: no tokenizer and no sampling take part. A result holds for the
-machine that it was measured on.
+Random prompts are continued greedily, and every step is timed: no tokenizer and no sampling take part. Results hold for
+the machine on which they were measured.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,19 +20,19 @@ Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the la
 
 
 def evaluate(subject: Subject) -> dict[str, float]:
-    """Latency of the model at half of its context: see `lengths`."""
+    """Latency of the model with the prompt and continuation of `lengths`; see `latency`."""
     prompt, new = lengths(subject.model)
     return latency(subject.model, prompt=prompt, new=new)
 
 
 def lengths(model: Model) -> tuple[int, int]:
-    """Tokens of a prompt and new ones that fit a model: half of the context each, at most 128 and 64.
+    """Tokens of the prompt and of the continuation: half of the context each, at most 128 and 64.
 
-    Raises ValueError for a context that leaves no two new tokens.
+    Raises ValueError for a context of fewer than 4 tokens.
     """
     half = model.context // 2
     if half < 2:
-        raise ValueError(f"model.context={model.context} is too short for a prompt and a step of decoding: at least 4")
+        raise ValueError(f"model.context={model.context} must be >= 4 to measure latency")
     return min(128, half), min(64, half)
 
 
@@ -41,58 +40,61 @@ def lengths(model: Model) -> tuple[int, int]:
 def latency(
     model: Model, batches: Sequence[int] = (1, 8, 64), prompt: int = 128, new: int = 64, repeats: int = 3
 ) -> dict[str, float]:
-    """Speed at each batch size, by `<what>/<batch>`.
+    """Speed and memory at each number of rows in `batches`, by `<name>/<rows>`.
 
-    prefill_tokens_per_s  tokens of prompts of `prompt` tokens, the median of `repeats`
-    decode_tokens_per_s   tokens over the time of all decode steps
-    decode_p50_ms, decode_p95_ms  of one step, which gives each row one token
-    memory_bytes          weights and a full cache
+    prefill_tokens_per_s          prompt tokens per second, the median of `repeats`
+    decode_tokens_per_s           generated tokens per second over all decode steps
+    decode_p50_ms, decode_p95_ms  percentiles of the time of a step, which adds one token to each row
+    memory_bytes                  bytes of the weights and of a full cache
 
     Raises ValueError where prompt and new tokens exceed the context, and for a bidirectional model.
     """
     if not model.causal:
-        raise ValueError("a bidirectional model has no next token: latency is of causal models")
+        raise ValueError("latency of decoding needs a causal model; this model is bidirectional")
     if prompt + new > model.context:
         raise ValueError(f"prompt={prompt} and new={new} tokens exceed model.context={model.context}")
     was_training = model.training
     model.eval()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    device, told = next(model.parameters()).device, {}
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    device = next(model.parameters()).device
+    cache: list[DecodingCache] = []  # the cache in use; a list, because each start of a decoder replaces it
+
+    def start() -> Step:
+        cache[:] = [model.new_caches(prompt + new)]
+        return lambda ids: model.head(model(Batch(ids), cache[0]).hidden[:, -1])
+
+    results: dict[str, float] = {}
     for rows in batches:
-        made: list[Any] = []
-
-        def start(made: list[Any] = made) -> Step:
-            caches = model.new_caches(prompt + new)
-            made[:] = [caches]  # no more than one at a time is held
-            return lambda ids: model.head(model(Batch(ids), caches).hidden[:, -1])
-
-        found = measure(start, model.vocab_size, rows, prompt, new, repeats, device)
-        told |= {f"{name}/{rows}": value for name, value in found.items()}
-        told[f"memory_bytes/{rows}"] = float(weights + cache_bytes(made[0]))
+        times = measure(start, model.vocab_size, rows, prompt, new, repeats, device)
+        results |= {f"{name}/{rows}": value for name, value in times.items()}
+        results[f"memory_bytes/{rows}"] = float(weights + cache_bytes(cache[0]))
     model.train(was_training)
-    return told
+    return results
 
 
 @torch.inference_mode()
 def measure(
     start: Callable[[], Step], vocab_size: int, rows: int, prompt: int, new: int, repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """Times of any model: `start` gives a decoder with an empty cache. The first of `repeats` + 1 rounds warms up."""
+    """Speed of any decoder, by the names in `latency`. The first of `repeats` + 1 rounds is a warm-up.
+
+    start  returns a decoder with an empty cache, which reads the tokens that it has not read yet
+    """
     prefills, steps = [], []
     generator = torch.Generator().manual_seed(0)
     for repeat in range(repeats + 1):
         step = start()
         ids = torch.randint(vocab_size, (rows, prompt), generator=generator).to(device)
-        taken = []
+        times = []
         for _ in range(new):
             began = time.perf_counter()
             ids = step(ids).argmax(-1, keepdim=True)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            taken.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - began)
         if repeat:
-            prefills.append(taken[0])
-            steps += taken[1:]
+            prefills.append(times[0])
+            steps += times[1:]
     prefill, ordered = sorted(prefills)[len(prefills) // 2], sorted(steps)
     return {
         "prefill_tokens_per_s": rows * prompt / prefill,
@@ -102,6 +104,6 @@ def measure(
     }
 
 
-def cache_bytes(caches: DecodingCache) -> int:
+def cache_bytes(cache: DecodingCache) -> int:
     """Bytes of the keys and values of all layers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in caches.tensors())
+    return sum(tensor.numel() * tensor.element_size() for tensor in cache.tensors())

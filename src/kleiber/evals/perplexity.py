@@ -1,20 +1,21 @@
-"""Held-out loss of a model: of one domain, of all tasks of a run, and by position in the row.
+"""Loss of a model on held-out data: by domain, by task of a run, and by position in the row.
 
-Loss is in nats per token, and in bits per byte where the objective is the likelihood of a text. `scores` adds what an
-objective's scorer computes. Loss by position is the next-token loss of a causal model, whatever it was trained on.
+Loss is in nats per target token, and in bits per byte where the objective is the likelihood of a text. `score_tasks`
+adds the metrics of the objective's scorer. Loss by position is the next-token loss of a causal model, whatever
+objective it was trained with.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from kleiber.data.sampler import evaluation_batches
+from kleiber.data.batches import evaluation_batches
 from kleiber.evals import Subject
 from kleiber.nn.loss import log_probs, target_weights
 from kleiber.types import Json
@@ -23,129 +24,143 @@ from kleiber.types.contracts import HeldOut, Objective, Task
 from kleiber.types.model import Model
 
 
-@torch.compiler.set_stance("force_eager")  # only training is compiled: a graph for each odd batch would cost more
+@torch.compiler.set_stance("force_eager")  # only training is compiled: each odd batch size would need its own graph
 @torch.no_grad()
 def held_out_loss(
-    model: Model, objective: Callable[[Any, Batch], Loss], batches: Iterable[Batch], device: torch.device | str
+    model: Model, objective: Callable[[Model, Batch], Loss], batches: Iterable[Batch], device: torch.device | str
 ) -> Sums:
     """Sums of the objective over `batches` on this rank, without dropout; the caller reduces over ranks."""
-    training = model.training
+    was_training = model.training
     model.eval()
     sums = Sums()
     try:
         for batch in batches:
             sums.add(objective(model, batch.to(device)))
     finally:
-        model.train(training)
+        model.train(was_training)
     return sums
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """nats / token over (ln 2 bytes / token): comparable across tokenizers."""
+    """Loss in bits per byte of text, which can be compared across tokenizers."""
     return nats_per_token / (math.log(2) * bytes_per_token)
 
 
-def bytes_per_target(objective: Objective, chosen: HeldOut) -> float | None:
-    """Bytes of text behind each target of held-out samples; None where loss over bytes has no meaning: for what is no
-    likelihood of text, and for padded rows, of which begin tokens or prompts are no targets."""
-    if not objective.likelihood or chosen.padded:
+def bytes_per_target(objective: Objective, held_out: HeldOut) -> float | None:
+    """Mean bytes of text per target token; None where a loss per byte has no meaning.
+
+    It has none for objectives that are not likelihoods of a text, nor for padded samples, whose first tokens or prompts
+    are not targets.
+    """
+    if not objective.likelihood or held_out.padded:
         return None
-    return chosen.num_bytes / chosen.num_tokens
+    return held_out.num_bytes / held_out.num_tokens
 
 
 def evaluate(subject: Subject) -> Json:
-    """For each domain: tokens, loss in nats per token and, for likelihoods of text, bits per byte."""
-    found: dict[str, Any] = {}
+    """By domain: number of tokens, loss in nats per target token and, for likelihoods of text, bits per byte."""
+    results: Json = {}
     for domain in subject.domains:
-        chosen = subject.corpus.validation[domain].first(subject.tokens)
+        held_out = subject.corpus.validation[domain].first(subject.tokens)
         batches = subject.batches(domain, subject.tokens)
         sums = held_out_loss(subject.model, subject.objective, batches, subject.device)
-        nats = sums.means()["ce"].item()
-        found[domain] = {"tokens": chosen.num_tokens, "loss": nats}
-        size = bytes_per_target(subject.objective, chosen)
+        loss = sums.means()["ce"].item()
+        results[domain] = {"tokens": held_out.num_tokens, "loss": loss}
+        size = bytes_per_target(subject.objective, held_out)
         if size is not None:
-            found[domain]["bits_per_byte"] = bits_per_byte(nats, size)
-    return found
+            results[domain]["bits_per_byte"] = bits_per_byte(loss, size)
+    return results
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a model is scored: this rank of how many, and whether its products are in bf16."""
+class Runtime:
+    """The ranks that score a model together, and their precision.
+
+    rank        of this process, from 0
+    world_size  number of ranks
+    autocast    whether matrix products are computed in bf16
+    """
 
     rank: int = 0
     world_size: int = 1
     autocast: bool = False
 
-    def precision(self, device: torch.device) -> AbstractContextManager[Any]:
-        """In which a model is asked: that of training."""
+    def precision(self, device: torch.device) -> torch.autocast | nullcontext[None]:
+        """The context manager in which the model computes, as in training."""
         return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()
 
+    def share(self, held_out: HeldOut) -> tuple[int, int]:
+        """Rank and number of ranks among which held-out samples are divided.
 
-def scores(
-    model: Model, tasks: Sequence[Task], tokens: int | None, rows: int, place: Place, prefix: str = "val"
+        Ranks that add up a sum need at least one sample each. Of fewer samples, every rank scores all.
+        """
+        return (self.rank, self.world_size) if len(held_out) >= self.world_size else (0, 1)
+
+
+def score_tasks(
+    model: Model, tasks: Sequence[Task], tokens: int | None, rows: int, runtime: Runtime, prefix: str = "val"
 ) -> dict[str, float]:
-    """Metrics of the model as it is, by `prefix/task/name`, the same on every rank.
+    """Metrics of every task, by `<prefix>/<task>/<metric>`; the same numbers on every rank.
 
-    tokens  targets per task, always the same ones; None for all
+    tokens  target tokens to score per task, always the same ones; None for all
     rows    samples per forward pass
     """
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for task in tasks:
-        found |= {
-            f"{prefix}/{task.name}/{name}": value for name, value in score(model, task, tokens, rows, place).items()
-        }
-    return found
+        scores = score_task(model, task, tokens, rows, runtime)
+        metrics |= {f"{prefix}/{task.name}/{name}": value for name, value in scores.items()}
+    return metrics
 
 
-def score(model: Model, task: Task, tokens: int | None, rows: int, place: Place) -> dict[str, float]:
-    """Metrics of one task: "loss" (nats per target), "bits_per_byte" of a likelihood of text, and the scorer's."""
-    chosen = task.held_out.first(tokens)
-    # Ranks that share a sum need a sample each; of fewer samples every rank scores all.
-    rank, world = (place.rank, place.world_size) if len(chosen) >= place.world_size else (0, 1)
+def score_task(model: Model, task: Task, tokens: int | None, rows: int, runtime: Runtime) -> dict[str, float]:
+    """Metrics of one task: "loss" in nats per target, "bits_per_byte" of a likelihood of text, and the scorer's."""
+    held_out = task.held_out.first(tokens)
+    rank, world_size = runtime.share(held_out)
     device = next(model.parameters()).device
     scorer = task.objective.scorer()
-    with place.precision(device):
-        batches = evaluation_batches(chosen, rows, None, rank, world)
+    with runtime.precision(device):
+        batches = evaluation_batches(held_out, rows, None, rank, world_size)
         sums = held_out_loss(model, scorer.add, batches, device)
-    if world > 1:
+    if world_size > 1:
         sums.reduce()
-    found = {"loss": sums.means()["ce"].item()}
-    size = bytes_per_target(task.objective, chosen)
+    metrics = {"loss": sums.means()["ce"].item()}
+    size = bytes_per_target(task.objective, held_out)
     if size is not None:
-        found["bits_per_byte"] = bits_per_byte(found["loss"], size)
-    return found | scorer.compute()
+        metrics["bits_per_byte"] = bits_per_byte(metrics["loss"], size)
+    return metrics | scorer.compute()
 
 
 @torch.no_grad()
 def loss_by_position(model: Model, batches: Iterable[Batch], device: torch.device) -> tuple[list[float], list[float]]:
-    """Sums of -log p(x_t | x_<t) and of weights by t (target t has t tokens before it), over all batches, in nats."""
-    training = model.training
+    """Sums over all batches of -log p(x_t | x_<t) in nats, and of weights, by position t = 1, 2, ...
+
+    A target at position t has t tokens before it in its row.
+    """
+    was_training = model.training
     model.eval()
     losses, counts = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
     try:
         for batch in batches:
             batch = batch.to(device)
-            read = batch.map(lambda t: t[:, :-1] if t.dim() == 2 else t)
-            targets = batch.tokens[:, 1:]
-            found = -log_probs(model(read).hidden, model.head, targets).double().cpu()
-            told = target_weights(batch)
-            weights = torch.ones_like(found) if told is None else told.double().cpu()
-            if len(losses) < found.shape[1]:
-                more = torch.zeros(found.shape[1] - len(losses), dtype=torch.float64)
-                losses, counts = torch.cat([losses, more]), torch.cat([counts, more])
-            losses += (found * weights).sum(0)
+            inputs = batch.map(lambda tensor: tensor[:, :-1] if tensor.dim() == 2 else tensor)
+            batch_losses = -log_probs(model(inputs).hidden, model.head, batch.tokens[:, 1:]).double().cpu()
+            weights = target_weights(batch)
+            weights = torch.ones_like(batch_losses) if weights is None else weights.double().cpu()
+            new_positions = max(0, batch_losses.shape[1] - len(losses))
+            losses, counts = (F.pad(sums, (0, new_positions)) for sums in (losses, counts))
+            losses += (batch_losses * weights).sum(0)
             counts += weights.sum(0)
     finally:
-        model.train(training)
+        model.train(was_training)
     return losses.tolist(), counts.tolist()
 
 
-def binned(losses: list[float], counts: list[float]) -> dict[int, float]:
+def bin_by_position(losses: list[float], counts: list[float]) -> dict[int, float]:
     """Mean loss over positions 1, 2, 3-4, 5-8, ... by the last position of each bin; empty bins are left out."""
-    found, start, end = {}, 0, 1
+    means, start, end = {}, 0, 1
     while start < len(losses):
         weight = sum(counts[start:end])
         if weight > 0:
-            found[min(end, len(losses))] = sum(losses[start:end]) / weight
+            means[min(end, len(losses))] = sum(losses[start:end]) / weight
         start, end = end, 2 * end
-    return found
+    return means

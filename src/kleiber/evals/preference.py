@@ -1,7 +1,7 @@
-"""Whether a model prefers the answer that people preferred, with bootstrap intervals over held-out pairs.
+"""How often a model prefers the answer that people preferred, with bootstrap intervals over held-out pairs.
 
-Each accuracy stands with its differences to two baselines, pair by pair: choosing the longer answer, and the model
-before training. The objective of the run scores the pairs.
+Each accuracy is compared, pair by pair, with two baselines: choosing the longer answer, and the model before training.
+The objective of the run scores the pairs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from kleiber.evals import Subject
 from kleiber.types import Json
 
-LEVEL, RESAMPLES = 0.9, 9999
-CHUNK = 1 << 20  # numbers of resamples that are held at once: all of 10,000 pairs would be 1.6 GB
+CONFIDENCE, RESAMPLES = 0.9, 9999
+CHUNK = 1 << 20  # resampled numbers in memory at once: those of 10,000 pairs together would take 1.6 GB
 ACCURACIES = ("reward_accuracy", "accuracy", "start_accuracy", "longer_accuracy")
 DIFFERENCES = {
     "reward_accuracy_less_longer": ("reward_accuracy", "longer_accuracy"),
@@ -27,54 +27,55 @@ DIFFERENCES = {
 
 @torch.no_grad()
 def evaluate(subject: Subject) -> Json:
-    """By domain: pairs, and {value, lo, hi} of each accuracy and difference, 90 % by a bootstrap over pairs.
+    """By domain: number of pairs, and {value, lo, hi} of each accuracy and difference with a 90 % bootstrap interval.
 
-    A reward model has no model before it to compare with: of it there are accuracy (the chosen answer has the higher
-    reward), longer_accuracy and their difference.
+    reward_accuracy  share of pairs in which the chosen answer gained more log-probability over the model before
+                     training than the rejected one did (d > 0)
+    accuracy         share in which the model finds the chosen answer more likely
+    start_accuracy   share in which the model before training found the chosen answer more likely
+    longer_accuracy  share in which the chosen answer is the longer one
 
-    reward_accuracy   the chosen answer gained more over the model before training (d > 0)
-    accuracy          the model finds the chosen answer likelier
-    start_accuracy    the model before training found it likelier
-    longer_accuracy   the longer answer was chosen; ties count 1/2 everywhere
-    Raises ValueError for a run of an objective without pairs.
+    Ties count 1/2. A reward model has no model before training to compare with: its results are accuracy (the chosen
+    answer has the higher reward), longer_accuracy and their difference. Raises ValueError for a run whose objective
+    does not compare answers.
     """
     if not subject.objective.compares_answers:
         raise ValueError(
-            f"preference scores pairs of answers, and objective={type(subject.objective).__name__} has none: "
-            "take a run of objective=dpo or objective=reward, data=preference"
+            f"--evals preference scores pairs of answers, which objective={type(subject.objective).__name__} does not "
+            "compare: evaluate a run with objective=dpo or objective=reward, and data=preference"
         )
-    found = {}
+    results = {}
     for domain in subject.domains:
         scorer = subject.objective.scorer()
         for batch in subject.batches(domain):
             scorer.add(subject.model, batch)
-        found[domain] = with_intervals({name: value.numpy() for name, value in scorer.pairs().items()})
-    return found
+        results[domain] = summarize_pairs({name: value.numpy() for name, value in scorer.pairs().items()})
+    return results
 
 
-def with_intervals(pairs: Mapping[str, np.ndarray]) -> Json:
-    """Means over pairs and of differences between two columns, each with a percentile bootstrap interval."""
+def summarize_pairs(pairs: Mapping[str, np.ndarray]) -> Json:
+    """Means over pairs of each accuracy and of each difference, with percentile bootstrap intervals."""
     columns = {name: pairs[name] for name in ACCURACIES if name in pairs}
-    columns |= {
-        name: pairs[ours] - pairs[theirs] for name, (ours, theirs) in DIFFERENCES.items() if {ours, theirs} <= {*pairs}
-    }
-    return {"pairs": len(pairs["accuracy"]), **{name: interval(values) for name, values in columns.items()}}
+    for name, (accuracy, baseline) in DIFFERENCES.items():
+        if accuracy in pairs and baseline in pairs:
+            columns[name] = pairs[accuracy] - pairs[baseline]
+    return {"pairs": len(pairs["accuracy"]), **{name: bootstrap_mean(values) for name, values in columns.items()}}
 
 
-def interval(values: np.ndarray) -> dict[str, float]:
-    """{value, lo, hi} of a mean; the same pairs are drawn for every column, and at every call."""
+def bootstrap_mean(values: np.ndarray) -> dict[str, float]:
+    """{value, lo, hi} of the mean. Every call resamples the same pairs, so columns can be compared."""
     from scipy.stats import bootstrap
 
     mean = float(values.mean())
     if len(values) < 2 or np.ptp(values) == 0:
         return {"value": mean, "lo": mean, "hi": mean}
-    found = bootstrap(
+    interval = bootstrap(
         (values,),
         np.mean,
         n_resamples=RESAMPLES,
         batch=max(1, CHUNK // len(values)),
-        confidence_level=LEVEL,
+        confidence_level=CONFIDENCE,
         method="percentile",
         rng=0,
     ).confidence_interval
-    return {"value": mean, "lo": float(found.low), "hi": float(found.high)}
+    return {"value": mean, "lo": float(interval.low), "hi": float(interval.high)}

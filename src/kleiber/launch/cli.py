@@ -85,11 +85,12 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate a run or a Hugging Face model; results of a run are written to RUN/evals."""
-    from kleiber.runs.evaluate import assess, lines
+    from kleiber.runs.evaluate import result_lines, run_evaluations
 
     if not subject.is_dir():
         raise FileNotFoundError(f"{subject}: no such folder")
-    typer.echo("\n".join(lines(assess(subject, evals, tokens, stage, data or (), json, tasks, task_files))))
+    results = run_evaluations(subject, evals, tokens, stage, data or (), json, tasks, task_files)
+    typer.echo("\n".join(result_lines(results)))
 
 
 @app.command("export")

@@ -19,7 +19,7 @@ from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
-from kleiber.runs.inherit import adopt
+from kleiber.runs.inherit import complete_config
 from kleiber.types import Json
 
 
@@ -96,7 +96,7 @@ def single(composer: Composer, overrides: list[str]) -> int:
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return sweep(composer, overrides)
     composed, model = resolved(cfg)
-    config = adopt(composed, overrides)
+    config = complete_config(composed, overrides)
     if config["optimizer"] != composed["optimizer"] and ranks.rank() == 0:
         rate = config["optimizer"]["lr"]
         print(f"optimizer.lr={rate:g}, from the width of a model in the standard parametrization", file=sys.stderr)

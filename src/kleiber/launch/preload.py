@@ -13,6 +13,7 @@ import_lightning()
 import rich.console  # noqa: E402
 import rich.table  # noqa: E402, F401
 
+import kleiber.data.corpus  # noqa: E402
 import kleiber.data.sources.builtin  # noqa: E402
 import kleiber.data.tokenizers.pretrained  # noqa: E402
 import kleiber.launch.local_pool  # noqa: E402

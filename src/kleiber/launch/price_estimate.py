@@ -28,7 +28,7 @@ from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, cost_of_stages, key_of, measure, shortened, stages_of
 from kleiber.records.folder import status, write_config
 from kleiber.records.summary import write_json
-from kleiber.runs.plan import describe
+from kleiber.runs.plan import describe_stages
 from kleiber.runs.run import keep_tokenizer
 from kleiber.types import Config, Json
 
@@ -92,7 +92,7 @@ class Prices:
                 hardware.prepare()
                 stages = stages_of(config, hardware, None if describing else models)
                 counted[key] = cost_of_stages(stages, hardware, models)
-                description = describe(stages) if describing else []
+                description = describe_stages(stages) if describing else []
             self.costs.append(counted[key])
         return description
 

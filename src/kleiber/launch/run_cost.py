@@ -32,9 +32,9 @@ from kleiber.config.stages import is_chain, quantity
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
 from kleiber.records.summary import StageRecord
-from kleiber.runs.plan import add_heads, build_model
-from kleiber.runs.run import lay_out, train
-from kleiber.runs.stage import freeze_unused_heads
+from kleiber.runs.open import add_heads, freeze_unused_heads
+from kleiber.runs.plan import build_model
+from kleiber.runs.run import plan_stages, train
 from kleiber.runs.stage_tree import Stage, Tree
 from kleiber.training.callbacks.log import Throughput
 from kleiber.training.lit import LitLM
@@ -111,7 +111,7 @@ def stages_of(config: Config, hardware: Any, models: Models | None = None) -> li
 
     Raises ValueError where a stage does not fit its data.
     """
-    return lay_out(OmegaConf.create(dict(config)), hardware, models)
+    return plan_stages(OmegaConf.create(dict(config)), hardware, models)
 
 
 def cost_of_stages(stages: list[Stage], hardware: Any, models: Models) -> list[StageCost]:
@@ -148,20 +148,20 @@ def cost_of_stages(stages: list[Stage], hardware: Any, models: Models) -> list[S
 def evaluated_tokens(tree: Tree, stage: Stage) -> float:
     """Tokens that the callback `evaluate` scores before, during and after the steps of a stage."""
     settings, plan = stage.config.eval, stage.plan
-    around = tree.tasks_around(stage)
-    others = [*around.earlier, *around.later]
+    tasks = tree.stage_tasks(stage)
+    others = [*tasks.earlier, *tasks.later]
     most = None if settings.tokens is None else round(quantity(settings.tokens))
     full, watch = (partial(held_out_tokens, tokens=n) for n in (most, round(quantity(settings.watch_tokens))))
     first = stage.branch_step if stage.continues else 0
     every = max(1, plan.steps // 4) if settings.every_steps is None else settings.every_steps
     due = (plan.stop_step - 1) // every - first // every if every else 0
-    own_tokens, everything, watched = full(around.own), full([*around.own, *others]), watch(around.earlier)
+    own_tokens, everything, watched = full(tasks.current), full([*tasks.current, *others]), watch(tasks.earlier)
     tokens = due * (own_tokens + watched) + everything + watched
     if tree.from_weights and not first:
         tokens += watched + (0 if stage.parent else everything)  # a later stage starts as its parent ended
-    if around.earlier:
+    if tasks.earlier:
         switches = sum(first < 2**power <= plan.stop_step for power in range(plan.stop_step.bit_length()))
-        tokens += switches * watch([*around.own, *others])
+        tokens += switches * watch([*tasks.current, *others])
     return tokens
 
 

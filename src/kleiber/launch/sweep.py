@@ -25,7 +25,7 @@ from kleiber.launch.ranks import CELL, launched
 from kleiber.records import archive, folder
 from kleiber.records.catalog import Run, archive_runs, archived_runs, print_table, read_runs
 from kleiber.records.folder import cell_folder, config_hash
-from kleiber.runs.inherit import adopt, planned_run
+from kleiber.runs.inherit import complete_config, planned_run
 from kleiber.types import Config, Json
 
 OF_A_CELL = ("arm",)  # what a design writes into a cell's study, and no analysis reads
@@ -147,7 +147,7 @@ class Sweep:
 
     def _composed(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
         config, model = resolved(compose(self.composer.prepare(overrides)))
-        config = adopt(config, overrides, {run.folder.absolute(): run for run in self.planned_runs()})
+        config = complete_config(config, overrides, {run.folder.absolute(): run for run in self.planned_runs()})
         check(config)
         if config["resume"] not in ("auto", "never"):
             raise ConfigError(

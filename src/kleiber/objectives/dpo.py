@@ -106,7 +106,7 @@ class DPO(Objective):
         """Sets the reference of every pair that is not asked at each step: what `model` says, or said when the stage of
         `folder` began."""
         assert isinstance(corpus, PreferenceCorpus)
-        pairs = {name: rows for name, rows in corpus.pairs().items() if not (self.adapter_off and name == "train")}
+        pairs = {name: rows for name, rows in corpus.rows().items() if not (self.adapter_off and name == "train")}
         set_reference(model, corpus, folder, pairs, asked_for, "held out" if self.adapter_off else "")
 
     def prepared(self, model: Model, batches: Sequence[Batch]) -> Sequence[Batch]:

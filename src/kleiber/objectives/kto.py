@@ -116,7 +116,7 @@ class KTO(Objective):
     def begin(self, model: Model | None, corpus: Corpus, folder: Path) -> None:
         """Sets the reference of every row: what `model` says, or said when the stage of `folder` began."""
         assert isinstance(corpus, UnpairedCorpus)
-        set_reference(model, corpus, folder, corpus.judged(), asked_for)
+        set_reference(model, corpus, folder, corpus.rows(), asked_for)
 
     def scorer(self) -> KTOScorer:
         return KTOScorer(self)

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kleiber.data.preference import AnsweredCorpus, PairRows
+from kleiber.data.preference import AnswerCorpus, PairRows
 from kleiber.types.batch import Batch, Output
 from kleiber.types.model import Model
 
@@ -76,7 +76,7 @@ Values = dict[str, np.ndarray]  # by split
 
 def set_reference(
     model: Model | None,
-    corpus: AnsweredCorpus,
+    corpus: AnswerCorpus,
     folder: Path,
     rows: Mapping[str, PairRows],
     ask: Callable[[Model, PairRows], np.ndarray],
@@ -101,7 +101,7 @@ def set_reference(
         assert model is not None, "without checkpoints the model has to be asked"
         start, weights = model, fingerprint(model)
         if stored is None or stored[0]["weights"] != weights:
-            values = corpus.kept(
+            values = corpus.cached_arrays(
                 f"{weights} {part}".strip(), lambda: {name: ask(start, split) for name, split in rows.items()}
             )
             stored = {**data, "weights": weights}, values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 def warmup_factor(step: int, total: int, warmup_steps: int) -> float:
@@ -35,6 +35,10 @@ class Schedule:
     def branch_step(self, total: int) -> int | None:
         """The last step that longer runs share, where a branch can start its decay; None where there is none."""
         return None
+
+    def limit_warmup(self, steps: int) -> Schedule:
+        """Returns the schedule with at most `steps` steps of warm-up. The default has no warm-up to shorten."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,10 @@ class WSD(Schedule):
     def branch_step(self, total: int) -> int:
         """The step at which the decay begins: until then, rates do not depend on `total`."""
         return total - max(1, math.ceil(self.decay * total))
+
+    def limit_warmup(self, steps: int) -> WSD:
+        """Returns the schedule with at most `steps` steps of warm-up."""
+        return replace(self, warmup_steps=min(self.warmup_steps, steps))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kleiber.data.sampler import permutation
+from kleiber.data.batches import permutation
 from kleiber.nn.loss import cross_entropy
 from kleiber.retention.memory import beside, device_of, ranks, real, snapshot, summed, trainable
 from kleiber.types.contracts import Predictions, Retention, Task

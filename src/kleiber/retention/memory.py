@@ -17,8 +17,8 @@ from jaxtyping import Int, UInt64
 from torch import Tensor, nn
 
 from kleiber.config.stages import quantity
-from kleiber.data.mixture import Mixture, Spread, fractions_of
-from kleiber.data.sampler import scramble
+from kleiber.data.batches import splitmix64
+from kleiber.data.mixture import Mixture, SpreadSamples, fractions_of
 from kleiber.models.generate import generate
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Objective, Samples, Task, Tokenizer
@@ -131,7 +131,7 @@ def _few(train: Samples | None, tokens: float) -> Samples:
             [_few(part, tokens * fraction) for part, fraction in zip(parts, fractions, strict=True)], fractions
         )
     count = max(1, round(tokens * len(train) / train.num_tokens))
-    return train if count >= len(train) else Spread(train, count)
+    return train if count >= len(train) else SpreadSamples(train, count)
 
 
 def generated(tasks: Sequence[Task], text: Tensor | None, vocabulary: Tokenizer | None, name: str) -> list[Task]:
@@ -153,7 +153,7 @@ def draws(samples: Int[np.ndarray, "batch"], *key: int) -> UInt64[np.ndarray, "b
     """64 random bits a sample, from its number and the key alone."""
     state = samples.astype(np.uint64)
     for part in key:
-        state = scramble(state ^ np.uint64(part % (1 << 64)))
+        state = splitmix64(state ^ np.uint64(part % (1 << 64)))
     return state
 
 
@@ -167,7 +167,7 @@ def partners(task: Task, batch: Batch, seed: int, step: int, stream: int, rate: 
         return None
     copies = np.concatenate([np.arange(n) for n in np.unique(again, return_counts=True)[1]])
     where = draws(np.sort(again), seed, step, 2 * stream + 1)
-    where = scramble(where ^ copies.astype(np.uint64))
+    where = splitmix64(where ^ copies.astype(np.uint64))
     index = (where % np.uint64(len(task.train))).astype(np.int64)
     return task.train.gather(index).to(batch.tokens.device)
 

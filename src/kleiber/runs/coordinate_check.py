@@ -1,16 +1,15 @@
-"""The figure of `kleiber check mup`: size of activations against width, a panel a layer, a row a parametrisation.
+"""`kleiber check mup`: the coordinate check, which tests whether activations keep their size as a model gets wider.
 
-The coordinate check: train small models of several widths for a few steps and compare the size of their activations.
-
-Under a right parametrisation an entry of any activation has a size that does not depend on the width, at the start and
-after steps that matter (Yang et al. 2022, arXiv:2203.03466, appendix D.1). It reads no data and writes no run.
+It trains small models of several widths for a few steps and compares the size of their activations. Under a correct
+parametrization, the size of an activation does not depend on the width, neither at initialization nor after steps that
+change the weights (Yang et al. 2022, arXiv:2203.03466, appendix D.1). The check reads no data and writes no run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -24,32 +23,51 @@ from kleiber.training.step import accumulate, normalize_gradients
 from kleiber.types.batch import Batch
 from kleiber.types.model import Parametrization
 
+PARAMETRIZATIONS: dict[str, Callable[[], Parametrization]] = {"mup": MuP, "standard": StandardParametrization}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "muon": Muon, "lion": Lion}
+TOLERANCE = 1.2  # limit of the largest over the smallest size of an activation among all widths
+PARTS = ("attention", "mlp")
+VOCAB, CONTEXT, ROWS, HEAD_DIM = 64, 32, 16, 16
 
-def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Writes coordinates.png and coordinates.html (which needs no network) into `folder`. Flat lines are right."""
+
+class ActivationSize(TypedDict):
+    """Root mean square of the activations of one layer, after `step` optimizer steps of a model of this width."""
+
+    parametrization: str
+    width: int
+    step: int
+    layer: str
+    rms: float
+
+
+def draw_figure(rows: Sequence[ActivationSize], folder: Path) -> list[Path]:
+    """Draws the sizes against width, a panel per layer and parametrization. Lines that stay flat pass the check.
+
+    Writes coordinates.png and coordinates.html (which needs no network) into `folder` and returns their paths.
+    """
     import altair as alt
     import pandas as pd
 
     from kleiber.charts.theme import PALETTE, dressed
 
     folder.mkdir(parents=True, exist_ok=True)
-    shown = pd.DataFrame(rows)
-    layers = list(dict.fromkeys(shown["layer"]))
-    widths = sorted(int(width) for width in shown["width"].unique())
-    x = alt.X("width:Q", title="width", scale=alt.Scale(type="log", base=2, nice=False, padding=8))
+    table = pd.DataFrame(rows)
+    layers = list(dict.fromkeys(table["layer"]))
+    widths = sorted(int(width) for width in table["width"].unique())
+    x = alt.X("width:Q", title="Width (channels)", scale=alt.Scale(type="log", base=2, nice=False, padding=8))
     chart = (
-        alt.Chart(shown)
+        alt.Chart(table)
         .mark_line(point=True, strokeWidth=1.4)
         .encode(
             x=x.axis(alt.Axis(values=widths)),
-            y=alt.Y("rms:Q", title="rms of an entry", scale=alt.Scale(type="log", nice=False, padding=8)),
-            color=alt.Color("step:O", scale=alt.Scale(scheme=PALETTE), title="step"),
+            y=alt.Y("rms:Q", title="Activation RMS", scale=alt.Scale(type="log", nice=False, padding=8)),
+            color=alt.Color("step:O", scale=alt.Scale(scheme=PALETTE), title="Optimizer step"),
             tooltip=["layer:N", "width:O", "step:O", alt.Tooltip("rms:Q", format=".4f")],
         )
         .properties(width=150, height=150)
         .facet(
             column=alt.Column("layer:N", sort=layers, title=None),
-            row=alt.Row("parametrization:N", sort=list(dict.fromkeys(shown["parametrization"])), title=None),
+            row=alt.Row("parametrization:N", sort=list(dict.fromkeys(table["parametrization"])), title=None),
         )
         .resolve_scale(y="independent")
     )
@@ -60,76 +78,69 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     return [picture, page]
 
 
-PARAMETRIZATIONS: dict[str, Callable[[], Parametrization]] = {"mup": MuP, "standard": StandardParametrization}
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": AdamW, "muon": Muon, "lion": Lion}
-TOLERANCE = 1.2  # largest over smallest size of an activation, over the widths
-PARTS = ("attention", "mlp")
-VOCAB, CONTEXT, ROWS, HEAD_DIM = 64, 32, 16, 16
-
-
-def coordinates(
+def activation_sizes(
     parametrization: str,
     optimizer: Optimizer,
     widths: Sequence[int] = (64, 128, 256, 512),
     steps: int = 8,
     seeds: int = 3,
     depth: int = 2,
-    **options: Any,
-) -> list[dict[str, Any]]:
-    """Rows of parametrization, width, step, layer and rms: of what each layer gives, and of the logits.
+) -> list[ActivationSize]:
+    """Trains a model of each width and returns the activation sizes of its layers and logits, averaged over seeds.
 
-    Step 0 is the model as it is built: there the logits of a tied head fall with the width, as they should.
-    Averages over `seeds`; `options` go to the Transformer (mlp, attention, tied).
+    Step 0 is the untrained model. There the logits of a tied output layer shrink with the width, as they should.
+
+    parametrization  a key of PARAMETRIZATIONS
     """
-    rows = []
+    rows: list[ActivationSize] = []
     for width in widths:
-        found: dict[tuple[int, str], list[float]] = {}
+        sizes: dict[tuple[int, str], list[float]] = {}
         for seed in range(seeds):
             torch.manual_seed(seed)
             scaled = PARAMETRIZATIONS[parametrization]()
-            model = Transformer(
-                VOCAB, depth, width, context=CONTEXT + 1, num_heads=width // HEAD_DIM, parametrization=scaled, **options
-            )
-            for step, sizes in enumerate(_train(model, optimizer, steps, seed)):
-                for layer, size in sizes.items():
-                    found.setdefault((step, layer), []).append(size)
-        rows += [
-            {"parametrization": parametrization, "width": width, "step": step, "layer": layer, "rms": sum(v) / len(v)}
-            for (step, layer), v in found.items()
-        ]
+            heads = width // HEAD_DIM
+            model = Transformer(VOCAB, depth, width, context=CONTEXT + 1, num_heads=heads, parametrization=scaled)
+            for step, by_layer in enumerate(_train(model, optimizer, steps, seed)):
+                for layer, size in by_layer.items():
+                    sizes.setdefault((step, layer), []).append(size)
+        for (step, layer), values in sizes.items():
+            mean = sum(values) / len(values)
+            rows.append(ActivationSize(parametrization=parametrization, width=width, step=step, layer=layer, rms=mean))
     return rows
 
 
 def _train(model: Transformer, optimizer: Optimizer, steps: int, seed: int) -> list[dict[str, float]]:
-    """Sizes before the first step and after each; every width sees the same tokens."""
+    """Trains for `steps` steps; returns the sizes by layer before the first step and after each step."""
     built = optimizer.build(model, model.roles(), model.parametrization.lr_scale)
     parameters = [p for group in built.param_groups for p in group["params"]]
-    draw = torch.Generator().manual_seed(seed)
-    held_out = text(draw)
-    sizes = [measured(model, held_out)]
+    generator = torch.Generator().manual_seed(seed)
+    held_out = random_walks(generator)
+    sizes = [activation_rms(model, held_out)]
     for _ in range(steps):
-        sums = accumulate(model, CLM(), [text(draw)], Tensor.backward)
+        sums = accumulate(model, CLM(), [random_walks(generator)], Tensor.backward)
         normalize_gradients(parameters, sums.values["tokens"].item(), 1, optimizer.clip)
         built.step()
         built.zero_grad()
-        sizes.append(measured(model, held_out))
+        sizes.append(activation_rms(model, held_out))
     return sizes
 
 
 @torch.no_grad()
-def measured(model: Transformer, batch: Batch) -> dict[str, float]:
-    """RMS over all entries of what attention and MLP of each block give, and of the logits."""
+def activation_rms(model: Transformer, batch: Batch) -> dict[str, float]:
+    """Returns the root mean square of the outputs of attention and MLP in each block, and of the logits."""
     sizes: dict[str, float] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            sizes[name] = rms(tensor)
+    def recorder(name: str) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            sizes[name] = rms(output[0] if isinstance(output, tuple) else output)
 
         return hook
 
-    watched = {f"{part} {layer}": getattr(block, part) for layer, block in enumerate(model.blocks) for part in PARTS}
-    handles = [module.register_forward_hook(keep(name)) for name, module in watched.items()]
+    handles = [
+        block.get_submodule(part).register_forward_hook(recorder(f"{part} {layer}"))
+        for layer, block in enumerate(model.blocks)
+        for part in PARTS
+    ]
     try:
         logits = model.head(model(batch).hidden)
     finally:
@@ -139,18 +150,19 @@ def measured(model: Transformer, batch: Batch) -> dict[str, float]:
 
 
 def rms(tensor: Tensor) -> float:
+    """Returns the root mean square of all entries."""
     return tensor.square().mean().sqrt().item()
 
 
-def text(draw: torch.Generator) -> Batch:
-    """Random walks on the ids, steps of 1 to 4: there is something to learn, and the rate of learning is the same."""
-    steps = torch.randint(1, 5, (ROWS, CONTEXT + 1), generator=draw)
-    start = torch.randint(VOCAB, (ROWS, 1), generator=draw)
+def random_walks(generator: torch.Generator) -> Batch:
+    """Draws rows of token ids that grow by 1 to 4 (modulo VOCAB) at each position, which a model can learn quickly."""
+    steps = torch.randint(1, 5, (ROWS, CONTEXT + 1), generator=generator)
+    start = torch.randint(VOCAB, (ROWS, 1), generator=generator)
     return Batch((start + steps.cumsum(1)) % VOCAB)
 
 
-def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Largest over smallest RMS over the widths by layer, after the last step."""
+def width_ratios(rows: Sequence[ActivationSize]) -> dict[str, float]:
+    """Returns the largest over the smallest size among all widths, by layer, after the last step."""
     last = max(row["step"] for row in rows)
     sizes: dict[str, list[float]] = {}
     for row in rows:
@@ -160,28 +172,31 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def check_mup(widths: Sequence[int], steps: int, seeds: int, optimizer: str, lr: float, folder: Path) -> bool:
-    """Prints the ratio of each layer for muP and, beside it, the standard parametrisation; whether muP's are all small.
+    """Runs the coordinate check, prints its result, and returns whether muP passes.
 
-    Draws the sizes into `folder` where the extra `report` is installed.
+    Compares muP with the standard parametrization. Draws a figure into `folder` if the extra `report` is installed.
     """
     if optimizer not in OPTIMIZERS:
-        raise ValueError(f"--optimizer {optimizer}: one of {', '.join(OPTIMIZERS)}")
+        raise ValueError(f"--optimizer {optimizer} must be one of {', '.join(OPTIMIZERS)}")
     if len(set(widths)) < 2 or any(width < HEAD_DIM or width % HEAD_DIM for width in widths):
-        raise ValueError(f"--widths {list(widths)}: give at least two different multiples of {HEAD_DIM}")
-    rows = [
-        row
+        raise ValueError(f"--widths {list(widths)} must be at least two different multiples of {HEAD_DIM}")
+    sizes = {
+        name: activation_sizes(name, OPTIMIZERS[optimizer](lr=lr), sorted(widths), steps, seeds)
         for name in PARAMETRIZATIONS
-        for row in coordinates(name, OPTIMIZERS[optimizer](lr=lr), sorted(widths), steps, seeds)
-    ]
-    found = {name: ratios([row for row in rows if row["parametrization"] == name]) for name in PARAMETRIZATIONS}
-    print(f"largest over smallest rms over widths {', '.join(map(str, sorted(widths)))} after {steps} steps")
-    for name, layers in found.items():
-        print(f"  {name:<10}" + "".join(f"{layer} {ratio:.2f}   " for layer, ratio in layers.items()))
-    passed = max(found["mup"].values()) <= TOLERANCE
-    worst = max(found["mup"], key=lambda layer: found["mup"][layer])
-    print(f"{'pass' if passed else 'FAIL'}: muP's worst is {worst}, {found['mup'][worst]:.2f} (limit {TOLERANCE})")
+    }
+    ratios = {name: width_ratios(rows) for name, rows in sizes.items()}
+    print(f"activation RMS after {steps} steps, largest / smallest among widths {', '.join(map(str, sorted(widths)))}:")
+    for name, by_layer in ratios.items():
+        print(f"  {name:<10}" + "".join(f"{layer} {ratio:.2f}   " for layer, ratio in by_layer.items()))
+    worst = max(ratios["mup"], key=lambda layer: ratios["mup"][layer])
+    passed = ratios["mup"][worst] <= TOLERANCE
+    print(
+        f"{'pass' if passed else 'FAIL'}: the largest ratio of muP is {ratios['mup'][worst]:.2f} ({worst}); "
+        f"the limit is {TOLERANCE}"
+    )
     try:
-        print("figure: " + ", ".join(map(str, draw(rows, folder))))
+        files = draw_figure([row for rows in sizes.values() for row in rows], folder)
+        print(f"figure: {', '.join(map(str, files))}")
     except ImportError as error:
         print(f"no figure: {error.name} is not installed (pip install 'kleiber[report]')")
     return passed

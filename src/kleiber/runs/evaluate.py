@@ -1,7 +1,7 @@
-"""`kleiber eval`: opens a run or a Hugging Face folder, runs evaluations by name on it, and writes their results.
+"""`kleiber eval`: opens a run or a Hugging Face folder, runs evaluations on it by name, and writes their results.
 
-Each evaluation is a module of `kleiber.evals` with a function `evaluate` (see `kleiber.evals.Evaluation`). Results of a
-run go to RUN/evals, with figures beside them where the extra for reports is installed.
+An evaluation is a module of `kleiber.evals` with a function `evaluate` (see `kleiber.evals.Evaluation`). The results of
+a run go to RUN/evals, with figures beside them if the extra `report` is installed.
 """
 
 from __future__ import annotations
@@ -13,44 +13,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import kleiber.evals
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import quantity
 from kleiber.evals import Subject
+from kleiber.models.transformer import Transformer
 from kleiber.records.summary import write_json
+from kleiber.types import Json
 
 SCHEMA = "kleiber.eval/1"
 
 
-def available() -> list[str]:
-    """Names of the evaluations: modules and packages with a function `evaluate`."""
+def evaluation_names() -> list[str]:
+    """Returns the names of all evaluations: modules and packages of `kleiber.evals` with a function `evaluate`."""
     home = Path(kleiber.evals.__file__).parent
     files = {path.stem: path for path in home.glob("*.py")} | {p.parent.name: p for p in home.glob("*/__init__.py")}
     return sorted(name for name, path in files.items() if defines_evaluate(path))
 
 
 def defines_evaluate(path: Path) -> bool:
-    """Whether the file has a function `evaluate(subject)`."""
-    found = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
-    return any(f.name == "evaluate" and [arg.arg for arg in f.args.args] == ["subject"] for f in found)
+    """Whether the file defines a function `evaluate(subject)`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "evaluate":
+            return [argument.arg for argument in node.args.args] == ["subject"]
+    return False
 
 
-def chosen(text: str) -> list[str]:
-    """`a,b` as names of evaluations. Raises ValueError for one that is not there."""
-    names, known = [name.strip() for name in text.split(",") if name.strip()], available()
+def parse_names(text: str) -> list[str]:
+    """Splits the value of --evals, such as `a,b`. Raises ValueError when a name is not an evaluation."""
+    names, available = [name.strip() for name in text.split(",") if name.strip()], evaluation_names()
     if not names:
-        raise ValueError(f"--evals {text!r} names none; there are: {', '.join(known)}")
+        raise ValueError(f"--evals {text!r} must name at least one evaluation of: {', '.join(available)}")
     for name in names:
-        if name not in known:
-            raise ValueError(
-                f"--evals {name}: no such evaluation.{did_you_mean(name, known)} One of {', '.join(known)}"
-            )
+        if name not in available:
+            near = did_you_mean(name, available)
+            raise ValueError(f"--evals {name} must be an evaluation.{near} Available: {', '.join(available)}")
     return names
 
 
-def assess(
+def run_evaluations(
     path: Path,
     evals: str,
     tokens: str | None = None,
@@ -59,77 +62,89 @@ def assess(
     json: Path | None = None,
     tasks: str | None = None,
     task_files: Path | None = None,
-) -> dict[str, Any]:
-    """Runs the evaluations one after another; returns and writes what they found."""
-    names = chosen(evals)
+) -> Json:
+    """Runs evaluations one after another, writes their results, and returns them in the form of `kleiber eval --json`.
+
+    The arguments are the options of the command `kleiber eval`. Raises ValueError for options that do not fit together.
+    """
+    names = parse_names(evals)
     if json is not None and not json.absolute().parent.is_dir():
-        raise ValueError(f"--json {json}: there is no folder {json.absolute().parent}")
-    if "harness" not in names and (tasks or (task_files and "choice" not in names)):
+        raise ValueError(f"--json {json} must be in an existing folder: create {json.absolute().parent}")
+    if tasks and "harness" not in names:
+        raise ValueError(f"--tasks {tasks} is only read by --evals harness: add harness, or remove --tasks")
+    if task_files and not {"harness", "choice"} & set(names):
         raise ValueError(
-            f"--tasks {tasks} is read by --evals harness alone, --task-files {task_files} by harness and choice"
+            f"--task-files {task_files} is only read by --evals harness and --evals choice: add one of them, or remove "
+            "--task-files"
         )
     subject = open_subject(path, stage, data, None if tokens is None else round(quantity(tokens)))
-    asked = tuple(name for name in (tasks or "").split(",") if name)
-    subject = replace(subject, tasks=asked, task_files=task_files)
-    found = {}
+    task_names = tuple(name for name in (tasks or "").split(",") if name)
+    subject = replace(subject, tasks=task_names, task_files=task_files)
+    results: Json = {}
     for name in names:
         module = importlib.import_module(f"kleiber.evals.{name}")
         print(f"{name} ...", file=sys.stderr)
-        found[name] = module.evaluate(subject)
+        results[name] = module.evaluate(subject)
         home = subject.folder / "evals" if subject.folder else json.parent if json else None
         if home is not None:
             home.mkdir(exist_ok=True)
             if subject.folder:
-                write_json(home / f"{name}.json", found[name])
-            draw(module, found[name], subject.folder, home)
-    record = {"schema": SCHEMA, "subject": str(path), "evals": found}
+                write_json(home / f"{name}.json", results[name])
+            draw_figures(module, results[name], subject.folder, home)
+    record = {"schema": SCHEMA, "subject": str(path), "evals": results}
     if json is not None:
         write_json(json, record)
     return record
 
 
 def open_subject(path: Path, stage: str | None, data: Sequence[str], tokens: int | None) -> Subject:
-    """The model at `path`: a run (or RUN/STAGE), or a folder with a Hugging Face model and its tokenizer."""
+    """Opens the model at `path` with its held-out data: a run, RUN/STAGE, or a Hugging Face folder with a tokenizer.
+
+    data    overrides that choose the data of a Hugging Face folder
+    tokens  targets to score in each validation domain; None leaves the number to the evaluation
+    """
     if (path / "config.json").is_file() and not (path / "config.yaml").is_file():
         if stage is not None:
-            raise ValueError(f"--stage {stage}: {path} is a Hugging Face folder, which has none")
-        return of_hf(path, data, tokens)
+            raise ValueError(f"--stage {stage}: {path} is a Hugging Face folder, which has no stages: remove --stage")
+        return open_hf_subject(path, data, tokens)
     if data:
-        raise ValueError(f"--data {data[0]}: a run is scored on its own data; --data is for Hugging Face folders")
+        raise ValueError(f"--data {data[0]}: a run is evaluated on its own data; --data is for Hugging Face folders")
     from kleiber.runs.open import earlier_models, open_model
 
     path = path if stage is None else path / stage
     run = open_model(path)
     earlier = partial(earlier_models, path)
-    return on_device(Subject(run.model, run.corpus, run.objective, tokens, folder=run.folder, earlier=earlier))
+    return move_to_gpu(Subject(run.model, run.corpus, run.objective, tokens, folder=run.folder, earlier=earlier))
 
 
-def of_hf(path: Path, data: Sequence[str], tokens: int | None) -> Subject:
-    """The model of a Hugging Face folder, on built-in text in its own tokens unless `data` says otherwise."""
+def open_hf_subject(path: Path, data: Sequence[str], tokens: int | None) -> Subject:
+    """Opens a Hugging Face folder, with the data of the overrides `data`, or else built-in text.
+
+    The text is cut into the tokens of the folder's own tokenizer. Raises ValueError when it has more than the model.
+    """
     from omegaconf import OmegaConf
 
     from kleiber.config.compose import Composer, resolved
     from kleiber.config.signatures import build
-    from kleiber.runs.open import objective_of, open_hf
+    from kleiber.runs.open import build_objective, open_hf
 
-    model = ours(path) or open_hf(path).model
+    model = native_model(path) or open_hf(path).model
     config, _ = resolved(Composer("train").compose(["data=builtin", *data]))
-    config["data"]["tokenizer"] = str(path.absolute())  # not as an override, whose grammar a path need not follow
-    cfg: Any = OmegaConf.create(config)
+    config["data"]["tokenizer"] = str(path.absolute())  # not as an override, because a path need not fit their grammar
+    cfg = OmegaConf.create(config)
     corpus = build(cfg.data).prepare(min(model.context, cfg.model.context))
     if corpus.tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
-            f"{path}: its tokenizer has {corpus.tokenizer.vocab_size} tokens, its model {model.vocab_size}: "
-            "they do not belong together"
+            f"{path}: the tokenizer has {corpus.tokenizer.vocab_size} tokens, but the model only {model.vocab_size}: "
+            "put the tokenizer that the model was trained with into the folder"
         )
-    objective = objective_of(cfg, corpus)
-    return on_device(Subject(model, corpus, objective, tokens))
+    return move_to_gpu(Subject(model, corpus, build_objective(cfg, corpus), tokens))
 
 
-def ours(path: Path) -> Any:
-    """The model in fp32 as one of ours, whose layers an evaluation can look into; None for one that ours cannot be.
+def native_model(path: Path) -> Transformer | None:
+    """Loads a Hugging Face folder into the native model in fp32, so that an evaluation can look into its layers.
 
-    Raises ValueError where the folder is damaged.
+    Returns None for an architecture that the native model cannot represent. Raises ValueError for a damaged folder.
     """
     from kleiber.models.hf_config import KINDS, read_config
     from kleiber.models.hf_twin import from_hf, read_folder
@@ -143,8 +158,8 @@ def ours(path: Path) -> Any:
         return None
 
 
-def on_device(subject: Subject) -> Subject:
-    """The subject on a GPU where there is one."""
+def move_to_gpu(subject: Subject) -> Subject:
+    """Moves the model of the subject to the GPU if there is one."""
     import torch
 
     if not torch.cuda.is_available():
@@ -154,13 +169,17 @@ def on_device(subject: Subject) -> Subject:
     return replace(subject, device=device)
 
 
-def draw(module: Any, found: Mapping[str, Any], folder: Path | None, home: Path) -> None:
-    """The figures of an evaluation, where it has any and they can be drawn here."""
-    name = getattr(module, "FIGURES", None)
+def draw_figures(module: ModuleType, results: Json, folder: Path | None, home: Path) -> None:
+    """Draws the figures of an evaluation into `home`/figures, if it has any and the extra `report` is installed.
+
+    module  the evaluation; its attribute FIGURES names the module that draws
+    folder  folder of the run; None for a Hugging Face model
+    """
+    name = vars(module).get("FIGURES")
     if name is None:
         return
     try:
-        charts = importlib.import_module(name).figures(found, folder)
+        charts = importlib.import_module(name).figures(results, folder)
     except ImportError as error:
         print(f"no figures: {error.name} is not installed (pip install 'kleiber[report]')", file=sys.stderr)
         return
@@ -170,19 +189,17 @@ def draw(module: Any, found: Mapping[str, Any], folder: Path | None, home: Path)
         chart.save(home / "figures" / f"{title}.svg")
 
 
-def lines(record: Mapping[str, Any]) -> list[str]:
-    """Every single number that was found, a line each; lists are in the file."""
-    told = []
-    for name, found in record["evals"].items():
-        told += [f"{name}/{key} {value:.6g}" for key, value in numbers(found).items()]
-    return told
+def result_lines(record: Json) -> list[str]:
+    """Returns the lines that `kleiber eval` prints: the path and value of each number, without lists."""
+    return [f"{key} {value:.6g}" for key, value in flatten_numbers(record["evals"]).items()]
 
 
-def numbers(found: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def flatten_numbers(results: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+    """Returns all numbers of nested dictionaries by their path, such as "perplexity/docs/loss"."""
     flat: dict[str, float] = {}
-    for key, value in found.items():
+    for key, value in results.items():
         if isinstance(value, Mapping):
-            flat |= numbers(value, f"{prefix}{key}/")
+            flat |= flatten_numbers(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"{prefix}{key}"] = float(value)
     return flat

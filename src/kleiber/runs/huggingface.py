@@ -1,8 +1,9 @@
-"""`kleiber export` and `kleiber import`: a run as a Hugging Face folder, and such a folder as the start of a run.
+"""`kleiber export` and `kleiber import`: writes a run as a Hugging Face folder, and such a folder as a run.
 
-What is written loads with `AutoModelForCausalLM` and `AutoTokenizer` and needs nothing of ours; multipliers are folded
-into the weights. A wrapped model is written as what it was, heads of tasks are left out and named. It refuses what has
-no twin there, an existing folder, and weights that are pickles.
+An exported folder loads with `AutoModelForCausalLM` and `AutoTokenizer` and does not need kleiber. Multipliers of the
+parametrization are folded into the weights. A wrapped Hugging Face model is written in its original architecture. Task
+heads are left out. Export refuses a model that transformers cannot represent, import refuses weights in pickle files,
+and both refuse an output folder that is not empty.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kleiber.config.compose import Composer, resolved
 from kleiber.config.stages import ONLY
@@ -22,54 +23,65 @@ from kleiber.models.counting import count_parameters
 from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_twin import load_hf, to_hf
+from kleiber.models.transformer import Transformer
 from kleiber.records.folder import TOKENIZER
 from kleiber.records.summary import versions, write_json
 from kleiber.runs.open import TrainedModel, new_model, open_model
 from kleiber.training import checkpoint
+from kleiber.types import Json, contracts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 FORMAT = "kleiber.import/1"
 TEMPLATE = "chat_template.jinja"
 GENERATION = "generation_config.json"
 CONVERSATIONS = ("kleiber.data.Instruct", "kleiber.data.Preference", "kleiber.data.Unpaired")
-KINDS = {  # ends of transformers' names of models: which AutoModel loads one, and what for
-    "ForCausalLM": ("ForCausalLM", "text-generation"),
-    "LMHeadModel": ("ForCausalLM", "text-generation"),
-    "ForMaskedLM": ("ForMaskedLM", "fill-mask"),
+AUTO_CLASSES = {  # by the ending of transformers' class names: the AutoModel that loads the class, and its pipeline
+    "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
+    "LMHeadModel": ("AutoModelForCausalLM", "text-generation"),
+    "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
 }
 
 
 def export(run: str, out: Path) -> None:
-    """Writes the final weights of RUN or RUN/STAGE to `out`: config, safetensors, tokenizer, and a card.
+    """Writes the final weights of RUN or RUN/STAGE to the folder `out`: config, safetensors, tokenizer, model card.
 
-    Raises ValueError for a run without finished stages, a model that has no twin, or an `out` that is there.
+    Raises ValueError for a run without finished stages, a model that transformers cannot represent, or a folder `out`
+    that is not empty.
     """
-    new_folder(out)
-    opened = open_model(run)
-    tokenizer, wrapped = opened.tokenizer, isinstance(opened.model, HFModel)
-    bos = tokenizer.bos
-    twin = opened.model.inner if wrapped else to_hf(opened.model, bos=bos, eos=tokenizer.eos)
+    check_empty(out)
+    trained = open_model(run)
+    model, tokenizer = trained.model, trained.tokenizer
+    if isinstance(model, HFModel):
+        hf_model = model.inner
+    elif isinstance(model, Transformer):
+        hf_model = to_hf(model, bos=tokenizer.bos, eos=tokenizer.eos)
+    else:
+        raise ValueError(f"{run} has a {type(model).__name__}: only model=gpt, bert, moe and hf can be exported")
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    twin.save_pretrained(out)
-    save_tokenizer(tokenizer, out, opened.model.context)
+    hf_model.save_pretrained(out)
+    save_tokenizer(tokenizer, out, model.context)
     settings = Path(run).expanduser() / TOKENIZER / GENERATION
-    if settings.is_file():  # of an imported folder, handed on as it was got
+    if settings.is_file():  # of an imported folder
         shutil.copy(settings, out / GENERATION)
-    if str((opened.config.get("data") or {}).get("_target_")) in CONVERSATIONS:
-        save_template(tokenizer, out)
-    (out / "README.md").write_text(card(opened, type(twin).__name__))
-    if opened.model.heads:
-        print(f"{out} has no heads of tasks: {', '.join(opened.model.heads)} stay in {run}", file=sys.stderr)
+    if str((trained.config.get("data") or {}).get("_target_")) in CONVERSATIONS:
+        save_chat_template(tokenizer, out)
+    (out / "README.md").write_text(model_card(trained, type(hf_model).__name__))
+    if model.heads:
+        print(f"warning: {out} does not contain the task heads of {run}: {', '.join(model.heads)}", file=sys.stderr)
 
 
 def import_hf(folder: Path, out: Path) -> None:
-    """Writes a Hugging Face folder as a run of no steps: `init=checkpoint init.path=OUT` starts from it.
+    """Writes a Hugging Face folder as a finished run of zero steps, from which `init=checkpoint init.path=OUT` starts.
 
-    Llama, Qwen3, Mixtral and Qwen3-MoE become our own model. Raises ValueError, and leaves nothing behind, for another
-    architecture (model=hf wraps those as they are), weights that do not fit, and an `out` that is there.
+    Llama, Qwen3, Mixtral and Qwen3-MoE become the native model; model=hf wraps every other architecture instead.
+    Raises ValueError for other architectures, weights that do not fit, or a folder `out` that is not empty; it then
+    writes nothing.
     """
-    new_folder(out)
+    check_empty(out)
     try:
         _write_run(folder, out)
     except BaseException:
@@ -82,22 +94,22 @@ def _write_run(folder: Path, out: Path) -> None:
     home = str((out / TOKENIZER).absolute())
     config, _ = resolved(Composer("train").compose([]))
     config |= {"name": out.name, "model": node, "data": {"_target_": "kleiber.data.Unknown", "tokenizer": home}}
-    config["batch"]["tokens"] = node["context"]  # a multiple of it, as the check of a config asks
+    config["batch"]["tokens"] = node["context"]  # the check of a config requires a multiple of the context
     (out / TOKENIZER).mkdir(parents=True)
-    # config.json tells how many rows the embedding has
+    # config.json holds the number of rows of the embedding
     for name in (FILE, CONFIG, "config.json", TEMPLATE, GENERATION):
         if (Path(tokenizer) / name).is_file():
             shutil.copy(Path(tokenizer) / name, out / TOKENIZER / name)
-    from kleiber.data.tokenizers.pretrained import pretrained
+    from kleiber.data.tokenizers.pretrained import load_pretrained
 
-    known = pretrained(home)
-    rows = hf_vocab_size(folder)
-    if known.vocab_size != rows:
+    vocab_size, rows = load_pretrained(home).vocab_size, hf_vocab_size(folder)
+    if vocab_size != rows:
         raise ValueError(
-            f"{folder}: its tokenizer has {known.vocab_size} tokens and its embedding {rows} rows (vocab_size of "
-            "config.json): leave the tokens without a row out of tokenizer.json"
+            f"{folder}: the tokenizer has {vocab_size} tokens, but the embedding has {rows} rows (vocab_size in "
+            "config.json): remove the tokens without a row from tokenizer.json"
         )
     model = new_model(config, rows)
+    assert isinstance(model, Transformer)
     load_hf(model, folder)
     import yaml
 
@@ -111,28 +123,32 @@ def _write_run(folder: Path, out: Path) -> None:
     write_json(out / "summary.json", summary)
 
 
-def new_folder(out: Path) -> None:
+def check_empty(out: Path) -> None:
+    """Raises ValueError unless `out` does not exist or is an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already: name a folder that is not, or empty it yourself")
+        raise ValueError(f"{out} must not exist or be empty: choose another folder, or delete its content")
 
 
-def save_tokenizer(tokenizer: Any, out: Path, context: int) -> None:
-    """The tokenizer as files that `AutoTokenizer` reads, with the ids of ours."""
+def save_tokenizer(tokenizer: contracts.Tokenizer, out: Path, context: int) -> None:
+    """Writes a tokenizer as files that `AutoTokenizer` reads. Token ids stay the same.
+
+    context  longest row of the model in tokens
+    """
     from transformers import PreTrainedTokenizerFast
 
     options = {"model_max_length": context, "clean_up_tokenization_spaces": False}
     if isinstance(tokenizer, Bytes):
         specials = {"eos_token": EOS, "mask_token": MASK}
-        PreTrainedTokenizerFast(tokenizer_object=byte_level(), **specials, **options).save_pretrained(out)
+        PreTrainedTokenizerFast(tokenizer_object=hf_byte_tokenizer(), **specials, **options).save_pretrained(out)
         return
     if isinstance(tokenizer, BPE):
         specials = {"eos_token": EOS, "mask_token": MASK}
         PreTrainedTokenizerFast(tokenizer_file=str(tokenizer.path), **specials, **options).save_pretrained(out)
         return
-    assert isinstance(tokenizer, Pretrained), f"no way to write a {type(tokenizer).__name__}"
-    told = tokenizer.folder / CONFIG
-    config = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
-    config.pop("auto_map", None)  # code that came with a tokenizer is not passed on
+    assert isinstance(tokenizer, Pretrained), f"cannot write a {type(tokenizer).__name__}"
+    file = tokenizer.folder / CONFIG
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config.pop("auto_map", None)  # names code in the source folder, which is not exported
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": _token(tokenizer, tokenizer.eos)} | config
     for name in (FILE, TEMPLATE):
         if (tokenizer.folder / name).is_file():
@@ -140,84 +156,103 @@ def save_tokenizer(tokenizer: Any, out: Path, context: int) -> None:
     (out / CONFIG).write_text(json.dumps(config | {"model_max_length": context}, indent=1, ensure_ascii=False))
 
 
-def save_template(tokenizer: Any, out: Path) -> None:
-    """The template that conversations were trained in, in place of one that came with the tokenizer; none, which is
-    told, where transformers would make other ids of it than training did."""
+def save_chat_template(tokenizer: contracts.Tokenizer, out: Path) -> None:
+    """Writes the chat template of training to the folder `out`, in place of one that came with the tokenizer.
+
+    Writes no template, and warns, when transformers would turn it into other token ids than training did.
+    """
     from transformers import AutoTokenizer
 
     config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
-    config.pop("chat_template", None)  # where older versions wrote it
+    config.pop("chat_template", None)  # older versions of transformers stored the template here
     (out / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False))
     (out / TEMPLATE).write_text(chat.JINJA)
-    theirs = AutoTokenizer.from_pretrained(out, local_files_only=True)
+    hf_tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
     turns = [chat.Turn("system", "Be brief."), chat.Turn("user", "1 + 1?"), chat.Turn("assistant", "It is 2.")]
-    said = [{"role": turn.role, "content": turn.content} for turn in turns]
-    if theirs.apply_chat_template(said, return_dict=False) != chat.encoded([turns], tokenizer)[0].ids.tolist():
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    ids = chat.encode_conversations([turns], tokenizer)[0].ids.tolist()
+    if hf_tokenizer.apply_chat_template(messages, return_dict=False) != ids:
         (out / TEMPLATE).unlink()
-        print(f"{out} has no chat template: transformers reads the one of training in other ids", file=sys.stderr)
+        print(
+            f"warning: {out} has no chat template, because transformers turns that of training into other token ids",
+            file=sys.stderr,
+        )
 
 
 def _token(tokenizer: Pretrained, number: int) -> str | None:
     return tokenizer._tokenizer.id_to_token(number)
 
 
-def byte_level() -> Any:
-    """The tokenizer `Bytes` as one of the `tokenizers` package: a vocabulary of 256 visible characters, no merges."""
+def hf_byte_tokenizer() -> Tokenizer:
+    """Builds the tokenizer `Bytes` with the package `tokenizers`: 256 visible characters as tokens, and no merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    made = Tokenizer(models.BPE(vocab=dict(ALPHABET), merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
-    made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    made.add_special_tokens([EOS, MASK])
-    assert (made.token_to_id(EOS), made.token_to_id(MASK)) == (Bytes.eos, Bytes.mask)
-    return made
+    tokenizer = Tokenizer(models.BPE(vocab=dict(ALPHABET), merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.add_special_tokens([EOS, MASK])
+    assert (tokenizer.token_to_id(EOS), tokenizer.token_to_id(MASK)) == (Bytes.eos, Bytes.mask)
+    return tokenizer
 
 
-def card(opened: TrainedModel, architecture: str) -> str:
-    """The README of an exported folder: what it is and where it came from, in numbers of the run's own summary."""
-    record, summary = opened.record, opened.summary
+def model_card(trained: TrainedModel, architecture: str) -> str:
+    """Returns the README of an exported folder: what the model is, and where it comes from.
+
+    architecture  transformers' class name of the exported model
+    """
+    facts = card_facts(trained)
+    rows = "".join(f"| {name} | {value if value not in (None, '') else 'unknown'} |\n" for name, value in facts.items())
+    auto_class, pipeline = "AutoModel", "feature-extraction"
+    for ending, names in AUTO_CLASSES.items():
+        if architecture.endswith(ending):
+            auto_class, pipeline = names
+    libraries = [f"{name} {number}" for name, number in versions().items() if name in ("torch", "transformers")]
+    return f"""---
+library_name: transformers
+pipeline_tag: {pipeline}
+tags: [kleiber]
+---
+
+# {trained.folder.name}
+
+{architecture}, exported from a kleiber run; the multipliers of its parametrization are folded into the weights. The
+license of the weights depends on the license of the training data, which is not recorded here.
+
+| | |
+| --- | --- |
+{rows}
+```python
+from transformers import {auto_class}, AutoTokenizer
+model, tokenizer = (kind.from_pretrained("FOLDER") for kind in ({auto_class}, AutoTokenizer))
+```
+
+Written with {", ".join(libraries)}.
+"""
+
+
+def card_facts(trained: TrainedModel) -> Json:
+    """Returns the table of a model card: facts from the run's summary by name, with the metrics of the stage."""
+    record, summary = trained.record, trained.summary
     data, params = record.get("data") or {}, record.get("params") or {}
-    metrics = {key: value for key, value in (record.get("metrics") or {}).items() if value is not None}
-    facts = {
-        "run": f"{opened.folder.name}, stage {opened.stage}, step {opened.step:,}",
+    facts: Json = {
+        "run": f"{trained.folder.name}, stage {trained.stage}, step {trained.step:,}",
         "config hash": summary.get("config_hash"),
         "commit": f"{summary.get('commit')}{' with uncommitted changes' if summary.get('dirty') else ''}",
         "objective": record.get("objective"),
         "data": " ".join(str(data[key]) for key in ("name", "config") if data.get(key)),
         "data hash": data.get("hash"),
         "tokenizer hash": data.get("tokenizer_hash"),
-        "training tokens": _count(record.get("tokens")),
-        "unique tokens": _count(record.get("unique_tokens")),
-        "parameters": f"{_count(params.get('total'))}, {_count(params.get('active'))} active",
+        "training tokens": _format_count(record.get("tokens")),
+        "unique tokens": _format_count(record.get("unique_tokens")),
+        "parameters": f"{_format_count(params.get('total'))}, {_format_count(params.get('active'))} active",
         "learning rate": record.get("lr"),
         "seed": summary.get("seed"),
-    } | dict(metrics)
-    facts |= {"heads left out": ", ".join(opened.model.heads)} if opened.model.heads else {}
-    auto, use = next((found for end, found in KINDS.items() if architecture.endswith(end)), ("", "feature-extraction"))
-    rows = "".join(f"| {name} | {value if value not in (None, '') else 'unknown'} |\n" for name, value in facts.items())
-    made = ", ".join(f"{name} {number}" for name, number in versions().items() if name in ("torch", "transformers"))
-    return f"""---
-library_name: transformers
-pipeline_tag: {use}
-tags: [kleiber]
----
-
-# {opened.folder.name}
-
-{architecture}, exported from a kleiber run; its multipliers are folded into the weights. The licence of the weights
-follows from that of the data, which this folder does not know.
-
-| | |
-| --- | --- |
-{rows}
-```python
-from transformers import AutoModel{auto}, AutoTokenizer
-model, tokenizer = (kind.from_pretrained("FOLDER") for kind in (AutoModel{auto}, AutoTokenizer))
-```
-
-Written with {made}.
-"""
+    }
+    facts |= {name: value for name, value in (record.get("metrics") or {}).items() if value is not None}
+    if trained.model.heads:
+        facts["task heads, not exported"] = ", ".join(trained.model.heads)
+    return facts
 
 
-def _count(value: Any) -> str | None:
+def _format_count(value: int | None) -> str | None:
     return None if value is None else f"{value:,}"

@@ -1,13 +1,13 @@
-"""The plan of a stage: its data, model, number of steps, micro-batches and FLOPs. Nothing is written or trained."""
+"""The plan of a stage: its data, model, number of steps, micro-batch and FLOPs. Planning writes and trains nothing."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
@@ -15,30 +15,43 @@ from omegaconf import DictConfig
 from kleiber.config.signatures import build
 from kleiber.config.stages import Budget, quantity
 from kleiber.models.counting import Parameters, count_parameters, training_flops
-from kleiber.runs.open import objective_of
+from kleiber.optimizers.adamw import Optimizer
+from kleiber.optimizers.schedules import Schedule
+from kleiber.runs.open import add_heads, build_objective
 from kleiber.runs.start_point import check_same_tokenizer, distinct_tasks
 from kleiber.training.trainer import Local
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Corpus, Objective, Retention, Samples, Task
+from kleiber.types.model import Model
 
-ModelBuilder = Callable[[DictConfig, Corpus, dict[str, int]], Any]
+if TYPE_CHECKING:
+    from kleiber.runs.stage_tree import Stage
+
+ModelBuilder = Callable[[DictConfig, Corpus, dict[str, int]], Model]
 
 
 @dataclass
 class Plan:
-    """One stage, ready to start.
+    """Everything that training a stage needs, except its place in the tree of stages.
 
-    rows     samples in the global batch of an optimizer step
-    sides    rows of up to `context` tokens in a sample: 2 for a pair
-    outputs  numbers of outputs of the model's task heads, by name
-    earlier  tasks that the start point was trained for
+    context          longest row in tokens
+    rows             samples in the global batch of an optimizer step
+    micro_batch      samples of each rank in a forward and backward pass; 0 in a plan that only estimates costs
+    steps            optimizer steps of the schedule
+    stop_step        last step that is trained: `steps`, unless trainer.max_steps is smaller
+    flops_per_token  training FLOPs of a token, forward and backward
+    world_size       number of ranks
+    max_steps        trainer.max_steps
+    outputs          number of outputs of each task head of the model, by name
+    sides            rows of up to `context` tokens in a sample: 2 for a pair, otherwise 1
+    earlier          tasks that the start point was trained for
     """
 
     corpus: Corpus
-    model: Any
+    model: Model
     objective: Objective
-    optimizer: Any
-    schedule: Any
+    optimizer: Optimizer
+    schedule: Schedule
     parameters: Parameters
     context: int
     rows: int
@@ -54,16 +67,17 @@ class Plan:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of an optimizer step without padding, on average where samples are of unequal length."""
+        """Mean number of tokens in an optimizer step, without padding."""
         return step_tokens(self.corpus.train, self.rows)
 
     @property
     def row_tokens(self) -> int:
-        """Tokens of a row, on average; `context` where rows are full."""
+        """Mean number of tokens in a row, without padding."""
         return row_tokens(self.corpus.train, self.sides)
 
     @property
     def tokens(self) -> int:
+        """Training tokens of the stage up to `stop_step`."""
         return self.stop_step * self.batch_tokens
 
     @property
@@ -73,22 +87,23 @@ class Plan:
 
     @property
     def unique_tokens(self) -> int:
-        """Tokens of the samples that are seen at least once."""
+        """Number of distinct training tokens: those of the samples that the stage reads at least once."""
         return round(self.corpus.train.num_tokens * min(1.0, self.epochs))
 
 
 def make_plan(
     cfg: DictConfig, hardware: Local, before: Plan | None = None, model_of: ModelBuilder | None = None
 ) -> Plan:
-    """Prepares the data and builds the model of a run, or takes the model of the stage `before`.
+    """Prepares the data of a stage and builds its model, or takes the model of the stage `before`.
 
-    model_of  builds a model without weights, for a plan that is only priced: no micro-batch is chosen for it
+    before    plan of the stage before in a chain
+    model_of  builds models without weights, for a plan that only estimates costs
 
-    Raises ValueError where batch, context or vocabulary do not fit.
+    Raises ValueError when batch, context or vocabulary do not fit together.
     """
     context: int = cfg.model.context
     corpus: Corpus = build(cfg.data).prepare(context)
-    objective = objective_of(cfg, corpus)
+    objective = build_objective(cfg, corpus)
     check_stage_methods(cfg, corpus)
     earlier = [] if before or cfg.init is None else distinct_tasks(build(cfg.init).tasks(cfg, corpus), corpus)
     outputs = dict(before.outputs) if before else {}
@@ -101,7 +116,7 @@ def make_plan(
     parameters = count_parameters(model)
     sides = corpus.train.sides
     padded = corpus.train.padded and sides == 1  # a pair's two rows are of different lengths
-    rows = samples_of(cfg.batch.tokens, context * sides, hardware.world_size)
+    rows = batch_samples(cfg.batch.tokens, context * sides, hardware.world_size)
     flops = training_flops(model, row_tokens(corpus.train, sides), objective.outputs)
     batch = step_tokens(corpus.train, rows)
     steps = Budget(**cfg.budget).num_steps(batch_tokens=batch, active_params=parameters.active, flops_per_token=flops)
@@ -128,136 +143,137 @@ def make_plan(
 
 
 def check_stage_methods(cfg: DictConfig, corpus: Corpus) -> None:
-    """Raises ValueError for wrong settings of retention and adapter before any stage is trained."""
+    """Raises ValueError for wrong settings of retention methods and adapter, before any stage is trained."""
     retention_of(cfg, corpus)
     if cfg.adapter is not None:
         build(cfg.adapter)
 
 
 def retention_of(cfg: DictConfig, corpus: Corpus) -> list[Retention]:
-    """The retention methods of a stage's config."""
+    """Builds the retention methods of a stage's config."""
     nodes = cfg.retention or {}
     return [build(node, vocabulary=corpus.tokenizer) for node in nodes.values() if node is not None]
 
 
-def samples_of(tokens: int | float | str, longest: int, world_size: int) -> int:
-    """Samples of a batch of `tokens`. Raises ValueError where they do not fill it, or a rank gets none."""
+def batch_samples(tokens: int | float | str, longest: int, world_size: int) -> int:
+    """Returns the number of samples in a batch of `tokens` tokens.
+
+    longest  tokens of the longest possible sample
+
+    Raises ValueError when `tokens` is not a multiple of `longest`, or a rank would get no sample.
+    """
     samples, left = divmod(round(quantity(tokens)), longest)
     if left or samples < world_size:
         near = max(world_size, round(quantity(tokens) / longest)) * longest
         raise ValueError(
-            f"batch.tokens={tokens} must be a multiple of the {longest} tokens of a sample, with at least one for "
-            f"each of trainer.devices={world_size}: set batch.tokens={near}"
+            f"batch.tokens={tokens} must be a multiple of {longest}, the tokens of a sample, and hold at least one "
+            f"sample for each of trainer.devices={world_size}: set batch.tokens={near}"
         )
     return samples
 
 
 def step_tokens(samples: Samples, count: int) -> int:
-    """Tokens of `count` samples, on average."""
+    """Returns the mean number of tokens in `count` samples."""
     return max(1, round(count * samples.num_tokens / len(samples)))
 
 
 def row_tokens(samples: Samples, sides: int) -> int:
-    """Tokens of one of the `sides` rows of a sample, on average."""
+    """Returns the mean number of tokens in a row of samples that have `sides` rows each."""
     return max(1, round(samples.num_tokens / (len(samples) * sides)))
 
 
-def build_model(cfg: DictConfig, corpus: Corpus, outputs: dict[str, int]) -> Any:
-    """The model before any training, which depends on the config and its seed alone. Heads are zero."""
+def build_model(cfg: DictConfig, corpus: Corpus, outputs: dict[str, int]) -> Model:
+    """Builds the untrained model, which depends only on the config and its seed. Task heads are zero."""
     torch.manual_seed(cfg.seed)
     model = build(cfg.model, vocab_size=corpus.tokenizer.vocab_size)
     add_heads(model, outputs)
     return model
 
 
-def add_heads(model: Any, outputs: Mapping[str, int]) -> None:
-    """Adds task heads with these numbers of outputs."""
-    for name, count in outputs.items():
-        model.add_head(name, count)
-
-
 def micro_batch(
-    setting: int | str, rows: int, context: int, model: Any, hardware: Local, sides: int = 1, padded: bool = False
+    setting: int | str, rows: int, context: int, model: Model, hardware: Local, sides: int = 1, padded: bool = False
 ) -> int:
-    """Samples per forward and backward pass: the setting, or for "auto" the most that half of the free memory holds.
+    """Returns the samples per forward and backward pass: batch.micro, or for "auto" as many as half of the free memory
+    holds.
 
-    On a CPU padded rows are split into eight parts, of at least eight rows each, so that rows of a part are of similar
-    length.
+    rows    samples of this rank in an optimizer step
+    padded  whether rows differ in length. A CPU then splits them into up to eight parts of at least eight rows, so that
+            the rows of a part have similar lengths and little padding
     """
     if setting != "auto":
         return min(int(setting), rows)
     row = sides * activation_bytes(model, context)
-    if hardware.checkpoint_activations:  # the inputs of all blocks, and the inside of one
+    if hardware.checkpoint_activations:  # keeps the inputs of all blocks, and the activations of one block
         row = row // len(model.blocks) + 4 * sides * context * model.width * len(model.blocks)
-    fits = int(0.5 * free_memory_bytes(hardware.accelerator) // row)
-    most = max(8, -(-rows // 8)) if padded and hardware.accelerator == "cpu" else rows
-    return max(1, min(rows, most, fits))
+    memory_limit = int(0.5 * free_memory_bytes(hardware.accelerator) // row)
+    part = max(8, -(-rows // 8)) if padded and hardware.accelerator == "cpu" else rows
+    return max(1, min(rows, part, memory_limit))
 
 
-def activation_bytes(model: Any, context: int) -> int:
-    """Bytes that a row of `context` tokens keeps for the backward pass, measured on two rows and on one."""
+def activation_bytes(model: Model, context: int) -> int:
+    """Measures the bytes of activations that a row of `context` tokens keeps for the backward pass."""
     with torch.random.fork_rng(devices=[]):
-        return max(1, _kept_bytes(model, 2, context) - _kept_bytes(model, 1, context))
+        return max(1, _saved_bytes(model, 2, context) - _saved_bytes(model, 1, context))
 
 
-def _kept_bytes(model: Any, rows: int, context: int) -> int:
-    """Bytes of the distinct storages that a forward pass keeps, without weights."""
+def _saved_bytes(model: Model, rows: int, context: int) -> int:
+    """Bytes of the tensors, other than weights, that a forward pass saves for the backward pass."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}  # referenced, so that no address is reused
+    saved: dict[int, torch.UntypedStorage] = {}  # references, so that no address is used twice
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
+            saved[storage.data_ptr()] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         model(Batch(torch.zeros(rows, context, dtype=torch.long, device=next(model.parameters()).device)))
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def free_memory_bytes(accelerator: str) -> int:
-    """Free memory of the device; for a CPU half of all memory where the system does not tell."""
+    """Returns the free memory of the device in bytes. A CPU outside Linux counts half of its memory as free."""
     if accelerator == "gpu":
         return torch.cuda.mem_get_info()[0]
-    try:  # includes memory that the kernel can free, which only Linux reports
+    try:  # Linux reports available memory, which includes caches that the kernel can drop
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
     except OSError:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def describe(stages: Sequence[Any]) -> list[str]:
-    """Lines on the stages (`stage_tree.Stage`): data, parameters, FLOPs, steps, learning rate."""
-    lines: list[str] = []
-    chain = len(stages) > 1 and not any(stage.continues for stage in stages)
-    for stage in stages if chain else stages[-1:]:
-        parts = [stage] if chain else stages
-        lines += ([f"stage {stage.name}"] if chain else []) + _describe_plan(
-            stage.plan, sum(part.steps for part in parts)
-        )
-    if len(stages) > 1:
-        lines += [*_describe_starts(stages), *([] if chain else [_describe_saving(stages)])]
-    return lines
+def describe_stages(stages: Sequence[Stage]) -> list[str]:
+    """Returns the lines that a dry run prints: parameters, data, steps, FLOPs and learning rate of the stages."""
+    is_chain = len(stages) > 1 and not any(stage.continues for stage in stages)
+    if is_chain:
+        lines: list[str] = []
+        for stage in stages:
+            lines += [f"stage {stage.name}", *_plan_lines(stage.plan, stage.steps)]
+        return lines + _start_lines(stages)
+    lines = _plan_lines(stages[-1].plan, sum(stage.steps for stage in stages))
+    return [*lines, *_start_lines(stages), _saving_line(stages)] if len(stages) > 1 else lines
 
 
-def _describe_plan(plan: Plan, steps: int) -> list[str]:
-    """Lines on a plan of `steps` optimizer steps."""
-    p, trained = plan.parameters, steps * plan.batch_tokens
+def _plan_lines(plan: Plan, steps: int) -> list[str]:
+    """Lines on a plan whose stages train `steps` optimizer steps in total."""
+    parameters, trained = plan.parameters, steps * plan.batch_tokens
     unique = plan.corpus.train.num_tokens
     return [
-        f"parameters   {p.total:,} total, {p.active:,} active, {p.non_embedding:,} outside embeddings",
+        f"parameters   {parameters.total:,} total, {parameters.active:,} active, "
+        f"{parameters.non_embedding:,} outside embeddings",
         f"data         {plan.corpus.name}: {unique:,} unique training tokens, {plan.epochs:.2f} epochs",
         f"steps        {plan.stop_step:,} of {plan.batch_tokens:,} tokens, micro-batches of {plan.micro_batch} rows; "
-        f"{plan.tokens:,} tokens ({plan.tokens / p.active:.1f} per active parameter)",
+        f"{plan.tokens:,} tokens ({plan.tokens / parameters.active:.1f} per active parameter)",
         f"compute      {plan.flops_per_token * trained:.3g} FLOPs ({plan.flops_per_token:,.0f} per token; 6ND = "
-        f"{6 * p.active * trained:.3g})",
+        f"{6 * parameters.active * trained:.3g})",
         f"lr           peak {plan.optimizer.lr:g} ({type(plan.model.parametrization).__name__}); over the run:  "
         f"{sparkline(plan)}",
     ]
 
 
-def _describe_starts(stages: Sequence[Any]) -> list[str]:
+def _start_lines(stages: Sequence[Stage]) -> list[str]:
+    """A line per stage on the stage and the step that it starts from."""
     lines = []
     for stage in stages:
         start = f"from {stage.parent}" if stage.parent else "from the start"
@@ -266,16 +282,15 @@ def _describe_starts(stages: Sequence[Any]) -> list[str]:
     return lines
 
 
-def _describe_saving(stages: Sequence[Any]) -> str:
+def _saving_line(stages: Sequence[Stage]) -> str:
+    """How many steps a tree saves over a separate run for each branch."""
     trained = sum(stage.steps for stage in stages)
     separate = sum(stage.plan.stop_step for stage in stages if stage.parent)
-    return (
-        f"saving       {1 - trained / separate:.0%}: {trained:,} steps; a run for each branch would take {separate:,}"
-    )
+    return f"saving       {1 - trained / separate:.0%}: {trained:,} steps instead of {separate:,} in separate runs"
 
 
 def sparkline(plan: Plan, width: int = 60) -> str:
-    """The schedule as a row of bars."""
+    """Draws the schedule as a row of `width` bars."""
     bars = " ▁▂▃▄▅▆▇█"
     places = [math.floor(i * (plan.steps - 1) / (width - 1)) for i in range(width)]
     return "".join(bars[math.ceil(plan.schedule(step, plan.steps) * (len(bars) - 1))] for step in places)

@@ -1,7 +1,7 @@
-"""One run, from a composed config and a folder to a summary: plan, train, evaluate, write down, show.
+"""One run in this process, from a composed config and its folder to a summary: plan, train, evaluate, print a table.
 
-However it ends, summary.json says how, and the W&B run is finished with the same verdict. It makes no ranks and chooses
-no folder: the launcher does.
+However the run ends, summary.json records its status, and the W&B run ends with the same exit code. The launcher
+chooses the folder and starts the ranks.
 """
 
 from __future__ import annotations
@@ -10,30 +10,38 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.records.folder import config_hash
 from kleiber.records.summary import Summary, cpu_name
+from kleiber.types import Json
 
 if TYPE_CHECKING:
-    from kleiber.runs.stage import Tree
-    from kleiber.runs.stage_tree import Stage
+    from wandb import Run
+
+    from kleiber.runs.plan import ModelBuilder, Plan
+    from kleiber.runs.stage_tree import Stage, Tree
+    from kleiber.training.loggers import Logger
+    from kleiber.training.trainer import Local
+    from kleiber.types.contracts import Tokenizer
 
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> int:
-    """Runs `cfg` in `folder`; returns the exit code: 0 finished, 1 failed or diverged, 75 preempted, 130 interrupted.
+    """Trains the run of `cfg` in `folder`. Every rank calls it.
 
-    Raises ValueError for what a user can mend (bad data, a setting that does not fit), before any training.
+    Returns the exit code: 0 finished, 1 failed or diverged, 75 preempted, 130 interrupted. Raises ValueError for what
+    the user can correct, such as a setting that does not fit the data, before anything is trained.
     """
     from kleiber.config.signatures import build
-    from kleiber.runs.stage import Tree, run_tree
+    from kleiber.runs.stage import run_tree
+    from kleiber.runs.stage_tree import Tree
 
     hardware = build(cfg.trainer)
     hardware.prepare()
-    stages = lay_out(cfg, hardware)
+    stages = plan_stages(cfg, hardware)
     tree = Tree(stages, folder, hardware, [], Summary(folder).done())
     tree.verify()
     if hardware.rank != 0:
@@ -47,38 +55,44 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
     return RankZeroRun(cfg, tree, overrides or []).run()
 
 
-def lay_out(cfg: DictConfig, hardware: Any, model_of: Any = None) -> list[Stage]:
-    """The stages of the run, as the `stages` group has them. Raises ValueError where they do not fit the plan.
+def plan_stages(cfg: DictConfig, hardware: Local, model_of: ModelBuilder | None = None) -> list[Stage]:
+    """Plans the stages of a run, as its config node `stages` divides it.
 
-    model_of  as in `plan.make_plan`, for stages that are priced alone
+    model_of  as in `plan.make_plan`, for a plan that only estimates costs
+
+    Raises ValueError when a stage does not fit its data or the plan.
     """
     from kleiber.config.signatures import build
     from kleiber.runs.plan import make_plan
     from kleiber.runs.stage_tree import Layout
 
-    def plan(config: DictConfig, before: Any) -> Any:
+    def plan(config: DictConfig, before: Plan | None) -> Plan:
         return make_plan(config, hardware, before, model_of)
 
     if cfg.stages is None:
         return Layout().stages(cfg, plan)
     if cfg.callbacks is None or cfg.callbacks.checkpoints is None:
-        raise ValueError("stages hand state over by checkpoint: callbacks.checkpoints=null leaves none, so remove it")
+        raise ValueError(
+            "callbacks.checkpoints=null cannot be combined with stages, because a stage starts from the checkpoint of "
+            "another one: remove callbacks.checkpoints=null"
+        )
     layout: Layout = build(cfg.stages)
     return layout.stages(cfg, plan)
 
 
 class RankZeroRun:
-    """Rank 0 of a run: the only one that writes the summary, talks to W&B and prints."""
+    """Rank 0 of a run: it alone writes the summary, logs to W&B and prints."""
 
     def __init__(self, cfg: DictConfig, tree: Tree, overrides: list[str]) -> None:
         self.cfg, self.tree, self.overrides = cfg, tree, overrides
         self.folder, self.hardware = tree.folder, tree.hardware
         self.summary = Summary(self.folder)
-        self.loggers: list[Any] = []
+        self.loggers: list[Logger] = []
 
     def run(self) -> int:
+        """Trains the run, writes its status and the end of its W&B run, and returns the exit code."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.summary.start(**self.facts())
+        self.summary.start(**self.initial_summary())
         code = ExitCode.FAILED
         try:
             code = self._train()
@@ -86,7 +100,8 @@ class RankZeroRun:
             self._finish_wandb(code)
         return code
 
-    def facts(self) -> dict[str, Any]:
+    def initial_summary(self) -> Json:
+        """Returns the fields of summary.json that are known before training."""
         import hashlib
 
         started = self.summary.values.get("started") or ""
@@ -117,20 +132,20 @@ class RankZeroRun:
             keep_tokenizer(self.tree.stages[0].plan.corpus.tokenizer, self.folder)
             run_tree(self.tree, self._put)
             self.summary.update(status=Status.FINISHED)
-            self._mirror()
+            self._update_wandb()
         except Diverged as error:
             self.summary.update(status=Status.DIVERGED, error=str(error))
-            print(f"diverged at {error}; the last good checkpoint is kept in {self.folder}", file=sys.stderr)
+            print(f"the loss diverged at {error}; checkpoints from before are in {self.folder}", file=sys.stderr)
             return ExitCode.FAILED
         except Preempted as reason:
             self.summary.update(status=Status.PREEMPTED, error=str(reason))
-            print(f"preempted by {reason}; the same command continues {self.folder}", file=sys.stderr)
+            print(f"preempted by {reason}; run the same command again to continue {self.folder}", file=sys.stderr)
             return ExitCode.PREEMPTED
         except KeyboardInterrupt:
             self.summary.update(status=Status.KILLED, error="interrupted (Ctrl-C)")
-            print(f"interrupted; the same command continues {self.folder}", file=sys.stderr)
+            print(f"interrupted; run the same command again to continue {self.folder}", file=sys.stderr)
             return ExitCode.INTERRUPTED
-        except ConfigError as error:  # which whoever started the run tells in a line
+        except ConfigError as error:  # the caller prints it in one line
             self.summary.update(status=Status.FAILED, error=str(error))
             raise
         except Exception as error:
@@ -142,7 +157,7 @@ class RankZeroRun:
         closing_table(self.folder)
         return ExitCode.DONE
 
-    def _make_loggers(self) -> list[Any]:
+    def _make_loggers(self) -> list[Logger]:
         from kleiber.config.signatures import build
         from kleiber.training.loggers import Rows
 
@@ -154,10 +169,11 @@ class RankZeroRun:
             "group": self.cfg.name,
             "run_config": OmegaConf.to_container(self.cfg, resolve=True),
         }
-        chosen = [build(node, **available) for node in (self.cfg.logger or {}).values()]
-        return [Rows(self.folder), *(logger for logger in chosen if logger is not None)]
+        configured = [build(node, **available) for node in (self.cfg.logger or {}).values()]
+        return [Rows(self.folder), *(logger for logger in configured if logger is not None)]
 
-    def _put(self, stage: dict[str, Any]) -> None:
+    def _put(self, stage: Json) -> None:
+        """Writes the entry of a finished stage to summary.json and W&B."""
         from kleiber.config.stages import ONLY
         from kleiber.records.summary import score_matrix
         from kleiber.training.loggers import prefixed
@@ -170,13 +186,14 @@ class RankZeroRun:
         for run in self._wandb_runs():
             run.summary.update({prefixed(name, key): value for key, value in stage["metrics"].items()})
 
-    def _mirror(self) -> None:
+    def _update_wandb(self) -> None:
+        """Writes what W&B shows of a finished run: status, checkpoint and numbers of parameters."""
         last = self.summary.values["stages"][-1]
         for run in self._wandb_runs():
             run.summary.update({"status": str(Status.FINISHED), "checkpoint": last["checkpoint"]})
             run.summary.update({f"params/{name}": count for name, count in last["params"].items()})
 
-    def _wandb_runs(self) -> list[Any]:
+    def _wandb_runs(self) -> list[Run]:
         from lightning.pytorch.loggers import WandbLogger
 
         return [logger.experiment for logger in self.loggers if isinstance(logger, WandbLogger)]
@@ -186,8 +203,8 @@ class RankZeroRun:
             run.finish(exit_code=code)
 
 
-def keep_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Copies a tokenizer that was trained here into the run, where what starts from the run finds it."""
+def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Copies a tokenizer that the run trained into the run's folder, so that other runs can start from it."""
     import json
     import shutil
 
@@ -203,6 +220,7 @@ def keep_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def threads() -> int:
+    """Returns the number of CPU threads that PyTorch uses in this process."""
     import torch
 
     return torch.get_num_threads()

@@ -1,6 +1,7 @@
-"""Runs the stages of a run, each with a new Trainer, from its newest valid checkpoint or its parent's.
+"""Trains the stages of a run one after another, each with a new Trainer.
 
-State passes between stages by checkpoint path, never as a live object, so a killed run can resume in any of them.
+A stage continues from its newest valid checkpoint, or starts from that of its parent. Stages hand over state only
+through checkpoints on disk, so a killed run can resume in any stage.
 """
 
 from __future__ import annotations
@@ -15,31 +16,31 @@ import torch
 from kleiber.config.errors import ConfigError
 from kleiber.config.signatures import build
 from kleiber.config.stages import built_trained, quantity
-from kleiber.data.sampler import stream
-from kleiber.evals.drift import drift, merged, untrained
+from kleiber.data.batches import stream
+from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.retention.memory import ranks
-from kleiber.runs.open import load_stage
+from kleiber.runs.open import freeze_unused_heads
 from kleiber.runs.plan import Plan, build_model, retention_of
-from kleiber.runs.stage_callbacks import make_callbacks, make_evaluate
-from kleiber.runs.stage_tree import Stage, TasksAround, Tree, branch_steps
+from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
 from kleiber.training import checkpoint
-from kleiber.training.callbacks.evaluate import Evaluate
-from kleiber.training.callbacks.fault_tolerance import method_name, restore_callbacks
-from kleiber.training.lightning import fit
+from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
+from kleiber.training.callbacks.fault_tolerance import Checkpoints, Preempt, method_name, restore_callbacks
+from kleiber.training.callbacks.log import Throughput
+from kleiber.training.lightning import Callback, fit
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
 from kleiber.training.sharding import full_parameters
 from kleiber.training.trainer import peak_flops, peak_memory_bytes
 from kleiber.types import Json
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Objective, Retention, Samples
+from kleiber.types.contracts import Retention, Samples
 from kleiber.types.model import Model
 
 
 class Batches:
-    """Infinite stream of this rank's batches, starting at step `start`."""
+    """An infinite stream of this rank's batches, starting at step `start`."""
 
     def __init__(self, samples: Samples, plan: Plan, seed: int, start: int, rank: int) -> None:
         self.arguments = (samples, seed, start, plan.rows, rank, plan.world_size)
@@ -49,11 +50,11 @@ class Batches:
 
 
 def run_tree(tree: Tree, put: Callable[[Json], None]) -> None:
-    """Runs the stages that are not finished, parents first, and calls `put` with each one's entry of summary.json."""
-    model = tree.stages[0].plan.model  # built for the plan; every other stage gets a new one
+    """Trains the unfinished stages, parents first, and calls `put` with the entry of each in summary.json."""
+    model = tree.stages[0].plan.model  # the first stage trains the model of its plan, every other stage a new one
     for number, stage in enumerate(tree.stages, start=1):
         if stage.name in tree.done:
-            begin_objective(tree, stage, model)  # later stages score its tasks against its first weights
+            tree.begin_objective(stage, model)  # later stages are scored on its tasks too
             continue
         if tree.hardware.rank == 0 and len(tree.stages) > 1:
             step = f" at step {stage.branch_step:,}" if stage.continues else ""
@@ -69,7 +70,7 @@ def run_tree(tree: Tree, put: Callable[[Json], None]) -> None:
 
 
 def remove_branch_checkpoints(tree: Tree, branch: Stage, unfinished: Sequence[Stage]) -> None:
-    """Removes the checkpoints of a branch's trunk that no unfinished branch starts from."""
+    """Removes the checkpoints of a branch's trunk from which no unfinished branch starts."""
     assert branch.parent is not None
     folder = tree.checkpoints(branch.parent)
     needed = [folder / checkpoint.name(step) for step in branch_steps(unfinished, branch.parent)]
@@ -77,21 +78,21 @@ def remove_branch_checkpoints(tree: Tree, branch: Stage, unfinished: Sequence[St
 
 
 def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
-    """Trains to the stage's last step, evaluates, and returns the stage's record."""
+    """Trains a stage to its last step, evaluates the model, and returns the record of the stage."""
     cfg, plan, hardware = stage.config, dataclasses.replace(stage.plan, model=model), tree.hardware
-    saved, resumed = newest_checkpoint(tree, stage)
+    saved, resumed = tree.newest_checkpoint(stage)
     start = saved.step if saved else 0
     load_weights(tree, stage, model, saved)
-    begin_objective(tree, stage, model)
-    tasks = tree.tasks_around(stage)
-    record = new_record(tree, stage, tasks)
+    tree.begin_objective(stage, model)
+    tasks = tree.stage_tasks(stage)
+    record = stage.new_record(tasks)
     evaluate = make_evaluate(tree, stage, plan, tasks, record)
     callbacks = make_callbacks(tree, stage, plan, evaluate)
     state = saved.load_state() if saved else None
     if state:
         restore_callbacks(callbacks, state["callbacks"], same_stage=resumed)
     methods = retention_of(cfg, plan.corpus)
-    # A branch retains what its trunk did, because it equals the run of its length, which began where the trunk did.
+    # A branch has the retention memory of its trunk, because it equals a separate run that started with the trunk.
     samples = begin_retention(methods, tree, stage, model, tasks, state["retention"] if state else None)
     for logger in tree.loggers:
         if isinstance(logger, StageLogger):
@@ -102,7 +103,7 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
         plan.optimizer,
         plan.schedule,
         total_steps=plan.steps,
-        # A stage that reduced its micro-batch for lack of memory keeps it, or its sums would be in another order.
+        # A resumed stage keeps a micro-batch that it reduced for lack of memory, so sums keep their order.
         micro_batch=state.get("micro_batch", plan.micro_batch) if state and resumed else plan.micro_batch,
         seed=cfg.seed,
         restored=state["optimizer"] if state else None,
@@ -124,93 +125,99 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     return record
 
 
-def begin_objective(tree: Tree, stage: Stage, model: Model | None) -> None:
-    """Lets the objective read the model that the stage begins with (a branch: its trunk's).
+def make_evaluate(tree: Tree, stage: Stage, plan: Plan, tasks: StageTasks, record: StageRecord) -> Evaluate:
+    """Builds the callback that scores tasks, with the settings of the config's node `eval`."""
+    settings = stage.config.eval
+    parent = tree.done[stage.parent]["metrics"] if stage.parent and not stage.continues else {}
+    return Evaluate(
+        record,
+        tasks.current,
+        every=max(1, plan.steps // 4) if settings.every_steps is None else settings.every_steps,
+        tokens=None if settings.tokens is None else round(quantity(settings.tokens)),
+        rows=max(1, plan.rows),
+        runtime=tree.hardware.runtime,
+        earlier=tasks.earlier,
+        later=tasks.later,
+        from_weights=tree.from_weights,
+        start={name: value for name, value in parent.items() if name.startswith("val/")},  # not the parent's drift
+        watched=round(quantity(settings.watch_tokens)),
+    )
 
-    For a stage that has checkpoints it reads the results of then.
+
+def make_callbacks(tree: Tree, stage: Stage, plan: Plan, evaluate: Evaluate) -> list[Callback]:
+    """Builds the callbacks of a stage, in the order in which they act after a step.
+
+    Throughput stops its clock before evaluation begins, and checkpoints are written last, with the scores of the step.
     """
-    first = stage.parent if stage.continues and stage.parent else stage.name
-    with tree.hardware.place.precision(tree.hardware.device):  # as in training
-        stage.plan.objective.begin(model, stage.plan.corpus, tree.checkpoints(first).parent)
-
-
-def newest_checkpoint(tree: Tree, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:
-    """The checkpoint that the stage continues, and whether the stage itself saved it; a new branch has its trunk's."""
-    saved, defects = checkpoint.latest(tree.checkpoints(stage.name))
-    if tree.hardware.rank == 0:
-        for defect in defects:
-            print(f"damaged checkpoint skipped: {defect}", file=sys.stderr)
-        if saved:
-            print(f"resuming at step {saved.step:,} from {saved.path}", file=sys.stderr)
-    if saved is None and stage.continues:
-        assert stage.parent is not None
-        return checkpoint.read(tree.checkpoints(stage.parent) / checkpoint.name(stage.branch_step)), False
-    return saved, saved is not None
+    cfg, folder = stage.config, tree.folder
+    available = {
+        "batch_tokens": plan.batch_tokens,
+        "branch_steps": branch_steps(tree.stages, stage.name),
+        "corpus": plan.corpus,
+        "config_hash": folder.name.rsplit("-", 1)[-1],
+        "evaluate": evaluate,
+        "record": evaluate.record,
+    }
+    folders = dict.fromkeys(("checkpoints", "ema"), tree.checkpoints(stage.name))  # others: of the run
+    nodes = {key: node for key, node in cfg.callbacks.items() if node is not None}
+    built = [build(node, **available, folder=folders.get(key, folder)) for key, node in nodes.items()]
+    writers = [callback for callback in built if isinstance(callback, Checkpoints)]
+    clocks = [callback for callback in built if isinstance(callback, Throughput)]
+    target_loss = cfg.budget.get("stop_at_loss")
+    stops = [] if target_loss is None else [StopAtLoss(target_loss, evaluate)]
+    others = [callback for callback in built if callback not in clocks and callback not in writers]
+    return [*clocks, evaluate, *stops, *others, *writers, Preempt(writers[0] if writers else None)]
 
 
 def load_weights(tree: Tree, stage: Stage, model: Model, saved: checkpoint.Checkpoint | None) -> None:
-    """Loads the weights that the stage begins or continues with, and freezes those that it does not train.
+    """Loads the weights that a stage starts or resumes with, and freezes those that it does not train.
 
-    With an adapter, a checkpoint holds the trained weights alone, and the others are those that the stage began with.
+    The checkpoint of a stage with an adapter holds only the trained weights; the others are those it started from.
     """
     model.to(tree.hardware.device, tree.hardware.dtype)
     if saved is None or saved.names is not None:
-        load_start(tree, stage, model)
-    adapted = stage.config.adapter is not None
-    if adapted:
+        tree.load_start(stage, model)
+    has_adapter = stage.config.adapter is not None
+    if has_adapter:
         build(stage.config.adapter).apply(model, stage.config.seed)
     freeze_unused_heads(model, stage.plan.objective)
     if saved:
-        saved.load_model(model, checkpoint.trained_names(model) if adapted else None)
+        saved.load_model(model, checkpoint.trained_names(model) if has_adapter else None)
 
 
-def load_start(tree: Tree, stage: Stage, model: Model) -> bool:
-    """Loads the trained weights that a stage begins with. Returns whether there are any."""
-    if stage.parent is not None and not stage.continues:
-        load_stage(model, tree.folder, stage.parent)
-        return True
-    if tree.start_point is not None:
-        tree.start_point.load(model)
-    return tree.from_weights and stage.parent is None and tree.start_point is not None
+def stage_drift(tree: Tree, stage: Stage, model: Model, tasks: StageTasks) -> Scores:
+    """Measures how far a stage moved the model from the trained weights that it started from.
 
-
-def stage_drift(tree: Tree, stage: Stage, model: Model, tasks: TasksAround) -> Scores:
-    """How far the stage has moved the model from the trained weights that it began with; {} for a new model."""
+    Returns an empty dictionary when it started from random weights.
+    """
     if stage.continues or not tree.from_weights:
         return {}
     start = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
     start.to(tree.hardware.device, tree.hardware.dtype)
-    options = round(quantity(stage.config.eval.watch_tokens)), max(1, stage.plan.rows), tree.hardware.place
-    before = {} if built_trained(stage.config.model) else untrained(start, tasks.earlier, *options)
-    if not load_start(tree, stage, start):
+    options = round(quantity(stage.config.eval.watch_tokens)), max(1, stage.plan.rows), tree.hardware.runtime
+    before = {} if built_trained(stage.config.model) else untrained_losses(start, tasks.earlier, *options)
+    if not tree.load_start(stage, start):
         return {}
     adapter = stage.config.adapter
-    after = merged(model, None if adapter is None else build(adapter).merge)
-    return before | drift(start, after, tasks.earlier, tasks.own, *options)
-
-
-def freeze_unused_heads(model: Model, objective: Objective) -> None:
-    """Freezes the output layers that the objective does not read, which get no gradient."""
-    for name, head in model.heads.items():
-        if name not in objective.outputs:
-            head.requires_grad_(False)
-    if objective.outputs:
-        model.leave_out_head()
+    after = merge_copy(model, None if adapter is None else build(adapter).merge)
+    return before | drift_metrics(start, after, tasks.earlier, tasks.current, *options)
 
 
 def begin_retention(
-    methods: Sequence[Retention], tree: Tree, stage: Stage, model: Model, tasks: TasksAround, saved: Json | None
+    methods: Sequence[Retention], tree: Tree, stage: Stage, model: Model, tasks: StageTasks, saved: Json | None
 ) -> Samples:
-    """Loads the memory of the methods and returns the samples that the stage trains on.
+    """Loads the memory of the retention methods and returns the samples that the stage trains on.
 
-    The memory of a stage with an adapter is about the adapter's parameters, so no other stage begins with it, nor that
-    stage with another's. Raises ConfigError where a method cannot work with the model or the tasks.
+    A stage without an adapter takes over the memory of its parent. A stage with an adapter does not, nor do its
+    children: that memory is about the parameters of the adapter alone.
 
-    saved  memory by method, of a stage that continues
+    saved  memory by method from the checkpoint that the stage continues from; None at the first start
+
+    Raises ConfigError when a method cannot work with the model or the tasks.
     """
     memory = saved or {}
-    adapted = any(other.config.adapter for other in tree.stages if other.name in (stage.name, stage.parent))
-    if saved is None and methods and stage.parent is not None and not adapted:
+    has_adapter = any(other.config.adapter for other in tree.stages if other.name in (stage.name, stage.parent))
+    if saved is None and methods and stage.parent is not None and not has_adapter:
         last, _ = checkpoint.latest(tree.checkpoints(stage.parent))
         memory = last.load_state()["retention"] if last else {}
     samples: Samples = stage.plan.corpus.train
@@ -228,12 +235,12 @@ def begin_retention(
 
 
 def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model: Model, evaluate: Evaluate) -> None:
-    """Scores the further checkpoints that methods make of a finished stage, under their names.
+    """Lets the retention methods write their own checkpoints of a finished stage, and scores each of them.
 
-    The methods get plain weights: an adapter's updates are merged into a copy of the model first.
+    The updates of an adapter are first merged into a copy of the model, so methods see plain weights.
     """
     adapter = stage.config.adapter
-    model = merged(model, None if adapter is None or not methods else build(adapter).merge)
+    model = merge_copy(model, None if adapter is None or not methods else build(adapter).merge)
 
     def save(name: str) -> Path:
         folder = tree.folder / "stages" / stage.name / name
@@ -251,27 +258,11 @@ def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model:
             model.load_state_dict(end)
 
 
-def new_record(tree: Tree, stage: Stage, tasks: TasksAround) -> StageRecord:
-    """The record of a stage that begins or resumes."""
-    corpus = stage.plan.corpus
-    return StageRecord(
-        name=stage.name,
-        parent=stage.parent,
-        trunk=stage.parent if stage.continues else None,
-        branch_step=stage.branch_step if stage.parent else None,
-        objective=type(stage.plan.objective).__name__.lower(),
-        tasks=[task.name for task in tasks.own],
-        data={
-            "name": corpus.name, "config": corpus.config, "hash": corpus.hash, "tokenizer_hash": corpus.tokenizer.hash,
-            "tokens": corpus.train.num_tokens, "bytes": corpus.train.num_bytes,
-        },
-        batch_tokens=stage.plan.batch_tokens,
-        lr=stage.plan.optimizer.lr,
-    )  # fmt: skip
-
-
 def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Model) -> None:
-    """Adds what was trained and what it cost; tokens, samples and FLOPs are those since the root of the tree."""
+    """Adds to the record what the stage trained and what it cost.
+
+    Tokens, samples and FLOPs are counted from the root of the tree, steps from the start of the stage.
+    """
     plan, cfg = stage.plan, stage.config
     device = torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")
     speed = record.tokens_per_s
@@ -281,7 +272,7 @@ def complete_record(record: StageRecord, tree: Tree, stage: Stage, model: Model)
     if stage.parent and not stage.continues:
         before = tree.done.get(stage.parent) or before
     heads = plan.objective.outputs
-    # Of what is trained: an adapter's step is cheaper.
+    # `flops` count only what is trained: a step of an adapter costs less.
     tokens, flops = plan.tokens, training_flops(model, plan.row_tokens, heads)
     executed = executed_flops(model, plan.row_tokens, tree.hardware.checkpoint_activations, heads)
     record.status = "finished"

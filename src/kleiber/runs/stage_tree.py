@@ -1,11 +1,13 @@
-"""The stages of a run as a tree, laid out before training: where each begins, and which tasks it may forget.
+"""The stages of a run as a tree, planned before training: what each starts from, and which tasks it may forget.
 
-An ordinary run has one stage. `stages=trunk_and_cooldowns` has a trunk at a constant learning rate and branches that
-leave it to decay; a chain has stages that follow each other, each on its data.
+An ordinary run has one stage. `stages=trunk_and_cooldowns` has a trunk at a constant learning rate, and branches that
+start from the trunk and decay the learning rate to zero. `stages=chain` has stages that follow one another, each on
+its own data.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.signatures import build
 from kleiber.config.stages import ONLY, branches_of, from_weights, stage_configs
+from kleiber.optimizers.schedules import Schedule
+from kleiber.records.summary import StageRecord
+from kleiber.runs.open import load_stage
 from kleiber.runs.plan import Plan
 from kleiber.runs.start_point import StartPoint, corpus_tasks, same_text
 from kleiber.training import checkpoint
@@ -22,17 +27,19 @@ from kleiber.training.loggers import Logger
 from kleiber.training.trainer import Local
 from kleiber.types import Config, Json
 from kleiber.types.contracts import Corpus, Task
+from kleiber.types.model import Model
 
-Planner = Callable[[DictConfig, Plan | None], Plan]  # of a stage's config and the plan of the stage before
+Planner = Callable[[DictConfig, Plan | None], Plan]  # arguments: config of a stage, plan of the stage before it
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: the optimizer steps of its plan up to `plan.stop_step`, and the config that they follow.
+    """A stage of a run: it trains the steps of `plan` up to `plan.stop_step`, with the settings of `config`.
 
-    parent     the stage whose weights it begins with; None at the root
-    continues  whether it continues the parent's steps and optimizer from `branch_step`; otherwise it takes the parent's
-               last weights and counts steps from 0
+    parent       name of the stage whose weights it starts from; None for the first stage
+    continues    true for a branch, which continues the parent's steps and optimizer state from `branch_step`; otherwise
+                 the stage takes the parent's last weights and counts steps from 0
+    branch_step  step of the parent from which the stage starts
     """
 
     name: str
@@ -44,121 +51,151 @@ class Stage:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of its own."""
+        """Number of optimizer steps that this stage trains, without those of its parent."""
         return self.plan.stop_step - (self.branch_step if self.continues else 0)
+
+    def new_record(self, tasks: StageTasks) -> StageRecord:
+        """Returns a record of the stage that holds what is known before it is trained."""
+        corpus = self.plan.corpus
+        return StageRecord(
+            name=self.name,
+            parent=self.parent,
+            trunk=self.parent if self.continues else None,
+            branch_step=self.branch_step if self.parent else None,
+            objective=type(self.plan.objective).__name__.lower(),
+            tasks=[task.name for task in tasks.current],
+            data={
+                "name": corpus.name, "config": corpus.config, "hash": corpus.hash,
+                "tokenizer_hash": corpus.tokenizer.hash, "tokens": corpus.train.num_tokens,
+                "bytes": corpus.train.num_bytes,
+            },
+            batch_tokens=self.plan.batch_tokens,
+            lr=self.plan.optimizer.lr,
+        )  # fmt: skip
 
 
 class Layout:
-    """The stages of a run: a single one, unless overridden."""
+    """The choices of the group `stages`: how a run is divided into stages. This one makes a single stage."""
 
     def stages(self, cfg: DictConfig, plan: Planner) -> list[Stage]:
-        """The stages, parents before their children. Raises ValueError where they do not fit the plan."""
+        """Returns the planned stages, parents before their children.
+
+        Raises ValueError when the config of a stage does not fit the plan.
+        """
         return [Stage(ONLY, plan(cfg, None), cfg)]
 
 
 class TrunkAndCooldowns(Layout):
-    """A trunk at a constant learning rate, and from it a cooldown to each number of training tokens in `branches`.
+    """A trunk at a constant learning rate, and a branch with a cooldown for each number of tokens in `branches`.
 
-    A branch equals the run of that many tokens, because it trains on the same data in the same order at the same
-    learning rates: K points of a law cost the longest run and the decays of the shorter ones (Hägele et al. 2024,
-    arXiv:2405.18392, section 4). Its tokens are those since the root.
+    A branch equals a separate run of that many tokens, because both train on the same data in the same order at the
+    same learning rates. K points of a scaling law therefore cost only the longest run and the cooldowns of the shorter
+    ones (Hägele et al. 2024, arXiv:2405.18392, section 4).
 
-    branches  tokens of each branch, such as [1M, 2M, 4M]
+    branches  training tokens of each branch, counted from the start of the trunk, such as [1M, 2M, 4M]
     """
 
     def __init__(self, branches: Sequence[int | float | str]) -> None:
         if not branches:
-            raise ValueError("stages.branches=[]: give the training tokens of each branch, such as [1M,2M,4M]")
+            raise ValueError("stages.branches=[] must list the training tokens of each branch, such as [1M,2M,4M]")
         self.branches = branches_of(branches)
         if len({tokens for _, tokens in self.branches}) < len(branches):
-            raise ValueError(f"stages.branches={list(branches)} has a number of tokens twice")
+            raise ValueError(f"stages.branches={list(branches)} lists a number of tokens twice: remove one of the two")
 
     def stages(self, cfg: DictConfig, plan: Planner) -> list[Stage]:
+        """Returns the trunk and its branches. Raises ValueError when the schedule has no constant part."""
         base = plan(cfg, None)
         if base.schedule.branch_step(2) is None:
             kind = type(base.schedule).__name__.lower()
             raise ValueError(
-                f"stages=trunk_and_cooldowns needs a schedule that is constant before it decays, unlike {kind}: "
-                "set schedule=wsd"
+                f"stages=trunk_and_cooldowns needs a schedule that stays constant before it decays, which "
+                f"schedule={kind} does not: set schedule=wsd"
             )
         totals = {name: max(2, round(tokens / base.batch_tokens)) for name, tokens in self.branches}
         if base.max_steps == 1:
-            raise ValueError("trainer.max_steps=1 must be >= 2, so that there is a step for a cooldown")
-        if base.max_steps is not None and max(totals.values()) > base.max_steps:  # shrinks the whole tree
+            raise ValueError("trainer.max_steps=1 must be >= 2: stages=trunk_and_cooldowns needs a step for a cooldown")
+        if base.max_steps is not None and max(totals.values()) > base.max_steps:  # shorten all branches alike
             shrink = base.max_steps / max(totals.values())
             totals = {name: max(2, round(total * shrink)) for name, total in totals.items()}
         shortest, longest = min(totals.values()), max(totals.values())
-        # All share the warm-up of the shortest, at most a fifth of its steps.
-        schedule = replace(base.schedule, warmup_steps=min(base.schedule.warmup_steps, shortest // 5))
-        branch_step = schedule.branch_step
-        trunk = replace(base, schedule=schedule, steps=longest, stop_step=branch_step(longest))
-        return [
-            Stage("trunk", trunk, cfg),
-            *(
-                Stage(name, replace(trunk, steps=total, stop_step=total), cfg, "trunk", True, branch_step(total))
-                for name, total in totals.items()
-            ),
-        ]
+        # All branches have the warm-up of the shortest one, which is at most a fifth of its steps.
+        schedule = base.schedule.limit_warmup(shortest // 5)
+        trunk = replace(base, schedule=schedule, steps=longest, stop_step=branch_step(schedule, longest))
+        stages = [Stage("trunk", trunk, cfg)]
+        for name, total in totals.items():
+            branch = replace(trunk, steps=total, stop_step=total)
+            stages.append(Stage(name, branch, cfg, "trunk", True, branch_step(schedule, total)))
+        return stages
+
+
+def branch_step(schedule: Schedule, total: int) -> int:
+    """Returns the step at which a schedule over `total` steps begins to decay."""
+    step = schedule.branch_step(total)
+    assert step is not None
+    return step
 
 
 class Chain(Layout):
-    """Stages that train a model in turn: every stage begins with the last weights of the stage before.
+    """Stages that train one model in turn: every stage starts from the last weights of the stage before it.
 
-    chain  the stages in order, each with what differs from the run: data, objective, budget, schedule, optimizer,
-           batch, retention, adapter. The run's `retention` and `adapter` are for all stages but the first.
+    The model has the task heads of all stages from the start, so that every stage can be scored on every task.
 
-    The model has the heads of all tasks from the start, so that every stage can be scored on every task.
+    chain  the stages by name and in order, each with the keys in which it differs from the run: data, objective,
+           budget, schedule, optimizer, batch, retention, adapter. `retention` and `adapter` of the run apply to all
+           stages except the first
     """
 
     def __init__(self, chain: Mapping[str, Config]) -> None:
         if len(chain) < 2:
-            raise ValueError(f"stages.chain={list(chain)} must have at least two stages")
+            raise ValueError(f"stages.chain={list(chain)} must have at least two stages: add one, or set stages=null")
         self.chain = chain
 
     def stages(self, cfg: DictConfig, plan: Planner) -> list[Stage]:
+        """Returns the stages in order. Raises ValueError when two stages have different texts of the same name."""
         stages: list[Stage] = []
-        for name, own in stage_configs(OmegaConf.to_container(cfg, resolve=True)).items():  # type: ignore[arg-type]
+        for name, node in stage_configs(OmegaConf.to_container(cfg, resolve=True)).items():  # type: ignore[arg-type]
             before = stages[-1] if stages else None
-            config = OmegaConf.create(own)
+            config = OmegaConf.create(node)
             stage_plan = plan(config, before.plan if before else None)
-            _check_names(stages, name, stage_plan.corpus)
+            _check_text_names(stages, name, stage_plan.corpus)
             step = before.plan.stop_step if before else 0
             stages.append(Stage(name, stage_plan, config, before.name if before else None, False, step))
         outputs = {head: count for stage in stages for head, count in stage.plan.outputs.items()}
         return [replace(stage, plan=replace(stage.plan, outputs=outputs)) for stage in stages]
 
 
-def _check_names(stages: Sequence[Stage], name: str, corpus: Corpus) -> None:
-    """Raises ValueError where a stage has another text under the name of an earlier one: scores are kept by name."""
+def _check_text_names(stages: Sequence[Stage], name: str, corpus: Corpus) -> None:
+    """Raises ValueError when a text of a stage has the name of another text of an earlier stage."""
     texts = {task.name: ("the start point", task.held_out) for stage in stages[:1] for task in stage.plan.earlier}
     texts |= {task: (stage.name, text) for stage in stages for task, text in stage.plan.corpus.validation.items()}
     for task, held_out in corpus.validation.items():
         if task in texts and not same_text(texts[task][1], held_out):
             raise ValueError(
-                f"stages.chain.{name}: its text {task} or its labels differ from those of {texts[task][0]}, and scores "
-                "are kept by name: set data.name, or copy text without labels to a file of another name"
+                f"stages.chain.{name}: its text {task!r} differs in content or labels from the text of that name in "
+                f"{texts[task][0]}, but scores are stored by name: set data.name of the stage to another name, or "
+                "rename the file"
             )
 
 
 def branch_steps(stages: Sequence[Stage], name: str) -> list[int]:
-    """The steps at which other stages branch off the stage `name`."""
+    """Returns the steps of the stage `name` from which other stages start, in ascending order."""
     return sorted({stage.branch_step for stage in stages if stage.parent == name})
 
 
 @dataclass(frozen=True)
-class TasksAround:
-    """The tasks of a stage, of the stages before it and of those after it."""
+class StageTasks:
+    """The tasks that a stage trains on, those of earlier stages and of the start point, and those of later stages."""
 
-    own: list[Task]
+    current: list[Task]
     earlier: list[Task]
     later: list[Task]
 
 
 @dataclass
 class Tree:
-    """A run's stages and where they are trained.
+    """The stages of a run, and where and on what hardware they are trained.
 
-    done  records of the finished stages as in summary.json, by name
+    done  entries of the finished stages in summary.json, by name
     """
 
     stages: list[Stage]
@@ -168,17 +205,17 @@ class Tree:
     done: dict[str, Json]
 
     def checkpoints(self, name: str) -> Path:
-        """The folder of a stage's checkpoints."""
+        """Returns the folder of a stage's checkpoints."""
         return self.folder / "stages" / name / "checkpoints"
 
     @cached_property
     def start_point(self) -> StartPoint | None:
-        """The start point of the run, where its config has one."""
+        """The start point of the run; None when its config has none."""
         node = self.stages[0].config.init
         return None if node is None else build(node)
 
     def verify(self) -> None:
-        """Raises ValueError where the start point does not fit the model, before anything is written or trained."""
+        """Raises ValueError when the start point does not fit the model, before anything is written or trained."""
         first = self.stages[0]
         begun = first.name in self.done or checkpoint.steps(self.checkpoints(first.name))
         if self.start_point is not None and not begun:
@@ -186,25 +223,59 @@ class Tree:
 
     @property
     def from_weights(self) -> bool:
-        """Whether any stage begins with trained weights, of a start point or of another stage."""
+        """Whether any stage starts from trained weights, of the start point or of another stage."""
         after_another = any(stage.parent and not stage.continues for stage in self.stages)
         return after_another or from_weights(OmegaConf.to_container(self.stages[0].config))  # type: ignore[arg-type]
+
+    def load_start(self, stage: Stage, model: Model) -> bool:
+        """Loads the trained weights that a stage starts from. Returns whether there are any."""
+        if stage.parent is not None and not stage.continues:
+            load_stage(model, self.folder, stage.parent)
+            return True
+        if self.start_point is not None:
+            self.start_point.load(model)
+        return self.from_weights and stage.parent is None and self.start_point is not None
+
+    def begin_objective(self, stage: Stage, model: Model | None) -> None:
+        """Lets the objective of a stage compute what it needs from the model that the stage (or its trunk) starts with.
+
+        A stage that has checkpoints loads the results of its first start; `model` may then be None.
+        """
+        first = stage.parent if stage.continues and stage.parent else stage.name
+        with self.hardware.runtime.precision(self.hardware.device):  # the precision of training
+            stage.plan.objective.begin(model, stage.plan.corpus, self.checkpoints(first).parent)
+
+    def newest_checkpoint(self, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:
+        """Returns the checkpoint that a stage continues from, and whether the stage itself saved it.
+
+        A branch that has no checkpoint yet continues from that of its trunk. Warns about damaged checkpoints.
+        """
+        saved, defects = checkpoint.latest(self.checkpoints(stage.name))
+        if self.hardware.rank == 0:
+            for defect in defects:
+                print(f"warning: skipped a damaged checkpoint: {defect}", file=sys.stderr)
+            if saved:
+                print(f"resuming at step {saved.step:,} from {saved.path}", file=sys.stderr)
+        if saved is None and stage.continues:
+            assert stage.parent is not None
+            return checkpoint.read(self.checkpoints(stage.parent) / checkpoint.name(stage.branch_step)), False
+        return saved, saved is not None
 
     @cached_property
     def tasks(self) -> list[Task]:
         """All tasks in the order of training, those of the start point first.
 
-        A task of several stages is scored as the last of them trains on it.
+        A task that several stages train on is scored with the settings of the last of them.
         """
         first = self.stages[0]
-        own = [task for stage in self.stages for task in corpus_tasks(stage.plan.corpus, stage.plan.objective)]
-        return list({task.name: task for task in (*first.plan.earlier, *own)}.values())
+        trained = [task for stage in self.stages for task in corpus_tasks(stage.plan.corpus, stage.plan.objective)]
+        return list({task.name: task for task in (*first.plan.earlier, *trained)}.values())
 
-    def tasks_around(self, stage: Stage) -> TasksAround:
-        """The stage's own tasks, those of stages before it (the start point's among them) and those of later ones."""
-        passed = self.stages[: self.stages.index(stage)]
-        own = {task.name for task in corpus_tasks(stage.plan.corpus, stage.plan.objective)}
-        before = {task.name for other in passed for task in corpus_tasks(other.plan.corpus, other.plan.objective)}
-        before = (before | {task.name for task in self.stages[0].plan.earlier}) - own
-        later = {task.name for task in self.tasks} - own - before
-        return TasksAround(*([task for task in self.tasks if task.name in names] for names in (own, before, later)))
+    def stage_tasks(self, stage: Stage) -> StageTasks:
+        """Returns the tasks of a stage, of the stages before it and the start point, and of the stages after it."""
+        stages_before = self.stages[: self.stages.index(stage)]
+        current = set(stage.plan.corpus.validation)
+        before = {name for other in stages_before for name in other.plan.corpus.validation}
+        before = (before | {task.name for task in self.stages[0].plan.earlier}) - current
+        later = {task.name for task in self.tasks} - current - before
+        return StageTasks(*([task for task in self.tasks if task.name in names] for names in (current, before, later)))

@@ -1,7 +1,7 @@
 """Start points: random weights, a stage of a run, a Hugging Face folder, or an upcycled dense run.
 
-`runs.inherit` takes over the model and the tokenizer of a start point into the config. Weights are read as data: no
-pickle is opened and no code of a checkpoint is run.
+`kleiber.runs.inherit` copies the model and the tokenizer of a start point into the config. Weights are loaded as data
+only: no pickle is opened, and no code that comes with a checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,28 +16,33 @@ from omegaconf import DictConfig
 
 from kleiber.config.signatures import build
 from kleiber.data.mixture import MixtureCorpus
-from kleiber.runs.inherit import locate
-from kleiber.runs.open import corpus_of, load_stage, objective_at, recorded_configs
+from kleiber.models.transformer import Transformer
+from kleiber.runs.inherit import locate_stage
+from kleiber.runs.open import add_heads, head_sizes, load_objective, load_stage, prepare_corpus, recorded_configs
 from kleiber.types import Config
 from kleiber.types.contracts import Corpus, HeldOut, Objective, Task
+from kleiber.types.model import Model
 
-COMPARED = 100  # rows whose labels are compared, to tell whether two tasks are the same
+COMPARED = 100  # rows whose labels are compared to decide whether two tasks are the same
 
 
 class StartPoint:
-    """Weights that a run begins with, and the tasks that they were trained for. The default leaves a model as it is."""
+    """Base class of start points: the weights that a run begins with, and the tasks that they were trained for."""
 
-    def load(self, model: Any) -> None:
-        """Loads the weights. Raises ValueError for another model."""
+    def load(self, model: Model) -> None:
+        """Loads the weights into `model`, or does nothing when there are none. Raises ValueError for another model."""
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
-        """The tasks that can be forgotten, for a run with this config and data."""
+        """Returns the tasks that the weights were trained for, which a run can forget.
+
+        config, corpus  of the first stage of the run that starts here
+        """
         return []
 
 
 @dataclass(frozen=True)
 class Scratch(StartPoint):
-    """Random weights."""
+    """Random weights: the run starts from nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +51,39 @@ class Checkpoint(StartPoint):
 
     path: str
 
-    def load(self, model: Any) -> None:
-        load_stage(model, *locate(self.path))
+    def load(self, model: Model) -> None:
+        """Loads the final weights of the stage."""
+        load_stage(model, *locate_stage(self.path))
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
-        folder, stage = locate(self.path)
-        configs = recorded_configs(folder, stage).items()
-        return [task for name, own in configs for task in tasks_of(own, corpus, folder / "stages" / name)]
+        """Returns the tasks of the stage and of the stages before it."""
+        folder, stage = locate_stage(self.path)
+        tasks: list[Task] = []
+        for name, stage_config in recorded_configs(folder, stage).items():
+            tasks += stage_tasks(stage_config, corpus, folder / "stages" / name)
+        return tasks
 
 
 @dataclass(frozen=True)
 class HF(StartPoint):
-    """A Hugging Face folder with safetensors, of a Llama, Qwen3, Mixtral or Qwen3-MoE, read into the native model.
+    """A Hugging Face folder of a Llama, Qwen3, Mixtral or Qwen3-MoE model, whose weights the native model takes over.
 
-    upstream  texts that the weights are known to predict well, to measure forgetting on: names as in data.parts
+    path      folder with config.json and safetensors
+    upstream  texts on which forgetting is measured, because the weights predict them well; names as in data.parts
     """
 
     path: str
     upstream: Sequence[str] = field(default_factory=tuple)
 
-    def load(self, model: Any) -> None:
+    def load(self, model: Model) -> None:
+        """Loads the weights of the folder."""
         from kleiber.models.hf_twin import load_hf
 
+        assert isinstance(model, Transformer)
         load_hf(model, Path(self.path).expanduser())
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
+        """Returns a language-modeling task for each text of `upstream`."""
         if not self.upstream:
             return []
         parts = {name: 1 / len(self.upstream) for name in self.upstream}
@@ -83,54 +95,62 @@ class HF(StartPoint):
 
 @dataclass(frozen=True)
 class Upcycle(Checkpoint):
-    """A dense run as a mixture of experts, each of them a copy of its MLP (Komatsuzaki et al. 2022, arXiv:2212.05055).
+    """A mixture of experts made from a dense run: every expert is a copy of its MLP.
 
-    noise  standard deviation of the noise on the copies, relative to that of the weights
-    seed   of the noise
+    Method: Komatsuzaki et al. 2022, arXiv:2212.05055.
+
+    noise  standard deviation of Gaussian noise on the copies, relative to the standard deviation of the weights
+    seed   seed of the noise
     """
 
     noise: float = 0.0
     seed: int = 0
 
-    def load(self, model: Any) -> None:
+    def load(self, model: Model) -> None:
+        """Copies the dense weights into the experts of `model`. Raises ValueError when settings or shapes differ."""
         from kleiber.models.upcycle import check_settings, upcycle
 
-        folder, stage = locate(self.path)
+        folder, stage = locate_stage(self.path)
         with torch.random.fork_rng(devices=[]):
             dense = build(DictConfig(recorded_configs(folder, stage)[stage]["model"]), vocab_size=model.vocab_size)
             check_settings(dense, model)
-            for name, head in model.heads.items():
-                dense.add_head(name, len(head.weight))
+            assert isinstance(model, Transformer)
+            add_heads(dense, head_sizes(model))
             load_stage(dense, folder, stage)
-            torch.manual_seed(self.seed)  # the same noise every time
+            torch.manual_seed(self.seed)
             upcycle(dense.state_dict(), model, noise=self.noise)
 
 
-def tasks_of(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
-    """The tasks of a stage trained with this config in `folder`: its validation domains under its objective."""
-    own = corpus_of(config)
-    check_same_tokenizer(corpus, own, "init.path")
-    return corpus_tasks(own, objective_at(DictConfig(config), own, folder))
+def stage_tasks(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
+    """Returns the tasks of a stage trained in `folder`: its validation domains, scored with its objective.
+
+    corpus  data of the new run. Raises ValueError when the two have different tokenizers
+    """
+    stage_corpus = prepare_corpus(config)
+    check_same_tokenizer(corpus, stage_corpus, "init.path")
+    return corpus_tasks(stage_corpus, load_objective(DictConfig(config), stage_corpus, folder))
 
 
 def corpus_tasks(corpus: Corpus, objective: Objective) -> list[Task]:
-    """A task for each validation domain."""
+    """Returns a task for each validation domain."""
     return [Task(name, objective, held_out, corpus.train) for name, held_out in corpus.validation.items()]
 
 
 def distinct_tasks(tasks: Sequence[Task], corpus: Corpus) -> list[Task]:
-    """The tasks of a start point; a task that has the name of another text of the corpus becomes `<name>-before`.
+    """Renames the tasks of a start point that share a name with another text of the corpus to `<name>-before`.
 
-    Scores are kept by name, so it would be taken for the task that is learned now.
+    Scores are stored by name, so without this the old text would be mistaken for the one being learned.
     """
-    own = corpus.validation
-    other = {t.name for t in tasks if t.name in own and not same_text(t.held_out, own[t.name])}
-    return [replace(task, name=f"{task.name}-before") if task.name in other else task for task in tasks]
+    validation = corpus.validation
+    renamed = {t.name for t in tasks if t.name in validation and not same_text(t.held_out, validation[t.name])}
+    return [replace(task, name=f"{task.name}-before") if task.name in renamed else task for task in tasks]
 
 
 def same_text(held_out: HeldOut, other: HeldOut) -> bool:
-    """Whether held-out samples are of the same text with the same labels, whatever their context and number: whether
-    they begin alike."""
+    """Whether two sets of held-out samples begin with the same text and labels.
+
+    Context length and number of samples may differ: only the common beginning is compared.
+    """
     count = min(len(held_out), len(other), COMPARED)
     first, second = (samples.gather(np.arange(count)) for samples in (held_out, other))
     width = min(first.tokens.shape[1], second.tokens.shape[1])
@@ -142,15 +162,15 @@ def same_text(held_out: HeldOut, other: HeldOut) -> bool:
 
 
 def check_same_tokenizer(corpus: Corpus, other: Corpus, key: str) -> None:
-    """Raises ValueError naming `key` where two corpora of a model have different vocabularies."""
+    """Raises ValueError naming the config key `key` when two corpora of one model have different vocabularies."""
     if vocabulary(corpus) != vocabulary(other):
         raise ValueError(
-            f"{key}: {other.name} has tokenizer {other.tokenizer.hash} and {corpus.name} has {corpus.tokenizer.hash}, "
-            "but a model has a single vocabulary: set the same data.tokenizer"
+            f"{key}: data {other.name} has tokenizer {other.tokenizer.hash}, but data {corpus.name} has tokenizer "
+            f"{corpus.tokenizer.hash}; all data of a model must have the same tokenizer: set the same data.tokenizer"
         )
 
 
 def vocabulary(corpus: Corpus) -> tuple[int, int, bytes]:
-    """The properties that make two tokenizers the same to a model."""
+    """Returns what makes two tokenizers equal for a model: size, end-of-text id and number of bytes of each token."""
     tokenizer = corpus.tokenizer
     return tokenizer.vocab_size, tokenizer.eos, tokenizer.token_bytes.tobytes()

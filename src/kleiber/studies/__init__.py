@@ -1,4 +1,7 @@
-"""Analyses that turn a table of finished runs into laws, with intervals and limits. Imports no torch."""
+"""Statistical studies of a table of finished runs: scaling laws and comparisons, with their uncertainty.
+
+No module of this package imports torch.
+"""
 
 from kleiber.types import lazy_exports
 

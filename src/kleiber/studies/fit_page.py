@@ -1,7 +1,7 @@
-"""The page of `kleiber fit --report`: a law fitted to a table, in one HTML file that needs no network.
+"""The HTML page that `kleiber fit --report` writes: a law fitted to a table, in one file that needs no network.
 
-One fit, or one for each value of a column. The figures are those that any law has: observed vs predicted, residuals,
-backtests, approaches and profiles. Frontiers by size are for ladders (`scaling`).
+It shows one fit, or one for each value of a column, with the figures that exist for every law: observed vs predicted,
+residuals, backtests, exponents by approach, and profile likelihoods. The study `scaling` adds figures by model size.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from kleiber.studies.scaling import beside, of_record
 from kleiber.studies.study import Findings, headline
 from kleiber.types import Json, Row
 
-MOST_ROWS = 500  # most rows that are listed below the figures
+MOST_ROWS = 500  # at most this many rows are listed on the page
 
 
 def write(
     out: Path, source: Path, form: Law, records: Mapping[str, Row], tables: Mapping[str, Table], by: str | None
 ) -> None:
-    """Writes the page of the records (entries of laws.json by group, "" without --by) of `tables`."""
+    """Writes the page of the fits `records` (entries of laws.json by group, "" without --by) to `tables`."""
     charts, verdicts, titled, text, kept = {}, [], {}, [], []
     for number, (group, entry) in enumerate(records.items()):
         name = f"{by} = {group}" if by else ""
@@ -57,7 +57,7 @@ def write(
 
 
 def used(rows: Table, form: Law, entry: Row) -> pd.DataFrame:
-    """The fitted rows: number in the table, compute where known, inputs, observed and predicted target."""
+    """Returns the fitted rows: label, compute if known, inputs of the law, observed and predicted target."""
     gone = {exclusion["row"] for exclusion in entry["excluded"]}
     keep = np.array([label(i) not in gone for i in rows.frame.index])
     inputs = {name: column[keep] for name, column in rows.inputs(form).items()}
@@ -68,7 +68,7 @@ def used(rows: Table, form: Law, entry: Row) -> pd.DataFrame:
 
 
 def figures(rows: pd.DataFrame, form: Law, entry: Row, name: str) -> dict[str, Callable[[], Chart]]:
-    """The figures of a fit by name: functions that make the chart."""
+    """Returns functions that draw the figures of a fit, by name of the figure."""
     return {
         "fit": lambda: law_figures.fitted(rows, form, name),
         "residuals": lambda: law_figures.percent_residuals(rows, form, name),
@@ -77,7 +77,7 @@ def figures(rows: pd.DataFrame, form: Law, entry: Row, name: str) -> dict[str, C
 
 
 def parameters(entry: Row) -> list[Json]:
-    """A row for each parameter and derived quantity: value and interval."""
+    """Returns a table row for each parameter and derived quantity: name, value and interval."""
     rows = []
     for name, estimate in {**entry["params"], **entry["derived"]}.items():
         interval = "fixed" if estimate.get("fixed") else "not identified"
@@ -88,12 +88,12 @@ def parameters(entry: Row) -> list[Json]:
 
 
 def methods(records: Mapping[str, Row]) -> str:
-    """The methods paragraph, from the first record."""
+    """Returns the paragraph on methods, which describes the first fit."""
     entry = next(iter(records.values()))
     goal = entry["objective"]
     return (
-        f"{entry['formula']} ({entry['source']}) was fitted by variable projection and a {goal['kind']} loss in "
-        f"{goal['space']} space. Intervals are at {percent(entry['level'])}, {intervals_by(entry)}. Extrapolation was "
-        "tested by leaving out the largest compute, beside two naive predictors; bands of new runs hold "
-        f"{band_rate(entry)}."
+        f"{entry['formula']} ({entry['source']}) was fitted by variable projection with a {goal['kind']} loss in "
+        f"{goal['space']} space. Intervals have a confidence level of {percent(entry['level'])} "
+        f"({intervals_by(entry)}). Backtests fit the rows at small compute, predict those at the largest, and compare "
+        f"the error with that of two naive predictors. The prediction band of a new run holds {band_rate(entry)}."
     )

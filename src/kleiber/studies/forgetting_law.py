@@ -1,7 +1,7 @@
 """The study `forgetting_law`: forgetting as a function of new tokens, pre-training, model size and replay.
 
-The headline is the replayed share that keeps forgetting at a tolerated value, with an interval, or why the runs do not
-identify it. The law is fitted to forgetting itself and not to its logarithm, which values near 0 would dominate.
+Its headline is the replayed fraction that limits forgetting to a tolerated value, or why the runs do not identify it.
+The law is fitted to forgetting on a linear scale; on a log scale, values near 0 would dominate the fit.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from kleiber.studies.laws.uncertainty import interval
 from kleiber.studies.study import Figures, Findings, Study, check_level
 from kleiber.types import Json
 
-GRID = ["N", "M", "steps", "p"]  # of one cell; steps stand for D, which replay makes a little smaller
+GRID = ["N", "M", "steps", "p"]  # what the runs of a cell share; all tokens ("steps"), since replay changes D a little
 CENSORED_SD = 3.0
-FARTHEST = 2.0  # most ratio of a critical share to the largest share that was tried
+FARTHEST = 2.0  # largest ratio of the critical fraction's upper end to the largest replayed fraction of the runs
 
 
 @dataclass(frozen=True)
 class ForgettingLaw(Study):
-    """A law fitted to a grid of sizes N, pre-training ratios M, new tokens D and replayed shares.
+    """Fits a law of forgetting to a grid of sizes N, pre-training tokens M, new tokens D and replayed fractions p.
 
-    tolerate   forgetting in nats at which the critical share is solved
-    at         values of N, D and M for the critical share; without a value the largest of the grid
-    bootstrap  number of resamples
+    tolerate   tolerated forgetting F in nats; the critical replayed fraction limits F to it
+    at         values of N, D and M at which the critical fraction is computed; the default is the largest of the grid
+    bootstrap  number of bootstrap resamples
     level      confidence level of the intervals
     """
 
@@ -50,21 +50,21 @@ class ForgettingLaw(Study):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tolerate <= 0:
-            raise ValueError(f"study.tolerate={self.tolerate}, the accepted forgetting in nats, must be > 0")
+            raise ValueError(f"study.tolerate={self.tolerate}, the tolerated forgetting in nats, must be > 0")
         unknown = set(self.at or {}) - {"N", "D", "M"}
         if unknown:
-            raise ValueError(f"study.at: {', '.join(sorted(unknown))} must be one of N, D, M")
+            raise ValueError(f"study.at has the unknown keys {', '.join(sorted(unknown))}; its keys may be N, D and M")
         check_level(self.level)
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError where the fine-tunes do not determine the law of replay that their grid asks for."""
+        """Raises ValueError if the planned fine-tuning runs cannot determine the parameters of the replay law."""
         rows = pd.DataFrame(fine_tunes(points))
         if why := shortfall(find(replay_form(rows)), {name: rows[name].to_numpy() for name in ("N", "M", "D", "p")}):
             raise ValueError(why)
         return []
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
-        """Fits the law and solves it for the replayed share at the tolerated forgetting."""
+        """Fits the law and solves it for the replayed fraction at the tolerated forgetting."""
         record = self.fitted(runs)
         main, why = record["main"], record["main"].get("no_fit")
         return Findings(
@@ -73,7 +73,7 @@ class ForgettingLaw(Study):
                 *([{"code": "no_fit", "level": "refuse", "text": why}] if why else main["verdicts"]),
                 *record["claims"],
             ],
-            tables={"The grid": grid_table(record), "Published laws": beside_table(record)},
+            tables={"Grid of runs": grid_table(record), "Published laws": beside_table(record)},
             figures=figures(record),
             law=None if why else main,
             text=[] if why else lines(main),
@@ -81,11 +81,11 @@ class ForgettingLaw(Study):
         )
 
     def fitted(self, runs: Sequence[Run]) -> Json:
-        """The fitted laws and what follows: the replay law ("main"), published laws ("beside"), the critical share."""
+        """Fits the replay law ("main") and published laws ("beside"), and computes the critical replayed fraction."""
         rows, noise = grid(runs)
         main = self.fit_or_why(rows, replay_form(rows))
         low = rows["F"] < CENSORED_SD * noise.sd if noise.df else rows["F"] <= 0
-        gone = [{"row": int(i), "rule": f"censored: F below {CENSORED_SD:g} seed sd"} for i in rows.index[low]]
+        gone = [{"row": int(i), "rule": f"censored: F below {CENSORED_SD:g} SD of seed noise"} for i in rows.index[low]]
         beside = {}
         for name, part, target in (
             ("forgetting", rows[~low], "L"),
@@ -104,14 +104,14 @@ class ForgettingLaw(Study):
         }  # fmt: skip
 
     def fit_or_why(self, rows: Rows, name: str, target: str = "F") -> Json:
-        """The record of the law `name` fitted to the rows; where that fails, its name and the reason as `no_fit`."""
+        """Returns the record of the law `name` fitted to the rows; if that fails, its name and the reason `no_fit`."""
         try:
             return self.fit(rows, name, target)
         except ValueError as error:
             return {"law": name, "no_fit": str(error)}
 
     def fit(self, rows: Rows, name: str, target: str = "F") -> Json:
-        """The record of the law `name` fitted to the column `target`, clustered by base."""
+        """Returns the record of the law `name` fitted to the column `target`; rows of one base form a cluster."""
         law = find(name)
         columns = {role: role for role in law.inputs} | {"L": target}
         named = rows.drop(columns=[c for c in ("C", "L") if c in rows and c != target])
@@ -132,7 +132,7 @@ class ForgettingLaw(Study):
         return record
 
     def critical(self, main: Json, rows: Rows) -> Json:
-        """The least replayed share with F <= `tolerate` and its bootstrap interval, or "why_not" there is none."""
+        """Returns the least replayed fraction with F <= `tolerate`, its interval, or "why_not" it is identified."""
         law = find(main["law"])
         largest = {name: rows[name].max() for name in ("N", "D", "M")}
         at = {name: float(value) for name, value in (largest | dict(self.at or {})).items()}
@@ -149,30 +149,30 @@ class ForgettingLaw(Study):
             answer |= {"lo": float(lo), "hi": float(hi)}
         # The check uses F, since a share of 0 does not depend on the parameters.
         plain = law.predict({**inputs, "p": np.array([0.0])}, untold)[:, 0]
-        away = "the runs do not determine F there, since the inputs were not varied independently"
+        away = "the runs do not determine F at this point, since they do not vary N, D and M independently"
         far = float(outside(main["domain"], {name: at[name] for name in inputs}))
         if far > prediction.MAX_DECADES:
-            away = f"it is {far:.1f} decades beyond the runs, more than {prediction.MAX_DECADES:g}"
+            away = f"the point is {far:.1f} decades outside the runs, more than {prediction.MAX_DECADES:g}"
         elif not depends(plain):
             away = None
         return answer | {"why_not": away or doubt(answer, main, float(rows["p"].max()))}
 
 
 def grid(runs: Sequence[Run]) -> tuple[Rows, Noise]:
-    """The cells of the grid and the seed noise of F.
+    """Returns the cells of the grid and the seed noise of F.
 
-    A row for each cell of plain fine-tuning or replay of real text: means over seeds at the learning rate with the
-    least target loss without replay. Raises ValueError without plain fine-tuning, and for an unknown base.
+    A cell is the mean over seeds of plain fine-tuning or replay of real text, at the learning rate with the least
+    target loss of plain fine-tuning. Raises ValueError without plain fine-tuning, and for a base that is not in `runs`.
     """
     rows: Rows = outcomes(runs)
     rows = real_replay(rows).dropna(subset=["F", "N"])
     if not (rows["method"] == PLAIN).any():
-        raise ValueError("no finished run of plain fine-tuning: the law needs forgetting without replay")
+        raise ValueError("no finished run of plain fine-tuning, without a retention method; the law needs such runs")
     rows["M"] = (rows["pretrained"] / rows["N"]).round(1)
     if rows["M"].isna().any():
         gone = sorted(set(rows["base"][rows["M"].isna()]))
         raise ValueError(
-            f"the base {gone[0]} is not among these runs, so its training tokens are unknown: add its folder"
+            f"the base run {gone[0]} is not among these runs, so its pre-training tokens are unknown: add its folder"
         )
     rows["beside"] = beside(rows, ["N", "M"])
     rows = rows.rename(columns={"replayed": "p", "target_tokens": "D", "tuned": "P"})
@@ -186,7 +186,7 @@ def grid(runs: Sequence[Run]) -> tuple[Rows, Noise]:
 
 
 def at_best_rate(rows: Rows) -> Rows:
-    """The rows at the learning rate with the least target loss of plain runs, one rate for each (N, M, steps)."""
+    """Returns the rows at the rate with the least target loss of plain runs, one rate for each (N, M, steps)."""
     where = ["N", "M", "beside"]
     means = rows[rows["method"] == PLAIN].groupby([*where, "lr"], as_index=False)["target"].mean()
     best = means.loc[means.groupby(where)["target"].idxmin(), [*where, "lr"]]
@@ -194,14 +194,14 @@ def at_best_rate(rows: Rows) -> Rows:
 
 
 def replay_form(rows: Rows) -> str:
-    """The name of the smallest law of replay that has all inputs which the grid varies."""
+    """Returns the name of the smallest replay law that depends on every input that the grid varies."""
     plain = rows[rows["p"] == 0]  # added replay takes more steps without more new text
     varied = {name for name in ("N", "M", "steps") if plain[name].nunique() > 1}
     return "replay_grid_ratio" if "M" in varied else "replay_grid" if varied else "replay_curve"
 
 
 def share(law: Law, inputs: Mapping[str, np.ndarray], values: np.ndarray, tolerate: float) -> np.ndarray:
-    """The replayed share p at which F = tolerate, >= 0: ((F(0) + c)/(tolerate + c) - 1)/B for each row of `values`."""
+    """Returns the p >= 0 with F = tolerate for each row of values: ((F(0) + c)/(tolerate + c) - 1)/B, (rows,)."""
     names = list(law.params)
     c, B = values[:, names.index("c")], values[:, names.index("B")]
     plain = law.predict({**inputs, "p": np.array([0.0])}, values)[:, 0]
@@ -209,7 +209,7 @@ def share(law: Law, inputs: Mapping[str, np.ndarray], values: np.ndarray, tolera
 
 
 def observed_forgetting(rows: Rows, at: Mapping[str, float]) -> dict[float, float]:
-    """F by replayed share in the cells at the inputs `at`; empty where the grid has no such cells."""
+    """Returns the measured F at the inputs `at`, by replayed fraction; empty if the grid has no such cells."""
     there = rows[np.isclose(rows["N"], at["N"]) & np.isclose(rows["M"], at["M"])]
     steps = there[(there["p"] == 0) & np.isclose(there["D"], at["D"], rtol=0.01)]["steps"]  # which are whole
     cells = there[there["beside"].isin(steps)].sort_values("p")
@@ -217,34 +217,35 @@ def observed_forgetting(rows: Rows, at: Mapping[str, float]) -> dict[float, floa
 
 
 def doubt(answer: Json, main: Json, most: float) -> str | None:
-    """Why the critical share is not identified, or None."""
+    """Returns why the critical replayed fraction is not identified, or None if it is."""
     if answer["lo"] is None or not np.isfinite([answer["lo"], answer["hi"]]).all():
-        return "no interval could be computed"
+        return "its interval could not be computed"
     if most == 0:
-        return "no run replayed anything"
+        return "no run used replay"
     if answer["hi"] > FARTHEST * most:
         reach = f"reaches {answer['hi']:.2%}" if answer["hi"] < 1 else "has no upper end"
-        return f"the interval {reach}, and the largest share tried is {most:.2%}"
+        return f"its interval {reach}, but no run replayed more than {most:.2%}"
     B = main["params"]["B"]
     return None if B["identified"] else f"B is not identified: {B.get('reason') or 'no interval'}"
 
 
 def headline(record: Json) -> str:
-    """The sentence with the replayed share for the tolerated forgetting, or why it is not identified."""
+    """Returns the sentence with the replayed fraction for the tolerated forgetting, or why it is not identified."""
     critical, at = record["critical"], record["critical"]["at"]
     where = f"at N = {at['N']:.3g}, {at['D']:.3g} new tokens and {at['M']:.3g} pre-training tokens per parameter"
-    asked = f"Replay needed for at most {critical['tolerate']:g} nats of forgetting, {where}"
+    limit = f"forgetting to {critical['tolerate']:g} nats {where}"
     if critical["why_not"]:
-        there = ", ".join(f"{F:.3f} at {100 * p:.3g}%" for p, F in critical["seen"].items())
-        return f"{asked}: not identified ({critical['why_not']}){f'; measured forgetting {there}' if there else ''}."
+        there = ", ".join(f"{F:.3f} nats at {100 * p:.3g}% replay" for p, F in critical["seen"].items())
+        measured = f"; measured forgetting: {there}" if there else ""
+        return f"The replayed fraction that limits {limit} is not identified: {critical['why_not']}{measured}."
     if critical["hi"] == 0:
-        return f"{asked}: none."
-    ends = f"{record['level']:.0%} [{critical['lo']:.1%}, {critical['hi']:.1%}]"
-    return f"{asked}: {critical['value']:.1%} of the tokens, {ends}."
+        return f"No replay is needed to limit {limit}."
+    ends = f"{record['level']:.0%} interval [{critical['lo']:.1%}, {critical['hi']:.1%}]"
+    return f"Replaying {critical['value']:.1%} of the tokens, {ends}, limits {limit}."
 
 
 def figures(record: Json) -> Figures:
-    """The figures of the study; without a fit that of forgetting vs new tokens only."""
+    """Returns the figures of the study; without a fitted law only forgetting vs new tokens."""
     from kleiber.studies import forgetting_figures
 
     rows = forgetting_figures.named(record)
@@ -258,7 +259,7 @@ def figures(record: Json) -> Figures:
 
 
 def grid_table(record: Json) -> list[Json]:
-    """A row for each cell of the grid."""
+    """Returns a table row for each cell of the grid."""
     return [
         {
             "N": cell["N"], "tokens per parameter": cell["M"], "new tokens": cell["D"], "replayed": cell["p"],
@@ -269,7 +270,7 @@ def grid_table(record: Json) -> list[Json]:
 
 
 def beside_table(record: Json) -> list[Json]:
-    """The published laws fitted to the same runs, or why a law could not be fitted."""
+    """Returns a table row for each published law fitted to the same runs, or why it could not be fitted."""
     rows = []
     for name, fit in record["beside"].items():
         if "no_fit" in fit:
@@ -287,11 +288,13 @@ def beside_table(record: Json) -> list[Json]:
 
 
 METHODS = (
-    "Every run went on from a base of its seed; F is the rise of the earlier tasks' mean held-out loss. Seeds were "
-    "averaged into cells of equal N, pre-training tokens per parameter M, new tokens D and replayed share p, at the "
-    "learning rate that learned best without replay. The law was fitted to F itself by least squares, since F may be "
-    "within noise of 0 or below it; laws that cannot be there were fitted without the cells below three seed standard "
-    "deviations ({F:.2g} nats, {df} degrees of freedom). The critical share solves the fitted law for p, its "
-    "{level:.0%} interval is that of the bootstrap, whose noise is correlated among cells of the same "
-    "bases, and it is not told where it leaves the shares that were tried by more than a factor of two."
+    "Fine-tuning runs started from the base run with the same seed. Forgetting F is the increase of the mean "
+    "held-out loss on the earlier data. A cell is the mean over seeds at equal model size N, pre-training tokens per "
+    "parameter M, new tokens D and replayed fraction p, at the learning rate with the least target loss without "
+    "replay. The law was fitted to F by least squares on a linear scale, since noise can make F negative. Laws that "
+    "allow only F > 0 were fitted without the cells in which F is below three standard deviations of the seed noise "
+    "(standard deviation {F:.2g} nats, {df} degrees of freedom). The critical replayed fraction is the p at which the "
+    "fitted law equals the tolerated forgetting. Its {level:.0%} interval comes from a bootstrap in which cells with "
+    "the same base runs have correlated noise. No value is reported if the interval exceeds twice the largest "
+    "replayed fraction of the runs."
 )

@@ -135,15 +135,18 @@ class IsoFLOP(Scaling):
         assert law is not None
         parabolas = next((row for row in law["approaches"] if row["approach"].startswith("2")), None)
         if parabolas is None:
-            head = "No exponent: fewer than three budgets have a minimum inside their sizes."
+            head = (
+                "No allocation exponent: fewer than three budgets have a minimum between their smallest and largest "
+                "size."
+            )
             return replace(findings, headline=head, tables={"Optimum by budget": [], **findings.tables})
         rows = [
             {"C": point["C"], "N_opt": point["N"], "lo": point.get("lo"), "hi": point.get("hi")}
             for point in parabolas["points"]
         ]
         head = (
-            f"By parabolas at {len(rows)} budgets, N_opt ~ C^{parabolas['a']:.3f}, {law['level']:.0%} "
-            f"interval [{parabolas['lo']:.3f}, {parabolas['hi']:.3f}]"
+            f"The compute-optimal size grows as N_opt ~ C^{parabolas['a']:.3f}, {law['level']:.0%} interval "
+            f"[{parabolas['lo']:.3f}, {parabolas['hi']:.3f}], from parabolas at {len(rows)} compute budgets"
         )
         tables = {"Optimum by budget": rows, **findings.tables}
         return replace(findings, headline=within_budgets(head, law), tables=tables)
@@ -163,11 +166,12 @@ class Accounting(Scaling):
         assert findings.law is not None
         rows = [row for row in findings.law["accounting"] if row["approach"].startswith("3")]
         if not rows:
-            return replace(findings, headline="No comparison: a single counting convention, or no exponent.")
+            return replace(findings, headline="Counting conventions not compared: there is only one, or no exponent.")
         low, high = (pick(rows, key=lambda row: row["a"]) for pick in (min, max))
         head = (
-            f"Counting moves the allocation exponent from {low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] "
-            f"({low['convention']}) to {high['a']:.3f} [{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})"
+            "Depending on how parameters and compute are counted, the allocation exponent is between "
+            f"{low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] ({low['convention']}) and {high['a']:.3f} "
+            f"[{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})"
         )
         return replace(findings, headline=within_budgets(head, findings.law))
 

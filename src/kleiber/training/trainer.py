@@ -32,7 +32,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from kleiber.data.cache import cache_root
-from kleiber.evals.perplexity import Place
+from kleiber.evals.perplexity import Runtime
 from kleiber.training.lightning import UNUSED, Unprofiled, silence
 from kleiber.types.model import Model
 
@@ -99,9 +99,9 @@ class Local:
         return torch.device("cpu")
 
     @property
-    def place(self) -> Place:
-        """The rank, number of ranks and precision with which this process scores."""
-        return Place(self.rank, self.world_size, autocast=str(self.precision) == "bf16")
+    def runtime(self) -> Runtime:
+        """The ranks that score the model together, and their precision."""
+        return Runtime(self.rank, self.world_size, autocast=str(self.precision) == "bf16")
 
     @property
     def rank(self) -> int:

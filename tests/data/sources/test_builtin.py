@@ -24,7 +24,7 @@ def test_another_tokenizer_reads_the_same_text_without_reading_the_files(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = Builtin(max_bytes="60k").prepare(16)
-    monkeypatch.setattr(builtin, "files", lambda: pytest.fail("the files are read again"))
+    monkeypatch.setattr(builtin, "source_files", lambda: pytest.fail("the files are read again"))
     bpe = Builtin(max_bytes="60k", tokenizer="bpe", vocab_size=300).prepare(16)
     assert bpe.num_bytes == plain.num_bytes and bpe.num_tokens < plain.num_tokens
     assert bpe.validation["builtin/docs"].num_bytes == plain.validation["builtin/docs"].num_bytes

@@ -13,11 +13,11 @@ def test_every_answer_stands_in_the_row_and_only_answers_count(context, pairs):
     assert batch.tokens.shape == (5, context + 1) and batch.weights is not None
     for row, weights in zip(batch.tokens.numpy(), batch.weights.numpy(), strict=True):
         n = int(weights.sum())
-        pairs_told = dict(row[: 2 * n].reshape(-1, 2).tolist())
-        assert len(pairs_told) == n and all(k < FIRST_VALUE <= v for k, v in pairs_told.items())
-        asked = np.flatnonzero(weights)
-        assert all(pairs_told[row[t - 1]] == row[t] for t in asked)
-        assert {int(row[t - 1]) for t in asked} == set(pairs_told)
+        pairs_of_row = dict(row[: 2 * n].reshape(-1, 2).tolist())
+        assert len(pairs_of_row) == n and all(k < FIRST_VALUE <= v for k, v in pairs_of_row.items())
+        queries = np.flatnonzero(weights)
+        assert all(pairs_of_row[row[t - 1]] == row[t] for t in queries)
+        assert {int(row[t - 1]) for t in queries} == set(pairs_of_row)
 
 
 def test_rows_are_a_function_of_seed_and_number_and_never_come_again():

@@ -9,7 +9,7 @@ import pytest
 from odd_texts import ODD, noise
 
 from kleiber.data.sources.text import Text
-from kleiber.data.tokenizers.byte_level import BPE, Bytes, chunks, trained
+from kleiber.data.tokenizers.byte_level import BPE, Bytes, chunks, train_bpe
 
 
 def test_bytes_are_exact() -> None:
@@ -47,11 +47,11 @@ def test_chunks_are_the_text_and_their_ids_those_of_the_whole(bpe: BPE, tiny: st
 
 
 def test_bpe_is_the_same_when_trained_again(bpe: BPE, tmp_path: Path, tiny: str) -> None:
-    again = trained([Text(tiny).source()], 400, tmp_path)
+    again = train_bpe([Text(tiny).source()], 400, tmp_path)
     assert again.hash == bpe.hash
-    assert trained([Text(tiny).source()], 300, tmp_path).hash != bpe.hash
+    assert train_bpe([Text(tiny).source()], 300, tmp_path).hash != bpe.hash
 
 
 def test_a_vocabulary_too_small_for_the_bytes_is_refused(tmp_path: Path, tiny: str) -> None:
     with pytest.raises(ValueError, match=r"data\.vocab_size=100"):
-        trained([Text(tiny).source()], 100, tmp_path)
+        train_bpe([Text(tiny).source()], 100, tmp_path)

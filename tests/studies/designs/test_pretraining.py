@@ -21,7 +21,7 @@ SOURCES = {"docs": ["data=builtin"], "code": ["data=builtin", "data.domain=code"
 TASKS = {"toy": ["data=labelled", "data.path=./toy.jsonl"], "other": ["data=labelled", "data.path=./other.jsonl"]}
 
 
-class Ground:
+class FakeContext:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
@@ -41,7 +41,7 @@ def base(kind: str, source: str, seed: int) -> list[str]:
 
 def test_bases_come_first_then_tuning_at_one_seed_then_every_seed_and_share_at_the_best_rate(tmp_path):
     plan = design(shares=[0.1, 1])
-    rounds = plan.rounds(Ground(tmp_path))
+    rounds = plan.rounds(FakeContext(tmp_path))
     bases = next(rounds)
     assert len(bases) == 2 * 2 * 2 and base("mlm", "docs", 0) in bases
     folders = {tuple(lines): write(tmp_path, lines, loss=1.0) for lines in bases}
@@ -73,10 +73,10 @@ def test_parts_are_named_and_what_is_not_there_is_refused(tmp_path, monkeypatch)
     assert [(start.kind, start.name) for start in part.starts()] == [("mlm", "scratch"), ("mlm", "docs/1M")]
     assert list(part.tasks) == ["toy"]
     for changes, words in (
-        ({"only": ["mml"]}, "design.only has mml.*mlm"),
-        ({"shares": [0]}, r"shares in \(0, 1\]"),
-        ({"kinds": {"a": {"model": [], "pretrain": [], "lrs": []}}}, "every kind needs lrs"),
-        ({"tasks": {}}, "one of each"),
+        ({"only": ["mml"]}, "design.only: mml .*mlm"),
+        ({"shares": [0]}, r"design.shares=\[0\]"),
+        ({"kinds": {"a": {"model": [], "pretrain": [], "lrs": []}}}, "design.kinds.*lrs"),
+        ({"tasks": {}}, "design.tasks"),
     ):
         with pytest.raises(ValueError, match=words):
             design(**changes)
@@ -85,6 +85,6 @@ def test_parts_are_named_and_what_is_not_there_is_refused(tmp_path, monkeypatch)
     monkeypatch.setattr("kleiber.config.hub.reachable", lambda: False)
     monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=r"nyu-mll/glue for sst2.*KLEIBER_DATA.*design\.only"):
-        next(design(tasks={"sst2": ["data=glue/sst2"]}).rounds(Ground(tmp_path)))
+        next(design(tasks={"sst2": ["data=glue/sst2"]}).rounds(FakeContext(tmp_path)))
     (tmp_path / "glue").mkdir()
-    assert next(design(tasks={"sst2": ["data=glue/sst2"]}).rounds(Ground(tmp_path)))
+    assert next(design(tasks={"sst2": ["data=glue/sst2"]}).rounds(FakeContext(tmp_path)))

@@ -54,19 +54,19 @@ def test_steepening_slopes_are_named():
     table = ladders.small()
     bent = ladders.small_loss(**table) * np.exp(-0.05 * np.log(table["D"] / 1e6) ** 2)
     verdicts = pre_asymptotic(diagnosed("chinchilla", table, ladders.noisy(bent, 0)))
-    assert [v.level for v in verdicts] == ["refuse"] and "steepens near D" in verdicts[0].text
+    assert [v.level for v in verdicts] == ["refuse"] and "steeper at D = " in verdicts[0].text
 
 
 def test_an_exponent_that_moves_with_the_least_d_is_named():
     table = ladders.small()
     L = ladders.small_loss(**table) + 0.5 * np.exp(-table["D"] / 2e6)
-    assert any("beta moves from" in r for r in signs(diagnosed("chinchilla", table, ladders.noisy(L, 0, 0.002))))
+    assert any("beta changes from" in r for r in signs(diagnosed("chinchilla", table, ladders.noisy(L, 0, 0.002))))
 
 
 def test_a_floor_that_wants_to_be_negative_is_named():
     table = ladders.small()
     found = diagnosed("chinchilla", table, ladders.noisy(floorless(**table) - 0.8, 0, 0.001))
-    assert any("E is at its bound 0; without the bound it would be -" in reason for reason in signs(found))
+    assert any("E is at its bound 0, and would be -" in reason for reason in signs(found))
 
 
 def test_the_transients_size_is_measured():

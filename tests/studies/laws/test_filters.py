@@ -32,10 +32,10 @@ def test_rows_kept(text, rows):
     [
         ("los < 3", "no column 'los'; did you mean 'loss'"),
         ("loss < three", "'three' is not a number"),
-        ("family < b", "compares numbers"),
+        ("family < b", "< must be"),
         ("loss <", "expected a number or a text, found the end"),
         ("(loss < 3", r"expected \), found the end"),
-        ("loss < 3 loss > 1", "expected end or and/or, found 'loss'"),
+        ("loss < 3 loss > 1", "found 'loss'"),
         ("__import__('os').system('true')", "no column '__import__'"),
     ],
 )

@@ -1,20 +1,18 @@
-"""Tables of a data set, a row a sample: their splits, the columns they must have, and the kinds of labels.
+"""Data sets whose samples are rows of a table: their splits, their encoding, and columns of labels.
 
-Splits are the data set's own. Without a validation split the test split is scored, and without either the rows whose
-hash is among the lowest twentieth are held out of training: equal rows fall on the same side, and so do all answers to
-one prompt.
+Splits are those of the data set. Without a validation split the test split is used for validation. Without both, a
+twentieth of the training rows is held out by a hash. Equal rows go to the same split, and so do all answers to one
+prompt.
 
-The type of a column of labels decides their kind: whole numbers, text and truth values are classes, lists are several
-classes a row (numbers or names), fractions are quantities. A label is missing where it is empty or, for classes,
-negative. Whole numbers with gaps are classes too, although a CSV table then holds them as fractions. Rows of 0/1
-indicators are refused.
+The type of a label column decides the kind of labels: whole numbers, text and truth values are classes, lists are
+several classes a row (numbers or names), fractions are quantities. A label is missing where it is empty or, for a
+class, negative. Whole numbers with gaps are classes too, although a CSV table then contains them as fractions.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,230 +21,271 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from kleiber.data.cache import FORMAT, Document, Reading, cached
-from kleiber.data.sampler import permutation
-from kleiber.data.sources.open import Place, opened
-from kleiber.data.sources.text import known_splits, mark, thresholds
+from kleiber.data.batches import permutation
+from kleiber.data.cache import FORMAT, Document, SourceText, cache_root, cached_folder
+from kleiber.data.corpus import EncodedSplit, EncodedTable, choose_tokenizer, parse_bytes
+from kleiber.data.sources.dataset import Location, locate, open_splits, rows, table_name
+from kleiber.data.sources.splits import split_by_hash
+from kleiber.data.token_files import id_dtype
+from kleiber.types import Json, Row
 from kleiber.types.contracts import Tokenizer
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
+    from datasets import ClassLabel, Dataset, Value
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+SEPARATOR = "\x1f"  # between the texts of a row when they are hashed together
+INDICATORS = "a list of 0/1 indicators; a list must name the classes that the row has: [0, 2] instead of [1, 0, 1]"
+
+Kind = Literal["single", "multi", "regression"]
+Class = int | float | str | bool  # a class as its column spells it
+
+
+@dataclass(frozen=True)
+class TableData:
+    """Settings of a data set whose samples are rows of the table at `path`.
+
+    config      configuration of the data set; null: the default one
+    name        of the task, in metrics; null: from the path and the config
+    tokenizer   bytes, bpe (trained on the training rows), or a name on the hub, or a folder
+    vocab_size  entries of bpe
+    max_bytes   at most that much text of each split
+    """
+
+    path: str
+    config: str | None = None
+    name: str | None = None
+    tokenizer: str = "bytes"
+    vocab_size: int | None = None
+    max_bytes: int | float | str | None = None
+
+    def identity(self) -> list[object]:
+        """Returns JSON-able settings that change the encoded rows, such as the columns that are read."""
+        raise NotImplementedError
+
+    def check_columns(self, table: Dataset, name: str) -> None:
+        """Raises ValueError when a table lacks a column; called for each split before any row is read."""
+        raise NotImplementedError
+
+    def texts(self, row: Row) -> list[str]:
+        """Returns the texts of a row, which a vocabulary may be trained on. Raises ValueError for an invalid row."""
+        raise NotImplementedError
+
+    def prompt_texts(self, row: Row) -> list[str]:
+        """Returns the texts whose equality keeps rows in one split; none where the whole row decides."""
+        return []
+
+    def encode(self, splits: dict[str, Dataset], tokenizer: Tokenizer) -> Iterator[EncodedSplit]:
+        """Yields the encoded rows of each split, in the order of `splits`."""
+        raise NotImplementedError
+
+    def table(self) -> Table:
+        """Finds the table. Raises ValueError where there is none."""
+        location = locate(self.path)
+        return Table(self, location, self.name or table_name(location, self.config), parse_bytes(self.max_bytes))
+
+    def load(self, cache: Path | None) -> EncodedTable:
+        """Returns the encoded rows from the cache, encoded now if the cache does not have them."""
+        table, root = self.table(), cache_root(cache)
+        return table.encoded(choose_tokenizer(self.tokenizer, self.vocab_size, [table], root), root)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows at `place`, as a source of text too: `texts(row)` is what a vocabulary may be trained on.
+    """The table of a data set, in splits; it is also a source of text, with every text of every row as a document."""
 
-    checked    called with the columns of each split before any row is read; raises ValueError for what is missing
-    meaning    what decides the content beside the files (columns, template): part of the cache's identity
-    max_bytes  at most that much text of each split, of rows in a fixed random order: a sorted table stays mixed
-    together   texts that keep the rows that share them on one side of a split; None: those of the whole row
-    """
-
-    place: Place
-    config: str | None
+    data: TableData
+    location: Location
     name: str
-    texts: Callable[[Row], list[str]]
-    checked: Callable[[Dataset], None]
-    meaning: Any
-    max_bytes: int | None = None
-    together: Callable[[Row], list[str]] | None = None
+    max_bytes: int | None
 
-    def identity(self) -> dict[str, Any]:
-        options = {"config": self.config, "meaning": self.meaning, "max_bytes": self.max_bytes}
-        return {"table": self.place.stamp(), **options}
+    def identity(self) -> Json:
+        options = {"config": self.data.config, "meaning": self.data.identity(), "max_bytes": self.max_bytes}
+        return {"table": self.location.fingerprint(), **options}
 
     @contextmanager
     def splits(self, root: Path) -> Iterator[tuple[dict[str, Dataset], str]]:
-        """The tables `train`, `validation` and, where there is one more, `test`, and the config they belong to."""
-        with opened(self.place, self.config, root) as (tables, config):
-            splits = known_splits(tables, self.place.name)
+        """Opens the tables train, validation and, where there is one more, test; and the config they belong to."""
+        with open_splits(self.location, self.data.config, root) as (splits, config):
             for name, split in splits.items():
-                self.checked(split)
-                self._legible(name, split)
-            yield {name: self._limited(split) for name, split in self._held_out(splits).items()}, config
+                self.data.check_columns(split, self.location.name)
+                self._check_rows(name, split)
+            yield {name: self._limit(split) for name, split in self._with_validation(splits).items()}, config
 
-    def _legible(self, split: str, table: Dataset) -> None:
+    def _check_rows(self, split: str, table: Dataset) -> None:
         """Raises ValueError for the first row that cannot be read, with its number."""
         for number, row in enumerate(rows(table)):
             try:
-                self.texts(row)
+                self.data.texts(row)
             except ValueError as error:
-                raise ValueError(f"{self.place.name}, {split} row {number}: {error}") from None
+                raise ValueError(f"{self.location.name}, {split} row {number}: {error}") from None
 
     @contextmanager
-    def reading(self, root: Path) -> Iterator[Reading]:
-        """Every text of every row as a document."""
+    def open_text(self, root: Path) -> Iterator[SourceText]:
         with self.splits(root) as (splits, config):
             documents: dict[str, Iterable[Document]] = {
-                name: ([text] for row in rows(split) for text in self.texts(row)) for name, split in splits.items()
+                name: ([text] for row in rows(split) for text in self.data.texts(row)) for name, split in splits.items()
             }
-            yield Reading(documents, {"config": config})
+            yield SourceText(documents, {"config": config})
 
-    def kept(
-        self, tokenizer: Tokenizer, root: Path, build: Callable[[Path, dict[str, Dataset]], dict[str, Any]]
-    ) -> tuple[Path, dict[str, Any]]:
-        """The cached folder of the encoded rows and its manifest; `build(folder, splits)` fills it on a miss."""
+    def encoded(self, tokenizer: Tokenizer, root: Path) -> EncodedTable:
+        """Returns the encoded rows from the cache, encoded now if the cache does not have them."""
 
-        def fill(folder: Path) -> dict[str, Any]:
+        def build(folder: Path) -> Json:
+            """Writes the rows of each split; returns what the manifest records."""
+            counts, notes = {}, {}
             with self.splits(root) as (splits, config):
-                counts = {name: len(split) for name, split in splits.items()}
-                return {"config": config, "rows": counts, **build(folder, splits)}
+                for name, split in zip(splits, self.data.encode(splits, tokenizer), strict=True):
+                    split.write(folder / name, id_dtype(tokenizer.vocab_size))
+                    counts[name] = split.counts
+                    notes |= split.notes
+                sizes = {name: len(split) for name, split in splits.items()}
+            return {"config": config, "rows": sizes, "splits": counts, **notes}
 
         identity = {"format": FORMAT, "source": self.identity(), "tokenizer": tokenizer.hash}
-        return cached(root, f"{self.name}-{tokenizer.name}", identity, fill)
+        folder, manifest = cached_folder(root, f"{self.name}-{tokenizer.name}", identity, build)
+        return EncodedTable(self.name, self.data.path, tokenizer, root, folder, manifest)
 
-    def _held_out(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
+    def _with_validation(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
         if "validation" in splits:
             return splits
         if "test" in splits:
-            log.info("%s has no validation split: its test split is scored", self.name)
+            log.info("%s has no validation split: its test split is used for validation", self.name)
             return {"train": splits["train"], "validation": splits["test"]}
         table = splits["train"]
-        marks = np.fromiter((self._mark(row) for row in rows(table)), np.uint64, len(table))
-        different = np.unique(marks)
-        if len(different) < 2:
+        assigned = split_by_hash((self._shared_text(row) for row in rows(table)), 1)
+        if assigned is None:
             raise ValueError(
-                f"data.path={self.place.name} has {len(table)} rows and no validation split: none can be held out"
+                f"data.path={self.location.name} has no validation split, and its {len(table)} rows are too few or too "
+                "much alike to hold any out: add a validation split"
             )
-        held = marks <= thresholds(different, 1)[0]
-        log.info("%s has no validation split: %d of %d rows held out by hash", self.name, held.sum(), len(table))
-        return {"train": table.select(np.flatnonzero(~held)), "validation": table.select(np.flatnonzero(held))}
+        train, validation = np.flatnonzero(assigned == 1), np.flatnonzero(assigned == 0)
+        log.info("%s: %d of %d rows held out for validation by their hash", self.name, len(validation), len(table))
+        return {"train": table.select(train), "validation": table.select(validation)}
 
-    def _mark(self, row: Row) -> int:
-        """Rows of one mark are held out together; a row of an empty prompt is marked by the whole of it."""
-        shared = self.together(row) if self.together is not None else []
-        return mark("\x1f".join(shared if any(text.strip() for text in shared) else self.texts(row)))
+    def _shared_text(self, row: Row) -> str:
+        """Returns the text whose equality keeps rows in one split: the prompt, or the whole row where it is empty."""
+        prompt = self.data.prompt_texts(row)
+        return SEPARATOR.join(prompt if any(text.strip() for text in prompt) else self.data.texts(row))
 
-    def _limited(self, table: Dataset) -> Dataset:
+    def _limit(self, table: Dataset) -> Dataset:
+        """Returns at most `max_bytes` of text, of rows in a fixed random order, so that a sorted table stays mixed."""
         if self.max_bytes is None:
             return table
-        sizes = np.fromiter((sum(len(t.encode("utf-8", "replace")) for t in self.texts(r)) for r in rows(table)), int)
+        sizes = [sum(len(text.encode("utf-8", "replace")) for text in self.data.texts(row)) for row in rows(table)]
         order = permutation(len(table), 0)
-        count = max(1, int(np.searchsorted(np.cumsum(sizes[order]), self.max_bytes, "right")))
+        count = max(1, int(np.searchsorted(np.cumsum(np.array(sizes, int)[order]), self.max_bytes, "right")))
         return table.select(np.sort(order[:count]))
-
-
-def rows(table: Dataset) -> Iterator[Row]:
-    """The rows as dictionaries."""
-    return (row for batch in batches(table) for row in batch)
-
-
-def batches(table: Dataset, size: int = 1000) -> Iterator[list[Row]]:
-    """The rows in lists of `size`."""
-    for batch in table.iter(batch_size=size):
-        assert isinstance(batch, dict)
-        yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-
-
-def table_name(place: Place, config: str | None) -> str:
-    """A short name for metrics: the last part of the path, and the config where one was asked for."""
-    last = place.name.rstrip("/").rsplit("/", 1)[-1]
-    stem = last if not place.kind else last.split(".", 1)[0]
-    whole = stem if config is None else f"{stem}-{config}"
-    return re.sub(r"[^a-z0-9_-]+", "-", whole.lower()).strip("-") or "table"
-
-
-def must_have(table: Dataset, wanted: Iterable[tuple[str, str]], name: str) -> None:
-    """Raises ValueError for the first (key, column) whose column is missing; it names those that are there."""
-    for key, column in wanted:
-        if column not in table.column_names:
-            raise ValueError(f"{key}={column}: {name} has no such column; it has {', '.join(table.column_names)}")
-
-
-Kind = Literal["single", "multi", "regression"]
-INDICATORS = "one of indicators; a list holds the classes that a row has, so write [0, 2] and not [1, 0, 1]"
 
 
 @dataclass(frozen=True)
 class Labels:
-    """`values` are the classes in order, as the column spells them; `names` say them to a person."""
+    """The labels of a column.
+
+    names   classes for people, in order
+    values  the same classes as the column spells them
+    """
 
     kind: Kind
     names: list[str]
-    values: list[Any]
+    values: Sequence[Class]
 
-    def encoded(self, column: Iterable[Any]) -> tuple[Shaped[np.ndarray, "rows *classes"], Bool[np.ndarray, "rows"]]:
-        """Class numbers (int64), rows of 0 and 1 (float32) or quantities (float32), and which rows have a label."""
+    def encode(self, column: Iterable[Any]) -> tuple[Shaped[np.ndarray, "rows *classes"], Bool[np.ndarray, "rows"]]:
+        """Returns the labels as numbers, and which rows have one.
+
+        Numbers are class numbers (int64), a row of 0 and 1 for several classes (float32), or quantities (float32).
+        """
         entries = list(column)
         if self.kind == "regression":
             values = np.array([np.nan if value is None else value for value in entries], np.float32)
-            # GLUE hides the labels of a test split behind -1; elsewhere -1 is a quantity like others.
+            # GLUE writes -1 for the hidden labels of a test split; elsewhere -1 is a quantity like others.
             hidden = len(values) > 0 and bool((values == -1).all())
             return values, np.isfinite(values) & (not hidden)
         place = {value: i for i, value in enumerate(self.values)}
         if self.kind == "single":
-            numbers = np.array([-1 if absent(value) else place[value] for value in entries], np.int64)
+            numbers = np.array([-1 if is_missing(value) else place[value] for value in entries], np.int64)
             return numbers, numbers >= 0
         rows = np.zeros((len(entries), len(self.values)), np.float32)
         for row, classes in zip(rows, entries, strict=True):
-            row[[place[value] for value in classes or () if not absent(value)]] = 1
-        there = [classes is not None and (not classes or not all(map(absent, classes))) for classes in entries]
-        return rows, np.array(there, bool)
+            row[[place[value] for value in classes or () if not is_missing(value)]] = 1
+        present = [classes is not None and (not classes or not all(map(is_missing, classes))) for classes in entries]
+        return rows, np.array(present, bool)
+
+    def count_classes(self, values: Shaped[np.ndarray, "rows *classes"]) -> list[int]:
+        """Returns the number of rows of each class, from labels as `encode` returns them."""
+        counts = np.bincount(values, minlength=len(self.names)) if values.ndim == 1 else values.sum(0)
+        return [int(count) for count in counts]
+
+    def describe(self, train: Shaped[np.ndarray, "rows *classes"]) -> Json:
+        """Returns what the manifest records about the labels, given those of the training rows."""
+        moments = center_and_scale(train) if self.kind == "regression" and len(train) else {}
+        return {"kind": self.kind, "label_names": self.names, **moments}
 
 
-def absent(value: Any) -> bool:
-    """Whether a class is missing: none, an empty name, a negative number."""
+def is_missing(value: object) -> bool:
+    """Whether a class is missing: null, an empty name, or a negative number."""
     return value is None or value == "" or (isinstance(value, int | float) and not value >= 0)
 
 
-def labels_of(tables: dict[str, Dataset], column: str) -> Labels:
-    """The kind of the column and its classes, over all splits. Raises ValueError for a column without labels."""
-    feature: Any = tables["train"].features[column]
-    inner = getattr(feature, "feature", None)
-    several = inner is not None
-    _readable(feature, inner, column)
-    distinct: set[Any] = set()
-    lengths: set[int] = set()
-    for table in tables.values():
-        for value in table[column]:
-            distinct.update(_apart(value or (), column)) if several else distinct.add(value)
-            if several:
-                lengths.add(len(value or ()))
-    if several and distinct == {0, 1} and lengths == {2}:  # each row names both, if these are classes
-        raise ValueError(f"data.label={column}: every row is {INDICATORS}")
-    if not several and str(getattr(feature, "dtype", "")).startswith(("float", "double")):
-        if not _whole_with_gaps(distinct):
-            return Labels("regression", ["value"], [])
-        distinct = {value if value is None or np.isnan(value) else int(value) for value in distinct}
-    values = sorted(value for value in distinct if not absent(value))
-    named = getattr(inner if several else feature, "names", None)
-    if named:
-        values = list(range(len(named)))
+def center_and_scale(values: Shaped[np.ndarray, "rows"]) -> dict[str, float]:
+    """Returns the mean and the standard deviation of quantities; a scale of 1 where all are equal."""
+    return {"center": float(values.mean()), "scale": float(values.std()) or 1.0}
+
+
+def read_labels(tables: dict[str, Dataset], column: str) -> Labels:
+    """Returns the labels of a column over all splits. Raises ValueError for a column that does not contain labels."""
+    from datasets import ClassLabel, LargeList, List, Value
+
+    feature = tables["train"].features[column]
+    several = isinstance(feature, List | LargeList)
+    entry = feature.feature if several else feature
+    if not isinstance(entry, ClassLabel | Value):
+        raise ValueError(f"data.label={column} must be a column of classes, lists of classes or numbers, not {feature}")
+    distinct: set[Any]
+    if several:
+        distinct = _classes_in_lists(tables, column, entry)
+    else:
+        distinct = {value for table in tables.values() for value in table[column]}
+        if _is_fraction(entry):
+            if not _whole_with_gaps(distinct):
+                return Labels("regression", ["value"], [])
+            distinct = {value if value is None or np.isnan(value) else int(value) for value in distinct}
+    values = sorted(value for value in distinct if not is_missing(value))
+    names = [str(value) for value in values]
+    if isinstance(entry, ClassLabel) and entry.names:
+        names, values = list(entry.names), list(range(len(entry.names)))
     if len(values) < (1 if several else 2):
         negative = sorted(value for value in distinct if isinstance(value, int) and value < 0)
-        hint = f"; {negative} are negative, so they count as missing" if negative else ""
+        hint = f"; {negative} are negative, which stands for a missing label" if negative else ""
+        raise ValueError(f"data.label={column} must have at least 2 classes: it has {len(values)} ({values}){hint}")
+    return Labels("multi" if several else "single", names, values)
+
+
+def _is_fraction(entry: ClassLabel | Value) -> bool:
+    return str(entry.dtype).startswith(("float", "double"))
+
+
+def _classes_in_lists(tables: dict[str, Dataset], column: str, entry: ClassLabel | Value) -> set[Class | None]:
+    """Returns the distinct classes of a column of lists. Raises ValueError for lists that do not name classes."""
+    if _is_fraction(entry):
         raise ValueError(
-            f"data.label={column}: there are {len(values)} classes ({values}), nothing to tell apart{hint}"
+            f"data.label={column} contains lists of fractions, and only one quantity can be learned: set it to a "
+            "column of one of them, or to lists of classes as whole numbers or names"
         )
-    return Labels("multi" if several else "single", list(named or map(str, values)), values)
-
-
-def _readable(feature: Any, inner: Any, column: str) -> None:
-    """Raises ValueError for a column of structures, of lists of lists, or of lists of fractions."""
-    kind = str(getattr(feature if inner is None else inner, "dtype", "a structure"))
-    named = hasattr(feature if inner is None else inner, "names")
-    if not named and (kind.startswith(("struct", "list", "dict", "a structure")) or getattr(inner, "feature", None)):
-        raise ValueError(f"data.label={column} holds {feature}: give a column of classes, lists of classes or numbers")
-    if inner is not None and kind.startswith(("float", "double")):
-        raise ValueError(
-            f"data.label={column} holds lists of fractions: several quantities a row are not learned; give a column of "
-            "one of them, or lists of classes as whole numbers or names"
-        )
-
-
-def _apart(classes: Sequence[Any], column: str) -> Sequence[Any]:
-    """The classes of one row. Raises ValueError where one stands there twice."""
-    if len(set(classes)) < len(classes):
-        raise ValueError(f"data.label={column}: the row {list(classes)[:20]} names a class twice, or is {INDICATORS}")
-    return classes
+    lists: list[Sequence[Class | None]] = [value or () for table in tables.values() for value in table[column]]
+    for classes in lists:
+        if len(set(classes)) < len(classes):
+            raise ValueError(
+                f"data.label={column}: the row {list(classes)[:20]} names a class twice, or it is {INDICATORS}"
+            )
+    distinct = {value for classes in lists for value in classes}
+    if distinct == {0, 1} and {len(classes) for classes in lists} == {2}:  # every row would have both classes
+        raise ValueError(f"data.label={column}: every row is {INDICATORS}")
+    return distinct
 
 
 def _whole_with_gaps(values: set[Any]) -> bool:
-    there = [value for value in values if value is not None and not np.isnan(value)]
-    return 0 < len(there) < len(values) and all(float(value).is_integer() for value in there)
+    """Whether a column of fractions contains whole numbers and missing values only."""
+    present = [value for value in values if value is not None and not np.isnan(value)]
+    return 0 < len(present) < len(values) and all(float(value).is_integer() for value in present)

@@ -1,12 +1,11 @@
-"""Any text: a name on the hub, a folder in hub layout, or a file (.txt, .jsonl, .parquet, .csv, also .gz).
+"""Text from a name on the hub, a folder in hub layout, or a file (.txt, .jsonl, .parquet, .csv, also with .gz).
 
-Splits are the data set's own where it has them. A split that it lacks is cut from the training text: by the hash of
-each document, or by position when there is only one. What text means is not touched: no cleaning, no normalisation.
+Splits are those of the data set. A missing split is cut from the training text: by the hash of each document, or by
+position when there is only one document. The text is neither cleaned nor normalized.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import re
@@ -14,33 +13,32 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from kleiber.data.cache import Document, Reading
-from kleiber.data.corpus import TextCorpus, as_bytes, prepare
-from kleiber.data.sources.open import Place, locate, opened
+from kleiber.data.cache import Document, SourceText, limit_bytes
+from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
+from kleiber.data.sources.dataset import (
+    Location,
+    locate,
+    open_splits,
+    require_text_columns,
+)
+from kleiber.data.sources.splits import HELD_OUT_SHARE, split_by_hash
+from kleiber.types import Json
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
-NAMES = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val", "dev", "validation_matched"),  # the last of MNLI
-    "test": ("test",),
-}
-SHARE = 0.05  # of the training text for each split that a data set lacks
-
 
 @dataclass(frozen=True)
 class Text:
-    """Text at `path`, in the column `text` (several columns are joined by a line break).
+    """Text at `path`, in the column `text`; several columns are joined by a line break.
 
-    rows       whether a row is a document (`documents`: eos between them) or a piece of one stream (`stream`); the
-               lines of a .txt file are always one stream, and each file of a folder of .txt files is a document
+    rows       `documents`: every row is a document, and end-of-text tokens separate them; `stream`: rows are pieces of
+               one text. The lines of a .txt file are always one text, and every file of a folder of .txt files is a
+               document.
     max_bytes  at most that much text of each split
     """
 
@@ -53,24 +51,27 @@ class Text:
     max_bytes: int | float | str | None = None
 
     def source(self) -> TextSource:
+        """Returns the text source. Raises ValueError for an unknown value of `rows` and a path that does not exist."""
         if self.rows not in ("documents", "stream"):
-            raise ValueError(f"data.rows={self.rows} is not one of documents, stream")
+            raise ValueError(f"data.rows={self.rows} must be documents or stream")
         columns = (self.text,) if isinstance(self.text, str) else tuple(self.text)
-        return TextSource(locate(self.path), self.config, columns, self.rows == "stream", as_bytes(self.max_bytes))
+        return TextSource(locate(self.path), self.config, columns, self.rows == "stream", parse_bytes(self.max_bytes))
 
     def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
-        """Encodes what is not in the cache and cuts it into windows of `context` + 1 tokens."""
+        """Encodes the text that is not in the cache, and cuts it into windows of context + 1 tokens."""
         source = self.source()
         corpus = prepare(source.name, "", [source], self.tokenizer, self.vocab_size, context, cache)
         manifest = corpus.manifest[source.name]
-        if source.place.copied:
-            log.info("%s", _local(source, manifest))
+        if source.location.from_local_copy:
+            log.info("%s", _describe_copy(source, manifest))
         return replace(corpus, config=manifest["config"])
 
 
 @dataclass(frozen=True)
 class TextSource:
-    place: Place
+    """The text in some columns of a data set; `stream` joins all rows into one document."""
+
+    location: Location
     config: str | None
     columns: tuple[str, ...]
     stream: bool
@@ -78,47 +79,45 @@ class TextSource:
 
     @property
     def name(self) -> str:
-        last = self.place.name.rstrip("/").rsplit("/", 1)[-1]
-        stem = last if not self.place.kind else last.split(".", 1)[0]
-        return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip(".-") or "text"
+        return re.sub(r"[^a-z0-9._-]+", "-", self.location.stem.lower()).strip(".-") or "text"
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         options = {"config": self.config, "columns": self.columns, "stream": self.stream, "max_bytes": self.max_bytes}
-        return {"text": self.place.stamp(), **options}
+        return {"text": self.location.fingerprint(), **options}
 
     @contextmanager
-    def reading(self, root: Path) -> Iterator[Reading]:
-        """Documents by split; a split that the data set lacks is cut from its training text."""
-        with opened(self.place, self.config, root) as (tables, config):
-            splits = known_splits(tables, self.place.name)
+    def open_text(self, root: Path) -> Iterator[SourceText]:
+        """Opens the documents of each split; a split that the data set lacks is cut from its training text."""
+        with open_splits(self.location, self.config, root) as (splits, config):
             rows = {name: len(split) for name, split in splits.items()}
-            texts = {name: _column(split, self.columns, self.place.name) for name, split in splits.items()}
-            whole = self.stream or self.place.kind == "text"
+            texts = {name: _column_reader(split, self.columns, self.location.name) for name, split in splits.items()}
+            one_document = self.stream or self.location.kind == "text"
             documents: dict[str, Iterable[Document]] = {
-                name: [_Again(read)] if whole else ([text] for text in read()) for name, read in texts.items()
+                name: [RereadableDocument(read)] if one_document else ([text] for text in read())
+                for name, read in texts.items()
             }
             if "validation" not in splits:
-                documents |= self._cut(texts["train"], whole or rows["train"] == 1, "test" not in splits)
-            limited = {name: _limited(split, self.max_bytes) for name, split in documents.items()}
+                documents |= self._cut(texts["train"], one_document or rows["train"] == 1, "test" not in splits)
+            limited = {name: limit_bytes(split, self.max_bytes) for name, split in documents.items()}
             fingerprints = {name: split._fingerprint for name, split in splits.items()}
-            yield Reading(limited, {"config": config, "rows": rows, "fingerprints": fingerprints})
+            yield SourceText(limited, {"config": config, "rows": rows, "fingerprints": fingerprints})
 
-    def _cut(self, read: Callable[[], Iterator[str]], single: bool, test: bool) -> dict[str, Iterable[Document]]:
-        parts = ("validation", "test") if test else ("validation",)
-        marks = np.unique(np.fromiter((mark(text) for text in read()), np.uint64)) if not single else np.empty(0)
-        if len(marks) <= len(parts):  # one document, or so few that a split would be left without any
-            return _by_position(read, parts)
-        log.info("%s: %s cut from %d different documents by their hash", self.name, " and ".join(parts), len(marks))
-        cuts = thresholds(marks, len(parts))
+    def _cut(self, read: Callable[[], Iterator[str]], one_document: bool, test: bool) -> dict[str, Iterable[Document]]:
+        """Cuts the training text into validation, test (where it is missing too), and the remaining training text."""
+        held_out = ("validation", "test") if test else ("validation",)
+        assigned = None if one_document else split_by_hash(read(), len(held_out))
+        if assigned is None:
+            return _cut_by_position(read, held_out)
+        log.info("%s: %s cut from %d documents by their hash", self.name, " and ".join(held_out), len(assigned))
 
-        def chosen(part: int) -> Iterator[Document]:
-            return ([text] for text in read() if int(np.searchsorted(cuts, np.uint64(mark(text)), "left")) == part)
+        def documents(number: int) -> Iterator[Document]:
+            return ([text] for text, split in zip(read(), assigned, strict=True) if split == number)
 
-        return {name: chosen(part) for part, name in enumerate((*parts, "train"))}
+        return {name: documents(number) for number, name in enumerate((*held_out, "train"))}
 
 
-class _Again:
-    """One document that can be read more than once, and is never whole in memory."""
+class RereadableDocument:
+    """A document that can be read several times, and is never in memory as a whole."""
 
     def __init__(self, read: Callable[[], Iterator[str]]) -> None:
         self.read = read
@@ -127,90 +126,43 @@ class _Again:
         return self.read()
 
 
-def known_splits(tables: dict[str, Dataset], name: str) -> dict[str, Dataset]:
-    """The splits under our names; a lone split of another name is taken as training text."""
-    splits = {ours: tables[name] for ours, names in NAMES.items() for name in names if name in tables}
-    if "train" not in splits:
-        if len(tables) != 1:
-            raise ValueError(f"data.path={name} has no split `train`: it has {', '.join(tables)}")
-        splits = {"train": next(iter(tables.values()))}
-    if unused := len(tables) - len(splits):
-        log.info("%s: %d of the splits %s left out", name, unused, ", ".join(tables))
-    return splits
-
-
-def _column(split: Dataset, columns: tuple[str, ...], name: str) -> Callable[[], Iterator[str]]:
-    have = split.column_names
-    for column in columns:
-        if column not in have:
-            raise ValueError(f"data.text={column}: {name} has no such column; it has {', '.join(have)}")
-        if (kind := getattr(split.features[column], "dtype", "a structure")) not in ("string", "large_string"):
-            raise ValueError(f"data.text={column}: the column of {name} holds {kind}, not text")
+def _column_reader(split: Dataset, columns: tuple[str, ...], name: str) -> Callable[[], Iterator[str]]:
+    """Returns a function that yields the text of each row. Raises ValueError for a column without text."""
+    require_text_columns(split, columns, name)
 
     def read() -> Iterator[str]:
-        chosen = cast(Any, split.select_columns(list(columns)))
-        for batch in chosen.iter(batch_size=256):
+        for batch in split.select_columns(list(columns)).iter(batch_size=256):
+            assert isinstance(batch, dict)
             for values in zip(*(batch[column] for column in columns), strict=True):
                 yield "\n".join(value or "" for value in values)
 
     return read
 
 
-def mark(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.strip().encode("utf-8", "replace"), digest_size=8).digest(), "big")
-
-
-def thresholds(ordered: np.ndarray, parts: int) -> np.ndarray:
-    """The largest mark of each part: 5 % of the different documents, at least one; equal documents have equal marks."""
-    count = max(1, round(SHARE * len(ordered)))
-    return ordered[[count * (part + 1) - 1 for part in range(parts)]]
-
-
-def _by_position(read: Callable[[], Iterator[str]], parts: tuple[str, ...]) -> dict[str, Iterable[Document]]:
-    """The end of the text is held out, its last characters for the test."""
+def _cut_by_position(read: Callable[[], Iterator[str]], held_out: tuple[str, ...]) -> dict[str, Iterable[Document]]:
+    """Cuts 5 % of the characters for each held-out split from the end of the text."""
     total = sum(len(piece) for piece in read())
-    names = ("train", *parts)
-    held = int(SHARE * total)
-    ends = [total - held * (len(parts) - i) for i in range(len(names))]
+    names = ("train", *held_out)
+    size = int(HELD_OUT_SHARE * total)
+    ends = [total - size * (len(held_out) - i) for i in range(len(names))]
     spans = dict(zip(names, itertools.pairwise([0, *ends]), strict=True))
-    log.info("one document: split by position into %s characters", {n: b - a for n, (a, b) in spans.items()})
-    return {name: [_Again(lambda a=a, b=b: _between(read(), a, b))] for name, (a, b) in spans.items()}
+    log.info("one document, cut by position into splits of %s characters", {n: b - a for n, (a, b) in spans.items()})
+    return {name: [RereadableDocument(lambda a=a, b=b: _slice(read(), a, b))] for name, (a, b) in spans.items()}
 
 
-def _between(pieces: Iterator[str], begin: int, end: int) -> Iterator[str]:
-    at = 0
+def _slice(pieces: Iterator[str], begin: int, end: int) -> Iterator[str]:
+    """Yields the characters from `begin` to `end` of a text in pieces."""
+    start = 0
     for piece in pieces:
-        if at < end and at + len(piece) > begin:
-            yield piece[max(0, begin - at) : end - at]
-        at += len(piece)
+        if start < end and start + len(piece) > begin:
+            yield piece[max(0, begin - start) : end - start]
+        start += len(piece)
 
 
-def _limited(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
-    """Documents up to `limit` bytes of text, the last one cut."""
-    left = float("inf") if limit is None else limit
-
-    def pieces(document: Document) -> Iterator[str]:
-        """Pieces of a document up to the limit."""
-        nonlocal left
-        for piece in document:
-            raw = piece.encode("utf-8", "replace")
-            if len(raw) > left:
-                piece = raw[: int(left)].decode("utf-8", "ignore")
-            left -= len(raw)
-            yield piece
-            if left <= 0:
-                return
-
-    for document in documents:
-        if left <= 0:
-            return
-        yield pieces(document)
-
-
-def _local(source: TextSource, manifest: dict[str, Any]) -> str:
+def _describe_copy(source: TextSource, manifest: Json) -> str:
     rows = manifest["rows"]
     sizes = (
         f"{name} {rows.get(name, 0):,} rows {count['bytes']:,} bytes" for name, count in manifest["splits"].items()
     )
     config = f" {manifest['config']}" if manifest["config"] else ""
-    return f"{source.name}{config} from {source.place.local} (may be a sample of the hub's): {', '.join(sizes)}"
+    return f"{source.name}{config} from {source.location.local} (may be a sample of the hub's): {', '.join(sizes)}"

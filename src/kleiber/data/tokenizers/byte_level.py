@@ -1,11 +1,11 @@
 """Tokenizers whose tokens are sequences of bytes: the bytes themselves, and byte-level BPE.
 
-Vocabularies are padded to a multiple of 16, so that the rows of the head fill vector registers; the ids of the padding
-stand for nothing and never occur. Text is not normalized: decoding returns the encoded text, byte for byte.
+Vocabularies are padded to a multiple of 16, so that the rows of the output layer fill vector registers. The ids of the
+padding never occur. Text is not normalized: decoding returns the encoded text, byte for byte.
 
-BPE is trained on the training text by `tokenizers` and encoded by `tiktoken`, which gives equal ids in a third of the
-CPU time. The pattern is GPT-2's with runs of at most 32 characters, so that a line of a million equal letters costs no
-more than a sentence. Ids are deterministic; the result is a tokenizer.json that any Hugging Face library reads.
+BPE is trained on the training text by `tokenizers`; `tiktoken` encodes with it, because it gives equal ids in a third
+of the CPU time. The pattern is GPT-2's with runs of at most 32 characters, so a line of a million equal letters is
+encoded as fast as other text. Training is deterministic, and its tokenizer.json can be read by Hugging Face libraries.
 """
 
 from __future__ import annotations
@@ -16,34 +16,45 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int, Integer
 
-from kleiber.data.cache import FORMAT, Source, cached
+from kleiber.data.cache import FORMAT, Source, cached_folder
+from kleiber.types import Json
 from kleiber.types.contracts import Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+log = logging.getLogger(__name__)
 
 ALIGN = 16
 EOS, MASK = "<|endoftext|>", "<|mask|>"
-CHUNK = 1 << 16  # characters encoded in one go
+CHUNK = 1 << 16  # characters encoded at once
+# At most three digits a token: long numbers are split alike wherever they occur.
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}{1,32}| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,32}|\s{1,32}(?!\S)|\s{1,32}"
+FILE = "tokenizer.json"
+TRAIN_CHARACTERS = 100_000_000  # more text would not change the merges of a small vocabulary
+SMALLEST = 258  # 256 bytes and two special tokens
 
 
-def padded(vocab: int) -> int:
-    """The next multiple of 16."""
+def padded_size(vocab: int) -> int:
+    """Returns the size of a vocabulary with its padding: the next multiple of 16."""
     return -(-vocab // ALIGN) * ALIGN
 
 
 class Bytes(Tokenizer):
-    """UTF-8 bytes: ids 0 to 255 are the bytes, 256 is end of text, 257 is the mask; 272 with padding.
+    """UTF-8 bytes as tokens: ids 0 to 255 are the bytes, 256 is end of text, 257 is the mask; 272 ids with padding.
 
-    A lone surrogate, which UTF-8 has no form for, is read as `?`.
+    A lone surrogate, which UTF-8 cannot represent, is read as `?`.
     """
 
     name = "bytes"
     eos = 256
     mask = 257
-    vocab_size = padded(258)
+    vocab_size = padded_size(258)
     hash = "bytes/1"
 
     def __init__(self) -> None:
@@ -61,41 +72,32 @@ class Bytes(Tokenizer):
 
 
 def chunks(pieces: Iterable[str], size: int = CHUNK) -> Iterator[str]:
-    """The same text in chunks of about `size` characters: memory stays bounded however long a line or a document is.
+    """Yields the same text in chunks of about `size` characters, which bounds memory for long lines and documents.
 
-    A cut falls before white space that follows something else. Every GPT-2-like pattern begins a new word there, so ids
-    are those of the whole text; only where 65,536 characters hold no such place does a cut fall within a word.
+    A cut is before white space that follows another character. Every GPT-2-like pattern begins a new word there, so the
+    ids are those of the whole text. Only where `size` characters have no such place is a word cut.
     """
-    held = ""
+    text = ""
     for piece in pieces:
-        for at in range(0, len(piece), size):
-            held += piece[at : at + size]
-            while len(held) > size:
-                cut = _cut(held, size)
-                yield held[:cut]
-                held = held[cut:]
-    if held:
-        yield held
+        for start in range(0, len(piece), size):
+            text += piece[start : start + size]
+            while len(text) > size:
+                cut = _cut(text, size)
+                yield text[:cut]
+                text = text[cut:]
+    if text:
+        yield text
 
 
 def _cut(text: str, size: int) -> int:
-    for at in range(size, 0, -1):
-        if text[at].isspace() and not text[at - 1].isspace():
-            return at
+    for place in range(size, 0, -1):
+        if text[place].isspace() and not text[place - 1].isspace():
+            return place
     return size
 
 
-log = logging.getLogger(__name__)
-
-# Three digits at most a token: long numbers are spelled alike wherever they stand.
-PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}{1,32}| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,32}|\s{1,32}(?!\S)|\s{1,32}"
-FILE = "tokenizer.json"
-TRAIN_BYTES = 100_000_000  # more text than this changes no merge that a small vocabulary has room for
-SMALLEST = 258  # 256 bytes and two specials
-
-
 class BPE(Tokenizer):
-    """Byte-level BPE out of a tokenizer.json written by `trained`. The specials are <|endoftext|> and <|mask|>."""
+    """Byte-level BPE from a tokenizer.json of `train_bpe`. The special tokens are <|endoftext|> and <|mask|>."""
 
     name = "bpe"
 
@@ -105,12 +107,12 @@ class BPE(Tokenizer):
         saved = path.read_bytes()
         content = json.loads(saved)
         specials = {token["content"]: token["id"] for token in content["added_tokens"]}
-        ranks = {as_bytes(token): i for token, i in content["model"]["vocab"].items() if token not in specials}
+        ranks = {token_to_bytes(token): i for token, i in content["model"]["vocab"].items() if token not in specials}
         self.path = path
         self.hash = f"bpe/{hashlib.sha256(saved).hexdigest()[:16]}"
         self.eos, self.mask = specials[EOS], specials[MASK]
         self.num_tokens = len(ranks) + len(specials)
-        self.vocab_size = padded(self.num_tokens)
+        self.vocab_size = padded_size(self.num_tokens)
         self.token_bytes: Int[np.ndarray, "vocab"] = np.zeros(self.vocab_size, np.int64)
         self.token_bytes[list(ranks.values())] = [len(token) for token in ranks]
         self._encoding = tiktoken.Encoding(
@@ -121,7 +123,7 @@ class BPE(Tokenizer):
         return self._encoding.encode_ordinary(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids; specials and padding stand for nothing."""
+        """Returns the text of the ids; special tokens and padding have none."""
         return self._encoding.decode([i for i in ids if self.token_bytes[i]])
 
     def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
@@ -129,28 +131,28 @@ class BPE(Tokenizer):
         return [np.asarray(ids, np.int64) for ids in self._encoding.encode_ordinary_batch(texts, num_threads=threads)]
 
 
-def trained(sources: list[Source], vocab_size: int, root: Path) -> BPE:
-    """BPE of at most `vocab_size` entries (fewer when the text has no more merges), from the cache or trained now.
+def train_bpe(sources: list[Source], vocab_size: int, root: Path) -> BPE:
+    """Returns a BPE of at most `vocab_size` entries, fewer when the text has no more merges; from the cache or trained.
 
-    It sees the training split alone, at most 100 MB of it. Raises ValueError for fewer than 258 entries.
+    It is trained on at most 100 million characters of the training splits. Raises ValueError for a vocab_size < 258.
     """
     if vocab_size < SMALLEST:
-        raise ValueError(f"data.vocab_size={vocab_size}: bpe needs at least {SMALLEST} (the bytes and two specials)")
+        raise ValueError(f"data.vocab_size={vocab_size} must be >= {SMALLEST}: 256 bytes and two special tokens")
     identities = [source.identity() for source in sources]
     identity = {"format": FORMAT, "bpe": vocab_size, "pattern": PATTERN, "sources": identities}
 
-    def build(folder: Path) -> dict[str, Any]:
+    def build(folder: Path) -> Json:
         log.info("training a BPE vocabulary of %d on %s", vocab_size, ", ".join(source.name for source in sources))
         tokenizer = _train(_text(sources, root), vocab_size)
         tokenizer.save(str(folder / FILE))
         return {"tokens": tokenizer.get_vocab_size()}
 
     name = f"bpe{vocab_size}-{'-'.join(source.name for source in sources)}"
-    folder, _ = cached(root, name, identity, build)
+    folder, _ = cached_folder(root, name, identity, build)
     return BPE(folder / FILE)
 
 
-def _train(text: Iterator[str], vocab_size: int) -> Any:
+def _train(text: Iterator[str], vocab_size: int) -> tokenizers.Tokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -162,7 +164,7 @@ def _train(text: Iterator[str], vocab_size: int) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[EOS, MASK],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # every byte has an id, whatever the text holds
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # every byte has an id, even if the text lacks it
         show_progress=False,
     )
     tokenizer.train_from_iterator(text, trainer)
@@ -171,8 +173,8 @@ def _train(text: Iterator[str], vocab_size: int) -> Any:
 
 def _text(sources: list[Source], root: Path) -> Iterator[str]:
     for source in sources:
-        left = TRAIN_BYTES // len(sources)
-        with source.reading(root) as text:
+        left = TRAIN_CHARACTERS // len(sources)
+        with source.open_text(root) as text:
             for document in text.documents["train"]:
                 for chunk in chunks(document):
                     yield chunk
@@ -182,7 +184,7 @@ def _text(sources: list[Source], root: Path) -> Iterator[str]:
 
 
 def _alphabet() -> dict[str, int]:
-    """GPT-2's way to write a byte as a visible character, inverted: printable bytes stand for themselves."""
+    """Returns the byte that each character stands for in GPT-2's vocabulary: printable bytes stand for themselves."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -191,6 +193,6 @@ def _alphabet() -> dict[str, int]:
 ALPHABET = _alphabet()
 
 
-def as_bytes(token: str) -> bytes:
-    """The bytes that a token of a byte-level vocabulary stands for. Raises KeyError for a token of another kind."""
+def token_to_bytes(token: str) -> bytes:
+    """Returns the bytes of a token of a byte-level vocabulary. Raises KeyError for another kind of token."""
     return bytes(ALPHABET[character] for character in token)

@@ -1,7 +1,8 @@
-"""Any Hugging Face tokenizer with a tokenizer.json, by its hub name or folder, as a tokenizer of ours.
+"""Hugging Face tokenizers with a tokenizer.json, from the hub or a folder.
 
-Only files are read: no code that comes with a tokenizer is run. Text is encoded without the special tokens that a model
-would add, since documents are separated here. Ids are loaded by `tokenizers`: `transformers` is never imported.
+Only files are read: code that comes with a tokenizer is never run. Text is encoded without the special tokens that a
+model expects around it, because token files separate documents themselves. The library `tokenizers` does the encoding;
+`transformers` is not imported.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer
 
 from kleiber.config import hub
-from kleiber.data.tokenizers.byte_level import ALPHABET, as_bytes, padded
-from kleiber.types import contracts
+from kleiber.data.tokenizers.byte_level import ALPHABET, padded_size, token_to_bytes
+from kleiber.types import Json, contracts
 
 FILE, CONFIG, MODEL = "tokenizer.json", "tokenizer_config.json", "config.json"
 EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<eos>", "<|end_of_text|>", "<|im_end|>")
@@ -25,12 +25,14 @@ MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
 
 
 class Pretrained(contracts.Tokenizer):
-    """A tokenizer.json. `token_bytes` is exact for byte-level vocabularies; for others it is the length of the token.
+    """A tokenizer.json.
 
-    eos is the config's `eos_token`, else `sep_token`, else a usual name; a vocabulary without a mask gets an id of its
-    own, past the last one; in the folder of a model the vocabulary is as large as its embedding, and has no mask (-1)
-    where there is no row for one. `cls` is the token that stands for a whole text, -1 where there is none. The hash is
-    one of the file's content.
+    eos          `eos_token` of the config, else its `sep_token`, else a token with a usual name
+    mask         `mask_token` of the config, else a token with a usual name, else a new id after the last one
+    cls          `cls_token` of the config; -1 without one
+    vocab_size   in the folder of a model the number of rows of its embedding; mask is -1 where it has no row
+    token_bytes  exact for byte-level vocabularies; for others the length of the token's text
+    hash         of the content of the file
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -40,12 +42,12 @@ class Pretrained(contracts.Tokenizer):
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
         except ValueError as error:
-            raise ValueError(f"{folder / CONFIG} is no JSON: {error}; fetch the tokenizer anew") from None
+            raise ValueError(f"{folder / CONFIG} is not valid JSON ({error}): download the tokenizer again") from None
         self.name = name.rstrip("/").rsplit("/", 1)[-1]
         try:
             self._tokenizer = Tokenizer.from_str(saved.decode())
         except Exception as error:  # the only class that `tokenizers` raises
-            raise ValueError(f"{folder / FILE} is no tokenizer: {error}; fetch it anew") from None
+            raise ValueError(f"{folder / FILE} is not a valid tokenizer ({error}): download it again") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -55,11 +57,11 @@ class Pretrained(contracts.Tokenizer):
         self.eos = _special(vocab, config, ("eos_token", "sep_token"), EOS_NAMES)
         self.mask = _special(vocab, config, ("mask_token",), MASK_NAMES)
         if self.eos < 0:
-            raise ValueError(f"data.tokenizer={name} names no end of text: its {CONFIG} needs an eos_token")
+            raise ValueError(f"data.tokenizer={name} has no end-of-text token: set eos_token in its {CONFIG}")
         rows = _rows_of_model(folder)
         if self.mask < 0 and (rows is None or rows > self.num_tokens):
             self.mask, self.num_tokens = self.num_tokens, self.num_tokens + 1
-        self.vocab_size = padded(self.num_tokens) if rows is None else max(rows, self.num_tokens)
+        self.vocab_size = padded_size(self.num_tokens) if rows is None else max(rows, self.num_tokens)
         self.folder = folder
         bos = _special(vocab, config, ("bos_token",), ())
         self.bos = None if bos < 0 else bos
@@ -73,7 +75,7 @@ class Pretrained(contracts.Tokenizer):
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_for_model(self, text: str) -> list[int]:
-        """Ids with the special tokens that the tokenizer's own files put around a text."""
+        """Returns ids with the special tokens that the tokenizer's own files put around a text."""
         return self._tokenizer.encode(text, add_special_tokens=True).ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -85,29 +87,29 @@ class Pretrained(contracts.Tokenizer):
 
 
 def _rows_of_model(folder: Path) -> int | None:
-    """Rows of the embedding of the model that lies in the same folder, if one does."""
+    """Returns the rows of the embedding of the model in the same folder; None without a model."""
     if not (folder / MODEL).is_file():
         return None
     return json.loads((folder / MODEL).read_text(encoding="utf-8")).get("vocab_size")
 
 
-def pretrained(name: str) -> Pretrained:
-    """The tokenizer in a folder, in a copy below $KLEIBER_DATA, or on the hub.
+def load_pretrained(name: str) -> Pretrained:
+    """Returns the tokenizer in a folder, in a local copy below $KLEIBER_DATA, or on the hub.
 
-    Raises ValueError where there is none, and within ten seconds where the hub cannot be reached.
+    Raises ValueError where there is none; within ten seconds where the hub is not reachable.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         copy = hub.local_copy(name) if hub.is_name(name) else None
-        folder = copy or _downloaded(name)
+        folder = copy or _download(name)
     if not (folder / FILE).is_file():
-        raise ValueError(f"data.tokenizer={name}: there is no {FILE} in {folder}")
+        raise ValueError(f"data.tokenizer={name}: {folder} has no {FILE}")
     return Pretrained(folder, name)
 
 
-def _downloaded(name: str) -> Path:
+def _download(name: str) -> Path:
     if not hub.is_name(name):
-        raise ValueError(f"data.tokenizer={name}: there is no such folder, and it is no name on the hub")
+        raise ValueError(f"data.tokenizer={name} is no existing folder, and no name on the hub")
     from huggingface_hub import hf_hub_download
 
     online = hub.reachable()
@@ -118,23 +120,24 @@ def _downloaded(name: str) -> Path:
         if online:
             raise ValueError(f"data.tokenizer={name} cannot be loaded: {str(error).splitlines()[0]}") from error
         raise ValueError(
-            f"data.tokenizer={name}: the hub cannot be reached, and there is no copy on this machine; ways out: "
-            f"data.tokenizer=FOLDER with a {FILE}, KLEIBER_DATA=DIR with DIR/{name}, data.tokenizer=bpe or bytes"
+            f"data.tokenizer={name}: the hub is not reachable, and this machine has no copy; set data.tokenizer=FOLDER "
+            f"to a folder with a {FILE}, KLEIBER_DATA=DIR to one with DIR/{name}, or data.tokenizer=bpe or bytes"
         ) from error
 
 
-def _special(vocab: dict[str, int], config: dict[str, Any], keys: tuple[str, ...], names: tuple[str, ...]) -> int:
-    """The id of the first special token that the config or custom names; -1 for none."""
-    configured = [value.get("content") if isinstance(value := config.get(key), dict) else value for key in keys]
+def _special(vocab: dict[str, int], config: Json, keys: tuple[str, ...], names: tuple[str, ...]) -> int:
+    """Returns the id of the first special token of the config's `keys` or of the usual `names`; -1 for none."""
+    values = [config.get(key) for key in keys]
+    configured = [value.get("content") if isinstance(value, dict) else value for value in values]
     return next((vocab[name] for name in (*configured, *names) if name in vocab), -1)
 
 
 def _byte_level(token: str) -> int:
-    return len(as_bytes(token)) if set(token) <= ALPHABET.keys() else len(token.encode())
+    return len(token_to_bytes(token)) if set(token) <= ALPHABET.keys() else len(token.encode())
 
 
 def _length(token: str) -> int:
-    """Bytes of a token of WordPiece (## joins) or SentencePiece (▁ is a space, <0xAB> a byte)."""
+    """Returns the bytes of a token of WordPiece (## joins) or SentencePiece (▁ is a space, <0xAB> a byte)."""
     if len(token) == 6 and token.startswith("<0x"):
         return 1
     return len(token.removeprefix("##").replace("▁", " ").encode())

@@ -1,118 +1,138 @@
 """Measures of a router's choices on held-out text: specialization, redundancy, saturation and sensitivity.
 
 Saturation compares the choices of earlier checkpoints with those of the last one: Muennighoff et al. 2024 (OLMoE),
-arXiv:2409.02060, section 5.1. Sensitivity perturbs the router's weights, which changes the chosen experts and their
-weights; with the old choice forced, only the weights change. The loss change with free routing less the one with the
-choice forced is what the changed choices cost.
+arXiv:2409.02060, section 5.1. Sensitivity adds noise to the router's weights, which changes both the chosen experts and
+the weights by which they are combined. With the chosen experts fixed, only the combination changes. The loss change
+with free routing minus the one with fixed experts is the cost of choosing other experts.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from kleiber.evals import Subject
-from kleiber.evals.routing.trace import Record, forced, loss_under, mixtures, read, without
+from kleiber.evals.routing.trace import (
+    RoutingRecord,
+    fixed_experts,
+    loss_with,
+    moe_layers,
+    record_routing,
+    without_expert,
+)
 from kleiber.nn.mlp import gated
-from kleiber.types import Json
+from kleiber.nn.moe import MoE
+from kleiber.nn.routers.topk import TokenChoice
+from kleiber.types import Json, Row
+from kleiber.types.batch import Routing
 from kleiber.types.model import Model
 
 
-def specialisation(record: Record) -> Json:
-    """Per layer, in shares of an entropy, 0 (none) to 1:
+def specialization(record: RoutingRecord) -> Json:
+    """How much the domain or token of a position says about its expert, as a share of an entropy from 0 to 1.
 
-    domain  MI(expert; domain) / H(domain), null where there is one domain; lift: f_i|domain / f_i, a row a domain
-    token, next_token  MI(expert; token) / H(expert), less what the same counts with shuffled tokens give, since the
-            mutual information of a sample with many tokens is never 0
+    domains            names of the domains
+    domain             by layer, MI(expert; domain) / H(domain); null where there is one domain
+    lift               by layer, a row per domain: the share of each expert in the domain / its share overall
+    token, next_token  by layer, MI(expert; token) / H(expert), minus the value with shuffled tokens, because the mutual
+                       information of a finite sample with many different tokens is never 0
     """
-    found: dict[str, Any] = {"domains": record.names, "domain": {}, "lift": {}, "token": {}, "next_token": {}}
+    result: Json = {"domains": record.names, "domain": {}, "lift": {}, "token": {}, "next_token": {}}
     for layer, experts in record.experts.items():
-        flat = experts.flatten()
-        here = flat >= 0
-
-        def of(labels: Int[Tensor, "tokens"], k: int = experts.shape[1], here: Tensor = here) -> Tensor:
-            return labels.repeat_interleave(k)[here]
-
-        chosen = flat[here]
-        joint = counts(of(record.domains), chosen, len(record.names), record.num_experts)
-        spread = entropy(joint.sum(1))
-        found["domain"][layer] = mutual(joint) / spread if spread > 0 else None
+        served = experts.flatten() >= 0
+        chosen = experts.flatten()[served]
+        domains, tokens, next_tokens = (
+            labels.repeat_interleave(experts.shape[1])[served]
+            for labels in (record.domains, record.ids, record.following)
+        )
+        joint = contingency_table(domains, chosen, len(record.names), record.num_experts)
+        domain_entropy = entropy(joint.sum(1))
+        result["domain"][layer] = mutual_information(joint) / domain_entropy if domain_entropy > 0 else None
         share = joint / joint.sum(1, keepdim=True).clamp(min=1)
-        found["lift"][layer] = (share / (joint.sum(0) / joint.sum()).clamp(min=1e-12)).tolist()
-        for name, labels in (("token", record.ids), ("next_token", record.following)):
-            found[name][layer] = by_label(of(labels), chosen, record.num_experts)
-    return found
+        result["lift"][layer] = (share / (joint.sum(0) / joint.sum()).clamp(min=1e-12)).tolist()
+        result["token"][layer] = token_information(tokens, chosen, record.num_experts)
+        result["next_token"][layer] = token_information(next_tokens, chosen, record.num_experts)
+    return result
 
 
-def by_label(labels: Int[Tensor, "assignments"], experts: Int[Tensor, "assignments"], num_experts: int) -> float:
-    """MI(expert; label) / H(expert), above that of shuffled labels."""
-    kinds, labels = labels.unique(return_inverse=True)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    real, chance = (mutual(counts(x, experts, len(kinds), num_experts)) for x in (labels, labels[order]))
-    spread = entropy(torch.bincount(experts, minlength=num_experts).double())
-    return (real - chance) / spread if spread > 0 else 0.0
+def token_information(
+    tokens: Int[Tensor, "assignments"], experts: Int[Tensor, "assignments"], num_experts: int
+) -> float:
+    """MI(expert; token) / H(expert), minus the same with shuffled tokens."""
+    kinds, tokens = tokens.unique(return_inverse=True)
+    shuffled = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
+    information, chance = (
+        mutual_information(contingency_table(labels, experts, len(kinds), num_experts)) for labels in (tokens, shuffled)
+    )
+    expert_entropy = entropy(torch.bincount(experts, minlength=num_experts).double())
+    return (information - chance) / expert_entropy if expert_entropy > 0 else 0.0
 
 
-def coactivation(record: Record, layer: int) -> list[list[float]]:
-    """P(j | i): of the tokens that go to i, the share that goes to j as well; 1 on the diagonal."""
+def coactivation(record: RoutingRecord, layer: int) -> list[list[float]]:
+    """Entry (i, j): share of the tokens sent to expert i that are also sent to expert j; 1 on the diagonal."""
     experts = record.experts[layer]
-    goes = torch.zeros(len(experts), record.num_experts + 1, dtype=torch.float64)
-    goes.scatter_(1, experts.masked_fill(experts < 0, record.num_experts), 1.0)
-    goes = goes[:, :-1]
-    both = goes.T @ goes
-    return (both / both.diagonal().clamp(min=1).unsqueeze(1)).tolist()
+    sent = torch.zeros(len(experts), record.num_experts + 1, dtype=torch.float64)
+    sent.scatter_(1, experts.masked_fill(experts < 0, record.num_experts), 1.0)
+    sent = sent[:, :-1]
+    together = sent.T @ sent
+    return (together / together.diagonal().clamp(min=1).unsqueeze(1)).tolist()
 
 
-def counts(labels: Tensor, experts: Tensor, num_labels: int, num_experts: int) -> Tensor:
+def contingency_table(labels: Tensor, experts: Tensor, num_labels: int, num_experts: int) -> Tensor:
+    """Number of assignments of each label (row) to each expert (column)."""
     flat = torch.bincount(labels * num_experts + experts, minlength=num_labels * num_experts)
     return flat.view(num_labels, num_experts).double()
 
 
-def mutual(joint: Tensor) -> float:
-    """Mutual information in nats of a table of counts."""
-    return entropy(joint.sum(0)) + entropy(joint.sum(1)) - entropy(joint.flatten())
+def mutual_information(table: Tensor) -> float:
+    """Mutual information of rows and columns of a table of counts, in nats."""
+    return entropy(table.sum(0)) + entropy(table.sum(1)) - entropy(table.flatten())
 
 
-def entropy(counted: Tensor) -> float:
-    """Entropy in nats of a vector of counts."""
-    share = counted[counted > 0] / counted.sum()
+def entropy(counts: Tensor) -> float:
+    """Entropy of a vector of counts, in nats."""
+    share = counts[counts > 0] / counts.sum()
     return float(-(share * share.log()).sum())
 
 
-SAMPLE = 512  # tokens whose every expert is computed
+SAMPLE = 512  # tokens on which the outputs of all experts are computed
 
 
-def redundancy(subject: Subject, record: Record, tokens: int) -> Json:
-    """Per layer:
+def redundancy(subject: Subject, record: RoutingRecord, tokens: int) -> Json:
+    """How similar the experts of each layer are, and what the loss gains from each.
 
-    similarity  cosine between the outputs of experts i and j on the same tokens, all chosen or not, averaged
-    alike       the mean of it over pairs
-    removal     loss change in nats per token when an expert is out of the question, and its tokens go to the next best;
-                null where a token needs all experts, or where experts are not chosen by score
+    similarity  entry (i, j): mean cosine of the outputs of experts i and j on the same tokens, chosen or not
+    alike       mean similarity over pairs of different experts
+    removal     for each expert, the loss change in nats per token when its tokens go to the next best expert instead;
+                null where every token needs all experts, or where experts are not chosen by score
     """
-    inputs = read_inputs(subject, tokens)
-    similar = {layer: similarity(moe, inputs[layer]) for layer, moe in mixtures(subject.model).items()}
+    inputs = expert_inputs(subject, tokens)
+    similarity = {layer: output_similarity(moe, inputs[layer]) for layer, moe in moe_layers(subject.model).items()}
     return {
-        "similarity": {layer: matrix.tolist() for layer, matrix in similar.items()},
-        "alike": {layer: off_diagonal(matrix) for layer, matrix in similar.items()},
-        "removal": {layer: removal(subject, record, tokens, layer) for layer in record.experts},
+        "similarity": {layer: matrix.tolist() for layer, matrix in similarity.items()},
+        "alike": {layer: mean_off_diagonal(matrix) for layer, matrix in similarity.items()},
+        "removal": {layer: removal_costs(subject, record, tokens, layer) for layer in record.experts},
     }
 
 
 @torch.no_grad()
-def read_inputs(subject: Subject, tokens: int) -> dict[int, Tensor]:
-    """What the experts of each layer read at the first tokens of every domain."""
+def expert_inputs(subject: Subject, tokens: int) -> dict[int, Tensor]:
+    """By layer, the inputs (tokens, dim) of the experts at the first tokens of every domain."""
     share = max(1, SAMPLE // len(subject.domains))
-    seen: dict[int, list[Tensor]] = {layer: [] for layer in mixtures(subject.model)}
+    inputs: dict[int, list[Tensor]] = {layer: [] for layer in moe_layers(subject.model)}
+
+    def collect(layer: int, experts: nn.Module, args: tuple[Tensor, Routing]) -> None:
+        inputs[layer].append(args[0][:share])
+
     handles = [
-        moe.experts.register_forward_pre_hook(lambda _, args, layer=layer: seen[layer].append(args[0][:share]))
-        for layer, moe in mixtures(subject.model).items()
+        moe.experts.register_forward_pre_hook(partial(collect, layer))
+        for layer, moe in moe_layers(subject.model).items()
     ]
     try:
         for domain in subject.domains:
@@ -120,117 +140,132 @@ def read_inputs(subject: Subject, tokens: int) -> dict[int, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    return {layer: torch.cat(parts) for layer, parts in seen.items()}
+    return {layer: torch.cat(parts) for layer, parts in inputs.items()}
 
 
 @torch.no_grad()
-def similarity(moe: Any, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "experts experts"]:
-    y = torch.matmul(gated(torch.matmul(x, moe.experts.gate_up)), moe.experts.down)
-    y = torch.nn.functional.normalize(y, dim=-1)
-    return torch.einsum("itd,jtd->ij", y, y).cpu() / len(x)
+def output_similarity(moe: MoE, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "experts experts"]:
+    """Mean cosine of the outputs of every two experts on the same inputs."""
+    outputs = torch.matmul(gated(torch.matmul(x, moe.experts.gate_up)), moe.experts.down)
+    outputs = torch.nn.functional.normalize(outputs, dim=-1)
+    return torch.einsum("itd,jtd->ij", outputs, outputs).cpu() / len(x)
 
 
-def off_diagonal(matrix: Tensor) -> float:
-    n = len(matrix)
-    return float((matrix.sum() - matrix.diagonal().sum()) / (n * (n - 1)))
+def mean_off_diagonal(matrix: Tensor) -> float:
+    """Mean of the entries off the diagonal of a square matrix."""
+    size = len(matrix)
+    return float((matrix.sum() - matrix.diagonal().sum()) / (size * (size - 1)))
 
 
-def removal(subject: Subject, record: Record, tokens: int, layer: int) -> list[float] | None:
-    moe = mixtures(subject.model)[layer]
-    if not hasattr(moe.router, "route") or moe.k == moe.num_experts:
+def removal_costs(subject: Subject, record: RoutingRecord, tokens: int, layer: int) -> list[float] | None:
+    """For each expert of a layer, the loss change in nats per token without it; None where none can be left out."""
+    moe = moe_layers(subject.model)[layer]
+    if not isinstance(moe.router, TokenChoice) or moe.k == moe.num_experts:
         return None
     return [
-        loss_under(subject, subject.model, tokens, without(layer, expert)) - record.loss
+        loss_with(subject, subject.model, tokens, without_expert(layer, expert)) - record.loss
         for expert in range(moe.num_experts)
     ]
 
 
-def settled(subject: Subject, last: Record, tokens: int) -> Json:
-    """For each earlier checkpoint and layer: overlap with the last one, and churn towards the next checkpoint.
+def saturation(subject: Subject, last: RoutingRecord, tokens: int) -> Json:
+    """How far the choices of earlier checkpoints agree with those of the last one.
 
-    Churn is 1 less the overlap. There is nothing to say of a run that kept one checkpoint (callbacks.checkpoints.keep).
+    steps       steps of the earlier checkpoints; none where the run kept one checkpoint (callbacks.checkpoints.keep)
+    saturation  by layer and checkpoint, the overlap with the choices of the last checkpoint
+    churn       by layer and checkpoint, 1 minus the overlap with the next checkpoint
+    loss        of each earlier checkpoint, in nats per token
     """
     steps, records = [], []
     for step, model in subject.earlier():
         steps.append(step)
-        records.append(read(subject, model.to(subject.device), tokens))
+        records.append(record_routing(subject, model.to(subject.device), tokens))
     following = [*records[1:], last] if records else []
-    return {
-        "steps": steps,
-        "saturation": {layer: [overlap(r.experts[layer], x) for r in records] for layer, x in last.experts.items()},
-        "churn": {
-            layer: [1 - overlap(r.experts[layer], n.experts[layer]) for r, n in zip(records, following, strict=True)]
-            for layer in last.experts
-        },
-        "loss": [r.loss for r in records],
-    }
+    overlaps, churn = {}, {}
+    for layer, experts in last.experts.items():
+        overlaps[layer] = [overlap(record.experts[layer], experts) for record in records]
+        churn[layer] = [
+            1 - overlap(record.experts[layer], later.experts[layer])
+            for record, later in zip(records, following, strict=True)
+        ]
+    return {"steps": steps, "saturation": overlaps, "churn": churn, "loss": [record.loss for record in records]}
 
 
-def overlap(one: Tensor, two: Tensor) -> float:
-    """|one n two| / k, averaged over tokens; of experts that choose, over the pairs that either took."""
-    same = (one.unsqueeze(-1) == two.unsqueeze(-2)) & (one >= 0).unsqueeze(-1)
+def overlap(first: Tensor, second: Tensor) -> float:
+    """Share of the experts of a token (tokens, k) that are in both choices, averaged over tokens.
+
+    With experts that choose tokens (-1 for none), twice the shared assignments over the assignments of both choices.
+    """
+    same = (first.unsqueeze(-1) == second.unsqueeze(-2)) & (first >= 0).unsqueeze(-1)
     shared = same.any(-1).sum().item()
-    return 2 * shared / max(1, int((one >= 0).sum() + (two >= 0).sum()))
+    return 2 * shared / max(1, int((first >= 0).sum() + (second >= 0).sum()))
 
 
-def flipped(one: Tensor, two: Tensor) -> float:
-    """Share of tokens whose set of experts is another."""
-    return (one.sort(-1).values != two.sort(-1).values).any(-1).to(torch.float64).mean().item()
+def changed_share(first: Tensor, second: Tensor) -> float:
+    """Share of the tokens whose set of experts (tokens, k) differs."""
+    return (first.sort(-1).values != second.sort(-1).values).any(-1).to(torch.float64).mean().item()
 
 
 NOISE = (1e-3, 3e-3, 1e-2, 3e-2)
 DRAWS = 3
 
-Perturb = Callable[[Tensor], Tensor]
+Perturb = Callable[[Tensor], Tensor]  # the router's weights -> the weights to use instead
 
 
-def sensitivity(subject: Subject, record: Record, tokens: int) -> Json | None:
-    """For relative noise W (1 + eps N(0, 1)) on the router's weights, and for their rounding to bf16 and int8:
+def sensitivity(subject: Subject, record: RoutingRecord, tokens: int) -> Json | None:
+    """Effect of noise W (1 + eps N(0, 1)) in the router's weights, by eps, and of rounding them to bf16 and int8.
 
-    flips   share of tokens with another set of experts, per layer and on average; later layers inherit what earlier
-            ones changed
-    free, frozen   change of the loss in nats per token, with routing free and with the old choice forced
-    gating  free - frozen
+    flips           share of tokens whose set of experts changes, on average over layers; "flips_by_layer" by layer.
+                    Later layers also see the changed outputs of earlier ones
+    free, frozen    loss change in nats per token with free routing, and with the experts of `record`
+    gating          free - frozen
+    draws           the same numbers for each draw of the noise, of which those above are the means
 
-    Means over draws, each draw in "draws". None for a router that has no weights or no choice of its own per token.
+    None where a router has no weights or does not choose for each token.
     """
-    if not all(hasattr(moe.router, "route") for moe in mixtures(subject.model).values()):
+    if not all(isinstance(moe.router, TokenChoice) for moe in moe_layers(subject.model).values()):
         return None
-    frozen = loss_under(subject, subject.model, tokens, forced(record))
-    assert abs(frozen - record.loss) < 1e-5 * max(1.0, record.loss), "forcing a model's own choice changes nothing"
+    frozen_loss = loss_with(subject, subject.model, tokens, fixed_experts(record))
+    same = abs(frozen_loss - record.loss) < 1e-5 * max(1.0, record.loss)
+    assert same, "the loss with the recorded experts is that of the record"
     noise = {}
     for eps in NOISE:
-        draws = [once(subject, record, tokens, relative(eps, seed)) for seed in range(DRAWS)]
-        noise[f"{eps:g}"] = {**average(draws), "draws": draws}
+        draws = [perturbation_effect(subject, record, tokens, relative_noise(eps, seed)) for seed in range(DRAWS)]
+        noise[f"{eps:g}"] = {**mean_effect(draws), "draws": draws}
     rounding = {
-        name: once(subject, record, tokens, rounded) for name, rounded in (("bf16", to_bf16), ("int8", to_int8))
+        name: perturbation_effect(subject, record, tokens, rounded)
+        for name, rounded in (("bf16", to_bf16), ("int8", to_int8))
     }
     return {"noise": noise, "rounding": rounding}
 
 
-def once(subject: Subject, record: Record, tokens: int, perturb: Perturb) -> Json:
-    with perturbed(subject.model, perturb):
-        free = read(subject, subject.model, tokens)
-        frozen = loss_under(subject, subject.model, tokens, forced(record))
-    layers = {layer: flipped(record.experts[layer], free.experts[layer]) for layer in record.experts}
-    change = {"free": free.loss - record.loss, "frozen": frozen - record.loss}
+def perturbation_effect(subject: Subject, record: RoutingRecord, tokens: int, perturb: Perturb) -> Json:
+    """The entries of `sensitivity` for one perturbation of the router's weights."""
+    with perturbed_routers(subject.model, perturb):
+        free = record_routing(subject, subject.model, tokens)
+        frozen_loss = loss_with(subject, subject.model, tokens, fixed_experts(record))
+    flips = {layer: changed_share(record.experts[layer], free.experts[layer]) for layer in record.experts}
+    free_change, frozen_change = free.loss - record.loss, frozen_loss - record.loss
     return {
-        "flips": statistics.fmean(layers.values()),
-        **change,
-        "gating": change["free"] - change["frozen"],
-        "flips_by_layer": layers,
+        "flips": statistics.fmean(flips.values()),
+        "free": free_change,
+        "frozen": frozen_change,
+        "gating": free_change - frozen_change,
+        "flips_by_layer": flips,
     }
 
 
-def average(draws: list[dict[str, Any]]) -> dict[str, float]:
+def mean_effect(draws: Sequence[Row]) -> dict[str, float]:
+    """Means of the entries of `perturbation_effect` over draws."""
     return {name: statistics.fmean(draw[name] for draw in draws) for name in ("flips", "free", "frozen", "gating")}
 
 
 @contextmanager
-def perturbed(model: Model, perturb: Perturb) -> Iterator[None]:
-    """While it holds, every router has other weights."""
-    weights = [moe.router.linear.weight for moe in mixtures(model).values()]
-    before = [weight.detach().clone() for weight in weights]
+def perturbed_routers(model: Model, perturb: Perturb) -> Iterator[None]:
+    """Within this context, every router has the weights that `perturb` makes of its own."""
+    routers = [moe.router for moe in moe_layers(model).values()]
+    weights = [router.linear.weight for router in routers if isinstance(router, TokenChoice)]
+    originals = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():
             for weight in weights:
@@ -238,11 +273,12 @@ def perturbed(model: Model, perturb: Perturb) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for weight, old in zip(weights, before, strict=True):
-                weight.copy_(old)
+            for weight, original in zip(weights, originals, strict=True):
+                weight.copy_(original)
 
 
-def relative(eps: float, seed: int) -> Perturb:
+def relative_noise(eps: float, seed: int) -> Perturb:
+    """Multiplies each weight by 1 + eps N(0, 1)."""
     generator = torch.Generator().manual_seed(seed)
 
     def perturb(weight: Tensor) -> Tensor:
@@ -253,10 +289,11 @@ def relative(eps: float, seed: int) -> Perturb:
 
 
 def to_bf16(weight: Tensor) -> Tensor:
+    """The weights rounded to bf16, in their own dtype."""
     return weight.to(torch.bfloat16).to(weight.dtype)
 
 
 def to_int8(weight: Tensor) -> Tensor:
-    """Symmetric, one scale a row: an expert's weights on 255 levels."""
+    """The weights rounded to 255 levels: symmetric, with one scale per row (one per expert)."""
     scale = weight.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
     return (weight / scale).round() * scale

@@ -1,10 +1,9 @@
-"""The figures of `kleiber eval --evals routing`: from its numbers and the run's rows to altair charts."""
+"""Figures of `kleiber eval --evals routing`, drawn from its results and from the loads that the run logged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -14,42 +13,41 @@ from kleiber.records.summary import having, read, read_rows
 from kleiber.types import Json, Row
 
 
-def figures(record: Json, folder: Path | None) -> Json:
-    """What can be drawn of what was found."""
-    charts = {"load": load(record), "specialisation": specialisation(record), "similarity": similarity(record)}
+def figures(record: Json, folder: Path | None) -> dict[str, alt.TopLevelMixin]:
+    """The figures of the results `record`, by name; without those for which it has no numbers.
+
+    folder  of the run, whose logged loads are drawn; None for a model without a run
+    """
+    charts: dict[str, alt.TopLevelMixin] = {
+        "load": load(record),
+        "specialisation": specialization(record),
+        "similarity": similarity(record),
+    }
     if record["sensitivity"]:
         charts["sensitivity"] = sensitivity(record)
     if any(record["redundancy"]["removal"].values()):
         charts["removal"] = removal(record)
     if record["settled"]["steps"]:
         charts["saturation"] = saturation(record)
-    over = history(folder) if folder else None
-    if over is not None and len(over):
-        charts["load_over_time"] = load_over_time(over)
+    logged = logged_loads(folder) if folder else None
+    if logged is not None and len(logged):
+        charts["load_over_time"] = load_over_time(logged)
     return charts
 
 
-def heat(
-    rows: pd.DataFrame, value: str, title: str, legend: str, scheme: str = PALETTE, middle: float | None = None
-) -> alt.TopLevelMixin:
-    """A heat map of `value` over layers and experts."""
-    colors: Any = scheme
-    scale = alt.Scale(scheme=colors) if middle is None else alt.Scale(scheme=colors, domainMid=middle)
-    chart = alt.Chart(rows).mark_rect()
-    return sized(
-        chart.encode(
-            x=alt.X("expert:O", title="expert", axis=alt.Axis(labelAngle=0)),
-            y=alt.Y("layer:O", title="layer"),
-            color=alt.Color(f"{value}:Q", title=legend, scale=scale),
-            tooltip=["layer:O", "expert:O", alt.Tooltip(f"{value}:Q", format=".4f")],
-        ),
-        title,
-        height=40 + 30 * len(set(rows["layer"])),
-    )
+def heat_map(rows: pd.DataFrame, value: str, title: str, legend: str, scale: alt.Scale) -> alt.TopLevelMixin:
+    """A heat map of the column `value` over experts and layers, with the colors of `scale`."""
+    chart = alt.Chart(rows).mark_rect().encode(
+        x=alt.X("expert:O", title="expert", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("layer:O", title="layer"),
+        color=alt.Color(f"{value}:Q", title=legend, scale=scale),
+        tooltip=["layer:O", "expert:O", alt.Tooltip(f"{value}:Q", format=".4f")],
+    )  # fmt: skip
+    return sized(chart, title, height=40 + 30 * len(set(rows["layer"])))
 
 
 def cells(by_layer: Mapping[int, Sequence[float]], name: str) -> pd.DataFrame:
-    """A row for each layer and expert with its value."""
+    """A table with a row for each layer and expert, and its value in the column `name`."""
     return pd.DataFrame(
         [
             {"layer": int(layer), "expert": expert, name: value}
@@ -60,17 +58,21 @@ def cells(by_layer: Mapping[int, Sequence[float]], name: str) -> pd.DataFrame:
 
 
 def load(record: Json) -> alt.TopLevelMixin:
+    """Load of each expert relative to a uniform load, by layer."""
     rows = cells(record["load"], "share")
     rows["relative"] = rows["share"] * record["num_experts"]
-    return heat(rows, "relative", "Load of the experts on held-out text", "of the uniform share", "blueorange", 1.0)
+    scale = alt.Scale(scheme="blueorange", domainMid=1.0)
+    return heat_map(rows, "relative", "Load of the experts on held-out text", "load / uniform load", scale)
 
 
 def removal(record: Json) -> alt.TopLevelMixin:
+    """Change of the loss when an expert is removed, by layer."""
     rows = cells(record["redundancy"]["removal"], "nats")
-    return heat(rows, "nats", "Loss when an expert is removed", "nats per token")
+    scale = alt.Scale(scheme=PALETTE)
+    return heat_map(rows, "nats", "Increase of the loss when an expert is removed", "nats per token", scale)
 
 
-def specialisation(record: Json) -> alt.TopLevelMixin:
+def specialization(record: Json) -> alt.TopLevelMixin:
     """Mutual information of expert and domain or token, by layer."""
     special = record["specialisation"]
     rows = pd.DataFrame(
@@ -85,8 +87,8 @@ def specialisation(record: Json) -> alt.TopLevelMixin:
     return sized(
         chart.encode(
             x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
-            y=alt.Y("share:Q", title="mutual information, share of the entropy"),
-            color=alt.Color("by:N", title="expert and"),
+            y=alt.Y("share:Q", title="mutual information / entropy"),
+            color=alt.Color("by:N", title="information about"),
             tooltip=["layer:O", "by:N", alt.Tooltip("share:Q", format=".4f")],
         ),
         "Specialization of experts by layer",
@@ -98,33 +100,33 @@ def similarity(record: Json) -> alt.TopLevelMixin:
     rows = pd.DataFrame([{"layer": int(i), "cosine": v} for i, v in record["redundancy"]["alike"].items()])
     chart = alt.Chart(rows).mark_bar(color="#456")
     x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
-    y = alt.Y("cosine:Q", title="mean cosine of two experts' outputs")
-    return sized(chart.encode(x=x, y=y), "Similarity of experts on the same tokens, by layer", height=200)
+    y = alt.Y("cosine:Q", title="mean cosine similarity of two experts")
+    return sized(chart.encode(x=x, y=y), "Similarity of expert outputs by layer", height=200)
 
 
 def sensitivity(record: Json) -> alt.TopLevelMixin:
-    """Flips above and the change of the loss below, against the noise; what rounding flips as dashed lines."""
-    kinds = {"free": "routing free", "frozen": "choice frozen"}
+    """Share of tokens with other experts (top) and increase of the loss (bottom) vs noise; dashed lines: rounding."""
+    kinds = {"free": "free routing", "frozen": "fixed experts"}
     draws = [(float(eps), draw) for eps, entry in record["sensitivity"]["noise"].items() for draw in entry["draws"]]
     flips = pd.DataFrame([{"eps": eps, "flips": draw["flips"]} for eps, draw in draws])
     nats = pd.DataFrame([{"eps": e, "kind": kinds[key], "nats": d[key]} for e, d in draws for key in kinds])
-    x = log_axis("eps", "relative noise on the router's weights", flips["eps"], room=2.4)
+    x = log_axis("eps", "relative noise in the router weights", flips["eps"], room=2.4)
     share = alt.Axis(format=".1%", tickCount=5)
-    above = alt.Chart(flips).encode(x=x, y=alt.Y("flips:Q", title="choices that change", axis=share))
+    above = alt.Chart(flips).encode(x=x, y=alt.Y("flips:Q", title="tokens with other experts", axis=share))
     top = above.mark_point(filled=True, size=30) + above.mark_line().encode(y="mean(flips):Q")
     color = kinds_color(list(kinds.values()))
-    title = "change of the loss (nats per token)"
+    title = "increase of the loss (nats per token)"
     below = alt.Chart(nats).encode(x=x, color=color, y=alt.Y("nats:Q", title=title, axis=alt.Axis(tickCount=5)))
     ends = alt.Chart(nats[nats["eps"] == nats["eps"].max()]).encode(x=x, color=color, y="mean(nats):Q", text="kind:N")
     low = below.mark_point(filled=True, size=30) + below.mark_line().encode(y="mean(nats):Q")
     low += ends.mark_text(align="left", dx=8, fontSize=11)
-    top += rounded(record["sensitivity"]["rounding"], x)
-    parts = (top.properties(height=150), low.properties(height=200))
-    return dressed(alt.vconcat(*(part.properties(width=WIDTH) for part in parts), title="Gating sensitivity"))
+    top += rounding_lines(record["sensitivity"]["rounding"])
+    panels = (top.properties(width=WIDTH, height=150), low.properties(width=WIDTH, height=200))
+    return dressed(alt.vconcat(*panels, title="Routing changes and loss vs noise in the router weights"))
 
 
-def rounded(rounding: Row, x: alt.X) -> alt.LayerChart | alt.FacetChart:
-    """A dashed line for each way of rounding the router's weights, named."""
+def rounding_lines(rounding: Row) -> alt.LayerChart | alt.FacetChart:
+    """A labeled dashed line at the share of changed choices, for each format that the weights are rounded to."""
     lines = pd.DataFrame([{"kind": kind, "flips": entry["flips"]} for kind, entry in rounding.items()])
     base = alt.Chart(lines).encode(y="flips:Q")
     names = base.mark_text(align="left", dx=4, dy=-6, fontSize=10).encode(x=alt.value(4), text="kind:N")
@@ -142,12 +144,16 @@ def saturation(record: Json) -> alt.TopLevelMixin:
         ]
     )
     chart = alt.Chart(rows).mark_line(point=True)
-    y = alt.Y("overlap:Q", title="choices that are the last checkpoint's", scale=alt.Scale(domain=[0, 1]))
-    return sized(chart.encode(x=alt.X("step:Q"), y=y, color="layer:O"), "Router saturation")
+    y = alt.Y("overlap:Q", title="routing choices equal to the last checkpoint's", scale=alt.Scale(domain=[0, 1]))
+    x = alt.X("step:Q", title="optimizer step")
+    return sized(chart.encode(x=x, y=y, color="layer:O"), "Router saturation by step")
 
 
-def history(folder: Path) -> pd.DataFrame:
-    """Shares of the experts by step, as the run logged them; of several stages, of the last and the trunk under it."""
+def logged_loads(folder: Path) -> pd.DataFrame:
+    """Share of each expert by step, as the run logged it.
+
+    Of several stages, the rows of the last one, preceded by those of its trunk.
+    """
     rows = having(read_rows(folder), "moe/load/")
     last = rows[-1].get("stage") if rows else None
     logged = [row for row in rows if row.get("stage") == last]
@@ -172,4 +178,4 @@ def load_over_time(rows: pd.DataFrame) -> alt.TopLevelMixin:
         color=alt.Color("expert:O", scale=alt.Scale(scheme="tableau20")),
     )  # fmt: skip
     panels = lines.properties(width=WIDTH, height=110).facet(row=alt.Row("layer:O", title="layer"))
-    return dressed(panels.properties(title="Load of each expert over training"))
+    return dressed(panels.properties(title="Load of each expert by optimizer step"))

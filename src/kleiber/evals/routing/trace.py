@@ -1,6 +1,6 @@
-"""Passes over held-out text with the routing of every layer recorded or changed.
+"""Passes over held-out text in which the routing of every layer is recorded or replaced.
 
-Forward hooks on the routers read and replace routings, so models need no support for it.
+Forward hooks on the routers read and replace routings, so models need no code for it.
 """
 
 from __future__ import annotations
@@ -8,25 +8,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kleiber.evals import Subject
 from kleiber.nn.moe import MoE
+from kleiber.nn.routers.topk import TokenChoice
 from kleiber.types.batch import Routing, Sums
-from kleiber.types.model import Model
+from kleiber.types.model import Model, Router
 
-Change = Callable[[int, nn.Module, Routing], Routing]  # (layer, router, what it said) -> what it shall have said
+Reroute = Callable[[int, Router, Routing], Routing]  # (layer, router, its routing) -> the routing to use instead
 
 
 @dataclass(frozen=True)
-class Record:
-    """What was routed where: per layer the experts of every real token, (tokens, k), -1 where none was taken.
+class RoutingRecord:
+    """The routing of a text by every layer with experts.
 
-    ids, following, domains  of every token: its id, that of the next one, its domain's number
-    batches                  per layer the experts of each batch as they came, padding included, to force them again
+    experts    by layer, the experts of every real token (tokens, k); -1 for an assignment that was not served
+    batches    by layer, the experts of each batch in the order of the pass, padding included
+    margins    by layer, the mean margin of the k-th expert over the next one; None where the router has no margin
+    ids        id of every real token
+    following  id of the token after each
+    domains    index in `names` of the domain of each token
+    names      names of the domains
+    loss       mean loss of the pass, in nats per target
     """
 
     experts: dict[int, Tensor]
@@ -41,29 +47,31 @@ class Record:
 
     @property
     def num_tokens(self) -> int:
+        """Number of real tokens."""
         return len(self.ids)
 
     def load(self, layer: int) -> Tensor:
-        """Share of the assignments that each expert got."""
+        """Share of the assignments that each expert of a layer gets."""
         flat = self.experts[layer].flatten()
         counts = torch.bincount(flat[flat >= 0], minlength=self.num_experts).double()
         return counts / counts.sum()
 
 
-def mixtures(model: Model) -> dict[int, Any]:
-    """The layers with experts of our own, by their number; a wrapped model's layers have other names and parts."""
-    parts = enumerate(getattr(block, "mlp", None) for block in getattr(model, "blocks", ()))
-    return {i: part for i, part in parts if isinstance(part, MoE)}
+def moe_layers(model: Model) -> dict[int, MoE]:
+    """The mixtures of experts in a model, by the number of their block. A wrapped Hugging Face model has none."""
+    return {
+        number: part for number, block in enumerate(model.blocks) for part in block.children() if isinstance(part, MoE)
+    }
 
 
 @contextmanager
-def hooked(model: Model, change: Change) -> Iterator[None]:
-    """While it holds, every router says what `change` makes of its routing."""
+def rerouted(model: Model, reroute: Reroute) -> Iterator[None]:
+    """Within this context, the routing of every router is replaced by what `reroute` returns for it."""
     handles = []
-    for layer, moe in mixtures(model).items():
+    for layer, moe in moe_layers(model).items():
 
-        def hook(router: nn.Module, _: Any, said: Routing, layer: int = layer) -> Routing:
-            return change(layer, router, said)
+        def hook(router: Router, inputs: tuple[object, ...], routing: Routing, layer: int = layer) -> Routing:
+            return reroute(layer, router, routing)
 
         handles.append(moe.router.register_forward_hook(hook))
     try:
@@ -74,10 +82,10 @@ def hooked(model: Model, change: Change) -> Iterator[None]:
 
 
 @torch.no_grad()
-def loss_under(subject: Subject, model: Model, tokens: int, change: Change) -> float:
-    """Mean loss in nats per token over all domains, with the routing changed."""
+def loss_with(subject: Subject, model: Model, tokens: int, reroute: Reroute) -> float:
+    """Mean loss in nats per target over the first `tokens` targets of every domain, with the routing replaced."""
     sums = Sums()
-    with hooked(model, change):
+    with rerouted(model, reroute):
         for domain in subject.domains:
             for batch in subject.batches(domain, tokens):
                 sums.add(subject.objective(model, batch))
@@ -85,40 +93,45 @@ def loss_under(subject: Subject, model: Model, tokens: int, change: Change) -> f
 
 
 @torch.no_grad()
-def read(subject: Subject, model: Model, tokens: int) -> Record:
-    """The routing of `model` over the first `tokens` targets of every domain."""
-    said: dict[int, list[Routing]] = {layer: [] for layer in mixtures(model)}
-    kept, ids, following, domains, sums = [], [], [], [], Sums()
+def record_routing(subject: Subject, model: Model, tokens: int) -> RoutingRecord:
+    """The routing of `model` over the first `tokens` targets of every domain.
 
-    def note(layer: int, _: nn.Module, routing: Routing) -> Routing:
-        said[layer].append(routing)
+    Raises ValueError for an objective whose model input is not the rows of text as they are.
+    """
+    routings: dict[int, list[Routing]] = {layer: [] for layer in moe_layers(model)}
+    masks, ids, following, domains, sums = [], [], [], [], Sums()
+
+    def collect(layer: int, router: Router, routing: Routing) -> Routing:
+        routings[layer].append(routing)
         return routing
 
-    was = model.training
+    was_training = model.training
     model.eval()
-    with hooked(model, note):
+    with rerouted(model, collect):
         for number, domain in enumerate(subject.domains):
             for batch in subject.batches(domain, tokens):
                 sums.add(subject.objective(model, batch))
                 real = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.real is None else batch.real
-                kept.append((real[:, :-1] & real[:, 1:]).flatten())
-                ids.append(batch.tokens[:, :-1].flatten()[kept[-1]])
-                following.append(batch.tokens[:, 1:].flatten()[kept[-1]])
+                mask = (real[:, :-1] & real[:, 1:]).flatten()
+                masks.append(mask)
+                ids.append(batch.tokens[:, :-1].flatten()[mask])
+                following.append(batch.tokens[:, 1:].flatten()[mask])
                 domains.append(torch.full_like(ids[-1], number))
-    model.train(was)
-    mask = torch.cat(kept)
-    read_here = {sum(routing.experts.shape[0] for routing in all_said) for all_said in said.values()}
-    if read_here != {len(mask)}:
-        kind = type(subject.objective).__name__.lower()
+    model.train(was_training)
+    mask = torch.cat(masks)
+    if any(sum(len(routing.experts) for routing in by_batch) != len(mask) for by_batch in routings.values()):
         raise ValueError(
-            f"--evals routing follows the tokens of rows of text, and objective={kind} reads its rows otherwise: ask a "
-            "run of clm, mlm or sft"
+            f"--evals routing needs an objective whose model reads each row of text once, and objective="
+            f"{type(subject.objective).__name__.lower()} does not: evaluate a run with objective=clm, mlm or sft"
         )
-    return Record(
-        experts={layer: torch.cat([taken(r) for r in all_said])[mask].cpu() for layer, all_said in said.items()},
-        batches={layer: [r.experts for r in all_said] for layer, all_said in said.items()},
-        margins={layer: margin(all_said, mask) for layer, all_said in said.items()},
-        num_experts=max(moe.num_experts for moe in mixtures(model).values()),
+    return RoutingRecord(
+        experts={
+            layer: torch.cat([served_experts(routing) for routing in by_batch])[mask].cpu()
+            for layer, by_batch in routings.items()
+        },
+        batches={layer: [routing.experts for routing in by_batch] for layer, by_batch in routings.items()},
+        margins={layer: mean_margin(by_batch, mask) for layer, by_batch in routings.items()},
+        num_experts=max(moe.num_experts for moe in moe_layers(model).values()),
         ids=torch.cat(ids).cpu(),
         following=torch.cat(following).cpu(),
         domains=torch.cat(domains).cpu(),
@@ -127,40 +140,49 @@ def read(subject: Subject, model: Model, tokens: int) -> Record:
     )
 
 
-def taken(routing: Routing) -> Tensor:
+def served_experts(routing: Routing) -> Tensor:
+    """The experts of each token (tokens, k), with -1 for an assignment that is not served."""
     return routing.experts if routing.kept is None else routing.experts.masked_fill(~routing.kept, -1)
 
 
-def margin(all_said: list[Routing], mask: Tensor) -> float | None:
-    found = [routing.margin for routing in all_said if routing.margin is not None]
-    return torch.cat(found)[mask].mean().item() if found else None
+def mean_margin(routings: list[Routing], mask: Tensor) -> float | None:
+    """Mean margin over the tokens of `mask`; None where the router has no margin."""
+    margins = [routing.margin for routing in routings if routing.margin is not None]
+    return torch.cat(margins)[mask].mean().item() if margins else None
 
 
-def forced(record: Record) -> Change:
-    """Every router keeps the experts of the record, in the order of its batches, and weighs them as it would now."""
+def fixed_experts(record: RoutingRecord) -> Reroute:
+    """Keeps the experts of the record, batch by batch, and weights them as the router does now."""
     calls = dict.fromkeys(record.batches, 0)
 
-    def change(layer: int, router: Any, said: Routing) -> Routing:
+    def reroute(layer: int, router: Router, routing: Routing) -> Routing:
         experts = record.batches[layer][calls[layer]]
         calls[layer] += 1
-        return router.route(said.logits, experts)
+        return route_tokens(router, routing, experts)
 
-    return change
-
-
-def unchanged(layer: int, router: nn.Module, said: Routing) -> Routing:
-    return said
+    return reroute
 
 
-def without(layer: int, expert: int) -> Change:
-    """One expert is out of the question in one layer: its tokens go to the next best."""
+def unchanged(layer: int, router: Router, routing: Routing) -> Routing:
+    """Leaves every routing as it is."""
+    return routing
 
-    def change(at: int, router: Any, said: Routing) -> Routing:
-        if at != layer:
-            return said
-        assert said.logits is not None
-        logits = said.logits.clone()
+
+def without_expert(layer: int, expert: int) -> Reroute:
+    """Excludes one expert of one layer: its tokens go to the next best expert."""
+
+    def reroute(number: int, router: Router, routing: Routing) -> Routing:
+        if number != layer:
+            return routing
+        assert routing.logits is not None
+        logits = routing.logits.clone()
         logits[:, expert] = -torch.inf
-        return replace(router.route(logits), kept=None)
+        return replace(route_tokens(router, replace(routing, logits=logits)), kept=None)
 
-    return change
+    return reroute
+
+
+def route_tokens(router: Router, routing: Routing, experts: Tensor | None = None) -> Routing:
+    """The routing by the logits of `routing`, of the given experts where there are any."""
+    assert isinstance(router, TokenChoice) and routing.logits is not None, "only routers by score can route anew"
+    return router.route(routing.logits, experts)

@@ -1,4 +1,4 @@
-"""Designs: which runs a sweep consists of, and what they will determine."""
+"""Experimental designs: each lists the runs of a sweep, as overrides."""
 
 from kleiber.types import lazy_exports
 

@@ -1,8 +1,8 @@
-"""The design `isoflop`: compute budgets, each with model sizes around the compute-optimal size of a planning law.
+"""The design `isoflop`: compute budgets, each with model sizes around the predicted compute-optimal size.
 
-All points of a budget cost the same FLOPs, counted exactly; one trunk of a size serves all of its budgets. Raises
-ValueError where whole batches match a budget to no better than 1 %, and for a budget with fewer than four sizes.
-Source: Hoffmann et al. 2022, section 3.2, arXiv:2203.15556; spans beyond 4 bias the vertex (arXiv:2603.22339)
+All runs of a budget cost the same FLOPs, counted exactly, to within 1 %. Each model size is trained as one trunk (a run
+at a constant learning rate) with one cooldown for each budget. Every budget needs at least four sizes for a parabola.
+Source: Hoffmann et al. 2022, section 3.2, arXiv:2203.15556; a span above 4 biases the minimum (arXiv:2603.22339)
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ from dataclasses import replace
 
 import numpy as np
 
-from kleiber.studies.designs.plan import Ground, Trunk, best_width, budget_flops, cells, planning_laws, widths_of
+from kleiber.studies.designs.plan import SweepContext, Trunk, best_width, budget_flops, cells, planning_laws, widths_of
 
-MATCHED = 0.01  # relative difference in FLOPs within a budget
-LEAST = 4  # sizes of a budget that a parabola needs
+TOLERANCE = 0.01  # largest relative difference between the FLOPs of a run and its budget
+MIN_SIZES = 4  # fewest model sizes to which a parabola is fitted
 
 
 class IsoFLOP:
-    """Compute budgets in a geometric sequence, each with sizes from 1/span to span times its optimal size.
+    """Compute budgets in a geometric sequence; the sizes of each range from 1/span to span times its optimal size.
 
-    flops, hours  cost of the whole design, in FLOPs or in hours of this machine at its measured speed; give one
-    budgets       number of budgets
-    ratio         ratio of each budget to the one below it
-    sizes         sizes of each budget, as far as multiples of head_dim allow
-    span          ratio of the largest size to the optimal one, and of the optimal one to the smallest
-    seeds         trunks of each size
-    law           path of a laws.json, or {E, A, B, alpha, beta}; null plans with the law `plan.PRIOR`
-    head_dim      channels of a head; widths are its multiples
+    flops, hours  cost of the whole design, in FLOPs or in hours on this machine at its measured speed; set one of the
+                  two
+    budgets       number of compute budgets
+    ratio         ratio of each budget to the next smaller one
+    sizes         model sizes of each budget; fewer are trained where two of them round to the same multiple of head_dim
+    span          ratio of the largest size to the optimal size, and of the optimal size to the smallest
+    seeds         trunks of each size, one for each seed
+    law           law that predicts the optimal sizes: path of a laws.json, or {E, A, B, alpha, beta}; null is
+                  `plan.PRIOR`
+    head_dim      channels of an attention head; every width is a multiple of it
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class IsoFLOP:
         ratio: float | int = 2.0, sizes: int = 5, span: float | int = 4.0, seeds: int = 1,
         law: str | Mapping[str, float] | None = None, head_dim: int = 16,
     ) -> None:  # fmt: skip
-        for name, value, least in (("budgets", budgets, 2), ("sizes", sizes, LEAST), ("seeds", seeds, 1)):
+        for name, value, least in (("budgets", budgets, 2), ("sizes", sizes, MIN_SIZES), ("seeds", seeds, 1)):
             if value < least:
                 raise ValueError(f"design.{name}={value} must be >= {least}")
         if not (ratio > 1 and span > 1):
@@ -46,66 +48,67 @@ class IsoFLOP:
         self.sizes, self.span, self.seeds, self.head_dim = sizes, float(span), seeds, head_dim
         self.law = planning_laws(law, 1)[0]
 
-    def cells(self, ground: Ground) -> list[list[str]]:
-        ground = replace(ground, head_dim=self.head_dim)
-        return cells(self.plan(ground), ground)
+    def cells(self, context: SweepContext) -> list[list[str]]:
+        context = replace(context, head_dim=self.head_dim)
+        return cells(self.plan(context), context)
 
-    def plan(self, ground: Ground) -> list[Trunk]:
-        """The trunks of the largest design of this shape whose cost is within the budget."""
+    def plan(self, context: SweepContext) -> list[Trunk]:
+        """Returns the trunks of the most expensive design with these settings that costs at most `flops` or `hours`."""
         widths = [2 * self.head_dim, 4 * self.head_dim, 8 * self.head_dim]
-        allowed = budget_flops(self.flops, self.hours, ground, widths, os.cpu_count() or 1)
+        allowed = budget_flops(self.flops, self.hours, context, widths, os.cpu_count() or 1)
         low, high = allowed * 1e-4, allowed
         for _ in range(40):
             middle = float(np.sqrt(low * high))
-            low, high = (middle, high) if self._cost(middle, ground) <= allowed else (low, middle)
-        trunks = self._trunks(low, ground)
-        self._check(low, trunks, ground)
+            low, high = (middle, high) if self._cost(middle, context) <= allowed else (low, middle)
+        trunks = self._trunks(low, context)
+        self._check(low, trunks, context)
         return trunks
 
     def compute(self, largest: float) -> list[float]:
-        """The compute budgets in FLOPs, in ascending order; `largest` is the last."""
+        """Returns the compute budgets in FLOPs in ascending order; `largest` is the last of them."""
         return [largest / self.ratio**k for k in reversed(range(self.budgets))]
 
-    def _cost(self, largest: float, ground: Ground) -> float:
-        return sum(trunk.cost(ground) for trunk in self._trunks(largest, ground))
+    def _cost(self, largest: float, context: SweepContext) -> float:
+        return sum(trunk.cost(context) for trunk in self._trunks(largest, context))
 
-    def _trunks(self, largest: float, ground: Ground) -> list[Trunk]:
-        """One trunk for each width and seed, with a branch for each budget whose span contains the width."""
+    def _trunks(self, largest: float, context: SweepContext) -> list[Trunk]:
+        """Returns a trunk for each width and seed, with a cooldown for each budget whose range of sizes contains it."""
         budgets = self.compute(largest)
-        best = [ground.size(best_width(self.law, c, ground, self.head_dim)).active for c in budgets]
+        best = [context.size(best_width(self.law, c, context, self.head_dim)).active for c in budgets]
         step = self.span ** (2 / (self.sizes - 1))
         count = 1 + round(np.log(best[-1] / best[0] * self.span**2) / np.log(step))
-        ladder = sorted({self._nearest(n, ground) for n in best[0] / self.span * step ** np.arange(count)})
+        ladder = sorted({self._nearest(n, context) for n in best[0] / self.span * step ** np.arange(count)})
         trunks = []
         for width in ladder:
-            size = ground.size(width)
+            size = context.size(width)
             held = [
-                ground.whole(c / size.flops_per_token)
+                context.round_to_batches(c / size.flops_per_token)
                 for c, n in zip(budgets, best, strict=True)
                 if n / self.span * 0.9 <= size.active <= n * self.span * 1.1
             ]
             trunks += [Trunk(width, seed, tuple(sorted(set(held)))) for seed in range(self.seeds) if held]
         return trunks
 
-    def _nearest(self, N: float, ground: Ground) -> int:
-        return min(widths_of(self.head_dim), key=lambda width: abs(np.log(ground.size(width).active / N)))
+    def _nearest(self, N: float, context: SweepContext) -> int:
+        return min(widths_of(self.head_dim), key=lambda width: abs(np.log(context.size(width).active / N)))
 
-    def _check(self, largest: float, trunks: Sequence[Trunk], ground: Ground) -> None:
+    def _check(self, largest: float, trunks: Sequence[Trunk], context: SweepContext) -> None:
         budgets = self.compute(largest)
         held = dict.fromkeys(range(len(budgets)), 0)
         for trunk in (planned for planned in trunks if planned.seed == 0):
             for tokens in trunk.branches:
-                flops = tokens * ground.size(trunk.width).flops_per_token
+                flops = tokens * context.size(trunk.width).flops_per_token
                 k = int(np.argmin([abs(np.log(flops / c)) for c in budgets]))
                 held[k] += 1
-                if abs(flops / budgets[k] - 1) > MATCHED:
+                if abs(flops / budgets[k] - 1) > TOLERANCE:
                     raise ValueError(
-                        f"design=isoflop: width {trunk.width} differs from the budget of {budgets[k]:.3g} FLOPs by "
-                        f"{abs(flops / budgets[k] - 1):.1%} in whole batches: increase design.flops or decrease "
-                        f"batch.tokens"
+                        f"design=isoflop: a run of model.width={trunk.width} misses its budget of {budgets[k]:.3g} "
+                        f"FLOPs by {abs(flops / budgets[k] - 1):.1%} after rounding to whole batches, at most "
+                        f"{TOLERANCE:.0%} is allowed: increase design.flops or decrease batch.tokens"
                     )
-        if min(held.values()) < LEAST:
+        if min(held.values()) < MIN_SIZES:
             raise ValueError(
-                f"design=isoflop: a budget has {min(held.values())} sizes, but a parabola needs {LEAST}: increase "
-                f"design.flops or design.span, or decrease design.head_dim={self.head_dim}"
+                f"design=isoflop: one compute budget has only {min(held.values())} model sizes, but fitting its "
+                f"parabola needs {MIN_SIZES}: increase design.flops or design.span, or decrease "
+                f"design.head_dim={self.head_dim}"
             )

@@ -1,7 +1,8 @@
-"""The design `pretraining` of the study `transfer`: models pre-trained on several texts and fine-tuned on every task.
+"""The design `pretraining` of the study `transfer`: pre-trains on several texts and fine-tunes on all tasks.
 
-It plans in three rounds: the pre-training runs; every task at every learning rate, at the first seed with all labels;
-then every seed and share of the labels at the rate with the best score. The same models are also trained from scratch.
+It has three rounds: the pre-training runs; the fine-tuning runs that tune the learning rate of each task, with the
+first seed and all labels; and the fine-tuning runs with every seed and label fraction, at the learning rate with the
+best score. The same models are also trained on the tasks from scratch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kleiber.config.compose import conf_dir
 from kleiber.config.errors import did_you_mean
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.task_rows import SCRATCH, tuned_rates
-from kleiber.studies.designs.methods import Ground, trained
+from kleiber.studies.designs.methods import RunSource, find_base_run
 from kleiber.types import Json, Row
 
 Lines = Sequence[str]
@@ -29,10 +30,10 @@ Lines = Sequence[str]
 class Kind:
     """A model and how it is trained.
 
-    model     overrides of the model, in both phases
-    pretrain  overrides of the pre-training: objective, masks, learning rate
-    lrs       learning rates of fine-tuning; a single one is used without tuning
-    scratch   learning rates of training from scratch; without any there is no such run
+    model     overrides of the model, for pre-training and fine-tuning
+    pretrain  overrides of pre-training: objective, masking, learning rate
+    lrs       learning rates of fine-tuning; a single rate is used without tuning
+    scratch   learning rates of training the tasks from scratch; if empty, the model is not trained from scratch
     """
 
     model: Lines
@@ -43,7 +44,10 @@ class Kind:
 
 @dataclass(frozen=True)
 class Start:
-    """The start point of a fine-tune: `base` are the overrides of the pre-training run, None for random weights."""
+    """The start point of fine-tuning runs.
+
+    `base` are the overrides of the pre-training run; None means random weights.
+    """
 
     kind: str
     name: str
@@ -52,16 +56,16 @@ class Start:
 
 @dataclass
 class Pretraining:
-    """Every kind of model pre-trained on every text of every size, and every task from each.
+    """Pre-trains every kind of model on every text at every text size, and fine-tunes each result on every task.
 
-    kinds    kinds by name: {model: [overrides], pretrain: [overrides], lrs: [..], scratch: [..]}
+    kinds    models by name: {gpt: {model: [overrides], pretrain: [overrides], lrs: [..], scratch: [..]}}, see `Kind`
     sources  overrides of the pre-training texts, by name: {docs: [data=builtin]}
-    sizes    bytes of each text: [2M, 8M]
-    pretrain, finetune  overrides of all runs of a phase
+    sizes    sizes of the pre-training text in bytes: [2M, 8M]
+    pretrain, finetune  overrides of all pre-training runs, and of all fine-tuning runs
     tasks    overrides of the tasks, by name: {sst2: [data=glue/sst2, budget.steps=300]}
-    only     names of the kinds, sources and tasks to plan; where it names none of a group, all of the group
-    shares   shares of the labels
-    seeds    number of seeds, of pre-training and tasks; scores are paired by seed
+    only     names of kinds, sources and tasks to include; all kinds if it names no kind, and so for sources and tasks
+    shares   fractions of the labels to fine-tune on, in (0, 1]
+    seeds    number of seeds; a fine-tuning run has the seed of its pre-training run
     """
 
     kinds: Mapping[str, Row]
@@ -81,21 +85,21 @@ class Pretraining:
             if not any(name in group for group in there.values()):
                 choices = ", ".join(choice for group in there.values() for choice in group)
                 raise ValueError(
-                    f"design.only has {name}, and there are {choices}.{did_you_mean(name, choices.split(', '))}"
+                    f"design.only: {name} must be one of {choices}.{did_you_mean(name, choices.split(', '))}"
                 )
-        kinds, self.sources, self.tasks = (wanted(group, self.only) for group in there.values())
+        kinds, self.sources, self.tasks = (select_by_name(group, self.only) for group in there.values())
         self.chosen = {name: Kind(**kind) for name, kind in kinds.items()}
         if not self.sizes or not self.shares or not all(0 < share <= 1 for share in self.shares) or self.seeds < 1:
             raise ValueError(
-                f"design.sizes={list(self.sizes)}, design.shares={list(self.shares)}, design.seeds={self.seeds}: give "
-                "at least one size and one seed, and shares in (0, 1]"
+                f"design.sizes={list(self.sizes)} must list at least one size, design.shares={list(self.shares)} at "
+                f"least one fraction in (0, 1], and design.seeds={self.seeds} must be >= 1"
             )
         if any(not kind.lrs for kind in self.chosen.values()):
-            raise ValueError("design.kinds: every kind needs lrs, its learning rates of fine-tuning")
+            raise ValueError("design.kinds: every kind must set lrs, the learning rates of its fine-tuning runs")
         self.shares = sorted(self.shares, reverse=True)
 
     def starts(self) -> list[Start]:
-        """The start points of all fine-tunes: random weights of each kind first, then each kind on each text."""
+        """Returns the start points of all fine-tuning runs: random weights of each kind, then pre-trained ones."""
         new = [Start(name, SCRATCH, None) for name, kind in self.chosen.items() if kind.scratch]
         texts = itertools.product(self.chosen.items(), self.sources.items(), self.sizes)
         for (name, kind), (source, lines), size in texts:
@@ -108,35 +112,41 @@ class Pretraining:
         planned = [start.base for start in self.starts() if start.base is not None]
         return [[*base, f"seed={seed}"] for base in planned for seed in range(self.seeds)]
 
-    def rounds(self, ground: Ground) -> Iterator[list[list[str]]]:
-        self.needs()
+    def rounds(self, context: RunSource) -> Iterator[list[list[str]]]:
+        self.check_data_available()
         yield self.bases()
-        yield self.tuning(ground)
-        yield self.scoring(ground)
+        yield self.tuning(context)
+        yield self.scoring(context)
 
-    def tuning(self, ground: Ground) -> list[list[str]]:
-        """Every rate of every task, at the first seed with all labels, for each kind's first text only."""
-        runs, planned = ground.runs(), []
-        for start in self.tuned():
+    def tuning(self, context: RunSource) -> list[list[str]]:
+        """Returns the cells that tune the learning rate: every task at every rate, with the first seed and all labels.
+
+        Only the first text of each kind is tuned; the other texts use its rates.
+        """
+        runs, planned = context.runs(), []
+        for start in self.tuned_starts():
             rates = self.rates(start)
             if len(rates) > 1:
                 for task, lr in itertools.product(self.tasks, rates):
                     planned += self.cell(runs, start, task, self.shares[0], 0, lr)
         return planned
 
-    def scoring(self, ground: Ground) -> list[list[str]]:
-        """Every seed and share at the rate with the best score in tuning; at the first rate before any has a score."""
-        runs, planned = ground.runs(), []
+    def scoring(self, context: RunSource) -> list[list[str]]:
+        """Returns the cells that are scored: every task with every seed and label fraction, at the tuned learning rate.
+
+        The tuned rate is the one with the best score, or the first rate of the list before any run has a score.
+        """
+        runs, planned = context.runs(), []
         best = tuned_rates([run for run in runs if run.stages], self.shares[0])
-        first = {start.kind: start.name for start in reversed(self.tuned()) if start.base is not None}
+        first = {start.kind: start.name for start in reversed(self.tuned_starts()) if start.base is not None}
         for seed, start, task, share in itertools.product(range(self.seeds), self.starts(), self.tasks, self.shares):
             asked = SCRATCH if start.base is None else first[start.kind]
             lr = best.get((start.kind, asked, task), self.rates(start)[0])
             planned += self.cell(runs, start, task, share, seed, lr)
         return planned
 
-    def tuned(self) -> list[Start]:
-        """The start points whose learning rates are tuned: random weights, and each kind on its first text."""
+    def tuned_starts(self) -> list[Start]:
+        """Returns the start points with tuned learning rates: random weights, and each kind on its first text."""
         starts = self.starts()
         first = {start.kind: start for start in reversed(starts) if start.base is not None}
         return [start for start in starts if start.base is None or start is first[start.kind]]
@@ -146,16 +156,19 @@ class Pretraining:
         return kind.scratch if start.base is None else kind.lrs
 
     def cell(self, runs: Sequence[Run], start: Start, task: str, share: float, seed: int, lr: float) -> list[list[str]]:
-        """The overrides of one fine-tune, or none where its pre-training run has not finished.
+        """Returns a list of one cell, a fine-tuning run; an empty list if its pre-training run has not finished.
 
-        Training from scratch uses the tokenizer of the kind's first text, so that only the start point differs.
+        Training from scratch uses the tokenizer of the kind's first text, so that it differs in the start point only.
         """
-        origin = start if start.base is not None else next(o for o in self.tuned() if o.kind == start.kind and o.base)
+        origin = (
+            start if start.base is not None else next(o for o in self.tuned_starts() if o.kind == start.kind and o.base)
+        )
         assert origin.base is not None
-        run = trained(runs, [*origin.base, f"seed={seed}"], self.bases())
+        run = find_base_run(runs, [*origin.base, f"seed={seed}"], self.bases())
         if run is None:
             print(
-                f"no finished base for {start.kind} {origin.name} seed {seed}: {task} from it is left out", flush=True
+                f"skipping {task} of {start.kind}, seed {seed}: its pre-training run on {origin.name} has not finished",
+                flush=True,
             )
             return []
         lines = [*self.finetune, *self.tasks[task], f"optimizer.lr={lr:g}", f"seed={seed}"]
@@ -169,29 +182,33 @@ class Pretraining:
         labels = {"kind": start.kind, "start": start.name, "task": task, "share": f"{share:g}"}
         return [[*lines, *(f"study.{key}={value}" for key, value in labels.items())]]
 
-    def needs(self) -> None:
-        """Raises ValueError for data sets of the hub that have no local copy while the hub cannot be reached."""
+    def check_data_available(self) -> None:
+        """Raises ValueError if a hub data set has no local copy and the hub cannot be reached."""
         overrides = {**self.sources, **self.tasks}
         names = {name: hub_name(lines) for name, lines in overrides.items()}
         absent = {name: path for name, path in names.items() if path and hub.local_copy(path) is None}
         if absent and not hub.reachable():
             listed = ", ".join(f"{path} for {name}" for name, path in absent.items())
             raise ValueError(
-                f"the design needs {listed}, but the hub cannot be reached: set KLEIBER_DATA=DIR with copies in "
-                "DIR/owner/name or DIR/name, or plan other tasks alone with design.only=[...]"
+                f"the design needs the data sets {listed}, but the hub cannot be reached: put copies into "
+                "DIR/owner/name or DIR/name and set KLEIBER_DATA=DIR, or select other sources and tasks with "
+                "design.only=[...]"
             )
 
 
-def wanted(choices: Row, only: Sequence[str]) -> Json:
-    """The choices that `only` names; all where it names none. Raises ValueError where there are none."""
+def select_by_name(choices: Row, only: Sequence[str]) -> Json:
+    """Returns the choices that `only` names, or all of them if it names none.
+
+    Raises ValueError if `choices` is empty.
+    """
     if not choices:
-        raise ValueError("design.kinds, design.sources and design.tasks need at least one of each")
+        raise ValueError("design.kinds, design.sources and design.tasks must each have at least one entry")
     kept = {name: value for name, value in choices.items() if name in only}
     return kept or dict(choices)
 
 
 def hub_name(lines: Lines) -> str | None:
-    """The name of the data set of the hub that the overrides choose; None where they choose none."""
+    """Returns the hub name of the data set that the overrides select, or None if it is not a hub data set."""
     values: dict[str, str] = dict(line.split("=", 1) for line in lines)  # type: ignore[misc]
     file = conf_dir() / "data" / f"{values.get('data', 'builtin')}.yaml"
     node: Any = OmegaConf.load(file) if file.is_file() else {}

@@ -1,10 +1,11 @@
-"""The expected precision of a design of (N, D) points, and the search for the points with the best precision per FLOP.
+"""The search of `design=optimal` for the (N, D) points with the least variance of a prediction per FLOP.
 
-The log loss of an assumed law is linearized at planned parameters. The noise of the points is that of each run, of the
-trunk that branches share, and a smooth lack of fit, without which replicates of tiny runs would always pay.
-`Elimination` removes from a grid of candidates the point that costs least variance per FLOP saved, by a closed form:
-without point i the variance is v + h_i^2 / P_ii, with weights h of the generalized least-squares estimate and projected
-precision P. `exchange` then replaces and adds single points while that helps. Both are greedy and deterministic.
+The log loss of an assumed law is linearized at its parameters. The covariance of the points has independent noise,
+noise that the branches of a trunk share, and a smooth lack of fit; without the last, many cheap replicates of tiny
+models would seem best. `Elimination` starts from a grid of candidates and removes the point that costs least variance
+per FLOP saved. Without point i the variance is v + h_i^2 / P_ii, where h are the weights of the generalized
+least-squares estimate and P is the projected precision. `exchange` then replaces and adds single points while that
+reduces the variance. Both are greedy and deterministic.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ PARAMETERS = ("E", "A", "B", "alpha", "beta")
 class Noise:
     """Covariance of log losses: s^2 [(1 - rho) I + rho (same trunk) + kappa exp(-d^2 / 2 ell^2)].
 
-    s      standard deviation of the log loss over seeds
-    rho    share of the seed variance that branches of one trunk have in common
-    kappa  variance of the lack of fit of the law, in units of s^2; 0 assumes that the law is exact
-    ell    correlation length of the lack of fit, a distance d in (log N, log D), natural logs
+    s      standard deviation of the log loss between seeds
+    rho    fraction of the variance between seeds that the branches of a trunk share
+    kappa  variance of the law's lack of fit, in units of s^2; 0 assumes that the law is exact
+    ell    correlation length of the lack of fit; the distance d of two points is Euclidean in (ln N, ln D)
     """
 
     s: float = 0.005
@@ -37,7 +38,7 @@ class Noise:
     ell: float = 1.5
 
     def covariance(self, points: Points) -> Array:
-        """The covariance matrix in units of s^2, (points, points)."""
+        """Returns the covariance matrix in units of s^2, (points, points)."""
         place = np.log(np.column_stack([points.N, points.D]))
         apart = ((place[:, None] - place[None]) ** 2).sum(2)
         together = points.trunk[:, None] == points.trunk[None]
@@ -47,7 +48,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Points:
-    """The points of a design: active parameters, tokens, the trunk of each, and training FLOPs per token; (points,)."""
+    """Points of a design: active parameters N, tokens D, index of the trunk, FLOPs per token; each (points,)."""
 
     N: Array
     D: Array
@@ -61,7 +62,7 @@ class Points:
         return Points(self.N[mask], self.D[mask], self.trunk[mask], self.flops_per_token[mask])
 
     def join(self, other: Points) -> Points:
-        """These points followed by those of `other`, whose trunks stay separate."""
+        """Returns these points followed by those of `other`; their trunks remain different trunks."""
         shift = 1 + int(self.trunk.max()) if len(self) else 0
         return Points(
             np.concatenate([self.N, other.N]), np.concatenate([self.D, other.D]),
@@ -70,11 +71,14 @@ class Points:
         )  # fmt: skip
 
     def cost(self, decay: float) -> float:
-        """FLOPs of all trunks up to their longest branches, and of all cooldowns over a share `decay` of the tokens."""
+        """Returns the FLOPs of all trunks up to their longest branch, and of all cooldowns.
+
+        decay  fraction of the tokens of a branch that are its cooldown
+        """
         return float(sum(self.trunk_costs(decay).values()))
 
     def trunk_costs(self, decay: float) -> dict[int, float]:
-        """FLOPs by trunk: ((1 - decay) max D + decay sum D) FLOPs per token."""
+        """Returns the FLOPs of each trunk: ((1 - decay) max D + decay sum D) times FLOPs per token."""
         costs = {}
         for trunk in np.unique(self.trunk):
             rows = self.trunk == trunk
@@ -84,21 +88,24 @@ class Points:
 
 
 def gradient(law: Mapping[str, float], N: Array, D: Array) -> Array:
-    """d log L / d (log E, log A, log B, alpha, beta) of L = E + A N^-alpha + B D^-beta, (points, 5)."""
+    """Returns d log L / d (log E, log A, log B, alpha, beta) of L = E + A N^-alpha + B D^-beta, (points, 5)."""
     parts = np.column_stack([np.full(len(N), law["E"]), law["A"] * N ** -law["alpha"], law["B"] * D ** -law["beta"]])
     share = parts / parts.sum(1, keepdims=True)
     return np.column_stack([share, -share[:, 1] * np.log(N), -share[:, 2] * np.log(D)])
 
 
 def target(law: Mapping[str, float], flops: float) -> Array:
-    """The gradient of the log loss at the compute-optimal point of `flops`, (5,); a design minimizes its variance."""
+    """Returns the gradient of the log loss at the compute-optimal point of `flops`, (5,); see `gradient`."""
     values = {name: np.array([law[name]]) for name in PARAMETERS}
     N, D = optimum(values, flops)
     return gradient(law, N, D)[0]
 
 
 def log_variance(points: Points, law: Mapping[str, float], flops: float, noise: Noise) -> float:
-    """Log variance, in units of s^2, of the predicted log loss at the optimum of `flops`; inf for a singular design."""
+    """Returns the log variance, in units of s^2, of the log loss predicted at the compute-optimal point of `flops`.
+
+    It is inf for points that do not determine the law.
+    """
     basis = gradient(law, points.N, points.D)
     scale = np.linalg.norm(basis, axis=0)
     solved = np.linalg.solve(noise.covariance(points), basis / scale)
@@ -110,7 +117,10 @@ def log_variance(points: Points, law: Mapping[str, float], flops: float, noise: 
 
 
 def half_width(points: Points, law: Mapping[str, float], flops: float, noise: Noise, z: float = 1.645) -> float:
-    """Expected half-width of the 90 % interval of log L at the optimum of `flops`: a relative error of the loss."""
+    """Returns the expected half-width of the interval of log L at the compute-optimal point of `flops`.
+
+    It is a relative error of the loss; z=1.645 gives the 90 % interval.
+    """
     return float(z * noise.s * np.exp(0.5 * log_variance(points, law, flops, noise)))
 
 
@@ -119,11 +129,9 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Rules:
-    """The least that a design must have, whatever its variance.
+    """The fewest points, distinct model sizes, and replicates that a design must have.
 
-    points      points
-    sizes       different sizes
-    replicates  (N, D) cells that at least two trunks train
+    A replicate is an (N, D) point that at least two trunks train.
     """
 
     points: int = 12
@@ -132,9 +140,9 @@ class Rules:
 
 
 class Elimination:
-    """Backward elimination of candidate points, with the log variance of the prediction under each of several laws.
+    """Backward elimination of candidate points; it tracks the variance of the prediction under each of several laws.
 
-    Points in the mask `fixed` are trained already: they count for the variance, cost nothing and are never removed.
+    Points in the mask `fixed` are already trained: they reduce the variance, cost nothing and are never removed.
     """
 
     def __init__(
@@ -153,16 +161,16 @@ class Elimination:
 
     @property
     def log_variance(self) -> float:
-        """The log variance of the prediction, mean over the laws."""
+        """Returns the log variance of the prediction, averaged over the laws."""
         return float(np.log(self.variance).mean())
 
     @property
     def cost(self) -> float:
-        """FLOPs of the remaining points that are not trained yet."""
+        """Returns the FLOPs of the remaining points that are not trained yet."""
         return self.points.keep(self.alive & ~self.fixed).cost(self.decay)
 
     def step(self) -> bool:
-        """Removes the point that costs least log variance per FLOP saved; False when the rules allow no removal."""
+        """Removes the point that costs least log variance per FLOP saved; False if the rules allow no removal."""
         may = self.alive & ~self.fixed & self._allowed()
         if not may.any():
             return False
@@ -181,7 +189,7 @@ class Elimination:
         self.alive[i] = False
 
     def _saved(self) -> Array:
-        """FLOPs saved by removing each point: its cooldown, and for the longest branch the end of the trunk."""
+        """Returns the FLOPs saved by removing each point: its cooldown, and the end of the trunk for the longest."""
         points, saved = self.points, np.zeros(len(self.points))
         for trunk in np.unique(points.trunk[self.alive]):
             rows = np.flatnonzero(self.alive & (points.trunk == trunk))
@@ -193,7 +201,7 @@ class Elimination:
         return saved
 
     def _allowed(self) -> Mask:
-        """Mask of the points that may be removed by the rules."""
+        """Returns the mask of the points that the rules allow to remove."""
         alive, points, rules = self.alive, self.points, self.rules
         if alive.sum() <= rules.points:
             return np.zeros(len(points), dtype=bool)
@@ -208,7 +216,10 @@ class Elimination:
 
 
 def _state(precision: Array, basis: Array, wanted: Array) -> tuple[Array, Array, float]:
-    """Projected precision P, weights h of the estimate of `wanted`, and its variance, on well-scaled columns."""
+    """Returns the projected precision P, the weights h of the estimate of `wanted`, and its variance.
+
+    The columns are scaled to unit norm first.
+    """
     scale = np.linalg.norm(basis, axis=0)
     basis, wanted = basis / scale, wanted / scale
     carried = precision @ basis
@@ -216,19 +227,19 @@ def _state(precision: Array, basis: Array, wanted: Array) -> tuple[Array, Array,
     return precision - carried @ inverse @ carried.T, carried @ inverse @ wanted, float(wanted @ inverse @ wanted)
 
 
-WORTH = 1e-3  # least gain in log variance of an exchange within the budget
-CHEAPER = 0.99  # most relative cost after an exchange above the budget
+MIN_GAIN = 1e-3  # an exchange within the budget must reduce the log variance by at least this
+MAX_COST_RATIO = 0.99  # an exchange above the budget must reduce the cost to at most this fraction
 
 
 def exchange(
     points: Points, laws: Sequence[Mapping[str, float]], flops: float, noise: Noise, decay: float, rules: Rules,
     alive: Mask, fixed: Mask, budget: float,
 ) -> tuple[Mask, float]:  # fmt: skip
-    """Improves a design by exchanges of single points; returns the mask of its points and its log variance.
+    """Improves a design by replacing and adding single points; returns the mask of its points and its log variance.
 
-    While the points outside `fixed` cost more than `budget` FLOPs, it takes the exchange that loses least per FLOP
-    saved, and after that the one that gains most. The log variance, of the prediction at `flops`, is a mean over the
-    laws, and infinite where no exchange meets the budget.
+    While the points outside `fixed` cost more than `budget` FLOPs, each step takes the replacement that loses least per
+    FLOP saved; after that, the one that reduces the variance most. The log variance is that of the prediction at
+    `flops`, averaged over the laws; it is inf if the budget is not reached.
     """
     covariance = noise.covariance(points)
     bases = np.stack([gradient(law, points.N, points.D) for law in laws])
@@ -237,11 +248,11 @@ def exchange(
     alive = alive.copy()
     for _ in range(2 * len(points)):
         spent, (now, _) = points.keep(alive & ~fixed).cost(decay), _variances(covariance, bases, wanted, alive)
-        best, chosen = (-WORTH if spent <= budget else np.inf), None
+        best, chosen = (-MIN_GAIN if spent <= budget else np.inf), None
         for out in (None, *np.flatnonzero(alive & ~fixed)):
             left = alive & (np.arange(len(alive)) != out)
             price, cost = _variances(covariance, bases, wanted, left)[1] - now, _costs(points, left & ~fixed, decay)
-            may = ~alive & _kept(points, left, rules) & (cost <= max(CHEAPER * spent, budget))
+            may = ~alive & _kept(points, left, rules) & (cost <= max(MAX_COST_RATIO * spent, budget))
             if spent > budget:
                 price = price / np.maximum(spent - cost, 1.0)
             price = np.where(may, price, np.inf)
@@ -257,11 +268,11 @@ def exchange(
 
 
 def _variances(covariance: Array, bases: Array, wanted: Array, left: Mask) -> tuple[float, Array]:
-    """Mean log variance with the points in `left`, and with each of all points in addition, in closed form."""
+    """Returns the mean log variance with the points in `left`, and that with each further point, (points,)."""
     precision = np.linalg.inv(covariance[np.ix_(left, left)])
     carried = covariance[:, left] @ precision
     unexplained = np.maximum(covariance.diagonal() - np.einsum("jk,jk->j", carried, covariance[:, left]), 1e-12)
-    news = bases - carried @ bases[:, left]  # gradients less their regression on the others, (laws, points, parameters)
+    news = bases - carried @ bases[:, left]  # residuals of the gradients on those in left, (laws, points, parameters)
     inverse = np.linalg.pinv(bases[:, left].transpose(0, 2, 1) @ precision @ bases[:, left], hermitian=True)
     toward = np.einsum("lp,lpq->lq", wanted, inverse)
     variance = np.einsum("lq,lq->l", toward, wanted)[:, None]
@@ -271,7 +282,7 @@ def _variances(covariance: Array, bases: Array, wanted: Array, left: Mask) -> tu
 
 
 def _costs(points: Points, paid: Mask, decay: float) -> Array:
-    """FLOPs of the points in `paid` with each of all points in addition."""
+    """Returns the FLOPs of the points in `paid` together with each further point, (points,)."""
     longest = np.zeros(points.trunk.max() + 1)
     np.maximum.at(longest, points.trunk[paid], points.D[paid])
     tokens = decay * points.D + (1 - decay) * np.maximum(points.D - longest[points.trunk], 0.0)
@@ -279,7 +290,7 @@ def _costs(points: Points, paid: Mask, decay: float) -> Array:
 
 
 def _kept(points: Points, left: Mask, rules: Rules) -> Mask:
-    """Mask of the points with which those in `left` satisfy the rules."""
+    """Returns the mask of the points whose addition to `left` satisfies the rules."""
     sizes = np.unique(points.N[left])
     cells = np.unique(np.column_stack([points.N, points.D]), axis=0, return_inverse=True)[1].reshape(-1)
     twins = np.bincount(cells[left], minlength=cells.max() + 1)

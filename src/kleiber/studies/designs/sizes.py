@@ -1,8 +1,8 @@
-"""Parameters and FLOPs of a model from its config, without torch, and whether planned points determine a law.
+"""Computes parameters and FLOPs of a model from its config, without torch, and checks whether planned runs suffice.
 
-The formulas are those of `models.counting`, term by term; a test compares the two. A layer without a formula here
-raises ValueError. `shortfall` tells before any training that a law has too few points, or that the matrix of its
-derivatives is singular; studies use it in `check_plan`.
+The formulas equal those of `models.counting`, and a test compares the two; a layer without a formula raises ValueError.
+`shortfall` finds out before any training whether a law would have too few points or a singular Jacobian. The studies
+that fit a law call it in `check_plan`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BYTES_VOCABULARY = 272  # 256 bytes, end of text and mask, padded to a multiple 
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a model: all parameters, those active for a token, those outside embeddings; FLOPs per token."""
+    """The size of a model: parameters in total, active for a token, outside embeddings; training FLOPs per token."""
 
     width: int
     total: int
@@ -45,10 +45,11 @@ class Size:
 
 
 def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
-    """The `Size` of a resolved `model` node; `width` replaces its own.
+    """Returns the `Size` of a resolved `model` node; `width` overrides its width.
 
-    A matrix costs 2 FLOPs per weight, attention 4 FLOPs per channel and (query, key) pair that the mask allows, and
-    training three times the forward pass. Raises ValueError for an attention or MLP without a formula here.
+    A matrix costs 2 FLOPs per weight and token; attention costs 4 FLOPs per channel and per (query, key) pair that the
+    mask allows; training costs three times the forward pass. Raises ValueError for an attention or MLP without a
+    formula here.
     """
     depth = int(model.get("depth") or 2)
     width = int(width or model.get("width") or int(model.get("aspect") or 64) * depth)
@@ -68,7 +69,10 @@ def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
 
 
 def vocabulary_of(data: Config) -> int:
-    """The vocabulary size of a `data` node. Raises ValueError for a tokenizer whose size only its files contain."""
+    """Returns the vocabulary size of a `data` node.
+
+    Raises ValueError for a tokenizer other than bytes and bpe, whose size is only known from its files.
+    """
     if isinstance(data.get("data"), Mapping):  # a data set around another one
         return vocabulary_of(data["data"])
     tokenizer = data.get("tokenizer", "bytes")
@@ -76,11 +80,13 @@ def vocabulary_of(data: Config) -> int:
         return BYTES_VOCABULARY
     if tokenizer == "bpe":
         return -(-int(data.get("vocab_size") or 4096) // 16) * 16
-    raise ValueError(f"data.tokenizer={tokenizer} must be bytes or bpe for a design of sizes; use design=grid")
+    raise ValueError(
+        f"data.tokenizer={tokenizer} must be bytes or bpe for a design that chooses sizes; use design=grid"
+    )
 
 
 def _heads(model: Config, width: int) -> tuple[int, int, int]:
-    """Channels of all queries, of all keys, and of one head."""
+    """Returns the number of channels of all queries, of all keys, and of one head."""
     asked = model.get("num_heads")
     heads = int(asked) if asked else 2 if width < 128 else width // 64
     shared = int(model.get("num_kv_heads") or heads)
@@ -88,11 +94,13 @@ def _heads(model: Config, width: int) -> tuple[int, int, int]:
 
 
 def _attention(model: Config, width: int) -> tuple[int, float]:
-    """Parameters of one attention layer, and forward FLOPs per token of its scores and mixing."""
+    """Returns the parameters of one attention layer, and the forward FLOPs per token of scores and weighted sums."""
     node = model.get("attention") or {"_target_": ATTENTION[0]}
     kind, time, causal = str(node["_target_"]), int(model.get("context") or 256), bool(model.get("causal", True))
     if kind not in ATTENTION:
-        raise ValueError(f"model.attention={kind} has no cost formula for a design of sizes; use design=grid")
+        raise ValueError(
+            f"model.attention={kind} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
+        )
     if kind.endswith("NoMixing"):
         return 2 * width * width, 0.0
     queries, _, head_dim = _heads(model, width)
@@ -107,7 +115,7 @@ def _attention(model: Config, width: int) -> tuple[int, float]:
 
 
 def _matrices(model: Config, width: int) -> int:
-    """Weights of the matrices of one attention layer."""
+    """Returns the number of weights of the matrices of one attention layer."""
     node = model.get("attention") or {"_target_": ATTENTION[0]}
     if str(node["_target_"]).endswith("NoMixing"):
         return 2 * width * width
@@ -116,11 +124,13 @@ def _matrices(model: Config, width: int) -> int:
 
 
 def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
-    """Weights of one MLP: all, those active for a token, and those multiplied with a token (router included)."""
+    """Returns three weight counts of one MLP: all, active for a token, and multiplied with it (router included)."""
     node = model.get("mlp") or {"_target_": MLP[0]}
     kind = str(node["_target_"])
     if kind not in MLP:
-        raise ValueError(f"model.mlp={kind} has no cost formula for a design of sizes; use design=grid")
+        raise ValueError(
+            f"model.mlp={kind} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
+        )
     gated = -(-8 * width // 48) * 16
     if kind.endswith("GELU"):
         count = 2 * width * int(node.get("hidden") or 4 * width)
@@ -136,18 +146,19 @@ def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
 
 
 NAMES = {
-    "N": "sizes", "D": "numbers of tokens", "X": "numbers of experts", "U": "amounts of unique text",
-    "M": "lengths of pre-training", "p": "replayed shares",
+    "N": "model sizes", "D": "token counts", "X": "numbers of experts", "U": "amounts of unique text",
+    "M": "pre-training lengths", "p": "replayed fractions",
 }  # fmt: skip
-STEP, SINGULAR = 1e-4, 1e-6  # relative step of a derivative, and the least singular value of a matrix of full rank
-DRAWS = 3  # number of parameter values at which the rank is computed; the largest rank counts
+STEP, SINGULAR = 1e-4, 1e-6  # relative step of a difference quotient; singular values below this count as zero
+DRAWS = 3  # number of random parameter values at which the rank of the Jacobian is computed
 
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """A planned end of training: the folder and config of the run, active parameters N and training tokens D.
+    """The end of a planned run or branch: folder and config of the run, active parameters N and training tokens D.
 
-    Where a size has no formula, N is only different for each model, and so is a D that follows from it.
+    For a model without a size formula, N is a placeholder that differs between models, and D follows from it if the
+    budget is given in FLOPs or tokens per parameter.
     """
 
     folder: Path
@@ -157,7 +168,7 @@ class PlannedPoint:
 
 
 def study_of(config: Config) -> Study | None:
-    """The study of a config, instantiated; None without one. Raises ConfigError for options that it does not allow."""
+    """Instantiates the study of a config; returns None if it has none. Raises ConfigError for invalid options."""
     if config.get("study") is None:
         return None
     try:
@@ -169,7 +180,10 @@ def study_of(config: Config) -> Study | None:
 
 
 def points_of(runs: Mapping[Path, Row]) -> list[PlannedPoint]:
-    """A point for every branch of a trunk and for every single run; chains have none. `runs` are configs by folder."""
+    """Returns a point for every branch of a trunk and for every single run; runs of other stages give none.
+
+    runs  configs by folder
+    """
     unknown: dict[str, float] = {}
     points = []
     for folder, config in runs.items():
@@ -183,7 +197,10 @@ def points_of(runs: Mapping[Path, Row]) -> list[PlannedPoint]:
 
 
 def size_of(config: Config, unknown: dict[str, float]) -> tuple[float, float]:
-    """Active parameters and FLOPs per token; for a model without a formula a number that no other model has."""
+    """Returns the active parameters and the FLOPs per token.
+
+    For a model without a formula, the parameters are a placeholder that no other model has; `unknown` records them.
+    """
     try:
         model_size = size(config["model"], vocabulary_of(config["data"]))
         return float(model_size.active), model_size.flops_per_token
@@ -193,7 +210,7 @@ def size_of(config: Config, unknown: dict[str, float]) -> tuple[float, float]:
 
 
 def tokens_of(config: Config, N: float, flops_per_token: float) -> float:
-    """Training tokens of the budget of a run, before its steps are rounded."""
+    """Returns the number of training tokens in the budget of a run, before it is rounded to whole steps."""
     budget = config["budget"]
     if budget.get("tokens"):
         return quantity(budget["tokens"])
@@ -205,10 +222,10 @@ def tokens_of(config: Config, N: float, flops_per_token: float) -> float:
 
 
 def fine_tunes(points: Sequence[PlannedPoint]) -> list[dict[str, float]]:
-    """A row for each run that starts from another planned run.
+    """Returns a row for each run that starts from another planned run.
 
-    N parameters, M pre-training tokens per parameter, D new tokens, "steps" all of its tokens, p the replayed share.
-    Raises ValueError where no run starts from another.
+    N is the number of parameters, M the pre-training tokens per parameter, D the new tokens, "steps" all tokens of the
+    run including replayed ones, and p the replayed fraction. Raises ValueError if no run starts from another.
     """
     bases = {point.folder: point for point in points}
     rows = []
@@ -220,35 +237,41 @@ def fine_tunes(points: Sequence[PlannedPoint]) -> list[dict[str, float]]:
             M = round(base.D / base.N, 1)
             rows.append({"N": point.N, "M": M, "D": point.D * (1 - p), "steps": point.D, "p": p})
     if not rows:
-        raise ValueError("no planned run starts from another planned run, so there is nothing to fit a law to")
+        raise ValueError(
+            "no planned run fine-tunes another planned run, so there is nothing to fit a law of forgetting to"
+        )
     return rows
 
 
 def shortfall(law: Law, inputs: Mapping[str, Array]) -> str | None:
-    """Why the distinct rows of `inputs` do not determine the parameters of `law`, and what to add; None if they do."""
+    """Explains why the distinct rows of `inputs` do not determine the law, and what to add; None if they do."""
     rows = np.unique(np.column_stack([inputs[name] for name in law.inputs]), axis=0)
     distinct = {name: len(np.unique(column)) for name, column in zip(law.inputs, rows.T, strict=True)}
     counts = ", ".join(f"{count} {NAMES.get(name, f'values of {name}')}" for name, count in distinct.items())
     few = [NAMES.get(name, f"values of {name}") for name, count in distinct.items() if count < 3]
     add = f"add {' and '.join(few or ['points'])}"
     if len(rows) < len(law.params):
-        return f"{len(rows)} points ({counts}), {len(law.params)} parameters of {law.name}: {add}"
+        return f"{len(rows)} points ({counts}) are fewer than the {len(law.params)} parameters of {law.name}: {add}"
     rank = rank_of(law, {name: rows[:, j] for j, name in enumerate(law.inputs)})
     if rank < len(law.params):
         return (
-            f"{len(rows)} points ({counts}) determine {rank} of the {len(law.params)} parameters of {law.name}: {add}"
+            f"{len(rows)} points ({counts}) determine only {rank} of the {len(law.params)} parameters of {law.name}: "
+            f"{add}"
         )
     return None
 
 
 def rank_of(law: Law, inputs: Mapping[str, Array]) -> int:
-    """The number of parameters that the points determine: the rank of the derivatives where no term vanishes."""
+    """Returns how many parameters of `law` the points determine: the rank of its Jacobian.
+
+    The rank is the largest over several random parameter values at which no term vanishes.
+    """
     rng, best = np.random.default_rng(0), 0
     tokens = float(np.exp(np.log(inputs["D"]).mean())) if "D" in inputs else 1.0
     units = {"D": tokens, "U": tokens, **({"N": float(np.exp(np.log(inputs["N"]).mean()))} if "N" in inputs else {})}
     inputs = {name: column / units.get(name, 1.0) for name, column in inputs.items()}
     for _ in range(DRAWS):
-        values = np.array([usual(kind, rng) for kind in law.params.values()])
+        values = np.array([random_parameter(kind, rng) for kind in law.params.values()])
         steps = values + STEP * np.diag(values)
         back = values - STEP * np.diag(values)
         slopes = (law.evaluate(inputs, steps) - law.evaluate(inputs, back)).T
@@ -258,8 +281,8 @@ def rank_of(law: Law, inputs: Mapping[str, Array]) -> int:
     return best
 
 
-def usual(kind: Linear | Shape, rng: np.random.Generator) -> float:
-    """A random value at which a term neither vanishes nor dominates, for inputs of about 1."""
+def random_parameter(kind: Linear | Shape, rng: np.random.Generator) -> float:
+    """Returns a random parameter value at which, for inputs near 1, a term neither vanishes nor dominates."""
     if isinstance(kind, Linear):
         return rng.uniform(0.5, 1.5)
     low = max(kind.lo, 0.2)

@@ -1,1 +1,1 @@
-"""Scaling laws: fitting, intervals, tests of fit, backtests and predictions."""
+"""Scaling laws: fitting, confidence intervals, tests of fit, backtests and predictions."""

@@ -1,8 +1,8 @@
-"""The compute-optimal model size N_opt = k C^a from a plain table: envelope, IsoFLOP parabolas, parametric law.
+"""The compute-optimal model size N_opt = k C^a from rows of (N, D, C, loss): envelope, IsoFLOP parabolas, fitted law.
 
-The three approaches use the same rows and fail differently, so a disagreement is a finding. A minimum at the edge of a
-budget's sizes is no minimum and is left out.
-Source: Hoffmann et al. 2022, section 3, arXiv:2203.15556
+These are approaches 1 to 3 of Hoffmann et al. 2022, section 3, arXiv:2203.15556. They use the same rows but make
+different errors, so the report warns if they disagree. Approaches 1 and 2 ignore a minimum at the smallest or largest
+size of a budget, since the true minimum may lie beyond it.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from kleiber.studies.laws.uncertainty import Draws, interval, student_quantile
 
 @dataclass(frozen=True)
 class Exponent:
-    """The exponent a of N_opt = k C^a by an approach, its interval, and the points (C, N, lo, hi) behind it."""
+    """The exponent a of N_opt = k C^a from one approach, its interval, and the points {C, N, lo, hi} of the fit."""
 
     approach: str
     a: float
@@ -29,7 +29,7 @@ class Exponent:
 
 @dataclass(frozen=True)
 class Vertex:
-    """The minimum in log N at one budget, its delta-method standard error, and the number of sizes."""
+    """The optimum at one compute budget: log N, its standard error (delta method), and the number of sizes."""
 
     compute: float
     log_n: float
@@ -38,10 +38,11 @@ class Vertex:
 
 
 def envelope(N: Array, C: Array, loss: Array, num_budgets: int = 24) -> list[Vertex]:
-    """Approach 1: at each compute on a log grid, the size whose interpolated curve of final losses is lowest.
+    """Approach 1: at each budget of a log grid, the size with the lowest loss on its curve of loss over compute.
 
-    Valid for final losses (cooldown branches or matched schedules), not for points along a cosine. A budget is used
-    when at least three sizes reach it and the best is neither the smallest nor the largest of them.
+    Requires final losses (of cooldown branches or of schedules matched to the training length), not losses along one
+    cosine schedule. A budget is used if at least three sizes reach it and the best is neither the smallest nor the
+    largest.
     """
     curves = _curves(N, C, loss)
     if len(curves) < 3:
@@ -58,11 +59,12 @@ def envelope(N: Array, C: Array, loss: Array, num_budgets: int = 24) -> list[Ver
 
 
 def vertices(N: Array, D: Array, C: Array, loss: Array, span: float = 0.15, max_sizes: float = 8.0) -> list[Vertex]:
-    """Approach 2: per budget L = c0 + c1 x + c2 x^2, x = log N; N_opt = exp(-c1/2c2), kept if c2 > 0 and inside.
+    """Approach 2: fits L = c0 + c1 x + c2 x^2, x = log N, at each budget; N_opt = exp(-c1 / (2 c2)).
 
-    Budgets are groups of rows within `span` in log C with at least four sizes; in a size x data grid without them the
-    curve of each size is interpolated in log C at common budgets. The parabola is local (arXiv:2603.22339): sizes
-    farther than a factor `max_sizes` from the best are left out.
+    A minimum is kept if c2 > 0 and it lies between the smallest and largest size. A budget is a group of rows within
+    `span` in log C with at least four sizes. Where fewer than three such groups exist, as in a grid of N and D, the
+    curve of each size is interpolated in log C to common budgets. Sizes that differ from the best by more than a factor
+    `max_sizes` are ignored, since the loss is a parabola only near its minimum (arXiv:2603.22339).
     """
     groups = _budgets(N, C, loss, span) or _interpolated(N, C, loss)
     optima = []
@@ -94,7 +96,10 @@ def _parabola(budget: float, x: Array, losses: Array) -> Vertex | None:
 
 
 def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent | None:
-    """The line log N_opt = log k + a log C, weighted by 1/(se^2 + median se^2), t interval; None below 3 points."""
+    """Fits log N_opt = log k + a log C by weighted least squares, with a t interval; None below three points.
+
+    Approach 1 has equal weights; others have 1 / (se^2 + median(se)^2).
+    """
     if len(points) < 3:
         return None
     x, y, se = np.array([(point.compute, point.log_n, point.se) for point in points]).T
@@ -112,7 +117,7 @@ def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent
 
 
 def _bar(point: Vertex, level: float, with_interval: bool) -> dict[str, float]:
-    """A point behind the line, with its normal interval where it has a standard error."""
+    """Returns the point {C, N} and, with `with_interval`, its normal interval lo, hi."""
     half = float(ndtri((1 + level) / 2)) * point.se
     bar = {"C": point.compute, "N": float(np.exp(point.log_n))}
     if with_interval:
@@ -124,20 +129,24 @@ def _bar(point: Vertex, level: float, with_interval: bool) -> dict[str, float]:
 
 
 def disagreement(exponents: list[Exponent], tolerance: float = 0.1) -> str | None:
-    """A sentence when two approaches differ by more than `tolerance` in a or their intervals do not overlap."""
+    """Returns a sentence if two exponents differ by more than `tolerance`, or their intervals do not overlap."""
     for i, first in enumerate(exponents):
         for other in exponents[i + 1 :]:
             apart = abs(first.a - other.a)
             if apart > tolerance or first.lo > other.hi or other.lo > first.hi:
                 return (
-                    f"approach {first.approach} gives a = {first.a:.3f} [{first.lo:.3f}, {first.hi:.3f}], "
-                    f"approach {other.approach} gives {other.a:.3f} [{other.lo:.3f}, {other.hi:.3f}]"
+                    f"the approaches disagree on the allocation exponent: {first.approach} gives a = {first.a:.3f} "
+                    f"[{first.lo:.3f}, {first.hi:.3f}], but {other.approach} gives a = {other.a:.3f} "
+                    f"[{other.lo:.3f}, {other.hi:.3f}]"
                 )
     return None
 
 
 def optimum(values: Mapping[str, Array], compute: float) -> tuple[Array, Array]:
-    """N_opt = G (C/6)^a and D_opt = (C/6)^b / G by draw, G = (alpha A/(beta B))^(1/(alpha+beta)), at C = 6 N D."""
+    """Returns N_opt = G (C/6)^a and D_opt = (C/6)^b / G for each draw of the parameters, at C = 6 N D.
+
+    G = (alpha A / (beta B))^(1 / (alpha + beta)), a = beta / (alpha + beta), b = 1 - a.
+    """
     alpha, beta = values["alpha"], values.get("beta", values["alpha"])
     with np.errstate(all="ignore"):
         G = (alpha * values["A"] / (beta * values["B"])) ** (1 / (alpha + beta))
@@ -146,7 +155,7 @@ def optimum(values: Mapping[str, Array], compute: float) -> tuple[Array, Array]:
 
 
 def allocation(draws: Draws, budgets: Array, level: float = 0.9) -> list[dict[str, float]]:
-    """N_opt(C) and D_opt(C) of a law with A, B and alpha, with intervals from the draws; empty for other laws."""
+    """Returns N_opt and D_opt at each budget with intervals from the draws; empty for laws without A, B and alpha."""
     law = draws.fit.law
     if not {"A", "B", "alpha"} <= {*law.params, *law.fixed} or draws.fit.dropped or len(draws.fit.undetermined()):
         return []
@@ -162,7 +171,7 @@ def allocation(draws: Draws, budgets: Array, level: float = 0.9) -> list[dict[st
 
 
 def _curves(N: Array, C: Array, loss: Array) -> list[tuple[float, tuple[Array, Array]]]:
-    """For each size with two or more budgets, its (C, loss) curve; replicates are averaged."""
+    """Returns (N, (C, loss)) for each size with at least two budgets; replicates are averaged."""
     curves = []
     for size in np.unique(N):
         rows = size == N
@@ -173,12 +182,16 @@ def _curves(N: Array, C: Array, loss: Array) -> list[tuple[float, tuple[Array, A
 
 
 def _at(curve: tuple[Array, Array], budget: float) -> float:
-    """The curve's loss at a budget, log-log linear between its points."""
+    """Interpolates the loss of a curve at a budget, linearly in log C and log loss."""
     return float(np.exp(np.interp(np.log(budget), np.log(curve[0]), np.log(curve[1]))))
 
 
 def _budgets(N: Array, C: Array, loss: Array, span: float) -> list[tuple[float, Array, Array]]:
-    """Groups of rows at one budget: a new group starts further than `span` from the first row's log C."""
+    """Groups the rows by budget; a row starts a new group if its log C exceeds that of the group's first row by `span`.
+
+    Returns (C, sizes, losses) of the groups with at least four sizes, or nothing if there are fewer than three such
+    groups.
+    """
     order = np.argsort(C, kind="stable")
     groups: list[list[int]] = []
     for i in order:
@@ -191,7 +204,7 @@ def _budgets(N: Array, C: Array, loss: Array, span: float) -> list[tuple[float, 
 
 
 def _interpolated(N: Array, C: Array, loss: Array, num_budgets: int = 6) -> list[tuple[float, Array, Array]]:
-    """At most `num_budgets` budgets of a size x data grid, where the curves of at least four sizes overlap."""
+    """Returns (C, sizes, losses) at up to `num_budgets` budgets at which the curves of at least four sizes overlap."""
     curves = _curves(N, C, loss)
     groups = []
     for budget in np.geomspace(C.min(), C.max(), 4 * num_budgets):

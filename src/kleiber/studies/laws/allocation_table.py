@@ -1,11 +1,12 @@
-"""How to allocate compute, by approach and by counting convention, for tables of N and D.
+"""The allocation exponent by approach and by counting convention, for tables of N and D.
 
-In a ladder of trunks, branch points lie on a grid of tokens, so budgets are met by interpolation: the final losses of a
-size are smooth in log C, a parabola through its branches. Approach 1 asks where two sizes tie, approach 2 fits
-parabolas in log N at common budgets; intervals are simulated with the noise that the branches of a trunk share. Plain
-tables are analyzed at their own budgets (`allocation`). The conventions relabel N and C (6 N D or exact FLOPs, with or
-without embeddings) and refit; none is recommended.
-Source: Porian et al. 2024, arXiv:2406.19146 (Kaplan's .73-.88 against Chinchilla's .5)
+The cooldown branches of trunks end at common token counts and so at different compute. Their losses are therefore
+interpolated: log L of each size is a parabola in log C. Approach 1 then finds the compute at which the curves of two
+sizes cross; approach 2 fits parabolas in log N at common budgets. Their intervals come from simulated tables with the
+noise that the branches of a trunk share. Tables without trunks are analyzed at the budgets of their rows, by
+`allocation`. A counting convention defines N and C (6 N D or exact FLOPs, with or without embeddings), and every
+approach is fitted under each convention; none is recommended.
+Source: Porian et al. 2024, arXiv:2406.19146 (explains Kaplan's exponent of .73 to .88 vs Chinchilla's .5)
 """
 
 from collections.abc import Mapping
@@ -24,15 +25,15 @@ from kleiber.studies.laws.variance_components import Layout, VarianceComponents
 from kleiber.studies.laws.verdicts import Verdict
 from kleiber.types import Json
 
-NEAR = 8.0  # sizes farther apart than this factor tie where neither is best
-BUDGETS = 9  # most budgets of approach 2
+NEAR = 8.0  # sizes that differ by more than this factor cross where a size in between is better than both
+BUDGETS = 9  # approach 2 uses at most this many budgets
 DRAWS = 120  # simulated tables behind an interval
-FARTHEST = 4.0  # allocations are reported up to this multiple of the largest run's compute
+FARTHEST = 4.0  # the allocation is reported up to this multiple of the largest compute of the rows
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The final losses of a size: log L as a polynomial in log C, of degree 2 from three points on."""
+    """The loss of one model size over compute: log L as a polynomial in log C, quadratic from three points on."""
 
     log_n: float
     low: float
@@ -44,7 +45,7 @@ class Curve:
 
 
 def curves(N: Array, C: Array, loss: Array) -> list[Curve]:
-    """A curve for each size with two or more budgets; replicates are not averaged."""
+    """Fits a curve to each size with at least two budgets; replicates are not averaged."""
     fitted_curves = []
     for size in np.unique(N):
         x, y = np.log(C[size == N]), np.log(loss[size == N])
@@ -56,7 +57,10 @@ def curves(N: Array, C: Array, loss: Array) -> list[Curve]:
 
 
 def ties(size_curves: list[Curve]) -> list[Vertex]:
-    """Approach 1: where two sizes tie, and the larger is better above, N_opt is their geometric mean."""
+    """Approach 1: the compute at which the curves of two sizes cross; N_opt there is the geometric mean of the sizes.
+
+    A crossing counts only if the larger size is better above it.
+    """
     points = []
     for small, large in combinations(size_curves, 2):
         low, high = max(small.low, large.low), min(small.high, large.high)
@@ -73,9 +77,9 @@ def ties(size_curves: list[Curve]) -> list[Vertex]:
 
 
 def cuts(size_curves: list[Curve], least: int = 3) -> list[Vertex]:
-    """Approach 2: vertices of parabolas in log N, at up to BUDGETS budgets where `least` or more sizes have a curve.
+    """Approach 2: minima of parabolas in log N at up to BUDGETS budgets at which at least `least` sizes have a curve.
 
-    A vertex outside its sizes is no minimum and is left out.
+    A minimum outside the sizes of its budget is ignored.
     """
     ends = np.unique([end for curve in size_curves for end in (curve.low, curve.high)])
     vertices_inside = []  # midpoints of ends too: between two ends the same sizes have a curve, however narrow the gap
@@ -93,7 +97,7 @@ def cuts(size_curves: list[Curve], least: int = 3) -> list[Vertex]:
 
 
 def _vertex(x: Array, y: Array) -> float:
-    """Where the least-squares parabola through (x, y) is least; nan when it opens downwards."""
+    """Returns the x at which the least-squares parabola through (x, y) has its minimum; nan if it has none."""
     centre = float(x.mean())
     design = np.vander(x - centre, 3)
     c2, c1, _ = np.linalg.solve(design.T @ design, design.T @ y)
@@ -103,9 +107,9 @@ def _vertex(x: Array, y: Array) -> float:
 def exponents(
     N: Array, C: Array, loss: Array, noise: VarianceComponents | None, layout: Layout, level: float, seed: int = 0
 ) -> list[Exponent]:
-    """Approaches 1 and 2 with intervals simulated from the noise of trunks and rows in log L; none where it is unknown.
+    """Approaches 1 and 2; the intervals come from tables simulated with the noise in log L of trunks and rows.
 
-    An approach is reported when it has three points, over budgets that differ by a fifth or more.
+    An approach needs three points whose budgets span at least 0.2 in log C. Empty if `noise` is None.
     """
     if noise is None:
         return []
@@ -126,7 +130,7 @@ def exponents(
 
 
 def _line(points: list[Vertex]) -> tuple[float, float] | None:
-    """Slope and intercept of log N on log C by least squares."""
+    """Returns slope and intercept of log N on log C; None below three points or a span of 0.2 in log C."""
     if len(points) < 3:
         return None
     x, y = np.log([p.compute for p in points]), np.array([p.log_n for p in points])
@@ -137,7 +141,7 @@ def _line(points: list[Vertex]) -> tuple[float, float] | None:
 
 
 def _bars(points: list[Vertex], lines: list[tuple[float, float]], level: float) -> list[dict[str, float]]:
-    """The points, with intervals of N_opt at their compute from the lines of the simulated tables."""
+    """Returns the points, each with the interval of N_opt at its compute from the lines of the simulated tables."""
     bars = []
     for point in points:
         spread = np.exp([slope * np.log(point.compute) + intercept for slope, intercept in lines])
@@ -147,7 +151,10 @@ def _bars(points: list[Vertex], lines: list[tuple[float, float]], level: float) 
 
 
 def compare(model: NoiseModel, draws: Draws | None, level: float = 0.9) -> list[Exponent]:
-    """The exponent by every approach that the rows allow: 1 and 2 need three usable budgets, 3 a law with a_opt."""
+    """Returns the exponent of every approach that the rows allow.
+
+    Approaches 1 and 2 need three usable budgets; approach 3 needs a law whose parameters determine a_opt.
+    """
     problem, C = model.fit.problem, model.compute
     assert C is not None
     N, D, loss = problem.inputs["N"], problem.inputs["D"], problem.target
@@ -170,7 +177,7 @@ def compare(model: NoiseModel, draws: Draws | None, level: float = 0.9) -> list[
 
 
 def conventions(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
-    """(N, C) by convention, from the columns N, `Nnoemb` (without embeddings) and `Cexact` (counted FLOPs)."""
+    """Returns (N, C) by counting convention, from N, D, `Nnoemb` (without embeddings), `Cexact` (exact FLOPs)."""
     N, D = columns["N"], columns["D"]
     choices = {"6ND": (N, 6 * N * D)}
     if "Nnoemb" in columns:
@@ -186,11 +193,11 @@ def conventions(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
 def accounting(
     model: NoiseModel, drawn: Draws | None, draws: int = 100, seed: int = 0, level: float = 0.9
 ) -> list[Json]:
-    """A row per convention and approach: {convention, approach, a, lo, hi, shift}, shift relative to 6ND.
+    """Returns a row for each counting convention and approach: {convention, approach, a, lo, hi, shift}.
 
-    Approach 3 is refitted in the convention's N; its a_opt assumes C = 6 N D in that N. Where N is that of the model,
-    the interval is that of the refits `drawn`, so that a number has one interval. Empty where 6ND is the only
-    convention.
+    `shift` is the difference to the convention 6ND. Approach 3 refits the law with the convention's N; its a_opt
+    assumes C = 6 N D with that N. If that N is the N of the model, the interval is taken from its draws `drawn`, so
+    that the report has one interval for this number. Empty if 6ND is the only convention.
     """
     problem = model.fit.problem
     choices = conventions({**model.columns, **problem.inputs})
@@ -212,7 +219,7 @@ def accounting(
 
 
 def recounted(model: NoiseModel, N: Array, C: Array) -> NoiseModel:
-    """The law refitted with other sizes N and compute C by row, also for the runs behind the rows."""
+    """Refits the law with other values of N and C for each row and for the runs that were averaged into it."""
     problem, runs = model.fit.problem, model.runs
     inputs = {**problem.inputs, "N": N}
     refitted = fit(problem.law, inputs, problem.target, problem.loss_fn, problem.delta, problem.space, problem.scale)
@@ -221,7 +228,7 @@ def recounted(model: NoiseModel, N: Array, C: Array) -> NoiseModel:
 
 
 def allocate(model: NoiseModel, draws: Draws | None, judged: list[Verdict], level: float, seed: int) -> dict[str, list]:
-    """The record's approaches, accounting and allocation; a disagreement adds a verdict to `judged`."""
+    """Returns approaches, accounting and allocation for the record; adds a verdict if approaches disagree."""
     record: dict[str, list] = {"approaches": [], "accounting": [], "allocation": []}
     compute = model.compute
     if set(model.fit.law.inputs) != {"N", "D"} or compute is None:

@@ -1,6 +1,6 @@
-"""From a table to laws.json: suspects, fit, resampling, profiles, backtests, verdicts, in this order.
+"""Analyzes a table: finds suspect rows, fits the law, bootstraps, profiles, backtests and gives verdicts.
 
-A call of `analyse` holds every step, so that every number has its interval and every law its verdicts.
+`analyse` does all of this, and so no parameter is reported without an interval and no law without verdicts.
 """
 
 import math
@@ -27,11 +27,13 @@ RANKED = ("no_floor", "chinchilla_tied", "chinchilla", "kaplan", "interaction")
 
 @dataclass(frozen=True)
 class Options:
-    """How to fit and test a law; None is the convention of its source (loss_fn, space) or default cuts (backtest).
+    """How to fit and test a law.
 
-    exclude        none, or suspects: suspects are left out, and not only flagged
-    find_suspects  whether to look for suspects; only where the target is a loss, which a bad learning rate raises
-    at             every parameter of the law by name: the objective there is reported with the fit
+    None means: for loss_fn and space, as in the law's publication; for backtest, the default cuts.
+
+    exclude        "suspects" excludes suspect rows from the fit, "none" only lists them
+    find_suspects  whether to look for suspect rows; False if the target is not a loss
+    at             a value for every parameter of the law; the objective is also evaluated there
     """
 
     loss_fn: str | None = None
@@ -51,23 +53,23 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.exclude not in verdicts.CHOICES:
-            raise ValueError(f"--exclude {self.exclude!r}: must be one of {', '.join(verdicts.CHOICES)}")
+            raise ValueError(f"--exclude {self.exclude!r} must be one of {', '.join(verdicts.CHOICES)}")
         if not 0 < self.level < 1:
-            raise ValueError(f"--level {self.level:g} must lie in (0, 1)")
+            raise ValueError(f"--level {self.level:g} must be between 0 and 1")
 
     @property
     def few(self) -> int:
-        """Resamples of each of many fits, such as those of backtests."""
+        """Number of resamples in each of the many fits of the backtests."""
         return min(self.bootstrap, max(200, fewest_draws(self.level)))
 
 
 def fewest_draws(level: float) -> int:
-    """Fewest resamples for an interval: at this level at least one lies outside on each side."""
+    """Returns the fewest resamples for an interval of this level, so that one is expected beyond each of its ends."""
     return math.ceil(2 / (1 - level) - 1e-9)
 
 
 def analyse(table: Table, law: Law, options: Options) -> Json:
-    """The record of a law fitted to a table (law.schema.json); ValueError for unusable rows."""
+    """Returns the record of a law fitted to a table, as in law.schema.json. Raises ValueError for unusable rows."""
     table.inputs(law)
     every = table
     rest = verdicts.without_suspects(table, law, options.space) if options.find_suspects else table
@@ -103,7 +105,7 @@ def analyse(table: Table, law: Law, options: Options) -> Json:
 def _estimated(
     model: NoiseModel, draws: Draws | None, table: Table, options: Options
 ) -> tuple[Json, list[verdicts.Verdict]]:
-    """The part of the record that the fit itself gives, and the verdicts on it."""
+    """Returns the entries of the record that need only the fit, and the verdicts on them."""
     fitted, law = model.fit, model.fit.law
     profiled = model.profiles(draws, options.level)
     params = laws_json.parameters(model, draws, profiled, options.level)
@@ -138,10 +140,13 @@ def _estimated(
 
 
 def _tested(model: NoiseModel, table: Table, options: Options) -> tuple[list[Backtest], Misfit]:
-    """Backtests at the requested cuts, else at the default ones; none where neither C nor N is known."""
+    """Backtests at the requested or the default cuts; empty if the rows have neither C nor N.
+
+    Raises ValueError if cuts are requested but the rows have neither C nor N.
+    """
     if model.along is None:
         if options.backtest is not None:
-            raise ValueError(f"--backtest needs compute or size: {_without(table)}")
+            raise ValueError(f"--backtest cuts need the compute C or the size N of every row, but {_without(table)}")
         return [], Misfit()
     cuts = options.backtest
     if cuts is None:
@@ -150,7 +155,7 @@ def _tested(model: NoiseModel, table: Table, options: Options) -> tuple[list[Bac
 
 
 def _beside(record: Row, other: Table, law: Law, options: Options) -> tuple[list[Json], str]:
-    """The fits with and without the suspects; or nothing, and why the second fit is impossible."""
+    """Compares the fits with and without the suspects; without a second fit, returns no rows and the reason."""
     try:
         beside = brief(other, law, replace(options, bootstrap=options.few))
     except ValueError as error:
@@ -159,15 +164,15 @@ def _beside(record: Row, other: Table, law: Law, options: Options) -> tuple[list
 
 
 def _without(table: Table) -> str:
-    """Why the compute of the rows is unknown."""
+    """Returns why the compute C of the rows is unknown."""
     if "C" not in table.columns:
-        return "no column is C, and N and D do not give it; add --map C=COL"
+        return "the table has no column C, and no N and D to compute it from; add --map C=COL"
     row = table.frame.index[int(np.argmin(np.isfinite(table.columns["C"])))]
-    return f"C ({table.roles.get('C', 'derived')}) has no number in row {row}"
+    return f"C ({table.roles.get('C', 'computed from N and D')}) is not a finite number in row {row}"
 
 
 def brief(table: Table, law: Law, options: Options) -> Json:
-    """n, params and derived alone, for a fit that is compared with the main fit: no backtests, no verdicts."""
+    """Fits without backtests and verdicts; returns n, params and derived, to be compared with the main fit."""
     model = _fitted(table, law, options)
     draws = model.draws(options.bootstrap, options.seed)
     profiled = model.profiles(draws, options.level)
@@ -181,17 +186,17 @@ def _fitted(table: Table, law: Law, options: Options) -> NoiseModel:
 
 
 def identified(record: Row) -> bool:
-    """Whether every parameter of a record is identified."""
+    """Returns whether every parameter of the record is identified."""
     return all(entry["identified"] for entry in record["params"].values())
 
 
 def accepted(record: Row) -> bool:
-    """Whether the law is identified and not refused; else the exit code is 3."""
+    """Returns whether the law is identified and not refused; if not, the command's exit code is 3."""
     return identified(record) and not record["refused"]
 
 
 def _on_rows(fitted: Fit, table: Table) -> Fit:
-    """The fitted parameters on the rows of the table, where seeds are not averaged."""
+    """Returns the fitted parameters together with the rows of the table before averaging over seeds."""
     scale = scale_of(table, fitted.problem.space)
     problem = replace(fitted.problem, inputs=table.inputs(fitted.law), target=table.target, scale=scale)
     return replace(fitted, problem=problem)
@@ -207,9 +212,9 @@ def _coordinates(fitted: Fit) -> list[str]:
 
 
 def _objective(fitted: Fit, table: Table) -> Json:
-    """The objective; delta is None where the loss has none, sigma without a column of standard errors.
+    """Returns the entry `objective`; its value is a sum over rows.
 
-    The value is the sum over rows.
+    delta is None for a loss function without delta, sigma is None without a column of standard errors.
     """
     problem = fitted.problem
     delta = problem.delta if problem.loss_fn == "huber" else None

@@ -1,9 +1,9 @@
-"""Tests whether a ladder has reached the power law: steepening slopes, transients, a floor that would be negative.
+"""Tests whether the smallest runs follow the power law: steepening slopes, transients, negative irreducible loss.
 
-Small runs pass a transient before the power law (induction heads, warm-up). A law fitted through it fits well and
-extrapolates badly, so the tests look for structure in the residuals, not for large residuals. Each compares with the
-noise of the table: what the branches of a trunk share is a function of size alone and looks like a transient in N, so
-tests along N have the degrees of freedom of trunks, not of rows.
+At the start of training, runs pass through a transient (warm-up, forming of induction heads) before the power law
+holds. A law fitted to such runs may have small residuals and still extrapolate badly, so these tests look for trends in
+the residuals and not for their size. Noise that the branches of a trunk share depends on the model size only and so
+resembles a transient in N; tests along N therefore use the degrees of freedom of trunks, not of rows.
 """
 
 from collections.abc import Mapping
@@ -27,27 +27,29 @@ from kleiber.studies.laws.transients import (
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.laws.verdicts import Verdict
 
-ALPHA = 0.01  # level of the slope and floor tests; the transient test has 5 %, so a clean ladder passes 9 times in 10
-SIZEABLE = 0.01  # smallest relative size at the lowest rung at which a transient is a reason to refuse
-MOVED = 0.1  # largest change of beta on doubling the least D that is compatible with a law
-NO_POWER = 1e-6  # smaller exponents are at their bound
+ALPHA = (
+    0.01  # level of the slope tests and of the test of E; with 5 % for transients, a clean ladder passes 9 of 10 times
+)
+SIZEABLE = 0.01  # a transient below this fraction of the loss, at the smallest D or N, is no reason to refuse a law
+MOVED = 0.1  # a larger change of beta, if the rows below twice the smallest D are left out, refuses the law
+NO_POWER = 1e-6  # exponents below this are at their bound
 
 
 def signs(diagnostics: Diagnostics) -> list[str]:
-    """Reasons to call the ladder pre-asymptotic; empty when these rows show no sign of it.
+    """Returns the reasons why the smallest runs do not follow the power law yet; empty if no test rejects it.
 
-    Steepening: the mean change of the local slope d log L / d log D (or N) is negative, by a one-sided t over ladders
-    at each rung (Bonferroni); along N with the noise of the trunks that all ladders share. Transient: `transient` at 5
-    %, at least 1 % in size. Negative floor: the fit is significantly better with E < 0. Moving: beta changes by more
-    than .1, and significantly at 1 %, when D below twice its least is left out (`move`). `untestable_inputs` are not
-    tested.
+    Steepening: the slope d log L / d log D (or N) becomes more negative, in a one-sided t test over ladders at each
+    inner value with Bonferroni correction; along N it uses the noise of the trunks. Transient: `transient` rejects at 5
+    %, and its size is at least 1 %. Negative irreducible loss: E < 0 fits significantly better. Moving exponent: beta
+    changes by more than .1, and significantly at 1 %, if the rows below twice the smallest D are left out (`move`).
+    Inputs in `untestable_inputs` are not tested.
     """
     reasons = [_steepening(diagnostics), _moving(diagnostics), _negative_floor(diagnostics)]
     sign = transient(diagnostics)
     if sign is not None and sign.p_value < 5 * ALPHA and abs(sign.size) > SIZEABLE:
         reasons.append(
-            f"a transient exp(-{sign.along}/{sign.scale:.2g}) is in the residuals (p = {sign.p_value:.2g}), "
-            f"{sign.size:+.1%} at the smallest {sign.along}"
+            f"the residuals contain a transient exp(-{sign.along}/{sign.scale:.2g}) (p = {sign.p_value:.2g}), which is "
+            f"{sign.size:+.1%} of the loss at the smallest {sign.along}"
         )
     return [reason for reason in reasons if reason]
 
@@ -73,15 +75,16 @@ def _steepening(diagnostics: Diagnostics) -> str:
                 variance, several = diagnostics.noise.variance((contrasts.mean(0) * to_log)[None], diagnostics.layout)
                 error, df = float(np.sqrt(variance[0])), float(diagnostics.df_along(along, several)[0])
             if stdtr(df, bend / max(error, 1e-12)) < ALPHA / len(bends) and bend < -0.01:
-                how = f"by {-bend:.3f}, {len(contrasts)} ladders"
-                return f"log L against log {along} steepens near {along} = {rung:.3g} ({how})"
+                how = f"by {-bend:.3f}, mean of {len(contrasts)} ladders"
+                return f"the slope of log L over log {along} becomes steeper at {along} = {rung:.3g} ({how})"
     return ""
 
 
 def _bends(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[float, Array]:
-    """Contrasts (ladders, rows) of log losses that give the change of the local slope d log L / d log x, by inner rung.
+    """Returns weights (ladders, rows) of the log losses that give the change of slope at each inner value of x.
 
-    A ladder is the rows that are equal in all other inputs.
+    A ladder is a set of rows that are equal in all other inputs; the slope is d log L / d log x between neighboring
+    values.
     """
     rows = len(inputs[along])
     ladder = cells({name: inputs[name] for name in others}) if others else np.zeros(rows, dtype=int)
@@ -99,9 +102,9 @@ def _bends(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[f
 
 @dataclass(frozen=True)
 class Move:
-    """beta over all rows (early) and over those from twice the least D (late), and the interval of the change.
+    """beta for all rows (early) and for rows from twice the smallest D on (late), and the interval of the change.
 
-    The interval is infinite, and `late` nan, where the rows above do not determine beta.
+    If the later rows do not determine beta, `late` is nan and the interval is infinite.
     """
 
     early: float
@@ -112,19 +115,20 @@ class Move:
 
     @property
     def moved(self) -> bool:
-        """Whether beta changes by more than .1, significantly."""
+        """Whether beta changes significantly and by more than .1."""
         return abs(self.late - self.early) > MOVED and not self.lo < 0 < self.hi
 
     @property
     def settled(self) -> bool:
-        """Whether a change of more than .1 is excluded."""
+        """Whether the interval excludes a change of beta by more than .1."""
         return self.lo > -MOVED and self.hi < MOVED
 
 
 def move(diagnostics: Diagnostics, level: float = 0.9) -> Move | None:
-    """The change of beta on doubling the least D; None without beta and D, for too few rows above, and for beta 0.
+    """Returns how beta changes if the rows below twice the smallest D are left out.
 
-    The change is a difference of two linear functions of the same rows, so its variance follows from their noise.
+    None if the law has no beta or D, if beta is 0, or if too few rows remain. Both estimates are linear functions of
+    the same rows, so the variance of the change follows from the noise of the rows.
     """
     least = diagnostics.least
     problem, names = least.problem, [n for n, on in zip(least.law.params, least.problem.active, strict=True) if on]
@@ -151,7 +155,7 @@ def move(diagnostics: Diagnostics, level: float = 0.9) -> Move | None:
 
 
 def _influence(fitted: Fit) -> Array:
-    """Derivative of each coordinate of a least-squares fit by each row, (params, rows)."""
+    """Returns the derivative of each parameter of a least-squares fit with respect to each row, (params, rows)."""
     return np.linalg.pinv(np.nan_to_num(fitted.problem.exact_jacobian(fitted.theta[None])[0]))
 
 
@@ -159,11 +163,13 @@ def _moving(diagnostics: Diagnostics) -> str:
     change = move(diagnostics, 0.99)
     if change is None or not change.moved:
         return ""
-    return f"beta moves from {change.early:.2f} to {change.late:.2f} on doubling the least D"
+    return (
+        f"beta changes from {change.early:.2f} to {change.late:.2f} if the rows below twice the smallest D are left out"
+    )
 
 
 def _negative_floor(diagnostics: Diagnostics) -> str:
-    """Tests whether E would be negative, where the fit puts it at 0."""
+    """Tests whether E would be negative without its bound, if the fit puts it at 0."""
     least = diagnostics.least
     law, problem = least.law, least.problem
     if not isinstance(law.params.get("E"), Linear) or diagnostics.model.fit.params["E"] > 1e-3 * problem.target.min():
@@ -176,52 +182,56 @@ def _negative_floor(diagnostics: Diagnostics) -> str:
     precision = absorbing(diagnostics.noise.covariance(diagnostics.layout), without)
     (height,), (error,), df = replace(diagnostics, precision=precision).score(linear_terms(least)[:, place][None])
     if height < 0 and stdtr(df[0], height / error) < ALPHA:
-        return f"E is at its bound 0; without the bound it would be {height:.3g}"
+        return f"the irreducible loss E is at its bound 0, and would be {height:.3g} without the bound"
     return ""
 
 
 def pre_asymptotic(diagnostics: Diagnostics | None) -> list[Verdict]:
-    """A refusal with its reasons (`signs`), and a warning about the inputs along which nothing can be tested."""
+    """Returns a refusal with the reasons of `signs`, and a warning about the inputs that cannot be tested."""
     if diagnostics is None:
         return []
     out, reasons, missing = [], signs(diagnostics), untestable_inputs(diagnostics)
     if reasons:
-        text = "the smallest runs are not on the power law yet: " + "; ".join(reasons)
+        text = "the smallest runs do not follow the power law yet: " + "; ".join(reasons)
         out.append(Verdict("pre_asymptotic", "refuse", text))
     if missing:
         text = (
-            f"whether the law holds from the smallest {' and '.join(missing)} on cannot be tested: with "
-            f"{diagnostics.noise.df_trunks:.1f} degrees of freedom between trunks a transient looks like the noise "
-            "that the branches of a trunk share; add seeds or sizes"
+            f"it cannot be tested whether the law already holds at the smallest {' and '.join(missing)}: with only "
+            f"{diagnostics.noise.df_trunks:.1f} degrees of freedom between trunks, a transient cannot be distinguished "
+            "from the noise that the branches of a trunk share; add seeds or model sizes"
         )
         out.append(Verdict("transient_not_tested", "warn", text))
     return out
 
 
 def settled(diagnostics: Diagnostics | None, level: float = 0.9) -> list[Verdict]:
-    """Whether beta has settled on doubling the least D, and how large a transient these rows would not show."""
+    """Returns verdicts on whether beta is stable, and on the size of the transient that these rows could reveal."""
     if diagnostics is None:
         return []
     out, change = [], move(diagnostics, level)
     how = "" if diagnostics.model.fit.problem.loss_fn == "squared" else "by least squares, "
     if change is not None and not np.isfinite(change.hi):
-        text = f"{how}beta is {change.early:.2f} over all rows; the rows from twice the least D on do not determine it"
+        text = (
+            f"{how}beta is {change.early:.2f} for all rows, but the rows from twice the smallest D on do not determine "
+            "it"
+        )
         out.append(Verdict("not_settled", "warn", text))
     elif change is not None and not change.moved:
         text = (
-            f"{how}beta is {change.early:.2f} over all rows and {change.late:.2f} from twice the least D on, "
-            f"{level:.0%} interval of the change [{change.lo:+.2f}, {change.hi:+.2f}]"
+            f"{how}beta is {change.early:.2f} for all rows and {change.late:.2f} for the rows from twice the smallest "
+            f"D on; {level:.0%} interval of the change [{change.lo:+.2f}, {change.hi:+.2f}]"
         )
         if change.settled:
-            out.append(Verdict("settled", "note", f"{text}: settled"))
+            out.append(Verdict("settled", "note", f"{text}: beta is stable"))
         else:
-            text += f": not settled, a change of more than {MOVED:g} is not excluded"
+            text += f": beta may not be stable, since a change of more than {MOVED:g} is not excluded"
             out.append(Verdict("not_settled", "warn", text))
     sizes = detectable(diagnostics)
     if sizes is not None:
         text = (
-            "smallest transient exp(-D/D0) that such a ladder shows in 90 of 100 cases, at the least D, for D0 of 1, 2 "
-            f"and 4 times the least D: {', '.join(f'{size:.1%}' for size in sizes)} of the loss"
+            "these rows would reveal, with 90% power, a transient exp(-D/D0) of at least "
+            f"{', '.join(f'{size:.1%}' for size in sizes)} of the loss at the smallest D, for D0 of 1, 2 and 4 times "
+            "the smallest D"
         )
         out.append(Verdict("detectable", "note", text))
     return out

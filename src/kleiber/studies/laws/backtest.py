@@ -1,7 +1,8 @@
-"""Backtests: fit below a cut in compute, or in size where no compute is known, and predict above it.
+"""Backtests: fit the rows below a cut in compute (or in size if compute is unknown) and predict the rows above it.
 
-Two naive predictors are compared: the loss of the last rung, and the straight log-log line through the two largest
-rungs. A law that does not beat both is no law. Every error is on rows that the fit has not used.
+The law is compared with two naive predictors: the loss of the nearest smaller run, and a straight line in log-log axes
+through the two nearest smaller runs. A law that is not better than both has no predictive value. All errors are on rows
+that were not used in the fit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,17 +19,17 @@ from kleiber.studies.laws.problem import Problem
 from kleiber.studies.laws.uncertainty import interval, student_quantile
 from kleiber.types import Json
 
-BELOW, ABOVE = 0.85, 1.2  # guard band around a cut: budgets that are nominally equal scatter
+BELOW, ABOVE = 0.85, 1.2  # a gap around each cut, since runs of nominally equal compute differ a little
 
 
 @dataclass(frozen=True)
 class Backtest:
-    """Errors above one cut along C or N.
+    """Errors on the rows above one cut along C or N.
 
     mare, bias  mean absolute relative error, mean relative error
-    n_runs      independent runs among the rows above: trunks, or sizes where seeds are averaged
-    coverage    share of these runs in the band of a new run
-    half_width  median half-width of the band, relative to the loss
+    n_runs      number of independent runs above the cut: trunks, or model sizes if seeds were averaged
+    coverage    fraction of these runs within the prediction interval of a new run
+    half_width  median half-width of that interval, relative to the loss
     """
 
     cut: float
@@ -48,7 +49,7 @@ class Backtest:
 
 
 def default_cuts(compute: Array, num_params: int, count: int = 3) -> list[float]:
-    """Up to `count` cuts at which both sides are large enough: about 1/2, 2/3 and 5/6 of the rows below."""
+    """Returns up to `count` cuts, at about 1/2, 2/3 and 5/6 of the rows, that leave enough rows on both sides."""
     ordered = np.sort(compute)
     cuts = []
     for share in np.linspace(0.5, 0.85, count):
@@ -61,10 +62,11 @@ def default_cuts(compute: Array, num_params: int, count: int = 3) -> list[float]
 def backtests(
     model: NoiseModel, cuts: Sequence[float], level: float = 0.9, draws: int = 200, seed: int = 0
 ) -> tuple[list[Backtest], Misfit]:
-    """A Backtest per cut, from the lowest, and the misfit that they show together.
+    """Returns a `Backtest` for each cut in ascending order, and the misfit that they show together.
 
-    Fitted to C < 0.85 cut, tested on C > 1.2 cut; along N where no compute is known (`NoiseModel.along`). The band of a
-    cut uses the misfit of lower cuts on the rows below it. ValueError when a side is too small.
+    Each fits the rows with C < 0.85 cut and tests those with C > 1.2 cut; N replaces C if compute is unknown
+    (`NoiseModel.along`). The prediction interval at a cut includes the misfit that lower cuts show on the rows below
+    it. Raises ValueError if a side has too few rows.
     """
     assert model.along is not None
     along, compute = model.along
@@ -73,9 +75,9 @@ def backtests(
         train, test = compute < BELOW * cut, compute > ABOVE * cut
         if train.sum() <= model.fit.problem.num_params or not test.any():
             raise ValueError(
-                f"backtest {cut:g}: {train.sum()} rows below, {test.sum()} above "
-                f"for {model.fit.problem.num_params} parameters; "
-                f"{along} spans {compute.min():.3g} to {compute.max():.3g}"
+                f"backtest cut {cut:g} leaves {train.sum()} rows below and {test.sum()} above; it needs more than "
+                f"{model.fit.problem.num_params} rows below (the number of parameters) and at least 1 above: choose a "
+                f"cut within the range of {along}, {compute.min():.3g} to {compute.max():.3g}"
             )
         scores, evidence = score(model, train, test, misfit, level, draws, seed)
         misfit = Misfit((*misfit.evidence, *evidence))
@@ -87,10 +89,10 @@ def score(
     model: NoiseModel, train: NDArray, test: NDArray, misfit: Misfit, level: float = 0.9, draws: int = 200,
     seed: int = 0,
 ) -> tuple[Json, tuple[Evidence, ...]]:  # fmt: skip
-    """Errors on the rows `test` of a fit to the rows `train`, those of the naive predictors, and evidence of misfit.
+    """Fits the rows `train`; returns the errors on the rows `test` and the evidence of misfit.
 
-    The band is that of a new run (`prediction`): parameters, noise, and the misfit within `train`. The rows of a trunk
-    count as one run in the coverage.
+    The prediction interval of a new run (`prediction`) includes the uncertainty of the parameters, noise, and the
+    misfit within `train`. In the coverage, all rows of a trunk count as one run.
     """
     assert model.along is not None
     problem, (_, compute) = model.fit.problem, model.along
@@ -126,20 +128,20 @@ def score(
 
 
 def _points(inputs: Mapping[str, Array], compute: Array, rows: NDArray) -> dict[str, Array]:
-    """Inputs and compute of some rows."""
+    """Returns the inputs and the compute of the selected rows."""
     return {**{name: column[rows] for name, column in inputs.items()}, "C": compute[rows]}
 
 
 def _ranges(inputs: Mapping[str, Array], compute: Array, rows: NDArray) -> dict[str, list[float]]:
-    """Least and largest of each, of some rows."""
+    """Returns [smallest, largest] of each input and of compute over the selected rows."""
     columns = _points(inputs, compute, rows)
     return {name: [float(column.min()), float(column.max())] for name, column in columns.items()}
 
 
 def holdouts(model: NoiseModel, misfit: Misfit, level: float = 0.9, draws: int = 200, seed: int = 0) -> list[Json]:
-    """Errors on held-out parts of a ladder: its largest size, its top 4x of compute, its two largest sizes.
+    """Returns the errors when the largest size, the top 4x of compute, or the two largest sizes are held out.
 
-    For laws of N and D; a part is skipped when too few rows are left to fit.
+    Only for laws of N and D; a part is skipped if too few rows remain for the fit.
     """
     problem, compute = model.fit.problem, model.compute
     if set(problem.law.inputs) != {"N", "D"} or compute is None:
@@ -158,9 +160,10 @@ def holdouts(model: NoiseModel, misfit: Misfit, level: float = 0.9, draws: int =
 
 
 def naive_predictions(train: Problem, test: Problem, c_train: Array, c_test: Array) -> dict[str, Array]:
-    """`last_rung` and `line` for each test row: along N at the row's D, else along D at its N, else along compute.
+    """Returns the predictions `last_rung` and `line` for each test row.
 
-    Rungs share all inputs but one (within 5 %); along compute a rung is a step of the lower envelope of losses.
+    They come from the nearest smaller runs in N at the row's D, else in D at its N, else in compute. Runs with other
+    inputs equal to within 5 % belong together; in compute, only runs on the lower envelope of losses count.
     """
     last, line = np.empty(len(test.target)), np.empty(len(test.target))
     envelope = _envelope(c_train, train.target)
@@ -180,7 +183,10 @@ def _varied(train: Problem, row: Mapping[str, float]) -> str:
 
 
 def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array, Array] | None:
-    """Rungs of `along` in rising order and their mean losses, at the row's other inputs; None below two rungs."""
+    """Returns the training values of `along` below that of `row` in ascending order, and their mean losses.
+
+    Only rows whose other inputs equal those of `row` to within 5 % count. None below two values.
+    """
     if along not in train.inputs:
         return None
     same = np.ones(train.num_rows, dtype=bool)
@@ -196,8 +202,10 @@ def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array
 
 
 def _rungs(values: Array) -> Array:
-    """Each value as the least of those within 5 % below it: compute in whole batches is equal to a percent only, and a
-    line through two such points would have any slope.
+    """Replaces each value by the smallest of those within 5 % below it.
+
+    Compute budgets in whole batches are equal only to about a percent, and a line through two such points would have an
+    arbitrary slope.
     """
     starts: list[float] = []
     for value in np.unique(values):
@@ -207,7 +215,7 @@ def _rungs(values: Array) -> Array:
 
 
 def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
-    """Steps of the lower envelope; of the upper one for a target that rises with compute, such as N_opt."""
+    """Returns compute and loss on the lower envelope; on the upper one if the target rises with compute (N_opt)."""
     compute = _rungs(compute)
     budgets = np.unique(compute)
     if len(budgets) < len(compute):  # of runs at one compute the best is the rung
@@ -223,9 +231,10 @@ def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
 
 
 def rank(laws: Sequence[Law], fitted: Fit, compute: Array, share: float = 0.2) -> list[Json]:
-    """Laws by their error on the held-out rows of largest compute (the top `share`), best first, and their AIC.
+    """Ranks laws by their error on the `share` of rows with the largest compute, which are left out of the fit.
 
-    AIC = n log(RSS/n) + 2 p on the fitted rows; it does not decide the order, since extrapolation is the claim.
+    Also returns AIC = n log(RSS / n) + 2 p on the fitted rows. It does not decide the order, since a low AIC does not
+    imply good extrapolation.
     """
     problem = fitted.problem
     cut = np.quantile(compute, 1 - share)

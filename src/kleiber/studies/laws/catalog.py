@@ -2,8 +2,8 @@
 
 N parameters, D training tokens, C training FLOPs, M = D/N, U unique tokens, X experts, G granularity, S sparsity, L
 loss in nats per token, Lx another loss. In laws of forgetting: D unique tokens of the new text, M pre-training tokens
-per parameter, p replayed share, P tuned parameters, t steps, L0 upstream loss before, F its rise (mapped to L). To add
-a law, add a function (`laws.law` explains its signature) and a test that recovers its parameters from noiseless rows.
+per parameter, p replayed fraction, P tuned parameters, t steps, L0 loss on the pre-training text before fine-tuning, F
+its increase (mapped to L). To add a law, add a function (see `laws.law`) and a test that recovers its parameters.
 """
 
 import difflib
@@ -20,7 +20,7 @@ Few = Annotated[Array, Shape(1.05, 30.0)]
 Many = Annotated[Array, Shape(40.0, 5000.0)]
 Offset = Annotated[Array, Shape(0.01, 10.0)]
 Steepness = Annotated[Array, Shape(0.2, 5.0)]
-Worth = Annotated[Array, Shape(0.1, 1e4)]  # what one unit of the replayed share is worth
+Worth = Annotated[Array, Shape(0.1, 1e4)]  # of the replayed fraction p, in 1 + B p
 
 ALLOCATION = {
     "a_opt": lambda p: p["beta"] / (p["alpha"] + p["beta"]),
@@ -32,9 +32,9 @@ CUTOFF = {"N_cutoff": lambda p: 10 ** (-p["b"] / p["c"])}
 
 @law(aliases=("hoffmann",), derived=ALLOCATION)
 def chinchilla(N: Array, D: Array, *, E: Part, A: Part, B: Part, alpha: Exponent, beta: Exponent):
-    """Parametric loss (approach 3): L = E + A N^-alpha + B D^-beta.
+    """Chinchilla, approach 3: L = E + A N^-alpha + B D^-beta.
 
-    Fitted on log L with sum-Huber, delta 1e-3, as in the paper; N_opt = G (C/6)^a_opt, a_opt = beta/(alpha+beta).
+    Fitted to log L with a Huber loss of delta 1e-3, as in the paper. N_opt ~ C^a_opt, a_opt = beta / (alpha + beta).
     Source: Hoffmann et al. 2022, eq. 2, arXiv:2203.15556
     """
     return E + A * N**-alpha + B * D**-beta
@@ -44,7 +44,7 @@ def chinchilla(N: Array, D: Array, *, E: Part, A: Part, B: Part, alpha: Exponent
 def chinchilla_tied(N: Array, D: Array, *, E: Part, A: Part, B: Part, alpha: Exponent):
     """Chinchilla with one exponent: L = E + A N^-alpha + B D^-alpha.
 
-    The default for few points: it predicts as well as the free form there. Fixes the allocation exponent at 1/2.
+    Use it if there are few points; it then predicts as well as `chinchilla`. The allocation exponent is fixed at 1/2.
     Source: Hoffmann et al. 2022, eq. 2 with alpha = beta, arXiv:2203.15556
     """
     return E + A * N**-alpha + B * D**-alpha
@@ -63,7 +63,7 @@ def no_floor(N: Array, D: Array, *, A: Part, B: Part, alpha: Exponent, beta: Exp
 def interaction(N: Array, D: Array, *, E: Part, A: Part, B: Part, F: Signed, alpha: Exponent, beta: Exponent):
     """Chinchilla with a product term: L = E + A N^-alpha + B D^-beta + F N^-alpha D^-beta.
 
-    A test of additivity more than a law: F away from 0 says that size and data do not act separately.
+    Tests additivity: if F differs from 0, the effects of model size and data are not additive.
     Source: ours; extends Hoffmann et al. 2022, eq. 2, arXiv:2203.15556
     """
     small, scarce = N**-alpha, D**-beta
@@ -72,9 +72,9 @@ def interaction(N: Array, D: Array, *, E: Part, A: Part, B: Part, F: Signed, alp
 
 @law(derived={"a_opt": lambda p: p["aD"] / (p["aN"] + p["aD"])})
 def kaplan(N: Array, D: Array, *, Nc: Scale, Dc: Scale, aN: Slow, aD: Slow):
-    """Joint size and data law: L = [(Nc/N)^(aN/aD) + Dc/D]^aD.
+    """Joint law of size and data: L = [(Nc/N)^(aN/aD) + Dc/D]^aD.
 
-    a_opt holds for C = 6 N D, at fixed C the two terms' balance; the paper's .73 uses its own compute accounting.
+    a_opt balances the two terms at fixed C = 6 N D; the paper's exponent of .73 counts compute differently.
     Source: Kaplan et al. 2020, eq. 1.5, arXiv:2001.08361
     """
     return ((Nc / N) ** (aN / aD) + Dc / D) ** aD
@@ -82,9 +82,9 @@ def kaplan(N: Array, D: Array, *, Nc: Scale, Dc: Scale, aN: Slow, aD: Slow):
 
 @law(loss_fn="squared")
 def power(C: Array, *, k: Part, a: Real):
-    """Plain power law, least squares in logs: L = k C^a.
+    """Power law, fitted by least squares in logs: L = k C^a.
 
-    The target may be any positive quantity: with L=N_opt this is the allocation law, a its exponent.
+    The target may be any positive quantity. With L=N_opt it is the allocation law, and a is the allocation exponent.
     Source: Kaplan et al. 2020, eq. 1.3 (there L(C) = (Cc/C)^aC), arXiv:2001.08361
     """
     return k * C**a
@@ -92,7 +92,7 @@ def power(C: Array, *, k: Part, a: Real):
 
 @law()
 def power_floor(C: Array, *, E: Part, k: Part, a: Exponent):
-    """Power law with an irreducible part, in any one variable mapped to C: L = E + k C^-a.
+    """Power law with an irreducible loss, in any variable mapped to C: L = E + k C^-a.
 
     Source: Henighan et al. 2020, eq. 1.1, arXiv:2010.14701
     """
@@ -101,10 +101,9 @@ def power_floor(C: Array, *, E: Part, k: Part, a: Exponent):
 
 @law(aliases=("gadre",), space="linear", loss_fn="squared", derived=TOKENS_PER_PARAMETER)
 def overtraining(M: Array, C: Array, *, E: Part, a: Part, b: Part, eta: Eta):
-    """Over-training law: L = E + (a M^eta + b M^-eta) C^-eta.
+    """Over-training: L = E + (a M^eta + b M^-eta) C^-eta.
 
-    Chinchilla with alpha = beta = 2 eta at C = 6 N D; the loss is least at M_opt = (b/a)^(1/(2 eta)) tokens per
-    parameter.
+    Chinchilla with alpha = beta = 2 eta at C = 6 N D; at fixed C the loss is least at M_opt = (b/a)^(1/(2 eta)).
     Source: Gadre et al. 2024, arXiv:2403.08540
     """
     return E + (a * M**eta + b * M**-eta) * C**-eta
@@ -117,8 +116,8 @@ def data_constrained(
 ):  # fmt: skip
     """Repeated data: L = E + A N'^-alpha + B D'^-beta with D' = U + U RD (1 - e^(-R/RD)), R = max(D/U - 1, 0).
 
-    N' = U_N + U_N RN (1 - e^(-R_N/RN)), U_N = min(N, N_opt(U)), R_N = N/U_N - 1; U is unique tokens, RN and RD are the
-    repeats after which worth has decayed by 1/e. All seven are fitted together (the paper fixes the first five).
+    N' = U_N + U_N RN (1 - e^(-R_N/RN)), U_N = min(N, N_opt(U)), R_N = N/U_N - 1; U counts unique tokens. After RN or RD
+    repetitions, another one is worth 1/e of the first. All seven are fitted together (the paper fixes five of them).
     Source: Muennighoff et al. 2023, arXiv:2305.16264
     """
     unique = np.minimum(D, U)
@@ -130,7 +129,7 @@ def data_constrained(
 
 
 def saturated(X: Array, start: Array, end: Array) -> Array:
-    """Effective expert count Xhat: 1/Xhat = 1/(X - 1 + 1/(1/start - 1/end)) + 1/end, from start (X = 1) up to end."""
+    """Effective number of experts: 1/Xhat = 1/(X - 1 + 1/(1/start - 1/end)) + 1/end, from start (X = 1) to end."""
     return 1 / (1 / (X - 1 + 1 / (1 / start - 1 / end)) + 1 / end)
 
 
@@ -138,8 +137,8 @@ def saturated(X: Array, start: Array, end: Array) -> Array:
 def routed(N: Array, X: Array, *, a: Signed, b: Signed, c: Signed, d: Signed, E_start: Few, E_max: Many):
     """Routed models: log10 L = a n + b h + c n h + d, n = log10 N, h = log10 Xhat (`saturated`).
 
-    N is the dense model's parameters, X the experts, 1 if dense; routing stops helping at N_cutoff = 10^(-b/c).
-    Biased low above the fitted sizes: read the backtest.
+    N is the parameters of the dense model, X the number of experts (1 if dense); routing does not help above N_cutoff =
+    10^(-b/c). Above the fitted sizes the predicted loss is too low; check the backtests.
     Source: Clark et al. 2022, arXiv:2202.01169
     """
     n, h = np.log10(N), np.log10(saturated(X, E_start, E_max))
@@ -162,7 +161,7 @@ def granularity(
 ):
     """Fine-grained experts: L = c + (g G^-gamma + a) N^-alpha + b D^-beta.
 
-    G = d_ff / d_expert; N is active non-embedding parameters without the router; the number of experts is fixed.
+    G = d_ff / d_expert; N is the active non-embedding parameters without the router; the number of experts is constant.
     Source: Krajewski et al. 2024, arXiv:2402.07871
     """
     return c + (g * G**-gamma + a) * N**-alpha + b * D**-beta
@@ -173,10 +172,10 @@ def joint_moe(
     N: Array, D: Array, X: Array, *, E: Part, A: Part, B: Part, alpha: Exponent, beta: Exponent,
     delta: Real, gamma: Real, omega: Real, zeta: Real,
 ):  # fmt: skip
-    """Dense and MoE together: L = E + A X^delta N^(-alpha + gamma ln X) + B X^omega D^(-beta + zeta ln X).
+    """Dense and MoE models together: L = E + A X^delta N^(-alpha + gamma ln X) + B X^omega D^(-beta + zeta ln X).
 
-    N active parameters, X experts; Chinchilla at X = 1. The paper saturates X (`saturated`) and writes exponents with
-    the other sign; X below 64 does not determine the saturation, so it is left out.
+    N active parameters, X experts; Chinchilla at X = 1. The paper writes exponents with the opposite sign and saturates
+    X (`saturated`); runs with X below 64 do not determine that, so it is omitted.
     Source: Ludziejewski et al. 2025, arXiv:2502.05172
     """
     h = np.log(X)
@@ -190,7 +189,7 @@ def sparsity(
 ):  # fmt: skip
     """Sparsity: L = e + a N^-alpha + b D^-beta + c (1-S)^-lam + d (1-S)^-delta N^-gamma.
 
-    N total parameters, S = 1 - k/experts. Exponents are positive here, negative in the paper.
+    N total parameters, S = 1 - k/experts. Exponents are positive here and negative in the paper.
     Source: Abnar et al. 2025, arXiv:2501.12370
     """
     dense = 1 - S
@@ -199,7 +198,7 @@ def sparsity(
 
 @law(space="linear", loss_fn="squared")
 def task_metric(Lx: Array, *, e: Part, k: Part, gamma: Annotated[Array, Shape(0.1, 10.0)]):
-    """Task error against loss Lx: error = e - k exp(-gamma Lx), e the chance level.
+    """Error on a task vs loss Lx, where random guessing has the error e: error = e - k exp(-gamma Lx).
 
     Source: Gadre et al. 2024, arXiv:2403.08540
     """
@@ -208,8 +207,9 @@ def task_metric(Lx: Array, *, e: Part, k: Part, gamma: Annotated[Array, Shape(0.
 
 @law(aliases=("brandfonbrener",), space="linear", loss_fn="squared")
 def loss_to_loss(Lx: Array, *, E: Part, k: Part, Ex: Offset, kappa: Steepness):
-    """One loss against another: L = E + k (Lx - Ex)^kappa; Lx - Ex is clipped at 1e-9, where the law ends.
+    """One loss vs another: L = E + k (Lx - Ex)^kappa.
 
+    Lx - Ex is clipped at 1e-9, since the law is defined for Lx > Ex only.
     Source: Brandfonbrener et al. 2024, arXiv:2411.12925
     """
     return E + k * np.maximum(Lx - Ex, 1e-9) ** kappa
@@ -219,9 +219,9 @@ def loss_to_loss(Lx: Array, *, E: Part, k: Part, Ex: Offset, kappa: Steepness):
 def forgetting(
     N: Array, D: Array, p: Array, L0: Array, *, E: Signed, A: Part, B: Worth, alpha: Exponent, beta: Exponent
 ):
-    """Upstream loss after fine-tuning: L = L0 + E + A D^beta ((1 + B p) N)^-alpha.
+    """Loss on the pre-training text after fine-tuning: L = L0 + E + A D^beta ((1 + B p) N)^-alpha.
 
-    B is the worth in N of one unit of p.
+    Replaying a fraction p acts like a model that is larger by a factor 1 + B p.
     Source: Bethune et al. 2025, eq. 2, arXiv:2502.06042
     """
     return L0 + E + A * D**beta * ((1 + B * p) * N) ** -alpha
@@ -229,7 +229,7 @@ def forgetting(
 
 @law()
 def transfer(N: Array, D: Array, *, E: Part, A: Part, alpha: Exponent, beta: Exponent):
-    """Target loss after fine-tuning: L = E + A N^-alpha D^-beta, D unique target tokens.
+    """Loss on a new text after fine-tuning on its D unique tokens: L = E + A N^-alpha D^-beta.
 
     Source: Bethune et al. 2025, eq. 1, arXiv:2502.06042
     """
@@ -238,9 +238,9 @@ def transfer(N: Array, D: Array, *, E: Part, A: Part, alpha: Exponent, beta: Exp
 
 @law(aliases=("kalajdzievski",), space="linear", loss_fn="squared")
 def forgetting_power(P: Array, t: Array, *, c: Part, a: Real, b: Exponent, P0: Scale, t0: Scale):
-    """Forgetting by tuned parameters and steps: F = c (P/P0)^a (1 + t/t0)^b - c.
+    """Forgetting vs tuned parameters and steps: F = c (P/P0)^a (1 + t/t0)^b - c.
 
-    F in nats (mapped to L), P tuned parameters, t steps. c, P0 and a trade off: expect "not identified" on one P.
+    F in nats (mapped to L), P tuned parameters, t steps. Rows with a single P do not identify c, P0 and a.
     Source: Kalajdzievski 2024, eq. 5, arXiv:2401.05605
     """
     return c * ((P / P0) ** a * (1 + t / t0) ** b - 1)
@@ -248,7 +248,7 @@ def forgetting_power(P: Array, t: Array, *, c: Part, a: Real, b: Exponent, P0: S
 
 @law(space="linear", loss_fn="squared")
 def forgetting_line(Lx: Array, *, s: Signed, c: Signed):
-    """Forgetting against the fine-tuning loss Lx: F = s - c Lx.
+    """Forgetting vs the fine-tuning loss Lx: F = s - c Lx.
 
     Source: Kalajdzievski 2024, eq. 4, arXiv:2401.05605
     """
@@ -257,9 +257,9 @@ def forgetting_line(Lx: Array, *, s: Signed, c: Signed):
 
 @law(space="linear", loss_fn="squared")
 def replay_curve(p: Array, *, F0: Part, c: Part, B: Worth):
-    """Forgetting against the replayed share p: F = (F0 + c)/(1 + B p) - c.
+    """Forgetting vs the replayed fraction p: F = (F0 + c)/(1 + B p) - c.
 
-    F may end below 0, since replay also goes on training the old domain: c is that gain at p -> infinity.
+    F may be negative, since replay also continues the training on the old text: F -> -c for p -> infinity.
     Source: ours; Bethune et al. 2025 (arXiv:2502.06042, eq. 2) with alpha = 1 and an offset
     """
     return (F0 + c) / (1 + B * p) - c
@@ -267,9 +267,9 @@ def replay_curve(p: Array, *, F0: Part, c: Part, B: Worth):
 
 @law(space="linear", loss_fn="squared")
 def replay_grid(N: Array, D: Array, p: Array, *, A: Part, c: Part, B: Worth, alpha: Exponent, beta: Exponent):
-    """Forgetting by size, new text and replayed share: F = (A D^beta N^-alpha + c)/(1 + B p) - c.
+    """Forgetting vs model size, new tokens and replayed fraction: F = (A D^beta N^-alpha + c)/(1 + B p) - c.
 
-    `replay_curve` whose F at p = 0 is Bethune's power of D and N.
+    This is `replay_curve` with F0 = A D^beta N^-alpha.
     Source: ours; Bethune et al. 2025 (arXiv:2502.06042, eq. 2) with alpha = 1 in p and an offset
     """
     return (A * D**beta * N**-alpha + c) / (1 + B * p) - c
@@ -279,16 +279,16 @@ def replay_grid(N: Array, D: Array, p: Array, *, A: Part, c: Part, B: Worth, alp
 def replay_grid_ratio(
     N: Array, D: Array, M: Array, p: Array, *, A: Part, c: Part, B: Worth, alpha: Exponent, beta: Exponent, gamma: Real
 ):
-    """Forgetting by size, new text, pre-training and share: F = (A D^beta N^-alpha M^gamma + c)/(1 + B p) - c.
+    """Forgetting vs size, new tokens, pre-training and replay: F = (A D^beta N^-alpha M^gamma + c)/(1 + B p) - c.
 
-    gamma > 0: what was trained on more tokens per parameter forgets more (Springer et al. 2025, arXiv:2503.19206).
+    With gamma > 0, models trained on more tokens per parameter forget more (Springer et al. 2025, arXiv:2503.19206).
     Source: ours; `replay_grid` with a power of M
     """
     return (A * D**beta * N**-alpha * M**gamma + c) / (1 + B * p) - c
 
 
 def find(name: str) -> Law:
-    """The shipped law called `name` (or an alias), or the function FN of `FILE.py:FN`; ValueError otherwise."""
+    """Returns the shipped law of this name or alias, or the function FN of `FILE.py:FN`; ValueError for other names."""
     if ".py:" in name:
         return from_file(name)
     wanted = name.replace("-", "_").lower()
@@ -297,4 +297,4 @@ def find(name: str) -> Law:
         return names[wanted]
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"no law {name!r}{hint} Laws: {', '.join(sorted(LAWS))}, or your own as FILE.py:FN")
+    raise ValueError(f"law {name!r} must be one of {', '.join(sorted(LAWS))}, or FILE.py:FUNCTION{hint}")

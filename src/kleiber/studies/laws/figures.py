@@ -1,7 +1,7 @@
-"""The figures of a law: a function each, from rows and the record of the law to an altair chart.
+"""Figures of a law: each function makes an altair chart from rows and the record of the law.
 
-Sizes have a sequential palette that survives gray print, and are named at the end of their line. Every interval is
-drawn; what lies beyond the rows is dashed.
+Model sizes have a sequential palette that stays readable in gray, and are labeled at the end of their line. Every
+interval is drawn; lines are dashed outside the range of the rows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from kleiber.studies.laws.prediction import fitted_values, outside, widened
 from kleiber.studies.laws.uncertainty import interval
 from kleiber.types import Row
 
-BEYOND = 4.0  # how far the frontier is drawn past the largest run, in compute: 2x in N and in D
+BEYOND = 4.0  # the frontier is drawn up to this multiple of the largest run's compute
 TIP = ["run:N", "stage:N", "seed:O", "size:N"]
 
 
 def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
-    """Validation loss vs training tokens, the law's line for each size; open points are left out of the fit."""
+    """Validation loss vs training tokens, with the law's curve for each model size; hollow points were not fitted."""
     least = record["domain"]["D"][0]
     shown = rows.assign(fitted=rows["D"] >= 0.999 * least, size=[human(n) for n in rows["N"]])
     sizes = [human(n) for n in sorted(rows["N"].unique())]
@@ -48,12 +48,12 @@ def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     )  # fmt: skip
     ends = lines[lines["D"] == tokens[-1]]
     names = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11).encode(x=x, y=y, text="size:N", color=color)
-    open_points = "open points are left out of the fit" if not all(shown["fitted"]) else ""
+    open_points = "hollow points were not fitted" if not all(shown["fitted"]) else ""
     return sized(early + base + points + names, "Validation loss vs training tokens", subtitle=open_points)
 
 
 def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
-    """Validation loss vs compute 6 N D: the law at each size, and its minimum over sizes with its interval."""
+    """Validation loss vs compute 6 N D: the law's curve for each size, and the minimum over sizes with its interval."""
     rows = rows.assign(C=6 * rows["N"] * rows["D"])  # the convention of the allocation
     rows = pd.DataFrame(rows[rows["D"] >= 0.999 * record["domain"]["D"][0]])
     budgets = np.geomspace(rows["C"].min(), BEYOND * rows["C"].max(), 60)
@@ -77,12 +77,12 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     ends = ends.loc[ends.groupby("size")["C"].idxmin()]
     names = alt.Chart(ends).mark_text(align="left", dx=4, dy=-11, fontSize=11)
     layers.append(names.encode(x=x, y=y, text="size:N", color=color))
-    subtitle = f"black: lowest loss over sizes by the law, {percent(record['level'])} interval; dashed beyond the runs"
+    subtitle = f"black: the law's lowest loss over sizes, {percent(record['level'])} interval; dashed: extrapolated"
     return sized(alt.layer(*layers), "Validation loss vs training compute", subtitle=subtitle)
 
 
 def fan(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
-    """The law's curve of each size over its range of tokens."""
+    """Returns the law's curve for each size over the range of its tokens: columns C, loss, size."""
     parts = []
     for n in sorted(rows["N"].unique().tolist()):
         of_size = rows[rows["N"] == n]
@@ -93,7 +93,7 @@ def fan(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
 
 
 def residuals(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
-    """Residuals of single runs in percent of the loss vs compute: structure is misfit."""
+    """Residuals of single runs in percent of the loss vs compute; a pattern means that the law does not fit."""
     fitted = pd.DataFrame(rows[rows["D"] >= 0.999 * record["domain"]["D"][0]])
     predicted = curve(law, record, N=np.array(fitted["N"]), D=np.array(fitted["D"]))
     sizes = [human(n) for n in sorted(rows["N"].unique())]
@@ -105,12 +105,12 @@ def residuals(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     points = base.mark_point(filled=True, size=46).encode(tooltip=[*TIP, alt.Tooltip("percent:Q", format="+.2f")])
     trunks = base.mark_line(strokeWidth=0.8, opacity=0.5).encode(detail="run:N")
     zero = alt.Chart(pd.DataFrame({"y": [0]})).mark_rule(color="#666").encode(y="y:Q")
-    subtitle = "lines join the branches of a trunk, which share noise; color: parameters N"
+    subtitle = "a line joins the branches of one trunk, which share noise; color: parameters N"
     return sized(zero + trunks + points, "Residuals vs training compute", subtitle=subtitle)
 
 
 def exponents(record: Row) -> Chart:
-    """The allocation exponent a, N_opt ~ C^a, by approach and counting convention."""
+    """The allocation exponent a of N_opt ~ C^a, by approach and counting convention."""
     rows = pd.DataFrame(record["accounting"] or [{"convention": "", **exponent} for exponent in record["approaches"]])
     kinds = list(dict.fromkeys(exponent["approach"] for exponent in record["approaches"]))
     rows = rows[rows["approach"].isin(kinds)]
@@ -127,7 +127,7 @@ def exponents(record: Row) -> Chart:
     bars = base.mark_rule(strokeWidth=2).encode(x=low, x2="hi")
     tips = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("a", "lo", "hi")]
     dots = base.mark_point(filled=True, size=64, opacity=1).encode(x=x, shape=shape, tooltip=["approach:N", *tips])
-    counting = ", by counting convention of N and C" if record["accounting"] else ""
+    counting = ", by counting convention for N and C" if record["accounting"] else ""
     subtitle = f"{percent(record['level'])} intervals{counting}"
     title = "Compute-optimal allocation exponent"
     return sized(bars + dots, title, height=max(90, 26 * len(kinds) * len(names)), subtitle=subtitle)
@@ -171,12 +171,12 @@ def allocation(record: Row) -> Chart:
 
 
 def low_of(marks: pd.DataFrame, held: list[float]) -> Chart:
-    """Axis of the lower ends of the intervals of points; of the points themselves where they have none."""
+    """Returns the axis of the intervals' lower ends, or of the points if they have no interval."""
     return log_axis("lo" if "lo" in marks else "N", "compute-optimal parameters N", held, kind=alt.Y)
 
 
 def backtests(record: Row) -> Chart:
-    """Error above each cut in compute, or in size: the law and the naive predictors."""
+    """Error of the law and the naive predictors above each cut in compute, or in size."""
     axis = {"C": "training compute at the cut (FLOPs)", "N": "parameters N at the cut"}[record["backtests"][0]["along"]]
     rows = [
         {"cut": written(float(f"{test['cut']:.2g}")), "who": who.replace("_", " "), "error": 100 * error}
@@ -201,7 +201,10 @@ def backtests(record: Row) -> Chart:
 
 
 def profile(record: Row, name: str = "E") -> Chart:
-    """Profile of a parameter: how much worse the fit is with it held at other values; flat is not identified."""
+    """Profile likelihood of a parameter: how much worse the fit is with the parameter fixed at other values.
+
+    If the curve stays below the threshold, the parameter is not identified.
+    """
     profiled = record["profiles"][name]
     pairs = [(v, s) for v, s in zip(profiled["values"], profiled["statistic"], strict=True) if s is not None]
     rows = pd.DataFrame(pairs, columns=pd.Index(["value", "statistic"]))
@@ -214,18 +217,21 @@ def profile(record: Row, name: str = "E") -> Chart:
     limit = alt.Chart(pd.DataFrame({"y": [profiled["threshold"]]})).mark_rule(strokeDash=[5, 4], color="#555")
     reason = (
         record["params"][name].get("reason")
-        or f"{percent(record['level'])} interval: where the profile is below the dashed line"
+        or f"{percent(record['level'])} interval: values at which the curve is below the dashed line"
     )
     return sized(line + limit.encode(y="y:Q"), f"Profile likelihood of {name}", height=220, subtitle=reason)
 
 
 def curve(law: Law, record: Row, **inputs: np.ndarray) -> np.ndarray:
-    """The law's prediction at the fitted parameters, (rows,)."""
+    """Returns the law's prediction at the fitted parameters, (rows,)."""
     return law.predict(inputs, fitted_values(record))[0]
 
 
 def optimum(law: Law, record: Row, budgets: np.ndarray) -> pd.DataFrame:
-    """The lowest loss over N at each compute (C = 6 N D), with its interval; beyond the rows with the law's misfit."""
+    """Returns the lowest loss over N at each compute C = 6 N D, with its interval: columns C, loss, lo, hi.
+
+    Outside the range of the rows, the interval includes the misfit of the law.
+    """
     sizes = np.geomspace(1e3, 1e9, 400)
     rows = []
     draws = np.array(record["draws"])
@@ -242,11 +248,11 @@ def optimum(law: Law, record: Row, budgets: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-WIDE = 20.0  # ratio of ends from which an axis is logarithmic
+WIDE = 20.0  # an axis is logarithmic if its largest value exceeds its smallest by more than this factor
 
 
 def fitted(rows: pd.DataFrame, form: Law, name: str) -> Chart:
-    """Observed vs predicted target of each row; the diagonal is agreement."""
+    """Observed vs predicted target of each row; exact predictions lie on the diagonal."""
     values = rows[["observed", "predicted"]].to_numpy(dtype=float)
     ends = pd.DataFrame({"predicted": [values.min(), values.max()], "observed": [values.min(), values.max()]})
     if values.min() > 0 and values.max() / values.min() > WIDE:
@@ -263,7 +269,7 @@ def fitted(rows: pd.DataFrame, form: Law, name: str) -> Chart:
 
 
 def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> Chart:
-    """Residuals in percent of the prediction vs compute, or vs the first input of the law."""
+    """Residuals in percent of the prediction vs compute, or vs the first input of the law if compute is unknown."""
     shown = rows.assign(percent=100 * (rows["observed"] / rows["predicted"] - 1))
     along = "C" if "C" in rows else form.inputs[0]
     title = "training compute C (FLOPs)" if along == "C" else along
@@ -275,7 +281,7 @@ def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> Chart:
 
 
 def dots(rows: pd.DataFrame, form: Law, x: Chart, y: Chart) -> Chart:
-    """A point for each row, colored by the first input of the law where it varies; a tooltip names the row."""
+    """Draws a point for each row, colored by the first input of the law if it varies; the tooltip shows the row."""
     first = form.inputs[0]
     tip = ["row:N", *(alt.Tooltip(f"{n}:Q", format=".4~s") for n in form.inputs), "observed:Q", "predicted:Q"]
     chart = alt.Chart(rows).mark_point(filled=True, size=46, opacity=0.85)

@@ -1,7 +1,7 @@
-"""Row filters as text, such as `loss < 4 and (N >= 1e8 or family in [dense, moe])`; parsed, never evaluated.
+"""Parses row filters such as `loss < 4 and (N >= 1e8 or family in [dense, moe])`; nothing is evaluated as code.
 
-Grammar: comparisons (= == != < <= > >=, `in [a, b]`, `not in`) of a column with a number or a text, joined by and, or,
-not and parentheses. Texts may be quoted. Arithmetic, functions and comparisons of two columns are refused.
+Grammar: comparisons (= == != < <= > >=, `in [a, b]`, `not in`) of a column with a number or a text, combined by and,
+or, not and parentheses. Texts may be quoted. Arithmetic, functions and comparisons of two columns are errors.
 """
 
 import difflib
@@ -21,7 +21,7 @@ UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 def number(text: str) -> float | None:
-    """`20M`, `1.5B`, `2e7` as a float; None when `text` is not a number."""
+    """Parses a number such as `20M`, `1.5B` or `2e7`; returns None if `text` is not a number."""
     match = NUMBER.match(text.strip())
     if not match:
         return None
@@ -29,21 +29,22 @@ def number(text: str) -> float | None:
 
 
 def keep(table: pd.DataFrame, text: str, roles: Mapping[str, str] | None = None) -> Mask:
-    """Mask of the rows of `table` for which `text` holds; `roles` (N -> params) apply where no column has that name.
+    """Returns the mask of the rows of `table` that satisfy the filter `text`.
 
-    Errors: ValueError for an unknown column, with the nearest name, and for a syntax error, with its place.
+    `roles` maps names such as N to columns; a column of that name has precedence. Raises ValueError for an unknown
+    column, with the nearest name, and for a syntax error, with its position.
     """
     return _Parser(table, text, roles or {}).read()
 
 
 def column_of(table: pd.DataFrame, name: str, context: str) -> str:
-    """`name` if it is a column; else ValueError with all columns and the nearest one."""
+    """Returns `name` if it is a column; otherwise raises ValueError with the nearest name and all columns."""
     if name in table.columns:
         return name
     names = [str(c) for c in table.columns]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"{context}: no column {name!r}{hint} Columns: {', '.join(names)}")
+    raise ValueError(f"{context}: the table has no column {name!r}{hint} Its columns: {', '.join(names)}")
 
 
 class _Parser:
@@ -56,7 +57,7 @@ class _Parser:
         while at < len(text.rstrip()):
             match = TOKEN.match(text, at)
             if not match:
-                raise ValueError(f"--where {text!r}: cannot read {text[at:].strip()!r}")
+                raise ValueError(f"--where {text!r}: syntax error at {text[at:].strip()!r}")
             self.tokens.append((str(match.lastgroup), str(match.group(str(match.lastgroup)))))
             at = match.end()
         self.at = 0
@@ -64,7 +65,7 @@ class _Parser:
     def read(self) -> Mask:
         mask = self.disjunction()
         if self.at < len(self.tokens):
-            raise self.error("end or and/or")
+            raise self.error("and, or, or the end")
         return mask
 
     def disjunction(self) -> Mask:
@@ -122,7 +123,7 @@ class _Parser:
         if numeric and limit is None:
             raise ValueError(f"--where {self.text!r}: column {name!r} holds numbers, but {value!r} is not a number")
         if not numeric and op not in ("=", "==", "!="):
-            raise ValueError(f"--where {self.text!r}: column {name!r} holds text, but {op} compares numbers")
+            raise ValueError(f"--where {self.text!r}: column {name!r} holds text, so {op} must be =, != or in")
         left = column.to_numpy(dtype=np.float64) if numeric else column.astype(str).to_numpy(dtype=object)
         right = limit if numeric else value
         compare = {"=": np.equal, "==": np.equal, "!=": np.not_equal}
@@ -132,7 +133,7 @@ class _Parser:
     def name(self) -> str:
         kind, token = self.peek()
         if kind not in ("word", "quoted", "tick"):
-            raise self.error("a column")
+            raise self.error("the name of a column")
         self.at += 1
         token = token.strip("`\"'") if kind != "word" else token
         if token not in self.table.columns and token in self.roles:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from kleiber.config.stages import quantity
-from kleiber.data.sampler import evaluation_batches
+from kleiber.data.batches import evaluation_batches
 from kleiber.evals.latency import latency, lengths
-from kleiber.evals.perplexity import binned, loss_by_position
+from kleiber.evals.perplexity import bin_by_position, loss_by_position
 from kleiber.models.generate import generate
 from kleiber.objectives.classify import ClassifyScorer, ClassRow
 from kleiber.records.summary import StageRecord
@@ -135,7 +135,7 @@ class Positions(FinalScore):
             batches = evaluation_batches(samples.first(self.tokens), self.rows, None, 0, 1)
             with trainer.precision_plugin.val_step_context():
                 sums = loss_by_position(pl_module.model, batches, pl_module.device)
-            losses |= {f"val/{domain}/position/{end}": value for end, value in binned(*sums).items()}
+            losses |= {f"val/{domain}/position/{end}": value for end, value in bin_by_position(*sums).items()}
         return losses
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kleiber.evals.perplexity import Place, scores
+from kleiber.evals.perplexity import Runtime, score_tasks
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
@@ -45,7 +45,7 @@ class Evaluate(LeanCallback):
     tokens          targets scored per task, the same ones every time; None for all
     watched         targets scored per task at steps 1, 2, 4, 8, ..., as watch/<t>/loss
     rows            samples per forward pass
-    place           the ranks that share the work
+    runtime         the ranks that share the work, and their precision
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Evaluate(LeanCallback):
         every: int,
         tokens: int | None,
         rows: int,
-        place: Place = Place(),  # noqa: B008 (frozen)
+        runtime: Runtime = Runtime(),  # noqa: B008 (frozen)
         earlier: Sequence[Task] = (),
         later: Sequence[Task] = (),
         from_weights: bool = False,
@@ -66,7 +66,7 @@ class Evaluate(LeanCallback):
         self.others = [*earlier, *later]
         self.all = [*stage_tasks, *self.others]
         self.every, self.tokens, self.rows, self.watched = every, tokens, rows, watched
-        self.place, self.from_weights = place, from_weights
+        self.runtime, self.from_weights = runtime, from_weights
         record.start_metrics = start or {}
 
     def state_dict(self) -> Json:
@@ -140,7 +140,7 @@ class Evaluate(LeanCallback):
         """Metrics of the model by `prefix/<task>/<metric>`; adds the seconds that they take to the record."""
         began = time.perf_counter()
         with full_parameters(model):
-            new_scores = scores(model, tasks, tokens, self.rows, self.place, prefix)
+            new_scores = score_tasks(model, tasks, tokens, self.rows, self.runtime, prefix)
         self.record.evaluation_seconds += time.perf_counter() - began
         return new_scores
 

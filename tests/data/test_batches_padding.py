@@ -1,18 +1,14 @@
-"""Rows of unequal length: padded, scored in a fixed order, written and read back, packed."""
+"""Rows of unequal length: padded, scored in a fixed order, packed."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from kleiber.data import padding
-from kleiber.data.padding import Held, packed, pad, sizes
+from kleiber.data.batches import HeldOutRows, RowSamples, pack_rows, pad, text_bytes
 from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Samples
 
 
 @pytest.mark.parametrize(
@@ -34,10 +30,10 @@ def test_a_row_past_the_limit_is_a_mistake_of_ours() -> None:
 
 def test_sizes_count_bytes_and_no_specials() -> None:
     flat = np.array([256, *b"abc", 256, *b"de", 256])
-    assert sizes(np.array([0, 4]), np.array([3, 4]), flat, Bytes()).tolist() == [2, 2]
+    assert text_bytes(np.array([0, 4]), np.array([3, 4]), flat, Bytes()).tolist() == [2, 2]
 
 
-class Ten(Samples):
+class Ten(RowSamples):
     lengths = np.arange(1, 11)
     sizes = 2 * np.arange(1, 11)
 
@@ -49,7 +45,7 @@ class Ten(Samples):
 
 
 def test_the_first_samples_are_always_the_same_ones() -> None:
-    held = Held(Ten())
+    held = HeldOutRows(Ten())
     assert (len(held), held.num_tokens, held.num_bytes) == (10, 55, 110)
     order = held.gather(np.arange(10)).tokens[:, 0].tolist()
     assert sorted(order) == list(range(10)) != order
@@ -61,29 +57,20 @@ def test_the_first_samples_are_always_the_same_ones() -> None:
     assert held.first(None) is held and held.first(55) is held
 
 
-@pytest.mark.parametrize("rows", [[[1, 2, 3], [], [70000], [5]], [[]], []])
-def test_there_and_back(tmp_path: Path, rows: list[list[int]]) -> None:
-    kind = np.dtype(np.uint32)
-    padding.write(tmp_path / "rows", (np.array(row, np.int64) for row in rows), kind)
-    found = padding.read(tmp_path / "rows", kind)
-    assert [found[i].tolist() for i in range(len(found))] == rows
-    assert found.lengths.tolist() == [len(row) for row in rows]
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_every_sample_once_and_nearly_as_few_rows_as_can_be(seed: int) -> None:
     lengths = np.random.default_rng(seed).integers(1, 65, 500)
-    rows = packed(lengths, 64)
+    rows = pack_rows(lengths, 64)
     assert sorted(i for row in rows for i in row) == list(range(500))
     assert all(lengths[row].sum() <= 64 for row in rows)
     assert len(rows) <= 11 / 9 * np.ceil(lengths.sum() / 64) + 1
-    assert rows == packed(lengths, 64)
+    assert rows == pack_rows(lengths, 64)
 
 
 def test_a_perfect_fit_is_found() -> None:
-    assert len(packed(np.array([10, 3, 7, 6, 4, 9, 1]), 10)) == 4
+    assert len(pack_rows(np.array([10, 3, 7, 6, 4, 9, 1]), 10)) == 4
 
 
 def test_a_sample_that_fits_no_row_is_refused() -> None:
     with pytest.raises(ValueError, match="of 11 tokens does not fit a row of 10"):
-        packed(np.array([3, 11]), 10)
+        pack_rows(np.array([3, 11]), 10)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.sampler import Joined, Order, evaluation_batches, interleave, permutation, stream
+from kleiber.data.batches import ConcatSamples, Order, evaluation_batches, interleave, permutation, stream
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows
 from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.types.batch import Batch
@@ -24,8 +24,8 @@ def take(steps: int, **options: int) -> list[torch.Tensor]:
 
 def test_every_epoch_holds_every_sample_once_in_a_new_order() -> None:
     order = Order(10, seed=1)
-    ids = np.concatenate([order.at(step, 4)[0] for step in range(5)])
-    epochs = np.concatenate([order.at(step, 4)[1] for step in range(5)])
+    ids = np.concatenate([order.batch(step, 4)[0] for step in range(5)])
+    epochs = np.concatenate([order.batch(step, 4)[1] for step in range(5)])
     assert sorted(ids[:10]) == sorted(ids[10:]) == list(range(10))
     assert list(ids[:10]) != list(ids[10:])
     assert list(epochs) == [0] * 10 + [1] * 10
@@ -33,10 +33,10 @@ def test_every_epoch_holds_every_sample_once_in_a_new_order() -> None:
 
 def test_a_step_is_the_same_whatever_was_asked_before() -> None:
     order = Order(17, seed=5)
-    forward = [order.at(step, 6)[0] for step in range(20)]
+    forward = [order.batch(step, 6)[0] for step in range(20)]
     for step in (19, 0, 7, 7, 3):
-        assert (Order(17, seed=5).at(step, 6)[0] == forward[step]).all()
-        assert (order.at(step, 6)[0] == forward[step]).all()
+        assert (Order(17, seed=5).batch(step, 6)[0] == forward[step]).all()
+        assert (order.batch(step, 6)[0] == forward[step]).all()
 
 
 def test_seeds_give_different_orders_that_are_uniform() -> None:
@@ -95,7 +95,7 @@ def token_file(text: str = TEXT) -> TokenFile:
 
 def test_joined_samples_are_those_of_the_parts_in_the_order_asked() -> None:
     parts = [TrainWindows(token_file(TEXT), 10), TrainWindows(token_file(TEXT[::-1]), 10)]
-    joined = Joined(parts)
+    joined = ConcatSamples(parts)
     index = np.array([len(parts[0]) + 2, 0, len(parts[0]), 5])
     tokens = joined.gather(index).tokens
     expected = [parts[1].gather(np.array([2])), parts[0].gather(np.array([0])), parts[1].gather(np.array([0]))]

@@ -16,37 +16,37 @@ def test_a_folder_of_several_kinds_of_files_is_refused(tmp_path: Path, cache: Pa
     """`datasets` would read the commonest and leave the others out in silence."""
     for name in ("a.txt", "b.txt", "c.jsonl"):
         (tmp_path / name).write_text(json.dumps({"text": "some words"}) + "\n")
-    with pytest.raises(ValueError, match=r"holds 2 .txt and 1 .jsonl files, and one kind is read"):
+    with pytest.raises(ValueError, match=r"2 \.txt and 1 \.jsonl"):
         Text(str(tmp_path)).prepare(16, cache)
 
 
 def test_a_broken_line_of_json_is_named_with_its_number(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "good"}\n{"text": bad}\n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is no JSON"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2"):
         Text(str(path)).prepare(8)
 
 
 def test_empty_and_missing_places_are_named(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(ValueError, match="is empty"):
+    with pytest.raises(ValueError, match=r"data\.path=.*nothing"):
         Text(str(tmp_path / "nothing")).prepare(8)
-    with pytest.raises(ValueError, match="no such file or folder"):
+    with pytest.raises(ValueError, match=r"data\.path=.*absent\.txt"):
         Text(str(tmp_path / "absent.txt")).prepare(8)
     (tmp_path / "data.xyz").write_text("x")
-    with pytest.raises(ValueError, match=r"ends in \.txt"):
+    with pytest.raises(ValueError, match=r"data\.path=.*data\.xyz .*\.txt, \.jsonl"):
         Text(str(tmp_path / "data.xyz")).prepare(8)
 
 
-def test_an_unreachable_hub_is_said_quickly_with_the_ways_out(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_within_seconds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "reachable", lambda: False)
     began = time.monotonic()
-    with pytest.raises(ValueError, match=r"KLEIBER_DATA=DIR.*data\.path=.*data=builtin"):
+    with pytest.raises(ValueError, match=r"KLEIBER_DATA=DIR.*data\.path.*data=builtin"):
         Text("no-one/nothing").prepare(8)
     assert time.monotonic() - began < 10
 
 
-def test_probing_a_silent_hub_takes_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_given_up_after_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

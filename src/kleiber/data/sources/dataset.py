@@ -1,0 +1,255 @@
+"""Finds a data set (a file, a folder, or a name on the hub) and reads its splits through `datasets`.
+
+`datasets` is imported only when text is read. Prepared data comes from the cache without it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from kleiber.config import hub
+from kleiber.types import Row
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev", "validation_matched"),  # the last one is MNLI's
+    "test": ("test",),
+}
+REMEDY = (
+    "set KLEIBER_DATA=DIR to a folder with a copy in DIR/owner/name or DIR/name, or data.path to a local file or "
+    "folder, or data=builtin, which needs no network"
+)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a data set is.
+
+    name             data.path as the user wrote it
+    local            a file or a folder; None for a data set on the hub
+    from_local_copy  whether $KLEIBER_DATA led to `local`
+    """
+
+    name: str
+    local: Path | None
+    from_local_copy: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The `datasets` builder of a single file; "" for folders and the hub."""
+        if self.local is None or self.local.is_dir():
+            return ""
+        suffixes = [suffix.lower() for suffix in self.local.suffixes if suffix.lower() != ".gz"]
+        kind = KINDS.get(suffixes[-1]) if suffixes else None
+        if kind is None:
+            raise ValueError(f"data.path={self.local} must end in {', '.join(KINDS)}, with or without .gz")
+        return kind
+
+    @property
+    def stem(self) -> str:
+        """The last part of the name, without the suffixes of a file."""
+        last = self.name.rstrip("/").rsplit("/", 1)[-1]
+        return last.split(".", 1)[0] if self.kind else last
+
+    def files(self) -> list[Path]:
+        """The local files, without hidden ones."""
+        assert self.local is not None
+        if self.local.is_file():
+            return [self.local]
+        paths = (Path(folder) / name for folder, _, names in os.walk(self.local) for name in names)
+        return sorted(path for path in paths if not any(p.startswith(".") for p in path.relative_to(self.local).parts))
+
+    def fingerprint(self) -> object:
+        """JSON-able facts that change with the content: sizes and time stamps of the files, or the hub's name."""
+        if self.local is None:
+            return {"hub": self.name}
+        base = self.local if self.local.is_dir() else self.local.parent
+        stats = [(str(path.relative_to(base)), path.stat()) for path in self.files()]
+        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def locate(path: str) -> Location:
+    """Finds a local file or folder, else the local copy of a hub name below $KLEIBER_DATA, else the hub itself.
+
+    Raises ValueError for a path that is none of these, and for an empty file or folder.
+    """
+    local = Path(path).expanduser()
+    if local.exists():
+        location = Location(path, local)
+    elif hub.is_name(path) and Path(path).suffix.lower() not in (*KINDS, ".gz"):
+        copy = hub.local_copy(path)
+        location = Location(path, copy, from_local_copy=copy is not None)
+    else:
+        raise ValueError(f"data.path={path} is no existing file or folder, and no name on the hub")
+    if location.local is not None and sum(file.stat().st_size for file in location.files()) == 0:
+        raise ValueError(f"data.path={path} is empty: there is no text in {location.local}")
+    return location
+
+
+@contextmanager
+def open_splits(location: Location, config: str | None, root: Path) -> Iterator[tuple[dict[str, Dataset], str]]:
+    """Opens the splits train, validation and test of a data set, as far as it has them, and the config they belong to.
+
+    root  folder for copies that `datasets` makes of local files; they are deleted on exit
+
+    Raises ValueError naming the fault: a line of JSON, a config, a hub that cannot be reached, no training split.
+    """
+    import datasets
+
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with TemporaryDirectory(dir=root, prefix=".datasets-", ignore_cleanup_errors=True) as scratch:
+            tables, config = _load(location, config, None if location.local is None else scratch)
+            yield standard_splits(tables, location.name), config
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def standard_splits(tables: dict[str, Dataset], name: str) -> dict[str, Dataset]:
+    """Returns the splits as train, validation and test; the only split of a data set is train, whatever its name."""
+    splits = {ours: tables[name] for ours, names in SPLIT_NAMES.items() for name in names if name in tables}
+    if "train" not in splits:
+        if len(tables) != 1:
+            raise ValueError(f"data.path={name} has no split `train`: it has {', '.join(tables)}")
+        splits = {"train": next(iter(tables.values()))}
+    unused = len(tables) - len(splits)
+    if unused:
+        log.info("%s: %d of the splits %s are not used", name, unused, ", ".join(tables))
+    return splits
+
+
+def require_columns(table: Dataset, columns: Iterable[str], name: str, key: str | None = None) -> None:
+    """Raises ValueError for the first column that the table of data set `name` lacks; `key` is the setting for it."""
+    for column in columns:
+        if column not in table.column_names:
+            setting = "" if key is None else f"{key}={column}: "
+            present = ", ".join(table.column_names)
+            raise ValueError(f"{setting}data.path={name} must have a column {column}, and it has {present}")
+
+
+def require_text_columns(table: Dataset, columns: Sequence[str], name: str) -> None:
+    """Raises ValueError for the first column of data.text that is missing or does not contain text."""
+    from datasets import Value
+
+    require_columns(table, columns, name, "data.text")
+    for column in columns:
+        feature = table.features[column]
+        kind = feature.dtype if isinstance(feature, Value) else type(feature).__name__
+        if kind not in ("string", "large_string"):
+            raise ValueError(f"data.text={column} must be a column of text: in {name} it contains {kind}")
+
+
+def rows(table: Dataset) -> Iterator[Row]:
+    """Yields the rows of a table."""
+    return (row for batch in row_batches(table) for row in batch)
+
+
+def row_batches(table: Dataset, size: int = 1000) -> Iterator[list[Row]]:
+    """Yields the rows of a table in lists of at most `size`."""
+    for batch in table.iter(batch_size=size):
+        assert isinstance(batch, dict)
+        yield [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def table_name(location: Location, config: str | None) -> str:
+    """Returns a short name for metrics: the last part of the path, and the config where one is set."""
+    name = location.stem if config is None else f"{location.stem}-{config}"
+    return re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-") or "table"
+
+
+def _load(location: Location, config: str | None, scratch: str | None) -> tuple[dict[str, Dataset], str]:
+    from datasets import get_dataset_config_names, load_dataset
+
+    _check_one_kind(location)
+    online = location.local is not None or hub.reachable()
+    with hub.offline() if location.local is not None or not online else nullcontext():
+        try:
+            if location.kind == "text":  # the lines are one document, so joined they are the file
+                files = {"train": str(location.local)}
+                lines = load_dataset(
+                    "text", data_files=files, cache_dir=scratch, sample_by="line", keep_linebreaks=True
+                )
+                return _by_name(lines), ""
+            if location.kind:
+                files = {"train": str(location.local)}
+                return _by_name(load_dataset(location.kind, data_files=files, cache_dir=scratch)), ""
+            if location.local is not None and _only_text(location):
+                return _by_name(load_dataset(str(location.local), cache_dir=scratch, sample_by="document")), ""
+            if config is None and location.from_local_copy:  # the copy may lack the hub's default config
+                config = get_dataset_config_names(str(location.local))[0]
+            path = location.name if location.local is None else str(location.local)
+            return _by_name(load_dataset(path, config, cache_dir=scratch)), config or ""
+        except Exception as error:  # `datasets` raises many kinds, down to a bare StopIteration
+            raise ValueError(_explain(location, config, error, online)) from error
+
+
+def _by_name(splits: object) -> dict[str, Dataset]:
+    assert isinstance(splits, Mapping)
+    return {str(name): split for name, split in splits.items()}
+
+
+def _only_text(location: Location) -> bool:
+    suffixes = {suffix for path in location.files() for suffix in path.suffixes}
+    return ".txt" in suffixes and not suffixes & (set(KINDS) - {".txt"})
+
+
+def _check_one_kind(location: Location) -> None:
+    """Raises ValueError for a folder with files of several kinds, of which `datasets` reads only the most frequent.
+
+    A folder with a README describes itself. JSON files may hold metadata, so they do not count.
+    """
+    if location.local is None or not location.local.is_dir() or (location.local / "README.md").is_file():
+        return
+    suffixes = [path.suffix for path in sorted(location.local.iterdir()) if path.suffix in set(KINDS) - {".json"}]
+    counts = {suffix: suffixes.count(suffix) for suffix in dict.fromkeys(suffixes)}
+    if len({KINDS[suffix] for suffix in counts}) > 1:
+        listed = " and ".join(f"{count} {suffix}" for suffix, count in counts.items())
+        raise ValueError(
+            f"data.path={location.name} has {listed} files, and only one kind can be read: make a folder of each kind"
+        )
+
+
+def _explain(location: Location, config: str | None, error: Exception, online: bool) -> str:
+    if location.local is None and not online:
+        return f"data.path={location.name}: the hub is not reachable, and this machine has no copy; {REMEDY}"
+    broken = None if location.local is None else _broken_json(location.files())
+    if broken is not None:
+        return broken
+    lines = str(error).strip().splitlines()
+    reason = " ".join(lines[:2]) if lines else "it has no rows"
+    keys = f"data.path={location.name}" + (f" data.config={config}" if config else "")
+    return f"{keys} cannot be read: {reason}"
+
+
+def _broken_json(files: list[Path]) -> str | None:
+    import gzip
+
+    for path in files:
+        if ".jsonl" not in path.suffixes:
+            continue
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    json.loads(line or "null")
+                except ValueError as error:
+                    if line.strip():
+                        return f"{path}, line {number} is not valid JSON: {error}"
+    return None

@@ -1,0 +1,121 @@
+"""Held-out loss: the objective's own mean, bits per byte where they have a meaning, and the loss of each position."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from evals.routing.moe_text import moe_subject
+from retention.toys import NEW, OLD, Language, learned
+
+from kleiber.data.sources.recall import Recall
+from kleiber.evals.perplexity import (
+    Runtime,
+    bin_by_position,
+    bits_per_byte,
+    bytes_per_target,
+    evaluate,
+    held_out_loss,
+    loss_by_position,
+    score_task,
+    score_tasks,
+)
+from kleiber.models.transformer import Transformer
+from kleiber.objectives.clm import CLM
+from kleiber.types.contracts import Objective, Task
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model() -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(vocab_size=272, depth=1, width=32, context=64)
+
+
+def test_the_held_out_loss_is_that_of_all_samples_and_the_mode_is_restored():
+    net = learned().train()
+    batches = [OLD.gather(np.arange(start, start + 4)) for start in (0, 4)]
+    sums = held_out_loss(net, CLM(), batches, CPU)
+    whole = CLM()(net, OLD.gather(np.arange(8)))
+    assert sums.means()["ce"].item() == pytest.approx((whole.total / whole.tokens).item(), rel=1e-5)
+    assert net.training and not sums.values["total"].requires_grad
+
+
+def test_bits_per_byte_are_nats_over_the_bits_of_a_nat_and_the_bytes_of_a_token():
+    assert bits_per_byte(math.log(2), 1.0) == 1.0
+    assert bits_per_byte(3 * math.log(2), 4.0) == pytest.approx(0.75)
+
+
+def test_a_loss_per_byte_has_a_meaning_for_unpadded_likelihoods_alone():
+    assert bytes_per_target(CLM(), OLD) == OLD.num_bytes / OLD.num_tokens
+    assert bytes_per_target(Objective(), OLD) is None
+    padded = Language(1, rows=3)
+    padded.padded = True
+    assert bytes_per_target(CLM(), padded) is None
+
+
+def test_each_domain_has_its_tokens_loss_and_bits_per_byte():
+    subject = moe_subject()
+    results = evaluate(subject)
+    assert set(results) == {"low", "high"} and results["low"]["tokens"] == 12 * 16
+    task = Task("low", CLM(), subject.corpus.validation["low"])
+    scores = score_task(subject.model, task, None, 5, Runtime())
+    assert results["low"] == {"tokens": 12 * 16, **scores}
+    unlikely = evaluate(replace(subject, objective=MeanlessCLM()))
+    assert "bits_per_byte" not in unlikely["low"]
+
+
+class MeanlessCLM(CLM):
+    likelihood = False
+
+
+def test_scores_are_named_by_prefix_task_and_metric():
+    net, tasks = learned(), [Task("old", CLM(), OLD), Task("new", CLM(), NEW)]
+    scores = score_tasks(net, tasks, None, 16, Runtime(), "val_ema")
+    assert set(scores) == {f"val_ema/{task}/{name}" for task in ("old", "new") for name in ("loss", "bits_per_byte")}
+    assert scores["val_ema/old/loss"] == score_task(net, tasks[0], None, 3, Runtime())["loss"]
+
+
+def test_ranks_divide_samples_unless_there_are_fewer_samples_than_ranks():
+    assert Runtime(1, 2).share(OLD) == (1, 2)
+    assert Runtime(1, len(OLD) + 1).share(OLD) == (0, 1)
+
+
+def test_positions_add_up_to_the_mean_loss(model):
+    corpus = Recall().prepare(64)
+    batches = [corpus.validation["recall"].gather(np.arange(i, i + 4)) for i in (0, 4)]
+    losses, counts = loss_by_position(model, batches, CPU)
+    whole = [CLM()(model, batch) for batch in batches]
+    assert sum(losses) == pytest.approx(sum(float(loss.metrics["ce"]) for loss in whole), rel=1e-5)
+    assert sum(counts) == sum(float(loss.tokens) for loss in whole) and counts[0] == 0
+
+
+def test_each_position_has_the_loss_of_that_target(model):
+    batch = Recall().prepare(64).train.gather(np.arange(3))
+    batch.weights = None
+    losses, _ = loss_by_position(model, [batch], CPU)
+    logits = model.head(model(batch.map(lambda t: t[:, :-1] if t.dim() == 2 else t)).hidden)
+    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch.tokens[:, 1:], reduction="none").sum(0)
+    assert losses == pytest.approx(each.tolist(), rel=1e-4)
+
+
+def test_padding_and_the_first_token_of_a_segment_have_no_position(model):
+    batch = Recall().prepare(64).train.gather(np.arange(3))
+    batch.weights, batch.real = None, torch.arange(65) < torch.tensor([[65], [40], [10]])
+    losses, counts = loss_by_position(model, [batch], CPU)
+    assert sum(counts) == 64 + 39 + 9 and counts[9:39] == [2.0] * 30
+    assert sum(losses) == pytest.approx(CLM()(model, batch).total.item(), rel=1e-5)
+
+
+def test_a_wider_batch_adds_positions(model):
+    batch = Recall().prepare(64).train.gather(np.arange(3))
+    batch.weights = None
+    narrow = batch.map(lambda t: t[:, :33] if t.dim() == 2 else t)
+    losses, counts = loss_by_position(model, [narrow, batch], CPU)
+    assert len(losses) == 64 and counts == [6.0] * 32 + [3.0] * 32
+
+
+def test_bins_double_and_have_the_name_of_their_last_position():
+    assert bin_by_position([1.0] * 10, [1.0] * 4 + [0.0] * 4 + [2.0] * 2) == {1: 1.0, 2: 1.0, 4: 1.0, 10: 0.5}

@@ -1,0 +1,133 @@
+"""Start points: which weights they load, which tasks they bring, and when two texts or tokenizers are the same."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.objectives.clm import CLM
+from kleiber.runs.open import open_model
+from kleiber.runs.start_point import (
+    Checkpoint,
+    Scratch,
+    Upcycle,
+    check_same_tokenizer,
+    corpus_tasks,
+    distinct_tasks,
+    same_text,
+)
+from kleiber.types.batch import Batch
+from kleiber.types.contracts import HeldOut, Task
+
+from .trained_runs import DENSE, EXPERTS, FREEZE, LORA, new_weights, trained_run
+
+
+class Rows(HeldOut):
+    """Held-out rows of ids, with labels if there are any."""
+
+    def __init__(self, ids: list[list[int]], labels: list[int] | None = None) -> None:
+        self.ids = torch.tensor(ids)
+        self.labels = None if labels is None else torch.tensor(labels)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def gather(self, index: np.ndarray, epoch: int = 0) -> Batch:
+        return Batch(self.ids[index], labels=None if self.labels is None else self.labels[index])
+
+
+def fake_corpus(**texts: Rows):
+    return SimpleNamespace(name="fake", tokenizer=Bytes(), train=None, validation=texts)
+
+
+def test_an_upcycled_run_has_new_routers_and_the_weights_of_the_dense_run(tmp_path):
+    dense = trained_run(tmp_path / "dense", DENSE, FREEZE)
+    init = {"_target_": "kleiber.runs.Upcycle", "path": str(dense)}
+    node = DENSE | {"mlp": EXPERTS}
+    run = trained_run(tmp_path / "run", node, LORA, seed=5, init=init)
+    started = new_weights(node)
+    Checkpoint(str(run)).load(started)
+    router, embedding = "blocks.0.mlp.router.linear.weight", "embedding.weight"
+    state = started.state_dict()
+    assert torch.equal(state[router], new_weights(node, seed=5).state_dict()[router])
+    assert torch.equal(state[embedding], open_model(str(dense)).model.state_dict()[embedding])
+    Upcycle(str(dense)).load(first := new_weights(node, seed=6))
+    Upcycle(str(dense)).load(second := new_weights(node, seed=6))
+    old = new_weights(DENSE, seed=3).blocks[0].mlp.gate_up.weight
+    for model in (first, second):
+        assert torch.equal(model.blocks[0].mlp.experts.gate_up[2], old.T), "drawn with the seed of the dense run"
+
+
+def test_a_start_of_another_shape_is_refused_by_name(tmp_path):
+    run = trained_run(tmp_path / "run", DENSE, FREEZE)
+    with pytest.raises(ValueError, match=r"run.*embedding\.weight"):
+        Checkpoint(str(run)).load(new_weights(DENSE | {"width": 64}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ({"num_heads": 1}, r"set model\.num_heads=2"),
+        ({"rope_theta": 500.0}, r"set model\.rope_theta=10000\.0"),
+        ({"norm_eps": 1e-6}, r"set model\.norm_eps=1e-05"),
+        ({"soft_cap": 30.0}, r"set model\.soft_cap=null"),
+        (
+            {"parametrization": {"_target_": "kleiber.nn.StandardParametrization"}},
+            "set model/parametrization=mup",
+        ),
+        (
+            {"parametrization": {"_target_": "kleiber.nn.MuP", "base_width": 64}},
+            r"set model\.parametrization\.base_width=32",
+        ),
+        (
+            {"attention": {"_target_": "kleiber.nn.WindowAttention", "_partial_": True}},
+            "set model/attention=full",
+        ),
+    ],
+)
+def test_settings_under_which_the_dense_weights_mean_something_else_are_refused_by_key(changes, fix, tmp_path):
+    dense = trained_run(tmp_path / "dense", DENSE)
+    with pytest.raises(ValueError, match=fix):
+        Upcycle(str(dense)).load(new_weights(DENSE | {"mlp": EXPERTS} | changes))
+
+
+def test_random_weights_load_nothing_and_bring_no_task():
+    model = new_weights(DENSE)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Scratch().load(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert Scratch().tasks(None, None) == []
+
+
+def test_texts_are_the_same_when_their_beginning_and_their_labels_are():
+    rows = Rows([[1, 2, 3], [4, 5, 6]])
+    assert same_text(rows, Rows([[1, 2, 3, 9], [0, 0, 0, 0], [7, 7, 7, 7]])), "other lengths and later rows"
+    assert not same_text(rows, Rows([[1, 2, 4], [4, 5, 6]]))
+    labeled = Rows([[1, 2, 3], [4, 5, 6]], [0, 1])
+    assert same_text(labeled, Rows([[1, 2, 3], [4, 5, 6], [0, 0, 0]], [0, 1, 1]))
+    assert not same_text(labeled, Rows([[1, 2, 3], [4, 5, 6]], [1, 1]))
+    assert not same_text(labeled, rows) and not same_text(rows, labeled)
+
+
+def test_a_task_of_the_start_gets_another_name_only_if_its_text_differs():
+    here, elsewhere = Rows([[1, 2]]), Rows([[3, 4]])
+    tasks = [Task("a", CLM(), here), Task("b", CLM(), elsewhere), Task("c", CLM(), elsewhere)]
+    renamed = distinct_tasks(tasks, fake_corpus(a=here, b=here))
+    assert [task.name for task in renamed] == ["a", "b-before", "c"]
+    assert [task.held_out for task in renamed] == [here, elsewhere, elsewhere]
+
+
+def test_every_validation_domain_is_a_task():
+    texts = {"docs": Rows([[1]]), "code": Rows([[2]])}
+    tasks = corpus_tasks(fake_corpus(**texts), CLM())
+    assert {task.name: task.held_out for task in tasks} == texts
+
+
+def test_corpora_with_different_vocabularies_are_refused_with_the_key():
+    corpus, other = fake_corpus(), fake_corpus()
+    check_same_tokenizer(corpus, other, "init.path")
+    other.tokenizer = SimpleNamespace(vocab_size=300, eos=0, token_bytes=np.ones(300), hash="other/1")
+    with pytest.raises(ValueError, match=r"init\.path.*other/1"):
+        check_same_tokenizer(corpus, other, "init.path")
