@@ -30,7 +30,7 @@ from pathlib import Path
 import hydra
 from omegaconf import OmegaConf
 from kleiber.training.lightning import import_lightning
-from kleiber.config.compose import resolved
+from kleiber.config.compose import resolve_config
 
 import_lightning()
 
@@ -38,7 +38,7 @@ import_lightning()
 def main(cfg):
     from kleiber.runs.run import train
     from kleiber.records.summary import Summary
-    config, _ = resolved(OmegaConf.merge({{"hydra": {{"runtime": {{"choices": {{}}}}}}}}, cfg))
+    config, _ = resolve_config(OmegaConf.merge({{"hydra": {{"runtime": {{"choices": {{}}}}}}}}, cfg))
     folder = Path(cfg.root) / f"seed{{cfg.seed}}"
     folder.mkdir(parents=True)
     assert train(OmegaConf.create(config), folder, []) == 0

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from small_run import REPOSITORY, TINY
 
 from kleiber.config.check import check
-from kleiber.config.compose import Composer, resolved
+from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
 from kleiber.records.folder import NOT_IDENTITY, config_hash
 
@@ -19,7 +19,8 @@ NEEDS = {"objective/mlm": ["model=bert"], "model/bert": ["objective=mlm"]}
 ROUTERS = ("group_limited", "hash", "lossfree", "noisy", "random", "sigmoid", "sinkhorn", "switch", "topk")
 NEEDS |= {f"model/{name}": ["model=moe"] for name in ("mlp/moe", "mlp/dropping", *(f"router/{r}" for r in ROUTERS))}
 NEEDS |= {"model/router/expert_choice": ["model=bert", "objective=mlm", "model/mlp=moe"]}
-NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in ("checkpoint", "hf", "upcycle")}
+STARTS = ("checkpoint", "hf", "upcycle")
+NEEDS |= {f"init/{name}": ["init.path=RUN"] for name in STARTS}
 NEEDS |= {"model/hf": ["model.path=llama", "model.weights=random", "model.context=64", f"model.config={SHAPE}"]}
 TABLES = {
     name: [f"data={name}", f"data.path={REPOSITORY / 'tests/data'}/{name}.jsonl"]
@@ -35,14 +36,20 @@ NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop", "optimal")}
-ELSEWHERE |= {
-    f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs"
-    for name in ("isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law")
-}
+PLANNED = (
+    "isoflop",
+    "accounting",
+    "clm_vs_mlm",
+    "context",
+    "data_repeat",
+    "moe_law",
+    "routers",
+    "sparsity",
+    "upcycling",
+)
+ELSEWHERE |= {f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs" for name in PLANNED}
 ELSEWHERE |= {"data/recall": "tests/data/sources/test_recall.py", "data/repeat": "tests/data/test_mixture.py"}
-ELSEWHERE |= {
-    f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in ("checkpoint", "hf", "upcycle")
-}
+ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
 ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
 ELSEWHERE |= {
     "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
@@ -50,29 +57,21 @@ ELSEWHERE |= {
     "design/grid": "plans a sweep: launch/test_sweep.py",
     "design/arms": "tests/studies/designs/test_grid.py",
 }
-ELSEWHERE |= {f"study/{name}": f"tests/studies/test_{name}.py" for name in ("routers", "sparsity", "upcycling")}
 ELSEWHERE |= {"study/moe_gain": "12 cells to 8M tokens: tests/studies/test_moe_gain.py reads such"}
 ELSEWHERE |= {f"data/{name}": "tests/data prepare it" for name in ("builtin", "mixture", "wikitext", "tinystories")}
 ELSEWHERE |= {"objective/distill": "needs a teacher: tests/objectives/test_distill.py"}
 METHODS = ("agem", "ewc", "l2sp", "lwf", "replay", "wise")
-NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={one:{},two:{}}"] for name in METHODS}
+NEEDS |= {f"retention/{name}": ["stages=chain", "stages.chain={first:{},second:{}}"] for name in METHODS}
 ELSEWHERE |= {f"retention/{name}": "tests/test_chain.py trains with it" for name in METHODS}
-ELSEWHERE |= {
-    f"study/{name}": "tests/studies reads such"
-    for name in ("forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer")
-}
-ELSEWHERE |= {
-    f"experiment/{name}": "tests/test_experiments.py" for name in ("tiny_stories", "moe_wikitext", "sft_lora", "smoke")
-}
+RETAINING = ("forgetting", "forgetting_law", "moe_forgetting", "continual", "adapters", "transfer")
+ELSEWHERE |= {f"study/{name}": "tests/studies reads such" for name in RETAINING}
+EXPERIMENTS = ("tiny_stories", "moe_wikitext", "sft_lora", "smoke")
+ELSEWHERE |= {f"experiment/{name}": "tests/test_experiments.py" for name in EXPERIMENTS}
 ELSEWHERE |= {"design/methods": "plans a sweep: tests/studies/test_methods.py"}
 ELSEWHERE |= {"design/pretraining": "plans a sweep: tests/studies/test_transfer.py"}
-ELSEWHERE |= {
-    f"design/{name}_sequence": "plans a sweep: tests/studies/test_sequences.py"
-    for name in ("builtin", "domain", "topic")
-}
-TASKS = [
-    f"data/{p.parent.name}/{p.stem}" for group in ("glue", "superglue", "topic") for p in CONF.glob(f"data/{group}/*")
-]
+SEQUENCES = ("design/builtin_sequence", "design/domain_sequence", "design/topic_sequence")
+ELSEWHERE |= dict.fromkeys(SEQUENCES, "plans a sweep: tests/studies/test_sequences.py")
+TASKS = [f"data/{path.parent.name}/{path.stem}" for path in CONF.glob("data/*/*.yaml")]
 ELSEWHERE |= dict.fromkeys(TASKS, "on the hub: tests/data/test_labelled.py prepares such tables")
 SAME = {  # choices that are the same run as another one, by the hash of their configs
     **dict.fromkeys(("mlp/swiglu", "attention/full", "parametrization/mup"), "gpt"),
@@ -80,25 +79,14 @@ SAME = {  # choices that are the same run as another one, by the hash of their c
 }
 SAME = {f"model/{name}": f"model/{twin}" for name, twin in SAME.items()}
 DEFAULTS = ("optimizer/adamw", "schedule/wsd", "callbacks/default", "data/text", "logger/csv", "objective/clm")
-SAME |= dict.fromkeys(
-    (*DEFAULTS, *(f"launcher/{name}" for name in ("basic", "process", "ray", "submitit"))), "model/gpt"
-)
-SAME |= {
-    f"data/{data}": f"objective/{name}"
-    for name, data in (("classify", "labelled"), ("sft", "instruct"), ("kto", "unpaired"))
-}
+LAUNCHERS = ("launcher/basic", "launcher/process", "launcher/ray", "launcher/submitit")
+SAME |= dict.fromkeys((*DEFAULTS, *LAUNCHERS), "model/gpt")
+SAME |= {f"data/{data}": f"objective/{name}" for name, data in LEARNT.items() if data != "preference"}
 SAME |= {"data/preference": "objective/ipo", "objective/mlm": "model/bert"}
 # Classes whose mathematics tests of their own show: that a run takes them is asked of them when there is time.
 SLOW = [f"model/router/{name}" for name in ("group_limited", "noisy", "random", "sigmoid", "sinkhorn", "switch")]
-SLOW += [
-    "objective/cdpo",
-    "objective/dpo",
-    "objective/reward",
-    "objective/kto",
-    "adapter/dora",
-    "trainer/ddp",
-    "init/scratch",
-]
+SLOW += [f"objective/{name}" for name in ("cdpo", "dpo", "reward", "kto")]
+SLOW += ["adapter/dora", "trainer/ddp", "init/scratch"]
 CHOICES = [
     str(path.relative_to(CONF).with_suffix(""))
     for path in sorted(CONF.rglob("*.yaml"))
@@ -118,7 +106,7 @@ def composer() -> Composer:
 
 
 def compose(*overrides: str) -> dict:
-    config, _ = resolved(composer().compose([*TINY, "root=r", *overrides]))
+    config, _ = resolve_config(composer().compose([*TINY, "root=r", *overrides]))
     return config
 
 
@@ -134,7 +122,7 @@ def alone(choice: str) -> dict:
     gone |= dict.fromkeys(fine_tuned, ("callbacks.samples", "data"))
     prefixes = next((gone[key] for key in (name, group) if key in gone and name != "text"), ())
     plain = [override for override in TINY if not override.startswith(prefixes)]
-    config, _ = resolved(composer().compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
+    config, _ = resolve_config(composer().compose([*plain, "root=r", *NEEDS.get(choice, []), f"{group}={name}"]))
     return config
 
 
@@ -167,11 +155,11 @@ def test_every_choice_trains_two_steps(launch, choice):
 
 
 def leaves(node: dict, path: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     for key, value in node.items():
-        where = f"{path}.{key}" if path else str(key)
-        found |= leaves(value, where) if isinstance(value, dict) else {where: value}
-    return found
+        leaf = f"{path}.{key}" if path else str(key)
+        values |= leaves(value, leaf) if isinstance(value, dict) else {leaf: value}
+    return values
 
 
 OTHER = {  # another valid value, where doubling a number or turning a switch gives none
@@ -203,7 +191,7 @@ NO_EFFECT = {
     "data.vocab_size": "of bpe alone: tests/data",
     **dict.fromkeys(("init", "retention", "adapter", "stages"), "groups without a choice here"),
     "eval.watch_tokens": "where there is an earlier task: tests/test_chain.py",
-    "schedule.warmup_steps": "of so short a run a fifth is warm-up whatever it says: test_optim.py",
+    "schedule.warmup_steps": "of so short a run a fifth is warm-up whatever it says: optimizers/test_schedules.py",
     **dict.fromkeys(("budget.flops", "budget.ratio", "budget.tokens"), "config/test_stages_budget.py"),
 }  # fmt: skip
 SPECIAL = ("_target_", "_partial_")  # how a node is built, not what
@@ -244,23 +232,23 @@ BASES = {  # together they choose every class that has leaves of its own
 }
 
 
-def owned(base: str) -> dict[tuple[str, str], object]:
+def leaves_by_class(base: str) -> dict[tuple[str, str], object]:
     """Leaves by (target of the node they stand in, key): the same argument of the same class needs one look."""
 
     def walk(node: dict, path: str, owner: str) -> dict[tuple[str, str], object]:
-        owner, found = node.get("_target_", owner), {}
+        owner, values = node.get("_target_", owner), {}
         for name, value in node.items():
-            where = f"{path}.{name}" if path else str(name)
-            found |= walk(value, where, owner) if isinstance(value, dict) else {(owner, where): value}
-        return found
+            leaf = f"{path}.{name}" if path else str(name)
+            values |= walk(value, leaf, owner) if isinstance(value, dict) else {(owner, leaf): value}
+        return values
 
     return walk(compose(*BASES[base]), "", "")
 
 
 def with_effect(base: str) -> dict[str, object]:
     """The leaves of a base that none before it has, less those that are to have no effect."""
-    earlier = [owned(one) for one in list(BASES)[: list(BASES).index(base)]]
-    new = {key: value for key, value in owned(base).items() if not any(key in one for one in earlier)}
+    earlier = [leaves_by_class(name) for name in list(BASES)[: list(BASES).index(base)]]
+    new = {key: value for key, value in leaves_by_class(base).items() if not any(key in leaves for leaves in earlier)}
     return {
         leaf: value
         for (_, leaf), value in new.items()
@@ -294,8 +282,8 @@ def test_every_leaf_has_an_effect(launch, base):
     plain = outcome(launch(*options))
     idle = []
     for leaf, value in with_effect(base).items():
-        given = another(leaf, value)
-        text = json.dumps(given) if isinstance(given, list) else str(given)
+        other = another(leaf, value)
+        text = json.dumps(other) if isinstance(other, list) else str(other)
         clear = ["budget.steps=null"] if leaf.startswith("budget.") and leaf != "budget.steps" else []
         if outcome(launch(*options, f"{leaf}={text}", *clear)) == plain:
             idle.append(leaf)
@@ -303,11 +291,10 @@ def test_every_leaf_has_an_effect(launch, base):
 
 
 def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
-    chosen = {target for base in BASES for target, _ in owned(base)}
+    chosen = {target for base in BASES for target, _ in leaves_by_class(base)}
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
-    named = {words[1] for words in lines if words[:1] == ["_target_:"]}
-    elsewhere = ["data.", "training.", "runs.", "studies.", "launch."]
+    named = {line[1] for line in lines if line[:1] == ["_target_:"]}
     # tests/retention asks each setting of a method for its effect
-    elsewhere += ["adapters.", "models.HFModel", "objectives.Distill", "retention."]
-    elsewhere = tuple(f"kleiber.{name}" for name in elsewhere)
+    elsewhere = ["data.", "training.", "runs.", "studies.", "launch.", "adapters.", "models.HFModel", "retention."]
+    elsewhere = tuple(f"kleiber.{name}" for name in [*elsewhere, "objectives.Distill"])
     assert {target for target in named - chosen if not target.startswith(elsewhere)} == set()

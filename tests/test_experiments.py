@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from small_run import REPOSITORY
 
 from kleiber.config.check import check
-from kleiber.config.compose import Composer, resolved
+from kleiber.config.compose import Composer, resolve_config
 from kleiber.launch.main import main
 
 CONF = REPOSITORY / "conf"
@@ -38,7 +38,7 @@ def composed(*overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
     cfg = composer().compose([*overrides, "root=r"])
     choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     assert isinstance(choices, dict)
-    return resolved(cfg)[0], {str(group): choice for group, choice in choices.items()}
+    return resolve_config(cfg)[0], {str(group): choice for group, choice in choices.items()}
 
 
 def differences(wanted: dict[str, Any], config: dict[str, Any], path: str = "") -> list[str]:

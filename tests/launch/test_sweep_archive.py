@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import kleiber.runs.run
-from kleiber.config.compose import Composer, resolved
+from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
 from kleiber.launch.main import main
 from kleiber.records import archive
@@ -128,7 +128,7 @@ def test_weights_that_are_not_here_are_refused_with_the_cure(moved):
 
 
 def test_a_study_that_lies_elsewhere_has_the_same_runs():
-    config = resolved(Composer().compose(["model=moe"]))[0]
+    config = resolve_config(Composer().compose(["model=moe"]))[0]
     places = [
         {**config, "root": root, "name": name, "init": {"path": f"{root}/{name}/{base}-0123abcd/main"}}
         for root, name, base in (("/one", "s", "base"), ("/two", "t", "otherwise-worded"))

@@ -1,4 +1,4 @@
-"""Muon against torch's own on single matrices, expert by expert; what it leaves to AdamW; its scale; its resume."""
+"""Muon moves each expert as torch.optim.Muon moves a matrix, leaves other parameters to AdamW, and resumes exactly."""
 
 from functools import partial
 from pathlib import Path
@@ -37,14 +37,14 @@ def train(model: Transformer, optimizer: torch.optim.Optimizer, *steps: int) -> 
 def test_every_expert_moves_as_torchs_muon_moves_a_matrix(shape):
     stack = torch.nn.Parameter(torch.randn(shape))
     single = [torch.nn.Parameter(matrix.clone()) for matrix in stack.detach()]
-    own = StackedMuon([{"params": [stack], "lr": 0.1, "weight_decay": 0.2}], momentum=0.9, steps=5)
-    theirs = torch.optim.Muon(single, lr=0.1, weight_decay=0.2, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    stacked = StackedMuon([{"params": [stack], "lr": 0.1, "weight_decay": 0.2}], momentum=0.9, steps=5)
+    reference = torch.optim.Muon(single, lr=0.1, weight_decay=0.2, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         stack.grad = torch.randn(shape)
         for matrix, gradient in zip(single, stack.grad, strict=True):
             matrix.grad = gradient.clone()
-        own.step()
-        theirs.step()
+        stacked.step()
+        reference.step()
     # Both work in bf16, where the order of a sum is worth three digits.
     torch.testing.assert_close(stack.detach(), torch.stack([m.detach() for m in single]), rtol=0, atol=5e-3)
 
@@ -92,20 +92,20 @@ def test_a_step_changes_the_stream_alike_at_every_width():
 
 
 def test_it_goes_on_bit_by_bit_from_state_by_name():
-    one, two = mixture(), mixture()
-    unbroken = build(one)
-    train(one, unbroken, 0, 1, 2, 3)
-    first = build(two)
-    train(two, first, 0, 1)
+    straight, resumed = mixture(), mixture()
+    unbroken = build(straight)
+    train(straight, unbroken, 0, 1, 2, 3)
+    first = build(resumed)
+    train(resumed, first, 0, 1)
     state = {n: {k: v.clone() for k, v in s.items()} for n, s in checkpoint.optimizer_state(first).items()}
-    second = build(two)
+    second = build(resumed)
     checkpoint.load_optimizer(second, state)
-    train(two, second, 2, 3)
-    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+    train(resumed, second, 2, 3)
+    for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_what_no_optimizer_means_is_refused():
+def test_invalid_settings_are_refused_with_their_key():
     with pytest.raises(ValueError, match=r"optimizer.momentum=1.5"):
         Muon(momentum=1.5)
     with pytest.raises(ValueError, match=r"lr=-1"):

@@ -5,13 +5,13 @@ import re
 
 import pytest
 
-from kleiber.config.compose import Composer, resolved
+from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, Status
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder, cell_name, config_hash, settle, study_folder, write_config
 from kleiber.records.summary import Summary
 
-CONFIG = resolved(Composer().compose(["model=moe"]))[0]
+CONFIG = resolve_config(Composer().compose(["model=moe"]))[0]
 
 
 def leaves(node, path=()):

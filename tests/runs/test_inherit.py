@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kleiber.config.compose import Composer, resolved
+from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
 from kleiber.records.folder import config_hash, read_config
 from kleiber.runs.inherit import complete_config
@@ -31,14 +31,14 @@ def composer():
 @pytest.fixture
 def completed(composer):
     def config(*overrides: str) -> dict:
-        return complete_config(resolved(composer.compose(list(overrides)))[0], list(overrides))
+        return complete_config(resolve_config(composer.compose(list(overrides)))[0], list(overrides))
 
     return config
 
 
 @pytest.mark.parametrize("options", [[], ["model=moe", "optimizer=lion"], ["model=bert", "optimizer=muon"]])
 def test_under_mup_the_rate_and_the_identity_are_those_of_the_files(completed, composer, options):
-    written = resolved(composer.compose(options))[0]
+    written = resolve_config(composer.compose(options))[0]
     assert config_hash(completed(*options)) == config_hash(written)
 
 
@@ -80,7 +80,7 @@ def test_a_rate_that_somebody_wrote_stays(completed, folder, tmp_path):
     assert completed(*imported, "optimizer.lr=0.02")["optimizer"]["lr"] == 0.02
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\noptimizer: {lr: 0.005}\n")
-    mine = resolved(Composer(config_dir=str(tmp_path)).compose(["experiment=mine", *imported]))[0]
+    mine = resolve_config(Composer(config_dir=str(tmp_path)).compose(["experiment=mine", *imported]))[0]
     assert complete_config(mine, ["experiment=mine", *imported])["optimizer"]["lr"] == 0.005
 
 

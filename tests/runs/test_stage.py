@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from small_run import REPOSITORY, TINY
 
 import kleiber
-from kleiber.config.compose import Composer, resolved
+from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.stages import stage_configs
 from kleiber.launch.main import main
 from kleiber.records.catalog import frame, read_run
@@ -151,7 +151,7 @@ def test_wrong_stages_and_starts_are_refused_before_training(launch, tmp_path, c
 
 def test_a_stage_is_the_run_with_its_own_nodes_in_place():
     overrides = ["root=r", "stages=docs_then_code", "budget.steps=5", "stages.chain.code.data.max_bytes=1M"]
-    config, _ = resolved(Composer("train").compose(overrides))
+    config, _ = resolve_config(Composer("train").compose(overrides))
     docs, code = stage_configs(config).values()
     assert docs["data"] == {**config["data"], "domain": "docs"}
     assert code["data"] == {**config["data"], "domain": "code", "max_bytes": "1M"}

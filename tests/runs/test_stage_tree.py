@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 import kleiber
-from kleiber.config.stages import label
+from kleiber.config.stages import branch_name
 from kleiber.optimizers.schedules import WSD, Constant, Cosine
 from kleiber.runs.stage_tree import Stage, TrunkAndCooldowns
 
@@ -129,4 +129,4 @@ def test_a_budget_beside_branches_is_refused_with_both_names(launch, capsys):
 
 
 def test_branches_are_called_as_they_were_written():
-    assert [label(tokens) for tokens in ("1M", 2_000_000, 512, 2.5e6)] == ["1M", "2M", "512", "2.5M"]
+    assert [branch_name(tokens) for tokens in ("1M", 2_000_000, 512, 2.5e6)] == ["1M", "2M", "512", "2.5M"]

@@ -6,7 +6,7 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from kleiber.config.compose import Composer, resolved
+from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.signatures import build
 from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.records.summary import write_json
@@ -35,7 +35,7 @@ def trained_run(
     folder: Path, model: dict, adapter: dict | None = None, seed: int = 3, init: dict | None = None
 ) -> Path:
     """Writes the folder of a run that finished after one step, which changed every weight that it trained."""
-    config, _ = resolved(Composer("train").compose([]))
+    config, _ = resolve_config(Composer("train").compose([]))
     config |= {"seed": seed, "model": model, "adapter": adapter, "init": init, "data": DATA}
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

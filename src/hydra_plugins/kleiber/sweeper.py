@@ -107,13 +107,13 @@ class KleiberSweeper(BasicSweeper):
 
     def _sweep_context(self, first: list[str], design: Any) -> Any:
         """What a design may use: the config of the first cell, and the machine's speed, measured when it is used."""
-        from kleiber.config.compose import resolved
+        from kleiber.config.compose import resolve_config
         from kleiber.launch.price import seconds_per_token
         from kleiber.records.folder import study_folder
         from kleiber.studies.designs.plan import sweep_context
 
         launcher: Any = self.launcher
-        config, _ = resolved(launcher.compose(launcher.sweep.composer.prepare(first)))
+        config, _ = resolve_config(launcher.compose(launcher.sweep.composer.prepare(first)))
 
         def speed(widths: Sequence[int]) -> list[float]:
             shaped = [sized(config, width, getattr(design, "head_dim", 16)) for width in widths]

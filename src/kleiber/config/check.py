@@ -1,8 +1,8 @@
-"""Checks a composed config before torch is imported or data touched. Errors name the key and the fix.
+"""Checks a composed config before torch is imported or data is read. Errors name the key and the fix.
 
-Arguments of a node with a `_target_` are checked against the signature of its class, plain nodes against the types
-below. A number in quotes is not a number, and `true` is not 1. Rules about two keys are in
-`kleiber.config.cross_checks`.
+The arguments of a node with a `_target_` are checked against the signature of its class, and plain nodes against the
+dataclasses below. Types are strict: a number in quotes is not a number, and `true` is not 1. Rules about several keys
+are in `kleiber.config.cross_checks`.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from kleiber.config.cross_checks import fit_together
+from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.config.signatures import SUPPLIED, Parameter, Signature, of_dataclass, signature
-from kleiber.config.stages import Budget, built_trained, from_weights, is_chain, quantity, stage_configs
-from kleiber.types import Config, Json
+from kleiber.config.stages import Budget, has_pretrained_weights, is_chain, quantity, stage_configs, starts_from_weights
+from kleiber.types import Config
 
 
 @dataclass(frozen=True)
 class BatchSize:
     """The batch of an optimizer step.
 
-    tokens  tokens of an optimizer step over all ranks, when its rows are full; a pair has two rows
-    micro   sequences at once on a device; "auto" takes as many as fit in memory
+    tokens  tokens of an optimizer step over all ranks if its rows are full; a pair of answers has two rows
+    micro   sequences that a device processes at once; "auto": as many as fit in memory
     """
 
     tokens: int | float | str = 4096
@@ -45,9 +46,9 @@ class BatchSize:
 class Evaluation:
     """When to validate, and on how many tokens.
 
-    every_steps   None means four times a stage, 0 means only after the last step
-    tokens        targets of each task; None means all
-    watch_tokens  targets of each task that are also scored at steps 1, 2, 4, 8, ... of a later stage
+    every_steps   optimizer steps between validations; null: four times a stage, 0: only after the last step
+    tokens        validation targets of each task; null: all of them
+    watch_tokens  validation targets of each earlier task that a later stage also scores at steps 1, 2, 4, 8, ...
     """
 
     every_steps: int | None = None
@@ -65,7 +66,7 @@ class Evaluation:
                 raise ValueError(f"eval.{name}: {error}") from None
 
 
-PLAIN: Json = {
+PLAIN: dict[str, type | UnionType] = {
     "name": str,
     "root": str,
     "seed": int,
@@ -78,22 +79,20 @@ PLAIN: Json = {
 NODES = ("model", "data", "objective", "trainer", "optimizer", "schedule", "callbacks", "logger", "launcher")
 OPTIONAL = ("init", "retention", "adapter", "stages", "design", "study", "experiment")
 TOP_LEVEL = (*NODES, *PLAIN, *OPTIONAL)
-
-
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
 def check(config: Config, follows: bool = False) -> None:
     """Raises ConfigError for the first error in a resolved config.
 
-    follows  whether it is the config of a stage that starts from the weights of another stage
+    follows  whether this is the config of a stage that starts from the weights of an earlier stage
     """
     for key in config:
         if key not in TOP_LEVEL:
-            raise ConfigError(f"{key}: no such key.{did_you_mean(key, TOP_LEVEL)} Keys: {', '.join(TOP_LEVEL)}")
+            raise ConfigError(unknown_key(key, key))
     for key, kind in PLAIN.items():
         if key not in config:
-            raise ConfigError(f"{key} is missing and must not be deleted")
+            raise ConfigError(f"{key} is missing: it must not be deleted")
         _check_plain(key, kind, config[key])
     _check_dry_run(config["dry_run"])
     for key in NODES:
@@ -103,18 +102,25 @@ def check(config: Config, follows: bool = False) -> None:
             _check_chosen(key, config.get(key))
     for key in OPTIONAL:
         _check_optional(key, config.get(key))
-    fit_together(config)
+    check_compatibility(config)
     if is_chain(config):
         _check_chain(config)
-    elif config.get("retention") and not (follows or from_weights(config) or built_trained(config["model"])):
+    elif config.get("retention") and not (
+        follows or starts_from_weights(config) or has_pretrained_weights(config["model"])
+    ):
         raise ConfigError(
-            f"retention={list(config['retention'])} has nothing to retain: start from trained weights "
-            "(init=checkpoint init.path=RUN), or train a chain (stages=docs_then_code)"
+            f"retention={list(config['retention'])} needs weights that were trained before: set init=checkpoint "
+            "init.path=RUN, or train several stages with stages=docs_then_code"
         )
 
 
+def unknown_key(key: str, top: str) -> str:
+    """Returns the error message for a key whose first part `top` is not a key of the config."""
+    return f"{key} is not a key of the config.{did_you_mean(top, TOP_LEVEL)} Keys: {', '.join(TOP_LEVEL)}"
+
+
 def _check_chain(config: Config) -> None:
-    """Checks every stage as if it were a run."""
+    """Checks the config of every stage like that of a run."""
     for number, (name, stage) in enumerate(stage_configs(config).items()):
         try:
             check(stage, follows=number > 0)
@@ -124,15 +130,15 @@ def _check_chain(config: Config) -> None:
 
 def _check_dry_run(value: bool | str) -> None:
     if isinstance(value, str) and not (value.endswith(".json") and Path(value).absolute().parent.is_dir()):
-        raise ConfigError(f"dry_run={value} must be true, false, or the name of a .json file in a folder that exists")
+        raise ConfigError(f"dry_run={value} must be true, false, or the path of a .json file in an existing folder")
 
 
-def _check_plain(key: str, kind: type, value: Any) -> None:
-    if not is_dataclass(kind):
+def _check_plain(key: str, kind: type | UnionType, value: object) -> None:
+    if isinstance(kind, UnionType) or not is_dataclass(kind):
         return _check_type(key, kind, value)
     if not isinstance(value, Mapping):
         names = ", ".join(field.name for field in fields(kind))
-        raise ConfigError(f"{key}={value} must have the keys {names}")
+        raise ConfigError(f"{key}={value} must be a mapping with the keys {names}")
     _check_arguments(key, of_dataclass(kind), value)
     try:
         kind(**value)
@@ -142,7 +148,7 @@ def _check_plain(key: str, kind: type, value: Any) -> None:
 
 def _check_chosen(key: str, value: object) -> None:
     if not isinstance(value, Mapping) or "_target_" not in value:
-        raise ConfigError(f"{key} is {value}: choose one with {key}=NAME (see --help)")
+        raise ConfigError(f"{key}={value} must be a choice of the group: set {key}=NAME (--help lists the names)")
     _check_node(key, value)
 
 
@@ -150,7 +156,7 @@ def _check_optional(key: str, value: object) -> None:
     if value is None:
         return
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}={value}: no such choice of {key}")
+        raise ConfigError(f"{key}={value} is not a choice of the group {key} (--help lists the choices)")
     if "_target_" in value:
         return _check_node(key, value)
     _check_named(key, value)
@@ -161,13 +167,14 @@ def _check_named(key: str, value: object) -> None:
     if value is None:
         return
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}={value}: no such choice of {key}")
+        raise ConfigError(f"{key}={value} is not a choice of the group {key} (--help lists the choices)")
     names = [name for name, node in value.items() if isinstance(node, Mapping) and "_target_" in node]
     for name, node in value.items():
         if name in names:
             _check_node(f"{key}.{name}", node)
         elif node is not None:
-            raise ConfigError(f"{key}.{name} is not chosen.{did_you_mean(name, names)} Chosen: {', '.join(names)}")
+            near = did_you_mean(name, names)
+            raise ConfigError(f"{key}.{name}: {name} is not among the chosen {key}.{near} Chosen: {', '.join(names)}")
 
 
 def _check_node(path: str, node: Config) -> None:
@@ -180,35 +187,36 @@ def _check_node(path: str, node: Config) -> None:
     if not node.get("_partial_") and "_args_" not in node:
         for name, parameter in target.parameters.items():
             if parameter.required and name not in arguments and name not in SUPPLIED:
-                raise ConfigError(f"{path} needs {name}: set {path}.{name}=")
+                raise ConfigError(f"{path}.{name} must be set: there is no default for it")
 
 
 def _check_arguments(path: str, target: Signature, arguments: Config) -> None:
     for name, value in arguments.items():
         parameter = target.parameters.get(name)
         if parameter is None and not target.open:
-            raise ConfigError(f"{path}.{name}: {unknown(target, name, value)}")
+            raise ConfigError(f"{path}.{name}: {unknown_argument(target, name, value)}")
         if name in SUPPLIED and not path.startswith("data"):
-            raise ConfigError(f"{path}.{name}: the run supplies {name}, so it cannot be set")
+            raise ConfigError(f"{path}.{name} cannot be set: the run determines it")
         _check_value(f"{path}.{name}", parameter or Parameter(), value)
 
 
-def unknown(target: Signature, name: str, value: object) -> str:
-    """The message for an argument that a target does not take."""
+def unknown_argument(target: Signature, name: str, value: object) -> str:
+    """Returns the error message for an argument that a class does not have."""
     takes = [argument for argument in target.parameters if argument not in SUPPLIED]
     message = f"{target.name} has no argument {name!r}"
     if isinstance(value, Mapping) and "_target_" in value:
-        return f"{message}, so nothing uses the choice of a {name}.{did_you_mean(name, takes)}"
-    return f"{message}.{did_you_mean(name, takes)} It takes: {', '.join(takes) or 'nothing'}"
+        return f"{message}, so the choice of a {name} has no effect: remove it.{did_you_mean(name, takes)}"
+    return f"{message}.{did_you_mean(name, takes)} Its arguments: {', '.join(takes) or 'none'}"
 
 
-def _check_value(path: str, parameter: Parameter, value: Any) -> None:
-    """A nested node is checked by its own signature, any other value by the type of the argument."""
+def _check_value(path: str, parameter: Parameter, value: object) -> None:
+    """Checks a nested node by its own signature, and any other value by the type of the argument."""
     if not _check_nodes_within(path, value):
         _check_type(path, parameter.annotation, value)
 
 
 def _check_nodes_within(path: str, value: object) -> bool:
+    """Checks the nodes in a value, at any depth; returns whether there are any."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             _check_node(path, value)
@@ -222,14 +230,16 @@ def _check_nodes_within(path: str, value: object) -> bool:
 
 
 @cache
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
+def _adapter(annotation: Any) -> TypeAdapter[object]:
     return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
 
 
-def _check_type(path: str, annotation: Any, value: Any) -> None:
-    """Strict JSON types: a list may be a tuple and text a path, but text is not a number and a bool not an int."""
+def _check_type(path: str, annotation: object, value: object) -> None:
+    """Checks strict JSON types: a list can be a tuple and text a path, but text is no number and a bool no integer."""
     try:
         _adapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        wanted = dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors(include_url=False))
-        raise ConfigError(f"{path}={value} must be {' or '.join(wanted)} (got {type(value).__name__})") from None
+        expected = dict.fromkeys(
+            item["msg"].removeprefix("Input should be ") for item in error.errors(include_url=False)
+        )
+        raise ConfigError(f"{path}={value} must be {' or '.join(expected)} (got {type(value).__name__})") from None

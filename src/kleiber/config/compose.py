@@ -1,16 +1,15 @@
 """Composes a config from a command line through Hydra, with errors that name the key and the fix. Imports no torch.
 
-Every `key=value` becomes `++key=value`, so an argument of a class can be set without an entry in any YAML, and a `+` in
-front changes nothing; `kleiber.config.check` then checks the result strictly. Groups and choices are checked here,
-before Hydra composes.
+Every `key=value` becomes `++key=value`, so an argument of a class can be set without an entry in a YAML file, with or
+without a `+`. Groups and choices are checked here, before Hydra composes; `kleiber.config.check` checks the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
@@ -22,24 +21,25 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from kleiber.config.check import NODES, TOP_LEVEL
+from kleiber.config.check import NODES, TOP_LEVEL, unknown_key
 from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.types import Json
 
 BUDGET = ("tokens", "flops", "ratio", "steps")
-OURS_TO_SET = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
+FIXED_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir", "hydra.job.chdir")
 
 
 def conf_dir() -> Path:
-    """The folder of train.yaml: the repository's where there is one, since an editable install copies a stale one."""
+    """Returns the folder of train.yaml: that of the repository if there is one, else the copy in the package."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package.parent.parent / "conf", package / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
-    raise ConfigError(f"no conf/train.yaml beside {package}: reinstall kleiber")
+    raise ConfigError(f"conf/train.yaml is missing beside {package}: reinstall kleiber")
 
 
 class Composer:
-    """Hydra over our conf folder and, in front of it, the user's `--config-dir`."""
+    """Hydra with kleiber's conf folder and the user's `--config-dir`, which takes precedence."""
 
     def __init__(self, config_name: str = "train", config_dir: str | None = None) -> None:
         self.config_name = config_name
@@ -47,45 +47,47 @@ class Composer:
         if config_dir is not None:
             extra = Path(config_dir).absolute()
             if not extra.is_dir():
-                raise ConfigError(f"--config-dir {config_dir}: no such folder")
-            search.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
+                raise ConfigError(f"--config-dir {config_dir} must be an existing folder")
+            search.prepend(provider="command-line", path=f"file://{extra}", anchor=SearchPathQuery(provider="main"))
         self._choices: dict[str, list[str]] = {}
         GlobalHydra.instance().clear()
         self.hydra = Hydra.create_main_hydra2(task_name="train", config_search_path=search)
-        self.loader: Any = self.hydra.config_loader
+        assert isinstance(self.hydra.config_loader, ConfigLoaderImpl)
+        self.loader = self.hydra.config_loader
 
     def compose(self, overrides: list[str], mode: RunMode = RunMode.RUN, validate_sweeps: bool = True) -> DictConfig:
-        """The composed config, `hydra` included; `overrides` as the user wrote them."""
+        """Returns the composed config, with the node `hydra`; `overrides` are as the user wrote them."""
         prepared = self.prepare(overrides)
         try:
             return self.hydra.compose_config(
                 self.config_name, prepared, mode, with_log_configuration=False, validate_sweep_overrides=validate_sweeps
             )
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(readable(error)) from error
+            raise ConfigError(explain(error)) from error
 
     def is_sweep(self, overrides: list[str]) -> bool:
-        """Whether a file among those chosen asks for a sweep by `hydra.mode: MULTIRUN`."""
+        """Whether one of the chosen files asks for a sweep with `hydra.mode: MULTIRUN`."""
         return self.hydra.get_mode(self.config_name, self.prepare(overrides)) == RunMode.MULTIRUN
 
-    def multirun(self, overrides: list[str], task: Any) -> None:
-        """Hands the cells of a sweep to `task` through Hydra's sweeper and our launcher."""
+    def multirun(self, overrides: list[str], task: Callable[[DictConfig], object]) -> None:
+        """Calls `task` with the config of every cell of a sweep, through the configured sweeper and launcher."""
         prepared = [*self.prepare(overrides), "hydra.mode=MULTIRUN"]
         try:
             self.hydra.multirun(self.config_name, task, prepared, with_log_configuration=False)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(readable(error)) from error
+            raise ConfigError(explain(error)) from error
 
     def parse(self, overrides: list[str]) -> list[Override]:
+        """Parses overrides. Raises ConfigError for one that is not GROUP=CHOICE or KEY=VALUE."""
         try:
             return OverridesParser.create(config_loader=self.loader).parse_overrides(overrides)
         except HydraException as error:
-            raise ConfigError(readable(error)) from error
+            raise ConfigError(explain(error)) from error
 
     def prepare(self, overrides: list[str]) -> list[str]:
-        """The overrides Hydra gets. Idempotent.
+        """Returns the overrides for Hydra; prepared overrides stay as they are.
 
-        A budget key on the command line clears the budget keys of files, so it brings `null` for the others.
+        A budget key on the command line clears the budget keys of files, by setting the others to null.
         """
         parsed = self.parse(overrides)
         lines = [self._prepare(override) for override in parsed]
@@ -93,8 +95,10 @@ class Composer:
 
     def _prepare(self, override: Override) -> str | None:
         key, line = override.key_or_group, str(override.input_line)
-        if key in OURS_TO_SET:
-            raise ConfigError(f"{key} cannot be set: the config determines the folder of a run; set root= or name=")
+        if key in FIXED_KEYS:
+            raise ConfigError(
+                f"{key} cannot be set: the config determines the folder of a run. Set root= or name= instead"
+            )
         if key.split(".")[0].split("/")[0] == "hydra":
             return line
         if self.choices(key):
@@ -102,12 +106,12 @@ class Composer:
             return self._choose(key, line.lstrip("+"), override)
         if override.package is not None or "/" in key:
             groups = list(self.groups())
-            raise ConfigError(f"{key}: no such group.{did_you_mean(key, groups)} Groups: {', '.join(groups)}")
+            raise ConfigError(f"{key} is not a group.{did_you_mean(key, groups)} Groups: {', '.join(groups)}")
         self._check_key(override)
         return line if override.is_delete() else "++" + line.lstrip("+")
 
     def _choose(self, group: str, line: str, override: Override) -> str | None:
-        """Hydra cannot choose null where the default is a choice: then the group is left out."""
+        """Returns the override of a group. Hydra cannot choose null, so such a group is deleted from the defaults."""
         if override.is_delete() or override.is_sweep_override() or override.value() is not None:
             return line
         return f"~{group}" if group in NODES else None
@@ -116,21 +120,23 @@ class Composer:
         key = override.key_or_group
         top = key.split(".")[0]
         if top not in TOP_LEVEL:
-            raise ConfigError(f"{key}: no such key.{did_you_mean(top, TOP_LEVEL)} Keys: {', '.join(TOP_LEVEL)}")
+            raise ConfigError(unknown_key(key, top))
         options, value = self.choices(key.replace(".", "/")), override.value()
         if isinstance(value, str) and value in options:
-            raise ConfigError(f"{key} is a group: write {key.replace('.', '/')}={value}")
+            raise ConfigError(
+                f"{key}={value} sets a key, and {value} is a choice: write {key.replace('.', '/')}={value}"
+            )
 
     def _check_choice(self, override: Override) -> None:
         group, options = override.key_or_group, self.choices(override.key_or_group)
-        for choice in chosen(override):
+        for choice in chosen_names(override):
             if choice not in options:
                 near = did_you_mean(choice, options)
-                raise ConfigError(f"{group}={choice}: no such choice.{near} Choices of {group}: {', '.join(options)}")
+                raise ConfigError(f"{group}={choice} is not a choice of {group}.{near} Choices: {', '.join(options)}")
 
     def choices(self, group: str) -> list[str]:
-        """Choices of a group, those of nested groups as `glue/sst2`; empty when there is no such group."""
-        if group not in self._choices:  # Hydra loads a config for each look
+        """Returns the choices of a group, those in nested folders as `glue/sst2`; none if there is no such group."""
+        if group not in self._choices:  # Hydra loads a config for each question
             self._choices[group] = self._look_up(group)
         return self._choices[group]
 
@@ -138,28 +144,31 @@ class Composer:
         if not group or ".." in group or not self.loader.repository.group_exists(group):
             return []
         nested = [f"{sub}/{name}" for sub in self.loader.list_groups(group) for name in self.choices(f"{group}/{sub}")]
-        # study/_sweep and its like are no choices: other files inherit them.
+        # Files such as study/_sweep are no choices: other files inherit from them.
         choices = [name for name in self.loader.get_group_options(group) if not name.startswith("_")]
-        # A nested folder with a group of its own in the defaults list (model/mlp) is no choice of its parent.
-        return choices + [name for name in nested if name.split("/")[0] not in self.own_groups(group)]
+        # A nested folder that is a group itself (model/mlp) contains no choices of its parent.
+        return choices + [name for name in nested if name.split("/")[0] not in self.nested_groups(group)]
 
-    def own_groups(self, group: str) -> set[str]:
-        """Nested groups chosen for themselves, as model/mlp is, rather than as part of a name, as glue/sst2."""
+    def nested_groups(self, group: str) -> set[str]:
+        """Returns the nested folders that are groups, as model/mlp is; data/glue contains choices of data instead."""
         return set(self.loader.list_groups(group)) if group == "model" else set()
 
     def groups(self, parent: str = "") -> Iterator[str]:
-        """All groups but Hydra's own."""
+        """Yields all groups except those of Hydra."""
         for name in self.loader.list_groups(parent):
             path = f"{parent}/{name}" if parent else name
             if path != "hydra":
                 if self.loader.get_group_options(path):
                     yield path
-                if path.split("/")[0] == "model":  # elsewhere a nested folder holds choices, as data/glue does
+                if path.split("/")[0] == "model":  # elsewhere a nested folder contains choices, as data/glue does
                     yield from self.groups(path)
 
 
-def resolved(cfg: DictConfig) -> tuple[dict[str, Any], str]:
-    """The config as plain data, less `hydra`, and the name of the chosen model."""
+def resolve_config(cfg: DictConfig) -> tuple[Json, str]:
+    """Returns the config as plain data, without the node `hydra`, and the name of the chosen model.
+
+    Raises ConfigError for a key that has no value.
+    """
     model = str(cfg.hydra.runtime.choices.get("model", "run")).split("/")[-1]
     with open_dict(cfg):
         job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
@@ -168,16 +177,16 @@ def resolved(cfg: DictConfig) -> tuple[dict[str, Any], str]:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} must be set: there is no default for it") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(readable(error)) from error
+        raise ConfigError(explain(error)) from error
     assert isinstance(config, dict)
     complete = {**dict.fromkeys(NODES), **{str(key): value for key, value in config.items()}}
-    for key in ("callbacks", "logger"):  # null means none of them
+    for key in ("callbacks", "logger"):  # null: none
         complete[key] = complete[key] or {}
     return complete, model
 
 
-def chosen(override: Override) -> Iterator[str]:
-    """Every choice that a group override names: of a sweep, of a list, or the one; null is none."""
+def chosen_names(override: Override) -> Iterator[str]:
+    """Yields every choice that the override of a group names: one, those of a list, or those of a sweep."""
     if override.is_delete():
         return
     if override.is_sweep_override():
@@ -191,7 +200,7 @@ def chosen(override: Override) -> Iterator[str]:
 
 
 def budget_nulls(overrides: list[Override]) -> list[str]:
-    """`++budget.x=null` for the budget keys that the command line leaves, when it sets one; two are refused."""
+    """Returns overrides that clear the other budget keys, if the command line sets one. Raises ConfigError for two."""
     names = {f"budget.{name}" for name in BUDGET}
     lines = {o.key_or_group: str(o.input_line) for o in overrides if o.key_or_group in names}
     limits = {key: line for key, line in lines.items() if line.split("=", 1)[1] not in ("null", "~")}
@@ -202,8 +211,8 @@ def budget_nulls(overrides: list[Override]) -> list[str]:
     return [f"++budget.{name}=null" for name in BUDGET if f"budget.{name}" not in lines]
 
 
-def readable(error: Exception) -> str:
-    """Hydra's message without its advice to write `+key` and without the list of search paths."""
+def explain(error: Exception) -> str:
+    """Returns Hydra's message without its advice to write `+key` and without the list of search paths."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     drop = (
         "To append to your config",
@@ -214,7 +223,7 @@ def readable(error: Exception) -> str:
     )
     if any("No match in the defaults list" in line for line in lines):
         group = lines[0].split("'")[1]
-        return f"{group}: no group in this config takes that choice (model/router, for example, needs model=moe)"
+        return f"{group} cannot be chosen with these choices (model/router, for example, needs model=moe)"
     kept = [line for line in lines if not line.startswith(drop)]
     return " ".join(kept) or type(error).__name__
 
@@ -224,34 +233,34 @@ HEAD = """Trains one language model, or a sweep of them.
     python train.py [FLAGS] [GROUP=CHOICE | KEY=VALUE]...
 
 Examples
-    python train.py                                      a small dense model on text that every machine has
-    python train.py model=moe model.depth=3              a mixture of experts, one layer deeper
-    python train.py model=bert objective=mlm             bidirectional, masked tokens
-    python train.py -m name=first model=gpt,moe seed=0,1  a sweep of four; kleiber runs multirun/first lists it
-    python train.py trainer=ddp trainer.devices=2        two processes, the same losses
-    python train.py dry_run=true                         print the cost, train nothing
-    python train.py trainer=smoke                        a test of ten seconds
+    python train.py                                      a small dense model on the built-in text
+    python train.py model=moe model.depth=3              a mixture of experts with three layers
+    python train.py model=bert objective=mlm             a bidirectional model that predicts masked tokens
+    python train.py -m name=first model=gpt,moe seed=0,1  a sweep of four runs; kleiber runs multirun/first lists it
+    python train.py trainer=ddp trainer.devices=2        data-parallel training in two processes
+    python train.py dry_run=true                         print what training would cost, and stop
+    python train.py trainer=smoke                        a test run of ten seconds
 """
 KEYS = {
-    "model.depth=2": "the size: width = model.aspect * depth",
-    "budget.tokens=20M": "training budget; or budget.flops=1e15, budget.ratio=20 (tokens/parameter), budget.steps=2000",
-    "batch.tokens=4096": "tokens of one optimizer step; batch.micro=auto|INT sequences at once",
+    "model.depth=2": "number of layers; the width is model.aspect * model.depth",
+    "budget.tokens=20M": "training tokens; or budget.flops=1e15, budget.ratio=20 (tokens/parameter), budget.steps=2000",
+    "batch.tokens=4096": "tokens of an optimizer step; batch.micro=auto|INT: sequences that a device processes at once",
     "optimizer.lr=0.01": "the peak learning rate",
-    "eval.every_steps=100": "validate during training, on eval.tokens=1M",
-    "seed=0": "seed of weights, data order and dropout",
-    "name=runs": "the folder under root=multirun, or under KLEIBER_ROOT",
-    "resume=auto": "continue a run of the same config; never: train it again; PATH: continue in that folder",
-    "dry_run=false": "true: print parameters, FLOPs, memory and time, and train nothing; FILE.json: also write them",
+    "eval.every_steps=100": "validate every 100 optimizer steps, on eval.tokens=1M tokens",
+    "seed=0": "seed of initial weights, data order and dropout",
+    "name=runs": "folder of the run, below root=multirun or $KLEIBER_ROOT",
+    "resume=auto": "auto: continue a run of the same config; never: train it again; PATH: continue that run",
+    "dry_run=false": "true: print parameters, FLOPs, memory and time, and stop; FILE.json: also write them",
 }
 TAIL = """Flags
     -m, --multirun            sweep over comma-separated values
     --cfg job|hydra|all       print the composed config and stop
-    --config-dir DIR          a folder of your own choices, which take precedence
-    --info, --hydra-help      Hydra's own"""
+    --config-dir DIR          a folder with choices of yours, which take precedence
+    --info, --hydra-help      information about Hydra"""
 
 
 def usage(composer: Composer) -> str:
-    """The text of `python train.py --help`."""
+    """Returns the text of `python train.py --help`."""
     groups = {group: ", ".join(composer.choices(group)) for group in composer.groups()}
     wide = max(map(len, [*groups, *KEYS])) + 2
     chosen = "\n".join(f"    {group:{wide}}{choices}" for group, choices in groups.items())

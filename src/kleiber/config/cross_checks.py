@@ -1,4 +1,4 @@
-"""Checks that pairs of keys are compatible; each error names both keys. Imports no torch."""
+"""Checks that the values of different keys are compatible; each error names the keys. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from kleiber.types import Config
 SHARDED = "kleiber.training.FSDP"
 
 
-def fit_together(config: Config) -> None:
-    """Raises ConfigError for keys that are valid alone and contradict each other."""
+def check_compatibility(config: Config) -> None:
+    """Raises ConfigError for values that are valid alone and contradict each other."""
     _seed(config["seed"])
     _sizes(config["model"])
     _heads(config["model"])
     _experts(config["model"])
     _batch(config)
     _devices(config["trainer"])
-    _shards(config)
+    _sharding(config)
     _stages(config)
     _next_token(config)
-    _line(config)
-    _pull(config)
+    _wise(config)
+    _l2sp_strength(config)
     _reference(config)
-    _packed(config)
+    _packing(config)
 
 
 def argument(node: Config, name: str) -> Any:
-    """The value of an argument: as set, or its default."""
+    """Returns the value of an argument of a node: as set, or its default."""
     parameter = signature(str(node["_target_"])).parameters.get(name)
     return node.get(name, parameter.default if parameter else None)
 
 
 def _seed(seed: int) -> None:
-    """PyTorch accepts 64 bits, and the order of data multiplies the seed."""
+    """PyTorch accepts seeds of 64 bits, and the order of data uses a multiple of the seed."""
     if not -(2**31) <= seed < 2**32:
         raise ConfigError(f"seed={seed} must be between {-(2**31)} and {2**32 - 1}")
 
@@ -71,14 +71,14 @@ def _experts(model: Config) -> None:
         return
     k, experts = argument(mlp, "k"), argument(mlp, "num_experts")
     if k is not None and experts is not None and not 1 <= k <= experts:
-        raise ConfigError(f"model.mlp.k={k} of model.mlp.num_experts={experts}: a token goes to 1..{experts} experts")
+        raise ConfigError(f"model.mlp.k={k} must be from 1 to model.mlp.num_experts={experts}")
     router = mlp.get("router")
     if not isinstance(router, Mapping) or "acknowledge_leak" not in signature(str(router["_target_"])).parameters:
         return
     if argument(model, "causal") and not argument(router, "acknowledge_leak"):
         raise ConfigError(
-            "model/router=expert_choice lets a causal model see later tokens: use model=bert with objective=mlm, "
-            "another router, or set model.mlp.router.acknowledge_leak=true"
+            "model/router=expert_choice routes a token by later tokens, which leaks them into a causal model: use "
+            "model=bert with objective=mlm, another router, or set model.mlp.router.acknowledge_leak=true"
         )
 
 
@@ -96,8 +96,8 @@ def _batch(config: Config) -> None:
     if rows % devices:
         near = -(-rows // devices) * devices * context
         raise ConfigError(
-            f"batch.tokens={config['batch']['tokens']} is {rows} sequences, which trainer.devices={devices} cannot "
-            f"share equally; a value that works is {near}"
+            f"batch.tokens={config['batch']['tokens']} is {rows} sequences: their number must be a multiple of "
+            f"trainer.devices={devices}, as with batch.tokens={near}"
         )
 
 
@@ -111,8 +111,8 @@ def _devices(trainer: Config) -> None:
         raise ConfigError("trainer.accelerator=gpu, but this machine has no GPU: set trainer.accelerator=cpu")
 
 
-def _shards(config: Config) -> None:
-    """Features that need whole parameters, or that run the model on one rank only."""
+def _sharding(config: Config) -> None:
+    """Rejects features that need whole parameters, or that run the model on one rank only."""
     trainer = config["trainer"]
     if trainer["_target_"] != SHARDED:
         return
@@ -129,7 +129,9 @@ def _shards(config: Config) -> None:
     }
     for key, chosen in refused.items():
         if chosen:
-            raise ConfigError(f"{key} does not work on the shards of trainer=fsdp: remove it, or set trainer=ddp")
+            raise ConfigError(
+                f"{key} does not work with the sharded parameters of trainer=fsdp: remove it, or set trainer=ddp"
+            )
 
 
 def _stages(config: Config) -> None:
@@ -140,51 +142,54 @@ def _stages(config: Config) -> None:
 
 
 def _next_token(config: Config) -> None:
-    loss = config["objective"]
-    if argument(config["model"], "causal") is False and any(_is(loss, kind) for kind in ("CLM", "Distill")):
-        name = str(loss["_target_"]).rsplit(".", 1)[-1].lower()
+    objective = config["objective"]
+    if argument(config["model"], "causal") is False and any(_is(objective, kind) for kind in ("CLM", "Distill")):
+        name = str(objective["_target_"]).rsplit(".", 1)[-1].lower()
         raise ConfigError(
-            f"objective={name} predicts the next token, which model.causal=false sees: set objective=mlm or model=gpt"
+            f"objective={name} predicts the next token, which a model with model.causal=false sees: "
+            "set objective=mlm or model=gpt"
         )
     nodes = list((config["callbacks"] or {}).values())
     for kind in ("Positions", "Latency"):
         if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
             name = f"callbacks={kind.lower()}"
-            raise ConfigError(f"{name} predicts the next token, which model.causal=false sees: remove one")
+            raise ConfigError(f"{name} needs a model that predicts the next token, and model.causal=false: remove one")
 
 
-def _line(config: Config) -> None:
-    """WiSE interpolates weights by name, and a wrapped model with an adapter names them differently than merged."""
-    nodes = (config.get("retention") or {}).values()
-    wrapped = _is(config["model"], "HFModel") and _low_rank(config)
-    if wrapped and any(_is(node, "WiSE") for node in nodes):
+def _wise(config: Config) -> None:
+    """WiSE interpolates weights by name, and a wrapped model has other names with an adapter than after merging it."""
+    methods = (config.get("retention") or {}).values()
+    is_wrapped = _is(config["model"], "HFModel") and _low_rank(config)
+    if is_wrapped and any(_is(node, "WiSE") for node in methods):
         raise ConfigError("retention=wise with adapter=lora or dora does not work with model=hf: set adapter=freeze")
 
 
-def _pull(config: Config) -> None:
-    """A step of L2-SP moves the weights by lr x strength of their distance to the start: above 1 it overshoots."""
+def _l2sp_strength(config: Config) -> None:
+    """A step of L2-SP shrinks the distance to the start by the share lr x strength, which must not exceed 1."""
     rate = argument(config["optimizer"], "lr")
     for name, node in (config.get("retention") or {}).items():
         strength = argument(node, "strength") if _is(node, "L2SP") else None
         if strength and rate and rate * strength > 1:
             raise ConfigError(
-                f"retention.{name}.strength={strength} at optimizer.lr={rate:g} overshoots the start: it must be "
-                f"<= {1 / rate:g}"
+                f"retention.{name}.strength={strength} must be <= {1 / rate:g} at optimizer.lr={rate:g}: a larger one "
+                "overshoots the initial weights"
             )
 
 
 def _reference(config: Config) -> None:
     if config["objective"].get("reference") == "adapter_off" and not _low_rank(config):
         raise ConfigError(
-            "objective.reference=adapter_off needs an adapter: set adapter=lora, or objective.reference=start"
+            "objective.reference=adapter_off needs an adapter that can be switched off: set adapter=lora, or "
+            "objective.reference=start"
         )
 
 
-def _packed(config: Config) -> None:
+def _packing(config: Config) -> None:
     data = config["data"]
     if _is(config["model"], "HFModel") and _is(data, "Instruct") and argument(data, "pack"):
         raise ConfigError(
-            "data.pack=true puts several conversations in a row, and model=hf attends across them: set data.pack=false"
+            "data.pack=true puts several conversations in a row, and model=hf attends across their borders: set "
+            "data.pack=false"
         )
 
 
@@ -197,7 +202,7 @@ def _is(node: object, kind: str) -> bool:
 
 
 def _has_gpu() -> bool:
-    """Looks for device files first, because importing torch is slow."""
+    """Whether this machine has a GPU. Device files come first, because importing torch is slow."""
     if (
         sys.platform == "linux"
         and os.environ.get("CUDA_VISIBLE_DEVICES") != ""

@@ -1,6 +1,7 @@
-"""Names of the Hugging Face hub: local copies first, then the hub, and a quick, helpful end where neither is there.
+"""Finds local copies of data sets and models of the Hugging Face hub, and tells whether the hub can be reached.
 
-Nothing here downloads; it finds out whether a download can work, so that nobody waits a minute to learn that it cannot.
+Nothing here downloads. Callers ask `reachable` first, so a command fails within seconds where a download would only
+fail after a minute of retries.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-PROBE_S = 4.0
+TIMEOUT_S = 4.0
 TRUE = {"1", "ON", "YES", "TRUE"}  # as huggingface_hub reads its variables
-ALIVE = {401, 404, 405, 429}  # answers of a hub that is there
+ALIVE = {401, 404, 405, 429}  # HTTP codes that show that the hub works
 
 
 def is_name(path: str) -> bool:
@@ -27,38 +28,39 @@ def is_name(path: str) -> bool:
 
 
 def local_copy(name: str) -> Path | None:
-    """The folder of `name` below $KLEIBER_DATA: DIR/owner/name, DIR/name, DIR/name in lower case, and with _ for -.
+    """Returns the folder of a hub name below $KLEIBER_DATA, or None.
 
-    Raises ValueError when $KLEIBER_DATA is set and is no folder.
+    It may be DIR/owner/name, DIR/name, DIR/name in lower case, or that with _ for -. Raises ValueError when
+    $KLEIBER_DATA is set to something that is not a folder.
     """
     configured = os.environ.get("KLEIBER_DATA")
     if not configured:
         return None
     root = Path(configured).expanduser()
     if not root.is_dir():
-        raise ValueError(f"KLEIBER_DATA={configured} is not a folder")
+        raise ValueError(f"KLEIBER_DATA={configured} must be an existing folder")
     last = name.rsplit("/", 1)[-1]
-    ways = (name, last, last.lower(), last.lower().replace("-", "_"))
-    return next((root / way for way in ways if (root / way).is_dir()), None)
+    names = (name, last, last.lower(), last.lower().replace("-", "_"))
+    return next((root / folder for folder in names if (root / folder).is_dir()), None)
 
 
 def reachable() -> bool:
-    """Whether the hub answers within four seconds; False where HF_HUB_OFFLINE asks not to try."""
+    """Whether the hub answers within four seconds; False, without asking it, where HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
     answers: list[bool] = []
-    # A thread, since looking up a host's name knows no time limit.
-    probe = threading.Thread(target=lambda: answers.append(_answers(constants.ENDPOINT)), daemon=True)
-    probe.start()
-    probe.join(PROBE_S)
+    # In a thread, because looking up a host name has no time limit.
+    request = threading.Thread(target=lambda: answers.append(_answers(constants.ENDPOINT)), daemon=True)
+    request.start()
+    request.join(TIMEOUT_S)
     return bool(answers and answers[0])
 
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_S):
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S):
             return True
     except urllib.error.HTTPError as error:
         return error.code in ALIVE
@@ -68,7 +70,7 @@ def _answers(url: str) -> bool:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Hugging Face libraries look only at files on this machine, whether they are imported already or not."""
+    """Makes Hugging Face libraries use only files on this machine, whether they are imported already or not."""
     before = os.environ.get("HF_HUB_OFFLINE")
     os.environ["HF_HUB_OFFLINE"] = "1"
     _set_offline(True)
@@ -82,7 +84,7 @@ def offline() -> Iterator[None]:
 
 
 def _set_offline(value: bool) -> None:
-    """The variable is read when a library is imported, so those that are imported already need telling."""
+    """Changes the setting of the libraries that are imported already: they read the variable only on import."""
     for name in ("huggingface_hub.constants", "datasets.config"):
         if name in sys.modules:
             vars(sys.modules[name])["HF_HUB_OFFLINE"] = value

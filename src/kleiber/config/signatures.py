@@ -1,12 +1,11 @@
-"""What a `_target_` takes, without importing it: our own classes are read from their source, so a config is checked in
-milliseconds and before torch is there. Targets of other packages are imported, and only those on the allow-list.
+"""The signatures of the classes that a config names as `_target_`, and `build`, which makes objects of config nodes.
 
-It resolves what our code does (functions, classes, dataclasses, inheritance, aliases) and calls all else an object.
+Signatures of kleiber's classes are read from their source, so a config is checked in milliseconds and without torch.
+Functions, classes, dataclasses, inheritance and aliases are understood; every other type counts as an object. Targets
+of other packages are imported, if they begin with one of the `ALLOWED` names.
 
-Config nodes to objects, and the run-time values that a target may ask for by the name of an argument.
-
-A config says what a person turns; what only the run knows (the size of the vocabulary, the folder) is supplied by
-name to every target whose signature has that name. It imports neither torch nor any target before it is asked to.
+A config contains what a user sets. Values that only the run has, such as the size of the vocabulary, are `SUPPLIED`:
+`build` passes them by name to every target whose signature has an argument of that name.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hydra.utils import get_object, instantiate
@@ -30,36 +30,38 @@ from kleiber.config.errors import ConfigError, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ALLOWED = ("kleiber.", "torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
-PLAIN_MODULES = {"typing": typing, "collections.abc": collections.abc, "pathlib": pathlib}
+PLAIN_MODULES: dict[str, ModuleType] = {"typing": typing, "collections.abc": collections.abc, "pathlib": pathlib}
 WITHOUT_ARGUMENTS = ("nn.Module", "Module", "pl.Callback", "Callback", "Protocol", "object", "Generic")
 
 
-class Meta(type):
+class ObjectMeta(type):
+    """Returns `Object` for each of its attributes and subscripts, as in `np.ndarray` or `Float[Tensor, "batch"]`."""
+
     def __getattr__(cls, name: str) -> type:
         if name.startswith("_"):
             raise AttributeError(name)
         return Object
 
-    def __getitem__(cls, item: Any) -> type:
+    def __getitem__(cls, item: object) -> type:
         return Object
 
 
-class Object(metaclass=Meta):
-    """Stands for every type that no YAML value has: such an argument is a node with a `_target_`."""
+class Object(metaclass=ObjectMeta):
+    """Stands for every type that no YAML value can have; such an argument is a node with a `_target_`."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """`default` is None where it is no literal."""
+    """One argument of a target. `default` is None where the source does not have a literal."""
 
-    annotation: Any = Any
+    annotation: object = Any
     required: bool = True
     default: Any = None
 
 
 @dataclass(frozen=True)
 class Signature:
-    """The arguments of a target; `open` when it also takes others, or when that cannot be determined."""
+    """The arguments of a target; `open` if it takes others too, or if that cannot be determined."""
 
     name: str
     parameters: dict[str, Parameter]
@@ -68,31 +70,32 @@ class Signature:
 
 @cache
 def signature(target: str) -> Signature:
-    """The signature of a dotted name. Raises ConfigError for a name that does not exist or is not allowed."""
+    """Returns the signature of a dotted name. Raises ConfigError for a name that does not exist or is not allowed."""
     if not target.startswith(ALLOWED):
-        raise ConfigError(f"_target_ {target} is not allowed: targets start with {', '.join(ALLOWED)}")
+        raise ConfigError(f"_target_ {target} is not allowed: it must begin with {', '.join(ALLOWED)}")
     if target.startswith("kleiber."):
         return _from_source(target)
     return _imported(target)
 
 
 def of_dataclass(cls: type) -> Signature:
-    """The signature of a dataclass of settings."""
+    """Returns the signature of a dataclass of settings."""
     return _runtime(cls, cls.__name__)
 
 
 def _imported(target: str) -> Signature:
     module, _, name = target.rpartition(".")
     try:
-        imported = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
+        imported = vars(importlib.import_module(module))[name]
+    except (ImportError, KeyError):
         raise ConfigError(f"_target_ {target} cannot be imported") from None
-    if not (callable(imported) and f"{getattr(imported, '__module__', '')}.".startswith(ALLOWED)):
-        raise ConfigError(f"_target_ {target} is not allowed: it is {imported!r}, which another package defines")
+    owner = inspect.getmodule(imported)
+    if not callable(imported) or owner is None or not f"{owner.__name__}.".startswith(ALLOWED):
+        raise ConfigError(f"_target_ {target} is not allowed: another package defines it ({imported!r})")
     return _runtime(imported, name)
 
 
-def _runtime(target: Callable[..., Any], name: str) -> Signature:
+def _runtime(target: Callable[..., object], name: str) -> Signature:
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     parameters, is_open = {}, False
     for parameter in inspect.signature(target).parameters.values():
@@ -118,32 +121,33 @@ def _from_source(target: str) -> Signature:
     where, node = _exported(target)
     if isinstance(node, ast.FunctionDef):
         return _of_function(where, node, node.name, skip=0)
-    assert isinstance(node, ast.ClassDef), f"{target} is exported and defined nowhere"
+    assert isinstance(node, ast.ClassDef), f"{target} is exported, but not defined"
     return _of_class(where, node)
 
 
 def _exported(target: str) -> tuple[str, ast.AST | None]:
-    """The module that defines an exported name, and the node that defines it. Raises ConfigError for other names."""
+    """Returns the module and the syntax node that define an exported name. Raises ConfigError for other names."""
     package, _, name = target.rpartition(".")
     names = exports(package)
     if name not in names:
-        raise ConfigError(f"_target_ {target}: {package} exports no {name!r}.{did_you_mean(name, names)}")
+        raise ConfigError(f"_target_ {target} does not exist in {package}.{did_you_mean(name, names)}")
     return _definition(f"{package}.{names[name]}", name)
 
 
 @cache
 def class_attribute(target: str, name: str) -> Any:
-    """The value of a class attribute of one of our classes, its own or inherited, read from the source.
+    """Returns the value of an attribute of one of kleiber's classes, its own or inherited, read from the source.
 
-    target  the class by its exported name, such as `kleiber.objectives.DPO`
-    None where neither the class nor a base class sets it, or sets it to no literal. Raises ConfigError for a name that
-    is not exported.
+    target  the exported name of the class, such as `kleiber.objectives.DPO`
+
+    Returns None where neither the class nor a base class sets the attribute to a literal. Raises ConfigError for a name
+    that is not exported.
     """
     where, node = _exported(target)
     return _attribute(where, node, name)
 
 
-def _attribute(module: str, node: ast.AST | None, name: str) -> Any:
+def _attribute(module: str, node: ast.AST | None, name: str) -> object:
     if not isinstance(node, ast.ClassDef):
         return None
     for item in node.body:
@@ -158,7 +162,7 @@ def _attribute(module: str, node: ast.AST | None, name: str) -> Any:
 
 @cache
 def exports(package: str) -> dict[str, str]:
-    """The public names of one of our packages, each with the module that defines it, relative to the package."""
+    """Returns the exported names of one of kleiber's packages, each with the module of the package that defines it."""
     tree = _module(package)
     for node in tree.body if tree else ():
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "EXPORTS":
@@ -167,7 +171,7 @@ def exports(package: str) -> dict[str, str]:
 
 
 def _definition(module: str, name: str) -> tuple[str, ast.AST | None]:
-    """Where a name of a module is defined, following imports within kleiber, and the node that defines it."""
+    """Returns the module and the syntax node that define a name of a module, following imports within kleiber."""
     tree = _module(module)
     for node in tree.body if tree else ():
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
@@ -177,8 +181,8 @@ def _definition(module: str, name: str) -> tuple[str, ast.AST | None]:
         if isinstance(node, ast.ImportFrom) and not node.level:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    ours = (node.module or "").split(".")[0] == "kleiber"
-                    return _definition(str(node.module), alias.name) if ours else (str(node.module), None)
+                    within_kleiber = (node.module or "").split(".")[0] == "kleiber"
+                    return _definition(str(node.module), alias.name) if within_kleiber else (str(node.module), None)
     return module, None
 
 
@@ -237,31 +241,31 @@ def _parameter(module: str, annotation: ast.expr | None, default: ast.expr | Non
     return Parameter(Any if annotation is None else _type(module, annotation), default is None, value)
 
 
-def _type(module: str, annotation: ast.expr) -> Any:
-    """The annotation as a type, with `Object` for classes. It evaluates nothing but our own annotations."""
+def _type(module: str, annotation: ast.expr) -> object:
+    """Returns an annotation of kleiber's source as a type, with `Object` for classes."""
     code = compile(ast.Expression(annotation), module, "eval")
     try:
-        evaluated = eval(code, {"__builtins__": {}}, Names(module))
+        evaluated = eval(code, {"__builtins__": {}}, AnnotationNames(module))
     except Exception:  # an annotation of another form does not restrict the value
         return Any
     return _type(module, ast.parse(evaluated, mode="eval").body) if isinstance(evaluated, str) else evaluated
 
 
-class Names(dict[str, Any]):
-    """Names of a module as its annotations see them."""
+class AnnotationNames(dict[str, object]):
+    """The names of a module that its annotations use."""
 
     def __init__(self, module: str) -> None:
         super().__init__(int=int, float=float, str=str, bool=bool, list=list, dict=dict, tuple=tuple, set=set)
         self.module = module
 
-    def __missing__(self, name: str) -> Any:
+    def __missing__(self, name: str) -> object:
         where, node = _definition(self.module, name)
         if node is None and where in PLAIN_MODULES:
-            return getattr(PLAIN_MODULES[where], name)
-        return Object if node is None or isinstance(node, ast.ClassDef) else _type(where, typing.cast(ast.expr, node))
+            return vars(PLAIN_MODULES[where])[name]
+        return _type(where, node) if isinstance(node, ast.expr) else Object
 
 
-# Arguments that only a run can fill in. A config that sets one of them is refused by the check.
+# Arguments that only a run can supply; the check rejects a config that sets one of them.
 SUPPLIED = frozenset(
     {
         "batch_tokens", "branch_steps", "config_hash", "corpus", "evaluate", "folder", "group", "open_model", "record",
@@ -271,9 +275,9 @@ SUPPLIED = frozenset(
 
 
 def build(node: DictConfig, **available: Any) -> Any:
-    """Instantiates a node, with those of the `available` values that its target's signature names."""
-    assert available.keys() <= SUPPLIED, f"not declared as supplied: {sorted(available.keys() - SUPPLIED)}"
-    wanted = inspect.signature(get_object(node._target_)).parameters
-    # Supplied objects go to the target itself: inside a config, OmegaConf would take dataclasses apart.
+    """Returns the object of a node, which gets those of the `available` values that its signature has arguments for."""
+    assert available.keys() <= SUPPLIED, f"add to SUPPLIED: {sorted(available.keys() - SUPPLIED)}"
+    parameters = inspect.signature(get_object(node._target_)).parameters
+    # The values go to the target directly: within a config, OmegaConf would convert dataclasses.
     target = instantiate(node, _convert_="all", _partial_=True)
-    return target(**{name: value for name, value in available.items() if name in wanted})
+    return target(**{name: value for name, value in available.items() if name in parameters})

@@ -1,6 +1,6 @@
-"""The stages of a run as plain data: their configs and names, and the training budget of each. Imports no torch.
+"""The stages of a run as plain data: their configs, their names and their training budgets. Imports no torch.
 
-A stage of a chain is written as what differs from the run (its data, objective, budget, ...).
+A chain lists for each stage the keys whose values differ from those of the run (data, objective, budget, ...).
 """
 
 from __future__ import annotations
@@ -10,48 +10,49 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kleiber.config.errors import ConfigError, did_you_mean
 from kleiber.types import Config, Json
 
-ONLY = "main"  # the name of the one stage of an ordinary run
-OWN = ("data", "objective", "budget", "schedule", "optimizer", "retention", "adapter", "batch")
-RETAINING = ("retention", "adapter")  # the run's choice applies to every stage but the first
-WHOLE = ("budget", *RETAINING)  # replaced and never merged: their keys exclude one another, or are named nodes
+SINGLE_STAGE = "main"  # the name of the stage of a run without a chain
+STAGE_KEYS = ("data", "objective", "budget", "schedule", "optimizer", "retention", "adapter", "batch")
+LATER_STAGE_KEYS = ("retention", "adapter")  # the run's choice applies to every stage but the first
+REPLACED_KEYS = ("budget", *LATER_STAGE_KEYS)  # not merged: their keys exclude one another, or are named nodes
 SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 NUMBER = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)([kKMBGT]?)")
 DEFAULT_RATIO = 20.0
 
 
 def is_chain(config: Config) -> bool:
+    """Whether a run has several stages that follow one another."""
     return bool((config.get("stages") or {}).get("chain"))
 
 
-def from_weights(config: Config) -> bool:
-    """Whether the run's first stage starts from trained weights."""
+def starts_from_weights(config: Config) -> bool:
+    """Whether the first stage of a run starts from weights that its `init` names."""
     target = str((config.get("init") or {}).get("_target_", "Scratch"))
     return not target.endswith("Scratch")
 
 
 def stage_configs(config: Config) -> dict[str, Json]:
-    """The complete config of every stage by name, in order; a run without a chain has the single stage `main`.
+    """Returns the complete config of each stage by name, in order; a run without a chain has the stage `main`.
 
-    A node with a `_target_` replaces that of the run, one without is merged into it; a budget is replaced as a whole.
+    A node with a `_target_` replaces that of the run, and a node without is merged into it; a budget is replaced.
     Raises ConfigError for a key that a stage cannot set.
     """
     if not is_chain(config):
-        return {ONLY: dict(config)}
+        return {SINGLE_STAGE: dict(config)}
     stages: dict[str, Json] = {}
     for name, changes in config["stages"]["chain"].items():
         stage = copy.deepcopy({key: value for key, value in config.items() if key != "stages"}) | {"stages": None}
         if not stages:
-            stage |= dict.fromkeys(RETAINING)
+            stage |= dict.fromkeys(LATER_STAGE_KEYS)
         for key, value in (changes or {}).items():
-            if key not in OWN:
-                near = did_you_mean(str(key), OWN)
-                raise ConfigError(f"stages.chain.{name}.{key}: a stage can set {', '.join(OWN)} only.{near}")
-            stage[key] = value if key in WHOLE else merged(stage.get(key), value)
+            if key not in STAGE_KEYS:
+                near = did_you_mean(str(key), STAGE_KEYS)
+                allowed = ", ".join(STAGE_KEYS)
+                raise ConfigError(f"stages.chain.{name}.{key} must be one of the keys of a stage: {allowed}.{near}")
+            stage[key] = value if key in REPLACED_KEYS else merge_nodes(stage.get(key), value)
         if changes and "budget" in changes:
             stage["budget"] = dict.fromkeys(config["budget"]) | dict(changes["budget"])
         stages[name] = stage
@@ -59,51 +60,51 @@ def stage_configs(config: Config) -> dict[str, Json]:
 
 
 def stage_config(config: Config, stage: str) -> Json:
-    """The config of one stage; a branch of a tree has that of the run."""
+    """Returns the config of a stage; a branch of a tree has the config of the run."""
     return stage_configs(config).get(stage) or dict(config)
 
 
-def merged(old: Any, new: Any) -> Any:
-    """`new`, merged into `old` where both are mappings and `new` has no `_target_`."""
+def merge_nodes(old: object, new: object) -> object:
+    """Returns `new`, merged into `old` where both are mappings and `new` has no `_target_`."""
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or "_target_" in new:
         return new
-    return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
+    return {**old, **{key: merge_nodes(old.get(key), value) for key, value in new.items()}}
 
 
 def stage_names(config: Config) -> list[str]:
-    """The names of the stages that a run with this config will have, in order."""
+    """Returns the names of the stages of a run, in order."""
     if not (config.get("stages") or {}).get("branches"):
         return list(stage_configs(config))
-    return ["trunk", *(name for name, _ in branches_of(config["stages"]["branches"]))]
+    return ["trunk", *(name for name, _ in branch_tokens(config["stages"]["branches"]))]
 
 
-def branches_of(branches: Sequence[int | float | str]) -> list[tuple[str, float]]:
-    """Name and training tokens of the branches of a tree, short ones first."""
-    return sorted({label(tokens): quantity(tokens) for tokens in branches}.items(), key=lambda branch: branch[1])
+def branch_tokens(branches: Sequence[int | float | str]) -> list[tuple[str, float]]:
+    """Returns the name and the training tokens of each branch of a tree, from short to long."""
+    return sorted({branch_name(tokens): quantity(tokens) for tokens in branches}.items(), key=lambda branch: branch[1])
 
 
-def label(tokens: int | float | str) -> str:
-    """The name of a branch: its tokens as they were written, or a number of millions as `4M`."""
+def branch_name(tokens: int | float | str) -> str:
+    """Returns the name of a branch: its tokens as the user wrote them, and a number of at least a million as `4M`."""
     if isinstance(tokens, str):
         return tokens
     return f"{tokens / 1e6:g}M" if tokens >= 1e6 else f"{tokens:g}"
 
 
 def trains_tokenizer(config: Config) -> bool:
-    """Whether a run with this config trains a tokenizer, which it then keeps in its folder."""
+    """Whether a run trains a tokenizer, which it then stores in its folder."""
     data = config["data"]
-    while isinstance(data.get("data"), Mapping):  # a data set around another one
+    while isinstance(data.get("data"), Mapping):  # a data set made of another one
         data = data["data"]
     return data.get("tokenizer") == "bpe"
 
 
-def built_trained(model: Config) -> bool:
-    """Whether the node of a model builds it with trained weights."""
+def has_pretrained_weights(model: Config) -> bool:
+    """Whether a model node builds a model with pretrained weights."""
     return model["_target_"].endswith(".HFModel") and model.get("weights", "pretrained") == "pretrained"
 
 
 def quantity(value: int | float | str) -> float:
-    """Converts a number, or text such as `20M`, `1.5B`, `2e7`, to a float.
+    """Returns a number, or text such as `20M`, `1.5B` or `2e7`, as a float.
 
     Raises ValueError for other text, and for a number that is not finite and positive.
     """
@@ -122,15 +123,17 @@ def _parse(text: str) -> float:
 
 @dataclass(frozen=True)
 class Budget:
-    """A training budget; at most one field is set.
+    """The training budget of a stage: at most one of the first four fields; none means 20 tokens per parameter.
+
+    The default ratio of 20 tokens per active parameter is that of Hoffmann et al. 2022, arXiv:2203.15556.
 
     tokens  training tokens, repeats included
     flops   training FLOPs of the model (forward and backward, without recomputation)
     ratio   training tokens per active parameter
     steps   optimizer steps
 
-    stop_at_loss (nats per token) may be combined with any of them: training ends early when every validation loss of
-    the stage's own tasks has reached it. The schedule keeps the budget's horizon.
+    stop_at_loss, in nats per token, ends training early: when every validation loss of the tasks of the stage has
+    reached it. It can be combined with any budget, and the schedule still ends at that of the budget.
     """
 
     tokens: int | float | str | None = None
@@ -153,7 +156,7 @@ class Budget:
             raise ValueError(f"budget.stop_at_loss={self.stop_at_loss} must be > 0 nats per token")
 
     def limits(self) -> dict[str, int | float | str]:
-        """The fields that are set, without stop_at_loss."""
+        """Returns the fields that are set, without stop_at_loss."""
         values = {"tokens": self.tokens, "flops": self.flops, "ratio": self.ratio, "steps": self.steps}
         return {name: value for name, value in values.items() if value is not None}
 

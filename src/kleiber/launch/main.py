@@ -14,7 +14,7 @@ from typing import NoReturn
 from hydra.types import RunMode
 
 from kleiber.config.check import check
-from kleiber.config.compose import Composer, resolved
+from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.launch import process, ranks
 from kleiber.records import folder
@@ -95,7 +95,7 @@ def single(composer: Composer, overrides: list[str]) -> int:
         raise
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return sweep(composer, overrides)
-    composed, model = resolved(cfg)
+    composed, model = resolve_config(cfg)
     config = complete_config(composed, overrides)
     if config["optimizer"] != composed["optimizer"] and ranks.rank() == 0:
         rate = config["optimizer"]["lr"]

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from kleiber.config.errors import ExitCode, Status
 from kleiber.config.signatures import build
-from kleiber.config.stages import from_weights, is_chain, quantity, stage_names, trains_tokenizer
+from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_weights, trains_tokenizer
 from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, cost_of_stages, key_of, measure, shortened, stages_of
 from kleiber.records.folder import status, write_config
@@ -220,7 +220,7 @@ class Prices:
             return self.kind(other, self.configs[other])
 
         def model(other: int) -> tuple[str, bool]:
-            return self.configs[other]["model"]["_target_"], from_weights(self.configs[other])
+            return self.configs[other]["model"]["_target_"], starts_from_weights(self.configs[other])
 
         own_kind, own_model = kind(number), model(number)
         same_kind = [other for other in self.speeds if kind(other) == own_kind]

@@ -18,7 +18,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 from kleiber.config.check import check
-from kleiber.config.compose import Composer, resolved
+from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status
 from kleiber.launch.cell import Cell, Launcher
 from kleiber.launch.ranks import CELL, launched
@@ -146,7 +146,7 @@ class Sweep:
         return self.composed[key]
 
     def _composed(self, overrides: list[str], compose: Callable[[list[str]], DictConfig]) -> Cell:
-        config, model = resolved(compose(self.composer.prepare(overrides)))
+        config, model = resolve_config(compose(self.composer.prepare(overrides)))
         config = complete_config(config, overrides, {run.folder.absolute(): run for run in self.planned_runs()})
         check(config)
         if config["resume"] not in ("auto", "never"):

@@ -1,7 +1,8 @@
-"""Parameter groups of all optimizers, and the optimizers AdamW and Lion.
+"""The optimizers AdamW and Lion, and the parameter groups that all optimizers use.
 
-The learning rate of a parameter is the base rate times the scale that the parametrization gives to its role. Weight
-decay is decoupled and divided by that scale, so that learning rate x decay is the same at every width.
+The learning rate of a parameter is the base rate times a scale, which the parametrization (such as muP) gives to the
+role of the parameter. Weight decay is decoupled and divided by that scale, so learning rate x decay is the same at
+every width.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from torch import Tensor, nn
 from kleiber.types.batch import Role
 
 ParameterGroup = dict[str, Any]  # of a torch optimizer: parameters, their names, and settings
-Closure = Callable[[], Tensor | float]  # computes the loss again
+Closure = Callable[[], Tensor | float]  # computes the loss and its gradients again
 
 
 class Optimizer(Protocol):
     """The settings of a config's `optimizer`, which build a torch optimizer for a model.
 
     lr    base learning rate: that of parameters whose scale is 1
-    clip  largest global gradient norm, or None
+    clip  largest global norm of the gradients; null: no clipping
     """
 
     @property
@@ -45,12 +46,12 @@ def parameter_groups(
     weight_decay: float,
     only: Container[str] | None = None,
 ) -> list[ParameterGroup]:
-    """Groups of trainable parameters that share a learning rate and a decay; every one is in exactly one group.
+    """Returns the trainable parameters in groups that share a learning rate and a weight decay.
 
-    `only` narrows them to some names, for an optimizer that treats others in another way.
+    only  names of the parameters to include; None for all of them
 
-    Embeddings, gains and biases are not decayed. Each group carries "lr_scale", and "names" in the order of its
-    parameters, by which a checkpoint finds its optimizer state again.
+    Every parameter is in exactly one group. Embeddings, gains and biases have no weight decay. Each group has
+    "lr_scale", and "names" in the order of its parameters, by which a checkpoint stores optimizer state.
     """
     groups: dict[tuple[float, float], list[str]] = defaultdict(list)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -74,8 +75,8 @@ def parameter_groups(
 
 
 def check_settings(lr: float, weight_decay: float, clip: float | None) -> None:
-    """Raises ValueError for rates, decays and norms that are negative, infinite or not a number."""
-    # Written so that nan, for which every comparison is false, raises too.
+    """Raises ValueError for a learning rate, weight decay or gradient norm that is negative, infinite or nan."""
+    # Every comparison with nan is false, so nan is invalid too.
     valid = 0 < lr < math.inf and 0 <= weight_decay < math.inf and (clip is None or clip > 0)
     if not valid:
         raise ValueError(
@@ -84,19 +85,19 @@ def check_settings(lr: float, weight_decay: float, clip: float | None) -> None:
 
 
 def check_moments(betas: tuple[float, float], eps: float = 0.0) -> None:
-    """Raises ValueError for decay rates of moments outside of [0, 1), and for an eps that is no number >= 0."""
+    """Raises ValueError for decay rates of moments outside [0, 1), and for an eps that is negative, infinite or nan."""
     if not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"optimizer.betas={list(betas)} must each be >= 0 and < 1")
     if not 0 <= eps < math.inf:
-        raise ValueError(f"optimizer.eps={eps} must be a number >= 0")
+        raise ValueError(f"optimizer.eps={eps} must be >= 0 and finite")
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW with decoupled decay (Loshchilov & Hutter 2017, arXiv:1711.05101), fused.
+    """AdamW with decoupled weight decay (Loshchilov & Hutter 2017, arXiv:1711.05101), in its fused implementation.
 
     lr    base learning rate: that of parameters whose scale is 1
-    clip  largest global gradient norm, or None
+    clip  largest global norm of the gradients; null: no clipping
     """
 
     lr: float = 0.02
@@ -112,19 +113,21 @@ class AdamW:
     def build(
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
     ) -> torch.optim.Optimizer:
-        """The optimizer over the parameter groups of a model."""
+        """Returns the optimizer of the parameter groups of a model."""
         groups = parameter_groups(model, roles, lr_scale, self.lr, self.weight_decay)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True)
 class Lion:
-    """w -= lr (sign(b1 m + (1 - b1) g) + wd w); m = b2 m + (1 - b2) g. Chen et al. 2023, arXiv:2302.06675, alg. 2.
+    """Lion (Chen et al. 2023, arXiv:2302.06675, algorithm 2).
 
-    lr    base learning rate; the paper uses a third to a tenth of AdamW's, and 3 to 10 times its decay
-    clip  largest global gradient norm, or None
+    w -= lr (sign(b1 m + (1 - b1) g) + weight_decay w), then m = b2 m + (1 - b2) g, with gradient g and momentum m.
 
-    The step does not depend on the scale of the gradient, as in Adam, so muP scales the rates as for Adam.
+    lr    base learning rate; the paper uses 1/3 to 1/10 of the rate of AdamW, and 3 to 10 times its weight decay
+    clip  largest global norm of the gradients; null: no clipping
+
+    As in Adam, a step does not depend on the scale of the gradient, so muP scales the learning rates as for Adam.
     """
 
     lr: float = 0.004
@@ -139,23 +142,28 @@ class Lion:
     def build(
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
     ) -> torch.optim.Optimizer:
-        """The optimizer over the parameter groups of a model."""
+        """Returns the optimizer of the parameter groups of a model."""
         return SignDescent(parameter_groups(model, roles, lr_scale, self.lr, self.weight_decay), self.betas)
 
 
+def call_closure(closure: Closure | None) -> Tensor | float | None:
+    """Returns the loss of a closure, called with gradients enabled; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 class SignDescent(torch.optim.Optimizer):
-    """The update rule of Lion as a torch optimizer; its state is a momentum per parameter."""
+    """The update of Lion as a torch optimizer; its state is the momentum of each parameter."""
 
     def __init__(self, groups: list[ParameterGroup], betas: tuple[float, float]) -> None:
         super().__init__(groups, {"betas": betas})
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Updates the parameters; returns the loss of `closure`, where there is one."""
-        result = None
-        if closure is not None:
-            with torch.enable_grad():
-                result = closure()
+        """Updates the parameters; returns the loss of `closure`, or None without one."""
+        loss = call_closure(closure)
         for group in self.param_groups:
             (b1, b2), lr = group["betas"], group["lr"]
             with_gradient = [p for p in group["params"] if p.grad is not None]
@@ -168,4 +176,4 @@ class SignDescent(torch.optim.Optimizer):
             torch._foreach_mul_(with_gradient, 1 - lr * group["weight_decay"])
             torch._foreach_add_(with_gradient, steps, alpha=-lr)
             torch._foreach_lerp_(momenta, gradients, 1 - b2)
-        return result
+        return loss

@@ -1,6 +1,6 @@
-"""Muon for the matrices inside blocks, those of experts included, with fused AdamW for all other parameters.
+"""Muon for the matrices of the blocks, experts included, with fused AdamW for all other parameters.
 
-Matrices that are stored together (queries, keys and values; gate and up) are orthogonalized together.
+Matrices that are stored as one (queries, keys and values; gate and up) are orthogonalized as one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kleiber.optimizers.adamw import Closure, ParameterGroup, check_moments, check_settings, parameter_groups
+from kleiber.optimizers.adamw import (
+    Closure,
+    ParameterGroup,
+    call_closure,
+    check_moments,
+    check_settings,
+    parameter_groups,
+)
 from kleiber.types.batch import Role
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic, steepest at 0; torch.optim.Muon has the same
@@ -22,18 +29,19 @@ TINY = 1e-7
 
 @dataclass(frozen=True)
 class Muon:
-    """Orthogonalized momentum: w -= lr (.2 sqrt(max(rows, columns)) O + wd w), O = NewtonSchulz(momentum).
+    """Muon: w -= lr (.2 sqrt(max(rows, columns)) O + weight_decay w), where O is the orthogonalized momentum.
 
-    lr        base learning rate of all parameters: the .2 gives the RMS step of AdamW (Liu et al. 2025,
-              arXiv:2502.16982, eq. 4), so that AdamW's rate fits
+    lr        base learning rate of all parameters; the factor .2 gives steps of the same RMS as those of AdamW (Liu et
+              al. 2025, arXiv:2502.16982, eq. 4), so the rate of AdamW can be kept
     momentum  of the matrices, with Nesterov's look-ahead (Jordan et al. 2024, kellerjordan.github.io/posts/muon)
     steps     Newton-Schulz iterations, in bf16
-    betas, eps  of the AdamW for embeddings, head, router, gains and biases
-    clip      largest global gradient norm, or None
+    betas, eps  of AdamW, which trains embeddings, head, router, gains and biases
+    clip      largest global norm of the gradients; null: no clipping
 
-    muP: the largest singular value of a step over sqrt(fan_out / fan_in) must not grow with the width (Yang et al.
-    2023, arXiv:2310.17813). That of O is 1 and sqrt(max) grows as sqrt(width), so the learning-rate scale of a matrix
-    is the *square root* of Adam's, sqrt(base_width / fan_in), and lr x wd is the same at every width.
+    With muP, the largest singular value of a step over sqrt(fan_out / fan_in) must not grow with the width (Yang et al.
+    2023, arXiv:2310.17813). That of O is 1 and sqrt(max(rows, columns)) grows as sqrt(width). So the learning-rate
+    scale of a matrix is sqrt(base_width / fan_in), the *square root* of Adam's; lr x weight_decay is the same at every
+    width.
     """
 
     lr: float = 0.02
@@ -55,7 +63,7 @@ class Muon:
     def build(
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
     ) -> torch.optim.Optimizer:
-        """The optimizer over the parameter groups of a model."""
+        """Returns the optimizer of the parameter groups of a model."""
         dims = {name: p.dim() for name, p in model.named_parameters()}
         kinds: dict[int, set[str]] = {0: set(), 2: set(), 3: set()}
         for name, dim in dims.items():
@@ -76,6 +84,7 @@ class Muon:
 
 
 def square_root(lr_scale: Callable[[Role], float]) -> Callable[[Role], float]:
+    """Returns a function that gives the square root of the scale of a role."""
     return lambda role: math.sqrt(lr_scale(role))
 
 
@@ -94,18 +103,15 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Updates the parameters; returns the loss of `closure`, where there is one."""
-        result = None
-        if closure is not None:
-            with torch.enable_grad():
-                result = closure()
+        """Updates the parameters; returns the loss of `closure`, or None without one."""
+        loss = call_closure(closure)
         for part in self.parts:
             part.step()
-        return result
+        return loss
 
 
 class StackedMuon(torch.optim.Optimizer):
-    """torch.optim.Muon for stacks of matrices (experts, in, out), each orthogonalized separately."""
+    """torch.optim.Muon for stacks of matrices (experts, in, out), each of which is orthogonalized by itself."""
 
     def __init__(self, groups: list[ParameterGroup], momentum: float, steps: int) -> None:
         super().__init__(groups, {"momentum": momentum, "steps": steps})
@@ -126,9 +132,10 @@ class StackedMuon(torch.optim.Optimizer):
 
 
 def orthogonalize(stack: Float[Tensor, "experts rows columns"], steps: int) -> Float[Tensor, "experts rows columns"]:
-    """Approximates U V^T of every matrix U S V^T, by `steps` of x = a x + (b x x^T + c (x x^T)^2) x in bf16.
+    """Returns an approximation of U V^T for every matrix U S V^T, by `steps` Newton-Schulz iterations in bf16.
 
-    Singular values end between .7 and 1.2 (Jordan et al. 2024). A matrix of zeros stays zero.
+    An iteration is x = a x + (b x x^T + c (x x^T)^2) x. Singular values of the result are between .7 and 1.2 (Jordan et
+    al. 2024). A matrix of zeros stays zero.
     """
     a, b, c = COEFFICIENTS
     x = stack.bfloat16()

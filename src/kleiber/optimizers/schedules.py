@@ -1,4 +1,7 @@
-"""Learning-rate schedules: functions of the step that return a factor of the peak rate, without state to resume."""
+"""Learning-rate schedules: functions that return the learning rate at a step, as a factor of the peak rate.
+
+A schedule has no state, so a resumed run needs only the number of its step.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from dataclasses import dataclass, replace
 
 
 def warmup_factor(step: int, total: int, warmup_steps: int) -> float:
-    """Linear rise over `warmup_steps` steps, at most a fifth of the run; 1 afterwards.
+    """Returns a factor that rises linearly to 1 over `warmup_steps` steps, or over a fifth of the run if that is less.
 
-    The warm-up is a number of steps, not a share of the run, so that runs of any length start alike (Porian et al.
-    2024, arXiv:2406.19146, section 3.2, on how a warm-up that is too long for small models biases a law).
+    The warm-up is a number of steps, not a share of the run, so runs of all lengths start alike. A warm-up that is too
+    long for small models biases a scaling law (Porian et al. 2024, arXiv:2406.19146, section 3.2).
     """
     return min(1.0, (step + 1) / max(1, min(warmup_steps, total // 5)))
 
@@ -27,13 +30,13 @@ def _check_steps(warmup_steps: int) -> None:
 
 
 class Schedule:
-    """The learning rate at `step` of `total` steps, over the peak rate."""
+    """A function of `step` and the `total` steps of a stage that returns the learning rate over the peak rate."""
 
     def __call__(self, step: int, total: int) -> float:
         raise NotImplementedError
 
     def branch_step(self, total: int) -> int | None:
-        """The last step that longer runs share, where a branch can start its decay; None where there is none."""
+        """Returns the last step at which longer runs have the same weights, where a branch can decay; None for none."""
         return None
 
     def limit_warmup(self, steps: int) -> Schedule:
@@ -43,7 +46,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """Warm-up, then a constant rate."""
+    """Warm-up over `warmup_steps` optimizer steps, then a constant rate."""
 
     warmup_steps: int = 100
 
@@ -56,10 +59,13 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class WSD(Schedule):
-    """Warm-up, stable, decay: linear to `final` over the last `decay` share of the run.
+    """Warm-up, stable rate, linear decay (Hu et al. 2024, arXiv:2404.06395).
 
-    Hu et al. 2024, arXiv:2404.06395, with a linear decay in place of their exponential one, which Hägele et al. 2024,
-    arXiv:2405.18392, find at least as good.
+    warmup_steps  optimizer steps of the warm-up
+    decay         share of the steps over which the rate decays, at the end of the run
+    final         rate after the last step, as a share of the peak rate
+
+    The decay is linear instead of exponential: at least as good according to Hägele et al. 2024, arXiv:2405.18392.
     """
 
     warmup_steps: int = 100
@@ -76,7 +82,7 @@ class WSD(Schedule):
         return rise * (self.final + (1 - self.final) * min(1.0, left))
 
     def branch_step(self, total: int) -> int:
-        """The step at which the decay begins: until then, rates do not depend on `total`."""
+        """Returns the step at which the decay begins; rates before it do not depend on `total`."""
         return total - max(1, math.ceil(self.decay * total))
 
     def limit_warmup(self, steps: int) -> WSD:
@@ -86,7 +92,7 @@ class WSD(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Warm-up, then half a cosine to `final` at the last step. The rates of all steps depend on `total`."""
+    """Warm-up, then half a cosine to the share `final` at the last step; every rate depends on `total`."""
 
     warmup_steps: int = 100
     final: float = 0.1

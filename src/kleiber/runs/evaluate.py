@@ -124,12 +124,12 @@ def open_hf_subject(path: Path, data: Sequence[str], tokens: int | None) -> Subj
     """
     from omegaconf import OmegaConf
 
-    from kleiber.config.compose import Composer, resolved
+    from kleiber.config.compose import Composer, resolve_config
     from kleiber.config.signatures import build
     from kleiber.runs.open import build_objective, open_hf
 
     model = native_model(path) or open_hf(path).model
-    config, _ = resolved(Composer("train").compose(["data=builtin", *data]))
+    config, _ = resolve_config(Composer("train").compose(["data=builtin", *data]))
     config["data"]["tokenizer"] = str(path.absolute())  # not as an override, because a path need not fit their grammar
     cfg = OmegaConf.create(config)
     corpus = build(cfg.data).prepare(min(model.context, cfg.model.context))

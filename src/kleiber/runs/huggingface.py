@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kleiber.config.compose import Composer, resolved
-from kleiber.config.stages import ONLY
+from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.stages import SINGLE_STAGE
 from kleiber.data import chat
 from kleiber.data.tokenizers.byte_level import ALPHABET, BPE, EOS, MASK, Bytes
 from kleiber.data.tokenizers.pretrained import CONFIG, FILE, Pretrained
@@ -92,7 +92,7 @@ def import_hf(folder: Path, out: Path) -> None:
 def _write_run(folder: Path, out: Path) -> None:
     node, tokenizer = hf_model_node(folder), hf_tokenizer(folder)
     home = str((out / TOKENIZER).absolute())
-    config, _ = resolved(Composer("train").compose([]))
+    config, _ = resolve_config(Composer("train").compose([]))
     config |= {"name": out.name, "model": node, "data": {"_target_": "kleiber.data.Unknown", "tokenizer": home}}
     config["batch"]["tokens"] = node["context"]  # the check of a config requires a multiple of the context
     (out / TOKENIZER).mkdir(parents=True)
@@ -115,9 +115,9 @@ def _write_run(folder: Path, out: Path) -> None:
 
     (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     state = {"optimizer": {}, "callbacks": {}}
-    saved = checkpoint.save(out / "stages" / ONLY / "checkpoints", 0, model, state, "imported")
+    saved = checkpoint.save(out / "stages" / SINGLE_STAGE / "checkpoints", 0, model, state, "imported")
     parameters = vars(count_parameters(model))
-    stage = {"name": ONLY, "parent": None, "status": "finished", "steps": 0, "tokens": 0, "params": parameters}
+    stage = {"name": SINGLE_STAGE, "parent": None, "status": "finished", "steps": 0, "tokens": 0, "params": parameters}
     stage |= {"metrics": {}, "checkpoint": str(saved.path.relative_to(out))}
     summary = {"schema": FORMAT, "status": "finished", "name": out.name, "source": str(folder), "stages": [stage]}
     write_json(out / "summary.json", summary)

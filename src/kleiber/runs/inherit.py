@@ -26,7 +26,14 @@ from types import MappingProxyType
 
 from kleiber.config.errors import ConfigError, Status, did_you_mean
 from kleiber.config.signatures import class_attribute, signature
-from kleiber.config.stages import built_trained, from_weights, is_chain, stage_config, stage_names, trains_tokenizer
+from kleiber.config.stages import (
+    has_pretrained_weights,
+    is_chain,
+    stage_config,
+    stage_names,
+    starts_from_weights,
+    trains_tokenizer,
+)
 from kleiber.records import archive
 from kleiber.records.catalog import TRAINED_HERE, Run, find_run, read_run
 from kleiber.types import Config, Json
@@ -134,7 +141,9 @@ def _with_hf_start(config: Json, init: Config, set_keys: set[str]) -> Json:
 
 def _with_rate(config: Json) -> Json:
     try:
-        rate = default_learning_rate(config, trained=built_trained(config["model"]) or from_weights(config))
+        rate = default_learning_rate(
+            config, trained=has_pretrained_weights(config["model"]) or starts_from_weights(config)
+        )
     except ValueError as error:  # in the config.json of the model, from which its width is read
         raise ConfigError(str(error)) from error
     return config if rate is None else {**config, "optimizer": {**config["optimizer"], "lr": rate}}

@@ -15,7 +15,7 @@ import torch
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.signatures import build
-from kleiber.config.stages import built_trained, quantity
+from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.data.batches import stream
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
@@ -195,7 +195,7 @@ def stage_drift(tree: Tree, stage: Stage, model: Model, tasks: StageTasks) -> Sc
     start = build_model(stage.config, stage.plan.corpus, stage.plan.outputs)
     start.to(tree.hardware.device, tree.hardware.dtype)
     options = round(quantity(stage.config.eval.watch_tokens)), max(1, stage.plan.rows), tree.hardware.runtime
-    before = {} if built_trained(stage.config.model) else untrained_losses(start, tasks.earlier, *options)
+    before = {} if has_pretrained_weights(stage.config.model) else untrained_losses(start, tasks.earlier, *options)
     if not tree.load_start(stage, start):
         return {}
     adapter = stage.config.adapter

@@ -16,7 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.signatures import build
-from kleiber.config.stages import ONLY, branches_of, from_weights, stage_configs
+from kleiber.config.stages import SINGLE_STAGE, branch_tokens, stage_configs, starts_from_weights
 from kleiber.optimizers.schedules import Schedule
 from kleiber.records.summary import StageRecord
 from kleiber.runs.open import load_stage
@@ -82,7 +82,7 @@ class Layout:
 
         Raises ValueError when the config of a stage does not fit the plan.
         """
-        return [Stage(ONLY, plan(cfg, None), cfg)]
+        return [Stage(SINGLE_STAGE, plan(cfg, None), cfg)]
 
 
 class TrunkAndCooldowns(Layout):
@@ -98,7 +98,7 @@ class TrunkAndCooldowns(Layout):
     def __init__(self, branches: Sequence[int | float | str]) -> None:
         if not branches:
             raise ValueError("stages.branches=[] must list the training tokens of each branch, such as [1M,2M,4M]")
-        self.branches = branches_of(branches)
+        self.branches = branch_tokens(branches)
         if len({tokens for _, tokens in self.branches}) < len(branches):
             raise ValueError(f"stages.branches={list(branches)} lists a number of tokens twice: remove one of the two")
 
@@ -225,7 +225,7 @@ class Tree:
     def from_weights(self) -> bool:
         """Whether any stage starts from trained weights, of the start point or of another stage."""
         after_another = any(stage.parent and not stage.continues for stage in self.stages)
-        return after_another or from_weights(OmegaConf.to_container(self.stages[0].config))  # type: ignore[arg-type]
+        return after_another or starts_from_weights(OmegaConf.to_container(self.stages[0].config))  # type: ignore[arg-type]
 
     def load_start(self, stage: Stage, model: Model) -> bool:
         """Loads the trained weights that a stage starts from. Returns whether there are any."""

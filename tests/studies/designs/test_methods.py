@@ -146,7 +146,7 @@ def test_the_shipped_studies_have_the_size_they_tell():
     """As the line `Cost` of their files has it; and every retention method is tried at the same learning rates."""
     from hydra.utils import get_class
 
-    from kleiber.config.compose import Composer, conf_dir, resolved
+    from kleiber.config.compose import Composer, conf_dir, resolve_config
 
     sizes = {
         "forgetting": (102, "102 runs"),
@@ -155,7 +155,7 @@ def test_the_shipped_studies_have_the_size_they_tell():
     }
     sizes |= {"routers": (90, "90 cells"), "sparsity": (60, "60 cells")}
     for study, (cells, told) in sizes.items():
-        node = dict(resolved(Composer("train").compose([f"study={study}", "root=r"]))[0]["design"])
+        node = dict(resolve_config(Composer("train").compose([f"study={study}", "root=r"]))[0]["design"])
         design = get_class(node.pop("_target_"))(**node)
         assert (count(design) if isinstance(design, Methods) else len(design.cells())) == cells
         assert told in (conf_dir() / "study" / f"{study}.yaml").read_text()

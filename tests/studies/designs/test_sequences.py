@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from kleiber.config.check import check
-from kleiber.config.compose import Composer, conf_dir, resolved
+from kleiber.config.compose import Composer, conf_dir, resolve_config
 from kleiber.config.stages import stage_configs
 from kleiber.runs.inherit import complete_config
 from kleiber.studies.compare.task_rows import AGAIN
@@ -44,7 +44,7 @@ def test_a_cell_is_a_config_that_passes_the_check(tmp_path):
     plan = Sequences(TASKS, arms, orders=[["trec", "docs"]], seeds=1)
     cell = next(cell for cell in plan.cells() if "adapter=lora" in cell)
     lines = [line for line in cell if not line.startswith("study.")]
-    config, _ = resolved(Composer("train").compose(["root=r", *lines]))
+    config, _ = resolve_config(Composer("train").compose(["root=r", *lines]))
     check(config)
     stages = stage_configs(config)
     assert list(stages) == ["trec", "docs", AGAIN]
@@ -57,7 +57,9 @@ def test_a_cell_is_a_config_that_passes_the_check(tmp_path):
 def test_a_stage_with_data_of_its_own_reads_the_tokenizer_of_the_start():
     chain = {"one": {"data": {"domain": "docs"}}, "two": {"data": stage_node("two", TASKS["trec"])["data"]},
              "three": {"data": {**stage_node("t", TASKS["trec"])["data"], "tokenizer": "bpe"}}}  # fmt: skip
-    plain, _ = resolved(Composer("train").compose(["root=r", "stages=chain", f"stages.chain={hydra_literal(chain)}"]))
+    plain, _ = resolve_config(
+        Composer("train").compose(["root=r", "stages=chain", f"stages.chain={hydra_literal(chain)}"])
+    )
     assert "tokenizer" not in plain["stages"]["chain"]["two"]["data"]
     from kleiber.runs.inherit import _with_tokenizer
 
@@ -74,7 +76,7 @@ def test_a_stage_with_data_of_its_own_reads_the_tokenizer_of_the_start():
 )
 def test_the_shipped_sequences_have_the_size_they_tell(name, count, told):
     lines = ["study=continual", "root=r", f"design={name}_sequence"]
-    node = dict(resolved(Composer("train").compose(lines))[0]["design"])
+    node = dict(resolve_config(Composer("train").compose(lines))[0]["design"])
     assert node.pop("_target_").endswith("Sequences") and len(Sequences(**node).cells()) == count
     if told:
         assert told in (conf_dir() / "study/continual.yaml").read_text()

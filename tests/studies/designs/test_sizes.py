@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from kleiber.config.compose import Composer, resolved
+from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.signatures import build
 from kleiber.models.counting import count_parameters, training_flops
 from kleiber.studies.designs.sizes import BYTES_VOCABULARY, size, vocabulary_of
@@ -19,7 +19,7 @@ COMPOSER = Composer()
 
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
 def test_a_size_is_that_of_the_model(choice):
-    node = resolved(COMPOSER.compose(["model.context=128", *choice]))[0]["model"]
+    node = resolve_config(COMPOSER.compose(["model.context=128", *choice]))[0]["model"]
     model = build(OmegaConf.create(node), vocab_size=BYTES_VOCABULARY)
     real, known = count_parameters(model), size(node, BYTES_VOCABULARY)
     assert (known.total, known.active, known.non_embedding) == (real.total, real.active, real.non_embedding)

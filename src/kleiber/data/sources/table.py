@@ -243,6 +243,7 @@ def read_labels(tables: dict[str, Dataset], column: str) -> Labels:
     if not isinstance(entry, ClassLabel | Value):
         raise ValueError(f"data.label={column} must be a column of classes, lists of classes or numbers, not {feature}")
     distinct: set[Any]
+    distinct: set[Any]
     if several:
         distinct = _classes_in_lists(tables, column, entry)
     else:

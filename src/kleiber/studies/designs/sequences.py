@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from kleiber.config.compose import conf_dir
 from kleiber.config.errors import did_you_mean
-from kleiber.config.stages import OWN, RETAINING
+from kleiber.config.stages import LATER_STAGE_KEYS, STAGE_KEYS
 from kleiber.studies.compare.task_rows import AGAIN
 from kleiber.studies.designs.grid import fill_placeholders
 from kleiber.studies.designs.methods import Values, product
@@ -106,7 +106,7 @@ class Sequences:
     def chain(self, order: Sequence[str]) -> Json:
         """Returns the stages of one order; with `again`, the last one trains the first task without retention."""
         stages = {name: self.tasks[name] for name in order}
-        plain = dict.fromkeys(RETAINING)
+        plain = dict.fromkeys(LATER_STAGE_KEYS)
         return {**stages, AGAIN: {**stages[order[0]], **plain}} if self.again else stages
 
 
@@ -124,8 +124,8 @@ def stage_node(name: str, overrides: Task) -> Json:
     nodes: Json = {}
     for key, value in sorted(overrides.items(), key=lambda item: "." in item[0]):  # choices before their keys
         group, *keys = key.split(".")
-        if group not in OWN or (not keys and group not in GROUPS):
-            near = did_you_mean(group, OWN)
+        if group not in STAGE_KEYS or (not keys and group not in GROUPS):
+            near = did_you_mean(group, STAGE_KEYS)
             raise ValueError(
                 f"design.tasks.{name}.{key} is not allowed: a task may set {', '.join(GROUPS)} and keys below "
                 f"them.{near}"

@@ -1,4 +1,4 @@
-"""Lion against its three lines, and by the size of its steps."""
+"""Lion takes the steps of the paper, of the same size for every entry."""
 
 import pytest
 import torch
@@ -35,6 +35,6 @@ def test_every_entry_moves_by_the_scaled_rate():
     torch.testing.assert_close((layer.weight.detach() - before).abs(), torch.full((3, 4), 0.05))
 
 
-def test_a_rate_that_is_none_is_refused():
+def test_a_clip_of_zero_is_refused():
     with pytest.raises(ValueError, match=r"clip=0"):
         Lion(clip=0)

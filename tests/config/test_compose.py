@@ -1,0 +1,85 @@
+"""A command line becomes a config: groups and choices are checked, and budget keys replace those of files."""
+
+import pytest
+
+from kleiber.config.check import NODES, check
+from kleiber.config.compose import Composer, resolve_config, usage
+from kleiber.config.errors import ConfigError
+
+COMPOSER = Composer()
+
+
+def test_a_budget_key_on_the_command_line_clears_those_of_files(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "long.yaml").write_text("# @package _global_\nbudget: {tokens: 1B}\n")
+    (tmp_path / "experiment" / "two.yaml").write_text("# @package _global_\nbudget: {tokens: 1B, steps: 3}\n")
+    composer = Composer(config_dir=str(tmp_path))
+
+    def budget(*overrides):
+        config, _ = resolve_config(composer.compose(list(overrides)))
+        check(config)
+        return {key: value for key, value in config["budget"].items() if value is not None}
+
+    assert budget("experiment=long") == {"tokens": "1B"}
+    assert budget("experiment=long", "budget.steps=5") == {"steps": 5}
+    assert budget("budget.tokens=null", "budget.steps=5") == {"steps": 5}
+    with pytest.raises(ConfigError, match=r"budget\.tokens=1B and budget\.steps=3"):
+        budget("experiment=two")
+
+
+def test_prepared_overrides_are_prepared_already():
+    overrides = [
+        "model=moe",
+        "+model.depth=3",
+        "optimizer.lr=0.1",
+        "budget.steps=5",
+        "~callbacks.samples",
+        "adapter=null",
+    ]
+    prepared = COMPOSER.prepare(overrides)
+    assert COMPOSER.prepare(prepared) == prepared
+    assert {"model=moe", "++model.depth=3", "++budget.steps=5", "++budget.tokens=null"} <= set(prepared)
+    assert not any("adapter" in line for line in prepared), "Hydra cannot choose null, and null is the default"
+
+
+def test_groups_and_choices_are_those_of_the_folder():
+    groups = set(COMPOSER.groups())
+    assert {"model", "model/mlp", "model/router", "data", "study"} <= groups
+    assert "hydra" not in groups and "data/glue" not in groups
+    assert "glue/sst2" in COMPOSER.choices("data") and "mlp/moe" not in COMPOSER.choices("model")
+    assert COMPOSER.choices("no_such_group") == [] and not any(c.startswith("_") for c in COMPOSER.choices("study"))
+
+
+@pytest.mark.parametrize(
+    ("override", "values"),
+    [("modl=moe", ["modl", "'model'"]), ("model=moee", ["model=moee", "'moe'"]), ("model/mlpp=moe", ["'model/mlp'"])],
+)
+def test_a_misspelled_name_is_answered_with_the_nearest(override, values):
+    with pytest.raises(ConfigError) as caught:
+        COMPOSER.compose([override])
+    assert all(value in str(caught.value) for value in values), str(caught.value)
+
+
+def test_choices_of_the_user_take_precedence(tmp_path):
+    (tmp_path / "schedule").mkdir()
+    (tmp_path / "schedule" / "wsd.yaml").write_text("_target_: kleiber.optimizers.WSD\ndecay: 0.5\n")
+    config, model = resolve_config(Composer(config_dir=str(tmp_path)).compose([]))
+    assert config["schedule"]["decay"] == 0.5 and model == "gpt"
+    with pytest.raises(ConfigError, match="missing"):
+        Composer(config_dir=str(tmp_path / "missing"))
+
+
+def test_a_resolved_config_has_every_node_and_no_hydra():
+    config, _ = resolve_config(COMPOSER.compose(["callbacks=null", "logger=null"]))
+    assert set(NODES) <= set(config) and "hydra" not in config
+    assert config["callbacks"] == config["logger"] == {}
+
+
+def test_a_sweep_is_asked_for_by_its_mode():
+    assert COMPOSER.is_sweep(["hydra.mode=MULTIRUN"]) and not COMPOSER.is_sweep(["seed=1"])
+
+
+def test_help_lists_every_group_and_choice():
+    text = usage(COMPOSER)
+    assert all(f"    {group} " in text for group in COMPOSER.groups())
+    assert all(choice in text for choice in COMPOSER.choices("objective"))

@@ -1,0 +1,71 @@
+"""Values of different keys that contradict each other are refused, and the error names the keys."""
+
+import pytest
+
+from kleiber.config.check import check
+from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.cross_checks import argument
+from kleiber.config.errors import ConfigError
+
+COMPOSER = Composer()
+CONTRADICTIONS = [
+    ("seed=5000000000", ["seed=5000000000", "4294967295"]),
+    ("model.context=0", ["model.context=0"]),
+    ("model=moe model.mlp.k=9", ["model.mlp.k=9", "model.mlp.num_experts=8"]),
+    ("model=moe model/router=expert_choice", ["model/router=expert_choice", "acknowledge_leak=true"]),
+    ("model.num_heads=3", ["model.num_heads=3", "model.aspect"]),
+    ("model.num_heads=4 model.num_kv_heads=3", ["model.num_kv_heads=3", "model.num_heads=4"]),
+    ("batch.tokens=4000", ["batch.tokens=4000", "model.context=256", "4096"]),
+    ("trainer=ddp trainer.devices=3", ["batch.tokens=4096", "trainer.devices=3", "4608"]),
+    ("trainer.devices=2", ["trainer.devices=2", "trainer=ddp"]),
+    ("trainer=fsdp trainer.devices=2 optimizer=muon", ["optimizer=muon", "trainer=fsdp"]),
+    ("budget.tokens=1M budget.steps=3", ["budget.tokens=1M", "budget.steps=3"]),
+    ("stages=trunk_and_cooldowns stages.branches=[1M] budget.steps=3", ["budget.steps=3", "stages.branches"]),
+    ("model=bert", ["objective=clm", "model.causal=false"]),
+    ("callbacks=positions model=bert objective=mlm", ["callbacks=positions", "model.causal=false"]),
+    ("callbacks=latency model=bert objective=mlm", ["callbacks=latency", "model.causal=false"]),
+    ("model=hf model.path=gpt2 model.weights=random data=instruct data.path=x", ["data.pack=true", "model=hf"]),
+    (
+        "objective=dpo data=preference data.path=x objective.reference=adapter_off adapter=freeze",
+        ["objective.reference=adapter_off", "adapter=lora"],
+    ),
+    (
+        "stages=docs_then_code retention=l2sp retention.l2sp.strength=60 optimizer.lr=0.02",
+        ["retention.l2sp.strength=60", "optimizer.lr=0.02", "<= 50"],
+    ),
+    (
+        "model=hf model.path=llama model.weights=random adapter=lora retention=wise stages=docs_then_code",
+        ["retention=wise", "adapter=lora", "model=hf"],
+    ),
+]
+
+
+def compose(overrides: str) -> dict:
+    return resolve_config(COMPOSER.compose(overrides.split()))[0]
+
+
+@pytest.mark.parametrize(("overrides", "values"), CONTRADICTIONS, ids=[overrides for overrides, _ in CONTRADICTIONS])
+def test_the_error_names_every_key_that_contradicts_another(overrides, values):
+    with pytest.raises(ConfigError) as caught:
+        check(compose(overrides))
+    assert all(value in str(caught.value) for value in values), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "model=moe model.mlp.k=8",
+        "model.num_heads=4 model.num_kv_heads=2",
+        "trainer=ddp trainer.devices=2",
+        "stages=docs_then_code retention=l2sp retention.l2sp.strength=50 optimizer.lr=0.02",
+        "model=bert objective=mlm",
+    ],
+)
+def test_compatible_values_pass(overrides):
+    check(compose(overrides))
+
+
+def test_an_argument_has_its_default_until_it_is_set():
+    node = {"_target_": "kleiber.optimizers.AdamW"}
+    assert argument(node, "clip") == 1.0 and argument({**node, "clip": None}, "clip") is None
+    assert argument(node, "no_such_argument") is None

@@ -1,0 +1,81 @@
+"""Signatures read from source are those of the imported objects, and only allowed targets are imported or built."""
+
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from kleiber.config.compose import conf_dir
+from kleiber.config.errors import ConfigError
+from kleiber.config.signatures import build, class_attribute, exports, signature
+from kleiber.objectives import DPO
+
+
+def targets() -> list[str]:
+    """Every `_target_` in the files of conf/."""
+    lines = [line.split() for path in conf_dir().rglob("*.yaml") for line in path.read_text().splitlines()]
+    return sorted({parts[1] for parts in lines if parts[:1] == ["_target_:"]})
+
+
+def test_signatures_read_from_source_are_those_of_the_objects():
+    assert len(targets()) > 60
+    for target in targets():
+        imported = {
+            name: p
+            for name, p in inspect.signature(get_object(target)).parameters.items()
+            if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        }
+        read = signature(target).parameters
+        assert set(read) == set(imported), target  # a config names arguments, so their order does not matter
+        for name, parameter in imported.items():
+            assert read[name].required == (parameter.default is parameter.empty), (target, name)
+            if read[name].default is not None:  # a default that is no literal is not read
+                assert read[name].default == parameter.default, (target, name)
+
+
+@pytest.mark.parametrize("target", ["this.s", "os.system", "kleiberx.a", "lightning.pytorch.callbacksx.Y"])
+def test_a_target_of_another_package_is_refused_and_not_imported(target):
+    sys.modules.pop("this", None)
+    with pytest.raises(ConfigError, match=target):
+        signature(target)
+    assert "this" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.optim.NoSuchThing",
+        "torch.optim.lr_scheduler.bisect_right",
+        "kleiber.optimizers.adamw.AdamW",
+        "kleiber.no.X",
+    ],
+)
+def test_a_target_that_does_not_exist_or_is_not_exported_is_refused(target):
+    with pytest.raises(ConfigError, match=target.rpartition(".")[2]):
+        signature(target)
+
+
+def test_an_allowed_target_of_another_package_has_its_signature():
+    parameters = signature("torch.optim.SGD").parameters
+    assert parameters["params"].required and not parameters["lr"].required and parameters["nesterov"].default is False
+
+
+def test_class_attributes_are_inherited_and_only_literals_are_read():
+    for name in ("compares_answers", "unit", "learning_rate_factor", "metric"):
+        assert class_attribute("kleiber.objectives.DPO", name) == inspect.getattr_static(DPO, name), name
+    assert class_attribute("kleiber.objectives.DPO", "no_such_attribute") is None
+    assert exports("kleiber.no_such_package") == {}
+
+
+def test_supplied_values_go_to_the_arguments_of_their_name(tmp_path: Path):
+    class Corpus:
+        pass
+
+    corpus = Corpus()
+    node = OmegaConf.create({"_target_": "kleiber.optimizers.AdamW", "lr": 0.5})
+    assert build(node, folder=tmp_path, corpus=corpus).lr == 0.5
+    with pytest.raises(AssertionError, match="surprise"):
+        build(node, surprise=1)

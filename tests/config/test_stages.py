@@ -1,0 +1,90 @@
+"""Every stage of a chain has a complete config; names and tokens of branches follow from how they are written."""
+
+import copy
+
+import pytest
+
+from kleiber.config.errors import ConfigError
+from kleiber.config.stages import (
+    LATER_STAGE_KEYS,
+    SINGLE_STAGE,
+    branch_name,
+    branch_tokens,
+    has_pretrained_weights,
+    merge_nodes,
+    stage_config,
+    stage_configs,
+    stage_names,
+    starts_from_weights,
+    trains_tokenizer,
+)
+
+CONFIG = {
+    "data": {"_target_": "kleiber.data.Text", "path": "a", "tokenizer": "bpe"},
+    "optimizer": {"_target_": "kleiber.optimizers.AdamW", "lr": 0.1},
+    "budget": {"tokens": "1M", "steps": None},
+    "retention": {"ewc": {"strength": 1}},
+    "adapter": {"_target_": "kleiber.adapters.LoRA"},
+    "stages": None,
+}
+
+
+def chain(**stages) -> dict:
+    return {**copy.deepcopy(CONFIG), "stages": {"chain": stages}}
+
+
+def test_a_run_without_a_chain_is_a_single_stage():
+    assert stage_configs(CONFIG) == {SINGLE_STAGE: CONFIG} and stage_names(CONFIG) == [SINGLE_STAGE]
+
+
+def test_nodes_are_merged_targets_replace_and_budgets_are_replaced_as_a_whole():
+    target = {"_target_": "kleiber.data.Builtin"}
+    config = chain(first={}, second={"optimizer": {"lr": 0.2}, "data": target, "budget": {"steps": 5}})
+    before = copy.deepcopy(config)
+    stages = stage_configs(config)
+    assert list(stages) == stage_names(config) == ["first", "second"]
+    assert stages["second"]["optimizer"] == {"_target_": "kleiber.optimizers.AdamW", "lr": 0.2}
+    assert stages["second"]["data"] == target and stages["first"]["data"] == CONFIG["data"]
+    assert stages["second"]["budget"] == {"tokens": None, "steps": 5}
+    stages["second"]["optimizer"]["lr"] = 7
+    assert config == before, "stages share nothing with the config of the run"
+    assert stage_config(config, "first")["budget"] == CONFIG["budget"] and stage_config(config, "4M") == config
+
+
+def test_retention_and_adapter_of_the_run_belong_to_every_stage_but_the_first():
+    stages = stage_configs(chain(a={}, b={}, c={"retention": {"replay": {}}}))
+    assert all(stages["a"][key] is None for key in LATER_STAGE_KEYS)
+    assert all(stages["b"][key] == CONFIG[key] for key in LATER_STAGE_KEYS)
+    assert stages["c"]["retention"] == {"replay": {}}, "methods are replaced, not merged"
+
+
+def test_a_key_that_no_stage_can_set_is_named():
+    with pytest.raises(ConfigError, match=r"stages\.chain\.b\.modle"):
+        stage_configs(chain(a={}, b={"modle": {}}))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ({"a": 1, "b": {"c": 2}}, {"b": {"d": 3}}, {"a": 1, "b": {"c": 2, "d": 3}}),
+        ({"a": 1}, None, None),
+        (1, {"a": 2}, {"a": 2}),
+    ],
+)
+def test_merging_keeps_what_is_not_named(old, new, expected):
+    assert merge_nodes(old, new) == expected
+
+
+def test_branches_are_sorted_by_tokens_and_named_as_written():
+    assert branch_tokens(["4M", 2000, 1_500_000]) == [("2000", 2000.0), ("1.5M", 1.5e6), ("4M", 4e6)]
+    assert branch_name(2e6) == "2M" and branch_name("2e6") == "2e6"
+    assert stage_names({**CONFIG, "stages": {"branches": ["2M", "1M"]}}) == ["trunk", "1M", "2M"]
+
+
+def test_trained_tokenizers_and_weights_are_recognized():
+    assert trains_tokenizer(CONFIG) and trains_tokenizer({"data": {"data": CONFIG["data"], "tokenizer": "bytes"}})
+    assert not trains_tokenizer({"data": {"path": "a"}})
+    assert [starts_from_weights({"init": init}) for init in (None, {"_target_": "kleiber.runs.Scratch"})] == [False] * 2
+    assert starts_from_weights({"init": {"_target_": "kleiber.runs.Checkpoint"}})
+    hf = {"_target_": "kleiber.models.HFModel"}
+    assert has_pretrained_weights(hf) and not has_pretrained_weights({**hf, "weights": "random"})
