@@ -115,7 +115,7 @@ def test_missing_files_exit_2(tmp_path):
     assert run("fit", tmp_path / "none.csv").exit_code == 2
     assert run("predict", tmp_path / "none.json", "N=1").exit_code == 2
     (tmp_path / "other.json").write_text('{"schema": "else"}')
-    assert "expected 'kleiber.law/1'" in run("predict", tmp_path / "other.json", "N=1").output
+    assert "must be 'kleiber.law/1'" in run("predict", tmp_path / "other.json", "N=1").output
 
 
 def test_the_same_seed_gives_the_same_file(csv, tmp_path):
@@ -152,7 +152,7 @@ def test_a_law_is_held_against_the_rows_of_a_table(csv, tmp_path):
     assert fit(csv, "--json", out, "--where", "params < 5e8").exit_code == 0
     done = run("predict", out, "--on", csv, "--map", "N=params,D=tokens,L=loss", "--where", "params >= 5e8")
     assert done.exit_code == 0, done.output
-    assert "cells: error" in done.output and "covers" in done.output
+    assert "cells: error" in done.output and "confidence interval contains" in done.output
     both = run("predict", out, "N=1e9", "--on", csv)
     assert both.exit_code == 2 and "not both" in both.output
     alone = run("predict", out, "N=1e9", "D=1e10", "--where", "C > 1")

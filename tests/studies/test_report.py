@@ -54,7 +54,7 @@ def test_a_report_leaves_law_findings_figures_and_a_page_without_network(study, 
 def test_cells_that_did_not_finish_are_named_and_left_out(study, capsys):
     write_run(study / "width512-seed0", 0, 6_400_000, status="failed")
     assert main(["report", str(study)]) == 3
-    assert "missing: width512-seed0 (failed)" in capsys.readouterr().out
+    assert "not finished: width512-seed0 (failed)" in capsys.readouterr().out
     law = json.loads((study / "laws.json").read_text())
     assert law["domain"]["N"][1] == 1_600_000
     assert {"row": "width512-seed0", "rule": "status failed"} in law["excluded"]
@@ -76,7 +76,7 @@ def test_runs_too_short_for_the_study_are_refused_with_both_numbers(study, capsy
 
 @pytest.mark.parametrize("options", [{"law": "power"}, {"law": "none"}, {"size": "big"}, {"min_tokens": "x"}])
 def test_options_that_cannot_be_are_refused(options):
-    with pytest.raises(ValueError, match=r"study\.|must be a number|no law"):
+    with pytest.raises(ValueError, match=r"study\.|must be"):
         Scaling(**options)
 
 

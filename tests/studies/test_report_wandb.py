@@ -88,7 +88,7 @@ def check_all_arrived(folder):
 def test_all_of_a_study_arrives(study, capsys):
     assert main(["report", str(study), "--wandb"]) == 0
     check_all_arrived(study)
-    assert "not mirrored" not in capsys.readouterr().out
+    assert "not logged" not in capsys.readouterr().out
 
 
 def test_a_sweep_mirrors_its_study_when_its_runs_were(study, tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def test_a_part_that_fails_keeps_no_other_and_is_named(study, monkeypatch, capsy
     assert found["artifacts"]["s-study"]["paths"] >= {"laws.json"} and found["exit_code"] == 0
     told = ["figure frontier: wandb.Image needs the PIL package"]
     assert json.loads((study / "findings.json").read_text())["not_mirrored"] == told
-    assert f"not mirrored to W&B: {told[0]}" in capsys.readouterr().out
+    assert f"not logged to W&B: {told[0]}" in capsys.readouterr().out
 
 
 def test_a_study_that_wandb_takes_nothing_of_is_reported_all_the_same(study, monkeypatch, capsys):

@@ -41,8 +41,8 @@ def test_a_ladder_says_whether_its_goals_are_met(ladder):
 def test_a_goal_is_met_by_its_number_alone(mare, naive, coverage, met, beats, held):
     one = {"name": "largest size", "n_train": 20, "n_test": 4, "mare": mare, "bias": mare, "coverage": coverage}
     row = goals(ladders.law_record(holdouts=[{**one, "naive": {"line": 0.015}, "beats_naive": naive}], level=0.95))[0]
-    assert (row["met"], row["beats naive"], row["band holds"]) == (met, beats, held)
-    assert row["in the 95% band"] == f"{round(4 * coverage)} of 4"
+    assert (row["met"], row["beats naive"], row["coverage met"]) == (met, beats, held)
+    assert row["in the 95% prediction interval"] == f"{round(4 * coverage)} of 4"
 
 
 def test_a_study_keeps_its_suspects_unless_asked(tmp_path):

@@ -95,5 +95,6 @@ def methods(records: Mapping[str, Row]) -> str:
         f"{entry['formula']} ({entry['source']}) was fitted by variable projection with a {goal['kind']} loss in "
         f"{goal['space']} space. Intervals have a confidence level of {percent(entry['level'])} "
         f"({intervals_by(entry)}). Backtests fit the rows at small compute, predict those at the largest, and compare "
-        f"the error with that of two naive predictors. The prediction band of a new run holds {band_rate(entry)}."
+        "the error with that of two naive predictors. The prediction interval of a new run includes "
+        f"{band_rate(entry)}."
     )

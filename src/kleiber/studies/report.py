@@ -1,8 +1,8 @@
-"""The report of a study: laws.json, findings.json, figures, one HTML page that needs no network, and a run in W&B.
+"""The report of a study: laws.json, findings.json, figures, one HTML page that needs no network, and a W&B run.
 
-A report analyses the runs again, so it can be made at any time; it lists the runs that have not finished. The HTML page
-contains the drawing scripts (vl-convert's bundle). The W&B run has the job type `study` and the group of the sweep, and
-is online if one of the runs was.
+A report can be made at any time: it analyzes the finished runs and lists the others. The HTML page contains the scripts
+that draw its charts. The W&B run has the job type `study` and the group of the sweep; it is online if any of the runs
+was.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ FILES = ("findings.json", "report.html", archive.NAME)  # of the artifact, besid
 
 
 def send(folder: Path, findings: Json, result: Findings, charts: Row, runs: Sequence[Run]) -> list[str]:
-    """Sends the study to W&B as one run, which a second report continues.
+    """Logs the study to W&B as one run; a later report continues the same run.
 
-    Returns the parts that W&B did not take, each with the reason; a part that fails stops no other part.
+    Returns the parts that could not be logged, each with the reason. A failed part does not stop the others.
     """
     failures: list[str] = []
     try:
@@ -52,7 +52,7 @@ def send(folder: Path, findings: Json, result: Findings, charts: Row, runs: Sequ
 
 
 def begin(folder: Path, runs: Sequence[Run]) -> WandbRun:
-    """The W&B run of the study, in the project of its runs."""
+    """Starts or resumes the W&B run of the study, in the project of its runs."""
     import wandb
 
     nodes = [(run.config.get("logger") or {}).get("wandb") or {} for run in runs]
@@ -68,9 +68,9 @@ def begin(folder: Path, runs: Sequence[Run]) -> WandbRun:
 
 
 def parts(run: WandbRun, folder: Path, findings: Json, result: Findings, charts: Row) -> dict[str, Callable[[], None]]:
-    """Functions that send the parts of a study, by name and in order; the last ends the run.
+    """Returns the functions that log the parts of a study, by name and in order; the last one finishes the run.
 
-    All panels are logged at one step.
+    All panels are logged at the same step.
     """
     headline = {"headline": findings["headline"], "runs": findings["runs"]}
     steps: dict[str, Callable[[], None]] = {"headline": partial(run.summary.update, headline)}
@@ -102,7 +102,7 @@ def send_table(run: WandbRun, key: str, columns: Sequence[str], rows: Sequence[R
 
 
 def send_artifact(run: WandbRun, name: str, files: Sequence[Path]) -> None:
-    """Sends files as one artifact of type `study`."""
+    """Logs files as one W&B artifact of type `study`."""
     import wandb
 
     artifact = wandb.Artifact(name, type="study")
@@ -130,9 +130,9 @@ summary { font-weight: 600; cursor: pointer }
 
 
 def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Study:
-    """The study to analyse the runs by: `name`, else study.yaml of the folder, else that of the first run with one.
+    """Returns the study to analyze the runs with: `name`, else study.yaml of the folder, else that of a run.
 
-    The runs of a plain sweep, which has no study, are analysed by `Scaling`.
+    Runs without a study are analyzed by `Scaling`.
     """
     from omegaconf import OmegaConf
 
@@ -147,7 +147,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
 
 
 def named(name: str) -> DictConfig:
-    """The `study` node of conf/study/<name>.yaml. Raises ValueError for an unknown name."""
+    """Loads the `study` node of conf/study/<name>.yaml. Raises ValueError for an unknown name."""
     from omegaconf import OmegaConf
 
     from kleiber.config.compose import conf_dir
@@ -155,26 +155,26 @@ def named(name: str) -> DictConfig:
 
     names = [path.stem for path in sorted((conf_dir() / "study").glob("[!_]*.yaml"))]
     if name not in names:
-        raise ValueError(f"--study {name}: no such study.{did_you_mean(name, names)} Studies: {', '.join(names)}")
+        raise ValueError(f"--study {name} must be one of {', '.join(names)}.{did_you_mean(name, names)}")
     return OmegaConf.load(conf_dir() / "study" / f"{name}.yaml").study  # type: ignore[union-attr]
 
 
 def report(
     source: Path, out: Path | None = None, name: str | None = None, also: Sequence[Path] = (), mirror: bool = False
 ) -> Json:
-    """Analyses runs, writes laws.json, findings.json, figures/ and report.html; returns the content of findings.json.
+    """Analyzes runs, writes laws.json, findings.json, figures/ and report.html; returns the content of findings.json.
 
-    source  a folder of runs, or a runs.jsonl.gz; everything is written into the folder, or beside the file
+    source  a folder of runs, or a runs.jsonl.gz; all files are written into the folder, or next to the archive
     out     writes only the HTML page, to this path
-    name    the study to analyse the runs by, in place of their own
-    also    further folders or files whose runs are analysed together with those of `source`
-    mirror  also sends the report to W&B; findings.json lists the parts that W&B did not take
+    name    the study with which to analyze the runs, in place of the one in their config
+    also    more folders or archives whose runs are analyzed together with those of `source`
+    mirror  also logs the report to W&B; findings.json lists the parts that could not be logged
 
-    Raises ValueError for `out` together with `mirror`, and where the study cannot analyse the runs.
+    Raises ValueError for `out` together with `mirror`, and if the study cannot analyze the runs.
     """
     if out is not None and mirror:
         raise ValueError(
-            f"--out {out} writes the page alone, but --wandb needs the files of the whole report: omit one"
+            f"--out {out} writes only the page, but --wandb logs all files of the report; remove one of the two options"
         )
     folder = folder_of(source)
     if source.is_dir() and out is None:
@@ -197,19 +197,19 @@ def report(
 
 
 def closing_lines(findings: Json, page: Path) -> list[str]:
-    """The lines that the command line prints after a report was written to `page`."""
-    missing = f"; missing: {', '.join(findings['missing'])}" if findings["missing"] else ""
+    """Returns the lines that the command prints after it has written the report to `page`."""
+    missing = f"; not finished: {', '.join(findings['missing'])}" if findings["missing"] else ""
     lines = [findings["headline"], f"{findings['runs']}{missing}", f"report: {page}"]
-    return [*lines, *(f"not mirrored to W&B: {part}" for part in findings.get("not_mirrored", ()))]
+    return [*lines, *(f"not logged to W&B: {part}" for part in findings.get("not_mirrored", ()))]
 
 
 def folder_of(source: Path) -> Path:
-    """The folder in which the report of a folder of runs, or of a runs.jsonl.gz, is written."""
+    """Returns the folder for the report of a folder of runs, or of a runs.jsonl.gz."""
     return source if source.is_dir() else source.parent
 
 
 def title_of(source: Path) -> str:
-    """The name of the study: that of its folder, or that of an archive which is not named runs.jsonl.gz."""
+    """Returns the title of the report: the name of the study's folder, or of an archive not named runs.jsonl.gz."""
     place = source.absolute()
     if place.is_dir() or place.name == archive.NAME:
         return place.name if place.is_dir() else place.parent.name
@@ -217,14 +217,14 @@ def title_of(source: Path) -> str:
 
 
 def write_findings(folder: Path, findings: Json, result: Findings) -> None:
-    """findings.json, and laws.json where the study fits one."""
+    """Writes findings.json, and laws.json if the study fits a law."""
     if result.law is not None:
         write(result.law, folder / "laws.json")
     write_json(folder / "findings.json", findings)
 
 
 def write_figures(folder: Path, charts: Row) -> None:
-    """Writes every chart as PNG and SVG. Removes what the folder contains from an earlier report."""
+    """Writes every chart as PNG and SVG, after removing the figures of an earlier report."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, chart in charts.items():
@@ -233,7 +233,7 @@ def write_figures(folder: Path, charts: Row) -> None:
 
 
 def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> str:
-    """The HTML of the page: the content of findings.json, text and methods of `result`, and a table of the runs."""
+    """Returns the HTML page: the content of findings.json, text and methods of `result`, and a table of the runs."""
     specs = json.dumps({name: chart.to_dict() for name, chart in charts.items()}).replace("</", "<\\/")
     places = "".join(f'<div id="{name}"></div>' for name in charts)
     draw = f"const specs = {specs}; for (const [id, spec] of Object.entries(specs)) vegaEmbed('#' + id, spec, "
@@ -242,12 +242,12 @@ def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> 
         f'<div class="verdict {verdict["level"]}">{html.escape(verdict["level"])}: {html.escape(verdict["text"])}</div>'
         for verdict in findings["verdicts"]
     )
-    missing = f"<p>Missing: {html.escape(', '.join(findings['missing']))}</p>" if findings["missing"] else ""
+    missing = f"<p>Not finished: {html.escape(', '.join(findings['missing']))}</p>" if findings["missing"] else ""
     tables = "".join(
         f"<h2>{html.escape(title)}</h2>{table(rows)}" for title, rows in findings["tables"].items() if rows
     )
     text = f"<h2>Fitted law</h2><pre>{html.escape(chr(10).join(result.text))}</pre>" if result.text else ""
-    took = f", {findings['seconds'] / 60:.0f} minutes of processes" if findings.get("seconds") else ""
+    took = f", {findings['seconds'] / 60:.0f} minutes of training in total" if findings.get("seconds") else ""
     methods = f"<h2>Methods</h2><p>{html.escape(result.methods)}</p>" if result.methods else ""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -263,21 +263,21 @@ def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> 
 
 
 def scripts() -> str:
-    """The JavaScript that draws the charts, with everything it imports, 0.9 MB."""
+    """Returns the JavaScript that draws the charts, with all its dependencies (0.9 MB)."""
     import vl_convert
 
     return vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]  (its stub asks for an optional argument)
 
 
 def ends(runs: Sequence[Run]) -> list[Json]:
-    """A row for each leaf of each run, with its size, tokens, FLOPs and loss."""
+    """Returns a table row for the end of each run or branch: size, tokens, FLOPs and loss."""
     rows: Rows = frame(runs)
     kept = ["run", "stage", "status", "seed", "params", "active", "tokens", "flops", "loss"]
     return rows[[name for name in kept if name in rows]].to_dict("records")
 
 
 def table(rows: Sequence[Row]) -> str:
-    """An HTML table of the rows; its columns are those of all rows, in order."""
+    """Returns an HTML table; its columns are those of all rows, in order of appearance."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     heads = "".join(f"<th>{html.escape(str(name))}</th>" for name in names)
     body = "".join(f"<tr>{''.join(cell(row.get(name)) for name in names)}</tr>" for row in rows)
@@ -285,7 +285,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def cell(value: float | str | None) -> str:
-    """An HTML table cell; numbers have four significant digits, and None and nan are empty."""
+    """Returns an HTML table cell; numbers have four significant digits, None and nan are empty."""
     if value is None or value != value:
         return "<td></td>"
     if isinstance(value, bool):

@@ -1,8 +1,8 @@
-"""The studies `scaling`, `isoflop` and `accounting`: a law fitted to the runs of a ladder, with backtests and verdicts.
+"""The studies `scaling`, `isoflop` and `accounting`: fit a scaling law to models of several sizes and token counts.
 
-The three analyze a ladder alike and differ in the headline: the law's predictions (`scaling`), the optimal size at each
-budget by parabolas (`isoflop`), or the effect of the counting convention on the exponent (`accounting`). Runs that did
-not finish are left out and listed. The branches of a trunk are one sample of noise.
+They make the same fits, backtests and verdicts, and differ in the headline: the accuracy of the law's predictions
+(`scaling`), the compute-optimal size at each budget (`isoflop`), or how the allocation exponent depends on the counting
+of parameters and compute (`accounting`). Only finished runs are analyzed.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from kleiber.charts.theme import Chart
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
-GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # largest errors, by hold-out
+GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # error goals, by held-out part
 
 
 @dataclass(frozen=True)
 class Scaling(Study):
-    """Options of a scaling study.
+    """Fits a scaling law to the runs, and tests it.
 
-    law         a shipped law of N and D
-    min_tokens  least D of the headline fit; smaller runs are in their initial transient
-    size        which parameters are N: active (those of the head included), total or non_embedding
-    bootstrap   number of resamples
-    predict     points to extrapolate to, such as {N: 1e6, D: 3e7}
-    exclude     none, or suspects: leave out the points that a rule flags
+    law         name of a shipped law of N and D
+    min_tokens  rows with fewer tokens are not in the main fit, since small runs start with a transient
+    size        which parameters count as N: active (including the head), total or non_embedding
+    bootstrap   number of bootstrap resamples
+    predict     points at which to predict the loss, such as {N: 1e6, D: 3e7}
+    exclude     "suspects" excludes rows that look diverged or badly tuned from the fit, "none" only lists them
     """
 
     law: str = "chinchilla"
@@ -55,40 +55,40 @@ class Scaling(Study):
         if set(find(self.law).inputs) != {"N", "D"}:
             raise ValueError(f"study.law={self.law} must be a law of N and D, such as chinchilla")
         if self.size not in SIZES:
-            raise ValueError(f"study.size={self.size}: must be one of {', '.join(SIZES)}")
+            raise ValueError(f"study.size={self.size} must be one of {', '.join(SIZES)}")
         if self.exclude not in CHOICES:
-            raise ValueError(f"study.exclude={self.exclude}: must be one of {', '.join(CHOICES)}")
+            raise ValueError(f"study.exclude={self.exclude} must be one of {', '.join(CHOICES)}")
         quantity(self.min_tokens)
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Raises ValueError where the points of `min_tokens` and more do not determine the law."""
+        """Raises ValueError if the points with at least `min_tokens` do not determine the law."""
         late = [point for point in points if 0.999 * quantity(self.min_tokens) <= point.D]
         columns = {name: np.array([getattr(point, name) for point in late]) for name in ("N", "D")}
         if why := shortfall(find(self.law), columns):
-            raise ValueError(f"{why}, or lower study.min_tokens={self.min_tokens}" if len(late) < len(points) else why)
+            raise ValueError(why + f", or decrease study.min_tokens={self.min_tokens}" * (len(late) < len(points)))
         return []
 
     def law_inputs(self) -> Sequence[str]:
         return find(self.law).inputs
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
-        """The law of a ladder with its tables, figures and verdicts."""
+        """Fits the law and returns it with its tables, figures and verdicts."""
         law = finite(self.law_of(runs))
         rows = points(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
         tables = {
             "Held-out errors": goals(law), "Allocation exponent by counting convention": conventions(law),
-            "Sensitivity to the least training tokens": least(law), "Sensitivity to suspects": beside(law),
+            "Sensitivity to the smallest token count": least(law), "Sensitivity to suspects": beside(law),
         }  # fmt: skip
         return Findings(headline(law), law["verdicts"], tables, figures(rows, law), law, lines(law), methods(law, runs))
 
     def law_of(self, runs: Sequence[Run]) -> Json:
-        """The content of laws.json: the fit of the rows with D >= min_tokens, and of those from smaller D on."""
+        """Returns the content of laws.json: the fit to rows with D >= min_tokens, and fits from smaller D on."""
         rows = points(runs)
         late = at_least(rows, quantity(self.min_tokens))
         if not len(late):
             most = max(rows["tokens"].tolist())
             raise ValueError(
-                f"study.min_tokens={self.min_tokens} leaves no row: the longest run has {most:,.0f} tokens"
+                f"study.min_tokens={self.min_tokens} must be at most {most:,.0f}, the tokens of the longest run"
             )
         record = analysis.analyse(self.loaded(late), find(self.law), self.options())
         record["excluded"] = [*record["excluded"], *left_out(runs)]
@@ -100,14 +100,14 @@ class Scaling(Study):
         return record
 
     def _from(self, rows: pd.DataFrame, least: float, late: pd.DataFrame, record: Row) -> Json:
-        """n, params and derived of the fit of the rows from `least` tokens on."""
+        """Fits the rows with at least `least` tokens; returns n, params and derived."""
         part = at_least(rows, least)
         if len(part) == len(late):
             return {name: record[name] for name in ("n", "params", "derived")}
         return analysis.brief(self.loaded(part), find(self.law), self.options(200))
 
     def loaded(self, rows: pd.DataFrame) -> table.Table:
-        """The rows as a table with roles; C and Cexact are counted FLOPs."""
+        """Returns the rows as a table with roles; C and Cexact are exact FLOPs."""
         roles = {"N": SIZES[self.size], "D": "tokens", "L": "loss", "C": "flops", "Cexact": "flops"}
         return table.load(rows, {**roles, "Nnoemb": "non_embedding"}, (), ("N", "D"))
 
@@ -120,16 +120,16 @@ class Scaling(Study):
 
 @dataclass(frozen=True)
 class IsoFLOP(Scaling):
-    """The compute-optimal size at each budget from a parabola in log N, and the exponent over budgets (approach 2).
+    """Fits a parabola in log N at each compute budget, and the exponent of their minima (approach 2).
 
-    There is no exponent from fewer than three vertices, and none beyond the budgets where the law of the same points is
-    refused. The options are those of `Scaling`; min_tokens is low, since every budget counts.
+    There is no exponent from fewer than three minima, and no extrapolation beyond the budgets if the fitted law is
+    refused. The options are those of `Scaling`; min_tokens is 1, so that budgets with short training count as well.
     """
 
     min_tokens: int | float | str = 1
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
-        """The findings of `Scaling`, with the exponent of approach 2 as the headline and the optimum by budget."""
+        """Returns the findings of `Scaling` with the exponent of approach 2 as the headline."""
         findings = super().analyse(runs)
         law = findings.law
         assert law is not None
@@ -154,14 +154,13 @@ class IsoFLOP(Scaling):
 
 @dataclass(frozen=True)
 class Accounting(Scaling):
-    """How the convention of counting parameters and compute moves the allocation exponent, without a further run.
+    """Fits the allocation exponent under each convention of counting parameters and compute; recommends none of them.
 
-    The runs are fitted again under each convention, none of which is recommended. The options are those of `Scaling`.
-    Porian et al. 2024, arXiv:2406.19146
+    The options are those of `Scaling`. Source: Porian et al. 2024, arXiv:2406.19146
     """
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
-        """The findings of `Scaling`, with the range of the exponent over counting conventions as the headline."""
+        """Returns the findings of `Scaling` with the range of the exponent over conventions as the headline."""
         findings = super().analyse(runs)
         assert findings.law is not None
         rows = [row for row in findings.law["accounting"] if row["approach"].startswith("3")]
@@ -177,17 +176,17 @@ class Accounting(Scaling):
 
 
 def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:
-    """Rows with at least that many training tokens, to .1 %, since runs train on whole batches."""
+    """Returns the rows with at least that many training tokens, to within 0.1 %, since runs train on whole batches."""
     return pd.DataFrame(rows[rows["tokens"] >= 0.999 * tokens])
 
 
 def left_out(runs: Sequence[Run]) -> list[Json]:
-    """The runs that did not finish, each with the rule that excludes it."""
+    """Returns the runs that did not finish, each with its status as the rule that excludes it."""
     return [{"row": run.name, "rule": f"status {run.status}"} for run in runs if run.status != "finished"]
 
 
 def figures(rows: pd.DataFrame, law: Row) -> dict[str, Callable[[], Chart]]:
-    """The figures of a ladder by name: functions that make the chart."""
+    """Returns functions that draw the figures of a ladder, by name."""
     from kleiber.studies.laws import figures as plots
 
     form = find(law["law"])
@@ -200,7 +199,7 @@ def figures(rows: pd.DataFrame, law: Row) -> dict[str, Callable[[], Chart]]:
 
 
 def of_record(law: Row) -> dict[str, Callable[[], Chart]]:
-    """The figures that need the record alone, by name."""
+    """Returns functions that draw the figures for which the record suffices, by name."""
     from kleiber.studies.laws import figures as plots
 
     charts: dict[str, Callable[[], Chart]] = {}
@@ -216,7 +215,7 @@ def of_record(law: Row) -> dict[str, Callable[[], Chart]]:
 
 
 def beside(law: Row) -> list[Json]:
-    """The fits with and without the suspects; empty where there are none."""
+    """Returns a table of the fits with and without suspects; empty if there are none."""
     rows = []
     for fit in law.get("with_without", ()):
         estimates = {name: short(value) for name, value in fit.items() if isinstance(value, Mapping)}
@@ -225,7 +224,7 @@ def beside(law: Row) -> list[Json]:
 
 
 def goals(law: Row) -> list[Json]:
-    """Errors on each held-out part beside the goal for a ladder, the naive predictors and the interval."""
+    """Returns a table of the errors on held-out parts, with goals, naive predictors and coverage."""
     rows = [
         {
             "held out": test["name"], "fitted": test["n_train"], "predicted": test["n_test"],
@@ -233,13 +232,13 @@ def goals(law: Row) -> list[Json]:
             "met": test["mare"] <= GOALS[test["name"]],
             "naive predictors": ", ".join(f"{error:.2%}" for error in test["naive"].values()),
             "beats naive": test["beats_naive"],
-            f"in the {percent(law['level'])} band": "-" if test["coverage"] is None else
+            f"in the {percent(law['level'])} prediction interval": "-" if test["coverage"] is None else
             f"{round(test['coverage'] * test['n_test'])} of {test['n_test']}",
-            "band holds": None if test["coverage"] is None else test["coverage"] >= law["level"],
+            "coverage met": None if test["coverage"] is None else test["coverage"] >= law["level"],
         }
         for test in law.get("holdouts", ())
     ]  # fmt: skip
-    rms = {"held out": "nothing (rms of the fit)", "fitted": law["n"], "error": f"{law['residual_rms']:.2%}"}
+    rms = {"held out": "nothing (residual rms)", "fitted": law["n"], "error": f"{law['residual_rms']:.2%}"}
     rows.append({**rms, "goal": "<= 0.6%", "met": law["residual_rms"] <= 0.006})
     a = law["derived"].get("a_opt")
     if a and a["identified"]:
@@ -250,7 +249,7 @@ def goals(law: Row) -> list[Json]:
 
 
 def conventions(law: Row) -> list[Json]:
-    """The allocation exponent by approach and counting convention."""
+    """Returns a table of the allocation exponent by approach and counting convention."""
     rows = law["accounting"] or [{"convention": "as fitted", **row, "shift": 0.0} for row in law["approaches"]]
     return [
         {
@@ -262,10 +261,10 @@ def conventions(law: Row) -> list[Json]:
 
 
 def least(law: Row) -> list[Json]:
-    """alpha, beta and a of the fits from rising least D on."""
+    """Returns a table of alpha, beta and a, fitted to the rows above several smallest values of D."""
     rows = []
     for fit in law.get("from_least_tokens", ()):
-        row: Json = {"D from": fit["min_tokens"], "points": fit["n"]}
+        row: Json = {"smallest D": fit["min_tokens"], "points": fit["n"]}
         for name, value in {**fit["params"], **fit["derived"]}.items():
             if name in ("alpha", "beta", "a_opt"):
                 row[name] = "not identified"
@@ -276,25 +275,26 @@ def least(law: Row) -> list[Json]:
 
 
 def methods(law: Row, runs: Sequence[Run]) -> str:
-    """The methods paragraph for a paper, with sources."""
+    """Returns the paragraph on methods, with sources."""
     goal, noise = law["objective"], law.get("trunk_noise")
     spans = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in sorted(law["domain"].items()))
     hours = sum(run.summary.get("seconds") or 0 for run in runs) / 3600
-    trained = "each with a schedule of its own length"
+    trained = "each with a schedule that ends at its number of tokens"
     if any(stage.get("trunk") for run in runs for stage in run.stages):
-        trained = "each a trunk at a constant learning rate with cooldowns to every number of tokens (arXiv:2405.18392)"
+        trained = "each at a constant learning rate, with a cooldown branch for every token count (arXiv:2405.18392)"
     shared = (
-        f" Between trunks of one size the log loss has a standard deviation of {noise['between']:.2%} ({noise['df']} "
-        f"degrees of freedom), correlated {noise['correlation']:.2f} over tokens; that enters every interval."
+        f" Trunks of the same size differ in log loss with a standard deviation of {noise['between']:.2%} "
+        f"({noise['df']} degrees of freedom) and a correlation of {noise['correlation']:.2f} over branches, as all "
+        "intervals include."
         if noise
         else ""
     )
     return (
-        f"We trained {len([run for run in runs if run.status == 'finished'])} runs ({hours:.2f} hours of processes), "
+        f"We trained {len([run for run in runs if run.status == 'finished'])} runs ({hours:.2f} hours in total), "
         f"{trained}, under muP (arXiv:2203.03466). {law['formula']} ({law['source']}) was fitted to {law['n']} points "
-        f"({spans}), seeds averaged within a size, by variable projection and a {goal['kind']} loss in {goal['space']} "
-        f"space.{shared} Intervals are at "
-        f"{percent(law['level'])}, {intervals_by(law)}. The allocation exponent is also read from ties and vertices "
-        "at interpolated budgets (Hoffmann et al. 2022, arXiv:2203.15556). Extrapolation was tested by leaving out the "
-        f"largest compute, beside two naive predictors; bands of new runs contain {band_rate(law)}."
+        f"({spans}), averaged over seeds, by variable projection with a {goal['kind']} loss in {goal['space']} "
+        f"space.{shared} Intervals have a confidence level of {percent(law['level'])} ({intervals_by(law)}). The "
+        "allocation exponent was also estimated by approaches 1 and 2 of Hoffmann et al. 2022 (arXiv:2203.15556). "
+        "Backtests fit the runs at small compute, predict those at the largest, and compare the error with that of "
+        f"two naive predictors. The prediction interval of a new run includes {band_rate(law)}."
     )

@@ -1,7 +1,7 @@
 """The base of all studies: their findings, options and headlines, and the content of findings.json.
 
-`analyse(runs)` turns finished runs into `Findings`. A study reads only what its runs wrote, and every estimate has an
-interval or says why it has none. Figures are functions, since drawing needs the extra `report`.
+`analyse(runs)` turns finished runs into `Findings`. A study reads only files that its runs wrote. Every estimate has an
+interval, or a reason why it has none. Figures are functions, since drawing them needs the extra `report`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Figures = dict[str, Callable[[], Any]]  # functions that draw an altair chart, b
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study found in its runs.
+    """The results of a study.
 
-    headline  one sentence that answers the question of the study, with its number and interval
+    headline  one sentence that answers the question of the study with a number and its interval
     verdicts  each with at least code, level and text; the level is refuse, warn or note
-    tables    rows of plain values by title
-    figures   functions that draw an altair chart, by the name of its file
-    law       the content of laws.json; None where the study fits no law
-    text      lines of the report below the figures
-    methods   a paragraph for a paper, with sources
+    tables    rows of plain values, by title
+    figures   functions that draw an altair chart, by file name
+    law       the content of laws.json; None if the study fits no law
+    text      lines below the figures of the report
+    methods   a paragraph on methods for a paper, with sources
     """
 
     headline: str
@@ -45,12 +45,10 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The base of all studies, the choices of the config group `study`, with the options of every study.
+    """Base class of all studies, the choices of the config group `study`, with the options that every study has.
 
-    The sweeper reads the options to plan cells; `analyse` takes all runs that it is given.
-
-    max_cells  starts only this many cells, the first ones of the plan
-    seeds      number of seeds, in place of the design's own
+    max_cells  runs only the first cells of the plan, at most this many
+    seeds      number of seeds; replaces that of the design
     """
 
     max_cells: int | None = None
@@ -62,26 +60,26 @@ class Study:
                 raise ValueError(f"study.{name}={value} must be >= 1")
 
     def analyse(self, runs: Sequence[Run]) -> Findings:
-        """The findings of the study in these runs. Raises ValueError where they cannot answer its question."""
+        """Analyzes the runs. Raises ValueError if they cannot answer the question of the study."""
         raise NotImplementedError
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
-        """Warnings about what these planned points cannot determine, before any of them is trained.
+        """Returns warnings about what the planned points cannot determine, before anything is trained.
 
-        Raises ValueError where they cannot answer the question of the study at all.
+        Raises ValueError if they cannot answer the question of the study at all.
         """
         return []
 
     def law_inputs(self) -> Sequence[str]:
-        """The names of the inputs of the law that the study fits; empty where it fits no law."""
+        """Returns the inputs of the law that the study fits; empty if it fits none."""
         return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class EqualTargetStudy(Study):
-    """The options of a study that compares methods at one target loss.
+    """Options of a study that compares methods at the same target loss.
 
-    tolerance  relative distance of that loss above the loss it is taken from
+    tolerance  relative margin; a loss up to (1 + tolerance) times the reference loss counts as reaching it
     level      confidence level of the intervals
     """
 
@@ -96,70 +94,71 @@ class EqualTargetStudy(Study):
 
 
 def check_level(level: float) -> None:
-    """Raises ValueError unless `level`, the confidence level of intervals, lies strictly between 0 and 1."""
+    """Raises ValueError unless the confidence level `level` is between 0 and 1."""
     if not 0 < level < 1:
-        raise ValueError(f"study.level={level} must be > 0 and < 1")
+        raise ValueError(f"study.level={level} must be between 0 and 1, such as 0.9")
 
 
 def points(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row for every leaf of every finished run, sorted by active parameters, seed and tokens.
+    """Returns a row for the end of every finished run and branch, sorted by active parameters, seed and tokens.
 
-    Raises ValueError when no run has finished, and when a run has no validation loss or several.
+    Raises ValueError if no run has finished, or if a run has no validation loss or more than one.
     """
     finished = [run for run in runs if run.status == "finished"]
     if not finished:
-        raise ValueError("none of these runs has finished: there is nothing to fit")
+        raise ValueError("none of these runs has finished, so there is no loss to fit; finish or restart the sweep")
     rows = frame(finished)
     if bool(rows["loss"].isna().any()):
-        raise ValueError("some runs have no validation loss or several; this study fits the loss on one data set")
+        raise ValueError("every run must have exactly one validation loss: this study fits the loss on one data set")
     return rows.sort_values(["active", "seed", "tokens"], ignore_index=True)
 
 
 def missing(runs: Sequence[Run]) -> list[str]:
-    """The names of the runs that have not finished, each with its status."""
+    """Returns the name and status of each run that has not finished."""
     return [f"{run.name} ({run.status})" for run in runs if run.status != "finished"]
 
 
 def not_identified(law: Row) -> list[str]:
-    """The names of the parameters that the rows of a law do not determine, from the content of laws.json."""
+    """Returns the parameters of a law that are not identified, from the content of laws.json."""
     return [name for name, parameter in law["params"].items() if not parameter["identified"]]
 
 
 def headline(law: Row) -> str:
-    """The result in a sentence or two: why the law is refused, else what is not identified, and the backtest error."""
+    """Returns the result in a sentence or two: why the law is refused, or what is not identified, and its error."""
     if reason := refusal(law):
-        return f"{law['law']} is not established beyond its rows: {reason}."
+        return f"The runs do not support extrapolating {law['law']}: {reason}."
     tested, missing = extrapolation(law), not_identified(law)
     if not missing:
         return f"{tested[0].upper()}{tested[1:]}."
     names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
     verb = "are" if len(missing) > 1 else "is"
-    needed = f"{verb} not identified by these {law['n']} points; needed: {what_identifies(law, missing)}"
-    return f"{names} of {law['law']} {needed}. As a formula for predictions: {tested}."
+    needed = f"{verb} not identified by these {law['n']} points, which takes {what_identifies(law, missing)}"
+    return f"{names} of {law['law']} {needed}. The predictions were still tested: {tested}."
 
 
 def refusal(law: Row) -> str:
-    """Why the law is refused; "" where it is not."""
+    """Returns why the law is refused, or ""."""
     return next((verdict["text"] for verdict in law["verdicts"] if verdict["level"] == "refuse"), "")
 
 
 def extrapolation(law: Row) -> str:
-    """The error of the predictions beyond the highest cut, and how far beyond they go."""
+    """Returns the error of the predictions above the highest cut, and how far above they are."""
     if not law["backtests"]:
-        return f"{law['formula']} fits {law['n']} points to {law['residual_rms']:.2%} rms; no backtest was possible"
+        fits = f"{law['formula']} fits {law['n']} points with a residual rms of {law['residual_rms']:.2%}"
+        return f"{fits}; no backtest was possible"
     test = max(law["backtests"], key=lambda test: test["cut"])
     naive = min(test["naive"].values())
     many = f"the {test['n_test']} larger points" if test["n_test"] > 1 else "the largest point"
     unit = {"C": "FLOPs", "N": "parameters"}[test["along"]]
     times = law["domain"][test["along"]][1] / test["cut"]
     return (
-        f"fitted below {test['cut']:.2g} {unit}, the law predicts {many}, at up to {times:.2g} times that, with a mean "
+        f"fitted below {test['cut']:.2g} {unit}, the law predicts {many}, up to {times:.2g} times larger, with a mean "
         f"error of {test['mare']:.2%} (best naive predictor {naive:.2%}) and a bias of {test['bias']:+.2%}"
     )
 
 
 def what_identifies(law: Row, missing: Sequence[str]) -> str:
-    """The data that would identify these parameters: wider ranges of their inputs, more points, less noise."""
+    """Returns which data would identify these parameters: a wider range of inputs, more points, less noise."""
     inputs = [name for name in law["domain"] if name != "C"] or ["C"]
     wanted = {needed for name in missing for needed in CARRIED_BY.get(name, inputs)} & set(inputs)
     spans = {name: math.log10(high / low) for name, (low, high) in law["domain"].items() if name in wanted and low > 0}
@@ -170,23 +169,23 @@ def what_identifies(law: Row, missing: Sequence[str]) -> str:
 
 
 def within_budgets(exponent: str, law: Row) -> str:
-    """The headline of a study of the allocation exponent; limited to its budgets where the law is refused."""
+    """Returns the headline of a study of the allocation exponent, limited to its budgets if the law is refused."""
     low, high = law["domain"]["C"]
     if reason := refusal(law):
         return (
-            f"No exponent is established beyond these budgets, since the law of the same points is refused: {reason}. "
-            f"Between {low:.2g} and {high:.2g} FLOPs alone: {exponent[0].lower()}{exponent[1:]}."
+            f"The runs do not support extrapolating the exponent, since the law fitted to the same points is refused: "
+            f"{reason}. Between {low:.2g} and {high:.2g} FLOPs: {exponent[0].lower()}{exponent[1:]}."
         )
     missing = not_identified(law)
-    beside = f"; the law of the same points does not identify {', '.join(missing)}" if missing else ""
-    return f"{exponent}, from {low:.2g} to {high:.2g} FLOPs{beside}."
+    beside = f"; the law fitted to the same points does not identify {', '.join(missing)}" if missing else ""
+    return f"{exponent}, between {low:.2g} and {high:.2g} FLOPs{beside}."
 
 
 def content(findings: Findings, study: str, runs: Sequence[Run]) -> Json:
-    """The content of findings.json.
+    """Returns the content of findings.json.
 
     missing         runs that have not finished
-    refused         whether a verdict has the level refuse
+    refused         whether some verdict has the level refuse
     not_identified  parameters of the law that the runs do not determine
     """
     return {

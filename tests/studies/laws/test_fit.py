@@ -81,13 +81,13 @@ def test_the_same_table_gives_the_same_bits():
 def test_refusals_name_the_value():
     table = ladders.twenty()
     L = ladders.loss(**table)
-    with pytest.raises(ValueError, match="D not given"):
+    with pytest.raises(ValueError, match="D is missing"):
         fit("chinchilla", {"N": table["N"]}, L)
-    with pytest.raises(ValueError, match="5 parameters, the table 4 rows"):
+    with pytest.raises(ValueError, match=r"5 parameters.*4 rows"):
         fit("chinchilla", {k: v[:4] for k, v in table.items()}, L[:4])
-    with pytest.raises(ValueError, match="row 3 is not finite"):
+    with pytest.raises(ValueError, match="not finite in row 3"):
         fit("chinchilla", table, np.where(np.arange(20) == 3, np.nan, L))
-    with pytest.raises(ValueError, match="-1 in space 'log'"):
+    with pytest.raises(ValueError, match="target -1 "):
         fit("chinchilla", table, np.where(np.arange(20) == 3, -1.0, L))
     with pytest.raises(ValueError, match="loss-fn 'mse'"):
         fit("chinchilla", table, L, "mse")

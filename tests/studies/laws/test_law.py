@@ -48,7 +48,7 @@ def test_a_fixed_parameter_is_no_longer_fitted_and_still_enters():
         ({"alpha": 7.0}, r"alpha=7.*\[0\.05, 1\.6\]"),
         ({"E": -1.0}, "E=-1"),
         ({"S": np.nan}, "S=nan"),
-        ({"E": 1.0, "S": 1.0, "alpha": 0.3}, "no parameter is left"),
+        ({"E": 1.0, "S": 1.0, "alpha": 0.3}, "none is left"),
     ],
 )
 def test_a_value_that_cannot_be_fixed_is_refused_with_its_range(values, named):
@@ -80,7 +80,7 @@ def test_user_law_from_a_file(tmp_path):
     N = np.geomspace(1e6, 1e9, 9)
     assert fit(law, {"N": N}, 2 + 50 * N**-0.3).params["alpha"] == pytest.approx(0.3, abs=1e-4)
     assert law.formula == "L = E + A N^-alpha"
-    with pytest.raises(ValueError, match=r"'a' does not say how it is searched"):
+    with pytest.raises(ValueError, match=r"'a' has no annotation"):
         find(f"{path}:bare")
-    with pytest.raises(ValueError, match="it has floor_only, bare"):
+    with pytest.raises(ValueError, match="floor_only, bare"):
         find(f"{path}:other")

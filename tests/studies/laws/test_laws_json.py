@@ -72,7 +72,7 @@ def test_without_refits_trunks_widen_the_interval_and_its_method_says_so(model, 
     assert without["alpha"]["method"] == "cluster t" and apart["alpha"]["method"] == "profile"
     for name in ("alpha", "A"):  # which are determined between trunks
         assert log_width(without[name]) > 1.3 * log_width(apart[name])
-    assert without["a_opt"]["reason"] == "no interval" and "method" not in without["a_opt"]
+    assert without["a_opt"]["reason"] and "method" not in without["a_opt"]
 
 
 def test_without_refits_the_interval_is_near_that_of_the_refits(without, refitted):
@@ -104,7 +104,7 @@ def test_a_flat_parameter_leaves_what_it_moves_unidentified():
     entries = numbers(model, sample)
     assert not entries["E"]["identified"] and not entries["a_opt"]["identified"]
     assert (entries["a_opt"]["lo"], entries["a_opt"]["hi"]) == (None, None) and "method" not in entries["a_opt"]
-    assert entries["a_opt"]["reason"].endswith("is not identified and moves it")
+    assert entries["a_opt"]["reason"].startswith("it depends on E")
     assert entries["beta"]["identified"] and entries["b_opt"]["lo"] is None
 
 

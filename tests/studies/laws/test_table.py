@@ -45,15 +45,15 @@ def test_hash_follows_the_rows():
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="no column 'param'; did you mean 'params'"):
         load(FRAME, {"N": "param"})
-    with pytest.raises(ValueError, match="column 'loss', row 1: 'oops' is not a number"):
+    with pytest.raises(ValueError, match="column 'loss': 'oops' in row 1"):
         load(FRAME.assign(loss=["2", "oops", "3"]), ROLES)
-    with pytest.raises(ValueError, match=r"needs N, D; add --map D=COL"):
+    with pytest.raises(ValueError, match=r"add --map D=COL"):
         load(FRAME, {"N": "params", "L": "loss"}).inputs(find("chinchilla"))
-    with pytest.raises(ValueError, match="no rows left of 3"):
+    with pytest.raises(ValueError, match="none of the 3 rows"):
         load(FRAME, ROLES, ["loss > 9"])
-    with pytest.raises(ValueError, match="must be ROLE=COLUMN"):
+    with pytest.raises(ValueError, match="ROLE=COLUMN"):
         parse_map("N")
-    with pytest.raises(ValueError, match="already 'params'"):
+    with pytest.raises(ValueError, match="contradicts N=params"):
         parse_map("N=other", {"N": "params"})
     (tmp_path / "t.xlsx").write_text("")
     with pytest.raises(ValueError, match=r"not '\.xlsx'"):
@@ -72,5 +72,5 @@ def test_a_folder_of_runs_goes_through_the_catalog(tmp_path):
     table = load(read(tmp_path), {"N": "params", "D": "tokens", "L": "val/builtin/loss"})
     assert table.columns["N"].tolist() == [1e6, 2e6, 3e6] and table.target.tolist() == pytest.approx([3.0, 2.9, 2.8])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no runs in this folder"):
+    with pytest.raises(ValueError, match="contains no runs"):
         read(tmp_path / "empty")

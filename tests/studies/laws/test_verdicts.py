@@ -35,13 +35,13 @@ def test_sizes_within_a_decade_are_named():
     table = {"N": N, "D": N * np.tile(np.geomspace(5, 80, 4), 5)}
     found = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))
     assert {"narrow_input", "not_identified"} <= codes(found)
-    assert any("N spans 0.90 decades" in v.text for v in judged(found))
+    assert any(v.code == "narrow_input" and "0.90" in v.text for v in judged(found))
 
 
 def test_a_dropped_floor_is_not_identified():
     table = ladders.twenty()
     found = fit("chinchilla", table, 20 * table["N"] ** -0.1 + 15 * table["D"] ** -0.1 - 0.6)
-    assert any(v.code == "not_identified" and v.text.startswith("E is not identified: dropped") for v in judged(found))
+    assert any(v.code == "not_identified" and v.text.startswith("E is not identified") for v in judged(found))
 
 
 def settling(table, seed=0, sd=0.0002):
@@ -82,7 +82,7 @@ def test_rows_that_repeat_another_with_its_loss_are_told_and_seeds_are_not():
     seeds = np.concatenate([loss, ladders.noisy(ladders.loss(**table), 1)])
     assert verdicts.copies(fit("chinchilla", twice, seeds)) == []
     (verdict,) = verdicts.copies(fit("chinchilla", twice, np.tile(loss, 2)))
-    assert verdict.code == "copies" and verdict.text.startswith("20 of 40 rows repeat another in N, D and loss")
+    assert verdict.code == "copies" and verdict.text.startswith("20 of 40 rows ")
 
 
 def test_misfit_of_a_cell_is_no_noise_of_its_replicates():

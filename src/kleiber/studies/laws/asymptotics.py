@@ -229,7 +229,7 @@ def settled(diagnostics: Diagnostics | None, level: float = 0.9) -> list[Verdict
     sizes = detectable(diagnostics)
     if sizes is not None:
         text = (
-            "these rows would reveal, with 90% power, a transient exp(-D/D0) of at least "
+            "these rows would reveal, with probability 0.9, a transient exp(-D/D0) of at least "
             f"{', '.join(f'{size:.1%}' for size in sizes)} of the loss at the smallest D, for D0 of 1, 2 and 4 times "
             "the smallest D"
         )

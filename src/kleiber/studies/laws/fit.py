@@ -1,8 +1,8 @@
-"""Fits a law: starting points by variable projection, a batch of descents, one polish, Newton steps to a zero gradient.
+"""Fits a law: a grid of starting points, many descents at once, a quasi-Newton polish, and Newton steps.
 
-For given shapes a law is linear in its other parameters, so starting points come from a grid of shapes with the linear
-parts solved exactly. Nothing is random: the same table gives the same fit. How uncertain a fit is, `uncertainty`,
-`backtest` and `verdicts` compute.
+If its shape parameters (such as exponents) are fixed, a law is linear in the others. Each grid point fixes the shapes
+and solves for the linear parameters exactly (variable projection). The fit is deterministic: the same table gives the
+same result. Its uncertainty is computed by `uncertainty`, `backtest` and `verdicts`.
 """
 
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ from kleiber.studies.laws.problem import Problem, checked_problem, convert, infl
 from kleiber.studies.laws.solve import descend, finish, polish
 from kleiber.types import Json
 
-UNDETERMINED = 1e-7  # a direction with a singular value below this share of the largest moves no residual
-STEP = 1e-4  # step in a coordinate, along directions that move no residual
-NEGLIGIBLE = 1e-6  # a term below this share of every prediction is dropped
+UNDETERMINED = 1e-7  # directions whose singular value is below this fraction of the largest change no residual
+STEP = 1e-4  # step along such a direction, in its largest coordinate
+NEGLIGIBLE = 1e-6  # a term below this fraction of every prediction is dropped
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law: `theta` in solver coordinates (params in the law), `value` the objective summed over rows."""
+    """A fitted law: parameters `theta` in solver coordinates (logs if positive), summed objective `value`."""
 
     problem: Problem
     theta: Array
@@ -37,37 +37,37 @@ class Fit:
 
     @property
     def values(self) -> Array:
-        """Natural parameters, (1, params); 0 for a dropped term."""
+        """Parameters in their natural units, (1, params); 0 for a dropped term."""
         return self.problem.values(self.theta[None])
 
     @property
     def params(self) -> dict[str, float]:
-        """Natural parameters by name."""
+        """Parameters in their natural units, by name."""
         return dict(zip(self.law.params, self.values[0].tolist(), strict=True))
 
     @property
     def residuals(self) -> Array:
-        """s(L_hat) - s(L) by row, s the scale of the residuals (`Problem.space`)."""
+        """Residuals s(L_hat) - s(L) of all rows, on the scale s of `Problem.space`."""
         return self.problem.predict(self.theta[None])[0] - self.problem.observed
 
     @property
     def noise(self) -> float:
-        """Residual standard deviation sqrt(RSS/(n - p)); nan without degrees of freedom."""
+        """Residual standard deviation sqrt(RSS / (n - p)); nan if n <= p."""
         spare = self.problem.num_rows - self.problem.num_params
         return float(np.sqrt((self.residuals**2).sum() / spare)) if spare > 0 else float("nan")
 
     @property
     def kept(self) -> list[str]:
-        """The parameters that are in the fitted law, in the order of `theta`."""
+        """Names of the fitted parameters, in the order of `theta`."""
         return [name for name, on in zip(self.law.params, self.problem.active, strict=True) if on]
 
     @property
     def dropped(self) -> list[str]:
-        """Linear terms that were fitted to 0 and left out."""
+        """Names of the linear terms that were fitted to 0 and dropped."""
         return [name for name, on in zip(self.law.params, self.problem.active, strict=True) if not on]
 
     def covariance(self) -> tuple[Array, float]:
-        """Delta-method covariance s^2 (J'J)^-1 of the solver coordinates, and the condition number of J'J."""
+        """Returns the covariance s^2 (J'J)^-1 of `theta` (delta method), and the condition number of J'J."""
         jacobian = self.problem.exact_jacobian(self.theta[None])[0]
         centred = jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
         condition = float(np.linalg.cond(centred.T @ centred))
@@ -75,11 +75,11 @@ class Fit:
         return spread**2 * np.linalg.pinv(jacobian.T @ jacobian), condition
 
     def undetermined(self) -> Array:
-        """Natural parameters a step from the fit in both senses of each direction that moves no residual.
+        """Returns parameters a small step from the fit, in both senses of each direction that changes no residual.
 
-        Shape (2 directions, params), in pairs. An example is alpha against A and E where all rows have one size. Refits
-        that start at the fit do not move along such a direction, so a spread of draws does not show what depends on it;
-        `depends` does.
+        Shape (2 directions, params), in pairs. Example: alpha vs A and E if all rows have the same size. A bootstrap
+        does not reveal such directions, since its refits start at the fit and do not move along them; `depends` tests
+        for them.
         """
         jacobian = np.nan_to_num(self.problem.jacobian(self.theta[None])[0])
         size = np.linalg.norm(jacobian, axis=0)
@@ -91,12 +91,12 @@ class Fit:
         return self.problem.values(np.stack([self.theta + steps, self.theta - steps], 1).reshape(-1, len(self.theta)))
 
     def predict(self, inputs: Mapping[str, Array]) -> Array:
-        """The target in its own units at new inputs, (rows,)."""
+        """Predicts the target in its own units at new inputs, (rows,)."""
         return self.law.predict(inputs, self.values)[0]
 
 
 def depends(ends: Array) -> bool:
-    """Whether a quantity at the pairs of `Fit.undetermined` differs within a pair, by more than .1 % of STEP."""
+    """Returns whether a quantity, evaluated at the pairs of points of `Fit.undetermined`, differs within any pair."""
     ahead, behind = ends[0::2], ends[1::2]
     return bool((np.abs(ahead - behind) > 1e-3 * STEP * np.maximum(np.abs(ahead), np.abs(behind))).any())
 
@@ -105,12 +105,12 @@ def fit(
     law: Law | str, inputs: Mapping[str, Array], target: Array, loss_fn: str | None = None,
     delta: float = 1e-3, space: str | None = None, scale: Array | None = None,
 ) -> Fit:  # fmt: skip
-    """Minimizes sum_i rho(s(L_hat_i) - s(L_i)) over the law's parameters.
+    """Fits a law by minimizing sum_i rho(s(L_hat_i) - s(L_i)) over its parameters.
 
-    `loss_fn` (rho) and `space` (s) default to those of the law's source. `scale` (rows,) divides the residuals where
-    the standard errors of the rows are known (`problem.relative_sigma`). A linear term that ends at 0 is dropped
-    (`Fit.dropped`) and the rest refitted. Errors: ValueError for a missing input, for fewer rows than parameters and
-    for values that the space cannot take.
+    By default, the loss function rho (`loss_fn`) and the scale s (`space`) are those of the law's publication. `scale`
+    (rows,) divides the residuals if the rows have standard errors (`problem.relative_sigma`). If a linear term is
+    fitted to 0, it is dropped (`Fit.dropped`) and the law is fitted without it. Raises ValueError for a missing input,
+    for fewer rows than parameters, and for values that are not positive on a log scale.
     """
     law = find(law) if isinstance(law, str) else law
     problem = checked_problem(law, inputs, target, loss_fn, delta, space, scale)
@@ -119,7 +119,10 @@ def fit(
         starts = candidates(problem, seed)
         theta, value = descend(problem, starts)
         if not np.isfinite(value).any():
-            raise ValueError(f"law {law.name!r} is not finite on these {problem.num_rows} rows from any start")
+            raise ValueError(
+                f"law {law.name!r} could not be fitted: it is not finite on these {problem.num_rows} rows at any "
+                "starting point; check the columns of --map"
+            )
         rest, _ = polish(problem, theta[np.argmin(value)])
         (best,), (least,) = finish(problem, rest[None])
         weak = _negligible(problem, best)
@@ -128,13 +131,13 @@ def fit(
         active = problem.active.copy()
         active[weak] = False
         problem = replace(problem, active=active)
-    raise ValueError(f"law {law.name!r}: every linear term fits to 0; the target has the wrong sign or scale")
+    raise ValueError(f"law {law.name!r}: all linear terms are fitted to 0; check the sign and scale of the target L")
 
 
 def objective_at(fitted: Fit, params: Mapping[str, float]) -> Json:
-    """The objective of the fitted rows at other values of all parameters: {params, value, residual_rms}.
+    """Evaluates the objective of the fitted rows at other parameter values; returns {params, value, residual_rms}.
 
-    Errors: ValueError for an unknown or missing parameter, and where the law has no value on every row.
+    Raises ValueError for an unknown or missing parameter, and if the law is not finite on some row.
     """
     problem, law = fitted.problem, fitted.law
     names = [*law.params, *law.fixed]
@@ -142,14 +145,15 @@ def objective_at(fitted: Fit, params: Mapping[str, float]) -> Json:
     missing = [name for name in names if name not in params]
     if unknown:
         raise ValueError(
-            f"--at {unknown[0]}={params[unknown[0]]:g}: the parameters of {law.name!r} are {', '.join(names)}"
+            f"--at {unknown[0]}={params[unknown[0]]:g}: {unknown[0]} must be one of the parameters of {law.name!r}: "
+            f"{', '.join(names)}"
         )
     if missing:
-        raise ValueError(f"--at needs every parameter of {law.name!r}: {', '.join(missing)} missing")
+        raise ValueError(f"--at must set every parameter of {law.name!r}; it lacks {', '.join(missing)}")
     answer = law.call(problem.inputs, {name: np.array([[value]]) for name, value in params.items()})
     residuals = problem.scaled(convert(answer, law.returns, problem.space)) - problem.observed
     if not np.isfinite(residuals).all():
-        raise ValueError(f"--at {dict(params)}: law {law.name!r} has no value on every row there")
+        raise ValueError(f"--at {dict(params)}: law {law.name!r} is not finite on every row at these values")
     return {
         "params": dict(params),
         "value": float(rho(residuals, problem.loss_fn, problem.delta).sum()),
@@ -158,13 +162,13 @@ def objective_at(fitted: Fit, params: Mapping[str, float]) -> Json:
 
 
 def refit(fitted: Fit, keep: NDArray) -> Fit:
-    """The same law and objective fitted to some of the rows (a mask or positions)."""
+    """Fits the same law with the same objective to some of the rows (a mask or positions)."""
     part = fitted.problem.rows(keep)
     return fit(fitted.law, part.inputs, part.target, part.loss_fn, part.delta, part.space, part.scale)
 
 
 def _negligible(problem: Problem, theta: Array) -> int | None:
-    """Position of the weakest non-negative linear term when it is below `NEGLIGIBLE` of every prediction."""
+    """Returns the position of the smallest non-negative linear term if it is below `NEGLIGIBLE`, or None."""
     law, values = problem.law, problem.values(theta[None])
     kinds = list(law.params.values())
     watch = [k for k, j in enumerate(law.linear) if problem.active[j] and kinds[j].log]
@@ -177,9 +181,9 @@ def _negligible(problem: Problem, theta: Array) -> int | None:
 
 
 def candidates(problem: Problem, seed: Mapping[str, float], keep: int = 12) -> Array:
-    """Starting rows for `descend`: the `keep` best of a grid of shapes, each with its linear parts solved.
+    """Returns the `keep` best starting points for `descend`, from a grid of shapes with solved linear parameters.
 
-    `seed` holds parameters of the fit of a simpler law.
+    seed  parameters of a simpler law, fitted before
     """
     shapes = shape_grid(problem, seed)
     values = np.zeros((len(shapes), len(problem.law.params)))
@@ -191,9 +195,9 @@ def candidates(problem: Problem, seed: Mapping[str, float], keep: int = 12) -> A
 
 
 def shape_grid(problem: Problem, seed: Mapping[str, float]) -> Array:
-    """Shape parameters to try: a 12-per-axis grid up to two of them, 1024 low-discrepancy points beyond.
+    """Returns shape parameters to start from: a grid of 12 values per axis, or 1024 quasi-random points above two axes.
 
-    Shapes in `seed` are held there and, in half of the points, jittered by up to e^(1/2).
+    Shapes in `seed` have the value of `seed`; in half of the points it is multiplied by up to e^(1/2).
     """
     law = problem.law
     names = list(law.params)
@@ -217,7 +221,7 @@ def shape_grid(problem: Problem, seed: Mapping[str, float]) -> Array:
 
 
 def _spread(count: int, dims: int) -> Array:
-    """Low-discrepancy points in the unit cube: the additive recurrence of the generalized golden ratio."""
+    """Returns quasi-random points in the unit cube: the additive recurrence of the generalized golden ratio."""
     ratio = 2.0
     for _ in range(30):
         ratio = (1 + ratio) ** (1 / (dims + 1))
@@ -225,10 +229,10 @@ def _spread(count: int, dims: int) -> Array:
 
 
 def solve_linear(problem: Problem, values: Array, rounds: int = 4) -> Array:
-    """Linear parts (draws, parts) for the shapes of each row of `values`, by reweighted non-negative least squares.
+    """Solves for the linear parameters at the shapes in each row of `values`, (draws, parts).
 
-    On a log scale the residual is linearized to columns/L - 1, which is close enough for a start. Signed parts are
-    free; the others are the best feasible subset, since there are at most five.
+    Uses reweighted least squares with non-negative parameters unless signed. For residuals on a log scale, the residual
+    is approximated by prediction / L - 1, which is close enough for a starting point.
     """
     law = problem.law
     columns = columns_of(problem, values)
@@ -247,12 +251,12 @@ def solve_linear(problem: Problem, values: Array, rounds: int = 4) -> Array:
 
 
 def is_shape(law: Law) -> NDArray[np.bool_]:
-    """True at the shape parameters."""
+    """Returns the mask of the shape parameters."""
     return np.array([isinstance(kind, Shape) for kind in law.params.values()])
 
 
 def columns_of(problem: Problem, values: Array) -> Array:
-    """The law's terms per unit of each linear part (draws, rows, parts), by setting one part to 1 at a time."""
+    """Returns the law's linear terms with their parameters set to 1, (draws, rows, parts)."""
     law = problem.law
     bare = np.where(is_shape(law), values, 0.0)
     base = law.evaluate(problem.inputs, bare)
@@ -265,7 +269,7 @@ def columns_of(problem: Problem, values: Array) -> Array:
 
 
 def _nonnegative(design: Array, goal: Array, pull: Array, law: Law, active: NDArray) -> Array:
-    """Weighted least squares with the unsigned parts >= 0, by trying every subset of them."""
+    """Weighted least squares with unsigned parameters >= 0: tries every subset of them, at most five."""
     kinds = [kind for kind in law.params.values() if isinstance(kind, Linear)]
     on = [bool(active[j]) for j in law.linear]
     signed = [k for k, kind in enumerate(kinds) if kind.signed and on[k]]

@@ -1,10 +1,10 @@
-"""A law: one function of inputs and parameters; its signature says how the parameters are searched.
+"""A law is a function of inputs and parameters; its signature tells the solver how to search for the parameters.
 
-Arguments before `*` are inputs (columns of a table); keyword-only arguments are parameters, whose annotation says how
-they are searched. The function must be elementwise numpy: inputs arrive with shape (rows,), parameters with shape
-(draws, 1), so a thousand refits are one broadcast call.
+Arguments before `*` are inputs, that is, columns of a table. Keyword-only arguments are parameters; the annotation of
+each says how it is searched. The function must be elementwise numpy: inputs have the shape (rows,) and parameters the
+shape (draws, 1), so that a thousand refits are evaluated in one call.
 
-A law of your own, in any file, fitted with `--law my_law.py:floor_only`:
+You can write a law in any file and fit it with `--law my_law.py:floor_only`:
 
     from kleiber.studies.laws.law import Array, Exponent, Part
 
@@ -29,7 +29,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Linear:
-    """The factor of an additive term: solved exactly for given shapes; non-negative unless `signed`."""
+    """A parameter that multiplies a term of a sum, such as A in A N^-alpha; non-negative unless `signed`.
+
+    It is solved by linear least squares once the shapes are fixed.
+    """
 
     signed: bool = False
     log = property(lambda self: not self.signed)
@@ -37,7 +40,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Shape:
-    """A parameter inside a power or a product: searched over [lo, hi], on a log scale (then > 0) if `log`."""
+    """A parameter that enters nonlinearly, such as an exponent; searched in [lo, hi], on a log scale if `log`."""
 
     lo: float
     hi: float
@@ -45,7 +48,7 @@ class Shape:
 
 
 def bounds(kind: Linear | Shape) -> tuple[float, float]:
-    """The values that a parameter may take."""
+    """Returns the smallest and largest allowed value of a parameter."""
     if isinstance(kind, Shape):
         return kind.lo, kind.hi
     return (-np.inf if kind.signed else 0.0), np.inf
@@ -63,11 +66,13 @@ Function = Callable[..., Any]  # inputs by position, parameters by name
 
 @dataclass(frozen=True)
 class Law:
-    """The form of a law: its function, inputs and parameters, and the objective with which its source fits it.
+    """A law: its function, inputs and parameters, and the objective with which its publication fits it.
 
-    `returns` is the scale of the function's value (linear or log10), `space` the scale of the residuals, `loss_fn` the
-    loss on them. `start` names a simpler law whose fit gives starting values of the shared parameters. `fixed` holds
-    the values of parameters that are not fitted (`fix`).
+    returns  scale of the function's value: linear or log10
+    space    scale of the residuals: log, linear or log10
+    loss_fn  loss function of the residuals
+    start    name of a simpler law that is fitted first; its parameters are starting values of the same names
+    fixed    values of the parameters that are not fitted, see `fix`
     """
 
     name: str
@@ -85,10 +90,10 @@ class Law:
     fixed: Mapping[str, float] = field(default_factory=dict)
 
     def fix(self, values: Mapping[str, float]) -> "Law":
-        """The law with some of its parameters held at `values`.
+        """Returns the law with some of its parameters fixed at `values`.
 
-        Errors: ValueError for an unknown parameter, for a value outside its search range, and when no parameter is left
-        to fit.
+        Raises ValueError for an unknown parameter, a value outside its search range, and if no parameter remains to be
+        fitted.
         """
         for name, value in values.items():
             if name not in self.params:
@@ -96,7 +101,7 @@ class Law:
                 hint = f"; did you mean {near[0]!r}?" if near else "."
                 raise ValueError(
                     f"--fix {name}={value:g}: law {self.name!r} has no parameter {name!r}{hint} "
-                    f"Parameters: {', '.join(self.params)}"
+                    f"Its parameters: {', '.join(self.params)}"
                 )
             lo, hi = bounds(self.params[name])
             if not (np.isfinite(value) and lo <= value <= hi):
@@ -104,35 +109,38 @@ class Law:
                 raise ValueError(f"--fix {name}={value:g}: {name} of law {self.name!r} must be {allowed}")
         free = {name: kind for name, kind in self.params.items() if name not in values}
         if not free:
-            raise ValueError(f"--fix {', '.join(values)}: no parameter is left to fit; --at evaluates given parameters")
+            raise ValueError(
+                f"--fix {', '.join(values)} fixes every parameter of {self.name!r}, so none is left to fit; use --at "
+                "to evaluate the law at these values"
+            )
         return replace(self, params=free, fixed={**self.fixed, **values})
 
     def named(self, values: Array) -> dict[str, Array]:
-        """Every parameter by name, fixed ones included, (draws,), from rows `values` (draws, params)."""
+        """Returns every parameter by name, including fixed ones, (draws,) each, from `values` (draws, params)."""
         held = {name: np.full(len(values), value) for name, value in self.fixed.items()}
         return {**held, **{name: values[:, j] for j, name in enumerate(self.params)}}
 
     @property
     def linear(self) -> list[int]:
-        """Positions of the parameters that enter linearly, in the order of `params`."""
+        """Positions in `params` of the parameters that enter linearly."""
         return [j for j, kind in enumerate(self.params.values()) if isinstance(kind, Linear)]
 
     @property
     def shapes(self) -> list[int]:
-        """Positions of the parameters that are searched, in the order of `params`."""
+        """Positions in `params` of the parameters that enter nonlinearly."""
         return [j for j, kind in enumerate(self.params.values()) if isinstance(kind, Shape)]
 
     @property
     def log(self) -> NDArray[np.bool_]:
-        """True where the solver works on the logarithm of the parameter, which keeps it positive."""
+        """Mask of the parameters of which the solver uses the logarithm, so that they stay positive."""
         return np.array([kind.log for kind in self.params.values()])
 
     def evaluate(self, inputs: Mapping[str, Array], values: Array) -> Array:
-        """The function's value (draws, rows) on its scale `returns`, for parameter rows `values` (draws, params)."""
+        """Evaluates the function on its own scale `returns` for parameters (draws, params); returns (draws, rows)."""
         return self.call(inputs, {name: column[:, None] for name, column in self.named(values).items()})
 
     def call(self, inputs: Mapping[str, Array], named: Mapping[str, Array]) -> Array:
-        """The same for parameters by name, each of shape (draws, 1). ValueError where the function fails."""
+        """Evaluates the function for parameters by name, each (draws, 1). Raises ValueError if the function fails."""
         rows, draws = len(next(iter(inputs.values()))), len(next(iter(named.values())))
         try:
             with np.errstate(all="ignore"):
@@ -142,28 +150,31 @@ class Law:
             raise
         except Exception as error:  # a user's law may do anything
             raise ValueError(
-                f"law {self.name!r} fails on its inputs: {type(error).__name__}: {error}; it must be elementwise "
-                f"numpy, of inputs ({rows},) and parameters ({draws}, 1)"
+                f"law {self.name!r} raises {type(error).__name__}: {error}; it must be elementwise numpy for inputs of "
+                f"the shape ({rows},) and parameters of the shape ({draws}, 1)"
             ) from error
 
     def predict(self, inputs: Mapping[str, Array], values: Array) -> Array:
-        """The predicted target in its units, (draws, rows)."""
+        """Predicts the target in its own units, (draws, rows)."""
         answer = self.evaluate(inputs, np.atleast_2d(values))
         return 10.0**answer if self.returns == "log10" else answer
 
     def derive(self, values: Array) -> dict[str, Array]:
-        """Quantities that follow from the parameters alone, such as the allocation exponent, (draws,) each."""
+        """Returns the derived quantities, such as the allocation exponent, (draws,) each."""
         named = self.named(values)
         with np.errstate(all="ignore"):
             return {name: rule(named) for name, rule in self.derived.items()}
 
 
 def describe(function: Function) -> Law:
-    """The Law of a function, from its signature and docstring; ValueError when a parameter has no search rule."""
+    """Builds the `Law` of a function from its signature and docstring.
+
+    Raises ValueError if it has no inputs or parameters, or a parameter without a search annotation.
+    """
     try:
         hints = get_type_hints(function, include_extras=True)
     except NameError as error:
-        raise ValueError(f"{function.__name__}: an annotation cannot be read: {error}") from error
+        raise ValueError(f"{function.__name__}: an annotation cannot be evaluated: {error}") from error
     inputs, params = [], {}
     for name, argument in inspect.signature(function).parameters.items():
         if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
@@ -172,12 +183,15 @@ def describe(function: Function) -> Law:
         rules = [rule for rule in get_args(hints.get(name)) if isinstance(rule, (Linear, Shape))]
         if not rules:
             raise ValueError(
-                f"{function.__name__}: parameter {name!r} does not say how it is searched; "
-                "annotate it as Part, Signed, Exponent, Scale, Real or Annotated[Array, Shape(lo, hi)]"
+                f"{function.__name__}: parameter {name!r} has no annotation that says how to search for it; annotate "
+                "it as Part, Signed, Exponent, Scale, Real or Annotated[Array, Shape(lo, hi)]"
             )
         params[name] = rules[0]
     if not inputs or not params:
-        raise ValueError(f"{function.__name__}: a law has inputs before `*` and parameters after it")
+        raise ValueError(
+            f"{function.__name__}: a law needs at least one input before `*` and one parameter after it, such as "
+            "def law(N: Array, *, A: Part)"
+        )
     text = inspect.getdoc(function) or ""
     first = text.split("\n")[0].rstrip(".")
     source = next((line[7:].strip() for line in text.split("\n") if line.startswith("Source:")), "user")
@@ -192,7 +206,7 @@ def law(
     *, returns: str = "linear", space: str = "log", loss_fn: str = "huber", start: str | None = None,
     aliases: tuple[str, ...] = (), derived: Mapping[str, Derived] | None = None,
 ) -> Callable[[Function], Function]:  # fmt: skip
-    """Decorator that enters a function into the shipped laws; arguments are the fields of `Law`."""
+    """Decorator that registers a function as a shipped law; its arguments are fields of `Law`."""
 
     def enter(function: Function) -> Function:
         LAWS[function.__name__] = replace(
@@ -205,20 +219,20 @@ def law(
 
 
 def from_file(name: str) -> Law:
-    """The law written as function FN of a file, `name` FILE.py:FN.
+    """Loads a law from a function of a file; `name` is FILE.py:FUNCTION.
 
-    Errors: ValueError for an absent file, one that does not import and one without that function.
+    Raises ValueError for a missing file, a file that cannot be imported, and a missing function.
     """
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
-        raise ValueError(f"law {name!r}: no file {path!r}")
+        raise ValueError(f"law {name!r}: the file {path!r} does not exist")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"law {name!r}: {path} does not import: {type(error).__name__}: {error}") from error
+        raise ValueError(f"law {name!r}: {path} cannot be imported: {type(error).__name__}: {error}") from error
     form = vars(module).get(function)
     if not callable(form):
         functions = [
@@ -227,6 +241,6 @@ def from_file(name: str) -> Law:
             if inspect.isfunction(value) and value.__module__ == module.__name__
         ]
         names = ", ".join(functions) or "none"
-        raise ValueError(f"law {name!r}: {path} has no function {function!r}; it has {names}")
+        raise ValueError(f"law {name!r}: {path} has no function {function!r}; its functions are {names}")
     entered = [entry for entry in LAWS.values() if entry.function is form]
     return entered[0] if entered else describe(form)  # @law(..) holds more than the signature

@@ -1,9 +1,9 @@
-"""laws.json, the record of a fitted law: its estimates with their intervals, the file, and the printed form.
+"""laws.json, the record of a fitted law: computes its estimates with intervals, writes, reads and prints it.
 
-Every number has one interval, by the method that suits the rows: percentiles of refits where there are any
-(`uncertainty.Draws.method`), the profile of the objective otherwise. A parameter whose profile never rises on one side
-is not identified, nor is a derived quantity that moves with it. The format is `law.schema.json` beside this file; a
-number that is not known is null, never NaN.
+Every estimate has one interval: percentiles of bootstrap refits if there are any (`uncertainty.Draws.method`),
+otherwise the profile likelihood. A parameter whose profile stays flat on one side is not identified; neither is a
+derived quantity that changes along that flat profile. The format is `law.schema.json` in this folder; an unknown number
+is null, never NaN.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from kleiber.studies.laws.uncertainty import Draws, Profile, interval
 from kleiber.types import Json, Row
 
 SCHEMA = Path(__file__).with_name("law.schema.json")
-VANISHED = 1e-3  # an interval that begins below this share of the value includes 0
-MOVED = 0.5  # widths of its interval that a flat parameter may move a derived quantity which is identified
+VANISHED = 1e-3  # an interval that begins below this fraction of the value counts as including 0
+MOVED = 0.5  # largest change of an identified derived quantity along a flat profile, in widths of its interval
 
 
 def parameters(
     model: NoiseModel, draws: Draws | None, profiled: Mapping[str, Profile], level: float
 ) -> dict[str, Json]:
-    """Value, interval, its method and identifiability by parameter; None for an open end of an interval."""
+    """Returns value, interval, interval method and identifiability of each parameter; an open interval end is None."""
     fitted, entries = model.fit, {}
     narrow = verdicts.narrow_input(fitted)
     method = draws.method if draws else "profile" if model.clusters is None else "cluster t"
@@ -40,7 +40,7 @@ def parameters(
     for name, value in fitted.params.items():
         profile = profiled.get(name)
         if profile is None:
-            reason = "dropped at 0"
+            reason = "its term was fitted to 0 and dropped"
             entries[name] = {"value": 0.0, "lo": 0.0, "hi": None, "identified": False, "reason": reason}
             continue
         lo, hi = ends.get(name, (profile.lo, profile.hi))
@@ -55,15 +55,15 @@ def parameters(
 
 
 def _vanishing(fitted: Fit, name: str, value: float, lo: float) -> str:
-    """Why a term whose interval begins at 0 is not identified."""
+    """Returns why a term whose interval begins at 0 is not identified, or ""."""
     kind = fitted.law.params[name]
     if isinstance(kind, Linear) and kind.log and lo < VANISHED * value:
-        return f"its interval begins at {lo:.2g}: not distinguishable from 0"
+        return f"its interval begins at {lo:.2g}, so it cannot be distinguished from 0"
     return ""
 
 
 def derived(fitted: Fit, draws: Draws | None, profiled: Mapping[str, Profile], level: float) -> dict[str, Json]:
-    """Value, interval, its method and identifiability of each quantity that follows from the parameters."""
+    """Returns value, interval, interval method and identifiability of each derived quantity."""
     entries: dict[str, Json] = {}
     sampled, undetermined = draws.derive() if draws else {}, fitted.law.derive(fitted.undetermined())
     along = {name: fitted.law.derive(path) for name, path in flat_paths(profiled).items()}
@@ -71,15 +71,15 @@ def derived(fitted: Fit, draws: Draws | None, profiled: Mapping[str, Profile], l
         lo, hi = (float(end) for end in (interval(sampled[name], level) if name in sampled else (np.nan, np.nan)))
         reason = ""
         if fitted.dropped:
-            reason = f"{', '.join(fitted.dropped)} was dropped at 0"
+            reason = f"the term of {', '.join(fitted.dropped)} was fitted to 0 and dropped"
         elif depends(undetermined[name]):
             reason = "the rows do not determine it"
         elif not np.isfinite(np.array([lo, hi, value[0]])).all():
-            reason = "no interval"
+            reason = "its interval could not be computed"
         else:
             moving = [flat for flat, path in along.items() if _outside(path[name], lo, hi)]
             if moving:
-                reason = f"{', '.join(moving)} is not identified and moves it"
+                reason = f"it depends on {', '.join(moving)}, which is not identified"
         entries[name] = {
             "value": float(value[0]) if np.isfinite(value[0]) else None,
             "lo": None if reason else lo, "hi": None if reason else hi,
@@ -91,29 +91,29 @@ def derived(fitted: Fit, draws: Draws | None, profiled: Mapping[str, Profile], l
 
 
 def flat_paths(profiled: Mapping[str, Profile]) -> dict[str, Array]:
-    """All parameters along each flat profile, by the name of the parameter that it does not identify."""
+    """Returns the parameters along each flat profile, by the name of the profiled parameter."""
     return {name: profile.path for name, profile in profiled.items() if profile.reason and len(profile.path)}
 
 
 def _outside(path: Array, lo: float, hi: float) -> bool:
-    """Whether a path leaves the interval by more than half of its width."""
+    """Returns whether a path leaves the interval by more than half of its width."""
     room = MOVED * (hi - lo)
     return bool(np.isfinite(path).any() and ((path < lo - room) | (path > hi + room)).any())
 
 
 def write(record: Row, path: str | Path) -> None:
-    """Writes a record, or a `--by` collection of them, as JSON; a file is there whole or not at all."""
+    """Writes a record, or a collection of records by group, as JSON; never leaves a partly written file."""
     path = Path(path)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
         part.write_text(json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
         os.replace(part, path)
     except OSError as error:
-        raise ValueError(f"--json {path}: cannot be written: {error.strerror}") from error
+        raise ValueError(f"--json {path} cannot be written: {error.strerror}") from error
 
 
 def finite(value: Any) -> Any:
-    """The same structure with every NaN and infinity as None."""
+    """Returns the same structure with every NaN and infinity replaced by None."""
     if isinstance(value, Mapping):
         return {str(key): finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -124,24 +124,26 @@ def finite(value: Any) -> Any:
 
 
 def read(path: str | Path) -> Json:
-    """Reads a record from laws.json; ValueError when the file is absent, is not JSON or has another schema."""
+    """Reads laws.json. Raises ValueError for a missing file, invalid JSON and another schema."""
     try:
         record = json.loads(Path(path).read_text())
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     schema = record.get("schema") if isinstance(record, dict) else None
     if schema not in ("kleiber.law/1", "kleiber.laws/1"):
-        raise ValueError(f"{path}: schema {schema!r}, expected 'kleiber.law/1' (`kleiber fit --json` writes one)")
+        raise ValueError(
+            f"{path}: schema {schema!r} must be 'kleiber.law/1'; create the file with `kleiber fit --json`"
+        )
     return record
 
 
 def lines(entry: Row) -> list[str]:
-    """The printed form of a record: a line for each estimate, approach, backtest, prediction and verdict."""
+    """Returns the printed lines of a record: estimates, approaches, backtests, predictions and verdicts."""
     level, goal = percent(entry["level"]), entry["objective"]
     delta = f", delta {goal['delta']:g}" if goal["delta"] else ""
-    errors = f", residuals divided by {goal['sigma']}" if goal["sigma"] else ""
+    errors = f", residuals in units of the standard errors {goal['sigma']}" if goal["sigma"] else ""
     out = [
         f"{entry['law']}: {entry['formula']}   ({entry['source']})",
         f"{entry['n']} rows fitted, {len(entry['excluded'])} excluded; {goal['kind']} loss{delta} on the "
@@ -159,7 +161,7 @@ def lines(entry: Row) -> list[str]:
         out.append(f"  {counting}approach {exponent['approach']}: a = {exponent['a']:.4f}, {ends}{shift}")
     out += [_backtest_line(test, level) for test in entry["backtests"]]
     for rank in entry.get("ranking", ()):
-        error = f"error {rank['mare']:.2%} on the {rank['n_test']} rows of largest compute"
+        error = f"error {rank['mare']:.2%} on the {rank['n_test']} held-out rows of largest compute"
         out.append(f"  ranking {rank['law']}: {error}, AIC {rank['aic']:.1f}")
     for other in entry.get("with_without", ()):
         numbers = ", ".join(f"{name} {short(value)}" for name, value in other.items() if isinstance(value, Mapping))
@@ -169,11 +171,11 @@ def lines(entry: Row) -> list[str]:
 
 
 def _backtest_line(test: Row, level: str) -> str:
-    """Errors, coverage and naive errors of one backtest."""
+    """Returns the printed line of one backtest: errors, coverage and the errors of the naive predictors."""
     runs = f"{test['n_runs']} independent run{'s' * (test['n_runs'] > 1)}"
     covers = "no intervals"
     if test["coverage"] is not None:
-        covers = f"{level} band (+-{test['half_width']:.1%}) covers {test['coverage']:.0%} of {runs}"
+        covers = f"{level} prediction interval (+-{test['half_width']:.1%}) contains {test['coverage']:.0%} of {runs}"
     naive = ", ".join(f"{name.replace('_', ' ')} {value:.2%}" for name, value in test["naive"].items())
     return (
         f"  backtest {test['along']} = {test['cut']:.3g}: {test['n_train']} rows below, {test['n_test']} above, "
@@ -182,34 +184,35 @@ def _backtest_line(test: Row, level: str) -> str:
 
 
 def intervals_by(entry: Row) -> str:
-    """How the intervals of a record were computed, for a methods paragraph."""
+    """Returns how the intervals of a record were computed, for the paragraph on methods."""
     used = entry["bootstrap"]
     if not used:
         return "by profile likelihood"
     how = {
-        "cluster t": "with the variances of the noise between and within trunks redrawn by their degrees of freedom",
-        "cluster bootstrap": "to whole trunks resampled",
-        "bootstrap": "to resampled rows, or with noise of their variance where rows are few",
+        "cluster t": "to tables simulated with noise between and within trunks (with variances drawn anew)",
+        "cluster bootstrap": "to resampled trunks",
+        "bootstrap": "to resampled rows, or to rows with simulated noise if there are few rows",
     }[used["method"]]
     return f"percentiles of {used['draws']} refits {how}"
 
 
 def band_rate(entry: Row) -> str:
-    """What the bands of new runs contain, for a methods paragraph."""
+    """Returns what prediction intervals of new runs include, for the paragraph on methods."""
     misfit = entry["misfit"]
     return (
-        f"the uncertainty of the parameters, the noise of a run, and a misfit of {misfit['at_one_decade']:.1%} of the "
-        f"loss at one decade beyond the rows ({misfit['expected']:.1%} before this table's backtests)"
+        "the uncertainty of the parameters, the noise of a run, and a misfit of the law, "
+        f"{misfit['at_one_decade']:.1%} of the loss one decade outside the rows ({misfit['expected']:.1%} before it is "
+        "updated by the backtests)"
     )
 
 
 def percent(level: float) -> str:
-    """`90%`, `99.5%`."""
+    """Formats a confidence level: `90%`, `99.5%`."""
     return f"{100 * level:.6g}%"
 
 
 def _objective_at(entry: Row) -> str:
-    """The objective at the parameters of --at, compared with that of the fit."""
+    """Returns the printed line of the objective at the parameters of --at, compared with the fit."""
     at_values, goal = entry["at"], entry["objective"]
     point = ", ".join(f"{name}={value:g}" for name, value in at_values["params"].items())
     rms = f"residual rms {at_values['residual_rms']:.3g} (fit {entry['residual_rms']:.3g})"
@@ -221,16 +224,16 @@ def _estimate_line(estimate: Row, level: str) -> str:
     if estimate.get("fixed"):
         return f"{point}   fixed"
     if not estimate["identified"]:
-        return f"not identified ({estimate.get('reason') or 'no interval'}; least objective at {point})"
+        return f"not identified ({estimate.get('reason') or 'no interval'}; best fit at {point})"
     return f"{point}   {level} [{estimate['lo']:.5g}, {estimate['hi']:.5g}]"
 
 
 def short(estimate: Row) -> str:
-    """An estimate with its interval, or why it has none."""
+    """Formats an estimate with its interval, or "not identified"."""
     if estimate.get("fixed"):
         return f"{estimate['value']:.4g} (fixed)"
     if not estimate["identified"] or estimate["value"] is None:
-        point = "" if estimate["value"] is None else f" (least objective at {estimate['value']:.4g})"
+        point = "" if estimate["value"] is None else f" (best fit at {estimate['value']:.4g})"
         return f"not identified{point}"
     return f"{estimate['value']:.4g} [{estimate['lo']:.4g}, {estimate['hi']:.4g}]"
 
@@ -240,11 +243,11 @@ def _interval_method(entry: Row) -> str:
     if used:
         return f"by {used['method']} ({used['draws']} refits)"
     methods = {estimate.get("method") for estimate in [*entry["params"].values(), *entry["derived"].values()]}
-    return "by profile likelihood" + (", rescaled to the noise of trunks" if "cluster t" in methods else "")
+    return "by profile likelihood" + (", widened for the noise that trunks share" if "cluster t" in methods else "")
 
 
 def comparison_lines(comparison: Row, level: float) -> list[str]:
-    """The printed form of a law compared with rows (`prediction.compare_with_rows`): a line a cell, then the errors."""
+    """Returns the printed lines of `prediction.compare_with_rows`: one for each cell, then the errors."""
     out = [
         f"{prediction_line(cell, level)}; observed {cell['target']:.6g} ({cell['runs']} runs)"
         for cell in comparison["cells"]
@@ -252,18 +255,18 @@ def comparison_lines(comparison: Row, level: float) -> list[str]:
     text = f"{len(out)} cells: error {comparison['mare']:.2%}, bias {comparison['bias']:+.2%}"
     if comparison["coverage"] is None:
         return [*out, f"{text}, no intervals"]
-    covers = f"{percent(level)} interval of the law covers {comparison['coverage']:.0%} of them"
-    return [*out, f"{text}; {covers}, band of a new run {comparison['run_coverage']:.0%}"]
+    covers = f"{percent(level)} confidence interval contains {comparison['coverage']:.0%} of them"
+    return [*out, f"{text}; {covers}, prediction interval {comparison['run_coverage']:.0%}"]
 
 
 def prediction_line(prediction: Row, level: float) -> str:
-    """The printed form of one prediction: point, value, band of a new run, interval, distance from the rows."""
+    """Formats a prediction: point, value, prediction interval of a new run, confidence interval, distance."""
     at = ", ".join(f"{name}={value:g}" for name, value in prediction["at"].items())
     if "refused" in prediction:
-        return f"{at}: refused, {prediction['refused']}"
+        return f"{at}: refused, since it is {prediction['refused']}"
     far = f"{prediction['decades']:.2f} decades outside the rows"
     if prediction["lo"] is None:
-        return f"{at}: {prediction['value']:.6g}, interval not identified, {far}"
-    band = f"{percent(level)} band of a new run [{prediction['run_lo']:.5g}, {prediction['run_hi']:.5g}]"
-    law = f"of the law if it holds [{prediction['lo']:.5g}, {prediction['hi']:.5g}]"
+        return f"{at}: {prediction['value']:.6g}, no interval (not identified), {far}"
+    band = f"{percent(level)} prediction interval of a new run [{prediction['run_lo']:.5g}, {prediction['run_hi']:.5g}]"
+    law = f"confidence interval if the law holds [{prediction['lo']:.5g}, {prediction['hi']:.5g}]"
     return f"{at}: {prediction['value']:.6g}   {band}, {law}, {far}"

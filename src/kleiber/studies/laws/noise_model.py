@@ -1,8 +1,8 @@
-"""A fitted table with the noise of its runs: seeds averaged within a size, the variances of trunks and rows.
+"""A fitted law with the noise of its runs: means over seeds, and the variance between and within trunks.
 
-Branches of one trunk share its noise, so the rows of a ladder are no independent samples. Seeds of one size are
-averaged before the fit; the variances between and within trunks are estimated from the single runs, and every interval
-is computed from them.
+The branches of a trunk share noise, so the rows of a ladder are not independent samples. Trunks of the same size are
+averaged over seeds before the fit. The variances between and within trunks are estimated from the single runs, and
+every interval is computed from them.
 """
 
 from collections.abc import Mapping
@@ -23,15 +23,15 @@ from kleiber.studies.laws.uncertainty import Draws, Profile, bootstrap, interval
 from kleiber.studies.laws.variance_components import Layout, TrunkNoise, VarianceComponents, estimate, trunk_noise
 
 EXTRA = ("C", "Nnoemb", "Cexact")
-MISFIT = 0.05  # level of the test that sizes scatter more than their seeds; then sizes are the samples
+MISFIT = 0.05  # level of the test whether sizes scatter more than seeds explain; if so, the sizes are the samples
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The single rows behind the rows of a fit.
+    """The rows of single runs, before averaging over seeds.
 
-    row    the row of the fit into which each is averaged
-    scale  divisor of its residual, where standard errors are known (`problem.relative_sigma`)
+    row    index of the fitted row into which each is averaged
+    scale  divisor of each residual, if the rows have standard errors (`problem.relative_sigma`)
     """
 
     inputs: dict[str, Array]
@@ -41,7 +41,7 @@ class Runs:
     scale: Array | None = None
 
     def of(self, rows: NDArray) -> "Runs":
-        """The runs behind some rows of the fit (a mask or positions), which are renumbered."""
+        """Returns the runs behind some rows of the fit (a mask or positions), with `row` renumbered."""
         positions = np.flatnonzero(rows) if rows.dtype == bool else np.asarray(rows)
         number = np.full(int(self.row.max()) + 1, -1)
         number[positions] = np.arange(len(positions))
@@ -53,13 +53,13 @@ class Runs:
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """A fit, the runs behind its rows, and their noise.
+    """A fit, the single runs behind its rows, and their noise.
 
-    layout    how the rows of the fit share trunks
-    clusters  the trunk, or size, of each row; None where rows are independent
-    columns   compute and other columns by row
-    seeds     noise between and within trunks of equal size; None without two seeds of a size
-    averaged  whether rows are means over seeds
+    layout    which rows of the fit share a trunk
+    clusters  the trunk, or group of averaged trunks, of each row; None if rows are independent
+    columns   compute and other columns, by role, (rows,) each
+    seeds     noise between and within trunks of equal size; None if no size has two seeds
+    averaged  whether the rows are means over seeds
     """
 
     fit: Fit
@@ -74,7 +74,7 @@ class NoiseModel:
     def of(
         cls, fitted: Fit, clusters: NDArray | None = None, columns: Mapping[str, Array] | None = None
     ) -> "NoiseModel":
-        """The model of a fit whose rows are single runs, independent or in clusters."""
+        """Builds the model of a fit whose rows are single runs, independent or in clusters."""
         problem = fitted.problem
         rows = np.arange(problem.num_rows)
         groups = rows if clusters is None else clusters
@@ -84,23 +84,23 @@ class NoiseModel:
 
     @property
     def compute(self) -> Array | None:
-        """C of each row; None where a row has none."""
+        """C of each row; None if some row has no C."""
         compute = self.columns.get("C")
         return compute if compute is not None and np.isfinite(compute).all() else None
 
     @property
     def along(self) -> tuple[str, Array] | None:
-        """The column that backtests cut, with its name: compute C, else size N; None for neither."""
+        """Name and values of the column that backtests cut: compute C, or size N if C is unknown; None without both."""
         if self.compute is not None:
             return "C", self.compute
         sizes = self.fit.problem.inputs.get("N")
         return None if sizes is None else ("N", sizes)
 
     def components(self, fitted: Fit | None = None, rows: NDArray | None = None) -> VarianceComponents | None:
-        """Variance components of the fit, or of `fitted`, a fit of some `rows`; None without degrees of freedom.
+        """Estimates the variance components of the fit, or of a fit `fitted` to some `rows`; None without df.
 
-        Estimated from the single runs; from the averaged rows where sizes scatter more than their seeds, since all
-        seeds of a size then share the law's misfit and the size is the sample.
+        They are estimated from the single runs. If sizes scatter more than their seeds explain, all seeds of a size
+        share a misfit of the law, and they are estimated from the averaged rows.
         """
         fitted = self.fit if fitted is None else fitted
         runs = self.runs if rows is None else self.runs.of(rows)
@@ -123,8 +123,10 @@ class NoiseModel:
         return replace(coarse, between=coarse.between * trunks, within=coarse.within * trunks)
 
     def draws(self, count: int, seed: int, fitted: Fit | None = None, rows: NDArray | None = None) -> Draws | None:
-        """Refits of `count` resampled tables of the fit, or of `fitted`, a fit of some `rows`; None where the noise is
-        unknown."""
+        """Refits `count` resampled tables; None if the noise is unknown.
+
+        fitted, rows  a fit to some of the rows, in place of the fit to all of them
+        """
         fitted = self.fit if fitted is None else fitted
         if count < 1:
             return None
@@ -137,9 +139,10 @@ class NoiseModel:
         return bootstrap(fitted, count, seed, components, layout, strata, clusters)
 
     def profiles(self, draws: Draws | None, level: float) -> dict[str, Profile]:
-        """Profiles of all parameters, their thresholds scaled to the widths of intervals that the noise implies.
+        """Returns the profiles of all parameters, with thresholds that match the interval widths implied by the noise.
 
-        Refits may widen that scale but not narrow it: along a flat profile they stay near their starting point.
+        Bootstrap refits can only increase these widths: along a flat profile, refits stay near their starting point and
+        so give intervals that are too narrow.
         """
         widths = self._half_widths(level)
         if draws is not None:
@@ -155,10 +158,10 @@ class NoiseModel:
         return profiles(self.fit, level, widths)
 
     def _half_widths(self, level: float) -> dict[str, float] | None:
-        """Half the width of each parameter's interval in solver coordinates, from the variance components alone.
+        """Returns the half-width of each parameter's interval from the variance components, in solver coordinates.
 
-        The half-width of the profile, times the factor by which trunks and sizes inflate the standard error of a linear
-        fit. None where rows are independent and equally noisy, which needs no factor.
+        It is the half-width of the profile, multiplied by how much shared noise inflates the standard error of a linear
+        fit. None if rows are independent and equally noisy, since the factor is then 1.
         """
         fitted, noise = self.fit, self.components()
         if noise is None or (self.clusters is None and noise.slope == 0):
@@ -174,7 +177,7 @@ class NoiseModel:
 def fit_with_noise(
     table: Table, law: Law, loss_fn: str | None, delta: float, space: str | None, cluster: str | None
 ) -> NoiseModel:
-    """Fits a table; where the column `cluster` names the trunk of each row, seeds are averaged within a size first."""
+    """Fits a table; if the column `cluster` names the trunk of each row, seeds of a size are averaged first."""
     inputs, loss = table.inputs(law), table.target
     trunk, row, clusters = np.arange(len(loss)), np.arange(len(loss)), None
     columns = {name: table.columns[name] for name in EXTRA if name in table.columns}
@@ -206,12 +209,12 @@ def fit_with_noise(
 
 
 def scale_of(table: Table, space: str) -> Array | None:
-    """Divisors of the residuals of a table's rows (`problem.relative_sigma`); None without standard errors."""
+    """Returns the divisors of the residuals of a table (`problem.relative_sigma`); None without standard errors."""
     return None if table.sigma is None else relative_sigma(table.sigma, table.target, space)
 
 
 def _log_size(inputs: Mapping[str, Array]) -> Array:
-    """log N of each row; zeros for laws without N, whose noise is assumed equal for all rows."""
+    """Returns log N of each row; zeros for a law without N, since the noise then has no trend over size."""
     rows = len(next(iter(inputs.values())))
     return np.log(inputs["N"]) if "N" in inputs and (inputs["N"] > 0).all() else np.zeros(rows)
 
@@ -219,7 +222,7 @@ def _log_size(inputs: Mapping[str, Array]) -> Array:
 def _averaged(
     inputs: dict[str, Array], trunk: NDArray, means: dict[str, Array], groups: NDArray
 ) -> tuple[NDArray, Array]:
-    """The averaged row of each row of the table, and the number of trunks in the group of each averaged row."""
+    """Returns the index of the averaged row of each row, and the number of trunks averaged into each averaged row."""
     head = len(groups)
     cell = cells({name: np.concatenate([means[name], inputs[name]]) for name in means})
     number = np.full(int(cell.max()) + 1, -1)
@@ -232,12 +235,12 @@ def _averaged(
 def two_way_means(
     inputs: Mapping[str, Array], loss: Array, clusters: NDArray, along: str = "D"
 ) -> tuple[dict[str, Array], Array, NDArray]:
-    """Averages seeds within a size by the model ln L = a_D + u_seed: the mean over seeds of a_D + u_seed.
+    """Averages over the seeds of a size with the model ln L = a_D + u_seed: the mean of a_D + u_seed.
 
-    A plain mean would shift the D values that only some seeds reached by the offsets of those seeds. Rows of one size
-    agree in every input but `along`; trunks of a size that share no value of it, not even through others, cannot be
-    compared and are averaged separately. Returns the averaged inputs, the losses, and the group of trunks of each row,
-    which is the cluster that remains: the D values of a group share the noise of its trunks.
+    A plain mean would be biased at values of D that only some seeds reached. Rows of a size are equal in every input
+    but `along`. Trunks of a size that are not linked by shared values of `along`, directly or through other trunks,
+    cannot be compared and are averaged separately. Returns the averaged inputs, the losses, and the group of trunks of
+    each row; the rows of a group share the noise of its trunks and are one cluster.
     """
     others = {name: column for name, column in inputs.items() if name != along}
     size = cells(others) if others else np.zeros(len(loss), dtype=int)
@@ -260,7 +263,7 @@ def two_way_means(
 
 
 def _comparable(size: NDArray, values: Array, clusters: NDArray) -> list[NDArray[np.intp]]:
-    """The rows of each size whose trunks are linked by shared values, in order of size."""
+    """Returns the rows of each group of trunks of equal size that are linked by shared values."""
     groups = []
     for number in np.unique(size):
         rows = np.flatnonzero(size == number)

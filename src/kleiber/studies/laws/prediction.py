@@ -1,12 +1,12 @@
-"""Predictions of a fitted law: the value at a point, its interval, the band of a new run, how far from the rows.
+"""Predictions of a fitted law: value, confidence interval, prediction interval of a new run, distance from the rows.
 
-A law that fits its rows is still an approximation, and its misfit grows with the distance from them; no resampling
-shows it. It is modelled as a relative error whose standard deviation grows with the distance in decades to the power
-.75. Its prior comes from tables of the literature and of this project (benchmarks/bands.py); the table's own backtests
-update it. The band of a new run holds that misfit, the uncertainty of the parameters and the noise of a run.
+A law is an approximation, and its error grows outside the fitted rows; resampling the rows does not reveal this misfit.
+It is modeled as a relative error whose standard deviation grows with the distance in decades to the power .75. Its
+prior was estimated from tables of the literature and of this project (benchmarks/bands.py), and backtests of the table
+update it. The prediction interval of a new run includes this misfit, the uncertainty of the parameters and the noise of
+a run.
 
-Everything is computed from the content of laws.json, so a law can be evaluated, or compared with new rows, long after
-its fit.
+Only the content of laws.json is needed, so a law can be evaluated, or compared with new rows, long after its fit.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from kleiber.studies.laws.variance_components import VarianceComponents
 from kleiber.types import Json, Row
 
 EXPECTED = (
-    0.041  # prior relative error at one decade; with it 90 % bands cover 90 % of the runs of the tables it is from
+    0.041  # prior relative error one decade outside the rows; calibrated so that 90 % intervals contain 90 % of runs
 )
 WEIGHT = 2.0  # weight of the prior, in independent runs
-FEW_PER_CUT = 2.0  # most independent runs that the rows above one cut count as: they share the error of one fit
+FEW_PER_CUT = 2.0  # the rows above one cut count as at most this many runs, since they share the error of one fit
 POWER = 0.75  # power of the distance in decades with which the error grows
-NEAR = 0.1  # shortest distance in decades: nearer rows count as this far
+NEAR = 0.1  # smaller distances in decades count as this distance
 MAX_DECADES = 3.0  # the farthest published extrapolation that held (2.6 decades, arXiv:2403.08540)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Errors of one fit on rows above its cut.
+    """Errors of one backtest on the rows above its cut.
 
     rows      positions in the whole table
     cluster   trunk, or size, of each row
-    error     log(observed / predicted) by row
-    variance  variance of the error by row that the parameters' uncertainty and the noise of runs explain
+    error     log(observed / predicted) of each row
+    variance  variance of the error that parameter uncertainty and the noise of runs explain
     decades   distance of each row from the fitted rows
     """
 
@@ -55,30 +55,30 @@ class Evidence:
     decades: Array
 
     def keep(self, mask: NDArray[np.bool_]) -> Evidence:
-        """The evidence of some of its rows."""
+        """Returns the evidence of the rows in a mask."""
         return Evidence(self.rows[mask], self.cluster[mask], self.error[mask], self.variance[mask], self.decades[mask])
 
     @property
     def weights(self) -> Array:
-        """Weight of each row: equal for every cluster, at most FEW_PER_CUT in total."""
+        """Weight of each row: the same for every cluster, and at most FEW_PER_CUT in total."""
         _, member, count = np.unique(self.cluster, return_inverse=True, return_counts=True)
         return min(len(count), FEW_PER_CUT) / len(count) / count[member]
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """The standard deviation of the law's relative error at one decade, after the evidence of backtests."""
+    """The relative error of the law one decade outside the rows, as a standard deviation updated by backtests."""
 
     evidence: Sequence[Evidence] = field(default_factory=tuple)
 
     @property
     def num_runs(self) -> int:
-        """Number of independent runs that were predicted, each counted once."""
+        """Number of distinct runs that were predicted."""
         return len({name for evidence in self.evidence for name in evidence.cluster.tolist()})
 
     @property
     def at_one_decade(self) -> float:
-        """Root mean square of the prior and of the errors that parameters and noise do not explain."""
+        """Root mean square of the prior and of the errors beyond what parameter uncertainty and noise explain."""
         total, weight = WEIGHT * EXPECTED**2, WEIGHT
         for evidence in self.evidence:
             weights = evidence.weights
@@ -90,7 +90,7 @@ class Misfit:
         return float(np.sqrt(total / weight))
 
     def within(self, train: NDArray[np.bool_]) -> Misfit:
-        """The misfit estimated from the rows `train` alone."""
+        """Returns the misfit estimated only from the rows in the mask `train`."""
         kept = []
         for evidence in self.evidence:
             mask = train[evidence.rows]
@@ -102,9 +102,9 @@ class Misfit:
 def widened(
     value: Array, lo: Array, hi: Array, at_one_decade: float, decades: Array, level: float
 ) -> tuple[Array, Array]:
-    """The interval [lo, hi] of `value` with the misfit at that distance added in quadrature, on the log scale.
+    """Widens the interval [lo, hi] of `value` by the misfit at a distance; both add in quadrature on the log scale.
 
-    Intervals that are not positive are widened on the linear scale.
+    Intervals that contain values <= 0 are widened on the linear scale.
     """
     extra = float(ndtri((1 + level) / 2)) * at_one_decade * np.maximum(decades, 0.0) ** POWER
     with np.errstate(all="ignore"):
@@ -118,7 +118,7 @@ def widened(
 
 
 def outside(domain: Mapping[str, Sequence[float]], at: Mapping[str, Array | float]) -> Array:
-    """Distance in decades of points from the fitted rows: the largest over inputs and compute, 0 inside."""
+    """Returns the distance of points from the fitted rows in decades: the largest over inputs and compute, 0 inside."""
     far = np.zeros(np.shape(next(iter(at.values()), 0.0)))
     for name, (lo, hi) in domain.items():
         if name in at and lo > 0:
@@ -132,22 +132,25 @@ def outside(domain: Mapping[str, Sequence[float]], at: Mapping[str, Array | floa
 def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float = MAX_DECADES) -> Json:
     """Predicts at one point from an entry of laws.json.
 
-    Returns value, lo and hi (interval of the law's value if the law holds), run_lo and run_hi (band of a new run, which
-    adds the misfit at that distance and the noise of a run) and decades (distance from the rows). Beyond `max_decades`
-    in any input or in C the value is None and `refused` gives the reason. lo and hi are None where the rows do not
-    determine the value. Errors: ValueError for a missing, unknown or non-positive input.
+    Returns value; lo and hi, its confidence interval if the law holds; run_lo and run_hi, the prediction interval of a
+    new run; and decades, the distance from the rows. If any input or C is more than `max_decades` outside the rows, the
+    value is None and `refused` gives the reason. lo and hi are None if the rows do not determine the value. Raises
+    ValueError for a missing, unknown or non-positive input.
     """
     unread = [name for name in at if name not in (*law.inputs, "N", "D", "C", "M")]
     if unread:
-        raise ValueError(f"predict {unread[0]}={at[unread[0]]:g}: law {law.name!r} reads {', '.join(law.inputs)}")
+        raise ValueError(
+            f"predict {unread[0]}={at[unread[0]]:g}: {unread[0]} is no input of law {law.name!r}; its inputs are "
+            f"{', '.join(law.inputs)}"
+        )
     wrong = [name for name in at if not (0 < at[name] < np.inf if name in "NDCM" else np.isfinite(at[name]))]
     if wrong:
-        raise ValueError(f"predict {wrong[0]}={at[wrong[0]]:g}: must be a finite number > 0")
+        raise ValueError(f"predict {wrong[0]}={at[wrong[0]]:g} must be a finite number > 0")
     full = complete(at)
     missing = [name for name in law.inputs if name not in full]
     if missing:
         raise ValueError(
-            f"predict {dict(at)}: law {law.name!r} needs {', '.join(law.inputs)}; {', '.join(missing)} missing"
+            f"predict {dict(at)} must set {', '.join(law.inputs)} for law {law.name!r}; it lacks {', '.join(missing)}"
         )
     decades = float(outside(record["domain"], full))
     answer: dict = {"at": dict(at), "value": None, "lo": None, "hi": None, "decades": decades}
@@ -157,7 +160,7 @@ def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float =
     values = fitted_values(record)
     answer["value"] = float(law.predict(inputs, values)[0, 0])
     if not np.isfinite(answer["value"]):
-        raise ValueError(f"predict {dict(at)}: law {law.name!r} has no value there")
+        raise ValueError(f"predict {dict(at)}: law {law.name!r} is not finite at this point")
     draws = np.array(record["draws"])
     undetermined = np.array(record.get("untold", ())).reshape(-1, len(law.params))
     if len(draws) and not depends(law.predict(inputs, undetermined)[:, 0]):
@@ -178,7 +181,7 @@ def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float =
 
 
 def _empty_fit(law: Law, inputs: Mapping[str, Array], record: Row, values: Array) -> Fit:
-    """The fit of a record without its rows: enough to add noise on the scale of the residuals."""
+    """Returns the fit of a record without its rows, which suffices to add noise on the scale of the residuals."""
     objective = record["objective"]
     active = np.ones(len(law.params), dtype=bool)
     problem = Problem(
@@ -188,7 +191,7 @@ def _empty_fit(law: Law, inputs: Mapping[str, Array], record: Row, values: Array
 
 
 def complete(at: Mapping[str, float]) -> dict[str, float]:
-    """A point with the inputs that follow from the others: C = 6 N D, D = C/(6 N), M = D/N."""
+    """Adds to a point the inputs that follow from the others: C = 6 N D, D = C/(6 N), M = D/N."""
     full = {name: float(value) for name, value in at.items()}
     for role, (parts, rule) in DERIVED.items():
         if role not in full and all(part in full for part in parts):
@@ -197,12 +200,13 @@ def complete(at: Mapping[str, float]) -> dict[str, float]:
 
 
 def compare_with_rows(record: Row, law: Law, table: Table, max_decades: float) -> Json:
-    """Compares a recorded law with rows that it was not fitted to; seeds of one cell are averaged.
+    """Compares a recorded law with rows that it was not fitted to, averaged over seeds.
 
-    cells   in order of compute, else of the rows: at, target (mean over its runs), runs, and the fields of `predict`
+    cells   by compute if known: at, target (mean over runs), number of runs, and the fields of `predict`
     mare    mean |value / target - 1|;  bias  mean of value / target - 1
-    coverage, run_coverage   share of cells inside the law's interval and inside the band; None without intervals
-    Errors: ValueError for rows farther than `max_decades` outside those of the law.
+    coverage, run_coverage   fraction of the cells in the confidence interval and in the prediction interval, or None
+
+    Raises ValueError for rows more than `max_decades` outside the fitted rows.
     """
     inputs, member = table.inputs(law), cells(table.inputs(law))
     predictions = []
@@ -212,7 +216,7 @@ def compare_with_rows(record: Row, law: Law, table: Table, max_decades: float) -
         prediction = predict(record, law, at, max_decades)
         if "refused" in prediction:
             point = ", ".join(f"{name}={value:g}" for name, value in at.items())
-            raise ValueError(f"{point}: {prediction['refused']}; --force predicts all the same")
+            raise ValueError(f"{point}: {prediction['refused']}; add --force to predict anyway")
         compute = float(table.columns["C"][in_cell].mean()) if "C" in table.columns else float(len(predictions))
         predictions.append(
             {**prediction, "target": float(table.target[in_cell].mean()), "runs": int(in_cell.sum()), "order": compute}
@@ -226,19 +230,19 @@ def compare_with_rows(record: Row, law: Law, table: Table, max_decades: float) -
 
 
 def _coverage(predictions: list[Json], low: str, high: str) -> float | None:
-    """Share of the cells whose target lies between two fields of their prediction."""
+    """Returns the fraction of the cells whose target lies between two fields of the prediction, or None."""
     if any(row.get(low) is None for row in predictions):
         return None
     return float(np.mean([row[low] <= row["target"] <= row[high] for row in predictions]))
 
 
 def law_of(entry: Row) -> Law:
-    """The law of an entry of laws.json, with its fixed parameters held at their values."""
+    """Returns the law of an entry of laws.json, with its fixed parameters."""
     return find(entry["law"]).fix(
         {name: estimate["value"] for name, estimate in entry["params"].items() if estimate.get("fixed")}
     )
 
 
 def fitted_values(record: Row) -> NDArray[np.float64]:
-    """The values of the fitted parameters in order, (1, params), as `Law.predict` takes them."""
+    """Returns the fitted parameters in order, (1, params), as `Law.predict` takes them."""
     return np.array([[entry["value"] for entry in record["params"].values() if not entry.get("fixed")]])

@@ -1,4 +1,4 @@
-"""The problem that a fit solves: a law, its rows, the scale of the residuals and the loss on them."""
+"""The problem that a fit solves: a law, its rows, the scale of the residuals and the loss function."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kleiber.studies.laws.law import Array, Law
 
 LOSSES = ("huber", "lad", "squared")
 SPACES = ("log", "linear", "log10")
-EIGHTH = {2e-3: 8 / 5, 4e-3: -4 / 5, 6e-3: 8 / 35, 8e-3: -1 / 35}  # weights of central differences by distance
-TOGETHER = 20_000  # elements below which all coordinates of a Jacobian go in one call
+EIGHTH = {2e-3: 8 / 5, 4e-3: -4 / 5, 6e-3: 8 / 35, 8e-3: -1 / 35}  # weights of central differences, by step
+TOGETHER = 20_000  # a Jacobian with fewer elements is computed in one call
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One law, its rows and the objective sum_i rho(s(L_hat_i) - s(L_i)), s the `space`, rho the `loss_fn`.
+    """A law, its rows and the objective sum_i rho(s(L_hat_i) - s(L_i)) with loss function rho and scale s (`space`).
 
-    `active` marks the parameters that are in the law; a dropped term is held at 0. `scale` (rows,), where standard
-    errors are known, divides both predictions and observations, and so the residuals (`relative_sigma`).
+    active  mask of the parameters that are fitted; a dropped term is 0
+    scale   (rows,) divides predictions and observations if the rows have standard errors (`relative_sigma`)
     """
 
     law: Law
@@ -47,11 +47,11 @@ class Problem:
         return self.scaled(to_space(self.target, self.space))
 
     def scaled(self, values: Array) -> Array:
-        """Values by row (..., rows) over the row's scale."""
+        """Divides values (..., rows) by `scale`, if there is one."""
         return values if self.scale is None else values / self.scale
 
     def rows(self, keep: NDArray) -> "Problem":
-        """The same problem on some of its rows (a mask or positions)."""
+        """Returns the same problem on some of its rows (a mask or positions)."""
         return replace(
             self,
             inputs={k: v[keep] for k, v in self.inputs.items()},
@@ -60,27 +60,27 @@ class Problem:
         )
 
     def values(self, theta: Array) -> Array:
-        """Natural parameters (draws, all params) of solver coordinates (draws, active params)."""
+        """Converts solver coordinates (draws, active params) to parameters in natural units (draws, params)."""
         full = np.zeros((len(theta), len(self.active)))
         log = self.law.log[self.active]
         full[:, self.active] = np.where(log, np.exp(np.clip(np.where(log, theta, 0.0), -700, 700)), theta)
         return full
 
     def coordinates(self, values: Array) -> Array:
-        """The inverse of `values`."""
+        """Inverts `values`."""
         kept = np.atleast_2d(values)[:, self.active]
         log = self.law.log[self.active]
         return np.where(log, np.log(np.where(log, np.maximum(kept, 1e-300), 1.0)), kept)
 
     def predict(self, theta: Array, inputs: Mapping[str, Array] | None = None) -> Array:
-        """Predictions on the scale of the residuals, (draws, rows); at other `inputs` than its own rows unscaled."""
+        """Predicts on the scale of the residuals, (draws, rows); at other `inputs` without division by `scale`."""
         answer = self.law.evaluate(self.inputs if inputs is None else inputs, self.values(theta))
         answer = convert(answer, self.law.returns, self.space)
         return self.scaled(answer) if inputs is None else answer
 
     @np.errstate(all="ignore")  # a wild trial step is rejected by its infinite objective
     def jacobian(self, theta: Array, inputs: Mapping[str, Array] | None = None, apart: float = 6e-6) -> Array:
-        """d prediction / d coordinate by central differences `apart` wide, (draws, rows, active params)."""
+        """Returns d prediction / d coordinate by central differences of step `apart`, (draws, rows, active params)."""
         draws, params = theta.shape
         steps = np.eye(params)[:, None, :] * (apart * np.maximum(1.0, np.abs(theta)))[None]
         together = params if draws * self.num_rows * params <= TOGETHER else 1
@@ -93,33 +93,33 @@ class Problem:
         return np.moveaxis(np.concatenate(parts), 0, 2)
 
     def exact_jacobian(self, theta: Array) -> Array:
-        """The same to eighth order: 300 times less rounding for four times the cost."""
+        """Returns the Jacobian by differences of order eight: 300 times less rounding error at four times the cost."""
         return np.sum([share * self.jacobian(theta, apart=apart) for apart, share in EIGHTH.items()], axis=0)
 
 
 def to_space(loss: Array, space: str) -> Array:
-    """Losses on the scale of the residuals: log L, log10 L or L."""
+    """Transforms losses to the scale of the residuals: log L, log10 L or L."""
     with np.errstate(all="ignore"):
         return {"log": np.log, "log10": np.log10, "linear": np.asarray}[space](loss)
 
 
 def from_space(values: Array, space: str) -> Array:
-    """The inverse of `to_space`."""
+    """Inverts `to_space`."""
     return {"log": np.exp, "log10": lambda a: 10.0**a, "linear": np.asarray}[space](values)
 
 
 def relative_sigma(sigma: Array, target: Array, space: str) -> Array:
-    """Standard errors on the scale of the residuals (sigma / L in log space), over their root mean square.
+    """Returns standard errors on the scale of the residuals, divided by their root mean square.
 
-    The division keeps residuals as large as they were, so that a Huber delta keeps its meaning and equal errors change
-    nothing.
+    On a log scale the standard error is sigma / L. The division keeps the mean size of the residuals, so that a Huber
+    delta keeps its meaning and equal standard errors have no effect.
     """
     error = {"log": sigma / target, "log10": sigma / (target * np.log(10.0)), "linear": sigma}[space]
     return error / np.sqrt(np.mean(error**2))
 
 
 def convert(answer: Array, returns: str, space: str) -> Array:
-    """A law's answer, from the scale it returns to the scale of the residuals."""
+    """Converts the value of a law from the scale it returns to the scale of the residuals."""
     if returns == space:
         return answer
     if returns == "log10" and space == "log":
@@ -128,7 +128,10 @@ def convert(answer: Array, returns: str, space: str) -> Array:
 
 
 def rho(r: Array, loss_fn: str, delta: float) -> Array:
-    """Loss of residuals: Huber r^2/2 to delta, delta (|r| - delta/2) beyond; lad |r|; squared r^2; else inf."""
+    """Returns the loss of each residual: Huber, lad |r| or squared r^2; inf if r is not finite.
+
+    Huber is r^2 / 2 up to delta, and delta (|r| - delta / 2) above.
+    """
     size = np.abs(r)
     with np.errstate(all="ignore"):
         if loss_fn == "squared":
@@ -141,7 +144,7 @@ def rho(r: Array, loss_fn: str, delta: float) -> Array:
 
 
 def influence(r: Array, loss_fn: str, delta: float) -> Array:
-    """Weights rho'(r)/r up to a factor: those of the quadratic that touches rho from above at r."""
+    """Returns the weights rho'(r) / r, up to a factor, of iteratively reweighted least squares."""
     if loss_fn == "squared":
         return np.ones_like(r)
     return 1 / np.maximum(1.0, np.abs(r) / delta)
@@ -151,28 +154,33 @@ def checked_problem(
     law: Law, inputs: Mapping[str, Array], target: Array, loss_fn: str | None, delta: float, space: str | None,
     scale: Array | None = None,
 ) -> Problem:  # fmt: skip
-    """The checked problem with all columns in float64 (6 N D overflows int64).
+    """Checks the rows and the objective and builds the `Problem`; all columns become float64 (6 N D overflows int64).
 
-    Errors: ValueError for an unknown loss or space, a missing input, a value that is not finite, a target that the
-    space cannot take, and for fewer rows than parameters.
+    Raises ValueError for an unknown loss function or scale, a missing input, a value that is not finite, a target that
+    is not positive on a log scale, and fewer rows than parameters.
     """
     loss_fn, space = loss_fn or law.loss_fn, space or law.space
     if loss_fn not in LOSSES:
-        raise ValueError(f"loss-fn {loss_fn!r}: must be one of {', '.join(LOSSES)}")
+        raise ValueError(f"--loss-fn {loss_fn!r} must be one of {', '.join(LOSSES)}")
     if space not in SPACES:
-        raise ValueError(f"space {space!r}: must be one of {', '.join(SPACES)}")
+        raise ValueError(f"--space {space!r} must be one of {', '.join(SPACES)}")
     if loss_fn == "huber" and not delta > 0:
-        raise ValueError(f"delta {delta}: must be > 0; for the limit of 0 use loss-fn lad")
+        raise ValueError(f"--delta {delta} must be > 0; for absolute residuals, the limit of 0, use --loss-fn lad")
     missing = [name for name in law.inputs if name not in inputs]
     if missing:
-        raise ValueError(f"law {law.name!r} needs inputs {', '.join(law.inputs)}; {', '.join(missing)} not given")
+        raise ValueError(
+            f"law {law.name!r} needs the inputs {', '.join(law.inputs)}, but {', '.join(missing)} is missing"
+        )
     columns = {name: np.asarray(inputs[name], dtype=np.float64) for name in inputs}
     target = np.asarray(target, dtype=np.float64)
     for name, column in {**columns, "target": target}.items():
         if not np.isfinite(column).all():
-            raise ValueError(f"{name}: row {int(np.argmin(np.isfinite(column)))} is not finite; exclude it first")
+            raise ValueError(f"{name} is not finite in row {int(np.argmin(np.isfinite(column)))}: exclude this row")
     if space != "linear" and (target <= 0).any():
-        raise ValueError(f"target {target.min():g} in space {space!r}: must be > 0; use space linear")
+        raise ValueError(f"the target {target.min():g} must be > 0 for --space {space}; use --space linear")
     if len(target) < len(law.params):
-        raise ValueError(f"law {law.name!r} has {len(law.params)} parameters, the table {len(target)} rows")
+        raise ValueError(
+            f"law {law.name!r} has {len(law.params)} parameters, but the table has only {len(target)} rows: add rows "
+            "or use a law with fewer parameters"
+        )
     return Problem(law, columns, target, loss_fn, delta, space, np.ones(len(law.params), dtype=bool), scale)

@@ -1,9 +1,9 @@
-"""Solves many least-loss problems at once: Huber, absolute or squared residuals of a law, a row of parameters each.
+"""Minimizes the objectives of many problems at once; each has its own weights, targets or starting point.
 
-A bootstrap, a profile and a multi-start fit are the same computation: a batch of refits that differ in weights, targets
-or starting points. `descend` is a Levenberg-Marquardt over arrays (problems, rows, params), reweighted for the Huber
-loss; `polish` takes one row to ten digits; `finish` takes Newton steps on the gradient. An objective determines its
-minimum to half of its digits only, so where a descent stops depends on rounding; where the gradient is zero does not.
+Bootstraps, profiles and fits from several starting points all use such batches. `descend` is a Levenberg-Marquardt
+method on arrays (problems, rows, params), reweighted for the Huber loss. `polish` refines one solution to ten digits.
+`finish` takes Newton steps until the gradient is zero: near a minimum, the objective is so flat that rounding decides
+where a descent stops, but the zero of the gradient is well defined.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from scipy.optimize import minimize
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.problem import Problem, influence, rho
 
-BATCH = 100_000  # elements (problems x rows) evaluated together: fits the caches
+BATCH = 100_000  # elements (problems x rows) of a chunk, few enough for the processor's cache
 STEPS = 4  # Newton steps of `finish`
-APART = 1e-6  # change of residuals over which gradients are differenced: below any Huber delta in use
-FARTHEST = 1e-3  # largest difference in a coordinate, for directions that move no residual
+APART = 1e-6  # change of the residuals between the two gradients of a difference quotient, below any Huber delta
+FARTHEST = 1e-3  # largest step in a coordinate, for directions that change no residual
 
 
 def smooth(problem: Problem, r: Array) -> tuple[str, float]:
-    """The differentiable loss used in place of lad: Huber with a delta of 1 % of the median residual."""
+    """Returns loss function and delta to descend on; lad is replaced by Huber with 1 % of the median residual."""
     if problem.loss_fn != "lad":
         return problem.loss_fn, problem.delta
     return "huber", 1e-2 * max(float(np.median(np.abs(r[np.isfinite(r)]))), 1e-9)
@@ -33,10 +33,10 @@ def descend(
     problem: Problem, theta: Array, targets: Array | None = None, weights: Array | None = None,
     fixed: int | None = None, rounds: int = 60, tolerance: float = 1e-8,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """Levenberg-Marquardt from every row of `theta`; returns the refitted rows and their objective values.
+    """Levenberg-Marquardt from every row of `theta`; returns the solutions and their objectives.
 
-    `targets` and `weights` (problems, rows), on the scale of the residuals, are those of each problem; coordinate
-    `fixed` is held. Large batches are computed in chunks to bound memory.
+    `targets` and `weights` (problems, rows) on the scale of the residuals replace those of the problem. Coordinate
+    `fixed` keeps its value. Large batches are computed in chunks to limit memory.
     """
     chunk = max(1, BATCH // problem.num_rows)
     if len(theta) <= chunk:
@@ -80,7 +80,7 @@ def _descend(problem, theta, targets, weights, fixed, rounds, tolerance) -> tupl
 
 
 def _step(problem, theta, r, weights, damping, free, loss_fn, delta) -> Array:
-    """One damped Gauss-Newton step per problem; steps in log coordinates are capped at a factor e^3."""
+    """Returns one damped Gauss-Newton step for each problem; steps in a log coordinate are at most a factor of e^3."""
     jacobian = np.nan_to_num(problem.jacobian(theta)[:, :, free], nan=0.0, posinf=0.0, neginf=0.0)
     weighted = jacobian * (weights * influence(r, loss_fn, delta))[:, :, None]
     normal = np.matmul(weighted.transpose(0, 2, 1), jacobian)
@@ -96,9 +96,10 @@ def _step(problem, theta, r, weights, damping, free, loss_fn, delta) -> Array:
 
 @np.errstate(all="ignore")  # a wild trial step is rejected by its infinite objective
 def polish(problem: Problem, theta: Array) -> tuple[Array, float]:
-    """BFGS on whitened coordinates from a row `theta` (params,), to ten digits; lad by Huber with delta down to 1e-7.
+    """Refines a solution `theta` (params,) to ten digits by BFGS in whitened coordinates; returns its objective too.
 
-    The objective is divided by its value at the start, since raw values of 1e-3 meet the default tolerances too early.
+    lad is approximated by Huber with delta down to 1e-7. The objective is divided by its initial value, since the
+    default tolerances are too loose for values near 1e-3.
     """
     deltas = {"lad": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7), "huber": (problem.delta,), "squared": (1.0,)}[problem.loss_fn]
     observed = problem.observed
@@ -127,7 +128,10 @@ def polish(problem: Problem, theta: Array) -> tuple[Array, float]:
 
 
 def _whitening(jacobian: Array) -> Array:
-    """A basis in which the weighted residuals' curvature is the identity (small directions held to 1e-7)."""
+    """Returns a basis in which the curvature of the weighted squared residuals is the identity.
+
+    Singular values below 1e-7 of the largest are raised to it.
+    """
     _, s, vt = np.linalg.svd(np.nan_to_num(jacobian), full_matrices=False)
     return vt.T / np.maximum(s, 1e-7 * max(float(s[0]), 1e-300))
 
@@ -136,9 +140,9 @@ def _whitening(jacobian: Array) -> Array:
 def finish(
     problem: Problem, theta: Array, targets: Array | None = None, weights: Array | None = None, fixed: int | None = None
 ) -> tuple[Array, Array]:
-    """Newton steps from every row of `theta` to a zero gradient; returns the rows and the objectives there.
+    """Takes Newton steps from every row of `theta` to a zero gradient; returns the solutions and their objectives.
 
-    Arguments as for `descend`. Absolute residuals (lad) have corners instead and are left as they are.
+    The arguments are those of `descend`. With lad, whose gradient jumps, the rows are returned unchanged.
     """
     shape = (len(theta), problem.num_rows)
     observed = np.broadcast_to(problem.observed[None] if targets is None else targets, shape)
@@ -171,8 +175,10 @@ def _finish(problem: Problem, theta: Array, observed: Array, weights: Array, fre
 def _slopes(
     problem: Problem, around: Array, observed: Array, weights: Array, basis: Array, rule: Callable[[Array], Array]
 ) -> Array:
-    """Gradients of the objectives at (problems, points, params) along the directions of a basis; `rule` is how to
-    difference the predictions."""
+    """Returns the gradients of the objectives at `around` (problems, points, params) along the directions of a basis.
+
+    rule  computes the Jacobian of the predictions
+    """
     draws, points, params = around.shape
     flat = around.reshape(-1, params)
     r = problem.predict(flat).reshape(draws, points, -1) - observed[:, None]
@@ -182,7 +188,7 @@ def _slopes(
 
 
 def _basis(problem: Problem, theta: Array, observed: Array, weights: Array, free: list[int]) -> Array:
-    """Directions (problems, params, free) in which residuals move by `APART`, so that all curvatures are alike."""
+    """Returns directions (problems, params, free) along which residuals change by `APART`: similar curvatures."""
     r = problem.predict(theta) - observed
     weight = np.sqrt(weights * influence(r, problem.loss_fn, problem.delta))[:, :, None]
     jacobian = np.nan_to_num(weight * problem.jacobian(theta)[:, :, free], nan=0.0, posinf=0.0, neginf=0.0)

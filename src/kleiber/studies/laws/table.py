@@ -1,7 +1,7 @@
-"""Tables of runs: csv, jsonl, parquet or a folder of runs, read into the float64 columns that a law takes.
+"""Reads tables of runs: csv, jsonl, parquet or a folder of runs, as the float64 columns that a law takes.
 
-Roles are the law's symbols (N, D, C, L, ...); `--map N=COL` assigns a column to a role. No column is guessed, and every
-row that is left out is recorded with its rule.
+A role is a symbol of a law (N, D, C, L, ...); `--map N=COL` assigns a column to it. A role without a mapping takes the
+column of the same name. Every excluded row is recorded with the rule that excludes it.
 """
 
 import hashlib
@@ -29,7 +29,13 @@ OF_RUNS = {"N": "active", "D": "tokens", "L": "loss", "C": "flops"}
 
 @dataclass
 class Table:
-    """Rows ready for a fit: `columns` by role, `frame` the original rows beside them, `excluded` (row, rule) pairs."""
+    """Rows ready to be fitted.
+
+    frame     the rows of the original table
+    columns   values by role, (rows,) each
+    roles     column name by role
+    excluded  {row, rule} of each excluded row
+    """
 
     frame: pd.DataFrame
     columns: dict[str, Array]
@@ -42,12 +48,12 @@ class Table:
 
     @property
     def target(self) -> Array:
-        """The column of role L."""
+        """The target: the column of role L."""
         return self.columns["L"]
 
     @property
     def sigma(self) -> Array | None:
-        """Standard errors of the targets; None without such a column. ValueError for a row without one."""
+        """Standard errors of the target, or None. Raises ValueError if one is not positive and finite."""
         sigma = self.columns.get("sigma")
         if sigma is None:
             return None
@@ -55,35 +61,38 @@ class Table:
         if not good.all():
             bad = int(np.argmin(good))
             raise ValueError(
-                f"--sigma {self.roles['sigma']}: row {label(self.frame.index[bad])} is {sigma[bad]:g}; the standard "
-                "error of a loss must be finite and > 0"
+                f"--sigma {self.roles['sigma']}: the standard error {sigma[bad]:g} of row "
+                f"{label(self.frame.index[bad])} must be finite and > 0"
             )
         return sigma
 
     def inputs(self, law: Law) -> dict[str, Array]:
-        """The law's inputs by name; ValueError for roles that no column and no derivation supplies."""
+        """Returns the law's inputs by name. Raises ValueError if one has no column and cannot be computed."""
         missing = [name for name in law.inputs if name not in self.columns]
         if missing:
             maps = ",".join(f"{name}=COL" for name in missing)
             names = ", ".join(map(str, self.frame.columns))
-            raise ValueError(f"law {law.name!r} needs {', '.join(law.inputs)}; add --map {maps}. Columns: {names}")
+            raise ValueError(
+                f"law {law.name!r} needs the inputs {', '.join(law.inputs)}; add --map {maps}, where COL is one of "
+                f"{names}"
+            )
         return {name: self.columns[name] for name in law.inputs}
 
     def drop(self, rows: NDArray, rule: str) -> "Table":
-        """The table without the rows where the mask `rows` is true, each recorded under `rule`."""
+        """Returns the table without the rows of a mask, each recorded under `rule`."""
         gone = [{"row": label(i), "rule": rule} for i in self.frame.index[rows]]
         kept = {name: column[~rows] for name, column in self.columns.items()}
         return Table(self.frame.loc[~rows], kept, self.roles, [*self.excluded, *gone], self.whole)
 
     def split(self, column: str) -> dict[str, "Table"]:
-        """One table per value of a column, in order of the values, each with its own excluded rows.
+        """Splits the table by the values of a column, in their order; each part has its own excluded rows.
 
-        ValueError for a row without a value.
+        Raises ValueError if a row has no value.
         """
         name = column_of(self.frame, column, "--by")
         if (empty := self.frame[name].isna().to_numpy(dtype=bool)).any():
             row = label(self.frame.index[int(np.argmax(empty))])
-            raise ValueError(f"--by {column}: row {row} has no value there; leave it out with --where")
+            raise ValueError(f"--by {column}: row {row} has no value in this column; exclude it with --where")
         of = (self.frame if self.whole is None else self.whole)[name]
         groups: dict[str, Table] = {}
         for value in sorted(self.frame[name].unique(), key=lambda v: (isinstance(v, str), v)):
@@ -94,7 +103,7 @@ class Table:
         return groups
 
     def hash(self) -> str:
-        """sha256 over the columns the fit read, by role: the same rows give the same hash."""
+        """Returns the sha256 of the columns by role, which is the same for the same rows."""
         digest = hashlib.sha256()
         for role in sorted(self.columns):
             digest.update(role.encode() + np.ascontiguousarray(self.columns[role]).tobytes())
@@ -106,17 +115,17 @@ def label(index: object) -> object:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """Raw rows of a csv, jsonl or parquet file or of a folder of runs; ValueError when it cannot be read."""
+    """Reads the rows of a csv, jsonl or parquet file, or of a folder of runs. Raises ValueError if that fails."""
     path = Path(path)
     if path.is_dir():
         from kleiber.records import catalog
 
         frame = catalog.frame(catalog.read_runs(path))
         if not len(frame):
-            raise ValueError(f"{path}: no runs in this folder (a run has a summary.json)")
+            raise ValueError(f"{path} contains no runs (a run is a folder with a summary.json)")
         return frame
     if not path.exists():
-        raise ValueError(f"{path}: no such file or folder")
+        raise ValueError(f"{path} does not exist")
     readers = {
         ".csv": pd.read_csv,
         ".jsonl": lambda p: pd.read_json(p, lines=True),
@@ -124,26 +133,26 @@ def read(path: str | Path) -> pd.DataFrame:
     }
     if path.suffix not in readers:
         raise ValueError(
-            f"{path}: a table is .csv, .jsonl, .parquet or a folder of runs, not {path.suffix or 'without suffix'!r}"
+            f"{path} must be a .csv, .jsonl or .parquet file or a folder of runs; its suffix is {path.suffix!r}"
         )
     try:
         frame = readers[path.suffix](path)
     except (ValueError, OSError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from error
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     if not len(frame):
         raise ValueError(f"{path}: the table has no rows")
     return frame
 
 
 def parse_map(text: str | None, extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """`N=params,D=tokens` (and the synonyms --params, --data, --loss, --compute) as a dict role -> column."""
+    """Parses `N=params,D=tokens` to columns by role; `extra` are those of --params, --data, --loss, --compute."""
     roles = {role: column for role, column in (extra or {}).items() if column}
     for item in filter(None, (text or "").split(",")):
         role, equals, column = item.partition("=")
         if not equals or not role.strip() or not column.strip():
-            raise ValueError(f"--map {item!r}: must be ROLE=COLUMN, such as N=params,D=tokens,L=loss")
+            raise ValueError(f"--map {item!r} must have the form ROLE=COLUMN, such as N=params,D=tokens,L=loss")
         if roles.get(role.strip(), column.strip()) != column.strip():
-            raise ValueError(f"--map {item!r}: {role.strip()} is already {roles[role.strip()]!r}")
+            raise ValueError(f"--map {item!r} contradicts {role.strip()}={roles[role.strip()]}; remove one of them")
         roles[role.strip()] = column.strip()
     return roles
 
@@ -151,10 +160,10 @@ def parse_map(text: str | None, extra: Mapping[str, str | None] | None = None) -
 def load(
     frame: pd.DataFrame, roles: Mapping[str, str], filters: Sequence[str] = (), needed: Iterable[str] = ()
 ) -> Table:
-    """Applies roles and filters; a role of `needed` without a mapping is the column of that name.
+    """Selects the columns of all roles and the rows of all filters; a role in `needed` may be mapped by its own name.
 
-    Rows that a filter or a missing number removes are recorded with the rule. Errors: ValueError for an absent column
-    (with the nearest), for a value that is no number (with its row) and when no row is left.
+    Rows that a filter or a missing number excludes are recorded with the rule. Raises ValueError for a missing column
+    (with the nearest name), for a value that is not a number (with its row), and if no row remains.
     """
     frame = frame.reset_index(drop=True)
     named = dict(roles)
@@ -162,7 +171,7 @@ def load(
         if role not in named and role in frame.columns:
             named[role] = role
     if "L" not in named:
-        named["L"] = column_of(frame, "loss", "no loss mapped: add --map L=COL")
+        named["L"] = column_of(frame, "loss", "add --map L=COL with the column of the loss")
     columns = {role: _numbers(frame, column_of(frame, name, f"--map {role}={name}")) for role, name in named.items()}
     for role, (parts, rule) in DERIVED.items():
         if role not in columns and all(part in columns for part in parts):
@@ -180,7 +189,8 @@ def load(
             kept = kept.drop(~np.isfinite(kept.columns[role]), f"not finite: {role} ({named.get(role, 'derived')})")
     if not len(kept):
         raise ValueError(
-            f"no rows left of {len(frame)} after {', '.join(map(repr, filters)) or 'dropping missing numbers'}"
+            f"none of the {len(frame)} rows remains after "
+            f"{', '.join(map(repr, filters)) or 'excluding missing numbers'}"
         )
     return kept
 
@@ -192,13 +202,13 @@ def _numbers(frame: pd.DataFrame, name: str) -> Array:
         bad = (read.isna() & column.notna()).to_numpy(dtype=bool)
         if bad.any():
             row = int(np.argmax(bad))
-            raise ValueError(f"column {name!r}, row {row}: {column.iloc[row]!r} is not a number")
+            raise ValueError(f"column {name!r}: {column.iloc[row]!r} in row {row} is not a number")
         column = read
     return column.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def cells(inputs: Mapping[str, Array]) -> NDArray[np.intp]:
-    """The number of the cell of each row: rows with equal inputs (to 1e-9) are replicates of a cell."""
+    """Numbers the cells; rows with equal inputs (to 1e-9) are replicates and have the same number."""
     units = {name: 10.0 ** (_magnitude(column) - 9) for name, column in inputs.items()}
     stacked = np.column_stack([np.round(column / units[name]) * units[name] for name, column in inputs.items()])
     _, member = np.unique(stacked, axis=0, return_inverse=True)

@@ -1,7 +1,7 @@
-"""Score tests of a transient that a law may lack, by generalized least squares with the noise of trunks and rows.
+"""Tests whether the residuals of a law contain a transient, by score tests with the noise of trunks and rows.
 
-What the branches of a trunk share is a function of size alone and looks like a transient in N, so tests along N have
-the degrees of freedom of trunks, not of rows.
+The noise that the branches of a trunk share depends on the model size only and so resembles a transient in N. Tests
+along N therefore use the degrees of freedom of trunks, not of rows.
 """
 
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ FEWEST_TRUNKS = 3.0  # degrees of freedom between trunks below which nothing is 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """The least-squares fit of a table, the noise of its rows and the weights that its tests share.
+    """The least-squares fit of a table, the noise of its rows, and the weights that all tests use.
 
-    tangent    the law's gradient by row, dropped linear terms included: a floor at 0 must not look like a transient
-    precision  inverse covariance of the rows' noise less what the law absorbs: P of generalized least squares
+    tangent    gradient of the law in each row, including dropped terms, since E = 0 must not look like a transient
+    precision  P = V^-1 - V^-1 J (J' V^-1 J)^-1 J' V^-1: inverse covariance without the directions that the law can fit
     """
 
     model: NoiseModel
@@ -41,24 +41,24 @@ class Diagnostics:
 
     @property
     def residuals(self) -> Array:
-        """Observed less predicted, on the scale of the fit."""
+        """Observed minus predicted, on the scale of the residuals."""
         return -self.least.residuals
 
     def score(self, directions: Array) -> tuple[Array, Array, Array]:
-        """Coefficient, standard error and degrees of freedom of each added term, `directions` (terms, rows)."""
+        """Returns coefficient, standard error and df of each added term of `directions` (terms, rows)."""
         weights = directions @ self.precision
         size = np.maximum((weights * directions).sum(1), 1e-300)
         variance, df = self.noise.variance(weights, self.layout)
         return weights @ self.residuals / size, np.sqrt(variance) / size, df
 
     def df_along(self, name: str, df: Array) -> Array:
-        """Degrees of freedom of a test along an input: at most those of trunks, where trunks differ in that input."""
+        """Returns the degrees of freedom of a test along an input; at most those of trunks if trunks differ in it."""
         shared = self.model.clusters is not None and name != "D"
         return np.minimum(df, max(self.noise.df_trunks, 1.0)) if shared else df
 
 
 def diagnose(model: NoiseModel) -> Diagnostics | None:
-    """The diagnostics of a fitted table; None where transients do not apply to its law and where noise is unknown."""
+    """Returns the diagnostics of a fitted table; None for laws without transients, and if the noise is unknown."""
     law = model.fit.law
     if {"L", "p"} & set(law.inputs) or law.returns != "linear" or not {"N", "D", "C"} & set(law.inputs):
         return None  # the second training of a law of replay does not start on the transient of the first
@@ -71,7 +71,7 @@ def diagnose(model: NoiseModel) -> Diagnostics | None:
 
 
 def absorbing(covariance: Array, tangent: Array) -> Array:
-    """P = V^-1 - V^-1 J (J' V^-1 J)^-1 J' V^-1, (rows, rows): weights of what the law cannot absorb."""
+    """Returns P = V^-1 - V^-1 J (J' V^-1 J)^-1 J' V^-1, (rows, rows), for covariance V and gradient J."""
     lower = np.linalg.cholesky(covariance)
     white = np.linalg.solve(lower, tangent)
     basis, sizes, _ = np.linalg.svd(white / np.maximum(np.linalg.norm(white, axis=0), 1e-300), full_matrices=False)
@@ -81,7 +81,7 @@ def absorbing(covariance: Array, tangent: Array) -> Array:
 
 
 def untestable_inputs(diagnostics: Diagnostics) -> list[str]:
-    """Inputs along which too few trunks tell a transient from the noise that their branches share."""
+    """Returns the inputs along which there are too few trunks to distinguish a transient from shared noise."""
     if diagnostics.model.clusters is None or diagnostics.noise.df_trunks >= FEWEST_TRUNKS:
         return []
     return [name for name in ("N", "C") if name in diagnostics.least.law.inputs]
@@ -89,7 +89,7 @@ def untestable_inputs(diagnostics: Diagnostics) -> list[str]:
 
 @dataclass(frozen=True)
 class Transient:
-    """The best-fitting transient: its input, its scale, its relative size at the lowest rung, its p-value."""
+    """A transient T exp(-x/x0): its input x, its scale x0, its relative size at the smallest x, its p-value."""
 
     along: str
     scale: float
@@ -98,12 +98,12 @@ class Transient:
 
 
 def transient(diagnostics: Diagnostics) -> Transient | None:
-    """The score test for an added term T exp(-x/x0), x = D, N or C, x0 on a grid over the lower half of the rungs.
+    """Finds the most significant transient T exp(-x/x0), x = D, N or C, over a grid of x0 in the lower half of x.
 
-    Each term is tested by generalized least squares with the noise of trunks and rows, against t with the degrees of
-    freedom of its own variance, which the term itself inflates: with few trunks the test is conservative. The least
-    p-value is compared with its distribution over 4000 simulated tables, which corrects for the search over x0. None
-    where no term can be tested.
+    Each candidate is tested by generalized least squares with the noise of trunks and rows, in a t test with the
+    degrees of freedom of its variance; with few trunks the test is conservative. The smallest p-value is compared with
+    its distribution over 4000 simulated tables, which corrects for the search over candidates. None if there is no
+    candidate.
     """
     choices, raw = _candidates(diagnostics)
     if not choices:
@@ -124,9 +124,10 @@ def transient(diagnostics: Diagnostics) -> Transient | None:
 
 
 def detectable(diagnostics: Diagnostics) -> tuple[float, float, float] | None:
-    """The smallest detectable transients exp(-D/D0), with D0 of 1, 2 and 4 times the least D.
+    """Returns the sizes of the smallest detectable transients exp(-D/D0), with D0 of 1, 2 and 4 times the smallest D.
 
-    Size at the least D relative to the loss, for a test of known D0 at 5 % with a power of 90 %. None without D.
+    A size is relative to the loss at the smallest D. Detectable means: a test at 5 % with known D0 has a power of 90 %.
+    None for a law without D.
     """
     if "D" not in diagnostics.least.law.inputs:
         return None
@@ -142,9 +143,9 @@ def detectable(diagnostics: Diagnostics) -> tuple[float, float, float] | None:
 def _candidates(
     diagnostics: Diagnostics, scales: Mapping[str, Array] | None = None
 ) -> tuple[list[tuple[str, float]], Array]:
-    """Transients to test: (input, scale) of each, and its rows (terms, rows) on the scale of the fit.
+    """Returns (input, scale) of the transients to test, and their values (terms, rows) on the scale of the residuals.
 
-    Inputs with fewer than four rungs, and terms that the law absorbs, are left out.
+    Skips inputs with fewer than four distinct values, and transients that the law itself can fit.
     """
     problem, law = diagnostics.least.problem, diagnostics.least.law
     predicted = diagnostics.least.predict(problem.inputs)
@@ -170,7 +171,7 @@ def _candidates(
 
 
 def _squared(fitted: Fit) -> Fit:
-    """The least-squares fit of the same law, from the robust fit and without its outliers."""
+    """Refits the same law by least squares, without the outliers of the robust fit."""
     near = fitted.problem.observed + fitted.residuals - without_outliers(fitted.residuals)
     near = near if fitted.problem.scale is None else near * fitted.problem.scale
     problem = replace(fitted.problem, loss_fn="squared", target=from_space(near, fitted.problem.space))
@@ -179,7 +180,7 @@ def _squared(fitted: Fit) -> Fit:
 
 
 def _tangent(least: Fit) -> Array:
-    """The law's gradient by row, dropped linear terms included."""
+    """Returns the gradient of the law in each row, including the linear terms that were dropped, (rows, params)."""
     jacobian = np.nan_to_num(least.problem.jacobian(least.theta[None])[0])
     if not least.dropped:
         return jacobian
@@ -188,7 +189,7 @@ def _tangent(least: Fit) -> Array:
 
 
 def linear_terms(least: Fit) -> Array:
-    """The linear terms of the law per unit of their factors, on the scale of the fit, (rows, terms)."""
+    """Returns the linear terms with parameters 1, on the scale of the residuals, (rows, terms)."""
     columns = columns_of(least.problem, least.values)[0]
     if least.problem.space != "linear":
         columns = columns / least.predict(least.problem.inputs)[:, None]

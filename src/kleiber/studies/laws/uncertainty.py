@@ -1,9 +1,9 @@
-"""Uncertainty of a fit: refits of resampled tables, and profile likelihoods of its parameters.
+"""Uncertainty of a fit: bootstrap refits, and profile likelihoods of the parameters.
 
-A bootstrap resamples trunks or rows, or adds noise with the estimated variances, and refits every draw; intervals are
-percentiles of parameters, predictions and derived quantities. Resampling does not show the law's misfit, which
-`prediction` adds beyond the rows. A profile holds one parameter and refits the rest: where the fit never gets worse on
-one side, the data do not identify the parameter, however sharp its point value looks.
+A bootstrap resamples trunks or rows, or simulates noise with the estimated variances, and refits every sample;
+intervals are percentiles of the refits. It does not reveal the misfit of the law, which `prediction` adds. A profile
+fixes one parameter at several values and refits the others: if the fit does not become worse on one side, the rows do
+not identify the parameter, however precise its estimate looks.
 """
 
 from collections.abc import Mapping
@@ -20,20 +20,20 @@ from kleiber.studies.laws.problem import convert, from_space
 from kleiber.studies.laws.solve import descend, finish
 from kleiber.studies.laws.variance_components import Layout, VarianceComponents
 
-FEW_ROWS = 25  # fewer independent rows leave too few distinct ones in a resample
-FEW_CLUSTERS = 20  # with fewer trunks, intervals from resampled trunks are too narrow
-APART = 2.0  # distance of the second start of a refit from the fit, in standard deviations
+FEW_ROWS = 25  # with fewer independent rows, a resample has too few distinct rows
+FEW_CLUSTERS = 20  # with fewer trunks, resampling trunks gives intervals that are too narrow
+APART = 2.0  # distance of a refit's second starting point from the fit, in standard deviations
 METHODS = ("cluster t", "cluster bootstrap", "bootstrap")
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Refitted parameters (draws, params), the method, and the noise of runs.
+    """Parameters of the bootstrap refits (draws, params), the bootstrap method, and the noise of a run.
 
-    method       "cluster t": noise from the variance components of trunks with their degrees of freedom; "cluster
-                 bootstrap": whole trunks resampled; "bootstrap": rows resampled, or noise added where rows are few
+    method       "cluster t": simulated noise of trunks and rows, with variances drawn from their sampling distribution;
+                 "cluster bootstrap": resampled trunks; "bootstrap": resampled rows, or simulated noise for few rows
     noise        variance components of single runs
-    residual_sd  of the fit, misfit and outliers included: the least scatter of a new run
+    residual_sd  residual standard deviation of the fit; a new run scatters at least as much
     """
 
     fit: Fit
@@ -43,11 +43,11 @@ class Draws:
     residual_sd: float = 0.0
 
     def predict(self, inputs: Mapping[str, Array]) -> Array:
-        """The target at new inputs by draw, (draws, rows)."""
+        """Predicts the target at new inputs with each draw, (draws, rows)."""
         return self.fit.law.predict(inputs, self.values)
 
     def predict_runs(self, inputs: Mapping[str, Array], seed: int = 0, scale: Array | None = None) -> Array:
-        """The loss of one new run by draw: `predict` plus the noise of a run, times the `scale` of the row."""
+        """Predicts the loss of one new run with each draw: `predict` plus the noise of a run, multiplied by `scale`."""
         answer = self.fit.law.evaluate(inputs, self.values)
         space = self.fit.problem.space
         sd = self.noise.run_sd(np.log(inputs["N"])) if "N" in inputs else self.noise.run_sd(np.array(0.0))
@@ -61,7 +61,7 @@ class Draws:
 
 
 def interval(samples: Array, level: float = 0.9) -> tuple[Array, Array]:
-    """Central percentile interval along the first axis, without nan, the draws that failed."""
+    """Returns the central percentile interval along the first axis; draws that failed (nan) are ignored."""
     with np.errstate(all="ignore"):
         lo, hi = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return np.asarray(lo), np.asarray(hi)
@@ -78,11 +78,12 @@ def bootstrap(
 ) -> Draws:  # fmt: skip
     """Refits `count` resampled tables; the same seed gives the same draws.
 
-    `method` None chooses by measured coverage (benchmarks/coverage.py): whole `clusters` resampled from 20 of them on,
-    rows resampled within `strata` from 25 independent rows on, else noise drawn from the variance components and added
-    to the fit ("cluster t" with clusters). On 300 ladders of 6 to 14 trunks (benchmarks/resampling.py) this is the
-    narrowest method whose nominal 90 % intervals of exponents cover .86 to .94 on average: .87 at 1.10 x the width of
-    an oracle, pairs .88 at 1.21 x, pairs + t .94 at 1.52 x, CR2 + t .85 at .95 x, wild + t .83 at .93 x.
+    With method=None, whole `clusters` are resampled if there are at least 20, and rows are resampled within `strata` if
+    there are at least 25 independent rows; otherwise noise is drawn from the variance components and added to the fit
+    ("cluster t" with clusters). benchmarks/coverage.py measures these limits. On 300 ladders of 6 to 14 trunks
+    (benchmarks/resampling.py), "cluster t" is the narrowest method whose nominal 90 % intervals of exponents cover .86
+    to .94: it covers .87 with 1.10 times the width of an oracle; pairs bootstrap .88 (1.21), pairs + t .94 (1.52), CR2
+    + t .85 (.95), wild + t .83 (.93).
     """
     rng = np.random.default_rng(seed)
     method, resampled = _choose(fit.problem.num_rows, clusters, method)
@@ -103,35 +104,35 @@ def bootstrap(
 
 
 def _choose(num_rows: int, clusters: NDArray | None, method: str | None) -> tuple[str, bool]:
-    """The method, and whether it resamples."""
+    """Returns the bootstrap method, and whether it resamples rows or clusters."""
     if method is not None and method not in METHODS:
-        raise ValueError(f"bootstrap method {method!r}: must be one of {', '.join(METHODS)}")
+        raise ValueError(f"bootstrap method {method!r} must be one of {', '.join(METHODS)}")
     if method in ("cluster t", "cluster bootstrap") and clusters is None:
-        raise ValueError(f"bootstrap method {method!r} needs clusters")
+        raise ValueError(f"bootstrap method {method!r} needs clusters, but the rows are independent")
     if clusters is None:
         return "bootstrap", num_rows >= FEW_ROWS
     if method == "bootstrap":
-        raise ValueError("bootstrap method 'bootstrap' is for independent rows, and these share clusters")
+        raise ValueError("bootstrap method 'bootstrap' needs independent rows, but these rows have clusters")
     many = len(np.unique(clusters)) >= FEW_CLUSTERS
     method = method or ("cluster bootstrap" if many else "cluster t")
     return method, method == "cluster bootstrap"
 
 
 def _second_start(fit: Fit, count: int) -> Array:
-    """Points on both sides of the fit along its least certain direction, (count, params)."""
+    """Returns starting points on both sides of the fit along its least certain direction, (count, params)."""
     variances, directions = np.linalg.eigh(fit.covariance()[0])
     step = APART * np.sqrt(max(float(variances[-1]), 0.0)) * directions[:, -1]
     return fit.theta + np.where(np.arange(count) % 2, 1.0, -1.0)[:, None] * np.clip(step, -3.0, 3.0)
 
 
 def strata_of(sizes: Array) -> NDArray:
-    """Strata for pairs: rows of one size, where sizes repeat at least three times on average; else one stratum."""
+    """Returns the strata of resampled rows: model sizes of at least three rows on average, else one stratum."""
     _, member = np.unique(np.round(np.log(sizes), 3), return_inverse=True)
     return member if len(sizes) >= 3 * (member.max() + 1) else np.zeros(len(sizes), dtype=int)
 
 
 def _counts(rng: np.random.Generator, count: int, strata: NDArray) -> Array:
-    """How often each row is drawn when every stratum is resampled to its own size, (count, rows)."""
+    """Returns how often each row is drawn when every stratum is resampled to its own size, (count, rows)."""
     weights = np.zeros((count, len(strata)))
     for name in np.unique(strata):
         rows = np.flatnonzero(strata == name)
@@ -140,14 +141,14 @@ def _counts(rng: np.random.Generator, count: int, strata: NDArray) -> Array:
 
 
 STEPS = np.array([0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 11.0, 18.0, 30.0])
-FAR = np.log(1e3)  # farthest a profile goes on either side, for parameters on a log scale
+FAR = np.log(1e3)  # largest offset of a profile, for parameters on a log scale
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One parameter's profile: the values tried, the statistic at each, the interval, and why it is not identified.
+    """The profile of one parameter: values, statistic at each, interval, and the reason if it is not identified.
 
-    path  all parameters (points, params) at the values tried that stay under the threshold, the rest refitted
+    path  all parameters (points, params) at the values whose statistic is below the threshold
     """
 
     name: str
@@ -165,20 +166,22 @@ class Profile:
 
 
 def profiles(fit: Fit, level: float = 0.9, half_widths: Mapping[str, float] | None = None) -> dict[str, Profile]:
-    """The profile of every parameter that is in the law, by name.
+    """Returns the profile of every fitted parameter, by name.
 
-    The statistic is (n - p) (S/S0 - 1) for squared loss, compared with F(1, n - p). For the Huber loss S grows like
-    |r| in the tails, so the ratio has the power 1 + (share of residuals beyond delta): 2 for lad, where n log S is the
-    Laplace likelihood. A term that can shrink 1000-fold, or a shape that can leave its search range, is flat.
+    For squared loss the statistic is (n - p) (S / S0 - 1) with the objective S, compared with F(1, n - p). The Huber
+    objective grows like |r| in its tails, so the ratio is raised to the power 1 + (fraction of residuals above delta);
+    this is 2 for lad, as for a Laplace likelihood. A parameter is not identified if the profile is below its threshold
+    down to 1/1000 of a linear parameter or beyond the search range of a shape.
 
-    `half_widths` are those of intervals by another method, in solver coordinates (log where positive): the threshold of
-    a parameter is then the height of the profile of a linear law at that distance.
+    half_widths  half-widths of intervals by another method, in solver coordinates; the threshold of a parameter is then
+                 the height at this distance of the profile of a linear law
     """
     problem = fit.problem
     spare = problem.num_rows - problem.num_params
     names = [name for name, on in zip(fit.law.params, problem.active, strict=True) if on]
     if spare < 1:
-        return {n: _blank(n, fit, f"{problem.num_rows} rows for {problem.num_params} parameters") for n in names}
+        few = f"{problem.num_rows} rows are too few for {problem.num_params} parameters"
+        return {name: _blank(name, fit, few) for name in names}
     spread = fit.covariance()[0]
     power = 1.0 if problem.loss_fn == "squared" else 1.0 + float(np.mean(np.abs(fit.residuals) > problem.delta))
     if problem.loss_fn == "lad":
@@ -193,7 +196,7 @@ def profiles(fit: Fit, level: float = 0.9, half_widths: Mapping[str, float] | No
 
 
 def _profile(fit: Fit, j: int, name: str, spread: Array, spare: int, power: float, threshold: float) -> Profile:
-    """Refits at all offsets of a parameter, each from the fit and from the linear prediction of the others."""
+    """Refits the law with one parameter fixed at each offset, from two starting points."""
     log = bool(fit.law.log[fit.problem.active][j])
     width = float(np.sqrt(max(spread[j, j], 1e-24)))
     far = FAR if log else 30.0 * width
@@ -224,7 +227,7 @@ def _profile(fit: Fit, j: int, name: str, spread: Array, spare: int, power: floa
 
 
 def _crossing(theta: Array, stat: Array, threshold: float, centre: float, sign: int) -> float:
-    """Where the square root of the profile, interpolated, exceeds the threshold on one side; inf if nowhere."""
+    """Returns where the interpolated square root of the profile crosses that of the threshold on one side, or inf."""
     side = [i for i in np.argsort(sign * theta) if sign * (theta[i] - centre) >= 0]
     for a, b in pairwise(side):
         if stat[b] > threshold:
@@ -235,19 +238,19 @@ def _crossing(theta: Array, stat: Array, threshold: float, centre: float, sign: 
 
 
 def _reason(fit: Fit, name: str, least: float, most: float, lo: float, hi: float, value: float) -> str:
-    """Why the profile does not identify the parameter, "" when it rises on both sides."""
+    """Returns why the profile does not identify the parameter, or "" if it rises on both sides."""
     kind = fit.law.params[name]
     below = np.isfinite(lo) and (lo > 0 or not kind.log)
     if not below and not np.isfinite(hi):
         return f"flat profile from {least:.3g} to {most:.3g}"
     if not below:
         return f"flat profile below {hi:.3g}" + (
-            ": not distinguishable from 0" if isinstance(kind, Linear) and kind.log else ""
+            ", so it cannot be distinguished from 0" if isinstance(kind, Linear) and kind.log else ""
         )
     if not np.isfinite(hi):
         return f"flat profile above {lo:.3g}"
     if isinstance(kind, Shape) and not kind.lo * (1 - 1e-9) <= value <= kind.hi * (1 + 1e-9) and kind.log:
-        return f"{value:.3g} is outside its range [{kind.lo:g}, {kind.hi:g}]"
+        return f"the fitted value {value:.3g} is outside the search range [{kind.lo:g}, {kind.hi:g}]"
     return ""
 
 

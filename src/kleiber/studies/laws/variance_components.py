@@ -1,8 +1,8 @@
-"""The noise of a table of runs: its variance between trunks and within a trunk, and how it changes with model size.
+"""The noise of a table of runs: its variance between and within trunks, and its trend over model size.
 
-Branches of one trunk share its noise, so a trunk is one sample of it, however many branches it has. `estimate` computes
-both variances from the residuals of a fit; `VarianceComponents.draw` simulates tables with that noise, the variances
-themselves redrawn by their degrees of freedom, so that percentiles of refits are t intervals.
+The branches of a trunk share noise, so a trunk is one sample of it, however many branches it has. `estimate` computes
+both variances from the residuals of a fit. `VarianceComponents.draw` simulates tables with this noise; it also draws
+the variances from their sampling distribution, so that percentiles of refits have the width of t intervals.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from scipy.special import fdtrc
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.table import cells
 
-OUTLIER = 6.0  # robust standard deviations beyond which a residual is no noise
-SLOPE_PRIOR = 0.5  # standard deviation of the prior of the slope: few rows should not produce a trend
+OUTLIER = 6.0  # a residual beyond this many robust standard deviations is an outlier
+SLOPE_PRIOR = 0.5  # standard deviation of the prior of the slope, so that few rows do not produce a trend
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of a fit share trunks.
+    """Which rows of a fit share a trunk.
 
-    trunk     number of the trunk of each row, or of the group of trunks that is averaged into the row
+    trunk     index of the trunk of each row, or of the group of trunks averaged into it
     averaged  number of trunks averaged into each row, as a float; 1 for a single run
-    log_size  log N of each row; zeros where the law has no N
+    log_size  log N of each row; zeros if the law has no N
     """
 
     trunk: NDArray[np.intp]
@@ -35,22 +35,20 @@ class Layout:
     log_size: Array
 
     def rows(self, keep: NDArray) -> Layout:
-        """The layout of some of the rows (a mask or positions)."""
+        """Returns the layout of some of the rows (a mask or positions)."""
         return Layout(self.trunk[keep], self.averaged[keep], self.log_size[keep])
 
 
 @dataclass(frozen=True)
 class VarianceComponents:
-    """Variances of a run's noise on the scale of the fit, at the size `log_size`.
+    """Variances of the noise of a run at the size `log_size`, on the scale of the residuals.
 
-    between, within        variance that the rows of a trunk share, and variance of each row alone
-    df_between, df_within  their degrees of freedom: trunks (rows) less the parameters of the law that trunks (rows
-    within
-                           trunks) determine; equal when the two variances are pooled into `within`
-    df_trunks              trunks less the parameters that trunks determine, pooled or not
-    slope                  the noise's standard deviation goes as N^-slope
-    rows_per_trunk         branches of a trunk, on average
-    least_log_size, most_log_size  range of sizes of the table; beyond it the noise is that of the nearest size
+    between, within        variance that the rows of a trunk share, and additional variance of each row
+    df_between, df_within  their degrees of freedom; equal if both are pooled into `within`
+    df_trunks              number of trunks minus the parameters that differences between trunks determine
+    slope                  the standard deviation of the noise is proportional to N^-slope
+    rows_per_trunk         mean number of branches of a trunk
+    least_log_size, most_log_size  range of log N; outside, the noise is that of the nearest size
     """
 
     between: float
@@ -71,21 +69,21 @@ class VarianceComponents:
 
     @property
     def df(self) -> float:
-        """Degrees of freedom of the larger part of the noise of a trunk's mean."""
+        """Degrees of freedom of `between`, or of `within` if there is no variance between trunks."""
         return self.df_between if self.between > 0 else self.df_within
 
     def scale(self, log_size: Array) -> Array:
-        """The noise at sizes, relative to that at `self.log_size`."""
+        """Returns the standard deviation of the noise at sizes, relative to that at `self.log_size`."""
         inside = np.clip(log_size, self.least_log_size, self.most_log_size)
         return np.exp(-self.slope * (inside - self.log_size))
 
     def run_sd(self, log_size: Array) -> Array:
-        """Standard deviation of single runs; it never grows with size, since only misfit does."""
+        """Returns the standard deviation of a single run; it never increases with size, since only misfit does."""
         falling = replace(self, slope=max(self.slope, 0.0))
         return np.sqrt(self.between + self.within) * falling.scale(log_size)
 
     def redraw(self, rng: np.random.Generator, count: int) -> tuple[Array, Array]:
-        """`count` draws of (between, within) given their estimates: mean squares over chi^2 / df."""
+        """Draws `count` pairs (between, within) from their sampling distribution: mean square / (chi^2 / df)."""
         within = self.within * self.df_within / rng.chisquare(self.df_within, count)
         if not self.between > 0:
             return np.zeros(count), within
@@ -94,7 +92,7 @@ class VarianceComponents:
         return np.maximum(mean_square - within, 0.0) / self.rows_per_trunk, within
 
     def draw(self, rng: np.random.Generator, count: int, layout: Layout) -> Array:
-        """Noise for the rows of a layout, (count, rows)."""
+        """Draws noise for the rows of a layout, (count, rows)."""
         between, within = self.redraw(rng, count)
         names, member = np.unique(layout.trunk, return_inverse=True)
         shared = rng.normal(size=(count, len(names)))[:, member] * np.sqrt(between)[:, None]
@@ -102,7 +100,7 @@ class VarianceComponents:
         return (shared + single) * self.scale(layout.log_size) / np.sqrt(layout.averaged)
 
     def variance(self, contrasts: Array, layout: Layout) -> tuple[Array, Array]:
-        """Variances of linear combinations (combinations, rows) of the rows' noise, and Satterthwaite's df."""
+        """Returns the variance of linear combinations (combinations, rows) of the noise, and Satterthwaite's df."""
         weights = contrasts * self.scale(layout.log_size) / np.sqrt(layout.averaged)
         names, member = np.unique(layout.trunk, return_inverse=True)
         by_trunk = np.stack([np.bincount(member, row, len(names)) for row in weights])
@@ -116,20 +114,20 @@ class VarianceComponents:
         return total, np.maximum((outer + inner) ** 2 / np.maximum(spread, 1e-300), 1.0)
 
     def covariance(self, layout: Layout) -> Array:
-        """Covariance of the rows' noise, (rows, rows)."""
+        """Returns the covariance of the noise of the rows, (rows, rows)."""
         scale = self.scale(layout.log_size) / np.sqrt(layout.averaged)
         together = layout.trunk[:, None] == layout.trunk[None]
         return (self.between * together + self.within * np.eye(len(scale))) * scale[:, None] * scale
 
 
 def estimate(jacobian: Array, residuals: Array, trunk: NDArray, log_size: Array) -> VarianceComponents | None:
-    """Variance components of the residuals of a least-squares fit with that Jacobian (rows, params).
+    """Estimates the variance components from the residuals of a least-squares fit with this Jacobian (rows, params).
 
-    Mean squares between and within trunks, each over its degrees of freedom: the number of parameters that trunks
-    determine is the trace of the law's projection between them. Both are pooled where an F test at 25 % does not
-    distinguish them; between 10 % and 25 % only `within` is the pooled estimate, since the smaller of two estimates is
-    too small. The slope of the noise over size maximizes the likelihood under a normal prior and costs a degree of
-    freedom. Outliers beyond 6 robust standard deviations within a trunk are left out. None without degrees of freedom.
+    They are mean squares between and within trunks; the parameters that differences between trunks determine (the trace
+    of the projection) reduce the degrees of freedom between trunks. If an F test at 25 % finds no difference, both are
+    pooled; between 10 % and 25 %, the pooled value replaces only `within`. The trend over size has a normal prior and
+    costs one degree of freedom. Outliers beyond 6 robust standard deviations within a trunk are replaced by the median.
+    Returns None without degrees of freedom.
     """
     num_rows, num_params = jacobian.shape
     if num_rows - num_params < 2:
@@ -152,9 +150,10 @@ def estimate(jacobian: Array, residuals: Array, trunk: NDArray, log_size: Array)
 
 
 def _noise_slope(residuals: Array, trunk: NDArray, x: Array) -> float:
-    """Slope by which log noise falls with log size: regression of log |residual| within trunks, shrunk towards 0.
+    """Returns the slope at which log noise decreases with log size, shrunk towards 0.
 
-    Logarithms make it robust to outliers. The variance of log |z| of a normal z is pi^2 / 8.
+    It is the regression of log |residual| within trunks, which is robust to outliers; log |z| of a normal z has the
+    variance pi^2 / 8.
     """
     apart = np.abs(residuals - _middle(residuals, trunk))
     clear = apart > 1e-12 * max(float(apart.max()), 1e-300)
@@ -166,9 +165,9 @@ def _noise_slope(residuals: Array, trunk: NDArray, x: Array) -> float:
 
 
 def without_outliers(residuals: Array, trunk: NDArray | None = None) -> Array:
-    """Residuals with outliers, beyond OUTLIER robust standard deviations from the median of their trunk, set to it.
+    """Replaces residuals farther than OUTLIER robust standard deviations from the median of their trunk by that median.
 
-    The median is that of all rows where trunks have one row or are not given.
+    If every trunk has one row, or `trunk` is None, it is the median of all rows.
     """
     middle = _middle(residuals, trunk)
     size = np.abs(residuals - middle)
@@ -185,7 +184,7 @@ def _middle(residuals: Array, trunk: NDArray | None) -> Array:
 def _mean_squares(
     jacobian: Array, residuals: Array, trunk: NDArray, spent: int
 ) -> tuple[float, float, float, float, float, float]:
-    """(between, within, df_between, df_within, df_trunks, rows per trunk) of least-squares residuals."""
+    """Returns (between, within, df_between, df_within, df_trunks, rows per trunk) of least-squares residuals."""
     num_rows = len(residuals)
     lengths = np.bincount(trunk).astype(np.float64)
     num_trunks, spare = len(lengths), num_rows - spent
@@ -223,10 +222,10 @@ def _unmixed(
     squares: Array, basis: Array, outer: Array, trunk: NDArray, lengths: Array, df_between: float, df_within: float,
     spent: int,
 ) -> tuple[float, float]:  # fmt: skip
-    """Mean squares between and within trunks whose expected sums of squares are those of the residuals.
+    """Returns unbiased mean squares between and within trunks.
 
-    Fitting a law that is no function of trunks alone mixes the strata: with M = I - Q Q', tr(B M B M) of the noise
-    between trunks stays between them in the residuals and tr(B M (I - B) M) goes within.
+    The fit moves part of the noise between trunks into the residuals within trunks, unless the law depends on trunks
+    only. With the residual projection M = I - Q Q', the traces tr(B M B M) and tr(B M (I - B) M) give the two parts.
     """
     cross = basis.T @ outer  # Q' B Q
     stays = len(lengths) - 2 * float(np.trace(cross)) + float((cross**2).sum())
@@ -243,7 +242,7 @@ def _unmixed(
 
 @dataclass(frozen=True)
 class TrunkNoise:
-    """Standard deviation of ln L between the trunks of a size and within a trunk over D; `df` degrees of freedom."""
+    """Standard deviation of ln L between and within the trunks of a size; `df` is that between trunks."""
 
     between: float
     within: float
@@ -251,14 +250,14 @@ class TrunkNoise:
 
     @property
     def correlation(self) -> float:
-        """Correlation of two D values of a trunk."""
+        """Correlation of two branches of a trunk."""
         return self.between**2 / max(self.between**2 + self.within**2, 1e-300)
 
 
 def trunk_noise(inputs: Mapping[str, Array], loss: Array, clusters: NDArray, along: str = "D") -> TrunkNoise | None:
-    """Variance components of ln L = a_D + u_trunk + e within a size, pooled over sizes; None without two seeds.
+    """Estimates the noise ln L = a_D + u_trunk + e within a size, pooled over sizes; None if no size has two seeds.
 
-    Mean squares of the balanced part (the D values that all trunks of a size reached): E[MS_trunk] = m var_u + var_e.
+    Uses mean squares over the values of D that all trunks of a size reached: E[MS_trunk] = m var_u + var_e.
     """
     others = {name: column for name, column in inputs.items() if name != along}
     size = cells(others) if others else np.zeros(len(loss), dtype=int)

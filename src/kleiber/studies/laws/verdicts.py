@@ -1,9 +1,10 @@
 """Verdicts on a fitted law, and the suspect rows of its table.
 
-A verdict is a code, a level and a sentence; it is computed from the rows and the fit, and no option switches it off.
-Levels: `refuse` (no law is established), `warn` (read this before quoting a number), `note`. Suspects are rows that a
-rule flags: five off-center runs of 245 moved a published exponent from .37 to .45. They are left out only on request,
-and the fit without them is reported beside the fit with them. No run is a suspect for being better than the law.
+A verdict is a code, a level and a sentence. Levels: `refuse` (the rows do not support the law), `warn` (read it before
+you quote a number) and `note`. No option switches verdicts off. Suspects are rows that look unfinished, diverged or
+badly tuned; in one published table, five such rows of 245 changed the exponent from .37 to .45. They are excluded only
+on request; the fit with them and the fit without them are both reported. A run that is better than the law predicts is
+never a suspect.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,21 +22,21 @@ from kleiber.studies.laws.table import Table, cells, label
 from kleiber.types import Json, Row
 
 CHOICES = ("none", "suspects")
-WORSE = 0.05  # a run worse by more than this than a run with no more parameters and tokens has diverged
+WORSE = 0.05  # relative excess over the loss of a run with at most as many parameters and tokens
 MIN_ROWS, MIN_GAP, ROBUST_SD, MAX_SHARE = 12, 0.02, 6.0, 0.15
 RULES = {
     "unfinished": "a status other than finished",
-    "diverged": f"a loss {WORSE:.0%} above that of a run with no more parameters and tokens",
-    "undertuned": f"{ROBUST_SD:g} robust standard deviations and {MIN_GAP:.0%} above the law",
+    "diverged": f"a loss {WORSE:.0%} above that of a run with at most as many parameters and tokens",
+    "undertuned": f"a loss {ROBUST_SD:g} robust standard deviations and {MIN_GAP:.0%} above the fitted law",
 }
-LISTED = 10  # most rows that a verdict names
+LISTED = 10  # a verdict names at most this many rows
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A code for programs, a level (refuse, warn or note) and a sentence."""
+    """A code for programs, a level (refuse, warn or note) and a sentence for people."""
 
     code: str
     level: str
@@ -43,9 +44,9 @@ class Verdict:
 
 
 def identifiability(fitted: Fit, params: Mapping[str, Row]) -> list[Verdict]:
-    """Verdicts on each parameter that is not identified, on narrow inputs and on an ill-conditioned fit.
+    """Returns verdicts on parameters that are not identified, on narrow inputs and on an ill-conditioned fit.
 
-    `params` as laws.json holds them.
+    params  entry `params` of laws.json
     """
     out = [
         Verdict("not_identified", "warn", f"{name} is not identified: {entry['reason']}")
@@ -56,56 +57,62 @@ def identifiability(fitted: Fit, params: Mapping[str, Row]) -> list[Verdict]:
     if narrow:
         out.append(Verdict("narrow_input", "warn", narrow))
     if condition > 1e8:
-        text = f"the condition number of J'J is {condition:.1e} (> 1e8): parameters trade off against each other"
+        text = f"the parameters are nearly collinear: the condition number of J'J is {condition:.1e} (> 1e8)"
         out.append(Verdict("ill_conditioned", "warn", text))
     return out
 
 
 def narrow_input(fitted: Fit) -> str:
-    """Why a floor E is an extrapolation, whatever its profile: N, D or C spans less than a decade; "" if none does."""
+    """Returns why the irreducible loss E is an extrapolation: N, D or C spans less than a decade. "" if none does."""
     if "E" not in fitted.law.params:
         return ""
     for name in (name for name in ("N", "D", "C") if name in fitted.law.inputs):
         column = fitted.problem.inputs[name]
         decades = float(np.log10(column.max() / column.min()))
         if decades < 1:
-            return f"{name} spans {decades:.2f} decades, less than one, so that E is an extrapolation"
+            return (
+                f"{name} spans only {decades:.2f} decades; with less than one, the irreducible loss E is extrapolated"
+            )
     return ""
 
 
 def replicates(fitted: Fit, level: float = 0.05) -> list[Verdict]:
-    """Seed noise and the lack-of-fit test, or that neither can be computed."""
+    """Returns a verdict on seed noise and lack of fit, or that the rows have no replicates to estimate them."""
     test = lack_of_fit(fitted)
     if test is None:
-        text = "no cell was trained with two seeds: seed noise is unknown, and residuals mix it with misfit"
+        text = (
+            "no point was trained with two seeds, so seed noise and lack of fit cannot be told apart in the residuals"
+        )
         return [Verdict("no_replicates", "note", text)]
     text = (
-        f"standard deviation of seeds {test.seed_noise:.2g} ({test.pure_df} degrees of freedom), lack of fit "
+        f"standard deviation of seeds {test.seed_noise:.2g} ({test.pure_df} degrees of freedom); lack-of-fit test "
         f"F = {test.statistic:.3g}, p = {test.p_value:.2g}"
     )
     if test.p_value < level:
-        text = f"residuals exceed the seed noise: {text}; intervals that assume noise alone are too narrow"
+        text = (
+            f"the residuals are larger than the seed noise explains: {text}; intervals from seed noise are too narrow"
+        )
         return [Verdict("lack_of_fit", "warn", text)]
     return [Verdict("fits_within_noise", "note", text)]
 
 
 def copies(fitted: Fit) -> list[Verdict]:
-    """Rows that repeat another in every input and in the loss: copies, unless losses are rounded."""
+    """Returns a warning about rows that equal another row in every input and in the loss."""
     rows = np.column_stack([*(fitted.problem.inputs[name] for name in fitted.law.inputs), fitted.problem.target])
     repeats = len(rows) - len(np.unique(rows, axis=0))
     if not repeats:
         return []
     text = (
-        f"{repeats} of {len(rows)} rows repeat another in {', '.join(fitted.law.inputs)} and loss: leave out copies, "
-        "which make noise and intervals look small (seeds whose losses are rounded may stay)"
+        f"{repeats} of {len(rows)} rows equal another row in {', '.join(fitted.law.inputs)} and loss; exclude them if "
+        "they are copies, which make intervals too narrow, and keep them if they are seeds with rounded losses"
     )
     return [Verdict("copies", "warn", text)]
 
 
 def backtest_verdicts(tests: Sequence[Backtest], level: float = 0.9, why: str = "") -> list[Verdict]:
-    """A refusal when a naive predictor does as well over all test rows; warnings for bias and low coverage."""
+    """Returns a refusal if a naive predictor has a smaller backtest error, and warnings about bias and low coverage."""
     if not tests:
-        text = f"{why or 'no compute cut leaves enough rows on both sides'}: extrapolation is untested"
+        text = f"extrapolation was not tested: {why or 'no compute cut leaves enough rows on both sides'}"
         return [Verdict("no_backtest", "warn", text)]
     rows = np.array([test.n_test for test in tests], dtype=np.float64)
     error = float((rows * [test.mare for test in tests]).sum() / rows.sum())
@@ -113,26 +120,29 @@ def backtest_verdicts(tests: Sequence[Backtest], level: float = 0.9, why: str = 
     out, best = [], min(naive, key=lambda n: naive[n])
     if error >= naive[best]:
         text = (
-            f"the backtest error of {error:.2%} is no better than that of the naive predictor "
-            f"{best.replace('_', ' ')} ({naive[best]:.2%}): this is no law"
+            f"the law does not extrapolate better than a naive predictor: its backtest error is {error:.2%}, that of "
+            f"{best.replace('_', ' ')} is {naive[best]:.2%}"
         )
         out.append(Verdict("no_law", "refuse", text))
     largest = max(tests, key=lambda test: test.cut)
     if largest.n_test >= 3 and abs(largest.bias) > 0.9 * largest.mare and largest.mare > 0.005:
         side = "low" if largest.bias < 0 else "high"
-        which = "every prediction is" if abs(largest.bias) > 0.999999 * largest.mare else "predictions are"
-        text = f"above {largest.along} = {largest.cut:.3g} {which} too {side} ({largest.bias:+.2%}): misfit, not noise"
+        which = "all" if abs(largest.bias) > 0.999999 * largest.mare else "most"
+        text = (
+            f"{which} predictions above {largest.along} = {largest.cut:.3g} are too {side} (bias {largest.bias:+.2%}), "
+            "which noise does not explain"
+        )
         out.append(Verdict("biased", "warn", text))
     coverage = float((rows * [test.coverage for test in tests]).sum() / rows.sum())
     if coverage < level - 0.25 and rows.sum() >= 4:
-        text = f"the {level:.0%} band of a new run covers {coverage:.0%} of the larger runs"
+        text = f"the {level:.0%} prediction intervals of the backtests contain only {coverage:.0%} of the runs"
         out.append(Verdict("overconfident", "warn", text))
     return out
 
 
 @dataclass(frozen=True)
 class LackOfFit:
-    """F = (SS_lof/df_lof) / (SS_pure/df_pure), its p-value, and the standard deviation of seeds with its df."""
+    """Lack-of-fit test: F = (SS_lof/df_lof) / (SS_pure/df_pure), its p-value, and the standard deviation of seeds."""
 
     seed_noise: float
     pure_df: int
@@ -142,7 +152,7 @@ class LackOfFit:
 
 
 def lack_of_fit(fit: Fit) -> LackOfFit | None:
-    """The lack-of-fit test from replicates; None without replicates and with too few cells."""
+    """Returns the lack-of-fit test from replicates; None without replicates, or with no more cells than parameters."""
     member = cells({name: fit.problem.inputs[name] for name in fit.law.inputs})
     sizes = np.bincount(member)
     pure_df, lof_df = len(member) - len(sizes), len(sizes) - fit.problem.num_params
@@ -161,16 +171,16 @@ def lack_of_fit(fit: Fit) -> LackOfFit | None:
 
 
 def unfinished(table: Table) -> Mask:
-    """Mask of the rows whose column `status` is not finished; none without that column."""
+    """Returns the mask of the rows whose column `status` is not "finished"; no row without such a column."""
     if "status" not in table.frame.columns:
         return np.zeros(len(table), dtype=bool)
     return (table.frame["status"].astype(str) != "finished").to_numpy(dtype=bool)
 
 
 def diverged(table: Table, law: Law) -> Mask:
-    """Mask of the runs with a loss 5 % above that of a run with no more N and D.
+    """Returns the mask of the runs whose loss is 5 % above that of a run with at most the same N and D.
 
-    For laws of N and D only: with repeated data, experts or mixtures a larger run may be worse.
+    Only for laws of N and D: with repeated data, experts or mixtures, a larger run may be worse.
     """
     if set(law.inputs) != {"N", "D"}:
         return np.zeros(len(table), dtype=bool)
@@ -181,10 +191,11 @@ def diverged(table: Table, law: Law) -> Mask:
 
 
 def undertuned(table: Table, law: Law, space: str | None = None) -> Mask:
-    """Mask of the runs over 6 robust standard deviations and 2 % above a Huber fit (delta 1e-3) of 12 or more rows.
+    """Returns the mask of the runs far above a Huber fit of the law: by 6 robust standard deviations and by 2 %.
 
-    Above only, since a bad learning rate raises the loss. If more than 15 % of the rows qualify, the law is wrong, not
-    the runs, and none is a suspect. Residuals are in units of the standard errors of the rows, where these are known.
+    Only losses above the fit are suspect, since a bad learning rate raises the loss. None are suspects if there are
+    fewer than 12 rows, or if more than 15 % of the rows qualify, since then the law is wrong and not the runs.
+    Residuals are in units of the standard errors of the rows, if there are any.
     """
     none = np.zeros(len(table), dtype=bool)
     if len(table) < max(MIN_ROWS, 2 * len(law.params)):
@@ -199,7 +210,7 @@ def undertuned(table: Table, law: Law, space: str | None = None) -> Mask:
 
 
 def without_suspects(table: Table, law: Law, space: str | None = None) -> Table:
-    """The table without the rows that the rules flag, each recorded under the first rule that does."""
+    """Returns the table without suspects; each is recorded under the first rule that applies to it."""
     table = table.drop(unfinished(table), "unfinished")
     table = table.drop(diverged(table, law), "diverged") if len(table) else table
     if len(table) >= len(law.params):
@@ -208,17 +219,17 @@ def without_suspects(table: Table, law: Law, space: str | None = None) -> Table:
 
 
 def check_enough(kept: Table, law: Law, suspects: Sequence[Row]) -> None:
-    """Raises ValueError where leaving the suspects out leaves fewer rows than the law has parameters."""
+    """Raises ValueError if the table without suspects has fewer rows than the law has parameters."""
     if len(kept) < len(law.params):
         rule = str(suspects[0]["rule"])
         raise ValueError(
-            f"--exclude suspects leaves {len(kept)} rows for the {len(law.params)} parameters of {law.name!r}: "
-            f"{len(suspects)} are suspects, the first by the rule {rule} ({RULES[rule]}); --exclude none keeps them"
+            f"--exclude suspects leaves {len(kept)} rows, fewer than the {len(law.params)} parameters of {law.name!r}: "
+            f"{len(suspects)} rows are suspects, the first by the rule {rule} ({RULES[rule]}); use --exclude none"
         )
 
 
 def suspects_verdict(suspects: Sequence[Row], table: Table, exclude: str, why_no_other: str = "") -> Verdict:
-    """The suspects by rule (up to ten each), whether they are in the fit, and whether the other fit is reported."""
+    """Returns a verdict that lists the suspects by rule (up to ten each), and says which fits are reported."""
     parts, names = [], _names(table)
     for rule, meaning in RULES.items():
         rows = [names[suspect["row"]] for suspect in suspects if suspect["rule"] == rule]
@@ -226,14 +237,14 @@ def suspects_verdict(suspects: Sequence[Row], table: Table, exclude: str, why_no
             rest = f" and {len(rows) - LISTED} others" if len(rows) > LISTED else ""
             parts.append(f"{len(rows)} {rule} ({meaning}): row{'s' * (len(rows) > 1)} {', '.join(rows[:LISTED])}{rest}")
     count = f"{len(suspects)} suspect row{'s' * (len(suspects) > 1)} {'is' if len(suspects) == 1 else 'are'}"
-    kept, other = ("left out", "with") if exclude == "suspects" else ("in this fit", "without")
-    beside = f"no fit {other} them: {why_no_other}" if why_no_other else f"the fit {other} them is reported beside it"
+    kept, other = ("excluded from this fit", "with") if exclude == "suspects" else ("in this fit", "without")
+    beside = f"a fit {other} them fails: {why_no_other}" if why_no_other else f"a fit {other} them is reported as well"
     level = "note" if exclude == "suspects" else "warn"
     return Verdict("suspects", level, f"{count} {kept}; {'; '.join(parts)}; {beside}")
 
 
 def _names(table: Table) -> dict[object, str]:
-    """The name of each row in a verdict: its number, and its run where the table has a column `run`."""
+    """Returns the name of each row: its number, followed by its run if the table has a column `run`."""
     numbers = [label(index) for index in table.frame.index]
     runs = table.frame["run"] if "run" in table.frame.columns else None
     if runs is None:
@@ -242,9 +253,9 @@ def _names(table: Table) -> dict[object, str]:
 
 
 def with_and_without(record: Row, other: Row, exclude: str) -> list[Json]:
-    """Two rows, with and without the suspects: n, and the parameters and derived quantities of each fit.
+    """Returns two rows, the fits with and without suspects: n, parameters and derived quantities.
 
-    `record` is the main fit and `other` the second one, as laws.json holds them.
+    record, other  the main fit and the second fit, as entries of laws.json
     """
     names = ("without", "with") if exclude == "suspects" else ("with", "without")
     rows = [
