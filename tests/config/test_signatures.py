@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from kleiber.config.compose import conf_dir
 from kleiber.config.errors import ConfigError
-from kleiber.config.signatures import build, class_attribute, exports, signature
+from kleiber.config.instantiate import build
+from kleiber.config.signatures import class_attribute, exports, signature
 from kleiber.objectives import DPO
 
 

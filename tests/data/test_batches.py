@@ -122,11 +122,11 @@ def test_rows_of_unequal_width_become_one_batch() -> None:
 def test_pairs_of_rows_stay_together() -> None:
     parts = []
     for i in range(2):
-        against = Batch(torch.full((1, 2 + i), 10 + i))
-        parts.append(Batch(torch.full((1, 3), i), against=against, reference=torch.full((1, 2), float(i))))
+        counterpart = Batch(torch.full((1, 2 + i), 10 + i))
+        parts.append(Batch(torch.full((1, 3), i), counterpart=counterpart, reference=torch.full((1, 2), float(i))))
     both = interleave(parts, [np.array([1]), np.array([0])])
-    assert both.against is not None and both.reference is not None and both.against.real is not None
-    assert both.against.tokens.tolist() == [[11, 11, 11], [10, 10, 0]]
-    assert both.against.real.sum(1).tolist() == [3, 2] and both.reference[:, 0].tolist() == [1, 0]
+    assert both.counterpart is not None and both.reference is not None and both.counterpart.real is not None
+    assert both.counterpart.tokens.tolist() == [[11, 11, 11], [10, 10, 0]]
+    assert both.counterpart.real.sum(1).tolist() == [3, 2] and both.reference[:, 0].tolist() == [1, 0]
     first = both.split(1)[0]
-    assert first.against is not None and first.against.tokens.tolist() == [[11, 11, 11]]
+    assert first.counterpart is not None and first.counterpart.tokens.tolist() == [[11, 11, 11]]

@@ -30,7 +30,7 @@ def test_both_sides_share_the_prompt_and_mark_their_answers(tmp_path: Path, cach
     table = pairs()
     train = Preference(folder(tmp_path / "p", train=table, validation=table)).prepare(64).train
     batch = train.gather(np.arange(12))
-    other = batch.against
+    other = batch.counterpart
     assert other is not None and batch.weights is not None and other.weights is not None
     for i, row in enumerate(table):
         assert marked(batch.tokens[i], batch.weights[i]) == row["chosen"].encode()

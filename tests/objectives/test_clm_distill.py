@@ -96,16 +96,16 @@ def test_what_cannot_teach_is_refused() -> None:
     with pytest.raises(ValueError, match=r"objective.temperature=-1.0"):
         Distill(TOY, opens, "RUN", temperature=-1.0)
     other = toy("bpe/other")
-    with pytest.raises(ValueError, match="reads ids of bytes/1, the data is in those of bpe/other"):
+    with pytest.raises(ValueError, match=r"bytes/1.*bpe/other"):
         Distill(other, opens, "RUN")
     with pytest.raises(ValueError, match=r"objective.teacher: nowhere: no run is there"):
         Distill(TOY, opens, "nowhere")
-    with pytest.raises(ValueError, match=r"objective.teacher=BERT reads both ways"):
+    with pytest.raises(ValueError, match=r"objective.teacher=BERT"):
         Distill(TOY, opens, "BERT")
-    with pytest.raises(ValueError, match=r"objective=distill with a bidirectional model"):
+    with pytest.raises(ValueError, match="objective=distill"):
         Distill(TOY, opens, "RUN")(teacher(causal=False), rows())
     long = Batch(torch.zeros(1, 60, dtype=torch.long))
-    with pytest.raises(ValueError, match="the teacher reads 32 tokens at most"):
+    with pytest.raises(ValueError, match=r"model\.context=32"):
         Distill(TOY, opens, "RUN")(student(), long)
 
 

@@ -74,7 +74,7 @@ def test_loss_and_gradient_are_those_of_a_direct_reference(corpus, center) -> No
     twin, batch = copy.deepcopy(net), corpus.train.gather(np.arange(10))
     loss = objective(net, batch)
     loss.total.backward()
-    chosen, rejected = (by_hand(twin, objective, side) for side in (batch, batch.against))
+    chosen, rejected = (by_hand(twin, objective, side) for side in (batch, batch.counterpart))
     ranking = torch.log(1 + torch.exp(rejected - chosen))
     (ranking + center * (chosen + rejected) ** 2).sum().backward()
     wanted = (ranking + center * (chosen + rejected) ** 2).sum()
@@ -94,11 +94,11 @@ def test_padding_and_the_other_rows_have_no_say(corpus) -> None:
     net, batch = model(objective), corpus.train.gather(np.arange(10))
     assert batch.tokens.shape[1] == 65 and batch.real[9].all()
     with torch.no_grad():
-        together, _ = objective.compared(net, batch)
-        alone = torch.cat([objective.compared(net, corpus.train.gather(np.array([i])))[0] for i in range(10)])
-        for side in (batch, batch.against):
+        together, _ = objective.score_pairs(net, batch)
+        alone = torch.cat([objective.score_pairs(net, corpus.train.gather(np.array([i])))[0] for i in range(10)])
+        for side in (batch, batch.counterpart):
             side.tokens = side.tokens.where(side.real, 7)
-        changed, _ = objective.compared(net, batch)
+        changed, _ = objective.score_pairs(net, batch)
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(changed, together, atol=1e-6, rtol=0)
 
@@ -122,7 +122,7 @@ def test_scores_are_those_of_all_pairs(corpus) -> None:
         for rows in (np.arange(4, 10), np.arange(4)):
             scorer.add(net, corpus.train.gather(rows))
         batch = corpus.train.gather(np.arange(10))
-        chosen, rejected = (by_hand(net, objective, side) for side in (batch, batch.against))
+        chosen, rejected = (by_hand(net, objective, side) for side in (batch, batch.counterpart))
     found = scorer.compute()
     assert found["accuracy"] == (chosen > rejected).double().mean()
     assert found["margin"] == pytest.approx((chosen - rejected).mean().item(), abs=1e-4)
@@ -157,10 +157,10 @@ def test_it_learns_which_letter_is_liked(tmp_path, monkeypatch) -> None:
 
 
 def test_what_has_no_pairs_and_what_means_nothing_is_refused(corpus) -> None:
-    with pytest.raises(ValueError, match="data=wikitext has no pairs"):
+    with pytest.raises(ValueError, match="data=wikitext"):
         Reward(TextCorpus("wikitext", "", "", Bytes(), Samples(), {}))
     with pytest.raises(ValueError, match=r"objective.center=-0.1"):
         Reward(corpus, -0.1)
     objective = Reward(corpus)
-    with pytest.raises(ValueError, match="without rejected answers"):
+    with pytest.raises(ValueError, match="objective=reward"):
         objective(model(objective), Batch(torch.zeros(1, 8, dtype=torch.long)))

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 
 from kleiber.launch.cli import main
@@ -86,7 +87,7 @@ def test_no_cell_is_left_out_for_a_base_of_less_pretraining(tmp_path):
         told = json.loads((folder / "summary.json").read_text())
         told["stages"][0]["metrics"]["val/code/loss"] += 0.5 if folder.name.startswith("9") else -0.5
         (folder / "summary.json").write_text(json.dumps(told))
-    found = ForgettingLaw(bootstrap=20).fitted(read_runs(tmp_path / "s"))
+    found = ForgettingLaw(bootstrap=0).fitted(read_runs(tmp_path / "s"))
     assert found["beside"]["transfer"]["n"] == 2 * 2 * 3 and found["main"]["n"] == 2 * 2 * 3 * 4
 
 
@@ -99,7 +100,7 @@ def test_published_laws_stand_beside_it(record):
 
 def test_without_enough_replay_nothing_is_claimed(tmp_path):
     write_grid(tmp_path / "s", shares=(0.0,), seeds=1)
-    found = ForgettingLaw(bootstrap=20).fitted(read_runs(tmp_path / "s"))
+    found = ForgettingLaw(bootstrap=0).fitted(read_runs(tmp_path / "s"))
     assert found["critical"]["why_not"] in headline(found)
 
 
@@ -110,31 +111,41 @@ def test_a_share_far_beyond_those_tried_is_not_told(tmp_path):
     longest = [one for one in found["rows"] if one["steps"] == max(row["steps"] for row in found["rows"])]
     there = [f"{one['F']:.3f} nats at {100 * one['p']:.3g}%" for one in longest]
     assert all(value in headline(found) for value in there) and len(there) == 3
-    elsewhere = ForgettingLaw(tolerate=0.02, bootstrap=20, at={"D": 7e5}).fitted(read_runs(tmp_path / "t"))
-    assert elsewhere["critical"]["seen"] == {}
+    elsewhere = critical_at(found, tolerate=0.02, at={"D": 7e5})
+    assert elsewhere["seen"] == {} and elsewhere["why_not"] in headline({**found, "critical": elsewhere})
 
 
 def exact_share(tolerate, **at):
     return ((forgetting(**at, p=0) + TRUTH["c"]) / (tolerate + TRUTH["c"]) - 1) / TRUTH["B"]
 
 
+@pytest.fixture(scope="module")
+def one_size(tmp_path_factory):
+    """The record of runs of a single size and ratio."""
+    home = tmp_path_factory.mktemp("runs") / "one_size"
+    write_grid(home, sizes=SIZES[:1], ratios=RATIOS[:1], noise=0.002)
+    return ForgettingLaw(tolerate=0.1, bootstrap=60).fitted(read_runs(home))
+
+
+def critical_at(record, **options):
+    """The share that `options` ask for, by the law of a record that is fitted already."""
+    return ForgettingLaw(**options).critical(record["main"], pd.DataFrame(record["rows"]))
+
+
 @pytest.mark.parametrize("D", [2.5e5, 1e6])
-def test_one_size_tells_the_share_at_each_amount_of_new_text(tmp_path, D):
-    write_grid(tmp_path / "s", sizes=SIZES[:1], ratios=RATIOS[:1], noise=0.002)
-    found = ForgettingLaw(tolerate=0.1, bootstrap=60, at={"D": D}).fitted(read_runs(tmp_path / "s"))
-    exact, told = exact_share(0.1, N=SIZES[0], M=RATIOS[0], D=D), found["critical"]
-    assert told["why_not"] is None and told["value"] == pytest.approx(exact, rel=0.1)
+def test_one_size_tells_the_share_at_each_amount_of_new_text(one_size, D):
+    exact, critical = exact_share(0.1, N=SIZES[0], M=RATIOS[0], D=D), critical_at(one_size, tolerate=0.1, at={"D": D})
+    assert critical["why_not"] is None and critical["value"] == pytest.approx(exact, rel=0.1)
 
 
-def test_another_size_than_the_only_one_is_not_told(tmp_path):
-    write_grid(tmp_path / "s", sizes=SIZES[:1], ratios=RATIOS[:1])
-    found = ForgettingLaw(tolerate=0.1, bootstrap=20, at={"N": 1e6}).fitted(read_runs(tmp_path / "s"))
-    assert found["critical"]["why_not"] and found["critical"]["why_not"] in headline(found)
+def test_another_size_than_the_only_one_is_not_told(one_size):
+    critical = critical_at(one_size, tolerate=0.1, at={"N": 1e6})
+    assert critical["why_not"] and critical["why_not"] in headline({**one_size, "critical": critical})
 
 
-def test_decades_beyond_the_runs_are_not_told(study):
-    found = ForgettingLaw(tolerate=0.1, bootstrap=20, at={"N": 7e9, "D": 1e10}).fitted(read_runs(study))
-    assert "decades" in found["critical"]["why_not"]
+def test_decades_beyond_the_runs_are_not_told(record):
+    assert critical_at(record, at={"D": 3e6})["why_not"] is None
+    assert "decades" in critical_at(record, at={"N": 7e9, "D": 1e10})["why_not"]
 
 
 def test_too_few_runs_for_a_law_leave_a_report(tmp_path, capsys):

@@ -14,11 +14,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.instantiate import build
 
 
 @dataclass
@@ -63,21 +62,18 @@ class KleiberSweeper(BasicSweeper):
 
     def _rounds(self, cells: list[list[str]]) -> Iterator[list[list[str]]]:
         """The design's cells, round by round; one empty cell where there is no design. `cells` multiply them."""
-        node = self.config.design if self.config is not None else None
-        if node is None:
+        if self.config is None or self.config.design is None:
             yield [[]]
             return
-        assert self.config is not None
         from kleiber.studies.designs.grid import Cases, Grid, Sequential
 
-        node = OmegaConf.to_container(node, resolve=True)
-        assert isinstance(node, dict)
+        node: Any = OmegaConf.to_container(self.config.design, resolve=True)
         if self._study("seeds") is not None:
             if "seeds" not in node:
                 raise ConfigError(f"study.seeds: design {node['_target_']} chooses its own seeds: remove study.seeds")
             node["seeds"] = self._study("seeds")
         try:
-            design: Any = instantiate(node, _convert_="all")
+            design: Any = build(node)
             context: Any = None if isinstance(design, Grid | Cases) else self._sweep_context(cells[0], design)
             if not isinstance(design, Sequential):
                 yield design.cells(context)
@@ -85,10 +81,6 @@ class KleiberSweeper(BasicSweeper):
             if not self.config.dry_run:
                 self._rehearse(design, context, cells)
             yield from design.rounds(context)
-        except InstantiationException as error:
-            if not isinstance(error.__cause__, ValueError):
-                raise
-            raise ConfigError(str(error.__cause__)) from error
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

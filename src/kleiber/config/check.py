@@ -19,7 +19,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.config.signatures import SUPPLIED, Parameter, Signature, of_dataclass, signature
+from kleiber.config.instantiate import SUPPLIED
+from kleiber.config.signatures import Parameter, Signature, of_dataclass, signature
 from kleiber.config.stages import Budget, has_pretrained_weights, is_chain, quantity, stage_configs, starts_from_weights
 from kleiber.types import Config
 

@@ -1,11 +1,8 @@
-"""The signatures of the classes that a config names as `_target_`, and `build`, which makes objects of config nodes.
+"""The signatures of the classes that a config names as `_target_`, and which classes those may be.
 
 Signatures of kleiber's classes are read from their source, so a config is checked in milliseconds and without torch.
 Functions, classes, dataclasses, inheritance and aliases are understood; every other type counts as an object. Targets
 of other packages are imported, if they begin with one of the `ALLOWED` names.
-
-A config contains what a user sets. Values that only the run has, such as the size of the vocabulary, are `SUPPLIED`:
-`build` passes them by name to every target whose signature has an argument of that name.
 """
 
 from __future__ import annotations
@@ -22,9 +19,6 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig
 
 from kleiber.config.errors import ConfigError, did_you_mean
 
@@ -263,21 +257,3 @@ class AnnotationNames(dict[str, object]):
         if node is None and where in PLAIN_MODULES:
             return vars(PLAIN_MODULES[where])[name]
         return _type(where, node) if isinstance(node, ast.expr) else Object
-
-
-# Arguments that only a run can supply; the check rejects a config that sets one of them.
-SUPPLIED = frozenset(
-    {
-        "batch_tokens", "branch_steps", "config_hash", "corpus", "evaluate", "folder", "group", "open_model", "record",
-        "run_config", "run_id", "run_name", "vocabulary", "vocab_size",
-    }
-)  # fmt: skip
-
-
-def build(node: DictConfig, **available: Any) -> Any:
-    """Returns the object of a node, which gets those of the `available` values that its signature has arguments for."""
-    assert available.keys() <= SUPPLIED, f"add to SUPPLIED: {sorted(available.keys() - SUPPLIED)}"
-    parameters = inspect.signature(get_object(node._target_)).parameters
-    # The values go to the target directly: within a config, OmegaConf would convert dataclasses.
-    target = instantiate(node, _convert_="all", _partial_=True)
-    return target(**{name: value for name, value in available.items() if name in parameters})

@@ -150,11 +150,11 @@ def interleave(parts: list[Batch], rows: list[Int[np.ndarray, "_"]]) -> Batch:
         return parts[0]
     order = np.argsort(np.concatenate(rows), kind="stable")
     parts = _same_form(parts)
-    against = [part.against for part in parts if part.against is not None]
+    counterparts = [part.counterpart for part in parts if part.counterpart is not None]
     tokens = torch.from_numpy(np.concatenate([part.tokens for part in parts])[order])  # no thread pool
-    names = [field.name for field in fields(Batch) if field.name not in ("tokens", "against")]
+    names = [field.name for field in fields(Batch) if field.name not in ("tokens", "counterpart")]
     joined = {name: _concatenate([vars(part)[name] for part in parts], order) for name in names}
-    return Batch(tokens, **joined, against=interleave(against, rows) if against else None)
+    return Batch(tokens, **joined, counterpart=interleave(counterparts, rows) if counterparts else None)
 
 
 def _concatenate(values: list[Tensor | None], order: Int[np.ndarray, "_"]) -> Tensor | None:

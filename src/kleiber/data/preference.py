@@ -1,8 +1,8 @@
 """Pairs of answers to one prompt, of which one was preferred: prompt, chosen, rejected, or two whole transcripts.
 
-A sample is a pair: `tokens` contain the chosen conversation, `against` the rejected one. Where model.context is short,
-both keep the same end of the prompt, and answers are cut at their end. Pairs of equal answers, and pairs that lack an
-answer, are left out and counted.
+A sample is a pair: `tokens` contain the chosen conversation, `counterpart` the rejected one. Where model.context is
+short, both keep the same end of the prompt, and answers are cut at their end. Pairs of equal answers, and pairs that
+lack an answer, are left out and counted.
 """
 
 from __future__ import annotations
@@ -215,9 +215,9 @@ class PairRows(TableRows):
         return ids, np.repeat(np.array([0, 1]), [prompt, answer])
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
-        """Returns rows of the chosen answers, with those of the rejected ones in `against`."""
+        """Returns rows of the chosen answers, with those of the rejected ones in `counterpart`."""
         batch = self._rows(2 * index)
-        batch.against = self._rows(2 * index + 1)
+        batch.counterpart = self._rows(2 * index + 1)
         batch.labels = torch.from_numpy(self.labels[index])
         batch.samples = sample_numbers(index, epoch, len(self))
         if self.reference is not None:

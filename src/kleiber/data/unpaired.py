@@ -1,7 +1,7 @@
 """Single answers labeled as desirable or not: prompt, completion, label. A prompt may have only one answer.
 
-The `tokens` of a sample contain its conversation. `against` contains the same prompt with the answer of another row,
-always the same one: the log-probabilities of such mismatched answers measure how far the model has moved from its
+The `tokens` of a sample contain its conversation. `counterpart` contains the same prompt with the answer of another
+row, always the same one: the log-probabilities of such mismatched answers measure how far the model has moved from its
 start. Rows without an answer are left out and counted.
 """
 

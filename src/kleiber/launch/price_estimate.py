@@ -22,7 +22,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from kleiber.config.errors import ExitCode, Status
-from kleiber.config.signatures import build
+from kleiber.config.instantiate import build
 from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_weights, trains_tokenizer
 from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, cost_of_stages, key_of, measure, shortened, stages_of

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 import yaml
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status
+from kleiber.config.instantiate import build
 from kleiber.launch.cell import Cell, Launcher
 from kleiber.launch.ranks import CELL, launched
 from kleiber.records import archive, folder
@@ -74,7 +75,7 @@ class Sweep:
         if first.config["study"] and not first.config["dry_run"]:
             self.studied = first.folder.parent
             self.study = {key: value for key, value in first.config["study"].items() if key not in OF_A_CELL}
-        launcher: Launcher = instantiate(first.config["launcher"])
+        launcher: Launcher = build(first.config["launcher"])
         if first.config["dry_run"]:
             return self.plan(overrides, compose)
         launcher.warm_up()

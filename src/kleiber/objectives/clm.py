@@ -1,30 +1,31 @@
-"""Next-token objectives: causal language modelling, supervised fine-tuning of answers, and distillation.
+"""Next-token objectives: causal language modeling, supervised fine-tuning of answers, and distillation.
 
-All refuse models that read both ways. Supervised fine-tuning divides by the number of answer tokens in the whole batch,
-so every answer token weighs the same, in whatever row, micro-batch or rank. The teacher of a distillation
-is the model of a finished run or of a Hugging Face folder. It is outside the trained parameters and outside
-checkpoints, so the run needs the teacher's folder as long as it trains.
+All of them need a causal model. Supervised fine-tuning divides by the number of answer tokens in the whole batch, so
+every answer token has the same weight in whatever row, micro-batch or rank it is. The teacher of a distillation is the
+model of a finished run or of a Hugging Face folder. It is neither among the trained parameters nor in checkpoints, so a
+run needs the teacher's folder as long as it trains.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from kleiber.data.instruct import InstructCorpus
 from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
+from kleiber.objectives.objective import loss_with_auxiliary
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Corpus, Objective, Predictions
+from kleiber.types.contracts import Corpus, Objective, Predictions, Tokenizer
 from kleiber.types.model import Model
 
 
 class CLM(Objective):
     """Next-token cross-entropy, sum_t w_t (-log p(x_t | x_<t)), in nats; Radford et al. 2019.
 
-    z_loss  coefficient of w_t log(Z_t)^2, which keeps the log-normaliser near 0 (Chowdhery et al. 2022,
-            arXiv:2204.02311, section 5); it enters `total` but not the metric "ce"
+    z_loss  coefficient of w_t log(Z_t)^2, which keeps the log-normalizer near 0 (Chowdhery et al. 2022,
+            arXiv:2204.02311, section 5); it is part of the trained loss but not of the metric "ce"
     """
 
     likelihood = True
@@ -32,38 +33,38 @@ class CLM(Objective):
 
     def __init__(self, z_loss: float = 0.0) -> None:
         if z_loss < 0:
-            raise ValueError(
-                f"objective.z_loss={z_loss} is negative: give 0 or a small positive coefficient such as 1e-4"
-            )
+            raise ValueError(f"objective.z_loss={z_loss} must be >= 0; 1e-4 is usual")
         self.z_loss = z_loss
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
         if batch.tokens.shape[1] < 2:
-            raise ValueError("a row of one token has no next token: give rows of at least two")
-        causal(model, "clm")
-        output = model(inputs(batch))
+            raise ValueError("next-token prediction needs rows of at least 2 tokens; these rows have 1 token")
+        require_causal(model, "clm")
+        output = model(next_token_inputs(batch))
         targets = batch.tokens[:, 1:]
         weights = target_weights(batch)
         total, cross = cross_entropy(output.hidden, model.head, targets, weights, z_loss=self.z_loss)
-        tokens = weights.sum() if weights is not None else torch.tensor(float(targets.numel()), device=targets.device)
-        metrics = {"ce": cross.detach(), **{name: value.detach() for name, value in output.aux.items()}}
-        return Loss(total + output.aux["loss"] if "loss" in output.aux else total, tokens, metrics)
+        tokens = targets.numel() if weights is None else weights.sum()
+        return loss_with_auxiliary(total, tokens, {"ce": cross.detach()}, output.aux)
 
     def predictions(self, model: Model, batch: Batch) -> Predictions:
-        """The next token's distribution at every target."""
+        """The distribution of the next token at every target."""
         weights = target_weights(batch)
-        hidden = model(inputs(batch)).hidden
+        hidden = model(next_token_inputs(batch)).hidden
         return Predictions(hidden, model.head, hidden.new_ones(hidden.shape[:2]) if weights is None else weights)
 
 
-def causal(model: Model, name: str) -> None:
-    """Raises ValueError for a model that reads the tokens it is to predict."""
+def require_causal(model: Model, name: str) -> None:
+    """Raises ValueError for a bidirectional model, which reads the tokens that the objective `name` predicts."""
     if not model.causal:
-        raise ValueError(f"objective={name} with a bidirectional model, which would read the next token: objective=mlm")
+        raise ValueError(
+            f"objective={name} needs a causal model, because a bidirectional one reads the token that it predicts: "
+            "set model=gpt, or objective=mlm"
+        )
 
 
-def inputs(batch: Batch) -> Batch:
-    """All tokens but the last: what the model reads when the targets are all tokens but the first."""
+def next_token_inputs(batch: Batch) -> Batch:
+    """All tokens but the last: the model's input when the targets are all tokens but the first."""
     return Batch(
         tokens=batch.tokens[:, :-1],
         real=None if batch.real is None else batch.real[:, :-1],
@@ -75,74 +76,91 @@ def inputs(batch: Batch) -> Batch:
 class SFT(CLM):
     """Next-token cross-entropy, summed over answer tokens, in nats.
 
-    z_loss  as in clm
+    z_loss  coefficient of the squared log-normalizer, as in CLM
     """
 
     likelihood = False
 
     def __init__(self, corpus: Corpus, z_loss: float = 0.0) -> None:
         if not isinstance(corpus, InstructCorpus):
-            raise ValueError(f"objective=sft learns answers, and data={corpus.name} marks none: take data=instruct")
+            raise ValueError(f"objective=sft needs marked answers, and data={corpus.name} has none: set data=instruct")
         super().__init__(z_loss)
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
         if batch.weights is None:
-            raise ValueError("objective=sft was given rows without marked answers: take data=instruct")
-        if not model.causal:
-            raise ValueError("objective=sft with a bidirectional model, which would read the answer: set model=gpt")
+            raise ValueError("objective=sft needs marked answers, and this batch has none: set data=instruct")
+        require_causal(model, "sft")
         return super().__call__(model, batch)
+
+
+@runtime_checkable
+class OpenedModel(Protocol):
+    """A model that was read from a folder, with its tokenizer."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
 
 class Distill(Objective):
     """(1 - mix) cross-entropy + mix T^2 KL(teacher_T || student_T), summed over targets, in nats.
 
-    Hinton et al. 2015, arXiv:1503.02531, section 2. "ce" is the student's cross-entropy alone, "kd" the second term
-    without its weight.
+    Hinton et al. 2015, arXiv:1503.02531, section 2. The metric "ce" is the student's cross-entropy alone, "kd" the
+    second term without its weight.
 
+    open_model   reads a model from its folder; the run supplies it
     teacher      RUN, RUN/STAGE or a Hugging Face folder
-    temperature  T, by which both sets of logits are divided
-    mix          weight of the teacher; 1 leaves the text's own tokens out
+    temperature  T, by which the logits of both models are divided
+    mix          weight of the teacher; 1 leaves out the cross-entropy
     """
 
     likelihood = True
 
     def __init__(
-        self, corpus: Corpus, open_model: Callable[[str], Any], teacher: str, temperature: float = 2.0, mix: float = 0.5
+        self,
+        corpus: Corpus,
+        open_model: Callable[[str], OpenedModel],
+        teacher: str,
+        temperature: float = 2.0,
+        mix: float = 0.5,
     ) -> None:
         if temperature <= 0:
-            raise ValueError(f"objective.temperature={temperature} must be positive; 1 to 4 is usual")
+            raise ValueError(f"objective.temperature={temperature} must be > 0; 1 to 4 is usual")
         if not 0 < mix <= 1:
-            raise ValueError(f"objective.mix={mix} must lie in (0, 1]: without the teacher it is objective=clm")
+            raise ValueError(f"objective.mix={mix} must be > 0 and <= 1; set objective=clm to train without a teacher")
         try:
-            found = open_model(teacher)
+            opened = open_model(teacher)
         except ValueError as error:
             raise ValueError(f"objective.teacher: {error}") from None
-        if not found.model.causal:
+        if not opened.model.causal:
+            raise ValueError(f"objective.teacher={teacher} must be a causal model; this one is bidirectional")
+        # Hashes are compared without the names of the tokenizers' folders.
+        if opened.tokenizer.hash.rpartition("/")[2] != corpus.tokenizer.hash.rpartition("/")[2]:
             raise ValueError(
-                f"objective.teacher={teacher} reads both ways and knows no next token: take a causal model"
+                f"objective.teacher={teacher} has the tokenizer {opened.tokenizer.hash}, and the data has "
+                f"{corpus.tokenizer.hash}: set data.tokenizer to the teacher's tokenizer"
             )
-        read, written = (one.hash.rpartition("/")[2] for one in (found.tokenizer, corpus.tokenizer))
-        if read != written:  # of what they hold, not of what their folders are called
-            raise ValueError(
-                f"objective.teacher={teacher} reads ids of {found.tokenizer.hash}, the data is in those of "
-                f"{corpus.tokenizer.hash}: set data.tokenizer to the teacher's"
-            )
-        self.teacher, self.temperature, self.mix = found.model.requires_grad_(False), temperature, mix
+        self.teacher, self.temperature, self.mix = opened.model.requires_grad_(False), temperature, mix
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
-        causal(model, "distill")
-        rows, targets, weights = inputs(batch), batch.tokens[:, 1:], target_weights(batch)
+        require_causal(model, "distill")
+        rows, targets, weights = next_token_inputs(batch), batch.tokens[:, 1:], target_weights(batch)
         if weights is None:
             weights = torch.ones(targets.shape, device=targets.device)
         if rows.tokens.shape[1] > self.teacher.context:
-            raise ValueError(f"the teacher reads {self.teacher.context} tokens at most: set model.context to that")
+            raise ValueError(
+                f"the rows have {rows.tokens.shape[1]} tokens, more than the teacher's context of "
+                f"{self.teacher.context}: set model.context={self.teacher.context}"
+            )
         self.teacher.to(rows.tokens.device)
         with torch.no_grad():
-            taught = self.teacher(rows).hidden
+            teacher_hidden = self.teacher(rows).hidden
         output = model(rows)
         total, cross = cross_entropy(output.hidden, model.head, targets, weights)
-        learnt = kl_divergence(taught, self.teacher.head, output.hidden, model.head, weights, self.temperature)
-        total = (1 - self.mix) * total + self.mix * learnt
-        metrics = {"ce": cross.detach(), "kd": learnt.detach()}
-        metrics |= {name: value.detach() for name, value in output.aux.items()}
-        return Loss(total + output.aux["loss"] if "loss" in output.aux else total, weights.sum(), metrics)
+        divergence = kl_divergence(
+            teacher_hidden, self.teacher.head, output.hidden, model.head, weights, self.temperature
+        )
+        total = (1 - self.mix) * total + self.mix * divergence
+        metrics = {"ce": cross.detach(), "kd": divergence.detach()}
+        return loss_with_auxiliary(total, weights.sum(), metrics, output.aux)

@@ -1,8 +1,8 @@
 """Preference optimization without a reward model: DPO, conservative DPO and IPO.
 
-The frozen reference is the model as it was when the stage began. It is asked once for every pair, and its answers are
-kept (see `set_reference`). Beside a LoRA adapter the model without its updates is the same reference, and can be asked
-at each step instead.
+The frozen reference is the model as it was when the stage began. It scores every pair once, and its log-probabilities
+are stored (see `set_reference`). With a LoRA adapter, the model without its updates is the same reference, and it can
+score the pairs of each step instead.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from torch import Tensor
 from kleiber.data.preference import PreferenceCorpus
 from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import log_probs
-from kleiber.objectives.clm import inputs
-from kleiber.objectives.objective import Collected, rescaled, set_reference
+from kleiber.objectives.clm import next_token_inputs
+from kleiber.objectives.objective import SampleTable, loss_with_auxiliary, rescale_auxiliary, set_reference
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Samples, Scorer
 from kleiber.types.model import Model
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 50  # optimizer steps after which a loss that is still ln 2 is told of
-ROWS = 16  # pairs that the reference is asked for at once
+PATIENCE = 50  # optimizer steps after which a warning says that the loss is still at its start
+ROWS = 16  # pairs that the reference scores at once
 
 
 class DPO(Objective):
     """-log sigmoid(beta d), d = log pi(c)/ref(c) - log pi(r)/ref(r) for answers c preferred to r, summed over pairs.
 
-    A pair counts one; log-probabilities are sums over the answer's tokens, its end of text included. Rafailov et al.
-    2023, arXiv:2305.18290, eq. 7. It begins at ln 2.
+    Every pair has weight 1. Log-probabilities are sums over the answer's tokens, the end of text included. The loss
+    begins at ln 2. Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
 
-    beta       how dear it is to leave the reference
-    reference  start: asked before training, of every pair. adapter_off: training pairs are asked at each step, of the
-               model without its low-rank updates, at the price of a forward pass; only held-out pairs are asked before
+    beta       strength of the pull towards the reference
+    reference  "start": every pair is scored before training. "adapter_off": the model without its low-rank updates
+               scores the training pairs at each step, which costs a forward pass; held-out pairs are scored before
+               training
     """
 
     metric = "accuracy"
@@ -53,48 +54,53 @@ class DPO(Objective):
     def __init__(self, corpus: Corpus, beta: float = 0.1, reference: Literal["start", "adapter_off"] = "start") -> None:
         if not isinstance(corpus, PreferenceCorpus):
             raise ValueError(
-                f"objective=dpo compares answers, and data={corpus.name} has no pairs: take data=preference"
+                f"objective=dpo needs pairs of answers, and data={corpus.name} has none: set data=preference"
             )
         if beta <= 0:
-            raise ValueError(f"objective.beta={beta} must be positive; 0.1 is usual")
+            raise ValueError(f"objective.beta={beta} must be > 0; 0.1 is usual")
         if reference not in ("start", "adapter_off"):
-            raise ValueError(f"objective.reference={reference}: write start or adapter_off")
+            raise ValueError(f"objective.reference={reference} must be start or adapter_off")
         self.beta, self.adapter_off = beta, reference == "adapter_off"
-        self._steps, self._watched = 0, False
+        self._steps, self._checked = 0, False
 
     def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
-        """The loss of each pair from the log-ratios of both answers to the reference, and their lengths in tokens."""
+        """The loss of each pair.
+
+        ratios   log pi/ref of the chosen and of the rejected answer, in nats
+        lengths  of both answers, in tokens
+        """
         return -F.logsigmoid(self.beta * (ratios[:, 0] - ratios[:, 1]))
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
-        return self.compared(model, batch)[1]
+        return self.score_pairs(model, batch)[1]
 
-    def compared(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "pairs 2"], Loss]:
-        """Log-probabilities of both answers under the model, and the loss against the reference's.
+    def score_pairs(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "pairs 2"], Loss]:
+        """Log-probabilities of the chosen and the rejected answer of each pair in nats, and the loss.
 
-        "ce" is the loss itself, "accuracy" the share of pairs with d > 0 (1/2 for ties), "margin" beta d.
+        Metrics: "ce" is the loss itself, "accuracy" the share of pairs with d > 0 (1/2 for ties), "margin" beta d.
         """
         answers, lengths, output, rows = answer_log_probs(model, batch)
-        ratio = answers - self._reference(model, batch, answers)
-        difference = ratio[:, 0] - ratio[:, 1]
-        aux = rescaled(output, rows, len(batch))
-        total = self.preference(ratio, lengths).sum()
+        ratios = answers - self._reference(model, batch, answers)
+        difference = ratios[:, 0] - ratios[:, 1]
+        total = self.preference(ratios, lengths).sum()
         with torch.no_grad():
             metrics = {
                 "ce": total.detach(),
-                "accuracy": won(difference).sum(),
+                "accuracy": wins(difference).sum(),
                 "margin": self.beta * difference.sum(),
-                "reward_chosen": self.beta * ratio[:, 0].sum(),
-                "reward_rejected": self.beta * ratio[:, 1].sum(),
-                **{name: value.detach() for name, value in aux.items()},
+                "reward_chosen": self.beta * ratios[:, 0].sum(),
+                "reward_rejected": self.beta * ratios[:, 1].sum(),
             }
-        self._watch(difference)
-        count = torch.tensor(float(len(batch)), device=total.device)
-        return answers, Loss(total + aux["loss"] if "loss" in aux else total, count, metrics)
+        self._warn_if_stuck(difference)
+        auxiliary = rescale_auxiliary(output, rows, len(batch))
+        return answers, loss_with_auxiliary(total, len(batch), metrics, auxiliary)
 
     def _reference(self, model: Model, batch: Batch, answers: Tensor) -> Tensor:
-        """Where no stage has begun, a model that is scored is its own reference, and a step has none: its loss is NaN,
-        so that its time can be measured and it cannot be taken."""
+        """Log-probabilities of both answers of each pair under the reference, in nats.
+
+        Before a stage begins there is no reference. Then a model that is scored is compared with itself. The loss of a
+        training step is NaN: its time can be measured, but it cannot train a model.
+        """
         if batch.reference is not None:
             return batch.reference.to(answers)
         if self.adapter_off:
@@ -103,28 +109,31 @@ class DPO(Objective):
         return torch.full_like(answers, torch.nan) if torch.is_grad_enabled() else answers.detach()
 
     def begin(self, model: Model | None, corpus: Corpus, folder: Path) -> None:
-        """Sets the reference of every pair that is not asked at each step: what `model` says, or said when the stage of
-        `folder` began."""
+        """Sets the reference of every pair that is not scored at each step.
+
+        The reference is `model`, or the model that the stage of `folder` began with.
+        """
         assert isinstance(corpus, PreferenceCorpus)
         pairs = {name: rows for name, rows in corpus.rows().items() if not (self.adapter_off and name == "train")}
-        set_reference(model, corpus, folder, pairs, asked_for, "held out" if self.adapter_off else "")
+        set_reference(model, corpus, folder, pairs, pair_log_probs, "held out" if self.adapter_off else "")
 
-    def prepared(self, model: Model, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """The micro-batches of a step as they are: it is counted, since none of them alone moves the model."""
+    def prepare_step(self, model: Model, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Counts the optimizer step, and returns its micro-batches as they are."""
         self._steps += 1
         return batches
 
     def scorer(self) -> PreferenceScorer:
         return PreferenceScorer(self)
 
-    def _watch(self, difference: Tensor) -> None:
-        if not torch.is_grad_enabled() or self._watched or self._steps <= PATIENCE:
+    def _warn_if_stuck(self, difference: Tensor) -> None:
+        """Warns once, after PATIENCE steps, where every pair still has the loss of the start."""
+        if not torch.is_grad_enabled() or self._checked or self._steps <= PATIENCE:
             return
-        self._watched = True
+        self._checked = True
         if not bool((difference.abs() * self.beta > 1e-4).any()):
             log.warning(
-                "after %d steps every pair's loss is still %.4f, its value at the start: the model has not moved "
-                "from its reference; look at optimizer.lr, the warm-up, and what adapter=freeze leaves to train",
+                "after %d steps the loss of every pair is still %.4f, its value at the start, so the model equals its "
+                "reference: check optimizer.lr, the warm-up, and which parameters adapter=freeze trains",
                 PATIENCE,
                 float(self.preference(torch.zeros(1, 2), torch.ones(1, 2))),
             )
@@ -133,7 +142,7 @@ class DPO(Objective):
 class CDPO(DPO):
     """DPO where a preference is wrong with probability `noise`: (1 - noise) loss(d) + noise loss(-d).
 
-    Mitchell 2023, "A note on DPO with noisy preferences"; its least value is at a finite margin.
+    The minimum of the loss is at a finite margin. Mitchell 2023, "A note on DPO with noisy preferences".
     """
 
     def __init__(
@@ -145,19 +154,19 @@ class CDPO(DPO):
     ) -> None:
         super().__init__(corpus, beta, reference)
         if not 0 <= noise < 0.5:
-            raise ValueError(f"objective.noise={noise}: a share of wrong preferences lies in [0, 0.5)")
+            raise ValueError(f"objective.noise={noise} must be >= 0 and < 0.5: it is the share of wrong preferences")
         self.noise = noise
 
     def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
-        right, wrong = super().preference(ratios, lengths), super().preference(-ratios, lengths)
-        return (1 - self.noise) * right + self.noise * wrong
+        loss, swapped_loss = super().preference(ratios, lengths), super().preference(-ratios, lengths)
+        return (1 - self.noise) * loss + self.noise * swapped_loss
 
 
 class IPO(DPO):
-    """(d - 1 / (2 beta))^2: the margin is to be 1 / (2 beta) and no more. Azar et al. 2023, arXiv:2310.12036, eq. 17.
+    """(d - 1 / (2 beta))^2, which pulls the margin d to 1 / (2 beta). Azar et al. 2023, arXiv:2310.12036, eq. 17.
 
-    Here log-ratios are means over an answer's tokens, not sums as the equation reads: so the loss does not grow with
-    length. Other libraries do the same.
+    Differs in that log-ratios are means over an answer's tokens, as in other libraries; in the equation they are sums.
+    So the loss does not grow with the length of answers.
     """
 
     def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:
@@ -166,92 +175,110 @@ class IPO(DPO):
 
 
 class PreferenceScorer(Scorer):
-    """Over held-out pairs: reward_accuracy (d > 0), accuracy (the model alone finds the chosen answer likelier),
-    longer_accuracy (the longer answer was chosen: what knows nothing scores), margin (mean beta d); ties count 1/2.
+    """Metrics of held-out pairs.
+
+    reward_accuracy  share of pairs with d > 0
+    accuracy         share in which the model finds the chosen answer more likely than the rejected one
+    longer_accuracy  share in which the chosen answer is the longer one: what a baseline by length scores
+    margin           mean beta d
+
+    Ties count 1/2.
     """
 
     def __init__(self, objective: DPO) -> None:
         super().__init__(objective)
-        self.collected = Collected()
+        self.dpo, self.table = objective, SampleTable()
 
     def add(self, model: Model, batch: Batch) -> Loss:
-        answers, loss = self.objective.compared(model, batch)
+        answers, loss = self.dpo.score_pairs(model, batch)
         assert batch.labels is not None
-        asked = answers if batch.reference is None else batch.reference
-        self.collected.add(batch.samples, answers=answers, reference=asked, longer=batch.labels)
+        reference = answers if batch.reference is None else batch.reference
+        self.table.add(batch.samples, answers=answers, reference=reference, longer=batch.labels)
         return loss
 
     def compute(self) -> dict[str, float]:
-        found = self.pairs()
-        return {
-            name: found[name].mean().item() for name in ("reward_accuracy", "accuracy", "longer_accuracy", "margin")
-        }
+        names = ("reward_accuracy", "accuracy", "longer_accuracy", "margin")
+        pairs = self.pairs()
+        return {name: pairs[name].mean().item() for name in names}
 
     def pairs(self) -> dict[str, Float[Tensor, "pairs"]]:
-        """What `compute` averages, pair by pair, and start_accuracy, the accuracy of the reference."""
-        whole = {name: value.double() for name, value in self.collected.whole().items()}
-        ratio = whole["answers"] - whole["reference"]
-        difference = ratio[:, 0] - ratio[:, 1]
+        """The values of each pair whose means `compute` returns, and `start_accuracy`, that of the reference."""
+        table = {name: value.double() for name, value in self.table.gather().items()}
+        answers, reference = table["answers"], table["reference"]
+        ratios = answers - reference
+        difference = ratios[:, 0] - ratios[:, 1]
         return {
-            "reward_accuracy": won(difference),
-            "accuracy": won(whole["answers"][:, 0] - whole["answers"][:, 1]),
-            "start_accuracy": won(whole["reference"][:, 0] - whole["reference"][:, 1]),
-            "longer_accuracy": whole["longer"],
-            "margin": self.objective.beta * difference,
+            "reward_accuracy": wins(difference),
+            "accuracy": wins(answers[:, 0] - answers[:, 1]),
+            "start_accuracy": wins(reference[:, 0] - reference[:, 1]),
+            "longer_accuracy": table["longer"],
+            "margin": self.dpo.beta * difference,
         }
 
 
-def won(difference: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:
-    """1 where positive, 1/2 where 0."""
+def wins(difference: Float[Tensor, "pairs"]) -> Float[Tensor, "pairs"]:
+    """1 where the difference is positive, 1/2 where it is 0, and 0 elsewhere."""
     return (difference.sign() + 1) / 2
 
 
 def answer_log_probs(
     model: Model, batch: Batch
 ) -> tuple[Float[Tensor, "pairs 2"], Float[Tensor, "pairs 2"], Output, Batch]:
-    """log pi of both answers of each pair and their lengths in tokens, from one forward pass; its output and the rows
-    that it read come with them.
+    """Log-probabilities in nats and lengths in tokens of both answers of each pair, from one forward pass.
+
+    Also returns the model's output and the rows that it read.
     """
-    if batch.against is None:
-        raise ValueError("objective=dpo was given rows without rejected answers: take data=preference")
-    sums, lengths, output, rows = row_log_probs(model, stacked(batch, batch.against))
+    if batch.counterpart is None:
+        raise ValueError("objective=dpo needs pairs of answers, and this batch has none: set data=preference")
+    sums, lengths, output, rows = row_log_probs(model, stack_pairs(batch, batch.counterpart))
     return sums.view(2, -1).T, lengths.view(2, -1).T, output, rows
 
 
 def row_log_probs(model: Model, batch: Batch) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"], Output, Batch]:
-    """log pi of the marked tokens of each row, and the number of them; the output, and the rows as they were read."""
+    """Log-probability in nats of the answer in each row, and its length in tokens.
+
+    Also returns the model's output and the rows that it read. The answer is the tokens with a weight above 0.
+    """
     if not model.causal:
-        raise ValueError("log pi(answer) of a bidirectional model, which would read the answer: set model=gpt")
+        raise ValueError(
+            "the log-probability of an answer needs a causal model, because a bidirectional one reads the answer: set "
+            "model=gpt"
+        )
     assert batch.weights is not None
-    rows = inputs(batch)
+    rows = next_token_inputs(batch)
     output = model(rows)
-    marked = batch.weights[:, 1:] > 0
-    found = log_probs(output.hidden[marked], model.head, batch.tokens[:, 1:][marked])
-    sums = found.new_zeros(len(batch)).index_add(0, marked.nonzero()[:, 0], found)
-    return sums, marked.sum(1).to(sums.dtype), output, rows
+    in_answer = batch.weights[:, 1:] > 0
+    scores = log_probs(output.hidden[in_answer], model.head, batch.tokens[:, 1:][in_answer])
+    sums = scores.new_zeros(len(batch)).index_add(0, in_answer.nonzero()[:, 0], scores)
+    return sums, in_answer.sum(1).to(sums.dtype), output, rows
 
 
-def stacked(chosen: Batch, rejected: Batch) -> Batch:
-    """The rows of both, those of `chosen` first, in one width."""
+def stack_pairs(chosen: Batch, rejected: Batch) -> Batch:
+    """One batch with the rows of `chosen`, then those of `rejected`, padded to the same width."""
+    assert chosen.real is not None and rejected.real is not None
+    assert chosen.weights is not None and rejected.weights is not None
     width = max(chosen.tokens.shape[1], rejected.tokens.shape[1])
 
-    def both(name: str) -> Tensor:
-        sides = [getattr(side, name) for side in (chosen, rejected)]
-        return torch.cat([F.pad(side, (0, width - side.shape[1])) for side in sides])
+    def stack(*rows: Tensor) -> Tensor:
+        return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in rows])
 
-    samples = None if chosen.samples is None else chosen.samples.repeat(2)  # what is drawn for a sample is for both
-    return Batch(tokens=both("tokens"), real=both("real"), weights=both("weights"), samples=samples)
+    return Batch(
+        tokens=stack(chosen.tokens, rejected.tokens),
+        real=stack(chosen.real, rejected.real),
+        weights=stack(chosen.weights, rejected.weights),
+        samples=None if chosen.samples is None else chosen.samples.repeat(2),  # random draws are the same for a pair
+    )
 
 
 @torch.no_grad()
-def asked_for(model: Model, samples: Samples) -> Float[np.ndarray, "pairs 2"]:
-    """log pi of both answers of every pair, in fp32, as the model is now."""
-    training, device = model.training, next(model.parameters()).device
+def pair_log_probs(model: Model, samples: Samples) -> Float[np.ndarray, "pairs 2"]:
+    """Log-probabilities of both answers of every pair under the model as it is now, in nats and fp32."""
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
         index = np.arange(len(samples))
-        batches = (samples.gather(index[at : at + ROWS]) for at in range(0, len(index), ROWS))
-        found = [answer_log_probs(model, batch.to(device))[0].float().cpu() for batch in batches]
+        batches = (samples.gather(index[start : start + ROWS]) for start in range(0, len(index), ROWS))
+        scores = [answer_log_probs(model, batch.to(device))[0].float().cpu() for batch in batches]
     finally:
-        model.train(training)
-    return torch.cat(found).numpy() if found else np.empty((0, 2), np.float32)
+        model.train(was_training)
+    return torch.cat(scores).numpy() if scores else np.empty((0, 2), np.float32)

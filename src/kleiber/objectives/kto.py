@@ -1,7 +1,7 @@
-"""Kahneman-Tversky optimization (KTO): learns from single answers that were labelled good or bad.
+"""Kahneman-Tversky optimization (KTO): learns from single answers that are labeled good or bad.
 
-The frozen reference is the model as it was when the stage began, asked once for every row. Log-ratios are measured from
-the mean log-ratio of mismatched answers.
+The frozen reference is the model as it was when the stage began; it scores every row once. Log-ratios are compared with
+a reference point, the mean log-ratio of mismatched answers.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kleiber.data.unpaired import UnpairedCorpus
-from kleiber.objectives.dpo import asked_for, row_log_probs, won
-from kleiber.objectives.objective import Collected, rescaled, set_reference
+from kleiber.objectives.dpo import pair_log_probs, row_log_probs, wins
+from kleiber.objectives.objective import SampleTable, loss_with_auxiliary, rescale_auxiliary, set_reference
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Scorer
 from kleiber.types.model import Model
 
 
 class KTO(Objective):
-    """w (1 - sigmoid(+-beta (r - z))), + and w = desirable for good answers, - and w = undesirable for bad ones.
+    """Sum over good answers of w (1 - sigmoid(beta (r - z))), and over bad ones of w (1 - sigmoid(beta (z - r))).
 
-    r = log pi(y|x)/ref(y|x), summed over the answer's tokens; z, of which no gradient is taken, is max(0, mean of r) of
-    mismatched answers (another row's, to this prompt) over the whole batch of a step. Ethayarajh et al. 2024,
-    arXiv:2402.01306, eq. 8 and section 4.1. An answer counts one; the loss begins at w / 2. Differs in that the
-    partner of a row is fixed with the data, not by the batch, so that the reference is asked but once. The forward pass
-    of mismatched rows is not in what a run counts as FLOPs.
+    r = log pi(y|x)/ref(y|x), summed over the answer's tokens. z, without a gradient, is max(0, mean r) of mismatched
+    answers (the answer of another row to this prompt) over the whole batch of a step. w is `desirable` for good answers
+    and `undesirable` for bad ones; the loss begins at w / 2. Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8 and
+    section 4.1. Differs in that a row's mismatched answer is fixed with the data and not by the batch, so the reference
+    scores it once. The forward pass of mismatched answers is not part of a run's FLOPs.
 
-    beta                    how dear it is to leave the reference
-    desirable, undesirable  weights; the paper's eq. 9 wants the ratio of (weight x number of answers) in [1, 4/3]
+    beta                    strength of the pull towards the reference
+    desirable, undesirable  weights of good and bad answers; eq. 9 of the paper wants the ratio of (weight x number of
+                            answers) in [1, 4/3]
     """
 
     metric = "auc"
@@ -44,120 +45,137 @@ class KTO(Objective):
     def __init__(self, corpus: Corpus, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0) -> None:
         if not isinstance(corpus, UnpairedCorpus):
             raise ValueError(
-                f"objective=kto learns from verdicts on answers, and data={corpus.name} has none: take data=unpaired"
+                f"objective=kto needs answers labeled good or bad, and data={corpus.name} has none: set data=unpaired"
             )
         if beta <= 0 or min(desirable, undesirable) <= 0:
             raise ValueError(
                 f"objective.beta={beta}, objective.desirable={desirable} and objective.undesirable={undesirable} must "
-                "be positive; 0.1, 1 and 1 are usual"
+                "be > 0; 0.1, 1 and 1 are usual"
             )
         self.beta, self.desirable, self.undesirable = beta, desirable, undesirable
 
-    def worth(
+    def answer_loss(
         self, ratio: Float[Tensor, "rows"], point: Float[Tensor, "rows"], good: Bool[Tensor, "rows"]
     ) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
-        """The loss of each answer from its log-ratio to the reference and the point that it is measured from; and how
-        far it is on the side of that point where it should be, in units of beta."""
+        """The loss of each answer, and its margin: beta (r - z) of a good answer and beta (z - r) of a bad one.
+
+        ratio  log pi/ref of each answer, in nats
+        point  the reference point z, in nats
+        good   whether the answer is labeled good
+        """
         margin = self.beta * torch.where(good, ratio - point, point - ratio)
         weight = torch.where(good, self.desirable, self.undesirable)
         return weight * (1 - margin.sigmoid()), margin
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
-        return self.judged(model, batch)[1]
+        return self.score_answers(model, batch)[1]
 
-    def judged(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "rows 2"], Loss]:
-        """Log-ratios to the reference of each answer and of its mismatched one (of a prepared batch: the point), and
-        the loss. "accuracy" is the share on the right side of the point (1/2 for ties), "point" is z in nats.
+    def score_answers(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "rows 2"], Loss]:
+        """Log-ratios to the reference of each answer and of its mismatched answer, in nats, and the loss.
+
+        In a batch of `prepare_step` the reference point z stands for the log-ratios of mismatched answers. Metrics:
+        "accuracy" is the share of answers on the desired side of z (1/2 for ties), "point" is z in nats.
         """
         if batch.labels is None:
-            raise ValueError("objective=kto was given rows without verdicts: take data=unpaired")
+            raise ValueError("objective=kto needs labeled answers, and this batch has no labels: set data=unpaired")
         sums, _, output, rows = row_log_probs(model, batch)
-        ratio = gained(sums, batch, 0)
-        if batch.against is None:
-            assert batch.reference is not None, "a prepared batch knows its point"
-            other = point = batch.reference[:, 1].to(sums)
+        ratio = log_ratios(sums, batch, 0)
+        if batch.counterpart is None:
+            assert batch.reference is not None, "a batch of `prepare_step` has its reference point"
+            mismatched = point = batch.reference[:, 1].to(sums)
         else:
-            other = self._mismatched(model, batch)
-            point = other.mean().clamp(min=0).expand(len(batch))
-        losses, margin = self.worth(ratio, point, batch.labels > 0.5)
-        total, aux = losses.sum(), rescaled(output, rows, len(batch))
+            mismatched = self._mismatched(model, batch)
+            point = mismatched.mean().clamp(min=0).expand(len(batch))
+        losses, margin = self.answer_loss(ratio, point, batch.labels > 0.5)
+        total = losses.sum()
         with torch.no_grad():
             metrics = {
                 "ce": total.detach(),
-                "accuracy": won(margin).sum(),
+                "accuracy": wins(margin).sum(),
                 "margin": margin.sum(),
                 "point": point.sum(),
-                **{name: value.detach() for name, value in aux.items()},
             }
-        count = torch.tensor(float(len(batch)), device=total.device)
-        return torch.stack([ratio, other], 1), Loss(total + aux["loss"] if "loss" in aux else total, count, metrics)
+        auxiliary = rescale_auxiliary(output, rows, len(batch))
+        return torch.stack([ratio, mismatched], 1), loss_with_auxiliary(total, len(batch), metrics, auxiliary)
 
     @torch.no_grad()
-    def prepared(self, model: Model, batches: Sequence[Batch]) -> list[Batch]:
-        """The micro-batches of a step with z of the whole step, over all ranks, in the place of mismatched rows."""
+    def prepare_step(self, model: Model, batches: Sequence[Batch]) -> list[Batch]:
+        """The micro-batches of a step, with the reference point z of the whole step in place of mismatched answers.
+
+        z is the same on all ranks. It replaces column 1 of `reference`.
+        """
         ratios = torch.cat([self._mismatched(model, batch) for batch in batches])
         total = torch.stack([ratios.sum(), ratios.new_tensor(float(len(ratios)))])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
         point = (total[0] / total[1]).clamp(min=0)
-        made = []
+        step_batches = []
         for batch in batches:
-            assert batch.reference is not None, "a stage that has begun has asked for every row"
+            assert batch.reference is not None, "a stage that has begun has a reference for every row"
             values = torch.stack([batch.reference[:, 0], point.to(batch.reference).expand(len(batch))], 1)
-            made.append(dataclasses.replace(batch, against=None, reference=values))
-        return made
+            step_batches.append(dataclasses.replace(batch, counterpart=None, reference=values))
+        return step_batches
 
     @torch.no_grad()
     def _mismatched(self, model: Model, batch: Batch) -> Float[Tensor, "rows"]:
-        assert batch.against is not None, "each row has a mismatched one"
-        # What is drawn for a sample is drawn for both of its rows.
-        return gained(row_log_probs(model, dataclasses.replace(batch.against, samples=batch.samples))[0], batch, 1)
+        """Log-ratios of the mismatched answers to the reference, in nats."""
+        assert batch.counterpart is not None, "each row has a mismatched answer"
+        # Random draws are the same for both rows of a sample.
+        rows = dataclasses.replace(batch.counterpart, samples=batch.samples)
+        return log_ratios(row_log_probs(model, rows)[0], batch, 1)
 
     def begin(self, model: Model | None, corpus: Corpus, folder: Path) -> None:
-        """Sets the reference of every row: what `model` says, or said when the stage of `folder` began."""
+        """Sets the reference of every row: `model`, or the model that the stage of `folder` began with."""
         assert isinstance(corpus, UnpairedCorpus)
-        set_reference(model, corpus, folder, corpus.rows(), asked_for)
+        set_reference(model, corpus, folder, corpus.rows(), pair_log_probs)
 
     def scorer(self) -> KTOScorer:
         return KTOScorer(self)
 
 
 class KTOScorer(Scorer):
-    """Over held-out answers: auc, the chance that a good answer has gained more than a bad one over the model before
-    training (left out where there is one kind alone), and loss, accuracy, margin and point with z of all of them.
+    """Metrics of held-out answers.
+
+    auc       probability that a good answer has a larger log-ratio than a bad one; absent where all are good or all bad
+    loss, accuracy, margin, point  as in training, with the reference point of all held-out answers
     """
 
     def __init__(self, objective: KTO) -> None:
         super().__init__(objective)
-        self.collected = Collected()
+        self.kto, self.table = objective, SampleTable()
 
     def add(self, model: Model, batch: Batch) -> Loss:
-        ratios, loss = self.objective.judged(model, batch)
+        ratios, loss = self.kto.score_answers(model, batch)
         assert batch.labels is not None
-        self.collected.add(batch.samples, ratios=ratios, good=batch.labels > 0.5)
+        self.table.add(batch.samples, ratios=ratios, good=batch.labels > 0.5)
         return loss
 
     def compute(self) -> dict[str, float]:
-        whole = self.collected.whole()
-        (ratio, other), good = whole["ratios"].double().T, whole["good"]
-        point = other.mean().clamp(min=0)
-        losses, margin = self.objective.worth(ratio, point.expand(len(ratio)), good)
-        found = {"loss": losses.mean(), "accuracy": won(margin).mean(), "margin": margin.mean(), "point": point}
+        """The metrics over all held-out answers; every rank computes the same numbers."""
+        table = self.table.gather()
+        (ratio, mismatched), good = table["ratios"].double().T, table["good"]
+        point = mismatched.mean().clamp(min=0)
+        losses, margin = self.kto.answer_loss(ratio, point.expand(len(ratio)), good)
+        metrics = {"loss": losses.mean(), "accuracy": wins(margin).mean(), "margin": margin.mean(), "point": point}
         if good.any() and not good.all():
-            found["auc"] = auc(ratio[good], ratio[~good])
-        return {name: value.item() for name, value in found.items()}
+            metrics["auc"] = auc(ratio[good], ratio[~good])
+        return {name: value.item() for name, value in metrics.items()}
 
 
-def gained(sums: Float[Tensor, "rows"], batch: Batch, column: int) -> Float[Tensor, "rows"]:
-    """Log-ratios to the reference's values in a column. Where no stage has begun, a model that is scored is its own
-    reference, and a step has none: its loss is NaN, so that it cannot be taken."""
+def log_ratios(sums: Float[Tensor, "rows"], batch: Batch, column: int) -> Float[Tensor, "rows"]:
+    """`sums` minus the reference's log-probabilities in a column of `batch.reference`, in nats.
+
+    Before a stage begins there is no reference. Then a model that is scored is compared with itself, and the loss of a
+    training step is NaN, so it cannot train a model.
+    """
     if batch.reference is not None:
         return sums - batch.reference[:, column].to(sums)
     return sums - (torch.full_like(sums, torch.nan) if torch.is_grad_enabled() else sums.detach())
 
 
 def auc(high: Float[Tensor, "high"], low: Float[Tensor, "low"]) -> Float[Tensor, ""]:
-    """The share of pairs of one of each where that of `high` is the greater one; ties count 1/2."""
+    """Share of the pairs (a value of `high`, a value of `low`) in which the former is larger; ties count 1/2."""
     low = low.sort().values
-    below, upto = torch.searchsorted(low, high), torch.searchsorted(low, high, right=True)
-    return ((below + upto).double() / 2).mean() / len(low)
+    smaller = torch.searchsorted(low, high)
+    smaller_or_equal = torch.searchsorted(low, high, right=True)
+    return ((smaller + smaller_or_equal).double() / 2).mean() / len(low)

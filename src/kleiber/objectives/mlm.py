@@ -1,4 +1,4 @@
-"""Masked language modelling: predicts hidden tokens from the tokens on both sides of them."""
+"""Masked language modeling: predicts hidden tokens from the tokens on both sides of them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.nn.loss import cross_entropy
+from kleiber.objectives.objective import loss_with_auxiliary
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Objective, Predictions, Tokenizer
 from kleiber.types.model import Model
 
 
 class MLM(Objective):
-    """Cross-entropy on a random share of tokens: 80 % become the mask, 10 % a random token, 10 % stay as they are.
+    """Cross-entropy of a random share of the tokens: 80 % become the mask, 10 % a random token, 10 % stay as they are.
 
-    Which tokens are hidden is a pure function of (seed, sample, position): the same on any rank and in any micro-batch,
-    and the same for every evaluation of a validation sample. Devlin et al. 2018, arXiv:1810.04805, section 3.1; the
-    share is per token there per sequence, here a Bernoulli draw per token.
+    Which tokens are hidden is a pure function of (seed, sample, position): the same on every rank, in every micro-batch
+    and at every evaluation of a validation sample. Devlin et al. 2018, arXiv:1810.04805, section 3.1. Differs in that
+    each token is drawn by itself; the paper draws a fixed share of each sequence.
 
     mask_share  probability that a token is a target
     """
@@ -28,10 +29,11 @@ class MLM(Objective):
 
     def __init__(self, vocabulary: Tokenizer, mask_share: float = 0.15, seed: int = 0) -> None:
         if not 0 < mask_share < 1:
-            raise ValueError(f"objective.mask_share={mask_share} must lie between 0 and 1; BERT uses 0.15")
+            raise ValueError(f"objective.mask_share={mask_share} must be > 0 and < 1; BERT uses 0.15")
         if vocabulary.mask < 0:
             raise ValueError(
-                f"data.tokenizer={vocabulary.name} has no mask and its model no row for one: objective=clm"
+                f"objective=mlm needs a mask token, and data.tokenizer={vocabulary.name} has none: set objective=clm, "
+                "or another tokenizer"
             )
         self.mask_share, self.seed = mask_share, seed
         self.mask, self.vocab_size = vocabulary.mask, vocabulary.vocab_size
@@ -42,23 +44,22 @@ class MLM(Objective):
         output = model(Batch(tokens=hidden, real=batch.real, segments=batch.segments, samples=batch.samples))
         chosen = targets.flatten()
         total, _ = cross_entropy(output.hidden.flatten(0, 1)[chosen], model.head, batch.tokens.flatten()[chosen])
-        # Auxiliary losses are sums over all tokens, the loss is one over a share of them: this keeps their proportion.
-        aux = {
+        # Auxiliary losses are sums over all tokens and the loss is a sum over a share of them: keep their proportion.
+        auxiliary = {
             name: value if name.startswith("load/") else value * self.mask_share for name, value in output.aux.items()
         }
-        metrics = {"ce": total.detach(), **{name: value.detach() for name, value in aux.items()}}
-        return Loss(total + aux["loss"] if "loss" in aux else total, chosen.sum().float(), metrics)
+        return loss_with_auxiliary(total, chosen.sum().float(), {"ce": total.detach()}, auxiliary)
 
     def predictions(self, model: Model, batch: Batch) -> Predictions:
-        """The distribution of every hidden token; the others have weight 0."""
+        """The distribution of the token at every position; positions that are not hidden have weight 0."""
         batch = within_context(batch, model.context)
         hidden, targets = self.corrupt(batch)
         output = model(Batch(tokens=hidden, real=batch.real, segments=batch.segments, samples=batch.samples))
         return Predictions(output.hidden, model.head, targets.float())
 
     def corrupt(self, batch: Batch) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
-        """The tokens the model reads, and which positions it has to predict."""
-        assert batch.samples is not None, "masks are drawn from the sample numbers"
+        """The tokens that the model reads, and a mask of the positions that it has to predict."""
+        assert batch.samples is not None, "masks are drawn from the numbers of the samples"
         draw, kind, other = (uniform(batch.samples, batch.tokens.shape[1], self.seed, stream) for stream in range(3))
         targets = draw < self.mask_share
         if batch.real is not None:
@@ -71,14 +72,17 @@ class MLM(Objective):
 
 
 def within_context(batch: Batch, context: int) -> Batch:
-    """A full row holds one token more than the context, for next-token targets, which neighbouring rows share. A padded
-    one may be shorter, and keeps what fits."""
+    """The batch with rows of at most `context` tokens.
+
+    A row of packed text has context + 1 tokens, for next-token targets; its last token begins the next row. A padded
+    row may be shorter, and keeps the tokens that fit.
+    """
     last = -1 if batch.real is None else context
     return batch.map(lambda t: t[:, :last] if t.dim() == 2 else t)
 
 
 def uniform(samples: Int[Tensor, "batch"], time: int, seed: int, stream: int) -> Float[Tensor, "batch time"]:
-    """Numbers in [0, 1) from (seed, stream, sample, position) alone, by SplitMix64 (Steele et al. 2014)."""
+    """Random numbers in [0, 1) from (seed, stream, sample, position) alone, by SplitMix64 (Steele et al. 2014)."""
     position = torch.arange(time, device=samples.device)
     x = (samples[:, None] * 0x9E3779B1 + position) * 4 + stream + seed * 0x632BE59BD9B4E019 % 2**62
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):

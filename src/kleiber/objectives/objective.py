@@ -1,8 +1,8 @@
-"""What several objectives share: names of output layers, auxiliary losses per token, collected rows, frozen references.
+"""Code that several objectives share: auxiliary losses, names of output layers, tables of samples, frozen references.
 
-A frozen reference is the model as it was before training. It is asked once; its values lie in the stage's folder with
-the hashes of the data and of the weights, where a resumed stage reads them, and in the cache of the data under the same
-hashes, where other runs from the same weights find them.
+A frozen reference is the model as it was before training. Its values for the data are computed once. They are stored
+in the stage's folder with the hashes of the data and of the weights, where a resumed stage reads them, and in the cache
+of the data under the same hashes, where other runs from the same weights find them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +20,31 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kleiber.data.preference import AnswerCorpus, PairRows
-from kleiber.types.batch import Batch, Output
+from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.model import Model
 
 
-def rescaled(output: Output, batch: Batch, count: int | Tensor) -> dict[str, Tensor]:
-    """The aux sums of `output` over the real tokens of `batch`, times count / tokens.
+def loss_with_auxiliary(
+    total: Tensor, tokens: Tensor | int, metrics: Mapping[str, Tensor], auxiliary: Mapping[str, Tensor]
+) -> Loss:
+    """The loss of an objective plus the auxiliary losses of the model's layers.
 
-    Divided by `count`, the number that the objective's own sum is over, they are means per token again, so that a
-    coefficient means the same in pre-training and fine-tuning. Counts of assignments stay counts.
+    total      the objective, summed over targets
+    tokens     number of targets
+    metrics    sums to report
+    auxiliary  `Output.aux`, rescaled where needed; its "loss" is added to `total`, and all of it to the metrics
+    """
+    if not isinstance(tokens, Tensor):
+        tokens = torch.tensor(float(tokens), device=total.device)
+    metrics = {**metrics, **{name: value.detach() for name, value in auxiliary.items()}}
+    return Loss(total + auxiliary["loss"] if "loss" in auxiliary else total, tokens, metrics)
+
+
+def rescale_auxiliary(output: Output, batch: Batch, count: int | Tensor) -> dict[str, Tensor]:
+    """The auxiliary sums of `output` over the real tokens of `batch`, multiplied by count / tokens.
+
+    `count` is the number that the objective's sum is divided by. After that division the auxiliary sums are means per
+    token, so a coefficient means the same in pre-training and fine-tuning. Counts of assignments are not rescaled.
     """
     if not output.aux:
         return {}
@@ -37,39 +52,43 @@ def rescaled(output: Output, batch: Batch, count: int | Tensor) -> dict[str, Ten
     return {name: value if name.startswith("load/") else value * (count / tokens) for name, value in output.aux.items()}
 
 
-def head_name(task: str, *meaning: Any) -> str:
-    """The key of a task's output layer in a model: its name, and a digest of what the outputs stand for, so that tasks
-    whose names alone agree have layers of their own."""
+def head_name(task: str, *meaning: object) -> str:
+    """The name of a task's output layer in a model: the task's name and a hash of what its outputs stand for.
+
+    Tasks that have the same name and different outputs get different layers.
+    """
     return f"{task.replace('.', '_')}-{hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:8]}"
 
 
-class Collected:
-    """Rows by sample number. `whole` has each sample once, in order, so no metric of it can depend on the ranks."""
+class SampleTable:
+    """A table of values by sample number, filled batch by batch on every rank."""
 
     def __init__(self) -> None:
         self.samples: list[Tensor] = []
         self.columns: list[dict[str, Tensor]] = []
 
     def add(self, samples: Tensor | None, **columns: Tensor) -> None:
-        assert samples is not None, "samples are told apart by their numbers"
+        """Adds the values of each column for the samples of a batch."""
+        assert samples is not None, "a scored batch has the numbers of its samples"
         self.samples.append(samples.detach().cpu())
         self.columns.append({name: value.detach().cpu() for name, value in columns.items()})
 
-    def whole(self) -> dict[str, Tensor]:
-        mine: Any = (self.samples, self.columns)
-        parts: list[Any] = [mine]
+    def gather(self) -> dict[str, Tensor]:
+        """The columns of all ranks, with each sample once and in order, so no metric depends on the number of ranks."""
+        parts = [(self.samples, self.columns)]
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            parts = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, mine)
-        samples = torch.cat([s for part in parts for s in part[0]])
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, parts[0])
+            parts = [part for part in gathered if part is not None]
+        samples = torch.cat([numbers for part_samples, _ in parts for numbers in part_samples])
         order = torch.argsort(samples, stable=True)
         first = torch.ones(len(samples), dtype=torch.bool)
-        first[1:] = samples[order][1:] != samples[order][:-1]  # with few samples every rank has scored all
-        columns = [columns for part in parts for columns in part[1]]
-        return {name: torch.cat([c[name] for c in columns])[order[first]] for name in columns[0]}
+        first[1:] = samples[order][1:] != samples[order][:-1]  # where samples are few, every rank has scored all
+        columns = [batch_columns for _, part_columns in parts for batch_columns in part_columns]
+        return {name: torch.cat([column[name] for column in columns])[order[first]] for name in columns[0]}
 
 
-NAME = "reference"  # .npz and .json in the stage's folder
+REFERENCE = "reference"  # name of the .npz and .json file in the stage's folder
 
 Values = dict[str, np.ndarray]  # by split
 
@@ -79,30 +98,36 @@ def set_reference(
     corpus: AnswerCorpus,
     folder: Path,
     rows: Mapping[str, PairRows],
-    ask: Callable[[Model, PairRows], np.ndarray],
+    compute: Callable[[Model, PairRows], np.ndarray],
     part: str = "",
 ) -> None:
-    """Sets `reference` of the rows of each split to what `ask` returned for the model that the stage began with.
+    """Sets `reference` of the rows of each split to the values of the model that the stage began with.
 
-    It comes from `folder` of the stage, from the cache of `corpus`, or from `ask` now; `part` names what is asked where
-    that is not all of the corpus. Once the stage has checkpoints, `folder` alone counts. Before its first checkpoint
-    the values are computed again if the weights differ (a start point that was trained anew). `model` may be None where
-    the stage has checkpoints. Raises ValueError for a stage with checkpoints whose values are gone.
+    The values come from the stage's folder, from the cache of the corpus, or from `compute`. Once the stage has
+    checkpoints, only its folder counts. Before that the values are computed again if the weights have changed, as
+    those of a start point that was trained again.
+
+    model   at the beginning of the stage; may be None where the stage has checkpoints
+    folder  of the stage
+    rows    the samples by split
+    part    name of the part of the corpus that `rows` are, where they are not all of it
+
+    Raises ValueError for a stage with checkpoints whose folder has no values.
     """
     data = {"corpus": corpus.hash, "tokenizer": corpus.tokenizer.hash} | ({"part": part} if part else {})
     stored = _read(folder, data)
-    begun = any((folder / "checkpoints").glob("step-*"))
-    if begun and stored is None:
+    has_checkpoints = any((folder / "checkpoints").glob("step-*"))
+    if has_checkpoints and stored is None:
         raise ValueError(
-            f"{folder} has checkpoints but no {NAME}.npz for this data, and the weights it began with are gone: "
-            "start it anew with resume=never"
+            f"{folder} has checkpoints but no {REFERENCE}.npz for this data, and it cannot be computed again without "
+            "the weights of the stage's beginning: start the run again with resume=never"
         )
-    if not begun:
-        assert model is not None, "without checkpoints the model has to be asked"
+    if not has_checkpoints:
+        assert model is not None, "a stage without checkpoints has its model"
         start, weights = model, fingerprint(model)
         if stored is None or stored[0]["weights"] != weights:
             values = corpus.cached_arrays(
-                f"{weights} {part}".strip(), lambda: {name: ask(start, split) for name, split in rows.items()}
+                f"{weights} {part}".strip(), lambda: {name: compute(start, split) for name, split in rows.items()}
             )
             stored = {**data, "weights": weights}, values
             _write(folder, *stored)
@@ -111,51 +136,53 @@ def set_reference(
         split.reference = stored[1][name]
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of all weights by name, of their precision, of that of products where autocast is on, and of what the
-    model makes of a row as long as its context: weights do not tell a window of attention or a cap."""
-    sums = hashlib.sha256()
+def fingerprint(model: Model) -> str:
+    """A hash of the model's weights, of its precision, and of its outputs for an example.
+
+    The outputs are part of it because settings such as an attention window or a logit cap change no weight.
+    """
+    digest = hashlib.sha256()
     device = next(model.parameters()).device.type
     if torch.is_autocast_enabled(device):
-        sums.update(str(torch.get_autocast_dtype(device)).encode())
+        digest.update(str(torch.get_autocast_dtype(device)).encode())
     for name, value in sorted(model.state_dict().items()):
-        sums.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        sums.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    for answer in _answers(model):
-        sums.update(answer.float().cpu().numpy().tobytes())
-    return sums.hexdigest()[:32]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for output in _example_outputs(model):
+        digest.update(output.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 @torch.no_grad()
-def _answers(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states of a row of tokens as they come, and the logits after the last: of all they would be large."""
-    was, device = model.training, next(model.parameters()).device
+def _example_outputs(model: Model) -> tuple[Tensor, Tensor]:
+    """Hidden states of a row of the token ids 0, 1, ... as long as the context, and the logits after its last token."""
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     row = torch.arange(model.context, device=device)[None] % model.vocab_size
     try:
         hidden = model(Batch(row)).hidden
         return hidden, model.head(hidden[:, -1])
     finally:
-        model.train(was)
+        model.train(was_training)
 
 
-def _read(folder: Path, asked: dict[str, str]) -> tuple[dict[str, str], Values] | None:
-    """What the stage's folder holds for this data; None where that is nothing, or damaged."""
+def _read(folder: Path, data: Mapping[str, str]) -> tuple[dict[str, str], Values] | None:
+    """Description and values in the stage's folder; None where there are none of this data, or damaged ones."""
     try:
-        told = json.loads((folder / f"{NAME}.json").read_text())
-        with open(folder / f"{NAME}.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        description = json.loads((folder / f"{REFERENCE}.json").read_text())
+        with open(folder / f"{REFERENCE}.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
             values = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile):  # a file cut short
+    except (OSError, ValueError, zipfile.BadZipFile):  # a truncated file
         return None
-    return (told, values) if all(told.get(name) == value for name, value in asked.items()) else None
+    return (description, values) if all(description.get(name) == value for name, value in data.items()) else None
 
 
-def _write(folder: Path, told: dict[str, Any], values: Values) -> None:
-    """Each file whole or not at all, the one that says what the other holds last; ranks write the same."""
+def _write(folder: Path, description: Mapping[str, str], values: Values) -> None:
+    """Writes each file atomically, the description last. Every rank writes the same files."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{NAME}-{os.getpid()}"
+    part = folder / f".{REFERENCE}-{os.getpid()}"
     with open(part, "wb") as file:
         np.savez(file, **values)  # type: ignore[arg-type]
-    os.replace(part, folder / f"{NAME}.npz")
-    part.write_text(json.dumps(told))
-    os.replace(part, folder / f"{NAME}.json")
+    os.replace(part, folder / f"{REFERENCE}.npz")
+    part.write_text(json.dumps(description))
+    os.replace(part, folder / f"{REFERENCE}.json")

@@ -1,7 +1,7 @@
-"""Reward modelling: scores whole answers, and learns from which of two answers was preferred.
+"""Reward modeling: scores whole answers, and learns from which of two answers was preferred.
 
-One forward pass reads both answers of a pair; an output layer of the task's own scores the hidden state of the last
-token. There is no reference model.
+One forward pass reads both answers of a pair. An output layer for this task scores the hidden state of the last token.
+There is no reference model.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kleiber.data.preference import PreferenceCorpus
-from kleiber.objectives.classify import pooled
-from kleiber.objectives.dpo import stacked, won
-from kleiber.objectives.objective import Collected, head_name, rescaled
+from kleiber.objectives.classify import pool
+from kleiber.objectives.dpo import stack_pairs, wins
+from kleiber.objectives.objective import SampleTable, head_name, loss_with_auxiliary, rescale_auxiliary
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Scorer
 from kleiber.types.model import Model
@@ -23,11 +23,12 @@ from kleiber.types.model import Model
 class Reward(Objective):
     """-log sigmoid(r(c) - r(r)) for answers c preferred to r, summed over pairs, r(x) = head(hidden of the last token).
 
-    A pair counts one; it begins at ln 2, since the head does at 0. Ouyang et al. 2022, arXiv:2203.02155, eq. 1, with
-    two answers to a prompt. A row longer than model.context, by its one token, is read without its last one.
+    Every pair has weight 1. The loss begins at ln 2, because the head begins at 0. Ouyang et al. 2022,
+    arXiv:2203.02155, eq. 1, with two answers per prompt. A row of model.context + 1 tokens is read without its last.
 
     center  weight of (r(c) + r(r))^2, which keeps rewards around 0 (Eisenstein et al. 2023, arXiv:2312.09244, eq. 2;
-            0.01 is usual); without it nothing says what level they have. It enters `total` but not the metric "ce"
+            0.01 is usual); without it the level of the rewards is arbitrary. It is part of the trained loss but not of
+            the metric "ce"
     """
 
     metric = "accuracy"
@@ -38,70 +39,74 @@ class Reward(Objective):
     def __init__(self, corpus: Corpus, center: float = 0.0) -> None:
         if not isinstance(corpus, PreferenceCorpus):
             raise ValueError(
-                f"objective=reward compares answers, and data={corpus.name} has no pairs: take data=preference"
+                f"objective=reward needs pairs of answers, and data={corpus.name} has none: set data=preference"
             )
         if center < 0:
-            raise ValueError(f"objective.center={center} is negative: give 0 or a small positive weight such as 0.01")
+            raise ValueError(f"objective.center={center} must be >= 0; 0.01 is usual")
         self.center = center
         self.head = head_name(corpus.name, "reward")
         self.outputs = {self.head: 1}
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
-        return self.compared(model, batch)[1]
+        return self.score_pairs(model, batch)[1]
 
-    def compared(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "pairs 2"], Loss]:
-        """The rewards of both answers, in fp32 at least, and their loss.
+    def score_pairs(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "pairs 2"], Loss]:
+        """The rewards of the chosen and the rejected answer of each pair, in fp32 or fp64, and their loss.
 
-        "ce" is the loss without centring, "accuracy" the share of pairs with r(c) > r(r) (1/2 for ties), "margin" their
-        difference.
+        Metrics: "ce" is the loss without centering, "accuracy" the share of pairs with r(c) > r(r) (1/2 for ties),
+        "margin" the difference r(c) - r(r).
         """
-        if batch.against is None:
-            raise ValueError("objective=reward was given rows without rejected answers: take data=preference")
-        both = stacked(batch, batch.against).map(lambda t: t[:, : model.context] if t.dim() == 2 else t)
-        rows = Batch(tokens=both.tokens, real=both.real, samples=both.samples)
+        if batch.counterpart is None:
+            raise ValueError("objective=reward needs pairs of answers, and this batch has none: set data=preference")
+        stacked = stack_pairs(batch, batch.counterpart)
+        stacked = stacked.map(lambda tensor: tensor[:, : model.context] if tensor.dim() == 2 else tensor)
+        rows = Batch(tokens=stacked.tokens, real=stacked.real, samples=stacked.samples)
         output = model(rows)
-        scores = model.heads[self.head](pooled(output.hidden, rows.real, "last"))
+        scores = model.heads[self.head](pool(output.hidden, rows.real, "last"))
         rewards = scores.to(torch.promote_types(scores.dtype, torch.float32)).view(2, -1).T
         margin = rewards[:, 0] - rewards[:, 1]
         ranking = -F.logsigmoid(margin).sum()
         total = ranking + self.center * rewards.sum(1).square().sum() if self.center else ranking
-        aux = rescaled(output, rows, len(batch))
         with torch.no_grad():
             metrics = {
                 "ce": ranking.detach(),
-                "accuracy": won(margin).sum(),
+                "accuracy": wins(margin).sum(),
                 "margin": margin.sum(),
                 "reward_chosen": rewards[:, 0].sum(),
                 "reward_rejected": rewards[:, 1].sum(),
-                **{name: value.detach() for name, value in aux.items()},
             }
-        count = torch.tensor(float(len(batch)), device=total.device)
-        return rewards, Loss(total + aux["loss"] if "loss" in aux else total, count, metrics)
+        auxiliary = rescale_auxiliary(output, rows, len(batch))
+        return rewards, loss_with_auxiliary(total, len(batch), metrics, auxiliary)
 
     def scorer(self) -> RewardScorer:
         return RewardScorer(self)
 
 
 class RewardScorer(Scorer):
-    """Over held-out pairs: accuracy (r(c) > r(r)), longer_accuracy (the longer answer was chosen: what knows nothing
-    scores), margin (mean r(c) - r(r)); ties count 1/2.
+    """Metrics of held-out pairs.
+
+    accuracy         share of pairs with r(c) > r(r)
+    longer_accuracy  share in which the chosen answer is the longer one: what a baseline by length scores
+    margin           mean r(c) - r(r)
+
+    Ties count 1/2.
     """
 
     def __init__(self, objective: Reward) -> None:
         super().__init__(objective)
-        self.collected = Collected()
+        self.reward, self.table = objective, SampleTable()
 
     def add(self, model: Model, batch: Batch) -> Loss:
-        rewards, loss = self.objective.compared(model, batch)
+        rewards, loss = self.reward.score_pairs(model, batch)
         assert batch.labels is not None
-        self.collected.add(batch.samples, rewards=rewards, longer=batch.labels)
+        self.table.add(batch.samples, rewards=rewards, longer=batch.labels)
         return loss
 
     def compute(self) -> dict[str, float]:
         return {name: values.mean().item() for name, values in self.pairs().items()}
 
     def pairs(self) -> dict[str, Float[Tensor, "pairs"]]:
-        """What `compute` averages, pair by pair."""
-        whole = {name: value.double() for name, value in self.collected.whole().items()}
-        margin = whole["rewards"][:, 0] - whole["rewards"][:, 1]
-        return {"accuracy": won(margin), "longer_accuracy": whole["longer"], "margin": margin}
+        """The values of each pair whose means `compute` returns, by metric."""
+        table = {name: value.double() for name, value in self.table.gather().items()}
+        margin = table["rewards"][:, 0] - table["rewards"][:, 1]
+        return {"accuracy": wins(margin), "longer_accuracy": table["longer"], "margin": margin}

@@ -17,10 +17,11 @@ from safetensors import safe_open
 
 from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
-from kleiber.config.signatures import build, signature
+from kleiber.config.instantiate import build
+from kleiber.config.signatures import signature
 from kleiber.config.stages import stage_configs
 from kleiber.data.tokenizers.byte_level import Bytes
-from kleiber.objectives.objective import NAME
+from kleiber.objectives.objective import REFERENCE
 from kleiber.records.folder import TOKENIZER, read_config
 from kleiber.records.summary import read
 from kleiber.runs.inherit import locate_stage
@@ -138,7 +139,7 @@ def load_objective(config: DictConfig, corpus: Corpus, folder: Path) -> Objectiv
     """
     objective = build_objective(config, corpus)
     for place in (folder, folder.with_name("trunk")):
-        if (place / f"{NAME}.npz").is_file():
+        if (place / f"{REFERENCE}.npz").is_file():
             objective.begin(None, corpus, place)
             break
     return objective

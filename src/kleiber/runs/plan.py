@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from omegaconf import DictConfig
 
-from kleiber.config.signatures import build
+from kleiber.config.instantiate import build
 from kleiber.config.stages import Budget, quantity
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.optimizers.adamw import Optimizer

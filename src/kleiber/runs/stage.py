@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.signatures import build
+from kleiber.config.instantiate import build
 from kleiber.config.stages import has_pretrained_weights, quantity
 from kleiber.data.batches import stream
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.signatures import build
+from kleiber.config.instantiate import build
 from kleiber.config.stages import SINGLE_STAGE, branch_tokens, stage_configs, starts_from_weights
 from kleiber.optimizers.schedules import Schedule
 from kleiber.records.summary import StageRecord

@@ -134,16 +134,14 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
 
     Runs without a study are analyzed by `Scaling`.
     """
-    from omegaconf import OmegaConf
-
-    from kleiber.config.signatures import build
+    from kleiber.config.instantiate import build
 
     if name is not None:
         return build(named(name))
     if (asked := folder / "study.yaml").is_file():
-        return build(OmegaConf.create(dict(yaml.safe_load(asked.read_text()))))
+        return build(yaml.safe_load(asked.read_text()))
     nodes = [run.config["study"] for run in runs if run.config.get("study")]
-    return build(OmegaConf.create(dict(nodes[0]))) if nodes else Scaling()
+    return build(nodes[0]) if nodes else Scaling()
 
 
 def named(name: str) -> DictConfig:

@@ -151,7 +151,7 @@ class LitLM(LeanModule):
             seed_generators(hash((self.seed, step, self.global_rank)) % 2**63)
             rows = min(self.micro_batch, len(batch))
             try:
-                batches = self.objective.prepared(self.model, micro_batches(batch, self.micro_batch))
+                batches = self.objective.prepare_step(self.model, micro_batches(batch, self.micro_batch))
                 return accumulate(self.model, self.objective, batches, self.manual_backward, no_sync, penalties)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or rows == 1:

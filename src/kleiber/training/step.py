@@ -42,7 +42,7 @@ def micro_batches(batch: Batch, rows: int) -> list[Batch]:
 
     Padded rows are sorted by length, and each micro-batch is as wide as its longest row, so that padding costs little.
     """
-    if len(batch) <= rows or batch.real is None or batch.segments is not None or batch.against is not None:
+    if len(batch) <= rows or batch.real is None or batch.segments is not None or batch.counterpart is not None:
         return batch.split(rows)
     lengths = batch.real.sum(1)
     order = lengths.argsort(descending=True, stable=True)

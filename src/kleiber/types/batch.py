@@ -1,14 +1,15 @@
-"""Data that flows between model, objective, router and retention method: batches, outputs, losses and their sums.
+"""Data that is passed between models, objectives, routers and retention methods: batches, outputs, losses and sums.
 
-Names of axes, everywhere: batch time dim heads head_dim hidden experts k vocab tokens (= batch * time). Means are taken
-once, at the end, of sums, so they are the same for every split into micro-batches, batches and ranks.
+Axes of tensors have these names everywhere: batch time dim heads head_dim hidden experts k vocab tokens (= batch *
+time). Means are computed once, at the end, from sums, so they are the same for every split into micro-batches, batches
+and ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -18,16 +19,17 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """Samples of one micro-batch. `None` stands for the obvious: every token real, every target of weight one.
+    """Samples of one micro-batch.
 
-    tokens    token ids; for next-token prediction a row is one longer than the context
-    real      False on padding
-    weights   weight of each token *as a target* (0 leaves it out of the loss)
-    segments  number of the document within a packed row; attention stays inside a segment
-    labels    class ids, scores or other per-sample targets
-    samples   number of each sample in the data set: the seed of its masks, whatever rank or micro-batch it fell to
-    against   the rows that these are compared with, one for each (the rejected answers of preference data)
-    reference what a frozen model said of each sample before training: for pairs, log-probabilities of both answers
+    tokens       token ids; for next-token prediction a row is one token longer than the context
+    real         False on padding; None if no token is padding
+    weights      weight of each token as a target: 0 leaves it out of the loss; None if every weight is 1
+    segments     number of the document within a packed row; tokens attend only to their own segment
+    labels       class ids, scores or other targets of each sample
+    samples      number of each sample in the data set, from which its random masks are drawn; so they do not depend on
+                 the rank or micro-batch
+    counterpart  rows that these are compared with, one for each, such as the rejected answers of preference data
+    reference    values of each sample under a frozen model, such as the log-probabilities of both answers of a pair
     """
 
     tokens: Int[Tensor, "batch time"]
@@ -36,21 +38,26 @@ class Batch:
     segments: Int[Tensor, "batch time"] | None = None
     labels: Tensor | None = None
     samples: Int[Tensor, "batch"] | None = None
-    against: Batch | None = None
+    counterpart: Batch | None = None
     reference: Float[Tensor, "batch values"] | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
-        """The same batch with `fn` applied to every tensor that is there: a device move, a slice of rows."""
-        fields: Any = {n: v.map(fn) if isinstance(v, Batch) else fn(v) for n, v in vars(self).items() if v is not None}
-        return Batch(**fields)
+        """The batch with `fn` applied to every tensor in it, such as a move to a device or a slice of rows."""
+        mapped = {}
+        for name, value in vars(self).items():
+            if value is not None:
+                mapped[name] = value.map(fn) if isinstance(value, Batch) else fn(value)
+        return Batch(**mapped)
 
     def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def split(self, rows: int) -> list[Batch]:
-        """Micro-batches of at most `rows` samples, in order; the batch itself where one is enough."""
-        starts = range(0, len(self), rows)
-        return [self.map(lambda t, i=i: t[i : i + rows]) for i in starts] if len(starts) > 1 else [self]
+        """Micro-batches of at most `rows` samples, in order; the batch itself where one micro-batch is enough."""
+        if len(self) <= rows:
+            return [self]
+        return [self.map(lambda tensor, i=i: tensor[i : i + rows]) for i in range(0, len(self), rows)]
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -58,14 +65,16 @@ class Batch:
 
 @dataclass
 class Output:
-    """What a backbone returns. `aux` holds what its layers want to say beside the hidden states:
+    """Hidden states of a backbone, and auxiliary results of its layers in `aux`.
 
-    "loss"             auxiliary losses, weighted by their coefficients, *summed* over real tokens; absent when dense
-    "balance/<layer>"  a load-balancing loss, unweighted, summed over real tokens (so the mean is 1 when uniform)
-    "z/<layer>"        a router z-loss, unweighted, summed over real tokens
-    "load/<layer>"     assignments per expert, a vector of counts over real tokens, before any is dropped
-    "margin/<layer>", "drop/<layer>"  how far the k-th score is above the next, and the share of a token's assignments
-                       that found their expert full, summed over real tokens
+    All of `aux` is summed over real tokens; a dense model has none:
+
+    "loss"             the auxiliary losses, weighted by their coefficients
+    "balance/<layer>"  a load-balancing loss without its coefficient; its mean per token is 1 for uniform routing
+    "z/<layer>"        a router z-loss without its coefficient
+    "load/<layer>"     number of assignments to each expert (a vector), before any is dropped
+    "margin/<layer>"   score of the k-th expert minus that of the next one
+    "drop/<layer>"     share of a token's assignments that were dropped because their expert was full
     """
 
     hidden: Float[Tensor, "batch time dim"]
@@ -74,11 +83,12 @@ class Output:
 
 @dataclass
 class Loss:
-    """A sum over tokens and the number it is a sum over: additive, so any split into micro-batches and ranks agrees.
+    """A loss as a sum over tokens, so that every split into micro-batches and ranks gives the same step.
 
-    total    what is differentiated, summed over `tokens`
-    tokens   the weight that the optimizer step divides by, after summing over micro-batches and ranks
-    metrics  detached sums (divided by `tokens` when reported), vectors of counts under "load/"; "ce" is always there
+    total    the sum that is differentiated
+    tokens   number (or weight) of tokens in the sum; the optimizer step divides by its sum over micro-batches and ranks
+    metrics  detached sums, divided by `tokens` when reported; always with "ce". Entries "load/..." are vectors of
+             counts
     """
 
     total: Float[Tensor, ""]
@@ -88,13 +98,14 @@ class Loss:
 
 @dataclass
 class Routing:
-    """Where a router sends each token.
+    """The experts that a router chooses for each token.
 
-    weights, experts  the chosen experts, and with what weight they are combined
-    scores   the router's distribution over all experts, from which balance losses and statistics are computed
-    logits   in fp32, for the z-loss; None where nothing is learned
-    margin   score of the k-th expert less that of the next
-    kept     False for an assignment that is not served; None where all are
+    weights  weight of each chosen expert's output
+    experts  indices of the chosen experts
+    scores   the router's distribution over all experts, for balance losses and statistics
+    logits   in fp32, for the z-loss; None for a router without weights
+    margin   score of the k-th expert minus that of the next one
+    kept     False for an assignment that is not served; None where all are served
     """
 
     weights: Float[Tensor, "tokens k"]
@@ -107,10 +118,11 @@ class Routing:
 
 @dataclass(frozen=True)
 class Role:
-    """What a parameter is to the optimizer: its kind sets weight decay and learning-rate scale, `fan_in` the muP scale.
+    """The role of a parameter for the optimizer.
 
-    kind  "embedding" (lookup tables), "hidden" (matrices inside blocks; stacks of matrices for experts),
-          "output" (head and router), "vector" (norm gains, biases)
+    kind    sets weight decay and the scale of the learning rate: "embedding" (lookup tables), "hidden" (matrices inside
+            blocks, and stacks of matrices for experts), "output" (head and router), "vector" (norm gains, biases)
+    fan_in  number of inputs of the matrix, which sets the muP scale
     """
 
     kind: Literal["embedding", "hidden", "output", "vector"]
@@ -118,18 +130,19 @@ class Role:
 
 
 class Sums:
-    """Sums of "total", "tokens" and each metric of the losses added so far."""
+    """Sums of "total", "tokens" and each metric over losses."""
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
 
     def add(self, loss: Loss) -> None:
+        """Adds a loss to the sums."""
         for name, value in {"total": loss.total, "tokens": loss.tokens, **loss.metrics}.items():
             value = value.detach()
             self.values[name] = self.values[name] + value if name in self.values else value
 
     def reduce(self) -> Sums:
-        """Adds up over all ranks, in one collective; every rank must have added the same metrics."""
+        """Adds the sums of all ranks, in one collective; every rank must have the same metrics."""
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # fp64 keeps token counts exact: fp32 stops counting at 2^24.
             flat = torch.cat([value.reshape(-1).double() for value in self.values.values()])
@@ -142,6 +155,9 @@ class Sums:
         return self
 
     def means(self) -> dict[str, Tensor]:
-        """Means per target token; "tokens" and vectors of counts (load/...) stay as they are."""
+        """Means per target token; "tokens" and the counts in "load/..." stay sums."""
         tokens = self.values["tokens"]
-        return {n: v if n == "tokens" or n.startswith("load/") else v / tokens for n, v in self.values.items()}
+        return {
+            name: value if name == "tokens" or name.startswith("load/") else value / tokens
+            for name, value in self.values.items()
+        }

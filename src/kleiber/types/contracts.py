@@ -1,7 +1,7 @@
 """Base classes of what a user can add: tokenizers, data, objectives, adapters and retention methods.
 
-A method or an attribute that not every class needs has a default here that does nothing, so no caller asks whether it
-is there. Nothing here computes.
+A method or attribute that not every class needs has a default here that does nothing, so callers need not check whether
+it exists.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
@@ -22,14 +22,16 @@ from kleiber.types.model import Model
 
 
 class Tokenizer:
-    """Text to ids and back.
+    """Encodes text as token ids, and decodes them.
 
     vocab_size   number of ids, padding of the vocabulary included
-    eos, mask    ids of the end of a text and of a hidden token; -1 where the vocabulary has no mask
-    bos, cls     ids of the beginning of a text (or None) and of the token that stands for a whole text (or -1)
-    hash         changes with the ids of any text
-    token_bytes  bytes of text that each token stands for; 0 for special tokens
-    path         file that a run copies into its folder; None where `name` alone finds the tokenizer again
+    eos          id of the end of a text
+    mask         id of a hidden token; -1 where the vocabulary has none
+    bos          id of the beginning of a text; None where the vocabulary has none
+    cls          id of the token that stands for a whole text; -1 where the vocabulary has none
+    hash         differs for tokenizers that encode any text differently
+    token_bytes  number of bytes of text in each token; 0 for special tokens
+    path         file that a run copies into its folder; None where the name is enough to load the tokenizer
     """
 
     name: str
@@ -47,7 +49,7 @@ class Tokenizer:
         raise NotImplementedError
 
     def encode_for_model(self, text: str) -> list[int]:
-        """Ids of a text with the special tokens that the tokenizer's own files put around it."""
+        """Ids of a text with the special tokens that the tokenizer's files add around it."""
         return self.encode(text)
 
     def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
@@ -55,16 +57,17 @@ class Tokenizer:
         return [np.asarray(self.encode(text), np.int64) for text in texts]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of the ids; special tokens and padding stand for nothing."""
+        """Text of the ids; special tokens and padding are left out."""
         raise NotImplementedError
 
 
 class Samples:
     """A finite, indexable set of samples.
 
-    num_tokens, num_bytes  targets, and bytes of the text behind them, for bits per byte
-    sides                  rows of the batch that a sample fills: 2 for a pair of answers
-    padded                 whether samples differ in length: rows are padded, and what begins one is no target
+    num_tokens  number of target tokens
+    num_bytes   bytes of the text of the targets, for bits per byte
+    sides       rows that a forward pass has per sample: 2 for a pair of answers
+    padded      whether samples differ in length, so that rows are padded and their first tokens are no targets
     """
 
     num_tokens: int
@@ -76,11 +79,11 @@ class Samples:
         raise NotImplementedError
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
-        """The samples of these numbers, in that order, as they are in that epoch."""
+        """The samples with these numbers, in that order, as they are in that epoch."""
         raise NotImplementedError
 
     def question(self, i: int) -> tuple[list[int], list[int]] | None:
-        """Prompt and last answer of conversation i, as token ids; None where samples are no conversations."""
+        """Prompt and last answer of conversation i, as token ids; None where samples are not conversations."""
         return None
 
 
@@ -88,7 +91,7 @@ class HeldOut(Samples):
     """Samples that are scored, in a fixed order."""
 
     def first(self, tokens: int | None) -> HeldOut:
-        """The first samples with about `tokens` targets, always the same ones; all for None."""
+        """The first samples with about `tokens` targets, the same at every call; all samples for None."""
         raise NotImplementedError
 
 
@@ -106,9 +109,10 @@ class Corpus(Protocol):
 
 @dataclass
 class Predictions:
-    """The distributions that an objective scores, softmax of head(hidden) at each row, and the weight of each row.
+    """The distributions over outcomes that an objective scores: softmax(head(hidden)) for each vector of `hidden`.
 
-    `head` is a Head or any other output layer that gives logits over outcomes.
+    head     an output layer that returns logits over outcomes, such as a `Head`
+    weights  weight of each distribution in the loss
     """
 
     hidden: Float[Tensor, "*axes dim"]
@@ -117,17 +121,17 @@ class Predictions:
 
 
 class Objective:
-    """One loss. It receives the model and never imports one.
+    """A loss of a model on a batch.
 
-    likelihood            whether its mean is the negative log-likelihood of a text, which bits per byte are made of
-    metric                name of the main score: "loss", or a metric of its scorer
-    higher_is_better      direction of that score
+    likelihood            whether the mean loss is the negative log-likelihood of a text, as bits per byte need
+    metric                name of the main score: "loss", or a metric of the scorer
+    higher_is_better      whether a higher main score is better
     unit                  unit of the loss in reports
     learning_rate_factor  factor of the default learning rate
-    outputs               outputs of each output layer of its own, by name; the model has them in `heads`
-    has_predictions       whether `predictions` gives distributions over outcomes
+    outputs               number of outputs of each output layer that the objective adds to `model.heads`, by name
+    has_predictions       whether `predictions` returns distributions over outcomes
     compares_answers      whether a sample is a pair of answers, so that the scorer has `pairs`
-    class_names           names of the classes, where every sample has exactly one; its scorer has `confusion`
+    class_names           names of the classes where every sample has exactly one, so that the scorer has `confusion`
     """
 
     likelihood: bool = False
@@ -141,21 +145,23 @@ class Objective:
     class_names: Sequence[str] = ()
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
+        """The loss of a batch, as a sum over its targets."""
         raise NotImplementedError
 
     def begin(self, model: Model | None, corpus: Corpus, folder: Path) -> None:
-        """Called when a stage begins or goes on, with the model that it began with; None where only results are read.
+        """Called when a stage begins or resumes.
 
-        folder  of the stage, where results that a resumed stage needs again are kept
+        model   as it was when the stage began; None where the stage is not trained further
+        folder  of the stage, for results that a resumed stage needs again
         """
 
-    def prepared(self, model: Model, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """The micro-batches of an optimizer step, where the loss of a sample depends on the whole step."""
+    def prepare_step(self, model: Model, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Changes the micro-batches of an optimizer step, where the loss of a sample depends on the whole step."""
         return batches
 
     def predictions(self, model: Model, batch: Batch) -> Predictions:
         """The distributions over outcomes, for divergences and Fisher information."""
-        raise NotImplementedError(f"{type(self).__name__} predicts no distribution over outcomes")
+        raise NotImplementedError(f"objective={type(self).__name__} predicts no distribution over outcomes")
 
     def scorer(self) -> Scorer:
         """A new scorer for one pass over held-out samples."""
@@ -163,33 +169,33 @@ class Objective:
 
 
 class Scorer:
-    """Collects what metrics need over one pass. The default has no metric beside the loss."""
+    """Computes metrics from one pass over held-out samples. This base class has no metrics besides the loss."""
 
     def __init__(self, objective: Objective) -> None:
-        self.objective: Any = objective
+        self.objective = objective
 
     def add(self, model: Model, batch: Batch) -> Loss:
-        """The loss of a batch; keeps what `compute` needs."""
+        """The loss of a batch; stores what `compute` needs."""
         return self.objective(model, batch)
 
     def compute(self) -> dict[str, float]:
-        """Metrics by name. Adds up over ranks itself, and gives the same numbers on each."""
+        """Metrics by name over the samples of all ranks; the same numbers on every rank."""
         return {}
 
     def pairs(self) -> dict[str, Float[Tensor, "pairs"]]:
-        """Values of each pair of answers, by the name of the metric that is their mean."""
+        """The values of each pair of answers, by the metric that is their mean."""
         return {}
 
     def confusion(self) -> Int[Tensor, "classes classes"] | None:
-        """Entry (i, j): samples of class i that were taken for class j; None without classes."""
+        """Entry (i, j): number of samples of class i predicted to have class j; None without classes."""
         return None
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is scored on, and trained on earlier: held-out samples under an objective. R has a column a task.
+    """Held-out samples and an objective, on which a model is scored, and the data of an earlier stage.
 
-    train  the samples that a retention method may read again; None where only scores are to be had
+    train  training samples that a retention method may read again; None where they are not available
     """
 
     name: str
@@ -207,21 +213,22 @@ class Adapter:
     learning_rate_factor: ClassVar[float] = 1.0
 
     def apply(self, model: Model, seed: int) -> None:
-        """Changes the model in place; what is drawn is drawn from `seed` alone."""
+        """Changes the model in place; random numbers depend on `seed` alone."""
         raise NotImplementedError
 
     def merge(self, model: Model) -> None:
-        """Adds what was learned to the weights: plain modules and names, every parameter trained again."""
+        """Merges the adapter into the weights: modules and names are plain again, and every parameter is trainable."""
         model.requires_grad_(True)
 
 
 class Retention(nn.Module):
-    """A way not to forget earlier tasks while a stage trains on a new one. Every hook does nothing until overridden.
+    """A method that preserves earlier tasks while a stage trains on a new one. Every hook here does nothing.
 
-    What it has to remember (anchors, Fisher information, an old model) stands in `memory`, plain containers of tensors
-    and numbers, which is its `state_dict` and goes into every checkpoint. A stage that begins loads the memory that its
-    parent's methods of the same name ended with, if there is one, and calls `begin_stage`; a resumed stage loads its
-    own and does not. Then both call `data`. Hooks are pure functions of the memory, their arguments and the seed.
+    What it remembers (start weights, Fisher information, an old model) is in `memory`: dictionaries of tensors and
+    numbers, which are its `state_dict` and part of every checkpoint. A new stage loads the memory with which its
+    parent's method of the same name ended, if there is one, and calls `begin_stage`. A resumed stage loads its own
+    memory and does not call `begin_stage`. Both then call `data`. Hooks are pure functions of the memory, their
+    arguments and the seed.
     """
 
     def __init__(self) -> None:
@@ -229,46 +236,55 @@ class Retention(nn.Module):
         self.memory: Json = {}
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
-        """Sees the model as it is before the stage's first step, and the tasks of all stages before."""
+        """Called before the stage's first step, with the model as it is then and the tasks of all earlier stages."""
 
     def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
-        """The samples that the stage trains on under `objective`; called at every start of it, resumed or not."""
+        """The samples that the stage trains on under `objective`; called at every start of the stage."""
         return train
 
     def penalty(self, model: Model, batch: Batch, step: int) -> Loss | None:
-        """Its mean over its own tokens is added to the mean loss of a micro-batch; all ranks name the same metrics."""
+        """A loss whose mean over its tokens is added to the mean loss of a micro-batch; None for no penalty.
+
+        All ranks return the same names of metrics.
+        """
         return None
 
     def gradients(self, model: Model, step: int) -> dict[str, Tensor]:
-        """Changes the gradients of the mean loss in place, after all micro-batches and ranks, before clipping.
+        """Changes the gradients of the mean loss in place, before they are clipped; returns values to log.
 
-        Returns what is worth logging. The gradients are the same on every rank, and must stay so.
+        The gradients are those of the whole step: the same on every rank, before and after.
         """
         return {}
 
     def after_step(self, model: Model, step: int, lr: float) -> None:
-        """Changes the weights after the optimizer's step, for what Adam must not rescale."""
+        """Changes the weights after the optimizer's step, for changes that Adam must not rescale."""
 
     def end_stage(self, model: Model, save: Callable[[str], Path]) -> dict[str, Path]:
-        """Further checkpoints of the stage, by the prefix of their metrics (`wise/0.5`).
+        """Further checkpoints of the stage, by the prefix of their metrics, such as `wise/0.5`.
 
-        `save(name)` writes the weights that the model has now and returns where they lie.
+        save  writes the present weights of the model to a checkpoint of this name, and returns its path
         """
         return {}
 
     def get_extra_state(self) -> Json:
+        """The memory, as the method's `state_dict`."""
         return self.memory
 
     def set_extra_state(self, state: Json) -> None:
+        """Replaces the memory by that of a `state_dict`."""
         self.memory = state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Retention:
-        """A move to a device or precision moves what is remembered too."""
-        self.memory = _mapped(self.memory, fn)
+        """Moves the memory too, when the module is moved to a device or precision."""
+        self.memory = _map_tensors(self.memory, fn)
         return super()._apply(fn, recurse)
 
 
-def _mapped(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return fn(value)
-    return {name: _mapped(item, fn) for name, item in value.items()} if isinstance(value, dict) else value
+def _map_tensors(values: Json, fn: Callable[[Tensor], Tensor]) -> Json:
+    """The dictionary with `fn` applied to every tensor in it and in its dictionaries."""
+    mapped = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = _map_tensors(value, fn)
+        mapped[name] = fn(value) if isinstance(value, Tensor) else value
+    return mapped

@@ -1,6 +1,6 @@
 """Base classes of models and of their parts: layers, routers, output layers and caches for decoding.
 
-Hooks are methods of the base class that do nothing until overridden, so that callers need not ask whether one exists.
+Hooks are methods of the base class that do nothing until overridden, so callers need not check whether one exists.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Parametrization(Protocol):
 
 
 class Layer(nn.Module):
-    """A module with parameters or products of its own; `nn.Linear` and `nn.Embedding` are understood as they are."""
+    """A module that reports the roles of its parameters and its FLOPs; `nn.Linear` and `nn.Embedding` need not."""
 
     def roles(self) -> dict[str, Role]:
-        """Role of each parameter that the module itself holds, by its name in the module."""
+        """Role of each parameter of the module without its children, by the parameter's name in the module."""
         return {}
 
     def flops(self, time: int) -> float:
@@ -48,32 +48,34 @@ class Layer(nn.Module):
         return 0.0
 
     def executed_flops(self, time: int) -> float:
-        """What the device computes for `flops`: larger where masked positions are computed too."""
+        """`flops` as the device executes them: more where masked positions are computed too."""
         return self.flops(time)
 
 
 class Router(Layer):
     """Sends each token to k experts.
 
-    sums_to_one    whether the weights of a token add up to 1: what upcycling needs to preserve the dense model
-    needs_balance  whether only a balance loss keeps its experts in use
+    sums_to_one    whether the weights of a token add up to 1, as upcycling needs to preserve the dense model
+    needs_balance  whether experts can fall out of use without a balance loss
     """
 
     sums_to_one: ClassVar[bool] = True
     needs_balance: ClassVar[bool] = True
 
     def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
+        """The experts of each token."""
         raise NotImplementedError
 
     def rebalance(self, load: Float[Tensor, "experts"] | None) -> None:
-        """Called once after each optimizer step with the assignments per expert of its global batch.
+        """Called once after each optimizer step.
 
-        load  None where the objective does not report it
+        load  number of assignments to each expert in the step's global batch; None where the objective does not report
+              it
         """
 
 
 class Head:
-    """The output layer as a loss reads it: logits = cap(multiplier * features(hidden) @ weight.T).
+    """An output layer: logits = cap(multiplier * features(hidden) @ weight.T), which losses compute in chunks.
 
     cap(x) = soft_cap tanh(x / soft_cap), or x where `soft_cap` is None.
     """
@@ -83,10 +85,11 @@ class Head:
     soft_cap: float | None = None
 
     def features(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes features"]:
-        """The vectors that the matrix is applied to: the hidden states themselves."""
+        """The vectors that are multiplied by the matrix; here the hidden states."""
         return hidden
 
     def __call__(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes vocab"]:
+        """The logits of hidden states."""
         raise NotImplementedError
 
 
@@ -99,7 +102,7 @@ class LayerCache(Protocol):
 
 
 class Attention(Layer):
-    """The branch of a block that mixes positions. `out` is its last matrix."""
+    """The part of a block that mixes positions. `out` is its last matrix."""
 
     out: nn.Linear
 
@@ -109,7 +112,11 @@ class Attention(Layer):
         mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """The change of the stream. `mask` is that of `mask()`; `cache` holds earlier positions and grows in place."""
+        """The change of the residual stream.
+
+        mask   from the method `mask`
+        cache  keys and values of earlier positions; those of `x` are added in place
+        """
         raise NotImplementedError
 
     def mask(
@@ -120,33 +127,33 @@ class Attention(Layer):
         real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
     ) -> Bool[Tensor, "#batch 1 time keys"] | None:
-        """Which keys each of `time` queries after `past` cached positions may read; None where `forward` needs none.
+        """The keys that each of `time` queries after `past` cached positions may attend to; None for no mask.
 
-        real      of all keys, those of the cache included
-        segments  documents of packed rows, without a cache
+        real      False for keys that are padding; of all keys, those of the cache included
+        segments  documents of packed rows; not used with a cache
         """
         return None
 
 
 class MLP(Layer):
-    """The branch of a block that acts on each position by itself; a mixture of experts is one."""
+    """The part of a block that acts on each position alone, such as a dense layer or a mixture of experts."""
 
     def forward(
         self, x: Float[Tensor, "batch time dim"], batch: Batch | None = None
     ) -> tuple[Float[Tensor, "batch time dim"], dict[str, Tensor]]:
-        """The change of the stream, and auxiliary sums over real tokens (see `Output`); a dense layer has none."""
+        """The change of the residual stream, and auxiliary sums over real tokens (see `Output`; empty if dense)."""
         raise NotImplementedError
 
     def last_matrix(self) -> nn.Linear | None:
-        """The matrix of the last product, whose result no gradient needs; None where something follows it."""
+        """The matrix whose product is the layer's output, so its result is not saved for the gradient; else None."""
         return None
 
     def rebalance(self, load: Float[Tensor, "experts"] | None) -> None:
-        """Called once after each optimizer step with the assignments per expert of its global batch (see `Router`)."""
+        """Called once after each optimizer step, with the load of its global batch (see `Router.rebalance`)."""
 
 
 class DecodingCache:
-    """Keys and values of the positions read so far, and which of those positions are real.
+    """Keys and values of the positions that have been read, and which of those positions are padding.
 
     Prompts of unequal length are padded on the left, and padding stays masked while decoding.
     """
@@ -155,7 +162,7 @@ class DecodingCache:
         self.real: Bool[Tensor, "batch keys"] | None = None
 
     def __len__(self) -> int:
-        """Number of positions that are held."""
+        """Number of positions in the cache."""
         raise NotImplementedError
 
     def tensors(self) -> list[Tensor]:
@@ -165,7 +172,7 @@ class DecodingCache:
     def remember(
         self, real: Bool[Tensor, "batch time"] | None, tokens: Int[Tensor, "batch time"]
     ) -> Bool[Tensor, "batch keys"] | None:
-        """Adds the mask of the tokens to be read next; returns that of all positions, None where all are real."""
+        """Adds the mask of the tokens that are read next; returns the mask of all positions, None without padding."""
         if self.real is None and real is None:
             return None
         rows, time = tokens.shape
@@ -178,12 +185,13 @@ class DecodingCache:
 class Model(nn.Module):
     """A backbone with an output layer over tokens.
 
-    vocab_size, width  number of token ids, and channels of the hidden states
-    context  longest row, in tokens
-    causal   whether no hidden state depends on a later token
-    tied     whether the matrix of the output layer is the embedding's
-    blocks   the layers, in order
-    heads    output layers of tasks, by name
+    vocab_size  number of token ids
+    width       channels of the hidden states
+    context     longest row, in tokens
+    causal      whether no hidden state depends on a later token
+    tied        whether the matrix of the output layer is that of the embedding
+    blocks      the layers, in order
+    heads       output layers of tasks, by name
     """
 
     vocab_size: int
@@ -198,22 +206,25 @@ class Model(nn.Module):
     heads: nn.ModuleDict
 
     def forward(self, batch: Batch, caches: DecodingCache | None = None) -> Output:
-        """Hidden states and auxiliary sums. `caches`, from `new_caches`, hold earlier positions and grow in place."""
+        """Hidden states and auxiliary sums.
+
+        caches  from `new_caches`, with the earlier positions; those of the batch are added in place
+        """
         raise NotImplementedError
 
     def roles(self) -> dict[str, Role]:
-        """The role of every parameter, by name; a tied matrix once, as the embedding."""
+        """The role of every parameter, by name. A tied matrix is listed once, as the embedding."""
         raise NotImplementedError
 
     def add_head(self, name: str, outputs: int) -> None:
-        """Adds the output layer `heads[name]` for a task, where there is none of that name."""
+        """Adds the output layer `heads[name]` with this number of outputs, unless there is one of that name."""
         raise NotImplementedError
 
     def leave_out_head(self) -> None:
-        """Stops training the output layer over tokens, for an objective that does not read it."""
+        """Stops training the output layer over tokens, for an objective that does not use it."""
 
     def rebalance(self, sums: Mapping[str, Tensor]) -> None:
-        """Called once after each optimizer step with the sums of its global batch, "load/<layer>" among them."""
+        """Called once after each optimizer step, with the sums of its global batch, such as "load/<layer>"."""
 
     def new_caches(self, length: int) -> DecodingCache:
         """An empty cache for decoding rows of up to `length` tokens."""

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.instantiate import build
 from kleiber.config.stages import DEFAULT_RATIO, quantity
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
 from kleiber.types import Config, Row
@@ -172,11 +171,9 @@ def study_of(config: Config) -> Study | None:
     if config.get("study") is None:
         return None
     try:
-        return instantiate(config["study"], _convert_="all")
-    except InstantiationException as error:
-        if not isinstance(error.__cause__, ValueError):
-            raise
-        raise ConfigError(str(error.__cause__)) from error
+        return build(config["study"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def points_of(runs: Mapping[Path, Row]) -> list[PlannedPoint]:
