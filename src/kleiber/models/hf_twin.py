@@ -45,9 +45,9 @@ def to_hf(
     _check(model)
     qk_norm, experts = _attention(model).q_norm is not None, bool(_mixtures(model))
     kind = next(kind for kind, parts in KINDS.items() if parts == (qk_norm, experts))
-    options = _config(model) | _expert_config(model, qk_norm)
+    tokens: Json = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
     with torch.random.fork_rng(devices=[]):
-        config = CONFIG_MAPPING[kind](**options, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
+        config = CONFIG_MAPPING[kind](**_config(model), **_expert_config(model, qk_norm), **tokens)
         build: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         twin = build(config)
     twin.to(model.embedding.weight.dtype).load_state_dict(_export(model), strict=True)
