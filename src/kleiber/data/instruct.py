@@ -65,6 +65,7 @@ class Instruct(TableData):
         return ["instruct", TEMPLATE, self.prompt, self.response]
 
     def check_columns(self, table: Dataset, name: str) -> None:
+        """Raises ValueError for a table without columns of conversations."""
         if self.prompt is not None and self.response is not None:
             require_columns(table, [self.prompt], name, "data.prompt")
             require_columns(table, [self.response], name, "data.response")
@@ -149,6 +150,7 @@ class Conversations(TableRows):
         return ids[:begin], ids[begin:end]
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        """Returns padded rows with weights of 1 on the tokens of answers."""
         ids, marks = zip(*(self.row(int(i)) for i in index), strict=True)
         tokens, real = pad(ids, self.context + 1, self.eos, ahead=1)
         weights, _ = pad(marks, self.context + 1, 0, ahead=1)
@@ -156,6 +158,7 @@ class Conversations(TableRows):
         return Batch(tokens=tokens, real=real, weights=weights.float(), samples=numbers)
 
     def describe(self, counts: Json) -> str:
+        """Returns the numbers of samples, tokens and answers, and what was left out or cut."""
         unanswered, cut_off = counts["unanswered"], len(self.ids) - len(self.row_numbers)
         return (
             f"{len(self):,} samples, {self.num_tokens:,} tokens of which {self.num_answers:,} are answers"

@@ -231,6 +231,7 @@ class PairRows(TableRows):
         return Batch(tokens=tokens, real=real, weights=weights.float())
 
     def describe(self, counts: Json) -> str:
+        """Returns the number of pairs, and what was left out or cut."""
         return (
             f"{len(self):,} pairs"
             + (f"; {counts['useless']:,} rows without two different answers left out" if counts["useless"] else "")

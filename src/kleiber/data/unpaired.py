@@ -86,6 +86,7 @@ class UnpairedRows(PairRows):
         return sides[::2]
 
     def describe(self, counts: Json) -> str:
+        """Returns the number of answers, and what was left out or cut."""
         return (
             f"{len(self):,} answers"
             + (f"; {counts['useless']:,} rows without an answer left out" if counts["useless"] else "")

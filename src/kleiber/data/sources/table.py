@@ -123,6 +123,7 @@ class Table:
 
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
+        """Opens every text of every row as a document."""
         with self.splits(root) as (splits, config):
             documents: dict[str, Iterable[Document]] = {
                 name: ([text] for row in rows(split) for text in self.data.texts(row)) for name, split in splits.items()
@@ -242,7 +243,6 @@ def read_labels(tables: dict[str, Dataset], column: str) -> Labels:
     entry = feature.feature if several else feature
     if not isinstance(entry, ClassLabel | Value):
         raise ValueError(f"data.label={column} must be a column of classes, lists of classes or numbers, not {feature}")
-    distinct: set[Any]
     distinct: set[Any]
     if several:
         distinct = _classes_in_lists(tables, column, entry)
