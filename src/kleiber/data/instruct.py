@@ -1,6 +1,6 @@
 """Conversations to learn answers from: instructions, questions, and chats of many turns. A sample is a row of a table.
 
-Several samples share a row of the batch, each in a segment of its own that attention does not leave. A sample that
+Several samples share a row of the batch, each in its own segment, and attention stays within a segment. A sample that
 exceeds model.context is cut at its end. A sample without an answer, or whose answers are all cut off, is left out and
 counted.
 """
@@ -79,7 +79,7 @@ class Instruct(TableData):
         return [turn.content for turn in self.conversation(row)]
 
     def conversation(self, row: Row) -> Conversation:
-        """Returns the turns of a row. Raises ValueError for a row that is no conversation."""
+        """Returns the turns of a row. Raises ValueError for a row that is not a conversation."""
         if self.prompt is None or self.response is None:
             return parse_row(row)
         return parse_row({"prompt": row[self.prompt], "response": row[self.response]})
