@@ -19,7 +19,7 @@ from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.objectives.clm import CLM
 from kleiber.optimizers.adamw import AdamW, Lion, Optimizer
 from kleiber.optimizers.muon import Muon
-from kleiber.training.step import accumulate, normalise
+from kleiber.training.step import accumulate, normalize_gradients
 from kleiber.types.batch import Batch
 from kleiber.types.model import Parametrization
 
@@ -48,7 +48,7 @@ def draw_figure(rows: Sequence[ActivationSize], folder: Path) -> list[Path]:
     import altair as alt
     import pandas as pd
 
-    from kleiber.charts.theme import PALETTE, dressed
+    from kleiber.charts import PALETTE, apply_theme
 
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
@@ -71,7 +71,7 @@ def draw_figure(rows: Sequence[ActivationSize], folder: Path) -> list[Path]:
         )
         .resolve_scale(y="independent")
     )
-    chart = dressed(chart)
+    chart = apply_theme(chart)
     picture, page = folder / "coordinates.png", folder / "coordinates.html"
     chart.save(picture, scale_factor=2)
     chart.save(page, inline=True, embed_options={"renderer": "svg", "actions": False})
@@ -118,7 +118,7 @@ def _train(model: Transformer, optimizer: Optimizer, steps: int, seed: int) -> l
     sizes = [activation_rms(model, held_out)]
     for _ in range(steps):
         sums = accumulate(model, CLM(), [random_walks(generator)], Tensor.backward)
-        normalise(parameters, sums.values["tokens"].item(), 1, optimizer.clip)
+        normalize_gradients(parameters, sums.values["tokens"].item(), 1, optimizer.clip)
         built.step()
         built.zero_grad()
         sizes.append(activation_rms(model, held_out))

@@ -90,7 +90,7 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     callbacks = make_callbacks(tree, stage, plan, evaluate)
     state = saved.load_state() if saved else None
     if state:
-        restore_callbacks(callbacks, state["callbacks"], own=resumed)
+        restore_callbacks(callbacks, state["callbacks"], same_stage=resumed)
     methods = retention_of(cfg, plan.corpus)
     # A branch has the retention memory of its trunk, because it equals a separate run that started with the trunk.
     samples = begin_retention(methods, tree, stage, model, tasks, state["retention"] if state else None)
