@@ -58,8 +58,8 @@ def verdict(tree: Path, path: Path) -> str:
 
 
 def copy_checkout(tree: Path) -> None:
-    """Copies all files that git knows, and no run."""
-    listed = subprocess.run(["git", "ls-files", ":!multirun"], capture_output=True, text=True, check=True).stdout
+    """Copies all files that git knows."""
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout
     for name in listed.splitlines():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, tree / name)
