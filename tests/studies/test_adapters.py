@@ -15,7 +15,7 @@ def runs(tmp_path_factory):
 
 
 def test_each_arm_is_compared_at_its_own_best_rate_and_at_equal_target_loss(runs):
-    findings = Adapters().analyse(runs)
+    findings = Adapters().analyze(runs)
     by_code = {entry["code"]: entry for entry in findings.verdicts}
     assert not any(code == "untuned" for code in by_code)
     for rank, gap in ((1, 0.10), (16, 0.02)):
@@ -45,22 +45,22 @@ def test_arms_of_one_rank_that_differ_otherwise_are_not_pooled(runs, tmp_path):
             config = yaml.safe_load((folder / "config.yaml").read_text())
             config["adapter"]["targets"] = [targets]
             (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    rows = Adapters().analyse(read_runs(tmp_path)).tables["Each arm at its own best learning rate"]
+    rows = Adapters().analyze(read_runs(tmp_path)).tables["Each arm at its own best learning rate"]
     assert [row["arm"] for row in rows] == ["full", "rank 16 targets=['attention']", "rank 16 targets=['mlp']"]
     assert [row["seeds"] for row in rows] == [3, 3, 3]
 
 
 def test_what_is_missing_is_said(runs):
     rank1 = [run for run in runs if run.name.startswith(("None-0.01-", "1-"))]
-    few = Adapters().analyse([run for run in rank1 if run.name.endswith("-0")])
+    few = Adapters().analyze([run for run in rank1 if run.name.endswith("-0")])
     assert "no interval: one seed" in few.headline
     assert {verdict["text"].split(":")[0] for verdict in few.verdicts if verdict["code"] == "untuned"} == {
         "full is not tuned", "rank 1 is not tuned"
     }  # fmt: skip
     assert all(verdict["holds"] is None for verdict in few.verdicts if verdict["code"] != "untuned")
     with pytest.raises(ValueError, match="no run without an adapter"):
-        Adapters().analyse([run for run in runs if run.name.startswith("1-")])
+        Adapters().analyze([run for run in runs if run.name.startswith("1-")])
     with pytest.raises(ValueError, match="no run with an adapter"):
-        Adapters().analyse([run for run in runs if run.name.startswith("None")])
+        Adapters().analyze([run for run in runs if run.name.startswith("None")])
     with pytest.raises(ValueError, match=r"study\.margin=0"):
         Adapters(margin=0)

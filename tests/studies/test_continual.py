@@ -33,7 +33,7 @@ def test_methods_are_compared_within_order_and_seed(study):
     assert gap["hi"] - gap["lo"] < 1e-9, "what seeds and orders share is gone"
     codes = {claim["code"]: claim["holds"] for claim in record["claims"]}
     assert codes["forgetting_ewc"] is True and codes["acc_ewc"] is True
-    findings = Continual().analyse(read_runs(study))
+    findings = Continual().analyze(read_runs(study))
     assert (
         "3 tasks in 2 orders with 2 seeds: ewc ends at" in findings.headline and "more than noise" in findings.headline
     )
@@ -53,7 +53,7 @@ def test_tasks_of_the_start_are_upstream_and_not_averaged(tmp_path):
     write_sequence(tmp_path / "s", extra=(1.3,), start="base")
     row = task_rows.sequence_rows(read_runs(tmp_path / "s"), 0.02).iloc[0]
     assert row["upstream"] == pytest.approx(0.3) and row["ACC"] == pytest.approx(-4.9 / 3)
-    table = Continual().analyse(read_runs(tmp_path / "s")).tables["Forgetting by task"]
+    table = Continual().analyze(read_runs(tmp_path / "s")).tables["Forgetting by task"]
     assert {by_name["task"]: by_name["forgetting"] for by_name in table} == pytest.approx(
         {"a": 1.0, "b": 0.3, "up (upstream)": 0.3}
     )
@@ -61,14 +61,14 @@ def test_tasks_of_the_start_are_upstream_and_not_averaged(tmp_path):
 
 def test_a_part_of_the_runs_is_told_as_such(tmp_path):
     write_sequence(tmp_path / "s", again=False)
-    findings = Continual().analyse(read_runs(tmp_path / "s"))
+    findings = Continual().analyze(read_runs(tmp_path / "s"))
     assert "none ends at a mean of 1.6333 nats, no comparison" in findings.headline
     assert {verdict["code"] for verdict in findings.verdicts} == {"untuned", "alone", "regained", "unbalanced"}
     write_sequence(tmp_path / "s", "ewc", kept=0.5)
-    findings = Continual().analyse(read_runs(tmp_path / "s"))
+    findings = Continual().analyze(read_runs(tmp_path / "s"))
     assert "no interval of one pair" in findings.headline
     write_sequence(tmp_path / "s", "ewc", ["c", "a", "b"], kept=0.5)
-    findings = Continual().analyse(read_runs(tmp_path / "s"))
+    findings = Continual().analyze(read_runs(tmp_path / "s"))
     assert "partial" in {verdict["code"] for verdict in findings.verdicts}
     with pytest.raises(ValueError, match="no finished run over a sequence"):
         Continual().compare([])
@@ -99,7 +99,7 @@ def test_it_trains_every_method_over_a_sequence_small_and_continues(tmp_path, ca
 def test_an_order_for_each_place_of_each_task_is_balanced(tmp_path):
     for order in (TASKS, ["c", "a", "b"], ["b", "c", "a"]):
         write_sequence(tmp_path / "s", order=order)
-    assert "unbalanced" not in {verdict["code"] for verdict in Continual().analyse(read_runs(tmp_path / "s")).verdicts}
+    assert "unbalanced" not in {verdict["code"] for verdict in Continual().analyze(read_runs(tmp_path / "s")).verdicts}
 
 
 def test_who_does_not_regain_the_task_has_no_faster_savings(tmp_path):
@@ -126,9 +126,9 @@ def test_sequences_over_other_tasks_are_left_out_by_name(study, tmp_path):
     content["stages"] = content["stages"][:2]
     content["R"] |= {"stages": ["a", "b"], "matrix": content["R"]["matrix"][:2]}
     (folder / "summary.json").write_text(json.dumps(content))
-    findings = Continual().analyse(read_runs(tmp_path / "s"))
+    findings = Continual().analyze(read_runs(tmp_path / "s"))
     (verdict,) = (entry for entry in findings.verdicts if entry["code"] == "other_tasks")
-    assert verdict["text"].endswith(folder.name) and findings.headline == Continual().analyse(read_runs(study)).headline
+    assert verdict["text"].endswith(folder.name) and findings.headline == Continual().analyze(read_runs(study)).headline
 
 
 def test_a_rate_of_a_task_does_not_part_the_orders(tmp_path):

@@ -65,7 +65,7 @@ def test_a_method_that_learns_less_is_not_ranked_by_what_it_forgets(tmp_path):
 
 def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
     write_study(tmp_path / "s", seeds=1)
-    findings = Forgetting().analyse(read_runs(tmp_path / "s"))
+    findings = Forgetting().analyze(read_runs(tmp_path / "s"))
     rows = findings.tables["At equal target loss"]
     assert {row["90%"] for row in rows if isinstance(row["F at equal target"], float)} == {"no interval"}
     assert {claim["holds"] for claim in findings.verdicts} == {None}

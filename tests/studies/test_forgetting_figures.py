@@ -42,7 +42,7 @@ def test_the_curve_of_replay_has_every_share_and_passes_through_the_points(tmp_p
 
 def test_the_figures_of_a_comparison_show_every_method(tmp_path):
     write_study(tmp_path, seeds=2)
-    figures = Forgetting().analyse(read_runs(tmp_path)).figures
+    figures = Forgetting().analyze(read_runs(tmp_path)).figures
     assert set(figures) == {"pareto", "matched", "trajectory", "matrix"}
     for name, draw in figures.items():
         assert {"none", "replay", "l2sp"} <= set(json.dumps(draw().to_dict()).split('"')), name

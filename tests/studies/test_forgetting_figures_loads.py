@@ -18,7 +18,7 @@ def study(tmp_path_factory):
 
 
 def test_its_figures_are_drawn_and_name_the_arms(study):
-    findings = MoEForgetting().analyse(read_runs(study))
+    findings = MoEForgetting().analyze(read_runs(study))
     built = {name: json.dumps(make().to_dict()) for name, make in findings.figures.items()}
     assert set(built) == {"pareto", "matched", "trajectory", "loads"}
     assert all(FROZEN in by_name for by_name in built.values())

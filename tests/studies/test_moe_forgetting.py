@@ -83,10 +83,10 @@ def test_shifts_of_a_task_with_a_slash_in_its_name_are_read():
 
 def test_a_part_of_the_runs_says_what_it_cannot(tmp_path):
     write_study(tmp_path / "s", seeds=1, arms=(DENSE,))
-    findings = MoEForgetting().analyse(read_runs(tmp_path / "s"))
+    findings = MoEForgetting().analyze(read_runs(tmp_path / "s"))
     assert "cannot be compared yet: there is dense" in findings.headline
     write_study(tmp_path / "t", seeds=1)
-    findings = MoEForgetting().analyse(read_runs(tmp_path / "t"))
+    findings = MoEForgetting().analyze(read_runs(tmp_path / "t"))
     assert "no interval without replicates" in findings.headline
     assert {verdict["holds"] for verdict in findings.verdicts if "holds" in verdict} == {None}
 

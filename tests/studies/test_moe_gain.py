@@ -37,7 +37,7 @@ def move(folder, arm, by):
 
 
 def test_the_gain_is_told_at_equal_tokens_and_at_equal_time(runs):
-    findings = MoEGain(pairs=PAIRS).analyse(read_runs(runs))
+    findings = MoEGain(pairs=PAIRS).analyze(read_runs(runs))
     rows = findings.tables["Gain"]
     assert [(row["what"], row["tokens"]) for row in rows] == [
         (f"moe{size} - dense{size}", tokens) for size in ("", "_96") for tokens in TOKENS
@@ -53,7 +53,7 @@ def test_the_gain_is_told_at_equal_tokens_and_at_equal_time(runs):
 
 def test_a_trend_is_told_with_tokens_and_with_size_and_only_beyond_its_interval(runs):
     move(runs, "moe", lambda tokens, seed: -0.02 * math.log2(tokens / 4e6) + 0.001 * seed)
-    findings = MoEGain(pairs=PAIRS).analyse(read_runs(runs))
+    findings = MoEGain(pairs=PAIRS).analyze(read_runs(runs))
     grows, flat, size = findings.tables["Trends"]
     assert grows["value"] == pytest.approx(-0.02) and "doubling" in grows["what"]
     assert flat["value"] == pytest.approx(0, abs=1e-9)
@@ -69,11 +69,11 @@ def test_the_fastest_run_tells_the_time_for_other_work_only_slows(runs):
         for stage in content["stages"][1:]:
             stage["tokens_per_s"] = 10.0
         path.write_text(json.dumps(content))
-    assert MoEGain(pairs=PAIRS).analyse(read_runs(runs)).tables["Gain"][0]["time"] == pytest.approx(math.sqrt(2))
+    assert MoEGain(pairs=PAIRS).analyze(read_runs(runs)).tables["Gain"][0]["time"] == pytest.approx(math.sqrt(2))
 
 
 def test_a_pair_that_is_not_there_is_named_and_bad_pairs_are_refused(runs):
-    findings = MoEGain(pairs=[*PAIRS, {"mixture": "huge", "dense": "dense"}]).analyse(read_runs(runs))
+    findings = MoEGain(pairs=[*PAIRS, {"mixture": "huge", "dense": "dense"}]).analyze(read_runs(runs))
     assert findings.verdicts[0] == {"code": "missing", "level": "warn", "text": "no finished run of huge"}
     with pytest.raises(ValueError, match="mixture and dense"):
         MoEGain(pairs=[{"moe": "a", "dense": "b"}])

@@ -25,13 +25,13 @@ def rows(optima: dict[int, float], seed: int = 0, noise: float = 0.003, name: st
     )  # fmt: skip
 
 
-def analysed(rows: pd.DataFrame) -> dict:
+def analyzed(rows: pd.DataFrame) -> dict:
     optima, drift = MupTransfer().optima(rows)
     return {"optima": optima, "drift": drift, "verdicts": verdicts(optima, drift)}
 
 
 def test_without_noise_the_optimum_is_found_between_the_rates_and_seeds_may_differ():
-    result = analysed(rows({32: 0.015, 64: 0.03}, noise=0.0))
+    result = analyzed(rows({32: 0.015, 64: 0.03}, noise=0.0))
     assert [row["lr"] for row in result["optima"]] == pytest.approx([0.015, 0.03])
     assert [row["wider"] for row in result["optima"]] == pytest.approx([0.015, 0.03])
     assert result["drift"][0]["per_doubling"] == pytest.approx(1.0)
@@ -40,7 +40,7 @@ def test_without_noise_the_optimum_is_found_between_the_rates_and_seeds_may_diff
 def test_ninety_percent_intervals_hold_the_optimum_and_the_drift_in_about_nine_of_ten():
     held, still = [], []
     for seed in range(60):
-        result = analysed(rows({32: 0.018, 64: 0.018, 128: 0.018}, seed))
+        result = analyzed(rows({32: 0.018, 64: 0.018, 128: 0.018}, seed))
         held += [row["lo"] <= 0.018 <= row["hi"] for row in result["optima"]]
         still.append(result["drift"][0]["lo"] <= 0 <= result["drift"][0]["hi"])
     assert 0.83 <= np.mean(held) <= 0.97
@@ -48,7 +48,7 @@ def test_ninety_percent_intervals_hold_the_optimum_and_the_drift_in_about_nine_o
 
 
 def test_a_rate_that_falls_with_the_width_is_said_to_move():
-    result = analysed(rows({32: 0.04, 64: 0.02, 128: 0.01}, name="Standard"))
+    result = analyzed(rows({32: 0.04, 64: 0.02, 128: 0.01}, name="Standard"))
     (verdict,) = result["verdicts"]
     assert verdict["code"] == "moves" and "-1.0" in verdict["text"]
     (drift,) = result["drift"]
@@ -56,7 +56,7 @@ def test_a_rate_that_falls_with_the_width_is_said_to_move():
 
 
 def test_an_optimum_at_the_edge_is_none():
-    result = analysed(rows({32: 0.001, 64: 0.02}))
+    result = analyzed(rows({32: 0.001, 64: 0.02}))
     edge, inside = result["optima"]
     assert (edge["place"], edge["lr"], edge["lo"]) == ("edge", None, None)
     assert inside["place"] == "interior" and result["drift"] == []
@@ -66,7 +66,7 @@ def test_an_optimum_at_the_edge_is_none():
 def test_a_rate_that_diverged_bounds_the_optimum_and_enters_no_parabola():
     built = rows({32: 0.02})
     built.loc[built["lr"] > 0.05, "loss"] = np.inf
-    (row,) = analysed(built)["optima"]
+    (row,) = analyzed(built)["optima"]
     assert row["place"] == "interior" and row["lr"] == pytest.approx(0.02, rel=0.15)
 
 

@@ -35,7 +35,7 @@ class Study:
 
     max_cells = seeds = None
 
-    def analyse(self, runs) -> Findings:
+    def analyze(self, runs) -> Findings:
         return Findings("a is .5 nats [.4, .6] better.", VERDICTS, TABLES, {"frontier": chart, "tuning": chart}, LAW)
 
 

@@ -14,7 +14,7 @@ def test_routers_are_ranked_and_claims_are_shown_contradicted_or_not_tested(tmp_
     study = {"_target_": "kleiber.studies.Routers"}
     for arm, loss in (("topk", 3.0), ("hash", 3.1), ("lossfree", 3.05), ("unbalanced", 3.0)):
         write(tmp_path, study, arm, loss)
-    findings = Routers(tokens="4M").analyse(read_runs(tmp_path))
+    findings = Routers(tokens="4M").analyze(read_runs(tmp_path))
     texts = [v["text"] for v in findings.verdicts if v["code"] == "claim"]
     assert "beats hashing: shown" in texts[0] and "no worse loss: contradicted" in texts[1]
     assert "experts die: shown" in texts[2] and "2.0 dead" in texts[2]
@@ -22,7 +22,7 @@ def test_routers_are_ranked_and_claims_are_shown_contradicted_or_not_tested(tmp_
     assert "hash +0.1000 nats" in findings.headline
     assert findings.tables["Routers"][0]["max violation"] == pytest.approx(0.4)
     write(tmp_path, study, "hash2", 3.1, seeds=2)
-    other = Routers(tokens="4M", hashed="hash2").analyse(read_runs(tmp_path))
+    other = Routers(tokens="4M", hashed="hash2").analyze(read_runs(tmp_path))
     assert any("not tested" in v["text"] for v in other.verdicts)
 
 
@@ -34,7 +34,7 @@ def test_balance_is_shown_by_intervals_and_not_by_points(tmp_path):
 
     def verdict():
         (content,) = [
-            v["text"] for v in Routers(tokens="4M").analyse(read_runs(tmp_path)).verdicts if v["code"] == "claim"
+            v["text"] for v in Routers(tokens="4M").analyze(read_runs(tmp_path)).verdicts if v["code"] == "claim"
         ]
         return content
 

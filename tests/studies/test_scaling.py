@@ -18,7 +18,7 @@ def ladder(tmp_path):
 
 def test_a_ladder_says_whether_its_goals_are_met(ladder):
     runs = read_runs(ladder)
-    findings = Scaling(bootstrap=60).analyse(runs)
+    findings = Scaling(bootstrap=60).analyze(runs)
     rows = {row["held out"]: row for row in findings.tables["Held-out errors"]}
     assert (
         rows["largest size"]["met"]

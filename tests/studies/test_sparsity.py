@@ -35,7 +35,7 @@ STUDY = Sparsity(
 
 
 def test_sparsity_finds_the_gain_the_multiplier_and_the_loss_at_equal_time(sparsity):
-    findings = STUDY.analyse(read_runs(sparsity))
+    findings = STUDY.analyze(read_runs(sparsity))
     gain = 0.2 * math.log(1.5)
     first, params, flops, clock = findings.tables["Comparisons"]
     assert first["value"] == pytest.approx(-gain) and first["better on"] == 3 and first["tuned"]
@@ -52,7 +52,7 @@ def test_sparsity_finds_the_gain_the_multiplier_and_the_loss_at_equal_time(spars
 def test_the_price_of_a_mixture_is_told_by_the_best_run_of_each_arm(tmp_path):
     write(tmp_path, SPARSITY, "moe", 2.9, speed=5e3, total=900_000, latency=300.0)
     write(tmp_path, SPARSITY, "dense", 3.0, latency=400.0)
-    findings = STUDY.analyse(read_runs(tmp_path))
+    findings = STUDY.analyze(read_runs(tmp_path))
     arms = {row["arm"]: row for row in findings.tables["Arms"]}
     assert arms["moe"]["decode tokens/s"] == 300 and arms["moe"]["prefill tokens/s"] == 3000
     assert arms["dense"]["decode p50 (ms)"] == 2.5 and arms["dense"]["decode p95 (ms)"] == 5.0
@@ -74,7 +74,7 @@ def test_runs_from_before_latency_are_read_and_named_and_count_as_nothing(tmp_pa
     write(tmp_path, SPARSITY, "moe", 2.9, latency=300.0)
     write(tmp_path, SPARSITY, "dense", 3.0)
     write(tmp_path, SPARSITY, "large", 2.95, core=200_000, latency=200.0)
-    findings = STUDY.analyse(read_runs(tmp_path))
+    findings = STUDY.analyze(read_runs(tmp_path))
     (output,) = [v["text"] for v in findings.verdicts if v["code"] == "latency"]
     assert "dense" in output and "moe" not in output and "large" not in output
     (dense,) = [row for row in findings.tables["Arms"] if row["arm"] == "dense"]
@@ -87,7 +87,7 @@ def test_runs_from_before_latency_are_read_and_named_and_count_as_nothing(tmp_pa
         for stage in content["stages"]:
             stage["metrics"] = {k: v for k, v in stage["metrics"].items() if not k.startswith("latency/")}
         path.write_text(json.dumps(content))
-    none = STUDY.analyse(read_runs(tmp_path))
+    none = STUDY.analyze(read_runs(tmp_path))
     assert not any("decode" in row["what"] for row in none.tables["Speed and memory"])
     assert [gap["value"] for gap in none.tables["Comparisons"]] == [
         gap["value"] for gap in findings.tables["Comparisons"]
@@ -97,14 +97,14 @@ def test_runs_from_before_latency_are_read_and_named_and_count_as_nothing(tmp_pa
 def test_untuned_arms_make_no_headline_and_are_named(tmp_path):
     write(tmp_path, SPARSITY, "moe", 2.9, best=0.08)
     write(tmp_path, SPARSITY, "dense", 3.0)
-    findings = STUDY.analyse(read_runs(tmp_path))
+    findings = STUDY.analyze(read_runs(tmp_path))
     assert "No comparison of tuned arms" in findings.headline and "moe" in findings.verdicts[0]["text"]
 
 
 def test_time_outside_the_dense_budgets_is_said_to_be_uncovered(tmp_path):
     write(tmp_path, SPARSITY, "moe", 2.9, speed=1e3)
     write(tmp_path, SPARSITY, "dense", 3.0)
-    findings = STUDY.analyse(read_runs(tmp_path))
+    findings = STUDY.analyze(read_runs(tmp_path))
     assert any(v["code"] == "uncovered" for v in findings.verdicts) and len(findings.tables["Comparisons"]) == 1
 
 
@@ -121,7 +121,7 @@ def test_a_folder_without_arms_is_refused(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text("{seed: 0}")
     with pytest.raises(ValueError, match="belongs to an arm"):
-        STUDY.analyse(read_runs(tmp_path))
+        STUDY.analyze(read_runs(tmp_path))
     with pytest.raises(ValueError, match="comparisons"):
         Sparsity(comparisons=[{"arm": "a", "against": "b", "equal": "fun"}])
 

@@ -56,7 +56,7 @@ def test_a_study_finds_the_same_in_its_rows(tmp_path, name):
     study, fill = STUDIES[name]
     fill(tmp_path / name)
     homes = [tmp_path / name, kept(tmp_path / name, tmp_path / "other")]
-    findings = [study.analyse(read_runs(home)) for home in homes]
+    findings = [study.analyze(read_runs(home)) for home in homes]
     contents = [
         laws_json.finite(content(row, name, read_runs(home))) for row, home in zip(findings, homes, strict=True)
     ]
@@ -67,13 +67,13 @@ def test_a_study_finds_the_same_in_its_rows(tmp_path, name):
 
 def test_some_cells_may_be_folders_and_others_rows(tmp_path):
     arms(tmp_path / "routers")
-    whole = content(Routers(tokens="4M").analyse(read_runs(tmp_path / "routers")), "", read_runs(tmp_path / "routers"))
+    whole = content(Routers(tokens="4M").analyze(read_runs(tmp_path / "routers")), "", read_runs(tmp_path / "routers"))
     archive_runs(tmp_path / "routers")
     for path in sorted((tmp_path / "routers").glob("*-seed1")):
         shutil.rmtree(path)
     runs = read_runs(tmp_path / "routers")
     assert {run.archived is None for run in runs} == {True, False}
-    assert laws_json.finite(content(Routers(tokens="4M").analyse(runs), "", runs)) == laws_json.finite(whole)
+    assert laws_json.finite(content(Routers(tokens="4M").analyze(runs), "", runs)) == laws_json.finite(whole)
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:

@@ -13,7 +13,7 @@ def runs(tmp_path_factory):
 
 
 def test_gaps_are_paired_and_data_is_counted(runs):
-    findings = Transfer(against={"mlm": "hf"}).analyse(runs)
+    findings = Transfer(against={"mlm": "hf"}).analyze(runs)
     by_code = {row["code"]: row for row in findings.verdicts}
     helps = by_code["mlm_docs/1M_scratch_toy_1"]
     assert helps["holds"] is True and helps["value"] == pytest.approx(0.1) and helps["hi"] - helps["lo"] < 1e-6
@@ -27,11 +27,11 @@ def test_gaps_are_paired_and_data_is_counted(runs):
     assert data["docs/1M", 1.0]["times the labels"] == "more than all labels"
     assert [row["lr"] for row in findings.tables["Scores"] if row["start"] == "scratch"] == [0.005] * 3
     with pytest.raises(ValueError, match="no finished run of any task"):
-        Transfer().analyse([])
+        Transfer().analyze([])
 
 
 def test_one_seed_makes_no_claim(runs):
-    findings = Transfer().analyse([run for run in runs if run.summary["seed"] == 0])
+    findings = Transfer().analyze([run for run in runs if run.summary["seed"] == 0])
     assert (
         not any(verdict["code"].startswith("mlm") for verdict in findings.verdicts)
         and "no interval: 1 seed" in findings.headline

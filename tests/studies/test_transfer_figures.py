@@ -16,7 +16,7 @@ def runs(tmp_path_factory):
 
 def test_every_figure_is_drawn(runs):
     pytest.importorskip("altair")
-    built = Transfer().analyse(runs).figures
+    built = Transfer().analyze(runs).figures
     assert list(built) == ["gaps", "labels", "transferred", "texts"]
     for name, make in built.items():
         assert "toy" in json.dumps(make().to_dict()), name

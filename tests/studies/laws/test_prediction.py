@@ -19,7 +19,7 @@ def record():
     grid = ladders.twenty()
     rows = pd.DataFrame({**grid, "L": ladders.noisy(ladders.loss(**grid), 1, 0.002)})
     loaded = table.load(rows, {}, (), ("N", "D"))
-    return analysis.analyse(loaded, LAW, analysis.Options(bootstrap=100, backtest=()))
+    return analysis.analyze(loaded, LAW, analysis.Options(bootstrap=100, backtest=()))
 
 
 def at(record, factor=1.0, **options):

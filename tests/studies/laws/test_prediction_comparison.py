@@ -19,7 +19,7 @@ def rows(N, D, L):
 def law():
     grid = ladders.twenty()
     loss = ladders.noisy(ladders.loss(**grid), 1, 0.002)
-    return analysis.analyse(rows(grid["N"], grid["D"], loss), find("chinchilla"), analysis.Options(bootstrap=100))
+    return analysis.analyze(rows(grid["N"], grid["D"], loss), find("chinchilla"), analysis.Options(bootstrap=100))
 
 
 def test_the_law_that_made_the_rows_is_right_about_new_ones(law):

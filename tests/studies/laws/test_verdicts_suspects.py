@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws.analysis import Options, analyse
+from kleiber.studies.laws.analysis import Options, analyze
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.table import load
 from kleiber.studies.laws.verdicts import diverged, undertuned, unfinished, without_suspects
@@ -23,7 +23,7 @@ def table(changes=None, **columns):
 
 
 def record(rows, **options):
-    return analyse(rows, LAW, Options(bootstrap=20, backtest=(), **options))
+    return analyze(rows, LAW, Options(bootstrap=20, backtest=(), **options))
 
 
 def test_clean_rows_are_no_suspects():
@@ -77,7 +77,9 @@ def test_the_fit_that_was_asked_for_has_one_interval_of_each_number():
 def test_the_verdict_names_the_rows_by_rule_and_at_most_ten_of_them():
     marked = table(run=[f"run-{i}" for i in range(20)], status=["finished"] * 8 + ["killed"] * 12)
     (verdict_row,) = [verdict for verdict in record(marked)["verdicts"] if verdict["code"] == "suspects"]
-    assert verdict_row["level"] == "warn" and "12 unfinished" in verdict_row["text"] and "8 (run-8)" in verdict_row["text"]
+    assert (
+        verdict_row["level"] == "warn" and "12 unfinished" in verdict_row["text"] and "8 (run-8)" in verdict_row["text"]
+    )
     assert verdict_row["text"].count("run-") == 10 and "2 others" in verdict_row["text"]
     assert record(marked, find_suspects=False)["suspects"] == []
 
