@@ -57,7 +57,7 @@ def test_hours_are_flops_by_the_measured_speed(context, monkeypatch):
     [
         ({}, "design.flops"),
         ({"flops": 1e9, "hours": 1}, "design.hours"),
-        ({"flops": 1e9}, r"1e\+05 FLOPs.*design\.flops"),
+        ({"flops": 1e9}, "design.flops"),
     ],
 )
 def test_a_budget_that_is_none_or_too_small_is_refused(context, options, named):
