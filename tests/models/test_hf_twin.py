@@ -1,4 +1,4 @@
-"""Same logits from the Hugging Face twin, both ways, over the product of what it can say."""
+"""Equal logits of a Transformer and its Hugging Face twin, converted in both directions, over all options."""
 
 from functools import partial
 
@@ -68,7 +68,7 @@ def test_dense_layers_between_and_raw_probabilities_have_a_twin_with_qk_norm(mlp
         to_hf(build(mlp=MLPS[mlp], qk_norm=False))
 
 
-def test_a_twin_saved_and_loaded_says_the_same(tmp_path):
+def test_a_twin_that_is_saved_and_loaded_gives_the_same_logits(tmp_path):
     from transformers import AutoModelForCausalLM
 
     twin, ids = to_hf(build(mlp=MLPS["top 2"]), eos=0), torch.randint(50, (1, 9))
@@ -89,16 +89,16 @@ def test_exporting_leaves_the_model_and_the_random_numbers_alone():
 REFUSED = {
     "Window": {"attention": partial(WindowAttention, window=4)},
     "GELU": {"mlp": GELU},
-    "bidirectional": {"causal": False},
+    "causal": {"causal": False},
     "soft_cap": {"soft_cap": 30.0},
     "shared": {"mlp": partial(interleaved_moe, num_experts=4, num_shared=1)},
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_no_twin_can_say_is_refused_by_name(what):
-    with pytest.raises(ValueError, match=what):
-        to_hf(build(**REFUSED[what]))
+@pytest.mark.parametrize("part", REFUSED)
+def test_a_model_without_a_twin_is_refused_by_name(part):
+    with pytest.raises(ValueError, match=part):
+        to_hf(build(**REFUSED[part]))
 
 
 def test_another_architecture_is_refused_by_name():
