@@ -69,3 +69,15 @@ def test_an_argument_has_its_default_until_it_is_set():
     node = {"_target_": "kleiber.optimizers.AdamW"}
     assert argument(node, "clip") == 1.0 and argument({**node, "clip": None}, "clip") is None
     assert argument(node, "no_such_argument") is None
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_a_gpu_is_refused_where_pytorch_finds_none(monkeypatch, available):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the files of devices say nothing then
+    monkeypatch.setattr("torch.cuda.is_available", lambda: available)
+    config = resolve_config(COMPOSER.compose(["trainer=gpu"]))[0]
+    if available:
+        return check(config)
+    with pytest.raises(ConfigError) as error:
+        check(config)
+    assert "trainer.accelerator=gpu" in str(error.value)

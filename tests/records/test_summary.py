@@ -1,6 +1,7 @@
-"""metrics.jsonl is read as it was written; what is not there or was cut short is no row."""
+"""summary.json keeps what earlier starts wrote; metrics.jsonl is read as it was written, without a row that was cut."""
 
-from kleiber.records.summary import having, read_rows
+from kleiber.config.errors import Status
+from kleiber.records.summary import Summary, having, read, read_rows, write_json
 from kleiber.training.loggers import Rows
 
 
@@ -14,3 +15,28 @@ def test_rows_come_back_as_they_were_logged_without_a_line_that_was_cut_short(tm
     rows = read_rows(tmp_path)
     assert rows == [{"step": 1, "moe/load/0/1": 0.5}, {"step": 2, "train/loss": 3.0}]
     assert having(rows, "moe/load/") == rows[:1]
+
+
+def test_a_second_start_keeps_stages_and_seconds_and_begins_anew_what_describes_the_process(tmp_path):
+    first = Summary(tmp_path)
+    first.start(run_id="a", seed=3)
+    first.put_stage({"name": "main", "status": "finished"})
+    first.update(status=Status.FAILED, error="disk full")
+    write_json(first.path, {**first.values, "started": "2026-01-01", "seconds": 100.0})
+    second = Summary(tmp_path)
+    second.start(run_id="b", seed=3)
+    written = read(second.path)
+    assert written == second.values and written["started"] == "2026-01-01" and written["seconds"] >= 100
+    assert (written["status"], written["error"], written["run_id"]) == ("running", None, "b")
+    assert list(second.done()) == ["main"] and written["versions"]["python"]
+
+
+def test_a_stage_replaces_the_one_of_its_name(tmp_path):
+    summary = Summary(tmp_path)
+    summary.start()
+    for name, status in (("trunk", "running"), ("trunk", "finished"), ("branch", "running")):
+        summary.put_stage({"name": name, "status": status})
+    assert [(stage["name"], stage["status"]) for stage in read(summary.path)["stages"]] == [
+        ("trunk", "finished"), ("branch", "running"),
+    ]  # fmt: skip
+    assert list(summary.done()) == ["trunk"]
