@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from kleiber.config.errors import SIGNALS, ExitCode, Preempted, Status, on_preemption
+from kleiber.config.errors import SIGNALS, ExitCode, Preempted, Status, did_you_mean, on_preemption
 
 
 def test_the_first_signal_reacts_all_are_listed_and_the_handlers_come_back():
@@ -55,3 +55,8 @@ def test_every_status_of_a_failure_is_red():
     colors = {status: status.color for status in Status}
     assert colors.pop(Status.FINISHED) == "green" and colors.pop(Status.RUNNING) == "cyan"
     assert colors.pop(Status.MISSING) == "yellow" and set(colors.values()) == {"red"}
+
+
+def test_a_similar_choice_is_suggested_and_none_where_no_choice_is_similar():
+    assert "'model'" in did_you_mean("modl", ["data", "model"])
+    assert did_you_mean("xyz", ["data", "model"]) == did_you_mean("model", []) == ""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kleiber.data.batches import HeldOutRows, RowSamples, pack_rows, pad, text_bytes
+from kleiber.data.batches import HeldOutRows, RowSamples, pack_rows, pad, permutation, text_bytes
 from kleiber.data.tokenizers.byte_level import Bytes
 from kleiber.types.batch import Batch
 
@@ -39,6 +39,9 @@ class Ten(RowSamples):
 
     def __len__(self) -> int:
         return 10
+
+    def question(self, i: int) -> tuple[list[int], list[int]]:
+        return [i], [7]
 
     def gather(self, index, epoch=0) -> Batch:
         return Batch(torch.from_numpy(index)[:, None], samples=torch.from_numpy(index))
@@ -74,3 +77,14 @@ def test_a_perfect_fit_is_found() -> None:
 def test_a_sample_that_fits_no_row_is_refused() -> None:
     with pytest.raises(ValueError, match="of 11 tokens does not fit a row of 10"):
         pack_rows(np.array([3, 11]), 10)
+
+
+def test_held_out_rows_ask_the_questions_of_their_samples_in_their_order() -> None:
+    held, order = HeldOutRows(Ten()), permutation(10, 0)
+    assert [held.question(i) for i in range(10)] == [([int(i)], [7]) for i in order]
+
+
+def test_rows_count_their_tokens_and_bytes() -> None:
+    rows = Ten()
+    rows.count_tokens()
+    assert (rows.num_tokens, rows.num_bytes) == (55, 110)
