@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kleiber.data.corpus import Unknown, parse_bytes, prepare
+from kleiber.data.corpus import EncodedTable, TableRows, Unknown, parse_bytes, prepare
 from kleiber.data.sources.text import Text
-from kleiber.data.tokenizers.byte_level import train_bpe
+from kleiber.data.tokenizers.byte_level import Bytes, train_bpe
 
 
 def test_a_vocabulary_size_that_nothing_uses_is_refused(cache: Path, tiny: str) -> None:
@@ -56,3 +56,36 @@ def test_a_corpus_without_text_has_a_tokenizer_and_nothing_to_score(cache: Path,
     corpus = Unknown(str(tokenizer.path.parent)).prepare(16)
     assert corpus.tokenizer.encode("a text") == tokenizer.encode("a text")
     assert corpus.validation == {} and len(corpus.train) == 0 and corpus.num_tokens == 0
+
+
+class Rows(TableRows):
+    """A split of `count` samples."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def describe(self, counts: dict) -> str:
+        return f"{self.count} of {counts['rows']}"
+
+    def explain_empty(self, split: str) -> str:
+        return f"{split} is empty"
+
+
+@pytest.mark.parametrize("empty", [None, "train", "validation", "test"])
+def test_only_the_split_for_testing_may_be_empty(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, empty: str | None
+) -> None:
+    caplog.set_level("INFO")
+    counts = {name: 0 if name == empty else number for number, name in enumerate(("train", "validation", "test"), 3)}
+    manifest = {"splits": {name: {"rows": 9} for name in counts}}
+    table = EncodedTable("toy", "toy.jsonl", Bytes(), tmp_path, tmp_path, manifest)
+    if empty in ("train", "validation"):
+        with pytest.raises(ValueError, match=rf"data\.path=toy\.jsonl: {empty}"):
+            table.samples(lambda path: Rows(counts[path.name]))
+        return
+    samples = table.samples(lambda path: Rows(counts[path.name]))
+    assert {name: len(split) for name, split in samples.items()} == counts
+    assert all(f"{name}: {count} of 9" in caplog.text for name, count in counts.items())

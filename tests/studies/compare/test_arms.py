@@ -69,3 +69,13 @@ def test_pairing_takes_out_what_seeds_share():
     # Student's interval at 90 % with two degrees of freedom: 2.92 standard errors.
     assert gap["hi"] - gap["value"] == pytest.approx(2.919986 * 0.01, rel=1e-3)
     assert paired({0: 1.0}, theirs)["lo"] is None
+
+
+def test_arms_without_latency_are_named(tmp_path):
+    write(tmp_path, SPARSITY, "timed", 3.0, seeds=1, latency=100.0)
+    write(tmp_path, SPARSITY, "untimed", 3.0, seeds=1)
+    both = read(read_runs(tmp_path), 4e6)
+    (note,) = arms.unmeasured(both)
+    assert (note["code"], note["level"]) == ("latency", "note")
+    assert " untimed;" in note["text"]
+    assert arms.unmeasured({"timed": both["timed"]}) == []

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.fit import fit
+from kleiber.studies.laws.fit import depends, fit
 from kleiber.studies.laws.noise_model import NoiseModel
 
 from .. import ladders
@@ -115,3 +115,16 @@ def test_a_parameter_fixed_where_the_fit_ends_changes_no_other():
     assert held.value == pytest.approx(free.value, rel=1e-9)
     assert held.params["alpha"] == pytest.approx(free.params["alpha"], rel=1e-6)
     assert held.problem.num_params == 4 and held.noise < free.noise, "one degree of freedom more"
+
+
+def test_rows_of_one_size_leave_the_terms_of_size_undetermined_and_no_loss_at_that_size():
+    """A N^-alpha + E is one number there: two directions of the three parameters change no residual."""
+    D = np.geomspace(1e8, 1e11, 12)
+    one_size = fit("chinchilla", {"N": np.full(12, 1e8), "D": D}, ladders.noisy(ladders.loss(1e8, D), 0, 0.001))
+    points = one_size.undetermined()
+    assert points.shape == (4, 5)
+    at = {"N": np.array([1e8]), "D": np.array([3e11])}
+    assert not depends(one_size.law.predict(at, points)[:, 0])
+    assert depends(one_size.law.predict({**at, "N": np.array([1e9])}, points)[:, 0])
+    rows = ladders.twenty()
+    assert len(fit("chinchilla", rows, ladders.noisy(ladders.loss(**rows), 0, 0.002)).undetermined()) == 0
