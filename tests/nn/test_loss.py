@@ -1,4 +1,4 @@
-"""The chunked loss against the plain one, over the product of its options, and what it must not do."""
+"""The chunked loss against a plain one, over the product of its options, and its memory."""
 
 import itertools
 
@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from kleiber.models.transformer import LMHead
-from kleiber.nn.loss import cross_entropy, log_probs
+from kleiber.nn.loss import cross_entropy, log_probs, target_weights
+from kleiber.types.batch import Batch
 
 ROWS, DIM, VOCAB = 37, 6, 11
 OPTIONS = list(itertools.product((1.0, 0.25), (None, 2.0), (0.0, 0.1), (False, True), (5, 256)))
@@ -55,8 +56,8 @@ def test_log_probs_equal_the_plain_ones(multiplier, soft_cap, chunk):
     expected = head(hidden).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     torch.testing.assert_close(ours, expected, atol=1e-9, rtol=1e-9)
     grad = torch.randn(ROWS, dtype=torch.float64)
-    both = [torch.autograd.grad(y, (hidden, head.weight), grad) for y in (ours, expected)]
-    torch.testing.assert_close(*both, atol=1e-9, rtol=1e-9)
+    gradients = [torch.autograd.grad(y, (hidden, head.weight), grad) for y in (ours, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
 
 
 def test_single_precision_agrees_to_1e_6():
@@ -89,16 +90,16 @@ def test_never_more_than_a_chunk_of_logits_and_no_gradient_work_when_off(monkeyp
     from kleiber.nn import loss
 
     hidden, head, targets, weights = problem(weighted=True)
-    rows, made = [], []
+    rows, sizes = [], []
     logits, add = loss._Chunk.logits, loss._Gradients.add
     monkeypatch.setattr(loss._Chunk, "logits", lambda self, r, w: rows.append(len(r)) or logits(self, r, w))
-    monkeypatch.setattr(loss._Gradients, "add", lambda self, *a: made.append(1) or add(self, *a))
+    monkeypatch.setattr(loss._Gradients, "add", lambda self, *a: sizes.append(1) or add(self, *a))
     with torch.no_grad():
         cross_entropy(hidden, head, targets, weights, chunk=8)
-    assert max(rows) <= 8 and sum(rows) == int((weights > 0).sum()) and not made
+    assert max(rows) <= 8 and sum(rows) == int((weights > 0).sum()) and not sizes
     assert not cross_entropy(hidden.detach(), LMHead(nn.Parameter(head.weight, False)), targets).total.requires_grad
     cross_entropy(hidden, head, targets, chunk=8)
-    assert len(made) == 5
+    assert len(sizes) == 5
 
 
 def test_no_row_of_weight_gives_a_loss_of_zero_with_gradients():
@@ -112,3 +113,16 @@ def test_a_chunk_of_no_rows_is_refused():
     hidden, head, targets, _ = problem()
     with pytest.raises(ValueError, match="chunk=0"):
         log_probs(hidden, head, targets, chunk=0)
+
+
+def test_a_target_weighs_the_product_of_its_weight_its_segment_and_whether_it_is_real():
+    tokens = torch.arange(8).reshape(2, 4)
+    weights = torch.tensor([[9.0, 0.5, 2.0, 1.0], [9.0, 3.0, 1.0, 1.0]])
+    segments = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]])
+    real = torch.tensor([[True, True, True, True], [True, True, True, False]])
+    assert target_weights(Batch(tokens)) is None
+    inside, present = torch.tensor([[1.0, 0, 1], [1, 1, 1]]), torch.tensor([[1.0, 1, 1], [1, 1, 0]])
+    assert torch.equal(target_weights(Batch(tokens, segments=segments)), inside)
+    assert torch.equal(target_weights(Batch(tokens, real=real)), present)
+    every = Batch(tokens, weights=weights, segments=segments, real=real)
+    assert torch.equal(target_weights(every), weights[:, 1:] * inside * present)
