@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError, Status
-from kleiber.records.folder import map_strings
+from kleiber.records.summary import map_strings
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:

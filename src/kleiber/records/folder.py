@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -22,7 +22,7 @@ import yaml
 
 from kleiber.config.errors import ConfigError, Status
 from kleiber.config.signatures import signature
-from kleiber.records.summary import Summary, cpu_name, read
+from kleiber.records.summary import Summary, cpu_name, map_strings, read
 from kleiber.types import Config, Json
 
 # Keys that cannot change the result: where a run is written, what logs it, and the hardware. `design` plans a sweep.
@@ -103,19 +103,6 @@ def with_hashes_for_paths(config: Config, home: str) -> Json:
     return map_strings(config, replace)
 
 
-def map_strings(config: Config, fn: Callable[[str], str]) -> Json:
-    """The config with `fn` applied to every string value in it."""
-    return {key: _map_strings(value, fn) for key, value in config.items()}
-
-
-def _map_strings(value: object, fn: Callable[[str], str]) -> object:
-    if isinstance(value, str):
-        return fn(value)
-    if isinstance(value, dict):
-        return map_strings(value, fn)
-    return [_map_strings(entry, fn) for entry in value] if isinstance(value, list) else value
-
-
 def config_hash(config: Config) -> str:
     """sha256 of `identity(config)` as canonical JSON, in hex."""
     text = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
@@ -165,10 +152,7 @@ MAY_DIFFER = ("budget", "logger", "trainer")
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Locks the folder against other processes. The lock ends with the process, so a file that remains is harmless.
-
-    Raises ConfigError where another process holds the lock.
-    """
+    """Locks the folder until the context or the process ends; ConfigError where another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as file:
         if not _lock(file):
@@ -208,9 +192,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def status(folder: Path, held: bool | None = None) -> Status:
-    """The status of the run in a folder.
-
-    It is missing without a readable summary, and killed where the summary says running and no process holds the lock.
+    """The status of a run: missing without a readable summary, killed where it says running and no process is alive.
 
     held  whether a live process holds the lock; None to look it up
     """

@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kleiber.config.errors import Status
-from kleiber.types import Json, Row
+from kleiber.types import Config, Json, Row
 
 SCHEMA = "kleiber.run/1"
 PACKAGES = (
@@ -186,6 +186,19 @@ def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def map_strings(config: Config, fn: Callable[[str], str]) -> Json:
+    """The config with `fn` applied to every string value in it."""
+    return {key: _map_strings(value, fn) for key, value in config.items()}
+
+
+def _map_strings(value: object, fn: Callable[[str], str]) -> object:
+    if isinstance(value, str):
+        return fn(value)
+    if isinstance(value, dict):
+        return map_strings(value, fn)
+    return [_map_strings(entry, fn) for entry in value] if isinstance(value, list) else value
 
 
 @cache
