@@ -13,7 +13,6 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -112,15 +111,17 @@ def write(record: Row, path: str | Path) -> None:
         raise ValueError(f"--json {path} cannot be written: {error.strerror}") from error
 
 
-def finite(value: Any) -> Any:
-    """Returns the same structure with every NaN and infinity replaced by None."""
+def finite(record: Row) -> Json:
+    """Returns the record with every NaN and infinity replaced by None, at any depth."""
+    return {str(key): _finite(entry) for key, entry in record.items()}
+
+
+def _finite(value: object) -> object:
     if isinstance(value, Mapping):
-        return {str(key): finite(entry) for key, entry in value.items()}
+        return finite(value)
     if isinstance(value, (list, tuple)):
-        return [finite(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(path: str | Path) -> Json:
