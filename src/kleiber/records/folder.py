@@ -1,8 +1,7 @@
 """The folder of a run: its name, its lock, its config files and its status.
 
-The name is `<readable>-<hash8>`, with a hash over everything in the config that can change the result. So a repeated
-command resumes its run, a changed config gets another folder, and a single run has the folder of the same cell of a
-sweep. Only rank 0 writes.
+The name is `<readable>-<hash8>`, with a hash over all of the config that can change the result: a repeated command
+resumes its run, a changed config gets another folder, and a cell of a sweep has the folder of the single run.
 """
 
 from __future__ import annotations
@@ -206,10 +205,7 @@ def status(folder: Path, held: bool | None = None) -> Status:
 
 
 def write_config(folder: Path, config: Config, overrides: Sequence[str]) -> None:
-    """Writes config.yaml, fully resolved, and overrides.yaml, as the user wrote the overrides.
-
-    Raises ConfigError where the folder cannot be written.
-    """
+    """Writes config.yaml, resolved, and overrides.yaml; raises ConfigError where the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in (("config.yaml", dict(config)), ("overrides.yaml", list(overrides))):
