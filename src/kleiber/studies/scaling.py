@@ -168,8 +168,8 @@ class Accounting(Scaling):
             return replace(findings, headline="Counting conventions not compared: there is only one, or no exponent.")
         low, high = (pick(rows, key=lambda row: row["a"]) for pick in (min, max))
         head = (
-            "Depending on how parameters and compute are counted, the allocation exponent is between "
-            f"{low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] ({low['convention']}) and {high['a']:.3f} "
+            "Depending on how parameters and compute are counted, the allocation exponent ranges from "
+            f"{low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] ({low['convention']}) to {high['a']:.3f} "
             f"[{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})"
         )
         return replace(findings, headline=within_budgets(head, findings.law))
@@ -283,9 +283,9 @@ def methods(law: Row, runs: Sequence[Run]) -> str:
     if any(stage.get("trunk") for run in runs for stage in run.stages):
         trained = "each at a constant learning rate, with a cooldown branch for every token count (arXiv:2405.18392)"
     shared = (
-        f" Trunks of the same size differ in log loss with a standard deviation of {noise['between']:.2%} "
-        f"({noise['df']} degrees of freedom) and a correlation of {noise['correlation']:.2f} over branches, as all "
-        "intervals include."
+        f" Trunks of one size differ in log loss with a standard deviation of {noise['between']:.2%} ({noise['df']} "
+        f"degrees of freedom) and a correlation of {noise['correlation']:.2f} between branches; all intervals include "
+        "it."
         if noise
         else ""
     )

@@ -54,7 +54,7 @@ def test_hours_are_flops_by_the_measured_speed(context, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({}, "design.flops"), ({"flops": 1e9, "hours": 1}, "design.hours"), ({"flops": 1e9}, "design.flops=1e")],
+    [({}, "design.flops"), ({"flops": 1e9, "hours": 1}, "design.hours"), ({"flops": 1e9}, "increase design.flops")],
 )
 def test_a_budget_that_is_none_or_too_small_is_refused(context, options, word):
     for kind in (IsoFLOP, Optimal):

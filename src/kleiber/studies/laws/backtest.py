@@ -19,6 +19,7 @@ from kleiber.studies.laws.problem import Problem
 from kleiber.studies.laws.uncertainty import interval, student_quantile
 from kleiber.types import Json
 
+NAIVE_LABELS = {"last_rung": "loss of the nearest smaller run", "line": "log-log line"}
 BELOW, ABOVE = 0.85, 1.2  # a gap around each cut, since runs of nominally equal compute differ a little
 
 
@@ -218,7 +219,7 @@ def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
     """Returns compute and loss on the lower envelope; on the upper one if the target rises with compute (N_opt)."""
     compute = _rungs(compute)
     budgets = np.unique(compute)
-    if len(budgets) < len(compute):  # of runs at one compute the best is the rung
+    if len(budgets) < len(compute):  # of runs at the same compute, only the best counts
         rises = np.polyfit(np.argsort(np.argsort(compute)), loss, 1)[0] > 0
         loss = np.array([(loss[compute == c].max if rises else loss[compute == c].min)() for c in budgets])
         compute = budgets

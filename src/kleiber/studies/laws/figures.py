@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.theme import KINDS, Chart, human, human_tip, log_axis, loss_axis, sized, sizes_color, written
+from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import percent
 from kleiber.studies.laws.prediction import fitted_values, outside, widened
@@ -32,7 +33,7 @@ def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         for n in sorted(rows["N"].unique())
     ).assign(before=lambda lines: lines["D"] < 0.999 * least)
     color = sizes_color(sizes)
-    x = log_axis("D", "training tokens D (tokens)", np.array(rows["D"]), every=2, room=1.5)
+    x = log_axis("D", "training tokens D", np.array(rows["D"]), every=2, room=1.5)
     y = loss_axis()
     line = alt.Chart(lines).encode(x=x, y=y, color=color)
     base = line.transform_filter("!datum.before").mark_line(strokeWidth=1.7)
@@ -179,7 +180,7 @@ def backtests(record: Row) -> Chart:
     """Error of the law and the naive predictors above each cut in compute, or in size."""
     axis = {"C": "training compute at the cut (FLOPs)", "N": "parameters N at the cut"}[record["backtests"][0]["along"]]
     rows = [
-        {"cut": written(float(f"{test['cut']:.2g}")), "who": who.replace("_", " "), "error": 100 * error}
+        {"cut": written(float(f"{test['cut']:.2g}")), "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
         for test in sorted(record["backtests"], key=lambda test: test["cut"])
         for who, error in {"law": test["mare"], **test["naive"]}.items()
     ]

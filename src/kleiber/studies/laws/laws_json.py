@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kleiber.studies.laws import verdicts
+from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.fit import Fit, depends
 from kleiber.studies.laws.law import Array, Linear
 from kleiber.studies.laws.noise_model import NoiseModel
@@ -151,7 +152,9 @@ def lines(entry: Row) -> list[str]:
     ]
     estimates = {**entry["params"], **entry["derived"]}
     out += [f"  {name:<10} {_estimate_line(value, level)}" for name, value in estimates.items()]
-    out.append(f"residual rms {entry['residual_rms']:.3g} ({goal['space']}); intervals {_interval_method(entry)}")
+    out.append(
+        f"residual rms {entry['residual_rms']:.3g} in {goal['space']} space; intervals {_interval_method(entry)}"
+    )
     if "at" in entry:
         out.append(_objective_at(entry))
     for exponent in [*entry["approaches"], *entry["accounting"]]:
@@ -176,9 +179,9 @@ def _backtest_line(test: Row, level: str) -> str:
     covers = "no intervals"
     if test["coverage"] is not None:
         covers = f"{level} prediction interval (+-{test['half_width']:.1%}) contains {test['coverage']:.0%} of {runs}"
-    naive = ", ".join(f"{name.replace('_', ' ')} {value:.2%}" for name, value in test["naive"].items())
+    naive = ", ".join(f"{NAIVE_LABELS[name]} {value:.2%}" for name, value in test["naive"].items())
     return (
-        f"  backtest {test['along']} = {test['cut']:.3g}: {test['n_train']} rows below, {test['n_test']} above, "
+        f"  backtest at {test['along']} = {test['cut']:.3g}: {test['n_train']} rows below, {test['n_test']} above, "
         f"error {test['mare']:.2%}, bias {test['bias']:+.2%}, {covers}; naive predictors: {naive}"
     )
 
