@@ -83,12 +83,12 @@ def priced_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if request.node.get_closest_marker("process") is not None:
         return
 
-    def ask(runs: Any, threads: int | None, describe: bool = False) -> dict[str, Any]:
-        from kleiber.launch.price_estimate import answer
+    def estimate_costs(runs: Any, threads: int | None, describe: bool = False) -> dict[str, Any]:
+        from kleiber.launch.price_estimate import answer_request
 
-        return answer({"runs": {str(folder): config for folder, config in runs.items()}, "describe": describe})
+        return answer_request({"runs": {str(folder): config for folder, config in runs.items()}, "describe": describe})
 
-    monkeypatch.setattr("kleiber.launch.price.ask", ask)
+    monkeypatch.setattr("kleiber.launch.price.estimate_costs", estimate_costs)
 
 
 @pytest.fixture

@@ -235,7 +235,7 @@ def test_magnitudes_are_not_decayed_and_learn_at_the_full_rate_each_in_one_group
         assert own and all(group["weight_decay"] == 0 and group["lr_scale"] == 1 for group in own)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [LoRA, pytest.param(DoRA, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_compiled_it_gives_the_same_output_and_gradients(kind, unchecked):
 

@@ -1,11 +1,13 @@
-"""A cell of a sweep, written to its folder and never trained."""
+"""Cells and sweeps that train nothing: a cell written to its folder, and a trainer that only finishes."""
 
 from collections.abc import Callable
 
 import pytest
 
+import kleiber.runs.run
 from kleiber.launch.cell import Cell
 from kleiber.records.folder import write_config
+from kleiber.records.summary import Summary
 
 
 @pytest.fixture
@@ -18,3 +20,23 @@ def cell() -> Callable[..., Cell]:
         return Cell(folder, config, [])
 
     return make
+
+
+@pytest.fixture
+def seeds(monkeypatch, tmp_path):
+    """Runs cells in this process with a trainer that fails on seed 1, and collects the seeds that were trained."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "KLEIBER_CELL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KLEIBER_ROOT", str(tmp_path / "root"))
+    monkeypatch.chdir(tmp_path)
+    trained = []
+
+    def train(cfg, folder, overrides):
+        trained.append(cfg.seed)
+        if cfg.seed == 1:
+            raise RuntimeError("unlucky")
+        Summary(folder).update(status="finished", name=cfg.name, stages=[])
+        return 0
+
+    monkeypatch.setattr(kleiber.runs.run, "train", train)
+    return trained

@@ -1,11 +1,8 @@
-"""Which slots the cells of a sweep get, with processes that end at once and do nothing."""
+"""Which slots the cells of a sweep get, tested with fake processes that end at once."""
 
 import os
-import subprocess
-import sys
 
 import pytest
-from small_run import TINY
 
 from kleiber.config.errors import ConfigError
 from kleiber.launch import local_pool
@@ -14,7 +11,7 @@ from kleiber.records.summary import Summary
 
 
 class Ended:
-    """A process that is over as soon as it has been started."""
+    """A process that ends as soon as it is started."""
 
     exitcode = 0
 
@@ -37,12 +34,12 @@ STARTED: list[tuple] = []
 @pytest.fixture
 def started(monkeypatch):
     STARTED.clear()
-    monkeypatch.setattr(local_pool, "context", lambda: type("Context", (), {"Process": Ended}))
+    monkeypatch.setattr(local_pool, "fork_server", lambda: type("Context", (), {"Process": Ended}))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     return STARTED
 
 
-def test_cells_at_once_have_gpus_of_their_own(cell, started, tmp_path):
+def test_cells_that_run_at_once_have_different_gpus(cell, started, tmp_path):
     needs = [2, 1, 3, 1]
     cells = [cell(tmp_path / str(i), devices=n, accelerator="gpu") for i, n in enumerate(needs)]
     codes = Pool(cells, workers=None, retries=0, stop_after=None).run()
@@ -52,8 +49,8 @@ def test_cells_at_once_have_gpus_of_their_own(cell, started, tmp_path):
     assert sorted(visible[0] + visible[1]) == ["4", "5", "6"], "the first two run at once"
 
 
-def test_more_gpus_than_there_are_is_refused(cell, started, tmp_path):
-    with pytest.raises(ConfigError, match=r"trainer\.devices=4, but there are 3 GPUs"):
+def test_more_gpus_than_the_machine_has_are_refused(cell, started, tmp_path):
+    with pytest.raises(ConfigError, match=r"trainer\.devices=4 .*3"):
         Pool([cell(tmp_path, devices=4, accelerator="gpu")], None, 0, None)
 
 
@@ -61,19 +58,3 @@ def test_cells_of_one_device_and_thread_are_forked_and_others_are_fresh(cell, st
     cells = [cell(tmp_path / "a"), cell(tmp_path / "b", threads=2), cell(tmp_path / "c", devices=2)]
     Pool(cells, workers=4, retries=0, stop_after=None).run()
     assert [arguments[1] for arguments in started] == [False, True, True]
-
-
-@pytest.mark.slow
-def test_a_forked_cell_has_nothing_left_to_import(tmp_path):
-    """What the server has not imported every cell imports anew; what is not frozen every cell copies."""
-    overrides = [*TINY, f"root={tmp_path}", "budget.steps=2"]
-    told = f"""
-import gc, sys
-import kleiber.launch.preload
-frozen, before = gc.get_freeze_count(), set(sys.modules)
-from kleiber.launch.main import main
-assert main({overrides!r}) == 0
-print(frozen > 100_000, sorted(name for name in set(sys.modules) - before if name.startswith(("kleiber", "lightning"))))
-"""
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "True []"

@@ -1,4 +1,4 @@
-"""What a dry run says of a plan: every run in it, its size and cost as they will be recorded, and a file of it."""
+"""Dry runs: the estimate covers every run of a plan, and equals what the runs record when they are trained."""
 
 import json
 import subprocess
@@ -9,9 +9,7 @@ from small_run import REPOSITORY
 
 from kleiber.launch import run_cost
 from kleiber.launch.main import main
-from kleiber.launch.price_estimate import Prices, step_seconds, without_numbers
-from kleiber.launch.run_cost import Speed, StageCost, speed_of
-from kleiber.models.counting import Parameters
+from kleiber.launch.price_estimate import Prices
 from kleiber.records.summary import read
 
 TINY_TEXT = f"data.path={REPOSITORY / 'tests/data/tiny.txt'}"
@@ -68,8 +66,8 @@ def test_a_sweep_is_summed_and_cells_of_one_model_are_built_once(planned, monkey
     built = []
     build_model = run_cost.build_model
     monkeypatch.setattr(run_cost, "build_model", lambda *arguments: built.append(1) or build_model(*arguments))
-    plan, out = planned("-m", "name=s", "optimizer.lr=0.01,0.02", "seed=0,1", "model.width=32,64", "budget.steps=5")
-    assert plan["runs"] == len(plan["cells"]) == 8 and "8 (8 points)" in out
+    plan, _ = planned("-m", "name=s", "optimizer.lr=0.01,0.02", "seed=0,1", "model.width=32,64", "budget.steps=5")
+    assert plan["runs"] == len(plan["cells"]) == 8
     assert len({cell["name"] for cell in plan["cells"]}) == 8
     for key in ("tokens", "flops"):
         assert plan[key] == pytest.approx(sum(cell[key] for cell in plan["cells"]))
@@ -85,13 +83,13 @@ def unmeasured(monkeypatch):
 
 @pytest.mark.slow
 def test_fine_tunes_of_bases_that_are_not_trained_are_priced_and_are_the_runs_that_come(tmp_path, cache_dir, capsys):
-    """The dry run of such a study once told of its bases alone."""
+    """The dry run of such a study once priced only its bases."""
     other = tmp_path / "other.txt"
     other.write_text((REPOSITORY / "src/kleiber/launch/main.py").read_text())
     base = f"data: text, data.path: {TINY_TEXT.partition('=')[2]}, data.tokenizer: bpe, data.vocab_size: 300"
     arm = f"data: text, data.path: {other}"
     study = [
-        *(word for word in SMALL if not word.startswith("data")), "-m", "name=s", f"root={tmp_path / 'root'}",
+        *(text for text in SMALL if not text.startswith("data")), "-m", "name=s", f"root={tmp_path / 'root'}",
         "design=methods", f"design.base={{{base}, budget.tokens: 2048, retention: null}}", "design.tokens=4096",
         f"design.arms={{none: {{{arm}}}, replay: {{{arm}, retention: replay, retention.replay.fraction: [0.1, 0.5]}}}}",
         "design.lrs=[0.003]", "design.seeds=1",
@@ -99,7 +97,8 @@ def test_fine_tunes_of_bases_that_are_not_trained_are_priced_and_are_the_runs_th
     assert main([*study, f"dry_run={tmp_path / 'plan.json'}"]) == 0, capsys.readouterr().err
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["runs"] == 1 + 3 and not (tmp_path / "root").exists()
-    assert all(cell["seconds"] > 0 for cell in plan["cells"]) and "could not be" not in capsys.readouterr().out
+    assert all(cell["seconds"] > 0 for cell in plan["cells"])
+    assert "could not be measured" not in capsys.readouterr().out
     assert main(study) == 0
     priced = {cell["name"]: (cell["params"], cell["tokens"], cell["flops"]) for cell in plan["cells"]}
     assert trained(tmp_path / "root") == priced
@@ -126,7 +125,7 @@ def test_a_transfer_prices_every_round_and_the_count_does_not_depend_on_which_ra
     plan = json.loads((tmp_path / "plan.json").read_text())
     bases, tuned, second_seed = 2, 3 + 2, 2
     assert plan["runs"] == bases + tuned + second_seed
-    assert plan["seconds"] is None and "not measured" in capsys.readouterr().out
+    assert plan["seconds"] is None
     sizes = sorted({cell["params"] for cell in plan["cells"]})
     assert sizes[1] - sizes[0] == 2 * 32 + 2, "a fine-tune has the head of its task"
 
@@ -142,38 +141,9 @@ def test_a_design_in_rounds_is_priced_whole_and_writes_nothing(unmeasured, tmp_p
 
 
 @pytest.mark.parametrize("value", ["maybe", "no/such/folder/plan.json", "plan.yaml"])
-def test_a_dry_run_that_is_neither_a_choice_nor_a_file_is_refused(tmp_path, capsys, value):
+def test_a_wrong_value_of_dry_run_is_refused(tmp_path, capsys, value):
     assert main([f"dry_run={value}", f"root={tmp_path}"]) == 2
-    assert f"dry_run={value} must be true, false" in capsys.readouterr().err
-
-
-def test_seconds_follow_from_what_a_measured_run_took():
-    """10 s of steps, 1 s of evaluation and 3 s once, of a process that had half of a core."""
-    run_cost = StageCost("main", Parameters(1, 1, 1, 0, 1), 11, 100, 50.0, 200.0, 1100, True, True)
-    record = {"tokens_per_s": 100.0, "evaluation_seconds": 1.0, "peak_memory_bytes": 7}
-    config = {"stages": None}
-    found = speed_of(config, [record], [run_cost], wall=11 + 1 + 3, share=0.5)
-    assert found.step == {"": pytest.approx(0.5)} and found.flops_per_step == {"": 5000.0}
-    assert found.once == pytest.approx(1.5)
-    assert found.evaluation == pytest.approx(0.5), "two trained tokens' time for four that are scored"
-
-
-def test_steps_between_two_measured_sizes_are_interpolated():
-    def speed(flops, seconds):
-        return Speed({"": flops}, {"": seconds}, 0.3, 1.0, 1)
-
-    small, large = speed(1e8, 0.01), speed(1e10, 0.25)  # 1e10 and 4e10 FLOP/s
-    assert step_seconds(1e8, "", [small, large]) == pytest.approx(0.01)
-    assert step_seconds(1e9, "", [small, large]) == pytest.approx(1e9 / 2e10)
-    assert step_seconds(1e11, "", [small, large]) == pytest.approx(1e11 / 4e10)
-
-
-def test_runs_that_differ_in_numbers_alone_are_of_one_kind():
-    config = {"model": {"width": 32, "router": "a"}, "stages": {"branches": ["1M", 2e6]}, "on": True}
-    same = {"model": {"width": None, "router": "a"}, "stages": {"branches": [3]}, "on": True}
-    assert without_numbers(config) == without_numbers(same)
-    assert without_numbers(config) != without_numbers({**same, "on": False})
-    assert without_numbers(config) != without_numbers({**same, "model": {"width": 32, "router": "b"}})
+    assert f"dry_run={value}" in capsys.readouterr().err
 
 
 @pytest.mark.process

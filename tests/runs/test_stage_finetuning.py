@@ -95,7 +95,9 @@ def test_a_pair_is_two_rows_of_the_batch_and_padding_is_no_token(launch, capsys)
 SMALL = ["batch.tokens=512", "model.context=64", "data.max_bytes=20000"]
 
 
-@pytest.mark.parametrize("name,data", TASKS)
+@pytest.mark.parametrize(
+    "name,data", [*TASKS[:3], *(pytest.param(*task, marks=pytest.mark.slow) for task in TASKS[3:])]
+)
 def test_what_starts_from_a_tuned_run_is_scored_on_its_task(launch, name, data):
     """The task's data and its own output layer come with the weights, so forgetting it is measured."""
     table = [f"data={data}", f"data.path={DATA}/{data}.jsonl", f"objective={name}"]

@@ -20,7 +20,7 @@ def write_run(folder, seed, num_params, status="finished"):
     """What a trunk with four branches leaves, its losses from a known law with .2 % noise."""
     tokens = 1e6 * 2.0 ** np.arange(4)
     losses = noisy(small_loss(num_params, tokens), [seed, num_params], 0.002)
-    study = {"_target_": "kleiber.studies.Scaling", "bootstrap": 60}
+    study = {"_target_": "kleiber.studies.Scaling", "bootstrap": 20}
     by_tokens = dict(zip(tokens.tolist(), losses.tolist(), strict=True))
     write_tree(folder, seed, num_params, 6.0 * num_params, by_tokens, status, study)
 

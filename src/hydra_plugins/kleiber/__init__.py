@@ -1,1 +1,1 @@
-"""Hydra plugins of kleiber (Hydra finds plugins nowhere else). Thin: what they do is in kleiber.launch.sweep."""
+"""kleiber's plugins of Hydra, which finds plugins only in the package `hydra_plugins`."""

@@ -1,8 +1,8 @@
-"""A cell of a sweep, and the cell as a job of a scheduler such as SLURM or Ray.
+"""A cell of a sweep, the launchers that run cells, and cells as jobs of a scheduler such as SLURM or Ray.
 
-A job does what `launcher=process` does on this machine: fresh processes, output in the cell's log.txt, an exit code.
-The folder of the cell must be visible both here and where the job runs. `Watch` waits for the jobs of a sweep and
-reports how each ended; what is specific to one scheduler is in `kleiber.launch.schedulers`.
+A job does the same as `launcher=process` on this machine: it runs a cell in fresh processes, writes the output to the
+cell's log.txt, and returns an exit code. The folder of the cell must be visible here and where the job runs.
+`JobMonitor` waits for the jobs of a sweep; `kleiber.launch.schedulers` contains what is specific to one scheduler.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, on_preemption
 from kleiber.launch.ranks import redirect_output, run_fresh
-from kleiber.records import folder
 from kleiber.records.catalog import archive_run, read_run
+from kleiber.records.folder import settle, status
+from kleiber.types import Json
 
-SCHEDULERS = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_")
-POLL = 2.0  # seconds between two looks at the queue
-PATIENCE = 60  # seconds that cancelled jobs may take to leave the queue
+SCHEDULER_PREFIXES = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_")
+POLL_SECONDS = 2.0  # between two looks at the queue
+CANCEL_SECONDS = 60  # that canceled jobs may take to leave the queue
 
 
 @dataclass(frozen=True)
@@ -31,73 +32,84 @@ class Cell:
     """One run of a sweep, composed and checked."""
 
     folder: Path
-    config: dict[str, Any]
+    config: Json
     overrides: list[str]
 
     @property
     def devices(self) -> int:
+        """Number of devices, and so of processes, that the run needs."""
         return self.config["trainer"].get("devices", 1)
 
     @property
     def accelerator(self) -> str:
+        """Kind of its devices: cpu or gpu."""
         return self.config["trainer"].get("accelerator", "cpu")
 
     @property
     def threads(self) -> int | None:
+        """CPU threads of each process; None when the config leaves them to the launcher."""
         return self.config["trainer"].get("threads")
 
 
 class Launcher:
-    """Base class of the choices of the group `launcher`: how the cells of a sweep are run."""
+    """Base class of the choices of the group `launcher`: where and how the cells of a sweep are run."""
 
     def warm_up(self) -> None:
-        """Prepares what can be prepared while the cells are still being composed."""
+        """Called before the cells are composed. Starts preparations that can run meanwhile."""
 
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
-        """Runs the cells and returns exit codes by folder. A cell that was not started is absent.
+        """Runs the cells and returns their exit codes by folder, without those of cells that were not started.
 
-        Raises Preempted when the sweep itself was asked to end, once every started cell has ended.
+        Raises Preempted when a signal ended the sweep, once all running cells have ended.
         """
         raise NotImplementedError
 
-    def require(self, **minimums: int) -> None:
-        """Raises ConfigError for an option of this launcher that is set and below its minimum."""
+    def check_minimums(self, **minimums: int) -> None:
+        """Raises ConfigError for an option of the launcher that is set and below its minimum."""
         for name, minimum in minimums.items():
             value = vars(self)[name]
             if value is not None and value < minimum:
                 raise ConfigError(f"launcher.{name}={value} must be >= {minimum}")
 
 
-def progress_line(done: int, total: int, where: Path, code: int, seconds: float, label: str | None = None) -> str:
-    """What a launcher prints when a cell has ended: the loss on its own tasks, or the first line of its error."""
-    run = read_run(where)
+def progress_line(done: int, total: int, folder: Path, code: int, seconds: float, label: str | None = None) -> str:
+    """Returns the line that a launcher prints when a cell has ended: its losses, or the first line of its error.
+
+    done, total  number of cells that have ended, and of all cells
+    label        printed in place of the status of the run
+    """
+    run = read_run(folder)
     task_losses = {f"val/{task}/loss" for task in run.stage.get("tasks") or ()}
     losses = [f"{value:.4f}" for key, value in run.metrics.items() if key in task_losses]
     error = (run.summary.get("error") or "").partition("\n")[0]
     outcome = error if code else f"loss {' '.join(losses)}" if losses else ""
-    return f"[{done}/{total}] {label or run.status:8} {where.name}  {seconds:.1f} s  {outcome}".rstrip()
+    return f"[{done}/{total}] {label or run.status:8} {folder.name}  {seconds:.1f} s  {outcome}".rstrip()
 
 
 @dataclass(frozen=True)
 class Task:
-    """Runs the cell in the folder `where`; `threads` is the number of CPU threads of each of its `devices`."""
+    """Runs the cell in `folder` when it is called, and returns the exit code. A scheduler can send it elsewhere.
 
-    where: Path
+    devices  number of processes of the run
+    threads  CPU threads of each process
+    """
+
+    folder: Path
     devices: int
     threads: int
 
     def __call__(self) -> int:
-        if folder.status(self.where) == Status.FINISHED:
+        if status(self.folder) == Status.FINISHED:
             return ExitCode.DONE
-        with logged(self.where), environment(self.threads):
-            return run_fresh(self.where, self.devices)
+        with output_in_log(self.folder), job_environment(self.threads):
+            return run_fresh(self.folder, self.devices)
 
 
 @contextmanager
-def logged(where: Path) -> Iterator[None]:
-    """Sends the output of this process to the cell's log.txt, and restores it: a worker may run other cells later."""
+def output_in_log(folder: Path) -> Iterator[None]:
+    """Redirects the output of this process to the cell's log.txt, and restores it for the next cell of the process."""
     before = os.dup(1), os.dup(2)
-    redirect_output(where / "log.txt")
+    redirect_output(folder / "log.txt")
     try:
         yield
     finally:
@@ -107,11 +119,14 @@ def logged(where: Path) -> Iterator[None]:
 
 
 @contextmanager
-def environment(threads: int) -> Iterator[None]:
-    """Hides the variables of a scheduler: Lightning would take a job of one task for a rank that SLURM started."""
+def job_environment(threads: int) -> Iterator[None]:
+    """Sets OMP_NUM_THREADS, and removes the variables of a scheduler from the environment; restores it on exit.
+
+    With the variables of SLURM, Lightning would take the job for one of several ranks that SLURM started.
+    """
     before = dict(os.environ)
     for name in before:
-        if name.startswith(SCHEDULERS):
+        if name.startswith(SCHEDULER_PREFIXES):
             del os.environ[name]
     os.environ["OMP_NUM_THREADS"] = str(threads)
     try:
@@ -121,13 +136,16 @@ def environment(threads: int) -> Iterator[None]:
         os.environ.update(before)
 
 
-def task(cell: Cell, cpus: int | None) -> Task:
-    """`cpus` are those of the whole job, shared by its devices; `trainer.threads` of the cell takes precedence."""
+def make_task(cell: Cell, cpus: int | None) -> Task:
+    """Returns the task that runs a cell.
+
+    cpus  CPUs of the job, which its devices share, unless the config sets `trainer.threads`; None means one per device
+    """
     return Task(cell.folder, cell.devices, cell.threads or max(1, (cpus or cell.devices) // cell.devices))
 
 
 def group_by_resources(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Cells in groups that need the same resources, as the jobs of one array have to."""
+    """Groups cells that need the same resources, because all jobs of an array get the same."""
     groups: dict[tuple[int, str, int | None], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.devices, cell.accelerator, cell.threads), []).append(cell)
@@ -138,29 +156,29 @@ class Jobs(Protocol):
     """The jobs of a sweep at a scheduler."""
 
     def pending(self) -> set[Path]:
-        """Folders whose jobs wait or run; all of them while the scheduler does not answer."""
+        """Returns the folders whose jobs wait or run; all folders while the scheduler does not answer."""
         ...
 
     def cancel(self) -> None:
-        """Sends SIGTERM to running jobs, which save and do not return, and removes waiting ones from the queue."""
+        """Sends SIGTERM to running jobs, so that they save and exit, and removes waiting jobs from the queue."""
         ...
 
 
-class Watch:
+class JobMonitor:
     """Waits for the jobs of a sweep and prints how each ended, whichever scheduler runs them."""
 
     def __init__(self, cells: Sequence[Cell], jobs: Jobs) -> None:
-        self.open, self.total, self.jobs = [cell.folder for cell in cells], len(cells), jobs
+        self.unfinished, self.total, self.jobs = [cell.folder for cell in cells], len(cells), jobs
         self.codes: dict[Path, int] = {}
-        self.began, self.until = time.monotonic(), math.inf
+        self.started, self.deadline = time.monotonic(), math.inf
 
     def run(self) -> dict[Path, int]:
-        """Returns exit codes by folder. Raises Preempted when a signal ended the sweep."""
+        """Waits for all jobs and returns exit codes by folder. Raises Preempted when a signal ended the sweep."""
         try:
-            with on_preemption(self._end) as received:
+            with on_preemption(self._cancel) as received:
                 self._wait()
         except BaseException:
-            self._end("the sweep")
+            self._cancel("interrupted")
             self._wait()
             raise
         if received:
@@ -168,24 +186,25 @@ class Watch:
         return self.codes
 
     def _wait(self) -> None:
-        """Waits until all jobs have ended, or cancelled ones have had enough time to."""
-        while self.open and time.monotonic() < self.until:
-            self._look()
-            time.sleep(POLL if self.open else 0)
+        """Waits until all jobs have ended; after `_cancel`, no longer than CANCEL_SECONDS."""
+        while self.unfinished and time.monotonic() < self.deadline:
+            self._poll()
+            time.sleep(POLL_SECONDS if self.unfinished else 0)
 
-    def _end(self, name: str) -> None:
-        print(f"{name} ends: the jobs save and exit; the same command continues the sweep", flush=True)
-        self.until = time.monotonic() + PATIENCE
+    def _cancel(self, reason: str) -> None:
+        print(f"{reason}: the jobs save and exit; run the same command again to continue the sweep", flush=True)
+        self.deadline = time.monotonic() + CANCEL_SECONDS
         self.jobs.cancel()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
+        """Reports the jobs that have ended since the last call."""
         pending = self.jobs.pending()
-        for where in [where for where in self.open if where not in pending]:
-            self.open.remove(where)
-            if folder.status(where) == Status.MISSING and not (where / "log.txt").exists():
-                continue  # it never started
-            folder.settle(where, Status.KILLED, "its job ended without writing a status; see log.txt")
-            self.codes[where] = code = folder.status(where).exit_code
-            archive_run(where)
-            seconds = time.monotonic() - self.began
-            print(progress_line(len(self.codes), self.total, where, code, seconds), flush=True)
+        for folder in [folder for folder in self.unfinished if folder not in pending]:
+            self.unfinished.remove(folder)
+            if status(folder) == Status.MISSING and not (folder / "log.txt").exists():
+                continue  # the job never started
+            settle(folder, Status.KILLED, "the job ended without writing a status; see log.txt")
+            self.codes[folder] = code = status(folder).exit_code
+            archive_run(folder)
+            seconds = time.monotonic() - self.started
+            print(progress_line(len(self.codes), self.total, folder, code, seconds), flush=True)

@@ -1,11 +1,11 @@
 """`launcher=basic` and `launcher=process`: the cells of a sweep on this machine.
 
-`Process` runs at once as many cells as there are cores or GPUs, the output of each in its log.txt. CPU cells of one
-device are forked from a server that has imported torch and lightning and never computes, so their first step comes at
-once; they have one thread each. Cells of several devices, of several threads or on a GPU are fresh processes.
+`Process` runs as many cells at once as there are cores or GPUs, and writes the output of each to its log.txt. A cell on
+CPU with one device and one thread is forked from a server that has already imported torch and lightning and never
+computes, so its first step comes at once. All other cells run in fresh processes.
 
-Ctrl-C ends the children; finished cells stay finished. SIGTERM and SIGUSR1 are forwarded: each child saves and exits,
-and no further cell is started. The parent computes nothing.
+Ctrl-C ends the running cells; finished cells stay finished. SIGTERM and SIGUSR1 are forwarded: running cells save and
+exit, and no further cell starts. The parent process computes nothing.
 """
 
 from __future__ import annotations
@@ -28,63 +28,75 @@ from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, on_p
 from kleiber.launch import process
 from kleiber.launch.cell import Cell, Launcher, progress_line
 from kleiber.launch.ranks import cores, redirect_output, run_fresh
-from kleiber.records import folder
 from kleiber.records.catalog import archive_run
-from kleiber.records.folder import settle
+from kleiber.records.folder import read_config, read_overrides, settle
 
-GRACE = 10  # seconds between one signal to the children and the next, stronger one
+GRACE_SECONDS = 10  # between one signal to the child processes and the next, stronger one
 
 
-def context(start: bool = False) -> ForkServerContext:
-    """The context of the fork server; `start` lets it import now, while this process does something else."""
+def fork_server(start: bool = False) -> ForkServerContext:
+    """Returns the context that forks processes from the fork server.
+
+    start  starts the server now, so that it imports while this process does something else
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    forkserver_context = multiprocessing.get_context("forkserver")
-    forkserver_context.set_forkserver_preload(["kleiber.launch.preload"])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kleiber.launch.preload"])
     if start:
         from multiprocessing import forkserver
 
         forkserver.ensure_running()
-    return forkserver_context
+    return context
 
 
 @dataclass
 class Job:
-    """A running cell: its process, when it began, and its slots."""
+    """A running cell.
+
+    started  time.monotonic() at its start
+    slots    names of the cores, or ids of the GPUs, that it occupies
+    attempt  number of earlier starts that failed
+    """
 
     cell: Cell
     process: ForkServerProcess
-    began: float
+    started: float
     slots: list[str]
     attempt: int
 
 
 class Pool:
-    """Runs cells in order as slots become free. A slot is a core or a GPU."""
+    """Runs cells in order, each as soon as it finds enough free slots. A slot is a core or a GPU.
+
+    workers     number of slots; None means all cores, or all GPUs
+    retries     how often a failed cell is started again
+    stop_after  number of failed cells after which no further cell starts; None means no limit
+    """
 
     def __init__(self, cells: Sequence[Cell], workers: int | None, retries: int, stop_after: int | None) -> None:
         self.pending = deque((cell, 0) for cell in cells)
         self.total, self.retries, self.stop_after = len(cells), retries, stop_after
-        self.free = {"cpu": [f"core {i}" for i in range(workers or cores())], "gpu": gpus(workers)}
+        self.free = {"cpu": [f"core {i}" for i in range(workers or cores())], "gpu": gpu_ids(workers)}
         self.size = {kind: len(slots) for kind, slots in self.free.items()}
-        self.live: dict[int, Job] = {}
+        self.running: dict[int, Job] = {}
         self.codes: dict[Path, int] = {}
         self.signals: list[str] = []
         for cell in cells:
             if cell.accelerator == "gpu" and cell.devices > self.size["gpu"]:
                 raise ConfigError(
-                    f"trainer.devices={cell.devices}, but there are {self.size['gpu']} GPUs for this sweep"
+                    f"trainer.devices={cell.devices} must be <= {self.size['gpu']}, the GPUs that this sweep may use"
                 )
-        self.context = context()
+        self.context = fork_server()
 
     def run(self) -> dict[Path, int]:
-        """Returns exit codes by folder. Raises Preempted when a signal ended the sweep."""
+        """Runs all cells and returns exit codes by folder. Raises Preempted when a signal ended the sweep."""
         try:
             with on_preemption(self._forward) as self.signals:
-                self._start_what_fits()
-                while self.live:
-                    for sentinel in wait(list(self.live)):
-                        self._finish(self.live.pop(int(sentinel)))  # type: ignore[arg-type]
-                    self._start_what_fits()
+                self._start_cells()
+                while self.running:
+                    for sentinel in wait(list(self.running)):
+                        self._finish(self.running.pop(int(sentinel)))  # type: ignore[arg-type]
+                    self._start_cells()
         except BaseException:
             self._end_all()
             raise
@@ -93,106 +105,123 @@ class Pool:
         return self.codes
 
     def _forward(self, name: str) -> None:
-        print(f"{name}: the cells save and exit; the same command continues the sweep", flush=True)
-        for job in self.live.values():
-            send(job.process, signal.SIGTERM)
+        print(f"{name}: the cells save and exit; run the same command again to continue the sweep", flush=True)
+        for job in self.running.values():
+            send_signal(job.process, signal.SIGTERM)
 
-    def _start_what_fits(self) -> None:
+    def _start_cells(self) -> None:
+        """Starts the next cells while there are slots for them."""
         while self.pending and not self._stopped():
             cell, attempt = self.pending[0]
-            need = self._need(cell)
-            slots = self.free[cell.accelerator]
-            if need > len(slots):
+            count = self._slots_needed(cell)
+            free = self.free[cell.accelerator]
+            if count > len(free):
                 return
             self.pending.popleft()
-            taken, self.free[cell.accelerator] = slots[:need], slots[need:]
-            visible = ",".join(taken) if cell.accelerator == "gpu" else None
-            child = self.context.Process(target=work, args=(cell.folder, fresh(cell), cell.devices, visible))
+            slots, self.free[cell.accelerator] = free[:count], free[count:]
+            visible = ",".join(slots) if cell.accelerator == "gpu" else None
+            child = self.context.Process(
+                target=run_cell, args=(cell.folder, needs_fresh_process(cell), cell.devices, visible)
+            )
             child.start()
-            self.live[child.sentinel] = Job(cell, child, time.monotonic(), taken, attempt)
-            if self.signals:  # while it was being started
-                send(child, signal.SIGTERM)
+            self.running[child.sentinel] = Job(cell, child, time.monotonic(), slots, attempt)
+            if self.signals:  # that came while the child started
+                send_signal(child, signal.SIGTERM)
         if self._stopped():
             self.pending.clear()
 
-    def _need(self, cell: Cell) -> int:
-        """Slots of a cell, never more than there are."""
+    def _slots_needed(self, cell: Cell) -> int:
+        """Number of slots of a cell, but never more than there are."""
         wanted = cell.devices * (1 if cell.accelerator == "gpu" else cell.threads or 1)
         return min(wanted, self.size[cell.accelerator])
 
     def _stopped(self) -> bool:
+        """Whether no further cell may start."""
         failed = sum(map(bool, self.codes.values()))
         return bool(self.signals) or (self.stop_after is not None and failed >= self.stop_after)
 
     def _finish(self, job: Job) -> None:
+        """Frees the slots of a job that has ended, and records its exit code or queues it again."""
         job.process.join()
         code = job.process.exitcode or ExitCode.DONE
         self.free[job.cell.accelerator] += job.slots
-        self._settle(job, code)
-        seconds = time.monotonic() - job.began
-        again = code != 0 and job.attempt < self.retries and not self.signals
-        if again:
+        self._write_status(job, code)
+        retry = code != 0 and job.attempt < self.retries and not self.signals
+        if retry:
             self.pending.append((job.cell, job.attempt + 1))
         else:
             self.codes[job.cell.folder] = code
             archive_run(job.cell.folder)
-        label = "again" if again else None
+        seconds = time.monotonic() - job.started
+        label = "again" if retry else None
         print(progress_line(len(self.codes), self.total, job.cell.folder, code, seconds, label), flush=True)
 
-    def _settle(self, job: Job, code: int) -> None:
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    def _write_status(self, job: Job, code: int) -> None:
+        """Writes the status of a run whose process died before it could."""
+        end = f"signal {-code}" if code < 0 else f"exit code {code}"
         if code == ExitCode.PREEMPTED or (self.signals and code == -signal.SIGTERM):
-            settle(job.cell.folder, Status.PREEMPTED, f"ended with {how}")
+            settle(job.cell.folder, Status.PREEMPTED, f"ended with {end}")
         elif code:
             killed = code < 0 or code == ExitCode.INTERRUPTED
-            settle(job.cell.folder, Status.KILLED if killed else Status.FAILED, f"ended with {how}; see log.txt")
+            settle(job.cell.folder, Status.KILLED if killed else Status.FAILED, f"ended with {end}; see log.txt")
 
     def _end_all(self) -> None:
-        """Ends every child as Ctrl-C does, then by SIGTERM, then by SIGKILL; each cell keeps its checkpoints."""
+        """Ends every child with SIGINT, then SIGTERM, then SIGKILL. Cells keep their checkpoints."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            for job in self.live.values():
+            for job in self.running.values():
                 if job.process.is_alive():
-                    send(job.process, number)
-            until = time.monotonic() + GRACE
-            for job in self.live.values():
-                job.process.join(max(0.0, until - time.monotonic()))
-        for job in self.live.values():
-            self._settle(job, ExitCode.INTERRUPTED)
+                    send_signal(job.process, number)
+            deadline = time.monotonic() + GRACE_SECONDS
+            for job in self.running.values():
+                job.process.join(max(0.0, deadline - time.monotonic()))
+        for job in self.running.values():
+            self._write_status(job, ExitCode.INTERRUPTED)
 
 
-def send(child: ForkServerProcess, number: int) -> None:
+def send_signal(child: ForkServerProcess, number: int) -> None:
+    """Sends a signal to a child process, or does nothing if it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(child.pid or 0, number)
 
 
-def fresh(cell: Cell) -> bool:
-    """Whether a cell needs fresh processes in place of a forked one: several devices or threads, or a GPU."""
+def needs_fresh_process(cell: Cell) -> bool:
+    """Whether a cell cannot run in a forked process: it has several devices or threads, or a GPU."""
     return cell.devices > 1 or cell.accelerator != "cpu" or (cell.threads or 1) > 1
 
 
-def work(where: Path, is_fresh: bool, devices: int, visible: str | None) -> None:
-    """The body of a child process: runs one cell, its output in log.txt; a forked child computes in one thread."""
-    threading.Thread(target=follow_parent, args=(is_fresh,), daemon=True).start()
-    redirect_output(where / "log.txt")
+def run_cell(folder: Path, is_fresh: bool, devices: int, visible: str | None) -> None:
+    """The body of a child process: runs the cell in `folder`, with its output in log.txt.
+
+    is_fresh  whether it starts fresh processes for the run; otherwise the run computes here, with one thread
+    visible   ids of the GPUs that the run may use, separated by commas
+    """
+    threading.Thread(target=end_with_parent, args=(is_fresh,), daemon=True).start()
+    redirect_output(folder / "log.txt")
     if is_fresh:
         os.environ.pop("OMP_NUM_THREADS", None)
-        sys.exit(run_fresh(where, devices, visible))
+        sys.exit(run_fresh(folder, devices, visible))
     import torch
 
     torch.set_num_threads(1)
-    sys.exit(process.run(folder.read_config(where), where, folder.read_overrides(where)))
+    sys.exit(process.run(read_config(folder), folder, read_overrides(folder)))
 
 
-def follow_parent(is_fresh: bool) -> None:
-    """Ends this process when the sweep's process has ended: the fork server lives as long as its children."""
+def end_with_parent(is_fresh: bool) -> None:
+    """Waits until the process of the sweep has ended, and then ends this process.
+
+    Without this a child would outlive a killed sweep, because the fork server lives as long as its children.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM if is_fresh else signal.SIGKILL)
 
 
-def gpus(workers: int | None) -> list[str]:
-    """Ids of the GPUs a sweep may use."""
+def gpu_ids(workers: int | None) -> list[str]:
+    """Returns the ids of the GPUs that a sweep may use: those of CUDA_VISIBLE_DEVICES, or all of this machine.
+
+    workers  returns at most this number of ids
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         ids = [name for name in visible.split(",") if name]
@@ -202,14 +231,15 @@ def gpus(workers: int | None) -> list[str]:
 
 
 class Basic(Launcher):
-    """One cell after another in this process, its output on the console."""
+    """Runs one cell after another in this process, with its output on the console."""
 
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
+        """Runs the cells and returns exit codes by folder. Raises ConfigError for a cell of several devices."""
         for cell in cells:
             if cell.devices > 1:
                 raise ConfigError(
-                    f"launcher=basic runs cells in one process, but trainer.devices={cell.devices}: "
-                    "set launcher=process or trainer.devices=1"
+                    f"trainer.devices={cell.devices} must be 1 for launcher=basic, which runs cells in one process: "
+                    "set launcher=process"
                 )
         codes = {}
         for number, cell in enumerate(cells, 1):
@@ -226,11 +256,11 @@ class Basic(Launcher):
 
 @dataclass(frozen=True)
 class Process(Launcher):
-    """One process per cell.
+    """Runs each cell in its own process, several at once.
 
-    workers     cells at once; None means one per core
+    workers     number of cells that run at once; None means one per core or GPU
     retries     how often a failed cell is started again
-    stop_after  start no further cells after this number of failures; None means no limit
+    stop_after  number of failed cells after which no further cell starts; None means no limit
     """
 
     workers: int | None = None
@@ -238,11 +268,12 @@ class Process(Launcher):
     stop_after: int | None = None
 
     def __post_init__(self) -> None:
-        self.require(workers=1, retries=0, stop_after=1)
+        self.check_minimums(workers=1, retries=0, stop_after=1)
 
     def warm_up(self) -> None:
-        """Lets the fork server import while the cells are composed."""
-        context(start=True)
+        """Starts the fork server, which imports torch while the cells are composed."""
+        fork_server(start=True)
 
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
+        """Runs the cells and returns exit codes by folder."""
         return Pool(cells, self.workers, self.retries, self.stop_after).run()

@@ -1,6 +1,7 @@
-"""`python train.py`: from a command line to a checked config, a folder, and a run or a sweep. Imports no torch.
+"""`python train.py`: turns a command line into a checked config and a folder, and starts a run or a sweep.
 
-Flags may stand anywhere. `--help` is kleiber's; `--cfg`, `--info` and the other flags are Hydra's.
+Flags may stand anywhere on the command line. `--help` prints kleiber's own help; `--cfg`, `--info` and the other flags
+are Hydra's. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from kleiber.types import Json
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command line and returns its exit code (`kleiber.config.errors`)."""
+    """Runs a command line and returns its exit code (`ExitCode`); prints a ConfigError in one line."""
     try:
         return command(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(argv: list[str]) -> int:
-    """Runs a command line and returns its exit code. Raises ConfigError where the command line is wrong."""
+    """Runs a command line and returns its exit code. Raises ConfigError when the command line is wrong."""
     args = parse(argv)
     composer = Composer(args.config_name or "train", args.config_dir)
     if args.help:
@@ -48,8 +49,8 @@ def command(argv: list[str]) -> int:
         return print_by_hydra(composer, args)
     ranks.launched()
     if args.multirun:
-        return sweep(composer, args.overrides)
-    return single(composer, args.overrides)
+        return run_sweep(composer, args.overrides)
+    return run_single(composer, args.overrides)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -65,12 +66,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for flag in ("config_path", "experimental_rerun"):
         if vars(args)[flag]:
             name = flag.replace("_", "-")
-            raise ConfigError(f"--{name} is not supported; --config-dir adds a folder with your own choices")
+            raise ConfigError(f"--{name} is not supported: use --config-dir to add a folder with your own config files")
     return args
 
 
 def print_by_hydra(composer: Composer, args: argparse.Namespace) -> int:
-    """Prints what --cfg, --info, --hydra-help or --shell-completion asks for."""
+    """Prints the output of Hydra's flags --cfg, --info, --hydra-help and --shell-completion."""
     composer.compose(args.overrides, validate_sweeps=False)
     overrides = composer.prepare(args.overrides)
     name, hydra = composer.config_name, composer.hydra
@@ -85,62 +86,72 @@ def print_by_hydra(composer: Composer, args: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def single(composer: Composer, overrides: list[str]) -> int:
-    """Trains or prices one run, or hands over to a sweep where the config asks for one; returns the exit code."""
+def run_single(composer: Composer, overrides: list[str]) -> int:
+    """Trains one run, or estimates its cost in a dry run; returns the exit code.
+
+    Starts a sweep instead when the config has hydra.mode=MULTIRUN.
+    """
     try:
         cfg = composer.compose(overrides)
     except ConfigError:
         if composer.is_sweep(overrides):
-            return sweep(composer, overrides)
+            return run_sweep(composer, overrides)
         raise
     if cfg.hydra.mode == RunMode.MULTIRUN:
-        return sweep(composer, overrides)
+        return run_sweep(composer, overrides)
     composed, model = resolve_config(cfg)
     config = complete_config(composed, overrides)
     if config["optimizer"] != composed["optimizer"] and ranks.rank() == 0:
         rate = config["optimizer"]["lr"]
-        print(f"optimizer.lr={rate:g}, from the width of a model in the standard parametrization", file=sys.stderr)
+        print(f"optimizer.lr={rate:g}, the default for this model and objective", file=sys.stderr)
     is_rank = ranks.launched()
     if is_rank:
-        take_devices(config, overrides)
+        set_devices(config, overrides)
     check(config)
     where = prepare_folder(config, overrides, model)
     if where is None:
         return ExitCode.DONE
     if config["dry_run"]:
         if ranks.rank() == 0:
-            from kleiber.launch.price import price
+            from kleiber.launch.price import print_price
 
-            price({where: config})
+            print_price({where: config})
         return ExitCode.DONE
     if is_rank:
-        ranks.silence(where)
+        ranks.redirect_rank_output(where)
     elif config["trainer"].get("devices", 1) > 1:
         return ranks.run_fresh(where, config["trainer"]["devices"])
     return process.run(config, where, overrides)
 
 
-def take_devices(config: Json, overrides: list[str]) -> None:
-    """Sets trainer.devices to the number of processes that torchrun started. Raises ConfigError for another number."""
+def set_devices(config: Json, overrides: list[str]) -> None:
+    """Sets trainer.devices to the number of processes that torchrun started.
+
+    Raises ConfigError when the command line sets another number.
+    """
     world = int(os.environ["WORLD_SIZE"])
     devices = config["trainer"].get("devices", 1)
     if devices != world and any(text.lstrip("+").startswith("trainer.devices=") for text in overrides):
-        raise ConfigError(f"trainer.devices={devices}, but there are {world} processes: remove trainer.devices")
+        raise ConfigError(
+            f"trainer.devices={devices} must be {world}, the number of processes of torchrun: remove trainer.devices"
+        )
     config["trainer"]["devices"] = world
 
 
 def prepare_folder(config: Json, overrides: list[str], model: str) -> Path | None:
-    """Writes the config to the folder of the run and returns the folder.
+    """Writes the config into the folder of the run and returns the folder; a dry run writes nothing.
 
-    Returns None when the folder holds a finished run, and prints the run's table. Raises ConfigError where the folder
-    is in use, or `resume` names a folder that cannot be resumed.
+    Returns None, and prints the table of the run, when the folder contains a finished run. Raises ConfigError when the
+    folder is in use, or when `resume` names a folder that this config cannot resume.
+
+    model  name of the model choice, part of the folder's name
     """
     where = cell_folder(config, overrides, model)
     resume = config["resume"]
     if resume not in ("auto", "never"):
         where = Path(resume)
         if not (where / "config.yaml").is_file():
-            raise ConfigError(f"resume={resume} must be auto, never or a folder with a config.yaml")
+            raise ConfigError(f"resume={resume} must be auto, never or the folder of a run, which has a config.yaml")
         folder.check_same(where, config)
     if config["dry_run"]:
         return where
@@ -152,7 +163,7 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> Path | Non
         if ranks.rank() == 0:
             from kleiber.records.closing_table import closing_table
 
-            print(f"{where} is finished already; resume=never trains it again")
+            print(f"{where} is finished already; set resume=never to train it again")
             closing_table(where)
         return None
     if ranks.rank() == 0:
@@ -160,7 +171,7 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> Path | Non
     return where
 
 
-def sweep(composer: Composer, overrides: list[str]) -> int:
+def run_sweep(composer: Composer, overrides: list[str]) -> int:
     """Runs a sweep and returns its exit code."""
     from kleiber.launch.sweep import Sweep
 

@@ -1,7 +1,7 @@
-"""What the fork server imports before it forks cells: all that a run imports, and no operation of PyTorch run.
+"""Imports everything that a run imports, for the fork server of `launcher=process`; it runs no operation of PyTorch.
 
-A server that had computed with several threads would deadlock its children (LIBRARIES: forkserver), and one that had
-imported wandb or datasets would hold threads of its own.
+Cells that are forked from the server then start without importing anything. A server that had computed with several
+threads would deadlock its children, and a server that had imported wandb or datasets would have threads of its own.
 """
 
 import gc
@@ -31,13 +31,13 @@ import kleiber.runs.run  # noqa: E402
 import kleiber.runs.stage  # noqa: E402
 import kleiber.training.callbacks.after_training  # noqa: E402
 import kleiber.training.callbacks.fault_tolerance  # noqa: E402
-import kleiber.training.callbacks.log  # noqa: E402  # noqa: E402
+import kleiber.training.callbacks.log  # noqa: E402
 import kleiber.training.loggers  # noqa: E402
 import kleiber.training.trainer  # noqa: E402, F401
 from kleiber.records.summary import commit, cpu_name, versions  # noqa: E402
 
-# Facts of all cells alike: of the code that was just imported, and of the machine.
+# These functions cache facts that are the same for all cells, about the code and the machine.
 for fact in (commit, cpu_name, versions):
     fact()
-# What is here stays: no child looks through it for garbage, which would copy every page of it.
+# A child that searched these objects for garbage would copy every page of them.
 gc.freeze()

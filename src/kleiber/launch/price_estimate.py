@@ -1,14 +1,14 @@
-"""Estimates what planned runs cost on this machine: the process that `kleiber.launch.price` starts.
+"""Estimates what planned runs cost on this machine, in the process that `kleiber.launch.price` starts.
 
-`python -m kleiber.launch.price_estimate` reads a request from standard input and prints the answer as its last line.
-Parameters, tokens and FLOPs are counted for every run. Speed is measured for the smallest, a middle and the largest run
-of each kind and interpolated between them. Counting and measuring a single run is in `kleiber.launch.run_cost`. All
-files it writes are in a temporary folder.
+`python -m kleiber.launch.price_estimate` reads a request from standard input and prints its answer as the last line.
+Parameters, tokens and FLOPs are counted for every run. Training speed is measured for the smallest, a middle and the
+largest run of each kind, and interpolated for the other runs. `kleiber.launch.run_cost` counts and measures a single
+run. All files are written to a temporary folder.
 """
 
 from __future__ import annotations
 
-import kleiber.launch.preload  # noqa: F401  # isort: skip  (first, as in a cell: imports are not part of a run's time)
+import kleiber.launch.preload  # noqa: F401  # isort: skip  (first, so that imports do not count as time of a run)
 
 import json
 import sys
@@ -16,28 +16,28 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ExitCode, Status
 from kleiber.config.instantiate import build
 from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_weights, trains_tokenizer
 from kleiber.launch import process
-from kleiber.launch.run_cost import Models, Speed, StageCost, cost_of_stages, key_of, measure, shortened, stages_of
+from kleiber.launch.run_cost import Models, Speed, StageCost, cost_of_stages, measure, shortened, stage_key
 from kleiber.records.folder import status, write_config
 from kleiber.records.summary import write_json
 from kleiber.runs.plan import describe_stages
-from kleiber.runs.run import keep_tokenizer
+from kleiber.runs.run import keep_tokenizer, plan_stages
 from kleiber.types import Config, Json
 
-MEASURING = 40.0  # seconds after which no further run is measured
-IRRELEVANT = ("seed", "name", "root", "study", "design", "experiment", "launcher", "logger", "resume", "dry_run")
+MEASURING_SECONDS = 40.0  # after which no further run is measured
+# Keys that do not change what a run costs.
+WITHOUT_COST = ("seed", "name", "root", "study", "design", "experiment", "launcher", "logger", "resume", "dry_run")
 
 
-def answer(request: Json) -> Json:
-    """The answer that `kleiber.launch.price.ask` returns."""
+def answer_request(request: Json) -> Json:
+    """Returns what `kleiber.launch.price.estimate_costs` returns for a request."""
     ready = time.time()
     with tempfile.TemporaryDirectory(prefix="kleiber-price-") as scratch:
         prices = Prices(request["runs"], Path(scratch).resolve())
@@ -53,14 +53,14 @@ def answer(request: Json) -> Json:
 
 
 class Prices:
-    """Costs and speeds of planned runs, which are resolved configs by folder.
+    """Costs and speeds of planned runs.
 
-    configs     of the runs. A start point that is not trained yet is replaced by a folder in `scratch` that reads as a
-                finished run
-    planned     configs of these start points, by their folders in `scratch`
-    costs       of the stages of each run
-    speeds      of the measured runs, by position in `configs`
-    unmeasured  why a run could not be measured; None when all could
+    configs     resolved configs of the runs. The path of a start point that is not trained yet is replaced by that of a
+                folder in `scratch` which looks like a finished run
+    planned     configs of these start points, by their folder in `scratch`
+    costs       costs of the stages of each run, in the order of `configs`
+    speeds      speeds of the measured runs, by position in `configs`
+    unmeasured  why a run could not be measured; None when all could be
     """
 
     def __init__(self, runs: Mapping[str, Config], scratch: Path) -> None:
@@ -79,25 +79,25 @@ class Prices:
         self.unmeasured: str | None = None
 
     def count(self, describing: bool) -> list[str]:
-        """Counts every run; returns lines that describe the stages of a single run, if asked."""
+        """Counts parameters, tokens and FLOPs of every run. If `describing`, returns lines on the stages of a run."""
         models = Models()
         for folder, config in self.planned.items():
-            self.stand_in(folder, config)
+            self.write_placeholder(folder, config)
         description: list[str] = []
         counted: dict[str, list[StageCost]] = {}
         for config in self.configs:
-            key = self.key(config)
+            key = self.count_key(config)
             if key not in counted:
                 hardware = build(DictConfig(config["trainer"]))
                 hardware.prepare()
-                stages = stages_of(config, hardware, None if describing else models)
+                stages = plan_stages(OmegaConf.create(config), hardware, None if describing else models)
                 counted[key] = cost_of_stages(stages, hardware, models)
                 description = describe_stages(stages) if describing else []
             self.costs.append(counted[key])
         return description
 
-    def stand_in(self, folder: Path, config: Config) -> None:
-        """Writes a folder that reads as a finished run, with the tokenizer it will have and without weights."""
+    def write_placeholder(self, folder: Path, config: Config) -> None:
+        """Writes a folder that looks like a finished run, with its tokenizer and without weights."""
         write_config(folder, config, [])
         stages = [{"name": name, "status": Status.FINISHED} for name in stage_names(config)]
         write_json(folder / "summary.json", {"status": Status.FINISHED, "stages": stages})
@@ -105,31 +105,33 @@ class Prices:
             corpus = build(DictConfig(config["data"])).prepare(config["model"]["context"])
             keep_tokenizer(corpus.tokenizer, folder)
 
-    def key(self, config: Config) -> str:
-        """Equal for runs with equal counts: those that differ in seed or learning rate, or in those of their bases."""
-        kept = {key: value for key, value in config.items() if key not in IRRELEVANT}
+    def count_key(self, config: Config) -> str:
+        """Returns a text that is equal for runs with equal counts.
+
+        Such runs differ only in seed or learning rate, their own or those of the runs that they start from.
+        """
+        kept = {key: value for key, value in config.items() if key not in WITHOUT_COST}
         optimizer = {key: value for key, value in config["optimizer"].items() if key != "lr"}
         text = json.dumps({**kept, "optimizer": optimizer}, sort_keys=True)
         for folder, base in self.planned.items():
             if str(folder) in text:
-                text = text.replace(str(folder), self.key(base))
+                text = text.replace(str(folder), self.count_key(base))
         return text
 
     def measure(self) -> None:
         """Measures the largest run of every kind, then the smallest and a middle one, while there is time."""
-        began = time.monotonic()
-        for number in self.to_measure():
-            if self.speeds and time.monotonic() - began > MEASURING:
+        started = time.monotonic()
+        for number in self.runs_to_measure():
+            if self.speeds and time.monotonic() - started > MEASURING_SECONDS:
                 break
             try:
-                self.speeds[number] = self.measured(number)
+                self.speeds[number] = self.measure_run(number)
             except (ValueError, RuntimeError) as error:
                 self.unmeasured = str(error)
 
-    def to_measure(self) -> list[int]:
-        """Positions of the runs to measure, in order: the largest of each kind, the smallest, a middle one."""
-        kinds = self.kinds()
-        by_cost = sorted(kinds.values(), key=lambda members: -sum(self.size(number) for number in members))
+    def runs_to_measure(self) -> list[int]:
+        """Returns positions in the order of measuring: the largest run of each kind, the smallest, a middle one."""
+        by_cost = sorted(self.by_kind().values(), key=lambda members: -sum(self.size(number) for number in members))
         positions: list[int] = []
         for place in ("largest", "smallest", "middle"):
             for members in by_cost:
@@ -139,18 +141,21 @@ class Prices:
                     positions.append(number)
         return positions
 
-    def kinds(self) -> dict[str, list[int]]:
-        """Positions of runs by kind."""
+    def by_kind(self) -> dict[str, list[int]]:
+        """Returns the positions of the runs of each kind."""
         members: dict[str, list[int]] = {}
         for number, config in enumerate(self.configs):
             members.setdefault(self.kind(number, config), []).append(number)
         return members
 
     def kind(self, number: int, config: Config) -> str:
-        """Equal for runs whose configs differ in numbers alone, so that speed can be interpolated between them."""
-        node = {key: value for key, value in config.items() if key not in IRRELEVANT}
+        """Returns a text that is equal for runs whose configs differ only in numbers.
+
+        Speed is interpolated between runs of one kind.
+        """
+        node = {key: value for key, value in config.items() if key not in WITHOUT_COST}
         node["init"] = {**(config.get("init") or {}), "path": None}
-        if all(cost.full_rows for cost in self.costs[number]):  # then the cost of a row does not depend on the data
+        if all(cost.full_rows for cost in self.costs[number]):  # a row then costs the same on any data
             node["data"] = None
             if is_chain(config):
                 chain = {name: {**(stage or {}), "data": None} for name, stage in config["stages"]["chain"].items()}
@@ -158,24 +163,25 @@ class Prices:
         return json.dumps(without_numbers(node), sort_keys=True)
 
     def size(self, number: int) -> float:
-        """FLOPs of a step, summed over the stages."""
+        """Returns the FLOPs of an optimizer step, summed over the stages of a run."""
         return sum(cost.flops_per_step for cost in self.costs[number])
 
-    def measured(self, number: int) -> Speed:
-        """Trains a few steps of a run in the scratch folder. Raises ValueError or RuntimeError where it cannot."""
+    def measure_run(self, number: int) -> Speed:
+        """Trains a few steps of a run in the scratch folder. Raises ValueError or RuntimeError when this fails."""
         config, folder = self.configs[number], self.scratch / f"measured{number}"
-        self.train_start(config)
+        self.train_start_point(config)
         short = shortened(config, self.costs[number], folder)
         hardware, models = build(DictConfig(short["trainer"])), Models()
-        return measure(short, cost_of_stages(stages_of(short, hardware, models), hardware, models), folder)
+        stages = plan_stages(OmegaConf.create(short), hardware, models)
+        return measure(short, cost_of_stages(stages, hardware, models), folder)
 
-    def train_start(self, config: Config) -> None:
-        """Trains two steps of the planned run from which `config` starts, so that there are weights to start from."""
+    def train_start_point(self, config: Config) -> None:
+        """Trains two steps of the planned run from which `config` starts, so that its folder contains weights."""
         path = Path(str((config.get("init") or {}).get("path")))
         for folder in (path, path.parent):
             if folder in self.planned and not (folder / "stages").is_dir():
                 base = self.planned[folder]
-                self.train_start(base)
+                self.train_start_point(base)
                 (folder / "summary.json").unlink()
                 costs = self.costs[self.configs.index(base)]
                 short = shortened(base, costs, folder)
@@ -183,7 +189,7 @@ class Prices:
                 measure(short, costs, folder)
 
     def cell(self, number: int) -> Json:
-        """The cost of one run; seconds are None where nothing could be measured."""
+        """Returns the cost of one run; its seconds are None when no run could be measured."""
         costs = self.costs[number]
         return {
             "params": costs[-1].parameters.total,
@@ -199,37 +205,39 @@ class Prices:
         }
 
     def seconds(self, number: int) -> dict[str, float | None]:
-        """Seconds of a run, and of training per token, by the speeds of its kind."""
+        """Returns the seconds of a run, and its training seconds per token, from the speeds of runs of its kind."""
         if not self.speeds:
             return {"seconds": None, "seconds_per_token": None}
         config, costs = self.configs[number], self.costs[number]
-        speeds, total, training = self.nearest(number), 0.0, 0.0
+        speeds, total, training = self.similar_speeds(number), 0.0, 0.0
         evaluation = float(np.mean([speed.evaluation for speed in speeds]))
         once = float(np.mean([speed.once for speed in speeds]))
         for cost in costs:
-            step = step_seconds(cost.flops_per_step, key_of(config, cost.name), speeds)
+            step = step_seconds(cost.flops_per_step, stage_key(config, cost.name), speeds)
             training += cost.steps * step
             total += cost.evaluated * step / cost.batch_tokens * evaluation
             total += once
         return {"seconds": total + training, "seconds_per_token": training / sum(cost.tokens for cost in costs)}
 
-    def nearest(self, number: int) -> list[Speed]:
-        """The speeds of runs of the same kind; where none was measured, of runs of the same model, or of all runs."""
-
-        def kind(other: int) -> str:
-            return self.kind(other, self.configs[other])
-
-        def model(other: int) -> tuple[str, bool]:
-            return self.configs[other]["model"]["_target_"], starts_from_weights(self.configs[other])
-
-        own_kind, own_model = kind(number), model(number)
-        same_kind = [other for other in self.speeds if kind(other) == own_kind]
-        same_model = [other for other in self.speeds if model(other) == own_model]
+    def similar_speeds(self, number: int) -> list[Speed]:
+        """Returns the speeds of runs of the same kind; if there are none, of the same model, else of all runs."""
+        kind, model = self.kind(number, self.configs[number]), self.model_kind(number)
+        same_kind = [other for other in self.speeds if self.kind(other, self.configs[other]) == kind]
+        same_model = [other for other in self.speeds if self.model_kind(other) == model]
         return [self.speeds[other] for other in same_kind or same_model or self.speeds]
+
+    def model_kind(self, number: int) -> tuple[str, bool]:
+        """Returns the class of a run's model, and whether the run starts from trained weights."""
+        return self.configs[number]["model"]["_target_"], starts_from_weights(self.configs[number])
 
 
 def step_seconds(flops: float, key: str, speeds: Sequence[Speed]) -> float:
-    """Seconds of a step of `flops` FLOPs: FLOP/s are interpolated over the logarithm of a step's FLOPs."""
+    """Returns the seconds of an optimizer step of `flops` FLOPs.
+
+    FLOP/s are interpolated over the logarithm of the FLOPs of a step.
+
+    key  of the stage (`stage_key`)
+    """
     points: dict[float, list[float]] = {}
     for speed in speeds:
         for name in speed.step if key not in speed.step else (key,):
@@ -238,8 +246,8 @@ def step_seconds(flops: float, key: str, speeds: Sequence[Speed]) -> float:
     return flops / float(np.exp(np.interp(np.log(flops), x, y)))
 
 
-def without_numbers(value: Any) -> Any:
-    """The structure of a config: numbers, null, and text that is a quantity become None."""
+def without_numbers(value: object) -> object:
+    """Returns a config in which numbers, quantities such as "1M" and lists of them are replaced by None."""
     if isinstance(value, Mapping):
         return {key: without_numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -255,10 +263,10 @@ def without_numbers(value: Any) -> Any:
 
 
 def main() -> int:
-    """Answers the request on standard input; returns the exit code."""
+    """Answers the request on standard input, and returns the exit code."""
     request = json.load(sys.stdin)
     try:
-        estimate = answer(request)
+        estimate = answer_request(request)
     except Exception as error:
         return process.report(error)
     print(json.dumps(estimate))

@@ -1,8 +1,8 @@
-"""Fresh processes for one run, one per device: its ranks, started by torch.distributed.run.
+"""A run in fresh processes, one per device: its ranks, started by torch.distributed.run.
 
-Each rank reads the config that its parent wrote (`kleiber.launch.process`), so no command line is parsed twice. Rank 0
-has the console, the others write to `ranks/`, and the error names the rank that failed first. The agent between parent
-and ranks is `python -m kleiber.launch.ranks FOLDER N`.
+Each rank reads the config that its parent process wrote (`kleiber.launch.process`), so no command line is parsed twice.
+Rank 0 prints to the console, the other ranks to files in `ranks/`. An agent process between parent and ranks,
+`python -m kleiber.launch.ranks FOLDER N`, runs torch.distributed.run.
 """
 
 from __future__ import annotations
@@ -24,36 +24,44 @@ from pathlib import Path
 from kleiber.config.errors import ConfigError, ExitCode, Status, on_preemption
 from kleiber.records.folder import settle, status
 
-VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
-FROM_OUTSIDE = (*VARIABLES, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED", "WANDB_RUN_ID")
-LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+NOT_INHERITED = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED", "WANDB_RUN_ID")
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID")  # variables that torchrun or SLURM sets in every rank
 CELL, FAILURES = "KLEIBER_CELL", "KLEIBER_FAILURES"
-PATIENCE = 40  # seconds that an agent may take to end its ranks
+STOP_SECONDS = 40  # that an agent may take to end its ranks
 
 
 def rank() -> int:
+    """Returns the rank of this process; 0 for a run of one process."""
     return int(os.environ.get("RANK", "0"))
 
 
 def launched() -> bool:
     """Whether torchrun or SLURM started this process as a rank.
 
-    Raises ConfigError for stale variables: with them a rank would wait for others that never come.
+    Raises ConfigError when rank variables are set but not by torchrun or SLURM, because this process would then wait
+    for other ranks that do not exist.
     """
-    variables = [name for name in VARIABLES if name in os.environ]
+    variables = [name for name in RANK_VARIABLES if name in os.environ]
     supported = any(name in os.environ for name in LAUNCHERS)
     if variables and not supported:
         values = " ".join(f"{name}={os.environ[name]}" for name in variables)
         raise ConfigError(
-            f"stale distributed variables {values}: neither torchrun nor SLURM set them; unset {' '.join(variables)}"
+            f"environment variables {values} are left over from another program, not set by torchrun or SLURM: "
+            f"unset {' '.join(variables)}"
         )
     return supported and "RANK" in os.environ
 
 
 def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
-    """Runs `folder` in fresh processes, one per device, and returns the exit code of the rank that failed first."""
+    """Runs the run in `folder` in fresh processes, one per device.
+
+    Returns 0, or the exit code of the rank that failed first, whose error it also writes to summary.json.
+
+    visible  value of CUDA_VISIBLE_DEVICES in these processes
+    """
     with tempfile.TemporaryDirectory(prefix="kleiber-") as failures:
-        env = {name: value for name, value in os.environ.items() if name not in FROM_OUTSIDE}
+        env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         env |= {CELL: "1", FAILURES: failures}
         env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices)))
         if visible is not None:
@@ -65,7 +73,7 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
         )
         process = subprocess.Popen([sys.executable, "-m", *module], env=env)
         try:
-            with ending_with(process) as received:
+            with forward_signals(process) as received:
                 code = process.wait()
         except KeyboardInterrupt:
             settle(folder, Status.KILLED, "interrupted (Ctrl-C)")
@@ -73,19 +81,22 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
         if code == ExitCode.DONE:
             return code
         code, error = first_failure(Path(failures)) or (code if code > 0 else ExitCode.FAILED, f"exit code {code}")
-        # Some ranks saved; others had not started to train, and could not.
+        # Ranks that had not started to train could not save, so the signal decides about the status.
         if received and status(folder) in (Status.MISSING, Status.KILLED, Status.PREEMPTED):
-            code, error = ExitCode.PREEMPTED, f"{received[0]}: earlier checkpoints remain"
+            code, error = ExitCode.PREEMPTED, received[0]
     if code == ExitCode.PREEMPTED:
         settle(folder, Status.PREEMPTED, error)
-    else:  # a failing rank ends the others by SIGTERM, so rank 0 may have written that it was preempted
+    else:  # a rank that fails ends the others by SIGTERM, so rank 0 may have written the status `preempted`
         settle(folder, Status.FAILED, error, over=Status.PREEMPTED)
     return code
 
 
 @contextlib.contextmanager
-def ending_with(process: subprocess.Popen[bytes]) -> Iterator[list[str]]:
-    """Forwards SIGTERM, SIGUSR1 (as SIGTERM) and Ctrl-C to `process`, and ends it on exit if it still runs."""
+def forward_signals(process: subprocess.Popen[bytes]) -> Iterator[list[str]]:
+    """Forwards SIGTERM, SIGUSR1 (as SIGTERM) and Ctrl-C to `process`, and ends it on exit if it still runs.
+
+    Yields the list of names of SIGTERM and SIGUSR1 that came.
+    """
     last_signal = signal.SIGTERM
     try:
         with on_preemption(lambda _: process.terminate()) as received:
@@ -97,13 +108,18 @@ def ending_with(process: subprocess.Popen[bytes]) -> Iterator[list[str]]:
         if process.poll() is None:
             process.send_signal(last_signal)
             try:
-                process.wait(PATIENCE)
+                process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
 
 
 def first_failure(failures: Path) -> tuple[int, str] | None:
-    """Exit code and error of the rank that failed first. Prints its traceback, unless rank 0 printed the same error."""
+    """Returns exit code and error of the rank that failed first; None when no rank recorded a failure.
+
+    Prints its traceback, unless rank 0 has printed the same error.
+
+    failures  folder that `record_failure` writes to
+    """
     records = sorted((json.loads(file.read_text()) for file in failures.glob("*.json")), key=itemgetter("time"))
     if not records:
         return None
@@ -115,7 +131,10 @@ def first_failure(failures: Path) -> tuple[int, str] | None:
 
 
 def record_failure(code: int, error: BaseException | None) -> None:
-    """Writes exit code, error and traceback of this rank for `first_failure` of the parent, if kleiber started it."""
+    """Writes exit code, error and traceback of this rank to a file that the parent process reads (`first_failure`).
+
+    Does nothing when kleiber did not start this process.
+    """
     if FAILURES not in os.environ:
         return
     trace = "" if error is None else "".join(traceback.format_exception(error))
@@ -123,14 +142,14 @@ def record_failure(code: int, error: BaseException | None) -> None:
     Path(os.environ[FAILURES], f"{rank()}.json").write_text(json.dumps(record))
 
 
-def join_parent(signal_number: int) -> None:
+def end_with_parent(signal_number: int) -> None:
     """Asks the kernel to send `signal_number` to this process when its parent dies. Does nothing outside Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal_number)  # PR_SET_PDEATHSIG
 
 
-def silence(folder: Path) -> None:
-    """Sends the output of every rank but 0 to `ranks/` of the run's folder, so that a job has one console."""
+def redirect_rank_output(folder: Path) -> None:
+    """Redirects the output of every rank except 0 to a file in `folder`/ranks, so that only rank 0 prints."""
     if rank() == 0:
         return
     (folder / "ranks").mkdir(parents=True, exist_ok=True)
@@ -138,7 +157,7 @@ def silence(folder: Path) -> None:
 
 
 def redirect_output(path: Path) -> None:
-    """Appends everything that this process and its children print to a file."""
+    """Redirects stdout and stderr of this process and its children to a file, to which they are appended."""
     with open(path, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -146,15 +165,15 @@ def redirect_output(path: Path) -> None:
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def agent(folder: str, devices: str) -> int:
-    """Runs the ranks of one job. The ranks print their errors; the agent prints no traceback of its own."""
+    """Runs the ranks of a run and returns 1 if any of them failed. The ranks print their errors, the agent does not."""
     import logging
 
-    join_parent(signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -1,11 +1,11 @@
 """`launcher=submitit` and `launcher=ray`: the cells of a sweep as jobs of SLURM or tasks of Ray.
 
-SLURM: the library submitit is used and not Hydra's plugin for it, which occupies hydra/launcher (kleiber has its own
-there), composes every job again on its node, and turns SLURM tasks into ranks. Here a job is one task on one node. How
-it ended is read from its summary; SLURM is asked only whether the job still exists. Jobs that span nodes are refused.
+SLURM: a job is one SLURM task on one node, submitted with the library submitit. How it ended is read from its summary;
+SLURM is only asked whether the job still exists. A job cannot span nodes. Hydra's plugin for submitit is not used: it
+composes every job again on its node, turns SLURM tasks into ranks, and needs hydra/launcher, where kleiber has its own.
 
-Ray: a task starts fresh processes, so no state of the run lives in a Ray worker. Ray chooses the machine and the GPUs,
-and restarts a task whose worker has died; the task then resumes. All machines must see the folder of runs.
+Ray: a task starts fresh processes, so a Ray worker holds no state of a run. Ray chooses the machine and the GPUs, and
+starts a task again when its worker dies; the run then resumes. All machines must see the folder of the runs.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal, Protocol
 
 from kleiber.config.errors import ConfigError, ExitCode
-from kleiber.launch.cell import Cell, Launcher, Task, Watch, group_by_resources, task
+from kleiber.launch.cell import Cell, JobMonitor, Launcher, Task, group_by_resources, make_task
 from kleiber.launch.ranks import cores
 from kleiber.types import Json
 
-WARNING = 90  # seconds before its time limit that a job gets SIGUSR1
-TEMPORARY = {"None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit"}  # reasons that pass without action
+WARNING_SECONDS = 90  # time before the limit of a job at which SLURM sends it SIGUSR1
+TEMPORARY_REASONS = {"None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit"}  # the user need not act
 
 
 @dataclass(frozen=True)
 class Submitit(Launcher):
-    """One job per cell.
+    """Runs each cell as a job of SLURM.
 
-    cluster            slurm, or local: processes of this machine, one per core at once
-    partition          SLURM's; None means its default, as for all that follow
-    timeout_min        of a job in minutes; 90 s before, it saves and queues itself again
-    cpus_per_task      cores of a job; None means one per device, or `trainer.threads` of them
-    gpus_per_node      GPUs of a job; None means trainer.devices on accelerator=gpu
-    mem_gb             memory of a job
-    array_parallelism  jobs at once
-    setup              shell lines before the job, such as "module load cuda"
+    cluster            slurm, or local: the same jobs as processes of this machine, at most one per core at once
+    partition          SLURM partition; None means the default of the cluster, as for the options below
+    timeout_min        time limit of a job in minutes; 90 s before it, the job saves and queues itself again
+    cpus_per_task      CPU cores of a job; None means one per device, or `trainer.threads` per device
+    gpus_per_node      GPUs of a job; None means trainer.devices if accelerator=gpu
+    mem_gb             memory of a job in GB
+    array_parallelism  largest number of jobs that run at once
+    setup              shell lines to run before the job, such as "module load cuda"
     """
 
     cluster: Literal["slurm", "local"] = "slurm"
@@ -53,44 +54,49 @@ class Submitit(Launcher):
     setup: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        self.require(timeout_min=2, cpus_per_task=1, gpus_per_node=0, array_parallelism=1)
+        self.check_minimums(timeout_min=2, cpus_per_task=1, gpus_per_node=0, array_parallelism=1)
         for name in ("partition", "gpus_per_node", "mem_gb", "setup"):
             if self.cluster == "local" and vars(self)[name]:
                 raise ConfigError(
-                    f"launcher.{name}={vars(self)[name]} has no effect on launcher.cluster=local: remove it"
+                    f"launcher.{name}={vars(self)[name]} has no effect with launcher.cluster=local: remove it"
                 )
 
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
+        """Submits the cells and waits for their jobs; returns exit codes by folder."""
         submitit = import_submitit()
         home = cells[0].folder.parent / ".submitit"
         if self.cluster == "local":
             executor = submitit.LocalExecutor(home)
             executor.update_parameters(timeout_min=self.timeout_min)
             at_once = max(1, cores() // max(self._cpus(cell) for cell in cells))
-            return Watch(cells, Local(executor, cells, self.cpus_per_task, min(at_once, self.array_parallelism))).run()
+            jobs = LocalJobs(executor, cells, self.cpus_per_task, min(at_once, self.array_parallelism))
+            return JobMonitor(cells, jobs).run()
         try:
-            jobs = self._submit(submitit, home, cells)
-        except (OSError, RuntimeError) as e:
-            raise ConfigError(f"launcher=submitit: SLURM took no job ({e}); is sbatch there, and is it up?") from e
-        return Watch(cells, Queue(jobs)).run()
+            folders = self._submit(submitit, home, cells)
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"launcher=submitit: SLURM refused the jobs ({error}): check that this machine has the command sbatch "
+                "and that the SLURM controller is up"
+            ) from error
+        return JobMonitor(cells, SlurmJobs(folders)).run()
 
-    def _submit(self, submitit: Any, home: Path, cells: Sequence[Cell]) -> dict[str, Path]:
-        """Folders by job id: `12_3`, the fourth job of array 12, or `12` where a cell is alone."""
+    def _submit(self, submitit: ModuleType, home: Path, cells: Sequence[Cell]) -> dict[str, Path]:
+        """Submits the cells and returns their folders by job id: `12_3` is job 3 of array 12, `12` a single job."""
         jobs: dict[str, Path] = {}
         for group in group_by_resources(cells):
             executor = submitit.SlurmExecutor(home)
             executor.update_parameters(**self.parameters(group[0]))
             with executor.batch():
-                sent = [executor.submit(Job(task(cell, self.cpus_per_task))) for cell in group]
-            jobs |= {job.job_id: cell.folder for job, cell in zip(sent, group, strict=True)}
-            print(f"{len(group)} jobs in SLURM's array {sent[0].job_id.split('_')[0]}", flush=True)
+                submitted = [executor.submit(Job(make_task(cell, self.cpus_per_task))) for cell in group]
+            jobs |= {job.job_id: cell.folder for job, cell in zip(submitted, group, strict=True)}
+            print(f"submitted {len(group)} jobs as SLURM array {submitted[0].job_id.split('_')[0]}", flush=True)
         return jobs
 
     def _cpus(self, cell: Cell) -> int:
         return self.cpus_per_task or cell.devices * (cell.threads or 1)
 
     def parameters(self, cell: Cell) -> Json:
-        """The options of sbatch, in submitit's names, for cells like this one."""
+        """Returns the options of the job of a cell, under the names of submitit's `SlurmExecutor`."""
         gpus = cell.devices if self.gpus_per_node is None and cell.accelerator == "gpu" else self.gpus_per_node
         options = {
             "job_name": cell.folder.parent.name,
@@ -101,17 +107,17 @@ class Submitit(Launcher):
             "mem": None if self.mem_gb is None else f"{round(self.mem_gb * 1024)}MB",
             "array_parallelism": self.array_parallelism,
             "setup": list(self.setup) or None,
-            "additional_parameters": {"signal": f"USR1@{WARNING}", "requeue": True},
+            "additional_parameters": {"signal": f"USR1@{WARNING_SECONDS}", "requeue": True},
         }
         return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A task that returns to the queue after it was preempted, unless SLURM has decided otherwise.
+    """A task that goes back to SLURM's queue when it was preempted.
 
-    A signal alone (the time limit's, or `scancel --signal`) leaves the job running: then it queues itself again. SLURM
-    that preempts or requeues does so itself, and a cancelled job stays away.
+    After a signal alone (at the time limit, or by `scancel --signal`) SLURM still counts the job as running, and the
+    job requeues itself. A job that SLURM preempts is requeued by SLURM, and a canceled job must not come back.
     """
 
     task: Task
@@ -119,130 +125,171 @@ class Job:
     def __call__(self) -> int:
         job = os.environ["SLURM_JOB_ID"]
         code = self.task()
-        if code == ExitCode.PREEMPTED and state(job) == "RUNNING":
-            print(f"job {job} goes back to the queue", flush=True)
+        if code == ExitCode.PREEMPTED and job_state(job) == "RUNNING":
+            print(f"requeueing job {job}", flush=True)
             subprocess.run(["scontrol", "requeue", job], check=False)
         return code
 
 
-class Queue:
-    """SLURM's jobs of one sweep, asked by squeue."""
+class SlurmJobs:
+    """The SLURM jobs of a sweep.
 
-    def __init__(self, jobs: dict[str, Path]) -> None:
-        self.jobs = jobs
-        self.arrays = ",".join(sorted({job.split("_")[0] for job in jobs}))
-        self.printed = set(TEMPORARY)
+    folders  of the cells, by job id
+    """
+
+    def __init__(self, folders: dict[str, Path]) -> None:
+        self.folders = folders
+        self.arrays = ",".join(sorted({job.split("_")[0] for job in folders}))
+        self.printed = set(TEMPORARY_REASONS)
 
     def pending(self) -> set[Path]:
-        """Folders whose jobs wait or run; all of them while SLURM does not answer."""
+        """Returns the folders whose jobs wait or run; all folders while SLURM does not answer.
+
+        Prints why jobs wait, unless the reason passes by itself.
+        """
         answer = subprocess.run(
             ["squeue", "-h", "-r", "-o", "%i %r", "-j", self.arrays], capture_output=True, text=True
         )
         if answer.returncode and "Invalid job id" not in answer.stderr:
-            return set(self.jobs.values())
+            return set(self.folders.values())
         reasons = dict(row.split(maxsplit=1) for row in answer.stdout.splitlines())
         for reason in set(reasons.values()) - self.printed:
             self.printed.add(reason)
-            print(f"SLURM holds jobs back: {reason}", flush=True)
-        return {where for job, where in self.jobs.items() if job in reasons}
+            print(f"SLURM does not start all jobs; its reason is {reason}", flush=True)
+        return {folder for job, folder in self.folders.items() if job in reasons}
 
     def cancel(self) -> None:
-        """Sends SIGTERM to every running job, which saves and does not return."""
+        """Cancels all jobs: running jobs get SIGTERM, save and exit, and do not come back."""
         subprocess.run(["scancel", *self.arrays.split(",")], check=False, capture_output=True)
 
 
-class Local:
-    """The same jobs as processes of this machine, `at_once` at a time."""
+class LocalJob(Protocol):
+    """A job of submitit's LocalExecutor; its id is the number of its process."""
 
-    def __init__(self, executor: Any, cells: Sequence[Cell], cpus: int | None, at_once: int) -> None:
-        self.executor, self.waiting, self.at_once = executor, deque(task(cell, cpus) for cell in cells), at_once
-        self.live: dict[Path, Any] = {}
+    job_id: str
+
+    def done(self) -> bool:
+        """Whether the job has ended."""
+        ...
+
+
+class LocalExecutor(Protocol):
+    """What `LocalJobs` uses of submitit's LocalExecutor."""
+
+    def submit(self, fn: Task) -> LocalJob:
+        """Starts a process that runs the task."""
+        ...
+
+
+class LocalJobs:
+    """The jobs of a sweep as processes of this machine, at most `at_once` at a time."""
+
+    def __init__(self, executor: LocalExecutor, cells: Sequence[Cell], cpus: int | None, at_once: int) -> None:
+        self.executor, self.at_once = executor, at_once
+        self.waiting = deque(make_task(cell, cpus) for cell in cells)
+        self.running: dict[Path, LocalJob] = {}
 
     def pending(self) -> set[Path]:
-        """Folders whose jobs wait or run; starts those for which there is room."""
-        self.live = {where: job for where, job in self.live.items() if not job.done()}
-        while self.waiting and len(self.live) < self.at_once:
-            next_task = self.waiting.popleft()
-            self.live[next_task.where] = self.executor.submit(next_task)
-        return {*self.live, *(waiting.where for waiting in self.waiting)}
+        """Returns the folders whose jobs wait or run; first starts the jobs for which there is room."""
+        self.running = {folder: job for folder, job in self.running.items() if not job.done()}
+        while self.waiting and len(self.running) < self.at_once:
+            task = self.waiting.popleft()
+            self.running[task.folder] = self.executor.submit(task)
+        return {*self.running, *(task.folder for task in self.waiting)}
 
     def cancel(self) -> None:
-        """Sends SIGTERM to every running job and starts no other."""
+        """Sends SIGTERM to every running job and starts no further one."""
         self.waiting.clear()
-        for job in self.live.values():
+        for job in self.running.values():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(job.job_id), signal.SIGTERM)  # a local job's id is the number of its process
+                os.kill(int(job.job_id), signal.SIGTERM)
 
 
-def state(job: str) -> str:
-    """SLURM's state of a job: RUNNING; COMPLETING when it is being ended; empty where SLURM does not know it."""
+def job_state(job: str) -> str:
+    """Returns SLURM's state of a job, such as RUNNING or COMPLETING; an empty string for an unknown job."""
     return subprocess.run(["squeue", "-h", "-o", "%T", "-j", job], capture_output=True, text=True).stdout.strip()
 
 
-def import_submitit() -> Any:
+def import_submitit() -> ModuleType:
+    """Imports submitit. Raises ConfigError when it is not installed."""
     try:
         import submitit  # type: ignore[import-not-found]
     except ImportError:
-        raise ConfigError("launcher=submitit needs a package: pip install 'kleiber[launch]'") from None
+        raise ConfigError("launcher=submitit needs the package submitit: pip install 'kleiber[launch]'") from None
     return submitit
 
 
 @dataclass(frozen=True)
 class Ray(Launcher):
-    """One Ray task per cell.
+    """Runs each cell as a task of Ray.
 
-    address        of a running cluster, or auto for the one on this machine; None starts one here for the sweep
-    cpus_per_task  cores of a cell; None means one per device, or `trainer.threads` of them
+    address        address of a running cluster, or auto for the cluster on this machine; None starts a cluster here,
+                   which ends with the sweep
+    cpus_per_task  CPU cores of a cell; None means one per device, or `trainer.threads` per device
     """
 
     address: str | None = None
     cpus_per_task: int | None = None
 
     def __post_init__(self) -> None:
-        self.require(cpus_per_task=1)
+        self.check_minimums(cpus_per_task=1)
 
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
+        """Runs the cells as tasks of Ray and waits for them; returns exit codes by folder."""
         try:
             import ray  # type: ignore[import-not-found]
         except ImportError:
-            raise ConfigError("launcher=ray needs a package: pip install 'kleiber[ray]'") from None
+            raise ConfigError("launcher=ray needs the package ray: pip install 'kleiber[ray]'") from None
         try:
             ray.init(address=self.address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"launcher.address={self.address}: no Ray cluster answers there ({error})") from error
+            raise ConfigError(
+                f"launcher.address={self.address}: no Ray cluster answers at this address ({error}); start one, or set "
+                "launcher.address=null"
+            ) from error
         try:
-            return Watch(cells, RayTasks(ray, cells, self.cpus_per_task)).run()
+            return JobMonitor(cells, RayTasks(ray, cells, self.cpus_per_task)).run()
         finally:
             ray.shutdown()
 
 
 class RayTasks:
-    """Ray's tasks of one sweep; `ray` is the module."""
+    """The Ray tasks of a sweep.
 
-    def __init__(self, ray: Any, cells: Sequence[Cell], cpus: int | None) -> None:
+    ray  the imported package
+    """
+
+    def __init__(self, ray: ModuleType, cells: Sequence[Cell], cpus: int | None) -> None:
         self.ray = ray
-        self.tasks = {self._submit(cell, cpus): cell.folder for cell in cells}
+        self.folders = {self._submit(cell, cpus): cell.folder for cell in cells}
 
-    def _submit(self, cell: Cell, cpus: int | None) -> Any:
-        needs = {"num_cpus": cpus or cell.devices * (cell.threads or 1)}
+    def _submit(self, cell: Cell, cpus: int | None) -> object:
+        """Starts the task of a cell and returns Ray's reference to its result."""
+        resources = {"num_cpus": cpus or cell.devices * (cell.threads or 1)}
         if cell.accelerator == "gpu":
-            needs["num_gpus"] = cell.devices
-        return self.ray.remote(run_in_ray).options(name=cell.folder.name, **needs).remote(task(cell, cpus))
+            resources["num_gpus"] = cell.devices
+        remote = self.ray.remote(run_in_ray).options(name=cell.folder.name, **resources)
+        return remote.remote(make_task(cell, cpus))
 
     def pending(self) -> set[Path]:
-        """Folders whose tasks wait or run."""
-        _, unfinished = self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0, fetch_local=False)
-        return {self.tasks[handle] for handle in unfinished}
+        """Returns the folders whose tasks wait or run."""
+        _, unfinished = self.ray.wait(list(self.folders), num_returns=len(self.folders), timeout=0, fetch_local=False)
+        return {self.folders[reference] for reference in unfinished}
 
     def cancel(self) -> None:
-        for handle in self.tasks:
-            self.ray.cancel(handle, force=False, recursive=False)
+        """Interrupts every task; `run_in_ray` turns the interrupt into SIGTERM, so that the run saves."""
+        for reference in self.folders:
+            self.ray.cancel(reference, force=False, recursive=False)
 
 
-def run_in_ray(run: Task) -> int:
-    """Runs a task. Ray cancels by an interrupt, which would be Ctrl-C to a run; here it becomes SIGTERM: save, exit."""
+def run_in_ray(task: Task) -> int:
+    """Runs a task in a Ray worker and returns its exit code.
+
+    Ray cancels a task by SIGINT, which a run would take for Ctrl-C. This function turns it into SIGTERM, so that the
+    run saves a checkpoint and exits as preempted.
+    """
     before = signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
     try:
-        return run()
+        return task()
     finally:
         signal.signal(signal.SIGINT, before)

@@ -48,7 +48,7 @@ def draw_figure(rows: Sequence[ActivationSize], folder: Path) -> list[Path]:
     import altair as alt
     import pandas as pd
 
-    from kleiber.charts.theme import PALETTE, dressed
+    from kleiber.charts import PALETTE, apply_theme
 
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
@@ -71,7 +71,7 @@ def draw_figure(rows: Sequence[ActivationSize], folder: Path) -> list[Path]:
         )
         .resolve_scale(y="independent")
     )
-    chart = dressed(chart)
+    chart = apply_theme(chart)
     picture, page = folder / "coordinates.png", folder / "coordinates.html"
     chart.save(picture, scale_factor=2)
     chart.save(page, inline=True, embed_options={"renderer": "svg", "actions": False})

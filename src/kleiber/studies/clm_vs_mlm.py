@@ -134,22 +134,23 @@ def differences(slopes: Sequence[Json]) -> list[Json]:
 
 def figures(rows: Rows) -> Json:
     """The figures of the loss vs size and vs tokens."""
-    from kleiber.charts import theme
-    from kleiber.charts.theme import human
+    from kleiber.charts import format_count, line_chart
     from kleiber.studies.compare.rows import seed_means
 
     longest = rows.groupby(["objective", "active"])["tokens"].transform("max")
     ends = rows[rows["tokens"] >= 0.999 * longest]
     by_size = seed_means(ends, ("objective", "active"), "loss")
     charts = {
-        "sizes": lambda: theme.lines(
+        "sizes": lambda: line_chart(
             by_size, "active", "parameters N", "objective", "Loss against size, by objective", log=True,
             subtitle="slopes compare; levels do not", value="loss (nats per target)",
         )
     }  # fmt: skip
     for kind, part in rows.groupby("objective"):
-        means = seed_means(part, ("active", "tokens"), "loss").assign(size=lambda t: [human(n) for n in t["active"]])
-        charts[f"tokens_{kind}"] = lambda means=means, kind=kind: theme.lines(
+        means = seed_means(part, ("active", "tokens"), "loss").assign(
+            size=lambda t: [format_count(n) for n in t["active"]]
+        )
+        charts[f"tokens_{kind}"] = lambda means=means, kind=kind: line_chart(
             means, "tokens", "training tokens D", "size", f"Loss against tokens: {kind}", every=2, log=True,
             value="loss (nats per target)",
         )  # fmt: skip

@@ -118,16 +118,16 @@ def listed(means: Rows) -> list[Json]:
 
 def figures(means: Rows, places: Rows) -> Figures:
     """The figures of the loss vs context and vs position."""
-    from kleiber.charts import theme
+    from kleiber.charts import line_chart
 
     charts: Figures = {}
     for data, part in means.groupby("data"):
-        charts[f"context_{data}"] = lambda part=part, data=data: theme.lines(
+        charts[f"context_{data}"] = lambda part=part, data=data: line_chart(
             part, "context", "context (tokens)", "attention", f"Loss against context: {data}", every=2
         )
     for data, part in places.groupby("data"):
         longest = part[part["context"] == part["context"].max()]
-        charts[f"position_{data}"] = lambda part=longest, data=data: theme.lines(
+        charts[f"position_{data}"] = lambda part=longest, data=data: line_chart(
             part, "position", "position of the target (up to)", "attention",
             f"Loss by position: {data}, context {int(part['context'].max())}", every=2,
         )  # fmt: skip

@@ -140,16 +140,15 @@ def excess(rows: Rows) -> Rows:
 
 def figures(means: Rows) -> Json:
     """The figures of the excess loss vs epochs, one for each model size."""
-    from kleiber.charts import theme
-    from kleiber.charts.theme import human
+    from kleiber.charts import format_count, line_chart
 
     if not len(means):
         return {}
-    named = means.assign(length=[f"{human(tokens)} tokens" for tokens in means["tokens"]])
+    named = means.assign(length=[f"{format_count(tokens)} tokens" for tokens in means["tokens"]])
     return {
-        f"repetition-{human(N)}": partial(
-            theme.lines, part, "epochs", "epochs", "length", "What repeating costs", every=2, zero=True,
-            value="loss above fresh text (nats)", subtitle=f"{human(N)} parameters, same seed and number of tokens",
+        f"repetition-{format_count(N)}": partial(
+            line_chart, part, "epochs", "epochs", "length", "What repeating costs", every=2, zero=True,
+            value="loss above fresh text (nats)", subtitle=f"{format_count(N)} parameters, same seed and tokens",
         )
         for N, part in named.groupby("N")
     }  # fmt: skip

@@ -11,7 +11,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.theme import PALETTE, dressed, human, sized
+from kleiber.charts import PALETTE, apply_theme, format_count, with_title
 from kleiber.studies.compare.arms import interval
 from kleiber.studies.compare.rows import PLAIN, Rows
 from kleiber.studies.compare.task_rows import LABELS, LOWER, tasks_in_order
@@ -65,7 +65,7 @@ def pareto(points: pd.DataFrame, at: float) -> alt.TopLevelMixin:
     line = best.mark_line(strokeWidth=1.2, opacity=0.7, clip=True)
     lines = line.encode(x=x, y=y, color=dress["color"], order="target:Q")
     rule = alt.Chart(pd.DataFrame({"target": [at]})).mark_rule(strokeDash=[5, 4], color="#888").encode(x=x)
-    return sized(rule + bars + lines + marks, "Forgetting vs target loss")
+    return with_title(rule + bars + lines + marks, "Forgetting vs target loss")
 
 
 def matched(record: Json) -> alt.TopLevelMixin:
@@ -82,7 +82,7 @@ def matched(record: Json) -> alt.TopLevelMixin:
     tip = [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("F", "lo", "hi")]
     layers.append(dots.encode(y=y, x=alt.X("F:Q", title=title, scale=scale), tooltip=tip))
     chart = alt.layer(*layers)
-    return sized(chart, f"At equal target loss, {record['level']:.0%} intervals", height=24 * len(shown) + 30)
+    return with_title(chart, f"At equal target loss, {record['level']:.0%} intervals", height=24 * len(shown) + 30)
 
 
 def trajectory(paths: pd.DataFrame, names: list[str]) -> alt.TopLevelMixin:
@@ -95,7 +95,7 @@ def trajectory(paths: pd.DataFrame, names: list[str]) -> alt.TopLevelMixin:
     tip = ["method:N", "step:Q", alt.Tooltip("F:Q", format=".4f")]
     chart = alt.Chart(means).mark_line(point=alt.OverlayMarkDef(size=14), strokeWidth=1.5)
     color = alt.Color("method:N", title=None, scale=alt.Scale(domain=shown, range=colors(names, shown)))
-    return sized(chart.encode(x=x, y=y, color=color, tooltip=tip), "Forgetting vs optimizer step")
+    return with_title(chart.encode(x=x, y=y, color=color, tooltip=tip), "Forgetting vs optimizer step")
 
 
 def heat(scores: pd.DataFrame) -> alt.TopLevelMixin:
@@ -110,7 +110,7 @@ def heat(scores: pd.DataFrame) -> alt.TopLevelMixin:
     )
     dark = alt.condition(f"abs(datum.change) > {0.6 * limit}", alt.value("white"), alt.value("black"))
     text = base.mark_text(fontSize=11).encode(x=x, y=y, text=alt.Text("loss:Q", format=".3f"), color=dark)
-    return sized(cells + text, "Loss by task before and after (R)", height=26 * len(set(scores["method"])))
+    return with_title(cells + text, "Loss by task before and after (R)", height=26 * len(set(scores["method"])))
 
 
 def loads(rows: Sequence[Row], names: list[str], level: float) -> alt.TopLevelMixin:
@@ -141,7 +141,7 @@ def loads(rows: Sequence[Row], names: list[str], level: float) -> alt.TopLevelMi
         column=alt.Column("panel:N", header=alt.Header(title=None), sort=panels),
         row=alt.Row("row:N", header=alt.Header(title=None, labelAngle=0, labelAlign="left")),
     )
-    return dressed(grid.properties(title=f"Change of expert loads by layer, {level:.0%} intervals"))
+    return apply_theme(grid.properties(title=f"Change of expert loads by layer, {level:.0%} intervals"))
 
 
 def bars(rows: Rows, metrics: Sequence[str], level: float, of: str) -> alt.TopLevelMixin:
@@ -159,7 +159,7 @@ def bars(rows: Rows, metrics: Sequence[str], level: float, of: str) -> alt.TopLe
     panels = [panel(part, str(name), names) for name, part in shown.groupby("panel", sort=False)]
     lines = [alt.hconcat(*panels[i : i + 3], spacing=24) for i in range(0, len(panels), 3)]
     title = f"Metrics by method, {level:.0%} intervals{of}"
-    return dressed(alt.vconcat(*lines, spacing=18).properties(title=title))
+    return apply_theme(alt.vconcat(*lines, spacing=18).properties(title=title))
 
 
 def panel(rows: Rows, title: str, names: list[str]) -> alt.LayerChart | alt.FacetChart:
@@ -200,7 +200,7 @@ def score_heatmap(rows: Rows, of: str) -> alt.TopLevelMixin:
     grid = chart.facet(facet=facet, columns=max(1, min(len(names), 640 // side)), spacing=16)
     kind = rows["kind"].iloc[0]
     unit = "loss in nats" if kind == "loss" else kind
-    return dressed(grid.properties(title=f"R: {unit} of each task after each stage, mean of orders and seeds{of}"))
+    return apply_theme(grid.properties(title=f"R: {unit} of each task after each stage, mean of orders and seeds{of}"))
 
 
 def first_task(rows: Rows, of: str) -> alt.TopLevelMixin:
@@ -219,7 +219,7 @@ def first_task(rows: Rows, of: str) -> alt.TopLevelMixin:
     tip = ["method:N", "stage:O", alt.Tooltip("score:Q", format=".4f")]
     chart = alt.Chart(pd.DataFrame(entries)).mark_line(point=alt.OverlayMarkDef(size=30), strokeWidth=1.6)
     title = f"The first task of each sequence{of}"
-    return dressed(chart.encode(x=x, y=y, color=color, tooltip=tip).properties(width=440, height=300, title=title))
+    return apply_theme(chart.encode(x=x, y=y, color=color, tooltip=tip).properties(width=440, height=300, title=title))
 
 
 FORGETTING = "forgetting F (nats per token)"
@@ -228,7 +228,7 @@ FORGETTING = "forgetting F (nats per token)"
 def named(record: Json) -> pd.DataFrame:
     """The cells of the grid, each with the name of its size and pre-training."""
     rows = pd.DataFrame(record["rows"])
-    return rows.assign(series=[f"N {human(n)}, M {m:g}" for n, m in zip(rows["N"], rows["M"], strict=True)])
+    return rows.assign(series=[f"N {format_count(n)}, M {m:g}" for n, m in zip(rows["N"], rows["M"], strict=True)])
 
 
 def series_color(rows: pd.DataFrame) -> alt.Color:
@@ -259,7 +259,7 @@ def replay(rows: pd.DataFrame, record: Json) -> alt.TopLevelMixin:
     points = alt.Chart(longest).mark_point(filled=True, size=46).encode(x=x, y=y, color=color, tooltip=tip)
     lines = alt.Chart(pd.concat(parts)).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=color)
     rule = alt.Chart(pd.DataFrame({"F": [record["critical"]["tolerate"]]})).mark_rule(strokeDash=[5, 4], color="#888")
-    return sized(lines + points + rule.encode(y=y), "Forgetting vs replayed share, longest fine-tuning")
+    return with_title(lines + points + rule.encode(y=y), "Forgetting vs replayed share, longest fine-tuning")
 
 
 def tokens(rows: pd.DataFrame) -> alt.TopLevelMixin:
@@ -274,7 +274,7 @@ def tokens(rows: pd.DataFrame) -> alt.TopLevelMixin:
     chart = (
         alt.Chart(plain).mark_line(point=True).encode(x=x, y=alt.Y("F:Q", title=FORGETTING), color=color, tooltip=tip)
     )
-    return sized(chart, "Forgetting vs new tokens, no replay")
+    return with_title(chart, "Forgetting vs new tokens, no replay")
 
 
 def observed(rows: pd.DataFrame, record: Json) -> alt.TopLevelMixin:
@@ -286,4 +286,4 @@ def observed(rows: pd.DataFrame, record: Json) -> alt.TopLevelMixin:
     tip = ["series:N", "D:Q", "p:Q", alt.Tooltip("F:Q", format=".4f"), alt.Tooltip("law:Q", format=".4f")]
     points = alt.Chart(shown).mark_point(filled=True, size=46).encode(x=x, y=y, color=color, tooltip=tip)
     equal = alt.Chart(pd.DataFrame({"law": ends, "F": ends})).mark_line(color="#888", strokeDash=[5, 4])
-    return sized(equal.encode(x=x, y=y) + points, "Observed vs fitted forgetting")
+    return with_title(equal.encode(x=x, y=y) + points, "Observed vs fitted forgetting")

@@ -138,16 +138,15 @@ def gains(rows: Rows) -> Rows:
 
 def figures(means: Rows) -> Json:
     """The figure of the gain vs X at the most tokens."""
-    from kleiber.charts import theme
-    from kleiber.charts.theme import human
+    from kleiber.charts import format_count, line_chart
 
     if not len(means):
         return {}
     longest = means[means["tokens"] == means["tokens"].max()]
-    named = longest.assign(active=[human(n) for n in longest["size"]])
-    heading = f"Gain over X = 1 at {human(float(longest['tokens'].max()))} tokens, by active parameters"
+    named = longest.assign(active=[format_count(n) for n in longest["size"]])
+    heading = f"Gain over X = 1 at {format_count(float(longest['tokens'].max()))} tokens, by active parameters"
     return {
-        "gain": lambda: theme.lines(
+        "gain": lambda: line_chart(
             named,
             "X",
             "X = experts / active experts",

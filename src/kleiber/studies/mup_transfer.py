@@ -254,11 +254,11 @@ def figure(rows: pd.DataFrame, optima: Sequence[Json]) -> alt.TopLevelMixin:
     """Loss vs learning rate, a line for each width and a panel for each parametrization; rules mark the optima."""
     import altair as alt
 
-    from kleiber.charts.theme import dressed, shades
+    from kleiber.charts import apply_theme, sequential_colors
 
     shown = pd.DataFrame(rows[np.isfinite(rows["loss"])])
     widths = sorted(int(width) for width in shown["width"].unique())
-    color = alt.Color("width:O", sort=widths, scale=alt.Scale(range=shades(len(widths))), title="width")
+    color = alt.Color("width:O", sort=widths, scale=alt.Scale(range=sequential_colors(len(widths))), title="width")
     rates = sorted(float(rate) for rate in shown["lr"].unique())
     x = alt.X("lr:Q", title="learning rate", scale=alt.Scale(type="log", base=2, nice=False, padding=10))
     x = x.axis(alt.Axis(values=rates, format="~g", labelAngle=-40))
@@ -278,4 +278,4 @@ def figure(rows: pd.DataFrame, optima: Sequence[Json]) -> alt.TopLevelMixin:
             rules = alt.Chart(bars[["width", "lr", "lo", "hi"]])
             layers.append(rules.mark_rule(strokeDash=[4, 3]).encode(x="lr:Q", color=color))
         panels.append(alt.layer(*layers).properties(width=360, height=300, title=name))
-    return dressed(alt.hconcat(*panels))
+    return apply_theme(alt.hconcat(*panels))

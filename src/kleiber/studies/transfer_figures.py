@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.theme import dressed, kinds_color
+from kleiber.charts import apply_theme, kind_color
 from kleiber.config.stages import quantity
 from kleiber.studies.compare.task_rows import SCRATCH, Rows
 from kleiber.types import Row
@@ -73,7 +73,7 @@ def factors(factor_rows: Sequence[Row]) -> alt.TopLevelMixin:
     rows["what"] = rows["kind"] + " from " + rows["start"]
     rows["top"] = [row if math.isfinite(row) else f for row, f in zip(rows["most"], rows["factor"], strict=True)]
     rows["bottom"] = [row if row > 0 else f for row, f in zip(rows["least"], rows["factor"], strict=True)]
-    color = kinds_color(list(dict.fromkeys(rows["what"])), "what", alt.Legend())
+    color = kind_color(list(dict.fromkeys(rows["what"])), "what", alt.Legend())
     panels = []
     for task, part in rows.groupby("task", sort=False):
         axis = alt.Axis(values=sorted(set(part["share"])), format="~%", grid=False)
@@ -90,7 +90,7 @@ def factors(factor_rows: Sequence[Row]) -> alt.TopLevelMixin:
 
 def lines(part: Rows, x: alt.X, names: Sequence[str], metric: str, title: str) -> alt.LayerChart | alt.FacetChart:
     """A line over the means of seeds and a small point a seed."""
-    color = kinds_color(names, "what", alt.Legend())
+    color = kind_color(names, "what", alt.Legend())
     scale = alt.Scale(zero=False, nice=False, padding=12)
     base = alt.Chart(part[["what", "share", "score", "seed", *(["bytes"] if "bytes" in part else [])]])
     base = base.encode(x=x, color=color)
@@ -101,4 +101,4 @@ def lines(part: Rows, x: alt.X, names: Sequence[str], metric: str, title: str) -
 
 def beside(panels: Sequence[alt.LayerChart | alt.FacetChart], title: str) -> alt.TopLevelMixin:
     """Panels two a row, under one title."""
-    return dressed(alt.concat(*panels, columns=2).properties(title=title))
+    return apply_theme(alt.concat(*panels, columns=2).properties(title=title))

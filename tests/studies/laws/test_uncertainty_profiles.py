@@ -27,6 +27,7 @@ def test_a_good_ladder_identifies_every_parameter():
     assert all(profile.identified for profile in found.values())
 
 
+@pytest.mark.slow
 def test_repeats_that_never_hurt_leave_their_decay_unidentified():
     """R_D* is unknown when no run repeats enough: the profile is flat upwards, whatever the point value."""
     rng = np.random.default_rng(0)

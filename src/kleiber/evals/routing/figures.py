@@ -8,7 +8,7 @@ from pathlib import Path
 import altair as alt
 import pandas as pd
 
-from kleiber.charts.theme import PALETTE, WIDTH, dressed, kinds_color, log_axis, sized
+from kleiber.charts import PALETTE, WIDTH, apply_theme, kind_color, log_axis, with_title
 from kleiber.records.summary import having, read, read_rows
 from kleiber.types import Json, Row
 
@@ -43,7 +43,7 @@ def heat_map(rows: pd.DataFrame, value: str, title: str, legend: str, scale: alt
         color=alt.Color(f"{value}:Q", title=legend, scale=scale),
         tooltip=["layer:O", "expert:O", alt.Tooltip(f"{value}:Q", format=".4f")],
     )  # fmt: skip
-    return sized(chart, title, height=40 + 30 * len(set(rows["layer"])))
+    return with_title(chart, title, height=40 + 30 * len(set(rows["layer"])))
 
 
 def cells(by_layer: Mapping[int, Sequence[float]], name: str) -> pd.DataFrame:
@@ -84,7 +84,7 @@ def specialization(record: Json) -> alt.TopLevelMixin:
         ]
     )
     chart = alt.Chart(rows).mark_line(point=True)
-    return sized(
+    return with_title(
         chart.encode(
             x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
             y=alt.Y("share:Q", title="mutual information / entropy"),
@@ -101,7 +101,7 @@ def similarity(record: Json) -> alt.TopLevelMixin:
     chart = alt.Chart(rows).mark_bar(color="#456")
     x = alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0))
     y = alt.Y("cosine:Q", title="mean cosine similarity of two experts")
-    return sized(chart.encode(x=x, y=y), "Similarity of expert outputs by layer", height=200)
+    return with_title(chart.encode(x=x, y=y), "Similarity of expert outputs by layer", height=200)
 
 
 def sensitivity(record: Json) -> alt.TopLevelMixin:
@@ -114,7 +114,7 @@ def sensitivity(record: Json) -> alt.TopLevelMixin:
     share = alt.Axis(format=".1%", tickCount=5)
     above = alt.Chart(flips).encode(x=x, y=alt.Y("flips:Q", title="tokens with other experts", axis=share))
     top = above.mark_point(filled=True, size=30) + above.mark_line().encode(y="mean(flips):Q")
-    color = kinds_color(list(kinds.values()))
+    color = kind_color(list(kinds.values()))
     title = "increase of the loss (nats per token)"
     below = alt.Chart(nats).encode(x=x, color=color, y=alt.Y("nats:Q", title=title, axis=alt.Axis(tickCount=5)))
     ends = alt.Chart(nats[nats["eps"] == nats["eps"].max()]).encode(x=x, color=color, y="mean(nats):Q", text="kind:N")
@@ -122,7 +122,7 @@ def sensitivity(record: Json) -> alt.TopLevelMixin:
     low += ends.mark_text(align="left", dx=8, fontSize=11)
     top += rounding_lines(record["sensitivity"]["rounding"])
     panels = (top.properties(width=WIDTH, height=150), low.properties(width=WIDTH, height=200))
-    return dressed(alt.vconcat(*panels, title="Routing changes and loss vs noise in the router weights"))
+    return apply_theme(alt.vconcat(*panels, title="Routing changes and loss vs noise in the router weights"))
 
 
 def rounding_lines(rounding: Row) -> alt.LayerChart | alt.FacetChart:
@@ -146,7 +146,7 @@ def saturation(record: Json) -> alt.TopLevelMixin:
     chart = alt.Chart(rows).mark_line(point=True)
     y = alt.Y("overlap:Q", title="routing choices equal to the last checkpoint's", scale=alt.Scale(domain=[0, 1]))
     x = alt.X("step:Q", title="optimizer step")
-    return sized(chart.encode(x=x, y=y, color="layer:O"), "Router saturation by step")
+    return with_title(chart.encode(x=x, y=y, color="layer:O"), "Router saturation by step")
 
 
 def logged_loads(folder: Path) -> pd.DataFrame:
@@ -178,4 +178,4 @@ def load_over_time(rows: pd.DataFrame) -> alt.TopLevelMixin:
         color=alt.Color("expert:O", scale=alt.Scale(scheme="tableau20")),
     )  # fmt: skip
     panels = lines.properties(width=WIDTH, height=110).facet(row=alt.Row("layer:O", title="layer"))
-    return dressed(panels.properties(title="Load of each expert by optimizer step"))
+    return apply_theme(panels.properties(title="Load of each expert by optimizer step"))

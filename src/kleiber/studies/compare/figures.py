@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.theme import dressed, kinds_color, log_axis, loss_axis, sized
+from kleiber.charts import apply_theme, kind_color, log_axis, loss_axis, with_title
 from kleiber.studies.compare.rows import Rows
 from kleiber.types import Json, Row
 
@@ -34,7 +34,7 @@ def tuning(arms: Mapping[str, Arm]) -> alt.TopLevelMixin:
     )
     x = log_axis("lr", "learning rate", rows["lr"], every=2, room=1.8)
     y = alt.Y("loss:Q", title=LOSS, scale=alt.Scale(zero=False))
-    color = kinds_color(list(arms), "arm")
+    color = kind_color(list(arms), "arm")
     base = alt.Chart(rows).encode(x=x, color=color)
     tips = ["arm:N", "lr:Q", "seed:O", alt.Tooltip("loss:Q", format=".4f")]
     points = base.mark_point(size=20).encode(y=y, tooltip=tips)
@@ -42,7 +42,7 @@ def tuning(arms: Mapping[str, Arm]) -> alt.TopLevelMixin:
     last = rows[rows["lr"] == rows["lr"].max()]
     ends = pd.DataFrame(last.groupby(["arm", "lr"], as_index=False)["loss"].mean())
     lines = base.mark_line().encode(y=mean)
-    return sized(points + lines + named(ends, "lr", "loss", x, color), "Validation loss vs learning rate")
+    return with_title(points + lines + named(ends, "lr", "loss", x, color), "Validation loss vs learning rate")
 
 
 def named(
@@ -76,7 +76,7 @@ def side_by_side(arms: Mapping[str, Arm]) -> alt.TopLevelMixin:
         ]
     )
     chart = alt.Chart(rows).mark_point(size=40)
-    return sized(
+    return with_title(
         chart.encode(
             x=alt.X("loss:Q", title=LOSS, scale=alt.Scale(zero=False)),
             y=alt.Y("arm:N", sort=list(arms), title=None),
@@ -101,7 +101,7 @@ def differences(gaps: Sequence[Row], title: str) -> alt.TopLevelMixin:
     layers = [zero, marks]
     if any(gap["lo"] is not None for gap in gaps):
         layers.insert(0, base.mark_rule(strokeWidth=2, color="#777").encode(x=alt.X("lo:Q", title=""), x2="hi:Q"))
-    return sized(alt.layer(*layers), title, height=40 + 26 * len(rows))
+    return with_title(alt.layer(*layers), title, height=40 + 26 * len(rows))
 
 
 def scatter(rows: Sequence[Row], x: str, y: str, title: str) -> alt.TopLevelMixin:
@@ -110,7 +110,7 @@ def scatter(rows: Sequence[Row], x: str, y: str, title: str) -> alt.TopLevelMixi
     across = alt.X(f"{x}:Q", scale=alt.Scale(zero=False, padding=50), title=x)
     dots = alt.Chart(frame).mark_point(filled=True, size=40)
     dots = dots.encode(x=across, y=alt.Y(f"{y}:Q", title=LOSS, scale=alt.Scale(zero=False)))
-    return sized(dots + named(frame, x, y, across), title)
+    return with_title(dots + named(frame, x, y, across), title)
 
 
 WAYS = {"": "equal tokens", " at equal time": "equal training time"}
@@ -125,7 +125,7 @@ def over_tokens(rows: Sequence[Row]) -> alt.TopLevelMixin:
     across = log_axis("x", "training tokens", np.array(shown["tokens"], dtype=float), every=2, room=2.6)
     y = alt.Y("value:Q", title="loss, mixture - dense (nats per token)", scale=alt.Scale(zero=True))
     dash = alt.StrokeDash("way:N", scale=alt.Scale(domain=list(WAYS.values()), range=[[1, 0], [4, 3]]), legend=None)
-    color = kinds_color(pairs, "what")
+    color = kind_color(pairs, "what")
     base = alt.Chart(shown).encode(x=across, color=color, detail="kind:N")
     tips = ["kind:N", "tokens:Q", alt.Tooltip("value:Q", format=".4f"), alt.Tooltip("lo:Q", format=".4f")]
     tips.append(alt.Tooltip("hi:Q", format=".4f"))
@@ -135,7 +135,7 @@ def over_tokens(rows: Sequence[Row]) -> alt.TopLevelMixin:
     bars = base.mark_rule(strokeWidth=1.4).encode(y="lo:Q", y2="hi:Q")
     lines = base.mark_line(strokeWidth=1.6).encode(y=y, strokeDash=dash)
     dots = base.mark_point(filled=True, size=50, opacity=1).encode(y=y, tooltip=tips)
-    return sized(
+    return with_title(
         alt.layer(zero, bars, lines, dots, names), "Loss difference vs training tokens: below 0 the mixture is better"
     )
 
@@ -173,7 +173,7 @@ def frontier(points: Rows, order: Sequence[str]) -> alt.TopLevelMixin:
     )
     points = points[near | points["best"]]
     shown = points.assign(low=points["F"] - points["F_sd"].fillna(0), high=points["F"] + points["F_sd"].fillna(0))
-    color = kinds_color(order, "method", alt.Legend())
+    color = kind_color(order, "method", alt.Legend())
     shape = alt.Shape("method:N", title=None, scale=alt.Scale(domain=list(order)))
     x = alt.X("target:Q", title=TARGET, scale=alt.Scale(zero=False, nice=False, padding=12))
     y, low = (alt.Y(f"{name}:Q", title=F, scale=alt.Scale(zero=False, nice=False, padding=12)) for name in ("F", "low"))
@@ -187,7 +187,7 @@ def frontier(points: Rows, order: Sequence[str]) -> alt.TopLevelMixin:
     bars = base.mark_rule(opacity=0.5).encode(x=x, y=low, y2="high:Q", color=color)
     marks = base.mark_point(size=46, filled=True, opacity=0.9).encode(x=x, y=y, color=color, shape=shape, tooltip=tips)
     lines = alt.Chart(shown[shown["best"]]).mark_line(strokeWidth=1.3).encode(x=x, y=y, color=color, order="target:Q")
-    return sized(bars + lines + marks, "Forgetting vs target loss", subtitle=subtitle)
+    return with_title(bars + lines + marks, "Forgetting vs target loss", subtitle=subtitle)
 
 
 def ranks(claims: Mapping[str, Mapping[str, Claim]], order: Sequence[str]) -> alt.TopLevelMixin:
@@ -211,15 +211,15 @@ def ranks(claims: Mapping[str, Mapping[str, Claim]], order: Sequence[str]) -> al
         if bool(rows["lo"].notna().any()):
             layers.insert(1, base.mark_rule(strokeWidth=2).encode(y=alt.Y("lo:Q", title=title), y2="hi:Q"))
         panels.append(alt.layer(*layers).properties(width=200, height=220))
-    return dressed(alt.hconcat(*panels).properties(title="Difference between LoRA and full fine-tuning, by rank"))
+    return apply_theme(alt.hconcat(*panels).properties(title="Difference between LoRA and full fine-tuning, by rank"))
 
 
 def learning_rates(rows: Rows, order: Sequence[str]) -> alt.TopLevelMixin:
     """Target loss vs learning rate: a line for the mean of each arm, a point for each seed."""
-    color = kinds_color(order, "method", alt.Legend())
+    color = kind_color(order, "method", alt.Legend())
     x, y = log_axis("lr", "learning rate", rows["lr"].to_numpy()), loss_axis("target", TARGET, log=False)
     mean = alt.Y("mean(target):Q", title=TARGET, scale=alt.Scale(zero=False, nice=False, padding=12))
     base = alt.Chart(rows[["method", "lr", "target", "seed"]]).encode(x=x, color=color)
-    return sized(
+    return with_title(
         base.mark_point(size=18).encode(y=y) + base.mark_line().encode(y=mean), "Every arm at every learning rate"
     )

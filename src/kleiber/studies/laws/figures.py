@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts.theme import KINDS, Chart, human, human_tip, log_axis, loss_axis, sized, sizes_color, written
+from kleiber.charts import KINDS, Chart, count_tip, format_count, log_axis, loss_axis, size_color, tick_text, with_title
 from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import percent
@@ -25,14 +25,14 @@ TIP = ["run:N", "stage:N", "seed:O", "size:N"]
 def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     """Validation loss vs training tokens, with the law's curve for each model size; hollow points were not fitted."""
     least = record["domain"]["D"][0]
-    shown = rows.assign(fitted=rows["D"] >= 0.999 * least, size=[human(n) for n in rows["N"]])
-    sizes = [human(n) for n in sorted(rows["N"].unique())]
+    shown = rows.assign(fitted=rows["D"] >= 0.999 * least, size=[format_count(n) for n in rows["N"]])
+    sizes = [format_count(n) for n in sorted(rows["N"].unique())]
     tokens = np.geomspace(rows["D"].min(), rows["D"].max(), 60)
     lines = pd.concat(
-        pd.DataFrame({"D": tokens, "loss": curve(law, record, N=np.full(60, n), D=tokens), "size": human(n)})
+        pd.DataFrame({"D": tokens, "loss": curve(law, record, N=np.full(60, n), D=tokens), "size": format_count(n)})
         for n in sorted(rows["N"].unique())
     ).assign(before=lambda lines: lines["D"] < 0.999 * least)
-    color = sizes_color(sizes)
+    color = size_color(sizes)
     x = log_axis("D", "training tokens D", np.array(rows["D"]), every=2, room=1.5)
     y = loss_axis()
     line = alt.Chart(lines).encode(x=x, y=y, color=color)
@@ -43,14 +43,14 @@ def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         .mark_point(size=42, strokeWidth=1.4, opacity=1)
         .encode(
             x=x, y=y, color=color,
-            fill=alt.condition("datum.fitted", sizes_color(sizes), alt.value("white")),
-            tooltip=[*TIP, human_tip("D"), alt.Tooltip("loss:Q", format=".4f")],
+            fill=alt.condition("datum.fitted", size_color(sizes), alt.value("white")),
+            tooltip=[*TIP, count_tip("D"), alt.Tooltip("loss:Q", format=".4f")],
         )
     )  # fmt: skip
     ends = lines[lines["D"] == tokens[-1]]
     names = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11).encode(x=x, y=y, text="size:N", color=color)
     open_points = "hollow points were not fitted" if not all(shown["fitted"]) else ""
-    return sized(early + base + points + names, "Validation loss vs training tokens", subtitle=open_points)
+    return with_title(early + base + points + names, "Validation loss vs training tokens", subtitle=open_points)
 
 
 def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
@@ -60,8 +60,8 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     budgets = np.geomspace(rows["C"].min(), BEYOND * rows["C"].max(), 60)
     best = optimum(law, record, budgets)
     best["beyond"] = best["C"] > rows["C"].max()
-    sizes = [human(n) for n in sorted(rows["N"].unique())]
-    x, y, color = log_axis("C", "training compute 6 N D (FLOPs)", budgets), loss_axis(), sizes_color(sizes)
+    sizes = [format_count(n) for n in sorted(rows["N"].unique())]
+    x, y, color = log_axis("C", "training compute 6 N D (FLOPs)", budgets), loss_axis(), size_color(sizes)
     layers = []
     if "lo" in best:
         band = alt.Chart(best).mark_area(opacity=0.22, color="#444")
@@ -71,15 +71,16 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     meets = best["beyond"] | best["beyond"].shift(-1, fill_value=True)  # the dashes begin where the line ends
     for part, dash in ((best[~best["beyond"]], [1, 0]), (best[meets], [5, 4])):
         layers.append(alt.Chart(part).mark_line(color="black", strokeWidth=2, strokeDash=dash).encode(x=x, y=y))
-    points = alt.Chart(rows.assign(size=[human(n) for n in rows["N"]])).mark_point(filled=True, size=40, opacity=0.95)
-    tip = [*TIP, human_tip("C", "6 N D"), alt.Tooltip("loss:Q", format=".4f")]
+    named = rows.assign(size=[format_count(n) for n in rows["N"]])
+    points = alt.Chart(named).mark_point(filled=True, size=40, opacity=0.95)
+    tip = [*TIP, count_tip("C", "6 N D"), alt.Tooltip("loss:Q", format=".4f")]
     layers.append(points.encode(x=x, y=y, color=color, tooltip=tip))
-    ends = rows.assign(size=[human(n) for n in rows["N"]]).sort_values("loss", ascending=False)
+    ends = named.sort_values("loss", ascending=False)
     ends = ends.loc[ends.groupby("size")["C"].idxmin()]
     names = alt.Chart(ends).mark_text(align="left", dx=4, dy=-11, fontSize=11)
     layers.append(names.encode(x=x, y=y, text="size:N", color=color))
     subtitle = f"black: the law's lowest loss over sizes, {percent(record['level'])} interval; dashed: extrapolated"
-    return sized(alt.layer(*layers), "Validation loss vs training compute", subtitle=subtitle)
+    return with_title(alt.layer(*layers), "Validation loss vs training compute", subtitle=subtitle)
 
 
 def fan(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
@@ -89,7 +90,7 @@ def fan(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
         of_size = rows[rows["N"] == n]
         tokens = np.geomspace(of_size["D"].min(), of_size["D"].max(), 30)
         loss = curve(law, record, N=np.full(30, n), D=tokens)
-        parts.append(pd.DataFrame({"C": 6 * n * tokens, "loss": loss, "size": human(n)}))
+        parts.append(pd.DataFrame({"C": 6 * n * tokens, "loss": loss, "size": format_count(n)}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -97,17 +98,17 @@ def residuals(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     """Residuals of single runs in percent of the loss vs compute; a pattern means that the law does not fit."""
     fitted = pd.DataFrame(rows[rows["D"] >= 0.999 * record["domain"]["D"][0]])
     predicted = curve(law, record, N=np.array(fitted["N"]), D=np.array(fitted["D"]))
-    sizes = [human(n) for n in sorted(rows["N"].unique())]
+    sizes = [format_count(n) for n in sorted(rows["N"].unique())]
     shown = fitted.assign(
-        percent=100 * np.log(np.array(fitted["loss"]) / predicted), size=[human(n) for n in fitted["N"]]
+        percent=100 * np.log(np.array(fitted["loss"]) / predicted), size=[format_count(n) for n in fitted["N"]]
     )
     x, y = log_axis("C", "training compute C (FLOPs)", np.array(fitted["C"])), "observed minus predicted loss (%)"
-    base = alt.Chart(shown).encode(x=x, y=alt.Y("percent:Q", title=y), color=sizes_color(sizes, alt.Legend()))
+    base = alt.Chart(shown).encode(x=x, y=alt.Y("percent:Q", title=y), color=size_color(sizes, alt.Legend()))
     points = base.mark_point(filled=True, size=46).encode(tooltip=[*TIP, alt.Tooltip("percent:Q", format="+.2f")])
     trunks = base.mark_line(strokeWidth=0.8, opacity=0.5).encode(detail="run:N")
     zero = alt.Chart(pd.DataFrame({"y": [0]})).mark_rule(color="#666").encode(y="y:Q")
     subtitle = "a line joins the branches of one trunk, which share noise; color: parameters N"
-    return sized(zero + trunks + points, "Residuals vs training compute", subtitle=subtitle)
+    return with_title(zero + trunks + points, "Residuals vs training compute", subtitle=subtitle)
 
 
 def exponents(record: Row) -> Chart:
@@ -131,7 +132,7 @@ def exponents(record: Row) -> Chart:
     counting = ", by counting convention for N and C" if record["accounting"] else ""
     subtitle = f"{percent(record['level'])} intervals{counting}"
     title = "Compute-optimal allocation exponent"
-    return sized(bars + dots, title, height=max(90, 26 * len(kinds) * len(names)), subtitle=subtitle)
+    return with_title(bars + dots, title, height=max(90, 26 * len(kinds) * len(names)), subtitle=subtitle)
 
 
 def allocation(record: Row) -> Chart:
@@ -162,13 +163,13 @@ def allocation(record: Row) -> Chart:
         color = alt.Color("approach:N", title=None, scale=alt.Scale(domain=kinds, range=KINDS[1 : 1 + len(kinds)]))
         shape = alt.Shape("approach:N", title=None, scale=alt.Scale(domain=kinds))
         points = alt.Chart(marks).mark_point(filled=True, size=60, opacity=1)
-        tip = ["approach:N", human_tip("C"), human_tip("N")]
+        tip = ["approach:N", count_tip("C"), count_tip("N")]
         layers.append(
             alt.Chart(marks).mark_rule(opacity=0.35).encode(x=x, y=low_of(marks, held), y2="hi:Q", color=color)
         )
         layers.append(points.encode(x=x, y=at, color=color, shape=shape, tooltip=tip))
     subtitle = f"line and band: the fitted law (C = 6 N D), {percent(record['level'])} interval"
-    return sized(alt.layer(*layers), "Compute-optimal model size vs training compute", subtitle=subtitle)
+    return with_title(alt.layer(*layers), "Compute-optimal model size vs training compute", subtitle=subtitle)
 
 
 def low_of(marks: pd.DataFrame, held: list[float]) -> Chart:
@@ -180,7 +181,7 @@ def backtests(record: Row) -> Chart:
     """Error of the law and the naive predictors above each cut in compute, or in size."""
     axis = {"C": "training compute at the cut (FLOPs)", "N": "parameters N at the cut"}[record["backtests"][0]["along"]]
     rows = [
-        {"cut": written(float(f"{test['cut']:.2g}")), "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
+        {"cut": tick_text(float(f"{test['cut']:.2g}")), "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
         for test in sorted(record["backtests"], key=lambda test: test["cut"])
         for who, error in {"law": test["mare"], **test["naive"]}.items()
     ]
@@ -193,7 +194,7 @@ def backtests(record: Row) -> Chart:
     tip = ["who:N", "cut:N", alt.Tooltip("error:Q", format=".2f")]
     shape = alt.Shape("who:N", title=None, scale=alt.Scale(domain=who))
     dots = base.mark_point(filled=True, size=80, opacity=1).encode(shape=shape, tooltip=tip)
-    return sized(
+    return with_title(
         base.mark_line(opacity=0.4) + dots,
         "Backtests",
         height=220,
@@ -220,7 +221,7 @@ def profile(record: Row, name: str = "E") -> Chart:
         record["params"][name].get("reason")
         or f"{percent(record['level'])} interval: values at which the curve is below the dashed line"
     )
-    return sized(line + limit.encode(y="y:Q"), f"Profile likelihood of {name}", height=220, subtitle=reason)
+    return with_title(line + limit.encode(y="y:Q"), f"Profile likelihood of {name}", height=220, subtitle=reason)
 
 
 def curve(law: Law, record: Row, **inputs: np.ndarray) -> np.ndarray:
@@ -266,7 +267,7 @@ def fitted(rows: pd.DataFrame, form: Law, name: str) -> Chart:
             alt.Y("observed:Q", title="observed", **style),
         )
     line = alt.Chart(ends).mark_line(color="#666", strokeWidth=1).encode(x=x, y=y)
-    return sized(line + dots(rows, form, x, y), "Observed vs predicted", subtitle=name)
+    return with_title(line + dots(rows, form, x, y), "Observed vs predicted", subtitle=name)
 
 
 def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> Chart:
@@ -278,7 +279,7 @@ def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> Chart:
     x = log_axis(along, title, at) if at.min() > 0 else alt.X(f"{along}:Q", title=title)
     y = alt.Y("percent:Q", title="observed minus predicted (%)")
     zero = alt.Chart(pd.DataFrame({"y": [0]})).mark_rule(color="#666").encode(y="y:Q")
-    return sized(zero + dots(shown, form, x, y), "Residuals", subtitle=name)
+    return with_title(zero + dots(shown, form, x, y), "Residuals", subtitle=name)
 
 
 def dots(rows: pd.DataFrame, form: Law, x: Chart, y: Chart) -> Chart:

@@ -1,6 +1,6 @@
-"""The look of every figure, and the line chart of means over seeds.
+"""The theme of every figure: sizes, colors, axes and number formats; and the line chart of means over seeds.
 
-Axes have few ticks; colors survive gray print and color blindness; frames are quiet.
+The colors of categories differ in gray print and with color blindness. Altair is imported with this module.
 """
 
 from __future__ import annotations
@@ -16,28 +16,32 @@ from numpy.typing import ArrayLike
 Chart = Any  # an altair chart or encoding channel; their classes share no base with the methods used here
 WIDTH, HEIGHT = 440, 320
 PALETTE: Final = "viridis"
-# Black, blue, orange, green, purple: told apart in gray and without red or green (Okabe and Ito 2008).
+# Black, blue, orange, green, purple: distinct in gray and for color-blind readers (Okabe and Ito 2008).
 KINDS = ["#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"]
+LABEL_GAP = 0.045  # least distance of the names of lines, as a share of the span of the values
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def log_axis(
     name: str, title: str, data: ArrayLike, every: int | None = None, room: float = 1.15, kind: type = alt.X
 ) -> Chart:
-    """A logarithmic axis over the data, extended at the far end by the factor `room`.
+    """Returns a logarithmic axis over the data.
 
-    Ticks at powers of ten, with 2 and 5 between them under two and a half decades, or at each factor of `every` from
-    the least.
+    name   column of the data
+    every  factor between ticks, which begin at the smallest value; None: ticks at powers of ten, and at 2 and 5 times
+           them if the axis spans less than two and a half decades
+    room   factor by which the axis extends beyond the largest value
+    kind   altair's class of the axis: alt.X or alt.Y
     """
     low, high = float(np.min(data)), float(np.max(data))
     scale = alt.Scale(type="log", domain=[low / 1.15, high * room], nice=False)
     ticks = log_ticks(low / 1.15, high * min(room, 1.3), every and float(every), low)
-    text = "".join(f"abs(datum.value / {tick!r} - 1) < 1e-6 ? '{written(tick)}' : " for tick in ticks) + "''"
+    text = "".join(f"abs(datum.value / {tick!r} - 1) < 1e-6 ? '{tick_text(tick)}' : " for tick in ticks) + "''"
     return kind(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(values=ticks, labelExpr=text, labelFlush=False))
 
 
 def log_ticks(low: float, high: float, every: float | None, first: float) -> list[float]:
-    """Ticks from `low` to `high`: at each factor `every` from `first`, else at 1 (2, 5) times powers of ten."""
+    """Returns ticks from `low` to `high`: `first` times powers of `every`, else 1 (2, 5) times powers of ten."""
     if every:
         return [first * every**k for k in range(int(np.log(high / first) / np.log(every) + 1.01))]
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
@@ -45,10 +49,10 @@ def log_ticks(low: float, high: float, every: float | None, first: float) -> lis
     return [m * 10.0**k for k in decades for m in steps if low <= m * 10.0**k <= high]
 
 
-def written(number: float) -> str:
-    """The label of a tick: 20k, 4M, 5·10¹²."""
+def tick_text(number: float) -> str:
+    """Returns the label of a tick, such as 20k, 4M or 5·10¹²."""
     if number < 1e11:
-        return human(number)
+        return format_count(number)
     power = int(np.floor(np.log10(number) + 1e-9))
     lead = round(number / 10.0**power, 1)
     if lead == 10:
@@ -58,50 +62,52 @@ def written(number: float) -> str:
 
 
 def loss_axis(name: str = "loss", title: str = "validation loss (nats per token)", log: bool = True) -> Chart:
+    """Returns the vertical axis of a loss, logarithmic or linear, without zero."""
     scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=12)
     return alt.Y(f"{name}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=6))
 
 
-def sizes_color(sizes: Sequence[str], legend: alt.Legend | None = None, title: str = "parameters N") -> Chart:
-    """Sequential colors of sizes, dark for small, without the pale end of the palette."""
-    scale = alt.Scale(domain=list(sizes), range=shades(len(sizes)))
+def size_color(sizes: Sequence[str], legend: alt.Legend | None = None, title: str = "parameters N") -> Chart:
+    """Returns colors of model sizes from dark to light, in the order of `sizes`."""
+    scale = alt.Scale(domain=list(sizes), range=sequential_colors(len(sizes)))
     return alt.Color("size:N", sort=list(sizes), scale=scale, legend=legend, title=title)
 
 
-def kinds_color(kinds: Sequence[str], name: str = "kind", legend: alt.Legend | None = None) -> Chart:
-    """Distinct colors for kinds; the first is black."""
+def kind_color(kinds: Sequence[str], name: str = "kind", legend: alt.Legend | None = None) -> Chart:
+    """Returns distinct colors of categories; the first is black."""
     scale = alt.Scale(domain=list(kinds), range=[KINDS[i % len(KINDS)] for i in range(len(kinds))])
     return alt.Color(f"{name}:N", sort=list(kinds), scale=scale, legend=legend, title=None)
 
 
-def shades(count: int) -> list[str]:
-    """Viridis from its dark end to four fifths of the way, by `count` steps."""
+def sequential_colors(count: int) -> list[str]:
+    """Returns `count` colors of viridis from its dark end; the pale last fifth is left out."""
     stops = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98]], dtype=np.float64)
     at = np.linspace(0, len(stops) - 1, max(count, 2))[:count]
     colors = [[np.interp(x, range(len(stops)), stops[:, c]) for c in range(3)] for x in at]
     return ["#" + "".join(f"{round(v):02x}" for v in color) for color in colors]
 
 
-def human(number: float) -> str:
-    """12_400 as `12.4k`; whole batches of a round number of tokens as that number."""
+def format_count(number: float) -> str:
+    """Returns a number with three digits and a suffix, such as `12.4k` for 12_400."""
     for limit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= 0.9995 * limit:
             return f"{number / limit:.3g}{suffix}"
     return f"{number:.3g}"
 
 
-def human_tip(name: str, title: str | None = None) -> Chart:
+def count_tip(name: str, title: str | None = None) -> Chart:
+    """Returns a tooltip that shows a column with three digits and an SI suffix."""
     return alt.Tooltip(f"{name}:Q", format=".3s", title=title or name)
 
 
-def sized(chart: Chart, title: str, height: int = HEIGHT, subtitle: str = "") -> Chart:
-    """A chart with title, in the standard size and look."""
+def with_title(chart: Chart, title: str, height: int = HEIGHT, subtitle: str = "") -> Chart:
+    """Returns a chart with a title, in the standard size and theme."""
     heading = alt.TitleParams(title, subtitle=subtitle) if subtitle else title
-    return dressed(chart.properties(width=WIDTH, height=height, title=heading))
+    return apply_theme(chart.properties(width=WIDTH, height=height, title=heading))
 
 
-def dressed(chart: Chart) -> Chart:
-    """A chart, or several side by side, in the standard look."""
+def apply_theme(chart: Chart) -> Chart:
+    """Returns a chart, or several side by side, in the standard theme."""
     quiet = {"gridColor": "#ececec", "domainColor": "#999", "tickColor": "#999", "labelColor": "#333"}
     return (
         chart.configure_view(stroke=None)
@@ -113,27 +119,33 @@ def dressed(chart: Chart) -> Chart:
     )
 
 
-NEAR = 0.045  # least distance of names, as a share of the span of the values
-
-
-def apart(values: np.ndarray, gap: float) -> np.ndarray:
-    """The values moved up by as little as puts each at least `gap` above the next lower value."""
+def separate_labels(values: np.ndarray, gap: float) -> np.ndarray:
+    """Returns the values, moved up as little as possible so that each is at least `gap` above the next lower one."""
     moved, floor = values.astype(float), -np.inf
     for i in np.argsort(values, kind="stable"):
         floor = moved[i] = max(moved[i], floor + gap)
     return moved
 
 
-def lines(
+def line_chart(
     means: pd.DataFrame, x: str, title: str, kind: str, heading: str, every: int | None = None,
     value: str = "validation loss (nats per token)", log: bool = False, subtitle: str = "", zero: bool = False,
 ) -> Chart:  # fmt: skip
-    """Means against x, a line and a shape for each kind, named at its end; bars are intervals, absent without seeds."""
+    """Returns a chart of means over seeds, with a line and a shape for each kind, which is named at its end.
+
+    means    a row for each point: x, the column `kind`, mean, lo, hi, half (of the interval; nan without) and seeds
+    x, title column and title of the horizontal axis
+    kind     column whose values are the lines
+    heading  title of the chart
+    every    factor between ticks of the horizontal axis
+    value    title of the vertical axis, which is logarithmic with `log`
+    zero     draws a line at 0
+    """
     shown = means.rename(columns={"mean": "value"}).assign(kind=means[kind].astype(str))
     kinds = list(dict.fromkeys(shown["kind"]))
     across = log_axis(x, title, np.array(shown[x], dtype=float), every=every, room=1.8)
     y, low = (loss_axis(name, value, log) for name in ("value", "lo"))
-    color = kinds_color(kinds)
+    color = kind_color(kinds)
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=kinds), legend=None)
     base = alt.Chart(shown).encode(x=across, color=color)
     layers = [base.mark_line(strokeWidth=1.6).encode(y=y)]
@@ -142,10 +154,10 @@ def lines(
     tips = ["kind:N", f"{x}:Q", alt.Tooltip("value:Q", format=".4f"), alt.Tooltip("half:Q", format=".4f"), "seeds:Q"]
     layers.append(base.mark_point(filled=True, size=56, opacity=1).encode(y=y, shape=shape, tooltip=tips))
     ends = shown.loc[shown.groupby("kind")[x].idxmax()]
-    ends = ends.assign(at=apart(ends["value"].to_numpy(), np.ptp(shown["value"]) * NEAR))
+    ends = ends.assign(at=separate_labels(ends["value"].to_numpy(), np.ptp(shown["value"]) * LABEL_GAP))
     beside = loss_axis("at", value, log)
     named = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11)
     names = named.encode(x=across, y=beside, text="kind:N", color=color)
     if zero:
         layers.insert(0, alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color="#888").encode(y="y:Q"))
-    return sized(alt.layer(*layers, names), heading, subtitle=subtitle)
+    return with_title(alt.layer(*layers, names), heading, subtitle=subtitle)

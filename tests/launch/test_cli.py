@@ -1,0 +1,72 @@
+"""The command `kleiber`: its commands and options, its exit codes, and one line for each error."""
+
+import json
+
+import pytest
+from fake_run import fake_run
+
+from kleiber.launch.cli import main, parse_widths
+
+
+@pytest.fixture
+def study(tmp_path):
+    fake_run(tmp_path / "a", [{"metrics": {"val/docs/loss": 2.5}}])
+    fake_run(tmp_path / "b", status="failed", error="ValueError: no")
+    return tmp_path
+
+
+def test_help_lists_the_commands_and_each_has_a_help(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in ("runs", "check", "eval", "export", "import", "fit", "predict", "report"):
+        assert command in text
+        assert main([command, "--help"]) == 0
+        assert f"kleiber {command}" in capsys.readouterr().out
+
+
+def test_runs_are_listed_as_json_with_their_folders(study, capsys):
+    assert main(["runs", str(study), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["folder"], row["status"]) for row in rows] == [
+        (str(study / "a"), "finished"), (str(study / "b"), "failed"),
+    ]  # fmt: skip
+
+
+def test_runs_are_selected_by_status(study, capsys):
+    assert main(["runs", str(study), "--json", "--status", "failed"]) == 0
+    assert [row["folder"] for row in json.loads(capsys.readouterr().out)] == [str(study / "b")]
+    assert main(["runs", str(study), "--status", "running"]) == 0
+    out = capsys.readouterr().out
+    assert "running" in out and str(study) in out and "finished" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (["runs", "x", "--status", "finishd"], "--status finishd"),
+        (["check", "nup"], "nup"),
+        (["check", "mup", "--widths", "64,a"], "--widths 64,a"),
+        (["eval", "nowhere", "--evals", "perplexity"], "nowhere"),
+        (["runs", "x", "--no-such-option"], "--no-such-option"),
+        (["no-such-command"], "no-such-command"),
+    ],
+)
+def test_wrong_arguments_exit_with_2_and_without_a_traceback(arguments, value, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert value in error and "Traceback" not in error
+
+
+def test_an_error_that_the_user_cannot_correct_is_raised(monkeypatch, study):
+    def broken(folder):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("kleiber.records.catalog.read_runs", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["runs", str(study)])
+
+
+def test_widths_are_whole_numbers_separated_by_commas():
+    assert parse_widths("64,128, 256") == [64, 128, 256]
+    with pytest.raises(ValueError):
+        parse_widths("64;128")

@@ -1,0 +1,33 @@
+"""The imports of the fork server: they include every router, and all modules that a cell needs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_run import TINY
+
+import kleiber.launch
+import kleiber.nn.routers
+
+
+def test_every_router_is_imported():
+    tree = ast.parse((Path(kleiber.launch.__file__).parent / "preload.py").read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert {f"kleiber.nn.routers.{module}" for module in kleiber.nn.routers.EXPORTS.values()} <= imported
+
+
+@pytest.mark.slow
+def test_a_forked_cell_imports_nothing_and_starts_with_frozen_objects(tmp_path):
+    overrides = [*TINY, f"root={tmp_path}", "budget.steps=2"]
+    script = f"""
+import gc, sys
+import kleiber.launch.preload
+frozen, before = gc.get_freeze_count(), set(sys.modules)
+from kleiber.launch.main import main
+assert main({overrides!r}) == 0
+print(frozen > 100_000, sorted(name for name in set(sys.modules) - before if name.startswith(("kleiber", "lightning"))))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True []"

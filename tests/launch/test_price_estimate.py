@@ -1,0 +1,79 @@
+"""Estimates for planned runs: which runs are measured, and how seconds of the others follow from their speeds."""
+
+import pytest
+
+from kleiber.launch.price_estimate import Prices, step_seconds, without_numbers
+from kleiber.launch.run_cost import Speed, StageCost
+from kleiber.models.counting import Parameters
+
+
+def test_steps_between_two_measured_sizes_are_interpolated():
+    def speed(flops, seconds):
+        return Speed({"": flops}, {"": seconds}, 0.3, 1.0, 1)
+
+    small, large = speed(1e8, 0.01), speed(1e10, 0.25)  # 1e10 and 4e10 FLOP/s
+    assert step_seconds(1e8, "", [small, large]) == pytest.approx(0.01)
+    assert step_seconds(1e9, "", [small, large]) == pytest.approx(1e9 / 2e10)
+    assert step_seconds(1e11, "", [small, large]) == pytest.approx(1e11 / 4e10)
+
+
+def test_configs_that_differ_only_in_numbers_are_alike_without_them():
+    config = {"model": {"width": 32, "router": "a"}, "stages": {"branches": ["1M", 2e6]}, "on": True}
+    same = {"model": {"width": None, "router": "a"}, "stages": {"branches": [3]}, "on": True}
+    assert without_numbers(config) == without_numbers(same)
+    assert without_numbers(config) != without_numbers({**same, "on": False})
+    assert without_numbers(config) != without_numbers({**same, "model": {"width": 32, "router": "b"}})
+
+
+def test_a_stage_of_a_chain_has_the_speed_of_its_name():
+    speed = Speed({"a": 1e8, "b": 1e8}, {"a": 0.01, "b": 0.04}, 0.3, 1.0, 1)
+    assert step_seconds(1e8, "b", [speed]) == pytest.approx(0.04)
+    assert step_seconds(1e8, "c", [speed]) == pytest.approx(1e8 / 6.25e9), "the median of the others"
+
+
+def small_config(width: int, init: dict | None = None) -> dict:
+    return {
+        "model": {"_target_": "kleiber.models.Transformer", "width": width}, "optimizer": {"lr": 0.01}, "init": init,
+        "stages": None, "seed": 0, "data": {"path": "x"},
+    }  # fmt: skip
+
+
+def stage_cost(flops_per_token: float) -> StageCost:
+    return StageCost("main", Parameters(9, 7, 7, 2, 9), 10, 100, flops_per_token, 500.0, 1000, True, True)
+
+
+def prices(tmp_path, widths) -> Prices:
+    """Runs of these widths, whose steps cost FLOPs as the squares of the widths."""
+    result = Prices({str(tmp_path / str(width)): small_config(width) for width in widths}, tmp_path / "scratch")
+    result.costs = [[stage_cost(float(width**2))] for width in widths]
+    return result
+
+
+def test_the_largest_run_is_measured_first_then_the_smallest_and_a_middle_one(tmp_path):
+    assert prices(tmp_path, [32, 128, 64, 96]).runs_to_measure() == [1, 0, 3]
+    assert prices(tmp_path, [32]).runs_to_measure() == [0]
+
+
+def test_counts_do_not_depend_on_seed_and_learning_rate(tmp_path):
+    estimate, config = prices(tmp_path, [32]), small_config(32)
+    assert estimate.count_key({**config, "seed": 3, "optimizer": {"lr": 0.5}}) == estimate.count_key(config)
+    assert estimate.count_key(small_config(64)) != estimate.count_key(config)
+
+
+def test_seconds_of_a_run_are_steps_evaluation_and_what_happens_once(tmp_path):
+    estimate = prices(tmp_path, [32])
+    assert estimate.seconds(0) == {"seconds": None, "seconds_per_token": None}, "nothing is measured"
+    flops = estimate.costs[0][0].flops_per_step
+    estimate.speeds[0] = Speed({"": flops}, {"": 0.2}, evaluation=0.5, once=3.0, memory_bytes=1)
+    training, evaluation = 10 * 0.2, 500 * 0.5 * 0.2 / 100
+    assert estimate.seconds(0)["seconds"] == pytest.approx(training + evaluation + 3.0)
+    assert estimate.seconds(0)["seconds_per_token"] == pytest.approx(training / 1000)
+
+
+def test_a_start_point_that_is_not_trained_is_replaced_by_a_folder_in_scratch(tmp_path):
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    runs = {str(base): small_config(32), str(tuned): small_config(32, {"path": f"{base}/main"})}
+    estimate = Prices(runs, tmp_path / "scratch")
+    (placeholder,) = estimate.planned
+    assert placeholder.parent == tmp_path / "scratch"
+    assert estimate.configs[1]["init"]["path"] == f"{placeholder}/main"

@@ -1,0 +1,68 @@
+"""The cost of one run: its speed from a measured run, its shortened config, and its share of a core."""
+
+import pytest
+import torch
+
+from kleiber.launch.run_cost import (
+    CORE_FILE,
+    EVALUATED_TOKENS,
+    MAX_STEPS,
+    MIN_STEPS,
+    StageCost,
+    core_share,
+    shortened,
+    speed_of,
+    stage_key,
+)
+from kleiber.models.counting import Parameters
+
+TREE, CHAIN = {"stages": None}, {"stages": {"_target_": "kleiber.runs.Chain", "chain": {"a": {}, "b": {}}}}
+
+
+def stage_cost(name: str = "main", steps: int = 11, flops_per_token: float = 50.0) -> StageCost:
+    return StageCost(name, Parameters(1, 1, 1, 0, 1), steps, 100, flops_per_token, 200.0, 1100, True, True)
+
+
+def test_seconds_of_a_measured_run_are_divided_into_steps_evaluation_and_the_rest():
+    """11 s of steps, 1 s of evaluation and 3 s once, of a process that had half of a core."""
+    record = {"tokens_per_s": 100.0, "evaluation_seconds": 1.0, "peak_memory_bytes": 7}
+    speed = speed_of(TREE, [record], [stage_cost()], wall=11 + 1 + 3, share=0.5)
+    assert speed.step == {"": pytest.approx(0.5)} and speed.flops_per_step == {"": 5000.0}
+    assert speed.once == pytest.approx(1.5)
+    assert speed.evaluation == pytest.approx(0.5), "a scored token takes half the time of a trained one"
+
+
+def test_stages_of_a_tree_share_a_speed_and_those_of_a_chain_do_not():
+    assert stage_key(TREE, "a") == stage_key(TREE, "b")
+    assert stage_key(CHAIN, "a") != stage_key(CHAIN, "b")
+
+
+def test_a_stage_of_one_step_cannot_be_measured():
+    record = {"tokens_per_s": 100.0, "evaluation_seconds": 1.0, "peak_memory_bytes": 7}
+    with pytest.raises(ValueError):
+        speed_of(TREE, [record], [stage_cost(steps=1)], wall=2.0)
+
+
+CONFIG = {
+    "trainer": {"_target_": "kleiber.training.DDP", "devices": 2, "max_steps": None}, "batch": {"tokens": "1K"},
+    "eval": {"tokens": "1M"}, "callbacks": {"log": {}, "progress": {}}, "study": {}, "design": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("flops_per_token", "steps"), [(1.0, MAX_STEPS), (1e7, 20), (1e12, MIN_STEPS)])
+def test_a_run_is_shortened_to_a_rank_and_the_more_steps_the_cheaper_they_are(tmp_path, flops_per_token, steps):
+    short = shortened(CONFIG, [stage_cost(flops_per_token=flops_per_token)], tmp_path / "short")
+    assert short["trainer"] == {"_target_": "kleiber.training.Local", "devices": 1, "max_steps": steps}
+    assert (short["batch"]["tokens"], short["eval"]["tokens"]) == (500, EVALUATED_TOKENS)
+    assert short["root"] == str(tmp_path) and short["study"] is None
+    assert short["callbacks"]["log"] == {} and short["callbacks"]["progress"] is None
+    assert CONFIG["trainer"]["devices"] == 2, "the config itself does not change"
+
+
+def test_the_share_of_a_core_is_cpu_time_over_wall_time(tmp_path):
+    assert torch.get_num_threads() == 1
+    (tmp_path / CORE_FILE).write_text("1.0 2.0\n2.0 4.0\n")
+    assert core_share(tmp_path, {"trainer": {}}) == 0.5
+    (tmp_path / CORE_FILE).write_text("3.0 2.0\n")
+    assert core_share(tmp_path, {"trainer": {}}) == 1.0
+    assert core_share(tmp_path / "missing", {"trainer": {"accelerator": "gpu"}}) == 1.0

@@ -1,0 +1,68 @@
+"""Numbers and ticks are written as people read them, and the names of lines do not overlap."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("altair")
+
+from kleiber.charts import (
+    KINDS,
+    format_count,
+    kind_color,
+    line_chart,
+    log_axis,
+    log_ticks,
+    separate_labels,
+    sequential_colors,
+    tick_text,
+)
+
+
+def test_names_beside_lines_are_separated_and_move_as_little_as_possible():
+    moved = separate_labels(np.array([4.16, 2.0, 4.159, 4.158]), 0.1)
+    assert np.diff(np.sort(moved)).min() >= 0.1 - 1e-12
+    assert moved[1] == 2.0 and moved[3] == 4.158, "a label with enough room does not move"
+    assert np.argsort(moved).tolist() == [1, 3, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.125, "0.125"), (999.4, "999"), (999.6, "1k"), (12_400, "12.4k"), (4_000_000, "4M"), (1.5e9, "1.5B")],
+)
+def test_numbers_have_three_digits_and_a_suffix(number, text):
+    assert format_count(number) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(20_000, "20k"), (1e12, "10¹²"), (5e12, "5·10¹²"), (9.99e14, "10¹⁵")])
+def test_large_ticks_are_powers_of_ten(number, text):
+    assert tick_text(number) == text
+
+
+def test_ticks_are_round_or_at_each_factor_of_the_first():
+    assert log_ticks(0.9, 11, None, 1.0) == [1, 2, 5, 10]
+    assert log_ticks(0.9, 1100, None, 1.0) == [1, 10, 100, 1000]
+    assert log_ticks(50, 900, 2, 100.0) == [100, 200, 400, 800]
+
+
+def test_an_axis_covers_the_data_and_extends_by_the_given_factor():
+    scale = log_axis("N", "parameters", [10.0, 1000.0], room=2.0).to_dict()["scale"]
+    assert scale["type"] == "log" and scale["domain"] == pytest.approx([10 / 1.15, 2000])
+
+
+def test_colors_are_distinct_and_in_order():
+    assert len(set(sequential_colors(5))) == 5 and sequential_colors(1) == ["#440154"]
+    colors = kind_color(["a", "b"]).to_dict()["scale"]
+    assert colors == {"domain": ["a", "b"], "range": KINDS[:2]}
+
+
+@pytest.mark.parametrize(
+    ("half", "marks"), [(0.1, ["line", "rule", "point", "text"]), (np.nan, ["line", "point", "text"])]
+)
+def test_a_line_chart_has_intervals_only_where_there_are_seeds(half, marks):
+    means = pd.DataFrame({"D": [1e6, 2e6], "arm": "a", "mean": [3.0, 2.5], "half": half, "seeds": 2})
+    means = means.assign(lo=means["mean"] - half, hi=means["mean"] + half)
+    chart = line_chart(means, "D", "tokens", "arm", "Loss vs tokens").to_dict()
+    assert [layer["mark"]["type"] for layer in chart["layer"]] == marks and chart["title"] == "Loss vs tokens"
+    with_zero = line_chart(means, "D", "tokens", "arm", "Loss vs tokens", zero=True).to_dict()
+    assert len(with_zero["layer"]) == len(marks) + 1
