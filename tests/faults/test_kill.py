@@ -17,7 +17,7 @@ KILLS = [
     ("kleiber.training.checkpoint._commit", 2),
     ("kleiber.evals.perplexity.held_out_loss", 2),
     ("kleiber.training.checkpoint._sync", 5),
-    ("kleiber.training.lit.normalise", 6),
+    ("kleiber.training.lit.normalize_gradients", 6),
 ]
 
 

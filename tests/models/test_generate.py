@@ -118,7 +118,7 @@ def test_top_k_and_top_p_cut_what_they_say():
 
 def test_senseless_requests_are_refused():
     model, prompt = build(), torch.zeros(1, 1, dtype=torch.long)
-    with pytest.raises(ValueError, match="bidirectional"):
+    with pytest.raises(ValueError, match="not causal"):
         generate(build(causal=False), prompt, 1)
     for options in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}):
         with pytest.raises(ValueError, match=next(iter(options))):

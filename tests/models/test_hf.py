@@ -178,7 +178,7 @@ def test_what_cannot_be_is_refused_by_key(tmp_path):
     with pytest.raises(ValueError, match=r"model\.context=513 .*512"):
         HFModel(VOCAB, "bert", "random", KINDS["bert"], context=513)
     for kind in ("t5", "mamba"):
-        with pytest.raises(ValueError, match=f"model.path={kind}: {kind} "):
+        with pytest.raises(ValueError, match=f"model.path={kind} "):
             HFModel(VOCAB, kind, "random", {"num_hidden_layers": 1}, context=16)
     model = build("bert")
     model.inner.save_pretrained(tmp_path)

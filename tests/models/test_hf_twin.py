@@ -89,16 +89,16 @@ def test_exporting_leaves_the_model_and_the_random_numbers_alone():
 REFUSED = {
     "Window": {"attention": partial(WindowAttention, window=4)},
     "GELU": {"mlp": GELU},
-    "bidirectional": {"causal": False},
+    "causal": {"causal": False},
     "soft_cap": {"soft_cap": 30.0},
     "shared": {"mlp": partial(interleaved_moe, num_experts=4, num_shared=1)},
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_no_twin_can_say_is_refused_by_name(what):
-    with pytest.raises(ValueError, match=what):
-        to_hf(build(**REFUSED[what]))
+@pytest.mark.parametrize("part", REFUSED)
+def test_a_model_without_a_twin_is_refused_by_name(part):
+    with pytest.raises(ValueError, match=part):
+        to_hf(build(**REFUSED[part]))
 
 
 def test_another_architecture_is_refused_by_name():

@@ -31,7 +31,7 @@ def test_the_projected_gradient_is_not_opposed_to_the_reference():
     for step in range(12):
         mean_gradient(net, NEW.gather(np.arange(8 * step, 8 * step + 8)))
         parameters = list(net.parameters())
-        reference = flat(method.reference(net, parameters, step))
+        reference = flat(method.reference_gradient(net, parameters, step))
         before = flat([p.grad for p in parameters]).clone()
         opposed = method.gradients(net, step)["agem"].item()
         after = flat([p.grad for p in parameters])
@@ -46,12 +46,12 @@ def test_the_projected_gradient_is_not_opposed_to_the_reference():
 
 def test_the_reference_is_the_mean_gradient_of_this_steps_samples():
     net, method = learned(), begun(4)
-    one, two, other = (flat(method.reference(net, list(net.parameters()), step)) for step in (5, 5, 6))
+    one, two, other = (flat(method.reference_gradient(net, list(net.parameters()), step)) for step in (5, 5, 6))
     assert torch.equal(one, two) and not torch.equal(one, other)
     everything = begun(4000)
     mean_gradient(net, OLD.gather(np.arange(len(OLD))))
     exact = flat([p.grad for p in net.parameters()])
-    found = flat(everything.reference(net, list(net.parameters()), 0))
+    found = flat(everything.reference_gradient(net, list(net.parameters()), 0))
     assert (found - exact).norm() < 0.2 * exact.norm(), "many draws are the whole text"
 
 
@@ -59,7 +59,7 @@ def test_the_steps_own_gradient_is_untouched_where_they_agree():
     net, method = learned(), begun()
     mean_gradient(net, OLD.gather(np.arange(100)))
     before = flat([p.grad for p in net.parameters()]).clone()
-    method.reference(net, list(net.parameters()), 0)
+    method.reference_gradient(net, list(net.parameters()), 0)
     assert torch.equal(before, flat([p.grad for p in net.parameters()]))
     assert train(learned(), NEW, 3, [begun()])["agem"] in (0.0, 1.0)
 
@@ -70,5 +70,5 @@ def test_reference_samples_are_those_of_its_memory():
     method.data(NEW, TASKS, CLM())
     mean_gradient(net, OLD.gather(np.arange(0, len(OLD), len(OLD) // 10)))
     kept = flat([p.grad for p in net.parameters()])
-    found = flat(method.reference(net, list(net.parameters()), 0))
+    found = flat(method.reference_gradient(net, list(net.parameters()), 0))
     assert (found - kept).norm() < 0.05 * kept.norm()

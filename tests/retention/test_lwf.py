@@ -54,7 +54,7 @@ def test_an_objective_without_predictions_is_refused():
     method = LwF()
     tasks = [Task("old", Preferences(), OLD, OLD)]
     method.begin_stage(learned(), tasks, 0)
-    with pytest.raises(ValueError, match="old was trained by Preferences"):
+    with pytest.raises(ValueError, match=r"objective=Preferences.* old "):
         method.data(NEW, tasks, CLM())
-    with pytest.raises(ValueError, match="no earlier task"):
+    with pytest.raises(ValueError, match="earlier task"):
         LwF().data(NEW, [], CLM())

@@ -26,7 +26,7 @@ def numbers(rank=0, world=1):
         for parameter in net.parameters():
             parameter += 0.05
     fisher = raw_fisher(net, TASKS[0], 9, 0)
-    reference = agem.reference(net, list(net.parameters()), 4)
+    reference = agem.reference_gradient(net, list(net.parameters()), 4)
     share = np.arange(8)[rank * 8 // world : (rank + 1) * 8 // world]
     penalty = lwf.penalty(net, NEW.gather(share), 4)
     return [*fisher.values(), *reference, penalty.total.detach() * len(share) / 8]

@@ -8,7 +8,7 @@ import torch
 from kleiber.data.batches import stream
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
-from kleiber.training.step import accumulate, normalise
+from kleiber.training.step import accumulate, normalize_gradients
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Task, Tokenizer
 
@@ -77,7 +77,7 @@ def train(net, samples, steps, methods=(), start=0, optimizer=None, rows=8):
             for one in methods:
                 told.update(one.gradients(net, step))
 
-        normalise(list(net.parameters()), sums.values["tokens"].item(), 1, 1.0, change if methods else None)
+        normalize_gradients(list(net.parameters()), sums.values["tokens"].item(), 1, 1.0, change if methods else None)
         optimizer.step()
         for one in methods:
             one.after_step(net, step, 0.01)

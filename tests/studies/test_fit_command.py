@@ -92,22 +92,22 @@ def test_no_number_stands_without_interval_or_the_words(csv):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        (("--loss", "los"), "did you mean 'loss'"),
-        (("--law", "chinchila"), "did you mean 'chinchilla'"),
-        (("--where", "loss <"), "found the end"),
-        (("--by", "sets"), "did you mean 'set'"),
+        (("--loss", "los"), "'loss'"),
+        (("--law", "chinchila"), "'chinchilla'"),
+        (("--where", "loss <"), "--where 'loss <'"),
+        (("--by", "sets"), "'set'"),
         (("--backtest", "big"), "--backtest 'big'"),
-        (("--predict", "N=many"), "NAME=NUMBER"),
-        (("--exclude", "outlier"), "must be one of none, suspects"),
-        (("--level", "1"), "between 0 and 1"),
-        (("--json", "/nonexistent/laws.json"), "cannot be written"),
+        (("--predict", "N=many"), "'N=many'"),
+        (("--exclude", "outlier"), "none, suspects"),
+        (("--level", "1"), "--level 1"),
+        (("--json", "/nonexistent/laws.json"), "--json /nonexistent/laws.json"),
     ],
 )
-def test_bad_input_exits_2_with_the_cure(csv, words, message):
+def test_bad_input_exits_2_and_names_the_option_and_the_value(csv, words, named):
     done = fit(csv, *words)
-    assert done.exit_code == 2 and message in done.output
+    assert done.exit_code == 2 and named in done.output
     assert "Traceback" not in done.output
 
 
@@ -160,19 +160,19 @@ def test_a_law_is_held_against_the_rows_of_a_table(csv, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "option"),
     [
-        (("--bootstrap", 1), "--bootstrap 1 must be at least 20"),
+        (("--bootstrap", 1), "--bootstrap 1"),
         (("--loss-fn", "squared", "--delta", 0.1), "--delta 0.1"),
         (("--map", "Q=tokens"), "--map Q=tokens"),
         (("--law", "power_floor", "--rank"), "--rank"),
         (("--law", "{own}", "--backtest", "1e19", "--map", "L=loss"), "--backtest"),
         (("--law", "{raises}"), "KeyError: 'boo'"),
-        (("--law", "{unknown}"), "an annotation cannot be evaluated"),
+        (("--law", "{unknown}"), "unknown"),
         (("--by", "holes"), "--by holes: row 3"),
     ],
 )
-def test_what_would_have_no_effect_or_no_meaning_is_refused_by_name(csv, tmp_path, words, told):
+def test_an_option_without_effect_or_meaning_is_refused_by_name(csv, tmp_path, words, option):
     own = tmp_path / "my.py"
     own.write_text(
         "from __future__ import annotations\nfrom kleiber.studies.laws.law import Array, Part\n"
@@ -191,24 +191,24 @@ def test_what_would_have_no_effect_or_no_meaning_is_refused_by_name(csv, tmp_pat
         ("fit", csv, "--bootstrap", 20) if "{own}" in words else ("fit", csv, "--params", "params", "--data", "tokens")
     )
     done = run(*start, *named)
-    assert done.exit_code == 2 and told in done.output.replace("\n", " "), done.output
+    assert done.exit_code == 2 and option in done.output.replace("\n", " "), done.output
 
 
 @pytest.mark.parametrize(
-    ("point", "told"),
+    ("point", "named"),
     [
-        (("N=0", "D=1e10"), "predict N=0 must be"),
+        (("N=0", "D=1e10"), "predict N=0"),
         (("N=-1", "D=1e10"), "predict N=-1"),
         (("N=1e400", "D=1e10"), "predict N=inf"),
         (("N=1e9", "D=1e10", "X=8"), "predict X=8"),
-        (("N=1e9", "N=1e8", "D=1e10"), "'N=1e8' contradicts N=1e+09"),
+        (("N=1e9", "N=1e8", "D=1e10"), "'N=1e8'"),
     ],
 )
-def test_a_point_that_is_none_or_is_read_in_part_is_refused(csv, tmp_path, point, told):
+def test_a_point_that_the_law_cannot_use_is_refused_with_its_value(csv, tmp_path, point, named):
     out = tmp_path / "laws.json"
     assert run("fit", csv, "--params", "params", "--data", "tokens", "--bootstrap", 0, "--json", out).exit_code == 0
     done = run("predict", out, *point)
-    assert done.exit_code == 2 and told in done.output, done.output
+    assert done.exit_code == 2 and named in done.output, done.output
 
 
 def test_without_draws_nothing_is_covered_and_nothing_missed(csv, tmp_path):

@@ -207,7 +207,7 @@ def test_every_study_has_its_line():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the balance loss of the experts is off")  # the arm `unbalanced` of study=routers
+@pytest.mark.filterwarnings("ignore:model.mlp.balance.coefficient=0")  # the arm `unbalanced` of study=routers
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_is_trained_and_analyzed(name, tmp_path, cache_dir):
     folder, expected = start(name, tmp_path), STUDIES[name]

@@ -8,7 +8,7 @@ import torch
 from retention.toys import NEW, model
 
 from kleiber.objectives.clm import CLM
-from kleiber.training.step import accumulate, add_penalty, micro_batches, normalise
+from kleiber.training.step import accumulate, add_penalty, micro_batches, normalize_gradients
 from kleiber.types.batch import Batch, Loss
 
 
@@ -48,7 +48,7 @@ def test_a_change_sees_the_mean_gradient_and_is_clipped():
         weight.grad += torch.tensor([0.0, 4.0])
 
     weight.grad = torch.tensor([30.0, 0.0])
-    assert normalise([weight], 10.0, 1, 1.0, change) == pytest.approx(5.0)
+    assert normalize_gradients([weight], 10.0, 1, 1.0, change) == pytest.approx(5.0)
     assert seen[0].tolist() == [3.0, 0.0] and weight.grad.tolist() == pytest.approx([0.6, 0.8])
 
 

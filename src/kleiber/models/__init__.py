@@ -1,4 +1,4 @@
-"""Models: our Transformer, Hugging Face models, and their conversion, sizes and costs, and sampling."""
+"""Models: kleiber's Transformer and Hugging Face models, their conversion, sizes and costs, and sampling from them."""
 
 from kleiber.types import lazy_exports
 

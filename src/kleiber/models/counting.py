@@ -1,7 +1,8 @@
-"""Parameters of a model and FLOPs per token, counted from its modules; nothing is measured.
+"""Numbers of parameters and FLOPs per token of a model, counted from its modules; nothing is measured.
 
-A `Layer` whose cost is not that of its `nn.Linear` parts returns it from `flops`. A Hugging Face model is counted from
-its config, approximately. Elementwise operations, norms and the embedding lookup count as 0, as in the literature.
+A `Layer` with a cost beyond that of its `nn.Linear` children returns that cost from `flops`. The FLOPs of Hugging Face
+models are approximate, from their config. Elementwise operations, norms and the embedding lookup count as 0, as in the
+literature.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Parameters:
     """Numbers of parameters; a tied matrix counts once.
 
     total          all of them: N of Hoffmann et al. 2022 (arXiv:2203.15556)
-    active         total without the experts that a token does not visit
-    non_embedding  total without the vocabulary matrices: N of Kaplan et al. 2020 (arXiv:2001.08361)
+    active         total minus the experts that a token does not visit
+    non_embedding  total minus the vocabulary matrices: N of Kaplan et al. 2020 (arXiv:2001.08361)
     embedding      the vocabulary matrices: lookup table and output layer
     trainable      those that require a gradient
     """
@@ -60,14 +61,15 @@ def _idle(experts: Experts) -> int:
 def training_flops(model: Model, time: int, read: Collection[str] = ()) -> float:
     """FLOPs per token of a forward and a backward pass over rows of `time` tokens.
 
-    read  names of the task heads that the objective reads in place of the head over tokens; other output layers cost
-          nothing
+    read  names of the task heads that the objective reads in place of the head over tokens; output layers that it does
+          not read cost nothing
 
-    Forward: 2 per weight of a matrix, of k experts, router and head included; 4 per channel and (query, key) pair that
-    the mask allows, so half of a causal square. Backward: as much for the gradient of each trainable matrix, and as
-    much for the gradient of a matrix's input, where something trainable stands below it: three times the forward pass
-    when everything is trained, less with frozen weights or LoRA. Recomputation and the optimizer are left out.
-    (Hoffmann et al. 2022, appendix F, counts the whole causal square, and the lookup as a product.)
+    Forward: 2 FLOPs per weight of a matrix (of k experts, the router and the head too), and 4 per channel and (query,
+    key) pair that the mask allows, which is half of the square for a causal mask. Backward: as many for the gradient of
+    each trainable matrix, and as many for the gradient of a matrix's input where an earlier layer is trained. That
+    makes three times the forward pass where everything is trained, and less with frozen weights or LoRA. Recomputation
+    and the optimizer are not counted. (Hoffmann et al. 2022, appendix F, count the whole square, and the lookup as a
+    product.)
     """
     if isinstance(model, HFModel):
         return 3 * model.forward_flops(time, read)
@@ -82,7 +84,7 @@ def _unread(model: Model, read: Collection[str]) -> frozenset[int]:
 
 
 def executed_flops(model: Model, time: int, recomputed: bool = False, read: Collection[str] = ()) -> float:
-    """FLOPs per token that the device executes for `training_flops`, masked pairs and recomputation included.
+    """FLOPs per token that the device executes in training: `training_flops` plus masked pairs and recomputation.
 
     recomputed  blocks are computed again in the backward pass (trainer.checkpoint_activations)
     """
@@ -98,7 +100,7 @@ def executed_flops(model: Model, time: int, recomputed: bool = False, read: Coll
 
 
 def _again(block: nn.Module, time: int) -> float:
-    """FLOPs of a block's forward pass up to its last product, whose result the backward pass does not need."""
+    """FLOPs of recomputing a block: its forward pass up to the last product, whose result no gradient needs."""
     last = block.mlp.last_matrix() if isinstance(block, Block) else None
     return _cost(block, time, entered=True)[0] - (0.0 if last is None else 2.0 * last.weight.numel())
 
@@ -106,9 +108,11 @@ def _again(block: nn.Module, time: int) -> float:
 def _cost(module: nn.Module, time: int, entered: bool, idle: Collection[int] = ()) -> tuple[float, float]:
     """Forward and backward FLOPs of a module without its `idle` parts.
 
+    Children are assumed to run in the order of registration, except that those of a mixture have the same input, and
+    that the matrix `out` of an attention comes last.
+
     entered  whether the module's input needs a gradient
-    Children follow one another in the order of registration, except that those of a mixture have the same input, and
-    that the matrix `out` of an attention comes after the attention itself.
+    idle     ids of output layers that are not read
     """
     parameters = dict(module.named_parameters(recurse=False))
     matrices = {name: p for name, p in parameters.items() if p.dim() > 1 and not name.endswith((A, B, M))}
@@ -142,7 +146,7 @@ def _cost(module: nn.Module, time: int, entered: bool, idle: Collection[int] = (
 
 
 def _matrices(sizes: list[tuple[int, bool]], share: float, entered: bool) -> tuple[float, float]:
-    """FLOPs of products one after another, from (size, trained) of each matrix, of which a token visits `share`."""
+    """FLOPs of consecutive matrix products, from (size, trained) of each matrix, of which a token visits `share`."""
     forward = backward = 0.0
     for size, trained in sizes:
         forward += 2.0 * share * size

@@ -11,7 +11,7 @@ from torch import Tensor
 from kleiber.types.batch import Batch
 from kleiber.types.model import Model
 
-Settings = tuple[float, int | None, float | None, torch.Generator | None]  # of `sample`
+Settings = tuple[float, int | None, float | None, torch.Generator | None]  # arguments of `sample`
 
 
 @torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again at every length
@@ -28,14 +28,14 @@ def generate(
 ) -> Int[Tensor, "batch longer"]:
     """The prompts, each followed by `max_new_tokens` sampled tokens. Raises ValueError for a bidirectional model.
 
-    When the context is full, the model continues from the last half of it. A window that moves by a single token would
-    have to be computed again for every token, since cached keys depend on the tokens that leave it.
+    When the context is full, the model continues with the last half of it as its prompt. A window that moved by one
+    token would have to be computed again for every token, because cached keys depend on the tokens that leave it.
 
     temperature  0 takes the most probable token
     top_k  keeps the k most probable tokens; None keeps all
     top_p  keeps the smallest set of tokens whose probability reaches it (Holtzman et al. 2019, arXiv:1904.09751)
-    real   False on padding, which stands on the left of shorter prompts: see `left_padded`
-    eos    a row that has sampled this token repeats it, and generation ends when every row has
+    real   False on padding, which is on the left of shorter prompts (see `left_padded`)
+    eos    a row that has sampled this token repeats it; generation ends when all rows have sampled it
     """
     _check(model, prompt_ids, max_new_tokens, temperature, top_k, top_p)
     was_training = model.training
@@ -109,7 +109,7 @@ def _check(
     model: Model, ids: Tensor, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
     if not model.causal:
-        raise ValueError("a bidirectional model cannot generate: use a causal model, such as model=gpt or model=moe")
+        raise ValueError("this model is not causal, so it cannot generate: use model=gpt or model=moe")
     if ids.shape[1] < 1:
         raise ValueError("the prompt is empty: it needs at least one token, such as the tokenizer's eos")
     if max_new_tokens < 0 or temperature < 0:

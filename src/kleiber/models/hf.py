@@ -1,7 +1,7 @@
 """Hugging Face models as transformers builds them: causal and masked language models, and encoders without a head.
 
-Weights come from a folder (safetensors only) or are random, in any configuration; code in a folder is never run.
-Packed segments are not supported, and mixture models train without a balance loss, as they do in transformers.
+Weights come from a folder (safetensors only) or are random, in any configuration. Code in a folder is never run. Packed
+segments are not supported, and mixtures of experts train without a balance loss, as they do in transformers.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from kleiber.types import Json
 from kleiber.types.batch import Batch, Output, Role
 from kleiber.types.model import DecodingCache, Model
 
-TransformersCache = Any  # whose layers hold keys and values, except those of linear attention
+TransformersCache = Any  # a cache of transformers, imported late; its layers hold keys and values
 SPECIALS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "decoder_start_token_id")
 
 
 class HFModel(Model):
     """The model `inner`, as transformers builds it, in standard parametrization.
 
-    vocab_size  number of token ids of the corpus; a pretrained model must have as many
+    vocab_size  number of token ids of the corpus, which must be that of a pretrained model
     path        a folder, a name on the hub, or with random weights also a model type (bert, gpt2, llama, ...)
     weights     pretrained, or random, drawn as transformers does for a model from scratch
     config      settings that replace those of the model's config, such as {hidden_size: 128}
-    depth       number of layers, the first ones of a pretrained model; null: all
+    depth       number of layers: the first ones of a pretrained model; null: all
     context     longest row, in tokens
     """
 
@@ -58,13 +58,15 @@ class HFModel(Model):
             for name in SPECIALS:  # ids of another vocabulary; masks mark the padding
                 if hasattr(settings, name):
                     setattr(settings, name, None)
-        if setting(settings, "is_encoder_decoder") or setting(settings, "num_attention_heads") is None:
-            raise ValueError(f"model.path={path}: {settings.model_type} must be a decoder or an encoder with attention")
+        if setting(settings, "is_encoder_decoder") or not setting(settings, "num_attention_heads"):
+            raise ValueError(
+                f"model.path={path} is a {settings.model_type}, which must be a decoder or an encoder with attention"
+            )
         auto = _auto(settings)
         with _quiet():
             self.inner, missing = _build(auto, settings, folder, path)
         longest = setting(settings, "max_position_embeddings")
-        if longest is not None and 0 < longest < context:
+        if 0 < longest < context:
             raise ValueError(f"model.context={context} must be <= {longest}, the positions of model.path={path}")
         rows = self.embedding.weight.shape[0]
         if vocab_size != rows:
@@ -87,7 +89,7 @@ class HFModel(Model):
         self._head = find_head(self.inner, whole, path)
 
     def _only_tied(self, missing: list[str]) -> bool:
-        """Whether all missing weights are names of the embedding, to which they are tied."""
+        """Whether all missing weights are tied to the embedding."""
         table = self.embedding.weight
         return all(p is table for n, p in self.inner.named_parameters(remove_duplicate=False) if n in missing)
 
@@ -102,11 +104,13 @@ class HFModel(Model):
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The layers: the list of modules whose length is the depth."""
+        """The layers: the list of modules whose length is the depth. Raises ValueError where there is none."""
         depth = self.config.num_hidden_layers
         lists = [m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
         if not lists:
-            raise ValueError(f"a {self.config.model_type} has no list of its {depth} layers: leave out adapter")
+            raise ValueError(
+                f"a {self.config.model_type} has no list of its {depth} layers, which adapters need: set adapter=null"
+            )
         return lists[0]
 
     @property
@@ -114,9 +118,11 @@ class HFModel(Model):
         return self._head
 
     def forward(self, batch: Batch, caches: HFCache | None = None) -> Output:
-        """Hidden states as the output layer reads them. Raises ValueError for packed segments and too long rows."""
+        """The hidden states. Raises ValueError for packed segments, and for rows longer than the context."""
         if batch.segments is not None:
-            raise ValueError("model=hf attends over whole rows: data that packs documents into rows needs model=gpt")
+            raise ValueError(
+                "model=hf attends to whole rows, across the documents that this data packs into a row: use model=gpt"
+            )
         past = 0 if caches is None else len(caches)
         if past + batch.tokens.shape[1] > self.context:
             raise ValueError(f"{past + batch.tokens.shape[1]} tokens in a row exceed model.context={self.context}")
@@ -143,13 +149,13 @@ class HFModel(Model):
                 parameter.requires_grad_(False)
 
     def roles(self) -> dict[str, Role]:
-        """The role of every parameter, for its weight decay: in standard parametrization all rates are the same."""
+        """The role of every parameter, which sets its weight decay; all learning rates are the same."""
         lookups = {id(m.weight) for m in self.inner.modules() if isinstance(m, nn.Embedding)}
         outputs = {id(matrix) for matrix in self.vocabulary()[1:]}
         return {n: _role(n, p, id(p) in lookups, id(p) in outputs) for n, p in self.named_parameters()}
 
     def vocabulary(self) -> list[Tensor]:
-        """The matrices over the vocabulary: embedding and output layer, the same matrix twice where they are tied."""
+        """The embedding and the matrix of the output layer, if there is one; the same matrix twice if they are tied."""
         output = self.inner.get_output_embeddings()
         return [self.embedding.weight] + ([output.weight] if output is not None else [])
 
@@ -160,8 +166,9 @@ class HFModel(Model):
     def forward_flops(self, time: int, read: Collection[str] = ()) -> float:
         """Approximate forward FLOPs per token: 2 per weight that a token visits, 4 per channel and pair in each layer.
 
-        read  names of the task heads that are read in place of what lies outside the backbone
-        Windows of attention are not taken into account, nor operations other than products.
+        Windows of attention and operations other than matrix products are not taken into account.
+
+        read  names of the task heads that are read in place of the layers outside of the backbone
         """
         roles, inside = self.roles(), {id(parameter) for parameter in self.backbone.parameters()}
         visited = sum(
@@ -180,7 +187,7 @@ class HFModel(Model):
         return 2.0 * visited + heads + attention
 
     def _share(self, name: str) -> float:
-        """The share of a parameter that a token visits: k of the experts, all of any other parameter."""
+        """The share of a parameter that a token visits: k of the experts, and all of any other parameter."""
         if "experts" not in name.split("."):
             return 1.0
         total = setting(self.config, "num_local_experts") or setting(self.config, "num_experts", 1)
@@ -191,7 +198,7 @@ class HFModel(Model):
 
 
 class HFCache(DecodingCache):
-    """A cache of transformers, and which of its positions are real."""
+    """A cache of transformers, with the mask of its real positions."""
 
     def __init__(self, config: PretrainedConfig) -> None:
         from transformers import DynamicCache
@@ -218,7 +225,7 @@ def _role(name: str, parameter: Tensor, lookup: bool, output: bool) -> Role:
 
 
 def _auto(settings: PretrainedConfig) -> Literal["CausalLM", "MaskedLM", ""]:
-    """The family of auto classes of transformers: that of the class that was saved, else masked where that exists."""
+    """The auto class of transformers: that of the saved class, else MaskedLM where the model type has it."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -242,7 +249,7 @@ def _build(auto: str, settings: PretrainedConfig, folder: Path | None, path: str
             model = kind.from_config(settings, trust_remote_code=False, dtype=torch.float32)
         except Exception as error:  # of several types, by validators of transformers
             raise ValueError(f"model.path={path} cannot be built with this model.config: {error}") from None
-        for module in model.modules():  # RoBERTa counts positions from the id of padding, which is None here
+        for module in model.modules():  # RoBERTa numbers positions from the id of padding, which is None here
             if not isinstance(module, nn.Embedding) and vars(module).get("padding_idx", 0) is None:
                 module.padding_idx = -1
         return model, []
@@ -256,7 +263,7 @@ def _build(auto: str, settings: PretrainedConfig, folder: Path | None, path: str
     if lacking:
         names = ", ".join(lacking[:3])
         raise ValueError(
-            f"model.path={path} has no weights for {names}: download it again, or use model.weights=random"
+            f"model.path={path} has no weights for {names}: download the model again, or set model.weights=random"
         )
     return model.train(), list(info["missing_keys"])
 
@@ -269,7 +276,7 @@ def _outside(model: PreTrainedModel, name: str, backbone: int) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the report of loaded and missing weights of transformers: what matters raises an error here."""
+    """Silences the reports of transformers on loaded and missing weights, which are checked here instead."""
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,6 +1,6 @@
-"""Configs of Hugging Face models: where a model's folder is, and our `model` node for its config.json.
+"""Configs of Hugging Face models: the folder of a model, and the `model` node of kleiber for its config.json.
 
-Nothing here imports torch, so that a run's config is composed before torch is loaded.
+Nothing here imports torch, so that a run's config can be composed without it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from kleiber.config import hub
 from kleiber.config.errors import did_you_mean
 from kleiber.types import Config, Json
 
-# Classes of transformers, which is imported late; their attributes depend on the type of model.
+# Classes of transformers, which is imported late. Their attributes depend on the type of the model.
 PretrainedConfig = Any
 PreTrainedModel = Any
 
 KINDS = {"llama": (False, False), "qwen3": (True, False), "mixtral": (False, True), "qwen3_moe": (True, True)}
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
-DEFAULTS: dict[str, Json] = {  # of transformers, for keys that a file leaves out; a test compares them
+DEFAULTS: dict[str, Json] = {  # defaults of transformers for keys that are not in config.json; a test compares them
     "llama": {"rope_theta": 1e4, "rms_norm_eps": 1e-6, "num_key_value_heads": None},
     "qwen3": {
         "rope_theta": 1e4, "rms_norm_eps": 1e-6, "num_key_value_heads": 32, "head_dim": 128,
@@ -37,9 +37,9 @@ FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
 def model_folder(name: str, key: str = "model.path") -> Path:
-    """The folder of a model: `name` itself, its copy below $KLEIBER_DATA, or that of the hub, without pickles.
+    """The folder of a model: `name` itself, its copy below $KLEIBER_DATA, or a download of the hub without pickles.
 
-    Raises ValueError where there is none, naming the config key, within ten seconds.
+    Raises ValueError, which names the config key, where there is no such model; it takes at most ten seconds.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -51,19 +51,19 @@ def model_folder(name: str, key: str = "model.path") -> Path:
 
 def _downloaded(name: str, key: str) -> Path:
     if not hub.is_name(name):
-        raise ValueError(f"{key}={name} is neither a folder nor the name of a model on the hub (owner/name)")
+        raise ValueError(f"{key}={name} must be a folder, or the name of a model on the hub (owner/name)")
     from huggingface_hub import snapshot_download
 
     online = hub.reachable()
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=not online))
     except Exception as error:  # many kinds, of several libraries
-        why = str(error).splitlines()[0] if online else "the hub cannot be reached, and no local copy exists"
+        why = str(error).splitlines()[0] if online else "the hub cannot be reached, and there is no local copy"
         raise ValueError(f"{key}={name}: {why}; you can also pass a local folder, {key}=FOLDER") from error
 
 
 def read_config(folder: Path) -> Json:
-    """The content of config.json. Raises ValueError where it is no JSON object."""
+    """The content of config.json. Raises ValueError where it is not a JSON object."""
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -85,20 +85,22 @@ def _require(folder: Path, config: Config, keys: Sequence[str]) -> None:
     for key in keys:
         if not isinstance(config.get(key), int):
             value = f"{key}={config[key]!r}" if key in config else f"a missing {key}"
-            raise ValueError(f"{folder / 'config.json'}: {value} must be an integer, the one of the weights")
+            raise ValueError(f"{folder / 'config.json'}: {value} must be an integer, that of the weights")
 
 
 def hf_tokenizer(folder: Path) -> str:
-    """The value of `data.tokenizer` that gives the model's token ids. Raises ValueError where the folder has none."""
+    """The value of `data.tokenizer` for the model in the folder. Raises ValueError where it has no tokenizer.json."""
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json: set data.tokenizer to the tokenizer of the model")
+        raise ValueError(f"{folder} has no tokenizer.json: set data.tokenizer to the tokenizer of this model")
     return str(folder)
 
 
 def hf_model_node(folder: Path, context: int | None = None) -> Json:
-    """Our `model` node for a Llama, Qwen3, Mixtral or Qwen3-MoE folder, in standard parametrization.
+    """The `model` node of kleiber for a Llama, Qwen3, Mixtral or Qwen3-MoE folder, in standard parametrization.
 
-    It has no vocab_size, which is that of the run's tokenizer. Raises ValueError for what our model cannot represent.
+    It has no vocab_size, which is that of the run's tokenizer. Raises ValueError for settings that kleiber's
+    Transformer cannot represent.
+
     context  longest row, in tokens; None: the longest of the folder's model
     """
     folder = folder.expanduser()
@@ -138,7 +140,7 @@ def hf_model_node(folder: Path, context: int | None = None) -> Json:
 
 
 def _with_experts(folder: Path, config: Json) -> Json:
-    """The config with `num_local_experts`, which versions of transformers name differently."""
+    """The config with `num_local_experts`, which some versions of transformers call `num_experts`."""
     number = config.get("num_experts", config.get("num_local_experts"))
     config = config if number is None else config | {"num_local_experts": number}
     size = () if config["model_type"] == "mixtral" else ("moe_intermediate_size",)
@@ -147,14 +149,14 @@ def _with_experts(folder: Path, config: Json) -> Json:
 
 
 def _rope(config: Config) -> Json:
-    """Rotary settings, in the keys of version 5 of transformers or of earlier ones."""
+    """The rotary settings, from the keys of transformers 5 or of earlier versions."""
     settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = settings.get("rope_type", settings.get("type", "default"))
     return {"rope_theta": config["rope_theta"]} | settings | {"rope_type": kind}
 
 
 def check_convertible(config: Config) -> None:
-    """Raises ValueError for settings that our model cannot represent exactly, naming the key."""
+    """Raises ValueError, which names the key, for settings that kleiber's Transformer cannot represent exactly."""
     heads, width = config["num_attention_heads"], config["hidden_size"]
     windowed = config.get("use_sliding_window", True) and config.get("sliding_window") is not None
     wrong = {
@@ -172,7 +174,7 @@ def check_convertible(config: Config) -> None:
 
 
 def _experts(config: Config) -> Json:
-    """The node of the MLPs: experts on every n-th layer, with dense MLPs of our default size between them."""
+    """The node of the MLPs: experts on every n-th layer, and dense MLPs of the default size on the others."""
     node = {"_target_": "kleiber.nn.interleaved_moe", "_partial_": True, "num_shared": 0}
     router, every = "TopK", 1
     if config["model_type"] == "mixtral":
@@ -185,7 +187,7 @@ def _experts(config: Config) -> Json:
 
 
 def _every(config: Config) -> int:
-    """The n for which every n-th layer holds experts. Raises ValueError where there is none."""
+    """The n for which exactly every n-th layer has experts. Raises ValueError where there is no such n."""
     depth, step = config["num_hidden_layers"], config["decoder_sparse_step"]
     dense = set(config.get("mlp_only_layers") or ())
     sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(depth)]
@@ -200,7 +202,7 @@ def _every(config: Config) -> int:
 
 
 def configuration(path: str, weights: str, changes: Config) -> tuple[PretrainedConfig, Path | None]:
-    """The config of a model with `changes`, and the folder of its weights, None for random ones.
+    """The config of a model with `changes`, and the folder of its weights (None for random weights).
 
     Raises ValueError for unknown settings and for models whose code is not part of transformers.
     """
@@ -213,13 +215,13 @@ def configuration(path: str, weights: str, changes: Config) -> tuple[PretrainedC
     kind = str(content.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise ValueError(
-            f"model.path={path} has model_type={kind}, which is not part of transformers: code in a folder is never run"
+            f"model.path={path} has model_type={kind}, which is not part of transformers; code in a folder is never run"
         )
     plain = CONFIG_MAPPING[kind]()
     names = plain.to_dict().keys() | plain.attribute_map.keys()
     for name in changes:
         if name not in names:
-            raise ValueError(f"model.config.{name} is no setting of {kind}.{did_you_mean(name, names)}")
+            raise ValueError(f"model.config.{name} is not a setting of {kind}.{did_you_mean(name, names)}")
     try:
         settings = CONFIG_MAPPING[kind].from_dict(_cut({**content, **changes}))
     except Exception as error:  # of several types, by validators of transformers
@@ -228,12 +230,16 @@ def configuration(path: str, weights: str, changes: Config) -> tuple[PretrainedC
 
 
 def _cut(settings: Json) -> Json:
-    """The settings with lists of an entry per layer cut to the number of layers."""
+    """The settings, with lists that have one entry per layer cut to the number of layers."""
     depth = settings.get("num_hidden_layers")
     lists = {name: settings[name] for name in PER_LAYER if isinstance(settings.get(name), list)}
     return settings | {name: entries[:depth] for name, entries in lists.items()}
 
 
-def setting(config: PretrainedConfig, name: str, default: Any = None) -> Any:
-    """A setting by its common name, which a type of model may spell differently, or `default` where it has none."""
-    return getattr(config, name, default)
+def setting(config: PretrainedConfig, name: str, default: int | float = 0) -> int | float:
+    """A number of the config by its common name, which the type of the model may spell differently.
+
+    default  the value where the config has no such setting, or has it as null
+    """
+    value = getattr(config, name, None)
+    return default if value is None else value

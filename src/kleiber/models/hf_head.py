@@ -1,7 +1,7 @@
 """The output layer of a Hugging Face model as a single matrix, the form in which a loss reads it.
 
-What an encoder computes between its hidden states and the matrix is `features`; a bias becomes a column of the matrix
-that a constant 1 multiplies. When the head is built, its logits are compared with the model's on a few tokens.
+`features` are what an encoder computes between its hidden states and the matrix. A bias becomes a column of the matrix,
+multiplied by a constant 1. When the head is built, its logits are compared with the model's on a few tokens.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from kleiber.models.hf_config import PreTrainedModel, setting
 from kleiber.types.model import Head
 
 Transform = Callable[[Tensor], Tensor]
-ModelOutput = Any  # of transformers, with the fields of each kind of model
+ModelOutput = Any  # an output of transformers, whose fields depend on the type of the model
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Modules and functions in sequence; as data, so that the copy of a model refers to its own modules."""
+    """Applies modules and functions in sequence. It holds them as data, so that a copy of a model refers to its own."""
 
     steps: Sequence[Transform]
 
@@ -55,7 +55,7 @@ class HFHead(Head):
 
 
 class NoHead(Head):
-    """Stands for the output layer of a model that has none: raises ValueError with the reason where a loss reads it."""
+    """Replaces the output layer of a model that has none; reading it raises ValueError with the reason."""
 
     def __init__(self, why: str) -> None:
         self.why = why
@@ -74,28 +74,28 @@ class NoHead(Head):
 def find_head(inner: PreTrainedModel, whole: bool, path: str) -> HFHead | NoHead:
     """The output layer of a language model, or a `NoHead` with the reason why there is none.
 
-    whole  whether the weights of the output layer are there
+    whole  whether the model has weights of the output layer
     """
     if not whole:
         return NoHead(
-            f"model.path={path} has no weights of an output layer over tokens, so it has no language-model loss: "
+            f"model.path={path} has no weights of an output layer over tokens, so no loss over tokens can be computed: "
             "use objective=classify, which trains its own heads, or model.weights=random"
         )
     linear = inner.get_output_embeddings()
     if not isinstance(linear, nn.Linear):
         return NoHead(f"model.path={path} is a {inner.config.model_type}, whose output layer is not a single matrix")
-    head = HFHead(linear, _transform(inner), setting(inner.config, "final_logit_softcapping"))
+    head = HFHead(linear, _transform(inner), setting(inner.config, "final_logit_softcapping") or None)
     hidden = _output(inner.base_model, inner, path).last_hidden_state
     logits = _output(inner, inner, path).logits
     if not _agrees(head, hidden, logits):
-        return NoHead(f"model.path={path} is a {inner.config.model_type}, whose output layer is of an unsupported form")
+        return NoHead(f"model.path={path} is a {inner.config.model_type}, whose output layer has an unsupported form")
     return head
 
 
 def _transform(inner: PreTrainedModel) -> Transform | None:
     """What an encoder applies before the matrix; None where the matrix is applied to the hidden states themselves.
 
-    Every architecture has other names: BERT, ELECTRA, ModernBERT, RoBERTa, DistilBERT, ALBERT.
+    The names differ between BERT, ELECTRA, ModernBERT, RoBERTa, DistilBERT and ALBERT.
     """
     modules = dict(inner.named_modules(remove_duplicate=False))
     if "cls.predictions" in modules:
@@ -114,7 +114,7 @@ def _transform(inner: PreTrainedModel) -> Transform | None:
 
 
 def reads_ahead(inner: PreTrainedModel, path: str) -> bool:
-    """Whether hidden states depend on later tokens, measured on two rows that differ in the last token only."""
+    """Whether hidden states depend on later tokens, measured on two rows that differ only in the last token."""
     hidden = _output(inner.base_model, inner, path).last_hidden_state
     earlier, last = ((hidden[0, place] - hidden[1, place]).abs().max() for place in (0, 1))
     return bool(earlier > 1e-5 * last)
@@ -122,9 +122,9 @@ def reads_ahead(inner: PreTrainedModel, path: str) -> bool:
 
 @torch.no_grad()
 def _output(module: PreTrainedModel, inner: PreTrainedModel, path: str) -> ModelOutput:
-    """The output of the model, or of a part of it, for two rows of two tokens, of which the first is the same.
+    """The output of the model, or of a part of it, for two rows of two tokens that differ only in the second token.
 
-    Raises ValueError where it does not run. Id 0 and that of padding are not used: their embeddings may be 0.
+    Raises ValueError where the model does not run. Id 0 and the id of padding are not used: their embeddings may be 0.
     """
     table, training = inner.get_input_embeddings().weight, inner.training
     padding = setting(inner.config, "pad_token_id")
@@ -140,7 +140,7 @@ def _output(module: PreTrainedModel, inner: PreTrainedModel, path: str) -> Model
 
 @torch.no_grad()
 def _agrees(head: HFHead, hidden: Tensor, logits: Tensor) -> bool:
-    """Whether the head gives the logits of the model; False where those are all 0, which shows nothing."""
+    """Whether the head gives the logits of the model; False where all logits are 0, which proves nothing."""
     size = float(logits.abs().max())
     try:
         return size > 0 and torch.allclose(head(hidden), logits, atol=1e-4 * size, rtol=1e-4)

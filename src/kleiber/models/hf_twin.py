@@ -1,16 +1,18 @@
-"""Conversion of a Transformer to a Hugging Face model of equal logits, its twin, and back.
+"""Conversion of a Transformer to a Hugging Face model with equal logits, its twin, and back.
 
     dense, no QK-norm  LlamaForCausalLM        dense, QK-norm  Qwen3ForCausalLM
     experts, no QK-norm  MixtralForCausalLM    experts, QK-norm  Qwen3MoeForCausalLM
 
-Multipliers are folded into weights, which is exact because each stands beside a linear map or a gain: the attention
-scale into the queries (or their gain), the residual weight into the projections, the embedding multiplier into the
-table, the output multiplier into the final gain. Windows, soft-caps, shared experts and GELU have no twin: ValueError.
+Multipliers are folded into weights, which is exact because each one is next to a linear map or a gain: the attention
+scale goes into the queries (or their gain), the residual weight into the projections, the embedding multiplier into the
+table, and the output multiplier into the final gain. Models with windows, soft-caps, shared experts or GELU have no
+twin, and converting them raises ValueError.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,12 +20,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kleiber.models.hf_config import DEFAULTS, KINDS, PretrainedConfig, PreTrainedModel, check_convertible, setting
+from kleiber.models.hf_config import DEFAULTS, KINDS, PretrainedConfig, PreTrainedModel, check_convertible
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.mlp import SwiGLU
 from kleiber.nn.moe import MoE
-from kleiber.nn.mup import Factory, Site, StandardParametrization
+from kleiber.nn.mup import Site, StandardParametrization
 from kleiber.nn.routers.topk import Switch, TokenChoice, TopK
 from kleiber.types import Json
 from kleiber.types.model import MLP, Attention
@@ -34,19 +36,18 @@ State = dict[str, Tensor]
 def to_hf(
     model: Transformer, bos: int | None = None, eos: int | None = None, pad: int | None = None
 ) -> PreTrainedModel:
-    """The Hugging Face twin of `model`, on the CPU, in its precision. Raises ValueError where there is none.
+    """The Hugging Face twin of `model`, on the CPU, in the same precision. Raises ValueError where there is none.
 
     bos, eos, pad  token ids for its config
     """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
     _check(model)
-    qk_norm, experts = _attention(model).q_norm is not None, _mixtures(model)
-    kind = next(kind for kind, parts in KINDS.items() if parts == (qk_norm, bool(experts)))
-    options = _config(model) | _expert_config(model, qk_norm)
-    options |= {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
+    qk_norm, experts = _attention(model).q_norm is not None, bool(_mixtures(model))
+    kind = next(kind for kind, parts in KINDS.items() if parts == (qk_norm, experts))
+    tokens: Json = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
     with torch.random.fork_rng(devices=[]):
-        config = CONFIG_MAPPING[kind](**options)
+        config = CONFIG_MAPPING[kind](**_config(model), **_expert_config(model, qk_norm), **tokens)
         build: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         twin = build(config)
     twin.to(model.embedding.weight.dtype).load_state_dict(_export(model), strict=True)
@@ -56,7 +57,8 @@ def to_hf(
 def from_hf(twin: PreTrainedModel, context: int | None = None) -> Transformer:
     """The Transformer with the weights of a Llama, Qwen3, Mixtral or Qwen3-MoE model, in standard parametrization.
 
-    Raises ValueError for another architecture.
+    Raises ValueError for other architectures.
+
     context  longest row, in tokens; None: the twin's `max_position_embeddings`
     """
     config = twin.config
@@ -85,7 +87,7 @@ def from_hf(twin: PreTrainedModel, context: int | None = None) -> Transformer:
 
 
 def load_hf(model: Transformer, folder: Path) -> None:
-    """Loads the safetensors weights of a Hugging Face folder into `model`, built from the folder's `hf_model_node`.
+    """Loads the safetensors weights of a Hugging Face folder into `model`, which was built by its `hf_model_node`.
 
     Raises ValueError where names or shapes differ, and for a parametrization other than the standard one.
     """
@@ -101,8 +103,8 @@ def load_hf(model: Transformer, folder: Path) -> None:
 def read_folder(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The causal model of a folder with safetensors; code and pickles in the folder are never opened.
 
-    Raises ValueError, naming the folder, for damaged, missing or surplus weights, which transformers would replace by
-    random numbers or drop.
+    Raises ValueError, which names the folder, for damaged, missing or surplus weights; transformers would replace
+    missing ones by random numbers and ignore surplus ones.
     """
     from transformers import AutoModelForCausalLM
 
@@ -118,8 +120,8 @@ def read_folder(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedM
         raise ValueError(f"{folder} has no weights for {', '.join(missing[:3])}: download the model again")
     if surplus:
         raise ValueError(
-            f"{folder} has weights for {', '.join(surplus[:3])}, which a {twin.config.model_type} with its config.json "
-            "lacks: the config is of another model"
+            f"{folder} has weights for {', '.join(surplus[:3])}, which the {twin.config.model_type} of its config.json "
+            "does not have: config.json and the weights are of different models"
         )
     return twin
 
@@ -135,18 +137,16 @@ def _mixtures(model: Transformer) -> list[MoE]:
 
 
 def _check(model: Transformer) -> None:
-    """Raises ValueError for what no twin can represent."""
+    """Raises ValueError for a model that no twin can represent."""
     for block in model.blocks:
         if type(block.attention) is not FullAttention:
             raise ValueError(f"{type(block.attention).__name__} has no Hugging Face twin: use model/attention=full")
         if not isinstance(block.mlp, SwiGLU | MoE):
             raise ValueError(f"{type(block.mlp).__name__} has no Hugging Face twin: use model/mlp=swiglu or moe")
     if not model.causal:
-        raise ValueError("a bidirectional model has no Hugging Face twin: twins are causal")
+        raise ValueError("a model that is not causal has no Hugging Face twin")
     if model.head.soft_cap is not None:
-        raise ValueError(
-            f"model.soft_cap={model.head.soft_cap} has no Hugging Face twin: train with model.soft_cap=null"
-        )
+        raise ValueError(f"model.soft_cap={model.head.soft_cap} has no Hugging Face twin: set model.soft_cap=null")
     for moe in _mixtures(model):
         if moe.shared is not None:
             raise ValueError("shared experts have no Hugging Face twin: use model.mlp.num_shared=0")
@@ -190,8 +190,8 @@ def _expert_config(model: Transformer, qk_norm: bool) -> Json:
         }
     if raw or not all(sparse):
         raise ValueError(
-            "Mixtral has experts in every layer, with weights that sum to 1: use model/router=topk and "
-            "model.mlp.every=1, or model.qk_norm=true"
+            "the Hugging Face twin, Mixtral, has experts in every layer, with weights that sum to 1: use "
+            "model/router=topk and model.mlp.every=1, or model.qk_norm=true for a Qwen3-MoE"
         )
     return {"num_local_experts": first.num_experts, "num_experts_per_tok": first.k, "sliding_window": None}
 
@@ -243,17 +243,17 @@ def _export_mlp(mlp: MLP, residual: float) -> State:
     return {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up, "mlp.down_proj.weight": mlp.down.weight * residual}
 
 
-def _expert_factory(config: PretrainedConfig) -> Factory:
+def _expert_factory(config: PretrainedConfig) -> Callable[[Site], MLP]:
     """A factory of the MLPs of a Mixtral or Qwen3-MoE model, dense ones included."""
     mixtral = config.model_type == "mixtral"
-    number, size = ("num_local_experts", "intermediate_size") if mixtral else ("num_experts", "moe_intermediate_size")
-    sizes = {"num_experts": setting(config, number), "k": config.num_experts_per_tok, "hidden": setting(config, size)}
+    hidden = config.intermediate_size if mixtral else config.moe_intermediate_size
+    num_experts = config.num_local_experts if mixtral else config.num_experts
     router = TopK if mixtral or config.norm_topk_prob else Switch
 
     def layer(site: Site) -> MLP:
         if not mixtral and (site.layer in config.mlp_only_layers or (site.layer + 1) % config.decoder_sparse_step):
             return SwiGLU(site, config.intermediate_size)
-        return MoE(site, router=router, **sizes)
+        return MoE(site, num_experts, config.num_experts_per_tok, hidden=hidden, router=router)
 
     return layer
 

@@ -5,7 +5,7 @@ It may be causal or bidirectional, dense or with experts, depending on the facto
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kleiber.nn.attention import Cache, FullAttention
 from kleiber.nn.mlp import RMSNorm, SwiGLU
-from kleiber.nn.mup import Factory, MuP, Site
+from kleiber.nn.mup import MuP, Site
 from kleiber.types.batch import Batch, Output, Role
 from kleiber.types.model import MLP, Attention, DecodingCache, Head, Layer, LayerCache, Model, Parametrization
 
@@ -62,14 +62,14 @@ class TaskHead(Layer):
 
 
 class Transformer(Model):
-    """x += r attention(norm(x)); x += r mlp(norm(x)); RMSNorm before the head. Touvron et al. 2023, arXiv:2302.13971.
+    """Blocks of x += r attention(norm(x)) and x += r mlp(norm(x)), then RMSNorm. Touvron et al. 2023, arXiv:2302.13971.
 
     depth, width     number of blocks, and channels of the stream; width null: aspect * depth
     context          longest row, in tokens
     mlp, attention   factories, called once per layer with its `Site`
-    num_heads, num_kv_heads, qk_norm, rope_theta  options of the attention; null leaves its default
+    num_heads, num_kv_heads, qk_norm, rope_theta  options of the attention; null takes its default
     parametrization  initial scales, multipliers and learning-rate factors
-    tied             the head uses the embedding's matrix
+    tied             whether the head uses the embedding's matrix
     soft_cap         bound of the logits, or null
     """
 
@@ -84,8 +84,8 @@ class Transformer(Model):
         context: int = 256,
         num_heads: int | None = None,
         num_kv_heads: int | None = None,
-        mlp: Factory = SwiGLU,
-        attention: Factory = FullAttention,
+        mlp: Callable[..., MLP] = SwiGLU,
+        attention: Callable[..., Attention] = FullAttention,
         parametrization: Parametrization = MuP(),  # noqa: B008 (frozen)
         tied: bool = True,
         causal: bool = True,
@@ -116,7 +116,10 @@ class Transformer(Model):
         self.heads = nn.ModuleDict()
 
     def forward(self, batch: Batch, caches: KeyValueCache | None = None) -> Output:
-        """Hidden states after the final norm, and the layers' auxiliary sums. Raises ValueError for too long rows."""
+        """Hidden states after the final norm, and the layers' auxiliary sums.
+
+        Raises ValueError for rows longer than the context, cached positions included.
+        """
         time, past = batch.tokens.shape[1], 0 if caches is None else len(caches)
         if past + time > self.context:
             raise ValueError(f"{past + time} tokens in a row exceed model.context={self.context}")
@@ -142,12 +145,15 @@ class Transformer(Model):
             self.heads[name] = TaskHead(self.width, outputs, self.parametrization.output(self.width).multiplier)
 
     def leave_out_head(self) -> None:
-        """Stops training the output matrix over tokens; a tied one stays trainable, as the embedding."""
+        """Stops training the output matrix over tokens; a tied matrix is still trained, as the embedding."""
         if not self.tied:
             self.head.weight.requires_grad_(False)
 
     def rebalance(self, sums: Mapping[str, Tensor]) -> None:
-        """Passes the load of each layer's experts to its router. Raises ValueError where one needs it and has none."""
+        """Passes the load of each layer to its router.
+
+        Raises ValueError where a router needs a load that is not reported.
+        """
         for layer, block in enumerate(self.blocks):
             block.mlp.rebalance(sums.get(f"load/{layer}"))
 
@@ -156,7 +162,7 @@ class Transformer(Model):
 
 
 class KeyValueCache(DecodingCache):
-    """One `Cache` per layer, with room for rows of `length` tokens."""
+    """One `Cache` per layer, for rows of `length` tokens."""
 
     def __init__(self, depth: int, length: int) -> None:
         super().__init__()
@@ -188,7 +194,7 @@ class Block(nn.Module):
 
 
 def roles(model: nn.Module) -> dict[str, Role]:
-    """Role of each parameter, by the `Layer`, linear layer or embedding that holds it; a shared one by the first."""
+    """The role of each parameter, from the first `Layer`, linear layer or embedding that holds it."""
     by_name: dict[str, Role] = {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for module in model.modules():

@@ -1,9 +1,9 @@
 """Upcycling: a mixture of experts initialized from a dense model, with every expert a copy of the dense MLP.
 
-Komatsuzaki et al. 2022, arXiv:2212.05055. Since all experts compute the same, the mixture first computes what the dense
-model does, provided that the weights of a token sum to 1 and experts are as wide as the dense MLP. Anything else raises
-ValueError: routers whose weights do not sum to 1 (switch, expert_choice, sinkhorn), shared experts, experts of another
-width, and experts that drop tokens. Only weights are copied, no optimizer state.
+Komatsuzaki et al. 2022, arXiv:2212.05055. As all experts are equal, the mixture at first computes the same function as
+the dense model, provided that the weights of a token sum to 1 and experts are as wide as the dense MLP. Other models
+raise ValueError: those with routers whose weights do not sum to 1 (switch, expert_choice, sinkhorn), with shared
+experts, with experts of another width, and with experts that drop tokens. Only weights are copied, no optimizer state.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from kleiber.types.model import Model
 
 
 def upcycle(state: dict[str, Tensor], model: Transformer, noise: float = 0.0, reset: float = 0.0) -> None:
-    """Loads the `state` of a dense Transformer into `model`, whose layers are dense or mixtures; routers are kept.
+    """Loads the `state` of a dense Transformer into `model`, in which some layers are mixtures; routers are not
+    changed.
 
     noise  standard deviation of Gaussian noise on the experts' weights, relative to that of the weights
     reset  share of the hidden units of each expert that are drawn again, with the standard deviation of the dense
            weights (Nakamura et al. 2025, arXiv:2502.19261)
 
-    With noise and reset at 0 the model computes what the dense one does. Draws come from PyTorch's generator. Raises
-    ValueError for models that cannot compute the same, naming the key to change.
+    With noise and reset at 0 the model computes the same function as the dense one. Random numbers come from PyTorch's
+    generator. Raises ValueError, which names the key to change, for models that cannot compute the same function.
     """
     if noise < 0 or not 0 <= reset <= 1:
         raise ValueError(f"init.noise={noise} must be >= 0, and init.reset={reset} from 0 to 1")
     mixtures = {f"blocks.{i}.mlp.": block.mlp for i, block in enumerate(model.blocks) if isinstance(block.mlp, MoE)}
     if not mixtures:
-        raise ValueError("init=upcycle needs a model with experts: use model=moe")
+        raise ValueError("init=upcycle needs a model with experts: set model=moe")
     plain = {name: value for name, value in state.items() if not name.startswith(tuple(mixtures))}
     target = model.state_dict()
     for name, value in plain.items():
         if name not in target or target[name].shape != value.shape:
             shape = tuple(target[name].shape) if name in target else "missing"
             raise ValueError(
-                f"init=upcycle: {name} has shape {tuple(value.shape)} in the checkpoint, {shape} in the model"
+                f"init=upcycle: {name} has shape {tuple(value.shape)} in the checkpoint and {shape} in the model"
             )
     missing = [name for name in target if name not in plain and not name.startswith(tuple(mixtures))]
     if missing:
@@ -52,7 +53,7 @@ def upcycle(state: dict[str, Tensor], model: Transformer, noise: float = 0.0, re
 
 
 def check_experts(moe: MoE, state: dict[str, Tensor], prefix: str) -> None:
-    """Raises ValueError where the weighted sum of copies of the dense MLP would not be the MLP."""
+    """Raises ValueError where the weighted sum of copies of the dense MLP would differ from the MLP."""
     name = f"{prefix}gate_up.weight"
     if name not in state:
         raise ValueError(f"init=upcycle: the checkpoint has no {name}: use a dense model with model/mlp=swiglu")
@@ -78,24 +79,24 @@ def check_experts(moe: MoE, state: dict[str, Tensor], prefix: str) -> None:
 
 
 def check_settings(dense: Model, model: Model) -> None:
-    """Raises ValueError where `model` would compute another function of the weights of `dense`, naming the key to set.
+    """Raises ValueError, which names the key to set, where equal weights of `dense` and `model` give other outputs.
 
-    Shapes cannot show it: numbers of heads, multipliers, rotary angles, norms and soft-caps are not weights.
+    Shapes of weights do not show that: numbers of heads, multipliers, rotary angles, norms and soft-caps are settings.
     """
     if not isinstance(dense, Transformer) or not isinstance(model, Transformer):
         other = model if isinstance(dense, Transformer) else dense
-        raise ValueError(f"init=upcycle converts model=gpt to model=moe, and a {type(other).__name__} is neither")
+        raise ValueError(f"init=upcycle converts model=gpt to model=moe, and cannot convert a {type(other).__name__}")
     actual = settings(model)
     for key, value in settings(dense).items():
         if actual.get(key) != value:
             raise ValueError(
-                f"init=upcycle: the dense run has {key}={value} and this model {actual.get(key)}, so it would compute "
-                f"another function of the weights: set {key}={value}"
+                f"init=upcycle: {key} is {value} in the dense run and {actual.get(key)} here, so the model would not "
+                f"compute the same function: set {key}={value}"
             )
 
 
 def settings(model: Transformer) -> Json:
-    """The settings, by key, that the function computed from a model's weights depends on; not initial scales."""
+    """The settings, by key, that determine the outputs for given weights; scales of the initial weights do not."""
     attention, kind = model.blocks[0].attention, model.parametrization
     values: Json = {"model/parametrization": type(kind).__name__.lower()}
     values |= {f"model.parametrization.{name}": value for name, value in vars(kind).items() if name != "std"}
@@ -123,7 +124,7 @@ def copy_dense(moe: MoE, gate_up: Tensor, down: Tensor, noise: float, reset: flo
 
 
 def reset_units(moe: MoE, expert: int, units: int) -> None:
-    """Draws `units` hidden units of an expert again: for each a column of gate and of up, and a row of down."""
+    """Redraws `units` hidden units of an expert: for each a column of gate, a column of up, and a row of down."""
     chosen = torch.randperm(moe.hidden)[:units].to(moe.experts.down.device)
     gate_up, down = moe.experts.gate_up[expert], moe.experts.down[expert]
     for columns in (chosen, chosen + moe.hidden):

@@ -1,6 +1,6 @@
 """Mixing across positions: full attention, a sliding window, or none, with rotary positions and a key-value cache.
 
-A mask is built once per forward pass for all layers, and only where the causal flag of the kernel is not enough.
+A model builds the mask once per forward pass for all layers, and only where the kernel's causal flag is not enough.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class FullAttention(Attention):
         mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch time dim"]:
+        """The change of the stream; see `Attention`. With a cache, `x` holds the positions after the cached ones."""
         batch, time, _ = x.shape
         past = len(cache) if cache is not None else 0
         q, k, v = self._heads(x, past)
@@ -118,7 +119,11 @@ class FullAttention(Attention):
         real: Bool[Tensor, "batch keys"] | None = None,
         segments: Int[Tensor, "batch time"] | None = None,
     ) -> Bool[Tensor, "#batch 1 time keys"] | None:
-        """As in `Attention`: None where the causal flag or nothing is enough, as for a single query after a cache."""
+        """See `Attention`. None where the kernel's causal flag suffices or nothing is masked.
+
+        A single query after a cache reads every key, so it needs no mask either. Raises ValueError for segments
+        together with a cache.
+        """
         banded = self._band(time, past, device)
         if real is None and segments is None:
             if banded is None and past > 0 and time > 1 and self.causal:
@@ -133,15 +138,15 @@ class FullAttention(Attention):
             allowed = allowed & (segments[:, :, None] == segments[:, None, :])
         if real is not None:
             allowed = allowed & real[:, None, :]
-        # A padded query reads itself: softmax over nothing is NaN, which would poison every gradient.
+        # A padded query reads itself: softmax over no keys is NaN, and the gradients would be NaN too.
         return (allowed | (_distance(time, past, device) == 0))[:, None]
 
     def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
-        """The mask that this kind of attention adds to causality, over real and padded keys alike: none."""
+        """The positions that this kind of attention may read, causality included; None where it adds no limit."""
         return None
 
     def flops(self, time: int) -> float:
-        """Scores and mixing: 4 FLOPs per channel and (query, key) pair that the mask allows, a mean over positions."""
+        """4 FLOPs per channel and (query, key) pair that the mask allows, averaged over the positions of a row."""
         return 4.0 * self.num_heads * self.head_dim * ((time + 1) / 2 if self.causal else time)
 
 
@@ -187,8 +192,8 @@ class WindowAttention(FullAttention):
 class NoMixing(Attention):
     """No mixing across positions: out(value(x)), attention in which every position reads itself only.
 
-    The control that shows how much a model gains from context. Options of attention raise ValueError: there are no
-    queries, keys or positions.
+    A control that shows how much a model gains from context. Raises ValueError for options of attention, because this
+    layer has no queries, keys or positions.
     """
 
     def __init__(
@@ -214,23 +219,25 @@ class NoMixing(Attention):
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch time dim"]:
+        """The change of the stream. Ignores the mask; a cache only counts the positions."""
         if cache is not None:
-            nothing = x.new_empty(x.shape[0], 1, x.shape[1], 0)
-            cache.extend(nothing, nothing)  # so that the cache knows its length
+            empty = x.new_empty(x.shape[0], 1, x.shape[1], 0)
+            cache.extend(empty, empty)  # so that the cache knows its length
         return self.out(self.value(x))
 
 
 def heads(width: int, num_heads: int | None, num_kv_heads: int | None) -> tuple[int, int, int]:
     """Number of query heads, number of key heads, and channels per head.
 
-    Raises ValueError where the numbers do not divide the width.
+    Raises ValueError unless `num_heads` divides the width and `num_kv_heads` divides `num_heads`.
+
     num_heads  None: heads of 64 channels, or two heads below width 128
     """
     if num_heads is None:
         num_heads = 2 if width < 128 else width // 64
         if width % num_heads or (width >= 128 and width % 64):
             raise ValueError(
-                f"model.width={width} is no multiple of 64: change it, or set model.num_heads to a divisor of it"
+                f"model.width={width} must be a multiple of 64, or set model.num_heads to a divisor of the width"
             )
     if num_heads < 1 or width % num_heads:
         raise ValueError(f"model.num_heads={num_heads} must divide model.width={width}")
@@ -249,13 +256,13 @@ def _causal(time: int, past: int, device: torch.device) -> Bool[Tensor, "time ke
 
 
 class Cache:
-    """Keys and values of one layer while decoding, with room for `length` positions.
+    """Keys and values of one layer while decoding, in buffers for `length` positions.
 
-    A step writes its own positions and copies no others; beyond `length` the room is doubled.
+    A step writes only its new positions. Buffers that are full are replaced by ones of twice the size.
     """
 
     def __init__(self, length: int = 0) -> None:
-        self.room, self.used = length, 0
+        self.capacity, self.used = length, 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
@@ -267,17 +274,18 @@ class Cache:
     ) -> tuple[Float[Tensor, "batch heads keys head_dim"], Float[Tensor, "batch heads keys head_dim"]]:
         """Adds the keys and values of new positions; returns those of all positions, as views."""
         start, self.used = self.used, self.used + keys.shape[2]
-        if self.keys is None or self.values is None or self.used > self.room:
-            self._make_room(keys, start)
+        if self.keys is None or self.values is None or self.used > self.capacity:
+            self._grow(keys, start)
         assert self.keys is not None and self.values is not None
         self.keys[:, :, start : self.used] = keys
         self.values[:, :, start : self.used] = values
         return self.keys[:, :, : self.used], self.values[:, :, : self.used]
 
-    def _make_room(self, like: Tensor, held: int) -> None:
-        self.room = max(self.room, self.used if self.keys is None else 2 * self.used)
-        old, shape = (self.keys, self.values), (*like.shape[:2], self.room, like.shape[3])
+    def _grow(self, like: Tensor, length: int) -> None:
+        """New buffers that hold all positions, with the first `length` ones copied from the old buffers."""
+        self.capacity = max(self.capacity, self.used if self.keys is None else 2 * self.used)
+        old, shape = (self.keys, self.values), (*like.shape[:2], self.capacity, like.shape[3])
         self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
-        for new, before in zip((self.keys, self.values), old, strict=True):
-            if before is not None:
-                new[:, :, :held] = before[:, :, :held]
+        for new, previous in zip((self.keys, self.values), old, strict=True):
+            if previous is not None:
+                new[:, :, :length] = previous[:, :, :length]

@@ -1,10 +1,11 @@
-"""Experts as two stacks of matrices, and three ways to send tokens through them that agree and differ in speed.
+"""The experts of a mixture, stored as two stacks of matrices, and three backends that send tokens through them.
 
-    grouped  sorts by expert and calls one grouped product; where the kernel does not take the shapes, `loop`
-    loop     sorts by expert and calls one product per expert
+    grouped  sorts tokens by expert and calls one grouped matrix product; falls back to `loop` for unsupported shapes
+    loop     sorts tokens by expert and calls one matrix product per expert
     dense    computes every expert on every token: the slow reference
 
-No token is padded, and assignments that are not kept cost nothing. Every rank holds all experts.
+The backends give the same results at different speeds. Tokens are not padded to equal counts per expert, and
+assignments that are not kept are not computed by the first two. Every rank holds all experts.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Experts(Layer):
     """SwiGLU experts of one size: `gate_up` (experts, dim, 2 hidden) and `down` (experts, hidden, dim).
 
-    k  mean number of experts that a token visits, from which its cost follows
+    k  mean number of experts that a token visits, which determines the FLOPs per token
     """
 
     def __init__(self, site: Site, num_experts: int, hidden: int, k: int, backend: Backend = "grouped") -> None:
@@ -59,18 +60,21 @@ def expert_hidden(width: int, active: int) -> int:
 
 
 def expert_sizes(width: int, k: int, num_shared: int, granularity: int, hidden: int | None) -> int:
-    """Hidden units of one expert: `hidden` / `granularity`, where `hidden` is None of equal active FLOPs.
+    """Hidden units of one expert: `hidden` / `granularity`.
 
-    Raises ValueError for sizes below 1 and where `granularity` does not divide `hidden`.
+    Where `hidden` is None, the active experts together cost as many FLOPs as one dense SwiGLU. Raises ValueError for
+    sizes below 1 and where `granularity` does not divide `hidden`.
     """
     if granularity < 1:
-        raise ValueError(f"model.mlp.granularity={granularity} must be >= 1: it is the number of parts of an expert")
+        raise ValueError(
+            f"model.mlp.granularity={granularity} must be >= 1: it is the number of parts that each expert is cut into"
+        )
     if hidden is None:
         return expert_hidden(width, (k + num_shared) * granularity)
     if hidden < 1 or hidden % granularity:
         raise ValueError(
             f"model.mlp.hidden={hidden} must be >= 1 and a multiple of model.mlp.granularity={granularity}; "
-            "null takes equal active FLOPs"
+            "null makes the active experts cost what a dense MLP does"
         )
     return hidden // granularity
 
@@ -95,7 +99,7 @@ def dispatch(
 
 
 def dispatch_all(product: Product, x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> Tensor:
-    """Every token has k rows, so rows are permuted there and back, without atomic or serial additions."""
+    """Computes all assignments. Every token has k rows, so rows are permuted and back, without atomic additions."""
     flat, k = routing.experts.flatten(), routing.experts.shape[1]
     order = flat.argsort(stable=True)
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
@@ -108,9 +112,9 @@ def dispatch_all(product: Product, x: Tensor, gate_up: Tensor, down: Tensor, rou
 def dispatch_kept(
     product: Product, x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing, cut: bool = True
 ) -> Tensor:
-    """Assignments that are not kept are sorted behind the last expert, where no product reaches them.
+    """Computes the assignments that are kept. The others are sorted behind the last expert's rows.
 
-    cut  leaves their rows out, which needs their number; otherwise zeros replace the undefined results
+    cut  drops the rows of the others, for which the device reports their number; otherwise they are computed as zeros
     """
     assert routing.kept is not None
     experts, k = len(down), routing.experts.shape[1]
@@ -125,6 +129,7 @@ def dispatch_kept(
 
 
 def zero_rows(rows: Tensor, where: Tensor | None) -> Tensor:
+    """The rows with zeros where the mask is True; unchanged without a mask."""
     return rows if where is None else rows.masked_fill(where, 0)
 
 
@@ -137,6 +142,7 @@ def every_expert(x: Tensor, gate_up: Tensor, down: Tensor, routing: Routing) -> 
 
 
 def count_assignments(flat: Int[Tensor, "assignments"], experts: int) -> Int[Tensor, "experts"]:
+    """The number of assignments per expert, as a vector."""
     counts = torch.zeros(experts, dtype=torch.int32, device=flat.device)
     return counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
 
@@ -169,7 +175,7 @@ def grouped_mm(
 def looped_mm(
     rows: Float[Tensor, "rows in"], weight: Float[Tensor, "experts in out"], counts: Int[Tensor, "experts"]
 ) -> Float[Tensor, "rows out"]:
-    """As `grouped_mm`, with one product per expert. Rows behind the last expert return zeros."""
+    """As `grouped_mm`, with one product per expert. Rows after those of the last expert become zeros."""
     expert_sizes = counts.tolist()
     *parts, rest = rows.split([*expert_sizes, len(rows) - sum(expert_sizes)])
     done = [part @ matrix for part, matrix in zip(parts, weight.unbind(0), strict=True)]

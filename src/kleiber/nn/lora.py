@@ -1,17 +1,18 @@
 """Low-rank updates of weights in place, W + s B A, under the names that the weights already have.
 
-A module keeps its parameters and their names and gets two more for each adapted weight, and a third with `decompose`;
-only its class changes, and `merge` changes it back. A linear layer adds the update to its output, so that no gradient
-of W is computed. Any other module (a stack of experts, a router, a head) reads W + s B A wherever its code reads W,
-at the cost of that gradient.
+A module keeps its parameters and their names. It gets two more parameters for each adapted weight, and a third with
+`decompose`; its class changes, and `merge` changes it back. A linear layer adds the update to its output, so that the
+gradient of W is not computed. Any other module (a stack of experts, a router, a head) reads W + s B A wherever its code
+reads W, which costs the gradient of W.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,22 +26,23 @@ A, B, M = "_lora_a", "_lora_b", "_lora_m"
 
 
 class Adapted(Layer):
-    """What the class of an adapted module adds to `plain`, the class that the module had before.
+    """The base of the classes of adapted modules.
 
-    lora_scales  the scale s of each adapted weight
-    lora_off     whether the updates are ignored
+    plain        the class that the module had before
+    lora_scales  the scale s of each adapted weight, by its name
+    lora_off     whether the module computes without its updates
     """
 
-    plain: ClassVar[type[nn.Module]]
+    plain: ClassVar[type]
     lora_scales: dict[str, float]
     lora_off: bool = False
 
     def roles(self) -> dict[str, Role]:
         """Roles of the weights and of their updates.
 
-        A has a fan-in that grows with the width, as a hidden matrix; B has fan-in `rank` at every width, so its rate
-        does not fall. These are the rates of LoRA+ (Hayou et al. 2024, arXiv:2402.12354): 1/width and 1. Magnitudes
-        are gains: not decayed, at the full rate.
+        The fan-in of A grows with the width, as that of a hidden matrix; the fan-in of B is `rank` at every width. The
+        learning rates are therefore those of LoRA+ (Hayou et al. 2024, arXiv:2402.12354): proportional to 1/width for A
+        and constant for B. Magnitudes are gains: no weight decay, and the full rate.
         """
         linear = isinstance(self, nn.Linear)
         roles = {"weight": Role("hidden", self.in_features), "bias": Role("vector", 1)} if linear else super().roles()
@@ -55,7 +57,7 @@ class Adapted(Layer):
 
 
 def adapt(module: nn.Module, name: str, rank: int, scale: float, generator: torch.Generator) -> None:
-    """Adds to the matrix or stack of matrices `name` of `module` an update of `rank`, which is 0 before training.
+    """Adds an update of `rank`, which is 0 before training, to the matrix or stack of matrices `name` of `module`.
 
     A matrix is (out, in) with A (rank, in) and B (out, rank); a stack is (experts, in, out) with A (experts, in, rank)
     and B (experts, rank, out). A is uniform within 1/sqrt(in), B is 0. Hu et al. 2021, arXiv:2106.09685, section 4.1.
@@ -74,10 +76,11 @@ def adapt(module: nn.Module, name: str, rank: int, scale: float, generator: torc
 
 
 def decompose(module: nn.Module, name: str) -> None:
-    """Adds to the adapted `name` of `module` a magnitude m per output: m (W + s B A) / |W + s B A|, at first W.
+    """Adds a magnitude m per output to the adapted `name` of `module`: m (W + s B A) / |W + s B A|, which is W at
+    first.
 
-    The norm is that of an output's incoming weights, and a constant to the gradient: Liu et al. 2024, arXiv:2402.09353,
-    eq. 5 and section 4.3. Magnitudes are (out) of a matrix, (experts, out) of a stack. Weights of 0 stay 0.
+    The norm is taken over the incoming weights of an output and has no gradient: Liu et al. 2024, arXiv:2402.09353,
+    eq. 5 and section 4.3. Magnitudes are (out) for a matrix and (experts, out) for a stack. Weights of 0 stay 0.
     """
     weight = module._parameters[name]
     assert weight is not None and name + A in module._parameters, f"{name} has no update"
@@ -85,10 +88,12 @@ def decompose(module: nn.Module, name: str) -> None:
 
 
 def merge(module: nn.Module) -> None:
-    """Adds the updates to the weights and restores the class of `module`; exact to the bit before training."""
+    """Adds the updates to the weights and restores the class of `module`; bit-identical before training.
+
+    Does nothing to a module that is not adapted.
+    """
     if not isinstance(module, Adapted):
         return
-    plain: Any = module.plain
     for name, scale in module.lora_scales.items():
         weight = module._parameters[name]
         assert weight is not None
@@ -97,15 +102,18 @@ def merge(module: nn.Module) -> None:
         for suffix in (A, B, M):
             module._parameters.pop(name + suffix, None)
     del module.lora_scales
-    module.__class__ = plain
+    module.__class__ = module.plain
 
 
 @contextmanager
 def without_updates(model: nn.Module) -> Iterator[None]:
-    """Inside, the model computes as before it was adapted, to the bit: our updates and peft's are off."""
+    """Turns all updates of the model off, those of peft too: within it, the outputs are bit-identical to before."""
     ours = [module for module in model.modules() if isinstance(module, Adapted)]
-    # Asked by name, because peft takes seconds to import and is rarely there.
-    theirs: list[Any] = [m for m in model.modules() if hasattr(m, "base_layer") and hasattr(m, "enable_adapters")]
+    theirs = []
+    if "peft" in sys.modules:  # which takes seconds to import
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        theirs = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for module in ours:
         module.lora_off = True
     for layer in theirs:
@@ -127,7 +135,7 @@ def _shapes(weight: Tensor, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]
 
 
 def _inputs(weight: Tensor) -> int:
-    """The axis of inputs of a matrix, or of a stack of matrices."""
+    """The axis of the inputs of a matrix, or of a stack of matrices."""
     return -1 if weight.ndim == 2 else -2
 
 
@@ -154,37 +162,43 @@ def _effective(module: Adapted, name: str, scale: float) -> Tensor:
 
 
 def _updated(module: nn.Module, name: str, scale: float) -> Tensor:
-    """W + s B A in the precision of W under autocast too, because rounding here would change the weight itself."""
+    """W + s B A in the precision of W also under autocast, because rounding here would change the weight itself."""
     weight, a, b = (module._parameters[name + suffix] for suffix in ("", A, B))
     assert weight is not None and a is not None and b is not None
     with torch.autocast(weight.device.type, enabled=False):
         return weight + scale * (b @ a if weight.ndim == 2 else a @ b)
 
 
+class AdaptedLinear(Adapted, nn.Linear):
+    """A linear layer that adds the update to its output."""
+
+    plain = nn.Linear
+    weight_lora_a: Tensor
+    weight_lora_b: Tensor
+
+    def forward(self, x: Float[Tensor, "*axes in"]) -> Float[Tensor, "*axes out"]:
+        """x (W + s B A).T + bias, of which each output is scaled to its magnitude where there are magnitudes."""
+        if self.lora_off:
+            return F.linear(x, self.weight, self.bias)
+        magnitudes, scale = self._parameters.get("weight" + M), self.lora_scales["weight"]
+        y = F.linear(x, self.weight, self.bias if magnitudes is None else None)
+        y = torch.add(y, F.linear(F.linear(x, self.weight_lora_a), self.weight_lora_b), alpha=scale)
+        if magnitudes is None:
+            return y
+        with torch.no_grad():
+            whole = _updated(self, "weight", scale)
+        scaled = y * _gain(magnitudes, whole)  # in fp32 under autocast: bf16 cannot resolve the steps of magnitudes
+        return (scaled if self.bias is None else scaled + self.bias).to(y.dtype)
+
+
 @cache
 def _adapted(plain: type, names: tuple[str, ...]) -> type:
     """The class of an adapted module: `plain` with the named weights replaced where they are read."""
-    members: dict[str, object] = {"plain": plain}
     if plain is nn.Linear:
-        members["forward"] = _linear
-    else:
-        members |= {name: _reader(name) for name in names}
-    return type(f"Adapted{plain.__name__}", (Adapted, plain), members)
+        return AdaptedLinear
+    members = {name: _reader(name) for name in names}
+    return type(f"Adapted{plain.__name__}", (Adapted, plain), {"plain": plain, **members})
 
 
 def _reader(name: str) -> property:
     return property(lambda self: _effective(self, name, self.lora_scales[name]))
-
-
-def _linear(self: Any, x: Float[Tensor, "*axes in"]) -> Float[Tensor, "*axes out"]:
-    if self.lora_off:
-        return F.linear(x, self.weight, self.bias)
-    magnitudes, scale = self._parameters.get("weight" + M), self.lora_scales["weight"]
-    y = F.linear(x, self.weight, self.bias if magnitudes is None else None)
-    y = torch.add(y, F.linear(F.linear(x, self.weight_lora_a), self.weight_lora_b), alpha=scale)
-    if magnitudes is None:
-        return y
-    with torch.no_grad():
-        whole = _updated(self, "weight", scale)
-    scaled = y * _gain(magnitudes, whole)  # under autocast in fp32: magnitudes move by less than bf16 resolves
-    return (scaled if self.bias is None else scaled + self.bias).to(y.dtype)

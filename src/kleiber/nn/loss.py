@@ -23,8 +23,8 @@ from kleiber.types.model import Head
 class CrossEntropy(NamedTuple):
     """Sums over rows in nats.
 
-    total  what is differentiated, with the z-loss
-    ce     the cross-entropy without it, detached
+    total  cross-entropy plus z-loss, to be differentiated
+    ce     the cross-entropy alone, detached
     """
 
     total: Tensor
@@ -39,11 +39,11 @@ def cross_entropy(
     z_loss: float = 0.0,
     chunk: int = 256,
 ) -> CrossEntropy:
-    """sum_t w_t (-log p(target_t) + z_loss log(Z_t)^2), log Z_t the log-normaliser of the (capped) logits.
+    """sum_t w_t (-log p(target_t) + z_loss log(Z_t)^2), where log Z_t is the log-normalizer of the (capped) logits.
 
-    The gradient is computed in the forward pass, chunk by chunk, and scaled in the backward pass; not where gradients
-    are off. Rows of weight 0 are left out before any product, for which a GPU has to report their number once.
-    z-loss: Chowdhery et al. 2022, arXiv:2204.02311, section 5.
+    The forward pass also computes the gradient, chunk by chunk, unless gradients are off; the backward pass only scales
+    it. Rows of weight 0 are removed before any product, which makes a GPU report the number of rows once. z-loss:
+    Chowdhery et al. 2022, arXiv:2204.02311, section 5.
     """
     rows, labels = _rows(head.features(hidden), targets, chunk)
     weight, scale = head.weight, None
@@ -72,7 +72,7 @@ def _rows(hidden: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
 
 
 class _Chunk(NamedTuple):
-    """How logits are computed: products in `dtype`, times `multiplier`, capped; and which gradients are needed."""
+    """How a chunk's logits are computed (in `dtype`, times `multiplier`, capped), and which gradients are needed."""
 
     multiplier: float
     soft_cap: float | None
@@ -115,6 +115,7 @@ class _Gradients:
         self.weight = torch.zeros_like(weight) if plan.grad_weight else None
 
     def add(self, at: slice, raw: Tensor, rows: Tensor, weight: Tensor) -> None:
+        """Adds those of one chunk: `raw` is the gradient of rows @ weight.T, `at` the positions of the rows."""
         if self.rows is not None:
             if self.rows.dtype == raw.dtype:
                 torch.mm(raw, weight, out=self.rows[at])
@@ -139,6 +140,7 @@ class _CrossEntropy(torch.autograd.Function):
         chunk: int,
         plan: _Chunk,
     ) -> tuple[Tensor, Tensor]:
+        """The sums `total` and `ce`; computes and keeps the gradients of `total`, where the plan asks for them."""
         wants = plan.grad_hidden or plan.grad_weight
         total = rows.new_zeros((), dtype=torch.promote_types(rows.dtype, torch.float32))
         ce = torch.zeros_like(total)
@@ -178,6 +180,7 @@ def _nll_gradient(logits: Tensor, norm: Tensor, targets: Tensor, w: Tensor | Non
 class _LogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, weight: Tensor, targets: Tensor, chunk: int, plan: _Chunk) -> Tensor:
+        """log p of each target; keeps the log-normalizer of each row, from which the backward pass starts."""
         values, norms = [], []
         with torch.autocast(rows.device.type, enabled=False):
             matrix = weight.to(plan.dtype)
@@ -192,6 +195,7 @@ class _LogProbs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of rows and weight, from logits that are computed again."""
         rows, weight, targets, norms = ctx.saved_tensors
         plan: _Chunk = ctx.plan
         with torch.autocast(rows.device.type, enabled=False):
@@ -206,7 +210,10 @@ class _LogProbs(torch.autograd.Function):
 
 
 def target_weights(batch: Batch) -> Float[Tensor, "batch _"] | None:
-    """Weight of every target; 0 on the first token of a segment, which would be predicted from another document."""
+    """The weight of each target (the tokens from the second on); None where all weigh 1.
+
+    Padding weighs 0, and so does the first token of a segment, which would be predicted from another document.
+    """
     weights = None if batch.weights is None else batch.weights[:, 1:]
     if batch.segments is not None:
         same = (batch.segments[:, 1:] == batch.segments[:, :-1]).to(torch.float32)
@@ -229,11 +236,11 @@ def kl_divergence(
     temperature: float = 1.0,
     chunk: int = 256,
 ) -> Float[Tensor, ""]:
-    """sum_t w_t T^2 KL(softmax(old_t / T) || softmax(new_t / T)) in nats, exactly 0 where the logits are the same.
+    """sum_t w_t T^2 KL(softmax(old_t / T) || softmax(new_t / T)) in nats, exactly 0 for equal logits.
 
-    Gradients flow into the new distribution only. T^2 keeps the size of the gradient as T grows (Hinton et al. 2015,
-    arXiv:1503.02531, section 2). Rows of weight 0 are left out before any product, and chunks are computed again in
-    the backward pass, so that logits are held for one chunk at a time.
+    Only the new distribution gets a gradient. The factor T^2 keeps the gradient's size independent of T (Hinton et al.
+    2015, arXiv:1503.02531, section 2). Rows of weight 0 are removed before any product. The backward pass computes each
+    chunk again, so that only the logits of one chunk are in memory at a time.
     """
     kept = weights.flatten().nonzero().squeeze(1)
     old, new, scale = old_hidden.flatten(0, -2)[kept].detach(), hidden.flatten(0, -2)[kept], weights.flatten()[kept]

@@ -1,4 +1,4 @@
-"""Layers that act on each position by itself: RMSNorm and the dense MLPs."""
+"""Layers that act on each position separately: RMSNorm and the dense MLPs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def gated(gate_up: Float[Tensor, "*axes twice"]) -> Float[Tensor, "*axes hidden"
 
 
 class Gated(torch.autograd.Function):
-    """As `gated`, with a gradient written into the two halves of one tensor, which saves autograd's copies."""
+    """`gated` with a backward pass that writes into the two halves of one tensor, which avoids autograd's copies."""
 
     @staticmethod
     def forward(ctx, gate_up: Tensor) -> Tensor:
@@ -79,6 +79,7 @@ class Gated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
+        """The gradient of `gate_up`."""
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
         gradient = torch.empty_like(gate_up)
@@ -89,13 +90,13 @@ class Gated(torch.autograd.Function):
 
 
 def gated_hidden(width: int) -> int:
-    """8/3 width, rounded up to a multiple of 16: three such matrices cost what two of 4 width do."""
+    """8/3 width, rounded up to a multiple of 16: three matrices of this size cost as much as two of size 4 width."""
     return -(-8 * width // 48) * 16
 
 
 def _check(hidden: int) -> None:
     if hidden < 1:
-        raise ValueError(f"model.mlp.hidden={hidden} must be >= 1; null takes the usual multiple of the width")
+        raise ValueError(f"model.mlp.hidden={hidden} must be >= 1; null takes the default multiple of the width")
 
 
 class RMSNorm(Layer):

@@ -1,11 +1,12 @@
-"""A mixture of experts in place of an MLP: a router, experts, a balance loss, and sums that show their use.
+"""A mixture of experts in place of an MLP: a router, experts and a load-balancing loss.
 
-The layer keeps no statistics: losses and loads leave through the returned dict.
+The layer keeps no statistics: losses and loads per expert are in the dict that it returns.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from kleiber.nn.experts import Backend, Experts, expert_sizes
 from kleiber.nn.mlp import Aux, SwiGLU
-from kleiber.nn.mup import Factory, Site
+from kleiber.nn.mup import Site
 from kleiber.nn.routers.topk import TokenChoice, TopK
 from kleiber.types.batch import Batch, Routing
 from kleiber.types.model import MLP, Router
@@ -24,7 +25,7 @@ from kleiber.types.model import MLP, Router
 
 @runtime_checkable
 class Balance(Protocol):
-    """A load-balancing loss, summed over real tokens so that its mean is 1 when routing is uniform."""
+    """A load-balancing loss summed over real tokens, scaled so that the mean per token is 1 for uniform routing."""
 
     @property
     def coefficient(self) -> float: ...
@@ -35,11 +36,11 @@ class Balance(Protocol):
 
 @dataclass(frozen=True)
 class PerSequence:
-    """sum_s n_s (experts * sum_e f_se p_se): shares within each sequence of n_s real tokens.
+    """sum_s n_s (experts * sum_e f_se p_se), with shares taken within each sequence s of n_s real tokens.
 
-    f_se is the share of the (token, slot) assignments of sequence s that went to expert e, p_se the mean score there;
-    so the mean per token is 1 when routing is uniform, for any k, and the sum does not depend on how sequences are
-    batched. Differentiable through p only. Fedus et al. 2021, arXiv:2101.03961, eq. 4 (there k = 1 and one mean over
+    f_se is the share of the (token, slot) assignments of sequence s that went to expert e, p_se the mean score of that
+    expert. The mean per token is 1 for uniform routing at any k, and the sum does not depend on how sequences are
+    batched. Only p has a gradient. Fedus et al. 2021, arXiv:2101.03961, eq. 4 (there k = 1 and one mean over
     the batch).
     """
 
@@ -58,10 +59,10 @@ class PerSequence:
 
 @dataclass(frozen=True)
 class Global:
-    """n (experts * sum_e f_e p_e): shares over the whole micro-batch of all ranks, whose counts are added up.
+    """n (experts * sum_e f_e p_e), with shares taken over the micro-batches of all ranks together.
 
     Experts may specialize by sequence, which `PerSequence` penalizes. The loss depends on the split into micro-batches,
-    not on the number of ranks; in evaluation each rank counts its own. Qiu et al. 2025, arXiv:2501.11873.
+    but not on the number of ranks; in evaluation each rank uses its own counts. Qiu et al. 2025, arXiv:2501.11873.
     """
 
     coefficient: float = 0.01
@@ -81,7 +82,7 @@ class Global:
 
 
 def load_balance_loss(scope: Literal["sequence", "global"] = "sequence", coefficient: float = 0.01) -> Balance:
-    """The balance loss with the shares of experts taken over each sequence, or over the micro-batch of all ranks."""
+    """The balance loss whose shares are taken over each sequence, or over the micro-batches of all ranks (`global`)."""
     return {"sequence": PerSequence, "global": Global}[scope](coefficient)
 
 
@@ -99,15 +100,15 @@ def assignments(
 
 def _check(coefficient: float) -> None:
     if coefficient < 0:
-        raise ValueError(f"model.mlp.balance.coefficient={coefficient} must be >= 0; 0.01 is usual")
+        raise ValueError(f"model.mlp.balance.coefficient={coefficient} must be >= 0, such as 0.01")
 
 
 class MoE(MLP):
     """sum_i w_i expert_i(x) over the k experts that the router chooses, plus shared experts.
 
-    num_experts, k  number of experts, and of those that a token visits; `granularity` multiplies each
+    num_experts, k  number of experts, and number that each token visits; `granularity` multiplies both
     num_shared   experts that every token visits, with weight 1 (Dai et al. 2024, arXiv:2401.06066)
-    hidden       hidden units of one expert; null: the active experts together cost what the dense SwiGLU does
+    hidden       hidden units of one expert; null: the active experts together cost as much as a dense SwiGLU
     balance      the balance loss and its coefficient
     z            coefficient of the router z-loss, logsumexp(logits)^2 (Zoph et al. 2022, arXiv:2202.08906, eq. 5)
     granularity  parts that each expert is cut into, at equal FLOPs and parameters (Krajewski et al. 2024,
@@ -122,7 +123,7 @@ class MoE(MLP):
         k: int = 2,
         num_shared: int = 0,
         hidden: int | None = None,
-        router: Factory = TopK,
+        router: Callable[..., Router] = TopK,
         balance: Balance = PerSequence(),
         z: float = 1e-3,
         granularity: int = 1,
@@ -135,13 +136,17 @@ class MoE(MLP):
         self.num_experts, self.k, self.balance, self.z = num_experts * granularity, k * granularity, balance, z
         self.router: Router = router(site, num_experts=self.num_experts, k=self.k)
         if balance.coefficient == 0 and self.router.needs_balance:
-            warnings.warn("model.mlp.balance.coefficient=0 leaves the experts unbalanced: some may die", stacklevel=2)
+            warnings.warn(
+                "model.mlp.balance.coefficient=0 turns the balance loss off: some experts may stop receiving tokens",
+                stacklevel=2,
+            )
         self.experts = Experts(site, self.num_experts, self.hidden, self.k, backend)
         self.shared = SwiGLU(site, num_shared * granularity * self.hidden) if num_shared else None
 
     def forward(
         self, x: Float[Tensor, "batch time dim"], batch: Batch | None = None
     ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
+        """The change of the stream, and the sums "loss", "balance", "load", "z", "margin" and "drop" (see `Output`)."""
         flat, real = x.flatten(0, 1), None if batch is None else batch.real
         routing: Routing = self.router(flat, batch)
         served = self.admit(routing, x.shape[:2], real)
@@ -151,7 +156,7 @@ class MoE(MLP):
         return y, self._aux(routing, served, x.shape[:2], real)
 
     def admit(self, routing: Routing, shape: torch.Size, real: Bool[Tensor, "batch time"] | None) -> Routing:
-        """The part of the routing that the experts compute: all of it."""
+        """The assignments that the experts compute: all of them."""
         return routing
 
     def rebalance(self, load: Float[Tensor, "experts"] | None) -> None:
@@ -180,10 +185,10 @@ class MoE(MLP):
 class Dropping(MoE):
     """A mixture whose experts take at most ceil(capacity_factor k context / experts) tokens of each sequence.
 
-    Tokens are served in the order of the text, so a drop depends neither on later tokens nor on other sequences; a
-    dropped token passes through the residual only. In evaluation nothing is dropped, because a model that generates
-    token by token does not see earlier assignments. Switch (Fedus et al. 2021, arXiv:2101.03961, section 2.2) counts
-    over a device's whole batch instead.
+    Tokens are served in the order of the text, so that a drop depends neither on later tokens nor on other sequences. A
+    token that is dropped by all its experts only passes through the residual stream. In evaluation no token is dropped,
+    because a model that generates token by token does not know the earlier assignments. Switch (Fedus et al. 2021,
+    arXiv:2101.03961, section 2.2) counts over a device's whole batch instead.
     """
 
     def __init__(
@@ -193,7 +198,7 @@ class Dropping(MoE):
         k: int = 2,
         num_shared: int = 0,
         hidden: int | None = None,
-        router: Factory = TopK,
+        router: Callable[..., Router] = TopK,
         balance: Balance = PerSequence(),
         z: float = 1e-3,
         granularity: int = 1,
@@ -202,18 +207,19 @@ class Dropping(MoE):
     ) -> None:
         super().__init__(site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend)
         if capacity_factor <= 0:
-            raise ValueError(f"model.mlp.capacity_factor={capacity_factor} must be > 0; 1.25 is usual")
+            raise ValueError(f"model.mlp.capacity_factor={capacity_factor} must be > 0, such as 1.25")
         if not isinstance(self.router, TokenChoice):
             raise ValueError(
-                f"model/mlp=dropping needs a learned router in which tokens choose, and {type(self.router).__name__} "
-                "is none: use model/mlp=moe"
+                f"model/mlp=dropping needs a learned router in which tokens choose experts, and "
+                f"{type(self.router).__name__} is not one: use model/mlp=moe"
             )
         self.capacity = -int(-capacity_factor * self.k * site.context // self.num_experts)
 
     def admit(self, routing: Routing, shape: torch.Size, real: Bool[Tensor, "batch time"] | None) -> Routing:
+        """The routing with `kept` False for the assignments beyond the capacity of an expert; all in evaluation."""
         if not self.training:
             return routing
-        assert routing.kept is None, "experts that choose tokens have a capacity already"
+        assert routing.kept is None, "routers in which experts choose tokens limit their capacity themselves"
         chosen = routing.experts.view(shape[0], -1)
         requests = torch.zeros(*chosen.shape, self.num_experts, dtype=torch.int32, device=chosen.device)
         requests.scatter_(2, chosen.unsqueeze(-1), 1)
@@ -224,7 +230,7 @@ class Dropping(MoE):
 
 
 def sum_real(values: Float[Tensor, "tokens"], real: Bool[Tensor, "batch time"] | None) -> Float[Tensor, ""]:
-    """The sum over real tokens."""
+    """The sum of the values of real tokens."""
     return values.sum() if real is None else (values * real.flatten()).sum()
 
 
@@ -235,14 +241,17 @@ def interleaved_moe(
     num_shared: int = 0,
     every: int = 1,
     hidden: int | None = None,
-    router: Factory = TopK,
+    router: Callable[..., Router] = TopK,
     balance: Balance = PerSequence(),
     z: float = 1e-3,
     granularity: int = 1,
     backend: Backend = "grouped",
     dense_first: int = 0,
 ) -> MoE | SwiGLU:
-    """A mixture on layers every, 2 every, ... (counted from 1) except the first `dense_first`, SwiGLU on the others."""
+    """A mixture on every `every`-th layer after the first `dense_first` layers, and SwiGLU on the others.
+
+    Raises ValueError where no layer of the model would have experts.
+    """
     if is_dense(site, every, dense_first):
         return SwiGLU(site)
     return MoE(site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend)
@@ -255,7 +264,7 @@ def dropping_moe(
     num_shared: int = 0,
     every: int = 1,
     hidden: int | None = None,
-    router: Factory = TopK,
+    router: Callable[..., Router] = TopK,
     balance: Balance = PerSequence(),
     z: float = 1e-3,
     granularity: int = 1,
@@ -272,7 +281,7 @@ def dropping_moe(
 def is_dense(site: Site, every: int, dense_first: int) -> bool:
     """Whether this layer has no mixture. Raises ValueError where no layer of the model would have one."""
     if not 1 <= every <= site.depth:
-        raise ValueError(f"model.mlp.every={every} must be from 1 to the {site.depth} layers")
+        raise ValueError(f"model.mlp.every={every} must be from 1 to {site.depth}, the number of layers")
     if not 0 <= dense_first < site.depth // every * every:
         raise ValueError(
             f"model.mlp.dense_first={dense_first} must be from 0 to {site.depth // every * every - 1}: "

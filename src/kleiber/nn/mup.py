@@ -1,14 +1,13 @@
 """Parametrizations: initial standard deviations, multipliers of the forward pass, and learning-rate factors by role.
 
-A `Site` tells a layer's factory where in the model the layer stands.
+A `Site` describes the place of a layer in the model, from which the layer is sized and initialized.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 
@@ -22,11 +21,11 @@ class MuP:
 
     Hidden matrices start at std 1/sqrt(fan_in) and have the learning-rate factor base_width/fan_in; attention logits
     are q.k 4/head_dim, which is 1/sqrt(head_dim) at the base model's head of 16; each residual branch is multiplied by
-    sqrt(base_depth/depth) and output logits by base_width/width. The stream starts at RMS 1. Other than in the paper's
-    table 8, all multipliers and factors are 1 at (base_width, base_depth), so that a learning rate means the same there
-    as in the standard parametrization. Use heads of the same size at every width: at width 128, two heads of 64 were
-    .05 nats worse than eight of 16, of which a scale of 1/8 in place of 4/64 recovered .02 (400 steps, two seeds).
-    Yang et al. 2022, arXiv:2203.03466; depth: Yang et al. 2023, arXiv:2310.02244.
+    sqrt(base_depth/depth) and output logits by base_width/width. The residual stream starts at RMS 1. Unlike in the
+    paper's table 8, all multipliers and factors are 1 at (base_width, base_depth), so that a learning rate means the
+    same there as in the standard parametrization. Use heads of the same size at every width: at width 128, two heads of
+    64 were .05 nats worse than eight of 16, of which a scale of 1/8 in place of 4/64 recovered .02 (400 steps, two
+    seeds). Yang et al. 2022, arXiv:2203.03466; depth: Yang et al. 2023, arXiv:2310.02244.
     """
 
     base_width: int = 32
@@ -39,14 +38,14 @@ class MuP:
             )
 
     def embedding(self, tied: bool) -> Scale:
-        """A tied table is also the output matrix, which needs the small std; the multiplier restores the stream."""
+        """A tied table is also the output matrix, which needs a small std; the multiplier restores the stream's RMS."""
         return Scale(1 / math.sqrt(self.base_width), math.sqrt(self.base_width)) if tied else Scale(1.0, 1.0)
 
     def hidden_std(self, fan_in: int) -> float:
         return 1 / math.sqrt(fan_in)
 
     def projection_std(self, fan_in: int, depth: int) -> float:
-        """As any hidden matrix: the depth enters through `residual`."""
+        """As for any hidden matrix, because the depth enters through `residual`."""
         return self.hidden_std(fan_in)
 
     def attention(self, head_dim: int) -> float:
@@ -60,7 +59,7 @@ class MuP:
         return Scale(0.0, self.base_width / width)
 
     def router(self, width: int) -> Scale:
-        """As an output layer, but not 0, since equal scores would give no choice of experts."""
+        """As for an output layer, but with std > 0, because equal scores would not choose any experts."""
         return Scale(1 / math.sqrt(self.base_width), self.base_width / width)
 
     def lr_scale(self, role: Role) -> float:
@@ -130,6 +129,3 @@ def _linear(fan_in: int, fan_out: int, std: float) -> nn.Linear:
     layer = cast(nn.Linear, nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=False))
     nn.init.normal_(layer.weight, std=std)
     return layer
-
-
-Factory = Callable[..., Any]  # of a layer, called with a `Site` and the options that a config sets

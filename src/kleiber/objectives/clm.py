@@ -58,7 +58,7 @@ def require_causal(model: Model, name: str) -> None:
     """Raises ValueError for a bidirectional model, which reads the tokens that the objective `name` predicts."""
     if not model.causal:
         raise ValueError(
-            f"objective={name} needs a causal model, because a bidirectional one reads the token that it predicts: "
+            f"objective={name} needs a causal model, because a bidirectional model reads the token that it predicts: "
             "set model=gpt, or objective=mlm"
         )
 

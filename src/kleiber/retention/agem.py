@@ -1,4 +1,4 @@
-"""A-GEM: projects the gradient so that, to first order, a step does not raise the loss on earlier samples."""
+"""A-GEM: projects the gradient so that, to first order, a step does not increase the loss on earlier samples."""
 
 from __future__ import annotations
 
@@ -8,65 +8,76 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kleiber.retention.memory import device_of, draws, memory_tokens, ranks, real, summed, trainable
+from kleiber.retention.memory import (
+    device_of,
+    memory_tokens,
+    random_bits,
+    rank_and_world_size,
+    sum_over_ranks,
+    tasks_with_samples,
+    trainable,
+)
 from kleiber.types.contracts import Objective, Retention, Samples, Task
 from kleiber.types.model import Model
 
 
 class AGEM(Retention):
-    """g <- g - (g.r / r.r) r where g.r < 0, r the gradient on `rows` samples of earlier tasks.
+    """g <- g - (g.r / r.r) r where g.r < 0, with r the gradient on `rows` reference samples of earlier tasks.
 
-    Chaudhry et al. 2018, arXiv:1812.00420, eq. 11. The promise is about g itself: an optimizer that rescales
-    coordinates (Adam) or remembers (momentum) can still raise the reference loss. Which samples is a function of (seed,
-    step). One more forward and backward of `rows` samples a step, and one more gradient in memory.
+    Chaudhry et al. 2018, arXiv:1812.00420, eq. 11. The guarantee is for a step along g: an optimizer that rescales
+    coordinates (Adam) or has momentum can still increase the reference loss. The reference samples are a function of
+    (seed, step). Each step costs a forward and backward pass of `rows` samples more, and memory for one more gradient.
 
-    rows    reference samples of a step, over all ranks, shared equally by the earlier tasks
-    memory  at most that many tokens of each earlier task are kept to be drawn from, spread evenly over its training
-            text (the paper's episodic memory); null: all of it, whether the model has read it or not
+    rows    reference samples per step, over all ranks, divided equally among the earlier tasks
+    memory  number of tokens to keep of each earlier task, from which samples are drawn, spread evenly over its training
+            text (the paper's episodic memory); null keeps all of it, whether or not the model was trained on it
     """
 
     def __init__(self, rows: int = 8, memory: int | float | str | None = None) -> None:
         super().__init__()
         if rows < 1:
-            raise ValueError(f"retention.agem.rows={rows}: give a number of reference samples from 1")
-        self.rows, self.kept = rows, memory_tokens("agem", memory)
+            raise ValueError(f"retention.agem.rows={rows} must be >= 1")
+        self.rows, self.kept_tokens = rows, memory_tokens("agem", memory)
         self.tasks: list[Task] = []
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
+        """Remembers the seed of the reference samples."""
         self.memory = {"seed": seed}
 
     def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
-        self.tasks = real(tasks, "agem", self.kept)
+        """The stage's samples as they are; the earlier tasks are kept for reference samples."""
+        self.tasks = tasks_with_samples(tasks, "agem", self.kept_tokens)
         return train
 
     def gradients(self, model: Model, step: int) -> dict[str, Tensor]:
+        """Projects the gradients in place; logs "agem": 1 for a step whose gradient was projected, else 0."""
         parameters = [parameter for parameter in trainable(model).values() if parameter.grad is not None]
-        reference = self.reference(model, parameters, step)
+        reference = self.reference_gradient(model, parameters, step)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        along = sum((g * r).sum() for g, r in zip(gradients, reference, strict=True))
-        size = sum(r.square().sum() for r in reference)
-        assert isinstance(along, Tensor) and isinstance(size, Tensor)
-        if along < 0:
+        product = sum((g * r).sum() for g, r in zip(gradients, reference, strict=True))
+        squared_norm = sum(r.square().sum() for r in reference)
+        assert isinstance(product, Tensor) and isinstance(squared_norm, Tensor)
+        if product < 0:
             for g, r in zip(gradients, reference, strict=True):
-                g.sub_(r * (along / size))
-        return {"agem": (along < 0).float()}
+                g.sub_(r * (product / squared_norm))
+        return {"agem": (product < 0).float()}
 
-    def reference(self, model: Model, parameters: list[nn.Parameter], step: int) -> list[Tensor]:
+    def reference_gradient(self, model: Model, parameters: list[nn.Parameter], step: int) -> list[Tensor]:
         """Gradient of the mean, over the earlier tasks, of their mean losses on this step's reference samples."""
-        device, (rank, world) = device_of(model), ranks()
+        device, (rank, world_size) = device_of(model), rank_and_world_size()
         total = [torch.zeros_like(parameter) for parameter in parameters]
         each = max(1, self.rows // len(self.tasks))
         for number, task in enumerate(self.tasks):
             assert task.train is not None
-            positions = draws(np.arange(each), self.memory["seed"], step, number) % np.uint64(len(task.train))
-            mine = positions.astype(np.int64)[rank::world]
+            positions = random_bits(np.arange(each), self.memory["seed"], step, number) % np.uint64(len(task.train))
+            rank_positions = positions.astype(np.int64)[rank::world_size]
             part, tokens = [torch.zeros_like(parameter) for parameter in parameters], torch.zeros(1, device=device)
-            if len(mine):
-                loss = task.objective(model, task.train.gather(mine).to(device))
-                # Not through .grad: nothing is added to the step's own gradient, and no rank waits for another.
+            if len(rank_positions):
+                loss = task.objective(model, task.train.gather(rank_positions).to(device))
+                # Without .grad, nothing is added to the step's gradient, and no rank waits for another.
                 gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
                 part = [z if g is None else g for z, g in zip(part, gradients, strict=True)]
                 tokens += loss.tokens
-            *part, tokens = summed([*part, tokens])
+            *part, tokens = sum_over_ranks([*part, tokens])
             torch._foreach_addcdiv_(total, part, [tokens.clamp_min(1.0) * len(self.tasks)] * len(part))
         return total

@@ -1,7 +1,7 @@
-"""Elastic weight consolidation: holds weights more tightly the more the earlier tasks' likelihood depends on them.
+"""Elastic weight consolidation: a penalty on changes of the weights that matter for the likelihood of earlier tasks.
 
-The Fisher information is the true one: squared gradients of single sequences with labels drawn from the model, not the
-square of a batch's mean gradient. Objectives without a distribution over outcomes are refused.
+Weights matter by their Fisher information: the mean of squared gradients of single sequences with labels drawn from the
+model. (The square of a batch's mean gradient is smaller.) Objectives without a distribution over outcomes are refused.
 """
 
 from __future__ import annotations
@@ -15,37 +15,47 @@ from torch import Tensor
 
 from kleiber.data.batches import permutation
 from kleiber.nn.loss import cross_entropy
-from kleiber.retention.memory import beside, device_of, ranks, real, snapshot, summed, trainable
+from kleiber.retention.memory import (
+    device_of,
+    rank_and_world_size,
+    remembered,
+    snapshot,
+    sum_over_ranks,
+    tasks_with_samples,
+    trainable,
+)
 from kleiber.types.contracts import Predictions, Retention, Task
 from kleiber.types.model import Head, Model
 
 
 class EWC(Retention):
-    """strength/2 sum_i F_i (theta_i - theta*_i)^2 on the mean loss: Kirkpatrick et al. 2017, arXiv:1612.00796, eq. 3.
+    """strength/2 sum_i F_i (theta_i - theta*_i)^2, added to the mean loss. Kirkpatrick et al. 2017, arXiv:1612.00796,
+    eq. 3.
 
-    Its gradient is added once a step, which costs two passes over the weights; the value is logged. F has mean 1 for
-    each task, so that strengths compare across tasks and models. After several stages F <- gamma F + F_new, with one
-    anchor: online EWC, Schwarz et al. 2018, arXiv:1805.06370, section 3.2; gamma 1 forgets no task.
+    The gradient of the penalty is added once per step, which costs two passes over the weights; the value is logged. F
+    is divided by its mean for each task, so the same strength can be used across tasks and models. After several stages
+    F <- gamma F + F_new, and theta* are the weights at the beginning of the last stage: online EWC, Schwarz et al.
+    2018, arXiv:1805.06370, section 3.2. With gamma 1 all tasks have the same weight.
 
-    strength  of the penalty
-    samples   sequences of each earlier task from which F is estimated, one backward pass each
-    gamma     weight of the older F
+    strength  coefficient of the penalty
+    samples   number of sequences of each earlier task from which F is estimated, with one backward pass each
+    gamma     weight of the F of earlier stages
     """
 
     def __init__(self, strength: float = 1.0, samples: int = 256, gamma: float = 1.0) -> None:
         super().__init__()
         if strength <= 0 or samples < 1 or not 0 <= gamma <= 1:
             raise ValueError(
-                f"retention.ewc: strength={strength} must be positive, samples={samples} at least 1, gamma={gamma} "
-                "between 0 and 1"
+                f"retention.ewc: strength={strength} must be > 0, samples={samples} >= 1, and gamma={gamma} from 0 to 1"
             )
         self.strength, self.samples, self.gamma = strength, samples, gamma
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
+        """Remembers the weights, and adds the Fisher information of tasks that are not part of it yet."""
         older, task_names = self.memory.get("fisher", {}), self.memory.get("tasks", {})
         new = [task for task in tasks if task.name not in task_names]
         total = {name: self.gamma * value for name, value in older.items()} if new else older
-        usable = real(new, "ewc") if new or not older else []
+        usable = tasks_with_samples(new, "ewc") if new or not older else []
         for number, task in enumerate(usable):
             for name, value in fisher(model, task, self.samples, seed + number).items():
                 total[name] = total[name] + value / len(usable) if name in total else value / len(usable)
@@ -55,61 +65,69 @@ class EWC(Retention):
 
     @torch.no_grad()
     def gradients(self, model: Model, step: int) -> dict[str, Tensor]:
+        """Adds the gradient of the penalty in place; logs its value as "ewc"."""
         value = torch.zeros((), device=device_of(model))
-        for name, parameter, start in beside(model, self.memory["start"]):
+        for name, parameter, start in remembered(model, self.memory["start"]):
             if name in self.memory["fisher"]:
-                away = parameter - start
-                pull = self.memory["fisher"][name] * away * self.strength
-                value += 0.5 * (pull * away).sum()
-                parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
+                change = parameter - start
+                gradient = self.memory["fisher"][name] * change * self.strength
+                value += 0.5 * (gradient * change).sum()
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return {"ewc": value}
 
 
 def fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, Tensor]:
     """Diagonal of the Fisher information at the model's weights, by trainable parameter, divided by its mean.
 
-    F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / d theta_i)^2, x a sequence of the task, y one draw for each of its targets.
-    Ranks share the sequences. Raises ValueError where the model's likelihood does not depend on any trainable weight.
+    F_i = E_x E_{y ~ p(.|x)} (d log p(y|x) / d theta_i)^2, with x a sequence of the task and y one draw for each of its
+    targets. The sequences are divided among the ranks. Raises ValueError where the likelihood does not depend on any
+    trainable weight.
     """
     fisher = raw_fisher(model, task, samples, seed)
     mean = sum(value.sum().item() for value in fisher.values()) / sum(value.numel() for value in fisher.values())
     if not mean > 0:
-        raise ValueError(f"retention.ewc: the Fisher information of {task.name} is {mean} for every trainable weight")
+        raise ValueError(
+            f"retention.ewc: the mean Fisher information of {task.name} over the trainable weights is {mean}, and must "
+            "be > 0"
+        )
     return {name: value / mean for name, value in fisher.items()}
 
 
 def raw_fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, Tensor]:
     """`fisher` before it is divided by its mean, in nats^2 per squared unit of the weight and sequence."""
     if not task.objective.has_predictions:
-        kind = type(task.objective).__name__
-        raise ValueError(f"retention.ewc: {task.name} was trained by {kind}, which is no likelihood of outcomes")
+        raise ValueError(
+            f"retention.ewc needs distributions over outcomes, which objective={type(task.objective).__name__} of the "
+            f"earlier task {task.name} does not predict"
+        )
     assert task.train is not None
-    parameters, device, (rank, world) = trainable(model), device_of(model), ranks()
+    parameters, device, (rank, world_size) = trainable(model), device_of(model), rank_and_world_size()
     chosen = permutation(len(task.train), seed)[:samples]
     sums = [torch.zeros_like(parameter) for parameter in parameters.values()]
-    training = model.training
+    was_training = model.training
     model.eval()
-    for sample in chosen[rank::world]:
+    for sample in chosen[rank::world_size]:
         batch = task.train.gather(sample.reshape(1)).to(device)
         generator = torch.Generator(device).manual_seed(seed * 1_000_003 + int(sample))
-        likelihood = drawn_likelihood(task.objective.predictions(model, batch), generator)
-        gradients = torch.autograd.grad(likelihood, list(parameters.values()), allow_unused=True)
+        loss = sampled_loss(task.objective.predictions(model, batch), generator)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for total, gradient in zip(sums, gradients, strict=True):
             if gradient is not None:
                 total.addcmul_(gradient, gradient)
-    model.train(training)
-    return {name: total / len(chosen) for name, total in zip(parameters, summed(sums), strict=True)}
+    model.train(was_training)
+    return {name: total / len(chosen) for name, total in zip(parameters, sum_over_ranks(sums), strict=True)}
 
 
-def drawn_likelihood(told: Predictions, generator: torch.Generator) -> Float[Tensor, ""]:
-    """-log p(y) of outcomes y drawn from the model itself, summed over rows by their weights."""
-    hidden, weights = told.hidden.flatten(0, -2), told.weights.flatten()
-    labels = torch.cat([draw(told.head(rows), generator) for rows in hidden.detach().split(256)])
-    if isinstance(told.head, Head):
-        return cross_entropy(hidden, told.head, labels, weights).total
-    return (F.cross_entropy(told.head(hidden), labels, reduction="none") * weights).sum()
+def sampled_loss(predictions: Predictions, generator: torch.Generator) -> Float[Tensor, ""]:
+    """-log p(y) of outcomes y drawn from the model's distributions, as a weighted sum over them."""
+    head, hidden, weights = predictions.head, predictions.hidden.flatten(0, -2), predictions.weights.flatten()
+    labels = torch.cat([sample_outcomes(head(rows), generator) for rows in hidden.detach().split(256)])
+    if isinstance(head, Head):
+        return cross_entropy(hidden, head, labels, weights).total
+    return (F.cross_entropy(head(hidden), labels, reduction="none") * weights).sum()
 
 
 @torch.no_grad()
-def draw(logits: Float[Tensor, "rows outcomes"], generator: torch.Generator) -> Int[Tensor, "rows"]:
+def sample_outcomes(logits: Float[Tensor, "rows outcomes"], generator: torch.Generator) -> Int[Tensor, "rows"]:
+    """One outcome per row, drawn from the softmax of its logits."""
     return torch.multinomial(logits.float().softmax(-1), 1, generator=generator).squeeze(1)

@@ -1,4 +1,4 @@
-"""Learning without forgetting: a penalty on the divergence from the start model's predictions."""
+"""Learning without forgetting: a penalty on the divergence from the predictions of the stage's start model."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Literal
 import torch
 
 from kleiber.nn.loss import kl_divergence
-from kleiber.retention.memory import Text, alike, partners
+from kleiber.retention.memory import EarlierText, reference_samples, same_loss
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Objective, Retention, Samples, Task, Tokenizer
 from kleiber.types.model import Model
 
 
 class LwF(Retention):
-    """strength T^2 KL(p_old || p_new) per target: 0 at the first step. Li & Hoiem 2016, arXiv:1606.09282.
+    """strength T^2 KL(p_old || p_new) per target, which is 0 at the first step. Li & Hoiem 2016, arXiv:1606.09282.
 
-    A second forward pass by the old model, and one more forward and backward by the new one. Under every earlier kind
-    of objective, so an old task's own output layer is held too.
+    Each step costs a forward pass of the old model, and one more forward and backward pass of the new one. The penalty
+    is taken under every earlier kind of objective, so the output layers of earlier tasks are preserved too.
 
-    strength          of the penalty
-    temperature       T
-    source            which text it is asked on: "new" (the batch, as in the paper), "real" (as many samples of each
-                      earlier task) or "generated" (as many of what the start model writes)
-    generated_tokens  how much it writes
+    strength          coefficient of the penalty
+    temperature       T, by which the logits of both models are divided
+    source            text on which the models are compared: "new" (the batch, as in the paper), "real" (as many samples
+                      of each earlier task) or "generated" (as many samples that the start model generated)
+    generated_tokens  number of tokens that the start model generates
     """
 
     def __init__(
@@ -38,54 +38,67 @@ class LwF(Retention):
     ) -> None:
         super().__init__()
         if strength <= 0 or temperature <= 0:
-            raise ValueError(f"retention.lwf: strength={strength} and temperature={temperature} must be positive")
+            raise ValueError(f"retention.lwf: strength={strength} and temperature={temperature} must be > 0")
         self.strength, self.temperature = strength, temperature
-        self.text = Text("lwf", source, generated_tokens, 1.0, vocabulary)
+        self.text = EarlierText("lwf", source, generated_tokens, 1.0, vocabulary)
         self.tasks: list[Task] = []
-        self._old: list[Model] = []  # in a list, so that it is no part of this module's own state
+        self._old: list[Model] = []  # a list, so the old model is not a child of this module
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
+        """Remembers the weights and, where the text is generated, the text."""
         self._old.clear()
         old = copy.deepcopy(model).state_dict()
-        self.memory = {"seed": seed, "old": dict(old), **self.text.written(model, seed)}
+        self.memory = {"seed": seed, "old": dict(old), **self.text.generate(model, seed)}
 
     def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
-        self.tasks = one_of_a_kind(tasks) if self.text.source == "new" else self.text.tasks(tasks, self.memory)
+        """The stage's samples as they are; the tasks are those whose predictions are preserved.
+
+        Raises ValueError where there is no earlier task, or one whose objective predicts no distribution.
+        """
+        new = self.text.source == "new"
+        self.tasks = distinct_losses(tasks) if new else self.text.tasks(tasks, self.memory)
         for task in self.tasks:
             if not task.objective.has_predictions:
-                kind = type(task.objective).__name__
-                raise ValueError(f"retention.lwf: {task.name} was trained by {kind}, which predicts no distribution")
+                raise ValueError(
+                    f"retention.lwf needs distributions over outcomes, which objective={type(task.objective).__name__} "
+                    f"of the earlier task {task.name} does not predict"
+                )
         if not self.tasks:
-            raise ValueError("retention.lwf: there is no earlier task whose predictions could be kept: remove lwf")
+            raise ValueError("retention.lwf needs an earlier task, and this stage has none: remove lwf")
         return train
 
     def penalty(self, model: Model, batch: Batch, step: int) -> Loss | None:
-        old = self.old(model)
+        """The divergence of the new model's predictions from the old model's; logs it without `strength` as "lwf"."""
+        old = self.old_model(model)
         total = torch.zeros((), device=batch.tokens.device)
         for stream, task in enumerate(self.tasks):
-            asked = batch if self.text.source == "new" else partners(task, batch, self.memory["seed"], step, stream)
-            assert asked is not None, "one reference sample for each of the batch"
+            text: Batch | None = batch
+            if self.text.source != "new":
+                text = reference_samples(task, batch, self.memory["seed"], step, stream)
+            assert text is not None, "at a rate of 1 every sample of the batch has a reference sample"
             with torch.no_grad():
-                before = task.objective.predictions(old, asked)
-            after = task.objective.predictions(model, asked)
-            apart = kl_divergence(before.hidden, before.head, after.hidden, after.head, after.weights, self.temperature)
-            total = total + apart / after.weights.sum().clamp_min(1.0)
+                before = task.objective.predictions(old, text)
+            after = task.objective.predictions(model, text)
+            divergence = kl_divergence(
+                before.hidden, before.head, after.hidden, after.head, after.weights, self.temperature
+            )
+            total = total + divergence / after.weights.sum().clamp_min(1.0)
         return Loss(self.strength * total, torch.ones_like(total), {"lwf": total.detach()})
 
-    def old(self, model: Model) -> Model:
-        """The model of the stage's beginning, made again from what is remembered of it."""
+    def old_model(self, model: Model) -> Model:
+        """The model at the beginning of the stage, a copy of `model` with the remembered weights."""
         if not self._old:
-            teacher = copy.deepcopy(model)
-            teacher.load_state_dict(self.memory["old"])
-            self._old.append(teacher.requires_grad_(False).eval())
-            self.memory["old"] = dict(teacher.state_dict())
+            old = copy.deepcopy(model)
+            old.load_state_dict(self.memory["old"])
+            self._old.append(old.requires_grad_(False).eval())
+            self.memory["old"] = dict(old.state_dict())
         return self._old[0]
 
 
-def one_of_a_kind(tasks: Sequence[Task]) -> list[Task]:
-    """One task of each kind of objective: all of a kind ask the same of a text."""
+def distinct_losses(tasks: Sequence[Task]) -> list[Task]:
+    """The first task of each kind of objective; on the same text, those of a kind have the same loss."""
     distinct: list[Task] = []
     for task in tasks:
-        if not any(alike(task.objective, other.objective) for other in distinct):
+        if not any(same_loss(task.objective, other.objective) for other in distinct):
             distinct.append(task)
     return distinct

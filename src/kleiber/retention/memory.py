@@ -1,14 +1,14 @@
-"""What several retention methods share: remembered weights, earlier tasks' text, and reference samples of a batch.
+"""Code that several retention methods share: remembered weights, text of earlier tasks, and reference samples.
 
-Which reference sample belongs to which sample of a batch is a function of (seed, step, sample), so it is the same in
-every micro-batch, on every rank and after every resume.
+The reference samples of a batch are a function of (seed, step, sample), so they are the same in every micro-batch, on
+every rank and after every resume.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,13 +20,14 @@ from kleiber.config.stages import quantity
 from kleiber.data.batches import splitmix64
 from kleiber.data.mixture import Mixture, SpreadSamples, fractions_of
 from kleiber.models.generate import generate
+from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Objective, Samples, Task, Tokenizer
 from kleiber.types.model import Model
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that the optimizer changes, a tied one once."""
+    """The parameters that the optimizer changes, by name; a tied parameter once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -35,22 +36,26 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
 
 
-def beside(model: nn.Module, memory: dict[str, Tensor]) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-    """Name, parameter and remembered value of what was there when it was remembered; a new head was not."""
+def remembered(model: nn.Module, memory: dict[str, Tensor]) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Name, parameter and remembered value of the trainable parameters; without those that are newer than the memory.
+
+    A new parameter is, for example, the output layer of the stage's task.
+    """
     for name, parameter in trainable(model).items():
         if name in memory:
             yield name, parameter, memory[name]
 
 
-def ranks() -> tuple[int, int]:
-    """This rank, and how many there are."""
-    together = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+def rank_and_world_size() -> tuple[int, int]:
+    """Number of this rank, and number of ranks; (0, 1) without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
-def summed(values: list[Tensor]) -> list[Tensor]:
-    """The sums over all ranks, in one collective."""
-    if ranks()[1] == 1:
+def sum_over_ranks(values: list[Tensor]) -> list[Tensor]:
+    """The sum of each tensor over all ranks, in one collective."""
+    if rank_and_world_size()[1] == 1:
         return values
     flat = torch.cat([value.reshape(-1) for value in values])
     dist.all_reduce(flat)
@@ -59,14 +64,15 @@ def summed(values: list[Tensor]) -> list[Tensor]:
 
 
 def device_of(model: Model) -> torch.device:
+    """The device of the model's parameters."""
     return next(model.parameters()).device
 
 
 Source = Literal["real", "generated"]
 
 
-class Written(HeldOut):
-    """Rows of one length held in memory, as samples; `num_bytes` is the text that they decode to."""
+class GeneratedSamples(HeldOut):
+    """Samples of equal length in memory, such as text that a model generated."""
 
     def __init__(self, tokens: Int[Tensor, "samples time"], token_bytes: Int[np.ndarray, "vocab"]) -> None:
         self.tokens, self._token_bytes = tokens.cpu().long(), token_bytes
@@ -79,102 +85,128 @@ class Written(HeldOut):
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
         return Batch(self.tokens[torch.from_numpy(index)], samples=torch.from_numpy(index + epoch * len(self)))
 
-    def first(self, tokens: int | None) -> Written:
+    def first(self, tokens: int | None) -> GeneratedSamples:
         rows = len(self) if tokens is None else max(1, tokens // (self.tokens.shape[1] - 1))
-        return Written(self.tokens[:rows], self._token_bytes)
+        return GeneratedSamples(self.tokens[:rows], self._token_bytes)
 
 
-def write(model: Model, eos: int, num_tokens: int, seed: int, temperature: float = 1.0) -> Int[Tensor, "samples time"]:
-    """Samples of the model's own text, each from a document's beginning and context + 1 tokens long.
+def generate_samples(
+    model: Model, eos: int, num_tokens: int, seed: int, temperature: float = 1.0
+) -> Int[Tensor, "samples time"]:
+    """About `num_tokens` tokens of text that the model generates, as samples of context + 1 tokens.
 
-    A function of the model, the seed and nothing else. Raises ValueError for a model that predicts no next token.
+    Each sample begins at the beginning of a document. The text depends on the model and the arguments alone. Raises
+    ValueError for a bidirectional model.
     """
     device = device_of(model)
-    rows = max(1, round(num_tokens / model.context))
+    count = max(1, round(num_tokens / model.context))
     generator = torch.Generator(device).manual_seed(seed)
-    memories = []
-    for at in range(0, rows, 64):
-        prompt = torch.full((min(64, rows - at), 1), eos, device=device)
-        memories.append(generate(model, prompt, model.context, temperature, generator=generator))
-    return torch.cat(memories).int()
+    samples = []
+    for start in range(0, count, 64):
+        prompt = torch.full((min(64, count - start), 1), eos, device=device)
+        samples.append(generate(model, prompt, model.context, temperature, generator=generator))
+    return torch.cat(samples).int()
 
 
 def memory_tokens(name: str, memory: int | float | str | None) -> float | None:
-    """The setting `retention.<name>.memory` as a number of tokens; ValueError for what is none."""
+    """The setting `retention.<name>.memory` as a number of tokens; ValueError where it is not a number of tokens."""
     try:
         return None if memory is None else quantity(memory)
     except ValueError as error:
         raise ValueError(f"retention.{name}.memory: {error}") from None
 
 
-def real(tasks: Sequence[Task], name: str, memory: float | None = None) -> list[Task]:
-    """The earlier tasks whose training samples can be read again; ValueError where there are none.
+def tasks_with_samples(tasks: Sequence[Task], name: str, memory: float | None = None) -> list[Task]:
+    """The earlier tasks whose training samples can be read again; tasks that were trained on the same samples once.
 
-    memory  at most that many tokens of each, spread evenly over its training text and always the same; None: all of it
+    name    of the retention method
+    memory  number of tokens to keep of each task, spread evenly over its training text and always the same; None
+            keeps all
+
+    Raises ValueError where there are no such tasks.
     """
-    # Domains of one corpus are scored apart and were trained on together.
-    text_samples = list({id(task.train): task for task in reversed(tasks) if task.train is not None}.values())[::-1]
-    if not text_samples:
-        told = f"the earlier tasks ({', '.join(t.name for t in tasks)})" if tasks else "there is no earlier task, which"
+    # Domains of one corpus are scored separately and were trained on together.
+    readable = list({id(task.train): task for task in reversed(tasks) if task.train is not None}.values())[::-1]
+    if not readable:
+        names = ", ".join(task.name for task in tasks) or "none"
         raise ValueError(
-            f"retention.{name} needs training samples of earlier tasks, and {told} left none: start from a run that "
-            "names its data, or take a method that needs none (l2sp, wise, or text that the model generates)"
+            f"retention.{name} needs training samples of earlier tasks, which are not available (earlier tasks: "
+            f"{names}): start from a run whose config names its data, or use a method that needs no samples (l2sp, "
+            "wise, or generated text)"
         )
-    return text_samples if memory is None else [replace(task, train=_few(task.train, memory)) for task in text_samples]
+    if memory is None:
+        return readable
+    return [replace(task, train=_spread_subset(task.train, memory)) for task in readable]
 
 
-def _few(train: Samples | None, tokens: float) -> Samples:
+def _spread_subset(train: Samples | None, tokens: float) -> Samples:
+    """About `tokens` tokens of the samples, spread evenly over them; of a mixture, in its fractions."""
     assert train is not None
     if isinstance(train, Mixture):
         parts, fractions = zip(*fractions_of(train), strict=True)
-        return Mixture(
-            [_few(part, tokens * fraction) for part, fraction in zip(parts, fractions, strict=True)], fractions
-        )
+        subsets = [_spread_subset(part, tokens * fraction) for part, fraction in zip(parts, fractions, strict=True)]
+        return Mixture(subsets, fractions)
     count = max(1, round(tokens * len(train) / train.num_tokens))
     return train if count >= len(train) else SpreadSamples(train, count)
 
 
-def generated(tasks: Sequence[Task], text: Tensor | None, vocabulary: Tokenizer | None, name: str) -> list[Task]:
-    """The text that the start model wrote, as a task under the earlier tasks' likelihood of text."""
-    assert text is not None and vocabulary is not None, f"retention.{name}: begin_stage writes the text"
+def generated_task(tasks: Sequence[Task], text: Tensor | None, vocabulary: Tokenizer | None, name: str) -> Task:
+    """The text that the start model generated, with the objective of the first earlier task that is a likelihood.
+
+    Raises ValueError where no earlier task is one.
+    """
+    assert text is not None and vocabulary is not None, f"retention.{name}: begin_stage generates the text"
     objective = next((task.objective for task in tasks if task.objective.likelihood), None)
     if objective is None:
-        raise ValueError(f"retention.{name}.source=generated: no earlier task was one of text; write source=real")
-    written = Written(text, vocabulary.token_bytes)
-    return [Task("generated", objective, written, written)]
+        raise ValueError(
+            f"retention.{name}.source=generated needs an earlier task with a likelihood of text, such as clm, and "
+            f"there is none: set retention.{name}.source=real"
+        )
+    samples = GeneratedSamples(text, vocabulary.token_bytes)
+    return Task("generated", objective, samples, samples)
 
 
-def alike(one: Objective, other: Objective) -> bool:
-    """Whether two objectives ask the same of the same output layer."""
-    return type(one) is type(other) and one.outputs == other.outputs
+def same_loss(first: Objective, second: Objective) -> bool:
+    """Whether two objectives are of the same class and use the same output layers."""
+    return type(first) is type(second) and first.outputs == second.outputs
 
 
-def draws(samples: Int[np.ndarray, "batch"], *key: int) -> UInt64[np.ndarray, "batch"]:
-    """64 random bits a sample, from its number and the key alone."""
+def random_bits(samples: Int[np.ndarray, "batch"], *key: int) -> UInt64[np.ndarray, "batch"]:
+    """64 random bits per sample, from its number and the key alone."""
     state = samples.astype(np.uint64)
     for part in key:
         state = splitmix64(state ^ np.uint64(part % (1 << 64)))
     return state
 
 
-def partners(task: Task, batch: Batch, seed: int, step: int, stream: int, rate: float = 1.0) -> Batch | None:
-    """Reference samples of a task: on average `rate` for each sample of the batch, or None when none is drawn."""
+def reference_samples(task: Task, batch: Batch, seed: int, step: int, stream: int, rate: float = 1.0) -> Batch | None:
+    """Samples of an earlier task, on average `rate` for each sample of the batch; None when none is drawn.
+
+    stream  number of the task, so that tasks get different random numbers
+    """
     assert batch.samples is not None and task.train is not None, "reference samples are drawn by sample numbers"
     numbers = batch.samples.cpu().numpy()
-    share = draws(numbers, seed, step, 2 * stream) / 2.0**64
-    again = np.repeat(numbers, np.floor(rate + share).astype(int))
-    if not len(again):
+    uniform = random_bits(numbers, seed, step, 2 * stream) / 2.0**64
+    repeated = np.repeat(numbers, np.floor(rate + uniform).astype(int))
+    if not len(repeated):
         return None
-    copies = np.concatenate([np.arange(n) for n in np.unique(again, return_counts=True)[1]])
-    where = draws(np.sort(again), seed, step, 2 * stream + 1)
-    where = splitmix64(where ^ copies.astype(np.uint64))
-    index = (where % np.uint64(len(task.train))).astype(np.int64)
+    copies = np.concatenate([np.arange(count) for count in np.unique(repeated, return_counts=True)[1]])
+    bits = random_bits(np.sort(repeated), seed, step, 2 * stream + 1)
+    bits = splitmix64(bits ^ copies.astype(np.uint64))
+    index = (bits % np.uint64(len(task.train))).astype(np.int64)
     return task.train.gather(index).to(batch.tokens.device)
 
 
 @dataclass(frozen=True)
-class Text:
-    """Which text, and how much of it the model writes: what replay and lwf have in common of their settings."""
+class EarlierText:
+    """Settings of replay and lwf: which text of earlier tasks is read.
+
+    name              of the retention method
+    source            "real": training samples of earlier tasks; "generated": text that the start model generates;
+                      "new": the batch itself
+    generated_tokens  number of tokens that the start model generates
+    temperature       at which it generates
+    """
 
     name: str
     source: str
@@ -189,20 +221,24 @@ class Text:
             raise ValueError(f"retention.{self.name}.generated_tokens: {error}") from None
         if self.temperature <= 0:
             raise ValueError(
-                f"retention.{self.name}.temperature={self.temperature} must be positive: 1 writes as the model "
-                "predicts, and without chance all samples would be the same"
+                f"retention.{self.name}.temperature={self.temperature} must be > 0, or all generated samples are "
+                "the same; 1 samples from the model's distribution"
             )
 
-    def written(self, model: Model, seed: int) -> dict[str, Tensor]:
-        """What `begin_stage` remembers of the text: nothing where it is not generated."""
+    def generate(self, model: Model, seed: int) -> dict[str, Tensor]:
+        """Entries of the method's memory for the text: {"text": token ids}, or {} where none is generated."""
         if self.source != "generated":
             return {}
         assert self.vocabulary is not None, "the run supplies the vocabulary"
         tokens = round(quantity(self.generated_tokens))
-        return {"text": write(model, self.vocabulary.eos, tokens, seed, self.temperature)}
+        return {"text": generate_samples(model, self.vocabulary.eos, tokens, seed, self.temperature)}
 
-    def tasks(self, tasks: Sequence[Task], memory: dict[str, Any], kept: float | None = None) -> list[Task]:
-        """`kept`: at most that many tokens of each earlier task, where its own text is read."""
+    def tasks(self, tasks: Sequence[Task], memory: Json, tokens: float | None = None) -> list[Task]:
+        """Tasks with the samples to read.
+
+        memory  of the retention method
+        tokens  number of tokens of real text to keep of each earlier task; None keeps all
+        """
         if self.source == "generated":
-            return generated(tasks, memory.get("text"), self.vocabulary, self.name)
-        return real(tasks, self.name, kept)
+            return [generated_task(tasks, memory.get("text"), self.vocabulary, self.name)]
+        return tasks_with_samples(tasks, self.name, tokens)

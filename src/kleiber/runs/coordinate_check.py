@@ -19,7 +19,7 @@ from kleiber.nn.mup import MuP, StandardParametrization
 from kleiber.objectives.clm import CLM
 from kleiber.optimizers.adamw import AdamW, Lion, Optimizer
 from kleiber.optimizers.muon import Muon
-from kleiber.training.step import accumulate, normalise
+from kleiber.training.step import accumulate, normalize_gradients
 from kleiber.types.batch import Batch
 from kleiber.types.model import Parametrization
 
@@ -118,7 +118,7 @@ def _train(model: Transformer, optimizer: Optimizer, steps: int, seed: int) -> l
     sizes = [activation_rms(model, held_out)]
     for _ in range(steps):
         sums = accumulate(model, CLM(), [random_walks(generator)], Tensor.backward)
-        normalise(parameters, sums.values["tokens"].item(), 1, optimizer.clip)
+        normalize_gradients(parameters, sums.values["tokens"].item(), 1, optimizer.clip)
         built.step()
         built.zero_grad()
         sizes.append(activation_rms(model, held_out))

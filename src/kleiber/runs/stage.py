@@ -20,7 +20,7 @@ from kleiber.data.batches import stream
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.models.counting import count_parameters, executed_flops, training_flops
 from kleiber.records.summary import Scores, StageRecord
-from kleiber.retention.memory import ranks
+from kleiber.retention.memory import rank_and_world_size
 from kleiber.runs.open import freeze_unused_heads
 from kleiber.runs.plan import Plan, build_model, retention_of
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
@@ -90,7 +90,7 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     callbacks = make_callbacks(tree, stage, plan, evaluate)
     state = saved.load_state() if saved else None
     if state:
-        restore_callbacks(callbacks, state["callbacks"], own=resumed)
+        restore_callbacks(callbacks, state["callbacks"], same_stage=resumed)
     methods = retention_of(cfg, plan.corpus)
     # A branch has the retention memory of its trunk, because it equals a separate run that started with the trunk.
     samples = begin_retention(methods, tree, stage, model, tasks, state["retention"] if state else None)
@@ -244,7 +244,7 @@ def end_retention(methods: Sequence[Retention], tree: Tree, stage: Stage, model:
 
     def save(name: str) -> Path:
         folder = tree.folder / "stages" / stage.name / name
-        if ranks()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             checkpoint.save(folder, 0, model, {}, "")
         return folder / checkpoint.name(0)
 

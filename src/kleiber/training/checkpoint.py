@@ -1,14 +1,14 @@
-"""Checkpoints: a directory for each step, written completely or not at all, and read only if every byte verifies.
+"""Checkpoints: one directory per step, written completely or not at all, and read only if its checksums match.
 
     step-00001000/  model.safetensors   weights under the model's own names
                     state.pt            optimizer state by parameter name, counters; loaded with weights_only=True
                     meta.json           sha256 of the other two, step, config hash; written last
 
-A stage that trains a part of a model saves that part alone, whose names are in meta.json. Such a checkpoint is loaded
-into a model that has the rest already, and only by a caller that expects exactly those names.
+A stage that trains a part of a model saves only that part; meta.json lists its names. Such a partial checkpoint is
+loaded into a model that already has the other weights, by a caller that passes exactly those names.
 
-The directory is filled under a name with `.part-`, every file is flushed to the disk, then it is renamed. No code is
-unpickled: a state.pt that needs it is refused.
+The directory is written under a name with `.part-`, every file is flushed to the disk, and then it is renamed. Loading
+never runs code: a state.pt that would need it is refused.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from kleiber.training.sharding import place_like
+from kleiber.training.sharding import OptimizerState, place_like
 from kleiber.types import Json
 
 SCHEMA = "kleiber.checkpoint/1"
 
 
 class Damaged(ValueError):
-    """A checkpoint whose files are missing, cut, or not those that its meta.json describes."""
+    """A checkpoint whose files are missing, incomplete, or different from those that its meta.json describes."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint on disk."""
+    """A checkpoint on disk whose checksums were verified."""
 
     path: Path
     meta: Json
@@ -53,9 +53,10 @@ class Checkpoint:
         return None if names is None else frozenset(names)
 
     def load_model(self, model: nn.Module, names: Collection[str] | None = None) -> None:
-        """Loads the weights into `model`: all of them, or exactly `names`, as they were passed to `save`.
+        """Loads the weights into `model`: all of them, or exactly the `names` that were passed to `save`.
 
-        Raises ValueError when names or shapes differ, or when a partial checkpoint is loaded as a whole or vice versa.
+        Raises ValueError where names or shapes differ, and where a partial checkpoint is loaded without names or a
+        whole one with names.
         """
         saved = self.names
         if names is None:
@@ -68,7 +69,7 @@ class Checkpoint:
         if saved is None or saved != frozenset(names):
             content = "a whole model" if saved is None else f"other weights: {sorted(saved ^ frozenset(names))[:5]}"
             raise ValueError(
-                f"{self.path} holds {content}; it was to be loaded as {len(frozenset(names))} weights by name"
+                f"{self.path} holds {content}, but the model expects {len(frozenset(names))} weights by name"
             )
         state = model.state_dict(keep_vars=True)
         weights = load_file(self.path / "model.safetensors")
@@ -82,12 +83,12 @@ class Checkpoint:
     def _refuse_part(self) -> None:
         if self.names is not None:
             raise ValueError(
-                f"{self.path} holds {len(self.names)} weights that an adapter trained, not a whole model: "
-                "load the model it started from first (init.path of its run), then these weights by name"
+                f"{self.path} holds only the {len(self.names)} weights that an adapter trained, not a whole model: "
+                "load the model that it started from first (init.path of its run), then these weights by name"
             )
 
     def load_weights(self, model: nn.Module) -> None:
-        """Loads the weights into a model that may have other task heads. Raises ValueError for other differences."""
+        """Loads the weights into a model whose task heads may differ. Raises ValueError for any other difference."""
         self._refuse_part()
         try:
             missing, unexpected = load_model(model, self.path / "model.safetensors", strict=False)
@@ -98,16 +99,17 @@ class Checkpoint:
             raise ValueError(f"{self.path} holds another model: {', '.join(other[:5])} are in only one of the two")
 
     def load_state(self) -> Json:
-        """Optimizer state by parameter name, states of callbacks and retention methods, micro-batch."""
+        """The content of state.pt: states of optimizer, callbacks and retention methods, and the micro-batch size."""
         return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
 
 
 def first_difference(error: RuntimeError) -> str:
-    """The first difference of two models, from PyTorch's error that lists them all."""
+    """The first difference of two models, from PyTorch's error, which lists all of them."""
     return str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
 
 
 def name(step: int) -> str:
+    """The name of the directory of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
@@ -128,7 +130,7 @@ def save(
 ) -> Checkpoint:
     """Writes `folder/step-<step>` with the whole model, or with the weights `names` of it (see `trained_names`).
 
-    Raises OSError naming the folder when the disk refuses, and leaves no incomplete file.
+    Raises OSError, which names the folder, where writing fails, and then leaves no incomplete directory.
     """
     final = folder / name(step)
     part = folder / f"{final.name}.part-{os.getpid()}"
@@ -151,7 +153,7 @@ def save(
         _commit(part, final)
     except (OSError, RuntimeError) as error:  # torch.save on a full disk raises RuntimeError
         shutil.rmtree(part, ignore_errors=True)
-        raise OSError(f"cannot write the checkpoint {final} ({error}); the one before it is untouched") from error
+        raise OSError(f"cannot write the checkpoint {final} ({error}); earlier checkpoints are intact") from error
     return Checkpoint(final, meta)
 
 
@@ -180,7 +182,7 @@ def _digest(path: Path) -> str:
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, verified. Raises Damaged, naming the file."""
+    """The checkpoint at `path`, after verifying it. Raises Damaged, which names the file."""
     try:
         meta = json.loads((path / "meta.json").read_text())
     except (OSError, ValueError) as error:
@@ -191,17 +193,17 @@ def read(path: Path) -> Checkpoint:
         if not (path / file).is_file():
             raise Damaged(f"{path / file} is missing")
         if _digest(path / file) != expected:
-            raise Damaged(f"{path / file} is not the file that was written: its sha256 differs")
+            raise Damaged(f"{path / file} was changed after it was written: its sha256 differs from that in meta.json")
     return Checkpoint(path, meta)
 
 
 def steps(folder: Path) -> list[Path]:
-    """Checkpoint directories under final names, newest first."""
+    """The directories of complete checkpoints, newest first."""
     return sorted(folder.glob("step-????????"), reverse=True)
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and the defect of each newer one."""
+    """The newest checkpoint that is valid (None without one), and the defect of each newer one."""
     defects: list[str] = []
     for path in steps(folder):
         try:
@@ -212,7 +214,7 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def latest_of(folder: Path) -> Checkpoint:
-    """The newest checkpoint that verifies. Raises Damaged where there is none."""
+    """The newest valid checkpoint. Raises Damaged where there is none."""
     saved, defects = latest(folder)
     if saved is None:
         raise Damaged(f"{folder} has no valid checkpoint: {'; '.join(defects)}")
@@ -220,13 +222,13 @@ def latest_of(folder: Path) -> Checkpoint:
 
 
 def tidy(folder: Path, keep: int = 2, protected: Iterable[Path] = ()) -> None:
-    """Removes all but the newest `keep` checkpoints and the protected ones, and the remains of killed writers."""
+    """Removes all but the newest `keep` checkpoints and the protected ones, and what interrupted writes left."""
     for path in [*steps(folder)[keep:], *folder.glob("step-*.part-*")]:
         if path not in set(protected):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> Json:
+def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
     """The optimizer's state by parameter name, independent of how parameters are grouped."""
     return {
         name: optimizer.state[parameter]
@@ -236,13 +238,16 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> Json:
     }
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Json) -> None:
-    """Restores state by parameter name. Raises ValueError when names differ."""
+def load_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
+    """Restores the optimizer's state by parameter name. Raises ValueError where the names differ."""
     parameters = {
         n: p for group in optimizer.param_groups for n, p in zip(group["names"], group["params"], strict=True)
     }
     if state and state.keys() != parameters.keys():
-        raise ValueError(f"optimizer state is for other parameters: {sorted(state.keys() ^ parameters.keys())[:5]}")
+        raise ValueError(
+            "the optimizer state is for other parameters; in only one of the two: "
+            f"{sorted(state.keys() ^ parameters.keys())[:5]}"
+        )
     for name, values in state.items():
         # Adam's step count lives on the parameter's device only when fused or capturable, which is how it was saved.
         optimizer.state[parameters[name]] = {key: place_like(value, parameters[name]) for key, value in values.items()}

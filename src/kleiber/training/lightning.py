@@ -1,12 +1,12 @@
-"""Everything that trims Lightning or reaches into it: its slow imports, unused hooks, messages, and step counters.
+"""Everything that depends on Lightning's internals: its slow imports, unused hooks, messages and step counters.
 
-A step of a small model takes 5 ms. Hooks that do nothing, each entered in a profiler's section for the module and for
-every callback, five times a step, took a tenth of that.
+A step of a small model takes 5 ms. Without `HooksDisabled`, a tenth of that goes to empty hooks: five times a step,
+Lightning enters a profiler's section for the module and for every callback.
 
-Torchmetrics, which Lightning imports, pulls in scipy, transformers and matplotlib because they are installed: 40 % of
-the CPU time of `import torch, lightning` (7.7 -> 4.4 s, 407 -> 320 MB). They are hidden only while lightning is
-imported, and can be imported as usual afterwards; what stays off is torchmetrics' use of them (plots, BERTScore).
-KLEIBER_FULL_IMPORTS=1 turns the hiding off.
+Lightning imports torchmetrics, which imports scipy, transformers and matplotlib where they are installed: 40 % of the
+CPU time of `import torch, lightning` (7.7 -> 4.4 s, 407 -> 320 MB). These packages are hidden only while lightning is
+imported, and can be imported as usual afterwards; only torchmetrics' use of them (plots, BERTScore) stays off.
+KLEIBER_FULL_IMPORTS=1 disables the hiding.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from kleiber.types.batch import Batch
+
 HIDDEN = frozenset({"scipy", "transformers", "matplotlib"})
 
 
 def import_lightning() -> None:
-    """Imports lightning.pytorch, with the extras of torchmetrics hidden unless they are loaded already."""
+    """Imports lightning.pytorch, with the optional packages of torchmetrics hidden that are not loaded yet."""
     if "lightning.pytorch" in sys.modules:
         return
     if os.environ.get("KLEIBER_FULL_IMPORTS") == "1":
@@ -40,7 +42,7 @@ def import_lightning() -> None:
 
 @contextmanager
 def hidden(packages: frozenset[str]) -> Iterator[None]:
-    """Makes find_spec and importlib.metadata, which optional extras are looked up by, deny `packages`."""
+    """Makes find_spec and importlib.metadata report `packages` as not installed, within the context."""
     find_any_spec, any_distribution = importlib.util.find_spec, importlib.metadata.distribution
 
     def find_spec(name: str, package: str | None = None) -> importlib.machinery.ModuleSpec | None:
@@ -65,7 +67,7 @@ from lightning.pytorch.profilers import PassThroughProfiler  # noqa: E402
 
 
 class HooksDisabled:
-    """Hooks of single batches that are not callable until a class defines them: Lightning skips those."""
+    """Hooks around a batch, set to None: Lightning skips those that a subclass does not define."""
 
     on_train_batch_start: Any = None
     on_train_batch_end: Any = None
@@ -76,16 +78,16 @@ class HooksDisabled:
 
 
 class LeanCallback(HooksDisabled, Callback):
-    """The base of kleiber's callbacks: a Callback that has only the hooks of a batch that it defines.
+    """The base of kleiber's callbacks; of the hooks around a batch it has only those that it defines.
 
-    of_one_stage  whether its saved state counts for one stage: a branch does not take it over from its trunk
+    of_one_stage  whether its saved state belongs to one stage, so that a branch does not inherit it from its trunk
     """
 
     of_one_stage = False
 
 
 class LeanModule(HooksDisabled, LightningModule):
-    """A LightningModule with manual optimization that has only the hooks of a batch that it defines."""
+    """A LightningModule with manual optimization; of the hooks around a batch it has only those that it defines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +107,7 @@ class LeanModule(HooksDisabled, LightningModule):
 
 
 class Unprofiled(PassThroughProfiler):
-    """Lightning's default, which measures nothing, without a generator for every section that is not measured."""
+    """A profiler that measures nothing, and unlike Lightning's default creates no generator for every section."""
 
     section = nullcontext()
 
@@ -113,7 +115,7 @@ class Unprofiled(PassThroughProfiler):
         return self.section
 
 
-UNUSED: dict[str, Any] = {  # parts of the Trainer that kleiber has its own of, or does without
+UNUSED: dict[str, Any] = {  # features of the Trainer that kleiber replaces or does not need
     "enable_checkpointing": False,
     "enable_progress_bar": False,
     "enable_model_summary": False,
@@ -123,9 +125,9 @@ UNUSED: dict[str, Any] = {  # parts of the Trainer that kleiber has its own of, 
 }
 
 
-def fit(trainer: Trainer, module: LightningModule, batches: Iterable[Any], start: int) -> None:
+def fit(trainer: Trainer, module: LightningModule, batches: Iterable[Batch], start: int) -> None:
     """Trains from optimizer step `start` to `trainer.max_steps`. Raises KeyboardInterrupt on Ctrl-C."""
-    # The only number of a resumed position: Lightning counts optimizer steps of manual optimization here.
+    # The only counter that a resumed run has to set: Lightning counts the steps of manual optimization here.
     progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
     progress.ready = progress.completed = start
     try:
@@ -135,7 +137,7 @@ def fit(trainer: Trainer, module: LightningModule, batches: Iterable[Any], start
 
 
 def count_skipped_step(trainer: Trainer) -> None:
-    """Moves `global_step` on by one without a step of the optimizer."""
+    """Increases `global_step` by one without a step of the optimizer."""
     progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
     progress.increment_ready()
     progress.increment_completed()
@@ -147,12 +149,12 @@ def stop_after_this_step(trainer: Trainer) -> None:
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """The callbacks of a trainer, whose attribute Lightning does not declare."""
-    return vars(trainer)["callbacks"]
+    """The callbacks of a trainer."""
+    return vars(trainer)["callbacks"]  # an attribute that Lightning does not declare
 
 
 def silence(rank_zero: bool) -> None:
-    """Silences Lightning's advice on choices that are deliberate here, and lets kleiber's loggers print on rank 0."""
+    """Silences Lightning's advice on deliberate choices of kleiber, and lets kleiber's loggers print on rank 0."""
     ours = logging.getLogger("kleiber")
     if not ours.handlers:
         ours.addHandler(logging.StreamHandler())

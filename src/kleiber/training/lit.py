@@ -1,7 +1,7 @@
-"""LitLM, the only LightningModule: pre-training, fine-tuning and mixtures of experts differ in its arguments alone.
+"""LitLM, the only LightningModule: pre-training, fine-tuning and mixtures of experts differ only in its arguments.
 
-It makes optimizer steps (manual optimization: `global_step` counts them) and nothing else: data order, evaluation,
-logging and checkpoints are callbacks' business. It never calls `self.log`, which costs more than a small step.
+It makes optimizer steps (manual optimization: `global_step` counts them). Callbacks evaluate, log and save checkpoints.
+It never calls `self.log`, which takes longer than a step of a small model.
 """
 
 from __future__ import annotations
@@ -11,42 +11,53 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanModule, count_skipped_step
+from kleiber.training.sharding import OptimizerState
 from kleiber.training.step import (
     Diverged,
     Penalty,
     accumulate,
     micro_batches,
-    normalise,
+    normalize_gradients,
     out_of_memory,
     seed_generators,
 )
+from kleiber.training.trainer import Sharded
 from kleiber.types.batch import Batch, Sums
 from kleiber.types.contracts import Objective, Retention
 from kleiber.types.model import Model
 
 
+class Guard(Protocol):
+    """Decides whether to skip a step."""
+
+    def refuses(self, loss: float, norm: float) -> bool:
+        """Whether to skip the step with this cross-entropy (nats per token) and gradient norm."""
+        ...
+
+
 class LitLM(LeanModule):
-    """A model, an objective, an optimizer and a schedule.
+    """Trains a model on an objective with an optimizer and a learning-rate schedule.
 
     schedule      f(step, total_steps) -> factor of every learning rate
-    total_steps   the horizon of the schedule
+    total_steps   number of steps that the schedule is planned for
     micro_batch   rows per forward and backward pass: changes the memory that a step needs, not its result
-    seed          of everything random inside a step, together with the step's number
+    seed          seeds all random numbers of a step, together with the number of the step
     restored      optimizer state by parameter name, from a checkpoint
     retention     methods against forgetting, each with its memory
-    partial       whether a checkpoint holds the trained weights alone: an adapter's, and not those that it adapts
+    partial       whether checkpoints contain only the trained weights, such as those of an adapter
 
-    `last` holds the means of the latest step ("ce", "total", ...), its "grad_norm" and "lr". `guard` (a callback) may
-    refuse a step before it changes a weight; the position moves on all the same. When a step runs out of memory,
-    `micro_batch` is halved and the step is made again.
+    `last` contains the means of the latest step ("ce", "total", ...), its "grad_norm" and "lr". A `guard` can skip a
+    step before it changes any weight; the step still counts. When a step runs out of memory, `micro_batch` is halved
+    and the step is repeated.
     """
 
     def __init__(
@@ -59,7 +70,7 @@ class LitLM(LeanModule):
         total_steps: int,
         micro_batch: int,
         seed: int = 0,
-        restored: dict[str, Any] | None = None,
+        restored: OptimizerState | None = None,
         retention: Sequence[Retention] = (),
         partial: bool = False,
     ) -> None:
@@ -70,15 +81,14 @@ class LitLM(LeanModule):
         self.retention = nn.ModuleList(retention)
         self.partial = partial
         self.last: dict[str, Tensor | float] = {}
-        self.guard: Any = None
+        self.guard: Guard | None = None
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
 
     def configure_model(self) -> None:
-        shard = getattr(self.trainer.strategy, "shard", None)
-        if shard is not None:
-            shard(self.model)
+        if isinstance(self.trainer.strategy, Sharded):
+            self.trainer.strategy.shard(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         built = self.optimizer.build(self.model, self.model.roles(), self.model.parametrization.lr_scale)
@@ -88,10 +98,14 @@ class LitLM(LeanModule):
 
     def on_fit_start(self) -> None:
         ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        # Lightning can count ranks that do not exist; half of the data would then be trained on by nobody.
+        # Lightning can count ranks that do not exist; no rank would then train on their part of the data.
         assert self.trainer.world_size == ranks, f"Lightning counts {self.trainer.world_size} ranks, there are {ranks}"
 
     def training_step(self, batch: Batch, index: int) -> None:
+        """Makes one optimizer step, or skips it where the guard refuses.
+
+        Raises Diverged for a loss that is not finite.
+        """
         step = self.global_step
         optimizer: Any = self.optimizers()
         methods: list[Any] = list(self.retention)
@@ -109,7 +123,7 @@ class LitLM(LeanModule):
         clip, ranks = self.optimizer.clip, self.trainer.world_size
         loss, failure, norm = means["ce"].item(), None, math.nan
         try:
-            norm = normalise(parameters, tokens, ranks, clip, change if methods else None)
+            norm = normalize_gradients(parameters, tokens, ranks, clip, change if methods else None)
         except Diverged as error:
             failure = error
         if self.guard is not None and self.guard.refuses(loss, norm):
@@ -129,10 +143,11 @@ class LitLM(LeanModule):
         self.last = {**means, **logged, "grad_norm": norm, "lr": self.optimizer.lr * factor}
 
     def backward_pass(self, batch: Batch, step: int, penalties: Sequence[Penalty]) -> Sums:
-        """This rank's sums over the batch, with the gradients accumulated."""
-        no_sync = getattr(self.trainer.strategy, "block_backward_sync", nullcontext)
+        """Accumulates the gradients of the batch in micro-batches; returns this rank's sums over the batch."""
+        strategy = self.trainer.strategy
+        no_sync = strategy.block_backward_sync if isinstance(strategy, ParallelStrategy) else nullcontext
         while True:
-            # Noise inside a step is a function of (seed, step, rank): a resumed run draws what the unbroken one drew.
+            # Random numbers of a step depend only on (seed, step, rank), so a resumed run draws the same ones.
             seed_generators(hash((self.seed, step, self.global_rank)) % 2**63)
             rows = min(self.micro_batch, len(batch))
             try:
@@ -155,7 +170,7 @@ class LitLM(LeanModule):
             )
 
     def skip_step(self, optimizer: torch.optim.Optimizer, metrics: dict[str, Tensor | float]) -> None:
-        """Leaves weights and moments as they are; the position moves on."""
+        """Counts the step without changing weights or optimizer state."""
         optimizer.zero_grad()
         count_skipped_step(self.trainer)
         self.last = metrics

@@ -1,6 +1,7 @@
-"""Loggers: rows on disk, which every run writes, CSV, and W&B, whose failure never ends a run.
+"""Loggers: metrics.jsonl, which every run writes, metrics.csv, and W&B, whose failures never end a run.
 
-Files are append-only and cut back to the checkpoint when a run resumes, so they end as those of an uninterrupted run.
+Rows are appended to the files. A run that resumes removes the rows after its checkpoint, so that the files end up like
+those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from kleiber.records.summary import NAME, read_rows
 from kleiber.types import Json
 
-TIMEOUT = 1.5  # seconds that a server may take to answer before a run goes on without it
+TIMEOUT = 1.5  # seconds to wait for a server before the run continues without it
 
 
 class StageLogger(Logger):
-    """A logger that knows which stage a row is of. Its methods do nothing until overridden."""
+    """A logger that knows the stage of the rows that it logs. Its methods do nothing until overridden."""
 
     stage: str | None = None
 
@@ -38,9 +39,9 @@ class StageLogger(Logger):
 
 
 class Rows(StageLogger):
-    """Writes metrics.jsonl, an object for each row: {"step": 10, "train/loss": 3.2, ...}; every analysis reads it.
+    """Writes metrics.jsonl, one JSON object per row: {"step": 10, "train/loss": 3.2, ...}; all analyses read it.
 
-    In a run of several stages each row names its "stage".
+    In a run of several stages each row has the key "stage".
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +57,7 @@ class Rows(StageLogger):
         return ""
 
     def log_hyperparams(self, *_: object, **__: object) -> None:
-        """Does nothing: config.yaml holds the config."""
+        """Does nothing, because config.yaml contains the config."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -65,7 +66,7 @@ class Rows(StageLogger):
             file.write(json.dumps({**stage, "step": step, **metrics}) + "\n")
 
     def begin(self, stage: str | None, step: int) -> None:
-        """Removes the rows of `stage` after `step`, and a last row that a kill cut short."""
+        """Removes the rows of `stage` after `step`, and an incomplete last row of a killed run."""
         self.stage = stage
         if self.path.exists():
             kept = [row for row in read_rows(self.path.parent) if row.get("stage") != stage or row["step"] <= step]
@@ -73,7 +74,7 @@ class Rows(StageLogger):
 
 
 class CsvLogger(Rows):
-    """Writes metrics.csv in long form: step,metric,value. A stage's metrics begin with its name."""
+    """Writes metrics.csv with the columns step, metric and value. Metrics begin with the name of their stage."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -85,6 +86,7 @@ class CsvLogger(Rows):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Appends a line for each metric, and the header to a new file."""
         new = not self.path.exists()
         with open(self.path, "a") as file:
             if new:
@@ -103,7 +105,7 @@ class CsvLogger(Rows):
 
 
 def prefixed(stage: str | None, metric: str) -> str:
-    """The metric's name with its stage, such as `1M/val/docs/loss`; without one in a run of one stage."""
+    """The metric's name after that of its stage, such as `1M/val/docs/loss`; alone in a run of one stage."""
     return metric if stage is None else f"{stage}/{metric}"
 
 
@@ -118,10 +120,11 @@ def wandb_logger(
     entity: str | None = None,
     tags: list[str] | None = None,
 ) -> Logger | None:
-    """A W&B logger, or None when disabled. `auto` goes online only with a key and a server that answers in 1.5 s.
+    """A W&B logger; None for mode=disabled.
 
-    `online` falls back to offline with a message, because a server must not decide whether a run takes place. The id is
-    the run's, so a resumed run continues its curves.
+    With `auto` it is online only if there is an API key and the server answers within 1.5 s. Without an answer `online`
+    also records offline and prints why, so that no server can keep a run from starting. W&B gets the id of the run, so
+    a resumed run continues its curves.
     """
     if mode == "disabled":
         return None
@@ -136,7 +139,7 @@ def wandb_logger(
     from lightning.pytorch.loggers import WandbLogger
 
     settings = client.Settings(init_timeout=30, console="off", x_disable_stats=True, silent=True)
-    # Not through WandbLogger's own init, which passes settings that this client warns of.
+    # Not by WandbLogger's own init, which passes settings that make this client warn.
     run = client.init(
         dir=folder, id=run_id, name=run_name, group=group, project=project, entity=entity, tags=tags, config=run_config,
         job_type="train", mode="offline" if offline else "online", resume="allow", settings=settings,
@@ -145,7 +148,7 @@ def wandb_logger(
     run.define_metric("*", step_metric="trainer/global_step")
 
     class StageWandbLogger(WandbLogger, StageLogger):
-        """Puts the name of the stage before metrics where a run has several, because steps begin again in each."""
+        """Prefixes metrics with their stage in a run of several stages, because steps begin again in each."""
 
         def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
             super().log_metrics({prefixed(self.stage, name): value for name, value in metrics.items()}, step)

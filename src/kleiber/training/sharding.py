@@ -1,31 +1,35 @@
 """Full tensors of a model and an optimizer that are sharded over ranks (FSDP2).
 
-Each function is collective: every rank must call it at the same point. Without sharding it does nothing and no rank
-waits for another. FSDP and DTensor are recognized by their methods, because importing them is slow.
+Each function is collective: every rank must call it at the same point. Without sharding it does nothing, and no rank
+waits for another. Nothing here imports FSDP or DTensor, which is slow: what is sharded has imported them already.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, TypeGuard
 
 from torch import Tensor, nn
 
-OptimizerState = dict[str, dict[str, Any]]  # tensors and numbers, by parameter name and by key
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+OptimizerState = dict[str, dict[str, Tensor | float]]  # by parameter name and by key
 
 
 @contextmanager
 def full_parameters(model: nn.Module) -> Iterator[None]:
-    """Inside, every rank holds all weights as plain tensors, to read them or run the model without the other ranks.
+    """Gives every rank all weights as plain tensors, so that it can read them or run the model without other ranks.
 
-    Values that are written to them are lost at the end.
+    Values that are written to them within the context are lost at its end.
     """
-    parts: list[Any] = [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
-    blocks = [
-        part for part in parts if part is not model
-    ]  # the root keeps its weights from the forward to the backward pass
+    parts = sharded_modules(model)
+    # The root keeps its weights from the forward to the backward pass.
+    blocks = [part for part in parts if part is not model]
     for part in parts:
         part.unshard()
     for block in blocks:
@@ -45,46 +49,57 @@ def full_parameters(model: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
-def is_sharded(tensor: object) -> bool:
-    """Whether a tensor is this rank's shard of a larger one."""
-    return hasattr(tensor, "full_tensor")
+def sharded_modules(model: nn.Module) -> list[FSDPModule]:
+    """The modules of the model that FSDP2 shards, each with its own group of parameters."""
+    if "torch.distributed.fsdp" not in sys.modules:
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def is_sharded(value: object) -> TypeGuard[DTensor]:
+    """Whether a value is this rank's shard of a larger tensor."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(value, tensors.DTensor)
 
 
 def gather_state(state: OptimizerState, keep: bool) -> OptimizerState:
-    """Optimizer state by parameter name, with full tensors on the CPU, gathered one at a time.
+    """Optimizer state by parameter name with full tensors on the CPU, gathered one at a time.
 
-    keep  False: this rank takes part and returns an empty state; without shards `state` is returned as it is
+    Returns `state` itself where nothing is sharded.
+
+    keep  False: this rank only takes part in the communication, and returns an empty state
     """
     if not any(is_sharded(value) for values in state.values() for value in values.values()):
         return state
     full_state: OptimizerState = {}
     for name, values in state.items():
         for key, value in values.items():
-            full = full_tensor(value)
+            full = full_tensor(value) if isinstance(value, Tensor) else value
             if keep:
                 full_state.setdefault(name, {})[key] = full.cpu() if isinstance(full, Tensor) else full
     return full_state
 
 
 def place_like(value: Tensor | float, parameter: Tensor) -> Tensor | float:
-    """A value of an optimizer's state on the device of its parameter, sharded as it is where their shapes agree."""
+    """A value of an optimizer's state on the device of its parameter, and sharded like it where their shapes agree."""
     if not isinstance(value, Tensor):
         return value
     value = value.to(parameter.device)
     if is_sharded(parameter) and value.shape == parameter.shape:
-        from torch.distributed.tensor import DTensor, distribute_tensor
+        from torch.distributed.tensor import distribute_tensor
 
-        assert isinstance(parameter, DTensor)
         # All ranks have read the same file, so each takes its shard and nothing is sent.
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return value
 
 
 def scalar(value: Tensor) -> float:
-    """The number in a tensor of a single element, summed over ranks where each holds a part of it."""
+    """The value of a tensor with one element, summed over ranks where it is a partial sum on each."""
     return float(full_tensor(value))
 
 
-def full_tensor(value: Any) -> Any:
-    """The tensor that `value` is a shard of, or `value` itself."""
+def full_tensor(value: Tensor) -> Tensor:
+    """The whole tensor of which `value` is a shard; `value` itself where it is not sharded."""
     return value.full_tensor() if is_sharded(value) else value

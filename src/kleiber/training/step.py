@@ -1,7 +1,7 @@
 """One optimizer step over micro-batches, as functions of model, objective and batches.
 
-Losses are sums. Gradients of sums are accumulated, summed over ranks, and divided once by the number of target tokens
-in the global batch, so any split of it into micro-batches and ranks gives the same step.
+Losses are sums over target tokens. Their gradients are accumulated, summed over ranks, and divided once by the number
+of target tokens in the global batch, so every split into micro-batches and ranks gives the same step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +17,30 @@ from torch import Tensor, nn
 from kleiber.training.sharding import scalar
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective
+from kleiber.types.model import Model
 
-Penalty = Callable[[Any, Batch], "Loss | None"]  # of a model and a micro-batch
+Penalty = Callable[[Model, Batch], Loss | None]
 
 
 class Diverged(RuntimeError):
-    """The loss or the gradient of a step is not finite. The weights are those from before the step."""
+    """The loss or the gradient of a step is not finite, or too many steps are spikes.
+
+    The weights are from before it.
+    """
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the error is a lack of memory; the CPU's allocator raises a RuntimeError, which only its text tells."""
+    """Whether the error is a lack of memory.
+
+    The CPU's allocator raises a RuntimeError that only its text identifies.
+    """
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def micro_batches(batch: Batch, rows: int) -> list[Batch]:
-    """Parts of at most `rows` samples. Padded rows are sorted by length and each part is as wide as its longest row,
-    so that padding costs little. A batch that is a single part stays as it is.
+    """Micro-batches of at most `rows` samples; the batch itself where one is enough.
+
+    Padded rows are sorted by length, and each micro-batch is as wide as its longest row, so that padding costs little.
     """
     if len(batch) <= rows or batch.real is None or batch.segments is not None or batch.counterpart is not None:
         return batch.split(rows)
@@ -44,7 +51,7 @@ def micro_batches(batch: Batch, rows: int) -> list[Batch]:
 
 
 def narrow(batch: Batch, width: int) -> Batch:
-    """The batch without the columns from `width` on, unless a row has tokens there."""
+    """The batch cut to its first `width` columns; uncut where a row has tokens beyond."""
     assert batch.real is not None
     if bool(batch.real[:, width:].any()):  # padded elsewhere than at the end
         return batch
@@ -55,7 +62,7 @@ def narrow(batch: Batch, width: int) -> Batch:
 def seed_generators(seed: int) -> None:
     """Seeds PyTorch's generators as `torch.manual_seed` does, but only those of devices in use.
 
-    For a kind of device that is not in use `torch.manual_seed` formats the stack: .3 ms, at every step.
+    For devices that are not in use, `torch.manual_seed` formats the call stack, which takes .3 ms at every step.
     """
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
@@ -63,14 +70,14 @@ def seed_generators(seed: int) -> None:
 
 
 def accumulate(
-    model: Any,
+    model: Model,
     objective: Objective,
     batches: Sequence[Batch],
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
     penalties: Sequence[Penalty] = (),
 ) -> Sums:
-    """Forward and backward over micro-batches; gradients are synchronized in the last. Returns this rank's sums."""
+    """Forward and backward passes over micro-batches, with gradients synchronized in the last one; this rank's sums."""
     sums = Sums()
     for number, batch in enumerate(batches, start=1):
         with nullcontext() if number == len(batches) else no_sync():
@@ -83,7 +90,7 @@ def accumulate(
 
 
 def add_penalty(loss: Loss, penalty: Loss | None) -> Loss:
-    """The loss with the mean of a penalty added to its own mean; the penalty's metrics go under "retention/"."""
+    """The loss plus a penalty, as the sum of their means; the penalty's metrics get the prefix "retention/"."""
     if penalty is None:
         return loss
     share = (loss.tokens / penalty.tokens).detach()
@@ -91,7 +98,7 @@ def add_penalty(loss: Loss, penalty: Loss | None) -> Loss:
     return Loss(loss.total + share * penalty.total, loss.tokens, {**loss.metrics, **metrics})
 
 
-def normalise(
+def normalize_gradients(
     parameters: Sequence[nn.Parameter],
     tokens: float,
     world_size: int,
@@ -100,8 +107,11 @@ def normalise(
 ) -> float:
     """Divides the gradients by the token count, clips their global norm, and returns the norm before clipping.
 
-    `world_size` undoes the mean that DistributedDataParallel takes over ranks. `change` is called when the
-    gradients are those of the mean loss, before their norm is taken. Raises Diverged when the norm is not finite.
+    Raises Diverged where the norm is not finite.
+
+    world_size  number of ranks, over which DistributedDataParallel has averaged the gradients
+    clip        largest global norm; None does not clip
+    change      called when the gradients are those of the mean loss, before their norm is computed
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     scale = world_size / tokens

@@ -1,11 +1,12 @@
 """Trainers: one process on one device, data-parallel processes (DDP), and sharded ones (FSDP, experimental).
 
-Ranks are started by the launcher alone; a Trainer only finds them.
+The launcher starts the processes of the ranks; a trainer only reads their number from the environment.
 
-PyTorch's FSDP2 (`fully_shard`) shards parameters, gradients and optimizer state. Every block is a unit, and the rest of
-the model is another, whose weights stay whole from the forward pass to the end of the backward pass: an objective reads
-the output layer outside of both. While a model is scored, generates or is saved, every rank holds all of its weights
-(`sharding.full_parameters`). `config.cross_checks` refuses what FSDP cannot be combined with.
+PyTorch's FSDP2 (`fully_shard`) shards parameters, gradients and optimizer state. Each block is a unit of sharding, and
+the rest of the model is another, whose weights stay gathered from the forward pass to the end of the backward pass,
+because objectives read the output layer outside of the model's forward pass. While a model is scored, generates or is
+saved, every rank holds all of its weights (`sharding.full_parameters`). `config.cross_checks` refuses the options that
+cannot be combined with FSDP.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.precision import DoublePrecision
+from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
@@ -33,23 +34,28 @@ from torch.utils.checkpoint import checkpoint
 from kleiber.data.cache import cache_root
 from kleiber.evals.perplexity import Runtime
 from kleiber.training.lightning import UNUSED, Unprofiled, silence
+from kleiber.types.model import Model
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
-PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "64": "64-true"}
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "64-true"]] = {
+    "32": "32-true",
+    "bf16": "bf16-mixed",
+    "64": "64-true",
+}
 
 
 @dataclass(frozen=True)
 class Local:
-    """One device in one process.
+    """Trains on one device in one process.
 
     accelerator    cpu or gpu
     precision      32, bf16 (autocast, fp32 weights) or 64 (for tests of exactness)
     threads        CPU threads; None leaves PyTorch's choice, one per core
-    compile        torch.compile the model's training passes, in place; compiled code is kept in the cache folder
-    checkpoint_activations  keep the inputs of a block and compute it again in the backward pass: less memory, one more
-                   forward pass of the blocks (Chen et al. 2016, arXiv:1604.06174)
-    deterministic  use only deterministic kernels; an error where there is none
-    max_steps      limit of optimizer steps, for a trial; the schedule keeps the horizon of the budget
+    compile        compile the model with torch.compile; compiled code is kept in the cache folder
+    checkpoint_activations  store only the inputs of a block and recompute it in the backward pass: less memory for one
+                   more forward pass of the blocks (Chen et al. 2016, arXiv:1604.06174)
+    deterministic  use deterministic kernels only; raises an error where an operation has none
+    max_steps      largest number of optimizer steps, for a trial; the schedule is still that of the whole budget
     """
 
     accelerator: Literal["cpu", "gpu"] = "cpu"
@@ -82,7 +88,7 @@ class Local:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights; a model has it before a checkpoint is loaded, which would be rounded otherwise."""
+        """The precision of the weights, set before a checkpoint is loaded, so that loading rounds nothing."""
         return torch.float64 if str(self.precision) == "64" else torch.float32
 
     @property
@@ -102,7 +108,7 @@ class Local:
         return int(os.environ.get("RANK", "0"))
 
     def prepare(self) -> None:
-        """Process-wide settings: threads, memory, TF32 for the products of mixed precision, log messages."""
+        """Applies the settings of the process: threads, memory, TF32 for matrix products on GPUs, log messages."""
         silence(rank_zero=self.rank == 0)
         if self.accelerator == "cpu":
             keep_freed_memory()
@@ -111,8 +117,8 @@ class Local:
         if self.accelerator == "gpu":
             torch.set_float32_matmul_precision("high")
 
-    def prepare_model(self, model: Any) -> None:
-        """Adds activation checkpoints and compilation in place; the names of parameters stay."""
+    def prepare_model(self, model: Model) -> None:
+        """Adds activation checkpoints and compilation in place, which keeps the names of parameters."""
         if self.checkpoint_activations:
             checkpoint_activations(model)
         if self.compile:
@@ -123,18 +129,20 @@ class Local:
     def strategy(self) -> Strategy | str:
         return "auto"
 
-    def precision_options(self) -> dict[str, Any]:
-        """Arguments of Lightning's Trainer for the precision."""
-        return {"precision": PRECISIONS[str(self.precision)]}
+    def precision_plugin(self) -> Precision | None:
+        """The plugin that replaces Lightning's own choice for the precision; None keeps its choice."""
+        return None
 
     def trainer(self, callbacks: list[pl.Callback], loggers: list[Logger], max_steps: int) -> pl.Trainer:
         """A Trainer for at most `max_steps` optimizer steps over an infinite stream of batches."""
+        plugin = self.precision_plugin()
         return pl.Trainer(
             accelerator=self.accelerator,
             devices=self.devices,
             num_nodes=1,
             strategy=self.strategy(),
-            **self.precision_options(),
+            precision=PRECISIONS[str(self.precision)] if plugin is None else None,
+            plugins=plugin,
             max_steps=max_steps,
             max_epochs=-1,
             callbacks=callbacks,
@@ -163,31 +171,31 @@ class DDP(Local):
 
 
 def keep_compiled() -> None:
-    """Keeps compiled code in the cache folder, unless TORCHINDUCTOR_CACHE_DIR names another one.
+    """Keeps compiled code in the cache folder, unless TORCHINDUCTOR_CACHE_DIR names another folder.
 
-    PyTorch's default, which it writes into the environment at import, is a temporary folder that a restart empties.
+    PyTorch's default, which importing it writes to the environment, is a temporary folder that a reboot empties.
     """
     folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if folder is None or Path(folder).name.startswith("torchinductor_"):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "inductor")
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Makes the backward pass compute the activations inside every block again."""
+def checkpoint_activations(model: Model) -> None:
+    """Makes the backward pass recompute the activations inside every block."""
     for block in model.blocks:
         block.forward = partial(_recomputed, block.forward)
 
 
-def _recomputed(forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def _recomputed(forward: Callable[..., object], *arguments: object, **named: Any) -> object:
     if not torch.is_grad_enabled():  # there is no backward pass, and a key-value cache must not grow twice
         return forward(*arguments, **named)
     return checkpoint(forward, *arguments, use_reentrant=False, **named)
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep the memory that a step frees, instead of returning pages that the kernel has to zero again.
+    """Makes glibc keep the memory that a step frees, instead of returning it to the kernel, which has to zero it again.
 
-    A tenth of a small step on a CPU was page faults. Does nothing except on Linux with glibc.
+    Page faults took a tenth of a small step on a CPU. Does nothing except on Linux with glibc.
     """
     if sys.platform != "linux":
         return
@@ -198,7 +206,7 @@ def keep_freed_memory() -> None:
 
 
 class Sharded(ModelParallelStrategy):
-    """FSDP2 over all ranks, with the methods that `LitLM` calls of a strategy."""
+    """Lightning's strategy for FSDP2 over all ranks."""
 
     def __init__(self, ranks: int, backend: str) -> None:
         super().__init__(
@@ -208,17 +216,16 @@ class Sharded(ModelParallelStrategy):
             save_distributed_checkpoint=False,
         )
 
-    def shard(self, model: Any) -> None:
-        """Leaves this rank its share of every parameter along the first axis; weights have to be equal on all ranks."""
+    def shard(self, model: Model) -> None:
+        """Keeps only this rank's share of every parameter, along its first axis. All ranks must have equal weights."""
         mesh = self.device_mesh["data_parallel"]
         for block in model.blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        fully_shard(model, mesh=mesh, reshard_after_forward=False)
-        self.sharded = model
+        self.sharded = fully_shard(model, mesh=mesh, reshard_after_forward=False)
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Within it gradients stay on their rank: for all micro-batches of a step but the last."""
+        """Keeps the gradients of this rank to itself, for all micro-batches of a step except the last."""
         self.sharded.set_requires_gradient_sync(False)
         try:
             yield
@@ -228,11 +235,11 @@ class Sharded(ModelParallelStrategy):
 
 @dataclass(frozen=True)
 class FSDP(Local):
-    """Experimental. One process per device, each with a share of the weights; gloo on CPUs, NCCL on GPUs.
+    """Experimental: one process per device, each with a share of the weights; gloo on CPUs, NCCL on GPUs.
 
-    The model is built whole on every rank before it is sharded, and is whole on every rank while it is scored or
-    saved, so it has to fit a device without its gradients and optimizer state. Checkpoints are those of the other
-    trainers, which can resume from them. Method: Zhao et al. 2023, arXiv:2304.11277.
+    Every rank holds the whole model before it is sharded and while it is scored or saved, so the weights alone must fit
+    on a device. Checkpoints have the same format as those of the other trainers, which can resume from them. Method:
+    Zhao et al. 2023, arXiv:2304.11277.
     """
 
     devices: int = 2
@@ -249,27 +256,27 @@ class FSDP(Local):
     def strategy(self) -> Strategy | str:
         return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo")
 
-    def precision_options(self) -> dict[str, Any]:
+    def precision_plugin(self) -> Precision | None:
         # Lightning refuses the name of fp64 with this strategy, but accepts its plugin.
-        return {"plugins": [DoublePrecision()]} if str(self.precision) == "64" else super().precision_options()
+        return DoublePrecision() if str(self.precision) == "64" else None
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory in bytes so far: of the allocator on a GPU, of the whole process on a CPU."""
+    """Peak memory in bytes: that of PyTorch's allocator on a GPU, that of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """FLOP/s that MFU is relative to: the best measured fp32 matrix product on a CPU, the data sheet's on a GPU.
+    """Peak FLOP/s for the MFU: measured by an fp32 matrix product on a CPU, from the data sheet on a GPU.
 
-    None for a GPU that is not in the table, so that no MFU is relative to a guess.
+    None for a GPU that is not in the table.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((peak for key, peak in DENSE_BF16_PEAK.items() if key in name), None)
-    # Just large enough to keep all threads busy: a larger product takes longer at the same speed.
+    # Just large enough to keep all threads busy; a larger product takes longer and is not faster per FLOP.
     size, best = round(512 * max(1.0, torch.get_num_threads() / 2) ** 0.5), float("inf")
     a, b, product = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
     for _ in range(16):

@@ -28,19 +28,19 @@ def test_rows_kept(text, rows):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("los < 3", "no column 'los'; did you mean 'loss'"),
-        ("loss < three", "'three' is not a number"),
-        ("family < b", "< must be"),
-        ("loss <", "expected a number or a text, found the end"),
-        ("(loss < 3", r"expected \), found the end"),
-        ("loss < 3 loss > 1", "found 'loss'"),
-        ("__import__('os').system('true')", "no column '__import__'"),
+        ("los < 3", "'los'.*'loss'"),
+        ("loss < three", "'loss'.*'three'"),
+        ("family < b", "'family'.*<"),
+        ("loss <", "the end"),
+        ("(loss < 3", r"\).*the end"),
+        ("loss < 3 loss > 1", "'loss'$"),
+        ("__import__('os').system('true')", "'__import__'"),
     ],
 )
-def test_refused(text, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_filter_that_cannot_be_read_is_refused_with_its_place(text, named):
+    with pytest.raises(ValueError, match=named):
         keep(TABLE, text)
 
 

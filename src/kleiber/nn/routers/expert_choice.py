@@ -1,4 +1,4 @@
-"""Expert choice: experts choose tokens, which balances their load and leaks information from later tokens."""
+"""Expert choice: experts choose tokens, which balances the load but makes a choice depend on later tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ExpertChoice(Router):
     a sequence, so that the choice does not depend on how sequences are batched. Zhou et al. 2022, arXiv:2202.09368.
     Raises ValueError in a causal model, where a choice would depend on later tokens.
 
-    acknowledge_leak  allows it in a causal model, whose loss is then no likelihood of a text
+    acknowledge_leak  allows it in a causal model, whose loss is then not the likelihood of a text
     """
 
     sums_to_one: ClassVar[bool] = False
@@ -38,16 +38,17 @@ class ExpertChoice(Router):
         self.k, self.linear = k, Logits(site, num_experts)
 
     def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
+        """The routing of every token to every expert, with `kept` True where the expert takes the token."""
         logits = self.linear(x)
         scores = logits.softmax(-1)
         rows, time = (1, len(x)) if batch is None else batch.tokens.shape
         real = None if batch is None else batch.real
-        kept = self.taken(scores.detach().view(rows, time, -1), real).flatten(0, 1)
+        kept = self.choices(scores.detach().view(rows, time, -1), real).flatten(0, 1)
         experts = torch.arange(scores.shape[-1], device=x.device).expand_as(scores)
         return Routing(scores, experts, scores, logits, kept=kept)
 
-    def taken(self, scores: Float[Tensor, "batch time experts"], real: Tensor | None) -> Tensor:
-        """Which expert takes which token; padding comes last and does not count in T."""
+    def choices(self, scores: Float[Tensor, "batch time experts"], real: Tensor | None) -> Tensor:
+        """True where an expert takes a token, (batch, time, experts); padding ranks last and does not count in T."""
         _, time, experts = scores.shape
         if real is None:
             count = torch.full((1, 1, 1), time, device=scores.device)

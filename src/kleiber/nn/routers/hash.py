@@ -1,7 +1,7 @@
 """Routers without parameters, by token id or at random: baselines for learned routers.
 
-Each is a pure function of the batch, so that a run resumes exactly and an evaluation repeats. The k experts have equal
-weights. There are no logits and hence no z-loss; the balance loss is reported and has no gradient.
+Their choice is a pure function of the batch, so that a run resumes exactly and an evaluation can be repeated. The k
+experts have equal weights. Without logits there is no z-loss, and the balance loss has no gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kleiber.types.model import Router
 
 
 class Hash(Router):
-    """A token's experts are a hash of its id and the layer. Roller et al. 2021, arXiv:2106.04426 (k = 1 there)."""
+    """Chooses a token's experts by a hash of its id and the layer. Roller et al. 2021, arXiv:2106.04426 (k = 1)."""
 
     needs_balance: ClassVar[bool] = False
 
@@ -30,12 +30,12 @@ class Hash(Router):
 
     def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
         if batch is None:
-            raise ValueError("model/router=hash routes by token ids: call the layer with its batch")
+            raise ValueError("model/router=hash routes by token ids: call the layer with the batch, layer(x, batch)")
         return equal_weights(hash_numbers(batch.tokens.flatten(), self.num_experts, self.layer), self.k, x)
 
 
 class Random(Router):
-    """A token's experts are drawn at random, as a function of (layer, sample, position)."""
+    """Chooses the experts of a token pseudo-randomly, as a function of (layer, sample, position)."""
 
     needs_balance: ClassVar[bool] = False
 
@@ -45,6 +45,7 @@ class Random(Router):
         self.num_experts, self.k, self.layer = num_experts, k, site.layer
 
     def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
+        """The routing of the tokens; without a batch, or without its sample numbers, rows count as samples 0, 1, ..."""
         rows, time = (1, len(x)) if batch is None else batch.tokens.shape
         samples = None if batch is None else batch.samples
         samples = torch.arange(rows, device=x.device) if samples is None else samples

@@ -1,7 +1,7 @@
 """Routers that score each expert by a sigmoid of its own logit and normalize over the chosen experts.
 
-Normalization happens in log space, where a sum of sigmoids cannot vanish. With a small constant in the denominator
-instead, all sigmoids can fall below it, which makes the balance loss small without any balance.
+They normalize in log space, where a sum of sigmoids cannot underflow. With a small constant in the denominator
+instead, all sigmoids can fall below that constant, and the balance loss becomes small although the load is unbalanced.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Sigmoid(TokenChoice):
 
 
 class LossFree(Sigmoid):
-    """Chooses by s + bias and weighs by s; after each optimizer step bias += rate * sign(mean load - load).
+    """Chooses experts by s + bias and weights them by s; each step adds rate * sign(mean load - load) to the bias.
 
-    The load is that of the global batch, over all micro-batches and ranks. The bias is a buffer in the checkpoint and
-    has no gradient. Wang et al. 2024, arXiv:2408.15664.
+    The load is that of the global batch, over all micro-batches and ranks. The bias is a buffer, saved in
+    checkpoints, and has no gradient. Wang et al. 2024, arXiv:2408.15664.
 
     rate  step of the bias, on the scale of s, which lies in [0, 1]
     """
@@ -64,20 +64,20 @@ class LossFree(Sigmoid):
 
     @torch.no_grad()
     def rebalance(self, load: Float[Tensor, "experts"] | None) -> None:
-        """One update of the bias. Raises ValueError without a load, since the bias would silently stay as it is."""
+        """Updates the bias once. Raises ValueError where the objective reports no load: the bias would never move."""
         if load is None:
             raise ValueError(
-                f"router {type(self).__name__} balances by the load of each step, which this objective does not "
-                "report: choose another model/router"
+                f"router {type(self).__name__} needs the load of each step, which this objective does not report: "
+                "choose another model/router"
             )
         load = load.to(self.bias.dtype)
         self.bias.add_(self.rate * torch.sign(load.mean() - load))
 
 
 class GroupLimited(LossFree):
-    """LossFree within the `limit` groups of experts whose two largest s + bias have the largest sums.
+    """LossFree within `limit` groups of experts: those with the largest sum of their two largest s + bias.
 
-    Neighboring experts form a group, as if on one device, so that a token visits few devices. DeepSeek-V3,
+    A group consists of neighboring experts, as if on one device, so that a token visits few devices. DeepSeek-V3,
     arXiv:2412.19437, section 2.1.2.
 
     groups  number of groups, of equal size
@@ -92,16 +92,17 @@ class GroupLimited(LossFree):
             raise ValueError(f"model.mlp.router.groups={groups} must divide the {num_experts} experts")
         if not 1 <= limit <= groups or limit * (num_experts // groups) < k:
             raise ValueError(
-                f"model.mlp.router.limit={limit} must be from 1 to groups={groups}, which hold k={k} experts or more"
+                f"model.mlp.router.limit={limit} must be from 1 to groups={groups}, and that many groups must hold "
+                f"k={k} experts or more"
             )
         self.groups, self.limit = groups, limit
 
     def priority(self, logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
         grouped = super().priority(logits).unflatten(-1, (self.groups, -1))
         best = grouped.topk(min(2, grouped.shape[-1]), -1).values.sum(-1)
-        open_to = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, best.topk(self.limit, -1).indices, True)
-        return grouped.masked_fill(~open_to.unsqueeze(-1), -torch.inf).flatten(-2)
+        allowed = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, best.topk(self.limit, -1).indices, True)
+        return grouped.masked_fill(~allowed.unsqueeze(-1), -torch.inf).flatten(-2)
 
     def standing(self, scores: Tensor, priority: Tensor) -> Float[Tensor, "tokens experts"]:
-        """Experts of closed groups count as -1, so that the margin to them is finite and the largest possible."""
+        """The priority, with -1 for experts of other groups, so that the margin to them is finite."""
         return priority.clamp(min=-1.0)

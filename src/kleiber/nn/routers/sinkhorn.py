@@ -1,7 +1,8 @@
 """Sinkhorn routing: balanced assignment in training, top-k in evaluation.
 
-The plan is computed within a sequence from all its tokens, so a choice in training depends on later tokens, as in
-expert choice; the weights do not. In evaluation nothing leaks, so held-out losses are those of a causal model.
+In training, the transport plan of a sequence is computed from all its tokens, so the choice of experts depends on later
+tokens, as in expert choice; the weights do not. In evaluation it does not, so held-out losses are those of a causal
+model.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from kleiber.types.batch import Batch, Routing
 
 
 class Sinkhorn(TokenChoice):
-    """The k experts of largest entry in the transport plan of the logits; weights are sigmoid(logit).
+    """The k experts with the largest entries in the transport plan of the logits, weighted by sigmoid(logit).
 
-    The plan is exp(logits), scaled in turns so that each token has mass 1 and each expert T / experts; no gradient
-    passes through it. Clark et al. 2022, arXiv:2202.01169, appendix B.2.1 (S-BASE, there k = 1).
+    The plan is exp(logits), rescaled alternately so that each token has mass 1 and each expert T / experts; it has no
+    gradient. Clark et al. 2022, arXiv:2202.01169, appendix B.2.1 (S-BASE, there k = 1).
 
     iterations  number of scalings of rows and columns
     """
@@ -32,10 +33,11 @@ class Sinkhorn(TokenChoice):
     def __init__(self, site: Site, num_experts: int, k: int, iterations: int = 8) -> None:
         super().__init__(site, num_experts, k)
         if iterations < 1:
-            raise ValueError(f"model.mlp.router.iterations={iterations} must be >= 1; without a plan use router=switch")
+            raise ValueError(f"model.mlp.router.iterations={iterations} must be >= 1; model/router=switch has no plan")
         self.iterations = iterations
 
     def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:
+        """The routing by the plan of each sequence in training, by the logits in evaluation."""
         logits = self.linear(x)
         if not self.training:
             return self.route(logits)
@@ -45,7 +47,7 @@ class Sinkhorn(TokenChoice):
         return self.route(logits, plan.topk(self.k, -1).indices)
 
     def plan(self, logits: Float[Tensor, "batch time experts"], real: Tensor | None) -> Tensor:
-        """Logarithm of the plan over the real tokens of each sequence."""
+        """The logarithm of the transport plan over the real tokens of each sequence, (batch, time, experts)."""
         hidden = None if real is None else ~real.unsqueeze(-1)
         for _ in range(self.iterations):
             visible = logits if hidden is None else logits.masked_fill(hidden, -torch.inf)

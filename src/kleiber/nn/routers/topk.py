@@ -1,4 +1,4 @@
-"""Routers in which each token chooses k experts: their base class, and those whose scores are a softmax over all."""
+"""Routers in which each token chooses k experts: their base class, and those whose scores are a softmax."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TokenChoice(Router):
         return self.route(self.linear(x))
 
     def route(self, logits: Float[Tensor, "tokens experts"], experts: Int[Tensor, "tokens k"] | None = None) -> Routing:
-        """The routing by these logits; `experts` replaces the choice, of which then only the weights are computed."""
+        """The routing by these logits; `experts`, where passed, replaces the choice, and only weights are computed."""
         scores = self.scores(logits)
         with torch.no_grad():
             priority = self.priority(logits)
@@ -38,11 +38,11 @@ class TokenChoice(Router):
         return Routing(self.weights(logits, scores, chosen), chosen, scores, logits, margin)
 
     def priority(self, logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
-        """The values of which the k largest are chosen."""
+        """The values whose k largest entries are chosen."""
         return logits
 
     def standing(self, scores: Tensor, priority: Tensor) -> Float[Tensor, "tokens experts"]:
-        """The values by which the k-th and the next expert are compared for the routing margin."""
+        """The values whose k-th and next largest entries differ by the routing margin."""
         return scores
 
     def scores(self, logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
@@ -57,7 +57,7 @@ class TokenChoice(Router):
 
 
 class Logits(Layer):
-    """multiplier * weight x, in fp32 under autocast too, because rounding would change which expert is chosen."""
+    """multiplier * weight x, in fp32 also under autocast, because rounding would change which experts are chosen."""
 
     def __init__(self, site: Site, num_experts: int) -> None:
         super().__init__()
@@ -77,17 +77,19 @@ class Logits(Layer):
 
 
 def check_sizes(num_experts: int, k: int) -> None:
-    """Raises ValueError for fewer than 2 experts, and for a k that is not from 1 to their number."""
+    """Raises ValueError for fewer than 2 experts, and unless k is from 1 to the number of experts."""
     if num_experts < 2 or not 1 <= k <= num_experts:
-        raise ValueError(f"model.mlp.num_experts={num_experts} must be >= 2, and model.mlp.k={k} from 1 to that")
+        raise ValueError(
+            f"model.mlp.num_experts={num_experts} must be >= 2, and model.mlp.k={k} must be from 1 to num_experts"
+        )
 
 
 class TopK(TokenChoice):
     """The k experts of largest logit, weighted by a softmax over those k; the weights sum to 1.
 
-    Equal to a softmax over all experts that is normalized again after the choice. Mixtral: Jiang et al. 2024,
-    arXiv:2401.04088, eq. 2. Raises ValueError at k = 1, where the weight would be constant and the router would learn
-    from the balance loss only; `Switch` is the router for it.
+    Equal to a softmax over all experts that is renormalized over the chosen ones. Mixtral: Jiang et al. 2024,
+    arXiv:2401.04088, eq. 2. Raises ValueError at k = 1, where the weight would always be 1 and the router would learn
+    from the balance loss only; use `Switch` there.
     """
 
     def __init__(self, site: Site, num_experts: int, k: int) -> None:
@@ -113,10 +115,10 @@ class Switch(TokenChoice):
 class Noisy(TopK):
     """Top-k of logits + standard normal * softplus(noise x) in training, of the logits in evaluation.
 
-    The noise comes from PyTorch's generator, which a run seeds from (seed, step, rank): a run resumes exactly, but
-    another split into micro-batches or ranks draws other noise. `noise` starts at 0, so the noise at a standard
-    deviation of log 2. Shazeer et al. 2017, arXiv:1701.06538, eq. 4, without their load loss: the balance loss is
-    computed from the noisy scores.
+    PyTorch's generator, which a run seeds from (seed, step, rank), draws the noise: a run resumes exactly, but another
+    split into micro-batches or ranks draws different noise. `noise` starts at 0, where the standard deviation is log 2.
+    Shazeer et al. 2017, arXiv:1701.06538, eq. 4, without their load loss: the balance loss is computed from the noisy
+    scores.
     """
 
     def __init__(self, site: Site, num_experts: int, k: int) -> None:
@@ -132,7 +134,7 @@ class Noisy(TopK):
 
 
 def refuse_single_expert(k: int, name: str) -> None:
-    """Raises ValueError at k = 1, for routers whose weights sum to 1."""
+    """Raises ValueError at k = 1, for routers whose weights sum to 1; `name` is that of the router in configs."""
     if k == 1:
         raise ValueError(
             f"model.mlp.k=1 leaves model/router={name} without a gradient, since its weight is always 1: "

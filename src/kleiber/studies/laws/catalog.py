@@ -31,7 +31,7 @@ CUTOFF = {"N_cutoff": lambda p: 10 ** (-p["b"] / p["c"])}
 
 
 @law(aliases=("hoffmann",), derived=ALLOCATION)
-def chinchilla(N: Array, D: Array, *, E: Part, A: Part, B: Part, alpha: Exponent, beta: Exponent):
+def chinchilla(N: Array, D: Array, *, E: Part, A: Part, B: Part, alpha: Exponent, beta: Exponent) -> Array:
     """Chinchilla, approach 3: L = E + A N^-alpha + B D^-beta.
 
     Fitted to log L with a Huber loss of delta 1e-3, as in the paper. N_opt ~ C^a_opt, a_opt = beta / (alpha + beta).
@@ -41,7 +41,7 @@ def chinchilla(N: Array, D: Array, *, E: Part, A: Part, B: Part, alpha: Exponent
 
 
 @law(aliases=("tied",), derived={"a_opt": lambda p: 0.5 + 0 * p["alpha"]})
-def chinchilla_tied(N: Array, D: Array, *, E: Part, A: Part, B: Part, alpha: Exponent):
+def chinchilla_tied(N: Array, D: Array, *, E: Part, A: Part, B: Part, alpha: Exponent) -> Array:
     """Chinchilla with one exponent: L = E + A N^-alpha + B D^-alpha.
 
     Use it if there are few points; it then predicts as well as `chinchilla`. The allocation exponent is fixed at 1/2.
@@ -51,7 +51,7 @@ def chinchilla_tied(N: Array, D: Array, *, E: Part, A: Part, B: Part, alpha: Exp
 
 
 @law(derived=ALLOCATION)
-def no_floor(N: Array, D: Array, *, A: Part, B: Part, alpha: Exponent, beta: Exponent):
+def no_floor(N: Array, D: Array, *, A: Part, B: Part, alpha: Exponent, beta: Exponent) -> Array:
     """Two power laws without an irreducible loss: L = A N^-alpha + B D^-beta.
 
     Source: Hoffmann et al. 2022, eq. 2 with E = 0, arXiv:2203.15556
@@ -60,7 +60,7 @@ def no_floor(N: Array, D: Array, *, A: Part, B: Part, alpha: Exponent, beta: Exp
 
 
 @law(start="chinchilla")
-def interaction(N: Array, D: Array, *, E: Part, A: Part, B: Part, F: Signed, alpha: Exponent, beta: Exponent):
+def interaction(N: Array, D: Array, *, E: Part, A: Part, B: Part, F: Signed, alpha: Exponent, beta: Exponent) -> Array:
     """Chinchilla with a product term: L = E + A N^-alpha + B D^-beta + F N^-alpha D^-beta.
 
     Tests additivity: if F differs from 0, the effects of model size and data are not additive.
@@ -71,7 +71,7 @@ def interaction(N: Array, D: Array, *, E: Part, A: Part, B: Part, F: Signed, alp
 
 
 @law(derived={"a_opt": lambda p: p["aD"] / (p["aN"] + p["aD"])})
-def kaplan(N: Array, D: Array, *, Nc: Scale, Dc: Scale, aN: Slow, aD: Slow):
+def kaplan(N: Array, D: Array, *, Nc: Scale, Dc: Scale, aN: Slow, aD: Slow) -> Array:
     """Joint law of size and data: L = [(Nc/N)^(aN/aD) + Dc/D]^aD.
 
     a_opt balances the two terms at fixed C = 6 N D; the paper's exponent of .73 counts compute differently.
@@ -81,7 +81,7 @@ def kaplan(N: Array, D: Array, *, Nc: Scale, Dc: Scale, aN: Slow, aD: Slow):
 
 
 @law(loss_fn="squared")
-def power(C: Array, *, k: Part, a: Real):
+def power(C: Array, *, k: Part, a: Real) -> Array:
     """Power law, fitted by least squares in logs: L = k C^a.
 
     The target may be any positive quantity. With L=N_opt it is the allocation law, and a is the allocation exponent.
@@ -91,7 +91,7 @@ def power(C: Array, *, k: Part, a: Real):
 
 
 @law()
-def power_floor(C: Array, *, E: Part, k: Part, a: Exponent):
+def power_floor(C: Array, *, E: Part, k: Part, a: Exponent) -> Array:
     """Power law with an irreducible loss, in any variable mapped to C: L = E + k C^-a.
 
     Source: Henighan et al. 2020, eq. 1.1, arXiv:2010.14701
@@ -100,7 +100,7 @@ def power_floor(C: Array, *, E: Part, k: Part, a: Exponent):
 
 
 @law(aliases=("gadre",), space="linear", loss_fn="squared", derived=TOKENS_PER_PARAMETER)
-def overtraining(M: Array, C: Array, *, E: Part, a: Part, b: Part, eta: Eta):
+def overtraining(M: Array, C: Array, *, E: Part, a: Part, b: Part, eta: Eta) -> Array:
     """Over-training: L = E + (a M^eta + b M^-eta) C^-eta.
 
     Chinchilla with alpha = beta = 2 eta at C = 6 N D; at fixed C the loss is least at M_opt = (b/a)^(1/(2 eta)).
@@ -113,7 +113,7 @@ def overtraining(M: Array, C: Array, *, E: Part, a: Part, b: Part, eta: Eta):
 def data_constrained(
     N: Array, D: Array, U: Array, *, E: Positive, A: Positive, B: Positive, alpha: Exponent, beta: Exponent,
     RN: Annotated[Array, Shape(0.3, 1000.0)], RD: Annotated[Array, Shape(0.3, 1000.0)],
-):  # fmt: skip
+) -> Array:  # fmt: skip
     """Repeated data: L = E + A N'^-alpha + B D'^-beta with D' = U + U RD (1 - e^(-R/RD)), R = max(D/U - 1, 0).
 
     N' = U_N + U_N RN (1 - e^(-R_N/RN)), U_N = min(N, N_opt(U)), R_N = N/U_N - 1; U counts unique tokens. After RN or RD
@@ -134,7 +134,7 @@ def saturated(X: Array, start: Array, end: Array) -> Array:
 
 
 @law(aliases=("clark",), returns="log10", space="log10", loss_fn="squared", derived=CUTOFF)
-def routed(N: Array, X: Array, *, a: Signed, b: Signed, c: Signed, d: Signed, E_start: Few, E_max: Many):
+def routed(N: Array, X: Array, *, a: Signed, b: Signed, c: Signed, d: Signed, E_start: Few, E_max: Many) -> Array:
     """Routed models: log10 L = a n + b h + c n h + d, n = log10 N, h = log10 Xhat (`saturated`).
 
     N is the parameters of the dense model, X the number of experts (1 if dense); routing does not help above N_cutoff =
@@ -158,7 +158,7 @@ def granularity(
     alpha: Exponent,
     beta: Exponent,
     gamma: Exponent,
-):
+) -> Array:
     """Fine-grained experts: L = c + (g G^-gamma + a) N^-alpha + b D^-beta.
 
     G = d_ff / d_expert; N is the active non-embedding parameters without the router; the number of experts is constant.
@@ -171,7 +171,7 @@ def granularity(
 def joint_moe(
     N: Array, D: Array, X: Array, *, E: Part, A: Part, B: Part, alpha: Exponent, beta: Exponent,
     delta: Real, gamma: Real, omega: Real, zeta: Real,
-):  # fmt: skip
+) -> Array:  # fmt: skip
     """Dense and MoE models together: L = E + A X^delta N^(-alpha + gamma ln X) + B X^omega D^(-beta + zeta ln X).
 
     N active parameters, X experts; Chinchilla at X = 1. The paper writes exponents with the opposite sign and saturates
@@ -186,7 +186,7 @@ def joint_moe(
 def sparsity(
     N: Array, D: Array, S: Array, *, e: Part, a: Part, b: Part, c: Part, d: Part,
     alpha: Exponent, beta: Exponent, lam: Real, delta: Real, gamma: Exponent,
-):  # fmt: skip
+) -> Array:  # fmt: skip
     """Sparsity: L = e + a N^-alpha + b D^-beta + c (1-S)^-lam + d (1-S)^-delta N^-gamma.
 
     N total parameters, S = 1 - k/experts. Exponents are positive here and negative in the paper.
@@ -197,7 +197,7 @@ def sparsity(
 
 
 @law(space="linear", loss_fn="squared")
-def task_metric(Lx: Array, *, e: Part, k: Part, gamma: Annotated[Array, Shape(0.1, 10.0)]):
+def task_metric(Lx: Array, *, e: Part, k: Part, gamma: Annotated[Array, Shape(0.1, 10.0)]) -> Array:
     """Error on a task vs loss Lx, where random guessing has the error e: error = e - k exp(-gamma Lx).
 
     Source: Gadre et al. 2024, arXiv:2403.08540
@@ -206,7 +206,7 @@ def task_metric(Lx: Array, *, e: Part, k: Part, gamma: Annotated[Array, Shape(0.
 
 
 @law(aliases=("brandfonbrener",), space="linear", loss_fn="squared")
-def loss_to_loss(Lx: Array, *, E: Part, k: Part, Ex: Offset, kappa: Steepness):
+def loss_to_loss(Lx: Array, *, E: Part, k: Part, Ex: Offset, kappa: Steepness) -> Array:
     """One loss vs another: L = E + k (Lx - Ex)^kappa.
 
     Lx - Ex is clipped at 1e-9, since the law is defined for Lx > Ex only.
@@ -218,7 +218,7 @@ def loss_to_loss(Lx: Array, *, E: Part, k: Part, Ex: Offset, kappa: Steepness):
 @law(aliases=("bethune",))
 def forgetting(
     N: Array, D: Array, p: Array, L0: Array, *, E: Signed, A: Part, B: Worth, alpha: Exponent, beta: Exponent
-):
+) -> Array:
     """Loss on the pre-training text after fine-tuning: L = L0 + E + A D^beta ((1 + B p) N)^-alpha.
 
     Replaying a fraction p acts like a model that is larger by a factor 1 + B p.
@@ -228,7 +228,7 @@ def forgetting(
 
 
 @law()
-def transfer(N: Array, D: Array, *, E: Part, A: Part, alpha: Exponent, beta: Exponent):
+def transfer(N: Array, D: Array, *, E: Part, A: Part, alpha: Exponent, beta: Exponent) -> Array:
     """Loss on a new text after fine-tuning on its D unique tokens: L = E + A N^-alpha D^-beta.
 
     Source: Bethune et al. 2025, eq. 1, arXiv:2502.06042
@@ -237,7 +237,7 @@ def transfer(N: Array, D: Array, *, E: Part, A: Part, alpha: Exponent, beta: Exp
 
 
 @law(aliases=("kalajdzievski",), space="linear", loss_fn="squared")
-def forgetting_power(P: Array, t: Array, *, c: Part, a: Real, b: Exponent, P0: Scale, t0: Scale):
+def forgetting_power(P: Array, t: Array, *, c: Part, a: Real, b: Exponent, P0: Scale, t0: Scale) -> Array:
     """Forgetting vs tuned parameters and steps: F = c (P/P0)^a (1 + t/t0)^b - c.
 
     F in nats (mapped to L), P tuned parameters, t steps. Rows with a single P do not identify c, P0 and a.
@@ -247,7 +247,7 @@ def forgetting_power(P: Array, t: Array, *, c: Part, a: Real, b: Exponent, P0: S
 
 
 @law(space="linear", loss_fn="squared")
-def forgetting_line(Lx: Array, *, s: Signed, c: Signed):
+def forgetting_line(Lx: Array, *, s: Signed, c: Signed) -> Array:
     """Forgetting vs the fine-tuning loss Lx: F = s - c Lx.
 
     Source: Kalajdzievski 2024, eq. 4, arXiv:2401.05605
@@ -256,7 +256,7 @@ def forgetting_line(Lx: Array, *, s: Signed, c: Signed):
 
 
 @law(space="linear", loss_fn="squared")
-def replay_curve(p: Array, *, F0: Part, c: Part, B: Worth):
+def replay_curve(p: Array, *, F0: Part, c: Part, B: Worth) -> Array:
     """Forgetting vs the replayed fraction p: F = (F0 + c)/(1 + B p) - c.
 
     F may be negative, since replay also continues the training on the old text: F -> -c for p -> infinity.
@@ -266,7 +266,7 @@ def replay_curve(p: Array, *, F0: Part, c: Part, B: Worth):
 
 
 @law(space="linear", loss_fn="squared")
-def replay_grid(N: Array, D: Array, p: Array, *, A: Part, c: Part, B: Worth, alpha: Exponent, beta: Exponent):
+def replay_grid(N: Array, D: Array, p: Array, *, A: Part, c: Part, B: Worth, alpha: Exponent, beta: Exponent) -> Array:
     """Forgetting vs model size, new tokens and replayed fraction: F = (A D^beta N^-alpha + c)/(1 + B p) - c.
 
     This is `replay_curve` with F0 = A D^beta N^-alpha.
@@ -278,7 +278,7 @@ def replay_grid(N: Array, D: Array, p: Array, *, A: Part, c: Part, B: Worth, alp
 @law(space="linear", loss_fn="squared")
 def replay_grid_ratio(
     N: Array, D: Array, M: Array, p: Array, *, A: Part, c: Part, B: Worth, alpha: Exponent, beta: Exponent, gamma: Real
-):
+) -> Array:
     """Forgetting vs size, new tokens, pre-training and replay: F = (A D^beta N^-alpha M^gamma + c)/(1 + B p) - c.
 
     With gamma > 0, models trained on more tokens per parameter forget more (Springer et al. 2025, arXiv:2503.19206).

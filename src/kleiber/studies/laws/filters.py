@@ -50,7 +50,7 @@ def column_of(table: pd.DataFrame, name: str, context: str) -> str:
 class _Parser:
     """Recursive descent parser: or < and < not < comparison."""
 
-    def __init__(self, table: pd.DataFrame, text: str, roles: Mapping[str, str]):
+    def __init__(self, table: pd.DataFrame, text: str, roles: Mapping[str, str]) -> None:
         self.table, self.text, self.roles = table, text, roles
         self.tokens: list[tuple[str, str]] = []
         at = 0
@@ -63,24 +63,28 @@ class _Parser:
         self.at = 0
 
     def read(self) -> Mask:
+        """Parses the whole text and returns the mask of its rows."""
         mask = self.disjunction()
         if self.at < len(self.tokens):
             raise self.error("and, or, or the end")
         return mask
 
     def disjunction(self) -> Mask:
+        """Parses operands joined by `or`."""
         mask = self.conjunction()
         while self.take("or"):
             mask = mask | self.conjunction()
         return mask
 
     def conjunction(self) -> Mask:
+        """Parses operands joined by `and`."""
         mask = self.operand()
         while self.take("and"):
             mask = mask & self.operand()
         return mask
 
     def operand(self) -> Mask:
+        """Parses a negation, a parenthesis or a comparison."""
         if self.take("not"):
             return ~self.operand()
         if self.take("("):
@@ -91,6 +95,7 @@ class _Parser:
         return self.comparison()
 
     def comparison(self) -> Mask:
+        """Parses `COLUMN op VALUE`, `COLUMN in [..]` or `COLUMN not in [..]`."""
         name = self.name()
         if self.take("not"):
             if not self.take("in"):
@@ -105,6 +110,7 @@ class _Parser:
         return self.compare(name, op, self.value())
 
     def among(self, name: str) -> Mask:
+        """Parses a list of values; True where the column equals one of them."""
         if not (self.take("[") or self.take("(")):
             raise self.error("a list such as [a, b]")
         mask = self.compare(name, "==", self.value())
@@ -115,15 +121,18 @@ class _Parser:
         return mask
 
     def compare(self, name: str, op: str, value: str) -> Mask:
+        """Compares a column with a value, as numbers or as texts. Raises ValueError where the two do not fit."""
         column, limit = pd.Series(self.table[name]), number(value)
         if pd.api.types.is_bool_dtype(column):
             column = column.astype(str).str.lower()
             value = value.lower()
         numeric = pd.api.types.is_numeric_dtype(column)
         if numeric and limit is None:
-            raise ValueError(f"--where {self.text!r}: column {name!r} holds numbers, but {value!r} is not a number")
+            raise ValueError(f"--where {self.text!r}: column {name!r} contains numbers, and {value!r} is not a number")
         if not numeric and op not in ("=", "==", "!="):
-            raise ValueError(f"--where {self.text!r}: column {name!r} holds text, so {op} must be =, != or in")
+            raise ValueError(
+                f"--where {self.text!r}: column {name!r} contains text, which only =, != and in compare, not {op}"
+            )
         left = column.to_numpy(dtype=np.float64) if numeric else column.astype(str).to_numpy(dtype=object)
         right = limit if numeric else value
         compare = {"=": np.equal, "==": np.equal, "!=": np.not_equal}
@@ -131,6 +140,7 @@ class _Parser:
         return np.asarray({**compare, **order}[op](left, right), dtype=bool)
 
     def name(self) -> str:
+        """Parses the name of a column, or of a role."""
         kind, token = self.peek()
         if kind not in ("word", "quoted", "tick"):
             raise self.error("the name of a column")
@@ -141,6 +151,7 @@ class _Parser:
         return column_of(self.table, token, f"--where {self.text!r}")
 
     def value(self) -> str:
+        """Parses a number or a text."""
         kind, token = self.peek()
         if kind not in ("word", "quoted"):
             raise self.error("a number or a text")
@@ -148,9 +159,11 @@ class _Parser:
         return token[1:-1] if kind == "quoted" else token
 
     def peek(self) -> tuple[str, str]:
+        """The kind and text of the next token, ('end', '') after the last one."""
         return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "")
 
     def take(self, token: str) -> bool:
+        """Consumes the next token if it is the keyword or mark `token`."""
         kind, text = self.peek()
         if kind in ("word", "mark") and text.lower() == token:
             self.at += 1
@@ -158,5 +171,6 @@ class _Parser:
         return False
 
     def error(self, wanted: str) -> ValueError:
+        """A syntax error at the next token."""
         here = repr(self.peek()[1]) if self.peek()[1] else "the end"
         return ValueError(f"--where {self.text!r}: expected {wanted}, found {here}")

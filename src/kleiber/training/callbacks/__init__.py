@@ -1,4 +1,4 @@
-"""Callbacks: what happens beside the optimizer steps of a stage, one concern each."""
+"""Callbacks: what a stage does besides its optimizer steps, such as evaluating, logging and saving checkpoints."""
 
 from kleiber.types import lazy_exports
 

@@ -1,6 +1,6 @@
 """Callbacks that run once, after the last step of a stage: latency, loss by position, classes, and text samples.
 
-They change nothing about training or its random numbers.
+They do not change the training or its random numbers.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,20 +18,24 @@ from kleiber.data.batches import evaluation_batches
 from kleiber.evals.latency import latency, lengths
 from kleiber.evals.perplexity import bin_by_position, loss_by_position
 from kleiber.models.generate import generate
+from kleiber.objectives.classify import ClassifyScorer, ClassRow
 from kleiber.records.summary import StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import Logger, StageLogger
 from kleiber.training.sharding import full_parameters
-from kleiber.types.contracts import Corpus
+from kleiber.types.contracts import Corpus, HeldOut, Scorer
 from kleiber.types.model import Model
+
+if TYPE_CHECKING:
+    from altair import FacetChart, LayerChart
 
 
 class FinalScore(LeanCallback):
-    """Takes `score` of the trained model after the last step, into the stage's metrics, its checkpoint and the loggers.
+    """Adds `score` of the trained model, after the last step, to the stage's metrics and to the loggers.
 
-    Rank 0 scores alone, with all weights, and restores the random state. A score is about the next token, so models
-    that are not causal are refused.
+    Only rank 0 scores, with all weights, and it restores the random state. Scores are those of predicting the next
+    token, so a model that is not causal raises ValueError.
 
     record  receives the scores
     """
@@ -40,25 +44,29 @@ class FinalScore(LeanCallback):
         self.record = record
 
     def score(self, trainer: Trainer, pl_module: LitLM) -> dict[str, float]:
-        """Metrics by name, {} to leave a stage out. The model is left as it was, its mode included."""
+        """Metrics by name; {} leaves the stage out. The model is left in the same state and mode."""
         raise NotImplementedError
 
     def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
+        """Raises ValueError for a model that is not causal, before any step."""
         if not pl_module.model.causal:
             name = type(self).__name__.lower()
-            raise ValueError(f"callbacks.{name} scores the next token, which model=bert sees: remove this callback")
+            raise ValueError(
+                f"callbacks.{name} needs a causal model, and this one reads later tokens: set callbacks.{name}=null"
+            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        """Scores the model after the last step."""
         if trainer.global_step != trainer.max_steps:
             return
         with full_parameters(pl_module.model):
             if trainer.is_global_zero:
-                self.put(trainer, pl_module)
+                self.add_scores(trainer, pl_module)
 
-    def put(self, trainer: Trainer, pl_module: LitLM) -> None:
-        """Scores, records and logs."""
-        drawing = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(drawing):
+    def add_scores(self, trainer: Trainer, pl_module: LitLM) -> None:
+        """Scores the model, records the scores and logs them."""
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
             metrics = self.score(trainer, pl_module)
         if not metrics:
             return
@@ -71,12 +79,12 @@ class Latency(FinalScore):
     """Logs the measurements of `evals.latency` as latency/<name>/<batch>: prefill_tokens_per_s, decode_tokens_per_s,
     decode_p50_ms, decode_p95_ms and memory_bytes, as `kleiber eval RUN --evals latency` does.
 
-    batches  rows that are decoded at once, one measurement each
-    repeats  rounds of each, after one that warms up
+    batches  batch sizes in rows; each is measured separately
+    repeats  rounds of each measurement, after a warm-up round
 
-    A stage that others continue is left out, because its model is not the one that is served. Weights are read in the
-    precision that they are trained in (fp32 for bf16, whose products alone are rounded); an adapter is not merged. The
-    peak memory includes that of training. Other processes on the machine slow it down.
+    Stages that other stages continue are not measured. Weights have the precision of training (fp32 for bf16, where
+    only matrix products are rounded), and an adapter is not merged. The peak memory includes that of training. Other
+    processes on the machine make the measurements slower.
     """
 
     def __init__(
@@ -96,6 +104,7 @@ class Latency(FinalScore):
         lengths(pl_module.model)  # refuses a context that is too short before training
 
     def score(self, trainer: Trainer, pl_module: LitLM) -> dict[str, float]:
+        """The measurements by name; {} for a stage that other stages continue."""
         if not self.is_leaf:
             return {}
         prompt, new = lengths(pl_module.model)
@@ -104,9 +113,9 @@ class Latency(FinalScore):
 
 
 class Positions(FinalScore):
-    """Logs val/<domain>/position/<t> (nats per target): mean loss of targets up to position t and beyond t/2.
+    """Logs val/<domain>/position/<t>: the mean loss (nats per target) of targets beyond position t/2 up to t.
 
-    tokens  targets scored per domain, from the first on; None for all
+    tokens  number of targets scored per domain, the first ones; None for all
     rows    samples per forward pass
     """
 
@@ -120,6 +129,7 @@ class Positions(FinalScore):
         self.tokens = None if tokens is None else round(quantity(tokens))
 
     def score(self, trainer: Trainer, pl_module: LitLM) -> dict[str, float]:
+        """The mean loss by domain and range of positions."""
         losses: dict[str, float] = {}
         for domain, samples in self.corpus.validation.items():
             batches = evaluation_batches(samples.first(self.tokens), self.rows, None, 0, 1)
@@ -129,14 +139,14 @@ class Positions(FinalScore):
         return losses
 
 
-MOST_CLASSES = 50  # that a figure can show
+MOST_CLASSES = 50  # classes that a figure can show
 
 
 class Classes(LeanCallback):
-    """Writes precision, recall, F1 and support of each class and the confusion matrix (rows are true classes) of all
-    held-out samples to classes/<task>.json and, with the extra `report`, to classes/<task>.html.
+    """Writes precision, recall, F1 and support of each class, and the confusion matrix, of all held-out samples.
 
-    Does nothing for objectives whose samples do not have exactly one label.
+    They are written to classes/<task>.json and, with the extra `report`, to classes/<task>.html. Rows of the matrix are
+    true classes. Does nothing for objectives whose samples do not have exactly one label.
 
     rows  samples per forward pass
     """
@@ -147,18 +157,21 @@ class Classes(LeanCallback):
         self.folder, self.corpus, self.rows = folder / "classes", corpus, rows
 
     def on_train_end(self, trainer: Trainer, pl_module: LitLM) -> None:
+        """Scores every task of the stage after its last step, and writes the results on rank 0."""
         if trainer.global_step != trainer.max_steps or not pl_module.objective.class_names:
             return
         for task, samples in self.corpus.validation.items():
-            scorer: Any = pl_module.objective.scorer()
-            with trainer.precision_plugin.val_step_context(), full_parameters(pl_module.model):  # type: ignore[arg-type]
-                self.pass_over(pl_module, scorer, samples, trainer.global_rank, trainer.world_size)
+            scorer = pl_module.objective.scorer()
+            assert isinstance(scorer, ClassifyScorer), "an objective with class_names has the scorer of `classify`"
+            with trainer.precision_plugin.val_step_context(), full_parameters(pl_module.model):
+                self.score(pl_module, scorer, samples, trainer.global_rank, trainer.world_size)
             confusion, report = scorer.confusion(), scorer.report()  # every rank: they gather
             if confusion is not None and trainer.is_global_zero:
                 self.write(task, report, confusion.tolist())
 
     @torch.no_grad()
-    def pass_over(self, pl_module: LitLM, scorer: Any, samples: Any, rank: int, world: int) -> None:
+    def score(self, pl_module: LitLM, scorer: Scorer, samples: HeldOut, rank: int, world: int) -> None:
+        """Adds this rank's part of the samples to the scorer; every rank takes all where there are fewer than ranks."""
         model = pl_module.model
         training = model.training
         model.eval()
@@ -168,7 +181,8 @@ class Classes(LeanCallback):
             scorer.add(model, batch.to(pl_module.device))
         model.train(training)
 
-    def write(self, task: str, report: list[Any], confusion: list[list[int]]) -> None:
+    def write(self, task: str, report: list[ClassRow], confusion: list[list[int]]) -> None:
+        """Writes the results of a task as JSON, and as HTML where altair is installed and the classes are few."""
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = [vars(row) for row in report]
         table = json.dumps({"classes": rows, "confusion": confusion}, indent=1, ensure_ascii=False)
@@ -178,8 +192,8 @@ class Classes(LeanCallback):
             chart.save(str(self.folder / f"{task}.html"), inline=True, embed_options=options)
 
 
-def figure(names: list[str], confusion: list[list[int]]) -> Any | None:
-    """The confusion matrix, shares of the true class as colors and counts as text; None without altair."""
+def figure(names: list[str], confusion: list[list[int]]) -> LayerChart | FacetChart | None:
+    """The confusion matrix: colors are shares of the true class, text is counts. None where altair is not installed."""
     try:
         import altair
     except ImportError:
@@ -198,14 +212,15 @@ def figure(names: list[str], confusion: list[list[int]]) -> Any | None:
         tooltip=["true:N", "predicted:N", "count:Q", altair.Tooltip("share:Q", format=".1%")],
     )
     dark = altair.condition("datum.share > 0.5", altair.value("white"), altair.value("black"))
-    return heat + base.mark_text().encode(text="count:Q", color=dark)
+    return altair.layer(heat, base.mark_text().encode(text="count:Q", color=dark))
 
 
 class Samples(LeanCallback):
-    """Writes `num` continuations of `length` tokens after the last step, to samples.txt and to W&B as a table.
+    """Writes `num` continuations of a prompt to samples.txt and to a W&B table after the last step.
 
-    prompt       None takes the start of a validation text
-    temperature  0 would make all continuations the same, so it must be positive
+    length       tokens of each continuation
+    prompt       text to continue; None takes the start of a validation text
+    temperature  must be positive, because all continuations would be the same at 0
     """
 
     def __init__(
@@ -227,14 +242,15 @@ class Samples(LeanCallback):
         self.texts: list[str] = []
 
     def on_train_end(self, trainer: Trainer, pl_module: LitLM) -> None:
+        """Generates the continuations after the last step, on rank 0."""
         if trainer.global_step != trainer.max_steps:
             return
-        with full_parameters(pl_module.model):  # type: ignore[arg-type]
+        with full_parameters(pl_module.model):
             if trainer.is_global_zero:
                 self.write(pl_module.model, trainer.loggers)
 
     def write(self, model: Model, loggers: Sequence[Logger]) -> None:
-        """Generates, writes and logs the continuations; does nothing for a bidirectional model, which has none."""
+        """Generates, writes and logs the continuations; does nothing for a model that is not causal."""
         if not model.causal:
             return
         tokenizer = self.corpus.tokenizer

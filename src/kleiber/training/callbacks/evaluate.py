@@ -1,8 +1,9 @@
-"""Scores tasks while a stage trains, scores an average of the weights beside them, and stops at a target loss.
+"""Callbacks that score tasks during training, average the weights, and stop at a target loss.
 
 The tasks of the stage are scored as often as configured. Where earlier tasks can be forgotten, all tasks of the run and
-of its start point are scored before the first and after the last step (the rows of R), and on fewer tokens at steps 1,
-2, 4, 8, ...; the earlier ones whenever the stage's own are. Loss from the first steps is often regained.
+of its start point are scored before the first and after the last step (the rows of the score matrix R). They are also
+scored on fewer tokens at steps 1, 2, 4, 8, ..., because forgetting in the first steps is often reversed later; the
+earlier tasks are scored so whenever the stage's own tasks are.
 """
 
 from __future__ import annotations
@@ -30,27 +31,27 @@ log = logging.getLogger(__name__)
 
 
 class Evaluate(LeanCallback):
-    """Scores every task t of the stage each `every` optimizer steps (0: only after the last one), into the record.
+    """Scores every task t of the stage every `every` optimizer steps (0: only after the last step).
 
-    val/<t>/loss is in nats per token, or the mean over samples; val/<t>/bits_per_byte is there for likelihoods of text,
-    and what the objective's scorer computes. Resumed with the run.
+    val/<t>/loss is in nats per token, or a mean over samples. Likelihoods of text also have val/<t>/bits_per_byte, and
+    the objective's scorer may add metrics. The state is saved and resumed with the run.
 
-    record        receives metrics, start metrics, curve and the seconds of evaluation
-    own           tasks that the stage trains on
-    earlier       tasks that it may forget
-    later         tasks that later stages train on
-    from_weights  whether the run begins with trained weights, so that the start is scored too
-    start         scores before the first step, where they are known already
-    tokens        targets scored per task, the same ones every time; None for all
-    watched       targets scored per task at steps 1, 2, 4, 8, ..., as watch/<t>/loss
-    rows          samples per forward pass
-    runtime       the ranks that share the work, and their precision
+    record          receives metrics, start metrics, curve and the seconds of evaluation
+    stage_tasks     tasks that the stage trains on
+    earlier         tasks that it may forget
+    later           tasks that later stages train on
+    from_weights    whether the run begins with trained weights, so that the start is scored too
+    start           scores before the first step, where they are already known
+    tokens          targets scored per task, the same ones every time; None for all
+    watched         targets scored per task at steps 1, 2, 4, 8, ..., as watch/<t>/loss
+    rows            samples per forward pass
+    runtime         the ranks that share the work, and their precision
     """
 
     def __init__(
         self,
         record: StageRecord,
-        own: Sequence[Task],
+        stage_tasks: Sequence[Task],
         every: int,
         tokens: int | None,
         rows: int,
@@ -61,13 +62,15 @@ class Evaluate(LeanCallback):
         start: Scores | None = None,
         watched: int = 32768,
     ) -> None:
-        self.record, self.own, self.earlier, self.others = record, list(own), list(earlier), [*earlier, *later]
-        self.all = [*own, *self.others]
+        self.record, self.stage_tasks, self.earlier = record, list(stage_tasks), list(earlier)
+        self.others = [*earlier, *later]
+        self.all = [*stage_tasks, *self.others]
         self.every, self.tokens, self.rows, self.watched = every, tokens, rows, watched
         self.runtime, self.from_weights = runtime, from_weights
         record.start_metrics = start or {}
 
     def state_dict(self) -> Json:
+        """The scores so far and the seconds that they took."""
         record = self.record
         return {
             "latest": record.metrics,
@@ -82,6 +85,7 @@ class Evaluate(LeanCallback):
         record.start_metrics, record.evaluation_seconds = state_dict["start"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LitLM) -> None:
+        """Scores all tasks before the first step, in a run that begins with trained weights."""
         self.warn_of_partial_scores()
         if not self.from_weights or trainer.global_step:
             return
@@ -90,8 +94,8 @@ class Evaluate(LeanCallback):
         self.log_row(trainer, self.record.start_metrics | self.watch(pl_module.model, self.earlier))
 
     def warn_of_partial_scores(self) -> None:
-        """A metric such as accuracy on a part of the rows is not the published one."""
-        for task in self.own:
+        """Warns where a metric such as accuracy is computed on a part of the rows; published numbers use all rows."""
+        for task in self.stage_tasks:
             scored, rows = len(task.held_out.first(self.tokens)), len(task.held_out)
             if scored < rows and task.objective.metric != "loss":
                 log.warning(
@@ -100,37 +104,40 @@ class Evaluate(LeanCallback):
                 )  # fmt: skip
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        """Scores the tasks that are due after this step."""
         step = trainer.global_step
         last, due = step == trainer.max_steps, bool(self.every and step % self.every == 0)
         power_of_two = bool(self.earlier) and step & (step - 1) == 0
         if last or due:
-            self.record.metrics = self.scores(pl_module.model, self.all if last else self.own, self.tokens, "val")
+            self.record.metrics = self.scores(
+                pl_module.model, self.all if last else self.stage_tasks, self.tokens, "val"
+            )
         if last or due or power_of_two:
             row = self.record.metrics if last or due else {}
             self.log_row(trainer, row | self.watch(pl_module.model, self.all if power_of_two else self.earlier))
 
     def score_other_tasks(self, trainer: Trainer, model: Model) -> None:
-        """Scores the tasks that are not the stage's own, where a step turns out to be the last one."""
+        """Scores the tasks of other stages, when a step turns out to be the last one."""
         self.add(trainer, self.scores(model, self.others, self.tokens, "val"))
 
-    def add(self, trainer: Trainer, found: Scores) -> None:
-        """Puts scores of this step beside those that were just taken."""
-        self.record.add_scores(found, trainer.global_step)
+    def add(self, trainer: Trainer, scores: Scores) -> None:
+        """Adds scores to those of this step, in the record and the loggers."""
+        self.record.add_scores(scores, trainer.global_step)
         for logger in trainer.loggers:
-            logger.log_metrics(found, trainer.global_step)
+            logger.log_metrics(scores, trainer.global_step)
 
     def watch(self, model: Model, tasks: Sequence[Task]) -> Scores:
-        """Scores on a few tokens."""
+        """Scores on the first `watched` targets of each task, as watch/<task>/<metric>."""
         return self.scores(model, tasks, self.watched, "watch")
 
     def log_row(self, trainer: Trainer, row: Scores) -> None:
-        """A row of the curve, and of the loggers."""
+        """Adds a row to the curve of the record and to the loggers."""
         self.record.add_row(trainer.global_step, row)
         for logger in trainer.loggers:
             logger.log_metrics(row, trainer.global_step)
 
     def scores(self, model: Model, tasks: Sequence[Task], tokens: int | None, prefix: str) -> Scores:
-        """Metrics of the model as it is now, by `prefix/<task>/<metric>`; counts the seconds that they take."""
+        """Metrics of the model by `prefix/<task>/<metric>`; adds the seconds that they take to the record."""
         began = time.perf_counter()
         with full_parameters(model):
             new_scores = score_tasks(model, tasks, tokens, self.rows, self.runtime, prefix)
@@ -139,15 +146,16 @@ class Evaluate(LeanCallback):
 
 
 class StopAtLoss(LeanCallback):
-    """Makes the step whose scores reach `loss` the last one, with everything that follows a last step.
+    """Ends training after the step whose scores reach `loss`, as if it were the last step.
 
-    It has to come after `evaluate` among the callbacks.
+    It must come after `evaluate` in the list of callbacks.
     """
 
     def __init__(self, loss: float, evaluate: Evaluate) -> None:
         self.loss, self.evaluate = loss, evaluate
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        """Stops where every task of the stage has just been scored at the target loss or below."""
         step = trainer.global_step
         if step < trainer.max_steps and self.evaluate.record.reaches(self.loss, step):
             self.evaluate.score_other_tasks(trainer, pl_module.model)
@@ -155,12 +163,12 @@ class StopAtLoss(LeanCallback):
 
 
 class EMA(LeanCallback):
-    """An exponential moving average of the weights; training is left alone.
+    """An exponential moving average of the weights, which does not change the training.
 
-    average = decay average + (1 - decay) weights after every step from `start` on, where it begins as the weights.
-    Whenever the weights are scored so is the average, as val_ema/<task>/...; after the last step it is saved as the
-    checkpoint `stages/<stage>/ema`. Polyak and Juditsky 1992; `decay` .999 averages over the last thousand steps, so
-    choose a smaller one for a run of a few thousand steps.
+    At step `start` the average equals the weights; each later step sets it to decay average + (1 - decay) weights.
+    Whenever the weights are scored, the average is scored too, as val_ema/<task>/...; after the last step it is saved
+    as the checkpoint `stages/<stage>/ema`. A `decay` of .999 averages over about the last thousand steps; choose a
+    smaller one for a run of a few thousand steps. Polyak and Juditsky 1992.
     """
 
     def __init__(
@@ -183,6 +191,7 @@ class EMA(LeanCallback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        """Updates the average; scores it where the weights were scored, and saves it after the last step."""
         step, model = trainer.global_step, pl_module.model
         if step < self.start:
             return
@@ -194,7 +203,7 @@ class EMA(LeanCallback):
         evaluate = self.evaluate
         if evaluate.record.scores_of(step):
             with self.in_place(model):
-                averaged = evaluate.scores(model, evaluate.own, evaluate.tokens, "val_ema")
+                averaged = evaluate.scores(model, evaluate.stage_tasks, evaluate.tokens, "val_ema")
             evaluate.add(trainer, averaged)
         if step == trainer.max_steps and trainer.is_global_zero:
             with self.in_place(model):
@@ -203,7 +212,7 @@ class EMA(LeanCallback):
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:
-        """The model with the average in place of its weights."""
+        """Replaces the weights of the model by the average, within the context."""
         weights = averaged_tensors(model)
         kept = {name: weights[name].detach().clone() for name in self.average}
         try:
@@ -214,7 +223,7 @@ class EMA(LeanCallback):
 
 
 def averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that are averaged: parameters, tied ones once, and saved buffers of floating point."""
+    """The tensors to average: parameters (tied ones once), and saved floating-point buffers."""
     saved = model.state_dict().keys()
     buffers = {name: b for name, b in model.named_buffers() if name in saved and b.is_floating_point()}
     return {**dict(model.named_parameters()), **buffers}

@@ -1,7 +1,7 @@
 """Callbacks for runs that are interrupted or become unstable: checkpoints, preemption, and spikes of the loss.
 
-After SIGTERM or SIGUSR1 a run saves a checkpoint after the current step and ends with exit code 75. A scheduler that
-reads 75 (or the status `preempted`) starts the same command again, which continues bit-identically.
+A run that receives SIGTERM or SIGUSR1 finishes its step, saves a checkpoint and ends with exit code 75. A scheduler
+that sees 75 (or the status `preempted`) starts the same command again, which continues bit-identically.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kleiber.config.errors import SIGNALS, Preempted
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
-from kleiber.training.sharding import full_parameters, gather_state
+from kleiber.training.sharding import OptimizerState, full_parameters, gather_state
 from kleiber.training.step import Diverged
 from kleiber.types import Json
 from kleiber.types.batch import Batch
@@ -33,10 +33,10 @@ from kleiber.types.batch import Batch
 class Checkpoints(LeanCallback):
     """Saves a checkpoint every `every` optimizer steps and after the last one, and keeps the newest `keep`.
 
-    every         None means ten times a run, at least every 1000 steps; 0 only after the last step
+    every         None: ten times per run, but at least every 1000 steps; 0: only after the last step
     branch_steps  steps where later stages begin: checkpoints are saved there too, and are kept
 
-    A checkpoint that the disk has no room for ends the run with status failed; the one before it stays valid.
+    Where the disk has no space for a checkpoint, the run ends with status `failed`, and earlier checkpoints are kept.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Checkpoints(LeanCallback):
             self.save(trainer, pl_module)
 
     def due(self, trainer: Trainer) -> bool:
-        """Whether a checkpoint is saved after the step that was just made."""
+        """Whether a checkpoint is saved after the latest step."""
         step = trainer.global_step
         return step == trainer.max_steps or step in self.branch_steps or bool(self.every and step % self.every == 0)
 
     def save(self, trainer: Trainer, pl_module: LitLM) -> None:
-        """Saves the state after the latest step: rank 0 collects the shares of the others, which wait for it."""
+        """Saves the state after the latest step. Rank 0 collects the shards of the other ranks, which wait for it."""
         (optimizer,) = trainer.optimizers
         state = gather_state(checkpoint.optimizer_state(optimizer), keep=trainer.is_global_zero)
         with full_parameters(pl_module.model):
@@ -75,8 +75,8 @@ class Checkpoints(LeanCallback):
         if torch.distributed.is_initialized():
             trainer.strategy.barrier()
 
-    def write(self, trainer: Trainer, pl_module: LitLM, optimizer: Json) -> None:
-        """Writes the checkpoint, with `optimizer` as the optimizer's state by parameter name."""
+    def write(self, trainer: Trainer, pl_module: LitLM, optimizer: OptimizerState) -> None:
+        """Writes the checkpoint and removes old ones; `optimizer` is the optimizer's state by parameter name."""
         callbacks = {callback.state_key: callback.state_dict() for callback in callbacks_of(trainer)}
         state = {
             "optimizer": optimizer,
@@ -91,25 +91,26 @@ class Checkpoints(LeanCallback):
 
 
 def method_name(method: nn.Module) -> str:
-    """The name of a retention method in configs and checkpoints."""
+    """The name of a retention method in configs and checkpoints, such as `ewc`."""
     return type(method).__name__.lower()
 
 
-def restore_callbacks(callbacks: Sequence[Callback], state: Mapping[str, Json], own: bool = True) -> None:
-    """Gives each callback the state that it saved.
+def restore_callbacks(callbacks: Sequence[Callback], state: Mapping[str, Json], same_stage: bool = True) -> None:
+    """Loads into each callback the state that it saved.
 
-    own  whether the stage itself saved it; from a parent's state, a callback with `of_one_stage` takes nothing
+    same_stage  whether this stage saved the state; False for a parent stage, whose state callbacks with `of_one_stage`
+                do not take over
     """
     for callback in callbacks:
-        inherits = own or not (isinstance(callback, LeanCallback) and callback.of_one_stage)
+        inherits = same_stage or not (isinstance(callback, LeanCallback) and callback.of_one_stage)
         if inherits and callback.state_key in state:
             callback.load_state_dict(state[callback.state_key])
 
 
 class Preempt(LeanCallback):
-    """Raises Preempted after the step in which any rank received a signal, once a checkpoint of that step is saved.
+    """Raises Preempted after the step in which any rank received a signal, and saves a checkpoint of that step before.
 
-    All ranks count the same steps, so they end after the same one. It has to come after `checkpoints`.
+    All ranks end after the same step. It must come after `checkpoints` in the list of callbacks.
     """
 
     def __init__(self, checkpoints: Checkpoints | None) -> None:
@@ -117,21 +118,23 @@ class Preempt(LeanCallback):
         self.received = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LitLM) -> None:
-        # Replaces Lightning's handlers, which would end the run without a checkpoint. After the fit Lightning restores
-        # the handlers from before it.
+        """Handles the signals in place of Lightning, which restores the handlers from before the fit at its end."""
+        # Lightning's own handlers would end the run without a checkpoint.
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self.note)
 
     def note(self, number: int, frame: object) -> None:
+        """Remembers the signal until the end of the step."""
         self.received = number
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        """Ends the run where a signal was received, except after its last step."""
         step = trainer.global_step
         number = self._of_any_rank(trainer)
         if not number or step == trainer.max_steps:  # a finished run is not interrupted
             return
-        outcome = "without checkpoints the run starts again from the beginning"
+        outcome = "no checkpoint is saved (callbacks.checkpoints=null), so the run will start from the beginning"
         if self.checkpoints is not None:
             if not self.checkpoints.due(trainer):
                 self.checkpoints.save(trainer, pl_module)
@@ -147,22 +150,22 @@ class Preempt(LeanCallback):
 
 
 SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
-IN_A_ROW = 10  # skipped steps in a row that end the run: the loss has changed its level
+IN_A_ROW = 10  # consecutive skipped steps, beyond which the loss has changed for good and the run ends
 
 
 class Stability(LeanCallback):
-    """Detects spikes of loss and gradient norm, prints them, and can skip their steps.
+    """Detects and prints spikes of the loss and of the gradient norm, and can skip their steps.
 
-    A spike is a step whose cross-entropy is above median + max(`deviations` robust standard deviations, `least` nats),
-    or whose gradient norm is above `norms` medians, over the last `window` steps. It is printed once, with its step and
-    samples, and ends when a step is below both thresholds. Logs train/spikes and train/skipped, counted from the start.
-    Resumed with the run.
+    A spike begins with a step whose cross-entropy is above median + max(`deviations` robust standard deviations,
+    `least` nats), or whose gradient norm is above `norms` medians, both over the last `window` steps. It ends with the
+    first step below both thresholds. It is printed once, with its step and samples. Logs train/spikes and
+    train/skipped, counted from the start. The state is saved and resumed with the run.
 
-    policy     tell: print the spike and go on; skip: leave weights and optimizer as they were and go on with the next
-               batch (of Chowdhery et al. 2022, arXiv:2204.02311, section 5.1, who also went back 100 steps)
+    policy     tell: print the spike and continue; skip: also keep weights and optimizer state as before the step
+               (Chowdhery et al. 2022, arXiv:2204.02311, section 5.1, also went back 100 steps)
     nonfinite  halt: a loss or gradient that is not finite ends the run; skip: the step is skipped
 
-    More than ten skipped steps in a row end the run as diverged.
+    More than ten consecutive skipped steps end the run as diverged.
     """
 
     def __init__(
@@ -206,7 +209,7 @@ class Stability(LeanCallback):
         pl_module.guard = self
 
     def refuses(self, loss: float, norm: float) -> bool:
-        """Whether to skip a step, decided before it changes a weight from numbers that are the same on every rank."""
+        """Whether to skip a step, from its loss and gradient norm, which are the same on every rank. Counts spikes."""
         finite = math.isfinite(loss) and math.isfinite(norm)
         usual = median(self.recent_norms, self.window)
         leaps = not finite or self.above(loss) or (usual is not None and norm > self.norms * usual)
@@ -220,7 +223,9 @@ class Stability(LeanCallback):
         self.skipped += refused
         self.in_a_row = self.in_a_row + 1 if refused else 0
         if self.in_a_row > IN_A_ROW:
-            raise Diverged(f"more than {IN_A_ROW} steps in a row were skipped as spikes, the last with loss {loss:g}")
+            raise Diverged(
+                f"more than {IN_A_ROW} consecutive steps were skipped as spikes, the last one with loss {loss:g}"
+            )
         return refused
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, outputs: object, batch: Batch, *_: object) -> None:
@@ -230,7 +235,7 @@ class Stability(LeanCallback):
             self._log(trainer)
 
     def above(self, loss: float) -> bool:
-        """Whether a step with that loss is a spike. Computes the slow threshold only where it matters."""
+        """Whether a step with that loss is a spike. Computes the threshold, which is slow, only where it matters."""
         usual = median(self.recent, self.window)
         if usual is None or loss <= usual + self.least:
             return False
@@ -238,7 +243,7 @@ class Stability(LeanCallback):
         return threshold is not None and loss > threshold
 
     def threshold(self) -> float | None:
-        """The loss in nats above which a step is a spike; None for the first half window."""
+        """The loss in nats above which a step is a spike; None in the first half of the first window."""
         usual = median(self.recent, self.window)
         if usual is None:
             return None
@@ -261,5 +266,5 @@ class Stability(LeanCallback):
 
 
 def median(values: Sequence[float], window: int) -> float | None:
-    """The median; None for the first half window."""
+    """The median of the values; None where they fill less than half of the window."""
     return statistics.median(values) if len(values) >= window // 2 else None

@@ -1,4 +1,4 @@
-"""Callbacks that report on training without changing it: metrics of steps, progress, throughput, and routing health."""
+"""Callbacks that report on training without changing it: metrics of steps, progress, throughput and routing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kleiber.types import Json
 
 
 class Log(LeanCallback):
-    """Logs the metrics of a step every `every` optimizer steps, without averaging over steps.
+    """Logs the metrics of single steps, every `every` optimizer steps, without averaging over steps.
 
     train/loss (cross-entropy, nats per token), train/total (with auxiliary losses), train/grad_norm (before clipping),
-    train/lr, train/tokens (cumulative), for MoE moe/balance/<layer>, moe/z/<layer>, moe/margin/<layer> and
-    moe/drop/<layer>, as types.Output has them (`RoutingHealth` logs loads), and metrics of retention methods as
-    train/retention/<name>.
+    train/lr, train/tokens (cumulative), train/retention/<name> for metrics of retention methods, and for mixtures
+    moe/balance/<layer>, moe/z/<layer>, moe/margin/<layer> and moe/drop/<layer> (see `Output`; `RoutingHealth` logs
+    loads).
     """
 
     def __init__(self, batch_tokens: int, every: int = 10) -> None:
@@ -30,6 +30,7 @@ class Log(LeanCallback):
         self.batch_tokens, self.every = batch_tokens, every
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        """Logs a row where one is due, and after the last step."""
         step = trainer.global_step
         if step % self.every and step != trainer.max_steps:
             return
@@ -39,7 +40,7 @@ class Log(LeanCallback):
 
 
 def training_metrics(last: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """The means of a step, by the names that they are logged under."""
+    """The means of a step by the names under which they are logged; loads are left out."""
     row: dict[str, float] = {}
     for name, value in last.items():
         kind, _, layer = name.partition("/")
@@ -55,7 +56,7 @@ def training_metrics(last: Mapping[str, Tensor | float]) -> dict[str, float]:
 
 
 class Progress(LeanCallback):
-    """Prints step, loss, learning rate, tokens/s and time left, every `seconds`, twice a second in a terminal."""
+    """Prints step, loss, learning rate, tokens/s and remaining time, every `seconds`; twice a second in a terminal."""
 
     def __init__(self, batch_tokens: int, seconds: float = 10.0) -> None:
         self.batch_tokens, self.seconds = batch_tokens, seconds
@@ -68,6 +69,7 @@ class Progress(LeanCallback):
         self._first = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        """Prints a line where one is due, and after the last step."""
         now, step = time.perf_counter(), trainer.global_step
         last = step == trainer.max_steps
         if not trainer.is_global_zero or (now - self._printed < (0.5 if self.live else self.seconds) and not last):
@@ -85,10 +87,10 @@ class Progress(LeanCallback):
 
 
 class Throughput(LeanCallback):
-    """Measures the seconds and tokens per second of training, without evaluation and checkpoints, into the record.
+    """Measures the seconds and tokens per second of training, without evaluations and checkpoints, for the record.
 
-    Logs them every `every` steps as speed/tokens_per_s and speed/seconds, of this stage, resumed with it. The first
-    step of a process counts for the seconds but not for the speed, because it allocates and compiles.
+    Every `every` steps it logs speed/tokens_per_s and speed/seconds of the stage; the seconds are resumed with the run.
+    The first step of a process counts for the seconds but not for the speed, because it allocates and compiles.
     """
 
     of_one_stage = True
@@ -109,6 +111,7 @@ class Throughput(LeanCallback):
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        """Adds the time of the step to the record, and logs a row where one is due."""
         spent = time.perf_counter() - self._started
         self.seconds += spent
         if self._warm:
@@ -122,29 +125,29 @@ class Throughput(LeanCallback):
                 logger.log_metrics(row, trainer.global_step)
 
 
-DEAD = 0.1  # an expert with less than this part of the uniform share, over a window, is dead
+DEAD = 0.1  # an expert is dead if its share over a window is below this part of the uniform share
 
 
 class RoutingHealth(LeanCallback):
-    """Logs how each layer's load is spread over its experts every `every` optimizer steps, and prints alarms.
+    """Logs every `every` optimizer steps how the load of each layer is spread over its experts, and prints alarms.
 
-    Rows are over the steps since the last row; a dense model has none.
+    A row covers the steps since the row before; a dense model has no rows.
 
     moe/load_entropy/<layer>  entropy of the shares over its maximum: 1 when uniform, 0 when one expert takes all
     moe/cv/<layer>            standard deviation of the shares over their mean
-    moe/max_violation/<layer> share of the busiest expert over the uniform one, less 1 (Wang et al. 2024,
+    moe/max_violation/<layer> largest share over the uniform share, minus 1 (Wang et al. 2024,
                               arXiv:2408.15664)
     moe/load/<layer>/<expert> share of each expert, where there are at most 64
     moe/dead/<layer>          experts with less than a tenth of the uniform share over the last window of at least
                               `window` tokens; logged once a window has passed
 
-    Alarms name layer and expert, and are printed once until the layer has recovered:
+    Alarms name layer and expert. Each is printed once, and again only after the layer has recovered:
 
     collapse  load entropy below `entropy` in `patience` consecutive rows
     dead      an expert dead in two consecutive windows
     gaming    a balance loss below `floor` in `patience` consecutive rows, impossible for scores that sum to 1
 
-    Counts are those of the global batch, over ranks. Resumed with the run.
+    Counts are those of the global batch, over all ranks. The state is saved and resumed with the run.
     """
 
     def __init__(
@@ -170,6 +173,7 @@ class RoutingHealth(LeanCallback):
         self.alarmed: set[str] = set()
 
     def state_dict(self) -> Json:
+        """Loads, counts and alarms so far; {} for a dense model."""
         if not self.windows:
             return {}
         loads, windows = ({layer: v.cpu() for layer, v in sums.items()} for sums in (self.loads, self.windows))
@@ -181,6 +185,7 @@ class RoutingHealth(LeanCallback):
         self.dead, self.streaks, self.alarmed = state_dict["dead"], state_dict["streaks"], set(state_dict["alarmed"])
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
+        """Adds the loads of the step; logs a row and prints new alarms where a row is due."""
         last = pl_module.last
         loads = {
             name.partition("/")[2]: value
@@ -204,7 +209,7 @@ class RoutingHealth(LeanCallback):
                 print(f"routing at step {step:,}: {alarm}", file=sys.stderr)
 
     def report(self, last: Mapping[str, Tensor | float]) -> tuple[dict[str, float], list[str]]:
-        """The row of metrics, and the alarms that are new."""
+        """The row of metrics, and the new alarms; the loads start again from 0."""
         row: dict[str, float] = {}
         alarms: list[str] = []
         full = self.tokens >= self.window
@@ -247,7 +252,7 @@ class RoutingHealth(LeanCallback):
 
 
 def statistics(share: Tensor) -> dict[str, float]:
-    """How uneven the shares are: entropy over its maximum, deviation over mean, excess of the largest."""
+    """How uneven shares are: entropy over its maximum, standard deviation over mean, largest over uniform minus 1."""
     experts = len(share)
     entropy = -(share * share.clamp_min(1e-12).log()).sum() / math.log(experts)
     return {
