@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kleiber.studies.laws.fit import Fit, fit, refit
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.noise_model import NoiseModel
-from kleiber.studies.laws.prediction import Evidence, Misfit, outside, widened
+from kleiber.studies.laws.prediction import Evidence, Misfit, decades_outside, widen_interval
 from kleiber.studies.laws.problem import Problem
 from kleiber.studies.laws.uncertainty import interval, student_quantile
 from kleiber.types import Json
@@ -104,9 +104,9 @@ def score(
     runs, member, count = np.unique(cluster, return_inverse=True, return_counts=True)
     coverage, half_width, evidence = float("nan"), float("nan"), ()  # without draws nothing is covered or missed
     if sample is not None:
-        decades = outside(_ranges(problem.inputs, compute, train), _points(problem.inputs, compute, test))
+        decades = decades_outside(_ranges(problem.inputs, compute, train), _points(problem.inputs, compute, test))
         ends = interval(sample.predict_runs(tested.inputs, seed, tested.scale), level)
-        lo, hi = widened(predicted, *ends, misfit.within(train).at_one_decade, decades, level)
+        lo, hi = widen_interval(predicted, *ends, misfit.within(train).at_one_decade, decades, level)
         held = (lo <= tested.target) & (tested.target <= hi)
         coverage = float(np.mean(np.bincount(member, held) / count))
         half_width = float(np.median((hi - lo) / 2 / np.abs(predicted)))

@@ -107,18 +107,18 @@ def write(record: Row, path: str | Path) -> None:
     path = Path(path)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
-        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
+        part.write_text(json.dumps(without_nonfinite(record), indent=1, allow_nan=False) + "\n")
         os.replace(part, path)
     except OSError as error:
         raise ValueError(f"--json {path} cannot be written: {error.strerror}") from error
 
 
-def finite(value: Any) -> Any:
+def without_nonfinite(value: Any) -> Any:
     """Returns the same structure with every NaN and infinity replaced by None."""
     if isinstance(value, Mapping):
-        return {str(key): finite(entry) for key, entry in value.items()}
+        return {str(key): without_nonfinite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(entry) for entry in value]
+        return [without_nonfinite(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -167,7 +167,9 @@ def lines(entry: Row) -> list[str]:
         error = f"error {rank['mare']:.2%} on the {rank['n_test']} held-out rows of largest compute"
         out.append(f"  ranking {rank['law']}: {error}, AIC {rank['aic']:.1f}")
     for other in entry.get("with_without", ()):
-        numbers = ", ".join(f"{name} {short(value)}" for name, value in other.items() if isinstance(value, Mapping))
+        numbers = ", ".join(
+            f"{name} {format_estimate(value)}" for name, value in other.items() if isinstance(value, Mapping)
+        )
         out.append(f"  {other['suspects']} the suspects (n = {other['n']}), {level}: {numbers}")
     out += [f"  {prediction_line(prediction, entry['level'])}" for prediction in entry["predictions"]]
     return out + [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
@@ -231,7 +233,7 @@ def _estimate_line(estimate: Row, level: str) -> str:
     return f"{point}   {level} [{estimate['lo']:.5g}, {estimate['hi']:.5g}]"
 
 
-def short(estimate: Row) -> str:
+def format_estimate(estimate: Row) -> str:
     """Formats an estimate with its interval, or "not identified"."""
     if estimate.get("fixed"):
         return f"{estimate['value']:.4g} (fixed)"
