@@ -57,6 +57,14 @@ def verdict(tree: Path, path: Path) -> str:
     return {0: "survives", 1: "noticed", 5: "survives: no fast test"}.get(code, f"pytest ends with {code}")
 
 
+def copy_checkout(tree: Path) -> None:
+    """Copies all files that git knows."""
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPOSITORY / name, tree / name)
+
+
 def main(number: int, seed: str, part: str) -> int:
     """Prints a line a mutant and their count; returns how many survive."""
     os.chdir(REPOSITORY)
@@ -67,8 +75,7 @@ def main(number: int, seed: str, part: str) -> int:
     alive = 0
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
-        ignored = shutil.ignore_patterns(".git", ".venv", "multirun", "runs", "outputs", "__pycache__")
-        shutil.copytree(REPOSITORY, tree, ignore=ignored)
+        copy_checkout(tree)
         for path, name, text in drawn:
             if path not in unchanged:
                 unchanged[path] = verdict(tree, path)

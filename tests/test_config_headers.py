@@ -33,7 +33,7 @@ def class_name(path: Path) -> str:
     if "_target_" in node:
         return node["_target_"].rsplit(".", 1)[-1]
     beside = [path.parent / f"{name}.yaml" for name in node.get("defaults", []) if isinstance(name, str)]
-    return next((found for other in beside if other.is_file() and (found := class_name(other))), "")
+    return next((name for other in beside if other.is_file() and (name := class_name(other))), "")
 
 
 def test_every_file_tells_what_it_is_and_when_to_take_it():

@@ -155,9 +155,9 @@ def line_chart(
     layers.append(base.mark_point(filled=True, size=56, opacity=1).encode(y=y, shape=shape, tooltip=tips))
     ends = shown.loc[shown.groupby("kind")[x].idxmax()]
     ends = ends.assign(at=separate_labels(ends["value"].to_numpy(), np.ptp(shown["value"]) * LABEL_GAP))
-    beside = loss_axis("at", value, log)
+    label_y = loss_axis("at", value, log)
     named = alt.Chart(ends).mark_text(align="left", dx=9, fontSize=11)
-    names = named.encode(x=across, y=beside, text="kind:N", color=color)
+    names = named.encode(x=across, y=label_y, text="kind:N", color=color)
     if zero:
         layers.insert(0, alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color="#888").encode(y="y:Q"))
     return with_title(alt.layer(*layers, names), heading, subtitle=subtitle)

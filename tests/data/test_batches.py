@@ -111,12 +111,12 @@ def test_rows_of_unequal_width_become_one_batch() -> None:
         torch.tensor([[0, 0, 1], [0, 0, -1]]),
         torch.zeros(1, 2).long(),
     )
-    both = interleave([short, long], [np.array([1]), np.array([0, 2])])
-    assert both.tokens.tolist() == [[3, 4, 5], [1, 2, 0], [6, 7, 0]]
-    assert both.real is not None and both.weights is not None and both.samples is not None
-    assert both.real.tolist() == [[True] * 3, [True, True, False], [True, True, False]]
-    assert both.weights.tolist() == [[1, 1, 1], [0, 1, 0], [1, 1, 1]]
-    assert both.samples.tolist() == [8, 7, 9]
+    joined = interleave([short, long], [np.array([1]), np.array([0, 2])])
+    assert joined.tokens.tolist() == [[3, 4, 5], [1, 2, 0], [6, 7, 0]]
+    assert joined.real is not None and joined.weights is not None and joined.samples is not None
+    assert joined.real.tolist() == [[True] * 3, [True, True, False], [True, True, False]]
+    assert joined.weights.tolist() == [[1, 1, 1], [0, 1, 0], [1, 1, 1]]
+    assert joined.samples.tolist() == [8, 7, 9]
 
 
 def test_pairs_of_rows_stay_together() -> None:
@@ -124,9 +124,9 @@ def test_pairs_of_rows_stay_together() -> None:
     for i in range(2):
         counterpart = Batch(torch.full((1, 2 + i), 10 + i))
         parts.append(Batch(torch.full((1, 3), i), counterpart=counterpart, reference=torch.full((1, 2), float(i))))
-    both = interleave(parts, [np.array([1]), np.array([0])])
-    assert both.counterpart is not None and both.reference is not None and both.counterpart.real is not None
-    assert both.counterpart.tokens.tolist() == [[11, 11, 11], [10, 10, 0]]
-    assert both.counterpart.real.sum(1).tolist() == [3, 2] and both.reference[:, 0].tolist() == [1, 0]
-    first = both.split(1)[0]
+    joined = interleave(parts, [np.array([1]), np.array([0])])
+    assert joined.counterpart is not None and joined.reference is not None and joined.counterpart.real is not None
+    assert joined.counterpart.tokens.tolist() == [[11, 11, 11], [10, 10, 0]]
+    assert joined.counterpart.real.sum(1).tolist() == [3, 2] and joined.reference[:, 0].tolist() == [1, 0]
+    first = joined.split(1)[0]
     assert first.counterpart is not None and first.counterpart.tokens.tolist() == [[11, 11, 11]]

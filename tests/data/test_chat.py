@@ -22,20 +22,20 @@ def text(ids: list[int]) -> str:
 
 
 def test_the_template_to_the_letter() -> None:
-    (one,) = encode_conversations([CHAT], Bytes())
-    assert text(one.ids.tolist()) == (
+    (encoded,) = encode_conversations([CHAT], Bytes())
+    assert text(encoded.ids.tolist()) == (
         "$<|system|>\nbe brief\n<|user|>\nhi é\n<|assistant|>\nyo$<|user|>\n?\n<|assistant|>\n!$"
     )
-    assert text(one.ids[one.answers].tolist()) == "yo$!$"
+    assert text(encoded.ids[encoded.answers].tolist()) == "yo$!$"
     (last,) = encode_conversations([CHAT], Bytes(), last_only=True)
     assert text(last.ids[last.answers].tolist()) == "!$"
     assert text(encode_prompt(CHAT[:2], Bytes())) == "$<|system|>\nbe brief\n<|user|>\nhi é\n<|assistant|>\n"
 
 
 def test_what_is_asked_is_how_the_answered_begins() -> None:
-    (one,) = encode_conversations([CHAT], Bytes())
+    (encoded,) = encode_conversations([CHAT], Bytes())
     begin = encode_prompt(CHAT[:4], Bytes())
-    assert one.ids[: len(begin)].tolist() == begin and one.answers[len(begin)]
+    assert encoded.ids[: len(begin)].tolist() == begin and encoded.answers[len(begin)]
 
 
 def test_many_at_once_are_as_one_by_one() -> None:

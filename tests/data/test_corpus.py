@@ -19,12 +19,14 @@ def test_a_vocabulary_size_that_nothing_uses_is_refused(cache: Path, tiny: str) 
 def test_the_hash_is_of_the_content_and_not_of_the_path(cache: Path, tmp_path: Path, tiny: str) -> None:
     copy = tmp_path / "other.txt"
     copy.write_bytes(Path(tiny).read_bytes())
-    one, same, other = (
+    original, same, other = (
         prepare("text", "", [Text(path, max_bytes=size).source()], "bytes", None, 16, cache)
         for path, size in ((tiny, None), (str(copy), None), (tiny, 900))
     )
-    assert one.hash == same.hash != other.hash
-    assert one.num_bytes == same.num_bytes > other.num_bytes == 900 and one.num_tokens == len(one.train.file.ids)
+    assert original.hash == same.hash != other.hash
+    assert original.num_bytes == same.num_bytes > other.num_bytes == 900 and original.num_tokens == len(
+        original.train.file.ids
+    )
 
 
 def test_several_sources_are_scored_apart_and_read_each_once_an_epoch(cache: Path, tmp_path: Path, tiny: str) -> None:

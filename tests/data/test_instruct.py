@@ -25,16 +25,16 @@ def test_packed_rows_hold_every_sample_once_and_the_same_targets(tmp_path: Path,
     loose, tight = corpus(tmp_path, pack=False).train, corpus(tmp_path).train
     assert isinstance(loose, Conversations) and isinstance(tight, PackedConversations)
     assert len(tight) < len(loose) == 30
-    found = []
+    packed = []
     batch = tight.gather(np.arange(len(tight)))
     assert batch.segments is not None and batch.weights is not None and batch.real is not None
     assert (batch.segments == -1).equal(~batch.real)
     for ids, segments, weights in zip(batch.tokens, batch.segments, batch.weights, strict=True):
         for segment in range(int(segments.max()) + 1):
             here = segments == segment
-            found.append((ids[here].tolist(), weights[here].tolist()))
+            packed.append((ids[here].tolist(), weights[here].tolist()))
     wanted = [tuple(part.tolist() for part in loose.row(i)) for i in range(30)]
-    assert sorted(found) == sorted((ids, [float(m) for m in marks]) for ids, marks in wanted)
+    assert sorted(packed) == sorted((ids, [float(m) for m in marks]) for ids, marks in wanted)
     assert tight.num_tokens == loose.num_tokens == int(batch.real.sum())
     assert tight.samples.num_answers == int(batch.weights.sum())
 
@@ -71,8 +71,8 @@ def test_other_columns_are_named_and_can_be_given(tmp_path: Path, cache: Path) -
         Instruct(path, prompt="ask", response="sigh").prepare(64)
     with pytest.raises(ValueError, match=r"data.prompt=ask and data.response=None"):
         Instruct(path, prompt="ask").prepare(64)
-    given, known = Instruct(path, prompt="ask", response="say").prepare(64), corpus(tmp_path, 64)
-    assert np.array_equal(given.train.gather(np.array([0])).tokens, known.train.gather(np.array([0])).tokens)
+    renamed, usual = Instruct(path, prompt="ask", response="say").prepare(64), corpus(tmp_path, 64)
+    assert np.array_equal(renamed.train.gather(np.array([0])).tokens, usual.train.gather(np.array([0])).tokens)
 
 
 def test_known_tables(shared: Path, cache: Path) -> None:

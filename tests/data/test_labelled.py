@@ -17,7 +17,7 @@ def reviews(count: int = 40) -> list[dict]:
     return [{"text": f"{i} " + "ab" * (i % 9), "label": i % 2} for i in range(count)]
 
 
-def said(rows: LabelledRows, i: int, begin: int = 256, eos: int = 256) -> list[str]:
+def row_texts(rows: LabelledRows, i: int, begin: int = 256, eos: int = 256) -> list[str]:
     """The texts of a row, without what stands around them."""
     ids = rows.row(i).tolist()
     assert ids[0] == begin and ids[-1] == eos
@@ -36,7 +36,7 @@ def test_rows_say_what_the_table_says(tmp_path: Path, cache: Path) -> None:
     corpus = Labelled(folder(tmp_path / "t", train=table, validation=table[:7])).prepare(64)
     rows = corpus.train
     assert isinstance(rows, LabelledRows) and (corpus.kind, corpus.num_classes, corpus.name) == ("single", 2, "t")
-    assert [(said(rows, i), int(rows.labels[i])) for i in range(len(rows))] == [
+    assert [(row_texts(rows, i), int(rows.labels[i])) for i in range(len(rows))] == [
         ([r["text"]], r["label"]) for r in table
     ]
     assert corpus.num_bytes == sum(len(r["text"].encode()) for r in table)
@@ -50,11 +50,11 @@ def test_a_share_of_the_training_rows_is_drawn_and_smaller_shares_lie_within_lar
     def kept(share: float, seed: int = 0):
         corpus = Labelled(path, share=share, seed=seed).prepare(64)
         rows = corpus.train
-        found = {said(rows, i)[0]: int(rows.labels[i]) for i in range(len(rows))}
+        labels = {row_texts(rows, i)[0]: int(rows.labels[i]) for i in range(len(rows))}
         assert len(corpus.validation["t"]) == 7
-        assert corpus.num_tokens == rows.num_tokens == sum(len(text.encode()) + 2 for text in found)
-        assert all(found[r["text"]] == r["label"] for r in table if r["text"] in found)
-        return corpus.hash, set(found)
+        assert corpus.num_tokens == rows.num_tokens == sum(len(text.encode()) + 2 for text in labels)
+        assert all(labels[r["text"]] == r["label"] for r in table if r["text"] in labels)
+        return corpus.hash, set(labels)
 
     (whole, _), (tenth, few), (half, some) = kept(1.0), kept(0.1), kept(0.5)
     assert len(few) == 4 and len(some) == 20 and few < some and len({whole, tenth, half}) == 3
@@ -78,7 +78,7 @@ def test_pairs_of_texts_lose_the_end_of_the_longer_one(tmp_path: Path, cache: Pa
     table = [{"a": "x" * 4, "b": "yz" * 20, "label": i % 2} for i in range(6)]
     corpus = Labelled(folder(tmp_path / "t", train=table, validation=table), text=["a", "b"]).prepare(20)
     assert isinstance(corpus.train, LabelledRows)
-    assert said(corpus.train, 0) == ["xxxx", "yz" * 6 + "y"]
+    assert row_texts(corpus.train, 0) == ["xxxx", "yz" * 6 + "y"]
     assert corpus.train.truncated == 6
     assert corpus.train.num_tokens == 6 * 20 and corpus.num_bytes == 6 * 17
 
@@ -101,7 +101,7 @@ def test_rows_without_label_are_left_out_and_rows_without_text_stay(tmp_path: Pa
         corpus = Labelled(folder(tmp_path / "t", train=table, validation=reviews(4))).prepare(32)
     assert len(corpus.train) == 11
     rows = corpus.train
-    assert isinstance(rows, LabelledRows) and said(rows, 10) == [""]
+    assert isinstance(rows, LabelledRows) and row_texts(rows, 10) == [""]
     counts = corpus.manifest["t"]["splits"]["train"]
     assert (counts["without_label"], counts["without_text"], counts["of_class"]) == (2, 1, [5, 6])
     assert "0 45.5%, 1 54.5%" in caplog.text
@@ -134,22 +134,22 @@ def test_what_is_wrong_names_the_columns(tmp_path: Path, cache: Path, options: d
 
 
 def test_one_class_and_too_short_a_context_are_refused(tmp_path: Path, cache: Path) -> None:
-    one = [{"text": "x", "label": 1}] * 5
+    same = [{"text": "x", "label": 1}] * 5
     with pytest.raises(ValueError, match=r"data\.label=label.* 1 \(\[1\]\)"):
-        Labelled(folder(tmp_path / "o", train=one, validation=one)).prepare(32)
+        Labelled(folder(tmp_path / "o", train=same, validation=same)).prepare(32)
     with pytest.raises(ValueError, match=r"model\.context=2"):
         Labelled(folder(tmp_path / "t", train=reviews(), validation=reviews(4))).prepare(2)
 
 
 def test_a_batch_may_straddle_epochs_of_rows_of_any_length(tmp_path: Path, cache: Path) -> None:
     rows = Labelled(folder(tmp_path / "t", train=reviews(), validation=reviews(4))).prepare(64).train
-    seen = {}
+    samples = {}
     for _, batch in zip(range(10), stream(rows, seed=0, batch_samples=12), strict=False):
         assert batch.samples is not None and batch.real is not None
         for sample, ids, real in zip(batch.samples.tolist(), batch.tokens, batch.real, strict=True):
             assert isinstance(rows, LabelledRows) and ids[real].tolist() == rows.row(sample % 40).tolist()
-            seen[sample] = True
-    assert len(seen) == 120
+            samples[sample] = True
+    assert len(samples) == 120
 
 
 def test_a_vocabulary_is_trained_on_the_texts(tmp_path: Path, cache: Path) -> None:

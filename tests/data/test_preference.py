@@ -48,7 +48,7 @@ def test_forms_of_the_same_pair() -> None:
     begin = "\n\nHuman: hi\n\nAssistant: yo\n\nHuman: how?\n\nAssistant: "
     assert parse_pair({"chosen": f"{begin}fine", "rejected": f"{begin}bad"}) == wanted
     messages = [{"role": turn.role, "content": turn.content} for turn in asked]
-    fine, bad = ([{"role": "assistant", "content": word}] for word in ("fine", "bad"))
+    fine, bad = ([{"role": "assistant", "content": text}] for text in ("fine", "bad"))
     assert parse_pair({"prompt": messages, "chosen": fine, "rejected": bad}) == wanted
     assert parse_pair({"prompt": messages, "chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
     assert parse_pair({"chosen": [*messages, *fine], "rejected": [*messages, *bad]}) == wanted
@@ -59,8 +59,8 @@ def test_forms_of_the_same_pair() -> None:
     system = {"role": "system", "content": "be kind"}
     for prompt in (messages, "hi"):
         whole = [system, *(messages if prompt is messages else messages[:1]), *fine]
-        found, _ = parse_pair({"prompt": prompt, "chosen": whole, "rejected": [*whole[:-1], *bad]})
-        assert [turn.content for turn in found] == [turn["content"] for turn in whole], "no turn is repeated"
+        chosen, _ = parse_pair({"prompt": prompt, "chosen": whole, "rejected": [*whole[:-1], *bad]})
+        assert [turn.content for turn in chosen] == [turn["content"] for turn in whole], "no turn is repeated"
     with pytest.raises(ValueError, match="rejected: 0"):
         parse_pair({"prompt": "1-1?", "chosen": "0", "rejected": 0})
 

@@ -35,9 +35,9 @@ def test_each_answer_has_its_label_and_a_mismatched_answer_to_its_prompt(tmp_pat
     rows = corpus.rows()["train"]
     others = []
     for i, row in enumerate(table):
-        (asked, said), (again, other) = (read(*rows.side(2 * i + j)) for j in (0, 1))
-        assert (asked, said) == (f"<|user|>\n{row['prompt']}\n<|assistant|>\n", row["completion"])
-        assert again == asked and other != said
+        (prompt, answer), (again, other) = (read(*rows.side(2 * i + j)) for j in (0, 1))
+        assert (prompt, answer) == (f"<|user|>\n{row['prompt']}\n<|assistant|>\n", row["completion"])
+        assert again == prompt and other != answer
         others.append(other)
     assert sorted(others) == sorted(row["completion"] for row in table), "each answer is another one's once"
     assert np.array_equal(batch.tokens, corpus.train.gather(np.arange(12)).tokens)
@@ -53,8 +53,8 @@ def test_mismatched_answers_are_not_counted(tmp_path: Path, cache: Path) -> None
 def test_rows_without_an_answer_are_left_out_and_messages_are_read(tmp_path: Path, cache: Path) -> None:
     turns = [Turn("user", "hi"), Turn("assistant", "yo"), Turn("user", "how?")]
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    said = [{"role": "assistant", "content": "fine"}]
-    corpus = prepared(tmp_path, [{"prompt": messages, "completion": said, "label": 1}] * 4)
+    completion = [{"role": "assistant", "content": "fine"}]
+    corpus = prepared(tmp_path, [{"prompt": messages, "completion": completion, "label": 1}] * 4)
     assert read(*corpus.rows()["train"].side(0))[1] == "fine"
     corpus = prepared(tmp_path / "more", [*answers(), {"prompt": "p", "completion": "", "label": True}])
     assert len(corpus.train) == 12 and corpus.manifest["p"]["splits"]["train"]["useless"] == 1

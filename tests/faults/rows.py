@@ -22,7 +22,7 @@ FAULTS = {
     48: "two runs in one folder",
 }  # fmt: skip
 KILLS = "faults/test_kill.py::test_five_kills_and_the_result_is_that_of_the_unbroken_run"
-CHECKED = "config/test_check.py::test_what_cannot_be_right_is_refused_with_the_key_and_the_cure"
+CHECKED = "config/test_check.py::test_an_invalid_value_is_refused_and_named"
 TWICE = "data/test_cache.py::test_two_processes_build_once_and_a_killed_one_leaves_no_half"
 DEAD_RANK = "training/test_trainer_ddp.py::test_a_tree_of_two_ranks_killed_in_either_ends_bit_identical"
 RANKS_IN_SWEEP = "training/test_trainer_ddp.py::test_a_sweep_of_two_rank_cells_one_failing_on_rank_1"
@@ -53,20 +53,20 @@ TESTS: dict[int, list[str]] = {
     19: ["data/test_cache.py::test_a_damaged_folder_is_built_again"],
     20: [TWICE],
     21: [TWICE],
-    22: ["data/sources/test_open.py::test_an_unreachable_hub_is_said_quickly_with_the_ways_out"],
+    22: ["data/sources/test_dataset.py::test_an_unreachable_hub_is_reported_within_seconds"],
     23: ["training/test_loggers.py::test_a_server_that_does_not_answer_costs_two_seconds_and_one_line"],
     24: ["training/test_loggers.py::test_auto_without_a_key_is_offline_at_once"],
     25: [CHECKED], 26: [CHECKED], 27: [CHECKED], 28: [CHECKED], 29: [CHECKED],
-    30: ["config/test_check.py::test_pairs_of_keys_are_both_named"],
+    30: ["config/test_cross_checks.py::test_the_error_names_every_key_that_contradicts_another"],
     31: ["launch/test_main.py::test_a_gpu_that_is_not_there_is_said_in_one_line"],
     32: ["data/sources/test_text.py::test_what_cannot_be_trained_on_is_named"],
-    33: ["data/sources/test_open.py::test_empty_and_missing_places_are_named"],
-    34: ["data/sources/test_open.py::test_a_broken_line_of_json_is_named_with_its_number"],
+    33: ["data/sources/test_dataset.py::test_empty_and_missing_places_are_named"],
+    34: ["data/sources/test_dataset.py::test_a_broken_line_of_json_is_named_with_its_number"],
     35: ["runs/test_run.py::test_text_of_three_tokens_is_refused_before_training"],
     38: ["data/tokenizers/test_byte_level.py::test_bytes_are_exact",
          "data/sources/test_text.py::test_one_line_of_200000_characters"],
     39: ["training/test_checkpoint.py::test_a_checkpoint_with_code_in_it_is_refused"],
-    40: ["config/test_check.py::test_a_target_that_is_not_allowed_is_not_even_imported", CHECKED],
+    40: ["config/test_signatures.py::test_a_target_of_another_package_is_refused_and_not_imported", CHECKED],
     41: ["records/test_folder.py::test_a_name_cannot_leave_the_root", CHECKED],
     42: ["records/test_folder.py::test_names_are_short_and_plain"],
     43: ["records/test_folder.py::test_names_are_short_and_plain"],

@@ -1,4 +1,4 @@
-"""Counts against sums by hand, and FLOPs against PyTorch's counter on a real forward and backward pass."""
+"""Parameter counts against sums by hand, and FLOPs against PyTorch's counter on a forward and backward pass."""
 
 from functools import partial
 
@@ -177,6 +177,6 @@ def test_an_output_layer_that_the_objective_leaves_alone_costs_nothing(tied):
     assert training_flops(model, TIME) == plain
     if not tied:
         model.leave_out_head()
-    own = 3 * 2 * 5 * 64 / TIME
-    assert training_flops(model, TIME, ["topic"]) == pytest.approx(plain - head + own, rel=1e-9)
+    head_flops = 3 * 2 * 5 * 64 / TIME
+    assert training_flops(model, TIME, ["topic"]) == pytest.approx(plain - head + head_flops, rel=1e-9)
     assert executed_flops(model, TIME, read=["topic"]) == training_flops(model, TIME, ["topic"])

@@ -1,4 +1,4 @@
-"""Sampling: cached equals uncached, the window slides, the knobs do what they say."""
+"""Sampling with and without a cache, contexts that are full, and the sampling options."""
 
 from functools import partial
 
@@ -54,8 +54,8 @@ def test_prompts_of_unequal_length_are_decoded_as_each_alone(case):
     logits = [model.head(model(Batch(torch.tensor([p]))).hidden[:, -1]) for p in prompts]
     together = model.head(model(Batch(ids, real=real), model.new_caches(12)).hidden[:, -1])
     torch.testing.assert_close(together, torch.cat(logits), atol=1e-5, rtol=1e-5)
-    made = generate(model, ids, 8, temperature=0.0, real=real)
-    for row, prompt in zip(made, prompts, strict=True):
+    generated = generate(model, ids, 8, temperature=0.0, real=real)
+    for row, prompt in zip(generated, prompts, strict=True):
         alone = generate(model, torch.tensor([prompt]), 8, temperature=0.0)
         assert row[4 - len(prompt) :].tolist() == alone[0].tolist()
 
@@ -77,8 +77,8 @@ def test_a_row_that_has_ended_stays_ended_and_all_stop_with_the_last():
     model, prompt = build(), torch.randint(40, (3, 4))
     free = generate(model, prompt, 8, temperature=0.0)
     eos = int(free[0, 5])
-    made = generate(model, prompt, 8, temperature=0.0, eos=eos)
-    for row, whole in zip(made[:, 4:].tolist(), free[:, 4:].tolist(), strict=True):
+    generated = generate(model, prompt, 8, temperature=0.0, eos=eos)
+    for row, whole in zip(generated[:, 4:].tolist(), free[:, 4:].tolist(), strict=True):
         end = whole.index(eos) + 1 if eos in whole else len(whole)
         assert row[:end] == whole[:end][: len(row)] and set(row[end:]) <= {eos}
     assert generate(model, prompt[:1], 8, temperature=0.0, eos=eos).shape[1] == 4 + free[0, 4:].tolist().index(eos) + 1

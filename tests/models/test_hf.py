@@ -1,4 +1,4 @@
-"""A wrapped Hugging Face model says what it says alone: hidden states, logits, loss, decoding, and counts by hand."""
+"""A wrapped Hugging Face model against transformers: hidden states, logits, loss, decoding, and counts by hand."""
 
 import importlib.util
 from functools import partial
@@ -73,8 +73,8 @@ def test_the_gradient_through_the_head_is_that_of_the_model(kind):
         torch.nn.functional.cross_entropy(model.inner(input_ids=ids).logits[0], ids[0], reduction="sum"),
     )
     ours, theirs = (torch.autograd.grad(loss, list(model.inner.parameters())) for loss in losses)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    for gradient, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, reference, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,8 +88,8 @@ def test_padding_on_the_right_changes_nothing(kind):
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_greedy_decoding_equals_reading_everything_anew_for_unequal_prompts_too(kind):
     model, prompts = build(kind), [[3], [5, 1, 7, 2], [8, 9]]
-    made = generate(model, left_padded(prompts)[0], 6, temperature=0.0, real=left_padded(prompts)[1])
-    for row, prompt in zip(made, prompts, strict=True):
+    generated = generate(model, left_padded(prompts)[0], 6, temperature=0.0, real=left_padded(prompts)[1])
+    for row, prompt in zip(generated, prompts, strict=True):
         ids = torch.tensor([prompt])
         for _ in range(6):
             ids = torch.cat([ids, model.head(model(Batch(ids)).hidden[:, -1:]).argmax(-1)], 1)
@@ -132,7 +132,7 @@ def test_counts_and_flops(kind):
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
-def test_weights_saved_and_loaded_say_the_same(kind, tmp_path):
+def test_weights_that_are_saved_and_loaded_give_the_same_logits(kind, tmp_path):
     model, ids = build(kind), torch.randint(VOCAB, (1, 9))
     model.inner.save_pretrained(tmp_path)
     loaded = HFModel(VOCAB, str(tmp_path), context=16).eval()
@@ -170,7 +170,7 @@ def test_depth_keeps_the_first_layers(tmp_path):
     torch.testing.assert_close(cut(Batch(ids)).hidden, model(Batch(ids)).hidden)
 
 
-def test_what_cannot_be_is_refused_by_key(tmp_path):
+def test_impossible_settings_are_refused_by_key(tmp_path):
     with pytest.raises(ValueError, match=r"model\.config\.hiden_size.*Did you mean 'hidden_size'"):
         HFModel(VOCAB, "bert", "random", {"hiden_size": 3})
     with pytest.raises(ValueError, match=r"model\.path=/nowhere"):
@@ -182,9 +182,9 @@ def test_what_cannot_be_is_refused_by_key(tmp_path):
             HFModel(VOCAB, kind, "random", {"num_hidden_layers": 1}, context=16)
     model = build("bert")
     model.inner.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"48 token ids.*data\.tokenizer"):
+    with pytest.raises(ValueError, match=r"48 .*data\.tokenizer"):
         HFModel(VOCAB + 1, str(tmp_path), context=16)
-    with pytest.raises(ValueError, match=r"48 token ids.*data\.tokenizer"):
+    with pytest.raises(ValueError, match=r"48 .*data\.tokenizer"):
         HFModel(VOCAB - 1, str(tmp_path), context=16)
     with pytest.raises(ValueError, match="model=hf"):
         model(Batch(torch.zeros(1, 2, dtype=torch.long), segments=torch.zeros(1, 2, dtype=torch.long)))
@@ -225,9 +225,9 @@ def test_an_output_layer_of_unknown_form_is_none_and_the_encoder_still_serves(mo
     assert set(parts(bloom).values()) == {"attention", "embedding", "mlp", "norms"}
 
 
-def rate_of(*told) -> float | None:
+def rate_of(*settings) -> float | None:
     """What a run of this model would learn at, which is asked before the model is built."""
-    node = {"_target_": "kleiber.models.HFModel", **dict(zip(KEYS, told, strict=True))}
+    node = {"_target_": "kleiber.models.HFModel", **dict(zip(KEYS, settings, strict=True))}
     return default_learning_rate({"model": node, "optimizer": {"_target_": "kleiber.optimizers.AdamW"}}, trained=False)
 
 
@@ -279,11 +279,11 @@ def test_minilm_gives_the_hidden_states_of_transformers():
     from transformers import AutoModel, AutoTokenizer
 
     folder = str(Path(spec.origin).parent / "model")
-    told = AutoTokenizer.from_pretrained(folder)(["a fine film", "dull"], padding=True, return_tensors="pt")
+    encoded = AutoTokenizer.from_pretrained(folder)(["a fine film", "dull"], padding=True, return_tensors="pt")
     model = HFModel(30522, folder, context=128).eval()
-    real = told["attention_mask"].bool()
+    real = encoded["attention_mask"].bool()
     with torch.no_grad():
-        ours = model(Batch(told["input_ids"], real=real)).hidden
-        theirs = AutoModel.from_pretrained(folder).eval()(**told).last_hidden_state
+        ours = model(Batch(encoded["input_ids"], real=real)).hidden
+        theirs = AutoModel.from_pretrained(folder).eval()(**encoded).last_hidden_state
     np.testing.assert_allclose(ours[real].numpy(), theirs[real].numpy(), atol=1e-5)
     assert (model.width, len(model.blocks), model.causal) == (384, 6, False)

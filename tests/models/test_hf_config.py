@@ -1,4 +1,4 @@
-"""A Hugging Face folder as our own model: the node alone rebuilds it, its weights give its logits and its loss."""
+"""Hugging Face folders as kleiber's own Transformer: model node, weights, logits and losses."""
 
 import json
 from functools import partial
@@ -109,8 +109,8 @@ def test_weights_that_are_missing_or_have_no_place_are_refused_by_name(read, fol
 
 def test_a_folder_in_half_precision_is_scored_in_full(folder):
     rewritten(folder, lambda state: state.update({name: value.bfloat16() for name, value in state.items()}))
-    told = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(told | {"dtype": "bfloat16"}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
     assert {p.dtype for p in native_model(folder).parameters()} == {torch.float32}
 
 
@@ -124,8 +124,8 @@ def test_what_a_file_does_not_say_is_what_transformers_takes(kind, tmp_path):
         "moe_intermediate_size": 16,
     }  # fmt: skip
     plain = CONFIG_MAPPING[kind]()
-    own = plain.to_dict() | plain.rope_parameters
-    assert all(DEFAULTS[kind][name] == own.get(name) for name in DEFAULTS[kind] if name != "num_key_value_heads")
+    defaults = plain.to_dict() | plain.rope_parameters
+    assert all(DEFAULTS[kind][name] == defaults.get(name) for name in DEFAULTS[kind] if name != "num_key_value_heads")
     for extra in ({}, {"rope_theta": 500.0}, {"rope_parameters": {"rope_type": "default"}, "rope_theta": 500.0}):
         (tmp_path / "config.json").write_text(json.dumps(config | extra))
         node, theirs = hf_model_node(tmp_path), CONFIG_MAPPING[kind].from_dict(config | extra)
@@ -135,12 +135,12 @@ def test_what_a_file_does_not_say_is_what_transformers_takes(kind, tmp_path):
 
 def test_a_config_without_a_size_or_that_is_none_is_refused_with_file_and_key(folder):
     file = folder / "config.json"
-    told = json.loads(file.read_text())
+    config = json.loads(file.read_text())
     for key, ask in (("intermediate_size", hf_model_node), ("vocab_size", hf_vocab_size)):
-        file.write_text(json.dumps({name: value for name, value in told.items() if name != key}))
+        file.write_text(json.dumps({name: value for name, value in config.items() if name != key}))
         with pytest.raises(ValueError, match=rf"config\.json.* {key}"):
             ask(folder)
-        file.write_text(json.dumps(told | {key: "64"}))
+        file.write_text(json.dumps(config | {key: "64"}))
         with pytest.raises(ValueError, match=f"{key}='64'"):
             ask(folder)
     for text in ("{bad", "[]"):

@@ -1,4 +1,4 @@
-"""The output layer and the direction of a wrapped model are found by trying it, and go with its copies."""
+"""The output layer and the causality of a wrapped model, which are measured, and copies of both."""
 
 import copy
 
@@ -47,7 +47,7 @@ def test_what_reads_both_ways_is_not_causal_whatever_it_was_saved_as(tmp_path):
     ids = torch.randint(VOCAB, (2, 6))
     for model in (HFModel(VOCAB, str(tmp_path), context=16), HFModel(VOCAB, "xlnet", "random", sizes, context=16)):
         assert not model.causal
-        with pytest.raises(ValueError, match="bidirectional model"):
+        with pytest.raises(ValueError, match="objective=clm"):
             CLM()(model, Batch(ids))
         torch.testing.assert_close(model.eval().head(model(Batch(ids)).hidden), model.inner(input_ids=ids).logits)
 

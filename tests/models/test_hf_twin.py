@@ -1,4 +1,4 @@
-"""Same logits from the Hugging Face twin, both ways, over the product of what it can say."""
+"""Equal logits of a Transformer and its Hugging Face twin, converted in both directions, over all options."""
 
 from functools import partial
 
@@ -68,7 +68,7 @@ def test_dense_layers_between_and_raw_probabilities_have_a_twin_with_qk_norm(mlp
         to_hf(build(mlp=MLPS[mlp], qk_norm=False))
 
 
-def test_a_twin_saved_and_loaded_says_the_same(tmp_path):
+def test_a_twin_that_is_saved_and_loaded_gives_the_same_logits(tmp_path):
     from transformers import AutoModelForCausalLM
 
     twin, ids = to_hf(build(mlp=MLPS["top 2"]), eos=0), torch.randint(50, (1, 9))

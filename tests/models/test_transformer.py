@@ -158,7 +158,7 @@ def test_bad_sizes_and_options_nothing_reads_are_refused():
         Transformer(VOCAB, soft_cap=0.0)
     with pytest.raises(ValueError, match="qk_norm=True"):
         Transformer(VOCAB, attention=NoMixing, qk_norm=True)
-    with pytest.raises(ValueError, match=r"17 tokens in a row exceed model\.context=16"):
+    with pytest.raises(ValueError, match=r"17 .*model\.context=16"):
         build()(Batch(torch.zeros(1, 17, dtype=torch.long)))
 
 
@@ -178,5 +178,5 @@ def test_compiled_in_place_it_gives_the_same_loss_gradient_and_names(unchecked):
     fast = model(Batch(tokens)).hidden
     assert list(model.state_dict()) == names
     torch.testing.assert_close(fast, plain)
-    both = [torch.autograd.grad(h.sin().sum(), model.blocks[0].attention.qkv.weight)[0] for h in (fast, plain)]
-    torch.testing.assert_close(*both, atol=1e-5, rtol=1e-4)
+    gradients = [torch.autograd.grad(h.sin().sum(), model.blocks[0].attention.qkv.weight)[0] for h in (fast, plain)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""A dense model and the mixture made of it compute the same, for every router that can; the others are refused."""
+"""An upcycled mixture computes what its dense model does, for every router that allows it; others are refused."""
 
 from functools import partial
 
@@ -62,7 +62,7 @@ def test_noise_and_reset_tell_experts_apart_and_change_the_function_a_little(opt
 
 
 @pytest.mark.parametrize(
-    "new, told",
+    "new, key",
     [
         (partial(mixture, router=Switch), "topk"), (partial(mixture, router=Sinkhorn), "topk"),
         (partial(mixture, num_shared=1), "num_shared=0"), (partial(mixture, hidden=48), "hidden=96"),
@@ -70,10 +70,10 @@ def test_noise_and_reset_tell_experts_apart_and_change_the_function_a_little(opt
         (dense, "model=moe"),
     ],
 )  # fmt: skip
-def test_what_would_be_another_function_is_refused_and_nothing_is_changed(new, told):
+def test_what_would_be_another_function_is_refused_and_nothing_is_changed(new, key):
     model = new()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=key):
         upcycle(Transformer(50, **SIZES).state_dict(), model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""Who reads whom, shown by gradients; the fast attention against the slow one; caches against no cache."""
+"""Which positions read which, by gradients; the fast attention against a slow one; cached against uncached."""
 
 import math
 
@@ -41,11 +41,11 @@ def test_padding_is_read_by_nobody_and_segments_do_not_mix():
     real = torch.ones(1, TIME, dtype=torch.bool)
     real[:, 9:] = False
     segments = torch.tensor([[0] * 5 + [1] * 7])
-    seen = reads(FullAttention(Site(WIDTH)), real, segments)
+    readable = reads(FullAttention(Site(WIDTH)), real, segments)
     for i in range(9):
         for j in range(TIME):
-            assert seen[i, j] == (j <= i and (i < 5) == (j < 5)), (i, j)
-    assert torch.equal(seen[9:], torch.eye(TIME, dtype=torch.bool)[9:] | seen[9:])
+            assert readable[i, j] == (j <= i and (i < 5) == (j < 5)), (i, j)
+    assert torch.equal(readable[9:], torch.eye(TIME, dtype=torch.bool)[9:] | readable[9:])
 
 
 def slow(module: FullAttention, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The three back-ends against the slow form written here: forward, backward, what is not kept, compiled, in bf16."""
+"""The three backends against a slow reference: forward, backward, dropped assignments, compiled, and in bf16."""
 
 import pytest
 import torch
@@ -52,8 +52,8 @@ def test_back_ends_agree_with_one_token_at_a_time(backend, k, kept, idle, dtype,
     parts, weights, routing = case(dtype, k, kept, idle)
     ours, expected = dispatch(backend, *parts, routing), slow(*parts, routing)
     torch.testing.assert_close(ours, expected, atol=atol, rtol=1e-4)
-    for found, wanted in zip(gradients(ours, parts, weights), gradients(expected, parts, weights), strict=True):
-        torch.testing.assert_close(found, wanted, atol=atol, rtol=1e-4)
+    for gradient, reference in zip(gradients(ours, parts, weights), gradients(expected, parts, weights), strict=True):
+        torch.testing.assert_close(gradient, reference, atol=atol, rtol=1e-4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -109,8 +109,8 @@ def test_the_gpu_way_of_leaving_rows_out_gives_what_cutting_them_off_gives():
     cut = dispatch("grouped", *parts, routing)
     masked = module.dispatch_kept(module.grouped_mm, *parts, routing, cut=False)
     torch.testing.assert_close(masked, cut)
-    for found, wanted in zip(gradients(masked, parts, weights), gradients(cut, parts, weights), strict=True):
-        torch.testing.assert_close(found, wanted)
+    for gradient, reference in zip(gradients(masked, parts, weights), gradients(cut, parts, weights), strict=True):
+        torch.testing.assert_close(gradient, reference)
 
 
 @pytest.mark.slow
@@ -122,5 +122,5 @@ def test_compiled_it_gives_the_same(backend, kept, unchecked):
     compiled = torch.compile(dispatch, backend="aot_eager")
     ours, expected = compiled(backend, *parts, routing), dispatch(backend, *parts, routing)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
-    for found, wanted in zip(gradients(ours, parts, weights), gradients(expected, parts, weights), strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    for gradient, reference in zip(gradients(ours, parts, weights), gradients(expected, parts, weights), strict=True):
+        torch.testing.assert_close(gradient, reference, atol=1e-5, rtol=1e-4)

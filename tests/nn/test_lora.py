@@ -1,4 +1,4 @@
-"""Low-rank updates of single modules: outputs before and after merging, roles, and what is restored."""
+"""Low-rank updates of single modules: outputs before and after merging, roles, and restored classes."""
 
 import pytest
 import torch
@@ -92,11 +92,11 @@ def test_roles_name_every_parameter_with_its_fan_in():
 
 
 def test_the_seed_decides_a_and_a_second_adapted_weight_keeps_the_first():
-    one, same, other = (adapted(linear(), "weight", seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(one.weight_lora_a, same.weight_lora_a) and not torch.equal(
-        one.weight_lora_a, other.weight_lora_a
+    first, same, other = (adapted(linear(), "weight", seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.weight_lora_a, same.weight_lora_a) and not torch.equal(
+        first.weight_lora_a, other.weight_lora_a
     )
-    assert float(one.weight_lora_a.detach().abs().max()) <= 6**-0.5
+    assert float(first.weight_lora_a.detach().abs().max()) <= 6**-0.5
     stack = Stack()
     stack.second = nn.Parameter(torch.randn(6, 4, dtype=torch.float64))
     adapted(adapted(stack, "matrices"), "second")

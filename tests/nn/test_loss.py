@@ -1,4 +1,4 @@
-"""The chunked loss against the plain one, over the product of its options, and what it must not do."""
+"""The chunked loss against a plain one, over the product of its options, and its memory."""
 
 import itertools
 
@@ -55,8 +55,8 @@ def test_log_probs_equal_the_plain_ones(multiplier, soft_cap, chunk):
     expected = head(hidden).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     torch.testing.assert_close(ours, expected, atol=1e-9, rtol=1e-9)
     grad = torch.randn(ROWS, dtype=torch.float64)
-    both = [torch.autograd.grad(y, (hidden, head.weight), grad) for y in (ours, expected)]
-    torch.testing.assert_close(*both, atol=1e-9, rtol=1e-9)
+    gradients = [torch.autograd.grad(y, (hidden, head.weight), grad) for y in (ours, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
 
 
 def test_single_precision_agrees_to_1e_6():
@@ -89,16 +89,16 @@ def test_never_more_than_a_chunk_of_logits_and_no_gradient_work_when_off(monkeyp
     from kleiber.nn import loss
 
     hidden, head, targets, weights = problem(weighted=True)
-    rows, made = [], []
+    rows, sizes = [], []
     logits, add = loss._Chunk.logits, loss._Gradients.add
     monkeypatch.setattr(loss._Chunk, "logits", lambda self, r, w: rows.append(len(r)) or logits(self, r, w))
-    monkeypatch.setattr(loss._Gradients, "add", lambda self, *a: made.append(1) or add(self, *a))
+    monkeypatch.setattr(loss._Gradients, "add", lambda self, *a: sizes.append(1) or add(self, *a))
     with torch.no_grad():
         cross_entropy(hidden, head, targets, weights, chunk=8)
-    assert max(rows) <= 8 and sum(rows) == int((weights > 0).sum()) and not made
+    assert max(rows) <= 8 and sum(rows) == int((weights > 0).sum()) and not sizes
     assert not cross_entropy(hidden.detach(), LMHead(nn.Parameter(head.weight, False)), targets).total.requires_grad
     cross_entropy(hidden, head, targets, chunk=8)
-    assert len(made) == 5
+    assert len(sizes) == 5
 
 
 def test_no_row_of_weight_gives_a_loss_of_zero_with_gradients():

@@ -1,4 +1,4 @@
-"""The gate with its own gradient is silu(gate) * up."""
+"""The gated activation and its own backward pass against silu(gate) * up."""
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,8 @@ def test_the_gate_and_its_gradient_are_those_of_the_plain_form():
     torch.testing.assert_close(gated(gate_up), plain)
     weights = torch.randn_like(plain)
     (expected,) = torch.autograd.grad((plain * weights).sum(), gate_up)
-    (found,) = torch.autograd.grad((gated(gate_up) * weights).sum(), gate_up)
-    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad((gated(gate_up) * weights).sum(), gate_up)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_the_gate_takes_a_gradient_that_is_an_expanded_scalar():

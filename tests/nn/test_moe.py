@@ -1,4 +1,4 @@
-"""The whole layer: every back-end, capacity, sums over real tokens, and independence of order and batching."""
+"""The mixture layer: every backend, capacity, sums over real tokens, and independence of order and batching."""
 
 from functools import partial
 
@@ -48,8 +48,8 @@ def test_a_layer_equals_every_expert_on_every_token(k, router, num_shared, backe
     wanted = (x, *moe.parameters())
     tolerance = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 1e-12, "rtol": 1e-10}
     torch.testing.assert_close(ours, expected, **tolerance)
-    both = [torch.autograd.grad(y, wanted, grad, materialize_grads=True) for y in (ours, expected)]
-    torch.testing.assert_close(*both, **tolerance)
+    gradients = [torch.autograd.grad(y, wanted, grad, materialize_grads=True) for y in (ours, expected)]
+    torch.testing.assert_close(*gradients, **tolerance)
 
 
 def test_under_bf16_autocast_the_router_stays_fp32():
@@ -92,10 +92,10 @@ def test_what_padding_holds_changes_no_auxiliary_sum():
     moe, real = MoE(SITE), torch.arange(6)[None] < torch.tensor([[6], [3]])
     x = torch.randn(2, 6, 16)
     other = torch.where(real[..., None], x, torch.randn(2, 6, 16))
-    one, two = moe(x, padded(x, real))[1], moe(other, padded(x, real))[1]
-    torch.testing.assert_close(one, two)
-    assert one["load"].sum() == 2 * 9 and {"loss", "balance", "z", "load", "margin"} == one.keys()
-    torch.testing.assert_close(one["loss"], 0.01 * one["balance"] + 1e-3 * one["z"])
+    sums, other_sums = moe(x, padded(x, real))[1], moe(other, padded(x, real))[1]
+    torch.testing.assert_close(sums, other_sums)
+    assert sums["load"].sum() == 2 * 9 and {"loss", "balance", "z", "load", "margin"} == sums.keys()
+    torch.testing.assert_close(sums["loss"], 0.01 * sums["balance"] + 1e-3 * sums["z"])
 
 
 def test_z_is_the_sum_of_squared_log_normalisers():
@@ -129,9 +129,9 @@ def test_granularity_keeps_parameters_and_active_flops(num_shared):
     assert (fine.num_experts, fine.k) == (16, 8)
     assert fine.experts.flops(1) == pytest.approx(coarse.experts.flops(1), rel=0.3), "rounded up to 8 hidden units"
     assert 0 <= fine.experts.flops(1) - coarse.experts.flops(1) <= 2 * 8 * 8 * 3 * 96
-    told = MoE(Site(96), 4, 2, num_shared, hidden=128, granularity=4)
-    assert told.hidden == 32 and told.experts.flops(1) == MoE(Site(96), 4, 2, num_shared, hidden=128).experts.flops(1)
-    assert told.experts.down.numel() == 4 * 128 * 96
+    sized = MoE(Site(96), 4, 2, num_shared, hidden=128, granularity=4)
+    assert sized.hidden == 32 and sized.experts.flops(1) == MoE(Site(96), 4, 2, num_shared, hidden=128).experts.flops(1)
+    assert sized.experts.down.numel() == 4 * 128 * 96
 
 
 def test_capacity_serves_who_comes_first_in_each_sequence_and_counts_the_rest():
@@ -139,13 +139,13 @@ def test_capacity_serves_who_comes_first_in_each_sequence_and_counts_the_rest():
     assert moe.capacity == 2
     x = torch.randn(2, 8, 16)
     routing = moe.router(x.flatten(0, 1))
-    served, seen = torch.zeros(2, 8, 2, dtype=torch.bool), torch.zeros(2, 4)
+    served, requests = torch.zeros(2, 8, 2, dtype=torch.bool), torch.zeros(2, 4)
     for s in range(2):
         for t in range(8):
             for slot in range(2):
                 e = int(routing.experts[8 * s + t, slot])
-                served[s, t, slot] = seen[s, e] < 2
-                seen[s, e] += 1
+                served[s, t, slot] = requests[s, e] < 2
+                requests[s, e] += 1
     y, aux = moe(x)
     assert float(aux["drop"]) == float((~served).sum()) / 2 > 0
     assert aux["load"].sum() == 32, "the load is what was asked for"
@@ -196,10 +196,10 @@ def sum_of_experts(moe, flat, routing):
 def test_global_scope_and_coefficient_reach_the_loss():
     x = torch.randn(4, 6, 16)
     moe = MoE(SITE, balance=Global(0.5), z=0.0)
-    one = moe(x)[1]
-    torch.testing.assert_close(one["loss"], 0.5 * one["balance"])
+    sums = moe(x)[1]
+    torch.testing.assert_close(sums["loss"], 0.5 * sums["balance"])
     moe.balance = PerSequence()
-    assert moe(x)[1]["balance"].item() != pytest.approx(one["balance"].item())
+    assert moe(x)[1]["balance"].item() != pytest.approx(sums["balance"].item())
 
 
 def test_a_router_without_logits_has_no_z_and_gives_the_experts_all_gradients():
@@ -211,7 +211,7 @@ def test_a_router_without_logits_has_no_z_and_gives_the_experts_all_gradients():
     assert all(p.grad is not None for p in moe.parameters())
 
 
-def test_bad_sizes_are_refused_and_a_coefficient_of_zero_is_said():
+def test_bad_sizes_are_refused_and_a_coefficient_of_zero_is_warned_about():
     bad = [{"k": 9}, {"num_experts": 1}, {"num_shared": -1}, {"hidden": 0}, {"k": 1}, {"z": -1.0}, {"granularity": 0}]
     for options in [*bad, {"hidden": 9, "granularity": 2}]:
         with pytest.raises(ValueError, match=next(iter(options))):

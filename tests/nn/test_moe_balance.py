@@ -1,4 +1,4 @@
-"""Bounds of the balance loss, what it counts, and on what it does not depend."""
+"""The balance loss: its bounds, its formula, and its independence of batching."""
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def test_global_shares_are_those_of_all_ranks(monkeypatch):
     torch.testing.assert_close(ranks, loss(Global(), scores, chosen))
 
 
-def test_it_teaches_the_scores_and_not_the_counts():
+def test_scores_get_a_gradient_and_counts_do_not():
     scores, chosen = random_routing()
     scores.requires_grad_()
     hits = hits_of(chosen, 4)

@@ -1,4 +1,6 @@
-"""The numbers of the two parametrisations, and what they are for: activations that do not move with width."""
+"""The numbers of the two parametrizations, and the coordinate check: activations do not change with the width."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -44,6 +46,10 @@ def test_bad_bases_are_refused():
         StandardParametrization(std=0.0)
 
 
+def keep_output(outputs, name, _module, _inputs, output) -> None:
+    outputs[name] = output[0]
+
+
 def rms_after_steps(
     width: int, parametrization, mixture: bool, tied: bool = True, steps: int = 5, seeds: int = 2
 ) -> dict[str, float]:
@@ -53,7 +59,7 @@ def rms_after_steps(
     from kleiber.nn.moe import interleaved_moe
     from kleiber.types.batch import Batch
 
-    found: dict[str, float] = {}
+    means: dict[str, float] = {}
     for seed in range(seeds):
         torch.manual_seed(seed)
         options = {"mlp": interleaved_moe} if mixture else {}
@@ -73,14 +79,14 @@ def rms_after_steps(
             total.backward()
             optimizer.step()
             optimizer.zero_grad()
-        seen: dict[str, torch.Tensor] = {}
+        outputs: dict[str, torch.Tensor] = {}
         for i, block in enumerate(model.blocks):
-            block.register_forward_hook(lambda _m, _i, out, i=i, seen=seen: seen.__setitem__(f"block {i}", out[0]))
+            block.register_forward_hook(partial(keep_output, outputs, f"block {i}"))
         with torch.no_grad():
-            seen["logits moved"] = model.head(model(batch).hidden) - start
-        for name, value in seen.items():
-            found[name] = found.get(name, 0.0) + float(value.square().mean().sqrt()) / seeds
-    return found
+            outputs["logits moved"] = model.head(model(batch).hidden) - start
+        for name, value in outputs.items():
+            means[name] = means.get(name, 0.0) + float(value.square().mean().sqrt()) / seeds
+    return means
 
 
 @pytest.mark.slow

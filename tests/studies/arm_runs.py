@@ -44,7 +44,9 @@ def write(
 
 def served(rate: float) -> dict[str, float]:
     """What callbacks=latency tells of a model that decodes at this rate: eight rows at once take no longer than one."""
-    one = {"prefill_tokens_per_s": 10 * rate, "decode_tokens_per_s": rate, "decode_p50_ms": 1e3 / rate,
+    row = {"prefill_tokens_per_s": 10 * rate, "decode_tokens_per_s": rate, "decode_p50_ms": 1e3 / rate,
            "decode_p95_ms": 2e3 / rate, "memory_bytes": 4e6}  # fmt: skip
-    eight = {**one, "prefill_tokens_per_s": 20 * rate, "decode_tokens_per_s": 8 * rate, "memory_bytes": 5e6}
-    return {f"latency/{name}/{rows}": value for rows, told in ((1, one), (8, eight)) for name, value in told.items()}
+    eight = {**row, "prefill_tokens_per_s": 20 * rate, "decode_tokens_per_s": 8 * rate, "memory_bytes": 5e6}
+    return {
+        f"latency/{name}/{rows}": value for rows, by_code in ((1, row), (8, eight)) for name, value in by_code.items()
+    }

@@ -45,14 +45,14 @@ def noisy(values, seed, sd=0.005):
 
 def law_record(**changes):
     """What a headline reads of laws.json."""
-    one = {"value": 1.0, "lo": 0.5, "hi": 1.5, "identified": True}
+    row = {"value": 1.0, "lo": 0.5, "hi": 1.5, "identified": True}
     test = {"along": "C", "cut": 1e13, "n_test": 4, "mare": 0.0179, "bias": 0.01, "naive": {"line": 0.03}}
-    found = {
+    result = {
         "law": "chinchilla", "formula": "L = E", "n": 16, "level": 0.9, "residual_rms": 0.003, "verdicts": [],
-        "params": {name: dict(one) for name in ("E", "A", "B", "alpha", "beta")}, "derived": {}, "backtests": [test],
+        "params": {name: dict(row) for name in ("E", "A", "B", "alpha", "beta")}, "derived": {}, "backtests": [test],
         "domain": {"N": [1e5, 4e5], "D": [1e6, 8e6], "C": [1e12, 2e13]},
     }  # fmt: skip
-    return found | changes
+    return result | changes
 
 
 def write_tree(folder, seed, params, flops_per_token, losses, status="finished", study=None, config=None):

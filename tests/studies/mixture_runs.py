@@ -22,8 +22,8 @@ def write(folder: Path, arm: str, lr: float, seed: int, less: float = 0.0, **ext
     config |= {"study": STUDY, "model": {"mlp": {"_target_": "x"} if arm == DENSE else {"num_experts": 8, "k": 2}}}
     config["adapter"] = {"_target_": "y.Freeze", "train": None, "freeze": ["router"]} if arm == FROZEN else None
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    told = json.loads((folder / "summary.json").read_text())
-    metrics = told["stages"][0]["metrics"]
+    content = json.loads((folder / "summary.json").read_text())
+    metrics = content["stages"][0]["metrics"]
     if arm != DENSE:
         metrics["val/docs/loss"] -= less
         metrics["val/code/loss"] -= 0.1
@@ -32,7 +32,7 @@ def write(folder: Path, arm: str, lr: float, seed: int, less: float = 0.0, **ext
             metrics[f"drift/code/load_shift/{layer}"] = 0.5
             metrics[f"drift/docs/load_gap_before/{layer}"] = 0.2
             metrics[f"drift/docs/load_gap_after/{layer}"] = 0.25
-    (folder / "summary.json").write_text(json.dumps(told))
+    (folder / "summary.json").write_text(json.dumps(content))
 
 
 def write_study(home: Path, seeds: int = 3, less: float = 0.08, arms=(DENSE, FREE, FROZEN)) -> None:
@@ -41,5 +41,5 @@ def write_study(home: Path, seeds: int = 3, less: float = 0.08, arms=(DENSE, FRE
             write_base(home / f"base-{name}-{seed}", seed)
         for arm in arms:
             for lr in (0.003, 0.01, 0.03):
-                own = less + 0.05 if arm == FROZEN else less
-                write(home / f"{arm.replace(', ', '-')}-{lr}-{seed}", arm, lr, seed, own, noise=0.002)
+                single = less + 0.05 if arm == FROZEN else less
+                write(home / f"{arm.replace(', ', '-')}-{lr}-{seed}", arm, lr, seed, single, noise=0.002)

@@ -46,18 +46,18 @@ def write_sequence(home: Path, method="none", order=TASKS, seed=0, kept=0.0, aga
         relearned = [{"step": step, key: value} for step, value in ((0, 2.0 + noise), (20, 1.5), (40, 1.0 + noise))]
         stages.append({**stage("again", rows[-1], relearned), "tasks": [order[0]]})
     matrix = [[*row, *extra] for row in rows]
-    told = {
-        "tasks": [*TASKS, *(["up"] if extra else [])], "stages": [one["name"] for one in stages],
+    by_name = {
+        "tasks": [*TASKS, *(["up"] if extra else [])], "stages": [entry["name"] for entry in stages],
         "metric": {task: f"val/{task}/loss" for task in TASKS} | ({"up": "val/up/loss"} if extra else {}),
         "higher_is_better": dict.fromkeys([*TASKS, "up"], False),
         "matrix": [*matrix, *([matrix[-1]] if again else [])], "baseline": [*BASELINE, *([1.0] if extra else [])],
     }  # fmt: skip
-    return fake_run(folder, stages, config=config_of(start, retention), seed=seed, seconds=60.0, R=told)
+    return fake_run(folder, stages, config=config_of(start, retention), seed=seed, seconds=60.0, R=by_name)
 
 
 def write_alone(home: Path, task: str, seed=0, lr=0.01, worse=0.0, start="scratch") -> None:
-    one = {**stage(task, lr=lr), "name": "main", "metrics": {f"val/{task}/loss": ALONE[task] + worse + 0.01 * seed}}
-    fake_run(home / f"{start}-alone-{task}-{lr}-{seed}", [one], config=config_of(start), seed=seed, seconds=9.0)
+    row = {**stage(task, lr=lr), "name": "main", "metrics": {f"val/{task}/loss": ALONE[task] + worse + 0.01 * seed}}
+    fake_run(home / f"{start}-alone-{task}-{lr}-{seed}", [row], config=config_of(start), seed=seed, seconds=9.0)
 
 
 def write_study(home: Path, seeds=2, methods=(("none", 0.0), ("ewc", 0.5)), **options) -> None:
@@ -77,6 +77,6 @@ def study(tmp_path_factory):
     return home
 
 
-def one(study, method="none", order="a > b > c", seed=0):
+def sequence_row(study, method="none", order="a > b > c", seed=0):
     rows = task_rows.sequence_rows(read_runs(study), 0.02)
     return rows[(rows["method"] == method) & (rows["order"] == order) & (rows["seed"] == seed)].iloc[0]

@@ -20,7 +20,7 @@ def study(tmp_path_factory):
     return home
 
 
-def one(study, method="none", order="a > b > c", seed=0):
+def sequence_row(study, method="none", order="a > b > c", seed=0):
     rows = task_rows.sequence_rows(read_runs(study), 0.02)
     return rows[(rows["method"] == method) & (rows["order"] == order) & (rows["seed"] == seed)].iloc[0]
 
@@ -33,16 +33,18 @@ def test_methods_are_compared_within_order_and_seed(study):
     assert gap["hi"] - gap["lo"] < 1e-9, "what seeds and orders share is gone"
     codes = {claim["code"]: claim["holds"] for claim in record["claims"]}
     assert codes["forgetting_ewc"] is True and codes["acc_ewc"] is True
-    found = Continual().analyse(read_runs(study))
-    assert "3 tasks in 2 orders with 2 seeds: ewc ends at" in found.headline and "more than noise" in found.headline
+    findings = Continual().analyze(read_runs(study))
+    assert (
+        "3 tasks in 2 orders with 2 seeds: ewc ends at" in findings.headline and "more than noise" in findings.headline
+    )
 
 
 def test_each_method_stands_at_its_best_setting(tmp_path):
     write_study(tmp_path / "s")
     folder = write_sequence(tmp_path / "s", "ewc", TASKS, 9, kept=0.9)
-    told = json.loads((folder / "summary.json").read_text())
-    told["stages"] = [{**stage, "lr": 0.5} for stage in told["stages"]]
-    (folder / "summary.json").write_text(json.dumps(told))
+    content = json.loads((folder / "summary.json").read_text())
+    content["stages"] = [{**stage, "lr": 0.5} for stage in content["stages"]]
+    (folder / "summary.json").write_text(json.dumps(content))
     best = Continual().compare(read_runs(tmp_path / "s"))["best"]
     assert set(best[best["method"] == "ewc"]["lr"]) == {0.01}, "one run of a better setting is no comparison"
 
@@ -51,23 +53,23 @@ def test_tasks_of_the_start_are_upstream_and_not_averaged(tmp_path):
     write_sequence(tmp_path / "s", extra=(1.3,), start="base")
     row = task_rows.sequence_rows(read_runs(tmp_path / "s"), 0.02).iloc[0]
     assert row["upstream"] == pytest.approx(0.3) and row["ACC"] == pytest.approx(-4.9 / 3)
-    table = Continual().analyse(read_runs(tmp_path / "s")).tables["Forgetting by task"]
-    assert {told["task"]: told["forgetting"] for told in table} == pytest.approx(
+    table = Continual().analyze(read_runs(tmp_path / "s")).tables["Forgetting by task"]
+    assert {by_name["task"]: by_name["forgetting"] for by_name in table} == pytest.approx(
         {"a": 1.0, "b": 0.3, "up (upstream)": 0.3}
     )
 
 
 def test_a_part_of_the_runs_is_told_as_such(tmp_path):
     write_sequence(tmp_path / "s", again=False)
-    found = Continual().analyse(read_runs(tmp_path / "s"))
-    assert "none ends at a mean of 1.6333 nats, no comparison" in found.headline
-    assert {one["code"] for one in found.verdicts} == {"untuned", "alone", "regained", "unbalanced"}
+    findings = Continual().analyze(read_runs(tmp_path / "s"))
+    assert "none ends at a mean of 1.6333 nats, no comparison" in findings.headline
+    assert {verdict["code"] for verdict in findings.verdicts} == {"untuned", "alone", "regained", "unbalanced"}
     write_sequence(tmp_path / "s", "ewc", kept=0.5)
-    found = Continual().analyse(read_runs(tmp_path / "s"))
-    assert "no interval of one pair" in found.headline
+    findings = Continual().analyze(read_runs(tmp_path / "s"))
+    assert "no interval of one pair" in findings.headline
     write_sequence(tmp_path / "s", "ewc", ["c", "a", "b"], kept=0.5)
-    found = Continual().analyse(read_runs(tmp_path / "s"))
-    assert "partial" in {one["code"] for one in found.verdicts}
+    findings = Continual().analyze(read_runs(tmp_path / "s"))
+    assert "partial" in {verdict["code"] for verdict in findings.verdicts}
     with pytest.raises(ValueError, match="no finished run over a sequence"):
         Continual().compare([])
 
@@ -97,7 +99,7 @@ def test_it_trains_every_method_over_a_sequence_small_and_continues(tmp_path, ca
 def test_an_order_for_each_place_of_each_task_is_balanced(tmp_path):
     for order in (TASKS, ["c", "a", "b"], ["b", "c", "a"]):
         write_sequence(tmp_path / "s", order=order)
-    assert "unbalanced" not in {one["code"] for one in Continual().analyse(read_runs(tmp_path / "s")).verdicts}
+    assert "unbalanced" not in {verdict["code"] for verdict in Continual().analyze(read_runs(tmp_path / "s")).verdicts}
 
 
 def test_who_does_not_regain_the_task_has_no_faster_savings(tmp_path):
@@ -105,36 +107,36 @@ def test_who_does_not_regain_the_task_has_no_faster_savings(tmp_path):
     for seed in range(3):
         write_sequence(tmp_path / "s", "none", seed=seed)
         folder = write_sequence(tmp_path / "s", "ewc", seed=seed, kept=0.5)
-        told = json.loads((folder / "summary.json").read_text())
-        for place, row in enumerate(told["stages"][-1]["curve"]):  # back at once, or never
+        content = json.loads((folder / "summary.json").read_text())
+        for place, row in enumerate(content["stages"][-1]["curve"]):  # back at once, or never
             row["val/a/loss"] = 9.0 if seed == 0 else 1.0 if place else 2.0
-        (folder / "summary.json").write_text(json.dumps(told))
+        (folder / "summary.json").write_text(json.dumps(content))
     record = Continual().compare(read_runs(tmp_path / "s"))
-    (gap,) = (one for one in record["gaps"] if one["metric"] == "savings")
+    (gap,) = (entry for entry in record["gaps"] if entry["metric"] == "savings")
     assert gap["pairs"] == 2 and gap["lost"] == 1
-    (claim,) = (one for one in record["claims"] if one["code"] == "savings_ewc")
+    (claim,) = (entry for entry in record["claims"] if entry["code"] == "savings_ewc")
     assert claim["holds"] is None and "1 sequences more have none" in claim["text"]
-    assert next(one for one in record["claims"] if one["code"] == "acc_ewc")["holds"] is True
+    assert next(entry for entry in record["claims"] if entry["code"] == "acc_ewc")["holds"] is True
 
 
 def test_sequences_over_other_tasks_are_left_out_by_name(study, tmp_path):
     write_study(tmp_path / "s", methods=(("none", 0.0), ("ewc", 0.5)))
     folder = write_sequence(tmp_path / "s", "ewc", TASKS, 7, kept=0.9)
-    told = json.loads((folder / "summary.json").read_text())
-    told["stages"] = told["stages"][:2]
-    told["R"] |= {"stages": ["a", "b"], "matrix": told["R"]["matrix"][:2]}
-    (folder / "summary.json").write_text(json.dumps(told))
-    found = Continual().analyse(read_runs(tmp_path / "s"))
-    (verdict,) = (one for one in found.verdicts if one["code"] == "other_tasks")
-    assert verdict["text"].endswith(folder.name) and found.headline == Continual().analyse(read_runs(study)).headline
+    content = json.loads((folder / "summary.json").read_text())
+    content["stages"] = content["stages"][:2]
+    content["R"] |= {"stages": ["a", "b"], "matrix": content["R"]["matrix"][:2]}
+    (folder / "summary.json").write_text(json.dumps(content))
+    findings = Continual().analyze(read_runs(tmp_path / "s"))
+    (verdict,) = (entry for entry in findings.verdicts if entry["code"] == "other_tasks")
+    assert verdict["text"].endswith(folder.name) and findings.headline == Continual().analyze(read_runs(study)).headline
 
 
 def test_a_rate_of_a_task_does_not_part_the_orders(tmp_path):
     write_study(tmp_path / "s")
     for folder in (tmp_path / "s").glob("scratch-*-*-?"):
-        told, config = (json.loads((folder / "summary.json").read_text()), folder / "config.yaml")
-        for stage in told["stages"]:
+        content, config = (json.loads((folder / "summary.json").read_text()), folder / "config.yaml")
+        for stage in content["stages"]:
             stage["lr"] = {"a": 0.1}.get(stage["tasks"][0], 0.01)
-        (folder / "summary.json").write_text(json.dumps(told))
+        (folder / "summary.json").write_text(json.dumps(content))
         config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "optimizer": {"lr": 0.01}}))
     assert Continual().compare(read_runs(tmp_path / "s"))["best"]["order"].nunique() == 2

@@ -14,14 +14,14 @@ def test_repetition_finds_the_cost_of_epochs_against_fresh_text(tmp_path):
         place = tmp_path / f"u{unique:g}"
         trees(place, SIZES[:2], tokens, 2, lambda N, D, seed, u=unique: 0.01 * max(0.0, D / u - 1))
         stages_of(place, data={"tokens": unique})
-    found = DataRepeat(bootstrap=20).analyse(read_runs(tmp_path))
-    rows = found.tables["Excess over fresh text of the same length"]
+    findings = DataRepeat(bootstrap=20).analyze(read_runs(tmp_path))
+    rows = findings.tables["Excess over fresh text of the same length"]
     worst = max(rows, key=lambda row: row["epochs"])
     assert worst["epochs"] == 16 and worst["excess (nats)"] == pytest.approx(0.15, abs=0.01)
     assert len({row["N"] for row in rows}) == 2 and {row["seeds"] for row in rows} == {2}, "two sizes are no seeds"
-    assert len(found.figures) == 2
-    assert found.law is not None and found.law["law"] == "data_constrained"
-    assert "cluster" in found.law["bootstrap"]["method"], "branches share the noise of their trunk"
-    assert any(one["code"] == "few_epochs" and "does not hold" in one["text"] for one in found.verdicts)
-    part = DataRepeat().analyse(read_runs(tmp_path / "u500000"))
+    assert len(findings.figures) == 2
+    assert findings.law is not None and findings.law["law"] == "data_constrained"
+    assert "cluster" in findings.law["bootstrap"]["method"], "branches share the noise of their trunk"
+    assert any(verdict["code"] == "few_epochs" and "does not hold" in verdict["text"] for verdict in findings.verdicts)
+    part = DataRepeat().analyze(read_runs(tmp_path / "u500000"))
     assert "nothing to compare" in part.headline and not part.tables["Excess over fresh text of the same length"]

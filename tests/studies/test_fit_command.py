@@ -19,7 +19,7 @@ app.command()(fit_command.predict)
 
 
 def run(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
+    return CliRunner().invoke(app, [str(key) for key in words])
 
 
 @pytest.fixture
@@ -39,24 +39,24 @@ def fit(csv, *words):
 
 def valid(path):
     jsonschema = pytest.importorskip("jsonschema")
-    found = json.loads(path.read_text())
-    jsonschema.validate(found, json.loads(laws_json.SCHEMA.read_text()))
-    return found
+    content = json.loads(path.read_text())
+    jsonschema.validate(content, json.loads(laws_json.SCHEMA.read_text()))
+    return content
 
 
 def test_fit_writes_a_valid_record_and_predict_reads_it(csv, tmp_path):
     out = tmp_path / "laws.json"
     done = fit(csv, "--json", out, "--predict", "N=2B,D=40B", "--rank", "--backtest", "1e19")
     assert done.exit_code == 0, done.output
-    found = valid(out)
-    assert found["n"] == 20 and found["params"]["alpha"]["identified"] and found["backtests"][0]["cut"] == 1e19
-    assert found["derived"]["a_opt"]["lo"] < found["derived"]["a_opt"]["value"] < found["derived"]["a_opt"]["hi"]
-    one = found["predictions"][0]
-    assert one["run_lo"] < one["lo"] < one["value"] < one["hi"] < one["run_hi"]
-    assert one["value"] == pytest.approx(ladders.loss(2e9, 4e10), rel=0.02)
-    assert one["decades"] == pytest.approx(np.log10(2), abs=1e-6) and len(found["ranking"]) == 5
+    record = valid(out)
+    assert record["n"] == 20 and record["params"]["alpha"]["identified"] and record["backtests"][0]["cut"] == 1e19
+    assert record["derived"]["a_opt"]["lo"] < record["derived"]["a_opt"]["value"] < record["derived"]["a_opt"]["hi"]
+    row = record["predictions"][0]
+    assert row["run_lo"] < row["lo"] < row["value"] < row["hi"] < row["run_hi"]
+    assert row["value"] == pytest.approx(ladders.loss(2e9, 4e10), rel=0.02)
+    assert row["decades"] == pytest.approx(np.log10(2), abs=1e-6) and len(record["ranking"]) == 5
     again = run("predict", out, "N=2e9", "D=40B")
-    assert again.exit_code == 0 and f"{one['value']:.6g}" in again.output and f"{one['lo']:.5g}" in again.output
+    assert again.exit_code == 0 and f"{row['value']:.6g}" in again.output and f"{row['lo']:.5g}" in again.output
 
 
 def test_far_predictions_are_refused_unless_forced(csv, tmp_path):
@@ -131,8 +131,8 @@ def test_suspects_show_the_fit_with_and_without(csv, tmp_path):
     rows.to_csv(csv, index=False)
     out = tmp_path / "laws.json"
     done = fit(csv, "--json", out)
-    found, suspect = valid(out), [{"row": 18, "rule": "diverged"}]
-    assert (found["n"], found["excluded"], found["suspects"]) == (20, [], suspect)
+    record, suspect = valid(out), [{"row": 18, "rule": "diverged"}]
+    assert (record["n"], record["excluded"], record["suspects"]) == (20, [], suspect)
     assert "with the suspects (n = 20)" in done.output and "without the suspects (n = 19)" in done.output
     fit(csv, "--json", out, "--exclude", "suspects")
     assert (valid(out)["n"], valid(out)["excluded"]) == (19, suspect)
@@ -143,8 +143,8 @@ def test_the_stated_limit_of_extrapolation_is_the_analysis_limit():
 
     from kleiber.studies.laws.analysis import MAX_DECADES
 
-    for one in (fit_command.fit, fit_command.predict):
-        assert inspect.signature(one).parameters["max_decades"].default == MAX_DECADES
+    for row in (fit_command.fit, fit_command.predict):
+        assert inspect.signature(row).parameters["max_decades"].default == MAX_DECADES
 
 
 def test_a_law_is_held_against_the_rows_of_a_table(csv, tmp_path):
@@ -153,8 +153,8 @@ def test_a_law_is_held_against_the_rows_of_a_table(csv, tmp_path):
     done = run("predict", out, "--on", csv, "--map", "N=params,D=tokens,L=loss", "--where", "params >= 5e8")
     assert done.exit_code == 0, done.output
     assert "cells: error" in done.output and "confidence interval contains" in done.output
-    both = run("predict", out, "N=1e9", "--on", csv)
-    assert both.exit_code == 2 and "not both" in both.output
+    combined = run("predict", out, "N=1e9", "--on", csv)
+    assert combined.exit_code == 2 and "not both" in combined.output
     alone = run("predict", out, "N=1e9", "D=1e10", "--where", "C > 1")
     assert alone.exit_code == 2 and "--on is missing" in alone.output
 
@@ -173,8 +173,8 @@ def test_a_law_is_held_against_the_rows_of_a_table(csv, tmp_path):
     ],
 )
 def test_an_option_without_effect_or_meaning_is_refused_by_name(csv, tmp_path, words, option):
-    own = tmp_path / "my.py"
-    own.write_text(
+    law_file = tmp_path / "my.py"
+    law_file.write_text(
         "from __future__ import annotations\nfrom kleiber.studies.laws.law import Array, Part\n"
         "def own(n: Array, *, E: Part):\n    return E + 0 * n\n"
         "def raises(N: Array, *, E: Part):\n    raise KeyError('boo')\n"
@@ -186,7 +186,10 @@ def test_an_option_without_effect_or_meaning_is_refused_by_name(csv, tmp_path, w
         frame = frame.rename(columns={"params": "n"}).drop(columns="tokens")
         words = [*words[:-1], "L=loss,n=n"]
     frame.to_csv(csv, index=False)
-    named = [str(one).format(own=f"{own}:own", raises=f"{own}:raises", unknown=f"{own}:unknown") for one in words]
+    named = [
+        str(argument).format(own=f"{law_file}:own", raises=f"{law_file}:raises", unknown=f"{law_file}:unknown")
+        for argument in words
+    ]
     start = (
         ("fit", csv, "--bootstrap", 20) if "{own}" in words else ("fit", csv, "--params", "params", "--data", "tokens")
     )
@@ -214,20 +217,20 @@ def test_a_point_that_the_law_cannot_use_is_refused_with_its_value(csv, tmp_path
 def test_without_draws_nothing_is_covered_and_nothing_missed(csv, tmp_path):
     out = tmp_path / "laws.json"
     done = run("fit", csv, "--params", "params", "--data", "tokens", "--bootstrap", 0, "--json", out)
-    found = valid(out)
+    record = valid(out)
     assert "no intervals; naive predictors" in done.output and "overconfident" not in done.output
-    assert found["backtests"] and all(test["coverage"] is None for test in found["backtests"])
+    assert record["backtests"] and all(test["coverage"] is None for test in record["backtests"])
 
 
 def test_a_law_file_keeps_what_its_decorator_says(csv, tmp_path, monkeypatch):
     monkeypatch.setattr(law, "LAWS", dict(law.LAWS))  # which the file enters itself into
-    own = tmp_path / "mine.py"
-    own.write_text(
+    law_file = tmp_path / "mine.py"
+    law_file.write_text(
         "from kleiber.studies.laws.law import Array, Exponent, Part, law\n"
         "@law(space='linear', loss_fn='squared', derived={'half': lambda p: p['E'] / 2})\n"
         "def mine(D: Array, *, E: Part, B: Part, beta: Exponent):\n    return E + B * D**-beta\n"
     )
-    done = fit(csv, "--law", f"{own}:mine")
+    done = fit(csv, "--law", f"{law_file}:mine")
     assert "squared loss on the linear scale" in done.output and "  half " in done.output, done.output
 
 
@@ -240,8 +243,8 @@ def test_a_refused_law_exits_3_and_says_so_in_its_record(tmp_path):
     out = tmp_path / "laws.json"
     law = ("--law", "no_floor", "--bootstrap", 20, "--backtest", "2e19", "--json", out)
     done = run("fit", tmp_path / "t.csv", *law)
-    found = valid(out)
-    assert found["refused"] and all(one["identified"] for one in found["params"].values())
+    record = valid(out)
+    assert record["refused"] and all(row["identified"] for row in record["params"].values())
     assert done.exit_code == 3
     good = tmp_path / "good.csv"
     pd.DataFrame({"N": N, "D": D, "L": ladders.noisy(ladders.loss(N, D), 1, 0.002)}).to_csv(good, index=False)

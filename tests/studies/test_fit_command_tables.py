@@ -29,18 +29,21 @@ def test_a_folder_of_runs_needs_no_map_and_knows_its_trunks():
 @pytest.mark.parametrize("sizes", [1, 2])
 def test_one_or_two_sizes_give_no_exponent_and_no_interval_at_another_size(tmp_path, sizes):
     """Draws begin at the fit and stay near it, so their spread hides that alpha may be anything."""
-    N, D = (np.tile(one.ravel(), 2) for one in np.meshgrid(np.array([1e8, 4e8])[:sizes], np.geomspace(1e9, 3e10, 6)))
+    N, D = (
+        np.tile(exponent.ravel(), 2)
+        for exponent in np.meshgrid(np.array([1e8, 4e8])[:sizes], np.geomspace(1e9, 3e10, 6))
+    )
     L = ladders.noisy(ladders.loss(N, D), 1, 0.002)
     pd.DataFrame({"N": N, "D": D, "L": L}).to_csv(tmp_path / "few.csv", index=False)
     out = tmp_path / "laws.json"
     done = run("fit", tmp_path / "few.csv", "--bootstrap", 50, "--predict", "N=1e8,D=1e10", "--predict",
                "N=1e9,D=1e10", "--json", out)  # fmt: skip
     assert done.exit_code == 3, done.output
-    found = valid(out)
-    inside, outside = found["predictions"]
+    record = valid(out)
+    inside, outside = record["predictions"]
     assert inside["lo"] < inside["value"] < inside["hi"] and outside["lo"] is None and outside["value"] is not None
-    assert not found["derived"]["a_opt"]["identified"] and found["allocation"] == []
-    assert not [one for one in found["approaches"] if one["approach"].startswith("3")]
+    assert not record["derived"]["a_opt"]["identified"] and record["allocation"] == []
+    assert not [exponent for exponent in record["approaches"] if exponent["approach"].startswith("3")]
     assert "not identified" in run("predict", out, "N=1e9", "D=1e10").output
 
 
@@ -50,8 +53,8 @@ def test_each_group_tells_its_own_excluded_rows(csv, tmp_path):  # noqa: F811
     frame.loc[[0, 2, 4], "loss"] = np.nan
     frame.to_csv(csv, index=False)
     fit(csv, "--law", "chinchilla_tied", "--by", "set", "--json", out)
-    found = json.loads(out.read_text())["laws"]
-    assert [len(found[name]["excluded"]) for name in ("a", "b")] == [3, 0]
+    content = json.loads(out.read_text())["laws"]
+    assert [len(content[name]["excluded"]) for name in ("a", "b")] == [3, 0]
 
 
 def test_the_interval_of_one_run_holds_what_trunks_differ_by(tmp_path):
@@ -65,8 +68,8 @@ def test_the_interval_of_one_run_holds_what_trunks_differ_by(tmp_path):
     frame.to_csv(tmp_path / "t.csv", index=False)
     out = tmp_path / "laws.json"
     run("fit", tmp_path / "t.csv", "--cluster", "trunk", "--bootstrap", 20, "--json", out)
-    found = json.loads(out.read_text())
-    assert found["noise"]["between"] ** 0.5 >= 0.9 * found["trunk_noise"]["between"] > 0.0045
+    content = json.loads(out.read_text())
+    assert content["noise"]["between"] ** 0.5 >= 0.9 * content["trunk_noise"]["between"] > 0.0045
 
 
 def test_a_foreign_status_names_the_rule_that_left_no_row(csv):  # noqa: F811
@@ -85,5 +88,5 @@ def test_of_a_folder_the_finished_runs_alone_are_fitted_and_the_others_recorded(
     out = tmp_path / "laws.json"
     done = run("fit", tmp_path / "runs", "--bootstrap", 0, "--json", out)
     assert done.exit_code in (0, 3), done.output
-    found = valid(out)
-    assert found["n"] == 20 and len(found["excluded"]) == 1 and "finished" in found["excluded"][0]["rule"]
+    record = valid(out)
+    assert record["n"] == 20 and len(record["excluded"]) == 1 and "finished" in record["excluded"][0]["rule"]

@@ -27,51 +27,51 @@ def record(csv, tmp_path):  # noqa: F811
 
 def test_the_level_reaches_every_interval_and_the_printed_percent(record):
     words = ("--backtest", "1e19", "--predict", "N=2e9,D=4e10")
-    wide, told, _ = record("--level", "0.95", *words)
+    wide, text, _ = record("--level", "0.95", *words)
     narrow, _, _ = record("--level", "0.5", *words)
     assert (wide["level"], narrow["level"]) == (0.95, 0.5)
     pairs = [(wide[kind][name], narrow[kind][name]) for kind in ("params", "derived") for name in narrow[kind]]
     pairs += list(
         zip(wide["predictions"] + wide["approaches"], narrow["predictions"] + narrow["approaches"], strict=True)
     )
-    for one, other in pairs:
-        assert one["lo"] < other["lo"] < other["hi"] < one["hi"]
+    for exponent, other in pairs:
+        assert exponent["lo"] < other["lo"] < other["hi"] < exponent["hi"]
     assert wide["backtests"][0]["half_width"] > 2 * narrow["backtests"][0]["half_width"]
-    assert "95%" in told and "90%" not in told
+    assert "95%" in text and "90%" not in text
 
 
 def test_a_fixed_parameter_is_held_in_a_law_of_the_others(record):
     free, _, _ = record("--bootstrap", 400)
-    held, told, out = record("--fix", "E=1.69", "--predict", "N=2B,D=40B", "--bootstrap", 400)
+    held, text, out = record("--fix", "E=1.69", "--predict", "N=2B,D=40B", "--bootstrap", 400)
     assert held["params"]["E"] == {"value": 1.69, "lo": None, "hi": None, "identified": True, "fixed": True}
-    assert "E          1.69   fixed" in told and len(held["cov"]) == 4
+    assert "E          1.69   fixed" in text and len(held["cov"]) == 4
     assert fitted_values(held).shape == (1, 4)
     assert held["objective"]["value"] > free["objective"]["value"]
-    width = [one["params"]["alpha"]["hi"] - one["params"]["alpha"]["lo"] for one in (free, held)]
+    width = [row["params"]["alpha"]["hi"] - row["params"]["alpha"]["lo"] for row in (free, held)]
     assert width[1] < width[0], "what is known of E narrows the rest"
-    spread = [one["derived"]["a_opt"]["hi"] - one["derived"]["a_opt"]["lo"] for one in (free, held)]
+    spread = [row["derived"]["a_opt"]["hi"] - row["derived"]["a_opt"]["lo"] for row in (free, held)]
     assert spread[1] < spread[0] and held["allocation"]
     again = run("predict", out, "N=2B", "D=40B")
     assert again.exit_code == 0 and f"{held['predictions'][0]['value']:.6g}" in again.output
-    both, _, _ = record("--fix", "alpha=0.34", "--fix", "beta=0.28")
-    assert both["derived"]["a_opt"]["value"] == pytest.approx(0.28 / 0.62) and len(both["cov"]) == 3
+    combined, _, _ = record("--fix", "alpha=0.34", "--fix", "beta=0.28")
+    assert combined["derived"]["a_opt"]["value"] == pytest.approx(0.28 / 0.62) and len(combined["cov"]) == 3
 
 
 def test_the_objective_at_given_parameters_is_the_fits_own(record, csv):  # noqa: F811
-    found, told, _ = record("--at", POINT)
+    result, text, _ = record("--at", POINT)
     rows = pd.read_csv(csv)
     residuals = np.log(ladders.loss(rows["params"].to_numpy(), rows["tokens"].to_numpy()) / rows["loss"].to_numpy())
-    assert found["at"]["params"] == PARAMS and "at E=1.69" in told
-    assert found["at"]["value"] == pytest.approx(rho(residuals, "huber", 1e-3).sum(), rel=1e-9)
-    assert found["at"]["residual_rms"] == pytest.approx(np.sqrt(np.mean(residuals**2)), rel=1e-9)
-    assert found["at"]["value"] > found["objective"]["value"]
-    best = ",".join(f"{name}={one['value']!r}" for name, one in found["params"].items())
-    again, _, _ = record("--at", best, "--fix", f"E={found['params']['E']['value']!r}")
-    assert again["at"]["value"] == pytest.approx(found["objective"]["value"], rel=1e-9)
+    assert result["at"]["params"] == PARAMS and "at E=1.69" in text
+    assert result["at"]["value"] == pytest.approx(rho(residuals, "huber", 1e-3).sum(), rel=1e-9)
+    assert result["at"]["residual_rms"] == pytest.approx(np.sqrt(np.mean(residuals**2)), rel=1e-9)
+    assert result["at"]["value"] > result["objective"]["value"]
+    best = ",".join(f"{name}={row['value']!r}" for name, row in result["params"].items())
+    again, _, _ = record("--at", best, "--fix", f"E={result['params']['E']['value']!r}")
+    assert again["at"]["value"] == pytest.approx(result["objective"]["value"], rel=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "named"),
     [
         (("--fix", "F=1"), "has no parameter 'F'"),
         (("--fix", "alfa=1"), "did you mean 'alpha'"),
@@ -90,11 +90,11 @@ def test_the_objective_at_given_parameters_is_the_fits_own(record, csv):  # noqa
         (("--level", "0.99"), "at least 200 for 99%"),
     ],
 )
-def test_an_option_that_cannot_be_honored_exits_2_and_says_why(csv, words, told):  # noqa: F811
+def test_an_option_that_cannot_be_honored_exits_2_and_says_why(csv, words, named):  # noqa: F811
     frame = pd.read_csv(csv)
     frame.assign(zero=np.where(np.arange(20) == 3, 0.0, 0.01)).to_csv(csv, index=False)
     done = fit(csv, *words)
-    assert done.exit_code == 2 and told in done.output.replace("\n", " "), done.output
+    assert done.exit_code == 2 and named in done.output.replace("\n", " "), done.output
 
 
 def test_sigma_weighs_the_rows_of_the_command_and_is_recorded(record, csv):  # noqa: F811
@@ -102,12 +102,12 @@ def test_sigma_weighs_the_rows_of_the_command_and_is_recorded(record, csv):  # n
     frame["loss"] *= np.where(np.arange(20) == 7, 1.05, 1.0)
     frame.assign(se=np.where(np.arange(20) == 7, 0.3, 0.01)).to_csv(csv, index=False)
     blind, _, _ = record("--backtest", "1e19")
-    told, printed, _ = record("--sigma", "se", "--backtest", "1e19", "--rank", "--at", POINT)
-    assert (blind["objective"]["sigma"], told["objective"]["sigma"]) == (
+    weighted, printed, _ = record("--sigma", "se", "--backtest", "1e19", "--rank", "--at", POINT)
+    assert (blind["objective"]["sigma"], weighted["objective"]["sigma"]) == (
         None,
         "se",
     ) and "standard errors se" in printed
-    gap = [abs(one["params"]["alpha"]["value"] - 0.34) for one in (blind, told)]
-    assert gap[1] < gap[0] and told["at"]["value"] < 1.0
-    assert [one["row"] for one in blind["suspects"]] == [7] and told["suspects"] == []
-    assert told["backtests"][0]["mare"] != blind["backtests"][0]["mare"]
+    gap = [abs(row["params"]["alpha"]["value"] - 0.34) for row in (blind, weighted)]
+    assert gap[1] < gap[0] and weighted["at"]["value"] < 1.0
+    assert [row["row"] for row in blind["suspects"]] == [7] and weighted["suspects"] == []
+    assert weighted["backtests"][0]["mare"] != blind["backtests"][0]["mare"]

@@ -16,8 +16,8 @@ def csv(tmp_path):
     N, D = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5)))
     noise = np.random.default_rng(0).normal(0, 0.003, 25)
     rows = pd.DataFrame({"size": N, "seen": D, "loss": (1.7 + 400 * N**-0.34 + 400 * D**-0.28) * np.exp(noise)})
-    both = pd.concat([rows.assign(kind="a"), rows.assign(kind="b", loss=1.1 * rows["loss"])])
-    both.to_csv(tmp_path / "t.csv", index=False)
+    combined = pd.concat([rows.assign(kind="a"), rows.assign(kind="b", loss=1.1 * rows["loss"])])
+    combined.to_csv(tmp_path / "t.csv", index=False)
     return str(tmp_path / "t.csv")
 
 
@@ -25,8 +25,8 @@ def test_a_fit_leaves_a_page_with_figures_and_no_network(csv, tmp_path, capsys):
     pytest.importorskip("altair")
     out = tmp_path / "new" / "fit.html"
     assert main(["fit", csv, *MAP, "--where", "kind == a", "--bootstrap", "60", "--report", str(out)]) == 0
-    page, told = out.read_text(), capsys.readouterr().out
-    assert f"report: {out}" in told.replace("\n", "")
+    page, output = out.read_text(), capsys.readouterr().out
+    assert f"report: {out}" in output.replace("\n", "")
     assert re.search(r"\d+ rows fitted, \d+ excluded", page)
     for words in ("chinchilla on t.csv", "Observed vs predicted", "Residuals", "alpha",
                   "g0-fit", "g0-backtests", "g0-profile"):  # fmt: skip
@@ -51,8 +51,8 @@ def test_the_page_shows_the_fit_without_the_suspects_and_what_was_fixed(csv, tmp
     rows.loc[12, "loss"] *= 1.2
     rows.to_csv(csv, index=False)
     out = tmp_path / "fit.html"
-    given = ["--where", "kind == a", "--bootstrap", "0", "--report", str(out)]
-    assert main(["fit", csv, *MAP, *given, "--fix", "E=1.7"]) in (0, 3)
+    options = ["--where", "kind == a", "--bootstrap", "0", "--report", str(out)]
+    assert main(["fit", csv, *MAP, *options, "--fix", "E=1.7"]) in (0, 3)
     page = out.read_text()
     assert "Sensitivity to suspects" in page and "<td>fixed</td>" in page
 

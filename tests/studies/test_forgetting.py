@@ -28,27 +28,29 @@ def record(study):
 def test_methods_are_compared_where_they_learned_equally_much(record):
     best = truth("none", 0, 0.03)[1]
     assert record["matched_target"] == pytest.approx(1.02 * best, abs=0.01)
-    order = [one["method"] for one in record["matched"]]
+    order = [method["method"] for method in record["matched"]]
     assert order[0] == "replay"
-    found = {one["method"]: one for one in record["matched"]}
-    assert found["replay"]["hi"] < found["none"]["lo"] and found["replay"]["reached"] == 3
+    result = {method["method"]: method for method in record["matched"]}
+    assert result["replay"]["hi"] < result["none"]["lo"] and result["replay"]["reached"] == 3
     exact = frontier.read_off(
         *map(np.array, zip(*[truth("none", 0, lr)[::-1] for lr in (0.003, 0.01, 0.03)], strict=True)),
         record["matched_target"],
     )
-    assert found["none"]["lo"] < exact < found["none"]["hi"]
+    assert result["none"]["lo"] < exact < result["none"]["hi"]
     assert record["seed_noise"]["F"] == pytest.approx(0.004, rel=0.3)
 
 
 def test_claims_are_judged_with_intervals(record):
-    told = {claim["code"]: claim for claim in record["claims"]}
-    assert told["replay_monotone"]["holds"] is True and told["fast_forgets"]["holds"] is True
-    assert told["replay_cheap"]["holds"] is True and told["replay_cheap"]["value"] == pytest.approx(0.0025, abs=0.004)
-    assert told["averaging_F"]["value"] == pytest.approx(
+    by_code = {claim["code"]: claim for claim in record["claims"]}
+    assert by_code["replay_monotone"]["holds"] is True and by_code["fast_forgets"]["holds"] is True
+    assert by_code["replay_cheap"]["holds"] is True and by_code["replay_cheap"]["value"] == pytest.approx(
+        0.0025, abs=0.004
+    )
+    assert by_code["averaging_F"]["value"] == pytest.approx(
         0.25 * np.mean([truth("none", 0, lr)[0] for lr in (0.003, 0.01, 0.03)]), abs=0.01
     )
-    assert told["matched_replay"]["holds"] is True
-    assert all(claim["text"].split(":")[0] in ("holds", "does not hold", "undecided") for claim in told.values())
+    assert by_code["matched_replay"]["holds"] is True
+    assert all(claim["text"].split(":")[0] in ("holds", "does not hold", "undecided") for claim in by_code.values())
 
 
 def test_a_method_that_learns_less_is_not_ranked_by_what_it_forgets(tmp_path):
@@ -57,27 +59,31 @@ def test_a_method_that_learns_less_is_not_ranked_by_what_it_forgets(tmp_path):
         write_arm(tmp_path / "s" / f"strong{seed}", "l2sp", 5.0, 0.003, seed)
     for path in (tmp_path / "s").glob("l2sp*"):
         (path / "summary.json").unlink()
-    found = Forgetting().compare(read_runs(tmp_path / "s"))["matched"]
-    assert found[-1]["method"] == "l2sp" and found[-1]["reached"] == 0
+    result = Forgetting().compare(read_runs(tmp_path / "s"))["matched"]
+    assert result[-1]["method"] == "l2sp" and result[-1]["reached"] == 0
 
 
 def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
     write_study(tmp_path / "s", seeds=1)
-    found = Forgetting().analyse(read_runs(tmp_path / "s"))
-    rows = found.tables["At equal target loss"]
+    findings = Forgetting().analyze(read_runs(tmp_path / "s"))
+    rows = findings.tables["At equal target loss"]
     assert {row["90%"] for row in rows if isinstance(row["F at equal target"], float)} == {"no interval"}
-    assert {claim["holds"] for claim in found.verdicts} == {None}
-    assert "without replicates" in found.headline
+    assert {claim["holds"] for claim in findings.verdicts} == {None}
+    assert "without replicates" in findings.headline
 
 
 def test_the_report_has_figures_tables_and_what_is_missing(tmp_path, capsys):
     write_study(tmp_path / "s", seeds=2)
     write_arm(tmp_path / "s" / "unlucky", "l2sp", 0.7, 0.01, 0, status="failed")
     assert main(["report", str(tmp_path / "s")]) == 0
-    said = capsys.readouterr().out
-    found = json.loads((tmp_path / "s" / "findings.json").read_text())
-    assert found["headline"] in said and "replay (F " in found["headline"] and "more than noise" in found["headline"]
-    assert found["missing"] == ["unlucky (failed)"] and "unlucky (failed)" in said
+    output = capsys.readouterr().out
+    findings = json.loads((tmp_path / "s" / "findings.json").read_text())
+    assert (
+        findings["headline"] in output
+        and "replay (F " in findings["headline"]
+        and "more than noise" in findings["headline"]
+    )
+    assert findings["missing"] == ["unlucky (failed)"] and "unlucky (failed)" in output
     for name in ("pareto", "matched", "trajectory", "matrix"):
         assert (tmp_path / "s" / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     page = (tmp_path / "s" / "report.html").read_text()

@@ -33,16 +33,16 @@ def test_the_curve_of_replay_has_every_share_and_passes_through_the_points(tmp_p
     drawn = plots.replay(plots.named(record), record).to_dict()["datasets"].values()
     (line,) = (data for data in drawn if len(data) == 60)
     (points,) = (data for data in drawn if len(data) == len(SHARES))
-    assert sorted(one["p"] for one in points) == list(SHARES)
-    found = np.interp([one["p"] for one in points], [one["p"] for one in line], [one["F"] for one in line])
-    assert found == pytest.approx([one["F"] for one in points], abs=0.012)  # between two of 60 points of a hyperbola
+    assert sorted(row["p"] for row in points) == list(SHARES)
+    result = np.interp([row["p"] for row in points], [row["p"] for row in line], [row["F"] for row in line])
+    assert result == pytest.approx([row["F"] for row in points], abs=0.012)  # between two of 60 points of a hyperbola
     assert len(record["critical"]["seen"]) == len(SHARES)
-    assert "over 3 cells" in next(one["text"] for one in record["claims"] if one["code"] == "falls_with_replay")
+    assert "over 3 cells" in next(row["text"] for row in record["claims"] if row["code"] == "falls_with_replay")
 
 
 def test_the_figures_of_a_comparison_show_every_method(tmp_path):
     write_study(tmp_path, seeds=2)
-    figures = Forgetting().analyse(read_runs(tmp_path)).figures
+    figures = Forgetting().analyze(read_runs(tmp_path)).figures
     assert set(figures) == {"pareto", "matched", "trajectory", "matrix"}
     for name, draw in figures.items():
         assert {"none", "replay", "l2sp"} <= set(json.dumps(draw().to_dict()).split('"')), name

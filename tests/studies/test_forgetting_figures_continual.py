@@ -18,11 +18,11 @@ def study(tmp_path_factory):
 
 
 def test_its_figures_are_drawn_for_each_start(study, tmp_path):
-    assert set(Continual().analyse(read_runs(study)).figures) == {"metrics", "matrix", "first_task"}
+    assert set(Continual().analyze(read_runs(study)).figures) == {"metrics", "matrix", "first_task"}
     write_sequence(tmp_path / "s", again=False)
     write_sequence(tmp_path / "s", again=False, start="base")
-    found = Continual().analyse(read_runs(tmp_path / "s"))
-    assert set(found.figures) == {f"{name}-{s}" for name in ("metrics", "matrix", "first_task") for s in
+    findings = Continual().analyze(read_runs(tmp_path / "s"))
+    assert set(findings.figures) == {f"{name}-{s}" for name in ("metrics", "matrix", "first_task") for s in
                                   ("scratch", "base")}  # fmt: skip
-    drawn = {name: json.dumps(make().to_dict()) for name, make in found.figures.items()}
+    drawn = {name: json.dumps(make().to_dict()) for name, make in findings.figures.items()}
     assert "from base" in drawn["matrix-base"] and "ACC (higher is better)" in drawn["metrics-scratch"]

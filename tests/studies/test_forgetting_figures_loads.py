@@ -18,8 +18,8 @@ def study(tmp_path_factory):
 
 
 def test_its_figures_are_drawn_and_name_the_arms(study):
-    found = MoEForgetting().analyse(read_runs(study))
-    made = {name: json.dumps(make().to_dict()) for name, make in found.figures.items()}
-    assert set(made) == {"pareto", "matched", "trajectory", "loads"}
-    assert all(FROZEN in told for told in made.values())
-    assert DENSE in made["trajectory"] and "layer 1" in made["loads"]
+    findings = MoEForgetting().analyze(read_runs(study))
+    built = {name: json.dumps(make().to_dict()) for name, make in findings.figures.items()}
+    assert set(built) == {"pareto", "matched", "trajectory", "loads"}
+    assert all(FROZEN in by_name for by_name in built.values())
+    assert DENSE in built["trajectory"] and "layer 1" in built["loads"]

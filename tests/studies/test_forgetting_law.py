@@ -44,25 +44,25 @@ def test_replay_that_comes_on_top_stands_beside_as_much_new_text(tmp_path):
 def test_the_law_is_found_again(record):
     assert record["main"]["law"] == "replay_grid_ratio"
     for name, value in TRUTH.items():
-        found = record["main"]["params"][name]
+        result = record["main"]["params"][name]
         if name != "A":
-            assert found["identified"] and 0.97 * found["lo"] < value < 1.03 * found["hi"], name
+            assert result["identified"] and 0.97 * result["lo"] < value < 1.03 * result["hi"], name
     assert record["main"]["residual_rms"] < 0.004
 
 
 def test_the_critical_share_is_the_laws_own(record):
     at = {"N": SIZES[-1], "D": TOKENS[-1], "M": RATIOS[-1]}
     exact = ((forgetting(**at, p=0) + TRUTH["c"]) / (0.1 + TRUTH["c"]) - 1) / TRUTH["B"]
-    found = record["critical"]
-    assert found["at"] == at and found["why_not"] is None
-    assert found["lo"] < exact < found["hi"] and found["value"] == pytest.approx(exact, rel=0.1)
-    assert forgetting(**at, p=found["value"]) == pytest.approx(0.1, abs=0.01)
+    result = record["critical"]
+    assert result["at"] == at and result["why_not"] is None
+    assert result["lo"] < exact < result["hi"] and result["value"] == pytest.approx(exact, rel=0.1)
+    assert forgetting(**at, p=result["value"]) == pytest.approx(0.1, abs=0.01)
 
 
 def test_what_is_within_noise_is_kept_from_laws_that_cannot_be_there(record):
     gone = record["beside"]["forgetting"]["excluded"]
-    assert gone and all(one["rule"].startswith("censored: F below 3 ") for one in gone)
-    low = {one["row"] for one in gone}
+    assert gone and all(entry["rule"].startswith("censored: F below 3 ") for entry in gone)
+    low = {entry["row"] for entry in gone}
     assert all(
         (row["F"] < 0.015) == (i in low) for i, row in enumerate(record["rows"]) if abs(row["F"] - 0.012) > 0.004
     )
@@ -76,19 +76,19 @@ def test_cells_of_the_same_bases_are_no_independent_samples(study):
     moved = rows.assign(
         F=[F + base[key] for F, key in zip(rows["F"], zip(rows["N"], rows["M"], strict=True), strict=True)]
     )
-    told = ForgettingLaw(bootstrap=20).fit(moved, "replay_grid_ratio")
-    assert told["bootstrap"]["method"] == "cluster t" and told["noise"]["between"] > 0
+    record = ForgettingLaw(bootstrap=20).fit(moved, "replay_grid_ratio")
+    assert record["bootstrap"]["method"] == "cluster t" and record["noise"]["between"] > 0
 
 
 def test_no_cell_is_left_out_for_a_base_of_less_pretraining(tmp_path):
     """Of two sizes the larger had less of it, and a worse loss: it has not diverged."""
     write_grid(tmp_path / "s", sizes=SIZES[:2], seeds=1)
     for folder in [*(tmp_path / "s").glob("90000-20-*"), *(tmp_path / "s").glob("36000-80-*")]:
-        told = json.loads((folder / "summary.json").read_text())
-        told["stages"][0]["metrics"]["val/code/loss"] += 0.5 if folder.name.startswith("9") else -0.5
-        (folder / "summary.json").write_text(json.dumps(told))
-    found = ForgettingLaw(bootstrap=0).fitted(read_runs(tmp_path / "s"))
-    assert found["beside"]["transfer"]["n"] == 2 * 2 * 3 and found["main"]["n"] == 2 * 2 * 3 * 4
+        content = json.loads((folder / "summary.json").read_text())
+        content["stages"][0]["metrics"]["val/code/loss"] += 0.5 if folder.name.startswith("9") else -0.5
+        (folder / "summary.json").write_text(json.dumps(content))
+    fitted = ForgettingLaw(bootstrap=0).fitted(read_runs(tmp_path / "s"))
+    assert fitted["beside"]["transfer"]["n"] == 2 * 2 * 3 and fitted["main"]["n"] == 2 * 2 * 3 * 4
 
 
 def test_published_laws_stand_beside_it(record):
@@ -100,19 +100,19 @@ def test_published_laws_stand_beside_it(record):
 
 def test_without_enough_replay_nothing_is_claimed(tmp_path):
     write_grid(tmp_path / "s", shares=(0.0,), seeds=1)
-    found = ForgettingLaw(bootstrap=0).fitted(read_runs(tmp_path / "s"))
-    assert found["critical"]["why_not"] in headline(found)
+    fitted = ForgettingLaw(bootstrap=0).fitted(read_runs(tmp_path / "s"))
+    assert fitted["critical"]["why_not"] in headline(fitted)
 
 
 def test_a_share_far_beyond_those_tried_is_not_told(tmp_path):
     write_grid(tmp_path / "t", shares=(0.0, 0.001, 0.002), sizes=SIZES[:1], ratios=RATIOS[:1])
-    found = ForgettingLaw(tolerate=0.02, bootstrap=60).fitted(read_runs(tmp_path / "t"))
-    assert "0.20%" in found["critical"]["why_not"] and found["critical"]["why_not"] in headline(found)
-    longest = [one for one in found["rows"] if one["steps"] == max(row["steps"] for row in found["rows"])]
-    there = [f"{one['F']:.3f} nats at {100 * one['p']:.3g}%" for one in longest]
-    assert all(value in headline(found) for value in there) and len(there) == 3
-    elsewhere = critical_at(found, tolerate=0.02, at={"D": 7e5})
-    assert elsewhere["seen"] == {} and elsewhere["why_not"] in headline({**found, "critical": elsewhere})
+    fitted = ForgettingLaw(tolerate=0.02, bootstrap=60).fitted(read_runs(tmp_path / "t"))
+    assert "0.20%" in fitted["critical"]["why_not"] and fitted["critical"]["why_not"] in headline(fitted)
+    longest = [entry for entry in fitted["rows"] if entry["steps"] == max(row["steps"] for row in fitted["rows"])]
+    there = [f"{entry['F']:.3f} nats at {100 * entry['p']:.3g}%" for entry in longest]
+    assert all(value in headline(fitted) for value in there) and len(there) == 3
+    elsewhere = critical_at(fitted, tolerate=0.02, at={"D": 7e5})
+    assert elsewhere["seen"] == {} and elsewhere["why_not"] in headline({**fitted, "critical": elsewhere})
 
 
 def exact_share(tolerate, **at):
@@ -154,8 +154,8 @@ def test_too_few_runs_for_a_law_leave_a_report(tmp_path, capsys):
         if "-250000-" not in folder.name:
             shutil.rmtree(folder)
     assert main(["report", str(tmp_path / "s")]) == 3
-    told = capsys.readouterr().out
-    assert "not identified" in told.splitlines()[0] and "replay_curve" in told
+    output = capsys.readouterr().out
+    assert "not identified" in output.splitlines()[0] and "replay_curve" in output
     assert (tmp_path / "s/figures/tokens.png").exists() and "Grid of runs" in (tmp_path / "s/report.html").read_text()
 
 

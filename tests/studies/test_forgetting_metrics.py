@@ -11,7 +11,7 @@ SCORES = [[0.9, 0.2, 0.1], [0.7, 0.8, 0.15], [0.5, 0.7, 0.85]]
 NAMES = ["a", "b", "c"]
 
 
-def told(scores=SCORES, higher=True, baseline=(0.1, 0.1, 0.1)):
+def score_record(scores=SCORES, higher=True, baseline=(0.1, 0.1, 0.1)):
     return {
         "tasks": NAMES, "stages": ["one", "two", "three"], "matrix": scores, "baseline": list(baseline),
         "metric": {}, "higher_is_better": dict.fromkeys(NAMES, higher),
@@ -19,17 +19,17 @@ def told(scores=SCORES, higher=True, baseline=(0.1, 0.1, 0.1)):
 
 
 def test_a_matrix_worked_out_by_hand():
-    found = metrics.summary(metrics.matrix(told()))
-    assert found["ACC"] == pytest.approx((0.5 + 0.7 + 0.85) / 3)
-    assert found["LA"] == pytest.approx((0.9 + 0.8 + 0.85) / 3)
-    assert found["BWT"] == pytest.approx(((0.5 - 0.9) + (0.7 - 0.8)) / 2)
-    assert found["FWT"] == pytest.approx(((0.2 - 0.1) + (0.15 - 0.1)) / 2)
-    assert found["max_forgetting"] == pytest.approx(((0.9 - 0.5) + (0.8 - 0.7)) / 2)
+    computed = metrics.summary(metrics.matrix(score_record()))
+    assert computed["ACC"] == pytest.approx((0.5 + 0.7 + 0.85) / 3)
+    assert computed["LA"] == pytest.approx((0.9 + 0.8 + 0.85) / 3)
+    assert computed["BWT"] == pytest.approx(((0.5 - 0.9) + (0.7 - 0.8)) / 2)
+    assert computed["FWT"] == pytest.approx(((0.2 - 0.1) + (0.15 - 0.1)) / 2)
+    assert computed["max_forgetting"] == pytest.approx(((0.9 - 0.5) + (0.8 - 0.7)) / 2)
 
 
 def test_the_numbers_that_avalanche_gave():
     """One a task, the last one counted: BWT -.4, -.1, 0; Forgetting .4, .1, 0; FWT of tasks 1 and 2 .1, .05."""
-    r = metrics.matrix(told())
+    r = metrics.matrix(score_record())
     assert metrics.forgetting_by_task(r).tolist() == pytest.approx([0.4, 0.1, 0.0])
     assert (-metrics.forgetting_by_task(r)).mean() == pytest.approx(-0.5 / 3), "Avalanche's mean divides by T"
     assert metrics.backward_transfer(r) == pytest.approx(-0.25), "GEM's divides by T - 1"
@@ -38,56 +38,62 @@ def test_the_numbers_that_avalanche_gave():
 
 def test_losses_are_turned_round():
     scores = (-np.array(SCORES)).tolist()
-    assert metrics.summary(metrics.matrix(told(scores, False, (-0.1,) * 3))) == pytest.approx(
-        metrics.summary(metrics.matrix(told()))
+    assert metrics.summary(metrics.matrix(score_record(scores, False, (-0.1,) * 3))) == pytest.approx(
+        metrics.summary(metrics.matrix(score_record()))
     )
 
 
 def test_the_best_score_need_not_be_the_first():
     scores = [[0.9, 0, 0], [0.95, 0.8, 0], [0.5, 0.7, 0.85]]
-    r = metrics.matrix(told(scores))
+    r = metrics.matrix(score_record(scores))
     assert metrics.forgetting_by_task(r)[0] == pytest.approx(0.4)
     assert metrics.max_forgetting_by_task(r).tolist() == pytest.approx([0.45, 0.1, 0.0])
 
 
 def test_a_task_that_was_best_before_it_was_learned_tells_the_two_maxima_apart():
     """Task b scores .9 after stage one, .8 after its own, .6 at the end: .3 forgotten by the paper, .2 since then."""
-    r = metrics.matrix(told([[0.9, 0.9, 0], [0.95, 0.8, 0], [0.5, 0.6, 0.85]]))
+    r = metrics.matrix(score_record([[0.9, 0.9, 0], [0.95, 0.8, 0], [0.5, 0.6, 0.85]]))
     assert metrics.chaudhry_forgetting_by_task(r).tolist() == pytest.approx([0.45, 0.3, 0.0])
     assert metrics.max_forgetting_by_task(r).tolist() == pytest.approx([0.45, 0.2, 0.0])
-    found = metrics.summary(r)
-    assert found["chaudhry_forgetting"] == pytest.approx(0.375) and found["max_forgetting"] == pytest.approx(0.325)
+    metrics_by_name = metrics.summary(r)
+    assert metrics_by_name["chaudhry_forgetting"] == pytest.approx(0.375) and metrics_by_name[
+        "max_forgetting"
+    ] == pytest.approx(0.325)
 
 
 def test_the_paper_has_no_maximum_where_an_earlier_score_was_not_taken():
-    r = metrics.matrix(told([[0.9, None, None], [0.7, 0.8, None], [0.5, 0.7, 0.85]]))
+    r = metrics.matrix(score_record([[0.9, None, None], [0.7, 0.8, None], [0.5, 0.7, 0.85]]))
     assert math.isnan(metrics.summary(r)["chaudhry_forgetting"])
     assert metrics.summary(r)["max_forgetting"] == pytest.approx(0.25)
 
 
 def test_tasks_that_no_stage_trained_are_scored_and_not_averaged():
-    r = metrics.matrix({**told([[0.9, 0.2, 0.1], [0.7, 0.8, 0.15]]), "stages": ["one", "two"]}, trained_by=[0, 1, None])
+    r = metrics.matrix(
+        {**score_record([[0.9, 0.2, 0.1], [0.7, 0.8, 0.15]]), "stages": ["one", "two"]}, trained_by=[0, 1, None]
+    )
     assert metrics.average(r) == pytest.approx(0.75) and metrics.backward_transfer(r) == pytest.approx(-0.2)
     assert math.isnan(metrics.max_forgetting_by_task(r)[2]) and math.isnan(metrics.chaudhry_forgetting_by_task(r)[2])
 
 
 def test_unknown_scores_stay_unknown():
-    r = metrics.matrix(told([[0.9, None, None], [0.7, 0.8, None], [0.5, 0.7, 0.85]], baseline=(None,) * 3))
+    r = metrics.matrix(score_record([[0.9, None, None], [0.7, 0.8, None], [0.5, 0.7, 0.85]], baseline=(None,) * 3))
     assert math.isnan(metrics.forward_transfer(r)) and metrics.backward_transfer(r) == pytest.approx(-0.25)
 
 
 def test_intransigence_is_what_a_joint_model_knows_better():
-    assert metrics.intransigence(metrics.matrix(told()), [0.95, 0.8, 0.8]).tolist() == pytest.approx([0.05, 0, -0.05])
+    assert metrics.intransigence(metrics.matrix(score_record()), [0.95, 0.8, 0.8]).tolist() == pytest.approx(
+        [0.05, 0, -0.05]
+    )
 
 
 def test_a_matrix_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="3 stages and 3 tasks"):
-        metrics.matrix(told([[0.9, 0.2], [0.7, 0.8], [0.5, 0.7]]))
+        metrics.matrix(score_record([[0.9, 0.2], [0.7, 0.8], [0.5, 0.7]]))
 
 
 def test_upstream_forgetting_tells_the_peak_from_the_end():
-    found = metrics.upstream([2.3, 2.9, 2.5], start=2.0, untrained=5.0)
-    assert (found.end, found.peak, found.relative) == pytest.approx((0.5, 0.9, 0.5 / 3))
+    metrics_by_name = metrics.upstream([2.3, 2.9, 2.5], start=2.0, untrained=5.0)
+    assert (metrics_by_name.end, metrics_by_name.peak, metrics_by_name.relative) == pytest.approx((0.5, 0.9, 0.5 / 3))
     assert math.isnan(metrics.upstream([2.3], 2.0).relative)
     assert metrics.upstream([1.9, 1.8], 2.0).peak == 0 and metrics.upstream([1.9], 2.0).end == pytest.approx(-0.1)
 

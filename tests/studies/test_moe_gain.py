@@ -30,15 +30,15 @@ def runs(tmp_path):
 def move(folder, arm, by):
     """Adds `by(tokens)` to every loss of an arm, and `by(tokens, seed)` where the seed matters too."""
     for path in folder.glob(f"{arm}-lr*/summary.json"):
-        told = json.loads(path.read_text())
-        for stage in told["stages"][1:]:
-            stage["metrics"]["val/docs/loss"] += by(stage["tokens"], told["seed"])
-        path.write_text(json.dumps(told))
+        content = json.loads(path.read_text())
+        for stage in content["stages"][1:]:
+            stage["metrics"]["val/docs/loss"] += by(stage["tokens"], content["seed"])
+        path.write_text(json.dumps(content))
 
 
 def test_the_gain_is_told_at_equal_tokens_and_at_equal_time(runs):
-    found = MoEGain(pairs=PAIRS).analyse(read_runs(runs))
-    rows = found.tables["Gain"]
+    findings = MoEGain(pairs=PAIRS).analyze(read_runs(runs))
+    rows = findings.tables["Gain"]
     assert [(row["what"], row["tokens"]) for row in rows] == [
         (f"moe{size} - dense{size}", tokens) for size in ("", "_96") for tokens in TOKENS
     ]
@@ -48,33 +48,33 @@ def test_the_gain_is_told_at_equal_tokens_and_at_equal_time(runs):
     clock = [row["value at equal time"] for row in rows]
     assert clock[:2] == pytest.approx([-0.03] * 2) and clock[3:5] == pytest.approx([-0.07] * 2)
     assert clock[2] is None and clock[5] is None
-    assert "better in 18 of 18 pairs" in found.headline and "-0.0800" in found.headline
+    assert "better in 18 of 18 pairs" in findings.headline and "-0.0800" in findings.headline
 
 
 def test_a_trend_is_told_with_tokens_and_with_size_and_only_beyond_its_interval(runs):
     move(runs, "moe", lambda tokens, seed: -0.02 * math.log2(tokens / 4e6) + 0.001 * seed)
-    found = MoEGain(pairs=PAIRS).analyse(read_runs(runs))
-    grows, flat, size = found.tables["Trends"]
+    findings = MoEGain(pairs=PAIRS).analyze(read_runs(runs))
+    grows, flat, size = findings.tables["Trends"]
     assert grows["value"] == pytest.approx(-0.02) and "doubling" in grows["what"]
     assert flat["value"] == pytest.approx(0, abs=1e-9)
     # .04 more at the larger size, and .001 for each seed that the smaller one lost
     assert size["value"] == pytest.approx(-0.041) and size["seeds"] == 3
-    texts = [one["text"] for one in found.verdicts]
+    texts = [verdict["text"] for verdict in findings.verdicts]
     assert "the gain grows" in texts[0] and "not told from none" in texts[1] and "the gain grows" in texts[2]
 
 
 def test_the_fastest_run_tells_the_time_for_other_work_only_slows(runs):
     for path in runs.glob("dense-lr*-seed[12]/summary.json"):
-        told = json.loads(path.read_text())
-        for stage in told["stages"][1:]:
+        content = json.loads(path.read_text())
+        for stage in content["stages"][1:]:
             stage["tokens_per_s"] = 10.0
-        path.write_text(json.dumps(told))
-    assert MoEGain(pairs=PAIRS).analyse(read_runs(runs)).tables["Gain"][0]["time"] == pytest.approx(math.sqrt(2))
+        path.write_text(json.dumps(content))
+    assert MoEGain(pairs=PAIRS).analyze(read_runs(runs)).tables["Gain"][0]["time"] == pytest.approx(math.sqrt(2))
 
 
 def test_a_pair_that_is_not_there_is_named_and_bad_pairs_are_refused(runs):
-    found = MoEGain(pairs=[*PAIRS, {"mixture": "huge", "dense": "dense"}]).analyse(read_runs(runs))
-    assert found.verdicts[0] == {"code": "missing", "level": "warn", "text": "no finished run of huge"}
+    findings = MoEGain(pairs=[*PAIRS, {"mixture": "huge", "dense": "dense"}]).analyze(read_runs(runs))
+    assert findings.verdicts[0] == {"code": "missing", "level": "warn", "text": "no finished run of huge"}
     with pytest.raises(ValueError, match="mixture and dense"):
         MoEGain(pairs=[{"moe": "a", "dense": "b"}])
 

@@ -12,8 +12,8 @@ def test_upcycling_compares_at_equal_flops(tmp_path):
     study = {"_target_": "kleiber.studies.Upcycling"}
     for arm, loss in (("upcycled", 2.9), ("continued", 3.0), ("scratch", 3.2)):
         write(tmp_path, study, arm, loss)
-    found = Upcycling().analyse(read_runs(tmp_path))
-    assert [gap["value"] for gap in found.tables["Comparisons"]] == pytest.approx([-0.1, -0.3])
-    assert "continued -0.1000" in found.headline and not found.verdicts
+    findings = Upcycling().analyze(read_runs(tmp_path))
+    assert [gap["value"] for gap in findings.tables["Comparisons"]] == pytest.approx([-0.1, -0.3])
+    assert "continued -0.1000" in findings.headline and not findings.verdicts
     write(tmp_path, study, "larger", 2.8, core=200_000)
-    assert "0.50" in Upcycling(against=["larger"]).analyse(read_runs(tmp_path)).verdicts[0]["text"]
+    assert "0.50" in Upcycling(against=["larger"]).analyze(read_runs(tmp_path)).verdicts[0]["text"]

@@ -18,56 +18,56 @@ def rows(optima: dict[int, float], seed: int = 0, noise: float = 0.003, name: st
     draw = np.random.default_rng(seed)
     return pd.DataFrame(
         [
-            {"parametrization": name, "width": width, "lr": lr, "seed": one, "run": f"{width}-{lr}-{one}",
-             "loss": 2 + 0.1 * one + 0.03 * np.log2(lr / best) ** 2 + noise * draw.standard_normal()}
-            for width, best in optima.items() for lr in RATES for one in (0, 1)
+            {"parametrization": name, "width": width, "lr": lr, "seed": row, "run": f"{width}-{lr}-{row}",
+             "loss": 2 + 0.1 * row + 0.03 * np.log2(lr / best) ** 2 + noise * draw.standard_normal()}
+            for width, best in optima.items() for lr in RATES for row in (0, 1)
         ]
     )  # fmt: skip
 
 
-def analysed(made: pd.DataFrame) -> dict:
-    optima, drift = MupTransfer().optima(made)
+def analyzed(rows: pd.DataFrame) -> dict:
+    optima, drift = MupTransfer().optima(rows)
     return {"optima": optima, "drift": drift, "verdicts": verdicts(optima, drift)}
 
 
 def test_without_noise_the_optimum_is_found_between_the_rates_and_seeds_may_differ():
-    found = analysed(rows({32: 0.015, 64: 0.03}, noise=0.0))
-    assert [one["lr"] for one in found["optima"]] == pytest.approx([0.015, 0.03])
-    assert [one["wider"] for one in found["optima"]] == pytest.approx([0.015, 0.03])
-    assert found["drift"][0]["per_doubling"] == pytest.approx(1.0)
+    result = analyzed(rows({32: 0.015, 64: 0.03}, noise=0.0))
+    assert [row["lr"] for row in result["optima"]] == pytest.approx([0.015, 0.03])
+    assert [row["wider"] for row in result["optima"]] == pytest.approx([0.015, 0.03])
+    assert result["drift"][0]["per_doubling"] == pytest.approx(1.0)
 
 
 def test_ninety_percent_intervals_hold_the_optimum_and_the_drift_in_about_nine_of_ten():
     held, still = [], []
     for seed in range(60):
-        found = analysed(rows({32: 0.018, 64: 0.018, 128: 0.018}, seed))
-        held += [one["lo"] <= 0.018 <= one["hi"] for one in found["optima"]]
-        still.append(found["drift"][0]["lo"] <= 0 <= found["drift"][0]["hi"])
+        result = analyzed(rows({32: 0.018, 64: 0.018, 128: 0.018}, seed))
+        held += [row["lo"] <= 0.018 <= row["hi"] for row in result["optima"]]
+        still.append(result["drift"][0]["lo"] <= 0 <= result["drift"][0]["hi"])
     assert 0.83 <= np.mean(held) <= 0.97
     assert 0.8 <= np.mean(still) <= 0.98
 
 
 def test_a_rate_that_falls_with_the_width_is_said_to_move():
-    found = analysed(rows({32: 0.04, 64: 0.02, 128: 0.01}, name="Standard"))
-    (verdict,) = found["verdicts"]
+    result = analyzed(rows({32: 0.04, 64: 0.02, 128: 0.01}, name="Standard"))
+    (verdict,) = result["verdicts"]
     assert verdict["code"] == "moves" and "-1.0" in verdict["text"]
-    (drift,) = found["drift"]
+    (drift,) = result["drift"]
     assert drift["cost"] == pytest.approx(0.03 * 4, rel=0.2) and drift["cost_lo"] < 0.03 * 4 < drift["cost_hi"]
 
 
 def test_an_optimum_at_the_edge_is_none():
-    found = analysed(rows({32: 0.001, 64: 0.02}))
-    edge, inside = found["optima"]
+    result = analyzed(rows({32: 0.001, 64: 0.02}))
+    edge, inside = result["optima"]
     assert (edge["place"], edge["lr"], edge["lo"]) == ("edge", None, None)
-    assert inside["place"] == "interior" and found["drift"] == []
-    assert found["verdicts"][0]["code"] == "edge"
+    assert inside["place"] == "interior" and result["drift"] == []
+    assert result["verdicts"][0]["code"] == "edge"
 
 
 def test_a_rate_that_diverged_bounds_the_optimum_and_enters_no_parabola():
-    made = rows({32: 0.02})
-    made.loc[made["lr"] > 0.05, "loss"] = np.inf
-    (one,) = analysed(made)["optima"]
-    assert one["place"] == "interior" and one["lr"] == pytest.approx(0.02, rel=0.15)
+    built = rows({32: 0.02})
+    built.loc[built["lr"] > 0.05, "loss"] = np.inf
+    (row,) = analyzed(built)["optima"]
+    assert row["place"] == "interior" and row["lr"] == pytest.approx(0.02, rel=0.15)
 
 
 def write_runs(folder, name, optimum):
@@ -85,9 +85,9 @@ def test_a_plain_sweep_is_read_as_this_study_when_asked_and_two_folders_as_one(t
     (tmp_path / "mup" / "run0" / "summary.json").unlink()
     command = ["report", str(tmp_path / "mup"), "--study", "mup_transfer", "--also", str(tmp_path / "sp")]
     assert main(command) == 0
-    found = json.loads((tmp_path / "mup" / "findings.json").read_text())
-    assert found["headline"] in capsys.readouterr().out and found["missing"] == ["run0 (missing)"]
-    assert {one["parametrization"] for one in found["tables"]["Optima"]} == {"MuP", "Standard"}
+    findings = json.loads((tmp_path / "mup" / "findings.json").read_text())
+    assert findings["headline"] in capsys.readouterr().out and findings["missing"] == ["run0 (missing)"]
+    assert {row["parametrization"] for row in findings["tables"]["Optima"]} == {"MuP", "Standard"}
     assert (tmp_path / "mup" / "figures" / "transfer.png").read_bytes()[:4] == b"\x89PNG"
     assert "vegaEmbed" in (tmp_path / "mup" / "report.html").read_text()
 

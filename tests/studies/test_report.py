@@ -70,8 +70,8 @@ def test_runs_too_short_for_the_study_are_refused_with_both_numbers(study, capsy
     for config in study.glob("*/config.yaml"):
         config.write_text("study: {_target_: kleiber.studies.Scaling, min_tokens: 1G}\n")
     assert main(["report", str(study)]) == 2
-    told = capsys.readouterr().err
-    assert "min_tokens=1G" in told and "8,000,000" in told
+    output = capsys.readouterr().err
+    assert "min_tokens=1G" in output and "8,000,000" in output
 
 
 @pytest.mark.parametrize("options", [{"law": "power"}, {"law": "none"}, {"size": "big"}, {"min_tokens": "x"}])

@@ -35,7 +35,7 @@ class Study:
 
     max_cells = seeds = None
 
-    def analyse(self, runs) -> Findings:
+    def analyze(self, runs) -> Findings:
         return Findings("a is .5 nats [.4, .6] better.", VERDICTS, TABLES, {"frontier": chart, "tuning": chart}, LAW)
 
 
@@ -51,13 +51,13 @@ def study(tmp_path, monkeypatch):
 def record(folder):
     """What the offline run of a study holds, its panels by key, and the rows of a table that it wrote."""
     (path,) = folder.glob("wandb/offline-run-*-study-*/run-*.wandb")
-    found = read(path)
+    result = read(path)
     panels = {}
-    for row in found["history"]:
+    for row in result["history"]:
         for key, value in row.items():
-            name, _, what = key.rpartition("/")
-            panels.setdefault(name, {})[what] = value
-    return found, panels, path.parent / "files"
+            name, _, title = key.rpartition("/")
+            panels.setdefault(name, {})[title] = value
+    return result, panels, path.parent / "files"
 
 
 def rows_of(panels, files, key):
@@ -66,9 +66,9 @@ def rows_of(panels, files, key):
 
 
 def check_all_arrived(folder):
-    found, panels, files = record(folder)
-    assert {key: found["run"][key] for key in ("group", "type")} == {"group": folder.name, "type": "study"}
-    assert found["summary"]["headline"] == "a is .5 nats [.4, .6] better." and found["exit_code"] == 0
+    result, panels, files = record(folder)
+    assert {key: result["run"][key] for key in ("group", "type")} == {"group": folder.name, "type": "study"}
+    assert result["summary"]["headline"] == "a is .5 nats [.4, .6] better." and result["exit_code"] == 0
     for name in ("frontier", "tuning"):
         image = files / panels[f"figures/{name}"]["path"]
         assert image.read_bytes() == (folder / "figures" / f"{name}.png").read_bytes()
@@ -78,8 +78,8 @@ def check_all_arrived(folder):
             {key: row.get(key) for key in keys} for row in TABLES[title]
         ]
     assert rows_of(panels, files, "verdicts") == VERDICTS
-    assert len(found["history"]) == 1, "panels of one report are one step"
-    artifact = found["artifacts"][f"{folder.name}-study"]
+    assert len(result["history"]) == 1, "panels of one report are one step"
+    artifact = result["artifacts"][f"{folder.name}-study"]
     assert artifact["type"] == "study"
     assert artifact["paths"] == {"laws.json", "findings.json", "report.html", "runs.jsonl.gz"}
     assert json.loads((folder / "findings.json").read_text())["not_mirrored"] == []
@@ -114,19 +114,19 @@ def test_a_part_that_fails_keeps_no_other_and_is_named(study, monkeypatch, capsy
 
     monkeypatch.setattr(mirror, "send_image", without_one)
     assert main(["report", str(study), "--wandb"]) == 0
-    found, panels, _ = record(study)
+    result, panels, _ = record(study)
     assert "figures/frontier" not in panels and {"figures/tuning", "tables/Mixed", "verdicts"} <= set(panels)
-    assert found["artifacts"]["s-study"]["paths"] >= {"laws.json"} and found["exit_code"] == 0
-    told = ["figure frontier: wandb.Image needs the PIL package"]
-    assert json.loads((study / "findings.json").read_text())["not_mirrored"] == told
-    assert f"not logged to W&B: {told[0]}" in capsys.readouterr().out
+    assert result["artifacts"]["s-study"]["paths"] >= {"laws.json"} and result["exit_code"] == 0
+    failures = ["figure frontier: wandb.Image needs the PIL package"]
+    assert json.loads((study / "findings.json").read_text())["not_mirrored"] == failures
+    assert f"not logged to W&B: {failures[0]}" in capsys.readouterr().out
 
 
 def test_a_study_that_wandb_takes_nothing_of_is_reported_all_the_same(study, monkeypatch, capsys):
     def refuse(*_):
         raise ConnectionError("no server")
 
-    monkeypatch.setattr(mirror, "begin", refuse)
+    monkeypatch.setattr(mirror, "start_wandb_run", refuse)
     assert main(["report", str(study), "--wandb"]) == 0
     assert json.loads((study / "findings.json").read_text())["not_mirrored"] == ["the study: no server"]
     assert (study / "report.html").is_file()

@@ -18,16 +18,16 @@ def ladder(tmp_path):
 
 def test_a_ladder_says_whether_its_goals_are_met(ladder):
     runs = read_runs(ladder)
-    found = Scaling(bootstrap=60).analyse(runs)
-    rows = {row["held out"]: row for row in found.tables["Held-out errors"]}
+    findings = Scaling(bootstrap=60).analyze(runs)
+    rows = {row["held out"]: row for row in findings.tables["Held-out errors"]}
     assert (
         rows["largest size"]["met"]
         and rows["largest size"]["beats naive"]
         and set(rows) >= {"top 4x of compute", "two largest sizes"}
     )
-    assert {one["approach"][0] for one in found.law["approaches"]} >= {"2", "3"}
+    assert {exponent["approach"][0] for exponent in findings.law["approaches"]} >= {"2", "3"}
     ladders.write_tree(ladder / "gone", 0, 1_000_000, 6e6, {2e6: 1.0}, status="failed")
-    assert content(found, "l", read_runs(ladder))["missing"] == ["gone (failed)"]
+    assert content(findings, "l", read_runs(ladder))["missing"] == ["gone (failed)"]
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def test_a_ladder_says_whether_its_goals_are_met(ladder):
     ],
 )
 def test_a_goal_is_met_by_its_number_alone(mare, naive, coverage, met, beats, held):
-    one = {"name": "largest size", "n_train": 20, "n_test": 4, "mare": mare, "bias": mare, "coverage": coverage}
+    entry = {"name": "largest size", "n_train": 20, "n_test": 4, "mare": mare, "bias": mare, "coverage": coverage}
     row = held_out_errors(
-        ladders.law_record(holdouts=[{**one, "naive": {"line": 0.015}, "beats_naive": naive}], level=0.95)
+        ladders.law_record(holdouts=[{**entry, "naive": {"line": 0.015}, "beats_naive": naive}], level=0.95)
     )[0]
     assert (row["met"], row["beats naive"], row["coverage met"]) == (met, beats, held)
     assert row["in the 95% prediction interval"] == f"{round(4 * coverage)} of 4"

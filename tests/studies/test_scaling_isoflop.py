@@ -17,6 +17,6 @@ def ladder(tmp_path):
 @pytest.mark.slow
 def test_the_same_runs_told_from_counting_and_from_vertices(ladder):
     runs = read_runs(ladder)
-    counted = Accounting(bootstrap=60).analyse(runs)
+    counted = Accounting(bootstrap=60).analyze(runs)
     assert "moves the allocation exponent from" in counted.headline
-    assert "N_opt ~ C^" in IsoFLOP(bootstrap=60).analyse(runs).headline
+    assert "N_opt ~ C^" in IsoFLOP(bootstrap=60).analyze(runs).headline

@@ -56,25 +56,26 @@ def test_a_study_finds_the_same_in_its_rows(tmp_path, name):
     study, fill = STUDIES[name]
     fill(tmp_path / name)
     homes = [tmp_path / name, kept(tmp_path / name, tmp_path / "other")]
-    found = [study.analyse(read_runs(home)) for home in homes]
-    told = [
-        laws_json.without_nonfinite(content(one, name, read_runs(home))) for one, home in zip(found, homes, strict=True)
+    findings = [study.analyze(read_runs(home)) for home in homes]
+    contents = [
+        laws_json.without_nonfinite(content(row, name, read_runs(home)))
+        for row, home in zip(findings, homes, strict=True)
     ]
-    assert told[0] == told[1]
-    assert laws_json.without_nonfinite(found[0].law) == laws_json.without_nonfinite(found[1].law)
-    assert set(found[0].figures) == set(found[1].figures)
+    assert contents[0] == contents[1]
+    assert laws_json.without_nonfinite(findings[0].law) == laws_json.without_nonfinite(findings[1].law)
+    assert set(findings[0].figures) == set(findings[1].figures)
 
 
 def test_some_cells_may_be_folders_and_others_rows(tmp_path):
     arms(tmp_path / "routers")
-    whole = content(Routers(tokens="4M").analyse(read_runs(tmp_path / "routers")), "", read_runs(tmp_path / "routers"))
+    whole = content(Routers(tokens="4M").analyze(read_runs(tmp_path / "routers")), "", read_runs(tmp_path / "routers"))
     archive_runs(tmp_path / "routers")
     for path in sorted((tmp_path / "routers").glob("*-seed1")):
         shutil.rmtree(path)
     runs = read_runs(tmp_path / "routers")
     assert {run.archived is None for run in runs} == {True, False}
     assert laws_json.without_nonfinite(
-        content(Routers(tokens="4M").analyse(runs), "", runs)
+        content(Routers(tokens="4M").analyze(runs), "", runs)
     ) == laws_json.without_nonfinite(whole)
 
 
@@ -85,11 +86,11 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
 def test_a_report_is_made_of_the_rows_alone(tmp_path, capsys):
     arms(tmp_path / "routers")
     assert main(["report", str(tmp_path / "routers"), "--study", "routers"]) == 0
-    told = json.loads((tmp_path / "routers" / "findings.json").read_text())
+    loaded = json.loads((tmp_path / "routers" / "findings.json").read_text())
     assert (tmp_path / "routers" / archive.NAME).is_file(), "a report keeps the rows of folders that are there"
     place = kept(tmp_path / "routers", tmp_path / "other")
     assert main(["report", str(place), "--study", "routers"]) == 0
-    assert json.loads((place / "findings.json").read_text()) == told
+    assert json.loads((place / "findings.json").read_text()) == loaded
     assert {path.name for path in (place / "figures").iterdir()} >= {"balance.png", "balance.svg"}
     assert f"report: {place / 'report.html'}" in capsys.readouterr().out
     assert main(["runs", str(place), "--json"]) == 0
@@ -122,7 +123,7 @@ def test_studies_read_runs_through_the_catalog_alone():
     readers = set()
     for path in Path(kleiber.studies.__file__).parent.rglob("*.py"):
         tree = ast.walk(ast.parse(path.read_text()))
-        names = {f"{node.module}.{one.name}" for node in tree if isinstance(node, ast.ImportFrom) for one in node.names}
+        names = {f"{node.module}.{row.name}" for node in tree if isinstance(node, ast.ImportFrom) for row in node.names}
         files = {"kleiber.records.summary.read_rows", "kleiber.records.summary.read", "kleiber.records.archive.read"}
         if names & files or any(name.startswith("kleiber.records.folder.") for name in names):
             readers.add(path.name)

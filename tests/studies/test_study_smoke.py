@@ -246,10 +246,10 @@ MOVED = {
 MEASURED = {"seconds", "ms a step", "MiB"}  # of the machine, which no seed makes the same
 
 
-def unmeasured(found):
-    if isinstance(found, dict):
-        return {key: unmeasured(value) for key, value in found.items() if key not in MEASURED}
-    return [unmeasured(value) for value in found] if isinstance(found, list) else found
+def unmeasured(node):
+    if isinstance(node, dict):
+        return {key: unmeasured(value) for key, value in node.items() if key not in MEASURED}
+    return [unmeasured(value) for value in node] if isinstance(node, list) else node
 
 
 @pytest.mark.slow
@@ -258,18 +258,18 @@ def test_a_study_goes_on_in_another_place_from_its_rows_alone(name, tmp_path, ca
     """Nothing is trained there and it finds the same; of a cell that is missing, that one and what it starts from."""
     command = [f"study={name}", *SMOKE, "batch.tokens=512", "study.max_cells=99", *MOVED[name]]
     assert main([*command, f"root={tmp_path / 'one'}"]) == 0
-    one, two, three = (tmp_path / place / name for place in ("one", "two", "three"))
-    rows = archive.read(one / archive.NAME)
-    found = json.loads((one / "findings.json").read_text())
+    first, second, third = (tmp_path / place / name for place in ("one", "two", "three"))
+    rows = archive.read(first / archive.NAME)
+    findings = json.loads((first / "findings.json").read_text())
     dropped = rows[-1]["run"]
-    for place, kept in ((two, rows), (three, [row for row in rows if row["run"] != dropped])):
+    for place, kept in ((second, rows), (third, [row for row in rows if row["run"] != dropped])):
         place.mkdir(parents=True)
         archive.append(place / archive.NAME, kept)
         capsys.readouterr()
         assert main([*command, f"root={place.parent}"]) == 0
-        assert unmeasured(json.loads((place / "findings.json").read_text())) == unmeasured(found)
-    assert not list(two.glob("*/config.yaml"))
-    trained = {path.parent.name for path in three.glob("*/summary.json")}
-    bases = {run.name for run in archived_runs(one / archive.NAME) if run.config["init"] is None}
+        assert unmeasured(json.loads((place / "findings.json").read_text())) == unmeasured(findings)
+    assert not list(second.glob("*/config.yaml"))
+    trained = {path.parent.name for path in third.glob("*/summary.json")}
+    bases = {run.name for run in archived_runs(first / archive.NAME) if run.config["init"] is None}
     assert len(trained - bases) == (1 if name == "forgetting" else 0)
     assert len(trained & bases) == 1

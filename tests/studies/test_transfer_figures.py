@@ -16,7 +16,7 @@ def runs(tmp_path_factory):
 
 def test_every_figure_is_drawn(runs):
     pytest.importorskip("altair")
-    made = Transfer().analyse(runs).figures
-    assert list(made) == ["gaps", "labels", "transferred", "texts"]
-    for name, make in made.items():
+    built = Transfer().analyze(runs).figures
+    assert list(built) == ["gaps", "labels", "transferred", "texts"]
+    for name, make in built.items():
         assert "toy" in json.dumps(make().to_dict()), name

@@ -10,16 +10,17 @@ from kleiber.records.catalog import Run, read_runs
 
 def write(home: Path, lines: list[str], **metrics: float) -> Path:
     """A finished run as the overrides plan it."""
-    told = dict(line.split("=", 1) for line in lines)
-    study = {key.split(".")[1]: value for key, value in told.items() if key.startswith("study.")}
+    overrides = dict(line.split("=", 1) for line in lines)
+    study = {key.split(".")[1]: value for key, value in overrides.items() if key.startswith("study.")}
     folder = home / f"run{len(list(home.glob('*')))}"
     (folder / "tokenizer").mkdir(parents=True)
     stage = {
-        "tasks": ["toy"], "lr": float(told.get("optimizer.lr", 0.02)),
+        "tasks": ["toy"], "lr": float(overrides.get("optimizer.lr", 0.02)),
         "metrics": {f"val/toy/{key}": value for key, value in metrics.items()},
-        "data": {"tokens": round(1000 * float(told.get("data.share", 1)))}, "params": {"total": 10, "non_embedding": 5},
+        "data": {"tokens": round(1000 * float(overrides.get("data.share", 1)))},
+        "params": {"total": 10, "non_embedding": 5},
     }  # fmt: skip
-    seed = int(told["seed"])
+    seed = int(overrides["seed"])
     return fake_run(folder, [stage], config={"study": study, "seed": seed, "data": {}}, overrides=lines, seed=seed)
 
 

@@ -16,9 +16,9 @@ def trees(folder, sizes, tokens, seeds=1, shift=lambda **_: 0.0, **extra):
         for seed in range(seeds):
             clean = loss(np.full(len(tokens), float(n)), np.array(tokens, float), **LAW)
             moved = clean + np.array([shift(N=n, D=d, seed=seed) for d in tokens])
-            told = noisy(moved, [int(n), seed], 0.001)
+            losses = noisy(moved, [int(n), seed], 0.001)
             write_tree(folder / f"n{n}-s{seed}{extra.get('tag', '')}", seed, int(n), 6.6 * n,
-                       dict(zip(tokens, told.tolist(), strict=True)), config=extra.get("config"))  # fmt: skip
+                       dict(zip(tokens, losses.tolist(), strict=True)), config=extra.get("config"))  # fmt: skip
 
 
 def stages_of(folder, **values):
@@ -26,7 +26,7 @@ def stages_of(folder, **values):
     import json
 
     for path in folder.glob("*/summary.json"):
-        told = json.loads(path.read_text())
-        for stage in told["stages"]:
+        content = json.loads(path.read_text())
+        for stage in content["stages"]:
             stage.update(values)
-        path.write_text(json.dumps(told))
+        path.write_text(json.dumps(content))

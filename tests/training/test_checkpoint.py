@@ -1,3 +1,5 @@
+"""Checkpoints: what is saved and loaded, and how damaged, partial and foreign ones are refused."""
+
 import os
 
 import pytest
@@ -35,8 +37,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(tmp_path, name, da
     else:
         content[len(content) // 2] ^= 1
         victim.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "flip": content}[damage])
-    found, complaints = checkpoint.latest(tmp_path)
-    assert found is not None and found.step == 1
+    newest, complaints = checkpoint.latest(tmp_path)
+    assert newest is not None and newest.step == 1
     assert "step-00000002" in complaints[0]
     if (name, damage) != ("meta.json", "flip"):  # a flipped digest accuses the file that it is of
         assert name in complaints[0]
@@ -55,13 +57,13 @@ def test_a_kill_during_the_write_leaves_the_one_before_and_a_stray_that_is_clean
     with pytest.raises(Killed):
         write(tmp_path, 2)
     assert len(list(tmp_path.iterdir())) == 2  # the stray part is there: nothing ran after the kill
-    found, complaints = checkpoint.latest(tmp_path)
-    assert found is not None and found.step == 1 and complaints == []
+    newest, complaints = checkpoint.latest(tmp_path)
+    assert newest is not None and newest.step == 1 and complaints == []
     checkpoint.tidy(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
-def test_a_full_disk_says_so_and_leaves_no_bad_file(tmp_path, monkeypatch):
+def test_a_full_disk_raises_an_error_and_leaves_no_bad_file(tmp_path, monkeypatch):
     write(tmp_path, 1)
 
     def full(*_):
@@ -86,16 +88,16 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "owned"),)
 
-    found = checkpoint.save(tmp_path / "c", 1, tied(), {"optimizer": Evil()}, "hash")
+    saved = checkpoint.save(tmp_path / "c", 1, tied(), {"optimizer": Evil()}, "hash")
     with pytest.raises(Exception, match="weights_only"):
-        found.load_state()
+        saved.load_state()
     assert not (tmp_path / "owned").exists()
 
 
 def test_another_model_is_refused_with_the_folder_named(tmp_path):
-    found = write(tmp_path)
-    with pytest.raises(ValueError, match=r"step-00000001 holds another model"):
-        found.load_model(nn.Linear(3, 3))
+    saved = write(tmp_path)
+    with pytest.raises(ValueError, match="step-00000001"):
+        saved.load_model(nn.Linear(3, 3))
 
 
 def test_optimizer_state_goes_by_name_not_by_place():
@@ -112,7 +114,7 @@ def test_optimizer_state_goes_by_name_not_by_place():
     checkpoint.load_optimizer(fresh, checkpoint.optimizer_state(optimizer))
     for name in "ab":
         assert torch.equal(fresh.state[other[name].weight]["exp_avg"], optimizer.state[net[name].weight]["exp_avg"])
-    with pytest.raises(ValueError, match="other parameters"):
+    with pytest.raises(ValueError, match=r"c\.weight"):
         checkpoint.load_optimizer(fresh, {"c.weight": {}})
 
 
@@ -128,11 +130,11 @@ def test_a_part_of_a_model_is_read_by_exactly_its_names_and_nothing_else(tmp_pat
     with pytest.raises(ValueError, match=r"other weights: \['1\.bias'\]"):
         part.load_model(other, {"1.weight", "1.bias"})
     for load in (part.load_model, part.load_weights):
-        with pytest.raises(ValueError, match="not a whole model"):
+        with pytest.raises(ValueError, match=r"step-00000001 .* 1 weights"):
             load(other)
-    with pytest.raises(ValueError, match="a whole model"):
+    with pytest.raises(ValueError, match="step-00000002"):
         whole.load_model(other, {"1.weight"})
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match=r"step-00000001.*1\.weight"):
         part.load_model(nn.Sequential(nn.Linear(3, 3), nn.Linear(4, 4)), {"1.weight"})
 
 

@@ -1,4 +1,4 @@
-"""What Lightning is kept from doing at every step, and that it still does all that a callback or the model asks for."""
+"""The hooks that Lightning skips, and those that a callback or the model defines."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Lightning is imported without the extras that make it slow, and nothing is lost by it."""
+"""Lightning is imported without the optional packages that make it slow, which can be imported afterwards."""
 
 import os
 import subprocess

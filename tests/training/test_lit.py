@@ -1,4 +1,4 @@
-"""A step that does not fit into memory is made again with half the rows, and is then the step of that micro-batch."""
+"""A step that runs out of memory is repeated with half the rows, with the result of those micro-batches."""
 
 import json
 import re

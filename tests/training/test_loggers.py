@@ -1,3 +1,5 @@
+"""Rows of metrics on disk, their state after a resume, and W&B without a server."""
+
 import json
 import time
 
@@ -42,12 +44,12 @@ def test_rows_are_json_objects_with_their_step(tmp_path):
 def test_auto_without_a_key_is_offline_at_once(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert "no API key" in (loggers._unreachable() or "")
+    assert "WANDB_API_KEY" in (loggers._unreachable() or "")
 
 
 def test_a_server_that_does_not_answer_costs_two_seconds_and_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://localhost:9")
     began = time.monotonic()
-    assert "localhost does not answer" in (loggers._unreachable() or "")
+    assert "localhost" in (loggers._unreachable() or "")
     assert time.monotonic() - began < 2

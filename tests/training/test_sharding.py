@@ -1,4 +1,4 @@
-"""What reads the weights of a sharded model finds them whole; a group of one rank shards as a larger one does."""
+"""Full weights and optimizer state of a sharded model, in a group of one rank."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def tied() -> nn.Sequential:
     return nn.Sequential(inner)
 
 
-def test_inside_of_whole_a_model_is_plain_and_is_saved_with_its_ties(net, tmp_path):
+def test_with_full_parameters_a_model_is_plain_and_saved_with_its_ties(net, tmp_path):
     before = {name: value.full_tensor() for name, value in net.state_dict().items()}
     with full_parameters(net):
         inside = net.state_dict()
@@ -41,24 +41,24 @@ def test_inside_of_whole_a_model_is_plain_and_is_saved_with_its_ties(net, tmp_pa
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
-def test_a_unit_shards_itself_again_after_whole(net):
+def test_a_unit_shards_itself_again_after_full_parameters(net):
     with full_parameters(net):
         pass
     net(torch.tensor([[1, 2]]))
     assert all(isinstance(parameter, DTensor) for parameter in net.parameters())
 
 
-def test_optimizer_state_is_gathered_whole_and_placed_in_shares(net):
+def test_optimizer_state_is_gathered_whole_and_placed_in_shards(net):
     parameters = dict(net.named_parameters())
     optimizer = torch.optim.AdamW([{"params": list(parameters.values()), "names": list(parameters)}], fused=True)
     net(torch.tensor([[1, 2]])).square().sum().backward()
     optimizer.step()
     state = checkpoint.optimizer_state(optimizer)
-    told = gather_state(state, keep=True)
-    assert not any(isinstance(value, DTensor) for values in told.values() for value in values.values())
+    gathered = gather_state(state, keep=True)
+    assert not any(isinstance(value, DTensor) for values in gathered.values() for value in values.values())
     assert gather_state(state, keep=False) == {}
-    assert gather_state(told, keep=False) is told
-    for name, values in told.items():
+    assert gather_state(gathered, keep=False) is gathered
+    for name, values in gathered.items():
         for key, value in values.items():
             back = place_like(value, parameters[name])
             assert isinstance(back, DTensor) == (key != "step")

@@ -1,4 +1,4 @@
-"""A penalty adds its mean to the mean loss, whatever the micro-batches; a change of gradients comes before clipping."""
+"""One optimizer step: penalties, micro-batches of padded rows, and changes of gradients before clipping."""
 
 import dataclasses
 
@@ -21,13 +21,13 @@ def half_square(net, batch):
 @pytest.mark.parametrize("rows", [8, 3])
 def test_a_penalty_adds_its_mean_to_the_mean_loss(rows):
     batch = NEW.gather(np.arange(8))
-    found = []
+    results = []
     for penalties in ([], [half_square]):
         net = model()
         sums = accumulate(net, CLM(), batch.split(rows), torch.Tensor.backward, penalties=penalties)
         tokens = sums.values["tokens"].item()
-        found.append((net.norm.weight.grad / tokens, {k: v.item() for k, v in sums.means().items()}))
-    (plain, before), (pulled, after) = found
+        results.append((net.norm.weight.grad / tokens, {k: v.item() for k, v in sums.means().items()}))
+    (plain, before), (pulled, after) = results
     assert torch.allclose(pulled - plain, net.norm.weight, atol=1e-5)
     exact = 0.5 * net.norm.weight.square().sum().item()
     assert after["total"] - before["total"] == pytest.approx(exact, rel=1e-4)
@@ -41,15 +41,15 @@ def test_no_penalty_is_the_same_loss():
 
 def test_a_change_sees_the_mean_gradient_and_is_clipped():
     weight = torch.nn.Parameter(torch.zeros(2))
-    seen = []
+    gradients = []
 
     def change():
-        seen.append(weight.grad.clone())
+        gradients.append(weight.grad.clone())
         weight.grad += torch.tensor([0.0, 4.0])
 
     weight.grad = torch.tensor([30.0, 0.0])
     assert normalize_gradients([weight], 10.0, 1, 1.0, change) == pytest.approx(5.0)
-    assert seen[0].tolist() == [3.0, 0.0] and weight.grad.tolist() == pytest.approx([0.6, 0.8])
+    assert gradients[0].tolist() == [3.0, 0.0] and weight.grad.tolist() == pytest.approx([0.6, 0.8])
 
 
 @pytest.mark.parametrize("rows", [3, 4, 12])
@@ -60,13 +60,15 @@ def test_padded_rows_in_parts_of_like_length_make_the_same_step(rows):
     batch = Batch(tokens, real=real, weights=real.float(), samples=torch.arange(12))
     parts = micro_batches(batch, rows)
     assert sum(part.tokens.numel() for part in parts) < (1 if rows < 12 else 1.01) * tokens.numel()
-    seen = {int(i): row[keep].tolist() for p in parts for i, row, keep in zip(p.samples, p.tokens, p.real, strict=True)}
-    assert seen == {i: tokens[i, : lengths[i]].tolist() for i in range(12)}
-    found = []
+    rows_of = [zip(part.samples, part.tokens, part.real, strict=True) for part in parts]
+    tokens_by_sample = {int(i): row[keep].tolist() for triples in rows_of for i, row, keep in triples}
+    assert tokens_by_sample == {i: tokens[i, : lengths[i]].tolist() for i in range(12)}
+    results = []
     for split in ([batch], parts):
         net = model()
         sums = accumulate(net, CLM(), split, torch.Tensor.backward)
-        found.append((net.norm.weight.grad, sums.means()["ce"].item()))
-    assert torch.allclose(found[0][0], found[1][0], atol=1e-4) and found[0][1] == pytest.approx(found[1][1], abs=1e-5)
+        results.append((net.norm.weight.grad, sums.means()["ce"].item()))
+    (gradient, loss), (other_gradient, other_loss) = results
+    assert torch.allclose(gradient, other_gradient, atol=1e-4) and loss == pytest.approx(other_loss, abs=1e-5)
     left = dataclasses.replace(batch, real=real.flip(1), tokens=tokens.flip(1))
     assert all(part.tokens.shape[1] == 16 for part in micro_batches(left, 3)), "padding in front is left alone"

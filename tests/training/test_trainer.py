@@ -1,4 +1,4 @@
-"""What the hardware's options do: compiled without a break, less memory kept, other kernels, and never other names."""
+"""Compilation, activation checkpoints and deterministic kernels; none of them changes the names of weights."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ def test_a_dense_model_is_one_graph_with_the_same_gradients():
 
 def kept_bytes(model: Transformer) -> int:
     """Bytes of the distinct storages that a forward pass keeps for the backward pass, weights left out."""
-    weights, seen = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+    weights, sizes = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = model(Batch(torch.zeros(2, 32, dtype=torch.long)))
-    total = sum(seen.values())
+    total = sum(sizes.values())
     del output
     return total
 
@@ -93,9 +93,9 @@ def test_checkpointed_activations_give_the_same_gradients_from_less_memory(optio
     checkpoint_activations(light)
     assert list(light.state_dict()) == list(plain.state_dict())
     assert kept_bytes(light) < 0.25 * kept_bytes(plain)
-    found = gradients(light)
+    recomputed = gradients(light)
     for name, expected in gradients(plain).items():
-        assert torch.equal(found[name], expected)
+        assert torch.equal(recomputed[name], expected)
 
 
 def test_a_model_with_checkpointed_activations_still_decodes_from_a_cache():
@@ -126,8 +126,8 @@ def test_deterministic_refuses_kernels_that_are_not():
 
 def loss(folder: Path) -> float:
     metrics = json.loads((folder / "summary.json").read_text())["stages"][0]["metrics"]
-    (found,) = (value for name, value in metrics.items() if name.endswith("/loss"))
-    return found
+    (final_loss,) = (value for name, value in metrics.items() if name.endswith("/loss"))
+    return final_loss
 
 
 @pytest.mark.slow

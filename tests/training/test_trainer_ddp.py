@@ -1,4 +1,4 @@
-"""Two ranks are one run: one folder, one console, and in fp64 the losses of one process."""
+"""Two data-parallel ranks are one run with one folder and, in fp64, the losses of one process."""
 
 import json
 import os
@@ -20,8 +20,8 @@ OPTIONS = [
 
 
 def rows(folder: Path) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in found if len(row) > 3]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in lines if len(row) > 3]
 
 
 @pytest.mark.process
@@ -37,10 +37,10 @@ def test_two_ranks_give_the_numbers_of_one_process(launch, process, tmp_path, mo
     assert summary["machine"]["world_size"] == 2
     assert out.count("bits/byte") == 1, "one console"
     assert "arning" not in out + err
-    expected, found = rows(alone), rows(folder)
-    assert len(expected) == len(found) >= 20
-    for one, two in zip(expected, found, strict=True):
-        assert two == pytest.approx(one, abs=1e-9)
+    expected, logged = rows(alone), rows(folder)
+    assert len(expected) == len(logged) >= 20
+    for row, other in zip(expected, logged, strict=True):
+        assert other == pytest.approx(row, abs=1e-9)
     validation = json.loads((alone / "summary.json").read_text())["stages"][0]["metrics"]
     assert summary["stages"][0]["metrics"] == pytest.approx(validation, abs=1e-9)
     (record,) = folder.glob("wandb/offline-run-*/run-*.wandb")
@@ -60,10 +60,10 @@ def test_shares_over_the_global_batch_are_those_of_all_ranks(launch, process, tm
     _, err = pair.communicate(timeout=150)
     assert pair.returncode == 0, err
     (folder,) = (tmp_path / "pair").glob("*/*")
-    for one, two in zip(alone, rows(folder), strict=True):
-        assert two == pytest.approx(one, abs=1e-9)
+    for row, other_row in zip(alone, rows(folder), strict=True):
+        assert other_row == pytest.approx(row, abs=1e-9)
     halves = rows(launch(*options, "batch.micro=4", "trainer.devices=1", root="halves"))
-    last, other = ([row["train/loss"] for row in found if "train/loss" in row][-1] for found in (alone, halves))
+    last, other = ([row["train/loss"] for row in logged if "train/loss" in row][-1] for logged in (alone, halves))
     assert last != pytest.approx(other, abs=1e-6), "one process that counts 4 rows at a time has another loss"
 
 
@@ -78,8 +78,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(launch, process, interrupted
     _, err = pair.communicate(timeout=150)
     assert pair.returncode == 0 and "resuming at step" in err, err
     (folder,) = (tmp_path / "pair").glob("*/*")
-    for one, two in zip(rows(alone), rows(folder), strict=True):
-        assert two == pytest.approx(one, abs=1e-9)
+    for row, other in zip(rows(alone), rows(folder), strict=True):
+        assert other == pytest.approx(row, abs=1e-9)
 
 
 POISON = """
@@ -118,9 +118,9 @@ def test_a_sweep_of_two_rank_cells_one_failing_on_rank_1(launch, monkeypatch, ca
     monkeypatch.undo()
     cells = {yaml.safe_load(path.read_text())["seed"]: path.parent for path in tmp_path.glob("runs/s/*/config.yaml")}
     assert sorted(cells) == [0, 1, 2]
-    told = {seed: json.loads((cell / "summary.json").read_text()) for seed, cell in cells.items()}
-    assert [told[seed]["status"] for seed in (0, 1, 2)] == ["finished", "failed", "finished"]
-    assert "rank 1" in told[1]["error"] and "poisoned" in told[1]["error"]
+    summaries = {seed: json.loads((cell / "summary.json").read_text()) for seed, cell in cells.items()}
+    assert [summaries[seed]["status"] for seed in (0, 1, 2)] == ["finished", "failed", "finished"]
+    assert "rank 1" in summaries[1]["error"] and "poisoned" in summaries[1]["error"]
     assert alive(tmp_path / "runs") == {}
     started = [line for line in (tmp_path / "started").read_text().splitlines() if str(tmp_path / "runs") in line]
     assert sum("train.py" in line for line in started) == 1
@@ -132,11 +132,11 @@ def test_a_sweep_of_two_rank_cells_one_failing_on_rank_1(launch, monkeypatch, ca
     ]
     assert sorted(ranks) == ["0", "0", "0", "1", "1", "1"]
     ids = {read(path)["run"]["id"] for path in tmp_path.glob("runs/s/*/wandb/offline-run-*/run-*.wandb")}
-    assert ids >= {told[0]["run_id"], told[2]["run_id"]} and len(ids) <= 3
+    assert ids >= {summaries[0]["run_id"], summaries[2]["run_id"]} and len(ids) <= 3
     for seed in (0, 2):
         alone = launch(*OPTIONS, "trainer.devices=1", f"seed={seed}", root="alone")
-        for one, two in zip(rows(alone), rows(cells[seed]), strict=True):
-            assert two == pytest.approx(one, abs=1e-9)
+        for row, other in zip(rows(alone), rows(cells[seed]), strict=True):
+            assert other == pytest.approx(row, abs=1e-9)
 
 
 TREE = ["trainer=ddp", "trainer.devices=2", "stages=trunk_and_cooldowns", "stages.branches=[10240,25600]"]

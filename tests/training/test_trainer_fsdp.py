@@ -1,4 +1,4 @@
-"""Two ranks that share the weights give the numbers of two that each have all, and their checkpoints are the same."""
+"""Two sharded ranks give the numbers of two data-parallel ones, and the same checkpoints."""
 
 import json
 import os
@@ -26,9 +26,9 @@ def last(root: Path) -> dict:
     return load_file(max(root.glob("*/*/stages/main/checkpoints/step-????????")) / "model.safetensors")
 
 
-def assert_same(one: dict, two: dict) -> None:
-    assert one.keys() == two.keys()
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-9
+def assert_same(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-9
 
 
 def done(run: subprocess.Popen) -> None:
@@ -43,11 +43,11 @@ def test_sharded_ranks_give_the_numbers_of_ddp(process, tmp_path, model):
     """Losses, norms of gradients, scores and weights, over micro-batches and in fp64."""
     for trainer in ("ddp", "fsdp"):
         done(process(f"trainer={trainer}", f"model={model}", *PAIR, root=trainer))
-    expected, found = (rows(next((tmp_path / name).glob("*/*"))) for name in ("ddp", "fsdp"))
-    assert len(expected) == len(found) >= 8
-    assert {"train/loss", "train/grad_norm"} <= found[0].keys()
-    for one, two in zip(expected, found, strict=True):
-        assert two == pytest.approx(one, abs=1e-9)
+    expected, logged = (rows(next((tmp_path / name).glob("*/*"))) for name in ("ddp", "fsdp"))
+    assert len(expected) == len(logged) >= 8
+    assert {"train/loss", "train/grad_norm"} <= logged[0].keys()
+    for row, other in zip(expected, logged, strict=True):
+        assert other == pytest.approx(row, abs=1e-9)
     assert_same(last(tmp_path / "ddp"), last(tmp_path / "fsdp"))
 
 
@@ -74,8 +74,8 @@ def test_each_rank_holds_its_share_alone(cache_dir, tmp_path):
     (tmp_path / "look.py").write_text(LOOK)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(tmp_path / "look.py"), str(tmp_path / "rank"), *TINY, "trainer=fsdp", *PAIR, "budget.steps=2"]
-    told = subprocess.run([*command, f"root={tmp_path / 'runs'}"], cwd=REPOSITORY, capture_output=True, timeout=150)
-    assert told.returncode == 0, told.stdout + told.stderr
+    finished = subprocess.run([*command, f"root={tmp_path / 'runs'}"], cwd=REPOSITORY, capture_output=True, timeout=150)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
     first, second = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in (0, 1))
     assert first.keys() == second.keys() and len(first) > 10
     for name, (total, local, moments) in first.items():

@@ -1,1 +1,1 @@
-"""What was asked for: composing a config, checking it, and building objects from it. Imports no torch."""
+"""Configs: composing one from a command line, checking it, and building objects from it. Imports no torch."""

@@ -236,7 +236,7 @@ def _adapter(annotation: Any) -> TypeAdapter[object]:
 
 
 def _check_type(path: str, annotation: object, value: object) -> None:
-    """Checks strict JSON types: a list can be a tuple and text a path, but text is no number and a bool no integer."""
+    """Checks JSON types strictly: a list may be a tuple, and text a path, but never a number; true is not 1."""
     try:
         _adapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:

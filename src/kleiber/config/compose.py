@@ -35,7 +35,7 @@ def conf_dir() -> Path:
     for folder in (package.parent.parent / "conf", package / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
-    raise ConfigError(f"conf/train.yaml is missing beside {package}: reinstall kleiber")
+    raise ConfigError(f"conf/train.yaml is missing in {package}: reinstall kleiber")
 
 
 class Composer:
@@ -144,7 +144,7 @@ class Composer:
         if not group or ".." in group or not self.loader.repository.group_exists(group):
             return []
         nested = [f"{sub}/{name}" for sub in self.loader.list_groups(group) for name in self.choices(f"{group}/{sub}")]
-        # Files such as study/_sweep are no choices: other files inherit from them.
+        # Files such as study/_sweep are not choices: other files inherit from them.
         choices = [name for name in self.loader.get_group_options(group) if not name.startswith("_")]
         # A nested folder that is a group itself (model/mlp) contains no choices of its parent.
         return choices + [name for name in nested if name.split("/")[0] not in self.nested_groups(group)]

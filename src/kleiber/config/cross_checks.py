@@ -146,14 +146,14 @@ def _next_token(config: Config) -> None:
     if argument(config["model"], "causal") is False and any(_is(objective, kind) for kind in ("CLM", "Distill")):
         name = str(objective["_target_"]).rsplit(".", 1)[-1].lower()
         raise ConfigError(
-            f"objective={name} predicts the next token, which a model with model.causal=false sees: "
+            f"objective={name} predicts the next token, which a model with model.causal=false can read: "
             "set objective=mlm or model=gpt"
         )
     nodes = list((config["callbacks"] or {}).values())
     for kind in ("Positions", "Latency"):
         if argument(config["model"], "causal") is False and any(_is(node, kind) for node in nodes):
             name = f"callbacks={kind.lower()}"
-            raise ConfigError(f"{name} needs a model that predicts the next token, and model.causal=false: remove one")
+            raise ConfigError(f"{name} needs a causal model, and model.causal=false: remove one of them")
 
 
 def _wise(config: Config) -> None:
@@ -202,7 +202,7 @@ def _is(node: object, kind: str) -> bool:
 
 
 def _has_gpu() -> bool:
-    """Whether this machine has a GPU. Device files come first, because importing torch is slow."""
+    """Whether this machine has a GPU. Looks for device files first, because importing torch is slow."""
     if (
         sys.platform == "linux"
         and os.environ.get("CUDA_VISIBLE_DEVICES") != ""

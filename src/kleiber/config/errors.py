@@ -29,7 +29,7 @@ class ExitCode(IntEnum):
 
 
 class Status(StrEnum):
-    """How far a run has come, or how it ended: `status` in summary.json, and in every table of runs."""
+    """The progress of a run, or how it ended: `status` in summary.json and in tables of runs."""
 
     RUNNING = "running"
     FINISHED = "finished"

@@ -1,4 +1,4 @@
-"""Data sets: sources of text and labels, tokenizers, token files, samples and their order. It knows no model."""
+"""Data sets: sources of text and labels, tokenizers, token files, samples and their batches. Imports no model."""
 
 from kleiber.types import lazy_exports
 

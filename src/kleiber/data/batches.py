@@ -251,7 +251,7 @@ class RowSamples(Samples):
     sizes    bytes of text of each sample
     """
 
-    padded = True  # so some tokens, such as the one that begins a row, are no targets
+    padded = True  # some tokens, such as the one that begins a row, are not targets
     lengths: Int[np.ndarray, "_"]
     sizes: Int[np.ndarray, "_"]
 

@@ -77,11 +77,11 @@ def parse_row(row: Row) -> Conversation:
     for prompt, answer in PAIRS:
         if {prompt, answer} <= row.keys():
             return [*parse_column(row[prompt], "user", prompt), *parse_column(row[answer], "assistant", answer)]
-    raise ValueError(f"the columns {', '.join(row)} are no conversation: the known forms are {FORMS}")
+    raise ValueError(f"the columns {', '.join(row)} are not those of a conversation, which are one of: {FORMS}")
 
 
 def has_conversations(columns: Sequence[str]) -> bool:
-    """Whether a table with these columns has one of the FORMS of conversations."""
+    """Whether a table with these columns contains conversations in one of the FORMS."""
     names = set(columns)
     pairs = (*PAIRS, ("instruction", "output"))
     return bool(names & {"messages", "conversations"}) or any(set(pair) <= names for pair in pairs)

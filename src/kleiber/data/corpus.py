@@ -156,13 +156,13 @@ class EncodedTable:
 
     @property
     def checksums(self) -> list[str]:
-        """The checksums of the files, which stand for the content."""
+        """The checksums of the files: equal content has equal checksums."""
         return [file["sha256"] for file in self.manifest["files"].values()]
 
     def samples(self, read: Callable[[Path], SomeRows]) -> dict[str, SomeRows]:
         """Returns the samples of each split, which `read` loads from the files whose names begin with a path.
 
-        Logs what each split contains. Raises ValueError where there is nothing to train on or to validate on.
+        Logs what each split contains. Raises ValueError for a training or validation split without samples.
         """
         samples = {name: read(self.folder / name) for name in self.manifest["splits"]}
         for name, split in samples.items():
@@ -211,7 +211,9 @@ def choose_tokenizer(tokenizer: str, vocab_size: int | None, sources: list[Sourc
     Raises ValueError for a vocabulary size with a tokenizer that is not trained.
     """
     if tokenizer != "bpe" and vocab_size is not None:
-        raise ValueError(f"data.vocab_size={vocab_size} needs data.tokenizer=bpe, and it is {tokenizer}: remove it")
+        raise ValueError(
+            f"data.vocab_size={vocab_size} applies to data.tokenizer=bpe only, not to {tokenizer}: remove it"
+        )
     if tokenizer == "bytes":
         return Bytes()
     if tokenizer == "bpe":

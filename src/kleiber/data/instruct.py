@@ -1,6 +1,6 @@
 """Conversations to learn answers from: instructions, questions, and chats of many turns. A sample is a row of a table.
 
-Several samples share a row of the batch, each in a segment of its own that attention does not leave. A sample that
+Several samples share a row of the batch, each in its own segment, and attention stays within a segment. A sample that
 exceeds model.context is cut at its end. A sample without an answer, or whose answers are all cut off, is left out and
 counted.
 """
@@ -65,6 +65,7 @@ class Instruct(TableData):
         return ["instruct", TEMPLATE, self.prompt, self.response]
 
     def check_columns(self, table: Dataset, name: str) -> None:
+        """Raises ValueError for a table without columns of conversations."""
         if self.prompt is not None and self.response is not None:
             require_columns(table, [self.prompt], name, "data.prompt")
             require_columns(table, [self.response], name, "data.response")
@@ -78,7 +79,7 @@ class Instruct(TableData):
         return [turn.content for turn in self.conversation(row)]
 
     def conversation(self, row: Row) -> Conversation:
-        """Returns the turns of a row. Raises ValueError for a row that is no conversation."""
+        """Returns the turns of a row. Raises ValueError for a row that is not a conversation."""
         if self.prompt is None or self.response is None:
             return parse_row(row)
         return parse_row({"prompt": row[self.prompt], "response": row[self.response]})
@@ -149,6 +150,7 @@ class Conversations(TableRows):
         return ids[:begin], ids[begin:end]
 
     def gather(self, index: Int[np.ndarray, "batch"], epoch: int = 0) -> Batch:
+        """Returns padded rows with weights of 1 on the tokens of answers."""
         ids, marks = zip(*(self.row(int(i)) for i in index), strict=True)
         tokens, real = pad(ids, self.context + 1, self.eos, ahead=1)
         weights, _ = pad(marks, self.context + 1, 0, ahead=1)
@@ -156,6 +158,7 @@ class Conversations(TableRows):
         return Batch(tokens=tokens, real=real, weights=weights.float(), samples=numbers)
 
     def describe(self, counts: Json) -> str:
+        """Returns the numbers of samples, tokens and answers, and what was left out or cut."""
         unanswered, cut_off = counts["unanswered"], len(self.ids) - len(self.row_numbers)
         return (
             f"{len(self):,} samples, {self.num_tokens:,} tokens of which {self.num_answers:,} are answers"

@@ -98,6 +98,7 @@ class Labelled(TableData):
         return [row[column] or "" for column in self.columns]
 
     def encode(self, splits: dict[str, Dataset], tokenizer: Tokenizer) -> Iterator[EncodedSplit]:
+        """Yields the rows of each split that have a label, with their labels as numbers."""
         labels = read_labels(splits, self.label)
         for name, split in splits.items():
             values, present = labels.encode(split[self.label])
@@ -183,6 +184,7 @@ class LabelledRows(TableRows):
         return Batch(tokens=tokens, real=real, labels=labels, samples=sample_numbers(index, epoch, len(self)))
 
     def describe(self, counts: Json) -> str:
+        """Returns the number of rows, what was left out or cut, and the share of each class."""
         rows = counts["rows"]
         text = (
             f"{rows:,} rows"

@@ -94,6 +94,7 @@ class MixtureOrder(Order):
     def samples_at(
         self, positions: Int[np.ndarray, "batch"]
     ) -> tuple[Int[np.ndarray, "batch"], Int[np.ndarray, "batch"]]:
+        """Returns the sample numbers and epochs at these positions of the infinite sequence."""
         blocks, slots = np.divmod(positions, self.block)
         assigned = np.empty_like(positions)
         for block in np.unique(blocks):

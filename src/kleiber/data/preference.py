@@ -1,4 +1,6 @@
-"""Pairs of answers to one prompt, of which one was preferred: prompt, chosen, rejected, or two whole transcripts.
+"""Pairs of answers to one prompt, one of which is preferred.
+
+A table has the columns prompt, chosen and rejected, or two whole transcripts in the columns chosen and rejected.
 
 A sample is a pair: `tokens` contain the chosen conversation, `counterpart` the rejected one. Where model.context is
 short, both keep the same end of the prompt, and answers are cut at their end. Pairs of equal answers, and pairs that
@@ -52,7 +54,7 @@ def parse_transcript(text: str) -> Conversation:
 
 
 def parse_answer(row: Row, column: str) -> Conversation:
-    """Returns the conversation that ends with the answer in `column`, after the prompt where there is such a column."""
+    """Returns the conversation that ends with the answer in `column`, after the column `prompt` if there is one."""
     value = row[column]
     if "prompt" not in row:
         return (
@@ -107,7 +109,7 @@ def _samples(held_out: HeldOut) -> TableRows:
 
 @dataclass(frozen=True)
 class AnswerTable(TableData):
-    """A table of answers, each of which is read beside another answer to the same prompt."""
+    """A table of answers, each of which is paired with another answer to the same prompt."""
 
     def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float]]:
         """Returns both conversations and the label of each row that can be used."""
@@ -231,6 +233,7 @@ class PairRows(TableRows):
         return Batch(tokens=tokens, real=real, weights=weights.float())
 
     def describe(self, counts: Json) -> str:
+        """Returns the number of pairs, and what was left out or cut."""
         return (
             f"{len(self):,} pairs"
             + (f"; {counts['useless']:,} rows without two different answers left out" if counts["useless"] else "")

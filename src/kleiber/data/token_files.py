@@ -1,6 +1,6 @@
 """Token files: encoded text in memory-mapped files, and the windows of text that are samples of it.
 
-`token_files` encodes each split of a text source into one file of ids. An end-of-text token stands before every
+`token_files` encodes each split of a text source into one file of ids. An end-of-text token precedes every
 document, so every byte of text is a target and bits per byte are exact. `write_rows` and `read_rows` keep rows of
 unequal length, such as conversations.
 
@@ -59,7 +59,7 @@ def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[
             documents = text.documents
             counts = {split: _write(folder / f"{split}.bin", documents.get(split, ()), tokenizer) for split in SPLITS}
         if counts["train"]["tokens"] == 0:
-            raise ValueError(f"{source.name} has no training text")
+            raise ValueError(f"the training split of {source.name} has no text")
         return {"splits": counts, **text.notes}
 
     folder, manifest = cached_folder(root, f"{source.name}-{tokenizer.name}", identity, build)

@@ -1,4 +1,4 @@
-"""Single answers labeled as desirable or not: prompt, completion, label. A prompt may have only one answer.
+"""Single answers labeled as desirable or not. A table has the columns prompt, completion and label.
 
 The `tokens` of a sample contain its conversation. `counterpart` contains the same prompt with the answer of another
 row, always the same one: the log-probabilities of such mismatched answers measure how far the model has moved from its
@@ -50,7 +50,7 @@ class Unpaired(AnswerTable):
         return [turn.content for turn in parse_answer(row, "completion")[:-1]]
 
     def read(self, rows: list[Row]) -> tuple[list[tuple[Conversation, Conversation]], list[float]]:
-        """Returns each conversation beside the same prompt with the answer of another row, and the labels."""
+        """Returns each conversation, paired with its prompt and the answer of another row; and the labels."""
         dialogs = [(parse_answer(row, "completion"), parse_label(row["label"])) for row in rows]
         answered = [(dialog, label) for dialog, label in dialogs if ends_with_answer(dialog)]
         # In a random order, since neighbors are often answers to one prompt.
@@ -77,15 +77,16 @@ def parse_label(label: object) -> float:
 
 
 class UnpairedRows(PairRows):
-    """Labeled answers of one split, each before its mismatched answer. `labels` are 1 for desirable answers, else 0."""
+    """Labeled answers of one split, each followed by its mismatched answer. `labels` are 1 if desirable, else 0."""
 
-    sides = 1  # the mismatched one is read without gradients, at another time
+    sides = 1  # the mismatched answer is scored separately, without gradients
 
     def per_sample(self, sides: Int[np.ndarray, "sides"]) -> Int[np.ndarray, "pairs"]:
         """Returns a number of the labeled conversation of each sample."""
         return sides[::2]
 
     def describe(self, counts: Json) -> str:
+        """Returns the number of answers, and what was left out or cut."""
         return (
             f"{len(self):,} answers"
             + (f"; {counts['useless']:,} rows without an answer left out" if counts["useless"] else "")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 def warmup_factor(step: int, total: int, warmup_steps: int) -> float:
     """Returns a factor that rises linearly to 1 over `warmup_steps` steps, or over a fifth of the run if that is less.
 
-    The warm-up is a number of steps, not a share of the run, so runs of all lengths start alike. A warm-up that is too
-    long for small models biases a scaling law (Porian et al. 2024, arXiv:2406.19146, section 3.2).
+    The warm-up is a number of steps, not a share of the run, so runs of all lengths start in the same way. A warm-up
+    that is too long for small models biases a scaling law (Porian et al. 2024, arXiv:2406.19146, section 3.2).
     """
     return min(1.0, (step + 1) / max(1, min(warmup_steps, total // 5)))
 

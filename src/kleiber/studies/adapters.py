@@ -46,7 +46,7 @@ class Adapters(EqualTargetStudy):
         if self.margin <= 0:
             raise ValueError(f"study.margin={self.margin} must be above 0")
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares every arm with full fine-tuning. Raises ValueError without full fine-tuning and without adapters."""
         rows = named(runs)
         best = {arm: best_rate(part) for arm, part in rows.groupby("method")}

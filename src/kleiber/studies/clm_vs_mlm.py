@@ -55,7 +55,7 @@ class ClmVsMlm(Study):
             raise ValueError("; ".join(few) or f"study.min_tokens={self.min_tokens} leaves no point")
         return few
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares the local exponents of the losses of both objectives in parameters and tokens."""
         rows = points(runs)
         kinds = {run.name: run.stage["objective"] for run in runs if run.stage}

@@ -31,7 +31,7 @@ class Context(Study):
         super().__post_init__()
         check_level(self.level)
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates the gain of a longer context for each data set and kind of attention."""
         rows, places = scored(runs)
         same_budget(rows)

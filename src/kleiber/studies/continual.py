@@ -47,7 +47,7 @@ class Continual(EqualTargetStudy):
 
     start: str | None = None
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares every method, at its best setting, with plain training."""
         record = self.compare(runs)
         best: Rows = record["best"]
@@ -277,7 +277,7 @@ METHODS_TEXT = (
     "{tolerance:.0%} above the loss that its own stage ended with, in a last stage without any method; where it was "
     "not regained there is none. Upstream is what the tasks of the start point lost. The first stage has no method, so "
     "it is the same for all. Each method stands at its setting of best mean ACC, chosen on the same runs, which "
-    "favours methods with more settings. Student's "
+    "favors methods with more settings. Student's "
     "{level:.0%} intervals take each order and seed as one sample: they say nothing of other start points. Differences "
     "are within order and seed, for all methods at once (Bonferroni)."
 )

@@ -49,7 +49,7 @@ class DataRepeat(Study):
         why = shortfall(find("data_constrained"), columns)
         return [f"what repeating costs will be told and no law: {why}"] if why else []
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates the excess loss of repeated text, and fits the data-constrained law where the runs allow it."""
         rows = epochs(runs)
         paired = excess(rows)
@@ -94,7 +94,7 @@ class DataRepeat(Study):
         loaded = table.load(rows, {"N": "N", "D": "tokens", "U": "unique", "L": "loss"}, (), form.inputs)
         options = analysis.Options(bootstrap=self.bootstrap, cluster="run", level=self.level)
         try:
-            law = laws_json.without_nonfinite(analysis.analyse(loaded, form, options))
+            law = laws_json.without_nonfinite(analysis.analyze(loaded, form, options))
         except ValueError as error:
             return None, [{"code": "no_law", "level": "warn", "text": f"no fit of the data-constrained law: {error}"}]
         return law, law["verdicts"]

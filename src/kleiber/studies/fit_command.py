@@ -266,7 +266,7 @@ def _record(part: "Table", form: "Law", name: str, options: "Options", by: str |
     from kleiber.studies.laws import analysis, laws_json
 
     try:
-        record = analysis.analyse(part, replace(form, name=name) if ".py:" in name else form, options)
+        record = analysis.analyze(part, replace(form, name=name) if ".py:" in name else form, options)
     except ValueError as error:
         raise ValueError(f"{by} = {group}: {error}" if by else str(error)) from error
     if options.rank and not record.get("ranking"):

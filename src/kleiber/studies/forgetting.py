@@ -74,7 +74,7 @@ def method(record: Json) -> str:
         f"of plain fine-tuning and {record['tolerance']:.0%} more. Intervals are Student's at {record['level']:.0%}: "
         "of F with as many degrees of freedom as there are bases less one, of differences within seeds with the noise "
         "left after seeds and methods, for all methods at once (Bonferroni). Seed noise of a run: "
-        f"{spread}. The choice among settings is made on the same runs, which favours methods with more of them; the "
+        f"{spread}. The choice among settings is made on the same runs, which favors methods with more of them; the "
         "line of WiSE contains the ends of plain fine-tuning, so it cannot come out behind it. Replayed tokens count "
         "as tokens of the budget unless the design says otherwise." + REPLAY
     )
@@ -102,7 +102,7 @@ class Forgetting(EqualTargetStudy):
     level      of the intervals
     """
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares the forgetting of all methods at equal target loss."""
         record = self.compare(runs)
         return Findings(

@@ -24,13 +24,13 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c
 
 
 def methods_of(points: pd.DataFrame) -> list[str]:
-    """Plain fine-tuning first, where it is among them, the others by name: the order of colours."""
+    """Plain fine-tuning first, where it is among them, the others by name: the order of colors."""
     names = set(points["method"])
     return [*({PLAIN} & names), *sorted(names - {PLAIN})]
 
 
 def colors(names: list[str], shown: list[str]) -> list[str]:
-    """The colours of some methods, as they are among all."""
+    """The colors of some methods, as they are among all."""
     return [("#000000", *COLORS)[names.index(name) % (1 + len(COLORS))] for name in shown]
 
 
@@ -114,7 +114,7 @@ def heat(scores: pd.DataFrame) -> alt.TopLevelMixin:
 
 
 def loads(rows: Sequence[Row], names: list[str], level: float) -> alt.TopLevelMixin:
-    """Total variation by layer, a panel for each text and distance, a colour an arm; `names` are all arms in order."""
+    """Total variation by layer, a panel for each text and distance, a color an arm; `names` are all arms in order."""
     shown = pd.DataFrame(rows)
     shown["panel"] = shown["text"].str.rpartition("/")[2] + " " + shown["distance"]
     shown["order"] = [list(KINDS.values()).index(distance) for distance in shown["distance"]]
@@ -178,7 +178,7 @@ def panel(rows: Rows, title: str, names: list[str]) -> alt.LayerChart | alt.Face
 
 
 def score_heatmap(rows: Rows, of: str) -> alt.TopLevelMixin:
-    """R of each method, tasks by their place in the order, means over orders and seeds; colour is the change since the
+    """R of each method, tasks by their place in the order, means over orders and seeds; color is the change since the
     task was learned, and none before."""
     limit = float(rows["change"].abs().max()) or 1.0
     x = alt.X("task:O", title="task in order", axis=alt.Axis(labelAngle=0))

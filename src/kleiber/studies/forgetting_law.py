@@ -63,7 +63,7 @@ class ForgettingLaw(Study):
             raise ValueError(why)
         return []
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Fits the law and solves it for the replayed fraction at the tolerated forgetting."""
         record = self.fitted(runs)
         main, why = record["main"], record["main"].get("no_fit")
@@ -126,7 +126,7 @@ class ForgettingLaw(Study):
         options = analysis.Options(
             bootstrap=self.bootstrap, level=self.level, cluster=cluster, find_suspects=False, backtest=()
         )
-        record = analysis.analyse(loaded, law, options)
+        record = analysis.analyze(loaded, law, options)
         # Seeds were averaged before; the methods of the study report their noise.
         record["verdicts"] = [verdict for verdict in record["verdicts"] if verdict["code"] != "no_replicates"]
         return record

@@ -33,7 +33,7 @@ class MoEForgetting(EqualTargetStudy):
     level      of the intervals
     """
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares the forgetting of mixture and dense model at equal target loss."""
         record = self.compare(runs)
         return Findings(

@@ -51,7 +51,7 @@ class MoEGain(Study):
             if set(pair) != {"mixture", "dense"}:
                 raise ValueError(f"study.pairs: {pair}: give mixture and dense, the names of two arms")
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates the gain of each mixture over its dense model, and its trend in tokens and size."""
         ladders = by_tokens(runs)
         rows, trends, verdicts = [], [], []
@@ -181,7 +181,7 @@ class Upcycling(Study):
     upcycled: str = "upcycled"
     against: Sequence[str] = ("continued", "scratch")
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares the upcycled mixture with the other arms at equal extra FLOPs."""
         arms = read(runs)
         verdicts = complaints(arms)

@@ -53,7 +53,7 @@ class MoELaw(Study):
         why = shortfall(find(self.law), columns)
         return [f"the study can estimate gains but not fit a law: {why}"] if why else []
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates gains over X = 1, and fits the joint law where the runs determine it."""
         rows = points(runs)
         expansions = {run.name: expansion(run) for run in runs if run.status == "finished"}
@@ -87,7 +87,7 @@ class MoELaw(Study):
             return None, [{"code": "no_law", "level": "warn", "text": text}]
         loaded = table.load(rows, {"N": "active", "D": "tokens", "X": "X", "L": "loss", "C": "flops"}, (), form.inputs)
         options = analysis.Options(bootstrap=self.bootstrap, cluster="trunk", level=self.level)
-        law = laws_json.without_nonfinite(analysis.analyse(loaded, form, options))
+        law = laws_json.without_nonfinite(analysis.analyze(loaded, form, options))
         return law, law["verdicts"]
 
 

@@ -68,7 +68,7 @@ class MupTransfer(Study):
         if self.around < 1:
             raise ValueError(f"study.around={self.around} must be >= 1")
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates the optimal learning rate at each width and its drift."""
         rows = points(runs)
         optima, drifts = self.optima(rows)
@@ -131,7 +131,7 @@ class MupTransfer(Study):
         return (
             f"Loss against log2 of the learning rate was fitted by a parabola through the {2 * self.around + 1} rates "
             "around the least mean, with a level of its own for each seed; seeds run over the same rates. Noise is "
-            "pooled over the widths of a parametrisation, intervals of an optimum and of the drift (weighted least "
+            "pooled over the widths of a parametrization, intervals of an optimum and of the drift (weighted least "
             f"squares of log2 optimum on log2 width) are at {self.level:.0%} by the delta method and Student's t. "
             "Under muP (Yang et al. 2022, arXiv:2203.03466) the drift should be 0."
         )

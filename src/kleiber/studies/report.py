@@ -179,7 +179,7 @@ def report(
         archive_runs(source)
     runs = [run for place in (source, *also) for run in read_runs(place)]
     study = study_of(folder, runs, name)
-    result = study.analyse(runs)
+    result = study.analyze(runs)
     findings = without_nonfinite(content(result, title_of(source), runs))
     if out is None:
         write_findings(folder, findings, result)

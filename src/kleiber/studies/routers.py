@@ -49,7 +49,7 @@ class Routers(Study):
     lossfree: str = "lossfree"
     unbalanced: str = "unbalanced"
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares the loss and the expert loads of all routers."""
         arms = read(runs, None if self.tokens is None else quantity(self.tokens))
         run_rows = points(runs)

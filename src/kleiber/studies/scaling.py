@@ -71,7 +71,7 @@ class Scaling(Study):
     def law_inputs(self) -> Sequence[str]:
         return find(self.law).inputs
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Fits the law and returns it with its tables, figures and verdicts."""
         law = without_nonfinite(self.law_of(runs))
         rows = points(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
@@ -90,7 +90,7 @@ class Scaling(Study):
             raise ValueError(
                 f"study.min_tokens={self.min_tokens} must be at most {most:,.0f}, the tokens of the longest run"
             )
-        record = analysis.analyse(self.loaded(late), find(self.law), self.options())
+        record = analysis.analyze(self.loaded(late), find(self.law), self.options())
         record["excluded"] = [*record["excluded"], *unfinished_runs(runs)]
         if len(late) < len(rows):
             record["from_least_tokens"] = [
@@ -128,9 +128,9 @@ class IsoFLOP(Scaling):
 
     min_tokens: int | float | str = 1
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Returns the findings of `Scaling` with the exponent of approach 2 as the headline."""
-        findings = super().analyse(runs)
+        findings = super().analyze(runs)
         law = findings.law
         assert law is not None
         parabolas = next((row for row in law["approaches"] if row["approach"].startswith("2")), None)
@@ -159,9 +159,9 @@ class Accounting(Scaling):
     The options are those of `Scaling`. Source: Porian et al. 2024, arXiv:2406.19146
     """
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Returns the findings of `Scaling` with the range of the exponent over conventions as the headline."""
-        findings = super().analyse(runs)
+        findings = super().analyze(runs)
         assert findings.law is not None
         rows = [row for row in findings.law["accounting"] if row["approach"].startswith("3")]
         if not rows:

@@ -62,7 +62,7 @@ class Sparsity(Study):
                     f"study.comparisons: {comparison}: give arm, against and equal, one of {', '.join(EQUAL)}"
                 )
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares the mixture with dense models at equal FLOPs, parameters, memory and time."""
         arms = read(runs, quantity(self.tokens))
         verdicts = complaints(arms)

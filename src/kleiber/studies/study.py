@@ -1,6 +1,6 @@
 """The base of all studies: their findings, options and headlines, and the content of findings.json.
 
-`analyse(runs)` turns finished runs into `Findings`. A study reads only files that its runs wrote. Every estimate has an
+`analyze(runs)` turns finished runs into `Findings`. A study reads only files that its runs wrote. Every estimate has an
 interval, or a reason why it has none. Figures are functions, since drawing them needs the extra `report`.
 """
 
@@ -59,7 +59,7 @@ class Study:
             if value is not None and value < 1:
                 raise ValueError(f"study.{name}={value} must be >= 1")
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Analyzes the runs. Raises ValueError if they cannot answer the question of the study."""
         raise NotImplementedError
 

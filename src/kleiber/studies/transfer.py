@@ -26,7 +26,7 @@ METHODS = (
     "Each seed has base runs of its own, one for each kind of model and text; every task is fine-tuned from them, and "
     "from nothing by the same model, tokenizer, data order and number of steps. Learning rates were tuned for each "
     "kind, start and task at the first seed and all labels (of a kind's texts at the first one) by the validation "
-    "score that is reported, which favours no side but makes every score a little too good. Gaps are paired by seed, "
+    "score that is reported, which favors no side but makes every score a little too good. Gaps are paired by seed, "
     "intervals Student's at {level:.0%}. Effective data transferred: the labelled tokens with which training from "
     "nothing would have reached the same score, by its curve over the share of the labels, less those that were given "
     "(Hernandez et al. 2021, arXiv:2102.01293)."
@@ -53,7 +53,7 @@ class Transfer(Study):
         super().__post_init__()
         check_level(self.level)
 
-    def analyse(self, runs: Sequence[Run]) -> Findings:
+    def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares fine-tuning of pre-trained models with training from scratch on every task."""
         tried = score_rows(runs)
         rows = at_tuned_rate(tried)

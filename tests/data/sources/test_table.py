@@ -18,7 +18,7 @@ def reviews(count: int = 40) -> list[dict]:
     return [{"text": f"{i} " + "ab" * (i % 9), "label": i % 2} for i in range(count)]
 
 
-def said(rows: LabelledRows, i: int, begin: int = 256, eos: int = 256) -> list[str]:
+def row_texts(rows: LabelledRows, i: int, begin: int = 256, eos: int = 256) -> list[str]:
     """The texts of a row, without what stands around them."""
     ids = rows.row(i).tolist()
     assert ids[0] == begin and ids[-1] == eos
@@ -48,7 +48,7 @@ def test_classes_by_name_and_several_classes(tmp_path: Path, cache: Path) -> Non
 
 def test_whole_numbers_with_gaps_are_classes_in_csv_too(tmp_path: Path, cache: Path) -> None:
     def written(name: str, labels: list[str]) -> str:
-        (tmp_path / name).write_text("text,label\n" + "".join(f"no. {i},{one}\n" for i, one in enumerate(labels)))
+        (tmp_path / name).write_text("text,label\n" + "".join(f"no. {i},{label}\n" for i, label in enumerate(labels)))
         return str(tmp_path / name)
 
     corpus = Labelled(written("gaps.csv", ["", "2", "7"] * 20)).prepare(32)
@@ -81,7 +81,7 @@ def test_without_validation_the_test_split_is_scored_and_else_a_twentieth_is_hel
     texts = []
     for rows in (corpus.train, held.samples):
         assert isinstance(rows, LabelledRows)
-        texts.append({said(rows, i)[0] for i in range(len(rows))})
+        texts.append({row_texts(rows, i)[0] for i in range(len(rows))})
     assert len(held) == 6 and not texts[0] & texts[1] and len(texts[0] | texts[1]) == 60
     again = Labelled(jsonl(tmp_path / "same.jsonl", twice)).prepare(64)
     assert again.hash == corpus.hash

@@ -36,8 +36,8 @@ def test_a_copy_below_kleiber_data_is_found(tmp_path: Path, bpe: BPE, monkeypatc
     (folder / "tokenizer.json").write_bytes(bpe.path.read_bytes())
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
     monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
-    found = load_pretrained("someone/mine")
-    assert found.encode("The keeper weighed") == bpe.encode("The keeper weighed")
+    tokenizer = load_pretrained("someone/mine")
+    assert tokenizer.encode("The keeper weighed") == bpe.encode("The keeper weighed")
 
 
 def test_a_tokenizer_that_does_not_exist_is_named(cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""Experts that choose tokens: how many, which, and that the leak has to be acknowledged."""
+"""Expert choice: how many tokens experts take, which ones, and the acknowledgement of the leak."""
 
 import pytest
 import torch

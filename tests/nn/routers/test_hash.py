@@ -1,4 +1,4 @@
-"""Routers without parameters: what their choice depends on, and that it is uniform."""
+"""Routers without parameters: what their choice depends on, and its uniformity."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ from kleiber.types.batch import Batch
 
 def test_hash_depends_on_the_id_and_the_layer_alone():
     ids = torch.arange(4000).view(40, 100)
-    one, two = (Hash(Site(16, 2, layer), 8, 2) for layer in (0, 1))
-    first = one(torch.randn(4000, 16), Batch(ids)).experts
-    assert torch.equal(first, one(torch.randn(4000, 16), Batch(ids)).experts)
-    assert 0.05 < float((first == two(torch.randn(4000, 16), Batch(ids)).experts).float().mean()) < 0.25
+    router, next_layer = (Hash(Site(16, 2, layer), 8, 2) for layer in (0, 1))
+    first = router(torch.randn(4000, 16), Batch(ids)).experts
+    assert torch.equal(first, router(torch.randn(4000, 16), Batch(ids)).experts)
+    assert 0.05 < float((first == next_layer(torch.randn(4000, 16), Batch(ids)).experts).float().mean()) < 0.25
     load = torch.bincount(first.flatten(), minlength=8)
     assert float(load.min()) > 850 and float(load.max()) < 1150, "8000 assignments to 8 experts"
     with pytest.raises(ValueError, match="batch"):
-        one(torch.randn(3, 16))
+        router(torch.randn(3, 16))
 
 
 def test_random_depends_on_sample_and_position_and_is_uniform():

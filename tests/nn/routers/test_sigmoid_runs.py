@@ -1,4 +1,4 @@
-"""The bias of loss-free balance in whole runs: one update a step from the whole batch, and resumed bit by bit."""
+"""The bias of loss-free balance in whole runs: one update per step from the global batch, and exact resumption."""
 
 import pytest
 import torch

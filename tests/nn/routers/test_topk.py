@@ -76,12 +76,12 @@ def test_logits_carry_the_multiplier_of_an_output():
 def test_noise_is_of_the_generator_off_in_evaluation_and_learned():
     router, x = Noisy(SITE, 8, 2), torch.randn(200, 16)
     torch.manual_seed(3)
-    one, two = router(x), router(x)
+    first, second = router(x), router(x)
     torch.manual_seed(3)
-    assert torch.equal(router(x).logits, one.logits) and not torch.equal(one.logits, two.logits)
-    noise = one.logits - router.linear(x)
+    assert torch.equal(router(x).logits, first.logits) and not torch.equal(first.logits, second.logits)
+    noise = first.logits - router.linear(x)
     assert noise.std().item() == pytest.approx(float(F.softplus(torch.zeros(()))), rel=0.1)
-    one.weights[:, 0].sum().backward()
+    first.weights[:, 0].sum().backward()
     assert router.noise.weight.grad.abs().max().item() > 0
     router.eval()
     assert torch.equal(router(x).logits, router.linear(x))

@@ -21,13 +21,13 @@ def test_what_has_no_data_has_no_figure():
 @pytest.mark.parametrize("name", ["differences", "arms", "tuning", "sizes"])
 def test_a_figure_shows_the_arms_it_was_asked_for(name):
     gap = {"what": "mixture - dense", "value": 0.1, "lo": 0.0, "hi": 0.2}
-    made = {
+    built = {
         **arms.differences_chart([gap], "title"),
         **arms.each_arm({"mixture": ARM}),
         **arms.against_loss("sizes", [ARM.row()], "params", "title"),
     }
-    assert list(made) == ["differences", "arms", "tuning", "sizes"]
-    assert '"mixture' in made[name]().to_json()
+    assert list(built) == ["differences", "arms", "tuning", "sizes"]
+    assert '"mixture' in built[name]().to_json()
 
 
 SPARSITY = {"_target_": "kleiber.studies.Sparsity", "sizes": ["dense", "large"]}

@@ -14,14 +14,14 @@ def test_a_difference_without_replicates_has_no_interval_in_words():
 def rows(points):
     """Of (method, share, lr, seed, tokens, F, target); no line between start and end."""
     names = ["method", "replayed", "lr", "seed", "tokens", "F", "target"]
-    made = pd.DataFrame(points, columns=names)
-    return made.assign(
-        kept=float("inf"), run=range(len(made)), setting=made["replayed"].astype(str), steps=made["tokens"] / 1000
+    built = pd.DataFrame(points, columns=names)
+    return built.assign(
+        kept=float("inf"), run=range(len(built)), setting=built["replayed"].astype(str), steps=built["tokens"] / 1000
     )
 
 
 def claim(points, code):
-    return next(one for one in claims(rows(points), [], 0.9) if one.code == code)
+    return next(entry for entry in claims(rows(points), [], 0.9) if entry.code == code)
 
 
 def test_one_replicate_is_weaker_than_three_with_a_smaller_fall():
@@ -32,8 +32,8 @@ def test_one_replicate_is_weaker_than_three_with_a_smaller_fall():
     for share, F, seeds in ((0.0, 0.3, 3), (0.01, 0.2, 3), (0.05, 0.18, 3), (0.2, 0.1595, 1)):
         method = "replay" if share else "none"
         points += [(method, share, 0.01, s, 1e6, F + base[s] + next(wiggle), 1.5) for s in range(seeds)]
-    told = claim(points, "replay_monotone")
-    assert "from 0.05 to 0.2" in told.text and told.value > 0.0197 and told.holds is True
+    warning = claim(points, "replay_monotone")
+    assert "from 0.05 to 0.2" in warning.text and warning.value > 0.0197 and warning.holds is True
 
 
 def test_a_step_that_rises_beyond_noise_is_the_answer_whatever_else_is_noisier():
@@ -42,24 +42,24 @@ def test_a_step_that_rises_beyond_noise_is_the_answer_whatever_else_is_noisier()
     for share, F, seeds in ((0.0, 0.3, 3), (0.01, 0.312, 3), (0.05, 0.29, 3), (0.2, 0.309, 1)):
         method = "replay" if share else "none"
         points += [(method, share, 0.01, s, 1e6, F + next(wiggle), 1.5) for s in range(seeds)]
-    told = claim(points, "replay_monotone")
-    assert told.holds is False and "from 0 to 0.01" in told.text, told.text
+    warning = claim(points, "replay_monotone")
+    assert warning.holds is False and "from 0 to 0.01" in warning.text, warning.text
 
 
 def test_learning_rates_are_compared_at_equal_length():
     """Of the long runs, which forget more, only those at the low rate are there yet."""
     points = [("none", 0.0, 0.003, s, n, F + 0.001 * s, 1.5) for s in range(3) for n, F in ((1e6, 0.2), (4e6, 0.5))]
     points += [("none", 0.0, 0.03, s, 1e6, 0.3 + 0.001 * s + 1e-4 * (s == 1), 1.5) for s in range(3)]
-    told = claim(points, "fast_forgets")
-    assert told.value == pytest.approx(0.1, abs=1e-3) and told.holds is True
+    warning = claim(points, "fast_forgets")
+    assert warning.value == pytest.approx(0.1, abs=1e-3) and warning.holds is True
 
 
 @pytest.mark.parametrize(("tokens", "words"), [(1e6, "at equal tokens"), (1e6 / 0.95, "at equal new tokens")])
 def test_what_is_equal_between_replay_and_plain_is_said(tokens, words):
     points = [("none", 0.0, 0.01, s, 1e6, 0.3 + 0.01 * s, 1.5 + 0.01 * s) for s in range(3)]
     points += [("replay", 0.05, 0.01, s, tokens, 0.2 + 0.011 * s, 1.51 + 0.011 * s) for s in range(3)]
-    told = claim(points, "replay_cheap")
-    assert told.text.endswith(words) and told.value == pytest.approx(0.0101 / 1.51, rel=0.2)
+    warning = claim(points, "replay_cheap")
+    assert warning.text.endswith(words) and warning.value == pytest.approx(0.0101 / 1.51, rel=0.2)
 
 
 def test_replay_of_small_memories_is_no_part_of_the_curve_of_replay():
@@ -67,8 +67,8 @@ def test_replay_of_small_memories_is_no_part_of_the_curve_of_replay():
     points += [("replay", 0.2, 0.01, s, 1e6, 0.04 + s / 1e3, 1.0) for s in range(3)]
     small = rows([("replay", 0.2, 0.01, s, 1e6, 0.09 + s / 1e3, 1.0) for s in range(3)]).assign(kept=8e3)
     whole = rows(points)
-    told = [claims(table, [], 0.9)[0] for table in (whole, pd.concat([whole, small], ignore_index=True))]
-    assert told[0].code == told[1].code == "replay_monotone"
-    assert told[0].value == pytest.approx(told[1].value) == pytest.approx(0.06)
+    first_claims = [claims(table, [], 0.9)[0] for table in (whole, pd.concat([whole, small], ignore_index=True))]
+    assert first_claims[0].code == first_claims[1].code == "replay_monotone"
+    assert first_claims[0].value == pytest.approx(first_claims[1].value) == pytest.approx(0.06)
     alone = rows(points[:3])
     assert claims(pd.concat([alone, small], ignore_index=True), [], 0.9)[0].value == pytest.approx(0.01)

@@ -16,7 +16,7 @@ def runs(tmp_path_factory):
 
 def test_figures_hold_every_arm(runs):
     pytest.importorskip("altair")
-    for name, make in Adapters().analyse(runs).figures.items():
+    for name, make in Adapters().analyze(runs).figures.items():
         drawn = json.dumps(make().to_dict())
         assert "rank 16" in drawn, name
         assert "full" in drawn or name == "ranks"

@@ -37,12 +37,12 @@ def shifted(rows, by):
 def test_what_the_runs_of_a_seed_share_widens_no_difference_between_methods(study):
     rows = outcomes.outcomes(read_runs(study))
     at = frontier.reference(rows, 0.02)
-    plain, moved = (frontier.matched(one, at, 0.9) for one in (rows, shifted(rows, {0: 0.0, 1: 0.3, 2: -0.2})))
+    plain, moved = (frontier.matched(row, at, 0.9) for row in (rows, shifted(rows, {0: 0.0, 1: 0.3, 2: -0.2})))
     for before, after in zip(plain, moved, strict=True):
         assert (after.less, after.half) == pytest.approx((before.less, before.half), abs=1e-9)
-    told = {one.method: one for one in moved}["replay"]
+    by_name = {row.method: row for row in moved}["replay"]
     # Student's t of two degrees of freedom, 2.92, times the bases' sd over the root of three, twice
-    assert told.hi - told.lo == pytest.approx(2 * 2.92 * 0.2517 / 3**0.5, rel=0.05), (
+    assert by_name.hi - by_name.lo == pytest.approx(2 * 2.92 * 0.2517 / 3**0.5, rel=0.05), (
         "known no better than by three bases"
     )
 
@@ -61,13 +61,13 @@ def test_many_methods_widen_each_comparison(study):
     rows = outcomes.outcomes(read_runs(study))
     at = frontier.reference(rows, 0.02)
     few = rows[rows["method"].isin(["none", "replay"])]
-    (one,) = (m for m in frontier.matched(few.assign(F=few["F"]), at, 0.9) if m.method == "replay")
+    (row,) = (m for m in frontier.matched(few.assign(F=few["F"]), at, 0.9) if m.method == "replay")
     table = frontier.at_target(few, at)
     noise = frontier.blocked(table)
-    assert noise.df == 2 and one.half == pytest.approx(noise.half_width(0.9, 2 / 3))
-    (more,) = (m for m in frontier.matched(rows, at, 0.9) if m.method == "replay")
+    assert noise.df == 2 and row.half == pytest.approx(noise.half_width(0.9, 2 / 3))
+    (longer,) = (m for m in frontier.matched(rows, at, 0.9) if m.method == "replay")
     models = frontier.at_target(rows, at)[["none", "replay", "l2sp"]].dropna(axis=1, how="all")
-    assert more.half == pytest.approx(frontier.blocked(models).half_width(1 - 0.1 / (len(models.columns)), 2 / 3))
+    assert longer.half == pytest.approx(frontier.blocked(models).half_width(1 - 0.1 / (len(models.columns)), 2 / 3))
 
 
 def test_several_bases_of_one_seed_are_refused(tmp_path):
@@ -77,9 +77,9 @@ def test_several_bases_of_one_seed_are_refused(tmp_path):
         for lr in (0.003, 0.03):
             larger = tmp_path / "s" / f"larger-{lr}-{seed}"
             write_arm(larger, "none", 0.0, lr, seed, params=80_000, base=tmp_path / "s" / "other")
-            told = json.loads((larger / "summary.json").read_text())
-            told["stages"][0]["start_metrics"]["val/docs/loss"] = 1.8
-            (larger / "summary.json").write_text(json.dumps(told))
+            content = json.loads((larger / "summary.json").read_text())
+            content["stages"][0]["start_metrics"]["val/docs/loss"] = 1.8
+            (larger / "summary.json").write_text(json.dumps(content))
     with pytest.raises(
         ValueError, match=r"none with seed 0 starts from several bases.*1\.8000 to 2\.0000.*design.base"
     ):
@@ -93,8 +93,8 @@ def test_a_frontier_that_ends_before_the_target_is_said_to_bound_f(study):
     slow = rows[(rows["lr"] < 0.02) & (rows["method"] == "none")].assign(F=9.0)  # beaten by every faster run
     points = frontier.averaged(pd.concat([rows[rows["lr"] > 0.02], slow]))
     assert "none" in frontier.bounded(fast, 2.04) and "none" in frontier.bounded(points, 2.04)
-    (told,) = forgetting.complaints(points, 2.04)
-    assert told["code"] == "bound" and "what others gain on plain fine-tuning" in told["text"]
+    (claim,) = forgetting.complaints(points, 2.04)
+    assert claim["code"] == "bound" and "what others gain on plain fine-tuning" in claim["text"]
 
 
 def test_a_method_that_reaches_the_loss_from_the_easiest_base_alone_is_not_first(study):
@@ -102,7 +102,7 @@ def test_a_method_that_reaches_the_loss_from_the_easiest_base_alone_is_not_first
     rows = shifted(outcomes.outcomes(read_runs(study)), {0: -0.4, 1: 0.0, 2: 0.4})
     at = frontier.reference(rows, 0.02)
     rows = rows[(rows["method"] != "l2sp") | (rows["seed"] == 0)]
-    found = [one for one in frontier.matched(rows, at, 0.9) if one.method != "wise"]
-    told = {one.method: one for one in found}
-    assert told["l2sp"].F < told["replay"].F and told["l2sp"].less < told["replay"].less
-    assert [one.method for one in found] == ["replay", "l2sp", "none"]
+    result = [method for method in frontier.matched(rows, at, 0.9) if method.method != "wise"]
+    by_name = {method.method: method for method in result}
+    assert by_name["l2sp"].F < by_name["replay"].F and by_name["l2sp"].less < by_name["replay"].less
+    assert [method.method for method in result] == ["replay", "l2sp", "none"]

@@ -19,13 +19,13 @@ def study(tmp_path_factory):
 
 def test_runs_are_read_as_forgetting_and_target_loss(study):
     rows = outcomes.outcomes(read_runs(study))
-    one = rows[(rows["method"] == "replay") & (rows["replayed"] == 0.05) & (rows["lr"] == 0.01)].iloc[0]
+    row = rows[(rows["method"] == "replay") & (rows["replayed"] == 0.05) & (rows["lr"] == 0.01)].iloc[0]
     F, target = truth("replay", 0.05, 0.01)
-    assert (one["F"], one["target"]) == pytest.approx((F, target), abs=0.02)
-    assert one["peak"] == pytest.approx(1.3 * one["F"]), "the trajectory peaks before its end"
-    assert one["relative"] == pytest.approx(one["F"] / (5.0 - 2.0)), "a share of what the base had learned"
-    assert one["setting"] == "fraction=0.05" and one["target_tokens"] == pytest.approx(0.95e6)
-    assert one["pretrained"] == 4e6
+    assert (row["F"], row["target"]) == pytest.approx((F, target), abs=0.02)
+    assert row["peak"] == pytest.approx(1.3 * row["F"]), "the trajectory peaks before its end"
+    assert row["relative"] == pytest.approx(row["F"] / (5.0 - 2.0)), "a share of what the base had learned"
+    assert row["setting"] == "fraction=0.05" and row["target_tokens"] == pytest.approx(0.95e6)
+    assert row["pretrained"] == 4e6
     line = rows[(rows["method"] == "wise") & (rows["run"] == "none-0.01-0")]
     assert list(line["setting"]) == ["a=0", "a=0.5", "a=1"] and line["F"].iloc[0] == pytest.approx(0)
     assert not any(rows["run"].str.startswith("base")), "a base had nothing to forget"
@@ -39,19 +39,19 @@ def test_text_that_the_model_wrote_is_a_method_of_its_own():
 
 def test_what_is_frozen_tells_arms_apart():
     node = {"_target_": "kleiber.adapters.Freeze", "train": None}
-    found = [outcomes.described({"adapter": {**node, "freeze": parts}}) for parts in (["router"], ["mlp", "norms"])]
-    assert found == [("freeze", "freeze=router"), ("freeze", "freeze=mlp+norms")]
+    result = [outcomes.described({"adapter": {**node, "freeze": parts}}) for parts in (["router"], ["mlp", "norms"])]
+    assert result == [("freeze", "freeze=router"), ("freeze", "freeze=mlp+norms")]
 
 
 def test_means_over_seeds_have_an_interval_only_where_something_was_trained_twice():
     rows = pd.DataFrame({"a": [1, 1, 2, 2], "v": [1.0, 1.2, 3.0, 3.2]})
-    found = seed_means(rows, ["a"], "v")
-    assert found["mean"].tolist() == pytest.approx([1.1, 3.1]) and (found["half"] > 0.1).all()
+    result = seed_means(rows, ["a"], "v")
+    assert result["mean"].tolist() == pytest.approx([1.1, 3.1]) and (result["half"] > 0.1).all()
     assert seed_means(rows.iloc[[0, 2]], ["a"], "v")["half"].isna().all()
 
 
 def test_branches_of_a_trunk_are_no_seeds_of_their_own():
     """Two trunks of four branches each: one degree of freedom, whatever the number of branches."""
     rows = pd.DataFrame([{"run": run, "D": d, "v": d + 0.1 * run} for run in range(2) for d in range(4)])
-    found, apart = (seed_means(one, ["D"], "v") for one in (rows, rows.drop(columns="run")))
-    assert (found["half"] / apart["half"]).to_numpy() == pytest.approx(6.3138 / 2.1318, rel=1e-3)
+    result, apart = (seed_means(row, ["D"], "v") for row in (rows, rows.drop(columns="run")))
+    assert (result["half"] / apart["half"]).to_numpy() == pytest.approx(6.3138 / 2.1318, rel=1e-3)

@@ -19,13 +19,13 @@ def study(tmp_path_factory):
     return home
 
 
-def one(study, method="none", order="a > b > c", seed=0):
+def sequence_row(study, method="none", order="a > b > c", seed=0):
     rows = task_rows.sequence_rows(read_runs(study), 0.02)
     return rows[(rows["method"] == method) & (rows["order"] == order) & (rows["seed"] == seed)].iloc[0]
 
 
 def test_every_metric_of_a_sequence_by_hand(study):
-    row = one(study)
+    row = sequence_row(study)
     assert row["ACC"] == pytest.approx(-(2.0 + 1.5 + 1.4) / 3)
     assert row["LA"] == pytest.approx(-(1.0 + 1.2 + 1.4) / 3)
     assert row["BWT"] == pytest.approx(-((2.0 - 1.0) + (1.5 - 1.2)) / 2) and row["forgetting"] == pytest.approx(0.65)
@@ -37,14 +37,16 @@ def test_every_metric_of_a_sequence_by_hand(study):
 
 
 def test_the_order_of_stages_and_not_of_columns_decides(study):
-    assert one(study, order="c > a > b").drop(["run", "order", "matrix", "intransigence"]).to_dict() == pytest.approx(
-        one(study).drop(["run", "order", "matrix", "intransigence"]).to_dict(), nan_ok=True
+    assert sequence_row(study, order="c > a > b").drop(
+        ["run", "order", "matrix", "intransigence"]
+    ).to_dict() == pytest.approx(
+        sequence_row(study).drop(["run", "order", "matrix", "intransigence"]).to_dict(), nan_ok=True
     )
-    assert one(study, order="c > a > b")["intransigence"] == pytest.approx((0.0 + 0.3 + 0.3) / 3)
+    assert sequence_row(study, order="c > a > b")["intransigence"] == pytest.approx((0.0 + 0.3 + 0.3) / 3)
 
 
 def test_a_reference_is_that_of_the_seed_at_the_rate_that_is_best_on_average(study):
-    assert one(study, seed=1)["intransigence"] == pytest.approx(one(study)["intransigence"])
+    assert sequence_row(study, seed=1)["intransigence"] == pytest.approx(sequence_row(study)["intransigence"])
     alone = task_rows.alone_scores(read_runs(study))
     assert task_rows.reference(alone, "scratch", "a", 7) == pytest.approx(-0.905), "the mean of the seeds"
     assert task_rows.reference(alone, "elsewhere", "a", 0) != task_rows.reference(alone, "elsewhere", "a", 0)
@@ -64,9 +66,9 @@ def test_heads_of_their_own_tell_no_forward_transfer(tmp_path):
 
 def test_scores_without_a_common_mean_are_refused(tmp_path):
     folder = write_sequence(tmp_path / "s")
-    told = json.loads((folder / "summary.json").read_text())
-    told["R"]["metric"]["b"] = "val/b/accuracy"
-    (folder / "summary.json").write_text(json.dumps(told))
+    content = json.loads((folder / "summary.json").read_text())
+    content["R"]["metric"]["b"] = "val/b/accuracy"
+    (folder / "summary.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="accuracy and loss"):
         Continual().compare(read_runs(tmp_path / "s"))
 

@@ -36,12 +36,12 @@ def test_the_design_plans_every_arm_rate_and_seed_and_replaces_what_is_one_a_see
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, named",
     [
         ({"arms": {}}, "arms"), ({"lrs": []}, "lrs"), ({"lrs": [0.1, 0.1]}, "lrs"), ({"seeds": 0}, "seeds=0"),
         ({"fill": {"base": ["P"]}}, "fill.base"), ({"arms": {"a": ["x=1"], "b": ["x=1"]}}, "the same"),
     ],
 )  # fmt: skip
-def test_a_design_that_cannot_be_read_again_is_refused(options, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_design_that_cannot_be_read_again_is_refused(options, named):
+    with pytest.raises(ValueError, match=named):
         Arms(**{"arms": {"a": ["x=1"]}, "lrs": [0.1], "seeds": 2} | options)

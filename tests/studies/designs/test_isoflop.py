@@ -53,12 +53,16 @@ def test_hours_are_flops_by_the_measured_speed(context, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "word"),
-    [({}, "design.flops"), ({"flops": 1e9, "hours": 1}, "design.hours"), ({"flops": 1e9}, "increase design.flops")],
+    ("options", "named"),
+    [
+        ({}, "design.flops"),
+        ({"flops": 1e9, "hours": 1}, "design.hours"),
+        ({"flops": 1e9}, "design.flops"),
+    ],
 )
-def test_a_budget_that_is_none_or_too_small_is_refused(context, options, word):
+def test_a_budget_that_is_none_or_too_small_is_refused(context, options, named):
     for kind in (IsoFLOP, Optimal):
-        with pytest.raises(ValueError, match=word):
+        with pytest.raises(ValueError, match=named):
             cells_of(kind(**options), context)
 
 
@@ -69,8 +73,8 @@ def test_the_models_of_a_design_are_as_large_as_it_believes(context, kind):
 
     believed = replace(context, head_dim=16)
     for cell in cells_of(kind(flops=1e14), replace(context, planned=list)):
-        told = dict(line.split("=") for line in cell)
-        width, heads = int(told["model.width"]), int(told["model.num_heads"])
+        overrides = dict(line.split("=") for line in cell)
+        width, heads = int(overrides["model.width"]), int(overrides["model.num_heads"])
         model = Transformer(272, depth=2, width=width, num_heads=heads, context=128)
         assert sum(parameter.numel() for parameter in model.parameters()) == believed.size(width).active
         assert heads >= 2

@@ -70,8 +70,8 @@ def test_arms_are_no_bases_and_two_candidates_are_refused(tmp_path):
     finish(tmp_path / "arm", [*base, "init=checkpoint", "init.path=x"])
     assert find_base_run(read_runs(tmp_path), base) is None
     finish(tmp_path / "one", base)
-    found = find_base_run(read_runs(tmp_path), base)
-    assert found is not None and found.name == "one"
+    result = find_base_run(read_runs(tmp_path), base)
+    assert result is not None and result.name == "one"
     finish(tmp_path / "two", [*base, "optimizer.lr=1"])
     with pytest.raises(ValueError, match="one, two"):
         find_base_run(read_runs(tmp_path), base)
@@ -80,23 +80,23 @@ def test_arms_are_no_bases_and_two_candidates_are_refused(tmp_path):
 def test_a_key_that_the_command_line_took_over_is_looked_past(tmp_path):
     bases = [["data.domain=docs", "seed=0"], ["data.domain=docs", "seed=1"]]
     finish(tmp_path / "one", ["data.domain=code", "seed=0"])
-    found = find_base_run(read_runs(tmp_path), bases[0], bases)
-    assert found is not None and found.name == "one"
+    result = find_base_run(read_runs(tmp_path), bases[0], bases)
+    assert result is not None and result.name == "one"
     assert find_base_run(read_runs(tmp_path), bases[1], bases) is None, "seeds were not taken over: that one is missing"
     finish(tmp_path / "two", bases[0], "failed")
     assert find_base_run(read_runs(tmp_path), bases[0], bases) is None, "its own run is there, and failed"
 
 
 def test_at_equal_target_tokens_replay_comes_on_top():
-    told = [
+    budgets = [
         line
         for cell in design(tokens="1M", equal="target").fine_tuning_overrides()
         for line in cell
         if "budget" in line
     ]
-    assert set(told) == {"budget.tokens=1M", f"budget.tokens={round(1e6 / 0.9)}", "budget.tokens=2000000"}
-    told = [line for cell in design(tokens="1M").fine_tuning_overrides() for line in cell if "budget" in line]
-    assert set(told) == {"budget.tokens=1M"}
+    assert set(budgets) == {"budget.tokens=1M", f"budget.tokens={round(1e6 / 0.9)}", "budget.tokens=2000000"}
+    budgets = [line for cell in design(tokens="1M").fine_tuning_overrides() for line in cell if "budget" in line]
+    assert set(budgets) == {"budget.tokens=1M"}
 
 
 def count(plan):
@@ -139,7 +139,7 @@ def test_what_a_dry_run_has_planned_counts_as_finished(tmp_path, capsys):
     context = FakeContext(tmp_path / "none", planned)
     assert next(iter(design().rounds(context))) == bases
     arms = design().fine_tuning_cells(context)
-    assert len(arms) == 2 * 7 and {cell[-1] for cell in arms} == {f"init.path={one.folder}" for one in planned}
+    assert len(arms) == 2 * 7 and {cell[-1] for cell in arms} == {f"init.path={row.folder}" for row in planned}
 
 
 def test_the_shipped_studies_have_the_size_they_tell():
@@ -154,11 +154,11 @@ def test_the_shipped_studies_have_the_size_they_tell():
         "moe_forgetting": (42, "42 runs"),
     }
     sizes |= {"routers": (90, "90 cells"), "sparsity": (60, "60 cells")}
-    for study, (cells, told) in sizes.items():
+    for study, (cells, by_name) in sizes.items():
         node = dict(resolve_config(Composer("train").compose([f"study={study}", "root=r"]))[0]["design"])
         design = get_class(node.pop("_target_"))(**node)
         assert (count(design) if isinstance(design, Methods) else len(design.cells())) == cells
-        assert told in (conf_dir() / "study" / f"{study}.yaml").read_text()
+        assert by_name in (conf_dir() / "study" / f"{study}.yaml").read_text()
         if study == "forgetting":
             assert not any("optimizer.lr" in arm for arm in design.arms.values())
 

@@ -26,22 +26,22 @@ def test_an_optimal_design_keeps_its_bounds_and_its_budget(context):
     design = Optimal(flops=2e14, rounds=1)
     (cells,) = design.rounds(context)
     plan = design.plan(context, 2e14, [], design.laws)
-    made = points(plan, context)
-    pairs = np.unique(np.column_stack([made.N, made.D]), axis=0, return_counts=True)[1]
+    built = points(plan, context)
+    pairs = np.unique(np.column_stack([built.N, built.D]), axis=0, return_counts=True)[1]
     assert cost(plan, context) <= 2e14
-    assert len(made) >= 12 and len(np.unique(made.N)) >= 6 and (pairs >= 2).sum() >= 2
-    assert (made.D / made.N).min() > 1.9 and (made.D / made.N).max() < 301 and made.D.min() >= 0.99e6
+    assert len(built) >= 12 and len(np.unique(built.N)) >= 6 and (pairs >= 2).sum() >= 2
+    assert (built.D / built.N).min() > 1.9 and (built.D / built.N).max() < 301 and built.D.min() >= 0.99e6
     assert len(cells) == len(plan)
 
 
 def train(plan, context, law):
     for trunk in plan:
-        one = context.size(trunk.width)
+        row = context.size(trunk.width)
         ends = np.array(trunk.branches, dtype=float)
-        losses = noisy(loss(law, np.full(len(ends), float(one.active)), ends), [trunk.width, trunk.seed], 0.002)
+        losses = noisy(loss(law, np.full(len(ends), float(row.active)), ends), [trunk.width, trunk.seed], 0.002)
         folder = context.folder / f"w{trunk.width}-s{trunk.seed}"
-        params = {"total": one.total, "active": one.active, "non_embedding": one.non_embedding}
-        write_tree(folder, trunk.seed, params, one.flops_per_token, dict(zip(trunk.branches, losses, strict=True)))
+        params = {"total": row.total, "active": row.active, "non_embedding": row.non_embedding}
+        write_tree(folder, trunk.seed, params, row.flops_per_token, dict(zip(trunk.branches, losses, strict=True)))
 
 
 def test_what_greedy_elimination_leaves_too_dear_is_exchanged_for_less(context):
@@ -50,10 +50,10 @@ def test_what_greedy_elimination_leaves_too_dear_is_exchanged_for_less(context):
     context = replace(context, head_dim=16)
     plan = design.plan(context, 2e13, [], design.laws)
     assert 0.9 * 2e13 < cost(plan, context) <= 2e13
-    made = points(plan, context)
-    twins = np.unique(np.column_stack([made.N, made.D]), axis=0, return_counts=True)[1]
-    assert len(made) >= 12 and len(np.unique(made.N)) >= 6 and (twins >= 2).sum() >= 2
-    assert half_width(made, design.laws[0], 9e13, design.noise) < 0.040
+    built = points(plan, context)
+    twins = np.unique(np.column_stack([built.N, built.D]), axis=0, return_counts=True)[1]
+    assert len(built) >= 12 and len(np.unique(built.N)) >= 6 and (twins >= 2).sum() >= 2
+    assert half_width(built, design.laws[0], 9e13, design.noise) < 0.040
 
 
 def test_each_third_is_planned_from_what_was_trained_and_a_second_start_repeats_it(context, capsys):
@@ -65,17 +65,17 @@ def test_each_third_is_planned_from_what_was_trained_and_a_second_start_repeats_
             cells.append(round_cells)
             if train_too:
                 for cell in round_cells:
-                    told = dict(line.split("=") for line in cell)
-                    branches = tuple(map(int, told["stages.branches"].strip("[]").split(",")))
-                    heads = int(told["model.width"]) // int(told["model.num_heads"])
+                    output = dict(line.split("=") for line in cell)
+                    branches = tuple(map(int, output["stages.branches"].strip("[]").split(",")))
+                    heads = int(output["model.width"]) // int(output["model.num_heads"])
                     trained = replace(context, head_dim=heads)
-                    train([Trunk(int(told["model.width"]), int(told["seed"]), branches)], trained, true)
+                    train([Trunk(int(output["model.width"]), int(output["seed"]), branches)], trained, true)
         return cells
 
     first = run(Optimal(flops=3e14), True)
-    told = capsys.readouterr().out
-    assert len(first) == 3 and told.count("prior law") == 1, "only the first round knows no run"
-    assert told.count("fitted to") == 2
+    output = capsys.readouterr().out
+    assert len(first) == 3 and output.count("prior law") == 1, "only the first round knows no run"
+    assert output.count("fitted to") == 2
     assert run(Optimal(flops=3e14), False) == first
     whole = Optimal(flops=3e14, rounds=1)
     assert sum(map(len, first)) > 3 and [cell for part in first for cell in part] != next(

@@ -30,13 +30,13 @@ class FakeContext:
 
 
 def design(**changes) -> Pretraining:
-    told = {"kinds": KINDS, "sources": SOURCES, "tasks": TASKS, "sizes": ["1M"], "finetune": ["objective=classify"]}
-    return Pretraining(**{**told, "seeds": 2, **changes})
+    by_name = {"kinds": KINDS, "sources": SOURCES, "tasks": TASKS, "sizes": ["1M"], "finetune": ["objective=classify"]}
+    return Pretraining(**{**by_name, "seeds": 2, **changes})
 
 
 def base(kind: str, source: str, seed: int) -> list[str]:
-    told = [*KINDS[kind]["model"], *KINDS[kind]["pretrain"], *SOURCES[source], "data.max_bytes=1M"]
-    return [*told, f"study.kind={kind}", f"study.start={source}/1M", f"seed={seed}"]
+    overrides = [*KINDS[kind]["model"], *KINDS[kind]["pretrain"], *SOURCES[source], "data.max_bytes=1M"]
+    return [*overrides, f"study.kind={kind}", f"study.start={source}/1M", f"seed={seed}"]
 
 
 def test_bases_come_first_then_tuning_at_one_seed_then_every_seed_and_share_at_the_best_rate(tmp_path):
@@ -58,14 +58,22 @@ def test_bases_come_first_then_tuning_at_one_seed_then_every_seed_and_share_at_t
     scoring = next(rounds)
     assert len(scoring) == 2 * 2 * 2 * (1 + 2 + 2), "seeds, tasks, shares; nothing and two texts of two kinds"
     for lines in scoring:
-        told = dict(line.split("=", 1) for line in lines)
-        rate = "0.002" if told["study.start"] == "scratch" else "0.01" if told["study.kind"] == "mlm" else "0.001"
-        assert told["optimizer.lr"] == rate, "texts that were not tuned take the rate of the first one"
-        assert ("data.share" in told) == (told["study.share"] == "0.1") and told.get("data.seed", told["seed"]) == told[
-            "seed"
-        ]
-        if told["study.start"] == "code/1M":
-            assert told["init.path"] == str(folders[tuple(base(told["study.kind"], "code", int(told["seed"])))])
+        overrides = dict(line.split("=", 1) for line in lines)
+        rate = (
+            "0.002"
+            if overrides["study.start"] == "scratch"
+            else "0.01"
+            if overrides["study.kind"] == "mlm"
+            else "0.001"
+        )
+        assert overrides["optimizer.lr"] == rate, "texts that were not tuned take the rate of the first one"
+        assert ("data.share" in overrides) == (overrides["study.share"] == "0.1") and overrides.get(
+            "data.seed", overrides["seed"]
+        ) == overrides["seed"]
+        if overrides["study.start"] == "code/1M":
+            assert overrides["init.path"] == str(
+                folders[tuple(base(overrides["study.kind"], "code", int(overrides["seed"])))]
+            )
 
 
 def test_parts_are_named_and_what_is_not_there_is_refused(tmp_path, monkeypatch):

@@ -34,8 +34,8 @@ def test_every_seed_has_every_task_alone_and_every_order_by_every_arm():
             "study.start=scratch"] in alone  # fmt: skip
     assert [line for line in cells[-1] if "init" in line] == ["init.path=r/1"]
     assert len(Sequences(TASKS, ARMS, orders=1, seeds=1, alone=False).cells()) == 3
-    both = Sequences(TASKS, {"none": {"optimizer.lr": 1}}, orders=1, seeds=1, starts={"hf": {"optimizer.lr": 2}})
-    assert all("optimizer.lr=2" in cell for cell in both.cells()[2:]), "a start's own rate is for what starts there"
+    combined = Sequences(TASKS, {"none": {"optimizer.lr": 1}}, orders=1, seeds=1, starts={"hf": {"optimizer.lr": 2}})
+    assert all("optimizer.lr=2" in cell for cell in combined.cells()[2:]), "a start's own rate is for what starts there"
 
 
 def test_a_cell_is_a_config_that_passes_the_check(tmp_path):
@@ -48,8 +48,8 @@ def test_a_cell_is_a_config_that_passes_the_check(tmp_path):
     check(config)
     stages = stage_configs(config)
     assert list(stages) == ["trec", "docs", AGAIN]
-    assert [bool(one["retention"]) for one in stages.values()] == [False, True, False]
-    assert [bool(one["adapter"]) for one in stages.values()] == [False, True, False]
+    assert [bool(row["retention"]) for row in stages.values()] == [False, True, False]
+    assert [bool(row["adapter"]) for row in stages.values()] == [False, True, False]
     assert stages[AGAIN]["data"] == stages["trec"]["data"] and stages["trec"]["data"]["path"] == "x y"
     assert stages["docs"]["data"]["domain"] == "docs" and "Labelled" in stages["trec"]["data"]["_target_"]
 
@@ -63,23 +63,23 @@ def test_a_stage_with_data_of_its_own_reads_the_tokenizer_of_the_start():
     assert "tokenizer" not in plain["stages"]["chain"]["two"]["data"]
     from kleiber.runs.inherit import _with_tokenizer
 
-    found = _with_tokenizer(plain, "hub/name", set())
-    told = {name: one["data"].get("tokenizer") for name, one in stage_configs(found).items()}
-    assert told == {"one": "hub/name", "two": "hub/name", "three": "bpe"}
-    check(found)
+    result = _with_tokenizer(plain, "hub/name", set())
+    by_name = {name: row["data"].get("tokenizer") for name, row in stage_configs(result).items()}
+    assert by_name == {"one": "hub/name", "two": "hub/name", "three": "bpe"}
+    check(result)
     assert complete_config(plain, []) == plain, "without a start point nothing is taken over"
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "told"),
+    ("name", "count", "named"),
     [("builtin", 28, "28 runs"), ("domain", 2 * (6 + 2 * 6), None), ("topic", 2 * (4 + 2 * 6), None)],
 )
-def test_the_shipped_sequences_have_the_size_they_tell(name, count, told):
+def test_the_shipped_sequences_have_the_size_they_tell(name, count, named):
     lines = ["study=continual", "root=r", f"design={name}_sequence"]
     node = dict(resolve_config(Composer("train").compose(lines))[0]["design"])
     assert node.pop("_target_").endswith("Sequences") and len(Sequences(**node).cells()) == count
-    if told:
-        assert told in (conf_dir() / "study/continual.yaml").read_text()
+    if named:
+        assert named in (conf_dir() / "study/continual.yaml").read_text()
 
 
 def test_text_is_quoted_as_hydra_reads_it():
@@ -90,7 +90,7 @@ def test_text_is_quoted_as_hydra_reads_it():
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("named", "why"),
     [
         ({"tasks": {"docs": {}}}, "at least two tasks"),
         ({"tasks": {**TASKS, AGAIN: {}}}, "design.tasks=.*again"),
@@ -104,9 +104,9 @@ def test_text_is_quoted_as_hydra_reads_it():
         ({"seeds": 0}, "design.seeds=0"),
     ],
 )
-def test_plans_that_cannot_be_are_refused(told, why):
+def test_plans_that_cannot_be_are_refused(named, why):
     with pytest.raises(ValueError, match=why):
-        Sequences(**{"tasks": TASKS, "arms": ARMS, **told})
+        Sequences(**{"tasks": TASKS, "arms": ARMS, **named})
 
 
 def test_orders_may_be_named_and_each_is_there_once():

@@ -21,9 +21,9 @@ COMPOSER = Composer()
 def test_a_size_is_that_of_the_model(choice):
     node = resolve_config(COMPOSER.compose(["model.context=128", *choice]))[0]["model"]
     model = build(OmegaConf.create(node), vocab_size=BYTES_VOCABULARY)
-    real, known = count_parameters(model), size(node, BYTES_VOCABULARY)
-    assert (known.total, known.active, known.non_embedding) == (real.total, real.active, real.non_embedding)
-    assert known.flops_per_token == pytest.approx(training_flops(model, 128), rel=1e-12)
+    real, expected = count_parameters(model), size(node, BYTES_VOCABULARY)
+    assert (expected.total, expected.active, expected.non_embedding) == (real.total, real.active, real.non_embedding)
+    assert expected.flops_per_token == pytest.approx(training_flops(model, 128), rel=1e-12)
 
 
 def test_what_has_no_formula_is_refused():

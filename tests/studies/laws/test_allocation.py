@@ -29,9 +29,9 @@ def test_an_edge_minimum_is_no_minimum(centre):
 
 def test_a_vertex_is_where_the_loss_is_least_on_a_grid_off_centre():
     N, D, C = ladders.isoflop(spread=2.0, centre=1.4)
-    found = vertices(N, D, C, ladders.loss(N, D, **ladders.TIED))
-    best = [optimum({k: np.array([v]) for k, v in ladders.TIED.items()}, one.compute)[0][0] for one in found]
-    assert len(found) == 6 and np.exp([one.log_n for one in found]) == pytest.approx(best, rel=0.1)
+    result = vertices(N, D, C, ladders.loss(N, D, **ladders.TIED))
+    best = [optimum({k: np.array([v]) for k, v in ladders.TIED.items()}, row.compute)[0][0] for row in result]
+    assert len(result) == 6 and np.exp([row.log_n for row in result]) == pytest.approx(best, rel=0.1)
 
 
 def test_disagreement_is_a_sentence():
@@ -57,5 +57,5 @@ def test_a_vertex_has_an_interval_of_the_asked_level():
     points = vertices(N, D, C, ladders.noisy(ladders.loss(N, D), 0, 0.001))
     wide, narrow = (regress("2", points, level) for level in (0.99, 0.9))
     assert wide is not None and narrow is not None
-    width = [np.log(one.points[0]["hi"] / one.points[0]["lo"]) for one in (wide, narrow)]
+    width = [np.log(row.points[0]["hi"] / row.points[0]["lo"]) for row in (wide, narrow)]
     assert width[0] / width[1] == pytest.approx(2.5758 / 1.6449, rel=1e-4)

@@ -14,10 +14,10 @@ from .. import ladders
 def test_three_approaches_agree_on_one_law():
     N, D, C = ladders.isoflop()
     L = ladders.noisy(ladders.loss(N, D, **ladders.TIED), 0, 0.0003)
-    found = fit("chinchilla", {"N": N, "D": D}, L)
-    model = NoiseModel.of(found, columns={"C": C})
+    fitted = fit("chinchilla", {"N": N, "D": D}, L)
+    model = NoiseModel.of(fitted, columns={"C": C})
     compared = exponents_by_approach(model, model.draws(100, 0))
-    by_name = {one.approach[0]: one for one in compared}
+    by_name = {exponent.approach[0]: exponent for exponent in compared}
     assert by_name["2"].a == pytest.approx(0.5, abs=0.03) and by_name["3"].a == pytest.approx(0.5, abs=0.03)
     assert by_name["3"].lo < 0.5 < by_name["3"].hi and len(by_name["2"].points) == 6
 
@@ -27,8 +27,8 @@ def test_envelope_on_a_grid_of_sizes():
     D = np.tile(np.geomspace(3e8, 3e11, 25), 25)
     L = ladders.loss(N, D, **ladders.TIED)
     model = NoiseModel.of(fit("chinchilla", {"N": N, "D": D}, L), columns={"C": 6 * N * D})
-    one = next(e for e in exponents_by_approach(model, None) if e.approach.startswith("1"))
-    assert one.a == pytest.approx(0.5, abs=0.05)
+    exponent = next(e for e in exponents_by_approach(model, None) if e.approach.startswith("1"))
+    assert exponent.a == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_ladder_of_branches_has_all_approaches_by_interpolation():
@@ -42,16 +42,16 @@ def test_a_ladder_of_branches_has_all_approaches_by_interpolation():
     loss, trunks = ladders.loss(N, D, **law), np.repeat(np.arange(6), 5)
     layout = Layout(trunks, np.ones(30), np.log(N))
 
-    def by_noise(own, shared):
-        noise = VarianceComponents(shared**2, own**2, 50.0, 50.0, 50.0, 0.0, 0.0, 5.0)
+    def by_noise(single, shared):
+        noise = VarianceComponents(shared**2, single**2, 50.0, 50.0, 50.0, 0.0, 0.0, 5.0)
         return exponents(N, 6 * N * D, loss, noise, layout, 0.9)
 
     calm = by_noise(1e-4, 0.0)
-    assert [one.approach[0] for one in calm] == ["1", "2"]
-    for one in calm:
-        assert one.a == pytest.approx(0.5, abs=0.04) and len(one.points) >= 3
-    own, shared = by_noise(0.004, 0.0), by_noise(0.001, 0.004)
-    assert all(a.lo < 0.5 < a.hi for a in (*own, *shared))
+    assert [exponent.approach[0] for exponent in calm] == ["1", "2"]
+    for exponent in calm:
+        assert exponent.a == pytest.approx(0.5, abs=0.04) and len(exponent.points) >= 3
+    single, shared = by_noise(0.004, 0.0), by_noise(0.001, 0.004)
+    assert all(a.lo < 0.5 < a.hi for a in (*single, *shared))
     assert min(b.hi - b.lo for b in shared) > 3 * max(c.hi - c.lo for c in calm)
 
 
@@ -60,12 +60,12 @@ def test_leaving_embeddings_out_moves_the_exponent_up():
     N, D, C = ladders.isoflop()
     N_noemb = N - 40.0 * N**0.7
     L = ladders.loss(N, D, **ladders.TIED)
-    found = fit("chinchilla", {"N": N, "D": D}, ladders.noisy(L, 0, 0.0003))
-    model = NoiseModel.of(found, columns={"C": C, "Nnoemb": N_noemb})
+    fitted = fit("chinchilla", {"N": N, "D": D}, ladders.noisy(L, 0, 0.0003))
+    model = NoiseModel.of(fitted, columns={"C": C, "Nnoemb": N_noemb})
     table = accounting(model, model.draws(20, 0), draws=20)
     shift = {(row["convention"], row["approach"][0]): row["shift"] for row in table}
     assert shift["6ND", "3"] == 0 and shift["6ND without embeddings", "3"] > 0.005
-    assert accounting(NoiseModel.of(found, columns={"C": C}), None) == []
+    assert accounting(NoiseModel.of(fitted, columns={"C": C}), None) == []
     columns = {"N": N, "D": D, "Nnoemb": N_noemb, "Cexact": 2 * C}
     by_name = conventions(columns)
     np.testing.assert_allclose(by_name["6ND without embeddings"], [N_noemb, 6 * N_noemb * D])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws.analysis import Options, accepted, analyse, fit_briefly, identified
+from kleiber.studies.laws.analysis import Options, accepted, analyze, fit_briefly, identified
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.laws_json import SCHEMA, without_nonfinite
 from kleiber.studies.laws.table import load
@@ -24,7 +24,7 @@ def table(**columns):
 
 @pytest.fixture(scope="module")
 def record():
-    return analyse(table(), LAW, Options(bootstrap=60))
+    return analyze(table(), LAW, Options(bootstrap=60))
 
 
 def test_a_record_satisfies_the_schema(record):
@@ -49,7 +49,7 @@ def test_a_brief_record_has_the_same_estimates(record):
 
 def test_the_ranking_and_the_hold_outs_are_made_on_request(record):
     assert not {"ranking", "holdouts", "with_without", "at"} & record.keys()
-    ranked = analyse(table(), LAW, Options(bootstrap=0, rank=True, backtest=[]))
+    ranked = analyze(table(), LAW, Options(bootstrap=0, rank=True, backtest=[]))
     assert len(ranked["ranking"]) == 5 and ranked["holdouts"] and ranked["backtests"] == []
 
 
@@ -57,7 +57,7 @@ def test_a_backtest_at_a_cut_needs_compute_or_size():
     Lx = np.linspace(2.0, 4.0, 9)
     rows = load(pd.DataFrame({"Lx": Lx, "L": 3 - 0.5 * Lx}), {"Lx": "Lx"})
     with pytest.raises(ValueError, match=r"--backtest.*--map C="):
-        analyse(rows, find("forgetting_line"), Options(bootstrap=0, backtest=[1e19]))
+        analyze(rows, find("forgetting_line"), Options(bootstrap=0, backtest=[1e19]))
 
 
 @pytest.mark.parametrize(("changed", "passes"), [({}, True), ({"refused": True}, False), ({"A": False}, False)])

@@ -71,8 +71,8 @@ def test_an_exponent_that_moves_with_the_least_d_is_named():
 
 def test_a_floor_that_wants_to_be_negative_is_named():
     table = ladders.small()
-    found = diagnosed("chinchilla", table, ladders.noisy(floorless(**table) - 0.8, 0, 0.001))
-    assert any("E is at its bound 0, and would be -" in reason for reason in pre_asymptotic_reasons(found))
+    fitted = diagnosed("chinchilla", table, ladders.noisy(floorless(**table) - 0.8, 0, 0.001))
+    assert any("E is at its bound 0, and would be -" in reason for reason in pre_asymptotic_reasons(fitted))
 
 
 def test_the_transients_size_is_measured():
@@ -80,8 +80,8 @@ def test_the_transients_size_is_measured():
     table = ladders.small()
     curve = ladders.small_loss(**table)
     L = ladders.noisy(curve + 0.5 * np.exp(-table["D"] / 4e6), 0, 0.001)
-    found = transient(diagnosed("chinchilla", table, L, "squared"))
-    assert found is not None and found.along == "D" and found.p_value < 0.01
+    fitted = transient(diagnosed("chinchilla", table, L, "squared"))
+    assert fitted is not None and fitted.along == "D" and fitted.p_value < 0.01
 
 
 def trunks(seed, seeds, correlation=0.9, sd=0.006, planted=0.0):
@@ -104,8 +104,8 @@ def test_noise_that_trunks_share_is_no_transient_in_size(seeds):
 
 
 def test_a_transient_is_found_beside_the_noise_of_trunks():
-    found = transient(diagnose(trunks(0, 2, planted=0.3)))
-    assert found is not None and found.along == "D" and found.p_value < 0.01
+    result = transient(diagnose(trunks(0, 2, planted=0.3)))
+    assert result is not None and result.along == "D" and result.p_value < 0.01
 
 
 def test_nothing_is_judged_along_size_with_too_few_trunks():

@@ -16,18 +16,18 @@ from .. import ladders
 def fitted(L=None, seed=0):
     table = ladders.twenty()
     L = ladders.noisy(ladders.loss(**table), seed) if L is None else L
-    found, C = fit("chinchilla", table, L), 6 * table["N"] * table["D"]
-    return NoiseModel.of(found, columns={"C": C}), C
+    fit_result, C = fit("chinchilla", table, L), 6 * table["N"] * table["D"]
+    return NoiseModel.of(fit_result, columns={"C": C}), C
 
 
 def test_the_cut_leaves_a_guard_band():
-    found, C = fitted()
+    fit_result, C = fitted()
     cut = 1.1 * float(np.sort(C)[12])  # a row sits in the band, below the cut
-    test = backtests(found, [cut], draws=50)[0][0]
+    test = backtests(fit_result, [cut], draws=50)[0][0]
     assert (test.n_train, test.n_test) == ((0.85 * cut > C).sum(), (1.2 * cut < C).sum())
     assert test.n_train + test.n_test < len(C)
     with pytest.raises(ValueError, match="0 above"):
-        backtests(found, [1e30])
+        backtests(fit_result, [1e30])
     assert all((0.85 * cut > C).sum() >= 7 and (1.2 * cut < C).any() for cut in default_cuts(C, 5))
 
 
@@ -35,8 +35,8 @@ def test_a_table_without_compute_is_cut_along_its_sizes():
     """Experts X in place of tokens: N is cut, the guard band included, and the record says so."""
     N, X = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 6), 2.0 ** np.arange(5)))
     law, values = find("routed"), np.array([[-0.087, -0.136, 0.012, 1.157, 4.2, 478.0]])
-    found = fit(law, {"N": N, "X": X}, ladders.noisy(law.predict({"N": N, "X": X}, values)[0], 0, 0.001))
-    model = NoiseModel.of(found)
+    fit_result = fit(law, {"N": N, "X": X}, ladders.noisy(law.predict({"N": N, "X": X}, values)[0], 0, 0.001))
+    model = NoiseModel.of(fit_result)
     assert model.compute is None and model.along is not None and model.along[0] == "N"
     test = backtests(model, [2e8], draws=20)[0][0]
     assert (test.along, test.n_train, test.n_test) == ("N", (N < 1.7e8).sum(), (N > 2.4e8).sum())
@@ -46,8 +46,8 @@ def test_a_table_without_compute_is_cut_along_its_sizes():
 
 
 def test_a_true_law_beats_the_naive_and_has_no_bias():
-    found, _ = fitted()
-    tests, _ = backtests(found, [1e19, 5e19], draws=100)
+    fit_result, _ = fitted()
+    tests, _ = backtests(fit_result, [1e19, 5e19], draws=100)
     assert all(test.beats_naive and test.mare < 0.02 for test in tests)
     assert "no_law" not in {verdict.code for verdict in backtest_verdicts(tests)}
 
@@ -56,11 +56,11 @@ def test_naive_predictors_by_hand():
     """On L = N^-.1 the straight line is exact and the last rung is off by the step."""
     N, D = np.array([1e7, 1e8, 1e9]), np.full(3, 1e10)
     train = fit("power_floor", {"C": N, "N": N, "D": D}, N**-0.1).problem
-    both = {"N": np.r_[N, N], "D": np.r_[D, 2 * D]}
-    train = fit("no_floor", both, np.r_[N, N] ** -0.1).problem
+    combined = {"N": np.r_[N, N], "D": np.r_[D, 2 * D]}
+    train = fit("no_floor", combined, np.r_[N, N] ** -0.1).problem
     test = train.rows(np.array([0]))
     test.inputs["N"][:] = 1e10
-    guess = naive_predictions(train, test, 6 * both["N"] * both["D"], np.array([6e20]))
+    guess = naive_predictions(train, test, 6 * combined["N"] * combined["D"], np.array([6e20]))
     assert guess["line"][0] == pytest.approx(1e10**-0.1) and guess["last_rung"][0] == pytest.approx(1e9**-0.1)
 
 
@@ -69,15 +69,15 @@ def test_a_wrong_law_that_loses_to_the_line_is_no_law():
     table = ladders.twenty()
     N, D = table["N"], table["D"]
     broken = np.where(N < 2e8, 4 * N**-0.02, 4 * 2e8**-0.02 * (N / 2e8) ** -0.3)
-    found, _ = fitted(broken * (D / 1e9) ** -0.05)
-    verdicts = backtest_verdicts(backtests(found, [2e19], draws=50)[0])
+    fit_result, _ = fitted(broken * (D / 1e9) ** -0.05)
+    verdicts = backtest_verdicts(backtests(fit_result, [2e19], draws=50)[0])
     assert "no_law" in {v.code for v in verdicts} and next(v for v in verdicts if v.code == "no_law").level == "refuse"
     assert [v.code for v in backtest_verdicts([])] == ["no_backtest"]
 
 
 def test_ranking_puts_the_true_form_before_the_floorless():
-    found, C = fitted()
-    table = rank([find("no_floor"), find("chinchilla"), find("overtraining")], found.fit, C)
+    fit_result, C = fitted()
+    table = rank([find("no_floor"), find("chinchilla"), find("overtraining")], fit_result.fit, C)
     assert [entry["law"] for entry in table] == ["chinchilla", "no_floor"]
 
 
@@ -101,10 +101,10 @@ def test_points_of_equal_compute_to_a_percent_are_one_rung():
 
 
 def test_each_holdout_leaves_out_what_it_says():
-    found, C = fitted()
-    N = found.fit.problem.inputs["N"]
-    told = {entry["name"]: entry for entry in holdouts(found, Misfit(), draws=50)}
-    assert told["largest size"]["n_test"] == (N.max() == N).sum()
-    assert told["two largest sizes"]["n_test"] == (np.unique(N)[-2] <= N).sum()
-    assert told["top 4x of compute"]["n_train"] == (C.max() / 4 >= C).sum()
-    assert all(entry["mare"] < 0.03 for entry in told.values())
+    fit_result, C = fitted()
+    N = fit_result.fit.problem.inputs["N"]
+    by_name = {entry["name"]: entry for entry in holdouts(fit_result, Misfit(), draws=50)}
+    assert by_name["largest size"]["n_test"] == (N.max() == N).sum()
+    assert by_name["two largest sizes"]["n_test"] == (np.unique(N)[-2] <= N).sum()
+    assert by_name["top 4x of compute"]["n_train"] == (C.max() / 4 >= C).sum()
+    assert all(entry["mare"] < 0.03 for entry in by_name.values())

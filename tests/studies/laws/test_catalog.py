@@ -64,8 +64,8 @@ def test_law_is_recovered_without_noise(name):
     at = inputs()
     columns = {role: at[role] for role in law.inputs}
     target = law.predict(columns, np.array([[TRUTH[name][p] for p in law.params]]))[0]
-    found = fit(law, columns, target)
-    np.testing.assert_allclose(found.predict(columns), target, rtol=2e-3, atol=2e-3 * np.abs(target).max())
+    fitted = fit(law, columns, target)
+    np.testing.assert_allclose(fitted.predict(columns), target, rtol=2e-3, atol=2e-3 * np.abs(target).max())
 
 
 def by_hand(name, p, x):
@@ -132,8 +132,8 @@ def test_docstring_gives_formula_and_source(name):
 def test_sizes_beyond_int64_do_not_overflow():
     N = np.array([1439795200] * 8, dtype=np.int64)
     D = np.array([921468928000 * k for k in range(1, 9)], dtype=np.int64)
-    found = fit("power", {"C": 6.0 * N * D.astype(float)}, np.asarray(2.0 * (6.0 * N * D.astype(float)) ** -0.05))
-    assert found.params["a"] == pytest.approx(-0.05, abs=1e-6)
+    fitted = fit("power", {"C": 6.0 * N * D.astype(float)}, np.asarray(2.0 * (6.0 * N * D.astype(float)) ** -0.05))
+    assert fitted.params["a"] == pytest.approx(-0.05, abs=1e-6)
 
 
 def test_routed_law_has_the_published_ends():

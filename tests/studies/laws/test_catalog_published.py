@@ -28,14 +28,14 @@ def fit(shared, tmp_path):
 
 def test_gadre_overtraining(fit):
     runs = [(1439795200.0, 921468928000.0), (6889410560.0, 137788211200.0)]
-    at = [word for N, D in runs for word in ("--predict", f"N={N!r},D={D!r}")]
-    found = fit("gadre.csv", "--law", "gadre", "--map", "N=N,D=D,L=loss_c4_val", "--where", FIVE, *at)
-    value = {name: entry["value"] for name, entry in found["params"].items()}
-    assert found["n"] == 5 and found["objective"]["value"] == pytest.approx(4.25648e-4, abs=5e-10)
+    at = [key for N, D in runs for key in ("--predict", f"N={N!r},D={D!r}")]
+    fitted = fit("gadre.csv", "--law", "gadre", "--map", "N=N,D=D,L=loss_c4_val", "--where", FIVE, *at)
+    value = {name: entry["value"] for name, entry in fitted["params"].items()}
+    assert fitted["n"] == 5 and fitted["objective"]["value"] == pytest.approx(4.25648e-4, abs=5e-10)
     assert value["E"] == pytest.approx(1.83665, abs=5e-6) and value["eta"] == pytest.approx(0.136425, abs=5e-7)
     assert value["a"] == pytest.approx(212.24, abs=0.005) and value["b"] == pytest.approx(366.69, abs=0.005)
     measured = _measured(fit)
-    off = [one["value"] / loss - 1 for one, loss in zip(found["predictions"], measured, strict=True)]
+    off = [row["value"] / loss - 1 for row, loss in zip(fitted["predictions"], measured, strict=True)]
     assert off[0] == pytest.approx(0.007103, abs=5e-7) and off[1] == pytest.approx(0.007320, abs=5e-7)
 
 
@@ -48,48 +48,48 @@ def _measured(fit):
 
 
 def test_porian_exponents_by_convention(fit):
-    found = fit("porian_opt.csv", "--law", "power", "--map", "C=C,L=N_opt", "--by", "config")
-    exponents = [found["laws"][str(config)]["params"]["a"]["value"] for config in range(5)]
+    fitted = fit("porian_opt.csv", "--law", "power", "--map", "C=C,L=N_opt", "--by", "config")
+    exponents = [fitted["laws"][str(config)]["params"]["a"]["value"] for config in range(5)]
     assert exponents == pytest.approx([0.8338, 0.7009, 0.6035, 0.5714, 0.4970], abs=5e-5)
-    assert all(law["params"]["a"]["identified"] for law in found["laws"].values())
+    assert all(law["params"]["a"]["identified"] for law in fitted["laws"].values())
 
 
 def test_clark_without_compute_is_cut_by_size(fit):
     roles = "N=dense_parameter_count,X=num_experts,L=loss_validation"
-    found = fit("clark_hash.csv", "--law", "clark", "--map", roles, "--backtest", "1e9")
-    test = found["backtests"][0]
+    fitted = fit("clark_hash.csv", "--law", "clark", "--map", roles, "--backtest", "1e9")
+    test = fitted["backtests"][0]
     assert (test["along"], test["n_train"], test["n_test"]) == ("N", 46, 10)
     assert test["bias"] == pytest.approx(-0.019, abs=5e-4)
     cuts = fit("clark_hash.csv", "--law", "clark", "--map", roles)["backtests"]
-    assert cuts and all(1e7 < one["cut"] < 2e9 for one in cuts), "sizes, and no FLOPs"
+    assert cuts and all(1e7 < row["cut"] < 2e9 for row in cuts), "sizes, and no FLOPs"
 
 
 def test_gemstones_objective_and_exponents(fit):
     roles = "N=params_active_precise,D=tokens,L=final_loss"
     published = "E=2.1,A=406.4,B=410.7,alpha=0.34,beta=0.28"
-    found = fit("gemstones_hot.jsonl", "--map", roles, "--loss-fn", "huber", "--at", published)
-    assert found["objective"]["value"] == pytest.approx(0.0019816129, rel=1e-6) and found["excluded"] == []
-    assert found["params"]["alpha"]["value"] == pytest.approx(0.29287, abs=5e-5)
-    assert found["params"]["beta"]["value"] == pytest.approx(0.71287, abs=2e-4)  # .71298 has the lower objective
-    assert found["at"]["value"] > found["objective"]["value"]
+    fitted = fit("gemstones_hot.jsonl", "--map", roles, "--loss-fn", "huber", "--at", published)
+    assert fitted["objective"]["value"] == pytest.approx(0.0019816129, rel=1e-6) and fitted["excluded"] == []
+    assert fitted["params"]["alpha"]["value"] == pytest.approx(0.29287, abs=5e-5)
+    assert fitted["params"]["beta"]["value"] == pytest.approx(0.71287, abs=2e-4)  # .71298 has the lower objective
+    assert fitted["at"]["value"] > fitted["objective"]["value"]
 
 
 @pytest.mark.slow
 def test_step_law_keeps_its_rows_and_flags_the_badly_set(fit):
-    found = fit("steplaw_small.csv", "--map", "N=N,D=D,L=loss")
-    assert found["n"] == 1404 and found["excluded"] == [] and len(found["suspects"]) > 50
-    beside = {row["suspects"]: row["n"] for row in found["with_without"]}
-    assert beside == {"with": 1404, "without": 1404 - len(found["suspects"])}
+    fitted = fit("steplaw_small.csv", "--map", "N=N,D=D,L=loss")
+    assert fitted["n"] == 1404 and fitted["excluded"] == [] and len(fitted["suspects"]) > 50
+    beside = {row["suspects"]: row["n"] for row in fitted["with_without"]}
+    assert beside == {"with": 1404, "without": 1404 - len(fitted["suspects"])}
 
 
 def test_clark_routed_law_and_its_bias(fit):
     roles = "N=dense_parameter_count,X=num_experts,L=loss_validation,C=flops_per_step"
-    found = fit("clark_hash.csv", "--law", "clark", "--map", roles, "--backtest", "1e15")
-    value = {name: entry["value"] for name, entry in found["params"].items()}
+    fitted = fit("clark_hash.csv", "--law", "clark", "--map", roles, "--backtest", "1e15")
+    value = {name: entry["value"] for name, entry in fitted["params"].items()}
     for name, published in {"a": -0.0874, "b": -0.1384, "c": 0.0126, "d": 1.1595}.items():
         assert value[name] == pytest.approx(published, abs=5e-5)
     assert value["E_start"] == pytest.approx(4.27, abs=0.005) and value["E_max"] == pytest.approx(427, abs=0.5)
-    assert found["residual_rms"] == pytest.approx(0.00298, abs=5e-6)
-    test = found["backtests"][0]  # the cut at 1e15 FLOPs a step puts N < 1e9 below and the 1.3B models above
+    assert fitted["residual_rms"] == pytest.approx(0.00298, abs=5e-6)
+    test = fitted["backtests"][0]  # the cut at 1e15 FLOPs a step puts N < 1e9 below and the 1.3B models above
     assert (test["n_train"], test["n_test"]) == (46, 10) and test["bias"] == pytest.approx(-0.019, abs=5e-4)
-    assert "biased" in {verdict["code"] for verdict in found["verdicts"]}
+    assert "biased" in {verdict["code"] for verdict in fitted["verdicts"]}

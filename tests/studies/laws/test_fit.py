@@ -39,7 +39,7 @@ def test_no_other_start_finds_a_lower_objective(loss_fn):
     """Nelder-Mead from the truth, restarted: an optimiser that shares nothing with ours must not do better."""
     table = ladders.twenty()
     L = ladders.noisy(ladders.loss(**table), 2)
-    found = fit("chinchilla", table, L, loss_fn)
+    fitted = fit("chinchilla", table, L, loss_fn)
 
     def cost(t):
         guess = np.exp(t[0]) + np.exp(t[1]) * table["N"] ** -t[3] + np.exp(t[2]) * table["D"] ** -t[4]
@@ -50,9 +50,9 @@ def test_no_other_start_finds_a_lower_objective(loss_fn):
     at = np.array([np.log(1.69), np.log(406.4), np.log(410.7), 0.34, 0.28])
     for _ in range(4):
         at = minimize(cost, at, method="Nelder-Mead", options={"maxfev": 4000, "xatol": 1e-9, "fatol": 1e-14}).x
-    assert found.value <= cost(at) * (1 + 1e-6)
-    assert found.value == pytest.approx(
-        cost(np.r_[np.log([found.params[k] for k in "EAB"]), found.params["alpha"], found.params["beta"]])
+    assert fitted.value <= cost(at) * (1 + 1e-6)
+    assert fitted.value == pytest.approx(
+        cost(np.r_[np.log([fitted.params[k] for k in "EAB"]), fitted.params["alpha"], fitted.params["beta"]])
     )
 
 
@@ -67,8 +67,8 @@ def test_objective_is_the_unscaled_sum():
 def test_a_floor_the_data_put_at_zero_is_dropped():
     table = ladders.twenty()
     N, D = table["N"], table["D"]
-    found = fit("chinchilla", table, 20 * N**-0.1 + 15 * D**-0.1 - 0.6)
-    assert found.dropped == ["E"] and found.params["E"] == 0.0
+    fitted = fit("chinchilla", table, 20 * N**-0.1 + 15 * D**-0.1 - 0.6)
+    assert fitted.dropped == ["E"] and fitted.params["E"] == 0.0
 
 
 def test_the_same_table_gives_the_same_bits():
@@ -100,9 +100,9 @@ def test_speed_of_a_fit_and_of_a_thousand_refits():
     N, D = 10 ** rng.uniform(7.5, 10, 240), 10 ** rng.uniform(9, 11.5, 240)
     L = ladders.noisy(ladders.loss(N, D), 0)
     start = time.process_time()
-    found = fit("chinchilla", {"N": N, "D": D}, L)
+    fit_result = fit("chinchilla", {"N": N, "D": D}, L)
     fitted = time.process_time()
-    NoiseModel.of(found).draws(1000, 0)
+    NoiseModel.of(fit_result).draws(1000, 0)
     done = time.process_time()
     assert fitted - start <= 0.5 and done - fitted <= 30, (fitted - start, done - fitted)
 

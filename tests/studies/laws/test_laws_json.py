@@ -19,8 +19,8 @@ def two_seeds(correlation=0.9, sd=0.004, seed=0):
     """Six sizes of two trunks with three branches each; most of the noise is common to a trunk."""
     table = {"N": np.repeat(np.geomspace(1e7, 1e9, 6), 6), "D": np.tile(1e9 * 16.0 ** np.arange(3), 12)}
     rng = np.random.default_rng(seed)
-    shared, own = rng.normal(size=12)[TRUNK], rng.normal(size=36)
-    noise = sd * (np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own)
+    shared, single = rng.normal(size=12)[TRUNK], rng.normal(size=36)
+    noise = sd * (np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * single)
     return fit("chinchilla", table, ladders.loss(**table) * np.exp(noise))
 
 

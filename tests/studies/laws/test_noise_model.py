@@ -60,13 +60,13 @@ def test_seeds_that_are_averaged_combine_their_errors():
     """Two seeds of errors s and s give s / sqrt(2), so a size with two seeds weighs more than one with one."""
     N, D = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 4), indexing="ij"))
     frame = pd.DataFrame({"N": N, "D": D, "se": 0.02, "trunk": [f"{n:g}-a" for n in N]})
-    more = frame[frame["N"] == N[0]].assign(trunk="again")
-    both = pd.concat([frame, more], ignore_index=True)
-    both["L"] = ladders.noisy(ladders.loss(both["N"], both["D"]), 0, 0.002)
+    longer = frame[frame["N"] == N[0]].assign(trunk="again")
+    combined = pd.concat([frame, longer], ignore_index=True)
+    combined["L"] = ladders.noisy(ladders.loss(combined["N"], combined["D"]), 0, 0.002)
     law = find("chinchilla")
-    even = fit_with_noise(load(both, {"sigma": "se"}), law, None, 1e-3, "linear", "trunk").fit.problem
+    even = fit_with_noise(load(combined, {"sigma": "se"}), law, None, 1e-3, "linear", "trunk").fit.problem
     scale, small = even.scale, even.inputs["N"] == N[0]
     assert scale is not None and scale[small] / scale[~small][0] == pytest.approx(1 / np.sqrt(2))
-    uneven = both.assign(se=np.where(both["trunk"] == "again", 0.06, 0.02))
+    uneven = combined.assign(se=np.where(combined["trunk"] == "again", 0.06, 0.02))
     scale = fit_with_noise(load(uneven, {"sigma": "se"}), law, None, 1e-3, "linear", "trunk").fit.problem.scale
     assert scale is not None and scale[small] / scale[~small][0] == pytest.approx(np.hypot(0.06, 0.02) / 2 / 0.02)

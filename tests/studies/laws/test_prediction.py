@@ -19,12 +19,12 @@ def record():
     grid = ladders.twenty()
     rows = pd.DataFrame({**grid, "L": ladders.noisy(ladders.loss(**grid), 1, 0.002)})
     loaded = table.load(rows, {}, (), ("N", "D"))
-    return analysis.analyse(loaded, LAW, analysis.Options(bootstrap=100, backtest=()))
+    return analysis.analyze(loaded, LAW, analysis.Options(bootstrap=100, backtest=()))
 
 
-def at(record, factor=1.0, **more):
+def at(record, factor=1.0, **options):
     """The prediction at `factor` times the largest row's N and D."""
-    return predict(record, LAW, {name: value * factor for name, value in TOP.items()}, **more)
+    return predict(record, LAW, {name: value * factor for name, value in TOP.items()}, **options)
 
 
 def with_misfit(record, rate):
@@ -51,7 +51,7 @@ def test_the_misfit_widens_the_band_outside_the_rows_alone_and_never_the_interva
     near, far = at(none, 10.0), at(large, 10.0)
     assert far["run_lo"] < near["run_lo"] and far["run_hi"] > near["run_hi"]
     assert (far["lo"], far["hi"]) == (near["lo"], near["hi"])
-    grown = (np.log(one["run_hi"] / one["value"]) for one in (near, far))
+    grown = (np.log(row["run_hi"] / row["value"]) for row in (near, far))
     narrow, wide = grown
     assert wide == pytest.approx(np.hypot(narrow, 1.6449 * 0.2 * 2**POWER), rel=1e-3)  # two decades in compute
 

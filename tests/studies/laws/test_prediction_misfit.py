@@ -68,11 +68,11 @@ def test_the_runs_of_a_trunk_are_one_run():
 
 def test_a_cut_knows_the_rows_of_its_training_side_alone():
     train = np.array([True, True, True, False, False])
-    seen, unseen = evidence([0.05, 0.06], first=1), evidence([0.3, 0.4], first=3)
+    observed, unseen = evidence([0.05, 0.06], first=1), evidence([0.3, 0.4], first=3)
     across = evidence([0.05, 0.06, 0.3, 0.4], first=1)
-    assert Misfit((across,)).within(train).at_one_decade == pytest.approx(at_one_decade(seen))
+    assert Misfit((across,)).within(train).at_one_decade == pytest.approx(at_one_decade(observed))
     assert Misfit((unseen,)).within(train).evidence == ()
-    assert Misfit((seen, unseen)).within(train).num_runs == 2
+    assert Misfit((observed, unseen)).within(train).num_runs == 2
 
 
 def ends(value, lo, hi, rate=0.05, decades=1.0, level=0.9):

@@ -26,9 +26,9 @@ def test_equal_errors_change_nothing(space):
     L = ladders.noisy(ladders.loss(**rows), 1, 0.002)
     scale = relative_sigma(np.full(20, 0.013) * (1.0 if space == "linear" else L), L, space)
     plain = fit("chinchilla", rows, L, space=space)
-    told = fit("chinchilla", rows, L, space=space, scale=scale)
-    assert told.value == pytest.approx(plain.value, rel=1e-12)
-    assert list(told.params.values()) == pytest.approx(list(plain.params.values()), rel=1e-12)
+    weighted = fit("chinchilla", rows, L, space=space, scale=scale)
+    assert weighted.value == pytest.approx(plain.value, rel=1e-12)
+    assert list(weighted.params.values()) == pytest.approx(list(plain.params.values()), rel=1e-12)
 
 
 @pytest.mark.parametrize(("loss_fn", "share"), [("huber", 0.5), ("squared", 0.05)])
@@ -41,8 +41,8 @@ def test_a_row_with_ten_times_the_error_hardly_moves_the_fit(loss_fn, share):
     at = {"N": np.array([3e9]), "D": np.array([6e10])}
     moves = []
     for by in (None, scale):
-        one, other = (fit("chinchilla", rows, loss, loss_fn, scale=by).predict(at)[0] for loss in (L, off))
-        moves.append(abs(other - one))
+        row, other = (fit("chinchilla", rows, loss, loss_fn, scale=by).predict(at)[0] for loss in (L, off))
+        moves.append(abs(other - row))
     assert moves[1] < share * moves[0]
 
 
@@ -50,26 +50,26 @@ def test_a_problem_on_its_own_rows_is_scaled_alike_whole_and_in_part():
     rows = ladders.twenty()
     L = ladders.noisy(ladders.loss(**rows), 1, 0.002)
     scale = relative_sigma(np.linspace(0.01, 0.05, 20), L, "log")
-    found = fit("chinchilla", rows, L, scale=scale)
-    raw = np.log(found.predict(rows) / L)
-    np.testing.assert_allclose(found.residuals * scale, raw, atol=1e-12)
-    part = found.problem.rows(np.arange(5))
-    np.testing.assert_allclose(part.predict(found.theta[None])[0] - part.observed, (raw / scale)[:5], atol=1e-12)
-    np.testing.assert_allclose(np.exp(part.predict(found.theta[None], part.inputs)[0]), found.predict(part.inputs))
+    fitted = fit("chinchilla", rows, L, scale=scale)
+    raw = np.log(fitted.predict(rows) / L)
+    np.testing.assert_allclose(fitted.residuals * scale, raw, atol=1e-12)
+    part = fitted.problem.rows(np.arange(5))
+    np.testing.assert_allclose(part.predict(fitted.theta[None])[0] - part.observed, (raw / scale)[:5], atol=1e-12)
+    np.testing.assert_allclose(np.exp(part.predict(fitted.theta[None], part.inputs)[0]), fitted.predict(part.inputs))
     assert np.mean(relative_sigma(np.linspace(0.01, 0.05, 20), L, "linear") ** 2) == pytest.approx(1)
 
 
 def test_jacobian_equals_the_derivative_by_hand():
     """d log L / d (log E, log A, log B, log alpha, log beta) of Chinchilla, in closed form."""
     table = ladders.twenty()
-    found = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 2), "huber")
-    p, N, D = found.params, found.problem.inputs["N"], found.problem.inputs["D"]
+    fitted = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 2), "huber")
+    p, N, D = fitted.params, fitted.problem.inputs["N"], fitted.problem.inputs["D"]
     size, scarce = p["A"] * N ** -p["alpha"], p["B"] * D ** -p["beta"]
     columns = [p["E"] + 0 * N, size, scarce, -size * np.log(N) * p["alpha"], -scarce * np.log(D) * p["beta"]]
     hand = np.column_stack(columns) / (p["E"] + size + scarce)[:, None]
     for draws in (1, 400):  # all coordinates in one call, and one at a time
-        theta = np.repeat(found.theta[None], draws, axis=0)
-        np.testing.assert_allclose(found.problem.jacobian(theta)[-1], hand, rtol=1e-6, atol=1e-9)
+        theta = np.repeat(fitted.theta[None], draws, axis=0)
+        np.testing.assert_allclose(fitted.problem.jacobian(theta)[-1], hand, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -15,26 +15,26 @@ def problem(loss_fn="huber"):
 
 
 def test_a_batch_equals_its_problems_one_by_one():
-    found = problem("squared")
+    result = problem("squared")
     weights = np.random.default_rng(0).multinomial(20, np.full(20, 0.05), size=4).astype(float)
-    starts = np.repeat(found.theta[None], 4, axis=0)
-    together, _ = descend(found.problem, starts, weights=weights)
+    starts = np.repeat(result.theta[None], 4, axis=0)
+    together, _ = descend(result.problem, starts, weights=weights)
     for i in range(4):
-        alone, _ = descend(found.problem, starts[:1], weights=weights[i : i + 1])
+        alone, _ = descend(result.problem, starts[:1], weights=weights[i : i + 1])
         np.testing.assert_allclose(together[i], alone[0], rtol=1e-7)
 
 
 def test_a_fixed_coordinate_stays_and_the_others_move():
-    found = problem("squared")
-    start = found.theta[None] + 0.1
-    theta, value = descend(found.problem, start, fixed=3)
-    assert theta[0, 3] == start[0, 3] and not np.isclose(theta[0, 0], start[0, 0]) and value[0] > found.value
+    result = problem("squared")
+    start = result.theta[None] + 0.1
+    theta, value = descend(result.problem, start, fixed=3)
+    assert theta[0, 3] == start[0, 3] and not np.isclose(theta[0, 0], start[0, 0]) and value[0] > result.value
 
 
 @pytest.mark.parametrize("loss_fn", ["huber", "squared", "lad"])
 def test_polish_reaches_the_same_value_from_nearby(loss_fn):
-    found = problem(loss_fn)
-    theta, value = polish(found.problem, found.theta + 0.003)
+    result = problem(loss_fn)
+    theta, value = polish(result.problem, result.theta + 0.003)
     tolerance = 1e-4 if loss_fn == "lad" else 1e-9  # lad is the limit of smooth problems
-    assert value == pytest.approx(found.value, rel=tolerance)
-    assert not np.allclose(theta, found.theta + 0.003, atol=1e-4)
+    assert value == pytest.approx(result.value, rel=tolerance)
+    assert not np.allclose(theta, result.theta + 0.003, atol=1e-4)

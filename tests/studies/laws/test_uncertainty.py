@@ -23,8 +23,8 @@ def coverage(num_tables: int, draws: int) -> tuple[float, float]:
     target, at = ladders.loss(N, D)[0], {"N": N, "D": D}
     losses = exponents = 0
     for seed in range(num_tables):
-        found = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), seed))
-        sample = NoiseModel.of(found).draws(draws, seed)
+        fit_result = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), seed))
+        sample = NoiseModel.of(fit_result).draws(draws, seed)
         lo, hi = interval(sample.predict(at)[:, 0])
         losses += lo <= target <= hi
         lo, hi = interval(sample.derive()["a_opt"])
@@ -71,8 +71,8 @@ def resampled(model):
     """The method, and whether tables were resampled: then refits depend on the rows alone, and not on the noise."""
     noise = model.components()
     larger = replace(noise, within=4 * noise.within, between=4 * noise.between)
-    both = [bootstrap(model.fit, 5, 0, one, model.layout, None, model.clusters) for one in (noise, larger)]
-    return both[0].method, bool(np.allclose(both[0].values, both[1].values))
+    combined = [bootstrap(model.fit, 5, 0, row, model.layout, None, model.clusters) for row in (noise, larger)]
+    return combined[0].method, bool(np.allclose(combined[0].values, combined[1].values))
 
 
 def test_pairs_keep_each_stratum_at_its_size():
@@ -92,8 +92,8 @@ def test_noise_shared_within_a_trunk_widens_the_interval_of_a_size():
     rng = np.random.default_rng(8)
     trunk = np.repeat(np.arange(6), 5)
     noise = 0.01 * (np.sqrt(0.86) * rng.normal(size=6)[trunk] + np.sqrt(0.14) * rng.normal(size=30))
-    found = fit("chinchilla_tied", table, ladders.small_loss(**table) * np.exp(noise))
-    apart, together = (NoiseModel.of(found, clusters).draws(200, 0) for clusters in (None, trunk))
+    fit_result = fit("chinchilla_tied", table, ladders.small_loss(**table) * np.exp(noise))
+    apart, together = (NoiseModel.of(fit_result, clusters).draws(200, 0) for clusters in (None, trunk))
     at = {"N": np.array([5e6]), "D": np.array([2e7])}
     width = [np.ptp(interval(sample.predict(at)[:, 0])) for sample in (apart, together)]
     assert width[1] > width[0]
@@ -101,18 +101,18 @@ def test_noise_shared_within_a_trunk_widens_the_interval_of_a_size():
 
 def test_a_run_scatters_more_than_the_law():
     table = ladders.twenty()
-    found = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))
-    sample = NoiseModel.of(found).draws(200, 0)
+    fit_result = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))
+    sample = NoiseModel.of(fit_result).draws(200, 0)
     at = {"N": np.array([1e8]), "D": np.array([2e9])}
     assert np.std(sample.predict_runs(at)) > 1.5 * np.std(sample.predict(at))
 
 
 def test_the_interval_of_a_run_with_a_larger_error_is_as_much_wider():
     rows = ladders.twenty()
-    found = fit("chinchilla", rows, ladders.noisy(ladders.loss(**rows), 1, 0.01))
-    noise = NoiseModel.of(found).components()
+    fit_result = fit("chinchilla", rows, ladders.noisy(ladders.loss(**rows), 1, 0.01))
+    noise = NoiseModel.of(fit_result).components()
     assert noise is not None
-    draws = Draws(found, np.repeat(found.values, 4000, axis=0), "bootstrap", replace(noise, slope=0.0))
+    draws = Draws(fit_result, np.repeat(fit_result.values, 4000, axis=0), "bootstrap", replace(noise, slope=0.0))
     lo, hi = interval(np.log(draws.predict_runs(rows, 0, np.where(np.arange(20) == 7, 10.0, 1.0))))
     width = hi - lo
     assert width[7] / np.delete(width, 7).mean() == pytest.approx(10, rel=0.05)

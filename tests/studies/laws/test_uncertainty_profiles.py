@@ -23,8 +23,8 @@ def test_interval_of_a_straight_line_is_the_t_interval():
 
 def test_a_good_ladder_identifies_every_parameter():
     table = ladders.twenty()
-    found = profiles(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 1, 0.002)))
-    assert all(profile.identified for profile in found.values())
+    fitted = profiles(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 1, 0.002)))
+    assert all(profile.identified for profile in fitted.values())
 
 
 @pytest.mark.slow
@@ -34,12 +34,12 @@ def test_repeats_that_never_hurt_leave_their_decay_unidentified():
     N, U = 10 ** rng.uniform(7, 9, 60), 10 ** rng.uniform(9, 10, 60)
     D = U * rng.choice([1.0, 1.5, 2.0], 60)
     L = ladders.noisy(ladders.loss(N, D), 0, 0.003)
-    found = profiles(fit("data_constrained", {"N": N, "D": D, "U": U}, L))
-    assert not found["RD"].identified and "is flat" in found["RD"].reason
-    assert found["beta"].identified
+    fitted = profiles(fit("data_constrained", {"N": N, "D": D, "U": U}, L))
+    assert not fitted["RD"].identified and "flat profile" in fitted["RD"].reason
+    assert fitted["beta"].identified
 
 
 def test_no_spare_rows_identify_nothing():
     table = {k: v[[0, 3, 9, 16, 19]] for k, v in ladders.twenty().items()}
-    found = profiles(fit("chinchilla", table, ladders.loss(**table)))
-    assert all(profile.reason.startswith("5 rows ") and "5 parameters" in profile.reason for profile in found.values())
+    fitted = profiles(fit("chinchilla", table, ladders.loss(**table)))
+    assert all(profile.reason.startswith("5 rows ") and "5 parameters" in profile.reason for profile in fitted.values())

@@ -148,8 +148,8 @@ def test_percentiles_of_draws_are_t_intervals(alike, df):
     noise, rows = components(0.9, 0.1, 4.0, 12.0), layout()
     within_trunk = np.ones(BRANCHES) / BRANCHES if alike else np.array([1.0, -1.0, 0.0, 0.0, 0.0])
     contrast = np.kron([1.0, -1.0, 0.0, 0.0], within_trunk)[None]
-    variance, told = noise.variance(contrast, rows)
-    assert told[0] == pytest.approx(df)
+    variance, degrees = noise.variance(contrast, rows)
+    assert degrees[0] == pytest.approx(df)
     draws = noise.draw(np.random.default_rng(0), 40_000, rows) @ contrast[0]
     np.testing.assert_allclose(np.quantile(draws, 0.95) / np.sqrt(variance[0]), t.ppf(0.95, df), rtol=0.04)
 

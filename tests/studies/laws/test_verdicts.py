@@ -15,14 +15,14 @@ from kleiber.studies.laws.verdicts import lack_of_fit
 from .. import ladders
 
 
-def judged(found):
-    model = NoiseModel.of(found)
+def judged(fitted):
+    model = NoiseModel.of(fitted)
     params = parameters(model, None, model.profiles(None, 0.9), 0.9)
-    return verdicts.identifiability(found, params)
+    return verdicts.identifiability(fitted, params)
 
 
-def codes(found):
-    return {verdict.code for verdict in judged(found)}
+def codes(fitted):
+    return {verdict.code for verdict in judged(fitted)}
 
 
 def test_a_wide_ladder_raises_nothing():
@@ -33,20 +33,20 @@ def test_a_wide_ladder_raises_nothing():
 def test_sizes_within_a_decade_are_named():
     N = np.repeat(np.geomspace(1e8, 8e8, 5), 4)
     table = {"N": N, "D": N * np.tile(np.geomspace(5, 80, 4), 5)}
-    found = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))
-    assert {"narrow_input", "not_identified"} <= codes(found)
-    assert any(v.code == "narrow_input" and "0.90" in v.text for v in judged(found))
+    fitted = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))
+    assert {"narrow_input", "not_identified"} <= codes(fitted)
+    assert any(v.code == "narrow_input" and "0.90" in v.text for v in judged(fitted))
 
 
 def test_a_dropped_floor_is_not_identified():
     table = ladders.twenty()
-    found = fit("chinchilla", table, 20 * table["N"] ** -0.1 + 15 * table["D"] ** -0.1 - 0.6)
-    assert any(v.code == "not_identified" and v.text.startswith("E is not identified") for v in judged(found))
+    fitted = fit("chinchilla", table, 20 * table["N"] ** -0.1 + 15 * table["D"] ** -0.1 - 0.6)
+    assert any(v.code == "not_identified" and v.text.startswith("E is not identified") for v in judged(fitted))
 
 
 def settling(table, seed=0, sd=0.0002):
-    found = fit("chinchilla", table, ladders.noisy(ladders.small_loss(**table), seed, sd))
-    return [v for v in beta_stability(diagnose(NoiseModel.of(found))) if "settled" in v.code]
+    fitted = fit("chinchilla", table, ladders.noisy(ladders.small_loss(**table), seed, sd))
+    return [v for v in beta_stability(diagnose(NoiseModel.of(fitted))) if "settled" in v.code]
 
 
 def test_beta_has_settled_only_where_a_move_is_excluded():
@@ -66,8 +66,8 @@ def test_two_values_of_d_above_the_least_tell_no_beta_of_their_own():
 
 def test_lack_of_fit_speaks_only_with_replicates():
     table = ladders.twenty()
-    found = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))
-    assert [v.code for v in verdicts.replicates(found)] == ["no_replicates"]
+    fitted = fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 0))
+    assert [v.code for v in verdicts.replicates(fitted)] == ["no_replicates"]
     twice = {k: np.tile(v, 2) for k, v in table.items()}
     bent = ladders.loss(**twice) * (1 + 0.01 * np.sin(3 * np.log(twice["N"])))
     assert [v.code for v in verdicts.replicates(fit("chinchilla", twice, ladders.noisy(bent, 0, 0.001)))] == [

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws.analysis import Options, analyse
+from kleiber.studies.laws.analysis import Options, analyze
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.table import load
 from kleiber.studies.laws.verdicts import diverged, undertuned, unfinished, without_suspects
@@ -23,13 +23,13 @@ def table(changes=None, **columns):
 
 
 def record(rows, **options):
-    return analyse(rows, LAW, Options(bootstrap=20, backtest=(), **options))
+    return analyze(rows, LAW, Options(bootstrap=20, backtest=(), **options))
 
 
 def test_clean_rows_are_no_suspects():
     assert without_suspects(table(), LAW).excluded == []
-    found = record(table())
-    assert found["suspects"] == [] and "with_without" not in found
+    result = record(table())
+    assert result["suspects"] == [] and "with_without" not in result
 
 
 def test_diverged_and_undertuned_runs_are_recorded_by_rule():
@@ -60,8 +60,8 @@ def test_suspects_stay_unless_asked_and_either_fit_stands_beside_the_other():
     rules = [{"row": 18, "rule": "diverged"}, {"row": 5, "rule": "undertuned"}]
     assert kept["suspects"] == left["suspects"] == left["excluded"] == rules
     assert (kept["n"], kept["excluded"], left["n"]) == (20, [], 18)
-    for found in (kept, left):
-        beside = {row["suspects"]: row for row in found["with_without"]}
+    for result in (kept, left):
+        beside = {row["suspects"]: row for row in result["with_without"]}
         assert (beside["with"]["n"], beside["without"]["n"]) == (20, 18)
         assert beside["with"]["alpha"]["value"] == pytest.approx(kept["params"]["alpha"]["value"], rel=1e-9)
         assert beside["without"]["a_opt"]["value"] == pytest.approx(left["derived"]["a_opt"]["value"], rel=1e-9)
@@ -69,16 +69,18 @@ def test_suspects_stay_unless_asked_and_either_fit_stands_beside_the_other():
 
 
 def test_the_fit_that_was_asked_for_has_one_interval_of_each_number():
-    found = record(table({5: 1.04}))
-    row = next(row for row in found["with_without"] if row["suspects"] == "with")
-    assert row["alpha"] == found["params"]["alpha"] and row["a_opt"] == found["derived"]["a_opt"]
+    result = record(table({5: 1.04}))
+    row = next(row for row in result["with_without"] if row["suspects"] == "with")
+    assert row["alpha"] == result["params"]["alpha"] and row["a_opt"] == result["derived"]["a_opt"]
 
 
 def test_the_verdict_names_the_rows_by_rule_and_at_most_ten_of_them():
     marked = table(run=[f"run-{i}" for i in range(20)], status=["finished"] * 8 + ["killed"] * 12)
-    (told,) = [one for one in record(marked)["verdicts"] if one["code"] == "suspects"]
-    assert told["level"] == "warn" and "12 unfinished" in told["text"] and "8 (run-8)" in told["text"]
-    assert told["text"].count("run-") == 10 and "2 others" in told["text"]
+    (verdict_row,) = [verdict for verdict in record(marked)["verdicts"] if verdict["code"] == "suspects"]
+    assert (
+        verdict_row["level"] == "warn" and "12 unfinished" in verdict_row["text"] and "8 (run-8)" in verdict_row["text"]
+    )
+    assert verdict_row["text"].count("run-") == 10 and "2 others" in verdict_row["text"]
     assert record(marked, find_suspects=False)["suspects"] == []
 
 
@@ -86,9 +88,12 @@ def test_a_fit_that_leaves_too_few_rows_is_refused_when_asked_for_and_else_told(
     foreign = table(status=["ok"] * 20)
     with pytest.raises(ValueError, match=r"leaves 0 rows.* 5 parameters.*20 rows"):
         record(foreign, exclude="suspects")
-    found = record(foreign)
-    assert found["n"] == 20 and found["with_without"] == []
-    assert any(one["code"] == "suspects" and "a fit without them fails" in one["text"] for one in found["verdicts"])
+    result = record(foreign)
+    assert result["n"] == 20 and result["with_without"] == []
+    assert any(
+        verdict["code"] == "suspects" and "a fit without them fails" in verdict["text"]
+        for verdict in result["verdicts"]
+    )
 
 
 def test_only_none_and_suspects_can_be_excluded():

@@ -1,4 +1,4 @@
-"""What a run says of its own latency stands where its scores stand, and training cannot tell that it was asked."""
+"""Latency, losses by position and samples after the last step, without an effect on training."""
 
 import json
 from pathlib import Path
@@ -23,11 +23,11 @@ HF = ["model=hf", "model.path=llama", "model.weights=random", "model.context=64"
 
 
 def summary(folder: Path) -> dict:
-    found = json.loads((folder / "summary.json").read_text())
+    content = json.loads((folder / "summary.json").read_text())
     jsonschema.validate(
-        found, json.loads((Path(kleiber.__file__).parent / "records" / "summary.schema.json").read_text())
+        content, json.loads((Path(kleiber.__file__).parent / "records" / "summary.schema.json").read_text())
     )
-    return found
+    return content
 
 
 def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -42,24 +42,24 @@ def apart(metrics: dict) -> tuple[dict, dict]:
     return kinds
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
+def assert_same_weights(folder: Path, other: Path) -> None:
+    first, second = weights(folder), weights(other)
     assert first.keys() == second.keys() and first
-    assert all(torch.equal(first[place][name], t) for place, own in second.items() for name, t in own.items())
+    assert all(torch.equal(first[place][name], t) for place, tensors in second.items() for name, t in tensors.items())
 
 
 @pytest.mark.parametrize("model", ["moe", pytest.param("gpt", marks=pytest.mark.slow)])
-def test_branches_tell_their_latency_and_train_to_the_bit_as_without_it(launch, model):
+def test_branches_log_their_latency_and_train_bit_identically(launch, model):
     options = [f"model={model}", *TREE]
     plain, timed = launch(*options, root="plain"), launch(*options, *FEW, root="timed")
     assert plain.name == timed.name, "who watches is not part of what a run is"
     assert_same_weights(plain, timed)
     stages, without = summary(timed)["stages"], summary(plain)["stages"]
     for stage, other in zip(stages, without, strict=True):
-        told, scores = apart(stage["metrics"])
+        latencies, scores = apart(stage["metrics"])
         asked = {f"latency/{name}/{rows}" for name in NAMES for rows in (1, 3)}
-        assert set(told) == (asked if stage["parent"] else set()), "a trunk is not what is served"
-        assert all(value > 0 for value in told.values())
+        assert set(latencies) == (asked if stage["parent"] else set()), "a trunk is not what is served"
+        assert all(value > 0 for value in latencies.values())
         assert scores == other["metrics"] and stage["curve"] == other["curve"]
     logged = [json.loads(line) for line in (timed / "metrics.jsonl").read_text().splitlines()]
     assert sum("latency/memory_bytes/3" in row for row in logged) == 2
@@ -69,8 +69,8 @@ def test_branches_tell_their_latency_and_train_to_the_bit_as_without_it(launch, 
 def test_a_wrapped_model_is_measured_too(launch):
     few = [*HF, "trainer.max_steps=2"]
     plain, timed = launch(*few, root="plain"), launch(*few, *FEW, root="timed")
-    told, _ = apart(summary(timed)["stages"][0]["metrics"])
-    assert len(told) == 2 * len(NAMES)
+    latencies, _ = apart(summary(timed)["stages"][0]["metrics"])
+    assert len(latencies) == 2 * len(NAMES)
     assert_same_weights(plain, timed)
 
 
@@ -94,10 +94,10 @@ def trainer(step: int = 5, first: bool = True) -> SimpleNamespace:
     return SimpleNamespace(global_step=step, max_steps=5, is_global_zero=first, loggers=[])
 
 
-def module(**known) -> SimpleNamespace:
+def module(**attributes) -> SimpleNamespace:
     model = Model()
     model.weight = torch.nn.Parameter(torch.zeros(1))
-    for name, value in known.items():
+    for name, value in attributes.items():
         setattr(model, name, value)
     return SimpleNamespace(model=model, device=torch.device("cpu"))
 

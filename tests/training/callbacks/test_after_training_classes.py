@@ -1,4 +1,4 @@
-"""A table with a row a class and a figure, after training, for single labels alone."""
+"""The table of classes and the confusion matrix after training, for single labels only."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from kleiber.training.callbacks.after_training import Classes, figure
 def test_a_run_leaves_its_table_and_its_figure(launch, tmp_path: Path) -> None:
     table = [{"text": f"{'good' if i % 3 else 'bad'} {i}", "label": ("bad", "good")[i % 3 > 0]} for i in range(60)]
     path = folder(tmp_path / "t", train=table, validation=table[:20])
-    made = launch("data=labelled", f"data.path={path}", "objective=classify")
-    told = json.loads((made / "classes/t.json").read_text())
-    assert [row["name"] for row in told["classes"]] == ["bad", "good"]
-    assert [row["support"] for row in told["classes"]] == [sum(row) for row in told["confusion"]] == [7, 13]
-    metrics = json.loads((made / "summary.json").read_text())["stages"][0]["metrics"]
-    right = told["confusion"][0][0] + told["confusion"][1][1]
+    run = launch("data=labelled", f"data.path={path}", "objective=classify")
+    results = json.loads((run / "classes/t.json").read_text())
+    assert [row["name"] for row in results["classes"]] == ["bad", "good"]
+    assert [row["support"] for row in results["classes"]] == [sum(row) for row in results["confusion"]] == [7, 13]
+    metrics = json.loads((run / "summary.json").read_text())["stages"][0]["metrics"]
+    right = results["confusion"][0][0] + results["confusion"][1][1]
     assert metrics["val/t/accuracy"] == pytest.approx(right / 20)
     pytest.importorskip("altair")
-    assert "vega" in (made / "classes/t.html").read_text()
+    assert "vega" in (run / "classes/t.html").read_text()
 
 
 def test_a_figure_shows_counts_and_shares() -> None:

@@ -1,4 +1,4 @@
-"""The average against its formula, its scores against the weights it leaves, and its resumption bit by bit."""
+"""The average of the weights: its formula, its scores, and exact resumption."""
 
 import json
 from types import SimpleNamespace
@@ -27,9 +27,9 @@ def test_the_average_is_its_formula_from_its_start_and_training_is_left_alone(la
     for step in range(5, 11):
         for name, tensor in weights(folder, f"checkpoints/step-{step:08d}").items():
             expected[name] = 0.8 * expected[name] + 0.2 * tensor
-    found = weights(folder, "ema/step-00000010")
+    average = weights(folder, "ema/step-00000010")
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor)
+        torch.testing.assert_close(average[name], tensor)
     plain = launch("budget.steps=10", "eval.every_steps=5", root="plain")
     last = weights(plain, "checkpoints/step-00000010")
     assert all(torch.equal(last[n], t) for n, t in weights(folder, "checkpoints/step-00000010").items())
@@ -48,7 +48,7 @@ def test_it_is_scored_as_what_it_is_and_resumed_bit_by_bit(launch, interrupted):
         launch(*OPTIONS, root="broken", code=130)
     again = launch(*OPTIONS, root="broken")
     assert stage(again)["metrics"] == metrics
-    first, second = (weights(one, "ema/step-00000010") for one in (folder, again))
+    first, second = (weights(run, "ema/step-00000010") for run in (folder, again))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 

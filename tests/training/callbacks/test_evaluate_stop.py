@@ -1,4 +1,4 @@
-"""budget.stop_at_loss: training ends with the scores that reach it, is recorded so, and stays ended after a kill."""
+"""budget.stop_at_loss ends training with the scores that reach it, also after a kill."""
 
 import json
 
@@ -32,8 +32,8 @@ def test_the_first_scores_below_it_end_training(launch):
 
 @pytest.mark.slow
 def test_one_that_is_not_reached_changes_nothing(launch):
-    found = stage(launch(*OPTIONS, "budget.stop_at_loss=0.001"))
-    assert (found["steps"], found["stopped_at_loss"]) == (20, None)
+    record = stage(launch(*OPTIONS, "budget.stop_at_loss=0.001"))
+    assert (record["steps"], record["stopped_at_loss"]) == (20, None)
 
 
 def test_it_stands_beside_a_budget_and_must_be_positive():
@@ -47,6 +47,6 @@ def test_a_stage_of_a_chain_that_stops_early_has_its_whole_row_of_scores(launch,
     other.write_text("a line of another kind, again and again. " * 400)
     two = f"two:{{data:{{path:{other}}},budget:{{steps:20,stop_at_loss:100}}}}"
     chain = ["stages=chain", f"stages.chain={{one:{{budget:{{steps:2}}}},{two}}}", "eval.every_steps=2"]
-    found = json.loads((launch(*chain, "callbacks.samples=null") / "summary.json").read_text())
-    assert found["stages"][1]["steps"] == 2
-    assert all(value is not None for row in found["R"]["matrix"] for value in row)
+    summary = json.loads((launch(*chain, "callbacks.samples=null") / "summary.json").read_text())
+    assert summary["stages"][1]["steps"] == 2
+    assert all(value is not None for row in summary["R"]["matrix"] for value in row)

@@ -1,4 +1,4 @@
-"""A loss that leaps is told once, with its step; a healthy run and its resumption say nothing."""
+"""Spikes of the loss: printed once with their step, skipped on request, and none in a healthy run."""
 
 import json
 
@@ -38,11 +38,11 @@ def spikes(folder) -> list[dict]:
     return [row for row in rows if "train/spikes" in row]
 
 
-def test_a_spike_is_told_once_with_its_step(launch, leaping, capsys):
+def test_a_spike_is_printed_once_with_its_step(launch, leaping, capsys):
     leaping(30, 31)
     folder = launch(*OPTIONS)
-    told = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
-    assert len(told) == 1 and "step 30" in told[0] and "samples [" in told[0]
+    messages = [line for line in capsys.readouterr().err.splitlines() if "spike" in line]
+    assert len(messages) == 1 and "step 30" in messages[0] and "samples [" in messages[0]
     assert spikes(folder) == [{"step": 30, "train/spikes": 1.0}]
 
 
@@ -61,7 +61,7 @@ def test_what_is_usual_is_resumed():
 
 
 @pytest.mark.parametrize("options", [{"window": 5}, {"deviations": 0.0}, {"least": -1.0}])
-def test_what_would_never_or_always_speak_is_refused(options):
+def test_options_with_which_alarms_never_or_always_sound_are_refused(options):
     with pytest.raises(ValueError, match=r"callbacks\.stability"):
         Stability(**options)
 
@@ -149,6 +149,6 @@ def test_what_is_not_finite_halts_by_default(launch, bad):
 
 def test_a_policy_that_changes_weights_is_part_of_a_runs_identity():
     plain = {"callbacks": {"stability": {"window": 50}}, "seed": 0}
-    told = {"callbacks": {"stability": {"window": 20, "policy": "tell"}}, "seed": 0}
+    config = {"callbacks": {"stability": {"window": 20, "policy": "tell"}}, "seed": 0}
     skips = {"callbacks": {"stability": {"window": 50, "policy": "skip"}}, "seed": 0}
-    assert config_hash(plain) == config_hash(told) != config_hash(skips)
+    assert config_hash(plain) == config_hash(config) != config_hash(skips)

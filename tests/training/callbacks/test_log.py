@@ -1,4 +1,4 @@
-"""What the callbacks that report on training log, when, and over which time."""
+"""The callbacks that report on training: which rows they log, when, and over which time."""
 
 from types import SimpleNamespace
 

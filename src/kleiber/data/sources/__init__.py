@@ -1,1 +1,1 @@
-"""Where text comes from: files, tables, the hub, the Python installation, synthetic recall tasks."""
+"""Sources of data: files, tables, the Hugging Face hub, the Python installation, and synthetic recall tasks."""

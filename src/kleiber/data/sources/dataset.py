@@ -95,9 +95,9 @@ def locate(path: str) -> Location:
         copy = hub.local_copy(path)
         location = Location(path, copy, from_local_copy=copy is not None)
     else:
-        raise ValueError(f"data.path={path} is no existing file or folder, and no name on the hub")
+        raise ValueError(f"data.path={path} is not an existing file or folder, and not a name on the hub")
     if location.local is not None and sum(file.stat().st_size for file in location.files()) == 0:
-        raise ValueError(f"data.path={path} is empty: there is no text in {location.local}")
+        raise ValueError(f"data.path={path} must contain text, but {location.local} is empty")
     return location
 
 
@@ -123,11 +123,11 @@ def open_splits(location: Location, config: str | None, root: Path) -> Iterator[
 
 
 def standard_splits(tables: dict[str, Dataset], name: str) -> dict[str, Dataset]:
-    """Returns the splits as train, validation and test; the only split of a data set is train, whatever its name."""
+    """Returns the splits by the names train, validation and test. A single split of any name is train."""
     splits = {ours: tables[name] for ours, names in SPLIT_NAMES.items() for name in names if name in tables}
     if "train" not in splits:
         if len(tables) != 1:
-            raise ValueError(f"data.path={name} has no split `train`: it has {', '.join(tables)}")
+            raise ValueError(f"data.path={name} must have a split `train`; its splits are {', '.join(tables)}")
         splits = {"train": next(iter(tables.values()))}
     unused = len(tables) - len(splits)
     if unused:
@@ -141,7 +141,7 @@ def require_columns(table: Dataset, columns: Iterable[str], name: str, key: str 
         if column not in table.column_names:
             setting = "" if key is None else f"{key}={column}: "
             present = ", ".join(table.column_names)
-            raise ValueError(f"{setting}data.path={name} must have a column {column}, and it has {present}")
+            raise ValueError(f"{setting}data.path={name} must have a column {column}; its columns are {present}")
 
 
 def require_text_columns(table: Dataset, columns: Sequence[str], name: str) -> None:

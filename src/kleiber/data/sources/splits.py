@@ -1,6 +1,7 @@
 """Rules that hold texts out of training: by the hash of each text, and by groups of near duplicates.
 
-Both depend on the content alone, so a data set is split alike on every machine, and equal texts are in the same split.
+Both depend on the content alone, so a data set has the same splits on every machine, and equal texts are in
+the same split.
 
 Near duplicates are found by MinHash (Broder 1997) over shingles of five words, with 24 hashes in 8 bands of 3: texts
 that share a band are in one group. A pair with Jaccard similarity J is found with probability 1 - (1 - J^3)^8: 0.997 at

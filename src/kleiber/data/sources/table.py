@@ -73,7 +73,7 @@ class TableData:
         raise NotImplementedError
 
     def prompt_texts(self, row: Row) -> list[str]:
-        """Returns the texts whose equality keeps rows in one split; none where the whole row decides."""
+        """Returns the texts of the prompt; rows with equal prompts share a split. Without any, equal rows share one."""
         return []
 
     def encode(self, splits: dict[str, Dataset], tokenizer: Tokenizer) -> Iterator[EncodedSplit]:
@@ -81,7 +81,7 @@ class TableData:
         raise NotImplementedError
 
     def table(self) -> Table:
-        """Finds the table. Raises ValueError where there is none."""
+        """Finds the table at data.path. Raises ValueError if there is none."""
         location = locate(self.path)
         return Table(self, location, self.name or table_name(location, self.config), parse_bytes(self.max_bytes))
 
@@ -106,7 +106,7 @@ class Table:
 
     @contextmanager
     def splits(self, root: Path) -> Iterator[tuple[dict[str, Dataset], str]]:
-        """Opens the tables train, validation and, where there is one more, test; and the config they belong to."""
+        """Opens the tables train, validation and, if there is another split, test; and the config they belong to."""
         with open_splits(self.location, self.data.config, root) as (splits, config):
             for name, split in splits.items():
                 self.data.check_columns(split, self.location.name)
@@ -123,6 +123,7 @@ class Table:
 
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
+        """Opens every text of every row as a document."""
         with self.splits(root) as (splits, config):
             documents: dict[str, Iterable[Document]] = {
                 name: ([text] for row in rows(split) for text in self.data.texts(row)) for name, split in splits.items()
@@ -157,15 +158,15 @@ class Table:
         assigned = split_by_hash((self._shared_text(row) for row in rows(table)), 1)
         if assigned is None:
             raise ValueError(
-                f"data.path={self.location.name} has no validation split, and its {len(table)} rows are too few or too "
-                "much alike to hold any out: add a validation split"
+                f"data.path={self.location.name} has no validation split, and its {len(table)} rows are too few or "
+                "too similar to hold any out: add a validation split"
             )
         train, validation = np.flatnonzero(assigned == 1), np.flatnonzero(assigned == 0)
         log.info("%s: %d of %d rows held out for validation by their hash", self.name, len(validation), len(table))
         return {"train": table.select(train), "validation": table.select(validation)}
 
     def _shared_text(self, row: Row) -> str:
-        """Returns the text whose equality keeps rows in one split: the prompt, or the whole row where it is empty."""
+        """Returns the text whose hash determines the split of a row: its prompt, or the whole row if that is empty."""
         prompt = self.data.prompt_texts(row)
         return SEPARATOR.join(prompt if any(text.strip() for text in prompt) else self.data.texts(row))
 
@@ -242,7 +243,6 @@ def read_labels(tables: dict[str, Dataset], column: str) -> Labels:
     entry = feature.feature if several else feature
     if not isinstance(entry, ClassLabel | Value):
         raise ValueError(f"data.label={column} must be a column of classes, lists of classes or numbers, not {feature}")
-    distinct: set[Any]
     distinct: set[Any]
     if several:
         distinct = _classes_in_lists(tables, column, entry)

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 ALIGN = 16
 EOS, MASK = "<|endoftext|>", "<|mask|>"
 CHUNK = 1 << 16  # characters encoded at once
-# At most three digits a token: long numbers are split alike wherever they occur.
+# At most three digits a token, so long numbers are split in the same way everywhere.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}{1,32}| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,32}|\s{1,32}(?!\S)|\s{1,32}"
 FILE = "tokenizer.json"
 TRAIN_CHARACTERS = 100_000_000  # more text would not change the merges of a small vocabulary

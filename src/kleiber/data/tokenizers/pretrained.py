@@ -96,7 +96,7 @@ def _rows_of_model(folder: Path) -> int | None:
 def load_pretrained(name: str) -> Pretrained:
     """Returns the tokenizer in a folder, in a local copy below $KLEIBER_DATA, or on the hub.
 
-    Raises ValueError where there is none; within ten seconds where the hub is not reachable.
+    Raises ValueError if there is no such tokenizer; within ten seconds if the hub is not reachable.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -109,7 +109,7 @@ def load_pretrained(name: str) -> Pretrained:
 
 def _download(name: str) -> Path:
     if not hub.is_name(name):
-        raise ValueError(f"data.tokenizer={name} is no existing folder, and no name on the hub")
+        raise ValueError(f"data.tokenizer={name} is not an existing folder, and not a name on the hub")
     from huggingface_hub import hf_hub_download
 
     online = hub.reachable()

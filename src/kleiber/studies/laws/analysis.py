@@ -1,6 +1,6 @@
 """Analyzes a table: finds suspect rows, fits the law, bootstraps, profiles, backtests and gives verdicts.
 
-`analyse` does all of this, and so no parameter is reported without an interval and no law without verdicts.
+`analyze` does all of this, and so no parameter is reported without an interval and no law without verdicts.
 """
 
 import math
@@ -68,7 +68,7 @@ def fewest_draws(level: float) -> int:
     return math.ceil(2 / (1 - level) - 1e-9)
 
 
-def analyse(table: Table, law: Law, options: Options) -> Json:
+def analyze(table: Table, law: Law, options: Options) -> Json:
     """Returns the record of a law fitted to a table, as in law.schema.json. Raises ValueError for unusable rows."""
     table.inputs(law)
     every = table
