@@ -8,6 +8,7 @@ pytest.importorskip("altair")
 
 from kleiber.charts import (
     KINDS,
+    count_tip,
     format_count,
     kind_color,
     line_chart,
@@ -15,6 +16,7 @@ from kleiber.charts import (
     log_ticks,
     separate_labels,
     sequential_colors,
+    size_color,
     tick_text,
 )
 
@@ -66,3 +68,9 @@ def test_a_line_chart_has_intervals_only_where_there_are_seeds(half, marks):
     assert [layer["mark"]["type"] for layer in chart["layer"]] == marks and chart["title"] == "Loss vs tokens"
     with_zero = line_chart(means, "D", "tokens", "arm", "Loss vs tokens", zero=True).to_dict()
     assert len(with_zero["layer"]) == len(marks) + 1
+
+
+def test_sizes_have_colors_and_numbers_tooltips():
+    sizes = size_color(["1M", "2M"], title="N").to_dict()
+    assert sizes["scale"] == {"domain": ["1M", "2M"], "range": sequential_colors(2)} and sizes["title"] == "N"
+    assert count_tip("C").to_dict() == {"field": "C", "type": "quantitative", "format": ".3s", "title": "C"}

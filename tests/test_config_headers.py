@@ -36,7 +36,7 @@ def class_name(path: Path) -> str:
     return next((name for other in beside if other.is_file() and (name := class_name(other))), "")
 
 
-def test_every_file_tells_what_it_is_and_when_to_take_it():
+def test_every_file_says_what_it_is_and_when_to_use_it():
     wrong = {}
     for path in FILES:
         lines, group = header(path), path.relative_to(CONF).parts[0]
@@ -78,7 +78,7 @@ def test_a_variant_names_a_choice_and_its_class():
     assert wrong == []
 
 
-def test_what_studies_inherit_is_no_study():
+def test_the_base_files_of_studies_are_not_studies():
     composer = Composer("train")
     assert BASES and not {path.stem for path in BASES} & {*composer.choices("study")}
     for path in BASES:

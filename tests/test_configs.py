@@ -290,7 +290,7 @@ def test_every_leaf_has_an_effect(launch, base):
     assert idle == []
 
 
-def test_the_bases_choose_every_class_that_a_run_can_be_made_of():
+def test_the_bases_cover_every_class_of_a_run():
     chosen = {target for base in BASES for target, _ in leaves_by_class(base)}
     lines = [line.split() for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()]
     named = {line[1] for line in lines if line[:1] == ["_target_:"]}

@@ -54,7 +54,7 @@ def test_groups_and_choices_are_those_of_the_folder():
     ("override", "values"),
     [("modl=moe", ["modl", "'model'"]), ("model=moee", ["model=moee", "'moe'"]), ("model/mlpp=moe", ["'model/mlp'"])],
 )
-def test_a_misspelled_name_is_answered_with_the_nearest(override, values):
+def test_the_error_for_a_misspelled_name_suggests_the_nearest(override, values):
     with pytest.raises(ConfigError) as caught:
         COMPOSER.compose([override])
     assert all(value in str(caught.value) for value in values), str(caught.value)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from kleiber.config.errors import SIGNALS, ExitCode, Preempted, Status, on_preemption
+from kleiber.config.errors import SIGNALS, ExitCode, Preempted, Status, did_you_mean, on_preemption
 
 
 def test_the_first_signal_reacts_all_are_listed_and_the_handlers_come_back():
@@ -31,7 +31,7 @@ def test_outside_of_the_main_thread_nothing_is_changed():
     assert came == [([], before)]
 
 
-def test_what_catches_every_exception_does_not_catch_it():
+def test_except_exception_does_not_catch_preemption():
     with pytest.raises(Preempted):
         try:
             raise Preempted("SIGTERM")
@@ -51,7 +51,12 @@ def test_only_finished_runs_end_with_zero_and_only_preempted_ones_are_queued_aga
     assert status.exit_code == {"finished": 0, "preempted": 75}.get(status, 1)
 
 
-def test_failures_have_the_color_of_failures():
+def test_every_status_of_a_failure_is_red():
     colors = {status: status.color for status in Status}
     assert colors.pop(Status.FINISHED) == "green" and colors.pop(Status.RUNNING) == "cyan"
     assert colors.pop(Status.MISSING) == "yellow" and set(colors.values()) == {"red"}
+
+
+def test_a_similar_choice_is_suggested_and_none_where_no_choice_is_similar():
+    assert "'model'" in did_you_mean("modl", ["data", "model"])
+    assert did_you_mean("xyz", ["data", "model"]) == did_you_mean("model", []) == ""

@@ -18,7 +18,7 @@ def test_names_of_the_hub_have_at_most_two_parts(path, expected):
     assert hub.is_name(path) == expected
 
 
-def test_a_copy_may_be_named_as_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_copy_may_have_underscores_and_lower_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hh_rlhf").mkdir()
     monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
     assert hub.local_copy("Anthropic/hh-rlhf") == tmp_path / "hh_rlhf"

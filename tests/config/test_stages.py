@@ -71,7 +71,7 @@ def test_a_key_that_no_stage_can_set_is_named():
         (1, {"a": 2}, {"a": 2}),
     ],
 )
-def test_merging_keeps_what_is_not_named(old, new, expected):
+def test_merging_keeps_the_other_keys(old, new, expected):
     assert merge_nodes(old, new) == expected
 
 

@@ -13,12 +13,12 @@ def test_quantities_are_read_as_people_write_them(text, value):
 
 
 @pytest.mark.parametrize("text", ["", "20 M", "M", "-3", "0", "1e999", "20Q", "nan"])
-def test_what_is_no_positive_quantity_is_refused_with_its_text(text):
+def test_text_that_is_not_a_positive_number_is_refused(text):
     with pytest.raises(ValueError, match=r"must be a (positive )?number"):
         quantity(text)
 
 
-def test_four_ways_to_say_the_same_length():
+def test_four_budgets_of_equal_length_give_the_same_steps():
     tokens = 1_000_000
     ways = [
         Budget(tokens=tokens),

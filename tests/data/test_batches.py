@@ -31,7 +31,7 @@ def test_every_epoch_holds_every_sample_once_in_a_new_order() -> None:
     assert list(epochs) == [0] * 10 + [1] * 10
 
 
-def test_a_step_is_the_same_whatever_was_asked_before() -> None:
+def test_a_batch_depends_on_its_step_alone() -> None:
     order = Order(17, seed=5)
     forward = [order.batch(step, 6)[0] for step in range(20)]
     for step in (19, 0, 7, 7, 3):
@@ -74,7 +74,7 @@ def test_fewer_samples_than_ranks_are_refused() -> None:
         next(stream(windows(), seed=0, batch_samples=1, world=2))
 
 
-def test_evaluation_batches_cover_a_fixed_set_whatever_the_rows_and_ranks() -> None:
+def test_evaluation_batches_cover_the_same_samples_for_all_rows_and_ranks() -> None:
     train = windows(900)
     samples = ValidationWindows(train.file, train.context, Bytes())
     whole = torch.cat([batch.tokens for batch in evaluation_batches(samples, rows=7)])
@@ -93,7 +93,7 @@ def token_file(text: str = TEXT) -> TokenFile:
     return TokenFile(ids, len(raw), len(raw), "x")
 
 
-def test_joined_samples_are_those_of_the_parts_in_the_order_asked() -> None:
+def test_concatenated_samples_are_gathered_in_the_requested_order() -> None:
     parts = [TrainWindows(token_file(TEXT), 10), TrainWindows(token_file(TEXT[::-1]), 10)]
     joined = ConcatSamples(parts)
     index = np.array([len(parts[0]) + 2, 0, len(parts[0]), 5])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kleiber.data import cache as module
-from kleiber.data.cache import cache_root, cached_folder
+from kleiber.data.cache import cache_root, cached_folder, limit_bytes
 
 IDENTITY: dict[str, Any] = {"of": "a test"}
 
@@ -121,3 +121,13 @@ def test_the_root_follows_the_environment(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="KLEIBER_CACHE=DIR"):
         cache_root(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(None, ["abcd", "", "é!"]), (3, ["abc"]), (4, ["abcd"]), (5, ["abcd", "", ""]), (6, ["abcd", "", "é"])],
+)
+def test_documents_are_cut_at_a_number_of_bytes(limit: int | None, expected: list[str]) -> None:
+    """A character of several bytes is left out where only a part of it fits."""
+    documents = limit_bytes([["ab", "cd"], [""], ["é", "!"]], limit)
+    assert ["".join(document) for document in documents] == expected

@@ -21,7 +21,7 @@ def text(ids: list[int]) -> str:
     return "".join("$" if i == 256 else chr(i) for i in ids).encode("latin1").decode()
 
 
-def test_the_template_to_the_letter() -> None:
+def test_conversations_follow_the_template_exactly() -> None:
     (encoded,) = encode_conversations([CHAT], Bytes())
     assert text(encoded.ids.tolist()) == (
         "$<|system|>\nbe brief\n<|user|>\nhi é\n<|assistant|>\nyo$<|user|>\n?\n<|assistant|>\n!$"
@@ -32,13 +32,13 @@ def test_the_template_to_the_letter() -> None:
     assert text(encode_prompt(CHAT[:2], Bytes())) == "$<|system|>\nbe brief\n<|user|>\nhi é\n<|assistant|>\n"
 
 
-def test_what_is_asked_is_how_the_answered_begins() -> None:
+def test_an_encoded_prompt_is_the_beginning_of_the_conversation() -> None:
     (encoded,) = encode_conversations([CHAT], Bytes())
     begin = encode_prompt(CHAT[:4], Bytes())
     assert encoded.ids[: len(begin)].tolist() == begin and encoded.answers[len(begin)]
 
 
-def test_many_at_once_are_as_one_by_one() -> None:
+def test_several_conversations_are_encoded_as_each_alone() -> None:
     several = [CHAT, CHAT[1:3], CHAT[:4]]
     together = encode_conversations(several, Bytes())
     separate = [encode_conversations([dialog], Bytes())[0] for dialog in several]

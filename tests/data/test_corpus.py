@@ -29,7 +29,9 @@ def test_the_hash_is_of_the_content_and_not_of_the_path(cache: Path, tmp_path: P
     )
 
 
-def test_several_sources_are_scored_apart_and_read_each_once_an_epoch(cache: Path, tmp_path: Path, tiny: str) -> None:
+def test_several_sources_are_scored_separately_and_each_read_once_an_epoch(
+    cache: Path, tmp_path: Path, tiny: str
+) -> None:
     (tmp_path / "second.txt").write_bytes(Path(tiny).read_text()[:2000].encode())
     sources = [Text(path).source() for path in (tiny, str(tmp_path / "second.txt"))]
     corpus = prepare("pair", "both", sources, "bytes", None, 16, cache)
@@ -44,7 +46,7 @@ def test_numbers_of_bytes(value: str | float | None, number: int | None) -> None
     assert parse_bytes(value) == number
 
 
-def test_a_number_of_bytes_that_is_none_names_its_key() -> None:
+def test_an_invalid_number_of_bytes_is_named_with_its_key() -> None:
     with pytest.raises(ValueError, match=r"data\.max_bytes"):
         parse_bytes("many")
 

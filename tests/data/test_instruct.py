@@ -50,7 +50,7 @@ def test_targets_are_the_answers(tmp_path: Path, cache: Path) -> None:
     assert (loose.tokenizer.decode(asked), bytes(answer)) == ("<|user|>\n7+7?\n<|assistant|>\n", b"so so #### 14")
 
 
-def test_what_does_not_fit_is_cut_or_left_out_and_counted(tmp_path: Path, cache: Path, caplog) -> None:
+def test_conversations_that_do_not_fit_are_cut_or_left_out_and_counted(tmp_path: Path, cache: Path, caplog) -> None:
     table = [*sums(10), {"question": "?", "answer": ""}, {"question": "x" * 90, "answer": "never read"}]
     with caplog.at_level(logging.INFO):
         train = Instruct(folder(tmp_path / "t", train=table, validation=sums(5)), pack=False).prepare(44).train
@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_cut_or_left_out_and_counted(tmp_path: Path, cache:
         Instruct(folder(tmp_path / "t", train=table, validation=sums(5))).prepare(8)
 
 
-def test_other_columns_are_named_and_can_be_given(tmp_path: Path, cache: Path) -> None:
+def test_other_columns_are_listed_in_the_error_and_can_be_set(tmp_path: Path, cache: Path) -> None:
     table = [{"ask": row["question"], "say": row["answer"]} for row in sums()]
     path = folder(tmp_path / "t", train=table, validation=table)
     with pytest.raises(ValueError, match="ask, say"):

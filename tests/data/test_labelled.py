@@ -31,7 +31,7 @@ def row_texts(rows: LabelledRows, i: int, begin: int = 256, eos: int = 256) -> l
     return pieces
 
 
-def test_rows_say_what_the_table_says(tmp_path: Path, cache: Path) -> None:
+def test_rows_have_the_texts_and_labels_of_the_table(tmp_path: Path, cache: Path) -> None:
     table = reviews()
     corpus = Labelled(folder(tmp_path / "t", train=table, validation=table[:7])).prepare(64)
     rows = corpus.train
@@ -107,7 +107,7 @@ def test_rows_without_label_are_left_out_and_rows_without_text_stay(tmp_path: Pa
     assert "0 45.5%, 1 54.5%" in caplog.text
 
 
-def test_a_split_whose_labels_are_all_hidden_is_no_split(tmp_path: Path, cache: Path) -> None:
+def test_a_split_whose_labels_are_all_hidden_is_left_out(tmp_path: Path, cache: Path) -> None:
     hidden = [{"text": "a", "label": -1.0} for _ in range(3)]
     scores = [{"text": f"{i}", "label": i / 2 - 1} for i in range(9)]
     corpus = Labelled(folder(tmp_path / "t", train=scores, validation=scores, test=hidden)).prepare(32)
@@ -127,7 +127,7 @@ def test_a_split_whose_labels_are_all_hidden_is_no_split(tmp_path: Path, cache: 
         ({"metric": "pearson"}, "data.metric=pearson", "accuracy, f1, macro_f1, mcc"),
     ],
 )
-def test_what_is_wrong_names_the_columns(tmp_path: Path, cache: Path, options: dict, setting: str, values: str) -> None:
+def test_errors_name_the_columns(tmp_path: Path, cache: Path, options: dict, setting: str, values: str) -> None:
     path = folder(tmp_path / "t", train=reviews(), validation=reviews(4))
     with pytest.raises(ValueError, match=f"{setting}.*{values}"):
         Labelled(path, **options).prepare(32)
@@ -176,7 +176,7 @@ def test_known_tasks(shared: Path, cache: Path, path: str, options: dict, shape:
     assert (len(corpus.train), len(held), corpus.num_classes, corpus.kind) == shape
 
 
-def test_the_f1_of_two_classes_is_none_of_three(tmp_path: Path, cache: Path) -> None:
+def test_f1_is_refused_for_three_classes(tmp_path: Path, cache: Path) -> None:
     rows = [{"text": "x", "label": i % 3} for i in range(6)]
     path = folder(tmp_path / "t", train=rows, validation=rows)
     with pytest.raises(ValueError, match=r"data.metric=f1 .*3.*data.metric=macro_f1"):

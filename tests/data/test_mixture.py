@@ -27,11 +27,11 @@ def parts() -> list[Samples]:
     ("fractions", "expected"),
     [([0.9, 0.1], [18, 2]), ([0.25, 0.75], [5, 15]), ([0.95, 0.04, 0.01], [95, 4, 1]), ([1.0], [20])],
 )
-def test_the_shortest_block_that_holds_the_fractions(fractions: list[float], expected: list[int]) -> None:
+def test_the_block_is_the_shortest_with_whole_numbers_of_samples(fractions: list[float], expected: list[int]) -> None:
     assert block_counts(fractions) == expected
 
 
-def test_fractions_that_no_block_holds_are_rounded_to_a_thousandth() -> None:
+def test_fractions_without_such_a_block_are_rounded_to_a_thousandth() -> None:
     assert block_counts([1 / 3, 2 / 3]) == [7, 14]
     assert block_counts([0.12345, 0.87655]) in ([123, 877], [124, 876])
 
@@ -43,7 +43,7 @@ def test_every_block_holds_the_fractions_exactly() -> None:
         assert (ids >= 124).sum() == 2
 
 
-def test_each_part_is_read_epoch_after_epoch() -> None:
+def test_each_part_repeats_when_all_its_samples_were_read() -> None:
     mixture = Mixture(parts(), [0.5, 0.5])
     ids, epochs = mixture.order(seed=0).samples_at(np.arange(2 * 24 * 5))
     small = ids >= 124
@@ -85,7 +85,7 @@ def test_an_unknown_part_is_refused(name: str, cache: Path) -> None:
         MixtureCorpus({name: 1.0}).prepare(16)
 
 
-def test_repeated_text_is_masked_anew_in_every_epoch(tmp_path):
+def test_repeated_text_has_other_masks_in_every_epoch(tmp_path):
     text = tmp_path / "t.txt"
     text.write_text("\n".join(f"line {i} of a text" for i in range(400)))
     train = Repeated(Text(str(text)), unique=320).prepare(64, tmp_path).train

@@ -26,7 +26,7 @@ def marked(ids, weights) -> bytes:
     return bytes(kept[:-1])
 
 
-def test_both_sides_share_the_prompt_and_mark_their_answers(tmp_path: Path, cache: Path) -> None:
+def test_both_conversations_share_the_prompt_and_mark_their_answers(tmp_path: Path, cache: Path) -> None:
     table = pairs()
     train = Preference(folder(tmp_path / "p", train=table, validation=table)).prepare(64).train
     batch = train.gather(np.arange(12))
@@ -65,7 +65,7 @@ def test_forms_of_the_same_pair() -> None:
         parse_pair({"prompt": "1-1?", "chosen": "0", "rejected": 0})
 
 
-def test_a_prompt_too_long_keeps_its_end_on_both_sides(tmp_path: Path, cache: Path) -> None:
+def test_a_prompt_that_is_too_long_keeps_the_same_end_in_both_conversations(tmp_path: Path, cache: Path) -> None:
     table = [{"prompt": "".join(chr(97 + i % 26) for i in range(200)), "chosen": "A" * 8, "rejected": "B" * 20}] * 4
     train = Preference(folder(tmp_path / "p", train=table, validation=table)).prepare(63).train
     assert isinstance(train, PairRows) and train.truncated == 4
@@ -75,7 +75,7 @@ def test_a_prompt_too_long_keeps_its_end_on_both_sides(tmp_path: Path, cache: Pa
     assert bytes(chosen[good == 0].tolist()).endswith(b"opqr\n<|assistant|>\n")
 
 
-def test_an_answer_too_long_leaves_half_a_row_to_the_prompt(tmp_path: Path, cache: Path) -> None:
+def test_an_answer_that_is_too_long_leaves_half_a_row_to_the_prompt(tmp_path: Path, cache: Path) -> None:
     table = [{"prompt": "p" * 100, "chosen": "A" * 300, "rejected": "B"}] * 4
     train = Preference(folder(tmp_path / "p", train=table, validation=table)).prepare(63).train
     assert isinstance(train, PairRows)

@@ -78,7 +78,7 @@ def test_training_windows_move_between_epochs_and_stay_inside() -> None:
     assert samples.gather(index, 2).samples.tolist() == list(range(24, 36))  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def test_a_text_shorter_than_a_window_says_what_to_do() -> None:
+def test_a_text_shorter_than_a_window_is_refused_with_the_largest_context() -> None:
     with pytest.raises(ValueError, match=r"4 tokens.*model\.context=512.*model\.context=3"):
         TrainWindows(token_file("abc"), 512)
     assert len(TrainWindows(token_file("abc"), 3)) == 1
@@ -108,7 +108,7 @@ def test_a_token_file_holds_an_end_of_text_before_every_document_and_is_written_
     assert source.read == 1
 
 
-def test_text_that_is_costly_to_get_is_read_back_from_its_bytes(tmp_path: Path) -> None:
+def test_a_cached_source_is_read_from_its_token_file_of_bytes(tmp_path: Path) -> None:
     source = Letters()
     for _ in range(2):
         with CachedSource(source).open_text(tmp_path) as text:

@@ -59,7 +59,7 @@ TESTS: dict[int, list[str]] = {
     25: [CHECKED], 26: [CHECKED], 27: [CHECKED], 28: [CHECKED], 29: [CHECKED],
     30: ["config/test_cross_checks.py::test_the_error_names_every_key_that_contradicts_another"],
     31: ["launch/test_main.py::test_a_gpu_that_is_not_there_is_said_in_one_line"],
-    32: ["data/sources/test_text.py::test_what_cannot_be_trained_on_is_named"],
+    32: ["data/sources/test_text.py::test_data_that_cannot_be_trained_on_is_named"],
     33: ["data/sources/test_dataset.py::test_empty_and_missing_places_are_named"],
     34: ["data/sources/test_dataset.py::test_a_broken_line_of_json_is_named_with_its_number"],
     35: ["runs/test_run.py::test_text_of_three_tokens_is_refused_before_training"],

@@ -77,7 +77,7 @@ def cells(cell, tmp_path, monkeypatch):
     return [cell(tmp_path / name) for name in "abcd"]
 
 
-def test_a_job_ended_as_its_run_has_recorded(cells, capsys):
+def test_exit_codes_of_jobs_follow_from_the_status_of_their_runs(cells, capsys):
     a, b, c, d = (cell.folder for cell in cells)
     codes = cell_module.JobMonitor(
         cells, FakeJobs(cells, [{b: "failed"}, {a: "finished", d: None}, {c: "running"}])

@@ -10,7 +10,7 @@ from kleiber.launch.local_pool import Pool
 from kleiber.records.summary import Summary
 
 
-class Ended:
+class EndedProcess:
     """A process that ends as soon as it is started."""
 
     exitcode = 0
@@ -34,7 +34,7 @@ STARTED: list[tuple] = []
 @pytest.fixture
 def started(monkeypatch):
     STARTED.clear()
-    monkeypatch.setattr(local_pool, "fork_server", lambda: type("Context", (), {"Process": Ended}))
+    monkeypatch.setattr(local_pool, "fork_server", lambda: type("Context", (), {"Process": EndedProcess}))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     return STARTED
 

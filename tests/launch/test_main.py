@@ -14,7 +14,7 @@ from kleiber.records.summary import Summary
 
 
 class Trainer:
-    """Stands for kleiber.runs.run.train: records its calls and leaves a finished summary."""
+    """Replaces kleiber.runs.run.train: records its calls and writes the summary of a finished run."""
 
     def __init__(self):
         self.calls = []
@@ -44,7 +44,7 @@ def folders(tmp_path):
     return sorted(path.name for path in (tmp_path / "root" / "runs").iterdir())
 
 
-def test_a_run_leaves_its_config_and_its_log_and_no_outputs(trainer, tmp_path):
+def test_a_run_writes_its_config_and_its_log_into_one_folder(trainer, tmp_path):
     assert main(["model.depth=3", "seed=1"]) == 0
     (cfg, folder, overrides) = trainer.calls[0]
     assert folder.parent == tmp_path / "root" / "runs"
@@ -56,7 +56,7 @@ def test_a_run_leaves_its_config_and_its_log_and_no_outputs(trainer, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["root"]
 
 
-def test_a_repeated_command_shows_what_is_finished(trainer, tmp_path, capsys):
+def test_a_finished_run_is_not_trained_again(trainer, tmp_path, capsys):
     assert main(["seed=1"]) == 0
     assert main(["seed=1", "logger=csv", "trainer.threads=1"]) == 0
     assert len(trainer.calls) == 1
@@ -65,7 +65,7 @@ def test_a_repeated_command_shows_what_is_finished(trainer, tmp_path, capsys):
     assert len(trainer.calls) == 2
 
 
-def test_resume_never_sets_the_old_run_aside(trainer, tmp_path):
+def test_resume_never_moves_the_old_run_to_another_folder(trainer, tmp_path):
     main(["seed=1"])
     main(["seed=1", "resume=never"])
     assert len(trainer.calls) == 2
@@ -73,7 +73,7 @@ def test_resume_never_sets_the_old_run_aside(trainer, tmp_path):
     assert folders(tmp_path) == [name, f"{name}.1"]
 
 
-def test_resume_path_goes_on_there_with_a_longer_budget_only(trainer, capsys):
+def test_resume_path_accepts_a_longer_budget_and_refuses_another_seed(trainer, capsys):
     trainer.raises = RuntimeError("cut off")
     main(["seed=1"])
     trainer.raises = None
@@ -111,7 +111,7 @@ def test_help_lists_groups_with_their_choices(trainer, capsys):
     assert "bert, gpt, hf, moe" in text and "budget.tokens=20M" in text
 
 
-def test_a_crash_is_1_with_a_traceback_and_a_verdict(trainer, capsys):
+def test_a_crash_is_1_with_a_traceback_and_a_status(trainer, capsys):
     trainer.raises = ZeroDivisionError("boom")
     assert main([]) == 1
     assert "ZeroDivisionError: boom" in capsys.readouterr().err
@@ -150,7 +150,7 @@ def test_stale_rank_variables_are_refused(trainer, monkeypatch, capsys):
     assert trainer.calls == []
 
 
-def test_under_torchrun_the_world_is_the_devices(trainer, monkeypatch, capsys):
+def test_under_torchrun_the_number_of_processes_sets_the_devices(trainer, monkeypatch, capsys):
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, value)
     assert main(["trainer=ddp", "trainer.devices=4"]) == 2

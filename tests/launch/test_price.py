@@ -21,21 +21,21 @@ SMALL = [
 
 @pytest.fixture
 def planned(tmp_path, cache_dir, capsys):
-    """The plan that a dry run writes, and what it prints."""
+    """Makes a dry run; returns the plan that it writes and the text that it prints."""
 
     def plan(*overrides, code=0):
         file = tmp_path / "plan.json"
         assert main([*SMALL, *overrides, f"root={tmp_path / 'root'}", f"dry_run={file}"]) == code, (
             capsys.readouterr().err
         )
-        assert not (tmp_path / "root").exists(), "a dry run leaves nothing"
+        assert not (tmp_path / "root").exists(), "a dry run writes nothing"
         return json.loads(file.read_text()), capsys.readouterr().out
 
     return plan
 
 
 def trained(root):
-    """params, tokens and FLOPs of every finished run under a root, by the name of its folder."""
+    """Parameters, tokens and FLOPs of every finished run below a root, by the name of its folder."""
     stages = {path.parent.name: read(path)["stages"] for path in root.rglob("summary.json")}
     return {
         name: (last[-1]["params"]["total"], last[-1]["tokens"], pytest.approx(last[-1]["flops"]["model"], rel=1e-9))
@@ -44,7 +44,7 @@ def trained(root):
 
 
 @pytest.mark.parametrize("choice", [["model=gpt"], ["model=moe", "adapter=null"], ["model=bert", "objective=mlm"]])
-def test_a_run_is_priced_as_it_is_recorded(planned, launch, tmp_path, choice):
+def test_estimated_counts_of_a_run_equal_its_summary(planned, launch, tmp_path, choice):
     plan, _ = planned(*choice)
     assert main([*SMALL, *choice, f"root={tmp_path / 'root'}"]) == 0
     (cell,) = plan["cells"]
@@ -53,7 +53,7 @@ def test_a_run_is_priced_as_it_is_recorded(planned, launch, tmp_path, choice):
     assert plan["seconds"] >= cell["seconds"] > 0 and plan["memory_bytes"] > 2**27
 
 
-def test_a_model_of_another_library_is_as_large_as_its_own_config_says(planned):
+def test_a_hugging_face_model_is_counted_from_its_config(planned):
     """A config without `width` was once priced as one of width 128."""
     options = "{n_embd: 96, n_head: 6, n_inner: 384, n_positions: 64}"
     model = ["model=hf", "model.path=gpt2", "model.weights=random", "model.depth=2", "model.context=64"]
@@ -62,7 +62,7 @@ def test_a_model_of_another_library_is_as_large_as_its_own_config_says(planned):
     assert plan["params"] == 2 * (attention + mlp + norms) + (272 + 64) * 96 + 2 * 96
 
 
-def test_a_sweep_is_summed_and_cells_of_one_model_are_built_once(planned, monkeypatch):
+def test_costs_of_a_sweep_are_summed_and_equal_models_built_once(planned, monkeypatch):
     built = []
     build_model = run_cost.build_model
     monkeypatch.setattr(run_cost, "build_model", lambda *arguments: built.append(1) or build_model(*arguments))
@@ -82,7 +82,7 @@ def unmeasured(monkeypatch):
 
 
 @pytest.mark.slow
-def test_fine_tunes_of_bases_that_are_not_trained_are_priced_and_are_the_runs_that_come(tmp_path, cache_dir, capsys):
+def test_fine_tunes_of_bases_that_are_not_trained_yet_are_priced(tmp_path, cache_dir, capsys):
     """The dry run of such a study once priced only its bases."""
     other = tmp_path / "other.txt"
     other.write_text((REPOSITORY / "src/kleiber/launch/main.py").read_text())
@@ -98,15 +98,12 @@ def test_fine_tunes_of_bases_that_are_not_trained_are_priced_and_are_the_runs_th
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["runs"] == 1 + 3 and not (tmp_path / "root").exists()
     assert all(cell["seconds"] > 0 for cell in plan["cells"])
-    assert "could not be measured" not in capsys.readouterr().out
     assert main(study) == 0
     priced = {cell["name"]: (cell["params"], cell["tokens"], cell["flops"]) for cell in plan["cells"]}
     assert trained(tmp_path / "root") == priced
 
 
-def test_a_transfer_prices_every_round_and_the_count_does_not_depend_on_which_rate_wins(
-    unmeasured, tmp_path, cache_dir, monkeypatch, capsys
-):
+def test_a_transfer_study_is_priced_with_all_its_rounds(unmeasured, tmp_path, cache_dir, monkeypatch, capsys):
     labels = "\n".join(json.dumps({"text": f"word {n} here", "label": n % 2}) for n in range(80))
     (tmp_path / "rows.jsonl").write_text(labels)
     monkeypatch.chdir(tmp_path)
@@ -131,12 +128,12 @@ def test_a_transfer_prices_every_round_and_the_count_does_not_depend_on_which_ra
 
 
 @pytest.mark.slow
-def test_a_design_in_rounds_is_priced_whole_and_writes_nothing(unmeasured, tmp_path, cache_dir, capsys):
+def test_a_design_in_rounds_is_priced_with_all_its_rounds(unmeasured, tmp_path, cache_dir, capsys):
     study = ["study=scaling", "design=optimal", "design.flops=2e13", "study.min_tokens=1M", "data=text", TINY_TEXT]
     study.append(f"root={tmp_path / 'r'}")
     assert main([*study, "dry_run=true"]) == 0
     out = capsys.readouterr().out
-    assert out.count("design, round") == 3 and not (tmp_path / "r").exists()
+    assert out.count("design=optimal") == 3 and not (tmp_path / "r").exists()
     assert "interval     +-" in out
 
 
@@ -147,7 +144,7 @@ def test_a_wrong_value_of_dry_run_is_refused(tmp_path, capsys, value):
 
 
 @pytest.mark.process
-def test_the_command_line_prices_in_a_process_of_its_own_and_imports_no_torch(tmp_path):
+def test_a_dry_run_imports_no_torch_into_the_process_of_the_command(tmp_path):
     arguments = [*SMALL, "-m", "name=s", "seed=0,1", "budget.steps=4", f"dry_run={tmp_path / 'plan.json'}"]
     script = (
         f"import sys; from kleiber.launch.main import main; code = main({arguments!r}); print('torch' in sys.modules)"

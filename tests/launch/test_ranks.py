@@ -23,7 +23,7 @@ def test_a_rank_is_a_process_that_torchrun_or_slurm_started(monkeypatch):
     assert ranks.launched() and ranks.rank() == 3
 
 
-def test_the_rank_that_failed_first_is_named_and_gives_the_code(monkeypatch, tmp_path, capsys):
+def test_the_exit_code_is_that_of_the_rank_that_failed_first(monkeypatch, tmp_path, capsys):
     assert ranks.first_failure(tmp_path) is None
     monkeypatch.setenv(ranks.FAILURES, str(tmp_path))
     for rank, code, error in (("1", 3, RuntimeError("boom")), ("0", 1, RuntimeError("Connection closed by peer"))):

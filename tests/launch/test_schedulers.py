@@ -1,7 +1,10 @@
 """Options and answers of SLURM, tested with fake commands; tests/slurm uses a real SLURM."""
 
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -43,6 +46,35 @@ def test_submitit_accepts_the_parameters(cell, tmp_path):
     parameters = Submitit(partition="p", mem_gb=2, gpus_per_node=1, setup=["a"]).parameters(cell(tmp_path))
     assert "#SBATCH --signal=USR1@90" in _make_sbatch_string("x", tmp_path, map_count=2, **parameters)
     assert submitit
+
+
+class Executor:
+    """Stands for submitit.SlurmExecutor: keeps what it is asked, and calls its jobs <array>_<place>."""
+
+    made: ClassVar[list["Executor"]] = []
+
+    def __init__(self, folder):
+        self.folder, self.parameters, self.jobs = folder, {}, []
+        self.made.append(self)
+
+    def update_parameters(self, **parameters):
+        self.parameters = parameters
+
+    def batch(self):
+        return nullcontext()
+
+    def submit(self, job):
+        self.jobs.append(job)
+        return SimpleNamespace(job_id=f"{len(self.made)}_{len(self.jobs) - 1}")
+
+
+def test_cells_of_equal_resources_are_one_array(cell, tmp_path, monkeypatch):
+    monkeypatch.setattr(Executor, "made", [])
+    cells = [cell(tmp_path / "a"), cell(tmp_path / "b", devices=2), cell(tmp_path / "c")]
+    folders = Submitit(mem_gb=2)._submit(SimpleNamespace(SlurmExecutor=Executor), tmp_path, cells)
+    assert folders == {"1_0": cells[0].folder, "1_1": cells[2].folder, "2_0": cells[1].folder}
+    assert [executor.parameters["cpus_per_task"] for executor in Executor.made] == [1, 2]
+    assert all(executor.parameters["mem"] == "2048MB" for executor in Executor.made)
 
 
 @pytest.mark.parametrize(

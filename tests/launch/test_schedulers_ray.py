@@ -1,4 +1,4 @@
-"""Sweeps through Ray; where Ray is installed one runs for real."""
+"""Sweeps in Ray; a real one runs only where Ray is installed."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def test_a_cancelled_task_gets_sigterm():
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_cells_run_as_tasks_of_ray_and_give_the_numbers_of_a_single_run(process, launch, tmp_path):
+def test_cells_in_ray_have_the_results_of_a_single_run(process, launch, tmp_path):
     pytest.importorskip("ray", reason="needs kleiber[ray]")
     sweep = process("-m", "name=s", "seed=0,1", "optimizer.lr=0.01,-1", "launcher=ray", root="ray")
     out, err = sweep.communicate(timeout=200)

@@ -7,7 +7,7 @@ from kleiber.records.catalog import read_runs
 SWEEP = ["-m", "name=first", "launcher=basic"]
 
 
-def test_a_failing_cell_stops_no_other_and_a_second_start_runs_only_what_is_missing(seeds, tmp_path):
+def test_other_cells_run_after_a_failure_and_a_second_start_runs_the_missing_cells(seeds, tmp_path):
     assert main([*SWEEP, "seed=0,1,2"]) == 4
     assert seeds == [0, 1, 2]
     assert {run.summary["status"] for run in read_runs(tmp_path / "root" / "first")} == {"finished", "failed"}
@@ -17,7 +17,7 @@ def test_a_failing_cell_stops_no_other_and_a_second_start_runs_only_what_is_miss
     assert main([*SWEEP, "seed=0,2,3"]) == 0
 
 
-def test_a_single_run_is_the_cell_of_the_sweep(seeds, tmp_path):
+def test_a_single_run_has_the_folder_of_the_equal_cell(seeds, tmp_path):
     assert main([*SWEEP, "seed=0,2", "budget.steps=7"]) == 0
     seeds.clear()
     assert main(["budget.steps=7", "name=first", "seed=2", "logger=csv"]) == 0
@@ -49,7 +49,7 @@ def test_a_cell_that_is_preempted_in_one_process_ends_the_sweep(seeds, monkeypat
     assert seeds == [7]
 
 
-def test_one_process_is_refused_for_several_devices(seeds, capsys):
+def test_launcher_basic_refuses_several_devices(seeds, capsys):
     assert main([*SWEEP, "seed=0,2", "trainer=ddp"]) == 2
     assert "trainer.devices=2" in capsys.readouterr().err and seeds == []
 
@@ -60,7 +60,7 @@ def test_a_sweep_inside_a_cell_is_refused(seeds, monkeypatch, capsys):
     assert "KLEIBER_CELL" in capsys.readouterr().err
 
 
-def test_a_file_may_ask_for_a_sweep(seeds, tmp_path):
+def test_a_config_file_can_start_a_sweep(seeds, tmp_path):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     text = "# @package _global_\nname: asked\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params: {seed: '0,2'}\n"
     (tmp_path / "conf" / "experiment" / "e.yaml").write_text(text)
@@ -72,7 +72,7 @@ def test_a_file_may_ask_for_a_sweep(seeds, tmp_path):
     assert seeds == [0, 2]
 
 
-def test_a_file_may_choose_how_cells_run(seeds, tmp_path):
+def test_a_config_file_can_choose_the_launcher(seeds, tmp_path):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     text = "# @package _global_\ndefaults: [override /launcher: basic]\nname: asked\n"
     (tmp_path / "conf" / "experiment" / "e.yaml").write_text(text)
@@ -80,7 +80,7 @@ def test_a_file_may_choose_how_cells_run(seeds, tmp_path):
     assert seeds == [0, 2], "in this process, as `basic` does"
 
 
-def test_a_dry_sweep_trains_nothing_and_leaves_nothing(seeds, monkeypatch, tmp_path):
+def test_a_dry_run_of_a_sweep_trains_and_writes_nothing(seeds, monkeypatch, tmp_path):
     priced = []
     monkeypatch.setattr(
         "kleiber.launch.price.print_price", lambda runs: priced.append(sorted(c["seed"] for c in runs.values()))

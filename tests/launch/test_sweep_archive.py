@@ -29,7 +29,7 @@ def sweep(root: Path, *overrides: str) -> int:
 
 @contextmanager
 def training_nothing() -> Iterator[list]:
-    """Cells run in this process and are finished at once; the configs of those that ran, in order."""
+    """Finishes cells at once in this process, and yields the list of the configs of cells that ran, in order."""
     ran = []
 
     def train(cfg, folder, overrides):
@@ -53,7 +53,7 @@ def trained() -> Iterator[list]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
-    """A base and two arms from it, finished."""
+    """A finished study of a base and two arms that start from it."""
     root = tmp_path_factory.mktemp("one")
     with training_nothing() as ran:
         assert sweep(root) == 0 and len(ran) == 3
@@ -62,7 +62,7 @@ def study(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def moved(study, tmp_path) -> Path:
-    """What is kept of the study, elsewhere; its root is `tmp_path`."""
+    """The archive of the study in another folder, below the root `tmp_path`."""
     (tmp_path / "s").mkdir()
     shutil.copy(study / archive.NAME, tmp_path / "s")
     return tmp_path / "s"
@@ -73,14 +73,14 @@ def rewrite(file: Path, rows) -> None:
     archive.append(file, rows)
 
 
-def test_in_another_place_nothing_is_trained_again(trained, study, moved, tmp_path, capsys):
+def test_finished_runs_of_a_moved_study_are_not_trained_again(trained, study, moved, tmp_path, capsys):
     assert sweep(tmp_path) == 0
     assert trained == [] and "runs.jsonl.gz" in capsys.readouterr().out
     assert [run.name for run in read_runs(moved)] == [run.name for run in read_runs(study)]
     assert not [path for path in moved.iterdir() if path.is_dir()]
 
 
-def test_a_cell_that_is_missing_is_trained_from_a_base_that_is_trained_again(trained, moved, tmp_path):
+def test_the_base_of_a_missing_cell_is_trained_again(trained, moved, tmp_path):
     gone = next(run.name for run in archived_runs(moved / archive.NAME) if run.config["init"])
     rewrite(moved / archive.NAME, [row for row in archive.read(moved / archive.NAME) if row["run"] != gone])
     assert sweep(tmp_path, "trainer.threads=1") == 0
@@ -91,20 +91,20 @@ def test_a_cell_that_is_missing_is_trained_from_a_base_that_is_trained_again(tra
     assert [run.status for run in read_runs(moved)] == ["finished"] * 3
 
 
-def test_never_resuming_trains_all_of_it_anew_and_replaces_the_rows(trained, moved, tmp_path):
+def test_resume_never_trains_all_cells_again_and_replaces_their_rows(trained, moved, tmp_path):
     assert sweep(tmp_path, "resume=never") == 0
     assert len(trained) == 3 and len(archived_runs(moved / archive.NAME)) == 3
     assert len(archive.read(moved / archive.NAME)) == 6
 
 
-def test_runs_of_an_earlier_start_are_added_by_the_next_one(trained, study):
+def test_finished_runs_that_are_not_archived_are_archived_at_the_next_start(trained, study):
     before = archive.read(study / archive.NAME)
     (study / archive.NAME).unlink()
     assert sweep(study.parent) == 0
     assert trained == [] and sorted(before, key=lambda row: row["run"]) == archive.read(study / archive.NAME)
 
 
-def test_rows_count_by_their_config_and_not_by_the_names_of_folders(trained, moved, tmp_path):
+def test_archived_runs_are_found_by_config_and_not_by_folder_name(trained, moved, tmp_path):
     rows = [row for row in archive.read(moved / archive.NAME) if not row["config"]["init"]]
     rewrite(moved / archive.NAME, [{**row, "run": "other-00000000"} for row in rows])
     assert sweep(tmp_path) == 0
@@ -125,7 +125,7 @@ def test_missing_weights_are_refused_with_the_fix(moved):
         locate_stage(str(base.folder))
 
 
-def test_a_study_that_lies_elsewhere_has_the_same_runs():
+def test_config_hashes_do_not_depend_on_the_folder_of_the_study():
     config = resolve_config(Composer().compose(["model=moe"]))[0]
     places = [
         {**config, "root": root, "name": name, "init": {"path": f"{root}/{name}/{base}-0123abcd/main"}}
@@ -136,6 +136,6 @@ def test_a_study_that_lies_elsewhere_has_the_same_runs():
     assert config_hash({**places[0], "init": {"path": "/two/s/base-0123abcd/main"}}) != config_hash(places[0])
 
 
-def test_a_kept_run_has_the_overrides_of_its_folder(study):
+def test_an_archived_run_has_the_overrides_of_its_folder(study):
     for run in archived_runs(study / archive.NAME):
         assert run.overrides == yaml.safe_load((run.folder / "overrides.yaml").read_text())

@@ -10,7 +10,7 @@ from kleiber.records.catalog import read_runs
 SWEEP = ["-m", "name=first", "launcher=basic"]
 
 
-def test_a_design_is_multiplied_by_the_sweep_and_yields_to_its_keys(seeds, tmp_path):
+def test_a_design_is_multiplied_by_the_sweep_whose_keys_take_precedence(seeds, tmp_path):
     design = ["design=grid", "design.widths=[32,64]", "design.seeds=1"]
     assert main([*SWEEP, *design, "budget.steps=3,4"]) == 0
     assert [run.summary["name"] for run in read_runs(tmp_path / "root" / "first")] == ["first"] * 4
@@ -59,7 +59,7 @@ def priced(monkeypatch):
     return configs
 
 
-def test_a_designed_dry_run_prices_the_cells_and_starts_none(seeds, priced, tmp_path, capsys):
+def test_a_dry_run_of_a_design_prices_its_cells(seeds, priced, tmp_path, capsys):
     for design in (["design.widths=[32,48,64]", "design.seeds=1"], ["design=isoflop", "design.flops=1e14"]):
         priced.clear()
         assert main(["study=scaling", *design, "dry_run=true"]) == 0
@@ -71,7 +71,7 @@ def test_a_designed_dry_run_prices_the_cells_and_starts_none(seeds, priced, tmp_
     assert "design.flops" in capsys.readouterr().err
 
 
-def test_a_dry_run_of_sequences_asks_for_no_law(priced, capsys):
+def test_a_dry_run_of_a_continual_study_predicts_no_interval(priced, capsys):
     assert main(["study=continual", "design.seeds=1", "budget.tokens=100K", "dry_run=true"]) == 0
     assert "interval" not in capsys.readouterr().out and len(priced) == 12 + 2
 
@@ -88,7 +88,7 @@ def test_a_design_that_cannot_determine_its_law_is_refused_before_anything_is_tr
     assert seeds == priced == [] and not list((tmp_path / "root").glob("*/*"))
 
 
-def test_runs_that_are_finished_count_among_the_points(seeds, monkeypatch):
+def test_finished_runs_count_as_points_of_the_law(seeds, monkeypatch):
     monkeypatch.setattr("kleiber.launch.sweep.write_report", lambda *_: None)
     study = ["study=scaling", "launcher=basic", "design.seeds=1"]
     assert main([*study, "design.widths=[32,48,64]"]) == 0
@@ -106,4 +106,4 @@ def test_an_optimal_design_runs_in_rounds_and_writes_its_plan(seeds, tmp_path, m
     assert main(["study=scaling", "launcher=basic", "design=optimal", "design.flops=1e14"]) == 4  # seed 1
     plan = json.loads((tmp_path / "root" / "scaling" / "design.json").read_text())
     assert len(plan["rounds"]) == 3 and sum(len(round["trunks"]) for round in plan["rounds"]) == len(seeds)
-    assert capsys.readouterr().out.count("design, round") == 3
+    assert capsys.readouterr().out.count("design=optimal") == 3

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from kleiber.models.transformer import LMHead
-from kleiber.nn.loss import cross_entropy, log_probs
+from kleiber.nn.loss import cross_entropy, log_probs, target_weights
+from kleiber.types.batch import Batch
 
 ROWS, DIM, VOCAB = 37, 6, 11
 OPTIONS = list(itertools.product((1.0, 0.25), (None, 2.0), (0.0, 0.1), (False, True), (5, 256)))
@@ -112,3 +113,16 @@ def test_a_chunk_of_no_rows_is_refused():
     hidden, head, targets, _ = problem()
     with pytest.raises(ValueError, match="chunk=0"):
         log_probs(hidden, head, targets, chunk=0)
+
+
+def test_a_target_weighs_the_product_of_its_weight_its_segment_and_whether_it_is_real():
+    tokens = torch.arange(8).reshape(2, 4)
+    weights = torch.tensor([[9.0, 0.5, 2.0, 1.0], [9.0, 3.0, 1.0, 1.0]])
+    segments = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]])
+    real = torch.tensor([[True, True, True, True], [True, True, True, False]])
+    assert target_weights(Batch(tokens)) is None
+    inside, present = torch.tensor([[1.0, 0, 1], [1, 1, 1]]), torch.tensor([[1.0, 1, 1], [1, 1, 0]])
+    assert torch.equal(target_weights(Batch(tokens, segments=segments)), inside)
+    assert torch.equal(target_weights(Batch(tokens, real=real)), present)
+    every = Batch(tokens, weights=weights, segments=segments, real=real)
+    assert torch.equal(target_weights(every), weights[:, 1:] * inside * present)

@@ -1,9 +1,11 @@
-"""The gated activation and its own backward pass against silu(gate) * up."""
+"""Dense MLPs and RMSNorm against their formulas, and the gated activation with its own backward pass."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from kleiber.nn.mlp import gated
+from kleiber.nn.mlp import GELU, RMSNorm, SwiGLU, gated, gated_hidden
+from kleiber.nn.mup import Site
 
 
 def test_the_gate_and_its_gradient_are_those_of_the_plain_form():
@@ -22,3 +24,35 @@ def test_the_gate_takes_a_gradient_that_is_an_expanded_scalar():
     assert torch.autograd.gradcheck(gated, gate_up)
     gated(gate_up).sum().backward()
     assert gate_up.grad is not None
+
+
+@pytest.mark.parametrize("hidden", [None, 24])
+def test_mlps_are_their_formulas_with_the_default_or_the_given_size(hidden):
+    x = torch.randn(2, 3, 32)
+    swiglu, gelu = SwiGLU(Site(32), hidden), GELU(Site(32), hidden)
+    assert (swiglu.hidden, gelu.hidden) == ((24, 24) if hidden else (gated_hidden(32), 128))
+    gate, up = (x @ swiglu.gate_up.weight.T).chunk(2, -1)
+    torch.testing.assert_close(swiglu(x)[0], (F.silu(gate) * up) @ swiglu.down.weight.T)
+    torch.testing.assert_close(gelu(x)[0], F.gelu(x @ gelu.up.weight.T) @ gelu.down.weight.T)
+    assert swiglu(x)[1] == gelu(x)[1] == {}
+    assert swiglu.last_matrix() is swiglu.down and gelu.last_matrix() is gelu.down
+
+
+@pytest.mark.parametrize("kind", [SwiGLU, GELU])
+def test_an_mlp_without_hidden_units_is_refused(kind):
+    with pytest.raises(ValueError, match=r"model\.mlp\.hidden=0"):
+        kind(Site(32), 0)
+
+
+def test_default_sizes_of_gated_mlps_cost_what_a_plain_mlp_does():
+    for width in (32, 48, 100, 768):
+        hidden = gated_hidden(width)
+        assert hidden % 16 == 0 and 0 <= 3 * hidden - 8 * width < 48
+
+
+def test_rms_norm_scales_rows_to_an_rms_of_one_times_the_gain():
+    norm, x = RMSNorm(16, eps=1e-12), torch.randn(4, 16) * 7
+    torch.testing.assert_close(norm(x).square().mean(-1).sqrt(), torch.ones(4))
+    torch.nn.init.normal_(norm.weight)
+    torch.testing.assert_close(norm(x), x / x.square().mean(-1, keepdim=True).sqrt() * norm.weight)
+    assert norm(x.bfloat16()).dtype == torch.bfloat16

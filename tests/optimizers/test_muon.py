@@ -57,7 +57,7 @@ def test_singular_values_come_near_one_and_zeros_stay():
     assert values[2].max() == 0
 
 
-def test_matrices_of_blocks_are_muons_and_the_rest_is_adamws_each_once():
+def test_muon_has_the_matrices_of_blocks_and_adamw_the_other_parameters():
     model = mixture()
     optimizer = build(model)
     train(model, optimizer, 0)
@@ -69,7 +69,7 @@ def test_matrices_of_blocks_are_muons_and_the_rest_is_adamws_each_once():
 
 
 @pytest.mark.parametrize("parametrization", [MuP(base_width=32), StandardParametrization()])
-def test_a_matrix_learns_at_the_root_of_adams_scale_and_lr_times_decay_is_constant(parametrization):
+def test_a_matrix_has_the_square_root_of_adams_scale_and_lr_times_decay_is_constant(parametrization):
     model = Transformer(96, width=128, context=32, parametrization=parametrization)
     groups = {n: g for g in build(model, weight_decay=0.3).param_groups for n in g["names"]}
     for name, role in model.roles().items():
@@ -79,7 +79,7 @@ def test_a_matrix_learns_at_the_root_of_adams_scale_and_lr_times_decay_is_consta
             assert groups[name]["lr"] * groups[name]["weight_decay"] == pytest.approx(0.02 * 0.3)
 
 
-def test_a_step_changes_the_stream_alike_at_every_width():
+def test_the_singular_values_of_a_step_do_not_depend_on_the_width():
     """The largest singular value of a step, over sqrt(fan_out / fan_in), does not depend on the width."""
     sizes = []
     for width in (64, 256):
@@ -91,7 +91,7 @@ def test_a_step_changes_the_stream_alike_at_every_width():
     assert sizes[0] == pytest.approx(sizes[1], rel=0.2)
 
 
-def test_it_goes_on_bit_by_bit_from_state_by_name():
+def test_training_resumes_exactly_from_state_by_name():
     straight, resumed = mixture(), mixture()
     unbroken = build(straight)
     train(straight, unbroken, 0, 1, 2, 3)
@@ -118,7 +118,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_a_run_goes_on_bit_by_bit_and_is_the_same_on_two_ranks(launch, process, interrupted, tmp_path):
+def test_a_run_resumes_exactly_and_is_the_same_on_two_ranks(launch, process, interrupted, tmp_path):
     options = ["model=moe", "optimizer=muon", "trainer=ddp", "trainer.precision=64", "model.depth=1", "budget.steps=8"]
     options += ["model.context=64", "data.max_bytes=20000", "eval.tokens=1024"]
     alone = launch(*options, "trainer.devices=1", root="alone")

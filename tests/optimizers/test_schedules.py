@@ -62,3 +62,8 @@ def test_cosine_falls_by_half_a_cosine_to_its_final_share():
 def test_only_a_schedule_with_a_stable_phase_has_a_branch_step():
     assert Schedule().branch_step(100) is Cosine().branch_step(100) is None
     assert WSD(decay=0.0).branch_step(100) == 99, "a branch has at least one step of its own"
+
+
+def test_the_warmup_of_wsd_can_be_shortened_and_not_lengthened():
+    assert [WSD(warmup_steps=100).limit_warmup(steps) for steps in (7, 500)] == [WSD(warmup_steps=7), WSD()]
+    assert Cosine().limit_warmup(7) == Cosine()

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     return next(root.glob("*/*"))
 
 
-def test_scores_are_those_the_run_ended_with(run, cache_dir, tmp_path, capsys):
+def test_perplexity_equals_the_last_scores_of_the_run(run, cache_dir, tmp_path, capsys):
     out = tmp_path / "all.json"
     assert main(["eval", str(run), "--evals", "perplexity", "--json", str(out)]) == 0
     record = json.loads(out.read_text())
@@ -44,7 +44,7 @@ def test_scores_are_those_the_run_ended_with(run, cache_dir, tmp_path, capsys):
     assert "perplexity/tiny/loss" in capsys.readouterr().out
 
 
-def test_the_routing_of_a_run_with_its_checkpoints_and_figures(run, cache_dir, capsys):
+def test_routing_reads_earlier_checkpoints_and_draws_figures(run, cache_dir, capsys):
     assert main(["eval", str(run), "--evals", "routing", "--tokens", "512"]) == 0
     results = json.loads((run / "evals/routing.json").read_text())
     assert results["settled"]["steps"] == [10, 15] and results["tokens"] == 512
@@ -72,7 +72,7 @@ def test_wrong_options_are_refused_by_name(run, cache_dir, tmp_path, capsys):
         ([str(run), "--evals", "perplexity", "--tasks", "arc"], "--tasks arc"),
         ([str(run), "--evals", "perplexity", "--task-files", "x"], "--task-files x"),
         ([str(empty), "--evals", "perplexity"], f"{empty}: "),
-        ([str(tmp_path / "x"), "--evals", "routing"], f"{tmp_path / 'x'}: "),
+        ([str(tmp_path / "x"), "--evals", "routing"], f"{tmp_path / 'x'} "),
         ([str(run), "--evals", "routing", "--stage", "trunk"], "'trunk'"),
         ([str(run), "--evals", "routing", "--data", "data=builtin"], "--data data=builtin"),
     ):  # fmt: skip
@@ -90,7 +90,7 @@ def test_numbers_of_nested_results_are_listed_by_path():
     assert flatten_numbers(results) == {"a/loss": 1.0, "b": 0.5}
 
 
-def test_a_folder_is_read_whatever_its_name_and_in_full_precision(shared, cache_dir, tmp_path, capsys):
+def test_a_hugging_face_folder_is_evaluated_whatever_its_name(shared, cache_dir, tmp_path, capsys):
     source, odd = shared / "data" / "models" / "stories260K", tmp_path / "my model (1), [q]=a'b"
     shutil.copytree(source, odd)
     text = REPOSITORY / "tests/data/tiny.txt"

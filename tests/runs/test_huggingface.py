@@ -27,7 +27,7 @@ def loaded(folder: Path):
 
 @torch.no_grad()
 def same_logits(run: Path, folder: Path, text: str = TEXT) -> None:
-    """The run read by us and the folder read by transformers, ids and logits."""
+    """Asserts that a run and its exported folder have the same token ids and logits."""
     trained, (twin, tokenizer) = open_model(str(run)), loaded(folder)
     ids = trained.tokenizer.encode(text)
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
@@ -63,7 +63,7 @@ def test_an_exported_run_gives_its_ids_and_logits_in_transformers(launch, tmp_pa
     assert main(["export", str(run), str(out)]) == 2 and str(out) in capsys.readouterr().err
 
 
-def test_bytes_as_a_hugging_face_tokenizer_has_our_ids(tmp_path):
+def test_an_exported_byte_tokenizer_has_the_same_ids(tmp_path):
     from transformers import AutoTokenizer
 
     from kleiber.data.tokenizers.pretrained import load_pretrained
@@ -99,7 +99,7 @@ def test_stories260k_imported_starts_a_run_and_is_exported_again(shared, launch,
     torch.testing.assert_close(after, wanted, atol=1e-3, rtol=1e-3)
 
 
-def test_template_begin_and_settings_of_generation_pass_through(shared, tmp_path):
+def test_chat_template_and_generation_settings_are_imported_and_exported(shared, tmp_path):
     source, out, back = tmp_path / "source", tmp_path / "run", tmp_path / "back"
     shutil.copytree(shared / "data" / "models" / "stories260K", source)
     (source / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
@@ -127,8 +127,8 @@ def test_conversations_are_exported_with_the_template_they_were_trained_in(launc
     assert prompt == encode_prompt(turns, Bytes())
 
 
-def test_where_the_template_gives_other_ids_none_is_left(shared, tmp_path, capsys):
-    """SentencePiece begins a text in its own way; the template that came with the tokenizer is not that of training."""
+def test_a_chat_template_with_other_ids_than_in_training_is_not_exported(shared, tmp_path, capsys):
+    """SentencePiece adds a space before a text, so transformers turns the template into other ids than training."""
     from kleiber.data.tokenizers.pretrained import load_pretrained
 
     source, out = tmp_path / "source", tmp_path / "out"
@@ -143,7 +143,7 @@ def test_where_the_template_gives_other_ids_none_is_left(shared, tmp_path, capsy
     assert not (out / "chat_template.jinja").exists() and "theirs" not in (out / "tokenizer_config.json").read_text()
 
 
-def test_a_wrapped_model_is_opened_from_its_folder_and_nothing_is_written_for_what_cannot_be_read(shared, tmp_path):
+def test_a_folder_that_cannot_be_imported_leaves_no_run(shared, tmp_path):
     source = shared / "data" / "models" / "stories260K"
     trained = open_model(str(source))
     assert type(trained.model).__name__ == "HFModel" and trained.model.context == 512 and trained.config == {}
@@ -155,9 +155,9 @@ def test_a_wrapped_model_is_opened_from_its_folder_and_nothing_is_written_for_wh
         import_hf(tmp_path / "gpt2", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     shutil.copytree(source, tmp_path / "copy")
-    more = json.loads((source / "tokenizer.json").read_text())
-    more["added_tokens"].append(more["added_tokens"][0] | {"id": 512, "content": "[PAD]"})
-    (tmp_path / "copy" / "tokenizer.json").write_text(json.dumps(more))
+    config = json.loads((source / "tokenizer.json").read_text())
+    config["added_tokens"].append(config["added_tokens"][0] | {"id": 512, "content": "[PAD]"})
+    (tmp_path / "copy" / "tokenizer.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"copy.*513.*512"):
         import_hf(tmp_path / "copy", tmp_path / "out")
     shutil.copy(source / "tokenizer.json", tmp_path / "copy" / "tokenizer.json")
@@ -184,7 +184,7 @@ def test_a_model_card_names_the_class_to_load_and_the_task_heads_left_out(kind, 
 
 
 @pytest.mark.slow
-def test_a_wrapped_model_trains_on_its_own_tokenizer_and_is_exported_as_what_it_was(shared, launch, tmp_path):
+def test_a_wrapped_model_is_exported_in_its_original_architecture(shared, launch, tmp_path):
     source = shared / "data" / "models" / "stories260K"
     run = launch("model=hf", f"model.path={source}", "model.depth=5", "trainer.max_steps=2", "optimizer.lr=1e-9")
     config = read_config(run)

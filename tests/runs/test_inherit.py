@@ -37,12 +37,12 @@ def completed(composer):
 
 
 @pytest.mark.parametrize("options", [[], ["model=moe", "optimizer=lion"], ["model=bert", "optimizer=muon"]])
-def test_under_mup_the_rate_and_the_identity_are_those_of_the_files(completed, composer, options):
+def test_under_mup_the_config_and_its_hash_do_not_change(completed, composer, options):
     written = resolve_config(composer.compose(options))[0]
     assert config_hash(completed(*options)) == config_hash(written)
 
 
-def test_in_the_standard_parametrisation_it_falls_with_the_width_and_with_training(completed, folder):
+def test_the_default_rate_depends_on_width_start_adapter_and_objective(completed, folder):
     imported, wrapped = ["init=hf", f"init.path={folder}"], ["model=hf", f"model.path={folder}"]
     new = [*wrapped, "model.weights=random"]
     for options, rate in (
@@ -67,7 +67,7 @@ def test_in_the_standard_parametrisation_it_falls_with_the_width_and_with_traini
         assert completed(*options)["optimizer"]["lr"] == rate, options
 
 
-def test_a_start_that_the_model_cannot_take_is_refused(completed, folder):
+def test_a_start_that_does_not_fit_the_model_is_refused(completed, folder):
     start = ["init=hf", f"init.path={folder}"]
     with pytest.raises(ConfigError, match="model=hf"):
         completed(*start, "model=hf", f"model.path={folder}")
@@ -75,7 +75,7 @@ def test_a_start_that_the_model_cannot_take_is_refused(completed, folder):
         completed(*start, "model.context=4096")
 
 
-def test_a_rate_that_somebody_wrote_stays(completed, folder, tmp_path):
+def test_a_rate_that_is_set_does_not_change(completed, folder, tmp_path):
     imported = ["init=hf", f"init.path={folder}"]
     assert completed(*imported, "optimizer.lr=0.02")["optimizer"]["lr"] == 0.02
     (tmp_path / "experiment").mkdir()
@@ -94,8 +94,8 @@ def test_a_run_trains_at_the_rate_that_it_records(launch, capsys):
 
 
 @pytest.mark.slow
-def test_an_imported_model_is_not_unlearned(shared, launch, monkeypatch):
-    """stories260K on its own kind of text: at muP's .02 twenty steps cost it more than 2 nats."""
+def test_an_imported_model_does_not_forget_at_its_default_rate(shared, launch, monkeypatch):
+    """stories260K on text like that of its training: at muP's rate of .02, twenty steps increase the loss by 2 nats."""
     monkeypatch.setenv("KLEIBER_DATA", str(shared / "data"))
     run = launch(
         "init=hf", f"init.path={shared}/data/models/stories260K", "model.context=64", "callbacks.samples=null",
@@ -106,7 +106,7 @@ def test_an_imported_model_is_not_unlearned(shared, launch, monkeypatch):
     assert stage["lr"] == 7.8e-4 and after < before + 0.05
 
 
-def test_a_start_point_is_found_by_its_name_and_one_that_is_nowhere_is_refused(completed, folder, monkeypatch):
+def test_a_start_point_may_be_the_name_of_a_local_copy(completed, folder, monkeypatch):
     from kleiber.config import hub
 
     monkeypatch.setattr(hub, "reachable", lambda: False)

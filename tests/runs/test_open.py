@@ -39,7 +39,7 @@ def test_a_recorded_config_that_does_not_pass_the_check_builds_nothing(tmp_path,
     assert not (tmp_path / "built").exists()
 
 
-def test_a_run_of_a_gpu_opens_without_one(tmp_path):
+def test_a_run_that_was_trained_on_a_gpu_opens_without_one(tmp_path):
     run = trained_run(tmp_path / "run", DENSE)
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["trainer"] |= {"accelerator": "gpu"}

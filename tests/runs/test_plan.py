@@ -1,4 +1,4 @@
-"""The estimate behind batch.micro=auto against what the allocator really holds after a forward pass."""
+"""batch.micro=auto: the estimated memory of activations, and the micro-batch that follows from it."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ CASES = {"gpt": {}, "gelu": {"mlp": GELU}, "moe": {"mlp": partial(interleaved_mo
 
 
 def held_bytes(model: Transformer, rows: int) -> int:
-    """What a forward pass has allocated and not freed while its graph is alive, by PyTorch's profiler."""
+    """Bytes that a forward pass has allocated and not freed, measured by PyTorch's profiler."""
     with profile(profile_memory=True) as watched:
         output = model(Batch(torch.zeros(rows, 64, dtype=torch.long)))
     assert output.hidden.requires_grad
@@ -25,7 +25,7 @@ def held_bytes(model: Transformer, rows: int) -> int:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_row_holds_what_the_estimate_says(case):
+def test_estimated_activation_bytes_equal_those_that_pytorch_allocates(case):
     model = Transformer(96, width=64, context=64, depth=3, **CASES[case])
     held_bytes(model, 1)
     measured = held_bytes(model, 6) - held_bytes(model, 5)
@@ -43,12 +43,12 @@ def test_micro_batches_fill_half_of_the_free_memory_and_more_with_checkpoints(mo
     assert plan.micro_batch(3, 1000, 64, model, plain) == 3
 
 
-def test_on_a_cpu_padded_rows_come_in_parts_of_like_length(monkeypatch):
+def test_on_a_cpu_padded_rows_are_split_into_eight_parts(monkeypatch):
     model = Transformer(96, width=64, context=64, depth=1)
     monkeypatch.setattr(plan, "free_memory_bytes", lambda accelerator: 1e12)
     cpu, gpu = (SimpleNamespace(accelerator=kind, checkpoint_activations=False) for kind in ("cpu", "gpu"))
-    found = [plan.micro_batch("auto", rows, 64, model, cpu, padded=True) for rows in (5, 64, 200)]
-    assert found == [5, 8, 25]
+    sizes = [plan.micro_batch("auto", rows, 64, model, cpu, padded=True) for rows in (5, 64, 200)]
+    assert sizes == [5, 8, 25]
     assert (
         plan.micro_batch("auto", 64, 64, model, cpu) == plan.micro_batch("auto", 64, 64, model, gpu, padded=True) == 64
     )

@@ -1,4 +1,4 @@
-"""The main job in one process: what it leaves, what it prints, how it ends when it goes wrong."""
+"""Whole runs in one process: the files they write, what they print, and how they end after an error."""
 
 import json
 import time
@@ -18,9 +18,9 @@ SCHEMA = json.loads((Path(kleiber.__file__).parent / "records" / "summary.schema
 
 
 def summary(folder: Path) -> dict:
-    found = json.loads((folder / "summary.json").read_text())
-    jsonschema.validate(found, SCHEMA)
-    return found
+    record = json.loads((folder / "summary.json").read_text())
+    jsonschema.validate(record, SCHEMA)
+    return record
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -29,11 +29,11 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("model", ["gpt", "moe"])
-def test_a_run_leaves_what_the_forms_pin_and_learns(launch, model, capsys):
+def test_a_run_writes_all_its_files_and_its_loss_falls(launch, model, capsys):
     folder = launch(f"model={model}", "callbacks.log.every=1")
-    found = summary(folder)
-    stage = found["stages"][0]
-    assert found["status"] == "finished"
+    record = summary(folder)
+    stage = record["stages"][0]
+    assert record["status"] == "finished"
     assert stage["steps"] == 20 and stage["tokens"] == 20 * 512
     assert stage["params"]["active"] <= stage["params"]["total"]
     assert (stage["params"]["active"] < stage["params"]["total"]) == (model == "moe")
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_the_forms_pin_and_learns(launch, model, capsys):
     assert "arning" not in out.out + out.err
 
 
-def test_the_same_command_again_trains_nothing_and_shows_the_table(launch, capsys):
+def test_a_repeated_command_prints_the_table_of_the_finished_run(launch, capsys):
     folder = launch("model=gpt")
     written = (folder / "summary.json").read_text()
     capsys.readouterr()
@@ -59,13 +59,13 @@ def test_the_same_command_again_trains_nothing_and_shows_the_table(launch, capsy
 
 
 def test_two_seeds_are_two_runs(launch):
-    one, two = launch("seed=0", "callbacks.log.every=1"), launch("seed=1", "callbacks.log.every=1")
-    assert one != two
-    assert losses(one)[20] != losses(two)[20]
+    first, second = launch("seed=0", "callbacks.log.every=1"), launch("seed=1", "callbacks.log.every=1")
+    assert first != second
+    assert losses(first)[20] != losses(second)[20]
 
 
 def test_micro_batches_do_not_change_the_result(launch):
-    """In fp64, 20 steps, dense and MoE: the balance loss is per sequence, so it adds up however the batch is cut."""
+    """Also with experts: the balance loss is computed per sequence, so its sum does not depend on the micro-batches."""
     for model in ("gpt", "moe"):
         runs = [
             launch(f"model={model}", "trainer.precision=64", f"batch.micro={micro}", "callbacks.log.every=1")
@@ -84,10 +84,10 @@ def test_masked_prediction_trains_on_a_bidirectional_model(launch):
     curve = losses(folder)
     assert curve[20] < curve[1] - 0.3
     keys = summary(folder)["stages"][0]["metrics"]
-    assert [key.rsplit("/", 1)[1] for key in keys] == ["loss"], "a masked loss is no likelihood of the text"
+    assert [key.rsplit("/", 1)[1] for key in keys] == ["loss"], "no bits per byte"
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(launch, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(launch, monkeypatch, capsys):
     accumulate, calls = step.accumulate, []
 
     def poisoned(model, *arguments):
@@ -99,10 +99,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(launch, monkeypa
 
     monkeypatch.setattr("kleiber.training.lit.accumulate", poisoned)
     folder = launch("model=gpt", "callbacks.checkpoints.every=2", code=1)
-    found = summary(folder)
-    assert found["status"] == "diverged"
-    assert found["error"].startswith("step 7: ") and "samples [" in found["error"]
-    assert "diverged at step 7" in capsys.readouterr().err
+    record = summary(folder)
+    assert record["status"] == "diverged"
+    assert record["error"].startswith("step 7: ") and "samples [" in record["error"]
+    assert "step 7: " in capsys.readouterr().err
     assert sorted(p.name for p in (folder / "stages/main/checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
 
 
@@ -122,38 +122,38 @@ def test_a_full_disk_fails_the_run_and_keeps_the_checkpoint_before(launch, monke
     assert sorted(p.name for p in (folder / "stages/main/checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
 
 
-def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(launch, tmp_path, cache_dir, capsys):
+def test_a_dry_run_prints_the_cost_and_writes_nothing(launch, tmp_path, cache_dir, capsys):
     with pytest.raises(StopIteration):
         launch("model=moe", "dry_run=true")
     out = capsys.readouterr().out
-    for word in ("parameters", "FLOPs", "MiB", "steps", "minutes", "lr"):
-        assert word in out
+    for label in ("parameters", "FLOPs", "MiB", "steps", "minutes", "lr"):
+        assert label in out
     assert not (tmp_path / "runs").exists()
 
 
-def test_wandb_records_hold_the_run(launch):
+def test_wandb_has_config_metrics_and_summary_of_the_run(launch):
     folder = launch("model=moe", "logger=wandb", "logger.wandb.mode=offline", "name=group-a", "callbacks.log.every=5")
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    found, own = read(path), summary(folder)
-    assert found["run"] == {"id": own["run_id"], "group": "group-a", "name": folder.name, "type": "train"}
-    assert found["exit_code"] == 0
-    assert found["config"]["model"]["mlp"]["num_experts"] == 8, "the config keeps its nesting"
-    steps = {row["trainer/global_step"]: row for row in found["history"] if "train/loss" in row}
+    logged, record = read(path), summary(folder)
+    assert logged["run"] == {"id": record["run_id"], "group": "group-a", "name": folder.name, "type": "train"}
+    assert logged["exit_code"] == 0
+    assert logged["config"]["model"]["mlp"]["num_experts"] == 8, "the config keeps its nesting"
+    steps = {row["trainer/global_step"]: row for row in logged["history"] if "train/loss" in row}
     assert sorted(steps) == [5, 10, 15, 20]
     assert steps[20]["train/loss"] == pytest.approx(losses(folder)[20])
-    assert any(key.startswith("samples") for row in found["history"] for key in row)
-    key, value = next(iter(own["stages"][0]["metrics"].items()))
-    assert found["summary"][key] == pytest.approx(value)
-    assert found["summary"]["checkpoint"] == own["stages"][0]["checkpoint"]
+    assert any(key.startswith("samples") for row in logged["history"] for key in row)
+    key, value = next(iter(record["stages"][0]["metrics"].items()))
+    assert logged["summary"][key] == pytest.approx(value)
+    assert logged["summary"]["checkpoint"] == record["stages"][0]["checkpoint"]
 
 
-def test_the_time_of_evaluation_is_no_time_of_training(launch, monkeypatch):
+def test_seconds_of_training_do_not_include_evaluation(launch, monkeypatch):
     from kleiber.evals import perplexity as evaluate
 
     score, clock, late = evaluate.held_out_loss, time.perf_counter, [0.0]
 
     def slow(*arguments):
-        late[0] += 1000  # as if every evaluation took so many seconds
+        late[0] += 1000  # every evaluation seems to take 1000 s
         return score(*arguments)
 
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + late[0])
@@ -189,4 +189,4 @@ def test_text_of_three_tokens_is_refused_before_training(tmp_path, cache_dir, ca
     (tmp_path / "short.txt").write_text("abc")
     code = main(["data=text", f"data.path={tmp_path / 'short.txt'}", f"root={tmp_path / 'runs'}", "logger=csv"])
     assert code == 2
-    assert "fewer than one window" in capsys.readouterr().err
+    assert "model.context" in capsys.readouterr().err

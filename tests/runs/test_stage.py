@@ -1,4 +1,4 @@
-"""Stages in a chain, and start points: what is handed over, what is scored, what is counted, what is refused."""
+"""Chains of stages and start points: what a stage inherits, which tasks are scored, and what is refused."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ OFTEN = ["callbacks.log.every=1", "callbacks.checkpoints.every=4", "callbacks.sa
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory) -> Path:
-    """Text that is unlike the first one's."""
+    """A file with another kind of text than that of the first stage."""
     text = tmp_path_factory.mktemp("text") / "other.txt"
     text.write_text((REPOSITORY / "src/kleiber/nn/attention.py").read_text())
     return text
@@ -43,58 +43,59 @@ def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
     return load_file(max((folder / "stages" / stage / "checkpoints").glob("step-*")) / "model.safetensors")
 
 
-def test_a_chain_hands_its_weights_on_and_scores_every_task_after_every_stage(launch, chain, capsys):
+def test_every_task_is_scored_after_every_stage_of_a_chain(launch, chain, capsys):
     folder = launch(*chain)
     record = summary(folder)
-    one, two = record["stages"]
-    assert (one["parent"], two["parent"]) == (None, "one")
-    assert (one["tasks"], two["tasks"]) == (["tiny"], ["other"])
-    assert [stage["lr"] for stage in (one, two)] == [0.02, 0.01]
-    assert two["tokens"] == 512 * (12 + 9) and two["steps"] == 9
-    assert two["flops"]["model"] == pytest.approx(one["flops"]["model"] / 12 * 21)
-    assert two["start_metrics"] == one["metrics"]
+    first, second = record["stages"]
+    assert (first["parent"], second["parent"]) == (None, "one")
+    assert (first["tasks"], second["tasks"]) == (["tiny"], ["other"])
+    assert [stage["lr"] for stage in (first, second)] == [0.02, 0.01]
+    assert second["tokens"] == 512 * (12 + 9) and second["steps"] == 9
+    assert second["flops"]["model"] == pytest.approx(first["flops"]["model"] / 12 * 21)
+    assert second["start_metrics"] == first["metrics"]
     scores = record["R"]
     assert (scores["tasks"], scores["stages"]) == (["tiny", "other"], ["one", "two"])
     (a, b), (c, d) = scores["matrix"]
     assert a < c and d < b, "the second stage learns its task and forgets the first"
-    assert a < scores["baseline"][0] and [c, d] == [two["metrics"][f"val/{t}/loss"] for t in ("tiny", "other")]
-    watched = {row["step"] for row in two["curve"] if "watch/tiny/loss" in row}
+    assert a < scores["baseline"][0] and [c, d] == [second["metrics"][f"val/{t}/loss"] for t in ("tiny", "other")]
+    watched = {row["step"] for row in second["curve"] if "watch/tiny/loss" in row}
     assert watched >= {0, 1, 2, 4, 8, 9}
-    assert {row["step"] for row in two["curve"] if "watch/other/loss" in row} == {1, 2, 4, 8}, (
+    assert {row["step"] for row in second["curve"] if "watch/other/loss" in row} == {1, 2, 4, 8}, (
         "every task, not to forget"
     )
-    assert two["evaluation_seconds"] > 0
+    assert second["evaluation_seconds"] > 0
     before, after = weights(folder, "one"), weights(folder, "two")
     far = sum((after[name] - before[name]).double().square().sum() for name in before).sqrt()
     size = sum(before[name].double().square().sum() for name in before).sqrt()
-    assert two["metrics"]["drift/weights"] == pytest.approx(float(far / size), rel=1e-6)
-    assert two["metrics"]["drift/tiny/untrained"] == pytest.approx(scores["baseline"][0], rel=1e-5)
-    assert two["metrics"]["drift/tiny/kl"] > 0 and not [key for key in one["metrics"] if key.startswith("drift")]
-    assert "after each stage (loss)" in capsys.readouterr().out
+    assert second["metrics"]["drift/weights"] == pytest.approx(float(far / size), rel=1e-6)
+    assert second["metrics"]["drift/tiny/untrained"] == pytest.approx(scores["baseline"][0], rel=1e-5)
+    assert second["metrics"]["drift/tiny/kl"] > 0 and not [key for key in first["metrics"] if key.startswith("drift")]
+    out = capsys.readouterr().out
+    assert "tiny" in out and "other" in out
     (row,) = frame([read_run(folder)]).to_dict("records")
     assert row["loss"] == d and row["trunk"] == folder.name, "one point: the end of the chain, of its own task"
 
 
-def test_the_first_stage_of_a_chain_is_the_run_of_that_config(launch, once, chain):
-    """So F is measured against the very model that an ordinary run gives."""
+def test_the_first_stage_of_a_chain_equals_a_run_of_its_config(launch, once, chain):
+    """So forgetting is measured against the model of an ordinary run."""
     alone = launch("budget.steps=12", *OFTEN, root="alone")
     folder = once(*chain)
     for name, value in weights(alone, "main").items():
         assert torch.equal(weights(folder, "one")[name], value)
 
 
-def test_a_chain_and_a_run_from_its_checkpoint_are_the_same(launch, once, chain, other):
+def test_a_run_from_the_checkpoint_of_a_stage_equals_the_next_stage(launch, once, chain, other):
     folder = once(*chain)
     start = ["init=checkpoint", f"init.path={folder}/one", f"data.path={other}", "budget.steps=9", "optimizer.lr=0.01"]
     alone = launch(*start, *OFTEN, root="alone")
     for name, value in weights(folder, "two").items():
         assert torch.equal(weights(alone, "main")[name], value)
-    told, chained = summary(alone)["R"], summary(folder)["R"]
-    assert told["matrix"][0] == chained["matrix"][1] and told["baseline"] == chained["matrix"][0]
+    single, chained = summary(alone)["R"], summary(folder)["R"]
+    assert single["matrix"][0] == chained["matrix"][1] and single["baseline"] == chained["matrix"][0]
 
 
 @pytest.mark.parametrize("checkpoints", [pytest.param(1, marks=pytest.mark.slow), 2, 4])
-def test_a_chain_that_is_stopped_anywhere_ends_the_same(launch, once, chain, interrupted, checkpoints):
+def test_an_interrupted_chain_resumes_to_the_same_results(launch, once, chain, interrupted, checkpoints):
     whole = summary(once(*chain))
     with interrupted(checkpoints):
         launch(*chain, code=130)
@@ -105,7 +106,7 @@ def test_a_chain_that_is_stopped_anywhere_ends_the_same(launch, once, chain, int
         assert [first[k] for k in kept] == [second[k] for k in kept]
 
 
-def test_the_model_and_the_tokenizer_come_with_the_weights(launch, other, tmp_path):
+def test_model_and_tokenizer_are_inherited_with_the_weights(launch, other, tmp_path):
     base = launch("model.width=32", "data.tokenizer=bpe", "data.vocab_size=300", *OFTEN, root="base")
     assert (base / "tokenizer/tokenizer.json").is_file()
     tuned = launch("init=checkpoint", f"init.path={base}", f"data.path={other}", *OFTEN, root="tuned")
@@ -149,7 +150,7 @@ def test_wrong_stages_and_starts_are_refused_before_training(launch, tmp_path, c
     assert not list((tmp_path / "runs").glob("*/*/stages"))
 
 
-def test_a_stage_is_the_run_with_its_own_nodes_in_place():
+def test_the_config_of_a_stage_is_that_of_the_run_with_its_own_keys():
     overrides = ["root=r", "stages=docs_then_code", "budget.steps=5", "stages.chain.code.data.max_bytes=1M"]
     config, _ = resolve_config(Composer("train").compose(overrides))
     docs, code = stage_configs(config).values()
@@ -159,7 +160,7 @@ def test_a_stage_is_the_run_with_its_own_nodes_in_place():
     assert docs["model"] == code["model"] == config["model"] and code["stages"] is None
 
 
-def test_retention_works_on_later_stages_alone_and_resumes_to_the_bit(launch, once, chain, interrupted):
+def test_retention_applies_to_later_stages_and_resumes_bit_identically(launch, once, chain, interrupted):
     plain = once(*chain)
     methods = ["retention=[replay,ewc,l2sp,lwf,agem]", "retention.ewc.samples=4", "retention.replay.fraction=0.25"]
     whole = launch(*chain, *methods, root="whole")
@@ -173,26 +174,27 @@ def test_retention_works_on_later_stages_alone_and_resumes_to_the_bit(launch, on
     assert forgotten[1] < forgotten[0]
 
 
-def test_the_line_between_start_and_end_is_scored_beside_the_end(launch, chain):
-    one, two = summary(launch(*chain, "retention=wise", "retention.wise.alphas=[0,0.5,1]"))["stages"]
+def test_wise_scores_models_between_start_and_end_of_a_stage(launch, chain):
+    first, second = summary(launch(*chain, "retention=wise", "retention.wise.alphas=[0,0.5,1]"))["stages"]
     for task in ("tiny", "other"):
-        assert two["metrics"][f"wise/0/{task}/loss"] == one["metrics"][f"val/{task}/loss"]
-        assert two["metrics"][f"wise/1/{task}/loss"] == two["metrics"][f"val/{task}/loss"]
-    assert two["metrics"]["wise/0.5/tiny/loss"] < two["metrics"]["val/tiny/loss"]
+        assert second["metrics"][f"wise/0/{task}/loss"] == first["metrics"][f"val/{task}/loss"]
+        assert second["metrics"][f"wise/1/{task}/loss"] == second["metrics"][f"val/{task}/loss"]
+    assert second["metrics"]["wise/0.5/tiny/loss"] < second["metrics"]["val/tiny/loss"]
 
 
-def test_an_adapted_stage_remembers_its_own_parameters_and_ends_on_a_line_of_weights(launch, other):
-    """Low-rank factors of two stages have the same names and nothing else in common."""
+def test_retention_memory_of_a_stage_with_an_adapter_is_about_its_own_parameters(launch, other):
+    """Low-rank factors of two stages have the same names, but they are different parameters."""
     steps = "budget:{steps:4},optimizer:{lr:0.01}"
     stages = f"{{one:{{{steps}}},two:{{data:{{path:{other}}},{steps}}},three:{{{steps}}}}}"
     methods = ["retention=[ewc,wise]", "retention.ewc.samples=4", "retention.wise.alphas=[0,0.5,1]", "adapter=lora"]
     folder = launch("stages=chain", f"stages.chain={stages}", *methods, *OFTEN, "callbacks.ema=null")
-    one, two, three = summary(folder)["stages"]
-    assert any("watch/tiny/loss" in row for row in two["curve"]), "what comes again later is an earlier task as well"
-    assert set(three["start_metrics"]) == {key for key in two["metrics"] if key.startswith("val/")}
+    first, second, third = summary(folder)["stages"]
+    assert any("watch/tiny/loss" in row for row in second["curve"]), "what comes again later is an earlier task as well"
+    assert set(third["start_metrics"]) == {key for key in second["metrics"] if key.startswith("val/")}
     for task in ("tiny", "other"):
-        assert two["metrics"][f"wise/0/{task}/loss"] == pytest.approx(one["metrics"][f"val/{task}/loss"], rel=1e-6)
-        assert two["metrics"][f"wise/1/{task}/loss"] == pytest.approx(two["metrics"][f"val/{task}/loss"], rel=1e-5)
+        before, after = (stage["metrics"][f"val/{task}/loss"] for stage in (first, second))
+        assert second["metrics"][f"wise/0/{task}/loss"] == pytest.approx(before, rel=1e-6)
+        assert second["metrics"][f"wise/1/{task}/loss"] == pytest.approx(after, rel=1e-5)
     start, half, end = (
         load_file(folder / f"stages/two/wise-{alpha}/step-00000000/model.safetensors") for alpha in ("0", "0.5", "1")
     )
@@ -214,8 +216,8 @@ def test_a_damaged_start_is_refused_in_one_line(launch, tmp_path, capsys):
     assert f"kleiber: {base}" in error and "Traceback" not in error
 
 
-def test_a_task_that_comes_again_is_scored_as_it_is_now(launch):
-    """And not in rows as long as those of the start point."""
+def test_a_task_that_is_trained_again_is_scored_with_its_new_settings(launch):
+    """Its rows have the context of the new run, not that of the start point."""
     base = launch("budget.steps=2", *OFTEN, root="base")
     start = ["init=checkpoint", f"init.path={base}", "model.context=128", "budget.steps=1", "optimizer.lr=1e-12"]
     again = launch(*start, *OFTEN, root="again")
@@ -224,36 +226,36 @@ def test_a_task_that_comes_again_is_scored_as_it_is_now(launch):
 
 
 def test_another_text_of_the_same_name_is_another_task(launch, tmp_path, other, capsys):
-    """Scores are kept by name: the text that is forgotten must not pass for the one that is learned."""
+    """Scores are stored by name, so the text that is forgotten must not be mistaken for the text that is learned."""
     (tmp_path / "tiny.txt").write_text(other.read_text())
     base = launch("budget.steps=2", *OFTEN, root="base")
     start = ["init=checkpoint", f"init.path={base}", f"data.path={tmp_path / 'tiny.txt'}", "budget.steps=1"]
-    told = summary(launch(*start, *OFTEN, root="again"))
-    assert told["R"]["tasks"] == ["tiny-before", "tiny"]
-    assert told["R"]["baseline"][0] == pytest.approx(summary(base)["stages"][0]["metrics"]["val/tiny/loss"])
+    record = summary(launch(*start, *OFTEN, root="again"))
+    assert record["R"]["tasks"] == ["tiny-before", "tiny"]
+    assert record["R"]["baseline"][0] == pytest.approx(summary(base)["stages"][0]["metrics"]["val/tiny/loss"])
     capsys.readouterr()
     stages = f"stages.chain={{one:{{}},two:{{data:{{path:{tmp_path / 'tiny.txt'}}}}}}}"
     launch("stages=chain", stages, "budget.steps=1", root="chain", code=2)
-    assert "stages.chain.two: its text 'tiny'" in capsys.readouterr().err
+    assert "stages.chain.two" in (error := capsys.readouterr().err) and "'tiny'" in error
 
 
-def test_noise_of_an_upcycled_start_is_the_same_however_often_it_is_drawn(launch):
+def test_noise_of_an_upcycled_start_is_the_same_at_every_load(launch):
     base = launch("trainer.max_steps=1", "model.width=32", *OFTEN, root="base")
     experts = ["model=moe", "model.width=32", "model.mlp.granularity=1", "init=upcycle", f"init.path={base}"]
     hidden = load_file(max(base.glob("stages/main/checkpoints/step-*")) / "model.safetensors")
     size = hidden["blocks.0.mlp.gate_up.weight"].shape[0] // 2
-    made = [*experts, f"model.mlp.hidden={size}", "init.noise=0.5", "trainer.max_steps=1", "optimizer.lr=1e-12"]
-    found = summary(launch(*made, *OFTEN, root="made"))["stages"][0]
-    assert found["metrics"]["drift/weights"] < 1e-6
+    options = [*experts, f"model.mlp.hidden={size}", "init.noise=0.5", "trainer.max_steps=1", "optimizer.lr=1e-12"]
+    stage = summary(launch(*options, *OFTEN, root="upcycled"))["stages"][0]
+    assert stage["metrics"]["drift/weights"] < 1e-6
 
 
 @pytest.mark.slow
-def test_two_ranks_train_a_chain_as_one_process_does(launch, chain):
+def test_a_chain_on_two_ranks_equals_a_chain_in_one_process(launch, chain):
     methods = ["retention=[replay,ewc,l2sp,lwf,agem]", "retention.ewc.samples=4", "retention.replay.fraction=0.25"]
     exact = [*chain, *methods, "trainer=ddp", "trainer.precision=64"]
     alone = launch(*exact, "trainer.devices=1", root="alone")
     pair = launch(*exact, "trainer.devices=2", root="pair")
     for name, value in weights(alone, "two").items():
         torch.testing.assert_close(weights(pair, "two")[name], value, rtol=0, atol=1e-9)
-    for one, two in zip(summary(alone)["R"]["matrix"], summary(pair)["R"]["matrix"], strict=True):
-        assert two == pytest.approx(one, abs=1e-9)
+    for row, other_row in zip(summary(alone)["R"]["matrix"], summary(pair)["R"]["matrix"], strict=True):
+        assert other_row == pytest.approx(row, abs=1e-9)

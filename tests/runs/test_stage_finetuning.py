@@ -1,4 +1,4 @@
-"""Whole runs of fine-tuning: what ranks and interruptions must not change."""
+"""Whole runs of fine-tuning: interruptions, ranks, start points and task heads do not change the results."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def metrics(folder: Path) -> dict[str, float]:
     return json.loads((folder / "summary.json").read_text())["stages"][0]["metrics"]
 
 
-def test_an_interrupted_dpo_ends_as_the_unbroken_one(launch, interrupted):
+def test_an_interrupted_dpo_run_equals_an_uninterrupted_one(launch, interrupted):
     options = [*PAIRS, "callbacks.checkpoints.every=5", "callbacks.log.every=1"]
     whole = launch(*options, root="whole")
     with interrupted(2):
@@ -37,7 +37,7 @@ def test_an_interrupted_dpo_ends_as_the_unbroken_one(launch, interrupted):
     assert losses[0] == pytest.approx(np.log(2), abs=1e-6) and losses[-1] < 0.6
 
 
-def test_a_run_in_bf16_begins_at_its_reference(launch):
+def test_a_dpo_run_in_bf16_starts_with_a_margin_of_zero(launch):
     folder = launch(*PAIRS, "trainer.precision=bf16", "trainer.max_steps=1", "callbacks.log.every=1", "model.depth=1")
     (row,) = [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "train/margin" in r]
     assert row["train/margin"] == pytest.approx(0, abs=1e-6)
@@ -47,7 +47,7 @@ def test_a_run_in_bf16_begins_at_its_reference(launch):
 @pytest.mark.slow
 @pytest.mark.process
 @pytest.mark.parametrize("name,data", TASKS)
-def test_two_ranks_score_as_one(launch, process, tmp_path, name, data):
+def test_fine_tuning_on_two_ranks_equals_one_process(launch, process, tmp_path, name, data):
     options = [
         f"data={data}", f"data.path={DATA}/{data}.jsonl", f"objective={name}", "trainer=ddp", "trainer.precision=64",
         "model.depth=1", "model.context=64", "data.max_bytes=20000", "trainer.max_steps=8", "batch.micro=3",
@@ -58,15 +58,15 @@ def test_two_ranks_score_as_one(launch, process, tmp_path, name, data):
     _, err = pair.communicate(timeout=150)
     assert pair.returncode == 0, err
     (folder,) = (tmp_path / "pair").glob("*/*")
-    found = metrics(folder)
-    assert found == pytest.approx(metrics(alone), abs=1e-6)
+    scores = metrics(folder)
+    assert scores == pytest.approx(metrics(alone), abs=1e-6)
     if name == "classify":
-        assert found["val/labelled/accuracy"] == metrics(alone)["val/labelled/accuracy"]
+        assert scores["val/labelled/accuracy"] == metrics(alone)["val/labelled/accuracy"]
         same = [(f / "classes/labelled.json").read_text() for f in (alone, folder)]
         assert same[0] == same[1]
 
 
-def test_data_and_objective_that_do_not_belong_together_are_told(launch, capsys):
+def test_data_that_do_not_fit_the_objective_are_refused(launch, capsys):
     for objective in ("classify", "sft", "dpo", "reward", "kto"):
         launch(f"objective={objective}", code=2)
         assert objective in capsys.readouterr().err.lower()
@@ -76,20 +76,20 @@ def stage(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())["stages"][0]
 
 
-def test_a_pair_is_two_rows_of_the_batch_and_padding_is_no_token(launch, capsys):
-    """batch.tokens is the room for rows of model.context tokens; what is counted is what stands in them."""
+def test_a_pair_fills_two_rows_of_the_batch_and_padding_is_not_counted(launch, capsys):
+    """batch.tokens counts rows of model.context tokens; the tokens of a step are those without padding."""
     options = ["batch.tokens=512", "model.context=64", "budget.steps=3", "data.max_bytes=20000"]
     folder = launch(*PAIRS, *options)
-    pairs, known = stage(folder), len(np.load(folder / "stages/main/reference.npz")["train"])
+    pairs, num_pairs = stage(folder), len(np.load(folder / "stages/main/reference.npz")["train"])
     assert pairs["samples"] == 3 * 512 // (2 * 64)
-    assert pairs["batch_tokens"] == round(4 * pairs["data"]["tokens"] / known) < 512
+    assert pairs["batch_tokens"] == round(4 * pairs["data"]["tokens"] / num_pairs) < 512
     assert pairs["tokens"] == 3 * pairs["batch_tokens"]
     launch(*PAIRS, "batch.tokens=192", "model.context=64", code=2)
     assert "batch.tokens=192" in capsys.readouterr().err
     labelled = ["data=labelled", f"data.path={DATA}/labelled.jsonl", "objective=classify"]
-    one = stage(launch(*labelled, *options))
-    assert one["samples"] == 24 and one["tokens"] < 3 * 512
-    assert one["unique_tokens"] == pytest.approx(one["tokens"], rel=0.01), "less than an epoch"
+    single = stage(launch(*labelled, *options))
+    assert single["samples"] == 24 and single["tokens"] < 3 * 512
+    assert single["unique_tokens"] == pytest.approx(single["tokens"], rel=0.01), "less than an epoch"
 
 
 SMALL = ["batch.tokens=512", "model.context=64", "data.max_bytes=20000"]
@@ -98,25 +98,25 @@ SMALL = ["batch.tokens=512", "model.context=64", "data.max_bytes=20000"]
 @pytest.mark.parametrize(
     "name,data", [*TASKS[:3], *(pytest.param(*task, marks=pytest.mark.slow) for task in TASKS[3:])]
 )
-def test_what_starts_from_a_tuned_run_is_scored_on_its_task(launch, name, data):
-    """The task's data and its own output layer come with the weights, so forgetting it is measured."""
+def test_a_run_from_a_fine_tuned_run_is_scored_on_its_task(launch, name, data):
+    """The data and the output layer of the task are inherited with the weights, so forgetting can be measured."""
     table = [f"data={data}", f"data.path={DATA}/{data}.jsonl", f"objective={name}"]
     tuned = launch(*table, *SMALL, "budget.steps=4", "optimizer.lr=0.05", root="tuned")
     start = ["init=checkpoint", f"init.path={tuned}", "batch.tokens=512", "budget.steps=2"]
-    found = json.loads((launch(*start, root="after") / "summary.json").read_text())
-    assert found["R"]["tasks"] == [data, "tiny"]
-    assert found["R"]["baseline"][0] == pytest.approx(metrics(tuned)[found["R"]["metric"][data]], abs=1e-6)
-    assert found["R"]["matrix"][0][0] is not None
-    told = found["stages"][0]["start_metrics"][f"val/{data}/loss"]
-    assert told == pytest.approx(metrics(tuned)[f"val/{data}/loss"], abs=1e-6), "pairs against their first reference"
+    record = json.loads((launch(*start, root="after") / "summary.json").read_text())
+    assert record["R"]["tasks"] == [data, "tiny"]
+    assert record["R"]["baseline"][0] == pytest.approx(metrics(tuned)[record["R"]["metric"][data]], abs=1e-6)
+    assert record["R"]["matrix"][0][0] is not None
+    loss = record["stages"][0]["start_metrics"][f"val/{data}/loss"]
+    assert loss == pytest.approx(metrics(tuned)[f"val/{data}/loss"], abs=1e-6), "against the first reference"
     run = open_model(tuned)
     task = Task(data, run.objective, run.corpus.validation[data])
-    assert score_task(run.model, task, None, 16, Runtime())["loss"] == pytest.approx(told, abs=1e-5), (
-        "opened for kleiber eval"
+    assert score_task(run.model, task, None, 16, Runtime())["loss"] == pytest.approx(loss, abs=1e-5), (
+        "also when the run is opened"
     )
 
 
-def test_a_chain_stopped_after_its_pairs_scores_them_against_what_they_began_with(launch, interrupted):
+def test_a_resumed_chain_scores_pairs_against_the_first_reference(launch, interrupted):
     tuned = "{_target_:kleiber.data.Preference,path:" + f"{DATA}/preference.jsonl,max_bytes:20000}}"
     pairs = f"pairs:{{data:{tuned},objective:{{_target_:kleiber.objectives.DPO}},budget:{{steps:4}}}}"
     chain = ["stages=chain", f"stages.chain={{{pairs},text:{{budget:{{steps:4}}}}}}", "batch.tokens=512"]
@@ -125,18 +125,18 @@ def test_a_chain_stopped_after_its_pairs_scores_them_against_what_they_began_wit
     with interrupted(3):
         launch(*options, root="broken", code=130)
     broken = launch(*options, root="broken")
-    one, other = (json.loads((f / "summary.json").read_text())["stages"][1]["metrics"] for f in (whole, broken))
-    assert one == other and one["val/preference/loss"] != pytest.approx(np.log(2), abs=1e-4)
+    straight, resumed = (json.loads((f / "summary.json").read_text())["stages"][1]["metrics"] for f in (whole, broken))
+    assert straight == resumed and straight["val/preference/loss"] != pytest.approx(np.log(2), abs=1e-4)
 
 
-def test_a_branch_learns_against_the_reference_of_its_trunk(launch):
+def test_a_branch_has_the_dpo_reference_of_its_trunk(launch):
     tree = ["stages=trunk_and_cooldowns", "stages.branches=[2048,4096]", "batch.tokens=512", "model.context=64"]
     folder = launch(*PAIRS, *tree, "data.max_bytes=20000")
     assert [file.parent.name for file in folder.glob("stages/*/reference.npz")] == ["trunk"]
 
 
-def test_what_is_known_of_classes_can_be_held(launch):
-    """Fisher information and the old model's answers, on the task's own output layer; text has longer rows than it."""
+def test_ewc_and_lwf_retain_a_classification_task(launch):
+    """Fisher information and predictions of the old model are those of the output layer of the task."""
     labelled = "{_target_:kleiber.data.Labelled,path:" + f"{DATA}/labelled.jsonl,max_bytes:20000}}"
     first = f"classes:{{data:{labelled},objective:{{_target_:kleiber.objectives.Classify}},budget:{{steps:4}}}}"
     chain = ["stages=chain", f"stages.chain={{{first},text:{{budget:{{steps:3}}}}}}", "retention=[ewc,lwf]"]
@@ -148,39 +148,39 @@ def test_what_is_known_of_classes_can_be_held(launch):
         assert any(value > 0 for row in rows for key, value in row.items() if key.endswith(f"train/retention/{name}"))
 
 
-def test_a_fine_tune_of_a_wrapped_model_goes_on_from_its_run(launch):
+def test_a_run_starts_from_a_fine_tuned_wrapped_model(launch):
     sizes = "{hidden_size: 32, num_attention_heads: 2, intermediate_size: 64}"
     wrapped = ["model=hf", "model.path=bert", "model.weights=random", f"model.config={sizes}", "model.depth=1"]
     wrapped += ["model.context=64", "data=labelled", f"data.path={DATA}/labelled.jsonl", "objective=classify"]
-    one = launch(*wrapped, root="one")
-    two = launch(*wrapped, "init=checkpoint", f"init.path={one}", root="two")
-    stage = json.loads((two / "summary.json").read_text())["stages"][0]
-    assert stage["start_metrics"]["val/labelled/loss"] == pytest.approx(metrics(one)["val/labelled/loss"], rel=1e-6)
+    first = launch(*wrapped, root="first")
+    second = launch(*wrapped, "init=checkpoint", f"init.path={first}", root="second")
+    stage = json.loads((second / "summary.json").read_text())["stages"][0]
+    assert stage["start_metrics"]["val/labelled/loss"] == pytest.approx(metrics(first)["val/labelled/loss"], rel=1e-6)
 
 
-def test_one_text_with_other_labels_is_another_task(launch, tmp_path, capsys):
+def test_a_text_with_other_labels_is_another_task(launch, tmp_path, capsys):
     rows = [{"text": f"{i} {'ab'[i % 2]}", "a": i % 2, "b": (i // 2) % 3} for i in range(40)]
     path = folder(tmp_path / "both", train=rows, validation=rows[:20])
     common = ["objective=classify", "data=labelled", f"data.path={path}", "model.context=64"]
     stages = "stages.chain={one:{data:{label:a}},two:{data:{label:b}}}"
     launch("stages=chain", stages, *common, "budget.steps=1", root="chain", code=2)
-    assert "stages.chain.two: its text 'both'" in capsys.readouterr().err
+    assert "stages.chain.two" in (error := capsys.readouterr().err) and "'both'" in error
     base = launch(*common, "data.label=a", "budget.steps=30", "optimizer.lr=0.02", root="base")
     start = ["init=checkpoint", f"init.path={base}", "data.label=b", "budget.steps=1", "optimizer.lr=1e-9"]
-    told = json.loads((launch(*common, *start, root="tuned") / "summary.json").read_text())
+    record = json.loads((launch(*common, *start, root="tuned") / "summary.json").read_text())
     learned = json.loads((base / "summary.json").read_text())["stages"][0]["metrics"]["val/both/accuracy"]
-    assert told["R"]["tasks"] == ["both-before", "both"] and told["R"]["baseline"][0] == pytest.approx(learned)
+    assert record["R"]["tasks"] == ["both-before", "both"] and record["R"]["baseline"][0] == pytest.approx(learned)
     assert learned > 0.9
 
 
-def test_a_wrapped_model_with_trained_weights_has_a_start_to_hold_to(launch, shared, capsys):
-    """WiSE and L2-SP need no earlier task; what needs one says so."""
+def test_wise_and_l2sp_work_on_a_pretrained_wrapped_model(launch, shared, capsys):
+    """WiSE and L2-SP need no earlier task; replay needs one and is refused."""
     source = shared / "data" / "models" / "stories260K"
     wrapped = ["model=hf", f"model.path={source}", "model.context=64", "budget.steps=2", "callbacks.samples=null"]
     wrapped += ["objective=classify", "data=labelled", f"data.path={DATA}/labelled.jsonl"]
     held = launch(*wrapped, "retention=[wise,l2sp]", "retention.wise.alphas=[0,1]", root="held")
-    found = json.loads((held / "summary.json").read_text())["stages"][0]["metrics"]
-    assert found["wise/1/labelled/loss"] == found["val/labelled/loss"] != found["wise/0/labelled/loss"]
+    scores = json.loads((held / "summary.json").read_text())["stages"][0]["metrics"]
+    assert scores["wise/1/labelled/loss"] == scores["val/labelled/loss"] != scores["wise/0/labelled/loss"]
     capsys.readouterr()
     launch(*wrapped, "retention=replay", root="none", code=2)
     assert "retention.replay" in capsys.readouterr().err

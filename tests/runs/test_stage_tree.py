@@ -1,4 +1,4 @@
-"""A trunk and its cooldowns: each branch is the run of that many tokens, bit by bit."""
+"""A trunk and its cooldowns: each branch is bit-identical to a run of that many tokens."""
 
 import json
 import re
@@ -25,14 +25,14 @@ def weights(folder: Path, stage: str) -> str:
 
 
 def rows(folder: Path) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in found]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows]
 
 
 def summary(folder: Path) -> dict:
-    found = json.loads((folder / "summary.json").read_text())
-    jsonschema.validate(found, SCHEMA)
-    return found
+    record = json.loads((folder / "summary.json").read_text())
+    jsonschema.validate(record, SCHEMA)
+    return record
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def tree(once) -> Path:
 
 
 @pytest.mark.parametrize(("branch", "steps"), [("5120", 10), ("15360", 30)])
-def test_a_branch_is_the_uninterrupted_run(launch, tree, branch, steps):
+def test_a_branch_equals_a_run_of_that_many_tokens(launch, tree, branch, steps):
     alone = launch(f"budget.steps={steps}", "schedule.warmup_steps=2", "trainer.max_steps=30", *OFTEN, root="alone")
     assert weights(tree, branch) == weights(alone, "main")
     stage = next(s for s in summary(tree)["stages"] if s["name"] == branch)
@@ -52,7 +52,7 @@ def test_a_branch_is_the_uninterrupted_run(launch, tree, branch, steps):
     assert [{k: v for k, v in row.items() if k != "stage"} for row in after] == expected
 
 
-def test_the_summary_names_trunk_parent_and_branch_step(tree, capsys):
+def test_summary_has_trunk_parent_and_branch_step_of_every_stage(tree, capsys):
     stages = summary(tree)["stages"]
     assert [s["name"] for s in stages] == ["trunk", "5120", "10240", "15360"]
     assert [s["parent"] for s in stages] == [None, "trunk", "trunk", "trunk"]
@@ -63,16 +63,16 @@ def test_the_summary_names_trunk_parent_and_branch_step(tree, capsys):
     assert "step-00000024" in kept and "step-00000008" not in kept  # its child is finished
 
 
-def test_the_table_tells_what_sharing_the_trunk_saved(launch, capsys):
+def test_the_table_shows_how_many_steps_the_shared_trunk_saves(launch, capsys):
     launch(*TREE, root="tree")
     out = capsys.readouterr().out
     assert re.search(r"saving +│ 40%", out)  # 24 + 2 + 4 + 6 = 36 steps, and 10 + 20 + 30 = 60 apart
-    assert "from trunk at step 16" in out
+    assert "trunk at step 16" in out
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a tree asks of a plan."""
+    """The fields of a plan that a tree of stages reads."""
 
     schedule: object
     max_steps: int | None = None
@@ -81,18 +81,18 @@ class Plan:
     stop_step: int = 0
 
 
-def laid_out(branches, plan: Plan) -> list[Stage]:
+def planned_stages(branches, plan: Plan) -> list[Stage]:
     return TrunkAndCooldowns(branches).stages(None, lambda *_: plan)
 
 
 def test_all_branches_share_the_warm_up_of_the_shortest():
-    stages = laid_out(["1M", "20k"], Plan(WSD(warmup_steps=100)))
+    stages = planned_stages(["1M", "20k"], Plan(WSD(warmup_steps=100)))
     assert [stage.name for stage in stages] == ["trunk", "20k", "1M"]
     assert {stage.plan.schedule.warmup_steps for stage in stages} == {4}
 
 
-def test_a_cap_on_steps_shrinks_the_whole_tree():
-    stages = laid_out(["1M", "2M", "4M"], Plan(WSD(), max_steps=20))
+def test_max_steps_shortens_all_branches_alike():
+    stages = planned_stages(["1M", "2M", "4M"], Plan(WSD(), max_steps=20))
     assert [(stage.name, stage.plan.stop_step) for stage in stages] == [
         ("trunk", 16),
         ("1M", 5),
@@ -101,19 +101,19 @@ def test_a_cap_on_steps_shrinks_the_whole_tree():
     ]
 
 
-def test_a_cap_that_holds_no_tree_is_refused():
+def test_max_steps_without_room_for_a_cooldown_is_refused():
     with pytest.raises(ValueError, match=r"trainer\.max_steps=1"):
-        laid_out(["1M"], Plan(WSD(), max_steps=1))
+        planned_stages(["1M"], Plan(WSD(), max_steps=1))
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), Constant()])
-def test_a_schedule_without_a_place_to_leave_is_refused(schedule):
+def test_a_schedule_without_a_constant_part_is_refused(schedule):
     with pytest.raises(ValueError, match="set schedule=wsd"):
-        laid_out(["1M"], Plan(schedule))
+        planned_stages(["1M"], Plan(schedule))
 
 
 @pytest.mark.parametrize("branches", [[], ["1M", 1e6], ["1M", "x"]])
-def test_branches_that_are_none_twice_or_no_number_are_refused(branches):
+def test_wrong_branches_are_refused(branches):
     with pytest.raises(ValueError, match=r"branches|'x'"):
         TrunkAndCooldowns(branches)
 
@@ -128,5 +128,5 @@ def test_a_budget_beside_branches_is_refused_with_both_names(launch, capsys):
     assert "budget.tokens" in error and "stages.branches" in error
 
 
-def test_branches_are_called_as_they_were_written():
+def test_branches_are_named_by_their_tokens():
     assert [branch_name(tokens) for tokens in ("1M", 2_000_000, 512, 2.5e6)] == ["1M", "2M", "512", "2.5M"]

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from kleiber.training import step
-from kleiber.training.lightning import HooksDisabled, LeanCallback, LeanModule
+from kleiber.training.lightning import (
+    HooksDisabled,
+    LeanCallback,
+    LeanModule,
+    callbacks_of,
+    count_skipped_step,
+    fit,
+    stop_after_this_step,
+)
 from kleiber.training.lit import LitLM
 from kleiber.training.trainer import Local
 
@@ -55,7 +63,45 @@ def test_a_hook_is_called_where_a_callback_has_it_and_nowhere_else():
     assert counting.calls == foreign.calls == trainer.global_step == 3
 
 
-def test_what_is_passed_over_is_a_hook_of_lightning_that_does_nothing():
+class Steps(LeanCallback):
+    """Collects the numbers of the steps, skips counted ones and stops where it is told."""
+
+    def __init__(self, stop: int | None = None, skip: int | None = None) -> None:
+        self.stop, self.skip = stop, skip
+        self.steps: list[int] = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.steps.append(trainer.global_step)
+        if trainer.global_step == self.stop:
+            stop_after_this_step(trainer)
+        if trainer.global_step == self.skip:
+            count_skipped_step(trainer)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*may be a bottleneck", "ignore:The `srun` command")
+@pytest.mark.parametrize(
+    ("start", "options", "steps"),
+    [(0, {}, [1, 2, 3, 4, 5, 6]), (4, {}, [5, 6]), (0, {"stop": 2}, [1, 2]), (2, {"skip": 3}, [3, 5, 6])],
+)
+def test_a_fit_counts_steps_from_its_start_to_the_last_one(start, options, steps):
+    callback = Steps(**options)
+    trainer = Local().trainer([callback], [], max_steps=6)
+    assert callback in callbacks_of(trainer)
+    fit(trainer, Linear(), torch.utils.data.DataLoader(torch.ones(9, 2)), start)
+    assert callback.steps == steps and trainer.global_step == steps[-1]
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*may be a bottleneck", "ignore:The `srun` command")
+def test_an_interrupted_fit_raises_keyboard_interrupt():
+    class Interrupted(Linear):
+        def training_step(self, batch, index):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Local().trainer([], [], max_steps=3), Interrupted(), torch.utils.data.DataLoader(torch.ones(5, 2)), 0)
+
+
+def test_hooks_that_are_skipped_do_nothing_in_lightning():
     """A hook that Lightning renames or gives a meaning has to be looked at again."""
     for owner in (pl.Callback, pl.LightningModule):
         for name in EVERY_BATCH:

@@ -69,7 +69,7 @@ def signature(target: str) -> Signature:
         raise ConfigError(f"_target_ {target} is not allowed: it must begin with {', '.join(ALLOWED)}")
     if target.startswith("kleiber."):
         return _from_source(target)
-    return _imported(target)
+    return _import_signature(target)
 
 
 def of_dataclass(cls: type) -> Signature:
@@ -77,7 +77,7 @@ def of_dataclass(cls: type) -> Signature:
     return _runtime(cls, cls.__name__)
 
 
-def _imported(target: str) -> Signature:
+def _import_signature(target: str) -> Signature:
     module, _, name = target.rpartition(".")
     try:
         imported = vars(importlib.import_module(module))[name]
@@ -112,14 +112,14 @@ def _module(name: str) -> ast.Module | None:
 
 
 def _from_source(target: str) -> Signature:
-    where, node = _exported(target)
+    where, node = _find_export(target)
     if isinstance(node, ast.FunctionDef):
         return _of_function(where, node, node.name, skip=0)
     assert isinstance(node, ast.ClassDef), f"{target} is exported, but not defined"
     return _of_class(where, node)
 
 
-def _exported(target: str) -> tuple[str, ast.AST | None]:
+def _find_export(target: str) -> tuple[str, ast.AST | None]:
     """Returns the module and the syntax node that define an exported name. Raises ConfigError for other names."""
     package, _, name = target.rpartition(".")
     names = exports(package)
@@ -137,7 +137,7 @@ def class_attribute(target: str, name: str) -> Any:
     Returns None where neither the class nor a base class sets the attribute to a literal. Raises ConfigError for a name
     that is not exported.
     """
-    where, node = _exported(target)
+    where, node = _find_export(target)
     return _attribute(where, node, name)
 
 
@@ -184,13 +184,13 @@ def _of_class(module: str, node: ast.ClassDef) -> Signature:
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             return _of_function(module, item, node.name, skip=1)
-    inherited, is_open = _inherited(module, node)
+    inherited, is_open = _inherited_parameters(module, node)
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return Signature(node.name, {**inherited, **_fields(module, node)}, is_open)
     return Signature(node.name, inherited, is_open)
 
 
-def _inherited(module: str, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
+def _inherited_parameters(module: str, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
     parameters: dict[str, Parameter] = {}
     is_open = False
     for base in reversed(node.bases):

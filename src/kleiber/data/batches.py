@@ -255,7 +255,7 @@ class RowSamples(Samples):
     lengths: Int[np.ndarray, "_"]
     sizes: Int[np.ndarray, "_"]
 
-    def count(self) -> None:
+    def count_tokens(self) -> None:
         """Sets num_tokens and num_bytes to the sums over the samples."""
         self.num_tokens, self.num_bytes = int(self.lengths.sum()), int(self.sizes.sum())
 

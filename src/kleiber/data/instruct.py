@@ -7,7 +7,6 @@ counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,14 +83,12 @@ class Instruct(TableData):
             return parse_row(row)
         return parse_row({"prompt": row[self.prompt], "response": row[self.response]})
 
-    def encode(self, splits: dict[str, Dataset], tokenizer: Tokenizer) -> Iterator[EncodedSplit]:
-        return (self._encode_split(split, tokenizer) for split in splits.values())
-
-    def _encode_split(self, split: Dataset, tokenizer: Tokenizer) -> EncodedSplit:
+    def encode_split(self, rows: Dataset, tokenizer: Tokenizer) -> EncodedSplit:
+        """Encodes the conversations that have an answer, with 1 on the tokens of answers."""
         dtype, unanswered = id_dtype(tokenizer.vocab_size), 0
         ids: list[Integer[np.ndarray, "_"]] = []
         marks: list[Integer[np.ndarray, "_"]] = []
-        for batch in row_batches(split):
+        for batch in row_batches(rows):
             dialogs = [self.conversation(row) for row in batch]
             answered = [dialog for dialog in dialogs if _has_answer(dialog)]
             unanswered += len(dialogs) - len(answered)
@@ -129,7 +126,7 @@ class Conversations(TableRows):
         self.lengths, self.num_answers = lengths[self.row_numbers], int(answers[self.row_numbers].sum())
         self.truncated = int((self.lengths < self.ids.lengths[self.row_numbers]).sum())
         self.sizes = text_bytes(begin, lengths, self.ids.flat, tokenizer)[self.row_numbers]
-        self.count()
+        self.count_tokens()
 
     def __len__(self) -> int:
         return len(self.row_numbers)

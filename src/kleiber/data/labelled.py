@@ -102,7 +102,7 @@ class Labelled(TableData):
         labels = read_labels(splits, self.label)
         for name, split in splits.items():
             values, present = labels.encode(split[self.label])
-            encoded = self._encode_split(split.select(np.flatnonzero(present)), tokenizer)
+            encoded = self.encode_split(split.select(np.flatnonzero(present)), tokenizer)
             encoded.arrays["labels"] = values[present]
             encoded.counts["without_label"] = int((~present).sum())
             if labels.kind != "regression":
@@ -111,7 +111,8 @@ class Labelled(TableData):
                 encoded.notes["labels"] = labels.describe(values[present])
             yield encoded
 
-    def _encode_split(self, rows: Dataset, tokenizer: Tokenizer) -> EncodedSplit:
+    def encode_split(self, rows: Dataset, tokenizer: Tokenizer) -> EncodedSplit:
+        """Encodes every text of every row."""
         dtype, empty = id_dtype(tokenizer.vocab_size), 0
         ids: list[Integer[np.ndarray, "_"]] = []
         for batch in row_batches(rows):
@@ -158,14 +159,14 @@ class LabelledRows(TableRows):
         sizes = text_bytes(self.pieces.starts[:-1], self.text_lengths.reshape(-1), self.pieces.flat, tokenizer)
         self.sizes = sizes.reshape(-1, parts).sum(1)
         self.row_numbers: Int[np.ndarray, "rows"] = np.arange(len(self.labels))
-        self.count()
+        self.count_tokens()
 
     def keep(self, share: float, seed: int) -> None:
         """Keeps a share of the rows, at least one. A larger share of the same seed contains a smaller one."""
         chosen = np.random.default_rng(seed).permutation(len(self))[: max(1, round(share * len(self)))]
         self.labels, self.lengths, self.sizes = self.labels[chosen], self.lengths[chosen], self.sizes[chosen]
         self.text_lengths, self.row_numbers = self.text_lengths[chosen], self.row_numbers[chosen]
-        self.count()
+        self.count_tokens()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -10,7 +10,7 @@ lack an answer, are left out and counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,23 +115,20 @@ class AnswerTable(TableData):
         """Returns both conversations and the label of each row that can be used."""
         raise NotImplementedError
 
-    def encode(self, splits: dict[str, Dataset], tokenizer: Tokenizer) -> Iterator[EncodedSplit]:
-        return (self._encode_split(split, tokenizer) for split in splits.values())
-
-    def _encode_split(self, split: Dataset, tokenizer: Tokenizer) -> EncodedSplit:
+    def encode_split(self, rows: Dataset, tokenizer: Tokenizer) -> EncodedSplit:
         """Encodes both conversations of every pair; an answer is at the end of its row, so its length is enough."""
         dtype = id_dtype(tokenizer.vocab_size)
         ids: list[Integer[np.ndarray, "_"]] = []
         answers: list[int] = []
         labels: list[float] = []
-        for batch in row_batches(split):
+        for batch in row_batches(rows):
             pairs, batch_labels = self.read(batch)
             labels += batch_labels
             for dialog in encode_conversations([d for pair in pairs for d in pair], tokenizer, last_only=True):
                 ids.append(dialog.ids.astype(dtype))
                 answers.append(int(dialog.answers.sum()))
         share = float(np.mean(labels)) if labels else None
-        counts = {"rows": len(labels), "useless": len(split) - len(labels), "share": share}
+        counts = {"rows": len(labels), "useless": len(rows) - len(labels), "share": share}
         arrays = {"answers": np.array(answers, np.int64), "labels": np.array(labels, np.float32)}
         return EncodedSplit(ids, counts, arrays=arrays)
 
@@ -200,7 +197,7 @@ class PairRows(TableRows):
         self.lengths = self.per_sample(lengths)
         begin = self.ids.starts[:-1] + self.skipped
         self.sizes = self.per_sample(text_bytes(begin, lengths, self.ids.flat, tokenizer))
-        self.count()
+        self.count_tokens()
         self.reference: Float[np.ndarray, "pairs 2"] | None = None
 
     def __len__(self) -> int:

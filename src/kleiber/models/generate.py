@@ -26,7 +26,7 @@ def generate(
     real: Bool[Tensor, "batch time"] | None = None,
     eos: int | None = None,
 ) -> Int[Tensor, "batch longer"]:
-    """The prompts, each followed by `max_new_tokens` sampled tokens. Raises ValueError for a bidirectional model.
+    """The prompts, each followed by `max_new_tokens` sampled tokens. Raises ValueError for a model that is not causal.
 
     When the context is full, the model continues with the last half of it as its prompt. A window that moved by one
     token would have to be computed again for every token, because cached keys depend on the tokens that leave it.

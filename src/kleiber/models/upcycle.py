@@ -19,8 +19,9 @@ from kleiber.types.model import Model
 
 
 def upcycle(state: dict[str, Tensor], model: Transformer, noise: float = 0.0, reset: float = 0.0) -> None:
-    """Loads the `state` of a dense Transformer into `model`, in which some layers are mixtures; routers are not
-    changed.
+    """Loads the `state` of a dense Transformer into `model`, some of whose layers are mixtures.
+
+    Routers keep their initial weights.
 
     noise  standard deviation of Gaussian noise on the experts' weights, relative to that of the weights
     reset  share of the hidden units of each expert that are drawn again, with the standard deviation of the dense

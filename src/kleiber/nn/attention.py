@@ -81,7 +81,7 @@ class FullAttention(Attention):
         mask: Bool[Tensor, "#batch 1 time keys"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """The change of the stream; see `Attention`. With a cache, `x` holds the positions after the cached ones."""
+        """The output to add to the residual stream. With a cache, `x` contains the positions after the cached ones."""
         batch, time, _ = x.shape
         past = len(cache) if cache is not None else 0
         q, k, v = self._heads(x, past)
@@ -219,7 +219,7 @@ class NoMixing(Attention):
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """The change of the stream. Ignores the mask; a cache only counts the positions."""
+        """The output to add to the residual stream. Ignores the mask; a cache only counts the positions."""
         if cache is not None:
             empty = x.new_empty(x.shape[0], 1, x.shape[1], 0)
             cache.extend(empty, empty)  # so that the cache knows its length

@@ -104,8 +104,8 @@ def dispatch_all(product: Product, x: Tensor, gate_up: Tensor, down: Tensor, rou
     order = flat.argsort(stable=True)
     inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     counts = count_assignments(flat, len(down))
-    hidden = gated(product(Spread.apply(x, order, inverse, k), gate_up, counts))
-    y = Spread.apply(product(hidden, down, counts), inverse, order, 1).unflatten(0, (-1, k))
+    hidden = gated(product(GatherRows.apply(x, order, inverse, k), gate_up, counts))
+    y = GatherRows.apply(product(hidden, down, counts), inverse, order, 1).unflatten(0, (-1, k))
     return (y * routing.weights.to(x.dtype).unsqueeze(-1)).sum(1)
 
 
@@ -147,7 +147,7 @@ def count_assignments(flat: Int[Tensor, "assignments"], experts: int) -> Int[Ten
     return counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
 
 
-class Spread(torch.autograd.Function):
+class GatherRows(torch.autograd.Function):
     """rows[i] = x[order[i] // k]; the gradient gathers by the inverse permutation, without atomic additions."""
 
     @staticmethod

@@ -76,11 +76,11 @@ def adapt(module: nn.Module, name: str, rank: int, scale: float, generator: torc
 
 
 def decompose(module: nn.Module, name: str) -> None:
-    """Adds a magnitude m per output to the adapted `name` of `module`: m (W + s B A) / |W + s B A|, which is W at
-    first.
+    """Adds a magnitude m per output to the adapted `name` of `module`, which then computes with m V / |V|.
 
-    The norm is taken over the incoming weights of an output and has no gradient: Liu et al. 2024, arXiv:2402.09353,
-    eq. 5 and section 4.3. Magnitudes are (out) for a matrix and (experts, out) for a stack. Weights of 0 stay 0.
+    V is W + s B A, and m starts as |V|, so that the matrix is W at first. The norm is taken over the incoming weights
+    of an output and has no gradient: Liu et al. 2024, arXiv:2402.09353, eq. 5 and section 4.3. Magnitudes are (out) for
+    a matrix and (experts, out) for a stack. Weights of 0 stay 0.
     """
     weight = module._parameters[name]
     assert weight is not None and name + A in module._parameters, f"{name} has no update"

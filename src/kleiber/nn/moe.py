@@ -146,7 +146,7 @@ class MoE(MLP):
     def forward(
         self, x: Float[Tensor, "batch time dim"], batch: Batch | None = None
     ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
-        """The change of the stream, and the sums "loss", "balance", "load", "z", "margin" and "drop" (see `Output`)."""
+        """The output to add to the residual stream, and the auxiliary sums (see `Output`)."""
         flat, real = x.flatten(0, 1), None if batch is None else batch.real
         routing: Routing = self.router(flat, batch)
         served = self.admit(routing, x.shape[:2], real)

@@ -17,7 +17,7 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import width_of
 from kleiber.studies.laws.uncertainty import student_quantile
-from kleiber.studies.study import Findings, Study, check_level
+from kleiber.studies.study import Figures, Findings, Study, check_level
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class MupTransfer(Study):
             or "The optimum was not found at two widths, so its drift cannot be estimated."
         )
         tables = {"Optima": optima, "Drift of the optimum": [{**row, "widths": str(row["widths"])} for row in drifts]}
-        figures = {"transfer": lambda: figure(rows, optima)}
+        figures: Figures = {"transfer": lambda: figure(rows, optima)}
         return Findings(headline, verdicts(optima, drifts), tables, figures, methods=self.methods())
 
     def optima(self, rows: pd.DataFrame) -> tuple[list[Json], list[Json]]:

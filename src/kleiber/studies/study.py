@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 
@@ -18,7 +17,7 @@ from kleiber.studies.designs.sizes import PlannedPoint
 from kleiber.types import Json, Row
 
 CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # inputs that identify a parameter, else all
-Figures = dict[str, Callable[[], Any]]  # functions that draw an altair chart, by the name of its file
+Figures = dict[str, Callable[[], object]]  # functions that draw an altair chart, by the name of its file
 
 
 @dataclass(frozen=True)

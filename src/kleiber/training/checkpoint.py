@@ -75,7 +75,9 @@ class Checkpoint:
         weights = load_file(self.path / "model.safetensors")
         wrong = [name for name, value in weights.items() if name not in state or state[name].shape != value.shape]
         if wrong or weights.keys() != saved:
-            raise ValueError(f"{self.path} is of another model: {(wrong or sorted(weights.keys() ^ saved))[:5]}")
+            raise ValueError(
+                f"{self.path} holds weights of another model: {(wrong or sorted(weights.keys() ^ saved))[:5]}"
+            )
         with torch.no_grad():
             for name, value in weights.items():
                 state[name].copy_(value)
@@ -186,9 +188,9 @@ def read(path: Path) -> Checkpoint:
     try:
         meta = json.loads((path / "meta.json").read_text())
     except (OSError, ValueError) as error:
-        raise Damaged(f"{path / 'meta.json'}: {error}") from None
+        raise Damaged(f"{path / 'meta.json'} cannot be read: {error}") from None
     if name(meta["step"]) != path.name:
-        raise Damaged(f"{path / 'meta.json'} is of step {meta['step']}")
+        raise Damaged(f"{path / 'meta.json'} is of step {meta['step']}, and the directory of another")
     for file, expected in meta["sha256"].items():
         if not (path / file).is_file():
             raise Damaged(f"{path / file} is missing")

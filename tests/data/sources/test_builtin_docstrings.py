@@ -11,7 +11,7 @@ from kleiber.data.sources.builtin import docstrings, read_docstrings, source_fil
 LONG = "A sentence about number {0} that is long enough to be kept, since it has more than eighty characters, {0}."
 
 
-def test_docstrings_are_read_and_nothing_runs(tmp_path: Path) -> None:
+def test_docstrings_are_read_without_running_code(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text(
         f'"""{LONG.format(1)}"""\nraise SystemExit\nif True:\n    class A:\n        """short"""\n'
@@ -24,7 +24,7 @@ def test_docstrings_are_read_and_nothing_runs(tmp_path: Path) -> None:
     assert docstrings(str(path)) == []
 
 
-def test_the_topics_of_pydoc_are_there() -> None:
+def test_the_topics_of_pydoc_are_read() -> None:
     topics = next(path for path in source_files() if path.endswith("pydoc_data/topics.py"))
     texts = docstrings(topics)
     assert len(texts) > 50 and any(text.startswith('The "assert" statement') for text in texts)

@@ -7,7 +7,7 @@ from kleiber.data.sources.recall import FIRST_VALUE, Recall
 
 
 @pytest.mark.parametrize(("context", "pairs"), [(31, 8), (128, 20), (512, None)])
-def test_every_answer_stands_in_the_row_and_only_answers_count(context, pairs):
+def test_every_value_to_recall_is_earlier_in_its_row_and_only_these_are_targets(context, pairs):
     corpus = Recall(pairs=pairs).prepare(context)
     batch = corpus.train.gather(np.arange(5))
     assert batch.tokens.shape == (5, context + 1) and batch.weights is not None
@@ -20,7 +20,7 @@ def test_every_answer_stands_in_the_row_and_only_answers_count(context, pairs):
         assert {int(row[t - 1]) for t in queries} == set(pairs_of_row)
 
 
-def test_rows_are_a_function_of_seed_and_number_and_never_come_again():
+def test_rows_depend_on_seed_and_number_and_are_never_repeated():
     corpus, other = Recall().prepare(64), Recall(seed=1).prepare(64)
     first, second = corpus.train.gather(np.array([3, 9])), corpus.train.gather(np.array([9, 3]))
     assert (first.tokens == second.tokens.flip(0)).all()
@@ -31,6 +31,6 @@ def test_rows_are_a_function_of_seed_and_number_and_never_come_again():
 
 
 @pytest.mark.parametrize("options", [{"keys": 1}, {"values": 200}, {"pairs": 40, "keys": 8}, {"pairs": 40}])
-def test_rows_without_room_are_refused(options):
+def test_more_pairs_than_fit_a_row_are_refused(options):
     with pytest.raises(ValueError, match=r"data\."):
         Recall(**options).prepare(64)

@@ -58,7 +58,7 @@ def test_whole_numbers_with_gaps_are_classes_in_csv_too(tmp_path: Path, cache: P
     assert Labelled(written("scores.csv", ["", "2", "7.5"] * 20)).prepare(32).kind == "regression"
 
 
-def test_indicators_are_no_classes_and_splits_without_labels_are_named(tmp_path: Path, cache: Path) -> None:
+def test_indicators_and_splits_without_labels_are_refused(tmp_path: Path, cache: Path) -> None:
     hot = [{"text": "x", "label": [i % 2, 1, 0]} for i in range(6)]
     with pytest.raises(ValueError, match=r"data\.label=label: .*\[0, 1, 0\]"):
         Labelled(folder(tmp_path / "hot", train=hot, validation=hot)).prepare(16)
@@ -87,7 +87,7 @@ def test_without_validation_the_test_split_is_scored_and_else_a_twentieth_is_hel
     assert again.hash == corpus.hash
 
 
-def test_of_mnli_the_matched_split_is_scored() -> None:
+def test_the_validation_split_of_mnli_is_the_matched_one() -> None:
     splits: Any = {name: name for name in ("train", "validation_matched", "validation_mismatched", "test_matched")}
     assert standard_splits(splits, "mnli") == {"train": "train", "validation": "validation_matched"}
 

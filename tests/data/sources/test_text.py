@@ -73,7 +73,7 @@ def test_columns_are_joined(tmp_path: Path, cache: Path) -> None:
     assert "why 7\nso 7" in train_text(Text(path, text=["question", "answer"]).prepare(8))
 
 
-def test_a_folder_of_text_files_holds_a_document_a_file(tmp_path: Path, cache: Path) -> None:
+def test_each_file_of_a_folder_of_text_files_is_a_document(tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "letters"
     folder.mkdir()
     for i in range(10):
@@ -101,7 +101,7 @@ def test_max_bytes_cuts_every_split(cache: Path, tiny: str) -> None:
         ([{"text": "abc"}] * 3, {"max_bytes": "many"}, r"data\.max_bytes"),
     ],
 )
-def test_what_cannot_be_trained_on_is_named(
+def test_data_that_cannot_be_trained_on_is_named(
     rows: list[dict[str, object]], options: dict[str, str], message: str, tmp_path: Path, cache: Path
 ) -> None:
     path = jsonl(tmp_path / "rows.jsonl", rows)
@@ -109,7 +109,7 @@ def test_what_cannot_be_trained_on_is_named(
         Text(path, **options).prepare(64)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_kind_of_rows_that_is_unknown_is_refused(tiny: str) -> None:
+def test_an_unknown_value_of_rows_is_refused(tiny: str) -> None:
     text = Text(tiny)
     object.__setattr__(text, "rows", "lines")  # past the type checker that runs under pytest
     with pytest.raises(ValueError, match=r"data\.rows=lines"):

@@ -38,7 +38,7 @@ def test_tiktoken_gives_the_ids_of_tokenizers(bpe: BPE, tiny: str) -> None:
         assert slow.encode(text).ids == ids.tolist(), text
 
 
-def test_chunks_are_the_text_and_their_ids_those_of_the_whole(bpe: BPE, tiny: str) -> None:
+def test_chunks_join_to_the_text_and_have_the_ids_of_the_whole_text(bpe: BPE, tiny: str) -> None:
     text = Path(tiny).read_text()
     pieces = list(chunks([text[:7000], text[7000:]], size=1000))
     assert "".join(pieces) == text and max(map(len, pieces)) <= 1000

@@ -21,7 +21,7 @@ def test_gpt2_is_read_from_its_folder(shared: Path) -> None:
         assert gpt2.token_bytes[gpt2.encode(text)].sum() == len(text.encode())
 
 
-def test_bert_and_llama_tokenizers_end_texts_their_own_way(shared: Path) -> None:
+def test_bert_and_llama_tokenizers_have_their_own_end_of_text(shared: Path) -> None:
     bert = load_pretrained(str(shared / "data" / "tokenizers" / "bert-base-uncased"))
     assert (bert.eos, bert.mask) == (102, 103)
     assert not {101, 102} & set(bert.encode("unaffable mice"))

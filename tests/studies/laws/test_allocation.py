@@ -34,6 +34,15 @@ def test_a_vertex_is_where_the_loss_is_least_on_a_grid_off_centre():
     assert len(result) == 6 and np.exp([row.log_n for row in result]) == pytest.approx(best, rel=0.1)
 
 
+def test_sizes_without_common_budgets_are_interpolated_to_some():
+    """Every size has token counts of its own, so that no two runs have the same compute."""
+    N = np.repeat(np.geomspace(1e7, 3e8, 8), 12)
+    D = np.tile(np.geomspace(2e8, 6e10, 12), 8) * np.repeat(1 + 0.05 * np.arange(8), 12)
+    found = vertices(N, D, 6 * N * D, ladders.loss(N, D, **ladders.TIED))
+    best = [optimum({k: np.array([v]) for k, v in ladders.TIED.items()}, one.compute)[0][0] for one in found]
+    assert len(found) >= 3 and np.exp([one.log_n for one in found]) == pytest.approx(best, rel=0.1)
+
+
 def test_disagreement_is_a_sentence():
     close = [Exponent("1 envelope", 0.5, 0.4, 0.6, 0.0), Exponent("3 parametric", 0.52, 0.45, 0.6, 0.0)]
     assert disagreement(close) is None

@@ -78,6 +78,10 @@ class TableData:
 
     def encode(self, splits: dict[str, Dataset], tokenizer: Tokenizer) -> Iterator[EncodedSplit]:
         """Yields the encoded rows of each split, in the order of `splits`."""
+        return (self.encode_split(split, tokenizer) for split in splits.values())
+
+    def encode_split(self, rows: Dataset, tokenizer: Tokenizer) -> EncodedSplit:
+        """Encodes the rows of one split."""
         raise NotImplementedError
 
     def table(self) -> Table:
@@ -88,7 +92,7 @@ class TableData:
     def load(self, cache: Path | None) -> EncodedTable:
         """Returns the encoded rows from the cache, encoded now if the cache does not have them."""
         table, root = self.table(), cache_root(cache)
-        return table.encoded(choose_tokenizer(self.tokenizer, self.vocab_size, [table], root), root)
+        return table.load_encoded(choose_tokenizer(self.tokenizer, self.vocab_size, [table], root), root)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Table:
             }
             yield SourceText(documents, {"config": config})
 
-    def encoded(self, tokenizer: Tokenizer, root: Path) -> EncodedTable:
+    def load_encoded(self, tokenizer: Tokenizer, root: Path) -> EncodedTable:
         """Returns the encoded rows from the cache, encoded now if the cache does not have them."""
 
         def build(folder: Path) -> Json:

@@ -59,7 +59,7 @@ class LossFree(Sigmoid):
     def priority(self, logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
         return logits.sigmoid() + self.bias
 
-    def standing(self, scores: Tensor, priority: Tensor) -> Float[Tensor, "tokens experts"]:
+    def margin_values(self, scores: Tensor, priority: Tensor) -> Float[Tensor, "tokens experts"]:
         return priority
 
     @torch.no_grad()
@@ -103,6 +103,6 @@ class GroupLimited(LossFree):
         allowed = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, best.topk(self.limit, -1).indices, True)
         return grouped.masked_fill(~allowed.unsqueeze(-1), -torch.inf).flatten(-2)
 
-    def standing(self, scores: Tensor, priority: Tensor) -> Float[Tensor, "tokens experts"]:
+    def margin_values(self, scores: Tensor, priority: Tensor) -> Float[Tensor, "tokens experts"]:
         """The priority, with -1 for experts of other groups, so that the margin to them is finite."""
         return priority.clamp(min=-1.0)

@@ -32,8 +32,8 @@ class TokenChoice(Router):
         with torch.no_grad():
             priority = self.priority(logits)
             ranked = priority.topk(min(self.k + 1, logits.shape[-1]), -1).indices
-            standing = self.standing(scores, priority).gather(-1, ranked[:, self.k - 1 :])
-            margin = standing[:, 0] - standing[:, 1] if standing.shape[1] == 2 else None
+            values = self.margin_values(scores, priority).gather(-1, ranked[:, self.k - 1 :])
+            margin = values[:, 0] - values[:, 1] if values.shape[1] == 2 else None
         chosen = ranked[:, : self.k].contiguous() if experts is None else experts
         return Routing(self.weights(logits, scores, chosen), chosen, scores, logits, margin)
 
@@ -41,7 +41,7 @@ class TokenChoice(Router):
         """The values whose k largest entries are chosen."""
         return logits
 
-    def standing(self, scores: Tensor, priority: Tensor) -> Float[Tensor, "tokens experts"]:
+    def margin_values(self, scores: Tensor, priority: Tensor) -> Float[Tensor, "tokens experts"]:
         """The values whose k-th and next largest entries differ by the routing margin."""
         return scores
 

@@ -13,7 +13,6 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -113,15 +112,17 @@ def write(record: Row, path: str | Path) -> None:
         raise ValueError(f"--json {path} cannot be written: {error.strerror}") from error
 
 
-def without_nonfinite(value: Any) -> Any:
-    """Returns the same structure with every NaN and infinity replaced by None."""
+def without_nonfinite(record: Row) -> Json:
+    """Returns the record with every NaN and infinity replaced by None, at any depth."""
+    return {str(key): _finite(entry) for key, entry in record.items()}
+
+
+def _finite(value: object) -> object:
     if isinstance(value, Mapping):
-        return {str(key): without_nonfinite(entry) for key, entry in value.items()}
+        return without_nonfinite(value)
     if isinstance(value, (list, tuple)):
-        return [without_nonfinite(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(path: str | Path) -> Json:

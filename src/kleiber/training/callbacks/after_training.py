@@ -76,8 +76,10 @@ class FinalScore(LeanCallback):
 
 
 class Latency(FinalScore):
-    """Logs the measurements of `evals.latency` as latency/<name>/<batch>: prefill_tokens_per_s, decode_tokens_per_s,
-    decode_p50_ms, decode_p95_ms and memory_bytes, as `kleiber eval RUN --evals latency` does.
+    """Logs the latency and throughput of decoding, as `kleiber eval RUN --evals latency` measures them.
+
+    The names are latency/<name>/<batch>, with prefill_tokens_per_s, decode_tokens_per_s, decode_p50_ms, decode_p95_ms
+    and memory_bytes.
 
     batches  batch sizes in rows; each is measured separately
     repeats  rounds of each measurement, after a warm-up round

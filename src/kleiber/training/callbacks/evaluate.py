@@ -175,7 +175,7 @@ class EMA(LeanCallback):
         self, folder: Path, config_hash: str, evaluate: Evaluate, decay: float = 0.999, start: int = 0
     ) -> None:
         if not 0 < decay < 1 or start < 0:
-            raise ValueError(f"callbacks.ema: decay={decay} must lie between 0 and 1, start={start} must be >= 0")
+            raise ValueError(f"callbacks.ema: decay={decay} must be > 0 and < 1, start={start} must be >= 0")
         self.folder, self.config_hash, self.evaluate = folder.parent / "ema", config_hash, evaluate
         self.decay, self.start = decay, start
         self.average: dict[str, Tensor] = {}

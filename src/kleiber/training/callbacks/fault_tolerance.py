@@ -108,7 +108,7 @@ def restore_callbacks(callbacks: Sequence[Callback], state: Mapping[str, Json], 
 
 
 class Preempt(LeanCallback):
-    """Raises Preempted after the step in which any rank received a signal, and saves a checkpoint of that step before.
+    """Saves a checkpoint and raises Preempted after the step in which any rank received a signal.
 
     All ranks end after the same step. It must come after `checkpoints` in the list of callbacks.
     """
@@ -184,7 +184,7 @@ class Stability(LeanCallback):
             )
         if policy not in ("tell", "skip") or nonfinite not in ("halt", "skip"):
             raise ValueError(
-                f"callbacks.stability: policy={policy} is tell or skip, nonfinite={nonfinite} halt or skip"
+                f"callbacks.stability: policy={policy} must be tell or skip, and nonfinite={nonfinite} halt or skip"
             )
         self.window, self.deviations, self.least, self.norms = window, deviations, least, norms
         self.policy, self.nonfinite = policy, nonfinite
