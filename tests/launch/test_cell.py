@@ -31,7 +31,7 @@ def test_cells_of_equal_needs_share_an_array(cell, tmp_path):
 def test_a_task_hides_the_variables_of_the_scheduler_and_restores_them(tmp_path, monkeypatch):
     environment = {}
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    monkeypatch.setattr(cell_module, "output_in_log", lambda folder: nullcontext())
+    monkeypatch.setattr(cell_module, "redirect_to_log", lambda folder: nullcontext())
     monkeypatch.setattr(cell_module, "run_fresh", lambda folder, devices: environment.update(os.environ) or 3)
     assert cell_module.Task(tmp_path, 1, 2)() == 3
     assert "SLURM_NTASKS" not in environment and environment["OMP_NUM_THREADS"] == "2"

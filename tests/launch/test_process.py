@@ -20,19 +20,19 @@ def raised_by_kleiber() -> Exception:
     [(ConfigError("x"), 2), (raised_by_kleiber(), 2), (ValueError("of a library"), 1), (ZeroDivisionError("x"), 1)],
 )
 def test_an_error_that_the_user_can_correct_is_2_and_any_other_1(error, code, capsys):
-    assert process.report(error) == code
+    assert process.print_error(error) == code
     assert str(error) in capsys.readouterr().err
 
 
 def test_the_full_traceback_is_printed_on_request(monkeypatch, capsys):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    assert process.report(raised_by_kleiber()) == 2
+    assert process.print_error(raised_by_kleiber()) == 2
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_output_is_copied_to_the_log_and_streams_are_restored(tmp_path, capsys):
     before = sys.stdout, sys.stderr
-    with process.output_copied(tmp_path):
+    with process.copy_output(tmp_path):
         print("progress\r", end="")
         print("problem", file=sys.stderr)
     assert (sys.stdout, sys.stderr) == before

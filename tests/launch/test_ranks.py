@@ -15,12 +15,12 @@ def no_rank(monkeypatch):
 
 
 def test_a_rank_is_a_process_that_torchrun_or_slurm_started(monkeypatch):
-    assert not ranks.launched() and ranks.rank() == 0
+    assert not ranks.started_as_rank() and ranks.rank() == 0
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(ConfigError, match="RANK=3"):
-        ranks.launched()
+        ranks.started_as_rank()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    assert ranks.launched() and ranks.rank() == 3
+    assert ranks.started_as_rank() and ranks.rank() == 3
 
 
 def test_the_exit_code_is_that_of_the_rank_that_failed_first(monkeypatch, tmp_path, capsys):

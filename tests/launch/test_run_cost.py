@@ -9,9 +9,9 @@ from kleiber.launch.run_cost import (
     MAX_STEPS,
     MIN_STEPS,
     StageCost,
+    compute_speed,
     core_share,
-    shortened,
-    speed_of,
+    shorten_config,
     stage_key,
 )
 from kleiber.models.counting import Parameters
@@ -26,7 +26,7 @@ def stage_cost(name: str = "main", steps: int = 11, flops_per_token: float = 50.
 def test_seconds_of_a_measured_run_are_divided_into_steps_evaluation_and_the_rest():
     """11 s of steps, 1 s of evaluation and 3 s once, of a process that had half of a core."""
     record = {"tokens_per_s": 100.0, "evaluation_seconds": 1.0, "peak_memory_bytes": 7}
-    speed = speed_of(TREE, [record], [stage_cost()], wall=11 + 1 + 3, share=0.5)
+    speed = compute_speed(TREE, [record], [stage_cost()], wall=11 + 1 + 3, share=0.5)
     assert speed.step == {"": pytest.approx(0.5)} and speed.flops_per_step == {"": 5000.0}
     assert speed.once == pytest.approx(1.5)
     assert speed.evaluation == pytest.approx(0.5), "a scored token takes half the time of a trained one"
@@ -40,7 +40,7 @@ def test_stages_of_a_tree_share_a_speed_and_those_of_a_chain_do_not():
 def test_a_stage_of_one_step_cannot_be_measured():
     record = {"tokens_per_s": 100.0, "evaluation_seconds": 1.0, "peak_memory_bytes": 7}
     with pytest.raises(ValueError):
-        speed_of(TREE, [record], [stage_cost(steps=1)], wall=2.0)
+        compute_speed(TREE, [record], [stage_cost(steps=1)], wall=2.0)
 
 
 CONFIG = {
@@ -51,7 +51,7 @@ CONFIG = {
 
 @pytest.mark.parametrize(("flops_per_token", "steps"), [(1.0, MAX_STEPS), (1e7, 20), (1e12, MIN_STEPS)])
 def test_a_run_is_shortened_to_a_rank_and_the_more_steps_the_cheaper_they_are(tmp_path, flops_per_token, steps):
-    short = shortened(CONFIG, [stage_cost(flops_per_token=flops_per_token)], tmp_path / "short")
+    short = shorten_config(CONFIG, [stage_cost(flops_per_token=flops_per_token)], tmp_path / "short")
     assert short["trainer"] == {"_target_": "kleiber.training.Local", "devices": 1, "max_steps": steps}
     assert (short["batch"]["tokens"], short["eval"]["tokens"]) == (500, EVALUATED_TOKENS)
     assert short["root"] == str(tmp_path) and short["study"] is None

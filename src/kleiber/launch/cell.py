@@ -101,12 +101,12 @@ class Task:
     def __call__(self) -> int:
         if status(self.folder) == Status.FINISHED:
             return ExitCode.DONE
-        with output_in_log(self.folder), job_environment(self.threads):
+        with redirect_to_log(self.folder), job_environment(self.threads):
             return run_fresh(self.folder, self.devices)
 
 
 @contextmanager
-def output_in_log(folder: Path) -> Iterator[None]:
+def redirect_to_log(folder: Path) -> Iterator[None]:
     """Redirects the output of this process to the cell's log.txt, and restores it for the next cell of the process."""
     before = os.dup(1), os.dup(2)
     redirect_output(folder / "log.txt")

@@ -195,7 +195,7 @@ def run_cell(folder: Path, is_fresh: bool, devices: int, visible: str | None) ->
     is_fresh  whether it starts fresh processes for the run; otherwise the run computes here, with one thread
     visible   ids of the GPUs that the run may use, separated by commas
     """
-    threading.Thread(target=end_with_parent, args=(is_fresh,), daemon=True).start()
+    threading.Thread(target=exit_after_parent, args=(is_fresh,), daemon=True).start()
     redirect_output(folder / "log.txt")
     if is_fresh:
         os.environ.pop("OMP_NUM_THREADS", None)
@@ -206,7 +206,7 @@ def run_cell(folder: Path, is_fresh: bool, devices: int, visible: str | None) ->
     sys.exit(process.run(read_config(folder), folder, read_overrides(folder)))
 
 
-def end_with_parent(is_fresh: bool) -> None:
+def exit_after_parent(is_fresh: bool) -> None:
     """Waits until the process of the sweep has ended, and then ends this process.
 
     Without this a child would outlive a killed sweep, because the fork server lives as long as its children.

@@ -27,18 +27,18 @@ from kleiber.types import Json
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line and returns its exit code (`ExitCode`); prints a ConfigError in one line."""
     try:
-        return command(sys.argv[1:] if argv is None else argv)
+        return run_command(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except ConfigError as error:
         if ranks.rank() == 0 or not any(name in os.environ for name in ranks.LAUNCHERS):
-            return process.report(error)
+            return process.print_error(error)
         return ExitCode.BAD_INPUT
 
 
-def command(argv: list[str]) -> int:
+def run_command(argv: list[str]) -> int:
     """Runs a command line and returns its exit code. Raises ConfigError when the command line is wrong."""
-    args = parse(argv)
+    args = parse_flags(argv)
     composer = Composer(args.config_name or "train", args.config_dir)
     if args.help:
         from kleiber.config.compose import usage
@@ -47,13 +47,13 @@ def command(argv: list[str]) -> int:
         return ExitCode.DONE
     if args.cfg or args.info or args.hydra_help or args.shell_completion:
         return print_by_hydra(composer, args)
-    ranks.launched()
+    ranks.started_as_rank()
     if args.multirun:
         return run_sweep(composer, args.overrides)
     return run_single(composer, args.overrides)
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse_flags(argv: list[str]) -> argparse.Namespace:
     """Splits a command line into flags and overrides. Raises ConfigError for an unknown or unsupported flag."""
     from hydra._internal.utils import get_args_parser
 
@@ -104,7 +104,7 @@ def run_single(composer: Composer, overrides: list[str]) -> int:
     if config["optimizer"] != composed["optimizer"] and ranks.rank() == 0:
         rate = config["optimizer"]["lr"]
         print(f"optimizer.lr={rate:g}, the default for this model and objective", file=sys.stderr)
-    is_rank = ranks.launched()
+    is_rank = ranks.started_as_rank()
     if is_rank:
         set_devices(config, overrides)
     check(config)

@@ -50,7 +50,7 @@ def print_price(runs: Mapping[Path, Config]) -> None:
     """
     configs = list(runs.values())
     single = len(runs) == 1 and configs[0]["design"] is None
-    estimate = estimate_costs(runs, threads_of(configs[0], single), describe=single)
+    estimate = estimate_costs(runs, num_threads(configs[0], single), describe=single)
     plan = plan_record(runs, estimate)
     finished = sum(folder.status(place) == Status.FINISHED for place in runs)
     if single:
@@ -84,7 +84,7 @@ def plan_record(runs: Mapping[Path, Config], estimate: Json) -> Json:
     }
 
 
-def threads_of(config: Config, single: bool) -> int | None:
+def num_threads(config: Config, single: bool) -> int | None:
     """Returns the CPU threads of the process that trains a run; None means PyTorch's default.
 
     single  whether the run is no cell of a sweep, where a cell has one thread
@@ -118,7 +118,7 @@ def total_lines(plan: Json, estimate: Json, configs: Sequence[Config], finished:
     ]
     if plan["seconds"] is None:
         return [*lines, f"time         not measured: {estimate['unmeasured']}"]
-    hours, workers = plan["seconds"] / 3600, 1 if plan["runs"] == 1 else workers_of(configs[0])
+    hours, workers = plan["seconds"] / 3600, 1 if plan["runs"] == 1 else num_workers(configs[0])
     duration = f"{hours:.2f} hours in total, about {hours / workers:.2f} hours with {workers} runs at once"
     if plan["runs"] == 1:
         per_million = estimate["cells"][0]["seconds_per_token"] * 1e6
@@ -168,7 +168,7 @@ def describe_interval(design: Config, cells: Sequence[Json]) -> str:
     )
 
 
-def workers_of(config: Config) -> int:
+def num_workers(config: Config) -> int:
     """Returns the number of cells that the launcher runs at once."""
     return int(config["launcher"].get("workers") or os.cpu_count() or 1) if "workers" in config["launcher"] else 1
 

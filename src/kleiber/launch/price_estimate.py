@@ -24,7 +24,7 @@ from kleiber.config.errors import ExitCode, Status
 from kleiber.config.instantiate import build
 from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_weights, trains_tokenizer
 from kleiber.launch import process
-from kleiber.launch.run_cost import Models, Speed, StageCost, cost_of_stages, measure, shortened, stage_key
+from kleiber.launch.run_cost import Models, Speed, StageCost, count_costs, measure, shorten_config, stage_key
 from kleiber.records.folder import status, write_config
 from kleiber.records.summary import write_json
 from kleiber.runs.plan import describe_stages
@@ -91,7 +91,7 @@ class Prices:
                 hardware = build(DictConfig(config["trainer"]))
                 hardware.prepare()
                 stages = plan_stages(OmegaConf.create(config), hardware, None if describing else models)
-                counted[key] = cost_of_stages(stages, hardware, models)
+                counted[key] = count_costs(stages, hardware, models)
                 description = describe_stages(stages) if describing else []
             self.costs.append(counted[key])
         return description
@@ -170,10 +170,10 @@ class Prices:
         """Trains a few steps of a run in the scratch folder. Raises ValueError or RuntimeError when this fails."""
         config, folder = self.configs[number], self.scratch / f"measured{number}"
         self.train_start_point(config)
-        short = shortened(config, self.costs[number], folder)
+        short = shorten_config(config, self.costs[number], folder)
         hardware, models = build(DictConfig(short["trainer"])), Models()
         stages = plan_stages(OmegaConf.create(short), hardware, models)
-        return measure(short, cost_of_stages(stages, hardware, models), folder)
+        return measure(short, count_costs(stages, hardware, models), folder)
 
     def train_start_point(self, config: Config) -> None:
         """Trains two steps of the planned run from which `config` starts, so that its folder contains weights."""
@@ -184,7 +184,7 @@ class Prices:
                 self.train_start_point(base)
                 (folder / "summary.json").unlink()
                 costs = self.costs[self.configs.index(base)]
-                short = shortened(base, costs, folder)
+                short = shorten_config(base, costs, folder)
                 short["trainer"]["max_steps"] = 2
                 measure(short, costs, folder)
 
@@ -268,7 +268,7 @@ def main() -> int:
     try:
         estimate = answer_request(request)
     except Exception as error:
-        return process.report(error)
+        return process.print_error(error)
     print(json.dumps(estimate))
     return ExitCode.DONE
 

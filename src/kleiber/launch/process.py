@@ -43,7 +43,7 @@ class Tee:
 
 
 @contextmanager
-def output_copied(folder: Path) -> Iterator[None]:
+def copy_output(folder: Path) -> Iterator[None]:
     """Copies Python's stdout and stderr to `folder`/log.txt, unless they are redirected to that file already."""
     path = folder / "log.txt"
     if path.exists() and os.path.samestat(os.fstat(1), path.stat()):
@@ -63,7 +63,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:
     writes = rank() == 0
     code, error = ExitCode.FAILED, None
     try:
-        with locked(folder) if writes else nullcontext(), output_copied(folder) if writes else nullcontext():
+        with locked(folder) if writes else nullcontext(), copy_output(folder) if writes else nullcontext():
             code, error = _train_and_report(config, folder, overrides)
             if writes and code == ExitCode.INTERRUPTED:
                 settle(folder, Status.KILLED, "interrupted (Ctrl-C)")
@@ -72,7 +72,7 @@ def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:
             elif writes and error is not None:
                 settle(folder, Status.FAILED, f"{type(error).__name__}: {error}")
     except ConfigError as in_use:  # another process has locked the folder
-        return report(in_use)
+        return print_error(in_use)
     except Preempted:  # by a signal after the run wrote its final status
         return ExitCode.PREEMPTED
     if code:
@@ -90,7 +90,7 @@ def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) ->
         try:
             return _train(config, folder, overrides), None
         except Exception as error:
-            return report(error), error
+            return print_error(error), error
         except Preempted as reason:
             print(f"preempted by {reason}; run the same command again to continue {folder}", file=sys.stderr)
             return ExitCode.PREEMPTED, reason
@@ -134,7 +134,7 @@ def _train(config: Config, folder: Path, overrides: Sequence[str]) -> int:
     return train(OmegaConf.create(dict(config)), folder, list(overrides))
 
 
-def report(error: Exception) -> int:
+def print_error(error: Exception) -> int:
     """Prints an error and returns its exit code: one line and 2 if the user can correct it, else a traceback and 1."""
     if is_user_error(error) and "HYDRA_FULL_ERROR" not in os.environ:
         print(f"kleiber: {error}", file=sys.stderr)

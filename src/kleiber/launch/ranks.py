@@ -36,7 +36,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def launched() -> bool:
+def started_as_rank() -> bool:
     """Whether torchrun or SLURM started this process as a rank.
 
     Raises ConfigError when rank variables are set but not by torchrun or SLURM, because this process would then wait
@@ -169,7 +169,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def agent(folder: str, devices: str) -> int:
+def run_agent(folder: str, devices: str) -> int:
     """Runs the ranks of a run and returns 1 if any of them failed. The ranks print their errors, the agent does not."""
     import logging
 
@@ -187,4 +187,4 @@ def agent(folder: str, devices: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(agent(*sys.argv[1:]))
+    sys.exit(run_agent(*sys.argv[1:]))

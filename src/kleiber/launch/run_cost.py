@@ -1,6 +1,6 @@
 """Estimates what one run costs: counts parameters, tokens and FLOPs, and measures seconds and memory.
 
-`cost_of_stages` counts. It plans the stages as a run does, on the run's real data, but with models on PyTorch's meta
+`count_costs` counts. It plans the stages as a run does, on the run's real data, but with models on PyTorch's meta
 device, which have shapes and no weights. The counts are those that summary.json will contain.
 
 `measure` trains the run for a few steps in a scratch folder, so that the time includes the optimizer, retention
@@ -110,7 +110,7 @@ class Models:
         return model
 
 
-def cost_of_stages(stages: list[Stage], hardware: Local, models: Models) -> list[StageCost]:
+def count_costs(stages: list[Stage], hardware: Local, models: Models) -> list[StageCost]:
     """Returns the cost of each stage, in the order of `stages`."""
     tree = Tree(stages, hardware=hardware, folder=None, loggers=[], done={})  # type: ignore[arg-type]
     parents = {stage.parent for stage in stages}
@@ -225,7 +225,7 @@ def stage_key(config: Config, stage: str) -> str:
     return stage if is_chain(config) else ""
 
 
-def shortened(config: Config, costs: Sequence[StageCost], folder: Path) -> Json:
+def shorten_config(config: Config, costs: Sequence[StageCost], folder: Path) -> Json:
     """Returns the config of a run with few steps and little evaluation, in the scratch folder `folder`.
 
     A run on several devices becomes a single rank with its share of the batch.
@@ -258,10 +258,10 @@ def measure(short: Config, costs: Sequence[StageCost], folder: Path) -> Speed:
     if code != ExitCode.DONE or run.status != Status.FINISHED:
         error = run.summary.get("error") or f"exit code {code}"
         raise ValueError(f"a run of a few steps failed: {error}")
-    return speed_of(short, run.stages, costs, wall, core_share(folder, short))
+    return compute_speed(short, run.stages, costs, wall, core_share(folder, short))
 
 
-def speed_of(
+def compute_speed(
     config: Config, stages: Sequence[Json], costs: Sequence[StageCost], wall: float,
     share: float = 1.0,
 ) -> Speed:  # fmt: skip

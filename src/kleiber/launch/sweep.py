@@ -23,7 +23,7 @@ from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status
 from kleiber.config.instantiate import build
 from kleiber.launch.cell import Cell, Launcher
-from kleiber.launch.ranks import CELL, launched
+from kleiber.launch.ranks import CELL, started_as_rank
 from kleiber.records import archive, folder
 from kleiber.records.catalog import Run, archive_runs, archived_runs, print_table, read_runs
 from kleiber.records.folder import cell_folder, config_hash
@@ -58,7 +58,7 @@ class Sweep:
         """Runs the sweep and returns the exit code: 0, 4 if some cells did not finish, or 75 if a signal ended it."""
         if CELL in os.environ:
             raise ConfigError(f"a cell of a sweep (environment variable {CELL}) cannot start another sweep")
-        if launched():
+        if started_as_rank():
             raise ConfigError(
                 "-m cannot be used under torchrun or srun, because kleiber starts the ranks of each cell itself: start "
                 "the sweep without them"
@@ -242,7 +242,7 @@ def with_archived_folder(cell: Cell, archived: Mapping[str, Run]) -> Cell:
 
 def retrain_bases(cells: Sequence[Cell], archived: Mapping[str, Run], launcher: Launcher) -> None:
     """Trains archived runs again from which `cells` start, if their folders do not contain weights."""
-    needing = {name: cell for cell in cells for name in runs_named(cell.config, f"{cell.folder.parent}{os.sep}")}
+    needing = {name: cell for cell in cells for name in referenced_runs(cell.config, f"{cell.folder.parent}{os.sep}")}
     bases = [
         replace(
             needing[run.name], folder=run.folder, config=retrain_config(run, needing[run.name]), overrides=run.overrides
@@ -265,9 +265,9 @@ def retrain_config(run: Run, cell: Cell) -> Json:
     return {**run.config, **{key: cell.config[key] for key in SWEEP_KEYS}, "resume": "auto"}
 
 
-def runs_named(value: object, study: str) -> set[str]:
+def referenced_runs(value: object, study: str) -> set[str]:
     """Returns the names of the runs in the folder `study` to which paths in a config point."""
     if isinstance(value, str):
         return {value.removeprefix(study).split(os.sep)[0]} if value.startswith(study) else set()
     below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return {name for entry in below for name in runs_named(entry, study)}
+    return {name for entry in below for name in referenced_runs(entry, study)}

@@ -144,12 +144,12 @@ def make_plan(
 
 def check_stage_methods(cfg: DictConfig, corpus: Corpus) -> None:
     """Raises ValueError for wrong settings of retention methods and adapter, before any stage is trained."""
-    retention_of(cfg, corpus)
+    build_retention(cfg, corpus)
     if cfg.adapter is not None:
         build(cfg.adapter)
 
 
-def retention_of(cfg: DictConfig, corpus: Corpus) -> list[Retention]:
+def build_retention(cfg: DictConfig, corpus: Corpus) -> list[Retention]:
     """Builds the retention methods of a stage's config."""
     nodes = cfg.retention or {}
     return [build(node, vocabulary=corpus.tokenizer) for node in nodes.values() if node is not None]

@@ -130,7 +130,7 @@ class RankZeroRun:
             self.loggers = self._make_loggers()
             self.tree.loggers = self.loggers
             keep_tokenizer(self.tree.stages[0].plan.corpus.tokenizer, self.folder)
-            run_tree(self.tree, self._put)
+            run_tree(self.tree, self._write_stage)
             self.summary.update(status=Status.FINISHED)
             self._update_wandb()
         except Diverged as error:
@@ -172,7 +172,7 @@ class RankZeroRun:
         configured = [build(node, **available) for node in (self.cfg.logger or {}).values()]
         return [Rows(self.folder), *(logger for logger in configured if logger is not None)]
 
-    def _put(self, stage: Json) -> None:
+    def _write_stage(self, stage: Json) -> None:
         """Writes the entry of a finished stage to summary.json and W&B."""
         from kleiber.config.stages import SINGLE_STAGE
         from kleiber.records.summary import score_matrix

@@ -22,7 +22,7 @@ from kleiber.models.counting import count_parameters, executed_flops, training_f
 from kleiber.records.summary import Scores, StageRecord
 from kleiber.retention.memory import rank_and_world_size
 from kleiber.runs.open import freeze_unused_heads
-from kleiber.runs.plan import Plan, build_model, retention_of
+from kleiber.runs.plan import Plan, build_model, build_retention
 from kleiber.runs.stage_tree import Stage, StageTasks, Tree, branch_steps
 from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
@@ -91,7 +91,7 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     state = saved.load_state() if saved else None
     if state:
         restore_callbacks(callbacks, state["callbacks"], same_stage=resumed)
-    methods = retention_of(cfg, plan.corpus)
+    methods = build_retention(cfg, plan.corpus)
     # A branch has the retention memory of its trunk, because it equals a separate run that started with the trunk.
     samples = begin_retention(methods, tree, stage, model, tasks, state["retention"] if state else None)
     for logger in tree.loggers:

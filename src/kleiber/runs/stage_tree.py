@@ -1,8 +1,8 @@
 """The stages of a run as a tree, planned before training: what each starts from, and which tasks it may forget.
 
 An ordinary run has one stage. `stages=trunk_and_cooldowns` has a trunk at a constant learning rate, and branches that
-start from the trunk and decay the learning rate to zero. `stages=chain` has stages that follow one another, each on
-its own data.
+start from the trunk and decay the learning rate. `stages=chain` has stages that follow one another, each on its own
+data.
 """
 
 from __future__ import annotations
