@@ -63,7 +63,7 @@ class Scaling(Study):
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Raises ValueError if the points with at least `min_tokens` do not determine the law."""
         late = [point for point in points if 0.999 * quantity(self.min_tokens) <= point.D]
-        columns = {name: np.array([getattr(point, name) for point in late]) for name in ("N", "D")}
+        columns = {"N": np.array([point.N for point in late]), "D": np.array([point.D for point in late])}
         if why := shortfall(find(self.law), columns):
             raise ValueError(why + f", or decrease study.min_tokens={self.min_tokens}" * (len(late) < len(points)))
         return []
