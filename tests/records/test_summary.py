@@ -1,6 +1,6 @@
 """metrics.jsonl is read as it was written; what is not there or was cut short is no row."""
 
-from kleiber.records.summary import having, read_rows
+from kleiber.records.summary import read_rows, rows_with
 from kleiber.training.loggers import Rows
 
 
@@ -13,4 +13,4 @@ def test_rows_come_back_as_they_were_logged_without_a_line_that_was_cut_short(tm
         file.write('{"step": 3, "train/loss": 2')
     rows = read_rows(tmp_path)
     assert rows == [{"step": 1, "moe/load/0/1": 0.5}, {"step": 2, "train/loss": 3.0}]
-    assert having(rows, "moe/load/") == rows[:1]
+    assert rows_with(rows, "moe/load/") == rows[:1]

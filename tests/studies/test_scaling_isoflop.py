@@ -1,4 +1,4 @@
-"""The isoFLOP study finds the optimum of every budget."""
+"""The studies of a ladder whose headline is an exponent: by counting convention, and by the vertices of budgets."""
 
 import pytest
 
@@ -15,8 +15,18 @@ def ladder(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_runs_told_from_counting_and_from_vertices(ladder):
+def test_one_ladder_gives_an_exponent_by_counting_convention_and_one_by_vertices(ladder):
     runs = read_runs(ladder)
-    counted = Accounting(bootstrap=60).analyze(runs)
-    assert "moves the allocation exponent from" in counted.headline
-    assert "N_opt ~ C^" in IsoFLOP(bootstrap=60).analyze(runs).headline
+    counted, by_vertices = Accounting(bootstrap=60).analyze(runs), IsoFLOP(bootstrap=60).analyze(runs)
+    rows = [row for row in counted.law["accounting"] if row["approach"].startswith("3")]
+    assert all(f"{pick(row['a'] for row in rows):.3f} [" in counted.headline for pick in (min, max))
+    parabolas = next(row for row in by_vertices.law["approaches"] if row["approach"].startswith("2"))
+    assert f"{parabolas['a']:.3f}" in by_vertices.headline
+    assert [row["C"] for row in by_vertices.tables["Optimum by budget"]] == [p["C"] for p in parabolas["points"]]
+
+
+@pytest.mark.parametrize("study", [Accounting, IsoFLOP])
+def test_a_ladder_of_one_size_gives_no_exponent(study, tmp_path):
+    trees(tmp_path / "l", SIZES[:1], [2e6, 4e6, 8e6, 16e6], 2)
+    with pytest.raises(ValueError, match=r"5 parameters.*4 rows"):
+        study(bootstrap=0).analyze(read_runs(tmp_path / "l"))

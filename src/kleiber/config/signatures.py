@@ -1,4 +1,4 @@
-"""The signatures of the classes that a config names as `_target_`, and which classes those may be.
+"""The signatures of the classes that a config names as `_target_`, and the list of packages that they may be in.
 
 Signatures of kleiber's classes are read from their source, so a config is checked in milliseconds and without torch.
 Functions, classes, dataclasses, inheritance and aliases are understood; every other type counts as an object. Targets

@@ -104,6 +104,7 @@ def parse_point(text: str) -> dict[str, float]:
 
 
 def parse_numbers(text: str, option: str) -> list[float]:
+    """Parses numbers that are separated by commas. Raises ValueError, which names `option`, for other text."""
     from kleiber.studies.laws.filters import number
 
     read = [number(item) for item in text.split(",")]

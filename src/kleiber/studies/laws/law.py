@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,7 @@ Scale = Annotated[Array, Shape(1.0, 1e30)]
 Real = Annotated[Array, Shape(-1.0, 1.0, log=False)]
 
 Derived = Callable[[Mapping[str, Array]], Array]
-Function = Callable[..., Any]  # inputs by position, parameters by name
+Function = Callable[..., object]  # inputs by position, parameters by name
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,7 @@ def law(
     """Decorator that registers a function as a shipped law; its arguments are fields of `Law`."""
 
     def enter(function: Function) -> Function:
+        """Registers the function under its name, and returns it unchanged."""
         LAWS[function.__name__] = replace(
             describe(function), returns=returns, space=space, loss_fn=loss_fn, start=start, aliases=aliases,
             derived=derived or {},

@@ -52,7 +52,10 @@ def descend(
     return np.concatenate([t for t, _ in done]), np.concatenate([v for _, v in done])
 
 
-def _descend(problem, theta, targets, weights, fixed, rounds, tolerance) -> tuple[Array, Array]:
+def _descend(
+    problem: Problem, theta: Array, targets: Array | None, weights: Array | None, fixed: int | None, rounds: int,
+    tolerance: float,
+) -> tuple[Array, Array]:  # fmt: skip
     theta = theta.copy()
     observed = problem.observed[None] if targets is None else targets
     weights = np.ones((1, problem.num_rows)) if weights is None else weights
@@ -110,21 +113,26 @@ def polish(problem: Problem, theta: Array) -> tuple[Array, float]:
         w = np.sqrt(influence(problem.predict(theta[None])[0] - observed, loss_fn, delta))[:, None]
         whiten = _whitening(w * jacobian)
         size = float(rho(problem.predict(theta[None])[0] - observed, loss_fn, delta).sum()) or 1.0
-
-        def cost(z, theta=theta, whiten=whiten, loss_fn=loss_fn, delta=delta, size=size):
-            at = (theta + whiten @ z)[None]
-            r = problem.predict(at)[0] - observed
-            pull = 2 * r if loss_fn == "squared" else np.clip(r, -delta, delta)
-            slope = np.nan_to_num(pull @ problem.jacobian(at)[0]) @ whiten
-            value = float(rho(r, loss_fn, delta).sum())
-            return (value if np.isfinite(value) else 1e300) / size, slope / size
-
-        result = minimize(cost, np.zeros(len(theta)), jac=True, method="BFGS", options={"gtol": 1e-8, "maxiter": 400})
+        around = (problem, observed, theta, whiten, loss_fn, delta, size)
+        options = {"gtol": 1e-8, "maxiter": 400}
+        result = minimize(_whitened_objective, np.zeros(len(theta)), around, jac=True, method="BFGS", options=options)
         theta = theta + whiten @ result.x
     values = [
         float(rho(problem.predict(t[None])[0] - observed, problem.loss_fn, problem.delta).sum()) for t in (start, theta)
     ]
     return (start, values[0]) if values[0] <= values[1] or not np.isfinite(values[1]) else (theta, values[1])
+
+
+def _whitened_objective(
+    z: Array, problem: Problem, observed: Array, theta: Array, whiten: Array, loss_fn: str, delta: float, size: float
+) -> tuple[float, Array]:
+    """The objective at theta + whiten z and its gradient with respect to z, both divided by `size`."""
+    at = (theta + whiten @ z)[None]
+    r = problem.predict(at)[0] - observed
+    pull = 2 * r if loss_fn == "squared" else np.clip(r, -delta, delta)
+    slope = np.nan_to_num(pull @ problem.jacobian(at)[0]) @ whiten
+    value = float(rho(r, loss_fn, delta).sum())
+    return (value if np.isfinite(value) else 1e300) / size, slope / size
 
 
 def _whitening(jacobian: Array) -> Array:
