@@ -28,7 +28,7 @@ import pandas as pd
 
 from kleiber.studies.laws import laws_json
 from kleiber.studies.laws.allocation import optimum
-from kleiber.studies.laws.asymptotics import signs
+from kleiber.studies.laws.asymptotics import pre_asymptotic_reasons
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
@@ -151,7 +151,7 @@ def judge(job: tuple[Setting, int, int]) -> dict[str, Any]:
     ladder = LADDERS[seed % len(LADDERS)]
     model = fitted(table(setting, ladder, seed), setting)
     tested = diagnose(model)
-    reasons = signs(tested) if tested is not None else []
+    reasons = pre_asymptotic_reasons(tested) if tested is not None else []
     told: dict[str, Any] = {"setting": setting.name, "ladder": seed % len(LADDERS), "refused": reasons}
     if setting.planted:
         return told

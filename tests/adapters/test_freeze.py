@@ -71,8 +71,8 @@ def test_what_did_not_train_before_does_not_train_now():
     assert "head.weight" not in trained(model) and "heads.task.weight" in trained(model)
 
 
-def test_what_means_nothing_here_is_refused_with_what_there_is():
-    with pytest.raises(ValueError, match="freezes nothing"):
+def test_parts_that_the_model_does_not_have_are_refused():
+    with pytest.raises(ValueError, match=r"adapter\.freeze="):
         Freeze()
     with pytest.raises(ValueError, match=r"adapter\.freeze: experst.*Did you mean 'experts'"):
         Freeze(freeze=["experst"]).apply(build(), 0)
@@ -80,7 +80,7 @@ def test_what_means_nothing_here_is_refused_with_what_there_is():
         Freeze(freeze=["layers.7"]).apply(build(), 0)
     with pytest.raises(ValueError, match="tied=true"):
         Freeze(train=["head"]).apply(build(tied=True), 0)
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(ValueError, match=r"adapter\.train=\['layers\.0'\]"):
         Freeze(train=["layers.0"], freeze=["layers.0-1"]).apply(build(), 0)
-    with pytest.raises(ValueError, match=r"both name embedding: to train it set adapter.freeze=\[head\]"):
+    with pytest.raises(ValueError, match=r"embedding.*adapter\.freeze=\[head\]"):
         Freeze(train=["embedding", "norms"], freeze=["embedding", "head"])

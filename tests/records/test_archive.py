@@ -10,9 +10,9 @@ import yaml
 from fake_run import fake_run
 
 from kleiber.records import archive
-from kleiber.records.archive import leaf_rows
+from kleiber.records.archive import archive_rows
 from kleiber.records.catalog import Run, archive_run, archive_runs, archived_runs, find_run, read_run, read_runs
-from kleiber.records.summary import MOST, condensed
+from kleiber.records.summary import MOST_ROWS, condense
 
 ROW = {"run": "a", "config": {}, "summary": {"status": "finished"}, "rows": []}
 
@@ -33,7 +33,16 @@ LOGGED = [{"stage": name, "step": step, "train/loss": 3.0} for name in ("trunk",
 
 def content(run: Run):
     """All that an analysis can learn of a run."""
-    return run.name, run.status, run.config, run.overrides, run.rows, run.points(), run.stages, run.summary["seconds"]
+    return (
+        run.name,
+        run.status,
+        run.config,
+        run.overrides,
+        run.rows,
+        run.leaf_rows(),
+        run.stages,
+        run.summary["seconds"],
+    )
 
 
 def test_what_is_appended_is_read_back_in_order_and_by_any_gzip(tmp_path):
@@ -69,7 +78,7 @@ def test_damage_before_the_end_is_refused_with_its_place(tmp_path):
     with pytest.raises(ValueError, match=f"damaged at byte {first}"):
         archive.read(file)
     file.write_bytes(gzip.compress(b'{"run": "a"}\n'))
-    with pytest.raises(ValueError, match=r"line 1: .* keys run, config, summary and rows"):
+    with pytest.raises(ValueError, match="line 1: "):
         archive.read(file)
 
 
@@ -87,7 +96,7 @@ def test_appends_at_one_time_lose_none(tmp_path):
 def test_a_run_is_the_same_from_its_folder_and_from_its_rows(tmp_path, stages):
     logged = LOGGED if stages is TREE else [{"step": 1, "train/loss": 3.0}, {"step": 1, "moe/dead/0": 1.0}]
     run = read_run(leave(tmp_path / "a" / "cell", stages, logged=logged, R={"tasks": ["docs"]}))
-    rows = leaf_rows(run)
+    rows = archive_rows(run)
     assert len(rows) == len(run.leaves) and all(row.keys() == archive.KEYS for row in rows)
     assert [row["summary"]["stages"][-1] for row in rows] == run.leaves
     archive.append(tmp_path / archive.NAME, rows)
@@ -136,11 +145,12 @@ def test_runs_that_have_ended_are_added_once_and_others_never(tmp_path):
     assert "cell-0123abcd.1" not in {run.name for run in read_runs(tmp_path)}
 
 
-def test_what_cannot_be_added_is_said_and_costs_no_run(tmp_path, capsys):
+def test_a_run_that_cannot_be_added_is_reported_and_does_not_fail(tmp_path, capsys):
     leave(tmp_path / "cell", [stage()])
     (tmp_path / archive.NAME).mkdir()
     archive_run(tmp_path / "cell")
-    assert "cell was not added" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "cell" in message and archive.NAME in message
 
 
 def test_folders_and_rows_are_one_table(tmp_path):
@@ -174,13 +184,13 @@ def test_paths_between_runs_of_a_study_follow_it_when_it_is_moved(tmp_path):
 
 
 def test_the_rows_of_a_long_run_are_bounded_and_keep_their_ends_and_kinds():
-    count = 10 * MOST
+    count = 10 * MOST_ROWS
     rows = [{"step": step, "train/loss": float(step)} for step in range(count)]
     rows += [{"step": step, "moe/dead/0": 1.0, "moe/load/0/3": 0.1} for step in range(0, count, 1000)]
-    kept = condensed(rows)
+    kept = condense(rows)
     losses = [row["step"] for row in kept if "train/loss" in row]
-    assert len(losses) == MOST and (losses[0], losses[-1]) == (0, count - 1)
+    assert len(losses) == MOST_ROWS and (losses[0], losses[-1]) == (0, count - 1)
     assert max(b - a for a, b in pairwise(losses)) <= 11
     assert [row["step"] for row in kept if "moe/dead/0" in row] == [0, 1000]
     assert not any("moe/load/0/3" in row for row in kept), "one key an expert: they grow with the model"
-    assert condensed(kept) == kept
+    assert condense(kept) == kept

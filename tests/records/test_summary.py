@@ -1,7 +1,7 @@
 """summary.json keeps what earlier starts wrote; metrics.jsonl is read as it was written, without a row that was cut."""
 
 from kleiber.config.errors import Status
-from kleiber.records.summary import Summary, having, read, read_rows, write_json
+from kleiber.records.summary import Summary, read, read_rows, rows_with, write_json
 from kleiber.training.loggers import Rows
 
 
@@ -14,7 +14,7 @@ def test_rows_come_back_as_they_were_logged_without_a_line_that_was_cut_short(tm
         file.write('{"step": 3, "train/loss": 2')
     rows = read_rows(tmp_path)
     assert rows == [{"step": 1, "moe/load/0/1": 0.5}, {"step": 2, "train/loss": 3.0}]
-    assert having(rows, "moe/load/") == rows[:1]
+    assert rows_with(rows, "moe/load/") == rows[:1]
 
 
 def test_a_second_start_keeps_stages_and_seconds_and_begins_anew_what_describes_the_process(tmp_path):

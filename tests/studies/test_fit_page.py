@@ -1,4 +1,4 @@
-"""`kleiber fit --report`: one page with figures for any table, for one fit or several, and words where it cannot be."""
+"""The page of `kleiber fit --report`: figures for one fit or several, for any table."""
 
 import re
 
@@ -65,7 +65,7 @@ def test_the_page_of_a_table_without_compute_has_its_cuts_along_the_size(tmp_pat
     out = tmp_path / "fit.html"
     main(["fit", str(tmp_path / "t.csv"), "--law", "routed", "--bootstrap", "0", "--report", str(out)])
     page = out.read_text()
-    assert "parameters N at the cut" in page and "backtest N = " in page and "compute at the cut" not in page
+    assert "parameters N at the cut" in page and "backtest at N = " in page and "compute at the cut" not in page
 
 
 def test_without_the_extra_it_says_what_to_install_before_it_fits(csv, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
-from kleiber.studies.forgetting_law import ForgettingLaw, grid, headline
+from kleiber.studies.forgetting_law import ForgettingLaw, grid_cells, headline
 
 from .comparisons import write_arm, write_base
 from .grid_runs import RATIOS, SHARES, SIZES, TOKENS, TRUTH, forgetting, write_grid
@@ -27,7 +27,7 @@ def record(study):
 
 
 def test_seeds_are_averaged_into_cells(study):
-    rows, noise = grid(read_runs(study))
+    rows, noise = grid_cells(read_runs(study))
     assert len(rows) == 3 * 2 * 3 * 4 and set(rows["n"]) == {2}
     assert noise.sd == pytest.approx(0.004, rel=0.25) and noise.df == len(rows)
     assert sorted(rows["M"].unique()) == [20, 80]
@@ -36,7 +36,7 @@ def test_seeds_are_averaged_into_cells(study):
 def test_replay_that_comes_on_top_stands_beside_as_much_new_text(tmp_path):
     """design.equal=target: a replayed run takes more steps than any plain one."""
     write_grid(tmp_path / "top", sizes=SIZES[:1], ratios=RATIOS[:1], seeds=1, on_top=True)
-    rows, _ = grid(read_runs(tmp_path / "top"))
+    rows, _ = grid_cells(read_runs(tmp_path / "top"))
     assert len(rows) == 3 * 4 and sorted(rows["p"].unique()) == list(SHARES)
     assert rows.groupby(rows["D"].round(-4))["p"].nunique().tolist() == [4, 4, 4]
 
@@ -71,7 +71,7 @@ def test_what_is_within_noise_is_kept_from_laws_that_cannot_be_there(record):
 
 def test_cells_of_the_same_bases_are_no_independent_samples(study):
     """What a base gives to all of its cells, and the law cannot know, is drawn once a base."""
-    rows, _ = grid(read_runs(study))
+    rows, _ = grid_cells(read_runs(study))
     base = {key: 0.02 * (-1) ** n for n, key in enumerate(sorted(set(zip(rows["N"], rows["M"], strict=True))))}
     moved = rows.assign(
         F=[F + base[key] for F, key in zip(rows["F"], zip(rows["N"], rows["M"], strict=True), strict=True)]
@@ -163,9 +163,9 @@ def test_bases_that_are_not_there_are_named_and_a_moved_sweep_finds_them(tmp_pat
     base = tmp_path / "old" / "gpt-base-1234"
     write_arm(tmp_path / "s" / "arm", "none", 0.0, 0.01, 0, base=base)
     with pytest.raises(ValueError, match="gpt-base-1234"):
-        grid(read_runs(tmp_path / "s"))
+        grid_cells(read_runs(tmp_path / "s"))
     write_base(tmp_path / "s" / base.name, 0)
-    rows, _ = grid(read_runs(tmp_path / "s"))
+    rows, _ = grid_cells(read_runs(tmp_path / "s"))
     assert rows["M"].tolist() == [4e6 / 40_000]
 
 
@@ -186,7 +186,7 @@ def test_the_best_learning_rate_is_chosen_without_looking_at_forgetting(tmp_path
     write_arm(
         tmp_path / "s" / "slow", "none", 0.0, 0.001, 0, F=0.0, tokens=1e6, params=36_000, pretrained=20 * 36_000.0
     )
-    rows, _ = grid(read_runs(tmp_path / "s"))
+    rows, _ = grid_cells(read_runs(tmp_path / "s"))
     assert len(rows) == 9 and rows["F"].iloc[-1] > -0.05
     plain = rows[(rows["p"] == 0) & (rows["steps"] == 1000)]["F"].item()
     assert plain == pytest.approx(forgetting(36_000, 1e6, 20, 0), abs=0.02)

@@ -1,4 +1,4 @@
-"""A study in W&B, read back from the offline record: all of it arrives, and what cannot is said and keeps no other."""
+"""A study in W&B, read back from its offline record, also where parts of it fail."""
 
 import json
 
@@ -126,7 +126,7 @@ def test_a_study_that_wandb_takes_nothing_of_is_reported_all_the_same(study, mon
     def refuse(*_):
         raise ConnectionError("no server")
 
-    monkeypatch.setattr(mirror, "begin", refuse)
+    monkeypatch.setattr(mirror, "start_wandb_run", refuse)
     assert main(["report", str(study), "--wandb"]) == 0
     assert json.loads((study / "findings.json").read_text())["not_mirrored"] == ["the study: no server"]
     assert (study / "report.html").is_file()

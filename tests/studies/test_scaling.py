@@ -1,9 +1,9 @@
-"""The scaling study recovers a known law, and says which runs and lines it left out."""
+"""The scaling study on a ladder with a known law: goals, suspects, and runs that are left out."""
 
 import pytest
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.scaling import Scaling, beside, goals
+from kleiber.studies.scaling import Scaling, held_out_errors, suspects_table
 from kleiber.studies.study import content
 
 from . import ladders
@@ -40,7 +40,9 @@ def test_a_ladder_says_whether_its_goals_are_met(ladder):
 )
 def test_a_goal_is_met_by_its_number_alone(mare, naive, coverage, met, beats, held):
     entry = {"name": "largest size", "n_train": 20, "n_test": 4, "mare": mare, "bias": mare, "coverage": coverage}
-    row = goals(ladders.law_record(holdouts=[{**entry, "naive": {"line": 0.015}, "beats_naive": naive}], level=0.95))[0]
+    row = held_out_errors(
+        ladders.law_record(holdouts=[{**entry, "naive": {"line": 0.015}, "beats_naive": naive}], level=0.95)
+    )[0]
     assert (row["met"], row["beats naive"], row["coverage met"]) == (met, beats, held)
     assert row["in the 95% prediction interval"] == f"{round(4 * coverage)} of 4"
 
@@ -52,6 +54,6 @@ def test_a_study_keeps_its_suspects_unless_asked(tmp_path):
     kept, left = (Scaling(bootstrap=0, exclude=exclude).law_of(runs) for exclude in ("none", "suspects"))
     assert kept["n"] == 20 and kept["suspects"] and not kept["excluded"]
     assert left["n"] == 20 - len(left["suspects"]) and left["excluded"] == left["suspects"]
-    assert {row["suspects"]: row["points"] for row in beside(kept)} == {"with": 20, "without": left["n"]}
+    assert {row["suspects"]: row["points"] for row in suspects_table(kept)} == {"with": 20, "without": left["n"]}
     with pytest.raises(ValueError, match=r"study\.exclude=some"):
         Scaling(exclude="some")

@@ -1,4 +1,4 @@
-"""A study finds the same in the rows of runs.jsonl.gz as in the folders of its runs, and reads runs in one place."""
+"""A study gives the same findings from runs.jsonl.gz as from the folders of its runs."""
 
 import ast
 import json
@@ -58,10 +58,11 @@ def test_a_study_finds_the_same_in_its_rows(tmp_path, name):
     homes = [tmp_path / name, kept(tmp_path / name, tmp_path / "other")]
     findings = [study.analyze(read_runs(home)) for home in homes]
     contents = [
-        laws_json.finite(content(row, name, read_runs(home))) for row, home in zip(findings, homes, strict=True)
+        laws_json.without_nonfinite(content(row, name, read_runs(home)))
+        for row, home in zip(findings, homes, strict=True)
     ]
     assert contents[0] == contents[1]
-    assert laws_json.finite(findings[0].law or {}) == laws_json.finite(findings[1].law or {})
+    assert laws_json.without_nonfinite(findings[0].law or {}) == laws_json.without_nonfinite(findings[1].law or {})
     assert set(findings[0].figures) == set(findings[1].figures)
 
 
@@ -73,7 +74,9 @@ def test_some_cells_may_be_folders_and_others_rows(tmp_path):
         shutil.rmtree(path)
     runs = read_runs(tmp_path / "routers")
     assert {run.archived is None for run in runs} == {True, False}
-    assert laws_json.finite(content(Routers(tokens="4M").analyze(runs), "", runs)) == laws_json.finite(whole)
+    assert laws_json.without_nonfinite(
+        content(Routers(tokens="4M").analyze(runs), "", runs)
+    ) == laws_json.without_nonfinite(whole)
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:

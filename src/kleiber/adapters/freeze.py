@@ -1,7 +1,7 @@
 """Freezing: trains some parts of a model and leaves the others as they were loaded.
 
-Parts are read off parameter names, of our own models and of Hugging Face's: `select` resolves the settings `targets`,
-`train` and `freeze` of adapters. Nothing is added to the model, so nothing has to be merged.
+The part of a parameter follows from its name, in kleiber's models and in those of Hugging Face. `select` resolves the
+settings `targets`, `train` and `freeze` of adapters. Nothing is added to the model, so there is nothing to merge.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?")
 
 
 def parts(model: Model) -> dict[str, str]:
-    """The part of every parameter of a model: one of PARTS."""
+    """The part of every parameter of a model, by name: one of PARTS."""
     roles = model.roles()
-    inside = {id(parameter) for block in model.blocks for parameter in block.parameters()}
-    return {name: _part(name, roles[name].kind, id(p) in inside) for name, p in model.named_parameters()}
+    in_blocks = {id(parameter) for block in model.blocks for parameter in block.parameters()}
+    return {
+        name: _part(name, roles[name].kind, id(parameter) in in_blocks) for name, parameter in model.named_parameters()
+    }
 
 
-def _part(name: str, kind: str, inside: bool) -> str:
+def _part(name: str, kind: str, in_block: bool) -> str:
     segments = name.split(".")
     if segments[0] == "heads":
         return "heads"
@@ -37,67 +39,84 @@ def _part(name: str, kind: str, inside: bool) -> str:
         return "router"
     if any(NORM.search(segment) for segment in segments):
         return "norms"
-    if not inside:
+    if not in_block:
         return "embedding" if kind == "embedding" else "head"
     return "attention" if set(segments) & ATTENTION else "mlp"
 
 
 def select(model: Model, selectors: list[str], key: str) -> set[str]:
-    """Names of the parameters that a list of parts and layers (`layers.3`, `layers.0-1`) means.
+    """Names of the parameters in a list of parts and layers, such as `attention`, `layers.3` or `layers.0-1`.
 
-    Raises ValueError for a selector that means nothing in this model, naming `key` and what there is.
+    key  the setting that the list comes from, for errors
+
+    Raises ValueError for a part or layer that the model does not have.
     """
-    of = parts(model)
-    there = [*dict.fromkeys(of.values()), f"layers.0-{len(model.blocks) - 1}"]
-    chosen: set[str] = set()
+    part_of = parts(model)
+    available = [*dict.fromkeys(part_of.values()), f"layers.0-{len(model.blocks) - 1}"]
+    selected: set[str] = set()
     for selector in selectors:
-        named = {name for name, part in of.items() if part == selector} or _layers(model, selector)
-        if not named:
-            tied = selector == "head" and model.tied
-            why = "its head is its embedding (model.tied=true)" if tied else f"there are {', '.join(there)}"
-            raise ValueError(f"{key}: {selector} is no part of this model: {why}.{did_you_mean(selector, there)}")
-        chosen |= named
-    return chosen
+        names = {name for name, part in part_of.items() if part == selector} or _layer_parameters(model, selector)
+        if not names and selector == "head" and model.tied:
+            raise ValueError(
+                f"{key}: this model has no head of its own, because its output layer is its embedding "
+                "(model.tied=true): use embedding, or set model.tied=false"
+            )
+        if not names:
+            raise ValueError(
+                f"{key}: {selector} is not a part of this model, whose parts are {', '.join(available)}."
+                f"{did_you_mean(selector, available)}"
+            )
+        selected |= names
+    return selected
 
 
-def _layers(model: Model, selector: str) -> set[str]:
+def _layer_parameters(model: Model, selector: str) -> set[str]:
+    """Names of the parameters in the layers `layers.<first>-<last>`; empty where there are no such layers."""
     matched = LAYERS.fullmatch(selector)
     if matched is None:
         return set()
     first, last = int(matched[1]), int(matched[2] or matched[1])
     if last >= len(model.blocks):
         return set()
-    chosen = {id(p) for block in list(model.blocks)[first : last + 1] for p in block.parameters()}
-    return {name for name, p in model.named_parameters() if id(p) in chosen}
+    in_layers = {id(parameter) for block in list(model.blocks)[first : last + 1] for parameter in block.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in in_layers}
 
 
 class Freeze(Adapter):
-    """Trains what `train` names (null: everything) less what `freeze` names.
+    """Trains the parts in `train` except those in `freeze`.
 
     Both are lists of parts (embedding, attention, mlp, experts, router, norms, head) and of layers (`layers.3`,
-    `layers.0-1`). Heads of tasks always train, unless `freeze` names heads: they start from nothing.
+    `layers.0-1`). Output layers of tasks always train, because they are new, unless `freeze` contains heads.
+
+    train   parts to train; null for the whole model
+    freeze  parts to leave as they were loaded
     """
 
     def __init__(self, train: Sequence[str] | None = None, freeze: Sequence[str] = ()) -> None:
         if train is None and not freeze:
-            raise ValueError("adapter=freeze freezes nothing: set adapter.freeze=[embedding] or adapter.train=[head]")
-        both = sorted(set(train or ()) & set(freeze))
-        if both:
-            left = [name for name in freeze if name not in both]
             raise ValueError(
-                f"adapter.train and adapter.freeze both name {', '.join(both)}: to train it set "
-                f"adapter.freeze=[{','.join(left)}]"
+                "adapter=freeze needs parts to freeze, such as adapter.freeze=[embedding], or parts to train, such as "
+                "adapter.train=[head]"
+            )
+        overlap = sorted(set(train or ()) & set(freeze))
+        if overlap:
+            other = [name for name in freeze if name not in overlap]
+            raise ValueError(
+                f"adapter.train and adapter.freeze both contain {', '.join(overlap)}: to train it, set "
+                f"adapter.freeze=[{','.join(other)}]"
             )
         self.train, self.freeze = train if train is None else list(train), list(freeze)
 
     def apply(self, model: Model, seed: int) -> None:
-        """Stops training what is not to train; the seed is not used. Raises ValueError where nothing would be left."""
-        everything = {name for name, _ in model.named_parameters()}
-        kept = everything if self.train is None else select(model, self.train, "adapter.train")
-        kept = kept | {name for name in everything if name.startswith("heads.")}
-        kept -= select(model, self.freeze, "adapter.freeze")
-        if not kept:
-            raise ValueError(f"adapter.train={self.train}, adapter.freeze={self.freeze} leave nothing to train")
+        """Freezes the other parameters; the seed is not used. Raises ValueError where no parameter would train."""
+        names = {name for name, _ in model.named_parameters()}
+        trained = names if self.train is None else select(model, self.train, "adapter.train")
+        trained = trained | {name for name in names if name.startswith("heads.")}
+        trained -= select(model, self.freeze, "adapter.freeze")
+        if not trained:
+            raise ValueError(
+                f"adapter.train={self.train} without adapter.freeze={self.freeze} leaves no parameter to train"
+            )
         for name, parameter in model.named_parameters():
-            if name not in kept:
+            if name not in trained:
                 parameter.requires_grad_(False)

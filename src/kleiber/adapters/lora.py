@@ -1,8 +1,8 @@
-"""Low-rank adapters: the weights stay, and small updates of chosen matrices are trained.
+"""Low-rank adapters: the weights are frozen, and low-rank updates of chosen matrices are trained.
 
-Our own models carry the updates themselves (`nn.lora`), stacked experts and the router included. A Hugging Face model
-gets those of the optional package `peft`, which live inside the wrapped model until they are merged. A target that the
-model does not have is refused, and so is a tied head, whose update would change the embedding.
+In kleiber's models the updates are parameters of the modules (`nn.lora`), stacked experts and the router included. In a
+Hugging Face model they are those of the optional package `peft`, inside the wrapped model until they are merged. A
+target that the model does not have is refused, and so is a tied head, whose update would change the embedding.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ from kleiber.types.contracts import Adapter
 from kleiber.types.model import Model
 
 TARGETS = ("attention", "mlp", "experts", "router", "head")
-USUAL = ("attention", "mlp", "experts")
+DEFAULT_TARGETS = ("attention", "mlp", "experts")
 
 
 @dataclass(frozen=True)
 class LoRA(Adapter):
-    """W + s B A with A, B of rank r and s = alpha / r, or alpha / sqrt(r) where `rslora`.
+    """W + s B A, with A and B of rank r and s = alpha / r, or alpha / sqrt(r) with `rslora`.
 
-    Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732. Our qkv (and gate and up) are one
-    matrix each and share one A. Heads of tasks are trained as they are.
+    Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732. In kleiber's models the matrices of
+    queries, keys and values are stored as one and share one A, and so are those of gate and up. Output layers of tasks
+    are trained without low-rank updates.
 
     rank     rank of each update
-    alpha    null: 2 rank
-    targets  of attention, mlp, experts, router, head; null: those of the first three that the model has
+    alpha    scale of the updates; null for 2 rank
+    rslora   whether s divides by sqrt(r) instead of r
+    targets  parts that get updates: attention, mlp, experts, router, head; null for those of the first three that the
+             model has
     """
 
     rank: int = 8
@@ -49,20 +52,19 @@ class LoRA(Adapter):
 
     def __post_init__(self) -> None:
         if self.rank < 1 or (self.alpha is not None and self.alpha <= 0):
-            raise ValueError(
-                f"adapter.rank={self.rank} must be at least 1, adapter.alpha={self.alpha} positive or null"
-            )
-        wrong = [target for target in self.targets or () if target not in TARGETS]
-        if wrong or (self.targets is not None and not self.targets):
-            raise ValueError(f"adapter.targets={self.targets}: give some of {', '.join(TARGETS)}")
+            raise ValueError(f"adapter.rank={self.rank} must be >= 1, and adapter.alpha={self.alpha} > 0 or null")
+        unknown = [target for target in self.targets or () if target not in TARGETS]
+        if unknown or (self.targets is not None and not self.targets):
+            raise ValueError(f"adapter.targets={self.targets} must be a list of some of {', '.join(TARGETS)}")
 
     @property
     def scale(self) -> float:
+        """s, the factor of every update."""
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
         return alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def apply(self, model: Model, seed: int) -> None:
-        """Adds updates that are 0, drawn from `seed` alone; only they train from here on, and the heads that did."""
+        """Adds updates that are 0 at first, with A drawn from `seed` alone; only they and heads of tasks train."""
         names = self.matrices(model)
         for name, parameter in model.named_parameters():
             if not name.startswith("heads."):
@@ -70,7 +72,7 @@ class LoRA(Adapter):
         if isinstance(model, HFModel):
             apply_peft(model, names, self.rank, self.scale, seed, self.magnitudes)
         else:
-            assert isinstance(model, Transformer), f"no way to adapt a {type(model).__name__}"
+            assert isinstance(model, Transformer), f"low-rank updates of a {type(model).__name__} are not implemented"
             generator = torch.Generator().manual_seed(seed)
             for name in names:
                 owner, _, last = name.rpartition(".")
@@ -82,7 +84,7 @@ class LoRA(Adapter):
                 parameter.requires_grad_(True)
 
     def merge(self, model: Model) -> None:
-        """Adds the updates to the weights: plain modules under their plain names, every parameter an ordinary one."""
+        """Adds the updates to the weights: modules and names are plain again, and every parameter is trainable."""
         if isinstance(model, HFModel):
             merge_peft(model)
         for module in model.modules():
@@ -91,25 +93,27 @@ class LoRA(Adapter):
 
     def matrices(self, model: Model) -> list[str]:
         """Names of the matrices and stacks that get an update, in the model's order."""
-        wanted = self.targets
-        if wanted is None:
-            there = {target for target in USUAL if _has(model, target)}
-            wanted = [target for target in USUAL if target in there]
-        if "head" in wanted and model.tied:
-            raise ValueError("adapter.targets has head, but the head is the embedding (model.tied=true): leave it out")
-        if "head" in wanted and isinstance(model, HFModel):
-            raise ValueError("adapter.targets has head, which model=hf reads as a plain matrix: leave it out")
-        chosen = select(model, list(wanted), "adapter.targets")
-        return [name for name, p in model.named_parameters() if name in chosen and p.ndim >= 2]
+        targets = self.targets
+        if targets is None:
+            targets = [target for target in DEFAULT_TARGETS if _has(model, target)]
+        if "head" in targets and model.tied:
+            raise ValueError(
+                "adapter.targets contains head, but the head is the embedding (model.tied=true): remove head"
+            )
+        if "head" in targets and isinstance(model, HFModel):
+            raise ValueError("adapter.targets contains head, which cannot be adapted with model=hf: remove head")
+        selected = select(model, list(targets), "adapter.targets")
+        return [name for name, parameter in model.named_parameters() if name in selected and parameter.ndim >= 2]
 
 
 class DoRA(LoRA):
-    """m (W + s B A) / |W + s B A| with a norm and a magnitude m for each output: LoRA turns, m stretches.
+    """m (W + s B A) / |W + s B A|, with a norm and a magnitude m for each output: B A changes directions, m lengths.
 
     Liu et al. 2024, arXiv:2402.09353, eq. 5. The norm is over the weights that lead to an output, as in the authors'
-    code and in peft, of each expert's matrix by itself; it is a constant to the gradient (their section 4.3). Here qkv
-    (and gate and up) have magnitudes of their own, though they share one A. A step costs more than LoRA's: W + s B A is
-    made at each pass, and a linear layer keeps its output for the gradient of m. Arguments are those of LoRA.
+    code and in peft, and separate for each expert; the gradient treats it as a constant (their section 4.3). Queries,
+    keys and values have separate magnitudes, though they share one A; so have gate and up. A step costs more than with
+    LoRA: W + s B A is computed at each pass, and a linear layer saves its output for the gradient of m. Arguments are
+    those of LoRA.
     """
 
     magnitudes: ClassVar[bool] = True
@@ -123,9 +127,9 @@ def _has(model: Model, target: str) -> bool:
 
 
 def apply_peft(model: HFModel, names: list[str], rank: int, scale: float, seed: int, magnitudes: bool) -> None:
-    """Injects updates of the parameters `names`, with DoRA's magnitudes or without.
+    """Adds updates of the parameters `names` by peft, with the magnitudes of DoRA or without.
 
-    Raises ValueError where peft is not installed, and for magnitudes of stacked experts, which it does not have.
+    Raises ValueError where peft is not installed, and for magnitudes of stacked experts, which peft does not support.
     """
     if importlib.util.find_spec("peft") is None:
         raise ValueError("adapter=lora or dora with model=hf needs the package peft: pip install 'kleiber[peft]'")
@@ -136,10 +140,10 @@ def apply_peft(model: HFModel, names: list[str], rank: int, scale: float, seed: 
     stacked = [name for name in names if name not in plain]
     if magnitudes and stacked:
         raise ValueError(
-            f"adapter=dora with model=hf: peft has no magnitudes for {stacked[0]}, which is no linear layer: leave it "
-            "out of adapter.targets, or take adapter=lora"
+            f"adapter=dora with model=hf: peft supports magnitudes of linear layers only, and {stacked[0]} is not one: "
+            "remove its part from adapter.targets, or set adapter=lora"
         )
-    # `scale` is s itself: alpha = s r gives peft's alpha / r.
+    # peft computes s = alpha / r.
     config = LoraConfig(
         r=rank,
         lora_alpha=scale * rank,  # type: ignore[arg-type]
@@ -151,13 +155,13 @@ def apply_peft(model: HFModel, names: list[str], rank: int, scale: float, seed: 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # Of what has a config of transformers', peft rewrites the targets of mixtures to those of an older version.
+        # Without a config: for a model that has one, peft renames the targets of mixtures as in older transformers.
         inject_adapter_in_model(config, nn.ModuleDict({"inner": model.inner}))
     _refuse_others(model, names)
 
 
 def _refuse_others(model: HFModel, names: list[str]) -> None:
-    """Raises ValueError where what carries an update is not what was asked for."""
+    """Raises ValueError where peft adapted other matrices than `names`."""
     from peft.tuners.lora import LoraLayer  # pyright: ignore[reportMissingImports]
     from peft.tuners.lora.layer import ParamWrapper  # pyright: ignore[reportMissingImports]
 
@@ -169,19 +173,19 @@ def _refuse_others(model: HFModel, names: list[str]) -> None:
     other = sorted(factors ^ set(names))
     if other:
         raise ValueError(
-            f"adapter=lora or dora with model=hf: this version of peft adapts other matrices than {len(names)} asked "
-            f"for, {', '.join(other[:3])} among them: leave their part out of adapter.targets"
+            f"adapter=lora or dora with model=hf: the matrices that this version of peft adapts differ from the "
+            f"{len(names)} targets in {', '.join(other[:3])}: remove their part from adapter.targets"
         )
 
 
 def merge_peft(model: HFModel) -> None:
-    """Merges every layer of peft's and puts its base layer back in its place, outermost first until none is left."""
+    """Merges every adapted layer and replaces it by its base layer, the outermost first."""
     if importlib.util.find_spec("peft") is None:
         return
     from peft.tuners.lora import LoraLayer  # pyright: ignore[reportMissingImports]
 
-    while found := [(name, m) for name, m in model.inner.named_modules() if isinstance(m, LoraLayer)]:
-        name, layer = found[0]
+    while layers := [(name, m) for name, m in model.inner.named_modules() if isinstance(m, LoraLayer)]:
+        name, layer = layers[0]
         layer.merge()  # type: ignore[operator]
         owner, _, last = name.rpartition(".")
         setattr(model.inner.get_submodule(owner), last, layer.base_layer)  # type: ignore[union-attr]

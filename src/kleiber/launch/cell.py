@@ -19,7 +19,7 @@ from typing import Protocol
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, on_preemption
 from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.catalog import archive_run, read_run
-from kleiber.records.folder import settle, status
+from kleiber.records.folder import status, write_final_status
 from kleiber.types import Json
 
 SCHEDULER_PREFIXES = ("SLURM_", "SUBMITIT_", "PMI_", "PMIX_")
@@ -203,7 +203,7 @@ class JobMonitor:
             self.unfinished.remove(folder)
             if status(folder) == Status.MISSING and not (folder / "log.txt").exists():
                 continue  # the job never started
-            settle(folder, Status.KILLED, "the job ended without writing a status; see log.txt")
+            write_final_status(folder, Status.KILLED, "the job ended without writing a status; see log.txt")
             self.codes[folder] = code = status(folder).exit_code
             archive_run(folder)
             seconds = time.monotonic() - self.started

@@ -29,7 +29,7 @@ from kleiber.launch import process
 from kleiber.launch.cell import Cell, Launcher, progress_line
 from kleiber.launch.ranks import cores, redirect_output, run_fresh
 from kleiber.records.catalog import archive_run
-from kleiber.records.folder import read_config, read_overrides, settle
+from kleiber.records.folder import read_config, read_overrides, write_final_status
 
 GRACE_SECONDS = 10  # between one signal to the child processes and the next, stronger one
 
@@ -160,10 +160,11 @@ class Pool:
         """Writes the status of a run whose process died before it could."""
         end = f"signal {-code}" if code < 0 else f"exit code {code}"
         if code == ExitCode.PREEMPTED or (self.signals and code == -signal.SIGTERM):
-            settle(job.cell.folder, Status.PREEMPTED, f"ended with {end}")
+            write_final_status(job.cell.folder, Status.PREEMPTED, f"ended with {end}")
         elif code:
             killed = code < 0 or code == ExitCode.INTERRUPTED
-            settle(job.cell.folder, Status.KILLED if killed else Status.FAILED, f"ended with {end}; see log.txt")
+            status = Status.KILLED if killed else Status.FAILED
+            write_final_status(job.cell.folder, status, f"ended with {end}; see log.txt")
 
     def _end_all(self) -> None:
         """Ends every child with SIGINT, then SIGTERM, then SIGKILL. Cells keep their checkpoints."""

@@ -152,7 +152,7 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> Path | Non
         where = Path(resume)
         if not (where / "config.yaml").is_file():
             raise ConfigError(f"resume={resume} must be auto, never or the folder of a run, which has a config.yaml")
-        folder.check_same(where, config)
+        folder.check_same_config(where, config)
     if config["dry_run"]:
         return where
     if ranks.rank() == 0 and folder.is_locked(where):

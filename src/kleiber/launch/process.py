@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, on_preemption
 from kleiber.launch.ranks import CELL, end_with_parent, rank, record_failure, redirect_rank_output
-from kleiber.records.folder import locked, read_config, read_overrides, settle
+from kleiber.records.folder import locked, read_config, read_overrides, write_final_status
 from kleiber.types import Config
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -66,11 +66,11 @@ def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:
         with locked(folder) if writes else nullcontext(), copy_output(folder) if writes else nullcontext():
             code, error = _train_and_report(config, folder, overrides)
             if writes and code == ExitCode.INTERRUPTED:
-                settle(folder, Status.KILLED, "interrupted (Ctrl-C)")
+                write_final_status(folder, Status.KILLED, "interrupted (Ctrl-C)")
             elif writes and code == ExitCode.PREEMPTED:
-                settle(folder, Status.PREEMPTED, str(error))
+                write_final_status(folder, Status.PREEMPTED, str(error))
             elif writes and error is not None:
-                settle(folder, Status.FAILED, f"{type(error).__name__}: {error}")
+                write_final_status(folder, Status.FAILED, f"{type(error).__name__}: {error}")
     except ConfigError as in_use:  # another process has locked the folder
         return print_error(in_use)
     except Preempted:  # by a signal after the run wrote its final status

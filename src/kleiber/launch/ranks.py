@@ -22,7 +22,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError, ExitCode, Status, on_preemption
-from kleiber.records.folder import settle, status
+from kleiber.records.folder import status, write_final_status
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 NOT_INHERITED = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED", "WANDB_RUN_ID")
@@ -76,7 +76,7 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
             with forward_signals(process) as received:
                 code = process.wait()
         except KeyboardInterrupt:
-            settle(folder, Status.KILLED, "interrupted (Ctrl-C)")
+            write_final_status(folder, Status.KILLED, "interrupted (Ctrl-C)")
             raise
         if code == ExitCode.DONE:
             return code
@@ -85,9 +85,9 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
         if received and status(folder) in (Status.MISSING, Status.KILLED, Status.PREEMPTED):
             code, error = ExitCode.PREEMPTED, received[0]
     if code == ExitCode.PREEMPTED:
-        settle(folder, Status.PREEMPTED, error)
+        write_final_status(folder, Status.PREEMPTED, error)
     else:  # a rank that fails ends the others by SIGTERM, so rank 0 may have written the status `preempted`
-        settle(folder, Status.FAILED, error, over=Status.PREEMPTED)
+        write_final_status(folder, Status.FAILED, error, replaceable=Status.PREEMPTED)
     return code
 
 

@@ -190,6 +190,7 @@ class PreferenceScorer(Scorer):
         self.dpo, self.table = objective, SampleTable()
 
     def add(self, model: Model, batch: Batch) -> Loss:
+        """The loss of the pairs; stores their log-probabilities under the model and the reference."""
         answers, loss = self.dpo.score_pairs(model, batch)
         assert batch.labels is not None
         reference = answers if batch.reference is None else batch.reference

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how it is read back. Imports no torch."""
+"""The files that a run leaves on disk, and reading them back. Imports no torch."""

@@ -1,13 +1,14 @@
-"""runs.jsonl.gz: what the runs of a study measured, in one file that outlives their folders.
+"""runs.jsonl.gz: the results of the runs of a study in one file, which can be read without the runs' folders.
 
 A line is a leaf of a run's tree of stages, `{run, config, summary, rows}`:
 
-run      the name of the run's folder
-config   the content of config.yaml
-summary  that of summary.json, with the stages from the root to this leaf alone; the leaf is the last of them
-rows     what was logged in these stages (`kleiber.records.summary.condensed`); of shared stages, with the first leaf
+run      name of the run's folder
+config   content of config.yaml
+summary  content of summary.json, with the stages from the root to this leaf alone; the leaf is the last of them
+rows     logged rows of these stages (`kleiber.records.summary.condense`); those of shared stages are with the first
+         leaf
 
-Every append is a gzip member of its own, under a lock and flushed to the disk. So a kill can truncate the last member
+Every append writes a separate gzip member, under a lock, and flushes it to disk. So a kill can truncate the last member
 only; readers skip a truncated member, and the next append removes it.
 """
 
@@ -19,10 +20,12 @@ import json
 import os
 import zlib
 from collections.abc import Container, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kleiber.config.errors import ConfigError, Status
+from kleiber.records.summary import map_strings
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
@@ -35,13 +38,13 @@ CHUNK = 1 << 16
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
-    """Adds the rows atomically: either all of them are read back, or none. Raises OSError where it cannot write."""
+    """Adds the rows atomically: readers see all of them or none. Raises OSError where the file cannot be written."""
     text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
     member = gzip.compress(text.encode(), mtime=0)
     with open(path, "ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        ends = [end for _, end in members(file.read(), path)]
+        ends = [end for _, end in gzip_members(file.read(), path)]
         file.truncate(ends[-1] if ends else 0)
         file.write(member)
         file.flush()
@@ -49,19 +52,19 @@ def append(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read(path: Path) -> list[Json]:
-    """All rows in order of writing. Raises ConfigError for a damaged file, or for rows with other keys."""
-    text = b"".join(content for content, _ in members(path.read_bytes(), path))
+    """All rows in the order in which they were written. Raises ConfigError for damage, or for rows with other keys."""
+    text = b"".join(content for content, _ in gzip_members(path.read_bytes(), path))
     rows = [json.loads(line) for line in text.splitlines()]
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or not row.keys() >= KEYS:
-            raise ConfigError(f"{path}, line {number}: a row of runs has the keys run, config, summary and rows")
+            raise ConfigError(f"{path}, line {number}: a row must have the keys run, config, summary and rows")
     return rows
 
 
-def members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
+def gzip_members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
     """The content of every complete gzip member, and the offset at which it ends.
 
-    Skips a truncated member at the end. Raises ConfigError where bytes are not gzip.
+    Skips a truncated member at the end. Raises ConfigError for bytes that are not gzip.
     """
     start = 0
     while start < len(data):
@@ -72,8 +75,8 @@ def members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
                 at += CHUNK
         except zlib.error as error:
             raise ConfigError(
-                f"{path} is damaged at byte {start:,} ({error}): keep the rows before it with "
-                f"`truncate -s {start} {path}`; `kleiber report` then adds the runs whose folders still exist"
+                f"{path} is damaged at byte {start:,} ({error}): run `truncate -s {start} {path}` to keep the rows "
+                "before it; `kleiber report` then adds the runs whose folders still exist"
             ) from None
         if not unpack.eof:
             return
@@ -81,10 +84,10 @@ def members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
         yield b"".join(content), start
 
 
-def leaf_rows(run: Run) -> list[Json]:
-    """The rows of a run, one per leaf; a run without a leaf, such as one that failed early, also has one row."""
+def archive_rows(run: Run) -> list[Json]:
+    """The rows of a run, one per leaf; a run without a leaf, such as one that failed early, has one row too."""
     stages = {stage.get("name"): stage for stage in run.stages}
-    paths = [path_to(leaf.get("name"), stages) for leaf in run.leaves] or [[]]
+    paths = [stage_path(leaf.get("name"), stages) for leaf in run.leaves] or [[]]
     paths[0] = [*(name for name in stages if not any(name in path for path in paths)), *paths[0]]
     first_path = {name: number for number, path in reversed(list(enumerate(paths))) for name in path}
     summary = {**run.summary, "status": run.status, "overrides": run.overrides}
@@ -99,7 +102,7 @@ def leaf_rows(run: Run) -> list[Json]:
     ]
 
 
-def path_to(name: str | None, stages: Mapping[str | None, Row]) -> list[str | None]:
+def stage_path(name: str | None, stages: Mapping[str | None, Row]) -> list[str | None]:
     """Names of the stages from the root to the stage `name`."""
     path: list[str | None] = []
     while name in stages and name not in path:
@@ -108,11 +111,12 @@ def path_to(name: str | None, stages: Mapping[str | None, Row]) -> list[str | No
     return path
 
 
-def runs_of(rows: Sequence[Row], home: Path) -> Iterator[tuple[str, Json, Json]]:
+def assemble_runs(rows: Sequence[Row], home: Path) -> Iterator[tuple[str, Json, Json]]:
     """Name, summary, and `{config, rows}` of each run, in order of name.
 
-    Of a run that was added several times the last finished version counts, else the last version. Paths through the
-    folders of these runs are rewritten to begin at `home`, so that a moved study reads as if it had been trained there.
+    Of a run that was added several times the last finished version counts, or the last version if none is finished.
+    Paths through the folders of these runs are rewritten to begin at `home`, so a study that was moved reads as if it
+    had been trained there.
     """
     leaves: dict[str, list[Row]] = {}
     for row in rows:
@@ -121,15 +125,17 @@ def runs_of(rows: Sequence[Row], home: Path) -> Iterator[tuple[str, Json, Json]]
             earlier.append(row)
         elif not earlier or finished(row) or not finished(earlier[0]):
             leaves[row["run"]] = [row]
-    for name, of_run in sorted(leaves.items()):
-        stages = {stage.get("name"): stage for row in of_run for stage in row["summary"].get("stages") or []}
-        summary = {**of_run[0]["summary"], "stages": list(stages.values())}
-        summary["overrides"] = [moved_override(line, home, leaves) for line in summary.get("overrides") or []]
-        logged = [entry for row in of_run for entry in row["rows"]]
-        yield name, summary, {"config": moved(of_run[0]["config"], home, leaves), "rows": logged}
+    for name, run_rows in sorted(leaves.items()):
+        stages = {stage.get("name"): stage for row in run_rows for stage in row["summary"].get("stages") or []}
+        summary = {**run_rows[0]["summary"], "stages": list(stages.values())}
+        summary["overrides"] = [rebase_override(line, home, leaves) for line in summary.get("overrides") or []]
+        logged = [entry for row in run_rows for entry in row["rows"]]
+        config = map_strings(run_rows[0]["config"], partial(rebase_path, home=home, names=leaves))
+        yield name, summary, {"config": config, "rows": logged}
 
 
 def finished(row: Row) -> bool:
+    """Whether the run of a row is finished."""
     return row["summary"]["status"] == Status.FINISHED
 
 
@@ -140,23 +146,21 @@ def is_further_leaf(row: Row, leaves: Sequence[Row]) -> bool:
 
 
 def leaf_name(row: Row) -> str | None:
+    """Name of the leaf that a row describes; None for a run without stages."""
     stages = row["summary"].get("stages")
     return stages[-1].get("name") if stages else None
 
 
-def moved(value: Any, home: Path, names: Container[str]) -> Any:
-    """A config in which every absolute path through the folder of a run in `names` begins at `home`."""
-    if isinstance(value, dict):
-        return {key: moved(entry, home, names) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [moved(entry, home, names) for entry in value]
-    if not isinstance(value, str) or not value.startswith("/"):
-        return value
-    parts = Path(value).parts
+def rebase_path(text: str, home: Path, names: Container[str]) -> str:
+    """A path through the folder of a run in `names`, rewritten to begin at `home`; any other text as it is."""
+    if not text.startswith("/"):
+        return text
+    parts = Path(text).parts
     start = next((number for number, part in enumerate(parts) if part in names), None)
-    return value if start is None else str(home.absolute().joinpath(*parts[start:]))
+    return text if start is None else str(home.absolute().joinpath(*parts[start:]))
 
 
-def moved_override(line: str, home: Path, names: Container[str]) -> str:
+def rebase_override(line: str, home: Path, names: Container[str]) -> str:
+    """An override `key=value` whose value is rewritten by `rebase_path`."""
     key, equals, value = line.partition("=")
-    return f"{key}{equals}{moved(value, home, names)}"
+    return f"{key}{equals}{rebase_path(value, home, names)}"

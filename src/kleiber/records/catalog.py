@@ -1,8 +1,8 @@
-"""The table of runs: a folder of runs as a list of `Run`, and as rows, one per leaf. The one place that analyses read.
+"""The table of runs: a folder of runs as a list of `Run`, and as rows, one per leaf. Every analysis reads it.
 
-A run reads the same from its folder and from the study's runs.jsonl.gz. A folder with a config and no summary is
-`missing`: planned, and never started. `running` without a live lock reads as `killed`. A summary that cannot be read
-counts as missing; nothing here repairs or deletes. Imports no torch.
+A run has the same content whether it is read from its folder or from the study's runs.jsonl.gz. A folder with a config
+and without a readable summary has the status `missing`: it was planned and not started. A run that says `running` and
+holds no lock has the status `killed`. Nothing here repairs or deletes files. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, TypedDict
 
 from kleiber.config.errors import Status
 from kleiber.records import archive
-from kleiber.records.archive import leaf_rows, runs_of
+from kleiber.records.archive import archive_rows, assemble_runs
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status
-from kleiber.records.summary import condensed, read, read_rows
+from kleiber.records.summary import condense, read, read_rows
 from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
     import pandas
 
-ENDED = (Status.FINISHED, Status.DIVERGED, Status.FAILED)  # what is archived; interrupted runs are still to continue
+ENDED = (Status.FINISHED, Status.DIVERGED, Status.FAILED)  # archived; interrupted runs can still be resumed
 SET_ASIDE = re.compile(r".*-[0-9a-f]{8}\.\d+")  # folder of an earlier run that resume=never has replaced
 TRAINED_HERE = "bpe/"  # prefix of the hash of a tokenizer that was trained for the run
 
@@ -33,8 +33,8 @@ TRAINED_HERE = "bpe/"  # prefix of the hash of a tokenizer that was trained for 
 class Columns(TypedDict):
     """The columns of the table of runs, a row per leaf; every metric of the leaf follows as a column of its own name.
 
-    Losses are in nats per token, or per sample where the objective's loss is a mean over samples. None stands for what
-    the run has not recorded.
+    Losses are in nats per token, or per sample where the objective's loss is a mean over samples. None stands for a
+    value that the run has not recorded.
     """
 
     run: str  # name of the run's folder
@@ -58,8 +58,8 @@ class Columns(TypedDict):
 class Run:
     """One run, as its summary describes it.
 
-    folder    of the run; of an archived run the folder beside the archive where it would be
-    archived  `config` and `rows` of a run that was read from runs.jsonl.gz or is only planned; None of a run that was
+    folder    of the run; of an archived run, the folder beside the archive in which it was trained
+    archived  `config` and `rows` of a run that was read from runs.jsonl.gz or is only planned; None for a run that was
               read from its folder
     """
 
@@ -70,6 +70,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """Name of the run's folder."""
         return self.folder.name
 
     @cached_property
@@ -79,15 +80,15 @@ class Run:
 
     @cached_property
     def overrides(self) -> list[str]:
-        """The overrides that the user or the design wrote for this run, without Hydra's own."""
+        """The overrides that the user or the design wrote for this run, without Hydra's settings."""
         if self.archived is None and (self.folder / "overrides.yaml").is_file():
             return [line for line in read_overrides(self.folder) if not line.startswith("hydra.")]
         return self.summary.get("overrides") or []
 
     @cached_property
     def rows(self) -> list[Json]:
-        """The rows of metrics.jsonl, condensed to a bounded number per stage (`kleiber.records.summary.condensed`)."""
-        return condensed(read_rows(self.folder)) if self.archived is None else self.archived["rows"]
+        """The rows of metrics.jsonl, condensed to a bounded number per stage (`kleiber.records.summary.condense`)."""
+        return condense(read_rows(self.folder)) if self.archived is None else self.archived["rows"]
 
     @property
     def tokenizer(self) -> Path | None:
@@ -110,9 +111,9 @@ class Run:
 
     @property
     def leaves(self) -> list[Json]:
-        """The stages from which no other stage continues: one of an ordinary run, the branches of a trunk.
+        """The stages from which no other stage continues: one stage of an ordinary run, the branches of a trunk.
 
-        A trunk without branches yet is not a leaf: its loss is not that of a finished schedule.
+        A trunk whose branches have not started is not a leaf, because its learning-rate schedule is not finished.
         """
         parents = {stage.get("parent") for stage in self.stages}
         ends = [stage for stage in self.stages if stage.get("name", "main") not in parents]
@@ -120,17 +121,18 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float]:
+        """The latest metrics of the last stage."""
         return self.stage.get("metrics") or {}
 
     def row(self) -> Json:
         """The row of the last stage: `Columns` and every metric."""
-        return self.point(self.stage)
+        return self.stage_row(self.stage)
 
-    def points(self) -> list[Json]:
+    def leaf_rows(self) -> list[Json]:
         """A row per leaf; a run without a leaf, such as one that failed early, has one row without measurements."""
-        return [self.point(stage) for stage in self.leaves or [{}]]
+        return [self.stage_row(stage) for stage in self.leaves or [{}]]
 
-    def point(self, stage: Json) -> Json:
+    def stage_row(self, stage: Json) -> Json:
         """The row of a stage: `Columns` and every metric."""
         params, flops, metrics = (stage.get(key) or {} for key in ("params", "flops", "metrics"))
         task_losses = {f"val/{task}/loss" for task in stage.get("tasks") or ()}
@@ -160,10 +162,10 @@ class Run:
 
 
 def read_runs(place: Path) -> list[Run]:
-    """Every run at or under a folder, archived ones included, or those of one runs.jsonl.gz; in order of path.
+    """All runs in a folder and its subfolders, or in one runs.jsonl.gz, in order of path; archived runs included.
 
     A run that has both a folder and archived rows is read from its folder, unless only the rows are finished. Raises
-    FileNotFoundError when there is no such folder, ConfigError for a damaged archive.
+    FileNotFoundError where there is no such folder, and ConfigError for a damaged archive.
     """
     if place.is_file():
         return archived_runs(place)
@@ -185,7 +187,7 @@ def read_run(folder: Path) -> Run:
 
 
 def find_run(folder: Path) -> Run | None:
-    """The run in a folder, or the one archived beside it under the folder's name; None where there is neither."""
+    """The run in a folder, or the run of that name in the archive beside it; None where there is neither."""
     here = read_run(folder) if (folder / "config.yaml").is_file() else None
     if here is not None and here.status == Status.FINISHED:
         return here
@@ -208,7 +210,7 @@ def _archived_runs(file: Path, _changed: int, _size: int) -> tuple[Run, ...]:
     home = file.parent
     return tuple(
         Run(home / name, Status(summary["status"]), summary, archived)
-        for name, summary, archived in runs_of(archive.read(file), home)
+        for name, summary, archived in assemble_runs(archive.read(file), home)
     )
 
 
@@ -218,7 +220,7 @@ def archive_run(folder: Path) -> None:
 
 
 def archive_runs(study: Path) -> None:
-    """Adds every ended run directly under a folder to its runs.jsonl.gz, unless the same result is there.
+    """Adds every ended run of a study's folder to its runs.jsonl.gz, unless the archive has the same result.
 
     Raises ConfigError for a damaged archive.
     """
@@ -230,7 +232,7 @@ def archive_runs(study: Path) -> None:
 
 
 def may_replace(old: Run, new: Run) -> bool:
-    """Whether a run differs from its archived version; a finished version is replaced by finished ones alone."""
+    """Whether a run differs from its archived version; only a finished run may replace a finished version."""
     if old.status == Status.FINISHED != new.status:
         return False
     first, second = (
@@ -241,50 +243,50 @@ def may_replace(old: Run, new: Run) -> bool:
 
 
 def _append(file: Path, run: Run) -> None:
-    """Prints an error instead of raising it: the folder holds the results too, so the run has not failed."""
+    """Adds an ended run to an archive. Prints an error instead of raising it: the results are in the folder too."""
     if run.status not in ENDED:
         return
     try:
-        archive.append(file, leaf_rows(run))
+        archive.append(file, archive_rows(run))
     except (OSError, ValueError) as error:
-        print(f"{run.name} was not added to {file}: {error}", file=sys.stderr)
+        print(f"{run.name} could not be added to {file}: {error}", file=sys.stderr)
 
 
 def frame(runs: Iterable[Run]) -> pandas.DataFrame:
     """The table of runs: `Columns` and every metric, a row per leaf."""
     import pandas
 
-    return pandas.DataFrame([row for run in runs for row in run.points()])
+    return pandas.DataFrame([row for run in runs for row in run.leaf_rows()])
 
 
 def counts(runs: Sequence[Run]) -> str:
-    """The number of runs of each status: `1 failed, 3 finished`."""
+    """The number of runs with each status, such as `1 failed, 3 finished`."""
     statuses = [run.status for run in runs]
     return ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses))) or "no runs"
 
 
 def print_table(runs: Sequence[Run]) -> None:
-    """Prints the runs, a line each, under the number of runs of each status."""
+    """Prints a table with a line per run, under the number of runs with each status."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=counts(runs), title_justify="left")
-    shown.add_column("run", overflow="fold")
+    table = Table(title=counts(runs), title_justify="left")
+    table.add_column("run", overflow="fold")
     for name in ("status", "loss", "bits/byte", "params", "tokens", "seconds"):
-        shown.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
     for run in runs:
         row = run.row()
-        shown.add_row(
+        table.add_row(
             run.name,
             f"[{run.status.color}]{run.status}[/]",
             values(run.metrics, "loss"),
             values(run.metrics, "bits_per_byte"),
             *(f"{row[name]:,.0f}" if row[name] is not None else "" for name in ("params", "tokens", "seconds")),
         )
-    Console(width=max(Console().width, 130)).print(shown)
+    Console(width=max(Console().width, 130)).print(table)
 
 
 def values(metrics: Mapping[str, float | None], name: str) -> str:
-    """The validation metrics of a name, one value per data set, separated by spaces."""
+    """The validation metrics with a name, one value per task, separated by spaces."""
     matching = [value for key, value in metrics.items() if key.startswith("val/") and key.endswith("/" + name)]
     return " ".join(f"{value:.4f}" for value in matching if value is not None)

@@ -1,16 +1,21 @@
-"""The closing table: what a person wants to know when a run is over, read from what the run wrote."""
+"""The table that is printed at the end of a run: losses, cost, speed and files, read from the run's folder."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kleiber.config.signatures import class_attribute, exports
 from kleiber.records.summary import read
+from kleiber.types import Json, Row
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def closing_table(folder: Path) -> None:
-    """Prints losses, speed, cost, places and the continuations of a finished run."""
+    """Prints losses, parameters, cost, speed, files and sample continuations of a finished run."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -22,10 +27,11 @@ def closing_table(folder: Path) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     stages = summary["stages"]
-    is_tree = any(stage["trunk"] for stage in stages)
-    for row in (
-        tree_rows(stages) if is_tree else [row for stage in stages for row in stage_rows(stage, len(stages) > 1)]
-    ):
+    if any(stage["trunk"] for stage in stages):
+        rows = tree_rows(stages)
+    else:
+        rows = [row for stage in stages for row in stage_rows(stage, len(stages) > 1)]
+    for row in rows:
         table.add_row(*row)
     table.add_row("folder", str(folder))
     console = Console(width=110)
@@ -38,34 +44,44 @@ def closing_table(folder: Path) -> None:
         console.print(Text(samples.read_text()))
 
 
-def matrix_table(found: dict) -> Any:
-    """R for a person: the main metric of every task before the first step and after every stage."""
+def matrix_table(matrix: Json) -> Table:
+    """A printable table of R: the main metric of every task before the first step and after every stage.
+
+    matrix  the entry "R" of summary.json (see `kleiber.records.summary.score_matrix`)
+    """
     from rich.table import Table
 
-    units = {key.rsplit("/", 1)[-1] for key in found["metric"].values()}
-    title = "after each stage" + (f" ({units.pop()})" if len(units) == 1 else "")
+    names = [matrix["metric"][task].removeprefix("val/") for task in matrix["tasks"]]
+    metrics = {name.rsplit("/", 1)[-1] for name in names}
+    title = "score after each stage"
+    if len(metrics) == 1:
+        title = f"{metrics.pop()} after each stage"
+        names = [name.rsplit("/", 1)[0] for name in names]
     table = Table(title=title, title_justify="left")
     table.add_column("stage", style="bold")
-    for task in found["tasks"]:
-        name = found["metric"][task].removeprefix("val/")
-        table.add_column(name.rsplit("/", 1)[0] if not units and title != "after each stage" else name, justify="right")
-    for name, row in zip(["start", *found["stages"]], [found["baseline"], *found["matrix"]], strict=True):
+    for name in names:
+        table.add_column(name, justify="right")
+    for name, row in zip(["start", *matrix["stages"]], [matrix["baseline"], *matrix["matrix"]], strict=True):
         table.add_row(name, *("" if value is None else f"{value:.4f}" for value in row))
     return table
 
 
-def stage_rows(stage: dict, of_several: bool = False) -> list[tuple[str, str]]:
-    """Labelled lines for one stage."""
-    p, flops = stage["params"], stage["flops"]
-    tasks = stage.get("tasks")
-    scores = measured(stage["metrics"], stage["objective"]).items()
-    rows = [("stage", stage["name"])] if of_several else []
+def stage_rows(stage: Row, show_name: bool = False) -> list[tuple[str, str]]:
+    """Labels and values of one stage.
+
+    show_name  whether the first row is the stage's name
+    """
+    params, tasks = stage["params"], stage.get("tasks")
+    scores = scores_by_domain(stage["metrics"], stage["objective"]).items()
+    rows = [("stage", stage["name"])] if show_name else []
     rows += [(f"validation {domain}", score) for domain, score in scores if tasks is None or domain in tasks]
+    total, active, non_embedding = (f"{params[name]:,}" for name in ("total", "active", "non_embedding"))
+    rows.append(("parameters", f"{total} total, {active} active, {non_embedding} outside embeddings"))
+    if params["trainable"] < params["total"]:
+        rows.append(("trained", f"{params['trainable']:,} parameters"))
     rows += [
-        ("parameters", f"{p['total']:,} total, {p['active']:,} active, {p['non_embedding']:,} outside embeddings"),
-        *([("trained", f"{p['trainable']:,} parameters")] if p["trainable"] < p["total"] else []),
-        ("tokens", f"{stage['tokens']:,} ({stage['tokens'] / p['active']:.1f} per active parameter)"),
-        ("compute", f"{flops['model']:.3g} FLOPs"),
+        ("tokens", f"{stage['tokens']:,} ({stage['tokens'] / params['active']:.1f} per active parameter)"),
+        ("compute", f"{stage['flops']['model']:.3g} FLOPs"),
     ]
     if stage["tokens_per_s"]:
         share = "" if stage["mfu"] is None else f", MFU {100 * stage['mfu']:.0f} %"
@@ -75,8 +91,11 @@ def stage_rows(stage: dict, of_several: bool = False) -> list[tuple[str, str]]:
     return rows
 
 
-def measured(metrics: dict[str, float], objective: str) -> dict[str, str]:
-    """Scores of the weights themselves in words by domain: `{docs: 1.4023 nats/token, 2.0231 bits/byte}`."""
+def scores_by_domain(metrics: Mapping[str, float], objective: str) -> dict[str, str]:
+    """The validation scores as text by domain, such as `{docs: 1.4023 nats/token, 2.0231 bits/byte}`.
+
+    Only scores of the last weights count: those of averaged or interpolated weights are left out.
+    """
     scores: dict[str, list[str]] = {}
     units = {"loss": loss_unit(objective), "bits_per_byte": "bits/byte"}
     for key, value in metrics.items():
@@ -89,36 +108,40 @@ def measured(metrics: dict[str, float], objective: str) -> dict[str, str]:
 
 
 def loss_unit(objective: str) -> str:
-    """The unit of the loss of an objective, which is named by its class in lower case."""
+    """The unit of the loss of an objective.
+
+    objective  name of its class in lower case, as in summary.json
+    """
     targets = [f"kleiber.objectives.{name}" for name in exports("kleiber.objectives") if name.lower() == objective]
     return class_attribute(targets[0], "unit") if targets else "nats/token"
 
 
-def tree_rows(stages: list[dict]) -> list[tuple[str, str]]:
-    """One line a stage of a tree, and what sharing a trunk saved against a run for each branch."""
+def tree_rows(stages: Sequence[Row]) -> list[tuple[str, str]]:
+    """A row per stage of a tree, and the cost of the tree compared with a separate run for each branch."""
     rows = []
     for stage in stages:
-        origin = f"from {stage['parent']} at step {stage['branch_step']:,}, " if stage["parent"] else ""
-        measures = measured(stage["metrics"], stage["objective"])
-        scores = "; ".join(f"{domain} {text}" if len(measures) > 1 else text for domain, text in measures.items())
-        rows.append((stage["name"], f"{origin}{stage['tokens']:,} tokens: {scores}"))
-    own, apart = costs(stages)
+        start = f"from {stage['parent']} at step {stage['branch_step']:,}, " if stage["parent"] else ""
+        by_domain = scores_by_domain(stage["metrics"], stage["objective"])
+        scores = "; ".join(f"{domain} {text}" if len(by_domain) > 1 else text for domain, text in by_domain.items())
+        rows.append((stage["name"], f"{start}{stage['tokens']:,} tokens: {scores}"))
+    tree, separate = tree_costs(stages)
     seconds = sum(stage["seconds"] or 0 for stage in stages)
-    rows.append(
-        ("cost", f"{own:.3g} FLOPs in {seconds:,.0f} s of training; a run for each branch would take {apart:.3g}")
-    )
-    rows.append(("saving", f"{1 - own / apart:.0%}"))
-    rows.append(("checkpoints", "stages/<stage>/checkpoints"))
+    cost = f"{tree:.3g} FLOPs in {seconds:,.0f} s of training; separate runs of each branch would take {separate:.3g}"
+    rows += [
+        ("cost", cost),
+        ("saving", f"{1 - tree / separate:.0%}"),
+        ("checkpoints", "stages/<stage>/checkpoints"),
+    ]
     return rows
 
 
-def costs(stages: list[dict]) -> tuple[float, float]:
-    """FLOPs that the tree took, and those of a run of its own for each of its leaves."""
+def tree_costs(stages: Sequence[Row]) -> tuple[float, float]:
+    """Executed FLOPs of a tree of stages, and those of a separate run for each of its leaves."""
     by_name = {stage["name"]: stage for stage in stages}
-    own_flops = 0.0
+    tree = 0.0
     for stage in stages:
         parent = by_name.get(stage["parent"])
         shared = parent["flops"]["executed"] * stage["branch_step"] / parent["steps"] if parent else 0.0
-        own_flops += stage["flops"]["executed"] - shared
+        tree += stage["flops"]["executed"] - shared
     parents = {stage["parent"] for stage in stages}
-    return own_flops, sum(stage["flops"]["executed"] for stage in stages if stage["name"] not in parents)
+    return tree, sum(stage["flops"]["executed"] for stage in stages if stage["name"] not in parents)

@@ -1,7 +1,7 @@
 """The folder of a run: its name, its lock, its config files and its status.
 
-The name is `<readable>-<hash8>`, with a hash over everything in the config that can change the result. So a repeated
-command resumes, a changed config gets another folder, and a single run equals the sweep's cell. Only rank 0 writes.
+The name is `<readable>-<hash8>`, with a hash over all of the config that can change the result: a repeated command
+resumes its run, a changed config gets another folder, and a cell of a sweep has the folder of the single run.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import yaml
 
 from kleiber.config.errors import ConfigError, Status
 from kleiber.config.signatures import signature
-from kleiber.records.summary import Summary, cpu_name, read
+from kleiber.records.summary import Summary, cpu_name, map_strings, read
 from kleiber.types import Config, Json
 
-# Keys that say where a run is written, what watches it, and on which hardware it is computed. `design` plans a sweep.
+# Keys that cannot change the result: where a run is written, what logs it, and the hardware. `design` plans a sweep.
 NOT_IDENTITY = (
     "hydra",
     "root",
@@ -50,32 +50,34 @@ def identity(config: Config) -> Json:
 
     It leaves out a key that is null and means the same when absent, so a new optional group changes no hash.
     """
-    kept = without_nulls(json.loads(json.dumps(config, sort_keys=True)))
+    part = without_nulls(json.loads(json.dumps(config, sort_keys=True)))
     for key in NOT_IDENTITY:
         *parents, last = key.split(".")
-        node = kept
+        node = part
         for parent in parents:
             node = node.get(parent) or {}
         node.pop(last, None)
     stability = (config.get("callbacks") or {}).get("stability") or {}
     if "skip" in (stability.get("policy"), stability.get("nonfinite")):  # the one callback that can change the weights
-        kept["stability"] = json.loads(json.dumps(stability, sort_keys=True))
-    return portable(kept, f"{study_folder(config)}{os.sep}") if "root" in config else kept
+        part["stability"] = json.loads(json.dumps(stability, sort_keys=True))
+    return with_hashes_for_paths(part, f"{study_folder(config)}{os.sep}") if "root" in config else part
 
 
-def without_nulls(value: Any) -> Any:
+def without_nulls(config: Config) -> Json:
     """A config without its null keys, except where the default of the class is not null: there null is a choice."""
-    if isinstance(value, list):
-        return [without_nulls(entry) for entry in value]
-    if not isinstance(value, dict):
-        return value
-    defaults = _defaults(value)
-    return {
-        key: without_nulls(entry) for key, entry in value.items() if entry is not None or defaults.get(key) is not None
-    }
+    defaults = _defaults(config)
+    kept = {key: value for key, value in config.items() if value is not None or defaults.get(key) is not None}
+    return {key: _without_nulls(value) for key, value in kept.items()}
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return without_nulls(value)
+    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _defaults(node: Config) -> Json:
+    """The defaults of the class that a node builds; "unknown" for each key where the class is not known."""
     target = str(node.get("_target_", ""))
     if not target.startswith("kleiber."):
         return dict.fromkeys(node, "unknown") if target else {}
@@ -85,19 +87,19 @@ def _defaults(node: Config) -> Json:
         return dict.fromkeys(node, "unknown")
 
 
-def portable(value: Any, home: str) -> Any:
-    """A config in which the hashes of runs replace the paths to them, where they lie in the study's folder `home`.
+def with_hashes_for_paths(config: Config, home: str) -> Json:
+    """A config in which the hashes of runs replace the paths to them, if the runs are in the study's folder `home`.
 
     So a run that starts from another run of its study keeps its hash when the study is moved.
     """
-    if isinstance(value, dict):
-        return {key: portable(entry, home) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [portable(entry, home) for entry in value]
-    if not isinstance(value, str) or not value.startswith(home):
-        return value
-    run, *rest = value.removeprefix(home).split(os.sep)
-    return os.sep.join([run.rsplit("-", 1)[-1], *rest])
+
+    def replace(text: str) -> str:
+        if not text.startswith(home):
+            return text
+        run, *rest = text.removeprefix(home).split(os.sep)
+        return os.sep.join([run.rsplit("-", 1)[-1], *rest])
+
+    return map_strings(config, replace)
 
 
 def config_hash(config: Config) -> str:
@@ -106,8 +108,8 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def readable(overrides: Iterable[str], model: str) -> str:
-    """The overrides in a few characters: `model=moe model.depth=3 seed=1` reads `moe-depth3-seed1`."""
+def readable_name(overrides: Iterable[str], model: str) -> str:
+    """The overrides in a few characters: `moe-depth3-seed1` for `model=moe model.depth=3 seed=1`."""
     words = [model]
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -120,7 +122,8 @@ def readable(overrides: Iterable[str], model: str) -> str:
 
 
 def cell_name(config: Config, overrides: Iterable[str], model: str) -> str:
-    return f"{readable(overrides, model)}-{config_hash(config)[:8]}"
+    """Name of a run's folder: `<readable>-<hash8>`."""
+    return f"{readable_name(overrides, model)}-{config_hash(config)[:8]}"
 
 
 def cell_folder(config: Config, overrides: Iterable[str], model: str) -> Path:
@@ -134,25 +137,25 @@ def study_folder(config: Config) -> Path:
     """`root/name`. Raises ConfigError unless `name` is a plain folder name and `root` is not empty."""
     name = str(config["name"])
     if not NAME.fullmatch(name) or not name.strip("."):
-        raise ConfigError(f"name={name} may hold letters, digits and . _ - only; root= sets the parent folder")
+        raise ConfigError(f"name={name} may contain only letters, digits and . _ -; root= sets the parent folder")
     if not str(config["root"]).strip():  # an empty path would be the current folder
-        raise ConfigError("root= is empty: name a folder, or leave it out for KLEIBER_ROOT or multirun")
+        raise ConfigError("root= is empty: set a folder, or remove it to use KLEIBER_ROOT or multirun")
     return Path(str(config["root"])).expanduser().absolute() / name
 
 
 TOKENIZER = "tokenizer"  # folder of the tokenizer that was trained for the run, inside the run's folder
 
-# Keys that may differ when resuming from a PATH: duration, loggers, hardware.
+# Groups of keys that may differ when a run is resumed with resume=PATH: duration, loggers, hardware.
 MAY_DIFFER = ("budget", "logger", "trainer")
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Locks the folder against other processes. The lock ends with its process, so a stale file is harmless."""
+    """Locks the folder until the context or the process ends; ConfigError where another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as file:
         if not _lock(file):
-            raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait for that process, or end it")
+            raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait until it ends, or stop it")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -160,7 +163,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[str], tries: int = 5) -> bool:
-    """Takes the lock; tries again, because `is_locked` of another process holds it for an instant."""
+    """Takes the lock if it is free. Tries several times, because `is_locked` of another process holds it briefly."""
     for _ in range(tries):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,12 +174,12 @@ def _lock(file: IO[str], tries: int = 5) -> bool:
 
 
 def holder(folder: Path) -> str:
-    """The number of the process that holds the folder."""
+    """Id of the process that holds the lock of the folder."""
     return (folder / ".lock").read_text().strip() or "unknown"
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a live process holds the folder."""
+    """Whether a live process holds the lock of the folder."""
     try:
         with open(folder / ".lock") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -188,9 +191,9 @@ def is_locked(folder: Path) -> bool:
 
 
 def status(folder: Path, held: bool | None = None) -> Status:
-    """The status of the run in a folder: missing without a readable summary, killed where `running` holds no lock.
+    """The status of a run: missing without a readable summary, killed where it says running and no process is alive.
 
-    held  whether a live process holds the lock; None looks it up
+    held  whether a live process holds the lock; None to look it up
     """
     try:
         recorded = Status((read(folder / "summary.json") or {})["status"])
@@ -202,10 +205,7 @@ def status(folder: Path, held: bool | None = None) -> Status:
 
 
 def write_config(folder: Path, config: Config, overrides: Sequence[str]) -> None:
-    """Writes config.yaml, fully resolved, and overrides.yaml as the user wrote them.
-
-    Raises ConfigError where the folder cannot be written.
-    """
+    """Writes config.yaml, resolved, and overrides.yaml; raises ConfigError where the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in (("config.yaml", dict(config)), ("overrides.yaml", list(overrides))):
@@ -221,13 +221,14 @@ def read_config(folder: Path) -> Json:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
     except OSError:
-        raise ConfigError(f"{folder} holds no config.yaml, so it is not the folder of a run") from None
+        raise ConfigError(f"{folder} has no config.yaml, so it is not the folder of a run") from None
     if not isinstance(config, dict):
-        raise ConfigError(f"{folder / 'config.yaml'} is damaged: start again with resume=never")
+        raise ConfigError(f"{folder / 'config.yaml'} is damaged: start the run again with resume=never")
     return config
 
 
 def read_overrides(folder: Path) -> list[str]:
+    """The overrides in overrides.yaml."""
     return list(yaml.safe_load((folder / "overrides.yaml").read_text()) or [])
 
 
@@ -242,41 +243,41 @@ def set_aside(folder: Path) -> None:
         folder.rename(folder.with_name(f"{folder.name}.{number}"))
 
 
-def check_same(folder: Path, config: Config) -> None:
-    """Raises ConfigError, naming each key, where `config` differs from that of `folder` in more than MAY_DIFFER."""
-    old, new = flat(identity(read_config(folder))), flat(identity(config))
+def check_same_config(folder: Path, config: Config) -> None:
+    """Raises ConfigError where `config` differs from that of `folder` in other keys than those of MAY_DIFFER."""
+    old, new = flatten(identity(read_config(folder))), flatten(identity(config))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     differences = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed if key.split(".")[0] not in MAY_DIFFER]
     if differences:
         raise ConfigError(f"resume={folder} was started with another config: {'; '.join(differences)}")
 
 
-def flat(node: object, prefix: str = "") -> Json:
+def flatten(node: object, prefix: str = "") -> Json:
     """The leaves of a config by dotted key."""
     if not isinstance(node, dict) or not node:
         return {prefix: node}
     return {
         key: value
         for name, sub in node.items()
-        for key, value in flat(sub, f"{prefix}{'.' * bool(prefix)}{name}").items()
+        for key, value in flatten(sub, f"{prefix}{'.' * bool(prefix)}{name}").items()
     }
 
 
-def settle(folder: Path, final: Status, error: str, over: Status | None = None) -> None:
+def write_final_status(folder: Path, final: Status, error: str, replaceable: Status | None = None) -> None:
     """Writes the final status and error of a run whose process ended before it wrote them.
 
-    Leaves a run alone that has written how it ended, unless with the status `over`.
+    Changes nothing where the run has a final status, unless that is `replaceable`.
     """
-    if status(folder, held=False) not in (Status.MISSING, Status.KILLED, over):
+    if status(folder, held=False) not in (Status.MISSING, Status.KILLED, replaceable):
         return
     summary = Summary(folder)
     if "run_id" not in summary.values:
-        summary.start(**facts(folder))
-    if summary.values["status"] in (Status.RUNNING, over):
+        summary.start(**summary_facts(folder))
+    if summary.values["status"] in (Status.RUNNING, replaceable):
         summary.update(status=final, error=error)
 
 
-def facts(folder: Path) -> Json:
+def summary_facts(folder: Path) -> Json:
     """The entries of summary.json that follow from the config, for a run that ended before it wrote any."""
     config = read_config(folder)
     trainer = config["trainer"]

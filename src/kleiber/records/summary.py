@@ -12,16 +12,15 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from kleiber.config.errors import Status
-from kleiber.types import Json, Row
+from kleiber.types import Config, Json, Row
 
 SCHEMA = "kleiber.run/1"
 PACKAGES = (
@@ -38,7 +37,7 @@ PACKAGES = (
 
 
 class Summary:
-    """The summary in a run's folder; a second start continues the stages of the first."""
+    """The summary in a run's folder. A run that is started again keeps the finished stages."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "summary.json"
@@ -46,20 +45,23 @@ class Summary:
         self._before = float(self.values.get("seconds") or 0.0)
         self._began = time.monotonic()
 
-    def start(self, **facts: Any) -> None:
-        """Marks the run as running; facts are run_id, name, study, config_hash, overrides, seed, machine."""
-        first = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "stages": [], "R": None}
-        fixed = {"schema": SCHEMA, "status": Status.RUNNING, "error": None, "versions": versions(), **commit()}
-        self.values = {**first, **self.values, **fixed, **facts}
+    def start(self, **facts: object) -> None:
+        """Marks the run as running.
+
+        facts  run_id, name, study, config_hash, overrides, seed and machine
+        """
+        defaults = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "stages": [], "R": None}
+        renewed = {"schema": SCHEMA, "status": Status.RUNNING, "error": None, "versions": versions(), **commit()}
+        self.values = {**defaults, **self.values, **renewed, **facts}
         self.update()
 
-    def update(self, **values: Any) -> None:
-        """Sets top-level values, and writes the file."""
+    def update(self, **values: object) -> None:
+        """Sets top-level entries, and writes the file."""
         self.values.update(values)
         self.values["seconds"] = round(self._before + time.monotonic() - self._began, 3)
         write_json(self.path, self.values)
 
-    def done(self) -> dict[str, Json]:
+    def finished_stages(self) -> dict[str, Json]:
         """The finished stages, by name."""
         return {s["name"]: s for s in self.values.get("stages") or [] if s["status"] == Status.FINISHED}
 
@@ -164,21 +166,21 @@ def score_matrix(metrics: Mapping[str, tuple[str, bool]], stages: Sequence[Json]
 
 
 def read(path: Path) -> Json | None:
-    """The content of a JSON file such as summary.json; None where there is no file or it is not JSON."""
+    """The content of a JSON file such as summary.json; None where the file is missing or is not JSON."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Writes JSON atomically. Numbers that are not finite become null, because JSON has none."""
+def write_json(path: Path, values: object) -> None:
+    """Writes JSON atomically. Infinite numbers and NaN become null, because JSON cannot represent them."""
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     part.write_text(json.dumps(_finite(values), indent=1))
     os.replace(part, path)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -186,9 +188,22 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def map_strings(config: Config, fn: Callable[[str], str]) -> Json:
+    """The config with `fn` applied to every string value in it."""
+    return {key: _map_strings(value, fn) for key, value in config.items()}
+
+
+def _map_strings(value: object, fn: Callable[[str], str]) -> object:
+    if isinstance(value, str):
+        return fn(value)
+    if isinstance(value, dict):
+        return map_strings(value, fn)
+    return [_map_strings(entry, fn) for entry in value] if isinstance(value, list) else value
+
+
 @cache
 def cpu_name() -> str:
-    """The model name of the processor, where the system reports it; else its architecture."""
+    """The model name of the processor, or its architecture where the system does not report the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -211,13 +226,13 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> Json:
-    """The commit of the code, and whether the code differs from it; nulls where the code is not a git checkout.
+    """The commit of the code, and whether the code differs from it ("dirty"); both None without a git checkout.
 
-    Cached, because the imported code does not change with the checkout.
+    Cached, because the imported code stays the same when the checkout changes.
     """
     unknown = {"commit": None, "dirty": None}
     root = Path(__file__).parents[3]
-    if not (root / ".git").exists():  # installed: a repository further up is another project's
+    if not (root / ".git").exists():  # an installed package: a repository further up belongs to another project
         return unknown
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     try:
@@ -231,37 +246,38 @@ def commit() -> Json:
 
 
 NAME = "metrics.jsonl"
-MOST = 200  # rows of each kind and stage that an analysis reads
+MOST_ROWS = 200  # rows of each kind and stage that an analysis reads
 PER_EXPERT = "moe/load/"
 
 
 def read_rows(folder: Path) -> list[Json]:
-    """The rows of metrics.jsonl in a run's folder; none where it has logged nothing yet."""
+    """The rows of metrics.jsonl in a run's folder; none where the run has logged nothing."""
     path = folder / NAME
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def having(rows: Sequence[Row], prefix: str) -> list[Row]:
-    """The rows with an entry whose name begins with `prefix`."""
+def rows_with(rows: Sequence[Row], prefix: str) -> list[Row]:
+    """The rows with a key that begins with `prefix`."""
     return [row for row in rows if any(key.startswith(prefix) for key in row)]
 
 
-def condensed(rows: Iterable[Row]) -> list[Json]:
-    """The rows that analyses read: of each stage at most MOST of each kind, evenly spread, the last included.
+def condense(rows: Iterable[Row]) -> list[Json]:
+    """The rows that analyses read: at most MOST_ROWS of each stage and kind, evenly spread, with the last.
 
-    Rows of a kind have the same keys. Loads of single experts are left out, because they grow with the experts.
+    Rows of one kind have the same keys. Loads of single experts are left out, because their number grows with the
+    number of experts.
     """
     shorter = [{key: value for key, value in row.items() if not key.startswith(PER_EXPERT)} for row in rows]
-    kinds: dict[tuple[Any, ...], list[int]] = {}
-    for place, row in enumerate(shorter):
+    kinds: dict[tuple[str | None, ...], list[int]] = {}
+    for number, row in enumerate(shorter):
         if row.keys() - {"stage", "step"}:
-            kinds.setdefault((row.get("stage"), *sorted(row)), []).append(place)
-    return [shorter[place] for place in sorted(place for places in kinds.values() for place in spread(places))]
+            kinds.setdefault((row.get("stage"), *sorted(row)), []).append(number)
+    return [shorter[number] for number in sorted(number for numbers in kinds.values() for number in thin(numbers))]
 
 
-def spread(places: Sequence[int]) -> list[int]:
-    """At most MOST of the places, evenly spread, the first and the last included."""
-    if len(places) <= MOST:
-        return list(places)
-    return [places[round(number * (len(places) - 1) / (MOST - 1))] for number in range(MOST)]
+def thin(numbers: Sequence[int]) -> list[int]:
+    """At most MOST_ROWS of the numbers, evenly spread, with the first and the last."""
+    if len(numbers) <= MOST_ROWS:
+        return list(numbers)
+    return [numbers[round(i * (len(numbers) - 1) / (MOST_ROWS - 1))] for i in range(MOST_ROWS)]

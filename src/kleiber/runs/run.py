@@ -42,7 +42,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
     hardware = build(cfg.trainer)
     hardware.prepare()
     stages = plan_stages(cfg, hardware)
-    tree = Tree(stages, folder, hardware, [], Summary(folder).done())
+    tree = Tree(stages, folder, hardware, [], Summary(folder).finished_stages())
     tree.verify()
     if hardware.rank != 0:
         from kleiber.training.callbacks.fault_tolerance import Preempted

@@ -94,7 +94,7 @@ class DataRepeat(Study):
         loaded = table.load(rows, {"N": "N", "D": "tokens", "U": "unique", "L": "loss"}, (), form.inputs)
         options = analysis.Options(bootstrap=self.bootstrap, cluster="run", level=self.level)
         try:
-            law = laws_json.finite(analysis.analyze(loaded, form, options))
+            law = laws_json.without_nonfinite(analysis.analyze(loaded, form, options))
         except ValueError as error:
             return None, [{"code": "no_law", "level": "warn", "text": f"no fit of the data-constrained law: {error}"}]
         return law, law["verdicts"]

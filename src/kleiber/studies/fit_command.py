@@ -274,7 +274,7 @@ def _record(part: "Table", form: "Law", name: str, options: "Options", by: str |
             f"--rank ranks laws of N and D by their error at the largest compute; {name} is not such a law, or this "
             "table has too few rows or no compute: remove --rank"
         )
-    return laws_json.finite(record)
+    return laws_json.without_nonfinite(record)
 
 
 def _group(collection: Row, words: list[str]) -> tuple[Json, list[str]]:

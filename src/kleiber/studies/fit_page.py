@@ -19,7 +19,7 @@ from kleiber.studies.laws.laws_json import band_rate, intervals_by, lines, perce
 from kleiber.studies.laws.prediction import fitted_values
 from kleiber.studies.laws.table import Table, label
 from kleiber.studies.report import page
-from kleiber.studies.scaling import beside, of_record
+from kleiber.studies.scaling import record_figures, suspects_table
 from kleiber.studies.study import Findings, headline
 from kleiber.types import Json, Row
 
@@ -33,7 +33,7 @@ def write(
     charts, verdicts, titled, text, kept = {}, [], {}, [], []
     for number, (group, entry) in enumerate(records.items()):
         name = f"{by} = {group}" if by else ""
-        rows = used(tables[group], form, entry)
+        rows = fitted_rows(tables[group], form, entry)
         charts |= {f"g{number}-{kind}": make() for kind, make in figures(rows, form, entry, name).items()}
         verdicts += [
             {**verdict, "text": f"{name}: {verdict['text']}" if by else verdict["text"]}
@@ -41,7 +41,7 @@ def write(
         ]
         tail = f", {name}" if by else ""
         titled[f"Parameters{tail}"] = parameters(entry)
-        titled[f"Sensitivity to suspects{tail}"] = beside(entry)
+        titled[f"Sensitivity to suspects{tail}"] = suspects_table(entry)
         text += [*([name] if by else []), *lines(entry), ""]
         kept += rows.to_dict("records")
     headlines = [f"{by} = {group}: {headline(entry)}" if by else headline(entry) for group, entry in records.items()]
@@ -56,7 +56,7 @@ def write(
     out.write_text(page(summary, Findings("", text=text, methods=methods(records)), charts, kept[:MOST_ROWS]))
 
 
-def used(rows: Table, form: Law, entry: Row) -> pd.DataFrame:
+def fitted_rows(rows: Table, form: Law, entry: Row) -> pd.DataFrame:
     """Returns the fitted rows: label, compute if known, inputs of the law, observed and predicted target."""
     gone = {exclusion["row"] for exclusion in entry["excluded"]}
     keep = np.array([label(i) not in gone for i in rows.frame.index])
@@ -72,7 +72,7 @@ def figures(rows: pd.DataFrame, form: Law, entry: Row, name: str) -> dict[str, C
     return {
         "fit": lambda: law_figures.fitted(rows, form, name),
         "residuals": lambda: law_figures.percent_residuals(rows, form, name),
-        **of_record(entry),
+        **record_figures(entry),
     }
 
 

@@ -22,7 +22,7 @@ from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import depends
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import lines
-from kleiber.studies.laws.prediction import outside
+from kleiber.studies.laws.prediction import decades_outside
 from kleiber.studies.laws.uncertainty import interval
 from kleiber.studies.study import Figures, Findings, Study, check_level
 from kleiber.types import Json
@@ -82,7 +82,7 @@ class ForgettingLaw(Study):
 
     def fitted(self, runs: Sequence[Run]) -> Json:
         """Fits the replay law ("main") and published laws ("beside"), and computes the critical replayed fraction."""
-        rows, noise = grid(runs)
+        rows, noise = grid_cells(runs)
         main = self.fit_or_why(rows, replay_form(rows))
         low = rows["F"] < CENSORED_SD * noise.sd if noise.df else rows["F"] <= 0
         gone = [{"row": int(i), "rule": f"censored: F below {CENSORED_SD:g} SD of seed noise"} for i in rows.index[low]]
@@ -143,22 +143,22 @@ class ForgettingLaw(Study):
         inputs = {name: np.array([at[name]]) for name in law.inputs if name != "p"}
         best = np.array([[entry["value"] for entry in main["params"].values()]])
         draws, untold = (np.array(main.get(name, ())).reshape(-1, best.shape[1]) for name in ("draws", "untold"))
-        answer["value"] = float(share(law, inputs, best, self.tolerate)[0])
+        answer["value"] = float(critical_fraction(law, inputs, best, self.tolerate)[0])
         if len(draws):
-            lo, hi = interval(share(law, inputs, draws, self.tolerate), self.level)
+            lo, hi = interval(critical_fraction(law, inputs, draws, self.tolerate), self.level)
             answer |= {"lo": float(lo), "hi": float(hi)}
         # The check uses F, since a share of 0 does not depend on the parameters.
         plain = law.predict({**inputs, "p": np.array([0.0])}, untold)[:, 0]
         away = "the runs do not determine F at this point, since they do not vary N, D and M independently"
-        far = float(outside(main["domain"], {name: at[name] for name in inputs}))
+        far = float(decades_outside(main["domain"], {name: at[name] for name in inputs}))
         if far > prediction.MAX_DECADES:
             away = f"the point is {far:.1f} decades outside the runs, more than {prediction.MAX_DECADES:g}"
         elif not depends(plain):
             away = None
-        return answer | {"why_not": away or doubt(answer, main, float(rows["p"].max()))}
+        return answer | {"why_not": away or why_not_identified(answer, main, float(rows["p"].max()))}
 
 
-def grid(runs: Sequence[Run]) -> tuple[Rows, Noise]:
+def grid_cells(runs: Sequence[Run]) -> tuple[Rows, Noise]:
     """Returns the cells of the grid and the seed noise of F.
 
     A cell is the mean over seeds of plain fine-tuning or replay of real text, at the learning rate with the least
@@ -200,7 +200,7 @@ def replay_form(rows: Rows) -> str:
     return "replay_grid_ratio" if "M" in varied else "replay_grid" if varied else "replay_curve"
 
 
-def share(law: Law, inputs: Mapping[str, np.ndarray], values: np.ndarray, tolerate: float) -> np.ndarray:
+def critical_fraction(law: Law, inputs: Mapping[str, np.ndarray], values: np.ndarray, tolerate: float) -> np.ndarray:
     """Returns the p >= 0 with F = tolerate for each row of values: ((F(0) + c)/(tolerate + c) - 1)/B, (rows,)."""
     names = list(law.params)
     c, B = values[:, names.index("c")], values[:, names.index("B")]
@@ -216,7 +216,7 @@ def observed_forgetting(rows: Rows, at: Mapping[str, float]) -> dict[float, floa
     return dict(zip(cells["p"].astype(float), cells["F"].astype(float), strict=True))
 
 
-def doubt(answer: Json, main: Json, most: float) -> str | None:
+def why_not_identified(answer: Json, main: Json, most: float) -> str | None:
     """Returns why the critical replayed fraction is not identified, or None if it is."""
     if answer["lo"] is None or not np.isfinite([answer["lo"], answer["hi"]]).all():
         return "its interval could not be computed"

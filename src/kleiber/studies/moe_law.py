@@ -87,7 +87,7 @@ class MoELaw(Study):
             return None, [{"code": "no_law", "level": "warn", "text": text}]
         loaded = table.load(rows, {"N": "active", "D": "tokens", "X": "X", "L": "loss", "C": "flops"}, (), form.inputs)
         options = analysis.Options(bootstrap=self.bootstrap, cluster="trunk", level=self.level)
-        law = laws_json.finite(analysis.analyze(loaded, form, options))
+        law = laws_json.without_nonfinite(analysis.analyze(loaded, form, options))
         return law, law["verdicts"]
 
 

@@ -21,7 +21,7 @@ from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
 from kleiber.records.summary import write_json
 from kleiber.studies.compare.rows import Rows
-from kleiber.studies.laws.laws_json import finite, write
+from kleiber.studies.laws.laws_json import without_nonfinite, write
 from kleiber.studies.scaling import Scaling
 from kleiber.studies.study import Findings, Study, content
 from kleiber.types import Json, Row
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 FILES = ("findings.json", "report.html", archive.NAME)  # of the artifact, beside laws.json
 
 
-def send(folder: Path, findings: Json, result: Findings, charts: Row, runs: Sequence[Run]) -> list[str]:
+def log_to_wandb(folder: Path, findings: Json, result: Findings, charts: Row, runs: Sequence[Run]) -> list[str]:
     """Logs the study to W&B as one run; a later report continues the same run.
 
     Returns the parts that could not be logged, each with the reason. A failed part does not stop the others.
     """
     failures: list[str] = []
     try:
-        run = begin(folder, runs)
+        run = start_wandb_run(folder, runs)
     except Exception as error:  # W&B raises classes of its own, of pydantic's and of the network's
         return [f"the study: {reason(error)}"]
     for part, log in parts(run, folder, findings, result, charts).items():
@@ -51,7 +51,7 @@ def send(folder: Path, findings: Json, result: Findings, charts: Row, runs: Sequ
     return failures
 
 
-def begin(folder: Path, runs: Sequence[Run]) -> WandbRun:
+def start_wandb_run(folder: Path, runs: Sequence[Run]) -> WandbRun:
     """Starts or resumes the W&B run of the study, in the project of its runs."""
     import wandb
 
@@ -137,14 +137,14 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     from kleiber.config.instantiate import build
 
     if name is not None:
-        return build(named(name))
+        return build(load_study(name))
     if (asked := folder / "study.yaml").is_file():
         return build(yaml.safe_load(asked.read_text()))
     nodes = [run.config["study"] for run in runs if run.config.get("study")]
     return build(nodes[0]) if nodes else Scaling()
 
 
-def named(name: str) -> DictConfig:
+def load_study(name: str) -> DictConfig:
     """Loads the `study` node of conf/study/<name>.yaml. Raises ValueError for an unknown name."""
     from omegaconf import OmegaConf
 
@@ -180,16 +180,16 @@ def report(
     runs = [run for place in (source, *also) for run in read_runs(place)]
     study = study_of(folder, runs, name)
     result = study.analyze(runs)
-    findings = finite(content(result, title_of(source), runs))
+    findings = without_nonfinite(content(result, title_of(source), runs))
     if out is None:
         write_findings(folder, findings, result)
     charts = {name: make() for name, make in result.figures.items()}
-    (out or folder / "report.html").write_text(page(findings, result, charts, ends(runs)))
+    (out or folder / "report.html").write_text(page(findings, result, charts, run_rows(runs)))
     if out is not None:
         return findings
     write_figures(folder / "figures", charts)
     if mirror:
-        findings["not_mirrored"] = send(folder, findings, result, charts, runs)
+        findings["not_mirrored"] = log_to_wandb(folder, findings, result, charts, runs)
         write_json(folder / "findings.json", findings)
     return findings
 
@@ -267,7 +267,7 @@ def scripts() -> str:
     return vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]  (its stub asks for an optional argument)
 
 
-def ends(runs: Sequence[Run]) -> list[Json]:
+def run_rows(runs: Sequence[Run]) -> list[Json]:
     """Returns a table row for the end of each run or branch: size, tokens, FLOPs and loss."""
     rows: Rows = frame(runs)
     kept = ["run", "stage", "status", "seed", "params", "active", "tokens", "flops", "loss"]

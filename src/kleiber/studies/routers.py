@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
-from kleiber.records.summary import having
+from kleiber.records.summary import rows_with
 from kleiber.studies.compare.arms import (
     Arm,
     against_loss,
@@ -148,13 +148,13 @@ def health(rows: Sequence[Row], arm: Arm) -> Health:
 
 def late(logged: Sequence[Row]) -> dict[str, list[float]]:
     """max violation and load entropy of the last tenth of the rows, and the last count of the dead."""
-    rows = having(logged, "moe/load_entropy/")
+    rows = rows_with(logged, "moe/load_entropy/")
     by_kind: dict[str, list[float]] = {}
     for row in rows[-max(1, len(rows) // 10) :]:
         for key, value in row.items():
             kind = key.split("/")[1] if key.startswith("moe/") else ""
             if kind in ("max_violation", "load_entropy") and math.isfinite(value):
                 by_kind.setdefault(kind.replace("_", " "), []).append(value)
-    if counted := having(rows, "moe/dead/"):
+    if counted := rows_with(rows, "moe/dead/"):
         by_kind["dead"] = [value for key, value in counted[-1].items() if key.startswith("moe/dead/")]
     return by_kind

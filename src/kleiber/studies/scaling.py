@@ -19,7 +19,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.designs.sizes import PlannedPoint, shortfall
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.laws_json import band_rate, finite, intervals_by, lines, percent, short
+from kleiber.studies.laws.laws_json import band_rate, format_estimate, intervals_by, lines, percent, without_nonfinite
 from kleiber.studies.laws.verdicts import CHOICES
 from kleiber.studies.study import Findings, Study, headline, points, within_budgets
 from kleiber.types import Json, Row
@@ -73,11 +73,11 @@ class Scaling(Study):
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Fits the law and returns it with its tables, figures and verdicts."""
-        law = finite(self.law_of(runs))
+        law = without_nonfinite(self.law_of(runs))
         rows = points(runs).rename(columns={SIZES[self.size]: "N", "tokens": "D", "flops": "C"})
         tables = {
-            "Held-out errors": goals(law), "Allocation exponent by counting convention": conventions(law),
-            "Sensitivity to the smallest token count": least(law), "Sensitivity to suspects": beside(law),
+            "Held-out errors": held_out_errors(law), "Allocation exponent by counting convention": conventions(law),
+            "Sensitivity to the smallest D": min_token_fits(law), "Sensitivity to suspects": suspects_table(law),
         }  # fmt: skip
         return Findings(headline(law), law["verdicts"], tables, figures(rows, law), law, lines(law), methods(law, runs))
 
@@ -91,7 +91,7 @@ class Scaling(Study):
                 f"study.min_tokens={self.min_tokens} must be at most {most:,.0f}, the tokens of the longest run"
             )
         record = analysis.analyze(self.loaded(late), find(self.law), self.options())
-        record["excluded"] = [*record["excluded"], *left_out(runs)]
+        record["excluded"] = [*record["excluded"], *unfinished_runs(runs)]
         if len(late) < len(rows):
             record["from_least_tokens"] = [
                 {"min_tokens": float(least), **self._from(rows, least, late, record)}
@@ -104,7 +104,7 @@ class Scaling(Study):
         part = at_least(rows, least)
         if len(part) == len(late):
             return {name: record[name] for name in ("n", "params", "derived")}
-        return analysis.brief(self.loaded(part), find(self.law), self.options(200))
+        return analysis.fit_briefly(self.loaded(part), find(self.law), self.options(200))
 
     def loaded(self, rows: pd.DataFrame) -> table.Table:
         """Returns the rows as a table with roles; C and Cexact are exact FLOPs."""
@@ -168,8 +168,8 @@ class Accounting(Scaling):
             return replace(findings, headline="Counting conventions not compared: there is only one, or no exponent.")
         low, high = (pick(rows, key=lambda row: row["a"]) for pick in (min, max))
         head = (
-            "Depending on how parameters and compute are counted, the allocation exponent is between "
-            f"{low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] ({low['convention']}) and {high['a']:.3f} "
+            "Depending on how parameters and compute are counted, the allocation exponent ranges from "
+            f"{low['a']:.3f} [{low['lo']:.3f}, {low['hi']:.3f}] ({low['convention']}) to {high['a']:.3f} "
             f"[{high['lo']:.3f}, {high['hi']:.3f}] ({high['convention']})"
         )
         return replace(findings, headline=within_budgets(head, findings.law))
@@ -180,7 +180,7 @@ def at_least(rows: pd.DataFrame, tokens: float) -> pd.DataFrame:
     return pd.DataFrame(rows[rows["tokens"] >= 0.999 * tokens])
 
 
-def left_out(runs: Sequence[Run]) -> list[Json]:
+def unfinished_runs(runs: Sequence[Run]) -> list[Json]:
     """Returns the runs that did not finish, each with its status as the rule that excludes it."""
     return [{"row": run.name, "rule": f"status {run.status}"} for run in runs if run.status != "finished"]
 
@@ -194,11 +194,11 @@ def figures(rows: pd.DataFrame, law: Row) -> dict[str, Callable[[], Chart]]:
         "frontier": lambda: plots.frontier(rows, form, law),
         "ladder": lambda: plots.ladder(rows, form, law),
         "residuals": lambda: plots.residuals(rows, form, law),
-        **of_record(law),
+        **record_figures(law),
     }
 
 
-def of_record(law: Row) -> dict[str, Callable[[], Chart]]:
+def record_figures(law: Row) -> dict[str, Callable[[], Chart]]:
     """Returns functions that draw the figures for which the record suffices, by name."""
     from kleiber.studies.laws import figures as plots
 
@@ -214,16 +214,16 @@ def of_record(law: Row) -> dict[str, Callable[[], Chart]]:
     return charts
 
 
-def beside(law: Row) -> list[Json]:
+def suspects_table(law: Row) -> list[Json]:
     """Returns a table of the fits with and without suspects; empty if there are none."""
     rows = []
     for fit in law.get("with_without", ()):
-        estimates = {name: short(value) for name, value in fit.items() if isinstance(value, Mapping)}
+        estimates = {name: format_estimate(value) for name, value in fit.items() if isinstance(value, Mapping)}
         rows.append({"suspects": fit["suspects"], "points": fit["n"], **estimates})
     return rows
 
 
-def goals(law: Row) -> list[Json]:
+def held_out_errors(law: Row) -> list[Json]:
     """Returns a table of the errors on held-out parts, with goals, naive predictors and coverage."""
     rows = [
         {
@@ -260,7 +260,7 @@ def conventions(law: Row) -> list[Json]:
     ]  # fmt: skip
 
 
-def least(law: Row) -> list[Json]:
+def min_token_fits(law: Row) -> list[Json]:
     """Returns a table of alpha, beta and a, fitted to the rows above several smallest values of D."""
     rows = []
     for fit in law.get("from_least_tokens", ()):
@@ -283,9 +283,9 @@ def methods(law: Row, runs: Sequence[Run]) -> str:
     if any(stage.get("trunk") for run in runs for stage in run.stages):
         trained = "each at a constant learning rate, with a cooldown branch for every token count (arXiv:2405.18392)"
     shared = (
-        f" Trunks of the same size differ in log loss with a standard deviation of {noise['between']:.2%} "
-        f"({noise['df']} degrees of freedom) and a correlation of {noise['correlation']:.2f} over branches, as all "
-        "intervals include."
+        f" Trunks of one size differ in log loss with a standard deviation of {noise['between']:.2%} ({noise['df']} "
+        f"degrees of freedom) and a correlation of {noise['correlation']:.2f} between branches; all intervals include "
+        "it."
         if noise
         else ""
     )

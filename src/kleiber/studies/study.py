@@ -131,7 +131,7 @@ def headline(law: Row) -> str:
         return f"{tested[0].upper()}{tested[1:]}."
     names = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
     verb = "are" if len(missing) > 1 else "is"
-    needed = f"{verb} not identified by these {law['n']} points, which takes {what_identifies(law, missing)}"
+    needed = f"{verb} not identified by these {law['n']} points; this needs {what_identifies(law, missing)}"
     return f"{names} of {law['law']} {needed}. The predictions were still tested: {tested}."
 
 
@@ -151,8 +151,8 @@ def extrapolation(law: Row) -> str:
     unit = {"C": "FLOPs", "N": "parameters"}[test["along"]]
     times = law["domain"][test["along"]][1] / test["cut"]
     return (
-        f"fitted below {test['cut']:.2g} {unit}, the law predicts {many}, up to {times:.2g} times larger, with a mean "
-        f"error of {test['mare']:.2%} (best naive predictor {naive:.2%}) and a bias of {test['bias']:+.2%}"
+        f"fitted below {test['cut']:.2g} {unit}, the law predicts {many}, up to {times:.2g} times this cut, with a "
+        f"mean error of {test['mare']:.2%} (best naive predictor {naive:.2%}) and a bias of {test['bias']:+.2%}"
     )
 
 
@@ -173,11 +173,11 @@ def within_budgets(exponent: str, law: Row) -> str:
     if reason := refusal(law):
         return (
             f"The runs do not support extrapolating the exponent, since the law fitted to the same points is refused: "
-            f"{reason}. Between {low:.2g} and {high:.2g} FLOPs: {exponent[0].lower()}{exponent[1:]}."
+            f"{reason}. For {low:.2g} to {high:.2g} FLOPs: {exponent[0].lower()}{exponent[1:]}."
         )
     missing = not_identified(law)
     beside = f"; the law fitted to the same points does not identify {', '.join(missing)}" if missing else ""
-    return f"{exponent}, between {low:.2g} and {high:.2g} FLOPs{beside}."
+    return f"{exponent}, for {low:.2g} to {high:.2g} FLOPs{beside}."
 
 
 def content(findings: Findings, study: str, runs: Sequence[Run]) -> Json:

@@ -5,7 +5,7 @@ import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare.contrast import trends
-from kleiber.studies.forgetting_law import ForgettingLaw, grid
+from kleiber.studies.forgetting_law import ForgettingLaw, grid_cells
 
 from ..grid_runs import RATIOS, SIZES, TOKENS, forgetting, write_grid
 
@@ -19,7 +19,7 @@ def study(tmp_path_factory):
 
 def test_trends_are_told_without_a_law(study):
     """Means over the cells of the true law, from end to end of each input."""
-    rows, noise = grid(read_runs(study))
+    rows, noise = grid_cells(read_runs(study))
     by_code = {claim.code: claim for claim in trends(rows, noise, 0.9)}
     assert [claim.holds for claim in by_code.values()] == [True] * 5
     D, bases = (TOKENS[0], TOKENS[-1]), [(N, M) for N in SIZES for M in RATIOS]
@@ -31,7 +31,7 @@ def test_trends_are_told_without_a_law(study):
 
 
 def test_more_lengths_from_the_same_bases_make_no_trend_of_size_surer(study):
-    rows, noise = grid(read_runs(study))
+    rows, noise = grid_cells(read_runs(study))
     few = rows[rows["steps"] == rows["steps"].max()]
     many, claim = (
         {by_code.code: by_code.hi - by_code.value for by_code in trends(part, noise, level)}
@@ -43,7 +43,7 @@ def test_more_lengths_from_the_same_bases_make_no_trend_of_size_surer(study):
 
 def test_an_exponent_at_its_bound_has_not_settled(study):
     """F falls with new text here, which no exponent of the law says: nothing of it moves on doubling D."""
-    rows, _ = grid(read_runs(study))
+    rows, _ = grid_cells(read_runs(study))
     plain = rows["F"] * (rows["steps"] / rows["steps"].min()) ** -1.0
     record = ForgettingLaw(bootstrap=20).fit(rows.assign(F=plain), "replay_grid_ratio")
     assert record["params"]["beta"]["value"] < 1e-6
@@ -51,7 +51,7 @@ def test_an_exponent_at_its_bound_has_not_settled(study):
 
 
 def test_what_forgets_less_with_new_text_does_not_grow(study):
-    rows, noise = grid(read_runs(study))
+    rows, noise = grid_cells(read_runs(study))
     turned = rows.assign(F=rows["F"].max() - rows["F"])
     by_code = {claim.code: claim.holds for claim in trends(turned, noise, 0.9)}
     assert by_code["grows_with_new_text"] is by_code["falls_with_size"] is by_code["falls_with_replay"] is False

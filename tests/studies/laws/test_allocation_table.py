@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.laws.allocation_table import accounting, compare, conventions, exponents
+from kleiber.studies.laws.allocation_table import accounting, conventions, exponents, exponents_by_approach
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.variance_components import Layout, VarianceComponents
@@ -16,7 +16,7 @@ def test_three_approaches_agree_on_one_law():
     L = ladders.noisy(ladders.loss(N, D, **ladders.TIED), 0, 0.0003)
     fitted = fit("chinchilla", {"N": N, "D": D}, L)
     model = NoiseModel.of(fitted, columns={"C": C})
-    compared = compare(model, model.draws(100, 0))
+    compared = exponents_by_approach(model, model.draws(100, 0))
     by_name = {exponent.approach[0]: exponent for exponent in compared}
     assert by_name["2"].a == pytest.approx(0.5, abs=0.03) and by_name["3"].a == pytest.approx(0.5, abs=0.03)
     assert by_name["3"].lo < 0.5 < by_name["3"].hi and len(by_name["2"].points) == 6
@@ -27,7 +27,7 @@ def test_envelope_on_a_grid_of_sizes():
     D = np.tile(np.geomspace(3e8, 3e11, 25), 25)
     L = ladders.loss(N, D, **ladders.TIED)
     model = NoiseModel.of(fit("chinchilla", {"N": N, "D": D}, L), columns={"C": 6 * N * D})
-    exponent = next(e for e in compare(model, None) if e.approach.startswith("1"))
+    exponent = next(e for e in exponents_by_approach(model, None) if e.approach.startswith("1"))
     assert exponent.a == pytest.approx(0.5, abs=0.05)
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws.analysis import Options, accepted, analyze, brief, identified
+from kleiber.studies.laws.analysis import Options, accepted, analyze, fit_briefly, identified
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.laws_json import SCHEMA, finite
+from kleiber.studies.laws.laws_json import SCHEMA, without_nonfinite
 from kleiber.studies.laws.table import load
 
 from .. import ladders
@@ -29,7 +29,7 @@ def record():
 
 def test_a_record_satisfies_the_schema(record):
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.validate(finite(record), json.loads(SCHEMA.read_text()))
+    jsonschema.validate(without_nonfinite(record), json.loads(SCHEMA.read_text()))
 
 
 def test_the_parameters_lie_in_their_intervals_and_near_the_law(record):
@@ -42,7 +42,7 @@ def test_the_parameters_lie_in_their_intervals_and_near_the_law(record):
 
 
 def test_a_brief_record_has_the_same_estimates(record):
-    short = brief(table(), LAW, Options(bootstrap=60))
+    short = fit_briefly(table(), LAW, Options(bootstrap=60))
     assert short.keys() == {"n", "params", "derived"}
     assert all(short[name] == record[name] for name in short)
 
@@ -68,9 +68,9 @@ def test_a_law_is_accepted_when_it_is_identified_and_not_refused(changed, passes
 
 def test_the_draws_of_every_refit_are_enough_for_the_level():
     for level in (0.5, 0.9, 0.995, 0.999):
-        few = Options(bootstrap=4000, level=level).few
+        few = Options(bootstrap=4000, level=level).resamples_per_fit
         assert few >= 200 and few * (1 - level) / 2 >= 1 - 1e-9
-    assert Options(bootstrap=50).few == 50
+    assert Options(bootstrap=50).resamples_per_fit == 50
 
 
 @pytest.mark.parametrize("options", [{"level": 1.0}, {"level": 0.0}, {"exclude": "outlier"}])

@@ -1,10 +1,10 @@
-"""The pre-asymptotic verdict: quiet on power laws with noise, loud when the small rungs are in a transient."""
+"""The test for the power law at the smallest runs: no refusal for power laws with noise, one for transients."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws.asymptotics import pre_asymptotic, signs
+from kleiber.studies.laws.asymptotics import pre_asymptotic, pre_asymptotic_reasons
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import fit, refit
 from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
@@ -30,7 +30,10 @@ def diagnosed(law, table, loss, *options):
 def share(curve, count, sd=0.005):
     table = ladders.small()
     return (
-        sum(bool(signs(diagnosed("chinchilla", table, ladders.noisy(curve(**table), s, sd)))) for s in range(count))
+        sum(
+            bool(pre_asymptotic_reasons(diagnosed("chinchilla", table, ladders.noisy(curve(**table), s, sd))))
+            for s in range(count)
+        )
         / count
     )
 
@@ -60,13 +63,16 @@ def test_steepening_slopes_are_named():
 def test_an_exponent_that_moves_with_the_least_d_is_named():
     table = ladders.small()
     L = ladders.small_loss(**table) + 0.5 * np.exp(-table["D"] / 2e6)
-    assert any("beta changes from" in r for r in signs(diagnosed("chinchilla", table, ladders.noisy(L, 0, 0.002))))
+    assert any(
+        "beta changes from" in r
+        for r in pre_asymptotic_reasons(diagnosed("chinchilla", table, ladders.noisy(L, 0, 0.002)))
+    )
 
 
 def test_a_floor_that_wants_to_be_negative_is_named():
     table = ladders.small()
     fitted = diagnosed("chinchilla", table, ladders.noisy(floorless(**table) - 0.8, 0, 0.001))
-    assert any("E is at its bound 0, and would be -" in reason for reason in signs(fitted))
+    assert any("E is at its bound 0, and would be -" in reason for reason in pre_asymptotic_reasons(fitted))
 
 
 def test_the_transients_size_is_measured():
@@ -93,7 +99,7 @@ def trunks(seed, seeds, correlation=0.9, sd=0.006, planted=0.0):
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_noise_that_trunks_share_is_no_transient_in_size(seeds):
     """A trunk's noise is a function of N alone; with it taken for the rows' own, 77 to 90 % of these were refused."""
-    refused = [bool(signs(diagnose(trunks(seed, seeds)))) for seed in range(10)]
+    refused = [bool(pre_asymptotic_reasons(diagnose(trunks(seed, seeds)))) for seed in range(10)]
     assert sum(refused) <= 2, refused
 
 

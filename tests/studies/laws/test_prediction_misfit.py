@@ -1,4 +1,4 @@
-"""The misfit that backtests show: what it learns from errors, which rows it may know, and how it widens an interval."""
+"""The misfit of a law, estimated from its backtests, and its effect on intervals."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from kleiber.studies.laws.prediction import (
     WEIGHT,
     Evidence,
     Misfit,
-    outside,
-    widened,
+    decades_outside,
+    widen_interval,
 )
 
 Z = ndtri(0.95)
@@ -77,7 +77,7 @@ def test_a_cut_knows_the_rows_of_its_training_side_alone():
 
 def ends(value, lo, hi, rate=0.05, decades=1.0, level=0.9):
     arrays = (np.atleast_1d(np.asarray(a, dtype=float)) for a in (value, lo, hi))
-    return [end[0] for end in widened(*arrays, rate, np.atleast_1d(float(decades)), level)]
+    return [end[0] for end in widen_interval(*arrays, rate, np.atleast_1d(float(decades)), level)]
 
 
 @pytest.mark.parametrize("interval", [(2.0, 1.9, 2.2), (2.0, -1.0, 4.0), (-2.0, -3.0, -1.0), (2.0, 0.0, 3.0)])
@@ -115,6 +115,6 @@ def test_decades_outside_the_rows_by_hand():
         "N": np.array([1e8, 1e10, 1e6, 1e9, 1e9]), "D": np.array([5e9, 1e10, 1e9, 1e12, 1e9]),
         "C": np.array([3e18, 6e20, 6e15, 6e21, 6e18]),
     }  # fmt: skip
-    np.testing.assert_allclose(outside(domain, at), [0, 1, 1, 2, 0], atol=1e-12)
-    assert outside(domain, {"N": 1e9, "C": 6e20}) == pytest.approx(1.0)  # compute alone lies outside
-    assert outside(domain, {"X": 1e3}) == 0.0 and outside({"X": [0.0, 1.0]}, {"X": 1e3}) == 0.0
+    np.testing.assert_allclose(decades_outside(domain, at), [0, 1, 1, 2, 0], atol=1e-12)
+    assert decades_outside(domain, {"N": 1e9, "C": 6e20}) == pytest.approx(1.0)  # compute alone lies outside
+    assert decades_outside(domain, {"X": 1e3}) == 0.0 and decades_outside({"X": [0.0, 1.0]}, {"X": 1e3}) == 0.0

@@ -1,4 +1,4 @@
-"""Score tests agree with least squares, generalized by the noise of trunks, and have its degrees of freedom."""
+"""Score tests of transients against generalized least squares, with the degrees of freedom of trunks."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
-from kleiber.studies.laws.transients import absorbing, detectable, diagnose
+from kleiber.studies.laws.transients import detectable, diagnose, residual_precision
 from kleiber.studies.laws.variance_components import VarianceComponents
 
 from .. import ladders
@@ -22,7 +22,9 @@ def measured_with(between, within=4e-5, clusters=True):
     measured = diagnose(model)
     df_between, df_within = (3.0, 22.0) if between else (25.0, 25.0)
     noise = VarianceComponents(between, within, df_between, df_within, 3.0, 0.0, 0.0, 5.0)
-    return replace(measured, noise=noise, precision=absorbing(noise.covariance(model.layout), measured.tangent))
+    return replace(
+        measured, noise=noise, precision=residual_precision(noise.covariance(model.layout), measured.tangent)
+    )
 
 
 def directions(tests):

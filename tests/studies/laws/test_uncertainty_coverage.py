@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_run import REPOSITORY
 
-from kleiber.studies.laws.asymptotics import signs
+from kleiber.studies.laws.asymptotics import pre_asymptotic_reasons
 from kleiber.studies.laws.transients import diagnose
 from kleiber.studies.laws.uncertainty import interval
 
@@ -63,6 +63,6 @@ def test_a_few_tables_of_correlated_trunks():
         lo, hi = interval(coverage.quantities(model.draws(60, seed).values, ladder))
         truth = coverage.quantities(ladder.values, ladder)[0]
         held += (lo <= truth) & (truth <= hi)
-        refused += bool(signs(diagnose(model)))
+        refused += bool(pre_asymptotic_reasons(diagnose(model)))
     assert held.min() >= 5, dict(zip(coverage.QUANTITIES, held, strict=True))
     assert refused <= 3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kleiber.studies.laws import verdicts
-from kleiber.studies.laws.asymptotics import settled
+from kleiber.studies.laws.asymptotics import beta_stability
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.laws_json import parameters
 from kleiber.studies.laws.noise_model import NoiseModel
@@ -46,7 +46,7 @@ def test_a_dropped_floor_is_not_identified():
 
 def settling(table, seed=0, sd=0.0002):
     fitted = fit("chinchilla", table, ladders.noisy(ladders.small_loss(**table), seed, sd))
-    return [v for v in settled(diagnose(NoiseModel.of(fitted))) if "settled" in v.code]
+    return [v for v in beta_stability(diagnose(NoiseModel.of(fitted))) if "settled" in v.code]
 
 
 def test_beta_has_settled_only_where_a_move_is_excluded():

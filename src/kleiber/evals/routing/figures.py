@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from kleiber.charts import PALETTE, WIDTH, apply_theme, kind_color, log_axis, with_title
-from kleiber.records.summary import having, read, read_rows
+from kleiber.records.summary import read, read_rows, rows_with
 from kleiber.types import Json, Row
 
 
@@ -154,7 +154,7 @@ def logged_loads(folder: Path) -> pd.DataFrame:
 
     Of several stages, the rows of the last one, preceded by those of its trunk.
     """
-    rows = having(read_rows(folder), "moe/load/")
+    rows = rows_with(read_rows(folder), "moe/load/")
     last = rows[-1].get("stage") if rows else None
     logged = [row for row in rows if row.get("stage") == last]
     stages = (read(folder / "summary.json") or {}).get("stages", [])

@@ -171,7 +171,8 @@ def unchanged(layer: int, router: Router, routing: Routing) -> Routing:
 def without_expert(layer: int, expert: int) -> Reroute:
     """Excludes one expert of one layer: its tokens go to the next best expert."""
 
-    def reroute(number: int, router: Router, routing: Routing) -> Routing:
+    def exclude(number: int, router: Router, routing: Routing) -> Routing:
+        """Routes the tokens of the layer again, with the lowest score for the expert."""
         if number != layer:
             return routing
         assert routing.logits is not None
@@ -179,7 +180,7 @@ def without_expert(layer: int, expert: int) -> Reroute:
         logits[:, expert] = -torch.inf
         return replace(route_tokens(router, replace(routing, logits=logits)), kept=None)
 
-    return reroute
+    return exclude
 
 
 def route_tokens(router: Router, routing: Routing, experts: Tensor | None = None) -> Routing:

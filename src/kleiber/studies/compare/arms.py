@@ -87,7 +87,7 @@ def points(runs: Sequence[Run]) -> list[Json]:
         if arm is None or run.status not in ("finished", "diverged"):
             continue
         leaves = run.leaves if run.status == "finished" else []
-        for row, stage in zip(run.points(), leaves or [{}], strict=False):
+        for row, stage in zip(run.leaf_rows(), leaves or [{}], strict=False):
             lr = row["lr"] if row["lr"] is not None else config["optimizer"]["lr"]
             loss = row["loss"] if run.status == "finished" else None
             costs = {"memory": memory_bytes(config["model"], stage), "speed": stage.get("tokens_per_s")}

@@ -56,7 +56,7 @@ def curves(N: Array, C: Array, loss: Array) -> list[Curve]:
     return fitted_curves
 
 
-def ties(size_curves: list[Curve]) -> list[Vertex]:
+def crossings(size_curves: list[Curve]) -> list[Vertex]:
     """Approach 1: the compute at which the curves of two sizes cross; N_opt there is the geometric mean of the sizes.
 
     A crossing counts only if the larger size is better above it.
@@ -76,7 +76,7 @@ def ties(size_curves: list[Curve]) -> list[Vertex]:
     return points
 
 
-def cuts(size_curves: list[Curve], least: int = 3) -> list[Vertex]:
+def parabola_minima(size_curves: list[Curve], least: int = 3) -> list[Vertex]:
     """Approach 2: minima of parabolas in log N at up to BUDGETS budgets at which at least `least` sizes have a curve.
 
     A minimum outside the sizes of its budget is ignored.
@@ -116,7 +116,7 @@ def exponents(
     drawn = noise.draw(np.random.default_rng(seed), DRAWS, layout)
     simulated = [curves(N, C, losses) for losses in np.exp(np.log(loss)[None] + drawn)]
     answers = []
-    for name, approach in (("1 envelope (ties)", ties), ("2 isoflop (interpolated)", cuts)):
+    for name, approach in (("1 envelope (ties)", crossings), ("2 isoflop (interpolated)", parabola_minima)):
         points = approach(curves(N, C, loss))
         fitted = _line(points)
         if fitted is None:
@@ -125,7 +125,9 @@ def exponents(
         if len(lines) < 0.8 * DRAWS:
             continue
         lo, hi = interval(np.array([slope for slope, _ in lines]), level)
-        answers.append(Exponent(name, fitted[0], float(lo), float(hi), fitted[1], _bars(points, lines, level)))
+        answers.append(
+            Exponent(name, fitted[0], float(lo), float(hi), fitted[1], _points_with_intervals(points, lines, level))
+        )
     return answers
 
 
@@ -140,7 +142,9 @@ def _line(points: list[Vertex]) -> tuple[float, float] | None:
     return slope, float(y.mean() - slope * x.mean())
 
 
-def _bars(points: list[Vertex], lines: list[tuple[float, float]], level: float) -> list[dict[str, float]]:
+def _points_with_intervals(
+    points: list[Vertex], lines: list[tuple[float, float]], level: float
+) -> list[dict[str, float]]:
     """Returns the points, each with the interval of N_opt at its compute from the lines of the simulated tables."""
     bars = []
     for point in points:
@@ -150,7 +154,7 @@ def _bars(points: list[Vertex], lines: list[tuple[float, float]], level: float) 
     return bars
 
 
-def compare(model: NoiseModel, draws: Draws | None, level: float = 0.9) -> list[Exponent]:
+def exponents_by_approach(model: NoiseModel, draws: Draws | None, level: float = 0.9) -> list[Exponent]:
     """Returns the exponent of every approach that the rows allow.
 
     Approaches 1 and 2 need three usable budgets; approach 3 needs a law whose parameters determine a_opt.
@@ -208,9 +212,9 @@ def accounting(
         if np.array_equal(N, problem.inputs["N"]):
             counted, refits = replace(model, columns={"C": C}), drawn
         else:
-            counted = recounted(model, N, C)
+            counted = refit_with_counts(model, N, C)
             refits = counted.draws(draws, seed)
-        for exponent in compare(counted, refits, level):
+        for exponent in exponents_by_approach(counted, refits, level):
             base.setdefault(exponent.approach, exponent.a)
             shift = exponent.a - base[exponent.approach]
             ends = {"a": exponent.a, "lo": exponent.lo, "hi": exponent.hi, "shift": shift}
@@ -218,7 +222,7 @@ def accounting(
     return rows
 
 
-def recounted(model: NoiseModel, N: Array, C: Array) -> NoiseModel:
+def refit_with_counts(model: NoiseModel, N: Array, C: Array) -> NoiseModel:
     """Refits the law with other values of N and C for each row and for the runs that were averaged into it."""
     problem, runs = model.fit.problem, model.runs
     inputs = {**problem.inputs, "N": N}
@@ -233,7 +237,7 @@ def allocate(model: NoiseModel, draws: Draws | None, judged: list[Verdict], leve
     compute = model.compute
     if set(model.fit.law.inputs) != {"N", "D"} or compute is None:
         return record
-    compared = compare(model, draws, level)
+    compared = exponents_by_approach(model, draws, level)
     record["approaches"] = [{k: v for k, v in asdict(exponent).items() if k != "log_k"} for exponent in compared]
     apart = allocation.disagreement(compared)
     if apart:

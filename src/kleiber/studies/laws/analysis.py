@@ -11,7 +11,7 @@ import numpy as np
 
 from kleiber.studies.laws import laws_json, verdicts
 from kleiber.studies.laws.allocation_table import allocate
-from kleiber.studies.laws.asymptotics import pre_asymptotic, settled
+from kleiber.studies.laws.asymptotics import beta_stability, pre_asymptotic
 from kleiber.studies.laws.backtest import Backtest, backtests, default_cuts, holdouts, rank
 from kleiber.studies.laws.fit import Fit, objective_at
 from kleiber.studies.laws.law import LAWS, Array, Law
@@ -58,7 +58,7 @@ class Options:
             raise ValueError(f"--level {self.level:g} must be between 0 and 1")
 
     @property
-    def few(self) -> int:
+    def resamples_per_fit(self) -> int:
         """Number of resamples in each of the many fits of the backtests."""
         return min(self.bootstrap, max(200, fewest_draws(self.level)))
 
@@ -77,12 +77,14 @@ def analyze(table: Table, law: Law, options: Options) -> Json:
     if options.exclude == "suspects":
         verdicts.check_enough(rest, law, suspects)
         table, other = rest, table
-    model = _fitted(table, law, options)
+    model = _fit(table, law, options)
     at_values = None if options.at is None else {"at": objective_at(model.fit, options.at)}
     draws = model.draws(options.bootstrap, options.seed)
-    record, judged = _estimated(model, draws, table, options)
-    tests, misfit = _tested(model, table, options)
-    judged += verdicts.backtest_verdicts(tests, options.level, "" if model.along is not None else _without(table))
+    record, judged = _estimate(model, draws, table, options)
+    tests, misfit = _backtest(model, table, options)
+    judged += verdicts.backtest_verdicts(
+        tests, options.level, "" if model.along is not None else _why_no_compute(table)
+    )
     record |= {
         "excluded": table.excluded, "suspects": suspects,
         "backtests": [{**asdict(test), "beats_naive": test.beats_naive} for test in tests],
@@ -91,9 +93,9 @@ def analyze(table: Table, law: Law, options: Options) -> Json:
     record |= allocate(model, draws, judged, options.level, options.seed)
     if options.rank and model.compute is not None:
         record["ranking"] = rank([LAWS[name] for name in RANKED], model.fit, model.compute)
-        record["holdouts"] = holdouts(model, misfit, options.level, max(options.few, 1), options.seed)
+        record["holdouts"] = holdouts(model, misfit, options.level, max(options.resamples_per_fit, 1), options.seed)
     if suspects:
-        record["with_without"], why = _beside(record, other, law, options)
+        record["with_without"], why = _compare_without_suspects(record, other, law, options)
         judged.append(verdicts.suspects_verdict(suspects, every, options.exclude, why))
     record["predictions"] = [predict(record, law, at, options.max_decades) for at in options.predict]
     record |= at_values or {}
@@ -102,7 +104,7 @@ def analyze(table: Table, law: Law, options: Options) -> Json:
     return record
 
 
-def _estimated(
+def _estimate(
     model: NoiseModel, draws: Draws | None, table: Table, options: Options
 ) -> tuple[Json, list[verdicts.Verdict]]:
     """Returns the entries of the record that need only the fit, and the verdicts on them."""
@@ -111,7 +113,7 @@ def _estimated(
     params = laws_json.parameters(model, draws, profiled, options.level)
     noise, diagnostics, on_rows = model.components(), diagnose(model), _on_rows(fitted, table)
     judged = [*verdicts.identifiability(fitted, params), *pre_asymptotic(diagnostics)]
-    judged += settled(diagnostics, options.level)
+    judged += beta_stability(diagnostics, options.level)
     judged += [*verdicts.replicates(on_rows), *verdicts.copies(on_rows)]
     record = {
         "schema": "kleiber.law/1", "law": law.name, "formula": law.formula, "source": law.source,
@@ -139,31 +141,33 @@ def _estimated(
     return record, judged
 
 
-def _tested(model: NoiseModel, table: Table, options: Options) -> tuple[list[Backtest], Misfit]:
+def _backtest(model: NoiseModel, table: Table, options: Options) -> tuple[list[Backtest], Misfit]:
     """Backtests at the requested or the default cuts; empty if the rows have neither C nor N.
 
     Raises ValueError if cuts are requested but the rows have neither C nor N.
     """
     if model.along is None:
         if options.backtest is not None:
-            raise ValueError(f"--backtest cuts need the compute C or the size N of every row, but {_without(table)}")
+            raise ValueError(
+                f"--backtest cuts need the compute C or the size N of every row, but {_why_no_compute(table)}"
+            )
         return [], Misfit()
     cuts = options.backtest
     if cuts is None:
         cuts = default_cuts(model.along[1], model.fit.problem.num_params)
-    return backtests(model, cuts, options.level, options.few, options.seed)
+    return backtests(model, cuts, options.level, options.resamples_per_fit, options.seed)
 
 
-def _beside(record: Row, other: Table, law: Law, options: Options) -> tuple[list[Json], str]:
+def _compare_without_suspects(record: Row, other: Table, law: Law, options: Options) -> tuple[list[Json], str]:
     """Compares the fits with and without the suspects; without a second fit, returns no rows and the reason."""
     try:
-        beside = brief(other, law, replace(options, bootstrap=options.few))
+        beside = fit_briefly(other, law, replace(options, bootstrap=options.resamples_per_fit))
     except ValueError as error:
         return [], str(error)
     return verdicts.with_and_without(record, beside, options.exclude), ""
 
 
-def _without(table: Table) -> str:
+def _why_no_compute(table: Table) -> str:
     """Returns why the compute C of the rows is unknown."""
     if "C" not in table.columns:
         return "the table has no column C, and no N and D to compute it from; add --map C=COL"
@@ -171,9 +175,9 @@ def _without(table: Table) -> str:
     return f"C ({table.roles.get('C', 'computed from N and D')}) is not a finite number in row {row}"
 
 
-def brief(table: Table, law: Law, options: Options) -> Json:
+def fit_briefly(table: Table, law: Law, options: Options) -> Json:
     """Fits without backtests and verdicts; returns n, params and derived, to be compared with the main fit."""
-    model = _fitted(table, law, options)
+    model = _fit(table, law, options)
     draws = model.draws(options.bootstrap, options.seed)
     profiled = model.profiles(draws, options.level)
     params = laws_json.parameters(model, draws, profiled, options.level)
@@ -181,7 +185,7 @@ def brief(table: Table, law: Law, options: Options) -> Json:
     return {"n": model.fit.problem.num_rows, "params": params, "derived": values}
 
 
-def _fitted(table: Table, law: Law, options: Options) -> NoiseModel:
+def _fit(table: Table, law: Law, options: Options) -> NoiseModel:
     return fit_with_noise(table, law, options.loss_fn, options.delta, options.space, options.cluster)
 
 

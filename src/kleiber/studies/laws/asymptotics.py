@@ -18,9 +18,9 @@ from kleiber.studies.laws.solve import descend
 from kleiber.studies.laws.table import cells
 from kleiber.studies.laws.transients import (
     Diagnostics,
-    absorbing,
     detectable,
     linear_terms,
+    residual_precision,
     transient,
     untestable_inputs,
 )
@@ -35,16 +35,16 @@ MOVED = 0.1  # a larger change of beta, if the rows below twice the smallest D a
 NO_POWER = 1e-6  # exponents below this are at their bound
 
 
-def signs(diagnostics: Diagnostics) -> list[str]:
+def pre_asymptotic_reasons(diagnostics: Diagnostics) -> list[str]:
     """Returns the reasons why the smallest runs do not follow the power law yet; empty if no test rejects it.
 
     Steepening: the slope d log L / d log D (or N) becomes more negative, in a one-sided t test over ladders at each
     inner value with Bonferroni correction; along N it uses the noise of the trunks. Transient: `transient` rejects at 5
     %, and its size is at least 1 %. Negative irreducible loss: E < 0 fits significantly better. Moving exponent: beta
-    changes by more than .1, and significantly at 1 %, if the rows below twice the smallest D are left out (`move`).
-    Inputs in `untestable_inputs` are not tested.
+    changes by more than .1, and significantly at 1 %, if the rows below twice the smallest D are left out
+    (`beta_change`). Inputs in `untestable_inputs` are not tested.
     """
-    reasons = [_steepening(diagnostics), _moving(diagnostics), _negative_floor(diagnostics)]
+    reasons = [_steepening(diagnostics), _moving_exponent(diagnostics), _negative_floor(diagnostics)]
     sign = transient(diagnostics)
     if sign is not None and sign.p_value < 5 * ALPHA and abs(sign.size) > SIZEABLE:
         reasons.append(
@@ -65,7 +65,7 @@ def _steepening(diagnostics: Diagnostics) -> str:
         if name in diagnostics.least.law.inputs and name not in untestable_inputs(diagnostics)
     ):
         others = [name for name in diagnostics.least.law.inputs if name != along]
-        bends = _bends(problem.inputs, along, others)
+        bends = _slope_changes(problem.inputs, along, others)
         for rung, contrasts in sorted(bends.items()):
             if len(contrasts) < 3:
                 continue
@@ -80,7 +80,7 @@ def _steepening(diagnostics: Diagnostics) -> str:
     return ""
 
 
-def _bends(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[float, Array]:
+def _slope_changes(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[float, Array]:
     """Returns weights (ladders, rows) of the log losses that give the change of slope at each inner value of x.
 
     A ladder is a set of rows that are equal in all other inputs; the slope is d log L / d log x between neighboring
@@ -101,7 +101,7 @@ def _bends(inputs: Mapping[str, Array], along: str, others: list[str]) -> dict[f
 
 
 @dataclass(frozen=True)
-class Move:
+class BetaChange:
     """beta for all rows (early) and for rows from twice the smallest D on (late), and the interval of the change.
 
     If the later rows do not determine beta, `late` is nan and the interval is infinite.
@@ -124,7 +124,7 @@ class Move:
         return self.lo > -MOVED and self.hi < MOVED
 
 
-def move(diagnostics: Diagnostics, level: float = 0.9) -> Move | None:
+def beta_change(diagnostics: Diagnostics, level: float = 0.9) -> BetaChange | None:
     """Returns how beta changes if the rows below twice the smallest D are left out.
 
     None if the law has no beta or D, if beta is 0, or if too few rows remain. Both estimates are linear functions of
@@ -138,7 +138,7 @@ def move(diagnostics: Diagnostics, level: float = 0.9) -> Move | None:
     if high.all() or high.sum() < problem.num_params + 3:
         return None
     early, lowest = least.params["beta"], float(problem.inputs["D"].min())
-    unknown = Move(early, float("nan"), -float("inf"), float("inf"), lowest)
+    unknown = BetaChange(early, float("nan"), -float("inf"), float("inf"), lowest)
     if len(np.unique(problem.inputs["D"][high])) < 3:  # E, B and beta are three
         return unknown
     rest, j = problem.rows(high), names.index("beta")
@@ -151,7 +151,7 @@ def move(diagnostics: Diagnostics, level: float = 0.9) -> Move | None:
         return unknown
     change, half = late.theta[j] - least.theta[j], student_quantile(df[0], level) * float(np.sqrt(variance[0]))
     ends = [early * float(np.exp(min(change + side * half, 50.0))) - early for side in (-1, 1)]
-    return Move(early, late.params["beta"], ends[0], ends[1], lowest)
+    return BetaChange(early, late.params["beta"], ends[0], ends[1], lowest)
 
 
 def _influence(fitted: Fit) -> Array:
@@ -159,8 +159,8 @@ def _influence(fitted: Fit) -> Array:
     return np.linalg.pinv(np.nan_to_num(fitted.problem.exact_jacobian(fitted.theta[None])[0]))
 
 
-def _moving(diagnostics: Diagnostics) -> str:
-    change = move(diagnostics, 0.99)
+def _moving_exponent(diagnostics: Diagnostics) -> str:
+    change = beta_change(diagnostics, 0.99)
     if change is None or not change.moved:
         return ""
     return (
@@ -179,7 +179,7 @@ def _negative_floor(diagnostics: Diagnostics) -> str:
     place = [name for name, kind in law.params.items() if isinstance(kind, Linear)].index("E")
     names = [name for name, on in zip(law.params, problem.active, strict=True) if on]
     without = np.nan_to_num(problem.jacobian(least.theta[None])[0])[:, [name != "E" for name in names]]
-    precision = absorbing(diagnostics.noise.covariance(diagnostics.layout), without)
+    precision = residual_precision(diagnostics.noise.covariance(diagnostics.layout), without)
     (height,), (error,), df = replace(diagnostics, precision=precision).score(linear_terms(least)[:, place][None])
     if height < 0 and stdtr(df[0], height / error) < ALPHA:
         return f"the irreducible loss E is at its bound 0, and would be {height:.3g} without the bound"
@@ -187,10 +187,10 @@ def _negative_floor(diagnostics: Diagnostics) -> str:
 
 
 def pre_asymptotic(diagnostics: Diagnostics | None) -> list[Verdict]:
-    """Returns a refusal with the reasons of `signs`, and a warning about the inputs that cannot be tested."""
+    """Returns a refusal with its reasons, and a warning about the inputs that cannot be tested."""
     if diagnostics is None:
         return []
-    out, reasons, missing = [], signs(diagnostics), untestable_inputs(diagnostics)
+    out, reasons, missing = [], pre_asymptotic_reasons(diagnostics), untestable_inputs(diagnostics)
     if reasons:
         text = "the smallest runs do not follow the power law yet: " + "; ".join(reasons)
         out.append(Verdict("pre_asymptotic", "refuse", text))
@@ -204,11 +204,11 @@ def pre_asymptotic(diagnostics: Diagnostics | None) -> list[Verdict]:
     return out
 
 
-def settled(diagnostics: Diagnostics | None, level: float = 0.9) -> list[Verdict]:
+def beta_stability(diagnostics: Diagnostics | None, level: float = 0.9) -> list[Verdict]:
     """Returns verdicts on whether beta is stable, and on the size of the transient that these rows could reveal."""
     if diagnostics is None:
         return []
-    out, change = [], move(diagnostics, level)
+    out, change = [], beta_change(diagnostics, level)
     how = "" if diagnostics.model.fit.problem.loss_fn == "squared" else "by least squares, "
     if change is not None and not np.isfinite(change.hi):
         text = (

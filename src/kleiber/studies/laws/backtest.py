@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from kleiber.studies.laws.fit import Fit, fit, refit
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.noise_model import NoiseModel
-from kleiber.studies.laws.prediction import Evidence, Misfit, outside, widened
+from kleiber.studies.laws.prediction import Evidence, Misfit, decades_outside, widen_interval
 from kleiber.studies.laws.problem import Problem
 from kleiber.studies.laws.uncertainty import interval, student_quantile
 from kleiber.types import Json
 
+NAIVE_LABELS = {"last_rung": "loss of the nearest smaller run", "line": "log-log line"}
 BELOW, ABOVE = 0.85, 1.2  # a gap around each cut, since runs of nominally equal compute differ a little
 
 
@@ -103,9 +104,9 @@ def score(
     runs, member, count = np.unique(cluster, return_inverse=True, return_counts=True)
     coverage, half_width, evidence = float("nan"), float("nan"), ()  # without draws nothing is covered or missed
     if sample is not None:
-        decades = outside(_ranges(problem.inputs, compute, train), _points(problem.inputs, compute, test))
+        decades = decades_outside(_ranges(problem.inputs, compute, train), _points(problem.inputs, compute, test))
         ends = interval(sample.predict_runs(tested.inputs, seed, tested.scale), level)
-        lo, hi = widened(predicted, *ends, misfit.within(train).at_one_decade, decades, level)
+        lo, hi = widen_interval(predicted, *ends, misfit.within(train).at_one_decade, decades, level)
         held = (lo <= tested.target) & (tested.target <= hi)
         coverage = float(np.mean(np.bincount(member, held) / count))
         half_width = float(np.median((hi - lo) / 2 / np.abs(predicted)))
@@ -218,7 +219,7 @@ def _envelope(compute: Array, loss: Array) -> tuple[Array, Array]:
     """Returns compute and loss on the lower envelope; on the upper one if the target rises with compute (N_opt)."""
     compute = _rungs(compute)
     budgets = np.unique(compute)
-    if len(budgets) < len(compute):  # of runs at one compute the best is the rung
+    if len(budgets) < len(compute):  # of runs at the same compute, only the best counts
         rises = np.polyfit(np.argsort(np.argsort(compute)), loss, 1)[0] > 0
         loss = np.array([(loss[compute == c].max if rises else loss[compute == c].min)() for c in budgets])
         compute = budgets

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts import KINDS, Chart, count_tip, format_count, log_axis, loss_axis, size_color, tick_text, with_title
+from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import percent
-from kleiber.studies.laws.prediction import fitted_values, outside, widened
+from kleiber.studies.laws.prediction import decades_outside, fitted_values, widen_interval
 from kleiber.studies.laws.uncertainty import interval
 from kleiber.types import Row
 
@@ -32,7 +33,7 @@ def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
         for n in sorted(rows["N"].unique())
     ).assign(before=lambda lines: lines["D"] < 0.999 * least)
     color = size_color(sizes)
-    x = log_axis("D", "training tokens D (tokens)", np.array(rows["D"]), every=2, room=1.5)
+    x = log_axis("D", "training tokens D", np.array(rows["D"]), every=2, room=1.5)
     y = loss_axis()
     line = alt.Chart(lines).encode(x=x, y=y, color=color)
     base = line.transform_filter("!datum.before").mark_line(strokeWidth=1.7)
@@ -65,7 +66,7 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     if "lo" in best:
         band = alt.Chart(best).mark_area(opacity=0.22, color="#444")
         layers.append(band.encode(x=x, y=loss_axis("lo"), y2="hi:Q"))
-    lines = fan(rows, law, record)
+    lines = size_curves(rows, law, record)
     layers.append(alt.Chart(lines).mark_line(strokeWidth=1, opacity=0.75).encode(x=x, y=y, color=color))
     meets = best["beyond"] | best["beyond"].shift(-1, fill_value=True)  # the dashes begin where the line ends
     for part, dash in ((best[~best["beyond"]], [1, 0]), (best[meets], [5, 4])):
@@ -82,7 +83,7 @@ def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     return with_title(alt.layer(*layers), "Validation loss vs training compute", subtitle=subtitle)
 
 
-def fan(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
+def size_curves(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
     """Returns the law's curve for each size over the range of its tokens: columns C, loss, size."""
     parts = []
     for n in sorted(rows["N"].unique().tolist()):
@@ -164,14 +165,14 @@ def allocation(record: Row) -> Chart:
         points = alt.Chart(marks).mark_point(filled=True, size=60, opacity=1)
         tip = ["approach:N", count_tip("C"), count_tip("N")]
         layers.append(
-            alt.Chart(marks).mark_rule(opacity=0.35).encode(x=x, y=low_of(marks, held), y2="hi:Q", color=color)
+            alt.Chart(marks).mark_rule(opacity=0.35).encode(x=x, y=lower_end_axis(marks, held), y2="hi:Q", color=color)
         )
         layers.append(points.encode(x=x, y=at, color=color, shape=shape, tooltip=tip))
     subtitle = f"line and band: the fitted law (C = 6 N D), {percent(record['level'])} interval"
     return with_title(alt.layer(*layers), "Compute-optimal model size vs training compute", subtitle=subtitle)
 
 
-def low_of(marks: pd.DataFrame, held: list[float]) -> Chart:
+def lower_end_axis(marks: pd.DataFrame, held: list[float]) -> Chart:
     """Returns the axis of the intervals' lower ends, or of the points if they have no interval."""
     return log_axis("lo" if "lo" in marks else "N", "compute-optimal parameters N", held, kind=alt.Y)
 
@@ -180,7 +181,7 @@ def backtests(record: Row) -> Chart:
     """Error of the law and the naive predictors above each cut in compute, or in size."""
     axis = {"C": "training compute at the cut (FLOPs)", "N": "parameters N at the cut"}[record["backtests"][0]["along"]]
     rows = [
-        {"cut": tick_text(float(f"{test['cut']:.2g}")), "who": who.replace("_", " "), "error": 100 * error}
+        {"cut": tick_text(float(f"{test['cut']:.2g}")), "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
         for test in sorted(record["backtests"], key=lambda test: test["cut"])
         for who, error in {"law": test["mare"], **test["naive"]}.items()
     ]
@@ -241,9 +242,9 @@ def optimum(law: Law, record: Row, budgets: np.ndarray) -> pd.DataFrame:
         row = {"C": budget, "loss": float(law.predict(inputs, fitted_values(record))[0].min())}
         if len(draws):
             ends = interval(law.predict(inputs, draws).min(axis=1), record["level"])
-            far = outside({"C": record["domain"]["C"]}, {"C": np.array(budget)})
+            far = decades_outside({"C": record["domain"]["C"]}, {"C": np.array(budget)})
             rate = record["misfit"]["at_one_decade"]
-            lo, hi = widened(np.array(row["loss"]), *ends, rate, far, record["level"])
+            lo, hi = widen_interval(np.array(row["loss"]), *ends, rate, far, record["level"])
             row |= {"lo": float(lo), "hi": float(hi)}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -266,7 +267,7 @@ def fitted(rows: pd.DataFrame, form: Law, name: str) -> Chart:
             alt.Y("observed:Q", title="observed", **style),
         )
     line = alt.Chart(ends).mark_line(color="#666", strokeWidth=1).encode(x=x, y=y)
-    return with_title(line + dots(rows, form, x, y), "Observed vs predicted", subtitle=name)
+    return with_title(line + row_points(rows, form, x, y), "Observed vs predicted", subtitle=name)
 
 
 def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> Chart:
@@ -278,10 +279,10 @@ def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> Chart:
     x = log_axis(along, title, at) if at.min() > 0 else alt.X(f"{along}:Q", title=title)
     y = alt.Y("percent:Q", title="observed minus predicted (%)")
     zero = alt.Chart(pd.DataFrame({"y": [0]})).mark_rule(color="#666").encode(y="y:Q")
-    return with_title(zero + dots(shown, form, x, y), "Residuals", subtitle=name)
+    return with_title(zero + row_points(shown, form, x, y), "Residuals", subtitle=name)
 
 
-def dots(rows: pd.DataFrame, form: Law, x: Chart, y: Chart) -> Chart:
+def row_points(rows: pd.DataFrame, form: Law, x: Chart, y: Chart) -> Chart:
     """Draws a point for each row, colored by the first input of the law if it varies; the tooltip shows the row."""
     first = form.inputs[0]
     tip = ["row:N", *(alt.Tooltip(f"{n}:Q", format=".4~s") for n in form.inputs), "observed:Q", "predicted:Q"]

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from kleiber.studies.laws import verdicts
+from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.fit import Fit, depends
 from kleiber.studies.laws.law import Array, Linear
 from kleiber.studies.laws.noise_model import NoiseModel
@@ -105,20 +106,20 @@ def write(record: Row, path: str | Path) -> None:
     path = Path(path)
     part = path.with_name(f"{path.name}.part-{os.getpid()}")
     try:
-        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
+        part.write_text(json.dumps(without_nonfinite(record), indent=1, allow_nan=False) + "\n")
         os.replace(part, path)
     except OSError as error:
         raise ValueError(f"--json {path} cannot be written: {error.strerror}") from error
 
 
-def finite(record: Row) -> Json:
+def without_nonfinite(record: Row) -> Json:
     """Returns the record with every NaN and infinity replaced by None, at any depth."""
     return {str(key): _finite(entry) for key, entry in record.items()}
 
 
 def _finite(value: object) -> object:
     if isinstance(value, Mapping):
-        return finite(value)
+        return without_nonfinite(value)
     if isinstance(value, (list, tuple)):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -152,7 +153,9 @@ def lines(entry: Row) -> list[str]:
     ]
     estimates = {**entry["params"], **entry["derived"]}
     out += [f"  {name:<10} {_estimate_line(value, level)}" for name, value in estimates.items()]
-    out.append(f"residual rms {entry['residual_rms']:.3g} ({goal['space']}); intervals {_interval_method(entry)}")
+    out.append(
+        f"residual rms {entry['residual_rms']:.3g} in {goal['space']} space; intervals {_interval_method(entry)}"
+    )
     if "at" in entry:
         out.append(_objective_at(entry))
     for exponent in [*entry["approaches"], *entry["accounting"]]:
@@ -165,7 +168,9 @@ def lines(entry: Row) -> list[str]:
         error = f"error {rank['mare']:.2%} on the {rank['n_test']} held-out rows of largest compute"
         out.append(f"  ranking {rank['law']}: {error}, AIC {rank['aic']:.1f}")
     for other in entry.get("with_without", ()):
-        numbers = ", ".join(f"{name} {short(value)}" for name, value in other.items() if isinstance(value, Mapping))
+        numbers = ", ".join(
+            f"{name} {format_estimate(value)}" for name, value in other.items() if isinstance(value, Mapping)
+        )
         out.append(f"  {other['suspects']} the suspects (n = {other['n']}), {level}: {numbers}")
     out += [f"  {prediction_line(prediction, entry['level'])}" for prediction in entry["predictions"]]
     return out + [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
@@ -177,9 +182,9 @@ def _backtest_line(test: Row, level: str) -> str:
     covers = "no intervals"
     if test["coverage"] is not None:
         covers = f"{level} prediction interval (+-{test['half_width']:.1%}) contains {test['coverage']:.0%} of {runs}"
-    naive = ", ".join(f"{name.replace('_', ' ')} {value:.2%}" for name, value in test["naive"].items())
+    naive = ", ".join(f"{NAIVE_LABELS[name]} {value:.2%}" for name, value in test["naive"].items())
     return (
-        f"  backtest {test['along']} = {test['cut']:.3g}: {test['n_train']} rows below, {test['n_test']} above, "
+        f"  backtest at {test['along']} = {test['cut']:.3g}: {test['n_train']} rows below, {test['n_test']} above, "
         f"error {test['mare']:.2%}, bias {test['bias']:+.2%}, {covers}; naive predictors: {naive}"
     )
 
@@ -229,7 +234,7 @@ def _estimate_line(estimate: Row, level: str) -> str:
     return f"{point}   {level} [{estimate['lo']:.5g}, {estimate['hi']:.5g}]"
 
 
-def short(estimate: Row) -> str:
+def format_estimate(estimate: Row) -> str:
     """Formats an estimate with its interval, or "not identified"."""
     if estimate.get("fixed"):
         return f"{estimate['value']:.4g} (fixed)"

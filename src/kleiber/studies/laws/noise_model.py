@@ -190,7 +190,7 @@ def fit_with_noise(
             averaged = True
             seeds = trunk_noise(inputs, loss, trunk)
             means, mean_loss, clusters = two_way_means(inputs, loss, trunk)
-            row, counts = _averaged(inputs, trunk, means, clusters)
+            row, counts = _averaged_rows(inputs, trunk, means, clusters)
             _, first = np.unique(row, return_index=True)
             columns = {name: column[first] for name, column in columns.items()}
     scale = run_scale = None
@@ -219,7 +219,7 @@ def _log_size(inputs: Mapping[str, Array]) -> Array:
     return np.log(inputs["N"]) if "N" in inputs and (inputs["N"] > 0).all() else np.zeros(rows)
 
 
-def _averaged(
+def _averaged_rows(
     inputs: dict[str, Array], trunk: NDArray, means: dict[str, Array], groups: NDArray
 ) -> tuple[NDArray, Array]:
     """Returns the index of the averaged row of each row, and the number of trunks averaged into each averaged row."""
@@ -247,7 +247,7 @@ def two_way_means(
     kept: dict[str, list[float]] = {name: [] for name in inputs}
     means: list[float] = []
     groups: list[int] = []
-    for rows in _comparable(size, inputs[along], clusters):
+    for rows in _linked_rows(size, inputs[along], clusters):
         _, first, at = np.unique(cells({along: inputs[along][rows]}), return_index=True, return_inverse=True)
         _, seed = np.unique(clusters[rows], return_inverse=True)
         num_d, num_seeds = len(first), int(seed.max()) + 1
@@ -262,7 +262,7 @@ def two_way_means(
     return {name: np.array(column) for name, column in kept.items()}, np.exp(np.array(means)), np.array(groups)
 
 
-def _comparable(size: NDArray, values: Array, clusters: NDArray) -> list[NDArray[np.intp]]:
+def _linked_rows(size: NDArray, values: Array, clusters: NDArray) -> list[NDArray[np.intp]]:
     """Returns the rows of each group of trunks of equal size that are linked by shared values."""
     groups = []
     for number in np.unique(size):

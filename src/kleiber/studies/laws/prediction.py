@@ -99,7 +99,7 @@ class Misfit:
         return Misfit(tuple(kept))
 
 
-def widened(
+def widen_interval(
     value: Array, lo: Array, hi: Array, at_one_decade: float, decades: Array, level: float
 ) -> tuple[Array, Array]:
     """Widens the interval [lo, hi] of `value` by the misfit at a distance; both add in quadrature on the log scale.
@@ -117,7 +117,7 @@ def widened(
     return np.where(inside, low, lo), np.where(inside, high, hi)
 
 
-def outside(domain: Mapping[str, Sequence[float]], at: Mapping[str, Array | float]) -> Array:
+def decades_outside(domain: Mapping[str, Sequence[float]], at: Mapping[str, Array | float]) -> Array:
     """Returns the distance of points from the fitted rows in decades: the largest over inputs and compute, 0 inside."""
     far = np.zeros(np.shape(next(iter(at.values()), 0.0)))
     for name, (lo, hi) in domain.items():
@@ -146,13 +146,13 @@ def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float =
     wrong = [name for name in at if not (0 < at[name] < np.inf if name in "NDCM" else np.isfinite(at[name]))]
     if wrong:
         raise ValueError(f"predict {wrong[0]}={at[wrong[0]]:g} must be a finite number > 0")
-    full = complete(at)
+    full = complete_point(at)
     missing = [name for name in law.inputs if name not in full]
     if missing:
         raise ValueError(
             f"predict {dict(at)} must set {', '.join(law.inputs)} for law {law.name!r}; it lacks {', '.join(missing)}"
         )
-    decades = float(outside(record["domain"], full))
+    decades = float(decades_outside(record["domain"], full))
     answer: dict = {"at": dict(at), "value": None, "lo": None, "hi": None, "decades": decades}
     if decades > max_decades:
         return answer | {"refused": f"{decades:.1f} decades outside the rows, above the limit of {max_decades:g}"}
@@ -175,7 +175,7 @@ def predict(record: Row, law: Law, at: Mapping[str, float], max_decades: float =
         answer |= {"lo": float(min([lo, *along])), "hi": float(max([hi, *along]))}
         ends = interval(refits.predict_runs(inputs)[:, 0], record["level"])
         rate = record["misfit"]["at_one_decade"]
-        lo, hi = widened(np.array(answer["value"]), *ends, rate, np.array(decades), record["level"])
+        lo, hi = widen_interval(np.array(answer["value"]), *ends, rate, np.array(decades), record["level"])
         answer |= {"run_lo": float(min([lo, *along])), "run_hi": float(max([hi, *along]))}
     return answer
 
@@ -190,7 +190,7 @@ def _empty_fit(law: Law, inputs: Mapping[str, Array], record: Row, values: Array
     return Fit(problem, values[0], objective["value"])
 
 
-def complete(at: Mapping[str, float]) -> dict[str, float]:
+def complete_point(at: Mapping[str, float]) -> dict[str, float]:
     """Adds to a point the inputs that follow from the others: C = 6 N D, D = C/(6 N), M = D/N."""
     full = {name: float(value) for name, value in at.items()}
     for role, (parts, rule) in DERIVED.items():

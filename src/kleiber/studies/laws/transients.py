@@ -62,15 +62,15 @@ def diagnose(model: NoiseModel) -> Diagnostics | None:
     law = model.fit.law
     if {"L", "p"} & set(law.inputs) or law.returns != "linear" or not {"N", "D", "C"} & set(law.inputs):
         return None  # the second training of a law of replay does not start on the transient of the first
-    least = _squared(model.fit)
+    least = _refit_by_least_squares(model.fit)
     noise = model.components(least)
     if noise is None:
         return None
     tangent = _tangent(least)
-    return Diagnostics(model, least, noise, tangent, absorbing(noise.covariance(model.layout), tangent))
+    return Diagnostics(model, least, noise, tangent, residual_precision(noise.covariance(model.layout), tangent))
 
 
-def absorbing(covariance: Array, tangent: Array) -> Array:
+def residual_precision(covariance: Array, tangent: Array) -> Array:
     """Returns P = V^-1 - V^-1 J (J' V^-1 J)^-1 J' V^-1, (rows, rows), for covariance V and gradient J."""
     lower = np.linalg.cholesky(covariance)
     white = np.linalg.solve(lower, tangent)
@@ -170,7 +170,7 @@ def _candidates(
     return [choice for choice, ok in zip(choices, left, strict=True) if ok], raw[left]
 
 
-def _squared(fitted: Fit) -> Fit:
+def _refit_by_least_squares(fitted: Fit) -> Fit:
     """Refits the same law by least squares, without the outliers of the robust fit."""
     near = fitted.problem.observed + fitted.residuals - without_outliers(fitted.residuals)
     near = near if fitted.problem.scale is None else near * fitted.problem.scale

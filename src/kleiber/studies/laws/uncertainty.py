@@ -242,13 +242,13 @@ def _reason(fit: Fit, name: str, least: float, most: float, lo: float, hi: float
     kind = fit.law.params[name]
     below = np.isfinite(lo) and (lo > 0 or not kind.log)
     if not below and not np.isfinite(hi):
-        return f"flat profile from {least:.3g} to {most:.3g}"
+        return f"its profile likelihood is flat from {least:.3g} to {most:.3g}"
     if not below:
-        return f"flat profile below {hi:.3g}" + (
+        return f"its profile likelihood is flat below {hi:.3g}" + (
             ", so it cannot be distinguished from 0" if isinstance(kind, Linear) and kind.log else ""
         )
     if not np.isfinite(hi):
-        return f"flat profile above {lo:.3g}"
+        return f"its profile likelihood is flat above {lo:.3g}"
     if isinstance(kind, Shape) and not kind.lo * (1 - 1e-9) <= value <= kind.hi * (1 + 1e-9) and kind.log:
         return f"the fitted value {value:.3g} is outside the search range [{kind.lo:g}, {kind.hi:g}]"
     return ""

@@ -155,7 +155,7 @@ def _noise_slope(residuals: Array, trunk: NDArray, x: Array) -> float:
     It is the regression of log |residual| within trunks, which is robust to outliers; log |z| of a normal z has the
     variance pi^2 / 8.
     """
-    apart = np.abs(residuals - _middle(residuals, trunk))
+    apart = np.abs(residuals - _medians(residuals, trunk))
     clear = apart > 1e-12 * max(float(apart.max()), 1e-300)
     if clear.sum() < 3 or not np.ptp(x[clear]) > 0:
         return 0.0
@@ -169,13 +169,13 @@ def without_outliers(residuals: Array, trunk: NDArray | None = None) -> Array:
 
     If every trunk has one row, or `trunk` is None, it is the median of all rows.
     """
-    middle = _middle(residuals, trunk)
+    middle = _medians(residuals, trunk)
     size = np.abs(residuals - middle)
     far = OUTLIER * 1.4826 * float(np.median(size[size > 0])) if size.any() else 0.0
     return np.where(size > far, middle, residuals)
 
 
-def _middle(residuals: Array, trunk: NDArray | None) -> Array:
+def _medians(residuals: Array, trunk: NDArray | None) -> Array:
     if trunk is None or len(np.unique(trunk)) == len(trunk):
         return np.full(len(residuals), np.median(residuals))
     return np.array([np.median(residuals[trunk == number]) for number in range(int(trunk.max()) + 1)])[trunk]
@@ -206,7 +206,9 @@ def _mean_squares(
     together = (0.0, pooled, float(spare), float(spare), df_between, rows_per_trunk)
     if num_trunks in (1, num_rows) or min(df_between, df_within) < 0.5:
         return together
-    square_between, square_within = _unmixed(squares, basis, outer, trunk, lengths, df_between, df_within, spent)
+    square_between, square_within = _unbiased_mean_squares(
+        squares, basis, outer, trunk, lengths, df_between, df_within, spent
+    )
     if square_between <= square_within:
         return together
     between = (square_between - square_within) / rows_per_trunk
@@ -218,7 +220,7 @@ def _mean_squares(
     return (between, square_within, df_between, df_within, df_between, rows_per_trunk)
 
 
-def _unmixed(
+def _unbiased_mean_squares(
     squares: Array, basis: Array, outer: Array, trunk: NDArray, lengths: Array, df_between: float, df_within: float,
     spent: int,
 ) -> tuple[float, float]:  # fmt: skip

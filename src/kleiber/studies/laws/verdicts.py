@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import fdtrc
 
-from kleiber.studies.laws.backtest import Backtest
+from kleiber.studies.laws.backtest import NAIVE_LABELS, Backtest
 from kleiber.studies.laws.fit import Fit, fit
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.noise_model import scale_of
@@ -121,7 +121,7 @@ def backtest_verdicts(tests: Sequence[Backtest], level: float = 0.9, why: str = 
     if error >= naive[best]:
         text = (
             f"the law does not extrapolate better than a naive predictor: its backtest error is {error:.2%}, that of "
-            f"{best.replace('_', ' ')} is {naive[best]:.2%}"
+            f"the {NAIVE_LABELS[best]} is {naive[best]:.2%}"
         )
         out.append(Verdict("no_law", "refuse", text))
     largest = max(tests, key=lambda test: test.cut)
