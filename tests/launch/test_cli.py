@@ -66,6 +66,15 @@ def test_an_error_that_the_user_cannot_correct_is_raised(monkeypatch, study):
         main(["runs", str(study)])
 
 
+@pytest.mark.parametrize(("command", "function"), [("export", "export"), ("import", "import_hf")])
+def test_export_and_import_pass_their_paths_on(monkeypatch, tmp_path, capsys, command, function):
+    calls = []
+    monkeypatch.setattr(f"kleiber.runs.huggingface.{function}", lambda *paths: calls.append(paths))
+    assert main([command, "source", str(tmp_path)]) == 0
+    assert [str(path) for path in calls[0]] == ["source", str(tmp_path)]
+    assert str(tmp_path) in capsys.readouterr().out
+
+
 def test_widths_are_whole_numbers_separated_by_commas():
     assert parse_widths("64,128, 256") == [64, 128, 256]
     with pytest.raises(ValueError):

@@ -1,8 +1,13 @@
 """Estimates for planned runs: which runs are measured, and how seconds of the others follow from their speeds."""
 
-import pytest
+import json
+from io import StringIO
 
-from kleiber.launch.price_estimate import Prices, step_seconds, without_numbers
+import pytest
+from small_run import TINY
+
+from kleiber.config.compose import Composer, resolve_config
+from kleiber.launch.price_estimate import Prices, main, step_seconds, without_numbers
 from kleiber.launch.run_cost import Speed, StageCost
 from kleiber.models.counting import Parameters
 
@@ -77,3 +82,20 @@ def test_a_start_point_that_is_not_trained_is_replaced_by_a_folder_in_scratch(tm
     (placeholder,) = estimate.planned
     assert placeholder.parent == tmp_path / "scratch"
     assert estimate.configs[1]["init"]["path"] == f"{placeholder}/main"
+
+
+def test_a_request_is_answered_with_counts_and_seconds_of_a_base_and_its_fine_tune(
+    tmp_path, cache_dir, monkeypatch, capsys
+):
+    overrides = [*TINY, "budget.steps=3", "callbacks.samples=null", f"root={tmp_path}"]
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    config, _ = resolve_config(Composer("train").compose(overrides))
+    start = {"_target_": "kleiber.runs.Checkpoint", "path": f"{base}/main"}
+    request = {"runs": {str(base): config, str(tuned): {**config, "init": start}}, "describe": False}
+    monkeypatch.setattr("sys.stdin", StringIO(json.dumps(request)))
+    assert main() == 0
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [cell["tokens"] for cell in answer["cells"]] == [3 * 512] * 2
+    assert all(cell["seconds"] > 0 for cell in answer["cells"]) and answer["unmeasured"] is None
+    assert answer["cells"][0]["params"] == answer["cells"][1]["params"] and answer["memory_bytes"] > 2**27
+    assert not base.exists() and not tuned.exists()

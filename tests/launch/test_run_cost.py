@@ -2,19 +2,27 @@
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 
+from kleiber.config.instantiate import build
 from kleiber.launch.run_cost import (
     CORE_FILE,
     EVALUATED_TOKENS,
     MAX_STEPS,
     MIN_STEPS,
+    Models,
     StageCost,
     compute_speed,
     core_share,
+    count_costs,
+    measure,
     shorten_config,
     stage_key,
 )
 from kleiber.models.counting import Parameters
+from kleiber.records.catalog import read_run
+from kleiber.records.folder import read_config
+from kleiber.runs.run import plan_stages
 
 TREE, CHAIN = {"stages": None}, {"stages": {"_target_": "kleiber.runs.Chain", "chain": {"a": {}, "b": {}}}}
 
@@ -66,3 +74,19 @@ def test_the_share_of_a_core_is_cpu_time_over_wall_time(tmp_path):
     (tmp_path / CORE_FILE).write_text("3.0 2.0\n")
     assert core_share(tmp_path, {"trainer": {}}) == 1.0
     assert core_share(tmp_path / "missing", {"trainer": {"accelerator": "gpu"}}) == 1.0
+
+
+def test_counts_equal_the_summary_of_the_run_and_its_speed_is_measured(launch, tmp_path):
+    run = launch("trainer.max_steps=4", "callbacks.samples=null", "eval.every_steps=0")
+    config = read_config(run)
+    hardware, models = build(DictConfig(config["trainer"])), Models()
+    (cost,) = count_costs(plan_stages(OmegaConf.create(config), hardware, models), hardware, models)
+    (stage,) = read_run(run).stages
+    assert (cost.parameters.total, cost.total) == (stage["params"]["total"], stage["tokens"])
+    assert cost.flops == pytest.approx(stage["flops"]["model"])
+    (validation,) = plan_stages(OmegaConf.create(config), hardware)[0].plan.corpus.validation.values()
+    limit = config["eval"]["tokens"]
+    assert cost.evaluated == validation.first(limit).num_tokens, "scored once, at the end"
+    speed = measure(shorten_config(config, [cost], tmp_path / "short"), [cost], tmp_path / "short")
+    assert speed.flops_per_step == {"": cost.flops_per_step}
+    assert speed.step[""] > 0 and speed.memory_bytes > 2**27

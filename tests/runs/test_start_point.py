@@ -5,11 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig
 
 from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.models.hf_twin import to_hf
 from kleiber.objectives.clm import CLM
-from kleiber.runs.open import open_model
+from kleiber.records.folder import read_config
+from kleiber.runs.open import open_model, prepare_corpus
 from kleiber.runs.start_point import (
+    HF,
     Checkpoint,
     Scratch,
     Upcycle,
@@ -131,3 +135,28 @@ def test_corpora_with_different_vocabularies_are_refused_with_the_key():
     other.tokenizer = SimpleNamespace(vocab_size=300, eos=0, token_bytes=np.ones(300), hash="other/1")
     with pytest.raises(ValueError, match=r"init\.path.*other/1"):
         check_same_tokenizer(corpus, other, "init.path")
+
+
+def test_tasks_of_a_run_are_its_validation_texts(launch):
+    run = launch("trainer.max_steps=1", "callbacks.samples=null")
+    config = read_config(run)
+    corpus = prepare_corpus(config)
+    (task,) = Checkpoint(str(run)).tasks(DictConfig(config), corpus)
+    assert task.name == "tiny" and isinstance(task.objective, CLM)
+    assert same_text(task.held_out, corpus.validation["tiny"])
+
+
+def test_upstream_texts_of_a_hugging_face_folder_are_tasks(cache_dir):
+    config = DictConfig({"data": {"tokenizer": "bytes"}, "model": {"context": 64}})
+    tasks = HF("folder", upstream=["builtin/docs"]).tasks(config, fake_corpus())
+    assert len(tasks) == 1 and "docs" in tasks[0].name and isinstance(tasks[0].objective, CLM)
+    assert HF("folder").tasks(config, fake_corpus()) == []
+
+
+def test_weights_of_a_hugging_face_folder_are_loaded(tmp_path):
+    node = DENSE | {"parametrization": {"_target_": "kleiber.nn.StandardParametrization"}}
+    source, model = new_weights(node, seed=1), new_weights(node, seed=2)
+    to_hf(source).save_pretrained(tmp_path)
+    HF(str(tmp_path)).load(model)
+    for name, value in source.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
