@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from small_run import REPOSITORY
 from yaml import safe_load
 
@@ -25,13 +24,11 @@ WHOLE_PROJECT = {"house", "config_headers", "configs", "experiments", "readme"}
 FILE_LINES, FUNCTION_LINES = 300, 60
 
 
-@pytest.mark.xfail(strict=False, reason="tests move to their rooms")
 def test_every_module_has_a_test_file_of_its_name():
     missing = [str(m) for m in sorted(MODULES) if not (TESTS / m.parent / f"test_{m.name}.py").is_file()]
     assert missing == []
 
 
-@pytest.mark.xfail(strict=False, reason="tests move to their rooms")
 def test_every_test_file_is_named_after_a_module():
     strays = []
     for path in sorted(TESTS.rglob("test_*.py")):
@@ -65,7 +62,6 @@ def test_files_and_functions_of_the_package_are_short():
     assert too_long(PACKAGE) == []
 
 
-@pytest.mark.xfail(strict=False, reason="tests move to their rooms")
 def test_files_and_functions_of_the_tests_are_short():
     assert too_long(TESTS) == []
 

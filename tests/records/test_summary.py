@@ -1,6 +1,6 @@
-"""metrics.jsonl is read as it was written; what is not there or was cut short is no row."""
+"""JSON files and metrics.jsonl: they are read as they were written, without rows that were cut short."""
 
-from kleiber.records.summary import read_rows, rows_with
+from kleiber.records.summary import map_strings, read, read_rows, rows_with, write_json
 from kleiber.training.loggers import Rows
 
 
@@ -14,3 +14,17 @@ def test_rows_come_back_as_they_were_logged_without_a_line_that_was_cut_short(tm
     rows = read_rows(tmp_path)
     assert rows == [{"step": 1, "moe/load/0/1": 0.5}, {"step": 2, "train/loss": 3.0}]
     assert rows_with(rows, "moe/load/") == rows[:1]
+
+
+def test_numbers_that_json_cannot_represent_become_null(tmp_path):
+    path = tmp_path / "values.json"
+    write_json(path, {"loss": float("nan"), "list": [1.0, float("inf")], "text": "a"})
+    assert read(path) == {"loss": None, "list": [1.0, None], "text": "a"}
+    assert read(tmp_path / "missing.json") is None
+    path.write_text('{"cut')
+    assert read(path) is None
+
+
+def test_every_string_of_a_config_is_mapped_and_keys_and_numbers_are_kept():
+    config = {"a": "x", "b": {"c": ["x", 1, {"d": "x"}]}, "e": None}
+    assert map_strings(config, str.upper) == {"a": "X", "b": {"c": ["X", 1, {"d": "X"}]}, "e": None}

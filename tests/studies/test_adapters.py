@@ -1,4 +1,4 @@
-"""LoRA against full fine-tuning with known gaps: read, compared at its own best rate and at equal target loss, told."""
+"""The study of adapters on runs with known differences between LoRA and full fine-tuning."""
 
 import pytest
 import yaml

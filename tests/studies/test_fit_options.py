@@ -1,4 +1,4 @@
-"""What `--level`, `--fix`, `--at` and `--sigma` of `kleiber fit` do, and the combinations that are refused."""
+"""The options `--level`, `--fix`, `--at` and `--sigma` of `kleiber fit`, and refused combinations."""
 
 import numpy as np
 import pandas as pd

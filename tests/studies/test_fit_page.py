@@ -1,4 +1,4 @@
-"""`kleiber fit --report`: one page with figures for any table, for one fit or several, and words where it cannot be."""
+"""The page of `kleiber fit --report`: figures for one fit or several, for any table."""
 
 import re
 

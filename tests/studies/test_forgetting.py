@@ -1,4 +1,4 @@
-"""The forgetting study finds known differences between retention methods, and says where nothing can be compared."""
+"""The forgetting study on runs with known differences between retention methods."""
 
 import json
 

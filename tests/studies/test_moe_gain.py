@@ -1,4 +1,4 @@
-"""A mixture's gain on runs whose losses are known: at equal tokens, at equal time, and how it moves."""
+"""The gain of a mixture on runs with known losses, at equal tokens and time, and its trends."""
 
 import json
 import math

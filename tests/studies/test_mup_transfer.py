@@ -1,4 +1,4 @@
-"""Optima from losses whose optimum is known, with intervals that hold it; what is no optimum is said to be none."""
+"""The optimal learning rate from losses with a known optimum, with its interval, and optima at the edge."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A study's report from runs on disk: what it writes, that it can be made again, and that it says what is missing."""
+"""The report of a study: its files, its repetition, and the list of missing runs."""
 
 import json
 import shutil

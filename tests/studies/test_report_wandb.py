@@ -1,4 +1,4 @@
-"""A study in W&B, read back from the offline record: all of it arrives, and what cannot is said and keeps no other."""
+"""A study in W&B, read back from its offline record, also where parts of it fail."""
 
 import json
 

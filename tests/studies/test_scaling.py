@@ -1,4 +1,4 @@
-"""The scaling study recovers a known law, and says which runs and lines it left out."""
+"""The scaling study on a ladder with a known law: goals, suspects, and runs that are left out."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What every study that tells intervals refuses."""
+"""Confidence levels that every study with intervals refuses."""
 
 import pytest
 

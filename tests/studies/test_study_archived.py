@@ -1,4 +1,4 @@
-"""A study finds the same in the rows of runs.jsonl.gz as in the folders of its runs, and reads runs in one place."""
+"""A study gives the same findings from runs.jsonl.gz as from the folders of its runs."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Every study, trained from end to end at smoke size: its cells, its analysis, and what findings.json says of them."""
+"""Every study, trained end to end at smoke size: its cells, its analysis and its findings.json."""
 
 import json
 from typing import NamedTuple

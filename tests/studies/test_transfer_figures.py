@@ -1,4 +1,4 @@
-"""The figures of the transfer study are drawn from paired runs."""
+"""The figures of the transfer study, drawn from runs that are paired by seed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Figures of arms are named before they are drawn, and what has no data has no figure."""
+"""Figures of arms: the figures that are named can be drawn, and arms without data have none."""
 
 import math
 

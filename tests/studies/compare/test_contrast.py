@@ -1,4 +1,4 @@
-"""What a claim says in words; whether it holds is tested with the studies that make it."""
+"""Claims about forgetting: their texts, estimates and intervals."""
 
 import pandas as pd
 import pytest

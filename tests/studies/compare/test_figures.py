@@ -1,4 +1,4 @@
-"""The figures of comparisons hold every arm."""
+"""Every arm appears in the figures of a comparison."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Designs as cells: each width with its seeds, and the command line's sweep on top."""
+"""The grid design: cells of widths and seeds, combined with a sweep of the command line."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Base runs come first, and what goes on from them is told where they lie."""
+"""The design of methods: base runs come first, and later cells start from their folders."""
 
 import pytest
 import yaml

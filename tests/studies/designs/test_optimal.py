@@ -1,4 +1,4 @@
-"""The optimal design keeps its bounds and budget, and plans every third from what was trained before."""
+"""The optimal design: bounds, budget, and rounds that are planned from the runs before."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A ladder can be planned with a law of the user."""
+"""The plan of a ladder with a law of the user."""
 
 import pytest
 

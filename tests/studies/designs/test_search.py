@@ -1,4 +1,4 @@
-"""Information and elimination: the downdate is the variance computed anew, and the benchmark's goals are met."""
+"""The search for designs: incremental variances against direct ones, and the goals of the benchmark."""
 
 import importlib.util
 

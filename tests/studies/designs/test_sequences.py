@@ -1,4 +1,4 @@
-"""Sequences of tasks are planned in balanced orders, as chains and as runs of one task alone."""
+"""Sequences of tasks in balanced orders, as chains and as runs of single tasks."""
 
 from collections import Counter
 from itertools import pairwise

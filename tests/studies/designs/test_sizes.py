@@ -1,4 +1,4 @@
-"""The formulas of sizes are the counts of real models: parameters to the last one, FLOPs to rounding."""
+"""Formulas of model sizes against real models: parameters exactly, FLOPs up to rounding."""
 
 import pytest
 from omegaconf import OmegaConf

@@ -1,4 +1,4 @@
-"""Approaches 1, 2, 3: they find the exponent a law implies, and say so when they disagree."""
+"""Approaches 1, 2 and 3 recover the exponent of a known law, and report a disagreement."""
 
 import numpy as np
 import pytest

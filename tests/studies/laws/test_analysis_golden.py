@@ -1,4 +1,4 @@
-"""The recorded ladder: its law can be rebuilt to the last digits, and its smallest cell trained again to its loss."""
+"""The recorded ladder: its law is rebuilt to the last digits, and its smallest cell retrains to its loss."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The pre-asymptotic verdict: quiet on power laws with noise, loud when the small rungs are in a transient."""
+"""The test for the power law at the smallest runs: no refusal for power laws with noise, one for transients."""
 
 import numpy as np
 import pandas as pd

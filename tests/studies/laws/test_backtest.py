@@ -1,4 +1,4 @@
-"""Backtests: the cut rule, the naive predictors, and a law that must lose to them."""
+"""Backtests: the gap around a cut, the naive predictors, and a law that is worse than they are."""
 
 import numpy as np
 import pytest

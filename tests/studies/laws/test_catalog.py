@@ -1,4 +1,4 @@
-"""Every shipped law is recovered from its own noiseless values: the fitter reaches it and the signature is right."""
+"""Every shipped law equals its formula and is recovered from its own noiseless values."""
 
 import math
 

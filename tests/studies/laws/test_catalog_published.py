@@ -1,4 +1,4 @@
-"""The published results of ../shared/laws through `kleiber fit`, within the digits its README gives."""
+"""Published results, reproduced by `kleiber fit` to their printed digits; needs the shared data."""
 
 import json
 

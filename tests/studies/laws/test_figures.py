@@ -1,4 +1,4 @@
-"""The figures of a law show what its record holds, here that of the golden runs."""
+"""The figures of a law show the numbers of its record, here that of the recorded ladder."""
 
 import json
 

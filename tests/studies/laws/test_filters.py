@@ -1,4 +1,4 @@
-"""Row filters: precedence, lists, quoting, units, and messages that name the column."""
+"""Row filters: precedence, lists, quotes and units, and errors that name the column."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""Numbers with their intervals: one interval and one method each, and what is not identified."""
+"""Estimates in laws.json: one interval and one method each, and reasons for missing ones."""
 
 from dataclasses import replace
 

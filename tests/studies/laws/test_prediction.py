@@ -1,4 +1,4 @@
-"""The band of a new run from a record alone: what it contains, how it grows, and where no value is given."""
+"""The prediction interval of a new run, computed from a record: its parts, its growth, and refusals."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""A law against rows that it has not seen."""
+"""A recorded law compared with rows that it was not fitted to."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""The misfit that backtests show: what it learns from errors, which rows it may know, and how it widens an interval."""
+"""The misfit of a law, estimated from its backtests, and its effect on intervals."""
 
 import numpy as np
 import pytest

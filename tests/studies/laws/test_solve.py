@@ -1,4 +1,4 @@
-"""The batched solver: gradients, descents that do not see each other, a polish that reaches ten digits."""
+"""The batched solver: independent descents, fixed coordinates, and a polish to ten digits."""
 
 import numpy as np
 import pytest

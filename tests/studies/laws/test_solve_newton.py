@@ -1,4 +1,4 @@
-"""The last digits: where the gradient is zero, wherever one came from; nothing moves that should not."""
+"""Newton steps to a zero gradient: the same end from every start, and fixed rows that do not move."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Score tests agree with least squares, generalized by the noise of trunks, and have its degrees of freedom."""
+"""Score tests of transients against generalized least squares, with the degrees of freedom of trunks."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Profiles: their interval against brute force, and parameters the data cannot know."""
+"""Profile likelihoods against brute force, and parameters that the rows do not identify."""
 
 import numpy as np
 import pytest

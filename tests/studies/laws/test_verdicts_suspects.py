@@ -1,4 +1,4 @@
-"""Suspects by recorded rule: what is found, what is left alone, and what stands beside the fit."""
+"""Suspect rows: the rules that flag them, and the fit with and without them."""
 
 import numpy as np
 import pandas as pd
