@@ -27,7 +27,7 @@ TWICE = "data/test_cache.py::test_two_processes_build_once_and_a_killed_one_leav
 DEAD_RANK = "training/test_trainer_ddp.py::test_a_tree_of_two_ranks_killed_in_either_ends_bit_identical"
 RANKS_IN_SWEEP = "training/test_trainer_ddp.py::test_a_sweep_of_two_rank_cells_one_failing_on_rank_1"
 SIGNALLED = "faults/test_preempt.py::test_a_signal_saves_and_the_same_command_ends_bit_identical"
-ENDED = "launch/test_sweep.py::test_a_sweep_that_is_ended_ends_its_cells_in_good_order"
+ENDED = "launch/test_sweep_processes.py::test_a_sweep_that_is_ended_ends_its_cells_with_a_status"
 TESTS: dict[int, list[str]] = {
     1: [KILLS, "faults/test_kill30.py::test_thirty_random_kills_over_trees_end_bit_identical"],
     2: [KILLS, "faults/test_kill_tree.py::test_a_tree_killed_in_trunk_branch_and_between_ends_bit_identical"],
@@ -35,18 +35,18 @@ TESTS: dict[int, list[str]] = {
     4: [KILLS,
         "training/test_checkpoint.py::test_a_kill_during_the_write_leaves_the_one_before_and_a_stray_that_is_cleaned"],
     5: ["faults/test_kill.py::test_a_damaged_newest_checkpoint_falls_back_says_so_and_ends_the_same"],
-    6: ["training/test_checkpoint.py::test_a_full_disk_says_so_and_leaves_no_bad_file",
+    6: ["training/test_checkpoint.py::test_a_full_disk_raises_an_error_and_leaves_no_bad_file",
         "runs/test_run.py::test_a_full_disk_fails_the_run_and_keeps_the_checkpoint_before"],
-    7: ["runs/test_run.py::test_a_loss_that_is_not_finite_stops_the_run_and_says_where"],
-    8: ["training/callbacks/test_fault_tolerance.py::test_a_spike_is_told_once_with_its_step"],
+    7: ["runs/test_run.py::test_a_loss_that_is_not_finite_stops_the_run_with_the_step"],
+    8: ["training/callbacks/test_fault_tolerance.py::test_a_spike_is_printed_once_with_its_step"],
     9: [SIGNALLED, "training/test_trainer_ddp.py::test_two_ranks_that_are_asked_to_end_save_once_and_say_so",
         "faults/test_preempt.py::test_a_signal_where_no_step_is_trained_is_heeded_too"],
-    10: ["launch/test_main.py::test_ctrl_c_is_130_and_the_run_reads_as_killed"],
+    10: ["launch/test_main.py::test_ctrl_c_is_130_and_the_run_has_the_status_killed"],
     11: [SIGNALLED],
     12: [ENDED],
-    13: ["launch/test_sweep.py::test_a_failing_cell_stops_no_other_and_a_second_start_runs_only_what_is_missing"],
-    14: [RANKS_IN_SWEEP, "launch/test_sweep.py::test_one_process_is_refused_for_several_devices"],
-    15: ["launch/test_sweep.py::test_the_number_of_devices_makes_no_other_run_of_it_and_that_is_said"],
+    13: ["launch/test_sweep.py::test_other_cells_run_after_a_failure_and_a_second_start_runs_the_missing_cells"],
+    14: [RANKS_IN_SWEEP, "launch/test_sweep.py::test_launcher_basic_refuses_several_devices"],
+    15: ["launch/test_sweep.py::test_cells_that_differ_only_in_devices_are_the_same_run"],
     16: [RANKS_IN_SWEEP, DEAD_RANK],
     17: ["launch/test_main.py::test_flags_may_stand_anywhere"],
     18: ["launch/test_main.py::test_stale_rank_variables_are_refused"],
@@ -58,7 +58,7 @@ TESTS: dict[int, list[str]] = {
     24: ["training/test_loggers.py::test_auto_without_a_key_is_offline_at_once"],
     25: [CHECKED], 26: [CHECKED], 27: [CHECKED], 28: [CHECKED], 29: [CHECKED],
     30: ["config/test_cross_checks.py::test_the_error_names_every_key_that_contradicts_another"],
-    31: ["launch/test_main.py::test_a_gpu_that_is_not_there_is_said_in_one_line"],
+    31: ["launch/test_main.py::test_a_gpu_that_does_not_exist_is_refused_in_one_line"],
     32: ["data/sources/test_text.py::test_data_that_cannot_be_trained_on_is_named"],
     33: ["data/sources/test_dataset.py::test_empty_and_missing_places_are_named"],
     34: ["data/sources/test_dataset.py::test_a_broken_line_of_json_is_named_with_its_number"],
@@ -70,9 +70,9 @@ TESTS: dict[int, list[str]] = {
     41: ["records/test_folder.py::test_a_name_cannot_leave_the_root", CHECKED],
     42: ["records/test_folder.py::test_names_are_short_and_plain"],
     43: ["records/test_folder.py::test_names_are_short_and_plain"],
-    44: ["launch/test_main.py::test_resume_path_goes_on_there_with_a_longer_budget_only"],
+    44: ["launch/test_main.py::test_resume_path_accepts_a_longer_budget_and_refuses_another_seed"],
     45: ["training/test_trainer_ddp.py::test_a_run_goes_on_with_another_number_of_ranks"],
-    46: ["launch/test_main.py::test_a_root_that_cannot_be_written_is_told_in_one_line"],
+    46: ["launch/test_main.py::test_a_root_that_cannot_be_written_is_refused_in_one_line"],
     47: ["faults/test_kill.py::test_the_mirror_of_a_killed_run_is_read_to_its_last_row_and_has_no_end"],
     48: ["records/test_folder.py::test_a_second_process_is_refused_while_the_first_lives"],
 }  # fmt: skip
@@ -92,12 +92,14 @@ COMPLAINTS: dict[str, list[str]] = {
         "training/test_trainer_ddp.py::test_two_ranks_give_the_numbers_of_one_process",
     ],
     "one crash ends the sweep, or all cells fail of one defect": [
-        "launch/test_sweep.py::test_a_failing_cell_stops_no_other_and_a_second_start_runs_only_what_is_missing",
-        "launch/test_sweep.py::test_a_failing_cell_is_tried_again_and_a_sweep_may_stop",
+        "launch/test_sweep.py::test_other_cells_run_after_a_failure_and_a_second_start_runs_the_missing_cells",
+        "launch/test_sweep_processes.py::test_failed_cells_are_retried_until_stop_after",
     ],
-    "memory and its peaks leak from cell to cell": ["launch/test_sweep.py::test_cells_in_forked_processes"],
-    "two cells take the same GPU": ["launch/test_local_pool.py::test_cells_at_once_have_gpus_of_their_own"],
-    "a launcher chosen in a file comes too late": ["launch/test_sweep.py::test_a_file_may_choose_how_cells_run"],
+    "memory and its peaks leak from cell to cell": [
+        "launch/test_sweep_processes.py::test_forked_cells_write_their_own_logs_and_are_archived"
+    ],
+    "two cells take the same GPU": ["launch/test_local_pool.py::test_cells_that_run_at_once_have_different_gpus"],
+    "a launcher chosen in a file comes too late": ["launch/test_sweep.py::test_a_config_file_can_choose_the_launcher"],
     "errors of composition name neither file nor cure": [CHECKED],
     "resuming starts a new W&B run": ["runs/test_run.py::test_a_resumed_run_keeps_its_wandb_id"],
     "a requeued SLURM job loses its folder": [

@@ -1,11 +1,57 @@
-"""The closing table says what its numbers are."""
+"""The table at the end of a run: units of scores, rows of a stage, the cost of a tree, and the matrix of scores."""
 
-from kleiber.records.closing_table import scores_by_domain
+import pytest
+
+from kleiber.records.closing_table import matrix_table, scores_by_domain, stage_rows, tree_costs
+
+PARAMS = {"total": 1000, "active": 500, "non_embedding": 400, "trainable": 1000}
 
 
-def test_a_loss_has_the_unit_of_what_its_objective_counts_and_only_the_weights_own_scores_are_told():
-    found = {"val/x/loss": 0.5, "val/x/accuracy": 0.9, "val_ema/x/loss": 0.4, "drift/x/kl": 0.1, "wise/0/x/loss": 2.0}
-    assert scores_by_domain(found, "dpo") == {"x": "0.5000 loss/sample, 0.9000 accuracy"}
+def stage(name: str = "main", executed: float = 100.0, steps: int = 10, **entries) -> dict:
+    return {
+        "name": name, "parent": None, "branch_step": None, "objective": "clm", "params": PARAMS, "tokens": 5000,
+        "flops": {"model": 90.0, "executed": executed}, "steps": steps, "tokens_per_s": None, "mfu": None,
+        "seconds": None, "peak_memory_bytes": 2**21, "checkpoint": None, "metrics": {"val/docs/loss": 2.0}, **entries,
+    }  # fmt: skip
+
+
+def test_scores_have_their_units_and_leave_out_averaged_and_interpolated_weights():
+    metrics = {"val/x/loss": 0.5, "val/x/accuracy": 0.9, "val_ema/x/loss": 0.4, "drift/x/kl": 0.1, "wise/0/x/loss": 2.0}
+    assert scores_by_domain(metrics, "dpo") == {"x": "0.5000 loss/sample, 0.9000 accuracy"}
     assert scores_by_domain({"val/x/loss": 0.5, "val/x/bits_per_byte": 1.0}, "sft") == {
         "x": "0.5000 nats/token, 1.0000 bits/byte"
     }
+
+
+def test_a_stage_shows_its_name_among_several_and_what_it_trains_where_that_is_a_part():
+    rows = dict(stage_rows(stage()))
+    assert rows["validation docs"] == "2.0000 nats/token" and rows["checkpoint"] == "none"
+    assert not {"stage", "trained", "speed"} & rows.keys()
+    adapted = dict(stage_rows(stage("two", params=PARAMS | {"trainable": 10}), show_name=True))
+    assert adapted["stage"] == "two" and adapted["trained"].startswith("10 ")
+
+
+def test_scores_of_the_tasks_of_other_stages_are_left_out():
+    both = {"val/docs/loss": 2.0, "val/code/loss": 1.0}
+    rows = dict(stage_rows(stage(metrics=both, tasks=["code"])))
+    assert "validation code" in rows and "validation docs" not in rows
+
+
+def test_a_tree_pays_for_its_trunk_once_and_separate_runs_for_each_branch():
+    trunk = stage("trunk", executed=100.0, steps=10)
+    branches = [stage(name, 130.0, 5, parent="trunk", branch_step=10) for name in ("short", "long")]
+    assert tree_costs([trunk, *branches]) == pytest.approx((100 + 30 + 30, 260))
+    early = stage("early", 80.0, 5, parent="trunk", branch_step=5)
+    assert tree_costs([trunk, early]) == pytest.approx((100 + 80 - 50, 80))
+
+
+def test_the_matrix_has_a_column_per_task_and_names_a_shared_metric_once():
+    matrix = {
+        "tasks": ["docs", "code"], "stages": ["one"], "metric": {"docs": "val/docs/loss", "code": "val/code/loss"},
+        "baseline": [5.0, None], "matrix": [[2.0, 3.0]],
+    }  # fmt: skip
+    table = matrix_table(matrix)
+    assert [column.header for column in table.columns] == ["stage", "docs", "code"] and "loss" in str(table.title)
+    assert [list(column.cells) for column in table.columns] == [["start", "one"], ["5.0000", "2.0000"], ["", "3.0000"]]
+    mixed = matrix_table({**matrix, "metric": {"docs": "val/docs/loss", "code": "val/code/accuracy"}})
+    assert [column.header for column in mixed.columns] == ["stage", "docs/loss", "code/accuracy"]

@@ -1,7 +1,7 @@
-"""summary.json keeps what earlier starts wrote; metrics.jsonl is read as it was written, without a row that was cut."""
+"""summary.json keeps what earlier starts wrote; JSON and metrics.jsonl are read as written, without rows cut short."""
 
 from kleiber.config.errors import Status
-from kleiber.records.summary import Summary, read, read_rows, rows_with, write_json
+from kleiber.records.summary import Summary, map_strings, read, read_rows, rows_with, write_json
 from kleiber.training.loggers import Rows
 
 
@@ -17,6 +17,20 @@ def test_rows_come_back_as_they_were_logged_without_a_line_that_was_cut_short(tm
     assert rows_with(rows, "moe/load/") == rows[:1]
 
 
+def test_numbers_that_json_cannot_represent_become_null(tmp_path):
+    path = tmp_path / "values.json"
+    write_json(path, {"loss": float("nan"), "list": [1.0, float("inf")], "text": "a"})
+    assert read(path) == {"loss": None, "list": [1.0, None], "text": "a"}
+    assert read(tmp_path / "missing.json") is None
+    path.write_text('{"cut')
+    assert read(path) is None
+
+
+def test_every_string_of_a_config_is_mapped_and_keys_and_numbers_are_kept():
+    config = {"a": "x", "b": {"c": ["x", 1, {"d": "x"}]}, "e": None}
+    assert map_strings(config, str.upper) == {"a": "X", "b": {"c": ["X", 1, {"d": "X"}]}, "e": None}
+
+
 def test_a_second_start_keeps_stages_and_seconds_and_begins_anew_what_describes_the_process(tmp_path):
     first = Summary(tmp_path)
     first.start(run_id="a", seed=3)
@@ -28,7 +42,7 @@ def test_a_second_start_keeps_stages_and_seconds_and_begins_anew_what_describes_
     written = read(second.path)
     assert written == second.values and written["started"] == "2026-01-01" and written["seconds"] >= 100
     assert (written["status"], written["error"], written["run_id"]) == ("running", None, "b")
-    assert list(second.done()) == ["main"] and written["versions"]["python"]
+    assert list(second.finished_stages()) == ["main"] and written["versions"]["python"]
 
 
 def test_a_stage_replaces_the_one_of_its_name(tmp_path):
@@ -39,4 +53,4 @@ def test_a_stage_replaces_the_one_of_its_name(tmp_path):
     assert [(stage["name"], stage["status"]) for stage in read(summary.path)["stages"]] == [
         ("trunk", "finished"), ("branch", "running"),
     ]  # fmt: skip
-    assert list(summary.done()) == ["trunk"]
+    assert list(summary.finished_stages()) == ["trunk"]
