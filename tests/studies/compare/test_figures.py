@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from kleiber.studies.adapters import Adapters
@@ -24,8 +26,6 @@ def test_figures_hold_every_arm(runs):
 
 def test_rates_far_beyond_the_frontiers_are_counted_and_not_drawn():
     pytest.importorskip("altair")
-    import pandas as pd
-
     from kleiber.studies.compare.figures import frontier
 
     rows = [("full", 1.0, 0.2, True), ("full", 1.2, 0.1, True), ("rank 1", 1.3, 0.1, True), ("rank 1", 3.0, 2.0, False)]
@@ -33,3 +33,18 @@ def test_rates_far_beyond_the_frontiers_are_counted_and_not_drawn():
     drawn = frontier(points, ["full", "rank 1"]).to_dict()
     assert "1 more lie beyond the axes" in drawn["title"]["subtitle"]
     assert max(row["target"] for table in drawn["datasets"].values() for row in table) == 1.3
+
+
+def test_names_side_by_side_do_not_overlap_and_others_stay_at_their_places():
+    alt = pytest.importorskip("altair")
+    from kleiber.studies.compare.figures import named
+
+    places = pd.DataFrame({"lr": [1.0, 1.1, 9.0], "loss": [2.0, 2.001, 2.002], "arm": ["a", "b", "c"]})
+    chart = named(
+        pd.concat([places, pd.DataFrame({"lr": [5.0], "loss": [3.0], "arm": ["d"]})]), "lr", "loss", alt.X("lr:Q")
+    )
+    heights = dict(zip(chart.data["arm"], chart.data["at"], strict=True))
+    room = 0.045 * (3.0 - 2.0)
+    assert heights["a"] == 2.0 and heights["c"] == 2.002 and heights["d"] == 3.0
+    assert np.isclose(heights["b"], heights["a"] + room)
+    assert chart.to_dict()["encoding"]["text"]["field"] == "arm"

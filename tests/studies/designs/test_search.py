@@ -38,6 +38,15 @@ def test_the_gradient_is_that_of_the_log_loss():
     assert gradient(LAW, N, D)[0] == pytest.approx(slope, rel=1e-6)
 
 
+def test_joined_points_keep_their_trunks_apart():
+    small, large = grid(2, 3, 1), grid(3, 2, 2)
+    both = small.join(large)
+    assert len(both) == 6 + 12 and len(set(both.trunk)) == 2 + 6
+    assert both.cost(0.2) == pytest.approx(small.cost(0.2) + large.cost(0.2))
+    nothing = small.keep(np.zeros(6, bool))
+    assert nothing.join(large).cost(0.2) == pytest.approx(large.cost(0.2))
+
+
 def test_every_downdate_is_the_variance_computed_anew():
     points, noise = grid(), Noise()
     left = Elimination(points, [LAW], 1e18, noise, 0.2, Rules(8, 4, 0))

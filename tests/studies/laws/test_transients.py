@@ -7,7 +7,7 @@ import pytest
 
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
-from kleiber.studies.laws.transients import detectable, diagnose, residual_precision
+from kleiber.studies.laws.transients import detectable, diagnose, linear_terms, residual_precision
 from kleiber.studies.laws.variance_components import VarianceComponents
 
 from .. import ladders
@@ -84,3 +84,14 @@ def test_tests_along_size_have_the_degrees_of_freedom_of_trunks():
 def test_twice_the_noise_hides_transients_twice_as_large():
     once, twice = (np.array(detectable(measured_with(0.0, within))) for within in (1e-4, 4e-4))
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)
+
+
+@pytest.mark.parametrize("space", ["log", "linear"])
+def test_linear_terms_are_the_slopes_of_the_target_in_their_factors(space):
+    rows = ladders.twenty()
+    least = fit("chinchilla", rows, ladders.noisy(ladders.loss(**rows), 0, 0.002), space=space)
+    *_, alpha, beta = least.values[0]
+    loss = least.predict(rows)
+    slopes = np.column_stack([np.ones(20), rows["N"] ** -alpha, rows["D"] ** -beta])
+    expected = slopes / loss[:, None] if space == "log" else slopes
+    np.testing.assert_allclose(linear_terms(least), expected, rtol=1e-9)
