@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Int, Integer
 
 from kleiber.data.batches import sample_numbers
-from kleiber.data.cache import FORMAT, SPLITS, Document, Source, SourceText, cached_folder
-from kleiber.data.tokenizers.byte_level import Bytes, chunks
+from kleiber.data.cache import FORMAT, SPLITS, Document, Source, SourceText, cached_folder, chunks
+from kleiber.data.tokenizers import Bytes
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Samples, Tokenizer
