@@ -20,7 +20,7 @@ Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the la
 
 
 def evaluate(subject: Subject) -> dict[str, float]:
-    """Latency of the model with the prompt and continuation of `lengths`; see `latency`."""
+    """Returns the metrics of `latency`, for the numbers of prompt and generated tokens that `lengths` returns."""
     prompt, new = lengths(subject.model)
     return latency(subject.model, prompt=prompt, new=new)
 
@@ -105,5 +105,5 @@ def measure(
 
 
 def cache_bytes(cache: DecodingCache) -> int:
-    """Bytes of the keys and values of all layers."""
+    """Size in bytes of the cached keys and values of all layers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in cache.tensors())

@@ -139,9 +139,10 @@ def require_columns(table: Dataset, columns: Iterable[str], name: str, key: str 
     """Raises ValueError for the first column that the table of data set `name` lacks; `key` is the setting for it."""
     for column in columns:
         if column not in table.column_names:
-            setting = "" if key is None else f"{key}={column}: "
             present = ", ".join(table.column_names)
-            raise ValueError(f"{setting}data.path={name} must have a column {column}; its columns are {present}")
+            if key is not None:
+                raise ValueError(f"{key}={column}: data.path={name} has no such column; set {key} to one of {present}")
+            raise ValueError(f"data.path={name} must have a column {column}; its columns are {present}")
 
 
 def require_text_columns(table: Dataset, columns: Sequence[str], name: str) -> None:
@@ -157,7 +158,7 @@ def require_text_columns(table: Dataset, columns: Sequence[str], name: str) -> N
 
 
 def rows(table: Dataset) -> Iterator[Row]:
-    """Yields the rows of a table."""
+    """Yields the rows of a table as dictionaries, with values by column."""
     return (row for batch in row_batches(table) for row in batch)
 
 

@@ -173,7 +173,7 @@ class RoutingHealth(LeanCallback):
         self.alarmed: set[str] = set()
 
     def state_dict(self) -> Json:
-        """Loads, counts and alarms so far; {} for a dense model."""
+        """Returns the accumulated expert loads, token counts and alarms; {} for a dense model."""
         if not self.windows:
             return {}
         loads, windows = ({layer: v.cpu() for layer, v in sums.items()} for sums in (self.loads, self.windows))
@@ -209,7 +209,10 @@ class RoutingHealth(LeanCallback):
                 print(f"routing at step {step:,}: {alarm}", file=sys.stderr)
 
     def report(self, last: Mapping[str, Tensor | float]) -> tuple[dict[str, float], list[str]]:
-        """The row of metrics, and the new alarms; the loads start again from 0."""
+        """Returns the row of routing metrics by name, and the texts of new alarms; resets the expert loads to 0.
+
+        last  metrics of the latest step, with the balance loss of each layer as "balance/<layer>"
+        """
         row: dict[str, float] = {}
         alarms: list[str] = []
         full = self.tokens >= self.window
