@@ -169,9 +169,7 @@ def frontier(points: Rows, order: Sequence[str]) -> alt.TopLevelMixin:
     bars = base.mark_rule(opacity=0.5).encode(x=x, y=low, y2="high:Q", color=color)
     marks = base.mark_point(size=46, filled=True, opacity=0.9).encode(x=x, y=y, color=color, shape=shape, tooltip=tips)
     lines = alt.Chart(shown[shown["best"]]).mark_line(strokeWidth=1.3).encode(x=x, y=y, color=color, order="target:Q")
-    return with_title(
-        bars + lines + marks, "Forgetting vs target loss", subtitle=f"one point for each learning rate{beyond}"
-    )
+    return with_title(bars + lines + marks, "Forgetting vs target loss", subtitle=subtitle)
 
 
 def ranks(claims: Mapping[str, Mapping[str, Claim]], order: Sequence[str]) -> alt.TopLevelMixin:
