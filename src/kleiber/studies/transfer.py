@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kleiber.records.catalog import Run
+from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.compare.task_rows import (
-    SCRATCH,
-    Rows,
     at_tuned_rate,
     paired_scores,
     score_rows,
