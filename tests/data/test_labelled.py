@@ -7,28 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from labelled_rows import reviews, row_texts
 from tables import folder
 
 from kleiber.data.batches import stream
 from kleiber.data.labelled import Labelled, LabelledRows, truncate_longest
-
-
-def reviews(count: int = 40) -> list[dict]:
-    return [{"text": f"{i} " + "ab" * (i % 9), "label": i % 2} for i in range(count)]
-
-
-def row_texts(rows: LabelledRows, i: int, begin: int = 256, eos: int = 256) -> list[str]:
-    """The texts of a row, without what stands around them."""
-    ids = rows.row(i).tolist()
-    assert ids[0] == begin and ids[-1] == eos
-    pieces, piece = [], []
-    for token in ids[1:]:
-        if token == eos:
-            pieces.append(bytes(piece).decode("utf-8", "replace"))
-            piece = []
-        else:
-            piece.append(token)
-    return pieces
 
 
 def test_rows_have_the_texts_and_labels_of_the_table(tmp_path: Path, cache: Path) -> None:

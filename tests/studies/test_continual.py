@@ -10,22 +10,10 @@ from kleiber.records.catalog import read_runs
 from kleiber.studies.compare import task_rows
 from kleiber.studies.continual import Continual
 
-from .sequence_runs import TASKS, write_sequence, write_study
+from .sequence_runs import TASKS, study, write_sequence, write_study  # noqa: F401  (study is a fixture)
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    home = tmp_path_factory.mktemp("runs") / "continual"
-    write_study(home)
-    return home
-
-
-def sequence_row(study, method="none", order="a > b > c", seed=0):
-    rows = task_rows.sequence_rows(read_runs(study), 0.02)
-    return rows[(rows["method"] == method) & (rows["order"] == order) & (rows["seed"] == seed)].iloc[0]
-
-
-def test_methods_are_compared_within_order_and_seed(study):
+def test_methods_are_compared_within_order_and_seed(study):  # noqa: F811
     record = Continual().compare(read_runs(study))
     gaps = {(gap["method"], gap["metric"]): gap for gap in record["gaps"]}
     gap = gaps["ewc", "forgetting"]
@@ -119,7 +107,7 @@ def test_who_does_not_regain_the_task_has_no_faster_savings(tmp_path):
     assert next(entry for entry in record["claims"] if entry["code"] == "acc_ewc")["holds"] is True
 
 
-def test_sequences_over_other_tasks_are_left_out_by_name(study, tmp_path):
+def test_sequences_over_other_tasks_are_left_out_by_name(study, tmp_path):  # noqa: F811
     write_study(tmp_path / "s", methods=(("none", 0.0), ("ewc", 0.5)))
     folder = write_sequence(tmp_path / "s", "ewc", TASKS, 7, kept=0.9)
     content = json.loads((folder / "summary.json").read_text())

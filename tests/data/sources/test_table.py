@@ -7,29 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from labelled_rows import reviews, row_texts
 from tables import folder, jsonl
 
 from kleiber.data.batches import HeldOutRows
 from kleiber.data.labelled import Labelled, LabelledRows
 from kleiber.data.sources.dataset import standard_splits
-
-
-def reviews(count: int = 40) -> list[dict]:
-    return [{"text": f"{i} " + "ab" * (i % 9), "label": i % 2} for i in range(count)]
-
-
-def row_texts(rows: LabelledRows, i: int, begin: int = 256, eos: int = 256) -> list[str]:
-    """The texts of a row, without what stands around them."""
-    ids = rows.row(i).tolist()
-    assert ids[0] == begin and ids[-1] == eos
-    pieces, piece = [], []
-    for token in ids[1:]:
-        if token == eos:
-            pieces.append(bytes(piece).decode("utf-8", "replace"))
-            piece = []
-        else:
-            piece.append(token)
-    return pieces
 
 
 def test_classes_by_name_and_several_classes(tmp_path: Path, cache: Path) -> None:

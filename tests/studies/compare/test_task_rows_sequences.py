@@ -9,22 +9,10 @@ from kleiber.records.catalog import read_runs
 from kleiber.studies.compare import task_rows
 from kleiber.studies.continual import Continual, matrices
 
-from ..sequence_runs import write_sequence, write_study
+from ..sequence_runs import sequence_row, study, write_sequence  # noqa: F401  (study is a fixture)
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    home = tmp_path_factory.mktemp("runs") / "continual"
-    write_study(home)
-    return home
-
-
-def sequence_row(study, method="none", order="a > b > c", seed=0):
-    rows = task_rows.sequence_rows(read_runs(study), 0.02)
-    return rows[(rows["method"] == method) & (rows["order"] == order) & (rows["seed"] == seed)].iloc[0]
-
-
-def test_every_metric_of_a_sequence_by_hand(study):
+def test_every_metric_of_a_sequence_by_hand(study):  # noqa: F811
     row = sequence_row(study)
     assert row["ACC"] == pytest.approx(-(2.0 + 1.5 + 1.4) / 3)
     assert row["LA"] == pytest.approx(-(1.0 + 1.2 + 1.4) / 3)
@@ -36,7 +24,7 @@ def test_every_metric_of_a_sequence_by_hand(study):
     assert row["upstream"] != row["upstream"], "nothing was there before"
 
 
-def test_the_order_of_stages_and_not_of_columns_decides(study):
+def test_the_order_of_stages_and_not_of_columns_decides(study):  # noqa: F811
     assert sequence_row(study, order="c > a > b").drop(
         ["run", "order", "matrix", "intransigence"]
     ).to_dict() == pytest.approx(
@@ -45,7 +33,7 @@ def test_the_order_of_stages_and_not_of_columns_decides(study):
     assert sequence_row(study, order="c > a > b")["intransigence"] == pytest.approx((0.0 + 0.3 + 0.3) / 3)
 
 
-def test_a_reference_is_that_of_the_seed_at_the_rate_that_is_best_on_average(study):
+def test_a_reference_is_that_of_the_seed_at_the_rate_that_is_best_on_average(study):  # noqa: F811
     assert sequence_row(study, seed=1)["intransigence"] == pytest.approx(sequence_row(study)["intransigence"])
     alone = task_rows.alone_scores(read_runs(study))
     assert task_rows.reference(alone, "scratch", "a", 7) == pytest.approx(-0.905), "the mean of the seeds"
