@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from kleiber.config.instantiate import build
+from kleiber.config.targets import build
 from kleiber.data.mixture import MixtureCorpus
 from kleiber.models.transformer import Transformer
 from kleiber.runs.inherit import locate_stage
