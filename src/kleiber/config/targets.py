@@ -83,7 +83,11 @@ def signature(target: str) -> Signature:
     if not target.startswith(ALLOWED):
         raise ConfigError(f"_target_ {target} is not allowed: it must begin with {', '.join(ALLOWED)}")
     if target.startswith("kleiber."):
-        return _from_source(target)
+        where, node = _find_export(target)
+        if isinstance(node, ast.FunctionDef):
+            return _of_function(where, node, node.name, skip=0)
+        assert isinstance(node, ast.ClassDef), f"{target} is exported, but not defined"
+        return _of_class(where, node)
     return _import_signature(target)
 
 
@@ -95,7 +99,10 @@ def _import_signature(target: str) -> Signature:
         raise ConfigError(f"_target_ {target} cannot be imported") from None
     owner = inspect.getmodule(imported)
     if not callable(imported) or owner is None or not f"{owner.__name__}.".startswith(ALLOWED):
-        raise ConfigError(f"_target_ {target} is not allowed: another package defines it ({imported!r})")
+        raise ConfigError(
+            f"_target_ {target} is not allowed: it must be a function or class that a module in {', '.join(ALLOWED)} "
+            f"defines, not one that it imports ({imported!r})"
+        )
     return runtime_signature(imported, name)
 
 
@@ -120,14 +127,6 @@ def _module(name: str) -> ast.Module | None:
         if file.is_file():
             return ast.parse(file.read_text())
     return None
-
-
-def _from_source(target: str) -> Signature:
-    where, node = _find_export(target)
-    if isinstance(node, ast.FunctionDef):
-        return _of_function(where, node, node.name, skip=0)
-    assert isinstance(node, ast.ClassDef), f"{target} is exported, but not defined"
-    return _of_class(where, node)
 
 
 def _find_export(target: str) -> tuple[str, ast.AST | None]:

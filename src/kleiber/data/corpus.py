@@ -160,7 +160,9 @@ class EncodedTable:
         return [file["sha256"] for file in self.manifest["files"].values()]
 
     def samples(self, read: Callable[[Path], SomeRows]) -> dict[str, SomeRows]:
-        """Returns the samples of each split, which `read` loads from the files whose names begin with a path.
+        """Returns the samples by split.
+
+        read  loads a split from the path FOLDER/SPLIT without a suffix; its files add suffixes such as .bin
 
         Logs what each split contains. Raises ValueError for a training or validation split without samples.
         """

@@ -91,7 +91,7 @@ def _documents(ids: Integer[np.ndarray, "time"]) -> Iterator[Document]:
 def id_dtype(vocab_size: int) -> np.dtype:
     """Returns the smallest unsigned type that holds every id. Raises ValueError for more than 2^32 ids."""
     if vocab_size > 1 << 32:
-        raise ValueError(f"a vocabulary of {vocab_size} entries does not fit 32-bit token ids")
+        raise ValueError(f"vocab_size={vocab_size} of the tokenizer must be <= 2^32, since token ids have 32 bits")
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 

@@ -20,7 +20,7 @@ Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the la
 
 
 def evaluate(subject: Subject) -> dict[str, float]:
-    """Latency of the model with the prompt and continuation of `lengths`; see `latency`."""
+    """Returns the metrics of `latency`, for the numbers of prompt and generated tokens that `lengths` returns."""
     prompt, new = lengths(subject.model)
     return latency(subject.model, prompt=prompt, new=new)
 

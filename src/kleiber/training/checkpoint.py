@@ -195,7 +195,10 @@ def read(path: Path) -> Checkpoint:
         if not (path / file).is_file():
             raise Damaged(f"{path / file} is missing")
         if _digest(path / file) != expected:
-            raise Damaged(f"{path / file} was changed after it was written: its sha256 differs from that in meta.json")
+            raise Damaged(
+                f"{path / file} was changed after it was written, since its sha256 differs from that in meta.json: "
+                f"restore the file, or delete {path} to use an earlier checkpoint"
+            )
     return Checkpoint(path, meta)
 
 
