@@ -41,11 +41,15 @@ def upcycle(state: dict[str, Tensor], model: Transformer, noise: float = 0.0, re
         if name not in target or target[name].shape != value.shape:
             shape = tuple(target[name].shape) if name in target else "missing"
             raise ValueError(
-                f"init=upcycle: {name} has shape {tuple(value.shape)} in the checkpoint and {shape} in the model"
+                f"init=upcycle: {name} has shape {tuple(value.shape)} in the checkpoint and {shape} in the model: "
+                "set the model's sizes to those of the checkpoint"
             )
     missing = [name for name in target if name not in plain and not name.startswith(tuple(mixtures))]
     if missing:
-        raise ValueError(f"init=upcycle: the checkpoint has no {', '.join(missing[:3])}")
+        raise ValueError(
+            f"init=upcycle: the checkpoint has no {', '.join(missing[:3])}: set the model's options to those of the "
+            "checkpoint"
+        )
     for prefix, moe in mixtures.items():
         check_experts(moe, state, prefix)
     model.load_state_dict(plain, strict=False)
