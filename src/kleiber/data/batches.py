@@ -49,7 +49,7 @@ class Order:
 
     def __init__(self, num_samples: int, seed: int) -> None:
         if num_samples < 1:
-            raise ValueError("the training set has no samples")
+            raise ValueError("the training set has no samples: choose data with at least one training sample")
         self.num_samples, self.seed = num_samples, seed
         self._permutations: dict[int, Ids] = {}
 

@@ -59,7 +59,7 @@ def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[
             documents = text.documents
             counts = {split: _write(folder / f"{split}.bin", documents.get(split, ()), tokenizer) for split in SPLITS}
         if counts["train"]["tokens"] == 0:
-            raise ValueError(f"the training split of {source.name} has no text")
+            raise ValueError(f"the training split of {source.name} has no text: choose data with text in that split")
         return {"splits": counts, **text.notes}
 
     folder, manifest = cached_folder(root, f"{source.name}-{tokenizer.name}", identity, build)

@@ -252,13 +252,13 @@ def load_pretrained(name: str) -> Pretrained:
         copy = hub.local_copy(name) if hub.is_name(name) else None
         folder = copy or _download(name)
     if not (folder / FILE).is_file():
-        raise ValueError(f"data.tokenizer={name}: {folder} has no {FILE}")
+        raise ValueError(f"data.tokenizer={name} must be a folder with {FILE}, and {folder} has none")
     return Pretrained(folder, name)
 
 
 def _download(name: str) -> Path:
     if not hub.is_name(name):
-        raise ValueError(f"data.tokenizer={name} is not an existing folder, and not a name on the hub")
+        raise ValueError(f"data.tokenizer={name} must be an existing folder or a name on the hub")
     from huggingface_hub import hf_hub_download
 
     online = hub.reachable()

@@ -50,12 +50,12 @@ def evaluate(subject: Subject) -> Json:
     folder of questions, for a bidirectional model, and for rows with other columns.
     """
     if not subject.model.causal:
-        raise ValueError("--evals choice needs a model that predicts the next token; this model is bidirectional")
+        raise ValueError("--evals choice needs a causal model, such as model=gpt; this model is bidirectional")
     results = {}
     for name, path in question_files(subject.task_files).items():
         questions = [parse_question(row, subject.corpus.tokenizer, path) for row in read_rows(path)]
         if not questions:
-            raise ValueError(f"{path} contains no questions")
+            raise ValueError(f"--task-files: {path} must contain at least one question, and contains none")
         scores = choose(subject.model, questions, subject.rows)
         accuracy, count = scores["accuracy"], len(questions)
         chance = sum(1 / len(question.endings) for question in questions) / count
@@ -166,7 +166,9 @@ def ending_log_probs(model: Model, pairs: Sequence[tuple[list[int], list[int]]])
     """log p(ending | context) of each pair (context, ending) of token ids, in nats, from one forward pass."""
     longest = max(len(ending) for _, ending in pairs)
     if longest > model.context:
-        raise ValueError(f"an ending of {longest} tokens exceeds model.context={model.context}")
+        raise ValueError(
+            f"an ending has {longest} tokens, and must have at most model.context={model.context}: remove its question"
+        )
     device = next(model.parameters()).device
     texts = [(context + ending)[-model.context - 1 :] for context, ending in pairs]
     width = max(len(text) for text in texts)

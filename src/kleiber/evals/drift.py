@@ -32,7 +32,10 @@ def divergence(
     Raises ValueError for an objective that predicts no distribution.
     """
     if not objective.has_predictions:
-        raise ValueError(f"objective={type(objective).__name__} predicts no distribution, so it has no divergence")
+        raise ValueError(
+            f"objective={type(objective).__name__} predicts no distribution, so it has no divergence: choose another "
+            "objective, such as clm or mlm"
+        )
     was_training, sums = model.training, Sums()
     model.eval()
     start.eval()

@@ -121,7 +121,7 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
     def __init__(self, model: Model, tokenizer: Tokenizer, batch_size: int = 16, max_gen_toks: int = 256) -> None:
         super().__init__()
         if not model.causal:
-            raise ValueError("--evals harness needs a causal model; this model is bidirectional")
+            raise ValueError("--evals harness needs a causal model, such as model=gpt; this model is bidirectional")
         self.model, self.kleiber_tokenizer = model, tokenizer
         self.batch_size, self.max_gen_toks = batch_size, max_gen_toks
         self.max_length: int = model.context

@@ -50,9 +50,9 @@ def latency(
     Raises ValueError where prompt and new tokens exceed the context, and for a bidirectional model.
     """
     if not model.causal:
-        raise ValueError("latency of decoding needs a causal model; this model is bidirectional")
+        raise ValueError("the latency of decoding needs a causal model, such as model=gpt; this model is bidirectional")
     if prompt + new > model.context:
-        raise ValueError(f"prompt={prompt} and new={new} tokens exceed model.context={model.context}")
+        raise ValueError(f"prompt={prompt} and new={new} tokens must fit in model.context={model.context}")
     was_training = model.training
     model.eval()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

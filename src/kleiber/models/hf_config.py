@@ -45,7 +45,7 @@ def model_folder(name: str, key: str = "model.path") -> Path:
     if not folder.is_dir():
         folder = (hub.local_copy(name) if hub.is_name(name) else None) or _downloaded(name, key)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{key}={name}: {folder} has no config.json")
+        raise ValueError(f"{key}={name} must be the folder of a Hugging Face model: {folder} has no config.json")
     return folder
 
 
@@ -105,7 +105,7 @@ def hf_model_node(folder: Path, context: int | None = None) -> Json:
     """
     folder = folder.expanduser()
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json of a Hugging Face model")
+        raise ValueError(f"{folder} must be the folder of a Hugging Face model, and has no config.json")
     config = read_config(folder)
     kind = config.get("model_type")
     if kind not in KINDS:
@@ -215,7 +215,8 @@ def configuration(path: str, weights: str, changes: Config) -> tuple[PretrainedC
     kind = str(content.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise ValueError(
-            f"model.path={path} has model_type={kind}, which is not part of transformers; code in a folder is never run"
+            f"model.path={path} has model_type={kind}, which must be a type of the installed transformers: code in a "
+            "folder is never run"
         )
     plain = CONFIG_MAPPING[kind]()
     names = plain.to_dict().keys() | plain.attribute_map.keys()

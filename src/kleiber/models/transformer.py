@@ -122,7 +122,9 @@ class Transformer(Model):
         """
         time, past = batch.tokens.shape[1], 0 if caches is None else len(caches)
         if past + time > self.context:
-            raise ValueError(f"{past + time} tokens in a row exceed model.context={self.context}")
+            raise ValueError(
+                f"a row has {past + time} tokens, and must have at most model.context={self.context}: shorten the row"
+            )
         x = self.embedding(batch.tokens)
         if self.embedding_multiplier != 1:
             x = x * self.embedding_multiplier

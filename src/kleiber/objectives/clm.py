@@ -38,7 +38,7 @@ class CLM(Objective):
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
         if batch.tokens.shape[1] < 2:
-            raise ValueError("next-token prediction needs rows of at least 2 tokens; these rows have 1 token")
+            raise ValueError("objective=clm needs rows of at least 2 tokens, and these have 1: use longer rows")
         require_causal(model, "clm")
         output = model(next_token_inputs(batch))
         targets = batch.tokens[:, 1:]

@@ -170,7 +170,7 @@ def read_runs(place: Path) -> list[Run]:
     if place.is_file():
         return archived_runs(place)
     if not place.is_dir():
-        raise FileNotFoundError(f"{place}: no such folder of runs")
+        raise FileNotFoundError(f"{place} does not exist: name a run, or a folder that contains runs")
     homes = {path.parent for name in ("config.yaml", "summary.json") for path in place.rglob(name)}
     homes = {home for home in homes if home == place or not SET_ASIDE.fullmatch(home.name)}
     runs = {home: read_run(home) for home in homes if ".part-" not in home.name and "wandb" not in home.parts}

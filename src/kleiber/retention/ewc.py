@@ -98,7 +98,7 @@ def raw_fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, T
     if not task.objective.has_predictions:
         raise ValueError(
             f"retention.ewc needs distributions over outcomes, which objective={type(task.objective).__name__} of the "
-            f"earlier task {task.name} does not predict"
+            f"earlier task {task.name} does not predict: remove ewc, or start from a run with another objective"
         )
     assert task.train is not None
     parameters, device, (rank, world_size) = trainable(model), device_of(model), rank_and_world_size()

@@ -63,7 +63,7 @@ class LwF(Retention):
             if not task.objective.has_predictions:
                 raise ValueError(
                     f"retention.lwf needs distributions over outcomes, which objective={type(task.objective).__name__} "
-                    f"of the earlier task {task.name} does not predict"
+                    f"of the earlier task {task.name} does not predict: remove lwf, or start from another run"
                 )
         if not self.tasks:
             raise ValueError("retention.lwf needs an earlier task, and this stage has none: remove lwf")

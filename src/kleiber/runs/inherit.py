@@ -84,7 +84,10 @@ def finished_stage(run: Run, stage: str | None, path: str) -> str:
     """Returns `stage`, or the last finished stage when it is None. Raises ConfigError when it is not finished."""
     finished = [record["name"] for record in run.stages if record["status"] == Status.FINISHED]
     if not finished:
-        raise ConfigError(f"init.path={path}: the run has no finished stage; its status is {run.status}")
+        raise ConfigError(
+            f"init.path={path} must be a run with a finished stage, and this one has none (status {run.status}): "
+            "finish it by running its command again"
+        )
     if stage is not None and stage not in finished:
         near = did_you_mean(stage, finished)
         raise ConfigError(f"init.path={path}: {stage!r} must be a finished stage: {', '.join(finished)}.{near}")

@@ -190,10 +190,13 @@ def read(path: Path) -> Checkpoint:
     except (OSError, ValueError) as error:
         raise Damaged(f"{path / 'meta.json'} cannot be read: {error}") from None
     if name(meta["step"]) != path.name:
-        raise Damaged(f"{path / 'meta.json'} is of step {meta['step']}, and the directory of another")
+        raise Damaged(
+            f"{path / 'meta.json'} belongs to step {meta['step']}, and its directory to another: delete {path} to use "
+            "an earlier checkpoint"
+        )
     for file, expected in meta["sha256"].items():
         if not (path / file).is_file():
-            raise Damaged(f"{path / file} is missing")
+            raise Damaged(f"{path / file} is missing: restore the file, or delete {path} to use an earlier checkpoint")
         if _digest(path / file) != expected:
             raise Damaged(
                 f"{path / file} was changed after it was written, since its sha256 differs from that in meta.json: "

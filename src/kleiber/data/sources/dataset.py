@@ -95,7 +95,7 @@ def locate(path: str) -> Location:
         copy = hub.local_copy(path)
         location = Location(path, copy, from_local_copy=copy is not None)
     else:
-        raise ValueError(f"data.path={path} is not an existing file or folder, and not a name on the hub")
+        raise ValueError(f"data.path={path} must be an existing file or folder, or OWNER/NAME of a data set on the hub")
     if location.local is not None and sum(file.stat().st_size for file in location.files()) == 0:
         raise ValueError(f"data.path={path} must contain text, but {location.local} is empty")
     return location
