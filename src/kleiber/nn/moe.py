@@ -248,9 +248,13 @@ def interleaved_moe(
     backend: Backend = "grouped",
     dense_first: int = 0,
 ) -> MoE | SwiGLU:
-    """A mixture on every `every`-th layer after the first `dense_first` layers, and SwiGLU on the others.
+    """Builds the MLP of one layer: a mixture of experts in layers every, 2 every, ... counted from 1, else SwiGLU.
 
-    Raises ValueError where no layer of the model would have experts.
+    site         position and sizes of the layer
+    dense_first  number of first layers that are SwiGLU in any case
+
+    The arguments that are not listed here are those of `MoE`. Raises ValueError where no layer of the model would have
+    experts.
     """
     if is_dense(site, every, dense_first):
         return SwiGLU(site)
@@ -279,7 +283,7 @@ def dropping_moe(
 
 
 def is_dense(site: Site, every: int, dense_first: int) -> bool:
-    """Whether this layer has no mixture. Raises ValueError where no layer of the model would have one."""
+    """Whether this layer has no mixture. Raises ValueError where no layer of the model would have a mixture."""
     if not 1 <= every <= site.depth:
         raise ValueError(f"model.mlp.every={every} must be from 1 to {site.depth}, the number of layers")
     if not 0 <= dense_first < site.depth // every * every:

@@ -23,9 +23,9 @@ Penalty = Callable[[Model, Batch], Loss | None]
 
 
 class Diverged(RuntimeError):
-    """The loss or the gradient of a step is not finite, or too many steps are spikes.
+    """Raised when the loss or the gradient of a step is not finite, or too many consecutive steps are spikes.
 
-    The weights are from before it.
+    The step that raises it does not change the weights.
     """
 
 

@@ -69,7 +69,7 @@ class SweepContext:
         return size({**self.model, **heads}, self.vocab_size, width)
 
     def round_to_batches(self, tokens: float) -> int:
-        """Rounds a number of tokens to whole batches, at least one."""
+        """Returns the multiple of `batch_tokens` that is nearest to `tokens`, at least one batch."""
         return max(1, round(tokens / self.batch_tokens)) * self.batch_tokens
 
 
