@@ -41,7 +41,11 @@ def log_axis(
 
 
 def log_ticks(low: float, high: float, every: float | None, first: float) -> list[float]:
-    """Returns ticks from `low` to `high`: `first` times powers of `every`, else 1 (2, 5) times powers of ten."""
+    """Returns the ticks of a logarithmic axis from `low` to `high`.
+
+    every  ratio of successive ticks, which begin at `first`. None: ticks are 1, 2 and 5 times powers of ten, or powers
+           of ten alone where high / low >= 300
+    """
     if every:
         return [first * every**k for k in range(int(np.log(high / first) / np.log(every) + 1.01))]
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small_run import REPOSITORY
+
+from kleiber.data.sources.text import Text
+from kleiber.data.tokenizers import BPE, train_bpe
 
 
 @pytest.fixture
@@ -17,3 +21,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def tiny() -> str:
     return str(Path(__file__).with_name("tiny.txt"))
+
+
+@pytest.fixture(scope="package")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> BPE:
+    source = Text(str(REPOSITORY / "tests/data/tiny.txt")).source()
+    return train_bpe([source], 400, tmp_path_factory.mktemp("bpe"))

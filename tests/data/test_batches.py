@@ -10,7 +10,7 @@ import torch
 
 from kleiber.data.batches import ConcatSamples, Order, evaluation_batches, interleave, permutation, stream
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.types.batch import Batch
 
 

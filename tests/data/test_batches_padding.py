@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kleiber.data.batches import HeldOutRows, RowSamples, pack_rows, pad, permutation, text_bytes
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.types.batch import Batch
 
 

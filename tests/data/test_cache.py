@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kleiber.data import cache as module
-from kleiber.data.cache import cache_root, cached_folder, limit_bytes
+from kleiber.data.cache import cache_root, cached_folder, chunks, limit_bytes
+from kleiber.data.tokenizers import BPE
 
 IDENTITY: dict[str, Any] = {"of": "a test"}
 
@@ -131,3 +133,11 @@ def test_documents_are_cut_at_a_number_of_bytes(limit: int | None, expected: lis
     """A character of several bytes is left out where only a part of it fits."""
     documents = limit_bytes([["ab", "cd"], [""], ["é", "!"]], limit)
     assert ["".join(document) for document in documents] == expected
+
+
+def test_chunks_join_to_the_text_and_have_the_ids_of_the_whole_text(bpe: BPE, tiny: str) -> None:
+    text = Path(tiny).read_text()
+    pieces = list(chunks([text[:7000], text[7000:]], size=1000))
+    assert "".join(pieces) == text and max(map(len, pieces)) <= 1000
+    assert np.concatenate(bpe.encode_many(pieces)).tolist() == bpe.encode(text)
+    assert [len(piece) for piece in chunks(["x" * 2500], size=1000)] == [1000, 1000, 500]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kleiber.data.chat import Turn, encode_conversations, encode_prompt, has_conversations, parse_messages, parse_row
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 
 CHAT = [
     Turn("system", "be brief"),

@@ -8,7 +8,7 @@ import pytest
 
 from kleiber.data.corpus import EncodedTable, TableRows, Unknown, parse_bytes, prepare
 from kleiber.data.sources.text import Text
-from kleiber.data.tokenizers.byte_level import Bytes, train_bpe
+from kleiber.data.tokenizers import Bytes, train_bpe
 
 
 def test_a_vocabulary_size_that_nothing_uses_is_refused(cache: Path, tiny: str) -> None:

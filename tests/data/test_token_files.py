@@ -22,7 +22,7 @@ from kleiber.data.token_files import (
     token_files,
     write_rows,
 )
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 
 TEXT = "Ångström weighed 3 elephants, 你好 and a mouse. " * 7
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.evals import Subject
 from kleiber.evals.choice import Question, choose, ending_log_probs, evaluate, parse_question
 from kleiber.models.transformer import Transformer

@@ -11,7 +11,7 @@ from retention.toys import Language
 from tables import folder
 
 from kleiber.data.instruct import Instruct, InstructCorpus
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.evals import Subject
 from kleiber.evals import exact_match as exact_match_module
 from kleiber.evals.exact_match import evaluate, exact_match, final_number

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.evals.harness import score_tasks
 from kleiber.launch.cli import main
 from kleiber.models.generate import generate

@@ -63,7 +63,7 @@ TESTS: dict[int, list[str]] = {
     33: ["data/sources/test_dataset.py::test_empty_and_missing_places_are_named"],
     34: ["data/sources/test_dataset.py::test_a_broken_line_of_json_is_named_with_its_number"],
     35: ["runs/test_run.py::test_text_of_three_tokens_is_refused_before_training"],
-    38: ["data/tokenizers/test_byte_level.py::test_bytes_are_exact",
+    38: ["data/test_tokenizers.py::test_bytes_are_exact",
          "data/sources/test_text.py::test_one_line_of_200000_characters"],
     39: ["training/test_checkpoint.py::test_a_checkpoint_with_code_in_it_is_refused"],
     40: ["config/test_signatures.py::test_a_target_of_another_package_is_refused_and_not_imported", CHECKED],

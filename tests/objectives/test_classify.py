@@ -12,7 +12,7 @@ import torch
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.labelled import LabelledCorpus
 from kleiber.data.sources.table import Kind
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
 from kleiber.objectives import objective as objective_module

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from kleiber.data.corpus import TextCorpus
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import Distill
 from kleiber.types.batch import Batch

@@ -12,7 +12,7 @@ from tables import folder
 
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.instruct import Conversations, Instruct, InstructCorpus, PackedConversations
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention
 from kleiber.nn.moe import MoE

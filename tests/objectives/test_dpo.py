@@ -18,7 +18,7 @@ from tables import folder
 from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.preference import Preference, PreferenceCorpus
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.evals.perplexity import Runtime
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import WindowAttention

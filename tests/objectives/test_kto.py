@@ -12,7 +12,7 @@ import torch
 from tables import folder
 
 from kleiber.data.corpus import TextCorpus
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.data.unpaired import Unpaired, UnpairedCorpus
 from kleiber.models.transformer import Transformer
 from kleiber.objectives import kto

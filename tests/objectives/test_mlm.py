@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.objectives.mlm import MLM, uniform
 from kleiber.types.batch import Batch

@@ -14,7 +14,7 @@ from tables import folder
 
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.preference import Preference, PreferenceCorpus
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import MoE
 from kleiber.nn.routers.hash import Random

@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.models.hf_twin import to_hf
 from kleiber.objectives.clm import CLM
 from kleiber.records.folder import read_config

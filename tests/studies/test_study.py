@@ -4,10 +4,9 @@ import pytest
 
 from kleiber.studies.clm_vs_mlm import ClmVsMlm
 from kleiber.studies.context import Context
-from kleiber.studies.data_repeat import DataRepeat
 from kleiber.studies.forgetting import Forgetting
 from kleiber.studies.forgetting_law import ForgettingLaw
-from kleiber.studies.moe_law import MoELaw
+from kleiber.studies.joint_laws import DataRepeat, MoELaw
 from kleiber.studies.mup_transfer import MupTransfer
 
 

@@ -236,7 +236,11 @@ def _adapter(annotation: Any) -> TypeAdapter[object]:
 
 
 def _check_type(path: str, annotation: object, value: object) -> None:
-    """Checks JSON types strictly: a list may be a tuple, and text a path, but never a number; true is not 1."""
+    """Raises ConfigError unless `value` has the annotated type, as JSON.
+
+    A list is accepted for a tuple, and text for a path. No other conversion is: text is not accepted for a number, nor
+    a number for text, nor true for 1.
+    """
     try:
         _adapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:

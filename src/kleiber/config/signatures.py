@@ -85,7 +85,10 @@ def _import_signature(target: str) -> Signature:
         raise ConfigError(f"_target_ {target} cannot be imported") from None
     owner = inspect.getmodule(imported)
     if not callable(imported) or owner is None or not f"{owner.__name__}.".startswith(ALLOWED):
-        raise ConfigError(f"_target_ {target} is not allowed: another package defines it ({imported!r})")
+        raise ConfigError(
+            f"_target_ {target} is not allowed: it must be a function or class that a module in {', '.join(ALLOWED)} "
+            f"defines, not one that it imports ({imported!r})"
+        )
     return _runtime(imported, name)
 
 

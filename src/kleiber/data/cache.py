@@ -30,6 +30,7 @@ FORMAT = 1  # part of every identity: raise it when the meaning of a token file 
 SPLITS = ("train", "validation", "test")
 FULL_CHECK_BYTES = 16 << 20  # files up to this size are read whole at every load, which takes 10 ms
 BLOCK_BYTES, BLOCKS = 1 << 16, 64  # of a larger file, what is read to check it
+CHUNK = 1 << 16  # characters encoded at once
 
 Document = Iterable[str]  # pieces of text that follow one another without a gap
 
@@ -79,6 +80,31 @@ def limit_bytes(documents: Iterable[Document], limit: int | None) -> Iterator[Do
         yield pieces(document)
         if left <= 0:
             return
+
+
+def chunks(pieces: Iterable[str], size: int = CHUNK) -> Iterator[str]:
+    """Yields the same text in chunks of about `size` characters, which bounds memory for long lines and documents.
+
+    A cut is before white space that follows another character. Every GPT-2-like pattern begins a new word there, so the
+    ids are those of the whole text. Only where `size` characters have no such place is a word cut.
+    """
+    text = ""
+    for piece in pieces:
+        for start in range(0, len(piece), size):
+            text += piece[start : start + size]
+            while len(text) > size:
+                cut = _cut(text, size)
+                yield text[:cut]
+                text = text[cut:]
+    if text:
+        yield text
+
+
+def _cut(text: str, size: int) -> int:
+    for place in range(size, 0, -1):
+        if text[place].isspace() and not text[place - 1].isspace():
+            return place
+    return size
 
 
 def cache_root(folder: Path | str | None = None) -> Path:

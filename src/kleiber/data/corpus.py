@@ -18,7 +18,7 @@ from kleiber.config.stages import quantity
 from kleiber.data.batches import ConcatSamples, HeldOutRows, RowSamples
 from kleiber.data.cache import Source, cache_root, digest
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes, load_pretrained, train_bpe
 from kleiber.types import Json
 from kleiber.types.contracts import HeldOut, Samples, Tokenizer
 
@@ -160,7 +160,9 @@ class EncodedTable:
         return [file["sha256"] for file in self.manifest["files"].values()]
 
     def samples(self, read: Callable[[Path], SomeRows]) -> dict[str, SomeRows]:
-        """Returns the samples of each split, which `read` loads from the files whose names begin with a path.
+        """Returns the samples by split.
+
+        read  loads a split from the path FOLDER/SPLIT without a suffix; its files add suffixes such as .bin
 
         Logs what each split contains. Raises ValueError for a training or validation split without samples.
         """
@@ -218,11 +220,7 @@ def choose_tokenizer(tokenizer: str, vocab_size: int | None, sources: list[Sourc
     if tokenizer == "bytes":
         return Bytes()
     if tokenizer == "bpe":
-        from kleiber.data.tokenizers.byte_level import train_bpe
-
         return train_bpe(sources, DEFAULT_VOCABULARY if vocab_size is None else vocab_size, root)
-    from kleiber.data.tokenizers.pretrained import load_pretrained
-
     return load_pretrained(tokenizer)
 
 
@@ -246,7 +244,5 @@ class Unknown:
     tokenizer: str
 
     def prepare(self, context: int) -> TextCorpus:
-        from kleiber.data.tokenizers.pretrained import load_pretrained
-
         tokenizer = load_pretrained(self.tokenizer)
         return TextCorpus("unknown", "", tokenizer.hash, tokenizer, train=ConcatSamples([]), validation={})

@@ -98,7 +98,13 @@ class Instruct(TableData):
         return EncodedSplit(ids, {"rows": len(ids), "unanswered": unanswered}, marks)
 
     def prepare(self, context: int, cache: Path | None = None) -> InstructCorpus:
-        """Encodes the rows that are not in the cache. Raises ValueError for a split without an answer that fits."""
+        """Returns the corpus of encoded conversations, and encodes the rows that are not in the cache.
+
+        context  tokens of the longest sample, to which longer conversations are cut
+        cache    folder of encoded data; None for the default
+
+        Raises ValueError for a training or validation split in which no answer fits in the context.
+        """
         encoded = self.load(cache)
         samples = encoded.samples(lambda path: Conversations(path, context, encoded.tokenizer))
         train: Samples = PackedConversations(samples["train"]) if self.pack else samples["train"]

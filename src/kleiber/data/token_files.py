@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Int, Integer
 
 from kleiber.data.batches import sample_numbers
-from kleiber.data.cache import FORMAT, SPLITS, Document, Source, SourceText, cached_folder
-from kleiber.data.tokenizers.byte_level import Bytes, chunks
+from kleiber.data.cache import FORMAT, SPLITS, Document, Source, SourceText, cached_folder, chunks
+from kleiber.data.tokenizers import Bytes
 from kleiber.types import Json
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut, Samples, Tokenizer
@@ -91,7 +91,7 @@ def _documents(ids: Integer[np.ndarray, "time"]) -> Iterator[Document]:
 def id_dtype(vocab_size: int) -> np.dtype:
     """Returns the smallest unsigned type that holds every id. Raises ValueError for more than 2^32 ids."""
     if vocab_size > 1 << 32:
-        raise ValueError(f"a vocabulary of {vocab_size} entries does not fit 32-bit token ids")
+        raise ValueError(f"vocab_size={vocab_size} of the tokenizer must be <= 2^32, since token ids have 32 bits")
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 

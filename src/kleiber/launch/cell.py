@@ -197,7 +197,7 @@ class JobMonitor:
         self.jobs.cancel()
 
     def _poll(self) -> None:
-        """Reports the jobs that have ended since the last call."""
+        """Prints a line for each job that has ended since the last call, and records its exit code."""
         pending = self.jobs.pending()
         for folder in [folder for folder in self.unfinished if folder not in pending]:
             self.unfinished.remove(folder)

@@ -141,7 +141,11 @@ class Pool:
         return bool(self.signals) or (self.stop_after is not None and failed >= self.stop_after)
 
     def _finish(self, job: Job) -> None:
-        """Frees the slots of a job that has ended, and records its exit code or queues it again."""
+        """Frees the slots of a job that has ended, writes its status and prints a line.
+
+        A failed job is queued again while it has retries left and no signal has come; otherwise its exit code is
+        recorded.
+        """
         job.process.join()
         code = job.process.exitcode or ExitCode.DONE
         self.free[job.cell.accelerator] += job.slots
@@ -191,10 +195,11 @@ def needs_fresh_process(cell: Cell) -> bool:
 
 
 def run_cell(folder: Path, is_fresh: bool, devices: int, visible: str | None) -> None:
-    """The body of a child process: runs the cell in `folder`, with its output in log.txt.
+    """Runs the cell in `folder` in this child process, with its output in log.txt, and exits with its exit code.
 
-    is_fresh  whether it starts fresh processes for the run; otherwise the run computes here, with one thread
-    visible   ids of the GPUs that the run may use, separated by commas
+    is_fresh  whether the run gets new processes; otherwise it runs in this process, with one thread
+    devices   number of devices of the run, each with its own process; used only if `is_fresh`
+    visible   ids of the GPUs that the run may use, separated by commas; None for a run without GPUs
     """
     threading.Thread(target=exit_after_parent, args=(is_fresh,), daemon=True).start()
     redirect_output(folder / "log.txt")

@@ -15,7 +15,7 @@ import rich.table  # noqa: E402, F401
 
 import kleiber.data.corpus  # noqa: E402
 import kleiber.data.sources.builtin  # noqa: E402
-import kleiber.data.tokenizers.pretrained  # noqa: E402
+import kleiber.data.tokenizers  # noqa: E402
 import kleiber.launch.local_pool  # noqa: E402
 import kleiber.launch.main  # noqa: E402
 import kleiber.models.transformer  # noqa: E402

@@ -122,7 +122,7 @@ def record_interrupts() -> Iterator[list[int]]:
 
 def raise_preempted(name: str) -> None:
     """Raises Preempted for a signal that came while no step was being trained, so that there is nothing to save."""
-    raise Preempted(f"{name} outside of training: no new checkpoint was written")
+    raise Preempted(f"signal {name}, which came when no step was being trained, so no new checkpoint was written")
 
 
 def _train(config: Config, folder: Path, overrides: Sequence[str]) -> int:

@@ -94,9 +94,10 @@ class Models:
         self.built: dict[str, Model] = {}
 
     def __call__(self, cfg: DictConfig, corpus: Corpus, outputs: dict[str, int]) -> Model:
-        """Returns a new copy of the model, with the task heads of `outputs`.
+        """Returns a new copy of the model of `cfg`, on the meta device, with heads of `outputs` (size by task).
 
-        A Hugging Face model has weights, because its attention and its output layer are found by running it.
+        The vocabulary is that of `corpus`. A Hugging Face model has weights, because kleiber finds its attention and
+        output layer by running it.
         """
         node = OmegaConf.to_container(cfg.model, resolve=True)
         assert isinstance(node, dict)

@@ -174,7 +174,7 @@ class LocalJob(Protocol):
 
 
 class LocalExecutor(Protocol):
-    """What `LocalJobs` uses of submitit's LocalExecutor."""
+    """Type of submitit's LocalExecutor, with the one method that `LocalJobs` calls."""
 
     def submit(self, fn: Task) -> LocalJob:
         """Starts a process that runs the task."""

@@ -114,9 +114,10 @@ def _transform(inner: PreTrainedModel) -> Transform | None:
 
 
 def reads_ahead(inner: PreTrainedModel, path: str) -> bool:
-    """Whether hidden states depend on later tokens, measured on two rows that differ only in the last token.
+    """Returns whether hidden states depend on later tokens, measured on two rows that differ only in the last token.
 
-    path  value of model.path, which the error names where the model does not run
+    inner  the wrapped Hugging Face model
+    path   its `model.path`, for the error of a model that does not run
     """
     hidden = _output(inner.base_model, inner, path).last_hidden_state
     earlier, last = ((hidden[0, place] - hidden[1, place]).abs().max() for place in (0, 1))

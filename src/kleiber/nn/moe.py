@@ -146,7 +146,10 @@ class MoE(MLP):
     def forward(
         self, x: Float[Tensor, "batch time dim"], batch: Batch | None = None
     ) -> tuple[Float[Tensor, "batch time dim"], Aux]:
-        """The output to add to the residual stream, and the auxiliary sums (see `Output`)."""
+        """Returns the output to add to the residual stream, and the auxiliary sums (see `Output`).
+
+        batch  the batch that x is computed from; its padding is left out of the sums. None: x has no padding
+        """
         flat, real = x.flatten(0, 1), None if batch is None else batch.real
         routing: Routing = self.router(flat, batch)
         served = self.admit(routing, x.shape[:2], real)

@@ -134,10 +134,13 @@ class KTO(Objective):
 
 
 class KTOScorer(Scorer):
-    """Metrics of held-out answers.
+    """Metrics of held-out answers. The reference point z is that of all held-out answers.
 
     auc       probability that a good answer has a larger log-ratio than a bad one; absent where all are good or all bad
-    loss, accuracy, margin, point  as in training, with the reference point of all held-out answers
+    loss      mean KTO loss per answer
+    margin    mean of beta (r - z) for good answers and beta (z - r) for bad ones, with r the log-ratio in nats
+    accuracy  share of answers with a margin above 0
+    point     the reference point z, in nats
     """
 
     def __init__(self, objective: KTO) -> None:

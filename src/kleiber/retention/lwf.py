@@ -51,9 +51,11 @@ class LwF(Retention):
         self.memory = {"seed": seed, "old": dict(old), **self.text.generate(model, seed)}
 
     def data(self, train: Samples, tasks: Sequence[Task], objective: Objective) -> Samples:
-        """The stage's samples as they are; the tasks are those whose predictions are preserved.
+        """Returns `train` unchanged, and sets `self.tasks`, the earlier tasks whose predictions `penalty` preserves.
 
-        Raises ValueError where there is no earlier task, or one whose objective predicts no distribution.
+        tasks  tasks of the stages before this one
+
+        Raises ValueError without an earlier task, and for an earlier task whose objective predicts no distribution.
         """
         new = self.text.source == "new"
         self.tasks = distinct_losses(tasks) if new else self.text.tasks(tasks, self.memory)

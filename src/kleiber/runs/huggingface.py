@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.stages import SINGLE_STAGE
 from kleiber.data import chat
-from kleiber.data.tokenizers.byte_level import ALPHABET, BPE, EOS, MASK, Bytes
-from kleiber.data.tokenizers.pretrained import CONFIG, FILE, Pretrained
+from kleiber.data.tokenizers import ALPHABET, BPE, CONFIG, EOS, FILE, MASK, Bytes, Pretrained, load_pretrained
 from kleiber.models.counting import count_parameters
 from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import hf_model_node, hf_tokenizer, hf_vocab_size
@@ -100,7 +99,6 @@ def _write_run(folder: Path, out: Path) -> None:
     for name in (FILE, CONFIG, "config.json", TEMPLATE, GENERATION):
         if (Path(tokenizer) / name).is_file():
             shutil.copy(Path(tokenizer) / name, out / TOKENIZER / name)
-    from kleiber.data.tokenizers.pretrained import load_pretrained
 
     vocab_size, rows = load_pretrained(home).vocab_size, hf_vocab_size(folder)
     if vocab_size != rows:

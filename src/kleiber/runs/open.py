@@ -20,7 +20,7 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.instantiate import build
 from kleiber.config.signatures import signature
 from kleiber.config.stages import stage_configs
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes, load_pretrained
 from kleiber.objectives.objective import REFERENCE
 from kleiber.records.folder import TOKENIZER, read_config
 from kleiber.records.summary import read
@@ -87,7 +87,6 @@ def open_model(path: str | Path) -> TrainedModel:
 
 def open_hf(folder: Path) -> TrainedModel:
     """Opens a Hugging Face folder. The model stays as transformers builds it, wrapped in `HFModel`."""
-    from kleiber.data.tokenizers.pretrained import load_pretrained
     from kleiber.models.hf import HFModel
     from kleiber.models.hf_config import hf_tokenizer, read_config
 
@@ -147,7 +146,6 @@ def load_objective(config: DictConfig, corpus: Corpus, folder: Path) -> Objectiv
 
 def load_tokenizer(folder: Path, config: Config) -> Tokenizer:
     """Loads the tokenizer of a run: the one in its folder if there is one, else the one that its config names."""
-    from kleiber.data.tokenizers.pretrained import load_pretrained
 
     if (folder / TOKENIZER).is_dir():
         return load_pretrained(str(folder / TOKENIZER))

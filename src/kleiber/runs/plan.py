@@ -201,6 +201,7 @@ def micro_batch(
     holds.
 
     rows    samples of this rank in an optimizer step
+    sides   rows of `context` tokens that a sample has: 2 for a pair of answers
     padded  whether rows differ in length. A CPU then splits them into up to eight parts of at least eight rows, so that
             the rows of a part have similar lengths and little padding
     """

@@ -208,8 +208,7 @@ def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     import json
     import shutil
 
-    from kleiber.data.tokenizers.byte_level import EOS, MASK
-    from kleiber.data.tokenizers.pretrained import CONFIG, FILE
+    from kleiber.data.tokenizers import CONFIG, EOS, FILE, MASK
     from kleiber.records.folder import TOKENIZER
 
     if tokenizer.path is None:

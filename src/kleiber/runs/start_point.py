@@ -122,9 +122,13 @@ class Upcycle(Checkpoint):
 
 
 def stage_tasks(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
-    """Returns the tasks of a stage trained in `folder`: its validation domains, scored with its objective.
+    """Returns the tasks of an earlier stage: a task for each of its validation domains, scored with its objective.
 
-    corpus  data of the new run. Raises ValueError when the two have different tokenizers
+    config  config of the earlier stage
+    corpus  data of the new run
+    folder  folder of the earlier stage
+
+    Raises ValueError when the earlier stage and the new run have different tokenizers.
     """
     stage_corpus = prepare_corpus(config)
     check_same_tokenizer(corpus, stage_corpus, "init.path")

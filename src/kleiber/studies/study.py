@@ -141,7 +141,12 @@ def refusal(law: Row) -> str:
 
 
 def extrapolation(law: Row) -> str:
-    """Returns the error of the predictions above the highest cut, and how far above they are."""
+    """Returns a sentence about the law's error in extrapolation.
+
+    A backtest fits the law to the points below a cut in compute or size, and predicts the points above. The sentence is
+    about the backtest of the highest cut: its mean relative error, its bias, and the largest compute or size of a
+    predicted point, as a multiple of the cut. `law` is an entry of laws.json.
+    """
     if not law["backtests"]:
         fits = f"{law['formula']} fits {law['n']} points with a residual rms of {law['residual_rms']:.2%}"
         return f"{fits}; no backtest was possible"

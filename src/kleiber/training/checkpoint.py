@@ -202,8 +202,8 @@ def read(path: Path) -> Checkpoint:
             raise Damaged(f"{path / file} is missing: restore the file, or delete this checkpoint to use an older one")
         if _digest(path / file) != expected:
             raise Damaged(
-                f"{path / file} was changed after it was written: its sha256 differs from that in meta.json; restore "
-                "the file from a copy, or delete this checkpoint to use an older one"
+                f"{path / file} was changed after it was written, since its sha256 differs from that in meta.json: "
+                f"restore the file, or delete {path} to use an earlier checkpoint"
             )
     return Checkpoint(path, meta)
 

@@ -149,7 +149,7 @@ def stop_after_this_step(trainer: Trainer) -> None:
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """The callbacks of a trainer."""
+    """Returns all callbacks of a trainer; a typed access to `trainer.callbacks`."""
     return vars(trainer)["callbacks"]  # an attribute that Lightning does not declare
 
 

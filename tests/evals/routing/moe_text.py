@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.evals import Subject
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kleiber.studies.designs.optimal import Optimal
-from kleiber.studies.designs.plan import PRIOR, SweepContext, Trunk, loss, points
+from kleiber.studies.designs.optimal import Optimal, points
+from kleiber.studies.designs.plan import PRIOR, SweepContext, Trunk, loss
 from kleiber.studies.designs.search import half_width
 
 from ..ladders import noisy, write_tree

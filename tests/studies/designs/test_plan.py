@@ -1,15 +1,82 @@
-"""The plan of a ladder with a law of the user."""
+"""The isoFLOP design spends equal FLOPs at every size, by the law it is planned with."""
+
+from dataclasses import replace
 
 import pytest
 
-from kleiber.studies.designs.isoflop import IsoFLOP
-from kleiber.studies.designs.plan import SweepContext, planning_laws
+from kleiber.studies.designs.grid import Sequential
+from kleiber.studies.designs.optimal import Optimal
+from kleiber.studies.designs.plan import PRIOR, IsoFLOP, SweepContext, best_width, planning_laws
 
 
 @pytest.fixture
 def context(tmp_path):
     model = {"depth": 2, "context": 128}
     return SweepContext(model, 272, 1024, 0.2, True, tmp_path / "s", lambda widths: [2e10 for _ in widths])
+
+
+def cells_of(design, context):
+    """The cells of a design in one round or in several."""
+    rounds = design.rounds(context) if isinstance(design, Sequential) else [design.cells(context)]
+    return [cell for part in rounds for cell in part]
+
+
+def cost(plan, context):
+    return sum(trunk.cost(context) for trunk in plan)
+
+
+def test_an_isoflop_design_is_matched_centred_and_within_its_budget(context):
+    design = IsoFLOP(flops=3e14, budgets=4, sizes=5)
+    plan = design.plan(context)
+    assert 0.9 * 3e14 < cost(plan, context) <= 3e14
+    flops = {(t.width, n): n * context.size(t.width).flops_per_token for t in plan for n in t.branches}
+    largest = max(flops.values())
+    for k in range(4):
+        budget = largest / 2**k
+        here = {width: c for (width, _), c in flops.items() if abs(c / budget - 1) < 0.2}
+        assert len(here) >= 4 and max(here.values()) / min(here.values()) < 1.02
+        best = best_width(PRIOR, budget, context, 16)
+        assert min(here) < best < max(here)
+
+
+def test_without_branches_every_point_is_a_run_of_its_own(context):
+    plain = replace(context, branched=False)
+    cells = IsoFLOP(flops=3e14).cells(plain)
+    assert all(any(line.startswith("budget.tokens=") for line in cell) for cell in cells)
+    assert len(cells) > len(IsoFLOP(flops=3e14).cells(context))
+
+
+def test_hours_are_flops_by_the_measured_speed(context, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert cost(IsoFLOP(hours=2).plan(context), context) == pytest.approx(2 * 3600 * 2 * 2e10, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, "design.flops"),
+        ({"flops": 1e9, "hours": 1}, "design.hours"),
+        ({"flops": 1e9}, "design.flops"),
+    ],
+)
+def test_a_budget_that_is_none_or_too_small_is_refused(context, options, named):
+    for kind in (IsoFLOP, Optimal):
+        with pytest.raises(ValueError, match=named):
+            cells_of(kind(**options), context)
+
+
+@pytest.mark.parametrize("kind", [IsoFLOP, Optimal])
+def test_the_models_of_a_design_are_as_large_as_it_believes(context, kind):
+    """Heads keep their width, and their normalisations are parameters: the model's own rule would count others."""
+    from kleiber.models.transformer import Transformer
+
+    believed = replace(context, head_dim=16)
+    for cell in cells_of(kind(flops=1e14), replace(context, planned=list)):
+        overrides = dict(line.split("=") for line in cell)
+        width, heads = int(overrides["model.width"]), int(overrides["model.num_heads"])
+        model = Transformer(272, depth=2, width=width, num_heads=heads, context=128)
+        assert sum(parameter.numel() for parameter in model.parameters()) == believed.size(width).active
+        assert heads >= 2
 
 
 def test_a_law_of_ones_own_is_planned_with(context, tmp_path):

@@ -139,9 +139,9 @@ def require_columns(table: Dataset, columns: Iterable[str], name: str, key: str 
     """Raises ValueError for the first column that the table of data set `name` lacks; `key` is the setting for it."""
     for column in columns:
         if column not in table.column_names:
-            setting = "" if key is None else f"{key}={column}: "
             present = ", ".join(table.column_names)
-            raise ValueError(f"{setting}data.path={name} must have a column {column}; its columns are {present}")
+            fix = "rename a column, or choose other data" if key is None else f"set {key} to one of them"
+            raise ValueError(f"data.path={name} has no column {column}; its columns are {present}: {fix}")
 
 
 def require_text_columns(table: Dataset, columns: Sequence[str], name: str) -> None:

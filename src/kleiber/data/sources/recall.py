@@ -18,7 +18,7 @@ from jaxtyping import Int
 from kleiber.data.batches import splitmix64
 from kleiber.data.cache import digest
 from kleiber.data.corpus import TextCorpus, parse_bytes
-from kleiber.data.tokenizers.byte_level import Bytes
+from kleiber.data.tokenizers import Bytes
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut
 

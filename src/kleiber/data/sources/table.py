@@ -239,7 +239,10 @@ def center_and_scale(values: Shaped[np.ndarray, "rows"]) -> dict[str, float]:
 
 
 def read_labels(tables: dict[str, Dataset], column: str) -> Labels:
-    """Returns the labels of a column over all splits. Raises ValueError for a column that does not contain labels."""
+    """Returns the kind of prediction and the distinct classes of a column, over the tables of all splits.
+
+    Raises ValueError for a column that contains neither classes, lists of classes nor numbers.
+    """
     from datasets import ClassLabel, LargeList, List, Value
 
     feature = tables["train"].features[column]

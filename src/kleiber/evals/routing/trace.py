@@ -23,16 +23,18 @@ Reroute = Callable[[int, Router, Routing], Routing]  # (layer, router, its routi
 
 @dataclass(frozen=True)
 class RoutingRecord:
-    """The routing of a text by every layer with experts.
+    """The experts that each layer chose for the tokens of a text, in one forward pass.
 
-    experts    by layer, the experts of every real token (tokens, k); -1 for an assignment that was not served
+    experts    by layer, the k experts of every real token (tokens, k); -1 for an assignment that was dropped because
+               the expert was full
     batches    by layer, the experts of each batch in the order of the pass, padding included
-    margins    by layer, the mean margin of the k-th expert over the next one; None where the router has no margin
-    ids        id of every real token
-    following  id of the token after each
-    domains    index in `names` of the domain of each token
+    margins    by layer, the mean over tokens of the router score of the k-th expert minus that of the next one; None
+               for a router without such scores
+    ids        id of every real token (tokens,)
+    following  id of the token after each real token (tokens,)
+    domains    index in `names` of the domain of each real token (tokens,)
     names      names of the domains
-    loss       mean loss of the pass, in nats per target
+    loss       mean loss of the pass, in nats per target token
     """
 
     experts: dict[int, Tensor]
@@ -146,7 +148,11 @@ def served_experts(routing: Routing) -> Tensor:
 
 
 def mean_margin(routings: list[Routing], mask: Tensor) -> float | None:
-    """Mean margin over the tokens of `mask`; None where the router has no margin."""
+    """Returns the mean router score of the k-th expert minus that of the next one; None for a router without margins.
+
+    routings  routings of successive batches of one layer
+    mask      which of their tokens are averaged (tokens,)
+    """
     margins = [routing.margin for routing in routings if routing.margin is not None]
     return torch.cat(margins)[mask].mean().item() if margins else None
 

@@ -6,7 +6,7 @@ EXPORTS = {
     "Arms": "grid",
     "Cases": "grid",
     "Grid": "grid",
-    "IsoFLOP": "isoflop",
+    "IsoFLOP": "plan",
     "Optimal": "optimal",
     "Methods": "methods",
     "Pretraining": "pretraining",

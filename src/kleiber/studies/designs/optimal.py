@@ -20,8 +20,8 @@ from kleiber.config.stages import quantity
 from kleiber.records.catalog import frame, read_runs
 from kleiber.records.summary import read, write_json
 from kleiber.studies.compare.rows import Rows
-from kleiber.studies.designs.plan import Law, SweepContext, Trunk, budget_flops, cells, planning_laws, points, widths_of
-from kleiber.studies.designs.search import Elimination, Noise, Rules, exchange, half_width
+from kleiber.studies.designs.plan import Law, SweepContext, Trunk, budget_flops, cells, planning_laws, widths_of
+from kleiber.studies.designs.search import Elimination, Noise, Points, Rules, exchange, half_width
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
 
@@ -259,3 +259,16 @@ def refit_laws(done: Sequence[Trunk], context: SweepContext, before: Sequence[La
 def _named(names: Sequence[str], row: np.ndarray) -> Law:
     law = dict(zip(names, row.tolist(), strict=True))
     return {"beta": law["alpha"], **law}
+
+
+def points(plan: Sequence[Trunk], context: SweepContext) -> Points:
+    """Returns the (N, D) points of a plan; without branches, every point is a trunk by itself."""
+    rows, number = [], 0
+    for trunk in plan:
+        size = context.size(trunk.width)
+        for tokens in trunk.branches:
+            rows.append((size.active, tokens, number, size.flops_per_token))
+            number += not context.branched
+        number += context.branched
+    N, D, trunks, flops = np.array(rows, dtype=np.float64).reshape(-1, 4).T
+    return Points(N, D, trunks.astype(np.int64), flops)

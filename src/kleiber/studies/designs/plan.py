@@ -1,20 +1,21 @@
-"""What the designs `isoflop` and `optimal` plan with: the config of the sweep, prior laws, and trunks.
+"""Plans of trunks: the config of the sweep, prior laws, and the design `isoflop`.
 
 A plan is a list of trunks; a trunk is a run at a constant learning rate, with a width, a seed and the token counts at
-which cooldowns branch off. `cells` converts a plan to overrides, `points` to arrays of parameters and tokens.
+which cooldowns branch off. `cells` converts a plan to overrides. The design `optimal` uses the same plans.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, read_runs
-from kleiber.studies.designs.search import PARAMETERS, Points
+from kleiber.studies.designs.search import PARAMETERS
 from kleiber.studies.designs.sizes import Size, size, vocabulary_of
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.laws_json import read
@@ -25,6 +26,8 @@ Law = Mapping[str, float]
 # documentation. The law of multirun/golden has similar exponents (alpha .494, beta .431).
 PRIOR: Law = {"E": 0.977, "A": 84.3, "B": 166.6, "alpha": 0.507, "beta": 0.427}
 CENTRE = (1.2e5, 4e6)  # N and D at which the alternative laws have the same loss as the prior law
+TOLERANCE = 0.01  # largest relative difference between the FLOPs of a run and its budget
+MIN_SIZES = 4  # fewest model sizes to which a parabola is fitted
 
 
 @dataclass(frozen=True)
@@ -124,19 +127,6 @@ def cells(plan: Sequence[Trunk], context: SweepContext) -> list[list[str]]:
     return planned
 
 
-def points(plan: Sequence[Trunk], context: SweepContext) -> Points:
-    """Returns the (N, D) points of a plan; without branches, every point is a trunk by itself."""
-    rows, number = [], 0
-    for trunk in plan:
-        size = context.size(trunk.width)
-        for tokens in trunk.branches:
-            rows.append((size.active, tokens, number, size.flops_per_token))
-            number += not context.branched
-        number += context.branched
-    N, D, trunks, flops = np.array(rows, dtype=np.float64).reshape(-1, 4).T
-    return Points(N, D, trunks.astype(np.int64), flops)
-
-
 def planning_laws(law: str | Mapping[str, float] | None, count: int = 9) -> list[Law]:
     """Returns the law to plan with, followed by plausible alternatives, `count` laws at most.
 
@@ -155,7 +145,7 @@ def planning_laws(law: str | Mapping[str, float] | None, count: int = 9) -> list
             )
         names = list(record["params"])
         rows = [[entry["value"] for entry in record["params"].values()], *record["draws"][: count - 1]]
-        return [_completed(dict(zip(names, row, strict=True))) for row in rows]
+        return [{"beta": row[names.index("alpha")], **dict(zip(names, row, strict=True))} for row in rows]
     if law is not None and not {"E", "A", "B", "alpha", "beta"} <= set(law):
         raise ValueError(f"design.law={dict(law)} must have the keys {{E: .., A: .., B: .., alpha: .., beta: ..}}")
     centre = PRIOR if law is None else {name: float(law[name]) for name in PARAMETERS}
@@ -166,10 +156,6 @@ def planning_laws(law: str | Mapping[str, float] | None, count: int = 9) -> list
         B = centre["B"] * CENTRE[1] ** (beta - centre["beta"])
         laws.append({**centre, "alpha": alpha, "beta": beta, "A": A, "B": B})
     return laws[:count]
-
-
-def _completed(law: dict[str, float]) -> Law:
-    return {"beta": law["alpha"], **law}
 
 
 def loss(law: Law, N: Array, D: Array) -> Array:
@@ -205,3 +191,102 @@ def budget_flops(
     assert hours is not None
     speeds = context.speed(widths)
     return float(np.exp(np.mean(np.log(speeds)))) * 3600 * quantity(hours) * workers
+
+
+class IsoFLOP:
+    """Compute budgets in a geometric sequence; the sizes of each range from 1/span to span times its optimal size.
+
+    All runs of a budget cost the same FLOPs, counted exactly, to within 1 %. Each model size is trained as one trunk
+    with one cooldown for each budget. Every budget needs at least four sizes for a parabola. Source: Hoffmann et al.
+    2022, section 3.2, arXiv:2203.15556; a span above 4 biases the minimum (arXiv:2603.22339).
+
+    flops, hours  cost of the whole design, in FLOPs or in hours on this machine at its measured speed; set one of the
+                  two
+    budgets       number of compute budgets
+    ratio         ratio of each budget to the next smaller one
+    sizes         model sizes of each budget; fewer are trained where two of them round to the same multiple of head_dim
+    span          ratio of the largest size to the optimal size, and of the optimal size to the smallest
+    seeds         trunks of each size, one for each seed
+    law           law that predicts the optimal sizes: path of a laws.json, or {E, A, B, alpha, beta}; null is
+                  `PRIOR`
+    head_dim      channels of an attention head; every width is a multiple of it
+    """
+
+    def __init__(
+        self, flops: float | int | str | None = None, hours: float | int | None = None, budgets: int = 4,
+        ratio: float | int = 2.0, sizes: int = 5, span: float | int = 4.0, seeds: int = 1,
+        law: str | Mapping[str, float] | None = None, head_dim: int = 16,
+    ) -> None:  # fmt: skip
+        for name, value, least in (("budgets", budgets, 2), ("sizes", sizes, MIN_SIZES), ("seeds", seeds, 1)):
+            if value < least:
+                raise ValueError(f"design.{name}={value} must be >= {least}")
+        if not (ratio > 1 and span > 1):
+            raise ValueError(f"design.ratio={ratio} and design.span={span} must be > 1")
+        self.flops, self.hours, self.budgets, self.ratio = flops, hours, budgets, float(ratio)
+        self.sizes, self.span, self.seeds, self.head_dim = sizes, float(span), seeds, head_dim
+        self.law = planning_laws(law, 1)[0]
+
+    def cells(self, context: SweepContext) -> list[list[str]]:
+        context = replace(context, head_dim=self.head_dim)
+        return cells(self.plan(context), context)
+
+    def plan(self, context: SweepContext) -> list[Trunk]:
+        """Returns the trunks of the most expensive design with these settings that costs at most `flops` or `hours`."""
+        widths = [2 * self.head_dim, 4 * self.head_dim, 8 * self.head_dim]
+        allowed = budget_flops(self.flops, self.hours, context, widths, os.cpu_count() or 1)
+        low, high = allowed * 1e-4, allowed
+        for _ in range(40):
+            middle = float(np.sqrt(low * high))
+            low, high = (middle, high) if self._cost(middle, context) <= allowed else (low, middle)
+        trunks = self._trunks(low, context)
+        self._check(low, trunks, context)
+        return trunks
+
+    def compute(self, largest: float) -> list[float]:
+        """Returns the compute budgets in FLOPs in ascending order; `largest` is the last of them."""
+        return [largest / self.ratio**k for k in reversed(range(self.budgets))]
+
+    def _cost(self, largest: float, context: SweepContext) -> float:
+        return sum(trunk.cost(context) for trunk in self._trunks(largest, context))
+
+    def _trunks(self, largest: float, context: SweepContext) -> list[Trunk]:
+        """Returns a trunk for each width and seed, with a cooldown for each budget whose range of sizes contains it."""
+        budgets = self.compute(largest)
+        best = [context.size(best_width(self.law, c, context, self.head_dim)).active for c in budgets]
+        step = self.span ** (2 / (self.sizes - 1))
+        count = 1 + round(np.log(best[-1] / best[0] * self.span**2) / np.log(step))
+        ladder = sorted({self._nearest(n, context) for n in best[0] / self.span * step ** np.arange(count)})
+        trunks = []
+        for width in ladder:
+            size = context.size(width)
+            held = [
+                context.round_to_batches(c / size.flops_per_token)
+                for c, n in zip(budgets, best, strict=True)
+                if n / self.span * 0.9 <= size.active <= n * self.span * 1.1
+            ]
+            trunks += [Trunk(width, seed, tuple(sorted(set(held)))) for seed in range(self.seeds) if held]
+        return trunks
+
+    def _nearest(self, N: float, context: SweepContext) -> int:
+        return min(widths_of(self.head_dim), key=lambda width: abs(np.log(context.size(width).active / N)))
+
+    def _check(self, largest: float, trunks: Sequence[Trunk], context: SweepContext) -> None:
+        budgets = self.compute(largest)
+        held = dict.fromkeys(range(len(budgets)), 0)
+        for trunk in (planned for planned in trunks if planned.seed == 0):
+            for tokens in trunk.branches:
+                flops = tokens * context.size(trunk.width).flops_per_token
+                k = int(np.argmin([abs(np.log(flops / c)) for c in budgets]))
+                held[k] += 1
+                if abs(flops / budgets[k] - 1) > TOLERANCE:
+                    raise ValueError(
+                        f"design=isoflop: a run of model.width={trunk.width} misses its budget of {budgets[k]:.3g} "
+                        f"FLOPs by {abs(flops / budgets[k] - 1):.1%} after rounding to whole batches, at most "
+                        f"{TOLERANCE:.0%} is allowed: increase design.flops or decrease batch.tokens"
+                    )
+        if min(held.values()) < MIN_SIZES:
+            raise ValueError(
+                f"design=isoflop: one compute budget has only {min(held.values())} model sizes, but fitting its "
+                f"parabola needs {MIN_SIZES}: increase design.flops or design.span, or decrease "
+                f"design.head_dim={self.head_dim}"
+            )

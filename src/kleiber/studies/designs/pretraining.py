@@ -167,7 +167,8 @@ class Pretraining:
         run = find_base_run(runs, [*origin.base, f"seed={seed}"], self.bases())
         if run is None:
             print(
-                f"skipping {task} of {start.kind}, seed {seed}: its pre-training run on {origin.name} has not finished",
+                f"skipping fine-tuning of the model {start.kind} on the task {task}, seed {seed}: its pre-training run "
+                f"on the text {origin.name} has not finished",
                 flush=True,
             )
             return []

@@ -137,7 +137,10 @@ def exponents(
 
 
 def _line(points: list[Vertex]) -> tuple[float, float] | None:
-    """Returns slope and intercept of log N on log C; None below three points or a span of 0.2 in log C."""
+    """Returns slope and intercept of the least-squares line of log N against log C, both natural logarithms.
+
+    None for fewer than three points, or if log C spans less than 0.2.
+    """
     if len(points) < 3:
         return None
     x, y = np.log([p.compute for p in points]), np.array([p.log_n for p in points])

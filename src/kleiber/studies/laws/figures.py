@@ -54,7 +54,10 @@ def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
 
 
 def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
-    """Validation loss vs compute 6 N D: the law's curve for each size, and the minimum over sizes with its interval."""
+    """Returns a chart of validation loss vs compute 6 N D.
+
+    It shows the runs, the law's curve for each size, and the minimum of the law over sizes with its interval.
+    """
     rows = rows.assign(C=6 * rows["N"] * rows["D"])  # the convention of the allocation
     rows = pd.DataFrame(rows[rows["D"] >= 0.999 * record["domain"]["D"][0]])
     budgets = np.geomspace(rows["C"].min(), BEYOND * rows["C"].max(), 60)

@@ -220,13 +220,15 @@ def law(
 
 
 def from_file(name: str) -> Law:
-    """Loads a law from a function of a file; `name` is FILE.py:FUNCTION.
+    """Returns the law that a function in a Python file defines; the function computes the predicted loss.
+
+    name  FILE.py:FUNCTION
 
     Raises ValueError for a missing file, a file that cannot be imported, and a missing function.
     """
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
-        raise ValueError(f"law {name!r}: the file {path!r} does not exist")
+        raise ValueError(f"law {name!r}: the file {path!r} does not exist; the form is FILE.py:FUNCTION")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

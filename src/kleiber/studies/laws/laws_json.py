@@ -130,7 +130,9 @@ def read(path: str | Path) -> Json:
     try:
         record = json.loads(Path(path).read_text())
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}): it must be a file written by `kleiber fit --json`"
+        ) from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     schema = record.get("schema") if isinstance(record, dict) else None

@@ -64,7 +64,7 @@ class FinalScore(LeanCallback):
                 self.add_scores(trainer, pl_module)
 
     def add_scores(self, trainer: Trainer, pl_module: LitLM) -> None:
-        """Scores the model, records the scores and logs them."""
+        """Computes the metrics of `score`, writes them to the record of the stage and to all loggers."""
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             metrics = self.score(trainer, pl_module)

@@ -209,7 +209,14 @@ class Stability(LeanCallback):
         pl_module.guard = self
 
     def refuses(self, loss: float, norm: float) -> bool:
-        """Whether to skip a step, from its loss and gradient norm, which are the same on every rank. Counts spikes."""
+        """Returns whether to skip the update of a step, and counts spikes.
+
+        loss, norm  mean loss of the step in nats per token, and norm of its gradient; the same on every rank
+
+        A step is a spike if its loss is above `threshold` or its gradient norm above `norms` times the median norm.
+        `policy` decides whether spikes are skipped, `nonfinite` whether steps with nan or inf are. Raises Diverged
+        after more than IN_A_ROW consecutive skipped steps.
+        """
         finite = math.isfinite(loss) and math.isfinite(norm)
         usual = median(self.recent_norms, self.window)
         leaps = not finite or self.above(loss) or (usual is not None and norm > self.norms * usual)
@@ -224,7 +231,8 @@ class Stability(LeanCallback):
         self.in_a_row = self.in_a_row + 1 if refused else 0
         if self.in_a_row > IN_A_ROW:
             raise Diverged(
-                f"more than {IN_A_ROW} consecutive steps were skipped as spikes, the last one with loss {loss:g}"
+                f"the run diverged: more than {IN_A_ROW} consecutive steps were skipped as spikes, the last one with "
+                f"loss {loss:g}; lower optimizer.lr or raise schedule.warmup_steps"
             )
         return refused
 

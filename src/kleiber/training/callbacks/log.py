@@ -212,7 +212,10 @@ class RoutingHealth(LeanCallback):
                 print(f"routing at step {step:,}: {alarm}", file=sys.stderr)
 
     def report(self, last: Mapping[str, Tensor | float]) -> tuple[dict[str, float], list[str]]:
-        """The row of metrics, and the new alarms; the loads start again from 0."""
+        """Returns the row of routing metrics by name, and the texts of new alarms; resets the expert loads to 0.
+
+        last  metrics of the latest step, with the balance loss of each layer as "balance/<layer>"
+        """
         row: dict[str, float] = {}
         alarms: list[str] = []
         full = self.tokens >= self.window

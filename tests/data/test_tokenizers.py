@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face models, read from their files."""
+"""Tokenizers are exact and count the bytes of every token; those of Hugging Face models are read from their files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,45 @@ from pathlib import Path
 import pytest
 from odd_texts import ODD, noise
 
-from kleiber.data.tokenizers.byte_level import BPE
-from kleiber.data.tokenizers.pretrained import load_pretrained
+from kleiber.data.sources.text import Text
+from kleiber.data.tokenizers import BPE, Bytes, load_pretrained, train_bpe
+
+
+def test_bytes_are_exact() -> None:
+    tokenizer = Bytes()
+    for text in ODD + noise(100):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.token_bytes[tokenizer.encode(text)].sum() == len(text.encode())
+    assert tokenizer.vocab_size == 272
+
+
+def test_bpe_is_exact_and_counts_bytes(bpe: BPE) -> None:
+    for text in ODD + noise(200):
+        ids = bpe.encode(text)
+        assert bpe.decode(ids) == text
+        assert bpe.token_bytes[ids].sum() == len(text.encode())
+        assert not {bpe.eos, bpe.mask} & set(ids)
+    assert bpe.num_tokens == 400 and bpe.vocab_size == 400
+
+
+def test_tiktoken_gives_the_ids_of_tokenizers(bpe: BPE, tiny: str) -> None:
+    from tokenizers import Tokenizer
+
+    slow = Tokenizer.from_file(str(bpe.path))
+    texts = [text for text in ODD if "<|" not in text] + noise(300) + [Path(tiny).read_text(), "y" * 1000, " " * 100]
+    for text, ids in zip(texts, bpe.encode_many(texts), strict=True):
+        assert slow.encode(text).ids == ids.tolist(), text
+
+
+def test_bpe_is_the_same_when_trained_again(bpe: BPE, tmp_path: Path, tiny: str) -> None:
+    again = train_bpe([Text(tiny).source()], 400, tmp_path)
+    assert again.hash == bpe.hash
+    assert train_bpe([Text(tiny).source()], 300, tmp_path).hash != bpe.hash
+
+
+def test_a_vocabulary_too_small_for_the_bytes_is_refused(tmp_path: Path, tiny: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.vocab_size=100"):
+        train_bpe([Text(tiny).source()], 100, tmp_path)
 
 
 def test_gpt2_is_read_from_its_folder(shared: Path) -> None:

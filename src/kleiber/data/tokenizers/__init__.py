@@ -1,1 +1,0 @@
-"""Tokenizers: bytes, a byte-pair encoding trained on the data, and pretrained ones."""

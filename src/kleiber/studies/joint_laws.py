@@ -1,0 +1,289 @@
+"""The studies `moe_law` and `data_repeat`: joint laws of the loss with an input beside parameters and tokens.
+
+moe_law      the gain of more experts. X = experts / active experts, so X = 1, all experts active, is the dense model of
+             the family. A gain is a difference of losses at the same seed, active parameters and tokens.
+data_repeat  the excess loss of repeated text. The excess of a run is its loss less that of a run with the same size,
+             seed and tokens on fresh text, so seed noise cancels. A profile shows whether R_D is identified.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from kleiber.config.stages import quantity
+from kleiber.records.catalog import Run
+from kleiber.studies.compare.rows import Rows, format_mean, seed_means
+from kleiber.studies.designs.sizes import PlannedPoint, shortfall
+from kleiber.studies.laws import analysis, laws_json, table
+from kleiber.studies.laws.catalog import find
+from kleiber.studies.laws.law import Law
+from kleiber.studies.study import Findings, Study, check_level, points
+from kleiber.types import Config, Json
+
+SAME = 0.03  # relative difference of active parameters that counts as equal, since a router adds some
+FEW = 4.0  # epochs that are said to be nearly free
+NEAR = 0.02  # nats that nearly free means
+
+
+@dataclass(frozen=True)
+class JointLaw(Study):
+    """bootstrap  resamples of the law; level  of every interval"""
+
+    bootstrap: int = 300
+    level: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_level(self.level)
+
+    def fit(self, rows: Rows, form: Law, roles: Mapping[str, str], cluster: str) -> Json:
+        """Fits a law; returns the content of laws.json.
+
+        roles    column of each input of the law
+        cluster  column of rows that share noise
+
+        Raises ValueError if the rows cannot be fitted.
+        """
+        loaded = table.load(rows, roles, (), form.inputs)
+        options = analysis.Options(bootstrap=self.bootstrap, cluster=cluster, level=self.level)
+        return laws_json.without_nonfinite(analysis.analyze(loaded, form, options))
+
+
+@dataclass(frozen=True)
+class MoELaw(JointLaw):
+    """The gain of more experts over X = 1, and a joint law.
+
+    law  name of a law of N (active parameters), D and X
+    """
+
+    law: str = "joint_moe"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if set(find(self.law).inputs) != {"N", "D", "X"}:
+            raise ValueError(f"study.law={self.law} must be a law of N, D and X, such as joint_moe")
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """A warning where the points do not determine the law; gains are estimated without it."""
+        columns = {
+            "N": without_routers(np.array([point.N for point in points])),
+            "D": np.array([point.D for point in points]),
+            "X": np.array([expansion(point.config["model"]) for point in points]),
+        }
+        why = shortfall(find(self.law), columns)
+        return [f"the study can estimate gains but not fit a law: {why}"] if why else []
+
+    def analyze(self, runs: Sequence[Run]) -> Findings:
+        """Estimates gains over X = 1, and fits the joint law where the runs determine it."""
+        rows = points(runs)
+        expansions = {run.name: expansion(run.config["model"]) for run in runs if run.status == "finished"}
+        rows = rows.assign(X=[expansions[name] for name in rows["run"]])
+        gained = gains(rows)
+        means = seed_means(gained, ("size", "tokens", "X"), "gain", self.level) if len(gained) else gained
+        law, verdicts = self._law(rows)
+        shown = means.rename(columns={"mean": "gain (nats)"}).drop(columns="half", errors="ignore").to_dict("records")
+        tables = {"Gain over X = 1 at equal active size": shown}
+        text = laws_json.lines(law) if law else ()
+        return Findings(self._headline(means), verdicts, tables, gain_figures(means), law, text, MIXTURE_METHODS)
+
+    def _headline(self, means: Rows) -> str:
+        if not len(means):
+            return "The gain of more experts cannot be estimated: no run has X = 1 (all experts active)."
+        most = means[means["X"] == means["X"].max()]
+        best = most.loc[most["tokens"].idxmax()]
+        return (
+            f"X = {best['X']:g} lowers the loss by {format_mean(best['mean'], best['half'])} nats compared with X = 1, "
+            f"at {best['tokens']:,.0f} tokens and {best['size']:,.0f} active parameters."
+        )
+
+    def _law(self, rows: Rows) -> tuple[Json | None, list[Json]]:
+        form = find(self.law)
+        enough = len(rows) >= len(form.params) + 3 and all(
+            rows[name].nunique() >= 3 for name in ("active", "tokens", "X")
+        )
+        if not enough:
+            told_of = ", ".join(f"{rows[name].nunique()} {name}" for name in ("active", "tokens", "X"))
+            text = f"{len(rows)} points ({told_of}) do not determine {self.law}: at least three of each are needed"
+            return None, [{"code": "no_law", "level": "warn", "text": text}]
+        law = self.fit(rows, form, {"N": "active", "D": "tokens", "X": "X", "L": "loss", "C": "flops"}, "trunk")
+        return law, law["verdicts"]
+
+
+MIXTURE_METHODS = (
+    "Mixtures of E experts, k active, were trained at equal active width as trunks with cooldowns (Hägele et al. 2024, "
+    "arXiv:2405.18392), with X = E/k from 1 (all active) upwards. The joint law of active parameters, tokens "
+    "and X is that of Ludziejewski et al. 2025 (arXiv:2502.05172) without its saturation of X. Gains are differences "
+    "of losses of the same seed, size and tokens; FLOPs are equal up to the router, wall-clock time is not and has to "
+    "be read beside them."
+)
+
+
+def without_routers(active: np.ndarray) -> np.ndarray:
+    """Active parameters with sizes that differ by at most SAME set to the least of them, since a router adds some."""
+    least: list[float] = []
+    for size in np.unique(active):
+        if not least or size > (1 + SAME) * least[-1]:
+            least.append(size)
+    return np.array(least)[np.searchsorted(least, active, "right") - 1]
+
+
+def expansion(model: Config) -> float:
+    """X = experts / active experts of a `model` node; 1 for a dense model."""
+    mlp = model.get("mlp") or {}
+    return float(mlp["num_experts"]) / float(mlp.get("k", 2)) if "num_experts" in mlp else 1.0
+
+
+def gains(rows: Rows) -> Rows:
+    """The rows with X > 1 and their gain, loss(X = 1) - loss(X) at the same active size, tokens and seed."""
+    base = rows[rows["X"] == 1.0]
+    if not len(base):
+        return pd.DataFrame(columns=pd.Index(["size", "tokens", "X", "gain"]))
+    sizes = np.sort(base["active"].unique())
+    nearest = sizes[np.abs(np.log(rows["active"].to_numpy()[:, None] / sizes[None])).argmin(1)]
+    apart = np.abs(rows["active"].to_numpy() / nearest - 1)
+    kept = rows.assign(size=nearest)[apart <= SAME]
+    keys = ["size", "tokens", "seed"]
+    dense = kept[kept["X"] == 1.0].groupby(keys)["loss"].mean().rename("dense")
+    paired = kept[kept["X"] > 1.0].join(dense, on=keys).dropna(subset=["dense"])
+    return paired.assign(gain=paired["dense"] - paired["loss"])
+
+
+def gain_figures(means: Rows) -> Json:
+    """The figure of the gain vs X at the most tokens."""
+    from kleiber.charts import format_count, line_chart
+
+    if not len(means):
+        return {}
+    longest = means[means["tokens"] == means["tokens"].max()]
+    named = longest.assign(active=[format_count(n) for n in longest["size"]])
+    heading = f"Gain over X = 1 at {format_count(float(longest['tokens'].max()))} tokens, by active parameters"
+    return {
+        "gain": lambda: line_chart(
+            named, "X", "X = experts / active experts", "active", heading, every=2, zero=True,
+            value="gain (nats per token)",
+        )
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataRepeat(JointLaw):
+    """The excess loss of repeated text, and the data-constrained law."""
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """What repeating costs needs no law: that it cannot be fitted is a warning."""
+        columns = {
+            "N": np.array([point.N for point in points]),
+            "D": np.array([point.D for point in points]),
+            "U": np.array([min(point.D, unique_tokens(point.config["data"])) for point in points]),
+        }
+        why = shortfall(find("data_constrained"), columns)
+        return [f"what repeating costs will be told and no law: {why}"] if why else []
+
+    def analyze(self, runs: Sequence[Run]) -> Findings:
+        """Estimates the excess loss of repeated text, and fits the data-constrained law where the runs allow it."""
+        rows = epochs(runs)
+        paired = excess(rows)
+        means = seed_means(paired, ("N", "tokens", "epochs"), "excess", self.level)
+        claims = [self._few(means)] if len(means) else []
+        law, law_verdicts = self._law(rows)
+        shown = means.rename(columns={"mean": "excess (nats)"}).drop(columns="half").to_dict("records")
+        tables = {"Excess over fresh text of the same length": shown}
+        text = laws_json.lines(law) if law else ()
+        verdicts = [*claims, *law_verdicts]
+        return Findings(self._headline(means), verdicts, tables, excess_figures(means), law, text, REPEAT_METHODS)
+
+    def _few(self, means: Rows) -> Json:
+        part = means[means["epochs"] <= FEW * 1.01]
+        if not len(part):
+            return {
+                "code": "few_epochs",
+                "level": "warn",
+                "text": f"no cell of 2 to {FEW:g} epochs: nothing to say of them",
+            }
+        worst = part.loc[part["mean"].idxmax()]
+        holds = "holds" if worst["hi"] < NEAR else "does not hold" if worst["lo"] > NEAR else "undecided"
+        text = f"{holds}: up to {FEW:g} epochs cost less than {NEAR} nats; the worst is "
+        text += f"{format_mean(worst['mean'], worst['half'])} of {worst['tokens']:,.0f} tokens "
+        text += f"in {worst['epochs']:.1f} epochs at {worst['N']:,.0f} parameters"
+        return {"code": "few_epochs", "level": "note", "text": text}
+
+    def _headline(self, means: Rows) -> str:
+        if not len(means):
+            return "No cell has both a fresh and a repeated run of the same length: nothing to compare yet."
+        most = means.sort_values(["epochs", "N"]).iloc[-1]
+        return (
+            f"{most['epochs']:.0f} epochs of one text cost {format_mean(most['mean'], most['half'])} nats per token "
+            f"more than fresh text of the same {most['tokens']:,.0f} tokens, at {most['N']:,.0f} parameters."
+        )
+
+    def _law(self, rows: Rows) -> tuple[Json | None, list[Json]]:
+        """The data-constrained law, and its verdicts; None with fewer than two sizes or too few rows."""
+        form = find("data_constrained")
+        if rows["N"].nunique() < 2 or len(rows) < len(form.params) + 3:
+            text = f"{len(rows)} points of {rows['N'].nunique()} sizes do not determine the data-constrained law"
+            return None, [{"code": "no_law", "level": "note", "text": text}]
+        try:
+            law = self.fit(rows, form, {"N": "N", "D": "tokens", "U": "unique", "L": "loss"}, "run")
+        except ValueError as error:
+            return None, [{"code": "no_law", "level": "warn", "text": f"no fit of the data-constrained law: {error}"}]
+        return law, law["verdicts"]
+
+
+REPEAT_METHODS = (
+    "Models were trained on U tokens, evenly from all of one text, for D tokens in all, D/U epochs, and compared with "
+    "models of the same size, seed and D whose text was all new. The data-constrained law is that of Muennighoff et "
+    "al. 2023 (arXiv:2305.16264), its seven parameters fitted together; parameters with a flat profile are called not "
+    "identified."
+)
+
+
+def unique_tokens(data: Config) -> float:
+    """Tokens that are read over and over; without a limit all text is new."""
+    return math.inf if data.get("unique") is None else quantity(data["unique"])
+
+
+def epochs(runs: Sequence[Run]) -> Rows:
+    """A row a finished end: N, seed, tokens, unique, epochs, loss."""
+    rows = []
+    for run in (run for run in runs if run.status == "finished"):
+        for stage in run.leaves:
+            losses = [v for k, v in stage["metrics"].items() if k.startswith("val/") and k.endswith("/loss")]
+            unique = stage["data"]["tokens"]
+            if len(losses) == 1:
+                rows.append({"run": run.name, "seed": run.summary.get("seed"), "N": stage["params"]["active"],
+                             "tokens": stage["tokens"], "unique": min(unique, stage["tokens"]),
+                             "epochs": max(1.0, stage["tokens"] / unique), "loss": losses[0]})  # fmt: skip
+    if not rows:
+        raise ValueError("no finished run with one validation loss: nothing to compare")
+    return pd.DataFrame(rows).sort_values(["N", "tokens", "unique", "seed"], ignore_index=True)
+
+
+def excess(rows: Rows) -> Rows:
+    """Repeated runs with their loss less that of the fresh run of the same N, tokens and seed."""
+    keys = ["N", "tokens", "seed"]
+    again = rows["epochs"].round(1) > 1.0  # and not a last batch that begins anew
+    fresh = rows[~again].groupby(keys)["loss"].mean().rename("fresh")
+    paired = rows[again].join(fresh, on=keys).dropna(subset=["fresh"])
+    return paired.assign(excess=paired["loss"] - paired["fresh"], epochs=paired["epochs"].round(1))
+
+
+def excess_figures(means: Rows) -> Json:
+    """The figures of the excess loss vs epochs, one for each model size."""
+    from kleiber.charts import format_count, line_chart
+
+    if not len(means):
+        return {}
+    named = means.assign(length=[f"{format_count(tokens)} tokens" for tokens in means["tokens"]])
+    return {
+        f"repetition-{format_count(N)}": partial(
+            line_chart, part, "epochs", "epochs", "length", "What repeating costs", every=2, zero=True,
+            value="loss above fresh text (nats)", subtitle=f"{format_count(N)} parameters, same seed and tokens",
+        )
+        for N, part in named.groupby("N")
+    }  # fmt: skip
