@@ -183,9 +183,8 @@ def row_tokens(samples: Samples, sides: int) -> int:
 
 
 def build_model(cfg: DictConfig, corpus: Corpus, outputs: dict[str, int]) -> Model:
-    """Builds the untrained model of a config, with random weights that depend only on `seed`.
+    """Builds the untrained model of a config: weights are drawn with its seed, and the vocabulary is that of `corpus`.
 
-    corpus   gives the vocabulary size
     outputs  number of outputs of each task head, by name; the weights of task heads are zero
     """
     torch.manual_seed(cfg.seed)
