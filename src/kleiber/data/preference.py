@@ -204,7 +204,7 @@ class PairRows(TableRows):
         return len(self.labels)
 
     def per_sample(self, sides: Int[np.ndarray, "sides"]) -> Int[np.ndarray, "pairs"]:
-        """Returns the sum of a number over both conversations of each pair."""
+        """Returns the sum over both conversations of each pair of `sides`, which has a value per conversation."""
         return sides.reshape(-1, 2).sum(1)
 
     def side(self, i: int) -> tuple[Integer[np.ndarray, "time"], Integer[np.ndarray, "time"]]:

@@ -34,7 +34,7 @@ GOLDEN_RATIO = 0.6180339887498949
 
 @dataclass(frozen=True)
 class TokenFile:
-    """The ids of one split.
+    """The token ids (time,) of one split, mapped from its file.
 
     num_bytes      bytes of its text
     counted_bytes  bytes that its ids stand for; fewer than num_bytes under a lossy tokenizer
@@ -174,7 +174,7 @@ def write_rows(path: Path, rows: Iterable[Integer[np.ndarray, "_"]], dtype: np.d
 
 
 def read_rows(path: Path, dtype: np.dtype) -> TokenRows:
-    """Maps the rows that `write_rows` wrote at `path`."""
+    """Returns the rows that `write_rows` wrote at `path`, mapped from the files."""
     starts = np.load(path.with_suffix(".starts.npy"))
     return TokenRows(_read_ids(path.with_suffix(".bin"), dtype, int(starts[-1])), starts)
 

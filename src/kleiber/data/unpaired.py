@@ -85,7 +85,7 @@ class UnpairedRows(PairRows):
     sides = 1  # the mismatched answer is scored separately, without gradients
 
     def per_sample(self, sides: Int[np.ndarray, "sides"]) -> Int[np.ndarray, "pairs"]:
-        """Returns a number of the labeled conversation of each sample."""
+        """Returns the values of the labeled conversations; `sides` also has those of mismatched ones."""
         return sides[::2]
 
     def describe(self, counts: Json) -> str:

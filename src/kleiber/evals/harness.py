@@ -28,7 +28,9 @@ else:  # `score_tasks` raises an error that names the missing package
 
 
 def evaluate(subject: Subject) -> dict[str, float]:
-    """Scores of the tasks of `kleiber eval --evals harness --tasks a,b [--task-files FOLDER]`; see `score_tasks`."""
+    """Returns the lm-eval scores of the tasks that --tasks names, some of which --task-files may define; see
+    `score_tasks`.
+    """
     return score_tasks(subject.model, subject.corpus.tokenizer, subject.tasks, subject.task_files)
 
 
@@ -127,7 +129,7 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
 
     @property
     def eot_token_id(self) -> int:
-        """The id of the end of a text."""
+        """The token id of the end of a text."""
         return self.kleiber_tokenizer.eos
 
     @property
@@ -154,7 +156,11 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
 
     @torch.inference_mode()
     def _score(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[LogLikelihood]:
-        """Scores of each (context, continuation), from one forward pass. A long context loses its beginning."""
+        """Returns the log-likelihood in nats of each continuation, and whether greedy decoding would produce it.
+
+        One forward pass scores all pairs (context, continuation) of token ids. A context that is too long is cut at its
+        beginning.
+        """
         rows = [(context + continuation)[-(self.max_length + 1) :] for context, continuation in pairs]
         longest = max(len(row) for row in rows) - 1
         tokens = torch.tensor([row[:-1] + [0] * (longest - len(row) + 1) for row in rows], device=self._device)

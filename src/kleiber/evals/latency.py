@@ -108,5 +108,5 @@ def measure(
 
 
 def cache_bytes(cache: DecodingCache) -> int:
-    """Bytes of the keys and values of all layers."""
+    """Size in bytes of the cached keys and values of all layers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in cache.tensors())

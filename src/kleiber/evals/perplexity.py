@@ -86,7 +86,7 @@ class Runtime:
     autocast: bool = False
 
     def precision(self, device: torch.device) -> torch.autocast | nullcontext[None]:
-        """The context manager in which the model computes, as in training."""
+        """Returns the context of forward passes: bf16 autocast if training uses it, else one without effect."""
         return torch.autocast(device.type, torch.bfloat16) if self.autocast else nullcontext()
 
     def share(self, held_out: HeldOut) -> tuple[int, int]:

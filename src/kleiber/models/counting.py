@@ -78,7 +78,10 @@ def training_flops(model: Model, time: int, read: Collection[str] = ()) -> float
 
 
 def _unread(model: Model, read: Collection[str]) -> frozenset[int]:
-    """Ids of the output layers that the objective does not read."""
+    """Returns the ids of the output layers that the objective does not read.
+
+    read  names of the task heads that it reads; with any, it does not read the output layer for tokens
+    """
     heads = {id(head) for name, head in model.heads.items() if name not in read}
     return frozenset(heads | {id(model.head)} if read else heads)
 
@@ -146,7 +149,12 @@ def _cost(module: nn.Module, time: int, entered: bool, idle: Collection[int] = (
 
 
 def _matrices(sizes: list[tuple[int, bool]], share: float, entered: bool) -> tuple[float, float]:
-    """FLOPs of consecutive matrix products, from (size, trained) of each matrix, of which a token visits `share`."""
+    """Forward and backward FLOPs per token of consecutive matrix products.
+
+    sizes    (number of weights, whether they are trained) of each matrix
+    share    share of the weights that a token visits, below 1 for experts
+    entered  whether the input of the first matrix needs a gradient
+    """
     forward = backward = 0.0
     for size, trained in sizes:
         forward += 2.0 * share * size
@@ -156,7 +164,7 @@ def _matrices(sizes: list[tuple[int, bool]], share: float, entered: bool) -> tup
 
 
 def _below(module: nn.Module, entered: bool) -> bool:
-    """Whether the output of a module needs a gradient."""
+    """Whether the output of a module needs a gradient: its input does (`entered`), or it has a trainable parameter."""
     return entered or any(p.requires_grad for p in module.parameters())
 
 

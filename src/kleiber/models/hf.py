@@ -225,7 +225,10 @@ def _role(name: str, parameter: Tensor, lookup: bool, output: bool) -> Role:
 
 
 def _auto(settings: PretrainedConfig) -> Literal["CausalLM", "MaskedLM", ""]:
-    """The auto class of transformers: that of the saved class, else MaskedLM where the model type has it."""
+    """Returns the suffix of the auto class of transformers that loads the model; "" for the class AutoModel.
+
+    MaskedLM where the model type has it, unless the model was saved as a causal one.
+    """
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,

@@ -135,7 +135,7 @@ def _shapes(weight: Tensor, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]
 
 
 def _inputs(weight: Tensor) -> int:
-    """The axis of the inputs of a matrix, or of a stack of matrices."""
+    """The axis of the inputs of a weight: -1 of a matrix (out, in), -2 of a stack of matrices (experts, in, out)."""
     return -1 if weight.ndim == 2 else -2
 
 
@@ -145,12 +145,12 @@ def _norms(weight: Tensor) -> Tensor:
 
 
 def _gain(magnitudes: Tensor, whole: Tensor) -> Tensor:
-    """The factor of each output of W + s B A; exactly 1 before training."""
+    """The factor of each output: its magnitude over the norm of its weights in `whole`; exactly 1 before training."""
     return magnitudes / _norms(whole).clamp(min=torch.finfo(whole.dtype).tiny)
 
 
 def _effective(module: Adapted, name: str, scale: float) -> Tensor:
-    """The matrix that replaces W."""
+    """The matrix with which the layer computes: W + s B A, scaled to the magnitudes of DoRA if there are any."""
     weight, magnitudes = module._parameters[name], module._parameters.get(name + M)
     assert weight is not None
     if module.lora_off:

@@ -79,7 +79,7 @@ class Gated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
-        """The gradient of `gate_up`."""
+        """Gradient of the loss with respect to `gate_up`; `grad` is that with respect to the output."""
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
         gradient = torch.empty_like(gate_up)

@@ -159,14 +159,14 @@ class MoE(MLP):
         return y, self._aux(routing, served, x.shape[:2], real)
 
     def admit(self, routing: Routing, shape: torch.Size, real: Bool[Tensor, "batch time"] | None) -> Routing:
-        """The assignments that the experts compute: all of them."""
+        """The routing with `kept` False for dropped assignments. Here none are; see `Dropping`."""
         return routing
 
     def rebalance(self, load: Float[Tensor, "experts"] | None) -> None:
         self.router.rebalance(load)
 
     def _aux(self, routing: Routing, served: Routing, shape: torch.Size, real: Tensor | None) -> Aux:
-        """Sums over real tokens, named as in `Output`, and the weighted "loss"."""
+        """Auxiliary sums over real tokens, by the names in `Output`; "loss" has the weighted losses."""
         experts, scores = routing.experts.view(*shape, -1), routing.scores.view(*shape, -1)
         counted = None if routing.kept is None else routing.kept.view_as(experts)
         if real is not None:
@@ -286,7 +286,13 @@ def dropping_moe(
 
 
 def is_dense(site: Site, every: int, dense_first: int) -> bool:
-    """Whether this layer has no mixture. Raises ValueError where no layer of the model would have a mixture."""
+    """Whether the layer at `site` has a dense MLP instead of experts.
+
+    every        every n-th layer has experts
+    dense_first  layers at the start of the model without experts
+
+    Raises ValueError if no layer of the model would have experts.
+    """
     if not 1 <= every <= site.depth:
         raise ValueError(f"model.mlp.every={every} must be from 1 to {site.depth}, the number of layers")
     if not 0 <= dense_first < site.depth // every * every:

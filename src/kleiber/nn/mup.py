@@ -38,14 +38,17 @@ class MuP:
             )
 
     def embedding(self, tied: bool) -> Scale:
-        """A tied table is also the output matrix, which needs a small std; the multiplier restores the stream's RMS."""
+        """Scale of the embedding; a tied one is also the output matrix, whose small std the multiplier undoes."""
         return Scale(1 / math.sqrt(self.base_width), math.sqrt(self.base_width)) if tied else Scale(1.0, 1.0)
 
     def hidden_std(self, fan_in: int) -> float:
         return 1 / math.sqrt(fan_in)
 
     def projection_std(self, fan_in: int, depth: int) -> float:
-        """As for any hidden matrix, because the depth enters through `residual`."""
+        """Std of the initial weights of a projection into the residual stream: that of any hidden matrix.
+
+        The depth enters through `residual` instead.
+        """
         return self.hidden_std(fan_in)
 
     def attention(self, head_dim: int) -> float:
@@ -55,11 +58,11 @@ class MuP:
         return math.sqrt(self.base_depth / depth)
 
     def output(self, width: int) -> Scale:
-        """An untied head starts at 0, so that the first loss is exactly log(vocab)."""
+        """Scale of an untied output layer: weights start at 0, so that the first loss is exactly log(vocab)."""
         return Scale(0.0, self.base_width / width)
 
     def router(self, width: int) -> Scale:
-        """As for an output layer, but with std > 0, because equal scores would not choose any experts."""
+        """Scale of a router: the multiplier of an output layer, but std > 0, because equal scores choose no experts."""
         return Scale(1 / math.sqrt(self.base_width), self.base_width / width)
 
     def lr_scale(self, role: Role) -> float:

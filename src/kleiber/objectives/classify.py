@@ -164,7 +164,7 @@ class Classify(Objective):
         return Predictions(texts, model.heads[self.head], texts.new_ones(len(texts)))
 
     def _encode(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "batch dim"], Output]:
-        """The vector of each text, and the output that it was pooled from."""
+        """Returns a vector per text, pooled from the hidden states, and the model's output with these hidden states."""
         if self.pooling == "class-token" and model.causal:
             raise ValueError(
                 "objective.pooling=class-token needs a bidirectional model, because the first hidden state of a causal "
@@ -204,7 +204,7 @@ class ClassifyScorer(Scorer):
         return loss
 
     def compute(self) -> dict[str, float]:
-        """The metrics of the kind of label: one class, any number of classes, or a quantity."""
+        """Metrics by name; which ones depends on whether a label is one class, several classes or a quantity."""
         table = self.table.gather()
         scores, labels = table["scores"], table["labels"]
         if self.classify.kind == "single":

@@ -203,7 +203,10 @@ class PreferenceScorer(Scorer):
         return {name: pairs[name].mean().item() for name in names}
 
     def pairs(self) -> dict[str, Float[Tensor, "pairs"]]:
-        """The values of each pair whose means `compute` returns, and `start_accuracy`, that of the reference."""
+        """Metrics of each pair by name (pairs,): those whose means `compute` returns, and `start_accuracy`.
+
+        `start_accuracy` is the accuracy of the reference.
+        """
         table = {name: value.double() for name, value in self.table.gather().items()}
         answers, reference = table["answers"], table["reference"]
         ratios = answers - reference

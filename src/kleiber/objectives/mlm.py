@@ -58,7 +58,7 @@ class MLM(Objective):
         return Predictions(output.hidden, model.head, targets.float())
 
     def corrupt(self, batch: Batch) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
-        """The tokens that the model reads, and a mask of the positions that it has to predict."""
+        """Returns the tokens that the model reads, and a mask with True at the positions that it predicts."""
         assert batch.samples is not None, "masks are drawn from the numbers of the samples"
         draw, kind, other = (uniform(batch.samples, batch.tokens.shape[1], self.seed, stream) for stream in range(3))
         targets = draw < self.mask_share

@@ -106,7 +106,7 @@ class RewardScorer(Scorer):
         return {name: values.mean().item() for name, values in self.pairs().items()}
 
     def pairs(self) -> dict[str, Float[Tensor, "pairs"]]:
-        """The values of each pair whose means `compute` returns, by metric."""
+        """Metrics of each pair by name (pairs,), whose means `compute` returns."""
         table = {name: value.double() for name, value in self.table.gather().items()}
         margin = table["rewards"][:, 0] - table["rewards"][:, 1]
         return {"accuracy": wins(margin), "longer_accuracy": table["longer"], "margin": margin}

@@ -135,7 +135,7 @@ def assemble_runs(rows: Sequence[Row], home: Path) -> Iterator[tuple[str, Json, 
 
 
 def finished(row: Row) -> bool:
-    """Whether the run of a row is finished."""
+    """Whether the run that an archive row describes has the status `finished`."""
     return row["summary"]["status"] == Status.FINISHED
 
 
@@ -146,7 +146,7 @@ def is_further_leaf(row: Row, leaves: Sequence[Row]) -> bool:
 
 
 def leaf_name(row: Row) -> str | None:
-    """Name of the leaf that a row describes; None for a run without stages."""
+    """Name of the last stage on the branch that an archive row describes; None for a run without stages."""
     stages = row["summary"].get("stages")
     return stages[-1].get("name") if stages else None
 

@@ -290,6 +290,6 @@ def print_table(runs: Sequence[Run]) -> None:
 
 
 def values(metrics: Mapping[str, float | None], name: str) -> str:
-    """The validation metrics with a name, one value per task, separated by spaces."""
+    """Returns a table cell: the values of `val/<task>/<name>` of all tasks, separated by spaces."""
     matching = [value for key, value in metrics.items() if key.startswith("val/") and key.endswith("/" + name)]
     return " ".join(f"{value:.4f}" for value in matching if value is not None)

@@ -228,7 +228,7 @@ def read_config(folder: Path) -> Json:
 
 
 def read_overrides(folder: Path) -> list[str]:
-    """The overrides in overrides.yaml."""
+    """Returns the overrides of the run, such as `model.depth=3`, from its overrides.yaml."""
     return list(yaml.safe_load((folder / "overrides.yaml").read_text()) or [])
 
 
@@ -253,7 +253,7 @@ def check_same_config(folder: Path, config: Config) -> None:
 
 
 def flatten(node: object, prefix: str = "") -> Json:
-    """The leaves of a config by dotted key."""
+    """Returns the values of a nested config by dotted key, such as `model.depth`."""
     if not isinstance(node, dict) or not node:
         return {prefix: node}
     return {

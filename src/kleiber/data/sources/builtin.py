@@ -108,7 +108,7 @@ class InstalledText:
 
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
-        """Opens all texts by split; near duplicates are in one split."""
+        """Yields the documents by split, with near duplicates in the same split, and the packages' versions."""
         distinct = ([text] for text in drop_duplicates(self.texts(source_files()), self.name))
         texts = ["".join(document) for document in limit_bytes(distinct, self.max_bytes)]
         documents: dict[str, list[Document]] = {name: [] for name in SPLITS}
@@ -119,7 +119,7 @@ class InstalledText:
 
 @dataclass(frozen=True)
 class Docs(InstalledText):
-    """pydoc's topics and docstrings."""
+    """Docstrings of the installed packages and pydoc's help topics, as documents."""
 
     name = "builtin/docs"
 
@@ -130,7 +130,7 @@ class Docs(InstalledText):
 
 @dataclass(frozen=True)
 class Code(InstalledText):
-    """Source files."""
+    """Python source code of the installed packages, a document per file."""
 
     name = "builtin/code"
 

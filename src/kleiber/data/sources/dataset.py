@@ -140,8 +140,9 @@ def require_columns(table: Dataset, columns: Iterable[str], name: str, key: str 
     for column in columns:
         if column not in table.column_names:
             present = ", ".join(table.column_names)
-            fix = "rename a column, or choose other data" if key is None else f"set {key} to one of them"
-            raise ValueError(f"data.path={name} has no column {column}; its columns are {present}: {fix}")
+            if key is not None:
+                raise ValueError(f"{key}={column}: data.path={name} has no such column; set {key} to one of {present}")
+            raise ValueError(f"data.path={name} must have a column {column}; its columns are {present}")
 
 
 def require_text_columns(table: Dataset, columns: Sequence[str], name: str) -> None:
@@ -157,7 +158,7 @@ def require_text_columns(table: Dataset, columns: Sequence[str], name: str) -> N
 
 
 def rows(table: Dataset) -> Iterator[Row]:
-    """Yields the rows of a table."""
+    """Yields the rows of a table as dictionaries, with values by column."""
     return (row for batch in row_batches(table) for row in batch)
 
 

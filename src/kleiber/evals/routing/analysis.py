@@ -262,7 +262,7 @@ def mean_effect(draws: Sequence[Row]) -> dict[str, float]:
 
 @contextmanager
 def perturbed_routers(model: Model, perturb: Perturb) -> Iterator[None]:
-    """Within this context, every router has the weights that `perturb` makes of its own."""
+    """Context in which the weights of every router are replaced by `perturb(weights)`; restores them afterwards."""
     routers = [moe.router for moe in moe_layers(model).values()]
     weights = [router.linear.weight for router in routers if isinstance(router, TokenChoice)]
     originals = [weight.detach().clone() for weight in weights]
@@ -278,7 +278,7 @@ def perturbed_routers(model: Model, perturb: Perturb) -> Iterator[None]:
 
 
 def relative_noise(eps: float, seed: int) -> Perturb:
-    """Multiplies each weight by 1 + eps N(0, 1)."""
+    """Returns a perturbation that multiplies each weight by 1 + eps n, with n standard normal by `seed`."""
     generator = torch.Generator().manual_seed(seed)
 
     def perturb(weight: Tensor) -> Tensor:
@@ -289,7 +289,7 @@ def relative_noise(eps: float, seed: int) -> Perturb:
 
 
 def to_bf16(weight: Tensor) -> Tensor:
-    """The weights rounded to bf16, in their own dtype."""
+    """Returns the weights rounded to bf16 and converted back to their dtype."""
     return weight.to(torch.bfloat16).to(weight.dtype)
 
 

@@ -58,7 +58,7 @@ def cells(by_layer: Mapping[int, Sequence[float]], name: str) -> pd.DataFrame:
 
 
 def load(record: Json) -> alt.TopLevelMixin:
-    """Load of each expert relative to a uniform load, by layer."""
+    """Heat map of the load of each expert relative to a uniform load, by layer."""
     rows = cells(record["load"], "share")
     rows["relative"] = rows["share"] * record["num_experts"]
     scale = alt.Scale(scheme="blueorange", domainMid=1.0)

@@ -68,7 +68,7 @@ def moe_layers(model: Model) -> dict[int, MoE]:
 
 @contextmanager
 def rerouted(model: Model, reroute: Reroute) -> Iterator[None]:
-    """Within this context, the routing of every router is replaced by what `reroute` returns for it."""
+    """Context in which every router of the model uses the routing that `reroute` returns, instead of its own."""
     handles = []
     for layer, moe in moe_layers(model).items():
 
@@ -85,7 +85,7 @@ def rerouted(model: Model, reroute: Reroute) -> Iterator[None]:
 
 @torch.no_grad()
 def loss_with(subject: Subject, model: Model, tokens: int, reroute: Reroute) -> float:
-    """Mean loss in nats per target over the first `tokens` targets of every domain, with the routing replaced."""
+    """Mean loss in nats per target over the first `tokens` targets of every domain, with routings from `reroute`."""
     sums = Sums()
     with rerouted(model, reroute):
         for domain in subject.domains:
@@ -143,7 +143,7 @@ def record_routing(subject: Subject, model: Model, tokens: int) -> RoutingRecord
 
 
 def served_experts(routing: Routing) -> Tensor:
-    """The experts of each token (tokens, k), with -1 for an assignment that is not served."""
+    """The experts of each token (tokens, k), with -1 for an assignment that was dropped (expert full)."""
     return routing.experts if routing.kept is None else routing.experts.masked_fill(~routing.kept, -1)
 
 
@@ -158,7 +158,7 @@ def mean_margin(routings: list[Routing], mask: Tensor) -> float | None:
 
 
 def fixed_experts(record: RoutingRecord) -> Reroute:
-    """Keeps the experts of the record, batch by batch, and weights them as the router does now."""
+    """Returns a rerouting that uses the experts of the record, batch by batch, with the router's present weights."""
     calls = dict.fromkeys(record.batches, 0)
 
     def reroute(layer: int, router: Router, routing: Routing) -> Routing:
@@ -170,12 +170,12 @@ def fixed_experts(record: RoutingRecord) -> Reroute:
 
 
 def unchanged(layer: int, router: Router, routing: Routing) -> Routing:
-    """Leaves every routing as it is."""
+    """Returns `routing` unchanged; the rerouting of the baseline."""
     return routing
 
 
 def without_expert(layer: int, expert: int) -> Reroute:
-    """Excludes one expert of one layer: its tokens go to the next best expert."""
+    """Returns a rerouting that excludes one expert of a layer: its tokens go to the next best expert."""
 
     def exclude(number: int, router: Router, routing: Routing) -> Routing:
         """Routes the tokens of the layer again, with the lowest score for the expert."""
@@ -190,6 +190,6 @@ def without_expert(layer: int, expert: int) -> Reroute:
 
 
 def route_tokens(router: Router, routing: Routing, experts: Tensor | None = None) -> Routing:
-    """The routing by the logits of `routing`, of the given experts where there are any."""
+    """Routes tokens again by the logits of `routing`, to `experts` (tokens, k) or, for None, to those of top score."""
     assert isinstance(router, TokenChoice) and routing.logits is not None, "only routers by score can route anew"
     return router.route(routing.logits, experts)

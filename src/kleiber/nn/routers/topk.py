@@ -38,7 +38,7 @@ class TokenChoice(Router):
         return Routing(self.weights(logits, scores, chosen), chosen, scores, logits, margin)
 
     def priority(self, logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
-        """The values whose k largest entries are chosen."""
+        """Values (tokens, experts) by which experts are chosen: a token goes to the k experts of largest value."""
         return logits
 
     def margin_values(self, scores: Tensor, priority: Tensor) -> Float[Tensor, "tokens experts"]:
@@ -46,7 +46,7 @@ class TokenChoice(Router):
         return scores
 
     def scores(self, logits: Float[Tensor, "tokens experts"]) -> Float[Tensor, "tokens experts"]:
-        """A distribution over all experts, for the balance loss."""
+        """Probabilities of the experts (tokens, experts), which sum to 1 per token, for the balance loss."""
         return logits.softmax(-1)
 
     def weights(

@@ -176,7 +176,7 @@ class RoutingHealth(LeanCallback):
         self.alarmed: set[str] = set()
 
     def state_dict(self) -> Json:
-        """Loads, counts and alarms so far; {} for a dense model."""
+        """Returns the accumulated expert loads, token counts and alarms; {} for a dense model."""
         if not self.windows:
             return {}
         loads, windows = ({layer: v.cpu() for layer, v in sums.items()} for sums in (self.loads, self.windows))
