@@ -91,13 +91,6 @@ def test_a_matrix_of_another_shape_is_refused():
         metrics.matrix(score_record([[0.9, 0.2], [0.7, 0.8], [0.5, 0.7]]))
 
 
-def test_upstream_forgetting_tells_the_peak_from_the_end():
-    metrics_by_name = metrics.upstream([2.3, 2.9, 2.5], start=2.0, untrained=5.0)
-    assert (metrics_by_name.end, metrics_by_name.peak, metrics_by_name.relative) == pytest.approx((0.5, 0.9, 0.5 / 3))
-    assert math.isnan(metrics.upstream([2.3], 2.0).relative)
-    assert metrics.upstream([1.9, 1.8], 2.0).peak == 0 and metrics.upstream([1.9], 2.0).end == pytest.approx(-0.1)
-
-
 def test_savings_compare_relearning_with_learning():
     scratch, again = {0: 5.0, 100: 3.0, 200: 2.0}, {0: 4.0, 20: 2.5}
     assert metrics.steps_to(scratch, 2.5) == pytest.approx(150)

@@ -1,5 +1,7 @@
 """The transfer study pairs starts by seed, and counts pretraining in labels."""
 
+import json
+
 import pytest
 
 from kleiber.studies.transfer import Transfer
@@ -37,3 +39,11 @@ def test_one_seed_makes_no_claim(runs):
         and "no interval: 1 seed" in findings.headline
     )
     assert any(verdict["code"] == "few_seeds" for verdict in findings.verdicts)
+
+
+def test_every_figure_is_drawn(runs):
+    pytest.importorskip("altair")
+    built = Transfer().analyze(runs).figures
+    assert list(built) == ["gaps", "labels", "transferred", "texts"]
+    for name, make in built.items():
+        assert "toy" in json.dumps(make().to_dict()), name

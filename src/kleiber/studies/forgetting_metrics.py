@@ -142,27 +142,6 @@ def summary(r: Matrix) -> dict[str, float]:
     }
 
 
-@dataclass(frozen=True)
-class Upstream:
-    """Forgetting of one domain during one stage, from its losses in nats: positive where the domain got worse.
-
-    end       L(end) - L(start)
-    peak      max over the stage of L - L(start), what a look at the end alone would miss
-    relative  end / (L(untrained) - L(start)): the share of what had been learned; nan without the untrained loss
-    """
-
-    end: float
-    peak: float
-    relative: float
-
-
-def upstream(losses: Sequence[float], start: float, untrained: float | None = None) -> Upstream:
-    """From the losses at the evaluations of a stage, in order, and the loss that it began with."""
-    away = np.asarray(losses, dtype=np.float64) - start
-    learned = np.nan if untrained is None else untrained - start
-    return Upstream(float(away[-1]), float(max(away.max(), 0.0)), float(away[-1] / learned))
-
-
 def savings(relearning: Mapping[float, float], level: float, scratch: Mapping[float, float]) -> float:
     """1 - steps to come back to a loss / steps to reach it from scratch: 1 nothing was erased, 0 all of it was.
 

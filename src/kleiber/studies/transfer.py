@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kleiber.records.catalog import Run
+from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.studies.compare.task_rows import (
-    SCRATCH,
-    Rows,
     at_tuned_rate,
     paired_scores,
     score_rows,
@@ -181,16 +180,16 @@ def factor_row(row: Row) -> Json:
 
 def figures(rows: Rows, gaps: Sequence[Row], data: Sequence[Row]) -> Figures:
     """The figures that the runs allow, by name."""
-    from kleiber.studies import transfer_figures
+    from kleiber.studies.compare import figures as drawing
 
     charts: Figures = {}
     if any(row["gap"] is not None for row in gaps):
-        charts["gaps"] = lambda: transfer_figures.gaps(gaps)
+        charts["gaps"] = lambda: drawing.score_gains(gaps)
     if rows["share"].nunique() > 1:
-        charts["labels"] = lambda: transfer_figures.labels(rows)
+        charts["labels"] = lambda: drawing.scores_by_labels(rows)
     if any(math.isfinite(row["factor"]) and row["factor"] > 0 for row in data):
-        charts["transferred"] = lambda: transfer_figures.factors(data)
+        charts["transferred"] = lambda: drawing.effective_data(data)
     texts = rows.loc[rows["start"] != SCRATCH, "start"]
     if texts.str.partition("/")[2].nunique() > 1:
-        charts["texts"] = lambda: transfer_figures.texts(rows)
+        charts["texts"] = lambda: drawing.scores_by_text(rows)
     return charts

@@ -1,4 +1,4 @@
-"""Altair figures of comparisons of arms: loss vs learning rate, arms side by side, differences, gains and frontiers."""
+"""Altair figures of comparisons of arms, of mixtures, of forgetting, and of transfer to labelled tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts import apply_theme, kind_color, log_axis, loss_axis, with_title
-from kleiber.studies.compare.rows import Rows
+from kleiber.config.stages import quantity
+from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
@@ -57,12 +58,8 @@ def named(
         beside = [height + room for height, other in zip(heights, xs, strict=False) if abs(other - at) <= wide]
         heights.append(max([value, *beside]))
     text = alt.Chart(places.assign(at=heights)).mark_text(align="left", dx=8, fontSize=10)
-    return text.encode(
-        x=x,
-        y=alt.Y("at:Q", title="", scale=alt.Scale(zero=False)),
-        text="arm:N",
-        color=alt.Undefined if color is None else color,
-    )
+    height = alt.Y("at:Q", title="", scale=alt.Scale(zero=False))
+    return text.encode(x=x, y=height, text="arm:N", color=alt.Undefined if color is None else color)
 
 
 def side_by_side(arms: Mapping[str, Arm]) -> alt.TopLevelMixin:
@@ -75,19 +72,14 @@ def side_by_side(arms: Mapping[str, Arm]) -> alt.TopLevelMixin:
             if math.isfinite(loss)
         ]
     )
-    chart = alt.Chart(rows).mark_point(size=40)
-    return with_title(
-        chart.encode(
-            x=alt.X("loss:Q", title=LOSS, scale=alt.Scale(zero=False)),
-            y=alt.Y("arm:N", sort=list(arms), title=None),
-            shape=alt.Shape(
-                "tuned:N", title=None, scale=alt.Scale(domain=["tuned", "untuned"], range=["circle", "cross"])
-            ),
-            tooltip=["arm:N", "seed:O", alt.Tooltip("loss:Q", format=".4f")],
-        ),
-        "Validation loss by arm, each at its best learning rate",
-        height=30 * len(arms),
-    )
+    scale = alt.Scale(domain=["tuned", "untuned"], range=["circle", "cross"])
+    chart = alt.Chart(rows).mark_point(size=40).encode(
+        x=alt.X("loss:Q", title=LOSS, scale=alt.Scale(zero=False)),
+        y=alt.Y("arm:N", sort=list(arms), title=None),
+        shape=alt.Shape("tuned:N", title=None, scale=scale),
+        tooltip=["arm:N", "seed:O", alt.Tooltip("loss:Q", format=".4f")],
+    )  # fmt: skip
+    return with_title(chart, "Validation loss by arm, each at its best learning rate", height=30 * len(arms))
 
 
 def differences(gaps: Sequence[Row], title: str) -> alt.TopLevelMixin:
@@ -127,8 +119,7 @@ def over_tokens(rows: Sequence[Row]) -> alt.TopLevelMixin:
     dash = alt.StrokeDash("way:N", scale=alt.Scale(domain=list(WAYS.values()), range=[[1, 0], [4, 3]]), legend=None)
     color = kind_color(pairs, "what")
     base = alt.Chart(shown).encode(x=across, color=color, detail="kind:N")
-    tips = ["kind:N", "tokens:Q", alt.Tooltip("value:Q", format=".4f"), alt.Tooltip("lo:Q", format=".4f")]
-    tips.append(alt.Tooltip("hi:Q", format=".4f"))
+    tips = ["kind:N", "tokens:Q", *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("value", "lo", "hi"))]
     zero = alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color="#888").encode(y="y:Q")
     ends = shown.loc[shown.groupby("kind")["tokens"].idxmax()]
     names = alt.Chart(ends).mark_text(align="left", dx=8, fontSize=10).encode(x=across, y=y, text="kind:N", color=color)
@@ -146,14 +137,9 @@ def both_ways(row: Row) -> list[Json]:
     for suffix, way in WAYS.items():
         estimate = {key: row[f"{key}{suffix}"] for key in ("value", "lo", "hi")}
         if estimate["value"] is not None:
-            entries.append(
-                {"what": row["what"], "tokens": row["tokens"], "way": way, **estimate, "kind": kind(row, way)}
-            )
+            kind = f"{row['what']}, {way}"
+            entries.append({"what": row["what"], "tokens": row["tokens"], "way": way, **estimate, "kind": kind})
     return entries
-
-
-def kind(row: Row, way: str) -> str:
-    return f"{row['what']}, {way}"
 
 
 TARGET, F = "target loss (nats per token)", "forgetting F (nats per token)"
@@ -168,21 +154,16 @@ def frontier(points: Rows, order: Sequence[str]) -> alt.TopLevelMixin:
     near = pd.Series(True, index=points.index)
     for name in ("target", "F"):
         near &= points[name] <= best[name].max() + (best[name].max() - best[name].min())
-    subtitle = "one point for each learning rate" + (
-        "" if near.all() else f"; {int((~near).sum())} more lie beyond the axes"
-    )
+    beyond = "" if near.all() else f"; {int((~near).sum())} more lie beyond the axes"
+    subtitle = f"one point for each learning rate{beyond}"
     points = points[near | points["best"]]
     shown = points.assign(low=points["F"] - points["F_sd"].fillna(0), high=points["F"] + points["F_sd"].fillna(0))
     color = kind_color(order, "method", alt.Legend())
     shape = alt.Shape("method:N", title=None, scale=alt.Scale(domain=list(order)))
     x = alt.X("target:Q", title=TARGET, scale=alt.Scale(zero=False, nice=False, padding=12))
     y, low = (alt.Y(f"{name}:Q", title=F, scale=alt.Scale(zero=False, nice=False, padding=12)) for name in ("F", "low"))
-    tips = [
-        "method:N",
-        alt.Tooltip("lr:Q", format=".2g"),
-        "n:Q",
-        *(alt.Tooltip(f"{c}:Q", format=".4f") for c in ("F", "target")),
-    ]
+    exact = (alt.Tooltip(f"{name}:Q", format=".4f") for name in ("F", "target"))
+    tips = ["method:N", alt.Tooltip("lr:Q", format=".2g"), "n:Q", *exact]
     base = alt.Chart(shown)
     bars = base.mark_rule(opacity=0.5).encode(x=x, y=low, y2="high:Q", color=color)
     marks = base.mark_point(size=46, filled=True, opacity=0.9).encode(x=x, y=y, color=color, shape=shape, tooltip=tips)
@@ -220,6 +201,96 @@ def learning_rates(rows: Rows, order: Sequence[str]) -> alt.TopLevelMixin:
     x, y = log_axis("lr", "learning rate", rows["lr"].to_numpy()), loss_axis("target", TARGET, log=False)
     mean = alt.Y("mean(target):Q", title=TARGET, scale=alt.Scale(zero=False, nice=False, padding=12))
     base = alt.Chart(rows[["method", "lr", "target", "seed"]]).encode(x=x, color=color)
-    return with_title(
-        base.mark_point(size=18).encode(y=y) + base.mark_line().encode(y=mean), "Every arm at every learning rate"
-    )
+    chart = base.mark_point(size=18).encode(y=y) + base.mark_line().encode(y=mean)
+    return with_title(chart, "Every arm at every learning rate")
+
+
+PANEL = {"width": 250, "height": 170}
+
+
+def score_gains(gap_rows: Sequence[Row]) -> alt.TopLevelMixin:
+    """Pre-trained less from nothing at the most labels, with intervals: a panel a task, right of 0 it helps."""
+    most = max(row["share"] for row in gap_rows)
+    rows = pd.DataFrame([row for row in gap_rows if row["share"] == most and row["gap"] is not None])
+    rows["what"] = rows["kind"] + " from " + rows["start"]
+    panels = []
+    for task, part in rows.groupby("task", sort=False):
+        y = alt.Y("what:N", sort=None, title=None, axis=alt.Axis(labelLimit=220))
+        base = alt.Chart(part).encode(y=y)
+        title = "score above the same model from nothing"
+        x = alt.X("gap:Q", title=title, axis=alt.Axis(tickCount=5))
+        zero = alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(color="#888", strokeDash=[4, 4]).encode(x="x:Q")
+        layers = [zero, base.mark_point(filled=True, size=56, color="black", opacity=1).encode(x=x)]
+        if bool(part["lo"].notna().any()):
+            layers.insert(1, base.mark_rule(strokeWidth=2).encode(x=alt.X("lo:Q", title=title), x2="hi:Q"))
+        panels.append(alt.layer(*layers).properties(title=str(task), width=250, height=24 * len(part) + 20))
+    return two_a_row(panels, "Score gained by pre-training")
+
+
+def scores_by_labels(rows: Rows) -> alt.TopLevelMixin:
+    """Score by the share of the labels, a line for each kind and start over the means of seeds: a panel a task."""
+    shown = rows.assign(what=rows["kind"] + " from " + rows["start"])
+    names = list(dict.fromkeys(shown.sort_values(["kind", "start"])["what"]))
+    panels = []
+    for task, part in shown.groupby("task", sort=False):
+        shares = sorted(set(part["share"]))
+        axis = alt.Axis(values=shares, format="~%", grid=False)
+        scale = alt.Scale(type="log", domain=[min(shares) / 1.2, max(shares) * 1.2], nice=False)
+        x = alt.X("share:Q", title="share of the labels", scale=scale, axis=axis)
+        panels.append(score_lines(part, x, names, part["metric"].iloc[0], str(task)))
+    return two_a_row(panels, "Score vs share of the labels")
+
+
+def scores_by_text(rows: Rows) -> alt.TopLevelMixin:
+    """Score at the most labels by the bytes of the text, a line for each kind and text, a dashed rule for none."""
+    shown = rows[(rows["share"] == rows["share"].max()) & (rows["start"] != SCRATCH)].copy()
+    split = shown["start"].str.partition("/")
+    shown["bytes"], shown["what"] = split[2].map(quantity).astype(float), shown["kind"] + " from " + split[0]
+    names = list(dict.fromkeys(shown.sort_values("what")["what"]))
+    panels = []
+    for task, part in shown.groupby("task", sort=False):
+        sizes = sorted(set(part["bytes"]))
+        scale = alt.Scale(type="log", domain=[min(sizes) / 1.3, max(sizes) * 1.3], nice=False)
+        x = alt.X("bytes:Q", title="text (bytes)", scale=scale, axis=alt.Axis(values=sizes, format="~s", grid=False))
+        new = rows[(rows["task"] == task) & (rows["start"] == SCRATCH) & (rows["share"] == rows["share"].max())]
+        chart = score_lines(part, x, names, part["metric"].iloc[0], str(task))
+        means = new.groupby("kind", as_index=False)["score"].mean()
+        panels.append(chart + alt.Chart(means).mark_rule(strokeDash=[5, 4], color="#888").encode(y="score:Q"))
+    return two_a_row(panels, "Score vs pre-training text; dashed: from scratch")
+
+
+def effective_data(factor_rows: Sequence[Row]) -> alt.TopLevelMixin:
+    """How many times the labels training from nothing would have needed; unbounded ones are left out."""
+    rows = pd.DataFrame([row for row in factor_rows if 0 < row["factor"] < math.inf])
+    rows["what"] = rows["kind"] + " from " + rows["start"]
+    rows["top"] = [row if math.isfinite(row) else f for row, f in zip(rows["most"], rows["factor"], strict=True)]
+    rows["bottom"] = [row if row > 0 else f for row, f in zip(rows["least"], rows["factor"], strict=True)]
+    color = kind_color(list(dict.fromkeys(rows["what"])), "what", alt.Legend())
+    panels = []
+    for task, part in rows.groupby("task", sort=False):
+        axis = alt.Axis(values=sorted(set(part["share"])), format="~%", grid=False)
+        x = alt.X("share:Q", title="share of the labels", scale=alt.Scale(type="log", padding=20), axis=axis)
+        title = "times the labels, from nothing"
+        y = alt.Y("factor:Q", title=title, scale=alt.Scale(type="log", padding=12))
+        base = alt.Chart(part).encode(x=x, color=color)
+        unity = alt.Chart(pd.DataFrame({"y": [1.0]})).mark_rule(color="#888", strokeDash=[4, 4]).encode(y="y:Q")
+        bars = base.mark_rule(opacity=0.6).encode(y=alt.Y("bottom:Q", title=title), y2="top:Q")
+        marks = base.mark_point(filled=True, size=50, opacity=1).encode(y=y)
+        panels.append((unity + bars + base.mark_line().encode(y=y) + marks).properties(title=str(task), **PANEL))
+    return two_a_row(panels, "Effective data: median of seeds, least to most")
+
+
+def score_lines(part: Rows, x: alt.X, names: Sequence[str], metric: str, title: str) -> alt.LayerChart | alt.FacetChart:
+    """A line over the means of seeds and a small point a seed."""
+    color = kind_color(names, "what", alt.Legend())
+    scale = alt.Scale(zero=False, nice=False, padding=12)
+    base = alt.Chart(part[["what", "share", "score", "seed", *(["bytes"] if "bytes" in part else [])]])
+    base = base.encode(x=x, color=color)
+    points = base.mark_point(size=14, opacity=0.6).encode(y=alt.Y("score:Q", title=metric, scale=scale))
+    means = base.mark_line(strokeWidth=1.6).encode(y=alt.Y("mean(score):Q", title=metric, scale=scale))
+    return (points + means).properties(title=title, **PANEL)
+
+
+def two_a_row(panels: Sequence[alt.LayerChart | alt.FacetChart], title: str) -> alt.TopLevelMixin:
+    """Panels two a row, under one title."""
+    return apply_theme(alt.concat(*panels, columns=2).properties(title=title))

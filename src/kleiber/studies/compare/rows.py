@@ -18,13 +18,13 @@ import pandas as pd
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.forgetting_metrics import upstream
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Config, Json
 
 Rows = Any  # a DataFrame, or a row or column of one; the stubs of pandas do not type what indexing returns
 
-PLAIN = "none"
+PLAIN = "none"  # the method of plain fine-tuning
+SCRATCH = "scratch"  # the start of a model without trained weights
 REPLAY = (  # a sentence for the methods of studies that compare replay
     " Unless retention.replay.memory bounds it, replay draws from the whole training text of the earlier tasks, most "
     "of which the stages before need not have read: then it is further training on a mixture, not a memory."
@@ -107,7 +107,7 @@ def losses(
     start = mean([stage["start_metrics"].get(f"val/{task}/loss") for task in before])
     during = [value for _, value in watched(stage, before)]
     end = mean([scored[task] for task in before])
-    peak = upstream(during, during[0]).peak if during else float("nan")
+    peak = float(np.max(during) - during[0]) if during else float("nan")
     task_losses = {f"loss/{task}": float("nan") if value is None else value for task, value in scored.items()}
     return {
         "F": end - start,

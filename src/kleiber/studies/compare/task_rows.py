@@ -15,7 +15,7 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies import forgetting_metrics
 from kleiber.studies.compare.arms import interval
-from kleiber.studies.compare.rows import Rows, apart, described
+from kleiber.studies.compare.rows import SCRATCH, Rows, apart, described
 from kleiber.types import Config, Json
 
 LABELS = {
@@ -168,9 +168,6 @@ def tasks_in_order(r: forgetting_metrics.Matrix) -> list[tuple[int, int]]:
 
 
 AGAIN = "again"  # the stage that trains the first task once more, to see how fast it comes back
-
-
-SCRATCH = "scratch"
 
 
 def score_rows(runs: Sequence[Run]) -> Rows:

@@ -19,7 +19,8 @@ from kleiber.config import hub
 from kleiber.config.compose import conf_dir
 from kleiber.config.errors import did_you_mean
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.task_rows import SCRATCH, tuned_rates
+from kleiber.studies.compare.rows import SCRATCH
+from kleiber.studies.compare.task_rows import tuned_rates
 from kleiber.studies.designs.methods import RunSource, find_base_run
 from kleiber.types import Json, Row
 
