@@ -82,7 +82,9 @@ def _import_signature(target: str) -> Signature:
     try:
         imported = vars(importlib.import_module(module))[name]
     except (ImportError, KeyError):
-        raise ConfigError(f"_target_ {target} cannot be imported") from None
+        raise ConfigError(
+            f"_target_ {target} cannot be imported: check the spelling, or install the package that defines it"
+        ) from None
     owner = inspect.getmodule(imported)
     if not callable(imported) or owner is None or not f"{owner.__name__}.".startswith(ALLOWED):
         raise ConfigError(

@@ -286,10 +286,7 @@ def dropping_moe(
 
 
 def is_dense(site: Site, every: int, dense_first: int) -> bool:
-    """Whether the layer at `site` has a dense MLP instead of experts.
-
-    every        every n-th layer has experts
-    dense_first  layers at the start of the model without experts
+    """Whether the layer at `site` has a dense MLP instead of experts, with the arguments of `interleaved_moe`.
 
     Raises ValueError if no layer of the model would have experts.
     """
