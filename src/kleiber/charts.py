@@ -100,7 +100,7 @@ def format_count(number: float) -> str:
 
 
 def count_tip(name: str, title: str | None = None) -> Chart:
-    """Returns a tooltip that shows a column with three digits and an SI suffix."""
+    """Returns a tooltip that shows the column `name` with three digits and an SI suffix, labeled `title`."""
     return alt.Tooltip(f"{name}:Q", format=".3s", title=title or name)
 
 

@@ -59,7 +59,7 @@ class LoRA(Adapter):
 
     @property
     def scale(self) -> float:
-        """s, the factor of every update."""
+        """The factor s of every low-rank update s B A: alpha / rank, or alpha / sqrt(rank) with rslora."""
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
         return alpha / (self.rank**0.5 if self.rslora else self.rank)
 

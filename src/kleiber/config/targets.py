@@ -96,7 +96,9 @@ def _import_signature(target: str) -> Signature:
     try:
         imported = vars(importlib.import_module(module))[name]
     except (ImportError, KeyError):
-        raise ConfigError(f"_target_ {target} cannot be imported: correct the name, or install its package") from None
+        raise ConfigError(
+            f"_target_ {target} cannot be imported: check the spelling, or install the package that defines it"
+        ) from None
     owner = inspect.getmodule(imported)
     if not callable(imported) or owner is None or not f"{owner.__name__}.".startswith(ALLOWED):
         raise ConfigError(
@@ -287,7 +289,13 @@ def build(node: DictConfig | Config, **available: Any) -> Any:
 
 
 def check_buildable(value: object, path: str = "") -> None:
-    """Raises ConfigError for a `_target_` that a config may not name and for an interpolation, at any depth."""
+    """Checks a node of the config and everything below it.
+
+    value  the node: a mapping, a list or a plain value
+    path   key of the node in the config, such as model.mlp, which the error names; "" for the whole config
+
+    Raises ConfigError for a `_target_` that a config may not name and for an interpolation `${...}`.
+    """
     children: Iterable[tuple[object, object]] = enumerate(value) if isinstance(value, list | tuple) else ()
     if isinstance(value, Mapping):
         children = value.items()

@@ -181,11 +181,12 @@ class EncodedTable:
         train: Samples | None = None,
         **options: object,
     ) -> SomeCorpus:
-        """Returns the corpus of these samples.
+        """Returns a `corpus_class` that holds the samples of all splits, the tokenizer and the manifest.
 
-        corpus_class  gets `options` as further arguments
-        identity      JSON-able facts that the hash of the corpus depends on, beside the tokenizer
-        train         training samples; None for those of the training split as they are
+        samples   samples by split: train, validation and, where the data has one, test
+        identity  JSON values that the hash of the corpus depends on, in addition to the tokenizer
+        train     training samples that replace `samples["train"]`; None keeps those
+        options   keyword arguments that only this `corpus_class` has
         """
         train = samples["train"] if train is None else train
         held_out = {split: HeldOutRows(rows) for split, rows in samples.items() if split != "train" and len(rows)}

@@ -70,7 +70,10 @@ class Unpaired(AnswerTable):
 
 
 def parse_label(label: object) -> float:
-    """Returns 1 for true or 1, and 0 for false or 0. Raises ValueError for any other value."""
+    """Returns 1.0 for the boolean true or the number 1, and 0.0 for false or 0.
+
+    Raises ValueError for any other value; a string such as "true" is not accepted.
+    """
     if label not in (True, False):
         raise ValueError(f"label={label!r} must be true or false")
     return float(bool(label))

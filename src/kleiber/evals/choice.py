@@ -44,10 +44,16 @@ class Question:
 
 
 def evaluate(subject: Subject) -> Json:
-    """By file of questions: accuracy, accuracy_per_byte, standard_error (of accuracy), chance, number of questions.
+    """Evaluates multiple-choice questions and returns these numbers for each file of questions, by its name.
 
-    `chance` is the expected accuracy of a random choice. Raises ValueError where `subject.task_files` is not a file or
-    folder of questions, for a bidirectional model, and for rows with other columns.
+    accuracy           share of questions whose right ending has the highest log-probability
+    accuracy_per_byte  the same, with the log-probability of each ending divided by its number of bytes
+    standard_error     standard error of `accuracy`
+    chance             expected accuracy of a random choice
+    questions          number of questions
+
+    Raises ValueError where `subject.task_files` is not a file or folder of questions, for a bidirectional model, and
+    for rows that do not have the columns of a question (see `parse_question`).
     """
     if not subject.model.causal:
         raise ValueError("--evals choice needs a causal model, such as model=gpt; this model is bidirectional")

@@ -20,7 +20,10 @@ Step = Callable[[Tensor], Tensor]  # token ids (batch, time) -> logits of the la
 
 
 def evaluate(subject: Subject) -> dict[str, float]:
-    """Returns the metrics of `latency`, for the numbers of prompt and generated tokens that `lengths` returns."""
+    """Measures how fast the model generates text, with prompts and continuations of the `lengths` for its context.
+
+    Returns tokens per second, milliseconds per decode step and memory in bytes, by the names of `latency`.
+    """
     prompt, new = lengths(subject.model)
     return latency(subject.model, prompt=prompt, new=new)
 

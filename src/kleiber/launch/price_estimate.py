@@ -163,7 +163,7 @@ class Prices:
         return json.dumps(without_numbers(node), sort_keys=True)
 
     def size(self, number: int) -> float:
-        """Returns the FLOPs of an optimizer step, summed over the stages of a run."""
+        """Returns the FLOPs of one optimizer step of each stage, summed over the stages of run `number` (from 0)."""
         return sum(cost.flops_per_step for cost in self.costs[number])
 
     def measure_run(self, number: int) -> Speed:

@@ -49,7 +49,7 @@ CORE_FILE = "core.txt"  # contains CPU seconds and wall seconds of the steps of 
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage of a run costs.
+    """Tokens and FLOPs that one stage of a run costs.
 
     parameters       of the model with its task heads and its adapter
     steps            optimizer steps that this stage trains
@@ -83,7 +83,7 @@ class StageCost:
 
     @property
     def flops_per_step(self) -> float:
-        """Training FLOPs of an optimizer step."""
+        """Training FLOPs of one optimizer step of this stage."""
         return self.batch_tokens * self.flops_per_token
 
 

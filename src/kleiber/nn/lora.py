@@ -170,7 +170,7 @@ def _updated(module: nn.Module, name: str, scale: float) -> Tensor:
 
 
 class AdaptedLinear(Adapted, nn.Linear):
-    """A linear layer that adds the update to its output."""
+    """A linear layer with a low-rank update: x (s B A).T is added to the output of the frozen layer."""
 
     plain = nn.Linear
     weight_lora_a: Tensor

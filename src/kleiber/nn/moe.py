@@ -250,9 +250,13 @@ def interleaved_moe(
     backend: Backend = "grouped",
     dense_first: int = 0,
 ) -> MoE | SwiGLU:
-    """A mixture on every `every`-th layer after the first `dense_first` layers, and SwiGLU on the others.
+    """Builds the MLP of one layer: a mixture of experts in layers every, 2 every, ... counted from 1, else SwiGLU.
 
-    Raises ValueError where no layer of the model would have experts.
+    site         position and sizes of the layer
+    dense_first  number of first layers that are SwiGLU in any case
+
+    The arguments that are not listed here are those of `MoE`. Raises ValueError where no layer of the model would have
+    experts.
     """
     if is_dense(site, every, dense_first):
         return SwiGLU(site)
@@ -281,10 +285,7 @@ def dropping_moe(
 
 
 def is_dense(site: Site, every: int, dense_first: int) -> bool:
-    """Whether the layer at `site` has a dense MLP instead of experts.
-
-    every        every n-th layer has experts
-    dense_first  layers at the start of the model without experts
+    """Whether the layer at `site` has a dense MLP instead of experts, with the arguments of `interleaved_moe`.
 
     Raises ValueError if no layer of the model would have experts.
     """

@@ -174,7 +174,11 @@ class Classify(Objective):
         return pool(output.hidden, batch.real, self.pooling), output
 
     def _losses(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The loss of each sample, and the share of its classes that are predicted; None for a quantity."""
+        """Returns the loss of each sample, and which share of its labels is predicted correctly, both of shape (rows,).
+
+        The share is True or False for single labels, a fraction of the classes for several labels, and None (instead of
+        a tensor) for a quantity. scores (rows, classes) are the outputs of the head, before softmax or sigmoid.
+        """
         if self.kind == "single":
             return F.cross_entropy(scores, labels, reduction="none"), scores.argmax(1) == labels
         if self.kind == "multi":

@@ -175,14 +175,14 @@ class IPO(DPO):
 
 
 class PreferenceScorer(Scorer):
-    """Metrics of held-out pairs.
+    """Metrics of held-out pairs, with beta and the difference d of log-ratios from the loss of `DPO`.
 
     reward_accuracy  share of pairs with d > 0
     accuracy         share in which the model finds the chosen answer more likely than the rejected one
     longer_accuracy  share in which the chosen answer is the longer one: what a baseline by length scores
-    margin           mean beta d
+    margin           mean of beta d, in nats
 
-    Ties count 1/2.
+    A tie counts as 1/2 in the shares.
     """
 
     def __init__(self, objective: DPO) -> None:

@@ -57,9 +57,9 @@ class KTO(Objective):
     def answer_loss(
         self, ratio: Float[Tensor, "rows"], point: Float[Tensor, "rows"], good: Bool[Tensor, "rows"]
     ) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
-        """The loss of each answer, and its margin: beta (r - z) of a good answer and beta (z - r) of a bad one.
+        """Returns the loss and the margin of each answer: beta (r - z) of a good answer and beta (z - r) of a bad one.
 
-        ratio  log pi/ref of each answer, in nats
+        ratio  the log-ratio r = log pi(answer) - log ref(answer) of model and reference, in nats
         point  the reference point z, in nats
         good   whether the answer is labeled good
         """

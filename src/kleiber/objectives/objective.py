@@ -61,7 +61,7 @@ def head_name(task: str, *meaning: object) -> str:
 
 
 class SampleTable:
-    """A table of values by sample number, filled batch by batch on every rank."""
+    """A table with one row per scored sample: every rank adds its batches, and `gather` returns those of all ranks."""
 
     def __init__(self) -> None:
         self.samples: list[Tensor] = []

@@ -187,7 +187,10 @@ def read_run(folder: Path) -> Run:
 
 
 def find_run(folder: Path) -> Run | None:
-    """The run in a folder, or the run of that name in the archive beside it; None where there is neither."""
+    """The run in `folder`, else the run of the same name in runs.jsonl.gz of the parent folder, else None.
+
+    A finished run takes precedence over an unfinished one.
+    """
     here = read_run(folder) if (folder / "config.yaml").is_file() else None
     if here is not None and here.status == Status.FINISHED:
         return here

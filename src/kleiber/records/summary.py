@@ -62,7 +62,7 @@ class Summary:
         write_json(self.path, self.values)
 
     def finished_stages(self) -> dict[str, Json]:
-        """The finished stages, by name."""
+        """Returns the records of the run's finished stages, as in summary.json, by the name of the stage."""
         return {s["name"]: s for s in self.values.get("stages") or [] if s["status"] == Status.FINISHED}
 
     def put_stage(self, stage: Json) -> None:

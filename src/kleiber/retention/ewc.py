@@ -87,8 +87,8 @@ def fisher(model: Model, task: Task, samples: int, seed: int) -> dict[str, Tenso
     mean = sum(value.sum().item() for value in fisher.values()) / sum(value.numel() for value in fisher.values())
     if not mean > 0:
         raise ValueError(
-            f"retention.ewc: the mean Fisher information of {task.name} over the trainable weights is {mean}, and must "
-            "be > 0"
+            f"retention.ewc: the mean Fisher information of {task.name} over the trainable weights is {mean}, but must "
+            "be > 0: train weights on which the predictions of this task depend, or remove retention.ewc"
         )
     return {name: value / mean for name, value in fisher.items()}
 

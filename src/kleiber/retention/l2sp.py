@@ -24,11 +24,16 @@ class L2SP(Retention):
         self.strength = strength
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
-        """Remembers the weights."""
+        """Keeps a copy of the trainable weights, towards which `after_step` moves the model."""
         self.memory = {"start": snapshot(model)}
 
     def after_step(self, model: Model, step: int, lr: float) -> None:
-        """Moves the weights towards the start; raises ValueError where a step would move them past it."""
+        """Moves the trainable weights by the share lr * strength of their distance to the weights of the start.
+
+        lr  learning rate of this step
+
+        Raises ValueError where the share exceeds 1, so that the weights would move past the start.
+        """
         share = lr * self.strength
         if share > 1:
             raise ValueError(

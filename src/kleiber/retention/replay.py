@@ -1,8 +1,8 @@
 """Replay: a fraction of the tokens of every batch is text of earlier tasks.
 
-Earlier samples with the objective and length of the stage's samples are mixed with them, in exact proportions in every
-block of samples. An earlier task with another objective is replayed as a penalty under that objective, at the same
-number of samples.
+Samples of an earlier task with the objective and length of the stage's samples are mixed with them, in exact
+proportions in every block of samples. A task with another objective or length is replayed as a penalty: its loss on as
+many of its samples as a mixture of this fraction would hold is added to the loss of the stage.
 """
 
 from __future__ import annotations

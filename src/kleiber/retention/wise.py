@@ -30,7 +30,7 @@ class WiSE(Retention):
         self.alphas = [float(alpha) for alpha in alphas]
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:
-        """Remembers the weights."""
+        """Keeps a copy of the model's floating-point weights and buffers, from which `end_stage` interpolates."""
         self.memory = {"start": {name: tensor.detach().clone() for name, tensor in float_tensors(model).items()}}
 
     def end_stage(self, model: Model, save: Callable[[str], Path]) -> dict[str, Path]:

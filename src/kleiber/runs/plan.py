@@ -183,7 +183,10 @@ def row_tokens(samples: Samples, sides: int) -> int:
 
 
 def build_model(cfg: DictConfig, corpus: Corpus, outputs: dict[str, int]) -> Model:
-    """Builds the untrained model, which depends only on the config and its seed. Task heads are zero."""
+    """Builds the untrained model of a config: weights are drawn with its seed, and the vocabulary is that of `corpus`.
+
+    outputs  number of outputs of each task head, by name; the weights of task heads are zero
+    """
     torch.manual_seed(cfg.seed)
     model = build(cfg.model, vocab_size=corpus.tokenizer.vocab_size)
     add_heads(model, outputs)

@@ -186,9 +186,11 @@ def load_weights(tree: Tree, stage: Stage, model: Model, saved: checkpoint.Check
 
 
 def stage_drift(tree: Tree, stage: Stage, model: Model, tasks: StageTasks) -> Scores:
-    """Measures how far a stage moved the model from the trained weights that it started from.
+    """Measures how far a stage moved the model from the trained weights that the stage started from.
 
-    Returns an empty dictionary when it started from random weights.
+    Returns scores by metric name: the relative distance of the weights and the KL divergence on earlier tasks (see
+    `drift_metrics`), and the losses of the model with random weights (see `untrained_losses`). Returns an empty
+    dictionary when the stage started from random weights, or is a branch of a trunk.
     """
     if stage.continues or not tree.from_weights:
         return {}

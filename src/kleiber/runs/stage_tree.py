@@ -248,7 +248,8 @@ class Tree:
     def newest_checkpoint(self, stage: Stage) -> tuple[checkpoint.Checkpoint | None, bool]:
         """Returns the checkpoint that a stage continues from, and whether the stage itself saved it.
 
-        A branch that has no checkpoint yet continues from that of its trunk. Warns about damaged checkpoints.
+        A branch that has no checkpoint yet continues from that of its trunk. Any other stage without a checkpoint gets
+        (None, False). Warns about damaged checkpoints.
         """
         saved, defects = checkpoint.latest(self.checkpoints(stage.name))
         if self.hardware.rank == 0:

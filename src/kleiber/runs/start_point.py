@@ -208,11 +208,15 @@ def upcycle(state: dict[str, Tensor], model: Transformer, noise: float = 0.0, re
         if name not in target or target[name].shape != value.shape:
             shape = tuple(target[name].shape) if name in target else "missing"
             raise ValueError(
-                f"init=upcycle: {name} has shape {tuple(value.shape)} in the checkpoint and {shape} in the model"
+                f"init=upcycle: {name} has shape {tuple(value.shape)} in the dense checkpoint but {shape} in the "
+                "model: apart from model.mlp, give the model the settings of the checkpoint's run"
             )
     missing = [name for name in target if name not in plain and not name.startswith(tuple(mixtures))]
     if missing:
-        raise ValueError(f"init=upcycle: the checkpoint has no {', '.join(missing[:3])}")
+        raise ValueError(
+            f"init=upcycle: the model has the weights {', '.join(missing[:3])}, which the dense checkpoint lacks: "
+            "apart from model.mlp, give the model the settings of the checkpoint's run"
+        )
     for prefix, moe in mixtures.items():
         check_experts(moe, state, prefix)
     model.load_state_dict(plain, strict=False)

@@ -261,7 +261,7 @@ def conventions(law: Row) -> list[Json]:
 
 
 def min_token_fits(law: Row) -> list[Json]:
-    """Returns a table of alpha, beta and a, fitted to the rows above several smallest values of D."""
+    """Returns a table of fits, each without the runs of fewer than `smallest D` tokens: alpha, beta and a = a_opt."""
     rows = []
     for fit in law.get("from_least_tokens", ()):
         row: Json = {"smallest D": fit["min_tokens"], "points": fit["n"]}

@@ -98,7 +98,10 @@ class Checkpoint:
             raise ValueError(f"{self.path} holds another model: {first_difference(error)}") from None
         other = sorted(name for name in (*missing, *unexpected) if not name.startswith("heads."))
         if other:
-            raise ValueError(f"{self.path} holds another model: {', '.join(other[:5])} are in only one of the two")
+            raise ValueError(
+                f"{self.path} holds another model: {', '.join(other[:5])} are weights of only the checkpoint or only "
+                "this model; use the model settings of the checkpoint's run, or another checkpoint"
+            )
 
     def load_state(self) -> Json:
         """The content of state.pt: states of optimizer, callbacks and retention methods, and the micro-batch size."""
@@ -191,12 +194,12 @@ def read(path: Path) -> Checkpoint:
         raise Damaged(f"{path / 'meta.json'} cannot be read: {error}") from None
     if name(meta["step"]) != path.name:
         raise Damaged(
-            f"{path / 'meta.json'} belongs to step {meta['step']}, and its directory to another: delete {path} to use "
-            "an earlier checkpoint"
+            f"{path / 'meta.json'} is of step {meta['step']}, but its directory is {path.name}: rename the directory "
+            f"to {name(meta['step'])}, or delete it to use another checkpoint"
         )
     for file, expected in meta["sha256"].items():
         if not (path / file).is_file():
-            raise Damaged(f"{path / file} is missing: restore the file, or delete {path} to use an earlier checkpoint")
+            raise Damaged(f"{path / file} is missing: restore the file, or delete this checkpoint to use an older one")
         if _digest(path / file) != expected:
             raise Damaged(
                 f"{path / file} was changed after it was written, since its sha256 differs from that in meta.json: "

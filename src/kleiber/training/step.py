@@ -23,9 +23,9 @@ Penalty = Callable[[Model, Batch], Loss | None]
 
 
 class Diverged(RuntimeError):
-    """The loss or the gradient of a step is not finite, or too many steps are spikes.
+    """Raised when the loss or the gradient of a step is not finite, or too many consecutive steps are spikes.
 
-    The weights are from before it.
+    The step that raises it does not change the weights.
     """
 
 
@@ -51,7 +51,7 @@ def micro_batches(batch: Batch, rows: int) -> list[Batch]:
 
 
 def narrow(batch: Batch, width: int) -> Batch:
-    """The batch cut to its first `width` columns; uncut where a row has tokens beyond."""
+    """Returns the batch cut to its first `width` columns, or the whole batch where a later column has a token."""
     assert batch.real is not None
     if bool(batch.real[:, width:].any()):  # padded elsewhere than at the end
         return batch

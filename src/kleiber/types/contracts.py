@@ -131,7 +131,8 @@ class Objective:
     outputs               number of outputs of each output layer that the objective adds to `model.heads`, by name
     has_predictions       whether `predictions` returns distributions over outcomes
     compares_answers      whether a sample is a pair of answers, so that the scorer has `pairs`
-    class_names           names of the classes where every sample has exactly one, so that the scorer has `confusion`
+    class_names           names of the classes where every sample has exactly one class, so that the scorer has
+                          `confusion`; empty otherwise
     """
 
     likelihood: bool = False
@@ -243,9 +244,9 @@ class Retention(nn.Module):
         return train
 
     def penalty(self, model: Model, batch: Batch, step: int) -> Loss | None:
-        """A loss whose mean over its tokens is added to the mean loss of a micro-batch; None for no penalty.
+        """The `Loss` whose mean, total / tokens, is added to the mean loss of a micro-batch; None for no penalty.
 
-        All ranks return the same names of metrics.
+        Its `metrics` have the same names on all ranks.
         """
         return None
 

@@ -56,8 +56,8 @@ class Recall:
         pairs = min((context + 1) // 4, self.keys) if self.pairs is None else self.pairs
         if not 1 <= pairs <= self.keys or 4 * pairs > context + 1:
             raise ValueError(
-                f"data.pairs={pairs} must be from 1 to {min((context + 1) // 4, self.keys)}, because of "
-                f"model.context={context} and data.keys={self.keys}"
+                f"data.pairs={pairs} must be >= 1, <= data.keys={self.keys}, and <= {(context + 1) // 4}, since 4 "
+                f"tokens per pair must fit into model.context={context}: change one of these keys"
             )
         limit = parse_bytes(self.max_bytes)
         rows = self.rows if limit is None else max(1, min(self.rows, limit // (context + 1)))

@@ -184,7 +184,10 @@ class Optimal:
         return [Trunk(width, used.get(width, 0) + k, tuple(possible[width])) for width in widths for k in range(2)]
 
     def key(self, context: SweepContext) -> str:
-        """Returns a hash of all that a plan depends on; recorded rounds are reused only if it is the same."""
+        """Returns a hash of everything that a plan depends on: the design's settings, the model and the batch size.
+
+        The rounds in design.json are reused only if the hash recorded with them equals this one.
+        """
         parts = [vars(self.noise), vars(self.rules), self.laws[0], self.ratio, self.least, self.num_rounds]
         parts += [str(self.flops), str(self.hours), str(self.target_flops), dict(context.model), context.batch_tokens]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -72,7 +72,7 @@ class SweepContext:
         return size({**self.model, **heads}, self.vocab_size, width)
 
     def round_to_batches(self, tokens: float) -> int:
-        """Returns the number of tokens in whole batches that is nearest to `tokens`, and in at least one batch."""
+        """Returns the multiple of `batch_tokens` that is nearest to `tokens`, at least one batch."""
         return max(1, round(tokens / self.batch_tokens)) * self.batch_tokens
 
 

@@ -33,7 +33,12 @@ FARTHEST = 4.0  # the allocation is reported up to this multiple of the largest 
 
 @dataclass(frozen=True)
 class Curve:
-    """The loss of one model size over compute: log L as a polynomial in log C, quadratic from three points on."""
+    """The loss of one model size vs compute: log L as a polynomial in log C, linear for two budgets, else quadratic.
+
+    log_n         log of the model size in parameters
+    low, high     smallest and largest log C of the fitted rows
+    coefficients  of the polynomial, highest power first
+    """
 
     log_n: float
     low: float

@@ -205,7 +205,13 @@ def pre_asymptotic(diagnostics: Diagnostics | None) -> list[Verdict]:
 
 
 def beta_stability(diagnostics: Diagnostics | None, level: float = 0.9) -> list[Verdict]:
-    """Returns verdicts on whether beta is stable, and on the size of the transient that these rows could reveal."""
+    """Returns verdicts on whether beta stays the same without the small-D rows, and on the power of the test.
+
+    The first compares beta of all rows with beta of the rows from twice the smallest D on (`beta_change`). The second
+    gives the smallest transient that these rows would reveal (`detectable`).
+
+    level  confidence level of the interval of the change of beta
+    """
     if diagnostics is None:
         return []
     out, change = [], beta_change(diagnostics, level)

@@ -189,7 +189,7 @@ def sparsity(
 ) -> Array:  # fmt: skip
     """Sparsity: L = e + a N^-alpha + b D^-beta + c (1-S)^-lam + d (1-S)^-delta N^-gamma.
 
-    N total parameters, S = 1 - k/experts. Exponents are positive here and negative in the paper.
+    N total parameters, D tokens, S = 1 - (active experts / experts). The paper's exponents are the negatives of these.
     Source: Abnar et al. 2025, arXiv:2501.12370
     """
     dense = 1 - S

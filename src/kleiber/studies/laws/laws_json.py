@@ -268,7 +268,8 @@ def comparison_lines(comparison: Row, level: float) -> list[str]:
 
 
 def prediction_line(prediction: Row, level: float) -> str:
-    """Formats a prediction: point, value, prediction interval of a new run, confidence interval, distance."""
+    """Formats a prediction of `predict` as a line: the point, the value, its two intervals, and how many decades the
+    point lies outside the fitted rows."""
     at = ", ".join(f"{name}={value:g}" for name, value in prediction["at"].items())
     if "refused" in prediction:
         return f"{at}: refused, since it is {prediction['refused']}"

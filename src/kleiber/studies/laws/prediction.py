@@ -60,7 +60,11 @@ class Evidence:
 
     @property
     def weights(self) -> Array:
-        """Weight of each row: the same for every cluster, and at most FEW_PER_CUT in total."""
+        """Returns the weight of each row, (rows,), in units of independent runs.
+
+        Every cluster has the same sum of weights, divided equally among its rows. The sum over all rows is the number
+        of clusters, at most FEW_PER_CUT.
+        """
         _, member, count = np.unique(self.cluster, return_inverse=True, return_counts=True)
         return min(len(count), FEW_PER_CUT) / len(count) / count[member]
 

@@ -169,7 +169,8 @@ def checked_problem(
     missing = [name for name in law.inputs if name not in inputs]
     if missing:
         raise ValueError(
-            f"law {law.name!r} needs the inputs {', '.join(law.inputs)}, but {', '.join(missing)} is missing"
+            f"law {law.name!r} needs the inputs {', '.join(law.inputs)}, but `inputs` lacks {', '.join(missing)}: add "
+            "an array with one value per row"
         )
     columns = {name: np.asarray(inputs[name], dtype=np.float64) for name in inputs}
     target = np.asarray(target, dtype=np.float64)

@@ -98,12 +98,13 @@ class Transient:
 
 
 def transient(diagnostics: Diagnostics) -> Transient | None:
-    """Finds the most significant transient T exp(-x/x0), x = D, N or C, over a grid of x0 in the lower half of x.
+    """Finds the most significant transient T exp(-x/x0) in the residuals, for x = D, N or C and a grid of scales x0.
 
-    Each candidate is tested by generalized least squares with the noise of trunks and rows, in a t test with the
-    degrees of freedom of its variance; with few trunks the test is conservative. The smallest p-value is compared with
-    its distribution over 4000 simulated tables, which corrects for the search over candidates. None if there is no
-    candidate.
+    The grid has eight values of x0, from half the smallest x to the geometric mean of the smallest and the largest x.
+    Each candidate gets a t test of T by generalized least squares, where the covariance has noise that the branches of
+    a trunk share and noise of each row; with few trunks the test is conservative. The p-value returned is the share of
+    4000 simulated tables whose smallest p-value is as small, which corrects for the search over candidates. Returns
+    None if there is no candidate.
     """
     choices, raw = _candidates(diagnostics)
     if not choices:
@@ -171,7 +172,10 @@ def _candidates(
 
 
 def _refit_by_least_squares(fitted: Fit) -> Fit:
-    """Refits the same law by least squares, without the outliers of the robust fit."""
+    """Returns the least-squares fit of the same law to all rows, after outliers were moved close to the robust fit.
+
+    The residual of an outlier is replaced by the median residual (see `without_outliers`), so that no row is dropped.
+    """
     near = fitted.problem.observed + fitted.residuals - without_outliers(fitted.residuals)
     near = near if fitted.problem.scale is None else near * fitted.problem.scale
     problem = replace(fitted.problem, loss_fn="squared", target=from_space(near, fitted.problem.space))

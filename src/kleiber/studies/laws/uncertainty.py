@@ -112,7 +112,10 @@ def _choose(num_rows: int, clusters: NDArray | None, method: str | None) -> tupl
     if clusters is None:
         return "bootstrap", num_rows >= FEW_ROWS
     if method == "bootstrap":
-        raise ValueError("bootstrap method 'bootstrap' needs independent rows, but these rows have clusters")
+        raise ValueError(
+            "bootstrap method 'bootstrap' needs independent rows, but `clusters` groups these rows: use 'cluster t' or "
+            "'cluster bootstrap'"
+        )
     many = len(np.unique(clusters)) >= FEW_CLUSTERS
     method = method or ("cluster bootstrap" if many else "cluster t")
     return method, method == "cluster bootstrap"
@@ -196,7 +199,16 @@ def profiles(fit: Fit, level: float = 0.9, half_widths: Mapping[str, float] | No
 
 
 def _profile(fit: Fit, j: int, name: str, spread: Array, spare: int, power: float, threshold: float) -> Profile:
-    """Refits the law with one parameter fixed at each offset, from two starting points."""
+    """Returns the profile of parameter `name`: the law is refitted with it fixed at a grid of values around the fit.
+
+    Every refit starts from two points: one that moves the other parameters along `spread`, one that keeps them.
+
+    j          column of the parameter in fit.theta
+    spread     covariance of the parameters in solver coordinates, (params, params)
+    spare      rows less fitted parameters, n - p
+    power      exponent of the ratio of objectives in the statistic (see `profiles`)
+    threshold  statistic at the ends of the interval
+    """
     log = bool(fit.law.log[fit.problem.active][j])
     width = float(np.sqrt(max(spread[j, j], 1e-24)))
     far = FAR if log else 30.0 * width

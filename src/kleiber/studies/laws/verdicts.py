@@ -224,7 +224,8 @@ def check_enough(kept: Table, law: Law, suspects: Sequence[Row]) -> None:
         rule = str(suspects[0]["rule"])
         raise ValueError(
             f"--exclude suspects leaves {len(kept)} rows, fewer than the {len(law.params)} parameters of {law.name!r}: "
-            f"{len(suspects)} rows are suspects, the first by the rule {rule} ({RULES[rule]}); use --exclude none"
+            f"{len(suspects)} rows are suspects; the first of them, row {suspects[0]['row']}, breaks the rule {rule} "
+            f"({RULES[rule]}); use --exclude none to fit all rows"
         )
 
 

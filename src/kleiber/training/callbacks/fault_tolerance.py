@@ -267,10 +267,11 @@ class Stability(LeanCallback):
         self._log(trainer)
         if trainer.is_global_zero:
             usual = median(self.recent, self.window)
-            before = "" if usual is None else f" after {usual:.3f}"
+            before = "" if usual is None else f", median of the last steps {usual:.3f}"
             samples = "" if batch.samples is None else f"; samples {batch.samples[:4].tolist()}..."
-            done = ", skipped" if self.in_a_row else ""
-            print(f"loss spike at step {trainer.global_step:,}: {loss:.3f}{before}{samples}{done}", file=sys.stderr)
+            done = "; this step was skipped" if self.in_a_row else ""
+            step = f"{trainer.global_step:,}"
+            print(f"loss spike at step {step}: loss {loss:.3f}{before}{samples}{done}", file=sys.stderr)
 
 
 def median(values: Sequence[float], window: int) -> float | None:

@@ -56,7 +56,10 @@ def training_metrics(last: Mapping[str, Tensor | float]) -> dict[str, float]:
 
 
 class Progress(LeanCallback):
-    """Prints step, loss, learning rate, tokens/s and remaining time, every `seconds`; twice a second in a terminal."""
+    """Prints step, loss, learning rate, tokens/s and remaining time.
+
+    In a terminal it updates one line twice a second. Elsewhere it prints a line every `seconds`.
+    """
 
     def __init__(self, batch_tokens: int, seconds: float = 10.0) -> None:
         self.batch_tokens, self.seconds = batch_tokens, seconds
