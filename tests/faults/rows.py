@@ -66,7 +66,7 @@ TESTS: dict[int, list[str]] = {
     38: ["data/test_tokenizers.py::test_bytes_are_exact",
          "data/sources/test_text.py::test_one_line_of_200000_characters"],
     39: ["training/test_checkpoint.py::test_a_checkpoint_with_code_in_it_is_refused"],
-    40: ["config/test_signatures.py::test_a_target_of_another_package_is_refused_and_not_imported", CHECKED],
+    40: ["config/test_targets.py::test_a_target_of_another_package_is_refused_and_not_imported", CHECKED],
     41: ["records/test_folder.py::test_a_name_cannot_leave_the_root", CHECKED],
     42: ["records/test_folder.py::test_names_are_short_and_plain"],
     43: ["records/test_folder.py::test_names_are_short_and_plain"],

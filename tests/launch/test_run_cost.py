@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.instantiate import build
+from kleiber.config.targets import build
 from kleiber.launch.run_cost import (
     CORE_FILE,
     EVALUATED_TOKENS,

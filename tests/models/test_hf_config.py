@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from kleiber.config.check import _check_node
-from kleiber.config.instantiate import build
+from kleiber.config.targets import build
 from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import DEFAULTS, KINDS, hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_twin import load_hf, to_hf

@@ -24,7 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.instantiate import build
+from kleiber.config.targets import build
 from kleiber.types import Json
 
 if TYPE_CHECKING:

@@ -136,7 +136,11 @@ def apply_peft(model: HFModel, names: list[str], rank: int, scale: float, seed: 
     from peft import LoraConfig, inject_adapter_in_model  # pyright: ignore[reportMissingImports]
 
     inner = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}
-    plain = {name: module for name, module in inner.items() if _is_linear(module)}
+    plain = {
+        name: module
+        for name, module in inner.items()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    }
     stacked = [name for name in names if name not in plain]
     if magnitudes and stacked:
         raise ValueError(
@@ -189,7 +193,3 @@ def merge_peft(model: HFModel) -> None:
         layer.merge()  # type: ignore[operator]
         owner, _, last = name.rpartition(".")
         setattr(model.inner.get_submodule(owner), last, layer.base_layer)  # type: ignore[union-attr]
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"

@@ -19,9 +19,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.config.instantiate import SUPPLIED
-from kleiber.config.signatures import Parameter, Signature, of_dataclass, signature
 from kleiber.config.stages import Budget, has_pretrained_weights, is_chain, quantity, stage_configs, starts_from_weights
+from kleiber.config.targets import SUPPLIED, Parameter, Signature, runtime_signature, signature
 from kleiber.types import Config
 
 
@@ -140,7 +139,7 @@ def _check_plain(key: str, kind: type | UnionType, value: object) -> None:
     if not isinstance(value, Mapping):
         names = ", ".join(field.name for field in fields(kind))
         raise ConfigError(f"{key}={value} must be a mapping with the keys {names}")
-    _check_arguments(key, of_dataclass(kind), value)
+    _check_arguments(key, runtime_signature(kind, kind.__name__), value)
     try:
         kind(**value)
     except ValueError as error:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.signatures import signature
 from kleiber.config.stages import quantity
+from kleiber.config.targets import signature
 from kleiber.types import Config
 
 SHARDED = "kleiber.training.FSDP"

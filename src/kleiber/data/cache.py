@@ -113,18 +113,17 @@ def cache_root(folder: Path | str | None = None) -> Path:
     Creates it when it is missing. Raises ValueError when it cannot be written.
     """
     try:
-        root = Path(folder or os.environ.get("KLEIBER_CACHE") or _home_cache() / "kleiber").expanduser()
+        root = Path(
+            folder
+            or os.environ.get("KLEIBER_CACHE")
+            or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "kleiber")
+        ).expanduser()
         root.mkdir(parents=True, exist_ok=True)
         if not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write in {root}")
     except (OSError, RuntimeError) as error:
         raise ValueError(f"the cache folder is not writable ({error}): set KLEIBER_CACHE=DIR to another one") from None
     return root
-
-
-def _home_cache() -> Path:
-    configured = os.environ.get("XDG_CACHE_HOME")
-    return Path(configured) if configured else Path.home() / ".cache"
 
 
 def digest(value: object) -> str:

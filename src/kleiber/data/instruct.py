@@ -90,7 +90,7 @@ class Instruct(TableData):
         marks: list[Integer[np.ndarray, "_"]] = []
         for batch in row_batches(rows):
             dialogs = [self.conversation(row) for row in batch]
-            answered = [dialog for dialog in dialogs if _has_answer(dialog)]
+            answered = [d for d in dialogs if any(turn.role == "assistant" and turn.content != "" for turn in d)]
             unanswered += len(dialogs) - len(answered)
             for dialog in encode_conversations(answered, tokenizer):
                 ids.append(dialog.ids.astype(dtype))
@@ -111,10 +111,6 @@ class Instruct(TableData):
         identity = [TEMPLATE, self.pack, encoded.checksums]
         answers = samples["train"].num_answers
         return encoded.corpus(InstructCorpus, samples, identity, train, num_answers=answers)
-
-
-def _has_answer(dialog: Conversation) -> bool:
-    return any(turn.role == "assistant" and turn.content != "" for turn in dialog)
 
 
 class Conversations(TableRows):

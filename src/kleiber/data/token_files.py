@@ -112,7 +112,11 @@ def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> d
     with open(path, "wb") as file:
         for batch in _batches(documents):
             for (begins, text), ids in zip(batch, tokenizer.encode_many([t for _, t in batch]), strict=True):
-                _check(ids, tokenizer)
+                if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
+                    raise ValueError(
+                        f"tokenizer {tokenizer.name} returned id {int(ids.max())}, and its vocabulary ends at id "
+                        f"{tokenizer.vocab_size - 1}"
+                    )
                 if begins:
                     file.write(eos.tobytes())
                 file.write(ids.astype(dtype).tobytes())
@@ -121,14 +125,6 @@ def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> d
                 count["bytes"] += len(text.encode("utf-8", "replace"))
                 count["counted_bytes"] += int(tokenizer.token_bytes[ids].sum())
     return count
-
-
-def _check(ids: Integer[np.ndarray, "time"], tokenizer: Tokenizer) -> None:
-    if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
-        raise ValueError(
-            f"tokenizer {tokenizer.name} returned id {int(ids.max())}, and its vocabulary ends at id "
-            f"{tokenizer.vocab_size - 1}"
-        )
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[bool, str]]]:

@@ -213,7 +213,8 @@ class Pretrained(Tokenizer):
         self.mask = _special(vocab, config, ("mask_token",), MASK_NAMES)
         if self.eos < 0:
             raise ValueError(f"data.tokenizer={name} has no end-of-text token: set eos_token in its {CONFIG}")
-        rows = _rows_of_model(folder)
+        model = folder / MODEL
+        rows = json.loads(model.read_text(encoding="utf-8")).get("vocab_size") if model.is_file() else None
         if self.mask < 0 and (rows is None or rows > self.num_tokens):
             self.mask, self.num_tokens = self.num_tokens, self.num_tokens + 1
         self.vocab_size = padded_size(self.num_tokens) if rows is None else max(rows, self.num_tokens)
@@ -239,13 +240,6 @@ class Pretrained(Tokenizer):
     def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int64) for encoding in encoded]
-
-
-def _rows_of_model(folder: Path) -> int | None:
-    """Returns the rows of the embedding of the model in the same folder; None without a model."""
-    if not (folder / MODEL).is_file():
-        return None
-    return json.loads((folder / MODEL).read_text(encoding="utf-8")).get("vocab_size")
 
 
 def load_pretrained(name: str) -> Pretrained:

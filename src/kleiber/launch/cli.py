@@ -122,17 +122,12 @@ def import_folder(
     typer.echo(f"wrote {out}; a run starts from it with init=checkpoint init.path={out}")
 
 
-def register_studies() -> None:
-    """Adds the commands `fit`, `predict` and `report`, which the studies define."""
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code (`ExitCode`)."""
     from kleiber.studies import fit_command
 
     for command in (fit_command.fit, fit_command.predict, fit_command.report):
         app.command(command.__name__)(command)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code (`ExitCode`)."""
-    register_studies()
     try:
         code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)
     except (ValueError, FileNotFoundError) as error:

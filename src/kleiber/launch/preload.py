@@ -5,36 +5,39 @@ threads would deadlock its children, and a server that had imported wandb or dat
 """
 
 import gc
+from importlib import import_module
 
+from kleiber.records.summary import commit, cpu_name, versions
 from kleiber.training.lightning import import_lightning
 
+MODULES = (
+    "rich.console",
+    "rich.table",
+    "kleiber.data.corpus",
+    "kleiber.data.sources.builtin",
+    "kleiber.data.tokenizers",
+    "kleiber.launch.local_pool",
+    "kleiber.launch.main",
+    "kleiber.models.transformer",
+    "kleiber.nn.moe",
+    "kleiber.nn.routers.expert_choice",
+    "kleiber.nn.routers.hash",
+    "kleiber.nn.routers.sigmoid",
+    "kleiber.nn.routers.sinkhorn",
+    "kleiber.nn.routers.topk",
+    "kleiber.objectives.clm",
+    "kleiber.records.closing_table",
+    "kleiber.runs.run",
+    "kleiber.runs.stage",
+    "kleiber.training.callbacks.after_training",
+    "kleiber.training.callbacks.fault_tolerance",
+    "kleiber.training.callbacks.log",
+    "kleiber.training.loggers",
+    "kleiber.training.trainer",
+)
 import_lightning()
-
-import rich.console  # noqa: E402
-import rich.table  # noqa: E402, F401
-
-import kleiber.data.corpus  # noqa: E402
-import kleiber.data.sources.builtin  # noqa: E402
-import kleiber.data.tokenizers  # noqa: E402
-import kleiber.launch.local_pool  # noqa: E402
-import kleiber.launch.main  # noqa: E402
-import kleiber.models.transformer  # noqa: E402
-import kleiber.nn.moe  # noqa: E402
-import kleiber.nn.routers.expert_choice  # noqa: E402
-import kleiber.nn.routers.hash  # noqa: E402
-import kleiber.nn.routers.sigmoid  # noqa: E402
-import kleiber.nn.routers.sinkhorn  # noqa: E402
-import kleiber.nn.routers.topk  # noqa: E402
-import kleiber.objectives.clm  # noqa: E402
-import kleiber.records.closing_table  # noqa: E402
-import kleiber.runs.run  # noqa: E402
-import kleiber.runs.stage  # noqa: E402
-import kleiber.training.callbacks.after_training  # noqa: E402
-import kleiber.training.callbacks.fault_tolerance  # noqa: E402
-import kleiber.training.callbacks.log  # noqa: E402
-import kleiber.training.loggers  # noqa: E402
-import kleiber.training.trainer  # noqa: E402, F401
-from kleiber.records.summary import commit, cpu_name, versions  # noqa: E402
+for module in MODULES:
+    import_module(module)
 
 # These functions cache facts that are the same for all cells, about the code and the machine.
 for fact in (commit, cpu_name, versions):

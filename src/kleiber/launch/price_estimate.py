@@ -21,8 +21,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ExitCode, Status
-from kleiber.config.instantiate import build
 from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_weights, trains_tokenizer
+from kleiber.config.targets import build
 from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, count_costs, measure, shorten_config, stage_key
 from kleiber.records.folder import status, write_config

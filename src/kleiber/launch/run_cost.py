@@ -25,8 +25,8 @@ from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from kleiber.config.errors import ExitCode, Status
-from kleiber.config.instantiate import build
 from kleiber.config.stages import is_chain, quantity
+from kleiber.config.targets import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.records.catalog import read_run
 from kleiber.records.summary import StageRecord

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status
-from kleiber.config.instantiate import build
+from kleiber.config.targets import build
 from kleiber.launch.cell import Cell, Launcher
 from kleiber.launch.ranks import CELL, started_as_rank
 from kleiber.records import archive, folder

@@ -262,19 +262,14 @@ def _build(auto: str, settings: PretrainedConfig, folder: Path | None, path: str
     except (KeyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"model.path={path} cannot be loaded: {str(error).splitlines()[0]}") from None
     backbone = id(model.base_model)
-    lacking = [name for name in info["missing_keys"] if auto and not _outside(model, name, backbone)]
+    prefixes = tuple(f"{n}." for n, _ in model.named_modules() if n and id(model.get_submodule(n)) == backbone)
+    lacking = [name for name in info["missing_keys"] if auto and name.startswith(prefixes)]
     if lacking:
         names = ", ".join(lacking[:3])
         raise ValueError(
             f"model.path={path} has no weights for {names}: download the model again, or set model.weights=random"
         )
     return model.train(), list(info["missing_keys"])
-
-
-def _outside(model: PreTrainedModel, name: str, backbone: int) -> bool:
-    """Whether a parameter lies outside the backbone, in the output layer."""
-    inside = {n for n, _ in model.named_modules() if id(model.get_submodule(n)) == backbone}
-    return not any(name.startswith(f"{prefix}.") for prefix in inside if prefix)
 
 
 @contextmanager

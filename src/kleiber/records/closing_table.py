@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kleiber.config.signatures import class_attribute, exports
+from kleiber.config.targets import class_attribute, exports
 from kleiber.records.summary import read
 from kleiber.types import Json, Row
 

@@ -20,7 +20,7 @@ from typing import IO
 import yaml
 
 from kleiber.config.errors import ConfigError, Status
-from kleiber.config.signatures import signature
+from kleiber.config.targets import signature
 from kleiber.records.summary import Summary, cpu_name, map_strings, read
 from kleiber.types import Config, Json
 

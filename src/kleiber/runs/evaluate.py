@@ -125,7 +125,7 @@ def open_hf_subject(path: Path, data: Sequence[str], tokens: int | None) -> Subj
     from omegaconf import OmegaConf
 
     from kleiber.config.compose import Composer, resolve_config
-    from kleiber.config.instantiate import build
+    from kleiber.config.targets import build
     from kleiber.runs.open import build_objective, open_hf
 
     model = native_model(path) or open_hf(path).model

@@ -147,7 +147,10 @@ def save_tokenizer(tokenizer: contracts.Tokenizer, out: Path, context: int) -> N
     file = tokenizer.folder / CONFIG
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     config.pop("auto_map", None)  # names code in the source folder, which is not exported
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": _token(tokenizer, tokenizer.eos)} | config
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": tokenizer._tokenizer.id_to_token(tokenizer.eos),
+    } | config
     for name in (FILE, TEMPLATE):
         if (tokenizer.folder / name).is_file():
             shutil.copy(tokenizer.folder / name, out / name)
@@ -175,10 +178,6 @@ def save_chat_template(tokenizer: contracts.Tokenizer, out: Path) -> None:
             f"warning: {out} has no chat template, because transformers turns that of training into other token ids",
             file=sys.stderr,
         )
-
-
-def _token(tokenizer: Pretrained, number: int) -> str | None:
-    return tokenizer._tokenizer.id_to_token(number)
 
 
 def hf_byte_tokenizer() -> Tokenizer:

@@ -25,7 +25,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from kleiber.config.errors import ConfigError, Status, did_you_mean
-from kleiber.config.signatures import class_attribute, signature
 from kleiber.config.stages import (
     has_pretrained_weights,
     is_chain,
@@ -34,6 +33,7 @@ from kleiber.config.stages import (
     starts_from_weights,
     trains_tokenizer,
 )
+from kleiber.config.targets import class_attribute, signature
 from kleiber.records import archive
 from kleiber.records.catalog import TRAINED_HERE, Run, find_run, read_run
 from kleiber.types import Config, Json

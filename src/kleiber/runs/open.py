@@ -17,9 +17,8 @@ from safetensors import safe_open
 
 from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
-from kleiber.config.instantiate import build
-from kleiber.config.signatures import signature
 from kleiber.config.stages import stage_configs
+from kleiber.config.targets import build, signature
 from kleiber.data.tokenizers import Bytes, load_pretrained
 from kleiber.objectives.objective import REFERENCE
 from kleiber.records.folder import TOKENIZER, read_config

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from omegaconf import DictConfig
 
-from kleiber.config.instantiate import build
 from kleiber.config.stages import Budget, quantity
+from kleiber.config.targets import build
 from kleiber.models.counting import Parameters, count_parameters, training_flops
 from kleiber.optimizers.adamw import Optimizer
 from kleiber.optimizers.schedules import Schedule

@@ -35,7 +35,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
     Returns the exit code: 0 finished, 1 failed or diverged, 75 preempted, 130 interrupted. Raises ValueError for what
     the user can correct, such as a setting that does not fit the data, before anything is trained.
     """
-    from kleiber.config.instantiate import build
+    from kleiber.config.targets import build
     from kleiber.runs.stage import run_tree
     from kleiber.runs.stage_tree import Tree
 
@@ -62,7 +62,7 @@ def plan_stages(cfg: DictConfig, hardware: Local, model_of: ModelBuilder | None 
 
     Raises ValueError when a stage does not fit its data or the plan.
     """
-    from kleiber.config.instantiate import build
+    from kleiber.config.targets import build
     from kleiber.runs.plan import make_plan
     from kleiber.runs.stage_tree import Layout
 
@@ -158,7 +158,7 @@ class RankZeroRun:
         return ExitCode.DONE
 
     def _make_loggers(self) -> list[Logger]:
-        from kleiber.config.instantiate import build
+        from kleiber.config.targets import build
         from kleiber.training.loggers import Rows
 
         values = self.summary.values

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.instantiate import build
 from kleiber.config.stages import has_pretrained_weights, quantity
+from kleiber.config.targets import build
 from kleiber.data.batches import stream
 from kleiber.evals.drift import drift_metrics, merge_copy, untrained_losses
 from kleiber.models.counting import count_parameters, executed_flops, training_flops

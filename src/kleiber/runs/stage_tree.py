@@ -15,8 +15,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.instantiate import build
 from kleiber.config.stages import SINGLE_STAGE, branch_tokens, stage_configs, starts_from_weights
+from kleiber.config.targets import build
 from kleiber.optimizers.schedules import Schedule
 from kleiber.records.summary import StageRecord
 from kleiber.runs.open import load_stage

@@ -134,7 +134,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
 
     Runs without a study are analyzed by `Scaling`.
     """
-    from kleiber.config.instantiate import build
+    from kleiber.config.targets import build
 
     if name is not None:
         return build(load_study(name))

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from kleiber.config.compose import Composer, resolve_config
-from kleiber.config.instantiate import build
+from kleiber.config.targets import build
 from kleiber.models.counting import count_parameters, training_flops
 from kleiber.studies.designs.sizes import BYTES_VOCABULARY, size, vocabulary_of
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.instantiate import build
 from kleiber.config.stages import DEFAULT_RATIO, quantity
+from kleiber.config.targets import build
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
 from kleiber.types import Config, Row
 

@@ -14,7 +14,7 @@ from kleiber.studies.laws.allocation_table import allocate
 from kleiber.studies.laws.asymptotics import beta_stability, pre_asymptotic
 from kleiber.studies.laws.backtest import Backtest, backtests, default_cuts, holdouts, rank
 from kleiber.studies.laws.fit import Fit, objective_at
-from kleiber.studies.laws.law import LAWS, Array, Law
+from kleiber.studies.laws.law import LAWS, Law
 from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise, scale_of
 from kleiber.studies.laws.prediction import EXPECTED, MAX_DECADES, Misfit, predict
 from kleiber.studies.laws.table import Table
@@ -114,15 +114,17 @@ def _estimate(
     noise, diagnostics, on_rows = model.components(), diagnose(model), _on_rows(fitted, table)
     judged = [*verdicts.identifiability(fitted, params), *pre_asymptotic(diagnostics)]
     judged += beta_stability(diagnostics, options.level)
+    columns = sorted({*law.inputs, *({"C"} & set(table.columns))})
     judged += [*verdicts.replicates(on_rows), *verdicts.copies(on_rows)]
     record = {
         "schema": "kleiber.law/1", "law": law.name, "formula": law.formula, "source": law.source,
         "n": fitted.problem.num_rows, "objective": _objective(fitted, table),
-        "params": params, "cov": fitted.covariance()[0].tolist(), "cov_of": _coordinates(fitted),
+        "params": params, "cov": fitted.covariance()[0].tolist(),
+        "cov_of": [f"log {name}" if law.params[name].log else name for name in fitted.kept],
         "level": options.level, "derived": laws_json.derived(fitted, draws, profiled, options.level),
         "residual_rms": float(np.sqrt(np.mean(fitted.residuals**2))),
         "bootstrap": {"method": draws.method, "draws": len(draws.values)} if draws else None,
-        "domain": {name: [float(column.min()), float(column.max())] for name, column in _domain(table, fitted).items()},
+        "domain": {name: [float(table.columns[name].min()), float(table.columns[name].max())] for name in columns},
         "runs_hash": table.hash(),
         "draws": draws.values[: max(400, fewest_draws(options.level))].tolist() if draws else [],
         "noise": None if noise is None else asdict(noise), "residual_sd": fitted.noise if noise is not None else None,
@@ -204,15 +206,6 @@ def _on_rows(fitted: Fit, table: Table) -> Fit:
     scale = scale_of(table, fitted.problem.space)
     problem = replace(fitted.problem, inputs=table.inputs(fitted.law), target=table.target, scale=scale)
     return replace(fitted, problem=problem)
-
-
-def _domain(table: Table, fitted: Fit) -> dict[str, Array]:
-    names = {*fitted.law.inputs, *({"C"} & set(table.columns))}
-    return {name: table.columns[name] for name in sorted(names)}
-
-
-def _coordinates(fitted: Fit) -> list[str]:
-    return [f"log {name}" if fitted.law.params[name].log else name for name in fitted.kept]
 
 
 def _objective(fitted: Fit, table: Table) -> Json:

@@ -170,17 +170,14 @@ def naive_predictions(train: Problem, test: Problem, c_train: Array, c_test: Arr
     envelope = _envelope(c_train, train.target)
     for i in range(len(test.target)):
         row = {name: column[i] for name, column in test.inputs.items()}
-        rungs = _ladder(train, row, "N") or _ladder(train, row, "D")
+        along = "N" if _ladder(train, row, "N") else "D"
+        rungs = _ladder(train, row, along)
         x, y = rungs if rungs else envelope
-        at = row[_varied(train, row)] if rungs else c_test[i]
+        at = row[along] if rungs else c_test[i]
         last[i] = y[-1]
         slope = np.log(y[-1] / y[-2]) / np.log(x[-1] / x[-2]) if len(x) > 1 and (y[-2:] > 0).all() else 0.0
         line[i] = y[-1] * (at / x[-1]) ** slope
     return {"last_rung": last, "line": line}
-
-
-def _varied(train: Problem, row: Mapping[str, float]) -> str:
-    return "N" if _ladder(train, row, "N") else "D"
 
 
 def _ladder(train: Problem, row: Mapping[str, float], along: str) -> tuple[Array, Array] | None:

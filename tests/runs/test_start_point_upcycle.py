@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from kleiber.models.transformer import Transformer
-from kleiber.models.upcycle import upcycle
 from kleiber.nn.mlp import GELU
 from kleiber.nn.moe import dropping_moe, interleaved_moe
 from kleiber.nn.routers.hash import Hash, Random
 from kleiber.nn.routers.sigmoid import GroupLimited, LossFree, Sigmoid
 from kleiber.nn.routers.sinkhorn import Sinkhorn  # fmt: skip
 from kleiber.nn.routers.topk import Noisy, Switch, TopK
+from kleiber.runs.start_point import upcycle
 from kleiber.types.batch import Batch
 
 HIDDEN = 96

@@ -1,8 +1,11 @@
-"""The signatures of the classes that a config names as `_target_`, and the list of packages that they may be in.
+"""The classes that a config names as `_target_`: their signatures, and the objects that are built from config nodes.
 
 Signatures of kleiber's classes are read from their source, so a config is checked in milliseconds and without torch.
 Functions, classes, dataclasses, inheritance and aliases are understood; every other type counts as an object. Targets
 of other packages are imported, if they begin with one of the `ALLOWED` names.
+
+A config contains what a user sets. Values that only the run has, such as the size of the vocabulary, are `SUPPLIED`:
+`build` passes them by name to every target whose signature has an argument of that name.
 """
 
 from __future__ import annotations
@@ -13,19 +16,31 @@ import importlib
 import inspect
 import pathlib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.types import Config
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ALLOWED = ("kleiber.", "torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
 PLAIN_MODULES: dict[str, ModuleType] = {"typing": typing, "collections.abc": collections.abc, "pathlib": pathlib}
 WITHOUT_ARGUMENTS = ("nn.Module", "Module", "pl.Callback", "Callback", "Protocol", "object", "Generic")
+# Arguments that only a run can supply; the check rejects a config that sets one of them.
+SUPPLIED = frozenset(
+    {
+        "batch_tokens", "branch_steps", "config_hash", "corpus", "evaluate", "folder", "group", "open_model", "record",
+        "run_config", "run_id", "run_name", "vocabulary", "vocab_size",
+    }
+)  # fmt: skip
 
 
 class ObjectMeta(type):
@@ -68,13 +83,12 @@ def signature(target: str) -> Signature:
     if not target.startswith(ALLOWED):
         raise ConfigError(f"_target_ {target} is not allowed: it must begin with {', '.join(ALLOWED)}")
     if target.startswith("kleiber."):
-        return _from_source(target)
+        where, node = _find_export(target)
+        if isinstance(node, ast.FunctionDef):
+            return _of_function(where, node, node.name, skip=0)
+        assert isinstance(node, ast.ClassDef), f"{target} is exported, but not defined"
+        return _of_class(where, node)
     return _import_signature(target)
-
-
-def of_dataclass(cls: type) -> Signature:
-    """Returns the signature of a dataclass of settings."""
-    return _runtime(cls, cls.__name__)
 
 
 def _import_signature(target: str) -> Signature:
@@ -89,10 +103,11 @@ def _import_signature(target: str) -> Signature:
             f"_target_ {target} is not allowed: it must be a function or class that a module in {', '.join(ALLOWED)} "
             f"defines, not one that it imports ({imported!r})"
         )
-    return _runtime(imported, name)
+    return runtime_signature(imported, name)
 
 
-def _runtime(target: Callable[..., object], name: str) -> Signature:
+def runtime_signature(target: Callable[..., object], name: str) -> Signature:
+    """Returns the signature of an imported class or function."""
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     parameters, is_open = {}, False
     for parameter in inspect.signature(target).parameters.values():
@@ -112,14 +127,6 @@ def _module(name: str) -> ast.Module | None:
         if file.is_file():
             return ast.parse(file.read_text())
     return None
-
-
-def _from_source(target: str) -> Signature:
-    where, node = _find_export(target)
-    if isinstance(node, ast.FunctionDef):
-        return _of_function(where, node, node.name, skip=0)
-    assert isinstance(node, ast.ClassDef), f"{target} is exported, but not defined"
-    return _of_class(where, node)
 
 
 def _find_export(target: str) -> tuple[str, ast.AST | None]:
@@ -231,10 +238,8 @@ def _of_function(module: str, node: ast.FunctionDef, name: str, skip: int) -> Si
 def _parameter(module: str, annotation: ast.expr | None, default: ast.expr | None) -> Parameter:
     value = None
     if default is not None:
-        try:
+        with suppress(ValueError):
             value = ast.literal_eval(default)
-        except ValueError:
-            value = None
     return Parameter(Any if annotation is None else _type(module, annotation), default is None, value)
 
 
@@ -260,3 +265,35 @@ class AnnotationNames(dict[str, object]):
         if node is None and where in PLAIN_MODULES:
             return vars(PLAIN_MODULES[where])[name]
         return _type(where, node) if isinstance(node, ast.expr) else Object
+
+
+def build(node: DictConfig | Config, **available: Any) -> Any:
+    """Returns the object of a node, which gets those of the `available` values that its signature has arguments for.
+
+    Raises ConfigError, and imports and builds nothing, where the node holds a class that a config may not name, or an
+    interpolation: those of a command line are resolved by then, and those of a file may be a stranger's.
+    """
+    assert available.keys() <= SUPPLIED, f"add to SUPPLIED: {sorted(available.keys() - SUPPLIED)}"
+    from hydra.utils import get_object, instantiate
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+    check_buildable(plain)
+    assert isinstance(plain, dict)
+    parameters = inspect.signature(get_object(plain["_target_"])).parameters
+    # The values go to the target directly: within a config, OmegaConf would convert dataclasses.
+    target = instantiate(plain, _convert_="all", _partial_=True)
+    return target(**{name: value for name, value in available.items() if name in parameters})
+
+
+def check_buildable(value: object, path: str = "") -> None:
+    """Raises ConfigError for a `_target_` that a config may not name and for an interpolation, at any depth."""
+    children: Iterable[tuple[object, object]] = enumerate(value) if isinstance(value, list | tuple) else ()
+    if isinstance(value, Mapping):
+        children = value.items()
+        if "_target_" in value:
+            signature(str(value["_target_"]))
+    for key, child in children:
+        check_buildable(child, f"{path}.{key}" if path else str(key))
+    if isinstance(value, str) and "${" in value:
+        raise ConfigError(f"{path}={value} is an interpolation: write the value itself")
