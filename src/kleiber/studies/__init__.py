@@ -8,8 +8,8 @@ from kleiber.types import lazy_exports
 EXPORTS = {
     "Accounting": "scaling",
     "Adapters": "adapters",
-    "ClmVsMlm": "clm_vs_mlm",
-    "Context": "context",
+    "ClmVsMlm": "objective_and_context",
+    "Context": "objective_and_context",
     "Continual": "continual",
     "DataRepeat": "joint_laws",
     "Forgetting": "forgetting",

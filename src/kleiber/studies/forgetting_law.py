@@ -24,7 +24,7 @@ from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import lines
 from kleiber.studies.laws.prediction import decades_outside
 from kleiber.studies.laws.uncertainty import interval
-from kleiber.studies.study import Figures, Findings, Study, check_level
+from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Json
 
 GRID = ["N", "M", "steps", "p"]  # what the runs of a cell share; all tokens ("steps"), since replay changes D a little
@@ -33,19 +33,17 @@ FARTHEST = 2.0  # largest ratio of the critical fraction's upper end to the larg
 
 
 @dataclass(frozen=True)
-class ForgettingLaw(Study):
+class ForgettingLaw(IntervalStudy):
     """Fits a law of forgetting to a grid of sizes N, pre-training tokens M, new tokens D and replayed fractions p.
 
     tolerate   tolerated forgetting F in nats; the critical replayed fraction limits F to it
     at         values of N, D and M at which the critical fraction is computed; the default is the largest of the grid
     bootstrap  number of bootstrap resamples
-    level      confidence level of the intervals
     """
 
     tolerate: float = 0.05
     at: Mapping[str, float] | None = None
     bootstrap: int = 1000
-    level: float = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +52,6 @@ class ForgettingLaw(Study):
         unknown = set(self.at or {}) - {"N", "D", "M"}
         if unknown:
             raise ValueError(f"study.at has the unknown keys {', '.join(sorted(unknown))}; its keys may be N, D and M")
-        check_level(self.level)
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Raises ValueError if the planned fine-tuning runs cannot determine the parameters of the replay law."""

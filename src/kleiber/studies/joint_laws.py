@@ -23,7 +23,7 @@ from kleiber.studies.designs.sizes import PlannedPoint, shortfall
 from kleiber.studies.laws import analysis, laws_json, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Law
-from kleiber.studies.study import Findings, Study, check_level, points
+from kleiber.studies.study import Findings, IntervalStudy, points
 from kleiber.types import Config, Json
 
 SAME = 0.03  # relative difference of active parameters that counts as equal, since a router adds some
@@ -32,15 +32,10 @@ NEAR = 0.02  # nats that nearly free means
 
 
 @dataclass(frozen=True)
-class JointLaw(Study):
-    """bootstrap  resamples of the law; level  of every interval"""
+class JointLaw(IntervalStudy):
+    """Base of the studies that fit a joint law; `bootstrap` is its number of resamples."""
 
     bootstrap: int = 300
-    level: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_level(self.level)
 
     def fit(self, rows: Rows, form: Law, roles: Mapping[str, str], cluster: str) -> Json:
         """Fits a law; returns the content of laws.json.

@@ -17,7 +17,7 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import width_of
 from kleiber.studies.laws.uncertainty import student_quantile
-from kleiber.studies.study import Figures, Findings, Study, check_level
+from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Json
 
 if TYPE_CHECKING:
@@ -51,20 +51,17 @@ class Parabola(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MupTransfer(Study):
+class MupTransfer(IntervalStudy):
     """The optimal learning rate by width and parametrization, its drift, and a figure.
 
     around  rates on each side of the least loss that the parabola is fitted to; a second fit with `around` + 1 shows
             how asymmetric the loss is
-    level   confidence level of the intervals
     """
 
     around: int = 1
-    level: float = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_level(self.level)
         if self.around < 1:
             raise ValueError(f"study.around={self.around} must be >= 1")
 

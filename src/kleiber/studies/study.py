@@ -75,27 +75,30 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EqualTargetStudy(Study):
-    """Options of a study that compares methods at the same target loss.
+class IntervalStudy(Study):
+    """Options of a study with intervals: `level` is their confidence level."""
 
-    tolerance  relative margin; a loss up to (1 + tolerance) times the reference loss counts as reaching it
-    level      confidence level of the intervals
-    """
-
-    tolerance: float = 0.02
     level: float = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_level(self.level)
+        if not 0 < self.level < 1:
+            raise ValueError(f"study.level={self.level} must be between 0 and 1, such as 0.9")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualTargetStudy(IntervalStudy):
+    """Options of a study that compares methods at the same target loss.
+
+    tolerance  relative margin; a loss up to (1 + tolerance) times the reference loss counts as reaching it
+    """
+
+    tolerance: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.tolerance >= 0:
             raise ValueError(f"study.tolerance={self.tolerance} must be >= 0")
-
-
-def check_level(level: float) -> None:
-    """Raises ValueError unless the confidence level `level` is between 0 and 1."""
-    if not 0 < level < 1:
-        raise ValueError(f"study.level={level} must be between 0 and 1, such as 0.9")
 
 
 def points(runs: Sequence[Run]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from kleiber.studies.compare.task_rows import (
     scores_by_seed,
     transferred,
 )
-from kleiber.studies.study import Figures, Findings, Study, check_level
+from kleiber.studies.study import Figures, Findings, IntervalStudy
 from kleiber.types import Json, Row
 
 METHODS = (
@@ -33,24 +33,18 @@ METHODS = (
 
 
 @dataclass(frozen=True)
-class Transfer(Study):
+class Transfer(IntervalStudy):
     """How to read it.
 
     against  kinds that are compared with others from the same text, such as {mlm: bert}: ours - theirs
-    level    of the intervals
     kind, start, task, share  of a cell: set by the design
     """
 
     against: Mapping[str, str] = field(default_factory=dict)
-    level: float = 0.9
     kind: str | None = None
     start: str | None = None
     task: str | None = None
     share: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_level(self.level)
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares fine-tuning of pre-trained models with training from scratch on every task."""
