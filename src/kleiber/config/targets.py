@@ -88,10 +88,6 @@ def signature(target: str) -> Signature:
             return _of_function(where, node, node.name, skip=0)
         assert isinstance(node, ast.ClassDef), f"{target} is exported, but not defined"
         return _of_class(where, node)
-    return _import_signature(target)
-
-
-def _import_signature(target: str) -> Signature:
     module, _, name = target.rpartition(".")
     try:
         imported = vars(importlib.import_module(module))[name]
@@ -117,8 +113,8 @@ def runtime_signature(target: Callable[..., object], name: str) -> Signature:
             is_open = True
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             required = parameter.default is parameter.empty
-            default = None if required else parameter.default
-            parameters[parameter.name] = Parameter(hints.get(parameter.name, Any), required, default)
+            annotation, default = hints.get(parameter.name, Any), None if required else parameter.default
+            parameters[parameter.name] = Parameter(annotation, required, default)
     return Signature(name, parameters, is_open)
 
 
@@ -161,8 +157,7 @@ def _attribute(module: str, node: ast.AST | None, name: str) -> object:
             targets = item.targets if isinstance(item, ast.Assign) else [item.target]
             if any(isinstance(target, ast.Name) and target.id == name for target in targets):
                 return ast.literal_eval(item.value)
-    bases = [_definition(module, ast.unparse(base)) for base in node.bases]
-    values = [_attribute(where, base, name) for where, base in bases]
+    values = [_attribute(*_definition(module, ast.unparse(base)), name) for base in node.bases]
     return next((value for value in values if value is not None), None)
 
 
@@ -229,8 +224,7 @@ def _fields(module: str, node: ast.ClassDef) -> dict[str, Parameter]:
 
 def _of_function(module: str, node: ast.FunctionDef, name: str, skip: int) -> Signature:
     positional = [*node.args.posonlyargs, *node.args.args]
-    first = len(positional) - len(node.args.defaults)
-    defaults = [None] * first + list(node.args.defaults)
+    defaults = [None] * (len(positional) - len(node.args.defaults)) + list(node.args.defaults)
     pairs = [*zip(positional, defaults, strict=True)][skip:]
     pairs += [*zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
     parameters = {arg.arg: _parameter(module, arg.annotation, default) for arg, default in pairs}

@@ -5,9 +5,7 @@ only: no pickle is opened, and no code that comes with a checkpoint is executed.
 
 Upcycling makes every expert of a mixture a copy of the dense MLP (Komatsuzaki et al. 2022, arXiv:2212.05055). As all
 experts are equal, the mixture at first computes the same function as the dense model, provided that the weights of a
-token sum to 1 and experts are as wide as the dense MLP. Other models raise ValueError: those with routers whose weights
-do not sum to 1 (switch, expert_choice, sinkhorn), with shared experts, and with experts of another width or that drop
-tokens. Only weights are copied, no optimizer state.
+token sum to 1 and experts are as wide as the dense MLP (`check_experts`). Only weights are copied, no optimizer state.
 """
 
 from __future__ import annotations
@@ -61,7 +59,6 @@ class Checkpoint(StartPoint):
     path: str
 
     def load(self, model: Model) -> None:
-        """Loads the final weights of the stage."""
         load_stage(model, *locate_stage(self.path))
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
@@ -186,9 +183,7 @@ def vocabulary(corpus: Corpus) -> tuple[int, int, bytes]:
 
 
 def upcycle(state: dict[str, Tensor], model: Transformer, noise: float = 0.0, reset: float = 0.0) -> None:
-    """Loads the `state` of a dense Transformer into `model`, some of whose layers are mixtures.
-
-    Routers keep their initial weights.
+    """Loads the `state` of a dense Transformer into the mixtures of `model`, whose routers keep their weights.
 
     noise  standard deviation of Gaussian noise on the experts' weights, relative to that of the weights
     reset  share of the hidden units of each expert that are drawn again, with the standard deviation of the dense
