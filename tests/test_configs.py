@@ -48,7 +48,7 @@ PLANNED = (
     "upcycling",
 )
 ELSEWHERE |= {f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs" for name in PLANNED}
-ELSEWHERE |= {"data/recall": "tests/data/sources/test_recall.py", "data/repeat": "tests/data/test_mixture.py"}
+ELSEWHERE |= {"data/recall": "tests/data/test_recall.py", "data/repeat": "tests/data/test_mixture.py"}
 ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
 ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("chain", "docs_then_code")}
 ELSEWHERE |= {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_run import REPOSITORY
 
-from kleiber.data.sources.text import Text
+from kleiber.data.text import Text
 from kleiber.data.tokenizers import BPE, train_bpe
 
 

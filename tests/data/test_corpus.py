@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kleiber.data.corpus import EncodedTable, TableRows, Unknown, parse_bytes, prepare
-from kleiber.data.sources.text import Text
+from kleiber.data.text import Text
 from kleiber.data.tokenizers import Bytes, train_bpe
 
 

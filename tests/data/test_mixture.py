@@ -11,8 +11,8 @@ import torch
 
 from kleiber.data.batches import stream
 from kleiber.data.mixture import Mixture, MixtureCorpus, Repeated, SpreadSamples, block_counts
-from kleiber.data.sources.recall import Recall
-from kleiber.data.sources.text import Text
+from kleiber.data.recall import Recall
+from kleiber.data.text import Text
 from kleiber.data.token_files import TokenFile, TrainWindows
 from kleiber.types.contracts import Samples
 

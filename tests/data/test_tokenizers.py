@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from odd_texts import ODD, noise
 
-from kleiber.data.sources.text import Text
+from kleiber.data.text import Text
 from kleiber.data.tokenizers import BPE, Bytes, load_pretrained, train_bpe
 
 

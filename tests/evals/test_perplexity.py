@@ -9,7 +9,7 @@ import torch
 from evals.routing.moe_text import moe_subject
 from retention.toys import NEW, OLD, Language, learned
 
-from kleiber.data.sources.recall import Recall
+from kleiber.data.recall import Recall
 from kleiber.evals.perplexity import (
     Runtime,
     bin_by_position,

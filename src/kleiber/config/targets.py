@@ -283,12 +283,11 @@ def build(node: DictConfig | Config, **available: Any) -> Any:
 
 
 def check_buildable(value: object, path: str = "") -> None:
-    """Checks a node of the config and everything below it.
+    """Checks a node of the config (a mapping, a list or a plain value) and everything below it.
 
-    value  the node: a mapping, a list or a plain value
-    path   key of the node in the config, such as model.mlp, which the error names; "" for the whole config
+    path  key of the node in the config, such as model.mlp, which the error names; "" for the whole config
 
-    Raises ConfigError for a `_target_` that a config may not name and for an interpolation `${...}`.
+    Raises ConfigError for a `_target_` that a config may not name and for an interpolation.
     """
     children: Iterable[tuple[object, object]] = enumerate(value) if isinstance(value, list | tuple) else ()
     if isinstance(value, Mapping):

@@ -9,9 +9,9 @@ EXPORTS = {
     "MixtureCorpus": "mixture",
     "Repeated": "mixture",
     "Preference": "preference",
-    "Builtin": "sources.builtin",
-    "Recall": "sources.recall",
-    "Text": "sources.text",
+    "Builtin": "builtin",
+    "Recall": "recall",
+    "Text": "text",
     "Unpaired": "unpaired",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

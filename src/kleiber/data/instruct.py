@@ -25,8 +25,8 @@ from kleiber.data.chat import (
     parse_row,
 )
 from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
-from kleiber.data.sources.dataset import require_columns, row_batches
-from kleiber.data.sources.table import TableData
+from kleiber.data.dataset import require_columns, row_batches
+from kleiber.data.table import TableData
 from kleiber.data.token_files import id_dtype, read_rows
 from kleiber.types import Json, Row
 from kleiber.types.batch import Batch

@@ -21,10 +21,10 @@ from jaxtyping import Int
 
 from kleiber.config.stages import quantity
 from kleiber.data.batches import ConcatSamples, Order, permutation
+from kleiber.data.builtin import Builtin, Domain
 from kleiber.data.cache import Source, digest
 from kleiber.data.corpus import TextCorpus, prepare
-from kleiber.data.sources.builtin import Builtin, Domain
-from kleiber.data.sources.text import Text
+from kleiber.data.text import Text
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 

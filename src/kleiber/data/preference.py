@@ -23,8 +23,8 @@ from kleiber.data.batches import HeldOutRows, pad, sample_numbers, text_bytes
 from kleiber.data.cache import cached_folder
 from kleiber.data.chat import TEMPLATE, Conversation, Turn, encode_conversations, parse_column, parse_messages
 from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
-from kleiber.data.sources.dataset import require_columns, row_batches
-from kleiber.data.sources.table import TableData
+from kleiber.data.dataset import require_columns, row_batches
+from kleiber.data.table import TableData
 from kleiber.data.token_files import id_dtype, read_rows
 from kleiber.types import Json, Row
 from kleiber.types.batch import Batch

@@ -16,8 +16,8 @@ from jaxtyping import Int
 
 from kleiber.data.batches import permutation
 from kleiber.data.chat import TEMPLATE, Conversation
+from kleiber.data.dataset import require_columns
 from kleiber.data.preference import AnswerCorpus, AnswerTable, PairRows, ends_with_answer, parse_answer
-from kleiber.data.sources.dataset import require_columns
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ MODULES = (
     "rich.console",
     "rich.table",
     "kleiber.data.corpus",
-    "kleiber.data.sources.builtin",
+    "kleiber.data.builtin",
     "kleiber.data.tokenizers",
     "kleiber.launch.local_pool",
     "kleiber.launch.main",

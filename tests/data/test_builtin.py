@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kleiber.data.sources import builtin
-from kleiber.data.sources.builtin import Builtin
+from kleiber.data import builtin
+from kleiber.data.builtin import Builtin
 
 
 def test_few_bytes_are_read_quickly_and_the_same_every_time(cache: Path, tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from kleiber.data.corpus import TextCorpus
-from kleiber.data.sources.text import Text
+from kleiber.data.text import Text
 from kleiber.data.token_files import ValidationWindows
 
 CHECK = """
 import sys
-from kleiber.data.sources.text import Text
+from kleiber.data.text import Text
 Text(sys.argv[1]).prepare(16)
 print(*sorted({"datasets", "transformers", "tokenizers"} & sys.modules.keys()))
 """

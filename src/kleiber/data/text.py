@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Literal
 
 from kleiber.data.cache import Document, SourceText, limit_bytes
 from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
-from kleiber.data.sources.dataset import (
+from kleiber.data.dataset import (
     Location,
     locate,
     open_splits,
     require_text_columns,
 )
-from kleiber.data.sources.splits import HELD_OUT_SHARE, split_by_hash
+from kleiber.data.splits import HELD_OUT_SHARE, split_by_hash
 from kleiber.types import Json
 
 if TYPE_CHECKING:

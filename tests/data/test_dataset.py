@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kleiber.config import hub
-from kleiber.data.sources.text import Text
+from kleiber.data.text import Text
 
 
 def test_a_folder_of_several_kinds_of_files_is_refused(tmp_path: Path, cache: Path) -> None:

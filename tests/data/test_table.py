@@ -11,8 +11,8 @@ from labelled_rows import reviews, row_texts
 from tables import folder, jsonl
 
 from kleiber.data.batches import HeldOutRows
+from kleiber.data.dataset import standard_splits
 from kleiber.data.labelled import Labelled, LabelledRows
-from kleiber.data.sources.dataset import standard_splits
 
 
 def test_classes_by_name_and_several_classes(tmp_path: Path, cache: Path) -> None:

@@ -24,8 +24,8 @@ from jaxtyping import Bool, Shaped
 from kleiber.data.batches import permutation
 from kleiber.data.cache import FORMAT, Document, SourceText, cache_root, cached_folder
 from kleiber.data.corpus import EncodedSplit, EncodedTable, choose_tokenizer, parse_bytes
-from kleiber.data.sources.dataset import Location, locate, open_splits, rows, table_name
-from kleiber.data.sources.splits import split_by_hash
+from kleiber.data.dataset import Location, locate, open_splits, rows, table_name
+from kleiber.data.splits import split_by_hash
 from kleiber.data.token_files import id_dtype
 from kleiber.types import Json, Row
 from kleiber.types.contracts import Tokenizer

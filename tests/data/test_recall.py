@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kleiber.data.sources.recall import FIRST_VALUE, Recall
+from kleiber.data.recall import FIRST_VALUE, Recall
 
 
 @pytest.mark.parametrize(("context", "pairs"), [(31, 8), (128, 20), (512, None)])

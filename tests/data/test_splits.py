@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kleiber.data.sources.splits import duplicate_groups, minhash, split_by_group, split_by_hash
+from kleiber.data.splits import duplicate_groups, minhash, split_by_group, split_by_hash
 
 
 def test_equal_texts_are_in_the_same_split_and_each_split_gets_a_twentieth() -> None:

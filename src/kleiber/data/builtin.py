@@ -6,7 +6,7 @@ code   source files, up to 64 MB; a file is a document
 Files are read by `ast` and never imported, in an order that depends on their names alone. Exact duplicates are dropped.
 The text depends on the installed versions, which the manifest lists; equal hashes of two corpora mean equal text.
 
-`python -m kleiber.data.sources.builtin < paths` is a worker: for each path it prints a JSON list of docstrings.
+`python -m kleiber.data.builtin < paths` is a worker: for each path it prints a JSON list of docstrings.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kleiber.data.cache import SPLITS, Document, Source, SourceText, limit_bytes
-from kleiber.data.sources.splits import split_by_group
+from kleiber.data.splits import split_by_group
 from kleiber.types import Json
 
 if TYPE_CHECKING:  # a worker starts without torch, which they import
@@ -254,7 +254,7 @@ def read_docstrings(paths: list[str], workers: int) -> Iterator[list[str]]:
 
 
 def _start_worker(paths: list[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "kleiber.data.sources.builtin"]
+    command = [sys.executable, "-W", "ignore", "-m", "kleiber.data.builtin"]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as listed:  # the worker has a copy of the open file
         listed.write("".join(f"{path}\n" for path in paths))
         listed.seek(0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kleiber.data.sources.builtin import docstrings, read_docstrings, source_files
+from kleiber.data.builtin import docstrings, read_docstrings, source_files
 
 LONG = "A sentence about number {0} that is long enough to be kept, since it has more than eighty characters, {0}."
 

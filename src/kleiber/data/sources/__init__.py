@@ -1,1 +1,0 @@
-"""Sources of data: files, tables, the Hugging Face hub, the Python installation, and synthetic recall tasks."""
