@@ -25,7 +25,7 @@ def bare(shape: Shape) -> Callable[[int], None]:
     import torch
 
     from kleiber.data.batches import stream
-    from kleiber.data.sources.builtin import Builtin
+    from kleiber.data.builtin import Builtin
     from kleiber.models.transformer import Transformer
     from kleiber.objectives.clm import CLM
     from kleiber.optimizers.adamw import AdamW
