@@ -108,7 +108,10 @@ class Freeze(Adapter):
         self.train, self.freeze = train if train is None else list(train), list(freeze)
 
     def apply(self, model: Model, seed: int) -> None:
-        """Freezes the other parameters; the seed is not used. Raises ValueError where no parameter would train."""
+        """Freezes all parameters except those to train and the output layers of tasks; the seed is not used.
+
+        Raises ValueError if no parameter is left to train.
+        """
         names = {name for name, _ in model.named_parameters()}
         trained = names if self.train is None else select(model, self.train, "adapter.train")
         trained = trained | {name for name in names if name.startswith("heads.")}

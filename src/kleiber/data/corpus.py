@@ -209,7 +209,9 @@ def choose_tokenizer(tokenizer: str, vocab_size: int | None, sources: list[Sourc
     """Returns the tokenizer of a corpus.
 
     tokenizer   `bytes`, `bpe` (trained on the training text), or a name on the Hugging Face hub, or a folder
-    vocab_size  entries of `bpe`, 4096 by default; None for every other tokenizer
+    vocab_size  entries of `bpe`; None means 4096, and is the only value for other tokenizers
+    sources     the texts on which `bpe` is trained
+    root        folder of the cache
 
     Raises ValueError for a vocabulary size with a tokenizer that is not trained.
     """

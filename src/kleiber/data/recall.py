@@ -28,7 +28,8 @@ FIRST_HELD_OUT = 1 << 40  # the first sample number of validation
 
 @dataclass(frozen=True)
 class Recall:
-    """Settings of associative recall, with rows of context + 1 tokens: key value ..., then key value ... again.
+    """Settings of associative recall, with rows of context + 1 tokens: all pairs of a key and
+    its value, then the same pairs again in another order until the row is full.
 
     pairs      of a row; null: as many as fit, at most `keys`
     keys       number of different keys, at most 128; a row contains a key once

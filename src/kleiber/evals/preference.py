@@ -63,7 +63,10 @@ def summarize_pairs(pairs: Mapping[str, np.ndarray]) -> Json:
 
 
 def bootstrap_mean(values: np.ndarray) -> dict[str, float]:
-    """{value, lo, hi} of the mean. Every call resamples the same pairs, so columns can be compared."""
+    """Returns the mean and its bootstrap interval: {value, lo, hi}.
+
+    Every call draws the same resamples of preference pairs, so that metrics of the same pairs can be compared.
+    """
     from scipy.stats import bootstrap
 
     mean = float(values.mean())

@@ -258,7 +258,9 @@ def measure(short: Config, costs: Sequence[StageCost], folder: Path) -> Speed:
     run = read_run(folder)
     if code != ExitCode.DONE or run.status != Status.FINISHED:
         error = run.summary.get("error") or f"exit code {code}"
-        raise ValueError(f"a run of a few steps failed: {error}")
+        raise ValueError(
+            f"the run of a few steps that measures the speed failed: {error}; correct its cause and repeat the dry run"
+        )
     return compute_speed(short, run.stages, costs, wall, core_share(folder, short))
 
 

@@ -99,7 +99,7 @@ class FullAttention(Attention):
         return self.out(y.transpose(1, 2).reshape(batch, time, -1))
 
     def _heads(self, x: Tensor, past: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values as (batch, heads, time, head_dim), normalized and rotated."""
+        """Queries and keys, normalized and rotated by RoPE, and values, each (batch, heads, time, head_dim)."""
         batch, time, _ = x.shape
         q, k, v = (
             self.qkv(x)
@@ -142,7 +142,10 @@ class FullAttention(Attention):
         return (allowed | (_distance(time, past, device) == 0))[:, None]
 
     def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
-        """The positions that this kind of attention may read, causality included; None where it adds no limit."""
+        """True where a query may read a key, (time, keys), for attention that reads less than all (causal) positions.
+
+        None if it reads all of them; causality is then applied by the caller.
+        """
         return None
 
     def flops(self, time: int) -> float:

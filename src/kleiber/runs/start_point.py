@@ -42,7 +42,7 @@ class StartPoint:
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         """Returns the tasks that the weights were trained for, which a run can forget.
 
-        config, corpus  of the first stage of the run that starts here
+        config, corpus  config and data of the first stage of the run that starts from these weights
         """
         return []
 

@@ -192,7 +192,10 @@ CONTEXT_METHODS = (
 
 
 def scored(runs: Sequence[Run]) -> tuple[Rows, Rows]:
-    """A row a finished run, and a row a run and bin of positions. ValueError when none has finished."""
+    """Returns two tables: losses with a row per finished run, and with a row per run and bin of positions.
+
+    Raises ValueError if no run has finished.
+    """
     rows, places = [], []
     for run in (run for run in runs if run.status == "finished"):
         model = run.config["model"]

@@ -276,7 +276,7 @@ class Retention(nn.Module):
         self.memory = state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Retention:
-        """Moves the memory too, when the module is moved to a device or precision."""
+        """Converts the tensors in `memory` as well, when the module is moved to another device or precision."""
         self.memory = _map_tensors(self.memory, fn)
         return super()._apply(fn, recurse)
 

@@ -35,7 +35,7 @@ from kleiber.types.model import Model
 
 
 def specialization(record: RoutingRecord) -> Json:
-    """How much the domain or token of a position says about its expert, as a share of an entropy from 0 to 1.
+    """How much the domain or token of a position says about its expert, as a fraction of an entropy.
 
     domains            names of the domains
     domain             by layer, MI(expert; domain) / H(domain); null where there is one domain

@@ -101,7 +101,7 @@ def power_floor(C: Array, *, E: Part, k: Part, a: Exponent) -> Array:
 
 @law(aliases=("gadre",), space="linear", loss_fn="squared", derived=TOKENS_PER_PARAMETER)
 def overtraining(M: Array, C: Array, *, E: Part, a: Part, b: Part, eta: Eta) -> Array:
-    """Over-training: L = E + (a M^eta + b M^-eta) C^-eta.
+    """Over-training by M = D / N, tokens per parameter: L = E + (a M^eta + b M^-eta) C^-eta.
 
     Chinchilla with alpha = beta = 2 eta at C = 6 N D; at fixed C the loss is least at M_opt = (b/a)^(1/(2 eta)).
     Source: Gadre et al. 2024, arXiv:2403.08540

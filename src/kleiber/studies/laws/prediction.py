@@ -206,7 +206,8 @@ def complete_point(at: Mapping[str, float]) -> dict[str, float]:
 def compare_with_rows(record: Row, law: Law, table: Table, max_decades: float) -> Json:
     """Compares a recorded law with rows that it was not fitted to, averaged over seeds.
 
-    cells   by compute if known: at, target (mean over runs), number of runs, and the fields of `predict`
+    cells   a list in order of compute, if it is known, of:
+            at, target (mean over runs), number of runs, and the fields of `predict`
     mare    mean |value / target - 1|;  bias  mean of value / target - 1
     coverage, run_coverage   fraction of the cells in the confidence interval and in the prediction interval, or None
 

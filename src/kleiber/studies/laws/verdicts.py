@@ -254,9 +254,10 @@ def _names(table: Table) -> dict[object, str]:
 
 
 def with_and_without(record: Row, other: Row, exclude: str) -> list[Json]:
-    """Returns two rows, the fits with and without suspects: n, parameters and derived quantities.
+    """Returns two table rows, one for the fit with the suspect rows and one without: n, parameters, derived quantities.
 
     record, other  the main fit and the second fit, as entries of laws.json
+    exclude        "suspects" if the main fit is the one without the suspect rows, otherwise "none"
     """
     names = ("without", "with") if exclude == "suspects" else ("with", "without")
     rows = [
