@@ -140,7 +140,10 @@ def finished(row: Row) -> bool:
 
 
 def is_further_leaf(row: Row, leaves: Sequence[Row]) -> bool:
-    """Whether a row is another leaf of the same version of the run as `leaves`, and not a later version."""
+    """Whether a row is of another last stage of the same training as `leaves`, and not of a later repetition.
+
+    leaves  rows of one run, each of a last stage (a leaf of its tree of stages)
+    """
     summary, earlier = ({**leaf["summary"], "stages": None} for leaf in (row, leaves[0]))
     return summary == earlier and leaf_name(row) not in map(leaf_name, leaves)
 
