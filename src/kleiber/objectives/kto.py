@@ -73,7 +73,8 @@ class KTO(Objective):
     def score_answers(self, model: Model, batch: Batch) -> tuple[Float[Tensor, "rows 2"], Loss]:
         """Log-ratios to the reference of each answer and of its mismatched answer, in nats, and the loss.
 
-        In a batch of `prepare_step` the reference point z stands for the log-ratios of mismatched answers. Metrics:
+        If the batch comes from `prepare_step`, the second value is not computed for each answer, but is the reference
+        point z, the mean log-ratio of mismatched answers. Metrics:
         "accuracy" is the share of answers on the desired side of z (1/2 for ties), "point" is z in nats.
         """
         if batch.labels is None:

@@ -52,7 +52,7 @@ MaxDecades = Annotated[
 ]
 Where = Annotated[list[str] | None, typer.Option(help='use only rows with "loss < 4 and N >= 1e8"; may be repeated')]
 PredictAt = Annotated[
-    list[str] | None, typer.Option(metavar="N=..,D=..", help="also predict the loss here; may be repeated")
+    list[str] | None, typer.Option(metavar="N=..,D=..", help="also predict the loss at this N and D; may be repeated")
 ]
 Rank = Annotated[
     bool,

@@ -221,8 +221,8 @@ def same_budget(rows: Rows) -> None:
         values = rows[name].dropna()
         if len(values) and values.max() > 1.02 * values.min():
             raise ValueError(
-                f"runs of different {name} ({values.min():g} to {values.max():g}) in one study of context: give the "
-                "others a name= of their own"
+                f"study=context compares runs of equal {name}, and these have {values.min():g} to {values.max():g}: "
+                f"train the runs of each {name} under another name="
             )
 
 

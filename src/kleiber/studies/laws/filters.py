@@ -143,7 +143,7 @@ class _Parser:
         """Parses the name of a column, or of a role."""
         kind, token = self.peek()
         if kind not in ("word", "quoted", "tick"):
-            raise self.error("the name of a column")
+            raise self.error("the name of a column of the table")
         self.at += 1
         token = token.strip("`\"'") if kind != "word" else token
         if token not in self.table.columns and token in self.roles:

@@ -160,7 +160,9 @@ def parse_map(text: str | None, extra: Mapping[str, str | None] | None = None) -
 def load(
     frame: pd.DataFrame, roles: Mapping[str, str], filters: Sequence[str] = (), needed: Iterable[str] = ()
 ) -> Table:
-    """Selects the columns of all roles and the rows of all filters; a role in `needed` may be mapped by its own name.
+    """Selects the columns of all roles and the rows of all filters.
+
+    needed  roles that a column of the same name fills if `roles` maps no column to them; also N, D, C and L
 
     Rows that a filter or a missing number excludes are recorded with the rule. Raises ValueError for a missing column
     (with the nearest name), for a value that is not a number (with its row), and if no row remains.
