@@ -110,7 +110,7 @@ def test_roles_give_a_the_rate_of_a_hidden_matrix_and_b_the_full_one():
     assert all("lora" in name and group["weight_decay"] > 0 for group in groups for name in group["names"])
 
 
-@pytest.mark.parametrize("kind", [LoRA, pytest.param(DoRA, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_compiled_it_gives_the_same_output_and_gradients(kind, unchecked):
 

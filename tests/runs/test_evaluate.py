@@ -71,7 +71,7 @@ def test_wrong_options_are_refused_by_name(run, cache_dir, tmp_path, capsys):
         ([str(run), "--evals", "perplexitie"], "'perplexity'"), ([str(run), "--evals", ","], "--evals ','"),
         ([str(run), "--evals", "perplexity", "--tasks", "arc"], "--tasks arc"),
         ([str(run), "--evals", "perplexity", "--task-files", "x"], "--task-files x"),
-        ([str(empty), "--evals", "perplexity"], f"{empty}: "),
+        ([str(empty), "--evals", "perplexity"], f"{empty} "),
         ([str(tmp_path / "x"), "--evals", "routing"], f"{tmp_path / 'x'} "),
         ([str(run), "--evals", "routing", "--stage", "trunk"], "'trunk'"),
         ([str(run), "--evals", "routing", "--data", "data=builtin"], "--data data=builtin"),

@@ -81,7 +81,7 @@ def test_the_same_table_gives_the_same_bits():
 def test_refusals_name_the_value():
     table = ladders.twenty()
     L = ladders.loss(**table)
-    with pytest.raises(ValueError, match="D is missing"):
+    with pytest.raises(ValueError, match="lacks D"):
         fit("chinchilla", {"N": table["N"]}, L)
     with pytest.raises(ValueError, match=r"5 parameters.*4 rows"):
         fit("chinchilla", {k: v[:4] for k, v in table.items()}, L[:4])

@@ -102,7 +102,7 @@ def test_huber_is_quadratic_within_delta_and_linear_beyond():
         ({"loss_fn": "mse"}, "'mse'"),
         ({"space": "ln"}, "'ln'"),
         ({"loss_fn": "huber", "delta": 0.0}, "delta 0"),
-        ({"inputs": {"N": np.ones(20)}}, "D is missing"),
+        ({"inputs": {"N": np.ones(20)}}, "lacks D"),
         ({"target": np.full(20, -1.0)}, "target -1 "),
     ],
 )

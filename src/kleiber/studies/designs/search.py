@@ -38,7 +38,7 @@ class Noise:
     ell: float = 1.5
 
     def covariance(self, points: Points) -> Array:
-        """Returns the covariance matrix in units of s^2, (points, points)."""
+        """Returns the covariance matrix of the log losses at the points, divided by s^2, (points, points)."""
         place = np.log(np.column_stack([points.N, points.D]))
         apart = ((place[:, None] - place[None]) ** 2).sum(2)
         together = points.trunk[:, None] == points.trunk[None]
