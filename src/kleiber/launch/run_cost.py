@@ -258,9 +258,7 @@ def measure(short: Config, costs: Sequence[StageCost], folder: Path) -> Speed:
     run = read_run(folder)
     if code != ExitCode.DONE or run.status != Status.FINISHED:
         error = run.summary.get("error") or f"exit code {code}"
-        raise ValueError(
-            f"the run of a few steps that measures the speed failed: {error}; correct its cause and repeat the dry run"
-        )
+        raise ValueError(f"the run that measures the speed failed: {error}; correct this and repeat the dry run")
     return compute_speed(short, run.stages, costs, wall, core_share(folder, short))
 
 

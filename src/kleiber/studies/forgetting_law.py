@@ -214,11 +214,9 @@ def observed_forgetting(rows: Rows, at: Mapping[str, float]) -> dict[float, floa
 
 
 def why_not_identified(answer: Json, main: Json, most: float) -> str | None:
-    """Returns why the replayed fraction that limits forgetting to the tolerated value is not identified, or None.
+    """Returns why the replayed fraction for the tolerated forgetting is not identified, or None if it is.
 
-    answer  that fraction with its interval: value, lo, hi
-    main    the fitted law of replay, an entry of laws.json
-    most    the largest fraction that a run replayed
+    answer, main, most  its value, lo and hi; the law as in laws.json; the largest fraction that a run replayed
     """
     if answer["lo"] is None or not np.isfinite([answer["lo"], answer["hi"]]).all():
         return "its interval could not be computed"

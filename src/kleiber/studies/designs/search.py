@@ -218,9 +218,8 @@ class Elimination:
 def _state(precision: Array, basis: Array, wanted: Array) -> tuple[Array, Array, float]:
     """Returns what generalized least squares needs to estimate the linear combination `wanted` of the parameters.
 
-    These are the precision of the observations after projection onto the complement of `basis`, the weight of each
-    observation in the estimate, and the variance of the estimate. `basis` holds the gradients of the parameters,
-    (rows, parameters); its columns are scaled to unit norm first.
+    These are the precision of the observations after projection onto the complement of `basis` (the gradients of the
+    parameters, (rows, parameters)), the weight of each observation, and the variance of the estimate.
     """
     scale = np.linalg.norm(basis, axis=0)
     basis, wanted = basis / scale, wanted / scale
