@@ -121,7 +121,7 @@ def normalize_gradients(
         scale = 1.0
     norm = scalar(torch.nn.utils.get_total_norm(gradients)) * scale
     if not math.isfinite(norm):
-        raise Diverged(f"gradient norm {norm}")
+        raise Diverged(f"the gradient norm is {norm}")
     if clip is not None and norm > clip:
         scale *= clip / norm
     if scale != 1.0:
