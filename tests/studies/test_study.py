@@ -2,11 +2,12 @@
 
 import pytest
 
+from kleiber.studies.clm_vs_mlm import ClmVsMlm
+from kleiber.studies.context import Context
 from kleiber.studies.forgetting import Forgetting
 from kleiber.studies.forgetting_law import ForgettingLaw
 from kleiber.studies.joint_laws import DataRepeat, MoELaw
 from kleiber.studies.mup_transfer import MupTransfer
-from kleiber.studies.objective_and_context import ClmVsMlm, Context
 
 
 @pytest.mark.parametrize("study", [Context, MoELaw, Forgetting, ForgettingLaw, MupTransfer, ClmVsMlm, DataRepeat])

@@ -8,8 +8,8 @@ from kleiber.types import lazy_exports
 EXPORTS = {
     "Accounting": "scaling",
     "Adapters": "adapters",
-    "ClmVsMlm": "objective_and_context",
-    "Context": "objective_and_context",
+    "ClmVsMlm": "clm_vs_mlm",
+    "Context": "context",
     "Continual": "continual",
     "DataRepeat": "joint_laws",
     "Forgetting": "forgetting",
@@ -23,6 +23,6 @@ EXPORTS = {
     "Scaling": "scaling",
     "Sparsity": "sparsity",
     "Transfer": "transfer",
-    "Upcycling": "moe_gain",
+    "Upcycling": "upcycling",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

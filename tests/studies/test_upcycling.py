@@ -3,7 +3,7 @@
 import pytest
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.moe_gain import Upcycling
+from kleiber.studies.upcycling import Upcycling
 
 from .arm_runs import write
 

@@ -1,0 +1,151 @@
+"""The study `clm_vs_mlm`: scaling of causal and masked language modeling.
+
+The two losses are of different tasks, so their levels are not compared, only their local exponents, d log L / d log N
+and d log L / d log D, with intervals that include the noise between trunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from kleiber.records.catalog import Run
+from kleiber.studies.compare.rows import Rows, seed_means
+from kleiber.studies.designs.sizes import PlannedPoint
+from kleiber.studies.laws.law import Array
+from kleiber.studies.laws.uncertainty import student_quantile
+from kleiber.studies.laws.variance_components import trunk_noise
+from kleiber.studies.study import Findings, IntervalStudy, points
+from kleiber.types import Json
+
+NAMES = ("N", "D")
+LEAST = 5  # points of an objective whose exponents are told
+
+
+@dataclass(frozen=True)
+class ClmVsMlm(IntervalStudy):
+    """Exponents of the losses of two objectives; `min_tokens` is the least D that enters."""
+
+    min_tokens: float | int = 0
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Objectives without points enough for an exponent. Raises ValueError where none has them."""
+        late: dict[str, set[tuple[float, float, int]]] = {}
+        for point in points:
+            if 0.999 * self.min_tokens <= point.D:
+                kind = str(point.config["objective"]["_target_"]).rpartition(".")[2].lower()
+                late.setdefault(kind, set()).add((point.N, point.D, point.config["seed"]))
+        few = [
+            f"{kind}: {len(rows)} points of {len(sizes)} sizes and {len(tokens)} numbers of tokens, where exponents "
+            f"need {LEAST} points of 2 sizes and 2 numbers of tokens"
+            for kind, rows in sorted(late.items())
+            for sizes, tokens in [({N for N, _, _ in rows}, {D for _, D, _ in rows})]
+            if len(rows) < LEAST or len(sizes) < 2 or len(tokens) < 2
+        ]
+        if len(few) == len(late):
+            raise ValueError("; ".join(few) or f"study.min_tokens={self.min_tokens} leaves no point")
+        return few
+
+    def analyze(self, runs: Sequence[Run]) -> Findings:
+        """Compares the local exponents of the losses of both objectives in parameters and tokens."""
+        rows = points(runs)
+        kinds = {run.name: run.stage["objective"] for run in runs if run.stage}
+        rows = rows.assign(objective=[kinds[name] for name in rows["run"]])
+        rows = pd.DataFrame(rows[rows["tokens"] >= 0.999 * self.min_tokens])
+        slopes = [row for kind, part in rows.groupby("objective") for row in exponents(str(kind), part, self.level)]
+        apart = differences(slopes)
+        notes = [{"code": "exponent", "level": "note", "text": row["in words"]} for row in apart]
+        if len({row["objective"] for row in slopes}) < 2:
+            text = f"only {', '.join(sorted(rows['objective'].unique()))} has points enough: no comparison yet"
+            notes.append({"code": "missing", "level": "warn", "text": text})
+        head = "; ".join(row["in words"] for row in apart) if apart else notes[-1]["text"]
+        tables = {"Local exponents": slopes, "Difference": apart}
+        return Findings(head[0].upper() + head[1:] + ".", notes, tables, figures(rows), methods=METHODS)
+
+
+METHODS = (
+    "The same Transformer was trained causally on next tokens and, reading both ways, on masked tokens (Devlin et al. "
+    "2018, arXiv:1810.04805), as trunks with cooldowns (Hägele et al. 2024, arXiv:2405.18392) at the same widths, "
+    "tokens, batches and learning rates. log L was regressed on log N and log D for each objective by generalized "
+    "least squares with the noise that branches of a trunk share. Levels of the two losses are not comparable and are "
+    "not compared."
+)
+
+
+def exponents(kind: str, rows: Rows, level: float) -> list[Json]:
+    """-d log L / d log N and -d log L / d log D with intervals; empty with fewer than `LEAST` points."""
+    N, D, loss = (rows[name].to_numpy(dtype=float) for name in ("active", "tokens", "loss"))
+    _, trunk = np.unique(rows["trunk"].astype(str), return_inverse=True)
+    if len(rows) < LEAST or len(np.unique(N)) < 2 or len(np.unique(D)) < 2:
+        return []
+    design = np.column_stack([np.ones(len(N)), np.log(N), np.log(D)])
+    noise = trunk_noise({"N": N, "D": D}, loss, trunk)
+    share = noise.correlation if noise else 0.5  # one seed a size measures nothing: half, as the designs assume
+    value, covariance, spare = generalized(design, np.log(loss), trunk, share)
+    half = student_quantile(spare, level) * np.sqrt(np.diag(covariance))
+    return [
+        {"objective": kind, "along": name, "exponent": -float(value[j]), "lo": -float(value[j] + half[j]),
+         "hi": -float(value[j] - half[j]), "points": len(N), "trunks": int(trunk.max() + 1)}
+        for j, name in enumerate(NAMES, 1)
+    ]  # fmt: skip
+
+
+def generalized(design: Array, y: Array, trunk: NDArray[np.intp], share: float) -> tuple[Array, Array, int]:
+    """Generalized least squares with correlation `share` within trunks: estimates, covariance, degrees of freedom.
+
+    Degrees are of trunks where they are fewer than rows: a trunk is one sample, not one a branch.
+    """
+    matrix = (1 - share) * np.eye(len(y)) + share * (trunk[:, None] == trunk[None])
+    inverse = np.linalg.inv(matrix)
+    information = design.T @ inverse @ design
+    value = np.linalg.solve(information, design.T @ inverse @ y)
+    rest = y - design @ value
+    spare = max(1, min(len(y), len(np.unique(trunk)) + 1) - design.shape[1])
+    variance = float(rest @ inverse @ rest) / max(1, len(y) - design.shape[1])
+    return value, variance * np.linalg.inv(information), spare
+
+
+def differences(slopes: Sequence[Json]) -> list[Json]:
+    """Each other objective's exponent less that of the first, in words."""
+    table = []
+    for along in NAMES:
+        here = [slope for slope in slopes if slope["along"] == along]
+        for other in here[1:]:
+            gap = other["exponent"] - here[0]["exponent"]
+            half = float(np.hypot(*((slope["hi"] - slope["lo"]) / 2 for slope in (other, here[0]))))
+            verdict = (
+                "more steeply than" if gap - half > 0 else "less steeply than" if gap + half < 0 else "within noise as"
+            )
+            words = f"with {along} the loss of {other['objective']} falls {verdict} that of {here[0]['objective']} "
+            words += f"(exponent {other['exponent']:.3f} against {here[0]['exponent']:.3f}, difference "
+            words += f"{gap:+.3f} +- {half:.3f})"
+            table.append({"along": along, "difference": gap, "half": half, "in words": words})
+    return table
+
+
+def figures(rows: Rows) -> Json:
+    """The figures of the loss vs size and vs tokens."""
+    from kleiber.charts import format_count, line_chart
+
+    longest = rows.groupby(["objective", "active"])["tokens"].transform("max")
+    ends = rows[rows["tokens"] >= 0.999 * longest]
+    by_size = seed_means(ends, ("objective", "active"), "loss")
+    charts = {
+        "sizes": lambda: line_chart(
+            by_size, "active", "parameters N", "objective", "Loss against size, by objective", log=True,
+            subtitle="slopes compare; levels do not", value="loss (nats per target)",
+        )
+    }  # fmt: skip
+    for kind, part in rows.groupby("objective"):
+        means = seed_means(part, ("active", "tokens"), "loss").assign(
+            size=lambda t: [format_count(n) for n in t["active"]]
+        )
+        charts[f"tokens_{kind}"] = lambda means=means, kind=kind: line_chart(
+            means, "tokens", "training tokens D", "size", f"Loss against tokens: {kind}", every=2, log=True,
+            value="loss (nats per target)",
+        )  # fmt: skip
+    return charts
