@@ -60,6 +60,11 @@ def test_cells_that_did_not_finish_are_named_and_left_out(study, capsys):
     assert {"row": "width512-seed0", "rule": "status failed"} in law["excluded"]
 
 
+def test_a_folder_without_a_run_is_refused_by_name(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert f"{tmp_path} contains no run" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_finished_run_is_refused(tmp_path, capsys):
     write_run(tmp_path / "s" / "a", 0, 10_000, status="failed")
     assert main(["report", str(tmp_path / "s")]) == 2

@@ -178,6 +178,8 @@ def report(
     if source.is_dir() and out is None:
         archive_runs(source)
     runs = [run for place in (source, *also) for run in read_runs(place)]
+    if not runs:
+        raise ValueError(f"{source} contains no run: neither a folder with a config.yaml nor a {archive.NAME}")
     study = study_of(folder, runs, name)
     result = study.analyze(runs)
     findings = without_nonfinite(content(result, title_of(source), runs))

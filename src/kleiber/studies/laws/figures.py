@@ -217,7 +217,8 @@ def profile(record: Row, name: str = "E") -> Chart:
     rows = rows[rows["statistic"] <= top]
     scale = alt.Scale(zero=False, nice=False, padding=14)
     x = alt.X("value:Q", title=f"irreducible loss {name} (nats per token)", scale=scale, axis=alt.Axis(tickCount=7))
-    y = alt.Y("statistic:Q", title="F statistic of the change in fit", scale=alt.Scale(domain=[0, top], clamp=True))
+    title = f"F statistic (dashed: {percent(record['level'])} limit)"
+    y = alt.Y("statistic:Q", title=title, scale=alt.Scale(domain=[0, top], clamp=True))
     line = alt.Chart(rows).mark_line(color="black", point={"color": "black"}, clip=True).encode(x=x, y=y)
     limit = alt.Chart(pd.DataFrame({"y": [profiled["threshold"]]})).mark_rule(strokeDash=[5, 4], color="#555")
     reason = (
