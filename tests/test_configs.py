@@ -35,7 +35,7 @@ NEEDS |= {"design/arms": ['design.arms={a:["model=moe"]}']}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
-ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop", "optimal")}
+ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
 PLANNED = (
     "isoflop",
     "accounting",

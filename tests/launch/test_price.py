@@ -127,16 +127,6 @@ def test_a_transfer_study_is_priced_with_all_its_rounds(unmeasured, tmp_path, ca
     assert sizes[1] - sizes[0] == 2 * 32 + 2, "a fine-tune has the head of its task"
 
 
-@pytest.mark.slow
-def test_a_design_in_rounds_is_priced_with_all_its_rounds(unmeasured, tmp_path, cache_dir, capsys):
-    study = ["study=scaling", "design=optimal", "design.flops=2e13", "study.min_tokens=1M", "data=text", TINY_TEXT]
-    study.append(f"root={tmp_path / 'r'}")
-    assert main([*study, "dry_run=true"]) == 0
-    out = capsys.readouterr().out
-    assert out.count("design=optimal") == 3 and not (tmp_path / "r").exists()
-    assert "interval     +-" in out
-
-
 @pytest.mark.parametrize("value", ["maybe", "no/such/folder/plan.json", "plan.yaml"])
 def test_a_wrong_value_of_dry_run_is_refused(tmp_path, capsys, value):
     assert main([f"dry_run={value}", f"root={tmp_path}"]) == 2

@@ -1,7 +1,5 @@
 """Sweeps of designs and studies: which cells run, what a dry run prices, and which plans are refused."""
 
-import json
-
 import pytest
 
 from kleiber.launch.main import main
@@ -39,8 +37,6 @@ def test_max_cells_and_seeds_of_a_study_change_the_sweep(seeds, tmp_path, monkey
     study = ["study=scaling", "launcher=basic", "design.widths=[32,64]"]
     assert main([*study, "study.seeds=2", "study.max_cells=3"]) == 4  # seed 1 fails here
     assert seeds == [0, 1, 0] and "study.max_cells=3: 1 " in capsys.readouterr().out
-    assert main(["study=scaling", "study.seeds=2", "design=optimal", "design.flops=1e14"]) == 2
-    assert "study.seeds" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -67,7 +63,7 @@ def test_a_dry_run_of_a_design_prices_its_cells(seeds, priced, tmp_path, capsys)
         assert f"{2.0 * len(priced):.3g} FLOPs" in out and "interval     +-" in out
         assert f"time         {len(priced):.2f} hours" in out
     assert seeds == [] and not (tmp_path / "root" / "scaling").exists()
-    assert main(["study=scaling", "design=optimal", "dry_run=true"]) == 2
+    assert main(["study=scaling", "design=isoflop", "dry_run=true"]) == 2
     assert "design.flops" in capsys.readouterr().err
 
 
@@ -98,12 +94,3 @@ def test_finished_runs_count_as_points_of_the_law(seeds, monkeypatch):
 def test_a_study_that_answers_more_than_its_law_only_warns(seeds, priced, capsys):
     assert main(["study=moe_law", "design.widths=[32]", "dry_run=true"]) == 0
     assert "study=moe_law: " in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_an_optimal_design_runs_in_rounds_and_writes_its_plan(seeds, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kleiber.launch.sweep.write_report", lambda *_: None)
-    assert main(["study=scaling", "launcher=basic", "design=optimal", "design.flops=1e14"]) == 4  # seed 1
-    plan = json.loads((tmp_path / "root" / "scaling" / "design.json").read_text())
-    assert len(plan["rounds"]) == 3 and sum(len(round["trunks"]) for round in plan["rounds"]) == len(seeds)
-    assert capsys.readouterr().out.count("design=optimal") == 3

@@ -28,8 +28,7 @@ from kleiber.config.targets import build
 from kleiber.types import Json
 
 if TYPE_CHECKING:
-    from kleiber.studies.designs.grid import Design, Sequential
-    from kleiber.studies.designs.plan import SweepContext
+    from kleiber.studies.designs.grid import Design, Sequential, SweepContext
 
 
 @dataclass
@@ -123,10 +122,6 @@ class KleiberSweeper(BasicSweeper):
         node = {str(key): value for key, value in container.items()}
         seeds = self._study_setting("seeds")
         if seeds is not None:
-            if "seeds" not in node:
-                raise ConfigError(
-                    f"study.seeds={seeds}: the design {node['_target_']} chooses its seeds itself: remove study.seeds"
-                )
             node["seeds"] = seeds
         try:
             design = build(node)
@@ -164,7 +159,7 @@ class KleiberSweeper(BasicSweeper):
         from kleiber.config.compose import resolve_config
         from kleiber.launch.price import seconds_per_token
         from kleiber.records.folder import study_folder
-        from kleiber.studies.designs.plan import sweep_context
+        from kleiber.studies.designs.grid import sweep_context
 
         launcher = self._kleiber_launcher()
         config, _ = resolve_config(launcher.compose(launcher.sweep.composer.prepare(first)))

@@ -24,20 +24,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from kleiber.config.errors import ConfigError, ExitCode, Status
-from kleiber.config.stages import quantity
 from kleiber.records import folder
 from kleiber.records.summary import write_json
 from kleiber.types import Config, Json
 
 SCHEMA = "kleiber.plan/1"
 DRY_RUN = "dry run: nothing was trained"
-EXTRAPOLATION = 10.0  # target compute over compute of the largest point, if the design sets no target
+EXTRAPOLATION = 10.0  # compute of the predicted loss over the compute of the largest point
 LISTED_CELLS = 24  # largest number of cells that are listed one by one
 
 
@@ -138,16 +136,17 @@ def interval_lines(configs: Sequence[Config], cells: Sequence[Json]) -> list[str
     study = study_of(configs[0])
     if configs[0]["design"] is None or study is None or set(study.law_inputs()) != {"N", "D"}:
         return []
-    return [f"interval     {describe_interval(configs[0]['design'], cells)}"]
+    return [f"interval     {describe_interval(configs[0]['design'].get('law'), cells)}"]
 
 
-def describe_interval(design: Config, cells: Sequence[Json]) -> str:
-    """Describes the expected 90 % interval of the loss at the design's target compute, given the planned points.
+def describe_interval(law: str | Mapping[str, float] | None, cells: Sequence[Json]) -> str:
+    """Describes the expected 90 % interval of the loss at 10 times the largest planned compute.
 
+    law    law to assume, as in `planning_law`
     cells  of the estimate; the end of each branch is a point
     """
-    from kleiber.studies.designs.plan import planning_laws
-    from kleiber.studies.designs.search import Noise, Points, half_width
+    from kleiber.studies.designs.isoflop import planning_law
+    from kleiber.studies.laws.allocation import Noise, expected_half_width
 
     rows = [
         (end["active"], end["tokens"], trunk, end["flops_per_token"])
@@ -155,11 +154,8 @@ def describe_interval(design: Config, cells: Sequence[Json]) -> str:
         for end in cell["ends"]
     ]
     N, D, trunks, flops = np.array(rows, dtype=np.float64).T
-    points = Points(N, D, trunks.astype(np.int64), flops)
-    noise = Noise(**{name: float(design.get(name, value)) for name, value in asdict(Noise()).items()})
-    budget = quantity(design["flops"]) if "target_flops" in design and design.get("flops") else float((D * flops).max())
-    target = quantity(design["target_flops"]) if design.get("target_flops") else EXTRAPOLATION * budget
-    half = half_width(points, planning_laws(design.get("law"), 1)[0], target, noise)
+    target, noise = EXTRAPOLATION * float((D * flops).max()), Noise()
+    half = expected_half_width(N, D, trunks.astype(np.int64), planning_law(law), target, noise)
     if not np.isfinite(half):
         return f"not identified: these {len(rows)} points of size and tokens cannot determine a law of N and D"
     return (

@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from kleiber.studies.laws.allocation import Exponent, allocation, disagreement, envelope, optimum, regress, vertices
+from kleiber.studies.laws.allocation import (
+    Exponent,
+    Noise,
+    allocation,
+    disagreement,
+    envelope,
+    expected_half_width,
+    log_loss_gradient,
+    optimum,
+    regress,
+    vertices,
+)
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import NoiseModel
 
@@ -68,3 +79,53 @@ def test_a_vertex_has_an_interval_of_the_asked_level():
     assert wide is not None and narrow is not None
     width = [np.log(row.points[0]["hi"] / row.points[0]["lo"]) for row in (wide, narrow)]
     assert width[0] / width[1] == pytest.approx(2.5758 / 1.6449, rel=1e-4)
+
+
+LAW = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.34, "beta": 0.28}
+
+
+def planned(sizes=8, lengths=5, seeds=2):
+    """Sizes, tokens and trunks of a grid; the lengths of a size and seed are branches of one trunk."""
+    N = np.tile(np.repeat(np.geomspace(1e5, 1e7, sizes), lengths), seeds)
+    D = np.tile(np.geomspace(1e6, 1e8, lengths), sizes * seeds)
+    return N, D, np.repeat(np.arange(sizes * seeds), lengths)
+
+
+def test_the_gradient_is_that_of_the_log_loss():
+    N, D = np.array([1e6]), np.array([3e7])
+
+    def log_loss(theta):
+        E, A, B = np.exp(theta[:3])
+        return np.log(E + A * N ** -theta[3] + B * D ** -theta[4])[0]
+
+    theta = np.array([np.log(LAW[name]) if name in "EAB" else LAW[name] for name in LAW])
+    slope = [(log_loss(theta + h) - log_loss(theta - h)) / 2e-6 for h in 1e-6 * np.eye(5)]
+    assert log_loss_gradient(LAW, N, D)[0] == pytest.approx(slope, rel=1e-6)
+
+
+def test_the_expected_interval_is_that_of_fits_to_simulated_losses():
+    """Generalized least squares on losses with the assumed noise: its error at the optimum has the expected spread."""
+    N, D, trunk = planned()
+    noise = Noise(s=1e-4)
+    basis, errors = log_loss_gradient(LAW, N, D), np.random.default_rng(0)
+    covariance = noise.covariance(N, D, trunk)
+    scale = np.linalg.norm(basis, axis=0)
+    estimator = np.linalg.solve(
+        (basis / scale).T @ np.linalg.solve(covariance, basis / scale), np.linalg.solve(covariance, basis / scale).T
+    )
+    drawn = np.linalg.cholesky(covariance) @ errors.standard_normal((len(N), 4000)) * noise.s
+    best = optimum({name: np.array([value]) for name, value in LAW.items()}, 1e18)
+    predicted = (log_loss_gradient(LAW, *best)[0] / scale) @ estimator @ drawn
+    expected = expected_half_width(N, D, trunk, LAW, 1e18, noise)
+    assert expected == pytest.approx(float(np.quantile(np.abs(predicted), 0.9)), rel=0.05)
+
+
+def test_replicates_do_not_narrow_the_expected_interval_for_ever():
+    few, many = planned(seeds=2), planned(seeds=20)
+    for noise, ratio in ((Noise(kappa=0.0), (0.0, 0.4)), (Noise(kappa=4.0), (0.6, 1.0))):
+        narrowed = expected_half_width(*many, LAW, 1e18, noise) / expected_half_width(*few, LAW, 1e18, noise)
+        assert ratio[0] < narrowed < ratio[1]
+
+
+def test_points_that_determine_no_law_have_no_expected_interval():
+    assert expected_half_width(*planned(sizes=1, seeds=1), LAW, 1e18) == np.inf

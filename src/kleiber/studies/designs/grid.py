@@ -1,4 +1,4 @@
-"""The interface of all designs, and the designs `grid`, `cases` and `arms`, which list all runs of a sweep at once.
+"""The interface of all designs, what they plan from, and the designs `grid`, `cases` and `arms`.
 
 A design returns cells; a cell is the list of overrides of one run. The sweeper combines each cell with each value of
 the keys that the command line sweeps.
@@ -6,13 +6,16 @@ the keys that the command line sweeps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
+from kleiber.config.stages import quantity
+from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.compare.arms import SEEDS
-
-if TYPE_CHECKING:
-    from kleiber.studies.designs.plan import SweepContext
+from kleiber.studies.designs.sizes import Size, size, vocabulary_of
+from kleiber.types import Config
 
 
 class Design(Protocol):
@@ -34,6 +37,74 @@ class Sequential(Protocol):
         design writes no file.
         """
         ...
+
+
+@dataclass(frozen=True)
+class SweepContext:
+    """The config of the sweep that a design plans, as far as designs need it.
+
+    model, vocab_size    config node of the model, and the vocabulary size of its tokenizer
+    batch_tokens         tokens of one optimizer step
+    decay                fraction of the tokens of a branch that are its cooldown
+    branched             whether stages=trunk_and_cooldowns, so that one trunk serves several token counts
+    folder               folder of the study
+    speed                measures this machine's training speed in FLOPs per second at each of the widths
+    refusal              why the size of a model cannot be computed from this config, or None
+    head_dim             channels of an attention head at every width; None keeps the number of heads of the config
+    planned              in a dry run, returns the runs planned so far, which count as finished; None where runs are
+                         trained
+    """
+
+    model: Config
+    vocab_size: int
+    batch_tokens: int
+    decay: float
+    branched: bool
+    folder: Path
+    speed: Callable[[Sequence[int]], list[float]]
+    refusal: str | None = None
+    head_dim: int | None = None
+    planned: Callable[[], Sequence[Run]] | None = None
+
+    def runs(self) -> list[Run]:
+        """Returns the runs in the folder, and in a dry run also the planned ones."""
+        by_folder = {run.folder: run for run in (read_runs(self.folder) if self.folder.is_dir() else [])}
+        for run in self.planned() if self.planned else ():
+            if run.folder not in by_folder or by_folder[run.folder].status != "finished":
+                by_folder[run.folder] = run
+        return list(by_folder.values())
+
+    def size(self, width: int) -> Size:
+        if self.refusal is not None:
+            raise ValueError(self.refusal)
+        heads = {} if self.head_dim is None else {"num_heads": width // self.head_dim}
+        return size({**self.model, **heads}, self.vocab_size, width)
+
+    def round_to_batches(self, tokens: float) -> int:
+        """Returns the multiple of `batch_tokens` that is nearest to `tokens`, at least one batch."""
+        return max(1, round(tokens / self.batch_tokens)) * self.batch_tokens
+
+
+def sweep_context(
+    config: Config, folder: Path, speed: Callable[[Sequence[int]], list[float]],
+    planned: Callable[[], Sequence[Run]] | None = None,
+) -> SweepContext:  # fmt: skip
+    """Returns the `SweepContext` of a resolved config.
+
+    Its method `size` raises ValueError if this config has no formula for the size of a model.
+    """
+    stages, refusal, vocabulary = config.get("stages"), None, 0
+    if stages is not None and "branches" not in stages:
+        refusal = "this design supports only stages=null and stages=trunk_and_cooldowns; use design=grid"
+    try:
+        vocabulary = vocabulary_of(config["data"])
+    except ValueError as error:
+        refusal = str(error)
+    decay = float((config.get("schedule") or {}).get("decay", 0.2))
+    tokens = round(quantity(config["batch"]["tokens"]))
+    return SweepContext(
+        config["model"], vocabulary, tokens, decay, stages is not None, folder, speed, refusal, planned=planned
+    )
 
 
 class Grid:

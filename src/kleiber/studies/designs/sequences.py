@@ -21,7 +21,7 @@ from kleiber.studies.designs.methods import Values, product
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
-    from kleiber.studies.designs.plan import SweepContext
+    from kleiber.studies.designs.grid import SweepContext
 
 GROUPS = ("data", "objective", "optimizer", "schedule")  # config groups of which a task may name a choice
 FOLLOWING = ("tokenizer", "vocab_size")  # keys of a task's data that the start point sets, unless the task does

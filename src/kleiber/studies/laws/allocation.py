@@ -3,12 +3,15 @@
 These are approaches 1 to 3 of Hoffmann et al. 2022, section 3, arXiv:2203.15556. They use the same rows but make
 different errors, so the report warns if they disagree. Approaches 1 and 2 ignore a minimum at the smallest or largest
 size of a budget, since the true minimum may lie beyond it.
+
+`expected_half_width` tells before training how precisely planned points will determine the loss at an optimum.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from kleiber.studies.laws.law import Array
@@ -168,6 +171,57 @@ def allocation(draws: Draws, budgets: Array, level: float = 0.9) -> list[dict[st
             row |= {label: float(best[0]), f"{label}_lo": float(lo), f"{label}_hi": float(hi)}
         rows.append(row)
     return rows
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Assumed covariance of log losses: s^2 [(1 - rho) I + rho (same trunk) + kappa exp(-d^2 / 2 ell^2)].
+
+    s      standard deviation of the log loss between seeds
+    rho    fraction of the variance between seeds that the branches of a trunk share
+    kappa  variance of the law's lack of fit, in units of s^2; 0 assumes that the law is exact
+    ell    correlation length of the lack of fit; the distance d of two points is Euclidean in (ln N, ln D)
+    """
+
+    s: float = 0.005
+    rho: float = 0.5
+    kappa: float = 4.0
+    ell: float = 1.5
+
+    def covariance(self, N: Array, D: Array, trunk: NDArray[np.int64]) -> Array:
+        """Returns the covariance matrix of the log losses at the points, divided by s^2, (points, points)."""
+        place = np.log(np.column_stack([N, D]))
+        squared_distance = ((place[:, None] - place[None]) ** 2).sum(2)
+        seed = (1 - self.rho) * np.eye(len(N)) + self.rho * (trunk[:, None] == trunk[None])
+        return seed + self.kappa * np.exp(-squared_distance / (2 * self.ell**2))
+
+
+def log_loss_gradient(law: Mapping[str, float], N: Array, D: Array) -> Array:
+    """Returns d log L / d (log E, log A, log B, alpha, beta) of L = E + A N^-alpha + B D^-beta, (points, 5)."""
+    parts = np.column_stack([np.full(len(N), law["E"]), law["A"] * N ** -law["alpha"], law["B"] * D ** -law["beta"]])
+    share = parts / parts.sum(1, keepdims=True)
+    return np.column_stack([share, -share[:, 1] * np.log(N), -share[:, 2] * np.log(D)])
+
+
+def expected_half_width(
+    N: Array, D: Array, trunk: NDArray[np.int64], law: Mapping[str, float], compute: float, noise: Noise = Noise()
+) -> float:
+    """Returns the expected half-width of the 90 % interval of the loss predicted at the optimum of `compute` FLOPs.
+
+    It is relative to the loss, and inf for points that do not determine the law.
+
+    N, D, trunk  parameters, tokens and number of the trunk of each planned point; branches of a trunk share noise
+    law          assumed values of E, A, B, alpha and beta
+    """
+    basis = log_loss_gradient(law, N, D)
+    scale = np.linalg.norm(basis, axis=0)
+    information = (basis / scale).T @ np.linalg.solve(noise.covariance(N, D, trunk), basis / scale)
+    if len(N) < basis.shape[1] or np.linalg.cond(information) > 1e14:
+        return float("inf")
+    best = optimum({name: np.array([value]) for name, value in law.items()}, compute)
+    wanted = log_loss_gradient(law, *best)[0] / scale
+    variance = float(wanted @ np.linalg.solve(information, wanted))
+    return float(ndtri(0.95)) * noise.s * variance**0.5
 
 
 def _curves(N: Array, C: Array, loss: Array) -> list[tuple[float, tuple[Array, Array]]]:

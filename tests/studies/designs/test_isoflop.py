@@ -4,21 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from kleiber.studies.designs.grid import Sequential
-from kleiber.studies.designs.optimal import Optimal
-from kleiber.studies.designs.plan import PRIOR, IsoFLOP, SweepContext, best_width, planning_laws
+from kleiber.studies.designs.grid import SweepContext
+from kleiber.studies.designs.isoflop import PRIOR, IsoFLOP, best_width, planning_law
 
 
 @pytest.fixture
 def context(tmp_path):
     model = {"depth": 2, "context": 128}
     return SweepContext(model, 272, 1024, 0.2, True, tmp_path / "s", lambda widths: [2e10 for _ in widths])
-
-
-def cells_of(design, context):
-    """The cells of a design in one round or in several."""
-    rounds = design.rounds(context) if isinstance(design, Sequential) else [design.cells(context)]
-    return [cell for part in rounds for cell in part]
 
 
 def cost(plan, context):
@@ -60,18 +53,16 @@ def test_hours_are_flops_by_the_measured_speed(context, monkeypatch):
     ],
 )
 def test_a_budget_that_is_none_or_too_small_is_refused(context, options, named):
-    for kind in (IsoFLOP, Optimal):
-        with pytest.raises(ValueError, match=named):
-            cells_of(kind(**options), context)
+    with pytest.raises(ValueError, match=named):
+        IsoFLOP(**options).cells(context)
 
 
-@pytest.mark.parametrize("kind", [IsoFLOP, Optimal])
-def test_the_models_of_a_design_are_as_large_as_it_believes(context, kind):
+def test_the_models_of_a_design_are_as_large_as_it_believes(context):
     """Heads keep their width, and their normalisations are parameters: the model's own rule would count others."""
     from kleiber.models.transformer import Transformer
 
     believed = replace(context, head_dim=16)
-    for cell in cells_of(kind(flops=1e14), replace(context, planned=list)):
+    for cell in IsoFLOP(flops=1e14).cells(context):
         overrides = dict(line.split("=") for line in cell)
         width, heads = int(overrides["model.width"]), int(overrides["model.num_heads"])
         model = Transformer(272, depth=2, width=width, num_heads=heads, context=128)
@@ -83,6 +74,5 @@ def test_a_law_of_ones_own_is_planned_with(context, tmp_path):
     small = IsoFLOP(flops=3e14, law={"E": 1.0, "A": 20.0, "B": 400.0, "alpha": 0.5, "beta": 0.5}).plan(context)
     large = IsoFLOP(flops=3e14).plan(context)
     assert max(t.width for t in small) != max(t.width for t in large)
-    assert len(planning_laws(None)) == 9
     with pytest.raises(ValueError, match=r"design\.law"):
-        planning_laws({"E": 1.0})
+        planning_law({"E": 1.0})

@@ -1,79 +1,29 @@
-"""Plans of trunks: the config of the sweep, prior laws, and the design `isoflop`.
+"""The design `isoflop`: several model sizes at each of several compute budgets.
 
-A plan is a list of trunks; a trunk is a run at a constant learning rate, with a width, a seed and the token counts at
-which cooldowns branch off. `cells` converts a plan to overrides. The design `optimal` uses the same plans.
+A plan is a list of trunks. A trunk is a run at a constant learning rate, with a width, a seed and the token counts at
+which cooldowns branch off. `cells` converts a plan to overrides.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from kleiber.config.stages import quantity
-from kleiber.records.catalog import Run, read_runs
-from kleiber.studies.designs.search import PARAMETERS
-from kleiber.studies.designs.sizes import Size, size, vocabulary_of
+from kleiber.studies.designs.grid import SweepContext
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.laws_json import read
-from kleiber.types import Config
 
 Law = Mapping[str, float]
 # The prior law where design.law=null: fitted to five widths (36k to 437k parameters) trained on 8 MB of byte-level
 # documentation. The law of multirun/golden has similar exponents (alpha .494, beta .431).
+PARAMETERS = ("E", "A", "B", "alpha", "beta")
 PRIOR: Law = {"E": 0.977, "A": 84.3, "B": 166.6, "alpha": 0.507, "beta": 0.427}
-CENTRE = (1.2e5, 4e6)  # N and D at which the alternative laws have the same loss as the prior law
 TOLERANCE = 0.01  # largest relative difference between the FLOPs of a run and its budget
 MIN_SIZES = 4  # fewest model sizes to which a parabola is fitted
-
-
-@dataclass(frozen=True)
-class SweepContext:
-    """The config of the sweep that a design plans, as far as designs need it.
-
-    model, vocab_size    config node of the model, and the vocabulary size of its tokenizer
-    batch_tokens         tokens of one optimizer step
-    decay                fraction of the tokens of a branch that are its cooldown
-    branched             whether stages=trunk_and_cooldowns, so that one trunk serves several token counts
-    folder               folder of the study
-    speed                measures this machine's training speed in FLOPs per second at each of the widths
-    refusal              why the size of a model cannot be computed from this config, or None
-    head_dim             channels of an attention head at every width; None keeps the number of heads of the config
-    planned              in a dry run, returns the runs planned so far, which count as finished; None where runs are
-                         trained
-    """
-
-    model: Config
-    vocab_size: int
-    batch_tokens: int
-    decay: float
-    branched: bool
-    folder: Path
-    speed: Callable[[Sequence[int]], list[float]]
-    refusal: str | None = None
-    head_dim: int | None = None
-    planned: Callable[[], Sequence[Run]] | None = None
-
-    def runs(self) -> list[Run]:
-        """Returns the runs in the folder, and in a dry run also the planned ones."""
-        by_folder = {run.folder: run for run in (read_runs(self.folder) if self.folder.is_dir() else [])}
-        for run in self.planned() if self.planned else ():
-            if run.folder not in by_folder or by_folder[run.folder].status != "finished":
-                by_folder[run.folder] = run
-        return list(by_folder.values())
-
-    def size(self, width: int) -> Size:
-        if self.refusal is not None:
-            raise ValueError(self.refusal)
-        heads = {} if self.head_dim is None else {"num_heads": width // self.head_dim}
-        return size({**self.model, **heads}, self.vocab_size, width)
-
-    def round_to_batches(self, tokens: float) -> int:
-        """Returns the multiple of `batch_tokens` that is nearest to `tokens`, at least one batch."""
-        return max(1, round(tokens / self.batch_tokens)) * self.batch_tokens
 
 
 @dataclass(frozen=True)
@@ -87,28 +37,6 @@ class Trunk:
         total = sum(self.branches)
         tokens = (1 - context.decay) * max(self.branches) + context.decay * total if context.branched else total
         return tokens * context.size(self.width).flops_per_token
-
-
-def sweep_context(
-    config: Config, folder: Path, speed: Callable[[Sequence[int]], list[float]],
-    planned: Callable[[], Sequence[Run]] | None = None,
-) -> SweepContext:  # fmt: skip
-    """Returns the `SweepContext` of a resolved config.
-
-    Its method `size` raises ValueError if this config has no formula for the size of a model.
-    """
-    stages, refusal, vocabulary = config.get("stages"), None, 0
-    if stages is not None and "branches" not in stages:
-        refusal = "this design supports only stages=null and stages=trunk_and_cooldowns; use design=grid"
-    try:
-        vocabulary = vocabulary_of(config["data"])
-    except ValueError as error:
-        refusal = str(error)
-    decay = float((config.get("schedule") or {}).get("decay", 0.2))
-    tokens = round(quantity(config["batch"]["tokens"]))
-    return SweepContext(
-        config["model"], vocabulary, tokens, decay, stages is not None, folder, speed, refusal, planned=planned
-    )
 
 
 def cells(plan: Sequence[Trunk], context: SweepContext) -> list[list[str]]:
@@ -127,35 +55,26 @@ def cells(plan: Sequence[Trunk], context: SweepContext) -> list[list[str]]:
     return planned
 
 
-def planning_laws(law: str | Mapping[str, float] | None, count: int = 9) -> list[Law]:
-    """Returns the law to plan with, followed by plausible alternatives, `count` laws at most.
-
-    The alternatives are the bootstrap draws of a laws.json, or else laws whose exponents differ by 15 %.
+def planning_law(law: str | Mapping[str, float] | None) -> Law:
+    """Returns the law to plan with.
 
     law  path of a laws.json, a mapping with E, A, B, alpha and beta, or None for `PRIOR`
 
     Raises ValueError for a law without these parameters.
     """
+    if law is None:
+        return PRIOR
     if isinstance(law, str):
-        record = read(law)
-        if not {"alpha", "A", "B", "E"} <= set(record.get("params", {})):
+        params = {name: entry["value"] for name, entry in read(law).get("params", {}).items()}
+        if not {"alpha", "A", "B", "E"} <= set(params):
             raise ValueError(
                 f"design.law={law} must be the laws.json of a law with the parameters E, A, B and alpha, such as "
                 "chinchilla"
             )
-        names = list(record["params"])
-        rows = [[entry["value"] for entry in record["params"].values()], *record["draws"][: count - 1]]
-        return [{"beta": row[names.index("alpha")], **dict(zip(names, row, strict=True))} for row in rows]
-    if law is not None and not {"E", "A", "B", "alpha", "beta"} <= set(law):
+        return {"beta": params["alpha"], **params}
+    if not set(PARAMETERS) <= set(law):
         raise ValueError(f"design.law={dict(law)} must have the keys {{E: .., A: .., B: .., alpha: .., beta: ..}}")
-    centre = PRIOR if law is None else {name: float(law[name]) for name in PARAMETERS}
-    laws = [centre]
-    for a, b in ((0.85, 1), (1.15, 1), (1, 0.85), (1, 1.15), (0.85, 0.85), (1.15, 1.15), (0.85, 1.15), (1.15, 0.85)):
-        alpha, beta = centre["alpha"] * a, centre["beta"] * b
-        A = centre["A"] * CENTRE[0] ** (alpha - centre["alpha"])
-        B = centre["B"] * CENTRE[1] ** (beta - centre["beta"])
-        laws.append({**centre, "alpha": alpha, "beta": beta, "A": A, "B": B})
-    return laws[:count]
+    return {name: float(law[name]) for name in PARAMETERS}
 
 
 def loss(law: Law, N: Array, D: Array) -> Array:
@@ -224,7 +143,7 @@ class IsoFLOP:
             raise ValueError(f"design.ratio={ratio} and design.span={span} must be > 1")
         self.flops, self.hours, self.budgets, self.ratio = flops, hours, budgets, float(ratio)
         self.sizes, self.span, self.seeds, self.head_dim = sizes, float(span), seeds, head_dim
-        self.law = planning_laws(law, 1)[0]
+        self.law = planning_law(law)
 
     def cells(self, context: SweepContext) -> list[list[str]]:
         context = replace(context, head_dim=self.head_dim)
