@@ -79,7 +79,7 @@ def test_damage_before_the_end_is_refused_with_its_place(tmp_path):
     with pytest.raises(ValueError, match=f"truncate -s {first}"):
         archive.read(file)
     file.write_bytes(gzip.compress(b'{"run": "a"}\n'))
-    with pytest.raises(ValueError, match="line 1: "):
+    with pytest.raises(ValueError, match="line 1"):
         archive.read(file)
 
 
