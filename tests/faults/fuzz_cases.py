@@ -168,7 +168,8 @@ CELLS = [
 OPTIONS: tuple[str, ...] = (
     "--law kaplan", "--map N=params,D=tokens,L=loss", "--by x", "--where N>1e6", "--where ((", "--level .5",
     "--level 2", "--fix E=1", "--fix E=nan", "--bootstrap 20", "--backtest 1e20", "--sigma x", "--cluster x",
-    "--exclude none", "--delta 0", "--delta -1", "--loss-fn lad", "--law nothing", "--at E=1", "--space linear", "--rank",
+    "--exclude none", "--delta 0", "--delta -1", "--loss-fn lad", "--law nothing", "--at E=1", "--space linear",
+    "--rank",
 )  # fmt: skip
 
 
