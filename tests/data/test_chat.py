@@ -58,7 +58,7 @@ def test_a_conversation_begins_with_the_begin_token_and_answers_end_with_the_end
     class Begun(Bytes):
         bos, mask = 257, -1
 
-    tokenizer = Begun().with_separator("begin")
+    tokenizer = Begun().with_separator("bos")
     (begun,), (plain,) = (encode_conversations([CHAT], t) for t in (tokenizer, Bytes()))
     assert begun.ids[0] == 257 and begun.ids[1:].tolist() == plain.ids[1:].tolist()
     assert begun.answers.tolist() == plain.answers.tolist()

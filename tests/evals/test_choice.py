@@ -131,7 +131,7 @@ def test_a_context_begins_as_a_document_of_the_training_text() -> None:
 
     row = {"ctx": "a", "endings": ["b", "c"], "label": 0}
     assert parse_question(row, Begun(), Path("t")).context == [256, *b"a"]
-    assert parse_question(row, Begun().with_separator("begin"), Path("t")).context == [257, *b"a"]
+    assert parse_question(row, Begun().with_separator("bos"), Path("t")).context == [257, *b"a"]
 
 
 @pytest.mark.parametrize("label", ["", "B", None, 2, -1])

@@ -108,11 +108,11 @@ def test_an_imported_model_does_not_forget_at_its_default_rate(shared, launch, m
 
 def test_a_separator_is_inherited_with_the_tokenizer(launch, shared, completed):
     llama = f"data.tokenizer={shared}/data/models/stories260K"
-    run = launch("trainer.max_steps=2", "callbacks.samples=null", llama, "data.separator=end")
+    run = launch("trainer.max_steps=2", "callbacks.samples=null", llama, "data.separator=eos")
     assert json.loads((run / "summary.json").read_text())["stages"][0]["data"]["separator"] == ["</s>"]
     start = ["init=checkpoint", f"init.path={run}"]
-    assert completed(*start)["data"]["separator"] == "end"
-    assert completed(*start, "data.separator=begin")["data"]["separator"] == "begin"
+    assert completed(*start)["data"]["separator"] == "eos"
+    assert completed(*start, "data.separator=bos")["data"]["separator"] == "bos"
     assert completed(*start, "data.tokenizer=bytes")["data"].get("separator") is None
     launch(llama, "data.separator=nonsense", code=2)
 

@@ -136,7 +136,7 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
     @property
     def prefix_token_id(self) -> int:
         """The id that stands for an empty context: the one in front of every document of the training text."""
-        return self.kleiber_tokenizer.separator.before
+        return self.kleiber_tokenizer.begin
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> Tokens:
         """Token ids of a text, with the begin token in front unless `add_special_tokens` is False."""

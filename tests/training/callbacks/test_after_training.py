@@ -113,7 +113,7 @@ def test_a_closing_score_is_taken_once_by_the_first_rank_and_moves_no_random_num
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("choice", "prompt"), [(None, [97, 98]), ("begin", [257, 97, 98])])
+@pytest.mark.parametrize(("choice", "prompt"), [(None, [97, 98]), ("bos", [257, 97, 98])])
 def test_a_prompt_begins_with_the_begin_token(choice, prompt, tmp_path, monkeypatch):
     class Begun(Bytes):
         bos, mask = 257, -1
