@@ -1,9 +1,9 @@
-"""laws.json, the record of a fitted law: computes its estimates with intervals, writes, reads and prints it.
+"""laws.json, the record of a fitted law: computes its estimates with intervals, writes and prints it.
 
 Every estimate has one interval: percentiles of bootstrap refits if there are any (`uncertainty.Draws.method`),
 otherwise the profile likelihood. A parameter whose profile stays flat on one side is not identified; neither is a
 derived quantity that changes along that flat profile. The format is `law.schema.json` in this folder; an unknown number
-is null, never NaN.
+is null, never NaN. `law_file` reads it.
 """
 
 from __future__ import annotations
@@ -123,24 +123,6 @@ def _finite(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read(path: str | Path) -> Json:
-    """Reads laws.json. Raises ValueError for a missing file, invalid JSON and another schema."""
-    try:
-        record = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read ({error.strerror}): it must be a file written by `kleiber fit --json`"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    schema = record.get("schema") if isinstance(record, dict) else None
-    if schema not in ("kleiber.law/1", "kleiber.laws/1"):
-        raise ValueError(
-            f"{path}: schema {schema!r} must be 'kleiber.law/1'; create the file with `kleiber fit --json`"
-        )
-    return record
 
 
 def lines(entry: Row) -> list[str]:
