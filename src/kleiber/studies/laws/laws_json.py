@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.fit import Fit, depends
 from kleiber.studies.laws.law import Array, Linear
 from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.table import NOT_FINITE
 from kleiber.studies.laws.uncertainty import Draws, Profile, interval
 from kleiber.types import Json, Row
 
@@ -135,6 +136,7 @@ def lines(entry: Row) -> list[str]:
         f"{entry['n']} rows fitted, {len(entry['excluded'])} excluded; {goal['kind']} loss{delta} on the "
         f"{goal['space']} scale: {goal['value']:.6g}{errors}",
     ]
+    out += _not_finite_lines(entry["excluded"])
     estimates = {**entry["params"], **entry["derived"]}
     out += [f"  {name:<10} {_estimate_line(value, level)}" for name, value in estimates.items()]
     out.append(
@@ -158,6 +160,19 @@ def lines(entry: Row) -> list[str]:
         out.append(f"  {other['suspects']} the suspects (n = {other['n']}), {level}: {numbers}")
     out += [f"  {prediction_line(prediction, entry['level'])}" for prediction in entry["predictions"]]
     return out + [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
+
+
+def _not_finite_lines(excluded: Sequence[Row]) -> list[str]:
+    """Returns the printed lines of the rows that were excluded since a number is missing, by role (up to ten rows)."""
+    rules = dict.fromkeys(row["rule"] for row in excluded if row["rule"].startswith(NOT_FINITE))
+    lines_by_rule = []
+    for rule in rules:
+        rows = [str(row["row"]) for row in excluded if row["rule"] == rule]
+        rest = f" and {len(rows) - verdicts.LISTED} others" if len(rows) > verdicts.LISTED else ""
+        lines_by_rule.append(
+            f"  excluded, {rule}: row{'s' * (len(rows) > 1)} {', '.join(rows[: verdicts.LISTED])}{rest}"
+        )
+    return lines_by_rule
 
 
 def _backtest_line(test: Row, level: str) -> str:
