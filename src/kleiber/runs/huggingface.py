@@ -23,8 +23,9 @@ from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
+from kleiber.records.files import write_json, write_yaml
 from kleiber.records.folder import TOKENIZER
-from kleiber.records.summary import versions, write_json
+from kleiber.records.summary import versions
 from kleiber.runs.open import TrainedModel, new_model, open_model
 from kleiber.training import checkpoint
 from kleiber.types import Json, contracts
@@ -109,9 +110,7 @@ def _write_run(folder: Path, out: Path) -> None:
     model = new_model(config, rows)
     assert isinstance(model, Transformer)
     load_hf(model, folder)
-    import yaml
-
-    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    write_yaml(out / "config.yaml", config)
     state = {"optimizer": {}, "callbacks": {}}
     saved = checkpoint.save(out / "stages" / SINGLE_STAGE / "checkpoints", 0, model, state, "imported")
     parameters = vars(count_parameters(model))

@@ -15,11 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
-from kleiber.records.summary import write_json
+from kleiber.records.files import read_config_node, write_json
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.laws_json import without_nonfinite, write
 from kleiber.studies.scaling import Scaling
@@ -139,7 +137,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     if name is not None:
         return build(load_study(name))
     if (asked := folder / "study.yaml").is_file():
-        return build(yaml.safe_load(asked.read_text()))
+        return build(read_config_node(asked))
     nodes = [run.config["study"] for run in runs if run.config.get("study")]
     return build(nodes[0]) if nodes else Scaling()
 
