@@ -1,6 +1,7 @@
 """A run's name says what it is: equal configs share a folder, whatever the command's wording; others never do."""
 
 import copy
+import os
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, Status
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder, cell_name, config_hash, study_folder, write_config, write_final_status
-from kleiber.records.lock import locked
+from kleiber.records.lock import is_locked, locked
 from kleiber.records.summary import Summary
 
 CONFIG = resolve_config(Composer().compose(["model=moe"]))[0]
@@ -58,6 +59,16 @@ def test_the_wording_of_a_command_does_not_make_another_run(tmp_path):
 def test_a_name_cannot_leave_the_root(name):
     with pytest.raises(ConfigError, match="name="):
         study_folder({**CONFIG, "name": name})
+
+
+def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"), locked(tmp_path):
+            pass
+    assert not is_locked(tmp_path)
+    with locked(tmp_path):  # the file is still there, and harmless
+        pass
 
 
 def test_running_without_a_live_lock_reads_as_killed(tmp_path):

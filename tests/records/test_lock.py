@@ -1,5 +1,7 @@
 import os
+import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -8,14 +10,22 @@ from kleiber.data.cache import cached_folder
 from kleiber.records.lock import holder, is_locked, locked, wait_for_lock
 
 
-def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
+def test_a_held_lock_is_waited_for(tmp_path):
+    waited = []
     with locked(tmp_path):
         assert is_locked(tmp_path) and holder(tmp_path) == str(os.getpid())
-        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"), locked(tmp_path):
-            pass
-    assert not is_locked(tmp_path)
-    with locked(tmp_path):  # the file is still there, and harmless
-        pass
+        thread = Thread(target=lambda: wait(tmp_path / ".lock", waited))
+        thread.start()
+        while not waited:
+            time.sleep(0.01)
+        assert waited == ["waiting"]
+    thread.join()
+    assert waited == ["waiting", "locked"]
+
+
+def wait(path: Path, events: list[str]) -> None:
+    with wait_for_lock(path, lambda: events.append("waiting")):
+        events.append("locked")
 
 
 def place(kind: str, path: Path, target: Path) -> None:
