@@ -20,6 +20,22 @@ FAULTS = {
     42: "long overrides", 43: "a slash in an override", 44: "resuming with another config",
     45: "resuming with another number of ranks", 46: "a folder that cannot be written", 47: "a W&B file that was cut",
     48: "two runs in one folder",
+    49: "a run folder whose config runs code", 50: "the same through export, teacher, init, resume and report",
+    51: "functions of kleiber as targets", 52: "a law file that names a Python file", 53: "a script in a label",
+    54: "an environment interpolation in a config", 55: "names that leave the run", 56: "a lock that is a link",
+    57: "YAML aliases and deep nesting", 58: "text that changed under a run", 59: "foreign weights that changed",
+    60: "bit rot in a large cache", 61: "SIGKILL while rows are rewritten", 62: "SIGKILL after the last checkpoint",
+    63: "SIGKILL between the first score and the first checkpoint", 64: "a checkpoint without hashes",
+    65: "a meta.json without its keys", 66: "damaged rows", 67: "a damaged csv", 68: "an odd summary.json",
+    69: "a step folder that is a file", 70: "odd paths in the cache", 71: "broken compressed data",
+    72: "binary text, other encodings, a full cache disk", 73: "a disk that is full at a checkpoint",
+    74: "a pickle in place of a checkpoint", 75: "nan as an argument", 76: "absurd sizes", 77: "small absurdities",
+    78: "a quantity of 0", 79: "a hundred thousand rows", 80: "a line of 300 MB", 81: "impossible tables",
+    82: "an incomplete law file", 83: "an odd Hugging Face folder", 84: "a tokenizer that the regex engine refuses",
+    85: "nan among imported weights", 86: "Ctrl-C, once and twice", 87: "a run folder that vanishes",
+    88: "a rank that stands still", 89: "SIGKILL while tokenizing", 90: "leftovers of dead processes",
+    91: "a report of many sizes", 92: "a report that is written elsewhere", 93: "a mistyped path of data",
+    94: "a budget for a chain of stages", 95: "the mode of exported files", 96: "a module that does nothing",
 }  # fmt: skip
 KILLS = "faults/test_kill.py::test_five_kills_and_the_result_is_that_of_the_unbroken_run"
 CHECKED = "config/test_check.py::test_an_invalid_value_is_refused_and_named"
@@ -28,6 +44,7 @@ DEAD_RANK = "training/test_trainer_ddp.py::test_a_tree_of_two_ranks_killed_in_ei
 RANKS_IN_SWEEP = "training/test_trainer_ddp.py::test_a_sweep_of_two_rank_cells_one_failing_on_rank_1"
 SIGNALLED = "faults/test_preempt.py::test_a_signal_saves_and_the_same_command_ends_bit_identical"
 ENDED = "launch/test_sweep_processes.py::test_a_sweep_that_is_ended_ends_its_cells_with_a_status"
+FOREIGN = "faults/test_foreign.py::test_a_foreign_config_that_names_code_is_refused_at_every_door"
 TESTS: dict[int, list[str]] = {
     1: [KILLS, "faults/test_kill30.py::test_thirty_random_kills_over_trees_end_bit_identical"],
     2: [KILLS, "faults/test_kill_tree.py::test_a_tree_killed_in_trunk_branch_and_between_ends_bit_identical"],
@@ -75,6 +92,15 @@ TESTS: dict[int, list[str]] = {
     46: ["launch/test_main.py::test_a_root_that_cannot_be_written_is_refused_in_one_line"],
     47: ["faults/test_kill.py::test_the_mirror_of_a_killed_run_is_read_to_its_last_row_and_has_no_end"],
     48: ["records/test_folder.py::test_a_second_process_is_refused_while_the_first_lives"],
+    49: [FOREIGN],
+    50: [FOREIGN, "faults/test_foreign.py::test_a_foreign_study_that_names_code_is_refused_by_its_report"],
+    51: [FOREIGN],
+    54: ["faults/test_foreign.py::test_the_environment_is_not_revealed_to_a_foreign_config",
+         "faults/test_foreign.py::test_the_environment_is_not_revealed_to_a_report",
+         "faults/test_foreign.py::test_rows_of_a_stranger_reveal_nothing_either"],
+    57: ["faults/test_foreign.py::test_a_config_that_is_a_bomb_is_refused_at_every_door",
+         "records/test_files.py::test_damaged_yaml_is_refused_and_named_within_a_second",
+         "records/test_files.py::test_damaged_json_is_refused_and_named"],
 }  # fmt: skip
 REASONS = {
     36: "the vocabulary is the tokenizer's; `model.vocab_size` is refused (test_check.py), so none can be smaller",
@@ -113,3 +139,21 @@ COMPLAINTS: dict[str, list[str]] = {
         "training/test_trainer_ddp.py::test_two_ranks_give_the_numbers_of_one_process"
     ],
 }
+
+
+def page() -> str:
+    """The page of the docs that lists the faults, each with its tests or the reason why nothing injects it."""
+    lines = ["# Faults that runs, sweeps and fits survive", "",
+             "What the environment, the user, the hardware or a stranger can do, and the test that does it. The table",
+             "is written by `python tests/faults/rows.py > docs/faults.md`; a test compares the two.", "",
+             "| # | fault | tests in `tests/`, or why there is none |", "| --- | --- | --- |"]  # fmt: skip
+    for number, fault in FAULTS.items():
+        tests = "<br>".join(f"`{name}`" for name in TESTS.get(number, ())) or REASONS[number]
+        lines.append(f"| {number} | {fault} | {tests} |")
+    lines += ["", "## What users of other projects complain about", "", "| complaint | tests |", "| --- | --- |"]
+    lines += [f"| {what} | {'<br>'.join(f'`{name}`' for name in tests)} |" for what, tests in COMPLAINTS.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
