@@ -11,15 +11,16 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from kleiber.config.errors import Status
 from kleiber.records import archive
 from kleiber.records.archive import archive_rows, assemble_runs
+from kleiber.records.files import DamagedFile
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status
-from kleiber.records.summary import condense, read, read_rows
+from kleiber.records.summary import check_summary, condense, read_rows, read_summary
 from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
@@ -182,8 +183,19 @@ def read_runs(place: Path) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in a folder."""
-    return Run(folder, status(folder), read(folder / "summary.json") or {})
+    """The run in a folder. Warns once about a damaged summary.json, which counts as missing."""
+    try:
+        summary = read_summary(folder) or {}
+    except DamagedFile as error:
+        warn(f"{error}; the run counts as not started")
+        summary = {}
+    return Run(folder, status(folder), summary)
+
+
+@cache
+def warn(message: str) -> None:
+    """Prints a warning, once in a process."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def find_run(folder: Path) -> Run | None:
@@ -210,10 +222,12 @@ def archived_runs(file: Path) -> list[Run]:
 @lru_cache(maxsize=4)
 def _archived_runs(file: Path, _changed: int, _size: int) -> tuple[Run, ...]:
     """Cached while the file does not change, because a design looks up each of its runs."""
-    home = file.parent
+    home, rows = file.parent, archive.read(file)
+    for row in rows:
+        check_summary(row["summary"], file)
     return tuple(
         Run(home / name, Status(summary["status"]), summary, archived)
-        for name, summary, archived in assemble_runs(archive.read(file), home)
+        for name, summary, archived in assemble_runs(rows, home)
     )
 
 

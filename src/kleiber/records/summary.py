@@ -7,8 +7,10 @@ incomplete last line of metrics.jsonl is skipped: the run was killed while writi
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,8 +21,10 @@ from pathlib import Path
 
 from kleiber.config.errors import Status
 from kleiber.records.files import DamagedFile, read_json, write_json
+from kleiber.records.schema import first_error, load_schema
 from kleiber.types import Config, Json, Row
 
+SUMMARY = "summary.json"
 SCHEMA = "kleiber.run/1"
 PACKAGES = (
     "torch",
@@ -39,16 +43,24 @@ class Summary:
     """The summary in a run's folder. A run that is started again keeps the finished stages."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "summary.json"
-        self.values: Json = read(self.path) or {}
+        self.path = folder / SUMMARY
+        self.damage: DamagedFile | None = None
+        try:
+            self.values: Json = read_summary(folder) or {}
+        except DamagedFile as error:
+            self.values, self.damage = {}, error
         self._before = float(self.values.get("seconds") or 0.0)
         self._began = time.monotonic()
 
     def start(self, **facts: object) -> None:
-        """Marks the run as running.
+        """Marks the run as running. Renames a damaged summary.json, and says so.
 
         facts  run_id, name, study, config_hash, overrides, seed and machine
         """
+        if self.damage is not None:
+            place = set_damaged_aside(self.path).name
+            print(f"warning: {self.damage}; it is now {place}, and its stages count as not trained", file=sys.stderr)
+            self.damage = None
         defaults = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "stages": [], "R": None}
         renewed = {"schema": SCHEMA, "status": Status.RUNNING, "error": None, "versions": versions(), **commit()}
         self.values = {**defaults, **self.values, **renewed, **facts}
@@ -164,12 +176,33 @@ def score_matrix(metrics: Mapping[str, tuple[str, bool]], stages: Sequence[Json]
     }
 
 
-def read(path: Path) -> Json | None:
-    """The content of a JSON file such as summary.json; None where the file is missing or damaged."""
-    try:
-        return read_json(path)
-    except DamagedFile:
+def read_summary(folder: Path) -> Json | None:
+    """The content of summary.json in a run's folder; None where there is none.
+
+    Raises DamagedFile, which names the first key that is missing or has a value that no run writes.
+    """
+    path = folder / SUMMARY
+    if not os.path.lexists(path):
         return None
+    values = read_json(path)
+    check_summary(values, path)
+    return values
+
+
+def check_summary(values: object, path: Path) -> None:
+    """Raises DamagedFile, which names the first wrong key, unless `values` of the file at `path` are a summary."""
+    error = first_error(values, load_schema("summary.schema.json"))
+    if error is not None:
+        raise DamagedFile(path, error)
+
+
+def set_damaged_aside(path: Path) -> Path:
+    """Renames a damaged file to `<name>.damaged`, or the next free number after it, and returns the new path."""
+    place, number = path.with_name(f"{path.name}.damaged"), 1
+    while os.path.lexists(place):
+        place, number = path.with_name(f"{path.name}.damaged.{number}"), number + 1
+    path.rename(place)
+    return place
 
 
 def map_strings(config: Config, fn: Callable[[str], str]) -> Json:
