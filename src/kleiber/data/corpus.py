@@ -20,7 +20,7 @@ from kleiber.data.cache import Source, cache_root, digest
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
 from kleiber.data.tokenizers import Bytes, load_pretrained, train_bpe
 from kleiber.types import Json
-from kleiber.types.contracts import HeldOut, Samples, Tokenizer
+from kleiber.types.contracts import Corpus, HeldOut, Samples, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,16 @@ class TextCorpus:
     manifest: Json = field(default_factory=dict)
     num_tokens: int = 0
     num_bytes: int = 0
+
+
+def content_hashes(corpus: Corpus) -> dict[str, str]:
+    """Returns a hash of the prepared files of each text of a corpus, by its name; of the corpus where it has no files.
+
+    It does not depend on paths, dates or settings of the run, but on the tokenizer.
+    """
+    files = corpus.manifest if isinstance(corpus, TextCorpus) else {}
+    hashes = {name: [file["sha256"] for file in manifest["files"].values()] for name, manifest in files.items()}
+    return {name: digest(sums) for name, sums in hashes.items()} or {corpus.name: corpus.hash}
 
 
 def concatenate(windows: list[Samples]) -> Samples:
