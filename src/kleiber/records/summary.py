@@ -129,6 +129,21 @@ class StageRecord:
     curve: list[Scores] = field(default_factory=list)
     checkpoint: str | None = None
 
+    @classmethod
+    def untrained(
+        cls, name: str, params: dict[str, int] | None = None, tokenizer: str = "", checkpoint: str | None = None
+    ) -> StageRecord:
+        """Returns the record of a finished stage of zero steps, such as that of an imported model.
+
+        params      numbers of parameters; None: zeros
+        tokenizer   hash of the tokenizer
+        """
+        data = {"name": "unknown", "config": "", "tokens": 0, "bytes": 0}
+        data |= dict.fromkeys(("hash", "tokenizer_hash"), tokenizer)
+        counts = dict.fromkeys(("total", "active", "non_embedding", "embedding", "trainable"), 0) | (params or {})
+        flops = dict.fromkeys(("model", "executed", "six_nd"), 0.0)
+        return cls(name, None, None, Status.FINISHED, data=data, params=counts, flops=flops, checkpoint=checkpoint)
+
     def add_row(self, step: int, scores: Scores) -> None:
         """Adds the scores at a step to the curve."""
         self.curve.append({"step": step, **scores})

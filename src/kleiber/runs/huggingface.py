@@ -116,11 +116,8 @@ def _write_run(folder: Path, out: Path) -> None:
     write_yaml(out / "config.yaml", config)
     state = {"optimizer": {}, "callbacks": {}}
     saved = checkpoint.save(out / "stages" / SINGLE_STAGE / "checkpoints", 0, model, state, "imported")
-    record = StageRecord(SINGLE_STAGE, status="finished", objective="clm", params=vars(count_parameters(model)))
-    tokens = load_pretrained(home).hash
-    record.data = {"name": "unknown", "config": "", "hash": tokens, "tokenizer_hash": tokens, "tokens": 0, "bytes": 0}
-    record.flops = dict.fromkeys(("model", "executed", "six_nd"), 0.0)
-    record.checkpoint = str(saved.path.relative_to(out))
+    place, counts = str(saved.path.relative_to(out)), vars(count_parameters(model))
+    record = StageRecord.untrained(SINGLE_STAGE, counts, load_pretrained(home).hash, place)
     machine = {"cpu": cpu_name(), "threads": 1, "device": "cpu", "world_size": 1}
     placeless = {key: value for key, value in config.items() if key != "root"}  # the folder may have any name
     facts = {"run_id": os.urandom(6).hex(), "name": out.name, "study": None, "overrides": [], "seed": config["seed"]}
