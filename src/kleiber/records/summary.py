@@ -141,7 +141,7 @@ class StageRecord:
         data = {"name": "unknown", "config": "", "tokens": 0, "bytes": 0}
         data |= dict.fromkeys(("hash", "tokenizer_hash"), tokenizer)
         counts = dict.fromkeys(("total", "active", "non_embedding", "embedding", "trainable"), 0) | (params or {})
-        flops = dict.fromkeys(("model", "executed", "six_nd"), 0.0)
+        flops: Scores = dict.fromkeys(("model", "executed", "six_nd"), 0.0)
         return cls(name, None, None, Status.FINISHED, data=data, params=counts, flops=flops, checkpoint=checkpoint)
 
     def add_row(self, step: int, scores: Scores) -> None:
