@@ -7,9 +7,10 @@ from fake_run import fake_run
 
 from kleiber.launch.cli import main
 from kleiber.records import archive
-from kleiber.records.catalog import archive_runs, frame, read_runs, values, warn
+from kleiber.records.catalog import archive_runs, frame, read_runs, values
 from kleiber.records.files import DamagedFile
 from kleiber.records.lock import locked
+from kleiber.records.summary_file import warn_once
 
 
 def leave(folder, status, loss=None, error=None):
@@ -105,7 +106,7 @@ def test_a_run_with_a_damaged_summary_is_named_and_the_others_are_shown(study, c
     assert "1 failed, 1 killed, 2 missing" in shown.out and str(path) in shown.err
     assert read_runs(study / "a")[0].status == "missing"
     for command in (["eval", "--evals", "perplexity"], ["export", str(study / "out")], ["report"]):
-        warn.cache_clear()
+        warn_once.cache_clear()
         assert main([command[0], str(study / "a"), *command[1:]]) == 2
         assert str(path) in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from small_run import REPOSITORY
 
 from kleiber.config.errors import ConfigError
-from kleiber.records.summary import read_summary
+from kleiber.records.summary_file import read_summary
 from kleiber.runs.inputs import changed_inputs, check_inputs, folder_hash, weights_hash
 
 from .trained_runs import DENSE, LORA, trained_run

@@ -124,7 +124,7 @@ def test_studies_read_runs_through_the_catalog_alone():
         names = {f"{node.module}.{row.name}" for node in tree if isinstance(node, ast.ImportFrom) for row in node.names}
         files = {
             "kleiber.records.summary.read_rows",
-            "kleiber.records.summary.read_summary",
+            "kleiber.records.summary_file.read_summary",
             "kleiber.records.archive.read",
         }
         if names & files or any(name.startswith("kleiber.records.folder.") for name in names):

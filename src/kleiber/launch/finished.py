@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kleiber.config import hub
 from kleiber.records.closing_table import closing_table
-from kleiber.records.summary import read_summary
+from kleiber.records.summary_file import read_summary
 from kleiber.types import Config
 
 NODES = ("data", "model", "init", "objective", "stages")  # the nodes of a config that name inputs

@@ -11,16 +11,16 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from kleiber.config.errors import Status
 from kleiber.records import archive
 from kleiber.records.archive import archive_rows, assemble_runs
-from kleiber.records.files import DamagedFile
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status
-from kleiber.records.summary import check_summary, condense, read_rows, read_summary
+from kleiber.records.summary import condense, read_rows
+from kleiber.records.summary_file import check_summary, summary_or_warning
 from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
@@ -183,19 +183,8 @@ def read_runs(place: Path) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in a folder. Warns once about a damaged summary.json, which counts as missing."""
-    try:
-        summary = read_summary(folder) or {}
-    except DamagedFile as error:
-        warn(f"{error}; the run counts as not started")
-        summary = {}
-    return Run(folder, status(folder), summary)
-
-
-@cache
-def warn(message: str) -> None:
-    """Prints a warning, once in a process."""
-    print(f"warning: {message}", file=sys.stderr)
+    """The run in a folder. A damaged summary.json counts as missing, with a warning."""
+    return Run(folder, status(folder), summary_or_warning(folder))
 
 
 def find_run(folder: Path) -> Run | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.targets import class_attribute, exports
-from kleiber.records.summary import read_summary
+from kleiber.records.summary_file import read_summary
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ incomplete last line of metrics.jsonl is skipped: the run was killed while writi
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -20,11 +19,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kleiber.config.errors import Status
-from kleiber.records.files import DamagedFile, read_json, write_json
-from kleiber.records.schema import first_error, load_schema
+from kleiber.records.files import DamagedFile, write_json
+from kleiber.records.summary_file import SUMMARY, read_summary, set_damaged_aside
 from kleiber.types import Config, Json, Row
 
-SUMMARY = "summary.json"
 SCHEMA = "kleiber.run/1"
 PACKAGES = (
     "torch",
@@ -189,35 +187,6 @@ def score_matrix(metrics: Mapping[str, tuple[str, bool]], stages: Sequence[Json]
         "matrix": [[stage["metrics"].get(key) for key in keys.values()] for stage in stages],
         "baseline": [stages[0]["start_metrics"].get(key) for key in keys.values()],
     }
-
-
-def read_summary(folder: Path) -> Json | None:
-    """The content of summary.json in a run's folder; None where there is none.
-
-    Raises DamagedFile, which names the first key that is missing or has a value that no run writes.
-    """
-    path = folder / SUMMARY
-    if not os.path.lexists(path):
-        return None
-    values = read_json(path)
-    check_summary(values, path)
-    return values
-
-
-def check_summary(values: object, path: Path) -> None:
-    """Raises DamagedFile, which names the first wrong key, unless `values` of the file at `path` are a summary."""
-    error = first_error(values, load_schema("summary.schema.json"))
-    if error is not None:
-        raise DamagedFile(path, error)
-
-
-def set_damaged_aside(path: Path) -> Path:
-    """Renames a damaged file to `<name>.damaged`, or the next free number after it, and returns the new path."""
-    place, number = path.with_name(f"{path.name}.damaged"), 1
-    while os.path.lexists(place):
-        place, number = path.with_name(f"{path.name}.damaged.{number}"), number + 1
-    path.rename(place)
-    return place
 
 
 def map_strings(config: Config, fn: Callable[[str], str]) -> Json:

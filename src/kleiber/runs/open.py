@@ -23,7 +23,7 @@ from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.tokenizers import Bytes
 from kleiber.objectives.objective import REFERENCE
 from kleiber.records.folder import TOKENIZER, read_config
-from kleiber.records.summary import read_summary
+from kleiber.records.summary_file import read_summary
 from kleiber.runs.inherit import locate_stage
 from kleiber.training import checkpoint
 from kleiber.types import Config, Json
