@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pandas as pd
 
@@ -31,6 +32,7 @@ class Findings:
     law       the content of laws.json; None if the study fits no law
     text      lines below the figures of the report
     methods   a paragraph on methods for a paper, with sources
+    comparison  further content of findings.json, of a study that decides claims (`kleiber.compare/1`); else None
     """
 
     headline: str
@@ -40,15 +42,19 @@ class Findings:
     law: Json | None = None
     text: Sequence[str] = ()
     methods: str = ""
+    comparison: Json | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """Base class of all studies, the choices of the config group `study`, with the options that every study has.
 
+    decides    whether the study decides claims, so that a sweep ends with the exit code of the decision
     max_cells  runs only the first cells of the plan, at most this many
     seeds      number of seeds; replaces that of the design
     """
+
+    decides: ClassVar[bool] = False
 
     max_cells: int | None = None
     seeds: int | None = None
@@ -207,4 +213,5 @@ def content(findings: Findings, study: str, runs: Sequence[Run]) -> Json:
         "laws": "laws.json" if findings.law is not None else None,
         "refused": any(verdict["level"] == "refuse" for verdict in findings.verdicts),
         "not_identified": [] if findings.law is None else not_identified(findings.law),
+        **(findings.comparison or {}),
     }
