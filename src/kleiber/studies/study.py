@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
 
 from kleiber.records.catalog import Run, counts, frame
-from kleiber.studies.designs.sizes import PlannedPoint
-from kleiber.types import Json, Row
+from kleiber.types import Config, Json, Row
 
 CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # inputs that identify a parameter, else all
 Figures = dict[str, Callable[[], object]]  # functions that draw an altair chart, by the name of its file
@@ -43,6 +43,20 @@ class Findings:
     text: Sequence[str] = ()
     methods: str = ""
     comparison: Json | None = None
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """The end of a planned run or branch: folder and config of the run, active parameters N and training tokens D.
+
+    For a model without a size formula, N is a placeholder that differs between models, and D follows from it if the
+    budget is given in FLOPs or tokens per parameter.
+    """
+
+    folder: Path
+    config: Config
+    N: float
+    D: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from kleiber.records.catalog import Run
-from kleiber.studies.designs.grid import SEEDS
 from kleiber.types import Config, Json, Row
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 
 LRS = 5  # least number of learning rates of a tuned arm
+SEEDS = 3  # least number of seeds of a tuned arm
 LEVEL = 0.9  # confidence level of intervals
 
 

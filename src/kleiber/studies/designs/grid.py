@@ -14,12 +14,12 @@ from typing import Protocol, runtime_checkable
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, read_runs
+from kleiber.studies.compare.arms import SEEDS
 from kleiber.studies.designs.methods import Values, product
 from kleiber.studies.designs.sizes import Size, size, vocabulary_of
 from kleiber.types import Config
 
 LR = "optimizer.lr"
-SEEDS = 3  # least number of seeds of an arm whose differences are told with an interval
 
 
 class Design(Protocol):
