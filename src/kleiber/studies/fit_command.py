@@ -196,12 +196,7 @@ def report(
     except (ValueError, OSError) as error:
         _refuse(ValueError(str(error)))
     typer.echo("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
-    if "decision" in findings:
-        from kleiber.studies.compare.decision import Decision
-
-        raise typer.Exit(Decision(findings["decision"]).exit_code)
-    if findings["refused"] or findings["not_identified"]:
-        raise typer.Exit(ExitCode.UNDECIDED)
+    raise typer.Exit(pages.exit_code(findings))
 
 
 def _import_page_module(name: str = "fit_page") -> ModuleType:
