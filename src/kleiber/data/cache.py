@@ -176,7 +176,7 @@ def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:
         _remove(folder)
         os.replace(part, folder)
     except OSError as error:
-        if error.errno in FULL:
+        if is_full_disk(error):
             raise ConfigError(
                 f"the cache {folder.parent} is full ({error}): free space on its disk, or set KLEIBER_CACHE=DIR to "
                 "another one"
@@ -184,6 +184,11 @@ def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:
         raise
     finally:
         _remove(part)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether writing failed because a disk, a quota or the largest size of a file left no room."""
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 def _remove(path: Path) -> None:
@@ -218,6 +223,8 @@ def _verified_manifest(folder: Path, identity: Json) -> Json | None:
         return None
     try:
         manifest = read_json(folder / MANIFEST)
+        if manifest.pop("checksum", "") != digest(manifest):
+            raise DamagedFile(folder / MANIFEST, "it does not match its checksum")
         _check(folder, identity, manifest)
     except DamagedFile as error:
         log.warning("the cache is built again, because %s", error)
@@ -227,9 +234,6 @@ def _verified_manifest(folder: Path, identity: Json) -> Json | None:
 
 def _check(folder: Path, identity: Json, manifest: Json) -> None:
     """Raises DamagedFile for the first file of a cached folder that differs from what was written to it."""
-    content = {key: value for key, value in manifest.items() if key != "checksum"}
-    if manifest.get("checksum") != digest(content):
-        raise DamagedFile(folder / MANIFEST, "it does not match its checksum")
     if manifest["schema"] != SCHEMA or digest(manifest["identity"]) != digest(identity):
         raise DamagedFile(folder / MANIFEST, "it belongs to other data")
     for name, sums in manifest["files"].items():
