@@ -15,7 +15,7 @@ import importlib.util
 import json
 import re
 import zlib
-from io import BufferedIOBase
+from io import BufferedReader
 from pathlib import Path
 
 PACKAGES = {".zst": "zstandard", ".zstd": "zstandard", ".lz4": "lz4", ".7z": "py7zr"}  # that decompress, by suffix
@@ -25,7 +25,7 @@ FIRST = 8000  # bytes that decide whether a file is binary, as in git
 DEEP = re.compile(rb'(?:[\[{]\s*(?:"[^"]*"\s*:\s*)?){1000}')  # Arrow, which reads JSON, crashes at 10,000 levels
 
 
-def open_bytes(path: Path) -> BufferedIOBase:
+def open_bytes(path: Path) -> BufferedReader | gzip.GzipFile:
     """Opens a file, decompressed where its name ends in .gz or its first bytes are those of gzip."""
     with open(path, "rb") as file:
         compressed = path.suffix.lower() == ".gz" or file.read(2) == b"\x1f\x8b"
@@ -101,7 +101,7 @@ def _parquet_defect(path: Path) -> str | None:
         return f"{path} is not valid Parquet ({error}): copy or download it again"
 
 
-def _encoding_defect(path: Path, file: BufferedIOBase) -> str | None:
+def _encoding_defect(path: Path, file: BufferedReader | gzip.GzipFile) -> str | None:
     decoder, begin = codecs.getincrementaldecoder("utf-8")(), 0
     while True:
         block = file.read(BLOCK)
