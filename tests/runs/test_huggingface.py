@@ -66,7 +66,7 @@ def test_an_exported_run_gives_its_ids_and_logits_in_transformers(launch, tmp_pa
 def test_an_exported_byte_tokenizer_has_the_same_ids(tmp_path):
     from transformers import AutoTokenizer
 
-    from kleiber.data.tokenizers import load_pretrained
+    from kleiber.data.pretrained_tokenizers import load_pretrained
     from kleiber.runs.huggingface import save_tokenizer
 
     save_tokenizer(Bytes(), tmp_path, 64)
@@ -129,7 +129,7 @@ def test_conversations_are_exported_with_the_template_they_were_trained_in(launc
 
 def test_a_chat_template_with_other_ids_than_in_training_is_not_exported(shared, tmp_path, capsys):
     """SentencePiece adds a space before a text, so transformers turns the template into other ids than training."""
-    from kleiber.data.tokenizers import load_pretrained
+    from kleiber.data.pretrained_tokenizers import load_pretrained
 
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(shared / "data" / "models" / "stories260K", source)
@@ -165,6 +165,20 @@ def test_a_folder_that_cannot_be_imported_leaves_no_run(shared, tmp_path):
     with pytest.raises(ValueError, match="copy"):
         import_hf(tmp_path / "copy", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_finite_are_imported_only_if_asked(shared, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(shared / "data" / "models" / "stories260K", source)
+    state = load_file(source / "model.safetensors")
+    state["model.norm.weight"][3] = float("nan")
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    assert main(["import", str(source), str(out)]) == 2
+    assert "model.safetensors: the weight model.norm.weight " in capsys.readouterr().err and not out.exists()
+    assert main(["import", str(source), str(out), "--allow-nonfinite"]) == 0
+    assert not open_model(str(out)).model.norm.gain.isfinite().all()
 
 
 @pytest.mark.parametrize(

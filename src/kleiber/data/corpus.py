@@ -17,8 +17,9 @@ from jaxtyping import Integer
 from kleiber.config.stages import quantity
 from kleiber.data.batches import ConcatSamples, HeldOutRows, RowSamples
 from kleiber.data.cache import Source, cache_root, digest
+from kleiber.data.pretrained_tokenizers import load_pretrained
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
-from kleiber.data.tokenizers import Bytes, load_pretrained, train_bpe
+from kleiber.data.tokenizers import Bytes, train_bpe
 from kleiber.types import Json
 from kleiber.types.contracts import HeldOut, Samples, Tokenizer
 

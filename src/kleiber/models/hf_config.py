@@ -5,13 +5,14 @@ Nothing here imports torch, so that a run's config can be composed without it.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kleiber.config import hub
 from kleiber.config.errors import did_you_mean
+from kleiber.records.files import read_json
 from kleiber.types import Config, Json
 
 # Classes of transformers, which is imported late. Their attributes depend on the type of the model.
@@ -32,6 +33,15 @@ DEFAULTS: dict[str, Json] = {  # defaults of transformers for keys that are not 
         "use_sliding_window": False, "decoder_sparse_step": 1,
     },
 }  # fmt: skip
+MOST_LAYERS, MOST_CHANNELS, MOST_IDS = 10_000, 1 << 20, 1 << 24
+LIMITS = {  # largest values of sizes in config.json, by each name that an architecture may give them
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), MOST_LAYERS),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "head_dim"), MOST_CHANNELS),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"), MOST_CHANNELS),
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), MOST_CHANNELS),
+    **dict.fromkeys(("intermediate_size", "n_inner", "moe_intermediate_size", "vocab_size"), MOST_IDS),
+}
+FRACTIONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta")
 PER_LAYER = ("layer_types", "mlp_layer_types", "attention_layers", "no_rope_layers", "layers_block_type")
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
@@ -63,14 +73,21 @@ def _downloaded(name: str, key: str) -> Path:
 
 
 def read_config(folder: Path) -> Json:
-    """The content of config.json. Raises ValueError where it is not a JSON object."""
+    """The content of config.json. Raises ValueError where it is no JSON object, or a number in it is impossible."""
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}; download the model again") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} holds a {type(config).__name__}, not a JSON object; download the model again")
+    config = read_json(file)
+    if not isinstance(config.get("model_type"), str):
+        raise ValueError(f"{file}: model_type={config.get('model_type')!r} must be the name of an architecture")
+    for key, limit in LIMITS.items():
+        value = config.get(key)
+        if value is None or isinstance(value, list | dict):  # some architectures have a value per layer
+            continue
+        if type(value) is not int or not 0 <= value <= limit:
+            raise ValueError(f"{file}: {key}={value!r} must be an integer from 0 to {limit:,}")
+    for key in FRACTIONS:
+        value = config.get(key)
+        if value is not None and not (type(value) in (int, float) and 0 <= value < math.inf):
+            raise ValueError(f"{file}: {key}={value!r} must be a finite number >= 0")
     return config
 
 
@@ -83,9 +100,10 @@ def hf_vocab_size(folder: Path) -> int:
 
 def _require(folder: Path, config: Config, keys: Sequence[str]) -> None:
     for key in keys:
-        if not isinstance(config.get(key), int):
-            value = f"{key}={config[key]!r}" if key in config else f"a missing {key}"
-            raise ValueError(f"{folder / 'config.json'}: {value} must be an integer, that of the weights")
+        value = config.get(key)
+        if not isinstance(value, int) or value < 1:
+            text = f"{key}={value!r}" if key in config else f"a missing {key}"
+            raise ValueError(f"{folder / 'config.json'}: {text} must be an integer >= 1, that of the weights")
 
 
 def hf_tokenizer(folder: Path) -> str:
@@ -150,7 +168,10 @@ def _with_experts(folder: Path, config: Json) -> Json:
 
 def _rope(config: Config) -> Json:
     """The rotary settings, from the keys of transformers 5 or of earlier versions."""
-    settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = settings.get("rope_theta", 1.0) if isinstance(settings, dict) else None
+    if not (isinstance(settings, dict) and type(theta) in (int, float) and 0 < theta < math.inf):
+        raise ValueError(f"rope_parameters={settings!r} in config.json must have a finite rope_theta > 0")
     kind = settings.get("rope_type", settings.get("type", "default"))
     return {"rope_theta": config["rope_theta"]} | settings | {"rope_type": kind}
 

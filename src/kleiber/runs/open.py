@@ -19,7 +19,8 @@ from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import stage_configs
 from kleiber.config.targets import build, signature
-from kleiber.data.tokenizers import Bytes, load_pretrained
+from kleiber.data.pretrained_tokenizers import load_pretrained
+from kleiber.data.tokenizers import Bytes
 from kleiber.objectives.objective import REFERENCE
 from kleiber.records.folder import TOKENIZER, read_config
 from kleiber.records.summary import read

@@ -208,7 +208,8 @@ def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     import json
     import shutil
 
-    from kleiber.data.tokenizers import CONFIG, EOS, FILE, MASK
+    from kleiber.data.pretrained_tokenizers import CONFIG
+    from kleiber.data.tokenizers import EOS, FILE, MASK
     from kleiber.records.folder import TOKENIZER
 
     if tokenizer.path is None:

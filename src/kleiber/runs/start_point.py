@@ -76,17 +76,19 @@ class HF(StartPoint):
 
     path      folder with config.json and safetensors
     upstream  texts on which forgetting is measured, because the weights predict them well; names as in data.parts
+    allow_nonfinite  whether weights may be NaN or infinite
     """
 
     path: str
     upstream: Sequence[str] = field(default_factory=tuple)
+    allow_nonfinite: bool = False
 
     def load(self, model: Model) -> None:
         """Loads the weights of the folder."""
         from kleiber.models.hf_twin import load_hf
 
         assert isinstance(model, Transformer)
-        load_hf(model, Path(self.path).expanduser())
+        load_hf(model, Path(self.path).expanduser(), self.allow_nonfinite)
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         """Returns a language-modeling task for each text of `upstream`."""
