@@ -10,7 +10,6 @@ own: XXH3 reads 20 GB a second, so this costs less than opening the files. A fol
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -18,7 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -27,6 +26,7 @@ import xxhash
 
 from kleiber.config.errors import ConfigError
 from kleiber.records.files import DamagedFile, read_json
+from kleiber.records.lock import wait_for_lock
 from kleiber.types import Json
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,11 @@ def cached_folder(root: Path, name: str, identity: Json, build: Callable[[Path],
     manifest = _verified_manifest(folder, identity)
     if manifest is not None:
         return folder, manifest
-    with _lock(root / f".{folder.name}.lock"):
+
+    def waiting() -> None:
+        log.info("waiting for another process that prepares the same data (%s)", folder.name)
+
+    with wait_for_lock(root / f".{folder.name}.lock", waiting):
         manifest = _verified_manifest(folder, identity)  # another process may have built it while this one waited
         if manifest is None:
             _build(folder, identity, build)
@@ -197,24 +201,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Waits until no other process holds the lock. Raises ConfigError where `path` is a link, a folder, or the like."""
-    try:
-        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} must be a file, which is locked while data is prepared: delete it ({error})"
-        ) from None
-    with open(number, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that prepares the same data (%s)", path.name)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _verified_manifest(folder: Path, identity: Json) -> Json | None:

@@ -1,4 +1,4 @@
-"""Tokenizers: the bytes of a text, and byte-level BPE that is trained on it.
+"""Tokenizers of kleiber: the bytes of a text, and byte-level BPE that is trained on it.
 
 Vocabularies are padded to a multiple of 16, so that the rows of the output layer fill vector registers. The ids of the
 padding never occur. `Bytes` and `BPE` do not normalize text: decoding returns the encoded text, byte for byte.
@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from jaxtyping import Int, Integer
 from kleiber.data.cache import FORMAT, Source, cached_folder, chunks
 from kleiber.records.files import DamagedFile, read_json
 from kleiber.types import Json
-from kleiber.types.contracts import Tokenizer
+from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -34,7 +35,7 @@ ALIGN = 16
 EOS, MASK = "<|endoftext|>", "<|mask|>"
 # At most three digits a token, so long numbers are split in the same way everywhere.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}{1,32}| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,32}|\s{1,32}(?!\S)|\s{1,32}"
-FILE = "tokenizer.json"
+FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 TRAIN_CHARACTERS = 100_000_000  # more text would not change the merges of a small vocabulary
 SMALLEST = 258  # 256 bytes and two special tokens
 
@@ -53,6 +54,7 @@ class Bytes(Tokenizer):
     name = "bytes"
     eos = 256
     mask = 257
+    specials: Mapping[str, int] = MappingProxyType({EOS: eos, MASK: mask})
     vocab_size = padded_size(258)
     hash = "bytes/1"
 
@@ -81,14 +83,14 @@ class BPE(Tokenizer):
         saved = path.read_bytes()
         content = read_json(path)
         try:
-            specials = {token["content"]: token["id"] for token in content["added_tokens"]}
+            specials: dict[str, int] = {token["content"]: token["id"] for token in content["added_tokens"]}
             vocab = {token: i for token, i in content["model"]["vocab"].items() if token not in specials}
             ranks = {token_to_bytes(token): i for token, i in vocab.items()}
+            self.eos, self.mask, self.specials = specials[EOS], specials[MASK], specials
         except (AttributeError, KeyError, TypeError) as error:
             raise DamagedFile(path, f"kleiber did not train it ({error!r})") from None
         self.path = path
         self.hash = f"bpe/{hashlib.sha256(saved).hexdigest()[:16]}"
-        self.eos, self.mask = specials[EOS], specials[MASK]
         self.num_tokens = len(ranks) + len(specials)
         self.vocab_size = padded_size(self.num_tokens)
         self.token_bytes: Int[np.ndarray, "vocab"] = np.zeros(self.vocab_size, np.int64)

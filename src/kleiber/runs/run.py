@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kleiber.runs.stage_tree import Stage, Tree
     from kleiber.training.loggers import Logger
     from kleiber.training.trainer import Local
-    from kleiber.types.contracts import Tokenizer
+    from kleiber.types.tokenizer import Tokenizer
 
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> int:
@@ -208,8 +208,7 @@ def keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     import json
     import shutil
 
-    from kleiber.data.pretrained_tokenizers import CONFIG
-    from kleiber.data.tokenizers import EOS, FILE, MASK
+    from kleiber.data.tokenizers import CONFIG, EOS, FILE, MASK
     from kleiber.records.folder import TOKENIZER
 
     if tokenizer.path is None:

@@ -1,8 +1,8 @@
-"""Tokenizers of Hugging Face models, in a folder, in a local copy, or on the hub.
+"""The tokenizers of Hugging Face models.
 
-Only files are read: code that comes with it is never run. Text is encoded without the
-special tokens that a model expects around it, because token files separate documents themselves. The library
-`tokenizers` does the encoding; `transformers` is not imported.
+Only files are read: code that comes with a tokenizer is never run. Text is encoded without the special tokens around
+it, which are the tokenizer's `separator`: token files, prompts and conversations add them. The library `tokenizers`
+does the encoding; `transformers` is not imported.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from kleiber.config import hub
-from kleiber.data.tokenizers import ALPHABET, FILE, padded_size, token_to_bytes
+from kleiber.data.tokenizers import ALPHABET, CONFIG, FILE, padded_size, token_to_bytes
 from kleiber.records.files import read_json
 from kleiber.types import Json
-from kleiber.types.contracts import Tokenizer
+from kleiber.types.tokenizer import Separator, Tokenizer
 
-CONFIG, MODEL = "tokenizer_config.json", "config.json"
+MODEL = "config.json"
+MOST_IDS = 1 << 24
 EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<eos>", "<|end_of_text|>", "<|im_end|>")
 MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
-MOST_IDS = 1 << 24  # token ids of a tokenizer of other people
 
 
 class Pretrained(Tokenizer):
@@ -33,6 +33,8 @@ class Pretrained(Tokenizer):
     eos          `eos_token` of the config, else its `sep_token`, else a token with a usual name
     mask         `mask_token` of the config, else a token with a usual name, else a new id after the last one
     cls          `cls_token` of the config; -1 without one
+    separator    the tokens that the files put around a text: `<s>` in front (Llama), or `[CLS]` in front and `[SEP]`
+                 behind (BERT); eos where they put none in front (GPT-2)
     vocab_size   in the folder of a model the number of rows of its embedding; mask is -1 where it has no row
     token_bytes  exact for byte-level vocabularies; for others the length of the token's text
     hash         of the content of the file
@@ -44,15 +46,15 @@ class Pretrained(Tokenizer):
         saved = (folder / FILE).read_bytes()
         config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
         self.name, self.folder = name.rstrip("/").rsplit("/", 1)[-1], folder
-        with self._named_panics():
-            try:
+        try:
+            with self._named_panics():
                 self._tokenizer = Tokenizer.from_str(saved.decode())
-            except Exception as error:  # the only class that `tokenizers` raises
-                raise ValueError(f"{folder / FILE} is not a valid tokenizer ({error}): download it again") from None
+        except Exception as error:  # the only class that `tokenizers` raises
+            raise ValueError(f"{folder / FILE} is not a valid tokenizer ({error}): download it again") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
-        added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        added = self._tokenizer.get_added_tokens_decoder()
         self.cls = _special(vocab, config, ("cls_token",), ())
         self.num_tokens = 1 + max(vocab.values(), default=-1)
         if not 0 < self.num_tokens <= MOST_IDS:
@@ -67,11 +69,15 @@ class Pretrained(Tokenizer):
         self.vocab_size = padded_size(self.num_tokens) if rows is None else max(rows, self.num_tokens)
         bos = _special(vocab, config, ("bos_token",), ())
         self.bos = None if bos < 0 else bos
+        self._separator = self._separator_of_files(config)
+        special = {i for i, token in added.items() if token.special} | {*self.separator.ids, self.eos, bos, self.cls}
+        self.specials = {token: i for token, i in vocab.items() if i in special}
         self.hash = f"{self.name}/{hashlib.sha256(saved).hexdigest()[:16]}-{self.eos}-{self.mask}"
         self.token_bytes: Int[np.ndarray, "vocab"] = np.zeros(self.vocab_size, np.int64)
-        length = _byte_level if all(set(t) <= ALPHABET.keys() for t in vocab if t not in added) else _length
+        length = _byte_level if all(set(t) <= ALPHABET.keys() for t, i in vocab.items() if i not in added) else _length
+        without_text = {self.eos, self.mask, *self.specials.values()}
         for token, i in vocab.items():
-            self.token_bytes[i] = 0 if i in (self.eos, self.mask) else length(token)
+            self.token_bytes[i] = 0 if i in without_text else length(token)
 
     @contextmanager
     def _named_panics(self) -> Iterator[None]:
@@ -93,10 +99,18 @@ class Pretrained(Tokenizer):
         with self._named_panics():
             return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_for_model(self, text: str) -> list[int]:
-        """Returns ids with the special tokens that the tokenizer's own files put around a text."""
-        with self._named_panics():
-            return self._tokenizer.encode(text, add_special_tokens=True).ids
+    def _separator_of_files(self, config: Json) -> Separator | None:
+        """Returns the tokens that transformers puts around a text; None where it puts no token in front."""
+        if "add_bos_token" in config or "add_eos_token" in config:  # they replace the template of tokenizer.json
+            before = self.bos if config.get("add_bos_token") else None
+            after = self.eos if config.get("add_eos_token") else None
+        else:
+            with self._named_panics():
+                encoding = self._tokenizer.encode("a", add_special_tokens=True)
+            added = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+            ends = [i if special else None for i, special in added] or [None]
+            before, after = ends[0], ends[-1]
+        return None if before is None else Separator(before, after)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([i for i in ids if i < self.num_tokens], skip_special_tokens=True)

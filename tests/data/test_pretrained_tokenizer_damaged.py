@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face models are read from their files, which may be damaged or a stranger's."""
+"""Files of a tokenizer that are damaged, or a stranger's, are named and refused."""
 
 from __future__ import annotations
 
@@ -6,55 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from odd_texts import ODD, noise
 
-from kleiber.data.pretrained_tokenizers import MOST_IDS, load_pretrained
+from kleiber.data.pretrained_tokenizer import MOST_IDS, load_pretrained
 from kleiber.data.tokenizers import BPE
-
-
-def test_gpt2_is_read_from_its_folder(shared: Path) -> None:
-    gpt2 = load_pretrained(str(shared / "data" / "tokenizers" / "gpt2"))
-    assert gpt2.encode("Hello world") == [15496, 995]
-    assert (gpt2.eos, gpt2.mask, gpt2.vocab_size) == (50256, 50257, 50272)
-    for text in [text for text in ODD if "<|" not in text] + noise(50):
-        assert gpt2.decode(gpt2.encode(text)) == text
-        assert gpt2.token_bytes[gpt2.encode(text)].sum() == len(text.encode())
-
-
-def test_bert_and_llama_tokenizers_have_their_own_end_of_text(shared: Path) -> None:
-    bert = load_pretrained(str(shared / "data" / "tokenizers" / "bert-base-uncased"))
-    assert (bert.eos, bert.mask) == (102, 103)
-    assert not {101, 102} & set(bert.encode("unaffable mice"))
-    assert bert.decode(bert.encode("unaffable mice")) == "unaffable mice"
-    llama = load_pretrained(str(shared / "data" / "models" / "stories260K"))
-    assert llama.decode(llama.encode("Once upon a time")) == "Once upon a time"
-
-
-def test_a_copy_below_kleiber_data_is_found(tmp_path: Path, bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "someone" / "mine"
-    folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_bytes(bpe.path.read_bytes())
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
-    monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
-    tokenizer = load_pretrained("someone/mine")
-    assert tokenizer.encode("The keeper weighed") == bpe.encode("The keeper weighed")
-
-
-def test_a_tokenizer_that_does_not_exist_is_named(cache: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.tokenizer=no-one/nothing.*KLEIBER_DATA=DIR"):
-        load_pretrained("no-one/nothing")
-    with pytest.raises(ValueError, match=r"tokenizer\.json"):
-        load_pretrained(str(Path(__file__).parent))
-
-
-def test_damaged_files_of_a_tokenizer_are_named(tmp_path: Path, bpe: BPE) -> None:
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match=r"/tokenizer\.json"):
-        load_pretrained(str(tmp_path))
-    (tmp_path / "tokenizer.json").write_bytes(bpe.path.read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"/tokenizer_config\.json"):
-        load_pretrained(str(tmp_path))
 
 
 def folder_of(tmp_path: Path, bpe: BPE, **changes: object) -> str:
@@ -71,7 +25,7 @@ def test_a_pattern_at_the_limit_of_the_engine_is_refused(tmp_path: Path, bpe: BP
     pattern = {"Regex": "(((x+x+)+)+)+y"}
     splitter = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
     tokenizer = load_pretrained(folder_of(tmp_path, bpe, pre_tokenizer=splitter))
-    for encode in (tokenizer.encode, tokenizer.encode_for_model, lambda text: tokenizer.encode_many([text])):
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_many([text])):
         with pytest.raises(ValueError, match=r"/tokenizer\.json cannot encode"):
             encode("x" * 60)
     assert tokenizer.encode("hi")
