@@ -170,7 +170,7 @@ def _rope(config: Config) -> Json:
     """The rotary settings, from the keys of transformers 5 or of earlier versions."""
     settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = settings.get("rope_theta", 1.0) if isinstance(settings, dict) else None
-    if not (isinstance(settings, dict) and type(theta) in (int, float) and 0 < theta < math.inf):
+    if not (isinstance(theta, int | float) and 0 < theta < math.inf):
         raise ValueError(f"rope_parameters={settings!r} in config.json must have a finite rope_theta > 0")
     kind = settings.get("rope_type", settings.get("type", "default"))
     return {"rope_theta": config["rope_theta"]} | settings | {"rope_type": kind}
