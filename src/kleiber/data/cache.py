@@ -1,7 +1,8 @@
 """The disk cache of prepared data, and the interface of the text sources that fill it.
 
 The cache holds folders. A folder is built under a temporary name, its manifest is written last, and then it is renamed,
-so a folder is either complete or absent. A file lock makes other processes wait for the one that builds.
+so a folder is either complete or absent. A file lock makes other processes wait for the one that builds. Of a build
+that was killed, only token files with a journal (`token_writer`) stay, for the next one to go on with.
 
 Whenever a folder is used, every byte of it is compared with the checksums of the manifest, and the manifest with its
 own: XXH3 reads 20 GB a second, so this costs less than opening the files. A folder that differs is built again.
@@ -16,6 +17,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ import xxhash
 from kleiber.config.errors import ConfigError
 from kleiber.records.files import DamagedFile, read_json
 from kleiber.records.lock import wait_for_lock
+from kleiber.records.scratch import sweep_scratch, try_lock
 from kleiber.types import Json
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,8 @@ MANIFEST = "manifest.json"
 FORMAT = 1  # part of every identity: raise it when the meaning of a token file changes
 SPLITS = ("train", "validation", "test")
 BLOCK_BYTES = 1 << 20  # read at once to check a file
+JOURNAL, PART, SCRATCH = ".journal", ".part", ".datasets-"  # suffixes and a prefix of names in the cache
+WEEK = 7 * 24 * 3600.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CHUNK = 1 << 16  # characters encoded at once
 
@@ -117,7 +122,8 @@ def _cut(text: str, size: int) -> int:
 def cache_root(folder: Path | str | None = None) -> Path:
     """Returns the cache folder: `folder`, else $KLEIBER_CACHE, else $XDG_CACHE_HOME/kleiber, else ~/.cache/kleiber.
 
-    Creates it when it is missing. Raises ValueError when it cannot be written.
+    Creates it when it is missing, and removes what killed processes left in it. Raises ValueError when it cannot be
+    written.
     """
     try:
         root = Path(
@@ -130,6 +136,7 @@ def cache_root(folder: Path | str | None = None) -> Path:
             raise PermissionError(f"no permission to write in {root}")
     except (OSError, RuntimeError) as error:
         raise ValueError(f"the cache folder is not writable ({error}): set KLEIBER_CACHE=DIR to another one") from None
+    sweep_cache(root)
     return root
 
 
@@ -166,11 +173,13 @@ def cached_folder(root: Path, name: str, identity: Json, build: Callable[[Path],
 
 
 def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:
-    part = folder.with_name(f".{folder.name}.part")
-    _remove(part)  # left by a process that was killed, since this one holds the lock
+    part = folder.with_name(f".{folder.name}{PART}")
+    keep_resumable(part)  # left by a process that was killed, since this one holds the lock
     try:
-        part.mkdir()
+        part.mkdir(exist_ok=True)
         notes = build(part)
+        for journal in part.glob(f".*{JOURNAL}"):
+            journal.unlink()
         files = {path.name: _checksums(path) for path in sorted(part.iterdir())}
         manifest = {"schema": SCHEMA, "identity": identity, **notes, "files": files}
         with open(part / MANIFEST, "w", encoding="utf-8") as file:
@@ -179,15 +188,39 @@ def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:
             os.fsync(file.fileno())
         _remove(folder)
         os.replace(part, folder)
-    except OSError as error:
+    except Exception as error:  # not Ctrl-C or a request to make room, after which a later process goes on
+        _remove(part)
         if is_full_disk(error):
             raise ConfigError(
                 f"the cache {folder.parent} is full ({error}): free space on its disk, or set KLEIBER_CACHE=DIR to "
                 "another one"
             ) from error
         raise
-    finally:
+
+
+def journal_of(path: Path) -> Path:
+    """Returns the journal of a file that a later process can go on with."""
+    return path.with_name(f".{path.name}{JOURNAL}")
+
+
+def keep_resumable(part: Path) -> None:
+    """Removes everything from the folder of a build that was killed, except for files with a journal."""
+    if part.is_symlink() or not part.is_dir():
         _remove(part)
+        return
+    kept = {name for file in part.iterdir() if journal_of(file).is_file() for name in (file, journal_of(file))}
+    for path in part.iterdir():
+        if path not in kept:
+            _remove(path)
+
+
+def sweep_cache(root: Path) -> None:
+    """Removes what killed processes left in the cache, except for files with a journal that are younger than a week."""
+    sweep_scratch(root, SCRATCH)
+    for part in root.glob(f".*{PART}"):
+        with try_lock(part.with_name(f"{part.name.removesuffix(PART)}.lock")) as free:
+            if free and not any(time.time() - path.stat().st_mtime < WEEK for path in part.glob(f".*{JOURNAL}")):
+                _remove(part)
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -228,7 +261,7 @@ def _check(folder: Path, identity: Json, manifest: Json) -> None:
             size = path.stat().st_size
             if size != sums["bytes"]:
                 raise DamagedFile(path, f"it has {size:,} bytes instead of {sums['bytes']:,}")
-            if fast_checksum(path) != sums["xxh3"]:
+            if file_hash(path).hexdigest() != sums["xxh3"]:
                 raise DamagedFile(path, "it does not match its checksum")
         except OSError as error:
             raise DamagedFile(path, str(error.strerror)) from None
@@ -239,11 +272,11 @@ def _checksums(path: Path) -> Json:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": sha256, "xxh3": fast_checksum(path)}
+    return {"bytes": path.stat().st_size, "sha256": sha256, "xxh3": file_hash(path).hexdigest()}
 
 
-def fast_checksum(path: Path, size: int | None = None) -> str:
-    """Returns the XXH3 checksum of a file, or of its first `size` bytes, in hexadecimal digits."""
+def file_hash(path: Path, size: int | None = None) -> xxhash.xxh3_64:
+    """Returns the XXH3 checksum of a file, or of its first `size` bytes, to which more bytes can be added."""
     checksum, left = xxhash.xxh3_64(), path.stat().st_size if size is None else size
     with open(path, "rb", buffering=0) as file:
         while left > 0:
@@ -252,4 +285,4 @@ def fast_checksum(path: Path, size: int | None = None) -> str:
                 break
             checksum.update(block)
             left -= len(block)
-    return checksum.hexdigest()
+    return checksum

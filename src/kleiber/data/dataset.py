@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from kleiber.config import hub
-from kleiber.data.cache import is_full_disk
+from kleiber.data.cache import SCRATCH, is_full_disk
 from kleiber.data.read_errors import defect, open_bytes, root_cause, unwanted_content
+from kleiber.records.scratch import scratch_folder
 from kleiber.types import Row
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ def open_splits(location: Location, config: str | None, root: Path) -> Iterator[
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # an error that it logs is raised as well
     try:
-        with TemporaryDirectory(dir=root, prefix=".datasets-", ignore_cleanup_errors=True) as scratch:
-            tables, config = _load(location, config, None if location.local is None else scratch)
+        with scratch_folder(SCRATCH, root) as scratch:
+            tables, config = _load(location, config, None if location.local is None else str(scratch))
             try:
                 yield standard_splits(tables, location.name), config
             except (UnicodeDecodeError, ArrowException) as error:  # strings are decoded when a row is read
