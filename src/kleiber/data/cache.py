@@ -153,7 +153,7 @@ def cached_folder(root: Path, name: str, identity: Json, build: Callable[[Path],
     Raises ConfigError for a full disk, and for one that returns other bytes than were written.
     """
     folder = root / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name)[:60]}-{digest(identity)}"
-    manifest = _verified_manifest(folder, identity)
+    manifest = _verified_manifest(folder, identity, logging.DEBUG)
     if manifest is not None:
         return folder, manifest
 
@@ -236,8 +236,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _verified_manifest(folder: Path, identity: Json) -> Json | None:
-    """Returns the manifest when all checksums are right; otherwise logs a warning and returns None."""
+def _verified_manifest(folder: Path, identity: Json, level: int = logging.WARNING) -> Json | None:
+    """Returns the manifest when all checksums are right; otherwise logs the damage and returns None."""
     if not os.path.lexists(folder):
         return None
     try:
@@ -246,7 +246,7 @@ def _verified_manifest(folder: Path, identity: Json) -> Json | None:
             raise DamagedFile(folder / MANIFEST, "it does not match its checksum")
         _check(folder, identity, manifest)
     except DamagedFile as error:
-        log.warning("the cache is built again, because %s", error)
+        log.log(level, "the cache is built again, because %s", error)
         return None
     return manifest
 
