@@ -124,7 +124,7 @@ def train_bpe(sources: list[Source], vocab_size: int, root: Path) -> BPE:
     def build(folder: Path) -> Json:
         log.info("training a BPE vocabulary of %d on %s", vocab_size, ", ".join(source.name for source in sources))
         tokenizer = _train(_text(sources, root), vocab_size)
-        tokenizer.save(str(folder / FILE))
+        (folder / FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         return {"tokens": tokenizer.get_vocab_size()}
 
     name = f"bpe{vocab_size}-{'-'.join(source.name for source in sources)}"
