@@ -159,7 +159,7 @@ def test_a_full_disk_is_named_with_the_cache_and_leaves_nothing(tmp_path: Path) 
 
 def test_a_disk_that_returns_other_bytes_than_were_written_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     sums = iter(range(1000))
-    monkeypatch.setattr(module, "file_hash", lambda path: xxhash.xxh3_64(str(next(sums)).encode()))
+    monkeypatch.setattr(module, "fast_hash", lambda path: xxhash.xxh3_64(str(next(sums)).encode()))
     with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "name-"))):
         cached_folder(tmp_path, "name", IDENTITY, builder([]))
 

@@ -27,7 +27,7 @@ from typing import Protocol, runtime_checkable
 import xxhash
 
 from kleiber.config.errors import ConfigError
-from kleiber.records.files import DamagedFile, read_json
+from kleiber.records.files import DamagedFile, read_json, write_text
 from kleiber.records.lock import wait_for_lock
 from kleiber.records.scratch import sweep_scratch, try_lock
 from kleiber.types import Json
@@ -42,6 +42,7 @@ BLOCK_BYTES = 1 << 20  # read at once to check a file
 JOURNAL, PART, SCRATCH = ".journal", ".part", ".datasets-"  # suffixes and a prefix of names in the cache
 WEEK = 7 * 24 * 3600.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SHA256 = re.compile("[0-9a-f]{64}")
 CHUNK = 1 << 16  # characters encoded at once
 
 Document = Iterable[str]  # pieces of text that follow one another without a gap
@@ -122,8 +123,7 @@ def _cut(text: str, size: int) -> int:
 def cache_root(folder: Path | str | None = None) -> Path:
     """Returns the cache folder: `folder`, else $KLEIBER_CACHE, else $XDG_CACHE_HOME/kleiber, else ~/.cache/kleiber.
 
-    Creates it when it is missing, and removes what killed processes left in it. Raises ValueError when it cannot be
-    written.
+    Creates it, and removes what killed processes left in it. Raises ValueError when it cannot be written.
     """
     try:
         root = Path(
@@ -170,6 +170,20 @@ def cached_folder(root: Path, name: str, identity: Json, build: Callable[[Path],
                     f"{folder} differs from what was just written to it: set KLEIBER_CACHE to another disk"
                 )
     return folder, manifest
+
+
+def file_hash(path: Path) -> str:
+    """Returns the sha256 of a file, which the cache keeps as long as the file's inode, size and times do not change."""
+    facts = path.stat()
+    times = [facts.st_mtime_ns, facts.st_ctime_ns]
+    place = cache_root() / "sha256" / digest([str(path.resolve()), facts.st_dev, facts.st_ino, facts.st_size, *times])
+    if place.is_file() and SHA256.fullmatch(saved := place.read_text(encoding="ascii", errors="replace")):
+        return saved
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    place.parent.mkdir(exist_ok=True)
+    write_text(place, sha256)
+    return sha256
 
 
 def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:
@@ -261,7 +275,7 @@ def _check(folder: Path, identity: Json, manifest: Json) -> None:
             size = path.stat().st_size
             if size != sums["bytes"]:
                 raise DamagedFile(path, f"it has {size:,} bytes instead of {sums['bytes']:,}")
-            if file_hash(path).hexdigest() != sums["xxh3"]:
+            if fast_hash(path).hexdigest() != sums["xxh3"]:
                 raise DamagedFile(path, "it does not match its checksum")
         except OSError as error:
             raise DamagedFile(path, str(error.strerror)) from None
@@ -272,17 +286,14 @@ def _checksums(path: Path) -> Json:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": sha256, "xxh3": file_hash(path).hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256, "xxh3": fast_hash(path).hexdigest()}
 
 
-def file_hash(path: Path, size: int | None = None) -> xxhash.xxh3_64:
+def fast_hash(path: Path, size: int | None = None) -> xxhash.xxh3_64:
     """Returns the XXH3 checksum of a file, or of its first `size` bytes, to which more bytes can be added."""
     checksum, left = xxhash.xxh3_64(), path.stat().st_size if size is None else size
     with open(path, "rb", buffering=0) as file:
-        while left > 0:
-            block = file.read(min(BLOCK_BYTES, left))
-            if not block:
-                break
+        while block := file.read(min(BLOCK_BYTES, left)):
             checksum.update(block)
             left -= len(block)
     return checksum

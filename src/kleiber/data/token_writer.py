@@ -19,7 +19,7 @@ import xxhash
 from jaxtyping import Integer
 
 from kleiber.config.errors import ConfigError
-from kleiber.data.cache import Document, chunks, file_hash, journal_of
+from kleiber.data.cache import Document, chunks, fast_hash, journal_of
 from kleiber.types import Json
 from kleiber.types.tokenizer import Tokenizer
 
@@ -97,7 +97,7 @@ class TokenWriter:
         line = _last_line(journal_of(path))
         size = line["counts"]["tokens"] * self.dtype.itemsize if line else 0
         if line:
-            self.ids_hash = file_hash(path, size)
+            self.ids_hash = fast_hash(path, size)
         if not line or self.ids_hash.hexdigest() != line["ids"]:
             self._start()
             os.truncate(path, 0)
