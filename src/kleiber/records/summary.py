@@ -1,7 +1,7 @@
 """The results of a run on disk: summary.json with an entry for each stage, and the logged rows of metrics.jsonl.
 
-summary.json is written atomically whenever the state of the run changes; its schema is in summary.schema.json. An
-incomplete last line of metrics.jsonl is skipped: the run was killed while writing it.
+summary.json is written atomically whenever the state of the run changes; its schema is in summary.schema.json. Lines
+of metrics.jsonl that a killed run did not finish, or that are damaged, are skipped.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,11 +17,13 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeVar
 
 from kleiber.config.errors import Status
 from kleiber.records.files import DamagedFile, read_json, write_json
 from kleiber.types import Config, Json, Row
 
+T = TypeVar("T")
 SCHEMA = "kleiber.run/1"
 PACKAGES = (
     "torch",
@@ -235,10 +238,36 @@ PER_EXPERT = "moe/load/"
 
 
 def read_rows(folder: Path) -> list[Json]:
-    """The rows of metrics.jsonl in a run's folder; none where the run has logged nothing."""
-    path = folder / NAME
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The rows of metrics.jsonl in a run's folder, without damaged ones; none where the run has logged nothing."""
+    return [row for _, row in read_lines(folder / NAME, parse_row)]
+
+
+def parse_row(line: str) -> Json:
+    """The row in a line of metrics.jsonl. Raises ValueError unless it is a JSON object with an integer "step"."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError(f"{line} has no step")
+    return row
+
+
+def read_lines(path: Path, parse: Callable[[str], T]) -> list[tuple[str, T]]:
+    """The lines of a log, without their newlines, each with what `parse` returns for it.
+
+    Leaves out lines for which `parse` raises ValueError, and prints how many they are and which is the first. Leaves
+    out the end of the file without a newline, which is what a killed run was writing.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    intact: list[tuple[str, T]] = []
+    damaged: list[int] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            text = line.decode("utf-8")
+            intact.append((text, parse(text)))
+        except (ValueError, RecursionError):
+            damaged.append(number)
+    if damaged:
+        print(f"warning: {path}: skipped {len(damaged)} damaged lines, first line {damaged[0]}", file=sys.stderr)
+    return intact
 
 
 def rows_with(rows: Sequence[Row], prefix: str) -> list[Row]:
