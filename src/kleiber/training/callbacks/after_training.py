@@ -190,8 +190,11 @@ class Classes(LeanCallback):
         table = json.dumps({"classes": rows, "confusion": confusion}, indent=1, ensure_ascii=False)
         (self.folder / f"{task}.json").write_text(table)
         if len(rows) <= MOST_CLASSES and (chart := figure([row["name"] for row in rows], confusion)) is not None:
-            options = {"renderer": "svg", "actions": False}
-            chart.save(str(self.folder / f"{task}.html"), inline=True, embed_options=options)
+            from kleiber.charts import render_page
+
+            (self.folder / f"{task}.html").write_text(
+                render_page(f"Classes of {task}", {"confusion": chart}), encoding="utf-8"
+            )
 
 
 def figure(names: list[str], confusion: list[list[int]]) -> LayerChart | FacetChart | None:
