@@ -2,7 +2,8 @@
 
 import sys
 
+from kleiber.config.errors import ignore_interrupts
 from kleiber.launch.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ignore_interrupts(main()))

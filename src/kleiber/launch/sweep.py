@@ -55,7 +55,7 @@ class Sweep:
         self.study: Json = {}
 
     def start(self, overrides: list[str]) -> int:
-        """Runs the sweep and returns the exit code: 0, 4 if some cells did not finish, or 75 if a signal ended it."""
+        """Runs the sweep and returns 0, 4 if some cells did not finish, or 75 or 130 if a signal ended it."""
         if CELL in os.environ:
             raise ConfigError(f"a cell of a sweep (environment variable {CELL}) cannot start another sweep")
         if started_as_rank():
@@ -66,8 +66,8 @@ class Sweep:
         try:
             self.composer.multirun(overrides, self)
         except Preempted as reason:
-            print(f"preempted by {reason}; run the same command again to run the missing cells")
-            return ExitCode.PREEMPTED
+            print(f"{reason.status} by {reason}; run the same command again to run the missing cells")
+            return reason.status.exit_code
         if self.planned:
             self._print_price()
         if self.study_folder is not None:

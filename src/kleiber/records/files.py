@@ -6,18 +6,21 @@ encoding, other syntax, deep nesting, a huge file, and YAML aliases, a few of wh
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
 
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import NO_SPACE, ConfigError
 from kleiber.types import Json
 
 MAX_JSON_BYTES, MAX_YAML_BYTES = 2**28, 2**20
+PROBE_BYTES = 2**20  # written to see whether a disk is full
 MAX_DEPTH = 100  # levels of nesting in YAML
 
 
@@ -128,6 +131,30 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def rename_aside(path: Path) -> None:
+    """Renames a file or a link that stands where a folder has to be to `<name>.1`, or the next free number."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    aside = next(candidate for candidate in numbered if not os.path.lexists(candidate))
+    os.rename(path, aside)
+    print(f"warning: {path} is not a folder: renamed it to {aside.name}", file=sys.stderr)
+
+
+def full_disk_error(folder: Path, error: Exception) -> OSError | None:
+    """The error of writing to a full disk, if that is why `error` was raised; None otherwise.
+
+    Libraries such as PyTorch raise errors without the system's number, so a block is written to see it.
+    """
+    if isinstance(error, OSError):
+        return error if error.errno in NO_SPACE else None
+    try:
+        with open(folder / "probe", "wb") as file:
+            file.write(bytes(PROBE_BYTES))
+            os.fsync(file.fileno())
+    except OSError as cause:
+        return cause if cause.errno in NO_SPACE else None
+    return None
 
 
 def _finite(value: object) -> object:

@@ -28,7 +28,7 @@ from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
 from kleiber.training.callbacks.fault_tolerance import Checkpoints, Preempt, method_name, restore_callbacks
 from kleiber.training.callbacks.log import Throughput
-from kleiber.training.lightning import Callback, fit
+from kleiber.training.lightning import Callback, end_fit, fit
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
 from kleiber.training.sharding import full_parameters
@@ -116,6 +116,8 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
         trainer = hardware.trainer(callbacks, tree.loggers, plan.stop_step)
         fit(trainer, lit, Batches(samples, plan, cfg.seed, start, hardware.rank), start)
         start = trainer.global_step
+    else:  # a process that was killed after its last checkpoint may not have written what callbacks write at the end
+        end_fit(hardware.trainer(callbacks, tree.loggers, start), lit, start)
     record.stopped_at_loss = target_loss if start < plan.stop_step else None
     stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=start))
     with full_parameters(model):

@@ -16,15 +16,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from kleiber.config.errors import ConfigError
+from kleiber.records.files import full_disk_error, rename_aside
 from kleiber.training.sharding import OptimizerState, place_like
 from kleiber.types import Json
 
@@ -105,7 +109,13 @@ class Checkpoint:
 
     def load_state(self) -> Json:
         """The content of state.pt: states of optimizer, callbacks and retention methods, and the micro-batch size."""
-        return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
+        try:
+            return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # its text advises to run the code
+            raise ConfigError(
+                f"{self.path / 'state.pt'} is refused: it contains other objects than tensors, numbers and texts, and "
+                f"loading those can run code; delete {self.path} to resume from an earlier checkpoint"
+            ) from None
 
 
 def first_difference(error: RuntimeError) -> str:
@@ -147,19 +157,31 @@ def save(
         else:
             save_file(_chosen(model, names), part / "model.safetensors")
         torch.save(state, part / "state.pt")
+        shutil.copymode(part / "state.pt", part / "model.safetensors")  # safetensors ignores the umask
         sha256 = {file: _digest(part / file) for file in ("model.safetensors", "state.pt")}
         meta = {"schema": SCHEMA, "step": step, "config_hash": config_hash, "sha256": sha256}
         meta |= {} if names is None else {"names": sorted(names)}
         (part / "meta.json").write_text(json.dumps(meta, indent=1))
         for file in part.iterdir():
             _sync(file)
-        if final.exists():
+        if final.is_dir() and not final.is_symlink():
             shutil.rmtree(final)
+        elif os.path.lexists(final):
+            rename_aside(final)
         _commit(part, final)
-    except (OSError, RuntimeError) as error:  # torch.save on a full disk raises RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause = full_disk_error(part, error) or error
         shutil.rmtree(part, ignore_errors=True)
-        raise OSError(f"cannot write the checkpoint {final} ({error}); earlier checkpoints are intact") from error
+        text = _write_failure(final, cause)
+        raise (OSError(cause.errno, text) if isinstance(cause, OSError) else OSError(text)) from error
     return Checkpoint(final, meta)
+
+
+def _write_failure(final: Path, cause: Exception) -> str:
+    reason = cause.strerror.lower() if isinstance(cause, OSError) and cause.strerror else str(cause)
+    safe = next((path for path in steps(final.parent) if path.name < final.name), None)
+    kept = "there is no earlier one" if safe is None else f"the checkpoint before, {safe}, is intact"
+    return f"{reason}: cannot write the checkpoint {final}; {kept}"
 
 
 def _chosen(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:

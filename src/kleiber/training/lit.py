@@ -28,6 +28,7 @@ from kleiber.training.step import (
     micro_batches,
     normalize_gradients,
     out_of_memory,
+    rank_timeouts,
     seed_generators,
 )
 from kleiber.training.trainer import Sharded
@@ -110,7 +111,8 @@ class LitLM(LeanModule):
         optimizer: Any = self.optimizers()
         methods: list[Any] = list(self.retention)
         penalties = [functools.partial(method.penalty, step=step) for method in methods]
-        sums = self.backward_pass(batch, step, penalties).reduce()
+        with rank_timeouts():
+            sums = self.backward_pass(batch, step, penalties).reduce()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         logged: dict[str, Tensor] = {}
 

@@ -12,6 +12,7 @@ cannot be combined with FSDP.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import resource
 import sys
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -155,19 +157,31 @@ class Local:
 
 @dataclass(frozen=True)
 class DDP(Local):
-    """One process per device, each with the whole model; gloo on CPUs, NCCL on GPUs."""
+    """One process per device, each with the whole model; gloo on CPUs, NCCL on GPUs.
+
+    rank_timeout  seconds that a rank waits for another one before the run ends as failed
+    """
 
     devices: int = 2
+    rank_timeout: float = 600.0
 
     def _check_devices(self) -> None:
         if self.devices < 1:
             raise ValueError(f"trainer.devices={self.devices} must be >= 1")
+        check_rank_timeout(self.rank_timeout)
 
     def strategy(self) -> Strategy | str:
         if self.devices == 1:  # Lightning would leave rank variables in the environment
             return "auto"
         backend = "nccl" if self.accelerator == "gpu" else "gloo"
-        return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
+        timeout = timedelta(seconds=self.rank_timeout)
+        return DDPStrategy(process_group_backend=backend, timeout=timeout, gradient_as_bucket_view=True)
+
+
+def check_rank_timeout(seconds: float) -> None:
+    """Raises ValueError for a time to wait for other ranks that is not a positive number."""
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"trainer.rank_timeout={seconds} must be a positive number of seconds")
 
 
 def keep_compiled() -> None:
@@ -208,11 +222,12 @@ def keep_freed_memory() -> None:
 class Sharded(ModelParallelStrategy):
     """Lightning's strategy for FSDP2 over all ranks."""
 
-    def __init__(self, ranks: int, backend: str) -> None:
+    def __init__(self, ranks: int, backend: str, timeout: timedelta) -> None:
         super().__init__(
             data_parallel_size=ranks,
             tensor_parallel_size=1,
             process_group_backend=backend,
+            timeout=timeout,
             save_distributed_checkpoint=False,
         )
 
@@ -240,9 +255,12 @@ class FSDP(Local):
     Every rank holds the whole model before it is sharded and while it is scored or saved, so the weights alone must fit
     on a device. Checkpoints have the same format as those of the other trainers, which can resume from them. Method:
     Zhao et al. 2023, arXiv:2304.11277.
+
+    rank_timeout  seconds that a rank waits for another one before the run ends as failed
     """
 
     devices: int = 2
+    rank_timeout: float = 600.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -252,9 +270,11 @@ class FSDP(Local):
     def _check_devices(self) -> None:
         if self.devices < 2:
             raise ValueError(f"trainer.devices={self.devices} must be >= 2 for trainer=fsdp, which shards over devices")
+        check_rank_timeout(self.rank_timeout)
 
     def strategy(self) -> Strategy | str:
-        return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo")
+        backend = "nccl" if self.accelerator == "gpu" else "gloo"
+        return Sharded(self.devices, backend, timedelta(seconds=self.rank_timeout))
 
     def precision_plugin(self) -> Precision | None:
         # Lightning refuses the name of fp64 with this strategy, but accepts its plugin.
