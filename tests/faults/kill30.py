@@ -41,7 +41,7 @@ KINDS = {
     "moe": ["model=moe"],
     "mlm": ["model=bert", "objective=mlm"],
     "muon": ["optimizer=muon"],
-    "sft": ["data=instruct", f"data.path={DATA / 'instruct.jsonl'}", "objective=sft"],
+    "sft": ["data=instruct", f"data.path={DATA / 'instruct.jsonl'}", "objective=sft", "model.context=64"],
     "dpo": ["data=preference", f"data.path={DATA / 'preference.jsonl'}", "objective=dpo"],
     "classify": ["data=labelled", f"data.path={DATA / 'labelled.jsonl'}", "objective=classify"],
     "lora": [*START, "adapter=lora", "adapter.rank=2"],
@@ -55,6 +55,7 @@ KINDS = {
     "positions": ["callbacks=positions", "callbacks.positions.tokens=1024"],
     "ddp": ["trainer=ddp", "trainer.devices=2"],
 }
+EXCLUDED = {"hf": ("model.width", "model.depth"), "trunk": ("budget.",)}  # of OFTEN
 WRITING = [f"kleiber.training.checkpoint.{name}" for name in ("save_model", "_digest", "_sync", "_commit", "tidy")]
 LATE = [
     "kleiber.training.callbacks.after_training.generate",
@@ -130,10 +131,10 @@ class Child:
 
 
 def silence() -> None:
-    os.close(1)
-    os.close(2)
-    os.open(os.devnull, os.O_WRONLY)
-    os.dup2(1, 2)
+    """Sends the output of this process nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
 
 
 def wrap(target: str, around: Callable) -> None:
@@ -242,7 +243,8 @@ def campaign(home: Path, kills: int, kinds: list[str], seed: int = 0) -> list[di
     assert Child([*TINY, *OFTEN], home / "base", "none", rng, 0).end() == 0
     (base,) = (home / "base").glob("*/*")
     for number, kind in enumerate(kinds):
-        command = [*TINY, *OFTEN, *KINDS[kind]]
+        often = [text for text in OFTEN if not text.startswith(EXCLUDED.get(kind, ()))]
+        command = [*TINY, *often, *KINDS[kind]]
         command = [text.replace("{base}", str(base)).replace("{more}", str(more)) for text in command]
         share = kills // len(kinds) + (number < kills % len(kinds))
         results.append(attack(kind, command, home / kind.replace(" ", "_"), share, rng))
