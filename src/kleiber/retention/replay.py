@@ -16,8 +16,9 @@ from torch import Tensor
 from kleiber.data.mixture import LARGEST_BLOCK, Mixture, fractions_of
 from kleiber.retention.memory import EarlierText, Source, memory_tokens, reference_samples, same_loss
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Objective, Retention, Samples, Task, Tokenizer
+from kleiber.types.contracts import Objective, Retention, Samples, Task
 from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 
 
 class Replay(Retention):

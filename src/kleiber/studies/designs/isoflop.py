@@ -15,7 +15,7 @@ import numpy as np
 from kleiber.config.stages import quantity
 from kleiber.studies.designs.grid import SweepContext
 from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.laws_json import read
+from kleiber.studies.laws.law_file import read
 
 Law = Mapping[str, float]
 # The prior law where design.law=null: fitted to five widths (36k to 437k parameters) trained on 8 MB of byte-level

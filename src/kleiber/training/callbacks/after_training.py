@@ -259,7 +259,7 @@ class Samples(LeanCallback):
         if not model.causal:
             return
         tokenizer = self.corpus.tokenizer
-        ids = tokenizer.encode(self.prompt) if self.prompt else self._validation_prompt()
+        ids = tokenizer.encode_prompt(self.prompt) if self.prompt else self._validation_prompt()
         device = next(model.parameters()).device
         prompts = torch.tensor([ids] * self.num, device=device)
         generator = torch.Generator(device).manual_seed(self.seed)
