@@ -177,24 +177,6 @@ def test_another_model_is_refused_with_the_folder_named(tmp_path):
         saved.load_model(nn.Linear(3, 3))
 
 
-def test_optimizer_state_goes_by_name_not_by_place():
-    def build(order):
-        net = nn.ModuleDict({n: nn.Linear(2, 2, bias=False) for n in "ab"})
-        groups = [{"params": [net[n].weight], "names": [f"{n}.weight"]} for n in order]
-        return net, torch.optim.AdamW(groups, fused=True)
-
-    net, optimizer = build("ab")
-    for number, p in enumerate(net.parameters()):
-        p.grad = torch.full((2, 2), float(number + 1))
-    optimizer.step()
-    other, fresh = build("ba")
-    checkpoint.load_optimizer(fresh, checkpoint.optimizer_state(optimizer))
-    for name in "ab":
-        assert torch.equal(fresh.state[other[name].weight]["exp_avg"], optimizer.state[net[name].weight]["exp_avg"])
-    with pytest.raises(ValueError, match=r"c\.weight"):
-        checkpoint.load_optimizer(fresh, {"c.weight": {}})
-
-
 def test_a_part_of_a_model_is_read_by_exactly_its_names_and_nothing_else(tmp_path):
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     part = checkpoint.save(tmp_path, 1, net, {}, "hash", names={"1.weight"})

@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from kleiber.config.errors import ConfigError
 from kleiber.records.files import DamagedFile, full_disk_error, read_json, rename_aside
-from kleiber.training.sharding import OptimizerState, place_like
 from kleiber.types import Json
 
 SCHEMA = "kleiber.checkpoint/1"
@@ -284,28 +283,3 @@ def tidy(folder: Path, keep: int = 2, protected: Iterable[Path] = ()) -> None:
     for path in [*steps(folder)[keep:], *folder.glob("step-*.part-*")]:
         if path not in set(protected):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """The optimizer's state by parameter name, independent of how parameters are grouped."""
-    return {
-        name: optimizer.state[parameter]
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
-        if parameter in optimizer.state
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
-    """Restores the optimizer's state by parameter name. Raises ValueError where the names differ."""
-    parameters = {
-        n: p for group in optimizer.param_groups for n, p in zip(group["names"], group["params"], strict=True)
-    }
-    if state and state.keys() != parameters.keys():
-        raise ValueError(
-            "the optimizer state is for other parameters; in only one of the two: "
-            f"{sorted(state.keys() ^ parameters.keys())[:5]}"
-        )
-    for name, values in state.items():
-        # Adam's step count lives on the parameter's device only when fused or capturable, which is how it was saved.
-        optimizer.state[parameters[name]] = {key: place_like(value, parameters[name]) for key, value in values.items()}

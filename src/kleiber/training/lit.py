@@ -18,9 +18,8 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from kleiber.optimizers.adamw import Optimizer
-from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanModule, count_skipped_step
-from kleiber.training.sharding import OptimizerState
+from kleiber.training.sharding import OptimizerState, load_optimizer
 from kleiber.training.step import (
     Diverged,
     Penalty,
@@ -94,7 +93,7 @@ class LitLM(LeanModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         built = self.optimizer.build(self.model, self.model.roles(), self.model.parametrization.lr_scale)
         if self.restored is not None:
-            checkpoint.load_optimizer(built, self.restored)
+            load_optimizer(built, self.restored)
         return built
 
     def on_fit_start(self) -> None:

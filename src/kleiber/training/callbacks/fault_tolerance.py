@@ -25,7 +25,13 @@ from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal,
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
-from kleiber.training.sharding import OptimizerState, full_parameters, gather_state, sharded_modules
+from kleiber.training.sharding import (
+    OptimizerState,
+    full_parameters,
+    gather_state,
+    optimizer_state,
+    sharded_modules,
+)
 from kleiber.training.step import Diverged, rank_timeouts
 from kleiber.types import Json
 from kleiber.types.batch import Batch
@@ -72,7 +78,7 @@ class Checkpoints(LeanCallback):
             return
         step = trainer.global_step
         if step and not (self.folder / checkpoint.name(step)).exists():
-            self.write(trainer, pl_module, checkpoint.optimizer_state(trainer.optimizers[0]))
+            self.write(trainer, pl_module, optimizer_state(trainer.optimizers[0]))
             print(f"saved a checkpoint at step {step:,}", file=sys.stderr)
 
     def due(self, trainer: Trainer) -> bool:
@@ -83,7 +89,7 @@ class Checkpoints(LeanCallback):
     def save(self, trainer: Trainer, pl_module: LitLM) -> None:
         """Saves the state after the latest step. Rank 0 collects the shards of the other ranks, which wait for it."""
         (optimizer,) = trainer.optimizers
-        state = gather_state(checkpoint.optimizer_state(optimizer), keep=trainer.is_global_zero)
+        state = gather_state(optimizer_state(optimizer), keep=trainer.is_global_zero)
         with full_parameters(pl_module.model):
             if trainer.is_global_zero:
                 self.write(trainer, pl_module, state)
