@@ -4,7 +4,7 @@ Compared are weights, metrics.jsonl, metrics.csv, samples.txt, classes/ and summ
 the kills falls inside the writing of a checkpoint, a sixth each into validation, into what comes after the last
 checkpoint, and into the start of a stage (where files are rewritten), the rest at a random time. A kill counts only if
 a checkpoint existed and the run was unfinished. Each run is a fork of this process, which has imported everything and
-computes nothing; a run of two ranks is killed as a whole or in one rank, at a random time.
+computes nothing; a run of two ranks is killed as a whole or in one rank, near a checkpoint.
 
     python tests/faults/kill30.py --kills 200 [--kinds dense moe ...] [--seed 0] [--out FILE.json]
 """
@@ -103,11 +103,11 @@ class Child:
 
     def end(self) -> int:
         """The exit code, or minus the signal that ended it."""
-        while not self._began() and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        while not self._began() and not self._ended():
             time.sleep(0.001)
         began = time.monotonic()
         if self.after_s is not None:
-            time.sleep(self.after_s)
+            self._wait_to_kill(self.after_s)
             os.kill(self._victim(), signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         while self.ranks and alive(self.root):
@@ -118,6 +118,16 @@ class Child:
     def _began(self) -> bool:
         """Whether the first stage has begun."""
         return any(self.root.glob("*/*/summary.json")) if self.ranks else bool(self.shared[0])
+
+    def _wait_to_kill(self, seconds: float) -> None:
+        """Waits some seconds; for ranks, which start slowly, until a random checkpoint exists."""
+        pattern = f"*/*/stages/*/checkpoints/step-{self.rng.choice((4, 8, 12, 16)):08d}"
+        while self.ranks and not any(self.root.glob(pattern)) and not self._ended():
+            time.sleep(0.01)
+        time.sleep(self.rng.uniform(0, 0.1) if self.ranks else seconds)
+
+    def _ended(self) -> bool:
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _victim(self) -> int:
         """The process to kill: the run, or the process of one of its ranks."""
