@@ -68,3 +68,10 @@ def test_a_link_in_the_place_of_a_cache_lock_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="link"):
         cached_folder(tmp_path, "docs", {}, lambda path: {})
     assert target.read_text() == "my thesis"
+
+
+def test_a_lock_is_taken_again_and_again_by_processes_of_long_and_short_ids(tmp_path, monkeypatch):
+    for number in (22143, 7, 300_000, 22143):
+        monkeypatch.setattr(os, "getpid", lambda number=number: number)
+        with locked(tmp_path):
+            assert holder(tmp_path) == str(number)

@@ -12,7 +12,6 @@ cannot be combined with FSDP.
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import resource
 import sys
@@ -165,10 +164,14 @@ class DDP(Local):
     devices: int = 2
     rank_timeout: float = 600.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.rank_timeout < float("inf"):
+            raise ValueError(f"trainer.rank_timeout={self.rank_timeout} must be a positive number of seconds")
+
     def _check_devices(self) -> None:
         if self.devices < 1:
             raise ValueError(f"trainer.devices={self.devices} must be >= 1")
-        check_rank_timeout(self.rank_timeout)
 
     def strategy(self) -> Strategy | str:
         if self.devices == 1:  # Lightning would leave rank variables in the environment
@@ -176,12 +179,6 @@ class DDP(Local):
         backend = "nccl" if self.accelerator == "gpu" else "gloo"
         timeout = timedelta(seconds=self.rank_timeout)
         return DDPStrategy(process_group_backend=backend, timeout=timeout, gradient_as_bucket_view=True)
-
-
-def check_rank_timeout(seconds: float) -> None:
-    """Raises ValueError for a time to wait for other ranks that is not a positive number."""
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"trainer.rank_timeout={seconds} must be a positive number of seconds")
 
 
 def keep_compiled() -> None:
@@ -249,18 +246,13 @@ class Sharded(ModelParallelStrategy):
 
 
 @dataclass(frozen=True)
-class FSDP(Local):
+class FSDP(DDP):
     """Experimental: one process per device, each with a share of the weights; gloo on CPUs, NCCL on GPUs.
 
     Every rank holds the whole model before it is sharded and while it is scored or saved, so the weights alone must fit
     on a device. Checkpoints have the same format as those of the other trainers, which can resume from them. Method:
     Zhao et al. 2023, arXiv:2304.11277.
-
-    rank_timeout  seconds that a rank waits for another one before the run ends as failed
     """
-
-    devices: int = 2
-    rank_timeout: float = 600.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -270,11 +262,9 @@ class FSDP(Local):
     def _check_devices(self) -> None:
         if self.devices < 2:
             raise ValueError(f"trainer.devices={self.devices} must be >= 2 for trainer=fsdp, which shards over devices")
-        check_rank_timeout(self.rank_timeout)
 
     def strategy(self) -> Strategy | str:
-        backend = "nccl" if self.accelerator == "gpu" else "gloo"
-        return Sharded(self.devices, backend, timedelta(seconds=self.rank_timeout))
+        return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo", timedelta(0, self.rank_timeout))
 
     def precision_plugin(self) -> Precision | None:
         # Lightning refuses the name of fp64 with this strategy, but accepts its plugin.

@@ -25,13 +25,7 @@ from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal,
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
-from kleiber.training.sharding import (
-    OptimizerState,
-    full_parameters,
-    gather_state,
-    optimizer_state,
-    sharded_modules,
-)
+from kleiber.training.sharding import OptimizerState, full_parameters, gather_state, optimizer_state, sharded_modules
 from kleiber.training.step import Diverged, rank_timeouts
 from kleiber.types import Json
 from kleiber.types.batch import Batch
