@@ -28,6 +28,13 @@ def wait(path: Path, events: list[str]) -> None:
         events.append("locked")
 
 
+def test_a_folder_can_be_locked_any_number_of_times(tmp_path):
+    (tmp_path / ".lock").write_bytes(b"\0" * 4)
+    for _ in range(4):
+        with locked(tmp_path):
+            assert (tmp_path / ".lock").read_text() == holder(tmp_path) == str(os.getpid())
+
+
 def place(kind: str, path: Path, target: Path) -> None:
     """Puts something at `path` that is not a lock."""
     target.write_text("my thesis")
@@ -68,10 +75,3 @@ def test_a_link_in_the_place_of_a_cache_lock_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="link"):
         cached_folder(tmp_path, "docs", {}, lambda path: {})
     assert target.read_text() == "my thesis"
-
-
-def test_a_lock_is_taken_again_and_again_by_processes_of_long_and_short_ids(tmp_path, monkeypatch):
-    for number in (22143, 7, 300_000, 22143):
-        monkeypatch.setattr(os, "getpid", lambda number=number: number)
-        with locked(tmp_path):
-            assert holder(tmp_path) == str(number)
