@@ -67,10 +67,13 @@ class Summary:
         """Returns the records of the run's finished stages, as in summary.json, by the name of the stage."""
         return {s["name"]: s for s in self.values.get("stages") or [] if s["status"] == Status.FINISHED}
 
-    def put_stage(self, stage: Json) -> None:
-        """Adds a stage, or replaces the stage of the same name, and writes the file."""
-        others = [s for s in self.values["stages"] if s["name"] != stage["name"]]
-        self.update(stages=[*others, stage])
+    def put_stage(self, stage: Json, metrics: Mapping[str, tuple[str, bool]] | None = None) -> None:
+        """Adds a stage, or replaces the stage of the same name, and writes the file.
+
+        metrics  as in `score_matrix`; the score matrix is written in the same moment, so that no kill falls in between
+        """
+        stages = [*(s for s in self.values["stages"] if s["name"] != stage["name"]), stage]
+        self.update(stages=stages, **({} if metrics is None else {"R": score_matrix(metrics, stages)}))
 
 
 Scores = dict[str, float]  # by metric key, such as val/<task>/loss

@@ -187,13 +187,10 @@ class RankZeroRun:
     def _write_stage(self, stage: Json) -> None:
         """Writes the entry of a finished stage to summary.json and W&B."""
         from kleiber.config.stages import SINGLE_STAGE
-        from kleiber.records.summary import score_matrix
         from kleiber.training.loggers import prefixed
 
-        self.summary.put_stage(stage)
-        if stage["start_metrics"]:
-            metrics = {t.name: (t.objective.metric, t.objective.higher_is_better) for t in self.tree.tasks}
-            self.summary.update(R=score_matrix(metrics, self.summary.values["stages"]))
+        metrics = {t.name: (t.objective.metric, t.objective.higher_is_better) for t in self.tree.tasks}
+        self.summary.put_stage(stage, metrics if stage["start_metrics"] else None)
         name = None if stage["name"] == SINGLE_STAGE else stage["name"]
         for run in self._wandb_runs():
             run.summary.update({prefixed(name, key): value for key, value in stage["metrics"].items()})
