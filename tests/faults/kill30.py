@@ -223,6 +223,8 @@ def attack(kind: str, command: list[str], home: Path, kills: int, rng: random.Ra
     result: dict[str, Any] = {"kind": kind, "kills": Counter(), "starts": 0, "runs": 1, "different": []}
     while True:
         root, aim = home / f"run{result['runs']}", aims[-1] if aims else "none"
+        if aim == "start" and not counts(root):  # there is nothing to resume from yet
+            aim = "anywhere"
         child = Child(command, root, aim, rng, unbroken.seconds)
         code = child.end()
         result["starts"] += 1
@@ -236,7 +238,8 @@ def attack(kind: str, command: list[str], home: Path, kills: int, rng: random.Ra
             rng.shuffle(aims)
         elif code in (-signal.SIGKILL, 1) and aims and (code < 0 or child.ranks):
             if counts(root):
-                result["kills"][aims.pop()] += 1
+                result["kills"][aim] += 1
+                aims.remove(aim if aim in aims else aims[-1])
         else:
             result["different"].append({"run": str(root), "files": [f"exit code {code}"]})
             return result
