@@ -2,10 +2,10 @@
 
 import sys
 
+from kleiber.config.errors import exit_on_interrupt
+
 if __name__ == "__main__":
-    try:
-        from kleiber.config.errors import ignore_interrupts
-        from kleiber.launch.main import main
-    except KeyboardInterrupt:  # Ctrl-C within the first second
-        sys.exit(130)
-    sys.exit(ignore_interrupts(main()))
+    exit_on_interrupt()  # importing the rest takes a second
+    from kleiber.launch.main import main
+
+    sys.exit(main())

@@ -13,6 +13,7 @@ from kleiber.config.errors import (
     Preempted,
     Status,
     did_you_mean,
+    exit_on_interrupt,
     on_preemption,
     preempted_by,
 )
@@ -105,3 +106,16 @@ def test_every_status_of_a_failure_is_red():
 def test_a_similar_choice_is_suggested_and_none_where_no_choice_is_similar():
     assert "'model'" in did_you_mean("modl", ["data", "model"])
     assert did_you_mean("xyz", ["data", "model"]) == did_you_mean("model", []) == ""
+
+
+def test_a_process_that_has_nothing_to_save_leaves_ctrl_c_to_a_run_that_has():
+    pid = os.fork()
+    if pid == 0:
+        exit_on_interrupt()
+        with on_preemption(lambda _: None) as received:
+            os.kill(os.getpid(), signal.SIGINT)
+        if received != ["SIGINT"]:
+            os._exit(98)
+        os.kill(os.getpid(), signal.SIGINT)
+        os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130

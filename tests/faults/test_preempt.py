@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import signal
+from contextlib import suppress
 
 import pytest
 from faults.test_kill import STEPS, facts
 from processes import wait_for
 
+import kleiber.runs.plan
 from kleiber.training import checkpoint
 from kleiber.training.step import accumulate
 
@@ -103,6 +105,20 @@ def test_wandb_is_told_of_the_preemption(launch, signalled):
     folder = launch("logger=wandb", "logger.wandb.mode=offline", code=75)
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     wait_for(lambda: read(path)["exit_code"] == 75, 10)  # the client returns before its file is whole
+
+
+def test_a_signal_whose_exception_a_library_swallows_ends_the_run_after_its_first_step(launch, monkeypatch):
+    make_plan = kleiber.runs.plan.make_plan
+
+    def swallows(*arguments):
+        with suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGINT)
+        return make_plan(*arguments)
+
+    monkeypatch.setattr("kleiber.runs.plan.make_plan", swallows)
+    folder = launch(code=130)
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    assert (folder / "stages/main/checkpoints/step-00000001/meta.json").is_file()
 
 
 @pytest.mark.parametrize("place", ["kleiber.runs.plan.make_plan", "kleiber.evals.perplexity.held_out_loss"])

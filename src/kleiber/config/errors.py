@@ -101,10 +101,12 @@ class _CtrlC:
     """Counts the SIGINTs that came while any `on_preemption` was active.
 
     last_acts  what a second SIGINT does before it ends the process, one for each active `on_preemption`
+    received   the names of the signals that came, one list for each of them
     """
 
     count = 0
     last_acts: ClassVar[list[Callable[[], object]]] = []
+    received: ClassVar[list[list[str]]] = []
 
 
 def note_signal(number: int) -> None:
@@ -119,10 +121,18 @@ def note_signal(number: int) -> None:
     os._exit(ExitCode.INTERRUPTED)
 
 
+def pending_signal() -> int:
+    """The signal that came while an `on_preemption` was active that still is, such as one whose exception a library
+    swallowed; 0 where none came.
+    """
+    names = [name for received in _CtrlC.received for name in received]
+    return signal.Signals[names[0]] if names else 0
+
+
 def is_handled(number: int) -> bool:
     """Whether kleiber handles a signal: not a SIGINT that is ignored (under nohup), or that another library handles."""
     handler = signal.getsignal(number)
-    return number != signal.SIGINT or handler is signal.default_int_handler or bool(_CtrlC.last_acts)
+    return number != signal.SIGINT or handler in (signal.default_int_handler, _exit_at_once) or bool(_CtrlC.last_acts)
 
 
 @contextmanager
@@ -146,6 +156,7 @@ def on_preemption(react: Callable[[str], object], last_act: Callable[[], object]
         return
     handled = [number for number in SIGNALS if is_handled(number)]
     _CtrlC.last_acts.append(last_act)
+    _CtrlC.received.append(received)
     before = [signal.signal(number, note) for number in handled]
     try:
         yield received
@@ -153,11 +164,18 @@ def on_preemption(react: Callable[[str], object], last_act: Callable[[], object]
         for number, handler in zip(handled, before, strict=True):
             signal.signal(number, handler)
         _CtrlC.last_acts.pop()
+        _CtrlC.received.pop()
         _CtrlC.count *= bool(_CtrlC.last_acts)
 
 
-def ignore_interrupts(code: int) -> int:
-    """Returns the exit code of a command; after Ctrl-C another one can no longer disturb the end of the process."""
-    if code == ExitCode.INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return code
+def exit_on_interrupt() -> None:
+    """Makes Ctrl-C end this process at once with exit code 130, wherever no `on_preemption` is active.
+
+    Does nothing where the process ignores SIGINT. Called where a process begins, and has nothing to save.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _exit_at_once)
+
+
+def _exit_at_once(number: int, frame: object) -> None:
+    os._exit(ExitCode.INTERRUPTED)

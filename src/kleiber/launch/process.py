@@ -25,7 +25,7 @@ from kleiber.config.errors import (
     Preempted,
     RankTimeout,
     Status,
-    ignore_interrupts,
+    exit_on_interrupt,
     on_preemption,
     preempted_by,
 )
@@ -159,4 +159,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ignore_interrupts(main(sys.argv[1:])))
+    exit_on_interrupt()
+    sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 
-from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal, preempted_by
+from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal, pending_signal, preempted_by
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
@@ -140,6 +140,7 @@ class Preempt(LeanCallback):
         if threading.current_thread() is threading.main_thread():
             for number in filter(is_handled, SIGNALS):
                 signal.signal(number, self.note)
+            self.received = pending_signal()
 
     def note(self, number: int, frame: object) -> None:
         """Remembers the first signal until the end of the step; a second Ctrl-C ends the process."""
