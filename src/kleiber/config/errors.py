@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from enum import IntEnum, StrEnum
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a full disk and of a used-up quota
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -175,6 +176,12 @@ def exit_on_interrupt() -> None:
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _exit_at_once)
+
+
+def exit_with(code: int) -> NoReturn:
+    """Ends this process with an exit code, which a late Ctrl-C does not change to death by the signal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _exit_at_once(number: int, frame: object) -> None:

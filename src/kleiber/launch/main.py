@@ -16,7 +16,7 @@ from hydra.types import RunMode
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
-from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, exit_on_interrupt
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, exit_on_interrupt, exit_with
 from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
@@ -183,4 +183,4 @@ def run_sweep(composer: Composer, overrides: list[str]) -> int:
 
 if __name__ == "__main__":
     exit_on_interrupt()
-    sys.exit(main())
+    exit_with(main())

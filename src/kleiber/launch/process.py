@@ -26,6 +26,7 @@ from kleiber.config.errors import (
     RankTimeout,
     Status,
     exit_on_interrupt,
+    exit_with,
     on_preemption,
     preempted_by,
 )
@@ -160,4 +161,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     exit_on_interrupt()
-    sys.exit(main(sys.argv[1:]))
+    exit_with(main(sys.argv[1:]))
