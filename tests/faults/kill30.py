@@ -236,7 +236,7 @@ def attack(kind: str, command: list[str], home: Path, kills: int, rng: random.Ra
                 return result
             result["runs"] += 1
             rng.shuffle(aims)
-        elif code in (-signal.SIGKILL, 1) and aims and (code < 0 or child.ranks):
+        elif code in (-signal.SIGKILL, 1, 75) and aims and (code < 0 or child.ranks):
             if counts(root):
                 result["kills"][aim] += 1
                 aims.remove(aim if aim in aims else aims[-1])
