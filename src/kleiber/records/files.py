@@ -11,14 +11,16 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
 from kleiber.config.errors import NO_SPACE, ConfigError
 from kleiber.types import Json
 
+T = TypeVar("T")
 MAX_JSON_BYTES, MAX_YAML_BYTES = 2**28, 2**20
 PROBE_BYTES = 2**20  # written to see whether a disk is full
 MAX_DEPTH = 100  # levels of nesting in YAML
@@ -107,6 +109,26 @@ def refuse_interpolations(value: object, path: Path, key: str = "") -> None:
         refuse_interpolations(child, path, f"{key}.{name}" if key else str(name))
     if isinstance(value, str) and "${" in value:
         raise DamagedFile(path, f"{key}={value} is an interpolation, which is not resolved: write the value itself")
+
+
+def read_lines(path: Path, parse: Callable[[str], T]) -> list[tuple[str, T]]:
+    """The lines of a log, without their newlines, each with what `parse` returns for it.
+
+    Leaves out lines for which `parse` raises ValueError, and prints how many they are and which is the first. Leaves
+    out the end of the file without a newline, which is what a killed run was writing.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    intact: list[tuple[str, T]] = []
+    damaged: list[int] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            text = line.decode("utf-8")
+            intact.append((text, parse(text)))
+        except (ValueError, RecursionError):
+            damaged.append(number)
+    if damaged:
+        print(f"warning: {path}: skipped {len(damaged)} damaged lines, first line {damaged[0]}", file=sys.stderr)
+    return intact
 
 
 class _Dumper(yaml.CSafeDumper):

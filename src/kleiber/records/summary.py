@@ -17,14 +17,12 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
 
 from kleiber.config.errors import Status
-from kleiber.records.files import DamagedFile, write_json
+from kleiber.records.files import DamagedFile, read_lines, write_json
 from kleiber.records.summary_file import SUMMARY, read_summary, set_damaged_aside
 from kleiber.types import Config, Json, Row
 
-T = TypeVar("T")
 SCHEMA = "kleiber.run/1"
 PACKAGES = (
     "torch",
@@ -267,26 +265,6 @@ def parse_row(line: str) -> Json:
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         raise ValueError(f"{line} has no step")
     return row
-
-
-def read_lines(path: Path, parse: Callable[[str], T]) -> list[tuple[str, T]]:
-    """The lines of a log, without their newlines, each with what `parse` returns for it.
-
-    Leaves out lines for which `parse` raises ValueError, and prints how many they are and which is the first. Leaves
-    out the end of the file without a newline, which is what a killed run was writing.
-    """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    intact: list[tuple[str, T]] = []
-    damaged: list[int] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            text = line.decode("utf-8")
-            intact.append((text, parse(text)))
-        except (ValueError, RecursionError):
-            damaged.append(number)
-    if damaged:
-        print(f"warning: {path}: skipped {len(damaged)} damaged lines, first line {damaged[0]}", file=sys.stderr)
-    return intact
 
 
 def rows_with(rows: Sequence[Row], prefix: str) -> list[Row]:

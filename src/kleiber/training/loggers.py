@@ -19,8 +19,8 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from kleiber.records.files import write_text
-from kleiber.records.summary import NAME, parse_row, read_lines
+from kleiber.records.files import read_lines, write_text
+from kleiber.records.summary import NAME, parse_row
 from kleiber.types import Json
 
 CSV_HEADER = "step,metric,value"
