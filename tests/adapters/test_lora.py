@@ -138,9 +138,8 @@ def test_bf16_autocast_does_not_round_the_weights_of_experts():
 
 
 def test_what_cannot_be_adapted_is_refused_by_key():
-    for options, message in (({"rank": 0}, "rank=0"), ({"alpha": -1.0}, "alpha=-1"), ({"targets": ["qkv"]}, "qkv")):
-        with pytest.raises(ValueError, match=message):
-            LoRA(**options)
+    with pytest.raises(ValueError, match="qkv"):
+        LoRA(targets=["qkv"])
     with pytest.raises(ValueError, match="tied"):
         LoRA(targets=["head"]).apply(build(tied=True), 0)
     from kleiber.nn.mlp import SwiGLU

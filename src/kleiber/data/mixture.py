@@ -19,12 +19,13 @@ from typing import Any, ClassVar, Protocol, get_args, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from kleiber.config.stages import quantity
+from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import ConcatSamples, Order, permutation
 from kleiber.data.builtin import Builtin, Domain
 from kleiber.data.cache import Source, digest
 from kleiber.data.corpus import TextCorpus, prepare
 from kleiber.data.text import Text
+from kleiber.types import Share, VocabSize
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 
@@ -120,10 +121,10 @@ class MixtureCorpus:
     max_bytes  at most that much text of each part
     """
 
-    parts: Mapping[str, float] | None = None
+    parts: Mapping[str, Share] | None = None
     tokenizer: str = "bytes"
-    vocab_size: int | None = None
-    max_bytes: int | float | str | None = None
+    vocab_size: VocabSize | None = None
+    max_bytes: Quantity | None = None
 
     def fractions(self) -> dict[str, float]:
         """Returns the fraction of each part. The default is here because Hydra would merge a mapping in YAML."""
@@ -180,8 +181,8 @@ class Repeated:
     """
 
     data: TextData
-    unique: int | float | str | None = None
-    max_bytes: int | float | str | None = None
+    unique: Quantity | None = None
+    max_bytes: Quantity | None = None
 
     def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
         """Prepares `data` and takes the subset. Raises ValueError when `data` has fewer than `unique` tokens."""

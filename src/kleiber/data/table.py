@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Shaped
 
+from kleiber.config.stages import Quantity
 from kleiber.data.batches import permutation
 from kleiber.data.cache import FORMAT, Document, SourceText, cache_root, cached_folder
 from kleiber.data.corpus import EncodedSplit, EncodedTable, choose_tokenizer, parse_bytes
 from kleiber.data.dataset import Location, locate, open_splits, rows, table_name
 from kleiber.data.splits import split_by_hash
 from kleiber.data.token_files import id_dtype
-from kleiber.types import Json, Row
+from kleiber.types import Json, Row, VocabSize
 from kleiber.types.contracts import Tokenizer
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class TableData:
     config: str | None = None
     name: str | None = None
     tokenizer: str = "bytes"
-    vocab_size: int | None = None
-    max_bytes: int | float | str | None = None
+    vocab_size: VocabSize | None = None
+    max_bytes: Quantity | None = None
 
     def identity(self) -> list[object]:
         """Returns JSON-able settings that change the encoded rows, such as the columns that are read."""

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Status
+from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
@@ -108,6 +109,7 @@ def run_single(composer: Composer, overrides: list[str]) -> int:
     if is_rank:
         set_devices(config, overrides)
     check(config)
+    check_memory(config)
     where = prepare_folder(config, overrides, model)
     if where is None:
         return ExitCode.DONE

@@ -21,7 +21,7 @@ from kleiber.models.hf_config import PretrainedConfig, PreTrainedModel, configur
 from kleiber.models.hf_head import HFHead, NoHead, find_head, reads_ahead
 from kleiber.models.transformer import TaskHead
 from kleiber.nn.mup import StandardParametrization
-from kleiber.types import Json
+from kleiber.types import Context, Depth, Json, VocabSize
 from kleiber.types.batch import Batch, Output, Role
 from kleiber.types.model import DecodingCache, Model
 
@@ -42,12 +42,12 @@ class HFModel(Model):
 
     def __init__(
         self,
-        vocab_size: int,
+        vocab_size: VocabSize,
         path: str,
         weights: Literal["pretrained", "random"] = "pretrained",
         config: Json | None = None,
-        depth: int | None = None,
-        context: int = 256,
+        depth: Depth | None = None,
+        context: Context = 256,
     ) -> None:
         super().__init__()
         self.inner: PreTrainedModel

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import pandas as pd
+from annotated_types import Gt, Lt
 
 from kleiber.records.catalog import Run, counts, frame
 from kleiber.studies.designs.sizes import PlannedPoint
-from kleiber.types import Json, Row
+from kleiber.types import Count, Json, NonNegative, Row
 
 CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # inputs that identify a parameter, else all
 Figures = dict[str, Callable[[], object]]  # functions that draw an altair chart, by the name of its file
@@ -50,13 +52,8 @@ class Study:
     seeds      number of seeds; replaces that of the design
     """
 
-    max_cells: int | None = None
-    seeds: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("max_cells", self.max_cells), ("seeds", self.seeds)):
-            if value is not None and value < 1:
-                raise ValueError(f"study.{name}={value} must be >= 1")
+    max_cells: Count | None = None
+    seeds: Count | None = None
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Analyzes the runs. Raises ValueError if they cannot answer the question of the study."""
@@ -78,12 +75,7 @@ class Study:
 class IntervalStudy(Study):
     """Options of a study with intervals: `level` is their confidence level."""
 
-    level: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.level < 1:
-            raise ValueError(f"study.level={self.level} must be between 0 and 1, such as 0.9")
+    level: Annotated[float, Gt(0), Lt(1)] = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +85,7 @@ class EqualTargetStudy(IntervalStudy):
     tolerance  relative margin; a loss up to (1 + tolerance) times the reference loss counts as reaching it
     """
 
-    tolerance: float = 0.02
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.tolerance >= 0:
-            raise ValueError(f"study.tolerance={self.tolerance} must be >= 0")
+    tolerance: NonNegative = 0.02
 
 
 def points(runs: Sequence[Run]) -> pd.DataFrame:

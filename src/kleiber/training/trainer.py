@@ -34,6 +34,7 @@ from torch.utils.checkpoint import checkpoint
 from kleiber.data.cache import cache_root
 from kleiber.evals.perplexity import Runtime
 from kleiber.training.lightning import UNUSED, Unprofiled, silence
+from kleiber.types import Count
 from kleiber.types.model import Model
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
@@ -59,26 +60,20 @@ class Local:
     """
 
     accelerator: Literal["cpu", "gpu"] = "cpu"
-    devices: int = 1
+    devices: Count = 1
     precision: Literal[32, 64, "bf16"] = 32
-    threads: int | None = None
+    threads: Count | None = None
     compile: bool = False
     checkpoint_activations: bool = False
     deterministic: bool = False
-    max_steps: int | None = None
+    max_steps: Count | None = None
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ValueError("trainer.accelerator=gpu, but PyTorch finds no GPU: set trainer.accelerator=cpu")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"trainer.max_steps={self.max_steps} must be >= 1, or null for no limit")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"trainer.threads={self.threads} must be >= 1, or null for one per core")
         self._check_devices()
 
     def _check_devices(self) -> None:
-        if self.devices < 1:
-            raise ValueError(f"trainer.devices={self.devices} must be 1, or set trainer=ddp for more")
         if self.devices > 1:
             raise ValueError(f"trainer.devices={self.devices} needs a distributed trainer: set trainer=ddp")
 
@@ -157,11 +152,10 @@ class Local:
 class DDP(Local):
     """One process per device, each with the whole model; gloo on CPUs, NCCL on GPUs."""
 
-    devices: int = 2
+    devices: Count = 2
 
     def _check_devices(self) -> None:
-        if self.devices < 1:
-            raise ValueError(f"trainer.devices={self.devices} must be >= 1")
+        """Any number of devices will do."""
 
     def strategy(self) -> Strategy | str:
         if self.devices == 1:  # Lightning would leave rank variables in the environment
@@ -242,7 +236,7 @@ class FSDP(Local):
     Zhao et al. 2023, arXiv:2304.11277.
     """
 
-    devices: int = 2
+    devices: Count = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
