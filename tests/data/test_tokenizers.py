@@ -1,15 +1,14 @@
-"""Tokenizers are exact and count the bytes of every token; those of Hugging Face models are read from their files."""
+"""Tokenizers are exact and count the bytes of every token."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from odd_texts import ODD, noise
 
 from kleiber.data.text import Text
-from kleiber.data.tokenizers import BPE, Bytes, load_pretrained, train_bpe
+from kleiber.data.tokenizers import BPE, Bytes, train_bpe
 
 
 def test_bytes_are_exact() -> None:
@@ -47,48 +46,3 @@ def test_bpe_is_the_same_when_trained_again(bpe: BPE, tmp_path: Path, tiny: str)
 def test_a_vocabulary_too_small_for_the_bytes_is_refused(tmp_path: Path, tiny: str) -> None:
     with pytest.raises(ValueError, match=r"data\.vocab_size=100"):
         train_bpe([Text(tiny).source()], 100, tmp_path)
-
-
-def test_gpt2_is_read_from_its_folder(shared: Path) -> None:
-    gpt2 = load_pretrained(str(shared / "data" / "tokenizers" / "gpt2"))
-    assert gpt2.encode("Hello world") == [15496, 995]
-    assert (gpt2.eos, gpt2.mask, gpt2.vocab_size) == (50256, 50257, 50272)
-    for text in [text for text in ODD if "<|" not in text] + noise(50):
-        assert gpt2.decode(gpt2.encode(text)) == text
-        assert gpt2.token_bytes[gpt2.encode(text)].sum() == len(text.encode())
-
-
-def test_bert_and_llama_tokenizers_have_their_own_end_of_text(shared: Path) -> None:
-    bert = load_pretrained(str(shared / "data" / "tokenizers" / "bert-base-uncased"))
-    assert (bert.eos, bert.mask) == (102, 103)
-    assert not {101, 102} & set(bert.encode("unaffable mice"))
-    assert bert.decode(bert.encode("unaffable mice")) == "unaffable mice"
-    llama = load_pretrained(str(shared / "data" / "models" / "stories260K"))
-    assert llama.decode(llama.encode("Once upon a time")) == "Once upon a time"
-
-
-def test_a_copy_below_kleiber_data_is_found(tmp_path: Path, bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "someone" / "mine"
-    folder.mkdir(parents=True)
-    (folder / "tokenizer.json").write_bytes(bpe.path.read_bytes())
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
-    monkeypatch.setenv("KLEIBER_DATA", str(tmp_path))
-    tokenizer = load_pretrained("someone/mine")
-    assert tokenizer.encode("The keeper weighed") == bpe.encode("The keeper weighed")
-
-
-def test_a_tokenizer_that_does_not_exist_is_named(cache: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.tokenizer=no-one/nothing.*KLEIBER_DATA=DIR"):
-        load_pretrained("no-one/nothing")
-    with pytest.raises(ValueError, match=r"tokenizer\.json"):
-        load_pretrained(str(Path(__file__).parent))
-
-
-def test_damaged_files_of_a_tokenizer_are_named(tmp_path: Path, bpe: BPE) -> None:
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match=r"/tokenizer\.json"):
-        load_pretrained(str(tmp_path))
-    (tmp_path / "tokenizer.json").write_bytes(bpe.path.read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"/tokenizer_config\.json"):
-        load_pretrained(str(tmp_path))

@@ -56,7 +56,7 @@ def test_stories260k_imported_gives_the_logits_of_transformers_and_its_known_los
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM
 
-    from kleiber.data.tokenizers import load_pretrained
+    from kleiber.data.pretrained_tokenizer import load_pretrained
 
     folder = shared / "data" / "models" / "stories260K"
     model, exact = imported(folder).eval(), imported(folder).double()

@@ -1,7 +1,8 @@
 """summary.json keeps what earlier starts wrote; JSON and metrics.jsonl are read as written, without rows cut short."""
 
 from kleiber.config.errors import Status
-from kleiber.records.summary import Summary, map_strings, read, read_rows, rows_with, write_json
+from kleiber.records.files import write_json
+from kleiber.records.summary import Summary, map_strings, read, read_rows, rows_with
 from kleiber.training.loggers import Rows
 
 

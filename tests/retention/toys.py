@@ -10,7 +10,8 @@ from kleiber.models.transformer import Transformer
 from kleiber.objectives.clm import CLM
 from kleiber.training.step import accumulate, normalize_gradients
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import HeldOut, Task, Tokenizer
+from kleiber.types.contracts import HeldOut, Task
+from kleiber.types.tokenizer import Tokenizer
 
 VOCAB, CONTEXT = 12, 16
 

@@ -66,7 +66,7 @@ def test_an_exported_run_gives_its_ids_and_logits_in_transformers(launch, tmp_pa
 def test_an_exported_byte_tokenizer_has_the_same_ids(tmp_path):
     from transformers import AutoTokenizer
 
-    from kleiber.data.tokenizers import load_pretrained
+    from kleiber.data.pretrained_tokenizer import load_pretrained
     from kleiber.runs.huggingface import save_tokenizer
 
     save_tokenizer(Bytes(), tmp_path, 64)
@@ -129,7 +129,7 @@ def test_conversations_are_exported_with_the_template_they_were_trained_in(launc
 
 def test_a_chat_template_with_other_ids_than_in_training_is_not_exported(shared, tmp_path, capsys):
     """SentencePiece adds a space before a text, so transformers turns the template into other ids than training."""
-    from kleiber.data.tokenizers import load_pretrained
+    from kleiber.data.pretrained_tokenizer import load_pretrained
 
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(shared / "data" / "models" / "stories260K", source)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.targets import build
 from kleiber.data.tokenizers import Bytes
-from kleiber.records.summary import write_json
+from kleiber.records.files import write_json
 from kleiber.runs.open import new_model
 from kleiber.training import checkpoint
 

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from html_elements import HOSTILE, elements, shown_text
 
 from kleiber.launch.cli import main
 
@@ -72,3 +73,17 @@ def test_without_the_extra_it_says_what_to_install_before_it_fits(csv, tmp_path,
     monkeypatch.setitem(__import__("sys").modules, "altair", None)
     assert main(["fit", csv, *MAP, "--report", str(tmp_path / "fit.html")]) == 2
     assert "pip install 'kleiber[report]'" in capsys.readouterr().err
+
+
+def test_hostile_groups_columns_and_file_names_add_no_element_to_the_page(csv, tmp_path):
+    pytest.importorskip("altair")
+    pages = {}
+    for name, groups in {"harmless": ("x", "y"), "hostile": (HOSTILE, "</script><script>alert(1)</script>")}.items():
+        rows, table = pd.read_csv(csv), tmp_path / name / f"{groups[0].replace('/', '')}.csv"
+        table.parent.mkdir()
+        rows.assign(kind=rows["kind"].map(dict(zip("ab", groups, strict=True)))).to_csv(table, index=False)
+        out = tmp_path / f"{name}.html"
+        assert main(["fit", str(table), *MAP, "--by", "kind", "--bootstrap", "0", "--report", str(out)]) in (0, 3)
+        pages[name] = out.read_text(encoding="utf-8")
+    assert elements(pages["hostile"]) == elements(pages["harmless"])
+    assert f"Parameters, kind = {HOSTILE}" in shown_text(pages["hostile"])

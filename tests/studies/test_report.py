@@ -6,10 +6,12 @@ import subprocess
 
 import numpy as np
 import pytest
+from html_elements import HOSTILE, elements
 
 from kleiber.launch.cli import main
-from kleiber.studies.report import table
+from kleiber.studies.report import page
 from kleiber.studies.scaling import Scaling
+from kleiber.studies.study import Findings
 
 from .ladders import noisy, small_loss, write_tree
 
@@ -103,6 +105,14 @@ def test_the_page_opens_in_a_browser_without_network(study):
     assert done.stdout.count("<svg") >= 6 and "Uncaught" not in done.stderr
 
 
-def test_a_table_escapes_text_and_leaves_unknown_numbers_empty():
-    page = table([{"a": "<b>", "n": 12_000.0}, {"a": None, "m": True, "n": float("nan")}])
-    assert "&lt;b&gt;" in page and "12,000" in page and "<td></td>" in page and "yes" in page
+def page_of(text):
+    """The page of a study with this text in every field that may come from a folder of runs."""
+    findings = {
+        "study": text, "headline": text, "runs": text, "missing": [text], "seconds": 60.0,
+        "verdicts": [{"level": "note", "code": text, "text": text}], "tables": {text: [{text: text}]},
+    }  # fmt: skip
+    return page(findings, Findings("", text=[text], methods=text), {}, [{"run": text, "loss": 2.5}])
+
+
+def test_hostile_text_of_runs_and_findings_adds_no_element_to_the_page():
+    assert elements(page_of(HOSTILE)) == elements(page_of("harmless"))

@@ -7,7 +7,7 @@ import torch
 
 from kleiber.models.transformer import Transformer
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Adapter, Objective, Retention, Samples, Scorer, Tokenizer
+from kleiber.types.contracts import Adapter, Objective, Retention, Samples, Scorer
 from kleiber.types.model import Model
 
 
@@ -65,17 +65,6 @@ def test_merging_an_adapter_makes_every_parameter_trainable(model):
     model.requires_grad_(False)
     Adapter().merge(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_a_tokenizer_encodes_for_a_model_and_in_bulk_as_it_encodes():
-    class Letters(Tokenizer):
-        def encode(self, text: str) -> list[int]:
-            return [ord(letter) for letter in text]
-
-    tokenizer = Letters()
-    assert tokenizer.encode_for_model("ab") == [97, 98]
-    assert [ids.tolist() for ids in tokenizer.encode_many(["a", "", "bc"])] == [[97], [], [98, 99]]
-    assert tokenizer.bos is None and tokenizer.cls == -1
 
 
 def test_samples_are_no_conversations_unless_they_say_so():

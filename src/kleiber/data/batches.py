@@ -18,7 +18,8 @@ from jaxtyping import Bool, Int, Integer
 from torch import Tensor
 
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import HeldOut, Samples, Tokenizer
+from kleiber.types.contracts import HeldOut, Samples
+from kleiber.types.tokenizer import Tokenizer
 
 ALIGN = 8
 

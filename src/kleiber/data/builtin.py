@@ -66,12 +66,15 @@ class Builtin:
     """The built-in text of one domain, or of both.
 
     max_bytes  at most that much text of a domain, all splits together
+    separator  `begin`, `end` or a special token of the tokenizer, in front of every document; or [A, B], B after it;
+               null: the tokens that the tokenizer puts around a text
     """
 
     domain: Domain = "docs"
     tokenizer: str = "bytes"
     vocab_size: VocabSize | None = None
     max_bytes: Quantity | None = None
+    separator: str | list[str] | None = None
 
     def sources(self) -> list[Source]:
         """Returns the sources of the chosen domains. Raises ValueError for an unknown domain."""
@@ -89,7 +92,8 @@ class Builtin:
         """Encodes the text that is not in the cache, and cuts it into windows of context + 1 tokens."""
         from kleiber.data.corpus import prepare
 
-        return prepare("builtin", self.domain, self.sources(), self.tokenizer, self.vocab_size, context, cache)
+        settings = (self.tokenizer, self.vocab_size, context, cache)
+        return prepare("builtin", self.domain, self.sources(), *settings, separator=self.separator)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 r"""Conversations: rows of a table as turns, and turns as token ids with a mark on the answers.
 
-The template is the same for every tokenizer. <eos> is its end-of-text id; the role markers are plain text, unless the
-vocabulary has them as tokens:
+The template is the same for every tokenizer. <begin> is what the tokenizer has in front of a document, and <eos> its
+end-of-text id, which are the same for many; the role markers are plain text, unless the vocabulary has them as tokens:
 
-    <eos><|system|>\n CONTENT \n<|user|>\n CONTENT \n<|assistant|>\n ANSWER <eos> <|user|>\n ...
+    <begin><|system|>\n CONTENT \n<|user|>\n CONTENT \n<|assistant|>\n ANSWER <eos> <|user|>\n ...
 
 The tokens of each answer and the <eos> that ends it are marked as targets. Content is not escaped, so a marker in a
 user's text is read as a marker.
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer
 
 from kleiber.types import Row
-from kleiber.types.contracts import Tokenizer
+from kleiber.types.tokenizer import Tokenizer
 
 TEMPLATE = "chat/1"  # part of every identity: raise it when the template changes
 ROLES = {
@@ -26,8 +26,8 @@ ROLES = {
     "assistant": "assistant", "gpt": "assistant", "model": "assistant",
 }  # fmt: skip
 PAIRS = (("prompt", "response"), ("prompt", "completion"), ("question", "answer"))
-JINJA = (  # the template as transformers reads it
-    "{{ eos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
+JINJA = (  # the template as transformers reads it, after the token in front
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
     "{{ '<|assistant|>\n' + message['content'] + eos_token }}{% else %}"
     "{{ '<|' + message['role'] + '|>\n' + message['content'] + '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
@@ -102,6 +102,12 @@ def _text(value: object, column: str) -> str:
     return value or ""
 
 
+def jinja_template(tokenizer: Tokenizer) -> str:
+    """Returns the template as transformers reads it."""
+    before = tokenizer.separator.before
+    return ("{{ eos_token }}" if before == tokenizer.eos else tokenizer.separator_texts[0]) + JINJA
+
+
 @dataclass(frozen=True)
 class EncodedConversation:
     """Token ids of a conversation, and True on those of answers, which are the targets."""
@@ -116,7 +122,7 @@ def encode_conversations(
     """Encodes conversations by the template; `last_only` marks only the last of several answers."""
     texts = [text for dialog in conversations for turn in dialog for text in _texts(turn)]
     ids = iter(tokenizer.encode_many(texts))
-    return [_assemble(dialog, ids, tokenizer.eos, last_only) for dialog in conversations]
+    return [_assemble(dialog, ids, tokenizer, last_only) for dialog in conversations]
 
 
 def encode_prompt(dialog: Conversation, tokenizer: Tokenizer) -> list[int]:
@@ -133,10 +139,10 @@ def _texts(turn: Turn) -> tuple[str, ...]:
 
 
 def _assemble(
-    dialog: Conversation, ids: Iterator[Integer[np.ndarray, "_"]], eos: int, last_only: bool
+    dialog: Conversation, ids: Iterator[Integer[np.ndarray, "_"]], tokenizer: Tokenizer, last_only: bool
 ) -> EncodedConversation:
-    end = np.array([eos])
-    parts = [end]
+    end = np.array([tokenizer.eos])
+    parts = [np.array([tokenizer.separator.before])]
     marks = [np.zeros(1, bool)]
     last = max((i for i, turn in enumerate(dialog) if turn.role == "assistant"), default=-1)
     for i, turn in enumerate(dialog):

@@ -6,7 +6,7 @@ The hash of a corpus is one of its content (token files and tokenizer). It does 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -17,10 +17,12 @@ from jaxtyping import Integer
 from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import ConcatSamples, HeldOutRows, RowSamples
 from kleiber.data.cache import Source, cache_root, digest
+from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
-from kleiber.data.tokenizers import Bytes, load_pretrained, train_bpe
+from kleiber.data.tokenizers import Bytes, train_bpe
 from kleiber.types import Json
-from kleiber.types.contracts import HeldOut, Samples, Tokenizer
+from kleiber.types.contracts import HeldOut, Samples
+from kleiber.types.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -62,18 +64,20 @@ def prepare(
     context: int,
     cache: Path | None,
     combine: Callable[[list[Samples]], Samples] = concatenate,
+    separator: str | Sequence[str] | None = None,
 ) -> TextCorpus:
     """Encodes the text that is not in the cache, and cuts it into samples of context + 1 tokens.
 
-    cache    folder of the cache; None for the default one
-    combine  makes one set of training samples of those of each source
+    cache      folder of the cache; None for the default one
+    combine    makes one set of training samples of those of each source
+    separator  tokens around every document (see `Tokenizer.with_separator`); None for those of the tokenizer
 
-    Raises ValueError for a context below 1, and for a source with too little text.
+    Raises ValueError for a context below 1, a source with too little text, and a separator that the tokenizer lacks.
     """
     if context < 1:
         raise ValueError(f"model.context={context} must be >= 1")
     root = cache_root(cache)
-    chosen = choose_tokenizer(tokenizer, vocab_size, sources, root)
+    chosen = choose_tokenizer(tokenizer, vocab_size, sources, root, separator)
     encoded = {source.name: token_files(source, chosen, root) for source in sources}
     files = {domain: splits for domain, (splits, _) in encoded.items()}
     windows: list[Samples] = [TrainWindows(splits["train"], context, domain) for domain, splits in files.items()]
@@ -81,7 +85,7 @@ def prepare(
     return TextCorpus(
         name=name,
         config=config,
-        hash=digest([chosen.hash, [[file.sha256 for file in splits.values()] for splits in files.values()]]),
+        hash=digest([chosen.data_hash, [[file.sha256 for file in splits.values()] for splits in files.values()]]),
         tokenizer=chosen,
         train=combine(windows),
         validation=_held_out(files, "validation", context, chosen),
@@ -193,7 +197,7 @@ class EncodedTable:
         return corpus_class(
             name=self.name,
             config=self.manifest["config"],
-            hash=digest([self.tokenizer.hash, *identity]),
+            hash=digest([self.tokenizer.data_hash, *identity]),
             tokenizer=self.tokenizer,
             train=train,
             validation={self.name: held_out["validation"]},
@@ -205,25 +209,33 @@ class EncodedTable:
         )
 
 
-def choose_tokenizer(tokenizer: str, vocab_size: int | None, sources: list[Source], root: Path) -> Tokenizer:
+def choose_tokenizer(
+    tokenizer: str,
+    vocab_size: int | None,
+    sources: list[Source],
+    root: Path,
+    separator: str | Sequence[str] | None = None,
+) -> Tokenizer:
     """Returns the tokenizer of a corpus.
 
     tokenizer   `bytes`, `bpe` (trained on the training text), or a name on the Hugging Face hub, or a folder
     vocab_size  entries of `bpe`; None means 4096, and is the only value for other tokenizers
     sources     the texts on which `bpe` is trained
     root        folder of the cache
+    separator   tokens around every document (see `Tokenizer.with_separator`); None for those of the tokenizer
 
-    Raises ValueError for a vocabulary size with a tokenizer that is not trained.
+    Raises ValueError for a vocabulary size with a tokenizer that is not trained, and for tokens that it does not have.
     """
     if tokenizer != "bpe" and vocab_size is not None:
         raise ValueError(
             f"data.vocab_size={vocab_size} applies to data.tokenizer=bpe only, not to {tokenizer}: remove it"
         )
     if tokenizer == "bytes":
-        return Bytes()
+        return Bytes().with_separator(separator)
     if tokenizer == "bpe":
-        return train_bpe(sources, DEFAULT_VOCABULARY if vocab_size is None else vocab_size, root)
-    return load_pretrained(tokenizer)
+        size = DEFAULT_VOCABULARY if vocab_size is None else vocab_size
+        return train_bpe(sources, size, root).with_separator(separator)
+    return load_pretrained(tokenizer).with_separator(separator)
 
 
 def parse_bytes(value: Quantity | None) -> int | None:

@@ -30,7 +30,8 @@ from kleiber.data.table import TableData
 from kleiber.data.token_files import id_dtype, read_rows
 from kleiber.types import Json, Row
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Samples, Tokenizer
+from kleiber.types.contracts import Samples
+from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,8 +1,8 @@
 """Labeled texts: one or more columns of text, and one of classes, several classes a row, or a quantity.
 
-A sample is a row of the table: begin text eos [text eos], where `begin` is the tokenizer's class token, or eos where it
-has none. A row that is too long loses the end of its longest text. Rows without a label are left out, rows without text
-are kept, and both are counted.
+A sample is a row of the table: begin text eos [text eos], where `begin` is the tokenizer's class token, or the token in
+front of a document where it has none. A row that is too long loses the end of its longest text. Rows without a label
+are left out, rows without text are kept, and both are counted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kleiber.data.table import Kind, TableData, center_and_scale, read_labels
 from kleiber.data.token_files import id_dtype, read_rows
 from kleiber.types import Json, Row, Seed
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Tokenizer
+from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -150,7 +150,7 @@ class LabelledRows(TableRows):
         self.labels: Shaped[np.ndarray, "rows *classes"] = np.load(path.with_suffix(".labels.npy"))
         self.parts, self.context, self.label_names = parts, context, label_names
         self.eos = tokenizer.eos
-        self.begin = tokenizer.cls if tokenizer.cls >= 0 else tokenizer.eos
+        self.begin = tokenizer.cls if tokenizer.cls >= 0 else tokenizer.separator.before
         lengths = self.pieces.lengths.reshape(-1, parts)
         self.text_lengths = truncate_longest(lengths, context - 1 - parts)
         self.truncated = int((self.text_lengths < lengths).any(1).sum())

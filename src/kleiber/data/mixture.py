@@ -119,12 +119,15 @@ class MixtureCorpus:
                null: 0.9 of builtin/docs and 0.1 of builtin/code
     tokenizer  of all parts; bpe is trained on all of them
     max_bytes  at most that much text of each part
+    separator  `begin`, `end` or a special token of the tokenizer, in front of every document; or [A, B], B after it;
+               null: the tokens that the tokenizer puts around a text
     """
 
     parts: Mapping[str, Share] | None = None
     tokenizer: str = "bytes"
     vocab_size: VocabSize | None = None
     max_bytes: Quantity | None = None
+    separator: str | list[str] | None = None
 
     def fractions(self) -> dict[str, float]:
         """Returns the fraction of each part. The default is here because Hydra would merge a mapping in YAML."""
@@ -160,7 +163,8 @@ class MixtureCorpus:
             return Mixture(windows, list(fractions.values()))
 
         sources = self.sources()
-        return prepare("mixture", config, sources, self.tokenizer, self.vocab_size, context, cache, mix)
+        settings = (self.tokenizer, self.vocab_size, context, cache)
+        return prepare("mixture", config, sources, *settings, combine=mix, separator=self.separator)
 
 
 @runtime_checkable

@@ -1,8 +1,7 @@
 """Data sets whose samples are rows of a table: their splits, their encoding, and columns of labels.
 
 Splits are those of the data set. Without a validation split the test split is used for validation. Without both, a
-twentieth of the training rows is held out by a hash. Equal rows go to the same split, and so do all answers to one
-prompt.
+twentieth of the training rows is held out by a hash. Equal rows, and all answers to a prompt, go to the same split.
 
 The type of a label column decides the kind of labels: whole numbers, text and truth values are classes, lists are
 several classes a row (numbers or names), fractions are quantities. A label is missing where it is empty or, for a
@@ -29,14 +28,13 @@ from kleiber.data.dataset import Location, locate, open_splits, rows, table_name
 from kleiber.data.splits import split_by_hash
 from kleiber.data.token_files import id_dtype
 from kleiber.types import Json, Row, VocabSize
-from kleiber.types.contracts import Tokenizer
+from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from datasets import ClassLabel, Dataset, Value
 
 log = logging.getLogger(__name__)
 
-SEPARATOR = "\x1f"  # between the texts of a row when they are hashed together
 INDICATORS = "a list of 0/1 indicators; a list must name the classes that the row has: [0, 2] instead of [1, 0, 1]"
 
 Kind = Literal["single", "multi", "regression"]
@@ -52,6 +50,7 @@ class TableData:
     tokenizer   bytes, bpe (trained on the training rows), or a name on the hub, or a folder
     vocab_size  entries of bpe
     max_bytes   at most that much text of each split
+    separator   token in front of every conversation: `begin`, `end`, or its text; null: the tokenizer's
     """
 
     path: str
@@ -60,6 +59,7 @@ class TableData:
     tokenizer: str = "bytes"
     vocab_size: VocabSize | None = None
     max_bytes: Quantity | None = None
+    separator: str | list[str] | None = None
 
     def identity(self) -> list[object]:
         """Returns JSON-able settings that change the encoded rows, such as the columns that are read."""
@@ -93,7 +93,8 @@ class TableData:
     def load(self, cache: Path | None) -> EncodedTable:
         """Returns the encoded rows from the cache, encoded now if the cache does not have them."""
         table, root = self.table(), cache_root(cache)
-        return table.load_encoded(choose_tokenizer(self.tokenizer, self.vocab_size, [table], root), root)
+        tokenizer = choose_tokenizer(self.tokenizer, self.vocab_size, [table], root, self.separator)
+        return table.load_encoded(tokenizer, root)
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,9 @@ class Table:
                 sizes = {name: len(split) for name, split in splits.items()}
             return {"config": config, "rows": sizes, "splits": counts, **notes}
 
-        identity = {"format": FORMAT, "source": self.identity(), "tokenizer": tokenizer.hash}
-        folder, manifest = cached_folder(root, f"{self.name}-{tokenizer.name}", identity, build)
-        return EncodedTable(self.name, self.data.path, tokenizer, root, folder, manifest)
+        identity = {"format": FORMAT, "source": self.identity(), "tokenizer": tokenizer.data_hash}
+        cached = cached_folder(root, f"{self.name}-{tokenizer.name}", identity, build)
+        return EncodedTable(self.name, self.data.path, tokenizer, root, *cached)
 
     def _with_validation(self, splits: dict[str, Dataset]) -> dict[str, Dataset]:
         if "validation" in splits:
@@ -173,7 +174,7 @@ class Table:
     def _shared_text(self, row: Row) -> str:
         """Returns the text whose hash determines the split of a row: its prompt, or the whole row if that is empty."""
         prompt = self.data.prompt_texts(row)
-        return SEPARATOR.join(prompt if any(text.strip() for text in prompt) else self.data.texts(row))
+        return "\x1f".join(prompt if any(text.strip() for text in prompt) else self.data.texts(row))
 
     def _limit(self, table: Dataset) -> Dataset:
         """Returns at most `max_bytes` of text, of rows in a fixed random order, so that a sorted table stays mixed."""
@@ -251,9 +252,8 @@ def read_labels(tables: dict[str, Dataset], column: str) -> Labels:
     entry = feature.feature if several else feature
     if not isinstance(entry, ClassLabel | Value):
         raise ValueError(f"data.label={column} must be a column of classes, lists of classes or numbers, not {feature}")
-    distinct: set[Any]
     if several:
-        distinct = _classes_in_lists(tables, column, entry)
+        distinct: set[Any] = _classes_in_lists(tables, column, entry)
     else:
         distinct = {value for table in tables.values() for value in table[column]}
         if _is_fraction(entry):

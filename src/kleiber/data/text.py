@@ -37,10 +37,12 @@ log = logging.getLogger(__name__)
 class Text:
     """Text at `path`, in the column `text`; several columns are joined by a line break.
 
-    rows       `documents`: every row is a document, and end-of-text tokens separate them; `stream`: rows are pieces of
+    rows       `documents`: every row is a document, between the tokens of the separator; `stream`: rows are pieces of
                one text. The lines of a .txt file are always one text, and every file of a folder of .txt files is a
                document.
     max_bytes  at most that much text of each split
+    separator  `begin`, `end` or a special token of the tokenizer, in front of every document; or [A, B], B after it;
+               null: the tokens that the tokenizer puts around a text
     """
 
     path: str
@@ -50,6 +52,7 @@ class Text:
     tokenizer: str = "bytes"
     vocab_size: VocabSize | None = None
     max_bytes: Quantity | None = None
+    separator: str | list[str] | None = None
 
     def source(self) -> TextSource:
         """Returns the text source. Raises ValueError for an unknown value of `rows` and a path that does not exist."""
@@ -61,7 +64,9 @@ class Text:
     def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
         """Encodes the text that is not in the cache, and cuts it into windows of context + 1 tokens."""
         source = self.source()
-        corpus = prepare(source.name, "", [source], self.tokenizer, self.vocab_size, context, cache)
+        corpus = prepare(
+            source.name, "", [source], self.tokenizer, self.vocab_size, context, cache, separator=self.separator
+        )
         manifest = corpus.manifest[source.name]
         if source.location.from_local_copy:
             log.info("%s", _describe_copy(source, manifest))

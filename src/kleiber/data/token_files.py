@@ -1,7 +1,7 @@
 """Token files: encoded text in memory-mapped files, and the windows of text that are samples of it.
 
-`token_files` encodes each split of a text source into one file of ids. An end-of-text token precedes every
-document, so every byte of text is a target and bits per byte are exact. `write_rows` and `read_rows` keep rows of
+`token_files` encodes each split of a text source into one file of ids. A token of the tokenizer's separator precedes
+every document, so every byte of text is a target and bits per byte are exact. `write_rows` and `read_rows` keep rows of
 unequal length, such as conversations.
 
 A sample of text is a window of context + 1 ids. Training windows start at another offset in every epoch. Validation
@@ -25,7 +25,8 @@ from kleiber.data.cache import FORMAT, SPLITS, Document, Source, SourceText, cac
 from kleiber.data.tokenizers import Bytes
 from kleiber.types import Json
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import HeldOut, Samples, Tokenizer
+from kleiber.types.contracts import HeldOut, Samples
+from kleiber.types.tokenizer import Tokenizer
 
 MANIFEST_KEYS = ("schema", "identity", "splits", "files")  # the other keys of a manifest are notes of the source
 BATCH_CHARACTERS = 1 << 20  # characters that the tokenizer gets at once
@@ -51,7 +52,7 @@ def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[
 
     Raises ValueError for a source without training text, and for a tokenizer that gives ids outside its vocabulary.
     """
-    identity = {"format": FORMAT, "source": source.identity(), "tokenizer": tokenizer.hash}
+    identity = {"format": FORMAT, "source": source.identity(), "tokenizer": tokenizer.data_hash}
 
     def build(folder: Path) -> Json:
         """Writes a file for each split; returns their counts and the notes of the source."""
@@ -108,7 +109,8 @@ def _read_ids(path: Path, dtype: np.dtype, count: int) -> Integer[np.ndarray, "_
 def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> dict[str, int]:
     count = {"documents": 0, "tokens": 0, "bytes": 0, "counted_bytes": 0}
     dtype = id_dtype(tokenizer.vocab_size)
-    eos = np.array([tokenizer.eos], dtype)
+    before = np.array([tokenizer.separator.before], dtype)
+    after = np.array(tokenizer.separator.ids[1:], dtype)
     with open(path, "wb") as file:
         for batch in _batches(documents):
             for (begins, text), ids in zip(batch, tokenizer.encode_many([t for _, t in batch]), strict=True):
@@ -118,12 +120,16 @@ def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> d
                         f"{tokenizer.vocab_size - 1}"
                     )
                 if begins:
-                    file.write(eos.tobytes())
+                    file.write((after if count["documents"] else after[:0]).tobytes())
+                    file.write(before.tobytes())
                 file.write(ids.astype(dtype).tobytes())
                 count["documents"] += begins
                 count["tokens"] += len(ids) + begins
                 count["bytes"] += len(text.encode("utf-8", "replace"))
                 count["counted_bytes"] += int(tokenizer.token_bytes[ids].sum())
+        if count["documents"]:
+            file.write(after.tobytes())
+    count["tokens"] += count["documents"] * len(after)
     return count
 
 

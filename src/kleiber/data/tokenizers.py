@@ -1,4 +1,4 @@
-"""Tokenizers: the bytes of a text, byte-level BPE that is trained on it, and those of Hugging Face models.
+"""Tokenizers of kleiber: the bytes of a text, and byte-level BPE that is trained on it.
 
 Vocabularies are padded to a multiple of 16, so that the rows of the output layer fill vector registers. The ids of the
 padding never occur. `Bytes` and `BPE` do not normalize text: decoding returns the encoded text, byte for byte.
@@ -6,10 +6,6 @@ padding never occur. `Bytes` and `BPE` do not normalize text: decoding returns t
 BPE is trained on the training text by `tokenizers`; `tiktoken` encodes with it, because it gives equal ids in a third
 of the CPU time. The pattern is GPT-2's with runs of at most 32 characters, so a line of a million equal letters is
 encoded as fast as other text. Training is deterministic, and its tokenizer.json can be read by Hugging Face libraries.
-
-Of a `Pretrained` tokenizer only files are read: code that comes with it is never run. Text is encoded without the
-special tokens that a model expects around it, because token files separate documents themselves. The library
-`tokenizers` does the encoding; `transformers` is not imported.
 """
 
 from __future__ import annotations
@@ -18,17 +14,17 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int, Integer
 
-from kleiber.config import hub
 from kleiber.data.cache import FORMAT, Source, cached_folder, chunks
 from kleiber.types import Json
-from kleiber.types.contracts import Tokenizer
+from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -39,11 +35,9 @@ ALIGN = 16
 EOS, MASK = "<|endoftext|>", "<|mask|>"
 # At most three digits a token, so long numbers are split in the same way everywhere.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}{1,32}| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,32}|\s{1,32}(?!\S)|\s{1,32}"
-FILE, CONFIG, MODEL = "tokenizer.json", "tokenizer_config.json", "config.json"
+FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 TRAIN_CHARACTERS = 100_000_000  # more text would not change the merges of a small vocabulary
 SMALLEST = 258  # 256 bytes and two special tokens
-EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<eos>", "<|end_of_text|>", "<|im_end|>")
-MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
 
 
 def padded_size(vocab: int) -> int:
@@ -60,6 +54,7 @@ class Bytes(Tokenizer):
     name = "bytes"
     eos = 256
     mask = 257
+    specials: Mapping[str, int] = MappingProxyType({EOS: eos, MASK: mask})
     vocab_size = padded_size(258)
     hash = "bytes/1"
 
@@ -87,11 +82,11 @@ class BPE(Tokenizer):
 
         saved = path.read_bytes()
         content = json.loads(saved)
-        specials = {token["content"]: token["id"] for token in content["added_tokens"]}
+        specials: dict[str, int] = {token["content"]: token["id"] for token in content["added_tokens"]}
         ranks = {token_to_bytes(token): i for token, i in content["model"]["vocab"].items() if token not in specials}
         self.path = path
         self.hash = f"bpe/{hashlib.sha256(saved).hexdigest()[:16]}"
-        self.eos, self.mask = specials[EOS], specials[MASK]
+        self.eos, self.mask, self.specials = specials[EOS], specials[MASK], specials
         self.num_tokens = len(ranks) + len(specials)
         self.vocab_size = padded_size(self.num_tokens)
         self.token_bytes: Int[np.ndarray, "vocab"] = np.zeros(self.vocab_size, np.int64)
@@ -177,116 +172,3 @@ ALPHABET = _alphabet()
 def token_to_bytes(token: str) -> bytes:
     """Returns the bytes of a token of a byte-level vocabulary. Raises KeyError for another kind of token."""
     return bytes(ALPHABET[character] for character in token)
-
-
-class Pretrained(Tokenizer):
-    """A tokenizer.json.
-
-    eos          `eos_token` of the config, else its `sep_token`, else a token with a usual name
-    mask         `mask_token` of the config, else a token with a usual name, else a new id after the last one
-    cls          `cls_token` of the config; -1 without one
-    vocab_size   in the folder of a model the number of rows of its embedding; mask is -1 where it has no row
-    token_bytes  exact for byte-level vocabularies; for others the length of the token's text
-    hash         of the content of the file
-    """
-
-    def __init__(self, folder: Path, name: str) -> None:
-        from tokenizers import Tokenizer
-
-        saved = (folder / FILE).read_bytes()
-        try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
-        except ValueError as error:
-            raise ValueError(f"{folder / CONFIG} is not valid JSON ({error}): download the tokenizer again") from None
-        self.name = name.rstrip("/").rsplit("/", 1)[-1]
-        try:
-            self._tokenizer = Tokenizer.from_str(saved.decode())
-        except Exception as error:  # the only class that `tokenizers` raises
-            raise ValueError(f"{folder / FILE} is not a valid tokenizer ({error}): download it again") from None
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
-        added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
-        self.cls = _special(vocab, config, ("cls_token",), ())
-        self.num_tokens = 1 + max(vocab.values())
-        self.eos = _special(vocab, config, ("eos_token", "sep_token"), EOS_NAMES)
-        self.mask = _special(vocab, config, ("mask_token",), MASK_NAMES)
-        if self.eos < 0:
-            raise ValueError(f"data.tokenizer={name} has no end-of-text token: set eos_token in its {CONFIG}")
-        model = folder / MODEL
-        rows = json.loads(model.read_text(encoding="utf-8")).get("vocab_size") if model.is_file() else None
-        if self.mask < 0 and (rows is None or rows > self.num_tokens):
-            self.mask, self.num_tokens = self.num_tokens, self.num_tokens + 1
-        self.vocab_size = padded_size(self.num_tokens) if rows is None else max(rows, self.num_tokens)
-        self.folder = folder
-        bos = _special(vocab, config, ("bos_token",), ())
-        self.bos = None if bos < 0 else bos
-        self.hash = f"{self.name}/{hashlib.sha256(saved).hexdigest()[:16]}-{self.eos}-{self.mask}"
-        self.token_bytes: Int[np.ndarray, "vocab"] = np.zeros(self.vocab_size, np.int64)
-        length = _byte_level if all(set(t) <= ALPHABET.keys() for t in vocab if t not in added) else _length
-        for token, i in vocab.items():
-            self.token_bytes[i] = 0 if i in (self.eos, self.mask) else length(token)
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def encode_for_model(self, text: str) -> list[int]:
-        """Returns ids with the special tokens that the tokenizer's own files put around a text."""
-        return self._tokenizer.encode(text, add_special_tokens=True).ids
-
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode([i for i in ids if i < self.num_tokens], skip_special_tokens=True)
-
-    def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
-        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.asarray(encoding.ids, np.int64) for encoding in encoded]
-
-
-def load_pretrained(name: str) -> Pretrained:
-    """Returns the tokenizer in a folder, in a local copy below $KLEIBER_DATA, or on the hub.
-
-    Raises ValueError if there is no such tokenizer; within ten seconds if the hub is not reachable.
-    """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        copy = hub.local_copy(name) if hub.is_name(name) else None
-        folder = copy or _download(name)
-    if not (folder / FILE).is_file():
-        raise ValueError(f"data.tokenizer={name} must be a folder with {FILE}, and {folder} has none")
-    return Pretrained(folder, name)
-
-
-def _download(name: str) -> Path:
-    if not hub.is_name(name):
-        raise ValueError(f"data.tokenizer={name} must be an existing folder or a name on the hub")
-    from huggingface_hub import hf_hub_download
-
-    online = hub.reachable()
-    try:
-        hf_hub_download(name, CONFIG, local_files_only=not online)
-        return Path(hf_hub_download(name, FILE, local_files_only=not online)).parent
-    except Exception as error:  # many kinds, of several libraries
-        if online:
-            raise ValueError(f"data.tokenizer={name} cannot be loaded: {str(error).splitlines()[0]}") from error
-        raise ValueError(
-            f"data.tokenizer={name}: the hub is not reachable, and this machine has no copy; set data.tokenizer=FOLDER "
-            f"to a folder with a {FILE}, KLEIBER_DATA=DIR to one with DIR/{name}, or data.tokenizer=bpe or bytes"
-        ) from error
-
-
-def _special(vocab: dict[str, int], config: Json, keys: tuple[str, ...], names: tuple[str, ...]) -> int:
-    """Returns the id of the first special token of the config's `keys` or of the usual `names`; -1 for none."""
-    values = [config.get(key) for key in keys]
-    configured = [value.get("content") if isinstance(value, dict) else value for value in values]
-    return next((vocab[name] for name in (*configured, *names) if name in vocab), -1)
-
-
-def _byte_level(token: str) -> int:
-    return len(token_to_bytes(token)) if set(token) <= ALPHABET.keys() else len(token.encode())
-
-
-def _length(token: str) -> int:
-    """Returns the bytes of a token of WordPiece (## joins) or SentencePiece (▁ is a space, <0xAB> a byte)."""
-    if len(token) == 6 and token.startswith("<0x"):
-        return 1
-    return len(token.removeprefix("##").replace("▁", " ").encode())

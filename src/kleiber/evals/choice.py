@@ -21,8 +21,8 @@ from kleiber.evals import Subject
 from kleiber.nn.loss import log_probs
 from kleiber.types import Json, Row
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Tokenizer
 from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 
 SUFFIXES = (".jsonl", ".parquet")
 
@@ -116,9 +116,8 @@ def parse_question(row: Row, tokenizer: Tokenizer, path: Path) -> Question:
     else:
         text, endings, label = _context_and_endings(row, path)
     context = tokenizer.encode(text)
-    first_token = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
     return Question(
-        context=[first_token, *context],
+        context=[tokenizer.separator.before, *context],
         endings=[tokenizer.encode(text + ending)[len(context) :] for ending in endings],
         num_bytes=[len(ending.encode()) for ending in endings],
         label=label,

@@ -16,8 +16,9 @@ import torch
 from kleiber.evals import Subject
 from kleiber.models.generate import generate
 from kleiber.types import Json
-from kleiber.types.contracts import Samples, Tokenizer
+from kleiber.types.contracts import Samples
 from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 ANSWER_MARK = "####"

@@ -18,8 +18,8 @@ import torch
 from kleiber.evals import Subject
 from kleiber.models.generate import generate, left_padded
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import Tokenizer
 from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 
 if importlib.util.find_spec("lm_eval"):
     from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
@@ -134,14 +134,14 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
 
     @property
     def prefix_token_id(self) -> int:
-        """The id that stands for an empty context: the beginning of a text, or its end where there is no such id."""
-        return self.eot_token_id if self.kleiber_tokenizer.bos is None else self.kleiber_tokenizer.bos
+        """The id that stands for an empty context: the one in front of every document of the training text."""
+        return self.kleiber_tokenizer.separator.before
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> Tokens:
-        """Token ids of a text, with the tokenizer's special tokens unless `add_special_tokens` is False."""
+        """Token ids of a text, with the begin token in front unless `add_special_tokens` is False."""
         if add_special_tokens is False:
             return self.kleiber_tokenizer.encode(string)
-        return self.kleiber_tokenizer.encode_for_model(string)
+        return self.kleiber_tokenizer.encode_prompt(string)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[object, Tokens, Tokens]], disable_tqdm: bool = False, **kwargs: object
@@ -183,7 +183,7 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
         windows: list[tuple[None, Tokens, Tokens]] = []
         counts = []
         for request in requests:
-            ids = self.tok_encode(request.args[0])
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)  # the windows begin with the prefix token
             overlapping = utils.get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
             disjoint = [(None, *utils.make_disjoint_window(window)) for window in overlapping]
             windows += disjoint

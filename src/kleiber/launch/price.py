@@ -30,7 +30,7 @@ import numpy as np
 
 from kleiber.config.errors import ConfigError, ExitCode, Status
 from kleiber.records import folder
-from kleiber.records.summary import write_json
+from kleiber.records.files import write_json
 from kleiber.types import Config, Json
 
 SCHEMA = "kleiber.plan/1"

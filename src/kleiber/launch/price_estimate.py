@@ -25,8 +25,8 @@ from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_w
 from kleiber.config.targets import build
 from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, count_costs, measure, shorten_config, stage_key
+from kleiber.records.files import write_json
 from kleiber.records.folder import status, write_config
-from kleiber.records.summary import write_json
 from kleiber.runs.plan import describe_stages
 from kleiber.runs.run import keep_tokenizer, plan_stages
 from kleiber.types import Config, Json

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-import yaml
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
@@ -27,6 +26,7 @@ from kleiber.launch.cell import Cell, Launcher
 from kleiber.launch.ranks import CELL, started_as_rank
 from kleiber.records import archive, folder
 from kleiber.records.catalog import Run, archive_runs, archived_runs, print_table, read_runs
+from kleiber.records.files import write_yaml
 from kleiber.records.folder import cell_folder, config_hash
 from kleiber.runs.inherit import complete_config, planned_run
 from kleiber.types import Config, Json
@@ -218,7 +218,7 @@ def write_report(folder: Path, study: Config) -> None:
     from kleiber.launch.cli import main
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    write_yaml(folder / "study.yaml", study)
     in_wandb = any(folder.glob("*/wandb/*run-*"))
     main(["report", str(folder), *(["--wandb"] if in_wandb else [])])
 

@@ -19,8 +19,9 @@ from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
 from kleiber.objectives.objective import loss_with_auxiliary
 from kleiber.types import NonNegative, Positive
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Corpus, Objective, Predictions, Tokenizer
+from kleiber.types.contracts import Corpus, Objective, Predictions
 from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 
 
 class CLM(Objective):

@@ -14,8 +14,9 @@ from kleiber.nn.loss import cross_entropy
 from kleiber.objectives.objective import loss_with_auxiliary
 from kleiber.types import Seed
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Objective, Predictions, Tokenizer
+from kleiber.types.contracts import Objective, Predictions
 from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 
 
 class MLM(Objective):

@@ -18,13 +18,15 @@ import fcntl
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kleiber.config.errors import ConfigError, Status
+from kleiber.config.errors import Status
+from kleiber.records.files import DamagedFile, parse_json, refuse_interpolations
 from kleiber.records.summary import map_strings
 from kleiber.types import Json, Row
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 NAME = "runs.jsonl.gz"
 KEYS = {"run", "config", "summary", "rows"}
 CHUNK = 1 << 16
+MAX_BYTES = 2**31  # of all rows, uncompressed
+RUN_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]+")
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
@@ -52,12 +56,17 @@ def append(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read(path: Path) -> list[Json]:
-    """All rows in the order in which they were written. Raises ConfigError for damage, or for rows with other keys."""
+    """All rows in the order in which they were written. Raises DamagedFile for damage, or for rows with other keys."""
     text = b"".join(content for content, _ in gzip_members(path.read_bytes(), path))
-    rows = [json.loads(line) for line in text.splitlines()]
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not row.keys() >= KEYS:
-            raise ConfigError(f"{path}, line {number}: a row must have the keys run, config, summary and rows")
+    rows = []
+    for number, line in enumerate(text.split(b"\n")[:-1], 1):
+        row = parse_json(line.decode("utf-8", "replace"), path)
+        if not row.keys() >= KEYS:
+            raise DamagedFile(path, f"the row of line {number} must have the keys run, config, summary and rows")
+        if not RUN_NAME.fullmatch(str(row["run"])):
+            raise DamagedFile(path, f"run={row['run']} of line {number} is not the name of a folder")
+        refuse_interpolations(row["config"], path, "config")
+        rows.append(row)
     return rows
 
 
@@ -66,17 +75,20 @@ def gzip_members(data: bytes, path: Path) -> Iterator[tuple[bytes, int]]:
 
     Skips a truncated member at the end. Raises ConfigError for bytes that are not gzip.
     """
-    start = 0
+    start = total = 0
     while start < len(data):
         unpack, content, at = zlib.decompressobj(wbits=31), [], start
         try:
             while not unpack.eof and at < len(data):
                 content.append(unpack.decompress(data[at : at + CHUNK]))
-                at += CHUNK
+                at, total = at + CHUNK, total + len(content[-1])
+                if total > MAX_BYTES:
+                    raise DamagedFile(path, f"its rows have more than {MAX_BYTES:,} bytes")
         except zlib.error as error:
-            raise ConfigError(
-                f"{path} is damaged at byte {start:,} ({error}): run `truncate -s {start} {path}` to keep the rows "
-                "before it; `kleiber report` then adds the runs whose folders still exist"
+            raise DamagedFile(
+                path,
+                f"byte {start:,} and later ({error}): run `truncate -s {start} {path}` to keep the rows before it; "
+                "`kleiber report` then adds the runs whose folders still exist",
             ) from None
         if not unpack.eof:
             return

@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import yaml
-
 from kleiber.config.errors import ConfigError, Status
 from kleiber.config.targets import signature
+from kleiber.records.files import DamagedFile, read_config_node, read_yaml, write_yaml
 from kleiber.records.summary import Summary, cpu_name, map_strings, read
 from kleiber.types import Config, Json
 
@@ -208,28 +207,26 @@ def write_config(folder: Path, config: Config, overrides: Sequence[str]) -> None
     """Writes config.yaml, resolved, and overrides.yaml; raises ConfigError where the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in (("config.yaml", dict(config)), ("overrides.yaml", list(overrides))):
-            part = folder / f".{name}.part-{os.getpid()}"
-            part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-            part.replace(folder / name)
+        write_yaml(folder / "config.yaml", dict(config))
+        write_yaml(folder / "overrides.yaml", list(overrides))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}): set root= or KLEIBER_ROOT") from error
 
 
 def read_config(folder: Path) -> Json:
     """The content of config.yaml. Raises ConfigError where there is none or it is damaged."""
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-    except OSError:
-        raise ConfigError(f"{folder} has no config.yaml, so it is not the folder of a run") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{folder / 'config.yaml'} is damaged: start the run again with resume=never")
-    return config
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise ConfigError(f"{folder} has no config.yaml, so it is not the folder of a run")
+    return read_config_node(path)
 
 
 def read_overrides(folder: Path) -> list[str]:
     """Returns the overrides of the run, such as `model.depth=3`, from its overrides.yaml."""
-    return list(yaml.safe_load((folder / "overrides.yaml").read_text()) or [])
+    overrides = read_yaml(folder / "overrides.yaml") or []
+    if not isinstance(overrides, list):
+        raise DamagedFile(folder / "overrides.yaml", "it must be a list of overrides")
+    return [str(override) for override in overrides]
 
 
 def set_aside(folder: Path) -> None:

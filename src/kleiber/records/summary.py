@@ -7,8 +7,6 @@ incomplete last line of metrics.jsonl is skipped: the run was killed while writi
 from __future__ import annotations
 
 import json
-import math
-import os
 import platform
 import subprocess
 import time
@@ -20,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kleiber.config.errors import Status
+from kleiber.records.files import DamagedFile, read_json, write_json
 from kleiber.types import Config, Json, Row
 
 SCHEMA = "kleiber.run/1"
@@ -166,26 +165,11 @@ def score_matrix(metrics: Mapping[str, tuple[str, bool]], stages: Sequence[Json]
 
 
 def read(path: Path) -> Json | None:
-    """The content of a JSON file such as summary.json; None where the file is missing or is not JSON."""
+    """The content of a JSON file such as summary.json; None where the file is missing or damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json(path)
+    except DamagedFile:
         return None
-
-
-def write_json(path: Path, values: object) -> None:
-    """Writes JSON atomically. Infinite numbers and NaN become null, because JSON cannot represent them."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    part.write_text(json.dumps(_finite(values), indent=1))
-    os.replace(part, path)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def map_strings(config: Config, fn: Callable[[str], str]) -> Json:

@@ -13,8 +13,9 @@ from kleiber.nn.loss import kl_divergence
 from kleiber.retention.memory import EarlierText, reference_samples, same_loss
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Objective, Retention, Samples, Task, Tokenizer
+from kleiber.types.contracts import Objective, Retention, Samples, Task
 from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 
 
 class LwF(Retention):

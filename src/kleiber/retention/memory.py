@@ -22,8 +22,9 @@ from kleiber.data.mixture import Mixture, SpreadSamples, fractions_of
 from kleiber.models.generate import generate
 from kleiber.types import Json
 from kleiber.types.batch import Batch
-from kleiber.types.contracts import HeldOut, Objective, Samples, Task, Tokenizer
+from kleiber.types.contracts import HeldOut, Objective, Samples, Task
 from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -91,19 +92,19 @@ class GeneratedSamples(HeldOut):
 
 
 def generate_samples(
-    model: Model, eos: int, num_tokens: int, seed: int, temperature: float = 1.0
+    model: Model, begin: int, num_tokens: int, seed: int, temperature: float = 1.0
 ) -> Int[Tensor, "samples time"]:
     """About `num_tokens` tokens of text that the model generates, as samples of context + 1 tokens.
 
-    Each sample begins at the beginning of a document. The text depends on the model and the arguments alone. Raises
-    ValueError for a bidirectional model.
+    Each sample begins at the beginning of a document, with the token `begin`. The text depends on the model and
+    the arguments alone. Raises ValueError for a bidirectional model.
     """
     device = device_of(model)
     count = max(1, round(num_tokens / model.context))
     generator = torch.Generator(device).manual_seed(seed)
     samples = []
     for start in range(0, count, 64):
-        prompt = torch.full((min(64, count - start), 1), eos, device=device)
+        prompt = torch.full((min(64, count - start), 1), begin, device=device)
         samples.append(generate(model, prompt, model.context, temperature, generator=generator))
     return torch.cat(samples).int()
 
@@ -212,7 +213,7 @@ class EarlierText:
             return {}
         assert self.vocabulary is not None, "the run supplies the vocabulary"
         tokens = round(quantity(self.generated_tokens))
-        return {"text": generate_samples(model, self.vocabulary.eos, tokens, seed, self.temperature)}
+        return {"text": generate_samples(model, self.vocabulary.separator.before, tokens, seed, self.temperature)}
 
     def tasks(self, tasks: Sequence[Task], memory: Json, tokens: float | None = None) -> list[Task]:
         """Tasks with the samples to read.

@@ -20,8 +20,9 @@ from kleiber.data.mixture import LARGEST_BLOCK, Mixture, fractions_of
 from kleiber.retention.memory import EarlierText, Source, reference_samples, same_loss
 from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss
-from kleiber.types.contracts import Objective, Retention, Samples, Task, Tokenizer
+from kleiber.types.contracts import Objective, Retention, Samples, Task
 from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 
 
 class Replay(Retention):

@@ -48,7 +48,7 @@ def draw_figure(rows: Sequence[ActivationSize], folder: Path) -> list[Path]:
     import altair as alt
     import pandas as pd
 
-    from kleiber.charts import PALETTE, apply_theme
+    from kleiber.charts import PALETTE, apply_theme, render_page
 
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
@@ -72,10 +72,10 @@ def draw_figure(rows: Sequence[ActivationSize], folder: Path) -> list[Path]:
         .resolve_scale(y="independent")
     )
     chart = apply_theme(chart)
-    picture, page = folder / "coordinates.png", folder / "coordinates.html"
+    picture, html = folder / "coordinates.png", folder / "coordinates.html"
     chart.save(picture, scale_factor=2)
-    chart.save(page, inline=True, embed_options={"renderer": "svg", "actions": False})
-    return [picture, page]
+    html.write_text(render_page("Coordinate check: activation size vs width", {"coordinates": chart}), encoding="utf-8")
+    return [picture, html]
 
 
 def activation_sizes(

@@ -20,7 +20,7 @@ from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import quantity
 from kleiber.evals import Subject
 from kleiber.models.transformer import Transformer
-from kleiber.records.summary import write_json
+from kleiber.records.files import write_json
 from kleiber.types import Json
 
 SCHEMA = "kleiber.eval/1"

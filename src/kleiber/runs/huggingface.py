@@ -17,20 +17,23 @@ from typing import TYPE_CHECKING
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.stages import SINGLE_STAGE
 from kleiber.data import chat
-from kleiber.data.tokenizers import ALPHABET, BPE, CONFIG, EOS, FILE, MASK, Bytes, Pretrained, load_pretrained
+from kleiber.data.pretrained_tokenizer import Pretrained, load_pretrained
+from kleiber.data.tokenizers import ALPHABET, BPE, CONFIG, EOS, FILE, MASK, Bytes
 from kleiber.models.counting import count_parameters
 from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
+from kleiber.records.files import write_json, write_yaml
 from kleiber.records.folder import TOKENIZER
-from kleiber.records.summary import versions, write_json
+from kleiber.records.summary import versions
 from kleiber.runs.open import TrainedModel, new_model, open_model
 from kleiber.training import checkpoint
-from kleiber.types import Json, contracts
+from kleiber.types import Json
+from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    import tokenizers
 
 FORMAT = "kleiber.import/1"
 TEMPLATE = "chat_template.jinja"
@@ -109,9 +112,7 @@ def _write_run(folder: Path, out: Path) -> None:
     model = new_model(config, rows)
     assert isinstance(model, Transformer)
     load_hf(model, folder)
-    import yaml
-
-    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    write_yaml(out / "config.yaml", config)
     state = {"optimizer": {}, "callbacks": {}}
     saved = checkpoint.save(out / "stages" / SINGLE_STAGE / "checkpoints", 0, model, state, "imported")
     parameters = vars(count_parameters(model))
@@ -127,7 +128,7 @@ def check_empty(out: Path) -> None:
         raise ValueError(f"{out} must not exist or be empty: choose another folder, or delete its content")
 
 
-def save_tokenizer(tokenizer: contracts.Tokenizer, out: Path, context: int) -> None:
+def save_tokenizer(tokenizer: Tokenizer, out: Path, context: int) -> None:
     """Writes a tokenizer as files that `AutoTokenizer` reads. Token ids stay the same.
 
     context  longest row of the model in tokens
@@ -157,7 +158,7 @@ def save_tokenizer(tokenizer: contracts.Tokenizer, out: Path, context: int) -> N
     (out / CONFIG).write_text(json.dumps(config | {"model_max_length": context}, indent=1, ensure_ascii=False))
 
 
-def save_chat_template(tokenizer: contracts.Tokenizer, out: Path) -> None:
+def save_chat_template(tokenizer: Tokenizer, out: Path) -> None:
     """Writes the chat template of training to the folder `out`, in place of one that came with the tokenizer.
 
     Writes no template, and warns, when transformers would turn it into other token ids than training did.
@@ -167,7 +168,7 @@ def save_chat_template(tokenizer: contracts.Tokenizer, out: Path) -> None:
     config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
     config.pop("chat_template", None)  # older versions of transformers stored the template here
     (out / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False))
-    (out / TEMPLATE).write_text(chat.JINJA)
+    (out / TEMPLATE).write_text(chat.jinja_template(tokenizer))
     hf_tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
     turns = [chat.Turn("system", "Be brief."), chat.Turn("user", "1 + 1?"), chat.Turn("assistant", "It is 2.")]
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
@@ -180,11 +181,12 @@ def save_chat_template(tokenizer: contracts.Tokenizer, out: Path) -> None:
         )
 
 
-def hf_byte_tokenizer() -> Tokenizer:
+def hf_byte_tokenizer() -> tokenizers.Tokenizer:
     """Builds the tokenizer `Bytes` with the package `tokenizers`: 256 visible characters as tokens, and no merges."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.BPE(vocab=dict(ALPHABET), merges=[]))
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=dict(ALPHABET), merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     tokenizer.add_special_tokens([EOS, MASK])

@@ -121,7 +121,8 @@ def _with_start(config: Json, set_keys: set[str], planned: Planned) -> Json:
     if kind == "Checkpoint":
         config = _with_model(config, run.config["model"], set_keys)
     data = stage_config(run.config, stage)["data"]
-    return _with_tokenizer(config, str(run.tokenizer or data.get("tokenizer", "bytes")), set_keys)
+    tokenizer = str(run.tokenizer or data.get("tokenizer", "bytes"))
+    return _with_tokenizer(config, tokenizer, set_keys, data.get("separator"))
 
 
 def _with_hf_start(config: Json, init: Config, set_keys: set[str]) -> Json:
@@ -185,29 +186,36 @@ def _copy_key(source: Config, target: Json, keys: Sequence[str]) -> None:
     target[last] = copy.deepcopy(source[last])
 
 
-def _with_tokenizer(config: Json, name: str, set_keys: set[str]) -> Json:
-    """The config with another tokenizer, in its own data and in the data of the stages of a chain."""
+def _with_tokenizer(config: Json, name: str, set_keys: set[str], separator: object = None) -> Json:
+    """The config with another tokenizer, in its own data and in the data of the stages of a chain.
+
+    separator  `data.separator` of the start point, which is inherited where the command line sets none
+    """
     if "data.tokenizer" in set_keys:
         return config
-    config = {**config, "data": _data_with_tokenizer(config["data"], name)}
+    keys: Json = {"tokenizer": name}
+    if separator is not None and "data.separator" not in set_keys:
+        keys["separator"] = separator
+    config = {**config, "data": _data_with_tokenizer(config["data"], keys)}
     if not is_chain(config):
         return config
-    chain = {stage: _stage_with_tokenizer(node, name) for stage, node in config["stages"]["chain"].items()}
+    chain = {stage: _stage_with_tokenizer(node, keys) for stage, node in config["stages"]["chain"].items()}
     return {**config, "stages": {**config["stages"], "chain": chain}}
 
 
-def _stage_with_tokenizer(node: Config | None, name: str) -> Config | None:
+def _stage_with_tokenizer(node: Config | None, keys: Config) -> Config | None:
     """The node of a stage with the tokenizer, where its data has a `_target_` of its own and sets no tokenizer."""
     data = (node or {}).get("data")
     if node is None or not isinstance(data, Mapping) or "_target_" not in data or "tokenizer" in data:
         return node
-    return {**node, "data": _data_with_tokenizer(data, name)}
+    return {**node, "data": _data_with_tokenizer(data, keys)}
 
 
-def _data_with_tokenizer(data: Config, name: str) -> Config:
+def _data_with_tokenizer(data: Config, keys: Config) -> Config:
+    """A node of data with the tokenizer, and the separator if there is one, of a start point."""
     if "tokenizer" not in signature(str(data["_target_"])).parameters:
         return data
-    return {**data, "tokenizer": name, **({"vocab_size": None} if "vocab_size" in data else {})}
+    return {**data, **keys, **({"vocab_size": None} if "vocab_size" in data else {})}
 
 
 MUP_RATE = 0.02  # AdamW's default; other optimizers scale the rates below by their default over this one

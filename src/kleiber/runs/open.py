@@ -19,15 +19,17 @@ from kleiber.config.check import check
 from kleiber.config.errors import ConfigError
 from kleiber.config.stages import stage_configs
 from kleiber.config.targets import build, signature
-from kleiber.data.tokenizers import Bytes, load_pretrained
+from kleiber.data.pretrained_tokenizer import load_pretrained
+from kleiber.data.tokenizers import Bytes
 from kleiber.objectives.objective import REFERENCE
 from kleiber.records.folder import TOKENIZER, read_config
 from kleiber.records.summary import read
 from kleiber.runs.inherit import locate_stage
 from kleiber.training import checkpoint
 from kleiber.types import Config, Json
-from kleiber.types.contracts import Corpus, Objective, Tokenizer
+from kleiber.types.contracts import Corpus, Objective
 from kleiber.types.model import Model
+from kleiber.types.tokenizer import Tokenizer
 
 HARDWARE = {"_target_": "kleiber.training.Local"}
 
@@ -146,14 +148,16 @@ def load_objective(config: DictConfig, corpus: Corpus, folder: Path) -> Objectiv
 def load_tokenizer(folder: Path, config: Config) -> Tokenizer:
     """Loads the tokenizer of a run: the one in its folder if there is one, else the one that its config names."""
 
-    if (folder / TOKENIZER).is_dir():
-        return load_pretrained(str(folder / TOKENIZER))
     data = config["data"]
     default = signature(str(data["_target_"])).parameters.get("tokenizer")
     name = data.get("tokenizer", default.default if default else None)
-    if name == "bytes":
-        return Bytes()
-    return prepare_corpus(config).tokenizer if name is None or name == "bpe" else load_pretrained(name)
+    if (folder / TOKENIZER).is_dir():
+        tokenizer = load_pretrained(str(folder / TOKENIZER))
+    elif name is None or name == "bpe":
+        return prepare_corpus(config).tokenizer
+    else:
+        tokenizer = Bytes() if name == "bytes" else load_pretrained(name)
+    return tokenizer.with_separator(data.get("separator"))
 
 
 def new_model(config: Config, vocab_size: int) -> Model:

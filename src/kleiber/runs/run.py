@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kleiber.runs.stage_tree import Stage, Tree
     from kleiber.training.loggers import Logger
     from kleiber.training.trainer import Local
-    from kleiber.types.contracts import Tokenizer
+    from kleiber.types.tokenizer import Tokenizer
 
 
 def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> int:

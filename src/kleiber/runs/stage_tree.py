@@ -70,6 +70,7 @@ class Stage:
                 "name": corpus.name, "config": corpus.config, "hash": corpus.hash,
                 "tokenizer_hash": corpus.tokenizer.hash, "tokens": corpus.train.num_tokens,
                 "bytes": corpus.train.num_bytes,
+                "separator": corpus.tokenizer.separator_texts,
             },
             batch_tokens=self.plan.batch_tokens,
             lr=self.plan.optimizer.lr,

@@ -93,7 +93,8 @@ class HF(StartPoint):
         if not self.upstream:
             return []
         parts = {name: 1 / len(self.upstream) for name in self.upstream}
-        texts = MixtureCorpus(parts, tokenizer=config.data.tokenizer).prepare(config.model.context)
+        settings = {"tokenizer": config.data.tokenizer, "separator": config.data.get("separator")}
+        texts = MixtureCorpus(parts, **settings).prepare(config.model.context)
         check_same_tokenizer(corpus, texts, "init.upstream")
         objective = build(DictConfig({"_target_": "kleiber.objectives.CLM"}))
         return [Task(name, objective, held_out, texts.train) for name, held_out in texts.validation.items()]

@@ -53,7 +53,8 @@ def write(
         "verdicts": verdicts, "tables": titled, "missing": [],
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(summary, Findings("", text=text, methods=methods(records)), charts, kept[:MOST_ROWS]))
+    findings = Findings("", text=text, methods=methods(records))
+    out.write_text(page(summary, findings, charts, kept[:MOST_ROWS]), encoding="utf-8")
 
 
 def fitted_rows(rows: Table, form: Law, entry: Row) -> pd.DataFrame:

@@ -7,19 +7,15 @@ was.
 
 from __future__ import annotations
 
-import html
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
-from kleiber.records.summary import write_json
+from kleiber.records.files import read_config_node, write_json
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.laws_json import without_nonfinite, write
 from kleiber.studies.scaling import Scaling
@@ -115,20 +111,6 @@ def reason(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1040px; margin: 2em auto; padding: 0 1em }
-h1 { font-size: 1.5em; margin-bottom: .2em } h2 { font-size: 1.1em; margin-top: 2em }
-.charts { display: flex; flex-wrap: wrap; gap: 1.8em; margin-top: 1.5em }
-.lead { font-size: 1.1em; font-weight: 600; max-width: 50em } .small { color: #555 }
-table { border-collapse: collapse; font-size: 13px } td, th { padding: 2px 14px 2px 0; text-align: left }
-th { border-bottom: 1px solid #999 } td.n { text-align: right; font-variant-numeric: tabular-nums }
-.refuse { border-left: 4px solid #b00020 } .warn { border-left: 4px solid #c77700 }
-.note { border-left: 4px solid #999 } .verdict { padding: 2px 10px; margin: 4px 0 }
-pre { font-size: 12px; background: #f6f6f6; padding: 1em; overflow: auto } details { margin-top: 2em }
-summary { font-weight: 600; cursor: pointer }
-"""
-
-
 def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Study:
     """Returns the study to analyze the runs with: `name`, else study.yaml of the folder, else that of a run.
 
@@ -141,7 +123,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     if name is not None:
         nodes = [load_study(name)]
     elif (asked := folder / "study.yaml").is_file():
-        nodes = [yaml.safe_load(asked.read_text())]
+        nodes = [read_config_node(asked)]
     if not nodes:
         return Scaling()
     check_node("study", nodes[0])
@@ -190,7 +172,7 @@ def report(
     if out is None:
         write_findings(folder, findings, result)
     charts = {name: make() for name, make in result.figures.items()}
-    (out or folder / "report.html").write_text(page(findings, result, charts, run_rows(runs)))
+    (out or folder / "report.html").write_text(page(findings, result, charts, run_rows(runs)), encoding="utf-8")
     if out is not None:
         return findings
     write_figures(folder / "figures", charts)
@@ -238,39 +220,15 @@ def write_figures(folder: Path, charts: Row) -> None:
 
 def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> str:
     """Returns the HTML page: the content of findings.json, text and methods of `result`, and a table of the runs."""
-    specs = json.dumps({name: chart.to_dict() for name, chart in charts.items()}).replace("</", "<\\/")
-    places = "".join(f'<div id="{name}"></div>' for name in charts)
-    draw = f"const specs = {specs}; for (const [id, spec] of Object.entries(specs)) vegaEmbed('#' + id, spec, "
-    draw += "{renderer: 'svg', actions: false});"
-    verdicts = "".join(
-        f'<div class="verdict {verdict["level"]}">{html.escape(verdict["level"])}: {html.escape(verdict["text"])}</div>'
-        for verdict in findings["verdicts"]
-    )
-    missing = f"<p>Not finished: {html.escape(', '.join(findings['missing']))}</p>" if findings["missing"] else ""
-    tables = "".join(
-        f"<h2>{html.escape(title)}</h2>{table(rows)}" for title, rows in findings["tables"].items() if rows
-    )
-    text = f"<h2>Fitted law</h2><pre>{html.escape(chr(10).join(result.text))}</pre>" if result.text else ""
+    from kleiber.charts import render_page
+
     took = f", {findings['seconds'] / 60:.0f} minutes of training in total" if findings.get("seconds") else ""
-    methods = f"<h2>Methods</h2><p>{html.escape(result.methods)}</p>" if result.methods else ""
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(findings['study'])}</title>"
-        f"<style>{STYLE}</style><h1>{html.escape(findings['study'])}</h1>"
-        f'<p class="lead">{html.escape(findings["headline"])}</p>'
-        f'<p class="small">{html.escape(findings["runs"])}{took}.</p>{missing}'
-        f'<div class="charts">{places}</div><h2>Conclusions and caveats</h2>{verdicts}{tables}{text}{methods}'
-        f"<details><summary>Runs</summary>{table(rows)}</details>"
-        f'<script type="module">{scripts()}\n{draw}</script></html>'
-    )
-
-
-def scripts() -> str:
-    """Returns the JavaScript that draws the charts, with all its dependencies (0.9 MB)."""
-    import vl_convert
-
-    return vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue]  (its stub asks for an optional argument)
+    missing = [f"Not finished: {', '.join(findings['missing'])}"] if findings["missing"] else []
+    return render_page(
+        findings["study"], charts, headline=findings["headline"], notes=[f"{findings['runs']}{took}.", *missing],
+        verdicts=findings["verdicts"], tables=findings["tables"], text="\n".join(result.text),
+        methods=result.methods, details={"Runs": rows},
+    )  # fmt: skip
 
 
 def run_rows(runs: Sequence[Run]) -> list[Json]:
@@ -278,25 +236,3 @@ def run_rows(runs: Sequence[Run]) -> list[Json]:
     rows: Rows = frame(runs)
     kept = ["run", "stage", "status", "seed", "params", "active", "tokens", "flops", "loss"]
     return rows[[name for name in kept if name in rows]].to_dict("records")
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Returns an HTML table; its columns are those of all rows, in order of appearance."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    heads = "".join(f"<th>{html.escape(str(name))}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(cell(row.get(name)) for name in names)}</tr>" for row in rows)
-    return f"<table><tr>{heads}</tr>{body}</table>"
-
-
-def cell(value: float | str | None) -> str:
-    """Returns an HTML table cell; numbers have four significant digits, None and nan are empty."""
-    if value is None or value != value:
-        return "<td></td>"
-    if isinstance(value, bool):
-        return f"<td>{'yes' if value else 'no'}</td>"
-    if isinstance(value, int):
-        return f'<td class="n">{value:,}</td>'
-    if isinstance(value, float):
-        whole = value == int(value) and 1e3 <= abs(value) < 1e9 if abs(value) < 1e15 else False
-        return f'<td class="n">{value:,.0f}</td>' if whole else f'<td class="n">{value:.4g}</td>'
-    return f"<td>{html.escape(str(value))}</td>"

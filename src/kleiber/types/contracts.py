@@ -1,4 +1,4 @@
-"""Base classes of what a user can add: tokenizers, data, objectives, adapters and retention methods.
+"""Base classes of what a user can add: data, objectives, adapters and retention methods.
 
 A method or attribute that not every class needs has a default here that does nothing, so callers need not check whether
 it exists.
@@ -13,52 +13,13 @@ from types import MappingProxyType
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kleiber.types import Json
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.model import Model
-
-
-class Tokenizer:
-    """Encodes text as token ids, and decodes them.
-
-    vocab_size   number of ids, padding of the vocabulary included
-    eos          id of the end of a text
-    mask         id of a hidden token; -1 where the vocabulary has none
-    bos          id of the beginning of a text; None where the vocabulary has none
-    cls          id of the token that stands for a whole text; -1 where the vocabulary has none
-    hash         differs for tokenizers that encode any text differently
-    token_bytes  number of bytes of text in each token; 0 for special tokens
-    path         file that a run copies into its folder; None where the name is enough to load the tokenizer
-    """
-
-    name: str
-    vocab_size: int
-    eos: int
-    mask: int
-    hash: str
-    token_bytes: Int[np.ndarray, "vocab"]
-    bos: int | None = None
-    cls: int = -1
-    path: Path | None = None
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, without special tokens."""
-        raise NotImplementedError
-
-    def encode_for_model(self, text: str) -> list[int]:
-        """Ids of a text with the special tokens that the tokenizer's files add around it."""
-        return self.encode(text)
-
-    def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
-        """Ids of several texts."""
-        return [np.asarray(self.encode(text), np.int64) for text in texts]
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of the ids; special tokens and padding are left out."""
-        raise NotImplementedError
+from kleiber.types.tokenizer import Tokenizer
 
 
 class Samples:

@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from html_elements import HOSTILE, elements
 from tables import folder
 
+from kleiber.objectives.classify import ClassRow
 from kleiber.objectives.clm import CLM
 from kleiber.training.callbacks.after_training import Classes, figure
 
@@ -40,3 +42,13 @@ def test_it_leaves_other_objectives_alone(tmp_path: Path) -> None:
     trainer = SimpleNamespace(global_step=5, max_steps=5)
     Classes(tmp_path, SimpleNamespace()).on_train_end(trainer, SimpleNamespace(objective=CLM()))  # type: ignore
     assert not (tmp_path / "classes").exists()
+
+
+def test_a_label_that_is_a_script_is_only_text_in_the_page(tmp_path: Path) -> None:
+    pytest.importorskip("altair")
+    pages: list[str] = []
+    for label in ("harmless", "<script>alert(1)</script>", HOSTILE):
+        callback = Classes(tmp_path, SimpleNamespace())  # type: ignore[arg-type]
+        callback.write("t", [ClassRow(label, 3, 1.0, 1.0, 1.0), ClassRow("b", 3, 1.0, 1.0, 1.0)], [[3, 0], [0, 3]])
+        pages.append((tmp_path / "classes/t.html").read_text(encoding="utf-8"))
+    assert elements(pages[0]) == elements(pages[1]) == elements(pages[2]) and "<script>alert" not in pages[1]

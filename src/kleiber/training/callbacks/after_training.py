@@ -184,8 +184,11 @@ class Classes(LeanCallback):
         table = json.dumps({"classes": rows, "confusion": confusion}, indent=1, ensure_ascii=False)
         (self.folder / f"{task}.json").write_text(table)
         if len(rows) <= MOST_CLASSES and (chart := figure([row["name"] for row in rows], confusion)) is not None:
-            options = {"renderer": "svg", "actions": False}
-            chart.save(str(self.folder / f"{task}.html"), inline=True, embed_options=options)
+            from kleiber.charts import render_page
+
+            (self.folder / f"{task}.html").write_text(
+                render_page(f"Classes of {task}", {"confusion": chart}), encoding="utf-8"
+            )
 
 
 def figure(names: list[str], confusion: list[list[int]]) -> LayerChart | FacetChart | None:
@@ -246,7 +249,7 @@ class Samples(LeanCallback):
         if not model.causal:
             return
         tokenizer = self.corpus.tokenizer
-        ids = tokenizer.encode(self.prompt) if self.prompt else self._validation_prompt()
+        ids = tokenizer.encode_prompt(self.prompt) if self.prompt else self._validation_prompt()
         device = next(model.parameters()).device
         prompts = torch.tensor([ids] * self.num, device=device)
         generator = torch.Generator(device).manual_seed(self.seed)

@@ -1,0 +1,152 @@
+"""The tokenizers of Hugging Face models.
+
+Only files are read: code that comes with a tokenizer is never run. Text is encoded without the special tokens around
+it, which are the tokenizer's `separator`: token files, prompts and conversations add them. The library `tokenizers`
+does the encoding; `transformers` is not imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Integer
+
+from kleiber.config import hub
+from kleiber.data.tokenizers import ALPHABET, CONFIG, FILE, padded_size, token_to_bytes
+from kleiber.types import Json
+from kleiber.types.tokenizer import Separator, Tokenizer
+
+MODEL = "config.json"
+EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<eos>", "<|end_of_text|>", "<|im_end|>")
+MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
+
+
+class Pretrained(Tokenizer):
+    """A tokenizer.json.
+
+    eos          `eos_token` of the config, else its `sep_token`, else a token with a usual name
+    mask         `mask_token` of the config, else a token with a usual name, else a new id after the last one
+    cls          `cls_token` of the config; -1 without one
+    separator    the tokens that the files put around a text: `<s>` in front (Llama), or `[CLS]` in front and `[SEP]`
+                 behind (BERT); eos where they put none in front (GPT-2)
+    vocab_size   in the folder of a model the number of rows of its embedding; mask is -1 where it has no row
+    token_bytes  exact for byte-level vocabularies; for others the length of the token's text
+    hash         of the content of the file
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        from tokenizers import Tokenizer
+
+        saved = (folder / FILE).read_bytes()
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
+        except ValueError as error:
+            raise ValueError(f"{folder / CONFIG} is not valid JSON ({error}): download the tokenizer again") from None
+        self.name = name.rstrip("/").rsplit("/", 1)[-1]
+        try:
+            self._tokenizer = Tokenizer.from_str(saved.decode())
+        except Exception as error:  # the only class that `tokenizers` raises
+            raise ValueError(f"{folder / FILE} is not a valid tokenizer ({error}): download it again") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.cls = _special(vocab, config, ("cls_token",), ())
+        self.num_tokens = 1 + max(vocab.values())
+        self.eos = _special(vocab, config, ("eos_token", "sep_token"), EOS_NAMES)
+        self.mask = _special(vocab, config, ("mask_token",), MASK_NAMES)
+        if self.eos < 0:
+            raise ValueError(f"data.tokenizer={name} has no end-of-text token: set eos_token in its {CONFIG}")
+        model = folder / MODEL
+        rows = json.loads(model.read_text(encoding="utf-8")).get("vocab_size") if model.is_file() else None
+        if self.mask < 0 and (rows is None or rows > self.num_tokens):
+            self.mask, self.num_tokens = self.num_tokens, self.num_tokens + 1
+        self.vocab_size = padded_size(self.num_tokens) if rows is None else max(rows, self.num_tokens)
+        self.folder = folder
+        bos = _special(vocab, config, ("bos_token",), ())
+        self.bos = None if bos < 0 else bos
+        self._separator = self._separator_of_files(config)
+        special = {i for i, token in added.items() if token.special} | {*self.separator.ids, self.eos, bos, self.cls}
+        self.specials = {token: i for token, i in vocab.items() if i in special}
+        self.hash = f"{self.name}/{hashlib.sha256(saved).hexdigest()[:16]}-{self.eos}-{self.mask}"
+        self.token_bytes: Int[np.ndarray, "vocab"] = np.zeros(self.vocab_size, np.int64)
+        length = _byte_level if all(set(t) <= ALPHABET.keys() for t, i in vocab.items() if i not in added) else _length
+        without_text = {self.eos, self.mask, *self.specials.values()}
+        for token, i in vocab.items():
+            self.token_bytes[i] = 0 if i in without_text else length(token)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _separator_of_files(self, config: Json) -> Separator | None:
+        """Returns the tokens that transformers puts around a text; None where it puts no token in front."""
+        if "add_bos_token" in config or "add_eos_token" in config:  # they replace the template of tokenizer.json
+            before = self.bos if config.get("add_bos_token") else None
+            after = self.eos if config.get("add_eos_token") else None
+        else:
+            encoding = self._tokenizer.encode("a", add_special_tokens=True)
+            added = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+            ends = [i if special else None for i, special in added] or [None]
+            before, after = ends[0], ends[-1]
+        return None if before is None else Separator(before, after)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode([i for i in ids if i < self.num_tokens], skip_special_tokens=True)
+
+    def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.int64) for encoding in encoded]
+
+
+def load_pretrained(name: str) -> Pretrained:
+    """Returns the tokenizer in a folder, in a local copy below $KLEIBER_DATA, or on the hub.
+
+    Raises ValueError if there is no such tokenizer; within ten seconds if the hub is not reachable.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        copy = hub.local_copy(name) if hub.is_name(name) else None
+        folder = copy or _download(name)
+    if not (folder / FILE).is_file():
+        raise ValueError(f"data.tokenizer={name} must be a folder with {FILE}, and {folder} has none")
+    return Pretrained(folder, name)
+
+
+def _download(name: str) -> Path:
+    if not hub.is_name(name):
+        raise ValueError(f"data.tokenizer={name} must be an existing folder or a name on the hub")
+    from huggingface_hub import hf_hub_download
+
+    online = hub.reachable()
+    try:
+        hf_hub_download(name, CONFIG, local_files_only=not online)
+        return Path(hf_hub_download(name, FILE, local_files_only=not online)).parent
+    except Exception as error:  # many kinds, of several libraries
+        if online:
+            raise ValueError(f"data.tokenizer={name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"data.tokenizer={name}: the hub is not reachable, and this machine has no copy; set data.tokenizer=FOLDER "
+            f"to a folder with a {FILE}, KLEIBER_DATA=DIR to one with DIR/{name}, or data.tokenizer=bpe or bytes"
+        ) from error
+
+
+def _special(vocab: dict[str, int], config: Json, keys: tuple[str, ...], names: tuple[str, ...]) -> int:
+    """Returns the id of the first special token of the config's `keys` or of the usual `names`; -1 for none."""
+    values = [config.get(key) for key in keys]
+    configured = [value.get("content") if isinstance(value, dict) else value for value in values]
+    return next((vocab[name] for name in (*configured, *names) if name in vocab), -1)
+
+
+def _byte_level(token: str) -> int:
+    return len(token_to_bytes(token)) if set(token) <= ALPHABET.keys() else len(token.encode())
+
+
+def _length(token: str) -> int:
+    """Returns the bytes of a token of WordPiece (## joins) or SentencePiece (▁ is a space, <0xAB> a byte)."""
+    if len(token) == 6 and token.startswith("<0x"):
+        return 1
+    return len(token.removeprefix("##").replace("▁", " ").encode())

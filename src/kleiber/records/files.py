@@ -1,0 +1,138 @@
+"""Reads JSON and YAML files that may be damaged or a stranger's, and writes files whole or not at all.
+
+Readers raise `DamagedFile`, which names the file and the reason, for every content that kleiber does not write: another
+encoding, other syntax, deep nesting, a huge file, and YAML aliases, a few of which can stand for billions of values.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import yaml
+
+from kleiber.config.errors import ConfigError
+from kleiber.types import Json
+
+MAX_JSON_BYTES, MAX_YAML_BYTES = 2**28, 2**20
+MAX_DEPTH = 100  # levels of nesting in YAML
+
+
+class DamagedFile(ConfigError):
+    """A file cannot be read, or kleiber does not write such a content. The message names the file and the reason."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is damaged: {reason}")
+        self.path, self.reason = path, reason
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """Returns the text of a file. Raises DamagedFile unless it is a file of at most `max_bytes` bytes in UTF-8."""
+    try:
+        if not path.is_file():
+            raise DamagedFile(path, "it is not a file" if path.exists() else "it does not exist")
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise DamagedFile(path, f"it has {size:,} bytes, more than {max_bytes:,}")
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DamagedFile(path, f"byte {error.start} is not UTF-8") from None
+    except OSError as error:
+        raise DamagedFile(path, str(error.strerror)) from None
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Json:
+    """Returns the object in a JSON file. Raises DamagedFile where the file is missing or contains no JSON object."""
+    return parse_json(read_text(path, max_bytes), path)
+
+
+def parse_json(text: str, path: Path) -> Json:
+    """Returns the object in a JSON text. Raises DamagedFile, which names `path`, where it is no JSON object."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise DamagedFile(path, "its values are nested too deeply") from None
+    except ValueError as error:
+        raise DamagedFile(path, f"it is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise DamagedFile(path, f"it must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def read_yaml(path: Path) -> object:
+    """Returns the value in a YAML file. Raises DamagedFile for aliases, deep nesting and tags of Python objects."""
+    text = read_text(path, MAX_YAML_BYTES)
+    try:
+        _check_events(text, path)
+        return yaml.load(text, yaml.CSafeLoader)
+    except yaml.YAMLError as error:
+        raise DamagedFile(path, f"it is not YAML ({' '.join(str(error).split())})") from None
+
+
+def read_config_node(path: Path) -> Json:
+    """Returns the config in a YAML file that was resolved when it was written.
+
+    Raises DamagedFile as `read_yaml` does, for a file without keys, and for interpolations: one such as
+    `${oc.env:HOME}` in a stranger's config would reveal the environment of its reader.
+    """
+    config = read_yaml(path)
+    if not isinstance(config, dict):
+        raise DamagedFile(path, "it contains no keys")
+    refuse_interpolations(config, path)
+    return config
+
+
+def _check_events(text: str, path: Path) -> None:
+    """Raises DamagedFile where a YAML text has an alias or nests too deeply; it builds no value."""
+    depth = 0
+    for event in yaml.parse(text, yaml.CSafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+            reason = f"levels of nesting, more than {MAX_DEPTH}" if depth > MAX_DEPTH else f"*{event.anchor}, an alias"
+            raise DamagedFile(path, f"line {event.start_mark.line + 1} has {reason}")
+
+
+def refuse_interpolations(value: object, path: Path, key: str = "") -> None:
+    """Raises DamagedFile, which names the key, where a text anywhere in `value` contains an interpolation."""
+    children: Iterable[tuple[object, object]] = enumerate(value) if isinstance(value, list) else ()
+    if isinstance(value, Mapping):
+        children = value.items()
+    for name, child in children:
+        refuse_interpolations(child, path, f"{key}.{name}" if key else str(name))
+    if isinstance(value, str) and "${" in value:
+        raise DamagedFile(path, f"{key}={value} is an interpolation, which is not resolved: write the value itself")
+
+
+class _Dumper(yaml.CSafeDumper):
+    """Writes a value again where it occurs twice."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def write_yaml(path: Path, value: object) -> None:
+    """Writes YAML atomically, without aliases."""
+    write_text(path, yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes JSON atomically. Infinite numbers and NaN become null, because JSON cannot represent them."""
+    write_text(path, json.dumps(_finite(value), indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole: another process, or this one after a kill, reads the old text or the new one."""
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
