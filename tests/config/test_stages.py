@@ -10,6 +10,7 @@ from kleiber.config.stages import (
     SINGLE_STAGE,
     branch_name,
     branch_tokens,
+    check_name,
     has_pretrained_weights,
     merge_nodes,
     stage_config,
@@ -120,3 +121,20 @@ def test_trained_tokenizers_and_weights_are_recognized():
     assert starts_from_weights({"init": {"_target_": "kleiber.runs.Checkpoint"}})
     hf = {"_target_": "kleiber.models.HFModel"}
     assert has_pretrained_weights(hf) and not has_pretrained_weights({**hf, "weights": "random"})
+
+
+OUTSIDE = ["../../../escaped", "..", ".", ".hidden", "a/b", "a\\b", "/tmp/x", "a b", "a\n", "", "ü", "x" * 101, 1, None]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_name_that_could_lead_out_of_the_run_is_refused(name):
+    with pytest.raises(ConfigError, match=r"data\.name"):
+        check_name("data.name", name)
+    with pytest.raises(ConfigError, match=r"stages\.chain"):
+        stage_configs(chain(a={}) | {"stages": {"chain": {"a": {}, name: {}}}})
+
+
+@pytest.mark.parametrize("name", ["a", "1M", "ag_news", "trec-6", "v1.2", "x" * 100])
+def test_a_plain_name_is_accepted(name):
+    check_name("data.name", name)
+    assert list(stage_configs(chain(first={}, **{name: {}}))) == ["first", name]

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from kleiber.data.chat import Turn, encode_conversations, encode_prompt, has_conversations, parse_messages, parse_row
+from kleiber.data.chat import (
+    Turn,
+    encode_conversations,
+    encode_prompt,
+    has_conversations,
+    jinja_template,
+    parse_messages,
+    parse_row,
+)
 from kleiber.data.tokenizers import Bytes
 
 CHAT = [
@@ -44,6 +52,19 @@ def test_several_conversations_are_encoded_as_each_alone() -> None:
     separate = [encode_conversations([dialog], Bytes())[0] for dialog in several]
     for batched, alone in zip(together, separate, strict=True):
         assert batched.ids.tolist() == alone.ids.tolist() and batched.answers.tolist() == alone.answers.tolist()
+
+
+def test_a_conversation_begins_with_the_begin_token_and_answers_end_with_the_end_token() -> None:
+    class Begun(Bytes):
+        bos, mask = 257, -1
+
+    tokenizer = Begun().with_separator("bos")
+    (begun,), (plain,) = (encode_conversations([CHAT], t) for t in (tokenizer, Bytes()))
+    assert begun.ids[0] == 257 and begun.ids[1:].tolist() == plain.ids[1:].tolist()
+    assert begun.answers.tolist() == plain.answers.tolist()
+    assert encode_prompt(CHAT[:2], tokenizer)[0] == 257
+    assert jinja_template(Bytes()).startswith("{{ eos_token }}")
+    assert not jinja_template(tokenizer).startswith("{{ eos_token }}")
 
 
 ASKED = [Turn("user", "2+2?"), Turn("assistant", "4")]

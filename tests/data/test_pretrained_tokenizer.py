@@ -30,6 +30,44 @@ def test_bert_and_llama_tokenizers_have_their_own_end_of_text(shared: Path) -> N
     assert llama.decode(llama.encode("Once upon a time")) == "Once upon a time"
 
 
+@pytest.mark.parametrize(
+    ("folder", "separator"),
+    [
+        ("models/stories260K", ["<s>"]),
+        ("tokenizers/gpt2", ["<|endoftext|>"]),
+        ("tokenizers/bert-base-uncased", ["[CLS]", "[SEP]"]),
+    ],
+)
+def test_documents_are_separated_as_the_files_say(folder: str, separator: list[str], shared: Path) -> None:
+    tokenizer = load_pretrained(str(shared / "data" / folder))
+    assert tokenizer.separator_texts == separator
+    assert not tokenizer.token_bytes[tokenizer.separator.ids].any()
+    assert set(separator) <= tokenizer.specials.keys()
+    before = tokenizer.separator.before
+    assert tokenizer.encode_prompt("a fox")[-2:] == tokenizer.encode("a fox")[-2:]
+    assert (tokenizer.encode_prompt("a fox")[0] == before) is (before != tokenizer.eos)
+
+
+@pytest.mark.parametrize(("template", "ids"), [("<s> $A", [1]), ("<s> $A </s>", [1, 2]), ("$A </s>", [2]), ("$A", [2])])
+def test_the_template_of_the_file_decides(template: str, ids: list[int], shared: Path, tmp_path: Path) -> None:
+    """As in transformers, which does not read add_bos_token of the config beside a tokenizer.json."""
+    from tokenizers import Tokenizer, processors
+    from transformers import AutoTokenizer
+
+    source = shared / "data/models/stories260K"
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    specials = [("<s>", 1), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, pair=None, special_tokens=specials)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = json.loads((source / "tokenizer_config.json").read_text()) | {"add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = load_pretrained(str(tmp_path))
+    assert ours.separator.ids == ids
+    if ids[0] != ours.eos:
+        theirs = AutoTokenizer.from_pretrained(tmp_path)("a fox").input_ids
+        assert theirs == [ids[0], *ours.encode("a fox"), *ids[1:]]
+
+
 def test_a_copy_below_kleiber_data_is_found(tmp_path: Path, bpe: BPE, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "someone" / "mine"
     folder.mkdir(parents=True)

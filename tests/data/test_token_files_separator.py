@@ -41,7 +41,7 @@ def test_token_files_equal_the_documents_of_transformers(name: str, shared: Path
 
 def test_a_separator_that_is_set_stands_in_the_files_and_in_the_hash(shared: Path, tmp_path: Path, cache: Path) -> None:
     path = str(shared / "data" / NAMES["llama"])
-    choices = (None, "begin", "end", ["<s>", "</s>"])
+    choices = (None, "bos", "eos", ["<s>", "</s>"])
     default, begin, end, around = (prepared(tmp_path, path, separator=choice) for choice in choices)
     assert ids_of(default) == ids_of(begin) and default.hash == begin.hash
     assert [2 if i == 1 else i for i in ids_of(default)] == ids_of(end)
@@ -55,15 +55,24 @@ def test_a_separator_that_is_set_stands_in_the_files_and_in_the_hash(shared: Pat
     assert all(0 < size <= 64 * 8 for size in firsts) and firsts[1] <= firsts[0]
 
 
+def test_without_separators_every_byte_but_the_first_is_a_target(tmp_path: Path, cache: Path) -> None:
+    plain, joined = prepared(tmp_path), prepared(tmp_path, separator="none")
+    assert ids_of(joined) == [i for i in ids_of(plain) if i != Bytes.eos] and plain.hash != joined.hash
+    for corpus, missing in ((plain, 0), (joined, 1)):
+        held_out = corpus.validation["stories"]
+        assert held_out.num_bytes == sum(len(text) for text in STORIES[:3]) - missing
+    assert held_out.num_tokens == held_out.num_bytes
+
+
 def test_bytes_and_their_hash_do_not_change_with_the_end_of_text(tmp_path: Path, cache: Path) -> None:
-    default, end = prepared(tmp_path), prepared(tmp_path, separator="end")
+    default, end = prepared(tmp_path), prepared(tmp_path, separator="eos")
     assert default.hash == end.hash and ids_of(default) == ids_of(end)
     assert default.manifest["stories"]["identity"]["tokenizer"] == Bytes.hash
-    with pytest.raises(ValueError, match=r"data\.separator=begin"):
-        prepared(tmp_path, separator="begin")
+    with pytest.raises(ValueError, match=r"data\.separator=bos"):
+        prepared(tmp_path, separator="bos")
 
 
-@pytest.mark.parametrize(("separator", "ends"), [("begin", 0), (["begin", "end"], 1)])
+@pytest.mark.parametrize(("separator", "ends"), [("bos", 0), (["bos", "eos"], 1)])
 def test_a_document_of_many_chunks_has_one_separator(
     separator: str | list[str], ends: int, shared: Path, tmp_path: Path, cache: Path
 ) -> None:

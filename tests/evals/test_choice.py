@@ -125,6 +125,15 @@ def test_an_ending_is_read_as_it_stands_behind_its_context() -> None:
     assert asked.context == [Words().eos, 7, *b"a little"] and asked.endings == [list(b" girl"), list(b" b")]
 
 
+def test_a_context_begins_as_a_document_of_the_training_text() -> None:
+    class Begun(Bytes):
+        bos, mask = 257, -1
+
+    row = {"ctx": "a", "endings": ["b", "c"], "label": 0}
+    assert parse_question(row, Begun(), Path("t")).context == [256, *b"a"]
+    assert parse_question(row, Begun().with_separator("bos"), Path("t")).context == [257, *b"a"]
+
+
 @pytest.mark.parametrize("label", ["", "B", None, 2, -1])
 def test_a_label_that_is_no_index_of_an_ending_is_named(label) -> None:
     with pytest.raises(ValueError, match=f"label={label!r} "):

@@ -152,6 +152,31 @@ def test_it_equals_lm_evals_own_model_on_the_exported_folder(tasks, tmp_path):
 
 
 @needs
+@torch.no_grad()
+def test_prompts_and_texts_begin_with_the_begin_token_once(shared):
+    """As transformers encodes a prompt for Llama. A whole text is scored after one begin token, not two."""
+    from transformers import AutoTokenizer
+
+    from kleiber.data.pretrained_tokenizer import load_pretrained
+    from kleiber.evals.harness import HarnessLM
+
+    folder = str(shared / "data/models/stories260K")
+    torch.manual_seed(0)
+    model = Transformer(512, width=32, context=32, tied=False).eval()
+    lm, text = HarnessLM(model, load_pretrained(folder)), "Once upon a time"
+    assert lm.tok_encode(text) == AutoTokenizer.from_pretrained(folder)(text).input_ids
+    assert lm.tok_encode(text, add_special_tokens=False) == lm.tok_encode(text)[1:] and lm.prefix_token_id == 1
+
+    class Request:
+        args = (text,)
+
+    ids = torch.tensor([lm.tok_encode(text)])
+    log_probs = model.head(model(Batch(ids[:, :-1])).hidden)[0].float().log_softmax(-1)
+    expected = float(log_probs.gather(1, ids[0, 1:, None]).sum())
+    assert lm.loglikelihood_rolling([Request()]) == pytest.approx([expected], abs=1e-4)
+
+
+@needs
 def test_unknown_tasks_and_bidirectional_models_are_refused(tasks):
     with pytest.raises(ValueError, match="hellaswga"):
         score_tasks(build(), Bytes(), ["hellaswga"], tasks)

@@ -7,7 +7,7 @@ from fake_run import fake_run
 
 from kleiber.launch.cli import main
 from kleiber.records.catalog import frame, read_runs, values
-from kleiber.records.folder import locked
+from kleiber.records.lock import locked
 
 
 def leave(folder, status, loss=None, error=None):

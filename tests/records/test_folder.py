@@ -10,6 +10,7 @@ from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, Status
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder, cell_name, config_hash, study_folder, write_config, write_final_status
+from kleiber.records.lock import is_locked, locked
 from kleiber.records.summary import Summary
 
 CONFIG = resolve_config(Composer().compose(["model=moe"]))[0]
@@ -61,12 +62,12 @@ def test_a_name_cannot_leave_the_root(name):
 
 
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
-    with folder.locked(tmp_path):
-        assert folder.is_locked(tmp_path)
-        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"), folder.locked(tmp_path):
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"), locked(tmp_path):
             pass
-    assert not folder.is_locked(tmp_path)
-    with folder.locked(tmp_path):  # the file is still there, and harmless
+    assert not is_locked(tmp_path)
+    with locked(tmp_path):  # the file is still there, and harmless
         pass
 
 
@@ -74,7 +75,7 @@ def test_running_without_a_live_lock_reads_as_killed(tmp_path):
     assert folder.status(tmp_path) == "missing"
     (tmp_path / "summary.json").write_text('{"status": "running"}')
     assert folder.status(tmp_path) == "killed"
-    with folder.locked(tmp_path):
+    with locked(tmp_path):
         assert folder.status(tmp_path) == "running"
     (tmp_path / "summary.json").write_text('{"status": ')
     assert folder.status(tmp_path) == "missing"

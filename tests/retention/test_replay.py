@@ -92,6 +92,16 @@ def test_generated_replay_reads_no_earlier_text():
     assert data.parts[1].num_bytes == data.parts[1].num_tokens == 320
 
 
+def test_generated_text_begins_as_a_document_of_the_training_text():
+    class Begun(Letters):
+        bos, mask = 5, -1
+
+    for vocabulary, begin in ((Begun(), 0), (Begun().with_separator("bos"), 5)):
+        method = Replay(0.5, "generated", 320, vocabulary=vocabulary)
+        method.begin_stage(learned(), [Task("old", CLM(), OLD)], 0)
+        assert bool((method.memory["text"][:, 0] == begin).all())
+
+
 class Labels(Objective):
     """An objective with an output layer of its own: the mean of the hidden states predicts a label."""
 

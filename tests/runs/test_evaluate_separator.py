@@ -75,7 +75,7 @@ def test_causal_models_score_as_in_transformers(
     sums = [model(torch.tensor([row]), labels=torch.tensor([row])).loss * (len(row) - 1) for row in rows]
     expected = float(sum(sums)) / sum(len(row) - 1 for row in rows)
     assert perplexity.evaluate(subject)["stories"]["loss"] == pytest.approx(expected, abs=1e-5)
-    other = subject_of(path, tmp_path, "data.separator=end")
+    other = subject_of(path, tmp_path, "data.separator=eos")
     same = perplexity.evaluate(other)["stories"]["loss"] == pytest.approx(expected, abs=1e-5)
     assert same is (family == "gpt2")
 

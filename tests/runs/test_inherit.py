@@ -106,6 +106,17 @@ def test_an_imported_model_does_not_forget_at_its_default_rate(shared, launch, m
     assert stage["lr"] == 7.8e-4 and after < before + 0.05
 
 
+def test_a_separator_is_inherited_with_the_tokenizer(launch, shared, completed):
+    llama = f"data.tokenizer={shared}/data/models/stories260K"
+    run = launch("trainer.max_steps=2", "callbacks.samples=null", llama, "data.separator=eos")
+    assert json.loads((run / "summary.json").read_text())["stages"][0]["data"]["separator"] == ["</s>"]
+    start = ["init=checkpoint", f"init.path={run}"]
+    assert completed(*start)["data"]["separator"] == "eos"
+    assert completed(*start, "data.separator=bos")["data"]["separator"] == "bos"
+    assert completed(*start, "data.tokenizer=bytes")["data"].get("separator") is None
+    launch(llama, "data.separator=nonsense", code=2)
+
+
 def test_a_start_point_may_be_the_name_of_a_local_copy(completed, folder, monkeypatch):
     from kleiber.config import hub
 

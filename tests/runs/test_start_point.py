@@ -152,6 +152,9 @@ def test_upstream_texts_of_a_hugging_face_folder_are_tasks(cache_dir):
     tasks = HF("folder", upstream=[str(REPOSITORY / "tests/data/tiny.txt")]).tasks(config, fake_corpus())
     assert [task.name for task in tasks] == ["tiny"] and isinstance(tasks[0].objective, CLM)
     assert HF("folder").tasks(config, fake_corpus()) == []
+    config.data.separator = "bos"  # the upstream text has the separator of the data
+    with pytest.raises(ValueError, match=r"data\.separator=bos"):
+        HF("folder", upstream=[str(REPOSITORY / "tests/data/tiny.txt")]).tasks(config, fake_corpus())
 
 
 def test_weights_of_a_hugging_face_folder_are_loaded(tmp_path):

@@ -97,6 +97,7 @@ def test_no_number_stands_without_interval_or_the_words(csv):
         (("--loss", "los"), "'loss'"),
         (("--law", "chinchila"), "'chinchilla'"),
         (("--where", "loss <"), "--where 'loss <'"),
+        (("--where", "(" * 5000 + "loss < 3" + ")" * 5000), "--where '(((("),
         (("--by", "sets"), "'set'"),
         (("--backtest", "big"), "--backtest 'big'"),
         (("--predict", "N=many"), "'N=many'"),
@@ -109,6 +110,16 @@ def test_bad_input_exits_2_and_names_the_option_and_the_value(csv, words, named)
     done = fit(csv, *words)
     assert done.exit_code == 2 and named in done.output
     assert "Traceback" not in done.output
+
+
+def test_rows_without_a_number_are_named_and_sizes_of_zero_refused(csv):
+    rows = pd.read_csv(csv)
+    rows.astype({"params": float}).assign(params=rows["params"].where(rows.index != 7)).to_csv(csv, index=False)
+    done = fit(csv)
+    assert "not finite: N (params): row 7" in done.output
+    rows.assign(params=rows["params"].where(rows.index != 7, 0)).to_csv(csv, index=False)
+    done = fit(csv)
+    assert done.exit_code == 2 and "in row 7" in done.output
 
 
 def test_missing_files_exit_2(tmp_path):

@@ -116,3 +116,12 @@ def page_of(text):
 
 def test_hostile_text_of_runs_and_findings_adds_no_element_to_the_page():
     assert elements(page_of(HOSTILE)) == elements(page_of("harmless"))
+
+
+@pytest.mark.slow
+def test_a_study_of_200_sizes_is_drawn(tmp_path):
+    for number, num_params in enumerate(np.geomspace(2e4, 2e6, 200).astype(int).tolist()):
+        write_run(tmp_path / "wide" / f"size{number}", 0, num_params)
+    assert main(["report", str(tmp_path / "wide"), "--out", str(tmp_path / "page.html")]) in (0, 3)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert all(f'<div id="{name}">' in page for name in ("ladder", "frontier", "residuals")) and "size199" in page

@@ -1,5 +1,6 @@
 """Checkpoints: what is saved and loaded, and how damaged, partial and foreign ones are refused."""
 
+import json
 import os
 
 import pytest
@@ -42,6 +43,37 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(tmp_path, name, da
     assert "step-00000002" in complaints[0]
     if (name, damage) != ("meta.json", "flip"):  # a flipped digest accuses the file that it is of
         assert name in complaints[0]
+
+
+GOOD = {"sha256": {"model.safetensors": "", "state.pt": ""}, "step": 2}
+ODD = {
+    "empty": "{}", "list": "[]", "text": '"step"', "nul": "\0\0\0", "utf8": "\udcff", "deep": "[" * 10**5,
+    "no hashes": json.dumps({**GOOD, "sha256": {}}), "one hash": json.dumps({**GOOD, "sha256": {"state.pt": ""}}),
+    "hashes of a list": json.dumps({**GOOD, "sha256": ["state.pt"]}), "no step": json.dumps({"sha256": {}}),
+    "step is text": json.dumps({**GOOD, "step": "2"}), "step is true": json.dumps({**GOOD, "step": True}),
+    "names": json.dumps({**GOOD, "names": 3}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_meta_json_is_named_and_its_checkpoint_passed_over(tmp_path, odd):
+    write(tmp_path, 1)
+    meta = write(tmp_path, 2).path / "meta.json"
+    meta.write_bytes(ODD[odd].encode("utf-8", "surrogateescape"))
+    newest, complaints = checkpoint.latest(tmp_path)
+    assert newest is not None and newest.step == 1
+    assert len(complaints) == 1 and str(meta) in complaints[0]
+
+
+def test_flipped_weights_are_not_trained_on_without_their_hash(tmp_path):
+    write(tmp_path, 1)
+    path = write(tmp_path, 2).path
+    weights = bytearray((path / "model.safetensors").read_bytes())
+    weights[-1] ^= 64
+    (path / "model.safetensors").write_bytes(weights)
+    meta = json.loads((path / "meta.json").read_text())
+    (path / "meta.json").write_text(json.dumps({**meta, "sha256": {}}))
+    assert checkpoint.latest_of(tmp_path).step == 1
 
 
 def test_a_kill_during_the_write_leaves_the_one_before_and_a_stray_that_is_cleaned(tmp_path, monkeypatch):

@@ -27,11 +27,17 @@ def test_documents_follow_the_end_of_text_unless_another_separator_is_set() -> N
     letters = Letters()
     assert letters.separator == Separator(1) and letters.separator_texts == ["</s>"]
     assert letters.encode_prompt("ab") == [97, 98] and letters.data_hash == letters.hash
-    assert letters.with_separator(None) is letters
+    assert letters.with_separator(None) is letters and letters.with_separator("auto") is letters
+
+
+def test_without_a_separator_a_prompt_begins_as_with_the_end_of_text() -> None:
+    letters = Letters().with_separator("none")
+    assert letters.separator == Separator() and letters.separator_texts == [] and letters.begin == letters.eos
+    assert letters.with_separator([]).separator == Separator() and letters.encode_prompt("a") == [97]
 
 
 CHOICES = {
-    ("begin",): [2], ("end",): [1], ("<sep>",): [4], ("begin", "end"): [2, 1], ("<s>", "<sep>"): [2, 4]
+    ("bos",): [2], ("eos",): [1], ("<sep>",): [4], ("bos", "eos"): [2, 1], ("<s>", "<sep>"): [2, 4]
 }  # fmt: skip
 
 
@@ -47,13 +53,13 @@ def test_a_separator_is_set_by_name_or_by_the_text_of_a_token(choice: tuple[str,
 
 def test_every_separator_has_its_own_hash() -> None:
     letters = Letters()
-    choices = ["end", "begin", "<sep>", ["<s>", "</s>"], ["<s>", "<sep>"]]
+    choices = ["none", "eos", "bos", "<sep>", ["<s>", "</s>"], ["<s>", "<sep>"]]
     assert len({letters.with_separator(choice).data_hash for choice in choices}) == len(choices)
-    assert letters.with_separator("end").data_hash == letters.data_hash
-    assert letters.with_separator("begin").hash == letters.hash
+    assert letters.with_separator("eos").data_hash == letters.data_hash
+    assert letters.with_separator("bos").hash == letters.hash
 
 
-@pytest.mark.parametrize("choice", ["<mask>", "none", "x", [], ["<s>", "</s>", "<s>"], ["begin", "bos"], ""])
+@pytest.mark.parametrize("choice", ["<mask>", "x", ["none"], ["<s>", "</s>", "<s>"], ["bos", "cls"], ""])
 def test_an_impossible_separator_is_refused_by_name(choice: str | list[str]) -> None:
     with pytest.raises(ValueError, match=r"data\.separator="):
         Letters().with_separator(choice)
@@ -62,7 +68,7 @@ def test_an_impossible_separator_is_refused_by_name(choice: str | list[str]) -> 
 def test_begin_needs_a_begin_token() -> None:
     letters = Letters()
     letters.bos = None
-    with pytest.raises(ValueError, match=r"data\.separator=begin"):
-        letters.with_separator("begin")
+    with pytest.raises(ValueError, match=r"data\.separator=bos"):
+        letters.with_separator("bos")
     letters.cls = 9
-    assert letters.with_separator("begin").separator == Separator(9)
+    assert letters.with_separator("bos").separator == Separator(9)

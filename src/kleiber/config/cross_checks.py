@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kleiber.config.errors import ConfigError
-from kleiber.config.stages import quantity
+from kleiber.config.stages import check_name, quantity
 from kleiber.config.targets import signature
 from kleiber.types import Config
 
@@ -18,6 +18,7 @@ SHARDED = "kleiber.training.FSDP"
 
 def check_compatibility(config: Config) -> None:
     """Raises ConfigError for values that are valid alone and contradict each other."""
+    _task_name(config["data"])
     _heads(config["model"])
     _experts(config["model"])
     _batch(config)
@@ -35,6 +36,14 @@ def argument(node: Config, name: str) -> Any:
     """Returns the value of an argument of a node: as set, or its default."""
     parameter = signature(str(node["_target_"])).parameters.get(name)
     return node.get(name, parameter.default if parameter else None)
+
+
+def _task_name(data: Config) -> None:
+    """The name of a task is part of the names of files, such as classes/<task>.json."""
+    if data.get("name") is not None:
+        check_name("data.name", data["name"])
+    if isinstance(data.get("data"), Mapping):  # a data set made of another one
+        _task_name(data["data"])
 
 
 def _heads(model: Config) -> None:

@@ -29,6 +29,19 @@ SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12
 NUMBER = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)([kKMBGT]?)")
 DEFAULT_RATIO = 20.0
 LIMITS = ("tokens", "flops", "ratio", "steps")  # keys of a budget that exclude one another
+FILE_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,100}")
+
+
+def check_name(key: str, name: object) -> None:
+    """Raises ConfigError for a name, such as that of a stage, that could lead out of the run's folder as a file name.
+
+    key  config key to which the name belongs
+    """
+    if not isinstance(name, str) or not FILE_NAME.fullmatch(name):
+        raise ConfigError(
+            f"{key}: the name {name!r} may contain only letters, digits and . _ -, must not begin with a dot, and has "
+            "at most 100 characters"
+        )
 
 
 def is_chain(config: Config) -> bool:
@@ -47,12 +60,13 @@ def stage_configs(config: Config) -> dict[str, Json]:
 
     A node with a `_target_` replaces that of the run, and a node without is merged into it; a budget is replaced.
     Where every stage has a budget, one of the run is their total (see `split_budget`). Raises ConfigError for a key
-    that a stage cannot set, and for a total that cannot be split.
+    that a stage cannot set, for a name that cannot be that of a folder, and for a total that cannot be split.
     """
     if not is_chain(config):
         return {SINGLE_STAGE: dict(config)}
     stages: dict[str, Json] = {}
     for name, changes in config["stages"]["chain"].items():
+        check_name("stages.chain", name)
         stage = copy.deepcopy({key: value for key, value in config.items() if key != "stages"}) | {"stages": None}
         if not stages:
             stage |= dict.fromkeys(LATER_STAGE_KEYS)

@@ -66,8 +66,8 @@ class Builtin:
     """The built-in text of one domain, or of both.
 
     max_bytes  at most that much text of a domain, all splits together
-    separator  `begin`, `end` or a special token of the tokenizer, in front of every document; or [A, B], B after it;
-               null: the tokens that the tokenizer puts around a text
+    separator  `bos`, `eos` or a special token of the tokenizer, in front of every document; [A, B]: B after it; `none`;
+               null or `auto`: the tokens that the tokenizer puts around a text
     """
 
     domain: Domain = "docs"

@@ -7,7 +7,6 @@ files do not match the checksums of its manifest is built again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -15,11 +14,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from kleiber.records.lock import wait_for_lock
 from kleiber.types import Json
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,11 @@ def cached_folder(root: Path, name: str, identity: Json, build: Callable[[Path],
     manifest = _verified_manifest(folder)
     if manifest is not None:
         return folder, manifest
-    with _lock(root / f".{folder.name}.lock"):
+
+    def waiting() -> None:
+        log.info("waiting for another process that prepares the same data (%s)", folder.name)
+
+    with wait_for_lock(root / f".{folder.name}.lock", waiting):
         manifest = _verified_manifest(folder)  # another process may have built it while this one waited
         if manifest is None:
             _build(folder, identity, build)
@@ -165,17 +169,6 @@ def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that prepares the same data (%s)", path.name)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _verified_manifest(folder: Path) -> Json | None:

@@ -104,8 +104,8 @@ def _text(value: object, column: str) -> str:
 
 def jinja_template(tokenizer: Tokenizer) -> str:
     """Returns the template as transformers reads it."""
-    before = tokenizer.separator.before
-    return ("{{ eos_token }}" if before == tokenizer.eos else tokenizer.separator_texts[0]) + JINJA
+    before = "{{ eos_token }}" if tokenizer.begin == tokenizer.eos else tokenizer.separator_texts[0]
+    return before + JINJA
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _assemble(
     dialog: Conversation, ids: Iterator[Integer[np.ndarray, "_"]], tokenizer: Tokenizer, last_only: bool
 ) -> EncodedConversation:
     end = np.array([tokenizer.eos])
-    parts = [np.array([tokenizer.separator.before])]
+    parts = [np.array([tokenizer.begin])]
     marks = [np.zeros(1, bool)]
     last = max((i for i, turn in enumerate(dialog) if turn.role == "assistant"), default=-1)
     for i, turn in enumerate(dialog):

@@ -150,7 +150,7 @@ class LabelledRows(TableRows):
         self.labels: Shaped[np.ndarray, "rows *classes"] = np.load(path.with_suffix(".labels.npy"))
         self.parts, self.context, self.label_names = parts, context, label_names
         self.eos = tokenizer.eos
-        self.begin = tokenizer.cls if tokenizer.cls >= 0 else tokenizer.separator.before
+        self.begin = tokenizer.cls if tokenizer.cls >= 0 else tokenizer.begin
         lengths = self.pieces.lengths.reshape(-1, parts)
         self.text_lengths = truncate_longest(lengths, context - 1 - parts)
         self.truncated = int((self.text_lengths < lengths).any(1).sum())

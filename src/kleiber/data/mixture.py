@@ -119,8 +119,8 @@ class MixtureCorpus:
                null: 0.9 of builtin/docs and 0.1 of builtin/code
     tokenizer  of all parts; bpe is trained on all of them
     max_bytes  at most that much text of each part
-    separator  `begin`, `end` or a special token of the tokenizer, in front of every document; or [A, B], B after it;
-               null: the tokens that the tokenizer puts around a text
+    separator  `bos`, `eos` or a special token of the tokenizer, in front of every document; [A, B]: B after it; `none`;
+               null or `auto`: the tokens that the tokenizer puts around a text
     """
 
     parts: Mapping[str, Share] | None = None

@@ -31,8 +31,8 @@ class Pretrained(Tokenizer):
     eos          `eos_token` of the config, else its `sep_token`, else a token with a usual name
     mask         `mask_token` of the config, else a token with a usual name, else a new id after the last one
     cls          `cls_token` of the config; -1 without one
-    separator    the tokens that the files put around a text: `<s>` in front (Llama), or `[CLS]` in front and `[SEP]`
-                 behind (BERT); eos where they put none in front (GPT-2)
+    separator    the tokens that the file puts around a text: `<s>` in front (Llama), or `[CLS]` in front and `[SEP]`
+                 behind (BERT); eos where it puts none in front (GPT-2)
     vocab_size   in the folder of a model the number of rows of its embedding; mask is -1 where it has no row
     token_bytes  exact for byte-level vocabularies; for others the length of the token's text
     hash         of the content of the file
@@ -69,7 +69,7 @@ class Pretrained(Tokenizer):
         self.folder = folder
         bos = _special(vocab, config, ("bos_token",), ())
         self.bos = None if bos < 0 else bos
-        self._separator = self._separator_of_files(config)
+        self._separator = self._separator_of_file()
         special = {i for i, token in added.items() if token.special} | {*self.separator.ids, self.eos, bos, self.cls}
         self.specials = {token: i for token, i in vocab.items() if i in special}
         self.hash = f"{self.name}/{hashlib.sha256(saved).hexdigest()[:16]}-{self.eos}-{self.mask}"
@@ -82,17 +82,12 @@ class Pretrained(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def _separator_of_files(self, config: Json) -> Separator | None:
-        """Returns the tokens that transformers puts around a text; None where it puts no token in front."""
-        if "add_bos_token" in config or "add_eos_token" in config:  # they replace the template of tokenizer.json
-            before = self.bos if config.get("add_bos_token") else None
-            after = self.eos if config.get("add_eos_token") else None
-        else:
-            encoding = self._tokenizer.encode("a", add_special_tokens=True)
-            added = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
-            ends = [i if special else None for i, special in added] or [None]
-            before, after = ends[0], ends[-1]
-        return None if before is None else Separator(before, after)
+    def _separator_of_file(self) -> Separator | None:
+        """Returns the tokens that the file puts around a text; None where it puts no token in front."""
+        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        added = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        ends = [i if special else None for i, special in added] or [None]
+        return None if ends[0] is None else Separator(ends[0], ends[-1])
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([i for i in ids if i < self.num_tokens], skip_special_tokens=True)

@@ -50,7 +50,7 @@ class TableData:
     tokenizer   bytes, bpe (trained on the training rows), or a name on the hub, or a folder
     vocab_size  entries of bpe
     max_bytes   at most that much text of each split
-    separator   token in front of every conversation: `begin`, `end`, or its text; null: the tokenizer's
+    separator   token in front of every conversation: `bos`, `eos`, or its text; null or `auto`: the tokenizer's
     """
 
     path: str

@@ -41,8 +41,8 @@ class Text:
                one text. The lines of a .txt file are always one text, and every file of a folder of .txt files is a
                document.
     max_bytes  at most that much text of each split
-    separator  `begin`, `end` or a special token of the tokenizer, in front of every document; or [A, B], B after it;
-               null: the tokens that the tokenizer puts around a text
+    separator  `bos`, `eos` or a special token of the tokenizer, in front of every document; [A, B]: B after it; `none`;
+               null or `auto`: the tokens that the tokenizer puts around a text
     """
 
     path: str

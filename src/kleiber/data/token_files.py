@@ -1,8 +1,8 @@
 """Token files: encoded text in memory-mapped files, and the windows of text that are samples of it.
 
 `token_files` encodes each split of a text source into one file of ids. A token of the tokenizer's separator precedes
-every document, so every byte of text is a target and bits per byte are exact. `write_rows` and `read_rows` keep rows of
-unequal length, such as conversations.
+every document (unless data.separator=none), so every byte of text is a target, and bits per byte are exact.
+`write_rows` and `read_rows` keep rows of unequal length, such as conversations.
 
 A sample of text is a window of context + 1 ids. Training windows start at another offset in every epoch. Validation
 windows never move or overlap and contain every target exactly once, so a sum over them does not depend on the batches.
@@ -109,8 +109,8 @@ def _read_ids(path: Path, dtype: np.dtype, count: int) -> Integer[np.ndarray, "_
 def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> dict[str, int]:
     count = {"documents": 0, "tokens": 0, "bytes": 0, "counted_bytes": 0}
     dtype = id_dtype(tokenizer.vocab_size)
-    before = np.array([tokenizer.separator.before], dtype)
-    after = np.array(tokenizer.separator.ids[1:], dtype)
+    ends = (tokenizer.separator.before, tokenizer.separator.after)
+    before, after = (np.array([] if end is None else [end], dtype) for end in ends)
     with open(path, "wb") as file:
         for batch in _batches(documents):
             for (begins, text), ids in zip(batch, tokenizer.encode_many([t for _, t in batch]), strict=True):
@@ -124,12 +124,12 @@ def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> d
                     file.write(before.tobytes())
                 file.write(ids.astype(dtype).tobytes())
                 count["documents"] += begins
-                count["tokens"] += len(ids) + begins
+                count["tokens"] += len(ids)
                 count["bytes"] += len(text.encode("utf-8", "replace"))
                 count["counted_bytes"] += int(tokenizer.token_bytes[ids].sum())
         if count["documents"]:
             file.write(after.tobytes())
-    count["tokens"] += count["documents"] * len(after)
+    count["tokens"] += count["documents"] * (len(before) + len(after))
     return count
 
 
@@ -223,7 +223,8 @@ class ValidationWindows(HeldOut):
         all_targets = max(0, len(file.ids) - 1)
         self.num_tokens = all_targets if targets is None else min(targets, all_targets)
         self._count = -(-self.num_tokens // context)
-        self.num_bytes = file.num_bytes if self.num_tokens == all_targets else self._bytes()
+        whole = self.num_tokens == all_targets and tokenizer.separator.before is not None
+        self.num_bytes = file.num_bytes if whole else self._bytes()
 
     def _bytes(self) -> int:
         counted = int(self._tokenizer.token_bytes[self.file.ids[1 : self.num_tokens + 1]].sum())

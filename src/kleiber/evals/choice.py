@@ -117,7 +117,7 @@ def parse_question(row: Row, tokenizer: Tokenizer, path: Path) -> Question:
         text, endings, label = _context_and_endings(row, path)
     context = tokenizer.encode(text)
     return Question(
-        context=[tokenizer.separator.before, *context],
+        context=[tokenizer.begin, *context],
         endings=[tokenizer.encode(text + ending)[len(context) :] for ending in endings],
         num_bytes=[len(ending.encode()) for ending in endings],
         label=label,

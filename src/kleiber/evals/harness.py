@@ -1,8 +1,9 @@
 """Tasks of EleutherAI's lm-eval on a kleiber model: without exporting the model, and without the network.
 
 lm-eval is an optional package. `HarnessLM` is the model class that lm-eval calls; its conventions for empty contexts
-and rolling windows are those of lm-eval. Requests are sorted by length and cut into batches of a fixed number of rows,
-so a score does not depend on the other requests. Softmax is computed in fp32.
+and rolling windows are those of lm-eval, except that a whole text has one begin token in front, where lm-eval's own
+class puts two in front of a text for Llama. Requests are sorted by length and cut into batches of a fixed number of
+rows, so a score does not depend on the other requests. Softmax is computed in fp32.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class HarnessLM(TemplateLM):  # pyright: ignore[reportGeneralTypeIssues]
     @property
     def prefix_token_id(self) -> int:
         """The id that stands for an empty context: the one in front of every document of the training text."""
-        return self.kleiber_tokenizer.separator.before
+        return self.kleiber_tokenizer.begin
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> Tokens:
         """Token ids of a text, with the begin token in front unless `add_special_tokens` is False."""

@@ -21,6 +21,7 @@ from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
+from kleiber.records.lock import holder, is_locked
 from kleiber.runs.inherit import complete_config
 from kleiber.types import Json
 
@@ -157,8 +158,8 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> Path | Non
         folder.check_same_config(where, config)
     if config["dry_run"]:
         return where
-    if ranks.rank() == 0 and folder.is_locked(where):
-        raise ConfigError(f"{where} is in use by process {folder.holder(where)}: wait for that process, or end it")
+    if ranks.rank() == 0 and is_locked(where):
+        raise ConfigError(f"{where} is in use by process {holder(where)}: wait for that process, or end it")
     if resume == "never" and ranks.rank() == 0:
         folder.set_aside(where)
     elif folder.status(where) == Status.FINISHED:

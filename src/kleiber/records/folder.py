@@ -1,4 +1,4 @@
-"""The folder of a run: its name, its lock, its config files and its status.
+"""The folder of a run: its name, its config files and its status.
 
 The name is `<readable>-<hash8>`, with a hash over all of the config that can change the result: a repeated command
 resumes its run, a changed config gets another folder, and a cell of a sweep has the folder of the single run.
@@ -6,20 +6,17 @@ resumes its run, a changed config gets another folder, and a cell of a sweep has
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO
 
 from kleiber.config.errors import ConfigError, Status
 from kleiber.config.targets import signature
 from kleiber.records.files import DamagedFile, read_config_node, read_yaml, write_yaml
+from kleiber.records.lock import is_locked, locked
 from kleiber.records.summary import Summary, cpu_name, map_strings, read
 from kleiber.types import Config, Json
 
@@ -146,47 +143,6 @@ TOKENIZER = "tokenizer"  # folder of the tokenizer that was trained for the run,
 
 # Groups of keys that may differ when a run is resumed with resume=PATH: duration, loggers, hardware.
 MAY_DIFFER = ("budget", "logger", "trainer")
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Locks the folder until the context or the process ends; ConfigError where another process holds the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
-        if not _lock(file):
-            raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait until it ends, or stop it")
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def _lock(file: IO[str], tries: int = 5) -> bool:
-    """Takes the lock if it is free. Tries several times, because `is_locked` of another process holds it briefly."""
-    for _ in range(tries):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.05)
-    return False
-
-
-def holder(folder: Path) -> str:
-    """Id of the process that holds the lock of the folder."""
-    return (folder / ".lock").read_text().strip() or "unknown"
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a live process holds the lock of the folder."""
-    try:
-        with open(folder / ".lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def status(folder: Path, held: bool | None = None) -> Status:

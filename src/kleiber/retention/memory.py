@@ -213,7 +213,7 @@ class EarlierText:
             return {}
         assert self.vocabulary is not None, "the run supplies the vocabulary"
         tokens = round(quantity(self.generated_tokens))
-        return {"text": generate_samples(model, self.vocabulary.separator.before, tokens, seed, self.temperature)}
+        return {"text": generate_samples(model, self.vocabulary.begin, tokens, seed, self.temperature)}
 
     def tasks(self, tasks: Sequence[Task], memory: Json, tokens: float | None = None) -> list[Task]:
         """Tasks with the samples to read.

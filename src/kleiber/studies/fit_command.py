@@ -34,6 +34,7 @@ from kleiber.studies.fit_options import (
     Rank,
     Sigma,
     Space,
+    TrustedLaw,
     Where,
     parse_numbers,
     parse_point,
@@ -78,11 +79,11 @@ def fit(
 ) -> None:
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
     from kleiber.studies.laws import analysis, laws_json
-    from kleiber.studies.laws.catalog import find
+    from kleiber.studies.laws.law_file import law_by_option
 
     try:
         pages = _import_page_module() if report else None
-        form = find(law).fix(parse_values(fix or (), "--fix"))
+        form = law_by_option(law).fix(parse_values(fix or (), "--fix"))
         named = _roles(source, map, {"N": params, "D": data, "L": loss, "C": compute}, form.inputs)
         cluster = cluster or ("trunk" if source.is_dir() else None)
         rows = _rows(source, {**named, **({"sigma": sigma} if sigma else {})}, where or (), form.inputs)
@@ -131,6 +132,7 @@ def predict(
     where: Annotated[
         list[str] | None, typer.Option(help='use only rows of TABLE with "C > 1e13"; may be repeated')
     ] = None,
+    law: TrustedLaw = None,
     max_decades: MaxDecades = 3.0,
     force: Annotated[bool, typer.Option("--force", help="predict even beyond --max-decades")] = False,
 ) -> None:
@@ -139,13 +141,14 @@ def predict(
     With --on TABLE, predict every row of the table and compare the predictions with the observed losses.
     """
     from kleiber.studies.laws import prediction
-    from kleiber.studies.laws.laws_json import comparison_lines, prediction_line, read
+    from kleiber.studies.laws.law_file import law_of, read
+    from kleiber.studies.laws.laws_json import comparison_lines, prediction_line
 
     try:
-        entry, words = read(laws_json), list(at or ())
+        entry, words = read(laws_json, law), list(at or ())
         if entry["schema"] == "kleiber.laws/1":
             entry, words = _group(entry, words)
-        form, most = prediction.law_of(entry), float("inf") if force else max_decades
+        form, most = law_of(entry, law), float("inf") if force else max_decades
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")

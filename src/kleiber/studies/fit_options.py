@@ -47,6 +47,10 @@ Exclude = Annotated[
 Bootstrap = Annotated[
     int, typer.Option(min=0, help="number of bootstrap resamples: 0 for none, or at least 2 / (1 - level)")
 ]
+TrustedLaw = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.py:FUNCTION", help="run this function, if LAWS.json was fitted with it"),
+]
 MaxDecades = Annotated[
     float, typer.Option(min=0, help="refuse predictions more than this many factors of 10 outside the fitted rows")
 ]

@@ -25,10 +25,17 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from kleiber.records.files import DamagedFile, read_json
 from kleiber.training.sharding import OptimizerState, place_like
 from kleiber.types import Json
 
 SCHEMA = "kleiber.checkpoint/1"
+FILES = ("model.safetensors", "state.pt")
+KINDS = {  # of the values in meta.json
+    "step": "a number of steps",
+    "sha256": f"the hashes of {' and '.join(FILES)}",
+    "names": "a list of names of weights",
+}
 
 
 class Damaged(ValueError):
@@ -147,7 +154,7 @@ def save(
         else:
             save_file(_chosen(model, names), part / "model.safetensors")
         torch.save(state, part / "state.pt")
-        sha256 = {file: _digest(part / file) for file in ("model.safetensors", "state.pt")}
+        sha256 = {file: _digest(part / file) for file in FILES}
         meta = {"schema": SCHEMA, "step": step, "config_hash": config_hash, "sha256": sha256}
         meta |= {} if names is None else {"names": sorted(names)}
         (part / "meta.json").write_text(json.dumps(meta, indent=1))
@@ -188,24 +195,43 @@ def _digest(path: Path) -> str:
 
 def read(path: Path) -> Checkpoint:
     """The checkpoint at `path`, after verifying it. Raises Damaged, which names the file."""
-    try:
-        meta = json.loads((path / "meta.json").read_text())
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path / 'meta.json'} cannot be read: {error}") from None
+    meta = _read_meta(path / "meta.json")
     if name(meta["step"]) != path.name:
         raise Damaged(
             f"{path / 'meta.json'} is of step {meta['step']}, but its directory is {path.name}: rename the directory "
             f"to {name(meta['step'])}, or delete it to use another checkpoint"
         )
-    for file, expected in meta["sha256"].items():
+    for file in FILES:
         if not (path / file).is_file():
             raise Damaged(f"{path / file} is missing: restore the file, or delete this checkpoint to use an older one")
-        if _digest(path / file) != expected:
+        if _digest(path / file) != meta["sha256"][file]:
             raise Damaged(
                 f"{path / file} was changed after it was written, since its sha256 differs from that in meta.json: "
                 f"restore the file, or delete {path} to use an earlier checkpoint"
             )
     return Checkpoint(path, meta)
+
+
+def _read_meta(path: Path) -> Json:
+    """The content of a meta.json. Raises Damaged for a key that is missing or has a value of another type."""
+    try:
+        meta = read_json(path)
+    except DamagedFile as error:
+        raise Damaged(str(error)) from None
+    hashes, names, step = meta.get("sha256"), meta.get("names", []), meta.get("step")
+    correct = {
+        "step": type(step) is int and step >= 0,
+        "sha256": isinstance(hashes, dict) and all(isinstance(hashes.get(file), str) for file in FILES),
+        "names": isinstance(names, list) and all(isinstance(entry, str) for entry in names),
+    }
+    for key, is_correct in correct.items():
+        if not is_correct:
+            value = str(meta.get(key, "missing"))[:60]
+            raise Damaged(
+                f"{path} is damaged: {key}={value} must be {KINDS[key]}: restore the file, or delete {path.parent} "
+                "to use an earlier checkpoint"
+            )
+    return meta
 
 
 def steps(folder: Path) -> list[Path]:

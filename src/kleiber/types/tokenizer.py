@@ -20,17 +20,17 @@ from jaxtyping import Int, Integer
 class Separator:
     """The token ids around every document of a text.
 
-    before  id in front of a document, a prompt or a conversation
+    before  id in front of a document; None where documents follow one another without a token
     after   id after a document; None where `before` alone separates documents
     """
 
-    before: int
+    before: int | None = None
     after: int | None = None
 
     @property
     def ids(self) -> list[int]:
-        """`before`, and `after` if there is one."""
-        return [self.before] if self.after is None else [self.before, self.after]
+        """`before` and `after`, without None."""
+        return [i for i in (self.before, self.after) if i is not None]
 
 
 class Tokenizer:
@@ -67,37 +67,45 @@ class Tokenizer:
     def with_separator(self, choice: str | Sequence[str] | None) -> Tokenizer:
         """This tokenizer for None, or a copy that separates documents by the tokens of `choice`.
 
-        choice  `begin`, `end` or the text of a special token, in front of every document; or a list of one or two of
-                these, of which the second is put after every document
+        choice  `auto`, as None; `none` for no tokens; `bos`, `eos` or the text of a special token, in front of every
+                document; or a list of two of these, of which the second is put after every document
 
         Raises ValueError, which names `data.separator`, for a token that the tokenizer does not have.
         """
-        if choice is None:
+        if choice is None or choice == "auto":
             return self
-        tokens = [choice] if isinstance(choice, str) else list(choice)
-        if len(tokens) not in (1, 2):
+        if choice == "none":
+            tokens = []
+        else:
+            tokens = [choice] if isinstance(choice, str) else list(choice)
+        if len(tokens) > 2:
             raise ValueError(
-                f"data.separator={tokens} must have one token, in front of every document, or two, the second of which "
-                "is put after every document"
+                f"data.separator={tokens} must have at most two tokens, the first in front of every document and the "
+                "second after it"
             )
         changed = copy.copy(self)
         changed._separator = Separator(*map(self._separator_id, tokens))
         return changed
 
     def _separator_id(self, token: str) -> int:
-        begin = self.cls if self.bos is None else self.bos
-        named = {"begin": begin, "end": self.eos}
-        ids = {name: i for name, i in {**self.specials, **named}.items() if i not in (-1, self.mask)}
+        named = {"bos": self.cls if self.bos is None else self.bos, "eos": self.eos}
+        ids = {name: i for name, i in {**named, **self.specials}.items() if i not in (-1, self.mask)}
         if token not in ids:
             raise ValueError(
-                f"data.separator={token} must be a special token of the tokenizer {self.name}: {', '.join(ids)}"
+                f"data.separator={token} must be auto, none, or a special token of the tokenizer {self.name}: "
+                f"{', '.join(ids)}"
             )
         return ids[token]
 
     @property
+    def begin(self) -> int:
+        """The id in front of a prompt, a conversation and generated text, which is the one in front of a document."""
+        return self.eos if self.separator.before is None else self.separator.before
+
+    @property
     def separator_texts(self) -> list[str]:
         """The texts of the separator's tokens: a value of `data.separator` that stands for the same separator."""
-        texts = {self.eos: "end", **{i: text for text, i in self.specials.items()}}
+        texts = {self.eos: "eos", **{i: text for text, i in self.specials.items()}}
         return [texts[i] for i in self.separator.ids]
 
     @property
@@ -105,7 +113,7 @@ class Tokenizer:
         """`hash`, with the separator unless it is the end-of-text token alone; differs where token files would."""
         if self.separator == Separator(self.eos):
             return self.hash
-        return "-".join([self.hash, "separator", *map(str, self.separator.ids)])
+        return "-".join([self.hash, "separator", *map(str, self.separator.ids or ["none"])])
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special tokens."""
@@ -116,8 +124,7 @@ class Tokenizer:
 
         An end-of-text token is not put in front of a prompt, as in lm-eval and transformers.
         """
-        before = [] if self.separator.before == self.eos else [self.separator.before]
-        return [*before, *self.encode(text)]
+        return [*([] if self.begin == self.eos else [self.begin]), *self.encode(text)]
 
     def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
         """Ids of several texts."""

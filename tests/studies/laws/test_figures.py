@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 from small_run import REPOSITORY
 
 pytest.importorskip("altair")
 from kleiber.studies.laws import figures
+from kleiber.studies.laws.catalog import find
 
 RECORD = json.loads((REPOSITORY / "multirun/golden/laws.json").read_text())
 
@@ -16,3 +19,10 @@ def test_exponents_are_those_of_the_main_approaches():
     (rows,) = figures.exponents(RECORD).to_dict()["datasets"].values()
     assert {row["approach"] for row in rows} == {exponent["approach"] for exponent in RECORD["approaches"]}
     assert {row["approach"] for row in RECORD["accounting"]} > {row["approach"] for row in rows}
+
+
+def test_200_sizes_are_drawn():
+    N = np.repeat(np.geomspace(2e4, 2e6, 200), 4)
+    rows = pd.DataFrame({"N": N, "D": np.tile(1e6 * 2.0 ** np.arange(4), 200), "loss": 3.0, "run": "a"})
+    chart = figures.ladder(rows.assign(stage="b", seed=0), find("chinchilla"), RECORD).to_dict()
+    assert 200 * 60 in {len(points) for points in chart["datasets"].values()}

@@ -44,5 +44,14 @@ def test_a_filter_that_cannot_be_read_is_refused_with_its_place(text, named):
         keep(TABLE, text)
 
 
+@pytest.mark.parametrize("opened", ["(", "not "])
+def test_a_filter_that_is_nested_too_deeply_is_refused_by_its_text(opened):
+    closed = ")" if opened == "(" else ""
+    assert keep(TABLE, opened * 50 + "loss < 3" + closed * 50).sum() == 2
+    assert keep(TABLE, " and ".join([f"{opened}loss < 3{closed}"] * 500)).sum() == 2
+    with pytest.raises(ValueError, match=r"--where .*100 parentheses"):
+        keep(TABLE, opened * 5000 + "loss < 3" + closed * 5000)
+
+
 def test_numbers_take_units():
     assert [number(text) for text in ("20M", "1.5B", "2e7", "-3", "x", "1e")] == [20e6, 1.5e9, 2e7, -3.0, None, None]

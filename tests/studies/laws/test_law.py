@@ -5,7 +5,7 @@ import pytest
 
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import fit
-from kleiber.studies.laws.law import Array, Exponent, Linear, Part, Shape, Signed, bounds, describe
+from kleiber.studies.laws.law import Array, Exponent, Linear, Part, Shape, Signed, bounds, describe, from_file
 
 
 def floor_only(N: Array, *, E: Part, S: Signed, alpha: Exponent) -> Array:
@@ -76,11 +76,11 @@ def test_user_law_from_a_file(tmp_path):
         "    return E + A * N**-alpha\n"
         "def bare(N, *, a: float):\n    return a * N\n"
     )
-    law = find(f"{path}:floor_only")
+    law = from_file(f"{path}:floor_only")
     N = np.geomspace(1e6, 1e9, 9)
     assert fit(law, {"N": N}, 2 + 50 * N**-0.3).params["alpha"] == pytest.approx(0.3, abs=1e-4)
     assert law.formula == "L = E + A N^-alpha"
     with pytest.raises(ValueError, match=r"'a' has no annotation"):
-        find(f"{path}:bare")
+        from_file(f"{path}:bare")
     with pytest.raises(ValueError, match="floor_only, bare"):
-        find(f"{path}:other")
+        from_file(f"{path}:other")

@@ -1,5 +1,7 @@
 """Tables: float64 columns, derived roles, recorded exclusions, refusals with the column or the row."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,6 +60,28 @@ def test_refusals(tmp_path):
     (tmp_path / "t.xlsx").write_text("")
     with pytest.raises(ValueError, match=r"'\.xlsx'"):
         read(tmp_path / "t.xlsx")
+
+
+@pytest.mark.parametrize(("role", "value"), [("N", 0), ("N", -5), ("D", 0.0), ("C", -1e9)])
+def test_a_size_that_is_not_positive_is_refused_with_its_row_unless_it_is_excluded(role, value):
+    frame = FRAME.assign(loss=2.0, flops=1e12)
+    roles = {**ROLES, "C": "flops"}
+    frame[roles[role]] = frame[roles[role]].astype(float)
+    frame.loc[1, roles[role]] = value
+    with pytest.raises(ValueError, match=rf"{role} \({roles[role]}\) must be > 0.*{re.escape(f'{value:g}')} in row 1"):
+        load(frame, roles, needed=("N", "D"))
+    assert len(load(frame, roles, ["seed = 0"], needed=("N", "D"))) == 2
+    assert len(load(frame.assign(flops=1e12), roles, needed=("L",))) == 3, "a law without N and D may be fitted"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("t.csv", "N,L,N,L,D\n1,2,3,4,5\n"), ("t.jsonl", '{"N": 1, "L": 2, "N": 3, "L": 4, "D": 5}\n')],
+)
+def test_columns_of_the_same_name_are_refused_by_name(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="'N', 'L'"):
+        read(tmp_path / name)
 
 
 def test_split_by_a_column():

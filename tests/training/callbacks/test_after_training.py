@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import kleiber
+from kleiber.data.tokenizers import Bytes
 from kleiber.records.summary import StageRecord
-from kleiber.training.callbacks.after_training import FinalScore, Latency, Positions
+from kleiber.training.callbacks.after_training import FinalScore, Latency, Positions, Samples
 from kleiber.types.model import Model
 
 RECORD = StageRecord("main")
@@ -110,6 +111,23 @@ def test_a_closing_score_is_taken_once_by_the_first_rank_and_moves_no_random_num
         assert ("drawn" in record.metrics) == scored
         assert record.metrics["val/docs/loss"] == 2.0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("choice", "prompt"), [(None, [97, 98]), ("bos", [257, 97, 98])])
+def test_a_prompt_begins_with_the_begin_token(choice, prompt, tmp_path, monkeypatch):
+    class Begun(Bytes):
+        bos, mask = 257, -1
+
+    prompts = []
+
+    def generate(model, ids, length, **options):
+        prompts.append(ids.tolist())
+        return torch.cat([ids, ids[:, :1].expand(-1, length)], 1)
+
+    monkeypatch.setattr("kleiber.training.callbacks.after_training.generate", generate)
+    corpus = SimpleNamespace(tokenizer=Begun().with_separator(choice))
+    Samples(tmp_path, corpus, num=2, prompt="ab").write(module(causal=True).model, [])
+    assert prompts == [[prompt, prompt]]
 
 
 @pytest.mark.parametrize(

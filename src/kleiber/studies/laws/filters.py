@@ -17,6 +17,7 @@ TOKEN = re.compile(
     r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<tick>`[^`]+`)|(?P<op><=|>=|==|!=|<|>|=)|(?P<mark>[()\[\],])|(?P<word>[^\s()\[\],<>=!"'`]+))"""
 )
 NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?([kKMBT]?)$")
+DEEPEST = 100  # parentheses and `not` inside each other
 UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -60,7 +61,7 @@ class _Parser:
                 raise ValueError(f"--where {text!r}: syntax error at {text[at:].strip()!r}")
             self.tokens.append((str(match.lastgroup), str(match.group(str(match.lastgroup)))))
             at = match.end()
-        self.at = 0
+        self.at, self.depth = 0, 0
 
     def read(self) -> Mask:
         """Parses the whole text and returns the mask of its rows."""
@@ -84,7 +85,19 @@ class _Parser:
         return mask
 
     def operand(self) -> Mask:
-        """Parses a negation, a parenthesis or a comparison."""
+        """Parses a negation, a parenthesis or a comparison. Raises ValueError for too many inside each other."""
+        if self.depth > DEEPEST:
+            raise ValueError(
+                f"--where {self.text[:40]!r}...: more than {DEEPEST} parentheses or `not` are inside each other; "
+                "remove some, or use several --where"
+            )
+        self.depth += 1
+        mask = self.nested()
+        self.depth -= 1
+        return mask
+
+    def nested(self) -> Mask:
+        """Parses one operand, which may contain others."""
         if self.take("not"):
             return ~self.operand()
         if self.take("("):

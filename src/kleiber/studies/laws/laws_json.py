@@ -1,9 +1,9 @@
-"""laws.json, the record of a fitted law: computes its estimates with intervals, writes, reads and prints it.
+"""laws.json, the record of a fitted law: computes its estimates with intervals, writes and prints it.
 
 Every estimate has one interval: percentiles of bootstrap refits if there are any (`uncertainty.Draws.method`),
 otherwise the profile likelihood. A parameter whose profile stays flat on one side is not identified; neither is a
 derived quantity that changes along that flat profile. The format is `law.schema.json` in this folder; an unknown number
-is null, never NaN.
+is null, never NaN. `law_file` reads it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.fit import Fit, depends
 from kleiber.studies.laws.law import Array, Linear
 from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.table import NOT_FINITE
 from kleiber.studies.laws.uncertainty import Draws, Profile, interval
 from kleiber.types import Json, Row
 
@@ -125,24 +126,6 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read(path: str | Path) -> Json:
-    """Reads laws.json. Raises ValueError for a missing file, invalid JSON and another schema."""
-    try:
-        record = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read ({error.strerror}): it must be a file written by `kleiber fit --json`"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    schema = record.get("schema") if isinstance(record, dict) else None
-    if schema not in ("kleiber.law/1", "kleiber.laws/1"):
-        raise ValueError(
-            f"{path}: schema {schema!r} must be 'kleiber.law/1'; create the file with `kleiber fit --json`"
-        )
-    return record
-
-
 def lines(entry: Row) -> list[str]:
     """Returns the printed lines of a record: estimates, approaches, backtests, predictions and verdicts."""
     level, goal = percent(entry["level"]), entry["objective"]
@@ -153,6 +136,7 @@ def lines(entry: Row) -> list[str]:
         f"{entry['n']} rows fitted, {len(entry['excluded'])} excluded; {goal['kind']} loss{delta} on the "
         f"{goal['space']} scale: {goal['value']:.6g}{errors}",
     ]
+    out += _not_finite_lines(entry["excluded"])
     estimates = {**entry["params"], **entry["derived"]}
     out += [f"  {name:<10} {_estimate_line(value, level)}" for name, value in estimates.items()]
     out.append(
@@ -176,6 +160,19 @@ def lines(entry: Row) -> list[str]:
         out.append(f"  {other['suspects']} the suspects (n = {other['n']}), {level}: {numbers}")
     out += [f"  {prediction_line(prediction, entry['level'])}" for prediction in entry["predictions"]]
     return out + [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
+
+
+def _not_finite_lines(excluded: Sequence[Row]) -> list[str]:
+    """Returns the printed lines of the rows that were excluded since a number is missing, by role (up to ten rows)."""
+    rules = dict.fromkeys(row["rule"] for row in excluded if row["rule"].startswith(NOT_FINITE))
+    lines_by_rule = []
+    for rule in rules:
+        rows = [str(row["row"]) for row in excluded if row["rule"] == rule]
+        rest = f" and {len(rows) - verdicts.LISTED} others" if len(rows) > verdicts.LISTED else ""
+        lines_by_rule.append(
+            f"  excluded, {rule}: row{'s' * (len(rows) > 1)} {', '.join(rows[: verdicts.LISTED])}{rest}"
+        )
+    return lines_by_rule
 
 
 def _backtest_line(test: Row, level: str) -> str:

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import Fit, depends
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.problem import Problem
@@ -239,13 +238,6 @@ def _coverage(predictions: list[Json], low: str, high: str) -> float | None:
     if any(row.get(low) is None for row in predictions):
         return None
     return float(np.mean([row[low] <= row["target"] <= row[high] for row in predictions]))
-
-
-def law_of(entry: Row) -> Law:
-    """Returns the law of an entry of laws.json, with its fixed parameters."""
-    return find(entry["law"]).fix(
-        {name: estimate["value"] for name, estimate in entry["params"].items() if estimate.get("fixed")}
-    )
 
 
 def fitted_values(record: Row) -> NDArray[np.float64]:

@@ -178,7 +178,10 @@ def checked_problem(
         if not np.isfinite(column).all():
             raise ValueError(f"{name} is not finite in row {int(np.argmin(np.isfinite(column)))}: exclude this row")
     if space != "linear" and (target <= 0).any():
-        raise ValueError(f"the target {target.min():g} must be > 0 for --space {space}; use --space linear")
+        raise ValueError(
+            f"the target {target.min():g} in row {int(np.argmin(target))} must be > 0 for --space {space}: exclude "
+            "this row, or use --space linear"
+        )
     if len(target) < len(law.params):
         raise ValueError(
             f"law {law.name!r} has {len(law.params)} parameters, but the table has only {len(target)} rows: add rows "

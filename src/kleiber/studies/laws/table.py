@@ -5,6 +5,7 @@ column of the same name. Every excluded row is recorded with the rule that exclu
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ DERIVED = {
     "D": (("C", "N"), lambda C, N: C / (6 * N)),
     "M": (("D", "N"), lambda D, N: D / N),
 }
-
+NOT_FINITE = "not finite"  # beginning of the rule that excludes a row without a number
+POSITIVE = ("N", "D", "C", "M")  # roles whose logarithm is taken
 
 # Roles of the columns of a folder of runs, as in `study=scaling`.
 OF_RUNS = {"N": "active", "D": "tokens", "L": "loss", "C": "flops"}
@@ -141,7 +143,20 @@ def read(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     if not len(frame):
         raise ValueError(f"{path}: the table has no rows")
+    if repeated := _repeated_columns(path, frame):
+        raise ValueError(f"{path} has several columns named {', '.join(map(repr, repeated))}: rename or remove them")
     return frame
+
+
+def _repeated_columns(path: Path, frame: pd.DataFrame) -> list[str]:
+    """Returns the names that several columns have: of the first line of a file, since pandas renames or drops them."""
+    names = frame.columns
+    if path.suffix == ".csv":
+        names = pd.Index(pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].dropna())
+    if path.suffix == ".jsonl":
+        with path.open() as lines:
+            names = pd.Index([name for name, _ in json.loads(next(lines), object_pairs_hook=list)])
+    return names[names.duplicated()].unique().astype(str).tolist()
 
 
 def parse_map(text: str | None, extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
@@ -165,7 +180,7 @@ def load(
     needed  roles that a column of the same name fills if `roles` maps no column to them; also N, D, C and L
 
     Rows that a filter or a missing number excludes are recorded with the rule. Raises ValueError for a missing column
-    (with the nearest name), for a value that is not a number (with its row), and if no row remains.
+    (with the nearest name), for a value that is not a number or not positive (with its row), and if no row remains.
     """
     frame = frame.reset_index(drop=True)
     named = dict(roles)
@@ -177,7 +192,8 @@ def load(
     columns = {role: _numbers(frame, column_of(frame, name, f"--map {role}={name}")) for role, name in named.items()}
     for role, (parts, rule) in DERIVED.items():
         if role not in columns and all(part in columns for part in parts):
-            columns[role] = rule(*(columns[part] for part in parts))
+            with np.errstate(all="ignore"):  # a size of 0 is refused below, unless a filter excludes its row
+                columns[role] = rule(*(columns[part] for part in parts))
     table = Table(frame, columns, named, whole=frame)
     gone = np.zeros(len(frame), dtype=bool)
     for text in filters:
@@ -188,13 +204,28 @@ def load(
     kept = Table(frame.loc[~gone], rest, named, table.excluded, frame)
     for role in ("L", *needed):
         if role in kept.columns:
-            kept = kept.drop(~np.isfinite(kept.columns[role]), f"not finite: {role} ({named.get(role, 'derived')})")
+            kept = kept.drop(~np.isfinite(kept.columns[role]), f"{NOT_FINITE}: {role} ({named.get(role, 'derived')})")
     if not len(kept):
         raise ValueError(
             f"none of the {len(frame)} rows remains after "
             f"{', '.join(map(repr, filters)) or 'excluding missing numbers'}"
         )
+    for role in POSITIVE:
+        if role in kept.columns and (role in needed or role == "C"):
+            _check_positive(kept, role)
     return kept
+
+
+def _check_positive(table: Table, role: str) -> None:
+    """Raises ValueError for a value <= 0 of a role; it names the first such row."""
+    low = table.columns[role] <= 0
+    if low.any():
+        row = int(np.argmax(low))
+        name = f"{role} ({table.roles.get(role, 'computed')})"
+        raise ValueError(
+            f"{name} must be > 0, but it is {table.columns[role][row]:g} in row {label(table.frame.index[row])}: "
+            f"correct the row, or exclude it with --where"
+        )
 
 
 def _numbers(frame: pd.DataFrame, name: str) -> Array:
