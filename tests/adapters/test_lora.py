@@ -145,7 +145,15 @@ def test_what_cannot_be_adapted_is_refused_by_key():
     from kleiber.nn.mlp import SwiGLU
 
     with pytest.raises(ValueError, match=r"adapter\.targets: experts"):
-        LoRA(targets=["experts"]).apply(build(mlp=SwiGLU), 0)
+        LoRA(targets=["experts"]).check(build(mlp=SwiGLU))
+
+
+@pytest.mark.parametrize("adapter", [LoRA, DoRA])
+def test_a_rank_above_the_width_is_refused(adapter):
+    model = build()
+    adapter(rank=model.width).check(model)
+    with pytest.raises(ValueError, match=rf"adapter\.rank={model.width + 1} .*{model.width}"):
+        adapter(rank=model.width + 1).check(model)
 
 
 def steps(model, optimizer, first: int, last: int) -> None:

@@ -1,6 +1,7 @@
 """Hugging Face folders as kleiber's own Transformer: model node, weights, logits and losses."""
 
 import json
+import math
 from functools import partial
 
 import numpy as np
@@ -9,10 +10,11 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from kleiber.config.check import _check_node
+from kleiber.config.check import check_node
+from kleiber.config.errors import ConfigError
 from kleiber.config.targets import build
 from kleiber.models.hf import HFModel
-from kleiber.models.hf_config import DEFAULTS, KINDS, hf_model_node, hf_tokenizer, hf_vocab_size
+from kleiber.models.hf_config import DEFAULTS, KINDS, configuration, hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
@@ -33,7 +35,7 @@ CASES = {
 
 def imported(folder, **options) -> Transformer:
     node = hf_model_node(folder, **options)
-    _check_node("model", node)
+    check_node("model", node)
     model = build(OmegaConf.create(node), vocab_size=hf_vocab_size(folder))
     load_hf(model, folder)
     return model
@@ -141,7 +143,7 @@ def test_a_config_without_a_size_or_that_is_none_is_refused_with_file_and_key(fo
         with pytest.raises(ValueError, match=rf"config\.json.* {key}"):
             ask(folder)
         file.write_text(json.dumps(config | {key: "64"}))
-        with pytest.raises(ValueError, match=f"{key}='64'"):
+        with pytest.raises(ValueError, match=f"{key}=64 .*integer"):
             ask(folder)
     for text in ("{bad", "[]"):
         file.write_text(text)
@@ -179,6 +181,25 @@ def test_what_our_model_cannot_be_is_refused_with_the_way_out(tmp_path):
         hf_tokenizer(tmp_path)
     with pytest.raises(ValueError, match="parametrization=standard"):
         load_hf(Transformer(9, parametrization=MuP()), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "message"),
+    [
+        ("llama", {"num_hidden_layers": 10**7}, r"num_hidden_layers=10000000 must be <= 10000"),
+        ("gpt2", {"n_layer": 10**7}, r"n_layer=10000000 must be <= 10000"),
+        ("llama", {"vocab_size": "big"}, r"vocab_size=big must be a valid integer"),
+        ("bert", {"hidden_size": 0}, r"hidden_size=0 must be >= 1"),
+        ("bert", {"layer_norm_eps": math.nan}, r"layer_norm_eps=nan must be finite"),
+        ("llama", {"num_hidden_layers": 10_000, "hidden_size": 2**20}, r"10000 layers of width 1048576 needs .* GiB"),
+    ],
+    ids=str,
+)
+def test_sizes_that_cannot_be_are_refused_before_anything_is_built(kind, sizes, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **sizes}))
+    for path, changes in ((str(tmp_path), {}), (kind, sizes)):
+        with pytest.raises(ConfigError, match=message):
+            configuration(path, "random", changes)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma2", "modernbert"])

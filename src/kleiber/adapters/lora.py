@@ -62,6 +62,12 @@ class LoRA(Adapter):
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
         return alpha / (self.rank**0.5 if self.rslora else self.rank)
 
+    def check(self, model: Model) -> None:
+        """Raises ValueError for a rank above the width, and for a target that the model does not have."""
+        if self.rank > model.width:
+            raise ValueError(f"adapter.rank={self.rank} must be <= {model.width}, the width of the model")
+        self.matrices(model)
+
     def apply(self, model: Model, seed: int) -> None:
         """Adds updates that are 0 at first, with A drawn from `seed` alone; only they and heads of tasks train."""
         names = self.matrices(model)

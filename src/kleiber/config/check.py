@@ -125,7 +125,7 @@ def _check_dry_run(value: bool | str) -> None:
 
 def _check_plain(key: str, kind: object, value: object) -> None:
     if not (isinstance(kind, type) and is_dataclass(kind)):
-        return _check_type(key, kind, value)
+        return check_type(key, kind, value)
     if not isinstance(value, Mapping):
         names = ", ".join(field.name for field in fields(kind))
         raise ConfigError(f"{key}={value} must be a mapping with the keys {names}")
@@ -210,7 +210,7 @@ def unknown_argument(target: Signature, name: str, value: object) -> str:
 def _check_value(path: str, parameter: Parameter, value: object) -> None:
     """Checks a nested node by its own signature, and any other value by the type of the argument."""
     if not _check_nodes_within(path, value):
-        _check_type(path, parameter.annotation, value)
+        check_type(path, parameter.annotation, value)
 
 
 def _check_nodes_within(path: str, value: object) -> bool:
@@ -232,7 +232,7 @@ def _adapter(annotation: Any) -> TypeAdapter[object]:
     return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
 
 
-def _check_type(path: str, annotation: object, value: object) -> None:
+def check_type(path: str, annotation: object, value: object) -> None:
     """Raises ConfigError unless `value` has the annotated type, as JSON, and lies in the annotated range.
 
     A list is accepted for a tuple, and text for a path. No other conversion is: text is not accepted for a number, nor

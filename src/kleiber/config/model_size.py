@@ -152,14 +152,19 @@ def check_memory(config: Config) -> None:
     """
     if config["launcher"]["_target_"] in SCHEDULERS:
         return
-    available = machine_memory()
     for stage in stage_configs(config).values():
-        needed = 0.0 if stage["model"]["_target_"] != NATIVE else training_memory(stage)
-        if needed > available:
-            raise ConfigError(
-                f"{size_keys(stage)} need at least {needed / 2**30:,.0f} GiB of memory, and this machine has "
-                f"{available / 2**30:,.0f} GiB: decrease one of them"
-            )
+        if stage["model"]["_target_"] == NATIVE:
+            check_fits(size_keys(stage), training_memory(stage))
+
+
+def check_fits(settings: str, needed: float) -> None:
+    """Raises ConfigError, which names the `settings`, where `needed` bytes are more than this machine has."""
+    available = machine_memory()
+    if needed > available:
+        raise ConfigError(
+            f"{settings} needs at least {needed / 2**30:,.0f} GiB of memory, and this machine has "
+            f"{available / 2**30:,.0f} GiB: choose smaller sizes"
+        )
 
 
 def training_memory(config: Config) -> float:

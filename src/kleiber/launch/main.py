@@ -122,9 +122,12 @@ def run_single(composer: Composer, overrides: list[str]) -> int:
         return ExitCode.DONE
     if is_rank:
         ranks.redirect_rank_output(where)
-    elif config["trainer"].get("devices", 1) > 1:
-        return ranks.run_fresh(where, config["trainer"]["devices"])
-    return process.run(config, where, overrides)
+        return process.run(config, where, overrides)
+    devices = config["trainer"].get("devices", 1)
+    code = ranks.run_fresh(where, devices) if devices > 1 else process.run(config, where, overrides)
+    if code == ExitCode.BAD_INPUT and config["resume"] in ("auto", "never"):
+        folder.discard_unstarted(where)
+    return code
 
 
 def set_devices(config: Json, overrides: list[str]) -> None:

@@ -6,20 +6,27 @@ Nothing here imports torch, so that a run's config can be composed without it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from kleiber.config import hub
+from kleiber.config.check import check_type
 from kleiber.config.errors import did_you_mean
-from kleiber.types import Config, Json
+from kleiber.config.model_size import check_fits
+from kleiber.types import Config, Depth, Json, VocabSize, Width
 
 # Classes of transformers, which is imported late. Their attributes depend on the type of the model.
 PretrainedConfig = Any
 PreTrainedModel = Any
 
 KINDS = {"llama": (False, False), "qwen3": (True, False), "mixtral": (False, True), "qwen3_moe": (True, True)}
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+SIZES: dict[str, object] = {
+    "hidden_size": Width, "num_hidden_layers": Depth, "num_attention_heads": Width,
+    "intermediate_size": Width | list[Width], "max_position_embeddings": int,
+}  # fmt: skip
+RANGES = SIZES | {"vocab_size": VocabSize, "num_key_value_heads": Width | None, "head_dim": Width | None}
 DEFAULTS: dict[str, Json] = {  # defaults of transformers for keys that are not in config.json; a test compares them
     "llama": {"rope_theta": 1e4, "rms_norm_eps": 1e-6, "num_key_value_heads": None},
     "qwen3": {
@@ -81,11 +88,23 @@ def hf_vocab_size(folder: Path) -> int:
     return config["vocab_size"]
 
 
-def _require(folder: Path, config: Config, keys: Sequence[str]) -> None:
+def _require(folder: Path, config: Config, keys: Iterable[str]) -> None:
     for key in keys:
-        if not isinstance(config.get(key), int):
-            value = f"{key}={config[key]!r}" if key in config else f"a missing {key}"
-            raise ValueError(f"{folder / 'config.json'}: {value} must be an integer, that of the weights")
+        if key not in config:
+            raise ValueError(f"{folder / 'config.json'} lacks {key}: download the model again")
+    check_settings(f"{folder / 'config.json'}: ", config)
+
+
+def check_settings(path: str, config: Config, names: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Raises ConfigError for a size outside of its range, and for a number that is not finite.
+
+    path   what the error names before each key
+    names  common names of keys that the type of the model spells differently
+    """
+    for key, value in config.items():
+        kind = RANGES.get(names.get(key, key), float if isinstance(value, float) else None)
+        if kind is not None:
+            check_type(f"{path}{key}", kind, value)
 
 
 def hf_tokenizer(folder: Path) -> str:
@@ -223,11 +242,16 @@ def configuration(path: str, weights: str, changes: Config) -> tuple[PretrainedC
     for name in changes:
         if name not in names:
             raise ValueError(f"model.config.{name} is not a setting of {kind}.{did_you_mean(name, names)}")
+    settings = {**content, **changes}
+    check_settings(f"model.path={path}: ", settings, {own: common for common, own in plain.attribute_map.items()})
     try:
-        settings = CONFIG_MAPPING[kind].from_dict(_cut({**content, **changes}))
+        config = CONFIG_MAPPING[kind].from_dict(_cut(settings))
     except Exception as error:  # of several types, by validators of transformers
         raise ValueError(f"model.config={dict(changes)} of model.path={path}: {error}") from None
-    return settings, folder if weights == "pretrained" else None
+    depth, width = setting(config, "num_hidden_layers"), setting(config, "hidden_size")
+    kept = 2.0 * depth * width**2 + setting(config, "vocab_size") * setting(config, "embedding_size", width)
+    check_fits(f"model.path={path} with {depth} layers of width {width}", 4.0 * kept)
+    return config, folder if weights == "pretrained" else None
 
 
 def _cut(settings: Json) -> Json:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from annotated_types import MinLen
+from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
 from kleiber.retention.memory import rank_and_world_size
-from kleiber.types import Share
 from kleiber.types.contracts import Retention, Task
 from kleiber.types.model import Model
+
+Alpha = Annotated[int | float, Ge(0), Le(1)]
 
 
 class WiSE(Retention):
@@ -25,7 +26,7 @@ class WiSE(Retention):
     """
 
     def __init__(
-        self, alphas: Annotated[Sequence[Share], MinLen(1)] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+        self, alphas: Annotated[Sequence[Alpha], MinLen(1)] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     ) -> None:
         super().__init__()
         if len(set(alphas)) < len(alphas):
