@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from kleiber.config.check import _check_node
+from kleiber.config.check import check_node
 from kleiber.config.targets import build
 from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import DEFAULTS, KINDS, hf_model_node, hf_tokenizer, hf_vocab_size
@@ -33,7 +33,7 @@ CASES = {
 
 def imported(folder, **options) -> Transformer:
     node = hf_model_node(folder, **options)
-    _check_node("model", node)
+    check_node("model", node)
     model = build(OmegaConf.create(node), vocab_size=hf_vocab_size(folder))
     load_hf(model, folder)
     return model
