@@ -27,6 +27,20 @@ def test_rows_have_the_texts_and_labels_of_the_table(tmp_path: Path, cache: Path
     assert len(corpus.validation["t"]) == 7
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "ends"),
+    [
+        ("models/stories260K", (1, 2)),
+        ("tokenizers/gpt2", (50256, 50256)),
+        ("tokenizers/bert-base-uncased", (101, 102)),
+    ],
+)
+def test_a_row_begins_as_the_tokenizer_has_it(tokenizer: str, ends: tuple, shared: Path, tmp_path: Path, cache) -> None:
+    path = folder(tmp_path / "t", train=reviews(), validation=reviews(7))
+    rows = Labelled(path, tokenizer=str(shared / "data" / tokenizer)).prepare(64).train
+    assert {(int(rows.row(i)[0]), int(rows.row(i)[-1])) for i in range(len(rows))} == {ends}
+
+
 def test_a_share_of_the_training_rows_is_drawn_and_smaller_shares_lie_within_larger_ones(tmp_path, cache) -> None:
     table, path = reviews(), folder(tmp_path / "t", train=reviews(), validation=reviews(7))
 

@@ -28,6 +28,13 @@ def wait(path: Path, events: list[str]) -> None:
         events.append("locked")
 
 
+def test_a_folder_can_be_locked_any_number_of_times(tmp_path):
+    (tmp_path / ".lock").write_bytes(b"\0" * 4)
+    for _ in range(4):
+        with locked(tmp_path):
+            assert (tmp_path / ".lock").read_text() == holder(tmp_path) == str(os.getpid())
+
+
 def place(kind: str, path: Path, target: Path) -> None:
     """Puts something at `path` that is not a lock."""
     target.write_text("my thesis")

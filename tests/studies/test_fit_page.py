@@ -1,5 +1,6 @@
 """The page of `kleiber fit --report`: figures for one fit or several, for any table."""
 
+import json
 import re
 
 import numpy as np
@@ -87,3 +88,15 @@ def test_hostile_groups_columns_and_file_names_add_no_element_to_the_page(csv, t
         pages[name] = out.read_text(encoding="utf-8")
     assert elements(pages["hostile"]) == elements(pages["harmless"])
     assert f"Parameters, kind = {HOSTILE}" in shown_text(pages["hostile"])
+
+
+def test_the_page_of_a_large_table_shows_its_pooled_cells(csv, tmp_path):
+    pytest.importorskip("altair")
+    rows = pd.concat([pd.read_csv(csv).query("kind == 'a'")] * 240)
+    rows.assign(loss=rows["loss"] * np.random.default_rng(0).normal(1, 0.01, 6000)).to_csv(csv, index=False)
+    out = tmp_path / "fit.html"
+    assert main(["fit", csv, *MAP, "--bootstrap", "0", "--report", str(out)]) in (0, 3)
+    page = out.read_text(encoding="utf-8")
+    assert "6,000 rows pooled into 25 cells" in page
+    specs = json.loads(page.split("const specs = ", 1)[1].split(";\nfor", 1)[0])
+    assert 25 in {len(points) for points in specs["g0-fit"]["datasets"].values()}

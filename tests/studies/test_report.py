@@ -105,6 +105,19 @@ def test_the_page_opens_in_a_browser_without_network(study):
     assert done.stdout.count("<svg") >= 6 and "Uncaught" not in done.stderr
 
 
+def test_a_recorded_study_runs_no_file_of_code(study, tmp_path, capsys):
+    code = tmp_path / "mine.py"
+    code.write_text("import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\n")
+    recorded = f"{{_target_: kleiber.studies.Scaling, law: '{code}:mine'}}\n"
+    (study / "study.yaml").write_text(recorded)
+    assert main(["report", str(study)]) == 2 and "mine.py" in capsys.readouterr().err
+    (study / "study.yaml").unlink()
+    for config in study.glob("*/config.yaml"):
+        config.write_text(f"study: {recorded}")
+    assert main(["report", str(study)]) == 2 and "mine.py" in capsys.readouterr().err
+    assert not code.with_suffix(".ran").exists()
+
+
 def page_of(text):
     """The page of a study with this text in every field that may come from a folder of runs."""
     findings = {

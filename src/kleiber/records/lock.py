@@ -31,7 +31,7 @@ def locked(folder: Path) -> Iterator[None]:
         if not _take(handle):
             raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait until it ends, or stop it")
         os.truncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
 
 
@@ -60,8 +60,9 @@ def _opened(path: Path) -> Iterator[int]:
             raise _not_a_lock(path) from None
         raise ConfigError(f"{path} cannot be written ({error.strerror}): make its folder writable") from None
     try:
-        content = os.read(handle, LONGEST_ID + 1) if stat.S_ISREG(os.fstat(handle).st_mode) else b"no file"
-        if content and not (content.isdigit() and len(content) <= LONGEST_ID):
+        content = os.pread(handle, LONGEST_ID + 1, 0) if stat.S_ISREG(os.fstat(handle).st_mode) else b"no file"
+        written = content.strip(b"\0\n")  # a machine that lost its power may leave zeros
+        if len(content) > LONGEST_ID or (written and not written.isdigit()):
             raise _not_a_lock(path)
         yield handle
     finally:
@@ -88,7 +89,7 @@ def _take(handle: int, tries: int = 5) -> bool:
 def holder(folder: Path) -> str:
     """Id of the process that holds the lock of the folder."""
     with _opened(folder / NAME) as handle:
-        return os.pread(handle, LONGEST_ID, 0).decode() or "unknown"
+        return os.pread(handle, LONGEST_ID, 0).strip(b"\0\n").decode() or "unknown"
 
 
 def is_locked(folder: Path) -> bool:

@@ -15,7 +15,8 @@ import pandas as pd
 from kleiber.charts import Chart
 from kleiber.studies.laws import figures as law_figures
 from kleiber.studies.laws.law import Law
-from kleiber.studies.laws.laws_json import band_rate, intervals_by, lines, percent
+from kleiber.studies.laws.laws_json import band_rate, intervals_by, lines, percent, rows_fitted
+from kleiber.studies.laws.pooling import pool
 from kleiber.studies.laws.prediction import fitted_values
 from kleiber.studies.laws.table import Table, label
 from kleiber.studies.report import page
@@ -48,8 +49,7 @@ def write(
     summary = {
         "study": f"{form.name} on {source.name}",
         "headline": "; ".join(headlines),
-        "runs": f"{sum(entry['n'] for entry in records.values()):,} rows fitted, "
-        f"{sum(len(entry['excluded']) for entry in records.values())} excluded",
+        "runs": f"{_rows_fitted(records)}, {sum(len(entry['excluded']) for entry in records.values())} excluded",
         "verdicts": verdicts, "tables": titled, "missing": [],
     }  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -58,14 +58,26 @@ def write(
 
 
 def fitted_rows(rows: Table, form: Law, entry: Row) -> pd.DataFrame:
-    """Returns the fitted rows: label, compute if known, inputs of the law, observed and predicted target."""
+    """Returns the fitted rows: label, compute if known, inputs of the law, observed and predicted target.
+
+    Pooled rows have the label of the first of them.
+    """
     gone = {exclusion["row"] for exclusion in entry["excluded"]}
-    keep = np.array([label(i) not in gone for i in rows.frame.index])
-    inputs = {name: column[keep] for name, column in rows.inputs(form).items()}
+    rows = rows.drop(np.array([label(i) in gone for i in rows.frame.index]), "not fitted")
+    pooled = pool(rows, form, entry["objective"]["space"])
+    rows = rows if pooled is None else pooled.table
+    inputs = rows.inputs(form)
     predicted = form.predict(inputs, fitted_values(entry))[0]
-    names = [str(label(i)) for i, kept in zip(rows.frame.index, keep, strict=True) if kept]
-    compute = {"C": rows.columns["C"][keep]} if "C" in rows.columns else {}
-    return pd.DataFrame({"row": names, **compute, **inputs, "observed": rows.target[keep], "predicted": predicted})
+    names = [str(label(i)) for i in rows.frame.index]
+    compute = {"C": rows.columns["C"]} if "C" in rows.columns else {}
+    return pd.DataFrame({"row": names, **compute, **inputs, "observed": rows.target, "predicted": predicted})
+
+
+def _rows_fitted(records: Mapping[str, Row]) -> str:
+    """Returns how many rows were fitted in all groups, and how many were pooled."""
+    if any(entry.get("pooled") for entry in records.values()):
+        return "; ".join(rows_fitted(entry) for entry in records.values())
+    return f"{sum(entry['n'] for entry in records.values()):,} rows fitted"
 
 
 def figures(rows: pd.DataFrame, form: Law, entry: Row, name: str) -> dict[str, Callable[[], Chart]]:

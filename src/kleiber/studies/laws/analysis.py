@@ -15,7 +15,8 @@ from kleiber.studies.laws.asymptotics import beta_stability, pre_asymptotic
 from kleiber.studies.laws.backtest import Backtest, backtests, default_cuts, holdouts, rank
 from kleiber.studies.laws.fit import Fit, objective_at
 from kleiber.studies.laws.law import LAWS, Law
-from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise, scale_of
+from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
+from kleiber.studies.laws.pooling import on_rows
 from kleiber.studies.laws.prediction import EXPECTED, MAX_DECADES, Misfit, predict
 from kleiber.studies.laws.table import Table
 from kleiber.studies.laws.transients import diagnose
@@ -78,7 +79,7 @@ def analyze(table: Table, law: Law, options: Options) -> Json:
         verdicts.check_enough(rest, law, suspects)
         table, other = rest, table
     model = _fit(table, law, options)
-    at_values = None if options.at is None else {"at": objective_at(model.fit, options.at)}
+    at_values = None if options.at is None else {"at": objective_at(_on_all_rows(model, table), options.at)}
     draws = model.draws(options.bootstrap, options.seed)
     record, judged = _estimate(model, draws, table, options)
     tests, misfit = _backtest(model, table, options)
@@ -111,24 +112,26 @@ def _estimate(
     fitted, law = model.fit, model.fit.law
     profiled = model.profiles(draws, options.level)
     params = laws_json.parameters(model, draws, profiled, options.level)
-    noise, diagnostics, on_rows = model.components(), diagnose(model), _on_rows(fitted, table)
+    noise, diagnostics, runs = model.components(), diagnose(model), on_rows(fitted, table)
     judged = [*verdicts.identifiability(fitted, params), *pre_asymptotic(diagnostics)]
     judged += beta_stability(diagnostics, options.level)
     columns = sorted({*law.inputs, *({"C"} & set(table.columns))})
-    judged += [*verdicts.replicates(on_rows), *verdicts.copies(on_rows)]
+    judged += [*verdicts.replicates(runs), *verdicts.copies(runs), *verdicts.pooling(model)]
     record = {
         "schema": "kleiber.law/1", "law": law.name, "formula": law.formula, "source": law.source,
-        "n": fitted.problem.num_rows, "objective": _objective(fitted, table),
+        "n": fitted.problem.num_rows, "objective": _objective(_on_all_rows(model, table), table),
         "params": params, "cov": fitted.covariance()[0].tolist(),
         "cov_of": [f"log {name}" if law.params[name].log else name for name in fitted.kept],
         "level": options.level, "derived": laws_json.derived(fitted, draws, profiled, options.level),
-        "residual_rms": float(np.sqrt(np.mean(fitted.residuals**2))),
+        "residual_rms": float(np.sqrt(np.mean(_on_all_rows(model, table).residuals**2))),
         "bootstrap": {"method": draws.method, "draws": len(draws.values)} if draws else None,
         "domain": {name: [float(table.columns[name].min()), float(table.columns[name].max())] for name in columns},
         "runs_hash": table.hash(),
         "draws": draws.values[: max(400, fewest_draws(options.level))].tolist() if draws else [],
         "noise": None if noise is None else asdict(noise), "residual_sd": fitted.noise if noise is not None else None,
     }  # fmt: skip
+    if model.pooled is not None:
+        record["pooled"] = model.pooled
     if model.seeds is not None:
         record["trunk_noise"] = {**asdict(model.seeds), "correlation": model.seeds.correlation}
     if "E" in profiled:
@@ -191,6 +194,11 @@ def _fit(table: Table, law: Law, options: Options) -> NoiseModel:
     return fit_with_noise(table, law, options.loss_fn, options.delta, options.space, options.cluster)
 
 
+def _on_all_rows(model: NoiseModel, table: Table) -> Fit:
+    """Returns the fit with all rows if they were pooled; rows that are means over seeds stay, since they are fitted."""
+    return model.fit if model.pooled is None else on_rows(model.fit, table)
+
+
 def identified(record: Row) -> bool:
     """Returns whether every parameter of the record is identified."""
     return all(entry["identified"] for entry in record["params"].values())
@@ -199,13 +207,6 @@ def identified(record: Row) -> bool:
 def accepted(record: Row) -> bool:
     """Returns whether the law is identified and not refused; if not, the command's exit code is 3."""
     return identified(record) and not record["refused"]
-
-
-def _on_rows(fitted: Fit, table: Table) -> Fit:
-    """Returns the fitted parameters together with the rows of the table before averaging over seeds."""
-    scale = scale_of(table, fitted.problem.space)
-    problem = replace(fitted.problem, inputs=table.inputs(fitted.law), target=table.target, scale=scale)
-    return replace(fitted, problem=problem)
 
 
 def _objective(fitted: Fit, table: Table) -> Json:

@@ -105,7 +105,7 @@ def score(
     coverage, half_width, evidence = float("nan"), float("nan"), ()  # without draws nothing is covered or missed
     if sample is not None:
         decades = decades_outside(_ranges(problem.inputs, compute, train), _points(problem.inputs, compute, test))
-        ends = interval(sample.predict_runs(tested.inputs, seed, tested.scale), level)
+        ends = interval(sample.predict_runs(tested.inputs, seed, model.run_scale(test)), level)
         lo, hi = widen_interval(predicted, *ends, misfit.within(train).at_one_decade, decades, level)
         held = (lo <= tested.target) & (tested.target <= hi)
         coverage = float(np.mean(np.bincount(member, held) / count))

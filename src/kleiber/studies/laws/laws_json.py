@@ -133,7 +133,7 @@ def lines(entry: Row) -> list[str]:
     errors = f", residuals in units of the standard errors {goal['sigma']}" if goal["sigma"] else ""
     out = [
         f"{entry['law']}: {entry['formula']}   ({entry['source']})",
-        f"{entry['n']} rows fitted, {len(entry['excluded'])} excluded; {goal['kind']} loss{delta} on the "
+        f"{rows_fitted(entry)}, {len(entry['excluded'])} excluded; {goal['kind']} loss{delta} on the "
         f"{goal['space']} scale: {goal['value']:.6g}{errors}",
     ]
     out += _not_finite_lines(entry["excluded"])
@@ -160,6 +160,13 @@ def lines(entry: Row) -> list[str]:
         out.append(f"  {other['suspects']} the suspects (n = {other['n']}), {level}: {numbers}")
     out += [f"  {prediction_line(prediction, entry['level'])}" for prediction in entry["predictions"]]
     return out + [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
+
+
+def rows_fitted(entry: Row) -> str:
+    """Returns how many rows were fitted, and how many were pooled into them if the table is large."""
+    if entry.get("pooled"):
+        return f"{entry['pooled']:,} rows pooled into {entry['n']:,} cells"
+    return f"{entry['n']} rows fitted"
 
 
 def _not_finite_lines(excluded: Sequence[Row]) -> list[str]:

@@ -14,9 +14,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import fdtrc, fdtri
 
-from kleiber.studies.laws.filters import column_of
 from kleiber.studies.laws.fit import Fit, fit
 from kleiber.studies.laws.law import Array, Law
+from kleiber.studies.laws.pooling import Pooled, pool, scale_of, trunks
 from kleiber.studies.laws.problem import relative_sigma
 from kleiber.studies.laws.table import Table, cells
 from kleiber.studies.laws.uncertainty import Draws, Profile, bootstrap, interval, profiles, strata_of
@@ -60,6 +60,7 @@ class NoiseModel:
     columns   compute and other columns, by role, (rows,) each
     seeds     noise between and within trunks of equal size; None if no size has two seeds
     averaged  whether the rows are means over seeds
+    pooled    number of runs that were pooled into the rows (`pooling`); None for a table of few rows
     """
 
     fit: Fit
@@ -69,6 +70,7 @@ class NoiseModel:
     columns: dict[str, Array] = field(default_factory=dict)
     seeds: TrunkNoise | None = None
     averaged: bool = False
+    pooled: int | None = None
 
     @classmethod
     def of(
@@ -95,6 +97,11 @@ class NoiseModel:
             return "C", self.compute
         sizes = self.fit.problem.inputs.get("N")
         return None if sizes is None else ("N", sizes)
+
+    def run_scale(self, rows: NDArray) -> Array | None:
+        """Returns the noise of some rows in units of that of a run, as `Draws.predict_runs` takes it; None for 1."""
+        scale = self.fit.problem.rows(rows).scale
+        return scale if self.pooled is None or scale is None else scale / np.sqrt(self.layout.averaged[rows])
 
     def components(self, fitted: Fit | None = None, rows: NDArray | None = None) -> VarianceComponents | None:
         """Estimates the variance components of the fit, or of a fit `fitted` to some `rows`; None without df.
@@ -177,15 +184,37 @@ class NoiseModel:
 def fit_with_noise(
     table: Table, law: Law, loss_fn: str | None, delta: float, space: str | None, cluster: str | None
 ) -> NoiseModel:
-    """Fits a table; if the column `cluster` names the trunk of each row, seeds of a size are averaged first."""
+    """Fits a table, pooled if it is large; if `cluster` names the trunk of each row, seeds of a size are averaged."""
+    pooled = pool(table, law, space or law.space, cluster)
+    model = _fit_rows(table if pooled is None else pooled.table, law, loss_fn, delta, space, cluster)
+    return model if pooled is None else _with_runs(model, table, pooled)
+
+
+def _with_runs(model: NoiseModel, table: Table, pooled: Pooled) -> NoiseModel:
+    """Returns the model of pooled rows with the runs of `table` behind them, whose scatter is the noise of a run.
+
+    A pooled row is worth at most as many runs as were pooled into it, and fewer if the rows scatter more than that:
+    then the law does not hold exactly, and more runs of the same cells do not help.
+    """
+    fitted, scale = model.fit, scale_of(table, model.fit.problem.space)
+    runs = Runs(table.inputs(fitted.law), table.target, pooled.trunk, model.runs.row[pooled.cell], scale)
+    model = replace(model, runs=runs, pooled=len(table), seeds=None)
+    noise, most = model.components(), model.layout.averaged * pooled.weight
+    if noise is not None and fitted.noise > 0:
+        most = np.clip((noise.between + noise.within) / fitted.noise**2, 1.0, most)
+    return replace(model, layout=replace(model.layout, averaged=most))
+
+
+def _fit_rows(
+    table: Table, law: Law, loss_fn: str | None, delta: float, space: str | None, cluster: str | None
+) -> NoiseModel:
+    """Fits the rows of a table, after averaging over the seeds of a size if there are clusters."""
     inputs, loss = table.inputs(law), table.target
     trunk, row, clusters = np.arange(len(loss)), np.arange(len(loss)), None
     columns = {name: table.columns[name] for name in EXTRA if name in table.columns}
     seeds, averaged, means, mean_loss, counts = None, False, inputs, loss, np.ones(len(loss))
     if cluster:
-        names = table.frame[column_of(table.frame, cluster, "--cluster")]
-        _, trunk = np.unique(names.astype(str).to_numpy(), return_inverse=True)
-        clusters = trunk
+        clusters = trunk = trunks(table, cluster)
         if "D" in inputs and len(np.unique(cells(inputs))) < len(loss) and (loss > 0).all():
             averaged = True
             seeds = trunk_noise(inputs, loss, trunk)
@@ -206,11 +235,6 @@ def fit_with_noise(
     layout = Layout(groups, counts, _log_size(means))
     runs = Runs(dict(inputs), loss, trunk, row, run_scale)
     return NoiseModel(fitted, runs, layout, clusters, columns, seeds, averaged)
-
-
-def scale_of(table: Table, space: str) -> Array | None:
-    """Returns the divisors of the residuals of a table (`problem.relative_sigma`); None without standard errors."""
-    return None if table.sigma is None else relative_sigma(table.sigma, table.target, space)
 
 
 def _log_size(inputs: Mapping[str, Array]) -> Array:

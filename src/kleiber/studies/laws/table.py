@@ -244,8 +244,17 @@ def cells(inputs: Mapping[str, Array]) -> NDArray[np.intp]:
     """Numbers the cells; rows with equal inputs (to 1e-9) are replicates and have the same number."""
     units = {name: 10.0 ** (_magnitude(column) - 9) for name, column in inputs.items()}
     stacked = np.column_stack([np.round(column / units[name]) * units[name] for name, column in inputs.items()])
-    _, member = np.unique(stacked, axis=0, return_inverse=True)
-    return member.reshape(-1)
+    return number_rows(stacked)
+
+
+def number_rows(rows: Array) -> NDArray[np.intp]:
+    """Numbers equal rows of a matrix (rows, columns) alike, from 0, in lexicographic order."""
+    order = np.lexsort(rows.T[::-1])
+    ordered = rows[order]
+    starts = np.concatenate([[0], (ordered[1:] != ordered[:-1]).any(1)])
+    number = np.empty(len(rows), dtype=np.intp)
+    number[order] = np.cumsum(starts)
+    return number
 
 
 def _magnitude(column: Array) -> Array:

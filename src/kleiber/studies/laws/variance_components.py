@@ -178,7 +178,8 @@ def without_outliers(residuals: Array, trunk: NDArray | None = None) -> Array:
 def _medians(residuals: Array, trunk: NDArray | None) -> Array:
     if trunk is None or len(np.unique(trunk)) == len(trunk):
         return np.full(len(residuals), np.median(residuals))
-    return np.array([np.median(residuals[trunk == number]) for number in range(int(trunk.max()) + 1)])[trunk]
+    order, ends = np.argsort(trunk, kind="stable"), np.cumsum(np.bincount(trunk))[:-1]
+    return np.array([np.median(part) for part in np.split(residuals[order], ends)])[trunk]
 
 
 def _mean_squares(

@@ -17,8 +17,9 @@ from scipy.special import fdtrc
 from kleiber.studies.laws.backtest import NAIVE_LABELS, Backtest
 from kleiber.studies.laws.fit import Fit, fit
 from kleiber.studies.laws.law import Law
-from kleiber.studies.laws.noise_model import scale_of
-from kleiber.studies.laws.table import Table, cells, label
+from kleiber.studies.laws.noise_model import NoiseModel
+from kleiber.studies.laws.pooling import cells_of_rows, on_rows, pool, scale_of
+from kleiber.studies.laws.table import Table, cells, label, number_rows
 from kleiber.types import Json, Row
 
 CHOICES = ("none", "suspects")
@@ -96,10 +97,21 @@ def replicates(fitted: Fit, level: float = 0.05) -> list[Verdict]:
     return [Verdict("fits_within_noise", "note", text)]
 
 
+def pooling(model: NoiseModel) -> list[Verdict]:
+    """Returns a note on the runs that were pooled into the rows of the fit, if the table is large."""
+    problem = model.fit.problem
+    if model.pooled is None:
+        return []
+    text = f"{model.pooled:,} rows pooled into {problem.num_rows:,} cells of equal {', '.join(problem.law.inputs)}"
+    if problem.loss_fn != "squared":
+        text += f": the {problem.loss_fn} loss is that of their means, so an outlier within a cell moves its mean"
+    return [Verdict("pooled", "note", text)]
+
+
 def copies(fitted: Fit) -> list[Verdict]:
     """Returns a warning about rows that equal another row in every input and in the loss."""
     rows = np.column_stack([*(fitted.problem.inputs[name] for name in fitted.law.inputs), fitted.problem.target])
-    repeats = len(rows) - len(np.unique(rows, axis=0))
+    repeats = len(rows) - 1 - int(number_rows(rows).max())
     if not repeats:
         return []
     text = (
@@ -184,9 +196,11 @@ def diverged(table: Table, law: Law) -> Mask:
     """
     if set(law.inputs) != {"N", "D"}:
         return np.zeros(len(table), dtype=bool)
-    N, D, loss = (table.columns[name] for name in ("N", "D", "L"))
+    cell, first = cells_of_rows(table.inputs(law))
+    N, D, loss = table.columns["N"][first], table.columns["D"][first], table.target
+    means = np.bincount(cell, loss) / np.bincount(cell)  # the least of thousands would make others look diverged
     smaller = (N[None] <= N[:, None]) & (D[None] <= D[:, None])
-    best = np.where(smaller, loss[None], np.inf).min(1)
+    best = np.where(smaller, means[None], np.inf).min(1)[cell]
     return loss - best > WORSE * np.abs(best)
 
 
@@ -200,9 +214,11 @@ def undertuned(table: Table, law: Law, space: str | None = None) -> Mask:
     none = np.zeros(len(table), dtype=bool)
     if len(table) < max(MIN_ROWS, 2 * len(law.params)):
         return none
-    scale = scale_of(table, space or law.space)
-    robust = fit(law, table.inputs(law), table.target, "huber", space=space, scale=scale)
-    residuals = -robust.residuals  # observed above the law is positive
+    pooled = pool(table, law, space or law.space)
+    rows = table if pooled is None else pooled.table
+    scale = scale_of(rows, space or law.space)
+    robust = fit(law, rows.inputs(law), rows.target, "huber", space=space, scale=scale)
+    residuals = -on_rows(robust, table).residuals  # observed above the law is positive
     spread = 1.4826 * float(np.median(np.abs(residuals - np.median(residuals))))
     relative = table.target / robust.predict(table.inputs(law)) - 1
     out = (residuals > ROBUST_SD * max(spread, 1e-12)) & (relative > MIN_GAP)
