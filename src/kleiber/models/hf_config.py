@@ -26,7 +26,7 @@ SIZES: dict[str, object] = {
     "hidden_size": Width, "num_hidden_layers": Depth, "num_attention_heads": Width,
     "intermediate_size": Width | list[Width], "max_position_embeddings": int,
 }  # fmt: skip
-RANGES = SIZES | {"vocab_size": VocabSize, "num_key_value_heads": Width | None, "head_dim": Width | None}
+RANGES = SIZES | {"vocab_size": VocabSize, "num_key_value_heads": Width, "head_dim": Width}
 DEFAULTS: dict[str, Json] = {  # defaults of transformers for keys that are not in config.json; a test compares them
     "llama": {"rope_theta": 1e4, "rms_norm_eps": 1e-6, "num_key_value_heads": None},
     "qwen3": {
@@ -103,7 +103,7 @@ def check_settings(path: str, config: Config, names: Mapping[str, str] = Mapping
     """
     for key, value in config.items():
         kind = RANGES.get(names.get(key, key), float if isinstance(value, float) else None)
-        if kind is not None:
+        if kind is not None and (value is not None or key in SIZES):
             check_type(f"{path}{key}", kind, value)
 
 
