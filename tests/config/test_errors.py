@@ -42,7 +42,8 @@ def test_except_exception_does_not_catch_preemption():
 def test_exit_codes_are_the_documented_numbers():
     codes = {code.name: int(code) for code in ExitCode}
     assert codes == {
-        "DONE": 0, "FAILED": 1, "BAD_INPUT": 2, "UNDECIDED": 3, "PARTLY_FAILED": 4, "PREEMPTED": 75, "INTERRUPTED": 130,
+        "DONE": 0, "FAILED": 1, "BAD_INPUT": 2, "UNDECIDED": 3, "PARTLY_FAILED": 4, "CONTRADICTED": 5,
+            "PREEMPTED": 75, "INTERRUPTED": 130,
     }  # fmt: skip
 
 

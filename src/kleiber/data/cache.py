@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from kleiber.records.files import write_text
 from kleiber.records.lock import wait_for_lock
 from kleiber.types import Json
 
@@ -30,6 +31,7 @@ FORMAT = 1  # part of every identity: raise it when the meaning of a token file 
 SPLITS = ("train", "validation", "test")
 FULL_CHECK_BYTES = 16 << 20  # files up to this size are read whole at every load, which takes 10 ms
 BLOCK_BYTES, BLOCKS = 1 << 16, 64  # of a larger file, what is read to check it
+SHA256 = re.compile("[0-9a-f]{64}")
 CHUNK = 1 << 16  # characters encoded at once
 
 Document = Iterable[str]  # pieces of text that follow one another without a gap
@@ -151,6 +153,20 @@ def cached_folder(root: Path, name: str, identity: Json, build: Callable[[Path],
             manifest = _verified_manifest(folder)
             assert manifest is not None, f"{folder} does not verify right after it was built"
     return folder, manifest
+
+
+def file_hash(path: Path) -> str:
+    """Returns the sha256 of a file, which the cache keeps as long as the file's inode, size and times do not change."""
+    facts = path.stat()
+    times = [facts.st_mtime_ns, facts.st_ctime_ns]
+    place = cache_root() / "sha256" / digest([str(path.resolve()), facts.st_dev, facts.st_ino, facts.st_size, *times])
+    if place.is_file() and SHA256.fullmatch(saved := place.read_text(encoding="ascii", errors="replace")):
+        return saved
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    place.parent.mkdir(exist_ok=True)
+    write_text(place, sha256)
+    return sha256
 
 
 def _build(folder: Path, identity: Json, build: Callable[[Path], Json]) -> None:

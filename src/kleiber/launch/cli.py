@@ -125,8 +125,9 @@ def import_folder(
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code (`ExitCode`)."""
     from kleiber.studies import fit_command
+    from kleiber.studies.compare.command import compare
 
-    for command in (fit_command.fit, fit_command.predict, fit_command.report):
+    for command in (fit_command.fit, fit_command.predict, fit_command.report, compare):
         app.command(command.__name__)(command)
     try:
         code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)

@@ -167,10 +167,9 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> Path | Non
         folder.set_aside(where)
     elif folder.status(where) == Status.FINISHED:
         if ranks.rank() == 0:
-            from kleiber.records.closing_table import closing_table
+            from kleiber.launch.finished import print_finished
 
-            print(f"{where} is finished already; set resume=never to train it again")
-            closing_table(where)
+            print_finished(where, config)
         return None
     if ranks.rank() == 0:
         folder.write_config(where, config, overrides)

@@ -25,8 +25,8 @@ from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_w
 from kleiber.config.targets import build
 from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, count_costs, measure, shorten_config, stage_key
-from kleiber.records.files import write_json
-from kleiber.records.folder import status, write_config
+from kleiber.records.folder import status, summary_facts, write_config
+from kleiber.records.summary import StageRecord, Summary
 from kleiber.runs.plan import describe_stages
 from kleiber.runs.run import keep_tokenizer, plan_stages
 from kleiber.types import Config, Json
@@ -99,8 +99,10 @@ class Prices:
     def write_placeholder(self, folder: Path, config: Config) -> None:
         """Writes a folder that looks like a finished run, with its tokenizer and without weights."""
         write_config(folder, config, [])
-        stages = [{"name": name, "status": Status.FINISHED} for name in stage_names(config)]
-        write_json(folder / "summary.json", {"status": Status.FINISHED, "stages": stages})
+        stages = [StageRecord.untrained(name).to_json() for name in stage_names(config)]
+        summary = Summary(folder)
+        summary.start(**summary_facts(folder))
+        summary.update(status=Status.FINISHED, stages=stages)
         if trains_tokenizer(config):
             corpus = build(DictConfig(config["data"])).prepare(config["model"]["context"])
             keep_tokenizer(corpus.tokenizer, folder)

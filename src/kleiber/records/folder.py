@@ -18,7 +18,8 @@ from kleiber.config.errors import ConfigError, Status
 from kleiber.config.targets import signature
 from kleiber.records.files import DamagedFile, read_config_node, read_yaml, write_yaml
 from kleiber.records.lock import is_locked, locked
-from kleiber.records.summary import Summary, cpu_name, map_strings, read
+from kleiber.records.summary import Summary, cpu_name, map_strings
+from kleiber.records.summary_file import read_summary
 from kleiber.types import Config, Json
 
 # Keys that cannot change the result: where a run is written, what logs it, and the hardware. `design` plans a sweep.
@@ -153,9 +154,10 @@ def status(folder: Path, held: bool | None = None) -> Status:
     held  whether a live process holds the lock; None to look it up
     """
     try:
-        recorded = Status((read(folder / "summary.json") or {})["status"])
-    except (ValueError, KeyError, TypeError):
+        summary = read_summary(folder)
+    except DamagedFile:
         return Status.MISSING
+    recorded = Status.MISSING if summary is None else Status(summary["status"])
     if recorded != Status.RUNNING:
         return recorded
     return Status.RUNNING if (is_locked(folder) if held is None else held) else Status.KILLED
@@ -246,7 +248,7 @@ def summary_facts(folder: Path) -> Json:
         "run_id": os.urandom(6).hex(),
         "name": config["name"],
         "study": config["name"] if config.get("study") else None,
-        "config_hash": folder.name.rsplit("-", 1)[-1],
+        "config_hash": config_hash(config)[:8],
         "overrides": read_overrides(folder),
         "seed": config["seed"],
         "machine": {

@@ -9,12 +9,14 @@ and both refuse an output folder that is not empty.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.errors import Status
 from kleiber.config.stages import SINGLE_STAGE
 from kleiber.data import chat
 from kleiber.data.pretrained_tokenizer import Pretrained, load_pretrained
@@ -24,9 +26,9 @@ from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
-from kleiber.records.files import write_json, write_yaml
-from kleiber.records.folder import TOKENIZER
-from kleiber.records.summary import versions
+from kleiber.records.files import write_yaml
+from kleiber.records.folder import TOKENIZER, config_hash
+from kleiber.records.summary import StageRecord, Summary, cpu_name, versions
 from kleiber.runs.open import TrainedModel, new_model, open_model
 from kleiber.training import checkpoint
 from kleiber.types import Json
@@ -35,7 +37,6 @@ from kleiber.types.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
-FORMAT = "kleiber.import/1"
 TEMPLATE = "chat_template.jinja"
 GENERATION = "generation_config.json"
 CONVERSATIONS = ("kleiber.data.Instruct", "kleiber.data.Preference", "kleiber.data.Unpaired")
@@ -115,11 +116,14 @@ def _write_run(folder: Path, out: Path) -> None:
     write_yaml(out / "config.yaml", config)
     state = {"optimizer": {}, "callbacks": {}}
     saved = checkpoint.save(out / "stages" / SINGLE_STAGE / "checkpoints", 0, model, state, "imported")
-    parameters = vars(count_parameters(model))
-    stage = {"name": SINGLE_STAGE, "parent": None, "status": "finished", "steps": 0, "tokens": 0, "params": parameters}
-    stage |= {"metrics": {}, "checkpoint": str(saved.path.relative_to(out))}
-    summary = {"schema": FORMAT, "status": "finished", "name": out.name, "source": str(folder), "stages": [stage]}
-    write_json(out / "summary.json", summary)
+    place, counts = str(saved.path.relative_to(out)), vars(count_parameters(model))
+    record = StageRecord.untrained(SINGLE_STAGE, counts, load_pretrained(home).hash, place)
+    machine = {"cpu": cpu_name(), "threads": 1, "device": "cpu", "world_size": 1}
+    placeless = {key: value for key, value in config.items() if key != "root"}  # the folder may have any name
+    facts = {"run_id": os.urandom(6).hex(), "name": out.name, "study": None, "overrides": [], "seed": config["seed"]}
+    summary = Summary(out)
+    summary.start(**facts, config_hash=config_hash(placeless)[:8], machine=machine, source=str(folder))
+    summary.update(status=Status.FINISHED, stages=[record.to_json()])
 
 
 def check_empty(out: Path) -> None:

@@ -36,13 +36,16 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
     the user can correct, such as a setting that does not fit the data, before anything is trained.
     """
     from kleiber.config.targets import build
+    from kleiber.runs.inputs import check_inputs, run_inputs
     from kleiber.runs.stage import run_tree
     from kleiber.runs.stage_tree import Tree
 
     hardware = build(cfg.trainer)
     hardware.prepare()
     stages = plan_stages(cfg, hardware)
-    tree = Tree(stages, folder, hardware, [], Summary(folder).finished_stages())
+    summary, inputs = Summary(folder), run_inputs(stages)
+    check_inputs(summary.values.get("inputs") or {}, inputs, folder)
+    tree = Tree(stages, folder, hardware, [], summary.finished_stages())
     tree.verify()
     if hardware.rank != 0:
         from kleiber.training.callbacks.fault_tolerance import Preempted
@@ -52,7 +55,7 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
         except Preempted:
             return ExitCode.PREEMPTED
         return ExitCode.DONE
-    return RankZeroRun(cfg, tree, overrides or []).run()
+    return RankZeroRun(cfg, tree, overrides or [], inputs).run()
 
 
 def plan_stages(cfg: DictConfig, hardware: Local, model_of: ModelBuilder | None = None) -> list[Stage]:
@@ -83,8 +86,8 @@ def plan_stages(cfg: DictConfig, hardware: Local, model_of: ModelBuilder | None 
 class RankZeroRun:
     """Rank 0 of a run: it alone writes the summary, logs to W&B and prints."""
 
-    def __init__(self, cfg: DictConfig, tree: Tree, overrides: list[str]) -> None:
-        self.cfg, self.tree, self.overrides = cfg, tree, overrides
+    def __init__(self, cfg: DictConfig, tree: Tree, overrides: list[str], inputs: dict[str, str]) -> None:
+        self.cfg, self.tree, self.overrides, self.inputs = cfg, tree, overrides, inputs
         self.folder, self.hardware = tree.folder, tree.hardware
         self.summary = Summary(self.folder)
         self.loggers: list[Logger] = []
@@ -113,6 +116,7 @@ class RankZeroRun:
             "config_hash": config_hash(OmegaConf.to_container(self.cfg, resolve=True))[:8],  # type: ignore[arg-type]
             "overrides": self.overrides,
             "seed": self.cfg.seed,
+            "inputs": self.inputs,
             "machine": {
                 "cpu": cpu_name(),
                 "threads": threads(),

@@ -96,8 +96,7 @@ class HF(StartPoint):
         settings = {"tokenizer": config.data.tokenizer, "separator": config.data.get("separator")}
         texts = MixtureCorpus(parts, **settings).prepare(config.model.context)
         check_same_tokenizer(corpus, texts, "init.upstream")
-        objective = build(DictConfig({"_target_": "kleiber.objectives.CLM"}))
-        return [Task(name, objective, held_out, texts.train) for name, held_out in texts.validation.items()]
+        return corpus_tasks(texts, build(DictConfig({"_target_": "kleiber.objectives.CLM"})))
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,8 @@ def stage_tasks(config: Config, corpus: Corpus, folder: Path) -> list[Task]:
 
 def corpus_tasks(corpus: Corpus, objective: Objective) -> list[Task]:
     """Returns a task for each validation domain."""
-    return [Task(name, objective, held_out, corpus.train) for name, held_out in corpus.validation.items()]
+    validation = corpus.validation.items()
+    return [Task(name, objective, held_out, corpus.train, corpus.hash) for name, held_out in validation]
 
 
 def distinct_tasks(tasks: Sequence[Task], corpus: Corpus) -> list[Task]:

@@ -31,11 +31,6 @@ from kleiber.types import Json
 
 SCHEMA = "kleiber.checkpoint/1"
 FILES = ("model.safetensors", "state.pt")
-KINDS = {  # of the values in meta.json
-    "step": "a number of steps",
-    "sha256": f"the hashes of {' and '.join(FILES)}",
-    "names": "a list of names of weights",
-}
 
 
 class Damaged(ValueError):
@@ -219,18 +214,16 @@ def _read_meta(path: Path) -> Json:
     except DamagedFile as error:
         raise Damaged(str(error)) from None
     hashes, names, step = meta.get("sha256"), meta.get("names", []), meta.get("step")
-    correct = {
-        "step": type(step) is int and step >= 0,
-        "sha256": isinstance(hashes, dict) and all(isinstance(hashes.get(file), str) for file in FILES),
-        "names": isinstance(names, list) and all(isinstance(entry, str) for entry in names),
-    }
-    for key, is_correct in correct.items():
+    has_hashes = isinstance(hashes, dict) and all(isinstance(hashes.get(file), str) for file in FILES)
+    has_names = isinstance(names, list) and all(isinstance(entry, str) for entry in names)
+    for key, kind, is_correct in (
+        ("step", "a number of steps", type(step) is int and step >= 0),
+        ("sha256", f"the hashes of {' and '.join(FILES)}", has_hashes),
+        ("names", "a list of names of weights", has_names),
+    ):
         if not is_correct:
             value = str(meta.get(key, "missing"))[:60]
-            raise Damaged(
-                f"{path} is damaged: {key}={value} must be {KINDS[key]}: restore the file, or delete {path.parent} "
-                "to use an earlier checkpoint"
-            )
+            raise Damaged(f"{path} is damaged: {key}={value} must be {kind}; delete {path.parent} to use an older one")
     return meta
 
 
@@ -248,6 +241,19 @@ def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except Damaged as error:
             defects.append(str(error))
     return None, defects
+
+
+def weights_sha256(folder: Path) -> str:
+    """The sha256 of the newest checkpoint's weights by its meta.json, without reading the weights.
+
+    Raises Damaged where no meta.json is valid.
+    """
+    for path in steps(folder):
+        try:
+            return _read_meta(path / "meta.json")["sha256"]["model.safetensors"]
+        except Damaged:
+            continue
+    raise Damaged(f"{folder} has no valid checkpoint")
 
 
 def latest_of(folder: Path) -> Checkpoint:

@@ -17,7 +17,10 @@ from kleiber.config.model_size import Size, size, vocabulary_of
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.compare.arms import SEEDS
+from kleiber.studies.designs.methods import Values, product
 from kleiber.types import Config, Count, Positive, Width
+
+LR = "optimizer.lr"
 
 
 class Design(Protocol):
@@ -175,45 +178,57 @@ class Arms:
     Every run records the name of its arm in `study.arm`. Runs with the same seed see the same samples in the same
     order.
 
-    arms   lists of overrides by name, such as {moe: [model=moe]}. The placeholders `{seed}` and `{NAME}`, for each NAME
-           of `fill`, are replaced by their value for the seed of the run
-    lrs    values of `optimizer.lr`
+    arms   overrides of each arm, by name: {dense: {}, moe: {model: moe}}. A list of values makes a run for each of
+           them; a list as the value is [[...]]; null removes an arm. The placeholders `{seed}` and `{NAME}`, for each
+           NAME of `fill`, are replaced by their value for the seed of the run
+    lrs    values of `optimizer.lr` of the arms that do not set it, or a list for each arm by name
     seeds  number of seeds
     fill   lists of values by name, one value for each seed, such as the paths of the runs to start from
     """
 
     def __init__(
         self,
-        arms: Mapping[str, Sequence[str]],
-        lrs: Annotated[Sequence[Positive], MinLen(1)],
+        arms: Mapping[str, Mapping[str, Values] | None],
+        lrs: Sequence[Positive] | Mapping[str, Sequence[Positive]],
         seeds: Count = SEEDS,
         fill: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        if not arms or len(set(lrs)) < len(lrs):
-            raise ValueError(
-                f"design.arms={list(arms)} must have at least one arm, and no rate of design.lrs={list(lrs)} may be "
-                "listed twice"
-            )
+        self.arms = {name: dict(arm) for name, arm in arms.items() if arm is not None}
+        rates = {name: lrs.get(name, ()) if isinstance(lrs, Mapping) else lrs for name in self.arms}
+        if not self.arms:
+            raise ValueError(f"design.arms={dict(arms)} must have at least one arm")
+        for name, values in rates.items():
+            if LR in self.arms[name]:
+                continue
+            if not values or len(set(values)) < len(values):
+                raise ValueError(
+                    f"design.lrs={lrs} must have at least one learning rate for {name}, and no rate may be listed twice"
+                )
+            self.arms[name][LR] = [f"{lr:g}" for lr in sorted(values)]
         for name, values in (fill or {}).items():
             if len(values) < seeds:
                 raise ValueError(
                     f"design.fill.{name} has {len(values)} values, but needs one for each of the {seeds} seeds of "
                     "design.seeds"
                 )
-        same = {}
-        for name, overrides in arms.items():
-            if (twin := same.setdefault(frozenset(overrides), name)) != name:
-                raise ValueError(f"design.arms: {name} and {twin} have the same overrides; remove one of the two arms")
-        self.arms, self.lrs, self.seeds, self.fill = arms, sorted(lrs), seeds, fill or {}
+        same: dict[frozenset[str], str] = {}
+        for name, arm in self.arms.items():
+            for overrides in product(arm):
+                if (twin := same.setdefault(frozenset(overrides), name)) != name:
+                    raise ValueError(
+                        f"design.arms: {name} and {twin} have the same overrides; remove one of the two arms"
+                    )
+        self.seeds, self.fill = seeds, fill or {}
 
     def cells(self, context: SweepContext | None = None) -> list[list[str]]:
         """Returns the overrides of each cell."""
         planned = []
         for seed in range(self.seeds):
             fills = {"seed": str(seed), **{name: str(values[seed]) for name, values in self.fill.items()}}
-            for name, overrides in self.arms.items():
-                lines = [fill_placeholders(line, fills) for line in overrides]
-                planned += [[*lines, f"study.arm={name}", f"optimizer.lr={lr:g}", f"seed={seed}"] for lr in self.lrs]
+            for name, arm in self.arms.items():
+                for overrides in product(arm):
+                    lines = [fill_placeholders(line, fills) for line in overrides]
+                    planned.append([*lines, f"study.arm={name}", f"seed={seed}"])
         return planned
 
 
