@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,17 +133,22 @@ def test_an_error_that_the_user_can_correct_is_2_in_one_line(trainer, capsys, mo
     assert error.startswith("kleiber: 'nonsense'") and "Traceback" not in error
 
 
-def test_ctrl_c_is_130_and_the_run_has_the_status_killed(trainer, monkeypatch):
+def test_ctrl_c_is_130_and_the_run_has_the_status_interrupted(trainer, monkeypatch):
     def interrupted(cfg, folder, overrides):
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-        except KeyboardInterrupt:
-            raise SystemExit(1) from None  # as Lightning does
+        os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(kleiber.runs.run, "train", interrupted)
     assert main([]) == 130
     (summary,) = Path("root").rglob("summary.json")
-    assert json.loads(summary.read_text())["status"] == "killed"
+    assert json.loads(summary.read_text())["status"] == "interrupted"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("module", "code"), [("launch", 1), ("launch.main", 2), ("launch.cli", 2)])
+def test_a_module_of_the_launcher_that_is_started_runs_its_command_or_refuses(module, code):
+    """FAULTS 96."""
+    ended = subprocess.run([sys.executable, "-m", f"kleiber.{module}", "nonsense=1"], capture_output=True, text=True)
+    assert ended.returncode == code and ended.stderr
 
 
 def test_stale_rank_variables_are_refused(trainer, monkeypatch, capsys):

@@ -52,6 +52,7 @@ def test_an_exported_run_gives_its_ids_and_logits_in_transformers(launch, tmp_pa
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
     assert not any(name.endswith((".bin", ".py")) for name in names)
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     summary = json.loads((run / "summary.json").read_text())
     card = (out / "README.md").read_text()
     stage = summary["stages"][0]

@@ -224,7 +224,7 @@ class ValidationWindows(HeldOut):
         self.num_tokens = all_targets if targets is None else min(targets, all_targets)
         self._count = -(-self.num_tokens // context)
         whole = self.num_tokens == all_targets and tokenizer.separator.before is not None
-        self.num_bytes = file.num_bytes if whole else self._bytes()
+        self.num_bytes = file.num_bytes if whole or not file.num_bytes else self._bytes()
 
     def _bytes(self) -> int:
         counted = int(self._tokenizer.token_bytes[self.file.ids[1 : self.num_tokens + 1]].sum())

@@ -141,3 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         show()
         return ExitCode.BAD_INPUT
     return code if isinstance(code, int) else ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

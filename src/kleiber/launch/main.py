@@ -16,7 +16,7 @@ from hydra.types import RunMode
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
-from kleiber.config.errors import ConfigError, ExitCode, Status
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, exit_on_interrupt, exit_with
 from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
 from kleiber.records import folder
@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command line and returns its exit code (`ExitCode`); prints a ConfigError in one line."""
     try:
         return run_command(sys.argv[1:] if argv is None else argv)
+    except Preempted as reason:
+        return reason.status.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except ConfigError as error:
@@ -181,3 +183,8 @@ def run_sweep(composer: Composer, overrides: list[str]) -> int:
     from kleiber.launch.sweep import Sweep
 
     return Sweep(composer).start(overrides)
+
+
+if __name__ == "__main__":
+    exit_on_interrupt()
+    exit_with(main())

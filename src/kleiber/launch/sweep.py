@@ -56,7 +56,7 @@ class Sweep:
         self.study: Json = {}
 
     def start(self, overrides: list[str]) -> int:
-        """Runs the sweep and returns the exit code: 0, 4 if some cells did not finish, or 75 if a signal ended it.
+        """Runs the sweep and returns the exit code: 0, 4 if some cells did not finish, 75 or 130 after a signal.
 
         A study that decides claims ends with the code of its decision, once all cells have finished.
         """
@@ -70,8 +70,8 @@ class Sweep:
         try:
             self.composer.multirun(overrides, self)
         except Preempted as reason:
-            print(f"preempted by {reason}; run the same command again to run the missing cells")
-            return ExitCode.PREEMPTED
+            print(f"{reason.status} by {reason}; run the same command again to run the missing cells")
+            return reason.status.exit_code
         if self.planned:
             self._print_price()
         reported = ExitCode.DONE if self.study_folder is None else write_report(self.study_folder, self.study)

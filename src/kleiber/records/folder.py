@@ -34,6 +34,7 @@ NOT_IDENTITY = (
     "logger",
     "trainer.devices",
     "trainer.threads",
+    "trainer.rank_timeout",
     "resume",
     "dry_run",
     "callbacks",
@@ -232,6 +233,8 @@ def write_final_status(folder: Path, final: Status, error: str, replaceable: Sta
     Changes nothing where the run has a final status, unless that is `replaceable`.
     """
     if status(folder, held=False) not in (Status.MISSING, Status.KILLED, replaceable):
+        return
+    if not (folder / "config.yaml").is_file():  # the folder was deleted while the run trained
         return
     summary = Summary(folder)
     if "run_id" not in summary.values:

@@ -66,6 +66,8 @@ def export(run: str, out: Path) -> None:
 
     logging.disable_progress_bar()
     hf_model.save_pretrained(out)
+    for path in out.glob("*.safetensors"):
+        shutil.copymode(out / "config.json", path)  # safetensors ignores the umask
     save_tokenizer(tokenizer, out, model.context)
     settings = Path(run).expanduser() / TOKENIZER / GENERATION
     if settings.is_file():  # of an imported folder
