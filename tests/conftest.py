@@ -13,6 +13,7 @@ FLOWS = ("nn", "models", "objectives", "retention", "data", "evals", "training.s
 TENSORS = [f"kleiber.{name}" for name in FLOWS]
 hook = install_import_hook(TENSORS, "beartype.beartype")
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ import torch
 from small_run import REPOSITORY, TINY
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it for what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

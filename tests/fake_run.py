@@ -60,16 +60,21 @@ def fake_run(
         metric = {task: f"val/{task}/loss" for task in R["tasks"]}
         empty = {"stages": [stage["name"] for stage in stages], "metric": metric, "matrix": [], "baseline": []}
         R = {**empty, "higher_is_better": dict.fromkeys(R["tasks"], False), **R}
-    content = {**SUMMARY, "run_id": sha256(str(folder).encode()).hexdigest()[:8], "name": folder.name, "seed": seed}
-    content |= {"status": status, "overrides": [*overrides], "stages": stages, "R": R, **summary}
-    validator().validate(content)
     folder.mkdir(parents=True, exist_ok=True)
+    write_summary(folder, stages, status=status, overrides=[*overrides], seed=seed, R=R, **summary)
     plain = json.loads(json.dumps(config or {}))  # numpy's numbers are no YAML
     (folder / "config.yaml").write_text(yaml.safe_dump(plain))
     (folder / "overrides.yaml").write_text(yaml.safe_dump([*overrides]))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "summary.json").write_text(json.dumps(content))
     return folder
+
+
+def write_summary(folder: Path, stages: Iterable[Mapping[str, Any]] = (), **summary: Any) -> None:
+    """Writes a summary.json alone, with what is not as in `SUMMARY`; `stages` are whole, as of `fake_stage`."""
+    content = {**SUMMARY, "run_id": sha256(str(folder).encode()).hexdigest()[:8], "name": folder.name}
+    content |= {"status": "finished", "overrides": [], "seed": 0, "stages": [*stages], **summary}
+    validator().validate(content)
+    (folder / "summary.json").write_text(json.dumps(content))
 
 
 @cache

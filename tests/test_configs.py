@@ -31,22 +31,14 @@ LEARNT |= dict.fromkeys(("reward", "dpo", "cdpo", "ipo"), "preference")
 NEEDS |= {f"objective/{name}": TABLES[data] for name, data in LEARNT.items()}
 NEEDS |= {f"data/{data}": [f"objective={name}", TABLES[data][1]] for name, data in LEARNT.items()}
 NEEDS |= {"objective/distill": ["objective.teacher=RUN"]}
-NEEDS |= {"design/arms": ['design.arms={a:["model=moe"]}']}
+NEEDS |= {name: ["design.arms={a:{},b:{model.depth:2}}"] for name in ("design/arms", "study/compare")}
 NEEDS |= {"trainer/ddp": ["trainer.devices=1"], "logger/wandb": ["+logger.wandb.mode=disabled"]}
 ELSEWHERE = {"trainer/gpu": "needs a GPU", "trainer/smoke": "is in every run here"}
 ELSEWHERE |= {"trainer/fsdp": "shards over two ranks: tests/test_fsdp.py"}
 ELSEWHERE |= {f"design/{name}": "plans a sweep: launch/test_sweep.py" for name in ("ladder", "isoflop")}
 PLANNED = (
-    "isoflop",
-    "accounting",
-    "clm_vs_mlm",
-    "context",
-    "data_repeat",
-    "moe_law",
-    "routers",
-    "sparsity",
-    "upcycling",
-)
+    "isoflop", "accounting", "clm_vs_mlm", "context", "data_repeat", "moe_law", "routers", "sparsity", "upcycling",
+)  # fmt: skip
 ELSEWHERE |= {f"study/{name}": f"plans a sweep; tests/studies/test_{name}.py reads its runs" for name in PLANNED}
 ELSEWHERE |= {"data/recall": "tests/data/test_recall.py", "data/repeat": "tests/data/test_mixture.py"}
 ELSEWHERE |= {f"init/{name}": "needs weights: tests/test_chain.py and tests/models" for name in STARTS}
@@ -54,6 +46,7 @@ ELSEWHERE |= {f"stages/{name}": "tests/test_chain.py runs chains" for name in ("
 ELSEWHERE |= {
     "study/mup_transfer": "84 cells: tests/studies/test_mup_transfer.py reads such",
     "study/scaling": "launch/test_sweep.py starts it",
+    "study/compare": "30 cells: tests/studies/compare/test_study.py reads such",
     "design/grid": "plans a sweep: launch/test_sweep.py",
     "design/arms": "tests/studies/designs/test_grid.py",
 }

@@ -7,6 +7,7 @@ from adapters.small_moe import ALL, KINDS, TOKENS, VOCAB, build, logits, shaken
 from kleiber.adapters.lora import DoRA, LoRA
 from kleiber.optimizers.adamw import AdamW
 from kleiber.training import checkpoint
+from kleiber.training.sharding import load_optimizer, optimizer_state
 from kleiber.types.batch import Batch, Role
 
 
@@ -168,7 +169,7 @@ def test_an_adapter_alone_is_saved_and_resumes_to_the_bit(tmp_path, kind):
     straight, optimizer = adapted(kind)
     steps(straight, optimizer, 0, 3)
     names = checkpoint.trained_names(straight)
-    saved = checkpoint.save(tmp_path, 3, straight, {"optimizer": checkpoint.optimizer_state(optimizer)}, "h", names)
+    saved = checkpoint.save(tmp_path, 3, straight, {"optimizer": optimizer_state(optimizer)}, "h", names)
     whole = checkpoint.save(tmp_path / "whole", 3, straight, {}, "h")
     sizes = [(c.path / "model.safetensors").stat().st_size for c in (saved, whole)]
     assert sizes[0] < sizes[1] / 2 and saved.names == names and all("lora" in name for name in names)
@@ -176,6 +177,6 @@ def test_an_adapter_alone_is_saved_and_resumes_to_the_bit(tmp_path, kind):
     resumed, again = adapted(kind, seed=9)  # other first factors: the checkpoint must bring its own
     found = checkpoint.read(saved.path)
     found.load_model(resumed, checkpoint.trained_names(resumed))
-    checkpoint.load_optimizer(again, found.load_state()["optimizer"])
+    load_optimizer(again, found.load_state()["optimizer"])
     steps(resumed, again, 3, 6)
     assert all(torch.equal(p, dict(resumed.named_parameters())[n]) for n, p in straight.named_parameters())

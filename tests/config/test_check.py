@@ -60,6 +60,7 @@ REFUSED = [
     ("optimizer._target_=torch.optim.lr_scheduler.bisect_right", ["bisect_right"]),
     ("hydra.run.dir=../x", ["hydra.run.dir", "root="]),
     ("'a b'", []),
+    ("stages=chain stages.chain={a:{data:{_target_:kleiber.data.Recall}},b:text}", ["stages.chain.b=text"]),
     ("stages=chain stages.chain={../../../escaped:{},b:{}}", ["stages.chain", "'../../../escaped'"]),
     ("stages=chain stages.chain={a:{},b:{data:{name:../b}}} data=labelled data.path=x", ["data.name", "'../b'"]),
     ("data=labelled data.path=x data.name=a/../../b", ["data.name", "'a/../../b'"]),

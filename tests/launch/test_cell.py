@@ -4,12 +4,12 @@ import os
 from contextlib import nullcontext
 
 import pytest
+from fake_run import write_summary
 
 from kleiber.config.errors import Preempted
 from kleiber.launch import cell as cell_module
 from kleiber.launch.cell import Cell
 from kleiber.records.catalog import archived_runs
-from kleiber.records.summary import Summary
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_task_hides_the_variables_of_the_scheduler_and_restores_them(tmp_path,
 
 
 def test_a_finished_run_is_not_started_again(tmp_path, monkeypatch):
-    Summary(tmp_path).update(status="finished")
+    write_summary(tmp_path)
     monkeypatch.setattr(cell_module, "run_fresh", lambda *_: pytest.fail("started"))
     assert cell_module.Task(tmp_path, 1, 1)() == 0
 
@@ -63,7 +63,7 @@ class FakeJobs:
         for folder, status in (self.ends.pop(0) if self.ends else {}).items():
             self.queued.remove(folder)
             if status is not None:
-                Summary(folder).update(status=status)
+                write_summary(folder, status=status)
                 (folder / "log.txt").touch()
         return set() if self.canceled else set(self.queued)
 

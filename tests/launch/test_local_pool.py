@@ -3,11 +3,11 @@
 import os
 
 import pytest
+from fake_run import write_summary
 
 from kleiber.config.errors import ConfigError
 from kleiber.launch import local_pool
 from kleiber.launch.local_pool import Pool
-from kleiber.records.summary import Summary
 
 
 class EndedProcess:
@@ -21,7 +21,7 @@ class EndedProcess:
     def start(self):
         self.sentinel, end = os.pipe()
         os.close(end)
-        Summary(self.args[0]).update(status="finished")
+        write_summary(self.args[0])
         STARTED.append(self.args)
 
     def join(self):

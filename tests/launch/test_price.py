@@ -10,7 +10,7 @@ from small_run import REPOSITORY
 from kleiber.launch import run_cost
 from kleiber.launch.main import main
 from kleiber.launch.price_estimate import Prices
-from kleiber.records.summary import read
+from kleiber.records.files import read_json
 
 TINY_TEXT = f"data.path={REPOSITORY / 'tests/data/tiny.txt'}"
 SMALL = [
@@ -36,7 +36,7 @@ def planned(tmp_path, cache_dir, capsys):
 
 def trained(root):
     """Parameters, tokens and FLOPs of every finished run below a root, by the name of its folder."""
-    stages = {path.parent.name: read(path)["stages"] for path in root.rglob("summary.json")}
+    stages = {path.parent.name: read_json(path)["stages"] for path in root.rglob("summary.json")}
     return {
         name: (last[-1]["params"]["total"], last[-1]["tokens"], pytest.approx(last[-1]["flops"]["model"], rel=1e-9))
         for name, last in stages.items()

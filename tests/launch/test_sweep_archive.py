@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_run import fake_stage, write_summary
 
 import kleiber.runs.run
 from kleiber.config.compose import Composer, resolve_config
@@ -15,7 +16,6 @@ from kleiber.launch.main import main
 from kleiber.records import archive
 from kleiber.records.catalog import archived_runs, read_runs
 from kleiber.records.folder import config_hash
-from kleiber.records.summary import Summary
 from kleiber.runs.inherit import locate_stage
 
 BASE = "design.base={data.domain: docs, data.tokenizer: bpe}"
@@ -36,8 +36,7 @@ def training_nothing() -> Iterator[list]:
         ran.append(cfg)
         (folder / "tokenizer").mkdir(exist_ok=True)
         data = {"tokenizer_hash": "bpe/1" if cfg.data.tokenizer == "bpe" else "tokenizer/1"}
-        stage = {"name": "main", "parent": None, "status": "finished", "data": data, "metrics": {}}
-        Summary(folder).update(status="finished", seed=cfg.seed, overrides=overrides, stages=[stage])
+        write_summary(folder, [fake_stage(data=data)], seed=cfg.seed, overrides=overrides)
         return 0
 
     with pytest.MonkeyPatch.context() as patch:

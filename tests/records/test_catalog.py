@@ -6,8 +6,11 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.launch.cli import main
-from kleiber.records.catalog import frame, read_runs, values
+from kleiber.records import archive
+from kleiber.records.catalog import archive_runs, frame, read_runs, values
+from kleiber.records.files import DamagedFile
 from kleiber.records.lock import locked
+from kleiber.records.summary_file import warn_once
 
 
 def leave(folder, status, loss=None, error=None):
@@ -88,3 +91,30 @@ def test_what_is_not_there_is_2_with_a_suggestion(study, capsys):
     assert "Did you mean 'failed'" in capsys.readouterr().err
     assert main(["rnus"]) == 2
     assert "Did you mean 'runs'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ['{"status": "finished"}', "[]", "\0\0", '{"stages": 3}', "folder"])
+def test_a_run_with_a_damaged_summary_is_named_and_the_others_are_shown(study, capsys, damage):
+    path = study / "a" / "summary.json"
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.write_text(damage)
+    assert main(["runs", str(study)]) == 0
+    shown = capsys.readouterr()
+    assert "1 failed, 1 killed, 2 missing" in shown.out and str(path) in shown.err
+    assert read_runs(study / "a")[0].status == "missing"
+    for command in (["eval", "--evals", "perplexity"], ["export", str(study / "out")], ["report"]):
+        warn_once.cache_clear()
+        assert main([command[0], str(study / "a"), *command[1:]]) == 2
+        assert str(path) in capsys.readouterr().err
+
+
+def test_an_archived_summary_without_its_keys_is_refused(study):
+    archive_runs(study)
+    (run,) = [run for run in read_runs(study / "runs.jsonl.gz") if run.name == "a"]
+    summary = {key: value for key, value in run.summary.items() if key != "seed"}
+    archive.append(study / "runs.jsonl.gz", [{"run": "a", "config": {}, "summary": summary, "rows": []}])
+    with pytest.raises(DamagedFile, match="seed is missing"):
+        read_runs(study / "runs.jsonl.gz")

@@ -5,6 +5,7 @@ import os
 import re
 
 import pytest
+from fake_run import write_summary
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, Status
@@ -73,7 +74,7 @@ def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
 
 def test_running_without_a_live_lock_reads_as_killed(tmp_path):
     assert folder.status(tmp_path) == "missing"
-    (tmp_path / "summary.json").write_text('{"status": "running"}')
+    write_summary(tmp_path, status="running")
     assert folder.status(tmp_path) == "killed"
     with locked(tmp_path):
         assert folder.status(tmp_path) == "running"
@@ -115,7 +116,7 @@ def test_a_null_is_left_out_of_the_hash_unless_it_is_a_choice():
 
 def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tmp_path):
     write_config(tmp_path, {"name": "s", "seed": 0, "trainer": {}}, [])
-    Summary(tmp_path).update(status="preempted", run_id="x", error="SIGTERM at step 3")
+    write_summary(tmp_path, status="preempted", error="SIGTERM at step 3")
     write_final_status(tmp_path, Status.FAILED, "rank 0: too late")
     assert Summary(tmp_path).values["status"] == "preempted"
     write_final_status(tmp_path, Status.FAILED, "rank 1: boom", replaceable=Status.PREEMPTED)

@@ -178,7 +178,7 @@ def test_a_resumed_run_keeps_its_wandb_id(launch, interrupted):
     with interrupted(2):
         folder = launch(*options, code=130)
     first = summary(folder)
-    assert first["status"] == "killed"
+    assert first["status"] == "interrupted"
     assert launch(*options) == folder
     assert summary(folder)["run_id"] == first["run_id"]
     ids = {read(path)["run"]["id"] for path in folder.glob("wandb/offline-run-*/run-*.wandb")}

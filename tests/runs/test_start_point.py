@@ -44,7 +44,7 @@ class Rows(HeldOut):
 
 
 def fake_corpus(**texts: Rows):
-    return SimpleNamespace(name="fake", tokenizer=Bytes(), train=None, validation=texts)
+    return SimpleNamespace(name="fake", hash="fake/1", tokenizer=Bytes(), train=None, validation=texts)
 
 
 def test_an_upcycled_run_has_new_routers_and_the_weights_of_the_dense_run(tmp_path):

@@ -5,12 +5,12 @@ import json
 import altair as alt
 import pandas as pd
 import pytest
+from fake_run import fake_stage, write_summary
 from wandb_records import read
 
 import kleiber.runs.run
 from kleiber.launch.cli import main
 from kleiber.launch.main import main as launch
-from kleiber.records.summary import Summary
 from kleiber.studies import report
 from kleiber.studies import report as mirror
 from kleiber.studies.study import Findings
@@ -94,9 +94,7 @@ def test_all_of_a_study_arrives(study, capsys):
 def test_a_sweep_mirrors_its_study_when_its_runs_were(study, tmp_path, monkeypatch):
     def train(cfg, folder, overrides):
         (folder / "wandb" / "offline-run-1").mkdir(parents=True)
-        Summary(folder).update(
-            status="finished", seed=0, stages=[{"name": "main", "metrics": {}, "status": "finished"}]
-        )
+        write_summary(folder, [fake_stage()])
         return 0
 
     monkeypatch.setattr(kleiber.runs.run, "train", train)

@@ -28,8 +28,8 @@ PRETRAINING = [
     "design.sizes=[20k]", "study.against={}",
 ]  # fmt: skip
 UPCYCLING = (
-    "design.arms={upcycled:['model=moe','model.mlp.hidden=96','init=upcycle','init.path={base}'],"
-    "continued:['model=gpt','init=checkpoint','init.path={base}'],scratch:['model=moe','model.mlp.hidden=96']}"
+    "design.arms={upcycled:{model.mlp.hidden:96,init.path:'{base}'},"
+    "continued:{init.path:'{base}'},scratch:{model.mlp.hidden:96}}"
 )
 
 
@@ -40,6 +40,7 @@ class Expected(NamedTuple):
     not_identified  parameters of its law that the points do not determine, likewise, on any machine (weights differ in
                     their last digits, and at so few points that decides about further ones); None without a law
     refused         whether a verdict refuses what the study set out to claim
+    decision        of a study that decides claims
     """
 
     overrides: list[str]
@@ -47,6 +48,7 @@ class Expected(NamedTuple):
     codes: str
     not_identified: str | None = None
     refused: bool = False
+    decision: str | None = None
 
 
 STUDIES = {
@@ -71,6 +73,12 @@ STUDIES = {
         "forgets_less_rank4 learns_less_rank4 matched_rank4 untuned",
     ),
     "clm_vs_mlm": Expected(["design.widths=[32,48]", "stages.branches=[4k,8k]", "design.seeds=2"], 8, "exponent"),
+    "compare": Expected(
+        ["design.arms={plain: {model.attention.qk_norm: false}, qk_norm: {}}", "design.lrs=[0.03]", "design.seeds=2"],
+        4,
+        "claim_not_tested",
+        decision="not tested",
+    ),
     "context": Expected(
         ["model.context=32,64", "data=recall", "batch.tokens=256", "callbacks.positions.tokens=2048", "model.width=32"],
         6,
@@ -134,7 +142,7 @@ STUDIES = {
     ),
     "moe_gain": Expected(
         [
-            "design.arms={moe:['model=moe'],dense:['model=gpt']}",
+            "design.arms={moe:{stages.branches:[[4k,8k]]},dense:{stages.branches:[[4k,8k]]}}",
             "~design.arms.moe_96",
             "~design.arms.dense_96",
             "stages.branches=[4k,8k]",
@@ -153,7 +161,7 @@ STUDIES = {
         [
             "design.lrs=[0.03]",
             "design.seeds=1",
-            "design.arms.unbalanced=['model/router=topk','model.mlp.balance.coefficient=0.0']",
+            "design.arms.unbalanced={model.mlp.balance.coefficient: 0.0}",
         ],
         6,
         "untuned",
@@ -170,7 +178,7 @@ STUDIES = {
             "design.seeds=1",
             "study.tokens=8192",
             "stages.branches=[8192]",
-            "design.arms={moe:['model=moe','stages.branches=[4096,8192]'],dense:['model=gpt','stages.branches=[4096,8192]']}",
+            "design.arms={moe:{stages.branches:[[4096,8192]]},dense:{stages.branches:[[4096,8192]]}}",
         ],
         4,
         "multiplier untuned",
@@ -184,6 +192,7 @@ STUDIES = {
 }
 FIELDS = {"schema", "study", "headline", "runs", "missing", "seconds", "verdicts", "tables", "laws", "refused",
           "not_identified"}  # fmt: skip
+DECIDED = {"measure", "equal", "level", "looks", "decision", "why", "estimates", "more_seeds_needed"}
 TIMED = {"uncovered"}  # verdicts about seconds, which no seed fixes
 
 
@@ -192,7 +201,7 @@ def start(name, root):
     overrides = [text.replace("{data}", str(REPOSITORY / "tests/data")) for text in STUDIES[name].overrides]
     if name == "upcycling":
         overrides = [text.replace("{dense}", str(trained_base(root))) for text in overrides]
-    assert main([f"study={name}", *SMOKE, *SMALL, *overrides, f"root={root}"]) == 0
+    assert main([f"study={name}", *SMOKE, *SMALL, *overrides, f"root={root}"]) == (3 if STUDIES[name].decision else 0)
     return root / name
 
 
@@ -215,7 +224,10 @@ def test_a_study_is_trained_and_analyzed(name, tmp_path, cache_dir):
     runs = read_runs(folder)
     assert len(runs) == expected.runs and {run.status for run in runs} == {"finished"}
     findings = json.loads((folder / "findings.json").read_text())
-    assert set(findings) == FIELDS and findings["schema"] == "kleiber.findings/1" and findings["study"] == name
+    decides = expected.decision is not None
+    assert set(findings) == (FIELDS | DECIDED if decides else FIELDS) and findings["study"] == name
+    assert findings["schema"] == ("kleiber.compare/1" if decides else "kleiber.findings/1")
+    assert findings.get("decision") == expected.decision
     assert {verdict["code"] for verdict in findings["verdicts"]} - TIMED == set(expected.codes.split())
     assert {verdict["level"] for verdict in findings["verdicts"]} <= {"refuse", "warn", "note"}
     assert findings["refused"] == expected.refused and findings["missing"] == []

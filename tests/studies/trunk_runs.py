@@ -28,5 +28,5 @@ def stages_of(folder, **values):
     for path in folder.glob("*/summary.json"):
         content = json.loads(path.read_text())
         for stage in content["stages"]:
-            stage.update(values)
+            stage.update({**values, "data": {**stage["data"], **values.get("data", {})}})
         path.write_text(json.dumps(content))

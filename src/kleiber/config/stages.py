@@ -58,6 +58,8 @@ def stage_configs(config: Config) -> dict[str, Json]:
     stages: dict[str, Json] = {}
     for name, changes in config["stages"]["chain"].items():
         check_name("stages.chain", name)
+        if changes is not None and not isinstance(changes, Mapping):
+            raise ConfigError(f"stages.chain.{name}={changes} must be a mapping of keys to their values in this stage")
         stage = copy.deepcopy({key: value for key, value in config.items() if key != "stages"}) | {"stages": None}
         if not stages:
             stage |= dict.fromkeys(LATER_STAGE_KEYS)

@@ -21,7 +21,7 @@ from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.token_files import TokenFile, TrainWindows, ValidationWindows, token_files, write_rows
 from kleiber.data.tokenizers import Bytes, train_bpe
 from kleiber.types import Json
-from kleiber.types.contracts import HeldOut, Samples
+from kleiber.types.contracts import Corpus, HeldOut, Samples
 from kleiber.types.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,16 @@ class TextCorpus:
     manifest: Json = field(default_factory=dict)
     num_tokens: int = 0
     num_bytes: int = 0
+
+
+def content_hashes(corpus: Corpus) -> dict[str, str]:
+    """Returns a hash of the prepared files of each text of a corpus, by its name; of the corpus where it has no files.
+
+    It does not depend on paths, dates or settings of the run, but on the tokenizer.
+    """
+    files = corpus.manifest if isinstance(corpus, TextCorpus) else {}
+    hashes = {name: [file["sha256"] for file in manifest["files"].values()] for name, manifest in files.items()}
+    return {name: digest(sums) for name, sums in hashes.items()} or {corpus.name: corpus.hash}
 
 
 def concatenate(windows: list[Samples]) -> Samples:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, on_preemption
+from kleiber.config.errors import ConfigError, ExitCode, Status, on_preemption, preempted_by
 from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.catalog import archive_run, read_run
 from kleiber.records.folder import status, write_final_status
@@ -182,7 +182,7 @@ class JobMonitor:
             self._wait()
             raise
         if received:
-            raise Preempted(received[0])
+            raise preempted_by(received[0], "")
         return self.codes
 
     def _wait(self) -> None:

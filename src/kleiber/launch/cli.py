@@ -114,19 +114,23 @@ def export_run(
 def import_folder(
     folder: Annotated[Path, typer.Argument(help="Folder of a Llama, Qwen3, Mixtral or Qwen3-MoE model.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, which must not exist or be empty.")],
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinite weights.")
+    ] = False,
 ) -> None:
     """Write a Hugging Face folder as a run of zero steps, from which other runs can start."""
     from kleiber.runs.huggingface import import_hf
 
-    import_hf(folder, out)
+    import_hf(folder, out, allow_nonfinite)
     typer.echo(f"wrote {out}; a run starts from it with init=checkpoint init.path={out}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code (`ExitCode`)."""
     from kleiber.studies import fit_command
+    from kleiber.studies.compare.command import compare
 
-    for command in (fit_command.fit, fit_command.predict, fit_command.report):
+    for command in (fit_command.fit, fit_command.predict, fit_command.report, compare):
         app.command(command.__name__)(command)
     try:
         code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)
@@ -140,3 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         show()
         return ExitCode.BAD_INPUT
     return code if isinstance(code, int) else ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,11 +17,12 @@ from hydra.types import RunMode
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
-from kleiber.config.errors import ConfigError, ExitCode, Status
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, exit_on_interrupt, exit_with
 from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
 from kleiber.records.lock import holder, is_locked
+from kleiber.records.scratch import sweep_scratch
 from kleiber.runs.inherit import complete_config
 from kleiber.types import Json
 
@@ -29,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command line and returns its exit code (`ExitCode`); prints a ConfigError in one line."""
     try:
         return run_command(sys.argv[1:] if argv is None else argv)
+    except Preempted as reason:
+        return reason.status.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except ConfigError as error:
@@ -49,6 +53,7 @@ def run_command(argv: list[str]) -> int:
     if args.cfg or args.info or args.hydra_help or args.shell_completion:
         return print_by_hydra(composer, args)
     ranks.started_as_rank()
+    sweep_scratch(Path(tempfile.gettempdir()), "kleiber-")
     if args.multirun:
         return run_sweep(composer, args.overrides)
     return run_single(composer, args.overrides)
@@ -162,10 +167,9 @@ def prepare_folder(config: Json, overrides: list[str], model: str) -> Path | Non
         folder.set_aside(where)
     elif folder.status(where) == Status.FINISHED:
         if ranks.rank() == 0:
-            from kleiber.records.closing_table import closing_table
+            from kleiber.launch.finished import print_finished
 
-            print(f"{where} is finished already; set resume=never to train it again")
-            closing_table(where)
+            print_finished(where, config)
         return None
     if ranks.rank() == 0:
         folder.write_config(where, config, overrides)
@@ -177,3 +181,8 @@ def run_sweep(composer: Composer, overrides: list[str]) -> int:
     from kleiber.launch.sweep import Sweep
 
     return Sweep(composer).start(overrides)
+
+
+if __name__ == "__main__":
+    exit_on_interrupt()
+    exit_with(main())

@@ -12,7 +12,6 @@ import kleiber.launch.preload  # noqa: F401  # isort: skip  (first, so that impo
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,8 +24,9 @@ from kleiber.config.stages import is_chain, quantity, stage_names, starts_from_w
 from kleiber.config.targets import build
 from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, count_costs, measure, shorten_config, stage_key
-from kleiber.records.files import write_json
-from kleiber.records.folder import status, write_config
+from kleiber.records.folder import status, summary_facts, write_config
+from kleiber.records.scratch import scratch_folder
+from kleiber.records.summary import StageRecord, Summary
 from kleiber.runs.plan import describe_stages
 from kleiber.runs.run import keep_tokenizer, plan_stages
 from kleiber.types import Config, Json
@@ -39,8 +39,8 @@ WITHOUT_COST = ("seed", "name", "root", "study", "design", "experiment", "launch
 def answer_request(request: Json) -> Json:
     """Returns what `kleiber.launch.price.estimate_costs` returns for a request."""
     ready = time.time()
-    with tempfile.TemporaryDirectory(prefix="kleiber-price-") as scratch:
-        prices = Prices(request["runs"], Path(scratch).resolve())
+    with scratch_folder("kleiber-price-") as scratch:
+        prices = Prices(request["runs"], scratch.resolve())
         description = prices.count(request["describe"])
         prices.measure()
         return {
@@ -99,8 +99,10 @@ class Prices:
     def write_placeholder(self, folder: Path, config: Config) -> None:
         """Writes a folder that looks like a finished run, with its tokenizer and without weights."""
         write_config(folder, config, [])
-        stages = [{"name": name, "status": Status.FINISHED} for name in stage_names(config)]
-        write_json(folder / "summary.json", {"status": Status.FINISHED, "stages": stages})
+        stages = [StageRecord.untrained(name).to_json() for name in stage_names(config)]
+        summary = Summary(folder)
+        summary.start(**summary_facts(folder))
+        summary.update(status=Status.FINISHED, stages=stages)
         if trains_tokenizer(config):
             corpus = build(DictConfig(config["data"])).prepare(config["model"]["context"])
             keep_tokenizer(corpus.tokenizer, folder)

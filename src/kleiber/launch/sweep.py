@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status
-from kleiber.config.targets import build
+from kleiber.config.targets import build, class_attribute
 from kleiber.launch.cell import Cell, Launcher
 from kleiber.launch.ranks import CELL, started_as_rank
 from kleiber.records import archive, folder
@@ -55,7 +55,10 @@ class Sweep:
         self.study: Json = {}
 
     def start(self, overrides: list[str]) -> int:
-        """Runs the sweep and returns the exit code: 0, 4 if some cells did not finish, or 75 if a signal ended it."""
+        """Runs the sweep and returns the exit code: 0, 4 if some cells did not finish, 75 or 130 after a signal.
+
+        A study that decides claims ends with the code of its decision, once all cells have finished.
+        """
         if CELL in os.environ:
             raise ConfigError(f"a cell of a sweep (environment variable {CELL}) cannot start another sweep")
         if started_as_rank():
@@ -66,15 +69,15 @@ class Sweep:
         try:
             self.composer.multirun(overrides, self)
         except Preempted as reason:
-            print(f"preempted by {reason}; run the same command again to run the missing cells")
-            return ExitCode.PREEMPTED
+            print(f"{reason.status} by {reason}; run the same command again to run the missing cells")
+            return reason.status.exit_code
         if self.planned:
             self._print_price()
-        if self.study_folder is not None:
-            write_report(self.study_folder, self.study)
+        reported = ExitCode.DONE if self.study_folder is None else write_report(self.study_folder, self.study)
         if any(self.codes):
             print(f"{sum(map(bool, self.codes))} of {len(self.codes)} cells did not finish; see their log.txt")
-        return ExitCode.PARTLY_FAILED if any(self.codes) else ExitCode.DONE
+            return ExitCode.PARTLY_FAILED
+        return reported if self.study and class_attribute(self.study["_target_"], "decides") else ExitCode.DONE
 
     def __call__(self, cfg: DictConfig) -> int:
         """Raises ConfigError: another launcher of Hydra calls its task function, kleiber's own never does."""
@@ -208,8 +211,10 @@ def unique_cells(cells: Sequence[Cell], before: Mapping[Path, Cell] = MappingPro
     return by_folder
 
 
-def write_report(folder: Path, study: Config) -> None:
+def write_report(folder: Path, study: Config) -> int:
     """Writes the report of a study on its finished runs, and logs it to W&B if one of its runs is logged there.
+
+    Returns the exit code of `kleiber report`.
 
     Also writes the node `study` of this command line to study.yaml, because cells may have been trained with another.
     """
@@ -218,7 +223,7 @@ def write_report(folder: Path, study: Config) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(folder / "study.yaml", study)
     in_wandb = any(folder.glob("*/wandb/*run-*"))
-    main(["report", str(folder), *(["--wandb"] if in_wandb else [])])
+    return main(["report", str(folder), *(["--wandb"] if in_wandb else [])])
 
 
 def archived_by_hash(study: Path) -> dict[str, Run]:

@@ -143,6 +143,7 @@ class Distill(Objective):
                 f"{corpus.tokenizer.hash}: set data.tokenizer to the teacher's tokenizer"
             )
         self.teacher, self.temperature, self.mix = opened.model.requires_grad_(False), temperature, mix
+        self.models = {"teacher": teacher}
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
         require_causal(model, "distill")

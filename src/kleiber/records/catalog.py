@@ -19,7 +19,8 @@ from kleiber.config.errors import Status
 from kleiber.records import archive
 from kleiber.records.archive import archive_rows, assemble_runs
 from kleiber.records.folder import TOKENIZER, read_config, read_overrides, status
-from kleiber.records.summary import condense, read, read_rows
+from kleiber.records.summary import condense, read_rows
+from kleiber.records.summary_file import check_summary, summary_or_warning
 from kleiber.types import Config, Json
 
 if TYPE_CHECKING:
@@ -182,8 +183,8 @@ def read_runs(place: Path) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in a folder."""
-    return Run(folder, status(folder), read(folder / "summary.json") or {})
+    """The run in a folder. A damaged summary.json counts as missing, with a warning."""
+    return Run(folder, status(folder), summary_or_warning(folder))
 
 
 def find_run(folder: Path) -> Run | None:
@@ -210,10 +211,12 @@ def archived_runs(file: Path) -> list[Run]:
 @lru_cache(maxsize=4)
 def _archived_runs(file: Path, _changed: int, _size: int) -> tuple[Run, ...]:
     """Cached while the file does not change, because a design looks up each of its runs."""
-    home = file.parent
+    home, rows = file.parent, archive.read(file)
+    for row in rows:
+        check_summary(row["summary"], file)
     return tuple(
         Run(home / name, Status(summary["status"]), summary, archived)
-        for name, summary, archived in assemble_runs(archive.read(file), home)
+        for name, summary, archived in assemble_runs(rows, home)
     )
 
 

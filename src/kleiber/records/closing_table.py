@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.targets import class_attribute, exports
-from kleiber.records.summary import read
+from kleiber.records.summary_file import read_summary
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def closing_table(folder: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    summary = read(folder / "summary.json") or {}
+    summary = read_summary(folder) or {}
     table = Table(
         title=f"{summary['name']}/{folder.name}: {summary['status']}", show_header=False, title_justify="left"
     )

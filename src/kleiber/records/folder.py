@@ -17,7 +17,8 @@ from kleiber.config.errors import ConfigError, Status
 from kleiber.config.targets import signature
 from kleiber.records.files import DamagedFile, read_config_node, read_yaml, write_yaml
 from kleiber.records.lock import is_locked, locked
-from kleiber.records.summary import Summary, cpu_name, map_strings, read
+from kleiber.records.summary import Summary, cpu_name, map_strings
+from kleiber.records.summary_file import read_summary
 from kleiber.types import Config, Json
 
 # Keys that cannot change the result: where a run is written, what logs it, and the hardware. `design` plans a sweep.
@@ -32,6 +33,7 @@ NOT_IDENTITY = (
     "logger",
     "trainer.devices",
     "trainer.threads",
+    "trainer.rank_timeout",
     "resume",
     "dry_run",
     "callbacks",
@@ -151,9 +153,10 @@ def status(folder: Path, held: bool | None = None) -> Status:
     held  whether a live process holds the lock; None to look it up
     """
     try:
-        recorded = Status((read(folder / "summary.json") or {})["status"])
-    except (ValueError, KeyError, TypeError):
+        summary = read_summary(folder)
+    except DamagedFile:
         return Status.MISSING
+    recorded = Status.MISSING if summary is None else Status(summary["status"])
     if recorded != Status.RUNNING:
         return recorded
     return Status.RUNNING if (is_locked(folder) if held is None else held) else Status.KILLED
@@ -223,6 +226,8 @@ def write_final_status(folder: Path, final: Status, error: str, replaceable: Sta
     """
     if status(folder, held=False) not in (Status.MISSING, Status.KILLED, replaceable):
         return
+    if not (folder / "config.yaml").is_file():  # the folder was deleted while the run trained
+        return
     summary = Summary(folder)
     if "run_id" not in summary.values:
         summary.start(**summary_facts(folder))
@@ -238,7 +243,7 @@ def summary_facts(folder: Path) -> Json:
         "run_id": os.urandom(6).hex(),
         "name": config["name"],
         "study": config["name"] if config.get("study") else None,
-        "config_hash": folder.name.rsplit("-", 1)[-1],
+        "config_hash": config_hash(config)[:8],
         "overrides": read_overrides(folder),
         "seed": config["seed"],
         "machine": {

@@ -1,7 +1,7 @@
 """The results of a run on disk: summary.json with an entry for each stage, and the logged rows of metrics.jsonl.
 
-summary.json is written atomically whenever the state of the run changes; its schema is in summary.schema.json. An
-incomplete last line of metrics.jsonl is skipped: the run was killed while writing it.
+summary.json is written atomically whenever the state of the run changes; its schema is in summary.schema.json. Lines
+of metrics.jsonl that a killed run did not finish, or that are damaged, are skipped.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kleiber.config.errors import Status
-from kleiber.records.files import DamagedFile, read_json, write_json
+from kleiber.records.files import DamagedFile, read_lines, write_json
+from kleiber.records.summary_file import SUMMARY, read_summary, set_damaged_aside
 from kleiber.types import Config, Json, Row
 
 SCHEMA = "kleiber.run/1"
@@ -39,16 +41,24 @@ class Summary:
     """The summary in a run's folder. A run that is started again keeps the finished stages."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "summary.json"
-        self.values: Json = read(self.path) or {}
+        self.path = folder / SUMMARY
+        self.damage: DamagedFile | None = None
+        try:
+            self.values: Json = read_summary(folder) or {}
+        except DamagedFile as error:
+            self.values, self.damage = {}, error
         self._before = float(self.values.get("seconds") or 0.0)
         self._began = time.monotonic()
 
     def start(self, **facts: object) -> None:
-        """Marks the run as running.
+        """Marks the run as running. Renames a damaged summary.json, and says so.
 
         facts  run_id, name, study, config_hash, overrides, seed and machine
         """
+        if self.damage is not None:
+            place = set_damaged_aside(self.path).name
+            print(f"warning: {self.damage}; it is now {place}, and its stages count as not trained", file=sys.stderr)
+            self.damage = None
         defaults = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "stages": [], "R": None}
         renewed = {"schema": SCHEMA, "status": Status.RUNNING, "error": None, "versions": versions(), **commit()}
         self.values = {**defaults, **self.values, **renewed, **facts}
@@ -64,10 +74,13 @@ class Summary:
         """Returns the records of the run's finished stages, as in summary.json, by the name of the stage."""
         return {s["name"]: s for s in self.values.get("stages") or [] if s["status"] == Status.FINISHED}
 
-    def put_stage(self, stage: Json) -> None:
-        """Adds a stage, or replaces the stage of the same name, and writes the file."""
-        others = [s for s in self.values["stages"] if s["name"] != stage["name"]]
-        self.update(stages=[*others, stage])
+    def put_stage(self, stage: Json, metrics: Mapping[str, tuple[str, bool]] | None = None) -> None:
+        """Adds a stage, or replaces the stage of the same name, and writes the file.
+
+        metrics  as in `score_matrix`; the score matrix is written in the same moment, so that no kill falls in between
+        """
+        stages = [*(s for s in self.values["stages"] if s["name"] != stage["name"]), stage]
+        self.update(stages=stages, **({} if metrics is None else {"R": score_matrix(metrics, stages)}))
 
 
 Scores = dict[str, float]  # by metric key, such as val/<task>/loss
@@ -117,6 +130,21 @@ class StageRecord:
     curve: list[Scores] = field(default_factory=list)
     checkpoint: str | None = None
 
+    @classmethod
+    def untrained(
+        cls, name: str, params: dict[str, int] | None = None, tokenizer: str = "", checkpoint: str | None = None
+    ) -> StageRecord:
+        """Returns the record of a finished stage of zero steps, such as that of an imported model.
+
+        params      numbers of parameters; None: zeros
+        tokenizer   hash of the tokenizer
+        """
+        data = {"name": "unknown", "config": "", "tokens": 0, "bytes": 0}
+        data |= dict.fromkeys(("hash", "tokenizer_hash"), tokenizer)
+        counts = dict.fromkeys(("total", "active", "non_embedding", "embedding", "trainable"), 0) | (params or {})
+        flops: Scores = dict.fromkeys(("model", "executed", "six_nd"), 0.0)
+        return cls(name, None, None, Status.FINISHED, data=data, params=counts, flops=flops, checkpoint=checkpoint)
+
     def add_row(self, step: int, scores: Scores) -> None:
         """Adds the scores at a step to the curve."""
         self.curve.append({"step": step, **scores})
@@ -162,14 +190,6 @@ def score_matrix(metrics: Mapping[str, tuple[str, bool]], stages: Sequence[Json]
         "matrix": [[stage["metrics"].get(key) for key in keys.values()] for stage in stages],
         "baseline": [stages[0]["start_metrics"].get(key) for key in keys.values()],
     }
-
-
-def read(path: Path) -> Json | None:
-    """The content of a JSON file such as summary.json; None where the file is missing or damaged."""
-    try:
-        return read_json(path)
-    except DamagedFile:
-        return None
 
 
 def map_strings(config: Config, fn: Callable[[str], str]) -> Json:
@@ -235,10 +255,16 @@ PER_EXPERT = "moe/load/"
 
 
 def read_rows(folder: Path) -> list[Json]:
-    """The rows of metrics.jsonl in a run's folder; none where the run has logged nothing."""
-    path = folder / NAME
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The rows of metrics.jsonl in a run's folder, without damaged ones; none where the run has logged nothing."""
+    return [row for _, row in read_lines(folder / NAME, parse_row)]
+
+
+def parse_row(line: str) -> Json:
+    """The row in a line of metrics.jsonl. Raises ValueError unless it is a JSON object with an integer "step"."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError(f"{line} has no step")
+    return row
 
 
 def rows_with(rows: Sequence[Row], prefix: str) -> list[Row]:

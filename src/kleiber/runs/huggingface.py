@@ -9,12 +9,14 @@ and both refuse an output folder that is not empty.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kleiber.config.compose import Composer, resolve_config
+from kleiber.config.errors import Status
 from kleiber.config.stages import SINGLE_STAGE
 from kleiber.data import chat
 from kleiber.data.pretrained_tokenizer import Pretrained, load_pretrained
@@ -24,9 +26,9 @@ from kleiber.models.hf import HFModel
 from kleiber.models.hf_config import hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
-from kleiber.records.files import write_json, write_yaml
-from kleiber.records.folder import TOKENIZER
-from kleiber.records.summary import versions
+from kleiber.records.files import write_yaml
+from kleiber.records.folder import TOKENIZER, config_hash
+from kleiber.records.summary import StageRecord, Summary, cpu_name, versions
 from kleiber.runs.open import TrainedModel, new_model, open_model
 from kleiber.training import checkpoint
 from kleiber.types import Json
@@ -35,7 +37,6 @@ from kleiber.types.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import tokenizers
 
-FORMAT = "kleiber.import/1"
 TEMPLATE = "chat_template.jinja"
 GENERATION = "generation_config.json"
 CONVERSATIONS = ("kleiber.data.Instruct", "kleiber.data.Preference", "kleiber.data.Unpaired")
@@ -65,6 +66,8 @@ def export(run: str, out: Path) -> None:
 
     logging.disable_progress_bar()
     hf_model.save_pretrained(out)
+    for path in out.glob("*.safetensors"):
+        shutil.copymode(out / "config.json", path)  # safetensors ignores the umask
     save_tokenizer(tokenizer, out, model.context)
     settings = Path(run).expanduser() / TOKENIZER / GENERATION
     if settings.is_file():  # of an imported folder
@@ -76,23 +79,31 @@ def export(run: str, out: Path) -> None:
         print(f"warning: {out} does not contain the task heads of {run}: {', '.join(model.heads)}", file=sys.stderr)
 
 
-def import_hf(folder: Path, out: Path) -> None:
+def import_hf(folder: Path, out: Path, allow_nonfinite: bool = False) -> None:
     """Writes a Hugging Face folder as a finished run of zero steps, from which `init=checkpoint init.path=OUT` starts.
 
     Llama, Qwen3, Mixtral and Qwen3-MoE become the native model; model=hf wraps every other architecture instead.
     Raises ValueError for other architectures, weights that do not fit, or a folder `out` that is not empty; it then
     writes nothing.
+
+    allow_nonfinite  whether weights may be NaN or infinite
     """
     check_empty(out)
     try:
-        _write_run(folder, out)
+        _write_run(folder, out, allow_nonfinite)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
 
 
-def _write_run(folder: Path, out: Path) -> None:
+def _write_run(folder: Path, out: Path, allow_nonfinite: bool) -> None:
     node, tokenizer = hf_model_node(folder), hf_tokenizer(folder)
+    vocab_size, rows = load_pretrained(tokenizer).vocab_size, hf_vocab_size(folder)
+    if vocab_size != rows:
+        raise ValueError(
+            f"{folder}: the tokenizer has {vocab_size} tokens, but the embedding has {rows} rows (vocab_size in "
+            "config.json): remove the tokens without a row from tokenizer.json"
+        )
     home = str((out / TOKENIZER).absolute())
     config, _ = resolve_config(Composer("train").compose([]))
     config |= {"name": out.name, "model": node, "data": {"_target_": "kleiber.data.Unknown", "tokenizer": home}}
@@ -102,24 +113,20 @@ def _write_run(folder: Path, out: Path) -> None:
     for name in (FILE, CONFIG, "config.json", TEMPLATE, GENERATION):
         if (Path(tokenizer) / name).is_file():
             shutil.copy(Path(tokenizer) / name, out / TOKENIZER / name)
-
-    vocab_size, rows = load_pretrained(home).vocab_size, hf_vocab_size(folder)
-    if vocab_size != rows:
-        raise ValueError(
-            f"{folder}: the tokenizer has {vocab_size} tokens, but the embedding has {rows} rows (vocab_size in "
-            "config.json): remove the tokens without a row from tokenizer.json"
-        )
     model = new_model(config, rows)
     assert isinstance(model, Transformer)
-    load_hf(model, folder)
+    load_hf(model, folder, allow_nonfinite)
     write_yaml(out / "config.yaml", config)
     state = {"optimizer": {}, "callbacks": {}}
     saved = checkpoint.save(out / "stages" / SINGLE_STAGE / "checkpoints", 0, model, state, "imported")
-    parameters = vars(count_parameters(model))
-    stage = {"name": SINGLE_STAGE, "parent": None, "status": "finished", "steps": 0, "tokens": 0, "params": parameters}
-    stage |= {"metrics": {}, "checkpoint": str(saved.path.relative_to(out))}
-    summary = {"schema": FORMAT, "status": "finished", "name": out.name, "source": str(folder), "stages": [stage]}
-    write_json(out / "summary.json", summary)
+    place, counts = str(saved.path.relative_to(out)), vars(count_parameters(model))
+    record = StageRecord.untrained(SINGLE_STAGE, counts, load_pretrained(home).hash, place)
+    machine = {"cpu": cpu_name(), "threads": 1, "device": "cpu", "world_size": 1}
+    placeless = {key: value for key, value in config.items() if key != "root"}  # the folder may have any name
+    facts = {"run_id": os.urandom(6).hex(), "name": out.name, "study": None, "overrides": [], "seed": config["seed"]}
+    summary = Summary(out)
+    summary.start(**facts, config_hash=config_hash(placeless)[:8], machine=machine, source=str(folder))
+    summary.update(status=Status.FINISHED, stages=[record.to_json()])
 
 
 def check_empty(out: Path) -> None:

@@ -23,7 +23,7 @@ from kleiber.data.pretrained_tokenizer import load_pretrained
 from kleiber.data.tokenizers import Bytes
 from kleiber.objectives.objective import REFERENCE
 from kleiber.records.folder import TOKENIZER, read_config
-from kleiber.records.summary import read
+from kleiber.records.summary_file import read_summary
 from kleiber.runs.inherit import locate_stage
 from kleiber.training import checkpoint
 from kleiber.types import Config, Json
@@ -82,7 +82,7 @@ def open_model(path: str | Path) -> TrainedModel:
     tokenizer = load_tokenizer(folder, config)
     model = new_model(config, tokenizer.vocab_size)
     saved = load_trained(model, folder, stage)
-    summary = read(folder / "summary.json") or {}
+    summary = read_summary(folder) or {}
     return TrainedModel(folder, model.eval(), tokenizer, config, summary, stage, saved.step)
 
 

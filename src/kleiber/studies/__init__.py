@@ -9,6 +9,7 @@ EXPORTS = {
     "Accounting": "scaling",
     "Adapters": "adapters",
     "ClmVsMlm": "clm_vs_mlm",
+    "Compare": "compare.study",
     "Context": "context",
     "Continual": "continual",
     "DataRepeat": "joint_laws",

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.rows import Rows, seed_means
-from kleiber.studies.designs.sizes import PlannedPoint
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.laws.variance_components import trunk_noise
-from kleiber.studies.study import Findings, IntervalStudy, points
+from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, points
 from kleiber.types import Json
 
 NAMES = ("N", "D")

@@ -187,7 +187,8 @@ def report(
 ) -> None:
     """Analyze the finished runs of a study; writes laws.json, findings.json, figures and an HTML page.
 
-    Exit code 3 if the law of the study is refused or not identified.
+    Exit code 3 if the law of the study is refused or not identified; of study=compare 0 if its claims are supported, 5
+    if one is contradicted, and 3 otherwise.
     """
     try:
         pages = _import_page_module("report")
@@ -195,8 +196,7 @@ def report(
     except (ValueError, OSError) as error:
         _refuse(ValueError(str(error)))
     typer.echo("\n".join(pages.closing_lines(findings, out or pages.folder_of(source) / "report.html")))
-    if findings["refused"] or findings["not_identified"]:
-        raise typer.Exit(ExitCode.UNDECIDED)
+    raise typer.Exit(pages.exit_code(findings))
 
 
 def _import_page_module(name: str = "fit_page") -> ModuleType:

@@ -19,11 +19,11 @@ import pandas as pd
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.rows import Rows, format_mean, seed_means
-from kleiber.studies.designs.sizes import PlannedPoint, shortfall
+from kleiber.studies.designs.sizes import shortfall
 from kleiber.studies.laws import analysis, laws_json, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Law
-from kleiber.studies.study import Findings, IntervalStudy, points
+from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, points
 from kleiber.types import Config, Json
 
 SAME = 0.03  # relative difference of active parameters that counts as equal, since a router adds some

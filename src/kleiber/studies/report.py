@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kleiber.config.errors import ExitCode
 from kleiber.records import archive
 from kleiber.records.catalog import Run, archive_runs, frame, read_runs
 from kleiber.records.files import read_config_node, write_json
+from kleiber.studies.compare.decision import Decision
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.laws_json import without_nonfinite, write
 from kleiber.studies.scaling import Scaling
@@ -183,6 +185,13 @@ def closing_lines(findings: Json, page: Path) -> list[str]:
     missing = f"; not finished: {', '.join(findings['missing'])}" if findings["missing"] else ""
     lines = [findings["headline"], f"{findings['runs']}{missing}", f"report: {page}"]
     return [*lines, *(f"not logged to W&B: {part}" for part in findings.get("not_mirrored", ()))]
+
+
+def exit_code(findings: Json) -> ExitCode:
+    """Returns the exit code of the report: that of the decision, else 3 for a law that is refused or not identified."""
+    if "decision" in findings:
+        return Decision(findings["decision"]).exit_code
+    return ExitCode.UNDECIDED if findings["refused"] or findings["not_identified"] else ExitCode.DONE
 
 
 def folder_of(source: Path) -> Path:

@@ -16,12 +16,12 @@ import pandas as pd
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.designs.sizes import PlannedPoint, shortfall
+from kleiber.studies.designs.sizes import shortfall
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.laws_json import band_rate, format_estimate, intervals_by, lines, percent, without_nonfinite
 from kleiber.studies.laws.verdicts import CHOICES
-from kleiber.studies.study import Findings, Study, headline, points, within_budgets
+from kleiber.studies.study import Findings, PlannedPoint, Study, headline, points, within_budgets
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:

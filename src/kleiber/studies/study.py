@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 
 from kleiber.records.catalog import Run, counts, frame
-from kleiber.studies.designs.sizes import PlannedPoint
-from kleiber.types import Json, Row
+from kleiber.types import Config, Json, Row
 
 CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # inputs that identify a parameter, else all
 Figures = dict[str, Callable[[], object]]  # functions that draw an altair chart, by the name of its file
@@ -31,6 +32,7 @@ class Findings:
     law       the content of laws.json; None if the study fits no law
     text      lines below the figures of the report
     methods   a paragraph on methods for a paper, with sources
+    comparison  further content of findings.json, of a study that decides claims (`kleiber.compare/1`); else None
     """
 
     headline: str
@@ -40,15 +42,33 @@ class Findings:
     law: Json | None = None
     text: Sequence[str] = ()
     methods: str = ""
+    comparison: Json | None = None
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """The end of a planned run or branch: folder and config of the run, active parameters N and training tokens D.
+
+    For a model without a size formula, N is a placeholder that differs between models, and D follows from it if the
+    budget is given in FLOPs or tokens per parameter.
+    """
+
+    folder: Path
+    config: Config
+    N: float
+    D: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """Base class of all studies, the choices of the config group `study`, with the options that every study has.
 
+    decides    whether the study decides claims, so that a sweep ends with the exit code of the decision
     max_cells  runs only the first cells of the plan, at most this many
     seeds      number of seeds; replaces that of the design
     """
+
+    decides: ClassVar[bool] = False
 
     max_cells: int | None = None
     seeds: int | None = None
@@ -207,4 +227,5 @@ def content(findings: Findings, study: str, runs: Sequence[Run]) -> Json:
         "laws": "laws.json" if findings.law is not None else None,
         "refused": any(verdict["level"] == "refuse" for verdict in findings.verdicts),
         "not_identified": [] if findings.law is None else not_identified(findings.law),
+        **(findings.comparison or {}),
     }

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -155,9 +156,18 @@ class Local:
 
 @dataclass(frozen=True)
 class DDP(Local):
-    """One process per device, each with the whole model; gloo on CPUs, NCCL on GPUs."""
+    """One process per device, each with the whole model; gloo on CPUs, NCCL on GPUs.
+
+    rank_timeout  seconds that a rank waits for another one before the run ends as failed
+    """
 
     devices: int = 2
+    rank_timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.rank_timeout < float("inf"):
+            raise ValueError(f"trainer.rank_timeout={self.rank_timeout} must be a positive number of seconds")
 
     def _check_devices(self) -> None:
         if self.devices < 1:
@@ -167,7 +177,8 @@ class DDP(Local):
         if self.devices == 1:  # Lightning would leave rank variables in the environment
             return "auto"
         backend = "nccl" if self.accelerator == "gpu" else "gloo"
-        return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
+        timeout = timedelta(seconds=self.rank_timeout)
+        return DDPStrategy(process_group_backend=backend, timeout=timeout, gradient_as_bucket_view=True)
 
 
 def keep_compiled() -> None:
@@ -208,11 +219,12 @@ def keep_freed_memory() -> None:
 class Sharded(ModelParallelStrategy):
     """Lightning's strategy for FSDP2 over all ranks."""
 
-    def __init__(self, ranks: int, backend: str) -> None:
+    def __init__(self, ranks: int, backend: str, timeout: timedelta) -> None:
         super().__init__(
             data_parallel_size=ranks,
             tensor_parallel_size=1,
             process_group_backend=backend,
+            timeout=timeout,
             save_distributed_checkpoint=False,
         )
 
@@ -234,15 +246,13 @@ class Sharded(ModelParallelStrategy):
 
 
 @dataclass(frozen=True)
-class FSDP(Local):
+class FSDP(DDP):
     """Experimental: one process per device, each with a share of the weights; gloo on CPUs, NCCL on GPUs.
 
     Every rank holds the whole model before it is sharded and while it is scored or saved, so the weights alone must fit
     on a device. Checkpoints have the same format as those of the other trainers, which can resume from them. Method:
     Zhao et al. 2023, arXiv:2304.11277.
     """
-
-    devices: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -254,7 +264,7 @@ class FSDP(Local):
             raise ValueError(f"trainer.devices={self.devices} must be >= 2 for trainer=fsdp, which shards over devices")
 
     def strategy(self) -> Strategy | str:
-        return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo")
+        return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo", timedelta(0, self.rank_timeout))
 
     def precision_plugin(self) -> Precision | None:
         # Lightning refuses the name of fp64 with this strategy, but accepts its plugin.

@@ -94,6 +94,7 @@ class Objective:
     compares_answers      whether a sample is a pair of answers, so that the scorer has `pairs`
     class_names           names of the classes where every sample has exactly one class, so that the scorer has
                           `confusion`; empty otherwise
+    models                paths of the trained models that the objective reads, by their key in its config
     """
 
     likelihood: bool = False
@@ -105,6 +106,7 @@ class Objective:
     has_predictions: bool = False
     compares_answers: ClassVar[bool] = False
     class_names: Sequence[str] = ()
+    models: Mapping[str, str] = MappingProxyType({})
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
         """The loss of a batch, as a sum over its targets."""
@@ -157,13 +159,15 @@ class Scorer:
 class Task:
     """Held-out samples and an objective, on which a model is scored, and the data of an earlier stage.
 
-    train  training samples that a retention method may read again; None where they are not available
+    train      training samples that a retention method may read again; None where they are not available
+    data_hash  `hash` of the corpus of the samples; "" where they were not read from one
     """
 
     name: str
     objective: Objective
     held_out: HeldOut
     train: Samples | None = None
+    data_hash: str = ""
 
 
 class Adapter:

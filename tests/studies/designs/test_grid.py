@@ -29,9 +29,11 @@ def test_a_grid_that_cannot_be_is_refused(options):
 
 
 def test_the_design_plans_every_arm_rate_and_seed_and_replaces_what_is_one_a_seed():
-    design = Arms({"a": ["model=moe", "init.path={base}"], "b": ["model=gpt"]}, [0.02, 0.01], 2, {"base": ["P", "Q"]})
+    design = Arms(
+        {"a": {"model": "moe", "init.path": "{base}"}, "b": {"model": "gpt"}}, [0.02, 0.01], 2, {"base": ["P", "Q"]}
+    )
     cells = design.cells()
-    assert len(cells) == 8 and ["model=moe", "init.path=Q", "study.arm=a", "optimizer.lr=0.01", "seed=1"] in cells
+    assert len(cells) == 8 and ["model=moe", "init.path=Q", "optimizer.lr=0.01", "study.arm=a", "seed=1"] in cells
     assert [cell[-1] for cell in cells] == ["seed=0"] * 4 + ["seed=1"] * 4
 
 
@@ -39,9 +41,9 @@ def test_the_design_plans_every_arm_rate_and_seed_and_replaces_what_is_one_a_see
     "options, named",
     [
         ({"arms": {}}, "arms"), ({"lrs": []}, "lrs"), ({"lrs": [0.1, 0.1]}, "lrs"), ({"seeds": 0}, "seeds=0"),
-        ({"fill": {"base": ["P"]}}, "fill.base"), ({"arms": {"a": ["x=1"], "b": ["x=1"]}}, "the same"),
+        ({"fill": {"base": ["P"]}}, "fill.base"), ({"arms": {"a": {"x": 1}, "b": {"x": 1}}}, "the same"),
     ],
 )  # fmt: skip
 def test_a_design_that_cannot_be_read_again_is_refused(options, named):
     with pytest.raises(ValueError, match=named):
-        Arms(**{"arms": {"a": ["x=1"]}, "lrs": [0.1], "seeds": 2} | options)
+        Arms(**{"arms": {"a": {"x": 1}}, "lrs": [0.1], "seeds": 2} | options)

@@ -2,9 +2,9 @@
 
 import pytest
 import yaml
+from fake_run import write_summary
 
 from kleiber.records.catalog import Run, read_runs
-from kleiber.records.summary import Summary
 from kleiber.studies.designs.methods import Methods, find_base_run
 
 ARMS = {
@@ -32,7 +32,7 @@ def finish(folder, overrides, status="finished"):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("seed: 0\n")
     (folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-    Summary(folder).update(status=status, stages=[])
+    write_summary(folder, status=status)
 
 
 def test_every_base_comes_before_every_arm_and_arms_start_from_the_base_of_their_seed(tmp_path):

@@ -9,7 +9,8 @@ import altair as alt
 import pandas as pd
 
 from kleiber.charts import PALETTE, WIDTH, apply_theme, kind_color, log_axis, with_title
-from kleiber.records.summary import read, read_rows, rows_with
+from kleiber.records.summary import read_rows, rows_with
+from kleiber.records.summary_file import read_summary
 from kleiber.types import Json, Row
 
 
@@ -157,7 +158,7 @@ def logged_loads(folder: Path) -> pd.DataFrame:
     rows = rows_with(read_rows(folder), "moe/load/")
     last = rows[-1].get("stage") if rows else None
     logged = [row for row in rows if row.get("stage") == last]
-    stages = (read(folder / "summary.json") or {}).get("stages", [])
+    stages = (read_summary(folder) or {}).get("stages", [])
     trunk = next((stage.get("trunk") for stage in stages if stage["name"] == last), None)
     before = [row for row in rows if trunk and row.get("stage") == trunk and row["step"] < logged[0]["step"]]
     return pd.DataFrame(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -62,20 +62,30 @@ def read(runs: Sequence[Run], tokens: float | None = None) -> dict[str, Arm]:
     """
     rows = points(runs)
     arms = {}
-    for name in dict.fromkeys(row["arm"] for row in rows):
-        part = [row for row in rows if row["arm"] == name]
+    for name, part in by_arm(rows).items():
         lengths = [row["tokens"] for row in part if row["loss"] is not None]
         wanted = max(lengths, default=0) if tokens is None else tokens
         near = [row for row in part if row["loss"] is None or abs(row["tokens"] / wanted - 1) < 0.02]
         if any(row["loss"] is not None for row in near):
-            arms[name] = arm_of(name, near)
+            arms[name] = arm_from_rows(name, near)
     if not arms:
         at = "" if tokens is None else f" at {tokens:,.0f} tokens"
         raise ValueError(f"no finished run of any arm{at}: this study reads cells that its own design made")
     return arms
 
 
-def points(runs: Sequence[Run]) -> list[Json]:
+def by_arm(rows: Sequence[Json]) -> dict[str, list[Json]]:
+    """The rows of each arm, by name and in order of first appearance."""
+    names = dict.fromkeys(row["arm"] for row in rows)
+    return {name: [row for row in rows if row["arm"] == name] for name in names}
+
+
+def arm_name(run: Run) -> str | None:
+    """The arm that the design of a study gave to a run; None for a run of no arm."""
+    return (run.config.get("study") or {}).get("arm")
+
+
+def points(runs: Sequence[Run], arm_of: Callable[[Run], str | None] = arm_name) -> list[Json]:
     """A row for each leaf of each run that belongs to an arm; the row of a run that diverged has the loss None.
 
     Raises ValueError where no run belongs to an arm.
@@ -83,7 +93,7 @@ def points(runs: Sequence[Run]) -> list[Json]:
     rows = []
     for run in runs:
         config = run.config
-        arm = (config.get("study") or {}).get("arm")
+        arm = arm_of(run)
         if arm is None or run.status not in ("finished", "diverged"):
             continue
         leaves = run.leaves if run.status == "finished" else []
@@ -115,14 +125,15 @@ def width_of(model: Config) -> int:
     return model.get("width") or model["aspect"] * model["depth"]
 
 
-def arm_of(name: str, rows: Sequence[Row]) -> Arm:
-    """The arm of these rows, at its learning rate of least mean loss."""
+def arm_from_rows(name: str, rows: Sequence[Row], higher_is_better: bool = False) -> Arm:
+    """The arm of these rows, at its learning rate of best mean over all seeds; a run that diverged is worst."""
+    worst = -math.inf if higher_is_better else math.inf
     losses: dict[float, dict[int, float]] = {}
     for row in rows:
-        losses.setdefault(row["lr"], {})[row["seed"]] = math.inf if row["loss"] is None else row["loss"]
+        losses.setdefault(row["lr"], {})[row["seed"]] = worst if row["loss"] is None else row["loss"]
     most = max(len(by_seed) for by_seed in losses.values())
     means = {lr: sum(each.values()) / len(each) for lr, each in losses.items() if len(each) == most}
-    best = min(means, key=lambda lr: means[lr])
+    best = (max if higher_is_better else min)(means, key=lambda lr: means[lr])
     ended = [row for row in rows if row["loss"] is not None]
     facts = {}
     for key in ("active", "core", "params", "tokens", "flops", "memory", "speed"):

@@ -6,6 +6,7 @@ the keys that the command line sweeps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,11 @@ from typing import Protocol, runtime_checkable
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.compare.arms import SEEDS
+from kleiber.studies.designs.methods import Values, product
 from kleiber.studies.designs.sizes import Size, size, vocabulary_of
 from kleiber.types import Config
+
+LR = "optimizer.lr"
 
 
 class Design(Protocol):
@@ -170,25 +174,34 @@ class Arms:
     Every run records the name of its arm in `study.arm`. Runs with the same seed see the same samples in the same
     order.
 
-    arms   lists of overrides by name, such as {moe: [model=moe]}. The placeholders `{seed}` and `{NAME}`, for each NAME
-           of `fill`, are replaced by their value for the seed of the run
-    lrs    values of `optimizer.lr`
+    arms   overrides of each arm, by name: {dense: {}, moe: {model: moe}}. A list of values makes a run for each of
+           them; a list as the value is [[...]]; null removes an arm. The placeholders `{seed}` and `{NAME}`, for each
+           NAME of `fill`, are replaced by their value for the seed of the run
+    lrs    values of `optimizer.lr` of the arms that do not set it, or a list for each arm by name
     seeds  number of seeds
     fill   lists of values by name, one value for each seed, such as the paths of the runs to start from
     """
 
     def __init__(
         self,
-        arms: Mapping[str, Sequence[str]],
-        lrs: Sequence[float],
+        arms: Mapping[str, Mapping[str, Values] | None],
+        lrs: Sequence[float] | Mapping[str, Sequence[float]],
         seeds: int = SEEDS,
         fill: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        if not arms or not lrs or len(set(lrs)) < len(lrs) or min(lrs) <= 0:
-            raise ValueError(
-                f"design.arms={list(arms)} must have at least one arm, and design.lrs={list(lrs)} at least one "
-                "learning rate; the rates must be positive and no rate may be listed twice"
-            )
+        self.arms = {name: dict(arm) for name, arm in arms.items() if arm is not None}
+        rates = {name: lrs.get(name, ()) if isinstance(lrs, Mapping) else lrs for name in self.arms}
+        if not self.arms:
+            raise ValueError(f"design.arms={dict(arms)} must have at least one arm")
+        for name, values in rates.items():
+            if LR in self.arms[name]:
+                continue
+            if not values or len(set(values)) < len(values) or not all(0 < lr < math.inf for lr in values):
+                raise ValueError(
+                    f"design.lrs={lrs} must have at least one learning rate for {name}; rates must be positive, and no "
+                    "rate may be listed twice"
+                )
+            self.arms[name][LR] = [f"{lr:g}" for lr in sorted(values)]
         if seeds < 1:
             raise ValueError(f"design.seeds={seeds} must be >= 1; confidence intervals need >= {SEEDS}")
         for name, values in (fill or {}).items():
@@ -197,20 +210,24 @@ class Arms:
                     f"design.fill.{name} has {len(values)} values, but needs one for each of the {seeds} seeds of "
                     "design.seeds"
                 )
-        same = {}
-        for name, overrides in arms.items():
-            if (twin := same.setdefault(frozenset(overrides), name)) != name:
-                raise ValueError(f"design.arms: {name} and {twin} have the same overrides; remove one of the two arms")
-        self.arms, self.lrs, self.seeds, self.fill = arms, sorted(lrs), seeds, fill or {}
+        same: dict[frozenset[str], str] = {}
+        for name, arm in self.arms.items():
+            for overrides in product(arm):
+                if (twin := same.setdefault(frozenset(overrides), name)) != name:
+                    raise ValueError(
+                        f"design.arms: {name} and {twin} have the same overrides; remove one of the two arms"
+                    )
+        self.seeds, self.fill = seeds, fill or {}
 
     def cells(self, context: SweepContext | None = None) -> list[list[str]]:
         """Returns the overrides of each cell."""
         planned = []
         for seed in range(self.seeds):
             fills = {"seed": str(seed), **{name: str(values[seed]) for name, values in self.fill.items()}}
-            for name, overrides in self.arms.items():
-                lines = [fill_placeholders(line, fills) for line in overrides]
-                planned += [[*lines, f"study.arm={name}", f"optimizer.lr={lr:g}", f"seed={seed}"] for lr in self.lrs]
+            for name, arm in self.arms.items():
+                for overrides in product(arm):
+                    lines = [fill_placeholders(line, fills) for line in overrides]
+                    planned.append([*lines, f"study.arm={name}", f"seed={seed}"])
         return planned
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +17,8 @@ from kleiber.config.errors import ConfigError
 from kleiber.config.stages import DEFAULT_RATIO, quantity
 from kleiber.config.targets import build
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
+from kleiber.studies.study import PlannedPoint, Study
 from kleiber.types import Config, Row
-
-if TYPE_CHECKING:
-    from kleiber.studies.study import Study
 
 ATTENTION = (
     "kleiber.nn.FullAttention",
@@ -150,20 +147,6 @@ NAMES = {
 }  # fmt: skip
 STEP, SINGULAR = 1e-4, 1e-6  # relative step of a difference quotient; singular values below this count as zero
 DRAWS = 3  # number of random parameter values at which the rank of the Jacobian is computed
-
-
-@dataclass(frozen=True)
-class PlannedPoint:
-    """The end of a planned run or branch: folder and config of the run, active parameters N and training tokens D.
-
-    For a model without a size formula, N is a placeholder that differs between models, and D follows from it if the
-    budget is given in FLOPs or tokens per parameter.
-    """
-
-    folder: Path
-    config: Config
-    N: float
-    D: float
 
 
 def study_of(config: Config) -> Study | None:

@@ -1,0 +1,103 @@
+"""How often two equal arms are told apart, and how often a true difference is found, in simulated studies.
+
+A study has two arms, each at five learning rates with paired seeds, decided as `study=compare` does: each arm at its
+rate of best mean, Student's interval of the paired difference. After every look an undecided study gets more seeds, up
+to the planned number of looks. The noise of a run is normal or has heavy tails (Student's t with 3 degrees of freedom).
+
+    python benchmarks/false_winners.py [--studies 2000] [--seed 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from kleiber.studies.compare.arms import Arm, arm_from_rows
+from kleiber.studies.compare.decision import Claim, Decision, level_of_each, paired_difference
+
+LRS = 0.01 * 2.0 ** np.arange(-2, 3)
+SEED_SD, RUN_SD = 0.01, 0.005  # nats: what all runs of a seed share, and what a run has of its own
+DECIDED = (Decision.SUPPORTED, Decision.CONTRADICTED)
+
+
+def losses(rng: np.random.Generator, shift: float, shared: np.ndarray, heavy: bool) -> np.ndarray:
+    """Losses of an arm by learning rate and seed, lower by `shift` times the noise of a run."""
+    noise = (
+        rng.standard_t(3, (len(LRS), len(shared))) / np.sqrt(3) if heavy else rng.normal(size=(len(LRS), len(shared)))
+    )
+    curve = 0.02 * np.log2(LRS / 0.01) ** 2
+    return 3.0 + curve[:, None] + SEED_SD * shared + RUN_SD * (noise - shift)
+
+
+def arm(name: str, table: np.ndarray, seeds: int) -> Arm:
+    """The arm after its first `seeds` seeds."""
+    common = dict.fromkeys(("active", "core", "params", "tokens", "flops", "memory", "speed"))
+    rows = [
+        {**common, "lr": float(lr), "seed": seed, "loss": float(table[i, seed])}
+        for i, lr in enumerate(LRS)
+        for seed in range(seeds)
+    ]
+    return arm_from_rows(name, rows)
+
+
+def decision(tables: list[np.ndarray], looks: list[int], level: float) -> Decision:
+    """The decision at the first look that decides, or at the last one."""
+    outcome = Decision.UNDECIDED
+    for seeds in looks:
+        first, second = (arm(name, table, seeds) for name, table in zip("ab", tables, strict=True))
+        estimate = paired_difference(second.at_best, first.at_best, level, "nats")
+        outcome = Claim("b", "a").decide(estimate)
+        if outcome in DECIDED:
+            break
+    return outcome
+
+
+def rate(
+    looks: list[int], options: argparse.Namespace, wanted: tuple[Decision, ...], shift: float = 0.0, claims: int = 1,
+    heavy: bool = False,
+) -> float:  # fmt: skip
+    """The share of studies that end with one of the decisions `wanted`; with several claims, for any of them."""
+    rng = np.random.default_rng(options.seed)
+    level = level_of_each(0.9, claims, len(looks))
+    hits = 0
+    for _ in range(options.studies):
+        shared = rng.normal(size=looks[-1])
+        plain = losses(rng, 0.0, shared, heavy)
+        outcomes = [decision([plain, losses(rng, shift, shared, heavy)], looks, level) for _ in range(claims)]
+        hits += any(outcome in wanted for outcome in outcomes)
+    return hits / options.studies
+
+
+PLANS = {
+    "3 seeds, one look": [3],
+    "5 seeds, one look": [5],
+    "3, 5, 8 seeds, three looks": [3, 5, 8],
+    "a look after each of 3 to 10 seeds": list(range(3, 11)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    print("false winners at a nominal 10 % (goal: at most 11.5 %)")
+    for name, looks in PLANS.items():
+        cells = []
+        for noise, heavy in (("normal", False), ("heavy tails", True)):
+            for claims in (1, 3):
+                share = rate(looks, options, DECIDED, claims=claims, heavy=heavy)
+                cells.append(f"{noise}, {claims} claims {share:.3f}")
+        print(f"  {name:36} {';  '.join(cells)}", flush=True)
+    print("power: share of studies that find a true difference, in standard deviations of a run, for 1 and 3 claims")
+    for name, looks in PLANS.items():
+        cells = []
+        for shift in (0.5, 1.0, 2.0, 4.0):
+            shares = [rate(looks, options, (Decision.SUPPORTED,), shift, claims) for claims in (1, 3)]
+            cells.append(f"{shift:g}: {shares[0]:.2f}/{shares[1]:.2f}")
+        print(f"  {name:36} {';  '.join(cells)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

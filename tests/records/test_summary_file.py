@@ -1,0 +1,84 @@
+"""A summary.json that no run wrote is named with its fault, set aside by the next start, and counts as missing."""
+
+import json
+
+import pytest
+from fake_run import SUMMARY, fake_run, fake_stage, write_summary
+
+from kleiber.records.files import DamagedFile
+from kleiber.records.summary import Summary
+from kleiber.records.summary_file import read_summary, summary_or_warning, warn_once
+
+FACTS = {
+    "run_id": "a" * 12, "name": "runs", "study": None, "config_hash": "0" * 8, "overrides": [], "seed": 3,
+    "machine": {"cpu": "none", "threads": 1, "device": "cpu", "world_size": 1},
+}  # fmt: skip
+
+
+def damaged(**changes: object) -> str:
+    """A summary.json with other values, or without those that are `...`."""
+    values = {**SUMMARY, "run_id": "a" * 8, "name": "runs", "status": "finished", "overrides": [], "seed": 0}
+    values |= {"stages": [fake_stage()], **changes}
+    return json.dumps({key: value for key, value in values.items() if value is not ...})
+
+
+def stage_without(key: str, **changes: object) -> dict[str, object]:
+    return {name: value for name, value in {**fake_stage(), **changes}.items() if name != key}
+
+
+DAMAGES = {
+    "status alone": ('{"status": "finished"}', "schema is missing"),
+    "a list": ("[]", "list"),
+    "NULs": ("\0" * 20, "JSON"),
+    "not UTF-8": ("\udcff{}", "UTF-8"),
+    "too deep": ("[" * 10**5, "nested"),
+    "no stages": (damaged(stages=...), "stages is missing"),
+    "stages of text": (damaged(stages=["main"]), "stages[0]=main"),
+    "a stage without metrics": (damaged(stages=[stage_without("metrics")]), "stages[0].metrics is missing"),
+    "metrics of text": (damaged(stages=[stage_without("", metrics={"val/a/loss": "1"})]), "metrics.val/a/loss=1"),
+    "a stage outside": (damaged(stages=[stage_without("", name="../../x")]), "stages[0].name=../../x"),
+    "another status": (damaged(status="done"), "status=done"),
+    "an id of a number": (damaged(run_id=3), "run_id=3"),
+    "seed is true": (damaged(seed=True), "seed=True"),
+    "R of text": (damaged(R="R"), "R=R"),
+    "another version": (damaged(schema="kleiber.run/9"), "schema=kleiber.run/9"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_summary_is_named_with_its_fault_and_begun_anew(tmp_path, capsys, damage):
+    text, fault = DAMAGES[damage]
+    (tmp_path / "summary.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DamagedFile) as caught:
+        read_summary(tmp_path)
+    assert str(tmp_path / "summary.json") in str(caught.value) and fault in str(caught.value)
+    Summary(tmp_path).start(**FACTS)
+    assert str(tmp_path / "summary.json") in capsys.readouterr().err
+    assert read_summary(tmp_path)["status"] == "running"
+    assert (tmp_path / "summary.json.damaged").read_bytes() == text.encode("utf-8", "surrogateescape")
+
+
+def test_a_folder_or_a_dangling_link_in_the_place_of_a_summary_is_set_aside(tmp_path, capsys):
+    assert read_summary(tmp_path) is None
+    for number, make in enumerate((lambda path: path.mkdir(), lambda path: path.symlink_to(tmp_path / "nothing"))):
+        make(tmp_path / "summary.json")
+        with pytest.raises(DamagedFile):
+            read_summary(tmp_path)
+        Summary(tmp_path).start(**FACTS)
+        assert (tmp_path / f"summary.json.damaged{'.1' * number}").is_dir() == (number == 0)
+        (tmp_path / "summary.json").unlink()
+
+
+def test_a_whole_summary_is_read_as_it_was_written(tmp_path):
+    fake_run(tmp_path, [{"metrics": {"val/docs/loss": None}}], R={"tasks": ["docs"]})
+    assert read_summary(tmp_path) == json.loads((tmp_path / "summary.json").read_text())
+    write_summary(tmp_path, status="preempted")
+    assert read_summary(tmp_path)["status"] == "preempted"
+
+
+def test_a_damaged_summary_is_warned_of_once(tmp_path, capsys):
+    warn_once.cache_clear()
+    (tmp_path / "summary.json").write_text("[]")
+    assert summary_or_warning(tmp_path) == summary_or_warning(tmp_path) == {}
+    assert capsys.readouterr().err.count(str(tmp_path / "summary.json")) == 1
+    assert summary_or_warning(tmp_path / "nowhere") == {} and capsys.readouterr().err == ""

@@ -1,0 +1,38 @@
+"""kleiber compare: arms by any key of the config, the decision in a file, and its exit code."""
+
+import json
+
+import pytest
+
+from kleiber.launch.cli import main
+
+from ..arm_runs import write
+
+STUDY = {"_target_": "kleiber.studies.Compare"}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    write(tmp_path / "a", STUDY, "plain", 3.0)
+    write(tmp_path / "b", STUDY, "changed", 2.9)
+    return [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+@pytest.mark.parametrize(("order", "code"), [(1, 0), (-1, 5)])
+def test_folders_are_compared_in_the_order_in_which_they_are_named(folders, tmp_path, capsys, order, code):
+    out = tmp_path / "decision.json"
+    assert main(["compare", *folders[::order], "--json", str(out)]) == code
+    written = json.loads(out.read_text())
+    assert written["schema"] == "kleiber.compare/1" and written["decision"] in capsys.readouterr().out
+    assert abs(written["estimates"][0]["value"]) == pytest.approx(0.1)
+
+
+def test_the_values_of_any_key_are_arms(folders, capsys):
+    assert main(["compare", *folders, "--arm", "optimizer.lr"]) == 3  # one rate an arm: not tuned
+    assert "lr=0.01 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["--arm", "model.depth"], ["--equal", "x"], ["--measure", "val/x/accuracy"]])
+def test_what_cannot_be_compared_is_refused_and_named(folders, capsys, options):
+    assert main(["compare", *folders, *options]) == 2
+    assert options[1] in capsys.readouterr().err
