@@ -1,8 +1,9 @@
 """Train one model, or a sweep of them: `python train.py --help`."""
 
-import sys
-
-from kleiber.launch.main import main
+from kleiber.config.errors import exit_on_interrupt, exit_with
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_interrupt()  # importing the rest takes a second
+    from kleiber.launch.main import main
+
+    exit_with(main())

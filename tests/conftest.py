@@ -13,6 +13,7 @@ FLOWS = ("nn", "models", "objectives", "retention", "data", "evals", "training.s
 TENSORS = [f"kleiber.{name}" for name in FLOWS]
 hook = install_import_hook(TENSORS, "beartype.beartype")
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ import torch
 from small_run import REPOSITORY, TINY
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it for what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +50,14 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def launch(tmp_path: Path, cache_dir: Path) -> Callable[..., Path]:
-    """Runs a tiny training in this process, as train.py would, and returns its folder; the exit code must be 0."""
+    """Runs a tiny training in this process, as train.py would, and returns its folder, or the root if it is refused."""
     from kleiber.launch.main import main
 
     def run(*overrides: str, root: str = "runs", code: int = 0) -> Path:
         before = set((tmp_path / root).glob("*/*"))
         assert main([*TINY, f"root={tmp_path / root}", *overrides]) == code
         made = set((tmp_path / root).glob("*/*"))
-        return next(iter(made - before or made))
+        return next(iter(made - before or made), tmp_path / root)
 
     return run
 

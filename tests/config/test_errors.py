@@ -6,7 +6,17 @@ import threading
 
 import pytest
 
-from kleiber.config.errors import SIGNALS, ExitCode, Preempted, Status, did_you_mean, on_preemption
+from kleiber.config.errors import (
+    SIGNALS,
+    ExitCode,
+    Interrupted,
+    Preempted,
+    Status,
+    did_you_mean,
+    exit_on_interrupt,
+    on_preemption,
+    preempted_by,
+)
 
 
 def test_the_first_signal_reacts_all_are_listed_and_the_handlers_come_back():
@@ -16,6 +26,42 @@ def test_the_first_signal_reacts_all_are_listed_and_the_handlers_come_back():
         os.kill(os.getpid(), signal.SIGTERM)
     assert reactions == ["SIGUSR1"] and received == ["SIGUSR1", "SIGTERM"]
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_ctrl_c_is_interrupted_and_any_other_signal_preempted():
+    assert isinstance(preempted_by("SIGINT", ""), Interrupted) and preempted_by("SIGINT", "").status == "interrupted"
+    assert (
+        type(preempted_by("SIGTERM", " at step 3")) is Preempted and preempted_by("SIGTERM", "").status == "preempted"
+    )
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once_after_its_last_acts(tmp_path):
+    """Counted over nested contexts, and from zero in the next one; nothing of Python runs after it."""
+    pid = os.fork()
+    if pid == 0:
+        with on_preemption(lambda _: None) as received:
+            os.kill(os.getpid(), signal.SIGINT)
+        try:
+            with on_preemption(lambda _: None, lambda: (tmp_path / "outer").write_text(received[0])):
+                os.kill(os.getpid(), signal.SIGINT)
+                with on_preemption(lambda _: None, lambda: (tmp_path / "inner").write_text("")):
+                    os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    assert (tmp_path / "outer").read_text() == "SIGINT" and (tmp_path / "inner").exists()
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
+def test_a_sigint_that_is_ignored_or_that_another_library_handles_stays_so(handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with on_preemption(lambda name: pytest.fail(name)) as received:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        assert received == []
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_outside_of_the_main_thread_nothing_is_changed():
@@ -49,7 +95,7 @@ def test_exit_codes_are_the_documented_numbers():
 
 @pytest.mark.parametrize("status", Status)
 def test_only_finished_runs_end_with_zero_and_only_preempted_ones_are_queued_again(status):
-    assert status.exit_code == {"finished": 0, "preempted": 75}.get(status, 1)
+    assert status.exit_code == {"finished": 0, "preempted": 75, "interrupted": 130}.get(status, 1)
 
 
 def test_every_status_of_a_failure_is_red():
@@ -61,3 +107,16 @@ def test_every_status_of_a_failure_is_red():
 def test_a_similar_choice_is_suggested_and_none_where_no_choice_is_similar():
     assert "'model'" in did_you_mean("modl", ["data", "model"])
     assert did_you_mean("xyz", ["data", "model"]) == did_you_mean("model", []) == ""
+
+
+def test_a_process_that_has_nothing_to_save_leaves_ctrl_c_to_a_run_that_has():
+    pid = os.fork()
+    if pid == 0:
+        exit_on_interrupt()
+        with on_preemption(lambda _: None) as received:
+            os.kill(os.getpid(), signal.SIGINT)
+        if received != ["SIGINT"]:
+            os._exit(98)
+        os.kill(os.getpid(), signal.SIGINT)
+        os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130

@@ -62,6 +62,10 @@ def test_without_separators_every_byte_but_the_first_is_a_target(tmp_path: Path,
         held_out = corpus.validation["stories"]
         assert held_out.num_bytes == sum(len(text) for text in STORIES[:3]) - missing
     assert held_out.num_tokens == held_out.num_bytes
+    alone = Text(
+        folder(tmp_path / "alone", train=[{"text": STORIES[0] * 9}], validation=[{"text": "a"}]), separator="none"
+    )
+    assert alone.prepare(32).validation == {}, "one token has no target"
 
 
 def test_bytes_and_their_hash_do_not_change_with_the_end_of_text(tmp_path: Path, cache: Path) -> None:

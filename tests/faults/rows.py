@@ -58,7 +58,7 @@ TESTS: dict[int, list[str]] = {
     8: ["training/callbacks/test_fault_tolerance.py::test_a_spike_is_printed_once_with_its_step"],
     9: [SIGNALLED, "training/test_trainer_ddp.py::test_two_ranks_that_are_asked_to_end_save_once_and_say_so",
         "faults/test_preempt.py::test_a_signal_where_no_step_is_trained_is_heeded_too"],
-    10: ["launch/test_main.py::test_ctrl_c_is_130_and_the_run_has_the_status_killed"],
+    10: ["launch/test_main.py::test_ctrl_c_is_130_and_the_run_has_the_status_interrupted"],
     11: [SIGNALLED],
     12: [ENDED],
     13: ["launch/test_sweep.py::test_other_cells_run_after_a_failure_and_a_second_start_runs_the_missing_cells"],

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from tables import folder as write_table
 from wandb_records import read
 
 from kleiber.records.catalog import read_run
@@ -41,6 +42,25 @@ def test_five_kills_and_the_result_is_that_of_the_unbroken_run(child, once, tmp_
         assert child(*options, root="killed", at=at) == KILLED, at
     assert child(*options, root="killed") == 0
     assert facts(tmp_path / "killed") == facts(unbroken)
+
+
+@pytest.mark.parametrize(("function", "file"), [("generate", "samples.txt"), ("evaluation_batches", "classes/*.json")])
+def test_a_kill_after_the_last_checkpoint_leaves_no_finished_run_without_its_files(
+    child, once, tmp_path, function, file
+):
+    """FAULTS 62."""
+    place, options = f"kleiber.training.callbacks.after_training.{function}", []
+    if file != "samples.txt":
+        table = [{"text": f"text {i}", "label": ("bad", "good")[i % 3 > 0]} for i in range(60)]
+        data = write_table(tmp_path / "t", train=table, validation=table[:20])
+        options = ["data=labelled", f"data.path={data}", "objective=classify"]
+    (expected,) = once(*options).glob(file)
+    assert child(*options, root="killed", at=(place, 1)) == KILLED
+    (folder,) = tmp_path.glob("killed/*/*")
+    assert not list(folder.glob(file)) and list(folder.glob("stages/main/checkpoints/step-00000020"))
+    assert child(*options, root="killed") == 0
+    (path,) = folder.glob(file)
+    assert path.read_text() == expected.read_text()
 
 
 @pytest.mark.parametrize("damage", ["cut", pytest.param("empty", marks=pytest.mark.slow)])

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from small_run import REPOSITORY
 
 STAGES = ("trunk", "5120", "10240", "15360")
 TREE = ["stages=trunk_and_cooldowns", "stages.branches=[5120,10240,15360]", "trainer.max_steps=30"]
@@ -26,6 +27,18 @@ def test_a_tree_killed_in_trunk_branch_and_between_ends_bit_identical(child, tmp
         assert child(*TREE, root="killed", at=at) == -signal.SIGKILL, at
     assert child(*TREE, root="killed") == 0
     assert facts(tmp_path / "killed") == facts(tmp_path / "unbroken")
+
+
+def test_a_kill_before_the_score_matrix_is_written_leaves_none_that_lacks_a_stage(child, once, tmp_path):
+    (tmp_path / "more.txt").write_text(Path(REPOSITORY / "tests/data/tiny.txt").read_text()[::-1])
+    second = f"{{data:{{path:{tmp_path / 'more.txt'}}},budget:{{steps:6}}}}"
+    chain = ["stages=chain", f"stages.chain={{one:{{budget:{{steps:6}}}},two:{second}}}", "trainer.max_steps=6"]
+    expected = json.loads((once(*chain) / "summary.json").read_text())["R"]
+    for number in (1, 2):
+        assert child(*chain, root="killed", at=("kleiber.records.summary.score_matrix", number)) == -signal.SIGKILL
+    assert child(*chain, root="killed") == 0
+    (path,) = tmp_path.glob("killed/*/*/summary.json")
+    assert json.loads(path.read_text())["R"] == expected and len(expected["matrix"]) == 2
 
 
 def facts(root: Path) -> tuple[list[str], list[dict], list[dict]]:

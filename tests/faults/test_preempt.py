@@ -2,12 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
+from contextlib import suppress
 
 import pytest
 from faults.test_kill import STEPS, facts
 from processes import wait_for
 
+import kleiber.runs.plan
+from kleiber.training import checkpoint
 from kleiber.training.step import accumulate
 
 
@@ -29,20 +33,63 @@ def signalled(monkeypatch):
     return at
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_the_same_command_ends_bit_identical(launch, once, signalled, tmp_path, capsys, number):
+@pytest.mark.parametrize(
+    ("number", "code", "status"),
+    [
+        (signal.SIGTERM, 75, "preempted"),
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGUSR1, 75, "preempted", marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_saves_and_the_same_command_ends_bit_identical(
+    launch, once, signalled, tmp_path, capsys, number, code, status
+):
     unbroken = once(*STEPS).parents[1]
     before = signal.getsignal(number)
     signalled(11, number)
-    folder = launch(*STEPS, root="killed", code=75)
+    folder = launch(*STEPS, root="killed", code=code)
     assert signal.getsignal(number) == before
     found = json.loads((folder / "summary.json").read_text())
-    assert found["status"] == "preempted" and f"{number.name} at step 11" in found["error"]
+    assert found["status"] == status and f"{number.name} at step 11" in found["error"]
     assert (folder / "stages/main/checkpoints/step-00000011/meta.json").is_file()
-    assert f"preempted by {number.name}" in capsys.readouterr().err
+    assert f"{status} by {number.name}" in capsys.readouterr().err
     launch(*STEPS, root="killed")
     assert "resuming at step 11" in capsys.readouterr().err
     assert facts(tmp_path / "killed") == facts(unbroken)
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once_with_130(child, signalled, tmp_path, monkeypatch):
+    """FAULTS 86: while the checkpoint of the first one is written. The run is listed as interrupted."""
+    signalled(11, signal.SIGINT)
+    save = checkpoint.save
+
+    def impatient(folder, step, *arguments):
+        if step == 11:
+            os.kill(os.getpid(), signal.SIGINT)
+        return save(folder, step, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save", impatient)
+    assert child(*STEPS, root="killed") == 130
+    (folder,) = tmp_path.glob("killed/*/*")
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    assert not (folder / "stages/main/checkpoints/step-00000011").exists()
+
+
+def test_a_run_whose_folder_is_deleted_says_so_and_ends_with_1(launch, monkeypatch, tmp_path, capsys):
+    """FAULTS 87."""
+    calls = []
+
+    def deletes(*arguments):
+        calls.append(1)
+        if len(calls) == 11:
+            shutil.rmtree(next(tmp_path.glob("gone/*/*")))
+        return accumulate(*arguments)
+
+    monkeypatch.setattr("kleiber.training.lit.accumulate", deletes)
+    with pytest.raises(StopIteration):
+        launch(*STEPS, root="gone", code=1)
+    error = capsys.readouterr().err
+    assert str(tmp_path / "gone") in error and "Traceback" not in error and not list(tmp_path.glob("gone/*/*"))
 
 
 def test_a_signal_in_the_last_step_interrupts_nothing(launch, signalled):
@@ -58,6 +105,20 @@ def test_wandb_is_told_of_the_preemption(launch, signalled):
     folder = launch("logger=wandb", "logger.wandb.mode=offline", code=75)
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     wait_for(lambda: read(path)["exit_code"] == 75, 10)  # the client returns before its file is whole
+
+
+def test_a_signal_whose_exception_a_library_swallows_ends_the_run_after_its_first_step(launch, monkeypatch):
+    make_plan = kleiber.runs.plan.make_plan
+
+    def swallows(*arguments):
+        with suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGINT)
+        return make_plan(*arguments)
+
+    monkeypatch.setattr("kleiber.runs.plan.make_plan", swallows)
+    folder = launch(code=130)
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
+    assert (folder / "stages/main/checkpoints/step-00000001/meta.json").is_file()
 
 
 @pytest.mark.parametrize("place", ["kleiber.runs.plan.make_plan", "kleiber.evals.perplexity.held_out_loss"])

@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from fake_run import write_summary
+from small_run import REPOSITORY, TINY
 
 import kleiber.runs.run
 from kleiber.launch.main import main
@@ -130,17 +133,22 @@ def test_an_error_that_the_user_can_correct_is_2_in_one_line(trainer, capsys, mo
     assert error.startswith("kleiber: 'nonsense'") and "Traceback" not in error
 
 
-def test_ctrl_c_is_130_and_the_run_has_the_status_killed(trainer, monkeypatch):
+def test_ctrl_c_is_130_and_the_run_has_the_status_interrupted(trainer, monkeypatch):
     def interrupted(cfg, folder, overrides):
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-        except KeyboardInterrupt:
-            raise SystemExit(1) from None  # as Lightning does
+        os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(kleiber.runs.run, "train", interrupted)
     assert main([]) == 130
     (summary,) = Path("root").rglob("summary.json")
-    assert json.loads(summary.read_text())["status"] == "killed"
+    assert json.loads(summary.read_text())["status"] == "interrupted"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("module", "code"), [("launch", 1), ("launch.main", 2), ("launch.cli", 2)])
+def test_a_module_of_the_launcher_that_is_started_runs_its_command_or_refuses(module, code):
+    """FAULTS 96."""
+    ended = subprocess.run([sys.executable, "-m", f"kleiber.{module}", "nonsense=1"], capture_output=True, text=True)
+    assert ended.returncode == code and ended.stderr
 
 
 def test_stale_rank_variables_are_refused(trainer, monkeypatch, capsys):
@@ -186,3 +194,59 @@ def test_a_gpu_that_does_not_exist_is_refused_in_one_line(trainer, monkeypatch, 
     assert main(["trainer=gpu"]) == 2
     error = capsys.readouterr().err
     assert "set trainer.accelerator=cpu" in error and len(error.splitlines()) == 1
+
+
+REFUSED = {
+    "a mistyped path": ["data=text", "data.path=/nope"],
+    "a rank above the width": ["adapter=lora", "adapter.rank=100000"],
+    "experts in no layer": ["model=moe", "model.mlp.every=3"],
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(case, tmp_path, cache_dir, capsys):
+    overrides = [*TINY, f"root={tmp_path / 'root'}", *REFUSED[case]]
+    key = REFUSED[case][-1].split("=")[0]
+    assert main(overrides) == 2
+    assert f"{key}=" in capsys.readouterr().err
+    assert not list((tmp_path / "root").glob("*/*"))
+
+
+def test_a_started_run_that_is_refused_later_keeps_its_folder(tmp_path, cache_dir):
+    text = tmp_path / "text.txt"
+    text.write_text((REPOSITORY / "tests/data/tiny.txt").read_text())
+    overrides = [
+        *TINY,
+        f"root={tmp_path / 'root'}",
+        f"data.path={text}",
+        "trainer.max_steps=1",
+        "callbacks.samples=null",
+    ]
+    assert main(overrides) == 0
+    (folder,) = (tmp_path / "root").glob("*/*")
+    before = sorted(path.name for path in folder.iterdir())
+    (folder / "summary.json").unlink()
+    text.unlink()
+    assert main(overrides) == 2
+    assert set(before) - {"summary.json"} <= {path.name for path in folder.iterdir()}
+
+
+def test_a_hugging_face_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path, capsys):
+    from kleiber.models.hf_twin import to_hf
+    from kleiber.models.transformer import Transformer
+
+    to_hf(Transformer(32, depth=1, width=32, context=16, num_heads=2)).save_pretrained(tmp_path / "hf")
+    assert main(["model=hf", f"model.path={tmp_path / 'hf'}", f"root={tmp_path}"]) == 2
+    printed = capsys.readouterr().err
+    assert f"{tmp_path / 'hf'} has no tokenizer.json" in printed and "Traceback" not in printed
+
+
+def test_any_command_removes_the_scratch_folders_of_killed_launchers(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names = ("kleiber-ranks-abc", "kleiber-price-abc", "kleiber-of-a-user")
+    folders = {name: tmp_path / name for name in names}
+    for name, folder in folders.items():
+        folder.mkdir()
+        (folder / ("notes" if name.endswith("user") else ".kleiber-scratch")).write_text("")
+    assert main(["model=nope"]) == 2
+    assert [name for name in names if folders[name].exists()] == ["kleiber-of-a-user"]

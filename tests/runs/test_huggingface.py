@@ -52,6 +52,7 @@ def test_an_exported_run_gives_its_ids_and_logits_in_transformers(launch, tmp_pa
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
     assert not any(name.endswith((".bin", ".py")) for name in names)
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     summary = json.loads((run / "summary.json").read_text())
     card = (out / "README.md").read_text()
     stage = summary["stages"][0]
@@ -165,6 +166,20 @@ def test_a_folder_that_cannot_be_imported_leaves_no_run(shared, tmp_path):
     with pytest.raises(ValueError, match="copy"):
         import_hf(tmp_path / "copy", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_finite_are_imported_only_if_asked(shared, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(shared / "data" / "models" / "stories260K", source)
+    state = load_file(source / "model.safetensors")
+    state["model.norm.weight"][3] = float("nan")
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    assert main(["import", str(source), str(out)]) == 2
+    assert "model.safetensors: the weight model.norm.weight " in capsys.readouterr().err and not out.exists()
+    assert main(["import", str(source), str(out), "--allow-nonfinite"]) == 0
+    assert not open_model(str(out)).model.get_parameter("norm.weight").isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,62 @@ def test_a_stage_that_begins_again_forgets_its_own_rows_alone(tmp_path, logger):
     rows.begin("2M", 3)
     assert rows.path.read_text() == whole
     assert "trunk" in whole and "2M" in whole
+
+
+@pytest.mark.parametrize("logger", [Rows, CsvLogger])
+def test_a_stage_that_begins_anew_has_one_row_a_step(tmp_path, logger):
+    """A kill between the first score, which is a row of step 0, and the first checkpoint."""
+    rows = logger(tmp_path)
+    for stage in ("first", "second"):
+        rows.begin(stage, 0)
+        rows.log_metrics({"val/loss": 3.0}, 0)
+    whole = rows.path.read_text()
+    rows.begin("second", 0)
+    rows.log_metrics({"val/loss": 3.0}, 0)
+    assert rows.path.read_text() == whole
+
+
+@pytest.mark.parametrize("logger", [Rows, CsvLogger])
+def test_a_kill_while_the_file_is_rewritten_loses_no_row(tmp_path, logger, monkeypatch):
+    rows = logger(tmp_path)
+    rows.log_metrics({"train/loss": 1.5}, 1)
+    whole = rows.path.read_text()
+    write = Path.write_text
+
+    def killed(path, text, **options):
+        write(path, text[: len(text) // 2], **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rows.begin(None, 1)
+    assert rows.path.read_text() == whole
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b'{"step": 2, "train\n', b"3\n", b"\0" * 100 + b"\n", b"\0" * 100, b"\xff\n", b'{"a": 1}\n', b"[" * 9999 + b"\n"],
+)
+@pytest.mark.parametrize("logger", [Rows, CsvLogger])
+def test_intact_rows_are_kept_and_damaged_lines_reported_in_one_line(tmp_path, logger, damage, capsys):
+    rows = logger(tmp_path)
+    rows.log_metrics({"train/loss": 1.5}, 1)
+    whole = rows.path.read_bytes()
+    rows.path.write_bytes(whole + damage)
+    rows.begin(None, 1)
+    assert rows.path.read_bytes() == whole
+    report = capsys.readouterr().err
+    assert report.count("\n") == damage.endswith(b"\n") and (rows.path.name in report) == damage.endswith(b"\n")
+
+
+@pytest.mark.parametrize("content", ["", "step,met", "1,train/loss,2.0\n"])
+def test_metrics_csv_gets_the_header_that_it_lost(tmp_path, content):
+    rows = CsvLogger(tmp_path)
+    rows.path.write_text(content)
+    rows.begin(None, 1)
+    rows.log_metrics({"train/loss": 1.5}, 2)
+    assert rows.path.read_text().splitlines()[0] == "step,metric,value"
+    assert rows.path.read_text().endswith("2,train/loss,1.5\n")
 
 
 def test_rows_are_json_objects_with_their_step(tmp_path):

@@ -8,7 +8,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from kleiber.training import checkpoint
-from kleiber.training.sharding import full_parameters, gather_state, place_like
+from kleiber.training.sharding import full_parameters, gather_state, load_optimizer, optimizer_state, place_like
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_optimizer_state_is_gathered_whole_and_placed_in_shards(net):
     optimizer = torch.optim.AdamW([{"params": list(parameters.values()), "names": list(parameters)}], fused=True)
     net(torch.tensor([[1, 2]])).square().sum().backward()
     optimizer.step()
-    state = checkpoint.optimizer_state(optimizer)
+    state = optimizer_state(optimizer)
     gathered = gather_state(state, keep=True)
     assert not any(isinstance(value, DTensor) for values in gathered.values() for value in values.values())
     assert gather_state(state, keep=False) == {}
@@ -71,3 +71,21 @@ def test_a_plain_model_is_left_alone():
         assert net(torch.ones(1, 2)).shape == (1, 2)
     state = {"weight": {"step": torch.ones(())}}
     assert gather_state(state, keep=False) is state
+
+
+def test_optimizer_state_goes_by_name_not_by_place():
+    def build(order):
+        net = nn.ModuleDict({n: nn.Linear(2, 2, bias=False) for n in "ab"})
+        groups = [{"params": [net[n].weight], "names": [f"{n}.weight"]} for n in order]
+        return net, torch.optim.AdamW(groups, fused=True)
+
+    net, optimizer = build("ab")
+    for number, p in enumerate(net.parameters()):
+        p.grad = torch.full((2, 2), float(number + 1))
+    optimizer.step()
+    other, fresh = build("ba")
+    load_optimizer(fresh, optimizer_state(optimizer))
+    for name in "ab":
+        assert torch.equal(fresh.state[other[name].weight]["exp_avg"], optimizer.state[net[name].weight]["exp_avg"])
+    with pytest.raises(ValueError, match=r"c\.weight"):
+        load_optimizer(fresh, {"c.weight": {}})

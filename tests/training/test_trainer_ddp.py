@@ -179,14 +179,39 @@ def test_a_tree_of_two_ranks_killed_in_either_ends_bit_identical(process, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_two_ranks_that_are_asked_to_end_save_once_and_say_so(process, tmp_path):
-    """FAULTS 9 under ranks: one signal to the command, one checkpoint, exit code 75."""
+@pytest.mark.parametrize(
+    ("number", "code", "status"), [(signal.SIGTERM, 75, "preempted"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_two_ranks_that_are_asked_to_end_save_once_and_say_so(process, tmp_path, number, code, status):
+    """FAULTS 9 and 86 under ranks: one signal to the command, one checkpoint, one exit code."""
     run = process("trainer=ddp", "trainer.devices=2", "budget.steps=5000", "trainer.max_steps=5000")
     wait_for(lambda: list(tmp_path.glob("runs/*/*/metrics.jsonl")))
-    run.terminate()
+    run.send_signal(number)
     out, err = run.communicate(timeout=100)
-    assert run.returncode == 75, out + err
+    assert run.returncode == code, out + err
     (summary,) = tmp_path.glob("runs/*/*/summary.json")
-    assert json.loads(summary.read_text())["status"] == "preempted"
+    assert json.loads(summary.read_text())["status"] == status
+    assert list(tmp_path.glob("runs/*/*/stages/main/checkpoints/step-????????/meta.json"))
+    assert alive(tmp_path / "runs") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_rank_that_is_stopped_is_named_and_the_run_ends_with_a_checkpoint(process, tmp_path):
+    """FAULTS 88. The checkpoint is of a step that no schedule asks for: the last one that both ranks completed."""
+    options = ["budget.steps=50000", "trainer.max_steps=50000", "callbacks.checkpoints.every=0", "eval.every_steps=0"]
+    run = process("trainer=ddp", "trainer.devices=2", "trainer.rank_timeout=5", *options)
+    try:
+        wait_for(lambda: list(tmp_path.glob("runs/*/*/metrics.jsonl")))
+        (pid,) = [pid for pid, line in alive(tmp_path / "runs").items()
+                  if "launch.process" in line and "launch.ranks" not in line and rank_of(pid) == "1"]  # fmt: skip
+        os.kill(pid, signal.SIGSTOP)
+        out, err = run.communicate(timeout=100)
+    finally:
+        run.kill()
+    assert run.returncode == 1 and "rank 1 " in err and "Traceback" not in err, out + err
+    (summary,) = tmp_path.glob("runs/*/*/summary.json")
+    record = json.loads(summary.read_text())
+    assert record["status"] == "failed" and "rank 1 " in record["error"]
     assert list(tmp_path.glob("runs/*/*/stages/main/checkpoints/step-????????/meta.json"))
     assert alive(tmp_path / "runs") == {}

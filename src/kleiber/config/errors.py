@@ -1,19 +1,25 @@
-"""How a command or a run can end: exit codes, run statuses, the errors that end a command, and preemption signals.
+"""How a command or a run can end: exit codes, run statuses, the errors that end a command, and signals.
 
 Every command, launcher, record and study takes exit codes and statuses from this file. A scheduler sends SIGTERM or
 SIGUSR1 to a run that has to stop; the run saves a checkpoint and exits with 75, and the same command continues it.
+Ctrl-C (SIGINT) does the same with exit code 130; a second Ctrl-C ends the process at once.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from enum import IntEnum, StrEnum
+from typing import ClassVar, NoReturn
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a full disk and of a used-up quota
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class ExitCode(IntEnum):
@@ -37,7 +43,8 @@ class Status(StrEnum):
     FAILED = "failed"  # by an error, which `error` in summary.json names
     DIVERGED = "diverged"  # the loss is no longer finite
     PREEMPTED = "preempted"  # asked to make room; the same command continues it
-    KILLED = "killed"  # interrupted, or its process died before it could write how it ended
+    INTERRUPTED = "interrupted"  # by Ctrl-C; the same command continues it
+    KILLED = "killed"  # its process died before it could write how it ended
     MISSING = "missing"  # planned, and no summary.json yet
 
     @property
@@ -48,7 +55,11 @@ class Status(StrEnum):
     @property
     def exit_code(self) -> ExitCode:
         """The exit code of a run that ended with this status."""
-        codes = {Status.FINISHED: ExitCode.DONE, Status.PREEMPTED: ExitCode.PREEMPTED}
+        codes = {
+            Status.FINISHED: ExitCode.DONE,
+            Status.PREEMPTED: ExitCode.PREEMPTED,
+            Status.INTERRUPTED: ExitCode.INTERRUPTED,
+        }
         return codes.get(self, ExitCode.FAILED)
 
 
@@ -60,7 +71,26 @@ class Preempted(BaseException):
     """The run was asked to make room. A checkpoint holds everything up to the latest step, if checkpoints are on.
 
     A BaseException, like KeyboardInterrupt, so that no `except Exception` mistakes it for a failure.
+
+    status  of a run that ends with this exception
     """
+
+    status = Status.PREEMPTED
+
+
+class Interrupted(Preempted):
+    """The same, by Ctrl-C."""
+
+    status = Status.INTERRUPTED
+
+
+class RankTimeout(RuntimeError):
+    """Another rank did not answer within trainer.rank_timeout seconds."""
+
+
+def preempted_by(name: str, outcome: str) -> Preempted:
+    """Returns the exception that ends a run or a sweep after the signal `name`; `outcome` says what is saved."""
+    return (Interrupted if name == "SIGINT" else Preempted)(f"{name}{outcome}")
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
@@ -69,15 +99,56 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+class _CtrlC:
+    """Counts the SIGINTs that came while any `on_preemption` was active.
+
+    last_acts  what a second SIGINT does before it ends the process, one for each active `on_preemption`
+    received   the names of the signals that came, one list for each of them
+    """
+
+    count = 0
+    last_acts: ClassVar[list[Callable[[], object]]] = []
+    received: ClassVar[list[list[str]]] = []
+
+
+def note_signal(number: int) -> None:
+    """Ends this process with exit code 130 if this is its second SIGINT. Every handler of a signal calls it first."""
+    _CtrlC.count += number == signal.SIGINT
+    if number != signal.SIGINT or _CtrlC.count < 2:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for act in reversed(_CtrlC.last_acts):
+        with suppress(Exception):
+            act()
+    os._exit(ExitCode.INTERRUPTED)
+
+
+def pending_signal() -> int:
+    """The signal that came while an `on_preemption` was active that still is, such as one whose exception a library
+    swallowed; 0 where none came.
+    """
+    names = [name for received in _CtrlC.received for name in received]
+    return signal.Signals[names[0]] if names else 0
+
+
+def is_handled(number: int) -> bool:
+    """Whether kleiber handles a signal: not a SIGINT that is ignored (under nohup), or that another library handles."""
+    handler = signal.getsignal(number)
+    return number != signal.SIGINT or handler in (signal.default_int_handler, _exit_at_once) or bool(_CtrlC.last_acts)
+
+
 @contextmanager
-def on_preemption(react: Callable[[str], object]) -> Iterator[list[str]]:
-    """Calls `react` with the name of the first SIGTERM or SIGUSR1; yields a list of the names of all that came.
+def on_preemption(react: Callable[[str], object], last_act: Callable[[], object] = lambda: None) -> Iterator[list[str]]:
+    """Calls `react` with the name of the first SIGTERM, SIGUSR1 or SIGINT; yields the names of all that came.
 
     Restores the previous handlers on exit. Outside the main thread no signal arrives, and the list stays empty.
+
+    last_act  called when a second SIGINT ends the process
     """
     received: list[str] = []
 
     def note(number: int, frame: object) -> None:
+        note_signal(number)
         received.append(signal.Signals(number).name)
         if len(received) == 1:
             react(received[0])
@@ -85,9 +156,34 @@ def on_preemption(react: Callable[[str], object]) -> Iterator[list[str]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = [signal.signal(number, note) for number in SIGNALS]
+    handled = [number for number in SIGNALS if is_handled(number)]
+    _CtrlC.last_acts.append(last_act)
+    _CtrlC.received.append(received)
+    before = [signal.signal(number, note) for number in handled]
     try:
         yield received
     finally:
-        for number, handler in zip(SIGNALS, before, strict=True):
+        for number, handler in zip(handled, before, strict=True):
             signal.signal(number, handler)
+        _CtrlC.last_acts.pop()
+        _CtrlC.received.pop()
+        _CtrlC.count *= bool(_CtrlC.last_acts)
+
+
+def exit_on_interrupt() -> None:
+    """Makes Ctrl-C end this process at once with exit code 130, wherever no `on_preemption` is active.
+
+    Does nothing where the process ignores SIGINT. Called where a process begins, and has nothing to save.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _exit_at_once)
+
+
+def exit_with(code: int) -> NoReturn:
+    """Ends this process with an exit code, which a late Ctrl-C does not change to death by the signal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _exit_at_once(number: int, frame: object) -> None:
+    os._exit(ExitCode.INTERRUPTED)

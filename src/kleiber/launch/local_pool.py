@@ -4,8 +4,8 @@
 CPU with one device and one thread is forked from a server that has already imported torch and lightning and never
 computes, so its first step comes at once. All other cells run in fresh processes.
 
-Ctrl-C ends the running cells; finished cells stay finished. SIGTERM and SIGUSR1 are forwarded: running cells save and
-exit, and no further cell starts. The parent process computes nothing.
+SIGTERM, SIGUSR1 and Ctrl-C are forwarded: running cells save and exit, no further cell starts, and finished cells stay
+finished. A second Ctrl-C ends the cells at once. The parent process computes nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, on_preemption
+from kleiber.config.errors import ConfigError, ExitCode, Interrupted, Preempted, Status, on_preemption, preempted_by
 from kleiber.launch import process
 from kleiber.launch.cell import Cell, Launcher, progress_line
 from kleiber.launch.ranks import cores, redirect_output, run_fresh
 from kleiber.records.catalog import archive_run
 from kleiber.records.folder import read_config, read_overrides, write_final_status
+from kleiber.types import Count, Natural
 
 GRACE_SECONDS = 10  # between one signal to the child processes and the next, stronger one
 
@@ -91,7 +92,7 @@ class Pool:
     def run(self) -> dict[Path, int]:
         """Runs all cells and returns exit codes by folder. Raises Preempted when a signal ended the sweep."""
         try:
-            with on_preemption(self._forward) as self.signals:
+            with on_preemption(self._forward, self._kill_all) as self.signals:
                 self._start_cells()
                 while self.running:
                     for sentinel in wait(list(self.running)):
@@ -101,7 +102,7 @@ class Pool:
             self._end_all()
             raise
         if self.signals:
-            raise Preempted(self.signals[0])
+            raise preempted_by(self.signals[0], "")
         return self.codes
 
     def _forward(self, name: str) -> None:
@@ -163,22 +164,31 @@ class Pool:
     def _write_status(self, job: Job, code: int) -> None:
         """Writes the status of a run whose process died before it could."""
         end = f"signal {-code}" if code < 0 else f"exit code {code}"
-        if code == ExitCode.PREEMPTED or (self.signals and code == -signal.SIGTERM):
-            write_final_status(job.cell.folder, Status.PREEMPTED, f"ended with {end}")
+        stopped = code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED) or (self.signals and code == -signal.SIGTERM)
+        if stopped:
+            interrupted = code == ExitCode.INTERRUPTED or self.signals[:1] == ["SIGINT"]
+            final = Status.INTERRUPTED if interrupted else Status.PREEMPTED
+            write_final_status(job.cell.folder, final, f"ended with {end}", replaceable=Status.PREEMPTED)
         elif code:
-            killed = code < 0 or code == ExitCode.INTERRUPTED
-            status = Status.KILLED if killed else Status.FAILED
-            write_final_status(job.cell.folder, status, f"ended with {end}; see log.txt")
+            final = Status.KILLED if code < 0 else Status.FAILED
+            write_final_status(job.cell.folder, final, f"ended with {end}; see log.txt")
 
     def _end_all(self) -> None:
-        """Ends every child with SIGINT, then SIGTERM, then SIGKILL. Cells keep their checkpoints."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        """Ends every child with SIGTERM, then SIGKILL. Cells keep their checkpoints."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
             for job in self.running.values():
                 if job.process.is_alive():
                     send_signal(job.process, number)
             deadline = time.monotonic() + GRACE_SECONDS
             for job in self.running.values():
                 job.process.join(max(0.0, deadline - time.monotonic()))
+        for job in self.running.values():
+            self._write_status(job, ExitCode.PREEMPTED)
+
+    def _kill_all(self) -> None:
+        """Kills every child, for a second Ctrl-C, and writes the status of the cells."""
+        for job in self.running.values():
+            send_signal(job.process, signal.SIGKILL)
         for job in self.running.values():
             self._write_status(job, ExitCode.INTERRUPTED)
 
@@ -254,7 +264,7 @@ class Basic(Launcher):
             if not cell.config["dry_run"]:
                 archive_run(cell.folder)
             if codes[cell.folder] == ExitCode.INTERRUPTED:
-                raise KeyboardInterrupt
+                raise Interrupted(f"SIGINT in cell {number} of {len(cells)}")
             if codes[cell.folder] == ExitCode.PREEMPTED:
                 raise Preempted(f"cell {number} of {len(cells)}")
         return codes
@@ -269,12 +279,9 @@ class Process(Launcher):
     stop_after  number of failed cells after which no further cell starts; None means no limit
     """
 
-    workers: int | None = None
-    retries: int = 0
-    stop_after: int | None = None
-
-    def __post_init__(self) -> None:
-        self.check_minimums(workers=1, retries=0, stop_after=1)
+    workers: Count | None = None
+    retries: Natural = 0
+    stop_after: Count | None = None
 
     def warm_up(self) -> None:
         """Starts the fork server, which imports torch while the cells are composed."""

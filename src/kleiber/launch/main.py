@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,11 +17,13 @@ from hydra.types import RunMode
 
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
-from kleiber.config.errors import ConfigError, ExitCode, Status
+from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, exit_on_interrupt, exit_with
+from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
 from kleiber.records.lock import holder, is_locked
+from kleiber.records.scratch import sweep_scratch
 from kleiber.runs.inherit import complete_config
 from kleiber.types import Json
 
@@ -29,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command line and returns its exit code (`ExitCode`); prints a ConfigError in one line."""
     try:
         return run_command(sys.argv[1:] if argv is None else argv)
+    except Preempted as reason:
+        return reason.status.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except ConfigError as error:
@@ -49,6 +54,7 @@ def run_command(argv: list[str]) -> int:
     if args.cfg or args.info or args.hydra_help or args.shell_completion:
         return print_by_hydra(composer, args)
     ranks.started_as_rank()
+    sweep_scratch(Path(tempfile.gettempdir()), "kleiber-")
     if args.multirun:
         return run_sweep(composer, args.overrides)
     return run_single(composer, args.overrides)
@@ -109,6 +115,7 @@ def run_single(composer: Composer, overrides: list[str]) -> int:
     if is_rank:
         set_devices(config, overrides)
     check(config)
+    check_memory(config)
     where = prepare_folder(config, overrides, model)
     if where is None:
         return ExitCode.DONE
@@ -120,9 +127,12 @@ def run_single(composer: Composer, overrides: list[str]) -> int:
         return ExitCode.DONE
     if is_rank:
         ranks.redirect_rank_output(where)
-    elif config["trainer"].get("devices", 1) > 1:
-        return ranks.run_fresh(where, config["trainer"]["devices"])
-    return process.run(config, where, overrides)
+        return process.run(config, where, overrides)
+    devices = config["trainer"].get("devices", 1)
+    code = ranks.run_fresh(where, devices) if devices > 1 else process.run(config, where, overrides)
+    if code == ExitCode.BAD_INPUT and config["resume"] in ("auto", "never"):
+        folder.discard_unstarted(where)
+    return code
 
 
 def set_devices(config: Json, overrides: list[str]) -> None:
@@ -176,3 +186,8 @@ def run_sweep(composer: Composer, overrides: list[str]) -> int:
     from kleiber.launch.sweep import Sweep
 
     return Sweep(composer).start(overrides)
+
+
+if __name__ == "__main__":
+    exit_on_interrupt()
+    exit_with(main())

@@ -9,16 +9,27 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from omegaconf import OmegaConf
 
-from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, on_preemption
+from kleiber.config.errors import (
+    ConfigError,
+    ExitCode,
+    Interrupted,
+    Preempted,
+    RankTimeout,
+    Status,
+    exit_on_interrupt,
+    exit_with,
+    on_preemption,
+    preempted_by,
+)
 from kleiber.launch.ranks import CELL, end_with_parent, rank, record_failure, redirect_rank_output
 from kleiber.records.folder import read_config, read_overrides, write_final_status
 from kleiber.records.lock import locked
@@ -66,16 +77,14 @@ def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:
     try:
         with locked(folder) if writes else nullcontext(), copy_output(folder) if writes else nullcontext():
             code, error = _train_and_report(config, folder, overrides)
-            if writes and code == ExitCode.INTERRUPTED:
-                write_final_status(folder, Status.KILLED, "interrupted (Ctrl-C)")
-            elif writes and code == ExitCode.PREEMPTED:
-                write_final_status(folder, Status.PREEMPTED, str(error))
+            if writes and isinstance(error, Preempted):
+                write_final_status(folder, error.status, str(error))
             elif writes and error is not None:
                 write_final_status(folder, Status.FAILED, f"{type(error).__name__}: {error}")
     except ConfigError as in_use:  # another process has locked the folder
         return print_error(in_use)
-    except Preempted:  # by a signal after the run wrote its final status
-        return ExitCode.PREEMPTED
+    except Preempted as reason:  # by a signal after the run wrote its final status
+        return reason.status.exit_code
     if code:
         record_failure(code, error)
     return code
@@ -84,46 +93,28 @@ def run(config: Config, folder: Path, overrides: Sequence[str]) -> int:
 def _train_and_report(config: Config, folder: Path, overrides: Sequence[str]) -> tuple[int, BaseException | None]:
     """Trains a run, prints its error if there is one, and returns the exit code and the error.
 
-    Lightning turns Ctrl-C into SystemExit, so the signal itself is recorded. Preemption outside of training steps is
-    handled here; the callback `Preempt` handles it within them.
+    Signals outside of training steps are handled here; the callback `Preempt` handles them within.
     """
-    with record_interrupts() as interrupted, on_preemption(raise_preempted):
+    with on_preemption(raise_preempted, partial(_write_interrupted, folder)):
         try:
             return _train(config, folder, overrides), None
         except Exception as error:
             return print_error(error), error
-        except Preempted as reason:
-            print(f"preempted by {reason}; run the same command again to continue {folder}", file=sys.stderr)
-            return ExitCode.PREEMPTED, reason
-        except BaseException:
-            if not interrupted:
-                raise
-            print(f"interrupted; run the same command again to continue {folder}", file=sys.stderr)
-            return ExitCode.INTERRUPTED, None
+        except (Preempted, KeyboardInterrupt) as error:
+            reason = error if isinstance(error, Preempted) else Interrupted("SIGINT: no new checkpoint was written")
+            print(f"{reason.status} by {reason}; run the same command again to continue {folder}", file=sys.stderr)
+            return reason.status.exit_code, reason
 
 
-@contextmanager
-def record_interrupts() -> Iterator[list[int]]:
-    """Yields a list to which every SIGINT is appended. SIGINT still raises KeyboardInterrupt."""
-    received: list[int] = []
-
-    def record(number: int, frame: object) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = signal.signal(signal.SIGINT, record)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _write_interrupted(folder: Path) -> None:
+    """Writes the status of a run that a second Ctrl-C ends."""
+    if rank() == 0:
+        write_final_status(folder, Status.INTERRUPTED, "SIGINT, twice: no new checkpoint was written")
 
 
 def raise_preempted(name: str) -> None:
     """Raises Preempted for a signal that came while no step was being trained, so that there is nothing to save."""
-    raise Preempted(f"signal {name}, which came when no step was being trained, so no new checkpoint was written")
+    raise preempted_by(name, ", which came when no step was being trained, so no new checkpoint was written")
 
 
 def _train(config: Config, folder: Path, overrides: Sequence[str]) -> int:
@@ -140,6 +131,9 @@ def print_error(error: Exception) -> int:
     if is_user_error(error) and "HYDRA_FULL_ERROR" not in os.environ:
         print(f"kleiber: {error}", file=sys.stderr)
         return ExitCode.BAD_INPUT
+    if isinstance(error, RankTimeout):
+        print(f"kleiber: {error}", file=sys.stderr)
+        return ExitCode.FAILED
     traceback.print_exception(error)
     return ExitCode.BAD_INPUT if is_user_error(error) else ExitCode.FAILED
 
@@ -166,4 +160,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_on_interrupt()
+    exit_with(main(sys.argv[1:]))

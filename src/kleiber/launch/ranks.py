@@ -14,15 +14,15 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
 
-from kleiber.config.errors import ConfigError, ExitCode, Status, on_preemption
+from kleiber.config.errors import ConfigError, ExitCode, RankTimeout, Status, on_preemption, preempted_by
 from kleiber.records.folder import status, write_final_status
+from kleiber.records.scratch import scratch_folder
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 NOT_INHERITED = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED", "WANDB_RUN_ID")
@@ -60,9 +60,9 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
 
     visible  value of CUDA_VISIBLE_DEVICES in these processes
     """
-    with tempfile.TemporaryDirectory(prefix="kleiber-") as failures:
+    with scratch_folder("kleiber-ranks-") as failures:
         env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-        env |= {CELL: "1", FAILURES: failures}
+        env |= {CELL: "1", FAILURES: str(failures)}
         env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices)))
         if visible is not None:
             env["CUDA_VISIBLE_DEVICES"] = visible
@@ -72,58 +72,68 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
             else ["kleiber.launch.ranks", str(folder), str(devices)]
         )
         process = subprocess.Popen([sys.executable, "-m", *module], env=env)
-        try:
-            with forward_signals(process) as received:
-                code = process.wait()
-        except KeyboardInterrupt:
-            write_final_status(folder, Status.KILLED, "interrupted (Ctrl-C)")
-            raise
+        with forward_signals(process, folder) as received:
+            code = process.wait()
         if code == ExitCode.DONE:
             return code
-        code, error = first_failure(Path(failures)) or (code if code > 0 else ExitCode.FAILED, f"exit code {code}")
+        code, error = first_failure(failures, devices) or (
+            code if code > 0 else ExitCode.FAILED,
+            f"exit code {code}",
+        )
         # Ranks that had not started to train could not save, so the signal decides about the status.
-        if received and status(folder) in (Status.MISSING, Status.KILLED, Status.PREEMPTED):
-            code, error = ExitCode.PREEMPTED, received[0]
-    if code == ExitCode.PREEMPTED:
-        write_final_status(folder, Status.PREEMPTED, error)
+        if received and status(folder) in (Status.MISSING, Status.KILLED, Status.PREEMPTED, Status.INTERRUPTED):
+            reason = preempted_by(received[0], "")
+            code, error = reason.status.exit_code, str(reason)
+    if code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED):
+        final = Status.PREEMPTED if code == ExitCode.PREEMPTED else Status.INTERRUPTED
+        write_final_status(folder, final, error, replaceable=Status.PREEMPTED)
     else:  # a rank that fails ends the others by SIGTERM, so rank 0 may have written the status `preempted`
-        write_final_status(folder, Status.FAILED, error, replaceable=Status.PREEMPTED)
+        timed_out = "rank_timeout" in error and status(folder) == Status.FAILED  # rank 0 does not know which rank
+        write_final_status(folder, Status.FAILED, error, Status.FAILED if timed_out else Status.PREEMPTED)
     return code
 
 
 @contextlib.contextmanager
-def forward_signals(process: subprocess.Popen[bytes]) -> Iterator[list[str]]:
-    """Forwards SIGTERM, SIGUSR1 (as SIGTERM) and Ctrl-C to `process`, and ends it on exit if it still runs.
+def forward_signals(process: subprocess.Popen[bytes], folder: Path) -> Iterator[list[str]]:
+    """Forwards SIGTERM, SIGUSR1 and Ctrl-C to `process` as SIGTERM, and ends it on exit if it still runs.
 
-    Yields the list of names of SIGTERM and SIGUSR1 that came.
+    Yields the list of names of the signals that came. A second Ctrl-C kills the process, and with it the ranks.
     """
-    last_signal = signal.SIGTERM
+
+    def kill() -> None:
+        process.kill()
+        write_final_status(folder, Status.INTERRUPTED, "SIGINT, twice: no new checkpoint was written")
+
     try:
-        with on_preemption(lambda _: process.terminate()) as received:
+        with on_preemption(lambda _: process.terminate(), kill) as received:
             yield received
-    except KeyboardInterrupt:
-        last_signal = signal.SIGINT
-        raise
     finally:
         if process.poll() is None:
-            process.send_signal(last_signal)
+            process.terminate()
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
 
 
-def first_failure(failures: Path) -> tuple[int, str] | None:
+def first_failure(failures: Path, devices: int) -> tuple[int, str] | None:
     """Returns exit code and error of the rank that failed first; None when no rank recorded a failure.
 
-    Prints its traceback, unless rank 0 has printed the same error.
+    Prints its traceback, unless rank 0 has printed the same error. Where a rank waited for another one in vain, the
+    error names the ranks that recorded nothing.
 
     failures  folder that `record_failure` writes to
+    devices   number of ranks
     """
     records = sorted((json.loads(file.read_text()) for file in failures.glob("*.json")), key=itemgetter("time"))
     if not records:
         return None
     first = records[0]
+    silent = sorted(set(range(devices)) - {record["rank"] for record in records})
+    if silent and any(record["timeout"] for record in records):
+        error = f"rank {', '.join(map(str, silent))} did not answer within trainer.rank_timeout"
+        print(f"kleiber: {error}", file=sys.stderr)
+        return first["code"], error
     printed = any(record["rank"] == 0 and record["error"] == first["error"] for record in records)
     if not printed and first["code"] != ExitCode.PREEMPTED:
         print(f"rank {first['rank']} failed first:\n{first['trace'] or first['error']}", file=sys.stderr)
@@ -139,6 +149,7 @@ def record_failure(code: int, error: BaseException | None) -> None:
         return
     trace = "" if error is None else "".join(traceback.format_exception(error))
     record = {"rank": rank(), "code": code, "time": time.time(), "error": repr(error), "trace": trace}
+    record["timeout"] = isinstance(error, RankTimeout)
     Path(os.environ[FAILURES], f"{rank()}.json").write_text(json.dumps(record))
 
 
@@ -174,6 +185,8 @@ def run_agent(folder: str, devices: str) -> int:
     import logging
 
     end_with_parent(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process forwards Ctrl-C as SIGTERM
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGHUP,SIGQUIT"
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

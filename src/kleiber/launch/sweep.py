@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status
+from kleiber.config.model_size import check_memory
 from kleiber.config.targets import build, class_attribute
 from kleiber.launch.cell import Cell, Launcher
 from kleiber.launch.ranks import CELL, started_as_rank
@@ -55,7 +56,7 @@ class Sweep:
         self.study: Json = {}
 
     def start(self, overrides: list[str]) -> int:
-        """Runs the sweep and returns the exit code: 0, 4 if some cells did not finish, or 75 if a signal ended it.
+        """Runs the sweep and returns the exit code: 0, 4 if some cells did not finish, 75 or 130 after a signal.
 
         A study that decides claims ends with the code of its decision, once all cells have finished.
         """
@@ -69,8 +70,8 @@ class Sweep:
         try:
             self.composer.multirun(overrides, self)
         except Preempted as reason:
-            print(f"preempted by {reason}; run the same command again to run the missing cells")
-            return ExitCode.PREEMPTED
+            print(f"{reason.status} by {reason}; run the same command again to run the missing cells")
+            return reason.status.exit_code
         if self.planned:
             self._print_price()
         reported = ExitCode.DONE if self.study_folder is None else write_report(self.study_folder, self.study)
@@ -168,6 +169,7 @@ class Sweep:
         config, model = resolve_config(compose(self.composer.prepare(overrides)))
         config = complete_config(config, overrides, {run.folder.absolute(): run for run in self.planned_runs()})
         check(config)
+        check_memory(config)
         if config["resume"] not in ("auto", "never"):
             raise ConfigError(
                 f"resume={config['resume']} must be auto or never in a sweep, which resumes each cell in its own folder"

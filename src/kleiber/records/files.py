@@ -6,18 +6,25 @@ encoding, other syntax, deep nesting, a huge file, and YAML aliases, a few of wh
 
 from __future__ import annotations
 
+import glob
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import NO_SPACE, ConfigError
+from kleiber.records.scratch import sweep_parts
 from kleiber.types import Json
 
+T = TypeVar("T")
 MAX_JSON_BYTES, MAX_YAML_BYTES = 2**28, 2**20
+PROBE_BYTES = 2**20  # written to see whether a disk is full
 MAX_DEPTH = 100  # levels of nesting in YAML
 
 
@@ -106,6 +113,26 @@ def refuse_interpolations(value: object, path: Path, key: str = "") -> None:
         raise DamagedFile(path, f"{key}={value} is an interpolation, which is not resolved: write the value itself")
 
 
+def read_lines(path: Path, parse: Callable[[str], T]) -> list[tuple[str, T]]:
+    """The lines of a log, without their newlines, each with what `parse` returns for it.
+
+    Leaves out lines for which `parse` raises ValueError, and prints how many they are and which is the first. Leaves
+    out the end of the file without a newline, which is what a killed run was writing.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    intact: list[tuple[str, T]] = []
+    damaged: list[int] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            text = line.decode("utf-8")
+            intact.append((text, parse(text)))
+        except (ValueError, RecursionError):
+            damaged.append(number)
+    if damaged:
+        print(f"warning: {path}: skipped {len(damaged)} damaged lines, first line {damaged[0]}", file=sys.stderr)
+    return intact
+
+
 class _Dumper(yaml.CSafeDumper):
     """Writes a value again where it occurs twice."""
 
@@ -124,10 +151,38 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole: another process, or this one after a kill, reads the old text or the new one."""
+    """Writes a file whole: another process, or this one after a kill, reads the old text or the new one.
+
+    Removes what processes left that were killed while they wrote it.
+    """
+    sweep_parts(path.parent.glob(f".{glob.escape(path.name)}.part-*"))
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def rename_aside(path: Path) -> None:
+    """Renames a file or a link that stands where a folder has to be to `<name>.1`, or the next free number."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    aside = next(candidate for candidate in numbered if not os.path.lexists(candidate))
+    os.rename(path, aside)
+    print(f"warning: {path} is not a folder: renamed it to {aside.name}", file=sys.stderr)
+
+
+def full_disk_error(folder: Path, error: Exception) -> OSError | None:
+    """The error of writing to a full disk, if that is why `error` was raised; None otherwise.
+
+    Libraries such as PyTorch raise errors without the system's number, so a block is written to see it.
+    """
+    if isinstance(error, OSError):
+        return error if error.errno in NO_SPACE else None
+    try:
+        with open(folder / "probe", "wb") as file:
+            file.write(bytes(PROBE_BYTES))
+            os.fsync(file.fileno())
+    except OSError as cause:
+        return cause if cause.errno in NO_SPACE else None
+    return None
 
 
 def _finite(value: object) -> object:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -33,11 +34,13 @@ NOT_IDENTITY = (
     "logger",
     "trainer.devices",
     "trainer.threads",
+    "trainer.rank_timeout",
     "resume",
     "dry_run",
     "callbacks",
     "evals",
 )
+UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb"}  # before the first step
 READABLE = 60
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -198,6 +201,12 @@ def set_aside(folder: Path) -> None:
         folder.rename(folder.with_name(f"{folder.name}.{number}"))
 
 
+def discard_unstarted(folder: Path) -> None:
+    """Removes the folder of a run that was refused before its first step; does nothing where there are other files."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= UNSTARTED:
+        shutil.rmtree(folder)
+
+
 def check_same_config(folder: Path, config: Config) -> None:
     """Raises ConfigError where `config` differs from that of `folder` in other keys than those of MAY_DIFFER."""
     old, new = flatten(identity(read_config(folder))), flatten(identity(config))
@@ -224,6 +233,8 @@ def write_final_status(folder: Path, final: Status, error: str, replaceable: Sta
     Changes nothing where the run has a final status, unless that is `replaceable`.
     """
     if status(folder, held=False) not in (Status.MISSING, Status.KILLED, replaceable):
+        return
+    if not (folder / "config.yaml").is_file():  # the folder was deleted while the run trained
         return
     summary = Summary(folder)
     if "run_id" not in summary.values:

@@ -1,7 +1,7 @@
 """The results of a run on disk: summary.json with an entry for each stage, and the logged rows of metrics.jsonl.
 
-summary.json is written atomically whenever the state of the run changes; its schema is in summary.schema.json. An
-incomplete last line of metrics.jsonl is skipped: the run was killed while writing it.
+summary.json is written atomically whenever the state of the run changes; its schema is in summary.schema.json. Lines
+of metrics.jsonl that a killed run did not finish, or that are damaged, are skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from kleiber.config.errors import Status
-from kleiber.records.files import DamagedFile, write_json
+from kleiber.records.files import DamagedFile, read_lines, write_json
 from kleiber.records.summary_file import SUMMARY, read_summary, set_damaged_aside
 from kleiber.types import Config, Json, Row
 
@@ -74,10 +74,13 @@ class Summary:
         """Returns the records of the run's finished stages, as in summary.json, by the name of the stage."""
         return {s["name"]: s for s in self.values.get("stages") or [] if s["status"] == Status.FINISHED}
 
-    def put_stage(self, stage: Json) -> None:
-        """Adds a stage, or replaces the stage of the same name, and writes the file."""
-        others = [s for s in self.values["stages"] if s["name"] != stage["name"]]
-        self.update(stages=[*others, stage])
+    def put_stage(self, stage: Json, metrics: Mapping[str, tuple[str, bool]] | None = None) -> None:
+        """Adds a stage, or replaces the stage of the same name, and writes the file.
+
+        metrics  as in `score_matrix`; the score matrix is written in the same moment, so that no kill falls in between
+        """
+        stages = [*(s for s in self.values["stages"] if s["name"] != stage["name"]), stage]
+        self.update(stages=stages, **({} if metrics is None else {"R": score_matrix(metrics, stages)}))
 
 
 Scores = dict[str, float]  # by metric key, such as val/<task>/loss
@@ -252,10 +255,16 @@ PER_EXPERT = "moe/load/"
 
 
 def read_rows(folder: Path) -> list[Json]:
-    """The rows of metrics.jsonl in a run's folder; none where the run has logged nothing."""
-    path = folder / NAME
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The rows of metrics.jsonl in a run's folder, without damaged ones; none where the run has logged nothing."""
+    return [row for _, row in read_lines(folder / NAME, parse_row)]
+
+
+def parse_row(line: str) -> Json:
+    """The row in a line of metrics.jsonl. Raises ValueError unless it is a JSON object with an integer "step"."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError(f"{line} has no step")
+    return row
 
 
 def rows_with(rows: Sequence[Row], prefix: str) -> list[Row]:

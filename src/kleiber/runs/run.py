@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.errors import ConfigError, ExitCode, Status
+from kleiber.config.errors import NO_SPACE, ConfigError, ExitCode, Preempted, RankTimeout, Status
 from kleiber.records.folder import config_hash
 from kleiber.records.summary import Summary, cpu_name
 from kleiber.types import Json
@@ -48,12 +48,10 @@ def train(cfg: DictConfig, folder: Path, overrides: list[str] | None = None) -> 
     tree = Tree(stages, folder, hardware, [], summary.finished_stages())
     tree.verify()
     if hardware.rank != 0:
-        from kleiber.training.callbacks.fault_tolerance import Preempted
-
         try:
             run_tree(tree, lambda _: None)
-        except Preempted:
-            return ExitCode.PREEMPTED
+        except Preempted as reason:
+            return reason.status.exit_code
         return ExitCode.DONE
     return RankZeroRun(cfg, tree, overrides or [], inputs).run()
 
@@ -127,7 +125,6 @@ class RankZeroRun:
 
     def _train(self) -> int:
         from kleiber.runs.stage import run_tree
-        from kleiber.training.callbacks.fault_tolerance import Preempted
         from kleiber.training.step import Diverged
 
         try:
@@ -142,24 +139,39 @@ class RankZeroRun:
             print(f"the loss diverged at {error}; checkpoints from before are in {self.folder}", file=sys.stderr)
             return ExitCode.FAILED
         except Preempted as reason:
-            self.summary.update(status=Status.PREEMPTED, error=str(reason))
-            print(f"preempted by {reason}; run the same command again to continue {self.folder}", file=sys.stderr)
-            return ExitCode.PREEMPTED
-        except KeyboardInterrupt:
-            self.summary.update(status=Status.KILLED, error="interrupted (Ctrl-C)")
-            print(f"interrupted; run the same command again to continue {self.folder}", file=sys.stderr)
-            return ExitCode.INTERRUPTED
+            self.summary.update(status=reason.status, error=str(reason))
+            print(f"{reason.status} by {reason}; run the same command again to continue {self.folder}", file=sys.stderr)
+            return reason.status.exit_code
         except ConfigError as error:  # the caller prints it in one line
             self.summary.update(status=Status.FAILED, error=str(error))
             raise
+        except RankTimeout as error:  # the caller prints it in one line
+            self.summary.update(status=Status.FAILED, error=str(error))
+            raise
         except Exception as error:
-            self.summary.update(status=Status.FAILED, error=f"{type(error).__name__}: {error}")
-            traceback.print_exc()
-            return ExitCode.FAILED
+            return self._report_failure(error)
         from kleiber.records.closing_table import closing_table
 
         closing_table(self.folder)
         return ExitCode.DONE
+
+    def _report_failure(self, error: Exception) -> int:
+        """Prints an error, writes it to the summary, and returns the exit code."""
+        if not (self.folder / "config.yaml").is_file():
+            print(
+                f"kleiber: {self.folder} was deleted or moved while the run trained; nothing is saved", file=sys.stderr
+            )
+            return ExitCode.FAILED
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            text = f"{error.strerror}; free some space in {self.folder}, then run the same command again to continue"
+            print(f"kleiber: {text}", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
+        try:
+            self.summary.update(status=Status.FAILED, error=f"{type(error).__name__}: {error}")
+        except OSError as cause:
+            print(f"kleiber: {self.summary.path} cannot be written ({cause.strerror})", file=sys.stderr)
+        return ExitCode.FAILED
 
     def _make_loggers(self) -> list[Logger]:
         from kleiber.config.targets import build
@@ -179,13 +191,10 @@ class RankZeroRun:
     def _write_stage(self, stage: Json) -> None:
         """Writes the entry of a finished stage to summary.json and W&B."""
         from kleiber.config.stages import SINGLE_STAGE
-        from kleiber.records.summary import score_matrix
         from kleiber.training.loggers import prefixed
 
-        self.summary.put_stage(stage)
-        if stage["start_metrics"]:
-            metrics = {t.name: (t.objective.metric, t.objective.higher_is_better) for t in self.tree.tasks}
-            self.summary.update(R=score_matrix(metrics, self.summary.values["stages"]))
+        metrics = {t.name: (t.objective.metric, t.objective.higher_is_better) for t in self.tree.tasks}
+        self.summary.put_stage(stage, metrics if stage["start_metrics"] else None)
         name = None if stage["name"] == SINGLE_STAGE else stage["name"]
         for run in self._wandb_runs():
             run.summary.update({prefixed(name, key): value for key, value in stage["metrics"].items()})

@@ -28,7 +28,7 @@ from kleiber.training import checkpoint
 from kleiber.training.callbacks.evaluate import Evaluate, StopAtLoss
 from kleiber.training.callbacks.fault_tolerance import Checkpoints, Preempt, method_name, restore_callbacks
 from kleiber.training.callbacks.log import Throughput
-from kleiber.training.lightning import Callback, fit
+from kleiber.training.lightning import Callback, end_fit, fit
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import StageLogger
 from kleiber.training.sharding import full_parameters
@@ -96,7 +96,7 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
     samples = begin_retention(methods, tree, stage, model, tasks, state["retention"] if state else None)
     for logger in tree.loggers:
         if isinstance(logger, StageLogger):
-            logger.begin(stage.name if len(tree.stages) > 1 else None, start)
+            logger.begin(stage.name if len(tree.stages) > 1 else None, start if resumed else 0)
     lit = LitLM(
         model,
         plan.objective,
@@ -116,6 +116,8 @@ def run_stage(tree: Tree, stage: Stage, model: Model) -> StageRecord:
         trainer = hardware.trainer(callbacks, tree.loggers, plan.stop_step)
         fit(trainer, lit, Batches(samples, plan, cfg.seed, start, hardware.rank), start)
         start = trainer.global_step
+    else:  # a process that was killed after its last checkpoint may not have written what callbacks write at the end
+        end_fit(hardware.trainer(callbacks, tree.loggers, start), lit, start)
     record.stopped_at_loss = target_loss if start < plan.stop_step else None
     stage = dataclasses.replace(stage, plan=dataclasses.replace(stage.plan, stop_step=start))
     with full_parameters(model):

@@ -16,17 +16,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from kleiber.records.files import DamagedFile, read_json
-from kleiber.training.sharding import OptimizerState, place_like
+from kleiber.config.errors import ConfigError
+from kleiber.records.files import DamagedFile, full_disk_error, read_json, rename_aside
 from kleiber.types import Json
 
 SCHEMA = "kleiber.checkpoint/1"
@@ -107,7 +109,13 @@ class Checkpoint:
 
     def load_state(self) -> Json:
         """The content of state.pt: states of optimizer, callbacks and retention methods, and the micro-batch size."""
-        return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
+        try:
+            return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # its text advises to run the code
+            raise ConfigError(
+                f"{self.path / 'state.pt'} is refused: it contains other objects than tensors, numbers and texts, and "
+                f"loading those can run code; delete {self.path} to resume from an earlier checkpoint"
+            ) from None
 
 
 def first_difference(error: RuntimeError) -> str:
@@ -149,19 +157,31 @@ def save(
         else:
             save_file(_chosen(model, names), part / "model.safetensors")
         torch.save(state, part / "state.pt")
+        shutil.copymode(part / "state.pt", part / "model.safetensors")  # safetensors ignores the umask
         sha256 = {file: _digest(part / file) for file in FILES}
         meta = {"schema": SCHEMA, "step": step, "config_hash": config_hash, "sha256": sha256}
         meta |= {} if names is None else {"names": sorted(names)}
         (part / "meta.json").write_text(json.dumps(meta, indent=1))
         for file in part.iterdir():
             _sync(file)
-        if final.exists():
+        if final.is_dir() and not final.is_symlink():
             shutil.rmtree(final)
+        elif os.path.lexists(final):
+            rename_aside(final)
         _commit(part, final)
-    except (OSError, RuntimeError) as error:  # torch.save on a full disk raises RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause = full_disk_error(part, error) or error
         shutil.rmtree(part, ignore_errors=True)
-        raise OSError(f"cannot write the checkpoint {final} ({error}); earlier checkpoints are intact") from error
+        text = _write_failure(final, cause)
+        raise (OSError(cause.errno, text) if isinstance(cause, OSError) else OSError(text)) from error
     return Checkpoint(final, meta)
+
+
+def _write_failure(final: Path, cause: Exception) -> str:
+    reason = cause.strerror.lower() if isinstance(cause, OSError) and cause.strerror else str(cause)
+    safe = next((path for path in steps(final.parent) if path.name < final.name), None)
+    kept = "there is no earlier one" if safe is None else f"the checkpoint before, {safe}, is intact"
+    return f"{reason}: cannot write the checkpoint {final}; {kept}"
 
 
 def _chosen(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
@@ -269,28 +289,3 @@ def tidy(folder: Path, keep: int = 2, protected: Iterable[Path] = ()) -> None:
     for path in [*steps(folder)[keep:], *folder.glob("step-*.part-*")]:
         if path not in set(protected):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """The optimizer's state by parameter name, independent of how parameters are grouped."""
-    return {
-        name: optimizer.state[parameter]
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
-        if parameter in optimizer.state
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
-    """Restores the optimizer's state by parameter name. Raises ValueError where the names differ."""
-    parameters = {
-        n: p for group in optimizer.param_groups for n, p in zip(group["names"], group["params"], strict=True)
-    }
-    if state and state.keys() != parameters.keys():
-        raise ValueError(
-            "the optimizer state is for other parameters; in only one of the two: "
-            f"{sorted(state.keys() ^ parameters.keys())[:5]}"
-        )
-    for name, values in state.items():
-        # Adam's step count lives on the parameter's device only when fused or capturable, which is how it was saved.
-        optimizer.state[parameters[name]] = {key: place_like(value, parameters[name]) for key, value in values.items()}

@@ -24,6 +24,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from kleiber.config.errors import Interrupted
+from kleiber.training.step import rank_timeouts
 from kleiber.types.batch import Batch
 
 HIDDEN = frozenset({"scipy", "transformers", "matplotlib"})
@@ -126,14 +128,28 @@ UNUSED: dict[str, Any] = {  # features of the Trainer that kleiber replaces or d
 
 
 def fit(trainer: Trainer, module: LightningModule, batches: Iterable[Batch], start: int) -> None:
-    """Trains from optimizer step `start` to `trainer.max_steps`. Raises KeyboardInterrupt on Ctrl-C."""
+    """Trains from optimizer step `start` to `trainer.max_steps`. Raises Interrupted for a KeyboardInterrupt."""
+    _set_step(trainer, start)
+    try:
+        with rank_timeouts():
+            trainer.fit(module, train_dataloaders=batches)
+    except SystemExit as error:
+        raise Interrupted("SIGINT: no new checkpoint was written") from error  # which Lightning turned into an exit
+
+
+def end_fit(trainer: Trainer, module: LightningModule, step: int) -> None:
+    """Does what callbacks do at the end of a fit, for a module that an earlier process trained to its last step."""
+    _set_step(trainer, step)
+    trainer.strategy.connect(module)
+    trainer.strategy.setup_environment()
+    for callback in callbacks_of(trainer):
+        callback.on_train_end(trainer, module)
+
+
+def _set_step(trainer: Trainer, step: int) -> None:
     # The only counter that a resumed run has to set: Lightning counts the steps of manual optimization here.
     progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
-    progress.ready = progress.completed = start
-    try:
-        trainer.fit(module, train_dataloaders=batches)
-    except SystemExit as error:
-        raise KeyboardInterrupt from error  # which Lightning has turned into an exit
+    progress.ready = progress.completed = step
 
 
 def count_skipped_step(trainer: Trainer) -> None:

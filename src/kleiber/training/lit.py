@@ -18,9 +18,8 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 
 from kleiber.optimizers.adamw import Optimizer
-from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanModule, count_skipped_step
-from kleiber.training.sharding import OptimizerState
+from kleiber.training.sharding import OptimizerState, load_optimizer
 from kleiber.training.step import (
     Diverged,
     Penalty,
@@ -28,6 +27,7 @@ from kleiber.training.step import (
     micro_batches,
     normalize_gradients,
     out_of_memory,
+    rank_timeouts,
     seed_generators,
 )
 from kleiber.training.trainer import Sharded
@@ -93,7 +93,7 @@ class LitLM(LeanModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         built = self.optimizer.build(self.model, self.model.roles(), self.model.parametrization.lr_scale)
         if self.restored is not None:
-            checkpoint.load_optimizer(built, self.restored)
+            load_optimizer(built, self.restored)
         return built
 
     def on_fit_start(self) -> None:
@@ -110,7 +110,8 @@ class LitLM(LeanModule):
         optimizer: Any = self.optimizers()
         methods: list[Any] = list(self.retention)
         penalties = [functools.partial(method.penalty, step=step) for method in methods]
-        sums = self.backward_pass(batch, step, penalties).reduce()
+        with rank_timeouts():
+            sums = self.backward_pass(batch, step, penalties).reduce()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         logged: dict[str, Tensor] = {}
 

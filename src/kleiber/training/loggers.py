@@ -19,9 +19,11 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from kleiber.records.summary import NAME, read_rows
+from kleiber.records.files import read_lines, write_text
+from kleiber.records.summary import NAME, parse_row
 from kleiber.types import Json
 
+CSV_HEADER = "step,metric,value"
 TIMEOUT = 1.5  # seconds to wait for a server before the run continues without it
 
 
@@ -31,7 +33,7 @@ class StageLogger(Logger):
     stage: str | None = None
 
     def begin(self, stage: str | None, step: int) -> None:
-        """Called when a stage begins or resumes after `step`. `stage` is None in a run of one stage."""
+        """Called when a stage begins (`step` 0) or resumes after `step`. `stage` is None in a run of one stage."""
         self.stage = stage
 
     def log_rows(self, key: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -66,11 +68,15 @@ class Rows(StageLogger):
             file.write(json.dumps({**stage, "step": step, **metrics}) + "\n")
 
     def begin(self, stage: str | None, step: int) -> None:
-        """Removes the rows of `stage` after `step`, and an incomplete last row of a killed run."""
+        """Removes the rows of `stage` after `step`, all of them at step 0, and damaged rows. A kill loses no row."""
         self.stage = stage
         if self.path.exists():
-            kept = [row for row in read_rows(self.path.parent) if row.get("stage") != stage or row["step"] <= step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            write_text(self.path, "".join(f"{line}\n" for line in self._rows_before(step)))
+
+    def _rows_before(self, step: int) -> list[str]:
+        """The lines to keep when the stage resumes after `step`."""
+        rows = read_lines(self.path, parse_row)
+        return [line for line, row in rows if row.get("stage") != self.stage or 0 < step >= row["step"]]
 
 
 class CsvLogger(Rows):
@@ -90,18 +96,24 @@ class CsvLogger(Rows):
         new = not self.path.exists()
         with open(self.path, "a") as file:
             if new:
-                file.write("step,metric,value\n")
+                file.write(f"{CSV_HEADER}\n")
             file.writelines(f"{step},{prefixed(self.stage, name)},{value!r}\n" for name, value in metrics.items())
 
-    def begin(self, stage: str | None, step: int) -> None:
-        self.stage = stage
-        if self.path.exists():
-            head, *rows = self.path.read_text().splitlines(keepends=True)
-            self.path.write_text("".join([head, *(r for r in rows if r.endswith("\n") and self._is_kept(r, step))]))
+    def _rows_before(self, step: int) -> list[str]:
+        rows = read_lines(self.path, parse_csv_row)
+        own = prefixed(self.stage, "")
+        kept = [line for line, (at, metric) in rows if not metric.startswith(own) or 0 < step >= at]
+        return [CSV_HEADER, *(line for line in kept if line != CSV_HEADER)]
 
-    def _is_kept(self, row: str, step: int) -> bool:
-        row_step, metric, _ = row.split(",")
-        return not metric.startswith(prefixed(self.stage, "")) or int(row_step) <= step
+
+def parse_csv_row(line: str) -> tuple[int, str]:
+    """The step and the metric in a line of metrics.csv; (0, "") for the header. Raises ValueError for other lines."""
+    if line == CSV_HEADER:
+        return 0, ""
+    step, _, rest = line.partition(",")
+    metric, _, value = rest.rpartition(",")
+    float(value)
+    return int(step), metric
 
 
 def prefixed(stage: str | None, metric: str) -> str:

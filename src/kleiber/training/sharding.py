@@ -1,7 +1,7 @@
-"""Full tensors of a model and an optimizer that are sharded over ranks (FSDP2).
+"""Full tensors of a model and an optimizer that are sharded over ranks (FSDP2), and optimizer state by parameter name.
 
-Each function is collective: every rank must call it at the same point. Without sharding it does nothing, and no rank
-waits for another. Nothing here imports FSDP or DTensor, which is slow: what is sharded has imported them already.
+Functions that gather are collective: every rank must call them at the same point. Without sharding they do nothing, and
+no rank waits for another. Nothing here imports FSDP or DTensor, which is slow: what is sharded has imported them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -62,6 +63,31 @@ def is_sharded(value: object) -> TypeGuard[DTensor]:
     """Whether a value is this rank's shard of a larger tensor."""
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(value, tensors.DTensor)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """The optimizer's state by parameter name, independent of how parameters are grouped."""
+    return {
+        name: optimizer.state[parameter]
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        if parameter in optimizer.state
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
+    """Restores the optimizer's state by parameter name. Raises ValueError where the names differ."""
+    parameters = {
+        n: p for group in optimizer.param_groups for n, p in zip(group["names"], group["params"], strict=True)
+    }
+    if state and state.keys() != parameters.keys():
+        raise ValueError(
+            "the optimizer state is for other parameters; in only one of the two: "
+            f"{sorted(state.keys() ^ parameters.keys())[:5]}"
+        )
+    for name, values in state.items():
+        # Adam's step count lives on the parameter's device only when fused or capturable, which is how it was saved.
+        optimizer.state[parameters[name]] = {key: place_like(value, parameters[name]) for key, value in values.items()}
 
 
 def gather_state(state: OptimizerState, keep: bool) -> OptimizerState:

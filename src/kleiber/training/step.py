@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from kleiber.config.errors import RankTimeout
 from kleiber.training.sharding import scalar
 from kleiber.types.batch import Batch, Loss, Sums
 from kleiber.types.contracts import Objective
 from kleiber.types.model import Model
 
+TIMED_OUT = re.compile("timed? ?out", re.IGNORECASE)  # in the errors of gloo and NCCL
 Penalty = Callable[[Model, Batch], Loss | None]
 
 
@@ -57,6 +60,20 @@ def narrow(batch: Batch, width: int) -> Batch:
         return batch
     weights = None if batch.weights is None else batch.weights[:, :width]
     return dataclasses.replace(batch, tokens=batch.tokens[:, :width], real=batch.real[:, :width], weights=weights)
+
+
+@contextmanager
+def rank_timeouts() -> Iterator[None]:
+    """Raises RankTimeout where a collective operation within the context gave up waiting for another rank."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not TIMED_OUT.search(str(error)):
+            raise
+        raise RankTimeout(
+            "another rank did not answer within trainer.rank_timeout: it is stopped or hangs, or it does something "
+            "that takes longer"
+        ) from error
 
 
 def seed_generators(seed: int) -> None:

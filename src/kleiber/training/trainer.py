@@ -19,12 +19,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from annotated_types import Gt, Le
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
@@ -34,6 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from kleiber.data.cache import cache_root
 from kleiber.evals.perplexity import Runtime
 from kleiber.training.lightning import UNUSED, Unprofiled, silence
+from kleiber.types import Count
 from kleiber.types.model import Model
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
@@ -59,26 +62,20 @@ class Local:
     """
 
     accelerator: Literal["cpu", "gpu"] = "cpu"
-    devices: int = 1
+    devices: Count = 1
     precision: Literal[32, 64, "bf16"] = 32
-    threads: int | None = None
+    threads: Count | None = None
     compile: bool = False
     checkpoint_activations: bool = False
     deterministic: bool = False
-    max_steps: int | None = None
+    max_steps: Count | None = None
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ValueError("trainer.accelerator=gpu, but PyTorch finds no GPU: set trainer.accelerator=cpu")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"trainer.max_steps={self.max_steps} must be >= 1, or null for no limit")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"trainer.threads={self.threads} must be >= 1, or null for one per core")
         self._check_devices()
 
     def _check_devices(self) -> None:
-        if self.devices < 1:
-            raise ValueError(f"trainer.devices={self.devices} must be 1, or set trainer=ddp for more")
         if self.devices > 1:
             raise ValueError(f"trainer.devices={self.devices} needs a distributed trainer: set trainer=ddp")
 
@@ -155,19 +152,23 @@ class Local:
 
 @dataclass(frozen=True)
 class DDP(Local):
-    """One process per device, each with the whole model; gloo on CPUs, NCCL on GPUs."""
+    """One process per device, each with the whole model; gloo on CPUs, NCCL on GPUs.
 
-    devices: int = 2
+    rank_timeout  seconds that a rank waits for another one before the run ends as failed
+    """
+
+    devices: Count = 2
+    rank_timeout: Annotated[float, Gt(0), Le(10**7)] = 600.0
 
     def _check_devices(self) -> None:
-        if self.devices < 1:
-            raise ValueError(f"trainer.devices={self.devices} must be >= 1")
+        """Any number of devices will do."""
 
     def strategy(self) -> Strategy | str:
         if self.devices == 1:  # Lightning would leave rank variables in the environment
             return "auto"
         backend = "nccl" if self.accelerator == "gpu" else "gloo"
-        return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
+        timeout = timedelta(seconds=self.rank_timeout)
+        return DDPStrategy(process_group_backend=backend, timeout=timeout, gradient_as_bucket_view=True)
 
 
 def keep_compiled() -> None:
@@ -208,11 +209,12 @@ def keep_freed_memory() -> None:
 class Sharded(ModelParallelStrategy):
     """Lightning's strategy for FSDP2 over all ranks."""
 
-    def __init__(self, ranks: int, backend: str) -> None:
+    def __init__(self, ranks: int, backend: str, timeout: timedelta) -> None:
         super().__init__(
             data_parallel_size=ranks,
             tensor_parallel_size=1,
             process_group_backend=backend,
+            timeout=timeout,
             save_distributed_checkpoint=False,
         )
 
@@ -234,15 +236,13 @@ class Sharded(ModelParallelStrategy):
 
 
 @dataclass(frozen=True)
-class FSDP(Local):
+class FSDP(DDP):
     """Experimental: one process per device, each with a share of the weights; gloo on CPUs, NCCL on GPUs.
 
     Every rank holds the whole model before it is sharded and while it is scored or saved, so the weights alone must fit
     on a device. Checkpoints have the same format as those of the other trainers, which can resume from them. Method:
     Zhao et al. 2023, arXiv:2304.11277.
     """
-
-    devices: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -254,7 +254,7 @@ class FSDP(Local):
             raise ValueError(f"trainer.devices={self.devices} must be >= 2 for trainer=fsdp, which shards over devices")
 
     def strategy(self) -> Strategy | str:
-        return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo")
+        return Sharded(self.devices, "nccl" if self.accelerator == "gpu" else "gloo", timedelta(0, self.rank_timeout))
 
     def precision_plugin(self) -> Precision | None:
         # Lightning refuses the name of fp64 with this strategy, but accepts its plugin.

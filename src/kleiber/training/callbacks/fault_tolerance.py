@@ -1,7 +1,8 @@
 """Callbacks for runs that are interrupted or become unstable: checkpoints, preemption, and spikes of the loss.
 
 A run that receives SIGTERM or SIGUSR1 finishes its step, saves a checkpoint and ends with exit code 75. A scheduler
-that sees 75 (or the status `preempted`) starts the same command again, which continues bit-identically.
+that sees 75 (or the status `preempted`) starts the same command again, which continues bit-identically. SIGINT (Ctrl-C)
+does the same with exit code 130 and the status `interrupted`.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from lightning.pytorch import Callback
 from torch import nn
 
-from kleiber.config.errors import SIGNALS, Preempted
+from kleiber.config.errors import SIGNALS, RankTimeout, is_handled, note_signal, pending_signal, preempted_by
 from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
-from kleiber.training.sharding import OptimizerState, full_parameters, gather_state
-from kleiber.training.step import Diverged
-from kleiber.types import Json
+from kleiber.training.sharding import OptimizerState, full_parameters, gather_state, optimizer_state, sharded_modules
+from kleiber.training.step import Diverged, rank_timeouts
+from kleiber.types import Count, Json, Natural, Positive
 from kleiber.types.batch import Batch
 
 
@@ -43,22 +45,34 @@ class Checkpoints(LeanCallback):
         self,
         folder: Path,
         config_hash: str,
-        every: int | None = None,
-        keep: int = 2,
-        branch_steps: Sequence[int] = (),
+        every: Natural | None = None,
+        keep: Count = 2,
+        branch_steps: Sequence[Natural] = (),
     ) -> None:
-        if keep < 1 or (every is not None and every < 0):
-            raise ValueError(f"callbacks.checkpoints: keep={keep} must be at least 1, every={every} at least 0 or null")
         self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
         self.branch_steps = frozenset(branch_steps)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
         if self.every is None:
             self.every = max(1, min(1000, trainer.max_steps // 10))
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
         if self.due(trainer):
             self.save(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LitLM, exception: BaseException) -> None:
+        """Saves the state after the last step that all ranks completed, where a rank did not answer in the next one.
+
+        Without the other ranks, rank 0 cannot save a sharded model.
+        """
+        if not isinstance(exception, RankTimeout) or not trainer.is_global_zero or sharded_modules(pl_module.model):
+            return
+        step = trainer.global_step
+        if step and not (self.folder / checkpoint.name(step)).exists():
+            self.write(trainer, pl_module, optimizer_state(trainer.optimizers[0]))
+            print(f"saved a checkpoint at step {step:,}", file=sys.stderr)
 
     def due(self, trainer: Trainer) -> bool:
         """Whether a checkpoint is saved after the latest step."""
@@ -68,7 +82,7 @@ class Checkpoints(LeanCallback):
     def save(self, trainer: Trainer, pl_module: LitLM) -> None:
         """Saves the state after the latest step. Rank 0 collects the shards of the other ranks, which wait for it."""
         (optimizer,) = trainer.optimizers
-        state = gather_state(checkpoint.optimizer_state(optimizer), keep=trainer.is_global_zero)
+        state = gather_state(optimizer_state(optimizer), keep=trainer.is_global_zero)
         with full_parameters(pl_module.model):
             if trainer.is_global_zero:
                 self.write(trainer, pl_module, state)
@@ -77,6 +91,8 @@ class Checkpoints(LeanCallback):
 
     def write(self, trainer: Trainer, pl_module: LitLM, optimizer: OptimizerState) -> None:
         """Writes the checkpoint and removes old ones; `optimizer` is the optimizer's state by parameter name."""
+        if not self.folder.is_dir():  # deleted while the run trains: writing would make a folder without a config
+            raise FileNotFoundError(f"{self.folder} no longer exists")
         callbacks = {callback.state_key: callback.state_dict() for callback in callbacks_of(trainer)}
         state = {
             "optimizer": optimizer,
@@ -121,17 +137,20 @@ class Preempt(LeanCallback):
         """Handles the signals in place of Lightning, which restores the handlers from before the fit at its end."""
         # Lightning's own handlers would end the run without a checkpoint.
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in filter(is_handled, SIGNALS):
                 signal.signal(number, self.note)
+            self.received = pending_signal()
 
     def note(self, number: int, frame: object) -> None:
-        """Remembers the signal until the end of the step."""
-        self.received = number
+        """Remembers the first signal until the end of the step; a second Ctrl-C ends the process."""
+        note_signal(number)
+        self.received = self.received or number
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
         """Ends the run where a signal was received, except after its last step."""
         step = trainer.global_step
-        number = self._of_any_rank(trainer)
+        with rank_timeouts():
+            number = self._of_any_rank(trainer)
         if not number or step == trainer.max_steps:  # a finished run is not interrupted
             return
         outcome = "no checkpoint is saved (callbacks.checkpoints=null), so the run will start from the beginning"
@@ -139,7 +158,7 @@ class Preempt(LeanCallback):
             if not self.checkpoints.due(trainer):
                 self.checkpoints.save(trainer, pl_module)
             outcome = "a checkpoint is saved"
-        raise Preempted(f"{signal.Signals(number).name} at step {step:,}: {outcome}")
+        raise preempted_by(signal.Signals(number).name, f" at step {step:,}: {outcome}")
 
     def _of_any_rank(self, trainer: Trainer) -> int:
         if trainer.world_size == 1:
@@ -170,22 +189,13 @@ class Stability(LeanCallback):
 
     def __init__(
         self,
-        window: int = 50,
-        deviations: float = 8.0,
-        least: float = 0.3,
-        norms: float = 10.0,
+        window: Annotated[int, Ge(10), Le(10**6)] = 50,
+        deviations: Positive = 8.0,
+        least: Positive = 0.3,
+        norms: Annotated[float, Gt(1)] = 10.0,
         policy: Literal["tell", "skip"] = "tell",
         nonfinite: Literal["halt", "skip"] = "halt",
     ) -> None:
-        if window < 10 or deviations <= 0 or least <= 0 or norms <= 1:
-            raise ValueError(
-                f"callbacks.stability: window={window} must be at least 10, deviations={deviations} and "
-                f"least={least} positive, norms={norms} above 1"
-            )
-        if policy not in ("tell", "skip") or nonfinite not in ("halt", "skip"):
-            raise ValueError(
-                f"callbacks.stability: policy={policy} must be tell or skip, and nonfinite={nonfinite} halt or skip"
-            )
         self.window, self.deviations, self.least, self.norms = window, deviations, least, norms
         self.policy, self.nonfinite = policy, nonfinite
         self.recent: deque[float] = deque(maxlen=window)
