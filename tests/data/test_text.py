@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kleiber.data import dataset
 from kleiber.data.corpus import TextCorpus
 from kleiber.data.text import Text
 from kleiber.data.token_files import ValidationWindows
@@ -135,3 +137,43 @@ def test_a_cache_that_is_hit_imports_no_text_library(cache: Path, tiny: str) -> 
     run = subprocess.run([sys.executable, "-c", CHECK, tiny], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == ""
     assert first.hash == Text(tiny).prepare(32).hash
+
+
+class CountedReads(io.BytesIO):
+    """A file that remembers the largest number of bytes that was read at once."""
+
+    largest = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = super().read(size)
+        CountedReads.largest = max(CountedReads.largest, len(content))
+        return content
+
+    read1 = read
+
+
+def test_a_long_line_is_read_in_pieces(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So memory does not depend on the length of a line, of which only the beginning may be wanted."""
+    content = b"word and " * 1_000_000
+    path = tmp_path / "line.txt"
+    path.write_bytes(content)
+    monkeypatch.setattr(CountedReads, "largest", 0)
+    monkeypatch.setattr(dataset, "open_bytes", lambda path: CountedReads(content))
+    pieces = list(dataset.read_text_file(dataset.locate(str(path))))
+    assert "".join(pieces).encode() == content and max(map(len, pieces)) <= dataset.PIECE
+    assert 0 < CountedReads.largest <= dataset.PIECE
+    corpus = Text(str(path), max_bytes=10_000).prepare(16)
+    assert train_text(corpus).encode() == content[:10_000]
+
+
+def test_line_breaks_of_every_system_become_a_line_feed(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "breaks.txt"
+    path.write_bytes(b"one\r\ntwo\rthree\nfour \x0b\x0c end" * 100)
+    corpus = Text(str(path)).prepare(8)
+    whole = train_text(corpus) + words(corpus.validation["breaks"], corpus) + words(corpus.test["breaks"], corpus)
+    assert whole == "one\ntwo\nthree\nfour \x0b\x0c end" * 100
+
+
+def test_a_text_file_has_no_other_column(tmp_path: Path, cache: Path, tiny: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.text=nope"):
+        Text(tiny, text="nope").prepare(8)

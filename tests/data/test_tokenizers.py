@@ -9,6 +9,7 @@ from odd_texts import ODD, noise
 
 from kleiber.data.text import Text
 from kleiber.data.tokenizers import BPE, Bytes, train_bpe
+from kleiber.records.files import DamagedFile
 
 
 def test_bytes_are_exact() -> None:
@@ -46,3 +47,12 @@ def test_bpe_is_the_same_when_trained_again(bpe: BPE, tmp_path: Path, tiny: str)
 def test_a_vocabulary_too_small_for_the_bytes_is_refused(tmp_path: Path, tiny: str) -> None:
     with pytest.raises(ValueError, match=r"data\.vocab_size=100"):
         train_bpe([Text(tiny).source()], 100, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "[" * 100_000, '{"added_tokens": 3}', '{"added_tokens": [], "model": {}}']
+)
+def test_a_damaged_file_of_bpe_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(DamagedFile, match=r"/tokenizer\.json"):
+        BPE(tmp_path / "tokenizer.json")

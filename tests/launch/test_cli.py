@@ -71,7 +71,7 @@ def test_export_and_import_pass_their_paths_on(monkeypatch, tmp_path, capsys, co
     calls = []
     monkeypatch.setattr(f"kleiber.runs.huggingface.{function}", lambda *paths: calls.append(paths))
     assert main([command, "source", str(tmp_path)]) == 0
-    assert [str(path) for path in calls[0]] == ["source", str(tmp_path)]
+    assert [str(path) for path in calls[0][:2]] == ["source", str(tmp_path)]
     assert str(tmp_path) in capsys.readouterr().out
 
 

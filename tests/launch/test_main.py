@@ -193,3 +193,24 @@ def test_a_gpu_that_does_not_exist_is_refused_in_one_line(trainer, monkeypatch, 
     assert main(["trainer=gpu"]) == 2
     error = capsys.readouterr().err
     assert "set trainer.accelerator=cpu" in error and len(error.splitlines()) == 1
+
+
+def test_a_hugging_face_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path, capsys):
+    from kleiber.models.hf_twin import to_hf
+    from kleiber.models.transformer import Transformer
+
+    to_hf(Transformer(32, depth=1, width=32, context=16, num_heads=2)).save_pretrained(tmp_path / "hf")
+    assert main(["model=hf", f"model.path={tmp_path / 'hf'}", f"root={tmp_path}"]) == 2
+    printed = capsys.readouterr().err
+    assert f"{tmp_path / 'hf'} has no tokenizer.json" in printed and "Traceback" not in printed
+
+
+def test_any_command_removes_the_scratch_folders_of_killed_launchers(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names = ("kleiber-ranks-abc", "kleiber-price-abc", "kleiber-of-a-user")
+    folders = {name: tmp_path / name for name in names}
+    for name, folder in folders.items():
+        folder.mkdir()
+        (folder / ("notes" if name.endswith("user") else ".kleiber-scratch")).write_text("")
+    assert main(["model=nope"]) == 2
+    assert [name for name in names if folders[name].exists()] == ["kleiber-of-a-user"]

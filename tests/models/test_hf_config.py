@@ -1,6 +1,7 @@
 """Hugging Face folders as kleiber's own Transformer: model node, weights, logits and losses."""
 
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -190,3 +191,37 @@ def test_depth_cuts_settings_that_have_an_entry_a_layer(kind, tmp_path):
         cut = HFModel(48, str(tmp_path), weights, depth=1, context=16)
         assert len(cut.blocks) == 1 == len(cut.config.layer_types)
         assert cut(Batch(torch.randint(48, (1, 5)))).hidden.shape == (1, 5, 32)
+
+
+LLAMA = {"model_type": "llama", "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+LLAMA |= {"intermediate_size": 64, "max_position_embeddings": 16}
+ODD = [
+    ("model_type", None), ("model_type", ["llama"]), ("vocab_size", "50"), ("vocab_size", -3), ("vocab_size", 1 << 40),
+    ("num_hidden_layers", 10**7), ("num_hidden_layers", True), ("num_hidden_layers", 2.5), ("hidden_size", 10**9),
+    ("num_attention_heads", -1), ("num_local_experts", 10**9), ("rms_norm_eps", "small"), ("rms_norm_eps", -1.0),
+    ("rms_norm_eps", float("nan")), ("rope_theta", float("inf")), ("n_layer", 10**7),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), ODD)
+def test_an_impossible_number_in_config_json_is_named_at_once(key, value, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {key: value}))
+    named = re.escape(f"config.json: {key}={value!r}")
+    for read in (hf_model_node, lambda folder: HFModel(50, str(folder), "random", context=16)):
+        with pytest.raises(ValueError, match=named):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '"a"', "[" * 100_000, '{"model_type": "\x00'])
+def test_an_odd_config_json_is_named(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    for read in (hf_model_node, hf_vocab_size, native_model, lambda folder: HFModel(50, str(folder))):
+        with pytest.raises(ValueError, match=r"config\.json"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("rope", [[1], {"rope_theta": "x"}, {"rope_theta": float("nan")}, {"rope_theta": -1}])
+def test_odd_rotary_settings_are_named(rope, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"rope_parameters": rope}))
+    with pytest.raises(ValueError, match="rope_parameters"):
+        hf_model_node(tmp_path)

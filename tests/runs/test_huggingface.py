@@ -168,6 +168,20 @@ def test_a_folder_that_cannot_be_imported_leaves_no_run(shared, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_that_are_not_finite_are_imported_only_if_asked(shared, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(shared / "data" / "models" / "stories260K", source)
+    state = load_file(source / "model.safetensors")
+    state["model.norm.weight"][3] = float("nan")
+    save_file(state, source / "model.safetensors", {"format": "pt"})
+    assert main(["import", str(source), str(out)]) == 2
+    assert "model.safetensors: the weight model.norm.weight " in capsys.readouterr().err and not out.exists()
+    assert main(["import", str(source), str(out), "--allow-nonfinite"]) == 0
+    assert not open_model(str(out)).model.get_parameter("norm.weight").isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("kind", "auto", "use"),
     [

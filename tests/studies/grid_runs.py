@@ -30,7 +30,7 @@ def write_grid(home, shares=SHARES, noise=0.004, seeds=2, sizes=SIZES, ratios=RA
                         method = "replay" if p else "none"
                         spent = D / (1 - p) if on_top else D
                         F = forgetting(N, (1 - p) * spent, M, p)
-                        folder = home / f"{N}-{M}-{D:g}-{p}-{seed}"
+                        folder = home / f"{N}-{M}-{D:.0f}-{p}-{seed}"
                         extra = {"noise": noise, "pretrained": float(M * N), "tokens": spent, "params": N, "F": F}
                         write_arm(folder, method, p, 0.01, seed, **extra)
                         config = yaml.safe_load((folder / "config.yaml").read_text())

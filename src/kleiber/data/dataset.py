@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
-import json
+import io
 import logging
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from kleiber.config import hub
+from kleiber.data.cache import SCRATCH, is_full_disk
+from kleiber.data.read_errors import defect, open_bytes, root_cause, unwanted_content
+from kleiber.records.scratch import scratch_folder
 from kleiber.types import Row
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev", "validation_matched"),  # the last one is MNLI's
     "test": ("test",),
 }
+PIECE = 1 << 20  # characters of a text file that are in memory at once
 REMEDY = (
     "set KLEIBER_DATA=DIR to a folder with a copy in DIR/owner/name or DIR/name, or data.path to a local file or "
     "folder, or data=builtin, which needs no network"
@@ -110,16 +114,37 @@ def open_splits(location: Location, config: str | None, root: Path) -> Iterator[
     Raises ValueError naming the fault: a line of JSON, a config, a hub that cannot be reached, no training split.
     """
     import datasets
+    from pyarrow import ArrowException
 
-    bars = datasets.are_progress_bars_disabled()
+    bars, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # an error that it logs is raised as well
     try:
-        with TemporaryDirectory(dir=root, prefix=".datasets-", ignore_cleanup_errors=True) as scratch:
-            tables, config = _load(location, config, None if location.local is None else scratch)
-            yield standard_splits(tables, location.name), config
+        with scratch_folder(SCRATCH, root) as scratch:
+            tables, config = _load(location, config, None if location.local is None else str(scratch))
+            try:
+                yield standard_splits(tables, location.name), config
+            except (UnicodeDecodeError, ArrowException) as error:  # strings are decoded when a row is read
+                raise ValueError(_explain(location, config, error, online=True)) from error
     finally:
+        datasets.logging.set_verbosity(level)
         if not bars:
             datasets.enable_progress_bars()
+
+
+def read_text_file(location: Location) -> Iterator[str]:
+    """Yields the text of a .txt file in pieces of a million characters, so memory does not depend on its lines.
+
+    Line breaks of every system become a line feed. Raises ValueError where the file is not text in UTF-8.
+    """
+    assert location.local is not None
+    _check_content(location)
+    try:
+        with io.TextIOWrapper(open_bytes(location.local), encoding="utf-8") as file:
+            while piece := file.read(PIECE):
+                yield piece
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise ValueError(_explain(location, None, error, online=True)) from error
 
 
 def standard_splits(tables: dict[str, Dataset], name: str) -> dict[str, Dataset]:
@@ -179,6 +204,7 @@ def _load(location: Location, config: str | None, scratch: str | None) -> tuple[
     from datasets import get_dataset_config_names, load_dataset
 
     _check_one_kind(location)
+    _check_content(location)
     online = location.local is not None or hub.reachable()
     with hub.offline() if location.local is not None or not online else nullcontext():
         try:
@@ -198,7 +224,10 @@ def _load(location: Location, config: str | None, scratch: str | None) -> tuple[
             path = location.name if location.local is None else str(location.local)
             return _by_name(load_dataset(path, config, cache_dir=scratch)), config or ""
         except Exception as error:  # `datasets` raises many kinds, down to a bare StopIteration
-            raise ValueError(_explain(location, config, error, online)) from error
+            cause = root_cause(error)
+            if is_full_disk(cause):
+                raise cause from None
+            raise ValueError(_explain(location, config, cause, online)) from error
 
 
 def _by_name(splits: object) -> dict[str, Dataset]:
@@ -227,30 +256,21 @@ def _check_one_kind(location: Location) -> None:
         )
 
 
-def _explain(location: Location, config: str | None, error: Exception, online: bool) -> str:
+def _check_content(location: Location) -> None:
+    """Raises ValueError for a file that `datasets` would read as something else than its author meant."""
+    for path in [] if location.local is None else location.files():
+        reason = unwanted_content(path)
+        if reason is not None:
+            raise ValueError(f"data.path={location.name} cannot be read: {reason}")
+
+
+def _explain(location: Location, config: str | None, cause: BaseException, online: bool) -> str:
     if location.local is None and not online:
         return f"data.path={location.name}: the hub is not reachable, and this machine has no copy; {REMEDY}"
-    broken = None if location.local is None else _broken_json(location.files())
-    if broken is not None:
-        return broken
-    lines = str(error).strip().splitlines()
-    reason = " ".join(lines[:2]) if lines else "it has no rows"
+    defects = () if location.local is None else map(defect, location.files())
+    reason = next(filter(None, defects), None)
+    if reason is None:
+        lines = str(cause).strip().splitlines()
+        reason = " ".join(lines[:2]) if lines else "it has no rows"
     keys = f"data.path={location.name}" + (f" data.config={config}" if config else "")
     return f"{keys} cannot be read: {reason}"
-
-
-def _broken_json(files: list[Path]) -> str | None:
-    import gzip
-
-    for path in files:
-        if ".jsonl" not in path.suffixes:
-            continue
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    json.loads(line or "null")
-                except ValueError as error:
-                    if line.strip():
-                        return f"{path}, line {number} is not valid JSON: {error}"
-    return None

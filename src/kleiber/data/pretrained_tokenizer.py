@@ -8,8 +8,8 @@ does the encoding; `transformers` is not imported.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,12 @@ from jaxtyping import Int, Integer
 
 from kleiber.config import hub
 from kleiber.data.tokenizers import ALPHABET, CONFIG, FILE, padded_size, token_to_bytes
+from kleiber.records.files import read_json
 from kleiber.types import Json
 from kleiber.types.tokenizer import Separator, Tokenizer
 
 MODEL = "config.json"
+MOST_IDS = 1 << 24
 EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<eos>", "<|end_of_text|>", "<|im_end|>")
 MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
 
@@ -42,13 +44,11 @@ class Pretrained(Tokenizer):
         from tokenizers import Tokenizer
 
         saved = (folder / FILE).read_bytes()
+        config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+        self.name, self.folder = name.rstrip("/").rsplit("/", 1)[-1], folder
         try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8")) if (folder / CONFIG).is_file() else {}
-        except ValueError as error:
-            raise ValueError(f"{folder / CONFIG} is not valid JSON ({error}): download the tokenizer again") from None
-        self.name = name.rstrip("/").rsplit("/", 1)[-1]
-        try:
-            self._tokenizer = Tokenizer.from_str(saved.decode())
+            with self._named_panics():
+                self._tokenizer = Tokenizer.from_str(saved.decode())
         except Exception as error:  # the only class that `tokenizers` raises
             raise ValueError(f"{folder / FILE} is not a valid tokenizer ({error}): download it again") from None
         self._tokenizer.no_padding()
@@ -56,17 +56,17 @@ class Pretrained(Tokenizer):
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
         self.cls = _special(vocab, config, ("cls_token",), ())
-        self.num_tokens = 1 + max(vocab.values())
+        self.num_tokens = 1 + max(vocab.values(), default=-1)
+        if not 0 < self.num_tokens <= MOST_IDS:
+            raise ValueError(f"{folder / FILE} has {self.num_tokens:,} token ids, which must be 1 to {MOST_IDS:,}")
         self.eos = _special(vocab, config, ("eos_token", "sep_token"), EOS_NAMES)
         self.mask = _special(vocab, config, ("mask_token",), MASK_NAMES)
         if self.eos < 0:
             raise ValueError(f"data.tokenizer={name} has no end-of-text token: set eos_token in its {CONFIG}")
-        model = folder / MODEL
-        rows = json.loads(model.read_text(encoding="utf-8")).get("vocab_size") if model.is_file() else None
+        rows = _rows(folder / MODEL)
         if self.mask < 0 and (rows is None or rows > self.num_tokens):
             self.mask, self.num_tokens = self.num_tokens, self.num_tokens + 1
         self.vocab_size = padded_size(self.num_tokens) if rows is None else max(rows, self.num_tokens)
-        self.folder = folder
         bos = _special(vocab, config, ("bos_token",), ())
         self.bos = None if bos < 0 else bos
         self._separator = self._separator_of_file()
@@ -79,12 +79,30 @@ class Pretrained(Tokenizer):
         for token, i in vocab.items():
             self.token_bytes[i] = 0 if i in without_text else length(token)
 
+    @contextmanager
+    def _named_panics(self) -> Iterator[None]:
+        """Raises ValueError where the library panics, as it does at the limits of its engine for regular expressions.
+
+        A panic is a BaseException of a class that cannot be imported.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{self.folder / FILE} cannot encode this text ({reason}): its regular expressions are too complex"
+            ) from None
+
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with self._named_panics():
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _separator_of_file(self) -> Separator | None:
         """Returns the tokens that the file puts around a text; None where it puts no token in front."""
-        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        with self._named_panics():
+            encoding = self._tokenizer.encode("a", add_special_tokens=True)
         added = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         ends = [i if special else None for i, special in added] or [None]
         return None if ends[0] is None else Separator(ends[0], ends[-1])
@@ -93,7 +111,8 @@ class Pretrained(Tokenizer):
         return self._tokenizer.decode([i for i in ids if i < self.num_tokens], skip_special_tokens=True)
 
     def encode_many(self, texts: list[str]) -> list[Integer[np.ndarray, "_"]]:
-        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        with self._named_panics():
+            encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int64) for encoding in encoded]
 
 
@@ -133,7 +152,16 @@ def _special(vocab: dict[str, int], config: Json, keys: tuple[str, ...], names: 
     """Returns the id of the first special token of the config's `keys` or of the usual `names`; -1 for none."""
     values = [config.get(key) for key in keys]
     configured = [value.get("content") if isinstance(value, dict) else value for value in values]
-    return next((vocab[name] for name in (*configured, *names) if name in vocab), -1)
+    candidates = (name for name in (*configured, *names) if isinstance(name, str))
+    return next((vocab[name] for name in candidates if name in vocab), -1)
+
+
+def _rows(config: Path) -> int | None:
+    """Returns the number of rows of the embedding from the config.json of a model; None where it has none."""
+    rows = read_json(config).get("vocab_size") if config.is_file() else None
+    if rows is not None and (type(rows) is not int or not 0 < rows <= MOST_IDS):
+        raise ValueError(f"{config}: vocab_size={rows!r} must be an integer from 1 to {MOST_IDS:,}")
+    return rows
 
 
 def _byte_level(token: str) -> int:

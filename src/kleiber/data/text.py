@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from kleiber.data.dataset import (
     Location,
     locate,
     open_splits,
+    read_text_file,
     require_text_columns,
 )
 from kleiber.data.splits import HELD_OUT_SHARE, split_by_hash
@@ -93,19 +94,33 @@ class TextSource:
     @contextmanager
     def open_text(self, root: Path) -> Iterator[SourceText]:
         """Opens the documents of each split; a split that the data set lacks is cut from its training text."""
+        if self.location.kind == "text":
+            documents = _cut_by_position(self._read_file, ("validation", "test"))
+            yield SourceText(self._limited(documents), {"config": "", "rows": {"train": 1}})
+            return
         with open_splits(self.location, self.config, root) as (splits, config):
             rows = {name: len(split) for name, split in splits.items()}
             texts = {name: _column_reader(split, self.columns, self.location.name) for name, split in splits.items()}
-            one_document = self.stream or self.location.kind == "text"
-            documents: dict[str, Iterable[Document]] = {
-                name: [RereadableDocument(read)] if one_document else ([text] for text in read())
+            documents = {
+                name: [RereadableDocument(read)] if self.stream else ([text] for text in read())
                 for name, read in texts.items()
             }
             if "validation" not in splits:
-                documents |= self._cut(texts["train"], one_document or rows["train"] == 1, "test" not in splits)
-            limited = {name: limit_bytes(split, self.max_bytes) for name, split in documents.items()}
+                documents |= self._cut(texts["train"], self.stream or rows["train"] == 1, "test" not in splits)
             fingerprints = {name: split._fingerprint for name, split in splits.items()}
-            yield SourceText(limited, {"config": config, "rows": rows, "fingerprints": fingerprints})
+            yield SourceText(self._limited(documents), {"config": config, "rows": rows, "fingerprints": fingerprints})
+
+    def _read_file(self) -> Iterator[str]:
+        """Yields the text of a .txt file in pieces. Raises ValueError for another column than `text`."""
+        if self.columns != ("text",):
+            raise ValueError(
+                f"data.text={','.join(self.columns)}: data.path={self.location.name} is a text file, whose only column "
+                "is text; set data.text=text"
+            )
+        return read_text_file(self.location)
+
+    def _limited(self, documents: Mapping[str, Iterable[Document]]) -> dict[str, Iterable[Document]]:
+        return {name: limit_bytes(split, self.max_bytes) for name, split in documents.items()}
 
     def _cut(self, read: Callable[[], Iterator[str]], one_document: bool, test: bool) -> dict[str, Iterable[Document]]:
         """Cuts the training text into validation, test (where it is missing too), and the remaining training text."""
@@ -159,7 +174,9 @@ def _slice(pieces: Iterator[str], begin: int, end: int) -> Iterator[str]:
     """Yields the characters from `begin` to `end` of a text in pieces."""
     start = 0
     for piece in pieces:
-        if start < end and start + len(piece) > begin:
+        if start >= end:
+            return
+        if start + len(piece) > begin:
             yield piece[max(0, begin - start) : end - start]
         start += len(piece)
 

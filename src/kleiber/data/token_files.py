@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Int, Integer
 
 from kleiber.data.batches import sample_numbers
-from kleiber.data.cache import FORMAT, SPLITS, Document, Source, SourceText, cached_folder, chunks
+from kleiber.data.cache import FORMAT, SPLITS, Document, Source, SourceText, cached_folder
+from kleiber.data.token_writer import write_tokens
 from kleiber.data.tokenizers import Bytes
 from kleiber.types import Json
 from kleiber.types.batch import Batch
@@ -29,7 +30,6 @@ from kleiber.types.contracts import HeldOut, Samples
 from kleiber.types.tokenizer import Tokenizer
 
 MANIFEST_KEYS = ("schema", "identity", "splits", "files")  # the other keys of a manifest are notes of the source
-BATCH_CHARACTERS = 1 << 20  # characters that the tokenizer gets at once
 GOLDEN_RATIO = 0.6180339887498949
 
 
@@ -58,7 +58,11 @@ def token_files(source: Source, tokenizer: Tokenizer, root: Path) -> tuple[dict[
         """Writes a file for each split; returns their counts and the notes of the source."""
         with source.open_text(root) as text:
             documents = text.documents
-            counts = {split: _write(folder / f"{split}.bin", documents.get(split, ()), tokenizer) for split in SPLITS}
+            dtype = id_dtype(tokenizer.vocab_size)
+            counts = {
+                split: write_tokens(folder / f"{split}.bin", documents.get(split, ()), tokenizer, dtype)
+                for split in SPLITS
+            }
         if counts["train"]["tokens"] == 0:
             raise ValueError(f"the training split of {source.name} has no text: choose data with text in that split")
         return {"splits": counts, **text.notes}
@@ -104,47 +108,6 @@ def _open(folder: Path, split: str, manifest: Json, tokenizer: Tokenizer) -> Tok
 
 def _read_ids(path: Path, dtype: np.dtype, count: int) -> Integer[np.ndarray, "_"]:
     return np.memmap(path, dtype=dtype, mode="r") if count else np.empty(0, dtype)  # an empty file cannot be mapped
-
-
-def _write(path: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> dict[str, int]:
-    count = {"documents": 0, "tokens": 0, "bytes": 0, "counted_bytes": 0}
-    dtype = id_dtype(tokenizer.vocab_size)
-    ends = (tokenizer.separator.before, tokenizer.separator.after)
-    before, after = (np.array([] if end is None else [end], dtype) for end in ends)
-    with open(path, "wb") as file:
-        for batch in _batches(documents):
-            for (begins, text), ids in zip(batch, tokenizer.encode_many([t for _, t in batch]), strict=True):
-                if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
-                    raise ValueError(
-                        f"tokenizer {tokenizer.name} returned id {int(ids.max())}, and its vocabulary ends at id "
-                        f"{tokenizer.vocab_size - 1}"
-                    )
-                if begins:
-                    file.write((after if count["documents"] else after[:0]).tobytes())
-                    file.write(before.tobytes())
-                file.write(ids.astype(dtype).tobytes())
-                count["documents"] += begins
-                count["tokens"] += len(ids)
-                count["bytes"] += len(text.encode("utf-8", "replace"))
-                count["counted_bytes"] += int(tokenizer.token_bytes[ids].sum())
-        if count["documents"]:
-            file.write(after.tobytes())
-    count["tokens"] += count["documents"] * (len(before) + len(after))
-    return count
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[bool, str]]]:
-    """Yields (whether it begins a document, text) in batches of about a million characters, without empty documents."""
-    batch, characters = [], 0
-    for document in documents:
-        for i, text in enumerate(chunks(document)):
-            batch.append((i == 0, text))
-            characters += len(text)
-            if characters >= BATCH_CHARACTERS:
-                yield batch
-                batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 @dataclass(frozen=True)

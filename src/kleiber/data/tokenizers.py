@@ -11,7 +11,6 @@ encoded as fast as other text. Training is deterministic, and its tokenizer.json
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ import numpy as np
 from jaxtyping import Int, Integer
 
 from kleiber.data.cache import FORMAT, Source, cached_folder, chunks
+from kleiber.records.files import DamagedFile, read_json
 from kleiber.types import Json
 from kleiber.types.tokenizer import Tokenizer
 
@@ -81,12 +81,16 @@ class BPE(Tokenizer):
         import tiktoken
 
         saved = path.read_bytes()
-        content = json.loads(saved)
-        specials: dict[str, int] = {token["content"]: token["id"] for token in content["added_tokens"]}
-        ranks = {token_to_bytes(token): i for token, i in content["model"]["vocab"].items() if token not in specials}
+        content = read_json(path)
+        try:
+            specials: dict[str, int] = {token["content"]: token["id"] for token in content["added_tokens"]}
+            vocab = {token: i for token, i in content["model"]["vocab"].items() if token not in specials}
+            ranks = {token_to_bytes(token): i for token, i in vocab.items()}
+            self.eos, self.mask, self.specials = specials[EOS], specials[MASK], specials
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DamagedFile(path, f"kleiber did not train it ({error!r})") from None
         self.path = path
         self.hash = f"bpe/{hashlib.sha256(saved).hexdigest()[:16]}"
-        self.eos, self.mask, self.specials = specials[EOS], specials[MASK], specials
         self.num_tokens = len(ranks) + len(specials)
         self.vocab_size = padded_size(self.num_tokens)
         self.token_bytes: Int[np.ndarray, "vocab"] = np.zeros(self.vocab_size, np.int64)
@@ -120,7 +124,7 @@ def train_bpe(sources: list[Source], vocab_size: int, root: Path) -> BPE:
     def build(folder: Path) -> Json:
         log.info("training a BPE vocabulary of %d on %s", vocab_size, ", ".join(source.name for source in sources))
         tokenizer = _train(_text(sources, root), vocab_size)
-        tokenizer.save(str(folder / FILE))
+        (folder / FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         return {"tokens": tokenizer.get_vocab_size()}
 
     name = f"bpe{vocab_size}-{'-'.join(source.name for source in sources)}"

@@ -114,11 +114,14 @@ def export_run(
 def import_folder(
     folder: Annotated[Path, typer.Argument(help="Folder of a Llama, Qwen3, Mixtral or Qwen3-MoE model.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, which must not exist or be empty.")],
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinite weights.")
+    ] = False,
 ) -> None:
     """Write a Hugging Face folder as a run of zero steps, from which other runs can start."""
     from kleiber.runs.huggingface import import_hf
 
-    import_hf(folder, out)
+    import_hf(folder, out, allow_nonfinite)
     typer.echo(f"wrote {out}; a run starts from it with init=checkpoint init.path={out}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +22,7 @@ from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
 from kleiber.records.lock import holder, is_locked
+from kleiber.records.scratch import sweep_scratch
 from kleiber.runs.inherit import complete_config
 from kleiber.types import Json
 
@@ -51,6 +53,7 @@ def run_command(argv: list[str]) -> int:
     if args.cfg or args.info or args.hydra_help or args.shell_completion:
         return print_by_hydra(composer, args)
     ranks.started_as_rank()
+    sweep_scratch(Path(tempfile.gettempdir()), "kleiber-")
     if args.multirun:
         return run_sweep(composer, args.overrides)
     return run_single(composer, args.overrides)

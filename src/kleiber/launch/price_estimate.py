@@ -12,7 +12,6 @@ import kleiber.launch.preload  # noqa: F401  # isort: skip  (first, so that impo
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from kleiber.config.targets import build
 from kleiber.launch import process
 from kleiber.launch.run_cost import Models, Speed, StageCost, count_costs, measure, shorten_config, stage_key
 from kleiber.records.folder import status, summary_facts, write_config
+from kleiber.records.scratch import scratch_folder
 from kleiber.records.summary import StageRecord, Summary
 from kleiber.runs.plan import describe_stages
 from kleiber.runs.run import keep_tokenizer, plan_stages
@@ -39,8 +39,8 @@ WITHOUT_COST = ("seed", "name", "root", "study", "design", "experiment", "launch
 def answer_request(request: Json) -> Json:
     """Returns what `kleiber.launch.price.estimate_costs` returns for a request."""
     ready = time.time()
-    with tempfile.TemporaryDirectory(prefix="kleiber-price-") as scratch:
-        prices = Prices(request["runs"], Path(scratch).resolve())
+    with scratch_folder("kleiber-price-") as scratch:
+        prices = Prices(request["runs"], scratch.resolve())
         description = prices.count(request["describe"])
         prices.measure()
         return {

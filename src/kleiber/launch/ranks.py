@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from kleiber.config.errors import ConfigError, ExitCode, RankTimeout, Status, on_preemption, preempted_by
 from kleiber.records.folder import status, write_final_status
+from kleiber.records.scratch import scratch_folder
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 NOT_INHERITED = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED", "WANDB_RUN_ID")
@@ -60,9 +60,9 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
 
     visible  value of CUDA_VISIBLE_DEVICES in these processes
     """
-    with tempfile.TemporaryDirectory(prefix="kleiber-") as failures:
+    with scratch_folder("kleiber-ranks-") as failures:
         env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-        env |= {CELL: "1", FAILURES: failures}
+        env |= {CELL: "1", FAILURES: str(failures)}
         env.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices)))
         if visible is not None:
             env["CUDA_VISIBLE_DEVICES"] = visible
@@ -76,7 +76,7 @@ def run_fresh(folder: Path, devices: int, visible: str | None = None) -> int:
             code = process.wait()
         if code == ExitCode.DONE:
             return code
-        code, error = first_failure(Path(failures), devices) or (
+        code, error = first_failure(failures, devices) or (
             code if code > 0 else ExitCode.FAILED,
             f"exit code {code}",
         )

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from kleiber.models.hf_config import PretrainedConfig, PreTrainedModel, configuration, setting
 from kleiber.models.hf_head import HFHead, NoHead, find_head, reads_ahead
+from kleiber.models.hf_weights import check_finite
 from kleiber.models.transformer import TaskHead
 from kleiber.nn.mup import StandardParametrization
 from kleiber.types import Json
@@ -38,6 +38,7 @@ class HFModel(Model):
     config      settings that replace those of the model's config, such as {hidden_size: 128}
     depth       number of layers: the first ones of a pretrained model; null: all
     context     longest row, in tokens
+    allow_nonfinite  whether pretrained weights may be NaN or infinite
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class HFModel(Model):
         config: Json | None = None,
         depth: int | None = None,
         context: int = 256,
+        allow_nonfinite: bool = False,
     ) -> None:
         super().__init__()
         self.inner: PreTrainedModel
@@ -65,6 +67,8 @@ class HFModel(Model):
         auto = _auto(settings)
         with _quiet():
             self.inner, missing = _build(auto, settings, folder, path)
+        if folder is not None and not allow_nonfinite:
+            check_finite(self.inner, folder)
         longest = setting(settings, "max_position_embeddings")
         if 0 < longest < context:
             raise ValueError(f"model.context={context} must be <= {longest}, the positions of model.path={path}")
@@ -259,8 +263,9 @@ def _build(auto: str, settings: PretrainedConfig, folder: Path | None, path: str
     options: Json = {"trust_remote_code": False, "use_safetensors": True, "dtype": torch.float32}
     try:
         model, info = kind.from_pretrained(folder, config=settings, output_loading_info=True, **options)
-    except (KeyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"model.path={path} cannot be loaded: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of several types, by transformers and safetensors
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"model.path={path} cannot be loaded: {reason}") from None
     backbone = id(model.base_model)
     prefixes = tuple(f"{n}." for n, _ in model.named_modules() if n and id(model.get_submodule(n)) == backbone)
     lacking = [name for name in info["missing_keys"] if auto and name.startswith(prefixes)]

@@ -5,13 +5,14 @@ Nothing here imports torch, so that a run's config can be composed without it.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kleiber.config import hub
-from kleiber.config.errors import did_you_mean
+from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.records.files import read_json
 from kleiber.types import Config, Json
 
 # Classes of transformers, which is imported late. Their attributes depend on the type of the model.
@@ -32,6 +33,15 @@ DEFAULTS: dict[str, Json] = {  # defaults of transformers for keys that are not 
         "use_sliding_window": False, "decoder_sparse_step": 1,
     },
 }  # fmt: skip
+MOST_LAYERS, MOST_CHANNELS, MOST_IDS = 10_000, 1 << 20, 1 << 24
+LIMITS = {  # largest values of sizes in config.json, by each name that an architecture may give them
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), MOST_LAYERS),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "head_dim"), MOST_CHANNELS),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"), MOST_CHANNELS),
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok"), MOST_CHANNELS),
+    **dict.fromkeys(("intermediate_size", "n_inner", "moe_intermediate_size", "vocab_size"), MOST_IDS),
+}
+FRACTIONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta")
 PER_LAYER = ("layer_types", "mlp_layer_types", "attention_layers", "no_rope_layers", "layers_block_type")
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
@@ -39,19 +49,19 @@ FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 def model_folder(name: str, key: str = "model.path") -> Path:
     """The folder of a model: `name` itself, its copy below $KLEIBER_DATA, or a download of the hub without pickles.
 
-    Raises ValueError, which names the config key, where there is no such model; it takes at most ten seconds.
+    Raises ConfigError, which names the config key, where there is no such model; it takes at most ten seconds.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = (hub.local_copy(name) if hub.is_name(name) else None) or _downloaded(name, key)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{key}={name} must be the folder of a Hugging Face model: {folder} has no config.json")
+        raise ConfigError(f"{key}={name} must be the folder of a Hugging Face model: {folder} has no config.json")
     return folder
 
 
 def _downloaded(name: str, key: str) -> Path:
     if not hub.is_name(name):
-        raise ValueError(f"{key}={name} must be a folder, or the name of a model on the hub (owner/name)")
+        raise ConfigError(f"{key}={name} must be a folder, or the name of a model on the hub (owner/name)")
     from huggingface_hub import snapshot_download
 
     online = hub.reachable()
@@ -59,23 +69,30 @@ def _downloaded(name: str, key: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=not online))
     except Exception as error:  # many kinds, of several libraries
         why = str(error).splitlines()[0] if online else "the hub cannot be reached, and there is no local copy"
-        raise ValueError(f"{key}={name}: {why}; you can also pass a local folder, {key}=FOLDER") from error
+        raise ConfigError(f"{key}={name}: {why}; you can also pass a local folder, {key}=FOLDER") from error
 
 
 def read_config(folder: Path) -> Json:
-    """The content of config.json. Raises ValueError where it is not a JSON object."""
+    """The content of config.json. Raises ConfigError where it is no JSON object, or a number in it is impossible."""
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}; download the model again") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} holds a {type(config).__name__}, not a JSON object; download the model again")
+    config = read_json(file)
+    if not isinstance(config.get("model_type"), str):
+        raise ConfigError(f"{file}: model_type={config.get('model_type')!r} must be the name of an architecture")
+    for key, limit in LIMITS.items():
+        value = config.get(key)
+        if value is None or isinstance(value, list | dict):  # some architectures have a value per layer
+            continue
+        if type(value) is not int or not 0 <= value <= limit:
+            raise ConfigError(f"{file}: {key}={value!r} must be an integer from 0 to {limit:,}")
+    for key in FRACTIONS:
+        value = config.get(key)
+        if value is not None and not (type(value) in (int, float) and 0 <= value < math.inf):
+            raise ConfigError(f"{file}: {key}={value!r} must be a finite number >= 0")
     return config
 
 
 def hf_vocab_size(folder: Path) -> int:
-    """Number of token ids of the folder's model. Raises ValueError where config.json has none."""
+    """Number of token ids of the folder's model. Raises ConfigError where config.json has none."""
     config = read_config(folder)
     _require(folder, config, ("vocab_size",))
     return config["vocab_size"]
@@ -83,33 +100,34 @@ def hf_vocab_size(folder: Path) -> int:
 
 def _require(folder: Path, config: Config, keys: Sequence[str]) -> None:
     for key in keys:
-        if not isinstance(config.get(key), int):
-            value = f"{key}={config[key]!r}" if key in config else f"a missing {key}"
-            raise ValueError(f"{folder / 'config.json'}: {value} must be an integer, that of the weights")
+        value = config.get(key)
+        if not isinstance(value, int) or value < 1:
+            text = f"{key}={value!r}" if key in config else f"a missing {key}"
+            raise ConfigError(f"{folder / 'config.json'}: {text} must be an integer >= 1, that of the weights")
 
 
 def hf_tokenizer(folder: Path) -> str:
-    """The value of `data.tokenizer` for the model in the folder. Raises ValueError where it has no tokenizer.json."""
+    """The value of `data.tokenizer` for the model in the folder. Raises ConfigError where it has no tokenizer.json."""
     if not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json: set data.tokenizer to the tokenizer of this model")
+        raise ConfigError(f"{folder} has no tokenizer.json: set data.tokenizer to the tokenizer of this model")
     return str(folder)
 
 
 def hf_model_node(folder: Path, context: int | None = None) -> Json:
     """The `model` node of kleiber for a Llama, Qwen3, Mixtral or Qwen3-MoE folder, in standard parametrization.
 
-    It has no vocab_size, which is that of the run's tokenizer. Raises ValueError for settings that kleiber's
+    It has no vocab_size, which is that of the run's tokenizer. Raises ConfigError for settings that kleiber's
     Transformer cannot represent.
 
     context  longest row, in tokens; None: the longest of the folder's model
     """
     folder = folder.expanduser()
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} must be the folder of a Hugging Face model, and has no config.json")
+        raise ConfigError(f"{folder} must be the folder of a Hugging Face model, and has no config.json")
     config = read_config(folder)
     kind = config.get("model_type")
     if kind not in KINDS:
-        raise ValueError(
+        raise ConfigError(
             f"{folder} has model_type={kind}, which must be one of {', '.join(KINDS)}; model=hf wraps any other model"
         )
     qk_norm, experts = KINDS[kind]
@@ -121,7 +139,7 @@ def hf_model_node(folder: Path, context: int | None = None) -> Json:
     dense = {"_target_": "kleiber.nn.SwiGLU", "_partial_": True, "hidden": config["intermediate_size"]}
     longest = config["max_position_embeddings"]
     if context is not None and context > longest:
-        raise ValueError(f"model.context={context} must be <= {longest}, the positions of {folder}")
+        raise ConfigError(f"model.context={context} must be <= {longest}, the positions of {folder}")
     return {
         "_target_": "kleiber.models.Transformer",
         "depth": config["num_hidden_layers"],
@@ -150,13 +168,16 @@ def _with_experts(folder: Path, config: Json) -> Json:
 
 def _rope(config: Config) -> Json:
     """The rotary settings, from the keys of transformers 5 or of earlier versions."""
-    settings = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = settings.get("rope_theta", 1.0) if isinstance(settings, dict) else None
+    if not (isinstance(theta, int | float) and 0 < theta < math.inf):
+        raise ConfigError(f"rope_parameters={settings!r} in config.json must have a finite rope_theta > 0")
     kind = settings.get("rope_type", settings.get("type", "default"))
     return {"rope_theta": config["rope_theta"]} | settings | {"rope_type": kind}
 
 
 def check_convertible(config: Config) -> None:
-    """Raises ValueError, which names the key, for settings that kleiber's Transformer cannot represent exactly."""
+    """Raises ConfigError, which names the key, for settings that kleiber's Transformer cannot represent exactly."""
     heads, width = config["num_attention_heads"], config["hidden_size"]
     windowed = config.get("use_sliding_window", True) and config.get("sliding_window") is not None
     wrong = {
@@ -170,7 +191,7 @@ def check_convertible(config: Config) -> None:
     for name, unsupported in wrong.items():
         if unsupported:
             value = _rope(config) if name == "rope_parameters" else config.get(name)
-            raise ValueError(f"{config['model_type']} with {name}={value!r} cannot be converted exactly: use model=hf")
+            raise ConfigError(f"{config['model_type']} with {name}={value!r} cannot be converted exactly: use model=hf")
 
 
 def _experts(config: Config) -> Json:
@@ -187,14 +208,14 @@ def _experts(config: Config) -> Json:
 
 
 def _every(config: Config) -> int:
-    """The n for which exactly every n-th layer has experts. Raises ValueError where there is no such n."""
+    """The n for which exactly every n-th layer has experts. Raises ConfigError where there is no such n."""
     depth, step = config["num_hidden_layers"], config["decoder_sparse_step"]
     dense = set(config.get("mlp_only_layers") or ())
     sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(depth)]
     every = next((n for n in range(1, depth + 1) if sparse == [(i + 1) % n == 0 for i in range(depth)]), None)
     default = -(-8 * config["hidden_size"] // 48) * 16  # as nn.mlp.gated_hidden, without torch
     if every is None or (every > 1 and config["intermediate_size"] != default):
-        raise ValueError(
+        raise ConfigError(
             f"mlp_only_layers={sorted(dense)} and decoder_sparse_step={step} with intermediate_size="
             f"{config['intermediate_size']} cannot be converted to experts on every n-th layer: use model=hf"
         )
@@ -204,17 +225,17 @@ def _every(config: Config) -> int:
 def configuration(path: str, weights: str, changes: Config) -> tuple[PretrainedConfig, Path | None]:
     """The config of a model with `changes`, and the folder of its weights (None for random weights).
 
-    Raises ValueError for unknown settings and for models whose code is not part of transformers.
+    Raises ConfigError for unknown settings and for models whose code is not part of transformers.
     """
     from transformers import CONFIG_MAPPING
 
     if weights not in ("pretrained", "random"):
-        raise ValueError(f"model.weights={weights} must be pretrained or random")
+        raise ConfigError(f"model.weights={weights} must be pretrained or random")
     folder = None if weights == "random" and path in CONFIG_MAPPING else model_folder(path)
     content = {"model_type": path} if folder is None else read_config(folder)
     kind = str(content.get("model_type"))
     if kind not in CONFIG_MAPPING:
-        raise ValueError(
+        raise ConfigError(
             f"model.path={path} has model_type={kind}, which must be a type of the installed transformers: code in a "
             "folder is never run"
         )
@@ -222,11 +243,11 @@ def configuration(path: str, weights: str, changes: Config) -> tuple[PretrainedC
     names = plain.to_dict().keys() | plain.attribute_map.keys()
     for name in changes:
         if name not in names:
-            raise ValueError(f"model.config.{name} is not a setting of {kind}.{did_you_mean(name, names)}")
+            raise ConfigError(f"model.config.{name} is not a setting of {kind}.{did_you_mean(name, names)}")
     try:
         settings = CONFIG_MAPPING[kind].from_dict(_cut({**content, **changes}))
     except Exception as error:  # of several types, by validators of transformers
-        raise ValueError(f"model.config={dict(changes)} of model.path={path}: {error}") from None
+        raise ConfigError(f"model.config={dict(changes)} of model.path={path}: {error}") from None
     return settings, folder if weights == "pretrained" else None
 
 

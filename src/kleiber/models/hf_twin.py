@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from kleiber.models.hf_config import DEFAULTS, KINDS, PretrainedConfig, PreTrainedModel, check_convertible
+from kleiber.models.hf_weights import read_folder
 from kleiber.models.transformer import Transformer
 from kleiber.nn.attention import FullAttention
 from kleiber.nn.mlp import SwiGLU
@@ -86,44 +86,20 @@ def from_hf(twin: PreTrainedModel, context: int | None = None) -> Transformer:
     return model
 
 
-def load_hf(model: Transformer, folder: Path) -> None:
+def load_hf(model: Transformer, folder: Path, allow_nonfinite: bool = False) -> None:
     """Loads the safetensors weights of a Hugging Face folder into `model`, which was built by its `hf_model_node`.
+
+    allow_nonfinite  whether weights may be NaN or infinite
 
     Raises ValueError where names or shapes differ, and for a parametrization other than the standard one.
     """
     if not isinstance(model.parametrization, StandardParametrization):
         raise ValueError("weights of Hugging Face models need model/parametrization=standard, whose multipliers are 1")
-    state = read_folder(folder, model.embedding.weight.dtype).state_dict()
+    state = read_folder(folder, model.embedding.weight.dtype, allow_nonfinite).state_dict()
     try:
         model.load_state_dict(_import(state, model), strict=True)
     except (KeyError, RuntimeError) as error:
         raise ValueError(f"the weights in {folder} do not fit this model: {error}") from None
-
-
-def read_folder(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The causal model of a folder with safetensors; code and pickles in the folder are never opened.
-
-    Raises ValueError, which names the folder, for damaged, missing or surplus weights; transformers would replace
-    missing ones by random numbers and ignore surplus ones.
-    """
-    from transformers import AutoModelForCausalLM
-
-    kind: PreTrainedModel = AutoModelForCausalLM
-    options: Json = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
-    try:
-        twin, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
-    except (KeyError, RuntimeError, OSError, SafetensorError) as error:
-        raise ValueError(f"the weights in {folder} cannot be read: {error}; download the model again") from None
-    tied = {"lm_head.weight"} if twin.config.tie_word_embeddings else set()
-    missing, surplus = sorted(set(info["missing_keys"]) - tied), sorted(info["unexpected_keys"])
-    if missing:
-        raise ValueError(f"{folder} has no weights for {', '.join(missing[:3])}: download the model again")
-    if surplus:
-        raise ValueError(
-            f"{folder} has weights for {', '.join(surplus[:3])}, which the {twin.config.model_type} of its config.json "
-            "does not have: config.json and the weights are of different models"
-        )
-    return twin
 
 
 def _attention(model: Transformer) -> FullAttention:

@@ -6,6 +6,7 @@ encoding, other syntax, deep nesting, a huge file, and YAML aliases, a few of wh
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ from typing import TypeVar
 import yaml
 
 from kleiber.config.errors import NO_SPACE, ConfigError
+from kleiber.records.scratch import sweep_parts
 from kleiber.types import Json
 
 T = TypeVar("T")
@@ -149,7 +151,11 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole: another process, or this one after a kill, reads the old text or the new one."""
+    """Writes a file whole: another process, or this one after a kill, reads the old text or the new one.
+
+    Removes what processes left that were killed while they wrote it.
+    """
+    sweep_parts(path.parent.glob(f".{glob.escape(path.name)}.part-*"))
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kleiber.config.errors import ConfigError
+from kleiber.records.scratch import sweep_parts
 
 NAME = ".lock"  # in a run's folder
 LONGEST_ID = 32  # bytes of a process id
@@ -22,7 +23,7 @@ LONGEST_ID = 32  # bytes of a process id
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Locks the folder until the context or the process ends.
+    """Locks the folder until the context or the process ends, and removes what killed processes were writing in it.
 
     Raises ConfigError where another process holds the lock, or where the lock is not a file of its own.
     """
@@ -32,6 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise ConfigError(f"{folder} is in use by process {holder(folder)}: wait until it ends, or stop it")
         os.truncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
+        sweep_parts(folder.rglob("*.part-*"))
         yield
 
 

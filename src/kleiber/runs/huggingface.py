@@ -79,23 +79,31 @@ def export(run: str, out: Path) -> None:
         print(f"warning: {out} does not contain the task heads of {run}: {', '.join(model.heads)}", file=sys.stderr)
 
 
-def import_hf(folder: Path, out: Path) -> None:
+def import_hf(folder: Path, out: Path, allow_nonfinite: bool = False) -> None:
     """Writes a Hugging Face folder as a finished run of zero steps, from which `init=checkpoint init.path=OUT` starts.
 
     Llama, Qwen3, Mixtral and Qwen3-MoE become the native model; model=hf wraps every other architecture instead.
     Raises ValueError for other architectures, weights that do not fit, or a folder `out` that is not empty; it then
     writes nothing.
+
+    allow_nonfinite  whether weights may be NaN or infinite
     """
     check_empty(out)
     try:
-        _write_run(folder, out)
+        _write_run(folder, out, allow_nonfinite)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
 
 
-def _write_run(folder: Path, out: Path) -> None:
+def _write_run(folder: Path, out: Path, allow_nonfinite: bool) -> None:
     node, tokenizer = hf_model_node(folder), hf_tokenizer(folder)
+    vocab_size, rows = load_pretrained(tokenizer).vocab_size, hf_vocab_size(folder)
+    if vocab_size != rows:
+        raise ValueError(
+            f"{folder}: the tokenizer has {vocab_size} tokens, but the embedding has {rows} rows (vocab_size in "
+            "config.json): remove the tokens without a row from tokenizer.json"
+        )
     home = str((out / TOKENIZER).absolute())
     config, _ = resolve_config(Composer("train").compose([]))
     config |= {"name": out.name, "model": node, "data": {"_target_": "kleiber.data.Unknown", "tokenizer": home}}
@@ -105,16 +113,9 @@ def _write_run(folder: Path, out: Path) -> None:
     for name in (FILE, CONFIG, "config.json", TEMPLATE, GENERATION):
         if (Path(tokenizer) / name).is_file():
             shutil.copy(Path(tokenizer) / name, out / TOKENIZER / name)
-
-    vocab_size, rows = load_pretrained(home).vocab_size, hf_vocab_size(folder)
-    if vocab_size != rows:
-        raise ValueError(
-            f"{folder}: the tokenizer has {vocab_size} tokens, but the embedding has {rows} rows (vocab_size in "
-            "config.json): remove the tokens without a row from tokenizer.json"
-        )
     model = new_model(config, rows)
     assert isinstance(model, Transformer)
-    load_hf(model, folder)
+    load_hf(model, folder, allow_nonfinite)
     write_yaml(out / "config.yaml", config)
     state = {"optimizer": {}, "callbacks": {}}
     saved = checkpoint.save(out / "stages" / SINGLE_STAGE / "checkpoints", 0, model, state, "imported")

@@ -1,7 +1,6 @@
 """Start points: random weights, a stage of a run, a Hugging Face folder, or an upcycled dense run.
 
-`kleiber.runs.inherit` copies the model and the tokenizer of a start point into the config. Weights are loaded as data
-only: no pickle is opened, and no code that comes with a checkpoint is executed.
+`kleiber.runs.inherit` copies model and tokenizer into the config. No pickle and no code of a checkpoint is executed.
 
 Upcycling makes every expert of a mixture a copy of the dense MLP (Komatsuzaki et al. 2022, arXiv:2212.05055). As all
 experts are equal, the mixture at first computes the same function as the dense model, provided that the weights of a
@@ -11,7 +10,7 @@ token sum to 1 and experts are as wide as the dense MLP (`check_experts`). Only 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,19 +73,20 @@ class Checkpoint(StartPoint):
 class HF(StartPoint):
     """A Hugging Face folder of a Llama, Qwen3, Mixtral or Qwen3-MoE model, whose weights the native model takes over.
 
-    path      folder with config.json and safetensors
-    upstream  texts on which forgetting is measured, because the weights predict them well; names as in data.parts
+    path             folder with config.json and safetensors
+    upstream         texts on which forgetting is measured, because the weights predict them well; as in data.parts
+    allow_nonfinite  whether weights may be NaN or infinite
     """
 
     path: str
-    upstream: Sequence[str] = field(default_factory=tuple)
+    upstream: Sequence[str] = ()
+    allow_nonfinite: bool = False
 
     def load(self, model: Model) -> None:
-        """Loads the weights of the folder."""
         from kleiber.models.hf_twin import load_hf
 
         assert isinstance(model, Transformer)
-        load_hf(model, Path(self.path).expanduser())
+        load_hf(model, Path(self.path).expanduser(), self.allow_nonfinite)
 
     def tasks(self, config: DictConfig, corpus: Corpus) -> list[Task]:
         """Returns a language-modeling task for each text of `upstream`."""

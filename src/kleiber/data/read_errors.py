@@ -1,0 +1,136 @@
+"""Why the files of a data set cannot be read.
+
+`datasets` hides the cause of most failures behind "An error occurred while generating the dataset". So once it has
+failed, the files are read again here until one turns out to be damaged: in its compression, its encoding, a line of
+JSON, or its columns. What `datasets` would accept and no one wants is looked for before it reads: binary data, text in
+UTF-16, and columns that have the same name.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import importlib.util
+import json
+import re
+import zlib
+from io import BufferedReader
+from pathlib import Path
+
+PACKAGES = {".zst": "zstandard", ".zstd": "zstandard", ".lz4": "lz4", ".7z": "py7zr"}  # that decompress, by suffix
+TEXT = (".txt", ".jsonl", ".json", ".csv")
+BLOCK = 1 << 20
+FIRST = 8000  # bytes that decide whether a file is binary, as in git
+DEEP = re.compile(rb'(?:[\[{]\s*(?:"[^"]*"\s*:\s*)?){1000}')  # Arrow, which reads JSON, crashes at 10,000 levels
+
+
+def open_bytes(path: Path) -> BufferedReader | gzip.GzipFile:
+    """Opens a file, decompressed where its name ends in .gz or its first bytes are those of gzip."""
+    with open(path, "rb") as file:
+        compressed = path.suffix.lower() == ".gz" or file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if compressed else open(path, "rb")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Returns the error that `datasets` wrapped in one that only says that an error occurred."""
+    while type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def unwanted_content(path: Path) -> str | None:
+    """Returns what is wrong with the first bytes of a file, where `datasets` would accept them or crash; else None."""
+    if not _is_text(path):
+        return None
+    try:
+        with open_bytes(path) as file:
+            first = file.read(FIRST)
+    except (OSError, EOFError, zlib.error):
+        return None  # `defect` explains it
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return f"{path} is in UTF-16, and must be in UTF-8: iconv -f UTF-16 -t UTF-8 converts it"
+    if b"\0" in first:
+        return f"{path} is binary or in UTF-16: it has a NUL byte at {first.index(0)}; text must be in UTF-8"
+    if ".csv" not in path.suffixes:
+        deep = ".txt" not in path.suffixes and DEEP.search(first)
+        return f"{path} has values that are nested too deeply" if deep else None
+    header, line_break, _ = first.partition(b"\n")
+    columns = next(csv.reader([header.decode("utf-8", "replace")])) if line_break and header.strip() else []
+    return _repeated(path, columns)
+
+
+def defect(path: Path) -> str | None:
+    """Returns what is wrong with a file, which is read to its end; None where nothing is, or its kind is not known."""
+    package = PACKAGES.get(path.suffix.lower())
+    if package is not None and importlib.util.find_spec(package) is None:
+        return f"{path} needs the Python package {package}: install it, or decompress the file"
+    try:
+        if ".parquet" in path.suffixes:
+            return _parquet_defect(path)
+        if not _is_text(path):
+            return None
+        with open_bytes(path) as file:
+            defect = unwanted_content(path) or _encoding_defect(path, file)
+        return defect or (_json_defect(path) if ".jsonl" in path.suffixes else None)
+    except EOFError:
+        return f"{path} is cut off: its compressed data ends too early; copy or download it again"
+    except (gzip.BadGzipFile, zlib.error) as error:
+        return f"{path} is not valid gzip ({error}): copy or download it again, or remove .gz from its name"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+
+
+def _is_text(path: Path) -> bool:
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    return bool(suffixes) and suffixes[-1] in TEXT
+
+
+def _repeated(path: Path, columns: list[str]) -> str | None:
+    repeated = sorted({column for column in columns if columns.count(column) > 1})
+    return f"{path} has several columns {', '.join(repeated)}: give each its own name" if repeated else None
+
+
+def _parquet_defect(path: Path) -> str | None:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return _repeated(path, pyarrow.parquet.read_schema(path).names)
+    except pyarrow.ArrowException as error:
+        return f"{path} is not valid Parquet ({error}): copy or download it again"
+
+
+def _encoding_defect(path: Path, file: BufferedReader | gzip.GzipFile) -> str | None:
+    decoder, begin = codecs.getincrementaldecoder("utf-8")(), 0
+    while True:
+        block = file.read(BLOCK)
+        left = len(decoder.getstate()[0])  # bytes of a character that began in the block before
+        try:
+            decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            place = begin - left + error.start
+            return f"{path} is not in UTF-8: byte {place} is {error.object[error.start]:#04x}; convert it to UTF-8"
+        if not block:
+            return None
+        begin += len(block)
+
+
+def _json_defect(path: Path) -> str | None:
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                json.loads(line.strip() or "null", object_pairs_hook=_unique)
+            except RecursionError:
+                return f"{path}, line {number} has values that are nested too deeply"
+            except ValueError as error:
+                return f"{path}, line {number} is not valid JSON: {error}"
+    return None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    keys = [key for key, _ in pairs]
+    repeated = [key for key in dict.fromkeys(keys) if keys.count(key) > 1]
+    if repeated:
+        raise ValueError(f"the key {repeated[0]} occurs twice in an object")
+    return dict(pairs)

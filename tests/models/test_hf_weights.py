@@ -1,0 +1,84 @@
+"""Weights that are NaN or infinite are refused with their file and key, wherever a Hugging Face folder is read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kleiber.config.errors import ConfigError
+from kleiber.models.hf import HFModel
+from kleiber.models.hf_config import hf_model_node
+from kleiber.models.hf_twin import load_hf, to_hf
+from kleiber.models.hf_weights import check_finite, read_folder
+from kleiber.models.transformer import Transformer
+from kleiber.nn.mup import StandardParametrization
+
+VOCAB = 32
+KEY = "model.layers.1.mlp.down_proj.weight"
+
+
+def small() -> Transformer:
+    options = {"depth": 2, "width": 32, "context": 16, "num_heads": 2, "qk_norm": False}
+    return Transformer(VOCAB, **options, parametrization=StandardParametrization())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    to_hf(small()).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def spoil(folder: Path, value: float, key: str = KEY) -> None:
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    state[key].view(-1)[5] = value
+    save_file(state, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_not_finite_is_named_and_only_read_if_allowed(value: float, folder: Path) -> None:
+    spoil(folder, value)
+    for read in (read_folder, lambda path: load_hf(small(), path), lambda path: HFModel(VOCAB, str(path), context=16)):
+        with pytest.raises(ConfigError, match=f"model.safetensors: the weight {KEY} "):
+            read(folder)
+    assert not read_folder(folder, allow_nonfinite=True).get_parameter(KEY).isfinite().all()
+    wrapped = HFModel(VOCAB, str(folder), context=16, allow_nonfinite=True)
+    assert sum(int((~weight.isfinite()).sum()) for weight in wrapped.parameters()) == 1
+    load_hf(small(), folder, allow_nonfinite=True)
+
+
+def test_the_shard_with_the_weight_is_named(folder: Path) -> None:
+    model = to_hf(small())
+    model.save_pretrained(folder, max_shard_size="10KB")
+    (folder / "model.safetensors").unlink()
+    shard = next(file for file in folder.glob("*.safetensors") if KEY in load_file(file))
+    state = load_file(shard)
+    state[KEY][0, 0] = float("nan")
+    save_file(state, shard, {"format": "pt"})
+    with pytest.raises(ConfigError, match=shard.name):
+        read_folder(folder)
+
+
+def test_large_weights_are_finite_though_their_sum_is_not(folder: Path) -> None:
+    model = torch.nn.Linear(64, 64)
+    torch.nn.init.constant_(model.weight, 3e38)
+    assert not model.weight.sum().isfinite()
+    check_finite(model, folder)
+
+
+def test_a_weight_that_overflows_in_the_precision_of_the_model_is_named(folder: Path) -> None:
+    spoil(folder, 1e30)
+    read_folder(folder)
+    with pytest.raises(ConfigError, match=f"{folder}: the weight {KEY} "):
+        read_folder(folder, torch.float16)
+
+
+def test_damaged_weights_are_named(folder: Path) -> None:
+    assert hf_model_node(folder)["depth"] == 2
+    for content in (b"", b"cut off", (folder / "model.safetensors").read_bytes()[:-100]):
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=str(folder)):
+            read_folder(folder)
+        with pytest.raises(ValueError, match=str(folder)):
+            HFModel(VOCAB, str(folder), context=16)
