@@ -50,14 +50,14 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def launch(tmp_path: Path, cache_dir: Path) -> Callable[..., Path]:
-    """Runs a tiny training in this process, as train.py would, and returns its folder; the exit code must be 0."""
+    """Runs a tiny training in this process, as train.py would, and returns its folder, or the root if it is refused."""
     from kleiber.launch.main import main
 
     def run(*overrides: str, root: str = "runs", code: int = 0) -> Path:
         before = set((tmp_path / root).glob("*/*"))
         assert main([*TINY, f"root={tmp_path / root}", *overrides]) == code
         made = set((tmp_path / root).glob("*/*"))
-        return next(iter(made - before or made))
+        return next(iter(made - before or made), tmp_path / root)
 
     return run
 

@@ -41,6 +41,7 @@ def test_a_run_without_a_chain_is_a_single_stage():
 def test_nodes_are_merged_targets_replace_and_budgets_are_replaced_as_a_whole():
     target = {"_target_": "kleiber.data.Builtin"}
     config = chain(first={}, second={"optimizer": {"lr": 0.2}, "data": target, "budget": {"steps": 5}})
+    config["budget"]["tokens"] = None
     before = copy.deepcopy(config)
     stages = stage_configs(config)
     assert list(stages) == stage_names(config) == ["first", "second"]
@@ -49,7 +50,38 @@ def test_nodes_are_merged_targets_replace_and_budgets_are_replaced_as_a_whole():
     assert stages["second"]["budget"] == {"tokens": None, "steps": 5}
     stages["second"]["optimizer"]["lr"] = 7
     assert config == before, "stages share nothing with the config of the run"
-    assert stage_config(config, "first")["budget"] == CONFIG["budget"] and stage_config(config, "4M") == config
+    assert stage_config(config, "first")["budget"] == config["budget"] and stage_config(config, "4M") == config
+
+
+@pytest.mark.parametrize(
+    ("total", "declared", "expected"),
+    [
+        ({"tokens": "60K"}, [{"tokens": "4M"}, {"tokens": "1M"}], [{"tokens": 48_000}, {"tokens": 12_000}]),
+        ({"tokens": "60K"}, [{"steps": 1}, {"steps": 3}], [{"tokens": 15_000}, {"tokens": 45_000}]),
+        ({"flops": 1e12}, [{}, {}], [{"flops": 1e12}, {"flops": 1e12}]),
+        ({"steps": 5}, [{"tokens": 7}, {}], [{"tokens": 7}, {"steps": 5}]),
+        ({"steps": 5}, [{"ratio": 2}] * 3, [{"steps": 2}, {"steps": 1}, {"steps": 2}]),
+        ({"steps": 1}, [{"ratio": 1}, {"ratio": 99}], [{"steps": 1}, {"steps": 1}]),
+        ({}, [{"steps": 5}, {}], [{"steps": 5}, {}]),
+    ],
+    ids=str,
+)
+def test_the_budget_of_the_run_is_the_total_of_stages_with_budgets(total, declared, expected):
+    stages = {f"s{i}": {"budget": {**budget, "stop_at_loss": i}} if budget else {} for i, budget in enumerate(declared)}
+    config = {**chain(**stages), "budget": {"tokens": None, "stop_at_loss": 9, **total}}
+    budgets = [stage["budget"] for stage in stage_configs(config).values()]
+    assert [{key: value for key, value in budget.items() if value is not None} for budget in budgets] == [
+        {**limits, "stop_at_loss": i if declared[i] else 9} for i, limits in enumerate(expected)
+    ]
+
+
+def test_a_total_of_budgets_of_different_kinds_is_refused():
+    with pytest.raises(ConfigError, match=r"budget\.tokens=1e\+06 .* steps, tokens"):
+        stage_configs(chain(a={"budget": {"tokens": "1M"}}, b={"budget": {"steps": 5}}))
+    with pytest.raises(ConfigError, match=r"stages\.chain\.a\.budget\.tokens: '20Q'"):
+        stage_configs(chain(a={"budget": {"tokens": "20Q"}}, b={"budget": {"tokens": 1}}))
+    with pytest.raises(ConfigError, match=r"stages\.chain\.b\.budget\.tokens=1 and stages\.chain\.b\.budget\.steps=2"):
+        stage_configs(chain(a={}, b={"budget": {"tokens": 1, "steps": 2}}))
 
 
 def test_retention_and_adapter_of_the_run_belong_to_every_stage_but_the_first():

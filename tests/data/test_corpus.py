@@ -46,11 +46,6 @@ def test_numbers_of_bytes(value: str | float | None, number: int | None) -> None
     assert parse_bytes(value) == number
 
 
-def test_an_invalid_number_of_bytes_is_named_with_its_key() -> None:
-    with pytest.raises(ValueError, match=r"data\.max_bytes"):
-        parse_bytes("many")
-
-
 def test_a_corpus_without_text_has_a_tokenizer_and_nothing_to_score(cache: Path, tmp_path: Path, tiny: str) -> None:
     tokenizer = train_bpe([Text(tiny).source()], 300, tmp_path)
     corpus = Unknown(str(tokenizer.path.parent)).prepare(16)

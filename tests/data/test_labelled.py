@@ -56,8 +56,6 @@ def test_a_share_of_the_training_rows_is_drawn_and_smaller_shares_lie_within_lar
     (whole, _), (tenth, few), (half, some) = kept(1.0), kept(0.1), kept(0.5)
     assert len(few) == 4 and len(some) == 20 and few < some and len({whole, tenth, half}) == 3
     assert kept(0.1, seed=1)[1] != few and kept(0.001)[1] < few and len(kept(0.001)[1]) == 1
-    with pytest.raises(ValueError, match=r"data\.share=0"):
-        Labelled(path, share=0.0)
 
 
 def test_padding_goes_to_a_multiple_of_eight_and_never_past_the_context(tmp_path: Path, cache: Path) -> None:

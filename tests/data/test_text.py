@@ -100,7 +100,6 @@ def test_max_bytes_cuts_every_split(cache: Path, tiny: str) -> None:
         ([], {}, r"rows\.jsonl"),
         ([{"text": ""}] * 3, {}, "rows"),
         ([{"text": "abc"}] * 3, {}, r"model\.context=64"),
-        ([{"text": "abc"}] * 3, {"max_bytes": "many"}, r"data\.max_bytes"),
     ],
 )
 def test_data_that_cannot_be_trained_on_is_named(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_run import write_summary
+from small_run import REPOSITORY, TINY
 
 import kleiber.runs.run
 from kleiber.launch.main import main
@@ -193,6 +194,41 @@ def test_a_gpu_that_does_not_exist_is_refused_in_one_line(trainer, monkeypatch, 
     assert main(["trainer=gpu"]) == 2
     error = capsys.readouterr().err
     assert "set trainer.accelerator=cpu" in error and len(error.splitlines()) == 1
+
+
+REFUSED = {
+    "a mistyped path": ["data=text", "data.path=/nope"],
+    "a rank above the width": ["adapter=lora", "adapter.rank=100000"],
+    "experts in no layer": ["model=moe", "model.mlp.every=3"],
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(case, tmp_path, cache_dir, capsys):
+    overrides = [*TINY, f"root={tmp_path / 'root'}", *REFUSED[case]]
+    key = REFUSED[case][-1].split("=")[0]
+    assert main(overrides) == 2
+    assert f"{key}=" in capsys.readouterr().err
+    assert not list((tmp_path / "root").glob("*/*"))
+
+
+def test_a_started_run_that_is_refused_later_keeps_its_folder(tmp_path, cache_dir):
+    text = tmp_path / "text.txt"
+    text.write_text((REPOSITORY / "tests/data/tiny.txt").read_text())
+    overrides = [
+        *TINY,
+        f"root={tmp_path / 'root'}",
+        f"data.path={text}",
+        "trainer.max_steps=1",
+        "callbacks.samples=null",
+    ]
+    assert main(overrides) == 0
+    (folder,) = (tmp_path / "root").glob("*/*")
+    before = sorted(path.name for path in folder.iterdir())
+    (folder / "summary.json").unlink()
+    text.unlink()
+    assert main(overrides) == 2
+    assert set(before) - {"summary.json"} <= {path.name for path in folder.iterdir()}
 
 
 def test_a_hugging_face_folder_without_a_tokenizer_is_refused_in_one_line(tmp_path, capsys):

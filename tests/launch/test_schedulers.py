@@ -80,8 +80,6 @@ def test_cells_of_equal_resources_are_one_array(cell, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "value"),
     [
-        ({"timeout_min": 1}, "launcher.timeout_min=1"),
-        ({"cpus_per_task": 0}, "launcher.cpus_per_task=0"),
         ({"cluster": "local", "mem_gb": 4}, "launcher.mem_gb=4"),
         ({"cluster": "local", "setup": ["x"]}, "launcher.setup=['x']"),
     ],

@@ -16,11 +16,6 @@ def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypa
         Ray().run([])
 
 
-def test_zero_cores_are_refused():
-    with pytest.raises(ConfigError, match=r"launcher\.cpus_per_task=0"):
-        Ray(cpus_per_task=0)
-
-
 def test_a_cancelled_task_gets_sigterm():
     signals, before = [], signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     try:
@@ -34,7 +29,7 @@ def test_a_cancelled_task_gets_sigterm():
 @pytest.mark.process
 def test_cells_in_ray_have_the_results_of_a_single_run(process, launch, tmp_path):
     pytest.importorskip("ray", reason="needs kleiber[ray]")
-    sweep = process("-m", "name=s", "seed=0,1", "optimizer.lr=0.01,-1", "launcher=ray", root="ray")
+    sweep = process("-m", "name=s", "seed=0,1", "model.num_heads=2,64", "launcher=ray", root="ray")
     out, err = sweep.communicate(timeout=200)
     assert sweep.returncode == 4, out + err
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("ray/s/*/summary.json")]

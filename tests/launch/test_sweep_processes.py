@@ -25,7 +25,7 @@ def train(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.process
 def test_forked_cells_write_their_own_logs_and_are_archived(tmp_path):
-    sweep = ["-m", "name=s", f"root={tmp_path}", "seed=0,1", "optimizer.lr=0.01,-1", *ARGUMENTS]
+    sweep = ["-m", "name=s", f"root={tmp_path}", "seed=0,1", "model.num_heads=2,64", *ARGUMENTS]
     done = subprocess.run(
         [sys.executable, "train.py", *sweep], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
     )

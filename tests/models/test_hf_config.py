@@ -10,10 +10,11 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from kleiber.config.check import _check_node
+from kleiber.config.check import check_node
+from kleiber.config.errors import ConfigError
 from kleiber.config.targets import build
 from kleiber.models.hf import HFModel
-from kleiber.models.hf_config import DEFAULTS, KINDS, hf_model_node, hf_tokenizer, hf_vocab_size
+from kleiber.models.hf_config import DEFAULTS, KINDS, configuration, hf_model_node, hf_tokenizer, hf_vocab_size
 from kleiber.models.hf_twin import load_hf, to_hf
 from kleiber.models.transformer import Transformer
 from kleiber.nn.moe import interleaved_moe
@@ -34,7 +35,7 @@ CASES = {
 
 def imported(folder, **options) -> Transformer:
     node = hf_model_node(folder, **options)
-    _check_node("model", node)
+    check_node("model", node)
     model = build(OmegaConf.create(node), vocab_size=hf_vocab_size(folder))
     load_hf(model, folder)
     return model
@@ -210,6 +211,19 @@ def test_an_impossible_number_in_config_json_is_named_at_once(key, value, tmp_pa
     for read in (hf_model_node, lambda folder: HFModel(50, str(folder), "random", context=16)):
         with pytest.raises(ValueError, match=named):
             read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_hidden_layers": 10**7}, r"model\.config: num_hidden_layers=10000000 .* 10,000"),
+        ({"num_hidden_layers": 10_000, "hidden_size": 2**20}, r"10000 layers of width 1048576 needs .* GiB"),
+    ],
+    ids=str,
+)
+def test_a_size_on_the_command_line_that_cannot_be_is_refused_before_anything_is_built(sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        configuration("llama", "random", sizes)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '"a"', "[" * 100_000, '{"model_type": "\x00'])

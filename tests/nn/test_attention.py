@@ -119,9 +119,7 @@ def test_heads_are_of_64_channels_or_two_below_width_128():
     assert heads(96, 6, 2) == (6, 2, 16)
 
 
-@pytest.mark.parametrize(
-    "width, num_heads, num_kv_heads", [(160, None, None), (64, 3, None), (64, 4, 3), (64, 0, None)]
-)
+@pytest.mark.parametrize("width, num_heads, num_kv_heads", [(160, None, None), (64, 3, None), (64, 4, 3)])
 def test_heads_that_do_not_divide_are_refused(width, num_heads, num_kv_heads):
     with pytest.raises(ValueError, match="heads"):
         heads(width, num_heads, num_kv_heads)
@@ -130,7 +128,5 @@ def test_heads_that_do_not_divide_are_refused(width, num_heads, num_kv_heads):
 def test_no_mixing_refuses_options_of_attention():
     with pytest.raises(ValueError, match="num_heads=4"):
         NoMixing(Site(64), num_heads=4)
-    with pytest.raises(ValueError, match="window=0"):
-        WindowAttention(Site(64), window=0)
     with pytest.raises(ValueError, match="even"):
         FullAttention(Site(9), num_heads=3)

@@ -43,12 +43,6 @@ def test_mlps_are_their_formulas_with_the_default_or_the_given_size(hidden):
     assert swiglu.last_matrix() is swiglu.down and gelu.last_matrix() is gelu.down
 
 
-@pytest.mark.parametrize("kind", [SwiGLU, GELU])
-def test_an_mlp_without_hidden_units_is_refused(kind):
-    with pytest.raises(ValueError, match=r"model\.mlp\.hidden=0"):
-        kind(Site(32), 0)
-
-
 def test_default_sizes_of_gated_mlps_cost_what_a_plain_mlp_does():
     for width in (32, 48, 100, 768):
         hidden = gated_hidden(width)

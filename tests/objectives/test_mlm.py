@@ -52,12 +52,6 @@ def test_uniform_numbers_are_uniform_and_streams_are_independent():
         assert abs(torch.corrcoef(torch.stack([x, y]))[0, 1].item()) < 0.01
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
-def test_a_share_outside_zero_and_one_is_refused(share):
-    with pytest.raises(ValueError, match="mask_share"):
-        MLM(Bytes(), mask_share=share)
-
-
 def test_padded_rows_have_the_same_targets_in_any_micro_batch():
     torch.manual_seed(0)
     net = Transformer(Bytes().vocab_size, depth=1, width=16, context=32, num_heads=2, causal=False)

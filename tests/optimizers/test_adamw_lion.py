@@ -1,6 +1,5 @@
 """Lion takes the steps of the paper, of the same size for every entry."""
 
-import pytest
 import torch
 from torch import nn
 
@@ -33,8 +32,3 @@ def test_every_entry_moves_by_the_scaled_rate():
     layer.weight.grad = torch.randn(3, 4) * 1e-6
     Lion(lr=0.1).build(layer, ROLES, scale).step()
     torch.testing.assert_close((layer.weight.detach() - before).abs(), torch.full((3, 4), 0.05))
-
-
-def test_a_clip_of_zero_is_refused():
-    with pytest.raises(ValueError, match=r"clip=0"):
-        Lion(clip=0)

@@ -10,7 +10,15 @@ from fake_run import write_summary
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, Status
 from kleiber.records import folder
-from kleiber.records.folder import cell_folder, cell_name, config_hash, study_folder, write_config, write_final_status
+from kleiber.records.folder import (
+    cell_folder,
+    cell_name,
+    config_hash,
+    discard_unstarted,
+    study_folder,
+    write_config,
+    write_final_status,
+)
 from kleiber.records.lock import is_locked, locked
 from kleiber.records.summary import Summary
 
@@ -88,6 +96,17 @@ def test_an_old_run_is_set_aside_under_the_next_free_number(tmp_path):
         folder.set_aside(tmp_path / "cell")
         assert (tmp_path / f"cell.{number}").is_dir()
     assert not (tmp_path / "cell").exists()
+
+
+def test_a_folder_is_discarded_only_if_it_holds_nothing_but_the_config_and_the_log_of_a_refused_run(tmp_path):
+    for name, file in (("refused", None), ("trained", "metrics.jsonl"), ("annotated", "notes.txt")):
+        (tmp_path / name / "wandb").mkdir(parents=True)
+        for written in ("config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", *([file] if file else [])):
+            (tmp_path / name / written).touch()
+        discard_unstarted(tmp_path / name)
+    discard_unstarted(tmp_path / "missing")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["annotated", "trained"]
+    assert len(list((tmp_path / "annotated").iterdir())) == 7
 
 
 def test_resume_of_a_changed_config_names_the_keys(tmp_path):

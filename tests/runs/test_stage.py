@@ -151,13 +151,20 @@ def test_wrong_stages_and_starts_are_refused_before_training(launch, tmp_path, c
 
 
 def test_the_config_of_a_stage_is_that_of_the_run_with_its_own_keys():
-    overrides = ["root=r", "stages=docs_then_code", "budget.steps=5", "stages.chain.code.data.max_bytes=1M"]
+    overrides = ["root=r", "stages=docs_then_code", "stages.chain.code.data.max_bytes=1M"]
     config, _ = resolve_config(Composer("train").compose(overrides))
     docs, code = stage_configs(config).values()
     assert docs["data"] == {**config["data"], "domain": "docs"}
     assert code["data"] == {**config["data"], "domain": "code", "max_bytes": "1M"}
     assert code["budget"] == {"tokens": "1M", "flops": None, "ratio": None, "steps": None}
     assert docs["model"] == code["model"] == config["model"] and code["stages"] is None
+
+
+def test_a_budget_of_the_run_is_the_total_of_a_chain_in_its_own_proportion(launch):
+    stages = ["stages=chain", "stages.chain={one:{budget:{tokens:4M}},two:{budget:{tokens:1M}}}"]
+    folder = launch(*stages, "budget.tokens=5120", "eval.tokens=512", "callbacks.samples=null")
+    one, two = summary(folder)["stages"]
+    assert (one["steps"], two["steps"]) == (8, 2), "of 512 tokens each"
 
 
 def test_retention_applies_to_later_stages_and_resumes_bit_identically(launch, once, chain, interrupted):

@@ -62,5 +62,3 @@ def test_what_is_missing_is_said(runs):
         Adapters().analyze([run for run in runs if run.name.startswith("1-")])
     with pytest.raises(ValueError, match="no run with an adapter"):
         Adapters().analyze([run for run in runs if run.name.startswith("None")])
-    with pytest.raises(ValueError, match=r"study\.margin=0"):
-        Adapters(margin=0)

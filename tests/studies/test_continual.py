@@ -62,12 +62,6 @@ def test_a_part_of_the_runs_is_told_as_such(tmp_path):
         Continual().compare([])
 
 
-@pytest.mark.parametrize("options", [{"tolerance": -0.1}, {"level": 1.0}, {"max_cells": 0}])
-def test_options_that_cannot_be_are_refused(options):
-    with pytest.raises(ValueError, match="study"):
-        Continual(**options)
-
-
 @pytest.mark.slow
 def test_it_trains_every_method_over_a_sequence_small_and_continues(tmp_path, cache_dir, capsys):
     small = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=1024"]

@@ -97,9 +97,3 @@ def test_without_anything_to_compare_it_says_so(tmp_path):
     write_arm(tmp_path / "s" / "one", "replay", 0.1, 0.01, 0)
     with pytest.raises(ValueError, match="plain fine-tuning"):
         Forgetting().compare(read_runs(tmp_path / "s"))
-
-
-@pytest.mark.parametrize("options", [{"tolerance": -0.1}, {"level": 1.0}, {"max_cells": 0}, {"seeds": 0}])
-def test_options_that_cannot_be_are_refused(options):
-    with pytest.raises(ValueError, match="study"):
-        Forgetting(**options)

@@ -192,7 +192,6 @@ def test_the_best_learning_rate_is_chosen_without_looking_at_forgetting(tmp_path
     assert plain == pytest.approx(forgetting(36_000, 1e6, 20, 0), abs=0.02)
 
 
-@pytest.mark.parametrize("options", [{"tolerate": 0.0}, {"at": {"X": 1.0}}, {"level": 2.0}, {"seeds": 0}])
-def test_options_that_cannot_be_are_refused(options):
-    with pytest.raises(ValueError, match="study"):
-        ForgettingLaw(**options)
+def test_a_point_has_the_inputs_of_the_law():
+    with pytest.raises(ValueError, match=r"study\.at .*X"):
+        ForgettingLaw(at={"X": 1.0})

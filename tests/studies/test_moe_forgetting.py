@@ -108,12 +108,6 @@ def test_what_weakens_the_comparison_is_said(record, tmp_path):
     assert "50,000 active parameters and the dense model 40,000" in codes["unequal"]
 
 
-@pytest.mark.parametrize("options", [{"tolerance": -0.1}, {"level": 1.0}, {"max_cells": 0}])
-def test_options_that_cannot_be_are_refused(options):
-    with pytest.raises(ValueError, match="study"):
-        MoEForgetting(**options)
-
-
 @pytest.mark.slow
 def test_it_trains_bases_and_arms_small_and_continues(tmp_path, cache_dir, capsys):
     small = ["trainer=smoke", "launcher=basic", "logger=csv", "trainer.threads=1", "eval.tokens=2048"]

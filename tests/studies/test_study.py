@@ -1,17 +1,23 @@
-"""Confidence levels that every study with intervals refuses."""
+"""Options that every study refuses, in a command and in a study.yaml."""
 
 import pytest
+import yaml
 
-from kleiber.studies.clm_vs_mlm import ClmVsMlm
-from kleiber.studies.context import Context
-from kleiber.studies.forgetting import Forgetting
-from kleiber.studies.forgetting_law import ForgettingLaw
-from kleiber.studies.joint_laws import DataRepeat, MoELaw
-from kleiber.studies.mup_transfer import MupTransfer
+from kleiber.config.check import check_node
+from kleiber.config.errors import ConfigError
+from kleiber.studies.report import study_of
+
+WITH_INTERVALS = ["Context", "MoELaw", "Forgetting", "ForgettingLaw", "MupTransfer", "ClmVsMlm", "DataRepeat"]
 
 
-@pytest.mark.parametrize("study", [Context, MoELaw, Forgetting, ForgettingLaw, MupTransfer, ClmVsMlm, DataRepeat])
-@pytest.mark.parametrize("level", [0.0, 1.0, 90])
-def test_a_level_that_no_interval_has_is_refused(study, level):
-    with pytest.raises(ValueError, match=f"study.level={level}"):
-        study(level=level)
+@pytest.mark.parametrize("study", WITH_INTERVALS)
+@pytest.mark.parametrize(
+    "option", [{"level": 0.0}, {"level": 1.0}, {"level": 90}, {"seeds": 0}, {"max_cells": 0}], ids=str
+)
+def test_an_option_outside_of_its_range_is_refused(study, option, tmp_path):
+    node = {"_target_": f"kleiber.studies.{study}", **option}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(node))
+    for attempt in (lambda: check_node("study", node), lambda: study_of(tmp_path, [])):
+        with pytest.raises(ConfigError) as caught:
+            attempt()
+        assert all(f"study.{name}={value} must " in str(caught.value) for name, value in option.items())

@@ -23,6 +23,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from kleiber.config.check import check_node
 from kleiber.config.errors import ConfigError
 from kleiber.config.targets import build
 from kleiber.types import Json
@@ -112,17 +113,18 @@ class KleiberSweeper(BasicSweeper):
         cells  of the sweep, by which those of the design will be multiplied
         """
         assert self.config is not None
+        if self.config.study is not None:
+            check_node("study", self._node("study"))
         if self.config.design is None:
             yield [[]]
             return
         from kleiber.studies.designs.grid import Cases, Grid, Sequential
 
-        container = OmegaConf.to_container(self.config.design, resolve=True)
-        assert isinstance(container, dict)
-        node = {str(key): value for key, value in container.items()}
+        node = self._node("design")
         seeds = self._study_setting("seeds")
         if seeds is not None:
             node["seeds"] = seeds
+        check_node("design", node)
         try:
             design = build(node)
             if isinstance(design, Grid | Cases):
@@ -178,6 +180,13 @@ class KleiberSweeper(BasicSweeper):
         if not isinstance(self.launcher, KleiberLauncher):
             raise ConfigError("hydra/launcher must be kleiber: set the group launcher to choose how cells are run")
         return self.launcher
+
+    def _node(self, key: str) -> Json:
+        """Returns a node of the config as plain data."""
+        assert self.config is not None
+        node = OmegaConf.to_container(self.config[key], resolve=True)
+        assert isinstance(node, dict)
+        return {str(name): value for name, value in node.items()}
 
     def _study_setting(self, key: str) -> int | None:
         """The value of `study.max_cells` or `study.seeds`, which change the sweep and not its analysis."""

@@ -20,6 +20,7 @@ from kleiber.models.hf import HFModel
 from kleiber.models.transformer import Transformer
 from kleiber.nn import lora
 from kleiber.nn.lora import adapt, decompose
+from kleiber.types import Positive, Width
 from kleiber.types.contracts import Adapter
 from kleiber.types.model import Model
 
@@ -42,8 +43,8 @@ class LoRA(Adapter):
              model has
     """
 
-    rank: int = 8
-    alpha: float | None = None
+    rank: Width = 8
+    alpha: Positive | None = None
     rslora: bool = False
     targets: Sequence[str] | None = None
 
@@ -51,8 +52,6 @@ class LoRA(Adapter):
     magnitudes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or (self.alpha is not None and self.alpha <= 0):
-            raise ValueError(f"adapter.rank={self.rank} must be >= 1, and adapter.alpha={self.alpha} > 0 or null")
         unknown = [target for target in self.targets or () if target not in TARGETS]
         if unknown or (self.targets is not None and not self.targets):
             raise ValueError(f"adapter.targets={self.targets} must be a list of some of {', '.join(TARGETS)}")
@@ -62,6 +61,12 @@ class LoRA(Adapter):
         """The factor s of every low-rank update s B A: alpha / rank, or alpha / sqrt(rank) with rslora."""
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
         return alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    def check(self, model: Model) -> None:
+        """Raises ValueError for a rank above the width, and for a target that the model does not have."""
+        if self.rank > model.width:
+            raise ValueError(f"adapter.rank={self.rank} must be <= {model.width}, the width of the model")
+        self.matrices(model)
 
     def apply(self, model: Model, seed: int) -> None:
         """Adds updates that are 0 at first, with A drawn from `seed` alone; only they and heads of tasks train."""

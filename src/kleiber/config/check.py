@@ -8,20 +8,26 @@ are in `kleiber.config.cross_checks`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from annotated_types import Le, MaxLen, MinLen, MultipleOf
+from pydantic import AllowInfNan, ConfigDict, TypeAdapter, ValidationError
 
 from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.config.stages import Budget, has_pretrained_weights, is_chain, quantity, stage_configs, starts_from_weights
+from kleiber.config.stages import Budget, Quantity, has_pretrained_weights, is_chain, stage_configs, starts_from_weights
 from kleiber.config.targets import SUPPLIED, Parameter, Signature, runtime_signature, signature
-from kleiber.types import Config
+from kleiber.types import Config, Count, Natural, Seed
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}  # of the constraints of annotated_types, in errors
 
 
 @dataclass(frozen=True)
@@ -32,14 +38,8 @@ class BatchSize:
     micro   sequences that a device processes at once; "auto": as many as fit in memory
     """
 
-    tokens: int | float | str = 4096
-    micro: int | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        if quantity(self.tokens) % 1:
-            raise ValueError(f"batch.tokens={self.tokens} must be a whole number of tokens")
-        if self.micro != "auto" and self.micro < 1:
-            raise ValueError(f"batch.micro={self.micro} must be auto or >= 1")
+    tokens: Annotated[Quantity, Le(10**9), MultipleOf(1)] = 4096
+    micro: Count | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -51,25 +51,15 @@ class Evaluation:
     watch_tokens  validation targets of each earlier task that a later stage also scores at steps 1, 2, 4, 8, ...
     """
 
-    every_steps: int | None = None
-    tokens: int | float | str | None = "1M"
-    watch_tokens: int | float | str = 32768
-
-    def __post_init__(self) -> None:
-        if self.every_steps is not None and self.every_steps < 0:
-            raise ValueError(f"eval.every_steps={self.every_steps} must be null or >= 0")
-        for name, value in (("tokens", self.tokens), ("watch_tokens", self.watch_tokens)):
-            try:
-                if value is not None:
-                    quantity(value)
-            except ValueError as error:
-                raise ValueError(f"eval.{name}: {error}") from None
+    every_steps: Natural | None = None
+    tokens: Quantity | None = "1M"
+    watch_tokens: Quantity = 32768
 
 
-PLAIN: dict[str, type | UnionType] = {
-    "name": str,
+PLAIN: dict[str, object] = {
+    "name": Annotated[str, MinLen(1), MaxLen(60)],  # a folder, whose name has at most 255 bytes
     "root": str,
-    "seed": int,
+    "seed": Seed,
     "resume": str,
     "dry_run": bool | str,
     "batch": BatchSize,
@@ -133,13 +123,13 @@ def _check_dry_run(value: bool | str) -> None:
         raise ConfigError(f"dry_run={value} must be true, false, or the path of a .json file in an existing folder")
 
 
-def _check_plain(key: str, kind: type | UnionType, value: object) -> None:
-    if isinstance(kind, UnionType) or not is_dataclass(kind):
-        return _check_type(key, kind, value)
+def _check_plain(key: str, kind: object, value: object) -> None:
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        return check_type(key, kind, value)
     if not isinstance(value, Mapping):
         names = ", ".join(field.name for field in fields(kind))
         raise ConfigError(f"{key}={value} must be a mapping with the keys {names}")
-    _check_arguments(key, runtime_signature(kind, kind.__name__), value)
+    check_arguments(key, runtime_signature(kind, kind.__name__), value)
     try:
         kind(**value)
     except ValueError as error:
@@ -149,7 +139,7 @@ def _check_plain(key: str, kind: type | UnionType, value: object) -> None:
 def _check_chosen(key: str, value: object) -> None:
     if not isinstance(value, Mapping) or "_target_" not in value:
         raise ConfigError(f"{key}={value} must be a choice of the group: set {key}=NAME (--help lists the names)")
-    _check_node(key, value)
+    check_node(key, value)
 
 
 def _check_optional(key: str, value: object) -> None:
@@ -158,7 +148,7 @@ def _check_optional(key: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key}={value} is not a choice of the group {key} (--help lists the choices)")
     if "_target_" in value:
-        return _check_node(key, value)
+        return check_node(key, value)
     _check_named(key, value)
 
 
@@ -171,26 +161,34 @@ def _check_named(key: str, value: object) -> None:
     names = [name for name, node in value.items() if isinstance(node, Mapping) and "_target_" in node]
     for name, node in value.items():
         if name in names:
-            _check_node(f"{key}.{name}", node)
+            check_node(f"{key}.{name}", node)
         elif node is not None:
             near = did_you_mean(name, names)
             raise ConfigError(f"{key}.{name}: {name} is not among the chosen {key}.{near} Chosen: {', '.join(names)}")
 
 
-def _check_node(path: str, node: Config) -> None:
+def check_node(path: str, node: Config) -> None:
+    """Raises ConfigError for a node whose class is not allowed, lacks an argument, or would refuse one.
+
+    path  key of the node in the config, such as study, which the error names
+    """
     try:
         target = signature(str(node["_target_"]))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     arguments = {name: value for name, value in node.items() if name not in SPECIAL}
-    _check_arguments(path, target, arguments)
+    check_arguments(path, target, arguments)
     if not node.get("_partial_") and "_args_" not in node:
         for name, parameter in target.parameters.items():
             if parameter.required and name not in arguments and name not in SUPPLIED:
                 raise ConfigError(f"{path}.{name} must be set: there is no default for it")
 
 
-def _check_arguments(path: str, target: Signature, arguments: Config) -> None:
+def check_arguments(path: str, target: Signature, arguments: Config) -> None:
+    """Raises ConfigError for an argument that `target` does not have, or whose value has another type or range.
+
+    path  key of the node that holds the arguments, such as model.mlp, which the error names
+    """
     for name, value in arguments.items():
         parameter = target.parameters.get(name)
         if parameter is None and not target.open:
@@ -212,14 +210,14 @@ def unknown_argument(target: Signature, name: str, value: object) -> str:
 def _check_value(path: str, parameter: Parameter, value: object) -> None:
     """Checks a nested node by its own signature, and any other value by the type of the argument."""
     if not _check_nodes_within(path, value):
-        _check_type(path, parameter.annotation, value)
+        check_type(path, parameter.annotation, value)
 
 
 def _check_nodes_within(path: str, value: object) -> bool:
     """Checks the nodes in a value, at any depth; returns whether there are any."""
     if isinstance(value, Mapping):
         if "_target_" in value:
-            _check_node(path, value)
+            check_node(path, value)
             return True
         nodes = [_check_nodes_within(f"{path}.{name}", item) for name, item in value.items()]
         return any(nodes)
@@ -234,16 +232,45 @@ def _adapter(annotation: Any) -> TypeAdapter[object]:
     return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
 
 
-def _check_type(path: str, annotation: object, value: object) -> None:
-    """Raises ConfigError unless `value` has the annotated type, as JSON.
+def check_type(path: str, annotation: object, value: object) -> None:
+    """Raises ConfigError unless `value` has the annotated type, as JSON, and lies in the annotated range.
 
     A list is accepted for a tuple, and text for a path. No other conversion is: text is not accepted for a number, nor
-    a number for text, nor true for 1.
+    a number for text, nor true for 1. Numbers must be finite, unless the annotation has pydantic's AllowInfNan.
     """
     try:
-        _adapter(annotation).validate_json(json.dumps(value), strict=True)
+        text = json.dumps(value, allow_nan=AllowInfNan() in constraints(annotation))
+    except ValueError:
+        limits = (f"{SYMBOLS[name]} {limit:.10g}" for name, limit in bounds(annotation))
+        raise ConfigError(f"{path}={value} must be {' and '.join(dict.fromkeys(['finite', *limits]))}") from None
+    try:
+        _adapter(annotation).validate_json(text, strict=True)
     except ValidationError as error:
-        expected = dict.fromkeys(
-            item["msg"].removeprefix("Input should be ") for item in error.errors(include_url=False)
-        )
-        raise ConfigError(f"{path}={value} must be {' or '.join(expected)} (got {type(value).__name__})") from None
+        errors = error.errors(include_url=False)
+        required = " or ".join(dict.fromkeys(map(_requirement, errors)))
+        got = "" if all("ctx" in item for item in errors) else f" (got {type(value).__name__})"
+        raise ConfigError(f"{path}={value} must {required}{got}") from None
+
+
+def _requirement(error: ErrorDetails) -> str:
+    """Returns what an error of pydantic says that a value must be or have."""
+    context = error.get("ctx", {})
+    for name, symbol in SYMBOLS.items():
+        if name in context:
+            return f"be {symbol} {context[name]:.10g}"
+    message = str(context.get("error", error["msg"]))
+    requirement = re.split(" must | should ", message, maxsplit=1)
+    return requirement[1] if len(requirement) > 1 else f"be valid: {message}"
+
+
+def bounds(annotation: object) -> list[tuple[str, float]]:
+    """Returns the bounds that an annotation declares, such as ("gt", 0), by the names of annotated_types."""
+    declared = [asdict(item) for item in constraints(annotation) if is_dataclass(item) and not isinstance(item, type)]
+    return [(name, limit) for item in declared for name, limit in item.items() if name in SYMBOLS and limit is not None]
+
+
+def constraints(annotation: object) -> list[object]:
+    """Returns what `Annotated` adds to a type and to the types within it."""
+    parts = get_args(annotation)
+    added = list(parts[1:]) if get_origin(annotation) is Annotated else []
+    return added + [item for part in parts for item in constraints(part)]

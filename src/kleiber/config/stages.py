@@ -10,9 +10,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Gt
 
 from kleiber.config.errors import ConfigError, did_you_mean
-from kleiber.types import Config, Json
+from kleiber.types import Config, Json, Positive
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core.core_schema import CoreSchema
 
 SINGLE_STAGE = "main"  # the name of the stage of a run without a chain
 STAGE_KEYS = ("data", "objective", "budget", "schedule", "optimizer", "retention", "adapter", "batch")
@@ -21,6 +28,7 @@ REPLACED_KEYS = ("budget", *LATER_STAGE_KEYS)  # not merged: their keys exclude 
 SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 NUMBER = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)([kKMBGT]?)")
 DEFAULT_RATIO = 20.0
+LIMITS = ("tokens", "flops", "ratio", "steps")  # keys of a budget that exclude one another
 FILE_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,100}")
 
 
@@ -51,7 +59,8 @@ def stage_configs(config: Config) -> dict[str, Json]:
     """Returns the complete config of each stage by name, in order; a run without a chain has the stage `main`.
 
     A node with a `_target_` replaces that of the run, and a node without is merged into it; a budget is replaced.
-    Raises ConfigError for a key that a stage cannot set, and for a name that cannot be that of a folder.
+    Where every stage has a budget, one of the run is their total (see `split_budget`). Raises ConfigError for a key
+    that a stage cannot set, for a name that cannot be that of a folder, and for a total that cannot be split.
     """
     if not is_chain(config):
         return {SINGLE_STAGE: dict(config)}
@@ -70,9 +79,55 @@ def stage_configs(config: Config) -> dict[str, Json]:
                 raise ConfigError(f"stages.chain.{name}.{key} must be one of the keys of a stage: {allowed}.{near}")
             stage[key] = value if key in REPLACED_KEYS else merge_nodes(stage.get(key), value)
         if changes and "budget" in changes:
-            stage["budget"] = dict.fromkeys(config["budget"]) | dict(changes["budget"])
+            stage["budget"] = dict.fromkeys(config["budget"]) | dict(changes["budget"] or {})
         stages[name] = stage
+    for name, share in split_budget(config).items():
+        stages[name]["budget"] |= share
     return stages
+
+
+def split_budget(config: Config) -> dict[str, Json]:
+    """Returns the part of each stage of a chain in the budget of the run, in proportion to their own budgets.
+
+    Returns nothing where the run has no budget, or a stage has none: it then has that of the run, as for other keys.
+    Raises ConfigError for a run's budget when those of the stages are of different kinds.
+    """
+    total = _limit("budget", config["budget"])
+    own = [
+        _limit(f"stages.chain.{name}.budget", (changes or {}).get("budget") or {})
+        for name, changes in config["stages"]["chain"].items()
+    ]
+    limits = [limit for limit in own if limit is not None]
+    if total is None or len(limits) < len(own):
+        return {}
+    kinds = {key for key, _ in limits}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"budget.{total[0]}={total[1]:g} is the total of all stages, in proportion to their own budgets, which "
+            f"must have the same key and have {', '.join(sorted(kinds))}: remove it, or set one key in all stages"
+        )
+    parts, before, sum_of_own = {}, 0.0, sum(value for _, value in limits)
+    for name, (key, value) in zip(config["stages"]["chain"], limits, strict=True):
+        start, before = before, before + value
+        part = total[1] * value / sum_of_own
+        if total[0] == "steps":  # whole numbers, with the sum of the total
+            part = max(1, round(total[1] * before / sum_of_own) - round(total[1] * start / sum_of_own))
+        parts[name] = {key: None, total[0]: part}
+    return parts
+
+
+def _limit(path: str, budget: Config) -> tuple[str, float] | None:
+    """Returns the key that limits a budget, and its value; None for a budget without a limit."""
+    limits = [(key, budget[key]) for key in LIMITS if budget.get(key) is not None]
+    if not limits:
+        return None
+    if len(limits) > 1:
+        names = " and ".join(f"{path}.{key}={value}" for key, value in limits)
+        raise ConfigError(f"{names} exclude each other: set only one")
+    try:
+        return limits[0][0], quantity(limits[0][1])
+    except ValueError as error:
+        raise ConfigError(f"{path}.{limits[0][0]}: {error}") from None
 
 
 def stage_config(config: Config, stage: str) -> Json:
@@ -137,6 +192,19 @@ def _parse(text: str) -> float:
     return float(match[1].replace("_", "")) * SUFFIXES[match[2]]
 
 
+class AsNumber:
+    """Makes pydantic read a value with `quantity`, so that the ranges declared beside it apply to the number."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Returns the schema of the annotated type, with `quantity` after it."""
+        from pydantic_core import core_schema  # here, because a run that is not checked does not import it
+
+        return core_schema.no_info_after_validator_function(quantity, handler(source))
+
+
+Quantity = Annotated[int | float | str, AsNumber(), Gt(0)]  # a number, or text such as 20M
+
+
 @dataclass(frozen=True)
 class Budget:
     """The training budget of a stage: at most one of the first four fields; none means 20 tokens per parameter.
@@ -152,29 +220,21 @@ class Budget:
     reached it. It can be combined with any budget, and the schedule still ends at that of the budget.
     """
 
-    tokens: int | float | str | None = None
-    flops: int | float | str | None = None
-    ratio: int | float | str | None = None
-    steps: int | float | str | None = None
-    stop_at_loss: int | float | None = None
+    tokens: Quantity | None = None
+    flops: Quantity | None = None
+    ratio: Quantity | None = None
+    steps: Quantity | None = None
+    stop_at_loss: Positive | None = None
 
     def __post_init__(self) -> None:
         limits = self.limits()
         if len(limits) > 1:
             names = " and ".join(f"budget.{name}={value}" for name, value in limits.items())
             raise ValueError(f"{names} exclude each other: set only one")
-        for name, value in limits.items():
-            try:
-                quantity(value)
-            except ValueError as error:
-                raise ValueError(f"budget.{name}: {error}") from None
-        if self.stop_at_loss is not None and self.stop_at_loss <= 0:
-            raise ValueError(f"budget.stop_at_loss={self.stop_at_loss} must be > 0 nats per token")
 
     def limits(self) -> dict[str, int | float | str]:
         """Returns the fields that are set, without stop_at_loss."""
-        values = {"tokens": self.tokens, "flops": self.flops, "ratio": self.ratio, "steps": self.steps}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if name in LIMITS and value is not None}
 
     def num_steps(self, *, batch_tokens: int, active_params: int, flops_per_token: float) -> int:
         """Returns the number of optimizer steps, rounded to the nearest and at least 1.

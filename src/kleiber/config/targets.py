@@ -11,17 +11,14 @@ A config contains what a user sets. Values that only the run has, such as the si
 from __future__ import annotations
 
 import ast
-import collections.abc
 import importlib
 import inspect
-import pathlib
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kleiber.config.errors import ConfigError, did_you_mean
@@ -32,7 +29,8 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ALLOWED = ("kleiber.", "torch.optim.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.")
-PLAIN_MODULES: dict[str, ModuleType] = {"typing": typing, "collections.abc": collections.abc, "pathlib": pathlib}
+# Modules without torch, whose names in annotations have their real values.
+PLAIN_MODULES = ("typing", "collections.abc", "pathlib", "annotated_types", "kleiber.types", "kleiber.config.stages")
 WITHOUT_ARGUMENTS = ("nn.Module", "Module", "pl.Callback", "Callback", "Protocol", "object", "Generic")
 # Arguments that only a run can supply; the check rejects a config that sets one of them.
 SUPPLIED = frozenset(
@@ -106,7 +104,7 @@ def signature(target: str) -> Signature:
 
 def runtime_signature(target: Callable[..., object], name: str) -> Signature:
     """Returns the signature of an imported class or function."""
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     parameters, is_open = {}, False
     for parameter in inspect.signature(target).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -198,8 +196,7 @@ def _of_class(module: str, node: ast.ClassDef) -> Signature:
 
 
 def _inherited_parameters(module: str, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
-    parameters: dict[str, Parameter] = {}
-    is_open = False
+    parameters, is_open = dict[str, Parameter](), False
     for base in reversed(node.bases):
         text = ast.unparse(base).split("[")[0]
         where, base_node = _definition(module, text)
@@ -258,8 +255,8 @@ class AnnotationNames(dict[str, object]):
 
     def __missing__(self, name: str) -> object:
         where, node = _definition(self.module, name)
-        if node is None and where in PLAIN_MODULES:
-            return vars(PLAIN_MODULES[where])[name]
+        if where in PLAIN_MODULES:
+            return vars(importlib.import_module(where))[name]
         return _type(where, node) if isinstance(node, ast.expr) else Object
 
 

@@ -34,9 +34,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kleiber.config.stages import Quantity
 from kleiber.data.cache import SPLITS, Document, Source, SourceText, limit_bytes
 from kleiber.data.splits import split_by_group
-from kleiber.types import Json
+from kleiber.types import Json, VocabSize
 
 if TYPE_CHECKING:  # a worker starts without torch, which they import
     from kleiber.data.corpus import TextCorpus
@@ -71,8 +72,8 @@ class Builtin:
 
     domain: Domain = "docs"
     tokenizer: str = "bytes"
-    vocab_size: int | None = None
-    max_bytes: int | float | str | None = None
+    vocab_size: VocabSize | None = None
+    max_bytes: Quantity | None = None
     separator: str | list[str] | None = None
 
     def sources(self) -> list[Source]:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Integer
 
-from kleiber.config.stages import quantity
+from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import ConcatSamples, HeldOutRows, RowSamples
 from kleiber.data.cache import Source, cache_root, digest
 from kleiber.data.pretrained_tokenizer import load_pretrained
@@ -248,14 +248,9 @@ def choose_tokenizer(
     return load_pretrained(tokenizer).with_separator(separator)
 
 
-def parse_bytes(value: int | float | str | None) -> int | None:
+def parse_bytes(value: Quantity | None) -> int | None:
     """Returns data.max_bytes as an integer, from a number or text such as `20M`; None for None."""
-    if value is None:
-        return None
-    try:
-        return max(1, round(quantity(value)))
-    except ValueError as error:
-        raise ValueError(f"data.max_bytes: {error}") from None
+    return None if value is None else max(1, round(quantity(value)))
 
 
 @dataclass(frozen=True)

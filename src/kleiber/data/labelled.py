@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
+from annotated_types import Gt, Le
 from jaxtyping import Int, Integer, Shaped
 
 from kleiber.data.batches import pad, sample_numbers, text_bytes
@@ -21,7 +22,7 @@ from kleiber.data.corpus import EncodedSplit, TableRows, TextCorpus
 from kleiber.data.dataset import require_columns, require_text_columns, row_batches
 from kleiber.data.table import Kind, TableData, center_and_scale, read_labels
 from kleiber.data.token_files import id_dtype, read_rows
-from kleiber.types import Json, Row
+from kleiber.types import Json, Row, Seed
 from kleiber.types.batch import Batch
 from kleiber.types.tokenizer import Tokenizer
 
@@ -74,12 +75,10 @@ class Labelled(TableData):
     text: str | list[str] = "text"
     label: str = "label"
     metric: str | None = None
-    share: float = 1.0
-    seed: int = 0
+    share: Annotated[float, Gt(0), Le(1)] = 1.0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"data.share={self.share} must be > 0 and <= 1: it is a share of the training rows")
         if not self.columns:
             raise ValueError("data.text=[] must name at least one column")
 

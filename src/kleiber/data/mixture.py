@@ -19,12 +19,13 @@ from typing import Any, ClassVar, Protocol, get_args, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from kleiber.config.stages import quantity
+from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import ConcatSamples, Order, permutation
 from kleiber.data.builtin import Builtin, Domain
 from kleiber.data.cache import Source, digest
 from kleiber.data.corpus import TextCorpus, prepare
 from kleiber.data.text import Text
+from kleiber.types import Share, VocabSize
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import Samples
 
@@ -122,10 +123,10 @@ class MixtureCorpus:
                null or `auto`: the tokens that the tokenizer puts around a text
     """
 
-    parts: Mapping[str, float] | None = None
+    parts: Mapping[str, Share] | None = None
     tokenizer: str = "bytes"
-    vocab_size: int | None = None
-    max_bytes: int | float | str | None = None
+    vocab_size: VocabSize | None = None
+    max_bytes: Quantity | None = None
     separator: str | list[str] | None = None
 
     def fractions(self) -> dict[str, float]:
@@ -184,8 +185,8 @@ class Repeated:
     """
 
     data: TextData
-    unique: int | float | str | None = None
-    max_bytes: int | float | str | None = None
+    unique: Quantity | None = None
+    max_bytes: Quantity | None = None
 
     def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
         """Prepares `data` and takes the subset. Raises ValueError when `data` has fewer than `unique` tokens."""

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from jaxtyping import Int
 
+from kleiber.config.stages import Quantity
 from kleiber.data.batches import splitmix64
 from kleiber.data.cache import digest
 from kleiber.data.corpus import TextCorpus, parse_bytes
 from kleiber.data.tokenizers import Bytes
+from kleiber.types import Count, Seed
 from kleiber.types.batch import Batch
 from kleiber.types.contracts import HeldOut
 
@@ -38,19 +42,12 @@ class Recall:
     max_bytes  of the training rows of one epoch, where each token is a byte; null: no limit
     """
 
-    pairs: int | None = None
-    keys: int = 64
-    values: int = 64
-    rows: int = 100_000
-    seed: int = 0
-    max_bytes: int | float | str | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("keys", self.keys), ("values", self.values)):
-            if not 2 <= value <= FIRST_VALUE:
-                raise ValueError(f"data.{name}={value} must be from 2 to {FIRST_VALUE}")
-        if self.rows < 1:
-            raise ValueError(f"data.rows={self.rows} must be >= 1")
+    pairs: Count | None = None
+    keys: Annotated[int, Ge(2), Le(FIRST_VALUE)] = 64
+    values: Annotated[int, Ge(2), Le(FIRST_VALUE)] = 64
+    rows: Count = 100_000
+    seed: Seed = 0
+    max_bytes: Quantity | None = None
 
     def prepare(self, context: int, cache: Path | None = None) -> TextCorpus:
         """Computes the samples. Raises ValueError for more pairs than fit a row, or than there are keys."""

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Shaped
 
+from kleiber.config.stages import Quantity
 from kleiber.data.batches import permutation
 from kleiber.data.cache import FORMAT, Document, SourceText, cache_root, cached_folder
 from kleiber.data.corpus import EncodedSplit, EncodedTable, choose_tokenizer, parse_bytes
 from kleiber.data.dataset import Location, locate, open_splits, rows, table_name
 from kleiber.data.splits import split_by_hash
 from kleiber.data.token_files import id_dtype
-from kleiber.types import Json, Row
+from kleiber.types import Json, Row, VocabSize
 from kleiber.types.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class TableData:
     config: str | None = None
     name: str | None = None
     tokenizer: str = "bytes"
-    vocab_size: int | None = None
-    max_bytes: int | float | str | None = None
+    vocab_size: VocabSize | None = None
+    max_bytes: Quantity | None = None
     separator: str | list[str] | None = None
 
     def identity(self) -> list[object]:
@@ -251,9 +252,8 @@ def read_labels(tables: dict[str, Dataset], column: str) -> Labels:
     entry = feature.feature if several else feature
     if not isinstance(entry, ClassLabel | Value):
         raise ValueError(f"data.label={column} must be a column of classes, lists of classes or numbers, not {feature}")
-    distinct: set[Any]
     if several:
-        distinct = _classes_in_lists(tables, column, entry)
+        distinct: set[Any] = _classes_in_lists(tables, column, entry)
     else:
         distinct = {value for table in tables.values() for value in table[column]}
         if _is_fraction(entry):

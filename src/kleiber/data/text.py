@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kleiber.config.stages import Quantity
 from kleiber.data.cache import Document, SourceText, limit_bytes
 from kleiber.data.corpus import TextCorpus, parse_bytes, prepare
 from kleiber.data.dataset import (
@@ -25,7 +26,7 @@ from kleiber.data.dataset import (
     require_text_columns,
 )
 from kleiber.data.splits import HELD_OUT_SHARE, split_by_hash
-from kleiber.types import Json
+from kleiber.types import Json, VocabSize
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,8 +51,8 @@ class Text:
     text: str | list[str] = "text"
     rows: Literal["documents", "stream"] = "documents"
     tokenizer: str = "bytes"
-    vocab_size: int | None = None
-    max_bytes: int | float | str | None = None
+    vocab_size: VocabSize | None = None
+    max_bytes: Quantity | None = None
     separator: str | list[str] | None = None
 
     def source(self) -> TextSource:

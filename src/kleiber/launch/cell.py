@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kleiber.config.errors import ConfigError, ExitCode, Status, on_preemption, preempted_by
+from kleiber.config.errors import ExitCode, Status, on_preemption, preempted_by
 from kleiber.launch.ranks import redirect_output, run_fresh
 from kleiber.records.catalog import archive_run, read_run
 from kleiber.records.folder import status, write_final_status
@@ -63,13 +63,6 @@ class Launcher:
         Raises Preempted when a signal ended the sweep, once all running cells have ended.
         """
         raise NotImplementedError
-
-    def check_minimums(self, **minimums: int) -> None:
-        """Raises ConfigError for an option of the launcher that is set and below its minimum."""
-        for name, minimum in minimums.items():
-            value = vars(self)[name]
-            if value is not None and value < minimum:
-                raise ConfigError(f"launcher.{name}={value} must be >= {minimum}")
 
 
 def progress_line(done: int, total: int, folder: Path, code: int, seconds: float, label: str | None = None) -> str:

@@ -30,6 +30,7 @@ from kleiber.launch.cell import Cell, Launcher, progress_line
 from kleiber.launch.ranks import cores, redirect_output, run_fresh
 from kleiber.records.catalog import archive_run
 from kleiber.records.folder import read_config, read_overrides, write_final_status
+from kleiber.types import Count, Natural
 
 GRACE_SECONDS = 10  # between one signal to the child processes and the next, stronger one
 
@@ -278,12 +279,9 @@ class Process(Launcher):
     stop_after  number of failed cells after which no further cell starts; None means no limit
     """
 
-    workers: int | None = None
-    retries: int = 0
-    stop_after: int | None = None
-
-    def __post_init__(self) -> None:
-        self.check_minimums(workers=1, retries=0, stop_after=1)
+    workers: Count | None = None
+    retries: Natural = 0
+    stop_after: Count | None = None
 
     def warm_up(self) -> None:
         """Starts the fork server, which imports torch while the cells are composed."""

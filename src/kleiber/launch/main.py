@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status, exit_on_interrupt, exit_with
+from kleiber.config.model_size import check_memory
 from kleiber.launch import process, ranks
 from kleiber.records import folder
 from kleiber.records.folder import cell_folder
@@ -114,6 +115,7 @@ def run_single(composer: Composer, overrides: list[str]) -> int:
     if is_rank:
         set_devices(config, overrides)
     check(config)
+    check_memory(config)
     where = prepare_folder(config, overrides, model)
     if where is None:
         return ExitCode.DONE
@@ -125,9 +127,12 @@ def run_single(composer: Composer, overrides: list[str]) -> int:
         return ExitCode.DONE
     if is_rank:
         ranks.redirect_rank_output(where)
-    elif config["trainer"].get("devices", 1) > 1:
-        return ranks.run_fresh(where, config["trainer"]["devices"])
-    return process.run(config, where, overrides)
+        return process.run(config, where, overrides)
+    devices = config["trainer"].get("devices", 1)
+    code = ranks.run_fresh(where, devices) if devices > 1 else process.run(config, where, overrides)
+    if code == ExitCode.BAD_INPUT and config["resume"] in ("auto", "never"):
+        folder.discard_unstarted(where)
+    return code
 
 
 def set_devices(config: Json, overrides: list[str]) -> None:

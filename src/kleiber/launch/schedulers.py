@@ -19,12 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
+
+from annotated_types import Ge, Le
 
 from kleiber.config.errors import ConfigError, ExitCode
 from kleiber.launch.cell import Cell, JobMonitor, Launcher, Task, group_by_resources, make_task
 from kleiber.launch.ranks import cores
-from kleiber.types import Json
+from kleiber.types import Count, Json, Natural, Positive
 
 WARNING_SECONDS = 90  # time before the limit of a job at which SLURM sends it SIGUSR1
 TEMPORARY_REASONS = {"None", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit"}  # the user need not act
@@ -46,15 +48,14 @@ class Submitit(Launcher):
 
     cluster: Literal["slurm", "local"] = "slurm"
     partition: str | None = None
-    timeout_min: int = 60
-    cpus_per_task: int | None = None
-    gpus_per_node: int | None = None
-    mem_gb: float | None = None
-    array_parallelism: int = 256
+    timeout_min: Annotated[int, Ge(2), Le(10**7)] = 60
+    cpus_per_task: Count | None = None
+    gpus_per_node: Natural | None = None
+    mem_gb: Positive | None = None
+    array_parallelism: Count = 256
     setup: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        self.check_minimums(timeout_min=2, cpus_per_task=1, gpus_per_node=0, array_parallelism=1)
         for name in ("partition", "gpus_per_node", "mem_gb", "setup"):
             if self.cluster == "local" and vars(self)[name]:
                 raise ConfigError(
@@ -229,10 +230,7 @@ class Ray(Launcher):
     """
 
     address: str | None = None
-    cpus_per_task: int | None = None
-
-    def __post_init__(self) -> None:
-        self.check_minimums(cpus_per_task=1)
+    cpus_per_task: Count | None = None
 
     def run(self, cells: Sequence[Cell]) -> dict[Path, int]:
         """Runs the cells as tasks of Ray and waits for them; returns exit codes by folder."""

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from kleiber.config.check import check
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError, ExitCode, Preempted, Status
+from kleiber.config.model_size import check_memory
 from kleiber.config.targets import build, class_attribute
 from kleiber.launch.cell import Cell, Launcher
 from kleiber.launch.ranks import CELL, started_as_rank
@@ -168,6 +169,7 @@ class Sweep:
         config, model = resolve_config(compose(self.composer.prepare(overrides)))
         config = complete_config(config, overrides, {run.folder.absolute(): run for run in self.planned_runs()})
         check(config)
+        check_memory(config)
         if config["resume"] not in ("auto", "never"):
             raise ConfigError(
                 f"resume={config['resume']} must be auto or never in a sweep, which resumes each cell in its own folder"

@@ -21,7 +21,7 @@ from kleiber.models.hf_head import HFHead, NoHead, find_head, reads_ahead
 from kleiber.models.hf_weights import check_finite
 from kleiber.models.transformer import TaskHead
 from kleiber.nn.mup import StandardParametrization
-from kleiber.types import Json
+from kleiber.types import Context, Depth, Json, VocabSize
 from kleiber.types.batch import Batch, Output, Role
 from kleiber.types.model import DecodingCache, Model
 
@@ -43,12 +43,12 @@ class HFModel(Model):
 
     def __init__(
         self,
-        vocab_size: int,
+        vocab_size: VocabSize,
         path: str,
         weights: Literal["pretrained", "random"] = "pretrained",
         config: Json | None = None,
-        depth: int | None = None,
-        context: int = 256,
+        depth: Depth | None = None,
+        context: Context = 256,
         allow_nonfinite: bool = False,
     ) -> None:
         super().__init__()

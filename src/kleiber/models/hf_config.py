@@ -12,6 +12,7 @@ from typing import Any
 
 from kleiber.config import hub
 from kleiber.config.errors import ConfigError, did_you_mean
+from kleiber.config.model_size import check_fits
 from kleiber.records.files import read_json
 from kleiber.types import Config, Json
 
@@ -78,17 +79,22 @@ def read_config(folder: Path) -> Json:
     config = read_json(file)
     if not isinstance(config.get("model_type"), str):
         raise ConfigError(f"{file}: model_type={config.get('model_type')!r} must be the name of an architecture")
+    check_numbers(str(file), config)
+    return config
+
+
+def check_numbers(where: str, config: Config) -> None:
+    """Raises ConfigError, which names `where` and the key, for a number that no architecture can have."""
     for key, limit in LIMITS.items():
         value = config.get(key)
         if value is None or isinstance(value, list | dict):  # some architectures have a value per layer
             continue
         if type(value) is not int or not 0 <= value <= limit:
-            raise ConfigError(f"{file}: {key}={value!r} must be an integer from 0 to {limit:,}")
+            raise ConfigError(f"{where}: {key}={value!r} must be an integer from 0 to {limit:,}")
     for key in FRACTIONS:
         value = config.get(key)
         if value is not None and not (type(value) in (int, float) and 0 <= value < math.inf):
-            raise ConfigError(f"{file}: {key}={value!r} must be a finite number >= 0")
-    return config
+            raise ConfigError(f"{where}: {key}={value!r} must be a finite number >= 0")
 
 
 def hf_vocab_size(folder: Path) -> int:
@@ -244,10 +250,14 @@ def configuration(path: str, weights: str, changes: Config) -> tuple[PretrainedC
     for name in changes:
         if name not in names:
             raise ConfigError(f"model.config.{name} is not a setting of {kind}.{did_you_mean(name, names)}")
+    check_numbers("model.config", changes)
     try:
         settings = CONFIG_MAPPING[kind].from_dict(_cut({**content, **changes}))
     except Exception as error:  # of several types, by validators of transformers
         raise ConfigError(f"model.config={dict(changes)} of model.path={path}: {error}") from None
+    depth, width = setting(settings, "num_hidden_layers"), setting(settings, "hidden_size")
+    kept = 2.0 * depth * width**2 + setting(settings, "vocab_size") * setting(settings, "embedding_size", width)
+    check_fits(f"model.path={path} with {depth} layers of width {width}", 4.0 * kept)
     return settings, folder if weights == "pretrained" else None
 
 

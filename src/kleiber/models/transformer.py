@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kleiber.nn.attention import Cache, FullAttention
 from kleiber.nn.mlp import RMSNorm, SwiGLU
 from kleiber.nn.mup import MuP, Site
+from kleiber.types import Context, Depth, NonNegative, Positive, VocabSize, Width
 from kleiber.types.batch import Batch, Output, Role
 from kleiber.types.model import MLP, Attention, DecodingCache, Head, Layer, LayerCache, Model, Parametrization
 
@@ -25,8 +26,6 @@ class LMHead(Layer, Head):
 
     def __init__(self, weight: nn.Parameter, multiplier: float = 1.0, soft_cap: float | None = None) -> None:
         super().__init__()
-        if soft_cap is not None and soft_cap <= 0:
-            raise ValueError(f"model.soft_cap={soft_cap} must be > 0, or null for none; Gemma 2 uses 30")
         self.weight, self.multiplier, self.soft_cap = weight, multiplier, soft_cap
 
     def forward(self, hidden: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes vocab"]:
@@ -77,28 +76,25 @@ class Transformer(Model):
 
     def __init__(
         self,
-        vocab_size: int,
-        depth: int = 2,
-        width: int | None = None,
-        aspect: int = 64,
-        context: int = 256,
-        num_heads: int | None = None,
-        num_kv_heads: int | None = None,
+        vocab_size: VocabSize,
+        depth: Depth = 2,
+        width: Width | None = None,
+        aspect: Width = 64,
+        context: Context = 256,
+        num_heads: Width | None = None,
+        num_kv_heads: Width | None = None,
         mlp: Callable[..., MLP] = SwiGLU,
         attention: Callable[..., Attention] = FullAttention,
         parametrization: Parametrization = MuP(),  # noqa: B008 (frozen)
         tied: bool = True,
         causal: bool = True,
         qk_norm: bool | None = None,
-        soft_cap: float | None = None,
-        rope_theta: float | None = None,
-        norm_eps: float = 1e-5,
+        soft_cap: Positive | None = None,
+        rope_theta: Positive | None = None,
+        norm_eps: NonNegative = 1e-5,
     ) -> None:
         super().__init__()
         width = aspect * depth if width is None else width
-        for name, value in {"vocab_size": vocab_size, "depth": depth, "width": width, "context": context}.items():
-            if value < 1:
-                raise ValueError(f"model.{name}={value} must be >= 1")
         self.vocab_size, self.width, self.context, self.causal, self.tied = vocab_size, width, context, causal, tied
         self.parametrization = parametrization
         std, self.embedding_multiplier = parametrization.embedding(tied)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kleiber.nn.mlp import RMSNorm
 from kleiber.nn.mup import Site
+from kleiber.types import Context, Positive, Width
 from kleiber.types.model import Attention, LayerCache
 
 
@@ -60,10 +61,10 @@ class FullAttention(Attention):
     def __init__(
         self,
         site: Site,
-        num_heads: int | None = None,
-        num_kv_heads: int | None = None,
+        num_heads: Width | None = None,
+        num_kv_heads: Width | None = None,
         qk_norm: bool = True,
-        rope_theta: float = 10000.0,
+        rope_theta: Positive = 10000.0,
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = heads(site.width, num_heads, num_kv_heads)
@@ -163,15 +164,13 @@ class WindowAttention(FullAttention):
     def __init__(
         self,
         site: Site,
-        num_heads: int | None = None,
-        num_kv_heads: int | None = None,
+        num_heads: Width | None = None,
+        num_kv_heads: Width | None = None,
         qk_norm: bool = True,
-        rope_theta: float = 10000.0,
-        window: int = 64,
+        rope_theta: Positive = 10000.0,
+        window: Context = 64,
     ) -> None:
         super().__init__(site, num_heads, num_kv_heads, qk_norm, rope_theta)
-        if window < 1:
-            raise ValueError(f"model.attention.window={window} must be >= 1: the window includes the query itself")
         self.window = window
 
     def _band(self, time: int, past: int, device: torch.device) -> Bool[Tensor, "time keys"] | None:
@@ -202,10 +201,10 @@ class NoMixing(Attention):
     def __init__(
         self,
         site: Site,
-        num_heads: int | None = None,
-        num_kv_heads: int | None = None,
+        num_heads: Width | None = None,
+        num_kv_heads: Width | None = None,
         qk_norm: bool | None = None,
-        rope_theta: float | None = None,
+        rope_theta: Positive | None = None,
     ) -> None:
         super().__init__()
         if any(option is not None for option in (num_heads, num_kv_heads, qk_norm, rope_theta)):
@@ -242,10 +241,10 @@ def heads(width: int, num_heads: int | None, num_kv_heads: int | None) -> tuple[
             raise ValueError(
                 f"model.width={width} must be a multiple of 64, or set model.num_heads to a divisor of the width"
             )
-    if num_heads < 1 or width % num_heads:
+    if width % num_heads:
         raise ValueError(f"model.num_heads={num_heads} must divide model.width={width}")
     num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-    if num_kv_heads < 1 or num_heads % num_kv_heads:
+    if num_heads % num_kv_heads:
         raise ValueError(f"model.num_kv_heads={num_kv_heads} must divide model.num_heads={num_heads}")
     return num_heads, num_kv_heads, width // num_heads
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from kleiber.nn.mup import Site
+from kleiber.types import Width
 from kleiber.types.batch import Batch, Role, Routing
 from kleiber.types.model import MLP, Layer
 
@@ -36,10 +37,9 @@ class SwiGLU(MLP):
     hidden  hidden units; null: 8/3 width, which costs what a GELU MLP of 4 width does
     """
 
-    def __init__(self, site: Site, hidden: int | None = None) -> None:
+    def __init__(self, site: Site, hidden: Width | None = None) -> None:
         super().__init__()
         self.hidden = gated_hidden(site.width) if hidden is None else hidden
-        _check(self.hidden)
         self.gate_up = site.hidden(site.width, 2 * self.hidden)
         self.down = site.projection(self.hidden)
 
@@ -58,10 +58,9 @@ class GELU(MLP):
     hidden  hidden units; null: 4 width
     """
 
-    def __init__(self, site: Site, hidden: int | None = None) -> None:
+    def __init__(self, site: Site, hidden: Width | None = None) -> None:
         super().__init__()
         self.hidden = 4 * site.width if hidden is None else hidden
-        _check(self.hidden)
         self.up = site.hidden(site.width, self.hidden)
         self.down = site.projection(self.hidden)
 
@@ -107,11 +106,6 @@ class Gated(torch.autograd.Function):
 def gated_hidden(width: int) -> int:
     """8/3 width, rounded up to a multiple of 16: three matrices of this size cost as much as two of size 4 width."""
     return -(-8 * width // 48) * 16
-
-
-def _check(hidden: int) -> None:
-    if hidden < 1:
-        raise ValueError(f"model.mlp.hidden={hidden} must be >= 1; null takes the default multiple of the width")
 
 
 class RMSNorm(Layer):
@@ -164,18 +158,14 @@ def expert_hidden(width: int, active: int) -> int:
 def expert_sizes(width: int, k: int, num_shared: int, granularity: int, hidden: int | None) -> int:
     """Hidden units of one expert: `hidden` / `granularity`.
 
-    Where `hidden` is None, the active experts together cost as many FLOPs as one dense SwiGLU. Raises ValueError for
-    sizes below 1 and where `granularity` does not divide `hidden`.
+    Where `hidden` is None, the active experts together cost as many FLOPs as one dense SwiGLU. Raises ValueError where
+    `granularity` does not divide `hidden`.
     """
-    if granularity < 1:
-        raise ValueError(
-            f"model.mlp.granularity={granularity} must be >= 1: it is the number of parts that each expert is cut into"
-        )
     if hidden is None:
         return expert_hidden(width, (k + num_shared) * granularity)
-    if hidden < 1 or hidden % granularity:
+    if hidden % granularity:
         raise ValueError(
-            f"model.mlp.hidden={hidden} must be >= 1 and a multiple of model.mlp.granularity={granularity}; "
+            f"model.mlp.hidden={hidden} must be a multiple of model.mlp.granularity={granularity}; "
             "null makes the active experts cost what a dense MLP does"
         )
     return hidden // granularity

@@ -18,6 +18,7 @@ from torch import Tensor
 from kleiber.nn.mlp import Aux, Backend, Experts, SwiGLU, expert_sizes
 from kleiber.nn.mup import Site
 from kleiber.nn.routers.topk import TokenChoice, TopK
+from kleiber.types import ChosenExperts, Depth, Natural, NonNegative, NumExperts, Positive, SharedExperts, Width
 from kleiber.types.batch import Batch, Routing
 from kleiber.types.model import MLP, Router
 
@@ -43,10 +44,7 @@ class PerSequence:
     the batch).
     """
 
-    coefficient: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check(self.coefficient)
+    coefficient: NonNegative = 0.01
 
     def __call__(
         self, scores: Float[Tensor, "batch time experts"], hits: Float[Tensor, "batch experts"], real: Tensor | None
@@ -64,10 +62,7 @@ class Global:
     but not on the number of ranks; in evaluation each rank uses its own counts. Qiu et al. 2025, arXiv:2501.11873.
     """
 
-    coefficient: float = 0.01
-
-    def __post_init__(self) -> None:
-        _check(self.coefficient)
+    coefficient: NonNegative = 0.01
 
     def __call__(
         self, scores: Float[Tensor, "batch time experts"], hits: Float[Tensor, "batch experts"], real: Tensor | None
@@ -80,7 +75,7 @@ class Global:
         return scores.shape[-1] * (counts / counts.sum().clamp(min=1) * mass).sum()
 
 
-def load_balance_loss(scope: Literal["sequence", "global"] = "sequence", coefficient: float = 0.01) -> Balance:
+def load_balance_loss(scope: Literal["sequence", "global"] = "sequence", coefficient: NonNegative = 0.01) -> Balance:
     """The balance loss whose shares are taken over each sequence, or over the micro-batches of all ranks (`global`)."""
     return {"sequence": PerSequence, "global": Global}[scope](coefficient)
 
@@ -95,11 +90,6 @@ def assignments(
     ones = torch.ones_like(experts, dtype=dtype) if counted is None else counted.to(dtype)
     counts = torch.zeros(len(experts), num_experts, dtype=dtype, device=experts.device)
     return counts.scatter_add(1, experts.flatten(1), ones.flatten(1))
-
-
-def _check(coefficient: float) -> None:
-    if coefficient < 0:
-        raise ValueError(f"model.mlp.balance.coefficient={coefficient} must be >= 0, such as 0.01")
 
 
 class MoE(MLP):
@@ -118,19 +108,17 @@ class MoE(MLP):
     def __init__(
         self,
         site: Site,
-        num_experts: int = 8,
-        k: int = 2,
-        num_shared: int = 0,
-        hidden: int | None = None,
+        num_experts: NumExperts = 8,
+        k: ChosenExperts = 2,
+        num_shared: SharedExperts = 0,
+        hidden: Width | None = None,
         router: Callable[..., Router] = TopK,
         balance: Balance = PerSequence(),
-        z: float = 1e-3,
-        granularity: int = 1,
+        z: NonNegative = 1e-3,
+        granularity: ChosenExperts = 1,
         backend: Backend = "grouped",
     ) -> None:
         super().__init__()
-        if num_shared < 0 or z < 0:
-            raise ValueError(f"model.mlp.num_shared={num_shared} and model.mlp.z={z} must be >= 0")
         self.hidden = expert_sizes(site.width, k, num_shared, granularity, hidden)
         self.num_experts, self.k, self.balance, self.z = num_experts * granularity, k * granularity, balance, z
         self.router: Router = router(site, num_experts=self.num_experts, k=self.k)
@@ -196,20 +184,18 @@ class Dropping(MoE):
     def __init__(
         self,
         site: Site,
-        num_experts: int = 8,
-        k: int = 2,
-        num_shared: int = 0,
-        hidden: int | None = None,
+        num_experts: NumExperts = 8,
+        k: ChosenExperts = 2,
+        num_shared: SharedExperts = 0,
+        hidden: Width | None = None,
         router: Callable[..., Router] = TopK,
         balance: Balance = PerSequence(),
-        z: float = 1e-3,
-        granularity: int = 1,
+        z: NonNegative = 1e-3,
+        granularity: ChosenExperts = 1,
         backend: Backend = "grouped",
-        capacity_factor: float = 1.25,
+        capacity_factor: Positive = 1.25,
     ) -> None:
         super().__init__(site, num_experts, k, num_shared, hidden, router, balance, z, granularity, backend)
-        if capacity_factor <= 0:
-            raise ValueError(f"model.mlp.capacity_factor={capacity_factor} must be > 0, such as 1.25")
         if not isinstance(self.router, TokenChoice):
             raise ValueError(
                 f"model/mlp=dropping needs a learned router in which tokens choose experts, and "
@@ -238,17 +224,17 @@ def sum_real(values: Float[Tensor, "tokens"], real: Bool[Tensor, "batch time"] |
 
 def interleaved_moe(
     site: Site,
-    num_experts: int = 8,
-    k: int = 2,
-    num_shared: int = 0,
-    every: int = 1,
-    hidden: int | None = None,
+    num_experts: NumExperts = 8,
+    k: ChosenExperts = 2,
+    num_shared: SharedExperts = 0,
+    every: Depth = 1,
+    hidden: Width | None = None,
     router: Callable[..., Router] = TopK,
     balance: Balance = PerSequence(),
-    z: float = 1e-3,
-    granularity: int = 1,
+    z: NonNegative = 1e-3,
+    granularity: ChosenExperts = 1,
     backend: Backend = "grouped",
-    dense_first: int = 0,
+    dense_first: Natural = 0,
 ) -> MoE | SwiGLU:
     """Builds the MLP of one layer: a mixture of experts in layers every, 2 every, ... counted from 1, else SwiGLU.
 
@@ -265,18 +251,18 @@ def interleaved_moe(
 
 def dropping_moe(
     site: Site,
-    num_experts: int = 8,
-    k: int = 2,
-    num_shared: int = 0,
-    every: int = 1,
-    hidden: int | None = None,
+    num_experts: NumExperts = 8,
+    k: ChosenExperts = 2,
+    num_shared: SharedExperts = 0,
+    every: Depth = 1,
+    hidden: Width | None = None,
     router: Callable[..., Router] = TopK,
     balance: Balance = PerSequence(),
-    z: float = 1e-3,
-    granularity: int = 1,
+    z: NonNegative = 1e-3,
+    granularity: ChosenExperts = 1,
     backend: Backend = "grouped",
-    dense_first: int = 0,
-    capacity_factor: float = 1.25,
+    dense_first: Natural = 0,
+    capacity_factor: Positive = 1.25,
 ) -> MoE | SwiGLU:
     """As `interleaved_moe`, with experts that drop tokens beyond their capacity."""
     if is_dense(site, every, dense_first):
@@ -289,11 +275,11 @@ def is_dense(site: Site, every: int, dense_first: int) -> bool:
 
     Raises ValueError if no layer of the model would have experts.
     """
-    if not 1 <= every <= site.depth:
-        raise ValueError(f"model.mlp.every={every} must be from 1 to {site.depth}, the number of layers")
-    if not 0 <= dense_first < site.depth // every * every:
+    if every > site.depth:
+        raise ValueError(f"model.mlp.every={every} must be <= {site.depth}, the number of layers")
+    if dense_first >= site.depth // every * every:
         raise ValueError(
-            f"model.mlp.dense_first={dense_first} must be from 0 to {site.depth // every * every - 1}: "
+            f"model.mlp.dense_first={dense_first} must be <= {site.depth // every * every - 1}: "
             f"of {site.depth} layers at least one must hold experts"
         )
     return site.layer < dense_first or (site.layer + 1) % every != 0

@@ -11,6 +11,7 @@ from typing import cast
 
 from torch import nn
 
+from kleiber.types import Depth, Positive, Width
 from kleiber.types.batch import Role
 from kleiber.types.model import Parametrization, Scale
 
@@ -28,14 +29,8 @@ class MuP:
     seeds). Yang et al. 2022, arXiv:2203.03466; depth: Yang et al. 2023, arXiv:2310.02244.
     """
 
-    base_width: int = 32
-    base_depth: int = 2
-
-    def __post_init__(self) -> None:
-        if self.base_width < 1 or self.base_depth < 1:
-            raise ValueError(
-                f"model.parametrization.base_width={self.base_width} and base_depth={self.base_depth} must be >= 1"
-            )
+    base_width: Width = 32
+    base_depth: Depth = 2
 
     def embedding(self, tied: bool) -> Scale:
         """Scale of the embedding; a tied one is also the output matrix, whose small std the multiplier undoes."""
@@ -76,11 +71,7 @@ class StandardParametrization:
     Radford et al. 2019 (GPT-2), section 2.3. The best learning rate decreases with the width.
     """
 
-    std: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.std <= 0:
-            raise ValueError(f"model.parametrization.std={self.std} must be > 0; GPT-2 uses 0.02")
+    std: Positive = 0.02
 
     def embedding(self, tied: bool) -> Scale:
         return Scale(self.std, 1.0)

@@ -9,13 +9,15 @@ run needs the teacher's folder as long as it trains.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
+from annotated_types import Gt, Le
 
 from kleiber.data.instruct import InstructCorpus
 from kleiber.nn.loss import cross_entropy, kl_divergence, target_weights
 from kleiber.objectives.objective import loss_with_auxiliary
+from kleiber.types import NonNegative, Positive
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Predictions
 from kleiber.types.model import Model
@@ -32,9 +34,7 @@ class CLM(Objective):
     likelihood = True
     has_predictions = True
 
-    def __init__(self, z_loss: float = 0.0) -> None:
-        if z_loss < 0:
-            raise ValueError(f"objective.z_loss={z_loss} must be >= 0; 1e-4 is usual")
+    def __init__(self, z_loss: NonNegative = 0.0) -> None:
         self.z_loss = z_loss
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
@@ -82,7 +82,7 @@ class SFT(CLM):
 
     likelihood = False
 
-    def __init__(self, corpus: Corpus, z_loss: float = 0.0) -> None:
+    def __init__(self, corpus: Corpus, z_loss: NonNegative = 0.0) -> None:
         if not isinstance(corpus, InstructCorpus):
             raise ValueError(f"objective=sft needs marked answers, and data={corpus.name} has none: set data=instruct")
         super().__init__(z_loss)
@@ -123,13 +123,9 @@ class Distill(Objective):
         corpus: Corpus,
         open_model: Callable[[str], OpenedModel],
         teacher: str,
-        temperature: float = 2.0,
-        mix: float = 0.5,
+        temperature: Positive = 2.0,
+        mix: Annotated[float, Gt(0), Le(1)] = 0.5,
     ) -> None:
-        if temperature <= 0:
-            raise ValueError(f"objective.temperature={temperature} must be > 0; 1 to 4 is usual")
-        if not 0 < mix <= 1:
-            raise ValueError(f"objective.mix={mix} must be > 0 and <= 1; set objective=clm to train without a teacher")
         try:
             opened = open_model(teacher)
         except ValueError as error:

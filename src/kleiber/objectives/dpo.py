@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from kleiber.nn.lora import without_updates
 from kleiber.nn.loss import log_probs
 from kleiber.objectives.clm import next_token_inputs
 from kleiber.objectives.objective import SampleTable, loss_with_auxiliary, rescale_auxiliary, set_reference
+from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss, Output
 from kleiber.types.contracts import Corpus, Objective, Samples, Scorer
 from kleiber.types.model import Model
@@ -51,15 +53,13 @@ class DPO(Objective):
     learning_rate_factor = 0.1
     compares_answers = True
 
-    def __init__(self, corpus: Corpus, beta: float = 0.1, reference: Literal["start", "adapter_off"] = "start") -> None:
+    def __init__(
+        self, corpus: Corpus, beta: Positive = 0.1, reference: Literal["start", "adapter_off"] = "start"
+    ) -> None:
         if not isinstance(corpus, PreferenceCorpus):
             raise ValueError(
                 f"objective=dpo needs pairs of answers, and data={corpus.name} has none: set data=preference"
             )
-        if beta <= 0:
-            raise ValueError(f"objective.beta={beta} must be > 0; 0.1 is usual")
-        if reference not in ("start", "adapter_off"):
-            raise ValueError(f"objective.reference={reference} must be start or adapter_off")
         self.beta, self.adapter_off = beta, reference == "adapter_off"
         self._steps, self._checked = 0, False
 
@@ -148,13 +148,11 @@ class CDPO(DPO):
     def __init__(
         self,
         corpus: Corpus,
-        beta: float = 0.1,
-        noise: float = 0.1,
+        beta: Positive = 0.1,
+        noise: Annotated[float, Ge(0), Lt(0.5)] = 0.1,
         reference: Literal["start", "adapter_off"] = "start",
     ) -> None:
         super().__init__(corpus, beta, reference)
-        if not 0 <= noise < 0.5:
-            raise ValueError(f"objective.noise={noise} must be >= 0 and < 0.5: it is the share of wrong preferences")
         self.noise = noise
 
     def preference(self, ratios: Float[Tensor, "pairs 2"], lengths: Float[Tensor, "pairs 2"]) -> Float[Tensor, "pairs"]:

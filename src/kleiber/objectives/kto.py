@@ -18,6 +18,7 @@ from torch import Tensor
 from kleiber.data.unpaired import UnpairedCorpus
 from kleiber.objectives.dpo import pair_log_probs, row_log_probs, wins
 from kleiber.objectives.objective import SampleTable, loss_with_auxiliary, rescale_auxiliary, set_reference
+from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Scorer
 from kleiber.types.model import Model
@@ -42,15 +43,12 @@ class KTO(Objective):
     unit = "loss/sample"
     learning_rate_factor = 0.1
 
-    def __init__(self, corpus: Corpus, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0) -> None:
+    def __init__(
+        self, corpus: Corpus, beta: Positive = 0.1, desirable: Positive = 1.0, undesirable: Positive = 1.0
+    ) -> None:
         if not isinstance(corpus, UnpairedCorpus):
             raise ValueError(
                 f"objective=kto needs answers labeled good or bad, and data={corpus.name} has none: set data=unpaired"
-            )
-        if beta <= 0 or min(desirable, undesirable) <= 0:
-            raise ValueError(
-                f"objective.beta={beta}, objective.desirable={desirable} and objective.undesirable={undesirable} must "
-                "be > 0; 0.1, 1 and 1 are usual"
             )
         self.beta, self.desirable, self.undesirable = beta, desirable, undesirable
 

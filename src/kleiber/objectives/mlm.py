@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Lt
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.nn.loss import cross_entropy
 from kleiber.objectives.objective import loss_with_auxiliary
+from kleiber.types import Seed
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Objective, Predictions
 from kleiber.types.model import Model
@@ -28,9 +31,9 @@ class MLM(Objective):
 
     has_predictions = True
 
-    def __init__(self, vocabulary: Tokenizer, mask_share: float = 0.15, seed: int = 0) -> None:
-        if not 0 < mask_share < 1:
-            raise ValueError(f"objective.mask_share={mask_share} must be > 0 and < 1; BERT uses 0.15")
+    def __init__(
+        self, vocabulary: Tokenizer, mask_share: Annotated[float, Gt(0), Lt(1)] = 0.15, seed: Seed = 0
+    ) -> None:
         if vocabulary.mask < 0:
             raise ValueError(
                 f"objective=mlm needs a mask token, and data.tokenizer={vocabulary.name} has none: set objective=clm, "

@@ -15,6 +15,7 @@ from kleiber.data.preference import PreferenceCorpus
 from kleiber.objectives.classify import pool
 from kleiber.objectives.dpo import stack_pairs, wins
 from kleiber.objectives.objective import SampleTable, head_name, loss_with_auxiliary, rescale_auxiliary
+from kleiber.types import NonNegative
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Corpus, Objective, Scorer
 from kleiber.types.model import Model
@@ -36,13 +37,11 @@ class Reward(Objective):
     unit = "loss/sample"
     compares_answers = True
 
-    def __init__(self, corpus: Corpus, center: float = 0.0) -> None:
+    def __init__(self, corpus: Corpus, center: NonNegative = 0.0) -> None:
         if not isinstance(corpus, PreferenceCorpus):
             raise ValueError(
                 f"objective=reward needs pairs of answers, and data={corpus.name} has none: set data=preference"
             )
-        if center < 0:
-            raise ValueError(f"objective.center={center} must be >= 0; 0.01 is usual")
         self.center = center
         self.head = head_name(corpus.name, "reward")
         self.outputs = {self.head: 1}

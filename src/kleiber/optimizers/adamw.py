@@ -7,7 +7,6 @@ every width.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kleiber.types import Decay, NonNegative, Positive
 from kleiber.types.batch import Role
 
 ParameterGroup = dict[str, Any]  # of a torch optimizer: parameters, their names, and settings
@@ -74,24 +74,6 @@ def parameter_groups(
     ]
 
 
-def check_settings(lr: float, weight_decay: float, clip: float | None) -> None:
-    """Raises ValueError for a learning rate, weight decay or gradient norm that is negative, infinite or nan."""
-    # Every comparison with nan is false, so nan is invalid too.
-    valid = 0 < lr < math.inf and 0 <= weight_decay < math.inf and (clip is None or clip > 0)
-    if not valid:
-        raise ValueError(
-            f"optimizer.lr={lr} and optimizer.clip={clip} must be > 0, and optimizer.weight_decay={weight_decay} >= 0"
-        )
-
-
-def check_moments(betas: tuple[float, float], eps: float = 0.0) -> None:
-    """Raises ValueError for decay rates of moments outside [0, 1), and for an eps that is negative, infinite or nan."""
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"optimizer.betas={list(betas)} must each be >= 0 and < 1")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"optimizer.eps={eps} must be >= 0 and finite")
-
-
 @dataclass(frozen=True)
 class AdamW:
     """AdamW with decoupled weight decay (Loshchilov & Hutter 2017, arXiv:1711.05101), in its fused implementation.
@@ -100,15 +82,11 @@ class AdamW:
     clip  largest global norm of the gradients; null: no clipping
     """
 
-    lr: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    eps: float = 1e-8
-    clip: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        check_settings(self.lr, self.weight_decay, self.clip)
-        check_moments(self.betas, self.eps)
+    lr: Positive = 0.02
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    weight_decay: NonNegative = 0.0
+    eps: NonNegative = 1e-8
+    clip: Positive | None = 1.0
 
     def build(
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]
@@ -130,14 +108,10 @@ class Lion:
     As in Adam, a step does not depend on the scale of the gradient, so muP scales the learning rates as for Adam.
     """
 
-    lr: float = 0.004
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
-    clip: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        check_settings(self.lr, self.weight_decay, self.clip)
-        check_moments(self.betas)
+    lr: Positive = 0.004
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
+    weight_decay: NonNegative = 0.0
+    clip: Positive | None = 1.0
 
     def build(
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]

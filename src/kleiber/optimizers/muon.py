@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,10 +19,9 @@ from kleiber.optimizers.adamw import (
     Closure,
     ParameterGroup,
     call_closure,
-    check_moments,
-    check_settings,
     parameter_groups,
 )
+from kleiber.types import Decay, NonNegative, Positive
 from kleiber.types.batch import Role
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic, steepest at 0; torch.optim.Muon has the same
@@ -44,21 +45,13 @@ class Muon:
     width.
     """
 
-    lr: float = 0.02
-    momentum: float = 0.95
-    steps: int = 5
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    eps: float = 1e-8
-    clip: float | None = 1.0
-
-    def __post_init__(self) -> None:
-        check_settings(self.lr, self.weight_decay, self.clip)
-        check_moments(self.betas, self.eps)
-        if not 0 <= self.momentum < 1 or not 1 <= self.steps < 100:
-            raise ValueError(
-                f"optimizer.momentum={self.momentum} must be >= 0 and < 1, optimizer.steps={self.steps} from 1 to 99"
-            )
+    lr: Positive = 0.02
+    momentum: Decay = 0.95
+    steps: Annotated[int, Ge(1), Le(99)] = 5
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    weight_decay: NonNegative = 0.0
+    eps: NonNegative = 1e-8
+    clip: Positive | None = 1.0
 
     def build(
         self, model: nn.Module, roles: dict[str, Role], lr_scale: Callable[[Role], float]

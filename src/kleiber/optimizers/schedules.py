@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from kleiber.types import Natural, Share
+
 
 def warmup_factor(step: int, total: int, warmup_steps: int) -> float:
     """Returns a factor that rises linearly to 1 over `warmup_steps` steps, or over a fifth of the run if that is less.
@@ -16,17 +18,6 @@ def warmup_factor(step: int, total: int, warmup_steps: int) -> float:
     that is too long for small models biases a scaling law (Porian et al. 2024, arXiv:2406.19146, section 3.2).
     """
     return min(1.0, (step + 1) / max(1, min(warmup_steps, total // 5)))
-
-
-def _check_shares(**shares: float) -> None:
-    for name, value in shares.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"schedule.{name}={value} must be from 0 to 1")
-
-
-def _check_steps(warmup_steps: int) -> None:
-    if warmup_steps < 0:
-        raise ValueError(f"schedule.warmup_steps={warmup_steps} must be >= 0, in optimizer steps")
 
 
 class Schedule:
@@ -48,10 +39,7 @@ class Schedule:
 class Constant(Schedule):
     """Warm-up over `warmup_steps` optimizer steps, then a constant rate."""
 
-    warmup_steps: int = 100
-
-    def __post_init__(self) -> None:
-        _check_steps(self.warmup_steps)
+    warmup_steps: Natural = 100
 
     def __call__(self, step: int, total: int) -> float:
         return warmup_factor(step, total, self.warmup_steps)
@@ -68,13 +56,9 @@ class WSD(Schedule):
     The decay is linear instead of exponential: at least as good according to Hägele et al. 2024, arXiv:2405.18392.
     """
 
-    warmup_steps: int = 100
-    decay: float = 0.2
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_steps(self.warmup_steps)
-        _check_shares(decay=self.decay, final=self.final)
+    warmup_steps: Natural = 100
+    decay: Share = 0.2
+    final: Share = 0.0
 
     def __call__(self, step: int, total: int) -> float:
         rise = warmup_factor(step, total, self.warmup_steps)
@@ -94,12 +78,8 @@ class WSD(Schedule):
 class Cosine(Schedule):
     """Warm-up, then half a cosine to the share `final` at the last step; every rate depends on `total`."""
 
-    warmup_steps: int = 100
-    final: float = 0.1
-
-    def __post_init__(self) -> None:
-        _check_steps(self.warmup_steps)
-        _check_shares(final=self.final)
+    warmup_steps: Natural = 100
+    final: Share = 0.1
 
     def __call__(self, step: int, total: int) -> float:
         rise = warmup_factor(step, total, self.warmup_steps)

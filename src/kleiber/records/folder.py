@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -39,6 +40,7 @@ NOT_IDENTITY = (
     "callbacks",
     "evals",
 )
+UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb"}  # before the first step
 READABLE = 60
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -197,6 +199,12 @@ def set_aside(folder: Path) -> None:
         while folder.with_name(f"{folder.name}.{number}").exists():
             number += 1
         folder.rename(folder.with_name(f"{folder.name}.{number}"))
+
+
+def discard_unstarted(folder: Path) -> None:
+    """Removes the folder of a run that was refused before its first step; does nothing where there are other files."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= UNSTARTED:
+        shutil.rmtree(folder)
 
 
 def check_same_config(folder: Path, config: Config) -> None:

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kleiber.config.stages import Quantity, quantity
 from kleiber.retention.memory import (
     device_of,
-    memory_tokens,
     random_bits,
     rank_and_world_size,
     sum_over_ranks,
     tasks_with_samples,
     trainable,
 )
+from kleiber.types import Count
 from kleiber.types.contracts import Objective, Retention, Samples, Task
 from kleiber.types.model import Model
 
@@ -33,11 +34,9 @@ class AGEM(Retention):
             text (the paper's episodic memory); null keeps all of it, whether or not the model was trained on it
     """
 
-    def __init__(self, rows: int = 8, memory: int | float | str | None = None) -> None:
+    def __init__(self, rows: Count = 8, memory: Quantity | None = None) -> None:
         super().__init__()
-        if rows < 1:
-            raise ValueError(f"retention.agem.rows={rows} must be >= 1")
-        self.rows, self.kept_tokens = rows, memory_tokens("agem", memory)
+        self.rows, self.kept_tokens = rows, None if memory is None else quantity(memory)
         self.tasks: list[Task] = []
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:

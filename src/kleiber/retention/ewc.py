@@ -24,6 +24,7 @@ from kleiber.retention.memory import (
     tasks_with_samples,
     trainable,
 )
+from kleiber.types import Count, Positive, Share
 from kleiber.types.contracts import Predictions, Retention, Task
 from kleiber.types.model import Head, Model
 
@@ -42,12 +43,8 @@ class EWC(Retention):
     gamma     weight of the F of earlier stages
     """
 
-    def __init__(self, strength: float = 1.0, samples: int = 256, gamma: float = 1.0) -> None:
+    def __init__(self, strength: Positive = 1.0, samples: Count = 256, gamma: Share = 1.0) -> None:
         super().__init__()
-        if strength <= 0 or samples < 1 or not 0 <= gamma <= 1:
-            raise ValueError(
-                f"retention.ewc: strength={strength} must be > 0, samples={samples} >= 1, and gamma={gamma} from 0 to 1"
-            )
         self.strength, self.samples, self.gamma = strength, samples, gamma
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kleiber.retention.memory import remembered, snapshot
+from kleiber.types import Positive
 from kleiber.types.contracts import Retention, Task
 from kleiber.types.model import Model
 
@@ -17,10 +18,8 @@ class L2SP(Retention):
     add the penalty to the loss. New output layers are not pulled, as in the paper.
     """
 
-    def __init__(self, strength: float = 0.1) -> None:
+    def __init__(self, strength: Positive = 0.1) -> None:
         super().__init__()
-        if strength <= 0:
-            raise ValueError(f"retention.l2sp.strength={strength} must be > 0; remove l2sp to train without it")
         self.strength = strength
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:

@@ -8,8 +8,10 @@ from typing import Literal
 
 import torch
 
+from kleiber.config.stages import Quantity
 from kleiber.nn.loss import kl_divergence
 from kleiber.retention.memory import EarlierText, reference_samples, same_loss
+from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Objective, Retention, Samples, Task
 from kleiber.types.model import Model
@@ -31,15 +33,13 @@ class LwF(Retention):
 
     def __init__(
         self,
-        strength: float = 1.0,
-        temperature: float = 1.0,
+        strength: Positive = 1.0,
+        temperature: Positive = 1.0,
         source: Literal["new", "real", "generated"] = "new",
-        generated_tokens: int | float | str = "64K",
+        generated_tokens: Quantity = "64K",
         vocabulary: Tokenizer | None = None,
     ) -> None:
         super().__init__()
-        if strength <= 0 or temperature <= 0:
-            raise ValueError(f"retention.lwf: strength={strength} and temperature={temperature} must be > 0")
         self.strength, self.temperature = strength, temperature
         self.text = EarlierText("lwf", source, generated_tokens, 1.0, vocabulary)
         self.tasks: list[Task] = []

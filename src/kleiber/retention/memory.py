@@ -109,14 +109,6 @@ def generate_samples(
     return torch.cat(samples).int()
 
 
-def memory_tokens(name: str, memory: int | float | str | None) -> float | None:
-    """The setting `retention.<name>.memory` as a number of tokens; ValueError where it is not a number of tokens."""
-    try:
-        return None if memory is None else quantity(memory)
-    except ValueError as error:
-        raise ValueError(f"retention.{name}.memory: {error}") from None
-
-
 def tasks_with_samples(tasks: Sequence[Task], name: str, memory: float | None = None) -> list[Task]:
     """The earlier tasks whose training samples can be read again; tasks that were trained on the same samples once.
 
@@ -214,17 +206,6 @@ class EarlierText:
     generated_tokens: int | float | str
     temperature: float
     vocabulary: Tokenizer | None
-
-    def __post_init__(self) -> None:
-        try:
-            quantity(self.generated_tokens)
-        except ValueError as error:
-            raise ValueError(f"retention.{self.name}.generated_tokens: {error}") from None
-        if self.temperature <= 0:
-            raise ValueError(
-                f"retention.{self.name}.temperature={self.temperature} must be > 0, or all generated samples are "
-                "the same; 1 samples from the model's distribution"
-            )
 
     def generate(self, model: Model, seed: int) -> dict[str, Tensor]:
         """Entries of the method's memory for the text: {"text": token ids}, or {} where none is generated."""

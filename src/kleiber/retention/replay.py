@@ -8,13 +8,17 @@ many of its samples as a mixture of this fraction would hold is added to the los
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
+from kleiber.config.stages import Quantity, quantity
 from kleiber.data.mixture import LARGEST_BLOCK, Mixture, fractions_of
-from kleiber.retention.memory import EarlierText, Source, memory_tokens, reference_samples, same_loss
+from kleiber.retention.memory import EarlierText, Source, reference_samples, same_loss
+from kleiber.types import Positive
 from kleiber.types.batch import Batch, Loss
 from kleiber.types.contracts import Objective, Retention, Samples, Task
 from kleiber.types.model import Model
@@ -38,24 +42,19 @@ class Replay(Retention):
 
     def __init__(
         self,
-        fraction: float = 0.05,
+        fraction: Annotated[float, Ge(0.001), Lt(1)] = 0.05,
         source: Source = "real",
-        generated_tokens: int | float | str = "64K",
-        temperature: float = 1.0,
-        memory: int | float | str | None = None,
+        generated_tokens: Quantity = "64K",
+        temperature: Positive = 1.0,
+        memory: Quantity | None = None,
         vocabulary: Tokenizer | None = None,
     ) -> None:
         super().__init__()
-        if not 1 / LARGEST_BLOCK <= fraction < 1:
-            raise ValueError(
-                f"retention.replay.fraction={fraction} must be >= {1 / LARGEST_BLOCK:g} and < 1; remove replay to "
-                "train without it"
-            )
         if memory is not None and source == "generated":
             raise ValueError(
                 f"retention.replay.memory={memory} needs source=real: with source=generated set generated_tokens"
             )
-        self.fraction, self.kept_tokens = fraction, memory_tokens("replay", memory)
+        self.fraction, self.kept_tokens = fraction, None if memory is None else quantity(memory)
         self.text = EarlierText("replay", source, generated_tokens, temperature, vocabulary)
         self.separate: list[tuple[Task, float]] = []  # tasks that cannot be mixed in, and their samples per new sample
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
 from kleiber.retention.memory import rank_and_world_size
 from kleiber.types.contracts import Retention, Task
 from kleiber.types.model import Model
+
+Alpha = Annotated[int | float, Ge(0), Le(1)]
 
 
 class WiSE(Retention):
@@ -21,12 +25,12 @@ class WiSE(Retention):
     point, such as a router's balancing bias, are interpolated too; integer buffers are those of the end.
     """
 
-    def __init__(self, alphas: Sequence[int | float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)) -> None:
+    def __init__(
+        self, alphas: Annotated[Sequence[Alpha], MinLen(1)] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    ) -> None:
         super().__init__()
-        if not alphas or min(alphas) < 0 or max(alphas) > 1 or len(set(alphas)) < len(alphas):
-            raise ValueError(
-                f"retention.wise.alphas={list(alphas)} must be distinct numbers from 0 to 1, such as [0.5]"
-            )
+        if len(set(alphas)) < len(alphas):
+            raise ValueError(f"retention.wise.alphas={list(alphas)} must be distinct: remove one of two equal numbers")
         self.alphas = [float(alpha) for alpha in alphas]
 
     def begin_stage(self, model: Model, tasks: Sequence[Task], seed: int) -> None:

@@ -104,7 +104,7 @@ def make_plan(
     context: int = cfg.model.context
     corpus: Corpus = build(cfg.data).prepare(context)
     objective = build_objective(cfg, corpus)
-    check_stage_methods(cfg, corpus)
+    build_retention(cfg, corpus)
     earlier = [] if before or cfg.init is None else distinct_tasks(build(cfg.init).tasks(cfg, corpus), corpus)
     outputs = dict(before.outputs) if before else {}
     for reader in (*(task.objective for task in earlier), objective):
@@ -112,6 +112,8 @@ def make_plan(
     if before is not None:
         check_same_tokenizer(before.corpus, corpus, "stages.chain")
     model = before.model if before is not None else (model_of or build_model)(cfg, corpus, {})
+    if cfg.adapter is not None:
+        build(cfg.adapter).check(model)
     add_heads(model, outputs)
     parameters = count_parameters(model)
     sides = corpus.train.sides
@@ -142,15 +144,8 @@ def make_plan(
     )
 
 
-def check_stage_methods(cfg: DictConfig, corpus: Corpus) -> None:
-    """Raises ValueError for wrong settings of retention methods and adapter, before any stage is trained."""
-    build_retention(cfg, corpus)
-    if cfg.adapter is not None:
-        build(cfg.adapter)
-
-
 def build_retention(cfg: DictConfig, corpus: Corpus) -> list[Retention]:
-    """Builds the retention methods of a stage's config."""
+    """Builds the retention methods of a stage's config. Raises ValueError for wrong settings."""
     nodes = cfg.retention or {}
     return [build(node, vocabulary=corpus.tokenizer) for node in nodes.values() if node is not None]
 

@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import MinLen
 from omegaconf import DictConfig, OmegaConf
 
-from kleiber.config.stages import SINGLE_STAGE, branch_tokens, stage_configs, starts_from_weights
+from kleiber.config.stages import SINGLE_STAGE, Quantity, branch_tokens, stage_configs, starts_from_weights
 from kleiber.config.targets import build
 from kleiber.optimizers.schedules import Schedule
 from kleiber.records.summary import StageRecord
@@ -96,9 +98,7 @@ class TrunkAndCooldowns(Layout):
     branches  training tokens of each branch, counted from the start of the trunk, such as [1M, 2M, 4M]
     """
 
-    def __init__(self, branches: Sequence[int | float | str]) -> None:
-        if not branches:
-            raise ValueError("stages.branches=[] must list the training tokens of each branch, such as [1M,2M,4M]")
+    def __init__(self, branches: Annotated[Sequence[Quantity], MinLen(1)]) -> None:
         self.branches = branch_tokens(branches)
         if len({tokens for _, tokens in self.branches}) < len(branches):
             raise ValueError(f"stages.branches={list(branches)} lists a number of tokens twice: remove one of the two")

@@ -25,7 +25,7 @@ from kleiber.nn.attention import FullAttention, NoMixing, WindowAttention
 from kleiber.nn.moe import Dropping, MoE
 from kleiber.runs.inherit import locate_stage
 from kleiber.runs.open import add_heads, head_sizes, load_objective, load_stage, prepare_corpus, recorded_configs
-from kleiber.types import Config, Json
+from kleiber.types import Config, Json, NonNegative, Seed
 from kleiber.types.contracts import Corpus, HeldOut, Objective, Task
 from kleiber.types.model import Model
 
@@ -107,8 +107,8 @@ class Upcycle(Checkpoint):
     seed   seed of the noise
     """
 
-    noise: float = 0.0
-    seed: int = 0
+    noise: NonNegative = 0.0
+    seed: Seed = 0
 
     def load(self, model: Model) -> None:
         """Copies the dense weights into the experts of `model`. Raises ValueError when settings or shapes differ."""

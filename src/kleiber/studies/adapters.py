@@ -16,7 +16,7 @@ from kleiber.studies.compare.arms import untuned
 from kleiber.studies.compare.contrast import Claim, above
 from kleiber.studies.compare.rows import PLAIN, Rows, outcomes
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings
-from kleiber.types import Config, Json, Row
+from kleiber.types import Config, Json, NonNegative, Positive, Row
 
 FULL = "full"
 METHODS = (
@@ -38,13 +38,8 @@ class Adapters(EqualTargetStudy):
     level      of the intervals
     """
 
-    tolerance: float = 0.005
-    margin: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.margin <= 0:
-            raise ValueError(f"study.margin={self.margin} must be above 0")
+    tolerance: NonNegative = 0.005
+    margin: Positive = 0.01
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares every arm with full fine-tuning. Raises ValueError without full fine-tuning and without adapters."""

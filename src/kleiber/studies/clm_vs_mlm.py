@@ -19,7 +19,7 @@ from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.laws.variance_components import trunk_noise
 from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, points
-from kleiber.types import Json
+from kleiber.types import Json, NonNegative
 
 NAMES = ("N", "D")
 LEAST = 5  # points of an objective whose exponents are told
@@ -29,7 +29,7 @@ LEAST = 5  # points of an objective whose exponents are told
 class ClmVsMlm(IntervalStudy):
     """Exponents of the losses of two objectives; `min_tokens` is the least D that enters."""
 
-    min_tokens: float | int = 0
+    min_tokens: NonNegative = 0
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Objectives without points enough for an exponent. Raises ValueError where none has them."""

@@ -25,7 +25,7 @@ from kleiber.studies.laws.laws_json import lines
 from kleiber.studies.laws.prediction import decades_outside
 from kleiber.studies.laws.uncertainty import interval
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
-from kleiber.types import Json
+from kleiber.types import Json, Natural, Positive
 
 GRID = ["N", "M", "steps", "p"]  # what the runs of a cell share; all tokens ("steps"), since replay changes D a little
 CENSORED_SD = 3.0
@@ -41,14 +41,11 @@ class ForgettingLaw(IntervalStudy):
     bootstrap  number of bootstrap resamples
     """
 
-    tolerate: float = 0.05
-    at: Mapping[str, float] | None = None
-    bootstrap: int = 1000
+    tolerate: Positive = 0.05
+    at: Mapping[str, Positive] | None = None
+    bootstrap: Natural = 1000
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tolerate <= 0:
-            raise ValueError(f"study.tolerate={self.tolerate}, the tolerated forgetting in nats, must be > 0")
         unknown = set(self.at or {}) - {"N", "D", "M"}
         if unknown:
             raise ValueError(f"study.at has the unknown keys {', '.join(sorted(unknown))}; its keys may be N, D and M")

@@ -24,7 +24,7 @@ from kleiber.studies.laws import analysis, laws_json, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Law
 from kleiber.studies.study import Findings, IntervalStudy, PlannedPoint, points
-from kleiber.types import Config, Json
+from kleiber.types import Config, Json, Natural
 
 SAME = 0.03  # relative difference of active parameters that counts as equal, since a router adds some
 FEW = 4.0  # epochs that are said to be nearly free
@@ -35,7 +35,7 @@ NEAR = 0.02  # nats that nearly free means
 class JointLaw(IntervalStudy):
     """Base of the studies that fit a joint law; `bootstrap` is its number of resamples."""
 
-    bootstrap: int = 300
+    bootstrap: Natural = 300
 
     def fit(self, rows: Rows, form: Law, roles: Mapping[str, str], cluster: str) -> Json:
         """Fits a law; returns the content of laws.json.
@@ -60,7 +60,6 @@ class MoELaw(JointLaw):
     law: str = "joint_moe"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if set(find(self.law).inputs) != {"N", "D", "X"}:
             raise ValueError(f"study.law={self.law} must be a law of N, D and X, such as joint_moe")
 

@@ -39,7 +39,6 @@ class MoEGain(Study):
     pairs: Sequence[Mapping[str, str]] = ()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for pair in self.pairs:
             if set(pair) != {"mixture", "dense"}:
                 raise ValueError(f"study.pairs: {pair}: give mixture and dense, the names of two arms")

@@ -18,7 +18,7 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import width_of
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.studies.study import Figures, Findings, IntervalStudy
-from kleiber.types import Json
+from kleiber.types import Count, Json
 
 if TYPE_CHECKING:
     import altair as alt
@@ -58,12 +58,7 @@ class MupTransfer(IntervalStudy):
             how asymmetric the loss is
     """
 
-    around: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.around < 1:
-            raise ValueError(f"study.around={self.around} must be >= 1")
+    around: Count = 1
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates the optimal learning rate at each width and its drift."""

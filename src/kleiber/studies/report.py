@@ -116,16 +116,20 @@ def reason(error: Exception) -> str:
 def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Study:
     """Returns the study to analyze the runs with: `name`, else study.yaml of the folder, else that of a run.
 
-    Runs without a study are analyzed by `Scaling`.
+    Runs without a study are analyzed by `Scaling`. Raises ConfigError for an invalid option in a file.
     """
+    from kleiber.config.check import check_node
     from kleiber.config.targets import build
 
-    if name is not None:
-        return build(load_study(name))
-    if (asked := folder / "study.yaml").is_file():
-        return build(read_config_node(asked))
     nodes = [run.config["study"] for run in runs if run.config.get("study")]
-    return build(nodes[0]) if nodes else Scaling()
+    if name is not None:
+        nodes = [load_study(name)]
+    elif (asked := folder / "study.yaml").is_file():
+        nodes = [read_config_node(asked)]
+    if not nodes:
+        return Scaling()
+    check_node("study", nodes[0])
+    return build(nodes[0])
 
 
 def load_study(name: str) -> DictConfig:

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kleiber.config.stages import quantity
+from kleiber.config.stages import Quantity, quantity
 from kleiber.records.catalog import Run
 from kleiber.records.summary import rows_with
 from kleiber.studies.compare.arms import (
@@ -43,7 +43,7 @@ class Routers(Study):
     """
 
     arm: str | None = None
-    tokens: int | float | str | None = None
+    tokens: Quantity | None = None
     learned: str = "topk"
     hashed: str = "hash"
     lossfree: str = "lossfree"

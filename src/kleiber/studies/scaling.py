@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from kleiber.config.stages import quantity
+from kleiber.config.stages import Quantity, quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.designs.sizes import shortfall
 from kleiber.studies.laws import analysis, table
@@ -22,7 +22,7 @@ from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.laws_json import band_rate, format_estimate, intervals_by, lines, percent, without_nonfinite
 from kleiber.studies.laws.verdicts import CHOICES
 from kleiber.studies.study import Findings, PlannedPoint, Study, headline, points, within_budgets
-from kleiber.types import Json, Row
+from kleiber.types import Json, Natural, Positive, Row
 
 if TYPE_CHECKING:
     from kleiber.charts import Chart
@@ -44,21 +44,19 @@ class Scaling(Study):
     """
 
     law: str = "chinchilla"
-    min_tokens: int | float | str = "2M"
+    min_tokens: Quantity = "2M"
     size: str = "active"
-    bootstrap: int = 1000
-    predict: Sequence[dict[str, float]] = field(default_factory=tuple)
+    bootstrap: Natural = 1000
+    predict: Sequence[dict[str, Positive]] = field(default_factory=tuple)
     exclude: str = "none"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if set(find(self.law).inputs) != {"N", "D"}:
             raise ValueError(f"study.law={self.law} must be a law of N and D, such as chinchilla")
         if self.size not in SIZES:
             raise ValueError(f"study.size={self.size} must be one of {', '.join(SIZES)}")
         if self.exclude not in CHOICES:
             raise ValueError(f"study.exclude={self.exclude} must be one of {', '.join(CHOICES)}")
-        quantity(self.min_tokens)
 
     def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
         """Raises ValueError if the points with at least `min_tokens` do not determine the law."""
@@ -126,7 +124,7 @@ class IsoFLOP(Scaling):
     refused. The options are those of `Scaling`; min_tokens is 1, so that budgets with short training count as well.
     """
 
-    min_tokens: int | float | str = 1
+    min_tokens: Quantity = 1
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Returns the findings of `Scaling` with the exponent of approach 2 as the headline."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kleiber.config.stages import quantity
+from kleiber.config.stages import Quantity, quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.arms import (
     HOW,
@@ -47,15 +47,13 @@ class Sparsity(Study):
     """
 
     arm: str | None = None
-    tokens: int | float | str = "4M"
+    tokens: Quantity = "4M"
     mixture: str = "moe"
     dense: str = "dense"
     comparisons: Sequence[dict[str, str]] = field(default_factory=tuple)
     sizes: Sequence[str] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        quantity(self.tokens)
         for comparison in self.comparisons:
             if set(comparison) != {"arm", "against", "equal"} or comparison["equal"] not in EQUAL:
                 raise ValueError(

@@ -10,14 +10,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pandas as pd
+from annotated_types import Gt, Lt
 
 from kleiber.records.catalog import Run, counts, frame
-from kleiber.types import Config, Json, Row
+from kleiber.types import Config, Count, Json, NonNegative, Row
 
 CARRIED_BY = {"A": ["N"], "alpha": ["N"], "B": ["D"], "beta": ["D"]}  # inputs that identify a parameter, else all
+Level = Annotated[float, Gt(0), Lt(1)]
 Figures = dict[str, Callable[[], object]]  # functions that draw an altair chart, by the name of its file
 
 
@@ -70,13 +72,8 @@ class Study:
 
     decides: ClassVar[bool] = False
 
-    max_cells: int | None = None
-    seeds: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("max_cells", self.max_cells), ("seeds", self.seeds)):
-            if value is not None and value < 1:
-                raise ValueError(f"study.{name}={value} must be >= 1")
+    max_cells: Count | None = None
+    seeds: Count | None = None
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Analyzes the runs. Raises ValueError if they cannot answer the question of the study."""
@@ -98,12 +95,7 @@ class Study:
 class IntervalStudy(Study):
     """Options of a study with intervals: `level` is their confidence level."""
 
-    level: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.level < 1:
-            raise ValueError(f"study.level={self.level} must be between 0 and 1, such as 0.9")
+    level: Level = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +105,7 @@ class EqualTargetStudy(IntervalStudy):
     tolerance  relative margin; a loss up to (1 + tolerance) times the reference loss counts as reaching it
     """
 
-    tolerance: float = 0.02
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.tolerance >= 0:
-            raise ValueError(f"study.tolerance={self.tolerance} must be >= 0")
+    tolerance: NonNegative = 0.02
 
 
 def points(runs: Sequence[Run]) -> pd.DataFrame:

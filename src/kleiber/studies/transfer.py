@@ -19,7 +19,7 @@ from kleiber.studies.compare.task_rows import (
     transferred,
 )
 from kleiber.studies.study import Figures, Findings, IntervalStudy
-from kleiber.types import Json, Row
+from kleiber.types import Json, Row, Share
 
 METHODS = (
     "Each seed has base runs of its own, one for each kind of model and text; every task is fine-tuned from them, and "
@@ -44,7 +44,7 @@ class Transfer(IntervalStudy):
     kind: str | None = None
     start: str | None = None
     task: str | None = None
-    share: float | None = None
+    share: Share | None = None
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Compares fine-tuning of pre-trained models with training from scratch on every task."""

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from annotated_types import Gt, Le
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import DoublePrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
@@ -35,6 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from kleiber.data.cache import cache_root
 from kleiber.evals.perplexity import Runtime
 from kleiber.training.lightning import UNUSED, Unprofiled, silence
+from kleiber.types import Count
 from kleiber.types.model import Model
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
@@ -60,26 +62,20 @@ class Local:
     """
 
     accelerator: Literal["cpu", "gpu"] = "cpu"
-    devices: int = 1
+    devices: Count = 1
     precision: Literal[32, 64, "bf16"] = 32
-    threads: int | None = None
+    threads: Count | None = None
     compile: bool = False
     checkpoint_activations: bool = False
     deterministic: bool = False
-    max_steps: int | None = None
+    max_steps: Count | None = None
 
     def __post_init__(self) -> None:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ValueError("trainer.accelerator=gpu, but PyTorch finds no GPU: set trainer.accelerator=cpu")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"trainer.max_steps={self.max_steps} must be >= 1, or null for no limit")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"trainer.threads={self.threads} must be >= 1, or null for one per core")
         self._check_devices()
 
     def _check_devices(self) -> None:
-        if self.devices < 1:
-            raise ValueError(f"trainer.devices={self.devices} must be 1, or set trainer=ddp for more")
         if self.devices > 1:
             raise ValueError(f"trainer.devices={self.devices} needs a distributed trainer: set trainer=ddp")
 
@@ -161,17 +157,11 @@ class DDP(Local):
     rank_timeout  seconds that a rank waits for another one before the run ends as failed
     """
 
-    devices: int = 2
-    rank_timeout: float = 600.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.rank_timeout < float("inf"):
-            raise ValueError(f"trainer.rank_timeout={self.rank_timeout} must be a positive number of seconds")
+    devices: Count = 2
+    rank_timeout: Annotated[float, Gt(0), Le(10**7)] = 600.0
 
     def _check_devices(self) -> None:
-        if self.devices < 1:
-            raise ValueError(f"trainer.devices={self.devices} must be >= 1")
+        """Any number of devices will do."""
 
     def strategy(self) -> Strategy | str:
         if self.devices == 1:  # Lightning would leave rank variables in the environment

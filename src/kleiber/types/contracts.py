@@ -178,6 +178,9 @@ class Adapter:
 
     learning_rate_factor: ClassVar[float] = 1.0
 
+    def check(self, model: Model) -> None:
+        """Raises ValueError where the adapter does not fit the model. Called before any stage is trained."""
+
     def apply(self, model: Model, seed: int) -> None:
         """Changes the model in place; random numbers depend on `seed` alone."""
         raise NotImplementedError

@@ -78,7 +78,6 @@ def test_a_balance_without_a_load_is_refused():
     "router, options, key",
     [
         (Sigmoid, {"k": 1}, "k=1"),
-        (LossFree, {"rate": 0.0}, "rate=0"),
         (GroupLimited, {"groups": 3}, "groups=3"),
         (GroupLimited, {"groups": 8, "limit": 1}, "limit=1"),
     ],

@@ -1,6 +1,5 @@
 """The transport plan of Sinkhorn routing: its sums, its effect on the load, and padding."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -39,8 +38,3 @@ def test_weights_are_sigmoids_of_the_chosen_logits_in_training_and_evaluation():
     for routing in (router(x, batch_of(3, 4)), router.eval()(x)):
         torch.testing.assert_close(routing.weights, routing.logits.gather(1, routing.experts).sigmoid())
     assert torch.equal(routing.experts, routing.logits.topk(2).indices)
-
-
-def test_a_plan_without_iterations_is_refused():
-    with pytest.raises(ValueError, match="iterations=0"):
-        Sinkhorn(SITE, 8, 2, iterations=0)

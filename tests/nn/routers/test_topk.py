@@ -87,11 +87,11 @@ def test_noise_is_of_the_generator_off_in_evaluation_and_learned():
     assert torch.equal(router(x).logits, router.linear(x))
 
 
-@pytest.mark.parametrize(("num_experts", "k"), [(1, 1), (8, 0), (8, 9)])
-def test_sizes_from_two_experts_and_one_choice_on_are_accepted(num_experts, k):
+@pytest.mark.parametrize(("num_experts", "k"), [(1, 2), (8, 0), (8, 9)])
+def test_one_to_all_experts_can_be_chosen(num_experts, k):
     check_sizes(2, 1)
     check_sizes(8, 8)
-    with pytest.raises(ValueError, match=rf"num_experts={num_experts}\b.*k={k}\b"):
+    with pytest.raises(ValueError, match=rf"k={k}\b.*num_experts={num_experts}\b"):
         check_sizes(num_experts, k)
 
 

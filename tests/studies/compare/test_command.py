@@ -32,7 +32,9 @@ def test_the_values_of_any_key_are_arms(folders, capsys):
     assert "lr=0.01 " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [["--arm", "model.depth"], ["--equal", "x"], ["--measure", "val/x/accuracy"]])
+@pytest.mark.parametrize(
+    "options", [["--arm", "model.depth"], ["--equal", "x"], ["--measure", "val/x/accuracy"], ["--level", "1.0"]]
+)
 def test_what_cannot_be_compared_is_refused_and_named(folders, capsys, options):
     assert main(["compare", *folders, *options]) == 2
     assert options[1] in capsys.readouterr().err

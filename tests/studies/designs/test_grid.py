@@ -20,9 +20,8 @@ def test_heads_may_be_left_to_the_model():
 
 @pytest.mark.parametrize(
     "options",
-    [{"widths": []}, {"widths": [32, 32]}, {"widths": [32, 64], "seeds": [1]}, {"widths": [32], "seeds": 0},
-     {"widths": [40]}],
-)  # fmt: skip
+    [{"widths": [32, 32]}, {"widths": [32, 64], "seeds": [1]}, {"widths": [40]}],
+)
 def test_a_grid_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match=r"design\."):
         Grid(**options)
@@ -40,7 +39,7 @@ def test_the_design_plans_every_arm_rate_and_seed_and_replaces_what_is_one_a_see
 @pytest.mark.parametrize(
     "options, named",
     [
-        ({"arms": {}}, "arms"), ({"lrs": []}, "lrs"), ({"lrs": [0.1, 0.1]}, "lrs"), ({"seeds": 0}, "seeds=0"),
+        ({"arms": {}}, "arms"), ({"lrs": []}, "lrs"), ({"lrs": [0.1, 0.1]}, "lrs"),
         ({"fill": {"base": ["P"]}}, "fill.base"), ({"arms": {"a": {"x": 1}, "b": {"x": 1}}}, "the same"),
     ],
 )  # fmt: skip

@@ -82,7 +82,6 @@ def test_parts_are_named_and_what_is_not_there_is_refused(tmp_path, monkeypatch)
     assert list(part.tasks) == ["toy"]
     for changes, words in (
         ({"only": ["mml"]}, "design.only: mml .*mlm"),
-        ({"shares": [0]}, r"design.shares=\[0\]"),
         ({"kinds": {"a": {"model": [], "pretrain": [], "lrs": []}}}, "design.kinds.*lrs"),
         ({"tasks": {}}, "design.tasks"),
     ):

@@ -54,6 +54,13 @@ def test_a_cell_is_a_config_that_passes_the_check(tmp_path):
     assert stages["docs"]["data"]["domain"] == "docs" and "Labelled" in stages["trec"]["data"]["_target_"]
 
 
+def test_every_stage_has_the_budget_of_the_reference_runs():
+    cell = Sequences(TASKS, {"none": {}}, orders=1, seeds=1).cells()[-1]
+    lines = [line for line in cell if not line.startswith("study.")]
+    config, _ = resolve_config(Composer("train").compose(["root=r", "budget.tokens=120K", *lines]))
+    assert [stage["budget"]["tokens"] for stage in stage_configs(config).values()] == ["120K"] * 3
+
+
 def test_a_stage_with_data_of_its_own_reads_the_tokenizer_of_the_start():
     chain = {"one": {"data": {"domain": "docs"}}, "two": {"data": stage_node("two", TASKS["trec"])["data"]},
              "three": {"data": {**stage_node("t", TASKS["trec"])["data"], "tokenizer": "bpe"}}}  # fmt: skip
@@ -101,7 +108,6 @@ def test_text_is_quoted_as_hydra_reads_it():
         ({"arms": {"none": None}}, r"design.arms=\[\]"),
         ({"orders": 3}, "design.orders=3.*1 and 2"),
         ({"orders": [["docs"]]}, "design.orders.*docs, trec"),
-        ({"seeds": 0}, "design.seeds=0"),
     ],
 )
 def test_plans_that_cannot_be_are_refused(named, why):

@@ -38,12 +38,10 @@ def test_a_figure_shows_counts_and_shares() -> None:
     assert cells[3]["share"] == 0
 
 
-def test_it_leaves_other_objectives_alone_and_refuses_no_rows(tmp_path: Path) -> None:
+def test_it_leaves_other_objectives_alone(tmp_path: Path) -> None:
     trainer = SimpleNamespace(global_step=5, max_steps=5)
     Classes(tmp_path, SimpleNamespace()).on_train_end(trainer, SimpleNamespace(objective=CLM()))  # type: ignore
     assert not (tmp_path / "classes").exists()
-    with pytest.raises(ValueError, match=r"callbacks.classes.rows=0"):
-        Classes(tmp_path, SimpleNamespace(), rows=0)  # type: ignore[arg-type]
 
 
 def test_a_label_that_is_a_script_is_only_text_in_the_page(tmp_path: Path) -> None:

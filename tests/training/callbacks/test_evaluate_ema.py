@@ -1,13 +1,10 @@
 """The average of the weights: its formula, its scores, and exact resumption."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from kleiber.training.callbacks.evaluate import EMA
 
 OPTIONS = ["callbacks=ema", "callbacks.ema.decay=0.8", "callbacks.checkpoints.every=1"]
 OPTIONS += ["callbacks.checkpoints.keep=20", "budget.steps=10", "eval.every_steps=5"]
@@ -50,9 +47,3 @@ def test_it_is_scored_as_what_it_is_and_resumed_bit_by_bit(launch, interrupted):
     assert stage(again)["metrics"] == metrics
     first, second = (weights(run, "ema/step-00000010") for run in (folder, again))
     assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-@pytest.mark.parametrize("options", [{"decay": 1.0}, {"start": -1}])
-def test_what_is_no_average_is_refused(options, tmp_path):
-    with pytest.raises(ValueError, match=r"callbacks\.ema"):
-        EMA(tmp_path, "", SimpleNamespace(), **options)

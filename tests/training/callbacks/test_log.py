@@ -54,11 +54,6 @@ def test_a_row_is_logged_every_few_steps_and_at_the_last_one(trainer):
     assert [row["train/tokens"] for _, row in trainer.rows] == [400.0, 800.0, 1000.0]
 
 
-def test_a_log_of_no_step_is_refused():
-    with pytest.raises(ValueError, match=r"callbacks\.log\.every=0"):
-        Log(100, every=0)
-
-
 def test_the_speed_leaves_out_the_first_step_and_the_time_between_steps(trainer, clock):
     record = StageRecord("main")
     callback = Throughput(100, record, every=2)

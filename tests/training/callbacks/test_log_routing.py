@@ -93,9 +93,3 @@ def test_a_router_that_was_made_to_collapse_raises_the_alarm(launch, capsys, mon
 def test_a_dense_model_has_no_row(launch):
     folder = launch("model=gpt", "trainer.max_steps=2")
     assert "moe/" not in (folder / "metrics.jsonl").read_text()
-
-
-@pytest.mark.parametrize("options", [{"every": 0}, {"window": 0}, {"patience": 0}, {"entropy": 2.0}, {"floor": -1.0}])
-def test_options_with_which_alarms_never_or_always_sound_are_refused(options):
-    with pytest.raises(ValueError, match=r"callbacks\.routing"):
-        RoutingHealth(**options)

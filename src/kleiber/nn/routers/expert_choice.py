@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kleiber.nn.mup import Site
 from kleiber.nn.routers.topk import Logits, check_sizes
+from kleiber.types import ChosenExperts, NumExperts
 from kleiber.types.batch import Batch, Routing
 from kleiber.types.model import Router
 
@@ -27,7 +28,7 @@ class ExpertChoice(Router):
     sums_to_one: ClassVar[bool] = False
     needs_balance: ClassVar[bool] = False
 
-    def __init__(self, site: Site, num_experts: int, k: int, acknowledge_leak: bool = False) -> None:
+    def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts, acknowledge_leak: bool = False) -> None:
         super().__init__()
         check_sizes(num_experts, k)
         if site.causal and not acknowledge_leak:

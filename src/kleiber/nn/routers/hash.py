@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kleiber.nn.mup import Site
 from kleiber.nn.routers.topk import check_sizes
+from kleiber.types import ChosenExperts, NumExperts
 from kleiber.types.batch import Batch, Routing
 from kleiber.types.model import Router
 
@@ -23,7 +24,7 @@ class Hash(Router):
 
     needs_balance: ClassVar[bool] = False
 
-    def __init__(self, site: Site, num_experts: int, k: int) -> None:
+    def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts) -> None:
         super().__init__()
         check_sizes(num_experts, k)
         self.num_experts, self.k, self.layer = num_experts, k, site.layer
@@ -39,7 +40,7 @@ class Random(Router):
 
     needs_balance: ClassVar[bool] = False
 
-    def __init__(self, site: Site, num_experts: int, k: int) -> None:
+    def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts) -> None:
         super().__init__()
         check_sizes(num_experts, k)
         self.num_experts, self.k, self.layer = num_experts, k, site.layer

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kleiber.nn.mup import Site
 from kleiber.nn.routers.topk import TokenChoice, refuse_single_expert
+from kleiber.types import ChosenExperts, NumExperts, Positive
 
 
 class Sigmoid(TokenChoice):
@@ -24,7 +25,7 @@ class Sigmoid(TokenChoice):
     2.1.2, without its scaling factor of the routed part. Raises ValueError at k = 1, where the weight is always 1.
     """
 
-    def __init__(self, site: Site, num_experts: int, k: int) -> None:
+    def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts) -> None:
         super().__init__(site, num_experts, k)
         refuse_single_expert(k, "sigmoid")
 
@@ -46,12 +47,8 @@ class LossFree(Sigmoid):
 
     needs_balance: ClassVar[bool] = False
 
-    def __init__(self, site: Site, num_experts: int, k: int, rate: float = 1e-3) -> None:
+    def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts, rate: Positive = 1e-3) -> None:
         super().__init__(site, num_experts, k)
-        if rate <= 0:
-            raise ValueError(
-                f"model.mlp.router.rate={rate} must be > 0, such as 1e-3; without a bias use router=sigmoid"
-            )
         self.rate = rate
         self.bias: Tensor
         self.register_buffer("bias", torch.zeros(num_experts))
@@ -85,14 +82,20 @@ class GroupLimited(LossFree):
     """
 
     def __init__(
-        self, site: Site, num_experts: int, k: int, rate: float = 1e-3, groups: int = 4, limit: int = 2
+        self,
+        site: Site,
+        num_experts: NumExperts,
+        k: ChosenExperts,
+        rate: Positive = 1e-3,
+        groups: ChosenExperts = 4,
+        limit: ChosenExperts = 2,
     ) -> None:
         super().__init__(site, num_experts, k, rate)
-        if groups < 1 or num_experts % groups:
+        if num_experts % groups:
             raise ValueError(f"model.mlp.router.groups={groups} must divide the {num_experts} experts")
-        if not 1 <= limit <= groups or limit * (num_experts // groups) < k:
+        if limit > groups or limit * (num_experts // groups) < k:
             raise ValueError(
-                f"model.mlp.router.limit={limit} must be from 1 to groups={groups}, and that many groups must hold "
+                f"model.mlp.router.limit={limit} must be <= groups={groups}, and that many groups must hold "
                 f"k={k} experts or more"
             )
         self.groups, self.limit = groups, limit

@@ -7,14 +7,16 @@ model.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
 
 from kleiber.nn.mup import Site
 from kleiber.nn.routers.topk import TokenChoice
+from kleiber.types import ChosenExperts, NumExperts
 from kleiber.types.batch import Batch, Routing
 
 
@@ -30,10 +32,10 @@ class Sinkhorn(TokenChoice):
     sums_to_one: ClassVar[bool] = False
     needs_balance: ClassVar[bool] = False
 
-    def __init__(self, site: Site, num_experts: int, k: int, iterations: int = 8) -> None:
+    def __init__(
+        self, site: Site, num_experts: NumExperts, k: ChosenExperts, iterations: Annotated[int, Ge(1), Le(10_000)] = 8
+    ) -> None:
         super().__init__(site, num_experts, k)
-        if iterations < 1:
-            raise ValueError(f"model.mlp.router.iterations={iterations} must be >= 1; model/router=switch has no plan")
         self.iterations = iterations
 
     def forward(self, x: Float[Tensor, "tokens dim"], batch: Batch | None = None) -> Routing:

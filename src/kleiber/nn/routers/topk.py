@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kleiber.nn.mup import Site
+from kleiber.types import ChosenExperts, NumExperts
 from kleiber.types.batch import Batch, Role, Routing
 from kleiber.types.model import Layer, Router
 
@@ -17,7 +18,7 @@ from kleiber.types.model import Layer, Router
 class TokenChoice(Router):
     """Sends each token to the k experts of largest `priority`; subclasses define the `scores` and the `weights`."""
 
-    def __init__(self, site: Site, num_experts: int, k: int) -> None:
+    def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts) -> None:
         super().__init__()
         check_sizes(num_experts, k)
         self.k = k
@@ -77,11 +78,9 @@ class Logits(Layer):
 
 
 def check_sizes(num_experts: int, k: int) -> None:
-    """Raises ValueError for fewer than 2 experts, and unless k is from 1 to the number of experts."""
-    if num_experts < 2 or not 1 <= k <= num_experts:
-        raise ValueError(
-            f"model.mlp.num_experts={num_experts} must be >= 2, and model.mlp.k={k} must be from 1 to num_experts"
-        )
+    """Raises ValueError unless k is from 1 to the number of experts."""
+    if not 1 <= k <= num_experts:
+        raise ValueError(f"model.mlp.k={k} must be from 1 to model.mlp.num_experts={num_experts}")
 
 
 class TopK(TokenChoice):
@@ -92,7 +91,7 @@ class TopK(TokenChoice):
     from the balance loss only; use `Switch` there.
     """
 
-    def __init__(self, site: Site, num_experts: int, k: int) -> None:
+    def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts) -> None:
         super().__init__(site, num_experts, k)
         refuse_single_expert(k, "topk")
 
@@ -121,7 +120,7 @@ class Noisy(TopK):
     scores.
     """
 
-    def __init__(self, site: Site, num_experts: int, k: int) -> None:
+    def __init__(self, site: Site, num_experts: NumExperts, k: ChosenExperts) -> None:
         super().__init__(site, num_experts, k)
         self.noise = Logits(site, num_experts)
         torch.nn.init.zeros_(self.noise.weight)

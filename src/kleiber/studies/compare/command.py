@@ -28,12 +28,15 @@ def compare(
 
     Exit code 0 if it is, 5 if it is worse, 3 if that is undecided or was not tested.
     """
+    from kleiber.config.check import check_type
     from kleiber.records.catalog import read_runs
     from kleiber.records.files import write_json
     from kleiber.studies.compare.decision import Decision
     from kleiber.studies.compare.study import Compare
     from kleiber.studies.compare.study import compare as compare_arms
+    from kleiber.studies.study import Level
 
+    check_type("--level", Level, level)
     runs = [run for folder in folders for run in read_runs(folder)]
     findings = compare_arms(runs, Compare(measure=measure, equal=equal, level=level), by_key(arm, runs))
     assert findings.comparison is not None

@@ -27,7 +27,7 @@ from kleiber.studies.compare.decision import (
 from kleiber.studies.compare.equal import LABELS, QUANTITIES, Pair, pair
 from kleiber.studies.compare.ladders import LOSS, higher_is_better, not_ready, read_ladders, uneven
 from kleiber.studies.study import Findings, IntervalStudy
-from kleiber.types import Json
+from kleiber.types import Count, Json, NonNegative
 
 SCHEMA = "kleiber.compare/1"
 NATS = "nats per token"
@@ -51,15 +51,12 @@ class Compare(IntervalStudy):
     arm: str | None = None
     measure: str = LOSS
     equal: str = "tokens"
-    claims: Sequence[Mapping[str, str | float]] = field(default_factory=tuple)
-    looks: int = 1
+    claims: Sequence[Mapping[str, str | NonNegative]] = field(default_factory=tuple)
+    looks: Count = 1
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.equal not in QUANTITIES:
             raise ValueError(f"study.equal={self.equal} must be one of {', '.join(QUANTITIES)}")
-        if self.looks < 1:
-            raise ValueError(f"study.looks={self.looks} must be >= 1")
         for number, claim in enumerate(self.claims):
             read_claim(claim, f"study.claims[{number}]")
 

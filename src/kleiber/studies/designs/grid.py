@@ -6,18 +6,19 @@ the keys that the command line sweeps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
+from annotated_types import MinLen
+
+from kleiber.config.model_size import Size, size, vocabulary_of
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, read_runs
 from kleiber.studies.compare.arms import SEEDS
 from kleiber.studies.designs.methods import Values, product
-from kleiber.studies.designs.sizes import Size, size, vocabulary_of
-from kleiber.types import Config
+from kleiber.types import Config, Count, Positive, Width
 
 LR = "optimizer.lr"
 
@@ -120,13 +121,18 @@ class Grid:
     head_dim  channels of an attention head, the same at every width as muP requires; null keeps `model.num_heads`
     """
 
-    def __init__(self, widths: Sequence[int], seeds: int | Sequence[int] = 2, head_dim: int | None = 16) -> None:
+    def __init__(
+        self,
+        widths: Annotated[Sequence[Width], MinLen(1)],
+        seeds: Count | Sequence[Count] = 2,
+        head_dim: Width | None = 16,
+    ) -> None:
         each = [seeds] * len(widths) if isinstance(seeds, int) else list(seeds)
-        if not widths or len(set(widths)) < len(widths):
-            raise ValueError(f"design.widths={list(widths)} must list at least one width, and no width twice")
-        if len(each) != len(widths) or min(each) < 1:
+        if len(set(widths)) < len(widths):
+            raise ValueError(f"design.widths={list(widths)} must list no width twice")
+        if len(each) != len(widths):
             raise ValueError(
-                f"design.seeds={seeds} must be a number >= 1, or a list of {len(widths)} of them, one for each width"
+                f"design.seeds={seeds} must be a number, or a list of {len(widths)} of them, one for each width"
             )
         for width in widths:
             if head_dim is not None and width % head_dim:
@@ -152,13 +158,11 @@ class Cases:
     """
 
     def __init__(
-        self, cases: Mapping[str, Sequence[str]], widths: Sequence[int] | None = None, seeds: int = 2,
-        head_dim: int | None = 16,
+        self, cases: Mapping[str, Sequence[str]], widths: Sequence[Width] | None = None, seeds: Count = 2,
+        head_dim: Width | None = 16,
     ) -> None:  # fmt: skip
-        if not cases or seeds < 1:
-            raise ValueError(
-                f"design.cases={dict(cases)} must have at least one case, and design.seeds={seeds} must be >= 1"
-            )
+        if not cases:
+            raise ValueError("design.cases={} must have at least one case")
         self.cases, self.seeds = {name: list(overrides) for name, overrides in cases.items()}, seeds
         self.grid = None if widths is None else Grid(widths, seeds, head_dim)
 
@@ -185,8 +189,8 @@ class Arms:
     def __init__(
         self,
         arms: Mapping[str, Mapping[str, Values] | None],
-        lrs: Sequence[float] | Mapping[str, Sequence[float]],
-        seeds: int = SEEDS,
+        lrs: Sequence[Positive] | Mapping[str, Sequence[Positive]],
+        seeds: Count = SEEDS,
         fill: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.arms = {name: dict(arm) for name, arm in arms.items() if arm is not None}
@@ -196,14 +200,11 @@ class Arms:
         for name, values in rates.items():
             if LR in self.arms[name]:
                 continue
-            if not values or len(set(values)) < len(values) or not all(0 < lr < math.inf for lr in values):
+            if not values or len(set(values)) < len(values):
                 raise ValueError(
-                    f"design.lrs={lrs} must have at least one learning rate for {name}; rates must be positive, and no "
-                    "rate may be listed twice"
+                    f"design.lrs={lrs} must have at least one learning rate for {name}, and no rate may be listed twice"
                 )
             self.arms[name][LR] = [f"{lr:g}" for lr in sorted(values)]
-        if seeds < 1:
-            raise ValueError(f"design.seeds={seeds} must be >= 1; confidence intervals need >= {SEEDS}")
         for name, values in (fill or {}).items():
             if len(values) < seeds:
                 raise ValueError(

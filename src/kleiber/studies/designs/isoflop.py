@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 
-from kleiber.config.stages import quantity
+from kleiber.config.stages import Quantity, quantity
 from kleiber.studies.designs.grid import SweepContext
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.law_file import read
+from kleiber.types import Count, NonNegative, Positive, Width
 
 Law = Mapping[str, float]
 # The prior law where design.law=null: fitted to five widths (36k to 437k parameters) trained on 8 MB of byte-level
@@ -132,15 +135,17 @@ class IsoFLOP:
     """
 
     def __init__(
-        self, flops: float | int | str | None = None, hours: float | int | None = None, budgets: int = 4,
-        ratio: float | int = 2.0, sizes: int = 5, span: float | int = 4.0, seeds: int = 1,
-        law: str | Mapping[str, float] | None = None, head_dim: int = 16,
-    ) -> None:  # fmt: skip
-        for name, value, least in (("budgets", budgets, 2), ("sizes", sizes, MIN_SIZES), ("seeds", seeds, 1)):
-            if value < least:
-                raise ValueError(f"design.{name}={value} must be >= {least}")
-        if not (ratio > 1 and span > 1):
-            raise ValueError(f"design.ratio={ratio} and design.span={span} must be > 1")
+        self,
+        flops: Quantity | None = None,
+        hours: Positive | None = None,
+        budgets: Annotated[int, Ge(2), Le(1000)] = 4,
+        ratio: Annotated[float, Gt(1)] = 2.0,
+        sizes: Annotated[int, Ge(MIN_SIZES), Le(1000)] = 5,
+        span: Annotated[float, Gt(1)] = 4.0,
+        seeds: Count = 1,
+        law: str | Mapping[str, NonNegative] | None = None,
+        head_dim: Width = 16,
+    ) -> None:
         self.flops, self.hours, self.budgets, self.ratio = flops, hours, budgets, float(ratio)
         self.sizes, self.span, self.seeds, self.head_dim = sizes, float(span), seeds, head_dim
         self.law = planning_law(law)

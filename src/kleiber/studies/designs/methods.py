@@ -10,7 +10,9 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from kleiber.config.stages import Quantity
 from kleiber.records.catalog import Run
+from kleiber.types import Count, Positive
 
 Values = Any  # a value of a config, or a list of them
 REPLAYED = "retention.replay.fraction"
@@ -42,16 +44,16 @@ class Methods:
         self,
         base: Mapping[str, Values],
         arms: Mapping[str, Mapping[str, Values] | None],
-        lrs: Sequence[float] = (),
-        tokens: int | float | str | Sequence[int | float | str] | None = None,
+        lrs: Sequence[Positive] = (),
+        tokens: Quantity | Sequence[Quantity] | None = None,
         equal: str = "compute",
-        seeds: int = 2,
+        seeds: Count = 2,
         only: Mapping[str, Sequence[str]] | None = None,
         start: Mapping[str, Values] | None = None,
     ) -> None:
         kept = {name: dict(arm) for name, arm in arms.items() if arm is not None}
-        if not kept or seeds < 1:
-            raise ValueError(f"design.arms={list(kept)} must have at least one arm, and design.seeds={seeds} be >= 1")
+        if not kept:
+            raise ValueError("design.arms={} must have at least one arm")
         if equal not in ("compute", "target"):
             raise ValueError(f"design.equal={equal} must be 'compute' or 'target'")
         if equal == "target" and tokens is None:

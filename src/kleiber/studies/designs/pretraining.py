@@ -11,18 +11,20 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Gt, Le, MinLen
 from omegaconf import OmegaConf
 
 from kleiber.config import hub
 from kleiber.config.compose import conf_dir
 from kleiber.config.errors import did_you_mean
+from kleiber.config.stages import Quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.rows import SCRATCH
 from kleiber.studies.compare.task_rows import tuned_rates
 from kleiber.studies.designs.methods import RunSource, find_base_run
-from kleiber.types import Json, Row
+from kleiber.types import Count, Json, Row
 
 Lines = Sequence[str]
 
@@ -72,12 +74,12 @@ class Pretraining:
     kinds: Mapping[str, Row]
     sources: Mapping[str, Lines]
     tasks: Mapping[str, Lines]
-    sizes: Sequence[int | float | str] = ("8M",)
+    sizes: Annotated[Sequence[Quantity], MinLen(1)] = ("8M",)
     pretrain: Lines = ()
     finetune: Lines = ()
     only: Sequence[str] = ()
-    shares: Sequence[float] = (1.0,)
-    seeds: int = 3
+    shares: Annotated[Sequence[Annotated[float, Gt(0), Le(1)]], MinLen(1)] = (1.0,)
+    seeds: Count = 3
     chosen: dict[str, Kind] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,11 +92,6 @@ class Pretraining:
                 )
         kinds, self.sources, self.tasks = (select_by_name(group, self.only) for group in there.values())
         self.chosen = {name: Kind(**kind) for name, kind in kinds.items()}
-        if not self.sizes or not self.shares or not all(0 < share <= 1 for share in self.shares) or self.seeds < 1:
-            raise ValueError(
-                f"design.sizes={list(self.sizes)} must list at least one size, design.shares={list(self.shares)} at "
-                f"least one fraction in (0, 1], and design.seeds={self.seeds} must be >= 1"
-            )
         if any(not kind.lrs for kind in self.chosen.values()):
             raise ValueError("design.kinds: every kind must set lrs, the learning rates of its fine-tuning runs")
         self.shares = sorted(self.shares, reverse=True)

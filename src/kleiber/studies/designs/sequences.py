@@ -18,7 +18,7 @@ from kleiber.config.stages import LATER_STAGE_KEYS, STAGE_KEYS
 from kleiber.studies.compare.task_rows import AGAIN
 from kleiber.studies.designs.grid import fill_placeholders
 from kleiber.studies.designs.methods import Values, product
-from kleiber.types import Json, Row
+from kleiber.types import Count, Json, Positive, Row
 
 if TYPE_CHECKING:
     from kleiber.studies.designs.grid import SweepContext
@@ -48,10 +48,10 @@ class Sequences:
         self,
         tasks: Mapping[str, Task],
         arms: Mapping[str, Mapping[str, Values] | None],
-        orders: int | Sequence[Sequence[str]] = 2,
+        orders: Count | Sequence[Sequence[str]] = 2,
         starts: Mapping[str, Mapping[str, Values] | None] | None = None,
-        lrs: Sequence[float] = (),
-        seeds: int = 2,
+        lrs: Sequence[Positive] = (),
+        seeds: Count = 2,
         alone: bool = True,
         again: bool = True,
     ) -> None:
@@ -66,10 +66,9 @@ class Sequences:
                 f"design.tasks={list(tasks)} must have at least two tasks, and none of them may have the reserved name "
                 f"{AGAIN}"
             )
-        if not self.arms or not self.starts or seeds < 1:
+        if not self.arms or not self.starts:
             raise ValueError(
-                f"design.arms={list(self.arms)} and design.starts={list(self.starts)} must each have at least one "
-                f"entry, and design.seeds={seeds} must be >= 1"
+                f"design.arms={list(self.arms)} and design.starts={list(self.starts)} must each have at least one entry"
             )
         for name, arm in self.arms.items():
             if "wise" in str(arm.get("retention")):

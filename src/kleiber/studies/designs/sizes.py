@@ -1,6 +1,5 @@
-"""Computes parameters and FLOPs of a model from its config, without torch, and checks whether planned runs suffice.
+"""Checks whether planned runs suffice for a law, without torch.
 
-The formulas equal those of `models.counting`, and a test compares the two; a layer without a formula raises ValueError.
 `shortfall` finds out before any training whether a law would have too few points or a singular Jacobian. The studies
 that fit a law call it in `check_plan`.
 """
@@ -8,138 +7,17 @@ that fit a law call it in `check_plan`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from kleiber.config.errors import ConfigError
+from kleiber.config.model_size import size, vocabulary_of
 from kleiber.config.stages import DEFAULT_RATIO, quantity
 from kleiber.config.targets import build
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
 from kleiber.studies.study import PlannedPoint, Study
 from kleiber.types import Config, Row
-
-ATTENTION = (
-    "kleiber.nn.FullAttention",
-    "kleiber.nn.WindowAttention",
-    "kleiber.nn.NoMixing",
-)
-MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", "kleiber.nn.interleaved_moe")
-BYTES_VOCABULARY = 272  # 256 bytes, end of text and mask, padded to a multiple of 16
-
-
-@dataclass(frozen=True)
-class Size:
-    """The size of a model: parameters in total, active for a token, outside embeddings; training FLOPs per token."""
-
-    width: int
-    total: int
-    active: int
-    non_embedding: int
-    flops_per_token: float
-
-
-def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
-    """Returns the `Size` of a resolved `model` node; `width` overrides its width.
-
-    A matrix costs 2 FLOPs per weight and token; attention costs 4 FLOPs per channel and per (query, key) pair that the
-    mask allows; training costs three times the forward pass. Raises ValueError for an attention or MLP without a
-    formula here.
-    """
-    depth = int(model.get("depth") or 2)
-    width = int(width or model.get("width") or int(model.get("aspect") or 64) * depth)
-    mixing, mixing_flops = _attention(model, width)
-    total = active = 0
-    forward = float(depth * mixing_flops)
-    for layer in range(depth):
-        every, visited, pairs = _mlp(model, width, layer)
-        norms = 2 * width
-        total += mixing + every + norms
-        active += mixing + visited + norms
-        forward += 2.0 * (_matrices(model, width) + pairs)
-    vocabulary = vocab_size * width * (1 if model.get("tied", True) else 2)
-    forward += 2.0 * vocab_size * width
-    non_embedding = total + width
-    return Size(width, non_embedding + vocabulary, active + width + vocabulary, non_embedding, 3 * forward)
-
-
-def vocabulary_of(data: Config) -> int:
-    """Returns the vocabulary size of a `data` node.
-
-    Raises ValueError for a tokenizer other than bytes and bpe, whose size is only known from its files.
-    """
-    if isinstance(data.get("data"), Mapping):  # a data set around another one
-        return vocabulary_of(data["data"])
-    tokenizer = data.get("tokenizer", "bytes")
-    if tokenizer == "bytes":
-        return BYTES_VOCABULARY
-    if tokenizer == "bpe":
-        return -(-int(data.get("vocab_size") or 4096) // 16) * 16
-    raise ValueError(
-        f"data.tokenizer={tokenizer} must be bytes or bpe for a design that chooses sizes; use design=grid"
-    )
-
-
-def _heads(model: Config, width: int) -> tuple[int, int, int]:
-    """Returns the number of channels of all queries, of all keys, and of one head."""
-    asked = model.get("num_heads")
-    heads = int(asked) if asked else 2 if width < 128 else width // 64
-    shared = int(model.get("num_kv_heads") or heads)
-    return width, shared * (width // heads), width // heads
-
-
-def _attention(model: Config, width: int) -> tuple[int, float]:
-    """Returns the parameters of one attention layer, and the forward FLOPs per token of scores and weighted sums."""
-    node = model.get("attention") or {"_target_": ATTENTION[0]}
-    kind, time, causal = str(node["_target_"]), int(model.get("context") or 256), bool(model.get("causal", True))
-    if kind not in ATTENTION:
-        raise ValueError(
-            f"model.attention={kind} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
-        )
-    if kind.endswith("NoMixing"):
-        return 2 * width * width, 0.0
-    queries, _, head_dim = _heads(model, width)
-    flags = [value for value in (model.get("qk_norm"), node.get("qk_norm")) if value is not None]
-    norms = 2 * head_dim if all(flags) else 0
-    pairs = (time + 1) / 2 if causal else float(time)
-    if kind.endswith("WindowAttention"):
-        window = int(node.get("window") or 64)
-        visible = sum(min(i + 1, window) for i in range(time))
-        pairs = (visible if causal else 2 * visible - time) / time
-    return _matrices(model, width) + norms, 4.0 * queries * pairs
-
-
-def _matrices(model: Config, width: int) -> int:
-    """Returns the number of weights of the matrices of one attention layer."""
-    node = model.get("attention") or {"_target_": ATTENTION[0]}
-    if str(node["_target_"]).endswith("NoMixing"):
-        return 2 * width * width
-    queries, keys, _ = _heads(model, width)
-    return width * (queries + 2 * keys) + queries * width
-
-
-def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
-    """Returns three weight counts of one MLP: all, active for a token, and multiplied with it (router included)."""
-    node = model.get("mlp") or {"_target_": MLP[0]}
-    kind = str(node["_target_"])
-    if kind not in MLP:
-        raise ValueError(
-            f"model.mlp={kind} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
-        )
-    gated = -(-8 * width // 48) * 16
-    if kind.endswith("GELU"):
-        count = 2 * width * int(node.get("hidden") or 4 * width)
-        return count, count, count
-    if kind.endswith("SwiGLU") or (layer + 1) % int(node.get("every") or 1):
-        hidden = int(node.get("hidden") or gated) if kind.endswith("SwiGLU") else gated
-        return 3 * width * hidden, 3 * width * hidden, 3 * width * hidden
-    experts, k, shared = (int(node.get(key, usual)) for key, usual in (("num_experts", 8), ("k", 2), ("num_shared", 0)))
-    hidden = int(node.get("hidden") or -(-gated // (8 * (k + shared))) * 8)
-    expert = 3 * width * hidden
-    router, common = experts * width, 3 * width * shared * hidden
-    return router + common + experts * expert, router + common + k * expert, router + common + k * expert
-
 
 NAMES = {
     "N": "model sizes", "D": "token counts", "X": "numbers of experts", "U": "amounts of unique text",

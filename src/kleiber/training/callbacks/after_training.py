@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le, MinLen
 
-from kleiber.config.stages import quantity
+from kleiber.config.stages import Quantity, quantity
 from kleiber.data.batches import evaluation_batches
 from kleiber.evals.latency import latency, lengths
 from kleiber.evals.perplexity import bin_by_position, loss_by_position
@@ -24,6 +25,7 @@ from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
 from kleiber.training.loggers import Logger, StageLogger
 from kleiber.training.sharding import full_parameters
+from kleiber.types import Count, Natural, Positive, Seed
 from kleiber.types.contracts import Corpus, HeldOut, Scorer
 from kleiber.types.model import Model
 
@@ -92,13 +94,11 @@ class Latency(FinalScore):
     def __init__(
         self,
         record: StageRecord,
-        branch_steps: Sequence[int] = (),
-        batches: Sequence[int] = (1, 8, 64),
-        repeats: int = 3,
+        branch_steps: Sequence[Natural] = (),
+        batches: Annotated[Sequence[Count], MinLen(1)] = (1, 8, 64),
+        repeats: Count = 3,
     ) -> None:
         super().__init__(record)
-        if not batches or min(*batches, repeats) < 1:
-            raise ValueError(f"callbacks.latency: batches={list(batches)} and repeats={repeats} must be >= 1")
         self.batches, self.repeats, self.is_leaf = batches, repeats, not branch_steps
 
     def on_fit_start(self, trainer: Trainer, pl_module: LitLM) -> None:
@@ -121,12 +121,8 @@ class Positions(FinalScore):
     rows    samples per forward pass
     """
 
-    def __init__(
-        self, record: StageRecord, corpus: Corpus, tokens: int | float | str | None = "512K", rows: int = 16
-    ) -> None:
+    def __init__(self, record: StageRecord, corpus: Corpus, tokens: Quantity | None = "512K", rows: Count = 16) -> None:
         super().__init__(record)
-        if rows < 1:
-            raise ValueError(f"callbacks.positions.rows={rows} must be >= 1")
         self.corpus, self.rows = corpus, rows
         self.tokens = None if tokens is None else round(quantity(tokens))
 
@@ -153,9 +149,7 @@ class Classes(LeanCallback):
     rows  samples per forward pass
     """
 
-    def __init__(self, folder: Path, corpus: Corpus, rows: int = 64) -> None:
-        if rows < 1:
-            raise ValueError(f"callbacks.classes.rows={rows} must be >= 1")
+    def __init__(self, folder: Path, corpus: Corpus, rows: Count = 64) -> None:
         self.folder, self.corpus, self.rows = folder / "classes", corpus, rows
 
     def on_train_end(self, trainer: Trainer, pl_module: LitLM) -> None:
@@ -232,16 +226,12 @@ class Samples(LeanCallback):
         self,
         folder: Path,
         corpus: Corpus,
-        num: int = 3,
-        length: int = 120,
-        temperature: float = 0.7,
+        num: Annotated[int, Ge(1), Le(10_000)] = 3,
+        length: Count = 120,
+        temperature: Positive = 0.7,
         prompt: str | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
-        if num < 1 or length < 1 or temperature <= 0:
-            raise ValueError(
-                f"callbacks.samples: num={num} and length={length} must be >= 1, temperature={temperature} > 0"
-            )
         self.path, self.corpus = folder / "samples.txt", corpus
         self.num, self.length, self.temperature, self.prompt, self.seed = num, length, temperature, prompt, seed
         self.texts: list[str] = []

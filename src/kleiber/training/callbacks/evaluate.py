@@ -13,8 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from kleiber.evals.perplexity import Runtime, score_tasks
@@ -23,7 +25,7 @@ from kleiber.training import checkpoint
 from kleiber.training.lightning import LeanCallback, Trainer, stop_after_this_step
 from kleiber.training.lit import LitLM
 from kleiber.training.sharding import full_parameters
-from kleiber.types import Json
+from kleiber.types import Json, Natural
 from kleiber.types.contracts import Task
 from kleiber.types.model import Model
 
@@ -172,10 +174,13 @@ class EMA(LeanCallback):
     """
 
     def __init__(
-        self, folder: Path, config_hash: str, evaluate: Evaluate, decay: float = 0.999, start: int = 0
+        self,
+        folder: Path,
+        config_hash: str,
+        evaluate: Evaluate,
+        decay: Annotated[float, Gt(0), Lt(1)] = 0.999,
+        start: Natural = 0,
     ) -> None:
-        if not 0 < decay < 1 or start < 0:
-            raise ValueError(f"callbacks.ema: decay={decay} must be > 0 and < 1, start={start} must be >= 0")
         self.folder, self.config_hash, self.evaluate = folder.parent / "ema", config_hash, evaluate
         self.decay, self.start = decay, start
         self.average: dict[str, Tensor] = {}

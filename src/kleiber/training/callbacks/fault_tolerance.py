@@ -15,9 +15,10 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le
 from lightning.pytorch import Callback
 from torch import nn
 
@@ -27,7 +28,7 @@ from kleiber.training.lightning import LeanCallback, Trainer, callbacks_of
 from kleiber.training.lit import LitLM
 from kleiber.training.sharding import OptimizerState, full_parameters, gather_state, optimizer_state, sharded_modules
 from kleiber.training.step import Diverged, rank_timeouts
-from kleiber.types import Json
+from kleiber.types import Count, Json, Natural, Positive
 from kleiber.types.batch import Batch
 
 
@@ -44,12 +45,10 @@ class Checkpoints(LeanCallback):
         self,
         folder: Path,
         config_hash: str,
-        every: int | None = None,
-        keep: int = 2,
-        branch_steps: Sequence[int] = (),
+        every: Natural | None = None,
+        keep: Count = 2,
+        branch_steps: Sequence[Natural] = (),
     ) -> None:
-        if keep < 1 or (every is not None and every < 0):
-            raise ValueError(f"callbacks.checkpoints: keep={keep} must be at least 1, every={every} at least 0 or null")
         self.folder, self.config_hash, self.every, self.keep = folder, config_hash, every, keep
         self.branch_steps = frozenset(branch_steps)
 
@@ -190,22 +189,13 @@ class Stability(LeanCallback):
 
     def __init__(
         self,
-        window: int = 50,
-        deviations: float = 8.0,
-        least: float = 0.3,
-        norms: float = 10.0,
+        window: Annotated[int, Ge(10), Le(10**6)] = 50,
+        deviations: Positive = 8.0,
+        least: Positive = 0.3,
+        norms: Annotated[float, Gt(1)] = 10.0,
         policy: Literal["tell", "skip"] = "tell",
         nonfinite: Literal["halt", "skip"] = "halt",
     ) -> None:
-        if window < 10 or deviations <= 0 or least <= 0 or norms <= 1:
-            raise ValueError(
-                f"callbacks.stability: window={window} must be at least 10, deviations={deviations} and "
-                f"least={least} positive, norms={norms} above 1"
-            )
-        if policy not in ("tell", "skip") or nonfinite not in ("halt", "skip"):
-            raise ValueError(
-                f"callbacks.stability: policy={policy} must be tell or skip, and nonfinite={nonfinite} halt or skip"
-            )
         self.window, self.deviations, self.least, self.norms = window, deviations, least, norms
         self.policy, self.nonfinite = policy, nonfinite
         self.recent: deque[float] = deque(maxlen=window)

@@ -12,7 +12,7 @@ from torch import Tensor
 from kleiber.records.summary import StageRecord
 from kleiber.training.lightning import LeanCallback, Trainer
 from kleiber.training.lit import LitLM
-from kleiber.types import Json
+from kleiber.types import Count, Json, NonNegative, Share
 
 
 class Log(LeanCallback):
@@ -24,9 +24,7 @@ class Log(LeanCallback):
     loads).
     """
 
-    def __init__(self, batch_tokens: int, every: int = 10) -> None:
-        if every < 1:
-            raise ValueError(f"callbacks.log.every={every} must be >= 1 optimizer steps")
+    def __init__(self, batch_tokens: Count, every: Count = 10) -> None:
         self.batch_tokens, self.every = batch_tokens, every
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LitLM, *_: object) -> None:
@@ -61,7 +59,7 @@ class Progress(LeanCallback):
     In a terminal it updates one line twice a second. Elsewhere it prints a line every `seconds`.
     """
 
-    def __init__(self, batch_tokens: int, seconds: float = 10.0) -> None:
+    def __init__(self, batch_tokens: Count, seconds: NonNegative = 10.0) -> None:
         self.batch_tokens, self.seconds = batch_tokens, seconds
         self.live = sys.stderr.isatty()
         self._began = self._printed = 0.0
@@ -98,7 +96,7 @@ class Throughput(LeanCallback):
 
     of_one_stage = True
 
-    def __init__(self, batch_tokens: int, record: StageRecord, every: int = 10) -> None:
+    def __init__(self, batch_tokens: Count, record: StageRecord, every: Count = 10) -> None:
         self.batch_tokens, self.record, self.every = batch_tokens, record, every
         self.seconds = record.seconds = 0.0
         self.timed_steps, self.timed_seconds = 0, 0.0
@@ -155,18 +153,12 @@ class RoutingHealth(LeanCallback):
 
     def __init__(
         self,
-        every: int = 10,
-        window: int = 100_000,
-        patience: int = 5,
-        entropy: float = 0.5,
-        floor: float = 0.9,
+        every: Count = 10,
+        window: Count = 100_000,
+        patience: Count = 5,
+        entropy: Share = 0.5,
+        floor: Share = 0.9,
     ) -> None:
-        if every < 1 or window < 1 or patience < 1:
-            raise ValueError(
-                f"callbacks.routing: every={every}, window={window}, patience={patience} must each be >= 1"
-            )
-        if not 0 <= entropy <= 1 or not 0 <= floor <= 1:
-            raise ValueError(f"callbacks.routing: entropy={entropy} and floor={floor} must be in [0, 1]")
         self.every, self.window, self.patience, self.entropy, self.floor = every, window, patience, entropy, floor
         self.loads: dict[str, Tensor] = {}  # since the last row
         self.windows: dict[str, Tensor] = {}  # since the last window was full

@@ -1,0 +1,211 @@
+"""Parameters, FLOPs and memory of a model, computed from its config without torch.
+
+The formulas equal those of `models.counting`, and a test compares the two; a layer without a formula raises ValueError.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kleiber.config.cross_checks import argument
+from kleiber.config.errors import ConfigError
+from kleiber.config.stages import quantity, stage_configs
+from kleiber.types import Config
+
+ATTENTION = (
+    "kleiber.nn.FullAttention",
+    "kleiber.nn.WindowAttention",
+    "kleiber.nn.NoMixing",
+)
+EXPERTS = ("kleiber.nn.interleaved_moe", "kleiber.nn.dropping_moe")
+MLP = ("kleiber.nn.SwiGLU", "kleiber.nn.GELU", *EXPERTS)
+NATIVE = "kleiber.models.Transformer"
+SCHEDULERS = ("kleiber.launch.Submitit", "kleiber.launch.Ray")
+ROW_VALUES = 16  # values that a step keeps for each token, channel and layer; 16 to 28 were measured
+BYTES_VOCABULARY = 272  # 256 bytes, end of text and mask, padded to a multiple of 16
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of a model: parameters in total, active for a token, outside embeddings; training FLOPs per token."""
+
+    width: int
+    total: int
+    active: int
+    non_embedding: int
+    flops_per_token: float
+
+
+def size(model: Config, vocab_size: int, width: int | None = None) -> Size:
+    """Returns the `Size` of a resolved `model` node; `width` overrides its width.
+
+    A matrix costs 2 FLOPs per weight and token; attention costs 4 FLOPs per channel and per (query, key) pair that the
+    mask allows; training costs three times the forward pass. Raises ValueError for an attention or MLP without a
+    formula here.
+    """
+    depth = int(model.get("depth") or 2)
+    width = int(width or model.get("width") or int(model.get("aspect") or 64) * depth)
+    mixing, mixing_flops = _attention(model, width)
+    total = active = 0
+    forward = float(depth * mixing_flops)
+    for layer in range(depth):
+        every, visited, pairs = _mlp(model, width, layer)
+        norms = 2 * width
+        total += mixing + every + norms
+        active += mixing + visited + norms
+        forward += 2.0 * (_matrices(model, width) + pairs)
+    vocabulary = vocab_size * width * (1 if model.get("tied", True) else 2)
+    forward += 2.0 * vocab_size * width
+    non_embedding = total + width
+    return Size(width, non_embedding + vocabulary, active + width + vocabulary, non_embedding, 3 * forward)
+
+
+def vocabulary_of(data: Config) -> int:
+    """Returns the vocabulary size of a `data` node.
+
+    Raises ValueError for a tokenizer other than bytes and bpe, whose size is only known from its files.
+    """
+    if isinstance(data.get("data"), Mapping):  # a data set around another one
+        return vocabulary_of(data["data"])
+    tokenizer = data.get("tokenizer", "bytes")
+    if tokenizer == "bytes":
+        return BYTES_VOCABULARY
+    if tokenizer == "bpe":
+        return -(-int(data.get("vocab_size") or 4096) // 16) * 16
+    raise ValueError(
+        f"data.tokenizer={tokenizer} must be bytes or bpe for a design that chooses sizes; use design=grid"
+    )
+
+
+def _heads(model: Config, width: int) -> tuple[int, int, int]:
+    """Returns the number of channels of all queries, of all keys, and of one head."""
+    asked = model.get("num_heads")
+    heads = int(asked) if asked else 2 if width < 128 else width // 64
+    shared = int(model.get("num_kv_heads") or heads)
+    return width, shared * (width // heads), width // heads
+
+
+def _attention(model: Config, width: int) -> tuple[int, float]:
+    """Returns the parameters of one attention layer, and the forward FLOPs per token of scores and weighted sums."""
+    node = model.get("attention") or {"_target_": ATTENTION[0]}
+    kind, time, causal = str(node["_target_"]), int(model.get("context") or 256), bool(model.get("causal", True))
+    if kind not in ATTENTION:
+        raise ValueError(
+            f"model.attention={kind} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
+        )
+    if kind.endswith("NoMixing"):
+        return 2 * width * width, 0.0
+    queries, _, head_dim = _heads(model, width)
+    flags = [value for value in (model.get("qk_norm"), node.get("qk_norm")) if value is not None]
+    norms = 2 * head_dim if all(flags) else 0
+    pairs = (time + 1) / 2 if causal else float(time)
+    if kind.endswith("WindowAttention"):
+        window = int(node.get("window") or 64)
+        visible = sum(min(i + 1, window) for i in range(time))
+        pairs = (visible if causal else 2 * visible - time) / time
+    return _matrices(model, width) + norms, 4.0 * queries * pairs
+
+
+def _matrices(model: Config, width: int) -> int:
+    """Returns the number of weights of the matrices of one attention layer."""
+    node = model.get("attention") or {"_target_": ATTENTION[0]}
+    if str(node["_target_"]).endswith("NoMixing"):
+        return 2 * width * width
+    queries, keys, _ = _heads(model, width)
+    return width * (queries + 2 * keys) + queries * width
+
+
+def _mlp(model: Config, width: int, layer: int) -> tuple[int, int, int]:
+    """Returns three weight counts of one MLP: all, active for a token, and multiplied with it (router included)."""
+    node = model.get("mlp") or {"_target_": MLP[0]}
+    kind = str(node["_target_"])
+    if kind not in MLP:
+        raise ValueError(
+            f"model.mlp={kind} has no FLOPs formula, which a design that chooses sizes needs; use design=grid"
+        )
+    gated = -(-8 * width // 48) * 16
+    if kind.endswith("GELU"):
+        count = 2 * width * int(node.get("hidden") or 4 * width)
+        return count, count, count
+    is_dense = layer < int(node.get("dense_first") or 0) or (layer + 1) % int(node.get("every") or 1)
+    if kind not in EXPERTS or is_dense:
+        hidden = int(node.get("hidden") or gated) if kind not in EXPERTS else gated
+        return 3 * width * hidden, 3 * width * hidden, 3 * width * hidden
+    parts = int(node.get("granularity") or 1)
+    defaults = (("num_experts", 8), ("k", 2), ("num_shared", 0))
+    experts, k, shared = (parts * int(node.get(key, usual)) for key, usual in defaults)
+    hidden = int(node["hidden"]) // parts if node.get("hidden") else -(-gated // (8 * (k + shared))) * 8
+    expert = 3 * width * hidden
+    router, common = experts * width, shared * expert
+    return router + common + experts * expert, router + common + k * expert, router + common + k * expert
+
+
+def check_memory(config: Config) -> None:
+    """Raises ConfigError for a run that needs more memory than this machine has, before anything is allocated.
+
+    The memory is underestimated rather than overestimated. Not checked: a model without a formula, and a run that a
+    scheduler may start on another machine.
+    """
+    if config["launcher"]["_target_"] in SCHEDULERS:
+        return
+    for stage in stage_configs(config).values():
+        if stage["model"]["_target_"] == NATIVE:
+            check_fits(size_keys(stage), training_memory(stage))
+
+
+def check_fits(settings: str, needed: float) -> None:
+    """Raises ConfigError, which names the `settings`, where `needed` bytes are more than this machine has."""
+    available = machine_memory()
+    if needed > available:
+        raise ConfigError(
+            f"{settings} needs at least {needed / 2**30:,.0f} GiB of memory, and this machine has "
+            f"{available / 2**30:,.0f} GiB: choose smaller sizes"
+        )
+
+
+def training_memory(config: Config) -> float:
+    """Returns a lower bound of the bytes of a run without a chain: weights, optimizer state, activations of a row."""
+    model, trainer, micro = config["model"], config["trainer"], config["batch"]["micro"]
+    try:
+        vocabulary = vocabulary_of(config["data"])
+    except ValueError:  # only the files of the tokenizer tell
+        vocabulary = BYTES_VOCABULARY
+    try:
+        shape = size(model, vocabulary)
+    except ValueError:
+        return 0.0
+    token_ids = 8.0 * quantity(config["batch"]["tokens"])
+    if argument(trainer, "accelerator") == "gpu":  # where only the weights pass through the memory of the machine
+        return 4.0 * shape.total + token_ids
+    copies = 1 if config.get("adapter") else 4 if config["optimizer"]["_target_"].endswith(".AdamW") else 3
+    layers = 1 if argument(trainer, "checkpoint_activations") else argument(model, "depth")
+    row = 4.0 * ROW_VALUES * argument(model, "context") * shape.width * layers
+    each = 4.0 * copies * shape.total + row * (1 if micro == "auto" else micro)
+    return each * argument(trainer, "devices") + token_ids
+
+
+def size_keys(config: Config) -> str:
+    """Returns the keys that determine the memory of a run, with their values."""
+    nodes = {"model": config["model"], "model.mlp": config["model"].get("mlp") or {}, "data": config["data"]}
+    width = "aspect" if argument(config["model"], "width") is None else "width"
+    names = {"model": ("depth", width, "context"), "model.mlp": ("num_experts", "hidden"), "data": ("vocab_size",)}
+    values = {f"{key}.{name}": argument(node, name) for key, node in nodes.items() if node for name in names[key]}
+    values |= {f"batch.{name}": value for name, value in config["batch"].items() if value != "auto"}
+    return ", ".join(f"{key}={value}" for key, value in values.items() if value is not None)
+
+
+def machine_memory() -> float:
+    """Returns the memory of this machine, or of the container it is, in bytes; infinity where nothing reports it."""
+    try:
+        memory = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # not a Unix
+        return math.inf
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return memory
+    return min(memory, float(limit)) if limit.isdigit() else memory
