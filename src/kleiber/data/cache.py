@@ -26,7 +26,7 @@ from typing import Protocol, runtime_checkable
 
 import xxhash
 
-from kleiber.config.errors import ConfigError
+from kleiber.config.errors import NO_SPACE, ConfigError
 from kleiber.records.files import DamagedFile, read_json, write_text
 from kleiber.records.lock import wait_for_lock
 from kleiber.records.scratch import sweep_scratch, try_lock
@@ -41,7 +41,7 @@ SPLITS = ("train", "validation", "test")
 BLOCK_BYTES = 1 << 20  # read at once to check a file
 JOURNAL, PART, SCRATCH = ".journal", ".part", ".datasets-"  # suffixes and a prefix of names in the cache
 WEEK = 7 * 24 * 3600.0
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (*NO_SPACE, errno.EFBIG)  # the last one is that of a limit on the size of files
 SHA256 = re.compile("[0-9a-f]{64}")
 CHUNK = 1 << 16  # characters encoded at once
 
