@@ -87,7 +87,10 @@ class Child:
         self.shared, self.root, self.rng = mmap.mmap(-1, 1), root, rng
         self.ranks = any(text.startswith("trainer=ddp") for text in command)
         self.after_s = rng.uniform(0, typical_s) if aim == "anywhere" else None
-        target, number = rng.choice(AIMS.get(aim, [""])), rng.randint(1, {"checkpoint": 12, "start": 3}.get(aim, 2))
+        target, number = (
+            rng.choice(AIMS.get(aim, [""])),
+            rng.randint(1, {"checkpoint": 12, "validation": 6, "start": 3}.get(aim, 2)),
+        )
         self.pid = os.fork()
         if self.pid == 0:
             try:
@@ -240,6 +243,7 @@ def attack(kind: str, command: list[str], home: Path, kills: int, rng: random.Ra
             if counts(root):
                 result["kills"][aim] += 1
                 aims.remove(aim if aim in aims else aims[-1])
+            rng.shuffle(aims)  # the kill may come too early for this aim each time
         else:
             result["different"].append({"run": str(root), "files": [f"exit code {code}"]})
             return result

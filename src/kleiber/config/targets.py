@@ -180,8 +180,9 @@ def _definition(module: str, name: str) -> tuple[str, ast.AST | None]:
         if isinstance(node, ast.ImportFrom) and not node.level:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    within_kleiber = (node.module or "").split(".")[0] == "kleiber"
-                    return _definition(str(node.module), alias.name) if within_kleiber else (str(node.module), None)
+                    name_of_module = str(node.module)
+                    is_read = name_of_module.startswith("kleiber.") and name_of_module not in PLAIN_MODULES
+                    return _definition(name_of_module, alias.name) if is_read else (name_of_module, None)
     return module, None
 
 

@@ -143,7 +143,7 @@ class Chain(Layout):
 
     chain  the stages by name and in order, each with the keys in which it differs from the run: data, objective,
            budget, schedule, optimizer, batch, retention, adapter. `retention` and `adapter` of the run apply to all
-           stages except the first
+           stages except the first. Where every stage has a budget, one of the run is their total
     """
 
     def __init__(self, chain: Mapping[str, Config]) -> None:
