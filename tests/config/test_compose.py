@@ -52,7 +52,12 @@ def test_groups_and_choices_are_those_of_the_folder():
 
 @pytest.mark.parametrize(
     ("override", "values"),
-    [("modl=moe", ["modl", "'model'"]), ("model=moee", ["model=moee", "'moe'"]), ("model/mlpp=moe", ["'model/mlp'"])],
+    [
+        ("callbacks=[ema,null]", ["callbacks=null"]),
+        ("modl=moe", ["modl", "'model'"]),
+        ("model=moee", ["model=moee", "'moe'"]),
+        ("model/mlpp=moe", ["'model/mlp'"]),
+    ],
 )
 def test_the_error_for_a_misspelled_name_suggests_the_nearest(override, values):
     with pytest.raises(ConfigError) as caught:

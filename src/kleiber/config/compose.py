@@ -194,9 +194,10 @@ def chosen_names(override: Override) -> Iterator[str]:
             yield from (value.strip("'\"") for value in override.sweep_string_iterator() if value[:1] != "[")
         return
     value = override.value()
-    for item in value if isinstance(value, list) else [value]:
-        if item is not None:
-            yield str(item)
+    if isinstance(value, list):
+        yield from ("null" if item is None else str(item) for item in value)
+    elif value is not None:
+        yield str(value)
 
 
 def budget_nulls(overrides: list[Override]) -> list[str]:
