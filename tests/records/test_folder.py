@@ -140,3 +140,21 @@ def test_a_rank_that_fails_is_the_verdict_though_the_others_were_asked_to_end(tm
     assert Summary(tmp_path).values["status"] == "preempted"
     write_final_status(tmp_path, Status.FAILED, "rank 1: boom", replaceable=Status.PREEMPTED)
     assert Summary(tmp_path).values["status"] == "failed" and "boom" in Summary(tmp_path).values["error"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "loop"])
+def test_what_stands_in_the_place_of_an_output_is_set_aside_and_its_target_stays(tmp_path, kind, capsys):
+    target, home = tmp_path / "target", tmp_path / "run"
+    target.write_text("whole")
+    home.mkdir()
+    for name in ("log.txt", "metrics.jsonl", "metrics.csv", "samples.txt"):
+        if kind == "folder":
+            (home / name).mkdir()
+        else:
+            (home / name).symlink_to(target if kind == "link" else home / name)
+    folder.write_config(home, {"seed": 0}, [])
+    assert not (home / "log.txt").exists() and (home / "log.txt.1").parent.is_dir()
+    assert sorted(path.name for path in home.iterdir() if path.name.endswith(".1")) == [
+        "log.txt.1", "metrics.csv.1", "metrics.jsonl.1", "samples.txt.1"
+    ]  # fmt: skip
+    assert target.read_text() == "whole" and "log.txt" in capsys.readouterr().err

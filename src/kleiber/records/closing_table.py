@@ -39,9 +39,9 @@ def closing_table(folder: Path) -> None:
     if summary.get("R"):
         console.print(matrix_table(summary["R"]))
     samples = folder / "samples.txt"
-    if samples.exists():
+    if samples.is_file():
         console.print("[bold]continuations[/bold] (prompt>>>model)")
-        console.print(Text(samples.read_text()))
+        console.print(Text(samples.read_text(errors="replace")))
 
 
 def matrix_table(matrix: Json) -> Table:

@@ -161,12 +161,15 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def rename_aside(path: Path) -> None:
-    """Renames a file or a link that stands where a folder has to be to `<name>.1`, or the next free number."""
+def rename_aside(path: Path, expected: str = "folder") -> None:
+    """Renames what stands where a folder or a file is `expected` to `<name>.1`, or the next free number.
+
+    The target of a link stays as it is.
+    """
     numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
     aside = next(candidate for candidate in numbered if not os.path.lexists(candidate))
     os.rename(path, aside)
-    print(f"warning: {path} is not a folder: renamed it to {aside.name}", file=sys.stderr)
+    print(f"warning: {path} is not a {expected}: renamed it to {aside.name}", file=sys.stderr)
 
 
 def full_disk_error(folder: Path, error: Exception) -> OSError | None:

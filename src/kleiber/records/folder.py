@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kleiber.config.errors import ConfigError, Status
 from kleiber.config.targets import signature
-from kleiber.records.files import DamagedFile, read_config_node, read_yaml, write_yaml
+from kleiber.records.files import DamagedFile, read_config_node, read_yaml, rename_aside, write_yaml
 from kleiber.records.lock import is_locked, locked
 from kleiber.records.summary import Summary, cpu_name, map_strings
 from kleiber.records.summary_file import read_summary
@@ -40,6 +40,7 @@ NOT_IDENTITY = (
     "callbacks",
     "evals",
 )
+OUTPUTS = ("config.yaml", "overrides.yaml", "summary.json", "log.txt", "metrics.jsonl", "metrics.csv", "samples.txt")
 UNSTARTED = {"config.yaml", "overrides.yaml", "summary.json", "log.txt", ".lock", "wandb"}  # before the first step
 READABLE = 60
 NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -165,9 +166,15 @@ def status(folder: Path, held: bool | None = None) -> Status:
 
 
 def write_config(folder: Path, config: Config, overrides: Sequence[str]) -> None:
-    """Writes config.yaml, resolved, and overrides.yaml; raises ConfigError where the folder cannot be written."""
+    """Writes config.yaml, resolved, and overrides.yaml; raises ConfigError where the folder cannot be written.
+
+    Renames folders and links that stand where the run will write a file, so that nothing outside of it is changed.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder / name for name in OUTPUTS):
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                rename_aside(path, "file")
         write_yaml(folder / "config.yaml", dict(config))
         write_yaml(folder / "overrides.yaml", list(overrides))
     except OSError as error:
