@@ -112,6 +112,13 @@ def test_rows_of_different_trunks_stay_apart():
     assert model.averaged and len(model.runs.row) == 6000 and model.fit.problem.num_rows == 30
 
 
+def test_a_row_without_the_name_of_its_trunk_is_refused():
+    frame = pd.DataFrame({"N": [1e6, 2e6], "D": [1e8, 2e8], "loss": [3.0, 2.9], "x": ["a", None]})
+    table = load(frame, {}, (), ("N", "D"))
+    with pytest.raises(ValueError, match=r"--cluster x: row 1 "):
+        trunks(table, "x")
+
+
 def test_the_mean_of_a_cell_and_its_weight_are_those_by_hand():
     table = runs(6000)
     pooled = pool(table, LAW, "log")

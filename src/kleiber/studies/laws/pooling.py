@@ -19,7 +19,7 @@ from kleiber.studies.laws.filters import column_of
 from kleiber.studies.laws.fit import Fit
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.problem import from_space, relative_sigma, rho, to_space
-from kleiber.studies.laws.table import Table, cells
+from kleiber.studies.laws.table import Table, cells, label
 
 MOST_ROWS = 5_000  # of a fit: two minutes and 0.8 GB; larger tables are pooled, or refused
 
@@ -85,10 +85,16 @@ def cells_of_rows(
 
 
 def trunks(table: Table, cluster: str | None) -> NDArray[np.intp]:
-    """Returns the number of the trunk of each row, in the order of the names in the column `cluster`."""
+    """Returns the number of the trunk of each row, in the order of the names in the column `cluster`.
+
+    Raises ValueError for a row without a name, which would be noise of a trunk or of its own.
+    """
     if cluster is None:
         return np.arange(len(table))
     names = table.frame[column_of(table.frame, cluster, "--cluster")]
+    if names.isna().any():
+        row = label(table.frame.index[int(np.argmax(names.isna()))])
+        raise ValueError(f"--cluster {cluster}: row {row} has no value: fill it, or leave the row out with --where")
     return pd.factorize(names.astype(str), sort=True)[0]
 
 
