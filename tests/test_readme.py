@@ -22,7 +22,7 @@ def test_there_are_commands_and_all_are_known():
 
 
 @pytest.mark.parametrize(
-    "command", [line for line in TRAIN if not {"-m", "trainer.devices=2", "study=scaling"} & {*line.split()}]
+    "command", [line for line in TRAIN if not {"-m", "trainer.devices=2"} & {*line.split()} and "study=" not in line]
 )
 def test_single_runs(command, tmp_path, cache_dir):
     words = [w for w in shlex.split(command)[2:] if not w.startswith("data=") and w != "trainer=ddp"]
@@ -52,7 +52,7 @@ def exit_codes(beginning: str) -> dict[str, int]:
 @pytest.mark.slow
 def test_a_study_and_its_report(at_home, capsys):
     """In small: eight cells of a tree each. Twenty steps are no ladder, so the law is refused with exit code 3."""
-    (line,) = [line for line in TRAIN if "study=" in line]
+    (line,) = [line for line in TRAIN if "study=scaling" in line]
     tiny = [word for word in TINY if not word.startswith("callbacks.samples")]
     design = ["design.widths=[32,48,64,96]", "design.seeds=2", "study.min_tokens=1k", "launcher=basic"]
     assert main([*tiny, *shlex.split(line)[2:], *design]) == 0
@@ -64,6 +64,16 @@ def test_a_study_and_its_report(at_home, capsys):
         "kleiber report multirun/scaling --wandb": 3,
     }
     assert (at_home / "multirun/scaling/report.html").is_file() and (at_home / "scaling.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_comparison_of_two_arms(at_home, capsys):
+    """In small: one rate and two seeds, so the arms are not tuned and nothing is decided."""
+    (line,) = [line for line in TRAIN if "study=compare" in line]
+    small = ["design.lrs=[0.01]", "design.seeds=2", "launcher=basic", "trainer.max_steps=2"]
+    assert main([*TINY, *shlex.split(line)[2:], *small]) == 3
+    findings = json.loads((at_home / "multirun/qk_norm/findings.json").read_text())
+    assert findings["decision"] == "not tested" and len(read_runs(at_home / "multirun/qk_norm")) == 4
 
 
 @pytest.mark.slow

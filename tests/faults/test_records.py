@@ -63,6 +63,5 @@ def test_a_lock_that_is_a_link_is_refused_and_its_target_stays(launch, interrupt
 @pytest.mark.parametrize("name", ["../../../escaped", "..", ".x"])
 def test_the_name_of_a_stage_cannot_lead_out_of_the_run(launch, tmp_path, capsys, name):
     before = set(tmp_path.rglob("*"))
-    with pytest.raises(StopIteration):  # no folder was made
-        launch("stages=chain", f"stages.chain={{{name}:{{}},b:{{}}}}", *STEPS, code=2)
+    launch("stages=chain", f"stages.chain={{{name}:{{}},b:{{}}}}", *STEPS, code=2)
     assert f"'{name}'" in capsys.readouterr().err and set(tmp_path.rglob("*")) == before

@@ -48,5 +48,5 @@ def test_balance_is_shown_by_intervals_and_not_by_points(tmp_path):
     assert "no worse loss: not shown" in verdict()
     for arm, violation in (("topk", 0.4), ("lossfree", 0.9)):
         for path in tmp_path.glob(f"{arm}-*/metrics.jsonl"):
-            path.write_text(json.dumps({"moe/load_entropy/0": 0.9, "moe/max_violation/0": violation}) + "\n")
+            path.write_text(json.dumps({"step": 9, "moe/load_entropy/0": 0.9, "moe/max_violation/0": violation}) + "\n")
     assert "no worse loss: contradicted" in verdict()

@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from kleiber.config.errors import Interrupted
 from kleiber.training import step
 from kleiber.training.lightning import (
     HooksDisabled,
@@ -92,13 +93,13 @@ def test_a_fit_counts_steps_from_its_start_to_the_last_one(start, options, steps
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*may be a bottleneck", "ignore:The `srun` command")
-def test_an_interrupted_fit_raises_keyboard_interrupt():
-    class Interrupted(Linear):
+def test_a_keyboard_interrupt_ends_a_fit_as_interrupted():
+    class Pressed(Linear):
         def training_step(self, batch, index):
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fit(Local().trainer([], [], max_steps=3), Interrupted(), torch.utils.data.DataLoader(torch.ones(5, 2)), 0)
+    with pytest.raises(Interrupted):
+        fit(Local().trainer([], [], max_steps=3), Pressed(), torch.utils.data.DataLoader(torch.ones(5, 2)), 0)
 
 
 def test_hooks_that_are_skipped_do_nothing_in_lightning():
