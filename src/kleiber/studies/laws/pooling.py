@@ -92,8 +92,9 @@ def trunks(table: Table, cluster: str | None) -> NDArray[np.intp]:
     if cluster is None:
         return np.arange(len(table))
     names = table.frame[column_of(table.frame, cluster, "--cluster")]
-    if names.isna().any():
-        row = label(table.frame.index[int(np.argmax(names.isna()))])
+    nameless = np.flatnonzero(names.isna())
+    if len(nameless):
+        row = label(table.frame.index[nameless[0]])
         raise ValueError(f"--cluster {cluster}: row {row} has no value: fill it, or leave the row out with --where")
     return pd.factorize(names.astype(str), sort=True)[0]
 
