@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Le, MaxLen, MinLen, MultipleOf
-from pydantic import AllowInfNan, ConfigDict, TypeAdapter, ValidationError
 
 from kleiber.config.cross_checks import check_compatibility
 from kleiber.config.errors import ConfigError, did_you_mean
@@ -25,6 +24,7 @@ from kleiber.config.targets import SUPPLIED, Parameter, Signature, runtime_signa
 from kleiber.types import Config, Count, Natural, Seed
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
 SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}  # of the constraints of annotated_types, in errors
@@ -229,6 +229,8 @@ def _check_nodes_within(path: str, value: object) -> bool:
 
 @cache
 def _adapter(annotation: Any) -> TypeAdapter[object]:
+    from pydantic import ConfigDict, TypeAdapter
+
     return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
 
 
@@ -238,6 +240,8 @@ def check_type(path: str, annotation: object, value: object) -> None:
     A list is accepted for a tuple, and text for a path. No other conversion is: text is not accepted for a number, nor
     a number for text, nor true for 1. Numbers must be finite, unless the annotation has pydantic's AllowInfNan.
     """
+    from pydantic import AllowInfNan, ValidationError
+
     try:
         text = json.dumps(value, allow_nan=AllowInfNan() in constraints(annotation))
     except ValueError:
