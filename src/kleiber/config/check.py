@@ -243,10 +243,13 @@ def check_type(path: str, annotation: object, value: object) -> None:
     from pydantic import AllowInfNan, ValidationError
 
     try:
-        text = json.dumps(value, allow_nan=AllowInfNan() in constraints(annotation))
+        text = json.dumps(value, allow_nan=False)
     except ValueError:
-        limits = (f"{SYMBOLS[name]} {limit:.10g}" for name, limit in bounds(annotation))
-        raise ConfigError(f"{path}={value} must be {' and '.join(dict.fromkeys(['finite', *limits]))}") from None
+        if AllowInfNan() not in constraints(annotation):
+            limits = (f"{SYMBOLS[name]} {limit:.10g}" for name, limit in bounds(annotation))
+            required = " and ".join(dict.fromkeys(["finite", *limits]))
+            raise ConfigError(f"{path}={value} must be {required}") from None
+        text = json.dumps(value)
     try:
         _adapter(annotation).validate_json(text, strict=True)
     except ValidationError as error:
