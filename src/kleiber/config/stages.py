@@ -93,12 +93,12 @@ def split_budget(config: Config) -> dict[str, Json]:
     Raises ConfigError for a run's budget when those of the stages are of different kinds.
     """
     total = _limit("budget", config["budget"])
-    own = [
+    of_stages = [
         _limit(f"stages.chain.{name}.budget", (changes or {}).get("budget") or {})
         for name, changes in config["stages"]["chain"].items()
     ]
-    limits = [limit for limit in own if limit is not None]
-    if total is None or len(limits) < len(own):
+    limits = [limit for limit in of_stages if limit is not None]
+    if total is None or len(limits) < len(of_stages):
         return {}
     kinds = {key for key, _ in limits}
     if len(kinds) > 1:

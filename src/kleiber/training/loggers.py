@@ -101,8 +101,8 @@ class CsvLogger(Rows):
 
     def _rows_before(self, step: int) -> list[str]:
         rows = read_lines(self.path, parse_csv_row)
-        own = prefixed(self.stage, "")
-        kept = [line for line, (at, metric) in rows if not metric.startswith(own) or 0 < step >= at]
+        prefix = prefixed(self.stage, "")
+        kept = [line for line, (at, metric) in rows if not metric.startswith(prefix) or 0 < step >= at]
         return [CSV_HEADER, *(line for line in kept if line != CSV_HEADER)]
 
 

@@ -164,6 +164,7 @@ class DDP(Local):
         """Any number of devices will do."""
 
     def strategy(self) -> Strategy | str:
+        """Lightning's strategy: DDP, or the one of a single device."""
         if self.devices == 1:  # Lightning would leave rank variables in the environment
             return "auto"
         backend = "nccl" if self.accelerator == "gpu" else "gloo"

@@ -71,9 +71,9 @@ def pair(ours: Sequence[Arm], theirs: Sequence[Arm], equal: str) -> Pair:
         return Pair(a.at_best, b.at_best, a.facts[fact] / b.facts[fact], arms=(a, b))
     candidates = [(arm, theirs) for arm in ours] + [(arm, ours) for arm in theirs] if equal in GROWING else []
     for arm, others in sorted(candidates, key=lambda candidate: -candidate[0].facts[fact]):
-        found = interpolate(others, fact, arm.facts[fact])
-        if found is not None:
-            losses, used = found
+        interpolated = interpolate(others, fact, arm.facts[fact])
+        if interpolated is not None:
+            losses, used = interpolated
             sides = (arm.at_best, losses) if others is theirs else (losses, arm.at_best)
             return Pair(*sides, 1.0, used[0].name, (arm, *used))
     a, b = (max(ladder, key=lambda arm: arm.facts["tokens"]) for ladder in (ours, theirs))

@@ -101,9 +101,9 @@ def not_ready(runs: Sequence[Run], looks: int, arm_of: Callable[[Run], str | Non
     waiting = [run for run in mine if run.status not in ("finished", "diverged")]
     if waiting:
         return f"{len(waiting)} of {len(mine)} runs have not finished"
-    plans = {seeds for run in mine if (seeds := planned_seeds(run)) is not None}
+    plans = {planned_seeds(run) for run in mine} - {None}
     if len(plans) > looks:
-        numbers = ", ".join(map(str, sorted(plans)))
+        numbers = ", ".join(sorted(map(str, plans)))
         return (
             f"the runs were planned with {numbers} seeds, which makes {len(plans)} looks, and study.looks={looks}: "
             "set study.looks before the first look in a new study"

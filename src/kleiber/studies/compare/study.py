@@ -67,8 +67,8 @@ class Compare(IntervalStudy):
 
 def read_claim(node: Mapping[str, str | float], key: str) -> Claim:
     """Returns the claim of a config node. Raises ValueError, which names `key`, for other keys or values."""
-    known = runtime_signature(Claim, "Claim").parameters
-    if not {"arm", "against"} <= node.keys() <= known.keys():
+    parameters = runtime_signature(Claim, "Claim").parameters
+    if not {"arm", "against"} <= node.keys() <= parameters.keys():
         raise ValueError(f"{key}={dict(node)} must have the keys arm and against, and may have direction and margin")
     try:
         return Claim(**{**node, "arm": str(node["arm"]), "against": str(node["against"])})  # type: ignore[arg-type]
@@ -180,9 +180,9 @@ def judge(
     if decision != Decision.UNDECIDED:
         return Result(claim, estimate, decision, why, True)
     gaps = gaps_by_seed(sides.ours, sides.theirs)
-    more = more_seeds_needed(gaps, claim, level)
-    half = None if more is None else half_width(gaps, len(gaps) + more, level)
-    return Result(claim, estimate, decision, why, True, more, half)
+    seeds = more_seeds_needed(gaps, claim, level)
+    half = None if seeds is None else half_width(gaps, len(gaps) + seeds, level)
+    return Result(claim, estimate, decision, why, True, seeds, half)
 
 
 def side_by_side(claim: Claim, ladders: Mapping[str, Sequence[Arm]], level: float, unit: str) -> list[Json]:
@@ -205,5 +205,4 @@ def default_claims(names: Sequence[str], measure: str) -> list[Claim]:
 
 def furthest(numbers: Sequence[int | None]) -> int | None:
     """The most further seeds that an undecided claim needs; None where none is undecided, or no number would do."""
-    known = [number for number in numbers if number is not None]
-    return max(known, default=None)
+    return max((number for number in numbers if number is not None), default=None)
