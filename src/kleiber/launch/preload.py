@@ -27,6 +27,7 @@ MODULES = (
     "kleiber.nn.routers.topk",
     "kleiber.objectives.clm",
     "kleiber.records.closing_table",
+    "kleiber.runs.inputs",
     "kleiber.runs.run",
     "kleiber.runs.stage",
     "kleiber.training.callbacks.after_training",
