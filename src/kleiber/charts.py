@@ -108,6 +108,12 @@ def count_tip(name: str, title: str | None = None) -> Chart:
     return alt.Tooltip(f"{name}:Q", format=".3s", title=title or name)
 
 
+def heading(label: str) -> str:
+    """Returns the label of an axis as the beginning of a title: without its unit, and with a capital letter."""
+    name = label.partition(" (")[0]
+    return name[:1].upper() + name[1:]
+
+
 def with_title(chart: Chart, title: str, height: int = HEIGHT, subtitle: str = "") -> Chart:
     """Returns a chart with a title, in the standard size and theme."""
     heading = alt.TitleParams(title, subtitle=subtitle) if subtitle else title

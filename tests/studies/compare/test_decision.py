@@ -37,7 +37,6 @@ def test_what_a_seed_adds_to_both_arms_changes_nothing():
     a, b = draws(1), draws(2)
     shift = draws(3)
     shifted = paired_difference({s: a[s] + shift[s] for s in a}, {s: b[s] + shift[s] for s in b}, 0.9, "nats")
-    assert shifted == pytest.approx(paired_difference(a, b, 0.9, "nats")) or shifted is not None
     plain = paired_difference(a, b, 0.9, "nats")
     assert shifted is not None and plain is not None
     assert (shifted.value, shifted.lo, shifted.hi) == pytest.approx((plain.value, plain.lo, plain.hi))

@@ -108,3 +108,16 @@ def test_a_claim_about_an_arm_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nobody"):
         Compare(claims=[{"arm": "nobody", "against": "base"}]).analyze(two(tmp_path))
     assert read_claim({"arm": "a", "against": "b", "margin": 0.1}, "x").margin == 0.1
+
+
+def test_figures_and_tables_name_the_measure_that_is_compared(tmp_path):
+    runs = two(tmp_path)
+    for run in runs:
+        for stage in run.stages[1:]:
+            stage["metrics"]["val/docs/accuracy"] = 1 / stage["metrics"]["val/docs/loss"]
+    findings = Compare(measure="val/docs/accuracy").analyze(runs)
+    assert findings.comparison is not None and findings.comparison["decision"] == "supported"
+    assert "val/docs/accuracy" in findings.tables["Arms"][0] and "loss" not in findings.tables["Arms"][0]
+    for draw in findings.figures.values():
+        text = draw().to_json()
+        assert "accuracy (docs)" in text and "nats" not in text

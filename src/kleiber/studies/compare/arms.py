@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LRS = 5  # least number of learning rates of a tuned arm
 SEEDS = 3  # least number of seeds of a tuned arm
 LEVEL = 0.9  # confidence level of intervals
+LOSS = "validation loss (nats per token)"  # label of an axis
 
 
 @dataclass(frozen=True)
@@ -272,14 +273,14 @@ def unmeasured(arms: Mapping[str, Arm]) -> list[dict[str, str]]:
     return [{"code": "latency", "level": "note", "text": text}]
 
 
-def differences_chart(gaps: Sequence[Row], title: str) -> Figures:
+def differences_chart(gaps: Sequence[Row], title: str, measure: str = LOSS) -> Figures:
     """The figure of differences with their intervals; none without a difference."""
-    return {"differences": lambda: _figures().differences(gaps, title)} if gaps else {}
+    return {"differences": lambda: _figures().differences(gaps, title, measure)} if gaps else {}
 
 
-def each_arm(arms: Mapping[str, Arm]) -> Figures:
-    """The figures of the arms side by side, and of their loss at each learning rate."""
-    return {"arms": lambda: _figures().side_by_side(arms), "tuning": lambda: _figures().tuning(arms)}
+def each_arm(arms: Mapping[str, Arm], measure: str = LOSS) -> Figures:
+    """The figures of the arms side by side, and of a measure at each learning rate; `measure` labels their axis."""
+    return {"arms": lambda: _figures().side_by_side(arms, measure), "tuning": lambda: _figures().tuning(arms, measure)}
 
 
 def against_loss(name: str, rows: Sequence[Row], x: str, title: str) -> Figures:

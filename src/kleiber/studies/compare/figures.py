@@ -10,8 +10,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts import apply_theme, kind_color, log_axis, loss_axis, with_title
+from kleiber.charts import apply_theme, heading, kind_color, log_axis, loss_axis, with_title
 from kleiber.config.stages import quantity
+from kleiber.studies.compare.arms import LOSS
 from kleiber.studies.compare.rows import SCRATCH, Rows
 from kleiber.types import Json, Row
 
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from kleiber.studies.compare.arms import Arm
     from kleiber.studies.compare.contrast import Claim
 
-LOSS = "validation loss (nats per token)"
 
+def tuning(arms: Mapping[str, Arm], measure: str = LOSS) -> alt.TopLevelMixin:
+    """A measure vs learning rate: a line for the mean of each arm, a point for each seed.
 
-def tuning(arms: Mapping[str, Arm]) -> alt.TopLevelMixin:
-    """Loss vs learning rate: a line for the mean of each arm, a point for each seed."""
+    measure  label of the axis
+    """
     rows = pd.DataFrame(
         [
             {"arm": arm.name, "lr": lr, "seed": seed, "loss": loss}
@@ -34,16 +36,16 @@ def tuning(arms: Mapping[str, Arm]) -> alt.TopLevelMixin:
         ]
     )
     x = log_axis("lr", "learning rate", rows["lr"], every=2, room=1.8)
-    y = alt.Y("loss:Q", title=LOSS, scale=alt.Scale(zero=False))
+    y = alt.Y("loss:Q", title=measure, scale=alt.Scale(zero=False))
     color = kind_color(list(arms), "arm")
     base = alt.Chart(rows).encode(x=x, color=color)
     tips = ["arm:N", "lr:Q", "seed:O", alt.Tooltip("loss:Q", format=".4f")]
     points = base.mark_point(size=20).encode(y=y, tooltip=tips)
-    mean = alt.Y("mean(loss):Q", title=LOSS, scale=alt.Scale(zero=False))
+    mean = alt.Y("mean(loss):Q", title=measure, scale=alt.Scale(zero=False))
     last = rows[rows["lr"] == rows["lr"].max()]
     ends = pd.DataFrame(last.groupby(["arm", "lr"], as_index=False)["loss"].mean())
     lines = base.mark_line().encode(y=mean)
-    return with_title(points + lines + named(ends, "lr", "loss", x, color), "Validation loss vs learning rate")
+    return with_title(points + lines + named(ends, "lr", "loss", x, color), f"{heading(measure)} vs learning rate")
 
 
 def named(
@@ -62,8 +64,8 @@ def named(
     return text.encode(x=x, y=height, text="arm:N", color=alt.Undefined if color is None else color)
 
 
-def side_by_side(arms: Mapping[str, Arm]) -> alt.TopLevelMixin:
-    """The loss of each arm at its best learning rate, a point for each seed; untuned arms are crosses."""
+def side_by_side(arms: Mapping[str, Arm], measure: str = LOSS) -> alt.TopLevelMixin:
+    """A measure of each arm at its best learning rate, a point for each seed; untuned arms are crosses."""
     rows = pd.DataFrame(
         [
             {"arm": arm.name, "seed": seed, "loss": loss, "tuned": "tuned" if not arm.wrong else "untuned"}
@@ -74,20 +76,20 @@ def side_by_side(arms: Mapping[str, Arm]) -> alt.TopLevelMixin:
     )
     scale = alt.Scale(domain=["tuned", "untuned"], range=["circle", "cross"])
     chart = alt.Chart(rows).mark_point(size=40).encode(
-        x=alt.X("loss:Q", title=LOSS, scale=alt.Scale(zero=False)),
+        x=alt.X("loss:Q", title=measure, scale=alt.Scale(zero=False, padding=12)),
         y=alt.Y("arm:N", sort=list(arms), title=None),
         shape=alt.Shape("tuned:N", title=None, scale=scale),
         tooltip=["arm:N", "seed:O", alt.Tooltip("loss:Q", format=".4f")],
     )  # fmt: skip
-    return with_title(chart, "Validation loss by arm, each at its best learning rate", height=30 * len(arms))
+    return with_title(chart, f"{heading(measure)} by arm, each at its best learning rate", height=30 * len(arms))
 
 
-def differences(gaps: Sequence[Row], title: str) -> alt.TopLevelMixin:
-    """Differences of loss with their intervals; left of 0 the first arm of a pair is better."""
+def differences(gaps: Sequence[Row], title: str, measure: str = LOSS) -> alt.TopLevelMixin:
+    """Differences of a measure with their intervals, the first arm of a pair less the second."""
     rows = pd.DataFrame([gap for gap in gaps if gap["value"] is not None])
     y = alt.Y("what:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
     base = alt.Chart(rows).encode(y=y)
-    axis = alt.X("value:Q", title="difference of loss (nats per token)")
+    axis = alt.X("value:Q", title=f"difference in {measure}")
     marks = base.mark_point(filled=True, size=50, color="black").encode(x=axis)
     zero = alt.Chart(pd.DataFrame([{"value": 0.0}])).mark_rule(strokeDash=[4, 4]).encode(x="value:Q")
     layers = [zero, marks]

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from kleiber.config.targets import runtime_signature
 from kleiber.records.catalog import Run
+from kleiber.studies.compare.arms import LOSS as LOSS_LABEL
 from kleiber.studies.compare.arms import Arm, arm_name, differences_chart, each_arm
 from kleiber.studies.compare.decision import (
     Claim,
@@ -102,18 +103,23 @@ def compare(runs: Sequence[Run], study: Compare, arm_of: Callable[[Run], str | N
         "decision": str(decision), "why": why, "estimates": [result.to_json(study.equal) for result in results],
         "more_seeds_needed": furthest([result.more_seeds for result in results]),
     }  # fmt: skip
-    gaps = [{"what": f"{row['arm']} - {row['against']}, equal {row['equal']}", **row} for row in beside]
+    gaps = [
+        {"what": f"{row['arm']} - {row['against']}, equal {row['equal']}", **row}
+        for row in beside
+        if row["value"] is not None
+    ]
+    label = axis_label(study.measure)
     return Findings(
         headline=" ".join(result.sentence(study.measure) for result in results),
         verdicts=[result.verdict(study.measure) for result in results],
-        tables={"Differences": beside, "Arms": [arm.row() for arm in longest.values()]},
-        figures={**differences_chart([gap for gap in gaps if gap["value"] is not None], TITLE), **each_arm(longest)},
+        tables={"Differences": beside, "Arms": [arm_row(arm, study.measure) for arm in longest.values()]},
+        figures={**differences_chart(gaps, TITLE, label), **each_arm(longest, label)},
         methods=METHODS.format(level=f"{study.level:.0%}", claims=len(claims), looks=study.looks),
         comparison=comparison,
     )
 
 
-TITLE = "Difference of the measure with its interval; at 0 the arms are equal"
+TITLE = "Difference between arms with its interval; at 0 they are equal"
 METHODS = (
     "Every arm was trained at every one of its learning rates with every seed; runs with the same seed see the same "
     "samples in the same order. An arm enters at the rate of best mean over all seeds. It counts as tuned with at "
@@ -122,6 +128,17 @@ METHODS = (
     "confidence of {level} over {claims} claims and {looks} looks (Bonferroni). Where arms do not meet in what is held "
     "equal, the loss of one is interpolated between two of its budgets, on logarithmic scales."
 )
+
+
+def axis_label(measure: str) -> str:
+    """The label of an axis: `accuracy (sst2)` for val/sst2/accuracy."""
+    place, _, metric = measure.rpartition("/")
+    return LOSS_LABEL if measure == LOSS else f"{metric} ({place.removeprefix('val/')})"
+
+
+def arm_row(arm: Arm, measure: str) -> Json:
+    """A row of the table of arms, with the measure under its own name."""
+    return {measure if name == LOSS else name: value for name, value in arm.row().items()}
 
 
 @dataclass(frozen=True)
