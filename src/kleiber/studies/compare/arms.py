@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from kleiber.records.catalog import Run
+from kleiber.studies.compare.rows import LOSS
 from kleiber.types import Config, Json, Row
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 LRS = 5  # least number of learning rates of a tuned arm
 SEEDS = 3  # least number of seeds of a tuned arm
 LEVEL = 0.9  # confidence level of intervals
-LOSS = "validation loss (nats per token)"  # label of an axis
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ import pandas as pd
 
 from kleiber.charts import apply_theme, heading, kind_color, log_axis, loss_axis, with_title
 from kleiber.config.stages import quantity
-from kleiber.studies.compare.arms import LOSS
-from kleiber.studies.compare.rows import SCRATCH, Rows
+from kleiber.studies.compare.rows import LOSS, SCRATCH, Rows
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from kleiber.types import Config, Json
 
 Rows = Any  # a DataFrame, or a row or column of one; the stubs of pandas do not type what indexing returns
 
+LOSS = "validation loss (nats per token)"  # label of an axis
 PLAIN = "none"  # the method of plain fine-tuning
 SCRATCH = "scratch"  # the start of a model without trained weights
 REPLAY = (  # a sentence for the methods of studies that compare replay

@@ -12,7 +12,6 @@ from typing import ClassVar
 
 from kleiber.config.targets import runtime_signature
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import LOSS as LOSS_LABEL
 from kleiber.studies.compare.arms import Arm, arm_name, differences_chart, each_arm
 from kleiber.studies.compare.decision import (
     Claim,
@@ -27,6 +26,7 @@ from kleiber.studies.compare.decision import (
 )
 from kleiber.studies.compare.equal import LABELS, QUANTITIES, Pair, pair
 from kleiber.studies.compare.ladders import LOSS, higher_is_better, not_ready, read_ladders, uneven
+from kleiber.studies.compare.rows import LOSS as LOSS_LABEL
 from kleiber.studies.study import Findings, IntervalStudy
 from kleiber.types import Count, Json, NonNegative
 
