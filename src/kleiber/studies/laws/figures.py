@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts import theme
-from kleiber.charts.theme import count_tip, format_count, log_axis, loss_axis, size_color, tick_text, with_title
+from kleiber.charts.theme import KINDS, Chart, count_tip, format_count, log_axis, loss_axis, size_color, with_title
 from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import percent
@@ -23,7 +23,7 @@ BEYOND = 4.0  # the frontier is drawn up to this multiple of the largest run's c
 TIP = ["run:N", "stage:N", "seed:O", "size:N"]
 
 
-def ladder(rows: pd.DataFrame, law: Law, record: Row) -> theme.Chart:
+def ladder(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     """Validation loss vs training tokens, with the law's curve for each model size; hollow points were not fitted."""
     least = record["domain"]["D"][0]
     shown = rows.assign(fitted=rows["D"] >= 0.999 * least, size=[format_count(n) for n in rows["N"]])
@@ -54,7 +54,7 @@ def ladder(rows: pd.DataFrame, law: Law, record: Row) -> theme.Chart:
     return with_title(early + base + points + names, "Validation loss vs training tokens", subtitle=open_points)
 
 
-def frontier(rows: pd.DataFrame, law: Law, record: Row) -> theme.Chart:
+def frontier(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     """Returns a chart of validation loss vs compute 6 N D.
 
     It shows the runs, the law's curve for each size, and the minimum of the law over sizes with its interval.
@@ -98,7 +98,7 @@ def size_curves(rows: pd.DataFrame, law: Law, record: Row) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def residuals(rows: pd.DataFrame, law: Law, record: Row) -> theme.Chart:
+def residuals(rows: pd.DataFrame, law: Law, record: Row) -> Chart:
     """Residuals of single runs in percent of the loss vs compute; a pattern means that the law does not fit."""
     fitted = pd.DataFrame(rows[rows["D"] >= 0.999 * record["domain"]["D"][0]])
     predicted = curve(law, record, N=np.array(fitted["N"]), D=np.array(fitted["D"]))
@@ -115,7 +115,7 @@ def residuals(rows: pd.DataFrame, law: Law, record: Row) -> theme.Chart:
     return with_title(zero + trunks + points, "Residuals vs training compute", subtitle=subtitle)
 
 
-def exponents(record: Row) -> theme.Chart:
+def exponents(record: Row) -> Chart:
     """The allocation exponent a of N_opt ~ C^a, by approach and counting convention."""
     rows = pd.DataFrame(record["accounting"] or [{"convention": "", **exponent} for exponent in record["approaches"]])
     kinds = list(dict.fromkeys(exponent["approach"] for exponent in record["approaches"]))
@@ -127,7 +127,7 @@ def exponents(record: Row) -> theme.Chart:
     )
     names = list(dict.fromkeys(rows["convention"]))
     y = alt.Y("convention:N", title=None, sort=names, axis=alt.Axis(labelLimit=240))
-    color = alt.Color("approach:N", title=None, sort=kinds, scale=alt.Scale(domain=kinds, range=theme.KINDS[: len(kinds)]))
+    color = alt.Color("approach:N", title=None, sort=kinds, scale=alt.Scale(domain=kinds, range=KINDS[: len(kinds)]))
     shape = alt.Shape("approach:N", title=None, sort=kinds, scale=alt.Scale(domain=kinds))
     base = alt.Chart(rows).encode(y=y, yOffset=alt.YOffset("approach:N", sort=kinds), color=color)
     bars = base.mark_rule(strokeWidth=2).encode(x=low, x2="hi")
@@ -139,7 +139,7 @@ def exponents(record: Row) -> theme.Chart:
     return with_title(bars + dots, title, height=max(90, 26 * len(kinds) * len(names)), subtitle=subtitle)
 
 
-def allocation(record: Row) -> theme.Chart:
+def allocation(record: Row) -> Chart:
     """Compute-optimal parameters vs compute: the law with its interval, and the points of the other approaches."""
     rows = pd.DataFrame(record["allocation"])
     marks = pd.DataFrame(
@@ -164,7 +164,7 @@ def allocation(record: Row) -> theme.Chart:
             layers.append(alt.Chart(part).mark_line(color="black", strokeWidth=2, strokeDash=dash).encode(x=x, y=at))
     if len(marks):
         kinds = sorted(marks["approach"].unique())
-        color = alt.Color("approach:N", title=None, scale=alt.Scale(domain=kinds, range=theme.KINDS[1 : 1 + len(kinds)]))
+        color = alt.Color("approach:N", title=None, scale=alt.Scale(domain=kinds, range=KINDS[1 : 1 + len(kinds)]))
         shape = alt.Shape("approach:N", title=None, scale=alt.Scale(domain=kinds))
         points = alt.Chart(marks).mark_point(filled=True, size=60, opacity=1)
         tip = ["approach:N", count_tip("C"), count_tip("N")]
@@ -176,16 +176,16 @@ def allocation(record: Row) -> theme.Chart:
     return with_title(alt.layer(*layers), "Compute-optimal model size vs training compute", subtitle=subtitle)
 
 
-def lower_end_axis(marks: pd.DataFrame, held: list[float]) -> theme.Chart:
+def lower_end_axis(marks: pd.DataFrame, held: list[float]) -> Chart:
     """Returns the axis of the intervals' lower ends, or of the points if they have no interval."""
     return log_axis("lo" if "lo" in marks else "N", "compute-optimal parameters N", held, kind=alt.Y)
 
 
-def backtests(record: Row) -> theme.Chart:
+def backtests(record: Row) -> Chart:
     """Error of the law and the naive predictors above each cut in compute, or in size."""
     axis = {"C": "training compute at the cut (FLOPs)", "N": "parameters N at the cut"}[record["backtests"][0]["along"]]
     rows = [
-        {"cut": tick_text(float(f"{test['cut']:.2g}")), "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
+        {"cut": theme.tick_text(float(f"{test['cut']:.2g}")), "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
         for test in sorted(record["backtests"], key=lambda test: test["cut"])
         for who, error in {"law": test["mare"], **test["naive"]}.items()
     ]
@@ -193,7 +193,7 @@ def backtests(record: Row) -> theme.Chart:
     base = alt.Chart(pd.DataFrame(rows)).encode(
         x=alt.X("cut:N", title=axis, sort=None, axis=alt.Axis(labelAngle=0)),
         y=alt.Y("error:Q", title="mean absolute error above the cut (%)", scale=alt.Scale(zero=True)),
-        color=alt.Color("who:N", title=None, scale=alt.Scale(domain=who, range=theme.KINDS[: len(who)])),
+        color=alt.Color("who:N", title=None, scale=alt.Scale(domain=who, range=KINDS[: len(who)])),
     )
     tip = ["who:N", "cut:N", alt.Tooltip("error:Q", format=".2f")]
     shape = alt.Shape("who:N", title=None, scale=alt.Scale(domain=who))
@@ -206,7 +206,7 @@ def backtests(record: Row) -> theme.Chart:
     )
 
 
-def profile(record: Row, name: str = "E") -> theme.Chart:
+def profile(record: Row, name: str = "E") -> Chart:
     """Profile likelihood of a parameter: how much worse the fit is with the parameter fixed at other values.
 
     If the curve stays below the threshold, the parameter is not identified.
@@ -258,7 +258,7 @@ def optimum(law: Law, record: Row, budgets: np.ndarray) -> pd.DataFrame:
 WIDE = 20.0  # an axis is logarithmic if its largest value exceeds its smallest by more than this factor
 
 
-def fitted(rows: pd.DataFrame, form: Law, name: str) -> theme.Chart:
+def fitted(rows: pd.DataFrame, form: Law, name: str) -> Chart:
     """Observed vs predicted target of each row; exact predictions lie on the diagonal."""
     values = rows[["observed", "predicted"]].to_numpy(dtype=float)
     ends = pd.DataFrame({"predicted": [values.min(), values.max()], "observed": [values.min(), values.max()]})
@@ -275,7 +275,7 @@ def fitted(rows: pd.DataFrame, form: Law, name: str) -> theme.Chart:
     return with_title(line + row_points(rows, form, x, y), "Observed vs predicted", subtitle=name)
 
 
-def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> theme.Chart:
+def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> Chart:
     """Residuals in percent of the prediction vs compute, or vs the first input of the law if compute is unknown."""
     shown = rows.assign(percent=100 * (rows["observed"] / rows["predicted"] - 1))
     along = "C" if "C" in rows else form.inputs[0]
@@ -287,7 +287,7 @@ def percent_residuals(rows: pd.DataFrame, form: Law, name: str) -> theme.Chart:
     return with_title(zero + row_points(shown, form, x, y), "Residuals", subtitle=name)
 
 
-def row_points(rows: pd.DataFrame, form: Law, x: theme.Chart, y: theme.Chart) -> theme.Chart:
+def row_points(rows: pd.DataFrame, form: Law, x: Chart, y: Chart) -> Chart:
     """Draws a point for each row, colored by the first input of the law if it varies; the tooltip shows the row."""
     first = form.inputs[0]
     tip = ["row:N", *(alt.Tooltip(f"{n}:Q", format=".4~s") for n in form.inputs), "observed:Q", "predicted:Q"]
