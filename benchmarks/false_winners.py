@@ -121,7 +121,10 @@ def main() -> None:
         print(f"{table.shape[1]} seeds at {table.shape[0]} learning rates; mean losses {table.mean(1).round(4)}")
         for seeds in (3, 5):
             shares = real_winners(table, seeds, options)
-            print(f"  {seeds} seeds: false winners {shares[0]:.3f} by Student's interval, {shares[1]:.3f} by the bootstrap")
+            print(
+                f"  {seeds} seeds: false winners {shares[0]:.3f} by Student, {shares[1]:.3f} by the bootstrap",
+                flush=True,
+            )
         return
     print("false winners at a nominal 10 % (goal: at most 11.5 %)")
     for name, looks in PLANS.items():
