@@ -18,10 +18,25 @@ def study(tmp_path):
 def test_help_lists_the_commands_and_each_has_a_help(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("runs", "check", "eval", "export", "import", "fit", "predict", "report"):
+    assert "train" in text
+    for command in ("runs", "compare", "check", "eval", "export", "import", "fit", "predict", "report"):
         assert command in text
         assert main([command, "--help"]) == 0
         assert f"kleiber {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["model=moe", "-m", "seed=0,1", "--cfg", "job"], ["--help"], ["-cd", "mine", "a=[1, 2]", "~b"], []],
+    ids=" ".join,
+)
+def test_train_passes_its_arguments_on_as_they_are_and_ends_with_the_code(arguments, monkeypatch):
+    passed = []
+    monkeypatch.setattr("kleiber.launch.main.main", lambda argv: passed.append(argv) or 75)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        main(["train", *arguments])
+    assert (passed, end.value.code) == ([arguments], 75)
 
 
 def test_runs_are_listed_as_json_with_their_folders(study, capsys):

@@ -1,4 +1,4 @@
-"""The command `kleiber`: lists and evaluates runs, fits laws to them, and converts models. `python train.py` trains.
+"""The command `kleiber`: trains, lists and evaluates runs, fits laws to them, and converts models.
 
 Each command imports what it needs only when it is called.
 """
@@ -13,14 +13,27 @@ from typing import Annotated
 
 import typer
 
-from kleiber.config.errors import ExitCode, Status, did_you_mean
+from kleiber.config.errors import ExitCode, Status, did_you_mean, exit_on_interrupt, exit_with
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
 def commands() -> None:
-    """List, evaluate, export and import runs, fit scaling laws to them, and check muP. `python train.py` trains."""
+    """Train, list, evaluate, export and import runs, fit scaling laws to them, and check muP."""
+
+
+# All arguments are overrides and Hydra's flags, --help among them, which the command line of training reads itself.
+AS_THEY_ARE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=AS_THEY_ARE, options_metavar="[-m] [OVERRIDES]...")
+def train(context: typer.Context) -> None:
+    """Train a run, or a sweep with -m: the same as `python train.py`. `kleiber train --help` lists the choices."""
+    exit_on_interrupt()  # importing the rest takes a second
+    from kleiber.launch.main import main
+
+    exit_with(main(context.args))
 
 
 @app.command()

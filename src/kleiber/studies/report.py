@@ -229,7 +229,7 @@ def write_figures(folder: Path, charts: Row) -> None:
 
 def page(findings: Json, result: Findings, charts: Row, rows: Sequence[Row]) -> str:
     """Returns the HTML page: the content of findings.json, text and methods of `result`, and a table of the runs."""
-    from kleiber.charts import render_page
+    from kleiber.charts.page import render_page
 
     took = f", {findings['seconds'] / 60:.0f} minutes of training in total" if findings.get("seconds") else ""
     missing = [f"Not finished: {', '.join(findings['missing'])}"] if findings["missing"] else []

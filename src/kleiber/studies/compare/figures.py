@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts import apply_theme, heading, kind_color, log_axis, loss_axis, with_title
+from kleiber.charts.theme import apply_theme, heading, kind_color, log_axis, loss_axis, with_title
 from kleiber.config.stages import quantity
 from kleiber.studies.compare.rows import LOSS, SCRATCH, Rows
 from kleiber.types import Json, Row
