@@ -69,6 +69,29 @@ def fewest_draws(level: float) -> int:
     return math.ceil(2 / (1 - level) - 1e-9)
 
 
+def check_options(law: Law, options: Options, delta: float | None) -> None:
+    """Raises ValueError for too few bootstrap resamples, and for an option of `kleiber fit` that would have no effect.
+
+    delta  the value of --delta, if it was given
+    """
+    fewest, loss_fn = fewest_draws(options.level), options.loss_fn or law.loss_fn
+    if 0 < options.bootstrap < fewest:
+        raise ValueError(
+            f"--bootstrap {options.bootstrap} must be at least {fewest} for {laws_json.percent(options.level)} "
+            "intervals, or 0 for no intervals"
+        )
+    if delta is not None and loss_fn != "huber":
+        raise ValueError(
+            f"--delta {delta:g} has no effect on the {loss_fn} loss of {law.name}; add --loss-fn huber or remove "
+            "--delta"
+        )
+    if options.rank and law.fixed:
+        raise ValueError(
+            f"--rank fits all parameters of every law, so it excludes --fix {', '.join(law.fixed)}; remove one of the "
+            "two options"
+        )
+
+
 def analyze(table: Table, law: Law, options: Options) -> Json:
     """Returns the record of a law fitted to a table, as in law.schema.json. Raises ValueError for unusable rows."""
     table.inputs(law)
