@@ -16,6 +16,7 @@ from kleiber.studies import expert_loads
 from kleiber.studies.compare import contrast
 from kleiber.studies.compare.arms import untuned
 from kleiber.studies.compare.contrast import QUESTIONS, Difference
+from kleiber.studies.compare.decision import Estimate
 from kleiber.studies.compare.frontier import (
     CELL,
     EQUAL,
@@ -193,7 +194,7 @@ def matched_table(record: Json) -> list[Json]:
         setting = chosen[arm["method"]]
         rows.append({
             "arm": label(arm["method"]), "at a target loss of": arm["at"],
-            "F": arm["F"] if arm["reached"] else "does not reach it", f"{study.level:.0%}": span(arm),
+            "F": arm["F"] if arm["reached"] else "does not reach it", "lo": arm["lo"], "hi": arm["hi"],
             "seeds": f"{arm['reached']} of {arm['seeds']}", f"F of {label(study.reference)}": arm["reference"],
             "setting chosen": f"{setting['setting']} lr={setting['lr']:g}".strip(), "its F": setting["F"],
             "peak F": setting["peak"], "F of what was learned": setting["relative"], "target loss": setting["target"],
@@ -219,10 +220,6 @@ def settings_table(record: Json) -> list[Json]:
     ]  # fmt: skip
 
 
-def span(row: Row) -> str:
-    return f"[{row['lo']:.4f}, {row['hi']:.4f}]" if row["hi"] - row["lo"] < float("inf") else "no interval"
-
-
 def rounded(value: float | None, scale: float) -> float | None:
     return None if value is None else round(value * scale, 1)
 
@@ -241,8 +238,9 @@ def headline(record: Json) -> str:
     if study.claims:
         return f"{where}: {'; '.join(entry.verdict['text'] for entry in differences)}."
     answers = [entry.verdict["text"] for entry in differences if entry.arm == best["method"]]
+    level = Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats")
     least = f"{label(best['method'])} forgets least of the arms compared with {label(study.reference)}"
-    return f"{where} {least} (F {best['F']:.4f} {span(best)} nats). {'; '.join(answers)}."
+    return f"{where} {least} (F {contrast.format_level(level)} nats). {'; '.join(answers)}."
 
 
 def methods(study: Forgetting, noise: Row) -> str:
@@ -277,22 +275,23 @@ METHODS = (
 def figures(record: Json) -> Figures:
     """Returns the figures that the runs allow, by name."""
     from kleiber.studies import task_figures
+    from kleiber.studies.compare import chart_forms
 
     study, rows, differences = (record[name] for name in ("study", "rows", "differences"))
     order = in_order(rows, study.reference)
     names = [label(arm) for arm in order]
     losses = {row["at"] for row in record["matched"]}
     at = losses.pop() if len(losses) == 1 else None
-    charts: Figures = {"pareto": lambda: task_figures.frontier(record["points"], order, at)}
+    charts: Figures = {"pareto": lambda: chart_forms.frontier(record["points"], order, at)}
     reached = [row | {"series": label(row["method"]), "value": row["F"]} for row in record["matched"]]
     reached = [row for row in reached if row["reached"]]
     if reached and at is not None:
         title = f"Forgetting at a target loss of {at:.4f} nats, {study.level:.0%} intervals"
-        charts["matched"] = lambda: task_figures.estimates(reached, names, task_figures.FORGETTING, title)
+        charts["matched"] = lambda: chart_forms.estimates(reached, names, chart_forms.FORGETTING, title)
     gaps = [{"panel": gap.measure, "series": label(gap.arm), **asdict(gap.estimate)} for gap in differences]
     if gaps:
         heading = f"Differences between arms, {study.level:.0%} intervals"
-        charts["differences"] = lambda: task_figures.estimates(gaps, names, "nats per token", heading, zero=True)
+        charts["differences"] = lambda: chart_forms.estimates(gaps, names, "nats per token", heading, zero=True)
     keys = record["chosen"][CELL]
     paths = rows.merge(keys, on=CELL)[["method", "seed", "path"]].explode("path").dropna()
     if len(paths):

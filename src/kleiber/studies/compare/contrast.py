@@ -43,6 +43,12 @@ def estimate_of(value: float, half: float, n: int, unit: str = "nats") -> Estima
     return Estimate(value, *ends, n, unit)
 
 
+def format_level(estimate: Estimate) -> str:
+    """Returns a mean that is no difference as text, such as `1.6333 [1.6000, 1.6666]`."""
+    ends = "(no interval)" if estimate.lo is None else f"[{estimate.lo:.4f}, {estimate.hi:.4f}]"
+    return f"{estimate.value:.4f} {ends}"
+
+
 def verdict(code: str, text: str, estimate: Estimate, claim: Claim = POSITIVE, test: Estimate | None = None) -> Json:
     """Returns the verdict of findings.json on a claim.
 
@@ -113,7 +119,7 @@ def contrast(table: Rows, arm: float, other: float, noise: Noise, level: float) 
 
 def by_rate(rows: Rows, measure: str) -> dict[float, Rows]:
     """A measure of plain fine-tuning and of replay of the earlier tasks' text, pairs x replayed share, by rate."""
-    parts = real_replay(rows).groupby("lr")
+    parts: Rows = real_replay(rows).groupby("lr")
     return {lr: part.pivot_table(index=PAIRED, columns="replayed", values=measure) for lr, part in parts}
 
 

@@ -245,7 +245,8 @@ class EqualTarget:
             values = table[arm].dropna()
             mean = float(values.mean())
             half = noise.half_width(level, 1 / len(values)) if len(values) else math.nan
-            ends = {"lo": mean - half, "hi": mean + half, "reached": len(values), "seeds": int(seeds[arm])}
+            lo, hi = (mean - half, mean + half) if math.isfinite(half) else (None, None)
+            ends = {"lo": lo, "hi": hi, "reached": len(values), "seeds": int(seeds[arm])}
             loss = self.loss(arm, self.reference)
             theirs = self.forgetting(self.reference, loss).reindex(values.index).mean()
             rows.append({"method": arm, "F": mean, **ends, "at": loss, "reference": float(theirs)})

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from kleiber.config.compose import conf_dir
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import LATER_STAGE_KEYS, STAGE_KEYS
-from kleiber.studies.compare.task_rows import AGAIN
 from kleiber.studies.designs.grid import fill_placeholders
 from kleiber.studies.designs.methods import Values, product
+from kleiber.studies.sequence_metrics import AGAIN
 from kleiber.types import Count, Json, Positive, Row
 
 if TYPE_CHECKING:
