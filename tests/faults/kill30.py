@@ -39,6 +39,7 @@ CHAIN = ["stages=chain", "stages.chain={one:{},two:{data:{path:{more}},budget:{s
 KINDS = {
     "dense": [],
     "moe": ["model=moe"],
+    "dropout": ["model.dropout=0.2"],
     "mlm": ["model=bert", "objective=mlm"],
     "muon": ["optimizer=muon"],
     "sft": ["data=instruct", f"data.path={DATA / 'instruct.jsonl'}", "objective=sft", "model.context=64"],

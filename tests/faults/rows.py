@@ -98,7 +98,7 @@ TESTS: dict[int, list[str]] = {
     52: ["studies/laws/test_law_file.py::test_a_file_of_code_is_run_only_if_the_command_names_it_too",
          "studies/laws/test_law_file.py::test_no_study_and_no_design_runs_a_file_of_code",
          "studies/test_report.py::test_a_recorded_study_runs_no_file_of_code"],
-    53: ["test_charts.py::test_hostile_text_adds_no_element_and_no_attribute_to_a_page",
+    53: ["charts/test_page.py::test_hostile_text_adds_no_element_and_no_attribute_to_a_page",
          "studies/test_fit_page.py::test_hostile_groups_columns_and_file_names_add_no_element_to_the_page",
          "training/callbacks/test_after_training_classes.py::test_a_label_that_is_a_script_is_only_text_in_the_page"],
     54: ["faults/test_foreign.py::test_the_environment_is_not_revealed_to_a_foreign_config",

@@ -176,3 +176,33 @@ def test_compiled_in_place_it_gives_the_same_loss_gradient_and_names(unchecked):
     torch.testing.assert_close(fast, plain)
     gradients = [torch.autograd.grad(h.sin().sum(), model.blocks[0].attention.qkv.weight)[0] for h in (fast, plain)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_dropout_zeroes_its_share_of_every_layers_output_in_training_alone():
+    """Slow reference: the stream is built again from the outputs that hooks see, each kept entry divided by 1 - p."""
+    p, batch = 0.25, Batch(torch.randint(VOCAB, (4, 16)))
+    model, plain = build(dropout=p), build()
+    torch.testing.assert_close(model.eval()(batch).hidden, plain(batch).hidden, rtol=0, atol=0)
+    torch.manual_seed(1)
+    streams, outputs = [], []
+    for block in model.train().blocks:
+        block.register_forward_pre_hook(lambda _m, args: streams.append(args[0]))
+        block.attention.register_forward_hook(lambda _m, _i, out: outputs.append(out))
+        block.mlp_norm.register_forward_pre_hook(lambda _m, args: streams.append(args[0]))
+    model(batch)
+    kept = (streams[1] - streams[0]) / (model.blocks[0].residual * outputs[0])
+    dropped = kept.abs() < 1e-9
+    torch.testing.assert_close(kept[~dropped], torch.full_like(kept[~dropped], 1 / (1 - p)))
+    assert float(dropped.double().mean()) == pytest.approx(p, abs=0.03)
+    embedded = streams[0] / (plain.embedding(batch.tokens) * plain.embedding_multiplier)
+    assert float((embedded == 0).double().mean()) == pytest.approx(p, abs=0.03)
+
+
+def test_dropout_follows_the_seed_of_a_step():
+    model, batch = build(dropout=0.5), Batch(torch.randint(VOCAB, (2, 8)))
+    states = []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        states.append(model(batch).hidden)
+    assert torch.equal(states[0], states[2])
+    assert not torch.equal(states[0], states[1])

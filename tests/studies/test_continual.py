@@ -40,7 +40,7 @@ def test_tasks_of_the_start_are_upstream_and_not_averaged(tmp_path):
     row = sequence_metrics.sequence_rows(read_runs(tmp_path / "s"), 0.02).iloc[0]
     assert row["upstream"] == pytest.approx(0.3) and row["ACC"] == pytest.approx(-4.9 / 3)
     table = Continual().analyze(read_runs(tmp_path / "s")).tables["Forgetting by task"]
-    assert {by_name["task"]: by_name["forgetting"] for by_name in table} == pytest.approx(
+    assert {by_name["task"]: by_name["value"] for by_name in table} == pytest.approx(
         {"a": 1.0, "b": 0.3, "up (upstream)": 0.3}
     )
 

@@ -22,10 +22,8 @@ def record(tmp_path_factory):
 def test_loads_have_a_row_for_each_text_layer_and_arm_with_experts(record):
     rows = {(row["arm"], row["text"], row["distance"], row["layer"]): row for row in record["loads"]}
     entry = rows[label(FROZEN), "docs", "before to after", 1]
-    assert (
-        entry["total variation"] == pytest.approx(0.121) and entry["lo"] < 0.121 < entry["hi"] and entry["seeds"] == 3
-    )
-    assert rows[label(MIXTURE), "docs", "to the new text, after", 0]["total variation"] == pytest.approx(0.25)
+    assert entry["value"] == pytest.approx(0.121) and entry["lo"] < 0.121 < entry["hi"] and entry["n"] == 3
+    assert rows[label(MIXTURE), "docs", "to the new text, after", 0]["value"] == pytest.approx(0.25)
     assert len(rows) == 2 * 2 * 4 and label(DENSE) not in {arm for arm, *_ in rows}
 
 

@@ -71,7 +71,7 @@ def test_what_weakens_the_comparison_is_said(record, tmp_path):
         complaint["code"]: complaint["text"]
         for complaint in Forgetting(**OPTIONS).compare(read_runs(home))["complaints"]
     }
-    assert codes["bound"].startswith("mixture of experts:")
+    assert codes["bound"].startswith("mixture of experts learns more")
     assert "50,000 active parameters and dense 40,000" in codes["unequal"]
 
 

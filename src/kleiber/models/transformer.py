@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kleiber.nn.attention import Cache, FullAttention
 from kleiber.nn.mlp import RMSNorm, SwiGLU
 from kleiber.nn.mup import MuP, Site
-from kleiber.types import Context, Depth, NonNegative, Positive, VocabSize, Width
+from kleiber.types import Context, Depth, Dropout, NonNegative, Positive, VocabSize, Width
 from kleiber.types.batch import Batch, Output, Role
 from kleiber.types.model import MLP, Attention, DecodingCache, Head, Layer, LayerCache, Model, Parametrization
 
@@ -70,6 +70,8 @@ class Transformer(Model):
     parametrization  initial scales, multipliers and learning-rate factors
     tied             whether the head uses the embedding's matrix
     soft_cap         bound of the logits, or null
+    dropout          share of the embeddings' channels and of each layer's two outputs that training sets to 0, as in
+                     Vaswani et al. 2017, arXiv:1706.03762, section 5.4; attention probabilities are not dropped
     """
 
     blocks: Sequence[Block]
@@ -92,17 +94,18 @@ class Transformer(Model):
         soft_cap: Positive | None = None,
         rope_theta: Positive | None = None,
         norm_eps: NonNegative = 1e-5,
+        dropout: Dropout = 0.0,
     ) -> None:
         super().__init__()
         width = aspect * depth if width is None else width
         self.vocab_size, self.width, self.context, self.causal, self.tied = vocab_size, width, context, causal, tied
-        self.parametrization = parametrization
+        self.parametrization, self.dropout = parametrization, dropout
         std, self.embedding_multiplier = parametrization.embedding(tied)
         self.embedding = nn.Embedding(vocab_size, width, _weight=torch.randn(vocab_size, width) * std)
         sites = [Site(width, depth, layer, parametrization, context, causal, norm_eps) for layer in range(depth)]
         options = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm, "rope_theta": rope_theta}
         options = {name: value for name, value in options.items() if value is not None}
-        blocks = nn.ModuleList(Block(site, attention(site, **options), mlp(site)) for site in sites)
+        blocks = nn.ModuleList(Block(site, attention(site, **options), mlp(site), dropout) for site in sites)
         self.blocks = cast(Sequence[Block], blocks)
         self.norm = RMSNorm(width, norm_eps)
         std, multiplier = parametrization.output(width)
@@ -124,6 +127,8 @@ class Transformer(Model):
         x = self.embedding(batch.tokens)
         if self.embedding_multiplier != 1:
             x = x * self.embedding_multiplier
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
         real = batch.real if caches is None else caches.remember(batch.real, batch.tokens)
         mask = self.blocks[0].attention.mask(time, past, x.device, real, batch.segments)
         aux: dict[str, Tensor] = {}
@@ -176,9 +181,9 @@ class KeyValueCache(DecodingCache):
 class Block(nn.Module):
     """One layer: attention and an MLP, each added to the stream with the parametrization's residual weight."""
 
-    def __init__(self, site: Site, attention: Attention, mlp: MLP) -> None:
+    def __init__(self, site: Site, attention: Attention, mlp: MLP, dropout: float = 0.0) -> None:
         super().__init__()
-        self.residual = site.parametrization.residual(site.depth)
+        self.residual, self.dropout = site.parametrization.residual(site.depth), dropout
         self.attention_norm, self.attention = RMSNorm(site.width, site.norm_eps), attention
         self.mlp_norm, self.mlp = RMSNorm(site.width, site.norm_eps), mlp
 
@@ -186,9 +191,15 @@ class Block(nn.Module):
         self, x: Tensor, mask: Tensor | None, batch: Batch, cache: LayerCache | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The stream after the layer, and the auxiliary sums of its MLP."""
-        x = torch.add(x, self.attention(self.attention_norm(x), mask, cache), alpha=self.residual)
+        x = self.add(x, self.attention(self.attention_norm(x), mask, cache))
         y, aux = self.mlp(self.mlp_norm(x), batch)
-        return torch.add(x, y, alpha=self.residual), aux
+        return self.add(x, y), aux
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """The stream x plus the output y of attention or MLP, with dropout of y while training."""
+        if self.dropout:
+            y = F.dropout(y, self.dropout, self.training)
+        return torch.add(x, y, alpha=self.residual)
 
 
 def roles(model: nn.Module) -> dict[str, Role]:

@@ -48,7 +48,8 @@ def draw_figure(rows: Sequence[ActivationSize], folder: Path) -> list[Path]:
     import altair as alt
     import pandas as pd
 
-    from kleiber.charts import PALETTE, apply_theme, render_page
+    from kleiber.charts.page import render_page
+    from kleiber.charts.theme import PALETTE, apply_theme
 
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)

@@ -15,13 +15,9 @@ EXPORTS = {
     "Forgetting": "forgetting",
     "ForgettingLaw": "forgetting_law",
     "IsoFLOP": "scaling",
-    "MoEGain": "moe_gain",
     "MoELaw": "joint_laws",
     "MupTransfer": "mup_transfer",
-    "Routers": "routers",
     "Scaling": "scaling",
-    "Sparsity": "sparsity",
     "Transfer": "transfer",
-    "Upcycling": "upcycling",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

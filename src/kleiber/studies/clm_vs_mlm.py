@@ -128,7 +128,7 @@ def differences(slopes: Sequence[Json]) -> list[Json]:
 
 def figures(rows: Rows) -> Json:
     """The figures of the loss vs size and vs tokens."""
-    from kleiber.charts import format_count, line_chart
+    from kleiber.charts.theme import format_count, line_chart
 
     longest = rows.groupby(["objective", "active"])["tokens"].transform("max")
     ends = rows[rows["tokens"] >= 0.999 * longest]

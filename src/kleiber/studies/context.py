@@ -115,7 +115,7 @@ def listed(means: Rows) -> list[Json]:
 
 def figures(means: Rows, places: Rows) -> Figures:
     """The figures of the loss vs context and vs position."""
-    from kleiber.charts import line_chart
+    from kleiber.charts.theme import line_chart
 
     charts: Figures = {}
     for data, part in means.groupby("data"):

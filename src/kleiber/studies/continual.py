@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.contrast import format_level, student_estimate, verdict
-from kleiber.studies.compare.decision import Claim, Estimate
+from kleiber.studies.compare.contrast import format_level, verdict
+from kleiber.studies.compare.decision import Claim, Estimate, as_row, mean_estimate
 from kleiber.studies.compare.frontier import best_settings
 from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, label
 from kleiber.studies.sequence_metrics import (
@@ -88,9 +88,9 @@ class Continual(EqualTargetStudy):
                 table = part.pivot_table(index=["order", "seed"], columns="method", values=metric)
                 for name in names if PLAIN in table else ():
                     apart = (table[name] - table[PLAIN]).dropna().tolist() if name in table else []
-                    if apart:
+                    estimate = mean_estimate(apart, level, unit_of(metric, part))
+                    if estimate is not None:
                         lost = len(pairs[[name, PLAIN]].dropna()) - len(apart)
-                        estimate = student_estimate(apart, level, unit_of(metric, part))
                         labels = {"start": start, "method": name, "metric": metric, "lost": lost}
                         gaps.append({**labels, **asdict(estimate)})
                         claims += decide(labels, estimate)
@@ -164,16 +164,16 @@ def method_table(best: Rows, level: float) -> list[Json]:
     table = []
     for (start, method, setting, lr), part in best.groupby(CELL, sort=False):
         names = {"start": start, "method": label(method), "setting chosen": f"{setting} lr={lr:g}".strip()}
-        cells = {LABELS[metric]: format_level(student_estimate(values, level)) for metric, values in measured(part)}
+        cells = {LABELS[metric]: format_level(mean) for metric, mean in metric_means(part, level).items()}
         minutes = part["seconds"].astype(float).mean() / 60
         table.append((start, -part["ACC"].mean(), {**names, "runs": len(part), **cells, "minutes": minutes}))
     return [row for *_, row in sorted(table, key=lambda item: item[:2])]
 
 
-def measured(rows: Rows) -> list[tuple[str, list[float]]]:
-    """The values of each metric that was measured."""
-    values = [(metric, rows[metric].dropna().tolist()) for metric in METRICS]
-    return [(metric, scores) for metric, scores in values if scores]
+def metric_means(rows: Rows, level: float) -> dict[str, Estimate]:
+    """The mean of each metric that was measured, with its interval over orders and seeds."""
+    means = {metric: mean_estimate(rows[metric].dropna().tolist(), level, unit_of(metric, rows)) for metric in METRICS}
+    return {metric: mean for metric, mean in means.items() if mean is not None}
 
 
 def task_table(best: Rows, level: float) -> list[Json]:
@@ -188,9 +188,8 @@ def task_table(best: Rows, level: float) -> list[Json]:
             for j in set(range(len(r.tasks))) - set(r.learned):
                 by_task.setdefault(f"{r.tasks[j]} (upstream)", []).append(float(r.baseline[j] - r.gains[-1, j]))
         for task, values in sorted(by_task.items()):
-            mean = student_estimate(values, level)
-            labels = {"start": start, "method": label(method), "task": task, "forgetting": mean.value}
-            table.append({**labels, "lo": mean.lo, "hi": mean.hi, "runs": mean.n})
+            labels = {"start": start, "method": label(method), "task": task}
+            table.append({**labels, **as_row(mean_estimate(values, level, unit_of("forgetting", part)))})
     return table
 
 
@@ -205,30 +204,30 @@ def figures(best: Rows, level: float) -> Figures:
         rows = best[best["start"] == start]
         tail, of = (f"-{start}", f", from {start}") if len(starts) > 1 else ("", "")
         order = sorted(set(rows["method"]), key=lambda name: (name != PLAIN, name))
-        data = {"metrics": metric_means(rows, order, level), "matrix": matrices(rows, order), "first": first_task(rows)}
         names, kind = [label(name) for name in order], rows["kind"].iloc[0]
         unit = "loss (nats per token)" if kind == "loss" else str(kind)
-        charts[f"metrics{tail}"] = partial(
-            estimates, data["metrics"], names, "", f"Metrics by method, {level:.0%} intervals{of}"
-        )
-        charts[f"matrix{tail}"] = partial(
-            task_figures.score_matrix, data["matrix"], f"Held-out {unit} of each task after each stage{of}"
-        )
-        charts[f"first_task{tail}"] = partial(
-            task_figures.first_task, data["first"], names, f"held-out {unit}", f"The first task of each sequence{of}"
-        )
+        drawn = {
+            "metrics": (estimates, metric_panels(rows, order, level), names, "",
+                        f"Metrics by method, {level:.0%} intervals{of}"),
+            "matrix": (task_figures.score_matrix, matrices(rows, order),
+                       f"Held-out {unit} of each task after each stage{of}"),
+            "first_task": (task_figures.first_task, first_task(rows), names, f"held-out {unit}",
+                           f"The first task of each sequence{of}"),
+        }  # fmt: skip
+        charts |= {f"{name}{tail}": partial(*call) for name, call in drawn.items()}
     return charts
 
 
-def metric_means(rows: Rows, order: Sequence[str], level: float) -> list[Json]:
-    """The mean of each metric by method, with its interval over orders and seeds."""
-    entries = []
-    for metric in METRICS:
-        panel = f"{LABELS[metric]} ({'lower' if metric in LOWER else 'higher'} is better)"
-        for name in order:
-            for _, values in [pair for pair in measured(rows[rows["method"] == name]) if pair[0] == metric]:
-                entries.append({"panel": panel, "series": label(name), **asdict(student_estimate(values, level))})
-    return entries
+def metric_panels(rows: Rows, order: Sequence[str], level: float) -> list[Json]:
+    """The mean of each metric by method with its interval."""
+    means = {name: metric_means(rows[rows["method"] == name], level) for name in order}
+    return [
+        {
+            "panel": f"{LABELS[metric]} ({'lower' if metric in LOWER else 'higher'} is better)",
+            "series": label(name), **asdict(means[name][metric]),
+        }
+        for metric in METRICS for name in order if metric in means[name]
+    ]  # fmt: skip
 
 
 def matrices(rows: Rows, order: Sequence[str]) -> Rows:

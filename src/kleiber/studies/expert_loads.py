@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.contrast import estimate_of, student_estimate, verdict
+from kleiber.studies.compare.contrast import estimate_of, verdict
+from kleiber.studies.compare.decision import as_row, mean_estimate
 from kleiber.studies.compare.frontier import CELL, pooled
 from kleiber.studies.compare.rows import FROZEN, MIXTURE, Rows, label, mean
 from kleiber.types import Json
@@ -41,10 +42,8 @@ def load_table(rows: Rows, chosen: Rows, level: float) -> list[Json]:
         keys = {key for distances in part["shifts"] for key in distances}
         for kind, task, layer in sorted(keys, key=lambda key: ([*KINDS].index(key[0]), *key[1:])):
             values = [entry[kind, task, layer] for entry in part["shifts"] if (kind, task, layer) in entry]
-            moved = student_estimate(values, level)
             entry = {"arm": label(str(arm)), "text": task, "distance": KINDS[kind], "layer": layer}
-            numbers = {"total variation": moved.value, "lo": moved.lo, "hi": moved.hi, "seeds": moved.n}
-            table.append({**entry, **numbers})
+            table.append({**entry, **as_row(mean_estimate(values, level, "total variation"))})
     return table
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kleiber.charts import Chart
+from kleiber.charts.theme import Chart
 from kleiber.studies.laws import figures as law_figures
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import band_rate, intervals_by, lines, percent, rows_fitted

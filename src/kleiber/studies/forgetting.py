@@ -93,17 +93,18 @@ class Forgetting(EqualTargetStudy):
         rows = self.rows(runs)
         require_common_base(rows)
         target, points = EqualTarget(rows, self.reference, self.equal, self.tolerance), averaged(rows)
-        differences, noise = self.differences(target), seed_noise(rows, "F")
-        chosen = target.chosen(points)
-        less = {entry.arm: entry.estimate.value for entry in differences if entry.question == "matched"}
-        verdicts = [entry.verdict for entry in differences] + contrast.claims(rows, self.level)
+        differences, chosen = self.differences(target), target.chosen(points)
+        noise = {measure: seed_noise(rows, measure) for measure in ("F", "target")}
         return {
-            "study": self, "rows": rows, "best": target.best, "points": points, "differences": differences,
-            "matched": sorted(target.levels(self.level), key=lambda row: by_gain(row, less, self.reference)),
-            "chosen": chosen, "seed_noise": {"F": noise.sd, "df": noise.df, "target": seed_noise(rows, "target").sd},
-            "complaints": [*bound(target, points), *self.complaints(target)],
-            "claims": [*verdicts, *expert_loads.frozen_load(rows, self.level)],
-            "loads": expert_loads.load_table(rows, chosen, self.level),
+            "study": self, "rows": rows, "points": points, "order": in_order(rows, self.reference),
+            "best": target.best, "at": target.common, "matched": target.levels(self.level), "chosen": chosen,
+            "differences": differences, "loads": expert_loads.load_table(rows, chosen, self.level),
+            "seed_noise": {"F": noise["F"].sd, "df": noise["F"].df, "target": noise["target"].sd},
+            "complaints": self.complaints(target, points),
+            "claims": [
+                *(entry.verdict for entry in differences), *contrast.claims(rows, self.level),
+                *expert_loads.frozen_load(rows, self.level),
+            ],
         }  # fmt: skip
 
     def rows(self, runs: Sequence[Run]) -> Rows:
@@ -139,22 +140,27 @@ class Forgetting(EqualTargetStudy):
         claims = {code: claim for code, claim in self.claims.items() if claim.get("question", "matched") == question}
         return {code: (claim["arm"], claim["against"]) for code, claim in claims.items()}
 
-    def complaints(self, target: EqualTarget) -> list[Json]:
-        """Returns verdicts on arms that are not tuned, where arms are compared at their best rates, and on sizes."""
+    def complaints(self, target: EqualTarget, points: Rows) -> list[Json]:
+        """Returns verdicts on frontiers that end before the target loss, and on arms that are not tuned or not equal.
+
+        Tuning matters where arms are compared at their best rates, and sizes where models are compared.
+        """
+        texts = []
+        for arm, loss in target.bounded(points).items():
+            others = ", and so is what others forget less" * (arm == self.reference)
+            texts.append(("bound", arm, f"learns more than {loss:.4f} on its whole frontier, so its F is an upper bound"
+                          f"{others}; try lower learning rates"))  # fmt: skip
         asked = {*self.questions, *(claim.get("question") for claim in self.claims.values())}
-        verdicts = []
+        best = target.best.groupby("method")["lr"].first()
         for arm, part in target.rows.groupby("method") if asked & {"forgets_less", "learns_less"} else ():
-            rates, best = sorted(set(part["lr"])), float(target.best.loc[target.best["method"] == arm, "lr"].iloc[0])
-            if wrong := untuned(rates, best, part["seed"].nunique()):
-                text = f"{label(str(arm))} is not tuned: {wrong}"
-                verdicts.append({"code": "untuned", "level": "warn", "text": text})
+            why = untuned(sorted(set(part["lr"])), float(best[arm]), part["seed"].nunique())
+            texts += [("untuned", str(arm), f"is not tuned: {why}")] * bool(why)
         sizes = target.rows.groupby("method")["N"].median()
-        for arm in in_order(target.rows, self.reference) if self.arms == "model" else ():
-            if abs(sizes[arm] / sizes[self.reference] - 1) > SLACK:
-                text = f"{label(arm)} has {sizes[arm]:,.0f} active parameters and {label(self.reference)} "
-                text += f"{sizes[self.reference]:,.0f}"
-                verdicts.append({"code": "unequal", "level": "warn", "text": text})
-        return verdicts
+        for arm, size in sizes.items() if self.arms == "model" else ():
+            if abs(size / sizes[self.reference] - 1) > SLACK:
+                reference = f"{label(self.reference)} {sizes[self.reference]:,.0f}"
+                texts.append(("unequal", str(arm), f"has {size:,.0f} active parameters and {reference}"))
+        return [{"code": code, "level": "warn", "text": f"{label(arm)} {text}"} for code, arm, text in texts]
 
 
 def in_order(rows: Rows, reference: str) -> list[str]:
@@ -166,55 +172,33 @@ def in_order(rows: Rows, reference: str) -> list[str]:
     return sorted(set(rows["method"]), key=lambda arm: (arm != reference, key(arm)))
 
 
-def by_gain(row: Row, less: Mapping[str, float], reference: str) -> tuple[bool, float, float]:
-    """Sorts arms by how much less they forget than the reference, those that do not reach the target loss last.
-
-    Differences are within seeds, since an arm may reach the loss from some bases only.
-    """
-    gain = 0.0 if row["method"] == reference else less.get(row["method"], -float("inf"))
-    return not row["reached"], -gain, row["F"]
-
-
-def bound(target: EqualTarget, points: Rows) -> list[Json]:
-    """Returns a verdict for each arm whose slowest rate still learns more than is asked."""
-    verdicts = []
-    for arm, loss in target.bounded(points).items():
-        text = f"{label(arm)}: its whole frontier learns more than {loss:.4f}, so its F there is an upper bound"
-        if arm == target.reference:
-            text += ", and so is what others forget less"
-        verdicts.append({"code": "bound", "level": "warn", "text": f"{text}; try lower learning rates"})
-    return verdicts
-
-
 def matched_table(record: Json) -> list[Json]:
     """Returns F of each arm at its target loss, that of the reference there, and a setting that stands for the arm."""
     chosen = {setting["method"]: setting for setting in record["chosen"].to_dict("records")}
-    study, rows = record["study"], []
-    for arm in record["matched"]:
-        setting = chosen[arm["method"]]
-        rows.append({
+    reference = f"F of {label(record['study'].reference)}"
+    return [
+        {
             "arm": label(arm["method"]), "at a target loss of": arm["at"],
             "F": arm["F"] if arm["reached"] else "does not reach it", "lo": arm["lo"], "hi": arm["hi"],
-            "seeds": f"{arm['reached']} of {arm['seeds']}", f"F of {label(study.reference)}": arm["reference"],
-            "setting chosen": f"{setting['setting']} lr={setting['lr']:g}".strip(), "its F": setting["F"],
-            "peak F": setting["peak"], "F of what was learned": setting["relative"], "target loss": setting["target"],
-            "new tokens": setting["target_tokens"], "all tokens": float(setting["tokens"]),
-            "ms a step": rounded(setting["seconds"], 1e3 / setting["steps"]),
-            "MiB": rounded(setting["memory"], 2.0**-20),
-        })  # fmt: skip
-    return rows
+            "seeds": f"{arm['reached']} of {arm['seeds']}", reference: arm["reference"],
+            "setting chosen": f"{chosen[arm['method']]['setting']} lr={chosen[arm['method']]['lr']:g}".strip(),
+        }
+        for arm in record["matched"]
+    ]  # fmt: skip
 
 
 def settings_table(record: Json) -> list[Json]:
-    """Returns every setting, arm by arm, the least forgetful first."""
-    order = in_order(record["rows"], record["study"].reference)
+    """Returns every setting with its costs, arm by arm, the least forgetful first."""
+    order = record["order"]
     points = sorted(record["points"].to_dict("records"), key=lambda row: (order.index(row["method"]), row["F"]))
     return [
         {
             "arm": label(point["method"]), "setting": point["setting"], "lr": point["lr"], "seeds": point["n"],
-            "F": point["F"], "sd of F": point["F_sd"], "peak F": point["peak"], "target loss": point["target"],
-            "sd": point["target_sd"], "on the frontier": bool(point["best"]), "trained parameters": point["tuned"],
-            "seconds": point["seconds"],
+            "F": point["F"], "sd of F": point["F_sd"], "peak F": point["peak"],
+            "F of what was learned": point["relative"], "target loss": point["target"], "sd": point["target_sd"],
+            "on the frontier": bool(point["best"]), "trained parameters": point["tuned"],
+            "new tokens": point["target_tokens"], "all tokens": float(point["tokens"]), "seconds": point["seconds"],
+            "ms a step": rounded(point["seconds"], 1e3 / point["steps"]), "MiB": rounded(point["memory"], 2.0**-20),
         }
         for point in points
     ]  # fmt: skip
@@ -227,20 +211,19 @@ def rounded(value: float | None, scale: float) -> float | None:
 def headline(record: Json) -> str:
     """Returns who forgets least at equal target loss, or the decisions on the claims that were asked."""
     study, differences = record["study"], record["differences"]
-    reached = [row for row in record["matched"] if row["reached"]]
-    losses = {row["at"] for row in reached}
-    where = f"At a target loss of {losses.pop():.4f} nats" if len(losses) == 1 else "At equal target loss"
+    where = "At equal target loss" if record["at"] is None else f"At a target loss of {record['at']:.4f} nats"
     compared = {entry.arm for entry in differences if entry.question == "matched"}
-    best = next((row for row in reached if row["method"] in compared), None)
+    best = next((row for row in record["matched"] if row["method"] in compared), None)
     if best is None:
-        names = ", ".join(label(arm) for arm in in_order(record["rows"], study.reference))
+        names = ", ".join(map(label, record["order"]))
         return f"{where} nothing can be compared: the arms are {names}, and no seed has two that reach it."
     if study.claims:
         return f"{where}: {'; '.join(entry.verdict['text'] for entry in differences)}."
     answers = [entry.verdict["text"] for entry in differences if entry.arm == best["method"]]
-    level = Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats")
+    level = contrast.format_level(Estimate(best["F"], best["lo"], best["hi"], best["reached"], "nats"))
     least = f"{label(best['method'])} forgets least of the arms compared with {label(study.reference)}"
-    return f"{where} {least} (F {contrast.format_level(level)} nats). {'; '.join(answers)}."
+    answer = "; ".join(answers)
+    return f"{where} {least} (F {level} nats). {answer[:1].upper()}{answer[1:]}."
 
 
 def methods(study: Forgetting, noise: Row) -> str:
@@ -277,18 +260,16 @@ def figures(record: Json) -> Figures:
     from kleiber.studies import task_figures
     from kleiber.studies.compare import chart_forms
 
-    study, rows, differences = (record[name] for name in ("study", "rows", "differences"))
-    order = in_order(rows, study.reference)
+    study, rows, order, at = (record[name] for name in ("study", "rows", "order", "at"))
     names = [label(arm) for arm in order]
-    losses = {row["at"] for row in record["matched"]}
-    at = losses.pop() if len(losses) == 1 else None
     charts: Figures = {"pareto": lambda: chart_forms.frontier(record["points"], order, at)}
-    reached = [row | {"series": label(row["method"]), "value": row["F"]} for row in record["matched"]]
-    reached = [row for row in reached if row["reached"]]
+    reached = [
+        {**row, "series": label(row["method"]), "value": row["F"]} for row in record["matched"] if row["reached"]
+    ]
     if reached and at is not None:
         title = f"Forgetting at a target loss of {at:.4f} nats, {study.level:.0%} intervals"
         charts["matched"] = lambda: chart_forms.estimates(reached, names, chart_forms.FORGETTING, title)
-    gaps = [{"panel": gap.measure, "series": label(gap.arm), **asdict(gap.estimate)} for gap in differences]
+    gaps = [{"panel": gap.measure, "series": label(gap.arm), **asdict(gap.estimate)} for gap in record["differences"]]
     if gaps:
         heading = f"Differences between arms, {study.level:.0%} intervals"
         charts["differences"] = lambda: chart_forms.estimates(gaps, names, "nats per token", heading, zero=True)

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.contrast import trends
+from kleiber.studies.compare.contrast import beside, real_replay, trends
 from kleiber.studies.compare.frontier import Noise, best_settings, pooled
-from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, beside, outcomes, real_replay
+from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, outcomes
 from kleiber.studies.designs.sizes import fine_tunes, shortfall
 from kleiber.studies.laws import analysis, prediction, table
 from kleiber.studies.laws.catalog import find

@@ -150,7 +150,7 @@ def gains(rows: Rows) -> Rows:
 
 def gain_figures(means: Rows) -> Json:
     """The figure of the gain vs X at the most tokens."""
-    from kleiber.charts import format_count, line_chart
+    from kleiber.charts.theme import format_count, line_chart
 
     if not len(means):
         return {}
@@ -269,7 +269,7 @@ def excess(rows: Rows) -> Rows:
 
 def excess_figures(means: Rows) -> Json:
     """The figures of the excess loss vs epochs, one for each model size."""
-    from kleiber.charts import format_count, line_chart
+    from kleiber.charts.theme import format_count, line_chart
 
     if not len(means):
         return {}

@@ -246,7 +246,7 @@ def figure(rows: pd.DataFrame, optima: Sequence[Json]) -> alt.TopLevelMixin:
     """Loss vs learning rate, a line for each width and a panel for each parametrization; rules mark the optima."""
     import altair as alt
 
-    from kleiber.charts import apply_theme, sequential_colors
+    from kleiber.charts.theme import apply_theme, sequential_colors
 
     shown = pd.DataFrame(rows[np.isfinite(rows["loss"])])
     widths = sorted(int(width) for width in shown["width"].unique())

@@ -25,7 +25,7 @@ from kleiber.studies.study import Findings, PlannedPoint, Study, headline, point
 from kleiber.types import Json, Natural, Positive, Row
 
 if TYPE_CHECKING:
-    from kleiber.charts import Chart
+    from kleiber.charts.theme import Chart
 
 SIZES = {"active": "active", "total": "params", "non_embedding": "non_embedding"}
 GOALS = {"largest size": 0.015, "top 4x of compute": 0.015, "two largest sizes": 0.025}  # error goals, by held-out part

@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts import PALETTE, Chart, format_count, log_axis, with_title
+from kleiber.charts.theme import PALETTE, Chart, format_count, log_axis, with_title
 from kleiber.config.stages import quantity
 from kleiber.studies.compare.chart_forms import FORGETTING, GRAY, TARGET, estimates, lines, matrix, values_axis
 from kleiber.studies.compare.rows import SCRATCH, Rows, label
@@ -54,8 +54,7 @@ def loads(rows: Sequence[Row], order: Sequence[str]) -> Chart:
     shown = [
         {
             "panel": f"{row['text'].rpartition('/')[2]} {row['distance']}", "series": row["arm"],
-            "name": f"layer {row['layer']}, {row['arm']}", "value": row["total variation"],
-            "lo": row["lo"], "hi": row["hi"],
+            "name": f"layer {row['layer']}, {row['arm']}", **{key: row[key] for key in ("value", "lo", "hi")},
         }
         for row in sorted(rows, key=lambda row: (distances.index(row["distance"]), row["text"], row["layer"]))
     ]  # fmt: skip

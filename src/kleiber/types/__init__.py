@@ -21,6 +21,7 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]  # of a moving average
+Dropout = Annotated[float, Ge(0), Lt(1)]
 Count = Annotated[int, Ge(1), Le(10**12)]  # of steps, rows, tokens, ...
 Natural = Annotated[int, Ge(0), Le(10**12)]  # a count that can be 0
 Seed = Annotated[int, Ge(-(2**31)), Le(2**32 - 1)]  # what PyTorch and the order of data accept

@@ -12,7 +12,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts import WIDTH, Chart, apply_theme, with_title
+from kleiber.charts.theme import WIDTH, Chart, apply_theme, with_title
 from kleiber.studies.compare.rows import Rows, label
 from kleiber.types import Row
 
@@ -143,12 +143,12 @@ def estimates(rows: Sequence[Row], order: Sequence[str], x_title: str, title: st
         x, low = (alt.X(f"{name}:Q", title=x_title, scale=scale, axis=axis) for name in ("value", "lo"))
         tips = ["series:N", *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("value", "lo", "hi"))]
         layers = [base.mark_point(filled=True, size=50, opacity=1).encode(x=x, tooltip=tips)]
-        if bool(part["lo"].notna().any()):
+        if np.isfinite(part["lo"].to_numpy()).any():
             layers.insert(0, base.mark_rule(strokeWidth=1.6).encode(x=low, x2="hi:Q"))
         if zero:
             line = alt.Chart(pd.DataFrame({"value": [0.0]})).mark_rule(strokeDash=[4, 4], color=GRAY)
             layers.insert(0, line.encode(x="value:Q"))
-        size = {"width": WIDTH if shown["panel"].nunique() == 1 else 230, "height": 20 * len(names) + 10}
+        size = {"width": WIDTH if len(set(shown["panel"])) == 1 else 230, "height": 20 * len(names) + 10}
         panels.append(alt.layer(*layers).properties(title=alt.TitleParams(str(heading), fontSize=11), **size))
     return in_rows(panels, title)
 

@@ -7,17 +7,15 @@ noise is pooled over all settings. `trends` tests how forgetting F changes from 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from kleiber.studies.compare.arms import interval
 from kleiber.studies.compare.decision import Claim, Decision, Estimate
 from kleiber.studies.compare.frontier import Noise, pooled, within_seeds
-from kleiber.studies.compare.rows import PLAIN, Rows, beside, label, real_replay
+from kleiber.studies.compare.rows import PLAIN, Rows, label
 from kleiber.types import Json, Row
 
 PAIRED = ["seed", "beside"]  # one base, and fine-tuning of one length
@@ -29,12 +27,6 @@ QUESTIONS = {  # that are asked of two arms
     "learns_less": "{arm} learns less than {against}, each at its best rate",
 }
 WITHIN = "at equal target loss {arm} and {against} forget the same, to {margin:g} nats"
-
-
-def student_estimate(values: Sequence[float], level: float, unit: str = "nats") -> Estimate:
-    """Returns the mean of at least one value with Student's interval, which one value alone does not have."""
-    lo, hi = interval(values, level)
-    return Estimate(statistics.fmean(values), lo, hi, len(values), unit)
 
 
 def estimate_of(value: float, half: float, n: int, unit: str = "nats") -> Estimate:
@@ -121,6 +113,28 @@ def by_rate(rows: Rows, measure: str) -> dict[float, Rows]:
     """A measure of plain fine-tuning and of replay of the earlier tasks' text, pairs x replayed share, by rate."""
     parts: Rows = real_replay(rows).groupby("lr")
     return {lr: part.pivot_table(index=PAIRED, columns="replayed", values=measure) for lr, part in parts}
+
+
+def real_replay(rows: Rows) -> Rows:
+    """The rows of plain fine-tuning, and of replay of the text of the earlier tasks with the largest memory."""
+    replay, kept = rows["method"] == "replay", rows["kept"]
+    return rows[(rows["method"] == PLAIN) | (replay & (kept == kept[replay].max()))]
+
+
+def beside(rows: Rows, by: Sequence[str] = ()) -> list[float]:
+    """For each row the steps of the plain runs, equal in `by`, that it is compared with; nan without plain runs.
+
+    These have as many steps or, where replay was added to the budget (design.equal=target), as much new text.
+    """
+    keys = list(zip(*(rows[name] for name in by), strict=True)) or [()] * len(rows)
+    plain: dict[tuple[float, ...], set[float]] = {}
+    for key, steps, method in zip(keys, rows["steps"], rows["method"], strict=True):
+        plain.setdefault(key, set()).update({steps} if method == PLAIN else ())
+    nearest = []
+    for key, steps, share in zip(keys, rows["steps"], rows["replayed"], strict=True):
+        near = min(plain[key], key=lambda other, new=steps * (1 - share): abs(other - new), default=float("nan"))
+        nearest.append(float(steps if steps in plain[key] else near))
+    return nearest
 
 
 def replay_is_monotone(rows: Rows, noise: Noise, level: float) -> list[Json]:

@@ -8,7 +8,7 @@ line between two models (WiSE) do not count as replicates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,34 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Json
-
-
-def spent(arm: Arm) -> float:
-    return arm.facts["train_s"]
-
-
-def loss_after(seconds: float, budgets: Sequence[Arm]) -> Mapping[int, float] | None:
-    """Loss by seed after `seconds` of training, interpolated linearly in log time between two of the `budgets`.
-
-    budgets  one arm at several numbers of tokens
-
-    Returns None where `seconds` lies outside their training times.
-    """
-    ladder = sorted(budgets, key=spent)
-    below = [arm for arm in ladder if spent(arm) <= seconds]
-    above = [arm for arm in ladder if spent(arm) >= seconds]
-    if not below or not above:
-        return None
-    low, high = below[-1], above[0]
-    begin, end = math.log(spent(low)), math.log(spent(high))
-    share = (math.log(seconds) - begin) / (end - begin) if end > begin else 0.0
-    shared = set(low.at_best) & set(high.at_best)
-    return {seed: (1 - share) * low.at_best[seed] + share * high.at_best[seed] for seed in shared}
-
 
 SAME = 1e-3  # most difference in nats between two scores of one model
 CELL = ["method", "setting", "lr", "tokens"]
@@ -233,8 +208,17 @@ class EqualTarget:
         each = 1 - (1 - level) / max(len(tested), 1)
         return [noise.half_width(each, terms / len(gaps)) if len(gaps) else math.nan for gaps in differences]
 
+    @property
+    def common(self) -> float | None:
+        """The target loss at which all arms are compared; None where each pair has its own."""
+        return None if self.equal == "pair" else self.loss(self.reference, self.reference)
+
     def levels(self, level: float) -> list[Json]:
-        """Returns F of every arm at its target loss: mean over the seeds that `reached` it, and interval."""
+        """Returns F of every arm at its target loss: mean over the seeds that `reached` it, and interval.
+
+        The arm that forgets least comes first, by differences within seeds from the reference, since an arm may reach
+        the loss from some bases only; arms that do not reach it come last.
+        """
         table, seeds = self.table(), self.rows.groupby("method")["seed"].nunique()
         models = table.loc[:, ~on_line(table.columns)]
         spread = pooled([models[name].dropna().to_numpy() for name in models])
@@ -243,14 +227,14 @@ class EqualTarget:
         rows = []
         for arm in map(str, table):
             values = table[arm].dropna()
-            mean = float(values.mean())
-            half = noise.half_width(level, 1 / len(values)) if len(values) else math.nan
-            lo, hi = (mean - half, mean + half) if math.isfinite(half) else (None, None)
-            ends = {"lo": lo, "hi": hi, "reached": len(values), "seeds": int(seeds[arm])}
+            mean, half = float(values.mean()), noise.half_width(level, 1 / max(len(values), 1))
+            lo, hi = (mean - half, mean + half) if math.isfinite(half) and len(values) else (None, None)
             loss = self.loss(arm, self.reference)
-            theirs = self.forgetting(self.reference, loss).reindex(values.index).mean()
-            rows.append({"method": arm, "F": mean, **ends, "at": loss, "reference": float(theirs)})
-        return rows
+            theirs = float(self.forgetting(self.reference, loss).reindex(values.index).mean())
+            less = float(self.differences("matched", arm, self.reference).mean())
+            ends = {"F": mean, "lo": lo, "hi": hi, "reached": len(values), "seeds": int(seeds[arm])}
+            rows.append({"method": arm, **ends, "at": loss, "reference": theirs, "less": less})
+        return sorted(rows, key=lambda row: (not row["reached"], math.isnan(row["less"]), -row["less"], row["F"]))
 
     def bounded(self, points: Rows) -> dict[str, float]:
         """Arms whose whole frontier has a target loss below the one where F is read off, so that F is at most that."""

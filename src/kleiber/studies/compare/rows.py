@@ -248,28 +248,6 @@ def points_of_line(metrics: Mapping[str, float]) -> list[str]:
     return sorted({key.split("/")[1] for key in metrics if key.startswith("wise/")}, key=float)
 
 
-def real_replay(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of plain fine-tuning, and of replay of the text of the earlier tasks with the largest memory."""
-    replay, kept = rows["method"] == "replay", rows["kept"]
-    return pd.DataFrame(rows[(rows["method"] == PLAIN) | (replay & (kept == kept[replay].max()))])
-
-
-def beside(rows: pd.DataFrame, by: Sequence[str] = ()) -> list[float]:
-    """For each row the steps of the plain runs, equal in `by`, that it is compared with; nan without plain runs.
-
-    These have as many steps or, where replay was added to the budget (design.equal=target), as much new text.
-    """
-    keys = list(zip(*(rows[name] for name in by), strict=True)) or [()] * len(rows)
-    plain: dict[tuple[float, ...], set[float]] = {}
-    for key, steps, method in zip(keys, rows["steps"], rows["method"], strict=True):
-        plain.setdefault(key, set()).update({steps} if method == PLAIN else ())
-    nearest = []
-    for key, steps, share in zip(keys, rows["steps"], rows["replayed"], strict=True):
-        near = min(plain[key], key=lambda other, new=steps * (1 - share): abs(other - new), default=float("nan"))
-        nearest.append(float(steps if steps in plain[key] else near))
-    return nearest
-
-
 def seed_means(rows: Rows, by: Sequence[str], value: str, level: float = 0.9) -> Rows:
     """A row for each setting: the columns `by`, mean, seeds, half (half-width of the interval of the mean), lo, hi.
 

@@ -10,7 +10,8 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from kleiber.charts import KINDS, Chart, count_tip, format_count, log_axis, loss_axis, size_color, tick_text, with_title
+from kleiber.charts import theme
+from kleiber.charts.theme import KINDS, Chart, count_tip, format_count, log_axis, loss_axis, size_color, with_title
 from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import percent
@@ -184,7 +185,7 @@ def backtests(record: Row) -> Chart:
     """Error of the law and the naive predictors above each cut in compute, or in size."""
     axis = {"C": "training compute at the cut (FLOPs)", "N": "parameters N at the cut"}[record["backtests"][0]["along"]]
     rows = [
-        {"cut": tick_text(float(f"{test['cut']:.2g}")), "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
+        {"cut": theme.tick_text(float(f"{test['cut']:.2g}")), "who": NAIVE_LABELS.get(who, who), "error": 100 * error}
         for test in sorted(record["backtests"], key=lambda test: test["cut"])
         for who, error in {"law": test["mare"], **test["naive"]}.items()
     ]

@@ -184,7 +184,7 @@ class Classes(LeanCallback):
         table = json.dumps({"classes": rows, "confusion": confusion}, indent=1, ensure_ascii=False)
         (self.folder / f"{task}.json").write_text(table)
         if len(rows) <= MOST_CLASSES and (chart := figure([row["name"] for row in rows], confusion)) is not None:
-            from kleiber.charts import render_page
+            from kleiber.charts.page import render_page
 
             (self.folder / f"{task}.html").write_text(
                 render_page(f"Classes of {task}", {"confusion": chart}), encoding="utf-8"

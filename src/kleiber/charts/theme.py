@@ -1,4 +1,4 @@
-"""The theme of every figure, the line chart of means over seeds, and the HTML page that shows figures and tables.
+"""The theme of every figure, and the line chart of means over seeds.
 
 The colors of categories differ in gray print and with color blindness. Altair is imported with this module. A figure
 may have any number of rows.
@@ -6,9 +6,8 @@ may have any number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final
 
 import altair as alt
 import numpy as np
@@ -175,71 +174,3 @@ def line_chart(
     if zero:
         layers.insert(0, alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color="#888").encode(y="y:Q"))
     return with_title(alt.layer(*layers, names), heading, subtitle=subtitle)
-
-
-class Cell(NamedTuple):
-    """The text of a table cell of a page; numbers are aligned to the right."""
-
-    text: str
-    is_number: bool = False
-
-
-class PageTable(NamedTuple):
-    """A table of a page: the columns of all rows in order of appearance, and the cells of each row."""
-
-    columns: list[str]
-    cells: list[list[Cell]]
-
-
-def render_page(
-    title: str, charts: Mapping[str, Chart], *, headline: str = "", notes: Sequence[str] = (),
-    verdicts: Sequence[Mapping[str, object]] = (), tables: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
-    text: str = "", methods: str = "", details: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
-) -> str:  # fmt: skip
-    """Returns an HTML page that needs no network, since it contains the scripts that draw its charts (0.9 MB).
-
-    Every text may be hostile: it is escaped, and the data of the charts cannot end their script element.
-
-    title     title and first heading
-    headline  the result in a sentence
-    notes     paragraphs below the headline
-    verdicts  each with a `level` and a `text`
-    tables    rows by heading; empty tables are left out
-    text      lines below the tables, in a fixed-width font
-    methods   paragraph on methods
-    details   tables that are folded, by heading
-    """
-    import vl_convert
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    environment.policies["json.dumps_kwargs"] = {}  # keeps the order of keys; `tojson` also escapes <, > and &
-    return environment.get_template("page.html.j2").render(
-        title=title, headline=headline, notes=notes, verdicts=verdicts, text=text, methods=methods,
-        tables={heading: page_table(rows) for heading, rows in (tables or {}).items() if rows},
-        details={heading: page_table(rows) for heading, rows in (details or {}).items()},
-        specs={name: chart.to_dict() for name, chart in charts.items()},
-        scripts=vl_convert.javascript_bundle(),  # pyright: ignore[reportCallIssue]  (an argument that is optional)
-    )  # fmt: skip
-
-
-def page_table(rows: Sequence[Mapping[str, object]]) -> PageTable:
-    """Returns the table of a page with these rows; a row without a column has an empty cell."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return PageTable([str(name) for name in names], [[cell(row.get(name)) for name in names] for row in rows])
-
-
-def cell(value: object) -> Cell:
-    """Returns the cell of a value; numbers have four significant digits, None and nan are empty."""
-    if value is None or value != value:
-        return Cell("")
-    if isinstance(value, bool):
-        return Cell("yes" if value else "no")
-    if isinstance(value, int):
-        return Cell(f"{value:,}", is_number=True)
-    if isinstance(value, float):
-        is_whole = 1e3 <= abs(value) < 1e9 and value == int(value)
-        return Cell(f"{value:,.0f}" if is_whole else f"{value:.4g}", is_number=True)
-    return Cell(str(value))
