@@ -204,12 +204,46 @@ def import_folder(
     typer.echo(f"wrote {out}; a run starts from it with init=checkpoint init.path={out}")
 
 
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, or runs.jsonl.gz files.")],
+    arm: Annotated[
+        str, typer.Option(metavar="KEY", help="Key of the config whose values are the arms, or study.arm.")
+    ] = "study.arm",
+    measure: Annotated[
+        str, typer.Option(metavar="METRIC", help="What is compared, such as val/sst2/accuracy.")
+    ] = "loss",
+    equal: Annotated[str, typer.Option(help="Held equal: tokens, flops, params, memory or seconds.")] = "tokens",
+    level: Annotated[float, typer.Option(help="Confidence level of the interval.")] = 0.9,
+    json: Annotated[Path | None, typer.Option(metavar="OUT.json", help="Write the decision to this file.")] = None,
+) -> None:
+    """Compare the arms of finished runs: is the second better than the first, at equal what, and how sure?
+
+    Exit code 0 if it is, 5 if it is worse, 3 if that is undecided or was not tested.
+    """
+    from kleiber.config.check import check_type
+    from kleiber.records.catalog import read_runs
+    from kleiber.records.files import write_json
+    from kleiber.studies.compare import study
+    from kleiber.studies.report import exit_code
+    from kleiber.studies.study import Level
+
+    check_type("--level", Level, level)
+    selected = [run for folder in folders for run in read_runs(folder)]
+    options = study.Compare(measure=measure, equal=equal, level=level)
+    findings = study.compare(selected, options, study.arms_by_key(arm, selected))
+    typer.echo("\n".join([findings.headline, *study.difference_lines(findings.tables["Differences"])]))
+    content = findings.comparison or {}
+    if json is not None:
+        write_json(json, content)
+    raise typer.Exit(exit_code(content))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code (`ExitCode`)."""
     from kleiber.studies import fit_command
-    from kleiber.studies.compare.command import compare
 
-    for command in (fit_command.fit, fit_command.predict, fit_command.report, compare):
+    for command in (fit_command.fit, fit_command.predict, fit_command.report):
         app.command(command.__name__)(command)
     try:
         code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)

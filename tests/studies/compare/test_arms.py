@@ -177,7 +177,13 @@ def test_every_plan_with_another_number_of_seeds_is_a_look(tmp_path):
         content = yaml.safe_load(config.read_text())
         seeds = 2 if content["seed"] < 2 else 3
         config.write_text(
-            yaml.safe_dump({**content, "design": {"seeds": seeds, "arms": {"a": {}, "z": {}, "y": None}}})
+            yaml.safe_dump(
+                {
+                    **content,
+                    "study": {"arm": "a", "seeds": None},
+                    "design": {"seeds": seeds, "arms": {"a": {}, "z": {}, "y": None}},
+                }
+            )
         )
     runs = read_runs(tmp_path)
     assert "2 looks" in not_ready(runs, 1) and not_ready(runs, 2) == ""

@@ -130,11 +130,13 @@ def expert_loads(logged: Sequence[Row], stage: str | None) -> dict[str, float]:
     return loads
 
 
-def read_ladders(runs: Sequence[Run], measure: str, arm_of: ArmOf = arm_name) -> dict[str, list[Arm]]:
+def read_ladders(
+    runs: Sequence[Run], measure: str = LOSS, arm_of: ArmOf = arm_name, least: int = 2
+) -> dict[str, list[Arm]]:
     """Returns each arm at every number of tokens (to 2 %) that it was trained for, in ascending order.
 
     Arms are in the order of the design that planned them, others in that of the runs. Raises ValueError for fewer than
-    two arms with the measure.
+    `least` arms with the measure.
     """
     rows = leaf_rows(runs, arm_of)
     usable = [row for row in rows if diverged(row) or row.get(measure) is not None]
@@ -149,10 +151,10 @@ def read_ladders(runs: Sequence[Run], measure: str, arm_of: ArmOf = arm_name) ->
         at = {tokens: [row for row in part if diverged(row) or near(row["tokens"], tokens)] for tokens in budgets}
         if at:
             ladders[name] = [arm_from_rows(name, near_rows, measure) for near_rows in at.values()]
-    if len(ladders) < 2:
+    if len(ladders) < least:
         metrics = {name for row in rows for name, value in row.items() if isinstance(value, float) and "/" in name}
         raise ValueError(
-            f"study.measure={measure}: {len(ladders)} arms have finished runs with this measure, and two are needed; "
+            f"study.measure={measure}: {len(ladders)} arms have finished runs with it, and {least} are needed; "
             f"measures of these runs: {', '.join([LOSS, *sorted(metrics)])}"
         )
     return ladders
@@ -199,8 +201,11 @@ def costs_of_leaf(model: Config, stage: Json) -> Json:
 
 
 def memory_bytes(model: Config, stage: Json) -> float | None:
-    """Bytes for inference at batch size 1 in fp32: the weights, and keys and values of one full context."""
-    if not stage.get("params"):
+    """Bytes for inference at batch size 1 in fp32: the weights, and keys and values of one full context.
+
+    None for a model whose config does not tell its depth.
+    """
+    if not stage.get("params") or not model.get("depth"):
         return None
     share = 1.0
     if model.get("num_heads") and model.get("num_kv_heads"):
@@ -280,7 +285,8 @@ def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
     waiting = [run for run in mine if run.status not in (Status.FINISHED, Status.DIVERGED)]
     if waiting:
         return f"{len(waiting)} of {len(mine)} runs have not finished"
-    plans = {planned_seeds(run) for run in mine} - {None}
+    nodes = [(run.config.get("study") or {}, run.config.get("design") or {}) for run in mine]
+    plans = {study.get("seeds") or design.get("seeds") for study, design in nodes} - {None}
     if len(plans) > looks:
         numbers = ", ".join(sorted(map(str, plans)))
         return (
@@ -288,9 +294,3 @@ def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
             "set study.looks before the first look in a new study"
         )
     return ""
-
-
-def planned_seeds(run: Run) -> int | None:
-    """The number of seeds of the design that planned a run; None for a run without such a design."""
-    study, design = run.config.get("study") or {}, run.config.get("design") or {}
-    return study.get("seeds") or design.get("seeds")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from kleiber.config.errors import ExitCode
 from kleiber.studies.laws.uncertainty import student_quantile
-from kleiber.types import Json
+from kleiber.types import Json, Row
 
 LOSS = "loss"
 DIRECTIONS = ("lower", "higher", "not_lower", "not_higher", "within")
@@ -132,6 +132,11 @@ def gaps_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list
 def as_row(estimate: Estimate | None) -> Json:
     """The columns value, lo, hi, n and unit of a table; all of them None without an estimate."""
     return asdict(estimate) if estimate else dict.fromkeys(("value", "lo", "hi", "n", "unit"))
+
+
+def from_row(row: Row) -> Estimate:
+    """The estimate of a row that has its columns."""
+    return Estimate(*(row[name] for name in ("value", "lo", "hi", "n", "unit")))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from kleiber.config.targets import runtime_signature
 from kleiber.records.catalog import Run
+from kleiber.records.folder import flatten
 from kleiber.studies.compare.arms import (
     AT_ONE,
     Arm,
@@ -30,6 +31,7 @@ from kleiber.studies.compare.decision import (
     QUANTITIES,
     Claim,
     axis_label,
+    from_row,
     level_of_each,
     overall,
     unit_of,
@@ -183,6 +185,21 @@ METHODS = (
 )
 
 
+def arms_by_key(key: str, runs: Sequence[Run]) -> ArmOf:
+    """Returns the function that names the arm of a run: `KEY=value`, or the name that a design gave to the arm.
+
+    Raises ValueError where the key has fewer than two values.
+    """
+    values = {run.folder: flatten(run.config).get(key) for run in runs}
+    distinct = dict.fromkeys(map(str, values.values()))
+    if len(distinct) < 2:
+        raise ValueError(f"--arm {key}: all of the {len(runs)} runs have the value {next(iter(distinct), None)}")
+    if key == "study.arm":
+        return lambda run: None if values[run.folder] is None else str(values[run.folder])
+    last = key.rpartition(".")[2]
+    return lambda run: f"{last}={values[run.folder]}"
+
+
 def compared_pairs(claims: Sequence[Claim], ladders: Ladders) -> Pairs:
     """The pairs of arms of the claims, and of every other arm with the first one."""
     pairs = dict.fromkeys((claim.arm, claim.against) for claim in claims)
@@ -200,6 +217,15 @@ def side_by_side(names: tuple[str, str], ladders: Ladders, measure: str, level: 
         sides = pair(ladders[arm], ladders[against], equal, measure)
         rows.append({"arm": arm, "against": against, "equal": label, **sides.row(level, unit_of(measure))})
     return rows
+
+
+def difference_lines(rows: Sequence[Row]) -> list[str]:
+    """A line for each row of a table of differences: the difference with its interval, or why there is none."""
+    return [
+        f"  {row['arm']} - {row['against']} at equal {row['equal']:<18} "
+        + "  ".join([*([] if row["value"] is None else [from_row(row).text()]), *filter(None, [row["note"]])])
+        for row in rows
+    ]
 
 
 def further_methods(tables: Mapping[str, Sequence[Row]]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from kleiber.studies.compare.arms import LATENCY, Arm
-from kleiber.studies.compare.decision import Estimate, as_row, label_of, mean_estimate, unit_of
+from kleiber.studies.compare.decision import Estimate, as_row, from_row, label_of, mean_estimate, unit_of
 from kleiber.studies.compare.differences import Ladder, Ladders, Pair, pair, same
 from kleiber.types import Json, Row
 
@@ -101,7 +101,7 @@ def change_by_seed(small: Gaps, large: Gaps) -> list[float]:
 
 def trend_verdict(row: Row, measure: str) -> dict[str, str]:
     """The verdict on a trend: a note if its interval excludes 0, else a warning."""
-    estimate = Estimate(*(row[name] for name in ("value", "lo", "hi", "n", "unit")))
+    estimate = from_row(row)
     text = f"the difference in {label_of(measure)} {row['arm']} - {row['against']} changes by {estimate.text()}"
     if estimate.lo is None or estimate.hi is None or estimate.lo <= 0 <= estimate.hi:
         return {"code": "trend", "level": "warn", "text": f"{text} {row['over']}: no trend is determined"}
