@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.contrast import estimate_of, verdict
-from kleiber.studies.compare.decision import as_row, mean_estimate
+from kleiber.studies.compare.contrast import verdict
+from kleiber.studies.compare.decision import as_row, estimate_around, mean_estimate
 from kleiber.studies.compare.frontier import CELL, pooled
 from kleiber.studies.compare.rows import FROZEN, MIXTURE, Rows, label, mean
 from kleiber.types import Json
@@ -60,7 +60,7 @@ def frozen_load(rows: Rows, level: float) -> list[Json]:
     if not len(gaps):
         return []
     half = pooled([gaps.to_numpy()]).half_width(level, 1 / len(gaps))
-    less = estimate_of(float(gaps.mean()), half, len(gaps), "of total variation, mean of layers and rates")
+    less = estimate_around(float(gaps.mean()), half, len(gaps), "of total variation, mean of layers and rates")
     return [verdict("frozen_load", "with the router frozen the load of the earlier text moves less", less)]
 
 

@@ -16,7 +16,7 @@ from kleiber.studies import expert_loads
 from kleiber.studies.compare import contrast
 from kleiber.studies.compare.arms import untuned
 from kleiber.studies.compare.contrast import QUESTIONS, Difference
-from kleiber.studies.compare.decision import Estimate
+from kleiber.studies.compare.decision import Estimate, estimate_around
 from kleiber.studies.compare.frontier import (
     CELL,
     EQUAL,
@@ -128,7 +128,7 @@ class Forgetting(EqualTargetStudy):
             halves = target.half_widths(question, gaps, self.level)
             for (code, pair), gap, half in zip(pairs.items(), gaps, halves, strict=True):
                 if len(gap):
-                    estimate = contrast.estimate_of(float(gap.mean()), half, len(gap))
+                    estimate = estimate_around(float(gap.mean()), half, len(gap), "nats")
                     results.append(Difference(code, question, *pair, estimate, margin))
         return results
 

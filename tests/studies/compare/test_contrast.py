@@ -6,15 +6,14 @@ import pytest
 from kleiber.studies.compare.contrast import (
     Difference,
     claims,
-    estimate_of,
     format_level,
     verdict,
 )
-from kleiber.studies.compare.decision import Claim
+from kleiber.studies.compare.decision import Claim, estimate_around
 
 
 def test_a_difference_without_replicates_has_no_interval_and_decides_nothing():
-    alone = estimate_of(-0.0149, float("inf"), 1)
+    alone = estimate_around(-0.0149, float("inf"), 1, "nats")
     assert (alone.lo, alone.hi) == (None, None) and "no interval" in alone.text()
     assert verdict("code", "text", alone)["holds"] is None
     assert format_level(alone).startswith("-0.0149 (no interval")
@@ -23,17 +22,19 @@ def test_a_difference_without_replicates_has_no_interval_and_decides_nothing():
 @pytest.mark.parametrize(("value", "half", "holds"), [(0.3, 0.1, True), (-0.3, 0.1, False), (0.05, 0.1, None)])
 def test_the_opposite_of_a_claim_is_decided_the_other_way(value, half, holds):
     higher, lower = (
-        verdict("code", "text", estimate_of(sign * value, half, 3), Claim("a", "b", direction))
+        verdict("code", "text", estimate_around(sign * value, half, 3, "nats"), Claim("a", "b", direction))
         for sign, direction in ((1, "higher"), (-1, "lower"))
     )
     assert higher["holds"] is lower["holds"] is holds
-    turned = verdict("code", "text", estimate_of(value, half, 3), Claim("a", "b", "lower"))
+    turned = verdict("code", "text", estimate_around(value, half, 3, "nats"), Claim("a", "b", "lower"))
     assert turned["holds"] is (None if holds is None else not holds)
 
 
 @pytest.mark.parametrize(("value", "half", "holds"), [(0.0, 0.005, True), (0.05, 0.01, False), (0.01, 0.005, None)])
 def test_with_a_margin_two_arms_forget_the_same_where_the_whole_interval_lies_within_it(value, half, holds):
-    entry = Difference("matched_rank1", "matched", "rank 1", "full", estimate_of(value, half, 3), margin=0.01)
+    entry = Difference(
+        "matched_rank1", "matched", "rank 1", "full", estimate_around(value, half, 3, "nats"), margin=0.01
+    )
     assert entry.verdict["holds"] is holds and entry.verdict["code"] == "matched_rank1"
     assert "full fine-tuning" in entry.measure
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from kleiber.studies.compare.decision import Claim, Decision, Estimate
+from kleiber.studies.compare.decision import Claim, Decision, Estimate, estimate_around
 from kleiber.studies.compare.frontier import Noise, pooled, within_seeds
 from kleiber.studies.compare.rows import PLAIN, Rows, label
 from kleiber.types import Json, Row
@@ -27,12 +27,6 @@ QUESTIONS = {  # that are asked of two arms
     "learns_less": "{arm} learns less than {against}, each at its best rate",
 }
 WITHIN = "at equal target loss {arm} and {against} forget the same, to {margin:g} nats"
-
-
-def estimate_of(value: float, half: float, n: int, unit: str = "nats") -> Estimate:
-    """Returns an estimate from the half-width of its interval; without an interval where that is not finite."""
-    ends = (value - half, value + half) if math.isfinite(half) else (None, None)
-    return Estimate(value, *ends, n, unit)
 
 
 def format_level(estimate: Estimate) -> str:
@@ -106,7 +100,7 @@ def contrast(table: Rows, arm: float, other: float, noise: Noise, level: float) 
     gaps = (table[arm] - table[other]).dropna()
     if not len(gaps):
         return None
-    return estimate_of(float(gaps.mean()), noise.half_width(level, 2 / len(gaps)), len(gaps))
+    return estimate_around(float(gaps.mean()), noise.half_width(level, 2 / len(gaps)), len(gaps), "nats")
 
 
 def by_rate(rows: Rows, measure: str) -> dict[float, Rows]:
@@ -167,8 +161,8 @@ def replay_is_cheap(rows: Rows, noise: Noise, level: float) -> list[Json]:
     base, gaps = float(table[0.0].mean()), table[0.05] - table[0.0]
     cost, half = float(gaps.mean()) / base, noise.half_width(level, 2 / len(gaps)) / base
     text = f"5 % replay costs less than {LEARNED:.0%} of the target loss at equal {equal_in(rows)}"
-    spare = estimate_of(LEARNED - cost, half, len(gaps))
-    return [verdict("replay_cheap", text, estimate_of(cost, half, len(gaps), "of it"), test=spare)]
+    spare = estimate_around(LEARNED - cost, half, len(gaps), "")
+    return [verdict("replay_cheap", text, estimate_around(cost, half, len(gaps), "of it"), test=spare)]
 
 
 def equal_in(rows: Rows) -> str:
@@ -205,7 +199,9 @@ def averaging(rows: Rows, level: float) -> list[Json]:
         gain = ((keyed[name, 0.0] + keyed[name, 1.0]) / 2 - keyed[name, 0.5]).groupby("seed").mean().dropna()
         half = pooled([gain.to_numpy()]).half_width(level, 1 / max(len(gain), 1))
         text = f"half-way between start and end the {measure} is below the chord"
-        verdicts.append(verdict(f"averaging_{name}", text, estimate_of(float(gain.mean()), half, len(gain))))
+        verdicts.append(
+            verdict(f"averaging_{name}", text, estimate_around(float(gain.mean()), half, len(gain), "nats"))
+        )
     return verdicts
 
 
@@ -261,5 +257,5 @@ def trend(code: str, text: str, column: str, values: list[float], ends: list[tup
     span = f"{min(values):+.4f} to {max(values):+.4f} over {len(values)} cells"
     unit = {"beside": " steps", "M": " tokens per parameter", "N": " parameters", "p": " of the tokens"}[column]
     seeds = min(int(cell["n"]) for pair in ends for cell in pair)
-    mean = estimate_of(float(np.mean(values)), half, seeds)
+    mean = estimate_around(float(np.mean(values)), half, seeds, "nats")
     return verdict(code, f"{text}, from {low:g} to {high:g}{unit}, {span}", mean)
