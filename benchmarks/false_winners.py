@@ -3,16 +3,22 @@
 A study has two arms, each at five learning rates with paired seeds, decided as `study=compare` does: each arm at its
 rate of best mean, Student's interval of the paired difference. After every look an undecided study gets more seeds, up
 to the planned number of looks. The noise of a run is normal or has heavy tails (Student's t with 3 degrees of freedom).
+With --runs, the losses are those of real runs of one config at several learning rates: each study draws two arms of
+other seeds from them, so that every winner is a false one.
 
     python benchmarks/false_winners.py [--studies 2000] [--seed 0]
+    python benchmarks/false_winners.py --runs multirun/results/equal_arms/runs.jsonl.gz [--studies 1000]
 """
 
 from __future__ import annotations
 
 import argparse
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 
+from kleiber.records.catalog import read_runs
 from kleiber.studies.compare.arms import Arm, arm_from_rows
 from kleiber.studies.compare.decision import Claim, Decision, level_of_each, paired_difference
 
@@ -53,6 +59,33 @@ def decision(tables: list[np.ndarray], looks: list[int], level: float) -> Decisi
     return outcome
 
 
+def bootstrap_decision(tables: list[np.ndarray]) -> Decision:
+    """The decision by the 90 % percentile interval over all resamples of the paired differences at the best rates."""
+    best = [table[table.mean(1).argmin()] for table in tables]
+    gaps = best[1] - best[0]
+    means = gaps[np.array(list(product(range(len(gaps)), repeat=len(gaps))))].mean(1)
+    low, high = np.quantile(means, [0.05, 0.95])
+    return Decision.SUPPORTED if high < 0 else Decision.CONTRADICTED if low > 0 else Decision.UNDECIDED
+
+
+def real_losses(source: Path) -> np.ndarray:
+    """Final losses of runs, learning rates x seeds; every rate has to have every seed."""
+    rows = [run.leaf_rows()[0] for run in read_runs(source)]
+    by_cell = {(row["lr"], row["seed"]): row["loss"] for row in rows}
+    lrs, seeds = (sorted({key[axis] for key in by_cell}) for axis in (0, 1))
+    return np.array([[by_cell[lr, seed] for seed in seeds] for lr in lrs])
+
+
+def real_winners(table: np.ndarray, seeds: int, options: argparse.Namespace) -> tuple[float, float]:
+    """The shares of studies of two arms of other seeds that have a winner: by Student's interval, by the bootstrap."""
+    rng, hits = np.random.default_rng(options.seed), np.zeros(2)
+    for _ in range(options.studies):
+        chosen = rng.permutation(table.shape[1])[: 2 * seeds]
+        tables = [table[:, chosen[:seeds]], table[:, chosen[seeds:]]]
+        hits += [decision(tables, [seeds], 0.9) in DECIDED, bootstrap_decision(tables) in DECIDED]
+    return hits[0] / options.studies, hits[1] / options.studies
+
+
 def rate(
     looks: list[int], options: argparse.Namespace, wanted: tuple[Decision, ...], shift: float = 0.0, claims: int = 1,
     heavy: bool = False,
@@ -81,7 +114,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, help="a folder of runs or a runs.jsonl.gz")
     options = parser.parse_args()
+    if options.runs:
+        table = real_losses(options.runs)
+        print(f"{table.shape[1]} seeds at {table.shape[0]} learning rates; mean losses {table.mean(1).round(4)}")
+        for seeds in (3, 5):
+            shares = real_winners(table, seeds, options)
+            print(
+                f"  {seeds} seeds: false winners {shares[0]:.3f} by Student, {shares[1]:.3f} by the bootstrap",
+                flush=True,
+            )
+        return
     print("false winners at a nominal 10 % (goal: at most 11.5 %)")
     for name, looks in PLANS.items():
         cells = []

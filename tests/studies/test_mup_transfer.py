@@ -3,31 +3,32 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from fake_run import fake_run
 
 from kleiber.launch.cli import main
-from kleiber.studies.mup_transfer import MupTransfer, verdicts
+from kleiber.studies.compare.arms import arm_from_rows
+from kleiber.studies.mup_transfer import MupTransfer, drift_verdict, edge_warnings
 
 RATES = [0.0025 * 2**k for k in range(7)]
 
 
-def rows(optima: dict[int, float], seed: int = 0, noise: float = 0.003, name: str = "MuP") -> pd.DataFrame:
+def rows(optima: dict[int, float], seed: int = 0, noise: float = 0.003) -> list[dict]:
     """Parabolas in log2 of the rate, a level a seed, and noise."""
     draw = np.random.default_rng(seed)
-    return pd.DataFrame(
-        [
-            {"parametrization": name, "width": width, "lr": lr, "seed": row, "run": f"{width}-{lr}-{row}",
-             "loss": 2 + 0.1 * row + 0.03 * np.log2(lr / best) ** 2 + noise * draw.standard_normal()}
-            for width, best in optima.items() for lr in RATES for row in (0, 1)
-        ]
-    )  # fmt: skip
+    return [
+        {"width": width, "lr": lr, "seed": row,
+         "loss": 2 + 0.1 * row + 0.03 * np.log2(lr / best) ** 2 + noise * draw.standard_normal()}
+        for width, best in optima.items() for lr in RATES for row in (0, 1)
+    ]  # fmt: skip
 
 
-def analyzed(rows: pd.DataFrame) -> dict:
-    optima, drift = MupTransfer().optima(rows)
-    return {"optima": optima, "drift": drift, "verdicts": verdicts(optima, drift)}
+def analyzed(rows: list[dict], name: str = "MuP") -> dict:
+    widths = sorted({row["width"] for row in rows})
+    arms = {(name, width): arm_from_rows("", [row for row in rows if row["width"] == width]) for width in widths}
+    optima, drift = MupTransfer().optima(arms)
+    verdicts = [verdict for row in optima for verdict in edge_warnings(row)] + [drift_verdict(row) for row in drift]
+    return {"optima": optima, "drift": drift, "verdicts": verdicts}
 
 
 def test_without_noise_the_optimum_is_found_between_the_rates_and_seeds_may_differ():
@@ -48,7 +49,7 @@ def test_ninety_percent_intervals_hold_the_optimum_and_the_drift_in_about_nine_o
 
 
 def test_a_rate_that_falls_with_the_width_is_said_to_move():
-    result = analyzed(rows({32: 0.04, 64: 0.02, 128: 0.01}, name="Standard"))
+    result = analyzed(rows({32: 0.04, 64: 0.02, 128: 0.01}), "Standard")
     (verdict,) = result["verdicts"]
     assert verdict["code"] == "moves" and "-1.0" in verdict["text"]
     (drift,) = result["drift"]
@@ -65,13 +66,13 @@ def test_an_optimum_at_the_edge_is_none():
 
 def test_a_rate_that_diverged_bounds_the_optimum_and_enters_no_parabola():
     built = rows({32: 0.02})
-    built.loc[built["lr"] > 0.05, "loss"] = np.inf
+    built = [{**row, "status": "diverged" if row["lr"] > 0.05 else "finished"} for row in built]
     (row,) = analyzed(built)["optima"]
     assert row["place"] == "interior" and row["lr"] == pytest.approx(0.02, rel=0.15)
 
 
 def write_runs(folder, name, optimum):
-    for number, row in enumerate(rows({32: optimum, 64: optimum}).to_dict("records")):
+    for number, row in enumerate(rows({32: optimum, 64: optimum})):
         target = {"MuP": "kleiber.nn.MuP", "Standard": "kleiber.nn.StandardParametrization"}[name]
         model = {"width": row["width"], "parametrization": {"_target_": target}}
         config = {"model": model, "optimizer": {"lr": row["lr"]}, "seed": row["seed"], "study": None}

@@ -12,16 +12,19 @@ import kleiber.studies
 from kleiber.launch.cli import main
 from kleiber.records import archive
 from kleiber.records.catalog import archive_runs, read_runs
+from kleiber.studies.compare.study import Compare
 from kleiber.studies.forgetting import Forgetting
 from kleiber.studies.laws import laws_json
-from kleiber.studies.report import study_of
-from kleiber.studies.routers import Routers
+from kleiber.studies.report import load_study, study_of
 from kleiber.studies.scaling import Scaling
 from kleiber.studies.study import content
 
 from .arm_runs import write
 from .comparisons import write_study
 from .ladders import noisy, small_loss, write_tree
+
+COMPARE = {"_target_": "kleiber.studies.Compare"}
+ROUTERS = Compare(claims=load_study("routers")["claims"])
 
 
 def ladder(home: Path) -> None:
@@ -33,11 +36,11 @@ def ladder(home: Path) -> None:
 
 def arms(home: Path) -> None:
     for arm, loss in (("topk", 3.0), ("hash", 3.1), ("lossfree", 3.05)):
-        write(home, {"_target_": "kleiber.studies.Routers"}, arm, loss)
-    write(home, {"_target_": "kleiber.studies.Routers"}, "unbalanced", 3.0, status="diverged", lrs=[0.16])
+        write(home, COMPARE, arm, loss)
+    write(home, COMPARE, "unbalanced", 3.0, status="diverged", lrs=[0.16])
 
 
-STUDIES = {"scaling": (Scaling(bootstrap=20), ladder), "routers": (Routers(tokens="4M"), arms),
+STUDIES = {"scaling": (Scaling(bootstrap=20), ladder), "routers": (ROUTERS, arms),
            "forgetting": (Forgetting(), write_study)}  # fmt: skip
 
 
@@ -66,15 +69,13 @@ def test_a_study_finds_the_same_in_its_rows(tmp_path, name):
 
 def test_some_cells_may_be_folders_and_others_rows(tmp_path):
     arms(tmp_path / "routers")
-    whole = content(Routers(tokens="4M").analyze(read_runs(tmp_path / "routers")), "", read_runs(tmp_path / "routers"))
+    whole = content(ROUTERS.analyze(read_runs(tmp_path / "routers")), "", read_runs(tmp_path / "routers"))
     archive_runs(tmp_path / "routers")
     for path in sorted((tmp_path / "routers").glob("*-seed1")):
         shutil.rmtree(path)
     runs = read_runs(tmp_path / "routers")
     assert {run.archived is None for run in runs} == {True, False}
-    assert laws_json.without_nonfinite(
-        content(Routers(tokens="4M").analyze(runs), "", runs)
-    ) == laws_json.without_nonfinite(whole)
+    assert laws_json.without_nonfinite(content(ROUTERS.analyze(runs), "", runs)) == laws_json.without_nonfinite(whole)
 
 
 def snapshot(folder: Path) -> dict[Path, bytes]:
@@ -83,13 +84,13 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
 
 def test_a_report_is_made_of_the_rows_alone(tmp_path, capsys):
     arms(tmp_path / "routers")
-    assert main(["report", str(tmp_path / "routers"), "--study", "routers"]) == 0
+    assert main(["report", str(tmp_path / "routers"), "--study", "routers"]) == 5
     loaded = json.loads((tmp_path / "routers" / "findings.json").read_text())
     assert (tmp_path / "routers" / archive.NAME).is_file(), "a report keeps the rows of folders that are there"
     place = kept(tmp_path / "routers", tmp_path / "other")
-    assert main(["report", str(place), "--study", "routers"]) == 0
+    assert main(["report", str(place), "--study", "routers"]) == 5
     assert json.loads((place / "findings.json").read_text()) == loaded
-    assert {path.name for path in (place / "figures").iterdir()} >= {"balance.png", "balance.svg"}
+    assert {path.name for path in (place / "figures").iterdir()} >= {"by_max_violation.png", "by_max_violation.svg"}
     assert f"report: {place / 'report.html'}" in capsys.readouterr().out
     assert main(["runs", str(place), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 3 * 5 * 3 + 3
@@ -99,7 +100,7 @@ def test_out_is_the_only_file_that_is_written(tmp_path, monkeypatch, capsys):
     arms(tmp_path / "study")
     monkeypatch.chdir(tmp_path)
     before = snapshot(tmp_path)
-    assert main(["report", "study", "--study", "routers", "--out", "page.html"]) == 0
+    assert main(["report", "study", "--study", "routers", "--out", "page.html"]) == 5
     after = snapshot(tmp_path)
     assert after.pop(tmp_path / "page.html").startswith(b"<!doctype html>") and after == before
     assert main(["report", "study", "--study", "routers", "--out", "page.html", "--wandb"]) == 2
@@ -113,7 +114,7 @@ def test_a_file_of_another_name_gives_its_name_to_the_study(tmp_path):
     shutil.move(tmp_path / "s" / archive.NAME, tmp_path / "zoo.jsonl.gz")
     assert main(["report", str(tmp_path / "zoo.jsonl.gz")]) == 0
     assert json.loads((tmp_path / "findings.json").read_text())["study"] == "zoo"
-    assert isinstance(study_of(tmp_path / "s", read_runs(tmp_path / "zoo.jsonl.gz")), Routers)
+    assert isinstance(study_of(tmp_path / "s", read_runs(tmp_path / "zoo.jsonl.gz")), Compare)
 
 
 def test_studies_read_runs_through_the_catalog_alone():

@@ -29,7 +29,7 @@ from kleiber.config.targets import build
 from kleiber.types import Json
 
 if TYPE_CHECKING:
-    from kleiber.studies.designs.grid import Design, Sequential, SweepContext
+    from kleiber.studies.designs.design import Design, Sequential, SweepContext
 
 
 @dataclass
@@ -118,7 +118,8 @@ class KleiberSweeper(BasicSweeper):
         if self.config.design is None:
             yield [[]]
             return
-        from kleiber.studies.designs.grid import Cases, Grid, Sequential
+        from kleiber.studies.designs.design import Sequential
+        from kleiber.studies.designs.grid import Cases, Grid
 
         node = self._node("design")
         seeds = self._study_setting("seeds")
@@ -161,7 +162,7 @@ class KleiberSweeper(BasicSweeper):
         from kleiber.config.compose import resolve_config
         from kleiber.launch.price import seconds_per_token
         from kleiber.records.folder import study_folder
-        from kleiber.studies.designs.grid import sweep_context
+        from kleiber.studies.designs.design import sweep_context
 
         launcher = self._kleiber_launcher()
         config, _ = resolve_config(launcher.compose(launcher.sweep.composer.prepare(first)))

@@ -236,19 +236,22 @@ class Budget:
         """Returns the fields that are set, without stop_at_loss."""
         return {name: value for name, value in vars(self).items() if name in LIMITS and value is not None}
 
-    def num_steps(self, *, batch_tokens: int, active_params: int, flops_per_token: float) -> int:
-        """Returns the number of optimizer steps, rounded to the nearest and at least 1.
+    def num_tokens(self, *, batch_tokens: float, active_params: float, flops_per_token: float) -> float:
+        """Returns the number of training tokens, before it is rounded to whole optimizer steps.
 
         batch_tokens     tokens of an optimizer step
         active_params    parameters that a token uses
         flops_per_token  training FLOPs of a token, forward and backward
         """
         if self.steps is not None:
-            return max(1, round(quantity(self.steps)))
+            return quantity(self.steps) * batch_tokens
         if self.tokens is not None:
-            tokens = quantity(self.tokens)
-        elif self.flops is not None:
-            tokens = quantity(self.flops) / flops_per_token
-        else:
-            tokens = quantity(DEFAULT_RATIO if self.ratio is None else self.ratio) * active_params
-        return max(1, round(tokens / batch_tokens))
+            return quantity(self.tokens)
+        if self.flops is not None:
+            return quantity(self.flops) / flops_per_token
+        return quantity(DEFAULT_RATIO if self.ratio is None else self.ratio) * active_params
+
+    def num_steps(self, *, batch_tokens: int, active_params: int, flops_per_token: float) -> int:
+        """Returns the number of optimizer steps, rounded to the nearest and at least 1; arguments as `num_tokens`."""
+        sizes = {"active_params": active_params, "flops_per_token": flops_per_token}
+        return max(1, round(self.num_tokens(batch_tokens=batch_tokens, **sizes) / batch_tokens))

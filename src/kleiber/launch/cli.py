@@ -1,4 +1,4 @@
-"""The command `kleiber`: lists and evaluates runs, fits laws to them, and converts models. `python train.py` trains.
+"""The command `kleiber`: trains, lists and evaluates runs, fits laws to them, and converts models.
 
 Each command imports what it needs only when it is called.
 """
@@ -8,19 +8,33 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kleiber.config.errors import ExitCode, Status, did_you_mean
+from kleiber.config.errors import ExitCode, Status, did_you_mean, exit_on_interrupt, exit_with
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()
 def commands() -> None:
-    """List, evaluate, export and import runs, fit scaling laws to them, and check muP. `python train.py` trains."""
+    """Train, list, evaluate, export and import runs, fit scaling laws to them, and check muP."""
+
+
+# All arguments are overrides and Hydra's flags, --help among them, which the command line of training reads itself.
+AS_THEY_ARE = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=AS_THEY_ARE, options_metavar="[-m] [OVERRIDES]...")
+def train(context: typer.Context) -> None:
+    """Train a run, or a sweep with -m: the same as `python train.py`. `kleiber train --help` lists the choices."""
+    exit_on_interrupt()  # importing the rest takes a second
+    from kleiber.launch.main import main
+
+    exit_with(main(context.args))
 
 
 @app.command()
@@ -98,6 +112,71 @@ def evaluate(
     typer.echo("\n".join(result_lines(results)))
 
 
+Tokens = Annotated[int, typer.Option(help="Most tokens of a continuation.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the most probable token.")]
+TopP = Annotated[float, typer.Option(help="Sample from the most probable tokens that reach this probability.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends a continuation; may be repeated.")]
+SamplingSeed = Annotated[int, typer.Option(help="Seed of the samples: the same seed gives the same text.")]
+Generator = Annotated[Path, typer.Argument(metavar="RUN|HF_FOLDER", help="A run, RUN/STAGE or a model folder.")]
+
+
+@app.command()
+def generate(
+    subject: Generator,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    tokens: Tokens = 64,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    stop: Stop = None,
+    seed: SamplingSeed = 0,
+    json: Annotated[Path | None, typer.Option(help="Write the text and how it was sampled to this JSON file.")] = None,
+) -> None:
+    """Continue a prompt with a run or a Hugging Face model, and print both."""
+    from kleiber.records.files import write_json
+    from kleiber.runs.completion import Sampling, continue_prompt, to_json
+    from kleiber.runs.open import open_model
+
+    sampling = Sampling(tokens, temperature, top_p, tuple(stop or ()), seed)
+    continuation = continue_prompt(open_model(existing(subject)), prompt, sampling)
+    typer.echo(prompt, nl=False)
+    begin = time.perf_counter()
+    for piece in continuation:
+        typer.echo(piece, nl=False)
+    typer.echo()
+    if json is not None:
+        write_json(json, to_json(subject, prompt, continuation, time.perf_counter() - begin))
+
+
+@app.command()
+def chat(
+    subject: Generator,
+    system: Annotated[str | None, typer.Option(help="Text in front of the conversation.")] = None,
+    tokens: Tokens = 256,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    stop: Stop = None,
+    seed: SamplingSeed = 0,
+) -> None:
+    """Talk to a run or a Hugging Face model. `/reset` forgets the conversation, Ctrl-D ends it."""
+    from kleiber.runs.completion import Chat, Sampling, chat_loop
+    from kleiber.runs.open import open_model
+
+    run = open_model(existing(subject))
+    objective = run.record.get("objective")
+    if objective == "clm":
+        typer.echo(f"{subject} was trained on text, not on conversations (objective=sft trains on them)", err=True)
+    conversation = Chat(run, Sampling(tokens, temperature, top_p, tuple(stop or ()), seed), system)
+    sign = "> " if sys.stdin.isatty() else ""
+    chat_loop(conversation, lambda: input(sign), lambda piece: typer.echo(piece, nl=False))
+
+
+def existing(subject: Path) -> Path:
+    """Returns the path of a run, a stage or a model folder. Raises FileNotFoundError where there is none."""
+    if not subject.is_dir() and not subject.parent.is_dir():
+        raise FileNotFoundError(f"{subject} must be the folder of a run, RUN/STAGE, or a Hugging Face folder")
+    return subject
+
+
 @app.command("export")
 def export_run(
     run: Annotated[str, typer.Argument(help="A run, or RUN/STAGE.")],
@@ -125,12 +204,46 @@ def import_folder(
     typer.echo(f"wrote {out}; a run starts from it with init=checkpoint init.path={out}")
 
 
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, or runs.jsonl.gz files.")],
+    arm: Annotated[
+        str, typer.Option(metavar="KEY", help="Key of the config whose values are the arms, or study.arm.")
+    ] = "study.arm",
+    measure: Annotated[
+        str, typer.Option(metavar="METRIC", help="What is compared, such as val/sst2/accuracy.")
+    ] = "loss",
+    equal: Annotated[str, typer.Option(help="Held equal: tokens, flops, params, memory or seconds.")] = "tokens",
+    level: Annotated[float, typer.Option(help="Confidence level of the interval.")] = 0.9,
+    json: Annotated[Path | None, typer.Option(metavar="OUT.json", help="Write the decision to this file.")] = None,
+) -> None:
+    """Compare the arms of finished runs: is the second better than the first, at equal what, and how sure?
+
+    Exit code 0 if it is, 5 if it is worse, 3 if that is undecided or was not tested.
+    """
+    from kleiber.config.check import check_type
+    from kleiber.records.catalog import read_runs
+    from kleiber.records.files import write_json
+    from kleiber.studies.compare import study
+    from kleiber.studies.report import exit_code
+    from kleiber.studies.study import Level
+
+    check_type("--level", Level, level)
+    selected = [run for folder in folders for run in read_runs(folder)]
+    options = study.Compare(measure=measure, equal=equal, level=level)
+    findings = study.compare(selected, options, study.arms_by_key(arm, selected))
+    typer.echo("\n".join([findings.headline, *study.difference_lines(findings.tables["Differences"])]))
+    content = findings.comparison or {}
+    if json is not None:
+        write_json(json, content)
+    raise typer.Exit(exit_code(content))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs a command and returns its exit code (`ExitCode`)."""
     from kleiber.studies import fit_command
-    from kleiber.studies.compare.command import compare
 
-    for command in (fit_command.fit, fit_command.predict, fit_command.report, compare):
+    for command in (fit_command.fit, fit_command.predict, fit_command.report):
         app.command(command.__name__)(command)
     try:
         code = app(sys.argv[1:] if argv is None else argv, prog_name="kleiber", standalone_mode=False)

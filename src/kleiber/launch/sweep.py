@@ -220,12 +220,17 @@ def write_report(folder: Path, study: Config) -> int:
 
     Also writes the node `study` of this command line to study.yaml, because cells may have been trained with another.
     """
-    from kleiber.launch.cli import main
+    import typer
+
+    from kleiber.studies.fit_command import report
 
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(folder / "study.yaml", study)
-    in_wandb = any(folder.glob("*/wandb/*run-*"))
-    return main(["report", str(folder), *(["--wandb"] if in_wandb else [])])
+    try:
+        report(folder, wandb=any(folder.glob("*/wandb/*run-*")))
+    except typer.Exit as end:
+        return end.exit_code
+    return ExitCode.DONE
 
 
 def archived_by_hash(study: Path) -> dict[str, Run]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kleiber.types.batch import Batch
-from kleiber.types.model import Model
+from kleiber.types.model import DecodingCache, Model
 
 Settings = tuple[float, int | None, float | None, torch.Generator | None]  # arguments of `sample`
 
 
-@torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again at every length
 def generate(
     model: Model,
     prompt_ids: Int[Tensor, "batch time"],
@@ -37,41 +36,63 @@ def generate(
     real   False on padding, which is on the left of shorter prompts (see `left_padded`)
     eos    a row that has sampled this token repeats it; generation ends when all rows have sampled it
     """
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
+    tokens = list(stream(model, prompt_ids, max_new_tokens, **options, real=real, eos=eos))
+    return torch.cat([prompt_ids, *(column[:, None] for column in tokens)], 1)
+
+
+def stream(
+    model: Model,
+    prompt_ids: Int[Tensor, "batch time"],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+    real: Bool[Tensor, "batch time"] | None = None,
+    eos: int | None = None,
+) -> Iterator[Int[Tensor, "batch"]]:
+    """Returns the next token of each row as soon as it is sampled; arguments and errors are those of `generate`."""
     _check(model, prompt_ids, max_new_tokens, temperature, top_k, top_p)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            ids = _decode(model, prompt_ids, max_new_tokens, (temperature, top_k, top_p, generator), real, eos)
-    finally:
-        model.train(was_training)
-    return ids.clone()  # a tensor of inference mode cannot be used where gradients are computed
+    return _decode(model, prompt_ids, max_new_tokens, (temperature, top_k, top_p, generator), real, eos)
 
 
 def _decode(
-    model: Model, ids: Tensor, max_new_tokens: int, settings: Settings, real: Tensor | None, eos: int | None
-) -> Tensor:
-    context, start, total = model.context, ids.shape[1], ids.shape[1] + max_new_tokens
-    tokens = torch.cat([ids, ids.new_zeros(len(ids), max_new_tokens)], 1)
+    model: Model, prompt_ids: Tensor, max_new_tokens: int, settings: Settings, real: Tensor | None, eos: int | None
+) -> Iterator[Tensor]:
+    context, start = model.context, prompt_ids.shape[1]
+    total, rows = start + max_new_tokens, len(prompt_ids)
+    tokens = torch.cat([prompt_ids, prompt_ids.new_zeros(rows, max_new_tokens)], 1)
     if real is not None:
-        real = torch.cat([real, real.new_ones(len(ids), max_new_tokens)], 1)
+        real = torch.cat([real, real.new_ones(rows, max_new_tokens)], 1)
     first = max(0, start - context)
     caches, unread = model.new_caches(min(context, total - first)), slice(first, start)
-    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    for at in range(start, total):
-        if len(caches) + unread.stop - unread.start > context:
-            caches, unread = model.new_caches(context), slice(at - max(1, context // 2), at)
-        # Sampled tokens are real, and the cache remembers the padding of prompts.
-        padding = None if real is None or unread.start >= start else real[:, unread]
-        hidden = model(Batch(tokens[:, unread], real=padding), caches).hidden
-        token = sample(model.head(hidden[:, -1]).float(), *settings)
-        if eos is not None:
-            token = torch.where(done, eos, token)
-            done |= token == eos
-        tokens[:, at], unread = token, slice(at, at + 1)
-        if eos is not None and bool(done.all()):
-            return tokens[:, : at + 1]
-    return tokens
+    done = torch.zeros(rows, dtype=torch.bool, device=prompt_ids.device)
+    was_training = model.training
+    model.eval()
+    try:
+        for at in range(start, total):
+            if len(caches) + unread.stop - unread.start > context:
+                caches, unread = model.new_caches(context), slice(at - max(1, context // 2), at)
+            # Sampled tokens are real, and the cache remembers the padding of prompts.
+            padding = None if real is None or unread.start >= start else real[:, unread]
+            logits = _next_logits(model, Batch(tokens[:, unread], real=padding), caches)
+            token = sample(logits, *settings)
+            if eos is not None:
+                token = torch.where(done, eos, token)
+                done |= token == eos
+            tokens[:, at], unread = token, slice(at, at + 1)
+            yield token
+            if eos is not None and bool(done.all()):
+                return
+    finally:
+        model.train(was_training)
+
+
+@torch.compiler.set_stance("force_eager")  # a compiled model would be compiled again at every length
+@torch.inference_mode()
+def _next_logits(model: Model, batch: Batch, caches: DecodingCache) -> Float[Tensor, "batch vocab"]:
+    return model.head(model(batch, caches).hidden[:, -1]).float()
 
 
 def left_padded(
@@ -112,8 +133,9 @@ def _check(
         raise ValueError("this model is not causal, so it cannot generate: use model=gpt or model=moe")
     if ids.shape[1] < 1:
         raise ValueError("the prompt is empty: it needs at least one token, such as the tokenizer's eos")
-    if max_new_tokens < 0 or temperature < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens} and temperature={temperature} must be >= 0")
+    for name, value in (("max_new_tokens", max_new_tokens), ("temperature", temperature)):
+        if not value >= 0:
+            raise ValueError(f"{name}={value} must be >= 0")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} must be >= 1, or null for all")
     if top_p is not None and not 0 < top_p <= 1:

@@ -17,13 +17,9 @@ EXPORTS = {
     "ForgettingLaw": "forgetting_law",
     "IsoFLOP": "scaling",
     "MoEForgetting": "moe_forgetting",
-    "MoEGain": "moe_gain",
     "MoELaw": "joint_laws",
     "MupTransfer": "mup_transfer",
-    "Routers": "routers",
     "Scaling": "scaling",
-    "Sparsity": "sparsity",
     "Transfer": "transfer",
-    "Upcycling": "upcycling",
 }
 __getattr__ = lazy_exports(__name__, EXPORTS)

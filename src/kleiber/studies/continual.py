@@ -15,7 +15,7 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies import forgetting_metrics
-from kleiber.studies.compare.arms import interval
+from kleiber.studies.compare.decision import interval
 from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows
 from kleiber.studies.compare.task_rows import (
     CELL,

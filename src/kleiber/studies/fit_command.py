@@ -1,7 +1,6 @@
-"""The commands `kleiber fit`, `predict` and `report`.
+"""The commands `kleiber fit`, `predict` and `report`, with their options.
 
-Exit codes: 0 on success, 2 for bad input, 3 if the law was fitted but is not identified or is refused. Numerical
-packages are imported when a command runs, so that `kleiber --help` is fast.
+Numerical packages are imported when a command runs, so that `kleiber --help` is fast.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,38 +13,71 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from kleiber.config.errors import ExitCode
-from kleiber.studies.fit_options import (
-    At,
-    Bootstrap,
-    Cluster,
-    ComputeColumn,
-    Cuts,
-    DataColumn,
-    Delta,
-    Exclude,
-    Fixed,
-    HtmlFile,
-    JsonFile,
-    LossColumn,
-    LossFn,
-    MaxDecades,
-    ParamsColumn,
-    PredictAt,
-    Rank,
-    Sigma,
-    Space,
-    TrustedLaw,
-    Where,
-    parse_numbers,
-    parse_point,
-    parse_values,
-)
 from kleiber.types import Json, Row
 
 if TYPE_CHECKING:
     from kleiber.studies.laws.analysis import Options
     from kleiber.studies.laws.law import Law
     from kleiber.studies.laws.table import Table
+
+ParamsColumn = Annotated[
+    str | None, typer.Option(metavar="COL", help="column of model parameters; same as --map N=COL")
+]
+DataColumn = Annotated[str | None, typer.Option(metavar="COL", help="column of training tokens; same as --map D=COL")]
+LossColumn = Annotated[str | None, typer.Option(metavar="COL", help="column of the loss; same as --map L=COL")]
+ComputeColumn = Annotated[str | None, typer.Option(metavar="COL", help="column of training FLOPs; same as --map C=COL")]
+LossFn = Annotated[str | None, typer.Option(help="huber, lad or squared; default: as in the law's publication")]
+Space = Annotated[
+    str | None,
+    typer.Option(help="scale of the residuals: log, linear or log10; default: as in the law's publication"),
+]
+Delta = Annotated[
+    float | None,
+    typer.Option(help="Huber delta: larger residuals count linearly; on the scale of --space; default 0.001"),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(metavar="COL", help="column that names rows with shared noise; default for run folders: trunk"),
+]
+Fixed = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="fix a parameter at a value; may be repeated")
+]
+At = Annotated[
+    str | None,
+    typer.Option(metavar="NAME=VALUE,...", help="also report the objective at these values of all parameters"),
+]
+Sigma = Annotated[
+    str | None, typer.Option(metavar="COL", help="column of the standard error of the loss, in the units of the loss")
+]
+Cuts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="C,C,...", help="compute cuts of the backtests (sizes N if compute is unknown); default: three cuts"
+    ),
+]
+Exclude = Annotated[
+    str, typer.Option(help="none, or suspects: exclude rows that look diverged, badly tuned or unfinished")
+]
+Bootstrap = Annotated[
+    int, typer.Option(min=0, help="number of bootstrap resamples: 0 for none, or at least 2 / (1 - level)")
+]
+TrustedLaw = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.py:FUNCTION", help="run this function, if LAWS.json was fitted with it"),
+]
+MaxDecades = Annotated[
+    float, typer.Option(min=0, help="refuse predictions more than this many factors of 10 outside the fitted rows")
+]
+Where = Annotated[list[str] | None, typer.Option(help='use only rows with "loss < 4 and N >= 1e8"; may be repeated')]
+PredictAt = Annotated[
+    list[str] | None, typer.Option(metavar="N=..,D=..", help="also predict the loss at this N and D; may be repeated")
+]
+Rank = Annotated[
+    bool,
+    typer.Option("--rank", help="rank several laws by their error at the largest compute, left out of the fit"),
+]
+JsonFile = Annotated[Path | None, typer.Option(metavar="OUT.json", help="write the fitted law to this file")]
+HtmlFile = Annotated[Path | None, typer.Option(metavar="OUT.html", help="write an HTML page with figures to this file")]
 
 
 def fit(
@@ -79,14 +111,14 @@ def fit(
 ) -> None:
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
     from kleiber.studies.laws import analysis, laws_json
+    from kleiber.studies.laws.filters import parse_numbers, parse_point, parse_values
     from kleiber.studies.laws.law_file import law_by_option
 
     try:
         pages = _import_page_module() if report else None
         form = law_by_option(law).fix(parse_values(fix or (), "--fix"))
-        named = _roles(source, map, {"N": params, "D": data, "L": loss, "C": compute}, form.inputs)
         cluster = cluster or ("trunk" if source.is_dir() else None)
-        rows = _rows(source, {**named, **({"sigma": sigma} if sigma else {})}, where or (), form.inputs)
+        rows = _load(source, map, where or (), form, {"N": params, "D": data, "L": loss, "C": compute}, sigma)
         options = analysis.Options(
             loss_fn, 1e-3 if delta is None else delta, space, bootstrap, cluster, seed, level,
             backtest=None if backtest is None else parse_numbers(backtest, "--backtest"),
@@ -94,27 +126,20 @@ def fit(
             exclude=exclude, max_decades=float("inf") if force else max_decades, rank=rank,
             at=None if at is None else parse_values(at.split(","), "--at"),
         )  # fmt: skip
-        _check(form, options, delta)
+        analysis.check_options(form, options, delta)
         parts = rows.split(by) if by else {"": rows}
         records = {group: _record(part, form, law, options, by, group) for group, part in parts.items()}
         if json:
             laws_json.write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], json)
     except ValueError as error:
         _refuse(error)
-    print_records(records, by)
+    for group, entry in records.items():
+        typer.echo("\n".join(([f"\n{by} = {group}"] if by else []) + laws_json.lines(entry)))
     if pages is not None:
         pages.write(report, source, form, records, parts, by)
         typer.echo(f"report: {report}")
     if not all(analysis.accepted(entry) for entry in records.values()):
         raise typer.Exit(ExitCode.UNDECIDED)
-
-
-def print_records(records: Mapping[str, Row], by: str | None) -> None:
-    """Prints the fitted laws, each after its group if the table was split by a column."""
-    from kleiber.studies.laws.laws_json import lines
-
-    for group, entry in records.items():
-        typer.echo("\n".join(([f"\n{by} = {group}"] if by else []) + lines(entry)))
 
 
 def predict(
@@ -141,6 +166,7 @@ def predict(
     With --on TABLE, predict every row of the table and compare the predictions with the observed losses.
     """
     from kleiber.studies.laws import prediction
+    from kleiber.studies.laws.filters import parse_point
     from kleiber.studies.laws.law_file import law_of, read
     from kleiber.studies.laws.laws_json import comparison_lines, prediction_line
 
@@ -152,7 +178,7 @@ def predict(
         if on is not None:
             if words:
                 raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
-            rows = _rows(on, _roles(on, map, inputs=form.inputs), where or (), form.inputs)
+            rows = _load(on, map, where or (), form)
             comparison = prediction.compare_with_rows(entry, form, rows, most)
             typer.echo("\n".join(comparison_lines(comparison, entry["level"])))
             return
@@ -214,51 +240,28 @@ def _import_page_module(name: str = "fit_page") -> ModuleType:
     return import_module(f"kleiber.studies.{name}")
 
 
-def _check(form: "Law", options: "Options", delta: float | None) -> None:
-    """Raises ValueError for an option that would have no effect, and for too few bootstrap resamples."""
-    from kleiber.studies.laws.analysis import fewest_draws
-    from kleiber.studies.laws.laws_json import percent
+def _load(
+    source: Path, map: str | None, where: Sequence[str], law: "Law",
+    columns: Mapping[str, str | None] | None = None, sigma: str | None = None,
+) -> "Table":  # fmt: skip
+    """Loads the columns of the law's inputs and target; of a folder only finished runs, with default columns.
 
-    fewest, loss_fn = fewest_draws(options.level), options.loss_fn or form.loss_fn
-    if 0 < options.bootstrap < fewest:
-        raise ValueError(
-            f"--bootstrap {options.bootstrap} must be at least {fewest} for {percent(options.level)} intervals, or 0 "
-            "for no intervals"
-        )
-    if delta is not None and loss_fn != "huber":
-        raise ValueError(
-            f"--delta {delta:g} has no effect on the {loss_fn} loss of {form.name}; add --loss-fn huber or remove "
-            "--delta"
-        )
-    if options.rank and form.fixed:
-        raise ValueError(
-            f"--rank fits all parameters of every law, so it excludes --fix {', '.join(form.fixed)}; remove one of the "
-            "two options"
-        )
+    columns  column by role, from the options that are synonyms of --map
+    sigma    column of the standard errors, if there are any
 
-
-def _rows(source: Path, roles: Mapping[str, str], where: Sequence[str], inputs: Sequence[str]) -> "Table":
-    """Loads the table to fit; of a folder only the finished runs, since other runs have no final loss."""
-    from kleiber.studies.laws import table
-
-    finished = ("status = finished",) if source.is_dir() else ()
-    return table.load(table.read(source), roles, (*finished, *where), inputs)
-
-
-def _roles(
-    source: Path, map: str | None, extra: Mapping[str, str | None] | None = None, inputs: Sequence[str] = ()
-) -> dict[str, str]:
-    """Returns the column of each role (N, D, C, L and other inputs of the law); the options override the defaults.
-
-    A folder of runs has default columns. Raises ValueError for an unknown role.
+    Raises ValueError for an unknown role.
     """
-    from kleiber.studies.laws import noise_model, table
+    from kleiber.studies.laws import table
+    from kleiber.studies.laws.filters import parse_map
+    from kleiber.studies.laws.noise_model import EXTRA
 
-    asked, roles = table.parse_map(map, extra), dict.fromkeys([*inputs, "N", "D", "C", "L", *noise_model.EXTRA])
+    asked, roles = parse_map(map, columns), dict.fromkeys([*law.inputs, "N", "D", "C", "L", *EXTRA])
     for role, column in asked.items():
         if role not in roles:
             raise ValueError(f"--map {role}={column}: the role {role} must be one of {', '.join(roles)}")
-    return {**(table.OF_RUNS if source.is_dir() else {}), **asked}
+    usual, finished = (table.OF_RUNS, ("status = finished",)) if source.is_dir() else ({}, ())
+    asked |= {"sigma": sigma} if sigma else {}
+    return table.load(table.read(source), {**usual, **asked}, (*finished, *where), law.inputs)
 
 
 def _record(part: "Table", form: "Law", name: str, options: "Options", by: str | None, group: str) -> Json:

@@ -16,8 +16,8 @@ from kleiber.charts.theme import Chart
 from kleiber.studies.laws import figures as law_figures
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.laws_json import band_rate, intervals_by, lines, percent, rows_fitted
-from kleiber.studies.laws.pooling import pool
 from kleiber.studies.laws.prediction import fitted_values
+from kleiber.studies.laws.problem import pool
 from kleiber.studies.laws.table import Table, label
 from kleiber.studies.report import page
 from kleiber.studies.scaling import record_figures, suspects_table

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from kleiber.charts.theme import PALETTE, apply_theme, format_count, with_title
-from kleiber.studies.compare.arms import interval
+from kleiber.studies.compare.decision import interval
 from kleiber.studies.compare.rows import PLAIN, Rows
 from kleiber.studies.compare.task_rows import LABELS, LOWER, tasks_in_order
 from kleiber.studies.forgetting_metrics import KINDS

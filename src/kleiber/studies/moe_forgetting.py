@@ -14,8 +14,8 @@ import pandas as pd
 from kleiber.records.catalog import Run
 from kleiber.studies import forgetting
 from kleiber.studies.compare import frontier
-from kleiber.studies.compare.arms import interval
 from kleiber.studies.compare.contrast import Claim, above, contrast
+from kleiber.studies.compare.decision import interval
 from kleiber.studies.compare.rows import PLAIN, Rows, described, mean, outcomes, trajectories
 from kleiber.studies.forgetting_metrics import KINDS
 from kleiber.studies.study import EqualTargetStudy, Figures, Findings

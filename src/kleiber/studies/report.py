@@ -22,10 +22,9 @@ from kleiber.studies.compare.rows import Rows
 from kleiber.studies.laws.laws_json import without_nonfinite, write
 from kleiber.studies.scaling import Scaling
 from kleiber.studies.study import Findings, Study, content
-from kleiber.types import Json, Row
+from kleiber.types import Config, Json, Row
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
     from wandb.sdk.wandb_run import Run as WandbRun
 
 FILES = ("findings.json", "report.html", archive.NAME)  # of the artifact, beside laws.json
@@ -132,7 +131,7 @@ def study_of(folder: Path, runs: Sequence[Run], name: str | None = None) -> Stud
     return build(nodes[0])
 
 
-def load_study(name: str) -> DictConfig:
+def load_study(name: str) -> Config:
     """Loads the `study` node of conf/study/<name>.yaml. Raises ValueError for an unknown name."""
     from omegaconf import OmegaConf
 
@@ -142,7 +141,8 @@ def load_study(name: str) -> DictConfig:
     names = [path.stem for path in sorted((conf_dir() / "study").glob("[!_]*.yaml"))]
     if name not in names:
         raise ValueError(f"--study {name} must be one of {', '.join(names)}.{did_you_mean(name, names)}")
-    return OmegaConf.load(conf_dir() / "study" / f"{name}.yaml").study  # type: ignore[union-attr]
+    node = OmegaConf.load(conf_dir() / "study" / f"{name}.yaml").study  # type: ignore[union-attr]
+    return OmegaConf.to_container(node)  # type: ignore[return-value]
 
 
 def report(

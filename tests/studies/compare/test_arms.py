@@ -1,81 +1,190 @@
-"""Figures of arms: the figures that are named can be drawn, and arms without data have none."""
+"""Arms: budgets, best rates, tuning, expert loads, and why runs decide nothing."""
 
+import json
 import math
 
 import pytest
+import yaml
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.compare import arms
-from kleiber.studies.compare.arms import Arm, paired, read
+from kleiber.studies.compare.arms import (
+    Arm,
+    arm_from_rows,
+    evenly_spaced,
+    expert_loads,
+    leaf_rows,
+    not_ready,
+    planned_arms,
+    read_ladders,
+    uneven,
+)
 
-from ..arm_runs import LRS, write
+from ..arm_runs import LRS, TOKENS, write
 
-ARM = Arm("mixture", {0.01: {0: 3.0, 1: 3.1}}, 0.01, "", {"params": 5.0})
-
-
-def test_what_has_no_data_has_no_figure():
-    assert arms.differences_chart([], "title") == {}
-    assert arms.against_loss("sizes", [], "params", "title") == {}
-
-
-@pytest.mark.parametrize("name", ["differences", "arms", "tuning", "sizes"])
-def test_a_figure_shows_the_arms_it_was_asked_for(name):
-    gap = {"what": "mixture - dense", "value": 0.1, "lo": 0.0, "hi": 0.2}
-    built = {
-        **arms.differences_chart([gap], "title"),
-        **arms.each_arm({"mixture": ARM}),
-        **arms.against_loss("sizes", [ARM.row()], "params", "title"),
-    }
-    assert list(built) == ["differences", "arms", "tuning", "sizes"]
-    assert '"mixture' in built[name]().to_json()
+STUDY = {"_target_": "kleiber.studies.Compare"}
 
 
-SPARSITY = {"_target_": "kleiber.studies.Sparsity", "sizes": ["dense", "large"]}
+def ladders_of(folder, measure="loss"):
+    return read_ladders(read_runs(folder), measure)
+
+
+def arm(name, lrs):
+    return Arm(name, {lr: {0: 3.0} for lr in lrs}, lrs[0], "", {})
 
 
 def test_an_arm_is_tuned_with_five_rates_three_seeds_and_its_best_inside(tmp_path):
-    write(tmp_path, SPARSITY, "good", 3.0)
-    write(tmp_path, SPARSITY, "edge", 3.0, best=0.08)
-    write(tmp_path, SPARSITY, "few", 3.0, lrs=LRS[1:4])
-    write(tmp_path, SPARSITY, "alone", 3.0, seeds=1)
-    arms = read(read_runs(tmp_path), 4e6)
-    assert (
-        arms["good"].wrong == "" and arms["good"].best_lr == 0.02 and arms["good"].mean == pytest.approx(3 + 0.01 / 3)
-    )
-    assert (
-        "largest" in arms["edge"].wrong and "3 learning rates" in arms["few"].wrong and "1 seeds" in arms["alone"].wrong
-    )
+    write(tmp_path, STUDY, "good", 3.0)
+    write(tmp_path, STUDY, "edge", 3.0, best=0.08)
+    write(tmp_path, STUDY, "few", 3.0, lrs=LRS[1:4])
+    write(tmp_path, STUDY, "alone", 3.0, seeds=1)
+    arms = {name: ladder[1] for name, ladder in ladders_of(tmp_path).items()}
+    good = arms["good"]
+    assert (good.wrong, good.best_lr, good.facts["tokens"]) == ("", 0.02, 4e6)
+    assert good.mean == pytest.approx(3 + 0.01 / 3) and good.grid == LRS
+    assert "largest" in arms["edge"].wrong
+    assert "3 learning rates" in arms["few"].wrong and "1 seeds" in arms["alone"].wrong
 
 
 def test_a_rate_that_diverged_cannot_be_the_best(tmp_path):
-    write(tmp_path, SPARSITY, "a", 3.0, lrs=LRS[:3])
-    write(tmp_path, SPARSITY, "a", 3.0, lrs=LRS[3:], status="diverged")
-    arm = read(read_runs(tmp_path), 4e6)["a"]
+    write(tmp_path, STUDY, "a", 3.0, lrs=LRS[:3])
+    write(tmp_path, STUDY, "a", 3.0, lrs=LRS[3:], status="diverged")
+    write(tmp_path, STUDY, "b", 3.0)
+    arm = ladders_of(tmp_path)["a"][0]
     assert arm.best_lr == 0.02 and arm.wrong == "" and math.isinf(arm.losses[0.04][0])
 
 
 def test_a_rate_that_not_every_seed_has_run_is_no_neighbour_of_the_best(tmp_path):
-    write(tmp_path, SPARSITY, "a", 3.0)
+    write(tmp_path, STUDY, "a", 3.0)
+    write(tmp_path, STUDY, "b", 3.0)
     for lr in LRS[3:]:
         (tmp_path / f"a-lr{lr:g}-seed2/summary.json").unlink()
-    arm = read(read_runs(tmp_path), 4e6)["a"]
-    assert arm.best_lr == 0.02 and "3 learning rates" in arm.wrong
+    arm = ladders_of(tmp_path)["a"][0]
+    assert arm.best_lr == 0.02 and "3 learning rates" in arm.wrong and arm.grid == LRS[:3]
 
 
-def test_pairing_takes_out_what_seeds_share():
-    ours, theirs = {0: 1.0, 1: 2.0, 2: 3.0}, {0: 1.1, 1: 2.1, 2: 3.13}
-    gap = paired(ours, theirs)
-    assert gap["value"] == pytest.approx(-0.11) and gap["better on"] == 3
-    # Student's interval at 90 % with two degrees of freedom: 2.92 standard errors.
-    assert gap["hi"] - gap["value"] == pytest.approx(2.919986 * 0.01, rel=1e-3)
-    assert paired({0: 1.0}, theirs)["lo"] is None
+def test_an_arm_has_every_budget_and_its_best_rate_at_each(tmp_path):
+    write(tmp_path, STUDY, "a", 3.0)
+    write(tmp_path, STUDY, "b", 2.9, best=0.01)
+    ladders = ladders_of(tmp_path)
+    assert [arm.facts["tokens"] for arm in ladders["a"]] == list(TOKENS)
+    assert {arm.best_lr for arm in ladders["b"]} == {0.01}
 
 
-def test_arms_without_latency_are_named(tmp_path):
-    write(tmp_path, SPARSITY, "timed", 3.0, seeds=1, latency=100.0)
-    write(tmp_path, SPARSITY, "untimed", 3.0, seeds=1)
-    both = read(read_runs(tmp_path), 4e6)
-    (note,) = arms.unmeasured(both)
-    assert (note["code"], note["level"]) == ("latency", "note")
-    assert " untimed;" in note["text"]
-    assert arms.unmeasured({"timed": both["timed"]}) == []
+def with_accuracy(folder):
+    runs = read_runs(folder)
+    for run in runs:
+        for stage in run.stages:
+            if "val/docs/loss" in stage.get("metrics", {}):
+                stage["metrics"]["val/docs/accuracy"] = 1 / stage["metrics"]["val/docs/loss"]
+    return runs
+
+
+def test_where_higher_is_better_the_best_rate_has_the_highest_mean(tmp_path):
+    for name in "ab":
+        write(tmp_path, STUDY, name, 3.0)
+    ladders = read_ladders(with_accuracy(tmp_path), "val/docs/accuracy")
+    assert ladders["a"][-1].best_lr == 0.02 and 0 < ladders["a"][-1].mean < 1
+
+
+def test_every_measure_is_read_at_the_rate_at_which_the_arm_is_best(tmp_path):
+    for name in "ab":
+        write(tmp_path, STUDY, name, 3.0)
+    arm = read_ladders(with_accuracy(tmp_path), "loss")["a"][1]
+    assert arm.values("loss") == arm.at_best
+    assert arm.values("val/docs/accuracy") == pytest.approx({seed: 1 / loss for seed, loss in arm.at_best.items()})
+    assert arm.values("moe/dead") == {0: 2.0, 1: 2.0, 2: 2.0} and arm.values("nothing") == {}
+    assert arm.row()["moe/max_violation"] == pytest.approx(0.4)
+
+
+def test_a_measure_that_no_run_has_is_refused_with_those_there_are(tmp_path):
+    write(tmp_path, STUDY, "a", 3.0)
+    with pytest.raises(ValueError, match=r"val/x/acc.*val/docs/loss"):
+        ladders_of(tmp_path, "val/x/acc")
+
+
+def test_runs_of_no_arm_are_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("{seed: 0}")
+    with pytest.raises(ValueError, match="belongs to an arm"):
+        leaf_rows(read_runs(tmp_path))
+
+
+def test_loads_are_those_of_the_last_tenth_of_the_stage_and_the_last_count_of_the_dead():
+    logged = [
+        {"step": step, "stage": stage, "moe/load_entropy/0": 0.5, "moe/load_entropy/1": step / 40,
+         "moe/max_violation/0": float(step)}
+        for stage in ("trunk", "8M") for step in range(20)
+    ]  # fmt: skip
+    logged[3] |= {"moe/dead/0": 7.0}
+    logged[25] |= {"moe/dead/0": 1.0, "moe/dead/1": 2.0}
+    assert expert_loads(logged, "8M") == pytest.approx(
+        {"moe/max_violation": 18.5, "moe/load_entropy": (0.5 + 18.5 / 40) / 2, "moe/dead": 1.5}
+    )
+    assert expert_loads(logged, "trunk")["moe/dead"] == 7.0 and expert_loads([{"step": 1}], None) == {}
+    assert "moe/max_violation" not in expert_loads(
+        [{"step": 1, "moe/load_entropy/0": 1.0, "moe/max_violation/0": math.nan}], None
+    )
+
+
+def test_the_fastest_run_tells_the_time_for_other_work_only_slows(tmp_path):
+    for name in "ab":
+        write(tmp_path, STUDY, name, 3.0, latency=100.0)
+    for path in tmp_path.glob("a-lr*-seed[12]/summary.json"):
+        content = json.loads(path.read_text())
+        for stage in content["stages"][1:]:
+            stage["tokens_per_s"] = 10.0
+        path.write_text(json.dumps(content))
+    arm = ladders_of(tmp_path)["a"][0]
+    assert arm.facts["speed"] == 1e4 and arm.facts["train_s"] == 200.0
+    assert arm.facts["latency/decode_tokens_per_s/1"] == 100.0 and arm.facts["latency/decode_p50_ms/1"] == 10.0
+    row = arm.row()
+    assert row["decode tokens/s"] == 100.0 and not any(name.startswith("latency/") for name in row)
+
+
+def test_a_diverged_run_has_the_worst_value_of_any_measure():
+    rows = [
+        {"lr": 0.1, "seed": 0, "status": "diverged"},
+        {"lr": 0.2, "seed": 0, "status": "finished", "val/x/acc": 0.5},
+    ]
+    assert arm_from_rows("a", rows, "val/x/acc").losses == {0.1: {0: -math.inf}, 0.2: {0: 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "alike"),
+    [
+        (LRS, LRS, True), (LRS, [lr * 10 for lr in LRS], True), (LRS, LRS[:4], False),
+        (LRS, [0.001, 0.01, 0.1, 1.0, 10.0], False), (LRS, [0.005, 0.006, 0.007, 0.04, 0.08], False),
+    ],
+)  # fmt: skip
+def test_arms_are_tuned_alike_with_as_many_rates_of_the_same_spacing(first, second, alike):
+    assert (uneven((arm("a", first), arm("b", second))) == "") == alike
+
+
+def test_rates_of_one_two_five_ten_are_evenly_spaced():
+    assert evenly_spaced([0.001, 0.002, 0.005, 0.01]) and not evenly_spaced([0.001, 0.002, 0.02])
+
+
+def test_runs_that_have_not_finished_decide_nothing(tmp_path):
+    write(tmp_path, STUDY, "a", 3.0, seeds=1)
+    assert not_ready(read_runs(tmp_path), 1) == ""
+    write(tmp_path, STUDY, "b", 3.0, seeds=1, status="running")
+    assert "5 of 10" in not_ready(read_runs(tmp_path), 1)
+
+
+def test_every_plan_with_another_number_of_seeds_is_a_look(tmp_path):
+    write(tmp_path, STUDY, "a", 3.0, seeds=3)
+    for config in tmp_path.glob("*/config.yaml"):
+        content = yaml.safe_load(config.read_text())
+        seeds = 2 if content["seed"] < 2 else 3
+        config.write_text(
+            yaml.safe_dump(
+                {
+                    **content,
+                    "study": {"arm": "a", "seeds": None},
+                    "design": {"seeds": seeds, "arms": {"a": {}, "z": {}, "y": None}},
+                }
+            )
+        )
+    runs = read_runs(tmp_path)
+    assert "2 looks" in not_ready(runs, 1) and not_ready(runs, 2) == ""
+    assert planned_arms(runs) == ["a", "z"]

@@ -7,6 +7,7 @@ from kleiber.studies.compare.decision import (
     Claim,
     Decision,
     Estimate,
+    axis_label,
     gaps_by_seed,
     half_width,
     level_of_each,
@@ -15,7 +16,7 @@ from kleiber.studies.compare.decision import (
     paired_difference,
 )
 
-OPPOSITE = {"lower": "higher", "higher": "lower"}
+OPPOSITE = {"lower": "higher", "higher": "lower", "not_lower": "not_higher", "not_higher": "not_lower"}
 
 
 def draws(seed, n=5):
@@ -51,6 +52,9 @@ def test_what_a_seed_adds_to_both_arms_changes_nothing():
         ("higher", 0.0, 0.1, 0.2, "supported"), ("higher", 0.0, -0.2, -0.1, "contradicted"),
         ("within", 0.3, -0.2, 0.1, "supported"), ("within", 0.05, 0.1, 0.2, "contradicted"),
         ("within", 0.15, 0.1, 0.2, "undecided"),
+        ("not_higher", 0.05, -0.2, 0.04, "supported"), ("not_higher", 0.05, 0.06, 0.2, "contradicted"),
+        ("not_higher", 0.05, 0.0, 0.1, "undecided"), ("not_lower", 0.05, -0.04, 0.2, "supported"),
+        ("not_lower", 0.05, -0.2, -0.06, "contradicted"), ("not_lower", 0.05, -0.1, 0.0, "undecided"),
     ],
 )  # fmt: skip
 def test_an_interval_decides_a_claim(direction, margin, lo, hi, decision):
@@ -64,7 +68,7 @@ def test_without_an_interval_nothing_is_tested():
     assert paired_difference({0: 1.0}, {1: 2.0}, 0.9, "nats") is None
 
 
-@pytest.mark.parametrize("wrong", [{"direction": "better"}, {"margin": -1.0}, {"direction": "within"}])
+@pytest.mark.parametrize("wrong", [{"direction": "better"}, {"margin": -1.0}, {"direction": "within"}, {"equal": "x"}])
 def test_a_claim_that_says_nothing_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))[:6]):
         Claim("b", "a", **wrong)
@@ -114,3 +118,10 @@ def test_equal_arms_are_told_apart_no_more_often_than_stated_however_often_one_l
 
 def test_gaps_are_in_order_of_the_seed():
     assert gaps_by_seed({1: 2.0, 0: 1.0}, {0: 0.5, 1: 0.0, 2: 9.0}) == [0.5, 2.0]
+
+
+def test_a_measure_has_a_label_and_a_unit_and_a_claim_tells_what_is_equal():
+    assert axis_label("val/sst2/accuracy") == "accuracy (sst2)" and axis_label("loss").endswith("(nats per token)")
+    assert axis_label("moe/dead") == "number of dead experts (experts per layer)"
+    text = Claim("b", "a", "not_higher", 0.01, equal="flops").text()
+    assert "no higher loss" in text and "0.01" in text and "training FLOPs" in text

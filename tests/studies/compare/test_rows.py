@@ -5,7 +5,7 @@ import pytest
 
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare import rows as outcomes
-from kleiber.studies.compare.rows import seed_means
+from kleiber.studies.compare.rows import difference, mean_of, seed_means
 
 from ..comparisons import truth, write_study
 
@@ -55,3 +55,13 @@ def test_branches_of_a_trunk_are_no_seeds_of_their_own():
     rows = pd.DataFrame([{"run": run, "D": d, "v": d + 0.1 * run} for run in range(2) for d in range(4)])
     result, apart = (seed_means(row, ["D"], "v") for row in (rows, rows.drop(columns="run")))
     assert (result["half"] / apart["half"]).to_numpy() == pytest.approx(6.3138 / 2.1318, rel=1e-3)
+
+
+def test_a_difference_of_means_is_antisymmetric_and_needs_a_repeated_setting_for_an_interval():
+    table = pd.DataFrame({"x": [1, 1, 2, 2], "y": [1.0, 1.2, 2.0, 2.1]})
+    means = seed_means(table, ["x"], "y")
+    forth, back = (difference(means.iloc[i], means.iloc[1 - i], "nats") for i in (0, 1))
+    assert (forth.value, forth.lo, forth.hi) == pytest.approx((-back.value, -(back.hi or 0), -(back.lo or 0)))
+    assert mean_of(means.iloc[0], "nats").value == pytest.approx(1.1) and forth.value == pytest.approx(-0.95)
+    alone = seed_means(table[::2], ["x"], "y")
+    assert difference(alone.iloc[0], alone.iloc[1], "nats").lo is None and mean_of(alone.iloc[0], "nats").hi is None

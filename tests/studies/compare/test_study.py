@@ -1,6 +1,7 @@
 """The study compare on runs with known losses: the decision, its exit code, and what findings.json says of it."""
 
 import json
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from kleiber.launch.cli import main
 from kleiber.records.catalog import read_runs
 from kleiber.studies.compare.study import Compare, read_claim
+from kleiber.studies.report import load_study
+from kleiber.studies.study import PlannedPoint
 
 from ..arm_runs import write
 
@@ -108,6 +111,75 @@ def test_a_claim_about_an_arm_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="nobody"):
         Compare(claims=[{"arm": "nobody", "against": "base"}]).analyze(two(tmp_path))
     assert read_claim({"arm": "a", "against": "b", "margin": 0.1}, "x").margin == 0.1
+
+
+def planned(*arms):
+    return [PlannedPoint(Path("r"), {"study": {"arm": arm}}, 1.0, 1.0) for arm in arms]
+
+
+def test_a_plan_without_the_arms_of_a_claim_is_refused_before_training():
+    study = Compare(claims=[{"arm": "b", "against": "a"}])
+    assert study.check_plan(planned("a", "b")) == []
+    with pytest.raises(ValueError, match="b is not an arm"):
+        study.check_plan(planned("a", "c"))
+    with pytest.raises(ValueError, match="1 arms"):
+        Compare().check_plan(planned("a", "a"))
+
+
+def test_a_claim_has_its_own_measure_and_quantity_and_an_arm_without_runs_is_not_tested(tmp_path):
+    runs = two(tmp_path, speed=5e3)
+    for run in runs:
+        run.config["design"] = {"arms": {"base": {}, "changed": {}, "late": {}}}
+        for row in run.rows:
+            row["moe/dead/0"] = (3.0 if run.config["study"]["arm"] == "changed" else 1.0) + 0.1 * run.config["seed"]
+    claims = [
+        {"arm": "changed", "against": "base"},
+        {"arm": "changed", "against": "base", "equal": "seconds"},
+        {"arm": "changed", "against": "base", "measure": "moe/dead", "direction": "higher", "margin": 1.5},
+        {"arm": "late", "against": "base"},
+    ]
+    findings = Compare(claims=claims).analyze(runs)
+    assert findings.comparison is not None
+    estimates = findings.comparison["estimates"]
+    assert [row["decision"] for row in estimates] == ["supported", "undecided", "supported", "not tested"]
+    assert [row["value"] for row in estimates[:3]] == pytest.approx([-0.1, 0.0, 2.0], abs=2e-3)
+    assert estimates[2]["unit"] == "experts per layer" and estimates[2]["measure"] == "moe/dead"
+    assert {row["unit"] for row in findings.tables["Differences"]} <= {"nats per token", None}
+    assert "by_dead" in findings.figures and "tokens" in findings.figures
+
+
+LOSSES = {
+    "sparsity": {"moe": 2.9, "dense": 3.0, "dense_total": 2.8, "dense_memory": 2.85},
+    "routers": {"topk": 3.0, "sigmoid": 3.0, "lossfree": 3.0, "hash": 3.1, "random": 3.3, "unbalanced": 3.0},
+    "upcycling": {"upcycled": 2.9, "continued": 3.0, "scratch": 3.2},
+    "moe_gain": {"moe": 2.9, "dense": 3.0, "moe_96": 2.8, "dense_96": 2.9},
+}
+DECISIONS = {
+    "sparsity": ["supported", "supported", "supported", "not tested"],
+    "routers": ["supported", "supported", "supported", "contradicted"],
+    "upcycling": ["supported", "supported"],
+    "moe_gain": ["supported", "supported"],
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_study_that_is_claims_alone_decides_them(tmp_path, name):
+    """sparsity has a dense model of other memory, routers no more dead experts without balance."""
+    for arm, loss in LOSSES[name].items():
+        total = 900_000 if arm in ("moe", "dense_total") else 400_000
+        write(tmp_path, STUDY, arm, loss, total=total, core=200_000 if arm.endswith("_96") else 100_000)
+    node = load_study(name)
+    study = Compare(**{str(key): value for key, value in node.items() if key != "_target_"})
+    findings = study.analyze(read_runs(tmp_path))
+    assert findings.comparison is not None
+    assert [row["decision"] for row in findings.comparison["estimates"]] == DECISIONS[name]
+    values = {row["against"] + row["arm"]: row["value"] for row in findings.comparison["estimates"]}
+    if name == "moe_gain":
+        assert [row["value"] for row in findings.tables["Trends of differences"]] == pytest.approx([0, 0, 0], abs=1e-9)
+    if name == "upcycling":
+        assert values == pytest.approx({"continuedupcycled": -0.1, "scratchupcycled": -0.3})
+    if name == "routers":
+        assert {row["arm"] for row in findings.tables["Differences"]} == set(LOSSES[name]) - {"topk"}
 
 
 def test_figures_and_tables_name_the_measure_that_is_compared(tmp_path):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from kleiber.studies.designs.grid import SweepContext
+from kleiber.studies.designs.design import SweepContext
 from kleiber.studies.designs.isoflop import PRIOR, IsoFLOP, best_width, planning_law
 
 

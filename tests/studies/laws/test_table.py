@@ -8,7 +8,7 @@ import pytest
 from fake_run import fake_run
 
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.table import load, parse_map, read
+from kleiber.studies.laws.table import load, read
 
 FRAME = pd.DataFrame(
     {"params": [1439795200] * 3, "tokens": [921468928000] * 3, "loss": [2.0, 3.0, np.nan], "seed": [0, 1, 0]}
@@ -53,10 +53,6 @@ def test_refusals(tmp_path):
         load(FRAME, {"N": "params", "L": "loss"}).inputs(find("chinchilla"))
     with pytest.raises(ValueError, match="none of the 3 rows"):
         load(FRAME, ROLES, ["loss > 9"])
-    with pytest.raises(ValueError, match="ROLE=COLUMN"):
-        parse_map("N")
-    with pytest.raises(ValueError, match="contradicts N=params"):
-        parse_map("N=other", {"N": "params"})
     (tmp_path / "t.xlsx").write_text("")
     with pytest.raises(ValueError, match=r"'\.xlsx'"):
         read(tmp_path / "t.xlsx")

@@ -1,7 +1,8 @@
-"""Arms of a comparison: their losses by learning rate and seed, tuning, paired differences, costs and figures.
+"""Arms of a comparison at each of their budgets: measures by learning rate and seed, and whether they were tuned alike.
 
-Runs belong to an arm by `study.arm` of their config. Training speed and latency are the best of an arm's runs, since
-other work on the machine only slows a run; a best has no interval. Altair is imported when a figure is drawn.
+A run belongs to an arm by `study.arm` of its config. Arms may be compared if they were tuned alike: as many learning
+rates with the same spacing. The runs as a whole decide nothing before all of them have ended, nor when they are looked
+at more often than was planned.
 """
 
 from __future__ import annotations
@@ -9,31 +10,43 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from itertools import pairwise
 
+from kleiber.config.errors import Status
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.rows import LOSS
+from kleiber.records.summary import rows_with
+from kleiber.studies.compare.decision import LOSS
 from kleiber.types import Config, Json, Row
-
-if TYPE_CHECKING:
-    from kleiber.studies.study import Figures
-
 
 LRS = 5  # least number of learning rates of a tuned arm
 SEEDS = 3  # least number of seeds of a tuned arm
-LEVEL = 0.9  # confidence level of intervals
+LOWER_IS_BETTER = (LOSS, "bits_per_byte", "perplexity", "gap", "rmse", "mae", "error")
+SAME_TOKENS = 0.02  # relative difference up to which numbers of tokens are one budget
+SPACING = 0.1  # relative difference up to which two ratios of neighboring rates count as equal
+LOADS = "moe/"  # prefix of what expert_loads measures
+LATENCY = "latency/"  # prefix of the metrics of callbacks=latency: latency/<quantity>/<rows at once>
+AT_ONE = {  # columns of the table of arms
+    "prefill tokens/s": "latency/prefill_tokens_per_s/1",
+    "decode tokens/s": "latency/decode_tokens_per_s/1",
+    "decode p50 (ms)": "latency/decode_p50_ms/1",
+    "decode p95 (ms)": "latency/decode_p95_ms/1",
+}
+MEDIANS = ("active", "core", "params", "tokens", "flops", "memory")  # facts that are equal in the runs of an arm
+
+ArmOf = Callable[[Run], str | None]  # the arm of a run; None for a run that belongs to no arm
 
 
 @dataclass(frozen=True)
 class Arm:
     """One arm at one number of tokens.
 
-    losses   validation losses by learning rate and seed; infinite for a run that diverged
-    best_lr  the rate with the least mean loss, among the rates with the most seeds
+    losses   the measure by which the arm was tuned, by learning rate and seed; the worst for a run that diverged
+    best_lr  the rate with the best mean, among the rates with the most seeds
     wrong    why the arm is untuned; empty when it is tuned
     facts    parameters, tokens, FLOPs, memory (medians of its runs), and the speeds of the fastest run
+    measure  the name of that measure
+    others   all measures of the runs at the best rate, by name and seed
     """
 
     name: str
@@ -41,6 +54,8 @@ class Arm:
     best_lr: float
     wrong: str
     facts: Mapping[str, float]
+    measure: str = LOSS
+    others: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     @property
     def at_best(self) -> Mapping[int, float]:
@@ -50,35 +65,22 @@ class Arm:
     def mean(self) -> float:
         return sum(self.at_best.values()) / len(self.at_best)
 
+    @property
+    def grid(self) -> list[float]:
+        """The learning rates with the most seeds, in ascending order."""
+        most = max(map(len, self.losses.values()))
+        return sorted(lr for lr, by_seed in self.losses.items() if len(by_seed) == most)
+
+    def values(self, measure: str) -> Mapping[int, float]:
+        """A measure at the best learning rate, by seed."""
+        return self.at_best if measure == self.measure else self.others.get(measure, {})
+
     def row(self) -> Json:
         """A row of the table of arms."""
-        summary = {"arm": self.name, "loss": self.mean, "seeds": len(self.at_best), "best lr": self.best_lr}
-        return {**summary, "tuned": not self.wrong, "why not": self.wrong, **of_one_row(self.facts)}
-
-
-def read(runs: Sequence[Run], tokens: float | None = None) -> dict[str, Arm]:
-    """The arms of the runs by name, at `tokens` training tokens to 2 % (None: the most that each arm has).
-
-    Raises ValueError where no run of an arm has finished.
-    """
-    rows = points(runs)
-    arms = {}
-    for name, part in by_arm(rows).items():
-        lengths = [row["tokens"] for row in part if row["loss"] is not None]
-        wanted = max(lengths, default=0) if tokens is None else tokens
-        near = [row for row in part if row["loss"] is None or abs(row["tokens"] / wanted - 1) < 0.02]
-        if any(row["loss"] is not None for row in near):
-            arms[name] = arm_from_rows(name, near)
-    if not arms:
-        at = "" if tokens is None else f" at {tokens:,.0f} tokens"
-        raise ValueError(f"no finished run of any arm{at}: this study reads cells that its own design made")
-    return arms
-
-
-def by_arm(rows: Sequence[Json]) -> dict[str, list[Json]]:
-    """The rows of each arm, by name and in order of first appearance."""
-    names = dict.fromkeys(row["arm"] for row in rows)
-    return {name: [row for row in rows if row["arm"] == name] for name in names}
+        summary = {"arm": self.name, self.measure: self.mean, "seeds": len(self.at_best), "best lr": self.best_lr}
+        tuning = {"tuned": not self.wrong, "why not": self.wrong}
+        loads = {name: statistics.fmean(each.values()) for name, each in self.others.items() if name.startswith(LOADS)}
+        return {**summary, **tuning, **with_readable_latency(self.facts), **loads}
 
 
 def arm_name(run: Run) -> str | None:
@@ -86,39 +88,129 @@ def arm_name(run: Run) -> str | None:
     return (run.config.get("study") or {}).get("arm")
 
 
-def points(runs: Sequence[Run], arm_of: Callable[[Run], str | None] = arm_name) -> list[Json]:
-    """A row for each leaf of each run that belongs to an arm; the row of a run that diverged has the loss None.
+def planned_arms(runs: Sequence[Run]) -> list[str]:
+    """The names of the arms of the designs that planned the runs, in their order."""
+    designs = [(run.config.get("design") or {}).get("arms") or {} for run in runs]
+    return list(dict.fromkeys(name for arms in designs for name, arm in arms.items() if arm is not None))
 
-    Raises ValueError where no run belongs to an arm.
+
+def leaf_rows(runs: Sequence[Run], arm_of: ArmOf = arm_name) -> list[Json]:
+    """A row for each leaf of each run that belongs to an arm: its metrics, costs and expert loads.
+
+    A run that diverged has one row without a loss. Raises ValueError where no run that has ended belongs to an arm.
     """
     rows = []
     for run in runs:
-        config = run.config
         arm = arm_of(run)
-        if arm is None or run.status not in ("finished", "diverged"):
+        if arm is None or run.status not in (Status.FINISHED, Status.DIVERGED):
             continue
-        leaves = run.leaves if run.status == "finished" else []
+        leaves = run.leaves if run.status == Status.FINISHED else []
         for row, stage in zip(run.leaf_rows(), leaves or [{}], strict=False):
-            lr = row["lr"] if row["lr"] is not None else config["optimizer"]["lr"]
-            loss = row["loss"] if run.status == "finished" else None
-            costs = {"memory": memory_bytes(config["model"], stage), "speed": stage.get("tokens_per_s")}
-            core = (stage.get("params") or {}).get("embedding")
-            costs["core"] = None if core is None else row["active"] - core
-            rows.append({**row, **costs, "arm": arm, "lr": lr, "loss": loss, "seed": config["seed"], "source": run})
+            lr = row["lr"] if row["lr"] is not None else run.config["optimizer"]["lr"]
+            measured = {**row, **costs_of_leaf(run.config["model"], stage), **expert_loads(run.rows, stage.get("name"))}
+            rows.append({**measured, "arm": arm, "lr": lr, "seed": run.config["seed"]})
     if not rows:
         raise ValueError("no run here belongs to an arm: this study reads cells that its own design made")
     return rows
 
 
+def expert_loads(logged: Sequence[Row], stage: str | None) -> dict[str, float]:
+    """Means over layers of what a stage logged about its experts; empty for a model without experts.
+
+    moe/max_violation, moe/load_entropy  over the last tenth of the rows
+    moe/dead                             the last count of dead experts
+    """
+    rows = [row for row in rows_with(logged, "moe/load_entropy/") if row.get("stage") in (None, stage)]
+    late, counted = rows[-max(1, len(rows) // 10) :], rows_with(rows, "moe/dead/")[-1:]
+    loads = {}
+    for name, source in (("moe/max_violation", late), ("moe/load_entropy", late), ("moe/dead", counted)):
+        values = [value for row in source for key, value in row.items() if key.startswith(f"{name}/")]
+        finite = [value for value in values if math.isfinite(value)]
+        loads |= {name: statistics.fmean(finite)} if finite else {}
+    return loads
+
+
+def read_ladders(
+    runs: Sequence[Run], measure: str = LOSS, arm_of: ArmOf = arm_name, least: int = 2
+) -> dict[str, list[Arm]]:
+    """Returns each arm at every number of tokens (to 2 %) that it was trained for, in ascending order.
+
+    Arms are in the order of the design that planned them, others in that of the runs. Raises ValueError for fewer than
+    `least` arms with the measure.
+    """
+    rows = leaf_rows(runs, arm_of)
+    usable = [row for row in rows if diverged(row) or row.get(measure) is not None]
+    order = dict.fromkeys([*planned_arms(runs), *(row["arm"] for row in usable)])
+    parts = {name: [row for row in usable if row["arm"] == name] for name in order}
+    ladders: dict[str, list[Arm]] = {}
+    for name, part in parts.items():
+        budgets: list[float] = []
+        for tokens in sorted(row["tokens"] for row in part if not diverged(row)):
+            if not budgets or not near(tokens, budgets[-1]):
+                budgets.append(tokens)
+        at = {tokens: [row for row in part if diverged(row) or near(row["tokens"], tokens)] for tokens in budgets}
+        if at:
+            ladders[name] = [arm_from_rows(name, near_rows, measure) for near_rows in at.values()]
+    if len(ladders) < least:
+        metrics = {name for row in rows for name, value in row.items() if isinstance(value, float) and "/" in name}
+        raise ValueError(
+            f"study.measure={measure}: {len(ladders)} arms have finished runs with it, and {least} are needed; "
+            f"measures of these runs: {', '.join([LOSS, *sorted(metrics)])}"
+        )
+    return ladders
+
+
+def diverged(row: Row) -> bool:
+    return row.get("status") == Status.DIVERGED
+
+
+def higher_is_better(measure: str) -> bool:
+    """Whether a higher value of the measure is better: of everything but losses and errors."""
+    return measure.rpartition("/")[2] not in LOWER_IS_BETTER
+
+
+def near(tokens: float, budget: float) -> bool:
+    """Whether a number of tokens belongs to a budget, which is the least of its group."""
+    return 0 <= tokens / budget - 1 <= SAME_TOKENS
+
+
+def arm_from_rows(name: str, rows: Sequence[Row], measure: str = LOSS) -> Arm:
+    """The arm of these rows, at its learning rate of best mean over all seeds; a run that diverged is worst."""
+    higher = higher_is_better(measure)
+    losses: dict[float, dict[int, float]] = {}
+    for row in rows:
+        worst = -math.inf if higher else math.inf
+        losses.setdefault(row["lr"], {})[row["seed"]] = worst if diverged(row) else row[measure]
+    most = max(len(by_seed) for by_seed in losses.values())
+    means = {lr: sum(each.values()) / len(each) for lr, each in losses.items() if len(each) == most}
+    best = (max if higher else min)(means, key=lambda lr: means[lr])
+    ended = [row for row in rows if not diverged(row)]
+    others: dict[str, dict[int, float]] = {}
+    for row in (row for row in ended if row["lr"] == best):
+        for key, value in row.items():
+            if (key == LOSS or "/" in key) and isinstance(value, float):
+                others.setdefault(key, {})[row["seed"]] = value
+    return Arm(name, losses, best, untuned(sorted(means), best, most), facts_of_arm(ended), measure, others)
+
+
+def costs_of_leaf(model: Config, stage: Json) -> Json:
+    """The columns memory, speed and core (active parameters outside the embeddings) of a leaf; None where unknown."""
+    params = stage.get("params") or {}
+    core = None if params.get("embedding") is None else params["active"] - params["embedding"]
+    return {"memory": memory_bytes(model, stage), "speed": stage.get("tokens_per_s"), "core": core}
+
+
 def memory_bytes(model: Config, stage: Json) -> float | None:
-    """Bytes for inference at batch size 1 in fp32: the weights, and keys and values of one full context."""
-    if not stage.get("params"):
+    """Bytes for inference at batch size 1 in fp32: the weights, and keys and values of one full context.
+
+    None for a model whose config does not tell its depth.
+    """
+    if not stage.get("params") or not model.get("depth"):
         return None
-    width = width_of(model)
     share = 1.0
     if model.get("num_heads") and model.get("num_kv_heads"):
         share = model["num_kv_heads"] / model["num_heads"]
-    return 4.0 * (stage["params"]["total"] + 2 * model["depth"] * model["context"] * width * share)
+    return 4.0 * (stage["params"]["total"] + 2 * model["depth"] * model["context"] * width_of(model) * share)
 
 
 def width_of(model: Config) -> int:
@@ -126,27 +218,29 @@ def width_of(model: Config) -> int:
     return model.get("width") or model["aspect"] * model["depth"]
 
 
-def arm_from_rows(name: str, rows: Sequence[Row], higher_is_better: bool = False) -> Arm:
-    """The arm of these rows, at its learning rate of best mean over all seeds; a run that diverged is worst."""
-    worst = -math.inf if higher_is_better else math.inf
-    losses: dict[float, dict[int, float]] = {}
-    for row in rows:
-        losses.setdefault(row["lr"], {})[row["seed"]] = worst if row["loss"] is None else row["loss"]
-    most = max(len(by_seed) for by_seed in losses.values())
-    means = {lr: sum(each.values()) / len(each) for lr, each in losses.items() if len(each) == most}
-    best = (max if higher_is_better else min)(means, key=lambda lr: means[lr])
-    ended = [row for row in rows if row["loss"] is not None]
-    facts = {}
-    for key in ("active", "core", "params", "tokens", "flops", "memory", "speed"):
-        values = [row[key] for row in ended if row[key] is not None]
-        if values:
-            facts[key] = float(statistics.median(values))
-    if "speed" in facts:
-        # Other work on the machine only slows a run, so the fastest run is the best estimate.
-        facts["speed"] = max(float(row["speed"]) for row in ended if row["speed"] is not None)
-        facts["train_s"] = facts["tokens"] / facts["speed"]
-    facts |= best_latency(ended)
-    return Arm(name, losses, best, untuned(sorted(means), best, most), facts)
+def facts_of_arm(rows: Sequence[Row]) -> dict[str, float]:
+    """Parameters, tokens, FLOPs and memory (medians of the rows of an arm), and the speeds of the fastest run."""
+    facts = {name: values for name in MEDIANS if (values := measured(rows, name))}
+    medians = {name: float(statistics.median(values)) for name, values in facts.items()}
+    if speeds := measured(rows, "speed"):
+        medians["speed"] = max(speeds)
+        medians["train_s"] = medians["tokens"] / max(speeds)
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith(LATENCY))
+    latency = {name: values for name in names if (values := measured(rows, name))}
+    best = {name: (max if "_per_s" in name else min)(values) for name, values in latency.items()}
+    return medians | best
+
+
+def measured(rows: Sequence[Row], name: str) -> list[float]:
+    """The values of a column, without None and nan."""
+    values = [row.get(name) for row in rows]
+    return [float(value) for value in values if value is not None and value == value]
+
+
+def with_readable_latency(facts: Mapping[str, float]) -> dict[str, float]:
+    """The facts of an arm with the latency at batch size 1 under readable names, and without that of others."""
+    rest = {name: value for name, value in facts.items() if not name.startswith(LATENCY)}
+    return rest | {column: facts[name] for column, name in AT_ONE.items() if name in facts}
 
 
 def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
@@ -158,137 +252,45 @@ def untuned(lrs: Sequence[float], best: float, seeds: int) -> str:
     return "" if seeds >= SEEDS else f"{seeds} seeds, and {SEEDS} are needed"
 
 
-def all_tuned(*arms: Arm) -> bool:
-    return not any(arm.wrong for arm in arms)
+def uneven(arms: Sequence[Arm]) -> str:
+    """Why arms were not tuned alike: another number of learning rates, or another spacing; "" where they were."""
+    grids = {arm.name: arm.grid for arm in arms}
+    sizes = {name: len(rates) for name, rates in grids.items()}
+    if len(set(sizes.values())) > 1:
+        return "the arms have different numbers of learning rates: " + format_pairs(sizes)
+    steps = {name: math.log(rates[-1] / rates[0]) / max(len(rates) - 1, 1) for name, rates in grids.items()}
+    if max(steps.values()) > (1 + SPACING) * min(steps.values()):
+        factors = {name: f"{math.exp(step):.3g}x" for name, step in steps.items()}
+        return "the learning rates of the arms have different spacing: " + format_pairs(factors)
+    wide = [name for name, rates in grids.items() if not evenly_spaced(rates)]
+    return f"the learning rates of {wide[0]} are not evenly spaced on a logarithmic scale" if wide else ""
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float], level: float = LEVEL) -> Json:
-    """Mean of ours - theirs over the common seeds, with Student's interval; no interval below two seeds."""
-    seeds = sorted(set(ours) & set(theirs))
-    gaps = [ours[seed] - theirs[seed] for seed in seeds]
-    low, high = interval(gaps, level)
-    value = sum(gaps) / len(gaps) if gaps else None
-    return {"value": value, "lo": low, "hi": high, "seeds": len(gaps), "better on": sum(gap < 0 for gap in gaps)}
+def evenly_spaced(rates: Sequence[float]) -> bool:
+    """Whether neighboring rates have about the same ratio, as 1, 2, 5, 10 do."""
+    ratios = [math.log(high / low) for low, high in pairwise(rates)]
+    return not ratios or max(ratios) <= 1.5 * min(ratios)
 
 
-def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float | None, float | None]:
-    """Student's interval of the mean; (None, None) below two values and for values that are not finite."""
-    from kleiber.studies.laws.uncertainty import student_quantile
-
-    n = len(values)
-    if n < 2 or not all(map(math.isfinite, values)):
-        return None, None
-    mean = sum(values) / n
-    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    half = student_quantile(n - 1, level) * spread
-    return mean - half, mean + half
+def format_pairs(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def format_gap(gap: Row, unit: str = "nats") -> str:
-    """A difference as text, `-0.1400 nats, 90% [-0.1500, -0.1300]`, or why it has no interval."""
-    if gap["value"] is None:
-        return "no seed in common"
-    if gap["lo"] is None:
-        return f"{gap['value']:+.4f} {unit} (no interval: {gap['seeds']} seed)"
-    return f"{gap['value']:+.4f} {unit}, {LEVEL:.0%} [{gap['lo']:+.4f}, {gap['hi']:+.4f}]"
+def not_ready(runs: Sequence[Run], looks: int, arm_of: ArmOf = arm_name) -> str:
+    """Why these runs decide nothing yet: some have not finished, or they were looked at too often; "" otherwise.
 
-
-def complaints(arms: Mapping[str, Arm]) -> list[dict[str, str]]:
-    """A warning for each arm that is not tuned."""
-    text = "the headline excludes arm {}, which is not tuned: {}"
-    return [
-        {"code": "untuned", "level": "warn", "text": text.format(arm.name, arm.wrong)}
-        for arm in arms.values()
-        if arm.wrong
-    ]
-
-
-PREFIX = "latency/"  # of the metrics of callbacks=latency: latency/<what>/<rows at once>
-AT_ONE = {  # columns of the table of arms
-    "prefill tokens/s": "latency/prefill_tokens_per_s/1",
-    "decode tokens/s": "latency/decode_tokens_per_s/1",
-    "decode p50 (ms)": "latency/decode_p50_ms/1",
-    "decode p95 (ms)": "latency/decode_p95_ms/1",
-}
-BY_BATCH = {
-    "prefill tokens/s": "prefill_tokens_per_s",
-    "decode tokens/s": "decode_tokens_per_s",
-    "bytes while decoding": "memory_bytes",
-}
-HOW = (  # for the methods of a study
-    "Latency, where runs have it (callbacks=latency), was taken of every branch after its last step, in the process "
-    "that trained it: greedy decoding of random tokens with a key-value cache, by the weights that were trained, not "
-    "compiled; prompts of half the context (at most 128 tokens), as many new tokens (at most 64), 1, 8 and 64 rows at "
-    "once. Prefill is the median of three rounds after one that warms up, decode the tokens over the time of all its "
-    "steps, p50 and p95 are of single steps, bytes those of weights and cache. Of each speed and time an arm has the "
-    "best of its runs, since other work on the machine only slows a run; such a best, and a ratio of two, has no "
-    "interval."
-)
-
-
-def best_latency(rows: Sequence[Row]) -> dict[str, float]:
-    """The best value of each latency metric over the rows of an arm: the highest speed, the least time and memory."""
-    by_metric: dict[str, list[float]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if name.startswith(PREFIX) and value is not None and value == value:
-                by_metric.setdefault(name, []).append(float(value))
-    return {name: (max if "_per_s" in name else min)(values) for name, values in by_metric.items()}
-
-
-def of_one_row(facts: Mapping[str, float]) -> dict[str, float]:
-    """The facts of an arm with the latency at batch size 1 under readable names; `price` has the other batch sizes."""
-    rest = {name: value for name, value in facts.items() if not name.startswith(PREFIX)}
-    return rest | {column: facts[name] for column, name in AT_ONE.items() if name in facts}
-
-
-def price(arms: Mapping[str, Arm], mixture: str) -> list[Json]:
-    """A row for each quantity: its value for the mixture, and the ratio to each other arm that has a value."""
-    if mixture not in arms:
-        return []
-    ours, others = arms[mixture], [arm for name, arm in arms.items() if name != mixture]
-    rows = []
-    for label, name in quantities(ours.facts).items():
-        ratios = {f"{mixture} / {arm.name}": ours.facts[name] / arm.facts[name] for arm in others if name in arm.facts}
-        if ratios:
-            rows.append({"what": label, mixture: ours.facts[name], **ratios})
-    return rows
-
-
-def quantities(facts: Mapping[str, float]) -> dict[str, str]:
-    """The facts that are costs: their names by the label of the report."""
-    batches = sorted({int(name.rpartition("/")[2]) for name in facts if name.startswith(PREFIX)})
-    named = {"training tokens/s": "speed", "bytes of weights and one full context": "memory"}
-    for label, key in BY_BATCH.items():
-        named |= {f"{label}, {rows} at once": f"{PREFIX}{key}/{rows}" for rows in batches}
-    return {label: name for label, name in named.items() if name in facts}
-
-
-def unmeasured(arms: Mapping[str, Arm]) -> list[dict[str, str]]:
-    """A note that names the arms whose runs have no latency."""
-    names = [arm.name for arm in arms.values() if not any(fact.startswith(PREFIX) for fact in arm.facts)]
-    if not names:
-        return []
-    text = f"latency was not measured in the runs of {', '.join(names)}; kleiber eval RUN --evals latency does it"
-    return [{"code": "latency", "level": "note", "text": text}]
-
-
-def differences_chart(gaps: Sequence[Row], title: str, measure: str = LOSS) -> Figures:
-    """The figure of differences with their intervals; none without a difference."""
-    return {"differences": lambda: _figures().differences(gaps, title, measure)} if gaps else {}
-
-
-def each_arm(arms: Mapping[str, Arm], measure: str = LOSS) -> Figures:
-    """The figures of the arms side by side, and of a measure at each learning rate; `measure` labels their axis."""
-    return {"arms": lambda: _figures().side_by_side(arms, measure), "tuning": lambda: _figures().tuning(arms, measure)}
-
-
-def against_loss(name: str, rows: Sequence[Row], x: str, title: str) -> Figures:
-    """The figure `name`: the loss of the arms against their column `x`; none without rows."""
-    return {name: lambda: _figures().scatter(rows, x, "loss", title)} if rows else {}
-
-
-def _figures() -> ModuleType:
-    from kleiber.studies.compare import figures
-
-    return figures
+    Each plan with another number of seeds was a look, because the runs of the plan before had been seen by then.
+    """
+    mine = [run for run in runs if arm_of(run) is not None]
+    waiting = [run for run in mine if run.status not in (Status.FINISHED, Status.DIVERGED)]
+    if waiting:
+        return f"{len(waiting)} of {len(mine)} runs have not finished"
+    nodes = [(run.config.get("study") or {}, run.config.get("design") or {}) for run in mine]
+    plans = {study.get("seeds") or design.get("seeds") for study, design in nodes} - {None}
+    if len(plans) > looks:
+        numbers = ", ".join(sorted(map(str, plans)))
+        return (
+            f"the runs were planned with {numbers} seeds, which makes {len(plans)} looks, and study.looks={looks}: "
+            "set study.looks before the first look in a new study"
+        )
+    return ""

@@ -13,14 +13,54 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from kleiber.config.errors import ExitCode
-from kleiber.studies.compare.arms import interval
 from kleiber.studies.laws.uncertainty import student_quantile
-from kleiber.types import Json
+from kleiber.types import Json, Row
 
-DIRECTIONS = ("lower", "higher", "within")
+LOSS = "loss"
+DIRECTIONS = ("lower", "higher", "not_lower", "not_higher", "within")
 MOST_SEEDS = 1000  # beyond this the number of further seeds is not told
+
+
+class Quantity(NamedTuple):
+    """A quantity that can be held equal: its name among the facts of an arm, and its label."""
+
+    fact: str
+    label: str
+
+
+QUANTITIES = {
+    "tokens": Quantity("tokens", "training tokens"),
+    "flops": Quantity("flops", "training FLOPs"),
+    "seconds": Quantity("train_s", "training time"),
+    "params": Quantity("params", "parameters"),
+    "memory": Quantity("memory", "inference memory"),
+}
+MEASURES = {  # label and unit of measures; those of others are parts of their names
+    LOSS: ("loss", "nats per token"),
+    "moe/max_violation": ("excess load of the busiest expert", "of the mean load"),
+    "moe/load_entropy": ("entropy of the expert loads", "of its maximum"),
+    "moe/dead": ("number of dead experts", "experts per layer"),
+}
+
+
+def label_of(measure: str) -> str:
+    """The name of a measure in sentences: `accuracy (sst2)` for val/sst2/accuracy."""
+    place, _, metric = measure.rpartition("/")
+    return MEASURES[measure][0] if measure in MEASURES else f"{metric} ({place.removeprefix('val/')})"
+
+
+def unit_of(measure: str) -> str:
+    return MEASURES[measure][1] if measure in MEASURES else measure.rpartition("/")[2]
+
+
+def axis_label(measure: str) -> str:
+    """The label of an axis: the name of a measure, with its unit where that is known."""
+    if measure == LOSS:
+        return "validation loss (nats per token)"
+    return f"{label_of(measure)} ({unit_of(measure)})" if measure in MEASURES else label_of(measure)
 
 
 class Decision(StrEnum):
@@ -40,7 +80,7 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean difference over seeds, arm less against, and its interval; lo and hi are None below two seeds."""
+    """An estimate from n seeds with its interval; lo and hi are None where there is no interval."""
 
     value: float
     lo: float | None
@@ -51,19 +91,37 @@ class Estimate:
     def text(self) -> str:
         """The estimate with its interval, such as `-0.1400 [-0.1500, -0.1300] nats per token`."""
         if self.lo is None or self.hi is None:
-            return f"{self.value:+.4f} {self.unit} (no interval: {self.n} seed)"
+            return f"{self.value:+.4f} {self.unit} (no interval: {self.n} seed{'s' * (self.n != 1)})"
         return f"{self.value:+.4f} [{self.lo:+.4f}, {self.hi:+.4f}] {self.unit}"
+
+
+def interval(values: Sequence[float], level: float) -> tuple[float | None, float | None]:
+    """Student's interval of the mean; (None, None) below two values and for values that are not finite."""
+    n = len(values)
+    if n < 2 or not all(map(math.isfinite, values)):
+        return None, None
+    mean, half = statistics.fmean(values), half_width(values, n, level)
+    return mean - half, mean + half
+
+
+def half_width(values: Sequence[float], num_seeds: int, level: float) -> float:
+    """Returns the half-width that Student's interval would have with `num_seeds` seeds of the same spread."""
+    return student_quantile(num_seeds - 1, level) * statistics.stdev(values) / math.sqrt(num_seeds)
+
+
+def mean_estimate(values: Sequence[float], level: float, unit: str) -> Estimate | None:
+    """Returns the mean of one value per seed, with Student's interval; None without values."""
+    if not values:
+        return None
+    lo, hi = interval(values, level)
+    return Estimate(statistics.fmean(values), lo, hi, len(values), unit)
 
 
 def paired_difference(
     ours: Mapping[int, float], theirs: Mapping[int, float], level: float, unit: str
 ) -> Estimate | None:
     """Returns the mean of ours - theirs over the common seeds, with Student's interval; None without a common seed."""
-    gaps = gaps_by_seed(ours, theirs)
-    if not gaps:
-        return None
-    lo, hi = interval(gaps, level)
-    return Estimate(statistics.fmean(gaps), lo, hi, len(gaps), unit)
+    return mean_estimate(gaps_by_seed(ours, theirs), level, unit)
 
 
 def gaps_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
@@ -71,52 +129,75 @@ def gaps_by_seed(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list
     return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
 
 
+def as_row(estimate: Estimate | None) -> Json:
+    """The columns value, lo, hi, n and unit of a table; all of them None without an estimate."""
+    return asdict(estimate) if estimate else dict.fromkeys(("value", "lo", "hi", "n", "unit"))
+
+
+def estimate_around(value: float, half: float, n: int, unit: str) -> Estimate:
+    """Returns the estimate with an interval of half-width `half`; without interval where that is not finite."""
+    ends = (value - half, value + half) if math.isfinite(half) else (None, None)
+    return Estimate(value, *ends, n, unit)
+
+
+def from_row(row: Row) -> Estimate:
+    """The estimate of a row that has its columns."""
+    return Estimate(*(row[name] for name in ("value", "lo", "hi", "n", "unit")))
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement about two arms.
 
     arm, against  names of the arms
-    direction     lower: the measure of `arm` is lower than that of `against` by more than `margin`; higher: it is
-                  higher by more than `margin`; within: the two differ by less than `margin`
+    direction     lower, higher: the measure of `arm` is lower or higher than that of `against` by more than `margin`;
+                  not_lower, not_higher: it is not lower or not higher by more than `margin`; within: the two differ by
+                  less than `margin`
     margin        in the unit of the measure
+    measure       what is compared, a column of the table of runs
+    equal         a key of QUANTITIES: what is held equal
     """
 
     arm: str
     against: str
     direction: str = "lower"
     margin: float = 0.0
+    measure: str = LOSS
+    equal: str = "tokens"
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS:
             raise ValueError(f"direction={self.direction} must be one of {', '.join(DIRECTIONS)}")
+        if self.equal not in QUANTITIES:
+            raise ValueError(f"equal={self.equal} must be one of {', '.join(QUANTITIES)}")
         if not 0 <= self.margin < math.inf or (self.direction == "within" and self.margin == 0):
             least = "> 0 for direction=within" if self.direction == "within" else ">= 0"
             raise ValueError(f"margin={self.margin} must be {least}")
 
-    def text(self, measure: str) -> str:
+    def text(self) -> str:
         """The statement as a sentence without a period."""
+        measure, place = label_of(self.measure), f"at equal {QUANTITIES[self.equal].label}"
         if self.direction == "within":
-            return f"{self.arm} and {self.against} differ in {measure} by less than {self.margin:g}"
+            return f"{self.arm} and {self.against} differ in {measure} by less than {self.margin:g} {place}"
+        negation, _, comparative = self.direction.rpartition("_")
         by = f" by more than {self.margin:g}" if self.margin else ""
-        return f"{self.arm} has a {self.direction} {measure} than {self.against}{by}"
+        return f"{self.arm} has {'no' if negation else 'a'} {comparative} {measure} than {self.against}{by} {place}"
 
     def decide(self, estimate: Estimate | None) -> Decision:
         """Decides the claim by the interval of arm - against."""
         if estimate is None or estimate.lo is None or estimate.hi is None:
             return Decision.NOT_TESTED
-        lo, hi = (estimate.lo, estimate.hi) if self.direction != "higher" else (-estimate.hi, -estimate.lo)
+        upwards = self.direction in ("higher", "not_lower")
+        lo, hi = (-estimate.hi, -estimate.lo) if upwards else (estimate.lo, estimate.hi)
         if self.direction == "within":
             supported = -self.margin < lo and hi < self.margin
             contradicted = lo > self.margin or hi < -self.margin
         else:
-            supported, contradicted = hi < -self.margin, lo > -self.margin
+            bound = self.margin if self.direction.startswith("not_") else -self.margin
+            supported, contradicted = hi < bound, lo > bound
         if supported:
             return Decision.SUPPORTED
         return Decision.CONTRADICTED if contradicted else Decision.UNDECIDED
-
-    def to_json(self) -> Json:
-        """The claim as plain data."""
-        return asdict(self)
 
 
 def level_of_each(level: float, num_claims: int, num_looks: int) -> float:
@@ -130,12 +211,6 @@ def overall(decisions: Sequence[Decision]) -> Decision:
     return next(decision for decision in order if decision in decisions)
 
 
-def half_width(gaps: Sequence[float], num_seeds: int, level: float) -> float:
-    """Returns the half-width that Student's interval would have with `num_seeds` seeds of the same spread."""
-    spread = statistics.stdev(gaps)
-    return student_quantile(num_seeds - 1, level) * spread / math.sqrt(num_seeds)
-
-
 def more_seeds_needed(gaps: Sequence[float], claim: Claim, level: float) -> int | None:
     """Returns how many further seeds would decide the claim, if mean and spread stay as they are.
 
@@ -146,9 +221,6 @@ def more_seeds_needed(gaps: Sequence[float], claim: Claim, level: float) -> int 
     mean = statistics.fmean(gaps)
     for number in range(len(gaps), MOST_SEEDS + 1):
         half = half_width(gaps, number, level)
-        if claim.decide(Estimate(mean, mean - half, mean + half, number, "")) in (
-            Decision.SUPPORTED,
-            Decision.CONTRADICTED,
-        ):
+        if claim.decide(Estimate(mean, mean - half, mean + half, number, "")) != Decision.UNDECIDED:
             return number - len(gaps)
     return None

@@ -97,26 +97,26 @@ def differences(gaps: Sequence[Row], title: str, measure: str = LOSS) -> alt.Top
     return with_title(alt.layer(*layers), title, height=40 + 26 * len(rows))
 
 
-def scatter(rows: Sequence[Row], x: str, y: str, title: str) -> alt.TopLevelMixin:
-    """A point for each arm with its name, by two columns of the rows."""
-    frame = pd.DataFrame(rows)
-    across = alt.X(f"{x}:Q", scale=alt.Scale(zero=False, padding=50), title=x)
+def scatter(rows: Sequence[Row], x: tuple[str, str], y: tuple[str, str]) -> alt.TopLevelMixin:
+    """A point for each arm with its name, by two columns of the rows; x and y are a column and its label."""
+    frame = pd.DataFrame([{"arm": row["arm"], "x": row[x[0]], "y": row[y[0]]} for row in rows])
+    across = alt.X("x:Q", scale=alt.Scale(zero=False, padding=50), title=x[1])
     dots = alt.Chart(frame).mark_point(filled=True, size=40)
-    dots = dots.encode(x=across, y=alt.Y(f"{y}:Q", title=LOSS, scale=alt.Scale(zero=False)))
-    return with_title(dots + named(frame, x, y, across), title)
+    dots = dots.encode(x=across, y=alt.Y("y:Q", title=y[1], scale=alt.Scale(zero=False)))
+    return with_title(dots + named(frame, "x", "y", across), f"{heading(y[1])} vs {x[1].partition(' (')[0]}")
 
 
 WAYS = {"": "equal tokens", " at equal time": "equal training time"}
 
 
-def over_tokens(rows: Sequence[Row]) -> alt.TopLevelMixin:
-    """Mixture - dense vs training tokens; below 0 the mixture is better. Points of a pair are spread horizontally."""
+def over_tokens(rows: Sequence[Row], measure: str = LOSS) -> alt.TopLevelMixin:
+    """Differences of pairs of arms vs training tokens. Points of a pair are spread horizontally."""
     shown = pd.DataFrame([entry for row in rows for entry in both_ways(row)])
     kinds, pairs = list(dict.fromkeys(shown["kind"])), list(dict.fromkeys(shown["what"]))
     aside = {kind: 1.0 + 0.03 * (at - (len(kinds) - 1) / 2) for at, kind in enumerate(kinds)}
     shown["x"] = [tokens * aside[kind] for tokens, kind in zip(shown["tokens"], shown["kind"], strict=True)]
     across = log_axis("x", "training tokens", np.array(shown["tokens"], dtype=float), every=2, room=2.6)
-    y = alt.Y("value:Q", title="loss, mixture - dense (nats per token)", scale=alt.Scale(zero=True))
+    y = alt.Y("value:Q", title=f"difference in {measure}", scale=alt.Scale(zero=True))
     dash = alt.StrokeDash("way:N", scale=alt.Scale(domain=list(WAYS.values()), range=[[1, 0], [4, 3]]), legend=None)
     color = kind_color(pairs, "what")
     base = alt.Chart(shown).encode(x=across, color=color, detail="kind:N")
@@ -127,9 +127,7 @@ def over_tokens(rows: Sequence[Row]) -> alt.TopLevelMixin:
     bars = base.mark_rule(strokeWidth=1.4).encode(y="lo:Q", y2="hi:Q")
     lines = base.mark_line(strokeWidth=1.6).encode(y=y, strokeDash=dash)
     dots = base.mark_point(filled=True, size=50, opacity=1).encode(y=y, tooltip=tips)
-    return with_title(
-        alt.layer(zero, bars, lines, dots, names), "Loss difference vs training tokens: below 0 the mixture is better"
-    )
+    return with_title(alt.layer(zero, bars, lines, dots, names), "Difference between arms vs training tokens")
 
 
 def both_ways(row: Row) -> list[Json]:
@@ -138,8 +136,8 @@ def both_ways(row: Row) -> list[Json]:
     for suffix, way in WAYS.items():
         estimate = {key: row[f"{key}{suffix}"] for key in ("value", "lo", "hi")}
         if estimate["value"] is not None:
-            kind = f"{row['what']}, {way}"
-            entries.append({"what": row["what"], "tokens": row["tokens"], "way": way, **estimate, "kind": kind})
+            names = f"{row['arm']} - {row['against']}"
+            entries.append({"what": names, "kind": f"{names}, {way}", "tokens": row["tokens"], "way": way, **estimate})
     return entries
 
 

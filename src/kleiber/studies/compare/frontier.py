@@ -1,4 +1,4 @@
-"""Losses at equal training time, Pareto frontiers of two losses, and methods compared at equal target loss.
+"""Pareto frontiers of two losses, and methods compared at equal target loss.
 
 A method that learns less forgets less, so forgetting is compared on the frontier of each method at one target loss.
 Methods of a seed start from one base run, so differences are within seeds; their noise is pooled over all settings.
@@ -7,41 +7,15 @@ Points on the line between two models (WiSE) do not count as replicates.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from kleiber.studies.compare.arms import Arm
 from kleiber.studies.compare.rows import PLAIN, Rows
 from kleiber.studies.laws.uncertainty import student_quantile
-
-
-def spent(arm: Arm) -> float:
-    return arm.facts["train_s"]
-
-
-def loss_after(seconds: float, budgets: Sequence[Arm]) -> Mapping[int, float] | None:
-    """Loss by seed after `seconds` of training, interpolated linearly in log time between two of the `budgets`.
-
-    budgets  one arm at several numbers of tokens
-
-    Returns None where `seconds` lies outside their training times.
-    """
-    ladder = sorted(budgets, key=spent)
-    below = [arm for arm in ladder if spent(arm) <= seconds]
-    above = [arm for arm in ladder if spent(arm) >= seconds]
-    if not below or not above:
-        return None
-    low, high = below[-1], above[0]
-    begin, end = math.log(spent(low)), math.log(spent(high))
-    share = (math.log(seconds) - begin) / (end - begin) if end > begin else 0.0
-    shared = set(low.at_best) & set(high.at_best)
-    return {seed: (1 - share) * low.at_best[seed] + share * high.at_best[seed] for seed in shared}
-
 
 SAME = 1e-3  # most difference in nats between two scores of one model
 CELL = ["method", "setting", "lr", "tokens"]

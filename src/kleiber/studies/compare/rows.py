@@ -18,6 +18,7 @@ import pandas as pd
 
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
+from kleiber.studies.compare.decision import Estimate, estimate_around
 from kleiber.studies.laws.uncertainty import student_quantile
 from kleiber.types import Config, Json
 
@@ -265,13 +266,12 @@ def repeated(rows: Rows, by: Sequence[str]) -> int:
     return max(1, len(kinds) - kinds.nunique())
 
 
-def format_mean(value: float, half: float, digits: int = 4) -> str:
-    """A mean as text, `1.234 +- 0.005`, or why it has no interval."""
-    if not np.isfinite(half):
-        return f"{value:.{digits}f} (one seed, no interval)"
-    return f"{value:.{digits}f} +- {half:.{digits}f}"
+def mean_of(row: Rows, unit: str) -> Estimate:
+    """The mean of a row of `seed_means` with its interval."""
+    return estimate_around(float(row["mean"]), float(row["half"]), int(row["seeds"]), unit)
 
 
-def difference(first: Rows, second: Rows) -> tuple[float, float]:
-    """The difference first - second of two rows of `seed_means`, and its half-width."""
-    return float(first["mean"] - second["mean"]), float(np.hypot(first["half"], second["half"]))
+def difference(first: Rows, second: Rows, unit: str) -> Estimate:
+    """The difference first - second of two rows of `seed_means`."""
+    half = float(np.hypot(first["half"], second["half"]))
+    return estimate_around(float(first["mean"] - second["mean"]), half, int(first["seeds"]), unit)

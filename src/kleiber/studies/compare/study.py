@@ -1,37 +1,59 @@
 """The study `compare`: is one arm better than another, at equal what, and how sure is that?
 
-Each arm enters at its learning rate of best mean over all seeds. An arm that is not tuned decides nothing. The measure
-is compared at equal tokens, FLOPs, training time, parameters and memory; `equal` says which of these decides.
+Each arm enters at its learning rate of best mean over all seeds. An arm that is not tuned decides nothing. Claims say
+what is compared and what is held equal. All other differences, and their trends over tokens and sizes, are shown beside
+the claims and decide nothing. The studies `sparsity`, `moe_gain`, `routers` and `upcycling` are such claims.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import ModuleType
 from typing import ClassVar
 
 from kleiber.config.targets import runtime_signature
 from kleiber.records.catalog import Run
-from kleiber.studies.compare.arms import Arm, arm_name, differences_chart, each_arm
-from kleiber.studies.compare.decision import (
-    Claim,
-    Decision,
-    Estimate,
-    gaps_by_seed,
-    half_width,
-    level_of_each,
-    more_seeds_needed,
-    overall,
-    paired_difference,
+from kleiber.records.folder import flatten
+from kleiber.studies.compare.arms import (
+    AT_ONE,
+    Arm,
+    ArmOf,
+    arm_name,
+    higher_is_better,
+    not_ready,
+    planned_arms,
+    read_ladders,
 )
-from kleiber.studies.compare.equal import LABELS, QUANTITIES, Pair, pair
-from kleiber.studies.compare.ladders import LOSS, higher_is_better, not_ready, read_ladders, uneven
-from kleiber.studies.compare.rows import LOSS as LOSS_LABEL
-from kleiber.studies.study import Findings, IntervalStudy
-from kleiber.types import Count, Json, NonNegative
+from kleiber.studies.compare.decision import (
+    LOSS,
+    QUANTITIES,
+    Claim,
+    axis_label,
+    from_row,
+    level_of_each,
+    overall,
+    unit_of,
+)
+from kleiber.studies.compare.differences import Ladders, judge, pair, same
+from kleiber.studies.compare.tables import (
+    LATENCY_METHODS,
+    Pairs,
+    arms_without_latency,
+    at_common_budget,
+    cost_table,
+    multiplier_sentence,
+    multiplier_table,
+    tokens_table,
+    trend_verdict,
+    trends,
+)
+from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
+from kleiber.types import Count, Json, NonNegative, Row
 
 SCHEMA = "kleiber.compare/1"
-NATS = "nats per token"
+TITLE = "Difference between arms with its interval; at 0 they are equal"
 
 
 @dataclass(frozen=True)
@@ -39,12 +61,15 @@ class Compare(IntervalStudy):
     """Compares arms that the design `arms` trained, and decides claims about them.
 
     arm      of a cell: set by the design
-    measure  column of the table of runs, such as loss or val/sst2/accuracy
+    measure  column of the table of runs, such as loss or val/sst2/accuracy, by which arms are tuned and compared
     equal    what is held equal: tokens, flops, seconds (of training), params or memory (of inference)
-    claims   claims {arm, against, direction: lower|higher|within, margin}; none: the second arm is better than the
+    claims   claims {arm, against, direction: lower|higher|not_lower|not_higher|within, margin, measure, equal}; measure
+             and equal are those of the study where a claim has none. Without claims: the second arm is better than the
              first, which means lower for losses and errors and higher for every other measure
     looks    number of times that the runs will be looked at, each time with more seeds, until the claims are decided.
              A study that is looked at more often decides nothing
+    sizes    arms of one kind of model at several sizes: the report tells at which size their loss would be that of the
+             arm of the first claim
     """
 
     decides: ClassVar[bool] = True
@@ -54,12 +79,28 @@ class Compare(IntervalStudy):
     equal: str = "tokens"
     claims: Sequence[Mapping[str, str | NonNegative]] = field(default_factory=tuple)
     looks: Count = 1
+    sizes: Sequence[str] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
         if self.equal not in QUANTITIES:
             raise ValueError(f"study.equal={self.equal} must be one of {', '.join(QUANTITIES)}")
-        for number, claim in enumerate(self.claims):
-            read_claim(claim, f"study.claims[{number}]")
+        self.read_claims(("", ""))
+
+    def read_claims(self, arms: Sequence[str]) -> list[Claim]:
+        """The claims of the study about these arms. Raises ValueError, which names the key, for one that is invalid."""
+        if not self.claims:
+            direction = "higher" if higher_is_better(self.measure) else "lower"
+            return [Claim(arms[1], arms[0], direction, 0.0, self.measure, self.equal)]
+        shared = {"measure": self.measure, "equal": self.equal}
+        return [read_claim({**shared, **node}, f"study.claims[{at}]") for at, node in enumerate(self.claims)]
+
+    def check_plan(self, points: Sequence[PlannedPoint]) -> list[str]:
+        """Raises ValueError for fewer than two planned arms, and for a claim about an arm that is not planned."""
+        arms = list(dict.fromkeys(str(point.config["study"]["arm"]) for point in points))
+        if len(arms) < 2:
+            raise ValueError(f"design.arms plans {len(arms)} arms, and two are needed")
+        require_arms(self.read_claims(arms), arms)
+        return []
 
     def analyze(self, runs: Sequence[Run]) -> Findings:
         """Estimates the differences of the claims and decides them."""
@@ -70,156 +111,181 @@ def read_claim(node: Mapping[str, str | float], key: str) -> Claim:
     """Returns the claim of a config node. Raises ValueError, which names `key`, for other keys or values."""
     parameters = runtime_signature(Claim, "Claim").parameters
     if not {"arm", "against"} <= node.keys() <= parameters.keys():
-        raise ValueError(f"{key}={dict(node)} must have the keys arm and against, and may have direction and margin")
+        further = ", ".join(name for name in parameters if name not in ("arm", "against"))
+        raise ValueError(f"{key}={dict(node)} must have the keys arm and against, and may have {further}")
     try:
         return Claim(**{**node, "arm": str(node["arm"]), "against": str(node["against"])})  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
 
 
-def compare(runs: Sequence[Run], study: Compare, arm_of: Callable[[Run], str | None]) -> Findings:
-    """Compares the arms of runs.
+def require_arms(claims: Sequence[Claim], arms: Sequence[str]) -> None:
+    """Raises ValueError for a claim about an arm that is not among `arms`."""
+    for name in (name for claim in claims for name in (claim.arm, claim.against)):
+        if name not in arms:
+            raise ValueError(f"study.claims: {name} is not an arm of these runs, which have {', '.join(arms)}")
 
-    arm_of  the arm of a run; None for a run that belongs to no arm
+
+def compare(runs: Sequence[Run], study: Compare, arm_of: ArmOf) -> Findings:
+    """Compares the arms of runs.
 
     Raises ValueError for fewer than two arms, a claim about another arm, and a measure that no run has.
     """
-    ladders = read_ladders(runs, study.measure, arm_of)
-    claims = [read_claim(node, "study.claims") for node in study.claims] or default_claims(list(ladders), study.measure)
-    for claim in claims:
-        for name in (claim.arm, claim.against):
-            if name not in ladders:
-                raise ValueError(f"study.claims: {name} is not an arm of these runs, which have {', '.join(ladders)}")
-    level = level_of_each(study.level, len(claims), study.looks)
-    unit = NATS if study.measure == LOSS else study.measure.rpartition("/")[2]
+    measure, level = study.measure, study.level
+    ladders = read_ladders(runs, measure, arm_of)
+    claims = study.read_claims([*ladders])
+    require_arms(claims, list(dict.fromkeys([*ladders, *planned_arms(runs), *filter(None, map(arm_of, runs))])))
     why_not = not_ready(runs, study.looks, arm_of)
-    results = [judge(claim, ladders, study.equal, level, unit, why_not) for claim in claims]
-    beside = [row for claim in claims for row in side_by_side(claim, ladders, level, unit)]
+    results = [judge(claim, ladders, level_of_each(level, len(claims), study.looks), why_not) for claim in claims]
+    pairs, arms = compared_pairs(claims, ladders), at_common_budget(ladders)
+    facts = {name: arm.facts for name, arm in arms.items()}
+    changes = trends(pairs, ladders, measure, level)
+    multipliers, warnings = multiplier_table(claims[0].arm, study.sizes, ladders, level)
+    tables = {
+        "Claims": [result.row() for result in results],
+        "Differences": [row for names in pairs for row in side_by_side(names, ladders, measure, level)],
+        "Differences by training tokens": tokens_table(pairs, ladders, measure, level),
+        "Trends of differences": changes,
+        "Effective parameter multiplier": multipliers,
+        "Arms": [arm.row() for ladder in ladders.values() for arm in ladder],
+        "Speed and memory": cost_table(facts, pairs),
+    }
     decision = overall([result.decision for result in results])
-    why = "; ".join(dict.fromkeys(result.why for result in results if result.decision == decision))
-    longest = {name: ladder[-1] for name, ladder in ladders.items()}
     comparison = {
-        "schema": SCHEMA, "measure": study.measure, "equal": study.equal, "level": study.level, "looks": study.looks,
-        "decision": str(decision), "why": why, "estimates": [result.to_json(study.equal) for result in results],
-        "more_seeds_needed": furthest([result.more_seeds for result in results]),
+        "schema": SCHEMA, "measure": measure, "equal": study.equal, "level": level, "looks": study.looks,
+        "decision": str(decision),
+        "why": "; ".join(dict.fromkeys(result.why for result in results if result.decision == decision)),
+        "estimates": [result.to_json() for result in results],
+        "more_seeds_needed": max((result.more_seeds for result in results if result.more_seeds), default=None),
     }  # fmt: skip
-    gaps = [
-        {"what": f"{row['arm']} - {row['against']}, equal {row['equal']}", **row}
-        for row in beside
-        if row["value"] is not None
-    ]
-    label = axis_label(study.measure)
     return Findings(
-        headline=" ".join(result.sentence(study.measure) for result in results),
-        verdicts=[result.verdict(study.measure) for result in results],
-        tables={"Differences": beside, "Arms": [arm_row(arm, study.measure) for arm in longest.values()]},
-        figures={**differences_chart(gaps, TITLE, label), **each_arm(longest, label)},
-        methods=METHODS.format(level=f"{study.level:.0%}", claims=len(claims), looks=study.looks),
+        headline=" ".join([*(result.sentence() for result in results), *map(multiplier_sentence, multipliers)]),
+        verdicts=[
+            *(result.verdict() for result in results),
+            *(trend_verdict(row, measure) for row in changes),
+            *warnings,
+            *arms_without_latency(facts),
+        ],
+        tables={title: rows for title, rows in tables.items() if rows},
+        figures=figures(claims, arms, tables, measure),
+        methods=METHODS.format(level=f"{level:.0%}", claims=len(claims), looks=study.looks) + further_methods(tables),
         comparison=comparison,
     )
 
 
-TITLE = "Difference between arms with its interval; at 0 they are equal"
 METHODS = (
     "Every arm was trained at every one of its learning rates with every seed; runs with the same seed see the same "
     "samples in the same order. An arm enters at the rate of best mean over all seeds. It counts as tuned with at "
     "least five rates and three seeds, if its best rate is neither the least nor the largest, and if all arms have as "
-    "many rates with the same spacing. Differences are paired by seed. Intervals are Student's; together they have a "
-    "confidence of {level} over {claims} claims and {looks} looks (Bonferroni). Where arms do not meet in what is held "
-    "equal, the loss of one is interpolated between two of its budgets, on logarithmic scales."
+    "many rates with the same spacing. Differences are paired by seed. Intervals are Student's; those of the claims "
+    "together have a confidence of {level} over {claims} claims and {looks} looks (Bonferroni), those of the tables "
+    "below have it each. Where arms do not meet in what is held equal, the loss of one is interpolated between two of "
+    "its budgets, on logarithmic scales. Inference memory is that of the weights and of the keys and values of one "
+    "context, in fp32."
 )
 
 
-def axis_label(measure: str) -> str:
-    """The label of an axis: `accuracy (sst2)` for val/sst2/accuracy."""
-    place, _, metric = measure.rpartition("/")
-    return LOSS_LABEL if measure == LOSS else f"{metric} ({place.removeprefix('val/')})"
+def arms_by_key(key: str, runs: Sequence[Run]) -> ArmOf:
+    """Returns the function that names the arm of a run: `KEY=value`, or the name that a design gave to the arm.
 
-
-def arm_row(arm: Arm, measure: str) -> Json:
-    """A row of the table of arms, with the measure under its own name."""
-    return {measure if name == LOSS else name: value for name, value in arm.row().items()}
-
-
-@dataclass(frozen=True)
-class Result:
-    """A claim with its estimate, the decision, the reason for it, and how many more seeds would decide it."""
-
-    claim: Claim
-    estimate: Estimate | None
-    decision: Decision
-    why: str
-    tuned: bool
-    more_seeds: int | None = None
-    expected_half: float | None = None
-
-    def to_json(self, equal: str) -> Json:
-        """The entry of `estimates` in findings.json."""
-        nothing: Json = dict.fromkeys(("value", "lo", "hi", "n", "unit"))
-        numbers = asdict(self.estimate) if self.estimate else nothing
-        names = {"arm": self.claim.arm, "against": self.claim.against, "equal": equal}
-        claim = {"direction": self.claim.direction, "margin": self.claim.margin, "decision": str(self.decision)}
-        return {**names, **numbers, "tuned": self.tuned, **claim}
-
-    def sentence(self, measure: str) -> str:
-        """The decision as a sentence with the estimate, or with what is missing."""
-        text = f"{self.claim.text(measure)}: {self.decision}"
-        if self.estimate is not None:
-            text += f", difference {self.estimate.text()}"
-        if self.decision != Decision.UNDECIDED:
-            return f"{text}; {self.why}." if self.decision == Decision.NOT_TESTED else f"{text}."
-        if self.more_seeds is None:
-            return f"{text}; more seeds are not expected to decide it."
-        return f"{text}; {self.more_seeds} more seeds would give +-{self.expected_half:.4f}."
-
-    def verdict(self, measure: str) -> Json:
-        """The verdict of findings.json."""
-        level = "note" if self.decision == Decision.SUPPORTED else "warn"
-        return {"code": f"claim_{self.decision.replace(' ', '_')}", "level": level, "text": self.sentence(measure)}
-
-
-def judge(
-    claim: Claim, ladders: Mapping[str, Sequence[Arm]], equal: str, level: float, unit: str, why_not: str
-) -> Result:
-    """Decides one claim at an equal quantity.
-
-    why_not  why the runs as a whole decide nothing; "" where they can
+    Raises ValueError where the key has fewer than two values.
     """
-    sides = pair(ladders[claim.arm], ladders[claim.against], equal)
-    estimate = paired_difference(sides.ours, sides.theirs, level, unit)
-    problem = sides.why or sides.untuned or uneven(sides.arms) or why_not
-    if problem or estimate is None or estimate.lo is None:
-        problem = problem or "fewer than two seeds in common"
-        return Result(claim, estimate, Decision.NOT_TESTED, problem, not sides.untuned)
-    decision = claim.decide(estimate)
-    ends = f"[{estimate.lo:.4g}, {estimate.hi:.4g}]"
-    why = f"the {level:.1%} interval of the difference at equal {LABELS[equal]} is {ends}"
-    if decision != Decision.UNDECIDED:
-        return Result(claim, estimate, decision, why, True)
-    gaps = gaps_by_seed(sides.ours, sides.theirs)
-    seeds = more_seeds_needed(gaps, claim, level)
-    half = None if seeds is None else half_width(gaps, len(gaps) + seeds, level)
-    return Result(claim, estimate, decision, why, True, seeds, half)
+    values = {run.folder: flatten(run.config).get(key) for run in runs}
+    distinct = dict.fromkeys(map(str, values.values()))
+    if len(distinct) < 2:
+        raise ValueError(f"--arm {key}: all of the {len(runs)} runs have the value {next(iter(distinct), None)}")
+    if key == "study.arm":
+        return lambda run: None if values[run.folder] is None else str(values[run.folder])
+    last = key.rpartition(".")[2]
+    return lambda run: f"{last}={values[run.folder]}"
 
 
-def side_by_side(claim: Claim, ladders: Mapping[str, Sequence[Arm]], level: float, unit: str) -> list[Json]:
+def compared_pairs(claims: Sequence[Claim], ladders: Ladders) -> Pairs:
+    """The pairs of arms of the claims, and of every other arm with the first one."""
+    pairs = dict.fromkeys((claim.arm, claim.against) for claim in claims)
+    named = {name for names in pairs for name in names}
+    first, *rest = ladders
+    pairs |= dict.fromkeys((name, first) for name in rest if name not in named)
+    return [names for names in pairs if ladders.keys() >= set(names)]
+
+
+def side_by_side(names: tuple[str, str], ladders: Ladders, measure: str, level: float) -> list[Json]:
     """A row for each quantity that can be held equal: the difference of the arms, or why there is none."""
+    arm, against = names
     rows = []
-    for equal in QUANTITIES:
-        sides: Pair = pair(ladders[claim.arm], ladders[claim.against], equal)
-        estimate = paired_difference(sides.ours, sides.theirs, level, unit)
-        numbers = asdict(estimate) if estimate else {"value": None, "lo": None, "hi": None, "n": 0, "unit": unit}
-        note = sides.why or (f"{sides.interpolated} interpolated" if sides.interpolated else "")
-        row = {"arm": claim.arm, "against": claim.against, "equal": LABELS[equal], **numbers, "ratio": sides.ratio}
-        rows.append({**row, "tuned": not sides.untuned, "note": note})
+    for equal, (_, label) in QUANTITIES.items():
+        sides = pair(ladders[arm], ladders[against], equal, measure)
+        rows.append({"arm": arm, "against": against, "equal": label, **sides.row(level, unit_of(measure))})
     return rows
 
 
-def default_claims(names: Sequence[str], measure: str) -> list[Claim]:
-    """The claim that the second arm is better than the first."""
-    return [Claim(names[1], names[0], "higher" if higher_is_better(measure) else "lower")]
+def difference_lines(rows: Sequence[Row]) -> list[str]:
+    """A line for each row of a table of differences: the difference with its interval, or why there is none."""
+    return [
+        f"  {row['arm']} - {row['against']} at equal {row['equal']:<18} "
+        + "  ".join([*([] if row["value"] is None else [from_row(row).text()]), *filter(None, [row["note"]])])
+        for row in rows
+    ]
 
 
-def furthest(numbers: Sequence[int | None]) -> int | None:
-    """The most further seeds that an undecided claim needs; None where none is undecided, or no number would do."""
-    return max((number for number in numbers if number is not None), default=None)
+def further_methods(tables: Mapping[str, Sequence[Row]]) -> str:
+    """The methods of the tables that not every comparison has."""
+    sentences = {
+        "Trends of differences": " A trend over tokens is the slope of the difference on the binary logarithm of the "
+        "tokens; one over sizes is the difference of the differences of two pairs of arms, seed by seed.",
+        "Effective parameter multiplier": " The effective parameter multiplier is the size at which a line through the "
+        "losses of arms of one kind over log N (active parameters outside the embeddings) meets the loss of the arm, "
+        "over the size of the arm (after Clark et al. 2022, arXiv:2202.01169).",
+    }
+    has_latency = any(name in row for row in tables["Arms"] for name in AT_ONE)
+    texts = [text for title, text in sentences.items() if tables[title]]
+    return "".join([*texts, *([LATENCY_METHODS] if has_latency else [])])
+
+
+def figures(
+    claims: Sequence[Claim], arms: Mapping[str, Arm], tables: Mapping[str, Sequence[Row]], measure: str
+) -> Figures:
+    """The figures: differences, arms, tuning, and those over tokens, sizes and other measures that there are."""
+    label = axis_label(measure)
+    gaps = shown_differences(claims, tables["Differences"])
+    charts: Figures = {
+        "arms": lambda: _figures().side_by_side(arms, label),
+        "tuning": lambda: _figures().tuning(arms, label),
+    }
+    if gaps:
+        charts["differences"] = lambda: _figures().differences(gaps, TITLE, label)
+    if trajectory := tables["Differences by training tokens"]:
+        charts["tokens"] = lambda: _figures().over_tokens(trajectory, label)
+    rows, first = [arm.row() for arm in arms.values()], next(iter(arms.values()))
+    across = {f"by_{claim.measure.rpartition('/')[2]}": claim.measure for claim in claims if claim.measure != measure}
+    if not all("params" in arm.facts and same(arm, first, "params") for arm in arms.values()):
+        across["sizes"] = "params"
+    for name, column in across.items():
+        placed = [row for row in rows if row.get(column) is not None]
+        title = "parameters" if column == "params" else axis_label(column)
+        if placed:
+            charts[name] = partial(scatter, placed, (column, title), (measure, label))
+    return charts
+
+
+def scatter(rows: Sequence[Row], x: tuple[str, str], y: tuple[str, str]) -> object:
+    return _figures().scatter(rows, x, y)
+
+
+def shown_differences(claims: Sequence[Claim], table: Sequence[Row]) -> list[Json]:
+    """The differences in the figure: of a single pair all; of several pairs those of the claims, or at equal tokens."""
+    asked = {(claim.arm, claim.against, QUANTITIES[claim.equal].label) for claim in claims}
+    claimed, pairs = {names[:2] for names in asked}, {(row["arm"], row["against"]) for row in table}
+    asked |= {(*names, QUANTITIES["tokens"].label) for names in pairs - claimed}
+    return [
+        {"what": f"{row['arm']} - {row['against']}, equal {row['equal']}", **row}
+        for row in table
+        if row["value"] is not None and (len(pairs) == 1 or (row["arm"], row["against"], row["equal"]) in asked)
+    ]
+
+
+def _figures() -> ModuleType:
+    """The module of figures, which imports altair."""
+    from kleiber.studies.compare import figures
+
+    return figures

@@ -14,7 +14,7 @@ import pandas as pd
 
 from kleiber.records.catalog import Run
 from kleiber.studies import forgetting_metrics
-from kleiber.studies.compare.arms import interval
+from kleiber.studies.compare.decision import interval
 from kleiber.studies.compare.rows import SCRATCH, Rows, apart, described
 from kleiber.types import Config, Json
 

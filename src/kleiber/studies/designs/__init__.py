@@ -7,7 +7,7 @@ EXPORTS = {
     "Cases": "grid",
     "Grid": "grid",
     "IsoFLOP": "isoflop",
-    "Methods": "methods",
+    "Methods": "grid",
     "Pretraining": "pretraining",
     "Sequences": "sequences",
 }

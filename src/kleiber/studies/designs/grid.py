@@ -1,115 +1,30 @@
-"""The interface of all designs, what they plan from, and the designs `grid`, `cases` and `arms`.
-
-A design returns cells; a cell is the list of overrides of one run. The sweeper combines each cell with each value of
-the keys that the command line sweeps.
-"""
+"""The designs `grid`, `cases`, `arms` and `methods`: models and methods at several settings, rates and seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
 
 from annotated_types import MinLen
 
-from kleiber.config.model_size import Size, size, vocabulary_of
-from kleiber.config.stages import quantity
-from kleiber.records.catalog import Run, read_runs
+from kleiber.config.stages import Quantity, quantity
 from kleiber.studies.compare.arms import SEEDS
-from kleiber.studies.designs.methods import Values, product
-from kleiber.types import Config, Count, Positive, Width
+from kleiber.studies.designs.design import (
+    Cell,
+    Level,
+    RunSource,
+    SweepContext,
+    Values,
+    as_list,
+    combine,
+    find_base_run,
+    parse_lines,
+    seed_levels,
+)
+from kleiber.types import Count, Positive, Width
 
 LR = "optimizer.lr"
-
-
-class Design(Protocol):
-    """Interface of a design, a choice of the config group `design`."""
-
-    def cells(self, context: SweepContext) -> list[list[str]]:
-        """Returns the overrides of each cell, cheap cells first."""
-        ...
-
-
-@runtime_checkable
-class Sequential(Protocol):
-    """A design of several rounds; each round is planned from the finished runs of the previous rounds."""
-
-    def rounds(self, context: SweepContext) -> Iterator[list[list[str]]]:
-        """Yields the cells of each round. The sweeper asks for a round when all cells of the previous round have run.
-
-        In a dry run nothing is trained: `context.runs()` returns the planned cells as if they had finished, and the
-        design writes no file.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class SweepContext:
-    """The config of the sweep that a design plans, as far as designs need it.
-
-    model, vocab_size    config node of the model, and the vocabulary size of its tokenizer
-    batch_tokens         tokens of one optimizer step
-    decay                fraction of the tokens of a branch that are its cooldown
-    branched             whether stages=trunk_and_cooldowns, so that one trunk serves several token counts
-    folder               folder of the study
-    speed                measures this machine's training speed in FLOPs per second at each of the widths
-    refusal              why the size of a model cannot be computed from this config, or None
-    head_dim             channels of an attention head at every width; None keeps the number of heads of the config
-    planned              in a dry run, returns the runs planned so far, which count as finished; None where runs are
-                         trained
-    """
-
-    model: Config
-    vocab_size: int
-    batch_tokens: int
-    decay: float
-    branched: bool
-    folder: Path
-    speed: Callable[[Sequence[int]], list[float]]
-    refusal: str | None = None
-    head_dim: int | None = None
-    planned: Callable[[], Sequence[Run]] | None = None
-
-    def runs(self) -> list[Run]:
-        """Returns the runs in the folder, and in a dry run also the planned ones."""
-        by_folder = {run.folder: run for run in (read_runs(self.folder) if self.folder.is_dir() else [])}
-        for run in self.planned() if self.planned else ():
-            if run.folder not in by_folder or by_folder[run.folder].status != "finished":
-                by_folder[run.folder] = run
-        return list(by_folder.values())
-
-    def size(self, width: int) -> Size:
-        if self.refusal is not None:
-            raise ValueError(self.refusal)
-        heads = {} if self.head_dim is None else {"num_heads": width // self.head_dim}
-        return size({**self.model, **heads}, self.vocab_size, width)
-
-    def round_to_batches(self, tokens: float) -> int:
-        """Returns the multiple of `batch_tokens` that is nearest to `tokens`, at least one batch."""
-        return max(1, round(tokens / self.batch_tokens)) * self.batch_tokens
-
-
-def sweep_context(
-    config: Config, folder: Path, speed: Callable[[Sequence[int]], list[float]],
-    planned: Callable[[], Sequence[Run]] | None = None,
-) -> SweepContext:  # fmt: skip
-    """Returns the `SweepContext` of a resolved config.
-
-    Its method `size` raises ValueError if this config has no formula for the size of a model.
-    """
-    stages, refusal, vocabulary = config.get("stages"), None, 0
-    if stages is not None and "branches" not in stages:
-        refusal = "this design supports only stages=null and stages=trunk_and_cooldowns; use design=grid"
-    try:
-        vocabulary = vocabulary_of(config["data"])
-    except ValueError as error:
-        refusal = str(error)
-    decay = float((config.get("schedule") or {}).get("decay", 0.2))
-    tokens = round(quantity(config["batch"]["tokens"]))
-    return SweepContext(
-        config["model"], vocabulary, tokens, decay, stages is not None, folder, speed, refusal, planned=planned
-    )
+REPLAYED = "retention.replay.fraction"
 
 
 class Grid:
@@ -139,15 +54,18 @@ class Grid:
                 raise ValueError(f"design.head_dim={head_dim} must divide every width, but design.widths has {width}")
         self.widths, self.seeds, self.head_dim = list(widths), each, head_dim
 
-    def cells(self, context: SweepContext | None = None) -> list[list[str]]:
+    def shapes(self) -> list[Level]:
+        """Returns the factor of widths and their seeds, in the order of the widths."""
+        pairs = sorted(zip(self.widths, self.seeds, strict=True))
+        return [self._width(width) | seed for width, seeds in pairs for seed in seed_levels(seeds)]
+
+    def _width(self, width: int) -> Level:
+        heads = {} if self.head_dim is None else {"model.num_heads": width // self.head_dim}
+        return Level({"model.width": width, **heads})
+
+    def cells(self, context: SweepContext | None = None) -> list[Cell]:
         """Returns the overrides of each cell."""
-        planned = []
-        for width, seeds in sorted(zip(self.widths, self.seeds, strict=True)):
-            size = [f"model.width={width}"]
-            if self.head_dim is not None:
-                size.append(f"model.num_heads={width // self.head_dim}")
-            planned += [[*size, f"seed={seed}"] for seed in range(seeds)]
-        return planned
+        return combine(self.shapes())
 
 
 class Cases:
@@ -163,13 +81,11 @@ class Cases:
     ) -> None:  # fmt: skip
         if not cases:
             raise ValueError("design.cases={} must have at least one case")
-        self.cases, self.seeds = {name: list(overrides) for name, overrides in cases.items()}, seeds
-        self.grid = None if widths is None else Grid(widths, seeds, head_dim)
+        self.cases = [Level(parse_lines(lines)) for lines in cases.values()]
+        self.shapes = seed_levels(seeds) if widths is None else Grid(widths, seeds, head_dim).shapes()
 
-    def cells(self, context: SweepContext | None = None) -> list[list[str]]:
-        plain = [[f"seed={seed}"] for seed in range(self.seeds)]
-        shapes = plain if self.grid is None else self.grid.cells(context)
-        return [[*overrides, *shape] for shape in shapes for overrides in self.cases.values()]
+    def cells(self, context: SweepContext | None = None) -> list[Cell]:
+        return combine(self.cases, self.shapes, slow=1)
 
 
 class Arms:
@@ -193,18 +109,14 @@ class Arms:
         seeds: Count = SEEDS,
         fill: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self.arms = {name: dict(arm) for name, arm in arms.items() if arm is not None}
-        rates = {name: lrs.get(name, ()) if isinstance(lrs, Mapping) else lrs for name in self.arms}
-        if not self.arms:
-            raise ValueError(f"design.arms={dict(arms)} must have at least one arm")
-        for name, values in rates.items():
-            if LR in self.arms[name]:
-                continue
-            if not values or len(set(values)) < len(values):
+        self.arms = kept_arms(arms)
+        for name, arm in self.arms.items():
+            rates = lrs.get(name, ()) if isinstance(lrs, Mapping) else lrs
+            if LR not in arm and (not rates or len(set(rates)) < len(rates)):
                 raise ValueError(
                     f"design.lrs={lrs} must have at least one learning rate for {name}, and no rate may be listed twice"
                 )
-            self.arms[name][LR] = [f"{lr:g}" for lr in sorted(values)]
+            arm.setdefault(LR, [f"{lr:g}" for lr in sorted(rates)])
         for name, values in (fill or {}).items():
             if len(values) < seeds:
                 raise ValueError(
@@ -213,26 +125,131 @@ class Arms:
                 )
         same: dict[frozenset[str], str] = {}
         for name, arm in self.arms.items():
-            for overrides in product(arm):
+            for overrides in Level(arm).cells():
                 if (twin := same.setdefault(frozenset(overrides), name)) != name:
                     raise ValueError(
                         f"design.arms: {name} and {twin} have the same overrides; remove one of the two arms"
                     )
-        self.seeds, self.fill = seeds, fill or {}
+        self.seeds = seed_levels(seeds, fill)
 
-    def cells(self, context: SweepContext | None = None) -> list[list[str]]:
+    def cells(self, context: SweepContext | None = None) -> list[Cell]:
         """Returns the overrides of each cell."""
-        planned = []
-        for seed in range(self.seeds):
-            fills = {"seed": str(seed), **{name: str(values[seed]) for name, values in self.fill.items()}}
-            for name, arm in self.arms.items():
-                for overrides in product(arm):
-                    lines = [fill_placeholders(line, fills) for line in overrides]
-                    planned.append([*lines, f"study.arm={name}", f"seed={seed}"])
+        return combine([Level({**arm, "study.arm": name}) for name, arm in self.arms.items()], self.seeds, slow=1)
+
+
+class Methods:
+    """Trains every base with every seed, then fine-tunes it by every arm at each of the arm's settings and rates.
+
+    It has two rounds, because a fine-tuning run starts from the folder of a finished base run. A base run that did not
+    finish is skipped, together with its fine-tuning runs.
+
+    base    overrides of the base runs; a list of values makes several bases: {data.domain: docs, model.width: [32, 64]}
+    start   overrides that load trained weights, in place of base runs: {init: hf, init.path: FOLDER, init.upstream:
+            [tinystories]}, or {init: checkpoint, init.path: RUN}
+    arms    overrides of the fine-tuning runs, by name; a list of values makes one run for each value: {ewc: {retention:
+            ewc, ...: [1, 10]}}; null removes an arm
+    lrs     learning rates of every arm that does not set `optimizer.lr`
+    tokens  training tokens of each arm, or a list of token counts; null keeps the budget of the config
+    equal   what all arms have in common: "compute" counts replayed tokens as part of `tokens`; "target" adds them to
+            `tokens`, so that every arm reads the same amount of new text
+    seeds   number of seeds of the bases; a fine-tuning run has the seed of its base
+    only    overrides that the base of an arm must have, by arm: {frozen: [model=moe]}; other arms start from every base
+    """
+
+    def __init__(
+        self,
+        base: Mapping[str, Values],
+        arms: Mapping[str, Mapping[str, Values] | None],
+        lrs: Sequence[Positive] = (),
+        tokens: Quantity | Sequence[Quantity] | None = None,
+        equal: str = "compute",
+        seeds: Count = 2,
+        only: Mapping[str, Sequence[str]] | None = None,
+        start: Mapping[str, Values] | None = None,
+    ) -> None:
+        self.base, self.arms, self.lrs, self.seeds = base, kept_arms(arms), list(lrs), seeds
+        self.start, self.tokens, self.equal, self.only = start, tokens, equal, dict(only or {})
+        if equal not in ("compute", "target"):
+            raise ValueError(f"design.equal={equal} must be 'compute' or 'target'")
+        if equal == "target" and tokens is None:
+            raise ValueError("design.equal=target needs design.tokens, the number of new tokens that each arm reads")
+        for name, arm in self.arms.items():
+            if equal == "target" and "replay" in str(arm.get("retention")) and REPLAYED not in arm:
+                raise ValueError(
+                    f"design.arms.{name} must set {REPLAYED}: design.equal=target adds its replayed tokens to the "
+                    "budget"
+                )
+        for name in ("seed", "init", "init.path"):
+            if name in base or any(name in arm for arm in self.arms.values()):
+                raise ValueError(f"design.base and design.arms must not set {name}: the design sets it for every run")
+        if start is not None and not {"init", "init.path"} <= set(start):
+            raise ValueError(
+                f"design.start={dict(start)} must have init and init.path: {{init: hf, init.path: FOLDER}}"
+            )
+        for name, lines in self.only.items():
+            if name not in arms:
+                raise ValueError(f"design.only.{name}: design.arms has no arm {name}; it has {', '.join(arms)}")
+            if name in self.arms and not any(set(lines) <= set(overrides) for overrides in self.bases()):
+                raise ValueError(f"design.only.{name}={list(lines)}: no base of design.base has all of these overrides")
+
+    def bases(self) -> list[Cell]:
+        """Returns the overrides of each base run."""
+        if self.start is not None:
+            return []
+        return Level({**self.base, "seed": list(range(self.seeds))}).cells()
+
+    def arm_levels(self, base: Sequence[str] | None = None) -> list[Level]:
+        """Returns the factor of arms and token counts; with `base`, only of the arms that may start from that base."""
+        rates = {LR: self.lrs} if self.lrs else {}
+        return [
+            Level({**arm, **(rates if LR not in arm else {}), **self._budget(tokens)})
+            for name, arm in self.arms.items()
+            if base is None or set(self.only.get(name, ())) <= set(base)
+            for tokens in as_list(self.tokens)
+        ]
+
+    def _budget(self, tokens: int | float | str | None) -> dict[str, Values]:
+        """Returns the override of the budget, which at equal target tokens depends on the replayed fraction."""
+        if tokens is None:
+            return {}
+
+        def with_replayed(values: Mapping[str, Values]) -> Values:
+            return round(quantity(tokens) / (1 - float(values[REPLAYED]))) if REPLAYED in values else tokens
+
+        return {"budget.tokens": tokens if self.equal == "compute" else with_replayed}
+
+    def rounds(self, context: RunSource) -> Iterator[list[Cell]]:
+        """Yields the base runs, then the fine-tuning runs."""
+        if self.start is None:
+            yield self.bases()
+        yield self.fine_tuning_cells(context)
+
+    def fine_tuning_cells(self, context: RunSource) -> list[Cell]:
+        """Returns the overrides of each fine-tuning run from every finished base, or from the weights of `start`.
+
+        Prints a line for each base without a finished run.
+        """
+        if self.start is not None:
+            start = Level({key: [value] for key, value in self.start.items()})
+            return combine(self.arm_levels(), [seed | start for seed in seed_levels(self.seeds)], slow=1)
+        runs, planned = context.runs(), []
+        for base in self.bases():
+            arms = self.arm_levels(base)
+            run = find_base_run(runs, base, self.bases())
+            if run is None:
+                print(
+                    f"skipping {len(combine(arms))} fine-tuning runs: their base run {' '.join(base)} has not finished",
+                    flush=True,
+                )
+                continue
+            start = Level({"seed": parse_lines(base)["seed"], "init": "checkpoint", "init.path": run.folder})
+            planned += combine(arms, [start])
         return planned
 
 
-def fill_placeholders(line: str, values: Mapping[str, str]) -> str:
-    for name, value in values.items():
-        line = line.replace(f"{{{name}}}", value)
-    return line
+def kept_arms(arms: Mapping[str, Mapping[str, Values] | None]) -> dict[str, dict[str, Values]]:
+    """Returns the arms that are not null. Raises ValueError if there is none."""
+    kept = {name: dict(arm) for name, arm in arms.items() if arm is not None}
+    if not kept:
+        raise ValueError(f"design.arms={dict(arms)} must have at least one arm")
+    return kept

@@ -15,7 +15,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from kleiber.config.stages import Quantity, quantity
-from kleiber.studies.designs.grid import SweepContext
+from kleiber.studies.designs.design import Cell, Level, SweepContext, combine
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.law_file import read
 from kleiber.types import Count, NonNegative, Positive, Width
@@ -42,20 +42,18 @@ class Trunk:
         return tokens * context.size(self.width).flops_per_token
 
 
-def cells(plan: Sequence[Trunk], context: SweepContext) -> list[list[str]]:
+def cells(plan: Sequence[Trunk], context: SweepContext) -> list[Cell]:
     """Returns the overrides of each cell, cheap ones first: one for each trunk, or for each point without branches."""
+    mixes = not str((context.model.get("attention") or {}).get("_target_", "")).endswith("NoMixing")
     planned = []
     for trunk in sorted(plan, key=lambda trunk: trunk.cost(context)):
-        shape = [f"model.width={trunk.width}"]
-        mixing = str((context.model.get("attention") or {}).get("_target_", ""))
-        if context.head_dim is not None and not mixing.endswith("NoMixing"):
-            shape.append(f"model.num_heads={trunk.width // context.head_dim}")
-        if context.branched:
-            lengths = [f"stages.branches=[{','.join(map(str, trunk.branches))}]"]
-        else:
-            lengths = [f"budget.tokens={tokens}" for tokens in trunk.branches]
-        planned += [[*shape, length, f"seed={trunk.seed}"] for length in lengths]
-    return planned
+        heads = {}
+        if context.head_dim is not None and mixes:
+            heads = {"model.num_heads": trunk.width // context.head_dim}
+        branches = list(trunk.branches)
+        lengths = {"stages.branches": [branches]} if context.branched else {"budget.tokens": branches}
+        planned.append(Level({"model.width": trunk.width, **heads, **lengths, "seed": trunk.seed}))
+    return combine(planned)
 
 
 def planning_law(law: str | Mapping[str, float] | None) -> Law:
@@ -150,7 +148,7 @@ class IsoFLOP:
         self.sizes, self.span, self.seeds, self.head_dim = sizes, float(span), seeds, head_dim
         self.law = planning_law(law)
 
-    def cells(self, context: SweepContext) -> list[list[str]]:
+    def cells(self, context: SweepContext) -> list[Cell]:
         context = replace(context, head_dim=self.head_dim)
         return cells(self.plan(context), context)
 

@@ -23,7 +23,7 @@ from kleiber.config.stages import Quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.rows import SCRATCH
 from kleiber.studies.compare.task_rows import tuned_rates
-from kleiber.studies.designs.methods import RunSource, find_base_run
+from kleiber.studies.designs.design import Cell, Level, RunSource, combine, find_base_run, parse_lines, seed_levels
 from kleiber.types import Count, Json, Row
 
 Lines = Sequence[str]
@@ -47,14 +47,16 @@ class Kind:
 
 @dataclass(frozen=True)
 class Start:
-    """The start point of fine-tuning runs.
+    """The start point of fine-tuning runs: random weights (name `SCRATCH`), or a pre-trained model.
 
-    `base` are the overrides of the pre-training run; None means random weights.
+    base      overrides of the pre-training run; for random weights, of the one whose tokenizer is used
+    tuned_on  name of the start point of the same kind whose learning rates are used
     """
 
     kind: str
     name: str
-    base: Lines | None
+    base: Level
+    tuned_on: str
 
 
 @dataclass
@@ -98,88 +100,81 @@ class Pretraining:
 
     def starts(self) -> list[Start]:
         """Returns the start points of all fine-tuning runs: random weights of each kind, then pre-trained ones."""
-        new = [Start(name, SCRATCH, None) for name, kind in self.chosen.items() if kind.scratch]
-        texts = itertools.product(self.chosen.items(), self.sources.items(), self.sizes)
-        for (name, kind), (source, lines), size in texts:
-            base = [*kind.model, *kind.pretrain, *lines, f"data.max_bytes={size}", *self.pretrain]
-            start = f"{source}/{size}"  # recorded by the run, since the overrides of one text may contain another's
-            new.append(Start(name, start, [*base, f"study.kind={name}", f"study.start={start}"]))
-        return new
+        scratch, pretrained = [], []
+        for name, kind in self.chosen.items():
+            bases = {}
+            for (source, lines), size in itertools.product(self.sources.items(), self.sizes):
+                text = f"{source}/{size}"  # recorded by the run, since the overrides of one text may contain another's
+                base = [*kind.model, *kind.pretrain, *lines, f"data.max_bytes={size}", *self.pretrain]
+                bases[text] = Level(parse_lines(base) | {"study.kind": name, "study.start": text})
+            first = next(iter(bases))
+            scratch += [Start(name, SCRATCH, bases[first], SCRATCH)] if kind.scratch else []
+            pretrained += [Start(name, text, base, first) for text, base in bases.items()]
+        return scratch + pretrained
 
-    def bases(self) -> list[list[str]]:
-        planned = [start.base for start in self.starts() if start.base is not None]
-        return [[*base, f"seed={seed}"] for base in planned for seed in range(self.seeds)]
+    def bases(self) -> list[Cell]:
+        pretrained = [start.base for start in self.starts() if start.name != SCRATCH]
+        return combine(pretrained, seed_levels(self.seeds))
 
-    def rounds(self, context: RunSource) -> Iterator[list[list[str]]]:
+    def rounds(self, context: RunSource) -> Iterator[list[Cell]]:
         self.check_data_available()
         yield self.bases()
         yield self.tuning(context)
         yield self.scoring(context)
 
-    def tuning(self, context: RunSource) -> list[list[str]]:
+    def tuning(self, context: RunSource) -> list[Cell]:
         """Returns the cells that tune the learning rate: every task at every rate, with the first seed and all labels.
 
         Only the first text of each kind is tuned; the other texts use its rates.
         """
         runs, planned = context.runs(), []
-        for start in self.tuned_starts():
+        for start in self.starts():
             rates = self.rates(start)
-            if len(rates) > 1:
+            if start.name == start.tuned_on and len(rates) > 1:
                 for task, lr in itertools.product(self.tasks, rates):
                     planned += self.cell(runs, start, task, self.shares[0], 0, lr)
         return planned
 
-    def scoring(self, context: RunSource) -> list[list[str]]:
+    def scoring(self, context: RunSource) -> list[Cell]:
         """Returns the cells that are scored: every task with every seed and label fraction, at the tuned learning rate.
 
         The tuned rate is the one with the best score, or the first rate of the list before any run has a score.
         """
         runs, planned = context.runs(), []
         best = tuned_rates([run for run in runs if run.stages], self.shares[0])
-        first = {start.kind: start.name for start in reversed(self.tuned_starts()) if start.base is not None}
         for seed, start, task, share in itertools.product(range(self.seeds), self.starts(), self.tasks, self.shares):
-            asked = SCRATCH if start.base is None else first[start.kind]
-            lr = best.get((start.kind, asked, task), self.rates(start)[0])
+            lr = best.get((start.kind, start.tuned_on, task), self.rates(start)[0])
             planned += self.cell(runs, start, task, share, seed, lr)
         return planned
 
-    def tuned_starts(self) -> list[Start]:
-        """Returns the start points with tuned learning rates: random weights, and each kind on its first text."""
-        starts = self.starts()
-        first = {start.kind: start for start in reversed(starts) if start.base is not None}
-        return [start for start in starts if start.base is None or start is first[start.kind]]
-
     def rates(self, start: Start) -> Sequence[float]:
         kind = self.chosen[start.kind]
-        return kind.scratch if start.base is None else kind.lrs
+        return kind.scratch if start.name == SCRATCH else kind.lrs
 
-    def cell(self, runs: Sequence[Run], start: Start, task: str, share: float, seed: int, lr: float) -> list[list[str]]:
+    def cell(self, runs: Sequence[Run], start: Start, task: str, share: float, seed: int, lr: float) -> list[Cell]:
         """Returns a list of one cell, a fine-tuning run; an empty list if its pre-training run has not finished.
 
         Training from scratch uses the tokenizer of the kind's first text, so that it differs in the start point only.
         """
-        origin = (
-            start if start.base is not None else next(o for o in self.tuned_starts() if o.kind == start.kind and o.base)
-        )
-        assert origin.base is not None
-        run = find_base_run(runs, [*origin.base, f"seed={seed}"], self.bases())
+        (base,) = combine([start.base], [Level({"seed": seed})])
+        run = find_base_run(runs, base, self.bases())
         if run is None:
             print(
                 f"skipping fine-tuning of the model {start.kind} on the task {task}, seed {seed}: its pre-training run "
-                f"on the text {origin.name} has not finished",
+                f"on the text {start.base.values['study.start']} has not finished",
                 flush=True,
             )
             return []
-        lines = [*self.finetune, *self.tasks[task], f"optimizer.lr={lr:g}", f"seed={seed}"]
-        if start.base is None:
-            tokenizer = [f"data.tokenizer={run.tokenizer}"] if run.tokenizer is not None else []
-            lines = [*self.chosen[start.kind].model, *lines, *tokenizer]
-        else:
-            lines += ["init=checkpoint", f"init.path={run.folder}"]
-        if share < 1:
-            lines += [f"data.share={share:g}", f"data.seed={seed}"]
+        model: Lines = ()
+        source: Json = {"init": "checkpoint", "init.path": run.folder}
+        if start.name == SCRATCH:
+            model = self.chosen[start.kind].model
+            source = {} if run.tokenizer is None else {"data.tokenizer": run.tokenizer}
+        task_lines = parse_lines([*model, *self.finetune, *self.tasks[task]])
         labels = {"kind": start.kind, "start": start.name, "task": task, "share": f"{share:g}"}
-        return [[*lines, *(f"study.{key}={value}" for key, value in labels.items())]]
+        subset = {"data.share": f"{share:g}", "data.seed": seed} if share < 1 else {}
+        trained = Level({**task_lines, "optimizer.lr": f"{lr:g}", "seed": seed, **source, **subset})
+        return (trained | Level({f"study.{key}": value for key, value in labels.items()})).cells()
 
     def check_data_available(self) -> None:
         """Raises ValueError if a hub data set has no local copy and the hub cannot be reached."""
@@ -208,7 +203,7 @@ def select_by_name(choices: Row, only: Sequence[str]) -> Json:
 
 def hub_name(lines: Lines) -> str | None:
     """Returns the hub name of the data set that the overrides select, or None if it is not a hub data set."""
-    values: dict[str, str] = dict(line.split("=", 1) for line in lines)  # type: ignore[misc]
+    values = parse_lines(lines)
     file = conf_dir() / "data" / f"{values.get('data', 'builtin')}.yaml"
     node: Any = OmegaConf.load(file) if file.is_file() else {}
     path = values.get("data.path") or str(node.get("path") or "")

@@ -8,7 +8,7 @@ of a chain starts from the trained weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -16,12 +16,8 @@ from kleiber.config.compose import conf_dir
 from kleiber.config.errors import did_you_mean
 from kleiber.config.stages import LATER_STAGE_KEYS, STAGE_KEYS
 from kleiber.studies.compare.task_rows import AGAIN
-from kleiber.studies.designs.grid import fill_placeholders
-from kleiber.studies.designs.methods import Values, product
+from kleiber.studies.designs.design import Cell, Level, SweepContext, Values, combine, seed_levels
 from kleiber.types import Count, Json, Positive, Row
-
-if TYPE_CHECKING:
-    from kleiber.studies.designs.grid import SweepContext
 
 GROUPS = ("data", "objective", "optimizer", "schedule")  # config groups of which a task may name a choice
 FOLLOWING = ("tokenizer", "vocab_size")  # keys of a task's data that the start point sets, unless the task does
@@ -56,7 +52,7 @@ class Sequences:
         again: bool = True,
     ) -> None:
         self.tasks = {name: stage_node(name, overrides) for name, overrides in tasks.items()}
-        self.lines = {name: [run_override(*item) for item in overrides.items()] for name, overrides in tasks.items()}
+        self.alone = [single_run(overrides) for overrides in tasks.values()] if alone else []
         self.arms = {name: dict(arm) for name, arm in arms.items() if arm is not None}
         self.starts = {
             name: dict(overrides) for name, overrides in (starts or {"scratch": {}}).items() if overrides is not None
@@ -78,29 +74,21 @@ class Sequences:
                     "fine-tunes once"
                 )
         self.orders = orders_of(list(self.tasks), orders)
-        self.lrs, self.seeds, self.alone, self.again = list(lrs), seeds, alone, again
+        self.rates = Level({"optimizer.lr": list(lrs)} if lrs else {})
+        self.seeds, self.again = seeds, again
 
-    def cells(self, context: SweepContext | None = None) -> list[list[str]]:
+    def cells(self, context: SweepContext | None = None) -> list[Cell]:
         """Returns the overrides of each cell, one seed after another, with the reference runs first."""
-        planned = []
-        for seed in range(self.seeds):
-            for name, start in self.starts.items():
-                last = [f"seed={seed}", f"study.start={name}"]
-                values = {"seed": str(seed)}
-                if self.alone:
-                    for lines in self.lines.values():
-                        planned += [[*lines, *overrides, *last] for overrides in self._varied(start, {}, values)]
-                for order in self.orders:
-                    stages = ["stages=chain", f"stages.chain={hydra_literal(self.chain(order))}"]
-                    for arm in self.arms.values():
-                        planned += [[*stages, *overrides, *last] for overrides in self._varied(start, arm, values)]
-        return planned
-
-    def _varied(self, start: Task, arm: Task, values: Mapping[str, str]) -> list[list[str]]:
-        rates = {"optimizer.lr": self.lrs} if self.lrs else {}
-        return [
-            [fill_placeholders(line, values) for line in overrides] for overrides in product({**rates, **arm, **start})
+        stages = [self.chain(order) for order in self.orders]
+        chains = [Level({"stages": "chain", "stages.chain": hydra_literal(chain)}) for chain in stages]
+        trained = [task | self.rates for task in self.alone]
+        trained += [chain | self.rates | Level(arm) for chain in chains for arm in self.arms.values()]
+        starts = [
+            Level(start) | seed | Level({"study.start": name})
+            for seed in seed_levels(self.seeds)
+            for name, start in self.starts.items()
         ]
+        return combine(trained, starts, slow=1)
 
     def chain(self, order: Sequence[str]) -> Json:
         """Returns the stages of one order; with `again`, the last one trains the first task without retention."""
@@ -109,9 +97,9 @@ class Sequences:
         return {**stages, AGAIN: {**stages[order[0]], **plain}} if self.again else stages
 
 
-def run_override(key: str, value: Values) -> str:
-    """Returns the override that sets `key` to `value` in a single run."""
-    return f"{key}={value if isinstance(value, str) else hydra_literal(value)}"
+def single_run(overrides: Task) -> Level:
+    """Returns the overrides of a task as those of a run that trains this task only."""
+    return Level({key: [value if isinstance(value, str) else hydra_literal(value)] for key, value in overrides.items()})
 
 
 def stage_node(name: str, overrides: Task) -> Json:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import size, vocabulary_of
-from kleiber.config.stages import DEFAULT_RATIO, quantity
+from kleiber.config.stages import Budget, quantity
 from kleiber.config.targets import build
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
 from kleiber.studies.study import PlannedPoint, Study
@@ -50,7 +50,11 @@ def points_of(runs: Mapping[Path, Row]) -> list[PlannedPoint]:
         if stages.get("branches"):
             points += [PlannedPoint(folder, config, N, quantity(tokens)) for tokens in stages["branches"]]
         elif not stages:
-            points.append(PlannedPoint(folder, config, N, tokens_of(config, N, flops_per_token)))
+            batch = quantity(config["batch"]["tokens"])
+            D = Budget(**config["budget"]).num_tokens(
+                batch_tokens=batch, active_params=N, flops_per_token=flops_per_token
+            )
+            points.append(PlannedPoint(folder, config, N, D))
     return points
 
 
@@ -65,18 +69,6 @@ def size_of(config: Config, unknown: dict[str, float]) -> tuple[float, float]:
     except (ValueError, KeyError):
         N = unknown.setdefault(str(config["model"]), 1e5 * 1.7 ** len(unknown))
         return N, 6 * N
-
-
-def tokens_of(config: Config, N: float, flops_per_token: float) -> float:
-    """Returns the number of training tokens in the budget of a run, before it is rounded to whole steps."""
-    budget = config["budget"]
-    if budget.get("tokens"):
-        return quantity(budget["tokens"])
-    if budget.get("steps"):
-        return quantity(budget["steps"]) * quantity(config["batch"]["tokens"])
-    if budget.get("flops"):
-        return quantity(budget["flops"]) / flops_per_token
-    return quantity(budget.get("ratio") or DEFAULT_RATIO) * N
 
 
 def fine_tunes(points: Sequence[PlannedPoint]) -> list[dict[str, float]]:

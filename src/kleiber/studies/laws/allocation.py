@@ -84,18 +84,12 @@ def _parabola(budget: float, x: Array, losses: Array) -> Vertex | None:
     if len(np.unique(np.round(x, 6))) < 4:
         return None
     centre = x.mean()
-    design = np.vander(x - centre, 3, increasing=True)
-    c, *_ = np.linalg.lstsq(design, losses, rcond=None)
-    if c[2] <= 0:
+    (c2, c1, _), covariance = np.polyfit(x - centre, losses, 2, cov=True)
+    vertex = -c1 / (2 * c2) + centre
+    if c2 <= 0 or not x.min() < vertex < x.max():
         return None
-    vertex = -c[1] / (2 * c[2])
-    if not x.min() < vertex + centre < x.max():
-        return None
-    spare = len(x) - 3
-    s2 = float(((design @ c - losses) ** 2).sum()) / spare
-    slope = np.array([0.0, -1 / (2 * c[2]), c[1] / (2 * c[2] ** 2)])
-    se = float(np.sqrt(max(s2 * slope @ np.linalg.pinv(design.T @ design) @ slope, 0.0)))
-    return Vertex(budget, float(vertex + centre), se, len(x))
+    slope = np.array([c1 / (2 * c2**2), -1 / (2 * c2), 0.0])
+    return Vertex(budget, float(vertex), float(np.sqrt(max(slope @ covariance @ slope, 0.0))), len(x))
 
 
 def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent | None:
@@ -109,12 +103,8 @@ def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent
     x = np.log(x)
     centre = x.mean()
     weight = np.ones_like(x) if approach.startswith("1") else 1 / (se**2 + np.median(se) ** 2 + 1e-12)
-    design = np.column_stack([np.ones_like(x), x - centre])
-    covariance = np.linalg.pinv(design.T @ (design * weight[:, None]))
-    intercept, a = covariance @ design.T @ (weight * y)
-    spare = len(x) - 2
-    scatter = float((weight * (design @ [intercept, a] - y) ** 2).sum()) / spare
-    half = student_quantile(spare, level) * float(np.sqrt(scatter * covariance[1, 1]))
+    (a, intercept), covariance = np.polyfit(x - centre, y, 1, w=np.sqrt(weight), cov=True)
+    half = student_quantile(len(x) - 2, level) * float(np.sqrt(covariance[0, 0]))
     bars = [_bar(point, level, with_interval=not approach.startswith("1")) for point in points]
     return Exponent(approach, float(a), float(a - half), float(a + half), float(intercept - a * centre), bars)
 

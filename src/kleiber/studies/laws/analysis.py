@@ -13,11 +13,11 @@ from kleiber.studies.laws import laws_json, verdicts
 from kleiber.studies.laws.allocation_table import allocate
 from kleiber.studies.laws.asymptotics import beta_stability, pre_asymptotic
 from kleiber.studies.laws.backtest import Backtest, backtests, default_cuts, holdouts, rank
-from kleiber.studies.laws.fit import Fit, objective_at
+from kleiber.studies.laws.fit import Fit
 from kleiber.studies.laws.law import LAWS, Law
 from kleiber.studies.laws.noise_model import NoiseModel, fit_with_noise
-from kleiber.studies.laws.pooling import on_rows
 from kleiber.studies.laws.prediction import EXPECTED, MAX_DECADES, Misfit, predict
+from kleiber.studies.laws.problem import convert, rho
 from kleiber.studies.laws.table import Table
 from kleiber.studies.laws.transients import diagnose
 from kleiber.studies.laws.uncertainty import Draws
@@ -69,6 +69,29 @@ def fewest_draws(level: float) -> int:
     return math.ceil(2 / (1 - level) - 1e-9)
 
 
+def check_options(law: Law, options: Options, delta: float | None) -> None:
+    """Raises ValueError for too few bootstrap resamples, and for an option of `kleiber fit` that would have no effect.
+
+    delta  the value of --delta, if it was given
+    """
+    fewest, loss_fn = fewest_draws(options.level), options.loss_fn or law.loss_fn
+    if 0 < options.bootstrap < fewest:
+        raise ValueError(
+            f"--bootstrap {options.bootstrap} must be at least {fewest} for {laws_json.percent(options.level)} "
+            "intervals, or 0 for no intervals"
+        )
+    if delta is not None and loss_fn != "huber":
+        raise ValueError(
+            f"--delta {delta:g} has no effect on the {loss_fn} loss of {law.name}; add --loss-fn huber or remove "
+            "--delta"
+        )
+    if options.rank and law.fixed:
+        raise ValueError(
+            f"--rank fits all parameters of every law, so it excludes --fix {', '.join(law.fixed)}; remove one of the "
+            "two options"
+        )
+
+
 def analyze(table: Table, law: Law, options: Options) -> Json:
     """Returns the record of a law fitted to a table, as in law.schema.json. Raises ValueError for unusable rows."""
     table.inputs(law)
@@ -112,7 +135,7 @@ def _estimate(
     fitted, law = model.fit, model.fit.law
     profiled = model.profiles(draws, options.level)
     params = laws_json.parameters(model, draws, profiled, options.level)
-    noise, diagnostics, runs = model.components(), diagnose(model), on_rows(fitted, table)
+    noise, diagnostics, runs = model.components(), diagnose(model), fitted.on_rows(table)
     judged = [*verdicts.identifiability(fitted, params), *pre_asymptotic(diagnostics)]
     judged += beta_stability(diagnostics, options.level)
     columns = sorted({*law.inputs, *({"C"} & set(table.columns))})
@@ -196,7 +219,31 @@ def _fit(table: Table, law: Law, options: Options) -> NoiseModel:
 
 def _on_all_rows(model: NoiseModel, table: Table) -> Fit:
     """Returns the fit with all rows if they were pooled; rows that are means over seeds stay, since they are fitted."""
-    return model.fit if model.pooled is None else on_rows(model.fit, table)
+    return model.fit if model.pooled is None else model.fit.on_rows(table)
+
+
+def objective_at(fitted: Fit, params: Mapping[str, float]) -> Json:
+    """Evaluates the objective of the fitted rows at other parameter values; returns {params, value, residual_rms}.
+
+    Raises ValueError for an unknown or missing parameter, and if the law is not finite on some row.
+    """
+    problem, law = fitted.problem, fitted.law
+    names = [*law.params, *law.fixed]
+    unknown, missing = (", ".join(sorted(apart)) for apart in (set(params) - set(names), set(names) - set(params)))
+    if unknown or missing:
+        raise ValueError(
+            f"--at must set every parameter of {law.name!r}, {', '.join(names)}, and no others"
+            + f"; it lacks {missing}" * bool(missing) + f"; it also sets {unknown}" * bool(unknown)
+        )  # fmt: skip
+    answer = law.call(problem.inputs, {name: np.array([[value]]) for name, value in params.items()})
+    residuals = problem.scaled(convert(answer, law.returns, problem.space)) - problem.observed
+    if not np.isfinite(residuals).all():
+        raise ValueError(f"--at {dict(params)}: law {law.name!r} is not finite on every row at these values")
+    return {
+        "params": dict(params),
+        "value": float(rho(residuals, problem.loss_fn, problem.delta).sum()),
+        "residual_rms": float(np.sqrt(np.mean(residuals**2))),
+    }
 
 
 def identified(record: Row) -> bool:

@@ -142,8 +142,8 @@ def beta_change(diagnostics: Diagnostics, level: float = 0.9) -> BetaChange | No
     if len(np.unique(problem.inputs["D"][high])) < 3:  # E, B and beta are three
         return unknown
     rest, j = problem.rows(high), names.index("beta")
-    theta, value = descend(rest, least.theta[None], rounds=100, tolerance=1e-10)
-    late = Fit(rest, theta[0], float(value[0]))
+    theta, _ = descend(rest, least.theta[None], rounds=100, tolerance=1e-10)
+    late = Fit(rest, theta[0])
     contrast = -_influence(least)[j]
     contrast[high] += _influence(late)[j]
     variance, df = diagnostics.noise.variance(contrast[None], diagnostics.layout)

@@ -1,24 +1,30 @@
-"""Parses row filters such as `loss < 4 and (N >= 1e8 or family in [dense, moe])`; nothing is evaluated as code.
+"""Parses the texts of `kleiber fit`: row filters, columns of roles, points and numbers; none is evaluated as code.
 
-Grammar: comparisons (= == != < <= > >=, `in [a, b]`, `not in`) of a column with a number or a text, combined by and,
-or, not and parentheses. Texts may be quoted. Arithmetic, functions and comparisons of two columns are errors.
+A filter such as `loss < 4 and (N >= 1e8 or family in [dense, moe])` consists of comparisons (= == != < <= > >=,
+`in [a, b]`, `not in`) of a column with a number or a text, combined by and, or, not and parentheses. Texts may be
+quoted. Python's `ast` finds its structure after every word was replaced by a name, so it can contain no other code.
+Arithmetic, functions and comparisons of two columns are errors.
 """
 
+import ast
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
-TOKEN = re.compile(
-    r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<tick>`[^`]+`)|(?P<op><=|>=|==|!=|<|>|=)|(?P<mark>[()\[\],])|(?P<word>[^\s()\[\],<>=!"'`]+))"""
-)
+TOKEN = re.compile(r"""(?P<word>"[^"]*"|'[^']*'|`[^`]+`|[^\s()\[\],<>=!"'`]+)|[<>=!]=|\S""")
 NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?([kKMBT]?)$")
-DEEPEST = 100  # parentheses and `not` inside each other
 UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+KEYWORDS = ("and", "or", "not", "in")
+EQUALITY = (ast.Eq, ast.NotEq)
+COMPARISONS = {
+    ast.Eq: np.equal, ast.NotEq: np.not_equal, ast.Lt: np.less, ast.LtE: np.less_equal, ast.Gt: np.greater,
+    ast.GtE: np.greater_equal,
+}  # fmt: skip
 
 
 def number(text: str) -> float | None:
@@ -35,7 +41,15 @@ def keep(table: pd.DataFrame, text: str, roles: Mapping[str, str] | None = None)
     `roles` maps names such as N to columns; a column of that name has precedence. Raises ValueError for an unknown
     column, with the nearest name, and for a syntax error, with its position.
     """
-    return _Parser(table, text, roles or {}).read()
+    row_filter = _Filter(table, text, roles or {})
+    try:
+        return row_filter.mask(ast.parse(row_filter.source, mode="eval").body)
+    except SyntaxError as error:
+        if error.msg.startswith("too many nested"):
+            raise row_filter.nested() from None
+        raise row_filter.error((error.offset or 0) - 1) from None
+    except (MemoryError, RecursionError):
+        raise row_filter.nested() from None
 
 
 def column_of(table: pd.DataFrame, name: str, context: str) -> str:
@@ -48,142 +62,131 @@ def column_of(table: pd.DataFrame, name: str, context: str) -> str:
     raise ValueError(f"{context}: the table has no column {name!r}{hint} Its columns: {', '.join(names)}")
 
 
-class _Parser:
-    """Recursive descent parser: or < and < not < comparison."""
+class _Filter:
+    """A filter as Python source, in which a word is the name `_i` of its place i."""
 
     def __init__(self, table: pd.DataFrame, text: str, roles: Mapping[str, str]) -> None:
         self.table, self.text, self.roles = table, text, roles
-        self.tokens: list[tuple[str, str]] = []
-        at = 0
-        while at < len(text.rstrip()):
-            match = TOKEN.match(text, at)
-            if not match:
-                raise ValueError(f"--where {text!r}: syntax error at {text[at:].strip()!r}")
-            self.tokens.append((str(match.lastgroup), str(match.group(str(match.lastgroup)))))
-            at = match.end()
-        self.at, self.depth = 0, 0
+        self.source = ""
+        self.tokens: dict[int, str] = {}  # by their place in `source`
+        for match in TOKEN.finditer(text):
+            token, place = match.group(), len(self.source)
+            self.tokens[place] = token
+            name = token.lower() if token.lower() in KEYWORDS else f"_{place}"
+            self.source += (name if match["word"] else "==" if token == "=" else token) + " "
 
-    def read(self) -> Mask:
-        """Parses the whole text and returns the mask of its rows."""
-        mask = self.disjunction()
-        if self.at < len(self.tokens):
-            raise self.error("and, or, or the end")
-        return mask
+    def mask(self, node: ast.expr) -> Mask:
+        """Returns the mask of a part of the filter. Raises ValueError where it is none of the allowed parts."""
+        match node:
+            case ast.BoolOp(op=ast.And()):
+                return np.logical_and.reduce([self.mask(part) for part in node.values])
+            case ast.BoolOp():
+                return np.logical_or.reduce([self.mask(part) for part in node.values])
+            case ast.UnaryOp(op=ast.Not()):
+                return ~self.mask(node.operand)
+            case ast.Compare(left=ast.Name(id=name), ops=[ast.In() | ast.NotIn() as op], comparators=[values]):
+                among = np.logical_or.reduce([self.compare(name, ast.Eq(), value) for value in self.listed(values)])
+                return among if isinstance(op, ast.In) else ~among
+            case ast.Compare(left=ast.Name(id=name), ops=[op], comparators=[value]):
+                return self.compare(name, op, value)
+        raise self.error(node.col_offset)
 
-    def disjunction(self) -> Mask:
-        """Parses operands joined by `or`."""
-        mask = self.conjunction()
-        while self.take("or"):
-            mask = mask | self.conjunction()
-        return mask
+    def listed(self, node: ast.expr) -> list[ast.expr]:
+        """Returns the values of a list such as [a, b], (a, b) or (a)."""
+        if isinstance(node, ast.List | ast.Tuple) and node.elts:
+            return node.elts
+        if isinstance(node, ast.Name) and self.source[: node.col_offset].endswith("( "):
+            return [node]
+        raise self.error(node.col_offset)
 
-    def conjunction(self) -> Mask:
-        """Parses operands joined by `and`."""
-        mask = self.operand()
-        while self.take("and"):
-            mask = mask & self.operand()
-        return mask
-
-    def operand(self) -> Mask:
-        """Parses a negation, a parenthesis or a comparison. Raises ValueError for too many inside each other."""
-        if self.depth > DEEPEST:
-            raise ValueError(
-                f"--where {self.text[:40]!r}...: more than {DEEPEST} parentheses or `not` are inside each other; "
-                "remove some, or use several --where"
-            )
-        self.depth += 1
-        mask = self.nested()
-        self.depth -= 1
-        return mask
-
-    def nested(self) -> Mask:
-        """Parses one operand, which may contain others."""
-        if self.take("not"):
-            return ~self.operand()
-        if self.take("("):
-            mask = self.disjunction()
-            if not self.take(")"):
-                raise self.error(")")
-            return mask
-        return self.comparison()
-
-    def comparison(self) -> Mask:
-        """Parses `COLUMN op VALUE`, `COLUMN in [..]` or `COLUMN not in [..]`."""
-        name = self.name()
-        if self.take("not"):
-            if not self.take("in"):
-                raise self.error("in")
-            return ~self.among(name)
-        if self.take("in"):
-            return self.among(name)
-        kind, op = self.peek()
-        if kind != "op":
-            raise self.error("one of = == != < <= > >= in")
-        self.at += 1
-        return self.compare(name, op, self.value())
-
-    def among(self, name: str) -> Mask:
-        """Parses a list of values; True where the column equals one of them."""
-        if not (self.take("[") or self.take("(")):
-            raise self.error("a list such as [a, b]")
-        mask = self.compare(name, "==", self.value())
-        while self.take(","):
-            mask = mask | self.compare(name, "==", self.value())
-        if not (self.take("]") or self.take(")")):
-            raise self.error("]")
-        return mask
-
-    def compare(self, name: str, op: str, value: str) -> Mask:
+    def compare(self, name: str, op: ast.cmpop, node: ast.expr) -> Mask:
         """Compares a column with a value, as numbers or as texts. Raises ValueError where the two do not fit."""
-        column, limit = pd.Series(self.table[name]), number(value)
+        if not isinstance(node, ast.Name):
+            raise self.error(node.col_offset)
+        column_name, value = self.column(name), self.word(node.id)
+        column, limit = pd.Series(self.table[column_name]), number(value)
         if pd.api.types.is_bool_dtype(column):
-            column = column.astype(str).str.lower()
-            value = value.lower()
+            column, value = column.astype(str).str.lower(), value.lower()
         numeric = pd.api.types.is_numeric_dtype(column)
         if numeric and limit is None:
-            raise ValueError(f"--where {self.text!r}: column {name!r} contains numbers, and {value!r} is not a number")
-        if not numeric and op not in ("=", "==", "!="):
             raise ValueError(
-                f"--where {self.text!r}: column {name!r} contains text, which only =, != and in compare, not {op}"
+                f"--where {self.text!r}: column {column_name!r} contains numbers, and {value!r} is not a number"
+            )
+        if not numeric and not isinstance(op, EQUALITY):
+            raise ValueError(
+                f"--where {self.text!r}: column {column_name!r} contains text, which only =, != and in compare, not "
+                "< <= > >="
             )
         left = column.to_numpy(dtype=np.float64) if numeric else column.astype(str).to_numpy(dtype=object)
-        right = limit if numeric else value
-        compare = {"=": np.equal, "==": np.equal, "!=": np.not_equal}
-        order = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}
-        return np.asarray({**compare, **order}[op](left, right), dtype=bool)
+        return np.asarray(COMPARISONS[type(op)](left, limit if numeric else value), dtype=bool)
 
-    def name(self) -> str:
-        """Parses the name of a column, or of a role."""
-        kind, token = self.peek()
-        if kind not in ("word", "quoted", "tick"):
-            raise self.error("the name of a column of the table")
-        self.at += 1
-        token = token.strip("`\"'") if kind != "word" else token
-        if token not in self.table.columns and token in self.roles:
-            token = self.roles[token]
-        return column_of(self.table, token, f"--where {self.text!r}")
+    def word(self, name: str) -> str:
+        """Returns the text of a word, without its quotes."""
+        text = self.tokens[int(name[1:])]
+        return text[1:-1] if text[0] in "'\"`" else text
 
-    def value(self) -> str:
-        """Parses a number or a text."""
-        kind, token = self.peek()
-        if kind not in ("word", "quoted"):
-            raise self.error("a number or a text")
-        self.at += 1
-        return token[1:-1] if kind == "quoted" else token
+    def column(self, name: str) -> str:
+        """Returns the column that a word names, itself or by its role."""
+        word = self.word(name)
+        if word not in self.table.columns:
+            word = self.roles.get(word, word)
+        return column_of(self.table, word, f"--where {self.text!r}")
 
-    def peek(self) -> tuple[str, str]:
-        """The kind and text of the next token, ('end', '') after the last one."""
-        return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "")
+    def error(self, place: int) -> ValueError:
+        """The error of a filter whose structure is wrong at a place in `source`."""
+        here = repr(self.tokens[place]) if place in self.tokens else "the end"
+        return ValueError(
+            f"--where {self.text!r}: syntax error at {here}; a filter consists of comparisons such as loss < 4 or "
+            "family in [a, b], joined by and, or and not"
+        )
 
-    def take(self, token: str) -> bool:
-        """Consumes the next token if it is the keyword or mark `token`."""
-        kind, text = self.peek()
-        if kind in ("word", "mark") and text.lower() == token:
-            self.at += 1
-            return True
-        return False
+    def nested(self) -> ValueError:
+        """The error of a filter whose parts are nested too deeply to be parsed."""
+        return ValueError(
+            f"--where {self.text[:40]!r}...: too many parentheses or `not` are inside each other; remove some, or use "
+            "several --where"
+        )
 
-    def error(self, wanted: str) -> ValueError:
-        """A syntax error at the next token."""
-        here = repr(self.peek()[1]) if self.peek()[1] else "the end"
-        return ValueError(f"--where {self.text!r}: expected {wanted}, found {here}")
+
+def parse_map(text: str | None, extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """Parses `N=params,D=tokens` to columns by role; `extra` are those of --params, --data, --loss, --compute."""
+    roles = {role: column for role, column in (extra or {}).items() if column}
+    for item in filter(None, (text or "").split(",")):
+        role, equals, column = (part.strip() for part in item.partition("="))
+        if not equals or not role or not column:
+            raise ValueError(f"--map {item!r} must have the form ROLE=COLUMN, such as N=params,D=tokens,L=loss")
+        if roles.setdefault(role, column) != column:
+            raise ValueError(f"--map {item!r} contradicts {role}={roles[role]}; remove one of them")
+    return roles
+
+
+def parse_values(items: Iterable[str], option: str) -> dict[str, float]:
+    """Parses items such as `E=1.8` or `N=7B` to numbers by name.
+
+    Raises ValueError for a malformed item, and for a name with two different values.
+    """
+    values: dict[str, float] = {}
+    for item in items:
+        name, _, text = item.partition("=")
+        name, value = name.strip(), number(text)
+        if value is None or not name:
+            raise ValueError(f"{option} {item!r} must have the form NAME=NUMBER, such as E=1.8 or D=20B")
+        if values.setdefault(name, value) != value:
+            raise ValueError(f"{option} {item!r} contradicts {name}={values[name]:g}; remove one of them")
+    return values
+
+
+def parse_point(text: str) -> dict[str, float]:
+    """Parses a point such as `N=7B,D=140B` to numbers by name. Raises ValueError for a malformed part."""
+    point = parse_values(filter(None, text.replace(" ", ",").split(",")), "predict")
+    if not point:
+        raise ValueError("predict: the point to predict is missing; add it, such as N=1e9 D=20e9")
+    return point
+
+
+def parse_numbers(text: str, option: str) -> list[float]:
+    """Parses numbers that are separated by commas. Raises ValueError, which names `option`, for other text."""
+    read = [number(item) for item in text.split(",")]
+    if any(value is None for value in read):
+        raise ValueError(f"{option} {text!r} must be numbers separated by commas, such as 1e20,1e21")
+    return [value for value in read if value is not None]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Array, Law, Linear, Shape
-from kleiber.studies.laws.problem import Problem, checked_problem, convert, influence, rho, to_space
+from kleiber.studies.laws.problem import Problem, checked_problem, influence, rho, scale_of, to_space
 from kleiber.studies.laws.solve import descend, finish, polish
-from kleiber.types import Json
+from kleiber.studies.laws.table import Table
 
 UNDETERMINED = 1e-7  # directions whose singular value is below this fraction of the largest change no residual
 STEP = 1e-4  # step along such a direction, in its largest coordinate
@@ -25,11 +25,10 @@ NEGLIGIBLE = 1e-6  # a term below this fraction of every prediction is dropped
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law: parameters `theta` in solver coordinates (logs if positive), summed objective `value`."""
+    """A fitted law: its problem, and its parameters `theta` in solver coordinates (logs if positive)."""
 
     problem: Problem
     theta: Array
-    value: float
 
     @property
     def law(self) -> Law:
@@ -49,6 +48,11 @@ class Fit:
     def residuals(self) -> Array:
         """Residuals s(L_hat) - s(L) of all rows, on the scale s of `Problem.space`."""
         return self.problem.predict(self.theta[None])[0] - self.problem.observed
+
+    @property
+    def value(self) -> float:
+        """The objective, summed over the rows."""
+        return float(rho(self.residuals, self.problem.loss_fn, self.problem.delta).sum())
 
     @property
     def noise(self) -> float:
@@ -90,6 +94,11 @@ class Fit:
         steps = STEP * ways / np.abs(ways).max(1, keepdims=True)
         return self.problem.values(np.stack([self.theta + steps, self.theta - steps], 1).reshape(-1, len(self.theta)))
 
+    def on_rows(self, table: Table) -> "Fit":
+        """Returns the same parameters with the rows of a table, as before they were averaged or pooled."""
+        scale, inputs = scale_of(table, self.problem.space), table.inputs(self.law)
+        return Fit(replace(self.problem, inputs=inputs, target=table.target, scale=scale), self.theta)
+
     def predict(self, inputs: Mapping[str, Array]) -> Array:
         """Predicts the target in its own units at new inputs, (rows,)."""
         return self.law.predict(inputs, self.values)[0]
@@ -123,42 +132,14 @@ def fit(
                 f"law {law.name!r} could not be fitted: it is not finite on these {problem.num_rows} rows at any "
                 "starting point; check the columns of --map"
             )
-        rest, _ = polish(problem, theta[np.argmin(value)])
-        (best,), (least,) = finish(problem, rest[None])
+        (best,), _ = finish(problem, polish(problem, theta[np.argmin(value)])[None])
         weak = _negligible(problem, best)
         if weak is None:
-            return Fit(problem, best, float(least))
+            return Fit(problem, best)
         active = problem.active.copy()
         active[weak] = False
         problem = replace(problem, active=active)
     raise ValueError(f"law {law.name!r}: all linear terms are fitted to 0; check the sign and scale of the target L")
-
-
-def objective_at(fitted: Fit, params: Mapping[str, float]) -> Json:
-    """Evaluates the objective of the fitted rows at other parameter values; returns {params, value, residual_rms}.
-
-    Raises ValueError for an unknown or missing parameter, and if the law is not finite on some row.
-    """
-    problem, law = fitted.problem, fitted.law
-    names = [*law.params, *law.fixed]
-    unknown = [name for name in params if name not in names]
-    missing = [name for name in names if name not in params]
-    if unknown:
-        raise ValueError(
-            f"--at {unknown[0]}={params[unknown[0]]:g}: {unknown[0]} must be one of the parameters of {law.name!r}: "
-            f"{', '.join(names)}"
-        )
-    if missing:
-        raise ValueError(f"--at must set every parameter of {law.name!r}; it lacks {', '.join(missing)}")
-    answer = law.call(problem.inputs, {name: np.array([[value]]) for name, value in params.items()})
-    residuals = problem.scaled(convert(answer, law.returns, problem.space)) - problem.observed
-    if not np.isfinite(residuals).all():
-        raise ValueError(f"--at {dict(params)}: law {law.name!r} is not finite on every row at these values")
-    return {
-        "params": dict(params),
-        "value": float(rho(residuals, problem.loss_fn, problem.delta).sum()),
-        "residual_rms": float(np.sqrt(np.mean(residuals**2))),
-    }
 
 
 def refit(fitted: Fit, keep: NDArray) -> Fit:
@@ -239,7 +220,7 @@ def solve_linear(problem: Problem, values: Array, rounds: int = 4) -> Array:
     scale = "log10" if law.returns == "log10" else "linear"
     observed = to_space(problem.target, scale)
     weight = problem.scaled(1 / observed if problem.space != "linear" and scale == "linear" else np.ones_like(observed))
-    offset = law.evaluate(problem.inputs, values * 0 + np.where(is_shape(law), values, 0.0))
+    offset = law.evaluate(problem.inputs, without_linear(law, values))
     design, goal = columns * weight[None, :, None], (observed - offset) * weight
     pull = np.ones_like(goal)
     parts = np.zeros((len(values), len(law.linear)))
@@ -250,15 +231,17 @@ def solve_linear(problem: Problem, values: Array, rounds: int = 4) -> Array:
     return parts
 
 
-def is_shape(law: Law) -> NDArray[np.bool_]:
-    """Returns the mask of the shape parameters."""
-    return np.array([isinstance(kind, Shape) for kind in law.params.values()])
+def without_linear(law: Law, values: Array) -> Array:
+    """Returns the parameters (draws, params) with the linear ones set to 0."""
+    bare = values.copy()
+    bare[:, law.linear] = 0.0
+    return bare
 
 
 def columns_of(problem: Problem, values: Array) -> Array:
     """Returns the law's linear terms with their parameters set to 1, (draws, rows, parts)."""
     law = problem.law
-    bare = np.where(is_shape(law), values, 0.0)
+    bare = without_linear(law, values)
     base = law.evaluate(problem.inputs, bare)
     columns = []
     for j in law.linear:

@@ -16,8 +16,7 @@ from scipy.special import fdtrc, fdtri
 
 from kleiber.studies.laws.fit import Fit, fit
 from kleiber.studies.laws.law import Array, Law
-from kleiber.studies.laws.pooling import Pooled, pool, scale_of, trunks
-from kleiber.studies.laws.problem import relative_sigma
+from kleiber.studies.laws.problem import Pooled, pool, relative_sigma, scale_of, trunks
 from kleiber.studies.laws.table import Table, cells
 from kleiber.studies.laws.uncertainty import Draws, Profile, bootstrap, interval, profiles, strata_of
 from kleiber.studies.laws.variance_components import Layout, TrunkNoise, VarianceComponents, estimate, trunk_noise
@@ -60,7 +59,7 @@ class NoiseModel:
     columns   compute and other columns, by role, (rows,) each
     seeds     noise between and within trunks of equal size; None if no size has two seeds
     averaged  whether the rows are means over seeds
-    pooled    number of runs that were pooled into the rows (`pooling`); None for a table of few rows
+    pooled    number of runs that were pooled into the rows (`problem.pool`); None for a table of few rows
     """
 
     fit: Fit

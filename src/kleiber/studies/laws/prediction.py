@@ -190,7 +190,7 @@ def _empty_fit(law: Law, inputs: Mapping[str, Array], record: Row, values: Array
     problem = Problem(
         law, inputs, np.ones(1), objective["kind"], objective["delta"] or 1e-3, objective["space"], active
     )
-    return Fit(problem, values[0], objective["value"])
+    return Fit(problem, values[0])
 
 
 def complete_point(at: Mapping[str, float]) -> dict[str, float]:

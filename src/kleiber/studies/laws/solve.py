@@ -98,8 +98,8 @@ def _step(problem, theta, r, weights, damping, free, loss_fn, delta) -> Array:
 
 
 @np.errstate(all="ignore")  # a wild trial step is rejected by its infinite objective
-def polish(problem: Problem, theta: Array) -> tuple[Array, float]:
-    """Refines a solution `theta` (params,) to ten digits by BFGS in whitened coordinates; returns its objective too.
+def polish(problem: Problem, theta: Array) -> Array:
+    """Refines a solution `theta` (params,) to ten digits by BFGS in whitened coordinates.
 
     lad is approximated by Huber with delta down to 1e-7. The objective is divided by its initial value, since the
     default tolerances are too loose for values near 1e-3.
@@ -117,10 +117,9 @@ def polish(problem: Problem, theta: Array) -> tuple[Array, float]:
         options = {"gtol": 1e-8, "maxiter": 400}
         result = minimize(_whitened_objective, np.zeros(len(theta)), around, jac=True, method="BFGS", options=options)
         theta = theta + whiten @ result.x
-    values = [
-        float(rho(problem.predict(t[None])[0] - observed, problem.loss_fn, problem.delta).sum()) for t in (start, theta)
-    ]
-    return (start, values[0]) if values[0] <= values[1] or not np.isfinite(values[1]) else (theta, values[1])
+    residuals = problem.predict(np.stack([start, theta])) - observed
+    before, after = rho(residuals, problem.loss_fn, problem.delta).sum(1)
+    return theta if after < before else start
 
 
 def _whitened_objective(

@@ -159,19 +159,6 @@ def _repeated_columns(path: Path, frame: pd.DataFrame) -> list[str]:
     return names[names.duplicated()].unique().astype(str).tolist()
 
 
-def parse_map(text: str | None, extra: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """Parses `N=params,D=tokens` to columns by role; `extra` are those of --params, --data, --loss, --compute."""
-    roles = {role: column for role, column in (extra or {}).items() if column}
-    for item in filter(None, (text or "").split(",")):
-        role, equals, column = item.partition("=")
-        if not equals or not role.strip() or not column.strip():
-            raise ValueError(f"--map {item!r} must have the form ROLE=COLUMN, such as N=params,D=tokens,L=loss")
-        if roles.get(role.strip(), column.strip()) != column.strip():
-            raise ValueError(f"--map {item!r} contradicts {role.strip()}={roles[role.strip()]}; remove one of them")
-        roles[role.strip()] = column.strip()
-    return roles
-
-
 def load(
     frame: pd.DataFrame, roles: Mapping[str, str], filters: Sequence[str] = (), needed: Iterable[str] = ()
 ) -> Table:

@@ -179,8 +179,8 @@ def _refit_by_least_squares(fitted: Fit) -> Fit:
     near = fitted.problem.observed + fitted.residuals - without_outliers(fitted.residuals)
     near = near if fitted.problem.scale is None else near * fitted.problem.scale
     problem = replace(fitted.problem, loss_fn="squared", target=from_space(near, fitted.problem.space))
-    theta, value = descend(problem, fitted.theta[None], rounds=100, tolerance=1e-10)
-    return Fit(problem, theta[0], float(value[0]))
+    theta, _ = descend(problem, fitted.theta[None], rounds=100, tolerance=1e-10)
+    return Fit(problem, theta[0])
 
 
 def _tangent(least: Fit) -> Array:

@@ -18,7 +18,7 @@ from kleiber.studies.laws.backtest import NAIVE_LABELS, Backtest
 from kleiber.studies.laws.fit import Fit, fit
 from kleiber.studies.laws.law import Law
 from kleiber.studies.laws.noise_model import NoiseModel
-from kleiber.studies.laws.pooling import cells_of_rows, on_rows, pool, scale_of
+from kleiber.studies.laws.problem import cells_of_rows, pool, scale_of
 from kleiber.studies.laws.table import Table, cells, label, number_rows
 from kleiber.types import Json, Row
 
@@ -218,7 +218,7 @@ def undertuned(table: Table, law: Law, space: str | None = None) -> Mask:
     rows = table if pooled is None else pooled.table
     scale = scale_of(rows, space or law.space)
     robust = fit(law, rows.inputs(law), rows.target, "huber", space=space, scale=scale)
-    residuals = -on_rows(robust, table).residuals  # observed above the law is positive
+    residuals = -robust.on_rows(table).residuals  # observed above the law is positive
     spread = 1.4826 * float(np.median(np.abs(residuals - np.median(residuals))))
     relative = table.target / robust.predict(table.inputs(law)) - 1
     out = (residuals > ROBUST_SD * max(spread, 1e-12)) & (relative > MIN_GAP)

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kleiber.studies.laws import pooling
+from kleiber.studies.laws import problem
 from kleiber.studies.laws.analysis import Options, analyze
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import fit
 from kleiber.studies.laws.noise_model import fit_with_noise
-from kleiber.studies.laws.pooling import MOST_ROWS, cells_of_rows, on_rows, pool, scale_of, trunks
+from kleiber.studies.laws.problem import MOST_ROWS, cells_of_rows, pool, scale_of, trunks
 from kleiber.studies.laws.solve import descend
 from kleiber.studies.laws.table import Table, load
 
@@ -53,7 +53,7 @@ def test_200_000_rows_of_30_cells_are_fitted_as_the_30_means():
     assert record["n"] == 30 and record["pooled"] == 200_000
     assert [verdict["code"] for verdict in record["verdicts"]].count("pooled") == 1
     model = fit_with_noise(table, LAW, "squared", 1e-3, None, None)
-    everything = on_rows(model.fit, table)
+    everything = model.fit.on_rows(table)
     theta, value = descend(everything.problem, everything.theta[None], rounds=100, tolerance=1e-14)
     assert theta[0] == pytest.approx(model.fit.theta, abs=1e-7)
     assert record["objective"]["value"] == pytest.approx(value[0], rel=1e-9), "a sum over all rows"
@@ -66,7 +66,7 @@ def test_200_000_rows_of_30_cells_are_fitted_as_the_30_means():
 def test_the_intervals_of_pooled_rows_are_those_of_all_rows(monkeypatch):
     table, widths = runs(1200), []
     for limit in (1200, 1199):
-        monkeypatch.setattr(pooling, "MOST_ROWS", limit)
+        monkeypatch.setattr(problem, "MOST_ROWS", limit)
         model = fit_with_noise(table, LAW, "squared", 1e-3, None, None)
         lo, hi = np.quantile(model.draws(200, 0).values[:, 3], [0.05, 0.95])
         widths.append(np.log(hi / lo))

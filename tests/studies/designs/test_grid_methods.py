@@ -5,7 +5,8 @@ import yaml
 from fake_run import write_summary
 
 from kleiber.records.catalog import Run, read_runs
-from kleiber.studies.designs.methods import Methods, find_base_run
+from kleiber.studies.designs.design import combine
+from kleiber.studies.designs.grid import Methods
 
 ARMS = {
     "none": {"retention": None},
@@ -65,42 +66,17 @@ def test_a_base_that_failed_leaves_out_its_arms_and_says_so(tmp_path, capsys):
     assert "data.domain=docs seed=0" in capsys.readouterr().out
 
 
-def test_arms_are_no_bases_and_two_candidates_are_refused(tmp_path):
-    base = ["data.domain=docs", "seed=0"]
-    finish(tmp_path / "arm", [*base, "init=checkpoint", "init.path=x"])
-    assert find_base_run(read_runs(tmp_path), base) is None
-    finish(tmp_path / "one", base)
-    result = find_base_run(read_runs(tmp_path), base)
-    assert result is not None and result.name == "one"
-    finish(tmp_path / "two", [*base, "optimizer.lr=1"])
-    with pytest.raises(ValueError, match="one, two"):
-        find_base_run(read_runs(tmp_path), base)
-
-
-def test_a_key_that_the_command_line_took_over_is_looked_past(tmp_path):
-    bases = [["data.domain=docs", "seed=0"], ["data.domain=docs", "seed=1"]]
-    finish(tmp_path / "one", ["data.domain=code", "seed=0"])
-    result = find_base_run(read_runs(tmp_path), bases[0], bases)
-    assert result is not None and result.name == "one"
-    assert find_base_run(read_runs(tmp_path), bases[1], bases) is None, "seeds were not taken over: that one is missing"
-    finish(tmp_path / "two", bases[0], "failed")
-    assert find_base_run(read_runs(tmp_path), bases[0], bases) is None, "its own run is there, and failed"
-
-
 def test_at_equal_target_tokens_replay_comes_on_top():
     budgets = [
-        line
-        for cell in design(tokens="1M", equal="target").fine_tuning_overrides()
-        for line in cell
-        if "budget" in line
+        line for cell in combine(design(tokens="1M", equal="target").arm_levels()) for line in cell if "budget" in line
     ]
     assert set(budgets) == {"budget.tokens=1M", f"budget.tokens={round(1e6 / 0.9)}", "budget.tokens=2000000"}
-    budgets = [line for cell in design(tokens="1M").fine_tuning_overrides() for line in cell if "budget" in line]
+    budgets = [line for cell in combine(design(tokens="1M").arm_levels()) for line in cell if "budget" in line]
     assert set(budgets) == {"budget.tokens=1M"}
 
 
 def count(plan):
-    return sum(1 + len(plan.fine_tuning_overrides(base)) for base in plan.bases())
+    return sum(1 + len(combine(plan.arm_levels(base))) for base in plan.bases())
 
 
 def test_the_plan_counts_all_cells():
@@ -175,4 +151,4 @@ def test_plans_that_cannot_be_are_refused(options, key):
     with pytest.raises(ValueError, match=r"design\.base.*seed"):
         Methods({"seed": 1}, ARMS)
     with pytest.raises(ValueError, match=r"retention.KEY"):
-        Methods({}, {"replay": {"retention": {"replay": {"fraction": 0.1}}}}).fine_tuning_overrides()
+        combine(Methods({}, {"replay": {"retention": {"replay": {"fraction": 0.1}}}}).arm_levels())

@@ -82,7 +82,7 @@ def test_the_objective_at_given_parameters_is_the_fits_own(record, csv):  # noqa
         ([w for item in POINT.split(",") for w in ("--fix", item)], "--fix E, A, B, alpha, beta"),
         (("--fix", "E=1.7", "--rank"), "--fix E"),
         (("--at", "E=1.7"), "A, B, alpha, beta"),
-        (("--at", f"{POINT},F=2"), "--at F=2"),
+        (("--at", f"{POINT},F=2"), "it also sets F"),
         (("--at", POINT.replace("1.69", "-90")), "not finite on every row"),
         (("--sigma", "sd"), "no column 'sd'"),
         (("--sigma", "set"), "is not a number"),

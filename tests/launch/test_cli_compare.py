@@ -3,10 +3,9 @@
 import json
 
 import pytest
+from studies.arm_runs import write
 
 from kleiber.launch.cli import main
-
-from ..arm_runs import write
 
 STUDY = {"_target_": "kleiber.studies.Compare"}
 

@@ -1,0 +1,177 @@
+"""Text that a trained model continues: a prompt, or a conversation with its turns remembered.
+
+Pieces of text are yielded as soon as they are certain: a character whose bytes are complete, and that cannot be the
+beginning of a stop text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from kleiber.data.chat import Conversation, Turn, encode_prompt
+from kleiber.models.generate import stream
+from kleiber.records.files import read_json
+from kleiber.runs.open import TrainedModel
+from kleiber.types import Json, Natural, NonNegative, Positive, Seed
+
+SCHEMA = "kleiber.generate/1"
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer decodes the first bytes of a character to
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    tokens       most tokens of a continuation
+    temperature  0 takes the most probable token
+    top_p        keeps the smallest set of tokens whose probability reaches it (Holtzman et al. 2019, arXiv:1904.09751)
+    stop         texts that end the continuation, and are not part of it
+    seed         of the draws
+    """
+
+    tokens: Natural = 64
+    temperature: NonNegative = 1.0
+    top_p: Positive = 1.0
+    stop: tuple[str, ...] = ()
+    seed: Seed = 0
+
+
+class Continuation:
+    """Iterates over the pieces of text that follow a prompt; afterwards `text` is all of it.
+
+    ids    token ids of the continuation, without the end-of-text token
+    ended  why it ended: "eos", "stop" or "length"; None before the end
+
+    Raises ValueError for a model that is not causal, and for settings that `generate` refuses.
+    """
+
+    def __init__(self, run: TrainedModel, prompt_ids: Sequence[int], sampling: Sampling) -> None:
+        self.prompt_ids, self.sampling, self.tokenizer = list(prompt_ids), sampling, run.tokenizer
+        self.ids: list[int] = []
+        self.text = ""
+        self.ended: str | None = None
+        self.drawn = stream(
+            run.model, torch.tensor([self.prompt_ids]), sampling.tokens, sampling.temperature, top_p=sampling.top_p,
+            generator=torch.Generator().manual_seed(sampling.seed), eos=run.tokenizer.eos,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[str]:
+        before = len(self.tokenizer.decode(self.prompt_ids))
+        for token in self.drawn:
+            if int(token) == self.tokenizer.eos:
+                self.ended = "eos"
+                break
+            self.ids.append(int(token))
+            # With the prompt, because a tokenizer may leave out the space in front of the first word.
+            text = self.tokenizer.decode([*self.prompt_ids, *self.ids])[before:]
+            places = [text.find(ending) for ending in self.sampling.stop if ending in text]
+            if places:
+                self.ended = "stop"
+                yield from self._advance(text[: min(places)])
+                return
+            yield from self._advance(text[: certain_length(text, self.sampling.stop)])
+        self.ended = self.ended or "length"
+        yield from self._advance(self.tokenizer.decode([*self.prompt_ids, *self.ids])[before:])
+
+    def _advance(self, text: str) -> Iterator[str]:
+        """Yields what `text` adds to the text so far, if anything."""
+        piece, self.text = text[len(self.text) :], text
+        if piece:
+            yield piece
+
+
+def certain_length(text: str, stop: Sequence[str]) -> int:
+    """Returns how much of a text cannot change or become part of a stop text when more tokens follow."""
+    length = len(text.rstrip(INCOMPLETE))
+    for ending in stop:
+        for size in range(min(len(ending) - 1, length), 0, -1):
+            if text[:length].endswith(ending[:size]):
+                length -= size
+                break
+    return length
+
+
+def continue_prompt(run: TrainedModel, prompt: str, sampling: Sampling) -> Continuation:
+    """Returns the continuation of a prompt, which the tokenizer's begin token precedes where documents have one."""
+    ids = run.tokenizer.encode_prompt(prompt) or [run.tokenizer.begin]
+    return Continuation(run, ids, sampling)
+
+
+def to_json(subject: Path, prompt: str, continuation: Continuation, seconds: float) -> Json:
+    """Returns the content of the file of `kleiber generate --json`."""
+    return {
+        "schema": SCHEMA, "subject": str(subject), "prompt": prompt, "text": continuation.text,
+        "ended": continuation.ended, "prompt_tokens": len(continuation.prompt_ids), "tokens": len(continuation.ids),
+        "seconds": seconds, "sampling": asdict(continuation.sampling),
+    }  # fmt: skip
+
+
+class Chat:
+    """A conversation with a model, whose turns are remembered.
+
+    The template is that of the tokenizer of a Hugging Face folder, and kleiber's (`data/chat.py`) for a run. When the
+    conversation and its answer no longer fit into the context, the oldest turns after the system prompt are left out.
+    """
+
+    def __init__(self, run: TrainedModel, sampling: Sampling, system: str | None = None) -> None:
+        self.run, self.sampling = run, sampling
+        self.turns: Conversation = [] if system is None else [Turn("system", system)]
+        self.kept = len(self.turns)
+        self.answers = 0
+        self.encode = encoder(run)
+
+    def answer(self, text: str) -> Continuation:
+        """Returns the answer to a message. `remember` adds it to the conversation when it has been iterated over."""
+        self.turns.append(Turn("user", text))
+        room = self.run.model.context - self.sampling.tokens
+        ids = self.encode(self.turns)
+        while len(ids) > room and len(self.turns) > self.kept + 1:
+            del self.turns[self.kept]
+            ids = self.encode(self.turns)
+        sampling = Sampling(**{**asdict(self.sampling), "seed": self.sampling.seed + self.answers})
+        self.answers += 1
+        return Continuation(self.run, ids, sampling)
+
+    def remember(self, answer: Continuation) -> None:
+        """Adds an answer to the conversation."""
+        self.turns.append(Turn("assistant", answer.text))
+
+
+def encoder(run: TrainedModel) -> Callable[[Conversation], list[int]]:
+    """Returns the function that turns a conversation into the ids of a prompt for its next answer."""
+    file = run.folder / "tokenizer_config.json"
+    if run.config or not (file.is_file() and read_json(file).get("chat_template")):
+        return lambda turns: encode_prompt(turns, run.tokenizer)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(run.folder, trust_remote_code=False)
+
+    def encode(turns: Conversation) -> list[int]:
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return [int(i) for i in ids]
+
+    return encode
+
+
+def chat_loop(chat: Chat, read: Callable[[], str], write: Callable[[str], None]) -> None:
+    """Answers each line that `read` returns, until it raises EOFError. `/reset` forgets the conversation."""
+    while True:
+        try:
+            text = read()
+        except EOFError:
+            return
+        if text.strip() == "/reset":
+            del chat.turns[chat.kept :]
+            continue
+        if not text.strip():
+            continue
+        answer = chat.answer(text)
+        for piece in answer:
+            write(piece)
+        write("\n")
+        chat.remember(answer)

@@ -1,0 +1,202 @@
+"""Tables that stand beside the claims of a comparison: trends of differences, the size multiplier, and costs.
+
+Training speed and latency are the best of an arm's runs, since other work on the machine only slows a run; a best, and
+a ratio of two, has no interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from kleiber.studies.compare.arms import LATENCY, Arm
+from kleiber.studies.compare.decision import Estimate, as_row, from_row, label_of, mean_estimate, unit_of
+from kleiber.studies.compare.differences import Ladder, Ladders, Pair, pair, same
+from kleiber.types import Json, Row
+
+Pairs = Sequence[tuple[str, str]]  # names of an arm and of the arm that it is compared with
+Gaps = Mapping[int, Mapping[float, float]]  # differences by seed and training tokens
+
+BY_BATCH = {
+    "prefill tokens/s": "prefill_tokens_per_s",
+    "decode tokens/s": "decode_tokens_per_s",
+    "bytes while decoding": "memory_bytes",
+}
+LATENCY_METHODS = (
+    " Latency (callbacks=latency) was taken of every branch after its last step, in the process that trained it: "
+    "greedy decoding of random tokens with a key-value cache, by the weights that were trained, not compiled; prompts "
+    "of half the context (at most 128 tokens), as many new tokens (at most 64), 1, 8 and 64 rows at once. Prefill is "
+    "the median of three rounds after one that warms up, decode the tokens over the time of all its steps, p50 and p95 "
+    "are of single steps, bytes those of weights and cache. Of each speed and time an arm has the best of its runs, "
+    "since other work on the machine only slows a run; such a best, and a ratio of two, has no interval."
+)
+
+
+def shared_budgets(ours: Ladder, theirs: Ladder) -> list[tuple[Arm, Arm]]:
+    """Returns the pairs of budgets with equal training tokens, in ascending order."""
+    return [(a, b) for a in ours for b in theirs if same(a, b, "tokens")]
+
+
+def tokens_table(pairs: Pairs, ladders: Ladders, measure: str, level: float) -> list[Json]:
+    """A row for each number of tokens that a pair of arms shares, of the pairs that share several.
+
+    It has the difference at equal tokens, the ratio of the training times, and the difference at equal training time.
+    """
+    table = []
+    for arm, against in pairs:
+        shared = shared_budgets(ladders[arm], ladders[against])
+        for a, b in shared if len(shared) > 1 else ():
+            times = [each.facts.get("train_s", math.nan) for each in (a, b)]
+            row = {"arm": arm, "against": against, "active": b.facts.get("active"), "tokens": a.facts["tokens"]}
+            row |= Pair(a.values(measure), b.values(measure), times[0] / times[1]).row(level, unit_of(measure))
+            clock = pair([a], ladders[against], "seconds", measure).row(level, unit_of(measure))
+            at_equal_time = {f"{key} at equal time": clock[key] for key in ("value", "lo", "hi")}
+            table.append({**row, "tuned": not (a.wrong or b.wrong), "note": clock["note"], **at_equal_time})
+    return table
+
+
+def gaps_by_budget(ours: Ladder, theirs: Ladder, measure: str) -> Gaps:
+    """Returns ours - theirs by seed and tokens, of the seeds that have every shared number of tokens."""
+    columns = {a.facts["tokens"]: (a.values(measure), b.values(measure)) for a, b in shared_budgets(ours, theirs)}
+    seeds = set.intersection(*({*a} & {*b} for a, b in columns.values())) if columns else set()
+    return {seed: {tokens: a[seed] - b[seed] for tokens, (a, b) in columns.items()} for seed in sorted(seeds)}
+
+
+def trends(pairs: Pairs, ladders: Ladders, measure: str, level: float) -> list[Json]:
+    """A row for each trend of a difference, estimated seed by seed.
+
+    Over tokens it is the slope for each doubling, of pairs that share several numbers of tokens. Over sizes it is the
+    mean change over the tokens that two pairs share, of pairs without an arm in common and of different active size.
+    """
+    unit = unit_of(measure)
+    by_pair = {(a, b): gaps_by_budget(ladders[a], ladders[b], measure) for a, b in pairs}
+    table = []
+    for names, by_seed in by_pair.items():
+        long = [gaps for gaps in by_seed.values() if len(gaps) > 1]
+        slopes = [line([math.log2(tokens) for tokens in gaps], [*gaps.values()])[0] for gaps in long]
+        over = "for each doubling of the training tokens"
+        table.append(trend_row(names, over, mean_estimate(slopes, level, unit)))
+    sized = [names for names in by_pair if all("active" in ladders[name][0].facts for name in names)]
+    for small, large in pairwise(sorted(sized, key=lambda names: ladders[names[1]][0].facts["active"])):
+        if {*small}.isdisjoint(large) and not same(ladders[small[1]][0], ladders[large[1]][0], "active"):
+            changes = change_by_seed(by_pair[small], by_pair[large])
+            table.append(trend_row(large, f"from {' - '.join(small)}", mean_estimate(changes, level, unit)))
+    return [row for row in table if row["n"]]
+
+
+def trend_row(names: tuple[str, str], over: str, estimate: Estimate | None) -> Json:
+    return {"arm": names[0], "against": names[1], "over": over, **as_row(estimate)}
+
+
+def change_by_seed(small: Gaps, large: Gaps) -> list[float]:
+    """The mean change of the difference from one pair to another over the tokens of both, for each seed of both."""
+    changes = []
+    for seed in sorted(small.keys() & large.keys()):
+        shared = small[seed].keys() & large[seed].keys()
+        if shared:
+            changes.append(sum(large[seed][tokens] - small[seed][tokens] for tokens in shared) / len(shared))
+    return changes
+
+
+def trend_verdict(row: Row, measure: str) -> dict[str, str]:
+    """The verdict on a trend: a note if its interval excludes 0, else a warning."""
+    estimate = from_row(row)
+    text = f"the difference in {label_of(measure)} {row['arm']} - {row['against']} changes by {estimate.text()}"
+    if estimate.lo is None or estimate.hi is None or estimate.lo <= 0 <= estimate.hi:
+        return {"code": "trend", "level": "warn", "text": f"{text} {row['over']}: no trend is determined"}
+    return {"code": "trend", "level": "note", "text": f"{text} {row['over']}"}
+
+
+def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
+    """Slope and intercept of the least-squares line."""
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
+    slope /= sum((x - mean_x) ** 2 for x in xs)
+    return slope, mean_y - slope * mean_x
+
+
+def multiplier_table(name: str, sizes: Sequence[str], ladders: Ladders, level: float) -> tuple[list[Json], list[Json]]:
+    """The row of the size multiplier of an arm, and verdicts on it; empty below two sizes of known parameters.
+
+    sizes  names of arms of one kind of model at several sizes
+    """
+    arms = at_common_budget({each: ladders[each] for each in (name, *sizes) if each in ladders})
+    others = [arms[each] for each in sizes if each in arms]
+    if name not in arms or len({arm.facts["core"] for arm in others}) < 2:  # no line through one size
+        return [], []
+    arm = arms[name]
+    estimate = size_multiplier(arm, others, level)
+    if estimate is None:
+        text = "the multiplier is not identified: the loss does not fall with the size here"
+        return [], [{"code": "multiplier", "level": "warn", "text": text}]
+    tuned = not any(each.wrong for each in (arm, *others))
+    row = {"arm": name, "tokens": arm.facts["tokens"], **as_row(estimate), "tuned": tuned}
+    cores = [other.facts["core"] for other in others]
+    if min(cores) <= estimate.value * arm.facts["core"] <= max(cores):
+        return [row], []
+    text = f"the multiplier {estimate.value:.2f} lies outside the sizes {min(cores):,.0f} to {max(cores):,.0f}"
+    return [row], [{"code": "multiplier", "level": "warn", "text": text}]
+
+
+def multiplier_sentence(row: Row) -> str:
+    """The multiplier with its interval as a sentence."""
+    ends = "without interval" if row["lo"] is None else f"[{row['lo']:.2f}, {row['hi']:.2f}]"
+    tuned = "" if row["tuned"] else ", not all of which are tuned"
+    return f"The loss of {row['arm']} is that of {row['value']:.2f} {ends} times its size among the other arms{tuned}."
+
+
+def size_multiplier(arm: Arm, sizes: Sequence[Arm], level: float) -> Estimate | None:
+    """The size at which the loss of `sizes` equals that of an arm, over the size of the arm (Clark et al. 2022).
+
+    Sizes are active parameters outside the embeddings. The loss is a line in their logarithm, seed by seed; the mean
+    and its interval are of the logarithm of the multiplier. None where the loss does not fall with the size.
+    """
+    xs = [math.log(other.facts["core"]) for other in sizes]
+    log_ratios = []
+    for seed, loss in sorted(arm.at_best.items()):
+        if all(seed in other.at_best for other in sizes):
+            slope, at_zero = line(xs, [other.at_best[seed] for other in sizes])
+            if slope < 0:
+                log_ratios.append((loss - at_zero) / slope - math.log(arm.facts["core"]))
+    estimate = mean_estimate(log_ratios, level, "times the size")
+    if estimate is None:
+        return None
+    lo, hi = (None if end is None else math.exp(end) for end in (estimate.lo, estimate.hi))
+    return Estimate(math.exp(estimate.value), lo, hi, estimate.n, estimate.unit)
+
+
+def at_common_budget(ladders: Ladders) -> dict[str, Arm]:
+    """Each arm at the most training tokens that all arms have; at its own most tokens where they share none."""
+    for at in reversed(next(iter(ladders.values()), ())):
+        arms = {name: [arm for arm in ladder if same(arm, at, "tokens")] for name, ladder in ladders.items()}
+        if all(arms.values()):
+            return {name: each[-1] for name, each in arms.items()}
+    return {name: ladder[-1] for name, ladder in ladders.items()}
+
+
+def cost_table(facts: Mapping[str, Mapping[str, float]], pairs: Sequence[tuple[str, str]]) -> list[Json]:
+    """A row for each cost: its value for the arms, and its ratio for pairs of arms.
+
+    facts  of each arm, by its name
+    """
+    batches = {int(name.rpartition("/")[2]) for each in facts.values() for name in each if name.startswith(LATENCY)}
+    costs = {"training tokens/s": "speed", "bytes of weights and one full context": "memory"}
+    for label, name in BY_BATCH.items():
+        costs |= {f"{label}, {rows} at once": f"{LATENCY}{name}/{rows}" for rows in sorted(batches)}
+    table = []
+    for label, name in costs.items():
+        values = {arm: each[name] for arm, each in facts.items() if name in each}
+        ratios = {f"{a} / {b}": values[a] / values[b] for a, b in pairs if a in values and b in values}
+        if ratios:
+            table.append({"cost": label, **values, **ratios})
+    return table
+
+
+def arms_without_latency(facts: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]:
+    """A verdict that names the arms whose runs have no latency; none where no arm or every arm has it."""
+    names = [arm for arm, each in facts.items() if not any(name.startswith(LATENCY) for name in each)]
+    if len(names) in (0, len(facts)):
+        return []
+    text = f"latency was not measured in the runs of {', '.join(names)}; kleiber eval RUN --evals latency does it"
+    return [{"code": "latency", "level": "note", "text": text}]
