@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, Val
 
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Law, from_file
+from kleiber.studies.laws.variance_components import VarianceComponents
 from kleiber.types import Json, Row
 
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
@@ -49,21 +50,6 @@ class Refits(Part):
     method: Literal["cluster t", "cluster bootstrap", "bootstrap"]
 
 
-class Noise(Part):
-    """The fields of `VarianceComponents`."""
-
-    between: NonNegative
-    within: NonNegative
-    df_between: FiniteFloat
-    df_within: FiniteFloat
-    df_trunks: FiniteFloat
-    slope: FiniteFloat
-    log_size: FiniteFloat
-    rows_per_trunk: FiniteFloat
-    least_log_size: FiniteFloat
-    most_log_size: FiniteFloat
-
-
 class MisfitRate(Part):
     """Relative error of the law one decade outside the rows."""
 
@@ -81,7 +67,7 @@ class LawRecord(Part):
     domain: dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
     draws: list[list[FiniteFloat]]
     bootstrap: Refits | None
-    noise: Noise | None
+    noise: VarianceComponents | None
     residual_sd: NonNegative | None
     misfit: MisfitRate
     untold: list[list[FiniteFloat]] = []
