@@ -19,7 +19,7 @@ import pandas as pd
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.rows import Rows, format_mean, seed_means
-from kleiber.studies.designs.sizes import shortfall
+from kleiber.studies.designs.design import shortfall
 from kleiber.studies.laws import analysis, laws_json, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Law

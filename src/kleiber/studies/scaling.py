@@ -16,7 +16,7 @@ import pandas as pd
 
 from kleiber.config.stages import Quantity, quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.designs.sizes import shortfall
+from kleiber.studies.designs.design import shortfall
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.laws_json import band_rate, format_estimate, intervals_by, lines, percent, without_nonfinite
