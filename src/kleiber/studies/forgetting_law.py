@@ -17,11 +17,11 @@ from kleiber.studies.compare.contrast import trends
 from kleiber.studies.compare.frontier import Noise, pooled
 from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, beside, outcomes, real_replay
 from kleiber.studies.designs.design import shortfall
+from kleiber.studies.law_report import lines
 from kleiber.studies.laws import analysis, prediction, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import depends
 from kleiber.studies.laws.law import Law
-from kleiber.studies.laws.laws_json import lines
 from kleiber.studies.laws.prediction import decades_outside
 from kleiber.studies.laws.uncertainty import interval
 from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint, fine_tunes

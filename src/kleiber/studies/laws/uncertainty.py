@@ -72,6 +72,11 @@ def student_quantile(df: int, level: float) -> float:
     return float(stdtrit(df, 0.5 + level / 2))
 
 
+def percent(level: float) -> str:
+    """Formats a confidence level: `90%`, `99.5%`."""
+    return f"{100 * level:.6g}%"
+
+
 def bootstrap(
     fit: Fit, count: int, seed: int, noise: VarianceComponents, layout: Layout, strata: NDArray | None = None,
     clusters: NDArray | None = None, method: str | None = None,
