@@ -110,9 +110,10 @@ def fit(
     report: HtmlFile = None,
 ) -> None:
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
-    from kleiber.studies.laws import analysis, laws_json
+    from kleiber.studies.law_report import lines
+    from kleiber.studies.laws import analysis
     from kleiber.studies.laws.filters import parse_numbers, parse_point, parse_values
-    from kleiber.studies.laws.law_file import law_by_option
+    from kleiber.studies.laws.laws_json import law_by_option, write
 
     try:
         pages = _import_page_module() if report else None
@@ -130,11 +131,11 @@ def fit(
         parts = rows.split(by) if by else {"": rows}
         records = {group: _record(part, form, law, options, by, group) for group, part in parts.items()}
         if json:
-            laws_json.write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], json)
+            write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], json)
     except ValueError as error:
         _refuse(error)
     for group, entry in records.items():
-        typer.echo("\n".join(([f"\n{by} = {group}"] if by else []) + laws_json.lines(entry)))
+        typer.echo("\n".join(([f"\n{by} = {group}"] if by else []) + lines(entry)))
     if pages is not None:
         pages.write(report, source, form, records, parts, by)
         typer.echo(f"report: {report}")
@@ -167,8 +168,7 @@ def predict(
     """
     from kleiber.studies.laws import prediction
     from kleiber.studies.laws.filters import parse_point
-    from kleiber.studies.laws.law_file import law_of, read
-    from kleiber.studies.laws.laws_json import comparison_lines, prediction_line
+    from kleiber.studies.laws.laws_json import law_of, read
 
     try:
         entry, words = read(laws_json, law), list(at or ())
@@ -180,7 +180,7 @@ def predict(
                 raise ValueError(f"{' '.join(words)} and --on {on}: give either a point or a table, not both")
             rows = _load(on, map, where or (), form)
             comparison = prediction.compare_with_rows(entry, form, rows, most)
-            typer.echo("\n".join(comparison_lines(comparison, entry["level"])))
+            typer.echo("\n".join(prediction.comparison_lines(comparison, entry["level"])))
             return
         if map or where:
             raise ValueError("--map and --where select from the table of --on TABLE, but --on is missing")
@@ -189,7 +189,7 @@ def predict(
             raise ValueError(f"{' '.join(words)}: {answer['refused']}; add --force to predict anyway")
     except ValueError as error:
         _refuse(error)
-    typer.echo(prediction_line(answer, entry["level"]))
+    typer.echo(prediction.prediction_line(answer, entry["level"]))
 
 
 def report(
@@ -225,7 +225,7 @@ def report(
     raise typer.Exit(pages.exit_code(findings))
 
 
-def _import_page_module(name: str = "fit_page") -> ModuleType:
+def _import_page_module(name: str = "law_report") -> ModuleType:
     """Imports the module of `kleiber.studies` that writes a page.
 
     Raises ValueError if a plotting package is not installed.
