@@ -110,7 +110,7 @@ def fit(
     report: HtmlFile = None,
 ) -> None:
     """Fit a scaling law to a table of runs: prints parameters with intervals, backtests and verdicts."""
-    from kleiber.studies.law_report import lines
+    from kleiber.studies.law_report import lines_by_group
     from kleiber.studies.laws import analysis
     from kleiber.studies.laws.filters import parse_numbers, parse_point, parse_values
     from kleiber.studies.laws.laws_json import law_by_option, write
@@ -120,8 +120,9 @@ def fit(
         form = law_by_option(law).fix(parse_values(fix or (), "--fix"))
         rows = _load(source, map, where or (), form, {"N": params, "D": data, "L": loss, "C": compute}, sigma)
         options = analysis.Options(
-            loss_fn, 1e-3 if delta is None else delta, space, bootstrap, cluster or ("trunk" if source.is_dir() else None),
-            seed, level, exclude=exclude, max_decades=float("inf") if force else max_decades, rank=rank,
+            loss_fn, 1e-3 if delta is None else delta, space, bootstrap, seed=seed, level=level, exclude=exclude,
+            cluster=cluster or ("trunk" if source.is_dir() else None), rank=rank,
+            max_decades=float("inf") if force else max_decades,
             backtest=None if backtest is None else parse_numbers(backtest, "--backtest"),
             predict=[parse_point(text) for text in predict or ()],
             at=None if at is None else parse_values(at.split(","), "--at"),
@@ -133,8 +134,7 @@ def fit(
             write({"schema": "kleiber.laws/1", "by": by, "laws": records} if by else records[""], json)
     except ValueError as error:
         _refuse(error)
-    for group, entry in records.items():
-        typer.echo("\n".join(([f"\n{by} = {group}"] if by else []) + lines(entry)))
+    typer.echo("\n".join(lines_by_group(records, by)))
     if pages is not None:
         pages.write(report, source, form, records, parts, by)
         typer.echo(f"report: {report}")
