@@ -3,7 +3,8 @@
 import pytest
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.scaling import Scaling, held_out_errors, suspects_table
+from kleiber.studies.law_report import suspects_table
+from kleiber.studies.scaling import Scaling, held_out_errors
 from kleiber.studies.study import content
 
 from . import ladders

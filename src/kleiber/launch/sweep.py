@@ -125,7 +125,7 @@ class Sweep:
 
         Raises ConfigError when they cannot. A sweep with max_cells or max_steps is not checked.
         """
-        from kleiber.studies.designs.sizes import points_of, study_of
+        from kleiber.studies.study import points_of, study_of
 
         self.checked = True
         first = next(iter(cells.values()))

@@ -16,15 +16,15 @@ from kleiber.records.catalog import Run
 from kleiber.studies.compare.contrast import beside, real_replay, trends
 from kleiber.studies.compare.frontier import Noise, best_settings, pooled
 from kleiber.studies.compare.rows import PLAIN, REPLAY, Rows, outcomes
-from kleiber.studies.designs.sizes import fine_tunes, shortfall
+from kleiber.studies.designs.design import shortfall
+from kleiber.studies.law_report import lines
 from kleiber.studies.laws import analysis, prediction, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import depends
 from kleiber.studies.laws.law import Law
-from kleiber.studies.laws.laws_json import lines
 from kleiber.studies.laws.prediction import decades_outside
 from kleiber.studies.laws.uncertainty import interval
-from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint
+from kleiber.studies.study import Figures, Findings, IntervalStudy, PlannedPoint, fine_tunes
 from kleiber.types import Json, Natural, Positive
 
 GRID = ["N", "M", "steps", "p"]  # what the runs of a cell share; all tokens ("steps"), since replay changes D a little

@@ -20,7 +20,8 @@ from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run
 from kleiber.studies.compare.decision import Claim
 from kleiber.studies.compare.rows import Rows, mean_of, seed_means
-from kleiber.studies.designs.sizes import shortfall
+from kleiber.studies.designs.design import shortfall
+from kleiber.studies.law_report import lines
 from kleiber.studies.laws import analysis, laws_json, table
 from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.law import Law
@@ -85,7 +86,7 @@ class MoELaw(JointLaw):
         law, verdicts = self._law(rows)
         shown = means.rename(columns={"mean": "gain (nats)"}).drop(columns="half", errors="ignore").to_dict("records")
         tables = {"Gain over X = 1 at equal active size": shown}
-        text = laws_json.lines(law) if law else ()
+        text = lines(law) if law else ()
         return Findings(self._headline(means), verdicts, tables, gain_figures(means), law, text, MIXTURE_METHODS)
 
     def _headline(self, means: Rows) -> str:
@@ -191,7 +192,7 @@ class DataRepeat(JointLaw):
         law, law_verdicts = self._law(rows)
         shown = means.rename(columns={"mean": "excess (nats)"}).drop(columns="half").to_dict("records")
         tables = {"Excess over fresh text of the same length": shown}
-        text = laws_json.lines(law) if law else ()
+        text = lines(law) if law else ()
         verdicts = [*claims, *law_verdicts]
         return Findings(self._headline(means), verdicts, tables, excess_figures(means), law, text, REPEAT_METHODS)
 

@@ -7,7 +7,7 @@ of parameters and compute (`accounting`). Only finished runs are analyzed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,12 @@ import pandas as pd
 
 from kleiber.config.stages import Quantity, quantity
 from kleiber.records.catalog import Run
-from kleiber.studies.designs.sizes import shortfall
+from kleiber.studies.designs.design import shortfall
+from kleiber.studies.law_report import band_rate, intervals_by, lines, record_figures, suspects_table
 from kleiber.studies.laws import analysis, table
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.laws_json import band_rate, format_estimate, intervals_by, lines, percent, without_nonfinite
+from kleiber.studies.laws.laws_json import without_nonfinite
+from kleiber.studies.laws.uncertainty import percent
 from kleiber.studies.laws.verdicts import CHOICES
 from kleiber.studies.study import Findings, PlannedPoint, Study, headline, points, within_budgets
 from kleiber.types import Json, Natural, Positive, Row
@@ -194,31 +196,6 @@ def figures(rows: pd.DataFrame, law: Row) -> dict[str, Callable[[], Chart]]:
         "residuals": lambda: plots.residuals(rows, form, law),
         **record_figures(law),
     }
-
-
-def record_figures(law: Row) -> dict[str, Callable[[], Chart]]:
-    """Returns functions that draw the figures for which the record suffices, by name."""
-    from kleiber.studies.laws import figures as plots
-
-    charts: dict[str, Callable[[], Chart]] = {}
-    if law["approaches"]:
-        charts["exponents"] = lambda: plots.exponents(law)
-    if law["allocation"] or any(exponent["points"] for exponent in law["approaches"]):
-        charts["allocation"] = lambda: plots.allocation(law)
-    if law["backtests"]:
-        charts["backtests"] = lambda: plots.backtests(law)
-    if "E" in (law.get("profiles") or {}):
-        charts["profile"] = lambda: plots.profile(law)
-    return charts
-
-
-def suspects_table(law: Row) -> list[Json]:
-    """Returns a table of the fits with and without suspects; empty if there are none."""
-    rows = []
-    for fit in law.get("with_without", ()):
-        estimates = {name: format_estimate(value) for name, value in fit.items() if isinstance(value, Mapping)}
-        rows.append({"suspects": fit["suspects"], "points": fit["n"], **estimates})
-    return rows
 
 
 def held_out_errors(law: Row) -> list[Json]:

@@ -1,4 +1,4 @@
-"""The base of all studies: their findings, options and headlines, and the content of findings.json.
+"""The base of all studies: their findings, options, planned points and headlines, and the content of findings.json.
 
 `analyze(runs)` turns finished runs into `Findings`. A study reads only files that its runs wrote. Every estimate has an
 interval, or a reason why it has none. Figures are functions, since drawing them needs the extra `report`.
@@ -15,6 +15,10 @@ from typing import Annotated, ClassVar
 import pandas as pd
 from annotated_types import Gt, Lt
 
+from kleiber.config.errors import ConfigError
+from kleiber.config.model_size import size, vocabulary_of
+from kleiber.config.stages import Budget, quantity
+from kleiber.config.targets import build
 from kleiber.records.catalog import Run, counts, frame
 from kleiber.types import Config, Count, Json, NonNegative, Row
 
@@ -106,6 +110,72 @@ class EqualTargetStudy(IntervalStudy):
     """
 
     tolerance: NonNegative = 0.02
+
+
+def study_of(config: Config) -> Study | None:
+    """Instantiates the study of a config; returns None if it has none. Raises ConfigError for invalid options."""
+    if config.get("study") is None:
+        return None
+    try:
+        return build(config["study"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def points_of(runs: Mapping[Path, Row]) -> list[PlannedPoint]:
+    """Returns a point for every branch of a trunk and for every single run; runs of other stages give none.
+
+    runs  configs by folder
+    """
+    unknown: dict[str, float] = {}
+    points = []
+    for folder, config in runs.items():
+        N, flops_per_token = size_of(config, unknown)
+        stages = config.get("stages") or {}
+        if stages.get("branches"):
+            points += [PlannedPoint(folder, config, N, quantity(tokens)) for tokens in stages["branches"]]
+        elif not stages:
+            batch = quantity(config["batch"]["tokens"])
+            D = Budget(**config["budget"]).num_tokens(
+                batch_tokens=batch, active_params=N, flops_per_token=flops_per_token
+            )
+            points.append(PlannedPoint(folder, config, N, D))
+    return points
+
+
+def size_of(config: Config, unknown: dict[str, float]) -> tuple[float, float]:
+    """Returns the active parameters and the FLOPs per token.
+
+    For a model without a formula, the parameters are a placeholder that no other model has; `unknown` records them.
+    """
+    try:
+        model_size = size(config["model"], vocabulary_of(config["data"]))
+        return float(model_size.active), model_size.flops_per_token
+    except (ValueError, KeyError):
+        N = unknown.setdefault(str(config["model"]), 1e5 * 1.7 ** len(unknown))
+        return N, 6 * N
+
+
+def fine_tunes(points: Sequence[PlannedPoint]) -> list[dict[str, float]]:
+    """Returns a row for each run that starts from another planned run.
+
+    N is the number of parameters, M the pre-training tokens per parameter, D the new tokens, "steps" all tokens of the
+    run including replayed ones, and p the replayed fraction. Raises ValueError if no run starts from another.
+    """
+    bases = {point.folder: point for point in points}
+    rows = []
+    for point in points:
+        path = Path(str((point.config.get("init") or {}).get("path")))
+        base = bases.get(path) or bases.get(path.parent)
+        if base is not None:
+            p = float(((point.config.get("retention") or {}).get("replay") or {}).get("fraction", 0.0))
+            M = round(base.D / base.N, 1)
+            rows.append({"N": point.N, "M": M, "D": point.D * (1 - p), "steps": point.D, "p": p})
+    if not rows:
+        raise ValueError(
+            "no planned run fine-tunes another planned run, so there is nothing to fit a law of forgetting to"
+        )
+    return rows
 
 
 def points(runs: Sequence[Run]) -> pd.DataFrame:

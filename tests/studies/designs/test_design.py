@@ -3,6 +3,7 @@
 from collections import Counter
 from math import prod
 
+import numpy as np
 import pytest
 import yaml
 from fake_run import write_summary
@@ -10,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kleiber.records.catalog import read_runs
-from kleiber.studies.designs.design import Level, as_list, combine, find_base_run, parse_lines, seed_levels
+from kleiber.studies.designs.design import (
+    Level,
+    as_list,
+    combine,
+    find_base_run,
+    parse_lines,
+    rank_of,
+    seed_levels,
+    shortfall,
+)
+from kleiber.studies.laws.catalog import find
 
 VALUES = st.one_of(st.integers(0, 3), st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True))
 
@@ -96,3 +107,26 @@ def test_a_key_that_the_command_line_took_over_is_looked_past(tmp_path):
     assert find_base_run(read_runs(tmp_path), bases[1], bases) is None, "seeds were not taken over: that one is missing"
     finish(tmp_path / "two", bases[0], "failed")
     assert find_base_run(read_runs(tmp_path), bases[0], bases) is None, "its own run is there, and failed"
+
+
+LAW = find("chinchilla")
+
+
+def grid(sizes: int, lengths: int) -> dict[str, np.ndarray]:
+    N, D = np.meshgrid(np.geomspace(1e5, 1e6, sizes), np.geomspace(1e6, 1e7, lengths))
+    return {"N": N.ravel(), "D": D.ravel()}
+
+
+def test_a_grid_of_three_sizes_and_three_lengths_determines_the_law():
+    assert rank_of(LAW, grid(3, 3)) == len(LAW.params) and shortfall(LAW, grid(3, 3)) is None
+
+
+@pytest.mark.parametrize(("sizes", "lengths", "missing"), [(1, 9, "model sizes"), (9, 1, "token counts")])
+def test_a_line_of_points_does_not_and_the_missing_variation_is_named(sizes, lengths, missing):
+    why = shortfall(LAW, grid(sizes, lengths))
+    assert why is not None and f"add {missing}" in why
+
+
+def test_repeated_points_count_once():
+    inputs = {name: np.repeat(column, 9) for name, column in grid(2, 2).items()}
+    assert "4 points" in str(shortfall(LAW, inputs))

@@ -134,13 +134,3 @@ def test_a_term_whose_interval_begins_at_0_is_not_identified(model, draws):
     entries = laws_json.parameters(model, replace(draws, values=values), profiled, 0.9)
     assert not entries["A"]["identified"] and entries["A"]["lo"] == 0.0 and entries["A"]["hi"] is not None
     assert entries["B"]["identified"] and entries["alpha"]["identified"]
-
-
-@pytest.mark.parametrize("method", ["cluster t", "cluster bootstrap", "bootstrap"])
-def test_the_paragraph_on_methods_tells_how_often_and_from_what_was_refitted(method):
-    sentence = laws_json.intervals_by({"bootstrap": {"method": method, "draws": 321}})
-    others = {
-        laws_json.intervals_by({"bootstrap": {"method": name, "draws": 321}}) for name in ("cluster t", "bootstrap")
-    }
-    assert "321" in sentence and len(others) == 2
-    assert laws_json.intervals_by({"bootstrap": None}) not in others

@@ -24,7 +24,7 @@ def test_interval_of_a_straight_line_is_the_t_interval():
 def test_a_good_ladder_identifies_every_parameter():
     table = ladders.twenty()
     fitted = profiles(fit("chinchilla", table, ladders.noisy(ladders.loss(**table), 1, 0.002)))
-    assert all(profile.identified for profile in fitted.values())
+    assert all(not profile.reason for profile in fitted.values())
 
 
 @pytest.mark.slow
@@ -35,8 +35,8 @@ def test_repeats_that_never_hurt_leave_their_decay_unidentified():
     D = U * rng.choice([1.0, 1.5, 2.0], 60)
     L = ladders.noisy(ladders.loss(N, D), 0, 0.003)
     fitted = profiles(fit("data_constrained", {"N": N, "D": D, "U": U}, L))
-    assert not fitted["RD"].identified and "flat" in fitted["RD"].reason
-    assert fitted["beta"].identified
+    assert "flat" in fitted["RD"].reason
+    assert not fitted["beta"].reason
 
 
 def test_no_spare_rows_identify_nothing():

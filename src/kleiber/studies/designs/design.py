@@ -3,6 +3,8 @@
 A level of a factor sets keys of the config; a list stands for every value of it. A cell has one level of each factor,
 and so a level can make an exception for the keys of another. In a design of several rounds, later cells start from the
 runs of earlier ones, which `find_base_run` finds by their overrides.
+
+`shortfall` finds out before any training whether the points of a design would determine a law.
 """
 
 from __future__ import annotations
@@ -15,10 +17,20 @@ from operator import or_
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from kleiber.config.model_size import Size, size, vocabulary_of
 from kleiber.config.stages import quantity
 from kleiber.records.catalog import Run, read_runs
+from kleiber.studies.laws.law import Array, Law, Linear, Shape
 from kleiber.types import Config
+
+NAMES = {
+    "N": "model sizes", "D": "token counts", "X": "numbers of experts", "U": "amounts of unique text",
+    "M": "pre-training lengths", "p": "replayed fractions",
+}  # fmt: skip
+STEP, SINGULAR = 1e-4, 1e-6  # relative step of a difference quotient; singular values below this count as zero
+DRAWS = 3  # number of random parameter values at which the rank of the Jacobian is computed
 
 Values = Any  # a value of a config, a list of them, or a function of the other overrides of the cell
 Cell = list[str]  # overrides of one run
@@ -216,3 +228,49 @@ def find_base_run(runs: Sequence[Run], base: Sequence[str], bases: Sequence[Sequ
 
 def is_start(line: str) -> bool:
     return line.startswith(("init=", "init."))
+
+
+def shortfall(law: Law, inputs: Mapping[str, Array]) -> str | None:
+    """Explains why the distinct rows of `inputs` do not determine the law, and what to add; None if they do."""
+    rows = np.unique(np.column_stack([inputs[name] for name in law.inputs]), axis=0)
+    distinct = {name: len(np.unique(column)) for name, column in zip(law.inputs, rows.T, strict=True)}
+    counts = ", ".join(f"{count} {NAMES.get(name, f'values of {name}')}" for name, count in distinct.items())
+    few = [NAMES.get(name, f"values of {name}") for name, count in distinct.items() if count < 3]
+    add = f"add {' and '.join(few or ['points'])}"
+    if len(rows) < len(law.params):
+        return f"{len(rows)} points ({counts}) are fewer than the {len(law.params)} parameters of {law.name}: {add}"
+    rank = rank_of(law, {name: rows[:, j] for j, name in enumerate(law.inputs)})
+    if rank < len(law.params):
+        return (
+            f"{len(rows)} points ({counts}) determine only {rank} of the {len(law.params)} parameters of {law.name}: "
+            f"{add}"
+        )
+    return None
+
+
+def rank_of(law: Law, inputs: Mapping[str, Array]) -> int:
+    """Returns how many parameters of `law` the points determine: the rank of its Jacobian.
+
+    The rank is the largest over several random parameter values at which no term vanishes.
+    """
+    rng, best = np.random.default_rng(0), 0
+    tokens = float(np.exp(np.log(inputs["D"]).mean())) if "D" in inputs else 1.0
+    units = {"D": tokens, "U": tokens, **({"N": float(np.exp(np.log(inputs["N"]).mean()))} if "N" in inputs else {})}
+    inputs = {name: column / units.get(name, 1.0) for name, column in inputs.items()}
+    for _ in range(DRAWS):
+        values = np.array([random_parameter(kind, rng) for kind in law.params.values()])
+        steps = values + STEP * np.diag(values)
+        back = values - STEP * np.diag(values)
+        slopes = (law.evaluate(inputs, steps) - law.evaluate(inputs, back)).T
+        norms = np.linalg.norm(slopes, axis=0)
+        if np.isfinite(slopes).all() and (norms > 0).all():
+            best = max(best, int((np.linalg.svd(slopes / norms, compute_uv=False) > SINGULAR).sum()))
+    return best
+
+
+def random_parameter(kind: Linear | Shape, rng: np.random.Generator) -> float:
+    """Returns a random parameter value at which, for inputs near 1, a term neither vanishes nor dominates."""
+    if isinstance(kind, Linear):
+        return rng.uniform(0.5, 1.5)
+    low = max(kind.lo, 0.2)
+    return rng.uniform(low, max(1.5 * low, min(kind.hi, 2.0)))

@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt, Le
 from kleiber.config.stages import Quantity, quantity
 from kleiber.studies.designs.design import Cell, Level, SweepContext, combine
 from kleiber.studies.laws.law import Array
-from kleiber.studies.laws.law_file import read
+from kleiber.studies.laws.laws_json import read
 from kleiber.types import Count, NonNegative, Positive, Width
 
 Law = Mapping[str, float]

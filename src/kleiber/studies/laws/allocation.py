@@ -20,24 +20,22 @@ from kleiber.studies.laws.uncertainty import Draws, interval, student_quantile
 
 @dataclass(frozen=True)
 class Exponent:
-    """The exponent a of N_opt = k C^a from one approach, its interval, and the points {C, N, lo, hi} of the fit."""
+    """The exponent a of N_opt ~ C^a from one approach, its interval, and the points {C, N, lo, hi} of the fit."""
 
     approach: str
     a: float
     lo: float
     hi: float
-    log_k: float
     points: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Vertex:
-    """The optimum at one compute budget: log N, its standard error (delta method), and the number of sizes."""
+    """The optimum at one compute budget: log N, and its standard error (delta method)."""
 
     compute: float
     log_n: float
-    se: float
-    num_sizes: int
+    se: float = 1.0
 
 
 def envelope(N: Array, C: Array, loss: Array, num_budgets: int = 24) -> list[Vertex]:
@@ -57,7 +55,7 @@ def envelope(N: Array, C: Array, loss: Array, num_budgets: int = 24) -> list[Ver
             continue
         best = int(np.argmin([value for _, value in here]))
         if 0 < best < len(here) - 1:
-            optima.append(Vertex(float(budget), float(np.log(here[best][0])), 1.0, len(here)))
+            optima.append(Vertex(float(budget), float(np.log(here[best][0]))))
     return optima
 
 
@@ -89,7 +87,7 @@ def _parabola(budget: float, x: Array, losses: Array) -> Vertex | None:
     if c2 <= 0 or not x.min() < vertex < x.max():
         return None
     slope = np.array([c1 / (2 * c2**2), -1 / (2 * c2), 0.0])
-    return Vertex(budget, float(vertex), float(np.sqrt(max(slope @ covariance @ slope, 0.0))), len(x))
+    return Vertex(budget, float(vertex), float(np.sqrt(max(slope @ covariance @ slope, 0.0))))
 
 
 def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent | None:
@@ -103,10 +101,10 @@ def regress(approach: str, points: list[Vertex], level: float = 0.9) -> Exponent
     x = np.log(x)
     centre = x.mean()
     weight = np.ones_like(x) if approach.startswith("1") else 1 / (se**2 + np.median(se) ** 2 + 1e-12)
-    (a, intercept), covariance = np.polyfit(x - centre, y, 1, w=np.sqrt(weight), cov=True)
+    (a, _), covariance = np.polyfit(x - centre, y, 1, w=np.sqrt(weight), cov=True)
     half = student_quantile(len(x) - 2, level) * float(np.sqrt(covariance[0, 0]))
     bars = [_bar(point, level, with_interval=not approach.startswith("1")) for point in points]
-    return Exponent(approach, float(a), float(a - half), float(a + half), float(intercept - a * centre), bars)
+    return Exponent(approach, float(a), float(a - half), float(a + half), bars)
 
 
 def _bar(point: Vertex, level: float, with_interval: bool) -> dict[str, float]:

@@ -77,7 +77,7 @@ def crossings(size_curves: list[Curve]) -> list[Vertex]:
         if len(up) == 1:
             k = int(up[0])
             where = x[k] - gap[k] * (x[k + 1] - x[k]) / (gap[k + 1] - gap[k])
-            points.append(Vertex(float(np.exp(where)), (small.log_n + large.log_n) / 2, 1.0, 2))
+            points.append(Vertex(float(np.exp(where)), (small.log_n + large.log_n) / 2))
     return points
 
 
@@ -96,7 +96,7 @@ def parabola_minima(size_curves: list[Curve], least: int = 3) -> list[Vertex]:
         y = np.array([float(curve.at(np.array(budget))) for curve in here])
         vertex = _vertex(x, y)
         if x.min() < vertex < x.max():
-            vertices_inside.append(Vertex(float(np.exp(budget)), float(vertex), 1.0, len(here)))
+            vertices_inside.append(Vertex(float(np.exp(budget)), float(vertex)))
     keep = np.unique(np.linspace(0, len(vertices_inside) - 1, BUDGETS).round().astype(int)) if vertices_inside else []
     return [vertices_inside[i] for i in keep]
 
@@ -130,9 +130,7 @@ def exponents(
         if len(lines) < 0.8 * DRAWS:
             continue
         lo, hi = interval(np.array([slope for slope, _ in lines]), level)
-        answers.append(
-            Exponent(name, fitted[0], float(lo), float(hi), fitted[1], _points_with_intervals(points, lines, level))
-        )
+        answers.append(Exponent(name, fitted[0], float(lo), float(hi), _points_with_intervals(points, lines, level)))
     return answers
 
 
@@ -184,7 +182,7 @@ def exponents_by_approach(model: NoiseModel, draws: Draws | None, level: float =
             return answers
         value = float(draws.fit.law.derive(draws.fit.values)["a_opt"][0])
         lo, hi = interval(draws.derive()["a_opt"], level)
-        answers.append(Exponent("3 parametric", value, float(lo), float(hi), float("nan")))
+        answers.append(Exponent("3 parametric", value, float(lo), float(hi)))
     return answers
 
 
@@ -246,7 +244,7 @@ def allocate(model: NoiseModel, draws: Draws | None, judged: list[Verdict], leve
     if set(model.fit.law.inputs) != {"N", "D"} or compute is None:
         return record
     compared = exponents_by_approach(model, draws, level)
-    record["approaches"] = [{k: v for k, v in asdict(exponent).items() if k != "log_k"} for exponent in compared]
+    record["approaches"] = [asdict(exponent) for exponent in compared]
     apart = allocation.disagreement(compared)
     if apart:
         judged.append(Verdict("approaches_disagree", "warn", apart))

@@ -20,7 +20,7 @@ from kleiber.studies.laws.prediction import EXPECTED, MAX_DECADES, Misfit, predi
 from kleiber.studies.laws.problem import convert, rho
 from kleiber.studies.laws.table import Table
 from kleiber.studies.laws.transients import diagnose
-from kleiber.studies.laws.uncertainty import Draws
+from kleiber.studies.laws.uncertainty import Draws, percent
 from kleiber.types import Json, Row
 
 RANKED = ("no_floor", "chinchilla_tied", "chinchilla", "kaplan", "interaction")
@@ -77,7 +77,7 @@ def check_options(law: Law, options: Options, delta: float | None) -> None:
     fewest, loss_fn = fewest_draws(options.level), options.loss_fn or law.loss_fn
     if 0 < options.bootstrap < fewest:
         raise ValueError(
-            f"--bootstrap {options.bootstrap} must be at least {fewest} for {laws_json.percent(options.level)} "
+            f"--bootstrap {options.bootstrap} must be at least {fewest} for {percent(options.level)} "
             "intervals, or 0 for no intervals"
         )
     if delta is not None and loss_fn != "huber":

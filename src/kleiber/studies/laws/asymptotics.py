@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import stdtr
 
-from kleiber.studies.laws.fit import Fit
+from kleiber.studies.laws.fit import Fit, refine
 from kleiber.studies.laws.law import Array, Linear
-from kleiber.studies.laws.solve import descend
 from kleiber.studies.laws.table import cells
 from kleiber.studies.laws.transients import (
     Diagnostics,
     detectable,
     linear_terms,
     residual_precision,
+    testable_inputs,
     transient,
     untestable_inputs,
 )
@@ -59,11 +59,7 @@ def _steepening(diagnostics: Diagnostics) -> str:
     log_loss = np.log(problem.target)
     to_log = {"log": 1.0, "log10": np.log(10.0), "linear": 1 / problem.target}[problem.space]
     to_log = to_log * (1.0 if problem.scale is None else problem.scale)
-    for along in (
-        name
-        for name in ("D", "N", "C")
-        if name in diagnostics.least.law.inputs and name not in untestable_inputs(diagnostics)
-    ):
+    for along in testable_inputs(diagnostics):
         others = [name for name in diagnostics.least.law.inputs if name != along]
         bends = _slope_changes(problem.inputs, along, others)
         for rung, contrasts in sorted(bends.items()):
@@ -131,7 +127,7 @@ def beta_change(diagnostics: Diagnostics, level: float = 0.9) -> BetaChange | No
     the same rows, so the variance of the change follows from the noise of the rows.
     """
     least = diagnostics.least
-    problem, names = least.problem, [n for n, on in zip(least.law.params, least.problem.active, strict=True) if on]
+    problem, names = least.problem, least.kept
     if "beta" not in names or "D" not in least.law.inputs or least.params["beta"] < NO_POWER:
         return None
     high = problem.inputs["D"] >= 1.999 * problem.inputs["D"].min()
@@ -142,8 +138,7 @@ def beta_change(diagnostics: Diagnostics, level: float = 0.9) -> BetaChange | No
     if len(np.unique(problem.inputs["D"][high])) < 3:  # E, B and beta are three
         return unknown
     rest, j = problem.rows(high), names.index("beta")
-    theta, _ = descend(rest, least.theta[None], rounds=100, tolerance=1e-10)
-    late = Fit(rest, theta[0])
+    late = refine(rest, least.theta)
     contrast = -_influence(least)[j]
     contrast[high] += _influence(late)[j]
     variance, df = diagnostics.noise.variance(contrast[None], diagnostics.layout)
@@ -177,8 +172,7 @@ def _negative_floor(diagnostics: Diagnostics) -> str:
     if problem.num_rows - len(law.params) < 3:
         return ""
     place = [name for name, kind in law.params.items() if isinstance(kind, Linear)].index("E")
-    names = [name for name, on in zip(law.params, problem.active, strict=True) if on]
-    without = np.nan_to_num(problem.jacobian(least.theta[None])[0])[:, [name != "E" for name in names]]
+    without = np.nan_to_num(problem.jacobian(least.theta[None])[0])[:, [name != "E" for name in least.kept]]
     precision = residual_precision(diagnostics.noise.covariance(diagnostics.layout), without)
     (height,), (error,), df = replace(diagnostics, precision=precision).score(linear_terms(least)[:, place][None])
     if height < 0 and stdtr(df[0], height / error) < ALPHA:

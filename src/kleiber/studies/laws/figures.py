@@ -14,9 +14,8 @@ from kleiber.charts import theme
 from kleiber.charts.theme import KINDS, Chart, count_tip, format_count, log_axis, loss_axis, size_color, with_title
 from kleiber.studies.laws.backtest import NAIVE_LABELS
 from kleiber.studies.laws.law import Law
-from kleiber.studies.laws.laws_json import percent
 from kleiber.studies.laws.prediction import decades_outside, fitted_values, widen_interval
-from kleiber.studies.laws.uncertainty import interval
+from kleiber.studies.laws.uncertainty import interval, percent
 from kleiber.types import Row
 
 BEYOND = 4.0  # the frontier is drawn up to this multiple of the largest run's compute

@@ -142,6 +142,12 @@ def fit(
     raise ValueError(f"law {law.name!r}: all linear terms are fitted to 0; check the sign and scale of the target L")
 
 
+def refine(problem: Problem, theta: Array) -> Fit:
+    """Descends from one solution `theta` (params,) that is close to the minimum of another problem."""
+    (theta,), _ = descend(problem, theta[None], rounds=100, tolerance=1e-10)
+    return Fit(problem, theta)
+
+
 def refit(fitted: Fit, keep: NDArray) -> Fit:
     """Fits the same law with the same objective to some of the rows (a mask or positions)."""
     part = fitted.problem.rows(keep)

@@ -1,9 +1,12 @@
-"""laws.json, the record of a fitted law: computes its estimates with intervals, writes and prints it.
+"""laws.json, the record of a fitted law: computes its estimates with intervals, writes and reads it.
 
 Every estimate has one interval: percentiles of bootstrap refits if there are any (`uncertainty.Draws.method`),
 otherwise the profile likelihood. A parameter whose profile stays flat on one side is not identified; neither is a
 derived quantity that changes along that flat profile. The format is `law.schema.json` in this folder; an unknown number
-is null, never NaN. `law_file` reads it.
+is null, never NaN.
+
+A laws.json that somebody wrote is data. It is validated as a whole before anything is computed from it, and it may only
+name laws of the catalog: a file of code that it names is run only if the user gives the same name again.
 """
 
 from __future__ import annotations
@@ -11,22 +14,28 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
 from kleiber.studies.laws import verdicts
-from kleiber.studies.laws.backtest import NAIVE_LABELS
+from kleiber.studies.laws.catalog import find
 from kleiber.studies.laws.fit import Fit, depends
-from kleiber.studies.laws.law import Array, Linear
+from kleiber.studies.laws.law import Array, Law, Linear, from_file
 from kleiber.studies.laws.noise_model import NoiseModel
-from kleiber.studies.laws.table import NOT_FINITE
 from kleiber.studies.laws.uncertainty import Draws, Profile, interval
+from kleiber.studies.laws.variance_components import VarianceComponents
 from kleiber.types import Json, Row
 
 SCHEMA = Path(__file__).with_name("law.schema.json")
 VANISHED = 1e-3  # an interval that begins below this fraction of the value counts as including 0
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+MOST_PROBLEMS = 5  # an error lists at most this many problems of a file
+SCHEMAS = ("kleiber.law/1", "kleiber.laws/1")
 MOVED = 0.5  # largest change of an identified derived quantity along a flat profile, in widths of its interval
 
 
@@ -126,160 +135,150 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def lines(entry: Row) -> list[str]:
-    """Returns the printed lines of a record: estimates, approaches, backtests, predictions and verdicts."""
-    level, goal = percent(entry["level"]), entry["objective"]
-    delta = f", delta {goal['delta']:g}" if goal["delta"] else ""
-    errors = f", residuals in units of the standard errors {goal['sigma']}" if goal["sigma"] else ""
-    out = [
-        f"{entry['law']}: {entry['formula']}   ({entry['source']})",
-        f"{rows_fitted(entry)}, {len(entry['excluded'])} excluded; {goal['kind']} loss{delta} on the "
-        f"{goal['space']} scale: {goal['value']:.6g}{errors}",
-    ]
-    out += _not_finite_lines(entry["excluded"])
-    estimates = {**entry["params"], **entry["derived"]}
-    out += [f"  {name:<10} {_estimate_line(value, level)}" for name, value in estimates.items()]
-    out.append(
-        f"residual rms {entry['residual_rms']:.3g} in {goal['space']} space; intervals {_interval_method(entry)}"
-    )
-    if "at" in entry:
-        out.append(_objective_at(entry))
-    for exponent in [*entry["approaches"], *entry["accounting"]]:
-        counting = f"{exponent['convention']}, " if "convention" in exponent else ""
-        shift = f", shift {exponent['shift']:+.4f}" if "shift" in exponent else ""
-        ends = f"{level} [{exponent['lo']:.4f}, {exponent['hi']:.4f}]"
-        out.append(f"  {counting}approach {exponent['approach']}: a = {exponent['a']:.4f}, {ends}{shift}")
-    out += [_backtest_line(test, level) for test in entry["backtests"]]
-    for rank in entry.get("ranking", ()):
-        error = f"error {rank['mare']:.2%} on the {rank['n_test']} held-out rows of largest compute"
-        out.append(f"  ranking {rank['law']}: {error}, AIC {rank['aic']:.1f}")
-    for other in entry.get("with_without", ()):
-        numbers = ", ".join(
-            f"{name} {format_estimate(value)}" for name, value in other.items() if isinstance(value, Mapping)
+class Part(BaseModel):
+    """Base class of the parts of laws.json; keys that no reader needs are dropped."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class Objective(Part):
+    """Loss function and scale of the fit."""
+
+    kind: Literal["huber", "lad", "squared"]
+    delta: Positive | None
+    space: Literal["log", "log10", "linear"]
+    value: FiniteFloat
+
+
+class Estimate(Part):
+    """A parameter; `fixed` if it was not fitted."""
+
+    value: FiniteFloat
+    fixed: bool = False
+
+
+class Refits(Part):
+    """How the refits `draws` were made."""
+
+    method: Literal["cluster t", "cluster bootstrap", "bootstrap"]
+
+
+class MisfitRate(Part):
+    """Relative error of the law one decade outside the rows."""
+
+    at_one_decade: NonNegative
+
+
+class LawRecord(Part):
+    """What a prediction needs of the record of one law (law.schema.json describes all of it)."""
+
+    schema_name: Literal["kleiber.law/1"] = Field(alias="schema")
+    law: str
+    objective: Objective
+    params: dict[str, Estimate]
+    level: Annotated[float, Field(gt=0, lt=1)]
+    domain: dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
+    draws: list[list[FiniteFloat]]
+    bootstrap: Refits | None
+    noise: VarianceComponents | None
+    residual_sd: NonNegative | None
+    misfit: MisfitRate
+    untold: list[list[FiniteFloat]] = []
+    flat: list[list[FiniteFloat]] = []
+
+    @model_validator(mode="after")
+    def check_draws(self) -> LawRecord:
+        """Raises ValueError for draws of another number of parameters, and for draws without method or noise."""
+        fitted = [name for name, estimate in self.params.items() if not estimate.fixed]
+        for name, rows in (("draws", self.draws), ("untold", self.untold), ("flat", self.flat)):
+            if any(len(row) != len(fitted) for row in rows):
+                raise ValueError(f"each row of {name} must have a number for each of {', '.join(fitted)}")
+        if self.draws and None in (self.bootstrap, self.noise, self.residual_sd):
+            raise ValueError("with draws, none of bootstrap, noise and residual_sd may be null")
+        return self
+
+
+class LawRecords(Part):
+    """One law for each value of the column `by`."""
+
+    schema_name: Literal["kleiber.laws/1"] = Field(alias="schema")
+    by: str
+    laws: dict[str, LawRecord]
+
+
+Content = TypeAdapter(Annotated[LawRecord | LawRecords, Field(discriminator="schema_name")])
+
+
+def read(path: str | Path, law: str | None = None) -> Json:
+    """Reads laws.json: one record, or a collection of records by group; only keys that were validated remain.
+
+    law  FILE.py:FUNCTION, the function that the records may name, since the user trusts it
+
+    Raises ValueError for a missing file, invalid JSON, missing or wrong keys, and a law that is not in the catalog.
+    """
+    try:
+        content = Content.validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}): it must be a file written by `kleiber fit --json`"
+        ) from error
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_problems(error)}; create the file with `kleiber fit --json`") from None
+    try:
+        for record in content.laws.values() if isinstance(content, LawRecords) else [content]:
+            law_of(record.model_dump(by_alias=True), law)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return content.model_dump(by_alias=True)
+
+
+def _problems(error: ValidationError) -> str:
+    """Returns what is wrong with which keys of a file, for the first problems."""
+    details = error.errors(include_url=False, include_input=False)
+    problems = [_problem(detail["loc"], detail["type"], detail["msg"]) for detail in details]
+    rest = len(problems) - MOST_PROBLEMS
+    return "; ".join(problems[:MOST_PROBLEMS]) + (f"; and {rest} others" if rest > 0 else "")
+
+
+def _problem(place: tuple[int | str, ...], kind: str, message: str) -> str:
+    """Returns one problem: the path of its key within the file, and what is wrong there."""
+    if kind.startswith("union_tag"):
+        return f"schema must be {' or '.join(map(repr, SCHEMAS))}"
+    names = ".".join(str(part) for part in place if part not in SCHEMAS)
+    if kind == "missing":
+        return f"{names} is missing"
+    return f"{names}: {message}" if names else message
+
+
+def law_of(record: Row, law: str | None = None) -> Law:
+    """Returns the law of a record of laws.json, with its fixed parameters.
+
+    law  FILE.py:FUNCTION, the function that the record may name, since the user trusts it
+
+    Raises ValueError for a law outside the catalog that is not `law`, and if the record has other parameters.
+    """
+    name = record["law"]
+    if ".py:" in name and name != law:
+        raise ValueError(
+            f"its law {name!r} is a function in a file, which is not run because a laws.json names it; if you trust "
+            f"this file of code, add --law {name}"
         )
-        out.append(f"  {other['suspects']} the suspects (n = {other['n']}), {level}: {numbers}")
-    out += [f"  {prediction_line(prediction, entry['level'])}" for prediction in entry["predictions"]]
-    return out + [f"{verdict['level']}: {verdict['text']} [{verdict['code']}]" for verdict in entry["verdicts"]]
-
-
-def rows_fitted(entry: Row) -> str:
-    """Returns how many rows were fitted, and how many were pooled into them if the table is large."""
-    if entry.get("pooled"):
-        return f"{entry['pooled']:,} rows pooled into {entry['n']:,} cells"
-    return f"{entry['n']} rows fitted"
-
-
-def _not_finite_lines(excluded: Sequence[Row]) -> list[str]:
-    """Returns the printed lines of the rows that were excluded since a number is missing, by role (up to ten rows)."""
-    rules = dict.fromkeys(row["rule"] for row in excluded if row["rule"].startswith(NOT_FINITE))
-    lines_by_rule = []
-    for rule in rules:
-        rows = [str(row["row"]) for row in excluded if row["rule"] == rule]
-        rest = f" and {len(rows) - verdicts.LISTED} others" if len(rows) > verdicts.LISTED else ""
-        lines_by_rule.append(
-            f"  excluded, {rule}: row{'s' * (len(rows) > 1)} {', '.join(rows[: verdicts.LISTED])}{rest}"
+    if law is not None and name != law:
+        raise ValueError(f"--law {law} differs from the law {name!r} of the record; remove --law")
+    form = law_by_option(name)
+    names = [*form.params]
+    if sorted(record["params"]) != sorted(names):
+        raise ValueError(
+            f"params {', '.join(record['params'])} must be those of the law {name!r}: {', '.join(names)}; it was "
+            "written by another version, so fit the law again"
         )
-    return lines_by_rule
+    form = form.fix({key: estimate["value"] for key, estimate in record["params"].items() if estimate.get("fixed")})
+    fitted = [key for key, estimate in record["params"].items() if not estimate.get("fixed")]
+    if fitted != list(form.params):
+        raise ValueError(f"params must be in the order of the law {name!r}: {', '.join(form.params)}")
+    return form
 
 
-def _backtest_line(test: Row, level: str) -> str:
-    """Returns the printed line of one backtest: errors, coverage and the errors of the naive predictors."""
-    runs = f"{test['n_runs']} independent run{'s' * (test['n_runs'] > 1)}"
-    covers = "no intervals"
-    if test["coverage"] is not None:
-        covers = f"{level} prediction interval (+-{test['half_width']:.1%}) contains {test['coverage']:.0%} of {runs}"
-    naive = ", ".join(f"{NAIVE_LABELS[name]} {value:.2%}" for name, value in test["naive"].items())
-    return (
-        f"  backtest at {test['along']} = {test['cut']:.3g}: {test['n_train']} rows below, {test['n_test']} above, "
-        f"error {test['mare']:.2%}, bias {test['bias']:+.2%}, {covers}; naive predictors: {naive}"
-    )
-
-
-def intervals_by(entry: Row) -> str:
-    """Returns how the intervals of a record were computed, for the paragraph on methods."""
-    used = entry["bootstrap"]
-    if not used:
-        return "by profile likelihood"
-    how = {
-        "cluster t": "to tables simulated with noise between and within trunks (with variances drawn anew)",
-        "cluster bootstrap": "to resampled trunks",
-        "bootstrap": "to resampled rows, or to rows with simulated noise if there are few rows",
-    }[used["method"]]
-    return f"percentiles of {used['draws']} refits {how}"
-
-
-def band_rate(entry: Row) -> str:
-    """Returns what prediction intervals of new runs include, for the paragraph on methods."""
-    misfit = entry["misfit"]
-    return (
-        "the uncertainty of the parameters, the noise of a run, and a misfit of the law, "
-        f"{misfit['at_one_decade']:.1%} of the loss one decade outside the rows ({misfit['expected']:.1%} before it is "
-        "updated by the backtests)"
-    )
-
-
-def percent(level: float) -> str:
-    """Formats a confidence level: `90%`, `99.5%`."""
-    return f"{100 * level:.6g}%"
-
-
-def _objective_at(entry: Row) -> str:
-    """Returns the printed line of the objective at the parameters of --at, compared with the fit."""
-    at_values, goal = entry["at"], entry["objective"]
-    point = ", ".join(f"{name}={value:g}" for name, value in at_values["params"].items())
-    rms = f"residual rms {at_values['residual_rms']:.3g} (fit {entry['residual_rms']:.3g})"
-    return f"at {point}: {goal['kind']} loss {at_values['value']:.6g} (fit {goal['value']:.6g}), {rms}"
-
-
-def _estimate_line(estimate: Row, level: str) -> str:
-    point = "-" if estimate["value"] is None else f"{estimate['value']:.6g}"
-    if estimate.get("fixed"):
-        return f"{point}   fixed"
-    if not estimate["identified"]:
-        return f"not identified ({estimate.get('reason') or 'no interval'}; best fit at {point})"
-    return f"{point}   {level} [{estimate['lo']:.5g}, {estimate['hi']:.5g}]"
-
-
-def format_estimate(estimate: Row) -> str:
-    """Formats an estimate with its interval, or "not identified"."""
-    if estimate.get("fixed"):
-        return f"{estimate['value']:.4g} (fixed)"
-    if not estimate["identified"] or estimate["value"] is None:
-        point = "" if estimate["value"] is None else f" (best fit at {estimate['value']:.4g})"
-        return f"not identified{point}"
-    return f"{estimate['value']:.4g} [{estimate['lo']:.4g}, {estimate['hi']:.4g}]"
-
-
-def _interval_method(entry: Row) -> str:
-    used = entry["bootstrap"]
-    if used:
-        return f"by {used['method']} ({used['draws']} refits)"
-    methods = {estimate.get("method") for estimate in [*entry["params"].values(), *entry["derived"].values()]}
-    return "by profile likelihood" + (", widened for the noise that trunks share" if "cluster t" in methods else "")
-
-
-def comparison_lines(comparison: Row, level: float) -> list[str]:
-    """Returns the printed lines of `prediction.compare_with_rows`: one for each cell, then the errors."""
-    out = [
-        f"{prediction_line(cell, level)}; observed {cell['target']:.6g} ({cell['runs']} runs)"
-        for cell in comparison["cells"]
-    ]
-    text = f"{len(out)} cells: error {comparison['mare']:.2%}, bias {comparison['bias']:+.2%}"
-    if comparison["coverage"] is None:
-        return [*out, f"{text}, no intervals"]
-    covers = f"{percent(level)} confidence interval contains {comparison['coverage']:.0%} of them"
-    return [*out, f"{text}; {covers}, prediction interval {comparison['run_coverage']:.0%}"]
-
-
-def prediction_line(prediction: Row, level: float) -> str:
-    """Formats a prediction of `predict` as a line: the point, the value, its two intervals, and how many decades the
-    point lies outside the fitted rows."""
-    at = ", ".join(f"{name}={value:g}" for name, value in prediction["at"].items())
-    if "refused" in prediction:
-        return f"{at}: refused, since it is {prediction['refused']}"
-    far = f"{prediction['decades']:.2f} decades outside the rows"
-    if prediction["lo"] is None:
-        return f"{at}: {prediction['value']:.6g}, no interval (not identified), {far}"
-    band = f"{percent(level)} prediction interval of a new run [{prediction['run_lo']:.5g}, {prediction['run_hi']:.5g}]"
-    law = f"confidence interval if the law holds [{prediction['lo']:.5g}, {prediction['hi']:.5g}]"
-    return f"{at}: {prediction['value']:.6g}   {band}, {law}, {far}"
+def law_by_option(name: str) -> Law:
+    """Returns the law that the user names: one of the catalog, or the function of FILE.py:FUNCTION, which is run."""
+    return from_file(name) if ".py:" in name else find(name)

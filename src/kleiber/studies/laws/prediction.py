@@ -22,7 +22,7 @@ from kleiber.studies.laws.fit import Fit, depends
 from kleiber.studies.laws.law import Array, Law
 from kleiber.studies.laws.problem import Problem
 from kleiber.studies.laws.table import DERIVED, Table, cells
-from kleiber.studies.laws.uncertainty import Draws, interval
+from kleiber.studies.laws.uncertainty import Draws, interval, percent
 from kleiber.studies.laws.variance_components import VarianceComponents
 from kleiber.types import Json, Row
 
@@ -243,3 +243,30 @@ def _coverage(predictions: list[Json], low: str, high: str) -> float | None:
 def fitted_values(record: Row) -> NDArray[np.float64]:
     """Returns the fitted parameters in order, (1, params), as `Law.predict` takes them."""
     return np.array([[entry["value"] for entry in record["params"].values() if not entry.get("fixed")]])
+
+
+def comparison_lines(comparison: Row, level: float) -> list[str]:
+    """Returns the printed lines of `prediction.compare_with_rows`: one for each cell, then the errors."""
+    out = [
+        f"{prediction_line(cell, level)}; observed {cell['target']:.6g} ({cell['runs']} runs)"
+        for cell in comparison["cells"]
+    ]
+    text = f"{len(out)} cells: error {comparison['mare']:.2%}, bias {comparison['bias']:+.2%}"
+    if comparison["coverage"] is None:
+        return [*out, f"{text}, no intervals"]
+    covers = f"{percent(level)} confidence interval contains {comparison['coverage']:.0%} of them"
+    return [*out, f"{text}; {covers}, prediction interval {comparison['run_coverage']:.0%}"]
+
+
+def prediction_line(prediction: Row, level: float) -> str:
+    """Formats a prediction of `predict` as a line: the point, the value, its two intervals, and how many decades the
+    point lies outside the fitted rows."""
+    at = ", ".join(f"{name}={value:g}" for name, value in prediction["at"].items())
+    if "refused" in prediction:
+        return f"{at}: refused, since it is {prediction['refused']}"
+    far = f"{prediction['decades']:.2f} decades outside the rows"
+    if prediction["lo"] is None:
+        return f"{at}: {prediction['value']:.6g}, no interval (not identified), {far}"
+    band = f"{percent(level)} prediction interval of a new run [{prediction['run_lo']:.5g}, {prediction['run_hi']:.5g}]"
+    law = f"confidence interval if the law holds [{prediction['lo']:.5g}, {prediction['hi']:.5g}]"
+    return f"{at}: {prediction['value']:.6g}   {band}, {law}, {far}"

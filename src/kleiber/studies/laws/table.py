@@ -181,14 +181,9 @@ def load(
         if role not in columns and all(part in columns for part in parts):
             with np.errstate(all="ignore"):  # a size of 0 is refused below, unless a filter excludes its row
                 columns[role] = rule(*(columns[part] for part in parts))
-    table = Table(frame, columns, named, whole=frame)
-    gone = np.zeros(len(frame), dtype=bool)
+    kept = Table(frame, columns, named, whole=frame)
     for text in filters:
-        out = ~keep(frame, text, named)
-        table.excluded += [{"row": label(i), "rule": f"where: {text}"} for i in frame.index[out & ~gone]]
-        gone |= out
-    rest = {role: column[~gone] for role, column in columns.items()}
-    kept = Table(frame.loc[~gone], rest, named, table.excluded, frame)
+        kept = kept.drop(~keep(kept.frame, text, named), f"where: {text}")
     for role in ("L", *needed):
         if role in kept.columns:
             kept = kept.drop(~np.isfinite(kept.columns[role]), f"{NOT_FINITE}: {role} ({named.get(role, 'derived')})")

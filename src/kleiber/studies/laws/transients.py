@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from kleiber.studies.laws.fit import Fit, columns_of
+from kleiber.studies.laws.fit import Fit, columns_of, refine
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.noise_model import NoiseModel
 from kleiber.studies.laws.problem import from_space
-from kleiber.studies.laws.solve import descend
 from kleiber.studies.laws.variance_components import Layout, VarianceComponents, without_outliers
 
 NULL_DRAWS = 4000  # simulated tables behind a p-value
@@ -87,6 +86,12 @@ def untestable_inputs(diagnostics: Diagnostics) -> list[str]:
     return [name for name in ("N", "C") if name in diagnostics.least.law.inputs]
 
 
+def testable_inputs(diagnostics: Diagnostics) -> list[str]:
+    """Returns the inputs D, N and C of the law along which a transient can be tested."""
+    untestable = untestable_inputs(diagnostics)
+    return [name for name in ("D", "N", "C") if name in diagnostics.least.law.inputs and name not in untestable]
+
+
 @dataclass(frozen=True)
 class Transient:
     """A transient T exp(-x/x0): its input x, its scale x0, its relative size at the smallest x, its p-value."""
@@ -148,12 +153,10 @@ def _candidates(
 
     Skips inputs with fewer than four distinct values, and transients that the law itself can fit.
     """
-    problem, law = diagnostics.least.problem, diagnostics.least.law
+    problem = diagnostics.least.problem
     predicted = diagnostics.least.predict(problem.inputs)
     choices, terms = [], []
-    for along in (
-        name for name in ("D", "N", "C") if name in law.inputs and name not in untestable_inputs(diagnostics)
-    ):
+    for along in testable_inputs(diagnostics):
         x = problem.inputs[along]
         rungs = np.unique(x)
         if len(rungs) < (4 if scales is None else 3):
@@ -179,8 +182,7 @@ def _refit_by_least_squares(fitted: Fit) -> Fit:
     near = fitted.problem.observed + fitted.residuals - without_outliers(fitted.residuals)
     near = near if fitted.problem.scale is None else near * fitted.problem.scale
     problem = replace(fitted.problem, loss_fn="squared", target=from_space(near, fitted.problem.space))
-    theta, _ = descend(problem, fitted.theta[None], rounds=100, tolerance=1e-10)
-    return Fit(problem, theta[0])
+    return refine(problem, fitted.theta)
 
 
 def _tangent(least: Fit) -> Array:

@@ -72,6 +72,11 @@ def student_quantile(df: int, level: float) -> float:
     return float(stdtrit(df, 0.5 + level / 2))
 
 
+def percent(level: float) -> str:
+    """Formats a confidence level: `90%`, `99.5%`."""
+    return f"{100 * level:.6g}%"
+
+
 def bootstrap(
     fit: Fit, count: int, seed: int, noise: VarianceComponents, layout: Layout, strata: NDArray | None = None,
     clusters: NDArray | None = None, method: str | None = None,
@@ -163,10 +168,6 @@ class Profile:
     reason: str = ""
     path: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
-    @property
-    def identified(self) -> bool:
-        return not self.reason
-
 
 def profiles(fit: Fit, level: float = 0.9, half_widths: Mapping[str, float] | None = None) -> dict[str, Profile]:
     """Returns the profile of every fitted parameter, by name.
@@ -181,17 +182,16 @@ def profiles(fit: Fit, level: float = 0.9, half_widths: Mapping[str, float] | No
     """
     problem = fit.problem
     spare = problem.num_rows - problem.num_params
-    names = [name for name, on in zip(fit.law.params, problem.active, strict=True) if on]
     if spare < 1:
         few = f"{problem.num_rows} rows are too few for {problem.num_params} parameters"
-        return {name: _blank(name, fit, few) for name in names}
+        return {name: _blank(name, fit, few) for name in fit.kept}
     spread = fit.covariance()[0]
     power = 1.0 if problem.loss_fn == "squared" else 1.0 + float(np.mean(np.abs(fit.residuals) > problem.delta))
     if problem.loss_fn == "lad":
         power = 2.0
     usual = float(fdtri(1, spare, level))
     by_name = {}
-    for j, name in enumerate(names):
+    for j, name in enumerate(fit.kept):
         width = (half_widths or {}).get(name)
         threshold = usual if width is None else width**2 / max(spread[j, j], 1e-300)
         by_name[name] = _profile(fit, j, name, spread, spare, power, threshold)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from scipy.special import fdtrc
 
 from kleiber.studies.laws.law import Array
 from kleiber.studies.laws.table import cells
+from kleiber.types import NonNegative
 
 OUTLIER = 6.0  # a residual beyond this many robust standard deviations is an outlier
 SLOPE_PRIOR = 0.5  # standard deviation of the prior of the slope, so that few rows do not produce a trend
@@ -51,8 +53,11 @@ class VarianceComponents:
     least_log_size, most_log_size  range of log N; outside, the noise is that of the nearest size
     """
 
-    between: float
-    within: float
+    # laws.json holds the fields, which pydantic reads from there.
+    __pydantic_config__: ClassVar = {"strict": True, "extra": "ignore", "allow_inf_nan": False}
+
+    between: NonNegative
+    within: NonNegative
     df_between: float
     df_within: float
     df_trunks: float

@@ -159,7 +159,6 @@ class LackOfFit:
     seed_noise: float
     pure_df: int
     statistic: float
-    lof_df: int
     p_value: float
 
 
@@ -177,9 +176,7 @@ def lack_of_fit(fit: Fit) -> LackOfFit | None:
     pure = float((((residuals - means[member]) / scale) ** 2).sum())
     misfit = float((weights * means**2).sum())
     statistic = (misfit / lof_df) / max(pure / pure_df, 1e-300)
-    return LackOfFit(
-        float(np.sqrt(pure / pure_df)), pure_df, statistic, lof_df, float(fdtrc(lof_df, pure_df, statistic))
-    )
+    return LackOfFit(float(np.sqrt(pure / pure_df)), pure_df, statistic, float(fdtrc(lof_df, pure_df, statistic)))
 
 
 def unfinished(table: Table) -> Mask:

@@ -9,6 +9,7 @@ import pytest
 from html_elements import HOSTILE, elements, shown_text
 
 from kleiber.launch.cli import main
+from kleiber.studies.law_report import intervals_by
 
 MAP = ["--map", "N=size,D=seen,L=loss"]
 
@@ -100,3 +101,11 @@ def test_the_page_of_a_large_table_shows_its_pooled_cells(csv, tmp_path):
     assert "6,000 rows pooled into 25 cells" in page
     specs = json.loads(page.split("const specs = ", 1)[1].split(";\nfor", 1)[0])
     assert 25 in {len(points) for points in specs["g0-fit"]["datasets"].values()}
+
+
+@pytest.mark.parametrize("method", ["cluster t", "cluster bootstrap", "bootstrap"])
+def test_the_paragraph_on_methods_tells_how_often_and_from_what_was_refitted(method):
+    sentence = intervals_by({"bootstrap": {"method": method, "draws": 321}})
+    others = {intervals_by({"bootstrap": {"method": name, "draws": 321}}) for name in ("cluster t", "bootstrap")}
+    assert "321" in sentence and len(others) == 2
+    assert intervals_by({"bootstrap": None}) not in others

@@ -10,7 +10,7 @@ from kleiber.launch.cli import main
 from kleiber.studies.designs.isoflop import planning_law
 from kleiber.studies.laws import analysis, laws_json
 from kleiber.studies.laws.catalog import find
-from kleiber.studies.laws.law_file import law_by_option, law_of, read
+from kleiber.studies.laws.laws_json import law_by_option, law_of, read
 from kleiber.studies.laws.table import load
 from kleiber.studies.scaling import Scaling
 

@@ -1,43 +1,20 @@
-"""Planned points, and what they cannot determine, before anything is trained."""
+"""Planned points of runs, branches and fine-tunes, before anything is trained."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from kleiber.config.compose import Composer, resolve_config
 from kleiber.config.errors import ConfigError
 from kleiber.config.model_size import BYTES_VOCABULARY, size
-from kleiber.studies.designs.sizes import fine_tunes, points_of, rank_of, shortfall, study_of
-from kleiber.studies.laws.catalog import find
+from kleiber.studies.study import fine_tunes, points_of, study_of
 from kleiber.types import Json
 
 COMPOSER = Composer()
-LAW = find("chinchilla")
 
 
 def composed(*overrides: str) -> Json:
     return resolve_config(COMPOSER.compose(list(overrides)))[0]
-
-
-def grid(sizes: int, lengths: int) -> dict[str, np.ndarray]:
-    N, D = np.meshgrid(np.geomspace(1e5, 1e6, sizes), np.geomspace(1e6, 1e7, lengths))
-    return {"N": N.ravel(), "D": D.ravel()}
-
-
-def test_a_grid_of_three_sizes_and_three_lengths_determines_the_law():
-    assert rank_of(LAW, grid(3, 3)) == len(LAW.params) and shortfall(LAW, grid(3, 3)) is None
-
-
-@pytest.mark.parametrize(("sizes", "lengths", "missing"), [(1, 9, "model sizes"), (9, 1, "token counts")])
-def test_a_line_of_points_does_not_and_the_missing_variation_is_named(sizes, lengths, missing):
-    why = shortfall(LAW, grid(sizes, lengths))
-    assert why is not None and f"add {missing}" in why
-
-
-def test_repeated_points_count_once():
-    inputs = {name: np.repeat(column, 9) for name, column in grid(2, 2).items()}
-    assert "4 points" in str(shortfall(LAW, inputs))
 
 
 def test_a_tree_has_a_point_a_branch_and_a_chain_none():
