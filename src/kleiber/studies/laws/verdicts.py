@@ -127,8 +127,8 @@ def backtest_verdicts(tests: Sequence[Backtest], level: float = 0.9, why: str = 
         text = f"extrapolation was not tested: {why or 'no compute cut leaves enough rows on both sides'}"
         return [Verdict("no_backtest", "warn", text)]
     rows = np.array([test.n_test for test in tests], dtype=np.float64)
-    error = float((rows * [test.mare for test in tests]).sum() / rows.sum())
-    naive = {n: float((rows * [t.naive[n] for t in tests]).sum() / rows.sum()) for n in tests[0].naive}
+    error = float(np.average([test.mare for test in tests], weights=rows))
+    naive = {name: float(np.average([test.naive[name] for test in tests], weights=rows)) for name in tests[0].naive}
     out, best = [], min(naive, key=lambda n: naive[n])
     if error >= naive[best]:
         text = (
@@ -145,7 +145,7 @@ def backtest_verdicts(tests: Sequence[Backtest], level: float = 0.9, why: str = 
             "which noise does not explain"
         )
         out.append(Verdict("biased", "warn", text))
-    coverage = float((rows * [test.coverage for test in tests]).sum() / rows.sum())
+    coverage = float(np.average([test.coverage for test in tests], weights=rows))
     if coverage < level - 0.25 and rows.sum() >= 4:
         text = f"the {level:.0%} prediction intervals of the backtests contain only {coverage:.0%} of the runs"
         out.append(Verdict("overconfident", "warn", text))
